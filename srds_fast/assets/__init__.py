@@ -1,0 +1,1 @@
+"""Bundled pipelines, and the recipes that trained them."""

@@ -1,0 +1,1 @@
+"""Engines: what runs the waves of a program. One file each."""

@@ -1,0 +1,167 @@
+"""Plans: the choice of method, blocks, coarse solver and iterations for one number of steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from . import program
+from .errors import InvalidArgument, PlanMismatch
+from .program import Program
+from .steps import COARSE_SOLVERS, CoarseSolver
+
+Method = Literal["sequential", "srds"]
+METHODS: tuple[str, ...] = ("auto", "sequential", "srds")
+ENGINES: tuple[str, ...] = ("auto", "eager")
+# with fewer steps a second iteration already costs as many waves as the sequential sampler
+FEWEST_STEPS_FOR_SRDS = 6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user asks for; `choose` turns it into a plan for one number of steps. See `compile` for the meaning.
+
+    Raises:
+        InvalidArgument: a value is out of its range or of no known name.
+    """
+
+    method: str = "auto"
+    tolerance: float = 4e-3
+    exact: bool = False
+    num_blocks: int | None = None
+    max_iterations: int | None = None
+    coarse_solver: str = "auto"
+    pipelined: bool = True
+    max_rows: int | None = None
+    engine: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("coarse_solver", self.coarse_solver, ("auto", *COARSE_SOLVERS))
+        _one_of("engine", self.engine, ENGINES)
+        if not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < math.inf:
+            raise InvalidArgument(
+                f"tolerance is {self.tolerance!r}. It bounds a mean absolute error, so it is a number of 0 or more. "
+                "Pass 0 to run until nothing moves, or leave it at 4e-3 (half a grey level)."
+            )
+        for name, low in (("num_blocks", 1), ("max_iterations", 0), ("max_rows", 1)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+                raise InvalidArgument(f"{name} is {value!r}. It must be a whole number, {low} or more, or None.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call will run. Print it to see waves and rows after each iteration.
+
+    Attributes:
+        method: "sequential" or "srds".
+        num_inference_steps: N.
+        num_blocks: B (1 for the sequential method).
+        max_iterations: iterations at most; the tolerance may stop the call earlier.
+        coarse_solver: "ddim" or "2m".
+        pipelined, max_rows, engine, tolerance, exact: as in `compile`.
+    """
+
+    method: Method
+    num_inference_steps: int
+    num_blocks: int
+    max_iterations: int
+    coarse_solver: CoarseSolver
+    pipelined: bool
+    max_rows: int | None
+    engine: str
+    tolerance: float
+    exact: bool
+
+    def program(self) -> Program:
+        """The waves of this plan, if nothing stops it earlier."""
+        return self._program(self.max_iterations)
+
+    def _program(self, iterations: int) -> Program:
+        if self.method == "sequential":
+            return program.sequential(self.num_inference_steps)
+        whole = program.srds(self.num_inference_steps, self.num_blocks, iterations, self.pipelined)
+        return whole.limited_to(self.max_rows)
+
+    def __str__(self) -> str:
+        if self.method == "sequential":
+            return f"sequential: {self.num_inference_steps} waves of one row"
+        lines = [
+            f"srds: {self.num_inference_steps} steps in {self.num_blocks} blocks, coarse solver {self.coarse_solver}, "
+            f"at most {self.max_iterations} iterations (sequential: {self.num_inference_steps} waves)"
+        ]
+        for iterations in range(1, min(self.max_iterations, 5) + 1):
+            counts = self._program(iterations)
+            lines.append(
+                f"  iterations {iterations}: waves {counts.num_waves}, rows {counts.num_rows}, "
+                f"peak rows {counts.peak_rows}"
+            )
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            PlanMismatch: the file is no plan of this version.
+        """
+        try:
+            found: Any = json.loads(Path(path).read_text())
+        except json.JSONDecodeError as error:
+            raise PlanMismatch(f"{path} holds no plan: it is not JSON. Write one with Plan.save(path).") from error
+        known = {field.name for field in fields(cls)}
+        if not isinstance(found, dict) or set(found) != known:
+            odd = sorted(known ^ set(found)) if isinstance(found, dict) else "everything"
+            raise PlanMismatch(
+                f"{path} holds no plan of this version. It differs in {odd}. Write it anew with Plan.save(path)."
+            )
+        return cls(**found)
+
+
+def choose(num_steps: int, settings: Settings) -> Plan:
+    """The plan for N steps. No device is asked: blocks and coarse solver follow the settings, or the defaults below.
+
+    Defaults: the 2M jump, and blocks of about sqrt(N) / 2 steps. Pipelined, iteration p is ready after p * S + B - p
+    waves, so for the one or two iterations that the 2M jump needs, more and shorter blocks than the paper's sqrt(N)
+    are better on both counts: fewer waves and a closer coarse sweep.
+
+    Raises:
+        InvalidArgument: more blocks than steps, or more iterations than blocks.
+    """
+    method = settings.method
+    if method == "auto":
+        method = "srds" if num_steps >= FEWEST_STEPS_FOR_SRDS else "sequential"
+    blocks = 1
+    if method == "srds":
+        blocks = settings.num_blocks or max(1, round(num_steps / max(2, round(math.sqrt(num_steps) / 2))))
+        if blocks > num_steps:
+            raise InvalidArgument(
+                f"num_blocks is {blocks} for {num_steps} steps. A block holds at least one step. "
+                f"Pass at most {num_steps}, or leave it out."
+            )
+    iterations = blocks if settings.exact or settings.max_iterations is None else min(settings.max_iterations, blocks)
+    return Plan(
+        method=cast(Method, method),
+        num_inference_steps=num_steps,
+        num_blocks=blocks,
+        max_iterations=iterations,
+        coarse_solver=cast(CoarseSolver, "2m" if settings.coarse_solver == "auto" else settings.coarse_solver),
+        pipelined=settings.pipelined,
+        max_rows=settings.max_rows,
+        engine="eager",
+        tolerance=float(settings.tolerance),
+        exact=settings.exact,
+    )
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InvalidArgument(f"{name} is {value!r}. Known are {', '.join(known)}. Pass one of these.")

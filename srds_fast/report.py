@@ -1,0 +1,84 @@
+"""The report of one call: what ran, how far it got, what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Report:
+    """What a call did. `print(report)` is a table, `report.to_dict()` is ready for JSON.
+
+    Attributes:
+        method: "sequential", "srds", or "stock" when the pipeline's own loop ran.
+        engine: what ran the waves: "eager", or "stock".
+        path: who fed the solver: "drive" (the pipeline's own loop), "sample", or "stock".
+        num_inference_steps, num_blocks, coarse_solver, pipelined: of the plan (0 blocks, no solver: not SRDS).
+        tolerance: error bound asked for; exact: whether the run was told to reach the sequential sample.
+        iterations: iterations run, the most of any sample; iterations_per_sample: of each sample.
+        waves: batched network calls; rows: evaluations at one (x, t), whatever the batch; peak_rows: widest wave.
+        evaluations: rows times the samples that were still running then.
+        change: per iteration from 1 on, per sample: mean |x^p - x^(p-1)|, None where the sample had finished before.
+        converged: per sample: stopped by the tolerance, or exact.
+        seconds: from the first to the last wave, network included.
+        predicted_seconds: the plan's prediction, None where nothing was measured.
+        fallback_reason: why the stock pipeline ran instead, None when it did not.
+    """
+
+    method: str
+    engine: str
+    path: str
+    num_inference_steps: int
+    num_blocks: int = 0
+    coarse_solver: str | None = None
+    pipelined: bool = True
+    tolerance: float | None = None
+    exact: bool = False
+    waves: int = 0
+    rows: int = 0
+    peak_rows: int = 0
+    evaluations: int = 0
+    change: list[list[float | None]] = field(default_factory=list)
+    converged: list[bool] = field(default_factory=list)
+    iterations_per_sample: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    predicted_seconds: float | None = None
+    fallback_reason: str | None = None
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of the sample that needed most."""
+        return max(self.iterations_per_sample, default=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and `iterations`, as plain JSON types."""
+        return {**asdict(self), "iterations": self.iterations}
+
+    def __str__(self) -> str:
+        lines = [
+            ("method", self.method),
+            ("engine", f"{self.engine}, {self.path}"),
+            ("steps", str(self.num_inference_steps)),
+        ]
+        if self.method == "srds":
+            lines.append(("blocks", f"{self.num_blocks} ({self.coarse_solver} jumps)"))
+            lines.append(("iterations", str(self.iterations)))
+        if self.waves:
+            saved = f" ({self.num_inference_steps / self.waves:.2f}x fewer than sequential)"
+            lines.append(("waves", f"{self.waves}{saved if self.waves < self.num_inference_steps else ''}"))
+            lines.append(("rows", f"{self.rows}, at most {self.peak_rows} in a wave"))
+        if self.converged:
+            goal = "exact" if self.exact else f"tolerance {self.tolerance:.2g}"
+            lines.append(("converged", f"{sum(self.converged)} of {len(self.converged)} samples ({goal})"))
+        for number, changes in enumerate(self.change, start=1):
+            seen = [change for change in changes if change is not None]
+            if seen:
+                lines.append((f"change {number}", f"mean {sum(seen) / len(seen):.2e}, largest {max(seen):.2e}"))
+        lines.append(("seconds", f"{self.seconds:.3f}"))
+        if self.predicted_seconds is not None:
+            lines.append(("predicted", f"{self.predicted_seconds:.3f}"))
+        if self.fallback_reason is not None:
+            lines.append(("stock loop because", self.fallback_reason))
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

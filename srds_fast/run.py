@@ -1,0 +1,133 @@
+"""One run of a solver core: feeds it, judges its checkpoints, counts what it costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+from .convergence import Diverged, Monitor
+from .errors import DivergenceError
+from .noise import NoiseTable
+from .plan import Plan
+from .report import Report
+from .solvers.core import Answer, Checkpoint, Evaluate
+from .solvers.sequential import sequential
+from .solvers.srds import srds
+
+Observer = Callable[[Checkpoint], None]
+
+
+class Run:
+    """Steps a core from wave to wave. `next(None)` gives the first wave, `next(output)` the one after it.
+
+    The clock runs from the first wave handed out to the last output handed in.
+
+    Args:
+        plan: what to run.
+        x: starting noise in the dtype of the state, [batch, ...].
+        noise: table of the plan's steps.
+        path: who feeds the run, for the report.
+        observer: sees every checkpoint as it comes.
+
+    Attributes:
+        report: of this run, complete once `next` returned None.
+        sample: final samples in the dtype of the state, [batch, ...]; None until then.
+        final_steps: steps of the grid that no later wave changes, N at the end: for progress bars.
+    """
+
+    def __init__(self, plan: Plan, x: Tensor, noise: NoiseTable, path: str, observer: Observer | None = None) -> None:
+        bits_only = plan.exact or plan.tolerance == 0.0
+        self._monitor = Monitor(len(x), plan.tolerance, bits_only)
+        self._observer = observer
+        self._program = plan.program()
+        self._started = 0.0
+        self.final_steps = 0
+        self.sample: Tensor | None = None
+        self.report = Report(
+            method=plan.method,
+            engine=plan.engine,
+            path=path,
+            num_inference_steps=plan.num_inference_steps,
+            pipelined=plan.pipelined,
+            tolerance=plan.tolerance,
+            exact=plan.exact,
+            change=self._monitor.change,
+            converged=self._monitor.converged,
+            iterations_per_sample=self._monitor.iterations,
+        )
+        if plan.method == "sequential":
+            self._core = sequential(x, noise, self._program)
+        else:
+            self.report.num_blocks, self.report.coarse_solver = plan.num_blocks, plan.coarse_solver
+            self._core = srds(x, noise, self._program, plan.coarse_solver, watch_bits=bits_only)
+
+    def next(self, output: Tensor | None) -> Evaluate | None:
+        """Hand in the network output of the last wave, get the next one; None when `sample` is there.
+
+        Waits for the device only at checkpoints: the decision to stop reads the change.
+
+        Raises:
+            DivergenceError: the samples are not finite, or move away instead of settling.
+        """
+        if output is None:
+            self._started = time.perf_counter()
+        else:
+            self._advance_prefix()
+        answer: Answer = output
+        try:
+            while True:
+                event = self._core.send(answer)
+                if isinstance(event, Evaluate):
+                    self._count(event)
+                    return event
+                answer = self._judge(event)
+                if self._observer is not None:
+                    self._observer(event)
+        except StopIteration as stop:
+            self.sample = stop.value
+            self.final_steps = self.report.num_inference_steps
+            return None
+        except Diverged as what:
+            raise DivergenceError(self._diagnosis(str(what)), self.report) from None
+        finally:
+            self.report.seconds = time.perf_counter() - self._started
+
+    def _judge(self, checkpoint: Checkpoint) -> tuple[int, ...] | None:
+        if checkpoint.change is not None:
+            change = checkpoint.change.tolist()
+            still = [False] * len(change) if checkpoint.still is None else checkpoint.still.tolist()
+            return self._monitor.judge(checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, still)
+        if not bool(checkpoint.sample.isfinite().all()):
+            raise Diverged("a sample is not finite")
+        self._monitor.converged[:] = [checkpoint.exact] * len(checkpoint.samples)
+        return None
+
+    def _advance_prefix(self) -> None:
+        # the solve that starts from boundary p of iteration p is the sequential one
+        done = [
+            row.position + 1
+            for row in self._program.waves[self.report.waves - 1].rows
+            if row.fine and row.iteration == row.block
+        ]
+        self.final_steps = max([self.final_steps, *done])
+
+    def _count(self, wave: Evaluate) -> None:
+        rows = len(wave.positions)
+        self.report.waves += 1
+        self.report.rows += rows
+        self.report.peak_rows = max(self.report.peak_rows, rows)
+        self.report.evaluations += rows * len(wave.samples)
+
+    def _diagnosis(self, what: str) -> str:
+        if self.report.method == "sequential":
+            return (
+                f"At the end of {self.report.num_inference_steps} sequential steps {what}. The network returned NaN or "
+                "Inf. Check its weights and dtype on a single call."
+            )
+        return (
+            f"After {self.report.waves} waves of SRDS {what}. The network returned NaN or Inf, or the coarse solver is "
+            "unstable on this schedule. Run method='sequential' to see whether the network is at fault; if it is not, "
+            "pass coarse_solver='ddim' or more blocks."
+        )

@@ -1,0 +1,120 @@
+"""`sample()`: the solvers for any callable denoiser."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .denoiser import Denoiser, RowDenoiser, state_dtype
+from .engine.eager import drain
+from .errors import InvalidArgument, PlanMismatch
+from .noise import noise_table
+from .plan import Plan, Settings, choose
+from .report import Report
+from .run import Observer, Run
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """What `sample` returns.
+
+    Attributes:
+        sample: [batch, ...], of the dtype and device of the starting noise.
+        report: what ran.
+    """
+
+    sample: Tensor
+    report: Report
+
+
+def sample(
+    denoiser: Denoiser,
+    x: Tensor,
+    scheduler: Any,
+    num_inference_steps: int,
+    *,
+    cond: Mapping[str, Tensor] | None = None,
+    method: str = "srds",
+    tolerance: float = 4e-3,
+    exact: bool = False,
+    num_blocks: int | None = None,
+    max_iterations: int | None = None,
+    coarse_solver: str = "auto",
+    pipelined: bool = True,
+    max_rows: int | None = None,
+    engine: str = "auto",
+    plan: Plan | None = None,
+    observer: Observer | None = None,
+) -> SampleResult:
+    """Sample with a diffusion denoiser, parallel in time.
+
+    Args:
+        denoiser: `denoiser(x, t, **cond) -> m`, with x [rows, ...] in the dtype of the starting noise, already scaled
+            as the scheduler's `scale_model_input` does, t [rows] in the scheduler's unit (every row has its own) and m
+            of the shape of x, predicting what the scheduler's `prediction_type` says. It must treat rows
+            independently; do guidance inside it. A row belongs to one sample; their order is the engine's business.
+        x: starting noise, [batch, ...], any state shape: pixels, latents, action trajectories, audio, points. Multiply
+            by the scheduler's `init_noise_sigma` as usual. The state is kept in float32 (float64 if x is).
+        scheduler: a diffusers scheduler of a supported class; it is copied, not changed.
+        num_inference_steps: N, fine steps of the sequential sampler.
+        cond: tensors [batch, ...], gathered for the rows of each call and passed by name.
+        method: "srds", "sequential" or "auto".
+        tolerance: bound of the mean absolute difference to the sequential sample, per sample, in units of x. Data in
+            [-1, 1]: one grey level is 1 / 127.5. 0 runs until nothing moves.
+        exact: run until the result is the sequential one by construction.
+        num_blocks: B, blocks the steps are cut into. Default: blocks of about sqrt(N) / 2 steps.
+        max_iterations: iterations at most. Default: B, where the result is exact.
+        coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m).
+        pipelined: start rows of the next iteration as soon as their input exists.
+        max_rows: widest wave allowed.
+        engine: "eager" or "auto".
+        plan: a plan to run instead of choosing one; it fixes all settings above.
+        observer: called with every `Checkpoint`.
+
+    Returns:
+        SampleResult with the samples and the report.
+
+    Raises:
+        InvalidArgument: a setting, x, cond or the denoiser's output is not as described.
+        UnsupportedScheduler: the scheduler or one of its options is not supported; the message names the line to write.
+        PlanMismatch: the plan is for another number of steps.
+        DivergenceError: NaN or Inf from the network, or an unstable coarse solver; carries the report.
+    """
+    settings = Settings(
+        method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine
+    )
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
+        found = f"{x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InvalidArgument(
+            f"x is {found}. It must be a floating-point tensor [batch, ...] with at least one sample. "
+            "Add a batch dimension with x.unsqueeze(0) if there is none."
+        )
+    cond = dict(cond or {})
+    for name, value in cond.items():
+        if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(x):
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InvalidArgument(
+                f"cond[{name!r}] has {found}. Its first dimension must be the batch, {len(x)}. "
+                "Repeat what is shared, and close over what is not per sample in the denoiser."
+            )
+    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+        raise InvalidArgument(f"num_inference_steps is {num_inference_steps!r}. It must be a whole number, 1 or more.")
+
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(num_inference_steps)
+    noise = noise_table(scheduler)
+    if plan is None:
+        plan = choose(noise.num_steps, settings)
+    elif plan.num_inference_steps != noise.num_steps:
+        raise PlanMismatch(
+            f"The plan is for {plan.num_inference_steps} steps, this call has {noise.num_steps}. A plan fits one "
+            "number of steps. Leave plan out, or save one for this number."
+        )
+    run = Run(plan, x.to(state_dtype(x.dtype)), noise, "sample", observer)
+    drain(run.next, RowDenoiser(denoiser, x, noise, cond))
+    assert run.sample is not None
+    return SampleResult(run.sample.to(x.dtype), run.report)

@@ -1,0 +1,1 @@
+"""Solver cores: sans-IO generators, one file each. See `core` for their contract."""

@@ -1,0 +1,105 @@
+"""One step and one jump as four coefficients, so that every kind of row is the same elementwise formula.
+
+    x' = a * x + b * m + c * x0 + d * x0_prev,    x0 = clamp(p * x + q * m)
+
+with x the state, m the network output there, x0 the predicted clean sample and x0_prev the one of the boundary before.
+A fine step and a first-order jump use a and b (without clipping) or a, b and c (with it); the DPM-Solver++(2M) jump
+uses a, c and d. Coefficients are computed in float64 and cast once to the dtype of the state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .noise import NoiseTable
+
+CoarseSolver = Literal["ddim", "2m"]
+COARSE_SOLVERS: tuple[CoarseSolver, ...] = ("ddim", "2m")
+
+
+class Coefficients(NamedTuple):
+    """Of one step or jump."""
+
+    a: float
+    b: float
+    c: float
+    d: float
+
+
+def first_order(noise: NoiseTable, start: int, stop: int) -> Coefficients:
+    """From grid position `start` to `stop` in one step: DDIM, or Euler in the variance-exploding and flow cases.
+
+    With stop = start + 1 this is the scheduler's own step. A jump arrives where step `stop - 1` arrives.
+    """
+    alpha, sigma = float(noise.alpha[start]), float(noise.sigma[start])
+    alpha_next, sigma_next = float(noise.alpha_next[stop - 1]), float(noise.sigma_next[stop - 1])
+    if noise.clip is not None and noise.clip_epsilon:
+        return Coefficients(sigma_next / sigma, 0.0, alpha_next - sigma_next * alpha / sigma, 0.0)
+    a, b = sigma_next * float(noise.r[start]), sigma_next * float(noise.s[start])
+    if noise.clip is not None:
+        return Coefficients(a, b, alpha_next, 0.0)
+    return Coefficients(a + alpha_next * float(noise.p[start]), b + alpha_next * float(noise.q[start]), 0.0, 0.0)
+
+
+def second_order(noise: NoiseTable, previous: int | None, start: int, stop: int) -> Coefficients:
+    """DPM-Solver++(2M) jump (Lu et al. 2022, algorithm 2), from `start` to `stop` with the output kept at `previous`.
+
+    First order where no history exists (previous None) or a log-SNR is infinite (start from pure noise, arrival at
+    sigma = 0): there the multistep formula has no finite weights.
+    """
+    if previous is None:
+        return first_order(noise, start, stop)
+    alpha, sigma = float(noise.alpha[start]), float(noise.sigma[start])
+    alpha_next, sigma_next = float(noise.alpha_next[stop - 1]), float(noise.sigma_next[stop - 1])
+    if 0.0 in (float(noise.alpha[previous]), alpha, sigma_next):
+        return first_order(noise, start, stop)
+    here = math.log(alpha / sigma)
+    width = math.log(alpha_next / sigma_next) - here
+    width_before = here - math.log(float(noise.alpha[previous]) / float(noise.sigma[previous]))
+    half_inverse_ratio = 0.5 * width / width_before
+    weight = -alpha_next * math.expm1(-width)
+    return Coefficients(sigma_next / sigma, 0.0, weight * (1 + half_inverse_ratio), -weight * half_inverse_ratio)
+
+
+class StepTable:
+    """Coefficients of many rows as columns, ready to broadcast over [rows, samples, ...].
+
+    Args:
+        noise: the noise table the rows refer to.
+        positions: grid position of each row; it selects p and q.
+        coefficients: one per row.
+        like: a state tensor [samples, ...]; gives dtype, device and the number of trailing dimensions.
+    """
+
+    def __init__(
+        self, noise: NoiseTable, positions: Sequence[int], coefficients: Sequence[Coefficients], like: Tensor
+    ) -> None:
+        prediction = torch.stack((noise.p[list(positions)], noise.q[list(positions)]), dim=1)
+        table = torch.cat((prediction, torch.tensor(coefficients, dtype=torch.float64).reshape(-1, 4)), dim=1)
+        table = table.to(dtype=like.dtype).to(device=like.device, non_blocking=True)
+        columns = table.reshape(*table.shape, *[1] * like.ndim).unbind(1)
+        self.p, self.q, self.a, self.b, self.c, self.d = columns  # each [rows, 1, ...]
+        self.clip = noise.clip
+        self.uses_history = any(row.d != 0.0 for row in coefficients)
+        self._uses_x0 = any(row.c != 0.0 for row in coefficients)
+
+    def predict_x0(self, rows: slice, x: Tensor, m: Tensor) -> Tensor:
+        """Predicted clean sample of the rows, clamped where the scheduler clips. x, m: [rows, samples, ...]."""
+        x0 = self.p[rows] * x + self.q[rows] * m
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
+    def advance(
+        self, rows: slice, x: Tensor, m: Tensor, x0: Tensor | None = None, x0_prev: Tensor | None = None
+    ) -> Tensor:
+        """The formula above for the rows. Terms that no row of the table has are left out, not multiplied by zero."""
+        result = self.a[rows] * x + self.b[rows] * m
+        if self._uses_x0:
+            result = result + self.c[rows] * (self.predict_x0(rows, x, m) if x0 is None else x0)
+        if x0_prev is not None:
+            result = result + self.d[rows] * x0_prev
+        return result

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import copy
+
+import diffusers
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+
+from srds_fast.errors import UnsupportedScheduler
+from srds_fast.noise import check_scheduler, noise_table
+
+DDIM = [
+    {"timestep_spacing": spacing, "set_alpha_to_one": to_one, "prediction_type": prediction, "clip_sample": clip}
+    for spacing in ("leading", "trailing", "linspace")
+    for to_one in (True, False)
+    for prediction in ("epsilon", "v_prediction", "sample")
+    for clip in (True, False)
+]
+DDIM += [
+    {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    {"rescale_betas_zero_snr": True, "prediction_type": "sample", "timestep_spacing": "linspace"},
+    {"beta_schedule": "squaredcos_cap_v2", "steps_offset": 1},
+    {"clip_sample_range": 0.5},
+]
+EULER = [
+    {"timestep_spacing": spacing, "prediction_type": prediction}
+    for spacing in ("leading", "trailing", "linspace")
+    for prediction in ("epsilon", "v_prediction", "sample")
+]
+EULER += [
+    {"use_karras_sigmas": True},
+    {"use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"},
+    {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    {"timestep_type": "continuous", "prediction_type": "v_prediction"},
+    {"interpolation_type": "log_linear"},
+]
+FLOW = [{}, {"shift": 3.0}, {"use_karras_sigmas": True}, {"shift_terminal": 0.1}]
+CASES = [
+    *((DDIMScheduler, config) for config in DDIM),
+    *((EulerDiscreteScheduler, config) for config in EULER),
+    *((FlowMatchEulerDiscreteScheduler, config) for config in FLOW),
+]
+
+
+def name_of(value: object) -> str:
+    if isinstance(value, dict):
+        return "-".join(f"{key}={entry}" for key, entry in value.items()) or "default"
+    return getattr(value, "__name__", str(value))
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 30, 50])
+@pytest.mark.parametrize(("cls", "config"), CASES, ids=name_of)
+def test_the_table_walks_as_the_scheduler_does(cls: type, config: dict, num_steps: int) -> None:
+    """Along a whole trajectory, so that a wrong arrival would add up."""
+    scheduler = cls(**config)
+    scheduler.set_timesteps(num_steps)
+    if "shift_terminal" in config and num_steps == 1:
+        with pytest.raises(UnsupportedScheduler, match="divides by zero"):
+            noise_table(scheduler)
+        return
+    table = noise_table(scheduler)
+    generator = torch.Generator().manual_seed(1)
+    stock = ours = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64) * table.init_noise_sigma
+    for index, t in enumerate(scheduler.timesteps):
+        m = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
+        scaled = scheduler.scale_model_input(stock, t) if hasattr(scheduler, "scale_model_input") else stock
+        torch.testing.assert_close(table.input_scale[index] * ours, scaled, rtol=1e-5, atol=1e-5)
+        stock = scheduler.step(m, t, stock).prev_sample
+        ours = table.step(index, ours, m)
+    # DDIM steps in the dtype of the sample; the other two round the sample to float32
+    tolerance = 1e-10 if cls is DDIMScheduler else 1e-5
+    torch.testing.assert_close(ours, stock, rtol=tolerance, atol=tolerance * float(stock.abs().max()))
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_clipped_epsilon_is_ddims_own(clip: bool) -> None:
+    scheduler = DDIMScheduler(clip_sample=clip)
+    scheduler.set_timesteps(10)
+    table = noise_table(scheduler, clip_epsilon=True)
+    x, m = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)
+    stock = scheduler.step(m, scheduler.timesteps[3], x, use_clipped_model_output=True).prev_sample
+    torch.testing.assert_close(table.step(3, x, m), stock, rtol=1e-10, atol=1e-10)
+
+
+def test_building_a_table_changes_nothing() -> None:
+    scheduler = EulerDiscreteScheduler()
+    scheduler.set_timesteps(9)
+    before, rng = copy.deepcopy(scheduler.__dict__), torch.get_rng_state()
+    noise_table(scheduler)
+    check_scheduler(scheduler)
+    assert scheduler.__dict__.keys() == before.keys()
+    assert scheduler._step_index is None
+    assert torch.equal(scheduler.timesteps, before["timesteps"])
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "option"),
+    [
+        (DDIMScheduler(thresholding=True), "thresholding"),
+        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
+        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_refused_option_is_named_and_the_line_works(scheduler: object, option: str) -> None:
+    with pytest.raises(UnsupportedScheduler, match=option) as caught:
+        check_scheduler(scheduler)
+    check_scheduler(run_line(str(caught.value), scheduler))
+
+
+REPLACED = [
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "LMSDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+    "DDPMScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+]
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_an_unsupported_scheduler_gets_a_line_that_works(name: str) -> None:
+    scheduler = getattr(diffusers, name)()
+    with pytest.raises(UnsupportedScheduler, match=name) as caught:
+        check_scheduler(scheduler)
+    check_scheduler(run_line(str(caught.value), scheduler))
+
+
+def run_line(message: str, scheduler: object) -> object:
+    """Run the line that the message tells the user to write."""
+    line = message.split("Write `")[1].split("`")[0]
+
+    class Pipe:
+        pass
+
+    pipe = Pipe()
+    pipe.scheduler = scheduler  # type: ignore[attr-defined]
+    exec(line, {"diffusers": diffusers, "pipe": pipe})
+    return pipe.scheduler  # type: ignore[attr-defined]
+
+
+def test_a_changed_step_is_noticed() -> None:
+    class Nudged(DDIMScheduler):
+        def step(self, *args: object, **kwargs: object) -> object:
+            (x, *rest) = super().step(*args, **kwargs)
+            return (x * 1.0001, *rest)
+
+    with pytest.raises(UnsupportedScheduler, match="steps differently"):
+        check_scheduler(Nudged(clip_sample=False))
+
+
+def test_epsilon_at_zero_snr_is_refused() -> None:
+    scheduler = DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(UnsupportedScheduler, match="divides by zero"):
+        check_scheduler(scheduler)

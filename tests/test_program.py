@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srds_fast import program
+from srds_fast.errors import InvalidArgument
+from srds_fast.program import Row, Wave, block_bounds, check
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[int, int, int]:
+    steps = draw(st.integers(1, 60))
+    blocks = draw(st.integers(1, steps))
+    return steps, blocks, draw(st.integers(0, blocks))
+
+
+def total_rows(steps: int, blocks: int, iterations: int) -> int:
+    """Shared and truncated total: the solved blocks of each iteration, and the last coarse sweep."""
+    bounds = block_bounds(steps, blocks)
+    solved = sum(steps - bounds[iteration] for iteration in range(iterations))
+    return solved + blocks - iterations
+
+
+@pytest.mark.parametrize(
+    ("steps", "blocks", "iterations", "waves", "rows"),
+    [(100, 10, 1, 19, 109), (25, 5, 1, 9, 29), (25, 5, 2, 13, 48), (25, 5, 3, 17, 62), (100, 20, 4, 36, 386)],
+)
+def test_counts_of_the_paper_table(steps: int, blocks: int, iterations: int, waves: int, rows: int) -> None:
+    found = program.srds(steps, blocks, iterations)
+    assert (found.num_waves, found.num_rows) == (waves, rows)
+
+
+def test_every_small_program_reads_only_what_was_written() -> None:
+    checked = 0
+    for steps in range(1, 15):
+        for blocks in range(1, steps + 1):
+            for iterations, pipelined, shared in itertools.product(range(blocks + 1), (True, False), (True, False)):
+                check(program.srds(steps, blocks, iterations, pipelined, shared=shared))
+                checked += 1
+    assert checked > 2000
+
+
+@given(shapes(), st.booleans(), st.booleans(), st.sampled_from([None, 1, 2, 3, 7]))
+def test_any_program_reads_only_what_was_written(
+    shape: tuple[int, int, int], pipelined: bool, shared: bool, max_rows: int | None
+) -> None:
+    found = program.srds(*shape, pipelined, shared=shared).limited_to(max_rows)
+    check(found)
+    assert max_rows is None or found.peak_rows <= max_rows
+
+
+@given(shapes())
+def test_rows_follow_the_formula_and_pipelining_moves_none(shape: tuple[int, int, int]) -> None:
+    pipelined, plain = program.srds(*shape), program.srds(*shape, False)
+    assert pipelined.num_rows == plain.num_rows == total_rows(*shape)
+    assert pipelined.num_waves <= plain.num_waves
+    assert {row for wave in pipelined for row in wave.rows} == {row for wave in plain for row in wave.rows}
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.data())
+def test_waves_follow_the_formula_where_blocks_are_equal(size: int, blocks: int, data: st.DataObject) -> None:
+    iterations = data.draw(st.integers(0, blocks))
+    assert program.srds(size * blocks, blocks, iterations).num_waves == iterations * size + blocks - iterations
+    plain = program.srds(size * blocks, blocks, iterations, False)
+    assert plain.num_waves <= blocks + iterations * (size + blocks)
+
+
+@given(st.integers(1, 40))
+def test_exact_never_takes_more_waves_than_sequential(steps: int) -> None:
+    assert program.sequential(steps).num_waves == steps
+    for blocks in range(1, steps + 1):
+        assert program.srds(steps, blocks, blocks).num_waves == steps
+
+
+def test_the_sequential_program_passes_the_check() -> None:
+    check(program.sequential(7))
+
+
+def test_peak_rows_are_bounded_by_the_blocks() -> None:
+    assert program.srds(100, 10, 10).peak_rows == 10
+    assert program.srds(100, 20, 1).peak_rows == 6
+
+
+@pytest.mark.parametrize("broken", ["early", "missing", "twice"])
+def test_the_check_sees_a_broken_program(broken: str) -> None:
+    good = program.srds(12, 4, 2)
+    waves = list(good.waves)
+    if broken == "early":
+        waves[2], waves[3] = waves[3], waves[2]
+    elif broken == "missing":
+        waves[4] = Wave(waves[4].rows[1:], waves[4].boundaries)
+    else:
+        waves[1] = Wave((*waves[1].rows, Row(0, 0, 0, 0, coarse=False, fine=True)), waves[1].boundaries)
+    with pytest.raises(AssertionError):
+        check(program.Program(good.num_steps, good.bounds, good.num_iterations, tuple(waves)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [((0, 1, 0), "num_steps"), ((4, 5, 1), "num_blocks"), ((4, 2, 3), "num_iterations"), ((4, True, 1), "num_blocks")],
+)
+def test_numbers_out_of_range_are_named(arguments: tuple[int, int, int], name: str) -> None:
+    with pytest.raises(InvalidArgument, match=name):
+        program.srds(*arguments)
+
+
+def test_programs_need_no_torch() -> None:
+    code = "import sys, srds_fast; srds_fast.program.srds(100, 10, 2); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

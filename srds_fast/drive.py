@@ -122,11 +122,11 @@ class Drive:
         """Call the denoiser with per-row timesteps and repeated conditioning."""
         if self._wave is None:  # the first wave is the starting noise alone: a plain call
             return network(*args, **kwargs)
-        signature = inspect.signature(getattr(network, "_orig_mod", network).forward)
-        arguments = signature.bind(*args, **kwargs).arguments
         assert self._inputs is not None
-        wave, rows = self._wave, len(self._wave.positions)
-        branches = len(arguments[family.state]) // (rows * len(wave.samples))
+        inputs, wave, rows = self._inputs, self._wave, len(self._wave.positions)
+        names = list(inspect.signature(getattr(network, "_orig_mod", network).forward).parameters)
+        states = dict(zip(names, args, strict=False)) | kwargs
+        branches = len(states[family.state]) // (rows * len(wave.samples))
 
         def repeat(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -137,17 +137,23 @@ class Drive:
                 return type(value)(repeat(entry) for entry in value)
             return value
 
-        for name, value in arguments.items():
+        def for_rows(name: str, value: Any) -> Any:
             if name == "timestep":
-                arguments[name] = self._inputs.timesteps(wave).repeat(branches)
-            elif name in family.per_sample:
-                arguments[name] = repeat(value)
-            elif name != family.state and name not in family.shared and value is not None:
-                raise UnsupportedPipeline(
-                    f"The pipeline passes {name!r} to {type(network).__name__}. It is not known how that argument "
-                    "belongs to samples. Run this call on the original pipeline."
-                )
-        return network(**arguments)
+                return inputs.timesteps(wave).repeat(branches)
+            if name in family.per_sample:
+                return repeat(value)
+            if name == family.state or name in family.shared or value is None:
+                return value
+            raise UnsupportedPipeline(
+                f"The pipeline passes {name!r} to {type(network).__name__}. It is not known how that argument belongs "
+                "to samples. Run this call on the original pipeline."
+            )
+
+        # positional arguments stay positional: hooks on the network may look at either
+        return network(
+            *(for_rows(name, value) for name, value in zip(names, args, strict=False)),
+            **{name: for_rows(name, value) for name, value in kwargs.items()},
+        )
 
 
 class DrivenScheduler:

@@ -46,11 +46,20 @@ def first_order(noise: NoiseTable, start: int, stop: int) -> Coefficients:
     return Coefficients(a + alpha_next * float(noise.p[start]), b + alpha_next * float(noise.q[start]), 0.0, 0.0)
 
 
-def second_order(noise: NoiseTable, previous: int | None, start: int, stop: int) -> Coefficients:
+# Longest extrapolation of x0 in a 2M jump, in units of the jump before. The jump stands in for a few first-order fine
+# steps, not for the exact flow, and the last ones are several times longer in log-SNR than those before them: the full
+# extrapolation overshoots. On the digits pipeline this limit cuts the error after one iteration by a factor of 5 to 10.
+LONGEST_EXTRAPOLATION = 0.5
+
+
+def second_order(
+    noise: NoiseTable, previous: int | None, start: int, stop: int, longest: float = LONGEST_EXTRAPOLATION
+) -> Coefficients:
     """DPM-Solver++(2M) jump (Lu et al. 2022, algorithm 2), from `start` to `stop` with the output kept at `previous`.
 
-    First order where no history exists (previous None) or a log-SNR is infinite (start from pure noise, arrival at
-    sigma = 0): there the multistep formula has no finite weights.
+    The line through the last two x0 is followed for at most `longest` times the log-SNR between them (math.inf: the
+    solver as published). First order where no history exists (previous None) or a log-SNR is infinite (start from pure
+    noise, arrival at sigma = 0): there the multistep formula has no finite weights.
     """
     if previous is None:
         return first_order(noise, start, stop)
@@ -61,7 +70,7 @@ def second_order(noise: NoiseTable, previous: int | None, start: int, stop: int)
     here = math.log(alpha / sigma)
     width = math.log(alpha_next / sigma_next) - here
     width_before = here - math.log(float(noise.alpha[previous]) / float(noise.sigma[previous]))
-    half_inverse_ratio = 0.5 * width / width_before
+    half_inverse_ratio = 0.5 * min(width / width_before, longest)
     weight = -alpha_next * math.expm1(-width)
     return Coefficients(sigma_next / sigma, 0.0, weight * (1 + half_inverse_ratio), -weight * half_inverse_ratio)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from diffusers import (
@@ -57,11 +59,20 @@ def test_the_2m_jump_is_diffusers_dpm_solver() -> None:
         here = bounds[block]
         m = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
         theirs = oracle.step(m, oracle.timesteps[block], theirs).prev_sample
-        a, b, c, d = second_order(table, bounds[block - 1] if block else None, here, here + 10)
+        a, b, c, d = second_order(table, bounds[block - 1] if block else None, here, here + 10, longest=math.inf)
         x0 = table.p[here] * ours + table.q[here] * m
         ours = a * ours + b * m + c * x0 + (d * x0_before if x0_before is not None else 0)
         x0_before = x0
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_2m_jump_does_not_extrapolate_far() -> None:
+    """The limit takes hold where a jump is longer than half the one before, and nowhere else."""
+    ddim = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **SD)
+    ddim.set_timesteps(100)
+    table = noise_table(ddim)
+    assert second_order(table, 80, 90, 100) != second_order(table, 80, 90, 100, longest=math.inf)
+    assert second_order(table, 0, 50, 51) == second_order(table, 0, 50, 51, longest=math.inf)
 
 
 def test_the_2m_jump_falls_to_first_order_where_a_log_snr_is_infinite() -> None:

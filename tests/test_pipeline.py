@@ -40,6 +40,7 @@ SD_CALLS: dict[str, dict[str, Any]] = {
     "negative": {"prompt": "a cat", "negative_prompt": "dog", "guidance_scale": 3.0},
     "guidance-rescale": {"prompt": "a cat", "guidance_rescale": 0.7},
     "generators": {"prompt": ["a", "b"], "generator": [1, 2]},
+    "latents": {"prompt": "a cat", "latents": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(9))},
     "size": {"prompt": "a cat", "height": 40, "width": 24},
 }
 SCHEDULERS = {
@@ -101,6 +102,16 @@ def test_float64_equals_stock_to_ten_digits() -> None:
     pipe = tiny.stable_diffusion().to(torch.float64)
     for settings in EXACT_MODES:
         assert_same(latents(srds_fast.compile(pipe, **settings), prompt="a cat"), latents(pipe, prompt="a cat"), 1e-10)
+
+
+def test_a_bfloat16_network_keeps_its_dtype_and_loses_no_more_than_stock() -> None:
+    """Stock rounds the latents to bfloat16 after every step; the solver's state stays in float32."""
+    pipe = tiny.stable_diffusion()
+    expected = latents(pipe, prompt="a cat", num_inference_steps=20)
+    pipe.to(torch.bfloat16)
+    stock, found = (latents(each, prompt="a cat", num_inference_steps=20) for each in (pipe, srds_fast.compile(pipe)))
+    assert found.dtype == stock.dtype == torch.bfloat16
+    assert float((found - expected).abs().mean()) < 1.5 * float((stock - expected).abs().mean())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

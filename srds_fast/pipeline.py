@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .drive import NETWORKS, Drive, driven_copy, network_family
@@ -21,7 +19,7 @@ from .noise import check_scheduler
 from .plan import Plan, Settings, choose
 from .report import Report
 from .run import Observer
-from .solvers.core import Checkpoint
+from .stream import Refinement, refinements
 
 logger = logging.getLogger("srds_fast")
 
@@ -68,30 +66,6 @@ FAMILIES = {
     ),
     "DDIMPipeline": Family("unet", _decode_pixels),
 }
-
-
-class Refinement:
-    """A whole image after an iteration, from `fast.stream`.
-
-    Attributes:
-        iteration: 0 is the coarse sweep.
-        latents: [batch, ...], in the dtype the pipeline uses.
-        change: per sample, mean |x^p - x^(p-1)|; None at iteration 0.
-    """
-
-    def __init__(
-        self, iteration: int, latents: Tensor, change: list[float | None] | None, decode: Callable[[Tensor], list[Any]]
-    ) -> None:
-        self.iteration = iteration
-        self.latents = latents
-        self.change = change
-        self._decode = decode
-
-    @functools.cached_property
-    def images(self) -> list[Any]:
-        """PIL images, decoded when first asked for, as the pipeline decodes its result."""
-        with torch.no_grad():
-            return self._decode(self.latents)
 
 
 class FastPipeline:
@@ -311,58 +285,18 @@ def _stock_call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason
     return output
 
 
-class _Abandoned(Exception):
-    """The reader of a stream went away."""
-
-
 def _stream(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Refinement]:
-    """Runs the call in a thread of its own: the pipeline's loop cannot be left and entered again."""
     state = fast._srds
-    arrived: queue.Queue[Checkpoint | BaseException | None] = queue.Queue()
-    abandoned = threading.Event()
-    threads = torch.get_num_threads()
-    reports: list[Report] = []
+    reports: list[Report | None] = []
 
-    def observe(checkpoint: Checkpoint) -> None:
-        if abandoned.is_set():
-            raise _Abandoned
-        arrived.put(checkpoint)
-
-    def work() -> None:
-        torch.set_num_threads(threads)  # a new thread starts with torch's default
-        end: BaseException | None = None
+    def call(observer: Observer) -> None:
         try:
-            _call(fast, args, {**kwargs, "output_type": "latent"}, observe)
-        except _Abandoned:
-            pass
-        except BaseException as error:  # handed to the reader, who raises it
-            end = error
+            _call(fast, args, {**kwargs, "output_type": "latent"}, observer)
         finally:
-            reports.append(state.last.report)
-            arrived.put(end)
+            reports.append(state.last.report)  # of the thread that made the call
 
-    worker = threading.Thread(target=work, name="srds_fast.stream", daemon=True)
-    worker.start()
+    network = getattr(fast, state.family.denoiser)
     try:
-        yield from _refinements(fast, iter(arrived.get, None))
+        yield from refinements(call, network.dtype, functools.partial(state.family.decode, fast))
     finally:
-        abandoned.set()
-        worker.join()
         state.last.report = reports[-1]
-
-
-def _refinements(fast: Any, arrived: Iterator[Checkpoint | BaseException]) -> Iterator[Refinement]:
-    """Checkpoints hold only the samples still running; the others keep what they had."""
-    family = fast._srds.family
-    dtype = getattr(fast, family.denoiser).dtype
-    latents: Tensor | None = None
-    for item in arrived:
-        if isinstance(item, BaseException):
-            raise item
-        latents = item.sample.to(dtype, copy=True) if latents is None else latents.clone()
-        latents[list(item.samples)] = item.sample.to(dtype)
-        change: list[float | None] | None = None
-        if item.change is not None:
-            seen = dict(zip(item.samples, item.change.tolist(), strict=True))
-            change = [seen.get(sample) for sample in range(len(latents))]
-        yield Refinement(item.iteration, latents, change, functools.partial(family.decode, fast))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-# r before two changes have been seen. On the digits pipeline with default plans, the largest error after iteration 1 was
+# r before two changes have been seen. On the digits pipeline with default plans the largest error after iteration 1 was
 # 0.168 times the change (120 samples; 25, 50, 100 steps; guidance 3 and 7.5): r / (1 - r) = 0.176 is above it.
 FIRST_CONTRACTION = 0.15
 # the next contraction may be weaker than the last: there, up to 6 times; this and the least r keep a lucky iteration

@@ -67,7 +67,7 @@ def cells(out: str, heading: str) -> list[list[str]]:
     lines = out.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(heading))
     body = lines[start + 1 :]
-    return [line.split() for line in body[: body.index("") if "" in body else None]]
+    return [line.split() for line in body[: body.index("")]]
 
 
 @pytest.mark.parametrize("command", ["demo", "generate", "compare", "plan", "env"])

@@ -11,6 +11,7 @@ import torch
 
 import srds_fast
 from srds_fast import program
+from srds_fast.cli.commands import warn_if_busy
 from srds_fast.cli.comparison import (
     CONTESTANTS,
     Entry,
@@ -42,7 +43,7 @@ def converged(pipe: Any) -> Convergence:
 
 @pytest.fixture(scope="module")
 def entries(pipe: Any) -> list[Entry]:
-    return list(compare(pipe, REQUEST, list(CONTESTANTS), calls=1))
+    return compare(pipe, REQUEST, list(CONTESTANTS), calls=1)
 
 
 def test_grey_levels_are_of_each_sample_and_then_over_the_samples() -> None:
@@ -145,10 +146,13 @@ def test_the_ratio_is_to_the_sequential_seconds(entries: list[Entry]) -> None:
 
 def test_the_sequential_method_is_measured_even_if_it_is_not_asked_for(pipe: Any) -> None:
     announced: list[str] = []
-    (entry,) = compare(pipe, REQUEST, ["paper"], calls=1, announce=announced.append)
+    (entry,) = compare(pipe, REQUEST, ["paper"], calls=2, announce=announced.append)
     assert entry.method == "paper"
     assert math.isfinite(entry.ratio)
-    assert announced == ["20 steps, stock pipeline", "20 steps, sequential", "20 steps, paper"]
+    assert entry.seconds <= entry.slowest
+    # in turn: what disturbs the machine for a while disturbs them all
+    in_turn = ["20 steps, sequential", "20 steps, paper"]
+    assert announced == ["20 steps, stock pipeline", *in_turn, *in_turn]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +165,14 @@ def test_the_sequential_method_is_measured_even_if_it_is_not_asked_for(pipe: Any
 )
 def test_no_verdict_where_times_overlap(times: list[float], other: list[float], words: str) -> None:
     assert verdict(Seconds(times), Seconds(other)) == words
+
+
+@pytest.mark.parametrize(("times", "warned"), [([2.0, 2.5], False), ([2.0, 2.5, 8.0], True)])
+def test_seconds_that_lie_too_far_apart_are_called_out(
+    times: list[float], warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warn_if_busy(Seconds(times).spread)
+    assert ("up to 4.0 times" in capsys.readouterr().out) is warned
 
 
 def test_amplified_differences_are_clipped() -> None:

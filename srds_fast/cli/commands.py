@@ -22,6 +22,8 @@ from .table import Table, small
 
 COUNTS = [("waves", 5), ("rows", 5), ("peak rows", 9)]
 GREY = [("mean", 7), ("p95", 7), ("max", 7)]
+# beyond it the first call's warm-up and the usual jitter explain no longer why equal calls took unequal times
+BELIEVABLE_SPREAD = 1.5
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -65,7 +67,7 @@ def comparison(args: argparse.Namespace) -> None:
         f"{about_run(args, len(prompts), pipe)}.\n"
         f"{about_difference(len(prompts))}\n"
         "iterations: of the image that needed most. seconds: of the denoising loop, the fastest of "
-        f"{counted(args.calls, 'call')}.\n"
+        f"{counted(args.calls, 'call')}, in turn.\n"
         "ratio: these seconds divided by those of sequential; below 1 is faster.\n"
     )
     for name in args.methods:
@@ -76,9 +78,10 @@ def comparison(args: argparse.Namespace) -> None:
     entries: list[Entry] = []
     for steps in args.steps:
         request = Request(prompts, steps, args.guidance, args.seed)
-        for entry in compare(pipe, request, args.methods, args.calls, announcer(pipe)):
-            print(_line(table, entry), flush=True)
-            entries.append(entry)
+        measured = compare(pipe, request, args.methods, args.calls, announcer(pipe))
+        print("\n".join(_line(table, entry) for entry in measured), flush=True)
+        entries += measured
+    warn_if_busy(max(entry.slowest / entry.seconds for entry in entries))
     if args.json is not None:
         document = {
             "prompts": prompts,
@@ -139,6 +142,15 @@ def announcer(pipe: Any) -> Announce:
         pipe.set_progress_bar_config(desc=text, leave=False, disable=hidden)
 
     return announce
+
+
+def warn_if_busy(spread: float) -> None:
+    """Say so where the seconds of equal calls lie too far apart to be believed."""
+    if spread > BELIEVABLE_SPREAD:
+        print(
+            f"\nMind: equal calls differed by up to {spread:.1f} times in their seconds. Something else kept this "
+            "machine busy;\nmeasure again when it is idle."
+        )
 
 
 def about_run(args: argparse.Namespace, images: int, pipe: Any) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,16 @@ class Seconds:
         self.fastest = min(times)
         self.slowest = max(times)
 
+    @property
+    def spread(self) -> float:
+        """Slowest through fastest; far above 1 the machine was busy with something else."""
+        return self.slowest / self.fastest
+
+
+def loop_seconds(calls: Sequence[Call]) -> Seconds:
+    """Of the denoising loops alone, where a compiled pipeline was called."""
+    return Seconds([done.report.seconds for done in calls if done.report is not None])
+
 
 def verdict(seconds: Seconds, other: Seconds) -> str:
     """How `seconds` compare with `other`, in words. Where the times overlap neither is called faster."""
@@ -166,7 +176,7 @@ class Entry:
         iterations: of the sample that needed most.
         difference: to the stock pipeline's images, in grey levels.
         ratio: seconds divided by those of the sequential method; below 1 is faster.
-        seconds: of the denoising loop, the fastest of the calls.
+        seconds: of the denoising loop, the fastest of the calls; slowest: the slowest of them.
     """
 
     steps: int
@@ -180,6 +190,7 @@ class Entry:
     difference: Difference
     ratio: float
     seconds: float
+    slowest: float
 
 
 def compare(
@@ -188,35 +199,35 @@ def compare(
     methods: Sequence[str],
     calls: int = 2,
     announce: Announce = lambda _: None,
-) -> Iterator[Entry]:
+) -> list[Entry]:
     """Measure methods at the request's number of steps.
 
-    The sequential method is measured in any case, as the ratio is to it.
+    The sequential method is measured in any case, as the ratio is to it. The methods take turns, so that a busy minute
+    of the machine meets them all.
 
     Args:
         pipe: a text-to-image pipeline.
         request: what to sample.
-        methods: names out of `CONTESTANTS`, each once.
+        methods: names out of `CONTESTANTS`.
         calls: of each method, the fastest counts; the first one also warms up.
         announce: told what runs next.
     """
     announce(f"{request.steps} steps, stock pipeline")
     reference = call(pipe, request).images
-    baseline = math.nan
-    for name in [BASELINE, *(name for name in methods if name != BASELINE)]:
-        announce(f"{request.steps} steps, {name}")
-        fast = compile(pipe, **CONTESTANTS[name].settings(request.steps))
-        seconds = []
-        for _ in range(calls):
-            done = call(fast, request)
-            seconds.append(fast.report.seconds)
-        if name == BASELINE:
-            baseline = min(seconds)
-        if name in methods:
-            yield _entry(name, fast.report, grey_levels(done.images, reference), min(seconds), baseline)
+    names = dict.fromkeys([BASELINE, *methods])
+    pipes = {name: compile(pipe, **CONTESTANTS[name].settings(request.steps)) for name in names}
+    done: dict[str, list[Call]] = {name: [] for name in names}
+    for _ in range(calls):
+        for name, fast in pipes.items():
+            announce(f"{request.steps} steps, {name}")
+            done[name].append(call(fast, request))
+    baseline = loop_seconds(done[BASELINE])
+    return [_entry(name, done[name], reference, baseline) for name in names if name in methods]
 
 
-def _entry(name: str, report: Report, difference: Difference, seconds: float, baseline: float) -> Entry:
+def _entry(name: str, calls: Sequence[Call], reference: Tensor, baseline: Seconds) -> Entry:
+    report, seconds = calls[-1].report, loop_seconds(calls)
+    assert report is not None, "a compiled pipeline reports"
     return Entry(
         steps=report.num_inference_steps,
         method=name,
@@ -226,7 +237,8 @@ def _entry(name: str, report: Report, difference: Difference, seconds: float, ba
         waves=report.waves,
         rows=report.rows,
         peak_rows=report.peak_rows,
-        difference=difference,
-        ratio=seconds / baseline,
-        seconds=seconds,
+        difference=grey_levels(calls[-1].images, reference),
+        ratio=seconds.fastest / baseline.fastest,
+        seconds=seconds.fastest,
+        slowest=seconds.slowest,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .commands import COUNTS, GREY, about_difference, about_run, announcer, grey, open_for, prompts_for
+from .commands import COUNTS, GREY, about_difference, about_run, announcer, grey, open_for, prompts_for, warn_if_busy
 from .comparison import Request, Seconds, verdict
 from .refining import TIMED_CALLS, Convergence, converge
 from .sheet import convergence_sheet
@@ -15,9 +15,6 @@ WHEN_FASTER = """\
 When is SRDS faster? It makes fewer waves, but a wave holds more rows, and there are more rows in all. On a CPU, or on a
 GPU that one row keeps busy, rows cost what they cost and the sequential loop wins. SRDS wins where a wide batch costs
 little more than one row: a small network on a large GPU, or several GPUs."""
-
-# equal calls that differ by more are a measurement of something else
-BUSY = 1.5
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -63,14 +60,7 @@ def _print_seconds(result: Convergence) -> None:
         f"This run: the SRDS loop was {verdict(result.final.loop, result.sequential.loop)} the sequential loop, and "
         f"the\nwhole call {verdict(result.final.call, result.stock)} the stock pipeline's.\n{WHEN_FASTER}"
     )
-    spread = max(
-        seconds.slowest / seconds.fastest for seconds in (result.final.call, result.sequential.call, result.stock)
-    )
-    if spread > BUSY:
-        print(
-            f"Mind that equal calls differed by up to {spread:.1f} times in their seconds: something else kept this "
-            "machine busy."
-        )
+    warn_if_busy(max(result.final.call.spread, result.sequential.call.spread, result.stock.spread))
 
 
 def _span(seconds: Seconds) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..pipeline import compile
 from ..plan import Plan
 from ..report import Report
-from .comparison import Announce, Call, Difference, Request, Seconds, Spent, call, grey_levels, spent
+from .comparison import Announce, Call, Difference, Request, Seconds, Spent, call, grey_levels, loop_seconds, spent
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,14 @@ def converge(
 
 
 def _result(calls: list[Call], reference: Tensor) -> Result:
-    reports = [done.report for done in calls if done.report is not None]
-    images = calls[-1].images
+    images, report = calls[-1].images, calls[-1].report
+    assert report is not None, "a compiled pipeline reports"
     return Result(
         images=images,
         difference=grey_levels(images, reference),
         call=Seconds([done.seconds for done in calls]),
-        report=reports[-1],
-        loop=Seconds([report.seconds for report in reports]),
+        report=report,
+        loop=loop_seconds(calls),
     )
 
 

@@ -118,13 +118,14 @@ class Drive:
         rows = [position for position in self._wave.positions for _ in self._wave.samples]
         return self._inputs.scaled(x, rows * (len(x) // len(rows)))
 
-    def call(self, network: nn.Module, family: Network, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the denoiser with per-row timesteps and repeated conditioning."""
+    def call(
+        self, network: nn.Module, family: Network, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call the denoiser with per-row timesteps and repeated conditioning. names: of its parameters, in order."""
         if self._wave is None:  # the first wave is the starting noise alone: a plain call
             return network(*args, **kwargs)
         assert self._inputs is not None
         inputs, wave, rows = self._inputs, self._wave, len(self._wave.positions)
-        names = list(inspect.signature(getattr(network, "_orig_mod", network).forward).parameters)
         states = dict(zip(names, args, strict=False)) | kwargs
         branches = len(states[family.state]) // (rows * len(wave.samples))
 
@@ -238,6 +239,7 @@ class DrivenDenoiser(nn.Module):
         self.training = network.training
         self._drive = drive
         self._family = family
+        self._names = list(inspect.signature(getattr(network, "_orig_mod", network).forward).parameters)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -246,7 +248,7 @@ class DrivenDenoiser(nn.Module):
             return getattr(super().__getattr__("network"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._drive.call(self.network, self._family, args, kwargs)
+        return self._drive.call(self.network, self._family, self._names, args, kwargs)
 
 
 def driven_copy(pipe: Any, cls: Any, denoiser: str, drive: Drive) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,7 +110,8 @@ def supported_schedulers() -> list[str]:
 def noise_table(scheduler: Any, *, clip_epsilon: bool = False) -> NoiseTable:
     """Table of a scheduler whose `set_timesteps` has run, checked against its own `step`.
 
-    The scheduler is not changed: the check runs on a copy and draws from its own generator.
+    The scheduler is not changed: the check runs on a copy and draws from its own generator. Tables are remembered by
+    what they depend on, so that the calls of one pipeline check its scheduler once per number of steps.
 
     Args:
         scheduler: a diffusers scheduler, or one that looks like it.
@@ -119,6 +120,34 @@ def noise_table(scheduler: Any, *, clip_epsilon: bool = False) -> NoiseTable:
     Raises:
         UnsupportedScheduler: no builder for its class, a refused option, or a step that differs from the table.
     """
+    key = _fingerprint(scheduler, clip_epsilon)
+    table = _checked.get(key)
+    if table is None:
+        table = _build(scheduler, clip_epsilon)
+        while len(_checked) >= MOST_CHECKED:
+            _checked.pop(next(iter(_checked)), None)
+        _checked[key] = table
+    return table
+
+
+# a check runs every step of the scheduler: too slow to repeat in each call
+MOST_CHECKED = 64
+_checked: dict[Hashable, NoiseTable] = {}
+
+
+def _fingerprint(scheduler: Any, clip_epsilon: bool) -> Hashable:
+    """What a table depends on, by value: class, a step() of its own, config and every tensor."""
+    state = vars(scheduler)
+    tensors = tuple(
+        (name, str(value.dtype), value.cpu().numpy().tobytes())
+        for name, value in sorted(state.items())
+        if isinstance(value, Tensor)
+    )
+    options = repr(sorted(scheduler.config.items()))
+    return type(scheduler), state.get("step"), options, scheduler.num_inference_steps, tensors, clip_epsilon
+
+
+def _build(scheduler: Any, clip_epsilon: bool) -> NoiseTable:
     table = _builder(scheduler)(scheduler)
     columns = (table.alpha_next, table.sigma_next, table.p, table.q, table.r, table.s, table.input_scale)
     if not all(bool(column.isfinite().all()) for column in columns):
@@ -169,6 +198,11 @@ def ddim(scheduler: Any) -> NoiseTable:
     timesteps = scheduler.timesteps.cpu()
     arrive = timesteps - steps_back
     abar_table = scheduler.alphas_cumprod.cpu()
+    if int(timesteps.max()) >= len(abar_table):
+        raise UnsupportedScheduler(
+            f"{type(scheduler).__name__} asks for timestep {int(timesteps.max())}, its noise schedule ends at "
+            f"{len(abar_table) - 1}. steps_offset moves the first one out. Take fewer steps, or steps_offset=0."
+        )
     abar = abar_table[timesteps]
     abar_next = torch.where(arrive >= 0, abar_table[arrive.clamp(min=0)], scheduler.final_alpha_cumprod.cpu())
     # roots in the scheduler's own float32, then widened: its step computes them so, and a float64 network notices

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
+import srds_fast.noise as noise_module
 from srds_fast.errors import UnsupportedScheduler
 from srds_fast.noise import check_scheduler, noise_table
 
@@ -156,6 +157,30 @@ def test_a_changed_step_is_noticed() -> None:
 
     with pytest.raises(UnsupportedScheduler, match="steps differently"):
         check_scheduler(Nudged(clip_sample=False))
+
+
+def test_a_table_is_checked_once_and_again_when_anything_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[int] = []
+    check = noise_module._check_against
+    monkeypatch.setattr(noise_module, "_check_against", lambda *given: (checks.append(1), check(*given)))
+    monkeypatch.setattr(noise_module, "_checked", {})
+    scheduler = DDIMScheduler(clip_sample=False)
+    for num_steps, expected in ((10, 1), (10, 1), (20, 2), (10, 2)):
+        scheduler.set_timesteps(num_steps)
+        assert noise_table(scheduler).num_steps == num_steps
+        assert len(checks) == expected
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod**2
+    assert float(noise_table(scheduler).alpha[0]) == float(scheduler.alphas_cumprod[scheduler.timesteps[0]].sqrt())
+    scheduler.step = lambda m, t, x, **options: (x,)
+    with pytest.raises(UnsupportedScheduler, match="steps differently"):
+        noise_table(scheduler)
+
+
+def test_a_timestep_beyond_the_schedule_is_refused() -> None:
+    scheduler = DDIMScheduler(steps_offset=1)
+    scheduler.set_timesteps(1000)
+    with pytest.raises(UnsupportedScheduler, match="timestep 1000"):
+        noise_table(scheduler)
 
 
 def test_epsilon_at_zero_snr_is_refused() -> None:

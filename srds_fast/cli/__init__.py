@@ -153,7 +153,9 @@ def _parser() -> argparse.ArgumentParser:
         "measure step counts and methods side by side",
         "Waves, rows, difference to the stock pipeline, and seconds as a ratio to the sequential loop.\n"
         "On a CPU the full comparison takes minutes; name fewer steps or methods for less.",
-        "compare\ncompare --steps 50 --methods sequential,srds,exact\ncompare --device cuda --calls 5 --json compare.json",
+        "compare\n"
+        "compare --steps 50 --methods sequential,srds,exact\n"
+        "compare --device cuda --calls 5 --json compare.json",
     )
     _add_model(compare)
     _add_prompt(compare)

@@ -124,8 +124,8 @@ def noise_table(scheduler: Any, *, clip_epsilon: bool = False) -> NoiseTable:
     table = _checked.get(key)
     if table is None:
         table = _build(scheduler, clip_epsilon)
-        while len(_checked) >= MOST_CHECKED:
-            _checked.pop(next(iter(_checked)), None)
+        for oldest in list(_checked)[: max(0, len(_checked) + 1 - MOST_CHECKED)]:
+            _checked.pop(oldest, None)
         _checked[key] = table
     return table
 

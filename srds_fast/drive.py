@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class Drive:
         self._inputs: RowInputs | None = None
         self._wave: Evaluate | None = None
         self._num_samples = 0
+        self._started: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -101,7 +103,8 @@ class Drive:
             state = x.to(state_dtype(x.dtype))
             self._num_samples = len(x)
             self._inputs = RowInputs(noise, state.dtype, x.device)
-            self.run = Run(self._plan_for(noise.num_steps), state, noise, "drive", self._observer)
+            plan = self._plan_for(noise.num_steps)
+            self.run = Run(plan, state, noise, "drive", self._observer, self._started)
             self._wave = self.run.next(None)
         assert self._wave is not None
         m = m.unflatten(0, (len(self._wave.positions), len(self._wave.samples)))
@@ -123,6 +126,7 @@ class Drive:
     ) -> Any:
         """Call the denoiser with per-row timesteps and repeated conditioning. names: of its parameters, in order."""
         if self._wave is None:  # the first wave is the starting noise alone: a plain call
+            self._started = time.perf_counter()
             return network(*args, **kwargs)
         assert self._inputs is not None
         inputs, wave, rows = self._inputs, self._wave, len(self._wave.positions)
@@ -131,6 +135,12 @@ class Drive:
 
         def repeat(value: Any) -> Any:
             if isinstance(value, Tensor):
+                if len(value) != branches * self._num_samples:
+                    raise UnsupportedPipeline(
+                        f"{type(network).__name__} was given conditioning of shape {tuple(value.shape)} for "
+                        f"{branches} x {self._num_samples} branches and samples. It is not known which entry belongs "
+                        "to which sample. Run this call on the original pipeline."
+                    )
                 return tile(value, wave.samples, rows, self._num_samples, branches)
             if isinstance(value, dict):
                 return {key: repeat(entry) for key, entry in value.items()}

@@ -22,7 +22,7 @@ Observer = Callable[[Checkpoint], None]
 class Run:
     """Steps a core from wave to wave. `next(None)` gives the first wave, `next(output)` the one after it.
 
-    The clock runs from the first wave handed out to the last output handed in.
+    The clock runs from the first wave handed out, or from `started`, to the last output handed in.
 
     Args:
         plan: what to run.
@@ -30,6 +30,7 @@ class Run:
         noise: table of the plan's steps.
         path: who feeds the run, for the report.
         observer: sees every checkpoint as it comes.
+        started: `time.perf_counter()` when the first wave began, if that was before the run was made.
 
     Attributes:
         report: of this run, complete once `next` returned None.
@@ -37,12 +38,20 @@ class Run:
         final_steps: steps of the grid that no later wave changes, N at the end: for progress bars.
     """
 
-    def __init__(self, plan: Plan, x: Tensor, noise: NoiseTable, path: str, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        x: Tensor,
+        noise: NoiseTable,
+        path: str,
+        observer: Observer | None = None,
+        started: float | None = None,
+    ) -> None:
         bits_only = plan.exact or plan.tolerance == 0.0
         self._monitor = Monitor(len(x), plan.tolerance, bits_only)
         self._observer = observer
         self._program = plan.program()
-        self._started = 0.0
+        self._started = time.perf_counter() if started is None else started
         self.final_steps = 0
         self.sample: Tensor | None = None
         self.report = Report(
@@ -71,9 +80,7 @@ class Run:
         Raises:
             DivergenceError: the samples are not finite, or move away instead of settling.
         """
-        if output is None:
-            self._started = time.perf_counter()
-        else:
+        if output is not None:
             self._advance_prefix()
         answer: Answer = output
         try:

@@ -6,6 +6,7 @@ import copy
 import inspect
 import logging
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,17 @@ def test_waves_rows_and_plan_agree_with_the_program(sd: Any) -> None:
     assert "waves" in text
     assert "13" in text
     assert fast.plan_for("a", num_inference_steps=25).program().num_waves == 13
+
+
+def test_the_seconds_hold_every_network_call(sd: Any) -> None:
+    """The first one is made before the solver knows its starting noise."""
+    handle = sd.unet.register_forward_pre_hook(lambda module, args: time.sleep(0.02))
+    try:
+        fast = srds_fast.compile(sd, method="sequential")
+        latents(fast, prompt="a cat", num_inference_steps=3)
+    finally:
+        handle.remove()
+    assert fast.report.seconds >= 3 * 0.02
 
 
 def test_samples_leave_the_batch_when_they_have_converged(sd: Any) -> None:

@@ -182,10 +182,10 @@ def _builder(scheduler: Any) -> Builder:
     name = type(scheduler).__name__
     other = _REPLACEMENTS.get(name, "DDIMScheduler")
     raise UnsupportedScheduler(
-        f"{name} is not supported as fine solver. Its step needs history, fresh noise or several network calls, so "
-        f"replacing it is your choice to make, not ours. Write "
-        f"`pipe.scheduler = diffusers.{other}.from_config(pipe.scheduler.config)` before compile "
-        f"(supported: {', '.join(supported_schedulers())})."
+        f"{name} is not supported. Its step needs history, fresh noise or several network calls, and replacing it "
+        f"changes the sample, so that is your choice to make. Write "
+        f"`pipe.scheduler = diffusers.{other}.from_config(pipe.scheduler.config)`, or use another of "
+        f"{', '.join(supported_schedulers())}."
     )
 
 

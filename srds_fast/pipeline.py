@@ -16,7 +16,7 @@ from torch import Tensor
 from .drive import NETWORKS, Drive, driven_copy, network_family
 from .errors import InvalidArgument, PlanMismatch, UnsupportedPipeline
 from .noise import check_scheduler
-from .plan import Plan, Settings, choose
+from .plan import Plan, Settings, choose, refuse_beside
 from .report import Report
 from .run import Observer
 from .stream import Refinement, refinements
@@ -188,6 +188,7 @@ def compile(
     settings = Settings(
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine
     )
+    refuse_beside(plan, settings, Settings())
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
     family = _family(original)
     check_scheduler(original.scheduler)
@@ -206,7 +207,7 @@ def _family(pipe: Any) -> Family:
     if owner is None or owner.__name__ not in FAMILIES or not owner.__module__.startswith("diffusers."):
         raise UnsupportedPipeline(
             f"{name} cannot be compiled. Its denoising loop is not one of those known here: "
-            f"{', '.join(FAMILIES)}. Call srds_fast.sample with its denoiser instead."
+            f"{', '.join(FAMILIES)}. Call the pipeline as it is, or srds_fast.sample with its denoiser."
         )
     family = FAMILIES[owner.__name__]
     denoiser = getattr(pipe, family.denoiser, None)

@@ -53,6 +53,18 @@ class Settings:
                 raise InvalidArgument(f"{name} is {value!r}. It must be a whole number, {low} or more, or None.")
 
 
+def refuse_beside(plan: Plan | None, settings: Settings, defaults: Settings) -> None:
+    """Raise InvalidArgument where settings were given beside a plan, which fixes them all."""
+    changed = [
+        field.name for field in fields(Settings) if getattr(settings, field.name) != getattr(defaults, field.name)
+    ]
+    if plan is not None and changed:
+        raise InvalidArgument(
+            f"plan was given together with {', '.join(changed)}. A plan fixes every setting of a call. "
+            "Leave one of the two out."
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
     """How one call will run. Print it to see waves and rows after each iteration.
@@ -79,12 +91,9 @@ class Plan:
 
     def program(self) -> Program:
         """The waves of this plan, if nothing stops it earlier."""
-        return self._program(self.max_iterations)
-
-    def _program(self, iterations: int) -> Program:
         if self.method == "sequential":
             return program.sequential(self.num_inference_steps)
-        whole = program.srds(self.num_inference_steps, self.num_blocks, iterations, self.pipelined)
+        whole = program.srds(self.num_inference_steps, self.num_blocks, self.max_iterations, self.pipelined)
         return whole.limited_to(self.max_rows)
 
     def __str__(self) -> str:
@@ -94,12 +103,15 @@ class Plan:
             f"srds: {self.num_inference_steps} steps in {self.num_blocks} blocks, coarse solver {self.coarse_solver}, "
             f"at most {self.max_iterations} iterations (sequential: {self.num_inference_steps} waves)"
         ]
-        for iterations in range(1, min(self.max_iterations, 5) + 1):
-            counts = self._program(iterations)
+        waves = self.program()
+        for iteration in [*range(1, min(self.max_iterations, 5)), self.max_iterations]:
+            spent = waves.spent(iteration)
             lines.append(
-                f"  iterations {iterations}: waves {counts.num_waves}, rows {counts.num_rows}, "
-                f"peak rows {counts.peak_rows}"
+                f"  stopped after iteration {iteration}: waves {spent.waves}, rows {spent.rows}, "
+                f"peak rows {spent.peak_rows}"
             )
+        if self.pipelined and self.max_iterations > 1:
+            lines.append("  (rows begun for later iterations included: fewer with a smaller max_iterations)")
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:

@@ -57,6 +57,14 @@ class Wave(NamedTuple):
     boundaries: tuple[Boundary, ...]
 
 
+class Spent(NamedTuple):
+    """What a run has cost when an iteration has given its sample, rows begun for later iterations included."""
+
+    waves: int
+    rows: int
+    peak_rows: int
+
+
 @dataclass(frozen=True)
 class Program:
     """A list of waves. Iterate over it, or read its counts.
@@ -98,6 +106,13 @@ class Program:
     def peak_rows(self) -> int:
         """Rows of the widest wave."""
         return max(len(wave.rows) for wave in self.waves)
+
+    def spent(self, iteration: int) -> Spent:
+        """Counts of a run of this program that stops after `iteration`."""
+        last = Boundary(iteration, self.num_blocks)
+        done = next(number for number, wave in enumerate(self.waves, start=1) if last in wave.boundaries)
+        widths = [len(wave.rows) for wave in self.waves[:done]]
+        return Spent(done, sum(widths), max(widths))
 
     def limited_to(self, max_rows: int | None) -> Program:
         """The same rows with no wave wider than `max_rows`: wider ones are cut into several, one after another."""

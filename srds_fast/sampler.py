@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from .denoiser import Denoiser, RowDenoiser, state_dtype
 from .engine.eager import drain
 from .errors import InvalidArgument, PlanMismatch
 from .noise import noise_table
-from .plan import Plan, Settings, choose
+from .plan import Plan, Settings, choose, refuse_beside
 from .report import Report
 from .run import Observer, Run
 
@@ -27,7 +27,7 @@ class SampleResult:
         report: what ran.
     """
 
-    sample: Tensor
+    sample: Tensor = field(repr=False)
     report: Report
 
 
@@ -87,6 +87,7 @@ def sample(
     settings = Settings(
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine
     )
+    refuse_beside(plan, settings, Settings(method="srds"))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
         found = f"{x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InvalidArgument(

@@ -32,6 +32,9 @@ class Refinement:
         self.change = change
         self._decode = decode
 
+    def __repr__(self) -> str:
+        return f"Refinement(iteration={self.iteration}, latents={tuple(self.latents.shape)}, change={self.change})"
+
     @functools.cached_property
     def images(self) -> list[Any]:
         """PIL images, decoded when first asked for, as the pipeline decodes its result."""

@@ -21,7 +21,6 @@ from srds_fast.cli.comparison import (
     compare,
     generators,
     grey_levels,
-    spent,
     verdict,
 )
 from srds_fast.cli.refining import Convergence, converge
@@ -65,9 +64,9 @@ def test_waves_until_an_iteration_follow_the_formula(steps: int, blocks: int) ->
     size = steps // blocks
     whole = program.srds(steps, blocks, blocks)
     for iteration in range(blocks + 1):
-        assert spent(whole, iteration).waves == iteration * size + blocks - iteration
-    assert spent(whole, blocks).rows == whole.num_rows
-    assert spent(whole, blocks).peak_rows == whole.peak_rows
+        assert whole.spent(iteration).waves == iteration * size + blocks - iteration
+    assert whole.spent(blocks).rows == whole.num_rows
+    assert whole.spent(blocks).peak_rows == whole.peak_rows
 
 
 @pytest.mark.parametrize("max_rows", [None, 3])
@@ -77,7 +76,7 @@ def test_what_was_spent_is_what_a_stopped_run_reports(pipe: Any, max_rows: int |
     report = fast.report
     plan = fast.plan_for(num_inference_steps=REQUEST.steps)
     assert 0 < report.iterations < plan.num_blocks
-    cost = spent(plan.program(), report.iterations)
+    cost = plan.program().spent(report.iterations)
     assert (cost.waves, cost.rows, cost.peak_rows) == (report.waves, report.rows, report.peak_rows)
 
 

@@ -239,6 +239,18 @@ def test_the_seconds_hold_every_network_call(sd: Any) -> None:
     assert fast.report.seconds >= 0.5
 
 
+def test_the_printed_plan_is_what_a_stopped_call_costs(sd: Any) -> None:
+    """Rows begun for iterations that were never needed are part of the cost."""
+    fast = srds_fast.compile(sd)
+    latents(fast, prompt="a cat", num_inference_steps=50)
+    report = fast.report
+    assert report.iterations < report.num_blocks
+    line = (
+        f"after iteration {report.iterations}: waves {report.waves}, rows {report.rows}, peak rows {report.peak_rows}"
+    )
+    assert line in str(fast.plan_for("a cat", num_inference_steps=50))
+
+
 def test_samples_leave_the_batch_when_they_have_converged(sd: Any) -> None:
     """Conditioning, latents and timesteps must follow the samples that are left."""
     call = {"prompt": ["a", "b", "c"], "num_inference_steps": 30, "generator": [1, 2, 3], "guidance_scale": 4.0}

@@ -285,6 +285,8 @@ def test_a_plan_can_be_saved_and_fits_one_number_of_steps(tmp_path) -> None:  # 
     report = sample(MIXTURE, noise(1, 64), scheduler(), 40, plan=loaded).report
     assert (report.num_blocks, report.coarse_solver, report.iterations) == (8, "ddim", 3)
     assert f"waves {report.waves}, rows {report.rows}" in str(plan)
+    with pytest.raises(InvalidArgument, match="together with tolerance"):
+        sample(MIXTURE, noise(1, 64), scheduler(), 40, plan=loaded, tolerance=1e-3)
     with pytest.raises(PlanMismatch, match="40 steps"):
         sample(MIXTURE, noise(1, 64), scheduler(), 41, plan=loaded)
     (tmp_path / "plan.json").write_text('{"method": "srds"}')

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..pipeline import compile
-from ..program import Boundary, Program
 from ..report import Report
 
 Announce = Callable[[str], None]
@@ -70,23 +69,6 @@ def grey_levels(images: Tensor, reference: Tensor) -> Difference:
     """
     per_sample = 255 * (images.double() - reference.double()).abs().flatten(1).mean(1)
     return Difference(mean=float(per_sample.mean()), p95=float(per_sample.quantile(0.95)), max=float(per_sample.max()))
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What a run that ends with some iteration has cost, rows begun for the next iteration included."""
-
-    waves: int
-    rows: int
-    peak_rows: int
-
-
-def spent(program: Program, iteration: int) -> Spent:
-    """Waves, rows and peak rows until `iteration` has given its sample."""
-    last = Boundary(iteration, program.num_blocks)
-    done = next(number for number, wave in enumerate(program, start=1) if last in wave.boundaries)
-    widths = [len(wave.rows) for wave in program.waves[:done]]
-    return Spent(done, sum(widths), max(widths))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..pipeline import compile
 from ..plan import Plan
+from ..program import Spent
 from ..report import Report
-from .comparison import Announce, Call, Difference, Request, Seconds, Spent, call, grey_levels, loop_seconds, spent
+from .comparison import Announce, Call, Difference, Request, Seconds, call, grey_levels, loop_seconds
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def converge(
     reference = calls["stock pipeline"][-1].images
     program = plan.program()
     stages = [
-        Stage(iteration, spent(program, iteration), grey_levels(images, reference), images)
+        Stage(iteration, program.spent(iteration), grey_levels(images, reference), images)
         for iteration, images in looks
     ]
     return Convergence(

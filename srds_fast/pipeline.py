@@ -256,6 +256,7 @@ def _stock_reason(fast: Any, arguments: dict[str, Any]) -> str | None:
 def _call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None = None) -> Any:
     state = fast._srds
     cls = type(state.original)
+    _family(state.original)  # a component may have been replaced since compile
     reason = _stock_reason(fast, _bind(fast, args, kwargs))
     if reason is not None:
         return _stock_call(fast, args, kwargs, reason)

@@ -345,6 +345,14 @@ def test_a_scheduler_set_after_compile_is_refused_at_the_call() -> None:
         fast("a cat", num_inference_steps=8)
 
 
+def test_a_denoiser_set_after_compile_is_refused_at_the_call() -> None:
+    pipe = tiny.stable_diffusion()
+    fast = srds_fast.compile(pipe)
+    fast.unet = pipe.vae
+    with pytest.raises(UnsupportedPipeline, match="AutoencoderKL"):
+        fast("a cat", num_inference_steps=8)
+
+
 def test_eta_is_refused_by_name(sd: Any, ddim: Any) -> None:
     with pytest.raises(UnsupportedScheduler, match=r"eta=0\.5"):
         srds_fast.compile(sd)("a cat", num_inference_steps=8, eta=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +93,9 @@ def noise(batch: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.flo
     return torch.randn(batch, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def sequential_by_scheduler(denoiser, x: Tensor, num_steps: int, **config: object) -> Tensor:  # type: ignore[no-untyped-def]
+def sequential_by_scheduler(
+    denoiser: Callable[[Tensor, Tensor], Tensor], x: Tensor, num_steps: int, **config: object
+) -> Tensor:
     """The stock way: one network call, one `scheduler.step`, N times."""
     stock = scheduler(**config)
     stock.set_timesteps(num_steps)

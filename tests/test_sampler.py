@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ LINEAR = LinearOde.random()
 class Counting:
     """A denoiser that remembers what it was given."""
 
-    def __init__(self, denoiser) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, denoiser: Callable[..., Tensor]) -> None:
         self.denoiser = denoiser
         self.calls: list[tuple[Tensor, Tensor]] = []
 
@@ -275,7 +277,7 @@ def test_an_unsupported_scheduler_is_refused() -> None:
         sample(MIXTURE, noise(1, 64), PNDMScheduler(), 10)
 
 
-def test_a_plan_can_be_saved_and_fits_one_number_of_steps(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_plan_can_be_saved_and_fits_one_number_of_steps(tmp_path: Path) -> None:
     from srds_fast.plan import Settings, choose
 
     plan = choose(40, Settings(num_blocks=8, coarse_solver="ddim", max_iterations=3, tolerance=0.0))

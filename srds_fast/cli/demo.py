@@ -13,8 +13,8 @@ from .table import Table
 
 WHEN_FASTER = """\
 When is SRDS faster? It makes fewer waves, but a wave holds more rows, and there are more rows in all. On a CPU, or on a
-GPU that one row keeps busy, rows cost what they cost and the sequential loop wins. SRDS wins where a wide batch costs
-little more than one row: a small network on a large GPU, or several GPUs."""
+GPU that one row keeps busy, rows cost what they cost and the sequential loop wins. SRDS can only win where a wide
+batch costs little more than one row, as a small network on a large GPU should; this run is the measure."""
 
 
 def demo(args: argparse.Namespace) -> None:

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 # r before two changes have been seen. On the digits pipeline with default plans the largest error after iteration 1 was
 # 0.168 times the change (120 samples; 25, 50, 100 steps; guidance 3 and 7.5): r / (1 - r) = 0.176 is above it.
 FIRST_CONTRACTION = 0.15
+# the same where fine steps add noise or look back at the step before: nothing is calibrated there, and on Gaussian
+# mixtures the error after iteration 1 came up to the change itself
+FIRST_CONTRACTION_UNCALIBRATED = 0.5
 # the next contraction may be weaker than the last: there, up to 6 times; this and the least r keep a lucky iteration
 # from promising a miracle, and cost little, as a whole iteration is worth a factor of 10
 CAUTION = 2.0
@@ -21,14 +24,14 @@ SMALLEST_CONTRACTION = 0.1
 DIVERGENCE_FACTOR = 1e3
 
 
-def estimated_error(change: float, change_before: float | None) -> float:
+def estimated_error(change: float, change_before: float | None, first_contraction: float = FIRST_CONTRACTION) -> float:
     """Mean absolute error left after an iteration, from its change and the one before (None: it was the first).
 
     Infinite while the change shrinks too little to say.
     """
     if change == 0.0:
         return 0.0
-    contraction = FIRST_CONTRACTION
+    contraction = first_contraction
     if change_before is not None:
         observed = change / change_before if change_before else math.inf
         contraction = max(SMALLEST_CONTRACTION, CAUTION * observed)
@@ -46,9 +49,13 @@ class Monitor:
         num_samples: samples in the batch.
         tolerance: bound of the estimated error.
         bits_only: ignore estimates; stop a sample only when no boundary moved by a bit, or at the exact iteration.
+        first_contraction: taken for r before two changes have been seen.
     """
 
-    def __init__(self, num_samples: int, tolerance: float, bits_only: bool) -> None:
+    def __init__(
+        self, num_samples: int, tolerance: float, bits_only: bool, first_contraction: float = FIRST_CONTRACTION
+    ) -> None:
+        self.first_contraction = first_contraction
         self.tolerance = tolerance
         self.bits_only = bits_only
         self.change: list[list[float | None]] = []
@@ -85,7 +92,7 @@ class Monitor:
             else:
                 if moved > DIVERGENCE_FACTOR * (self.change[0][sample] or math.inf):
                     raise Diverged("the change of a sample has grown a thousandfold")
-                done = estimated_error(moved, before[sample]) <= self.tolerance
+                done = estimated_error(moved, before[sample], self.first_contraction) <= self.tolerance
             self.converged[sample] = done
             if not done:
                 running.append(position)

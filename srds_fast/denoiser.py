@@ -12,11 +12,45 @@ from .noise import NoiseTable
 from .solvers.core import Evaluate
 
 Denoiser = Callable[..., Tensor]
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of the solver's state for a network of this dtype: float32, or float64 where the network is float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def draw_noise(noise: NoiseTable, like: Tensor, dtype: torch.dtype, generator: Generators = None) -> Tensor | None:
+    """The fresh noise of every step, drawn now as the sequential sampler would draw it step by step.
+
+    Args:
+        noise: table of N steps.
+        like: network output of one step, [batch, ...]: gives shape, device and the dtype that is drawn in.
+        dtype: of the state.
+        generator: one for the batch, one per sample, or None for torch's global one.
+
+    Returns:
+        [N, batch, ...] in the dtype of the state (N times the memory of the batch); None if no step draws.
+    """
+    if noise.draws is None:
+        return None
+
+    def draw() -> Tensor:
+        if isinstance(generator, Sequence):
+            return torch.cat([_draw(like[:1].shape, each, like) for each in generator])
+        return _draw(like.shape, generator, like)
+
+    draws = torch.zeros(noise.num_steps, *like.shape, dtype=dtype, device=like.device)
+    for index, drawn in enumerate(noise.draws.tolist()):
+        if drawn:
+            draws[index] = draw().to(dtype)
+    return draws
+
+
+def _draw(shape: torch.Size, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    # a generator of the CPU draws on the CPU, whatever the device of the samples: seeds then mean the same everywhere
+    device = like.device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 class RowInputs:

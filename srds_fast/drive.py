@@ -104,7 +104,7 @@ class Drive:
             self._num_samples = len(x)
             self._inputs = RowInputs(noise, state.dtype, x.device)
             plan = self._plan_for(noise.num_steps)
-            self.run = Run(plan, state, noise, "drive", self._observer, self._started)
+            self.run = Run(plan, state, noise, "drive", observer=self._observer, started=self._started)
             self._wave = self.run.next(None)
         assert self._wave is not None
         m = m.unflatten(0, (len(self._wave.positions), len(self._wave.samples)))

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .convergence import Diverged, Monitor
+from .convergence import FIRST_CONTRACTION, FIRST_CONTRACTION_UNCALIBRATED, Diverged, Monitor
 from .errors import DivergenceError
 from .noise import NoiseTable
 from .plan import Plan
 from .report import Report
-from .solvers.core import Answer, Checkpoint, Evaluate
+from .solvers.core import NOTHING, Answer, Checkpoint, Evaluate, Extras
 from .solvers.sequential import sequential
 from .solvers.srds import srds
 
@@ -29,6 +29,7 @@ class Run:
         x: starting noise in the dtype of the state, [batch, ...].
         noise: table of the plan's steps.
         path: who feeds the run, for the report.
+        extras: noise of stochastic steps, constraint, trajectory, history.
         observer: sees every checkpoint as it comes.
         started: `time.perf_counter()` when the first wave began, if that was before the run was made.
 
@@ -44,11 +45,14 @@ class Run:
         x: Tensor,
         noise: NoiseTable,
         path: str,
+        extras: Extras = NOTHING,
         observer: Observer | None = None,
         started: float | None = None,
     ) -> None:
         bits_only = plan.exact or plan.tolerance == 0.0
-        self._monitor = Monitor(len(x), plan.tolerance, bits_only)
+        calibrated = noise.momentum is None and noise.spread is None
+        first_contraction = FIRST_CONTRACTION if calibrated else FIRST_CONTRACTION_UNCALIBRATED
+        self._monitor = Monitor(len(x), plan.tolerance, bits_only, first_contraction)
         self._observer = observer
         self._program = plan.program()
         self._started = time.perf_counter() if started is None else started
@@ -67,10 +71,10 @@ class Run:
             iterations_per_sample=self._monitor.iterations,
         )
         if plan.method == "sequential":
-            self._core = sequential(x, noise, self._program)
+            self._core = sequential(x, noise, self._program, extras)
         else:
             self.report.num_blocks, self.report.coarse_solver = plan.num_blocks, plan.coarse_solver
-            self._core = srds(x, noise, self._program, plan.coarse_solver, watch_bits=bits_only)
+            self._core = srds(x, noise, self._program, plan.coarse_solver, extras, watch_bits=bits_only)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Hand in the network output of the last wave, get the next one; None when `sample` is there.

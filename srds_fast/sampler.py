@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from .denoiser import Denoiser, RowDenoiser, state_dtype
+from .denoiser import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .engine.eager import drain
 from .errors import InvalidArgument, PlanMismatch
 from .noise import noise_table
 from .plan import Plan, Settings, choose, refuse_beside
 from .report import Report
 from .run import Observer, Run
+from .solvers.core import Extras
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ def sample(
     num_inference_steps: int,
     *,
     cond: Mapping[str, Tensor] | None = None,
+    generator: Generators = None,
+    eta: float = 0.0,
     method: str = "srds",
     tolerance: float = 4e-3,
     exact: bool = False,
@@ -62,13 +66,17 @@ def sample(
         scheduler: a diffusers scheduler of a supported class; it is copied, not changed.
         num_inference_steps: N, fine steps of the sequential sampler.
         cond: tensors [batch, ...], gathered for the rows of each call and passed by name.
+        generator: of the noise that stochastic schedulers (DDPM, EulerAncestral, DDIM with eta) add: one, one per
+            sample, or None for torch's global one. All of it is drawn before the first call, in the order of the
+            sequential sampler.
+        eta: of DDIM: 0 is deterministic, 1 adds the noise of DDPM.
         method: "srds", "sequential" or "auto".
         tolerance: bound of the mean absolute difference to the sequential sample, per sample, in units of x. Data in
             [-1, 1]: one grey level is 1 / 127.5. 0 runs until nothing moves.
         exact: run until the result is the sequential one by construction.
         num_blocks: B, blocks the steps are cut into. Default: blocks of about sqrt(N) / 2 steps.
         max_iterations: iterations at most. Default: B, where the result is exact.
-        coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m).
+        coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim where steps add noise).
         pipelined: start rows of the next iteration as soon as their input exists.
         max_rows: widest wave allowed.
         engine: "eager" or "auto".
@@ -105,17 +113,26 @@ def sample(
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
         raise InvalidArgument(f"num_inference_steps is {num_inference_steps!r}. It must be a whole number, 1 or more.")
 
+    if not isinstance(eta, int | float) or not 0 <= eta < math.inf:
+        raise InvalidArgument(f"eta is {eta!r}. It scales the noise of a step, so it is a number of 0 or more.")
+    if isinstance(generator, list | tuple) and len(generator) != len(x):
+        raise InvalidArgument(
+            f"{len(generator)} generators were given for {len(x)} samples. Pass one for each sample, or a single one."
+        )
+
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_inference_steps)
-    noise = noise_table(scheduler)
+    noise = noise_table(scheduler, eta=float(eta))
     if plan is None:
-        plan = choose(noise.num_steps, settings)
+        plan = choose(noise.num_steps, settings, stochastic=noise.spread is not None)
     elif plan.num_inference_steps != noise.num_steps:
         raise PlanMismatch(
             f"The plan is for {plan.num_inference_steps} steps, this call has {noise.num_steps}. A plan fits one "
             "number of steps. Leave plan out, or save one for this number."
         )
-    run = Run(plan, x.to(state_dtype(x.dtype)), noise, "sample", observer)
+    state = x.to(state_dtype(x.dtype))
+    extras = Extras(draws=draw_noise(noise, x, state.dtype, generator))
+    run = Run(plan, state, noise, "sample", extras, observer)
     drain(run.next, RowDenoiser(denoiser, x, noise, cond))
     assert run.sample is not None
     return SampleResult(run.sample.to(x.dtype), run.report)

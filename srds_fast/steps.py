@@ -1,10 +1,11 @@
 """One step and one jump as four coefficients, so that every kind of row is the same elementwise formula.
 
-    x' = a * x + b * m + c * x0 + d * x0_prev,    x0 = clamp(p * x + q * m)
+    x' = a * x + b * m + c * x0 + d * x0_prev (+ noise),    x0 = clamp(p * x + q * m)
 
-with x the state, m the network output there, x0 the predicted clean sample and x0_prev the one of the boundary before.
-A fine step and a first-order jump use a and b (without clipping) or a, b and c (with it); the DPM-Solver++(2M) jump
-uses a, c and d. Coefficients are computed in float64 and cast once to the dtype of the state.
+with x the state, m the network output there, x0 the predicted clean sample and x0_prev the one before: of the step
+before for a fine step, of the boundary before for a jump. A first-order step or jump uses a and b (without clipping) or
+a, b and c (with it); DPM-Solver++(2M), as fine step or as jump, uses c and d too. Coefficients are computed in float64
+and cast once to the dtype of the state.
 """
 
 from __future__ import annotations
@@ -31,10 +32,18 @@ class Coefficients(NamedTuple):
     d: float
 
 
+def fine_step(noise: NoiseTable, index: int) -> Coefficients:
+    """The scheduler's own step, without the fresh noise that a stochastic one adds."""
+    a, b, c, d = first_order(noise, index, index + 1)
+    momentum = 0.0 if noise.momentum is None else float(noise.momentum[index])
+    return Coefficients(a, b, c + momentum, d - momentum)
+
+
 def first_order(noise: NoiseTable, start: int, stop: int) -> Coefficients:
     """From grid position `start` to `stop` in one step: DDIM, or Euler in the variance-exploding and flow cases.
 
-    With stop = start + 1 this is the scheduler's own step. A jump arrives where step `stop - 1` arrives.
+    With stop = start + 1 this is the first-order part of the scheduler's own step. A jump arrives where step `stop - 1`
+    arrives.
     """
     alpha, sigma = float(noise.alpha[start]), float(noise.sigma[start])
     alpha_next, sigma_next = float(noise.alpha_next[stop - 1]), float(noise.sigma_next[stop - 1])
@@ -76,6 +85,41 @@ def second_order(
     return Coefficients(sigma_next / sigma, 0.0, weight * (1 + half_inverse_ratio), -weight * half_inverse_ratio)
 
 
+def chained(
+    noise: NoiseTable, previous: int | None, start: int, stop: int, longest: float = LONGEST_EXTRAPOLATION
+) -> tuple[Coefficients, list[float]]:
+    """The fine steps from `start` to `stop` with one network output, and the weights of the noise they add.
+
+    For schedulers whose steps add noise or look back there is no one formula for a jump, but their steps can be
+    composed for an x0 that is known: it stays what it is at `start`, or follows the line through the x0 at `previous`
+    for at most `longest` times the log-SNR between the two, as in `second_order`.
+
+    Returns:
+        coefficients of the jump; weights of z at start .. stop - 1.
+    """
+    log_snr = (noise.alpha / noise.sigma).log()
+    width_before = 0.0 if previous is None else float(log_snr[start] - log_snr[previous])
+
+    def ahead(index: int) -> float:
+        """How far along the line x0 is at a step, in units of the last jump."""
+        way = float(log_snr[index] - log_snr[start])
+        known = 0.0 < width_before < math.inf and math.isfinite(way)
+        return min(way / width_before, longest) if known else 0.0
+
+    a, c, d = 1.0, 0.0, 0.0
+    weights: list[float] = []
+    for index in range(start, stop):
+        keep = float(noise.sigma_next[index] / noise.sigma[index])
+        gain = float(noise.alpha_next[index] - keep * noise.alpha[index])
+        slope = gain * ahead(index)
+        if noise.momentum is not None and index > 0:
+            slope += float(noise.momentum[index]) * (ahead(index) - ahead(index - 1))
+        a, c, d = keep * a, keep * c + gain + slope, keep * d - slope
+        spread = 0.0 if noise.spread is None else float(noise.spread[index])
+        weights = [*(keep * weight for weight in weights), spread]
+    return Coefficients(a, 0.0, c, d), weights
+
+
 class StepTable:
     """Coefficients of many rows as columns, ready to broadcast over [rows, samples, ...].
 
@@ -91,9 +135,11 @@ class StepTable:
     ) -> None:
         prediction = torch.stack((noise.p[list(positions)], noise.q[list(positions)]), dim=1)
         table = torch.cat((prediction, torch.tensor(coefficients, dtype=torch.float64).reshape(-1, 4)), dim=1)
+        spread = torch.zeros_like(noise.alpha) if noise.spread is None else noise.spread
+        table = torch.cat((table, spread[list(positions), None]), dim=1)
         table = table.to(dtype=like.dtype).to(device=like.device, non_blocking=True)
         columns = table.reshape(*table.shape, *[1] * like.ndim).unbind(1)
-        self.p, self.q, self.a, self.b, self.c, self.d = columns  # each [rows, 1, ...]
+        self.p, self.q, self.a, self.b, self.c, self.d, self.spread = columns  # each [rows, 1, ...]
         self.clip = noise.clip
         self.uses_history = any(row.d != 0.0 for row in coefficients)
         self._uses_x0 = any(row.c != 0.0 for row in coefficients)
@@ -104,12 +150,23 @@ class StepTable:
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
     def advance(
-        self, rows: slice, x: Tensor, m: Tensor, x0: Tensor | None = None, x0_prev: Tensor | None = None
+        self,
+        rows: slice,
+        x: Tensor,
+        m: Tensor,
+        x0: Tensor | None = None,
+        x0_prev: Tensor | None = None,
+        z: Tensor | None = None,
     ) -> Tensor:
-        """The formula above for the rows. Terms that no row of the table has are left out, not multiplied by zero."""
+        """The formula above for the rows, with the noise z of fine steps.
+
+        Terms that no row of the table has are left out, not multiplied by zero.
+        """
         result = self.a[rows] * x + self.b[rows] * m
         if self._uses_x0:
             result = result + self.c[rows] * (self.predict_x0(rows, x, m) if x0 is None else x0)
         if x0_prev is not None:
             result = result + self.d[rows] * x0_prev
+        if z is not None:
+            result = result + self.spread[rows] * z
         return result

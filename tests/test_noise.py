@@ -1,15 +1,24 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 import srds_fast.noise as noise_module
+from srds_fast.denoiser import draw_noise
 from srds_fast.errors import UnsupportedScheduler
-from srds_fast.noise import check_scheduler, noise_table
+from srds_fast.noise import NoiseTable, check_scheduler, noise_table
 
 DDIM = [
     {"timestep_spacing": spacing, "set_alpha_to_one": to_one, "prediction_type": prediction, "clip_sample": clip}
@@ -37,10 +46,41 @@ EULER += [
     {"interpolation_type": "log_linear"},
 ]
 FLOW = [{}, {"shift": 3.0}, {"use_karras_sigmas": True}, {"shift_terminal": 0.1}]
+DPM = [
+    {"solver_type": solver, "timestep_spacing": spacing, "prediction_type": prediction}
+    for solver in ("midpoint", "heun")
+    for spacing in ("leading", "trailing", "linspace")
+    for prediction in ("epsilon", "v_prediction", "sample")
+]
+DPM += [
+    {"solver_order": 1},
+    {"solver_order": 1, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+    {"final_sigmas_type": "sigma_min"},
+    {"final_sigmas_type": "sigma_min", "lower_order_final": False},
+    {"final_sigmas_type": "sigma_min", "euler_at_final": True},
+    {"use_karras_sigmas": True},
+    {"use_lu_lambdas": True},
+    {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0},
+]
+DDPM = [
+    {"variance_type": variance, "clip_sample": clip, "prediction_type": prediction}
+    for variance in ("fixed_small", "fixed_small_log", "fixed_large")
+    for clip in (True, False)
+    for prediction in ("epsilon", "v_prediction", "sample")
+]
+DDPM += [{"timestep_spacing": "trailing"}, {"timestep_spacing": "linspace", "steps_offset": 1}]
+ANCESTRAL = [
+    {"timestep_spacing": spacing, "prediction_type": prediction}
+    for spacing in ("leading", "trailing", "linspace")
+    for prediction in ("epsilon", "v_prediction")
+]
 CASES = [
     *((DDIMScheduler, config) for config in DDIM),
     *((EulerDiscreteScheduler, config) for config in EULER),
     *((FlowMatchEulerDiscreteScheduler, config) for config in FLOW),
+    *((DPMSolverMultistepScheduler, config) for config in DPM),
+    *((DDPMScheduler, config) for config in DDPM),
+    *((EulerAncestralDiscreteScheduler, config) for config in ANCESTRAL),
 ]
 
 
@@ -60,18 +100,52 @@ def test_the_table_walks_as_the_scheduler_does(cls: type, config: dict, num_step
         with pytest.raises(UnsupportedScheduler, match="divides by zero"):
             noise_table(scheduler)
         return
-    table = noise_table(scheduler)
-    generator = torch.Generator().manual_seed(1)
-    stock = ours = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64) * table.init_noise_sigma
+    walk(scheduler, noise_table(scheduler))
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("config", DDIM, ids=name_of)
+def test_the_table_walks_as_ddim_with_eta_does(config: dict, eta: float) -> None:
+    scheduler = DDIMScheduler(**config)
+    scheduler.set_timesteps(20)
+    walk(scheduler, noise_table(scheduler, eta=eta), eta=eta)
+
+
+def walk(scheduler: object, table: NoiseTable, **options: float) -> None:
+    """Both walk the same outputs and draw the same noise, which each takes from a generator of its own."""
+    draw = torch.Generator().manual_seed(1)
+    stock_noise, our_noise = (torch.Generator().manual_seed(2) for _ in range(2))
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = stock_noise
+    stock = ours = torch.randn(2, 3, 4, 4, generator=draw, dtype=torch.float64) * table.init_noise_sigma
+    draws = draw_noise(table, stock, torch.float64, our_noise)
+    x0 = None
     for index, t in enumerate(scheduler.timesteps):
-        m = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
+        m = torch.randn(ours.shape, generator=draw, dtype=torch.float64)
         scaled = scheduler.scale_model_input(stock, t) if hasattr(scheduler, "scale_model_input") else stock
         torch.testing.assert_close(table.input_scale[index] * ours, scaled, rtol=1e-5, atol=1e-5)
-        stock = scheduler.step(m, t, stock).prev_sample
-        ours = table.step(index, ours, m)
-    # DDIM steps in the dtype of the sample; the other two round the sample to float32
-    tolerance = 1e-10 if cls is DDIMScheduler else 1e-5
+        stock = scheduler.step(m, t, stock, **options).prev_sample
+        ours, x0 = table.step(index, ours, m, x0, None if draws is None else draws[index])
+    # DDIM and DDPM step in the dtype of the sample; the others round the sample to float32
+    tolerance = 1e-10 if type(scheduler) in (DDIMScheduler, DDPMScheduler) else 1e-5
     torch.testing.assert_close(ours, stock, rtol=tolerance, atol=tolerance * float(stock.abs().max()))
+    assert torch.equal(our_noise.get_state(), stock_noise.get_state())
+
+
+@pytest.mark.parametrize("cls", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_a_part_of_a_table_walks_as_the_scheduler_that_begins_there(cls: type) -> None:
+    scheduler = cls()
+    scheduler.set_timesteps(20)
+    part = noise_table(scheduler).part(6, 20)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(6)
+    stock = ours = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x0 = None
+    for index, t in enumerate(scheduler.timesteps[6:]):
+        m = torch.tanh(stock)
+        stock = scheduler.step(m, t, stock).prev_sample
+        ours, x0 = part.step(index, ours, m, x0)
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -81,7 +155,7 @@ def test_clipped_epsilon_is_ddims_own(clip: bool) -> None:
     table = noise_table(scheduler, clip_epsilon=True)
     x, m = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)
     stock = scheduler.step(m, scheduler.timesteps[3], x, use_clipped_model_output=True).prev_sample
-    torch.testing.assert_close(table.step(3, x, m), stock, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(table.step(3, x, m)[0], stock, rtol=1e-10, atol=1e-10)
 
 
 def test_building_a_table_changes_nothing() -> None:
@@ -102,6 +176,10 @@ def test_building_a_table_changes_nothing() -> None:
         (DDIMScheduler(thresholding=True), "thresholding"),
         (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
+        (DPMSolverMultistepScheduler(solver_order=3), "solver_order"),
+        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), "algorithm_type"),
+        (DPMSolverMultistepScheduler(variance_type="learned_range"), "variance_type"),
+        (DDPMScheduler(variance_type="learned_range"), "variance_type"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -115,15 +193,13 @@ REPLACED = [
     "PNDMScheduler",
     "UniPCMultistepScheduler",
     "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
     "LMSDiscreteScheduler",
     "HeunDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
     "LCMScheduler",
     "TCDScheduler",
-    "DDPMScheduler",
     "FlowMatchHeunDiscreteScheduler",
 ]
 

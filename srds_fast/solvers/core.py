@@ -13,7 +13,7 @@ ways to feed the same core.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -55,6 +55,64 @@ class Checkpoint:
     exact: bool
     still: Tensor | None = None
 
+
+class Trajectory:
+    """The states on the grid as they were last computed, for callers who look at more than the end.
+
+    Attributes:
+        x: N + 1 entries [batch, ...]; entry i is the state at which step i departs, entry N the sample. None until it
+            has been computed.
+        x0: N entries [batch, ...]: the x0 that step i predicted, kept for multistep schedulers only.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        self.x: list[Tensor | None] = [None] * (num_steps + 1)
+        self.x0: list[Tensor | None] = [None] * num_steps
+
+    def record(self, position: int, x: Tensor, samples: tuple[int, ...]) -> None:
+        """A newer state at a position, [samples, ...]."""
+        _update(self.x, position, x, samples)
+
+    def record_x0(self, position: int, x0: Tensor, samples: tuple[int, ...]) -> None:
+        """A newer x0 predicted at a position, [samples, ...]."""
+        _update(self.x0, position, x0, samples)
+
+
+def _update(entries: list[Tensor | None], position: int, value: Tensor, samples: tuple[int, ...]) -> None:
+    before = entries[position]
+    if before is None or len(before) == len(value):
+        entries[position] = value
+    else:  # samples that have finished keep what they had
+        entries[position] = after = before.clone()
+        after[list(samples)] = value
+
+
+Constrain = Callable[[Tensor, int, tuple[int, ...]], Tensor]
+"""(x [samples, ...], the grid position it has arrived at, which samples) -> x: what holds for every state on the grid.
+
+Inpainting keeps the known part of the image at the noise level of the position. A jump arrives like a step.
+"""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What some calls need beyond a program and a table.
+
+    Attributes:
+        draws: [N, batch, ...] in the dtype of the state: the fresh noise of every step, drawn before the first wave in
+            the order of the sequential sampler; None for deterministic schedulers.
+        constrain: applied to every state as it arrives.
+        trajectory: filled as the states are computed.
+        x0_prev: [batch, ...], what a multistep scheduler remembers at the start; None at the beginning of a grid.
+    """
+
+    draws: Tensor | None = None
+    constrain: Constrain | None = None
+    trajectory: Trajectory | None = None
+    x0_prev: Tensor | None = None
+
+
+NOTHING = Extras()
 
 Answer = Tensor | tuple[int, ...] | None
 Core = Generator[Evaluate | Checkpoint, Answer, Tensor]

@@ -70,17 +70,19 @@ class NoiseTable:
     def num_steps(self) -> int:
         return len(self.timesteps)
 
-    def part(self, start: int, stop: int) -> NoiseTable:
+    def part(self, start: int, stop: int, *, afresh: bool = True) -> NoiseTable:
         """Steps start .. stop - 1 as a table of their own: what img2img and `denoising_end` walk.
 
-        Its first step looks back at nothing, as a multistep scheduler that begins there.
+        Begun afresh, the first step looks back at nothing, as that of a multistep scheduler which begins there.
         """
+        if (start, stop) == (0, self.num_steps):
+            return self
         columns: dict[str, Any] = {
             field.name: value[start:stop]
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        if "momentum" in columns and start > 0:
+        if "momentum" in columns and afresh:
             columns["momentum"] = columns["momentum"].clone()
             columns["momentum"][:1] = 0.0
         return replace(self, **columns)
@@ -447,8 +449,9 @@ def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
     """
     trial = copy.deepcopy(scheduler)
     trial.timesteps = trial.timesteps.cpu()
-    if hasattr(trial, "set_begin_index"):  # a pipeline may have set it to where its image enters
+    if hasattr(trial, "set_begin_index"):  # a pipeline has set it to where its image enters, and may stand there
         trial.set_begin_index(0)
+        trial._step_index = None
     takes = inspect.signature(trial.step).parameters
     known: dict[str, Any] = {"use_clipped_model_output": table.clip_epsilon, "eta": eta}
     options = {name: value for name, value in known.items() if name in takes}

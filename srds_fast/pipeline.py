@@ -7,65 +7,26 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from .drive import NETWORKS, Drive, driven_copy, network_family
+from .drive import Drive, driven_copy
+from .drive.callbacks import StepCallback
 from .errors import InvalidArgument, PlanMismatch, UnsupportedPipeline
-from .noise import check_scheduler
-from .plan import Plan, Settings, choose, refuse_beside
+from .families import Arguments, Family, family_of
+from .noise import adds_noise, check_scheduler
+from .plan import MOST_STEPS, Plan, Settings, choose, refuse_beside
 from .report import Report
 from .run import Observer
+from .spares import Spares
 from .stream import Refinement, refinements
 
 logger = logging.getLogger("srds_fast")
-
-
-@dataclass(frozen=True)
-class Family:
-    """A pipeline class whose loop is known.
-
-    Attributes:
-        denoiser: name of the denoiser component.
-        decode: (pipe, latents) -> images, as the end of the pipe's own call does it.
-        stock_only: arguments that, when given, send the call to the stock loop, with the reason.
-    """
-
-    denoiser: str
-    decode: Callable[[Any, Tensor], Any]
-    stock_only: dict[str, str] = field(default_factory=dict)
-
-
-def _decode_latents(pipe: Any, latents: Tensor) -> Any:
-    images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    images, flagged = pipe.run_safety_checker(images, latents.device, latents.dtype)
-    denormalize = [True] * len(images) if flagged is None else [not each for each in flagged]
-    return pipe.image_processor.postprocess(images, output_type="pil", do_denormalize=denormalize)
-
-
-def _decode_pixels(pipe: Any, pixels: Tensor) -> Any:
-    images = (pixels / 2 + 0.5).clamp(0, 1)
-    return pipe.numpy_to_pil(images.cpu().permute(0, 2, 3, 1).float().numpy())
-
-
-_CALLBACK = "a callback looks at every step of the sequential loop"
-_IP_ADAPTER = "an IP-Adapter is not driven yet"
-FAMILIES = {
-    "StableDiffusionPipeline": Family(
-        "unet",
-        _decode_latents,
-        {
-            "callback_on_step_end": _CALLBACK,
-            "callback": _CALLBACK,
-            "ip_adapter_image": _IP_ADAPTER,
-            "ip_adapter_image_embeds": _IP_ADAPTER,
-        },
-    ),
-    "DDIMPipeline": Family("unet", _decode_pixels),
-}
 
 
 class FastPipeline:
@@ -91,7 +52,8 @@ class FastPipeline:
             PlanMismatch: the plan given to `compile` is for another number of steps.
         """
         arguments = _bind(self, args, kwargs)
-        return self._srds.plan_for(int(arguments["num_inference_steps"]))
+        stochastic = adds_noise(self.scheduler, float(arguments.get("eta") or 0.0))  # type: ignore[attr-defined]
+        return self._srds.plan_for(_steps_of(arguments), stochastic)
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Refinement]:
         """Call the pipeline and yield a whole image after every iteration, the last one being the result.
@@ -102,7 +64,8 @@ class FastPipeline:
         Raises:
             InvalidArgument: the call would run on the stock loop, which has no iterations.
         """
-        reason = _stock_reason(self, _bind(self, args, kwargs))
+        arguments = _bind(self, args, kwargs)
+        reason = _stock_reason(self, family_of(self._srds.original), arguments)
         if reason is not None:
             raise InvalidArgument(
                 f"This call cannot be streamed: {reason}. The stock loop has no iterations to show. "
@@ -122,16 +85,16 @@ class _State:
     """What a compiled pipeline knows beyond the pipeline itself."""
 
     original: Any
-    family: Family
     settings: Settings
     plan: Plan | None
     strict: bool
     last: _Last = field(default_factory=_Last)
     told: set[str] = field(default_factory=set)
+    tokenizers: Spares = field(default_factory=Spares)
 
-    def plan_for(self, num_steps: int) -> Plan:
+    def plan_for(self, num_steps: int, stochastic: bool) -> Plan:
         if self.plan is None:
-            return choose(num_steps, self.settings)
+            return choose(num_steps, self.settings, stochastic)
         if self.plan.num_inference_steps != num_steps:
             raise PlanMismatch(
                 f"The plan is for {self.plan.num_inference_steps} steps, this call has {num_steps}. A plan fits one "
@@ -163,14 +126,14 @@ def compile(
     it the new settings.
 
     Args:
-        pipe: a StableDiffusionPipeline or DDIMPipeline.
+        pipe: a diffusers pipeline. The loops of many are known, those of others are read; see the table in README.
         method: "srds", "sequential" (our path, one row a wave) or "auto" (srds, sequential below six steps).
         tolerance: bound of the mean absolute difference to the sequential sample, per sample, in the units of the
             latents (data in [-1, 1]: one grey level is 1 / 127.5). 0 runs until nothing moves.
         exact: run until the result is the sequential one by construction.
         num_blocks: B, blocks the steps are cut into. Default: blocks of about sqrt(N) / 2 steps.
         max_iterations: iterations at most. Default: B, where the result is exact.
-        coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m).
+        coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim where steps add noise).
         pipelined: start rows of the next iteration as soon as their input exists.
         max_rows: widest wave allowed; memory grows with it.
         engine: "eager" or "auto".
@@ -181,7 +144,7 @@ def compile(
         The drop-in, with `report`, `plan_for`, `stream` and `original` added.
 
     Raises:
-        UnsupportedPipeline: its loop is not known.
+        UnsupportedPipeline: its loop, or its network, is not understood; the message says what in it.
         UnsupportedScheduler: its scheduler is not supported; the message holds the line to write.
         InvalidArgument: a setting is out of its range.
     """
@@ -190,33 +153,14 @@ def compile(
     )
     refuse_beside(plan, settings, Settings())
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
-    family = _family(original)
+    family_of(original)
     check_scheduler(original.scheduler)
     cls = _fast_class(original.__class__)
     fast: Any = object.__new__(cls)
     # the very same dictionary: what is loaded into one is there in the other
     object.__setattr__(fast, "__dict__", original.__dict__)
-    object.__setattr__(fast, "_srds", _State(original, family, settings, plan, strict))
+    object.__setattr__(fast, "_srds", _State(original, settings, plan, strict))
     return fast
-
-
-def _family(pipe: Any) -> Family:
-    """The family by the class that defines the loop: a subclass with a loop of its own is another pipeline."""
-    owner = next((cls for cls in type(pipe).__mro__ if "__call__" in cls.__dict__), None)
-    name = type(pipe).__name__
-    if owner is None or owner.__name__ not in FAMILIES or not owner.__module__.startswith("diffusers."):
-        raise UnsupportedPipeline(
-            f"{name} cannot be compiled. Its denoising loop is not one of those known here: "
-            f"{', '.join(FAMILIES)}. Call the pipeline as it is, or srds_fast.sample with its denoiser."
-        )
-    family = FAMILIES[owner.__name__]
-    denoiser = getattr(pipe, family.denoiser, None)
-    if network_family(denoiser) is None:
-        raise UnsupportedPipeline(
-            f"The {family.denoiser} of this {name} is a {type(denoiser).__name__}. How it takes rows is known for "
-            f"{', '.join(NETWORKS)}. Call srds_fast.sample with it instead."
-        )
-    return family
 
 
 @functools.cache
@@ -233,43 +177,174 @@ def _fast_class(base: Any) -> type:
     return cls
 
 
-def _bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a call by name, defaults filled in, **kwargs flattened. A TypeError is the pipeline's own."""
+def _bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """Arguments of a call by name, defaults filled in, **kwargs flattened. A TypeError is the pipeline's own.
+
+    Raises:
+        InvalidArgument: a number of steps that no loop can have.
+    """
     bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **kwargs)
     bound.apply_defaults()
-    arguments: dict[str, Any] = dict(bound.arguments)
-    extra: dict[str, Any] = arguments.pop("kwargs", {})
-    return arguments | extra
+    arguments: Arguments = dict(bound.arguments)
+    extra: Arguments = arguments.pop("kwargs", {})
+    arguments |= extra
+    steps = arguments.get("num_inference_steps")
+    if isinstance(steps, int) and not 1 <= steps <= MOST_STEPS:
+        raise InvalidArgument(
+            f"num_inference_steps is {steps}. A loop has 1 to {MOST_STEPS} steps. Pass such a number."
+        )
+    return arguments
 
 
-def _stock_reason(fast: Any, arguments: dict[str, Any]) -> str | None:
+def _steps_of(arguments: Arguments) -> int:
+    """Steps the loop will walk, as far as the arguments tell: `denoising_start` and `_end` ask the scheduler."""
+    given = arguments.get("timesteps")
+    given = arguments.get("sigmas") if given is None else given
+    steps = int(arguments["num_inference_steps"] if given is None else len(given))
+    if arguments.get("strength") is not None and arguments.get("denoising_start") is None:
+        return max(1, min(int(steps * arguments["strength"]), steps))
+    return steps
+
+
+def _stock_reason(fast: Any, family: Family, arguments: Arguments) -> str | None:
     """Why this call must run on the stock loop, or None."""
-    family = fast._srds.family
-    for name, reason in family.stock_only.items():
-        if arguments.get(name) is not None:
-            return f"{name} was given: {reason}"
-    if getattr(getattr(fast, family.denoiser), "is_cache_enabled", False):
-        return "a cache is enabled on the denoiser: it takes the previous call for the previous step"
-    return None
+    if arguments.get("callback") is not None:
+        return "callback was given, which sees every step's latents: pass it as callback_on_step_end"
+    if arguments.get("callback_on_step_end") is not None and fast._srds.settings.max_iterations == 0:
+        return "callback_on_step_end was given and max_iterations=0: no fine step is computed that it could be told of"
+    for name in family.loop(fast, {"guidance_scale": 0.0} | arguments).networks:
+        network = getattr(fast, name)
+        if getattr(network, "is_cache_enabled", False) or any(_hooks(network, stateful=True)):
+            return f"a cache is enabled on the {name}: it takes the previous call for the previous step"
+    return family.stock_if(fast, arguments)
+
+
+def _hooks(network: Any, stateful: bool) -> Iterator[Any]:
+    """diffusers' hooks on the network and its parts that keep (or do not keep) something from call to call."""
+    for module in network.modules():
+        registry = module.__dict__.get("_diffusers_hook")
+        for hook in [] if registry is None else registry.hooks.values():
+            if bool(getattr(hook, "_is_stateful", False)) == stateful:
+                yield hook
+
+
+def _engine_reason(network: Any) -> str | None:
+    """Why this network cannot be captured, or None."""
+    offloaded = any(hasattr(hook, "next_group") or hasattr(hook, "group") for hook in _hooks(network, stateful=False))
+    accelerate = any(hasattr(module, "_hf_hook") for module in network.modules())
+    return "the network is offloaded: hooks move its weights at every call" if offloaded or accelerate else None
 
 
 def _call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None = None) -> Any:
     state = fast._srds
-    cls = type(state.original)
-    _family(state.original)  # a component may have been replaced since compile
-    reason = _stock_reason(fast, _bind(fast, args, kwargs))
+    family = family_of(state.original)  # a component may have been replaced since compile
+    arguments = _bind(fast, args, kwargs)
+    reason = _stock_reason(fast, family, arguments)
     if reason is not None:
-        return _stock_call(fast, args, kwargs, reason)
-    drive = Drive(fast.scheduler, state.plan_for, observer)
-    twin = driven_copy(fast, cls, state.family.denoiser, drive)
-    try:
-        return cls.__call__(twin, *args, **kwargs)
-    finally:
-        if drive.run is not None:
-            state.last.report = drive.run.report
+        return _stock_call(fast, args, kwargs, arguments, reason)
+    random = _RandomState(fast, arguments)
+    with _scaling_lora(fast, arguments), state.tokenizers.lent(fast) as tokenizers:
+        call = _DrivenCall(fast, family, arguments, observer, tokenizers)
+        try:
+            return call(args, kwargs)
+        except UnsupportedPipeline as why:
+            # what a callback or a stream has been told cannot be taken back
+            if observer is not None or call.told:
+                raise
+            reason = str(why).partition(". ")[0]
+        finally:
+            if call.drive.run is not None:
+                state.last.report = call.drive.run.report
+    random.restore()
+    return _stock_call(fast, args, kwargs, arguments, reason[:1].lower() + reason[1:])
 
 
-def _stock_call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
+class _DrivenCall:
+    """One call on a driven copy of the pipe."""
+
+    def __init__(
+        self,
+        fast: Any,
+        family: Family,
+        arguments: Arguments,
+        observer: Observer | None,
+        tokenizers: dict[str, Any],
+    ) -> None:
+        state = fast._srds
+        loop = family.loop(fast, arguments)
+        self._cls = type(state.original)
+        self._shared = vars(fast)
+        if self._shared.get("_interrupt"):  # of the call before; every stock call begins so
+            self._shared["_interrupt"] = False
+        callback = arguments.get("callback_on_step_end")
+        self.drive = Drive(
+            fast.scheduler,
+            loop,
+            state.plan_for,
+            observer,
+            keep_states=callback is not None,
+            interrupted=self._interrupted,
+        )
+        self._engine_reason = _engine_reason(getattr(fast, loop.networks[0]))
+        self._twin = driven_copy(fast, self._cls, loop, self.drive, tokenizers)
+        self._callback = None if callback is None else StepCallback(callback, self.drive)
+        # an official callback says itself which tensors it needs
+        self._tensor_inputs = getattr(callback, "tensor_inputs", None)
+
+    @property
+    def told(self) -> int:
+        """Steps that the user's callback has been told of."""
+        return 0 if self._callback is None else self._callback.told
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._callback is not None:
+            bound = inspect.signature(self._cls.__call__).bind(self._twin, *args, **kwargs)
+            bound.arguments["callback_on_step_end"] = self._callback
+            if self._tensor_inputs is not None:
+                bound.arguments["callback_on_step_end_tensor_inputs"] = self._tensor_inputs
+            _, *args_after_self = bound.args
+            args, kwargs = tuple(args_after_self), bound.kwargs
+        output = self._cls.__call__(self._twin, *args, **kwargs)
+        if self.drive.run is not None:
+            self.drive.run.report.engine_reason = self._engine_reason
+        return output
+
+    def _interrupted(self) -> bool:
+        return bool(getattr(self._twin, "_interrupt", False) or self._shared.get("_interrupt", False))
+
+
+class _RandomState:
+    """The generators a call may draw from, to be put back where it has to begin again."""
+
+    def __init__(self, pipe: Any, arguments: Arguments) -> None:
+        given = arguments.get("generator")
+        generators = given if isinstance(given, list | tuple) else [given]
+        self._generators = [(each, each.get_state()) for each in generators if isinstance(each, torch.Generator)]
+        self._cpu = torch.get_rng_state()
+        self._device = pipe.device if pipe.device.type == "cuda" else None
+        self._cuda = torch.cuda.get_rng_state(self._device) if self._device is not None else None
+
+    def restore(self) -> None:
+        for generator, state in self._generators:
+            generator.set_state(state)
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None and self._device is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+_lora_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+def _scaling_lora(fast: Any, arguments: Arguments) -> AbstractContextManager[Any]:
+    """A lock for calls that scale a LoRA: diffusers scales the layers in place, before and after every network call."""
+    for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
+        if (arguments.get(name) or {}).get("scale", 1.0) != 1.0:
+            network = getattr(fast, "transformer", None) or fast.unet
+            return _lora_locks.setdefault(network, threading.RLock())
+    return nullcontext()
+
+
+def _stock_call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, reason: str) -> Any:
     state = fast._srds
     if state.strict:
         raise UnsupportedPipeline(
@@ -279,26 +354,42 @@ def _stock_call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason
     if reason not in state.told:
         state.told.add(reason)
         logger.warning("%s runs on its stock loop: %s.", type(fast).__name__, reason)
-    steps = int(_bind(fast, args, kwargs)["num_inference_steps"])
     started = time.perf_counter()
     output = type(state.original).__call__(state.original, *args, **kwargs)
     seconds = time.perf_counter() - started
-    state.last.report = Report("stock", "stock", "stock", steps, seconds=seconds, fallback_reason=reason)
+    state.last.report = Report("stock", "stock", "stock", _steps_of(arguments), seconds=seconds, fallback_reason=reason)
     return output
 
 
 def _stream(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Refinement]:
     state = fast._srds
     reports: list[Report | None] = []
+    arguments = _bind(fast, args, kwargs)
+    family = family_of(state.original)
 
     def call(observer: Observer) -> None:
         try:
-            _call(fast, args, {**kwargs, "output_type": "latent"}, observer)
+            _call(fast, args, {**kwargs, **_undecoded(fast)}, observer)
         finally:
             reports.append(state.last.report)  # of the thread that made the call
 
-    network = getattr(fast, state.family.denoiser)
+    def decode(latents: Any) -> Any:
+        if family.decode is None:
+            raise UnsupportedPipeline(
+                f"How {type(fast).__name__} decodes its latents is not known. Refinement.latents are there all the "
+                "same. Decode them as the pipeline does."
+            )
+        return family.decode(fast, latents, arguments)
+
+    network = getattr(fast, family.loop(fast, arguments).networks[0])
     try:
-        yield from refinements(call, network.dtype, functools.partial(state.family.decode, fast))
+        yield from refinements(call, network.dtype, decode)
     finally:
-        state.last.report = reports[-1]
+        if reports:
+            state.last.report = reports[-1]
+
+
+def _undecoded(fast: Any) -> dict[str, Any]:
+    """Arguments that spare the call its decoding: refinements are decoded when asked for."""
+    known = inspect.signature(type(fast.original).__call__).parameters
+    return {"output_type": "latent"} if "latents" in known else {}

@@ -18,6 +18,8 @@ METHODS: tuple[str, ...] = ("auto", "sequential", "srds")
 ENGINES: tuple[str, ...] = ("auto", "eager")
 # with fewer steps a second iteration already costs as many waves as the sequential sampler
 FEWEST_STEPS_FOR_SRDS = 6
+# beyond this a number of steps is a mistake: schedulers would allocate, programs would be built, for hours
+MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ class Report:
         converged: per sample: stopped by the tolerance, or exact.
         seconds: from the first to the last wave, network included.
         predicted_seconds: the plan's prediction, None where nothing was measured.
-        fallback_reason: why the stock pipeline ran instead, None when it did not.
+        interrupted: the call was ended early, by `pipe._interrupt` or by a callback.
+        fallback_reason: why the stock loop ran instead, or why the run went on step by step; None when neither.
+        engine_reason: why a faster engine cannot run this pipeline, None when one could.
     """
 
     method: str
@@ -44,7 +46,9 @@ class Report:
     iterations_per_sample: list[int] = field(default_factory=list)
     seconds: float = 0.0
     predicted_seconds: float | None = None
+    interrupted: bool = False
     fallback_reason: str | None = None
+    engine_reason: str | None = None
 
     @property
     def iterations(self) -> int:
@@ -78,7 +82,11 @@ class Report:
         lines.append(("seconds", f"{self.seconds:.3f}"))
         if self.predicted_seconds is not None:
             lines.append(("predicted", f"{self.predicted_seconds:.3f}"))
+        if self.interrupted:
+            lines.append(("interrupted", "yes"))
         if self.fallback_reason is not None:
-            lines.append(("stock loop because", self.fallback_reason))
+            lines.append(("stock loop because" if self.method == "stock" else "step by step", self.fallback_reason))
+        if self.engine_reason is not None:
+            lines.append(("eager because", self.engine_reason))
         width = max(len(name) for name, _ in lines)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

@@ -32,10 +32,12 @@ class Run:
         extras: noise of stochastic steps, constraint, trajectory, history.
         observer: sees every checkpoint as it comes.
         started: `time.perf_counter()` when the first wave began, if that was before the run was made.
+        report: go on counting in this one, of a run that was left.
 
     Attributes:
         report: of this run, complete once `next` returned None.
         sample: final samples in the dtype of the state, [batch, ...]; None until then.
+        newest: the newest whole sample, [batch, ...]; None before the first.
         final_steps: steps of the grid that no later wave changes, N at the end: for progress bars.
     """
 
@@ -48,6 +50,7 @@ class Run:
         extras: Extras = NOTHING,
         observer: Observer | None = None,
         started: float | None = None,
+        report: Report | None = None,
     ) -> None:
         bits_only = plan.exact or plan.tolerance == 0.0
         calibrated = noise.momentum is None and noise.spread is None
@@ -55,10 +58,15 @@ class Run:
         self._monitor = Monitor(len(x), plan.tolerance, bits_only, first_contraction)
         self._observer = observer
         self._program = plan.program()
+        self._waves = 0
         self._started = time.perf_counter() if started is None else started
+        self._seconds_before = 0.0 if report is None else report.seconds
         self.final_steps = 0
+        self.newest: Tensor | None = None
         self.sample: Tensor | None = None
-        self.report = Report(
+        if report is not None:
+            report.converged = self._monitor.converged
+        self.report = report or Report(
             method=plan.method,
             engine=plan.engine,
             path=path,
@@ -94,16 +102,23 @@ class Run:
                     self._count(event)
                     return event
                 answer = self._judge(event)
+                self._keep_newest(event)
                 if self._observer is not None:
                     self._observer(event)
         except StopIteration as stop:
             self.sample = stop.value
-            self.final_steps = self.report.num_inference_steps
+            self.final_steps = self._program.num_steps
             return None
         except Diverged as what:
             raise DivergenceError(self._diagnosis(str(what)), self.report) from None
         finally:
-            self.report.seconds = time.perf_counter() - self._started
+            self.report.seconds = self._seconds_before + time.perf_counter() - self._started
+
+    def stop(self, sample: Tensor) -> None:
+        """End here, with this sample, [batch, ...] in the dtype of the state."""
+        self._core.close()
+        self.sample = sample
+        self.final_steps = self._program.num_steps
 
     def _judge(self, checkpoint: Checkpoint) -> tuple[int, ...] | None:
         if checkpoint.change is not None:
@@ -115,17 +130,25 @@ class Run:
         self._monitor.converged[:] = [checkpoint.exact] * len(checkpoint.samples)
         return None
 
+    def _keep_newest(self, checkpoint: Checkpoint) -> None:
+        if self.newest is None or len(self.newest) == len(checkpoint.sample):
+            self.newest = checkpoint.sample
+        else:  # samples that have finished keep what they had
+            self.newest = self.newest.clone()
+            self.newest[list(checkpoint.samples)] = checkpoint.sample
+
     def _advance_prefix(self) -> None:
         # the solve that starts from boundary p of iteration p is the sequential one
         done = [
             row.position + 1
-            for row in self._program.waves[self.report.waves - 1].rows
+            for row in self._program.waves[self._waves - 1].rows
             if row.fine and row.iteration == row.block
         ]
         self.final_steps = max([self.final_steps, *done])
 
     def _count(self, wave: Evaluate) -> None:
         rows = len(wave.positions)
+        self._waves += 1
         self.report.waves += 1
         self.report.rows += rows
         self.report.peak_rows = max(self.report.peak_rows, rows)

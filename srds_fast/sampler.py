@@ -14,7 +14,7 @@ from .denoiser import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .engine.eager import drain
 from .errors import InvalidArgument, PlanMismatch
 from .noise import noise_table
-from .plan import Plan, Settings, choose, refuse_beside
+from .plan import MOST_STEPS, Plan, Settings, choose, refuse_beside
 from .report import Report
 from .run import Observer, Run
 from .solvers.core import Extras
@@ -110,8 +110,9 @@ def sample(
                 f"cond[{name!r}] has {found}. Its first dimension must be the batch, {len(x)}. "
                 "Repeat what is shared, and close over what is not per sample in the denoiser."
             )
-    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
-        raise InvalidArgument(f"num_inference_steps is {num_inference_steps!r}. It must be a whole number, 1 or more.")
+    steps = num_inference_steps
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+        raise InvalidArgument(f"num_inference_steps is {steps!r}. It must be a whole number, 1 to {MOST_STEPS}.")
 
     if not isinstance(eta, int | float) or not 0 <= eta < math.inf:
         raise InvalidArgument(f"eta is {eta!r}. It scales the noise of a step, so it is a number of 0 or more.")

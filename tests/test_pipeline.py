@@ -27,7 +27,7 @@ from torch import Tensor
 import srds_fast
 from srds_fast import InvalidArgument, PlanMismatch, UnsupportedPipeline, UnsupportedScheduler, program
 from srds_fast.convergence import estimated_error
-from srds_fast.drive import DrivenDenoiser, DrivenScheduler
+from srds_fast.drive.standins import DrivenNetwork, DrivenScheduler
 
 EXACT_MODES: list[dict[str, Any]] = [
     {"method": "sequential"},
@@ -155,7 +155,7 @@ def test_the_pipe_gives_its_stock_result_before_during_and_after(sd: Any) -> Non
     assert sd.unet is unet
     assert set(sd.__dict__) == keys
     assert type(sd) is StableDiffusionPipeline
-    assert not isinstance(sd.unet, DrivenDenoiser)
+    assert not isinstance(sd.unet, DrivenNetwork)
     assert not isinstance(sd.scheduler, DrivenScheduler)
 
 

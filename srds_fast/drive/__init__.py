@@ -1,0 +1,439 @@
+"""Lockstep: a pipeline's own loop, driven from its scheduler.
+
+A call runs on a shallow copy of the pipe in which scheduler and networks are stand-ins. The loop then turns once per
+wave instead of once per step: the scheduler's `step` takes the guided outputs of all rows, hands them to the solver
+core and returns the next rows as "latents"; the networks give each row its own timestep and repeat the conditioning.
+Prompt encoding, guidance and decoding are the pipe's own code, and nothing the user holds is changed.
+
+Rows lie in the batch as (copy or guidance branch, row, sample).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import RowInputs, draw_noise, state_dtype, tile
+from ..errors import UnsupportedPipeline, UnsupportedScheduler
+from ..noise import NoiseTable, noise_table
+from ..plan import Plan, Settings, choose
+from ..run import Observer, Run
+from ..solvers.core import Evaluate, Extras, Trajectory
+from .inpaint import Inpainting
+from .networks import PER_SAMPLE_OPTIONS, SHARED_OPTIONS, Network, network_family
+from .standins import DrivenNetwork, DrivenScheduler, RowStates, driven_progress
+
+__all__ = ["Drive", "Loop", "driven_copy", "network_family"]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What must be known of a pipeline's loop to drive it.
+
+    Attributes:
+        networks: names of the components that are called in the loop.
+        copies: how many copies of the state the loop carries along (DiT carries two under guidance).
+        joins: the loop may join conditioning to the states, channel by channel.
+        blends: the loop puts the known part of an image back in after every step.
+        counts: the loop looks up what it needs by its turn, in a list with an entry per step.
+        checked: the loop was read by hand; otherwise what it tells its network is checked in the first turn.
+    """
+
+    networks: tuple[str, ...]
+    copies: int = 1
+    joins: bool = False
+    blends: bool = False
+    counts: bool = False
+    checked: bool = True
+
+
+class Drive:
+    """State of one driven call: the run, and the wave the loop is in.
+
+    Args:
+        scheduler: the pipe's scheduler; a copy of it is driven.
+        loop: what is known of the pipeline's loop.
+        plan_for: gives the plan, from the number of steps and whether they add noise.
+        observer: sees every checkpoint.
+        keep_states: keep the states of all steps, for callbacks.
+        interrupted: asked before every wave whether to stop early.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        loop: Loop,
+        plan_for: Callable[[int, bool], Plan],
+        observer: Observer | None = None,
+        *,
+        keep_states: bool = False,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.scheduler = DrivenScheduler(_copy(scheduler), self)
+        self.inpainting: Inpainting | None = None
+        self.run: Run | None = None
+        self.timesteps: Tensor | None = None
+        self.steps = 0
+        self.finished = False
+        self._loop = loop
+        self._plan_for = plan_for
+        self._observer = observer
+        self._keep_states = keep_states
+        self._interrupted = interrupted
+        self._start = 0
+        self._offset = 0
+        self._trajectory: Trajectory | None = None
+        self._noise: NoiseTable | None = None
+        self._draws: Tensor | None = None
+        self._inputs: RowInputs | None = None
+        self._wave: Evaluate | None = None
+        self._handed: Tensor | None = None
+        self._num_samples = 0
+        self._calls = 0
+        self._tiles: dict[str, tuple[Tensor, tuple[int, ...], int, Tensor]] = {}
+        self._started: float | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Steps the loop walks: all of the scheduler's, or a part."""
+        assert self.timesteps is not None
+        return len(self.timesteps)
+
+    @property
+    def final_steps(self) -> int:
+        """Steps that no later wave changes."""
+        return 0 if self.run is None else self._offset + self.run.final_steps
+
+    def enter(self, start: int, timesteps: Tensor) -> None:
+        """The loop begins, or someone reads the timesteps: from step `start` of the scheduler's grid on."""
+        if self.steps == 0:
+            self._start, self.timesteps = start, timesteps
+
+    def state_after(self, step: int) -> Tensor:
+        """The state that a final step led to, [batch, ...]; only with keep_states."""
+        assert self._trajectory is not None
+        state = self._trajectory.x[step + 1 - self._offset]
+        assert state is not None, "a final step has been computed"
+        return state
+
+    def step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Take the guided output of a wave, return the states of the next, or the samples: [rows * samples, ...].
+
+        The second entry, where there is one, is the predicted x0: a loop of a single step may ask for it.
+        """
+        if self.timesteps is None:
+            raise UnsupportedPipeline(
+                "The pipeline steps its scheduler outside a loop over the timesteps. Such a loop cannot be driven. "
+                "Run this call on the original pipeline."
+            )
+        self.steps += 1
+        if self._calls == 0:
+            raise UnsupportedPipeline(
+                "The pipeline stepped its scheduler twice with one call of its network. Such a loop cannot be driven. "
+                "Run this call on the original pipeline."
+            )
+        self._calls = 0
+        x0: tuple[Tensor, ...] = ()
+        if self.run is None:
+            x0 = self._begin(m, x, options)
+        elif self._handed is not None and x is not self._handed:
+            raise UnsupportedPipeline(
+                "The pipeline changes its latents between two scheduler steps. Such a loop cannot be driven. "
+                "Run this call on the original pipeline."
+            )
+        assert self.run is not None
+        assert self._wave is not None
+        if self._interrupted() and (newest := self.newest()) is not None:
+            return (self.interrupt(newest, x.dtype), *x0)
+        rows = len(self._wave.positions)
+        m = m[: len(m) // self._loop.copies].unflatten(0, (rows, len(self._wave.samples)))
+        self._wave = self.run.next(m)
+        return (self._hand_out(x.dtype), *x0)
+
+    def newest(self) -> Tensor | None:
+        """The newest whole sample, [batch, ...]; of a sequential run, where it stands."""
+        assert self.run is not None
+        if self.run.newest is None and self.run.report.method == "sequential" and self._wave is not None:
+            return self._wave.x[0]
+        return self.run.newest
+
+    def interrupt(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
+        """End the call early with this sample; returns it as the loop carries it."""
+        assert self.run is not None
+        self.run.report.interrupted = True
+        return self._end(sample, dtype)
+
+    def _end(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
+        assert self.run is not None
+        self.run.stop(sample)
+        self._wave = None
+        return self._hand_out(dtype)
+
+    def go_on_from(self, step: int, x: Tensor, reason: str) -> Tensor:
+        """Drop what was computed beyond a final step and go on from `x` one step at a time.
+
+        Args:
+            step: the last step that stays.
+            x: the state after it, [batch, ...], in the dtype of the pipe.
+            reason: for the report.
+
+        Returns:
+            x, as the loop carries it from here.
+        """
+        assert self.run is not None
+        assert self._noise is not None
+        report = self.run.report
+        report.fallback_reason = report.fallback_reason or reason
+        done = step + 1
+        if done == self.num_steps:
+            return self._end(x.to(state_dtype(x.dtype)), x.dtype)
+        x0_prev = self._trajectory.x0[step - self._offset] if self._trajectory is not None else None
+        self._offset = done
+        rest = self._noise.part(self._start + done, self._start + self.num_steps, afresh=False)
+        state = x.to(state_dtype(x.dtype))
+        self._num_samples = len(x)
+        self._inputs = RowInputs(rest, state.dtype, x.device)
+        plan = choose(rest.num_steps, Settings(method="sequential"))
+        draws = None if self._draws is None else self._draws[done:]
+        self.run = Run(plan, state, rest, "drive", self._extras(draws, rest.num_steps, x0_prev), report=report)
+        self._wave = self.run.next(None)
+        self.finished = False
+        return self._hand_out(x.dtype)
+
+    def scale(self, x: Tensor, timestep: Any) -> Tensor:
+        """The states of the wave times their input scale, for all guidance branches."""
+        if self._wave is None:
+            return self.scheduler.inner.scale_model_input(x, timestep)  # type: ignore[no-any-return]
+        assert self._inputs is not None
+        rows = [position for position in self._wave.positions for _ in self._wave.samples]
+        scaled = self._inputs.scaled(x, rows * (len(x) // len(rows)))
+        return RowStates.of(scaled, self) if isinstance(x, RowStates) else scaled
+
+    def for_rows(self, conditioning: Tensor, states: Tensor) -> Tensor:
+        """Conditioning with an entry per branch and sample, repeated for the rows of `states`."""
+        assert self._wave is not None
+        branches = len(states) // (len(self._wave.positions) * len(self._wave.samples))
+        return self._repeated("joined to the states", conditioning, branches)
+
+    def call(
+        self, network: nn.Module, family: Network, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call a network with per-row timesteps and repeated conditioning. names: of its parameters, in order."""
+        self._calls += 1
+        given = dict(zip(names, args, strict=False)) | kwargs
+        states: Tensor = given[family.state]
+        if self._wave is None:  # the first wave is the starting noise alone: a plain call
+            if self._started is None:
+                self._started = time.perf_counter()
+            if not self._loop.checked:
+                self._check_time(network, family, given)
+            return network(*args, **kwargs)
+        assert self._inputs is not None
+        wave, rows = self._wave, len(self._wave.positions) * len(self._wave.samples)
+        branches, odd = divmod(len(states), rows)
+        if odd:
+            raise UnsupportedPipeline(
+                f"{type(network).__name__} was given {len(states)} states for {rows} rows. It is not known which state "
+                "belongs to which row. Run this call on the original pipeline."
+            )
+        if isinstance(states, RowStates):
+            plain = states.as_subclass(Tensor)
+            args, kwargs = (
+                tuple(plain if arg is states else arg for arg in args),
+                {name: plain if value is states else value for name, value in kwargs.items()},
+            )
+        timesteps = self._inputs.timesteps(wave).repeat(branches)
+
+        def for_rows(name: str, value: Any) -> Any:
+            if value is None or name == family.state or name in family.shared:
+                return value
+            if name == "timestep":
+                return family.time(timesteps, states.dtype)
+            if name in family.per_sample:
+                return self._repeat(name, value, branches)
+            if name in family.options:
+                return self._repeat_options(name, value, branches)
+            raise UnsupportedPipeline(
+                f"The pipeline passes {name!r} to {type(network).__name__}. It is not known how that argument belongs "
+                "to samples. Run this call on the original pipeline."
+            )
+
+        # positional arguments stay positional: hooks on the network may look at either
+        return network(
+            *(for_rows(name, value) for name, value in zip(names, args, strict=False)),
+            **{name: for_rows(name, value) for name, value in kwargs.items()},
+        )
+
+    def _begin(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
+        """The first step: now number of steps, noise and samples are known."""
+        scheduler = self.scheduler.inner
+        if m.shape != x.shape:
+            raise UnsupportedPipeline(
+                f"The pipeline steps latents of shape {tuple(x.shape)} with an output of shape {tuple(m.shape)}. What "
+                "its other channels mean to the step is not known. Run this call on the original pipeline."
+            )
+        clip_epsilon = bool(options.pop("use_clipped_model_output", False))
+        eta, generator = float(options.pop("eta", 0.0)), options.pop("generator", None)
+        for name, value in options.items():
+            raise UnsupportedScheduler(
+                f"{type(scheduler).__name__}.step was given {name}={value!r}. The step then depends on more than "
+                f"sample, network output and noise. Call the pipeline without it."
+            )
+        self._noise = noise_table(scheduler, clip_epsilon=clip_epsilon, eta=eta)
+        if self._loop.copies > 1 and bool((self._noise.input_scale != 1).any()):
+            raise UnsupportedPipeline(
+                f"The pipeline's loop overwrites its latents with what {type(scheduler).__name__} scales for the "
+                "network. They are then not the scheduler's own. Use a scheduler that does not scale, as DDIMScheduler."
+            )
+        noise = self._noise.part(self._start, self._start + self.num_steps)
+        self._num_samples = len(x) // self._loop.copies
+        state = x[: self._num_samples].to(state_dtype(x.dtype))
+        # drawn for all copies, as the stock step does; the first one is the sample's
+        draws = draw_noise(noise, m, state.dtype, generator)
+        self._draws = None if draws is None else draws[:, : self._num_samples]
+        self._inputs = RowInputs(noise, state.dtype, x.device)
+        plan = self._plan_for(noise.num_steps, noise.spread is not None)
+        ahead_of_its_turns = plan.method == "sequential" or (plan.pipelined and plan.max_rows is None)
+        if self._loop.counts and not ahead_of_its_turns:
+            raise UnsupportedPipeline(
+                "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
+                "Use pipelined=True and no max_rows."
+            )
+        extras = self._extras(self._draws, noise.num_steps)
+        self.run = Run(plan, state, noise, "drive", extras, self._observer, self._started)
+        self._wave = self.run.next(None)
+        if noise.num_steps > 1:
+            return ()
+        _, x0 = noise.step(0, state, m[: self._num_samples].to(state.dtype))
+        return (x0.to(x.dtype),)
+
+    def _extras(self, draws: Tensor | None, num_steps: int, x0_prev: Tensor | None = None) -> Extras:
+        constrain = None
+        if self.inpainting is not None and self.inpainting.mask is not None:
+            assert self._noise is not None
+            inpainting, noise, first = self.inpainting, self._noise, self._start + self._offset
+            last = self._start + self.num_steps
+
+            def constrain(x: Tensor, position: int, samples: tuple[int, ...]) -> Tensor:
+                return inpainting.blend(x, first + position, samples, noise, last)
+
+        self._trajectory = Trajectory(num_steps) if self._keep_states else None
+        return Extras(draws, constrain, self._trajectory, x0_prev)
+
+    def _hand_out(self, dtype: torch.dtype) -> Tensor:
+        """The next rows, or the samples: as the loop carries them."""
+        assert self.run is not None
+        if self._wave is None:
+            assert self.run.sample is not None
+            self.finished = True
+            self._tiles.clear()
+            states = self.run.sample.to(dtype)
+        else:
+            states = self._wave.x.flatten(0, 1).to(dtype)
+        if self._loop.copies > 1:
+            states = torch.cat([states] * self._loop.copies)
+        elif self._loop.joins and self._wave is not None:
+            states = RowStates.of(states, self)
+        # where the loop itself makes the states anew, they cannot be known again
+        self._handed = None if self._loop.copies > 1 or self._loop.blends else states
+        return states
+
+    def _repeat(self, name: str, value: Any, branches: int) -> Any:
+        if isinstance(value, Tensor):
+            return self._repeated(name, value, branches)
+        if isinstance(value, dict):
+            return {key: self._repeat(f"{name}.{key}", entry, branches) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._repeat(f"{name}.{key}", entry, branches) for key, entry in enumerate(value))
+        return value
+
+    def _repeat_options(self, name: str, options: dict[str, Any], branches: int) -> dict[str, Any]:
+        repeated = dict(options)
+        for key, value in options.items():
+            if key in PER_SAMPLE_OPTIONS:
+                repeated[key] = self._repeat(f"{name}.{key}", value, branches)
+            elif key not in SHARED_OPTIONS and not isinstance(value, bool | int | float | str | None):
+                raise UnsupportedPipeline(
+                    f"{name} holds {key!r}, a {type(value).__name__}. It is not known how that belongs to samples. "
+                    "Run this call on the original pipeline."
+                )
+        return repeated
+
+    def _repeated(self, name: str, value: Tensor, branches: int) -> Tensor:
+        """One tensor for the rows; the last one made is kept, as most waves are as wide as the one before."""
+        assert self._wave is not None
+        rows, samples = len(self._wave.positions), self._wave.samples
+        if len(value) != branches * self._num_samples:
+            raise UnsupportedPipeline(
+                f"The pipeline's network was given conditioning of shape {tuple(value.shape)} ({name}) for {branches} "
+                f"x {self._num_samples} branches and samples. It is not known which entry belongs to which sample. "
+                "Run this call on the original pipeline."
+            )
+        source, of_samples, of_rows, tiled = self._tiles.get(name, (None, (), 0, value))
+        if source is not value or of_samples != samples or of_rows != rows:
+            tiled = tile(value, samples, rows, self._num_samples, branches)
+            self._tiles[name] = value, samples, rows, tiled
+        return tiled
+
+    def _check_time(self, network: nn.Module, family: Network, given: dict[str, Any]) -> None:
+        """Hold what an unread loop tells its network in the first turn against what it would be told later."""
+        assert self.timesteps is not None
+        if "timestep" not in given:
+            raise UnsupportedPipeline(
+                f"The pipeline tells {type(network).__name__} no timestep. Rows at different times would be one to it. "
+                "Run this call on the original pipeline."
+            )
+        told = torch.as_tensor(given["timestep"]).flatten()[:1].double().cpu()
+        expected = family.time(self.timesteps[:1], given[family.state].dtype).double().cpu()
+        if not torch.equal(told, expected):
+            raise UnsupportedPipeline(
+                f"The pipeline tells {type(network).__name__} the time {float(told)} where {float(expected)} was "
+                "expected. Its unit is not known. Run this call on the original pipeline."
+            )
+
+
+def _copy(scheduler: Any) -> Any:
+    """A copy to drive. Another thread may be setting the timesteps of the original: dict.copy() cannot be torn."""
+    twin = object.__new__(type(scheduler))
+    twin.__dict__.update(copy.deepcopy(vars(scheduler).copy()))
+    return twin
+
+
+def driven_copy(pipe: Any, cls: Any, loop: Loop, drive: Drive, parts: dict[str, Any]) -> Any:
+    """A shallow copy of the pipe, of class `cls`, with stand-ins for its scheduler and its networks.
+
+    Args:
+        pipe: the user's pipeline; not changed.
+        cls: the pipeline's own class.
+        loop: what is known of its loop.
+        drive: of this call.
+        parts: components to use in place of the pipe's.
+    """
+    twin = object.__new__(cls)
+    networks = {}
+    for name in loop.networks:
+        network = getattr(pipe, name)
+        family = network_family(network)
+        assert family is not None, "compile() checks the family of every network"
+        networks[name] = DrivenNetwork(network, family, drive)
+    twin.__dict__.update(
+        {
+            **pipe.__dict__,
+            **parts,
+            **networks,
+            "scheduler": drive.scheduler,
+            "progress_bar": functools.partial(driven_progress, functools.partial(cls.progress_bar, twin), drive),
+            # offloading hooks belong to the networks, not to their stand-ins
+            "maybe_free_model_hooks": functools.partial(cls.maybe_free_model_hooks, pipe),
+        }
+    )
+    if loop.blends:
+        drive.inpainting = Inpainting(twin)
+    return twin

@@ -1,0 +1,108 @@
+"""How each family of networks is called: which argument holds the states, which belongs to samples, how time is told.
+
+An argument is repeated for the rows of a wave, or passed on, by its name: a test of its shape would be ambiguous (the
+text ids of a transformer can have as many entries as the batch). An argument with no name here is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _as_it_is(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+    return timesteps
+
+
+def _thousandths(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+    """Flux is told t / 1000, rounded to the dtype of the latents first: as its pipelines write it."""
+    return timesteps.to(dtype) / 1000
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a family of networks is called.
+
+    Attributes:
+        state: name of the argument that holds the states.
+        per_sample: arguments whose tensors have one entry per branch and sample; repeated for the rows.
+        shared: arguments that hold for the whole call; passed on as they are.
+        options: arguments that are dictionaries of options: scalars, tensors shared by all rows (`SHARED_OPTIONS`) and
+            tensors with an entry per branch and sample (`PER_SAMPLE_OPTIONS`).
+        time: (the scheduler's timesteps, dtype of the latents) -> what the network is told.
+    """
+
+    state: str
+    per_sample: frozenset[str]
+    shared: frozenset[str] = frozenset({"return_dict"})
+    options: frozenset[str] = frozenset()
+    time: Callable[[Tensor, torch.dtype], Tensor] = _as_it_is
+
+
+PER_SAMPLE_OPTIONS = frozenset({"ip_adapter_image_embeds"})
+SHARED_OPTIONS = frozenset({"ip_adapter_masks"})
+
+_CONDITIONING = frozenset(
+    {
+        "encoder_hidden_states",
+        "class_labels",
+        "timestep_cond",
+        "attention_mask",
+        "encoder_attention_mask",
+        "added_cond_kwargs",
+    }
+)
+NETWORKS = {
+    "UNet2DConditionModel": Network(
+        state="sample",
+        per_sample=_CONDITIONING | {"down_intrablock_additional_residuals"},
+        # the residuals of a ControlNet have been computed for the rows
+        shared=frozenset({"down_block_additional_residuals", "mid_block_additional_residual", "return_dict"}),
+        options=frozenset({"cross_attention_kwargs"}),
+    ),
+    "UNet2DModel": Network(state="sample", per_sample=frozenset({"class_labels"})),
+    "ControlNetModel": Network(
+        state="sample",
+        per_sample=_CONDITIONING | {"controlnet_cond"},
+        shared=frozenset({"conditioning_scale", "guess_mode", "return_dict"}),
+        options=frozenset({"cross_attention_kwargs"}),
+    ),
+    "SD3Transformer2DModel": Network(
+        state="hidden_states",
+        per_sample=frozenset({"encoder_hidden_states", "pooled_projections"}),
+        options=frozenset({"joint_attention_kwargs"}),
+    ),
+    "FluxTransformer2DModel": Network(
+        state="hidden_states",
+        per_sample=frozenset({"encoder_hidden_states", "pooled_projections", "guidance"}),
+        shared=frozenset({"txt_ids", "img_ids", "return_dict"}),
+        options=frozenset({"joint_attention_kwargs"}),
+        time=_thousandths,
+    ),
+    "PixArtTransformer2DModel": Network(
+        state="hidden_states",
+        per_sample=_CONDITIONING,
+        options=frozenset({"cross_attention_kwargs"}),
+    ),
+    "DiTTransformer2DModel": Network(
+        state="hidden_states",
+        per_sample=frozenset({"class_labels"}),
+        options=frozenset({"cross_attention_kwargs"}),
+    ),
+}
+NETWORKS["MultiControlNetModel"] = NETWORKS["ControlNetModel"]
+
+
+def network_family(module: object) -> Network | None:
+    """The family a network belongs to, by class name; torch.compile's wrapper is looked through."""
+    names = (cls.__name__ for cls in type(unwrapped(module)).__mro__)
+    return next((NETWORKS[name] for name in names if name in NETWORKS), None)
+
+
+def unwrapped(module: Any) -> Any:
+    """The module that torch.compile wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)

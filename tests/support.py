@@ -1,0 +1,338 @@
+"""What is supported, as data: the test matrix runs every cell of it, and README's tables are written from it.
+
+python tests/support.py          # writes the tables into README.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+)
+
+README = Path(__file__).parent.parent / "README.md"
+STEPS = 9
+
+VP = {**tiny.SD_BETAS, "steps_offset": 1}
+SCHEDULERS: dict[str, Callable[[], Any]] = {
+    "DDIM": lambda: DDIMScheduler(**tiny.SD_NOISE),
+    "Euler": lambda: EulerDiscreteScheduler(**VP),
+    "DPM-Solver++ (1, 2)": lambda: DPMSolverMultistepScheduler(**VP),
+    "DDPM": lambda: DDPMScheduler(**VP, clip_sample=False),
+    "Euler ancestral": lambda: EulerAncestralDiscreteScheduler(**VP),
+    "flow-matching Euler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+}
+NOISE = tuple(SCHEDULERS)[:5]
+FLOW = ("flow-matching Euler",)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a call: it is driven, runs on the stock loop with a reason, or is an error."""
+
+    kind: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return self.kind + (f": {self.why}" if self.why else "")
+
+
+DRIVEN = Verdict("accelerated")
+
+
+def stock(why: str) -> Verdict:
+    return Verdict("stock loop", why)
+
+
+def refused(why: str) -> Verdict:
+    return Verdict("refused", why)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A row of the first table.
+
+    Attributes:
+        tiny: its entry in tiny.PIPELINES.
+        schedulers: columns it is driven with.
+        others: what becomes of the other columns that it can be called with at all.
+    """
+
+    name: str
+    tiny: str
+    schedulers: tuple[str, ...]
+    others: dict[str, Verdict] = field(default_factory=dict)
+
+    def build(self, scheduler: str) -> Any:
+        pipe = tiny.PIPELINES[self.tiny][0](SCHEDULERS[scheduler]())
+        if type(pipe.scheduler) is not type(SCHEDULERS[scheduler]()):  # DDIMPipeline makes a DDIM of any scheduler
+            pipe.scheduler = SCHEDULERS[scheduler]()
+        return pipe
+
+    def verdict(self, scheduler: str) -> Verdict | None:
+        return DRIVEN if scheduler in self.schedulers else self.others.get(scheduler)
+
+
+SCALED = stock("overwrites its latents")
+PIPELINES = [
+    Pipeline("StableDiffusion", "stable_diffusion", NOISE),
+    Pipeline("StableDiffusionImg2Img", "stable_diffusion_img2img", NOISE),
+    Pipeline("StableDiffusionInpaint", "stable_diffusion_inpaint", NOISE),
+    Pipeline("StableDiffusionInpaint, 9 channels", "stable_diffusion_inpaint_9", NOISE),
+    Pipeline("StableDiffusionControlNet", "stable_diffusion_controlnet", NOISE),
+    Pipeline("StableDiffusionControlNet, several", "stable_diffusion_controlnet_2", NOISE),
+    Pipeline("StableDiffusionXL", "stable_diffusion_xl", NOISE),
+    Pipeline("StableDiffusionXLImg2Img", "stable_diffusion_xl_img2img", NOISE),
+    Pipeline("StableDiffusionXLInpaint", "stable_diffusion_xl_inpaint", NOISE),
+    Pipeline("StableDiffusionXLInpaint, 9 channels", "stable_diffusion_xl_inpaint_9", NOISE),
+    Pipeline("StableDiffusion3", "stable_diffusion_3", FLOW),
+    Pipeline("Flux", "flux", FLOW),
+    Pipeline("Flux, guidance-distilled", "flux_guidance", FLOW),
+    Pipeline("PixArtAlpha", "pixart", NOISE),
+    Pipeline(
+        "DiT", "dit", ("DDIM", "DPM-Solver++ (1, 2)", "DDPM"), dict.fromkeys(("Euler", "Euler ancestral"), SCALED)
+    ),
+    Pipeline("DDIM", "ddim", ("DDIM",)),
+    Pipeline("DDPM", "ddpm", ("DDIM", "DPM-Solver++ (1, 2)", "DDPM")),
+]
+BY_NAME = {pipeline.name: pipeline for pipeline in PIPELINES}
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A row of the second table: something a call asks for.
+
+    Attributes:
+        name: as README says it.
+        pipelines: names of the rows of the first table that it is run on, with their first scheduler.
+        call: arguments of the call beside the pipeline's own.
+        prepare: (pipe) -> further arguments; may change the pipe first.
+        build: makes another pipe than the row's.
+        verdict: what becomes of the call.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    call: dict[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Any], dict[str, Any]] = lambda pipe: {}
+    build: Callable[[], Any] | None = None
+    verdict: Verdict = DRIVEN
+
+
+UNETS = ("StableDiffusion", "StableDiffusionXL")
+GUIDED = (*UNETS, "StableDiffusion3", "PixArtAlpha")
+TEXT = (*GUIDED, "Flux")
+
+
+def _scheduler(make: Callable[[], Any]) -> Callable[[Any], dict[str, Any]]:
+    def prepare(pipe: Any) -> dict[str, Any]:
+        pipe.scheduler = make()
+        return {}
+
+    return prepare
+
+
+def _ip_adapter(pipe: Any) -> dict[str, Any]:
+    return {"ip_adapter_image_embeds": tiny.add_ip_adapter(pipe)}
+
+
+def _lora(pipe: Any) -> dict[str, Any]:
+    tiny.add_lora(pipe.unet if hasattr(pipe, "unet") else pipe.transformer)
+    return {}
+
+
+def _scaled_lora(pipe: Any) -> dict[str, Any]:
+    _lora(pipe)
+    name = "cross_attention_kwargs" if hasattr(pipe, "unet") else "joint_attention_kwargs"
+    return {name: {"scale": 0.3}}
+
+
+def _freeu(pipe: Any) -> dict[str, Any]:
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    return {}
+
+
+def _group_offload(pipe: Any) -> dict[str, Any]:
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    network.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    return {}
+
+
+def _cached(pipe: Any) -> dict[str, Any]:
+    from diffusers import FirstBlockCacheConfig
+
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    return {}
+
+
+def _latents(pipe: Any) -> dict[str, Any]:
+    return {"latents": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(9))}
+
+
+def _look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return tensors
+
+
+def _change(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {"latents": tensors["latents"] * 1.05} if step == 3 else tensors
+
+
+def _pix2pix() -> Any:
+    parts = tiny._sd_parts(None, 0, unet_channels=8)
+    return tiny._ready(StableDiffusionInstructPix2PixPipeline(**parts, image_encoder=None))
+
+
+FEATURES = [
+    Feature("guidance", GUIDED, {"guidance_scale": 4.0}),
+    Feature("no guidance", GUIDED, {"guidance_scale": 1.0}),
+    Feature("true guidance (two calls a step)", ("Flux",), {"true_cfg_scale": 3.0, "negative_prompt": "dog"}),
+    Feature("negative prompt", TEXT, {"negative_prompt": "dog"}),
+    Feature("`guidance_rescale`", UNETS, {"guidance_rescale": 0.7}),
+    Feature("several prompts and images", TEXT, {"prompt": ["a", "b"], "num_images_per_prompt": 2}),
+    Feature("a generator per sample", TEXT, {"prompt": ["a", "b"], "generator": [1, 2]}),
+    Feature("given latents", UNETS, prepare=_latents),
+    Feature("given latents of another size", ("StableDiffusion",), {"height": 40, "width": 24}),
+    Feature("several classes", ("DiT",), {"class_labels": [1, 5, 9]}),
+    Feature("classes without guidance", ("DiT",), {"class_labels": [1, 5], "guidance_scale": 1.0}),
+    Feature("one step", (*TEXT, "DiT", "DDIM"), {"num_inference_steps": 1}),
+    Feature(
+        "v-prediction, zero terminal SNR",
+        ("StableDiffusion",),
+        prepare=_scheduler(
+            lambda: DDIMScheduler(
+                **tiny.SD_NOISE,
+                prediction_type="v_prediction",
+                rescale_betas_zero_snr=True,
+                timestep_spacing="trailing",
+            )
+        ),
+    ),
+    Feature(
+        "Karras sigmas",
+        UNETS,
+        prepare=_scheduler(lambda: DPMSolverMultistepScheduler(**VP, use_karras_sigmas=True, solver_type="heun")),
+    ),
+    Feature(
+        "dynamic shifting",
+        ("StableDiffusion3", "Flux"),
+        prepare=_scheduler(lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)),
+    ),
+    Feature("given `timesteps`", UNETS, {"timesteps": [900, 700, 500, 300, 150, 50]}, _scheduler(SCHEDULERS["Euler"])),
+    Feature("given `sigmas`", ("StableDiffusion3", "Flux"), {"sigmas": [1.0, 0.8, 0.6, 0.4, 0.2, 0.1]}),
+    Feature("`eta` > 0 (DDIM)", ("StableDiffusion", "DDIM"), {"eta": 0.7}),
+    Feature("`denoising_end`", ("StableDiffusionXL",), {"denoising_end": 0.6}),
+    Feature("`denoising_start`", ("StableDiffusionXLImg2Img",), {"denoising_start": 0.4}),
+    Feature(
+        "`denoising_start` and `_end`", ("StableDiffusionXLInpaint",), {"denoising_start": 0.2, "denoising_end": 0.8}
+    ),
+    Feature("another `strength`", ("StableDiffusionImg2Img", "StableDiffusionInpaint"), {"strength": 0.5}),
+    Feature("`guess_mode`", ("StableDiffusionControlNet",), {"guess_mode": True}),
+    Feature("`controlnet_conditioning_scale`", ("StableDiffusionControlNet",), {"controlnet_conditioning_scale": 0.4}),
+    Feature("IP-Adapter", UNETS, prepare=_ip_adapter),
+    Feature("LoRA", (*UNETS, "StableDiffusion3", "Flux"), prepare=_lora),
+    Feature("LoRA with a scale", (*UNETS, "StableDiffusion3", "Flux"), prepare=_scaled_lora),
+    Feature("FreeU", UNETS, prepare=_freeu),
+    Feature("group offload (eagerly, with `engine_reason`)", ("StableDiffusion", "Flux"), prepare=_group_offload),
+    Feature("`callback_on_step_end` that looks", (*UNETS, "StableDiffusion3", "Flux"), {"callback_on_step_end": _look}),
+    Feature(
+        "`callback_on_step_end` that changes something",
+        (*UNETS, "StableDiffusion3", "Flux"),
+        {"callback_on_step_end": _change},
+        verdict=Verdict("step by step from there", "the callback changed"),
+    ),
+    Feature(
+        "a pipeline not listed above, with a plain loop (here: InstructPix2Pix)",
+        ("StableDiffusion",),
+        {"image": tiny.image()},
+        build=_pix2pix,
+    ),
+    Feature(
+        "the deprecated `callback`",
+        ("StableDiffusion", "PixArtAlpha"),
+        {"callback": lambda *given: None, "callback_steps": 1},
+        verdict=stock("sees every step's latents"),
+    ),
+    Feature(
+        "`control_guidance_start`, `_end`",
+        ("StableDiffusionControlNet",),
+        {"control_guidance_start": 0.2},
+        verdict=stock("switches the ControlNet by step number"),
+    ),
+    Feature(
+        "`skip_guidance_layers`",
+        ("StableDiffusion3",),
+        {"skip_guidance_layers": [1]},
+        verdict=stock("switches guidance on and off by step number"),
+    ),
+    Feature(
+        "a cache on the network (`enable_cache`)",
+        ("Flux",),
+        prepare=_cached,
+        verdict=stock("takes the previous call for the previous step"),
+    ),
+]
+
+REPLACEMENTS = {
+    "PNDM, LCM, TCD": "DDIMScheduler",
+    "UniPC, DEIS, DPMSolverSinglestep": "DPMSolverMultistepScheduler",
+    "Heun, KDPM2, LMS": "EulerDiscreteScheduler",
+    "KDPM2Ancestral, DPMSolverSDE": "EulerAncestralDiscreteScheduler",
+    "FlowMatchHeun, FlowMatchLCM": "FlowMatchEulerDiscreteScheduler",
+}
+REFUSED_PIPELINES = {
+    "StableDiffusionXLControlNetPipeline": "uses the step number i",
+    "FluxControlNetPipeline": "uses the step number i",
+    "StableDiffusionPAGPipeline": "uses the timestep",
+    "StableDiffusionPanoramaPipeline": "step",
+    "StableDiffusion3InpaintPipeline": "step number",
+}
+
+
+def tables() -> str:
+    """README's tables."""
+    lines = [
+        "| pipeline | " + " | ".join(SCHEDULERS) + " |",
+        "| --- |" + " --- |" * len(SCHEDULERS),
+    ]
+    for pipeline in PIPELINES:
+        verdicts = (pipeline.verdict(scheduler) for scheduler in SCHEDULERS)
+        cells = ["" if verdict is None else "yes" if verdict == DRIVEN else verdict.kind for verdict in verdicts]
+        lines.append(f"| {pipeline.name} | " + " | ".join(cells) + " |")
+    lines += ["", "| a call with | becomes | tested on |", "| --- | --- | --- |"]
+    for feature in FEATURES:
+        lines.append(f"| {feature.name} | {feature.verdict} | {', '.join(feature.pipelines)} |")
+    lines += ["", "| refused scheduler | the line in the error is |", "| --- | --- |"]
+    for names, other in REPLACEMENTS.items():
+        lines.append(f"| {names} | `pipe.scheduler = diffusers.{other}.from_config(pipe.scheduler.config)` |")
+    return "\n".join(lines)
+
+
+BEGIN, END = "<!-- tables from tests/support.py -->", "<!-- end of the tables -->"
+
+
+def written(readme: str) -> str:
+    """README with the tables in their place."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
+
+
+def cases() -> list[Any]:
+    """(feature, pipeline) for every pair of the second table."""
+    return [(feature, BY_NAME[name]) for feature in FEATURES for name in feature.pipelines]
+
+
+if __name__ == "__main__":
+    README.write_text(written(README.read_text()))

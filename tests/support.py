@@ -35,7 +35,13 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
     "flow-matching Euler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
 }
 NOISE = tuple(SCHEDULERS)[:5]
-FLOW = ("flow-matching Euler",)
+FLOW = ("flow-matching Euler", "DPM-Solver++ (1, 2)")
+
+
+def _flow_dpm() -> DPMSolverMultistepScheduler:
+    return DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", use_dynamic_shifting=True, flow_shift=3.0
+    )
 
 
 @dataclass(frozen=True)
@@ -68,17 +74,19 @@ class Pipeline:
         tiny: its entry in tiny.PIPELINES.
         schedulers: columns it is driven with.
         others: what becomes of the other columns that it can be called with at all.
+        flow: its network predicts a velocity.
     """
 
     name: str
     tiny: str
     schedulers: tuple[str, ...]
     others: dict[str, Verdict] = field(default_factory=dict)
+    flow: bool = False
 
     def build(self, scheduler: str) -> Any:
-        pipe = tiny.PIPELINES[self.tiny][0](SCHEDULERS[scheduler]())
-        if type(pipe.scheduler) is not type(SCHEDULERS[scheduler]()):  # DDIMPipeline makes a DDIM of any scheduler
-            pipe.scheduler = SCHEDULERS[scheduler]()
+        make = _flow_dpm if self.flow and scheduler.startswith("DPM") else SCHEDULERS[scheduler]
+        pipe = tiny.PIPELINES[self.tiny][0]()
+        pipe.scheduler = make()
         return pipe
 
     def verdict(self, scheduler: str) -> Verdict | None:
@@ -97,15 +105,15 @@ PIPELINES = [
     Pipeline("StableDiffusionXLImg2Img", "stable_diffusion_xl_img2img", NOISE),
     Pipeline("StableDiffusionXLInpaint", "stable_diffusion_xl_inpaint", NOISE),
     Pipeline("StableDiffusionXLInpaint, 9 channels", "stable_diffusion_xl_inpaint_9", NOISE),
-    Pipeline("StableDiffusion3", "stable_diffusion_3", FLOW),
-    Pipeline("Flux", "flux", FLOW),
-    Pipeline("Flux, guidance-distilled", "flux_guidance", FLOW),
+    Pipeline("StableDiffusion3", "stable_diffusion_3", FLOW, flow=True),
+    Pipeline("Flux", "flux", FLOW, flow=True),
+    Pipeline("Flux, guidance-distilled", "flux_guidance", FLOW, flow=True),
     Pipeline("PixArtAlpha", "pixart", NOISE),
     Pipeline(
         "DiT", "dit", ("DDIM", "DPM-Solver++ (1, 2)", "DDPM"), dict.fromkeys(("Euler", "Euler ancestral"), SCALED)
     ),
     Pipeline("DDIM", "ddim", ("DDIM",)),
-    Pipeline("DDPM", "ddpm", ("DDIM", "DPM-Solver++ (1, 2)", "DDPM")),
+    Pipeline("DDPM", "ddpm", tuple(SCHEDULERS)),
 ]
 BY_NAME = {pipeline.name: pipeline for pipeline in PIPELINES}
 

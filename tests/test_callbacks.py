@@ -1,0 +1,243 @@
+"""Callbacks and interrupts: what the user's function sees and may do in a loop that turns once per wave."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers.callbacks import SDCFGCutoffCallback
+from torch import Tensor
+
+import srds_fast
+
+STEPS = 9
+Callback = Callable[[Any, int, Any, dict[str, Any]], Any]
+
+
+def look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return tensors
+
+
+def change(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {"latents": tensors["latents"] * 1.1} if step == 4 else {}
+
+
+def change_in_place(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    if step == 2:
+        tensors["latents"].mul_(1.1)
+    return {}
+
+
+def change_every_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {"latents": tensors["latents"] * 1.01}
+
+
+def change_the_last(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {"latents": tensors["latents"] * 2} if step == pipe.num_timesteps - 1 else {}
+
+
+def change_guidance(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    if step == 3:
+        pipe._guidance_scale = 2.0
+    return {}
+
+
+CHANGES: dict[str, tuple[Callback, str]] = {
+    "change": (change, "latents at step 4"),
+    "in-place": (change_in_place, "latents at step 2"),
+    "every-step": (change_every_step, "latents at step 0"),
+    "last": (change_the_last, "latents at step"),
+    "guidance": (change_guidance, "guidance_scale at step 3"),
+}
+SCHEDULERS = {
+    "own": lambda: None,
+    "multistep": lambda: DPMSolverMultistepScheduler(**tiny.SD_BETAS, steps_offset=1),
+    "noisy": lambda: EulerAncestralDiscreteScheduler(**tiny.SD_BETAS, steps_offset=1),
+}
+CASES = [
+    *(("stable_diffusion", scheduler) for scheduler in SCHEDULERS),
+    ("stable_diffusion_inpaint", "multistep"),
+    ("stable_diffusion_xl_img2img", "noisy"),
+    ("stable_diffusion_controlnet", "own"),
+    ("stable_diffusion_3", "own"),
+    ("flux", "own"),
+]
+
+
+def listen(pipe: Any, call: dict[str, Any], callback: Callback, **more: Any) -> tuple[Tensor, list[Any]]:
+    """Latents of the call, and (step, timestep, latents, number of timesteps) as the callback was told."""
+    told: list[Any] = []
+
+    def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+        told.append((step, float(timestep), tensors["latents"].clone(), pipe.num_timesteps))
+        return callback(pipe, step, timestep, tensors)
+
+    generator = torch.Generator().manual_seed(0)
+    call = {"num_inference_steps": STEPS, **call, "output_type": "latent", **more}
+    return pipe(**call, generator=generator, callback_on_step_end=tell)[0], told
+
+
+def assert_told_alike(ours: list[Any], theirs: list[Any]) -> None:
+    assert [(step, timestep, length) for step, timestep, _, length in ours] == [
+        (step, timestep, length) for step, timestep, _, length in theirs
+    ]
+    for (_, _, found, _), (_, _, expected, _) in zip(ours, theirs, strict=True):
+        assert_close(found, expected)
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("settings", [{"method": "sequential"}, {"exact": True}], ids=["sequential", "exact"])
+@pytest.mark.parametrize("kind", ["look", *CHANGES])
+@pytest.mark.parametrize(("name", "scheduler"), CASES)
+def test_a_callback_sees_and_does_what_it_would_in_the_stock_loop(
+    name: str, scheduler: str, kind: str, settings: dict[str, Any]
+) -> None:
+    callback, what = CHANGES.get(kind, (look, ""))
+    build, call = tiny.PIPELINES[name]
+    pipe = build(SCHEDULERS[scheduler]())
+    expected, stock_told = listen(pipe, call, callback)
+    fast = srds_fast.compile(pipe, **settings)
+    found, told = listen(fast, call, callback)
+    assert_close(found, expected)
+    assert_told_alike(told, stock_told)
+    reason = fast.report.fallback_reason
+    assert reason is None if kind == "look" else f"the callback changed {what}" in reason
+
+
+@pytest.fixture(scope="module")
+def sd() -> Any:
+    return tiny.stable_diffusion()
+
+
+def test_every_step_is_told_once_when_a_run_stops_early(sd: Any) -> None:
+    """Beyond the exact prefix a state is the one of the last iteration: within the tolerance of stock's."""
+    call = {"prompt": ["a", "b"], "num_inference_steps": 36}
+    expected, stock_told = listen(sd, call, look)
+    fast = srds_fast.compile(sd)
+    found, told = listen(fast, call, look)
+    assert fast.report.waves < 36
+    assert fast.report.fallback_reason is None
+    assert [entry[:2] for entry in told] == [entry[:2] for entry in stock_told]
+    assert torch.equal(told[-1][2], found)
+    for (_, _, state, _), (_, _, stock_state, _) in zip(told, stock_told, strict=True):
+        assert state.shape == stock_state.shape
+        assert float((state - stock_state).abs().mean()) < 0.1 * float(stock_state.abs().mean())
+    assert float((found - expected).abs().flatten(1).mean(1).max()) <= 4e-3
+
+
+def test_an_official_callback_that_cuts_guidance_off(sd: Any) -> None:
+    callback = SDCFGCutoffCallback(cutoff_step_ratio=0.4)
+    call = {"prompt": "a cat", "num_inference_steps": STEPS, "output_type": "latent", "callback_on_step_end": callback}
+    expected = sd(**call, generator=torch.Generator().manual_seed(0))[0]
+    fast = srds_fast.compile(sd, exact=True)
+    found = fast(**call, generator=torch.Generator().manual_seed(0))[0]
+    assert_close(found, expected)
+    assert "guidance_scale, prompt_embeds at step 3" in fast.report.fallback_reason.replace(
+        "prompt_embeds, guidance_scale", "guidance_scale, prompt_embeds"
+    )
+
+
+def test_an_inpainting_callback_is_shown_the_real_mask_and_may_change_it() -> None:
+    build, call = tiny.PIPELINES["stable_diffusion_inpaint"]
+    pipe = build()
+
+    def repaint_all(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        assert 0 < float(tensors["mask"].mean()) < 1 or step > 3
+        return {"mask": torch.ones_like(tensors["mask"])} if step == 3 else {}
+
+    more = {"callback_on_step_end_tensor_inputs": ["latents", "mask"]}
+    expected, stock_told = listen(pipe, call, repaint_all, **more)
+    found, told = listen(srds_fast.compile(pipe, exact=True), call, repaint_all, **more)
+    assert_close(found, expected)
+    assert_told_alike(told, stock_told)
+
+
+def test_errors_of_a_callback_come_through_and_the_next_call_works(sd: Any) -> None:
+    fast = srds_fast.compile(sd, exact=True)
+    call = {"prompt": "a cat"}
+
+    def fails(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        raise LookupError("no")
+
+    with pytest.raises(LookupError, match="no"):
+        listen(fast, call, fails)
+    with pytest.raises(AttributeError) as expected:
+        listen(sd, call, lambda *given: None)
+    with pytest.raises(AttributeError) as found:
+        listen(fast, call, lambda *given: None)
+    assert str(found.value) == str(expected.value)
+    assert_close(listen(fast, call, look)[0], listen(sd, call, look)[0])
+
+
+def test_a_callback_in_inference_mode(sd: Any) -> None:
+    with torch.inference_mode():
+        expected, stock_told = listen(sd, {"prompt": "a"}, change)
+        found, told = listen(srds_fast.compile(sd, exact=True), {"prompt": "a"}, change)
+    assert_close(found, expected)
+    assert_told_alike(told, stock_told)
+
+
+def test_without_a_fine_step_a_callback_runs_the_stock_loop(sd: Any) -> None:
+    fast = srds_fast.compile(sd, max_iterations=0)
+    found, told = listen(fast, {"prompt": "a"}, look)
+    assert len(told) == STEPS
+    assert "max_iterations=0" in fast.report.fallback_reason
+    assert torch.equal(found, listen(sd, {"prompt": "a"}, look)[0])
+
+
+@pytest.mark.parametrize("settings", [{"tolerance": 0.0}, {"method": "sequential"}], ids=["srds", "sequential"])
+def test_an_interrupt_from_a_callback_gives_the_newest_whole_sample(sd: Any, settings: dict[str, Any]) -> None:
+    checkpoints = []
+    for refinement in srds_fast.compile(sd, **settings).stream(
+        "a cat", num_inference_steps=25, generator=torch.Generator().manual_seed(0)
+    ):
+        checkpoints.append(refinement.latents)
+
+    def interrupt(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step >= 14
+        return tensors
+
+    fast = srds_fast.compile(sd, **settings)
+    found, told = listen(fast, {"prompt": "a cat", "num_inference_steps": 25}, interrupt)
+    assert len(told) == 15
+    assert fast.report.interrupted
+    assert "interrupted" in str(fast.report)
+    if settings.get("method") == "sequential":
+        _, stock_told = listen(sd, {"prompt": "a cat", "num_inference_steps": 25}, look)
+        assert_close(found, stock_told[14][2])
+    else:
+        assert any(torch.equal(found, checkpoint) for checkpoint in checkpoints[:-1])
+    assert_close(listen(fast, {"prompt": "a"}, look)[0], listen(sd, {"prompt": "a"}, look)[0])
+
+
+def test_an_interrupt_from_another_thread_ends_the_call_early(sd: Any) -> None:
+    fast = srds_fast.compile(sd, tolerance=0.0)
+    calls: list[int] = []
+
+    def interrupt_at_the_20th_wave(module: Any, args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 20:
+            thread = threading.Thread(target=setattr, args=(fast, "_interrupt", True))
+            thread.start()
+            thread.join()
+
+    handle = sd.unet.register_forward_pre_hook(interrupt_at_the_20th_wave)
+    try:
+        image = fast("a cat", num_inference_steps=50, output_type="latent").images
+    finally:
+        handle.remove()
+    assert len(calls) == fast.report.waves == 20
+    assert fast.report.interrupted
+    assert image.shape == (1, 4, 16, 16)
+    fast("a cat", num_inference_steps=10, output_type="latent")
+    assert not fast.report.interrupted

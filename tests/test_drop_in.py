@@ -454,6 +454,30 @@ def test_threads_on_one_compiled_pipe_and_on_the_original_get_what_they_would_ge
     assert [report and report.num_inference_steps for _, report in together.results] == [9, 14, None]
 
 
+def test_threads_do_not_get_each_others_padding() -> None:
+    """What a call on the original does to its tokenizer, over and over, beside calls on the compiled pipe."""
+    pipe = tiny.stable_diffusion()
+    fast = srds_fast.compile(pipe, method="sequential")
+    call = {"prompt": ["a cat", "dogs", "a rather longer one"] * 8, "num_inference_steps": 1, "height": 8, "width": 8}
+    expected = latents(fast, **call)
+    stop = threading.Event()
+
+    def tokenize() -> None:
+        while not stop.is_set():
+            pipe.tokenizer("a cat", padding="longest", return_tensors="pt")
+            pipe.tokenizer("a cat", padding="max_length", max_length=40, truncation=True, return_tensors="pt")
+
+    def sample() -> list[Tensor]:
+        try:
+            return [latents(fast, **call) for _ in range(40)]
+        finally:
+            stop.set()
+
+    together = Together(sample, tokenize)
+    assert together.errors == []
+    assert all(torch.equal(found, expected) for found in together.results[0])
+
+
 def test_threads_that_scale_a_lora_wait_for_each_other() -> None:
     pipe = tiny.stable_diffusion()
     tiny.add_lora(pipe.unet)

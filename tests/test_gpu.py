@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import tiny
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from problems import GaussianMixture, noise, scheduler
 
 import srds_fast
@@ -37,3 +40,45 @@ def test_a_compiled_pipeline_equals_stock(dtype: torch.dtype, relative: float) -
         found = srds_fast.compile(pipe, **settings)(**call, generator=torch.Generator("cuda").manual_seed(0)).images
         assert found.is_cuda
         assert float((found - expected).abs().max()) <= relative * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("name", tiny.PIPELINES)
+def test_every_pipeline_equals_stock(name: str) -> None:
+    build, call = tiny.PIPELINES[name]
+    pipe = build().to("cuda")
+    results = []
+    for each in (pipe, srds_fast.compile(pipe, method="sequential"), srds_fast.compile(pipe, exact=True)):
+        torch.manual_seed(7)
+        output = each(**call, num_inference_steps=9, generator=torch.Generator("cuda").manual_seed(0))
+        results.append(torch.as_tensor(output[0]).float().cpu())
+    for found in results[1:]:
+        assert float((found - results[0]).abs().max()) <= 1e-2 * float(results[0].abs().max())
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_noise_is_drawn_as_stock_draws_it_whatever_the_device_of_the_generator(device: str) -> None:
+    pipe = tiny.stable_diffusion(EulerAncestralDiscreteScheduler(**tiny.SD_BETAS, steps_offset=1)).to("cuda")
+    call = {"prompt": "a cat", "num_inference_steps": 9, "output_type": "latent"}
+    states, images = [], []
+    for each in (pipe, srds_fast.compile(pipe, exact=True)):
+        generator = torch.Generator(device).manual_seed(0)
+        images.append(each(**call, generator=generator).images)
+        states.append(generator.get_state())
+    assert torch.equal(*states)
+    assert float((images[1] - images[0]).abs().max()) <= 1e-2 * float(images[0].abs().max())
+
+
+def test_threads_on_one_device() -> None:
+    """What each gets is what it would get alone."""
+    pipe = tiny.stable_diffusion().to("cuda")
+    fast = srds_fast.compile(pipe, exact=True)
+
+    def job(seed: int) -> torch.Tensor:
+        generator = torch.Generator("cuda").manual_seed(seed)
+        return fast("a cat", num_inference_steps=9, output_type="latent", generator=generator).images
+
+    alone = [job(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(job, range(3)))
+    for found, expected in zip(together, alone, strict=True):
+        assert float((found - expected).abs().max()) <= 1e-3 * float(expected.abs().max())

@@ -148,8 +148,9 @@ def supported_schedulers() -> list[str]:
 
 
 def adds_noise(scheduler: Any, eta: float = 0.0) -> bool:
-    """Whether the scheduler's steps add fresh noise."""
-    return eta > 0 or any(cls.__name__ in STOCHASTIC for cls in type(scheduler).__mro__)
+    """Whether the scheduler's steps add fresh noise. eta: of the call; only DDIM takes it."""
+    takes_eta = "eta" in inspect.signature(scheduler.step).parameters
+    return (takes_eta and eta > 0) or any(cls.__name__ in STOCHASTIC for cls in type(scheduler).__mro__)
 
 
 STOCHASTIC = ("DDPMScheduler", "EulerAncestralDiscreteScheduler")

@@ -154,6 +154,11 @@ def family_of(pipe: Any) -> Family:
     """
     owner = next((cls for cls in type(pipe).__mro__ if "__call__" in cls.__dict__), None)
     name = type(pipe).__name__
+    if isinstance(pipe, type):
+        raise UnsupportedPipeline(
+            f"{pipe.__name__} is a class. compile() takes a pipeline that has been made. "
+            f"Pass {pipe.__name__}.from_pretrained(...)."
+        )
     if owner is None or not hasattr(pipe, "scheduler"):
         raise UnsupportedPipeline(
             f"{name} is no diffusers pipeline with a scheduler. compile() drives a pipeline's own loop. "

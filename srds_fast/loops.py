@@ -69,7 +69,7 @@ def replaced(call: Callable[..., Any]) -> str | None:
         # functools.wraps copies __module__: only the globals tell whose code it is
         module = str(getattr(function, "__globals__", {}).get("__name__", type(function).__module__))
         if module.partition(".")[0] not in ("diffusers", "torch"):
-            return f"its __call__ was replaced by {module}"
+            return f"its __call__ was replaced by code of {module}"
         function = getattr(function, "__wrapped__", None)
     return None
 

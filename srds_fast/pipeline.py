@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
+import re
 import threading
 import time
 import weakref
@@ -37,7 +39,7 @@ class FastPipeline:
 
     @property
     def report(self) -> Report | None:
-        """Report of the last call made in this thread, None before the first."""
+        """Report of the last call made in this thread; None before the first, and after one that raised early."""
         return self._srds.last.report
 
     @property
@@ -45,13 +47,22 @@ class FastPipeline:
         """The pipeline that was compiled."""
         return self._srds.original
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """The same settings on a deep copy of the pipeline."""
+        state = self._srds
+        return _fast(copy.deepcopy(state.original, memo), state.settings, state.plan, state.strict)
+
     def plan_for(self, *args: Any, **kwargs: Any) -> Plan:
         """The plan a call with these arguments would run. Nothing is run.
 
         Raises:
+            InvalidArgument: the call would run on the stock loop, which has no plan.
             PlanMismatch: the plan given to `compile` is for another number of steps.
         """
         arguments = _bind(self, args, kwargs)
+        reason = _stock_reason(self, family_of(self._srds.original), arguments)
+        if reason is not None:
+            raise InvalidArgument(f"This call has no plan: {reason}. It runs on the stock loop. Change what is named.")
         stochastic = adds_noise(self.scheduler, float(arguments.get("eta") or 0.0))  # type: ignore[attr-defined]
         return self._srds.plan_for(_steps_of(arguments), stochastic)
 
@@ -152,9 +163,16 @@ def compile(
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine
     )
     refuse_beside(plan, settings, Settings())
+    for name, switch in (("exact", exact), ("pipelined", pipelined), ("strict", strict)):
+        if not isinstance(switch, bool):
+            raise InvalidArgument(f"{name} is {switch!r}. It is a switch. Pass True or False.")
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
     family_of(original)
     check_scheduler(original.scheduler)
+    return _fast(original, settings, plan, strict)
+
+
+def _fast(original: Any, settings: Settings, plan: Plan | None, strict: bool) -> Any:
     cls = _fast_class(original.__class__)
     fast: Any = object.__new__(cls)
     # the very same dictionary: what is loaded into one is there in the other
@@ -237,6 +255,7 @@ def _engine_reason(network: Any) -> str | None:
 
 def _call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None = None) -> Any:
     state = fast._srds
+    state.last.report = None
     family = family_of(state.original)  # a component may have been replaced since compile
     arguments = _bind(fast, args, kwargs)
     reason = _stock_reason(fast, family, arguments)
@@ -284,6 +303,7 @@ class _DrivenCall:
             observer,
             keep_states=callback is not None,
             interrupted=self._interrupted,
+            stepwise=functools.partial(_fallback, fast, "step by step"),
         )
         self._engine_reason = _engine_reason(getattr(fast, loop.networks[0]))
         self._twin = driven_copy(fast, self._cls, loop, self.drive, tokenizers)
@@ -344,16 +364,23 @@ def _scaling_lora(fast: Any, arguments: Arguments) -> AbstractContextManager[Any
     return nullcontext()
 
 
-def _stock_call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, reason: str) -> Any:
+def _fallback(fast: Any, how: str, reason: str) -> None:
+    """Say once that and why calls are not driven in parallel; with strict=True raise it."""
     state = fast._srds
     if state.strict:
         raise UnsupportedPipeline(
-            f"This call cannot be accelerated: {reason}. strict=True forbids the stock loop. "
-            "Leave the argument out, or compile without strict."
+            f"This call cannot be accelerated: {reason}. strict=True forbids to run it {how}. "
+            "Change what the reason names, or compile without strict."
         )
-    if reason not in state.told:
-        state.told.add(reason)
-        logger.warning("%s runs on its stock loop: %s.", type(fast).__name__, reason)
+    kind = re.sub(r" at step \d+", "", reason)
+    if kind not in state.told:
+        state.told.add(kind)
+        logger.warning("%s runs %s: %s.", type(fast).__name__, how, reason)
+
+
+def _stock_call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, reason: str) -> Any:
+    state = fast._srds
+    _fallback(fast, "on its stock loop", reason)
     started = time.perf_counter()
     output = type(state.original).__call__(state.original, *args, **kwargs)
     seconds = time.perf_counter() - started

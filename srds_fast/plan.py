@@ -49,6 +49,11 @@ class Settings:
                 f"tolerance is {self.tolerance!r}. It bounds a mean absolute error, so it is a number of 0 or more. "
                 "Pass 0 to run until nothing moves, or leave it at 4e-3 (half a grey level)."
             )
+        if self.exact and self.max_iterations is not None:
+            raise InvalidArgument(
+                f"exact=True was given together with max_iterations={self.max_iterations}. An exact run takes as many "
+                "iterations as it has blocks. Leave one of the two out."
+            )
         for name, low in (("num_blocks", 1), ("max_iterations", 0), ("max_rows", 1)):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
@@ -56,7 +61,11 @@ class Settings:
 
 
 def refuse_beside(plan: Plan | None, settings: Settings, defaults: Settings) -> None:
-    """Raise InvalidArgument where settings were given beside a plan, which fixes them all."""
+    """Raise InvalidArgument where settings were given beside a plan, which fixes them all, or it is no plan."""
+    if plan is not None and not isinstance(plan, Plan):
+        raise InvalidArgument(
+            f"plan is a {type(plan).__name__}. It must be a Plan. Pass one from plan_for or from srds_fast.Plan.load."
+        )
     changed = [
         field.name for field in fields(Settings) if getattr(settings, field.name) != getattr(defaults, field.name)
     ]

@@ -98,6 +98,22 @@ class Program:
         return len(self.waves)
 
     @cached_property
+    def positions(self) -> tuple[tuple[int, ...], ...]:
+        """Grid positions of the rows of each wave."""
+        return tuple(tuple(row.position for row in wave.rows) for wave in self.waves)
+
+    @cached_property
+    def final_steps(self) -> tuple[int, ...]:
+        """Steps of the grid that no later wave changes, after each wave."""
+        final, after = 0, []
+        for wave in self.waves:
+            # the solve that starts from boundary p of iteration p is the sequential one
+            done = [row.position + 1 for row in wave.rows if row.fine and row.iteration == row.block]
+            final = max([final, *done])
+            after.append(final)
+        return tuple(after)
+
+    @cached_property
     def num_rows(self) -> int:
         """Network evaluations in all."""
         return sum(len(wave.rows) for wave in self.waves)

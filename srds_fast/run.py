@@ -35,6 +35,7 @@ class Run:
         report: go on counting in this one, of a run that was left.
 
     Attributes:
+        program: its waves.
         report: of this run, complete once `next` returned None.
         sample: final samples in the dtype of the state, [batch, ...]; None until then.
         newest: the newest whole sample, [batch, ...]; None before the first.
@@ -57,8 +58,9 @@ class Run:
         first_contraction = FIRST_CONTRACTION if calibrated else FIRST_CONTRACTION_UNCALIBRATED
         self._monitor = Monitor(len(x), plan.tolerance, bits_only, first_contraction)
         self._observer = observer
-        self._program = plan.program()
+        self.program = plan.program()
         self._waves = 0
+        self._handed_out: Evaluate | None = None
         self._started = time.perf_counter() if started is None else started
         self._seconds_before = 0.0 if report is None else report.seconds
         self.final_steps = 0
@@ -79,10 +81,10 @@ class Run:
             iterations_per_sample=self._monitor.iterations,
         )
         if plan.method == "sequential":
-            self._core = sequential(x, noise, self._program, extras)
+            self._core = sequential(x, noise, self.program, extras)
         else:
             self.report.num_blocks, self.report.coarse_solver = plan.num_blocks, plan.coarse_solver
-            self._core = srds(x, noise, self._program, plan.coarse_solver, extras, watch_bits=bits_only)
+            self._core = srds(x, noise, self.program, plan.coarse_solver, extras, watch_bits=bits_only)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Hand in the network output of the last wave, get the next one; None when `sample` is there.
@@ -93,13 +95,16 @@ class Run:
             DivergenceError: the samples are not finite, or move away instead of settling.
         """
         if output is not None:
-            self._advance_prefix()
+            self.received()
+            self.final_steps = self.program.final_steps[self._waves - 1]
         answer: Answer = output
         try:
             while True:
                 event = self._core.send(answer)
                 if isinstance(event, Evaluate):
-                    self._count(event)
+                    self._handed_out = event
+                    self._count(event, 1)
+                    self.report.peak_rows = max(self.report.peak_rows, len(event.positions))
                     return event
                 answer = self._judge(event)
                 self._keep_newest(event)
@@ -107,18 +112,29 @@ class Run:
                     self._observer(event)
         except StopIteration as stop:
             self.sample = stop.value
-            self.final_steps = self._program.num_steps
+            self.final_steps = self.program.num_steps
             return None
         except Diverged as what:
             raise DivergenceError(self._diagnosis(str(what)), self.report) from None
         finally:
             self.report.seconds = self._seconds_before + time.perf_counter() - self._started
 
+    def received(self) -> None:
+        """The wave handed out last has been run."""
+        self._handed_out = None
+
+    def leave(self) -> None:
+        """Take no more waves; the one handed out last has not been run, and is not counted."""
+        if self._handed_out is not None:
+            self._count(self._handed_out, -1)
+            self._handed_out = None
+        self._core.close()
+
     def stop(self, sample: Tensor) -> None:
         """End here, with this sample, [batch, ...] in the dtype of the state."""
-        self._core.close()
+        self.leave()
         self.sample = sample
-        self.final_steps = self._program.num_steps
+        self.final_steps = self.program.num_steps
 
     def _judge(self, checkpoint: Checkpoint) -> tuple[int, ...] | None:
         if checkpoint.change is not None:
@@ -137,22 +153,12 @@ class Run:
             self.newest = self.newest.clone()
             self.newest[list(checkpoint.samples)] = checkpoint.sample
 
-    def _advance_prefix(self) -> None:
-        # the solve that starts from boundary p of iteration p is the sequential one
-        done = [
-            row.position + 1
-            for row in self._program.waves[self._waves - 1].rows
-            if row.fine and row.iteration == row.block
-        ]
-        self.final_steps = max([self.final_steps, *done])
-
-    def _count(self, wave: Evaluate) -> None:
+    def _count(self, wave: Evaluate, times: int) -> None:
         rows = len(wave.positions)
-        self._waves += 1
-        self.report.waves += 1
-        self.report.rows += rows
-        self.report.peak_rows = max(self.report.peak_rows, rows)
-        self.report.evaluations += rows * len(wave.samples)
+        self._waves += times
+        self.report.waves += times
+        self.report.rows += times * rows
+        self.report.evaluations += times * rows * len(wave.samples)
 
     def _diagnosis(self, what: str) -> str:
         if self.report.method == "sequential":

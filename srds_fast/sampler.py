@@ -121,6 +121,10 @@ def sample(
             f"{len(generator)} generators were given for {len(x)} samples. Pass one for each sample, or a single one."
         )
 
+    if isinstance(scheduler, type) or not hasattr(scheduler, "set_timesteps"):
+        raise InvalidArgument(
+            f"scheduler is {scheduler!r}. It must be a diffusers scheduler that has been made. Pass DDIMScheduler()."
+        )
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_inference_steps)
     noise = noise_table(scheduler, eta=float(eta))
@@ -134,6 +138,6 @@ def sample(
     state = x.to(state_dtype(x.dtype))
     extras = Extras(draws=draw_noise(noise, x, state.dtype, generator))
     run = Run(plan, state, noise, "sample", extras, observer)
-    drain(run.next, RowDenoiser(denoiser, x, noise, cond))
+    drain(run.next, RowDenoiser(denoiser, x, noise, run.program, cond))
     assert run.sample is not None
     return SampleResult(run.sample.to(x.dtype), run.report)

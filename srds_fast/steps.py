@@ -4,8 +4,8 @@
 
 with x the state, m the network output there, x0 the predicted clean sample and x0_prev the one before: of the step
 before for a fine step, of the boundary before for a jump. A first-order step or jump uses a and b (without clipping) or
-a, b and c (with it); DPM-Solver++(2M), as fine step or as jump, uses c and d too. Coefficients are computed in float64
-and cast once to the dtype of the state.
+a, b and c (with it); DPM-Solver++(2M), as fine step or as jump, uses c and d too. An x0 that is kept for later is a row
+of this kind as well. Coefficients are computed in float64 and cast once to the dtype of the state.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ class Coefficients(NamedTuple):
     d: float
 
 
+# a row that makes x0 itself
+ITS_X0 = Coefficients(0.0, 0.0, 1.0, 0.0)
+
+
 def fine_step(noise: NoiseTable, index: int) -> Coefficients:
     """The scheduler's own step, without the fresh noise that a stochastic one adds."""
     a, b, c, d = first_order(noise, index, index + 1)
-    momentum = 0.0 if noise.momentum is None else float(noise.momentum[index])
+    momentum = 0.0 if noise.momentum is None else noise.numbers["momentum"][index]
     return Coefficients(a, b, c + momentum, d - momentum)
 
 
@@ -45,14 +49,15 @@ def first_order(noise: NoiseTable, start: int, stop: int) -> Coefficients:
     With stop = start + 1 this is the first-order part of the scheduler's own step. A jump arrives where step `stop - 1`
     arrives.
     """
-    alpha, sigma = float(noise.alpha[start]), float(noise.sigma[start])
-    alpha_next, sigma_next = float(noise.alpha_next[stop - 1]), float(noise.sigma_next[stop - 1])
+    column = noise.numbers
+    alpha, sigma = column["alpha"][start], column["sigma"][start]
+    alpha_next, sigma_next = column["alpha_next"][stop - 1], column["sigma_next"][stop - 1]
     if noise.clip is not None and noise.clip_epsilon:
         return Coefficients(sigma_next / sigma, 0.0, alpha_next - sigma_next * alpha / sigma, 0.0)
-    a, b = sigma_next * float(noise.r[start]), sigma_next * float(noise.s[start])
+    a, b = sigma_next * column["r"][start], sigma_next * column["s"][start]
     if noise.clip is not None:
         return Coefficients(a, b, alpha_next, 0.0)
-    return Coefficients(a + alpha_next * float(noise.p[start]), b + alpha_next * float(noise.q[start]), 0.0, 0.0)
+    return Coefficients(a + alpha_next * column["p"][start], b + alpha_next * column["q"][start], 0.0, 0.0)
 
 
 # Longest extrapolation of x0 in a 2M jump, in units of the jump before. The jump stands in for a few first-order fine
@@ -73,13 +78,14 @@ def second_order(
     """
     if previous is None:
         return first_order(noise, start, stop)
-    alpha, sigma = float(noise.alpha[start]), float(noise.sigma[start])
-    alpha_next, sigma_next = float(noise.alpha_next[stop - 1]), float(noise.sigma_next[stop - 1])
-    if 0.0 in (float(noise.alpha[previous]), alpha, sigma_next):
+    column = noise.numbers
+    alpha, sigma = column["alpha"][start], column["sigma"][start]
+    alpha_next, sigma_next = column["alpha_next"][stop - 1], column["sigma_next"][stop - 1]
+    if 0.0 in (column["alpha"][previous], alpha, sigma_next):
         return first_order(noise, start, stop)
     here = math.log(alpha / sigma)
     width = math.log(alpha_next / sigma_next) - here
-    width_before = here - math.log(float(noise.alpha[previous]) / float(noise.sigma[previous]))
+    width_before = here - math.log(column["alpha"][previous] / column["sigma"][previous])
     half_inverse_ratio = 0.5 * min(width / width_before, longest)
     weight = -alpha_next * math.expm1(-width)
     return Coefficients(sigma_next / sigma, 0.0, weight * (1 + half_inverse_ratio), -weight * half_inverse_ratio)
@@ -97,76 +103,89 @@ def chained(
     Returns:
         coefficients of the jump; weights of z at start .. stop - 1.
     """
-    log_snr = (noise.alpha / noise.sigma).log()
-    width_before = 0.0 if previous is None else float(log_snr[start] - log_snr[previous])
+    column = noise.numbers
+    log_snr: list[float] = (noise.alpha / noise.sigma).log().tolist()
+    width_before = 0.0 if previous is None else log_snr[start] - log_snr[previous]
 
     def ahead(index: int) -> float:
         """How far along the line x0 is at a step, in units of the last jump."""
-        way = float(log_snr[index] - log_snr[start])
+        way = log_snr[index] - log_snr[start]
         known = 0.0 < width_before < math.inf and math.isfinite(way)
         return min(way / width_before, longest) if known else 0.0
 
     a, c, d = 1.0, 0.0, 0.0
     weights: list[float] = []
     for index in range(start, stop):
-        keep = float(noise.sigma_next[index] / noise.sigma[index])
-        gain = float(noise.alpha_next[index] - keep * noise.alpha[index])
+        keep = column["sigma_next"][index] / column["sigma"][index]
+        gain = column["alpha_next"][index] - keep * column["alpha"][index]
         slope = gain * ahead(index)
         if noise.momentum is not None and index > 0:
-            slope += float(noise.momentum[index]) * (ahead(index) - ahead(index - 1))
+            slope += column["momentum"][index] * (ahead(index) - ahead(index - 1))
         a, c, d = keep * a, keep * c + gain + slope, keep * d - slope
-        spread = 0.0 if noise.spread is None else float(noise.spread[index])
+        spread = 0.0 if noise.spread is None else column["spread"][index]
         weights = [*(keep * weight for weight in weights), spread]
     return Coefficients(a, 0.0, c, d), weights
 
 
+class Like(NamedTuple):
+    """What must be known of states [samples, ...] to make columns that broadcast over them."""
+
+    dtype: torch.dtype
+    device: torch.device
+    ndim: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> Like:
+        return cls(x.dtype, x.device, x.ndim)
+
+
 class StepTable:
-    """Coefficients of many rows as columns, ready to broadcast over [rows, samples, ...].
+    """Coefficients of many rows as columns, cut into waves, ready to broadcast over [rows, samples, ...].
 
     Args:
         noise: the noise table the rows refer to.
-        positions: grid position of each row; it selects p and q.
+        positions: grid position of each row; it selects p, q and the spread of the noise.
         coefficients: one per row.
-        like: a state tensor [samples, ...]; gives dtype, device and the number of trailing dimensions.
+        like: the states.
+        widths: rows of each wave.
+
+    Attributes:
+        d, spread: of x0_prev and of the noise, [rows, 1, ...] for each wave.
     """
 
     def __init__(
-        self, noise: NoiseTable, positions: Sequence[int], coefficients: Sequence[Coefficients], like: Tensor
-    ) -> None:
-        prediction = torch.stack((noise.p[list(positions)], noise.q[list(positions)]), dim=1)
-        table = torch.cat((prediction, torch.tensor(coefficients, dtype=torch.float64).reshape(-1, 4)), dim=1)
-        spread = torch.zeros_like(noise.alpha) if noise.spread is None else noise.spread
-        table = torch.cat((table, spread[list(positions), None]), dim=1)
-        table = table.to(dtype=like.dtype).to(device=like.device, non_blocking=True)
-        columns = table.reshape(*table.shape, *[1] * like.ndim).unbind(1)
-        self.p, self.q, self.a, self.b, self.c, self.d, self.spread = columns  # each [rows, 1, ...]
-        self.clip = noise.clip
-        self.uses_history = any(row.d != 0.0 for row in coefficients)
-        self._uses_x0 = any(row.c != 0.0 for row in coefficients)
-
-    def predict_x0(self, rows: slice, x: Tensor, m: Tensor) -> Tensor:
-        """Predicted clean sample of the rows, clamped where the scheduler clips. x, m: [rows, samples, ...]."""
-        x0 = self.p[rows] * x + self.q[rows] * m
-        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
-
-    def advance(
         self,
-        rows: slice,
-        x: Tensor,
-        m: Tensor,
-        x0: Tensor | None = None,
-        x0_prev: Tensor | None = None,
-        z: Tensor | None = None,
-    ) -> Tensor:
-        """The formula above for the rows, with the noise z of fine steps.
+        noise: NoiseTable,
+        positions: Sequence[int],
+        coefficients: Sequence[Coefficients],
+        like: Like,
+        widths: Sequence[int],
+    ) -> None:
+        at = torch.tensor(positions)
+        p, q = noise.p[at], noise.q[at]
+        a, b, c, d = torch.tensor(coefficients, dtype=torch.float64).unbind(1)
+        if noise.clip is None:  # x0 is linear in x and m: fewer products in each wave
+            a, b, c = a + c * p, b + c * q, torch.zeros_like(c)
+        spread = torch.zeros_like(a) if noise.spread is None else noise.spread[at]
+        table = torch.stack((a, b, c, p, q, d, spread)).to(like.dtype)
+        self._clip = noise.clip
+        self._scales = bool((table[0] != 1.0).any())
+        _, self._adds_m, self._adds_x0, *_ = (table != 0.0).any(1).tolist()
+        table = table.to(like.device).reshape(*table.shape, *[1] * like.ndim)
+        columns = [column.split(list(widths)) for column in table]
+        self._terms = list(zip(*columns[:5], strict=True))
+        self.d, self.spread = columns[5:]
+
+    def advance(self, wave: int, x: Tensor, m: Tensor) -> Tensor:
+        """The formula above for the rows of a wave, but for x0_prev and noise. x, m: [rows or 1, samples, ...].
 
         Terms that no row of the table has are left out, not multiplied by zero.
         """
-        result = self.a[rows] * x + self.b[rows] * m
-        if self._uses_x0:
-            result = result + self.c[rows] * (self.predict_x0(rows, x, m) if x0 is None else x0)
-        if x0_prev is not None:
-            result = result + self.d[rows] * x0_prev
-        if z is not None:
-            result = result + self.spread[rows] * z
+        a, b, c, p, q = self._terms[wave]
+        result = a * x if self._scales else x
+        if self._adds_m:
+            result = result + b * m
+        if self._adds_x0:
+            assert self._clip is not None, "an unclipped x0 is part of a and b"
+            result = result + c * (p * x + q * m).clamp(-self._clip, self._clip)
         return result

@@ -14,6 +14,7 @@ from diffusers.callbacks import SDCFGCutoffCallback
 from torch import Tensor
 
 import srds_fast
+from srds_fast import UnsupportedPipeline
 
 STEPS = 9
 Callback = Callable[[Any, int, Any, dict[str, Any]], Any]
@@ -111,7 +112,30 @@ def test_a_callback_sees_and_does_what_it_would_in_the_stock_loop(
     assert_close(found, expected)
     assert_told_alike(told, stock_told)
     reason = fast.report.fallback_reason
+    assert fast.report.waves == waves_run(pipe, fast, call, callback)
     assert reason is None if kind == "look" else f"the callback changed {what}" in reason
+
+
+def waves_run(pipe: Any, fast: Any, call: dict[str, Any], callback: Callback) -> int:
+    """Calls of the network in a call like the last one."""
+    calls: list[int] = []
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    handle = network.register_forward_pre_hook(lambda *given: calls.append(1))
+    listen(fast, call, callback)
+    handle.remove()
+    return len(calls)
+
+
+def test_a_change_is_logged_once_and_strict_refuses_it(sd: Any, caplog: Any) -> None:
+    fast = srds_fast.compile(sd)
+    caplog.set_level("WARNING", "srds_fast")
+    for _ in range(2):
+        listen(fast, {"prompt": "a"}, change_every_step)
+    assert [record.message for record in caplog.records if record.name == "srds_fast"] == [
+        "StableDiffusionPipeline runs step by step: the callback changed latents at step 0."
+    ]
+    with pytest.raises(UnsupportedPipeline, match="the callback changed latents at step 4"):
+        listen(srds_fast.compile(sd, strict=True), {"prompt": "a"}, change)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 import threading
@@ -105,6 +106,10 @@ def test_a_bad_call_is_a_typed_error_or_stocks_own(sd: Any, call: dict[str, Any]
         ({"max_iterations": -1}, "max_iterations is -1"),
         ({"method": "fastest"}, "method is 'fastest'"),
         ({"max_rows": 0}, "max_rows is 0"),
+        ({"exact": "yes"}, "exact is 'yes'"),
+        ({"strict": 1}, "strict is 1"),
+        ({"exact": True, "max_iterations": 2}, "exact=True was given together with max_iterations=2"),
+        ({"plan": "plan.json"}, "plan is a str"),
     ],
 )
 def test_bad_settings_are_refused_at_compile(sd: Any, settings: dict[str, Any], words: str) -> None:
@@ -408,6 +413,35 @@ def test_flow_matching_and_noisy_plans() -> None:
     assert fast.plan_for("a", num_inference_steps=30, eta=0.5).coarse_solver == "ddim"
     flux = srds_fast.compile(tiny.flux(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)))
     assert flux.plan_for("a", num_inference_steps=30).num_blocks > 1
+
+
+def test_calls_on_the_stock_loop_have_no_plan_and_a_failed_call_no_report(sd: Any) -> None:
+    fast = srds_fast.compile(sd)
+    with pytest.raises(InvalidArgument, match="has no plan: callback was given"):
+        fast.plan_for("a", callback=lambda *given: None)
+    latents(fast)
+    assert fast.report is not None
+    with pytest.raises(InvalidArgument):
+        latents(fast, num_inference_steps=0)
+    with pytest.raises(ValueError, match="divisible by 8"):
+        latents(fast, height=33, width=33)
+    assert fast.report is None
+
+
+def test_a_deep_copy_is_a_drop_in_of_its_own(sd: Any) -> None:
+    fast = srds_fast.compile(sd, exact=True)
+    twin = copy.deepcopy(fast)
+    assert twin.unet is not fast.unet
+    assert twin.original.unet is twin.unet
+    assert torch.equal(latents(twin), latents(fast))
+    assert twin.report.exact
+
+
+def test_a_class_and_a_scheduler_class_are_refused_with_what_to_pass() -> None:
+    with pytest.raises(UnsupportedPipeline, match="StableDiffusionImg2ImgPipeline is a class"):
+        srds_fast.compile(StableDiffusionImg2ImgPipeline)
+    with pytest.raises(InvalidArgument, match="a diffusers scheduler that has been made"):
+        srds_fast.sample(lambda x, t: x, torch.zeros(1, 2), DDIMScheduler, 5)
 
 
 class Together:

@@ -291,10 +291,10 @@ def test_a_replaced_call_is_refused() -> None:
         return original(self, *args, **kwargs)
 
     assert cached.__module__.startswith("diffusers.")
-    assert unknown_in_loop(cached) == f"its __call__ was replaced by {__name__}"
-    assert unknown_in_loop(torch.no_grad()(cached)) == f"its __call__ was replaced by {__name__}"
+    assert unknown_in_loop(cached) == f"its __call__ was replaced by code of {__name__}"
+    assert unknown_in_loop(torch.no_grad()(cached)) == f"its __call__ was replaced by code of {__name__}"
     assert unknown_in_loop(torch.no_grad()(original)) is None
-    assert unknown_in_loop(functools.partial(original, None)) == "its __call__ was replaced by functools"
+    assert unknown_in_loop(functools.partial(original, None)) == "its __call__ was replaced by code of functools"
 
 
 def test_a_call_without_source_is_refused() -> None:

@@ -380,9 +380,9 @@ def test_a_class_that_another_library_has_patched_is_refused(sd: Any, monkeypatc
 
     fast = srds_fast.compile(sd)
     monkeypatch.setattr(StableDiffusionPipeline, "__call__", patched)
-    with pytest.raises(UnsupportedPipeline, match="replaced by test_pipeline"):
+    with pytest.raises(UnsupportedPipeline, match="replaced by code of test_pipeline"):
         srds_fast.compile(sd)
-    with pytest.raises(UnsupportedPipeline, match="replaced by test_pipeline"):
+    with pytest.raises(UnsupportedPipeline, match="replaced by code of test_pipeline"):
         fast("a cat", num_inference_steps=6)
 
 

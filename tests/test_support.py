@@ -117,6 +117,30 @@ def test_feature(feature: Feature, pipeline: Pipeline) -> None:
     check(pipe, {**call, **feature.prepare(pipe)}, feature.verdict)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", tiny.PIPELINES)
+def test_half_precision_loses_no_more_than_stock_and_the_network_keeps_its_dtype(name: str, dtype: torch.dtype) -> None:
+    """Stock rounds its latents after every step, here they stay in float32: neither is the other's reference."""
+    build, call = tiny.PIPELINES[name]
+    scheduler = support.SCHEDULERS["Euler"]() if name in ("stable_diffusion", "stable_diffusion_inpaint") else None
+    pipe = build(scheduler)
+    expected = run(pipe, call)[0].float()
+    pipe.to(dtype)
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    dtypes = set()
+    handle = network.register_forward_pre_hook(
+        lambda module, args, kwargs: dtypes.add((args[0] if args else kwargs["hidden_states"]).dtype), with_kwargs=True
+    )
+    error = []
+    for each in (pipe, srds_fast.compile(pipe, method="sequential"), srds_fast.compile(pipe, exact=True)):
+        found = run(each, call)[0]
+        assert torch.isfinite(found).all()
+        error.append(float((found.float() - expected).abs().mean()))
+    handle.remove()
+    assert dtypes == {dtype}
+    assert max(error[1:]) < 2 * error[0]
+
+
 @pytest.mark.parametrize("feature", [feature for feature in FEATURES if feature.verdict.kind == "stock loop"])
 def test_strict_refuses_what_would_run_on_the_stock_loop(feature: Feature) -> None:
     pipeline = support.BY_NAME[feature.pipelines[0]]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import RowInputs, draw_noise, state_dtype, tile
+from ..denoiser import PerState, Tiles, draw_noise, input_scales, state_dtype
 from ..errors import UnsupportedPipeline, UnsupportedScheduler
 from ..noise import NoiseTable, noise_table
 from ..plan import Plan, Settings, choose
@@ -64,6 +64,7 @@ class Drive:
         observer: sees every checkpoint.
         keep_states: keep the states of all steps, for callbacks.
         interrupted: asked before every wave whether to stop early.
+        stepwise: told why, when a callback makes the rest of the call run step by step; may raise.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Drive:
         *,
         keep_states: bool = False,
         interrupted: Callable[[], bool] = lambda: False,
+        stepwise: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.scheduler = DrivenScheduler(_copy(scheduler), self)
         self.inpainting: Inpainting | None = None
@@ -87,17 +89,20 @@ class Drive:
         self._observer = observer
         self._keep_states = keep_states
         self._interrupted = interrupted
+        self._stepwise = stepwise
         self._start = 0
         self._offset = 0
         self._trajectory: Trajectory | None = None
         self._noise: NoiseTable | None = None
         self._draws: Tensor | None = None
-        self._inputs: RowInputs | None = None
+        self._scales: PerState | None = None
+        self._timesteps: Tensor | None = None
+        self._times: dict[tuple[Any, torch.dtype], PerState] = {}
         self._wave: Evaluate | None = None
         self._handed: Tensor | None = None
         self._num_samples = 0
         self._calls = 0
-        self._tiles: dict[str, tuple[Tensor, tuple[int, ...], int, Tensor]] = {}
+        self._tiles: dict[str, Tiles] = {}
         self._started: float | None = None
 
     @property
@@ -150,11 +155,12 @@ class Drive:
             )
         assert self.run is not None
         assert self._wave is not None
+        self.run.received()
         if self._interrupted() and (newest := self.newest()) is not None:
             return (self.interrupt(newest, x.dtype), *x0)
-        rows = len(self._wave.positions)
-        m = m[: len(m) // self._loop.copies].unflatten(0, (rows, len(self._wave.samples)))
-        self._wave = self.run.next(m)
+        if self._loop.copies > 1:
+            m = m[: len(m) // self._loop.copies]
+        self._wave = self.run.next(m.view_as(self._wave.x))
         return (self._hand_out(x.dtype), *x0)
 
     def newest(self) -> Tensor | None:
@@ -190,19 +196,22 @@ class Drive:
         assert self.run is not None
         assert self._noise is not None
         report = self.run.report
-        report.fallback_reason = report.fallback_reason or reason
+        if report.fallback_reason is None:
+            report.fallback_reason = reason
+            self._stepwise(reason)
         done = step + 1
         if done == self.num_steps:
             return self._end(x.to(state_dtype(x.dtype)), x.dtype)
+        self.run.leave()
         x0_prev = self._trajectory.x0[step - self._offset] if self._trajectory is not None else None
         self._offset = done
         rest = self._noise.part(self._start + done, self._start + self.num_steps, afresh=False)
         state = x.to(state_dtype(x.dtype))
         self._num_samples = len(x)
-        self._inputs = RowInputs(rest, state.dtype, x.device)
         plan = choose(rest.num_steps, Settings(method="sequential"))
         draws = None if self._draws is None else self._draws[done:]
         self.run = Run(plan, state, rest, "drive", self._extras(draws, rest.num_steps, x0_prev), report=report)
+        self._begin_inputs(rest, state)
         self._wave = self.run.next(None)
         self.finished = False
         return self._hand_out(x.dtype)
@@ -211,9 +220,11 @@ class Drive:
         """The states of the wave times their input scale, for all guidance branches."""
         if self._wave is None:
             return self.scheduler.inner.scale_model_input(x, timestep)  # type: ignore[no-any-return]
-        assert self._inputs is not None
-        rows = [position for position in self._wave.positions for _ in self._wave.samples]
-        scaled = self._inputs.scaled(x, rows * (len(x) // len(rows)))
+        if self._scales is None:
+            return x
+        branches = x.shape[0] // (len(self._wave.positions) * len(self._wave.samples))
+        # as the schedulers do it: a scale in the dtype of the state does not change the dtype of the loop
+        scaled = (x * self._scales.of(self._wave, branches)).to(x.dtype)
         return RowStates.of(scaled, self) if isinstance(x, RowStates) else scaled
 
     def for_rows(self, conditioning: Tensor, states: Tensor) -> Tensor:
@@ -227,17 +238,15 @@ class Drive:
     ) -> Any:
         """Call a network with per-row timesteps and repeated conditioning. names: of its parameters, in order."""
         self._calls += 1
-        given = dict(zip(names, args, strict=False)) | kwargs
-        states: Tensor = given[family.state]
+        states: Tensor = kwargs[family.state] if family.state in kwargs else args[names.index(family.state)]
         if self._wave is None:  # the first wave is the starting noise alone: a plain call
             if self._started is None:
                 self._started = time.perf_counter()
             if not self._loop.checked:
-                self._check_time(network, family, given)
+                self._check_time(network, family, dict(zip(names, args, strict=False)) | kwargs)
             return network(*args, **kwargs)
-        assert self._inputs is not None
-        wave, rows = self._wave, len(self._wave.positions) * len(self._wave.samples)
-        branches, odd = divmod(len(states), rows)
+        rows = len(self._wave.positions) * len(self._wave.samples)
+        branches, odd = divmod(states.shape[0], rows)
         if odd:
             raise UnsupportedPipeline(
                 f"{type(network).__name__} was given {len(states)} states for {rows} rows. It is not known which state "
@@ -249,15 +258,12 @@ class Drive:
                 tuple(plain if arg is states else arg for arg in args),
                 {name: plain if value is states else value for name, value in kwargs.items()},
             )
-        timesteps = self._inputs.timesteps(wave).repeat(branches)
 
         def for_rows(name: str, value: Any) -> Any:
-            if value is None or name == family.state or name in family.shared:
-                return value
-            if name == "timestep":
-                return family.time(timesteps, states.dtype)
             if name in family.per_sample:
                 return self._repeat(name, value, branches)
+            if name == "timestep":
+                return self._times_for(family, states.dtype, branches)
             if name in family.options:
                 return self._repeat_options(name, value, branches)
             raise UnsupportedPipeline(
@@ -266,14 +272,19 @@ class Drive:
             )
 
         # positional arguments stay positional: hooks on the network may look at either
-        return network(
-            *(for_rows(name, value) for name, value in zip(names, args, strict=False)),
-            **{name: for_rows(name, value) for name, value in kwargs.items()},
-        )
+        if args:
+            args = tuple(
+                value if value is None or name in family.as_it_is else for_rows(name, value)
+                for name, value in zip(names, args, strict=False)
+            )
+        for name, value in kwargs.items():
+            if value is not None and name not in family.as_it_is:
+                kwargs[name] = for_rows(name, value)
+        return network(*args, **kwargs)
 
     def _begin(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
         """The first step: now number of steps, noise and samples are known."""
-        scheduler = self.scheduler.inner
+        scheduler, options = self.scheduler.inner, self.scheduler.unusual(options)
         if m.shape != x.shape:
             raise UnsupportedPipeline(
                 f"The pipeline steps latents of shape {tuple(x.shape)} with an output of shape {tuple(m.shape)}. What "
@@ -298,7 +309,6 @@ class Drive:
         # drawn for all copies, as the stock step does; the first one is the sample's
         draws = draw_noise(noise, m, state.dtype, generator)
         self._draws = None if draws is None else draws[:, : self._num_samples]
-        self._inputs = RowInputs(noise, state.dtype, x.device)
         plan = self._plan_for(noise.num_steps, noise.spread is not None)
         ahead_of_its_turns = plan.method == "sequential" or (plan.pipelined and plan.max_rows is None)
         if self._loop.counts and not ahead_of_its_turns:
@@ -308,11 +318,30 @@ class Drive:
             )
         extras = self._extras(self._draws, noise.num_steps)
         self.run = Run(plan, state, noise, "drive", extras, self._observer, self._started)
+        self._begin_inputs(noise, state)
         self._wave = self.run.next(None)
         if noise.num_steps > 1:
             return ()
         _, x0 = noise.step(0, state, m[: self._num_samples].to(state.dtype))
         return (x0.to(x.dtype),)
+
+    def _begin_inputs(self, noise: NoiseTable, state: Tensor) -> None:
+        """What differs from row to row in the network's input, for a run that begins."""
+        assert self.run is not None
+        self._scales = input_scales(noise, self.run.program, state)
+        self._times.clear()
+        self._timesteps = noise.timesteps.to(state.device)
+
+    def _times_for(self, family: Network, dtype: torch.dtype, branches: int) -> Tensor:
+        """What a network of the family is told of the time, for every state of the wave."""
+        assert self.run is not None
+        assert self._wave is not None
+        assert self._timesteps is not None
+        times = self._times.get((family.time, dtype))
+        if times is None:
+            times = PerState(family.time(self._timesteps, dtype), self.run.program)
+            self._times[family.time, dtype] = times
+        return times.of(self._wave, branches)
 
     def _extras(self, draws: Tensor | None, num_steps: int, x0_prev: Tensor | None = None) -> Extras:
         constrain = None
@@ -336,7 +365,8 @@ class Drive:
             self._tiles.clear()
             states = self.run.sample.to(dtype)
         else:
-            states = self._wave.x.flatten(0, 1).to(dtype)
+            states = self._wave.x.flatten(0, 1)
+            states = states if states.dtype == dtype else states.to(dtype)
         if self._loop.copies > 1:
             states = torch.cat([states] * self._loop.copies)
         elif self._loop.joins and self._wave is not None:
@@ -367,20 +397,19 @@ class Drive:
         return repeated
 
     def _repeated(self, name: str, value: Tensor, branches: int) -> Tensor:
-        """One tensor for the rows; the last one made is kept, as most waves are as wide as the one before."""
+        """One tensor for the rows."""
         assert self._wave is not None
-        rows, samples = len(self._wave.positions), self._wave.samples
-        if len(value) != branches * self._num_samples:
-            raise UnsupportedPipeline(
-                f"The pipeline's network was given conditioning of shape {tuple(value.shape)} ({name}) for {branches} "
-                f"x {self._num_samples} branches and samples. It is not known which entry belongs to which sample. "
-                "Run this call on the original pipeline."
-            )
-        source, of_samples, of_rows, tiled = self._tiles.get(name, (None, (), 0, value))
-        if source is not value or of_samples != samples or of_rows != rows:
-            tiled = tile(value, samples, rows, self._num_samples, branches)
-            self._tiles[name] = value, samples, rows, tiled
-        return tiled
+        tiles = self._tiles.get(name)
+        if tiles is None or tiles.tensor is not value:
+            if len(value) != branches * self._num_samples:
+                raise UnsupportedPipeline(
+                    f"The pipeline's network was given conditioning of shape {tuple(value.shape)} ({name}) for "
+                    f"{branches} x {self._num_samples} branches and samples. It is not known which entry belongs to "
+                    "which sample. Run this call on the original pipeline."
+                )
+            assert self.run is not None
+            tiles = self._tiles[name] = Tiles(value, self._num_samples, branches, self.run.program.peak_rows)
+        return tiles.of(len(self._wave.positions), self._wave.samples)
 
     def _check_time(self, network: nn.Module, family: Network, given: dict[str, Any]) -> None:
         """Hold what an unread loop tells its network in the first turn against what it would be told later."""

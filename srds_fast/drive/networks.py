@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,6 +42,11 @@ class Network:
     shared: frozenset[str] = frozenset({"return_dict"})
     options: frozenset[str] = frozenset()
     time: Callable[[Tensor, torch.dtype], Tensor] = _as_it_is
+
+    @cached_property
+    def as_it_is(self) -> frozenset[str]:
+        """Arguments that are passed on as they are."""
+        return self.shared | {self.state}
 
 
 PER_SAMPLE_OPTIONS = frozenset({"ip_adapter_image_embeds"})

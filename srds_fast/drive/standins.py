@@ -26,8 +26,11 @@ class DrivenScheduler:
 
     def __init__(self, inner: Any, drive: Drive) -> None:
         self.inner = inner
+        if hasattr(inner, "order"):
+            self.order = inner.order  # loops look it up in every turn
         self._drive = drive
         self._defaults = {name: p.default for name, p in inspect.signature(inner.step).parameters.items()}
+        self._options = list(self._defaults)[3:]
         # pipelines look at its signature to see which options the scheduler takes
         self.step = functools.update_wrapper(functools.partial(self._step), inner.step)
 
@@ -48,15 +51,18 @@ class DrivenScheduler:
         return self._drive.scale(sample, timestep)
 
     def _step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(list(self._defaults)[3:], args, strict=False)) | kwargs
-        return_dict = given.pop("return_dict", True)
-        options = {name: value for name, value in given.items() if not _same(value, self._defaults.get(name))}
+        options = dict(zip(self._options, args, strict=False)) | kwargs if args else kwargs
+        return_dict = options.pop("return_dict", True)
         output = self._drive.step(model_output, sample, options)
         if not return_dict:
             return output
         from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
         return SchedulerOutput(prev_sample=output[0])
+
+    def unusual(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of `step` that do not have their default value."""
+        return {name: value for name, value in options.items() if not _same(value, self._defaults.get(name))}
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -99,7 +105,8 @@ class DrivenTimesteps(Tensor):
     def _turns(timesteps: Tensor, drive: Drive, start: int) -> Iterator[Tensor]:
         steps = drive.steps
         drive.enter(start, timesteps)
-        yield timesteps[0]
+        first = timesteps[0]
+        yield first
         if drive.steps == steps:
             # someone reads the timesteps, as SDXL does to find where denoising_end lies; or every turn is skipped
             for timestep in timesteps[1:]:
@@ -109,7 +116,7 @@ class DrivenTimesteps(Tensor):
             return
         while not drive.finished:
             steps = drive.steps
-            yield timesteps[0]
+            yield first
             if drive.steps == steps and not drive.finished:
                 raise _no_step()
 
@@ -155,15 +162,18 @@ class DrivenNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.training = network.training
-        self._drive = drive
-        self._family = family
-        self._names = list(inspect.signature(unwrapped(network).forward).parameters)
+        names = list(inspect.signature(unwrapped(network).forward).parameters)
+        self._driven = functools.partial(drive.call, network, family, names)
+        if hasattr(network, "cache_context"):
+            self.cache_context = network.cache_context  # loops look it up in every turn
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("network"), name)
+        network = self.__dict__["_modules"]["network"]
+        return network if name == "network" else getattr(network, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # not a module's call: hooks are the network's own, and global ones are to see it once
+        return self._driven(args, kwargs)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -171,7 +181,7 @@ class DrivenNetwork(nn.Module):
         return type(self.__dict__["_modules"]["network"])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._drive.call(self.network, self._family, self._names, args, kwargs)
+        return self._driven(args, kwargs)
 
 
 def driven_progress(

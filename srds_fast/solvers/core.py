@@ -15,23 +15,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Evaluate:
+class Evaluate(NamedTuple):
     """One wave: evaluate the network at these rows.
 
     Attributes:
         x: [rows, samples, ...], states in the solver's dtype (before input_scale).
         positions: grid position of each row; selects timestep and input scale.
         samples: which samples of the original batch these are, in order.
+        number: of the wave in its program.
     """
 
     x: Tensor
     positions: tuple[int, ...]
     samples: tuple[int, ...]
+    number: int
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ Core = Generator[Evaluate | Checkpoint, Answer, Tensor]
 def output_of(answer: Answer, request: Tensor) -> Tensor:
     """The network output that answers an Evaluate, in the dtype of the state."""
     assert isinstance(answer, Tensor), "an Evaluate is answered with the network output"
-    return answer.to(request.dtype)
+    return answer if answer.dtype == request.dtype else answer.to(request.dtype)
 
 
 def samples_of(answer: Answer, samples: tuple[int, ...]) -> tuple[int, ...]:

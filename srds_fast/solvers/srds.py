@@ -9,17 +9,18 @@ terms agree, and F's result is then returned untouched. Boundary i is the sequen
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import MutableMapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..noise import NoiseTable
-from ..program import Boundary, Program, Row, settled
-from ..steps import CoarseSolver, Coefficients, StepTable, chained, fine_step, second_order
+from ..program import Boundary, Program
+from ..steps import ITS_X0, CoarseSolver, Coefficients, Like, StepTable, chained, fine_step, second_order
 from .core import NOTHING, Checkpoint, Core, Evaluate, Extras, output_of, samples_of
+from .exchange import Output, Plan, Sum, exchanges
 
 
 def srds(
@@ -44,231 +45,216 @@ def srds(
         extras: noise of stochastic steps, constraint, trajectory.
         watch_bits: fill `Checkpoint.still`.
     """
-    fine, coarse, jump_noise = _tables(x, noise, program, coarse_solver, extras.draws)
-    boundaries = _Boundaries(x, program, watch_bits)
-    points = {(0, 0): x}  # where each solve (iteration, block) stands, until it is evaluated
-    history = _History(program)
-    lookback = _Lookback(noise, program) if fine.uses_history else None
-    constrain, trajectory, draws = extras.constrain, extras.trajectory, extras.draws
-    fine_done = coarse_done = 0
-    result = torch.empty_like(x)
+    tables = _tables(noise, program, coarse_solver, Like.of(x))
+    constrain, trajectory = extras.constrain, extras.trajectory
+    draws = None if extras.draws is None else extras.draws.unbind()
+    jump_noise = None if extras.draws is None else _jump_noise(extras.draws, tables.spreads, program)
+    moves = _Moves(program, watch_bits)
+    # what waves write for later ones to read: a slot a row, see `exchange`
+    memory = x.new_empty(tables.plan.num_slots, *x.shape)
+    slots = memory.unbind()
+    slots[0].copy_(x)
+    result = x
     samples = tuple(range(len(x)))
 
-    for wave in program:
-        rows = wave.rows
-        jumps = [row for row in rows if row.coarse]
-        solves = [row for row in rows if row.fine]
-        # a fine row is the last reader of its point; a coarse row of its own may come before it
-        keys = [(row.iteration, row.block) for row in rows]
-        here = torch.stack([points.pop(key) if row.fine else points[key] for key, row in zip(keys, rows, strict=True)])
-        m = output_of((yield Evaluate(here, tuple(row.position for row in rows), samples)), here)
-
-        if jumps:
-            these = slice(coarse_done, coarse_done := coarse_done + len(jumps))
-            x_jump, m_jump = here[: len(jumps)], m[: len(jumps)]
-            x0 = x0_prev = None
-            if coarse.uses_history or lookback is not None:
-                x0 = coarse.predict_x0(these, x_jump, m_jump)
-            if coarse.uses_history and x0 is not None:
-                x0_prev = torch.stack([history.before(row, own) for row, own in zip(jumps, x0, strict=True)])
-                history.x0.update(zip((Boundary(row.iteration, row.block) for row in jumps), x0, strict=True))
-            if lookback is not None and x0 is not None:
-                lookback.jumped.update(zip(((row.iteration, row.block) for row in jumps), x0, strict=True))
-            landed = coarse.advance(these, x_jump, m_jump, x0, x0_prev)
-            for row, value in zip(jumps, landed, strict=True):
-                if jump_noise is not None:
-                    value = value + jump_noise[row.block]
-                if constrain is not None:
-                    value = constrain(value, program.bounds[row.block + 1], samples)
-                boundaries.jumped[row.iteration, row.block] = value
-        if solves:
-            these = slice(fine_done, fine_done := fine_done + len(solves))
-            x_fine, m_fine = here[-len(solves) :], m[-len(solves) :]
-            x0 = x0_prev = None
-            if lookback is not None:
-                x0 = fine.predict_x0(these, x_fine, m_fine)
-                x0_prev = torch.stack([lookback.before(row, own) for row, own in zip(solves, x0, strict=True)])
-                lookback.after(solves, x0)
-            z = None if draws is None else torch.stack([draws[row.position] for row in solves])
-            stepped = fine.advance(these, x_fine, m_fine, x0, x0_prev, z)
-            for number, (row, value) in enumerate(zip(solves, stepped, strict=True)):
-                ends_block = row.position + 1 == program.bounds[row.block + 1]
-                if constrain is not None:
-                    value = constrain(value, row.position + 1, samples)
-                (boundaries.solved if ends_block else points)[row.iteration, row.block] = value
-                if trajectory is not None and not ends_block:
-                    trajectory.record(row.position + 1, value, samples)
-                if trajectory is not None and x0 is not None:
-                    trajectory.record_x0(row.position, x0[number], samples)
-
-        for born in wave.boundaries:
-            sample, change, still = boundaries.make(born)
+    for number, (wave, exchange) in enumerate(zip(program, tables.plan.waves, strict=True)):
+        # every output of a wave is the same elementwise formula: a few operations, however many rows there are
+        reads, sources, writes = tables.indices[number]
+        states = memory.index_select(0, reads)
+        here = states[: len(wave.rows)]
+        m = output_of((yield Evaluate(here, program.positions[number], samples, number)), here)
+        made = tables.steps.advance(number, states, m if sources is None else m.index_select(0, sources))
+        solves, steps = exchange.solves, exchange.steps
+        if tables.way_back is not None and steps:
+            x0 = made[-len(steps) :]
+            behind = [None if slot is None else slots[slot] for slot in exchange.behind]
+            made[solves] += tables.steps.d[number][solves] * _behind(steps, behind, x0, tables.way_back)
             if trajectory is not None:
-                trajectory.record(program.bounds[born.boundary], sample, samples)
+                for step, value in zip(steps, x0, strict=True):
+                    trajectory.record_x0(step.row.position, value, samples)
+        if draws is not None and steps:
+            z = torch.stack([draws[step.row.position] for step in steps])
+            made[solves] += tables.steps.spread[number][solves] * z
+        memory.index_copy_(0, writes, made)
+        for jump, lead in exchange.leads:
+            slots[jump].add_(slots[lead])
+        if jump_noise is not None:
+            for output in exchange.outputs[: solves.start]:
+                slots[output.slot].add_(jump_noise[output.row.block])
+        if constrain is not None:
+            for output in exchange.outputs[: solves.stop]:
+                slots[output.slot].copy_(constrain(slots[output.slot], output.arrives, samples))
+        if trajectory is not None:
+            for step in steps:
+                if step.arrives < program.bounds[step.row.block + 1]:
+                    trajectory.record(step.arrives, slots[step.slot].clone(), samples)
+
+        for born, state, x0_there in exchange.births:
+            _correct(state, slots)
+            if x0_there is not None:
+                _correct(x0_there, slots)
+            value = slots[state.slot]
+            if trajectory is not None:
+                trajectory.record(program.bounds[born.boundary], value.clone(), samples)
+            if watch_bits or born.boundary == program.num_blocks:
+                value = value.clone()
+                change, still = moves.see(born, value)
             if born.boundary < program.num_blocks:
-                points[born] = sample
-                if lookback is not None:
-                    lookback.make(born)
                 continue
             exact = born.iteration == program.num_blocks
-            running = samples_of((yield Checkpoint(born.iteration, sample, samples, change, exact, still)), samples)
-            result[list(samples)] = sample
+            running = samples_of((yield Checkpoint(born.iteration, value, samples, change, exact, still)), samples)
+            if len(samples) == len(result):
+                result = value
+            else:
+                result = result.clone()  # what it was has been handed out
+                result[list(samples)] = value
             if born.iteration == program.num_iterations or not running:
                 return result
             if len(running) < len(samples):
                 samples = tuple(samples[position] for position in running)
-                boundaries.keep(running)
-                _keep(points, running)
-                _keep(history.x0, running)
-                if lookback is not None:
-                    lookback.keep(running)
+                memory = memory[:, list(running)]
+                slots = memory.unbind()
+                moves.keep(running)
                 if draws is not None:
-                    draws = draws[:, list(running)]
+                    draws = tuple(value[list(running)] for value in draws)
                 if jump_noise is not None:
                     jump_noise = [value[list(running)] for value in jump_noise]
     raise AssertionError("a program ends with a checkpoint")
 
 
-class _Corrected:
-    """A quantity at the boundaries: what the fine solves and the jumps say of it, and the correction of the one by the
-    other."""
-
-    def __init__(self) -> None:
-        self.solved: dict[tuple[int, int], Tensor] = {}
-        self.jumped: dict[tuple[int, int], Tensor] = {}
-
-    def corrected(self, born: Boundary) -> Tensor:
-        """F(x^{p-1}) + ( G(x^p) - G(x^{p-1}) ) at a boundary; the coarse sweep has G alone, the exact prefix F."""
-        iteration, block = born.iteration, born.boundary - 1
-        if iteration == 0:
-            return self.jumped[0, block]
-        value = self.solved.pop((iteration - 1, block))
-        before = self.jumped.pop((iteration - 1, block))
-        return value + (self.jumped[iteration, block] - before) if iteration <= block else value
-
-    def keep(self, running: tuple[int, ...]) -> None:
-        """Go on with these positions of the samples only."""
-        _keep(self.solved, running)
-        _keep(self.jumped, running)
+def _correct(value: Sum, slots: tuple[Tensor, ...]) -> None:
+    """F(x^{p-1}) + ( G(x^p) - G(x^{p-1}) ), where it is not F or G alone."""
+    if value.bracket is not None:
+        jump, jump_before = value.bracket
+        slots[value.slot].add_(slots[jump] - slots[jump_before])
 
 
-class _Boundaries(_Corrected):
-    """The states at the boundaries, and how far they moved."""
+def _behind(steps: tuple[Output, ...], behind: list[Tensor | None], x0: Tensor, way_back: list[float]) -> Tensor:
+    """What multistep fine steps look back at: the x0 of the step before, [steps, samples, ...].
 
-    def __init__(self, x: Tensor, program: Program, watch_bits: bool) -> None:
-        super().__init__()
+    The first step of a solve looks back across the boundary, at what the solve before left there. The coarse sweep has
+    no such step: it interpolates between the x0 at its boundaries, along the log-SNR. The first step of the grid does
+    not look back; it is given its own x0.
+    """
+    found = []
+    for number, (step, value) in enumerate(zip(steps, behind, strict=True)):
+        row = step.row
+        if value is None:
+            value = x0[number]
+        elif row.iteration == 0 and row.step == 0:
+            value = x0[number] + (value - x0[number]) * way_back[row.block]
+        found.append(value)
+    return torch.stack(found)
+
+
+class _Moves:
+    """How far the boundaries move from one iteration to the next: the last one, and every one if bits are watched."""
+
+    def __init__(self, program: Program, watch_bits: bool) -> None:
         self._latest: dict[int, Tensor] = {}
         self._moved: dict[int, Tensor] = {}
         self._watch_bits = watch_bits
         self._last = program.num_blocks
 
-    def make(self, born: Boundary) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Value of a boundary; for the last one also its change and whether the iteration moved no bit."""
-        value = self.corrected(born)
-        previous, self._latest[born.boundary] = self._latest.get(born.boundary), value
+    def see(self, born: Boundary, value: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Take note of a boundary. Of the last one: its change, and whether the iteration moved no bit."""
+        iteration, boundary = born
+        previous, self._latest[boundary] = self._latest.get(boundary), value
         if previous is None:
-            return value, None, None
-        iteration = born.iteration
+            return None, None
         if self._watch_bits:
-            moved = (value != previous).flatten(1).any(1)
+            moved = value != previous
             self._moved[iteration] = self._moved[iteration] | moved if iteration in self._moved else moved
-        if born.boundary < self._last:
-            return value, None, None
+        if boundary < self._last:
+            return None, None
         change = (value - previous).abs().flatten(1).mean(1)
-        return value, change, ~self._moved.pop(iteration) if self._watch_bits else None
+        return change, ~self._moved.pop(iteration).flatten(1).any(1) if self._watch_bits else None
 
     def keep(self, running: tuple[int, ...]) -> None:
-        super().keep(running)
+        """Go on with these positions of the samples only."""
         _keep(self._latest, running)
         _keep(self._moved, running)
 
 
-class _Lookback(_Corrected):
-    """What a multistep fine step looks back at: the x0 of the step before it in its solve.
+class _Tables(NamedTuple):
+    """What a run knows before its first wave.
 
-    The first step of a solve looks back across the boundary, at what the solve before left there. The coarse sweep has
-    no such step: it interpolates between the x0 at its boundaries, along the log-SNR.
+    Attributes:
+        plan: what each wave reads and writes.
+        steps: coefficients of all outputs.
+        indices: of each wave, as tensors: the slots its states are read from, the network's row that each output is
+            made from (None where every row has one output, in order), the slots the outputs are written to.
+        spreads: for stochastic schedulers, of each block the weights of the noise that its fine steps add.
+        way_back: for multistep schedulers, of each block: how far the step before its first lies from there towards
+            the boundary before, in units of the log-SNR between.
     """
 
-    def __init__(self, noise: NoiseTable, program: Program) -> None:
-        super().__init__()
-        self._latest: dict[tuple[int, int], Tensor] = {}
-        self._bounds = program.bounds
-        log_snr = (noise.alpha / noise.sigma).log()
-        self._way_back = [0.0]
-        for before, start in zip(program.bounds[:-2], program.bounds[1:-1], strict=True):
-            way = float((log_snr[start] - log_snr[start - 1]) / (log_snr[start] - log_snr[before]))
-            self._way_back.append(way if math.isfinite(way) else 0.0)
-
-    def before(self, row: Row, own: Tensor) -> Tensor:
-        """x0 of the step before the row's; its own at the start of the grid, where the step does not look back."""
-        if row.position == 0:
-            return own
-        value = self._latest.pop((row.iteration, row.block))
-        if row.iteration == 0 and row.step == 0:
-            return own + (value - own) * self._way_back[row.block]
-        return value
-
-    def after(self, rows: list[Row], x0: Tensor) -> None:
-        """Remember the x0 of these fine rows."""
-        for row, value in zip(rows, x0, strict=True):
-            ends_block = row.position + 1 == self._bounds[row.block + 1]
-            (self.solved if ends_block else self._latest)[row.iteration, row.block] = value
-
-    def make(self, born: Boundary) -> None:
-        """What the solve from a new boundary will look back at."""
-        self._latest[born] = self.corrected(born)
-
-    def keep(self, running: tuple[int, ...]) -> None:
-        super().keep(running)
-        _keep(self._latest, running)
+    plan: Plan
+    steps: StepTable
+    indices: list[tuple[Tensor, Tensor | None, Tensor]]
+    spreads: list[list[float]]
+    way_back: list[float] | None
 
 
-class _History:
-    """x0 predicted at each boundary, for the 2M jump from the next one; let go after its last reader."""
-
-    def __init__(self, program: Program) -> None:
-        self.x0: dict[Boundary, Tensor] = {}
-        rows = (row for wave in program for row in wave.rows)
-        self._readers = Counter(settled(row.iteration, row.block - 1) for row in rows if row.coarse and row.block > 0)
-
-    def before(self, row: Row, own: Tensor) -> Tensor:
-        """x0 at the boundary before the row's, as the row's iteration sees it; its own at the first boundary."""
-        if row.block == 0:
-            return own
-        key = settled(row.iteration, row.block - 1)
-        self._readers[key] -= 1
-        return self.x0[key] if self._readers[key] else self.x0.pop(key)
-
-
-def _tables(
-    x: Tensor, noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, draws: Tensor | None
-) -> tuple[StepTable, StepTable, list[Tensor] | None]:
-    """Coefficients of all fine and of all coarse rows, in program order: a wave uses a contiguous slice of each.
-
-    Third, for stochastic schedulers: the noise that the fine steps of each block add up to, [batch, ...].
-    """
+@lru_cache(maxsize=64)
+def _tables(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, like: Like) -> _Tables:
     bounds = program.bounds
-    step = [fine_step(noise, index) for index in range(noise.num_steps)]
+    fine = [fine_step(noise, index) for index in range(noise.num_steps)]
+    carries_x0 = any(step.d != 0.0 for step in fine)
     jump: list[Coefficients] = []
-    jump_noise = None if draws is None else [torch.zeros_like(x)] * program.num_blocks
+    spreads: list[list[float]] = []
     for block in range(program.num_blocks):
         start, stop = bounds[block], bounds[block + 1]
         previous = bounds[block - 1] if block > 0 and coarse_solver == "2m" else None
         if noise.momentum is not None or noise.spread is not None:
             coefficients, weights = chained(noise, previous, start, stop)
             jump.append(coefficients)
-            if jump_noise is not None and draws is not None:
-                column = torch.tensor(weights, dtype=x.dtype, device=x.device)
-                jump_noise[block] = torch.tensordot(column, draws[start:stop], dims=1)
+            spreads.append(weights)
         else:
             jump.append(second_order(noise, previous, start, stop))
-    rows = [row for wave in program for row in wave.rows]
-    solves = [row.position for row in rows if row.fine]
-    jumps = [row.block for row in rows if row.coarse]
-    fine = StepTable(noise, solves, [step[index] for index in solves], like=x)
-    coarse = StepTable(noise, [bounds[block] for block in jumps], [jump[block] for block in jumps], like=x)
-    return fine, coarse, jump_noise
+    led = tuple(block for block, coefficients in enumerate(jump) if coefficients.d != 0.0)
+    plan = exchanges(program, led, carries_x0)
+
+    def coefficients_of(output: Output) -> Coefficients:
+        row = output.row
+        match output.kind:
+            case "fine":
+                return fine[row.position]
+            case "jump":
+                return jump[row.block]._replace(d=0.0)
+            case "lead":
+                return ITS_X0._replace(c=jump[row.block + 1].d)
+        return ITS_X0
+
+    outputs = [output for exchange in plan.waves for output in exchange.outputs]
+    widths = [len(exchange.outputs) for exchange in plan.waves]
+    positions = [output.row.position for output in outputs]
+    steps = StepTable(noise, positions, [coefficients_of(output) for output in outputs], like, widths)
+    states = [slot for exchange in plan.waves for slot in exchange.states]
+    sources, slots = [output.source for output in outputs], [output.slot for output in outputs]
+    columns = torch.tensor([states, sources, slots]).to(like.device)
+    indices = [
+        (reads, None if len(reads) == len(wave.rows) else rows, writes)
+        for wave, reads, rows, writes in zip(program, *(column.split(widths) for column in columns), strict=True)
+    ]
+    return _Tables(plan, steps, indices, spreads, _way_back(noise, program) if carries_x0 else None)
+
+
+def _jump_noise(draws: Tensor, spreads: list[list[float]], program: Program) -> list[Tensor]:
+    """The noise that the fine steps of each block add up to, [batch, ...]."""
+    return [
+        torch.tensordot(draws.new_tensor(weights), draws[start:stop], dims=1)
+        for weights, start, stop in zip(spreads, program.bounds, program.bounds[1:], strict=False)
+    ]
+
+
+def _way_back(noise: NoiseTable, program: Program) -> list[float]:
+    log_snr = (noise.alpha / noise.sigma).log().tolist()
+    way_back = [0.0]
+    for before, start in zip(program.bounds[:-2], program.bounds[1:-1], strict=True):
+        way = (log_snr[start] - log_snr[start - 1]) / (log_snr[start] - log_snr[before])
+        way_back.append(way if math.isfinite(way) else 0.0)
+    return way_back
 
 
 def _keep(tensors: MutableMapping[Any, Tensor], running: tuple[int, ...]) -> None:

@@ -55,39 +55,44 @@ def _draw(shape: torch.Size, generator: torch.Generator | None, like: Tensor) ->
 
 
 class PerState:
-    """A column with an entry per step, as the states of each wave of a program need it.
+    """Looks up what differs from row to row, timestep and input scale, for the states of each wave of a program.
 
-    It is spread for all waves at once: looked up wave by wave, it would cost each a copy to the device.
+    It does so for all waves at once: an index made wave by wave would cost each a copy to the device.
 
     Args:
-        column: [N, ...], on the device of the states.
         program: the waves.
+        device: of the states.
     """
 
-    def __init__(self, column: Tensor, program: Program) -> None:
-        self._column = column
+    def __init__(self, program: Program, device: torch.device) -> None:
         self._positions = program.positions
-        self._made_for = (0, 0)
-        self._of_waves: tuple[Tensor, ...] = ()
+        self._device = device
+        self._num_samples = 0
+        self._of_waves: dict[tuple[Tensor, int], tuple[Tensor, ...]] = {}
 
-    def of(self, wave: Evaluate, branches: int = 1) -> Tensor:
-        """The entry of every state, [branches * rows * samples, ...]: row by row, all its samples."""
-        samples = len(wave.samples)
-        if self._made_for != (branches, samples):
-            self._made_for = branches, samples
-            of_waves = [positions * branches for positions in self._positions]
-            index = torch.tensor([position for positions in of_waves for position in positions])
-            spread = self._column[index.to(self._column.device)].repeat_interleave(samples, 0)
-            self._of_waves = spread.split([len(positions) * samples for positions in of_waves])
-        return self._of_waves[wave.number]
+    def of(self, column: Tensor, wave: Evaluate, branches: int = 1) -> Tensor:
+        """The entries of a column [N, ...], [branches * rows * samples, ...]: row by row, all its samples."""
+        if self._num_samples != len(wave.samples):
+            self._num_samples = len(wave.samples)
+            self._of_waves.clear()
+        of_waves = self._of_waves.get((column, branches))
+        if of_waves is None:
+            of_waves = self._of_waves[column, branches] = self._look_up(column, branches)
+        return of_waves[wave.number]
+
+    def _look_up(self, column: Tensor, branches: int) -> tuple[Tensor, ...]:
+        positions = [position for of_wave in self._positions for position in of_wave * branches]
+        index = torch.tensor(positions).repeat_interleave(self._num_samples)
+        sizes = [len(of_wave) * branches * self._num_samples for of_wave in self._positions]
+        of_waves: tuple[Tensor, ...] = column[index.to(self._device)].split(sizes)
+        return of_waves
 
 
-def input_scales(noise: NoiseTable, program: Program, like: Tensor) -> PerState | None:
-    """What states [rows, ...] like `like` are multiplied with on their way into the network; None for nothing."""
+def input_scale(noise: NoiseTable, like: Tensor) -> Tensor | None:
+    """What states like this one are multiplied with before they enter the network, [N, 1, ...]; None for nothing."""
     if not bool((noise.input_scale != 1.0).any()):
         return None
-    column = noise.input_scale.to(like.dtype).to(like.device)
-    return PerState(column.reshape(-1, *[1] * (like.ndim - 1)), program)
+    return noise.input_scale.to(like.dtype).to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def tile(tensor: Tensor, samples: Sequence[int], rows: int, num_samples: int, branches: int = 1) -> Tensor:
@@ -112,8 +117,9 @@ def tile(tensor: Tensor, samples: Sequence[int], rows: int, num_samples: int, br
 class Tiles:
     """Conditioning repeated for the rows of one wave after another; the arguments are those of `tile`.
 
-    Most waves are a row wider or narrower than the one before. So it is repeated once, for the widest, of which the
-    others take a part: the rows of a branch are all the same, so of two branches it is the part around the middle.
+    Most waves are a row wider or narrower than the one before. So what is used again is repeated once more, for the
+    widest, of which the others take a part: the rows of a branch are all the same, so of two branches the part around
+    the middle.
 
     Args:
         peak_rows: rows of the widest wave.
@@ -135,17 +141,18 @@ class Tiles:
         return self._of_rows[rows]
 
     def _make(self, rows: int) -> None:
-        if self._branches > 2:  # no part of three branches is in one piece
-            self._of_rows = {rows: tile(self.tensor, self._samples, rows, self._num_samples, self._branches)}
+        if self._branches > 2 or not self._of_rows:  # no part of three branches is in one piece
+            self._of_rows = {rows: self._tile(rows)}
             return
-        widest = self._of_rows.get(self._peak_rows)
-        if widest is None:
-            widest = tile(self.tensor, self._samples, self._peak_rows, self._num_samples, self._branches)
-            self._of_rows[self._peak_rows] = widest
-        before = self._branches - 1  # 0 or 1
-        middle = before * self._peak_rows * len(self._samples)
+        if self._peak_rows not in self._of_rows:
+            self._of_rows[self._peak_rows] = self._tile(self._peak_rows)
+        widest = self._of_rows[self._peak_rows]
+        middle = (self._branches - 1) * self._peak_rows * len(self._samples)
         size = rows * len(self._samples)
-        self._of_rows[rows] = widest[middle - before * size : middle + size]
+        self._of_rows[rows] = widest[middle - (self._branches - 1) * size : middle + size]
+
+    def _tile(self, rows: int) -> Tensor:
+        return tile(self.tensor, self._samples, rows, self._num_samples, self._branches)
 
 
 class RowDenoiser:
@@ -164,8 +171,9 @@ class RowDenoiser:
     ) -> None:
         self._denoiser = denoiser
         self._dtype = x.dtype
-        self._timesteps = PerState(noise.timesteps.to(x.device), program)
-        self._scales = input_scales(noise, program, x.to(state_dtype(x.dtype)))
+        self._timesteps = noise.timesteps.to(x.device)
+        self._scale = input_scale(noise, x.to(state_dtype(x.dtype)))
+        self._per_state = PerState(program, x.device)
         self._num_samples = len(x)
         self._cond = cond
 
@@ -177,11 +185,11 @@ class RowDenoiser:
         """
         rows = len(wave.positions)
         x = wave.x.flatten(0, 1)
-        if self._scales is not None:
-            x = x * self._scales.of(wave)
+        if self._scale is not None:
+            x = x * self._per_state.of(self._scale, wave)
         x = x.to(self._dtype)
         cond = {name: tile(value, wave.samples, rows, self._num_samples) for name, value in self._cond.items()}
-        m = self._denoiser(x, self._timesteps.of(wave), **cond)
+        m = self._denoiser(x, self._per_state.of(self._timesteps, wave), **cond)
         if not isinstance(m, Tensor) or m.shape != x.shape:
             found = f"shape {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
             raise InvalidArgument(

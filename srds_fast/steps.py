@@ -168,7 +168,7 @@ class StepTable:
             a, b, c = a + c * p, b + c * q, torch.zeros_like(c)
         spread = torch.zeros_like(a) if noise.spread is None else noise.spread[at]
         table = torch.stack((a, b, c, p, q, d, spread)).to(like.dtype)
-        self._clip = noise.clip
+        self._clip = math.inf if noise.clip is None else noise.clip
         self._scales = bool((table[0] != 1.0).any())
         _, self._adds_m, self._adds_x0, *_ = (table != 0.0).any(1).tolist()
         table = table.to(like.device).reshape(*table.shape, *[1] * like.ndim)

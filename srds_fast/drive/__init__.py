@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import PerState, Tiles, draw_noise, input_scales, state_dtype
+from ..denoiser import PerState, Tiles, draw_noise, input_scale, state_dtype
 from ..errors import UnsupportedPipeline, UnsupportedScheduler
 from ..noise import NoiseTable, noise_table
 from ..plan import Plan, Settings, choose
@@ -95,9 +95,9 @@ class Drive:
         self._trajectory: Trajectory | None = None
         self._noise: NoiseTable | None = None
         self._draws: Tensor | None = None
-        self._scales: PerState | None = None
-        self._timesteps: Tensor | None = None
-        self._times: dict[tuple[Any, torch.dtype], PerState] = {}
+        self._per_state: PerState | None = None
+        self._input_scale: Tensor | None = None
+        self._times: dict[tuple[Any, torch.dtype], Tensor] = {}
         self._wave: Evaluate | None = None
         self._handed: Tensor | None = None
         self._num_samples = 0
@@ -220,11 +220,13 @@ class Drive:
         """The states of the wave times their input scale, for all guidance branches."""
         if self._wave is None:
             return self.scheduler.inner.scale_model_input(x, timestep)  # type: ignore[no-any-return]
-        if self._scales is None:
+        if self._input_scale is None:
             return x
+        assert self._per_state is not None
         branches = x.shape[0] // (len(self._wave.positions) * len(self._wave.samples))
-        # as the schedulers do it: a scale in the dtype of the state does not change the dtype of the loop
-        scaled = (x * self._scales.of(self._wave, branches)).to(x.dtype)
+        scaled = x * self._per_state.of(self._input_scale, self._wave, branches)
+        if scaled.dtype != x.dtype:  # the scale is kept in the dtype of the state
+            scaled = scaled.to(x.dtype)
         return RowStates.of(scaled, self) if isinstance(x, RowStates) else scaled
 
     def for_rows(self, conditioning: Tensor, states: Tensor) -> Tensor:
@@ -328,20 +330,19 @@ class Drive:
     def _begin_inputs(self, noise: NoiseTable, state: Tensor) -> None:
         """What differs from row to row in the network's input, for a run that begins."""
         assert self.run is not None
-        self._scales = input_scales(noise, self.run.program, state)
-        self._times.clear()
+        self._per_state = PerState(self.run.program, state.device)
+        self._input_scale = input_scale(noise, state)
+        self._times = {}
         self._timesteps = noise.timesteps.to(state.device)
 
     def _times_for(self, family: Network, dtype: torch.dtype, branches: int) -> Tensor:
         """What a network of the family is told of the time, for every state of the wave."""
-        assert self.run is not None
         assert self._wave is not None
-        assert self._timesteps is not None
+        assert self._per_state is not None
         times = self._times.get((family.time, dtype))
         if times is None:
-            times = PerState(family.time(self._timesteps, dtype), self.run.program)
-            self._times[family.time, dtype] = times
-        return times.of(self._wave, branches)
+            times = self._times[family.time, dtype] = family.time(self._timesteps, dtype)
+        return self._per_state.of(times, self._wave, branches)
 
     def _extras(self, draws: Tensor | None, num_steps: int, x0_prev: Tensor | None = None) -> Extras:
         constrain = None

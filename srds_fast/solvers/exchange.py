@@ -81,7 +81,7 @@ class Exchange(NamedTuple):
     births: tuple[Birth, ...]
 
 
-class Plan(NamedTuple):
+class Layout(NamedTuple):
     """The exchanges of all waves, and how many slots they need. The starting noise is in slot 0."""
 
     waves: tuple[Exchange, ...]
@@ -89,7 +89,7 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def exchanges(program: Program, led: tuple[int, ...], carries_x0: bool) -> Plan:
+def exchanges(program: Program, led: tuple[int, ...], carries_x0: bool) -> Layout:
     """The exchanges of a program, wave by wave.
 
     Args:
@@ -100,7 +100,7 @@ def exchanges(program: Program, led: tuple[int, ...], carries_x0: bool) -> Plan:
     values = _Values()
     waves = [_exchange(number, wave, program, led, carries_x0, values) for number, wave in enumerate(program)]
     slots, num_slots = values.slots()
-    return Plan(tuple(_in_slots(exchange, slots) for exchange in waves), num_slots)
+    return Layout(tuple(_in_slots(exchange, slots) for exchange in waves), num_slots)
 
 
 class _Values:

@@ -20,7 +20,7 @@ from ..noise import NoiseTable
 from ..program import Boundary, Program
 from ..steps import ITS_X0, CoarseSolver, Coefficients, Like, StepTable, chained, fine_step, second_order
 from .core import NOTHING, Checkpoint, Core, Evaluate, Extras, output_of, samples_of
-from .exchange import Output, Plan, Sum, exchanges
+from .exchange import Layout, Output, Sum, exchanges
 
 
 def srds(
@@ -51,13 +51,13 @@ def srds(
     jump_noise = None if extras.draws is None else _jump_noise(extras.draws, tables.spreads, program)
     moves = _Moves(program, watch_bits)
     # what waves write for later ones to read: a slot a row, see `exchange`
-    memory = x.new_empty(tables.plan.num_slots, *x.shape)
+    memory = x.new_empty(tables.layout.num_slots, *x.shape)
     slots = memory.unbind()
     slots[0].copy_(x)
-    result = x
+    result = torch.empty_like(x)
     samples = tuple(range(len(x)))
 
-    for number, (wave, exchange) in enumerate(zip(program, tables.plan.waves, strict=True)):
+    for number, (wave, exchange) in enumerate(zip(program, tables.layout.waves, strict=True)):
         # every output of a wave is the same elementwise formula: a few operations, however many rows there are
         reads, sources, writes = tables.indices[number]
         states = memory.index_select(0, reads)
@@ -96,17 +96,18 @@ def srds(
             value = slots[state.slot]
             if trajectory is not None:
                 trajectory.record(program.bounds[born.boundary], value.clone(), samples)
-            if watch_bits or born.boundary == program.num_blocks:
-                value = value.clone()
-                change, still = moves.see(born, value)
-            if born.boundary < program.num_blocks:
+            is_whole = born.boundary == program.num_blocks
+            if not (is_whole or watch_bits):
+                continue
+            value = value.clone()
+            change, still = moves.see(born, value)
+            if not is_whole:
                 continue
             exact = born.iteration == program.num_blocks
             running = samples_of((yield Checkpoint(born.iteration, value, samples, change, exact, still)), samples)
             if len(samples) == len(result):
-                result = value
+                result.copy_(value)
             else:
-                result = result.clone()  # what it was has been handed out
                 result[list(samples)] = value
             if born.iteration == program.num_iterations or not running:
                 return result
@@ -180,7 +181,7 @@ class _Tables(NamedTuple):
     """What a run knows before its first wave.
 
     Attributes:
-        plan: what each wave reads and writes.
+        layout: what each wave reads and writes.
         steps: coefficients of all outputs.
         indices: of each wave, as tensors: the slots its states are read from, the network's row that each output is
             made from (None where every row has one output, in order), the slots the outputs are written to.
@@ -189,7 +190,7 @@ class _Tables(NamedTuple):
             the boundary before, in units of the log-SNR between.
     """
 
-    plan: Plan
+    layout: Layout
     steps: StepTable
     indices: list[tuple[Tensor, Tensor | None, Tensor]]
     spreads: list[list[float]]
@@ -213,7 +214,7 @@ def _tables(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, li
         else:
             jump.append(second_order(noise, previous, start, stop))
     led = tuple(block for block, coefficients in enumerate(jump) if coefficients.d != 0.0)
-    plan = exchanges(program, led, carries_x0)
+    layout = exchanges(program, led, carries_x0)
 
     def coefficients_of(output: Output) -> Coefficients:
         row = output.row
@@ -226,18 +227,18 @@ def _tables(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, li
                 return ITS_X0._replace(c=jump[row.block + 1].d)
         return ITS_X0
 
-    outputs = [output for exchange in plan.waves for output in exchange.outputs]
-    widths = [len(exchange.outputs) for exchange in plan.waves]
+    outputs = [output for exchange in layout.waves for output in exchange.outputs]
+    widths = [len(exchange.outputs) for exchange in layout.waves]
     positions = [output.row.position for output in outputs]
     steps = StepTable(noise, positions, [coefficients_of(output) for output in outputs], like, widths)
-    states = [slot for exchange in plan.waves for slot in exchange.states]
+    states = [slot for exchange in layout.waves for slot in exchange.states]
     sources, slots = [output.source for output in outputs], [output.slot for output in outputs]
     columns = torch.tensor([states, sources, slots]).to(like.device)
     indices = [
         (reads, None if len(reads) == len(wave.rows) else rows, writes)
         for wave, reads, rows, writes in zip(program, *(column.split(widths) for column in columns), strict=True)
     ]
-    return _Tables(plan, steps, indices, spreads, _way_back(noise, program) if carries_x0 else None)
+    return _Tables(layout, steps, indices, spreads, _way_back(noise, program) if carries_x0 else None)
 
 
 def _jump_noise(draws: Tensor, spreads: list[list[float]], program: Program) -> list[Tensor]:

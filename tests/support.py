@@ -19,6 +19,9 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
+    PixArtSigmaPipeline,
+    StableDiffusion3Img2ImgPipeline,
     StableDiffusionInstructPix2PixPipeline,
 )
 
@@ -202,6 +205,11 @@ def _pix2pix() -> Any:
     return tiny._ready(StableDiffusionInstructPix2PixPipeline(**parts, image_encoder=None))
 
 
+def _of_the_parts(cls: Any, other: Callable[[], Any]) -> Callable[[], Any]:
+    """Another pipeline class from the parts of a tiny pipeline."""
+    return lambda: tiny._ready(cls(**other().components))
+
+
 FEATURES = [
     Feature("guidance", GUIDED, {"guidance_scale": 4.0}),
     Feature("no guidance", GUIDED, {"guidance_scale": 1.0}),
@@ -261,10 +269,24 @@ FEATURES = [
         verdict=Verdict("step by step from there", "the callback changed"),
     ),
     Feature(
-        "a pipeline not listed above, with a plain loop (here: InstructPix2Pix)",
-        ("StableDiffusion",),
-        {"image": tiny.image()},
-        build=_pix2pix,
+        "a pipeline not listed, read: InstructPix2Pix", ("StableDiffusion",), {"image": tiny.image()}, build=_pix2pix
+    ),
+    Feature(
+        "a pipeline not listed, read: PixArtSigma",
+        ("PixArtAlpha",),
+        build=_of_the_parts(PixArtSigmaPipeline, tiny.pixart),
+    ),
+    Feature(
+        "a pipeline not listed, read: FluxImg2Img",
+        ("Flux",),
+        {"image": tiny.image(16), "strength": 0.8},
+        build=_of_the_parts(FluxImg2ImgPipeline, tiny.flux),
+    ),
+    Feature(
+        "a pipeline not listed, read: StableDiffusion3Img2Img",
+        ("StableDiffusion3",),
+        {"image": tiny.image(), "strength": 0.8},
+        build=_of_the_parts(StableDiffusion3Img2ImgPipeline, tiny.stable_diffusion_3),
     ),
     Feature(
         "the deprecated `callback`",

@@ -84,6 +84,17 @@ class NoiseTable:
         """
         if (start, stop) == (0, self.num_steps):
             return self
+        key = start, stop, afresh
+        if key not in self._parts:
+            self._parts[key] = self._part(*key)
+        return self._parts[key]
+
+    @cached_property
+    def _parts(self) -> dict[tuple[int, int, bool], NoiseTable]:
+        """Parts made before: what solvers remember of a table, they remember by its identity."""
+        return {}
+
+    def _part(self, start: int, stop: int, afresh: bool) -> NoiseTable:
         columns: dict[str, Any] = {
             field.name: value[start:stop]
             for field in fields(self)

@@ -148,7 +148,7 @@ def block_bounds(num_steps: int, num_blocks: int) -> tuple[int, ...]:
     return tuple(block * num_steps // num_blocks for block in range(num_blocks + 1))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64, typed=True)
 def sequential(num_steps: int) -> Program:
     """The sequential sampler: N waves of one row."""
     _require(num_steps, "num_steps", 1)
@@ -157,7 +157,7 @@ def sequential(num_steps: int) -> Program:
     return Program(num_steps, (0, num_steps), 1, tuple(waves))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64, typed=True)
 def srds(
     num_steps: int, num_blocks: int, num_iterations: int, pipelined: bool = True, *, shared: bool = True
 ) -> Program:

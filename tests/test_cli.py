@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import DDPMPipeline, PNDMScheduler
+from diffusers import PNDMScheduler, StableDiffusionPAGPipeline
 from PIL import Image
 
 import srds_fast
@@ -316,9 +316,11 @@ def test_an_unsupported_pipeline_is_told_in_one_line(tmp_path: Path, capsys: pyt
     unconditional.save_pretrained(tmp_path / "ddim")
     assert main(["generate", "a", "--model", str(tmp_path / "ddim")]) == 2
     assert "takes no prompt" in complaint(capsys)
-    DDPMPipeline(unconditional.unet, unconditional.scheduler).save_pretrained(tmp_path / "ddpm")
-    assert main(["generate", "a", "--model", str(tmp_path / "ddpm")]) == 2
-    assert "DDPMPipeline cannot be compiled" in complaint(capsys)
+    StableDiffusionPAGPipeline(**tiny.stable_diffusion().components, requires_safety_checker=False).save_pretrained(
+        tmp_path / "pag"
+    )
+    assert main(["generate", "a", "--model", str(tmp_path / "pag")]) == 2
+    assert "StableDiffusionPAGPipeline cannot be driven: its loop uses the timestep" in complaint(capsys)
 
 
 def test_an_unsupported_scheduler_is_replaced_only_on_request(

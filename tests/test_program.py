@@ -113,3 +113,10 @@ def test_numbers_out_of_range_are_named(arguments: tuple[int, int, int], name: s
 def test_programs_need_no_torch() -> None:
     code = "import sys, srds_fast; srds_fast.program.srds(100, 10, 2); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_switch_is_no_number_even_where_the_number_was_asked_for_before() -> None:
+    """True == 1: a cache that does not look at types would answer."""
+    program.srds(4, 1, 1)
+    with pytest.raises(InvalidArgument, match="num_blocks is True"):
+        program.srds(4, True, 1)

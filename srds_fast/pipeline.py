@@ -19,7 +19,7 @@ import torch
 
 from .drive import Drive, driven_copy
 from .drive.callbacks import StepCallback
-from .errors import InvalidArgument, PlanMismatch, UnsupportedPipeline
+from .errors import InvalidArgument, PlanMismatch, SrdsFastError, UnsupportedPipeline
 from .families import Arguments, Family, family_of
 from .noise import adds_noise, check_scheduler
 from .plan import MOST_STEPS, Plan, Settings, choose, refuse_beside
@@ -266,11 +266,13 @@ def _call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Ob
         call = _DrivenCall(fast, family, arguments, observer, tokenizers)
         try:
             return call(args, kwargs)
-        except UnsupportedPipeline as why:
+        except Exception as why:
             # what a callback or a stream has been told cannot be taken back
-            if observer is not None or call.told:
+            if observer is not None or call.told or not call.is_at_fault(why):
                 raise
             reason = str(why).partition(". ")[0]
+            if not isinstance(why, UnsupportedPipeline):
+                reason = f"Its loop, driven, ended in {type(why).__name__}: {reason}"
         finally:
             if call.drive.run is not None:
                 state.last.report = call.drive.run.report
@@ -290,7 +292,7 @@ class _DrivenCall:
         tokenizers: dict[str, Any],
     ) -> None:
         state = fast._srds
-        loop = family.loop(fast, arguments)
+        self._loop = loop = family.loop(fast, arguments)
         self._cls = type(state.original)
         self._shared = vars(fast)
         if self._shared.get("_interrupt"):  # of the call before; every stock call begins so
@@ -315,6 +317,18 @@ class _DrivenCall:
     def told(self) -> int:
         """Steps that the user's callback has been told of."""
         return 0 if self._callback is None else self._callback.told
+
+    def is_at_fault(self, error: Exception) -> bool:
+        """Whether the stock loop may do what ended in this error when it was driven.
+
+        In a loop that was not read by hand, rows may have met what they do not fit: that is such an error too. If it is
+        not, the stock loop ends in it as well.
+        """
+        misfits = (RuntimeError, ValueError, TypeError, IndexError)
+        ours = isinstance(error, SrdsFastError | torch.OutOfMemoryError)
+        return isinstance(error, UnsupportedPipeline) or (
+            not self._loop.checked and isinstance(error, misfits) and not ours
+        )
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._callback is not None:

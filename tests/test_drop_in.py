@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import support
 import tiny
 import torch
 from accelerate import cpu_offload
@@ -360,6 +361,22 @@ def test_a_call_that_cannot_be_driven_begins_again_from_the_same_random_state() 
         list(fast.stream(class_labels=[3], num_inference_steps=STEPS))
     with pytest.raises(UnsupportedPipeline, match="overwrites its latents"):
         srds_fast.compile(pipe, strict=True)(**call)
+
+
+def test_an_unread_loop_that_fails_when_driven_runs_as_stock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the repetition of joined conditioning, rows do not fit it: the stock loop does, or has the same error."""
+    pipe = support._pix2pix()
+    call = {"image": tiny.image(), "height": 32, "width": 32}
+    expected = latents(pipe, **call)
+    monkeypatch.setattr(srds_fast.drive.RowStates, "of", lambda states, drive: states)
+    fast = srds_fast.compile(pipe)
+    assert torch.equal(latents(fast, **call), expected)
+    assert "driven, ended in RuntimeError: Sizes of tensors must match" in fast.report.fallback_reason
+    with pytest.raises(UnsupportedPipeline, match="Sizes of tensors must match"):
+        latents(srds_fast.compile(pipe, strict=True), **call)
+    with pytest.raises(ValueError, match="prompt") as found:
+        latents(fast, **{**call, "prompt": 3})
+    assert not isinstance(found.value, srds_fast.SrdsFastError)
 
 
 def test_an_unread_loop_whose_time_has_another_unit_is_not_driven(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,9 +36,13 @@ def draw_noise(noise: NoiseTable, like: Tensor, dtype: torch.dtype, generator: G
     if noise.draws is None:
         return None
 
+    # as diffusers reads lists: one generator is for the whole batch, of several each sample has its own
+    if isinstance(generator, Sequence) and len(generator) == 1:
+        generator = generator[0]
+
     def draw() -> Tensor:
         if isinstance(generator, Sequence):
-            return torch.cat([_draw(like[:1].shape, each, like) for each in generator])
+            return torch.cat([_draw(like[:1].shape, generator[sample], like) for sample in range(len(like))])
         return _draw(like.shape, generator, like)
 
     draws = torch.zeros(noise.num_steps, *like.shape, dtype=dtype, device=like.device)

@@ -171,6 +171,24 @@ def test_an_official_callback_that_cuts_guidance_off(sd: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("settings", [{"method": "sequential"}, {"exact": True}], ids=["sequential", "exact"])
+def test_conditioning_changed_in_place_is_what_the_network_sees_from_there(sd: Any, settings: dict[str, Any]) -> None:
+    """What was repeated for the rows before the change must not be used after it."""
+
+    def dim(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 3:
+            tensors["prompt_embeds"].mul_(0.2)
+        return {}
+
+    more = {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
+    expected, stock_told = listen(sd, {"prompt": "a cat"}, dim, **more)
+    fast = srds_fast.compile(sd, **settings)
+    found, told = listen(fast, {"prompt": "a cat"}, dim, **more)
+    assert_close(found, expected)
+    assert_told_alike(told, stock_told)
+    assert "changed prompt_embeds at step 3" in fast.report.fallback_reason
+
+
 def test_an_inpainting_callback_is_shown_the_real_mask_and_may_change_it() -> None:
     build, call = tiny.PIPELINES["stable_diffusion_inpaint"]
     pipe = build()

@@ -363,6 +363,14 @@ def test_a_call_that_cannot_be_driven_begins_again_from_the_same_random_state() 
         srds_fast.compile(pipe, strict=True)(**call)
 
 
+def test_a_list_of_one_generator_draws_for_the_whole_batch_as_stock_does() -> None:
+    pipe = tiny.ddpm()
+    call: dict[str, Any] = {"batch_size": 3, "num_inference_steps": STEPS, "output_type": "np"}
+    expected = pipe(**call, generator=[torch.Generator().manual_seed(0)]).images
+    found = srds_fast.compile(pipe, exact=True)(**call, generator=[torch.Generator().manual_seed(0)]).images
+    assert np.abs(found - expected).max() <= 1e-5
+
+
 def test_an_unread_loop_that_fails_when_driven_runs_as_stock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the repetition of joined conditioning, rows do not fit it: the stock loop does, or has the same error."""
     pipe = support._pix2pix()
@@ -396,8 +404,10 @@ def test_an_unread_loop_whose_time_has_another_unit_is_not_driven(monkeypatch: p
     assert "was expected" in fast.report.fallback_reason
 
 
-def test_every_listed_loop_but_four_would_also_be_read_as_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ways to the same verdict; what the reader refuses is what was read by hand and has its own handling."""
+def test_listed_loops_with_a_handling_of_their_own_are_just_those_that_reading_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two ways to the same verdict."""
     from srds_fast.loops import unknown_in_loop
 
     refused = set()

@@ -333,6 +333,7 @@ class Drive:
         self._per_state = PerState(self.run.program, state.device)
         self._input_scale = input_scale(noise, state)
         self._times = {}
+        self._tiles = {}  # a callback may have changed what they were made from, in place
         self._timesteps = noise.timesteps.to(state.device)
 
     def _times_for(self, family: Network, dtype: torch.dtype, branches: int) -> Tensor:

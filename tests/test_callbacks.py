@@ -171,6 +171,38 @@ def test_an_official_callback_that_cuts_guidance_off(sd: Any) -> None:
     )
 
 
+def test_what_is_returned_counts_whether_it_was_shown_or_not(sd: Any) -> None:
+    other = torch.randn(2, 77, 32, generator=torch.Generator().manual_seed(1))
+
+    def replace(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt_embeds": other} if step == 3 else {}
+
+    expected, stock_told = listen(sd, {"prompt": "a cat"}, replace)
+    fast = srds_fast.compile(sd, exact=True)
+    found, told = listen(fast, {"prompt": "a cat"}, replace)
+    assert_close(found, expected)
+    assert_told_alike(told, stock_told)
+    assert "changed prompt_embeds at step 3" in fast.report.fallback_reason
+
+
+def test_control_images_changed_in_place_are_noticed() -> None:
+    build, call = tiny.PIPELINES["stable_diffusion_controlnet_2"]
+    pipe = build()
+
+    def invert(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 3:
+            tensors["image"][1].mul_(-1)
+        return {}
+
+    more = {"callback_on_step_end_tensor_inputs": ["latents", "image"]}
+    expected, stock_told = listen(pipe, call, invert, **more)
+    fast = srds_fast.compile(pipe, exact=True)
+    found, told = listen(fast, call, invert, **more)
+    assert_close(found, expected)
+    assert_told_alike(told, stock_told)
+    assert "changed image at step 3" in fast.report.fallback_reason
+
+
 @pytest.mark.parametrize("settings", [{"method": "sequential"}, {"exact": True}], ids=["sequential", "exact"])
 def test_conditioning_changed_in_place_is_what_the_network_sees_from_there(sd: Any, settings: dict[str, Any]) -> None:
     """What was repeated for the rows before the change must not be used after it."""

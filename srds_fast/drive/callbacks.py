@@ -89,6 +89,8 @@ class _Snapshot:
             for name, value in self._shown.items()
             if not _same(value, self._kept[name]) or (name in outputs and not _same(outputs[name], self._kept[name]))
         ]
+        # the loop takes what is returned, whether it was asked to show it or not
+        tensors += [name for name in outputs if name not in self._shown]
         attributes = self._steering()
         names = self._attributes.keys() | attributes.keys()
         missing = object()
@@ -101,10 +103,14 @@ class _Snapshot:
 
 
 def _copy(value: Any) -> Any:
+    if isinstance(value, list | tuple):  # the images of several ControlNets
+        return type(value)(_copy(entry) for entry in value)
     return value.clone() if isinstance(value, Tensor) else value
 
 
 def _same(value: Any, kept: Any) -> bool:
+    if isinstance(value, list | tuple) and isinstance(kept, list | tuple):
+        return len(value) == len(kept) and all(map(_same, value, kept))
     if isinstance(value, Tensor) and isinstance(kept, Tensor):
         return value.shape == kept.shape and torch.equal(value, kept)
     return value is kept

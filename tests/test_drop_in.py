@@ -306,6 +306,19 @@ def test_every_pipeline_streams_whole_images_of_its_own(name: str) -> None:
         assert np.abs(np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)).max() <= 1
 
 
+def test_previews_of_a_half_precision_vae_leave_it_as_it_is() -> None:
+    """SDXL's VAE overflows in float16; the stock call casts it to and fro, a preview decodes with a copy."""
+    pipe = tiny.stable_diffusion_xl().to(torch.float16)
+    pipe.vae.register_to_config(force_upcast=True)
+    fast = srds_fast.compile(pipe, max_iterations=1, tolerance=0.0)
+    call = {"prompt": "a cat", "num_inference_steps": STEPS}
+    *_, last = fast.stream(**call, generator=torch.Generator().manual_seed(0))
+    preview = last.images[0]
+    assert pipe.vae.dtype == torch.float16
+    result = fast(**call, generator=torch.Generator().manual_seed(0)).images[0]
+    assert np.abs(np.asarray(preview, dtype=float) - np.asarray(result, dtype=float)).max() <= 1
+
+
 def test_a_first_block_cache_applied_by_hand_is_recognised() -> None:
     """Applied to the network itself, it does not set is_cache_enabled."""
     pipe = tiny.flux()

@@ -1,4 +1,4 @@
-"""Rows in, network output out: states are scaled and cast, conditioning is repeated for the rows of each call."""
+"""Rows in, network output out: every row has its timestep, conditioning is repeated for the rows of each call."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class RowDenoiser:
 
     Args:
         denoiser: the user's callable.
-        x: starting noise, [batch, ...]: gives the network's dtype and device.
+        x: starting noise, [batch, ...].
         noise: table of N steps.
         program: the waves.
         cond: tensors of shape [batch, ...], by keyword.
@@ -174,9 +174,7 @@ class RowDenoiser:
         self, denoiser: Denoiser, x: Tensor, noise: NoiseTable, program: Program, cond: Mapping[str, Tensor]
     ) -> None:
         self._denoiser = denoiser
-        self._dtype = x.dtype
         self._timesteps = noise.timesteps.to(x.device)
-        self._scale = input_scale(noise, x.to(state_dtype(x.dtype)))
         self._per_state = PerState(program, x.device)
         self._num_samples = len(x)
         self._cond = cond
@@ -189,9 +187,6 @@ class RowDenoiser:
         """
         rows = len(wave.positions)
         x = wave.x.flatten(0, 1)
-        if self._scale is not None:
-            x = x * self._per_state.of(self._scale, wave)
-        x = x.to(self._dtype)
         cond = {name: tile(value, wave.samples, rows, self._num_samples) for name, value in self._cond.items()}
         m = self._denoiser(x, self._per_state.of(self._timesteps, wave), **cond)
         if not isinstance(m, Tensor) or m.shape != x.shape:

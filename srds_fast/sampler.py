@@ -13,6 +13,7 @@ from torch import Tensor
 from .denoiser import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .engine.eager import drain
 from .errors import InvalidArgument, PlanMismatch
+from .kernels.wave_update import NetworkInput
 from .noise import noise_table
 from .plan import MOST_STEPS, Plan, Settings, choose, refuse_beside
 from .report import Report
@@ -136,7 +137,8 @@ def sample(
             "number of steps. Leave plan out, or save one for this number."
         )
     state = x.to(state_dtype(x.dtype))
-    extras = Extras(draws=draw_noise(noise, x, state.dtype, generator))
+    draws = draw_noise(noise, x, state.dtype, generator)
+    extras = Extras(draws=draws, network=NetworkInput(x.dtype), scaled=True)
     run = Run(plan, state, noise, "sample", extras, observer)
     drain(run.next, RowDenoiser(denoiser, x, noise, run.program, cond))
     assert run.sample is not None

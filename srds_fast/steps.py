@@ -1,17 +1,16 @@
 """One step and one jump as four coefficients, so that every kind of row is the same elementwise formula.
 
-    x' = a * x + b * m + c * x0 + d * x0_prev (+ noise),    x0 = clamp(p * x + q * m)
+    x' = a * x + b * m + c * x0 + d * x0_prev (+ s * z),    x0 = clamp(p * x + q * m)
 
 with x the state, m the network output there, x0 the predicted clean sample and x0_prev the one before: of the step
 before for a fine step, of the boundary before for a jump. A first-order step or jump uses a and b (without clipping) or
 a, b and c (with it); DPM-Solver++(2M), as fine step or as jump, uses c and d too. An x0 that is kept for later is a row
-of this kind as well. Coefficients are computed in float64 and cast once to the dtype of the state.
+of this kind as well. Coefficients are float64 here; `kernels.wave_update` does the arithmetic.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -137,55 +136,3 @@ class Like(NamedTuple):
     @classmethod
     def of(cls, x: Tensor) -> Like:
         return cls(x.dtype, x.device, x.ndim)
-
-
-class StepTable:
-    """Coefficients of many rows as columns, cut into waves, ready to broadcast over [rows, samples, ...].
-
-    Args:
-        noise: the noise table the rows refer to.
-        positions: grid position of each row; it selects p, q and the spread of the noise.
-        coefficients: one per row.
-        like: the states.
-        widths: rows of each wave.
-
-    Attributes:
-        d, spread: of x0_prev and of the noise, [rows, 1, ...] for each wave.
-    """
-
-    def __init__(
-        self,
-        noise: NoiseTable,
-        positions: Sequence[int],
-        coefficients: Sequence[Coefficients],
-        like: Like,
-        widths: Sequence[int],
-    ) -> None:
-        at = torch.tensor(positions)
-        p, q = noise.p[at], noise.q[at]
-        a, b, c, d = torch.tensor(coefficients, dtype=torch.float64).unbind(1)
-        if noise.clip is None:  # x0 is linear in x and m: fewer products in each wave
-            a, b, c = a + c * p, b + c * q, torch.zeros_like(c)
-        spread = torch.zeros_like(a) if noise.spread is None else noise.spread[at]
-        table = torch.stack((a, b, c, p, q, d, spread)).to(like.dtype)
-        self._clip = math.inf if noise.clip is None else noise.clip
-        self._scales = bool((table[0] != 1.0).any())
-        _, self._adds_m, self._adds_x0, *_ = (table != 0.0).any(1).tolist()
-        table = table.to(like.device).reshape(*table.shape, *[1] * like.ndim)
-        columns = [column.split(list(widths)) for column in table]
-        self._terms = list(zip(*columns[:5], strict=True))
-        self.d, self.spread = columns[5:]
-
-    def advance(self, wave: int, x: Tensor, m: Tensor) -> Tensor:
-        """The formula above for the rows of a wave, but for x0_prev and noise. x, m: [rows or 1, samples, ...].
-
-        Terms that no row of the table has are left out, not multiplied by zero.
-        """
-        a, b, c, p, q = self._terms[wave]
-        result = a * x if self._scales else x
-        if self._adds_m:
-            result = result + b * m
-        if self._adds_x0:
-            assert self._clip is not None, "an unclipped x0 is part of a and b"
-            result = result + c * (p * x + q * m).clamp(-self._clip, self._clip)
-        return result

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..denoiser import PerState, Tiles, draw_noise, input_scale, state_dtype
 from ..errors import UnsupportedPipeline, UnsupportedScheduler
+from ..kernels.wave_update import NetworkInput
 from ..noise import NoiseTable, noise_table
 from ..plan import Plan, Settings, choose
 from ..run import Observer, Run
@@ -210,7 +211,7 @@ class Drive:
         self._num_samples = len(x)
         plan = choose(rest.num_steps, Settings(method="sequential"))
         draws = None if self._draws is None else self._draws[done:]
-        self.run = Run(plan, state, rest, "drive", self._extras(draws, rest.num_steps, x0_prev), report=report)
+        self.run = Run(plan, state, rest, "drive", self._extras(draws, x.dtype, rest.num_steps, x0_prev), report=report)
         self._begin_inputs(rest, state)
         self._wave = self.run.next(None)
         self.finished = False
@@ -318,7 +319,7 @@ class Drive:
                 "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
                 "Use pipelined=True and no max_rows."
             )
-        extras = self._extras(self._draws, noise.num_steps)
+        extras = self._extras(self._draws, x.dtype, noise.num_steps)
         self.run = Run(plan, state, noise, "drive", extras, self._observer, self._started)
         self._begin_inputs(noise, state)
         self._wave = self.run.next(None)
@@ -345,7 +346,9 @@ class Drive:
             times = self._times[family.time, dtype] = family.time(self._timesteps, dtype)
         return self._per_state.of(times, self._wave, branches)
 
-    def _extras(self, draws: Tensor | None, num_steps: int, x0_prev: Tensor | None = None) -> Extras:
+    def _extras(
+        self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, x0_prev: Tensor | None = None
+    ) -> Extras:
         constrain = None
         if self.inpainting is not None and self.inpainting.mask is not None:
             assert self._noise is not None
@@ -356,7 +359,7 @@ class Drive:
                 return inpainting.blend(x, first + position, samples, noise, last)
 
         self._trajectory = Trajectory(num_steps) if self._keep_states else None
-        return Extras(draws, constrain, self._trajectory, x0_prev)
+        return Extras(draws, constrain, self._trajectory, x0_prev, NetworkInput(dtype))
 
     def _hand_out(self, dtype: torch.dtype) -> Tensor:
         """The next rows, or the samples: as the loop carries them."""
@@ -368,7 +371,6 @@ class Drive:
             states = self.run.sample.to(dtype)
         else:
             states = self._wave.x.flatten(0, 1)
-            states = states if states.dtype == dtype else states.to(dtype)
         if self._loop.copies > 1:
             states = torch.cat([states] * self._loop.copies)
         elif self._loop.joins and self._wave is not None:

@@ -3,7 +3,7 @@
 A core is a generator that owns the maths and the state and does no I/O: it never calls a network, looks at a device or
 waits for one. It yields
 
-- `Evaluate`, and is sent the network output at those rows, [rows, samples, ...];
+- `Evaluate`, and is sent the network output at those rows, [branches * rows, samples, ...], in the network's dtype;
 - `Checkpoint`, a whole sample that has just come into being, and is sent None to go on, or the positions (into the
   samples still running) that go on; the others keep this checkpoint as their result and cost no more rows.
 
@@ -19,12 +19,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..kernels.wave_update import AS_THE_STATE, NetworkInput
+
 
 class Evaluate(NamedTuple):
     """One wave: evaluate the network at these rows.
 
     Attributes:
-        x: [rows, samples, ...], states in the solver's dtype (before input_scale).
+        x: [branches * rows, samples, ...], what the network is given, as `Extras.network` wants it.
         positions: grid position of each row; selects timestep and input scale.
         samples: which samples of the original batch these are, in order.
         number: of the wave in its program.
@@ -106,12 +108,18 @@ class Extras:
         constrain: applied to every state as it arrives.
         trajectory: filled as the states are computed.
         x0_prev: [batch, ...], what a multistep scheduler remembers at the start; None at the beginning of a grid.
+        network: how the network wants its rows.
+        scaled: multiply them with the scheduler's input scale.
+        guidance: [branches], weights of the branches in the network's output; None: one branch, or done elsewhere.
     """
 
     draws: Tensor | None = None
     constrain: Constrain | None = None
     trajectory: Trajectory | None = None
     x0_prev: Tensor | None = None
+    network: NetworkInput = AS_THE_STATE
+    scaled: bool = False
+    guidance: Tensor | None = None
 
 
 NOTHING = Extras()
@@ -120,10 +128,10 @@ Answer = Tensor | tuple[int, ...] | None
 Core = Generator[Evaluate | Checkpoint, Answer, Tensor]
 
 
-def output_of(answer: Answer, request: Tensor) -> Tensor:
-    """The network output that answers an Evaluate, in the dtype of the state."""
+def output_of(answer: Answer) -> Tensor:
+    """The network output that answers an Evaluate."""
     assert isinstance(answer, Tensor), "an Evaluate is answered with the network output"
-    return answer if answer.dtype == request.dtype else answer.to(request.dtype)
+    return answer
 
 
 def samples_of(answer: Answer, samples: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,10 +3,10 @@
 Worked out once per program, so that a wave is a handful of batched operations however many rows it has.
 
 Values have names (what, iteration, block). "state" is where the solve of a block stands, at first the boundary it
-starts from; "solved" is where it ends; "jump" is where the coarse jump across the block lands; "lead" is what the x0
-here adds to a 2M jump across the next block. Multistep fine solvers carry an x0 along with the state: "behind" is the
-one the next fine step looks back at, "solved x0" and "jump x0" correct it at the boundaries as "solved" and "jump" do
-the state.
+starts from; "solved" is where it ends; "jump" is where the coarse jump across the block lands; "lead" is the x0 here,
+for the 2M jump across the next block to look back at. Multistep fine solvers carry an x0 along with the state: "behind"
+is the one the next fine step looks back at, "solved x0" and "jump x0" correct it at the boundaries as "solved" and
+"jump" do the state; "jump x0" is the lead then. "born" is a boundary, whatever its solve has come to since.
 
 A slot holds a value until the last wave that reads it, and then another one.
 """
@@ -22,13 +22,15 @@ Name = tuple[str, int, int]
 
 
 class Output(NamedTuple):
-    """One row of what a wave computes.
+    """A value that a wave computes.
 
     Attributes:
-        kind: which coefficients make it: "jump", "fine", "lead" or "x0".
-        source: number of the row in the wave, whose state and network output it is made from.
+        kind: which coefficients make it: "jump", "fine", "lead" (the x0 of a jump) or "x0" (that of a fine step).
+        source: number of the row in the wave, whose network output it is made from.
         row: that row.
         arrives: the grid position a jump or fine step arrives at.
+        state: slot of the row's state.
+        before: slot of the x0 that it looks back at; None: at nothing.
         slot: where it is kept.
     """
 
@@ -36,6 +38,8 @@ class Output(NamedTuple):
     source: int
     row: Row
     arrives: int
+    state: int
+    before: int | None
     slot: int
 
 
@@ -52,53 +56,57 @@ class Sum(NamedTuple):
 
 
 class Birth(NamedTuple):
-    """A boundary that comes into being, and the x0 that belongs to it."""
+    """A boundary that comes into being, and the x0 that belongs to it.
+
+    Attributes:
+        compare: slot of the boundary as the iteration before left it; None where nobody asks how far it moved.
+    """
 
     boundary: Boundary
     state: Sum
     x0: Sum | None
+    compare: int | None
 
 
 class Exchange(NamedTuple):
     """Reads and writes of one wave.
 
     Attributes:
-        outputs: the jumps, the fine steps, the leads, the x0 of the jumps, the x0 of the fine steps. The network's rows
-            come first and in their order, each by the first of its outputs.
-        states: slots of the states the outputs are made from.
-        solves, steps: which outputs are fine steps, and these.
-        leads: slots of a jump and of the lead that is added to it.
-        behind: for each fine step the slot of the x0 it looks back at; None at the start of the grid.
+        states: slots of the states that the network is evaluated at, row by row.
+        outputs: the jumps, the fine steps, the leads, the x0.
         births: the boundaries that come into being.
     """
 
-    outputs: tuple[Output, ...]
     states: tuple[int, ...]
-    solves: slice
-    steps: tuple[Output, ...]
-    leads: tuple[tuple[int, int], ...]
-    behind: tuple[int | None, ...]
+    outputs: tuple[Output, ...]
     births: tuple[Birth, ...]
 
 
 class Layout(NamedTuple):
-    """The exchanges of all waves, and how many slots they need. The starting noise is in slot 0."""
+    """The exchanges of all waves, and how many slots they need.
+
+    The starting noise is in slot 0; the x0 that the first step looks back at, if it was given, in slot 1.
+    """
 
     waves: tuple[Exchange, ...]
     num_slots: int
 
 
 @lru_cache(maxsize=64)
-def exchanges(program: Program, led: tuple[int, ...], carries_x0: bool) -> Layout:
+def exchanges(
+    program: Program, led: tuple[int, ...] = (), carries_x0: bool = False, x0_given: bool = False, watched: bool = False
+) -> Layout:
     """The exchanges of a program, wave by wave.
 
     Args:
-        program: `program.srds(...)`.
-        led: blocks whose jump takes a lead from the boundary before.
+        program: `program.srds(...)` or `program.sequential(...)`.
+        led: blocks whose jump looks back at the x0 of the boundary before.
         carries_x0: an x0 belongs to the state.
+        x0_given: also at the start.
+        watched: compare every boundary with the iteration before, not only the last one.
     """
-    values = _Values()
-    waves = [_exchange(number, wave, program, led, carries_x0, values) for number, wave in enumerate(program)]
+    values = _Values(["state", "behind"] if x0_given else ["state"])
+    waves = [_exchange(number, wave, program, led, carries_x0, watched, values) for number, wave in enumerate(program)]
     slots, num_slots = values.slots()
     return Layout(tuple(_in_slots(exchange, slots) for exchange in waves), num_slots)
 
@@ -106,10 +114,13 @@ def exchanges(program: Program, led: tuple[int, ...], carries_x0: bool) -> Layou
 class _Values:
     """The values of a program, numbered as they come into being, and the waves that write and last read each."""
 
-    def __init__(self) -> None:
-        self._newest: dict[Name, int] = {("state", 0, 0): 0}
-        self._written = [0]
-        self._read = [0]
+    def __init__(self, given: list[str]) -> None:
+        self._newest: dict[Name, int] = {(what, 0, 0): value for value, what in enumerate(given)}
+        self._written = [0] * len(given)
+        self._read = [0] * len(given)
+
+    def __contains__(self, name: Name) -> bool:
+        return name in self._newest
 
     def write(self, wave: int, name: Name) -> int:
         self._newest[name] = len(self._written)
@@ -142,58 +153,55 @@ class _Values:
 
 
 def _exchange(
-    number: int, wave: Wave, program: Program, led: tuple[int, ...], carries_x0: bool, values: _Values
+    number: int,
+    wave: Wave,
+    program: Program,
+    led: tuple[int, ...],
+    carries_x0: bool,
+    watched: bool,
+    values: _Values,
 ) -> Exchange:
     """The exchange of a wave, with values in place of slots."""
     bounds = program.bounds
+    lead = "jump x0" if carries_x0 else "lead"
     jumps = [(source, row) for source, row in enumerate(wave.rows) if row.coarse]
     solves = [(source, row) for source, row in enumerate(wave.rows) if row.fine]
-    # rows are jumps, both, or fine steps; those that are both have had their turn as jumps
-    solves.sort(key=lambda each: each[1].coarse)
-    states = {row: values.read(number, ("state", row.iteration, row.block)) for row in wave.rows}
-    behind = [
-        values.read(number, ("behind", row.iteration, row.block)) if carries_x0 and row.position > 0 else None
-        for _, row in solves
-    ]
+    states = [values.read(number, ("state", row.iteration, row.block)) for row in wave.rows]
+    # all that is read, before anything is written under a name that it may have
+    look_back = {}
+    for _, row in jumps:
+        if row.block in led:
+            look_back["jump", row] = values.read(number, (lead, *settled(row.iteration, row.block - 1)))
+    for _, row in solves:
+        behind = ("behind", row.iteration, row.block)
+        if carries_x0 and behind in values:
+            look_back["fine", row] = values.read(number, behind)
     outputs = []
 
     def write(kind: str, what: str, source: int, row: Row, arrives: int = 0) -> None:
         value = values.write(number, (what, row.iteration, row.block))
-        outputs.append(Output(kind, source, row, arrives, value))
+        outputs.append(Output(kind, source, row, arrives, states[source], look_back.get((kind, row)), value))
 
     for source, row in jumps:
         write("jump", "jump", source, row, bounds[row.block + 1])
     for source, row in solves:
         write("fine", "solved" if _is_last(row, program) else "state", source, row, row.position + 1)
     for source, row in jumps:
-        if row.block + 1 in led:
-            write("lead", "lead", source, row)
+        if carries_x0 or row.block + 1 in led:
+            write("lead", lead, source, row)
     if carries_x0:
-        for source, row in jumps:
-            write("x0", "jump x0", source, row)
         for source, row in solves:
             write("x0", "solved x0" if _is_last(row, program) else "behind", source, row)
 
-    leads = [
-        (output.slot, values.read(number, ("lead", *settled(output.row.iteration, output.row.block - 1))))
-        for output in outputs
-        if output.kind == "jump" and output.row.block in led
-    ]
     births = []
     for boundary in wave.boundaries:
         state = _sum(number, boundary, "state", "solved", "jump", values)
         x0 = _sum(number, boundary, "behind", "solved x0", "jump x0", values) if carries_x0 else None
-        births.append(Birth(boundary, state, x0))
-    fine = slice(len(jumps), len(jumps) + len(solves))
-    return Exchange(
-        tuple(outputs),
-        tuple(states[output.row] for output in outputs),
-        fine,
-        tuple(outputs[fine]),
-        tuple(leads),
-        tuple(behind),
-        tuple(births),
-    )
+        values.rename(state.slot, ("born", *boundary))
+        before = ("born", boundary.iteration - 1, boundary.boundary)
+        compared = (watched or boundary.boundary == program.num_blocks) and before in values
+        births.append(Birth(boundary, state, x0, values.read(number, before) if compared else None))
+    return Exchange(tuple(states), tuple(outputs), tuple(births))
 
 
 def _is_last(row: Row, program: Program) -> bool:
@@ -221,15 +229,17 @@ def _in_slots(exchange: Exchange, slots: list[int]) -> Exchange:
         new, before = value.bracket
         return Sum(slots[value.slot], (slots[new], slots[before]))
 
-    outputs = tuple(output._replace(slot=slots[output.slot]) for output in exchange.outputs)
-    return exchange._replace(
-        outputs=outputs,
-        steps=outputs[exchange.solves],
-        states=tuple(slots[value] for value in exchange.states),
-        leads=tuple((slots[jump], slots[lead]) for jump, lead in exchange.leads),
-        behind=tuple(None if value is None else slots[value] for value in exchange.behind),
-        births=tuple(
-            Birth(birth.boundary, placed(birth.state), None if birth.x0 is None else placed(birth.x0))
-            for birth in exchange.births
+    def there(value: int | None) -> int | None:
+        return None if value is None else slots[value]
+
+    return Exchange(
+        tuple(slots[value] for value in exchange.states),
+        tuple(
+            output._replace(state=slots[output.state], before=there(output.before), slot=slots[output.slot])
+            for output in exchange.outputs
+        ),
+        tuple(
+            Birth(boundary, placed(state), None if x0 is None else placed(x0), there(compare))
+            for boundary, state, x0, compare in exchange.births
         ),
     )

@@ -1,0 +1,131 @@
+"""What each kernel needs of a GPU, found by compiling it ahead of time: no GPU is needed.
+
+    python -m srds_fast.kernels.resources
+
+compiles every specimen for sm_80, sm_90 and sm_100 and prints registers, spills, shared memory and the widest accesses
+to global memory. Not possible in a process that interprets kernels (TRITON_INTERPRET=1).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+OPERATIONS = ("wave_update", "affine_scan", "anderson_mix")
+CAPABILITIES = (80, 90, 100)
+
+
+class Specimen(NamedTuple):
+    """One way a kernel is compiled. Kernel modules list theirs as SPECIMENS.
+
+    Attributes:
+        name: what is special about it.
+        kernel: the Triton function.
+        signature: type of every argument that is not constant, as "*fp32" or "i32". Pointers and sizes count as
+            multiples of 16, as they are for contiguous states of 16 elements and more.
+        constants: values of the constant arguments.
+        num_warps: as it is launched.
+        most_registers: bound, per thread.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+    most_registers: int
+
+
+class Resources(NamedTuple):
+    """What a compiled specimen needs.
+
+    Attributes:
+        registers: per thread.
+        spills: bytes stored and loaded for want of registers.
+        shared: bytes of shared memory of a program.
+        load_bits, store_bits: width of each access to global memory by a thread, as they stand in the PTX.
+    """
+
+    registers: int
+    spills: int
+    shared: int
+    load_bits: list[int]
+    store_bits: list[int]
+
+
+def specimens() -> Iterator[tuple[str, Specimen]]:
+    """All of them, with the name of the operation."""
+    for operation in OPERATIONS:
+        module = importlib.import_module(f".{operation}.kernel", __package__)
+        for specimen in module.SPECIMENS:
+            yield operation, specimen
+
+
+def compiled(specimen: Specimen, capability: int) -> Resources:
+    """Compile a specimen for a compute capability (80 is sm_80) and read what it needs."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 is set. Interpreted kernels cannot be compiled. Unset it.")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
+    from triton.compiler import ASTSource
+
+    names = specimen.kernel.arg_names
+    signature = {name: specimen.signature.get(name, "constexpr") for name in names}
+    constants = {(names.index(name),): value for name, value in specimen.constants.items()}
+    aligned = {
+        (number,): [["tt.divisibility", 16]]
+        for number, name in enumerate(names)
+        if signature[name][0] == "*" or signature[name] in ("i32", "i64")
+    }
+    source = ASTSource(fn=specimen.kernel, signature=signature, constexprs=constants, attrs=aligned)
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": specimen.num_warps})
+    ptx = kernel.asm["ptx"]
+    target = re.search(r"\.target (\w+)", ptx)
+    assert target is not None, "PTX names its target"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "kernel.ptx").write_text(ptx)
+        command = [get_ptxas(capability).path, "-v", f"--gpu-name={target[1]}", "kernel.ptx", "-o", "kernel.cubin"]
+        said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
+    registers = re.search(r"Used (\d+) registers", said)
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert registers is not None, said
+    assert spills is not None, said
+    return Resources(
+        int(registers[1]),
+        int(spills[1]) + int(spills[2]),
+        kernel.metadata.shared,
+        [_bits(each) for each in re.findall(r"\bld\.global([\w.]*)", ptx)],
+        [_bits(each) for each in re.findall(r"\bst\.global([\w.]*)", ptx)],
+    )
+
+
+def _bits(suffixes: str) -> int:
+    """Width of ld.global.v4.b32: 4 x 32."""
+    count = re.search(r"\.v(\d)", suffixes)
+    size = re.search(r"\.[bfus](\d+)$", suffixes)
+    assert size is not None, suffixes
+    return (int(count[1]) if count else 1) * int(size[1])
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"{'kernel':44}{'target':>8}{'registers':>11}{'bound':>7}{'spills':>8}{'shared':>8}{'load':>6}{'store':>7}")
+    for operation, specimen in specimens():
+        for capability in CAPABILITIES:
+            found = compiled(specimen, capability)
+            print(
+                f"{operation + ', ' + specimen.name:44}{'sm_' + str(capability):>8}{found.registers:>11}"
+                f"{specimen.most_registers:>7}{found.spills:>8}{found.shared:>8}"
+                f"{max(found.load_bits):>6}{max(found.store_bits):>7}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""The update as one Triton launch."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..arithmetic import rounded
+from ..dispatch import interpreted
+from ..layout import inner_layout
+from ..resources import Specimen
+from .buffers import Buffers, NetworkInput
+from .chains import NUM_NUMBERS, NUM_WORDS
+from .table import WaveTable
+
+# elements of a program at a time. Large states: 8 a thread, so that half-precision rows move 16 bytes at once too.
+# Small ones: 4 a thread, twice the programs, and no exchange between threads that hold 4 elements and 8.
+LARGE_BLOCK, SMALL_BLOCK = 1024, 512
+LARGE_STATE = 2**16
+NUM_WARPS = 4
+# programs side by side along a state, each walks several blocks of a larger one. A constant, so that the change is
+# summed in the same order on every device.
+MOST_PROGRAMS = 1024
+
+_WORDS = tl.constexpr(NUM_WORDS)
+_NUMBERS = tl.constexpr(NUM_NUMBERS)
+
+
+@triton.jit(do_not_specialize=["number", "rows", "entering_rows", "iterations"])
+def wave_update_kernel(
+    memory_ptr,
+    m_ptr,
+    noise_ptr,
+    guidance_ptr,
+    input_ptr,
+    words_ptr,
+    numbers_ptr,
+    starts_ptr,
+    first_ptr,
+    wholes_ptr,
+    change_ptr,
+    moved_ptr,
+    partial_ptr,
+    ticket_ptr,
+    number_ptr,
+    number,
+    rows,
+    entering_rows,
+    elements,
+    slot_stride,
+    m_row_stride,
+    m_sample_stride,
+    m_inner,
+    m_outer_stride,
+    m_inner_stride,
+    input_row_stride,
+    input_sample_stride,
+    input_inner,
+    input_outer_stride,
+    input_inner_stride,
+    COUNTED: tl.constexpr,
+    HAS_M: tl.constexpr,
+    BRANCHES: tl.constexpr,
+    GUIDED: tl.constexpr,
+    CLIPS: tl.constexpr,
+    LOOKS_BACK: tl.constexpr,
+    HAS_NOISE: tl.constexpr,
+    WATCHES: tl.constexpr,
+    ENTERS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    M_DENSE: tl.constexpr,
+    INPUT_DENSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+    BY_HAND: tl.constexpr,
+):
+    chain = tl.program_id(0)
+    program = tl.program_id(1)
+    sample = tl.program_id(2)
+    programs = tl.num_programs(1)
+    samples = tl.num_programs(2)
+    if COUNTED:
+        number = tl.load(number_ptr)
+    first_whole = tl.load(wholes_ptr + 2 * number)
+    last_whole = tl.load(wholes_ptr + 2 * number + 1)
+    first_chain = tl.load(first_ptr + number)
+    tickets = 0
+    if first_chain + chain < tl.load(first_ptr + number + 1):
+        start = tl.load(starts_ptr + first_chain + chain)
+        stop = tl.load(starts_ptr + first_chain + chain + 1)
+        in_sample = sample.to(tl.int64) * elements
+        for i in range(start, stop):
+            word = words_ptr + i * _WORDS
+            state = tl.load(word).to(tl.int64)
+            row = tl.load(word + 1)
+            before = tl.load(word + 2).to(tl.int64)
+            draw = tl.load(word + 3).to(tl.int64)
+            new = tl.load(word + 4).to(tl.int64)
+            old = tl.load(word + 5).to(tl.int64)
+            keep = tl.load(word + 6).to(tl.int64)
+            enters = tl.load(word + 7)
+            compare = tl.load(word + 8).to(tl.int64)
+            iteration = tl.load(word + 9)
+            whole = tl.load(word + 10)
+            coefficient = numbers_ptr + i * _NUMBERS
+            a = tl.load(coefficient)
+            b = tl.load(coefficient + 1)
+            c = tl.load(coefficient + 2)
+            d = tl.load(coefficient + 3)
+            s = tl.load(coefficient + 4)
+            p = tl.load(coefficient + 5)
+            q = tl.load(coefficient + 6)
+            clip = tl.load(coefficient + 7)
+            scale = tl.load(coefficient + 8)
+            distance = tl.zeros((BLOCK,), memory_ptr.dtype.element_ty)
+            differs = tl.zeros((BLOCK,), tl.int32)
+            for block in range(program, tl.cdiv(elements, BLOCK), programs):
+                element = block * BLOCK + tl.arange(0, BLOCK)
+                inside = element < elements
+                here = memory_ptr + in_sample + element
+                x = tl.load(here + state * slot_stride, mask=inside, other=0.0)
+                value = a * x
+                if HAS_M:
+                    from_network = inside & (row >= 0)
+                    m_at = sample.to(tl.int64) * m_sample_stride
+                    if M_DENSE:
+                        m_at += element
+                    else:
+                        m_at += element // m_inner * m_outer_stride + element % m_inner * m_inner_stride
+                    m = tl.zeros((BLOCK,), memory_ptr.dtype.element_ty)
+                    for branch in tl.static_range(BRANCHES):
+                        m_row = (branch * rows + row).to(tl.int64) * m_row_stride
+                        of_branch = tl.load(m_ptr + m_row + m_at, mask=from_network, other=0.0)
+                        of_branch = of_branch.to(memory_ptr.dtype.element_ty)
+                        if GUIDED:
+                            m += tl.load(guidance_ptr + branch) * of_branch
+                        else:
+                            m = of_branch
+                    value += b * m
+                    if CLIPS:
+                        # by comparison: a NaN stays one
+                        x0 = p * x + q * m
+                        x0 = tl.where(x0 > clip, clip, x0)
+                        x0 = tl.where(x0 < -clip, -clip, x0)
+                        value += c * x0
+                if LOOKS_BACK:
+                    value += d * tl.load(here + before * slot_stride, mask=inside & (before >= 0), other=0.0)
+                if HAS_NOISE:
+                    z_at = noise_ptr + draw * slot_stride + in_sample + element
+                    value += s * tl.load(z_at, mask=inside & (draw >= 0), other=0.0)
+                jump = tl.load(here + new * slot_stride, mask=inside & (new >= 0), other=0.0)
+                value += jump - tl.load(here + old * slot_stride, mask=inside & (new >= 0), other=0.0)
+                tl.store(here + keep * slot_stride, value, mask=inside & (keep >= 0))
+                if ENTERS:
+                    input_at = sample.to(tl.int64) * input_sample_stride
+                    if INPUT_DENSE:
+                        input_at += element
+                    else:
+                        outer = element // input_inner * input_outer_stride
+                        input_at += outer + element % input_inner * input_inner_stride
+                    given = rounded(scale * value, input_ptr.dtype.element_ty, BY_HAND)
+                    for branch in tl.static_range(INPUTS):
+                        input_row = (branch * entering_rows + enters).to(tl.int64) * input_row_stride
+                        tl.store(input_ptr + input_row + input_at, given, mask=inside & (enters >= 0))
+                compared = inside & (compare >= 0)
+                previous = tl.load(here + compare * slot_stride, mask=compared, other=0.0)
+                distance += tl.where(compared, tl.abs(value - previous), 0.0)
+                differs |= (compared & (value != previous)).to(tl.int32)
+            if WATCHES:
+                tl.store(moved_ptr + iteration * samples + sample, 1, mask=tl.max(differs, 0) > 0)
+            if whole > 0 and compare >= 0:
+                partial = ((iteration - first_whole) * samples + sample) * programs + program
+                tl.store(partial_ptr + partial, tl.sum(distance, 0))
+                tickets = programs * samples
+            # what this program has written it may read in its next instruction, from another thread
+            tl.debug_barrier()
+    if COUNTED:
+        tickets = tl.num_programs(0) * programs * samples
+    if tickets > 0:
+        tl.debug_barrier()
+        if tl.atomic_add(ticket_ptr, 1, sem="acq_rel") == tickets - 1:
+            # the last program: all others have written their part
+            part = tl.arange(0, PARTS)
+            for iteration in range(first_whole, last_whole + 1):
+                for of_sample in range(samples):
+                    parts = partial_ptr + ((iteration - first_whole) * samples + of_sample) * programs + part
+                    mean = tl.sum(tl.load(parts, mask=part < programs, other=0.0, cache_modifier=".cg"), 0) / elements
+                    tl.store(change_ptr + iteration * samples + of_sample, mean)
+            tl.store(ticket_ptr, 0)
+            if COUNTED:
+                tl.store(number_ptr, number + 1)
+
+
+def wave_update(
+    table: WaveTable,
+    number: int | Tensor,
+    buffers: Buffers,
+    m: Tensor | None,
+    guidance: Tensor | None,
+    network: NetworkInput,
+    out: Tensor | None,
+) -> Tensor | None:
+    """See `srds_fast.kernels.wave_update.wave_update`."""
+    chains, memory = table.chains, buffers.memory
+    samples, elements = memory.shape[1], memory[0, 0].numel()
+    counted = isinstance(number, Tensor)
+    count = max(chains.counts) if counted else chains.counts[number]
+    if out is None and not counted and (entering := len(table.updates[number].entering)):
+        out = network.empty(entering, memory[0])
+    if count == 0:
+        return out
+    block = LARGE_BLOCK if elements >= LARGE_STATE else SMALL_BLOCK
+    programs = min(MOST_PROGRAMS, triton.cdiv(elements, block))
+    if buffers.ticket is None or buffers.partial is None:
+        buffers.ticket = torch.zeros(1, dtype=torch.int32, device=memory.device)
+        buffers.partial = memory.new_empty(max(1, max(chains.whole_counts)) * samples * programs)
+    # arguments that a variant of the kernel does not read
+    m_given, out_given = memory if m is None else m, memory if out is None else out
+    m_layout, out_layout = inner_layout("m", m_given, memory), inner_layout("out", out_given, memory)
+    branches = 1 if guidance is None else len(guidance)
+    wave_update_kernel[(count, programs, samples)](
+        memory,
+        m_given,
+        memory if buffers.noises is None else buffers.noises,
+        memory if guidance is None else guidance,
+        out_given,
+        chains.words,
+        chains.numbers,
+        chains.starts,
+        chains.first,
+        chains.wholes,
+        buffers.change,
+        buffers.moved.view(torch.int8),
+        buffers.partial,
+        buffers.ticket,
+        number if counted else buffers.ticket,
+        0 if counted else number,
+        len(m_given) // branches,
+        len(out_given) // network.branches,
+        elements,
+        memory.stride(0),
+        m_given.stride(0),
+        m_given.stride(1),
+        *m_layout,
+        out_given.stride(0),
+        out_given.stride(1),
+        *out_layout,
+        COUNTED=counted,
+        HAS_M=m is not None,
+        BRANCHES=branches,
+        GUIDED=guidance is not None,
+        CLIPS=table.clip is not None,
+        LOOKS_BACK=table.looks_back,
+        HAS_NOISE=table.draws > 0,
+        WATCHES=table.watches,
+        ENTERS=out is not None,
+        INPUTS=network.branches,
+        M_DENSE=m_layout == (elements, 0, 1),
+        INPUT_DENSE=out_layout == (elements, 0, 1),
+        BLOCK=block,
+        PARTS=triton.next_power_of_2(programs),
+        BY_HAND=interpreted(),
+        num_warps=NUM_WARPS,
+    )
+    return out
+
+
+def _specimen(
+    name: str, most_registers: int, *, m: str = "fp16", state: str = "fp32", **features: bool | int
+) -> Specimen:
+    pointers = {"memory": state, "m": m, "noise": state, "guidance": "fp32", "input": m, "numbers": state}
+    pointers |= {"change": state, "moved": "i8", "partial": state}
+    integers = ("words", "starts", "first", "wholes", "ticket", "number")
+    sizes = [argument for argument in wave_update_kernel.arg_names if argument.islower() and argument[-4:] != "_ptr"]
+    constants: dict[str, bool | int] = {
+        "COUNTED": False, "HAS_M": True, "BRANCHES": 1, "GUIDED": False, "CLIPS": False, "LOOKS_BACK": False,
+        "HAS_NOISE": False, "WATCHES": False, "ENTERS": True, "INPUTS": 1, "M_DENSE": True, "INPUT_DENSE": True,
+        "BLOCK": LARGE_BLOCK, "PARTS": 16, "BY_HAND": False,
+    }  # fmt: skip
+    signature = {f"{argument}_ptr": f"*{dtype}" for argument, dtype in pointers.items()}
+    signature |= {f"{argument}_ptr": "*i32" for argument in integers}
+    signature |= dict.fromkeys(sizes, "i32")
+    return Specimen(name, wave_update_kernel, signature, constants | features, NUM_WARPS, most_registers)
+
+
+SPECIMENS = [
+    _specimen("plain", 64),
+    _specimen("plain, small states", 64, BLOCK=SMALL_BLOCK),
+    _specimen("bfloat16, 2 branches", 64, m="bf16", BRANCHES=2, GUIDED=True, INPUTS=2),
+    _specimen("3 branches, clipped, look back", 80, BRANCHES=3, GUIDED=True, INPUTS=3, CLIPS=True, LOOKS_BACK=True),
+    _specimen("noise, clipped, float32 network", 64, m="fp32", HAS_NOISE=True, CLIPS=True),
+    _specimen("everything, counted", 96, BRANCHES=3, GUIDED=True, INPUTS=3, CLIPS=True, LOOKS_BACK=True,
+              HAS_NOISE=True, WATCHES=True, COUNTED=True),
+]  # fmt: skip

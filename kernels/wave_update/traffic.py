@@ -1,0 +1,47 @@
+"""Bytes that an update moves, counted from its table."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .chains import instructions
+from .table import WaveTable
+
+
+class Traffic(NamedTuple):
+    """Bytes for each element of a state.
+
+    Attributes:
+        moved: by the kernel, with every load and store counted, those that a cache answers too.
+        fewest: every value that the update does not make itself read once, every value kept or given out written once.
+    """
+
+    moved: int
+    fewest: int
+
+
+def traffic(table: WaveTable, number: int, network_bytes: int, branches: int = 1, inputs: int = 1) -> Traffic:
+    """What update `number` moves.
+
+    Args:
+        network_bytes: size of an element of the network's input and output.
+        branches: of the network's output.
+        inputs: copies of the network's next input.
+    """
+    update, state_bytes = table.updates[number], table.dtype.itemsize
+    moved = 0
+    reads: set[int] = set()
+    rows: set[int] = set()
+    draws: set[int] = set()
+    written: set[int] = set()
+    for each in instructions(update):
+        slots = [slot for slot in (each.state, each.before, each.new, each.old, each.compare) if slot >= 0]
+        moved += state_bytes * (len(slots) + (each.draw >= 0) + (each.keep >= 0))
+        moved += network_bytes * ((each.row >= 0) * branches + (each.enters >= 0) * inputs)
+        reads |= set(slots) - written
+        written |= {each.keep} - {-1}
+        rows |= {each.row} - {-1}
+        draws |= {each.draw} - {-1}
+    fewest = state_bytes * (len(reads) + len(draws) + len(written))
+    fewest += network_bytes * (len(rows) * branches + len(update.entering) * inputs)
+    return Traffic(moved, fewest)

@@ -1,0 +1,34 @@
+"""Tests of the kernels against their references: on a GPU, or in Triton's interpreter (see tests/test_kernels.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the kernels run."""
+    return DEVICE
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh buffers hold NaN, or a number no counter has: what a kernel forgets to write shows."""
+
+    def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan") if tensor.is_floating_point() else 113)
+
+        return made
+
+    for owner, names in ((torch, ("empty", "empty_like")), (Tensor, ("new_empty",))):
+        for name in names:
+            monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))

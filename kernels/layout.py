@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -25,16 +26,9 @@ def inner_layout(name: str, tensor: Tensor, memory: Tensor, leading: int = 2) ->
     Raises:
         InvalidArgument: naming the tensor, if it takes more than two strides to say.
     """
-    dimensions = sorted(range(leading, memory.ndim), key=memory.stride)
-    groups: list[list[int]] = []  # innermost first: size and stride
-    for dimension in dimensions:
-        size, stride = tensor.shape[dimension], tensor.stride(dimension)
-        if size == 1:
-            continue
-        if groups and stride == groups[-1][0] * groups[-1][1]:
-            groups[-1][0] *= size
-        else:
-            groups.append([size, stride])
+    if tensor.is_contiguous() and memory.is_contiguous():
+        return Inner(math.prod(tensor.shape[leading:]), 0, 1)
+    groups = _groups(tensor, memory, leading)
     if len(groups) > 2:
         raise InvalidArgument(
             f"{name} has strides {tensor.stride()} for shape {tuple(tensor.shape)}. Its states must be contiguous or "
@@ -44,3 +38,24 @@ def inner_layout(name: str, tensor: Tensor, memory: Tensor, leading: int = 2) ->
         return Inner(1, 0, 1)
     inner, inner_stride = groups[0]
     return Inner(inner, groups[1][1] if len(groups) == 2 else 0, inner_stride)
+
+
+def with_inner_layout(tensor: Tensor, memory: Tensor, leading: int = 2) -> Tensor:
+    """The tensor, or a contiguous copy of it if it takes more than two strides to say where its elements lie."""
+    if tensor.is_contiguous() or len(_groups(tensor, memory, leading)) <= 2:
+        return tensor
+    return tensor.contiguous()
+
+
+def _groups(tensor: Tensor, memory: Tensor, leading: int) -> list[tuple[int, int]]:
+    """Size and stride of what lies evenly spaced, innermost in memory first."""
+    groups: list[tuple[int, int]] = []
+    for dimension in sorted(range(leading, memory.ndim), key=memory.stride):
+        size, stride = tensor.shape[dimension], tensor.stride(dimension)
+        if size == 1:
+            continue
+        if groups and stride == groups[-1][0] * groups[-1][1]:
+            groups[-1] = groups[-1][0] * size, groups[-1][1]
+        else:
+            groups.append((size, stride))
+    return groups

@@ -32,6 +32,7 @@ class Specimen(NamedTuple):
         constants: values of the constant arguments.
         num_warps: as it is launched.
         most_registers: bound, per thread.
+        wide: how many loads and stores of 16 bytes its states and network rows take, if all of them are that wide.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Specimen(NamedTuple):
     constants: dict[str, Any]
     num_warps: int
     most_registers: int
+    wide: tuple[int, int]
 
 
 class Resources(NamedTuple):

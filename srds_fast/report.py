@@ -13,6 +13,8 @@ class Report:
     Attributes:
         method: "sequential", "srds", or "stock" when the pipeline's own loop ran.
         engine: what ran the waves: "eager", or "stock".
+        kernels: what did the arithmetic between network calls: "triton", one launch a wave; "torch", where there is no
+            CUDA device or no Triton; "triton interpreter", in tests; None where the stock loop ran.
         path: who fed the solver: "drive" (the pipeline's own loop), "sample", or "stock".
         num_inference_steps, num_blocks, coarse_solver, pipelined: of the plan (0 blocks, no solver: not SRDS).
         tolerance: error bound asked for; exact: whether the run was told to reach the sequential sample.
@@ -49,6 +51,7 @@ class Report:
     interrupted: bool = False
     fallback_reason: str | None = None
     engine_reason: str | None = None
+    kernels: str | None = None
 
     @property
     def iterations(self) -> int:
@@ -62,7 +65,7 @@ class Report:
     def __str__(self) -> str:
         lines = [
             ("method", self.method),
-            ("engine", f"{self.engine}, {self.path}"),
+            ("engine", ", ".join(filter(None, (self.engine, self.path, self.kernels and f"{self.kernels} kernels")))),
             ("steps", str(self.num_inference_steps)),
         ]
         if self.method == "srds":

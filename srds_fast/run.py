@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .convergence import FIRST_CONTRACTION, FIRST_CONTRACTION_UNCALIBRATED, Diverged, Monitor
 from .errors import DivergenceError
+from .kernels.dispatch import implementation
 from .noise import NoiseTable
 from .plan import Plan
 from .report import Report
@@ -79,6 +80,7 @@ class Run:
             change=self._monitor.change,
             converged=self._monitor.converged,
             iterations_per_sample=self._monitor.iterations,
+            kernels=implementation(x.device),
         )
         if plan.method == "sequential":
             self._core = sequential(x, noise, self.program, extras)

@@ -34,6 +34,28 @@ class NetworkInput(NamedTuple):
 AS_THE_STATE = NetworkInput()
 
 
+class Scratch(NamedTuple):
+    """What launches of one run share.
+
+    Attributes:
+        ticket: [1] int32, counts programs of a launch that are done; 0 between launches.
+        partial: sums of the change, one a program.
+        moved: `Buffers.moved` as bytes.
+        elements: of a state of one sample.
+        block: of them at a time.
+        programs: side by side along a state.
+        parts: the power of two that holds as many.
+    """
+
+    ticket: Tensor
+    partial: Tensor
+    moved: Tensor
+    elements: int
+    block: int
+    programs: int
+    parts: int
+
+
 class Buffers:
     """The memory of a run and what is measured in it. Of one run only: runs side by side have their own.
 
@@ -50,8 +72,7 @@ class Buffers:
         noises: laid out as the memory.
         change: [iterations + 1, samples], mean |x^p - x^(p-1)| of the last boundary.
         moved: [iterations + 1, samples] bool, some boundary of the iteration differs from the one before by a bit.
-        ticket: [1] int32, counts programs of a launch that are done; 0 between launches.
-        partial: sums of the change, one a program.
+        scratch: of the kernel, made with its first launch.
     """
 
     def __init__(
@@ -65,8 +86,7 @@ class Buffers:
             self.noises = _empty(x, noises.shape[:2], noises.shape[2:], x.dtype, channels_last).copy_(noises)
         self.change = x.new_zeros(table.num_iterations + 1, len(x))
         self.moved = torch.zeros_like(self.change, dtype=torch.bool)
-        self.ticket: Tensor | None = None
-        self.partial: Tensor | None = None
+        self.scratch: Scratch | None = None
 
     def keep(self, running: Sequence[int]) -> None:
         """Go on with these positions of the samples only."""
@@ -75,6 +95,7 @@ class Buffers:
         self.slots, self.rows = self.memory.unbind(), self.memory.split(1)
         self.noises = None if self.noises is None else _samples(self.noises, index)
         self.change, self.moved = self.change.index_select(1, index), self.moved.index_select(1, index)
+        self.scratch = None
 
 
 def _samples(tensor: Tensor, index: Tensor) -> Tensor:

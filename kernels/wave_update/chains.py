@@ -155,8 +155,11 @@ def chained(flat: list[Instruction]) -> list[list[Instruction]]:
         linked: list[list[Instruction]] = []
         others: list[list[Instruction]] = []
         for chain in found:
-            reads_it = any(member.keep in instruction.reads() for member in chain)
-            (linked if reads_it else others).append(chain)
+            # one program adds up the change of all iterations that end here
+            belongs = any(
+                member.keep in instruction.reads() or (member.whole and instruction.whole) for member in chain
+            )
+            (linked if belongs else others).append(chain)
         found = [*others, [*(member for chain in linked for member in chain), instruction]]
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -11,7 +13,7 @@ from ..arithmetic import rounded
 from ..dispatch import interpreted
 from ..layout import inner_layout
 from ..resources import Specimen
-from .buffers import Buffers, NetworkInput
+from .buffers import Buffers, NetworkInput, Scratch
 from .chains import NUM_NUMBERS, NUM_WORDS
 from .table import WaveTable
 
@@ -20,6 +22,8 @@ from .table import WaveTable
 LARGE_BLOCK, SMALL_BLOCK = 1024, 512
 LARGE_STATE = 2**16
 NUM_WARPS = 4
+# the interpreter truncates where GPUs round
+BY_HAND = interpreted()
 # programs side by side along a state, each walks several blocks of a larger one. A constant, so that the change is
 # summed in the same order on every device.
 MOST_PROGRAMS = 1024
@@ -204,23 +208,21 @@ def wave_update(
 ) -> Tensor | None:
     """See `srds_fast.kernels.wave_update.wave_update`."""
     chains, memory = table.chains, buffers.memory
-    samples, elements = memory.shape[1], memory[0, 0].numel()
+    scratch = buffers.scratch
+    if scratch is None:
+        scratch = buffers.scratch = _scratch(table, buffers)
     counted = isinstance(number, Tensor)
     count = max(chains.counts) if counted else chains.counts[number]
     if out is None and not counted and (entering := len(table.updates[number].entering)):
-        out = network.empty(entering, memory[0])
+        out = network.empty(entering, buffers.slots[0])
     if count == 0:
         return out
-    block = LARGE_BLOCK if elements >= LARGE_STATE else SMALL_BLOCK
-    programs = min(MOST_PROGRAMS, triton.cdiv(elements, block))
-    if buffers.ticket is None or buffers.partial is None:
-        buffers.ticket = torch.zeros(1, dtype=torch.int32, device=memory.device)
-        buffers.partial = memory.new_empty(max(1, max(chains.whole_counts)) * samples * programs)
     # arguments that a variant of the kernel does not read
     m_given, out_given = memory if m is None else m, memory if out is None else out
     m_layout, out_layout = inner_layout("m", m_given, memory), inner_layout("out", out_given, memory)
+    dense = scratch.elements, 0, 1
     branches = 1 if guidance is None else len(guidance)
-    wave_update_kernel[(count, programs, samples)](
+    wave_update_kernel[(count, scratch.programs, memory.shape[1])](
         memory,
         m_given,
         memory if buffers.noises is None else buffers.noises,
@@ -232,14 +234,14 @@ def wave_update(
         chains.first,
         chains.wholes,
         buffers.change,
-        buffers.moved.view(torch.int8),
-        buffers.partial,
-        buffers.ticket,
-        number if counted else buffers.ticket,
+        scratch.moved,
+        scratch.partial,
+        scratch.ticket,
+        number if counted else scratch.ticket,
         0 if counted else number,
-        len(m_given) // branches,
-        len(out_given) // network.branches,
-        elements,
+        m_given.shape[0] // branches,
+        out_given.shape[0] // network.branches,
+        scratch.elements,
         memory.stride(0),
         m_given.stride(0),
         m_given.stride(1),
@@ -257,14 +259,30 @@ def wave_update(
         WATCHES=table.watches,
         ENTERS=out is not None,
         INPUTS=network.branches,
-        M_DENSE=m_layout == (elements, 0, 1),
-        INPUT_DENSE=out_layout == (elements, 0, 1),
-        BLOCK=block,
-        PARTS=triton.next_power_of_2(programs),
-        BY_HAND=interpreted(),
+        M_DENSE=m_layout == dense,
+        INPUT_DENSE=out_layout == dense,
+        BLOCK=scratch.block,
+        PARTS=scratch.parts,
+        BY_HAND=BY_HAND,
         num_warps=NUM_WARPS,
     )
     return out
+
+
+def _scratch(table: WaveTable, buffers: Buffers) -> Scratch:
+    memory = buffers.memory
+    samples, elements = memory.shape[1], math.prod(memory.shape[2:])
+    block = LARGE_BLOCK if elements >= LARGE_STATE else SMALL_BLOCK
+    programs = min(MOST_PROGRAMS, -(-elements // block))
+    return Scratch(
+        torch.zeros(1, dtype=torch.int32, device=memory.device),
+        memory.new_empty(max(1, max(table.chains.whole_counts)) * samples * programs),
+        buffers.moved.view(torch.int8),
+        elements,
+        block,
+        programs,
+        triton.next_power_of_2(programs),
+    )
 
 
 def _specimen(
@@ -273,16 +291,23 @@ def _specimen(
     pointers = {"memory": state, "m": m, "noise": state, "guidance": "fp32", "input": m, "numbers": state}
     pointers |= {"change": state, "moved": "i8", "partial": state}
     integers = ("words", "starts", "first", "wholes", "ticket", "number")
-    sizes = [argument for argument in wave_update_kernel.arg_names if argument.islower() and argument[-4:] != "_ptr"]
+    sizes = [name for name in wave_update_kernel.arg_names if name.islower() and not name.endswith("_ptr")]
     constants: dict[str, bool | int] = {
         "COUNTED": False, "HAS_M": True, "BRANCHES": 1, "GUIDED": False, "CLIPS": False, "LOOKS_BACK": False,
         "HAS_NOISE": False, "WATCHES": False, "ENTERS": True, "INPUTS": 1, "M_DENSE": True, "INPUT_DENSE": True,
         "BLOCK": LARGE_BLOCK, "PARTS": 16, "BY_HAND": False,
     }  # fmt: skip
-    signature = {f"{argument}_ptr": f"*{dtype}" for argument, dtype in pointers.items()}
-    signature |= {f"{argument}_ptr": "*i32" for argument in integers}
+    constants |= features
+    signature = {f"{name}_ptr": f"*{dtype}" for name, dtype in pointers.items()}
+    signature |= {f"{name}_ptr": "*i32" for name in integers}
     signature |= dict.fromkeys(sizes, "i32")
-    return Specimen(name, wave_update_kernel, signature, constants | features, NUM_WARPS, most_registers)
+    # 16-byte accesses of a thread to its elements of one state, and of one row of the network
+    each = int(constants["BLOCK"]) // (32 * NUM_WARPS)
+    of_state, of_row = (each * int(dtype[-2:]) // 128 for dtype in (state, m))
+    # x, two jumps, the boundary before
+    states = 4 + bool(constants["LOOKS_BACK"]) + bool(constants["HAS_NOISE"])
+    wide = (states * of_state + constants["BRANCHES"] * of_row, of_state + constants["INPUTS"] * of_row)
+    return Specimen(name, wave_update_kernel, signature, constants, NUM_WARPS, most_registers, wide)
 
 
 SPECIMENS = [
@@ -291,6 +316,7 @@ SPECIMENS = [
     _specimen("bfloat16, 2 branches", 64, m="bf16", BRANCHES=2, GUIDED=True, INPUTS=2),
     _specimen("3 branches, clipped, look back", 80, BRANCHES=3, GUIDED=True, INPUTS=3, CLIPS=True, LOOKS_BACK=True),
     _specimen("noise, clipped, float32 network", 64, m="fp32", HAS_NOISE=True, CLIPS=True),
+    _specimen("float64", 144, m="fp64", state="fp64", CLIPS=True, LOOKS_BACK=True, HAS_NOISE=True),
     _specimen("everything, counted", 96, BRANCHES=3, GUIDED=True, INPUTS=3, CLIPS=True, LOOKS_BACK=True,
               HAS_NOISE=True, WATCHES=True, COUNTED=True),
 ]  # fmt: skip

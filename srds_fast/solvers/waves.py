@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..kernels.layout import with_inner_layout
 from ..kernels.wave_update import Buffers, Entering, Made, Summed, Update, WaveTable, wave_update
 from ..noise import NoiseTable
 from ..program import Program
@@ -75,7 +76,8 @@ class Waves:
 
     def update(self, number: int, answer: Answer) -> tuple[Birth, ...]:
         """Take the output of wave `number`; returns the boundaries that came into being."""
-        m, wave = output_of(answer), self._updates.layout.waves[number]
+        wave = self._updates.layout.waves[number]
+        m = with_inner_layout(output_of(answer), self._buffers.memory)
         constrain = self._extras.constrain
         if constrain is None:
             self._input = self._run(number + 1, m)

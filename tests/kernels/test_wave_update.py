@@ -23,6 +23,7 @@ from srds_fast import program
 from srds_fast.errors import InvalidArgument
 from srds_fast.kernels import dispatch
 from srds_fast.kernels import wave_update as operation
+from srds_fast.kernels.layout import with_inner_layout
 from srds_fast.kernels.wave_update import (
     Buffers,
     Entering,
@@ -496,3 +497,16 @@ def test_what_does_not_fit_is_named(device: torch.device) -> None:
     silent = Case(device, noisy=False)
     assert error(buffers=silent.buffers()).startswith("noises has 0 entries")
     case.check()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_an_output_in_no_order_is_copied(device: torch.device, channels_last: bool) -> None:
+    """Cores pass on what networks return: what the kernel cannot address becomes contiguous, the rest stays."""
+    memory = Case(device, (4, 6, 5), channels_last=channels_last).buffers().memory
+    m = torch.randn(3, 2, 8, 6, 5, device=device)
+    for kept in (m, m[:, :, :4], m.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (3, 2))):
+        assert with_inner_layout(kept[:, :, :4], memory).data_ptr() == kept.data_ptr()
+    mixed = torch.randn(3, 2, 5, 6, 4, device=device).transpose(2, 4)
+    found = with_inner_layout(mixed, memory)
+    assert found.is_contiguous()
+    assert torch.equal(found, mixed)

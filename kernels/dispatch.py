@@ -25,6 +25,7 @@ def implementation(device: torch.device) -> Implementation:
     return "torch"
 
 
+@cache
 def interpreted() -> bool:
     """Whether kernels are interpreted, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -8,6 +8,7 @@ to global memory. Not possible in a process that interprets kernels (TRITON_INTE
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import re
@@ -32,7 +33,9 @@ class Specimen(NamedTuple):
         constants: values of the constant arguments.
         num_warps: as it is launched.
         most_registers: bound, per thread.
-        wide: how many loads and stores of 16 bytes its states and network rows take, if all of them are that wide.
+        wide: how many loads and stores of 16 bytes its states and network rows take, at the least, if all of them are
+            that wide.
+        fuses: products and sums may be rounded together.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Specimen(NamedTuple):
     num_warps: int
     most_registers: int
     wide: tuple[int, int]
+    fuses: bool = False
 
 
 class Resources(NamedTuple):
@@ -70,7 +74,11 @@ def specimens() -> Iterator[tuple[str, Specimen]]:
 
 
 def compiled(specimen: Specimen, capability: int) -> Resources:
-    """Compile a specimen for a compute capability (80 is sm_80) and read what it needs."""
+    """Compile a specimen for a compute capability (80 is sm_80) and read what it needs.
+
+    Raises:
+        RuntimeError: kernels are interpreted in this process.
+    """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 is set. Interpreted kernels cannot be compiled. Unset it.")
     import triton
@@ -87,7 +95,8 @@ def compiled(specimen: Specimen, capability: int) -> Resources:
         if signature[name][0] == "*" or signature[name] in ("i32", "i64")
     }
     source = ASTSource(fn=specimen.kernel, signature=signature, constexprs=constants, attrs=aligned)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": specimen.num_warps})
+    options = {"num_warps": specimen.num_warps, "enable_fp_fusion": specimen.fuses}
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = kernel.asm["ptx"]
     target = re.search(r"\.target (\w+)", ptx)
     assert target is not None, "PTX names its target"
@@ -103,7 +112,9 @@ def compiled(specimen: Specimen, capability: int) -> Resources:
         int(registers[1]),
         int(spills[1]) + int(spills[2]),
         kernel.metadata.shared,
-        [_bits(each) for each in re.findall(r"\bld\.global([\w.]*)", ptx)],
+        # cp.async names its size in bytes, as a hexadecimal number behind both addresses
+        [_bits(each) for each in re.findall(r"\bld\.global([\w.]*)", ptx)]
+        + [8 * int(each, 16) for each in re.findall(r"\bcp\.async\.[\w.]+ \[[^]]*\], \[[^]]*\], (0x\w+)", ptx)],
         [_bits(each) for each in re.findall(r"\bst\.global([\w.]*)", ptx)],
     )
 
@@ -118,8 +129,15 @@ def _bits(suffixes: str) -> int:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("operations", nargs="*", default=OPERATIONS, metavar="operation", help=", ".join(OPERATIONS))
+    wanted = parser.parse_args().operations
+    if not set(wanted) <= set(OPERATIONS):
+        parser.error(f"operations are {', '.join(OPERATIONS)}")
     print(f"{'kernel':44}{'target':>8}{'registers':>11}{'bound':>7}{'spills':>8}{'shared':>8}{'load':>6}{'store':>7}")
     for operation, specimen in specimens():
+        if operation not in wanted:
+            continue
         for capability in CAPABILITIES:
             found = compiled(specimen, capability)
             print(

@@ -38,4 +38,17 @@ def test_compiled_ahead_of_time(operation: str, capability: int) -> None:
             found = compiled(specimen, capability)
             assert found.spills == 0, specimen.name
             assert found.registers <= specimen.most_registers, (specimen.name, found.registers)
-            assert max(found.load_bits) == max(found.store_bits) == 128, (specimen.name, found)
+            wide = found.load_bits.count(128), found.store_bits.count(128)
+            assert wide[0] >= specimen.wide[0], (specimen.name, wide)
+            assert wide[1] >= specimen.wide[1], (specimen.name, wide)
+
+
+def test_the_table_of_resources_is_printed_by_one_command() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "srds_fast.kernels.resources", "affine_scan"]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in printed.splitlines() if line.startswith("affine_scan")]
+    assert len(lines) == len(CAPABILITIES) * sum(operation == "affine_scan" for operation, _ in specimens())
+    refused = subprocess.run(command, env={**environment, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "Unset it" in refused.stderr

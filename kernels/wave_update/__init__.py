@@ -8,7 +8,6 @@ from torch import Tensor
 from srds_fast.errors import InvalidArgument
 
 from ..checks import NETWORK_DTYPES, STATE_DTYPES, check_contiguous, check_device, check_dtype, check_shape
-from ..dispatch import implementation
 from . import reference
 from .buffers import AS_THE_STATE, Buffers, NetworkInput
 from .table import Entering, Made, Summed, Update, WaveTable
@@ -67,7 +66,7 @@ def wave_update(
         InvalidArgument: an argument does not fit the table or the buffers; it is named.
     """
     _check(table, number, buffers, m, guidance, network, out)
-    if implementation(buffers.memory.device) == "torch":
+    if buffers.implementation == "torch":
         if isinstance(number, Tensor):
             number.add_(1)
             number = int(number) - 1
@@ -86,19 +85,9 @@ def _check(
     network: NetworkInput,
     out: Tensor | None,
 ) -> None:
-    memory = buffers.memory
-    check_dtype("memory", memory, STATE_DTYPES)
-    check_dtype("memory", memory, (table.dtype,))
-    if memory.ndim != table.ndim + 1 or len(memory) < table.num_slots:
-        raise InvalidArgument(
-            f"memory has shape {tuple(memory.shape)}. The table is for {table.num_slots} slots of states with "
-            f"{table.ndim} dimensions. Make the buffers from this table."
-        )
-    if table.draws and (buffers.noises is None or len(buffers.noises) < table.draws):
-        raise InvalidArgument(
-            f"noises has {0 if buffers.noises is None else len(buffers.noises)} entries. The table refers to "
-            f"{table.draws}. Make the buffers with them."
-        )
+    if buffers.table is not table:
+        raise InvalidArgument("buffers were made for another table. Slots differ. Make them from this one.")
+    memory, state = buffers.memory, buffers.slots[0].shape
     branches = 1
     if guidance is not None:
         check_shape("guidance", guidance, (len(guidance),), "[branches]")
@@ -118,16 +107,15 @@ def _check(
     elif not 0 <= number < len(table.updates):
         raise InvalidArgument(f"number is {number}. The table has {len(table.updates)} updates. Pass one of them.")
     else:
-        rows, entering = table.num_rows[number], len(table.updates[number].entering)
+        rows, entering = table.num_rows[number] * branches, len(table.updates[number].entering) * network.branches
     if m is not None:
         check_dtype("m", m, NETWORK_DTYPES)
         check_device("m", m, memory.device)
-        wanted = len(m) if rows is None else max(rows * branches, len(m) if rows == 0 else 0)
-        check_shape("m", m, (wanted, *memory.shape[1:]), "[branches * rows, samples, ...]")
+        # an update that makes nothing does not look at m
+        check_shape("m", m, (rows or len(m), *state), "[branches * rows, samples, ...]")
     elif rows:
         raise InvalidArgument(f"m is None. Update {number} makes values from {rows} rows. Pass the network's output.")
     if out is not None:
         check_dtype("out", out, (network.dtype or memory.dtype,))
         check_device("out", out, memory.device)
-        wanted = len(out) if entering is None else entering * network.branches
-        check_shape("out", out, (wanted, *memory.shape[1:]), "[branches * rows, samples, ...]")
+        check_shape("out", out, (len(out) if entering is None else entering, *state), "[branches * rows, samples, ...]")

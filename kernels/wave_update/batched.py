@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .table import Summed, Update, WaveTable
+    from .table import Update, WaveTable
 
 
 class Batch(NamedTuple):
@@ -18,9 +18,8 @@ class Batch(NamedTuple):
         keep, states: slots, of each value made.
         rows: of the network's output, of each value made; None where every row makes one, in order.
         a, b, c, p, q: coefficients, [values, 1, ...].
-        look_back: which values have an x0_prev, its slots and coefficients d.
-        noises: which values have noise, its entries and coefficients s.
-        sums: as they are.
+        looks_back: keep, slot of x0_prev and d of each value that has one.
+        noises: keep, entry of the noise and s of each value that has some.
         entering: slots; None where the values made are what enters, in order.
         scale: input scale of what enters, [rows, 1, ...].
     """
@@ -33,19 +32,10 @@ class Batch(NamedTuple):
     c: Tensor | None
     p: Tensor
     q: Tensor
-    look_back: Terms | None
-    noises: Terms | None
-    sums: tuple[Summed, ...]
+    looks_back: list[tuple[int, int, float]]
+    noises: list[tuple[int, int, float]]
     entering: Tensor | None
     scale: Tensor | None
-
-
-class Terms(NamedTuple):
-    """A term that some of the values have: which values (None: all), what it is read from, and its coefficients."""
-
-    values: Tensor | None
-    reads: Tensor
-    coefficients: Tensor
 
 
 def batches(table: WaveTable) -> list[Batch]:
@@ -69,19 +59,6 @@ def batches(table: WaveTable) -> list[Batch]:
     a, b, c, p, q = (columns([[getattr(value, name) for value in values] for values in made]) for name in "abcpq")
     scales_state = any(value.a != 1.0 for value in every)
     adds_m = any(value.b != 0.0 for value in every)
-    before = [[(n, v.before, v.d) for n, v in enumerate(values) if v.before is not None] for values in made]
-    draws = [[(n, v.draw, v.s) for n, v in enumerate(values) if v.draw is not None] for values in made]
-
-    def terms(found: list[list[tuple[int, int, float]]]) -> list[Terms | None]:
-        which = integers([[value for value, _, _ in each] for each in found])
-        reads = integers([[read for _, read, _ in each] for each in found])
-        coefficients = columns([[number for _, _, number in each] for each in found])
-        return [
-            Terms(None if len(each) == len(values) else values_of, reads_of, numbers) if each else None
-            for each, values, values_of, reads_of, numbers in zip(found, made, which, reads, coefficients, strict=True)
-        ]
-
-    look_back, noises = terms(before), terms(draws)
     entering = integers([[each.slot for each in update.entering] for update in updates])
     scale = columns([[each.scale for each in update.entering] for update in updates])
     scaled = any(each.scale != 1.0 for update in updates for each in update.entering)
@@ -95,9 +72,8 @@ def batches(table: WaveTable) -> list[Batch]:
             c[n] if table.clip is not None else None,
             p[n],
             q[n],
-            look_back[n],
-            noises[n],
-            update.sums,
+            [(value.keep, value.before, value.d) for value in made[n] if value.before is not None],
+            [(value.keep, value.draw, value.s) for value in made[n] if value.draw is not None],
             None if _enters_as_made(update) else entering[n],
             scale[n] if scaled else None,
         )
@@ -106,6 +82,8 @@ def batches(table: WaveTable) -> list[Batch]:
 
 
 def _enters_as_made(update: Update) -> bool:
-    corrected = {each.slot for each in update.sums if each.bracket is not None}
+    """What enters is what the batched formula gives, in its order, with nothing added to it later."""
+    later = {each.slot for each in update.sums if each.bracket is not None}
+    later |= {value.keep for value in update.made if value.before is not None or value.draw is not None}
     made = [value.keep for value in update.made]
-    return bool(made) and made == [each.slot for each in update.entering] and not corrected & set(made)
+    return bool(made) and made == [each.slot for each in update.entering] and not later & set(made)

@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from srds_fast.errors import InvalidArgument
+
+from ..checks import check_device, check_dtype, check_shape
+from ..dispatch import implementation
+
 if TYPE_CHECKING:
     from .table import WaveTable
 
@@ -61,11 +66,13 @@ class Buffers:
 
     Args:
         table: the updates.
-        x: starting noise, [samples, ...]; kept in slot 0.
-        noises: [entries, samples, ...], the noise that the table refers to, in the dtype of x.
+        x: starting noise, [samples, ...], of the table's dtype, device and number of dimensions; kept in slot 0.
+        noises: [entries, samples, ...], the noise that the table refers to, as x.
         channels_last: lay the memory out as the network's input, so that both are read and written in order.
 
     Attributes:
+        table: the same.
+        implementation: what runs the updates.
         memory: [slots, samples, ...], what updates leave for later ones.
         slots: its slots, [samples, ...] each.
         rows: the same, as [1, samples, ...].
@@ -73,29 +80,61 @@ class Buffers:
         change: [iterations + 1, samples], mean |x^p - x^(p-1)| of the last boundary.
         moved: [iterations + 1, samples] bool, some boundary of the iteration differs from the one before by a bit.
         scratch: of the kernel, made with its first launch.
+
+    Raises:
+        InvalidArgument: x or noises do not fit the table.
     """
 
     def __init__(
         self, table: WaveTable, x: Tensor, noises: Tensor | None = None, *, channels_last: bool = False
     ) -> None:
+        _check(table, x, noises)
+        self.table = table
+        self.implementation = implementation(x.device)
         self.memory = _empty(x, [table.num_slots, len(x)], x.shape[1:], x.dtype, channels_last)
-        self.slots, self.rows = self.memory.unbind(), self.memory.split(1)
-        self.slots[0].copy_(x)
         self.noises = None
         if noises is not None:
             self.noises = _empty(x, noises.shape[:2], noises.shape[2:], x.dtype, channels_last).copy_(noises)
         self.change = x.new_zeros(table.num_iterations + 1, len(x))
         self.moved = torch.zeros_like(self.change, dtype=torch.bool)
-        self.scratch: Scratch | None = None
+        self._look_at_memory()
+        self.slots[0].copy_(x)
 
     def keep(self, running: Sequence[int]) -> None:
         """Go on with these positions of the samples only."""
         index = torch.tensor(running, device=self.memory.device)
         self.memory = _samples(self.memory, index)
-        self.slots, self.rows = self.memory.unbind(), self.memory.split(1)
         self.noises = None if self.noises is None else _samples(self.noises, index)
         self.change, self.moved = self.change.index_select(1, index), self.moved.index_select(1, index)
-        self.scratch = None
+        self._look_at_memory()
+
+    def noise_of(self, draw: int) -> Tensor:
+        """An entry of the noise, [samples, ...]."""
+        assert self.noises is not None
+        return self.noises[draw]
+
+    def _look_at_memory(self) -> None:
+        self.slots, self.rows = self.memory.unbind(), self.memory.split(1)
+        self.scratch: Scratch | None = None
+
+
+def _check(table: WaveTable, x: Tensor, noises: Tensor | None) -> None:
+    check_dtype("x", x, (table.dtype,))
+    check_device("x", x, table.device)
+    if x.ndim != table.ndim or x.numel() == 0:
+        raise InvalidArgument(
+            f"x has shape {tuple(x.shape)}. The table is for states [samples, ...] of {table.ndim} dimensions. "
+            "Make a table for this shape."
+        )
+    if noises is not None:
+        check_dtype("noises", noises, (table.dtype,))
+        check_device("noises", noises, table.device)
+        check_shape("noises", noises, (len(noises), *x.shape), "[entries, samples, ...]")
+    if table.draws > (0 if noises is None else len(noises)):
+        raise InvalidArgument(
+            f"noises has {0 if noises is None else len(noises)} entries. The table refers to {table.draws}. "
+            "Pass as many."
+        )
 
 
 def _samples(tensor: Tensor, index: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The update in plain PyTorch: a few batched operations, however many rows there are."""
+"""The update in plain PyTorch: one formula for all rows of the wave at once, and an addition for each further term."""
 
 from __future__ import annotations
 
@@ -20,18 +20,26 @@ def wave_update(
     out: Tensor | None,
 ) -> Tensor | None:
     """See `srds_fast.kernels.wave_update.wave_update`."""
-    batch, values = table.batches[number], table.updates[number].made
+    update, batch = table.updates[number], table.batches[number]
     memory, slots, rows = buffers.memory, buffers.slots, buffers.rows
     made = None
-    if values:
+    if update.made:
         assert m is not None
-        x = rows[values[0].state] if len(values) == 1 else memory.index_select(0, batch.states)
-        made = _made(batch, x, _guided(m, guidance).to(memory.dtype), buffers, table.clip)
-        if len(values) == 1:
-            rows[values[0].keep].copy_(made)
-        else:
+        m = _guided(m, guidance)
+        if m.dtype != memory.dtype:
+            m = m.to(memory.dtype)
+        alone = update.made[0] if len(update.made) == 1 else None
+        x = memory.index_select(0, batch.states) if alone is None else rows[alone.state]
+        made = _made(batch, x, m, table.clip)
+        if alone is None:
             memory.index_copy_(0, batch.keep, made)
-    for slot, bracket, compare, iteration, whole in batch.sums:
+        else:
+            rows[alone.keep].copy_(made)
+    for keep, before, d in batch.looks_back:
+        slots[keep].add_(slots[before], alpha=d)
+    for keep, draw, s in batch.noises:
+        slots[keep].add_(buffers.noise_of(draw), alpha=s)
+    for slot, bracket, compare, iteration, whole in update.sums:
         if bracket is not None:
             new, old = bracket
             slots[slot].add_(slots[new] - slots[old])
@@ -39,16 +47,14 @@ def wave_update(
             torch.mean((slots[slot] - slots[compare]).abs().flatten(1), 1, out=buffers.change[iteration])
         if compare is not None and table.watches:
             buffers.moved[iteration] |= (slots[slot] != slots[compare]).flatten(1).any(1)
-    if not table.updates[number].entering:
+    if not update.entering:
         return None
-    if batch.entering is None:
-        assert made is not None, "what enters is what was made"
-        return _network_input(made, batch.scale, network, out)
-    entering = memory.index_select(0, batch.entering)
+    entering = made if batch.entering is None else memory.index_select(0, batch.entering)
+    assert entering is not None, "what enters is what was made"
     return _network_input(entering, batch.scale, network, out)
 
 
-def _made(batch: Batch, x: Tensor, m: Tensor, buffers: Buffers, clip: float | None) -> Tensor:
+def _made(batch: Batch, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
     if batch.rows is not None:
         m = m.index_select(0, batch.rows)
     made = x if batch.a is None else batch.a * x
@@ -57,11 +63,6 @@ def _made(batch: Batch, x: Tensor, m: Tensor, buffers: Buffers, clip: float | No
     if batch.c is not None:
         assert clip is not None
         made = made + batch.c * (batch.p * x + batch.q * m).clamp(-clip, clip)
-    for terms, source in ((batch.look_back, buffers.memory), (batch.noises, buffers.noises)):
-        if terms is not None:
-            assert source is not None
-            term = terms.coefficients * source.index_select(0, terms.reads)
-            made = made + term if terms.values is None else made.index_add(0, terms.values, term)
     return made
 
 
@@ -77,7 +78,7 @@ def _guided(m: Tensor, guidance: Tensor | None) -> Tensor:
 def _network_input(entering: Tensor, scale: Tensor | None, network: NetworkInput, out: Tensor | None) -> Tensor:
     scaled = entering if scale is None else scale * entering
     if out is None and network.branches == 1 and not network.channels_last:
-        return scaled.to(network.dtype or scaled.dtype)
+        return scaled if network.dtype in (None, scaled.dtype) else scaled.to(network.dtype)
     if out is None:
         out = network.empty(len(scaled), scaled[0])
     return out.copy_(scaled.repeat(network.branches, *[1] * (scaled.ndim - 1)))

@@ -150,6 +150,13 @@ class _Updates:
     spreads: list[list[float]]
 
 
+def wave_table(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, x: Tensor) -> WaveTable:
+    """The updates of a program for states like x, [samples, ...], with the scheduler's input scale."""
+    return _updates(
+        noise, program, coarse_solver, Like.of(x), given=False, scaled=True, watched=False, apart=False
+    ).table
+
+
 @lru_cache(maxsize=64)
 def _updates(
     noise: NoiseTable,

@@ -9,6 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from srds_fast.kernels import dispatch
+
+if dispatch.interpreted():
+    # Triton 3.6 under numpy 2.4 takes a bound of range() for an array: let it be the number that it is
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -22,7 +22,6 @@ import srds_fast
 from srds_fast import program
 from srds_fast.errors import InvalidArgument
 from srds_fast.kernels import dispatch
-from srds_fast.kernels import wave_update as operation
 from srds_fast.kernels.layout import with_inner_layout
 from srds_fast.kernels.wave_update import (
     Buffers,
@@ -36,12 +35,12 @@ from srds_fast.kernels.wave_update import (
     reference,
     wave_update,
 )
+from srds_fast.kernels.wave_update import buffers as buffers_module
 from srds_fast.kernels.wave_update.traffic import traffic
 from srds_fast.noise import noise_table
-from srds_fast.solvers import waves as solver_waves
 from srds_fast.solvers.core import Checkpoint
 from srds_fast.solvers.srds import srds
-from srds_fast.steps import Like
+from srds_fast.solvers.waves import wave_table
 
 
 def by_definition(
@@ -372,7 +371,7 @@ def test_samplers_are_the_same_through_either(
 
     found = sample()
     assert len(launches) == found.report.waves + 1
-    monkeypatch.setattr(operation, "implementation", lambda device: "torch")
+    monkeypatch.setattr(buffers_module, "implementation", lambda device: "torch")
     expected = sample()
     assert len(launches) == found.report.waves + 1
     assert found.report.waves == expected.report.waves
@@ -406,24 +405,17 @@ def test_samples_leave_and_the_rest_goes_on(device: torch.device, monkeypatch: p
                 answer = mixture(event.x.flatten(0, 1).cpu(), t).to(device).view_as(event.x)
 
     found = sample()
-    monkeypatch.setattr(operation, "implementation", lambda device: "torch")
+    monkeypatch.setattr(buffers_module, "implementation", lambda device: "torch")
     torch.testing.assert_close(found, sample(), rtol=1e-9, atol=1e-9)
 
 
 def default_table(num_steps: int = 100) -> WaveTable:
     scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(num_steps)
-    updates = solver_waves._updates(
-        noise_table(scheduler),
-        program.srds(num_steps, 20, 2),
-        "2m",
-        Like(torch.float32, torch.device("cpu"), 4),
-        given=False,
-        scaled=True,
-        watched=False,
-        apart=False,
+    table: WaveTable = wave_table(
+        noise_table(scheduler), program.srds(num_steps, 20, 2), "2m", torch.zeros(1, 4, 64, 64)
     )
-    return updates.table
+    return table
 
 
 def test_bytes_moved_are_near_the_fewest() -> None:
@@ -492,11 +484,23 @@ def test_what_does_not_fit_is_named(device: torch.device) -> None:
     assert error(out=m[:1]).startswith("out has shape")
     assert error(out=torch.empty(4, 2, 3, 5, 7, device=device)).startswith("out is torch.float32")
     other = Case(device, state=torch.float64)
-    assert error(buffers=other.buffers()).startswith("memory is torch.float64")
-    assert error(buffers=Case(device, (105,)).buffers()).startswith("memory has shape")
-    silent = Case(device, noisy=False)
-    assert error(buffers=silent.buffers()).startswith("noises has 0 entries")
+    assert error(buffers=other.buffers()).startswith("buffers were made for another table")
     case.check()
+
+    x, noises = case.memory[0].to(device).float(), torch.zeros(2, 2, 3, 5, 7, device=device)
+    for given, start in {
+        (x.double(), noises): "x is torch.float64",
+        (x.to("meta"), noises): "x is on meta",
+        (x[0], noises): "x has shape",
+        (x[:0], noises[:, :0]): "x has shape",
+        (x, None): "noises has 0 entries",
+        (x, noises[:1]): "noises has 1 entries",
+        (x, noises[:, :1]): "noises has shape",
+        (x, noises.half()): "noises is torch.float16",
+        (x, noises.to("meta")): "noises is on meta",
+    }.items():
+        with pytest.raises(InvalidArgument, match=start):
+            Buffers(case.table, *given)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

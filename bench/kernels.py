@@ -1,0 +1,236 @@
+"""The kernels against eager PyTorch and against torch.compile of their references.
+
+    python bench/kernels.py                       # the table: bandwidth, fraction of a copy's, ratios
+    python bench/kernels.py --json kernels.json
+    pytest bench/kernels.py --benchmark-only      # one benchmark per row
+
+Every row is checked against its reference before it is timed. Sizes go from one SD latent to 256 MB moved by a call. On
+a CUDA device times are medians of graph replays, without the host; "called" is a call from Python, host included. On
+the CPU the functions are their references, and only the smallest size runs: what is measured there means nothing, but
+that it runs.
+
+Bytes are the fewest that the operation can move. Aims on a GPU: 0.85 of a copy's bandwidth from 64 MB on, 8
+microseconds at the latent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from srds_fast import program
+from srds_fast.cli.environment import environment
+from srds_fast.kernels import affine_scan, anderson_mix, wave_update
+from srds_fast.kernels.affine_scan import reference as affine_scan_reference
+from srds_fast.kernels.anderson_mix import reference as anderson_mix_reference
+from srds_fast.kernels.wave_update import reference as wave_update_reference
+from srds_fast.kernels.wave_update.traffic import traffic
+from srds_fast.noise import noise_table
+from srds_fast.solvers.waves import wave_table
+
+sys.path.insert(0, str(Path(__file__).parent))
+import timing
+
+LATENT = 4 * 64 * 64
+SIZES = {"SD latent": None, "16 MB": 2**24, "64 MB": 2**26, "256 MB": 2**28}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+WINDOW = 10
+
+
+class Subject(NamedTuple):
+    """An operation at a size.
+
+    Attributes:
+        run: as the solvers call it.
+        reference: the same with PyTorch's operations.
+        results: tensors written, to compare the two.
+        bytes: the fewest that a call moves.
+        reset: puts back what calls read and write.
+    """
+
+    run: Callable[[], object]
+    reference: Callable[[], object]
+    results: Callable[[], list[Tensor]]
+    bytes: int
+    reset: Callable[[], object] = lambda: None
+
+
+def of_wave_update(moved: int | None, device: torch.device) -> Subject:
+    """A steady wave of the default program at N = 100: float32 states, one half-precision row each in and out."""
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(100)
+    waves = program.srds(100, 20, 2)
+    state = torch.empty(1, 1, device=device)
+    table = wave_table(noise_table(scheduler), waves, "2m", state)
+    number = max(range(len(waves)), key=lambda wave: len(waves.waves[wave].rows)) + 1
+    rows = table.num_rows[number]
+    elements = _elements(moved, traffic(table, number, network_bytes=2).fewest)
+    network = wave_update.NetworkInput(torch.float16)
+    m = torch.randn(rows, 1, elements, device=device).half()
+    start = torch.randn(table.num_slots, 1, elements, device=device)
+    buffers = wave_update.Buffers(table, start[0])
+    given: list[Tensor] = []
+
+    def results() -> list[Tensor]:
+        return [buffers.memory.clone(), given[-1].float()]
+
+    def run() -> None:
+        given[:] = [wave_update.wave_update(table, number, buffers, m, network=network)]
+
+    def reference() -> None:
+        given[:] = [wave_update_reference.wave_update(table, number, buffers, m, None, network, None)]
+
+    def reset() -> None:
+        buffers.memory.copy_(start)
+
+    return Subject(run, reference, results, elements * traffic(table, number, network_bytes=2).fewest, reset)
+
+
+def of_affine_scan(moved: int | None, device: torch.device) -> Subject:
+    """ParaTAA's sweep over a window of 10, half-precision network."""
+    each = affine_scan.bytes_per_element(torch.float32, torch.float16) * WINDOW + 4
+    elements = _elements(moved, each)
+    y = torch.randn(WINDOW + 1, 1, elements, device=device)
+    m = torch.randn(WINDOW, 1, elements, device=device).half()
+    steps = [affine_scan.Coefficients(a=1.01, b=-0.1, c=1.01)] * WINDOW
+    table = affine_scan.coefficient_table(steps, torch.float32, device)
+    out = torch.empty_like(y[1:])
+    error: list[Tensor] = []
+    absent = dict.fromkeys(("start", "noise", "clip", "guidance"))
+
+    def run() -> None:
+        error[:] = [affine_scan.affine_scan(y, m, table, out=out)[1]]
+
+    def reference() -> None:
+        error[:] = [affine_scan_reference.affine_scan(y, m, table, **absent, out=out)[1]]
+
+    return Subject(run, reference, lambda: [out.clone(), error[0].clone()], each * elements)
+
+
+def of_anderson_mix(moved: int | None, device: torch.device) -> Subject:
+    """Two differences (m = 3) over a window of 10."""
+    history = 2
+    each = sum(anderson_mix.bytes_per_element(torch.float32, history)) * WINDOW
+    elements = _elements(moved, each)
+    x, residual = torch.randn(2, WINDOW, 1, elements, device=device)
+    dx, dr = torch.randn(2, history, WINDOW, 1, elements, device=device)
+    out = torch.empty_like(x)
+
+    def run() -> None:
+        anderson_mix.anderson_mix(x, residual, dx, dr, out=out)
+
+    def reference() -> None:
+        anderson_mix_reference.anderson_mix(x, residual, dx, dr, regularisation=1e-3, frontier=True, out=out)
+
+    return Subject(run, reference, lambda: [out.clone()], each * elements)
+
+
+def _elements(moved: int | None, each: int) -> int:
+    """Of a state, so that a call moves so many bytes; whole blocks of 1024."""
+    return LATENT if moved is None else math.ceil(moved / each / 1024) * 1024
+
+
+SUBJECTS = {"wave_update": of_wave_update, "affine_scan": of_affine_scan, "anderson_mix": of_anderson_mix}
+
+
+def checked(subject: Subject) -> None:
+    """Refuse to time what is wrong."""
+    written = []
+    for call in (subject.reference, subject.run):
+        subject.reset()
+        call()
+        written.append(subject.results())
+    for expected, found in zip(*written, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def measured(name: str, size: str, device: torch.device, compiles: bool) -> dict[str, Any]:
+    """One row of the table; times in seconds, None where there is no GPU or nothing was compiled."""
+    subject = SUBJECTS[name](SIZES[size], device)
+    checked(subject)
+    calls = 200 if device.type == "cuda" else 3
+    row: dict[str, Any] = {
+        "operation": name,
+        "size": size,
+        "bytes": subject.bytes,
+        "called": timing.called_seconds(subject.run, device, calls),
+        "eager_called": timing.called_seconds(subject.reference, device, calls),
+    }
+    row |= dict.fromkeys(("seconds", "eager", "compiled", "bytes_per_second"))
+    if device.type == "cuda":
+        row["seconds"] = timing.gpu_seconds(subject.run)
+        row["eager"] = timing.gpu_seconds(subject.reference)
+        row["bytes_per_second"] = subject.bytes / row["seconds"]
+        if compiles:
+            row["compiled"] = timing.gpu_seconds(torch.compile(subject.reference))
+    return row
+
+
+ROWS = [
+    pytest.param(name, size, marks=[] if size == "SD latent" else pytest.mark.gpu, id=f"{name}-{size}")
+    for name in SUBJECTS
+    for size in SIZES
+]
+
+
+@pytest.mark.parametrize(("name", "size"), ROWS)
+def test_kernel(name: str, size: str, benchmark: Any) -> None:
+    if size != "SD latent" and DEVICE.type != "cuda":
+        pytest.skip("needs a CUDA device")
+    subject = SUBJECTS[name](SIZES[size], DEVICE)
+    checked(subject)
+    benchmark.extra_info |= {"bytes": subject.bytes, "environment": environment()}
+
+    def call() -> None:
+        subject.run()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.pedantic(call, rounds=20, warmup_rounds=3)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = list(SIZES) if DEVICE.type == "cuda" else ["SD latent"]
+    parser.add_argument("--sizes", nargs="*", choices=list(SIZES), default=every)
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile of the references")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    on_gpu = DEVICE.type == "cuda"
+    ceiling = timing.copy_bandwidth() if on_gpu else None
+    if ceiling is not None:
+        print(f"{torch.cuda.get_device_name()}, a copy of 256 MB: {ceiling / 1e9:.0f} GB/s\n")
+    titles = {"": 14, "size": 10, "us": 9, "GB/s": 7, "of copy": 9, "eager": 8, "compiled": 10, "called us": 11}
+    print("".join(f"{title:>{width}}" for title, width in titles.items()) + f"{'eager':>8}")
+    rows = []
+    for name in SUBJECTS:
+        for size in options.sizes:
+            row = measured(name, size, DEVICE, not options.no_compile)
+            rows.append(row)
+            on_device = "        -      -        -       -         -"
+            if row["seconds"] is not None:
+                compiled = "-" if row["compiled"] is None else f"{row['compiled'] / row['seconds']:.2f}x"
+                on_device = (
+                    f"{1e6 * row['seconds']:9.1f}{row['bytes_per_second'] / 1e9:7.0f}"
+                    f"{row['bytes_per_second'] / ceiling:9.2f}{row['eager'] / row['seconds']:7.2f}x{compiled:>10}"
+                )
+            called = f"{1e6 * row['called']:11.1f}{row['eager_called'] / row['called']:7.2f}x"
+            print(f"{name:14}{size:>10}{on_device}{called}", flush=True)
+    if options.json is not None:
+        found = {"environment": environment(), "copy_bytes_per_second": ceiling, "rows": rows}
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""How long a function takes on a device: on a GPU the median of graph replays, so that the host has no part in it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+# of one function in a graph: replays then last long enough to be timed by events
+CALLS = 10
+
+
+def gpu_seconds(function: Callable[[], object], replays: int = 50) -> float:
+    """Median of one call, captured into a CUDA graph; warmed up first."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(CALLS):
+            function()
+    times = []
+    for _ in range(replays):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) / 1e3 / CALLS)
+    return statistics.median(times)
+
+
+def called_seconds(function: Callable[[], object], device: torch.device, calls: int = 200) -> float:
+    """Mean of a call as a Python loop makes it, host included: the device is waited for once, at the end."""
+    for _ in range(3):
+        function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+def copy_bandwidth(num_bytes: int = 2**28) -> float:
+    """Bytes per second of a device-to-device copy, read and written ones: the ceiling of an elementwise kernel."""
+    source = torch.randn(num_bytes // 4, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * num_bytes / gpu_seconds(lambda: target.copy_(source))

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from . import takeover
 from .drive import Drive, driven_copy
 from .drive.callbacks import StepCallback
 from .errors import InvalidArgument, PlanMismatch, SrdsFastError, UnsupportedPipeline
@@ -298,7 +299,10 @@ class _DrivenCall:
         if self._shared.get("_interrupt"):  # of the call before; every stock call begins so
             self._shared["_interrupt"] = False
         callback = arguments.get("callback_on_step_end")
-        self.drive = Drive(
+        self._drive_reason = takeover.why_not(loop)
+        if callback is not None:
+            self._drive_reason = "callback_on_step_end is told of every step in the loop's own turns"
+        self.drive = (Drive if self._drive_reason else takeover.Takeover)(
             fast.scheduler,
             loop,
             state.plan_for,
@@ -340,7 +344,9 @@ class _DrivenCall:
             args, kwargs = tuple(args_after_self), bound.kwargs
         output = self._cls.__call__(self._twin, *args, **kwargs)
         if self.drive.run is not None:
-            self.drive.run.report.engine_reason = self._engine_reason
+            report = self.drive.run.report
+            report.engine_reason = self._engine_reason
+            report.drive_reason = report.drive_reason or self._drive_reason
         return output
 
     def _interrupted(self) -> bool:

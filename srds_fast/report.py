@@ -15,7 +15,8 @@ class Report:
         engine: what ran the waves: "eager", or "stock".
         kernels: what did the arithmetic between network calls: "triton", one launch a wave; "torch", where there is no
             CUDA device or no Triton; "triton interpreter", in tests; None where the stock loop ran.
-        path: who fed the solver: "drive" (the pipeline's own loop), "sample", or "stock".
+        path: who fed the solver: "takeover" (our loop, with the calls that the pipeline's own made in one turn),
+            "drive" (the pipeline's own loop, one turn a wave), "sample", or "stock".
         num_inference_steps, num_blocks, coarse_solver, pipelined: of the plan (0 blocks, no solver: not SRDS).
         tolerance: error bound asked for; exact: whether the run was told to reach the sequential sample.
         iterations: iterations run, the most of any sample; iterations_per_sample: of each sample.
@@ -27,6 +28,7 @@ class Report:
         predicted_seconds: the plan's prediction, None where nothing was measured.
         interrupted: the call was ended early, by `pipe._interrupt` or by a callback.
         fallback_reason: why the stock loop ran instead, or why the run went on step by step; None when neither.
+        drive_reason: why the pipeline's loop was driven and not taken over; None where it was, or where there is none.
         engine_reason: why a faster engine cannot run this pipeline, None when one could.
     """
 
@@ -52,6 +54,7 @@ class Report:
     fallback_reason: str | None = None
     engine_reason: str | None = None
     kernels: str | None = None
+    drive_reason: str | None = None
 
     @property
     def iterations(self) -> int:
@@ -89,6 +92,8 @@ class Report:
             lines.append(("interrupted", "yes"))
         if self.fallback_reason is not None:
             lines.append(("stock loop because" if self.method == "stock" else "step by step", self.fallback_reason))
+        if self.drive_reason is not None:
+            lines.append(("driven because", self.drive_reason))
         if self.engine_reason is not None:
             lines.append(("eager because", self.engine_reason))
         width = max(len(name) for name, _ in lines)

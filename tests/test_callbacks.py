@@ -290,7 +290,9 @@ def test_an_interrupt_from_a_callback_gives_the_newest_whole_sample(sd: Any, set
         _, stock_told = listen(sd, {"prompt": "a cat", "num_inference_steps": 25}, look)
         assert_close(found, stock_told[14][2])
     else:
-        assert any(torch.equal(found, checkpoint) for checkpoint in checkpoints[:-1])
+        # the stream was taken over, a call with a callback is driven: guidance is rounded in another order
+        distances = [float((found - checkpoint).abs().max()) for checkpoint in checkpoints[:-1]]
+        assert min(distances) <= 1e-5 * float(found.abs().max())
     assert_close(listen(fast, {"prompt": "a"}, look)[0], listen(sd, {"prompt": "a"}, look)[0])
 
 

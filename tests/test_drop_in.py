@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import sys
 import threading
@@ -31,8 +32,8 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 import srds_fast
-from srds_fast import DivergenceError, InvalidArgument, UnsupportedPipeline, families
-from srds_fast.drive import networks
+from srds_fast import DivergenceError, InvalidArgument, UnsupportedPipeline, families, takeover
+from srds_fast.drive import Drive, networks
 from srds_fast.spares import Spares
 
 STEPS = 9
@@ -185,25 +186,23 @@ def test_a_call_leaves_nothing_behind(sd: Any) -> None:
     assert everything(sd) == before
 
 
-def test_the_stand_ins_are_freed_with_the_call(sd: Any) -> None:
+@pytest.mark.parametrize("path", ["takeover", "drive"])
+def test_the_stand_ins_are_freed_with_the_call(sd: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that kept its states alive would leak latents on every request."""
     made: list[weakref.ref[Any]] = []
-    drive = srds_fast.pipeline.Drive
+    begin = Drive.__init__
 
-    class Watched(drive):  # type: ignore[misc,valid-type]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            made.append(weakref.ref(self))
+    def watched(self: Drive, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        made.append(weakref.ref(self))
 
-    srds_fast.pipeline.Drive = Watched
-    try:
-        fast = srds_fast.compile(sd)
-        for _ in range(3):
-            latents(fast)
-    finally:
-        srds_fast.pipeline.Drive = drive
-    import gc
-
+    monkeypatch.setattr(Drive, "__init__", watched)
+    if path == "drive":
+        monkeypatch.setattr(takeover, "why_not", lambda loop: "this test drives it")
+    fast = srds_fast.compile(sd)
+    for _ in range(3):
+        latents(fast)
+        assert fast.report.path == path
     gc.collect()
     assert len(made) == 3
     assert all(reference() is None for reference in made)

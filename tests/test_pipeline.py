@@ -213,7 +213,7 @@ def test_waves_rows_and_plan_agree_with_the_program(sd: Any) -> None:
     assert report.waves == planned.num_waves == len(calls) == 13
     assert report.rows == planned.num_rows == 48
     assert sum(calls) == 2 * 2 * planned.num_rows  # two guidance branches, two prompts
-    assert (report.method, report.engine, report.path, report.iterations) == ("srds", "eager", "drive", 2)
+    assert (report.method, report.engine, report.path, report.iterations) == ("srds", "eager", "takeover", 2)
     assert report.fallback_reason is None
     text = str(report)
     assert "waves" in text

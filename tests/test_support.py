@@ -14,7 +14,7 @@ from support import DRIVEN, FEATURES, PIPELINES, SCHEDULERS, STEPS, Feature, Pip
 from torch import Tensor
 
 import srds_fast
-from srds_fast import UnsupportedPipeline, UnsupportedScheduler, noise
+from srds_fast import UnsupportedPipeline, UnsupportedScheduler, noise, takeover
 
 MODES: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},
@@ -62,18 +62,30 @@ def run(pipe: Any, call: dict[str, Any]) -> tuple[Tensor, Seen, list[Tensor]]:
     return torch.as_tensor(output[0]), seen, states
 
 
+TAKEN_OVER = {
+    "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "PixArtAlphaPipeline",
+    "DiTPipeline", "DDIMPipeline", "DDPMPipeline",
+}  # fmt: skip
+
+
 def check(pipe: Any, call: dict[str, Any], verdict: Verdict) -> None:
     """A cell: equal to stock in every exact mode, rows as reported, nothing of the user's touched."""
     scheduler, config = pipe.scheduler, copy.deepcopy(dict(pipe.scheduler.config))
     expected, stock_seen, stock_states = run(pipe, call)
     parts = {name: vars(pipe)[name] for name in pipe.components}
-    for settings in MODES.values():
+    for mode, settings in MODES.items():
         fast = srds_fast.compile(pipe, **settings)
-        found, seen, states = run(fast, call)
+        with pytest.MonkeyPatch.context() as patch:
+            if mode == "exact-ddim":  # the pipeline's own loop: with its own guidance, the oracle of the other way
+                patch.setattr(takeover, "why_not", lambda loop: "this test drives it")
+            found, seen, states = run(fast, call)
         report = fast.report
         if verdict == DRIVEN:
             assert report.fallback_reason is None
-            assert report.path == "drive"
+            assert report.path == ("takeover" if report.drive_reason is None else "drive")
+            if report.path == "drive" and mode != "exact-ddim" and type(pipe).__name__ in TAKEN_OVER:
+                assert "callback" in report.drive_reason or "guidance" in report.drive_reason
         else:
             assert verdict.why in report.fallback_reason
             assert (report.path == "stock") == (verdict.kind == "stock loop")

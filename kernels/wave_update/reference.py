@@ -70,15 +70,19 @@ def _guided(m: Tensor, guidance: Tensor | None) -> Tensor:
     """sum_g w_g m_g of the branches, in at least float32."""
     if guidance is None:
         return m
-    branches = m.to(torch.promote_types(m.dtype, guidance.dtype)).unflatten(0, (len(guidance), -1))
-    combined: Tensor = torch.tensordot(guidance.to(branches.dtype), branches, dims=1)
+    if m.dtype != guidance.dtype:
+        m = m.to(torch.promote_types(m.dtype, guidance.dtype))
+    weights = guidance.view(-1, *[1] * m.ndim)
+    combined: Tensor = (weights * m.unflatten(0, (len(weights), -1))).sum(0)
     return combined
 
 
 def _network_input(entering: Tensor, scale: Tensor | None, network: NetworkInput, out: Tensor | None) -> Tensor:
-    scaled = entering if scale is None else scale * entering
-    if out is None and network.branches == 1 and not network.channels_last:
-        return scaled if network.dtype in (None, scaled.dtype) else scaled.to(network.dtype)
-    if out is None:
-        out = network.empty(len(scaled), scaled[0])
-    return out.copy_(scaled.repeat(network.branches, *[1] * (scaled.ndim - 1)))
+    given = entering if scale is None else scale * entering
+    if out is None and network.channels_last:
+        out = network.empty(len(given), given[0])
+    if network.dtype not in (None, given.dtype):
+        given = given.to(network.dtype)
+    if network.branches > 1:
+        given = torch.cat([given] * network.branches)
+    return given if out is None else out.copy_(given)

@@ -66,6 +66,9 @@ class Drive:
         keep_states: keep the states of all steps, for callbacks.
         interrupted: asked before every wave whether to stop early.
         stepwise: told why, when a callback makes the rest of the call run step by step; may raise.
+
+    Attributes:
+        progress: shows the steps that are final by now on the pipe's progress bar.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Drive:
         self.timesteps: Tensor | None = None
         self.steps = 0
         self.finished = False
+        self.progress: Callable[[], None] = lambda: None
         self._loop = loop
         self._plan_for = plan_for
         self._observer = observer

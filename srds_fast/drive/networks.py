@@ -35,6 +35,7 @@ class Network:
         options: arguments that are dictionaries of options: scalars, tensors shared by all rows (`SHARED_OPTIONS`) and
             tensors with an entry per branch and sample (`PER_SAMPLE_OPTIONS`).
         time: (the scheduler's timesteps, dtype of the latents) -> what the network is told.
+        channels: which dimension of states and outputs they are.
     """
 
     state: str
@@ -42,6 +43,7 @@ class Network:
     shared: frozenset[str] = frozenset({"return_dict"})
     options: frozenset[str] = frozenset()
     time: Callable[[Tensor, torch.dtype], Tensor] = _as_it_is
+    channels: int = 1
 
     @cached_property
     def as_it_is(self) -> frozenset[str]:
@@ -88,6 +90,7 @@ NETWORKS = {
         shared=frozenset({"txt_ids", "img_ids", "return_dict"}),
         options=frozenset({"joint_attention_kwargs"}),
         time=_thousandths,
+        channels=2,
     ),
     "PixArtTransformer2DModel": Network(
         state="hidden_states",

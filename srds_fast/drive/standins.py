@@ -204,6 +204,7 @@ def _bar_over(progress_bar: Callable[..., Any], drive: Drive, timesteps: Any) ->
 def _bar_to_update(progress_bar: Callable[..., Any], drive: Drive, total: int | None) -> Iterator[Any]:
     with progress_bar(total=total) as bar:
         counted = _StepBar(bar, drive)
+        drive.progress = counted.update
         yield counted
         counted.update()
 

@@ -1,0 +1,211 @@
+"""Takeover: the pipeline's loop turns once, recorded, and its calls are then made by a loop of ours.
+
+In that turn the network is not called: it answers with random numbers, and what the loop makes of them by the time it
+steps its scheduler tells its guidance. If that is one weighted sum of the branches, the weights go to the solver, which
+combines the branches itself, and the recorded calls are repeated for the rows of every wave, as `drive` would make
+them; the loop is handed the finished samples. If it is not, the loop is driven from there on, one turn a wave.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .denoiser import state_dtype
+from .drive import Drive, Loop
+from .drive.networks import Network
+from .kernels.wave_update import NetworkInput
+from .solvers.core import Evaluate, Extras
+
+# of what guidance makes of random float64 numbers, relative: rounding leaves 1e-16, a half-precision detour 1e-3
+LINEAR = 1e-9
+
+
+def why_not(loop: Loop) -> str | None:
+    """Why a loop cannot be taken over, or None."""
+    if not loop.checked:
+        return "its loop was not read by hand: what it does may differ from step to step"
+    if len(loop.networks) > 1:
+        return "its loop calls several networks, of which one is given what another returned"
+    if loop.blends:
+        return "its loop puts the known part of the image back after every step"
+    if loop.joins:
+        return "its loop joins conditioning to the states"
+    return None
+
+
+@dataclass
+class _Recorded:
+    """One call of the network in the recorded turn."""
+
+    network: nn.Module
+    family: Network
+    names: list[str]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    states: Tensor
+    probe: Tensor
+
+    def at(self, states: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the call, with other states."""
+        args = tuple(states if arg is self.states else arg for arg in self.args)
+        return args, {name: states if value is self.states else value for name, value in self.kwargs.items()}
+
+
+class Takeover(Drive):
+    """State of one call that is taken over; see `Drive`.
+
+    Attributes:
+        drive_reason: why the loop is driven after all; None while it is not.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.drive_reason: str | None = None
+        self._recorded: list[_Recorded] = []
+        self._scaled = False
+        self._weights: Tensor | None = None
+
+    def scale(self, x: Tensor, timestep: Any) -> Tensor:
+        """The states as the loop's network is given them in the recorded turn, and where the loop is driven."""
+        self._scaled = True
+        return super().scale(x, timestep)
+
+    def call(
+        self, network: nn.Module, family: Network, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record a call of the first turn and answer with a probe; calls of later turns are driven."""
+        if self.run is not None:
+            return super().call(network, family, names, args, kwargs)
+        self._calls += 1
+        if self._started is None:
+            self._started = time.perf_counter()
+        states: Tensor = kwargs[family.state] if family.state in kwargs else args[names.index(family.state)]
+        probe = _probe(network, family, states, len(self._recorded))
+        self._recorded.append(_Recorded(network, family, names, args, dict(kwargs), states, probe))
+        given = dict(zip(names, args, strict=False)) | kwargs
+        if given.get("return_dict", True) is False:
+            return (probe,)
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=probe)
+
+    def step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
+        """In the recorded turn: make all waves, return the samples."""
+        if self.run is not None or not self._recorded or self.timesteps is None:
+            return super().step(m, x, options)
+        self.steps += 1
+        self._calls = 0
+        samples = len(x) // self._loop.copies
+        self.drive_reason = self._read_guidance(m[:samples], x[:samples])
+        # noise is drawn in the dtype of what the network returns
+        self._begin(m.to(self._recorded[0].states.dtype), x, options)
+        assert self.run is not None
+        if self.drive_reason is not None:
+            self.run.report.drive_reason = self.drive_reason
+            return (self._hand_out(x.dtype),)
+        self.run.report.path = "takeover"
+        return self._make_all_waves(x.dtype)
+
+    def newest(self) -> Tensor | None:
+        """The newest whole sample, [batch, ...]; of a sequential run, where it stands."""
+        assert self.run is not None
+        if self._weights is None or self.run.newest is not None or self._wave is None:
+            return super().newest()
+        if self.run.report.method != "sequential":
+            return None
+        state = self._wave.x[0].to(self._weights.dtype)
+        assert self._noise is not None
+        position = self._start + self._wave.positions[0]
+        return state / self._noise.numbers["input_scale"][position] if self._scaled else state
+
+    def _make_all_waves(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        assert self.run is not None
+        x0: tuple[Tensor, ...] = ()
+        while self._wave is not None:
+            m = self._evaluate(self._wave)
+            if self.num_steps == 1:
+                x0 = self._x0(m, dtype)
+            self.run.received()
+            if self._interrupted() and (newest := self.newest()) is not None:
+                return (self.interrupt(newest, dtype), *x0)
+            self._wave = self.run.next(m)
+            self.progress()
+        return (self._hand_out(dtype), *x0)
+
+    def _evaluate(self, wave: Evaluate) -> Tensor:
+        """The network's output at a wave, branch by branch, [branches * rows, samples, ...]."""
+        outputs = []
+        rows, samples = len(wave.positions), len(wave.samples)
+        for each in self._recorded:
+            branches = len(each.states) // self._num_samples
+            given = wave.x if branches * rows == len(wave.x) else wave.x[: branches * rows]
+            states = given.flatten(0, 1)
+            args, kwargs = each.at(states)
+            output = super().call(each.network, each.family, each.names, args, kwargs)
+            m: Tensor = output[0] if isinstance(output, tuple) else output.sample
+            channels = each.family.channels
+            if m.shape[channels] > states.shape[channels]:  # the others predict the variance
+                m = m.narrow(channels, 0, states.shape[channels])
+            outputs.append(m.unflatten(0, (branches * rows, samples)))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _x0(self, m: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """What a loop of a single step may ask for."""
+        assert self._noise is not None
+        assert self._weights is not None
+        assert self._wave is not None
+        guided = torch.tensordot(self._weights, m.to(self._weights.dtype), dims=1)
+        state = self.newest()
+        assert state is not None
+        _, x0 = self._noise.step(self._start, state, guided)
+        return (x0.to(dtype),)
+
+    def _read_guidance(self, m: Tensor, x: Tensor) -> str | None:
+        """Find the weights of the branches in m, [samples, ...]; returns why that cannot be done, or None."""
+        probes: list[Tensor] = []
+        for each in self._recorded:
+            branches, odd = divmod(len(each.states), len(x))
+            if odd or each.states.shape[1:] != x.shape[1:]:
+                return "its network is given something else than the states"
+            probes += each.probe.narrow(each.family.channels, 0, x.shape[each.family.channels]).chunk(branches)
+        if m.shape != x.shape:
+            return None  # refused with a sentence where the run begins
+        columns = torch.stack([each.flatten() for each in probes] + [m.flatten().double()])
+        # one transfer: all inner products
+        products = (columns @ columns.T).cpu()
+        branches = len(probes)
+        weights = torch.linalg.solve(products[:branches, :branches], products[:branches, branches])
+        residual = columns[branches] - weights.to(columns) @ columns[:branches]
+        # guidance mixes predictions of one thing; weights that do not add up to 1 are a rescaling of what the probes
+        # happened to be
+        off = abs(float(weights.sum()) - 1.0)
+        if off > LINEAR or float(residual.norm()) > LINEAR * float(columns[branches].norm()):
+            return "its guidance is not one weighted sum of the network's outputs"
+        self._weights = weights.to(x.device, state_dtype(x.dtype))
+        return None
+
+    def _extras(
+        self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, x0_prev: Tensor | None = None
+    ) -> Extras:
+        extras = super()._extras(draws, dtype, num_steps, x0_prev)
+        if self.drive_reason is not None or self._weights is None:
+            return extras
+        copies = max(len(each.states) // self._num_samples for each in self._recorded)
+        network = NetworkInput(dtype, copies)
+        alone = len(self._weights) == 1 and abs(float(self._weights) - 1.0) < LINEAR
+        guidance = None if alone else self._weights
+        return replace(extras, network=network, scaled=self._scaled, guidance=guidance)
+
+
+def _probe(network: nn.Module, family: Network, states: Tensor, number: int) -> Tensor:
+    """Random numbers in the shape of the network's output; in float64, and from a generator of their own."""
+    config: Any = network.config
+    shape = list(states.shape)
+    shape[family.channels] = getattr(config, "out_channels", None) or config.in_channels
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(states.device)

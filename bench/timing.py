@@ -12,8 +12,8 @@ import torch
 CALLS = 10
 
 
-def gpu_seconds(function: Callable[[], object], replays: int = 50) -> float:
-    """Median of one call, captured into a CUDA graph; warmed up first."""
+def gpu_seconds(function: Callable[[], object], replays: int = 50, calls: int = CALLS) -> float:
+    """Median of one call, captured into a CUDA graph so many times; warmed up first."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -23,7 +23,7 @@ def gpu_seconds(function: Callable[[], object], replays: int = 50) -> float:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(CALLS):
+        for _ in range(calls):
             function()
     times = []
     for _ in range(replays):
@@ -32,7 +32,7 @@ def gpu_seconds(function: Callable[[], object], replays: int = 50) -> float:
         graph.replay()
         stop.record()
         stop.synchronize()
-        times.append(start.elapsed_time(stop) / 1e3 / CALLS)
+        times.append(start.elapsed_time(stop) / 1e3 / calls)
     return statistics.median(times)
 
 

@@ -106,10 +106,11 @@ def of_affine_scan(moved: int | None, device: torch.device) -> Subject:
     table = affine_scan.coefficient_table(steps, torch.float32, device)
     out = torch.empty_like(y[1:])
     error: list[Tensor] = []
+    tickets = affine_scan.Tickets(device, 1)
     absent = dict.fromkeys(("start", "noise", "clip", "guidance"))
 
     def run() -> None:
-        error[:] = [affine_scan.affine_scan(y, m, table, out=out)[1]]
+        error[:] = [affine_scan.affine_scan(y, m, table, out=out, tickets=tickets)[1]]
 
     def reference() -> None:
         error[:] = [affine_scan_reference.affine_scan(y, m, table, **absent, out=out)[1]]
@@ -125,9 +126,10 @@ def of_anderson_mix(moved: int | None, device: torch.device) -> Subject:
     x, residual = torch.randn(2, WINDOW, 1, elements, device=device)
     dx, dr = torch.randn(2, history, WINDOW, 1, elements, device=device)
     out = torch.empty_like(x)
+    tickets = anderson_mix.Tickets(device, 1)
 
     def run() -> None:
-        anderson_mix.anderson_mix(x, residual, dx, dr, out=out)
+        anderson_mix.anderson_mix(x, residual, dx, dr, out=out, tickets=tickets)
 
     def reference() -> None:
         anderson_mix_reference.anderson_mix(x, residual, dx, dr, regularisation=1e-3, frontier=True, out=out)

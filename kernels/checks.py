@@ -10,6 +10,8 @@ from torch import Tensor
 from srds_fast.errors import InvalidArgument
 
 STATE_DTYPES = (torch.float32, torch.float64)
+# of a sample: kernels count them in 32 bits, block by block
+MOST_ELEMENTS = 2**31 - 2**14
 NETWORK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Implementation = Literal["triton", "triton interpreter", "torch"]
 
@@ -15,14 +17,22 @@ Implementation = Literal["triton", "triton interpreter", "torch"]
 def implementation(device: torch.device) -> Implementation:
     """What runs for tensors on a device.
 
-    Triton's interpreter runs kernels on the CPU if TRITON_INTERPRET=1 was set before anything imported triton; it is
-    for tests, and slow.
+    SRDS_FAST_KERNELS=torch in the environment asks for the references on CUDA too: where Triton has no C compiler to
+    build its launchers with, or to see whether a kernel is at fault. Triton's interpreter runs kernels on the CPU if
+    TRITON_INTERPRET=1 was set before anything imported triton; it is for tests, and slow.
     """
-    if device.type == "cuda" and _has_triton():
+    if device.type == "cuda" and _has_triton() and os.environ.get("SRDS_FAST_KERNELS") != "torch":
         return "triton"
     if device.type == "cpu" and interpreted():
         return "triton interpreter"
     return "torch"
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device: make that the tensor's."""
+    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
 
 
 @cache

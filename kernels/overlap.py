@@ -40,6 +40,15 @@ def check_out(out: Tensor, in_place: tuple[str, Tensor], **read: Tensor | None) 
         )
 
 
+def check_apart(name: str, written: Tensor, **read: Tensor | None) -> None:
+    """Raise if writing a tensor may change one that is read."""
+    overlapping = [each for each, tensor in read.items() if tensor is not None and _overlap(written, tensor)]
+    if overlapping:
+        raise InvalidArgument(
+            f"{name} overlaps {' and '.join(overlapping)} in memory. It must be apart. Pass another tensor."
+        )
+
+
 def _overlap(one: Tensor, other: Tensor) -> bool:
     """Whether the spans of memory from first to last element meet."""
 

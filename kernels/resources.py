@@ -29,13 +29,15 @@ class Specimen(NamedTuple):
         name: what is special about it.
         kernel: the Triton function.
         signature: type of every argument that is not constant, as "*fp32" or "i32". Pointers and sizes count as
-            multiples of 16, as they are for contiguous states of 16 elements and more.
+            multiples of 16, as they are for contiguous states of 16 elements and more, but for those that the kernel is
+            not specialized on.
         constants: values of the constant arguments.
         num_warps: as it is launched.
         most_registers: bound, per thread.
         wide: how many loads and stores of 16 bytes its states and network rows take, at the least, if all of them are
             that wide.
         fuses: products and sums may be rounded together.
+        registers: told to the assembler as the most there are; None: it decides.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Specimen(NamedTuple):
     most_registers: int
     wide: tuple[int, int]
     fuses: bool = False
+    registers: int | None = None
 
 
 class Resources(NamedTuple):
@@ -91,11 +94,11 @@ def compiled(specimen: Specimen, capability: int) -> Resources:
     constants = {(names.index(name),): value for name, value in specimen.constants.items()}
     aligned = {
         (number,): [["tt.divisibility", 16]]
-        for number, name in enumerate(names)
-        if signature[name][0] == "*" or signature[name] in ("i32", "i64")
+        for number, (name, parameter) in enumerate(zip(names, specimen.kernel.params, strict=True))
+        if (signature[name][0] == "*" or signature[name] in ("i32", "i64")) and not parameter.do_not_specialize
     }
     source = ASTSource(fn=specimen.kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": specimen.num_warps, "enable_fp_fusion": specimen.fuses}
+    options = {"num_warps": specimen.num_warps, "enable_fp_fusion": specimen.fuses, "maxnreg": specimen.registers}
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = kernel.asm["ptx"]
     target = re.search(r"\.target (\w+)", ptx)

@@ -40,7 +40,9 @@ def counts(device: torch.device, samples: int, tickets: Tickets | None) -> Tenso
         return tickets.counts
     stream = 0
     if device.type == "cuda":
-        if torch.cuda.is_current_stream_capturing():
+        with torch.cuda.device(device):
+            capturing = torch.cuda.is_current_stream_capturing()
+        if capturing:
             return Tickets(device, samples).counts
         stream = torch.cuda.current_stream(device).cuda_stream
     kept = _KEPT.get((device, stream))

@@ -1,4 +1,4 @@
-"""Taking a loop over: what one recorded turn tells of its guidance, and that nothing is lost where it tells too little."""
+"""Taking a loop over: what one recorded turn tells of its guidance, and that nothing is lost where it tells little."""
 
 from __future__ import annotations
 

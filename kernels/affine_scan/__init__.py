@@ -14,7 +14,15 @@ from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
 
-from ..checks import NETWORK_DTYPES, STATE_DTYPES, check_contiguous, check_device, check_dtype, check_shape
+from ..checks import (
+    MOST_ELEMENTS,
+    NETWORK_DTYPES,
+    STATE_DTYPES,
+    check_contiguous,
+    check_device,
+    check_dtype,
+    check_shape,
+)
 from ..dispatch import implementation
 from ..layout import inner_layout
 from ..overlap import check_out, check_trailing
@@ -22,8 +30,6 @@ from ..tickets import Tickets, counts
 from . import reference
 
 __all__ = ["Coefficients", "Tickets", "affine_scan", "bytes_per_element", "coefficient_table"]
-
-_MOST_ELEMENTS = 2**31 - 2**14
 
 
 class Coefficients(NamedTuple):
@@ -110,8 +116,8 @@ def affine_scan(
         )
     window, samples, *trailing = len(y) - 1, *y.shape[1:]
     elements = math.prod(trailing)
-    if elements > _MOST_ELEMENTS:
-        raise InvalidArgument(f"y has {elements} elements a sample. The most is {_MOST_ELEMENTS}. Split the samples.")
+    if elements > MOST_ELEMENTS:
+        raise InvalidArgument(f"y has {elements} elements a sample. The most is {MOST_ELEMENTS}. Split the samples.")
     check_trailing("y", y, 2)
     check_dtype("m", m, NETWORK_DTYPES)
     check_device("m", m, y.device)

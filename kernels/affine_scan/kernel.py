@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dispatch import on_device_of
 from ..layout import Inner
 from ..resources import Specimen
 
@@ -15,10 +16,10 @@ BLOCK = 1024
 NUM_WARPS = 4
 STAGES = 3
 # elements of the partial sums that the last program reduces at once
-REDUCED = 4096
+REDUCED = 512
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "samples", "tiles"])
 def _scan(
     y,
     m,
@@ -155,49 +156,50 @@ def affine_scan(
     squared_error = y.new_empty(window, samples)
     partials = y.new_empty(samples, window, tiles) if tiles > 1 else None
     branch_stride, step_stride, sample_stride = m.stride()[:3] if guidance is not None else (0, *m.stride()[:2])
-    _scan[(tiles * samples,)](
-        y,
-        m,
-        guidance,
-        noise,
-        start,
-        table,
-        out,
-        partials,
-        counts,
-        squared_error,
-        window,
-        samples,
-        elements,
-        tiles,
-        y.stride(0),
-        y.stride(1),
-        branch_stride,
-        step_stride,
-        sample_stride,
-        layout.outer_stride,
-        layout.inner_stride,
-        layout.inner,
-        noise.stride(0) if noise is not None else 0,
-        noise.stride(1) if noise is not None else 0,
-        start.stride(0),
-        out.stride(0),
-        out.stride(1),
-        0.0 if clip is None else clip,
-        BRANCHES=len(guidance) if guidance is not None else 1,
-        GUIDED=guidance is not None,
-        NOISY=noise is not None,
-        CLIPPED=clip is not None,
-        DENSE=layout == (elements, 0, 1),
-        SINGLE=tiles == 1,
-        COLUMNS=min(max(triton.next_power_of_2(tiles), 16), 256),
-        BLOCK=BLOCK,
-        REDUCED=REDUCED,
-        STAGES=STAGES,
-        num_warps=NUM_WARPS,
-        # the roundings of the reference, and of a scheduler's own step, to the bit
-        enable_fp_fusion=False,
-    )
+    with on_device_of(y):
+        _scan[(tiles * samples,)](
+            y,
+            m,
+            guidance,
+            noise,
+            start,
+            table,
+            out,
+            partials,
+            counts,
+            squared_error,
+            window,
+            samples,
+            elements,
+            tiles,
+            y.stride(0),
+            y.stride(1),
+            branch_stride,
+            step_stride,
+            sample_stride,
+            layout.outer_stride,
+            layout.inner_stride,
+            layout.inner,
+            noise.stride(0) if noise is not None else 0,
+            noise.stride(1) if noise is not None else 0,
+            start.stride(0),
+            out.stride(0),
+            out.stride(1),
+            0.0 if clip is None else clip,
+            BRANCHES=len(guidance) if guidance is not None else 1,
+            GUIDED=guidance is not None,
+            NOISY=noise is not None,
+            CLIPPED=clip is not None,
+            DENSE=layout == (elements, 0, 1),
+            SINGLE=tiles == 1,
+            COLUMNS=min(max(triton.next_power_of_2(tiles), 16), 256),
+            BLOCK=BLOCK,
+            REDUCED=REDUCED,
+            STAGES=STAGES,
+            num_warps=NUM_WARPS,
+            # the roundings of the reference, and of a scheduler's own step, to the bit
+            enable_fp_fusion=False,
+        )
     return squared_error
 
 
@@ -234,7 +236,7 @@ def _specimen(
 
 SPECIMENS = [
     *(
-        _specimen(f"{network}, {branches} branches{', noise, clip' * extras}", network, branches, extras, 120)
+        _specimen(f"{network}, {branches} branches{', noise, clip' * extras}", network, branches, extras, 80)
         for network, branches, extras in product(("fp16", "fp32"), (1, 2), (False, True))
     ),
     _specimen("fp16 in channels_last, 2 branches", "fp16", 2, False, 128, dense=False),

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dispatch import on_device_of
 from ..resources import Specimen
 
 BLOCK = 1024
@@ -18,7 +19,7 @@ POSITIONS = 256
 REDUCED = 512
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "programs", "tiles_each"])
 def _gram(
     residual,
     dr,
@@ -132,7 +133,7 @@ def _solve(prefixes, weights, row, window, regularisation, H: tl.constexpr):
         tl.store(weights + row.to(tl.int64) * H + H - 1 - n, entry.to(weights.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "tiles"])
 def _mix(
     x,
     residual,
@@ -203,48 +204,49 @@ def anderson_mix(
     partials = x.new_empty(samples, pairs, window, programs, dtype=torch.float64)
     prefixes = x.new_empty(samples, pairs, window, dtype=torch.float64)
     weights = x.new_empty(samples, window, history)
-    _gram[(samples * window * programs,)](
-        residual,
-        dr,
-        partials,
-        prefixes,
-        weights,
-        counts,
-        window,
-        elements,
-        programs,
-        tiles_each,
-        *residual.stride()[:2],
-        *dr.stride()[:3],
-        regularisation,
-        H=history,
-        POSITIONS=positions,
-        COLUMNS=REDUCED // positions,
-        BLOCK=_gram_block(history),
-        num_warps=NUM_WARPS,
-    )
-    _mix[(samples * window * tiles,)](
-        x,
-        residual,
-        dx,
-        dr,
-        weights,
-        out,
-        window,
-        elements,
-        tiles,
-        *x.stride()[:2],
-        *residual.stride()[:2],
-        *dx.stride()[:3],
-        *dr.stride()[:3],
-        *out.stride()[:2],
-        H=history,
-        FIRST=int(frontier),
-        BLOCK=BLOCK,
-        num_warps=NUM_WARPS,
-        # the roundings of the reference to the bit
-        enable_fp_fusion=False,
-    )
+    with on_device_of(x):
+        _gram[(samples * window * programs,)](
+            residual,
+            dr,
+            partials,
+            prefixes,
+            weights,
+            counts,
+            window,
+            elements,
+            programs,
+            tiles_each,
+            *residual.stride()[:2],
+            *dr.stride()[:3],
+            regularisation,
+            H=history,
+            POSITIONS=positions,
+            COLUMNS=REDUCED // positions,
+            BLOCK=_gram_block(history),
+            num_warps=NUM_WARPS,
+        )
+        _mix[(samples * window * tiles,)](
+            x,
+            residual,
+            dx,
+            dr,
+            weights,
+            out,
+            window,
+            elements,
+            tiles,
+            *x.stride()[:2],
+            *residual.stride()[:2],
+            *dx.stride()[:3],
+            *dr.stride()[:3],
+            *out.stride()[:2],
+            H=history,
+            FIRST=int(frontier),
+            BLOCK=BLOCK,
+            num_warps=NUM_WARPS,
+            # the roundings of the reference to the bit
+            enable_fp_fusion=False,
+        )
 
 
 def _gram_block(history: int) -> int:
@@ -276,6 +278,6 @@ def _specimens(history: int, gram_registers: int, mix_registers: int) -> list[Sp
 
 SPECIMENS = [
     each
-    for history, gram_registers, mix_registers in ((1, 56, 48), (2, 100, 56), (4, 136, 64), (5, 176, 64))
+    for history, gram_registers, mix_registers in ((1, 64, 48), (2, 100, 56), (4, 136, 64), (5, 176, 64))
     for each in _specimens(history, gram_registers, mix_registers)
 ]

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
 
-from ..checks import NETWORK_DTYPES, STATE_DTYPES, check_contiguous, check_device, check_dtype, check_shape
+from ..checks import NETWORK_DTYPES, check_contiguous, check_device, check_dtype, check_shape
+from ..overlap import check_apart
 from . import reference
 from .buffers import AS_THE_STATE, Buffers, NetworkInput
 from .table import Entering, Made, Summed, Update, WaveTable
@@ -50,12 +51,13 @@ def wave_update(
 
     Args:
         table: the updates.
-        number: which one: an int, or an int32 tensor [1] on the device, which the launch counts up (for replays; needs
-            `out`).
+        number: which one: an int, or an int32 tensor [1] on the device, which the launch counts up. That is for
+            replays: m and `out` then have room for the widest update, a narrower one takes the first rows of each
+            branch, and beyond the last update nothing is done. A first call before a capture makes what a launch needs.
         buffers: memory of the run, written in place.
         m: network output, [branches * rows, samples, ...], float32, bfloat16, float16 or float64; its states contiguous
             or channels last, e.g. the first C of 2C channels. None where the update makes nothing.
-        guidance: [branches], weights of the branches in m's sum; None: one branch, taken as it is.
+        guidance: [branches], of the memory's dtype, weights of the branches in m's sum; None: one branch, as it is.
         network: how the next input is wanted.
         out: [branches * rows, samples, ...], where to write it.
 
@@ -68,8 +70,7 @@ def wave_update(
     _check(table, number, buffers, m, guidance, network, out)
     if buffers.implementation == "torch":
         if isinstance(number, Tensor):
-            number.add_(1)
-            number = int(number) - 1
+            return _counted(table, number, buffers, m, guidance, network, out)
         return reference.wave_update(table, number, buffers, m, guidance, network, out)
     from . import kernel
 
@@ -91,19 +92,22 @@ def _check(
     branches = 1
     if guidance is not None:
         check_shape("guidance", guidance, (len(guidance),), "[branches]")
-        check_dtype("guidance", guidance, STATE_DTYPES)
+        check_dtype("guidance", guidance, (memory.dtype,))
         check_device("guidance", guidance, memory.device)
         check_contiguous("guidance", guidance)
         branches = len(guidance)
-    rows = entering = None
     if isinstance(number, Tensor):
         check_shape("number", number, (1,), "[1]")
         check_dtype("number", number, (torch.int32,))
         check_device("number", number, memory.device)
-        if out is None and any(update.entering for update in table.updates):
+        if out is None and table.most_entering:
             raise InvalidArgument(
                 "out is None. With a counter on the device the host does not know how many rows enter. Pass out."
             )
+        most_rows, most_entering = table.most_rows * branches, table.most_entering * network.branches
+        # wider than the widest update is room that nothing is read from or written to
+        rows = most_rows if m is None or len(m) < most_rows or len(m) % branches else len(m)
+        entering = most_entering if out is None or len(out) < most_entering or len(out) % network.branches else len(out)
     elif not 0 <= number < len(table.updates):
         raise InvalidArgument(f"number is {number}. The table has {len(table.updates)} updates. Pass one of them.")
     else:
@@ -118,4 +122,29 @@ def _check(
     if out is not None:
         check_dtype("out", out, (network.dtype or memory.dtype,))
         check_device("out", out, memory.device)
-        check_shape("out", out, (len(out) if entering is None else entering, *state), "[branches * rows, samples, ...]")
+        check_shape("out", out, (entering, *state), "[branches * rows, samples, ...]")
+        check_apart("out", out, m=m, memory=memory)
+
+
+def _counted(
+    table: WaveTable,
+    number: Tensor,
+    buffers: Buffers,
+    m: Tensor | None,
+    guidance: Tensor | None,
+    network: NetworkInput,
+    out: Tensor | None,
+) -> Tensor | None:
+    """As the kernel counts: narrower updates take the first rows of each branch."""
+    number.add_(1)
+    update = int(number) - 1
+    if update >= len(table.updates):
+        return out
+    if m is not None:
+        branches = 1 if guidance is None else len(guidance)
+        m = m.unflatten(0, (branches, -1))[:, : table.num_rows[update]].flatten(0, 1)
+    given = reference.wave_update(table, update, buffers, m, guidance, network, None)
+    if given is not None and out is not None:
+        given = given.unflatten(0, (network.branches, -1))
+        out.unflatten(0, (network.branches, -1))[:, : given.shape[1]].copy_(given)
+    return out

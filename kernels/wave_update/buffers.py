@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
 
-from ..checks import check_device, check_dtype, check_shape
+from ..checks import MOST_ELEMENTS, check_device, check_dtype, check_shape
 from ..dispatch import implementation
 
 if TYPE_CHECKING:
@@ -126,6 +127,9 @@ def _check(table: WaveTable, x: Tensor, noises: Tensor | None) -> None:
             f"x has shape {tuple(x.shape)}. The table is for states [samples, ...] of {table.ndim} dimensions. "
             "Make a table for this shape."
         )
+    elements = math.prod(x.shape[1:])
+    if elements > MOST_ELEMENTS:
+        raise InvalidArgument(f"x has {elements} elements a sample. The most is {MOST_ELEMENTS}. Split the samples.")
     if noises is not None:
         check_dtype("noises", noises, (table.dtype,))
         check_device("noises", noises, table.device)

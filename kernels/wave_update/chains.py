@@ -2,7 +2,8 @@
 
 An instruction makes one value, with all that is done to it: a value that is made, corrected and enters the next network
 call goes from registers to each of its places, and is never read again. Instructions that read what another one of the
-same update has written form a chain with it; a chain is walked in order by one program, chains run side by side.
+same update has written, or write what it has read, form a chain with it; a chain is walked in order by one program,
+chains run side by side.
 """
 
 from __future__ import annotations
@@ -92,8 +93,6 @@ def chains(table: WaveTable) -> Chains:
     compared = [
         [each.iteration for each in update.sums if each.whole and each.compare is not None] for update in table.updates
     ]
-    for iterations in compared:
-        assert iterations == list(range(iterations[0], iterations[0] + len(iterations))) if iterations else True
 
     def integers(values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32).to(table.device)
@@ -155,9 +154,13 @@ def chained(flat: list[Instruction]) -> list[list[Instruction]]:
         linked: list[list[Instruction]] = []
         others: list[list[Instruction]] = []
         for chain in found:
-            # one program adds up the change of all iterations that end here
+            # it reads what another one has written, or writes what that one has read; and one program adds up the
+            # change of all iterations that end here
             belongs = any(
-                member.keep in instruction.reads() or (member.whole and instruction.whole) for member in chain
+                member.keep in instruction.reads()
+                or instruction.keep in member.reads()
+                or (member.whole and instruction.whole)
+                for member in chain
             )
             (linked if belongs else others).append(chain)
         found = [*others, [*(member for chain in linked for member in chain), instruction]]

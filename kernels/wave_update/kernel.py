@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import rounded
-from ..dispatch import interpreted
+from ..dispatch import interpreted, on_device_of
 from ..layout import inner_layout
 from ..resources import Specimen
 from .buffers import Buffers, NetworkInput, Scratch
@@ -22,6 +22,8 @@ from .table import WaveTable
 LARGE_BLOCK, SMALL_BLOCK = 1024, 512
 LARGE_STATE = 2**16
 NUM_WARPS = 4
+# left alone, the assembler aims at 56 or 64 and spills a few; 24 warps a multiprocessor are enough to keep memory busy
+REGISTERS = {torch.float32: 80, torch.float64: 128}
 # the interpreter truncates where GPUs round
 BY_HAND = interpreted()
 # programs side by side along a state, each walks several blocks of a larger one. A constant, so that the change is
@@ -32,7 +34,7 @@ _WORDS = tl.constexpr(NUM_WORDS)
 _NUMBERS = tl.constexpr(NUM_NUMBERS)
 
 
-@triton.jit(do_not_specialize=["number", "rows", "entering_rows", "iterations"])
+@triton.jit(do_not_specialize=["number", "updates", "rows", "entering_rows"])
 def wave_update_kernel(
     memory_ptr,
     m_ptr,
@@ -50,6 +52,7 @@ def wave_update_kernel(
     ticket_ptr,
     number_ptr,
     number,
+    updates,
     rows,
     entering_rows,
     elements,
@@ -80,18 +83,21 @@ def wave_update_kernel(
     PARTS: tl.constexpr,
     BY_HAND: tl.constexpr,
 ):
-    chain = tl.program_id(0)
-    program = tl.program_id(1)
-    sample = tl.program_id(2)
-    programs = tl.num_programs(1)
-    samples = tl.num_programs(2)
+    # chains of one block of elements side by side: what they read alike comes from the cache
+    sample = tl.program_id(0)
+    chain = tl.program_id(1)
+    program = tl.program_id(2)
+    samples = tl.num_programs(0)
+    programs = tl.num_programs(2)
+    is_update = True
     if COUNTED:
-        number = tl.load(number_ptr)
+        counted = tl.load(number_ptr)
+        is_update = counted < updates
+        number = tl.minimum(counted, updates - 1)
     first_whole = tl.load(wholes_ptr + 2 * number)
-    last_whole = tl.load(wholes_ptr + 2 * number + 1)
     first_chain = tl.load(first_ptr + number)
     tickets = 0
-    if first_chain + chain < tl.load(first_ptr + number + 1):
+    if is_update and first_chain + chain < tl.load(first_ptr + number + 1):
         start = tl.load(starts_ptr + first_chain + chain)
         stop = tl.load(starts_ptr + first_chain + chain + 1)
         in_sample = sample.to(tl.int64) * elements
@@ -132,7 +138,8 @@ def wave_update_kernel(
                     if M_DENSE:
                         m_at += element
                     else:
-                        m_at += element // m_inner * m_outer_stride + element % m_inner * m_inner_stride
+                        m_at += (element // m_inner).to(tl.int64) * m_outer_stride
+                        m_at += (element % m_inner).to(tl.int64) * m_inner_stride
                     m = tl.zeros((BLOCK,), memory_ptr.dtype.element_ty)
                     for branch in tl.static_range(BRANCHES):
                         m_row = (branch * rows + row).to(tl.int64) * m_row_stride
@@ -148,7 +155,7 @@ def wave_update_kernel(
                         x0 = p * x + q * m
                         x0 = tl.where(x0 > clip, clip, x0)
                         x0 = tl.where(x0 < -clip, -clip, x0)
-                        value += c * x0
+                        value += tl.where(row >= 0, c * x0, 0.0)
                 if LOOKS_BACK:
                     value += d * tl.load(here + before * slot_stride, mask=inside & (before >= 0), other=0.0)
                 if HAS_NOISE:
@@ -162,8 +169,8 @@ def wave_update_kernel(
                     if INPUT_DENSE:
                         input_at += element
                     else:
-                        outer = element // input_inner * input_outer_stride
-                        input_at += outer + element % input_inner * input_inner_stride
+                        input_at += (element // input_inner).to(tl.int64) * input_outer_stride
+                        input_at += (element % input_inner).to(tl.int64) * input_inner_stride
                     given = rounded(scale * value, input_ptr.dtype.element_ty, BY_HAND)
                     for branch in tl.static_range(INPUTS):
                         input_row = (branch * entering_rows + enters).to(tl.int64) * input_row_stride
@@ -181,20 +188,27 @@ def wave_update_kernel(
             # what this program has written it may read in its next instruction, from another thread
             tl.debug_barrier()
     if COUNTED:
-        tickets = tl.num_programs(0) * programs * samples
+        tickets = tl.num_programs(1) * programs * samples
     if tickets > 0:
         tl.debug_barrier()
         if tl.atomic_add(ticket_ptr, 1, sem="acq_rel") == tickets - 1:
             # the last program: all others have written their part
             part = tl.arange(0, PARTS)
+            # read again: nothing of it was kept in registers
+            if COUNTED:
+                counted = tl.load(number_ptr)
+                number = tl.minimum(counted, updates - 1)
+                tl.store(number_ptr, counted + 1)
+            first_whole = tl.load(wholes_ptr + 2 * number)
+            last_whole = tl.load(wholes_ptr + 2 * number + 1)
+            if COUNTED and counted >= updates:
+                last_whole = first_whole - 1
             for iteration in range(first_whole, last_whole + 1):
                 for of_sample in range(samples):
                     parts = partial_ptr + ((iteration - first_whole) * samples + of_sample) * programs + part
                     mean = tl.sum(tl.load(parts, mask=part < programs, other=0.0, cache_modifier=".cg"), 0) / elements
                     tl.store(change_ptr + iteration * samples + of_sample, mean)
             tl.store(ticket_ptr, 0)
-            if COUNTED:
-                tl.store(number_ptr, number + 1)
 
 
 def wave_update(
@@ -222,52 +236,56 @@ def wave_update(
     m_layout, out_layout = inner_layout("m", m_given, memory), inner_layout("out", out_given, memory)
     dense = scratch.elements, 0, 1
     branches = 1 if guidance is None else len(guidance)
-    wave_update_kernel[(count, scratch.programs, memory.shape[1])](
-        memory,
-        m_given,
-        memory if buffers.noises is None else buffers.noises,
-        memory if guidance is None else guidance,
-        out_given,
-        chains.words,
-        chains.numbers,
-        chains.starts,
-        chains.first,
-        chains.wholes,
-        buffers.change,
-        scratch.moved,
-        scratch.partial,
-        scratch.ticket,
-        number if counted else scratch.ticket,
-        0 if counted else number,
-        m_given.shape[0] // branches,
-        out_given.shape[0] // network.branches,
-        scratch.elements,
-        memory.stride(0),
-        m_given.stride(0),
-        m_given.stride(1),
-        *m_layout,
-        out_given.stride(0),
-        out_given.stride(1),
-        *out_layout,
-        COUNTED=counted,
-        HAS_M=m is not None,
-        BRANCHES=branches,
-        GUIDED=guidance is not None,
-        CLIPS=table.clip is not None,
-        LOOKS_BACK=table.looks_back,
-        HAS_NOISE=table.draws > 0,
-        WATCHES=table.watches,
-        ENTERS=out is not None,
-        INPUTS=network.branches,
-        M_DENSE=m_layout == dense,
-        INPUT_DENSE=out_layout == dense,
-        BLOCK=scratch.block,
-        PARTS=scratch.parts,
-        BY_HAND=BY_HAND,
-        num_warps=NUM_WARPS,
-        # one rounding whatever the variant: what the sequential program computes, the SRDS program computes to the bit
-        enable_fp_fusion=False,
-    )
+    with on_device_of(memory):
+        wave_update_kernel[(memory.shape[1], count, scratch.programs)](
+            memory,
+            m_given,
+            memory if buffers.noises is None else buffers.noises,
+            memory if guidance is None else guidance,
+            out_given,
+            chains.words,
+            chains.numbers,
+            chains.starts,
+            chains.first,
+            chains.wholes,
+            buffers.change,
+            scratch.moved,
+            scratch.partial,
+            scratch.ticket,
+            number if counted else scratch.ticket,
+            0 if counted else number,
+            len(table.updates),
+            m_given.shape[0] // branches,
+            out_given.shape[0] // network.branches,
+            scratch.elements,
+            memory.shape[1] * scratch.elements,
+            m_given.stride(0),
+            m_given.stride(1),
+            *m_layout,
+            out_given.stride(0),
+            out_given.stride(1),
+            *out_layout,
+            COUNTED=counted,
+            HAS_M=m is not None,
+            BRANCHES=branches,
+            GUIDED=guidance is not None,
+            CLIPS=table.clip is not None,
+            LOOKS_BACK=table.looks_back,
+            HAS_NOISE=table.draws > 0,
+            WATCHES=table.watches,
+            ENTERS=out is not None,
+            INPUTS=network.branches,
+            M_DENSE=m_layout == dense,
+            INPUT_DENSE=out_layout == dense,
+            BLOCK=scratch.block,
+            PARTS=scratch.parts,
+            BY_HAND=BY_HAND,
+            num_warps=NUM_WARPS,
+            maxnreg=REGISTERS[memory.dtype],
+            # one rounding whatever the variant: what the sequential program computes, the SRDS program computes to the
+            # bit
+            enable_fp_fusion=False,
+        )
     return out
 
 
@@ -288,9 +306,7 @@ def _scratch(table: WaveTable, buffers: Buffers) -> Scratch:
     )
 
 
-def _specimen(
-    name: str, most_registers: int, *, m: str = "fp16", state: str = "fp32", **features: bool | int
-) -> Specimen:
+def _specimen(name: str, *, m: str = "fp16", state: str = "fp32", **features: bool | int) -> Specimen:
     pointers = {"memory": state, "m": m, "noise": state, "guidance": "fp32", "input": m, "numbers": state}
     pointers |= {"change": state, "moved": "i8", "partial": state}
     integers = ("words", "starts", "first", "wholes", "ticket", "number")
@@ -310,16 +326,17 @@ def _specimen(
     # x, two jumps, the boundary before
     states = 4 + bool(constants["LOOKS_BACK"]) + bool(constants["HAS_NOISE"])
     wide = (states * of_state + constants["BRANCHES"] * of_row, of_state + constants["INPUTS"] * of_row)
-    return Specimen(name, wave_update_kernel, signature, constants, NUM_WARPS, most_registers, wide)
+    registers = REGISTERS[torch.float64 if state == "fp64" else torch.float32]
+    return Specimen(name, wave_update_kernel, signature, constants, NUM_WARPS, registers, wide, registers=registers)
 
 
 SPECIMENS = [
-    _specimen("plain", 64),
-    _specimen("plain, small states", 64, BLOCK=SMALL_BLOCK),
-    _specimen("bfloat16, 2 branches", 64, m="bf16", BRANCHES=2, GUIDED=True, INPUTS=2),
-    _specimen("3 branches, clipped, look back", 80, BRANCHES=3, GUIDED=True, INPUTS=3, CLIPS=True, LOOKS_BACK=True),
-    _specimen("noise, clipped, float32 network", 64, m="fp32", HAS_NOISE=True, CLIPS=True),
-    _specimen("float64", 80, m="fp64", state="fp64", BLOCK=SMALL_BLOCK, CLIPS=True, LOOKS_BACK=True, HAS_NOISE=True),
-    _specimen("everything, counted", 96, BRANCHES=3, GUIDED=True, INPUTS=3, CLIPS=True, LOOKS_BACK=True,
+    _specimen("plain"),
+    _specimen("plain, small states", BLOCK=SMALL_BLOCK),
+    _specimen("bfloat16, 2 branches", m="bf16", BRANCHES=2, GUIDED=True, INPUTS=2),
+    _specimen("3 branches, clipped, look back", BRANCHES=3, GUIDED=True, INPUTS=3, CLIPS=True, LOOKS_BACK=True),
+    _specimen("noise, clipped, float32 network", m="fp32", HAS_NOISE=True, CLIPS=True),
+    _specimen("float64", m="fp64", state="fp64", BLOCK=SMALL_BLOCK, CLIPS=True, LOOKS_BACK=True, HAS_NOISE=True),
+    _specimen("everything, counted", BRANCHES=3, GUIDED=True, INPUTS=3, CLIPS=True, LOOKS_BACK=True,
               HAS_NOISE=True, WATCHES=True, COUNTED=True),
 ]  # fmt: skip

@@ -67,11 +67,11 @@ def _made(batch: Batch, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
 
 
 def _guided(m: Tensor, guidance: Tensor | None) -> Tensor:
-    """sum_g w_g m_g of the branches, in at least float32."""
+    """sum_g w_g m_g of the branches, in the dtype of the weights."""
     if guidance is None:
         return m
     if m.dtype != guidance.dtype:
-        m = m.to(torch.promote_types(m.dtype, guidance.dtype))
+        m = m.to(guidance.dtype)
     weights = guidance.view(-1, *[1] * m.ndim)
     combined: Tensor = (weights * m.unflatten(0, (len(weights), -1))).sum(0)
     return combined

@@ -10,7 +10,8 @@ An update has three stages, each reading what the ones before have left:
    moved since the iteration before
 3. the states that *enter* the next network call, times their input scale
 
-Within a stage the order does not matter: no value is written twice, and none is overwritten that another one reads.
+Within a stage the order does not matter: no value is written twice, and none reads what another one of its stage
+writes, but for sums: they run in order, and one may read what an earlier one has written.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+
+from srds_fast.errors import InvalidArgument
 
 from .batched import Batch, batches
 from .chains import Chains, chains
@@ -96,6 +99,9 @@ class WaveTable:
         ndim: dimensions of a state with its samples, [samples, ...].
         clip: bound of p x + q m, or None.
         watches: note for every sum that is compared whether a bit has moved.
+
+    Raises:
+        InvalidArgument: an update breaks a rule above.
     """
 
     def __init__(
@@ -109,11 +115,14 @@ class WaveTable:
         clip: float | None = None,
         watches: bool = False,
     ) -> None:
+        for number, update in enumerate(updates):
+            _check(number, update)
         self.updates = tuple(updates)
         self.num_slots = num_slots
         self.num_iterations = num_iterations
         self.dtype = dtype
-        self.device = device
+        # "cuda" is the device of no tensor, "cuda:0" is
+        self.device = torch.empty(0, device=device).device
         self.ndim = ndim
         self.clip = clip
         made = [value for update in updates for value in update.made]
@@ -121,6 +130,8 @@ class WaveTable:
         self.draws = max((value.draw + 1 for value in made if value.draw is not None), default=0)
         self.watches = watches
         self.num_rows = [1 + max((value.row for value in update.made), default=-1) for update in updates]
+        self.most_rows = max(self.num_rows)
+        self.most_entering = max(len(update.entering) for update in updates)
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -131,3 +142,24 @@ class WaveTable:
     def chains(self) -> Chains:
         """For the kernel: instructions in chains that one program each can walk."""
         return chains(self)
+
+
+def _check(number: int, update: Update) -> None:
+    def refuse(what: str) -> None:
+        raise InvalidArgument(f"updates[{number}] {what}. The rows of a stage run side by side. Use slots apart.")
+
+    made = [value.keep for value in update.made]
+    if len(set(made)) < len(made):
+        refuse("makes two values in one slot")
+    if set(made) & {slot for value in update.made for slot in (value.state, value.before)}:
+        refuse("makes a value in a slot that another one is made from")
+    later = [each.slot for each in update.sums]
+    if len(set(later)) < len(later):
+        refuse("has two sums in one slot")
+    for each in update.sums:
+        later.remove(each.slot)
+        if set(later) & {*(each.bracket or ()), each.compare}:
+            refuse("has a sum that reads what a later one writes")
+    whole = [each.iteration for each in update.sums if each.whole and each.compare is not None]
+    if whole and whole != list(range(whole[0], whole[0] + len(whole))):
+        refuse("compares the last boundary in iterations that do not follow each other")

@@ -36,6 +36,7 @@ from srds_fast.kernels.wave_update import (
     wave_update,
 )
 from srds_fast.kernels.wave_update import buffers as buffers_module
+from srds_fast.kernels.wave_update.chains import chained, instructions
 from srds_fast.kernels.wave_update.traffic import traffic
 from srds_fast.noise import noise_table
 from srds_fast.solvers.core import Checkpoint
@@ -262,23 +263,43 @@ def test_written_where_it_is_told(device: torch.device, run: Any) -> None:
     assert bool((room[8] == 7).all())
 
 
-def test_a_counter_on_the_device_counts_up(device: torch.device) -> None:
-    """Replays: the same arguments every time, the device knows which update it is. Narrow ones do not disturb."""
-    one, other = Case(device, seed=1), Case(device, rows=1, corrected=False, seed=2)
-    updates = [one.update, other.update._replace(entering=one.update.entering), one.update]
-    table = WaveTable(updates, 16, 3, torch.float32, device, 4, 0.8, watches=True)
+@RUNS
+def test_a_counter_on_the_device_counts_up(device: torch.device, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replays: the same arguments every time, with room for the widest update; the device knows which one it is."""
+    if run is batched:
+        monkeypatch.setattr(buffers_module, "implementation", lambda device: "torch")
+    one, other = Case(device, branches=2, inputs=2, seed=1), Case(device, rows=1, corrected=False, seed=2)
+    updates = [one.update, other.update._replace(entering=one.update.entering[:2]), one.update]
+    table = one.table = WaveTable(updates, 16, 3, torch.float32, device, 4, 0.8, watches=True)
+    guidance = torch.tensor([-1.5, 2.5], device=device)
+    m = one.m.to(device).unflatten(0, (2, 3))
+    room = torch.full((2, 6, 2, 3, 5, 7), 7.0, dtype=torch.float16, device=device)
+    wide = torch.full((2, 5, 2, 3, 5, 7), 7.0, dtype=torch.float16, device=device)
+    wide[:, :3] = m
     results = []
     for counted in (True, False):
-        one.table = table
         buffers = one.buffers()
         counter = torch.zeros(1, dtype=torch.int32, device=device)
         inputs = []
         for number in range(3):
-            out = torch.empty(4, 2, 3, 5, 7, dtype=torch.float16, device=device)
-            m = one.m.to(device)[: table.num_rows[number]] if not counted else one.m.to(device)
-            wave_update(table, counter if counted else number, buffers, m, network=one.network, out=out)
-            inputs.append(out)
-        assert int(counter) == (3 if counted else 0)
+            entering = len(updates[number].entering)
+            if counted:
+                room.fill_(7.0)
+                call = {"number": counter, "m": wide.flatten(0, 1), "out": room.flatten(0, 1)}
+                given = wave_update(table, buffers=buffers, guidance=guidance, network=one.network, **call)
+                assert given is not None
+                assert given.data_ptr() == room.data_ptr()
+                assert bool((room[:, entering:] == 7.0).all()), "narrower updates leave the rest alone"
+                inputs.append(room[:, :entering].flatten(0, 1).clone())
+            else:
+                rows = m[:, : table.num_rows[number]].flatten(0, 1)
+                inputs.append(wave_update(table, number, buffers, rows, guidance=guidance, network=one.network))
+        if counted:
+            before = buffers.memory.clone(), buffers.change.clone()
+            wave_update(table, buffers=buffers, guidance=guidance, network=one.network, **call)
+            assert int(counter) == 4
+            assert torch.equal(buffers.memory, before[0]), "there is nothing to do beyond the last update"
+            assert torch.equal(buffers.change, before[1])
         results.append([buffers.memory, buffers.change, buffers.moved, *inputs])
     for found, expected in zip(*results, strict=True):
         assert torch.equal(found, expected)
@@ -472,7 +493,14 @@ def test_what_does_not_fit_is_named(device: torch.device) -> None:
     assert error(number=1).startswith("number is 1")
     assert error(number=torch.zeros(1, device=device)).startswith("number is torch.float32")
     assert error(number=torch.zeros(1, dtype=torch.int32, device=device)).startswith("out is None")
+    counter = torch.zeros(1, dtype=torch.int32, device=device)
+    room = torch.empty(4, 2, 3, 5, 7, dtype=torch.float16, device=device)
+    assert error(number=counter, m=None, out=room).startswith("m is None")
+    assert error(number=counter, m=m[:4], out=room).startswith("m has shape")
+    assert error(number=counter, m=m[[0, 1, 2, 3, 4, 5, 5]], out=room).startswith("m has shape")
+    assert error(number=counter, out=room[:3]).startswith("out has shape")
     assert error(m=None).startswith("m is None")
+    assert error(out=m[:4]).startswith("out overlaps m")
     assert error(m=m[1:]).startswith("m has shape")
     assert error(m=m[..., :-1]).startswith("m has shape")
     assert error(m=m.long()).startswith("m is torch.int64")
@@ -514,3 +542,62 @@ def test_an_output_in_no_order_is_copied(device: torch.device, channels_last: bo
     found = with_inner_layout(mixed, memory)
     assert found.is_contiguous()
     assert torch.equal(found, mixed)
+
+
+def test_the_device_of_a_table_is_that_of_tensors(device: torch.device) -> None:
+    """ "cuda" is the device of no tensor."""
+    table = WaveTable([Update()], 1, 0, torch.float32, torch.device(device.type), 2)
+    assert table.device == torch.empty(1, device=device).device
+    Buffers(table, torch.zeros(1, 4, device=device))
+
+
+MADE = Made(5, 0, 0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("update", "why"),
+    [
+        (Update((MADE, MADE)), "two values in one slot"),
+        (Update((MADE, Made(6, 5, 0, 1.0, 1.0))), "another one is made from"),
+        (Update((MADE, Made(6, 0, 0, 1.0, 1.0, before=5, d=1.0))), "another one is made from"),
+        (Update((), (Summed(3, (1, 2)), Summed(3, None, compare=4))), "two sums in one slot"),
+        (Update((MADE,), (Summed(3, (5, 2)), Summed(5, None, compare=4))), "reads what a later one writes"),
+        (Update((), (Summed(3, None, 5, 1, True), Summed(4, None, 3, 3, True))), "do not follow each other"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_update_whose_rows_get_in_each_others_way_is_refused(update: Update, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=rf"updates\[1\] .*{why}"):
+        WaveTable([Update(), update], 8, 3, torch.float32, torch.device("cpu"), 2)
+
+
+def test_what_a_correction_overwrites_was_read_before(device: torch.device) -> None:
+    """A value made from a state, and that state corrected, in one update: one chain, in this order."""
+    update = Update((MADE,), (Summed(0, (1, 2)),))
+    table = WaveTable([update], 6, 0, torch.float32, device, 2)
+    buffers = Buffers(table, torch.ones(1, 3, device=device))
+    buffers.memory.copy_(torch.arange(1.0, 7.0, device=device)[:, None, None].expand(6, 1, 3))
+    wave_update(table, 0, buffers, torch.full((1, 1, 3), 10.0, device=device))
+    assert buffers.memory[5].tolist() == [[11.0] * 3]
+    assert buffers.memory[0].tolist() == [[0.0] * 3]
+    assert [len(chain) for chain in chained(instructions(update))] == [2]
+
+
+def test_noise_after_samples_have_left(device: torch.device) -> None:
+    table = WaveTable([Update((Made(0, 1, 0, 0.0, 0.0, draw=1, s=1.0),))], 2, 0, torch.float32, device, 2)
+    noises = torch.arange(24.0, device=device).view(2, 4, 3)
+    buffers = Buffers(table, torch.zeros(4, 3, device=device), noises)
+    buffers.memory.zero_()
+    buffers.keep((1, 2))
+    wave_update(table, 0, buffers, torch.zeros(1, 2, 3, device=device))
+    assert torch.equal(buffers.memory[0], noises[1, 1:3])
+
+
+def test_the_reference_can_be_asked_for_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
+    assert dispatch.implementation(torch.device("cuda")) == "triton"
+    monkeypatch.setenv("SRDS_FAST_KERNELS", "torch")
+    assert dispatch.implementation(torch.device("cuda")) == "torch"
+    monkeypatch.delenv("SRDS_FAST_KERNELS")
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    assert dispatch.implementation(torch.device("cuda")) == "torch"

@@ -1,18 +1,18 @@
-"""What driving costs: host time per wave outside the network, against the stock loop's own host time per step.
+"""What a loop costs: host time per wave outside the network, against the stock loop's own host time per step.
 
     python bench/host_time.py                    # the table, ratios first
     pytest bench/host_time.py --benchmark-only   # the same, one benchmark per row
 
 The pipelines are the tiny ones of the tests, their network returns zeros at once, and a latent is 4x4: what is left is
 what a loop does on the host. A turn of a loop is the time from the return of one call of the network to the start of
-the next. The stock loop turns once per step, with one row; a driven loop turns once per wave, which under SRDS holds
+the next. The stock loop turns once per step, with one row; a loop of ours turns once per wave, which under SRDS holds
 several rows, the solver's jumps and corrections, and at the end of an iteration the decision to go on. A ratio sets one
 wave against one step and says nothing of how many there are of each.
 
 All loops of a pipeline are called in turn in one process. Of every turn the shortest of all repetitions counts, of a
-call the mean of its turns. The first turn of a driven call also begins the run (plan, tables, memory); what it takes
-beyond the mean is shown on its own, in stock steps, as "set-up". Times are reported, not gated; what is gated, here and
-in tests/test_host_time.py, are counts.
+call the mean of its turns. A loop that is driven begins the run (plan, tables, memory) in its first turn: what that
+takes beyond the mean is shown on its own, in stock steps, as "set-up"; a loop that is taken over has begun before it.
+Times are reported, not gated; what is gated, here and in tests/test_host_time.py, are counts.
 """
 
 from __future__ import annotations

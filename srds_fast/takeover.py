@@ -116,12 +116,7 @@ class Takeover(Drive):
         assert self.run is not None
         if self._weights is None or self.run.newest is not None or self._wave is None:
             return super().newest()
-        if self.run.report.method != "sequential":
-            return None
-        state = self._wave.x[0].to(self._weights.dtype)
-        assert self._noise is not None
-        position = self._start + self._wave.positions[0]
-        return state / self._noise.numbers["input_scale"][position] if self._scaled else state
+        return self._state_of(self._wave) if self.run.report.method == "sequential" else None
 
     def _make_all_waves(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         assert self.run is not None
@@ -129,7 +124,7 @@ class Takeover(Drive):
         while self._wave is not None:
             m = self._evaluate(self._wave)
             if self.num_steps == 1:
-                x0 = self._x0(m, dtype)
+                x0 = (self._x0(self._wave, m).to(dtype),)
             self.run.received()
             if self._interrupted() and (newest := self.newest()) is not None:
                 return (self.interrupt(newest, dtype), *x0)
@@ -154,16 +149,21 @@ class Takeover(Drive):
             outputs.append(m.unflatten(0, (branches * rows, samples)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _x0(self, m: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """What a loop of a single step may ask for."""
+    def _state_of(self, wave: Evaluate) -> Tensor:
+        """The state of the first row, [samples, ...], back from what the network is given of it."""
         assert self._noise is not None
         assert self._weights is not None
-        assert self._wave is not None
+        state = wave.x[0].to(self._weights.dtype)
+        scale = self._noise.numbers["input_scale"][self._start + self._offset + wave.positions[0]]
+        return state / scale if self._scaled else state
+
+    def _x0(self, wave: Evaluate, m: Tensor) -> Tensor:
+        """What the one step of a loop predicts, [samples, ...]: a loop of a single step may ask for it."""
+        assert self._noise is not None
+        assert self._weights is not None
         guided = torch.tensordot(self._weights, m.to(self._weights.dtype), dims=1)
-        state = self.newest()
-        assert state is not None
-        _, x0 = self._noise.step(self._start, state, guided)
-        return (x0.to(dtype),)
+        _, x0 = self._noise.step(self._start, self._state_of(wave), guided)
+        return x0
 
     def _read_guidance(self, m: Tensor, x: Tensor) -> str | None:
         """Find the weights of the branches in m, [samples, ...]; returns why that cannot be done, or None."""

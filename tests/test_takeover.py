@@ -127,11 +127,12 @@ def test_a_callback_is_told_in_the_loops_own_turns() -> None:
     assert "callback_on_step_end" in fast.report.drive_reason
 
 
-def test_a_single_step_that_is_asked_for_x0() -> None:
+@pytest.mark.parametrize("method", ["auto", "srds", "sequential"])
+def test_a_single_step_that_is_asked_for_x0(method: str) -> None:
     """PixArt takes the predicted x0 as its sample where there is one step."""
     _, call = tiny.PIPELINES["pixart"]
     pipe = tiny.pixart(DDIMScheduler())
-    fast = srds_fast.compile(pipe)
+    fast = srds_fast.compile(pipe, method=method)
     expected = run(pipe, call, num_inference_steps=1)
     found = run(fast, call, num_inference_steps=1)
     assert fast.report.path == "takeover"

@@ -198,7 +198,6 @@ def wave_update_kernel(
             if COUNTED:
                 counted = tl.load(number_ptr)
                 number = tl.minimum(counted, updates - 1)
-                tl.store(number_ptr, counted + 1)
             first_whole = tl.load(wholes_ptr + 2 * number)
             last_whole = tl.load(wholes_ptr + 2 * number + 1)
             if COUNTED and counted >= updates:
@@ -209,6 +208,10 @@ def wave_update_kernel(
                     mean = tl.sum(tl.load(parts, mask=part < programs, other=0.0, cache_modifier=".cg"), 0) / elements
                     tl.store(change_ptr + iteration * samples + of_sample, mean)
             tl.store(ticket_ptr, 0)
+            if COUNTED:
+                # every thread has read it
+                tl.debug_barrier()
+                tl.store(number_ptr, counted + 1)
 
 
 def wave_update(

@@ -48,7 +48,7 @@ class Numbers:
         self.distances.setdefault((iteration, whole), []).append(abs(slot - before))
 
     def in_stages(self, update: Update, m: list[float], noise: list[float], clip: float) -> None:
-        """As `kernels.wave_update.table` says."""
+        """As `kernels.wave_update.update` says."""
         slots, made = self.slots, {}
         for value in update.made:
             x, output = slots[value.state], m[value.row]

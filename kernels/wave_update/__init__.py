@@ -11,7 +11,8 @@ from ..checks import NETWORK_DTYPES, check_contiguous, check_device, check_dtype
 from ..overlap import check_apart
 from . import reference
 from .buffers import AS_THE_STATE, Buffers, NetworkInput
-from .table import Entering, Made, Summed, Update, WaveTable
+from .table import WaveTable
+from .update import Entering, Made, Summed, Update
 
 __all__ = [
     "AS_THE_STATE",
@@ -40,7 +41,7 @@ def wave_update(
 
     Guidance, conversion of the prediction, clamp of x0, fine steps and coarse jumps, the Parareal correction
     F + (G_new - G_old) in that order, the change of the last boundary, and the rows of the next call, scaled, cast and
-    repeated per branch; see `table` for the formulas. On CUDA this is one launch of a Triton kernel. It takes nothing
+    repeated per branch; see `update` for the formulas. On CUDA this is one launch of a Triton kernel. It takes nothing
     from the host but a number, and with a counter on the device not even that.
 
     Bytes per element of a state: a steady wave of R rows (float32 state, network dtype of e bytes, g branches) reads R

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .table import Update, WaveTable
+from .update import Update
 
 
 class Batch(NamedTuple):
@@ -38,19 +38,20 @@ class Batch(NamedTuple):
     scale: Tensor | None
 
 
-def batches(table: WaveTable) -> list[Batch]:
+def batches(
+    updates: Sequence[Update], ndim: int, dtype: torch.dtype, device: torch.device, clip: float | None
+) -> list[Batch]:
     """The batches of all updates. One copy to the device for each column, not for each update."""
-    ones = [1] * table.ndim
+    ones = [1] * ndim
 
     def integers(lists: list[list[int]]) -> list[Tensor]:
         flat = torch.tensor([number for each in lists for number in each], dtype=torch.int64)
-        return list(flat.to(table.device).split([len(each) for each in lists]))
+        return list(flat.to(device).split([len(each) for each in lists]))
 
     def columns(lists: list[list[float]]) -> list[Tensor]:
         flat = torch.tensor([number for each in lists for number in each], dtype=torch.float64)
-        return list(flat.to(table.dtype).to(table.device).reshape(-1, *ones).split([len(each) for each in lists]))
+        return list(flat.to(dtype).to(device).reshape(-1, *ones).split([len(each) for each in lists]))
 
-    updates = table.updates
     made = [update.made for update in updates]
     every = [value for values in made for value in values]
     keep = integers([[value.keep for value in values] for values in made])
@@ -69,7 +70,7 @@ def batches(table: WaveTable) -> list[Batch]:
             None if [value.row for value in made[n]] == list(range(len(made[n]))) else rows[n],
             a[n] if scales_state else None,
             b[n] if adds_m else None,
-            c[n] if table.clip is not None else None,
+            c[n] if clip is not None else None,
             p[n],
             q[n],
             [(value.keep, value.before, value.d) for value in made[n] if value.before is not None],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,7 @@ from srds_fast.errors import InvalidArgument
 
 from ..checks import MOST_ELEMENTS, check_device, check_dtype, check_shape
 from ..dispatch import implementation
-
-if TYPE_CHECKING:
-    from .table import WaveTable
+from .table import WaveTable
 
 
 class NetworkInput(NamedTuple):

@@ -9,13 +9,13 @@ chains run side by side.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .table import Update, WaveTable
+from .update import Update
 
 
 class Instruction(NamedTuple):
@@ -84,24 +84,22 @@ class Chains(NamedTuple):
     whole_counts: list[int]
 
 
-def chains(table: WaveTable) -> Chains:
+def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, clip: float | None) -> Chains:
     """The chains of all updates."""
-    of_updates = [chained(instructions(update, table.clip)) for update in table.updates]
+    of_updates = [chained(instructions(update, clip)) for update in updates]
     flat = [instruction for of_update in of_updates for chain in of_update for instruction in chain]
     lengths = [len(chain) for of_update in of_updates for chain in of_update]
     counts = [len(of_update) for of_update in of_updates]
     compared = [
-        [each.iteration for each in update.sums if each.whole and each.compare is not None] for update in table.updates
+        [each.iteration for each in update.sums if each.whole and each.compare is not None] for update in updates
     ]
 
     def integers(values: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32).to(table.device)
+        return torch.tensor(values, dtype=torch.int32).to(device)
 
     return Chains(
         integers([[int(word) for word in instruction[:NUM_WORDS]] for instruction in flat]).reshape(-1, NUM_WORDS),
-        torch.tensor([instruction[NUM_WORDS:] for instruction in flat], dtype=torch.float64)
-        .to(table.dtype)
-        .to(table.device),
+        torch.tensor([instruction[NUM_WORDS:] for instruction in flat], dtype=torch.float64).to(dtype).to(device),
         integers(_running_sum(lengths)),
         integers(_running_sum(counts)),
         integers([[iterations[0], iterations[-1]] if iterations else [1, 0] for iterations in compared]),

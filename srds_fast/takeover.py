@@ -86,7 +86,10 @@ class Takeover(Drive):
             self._started = time.perf_counter()
         states: Tensor = kwargs[family.state] if family.state in kwargs else args[names.index(family.state)]
         probe = _probe(network, family, states, len(self._recorded))
-        self._recorded.append(_Recorded(network, family, names, args, dict(kwargs), states, probe))
+        # loops put other options into the same dictionary for their next call
+        args = tuple(dict(arg) if isinstance(arg, dict) else arg for arg in args)
+        kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
+        self._recorded.append(_Recorded(network, family, names, args, kwargs, states, probe))
         given = dict(zip(names, args, strict=False)) | kwargs
         if given.get("return_dict", True) is False:
             return (probe,)

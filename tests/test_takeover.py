@@ -12,6 +12,9 @@ from torch import Tensor
 
 import srds_fast
 from srds_fast import takeover
+from srds_fast.denoiser import Tiles
+from srds_fast.drive import Loop, network_family
+from srds_fast.plan import Settings, choose
 from srds_fast.takeover import Takeover
 
 # pipeline, arguments, the weights that its guidance means, in the order of its branches
@@ -167,3 +170,43 @@ def test_an_interrupted_sequential_run_gives_the_state_where_it_stands(scheduler
     assert len(calls) == 5
     # the call that was under way is dropped
     assert float((found - stock[3]).abs().max()) <= 1e-5 * float(stock[3].abs().max())
+
+
+def test_options_are_kept_as_they_were_when_the_call_was_made() -> None:
+    """Flux puts other image embeddings into the same dictionary before the call of its negative prompt."""
+    pipe = tiny.flux()
+    call = Takeover(pipe.scheduler, Loop(("transformer",)), lambda steps, noisy: choose(steps, Settings()))
+    family = network_family(pipe.transformer)
+    assert family is not None
+    states = torch.randn(1, 16, 4)
+    options = {"ip_adapter_image_embeds": [torch.zeros(1)]}
+    for embeddings in ([torch.ones(1)], [torch.full((1,), 2.0)]):
+        options["ip_adapter_image_embeds"] = embeddings
+        (probe,) = call.call(
+            pipe.transformer,
+            family,
+            [],
+            (),
+            {"hidden_states": states, "joint_attention_kwargs": options, "return_dict": False},
+        )
+        assert probe.shape == states.shape
+    found = [each.at(states)[1]["joint_attention_kwargs"]["ip_adapter_image_embeds"] for each in call._recorded]
+    assert [float(embeddings[0]) for embeddings in found] == [1.0, 2.0]
+
+
+def test_conditioning_of_two_calls_a_turn_is_repeated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not anew for every wave, the one in the place of the other."""
+    build, call = tiny.PIPELINES["flux"]
+    fast = srds_fast.compile(build(), exact=True)
+    made: list[Tensor] = []
+    begin = Tiles.__init__
+
+    def counted(self: Tiles, tensor: Tensor, *args: Any) -> None:
+        made.append(tensor)
+        begin(self, tensor, *args)
+
+    monkeypatch.setattr(Tiles, "__init__", counted)
+    run(fast, call, true_cfg_scale=3.0, negative_prompt="dog")
+    assert fast.report.path == "takeover"
+    # prompt and pooled prompt, of either kind
+    assert len(made) == 4

@@ -107,7 +107,7 @@ class Drive:
         self._handed: Tensor | None = None
         self._num_samples = 0
         self._calls = 0
-        self._tiles: dict[str, Tiles] = {}
+        self._tiles: dict[str, list[Tiles]] = {}
         self._started: float | None = None
 
     @property
@@ -407,8 +407,9 @@ class Drive:
     def _repeated(self, name: str, value: Tensor, branches: int) -> Tensor:
         """One tensor for the rows."""
         assert self._wave is not None
-        tiles = self._tiles.get(name)
-        if tiles is None or tiles.tensor is not value:
+        kept = self._tiles.setdefault(name, [])
+        tiles = next((each for each in kept if each.tensor is value), None)
+        if tiles is None:
             if len(value) != branches * self._num_samples:
                 raise UnsupportedPipeline(
                     f"The pipeline's network was given conditioning of shape {tuple(value.shape)} ({name}) for "
@@ -416,7 +417,9 @@ class Drive:
                     "which sample. Run this call on the original pipeline."
                 )
             assert self.run is not None
-            tiles = self._tiles[name] = Tiles(value, self._num_samples, branches, self.run.program.peak_rows)
+            tiles = Tiles(value, self._num_samples, branches, self.run.program.peak_rows)
+            # a loop may call its network twice a turn, with two kinds of conditioning
+            self._tiles[name] = [tiles, *kept[:1]]
         return tiles.of(len(self._wave.positions), self._wave.samples)
 
     def _check_time(self, network: nn.Module, family: Network, given: dict[str, Any]) -> None:

@@ -82,3 +82,32 @@ def test_threads_on_one_device() -> None:
         together = list(pool.map(job, range(3)))
     for found, expected in zip(together, alone, strict=True):
         assert float((found - expected).abs().max()) <= 1e-3 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl", "flux", "pixart", "ddpm"])
+def test_kernels_and_their_references_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And two runs through the kernels the same bits."""
+    build, call = tiny.PIPELINES[name]
+    fast = srds_fast.compile(build().to("cuda"), exact=True)
+    found = []
+    for implementation in ("triton", "triton", "torch"):
+        if implementation == "torch":
+            monkeypatch.setenv("SRDS_FAST_KERNELS", "torch")
+        output = fast(**call, num_inference_steps=9, generator=torch.Generator("cuda").manual_seed(0))
+        assert fast.report.kernels == implementation
+        found.append(torch.as_tensor(output[0]).float().cpu())
+    assert torch.equal(found[0], found[1])
+    assert float((found[2] - found[0]).abs().max()) <= 1e-3 * float(found[2].abs().max())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_another_device_than_the_current_one() -> None:
+    """Triton launches on the current device, whatever the tensors' is."""
+    pipe = tiny.stable_diffusion().to("cuda:1")
+    call = {"prompt": "a cat", "num_inference_steps": 9, "output_type": "latent"}
+    expected = pipe(**call, generator=torch.Generator("cuda:1").manual_seed(0)).images
+    fast = srds_fast.compile(pipe, exact=True)
+    found = fast(**call, generator=torch.Generator("cuda:1").manual_seed(0)).images
+    assert fast.report.kernels == "triton"
+    assert found.device == expected.device
+    assert float((found - expected).abs().max()) <= 1e-3 * float(expected.abs().max())

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from srds_fast.errors import InvalidArgument
+
 Implementation = Literal["triton", "triton interpreter", "torch"]
 
 
@@ -20,8 +22,14 @@ def implementation(device: torch.device) -> Implementation:
     SRDS_FAST_KERNELS=torch in the environment asks for the references on CUDA too: where Triton has no C compiler to
     build its launchers with, or to see whether a kernel is at fault. Triton's interpreter runs kernels on the CPU if
     TRITON_INTERPRET=1 was set before anything imported triton; it is for tests, and slow.
+
+    Raises:
+        InvalidArgument: SRDS_FAST_KERNELS asks for something else.
     """
-    if device.type == "cuda" and _has_triton() and os.environ.get("SRDS_FAST_KERNELS") != "torch":
+    asked = os.environ.get("SRDS_FAST_KERNELS") or "triton"
+    if asked not in ("triton", "torch"):
+        raise InvalidArgument(f"SRDS_FAST_KERNELS is {asked!r}. It must be 'triton' or 'torch'. Correct or unset it.")
+    if device.type == "cuda" and _has_triton() and asked == "triton":
         return "triton"
     if device.type == "cpu" and interpreted():
         return "triton interpreter"

@@ -41,7 +41,7 @@ class WaveTable:
         watches: bool = False,
     ) -> None:
         for number, update in enumerate(updates):
-            check(number, update)
+            check(number, update, num_slots, num_iterations, clip is not None)
         self.updates = tuple(updates)
         self.num_slots = num_slots
         self.num_iterations = num_iterations

@@ -80,12 +80,27 @@ class Update(NamedTuple):
     entering: tuple[Entering, ...] = ()
 
 
-def check(number: int, update: Update) -> None:
-    """Raise InvalidArgument if update `number` breaks a rule above."""
+def check(number: int, update: Update, num_slots: int, num_iterations: int, clips: bool) -> None:
+    """Raise InvalidArgument if update `number` breaks a rule above, or is not for so many slots and iterations."""
 
     def refuse(what: str) -> None:
         raise InvalidArgument(f"updates[{number}] {what}. The rows of a stage run side by side. Use slots apart.")
 
+    slots = [slot for value in update.made for slot in (value.keep, value.state, value.before)]
+    slots += [slot for each in update.sums for slot in (each.slot, each.compare, *(each.bracket or ()))]
+    slots += [each.slot for each in update.entering]
+    beyond = [slot for slot in slots if slot is not None and not 0 <= slot < num_slots]
+    beyond += [each.iteration for each in update.sums if not 0 <= each.iteration <= num_iterations]
+    beyond += [each for value in update.made for each in (value.row, value.draw or 0) if each < 0]
+    if beyond:
+        raise InvalidArgument(
+            f"updates[{number}] names {beyond[0]}. The table has {num_slots} slots and {num_iterations} iterations, "
+            "and rows count from 0. Name one of them."
+        )
+    if not clips and any(value.c != 0.0 for value in update.made):
+        raise InvalidArgument(
+            f"updates[{number}] has a clipped term. The table has no clip. Give it one, or fold c p into a, c q into b."
+        )
     made = [value.keep for value in update.made]
     if len(set(made)) < len(made):
         refuse("makes two values in one slot")

@@ -563,6 +563,11 @@ MADE = Made(5, 0, 0, 1.0, 1.0)
         (Update((), (Summed(3, (1, 2)), Summed(3, None, compare=4))), "two sums in one slot"),
         (Update((MADE,), (Summed(3, (5, 2)), Summed(5, None, compare=4))), "reads what a later one writes"),
         (Update((), (Summed(3, None, 5, 1, True), Summed(4, None, 3, 3, True))), "do not follow each other"),
+        (Update((Made(8, 0, 0, 1.0, 1.0),)), "names 8"),
+        (Update((Made(5, 0, -1, 1.0, 1.0),)), "names -1"),
+        (Update((), (Summed(3, None, 5, 4),)), "names 4"),
+        (Update(entering=(Entering(9),)), "names 9"),
+        (Update((Made(5, 0, 0, 1.0, 1.0, c=0.5),)), "has no clip"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -598,6 +603,9 @@ def test_the_reference_can_be_asked_for_everywhere(monkeypatch: pytest.MonkeyPat
     assert dispatch.implementation(torch.device("cuda")) == "triton"
     monkeypatch.setenv("SRDS_FAST_KERNELS", "torch")
     assert dispatch.implementation(torch.device("cuda")) == "torch"
+    monkeypatch.setenv("SRDS_FAST_KERNELS", "TORCH")
+    with pytest.raises(InvalidArgument, match="SRDS_FAST_KERNELS is 'TORCH'"):
+        dispatch.implementation(torch.device("cuda"))
     monkeypatch.delenv("SRDS_FAST_KERNELS")
     monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
     assert dispatch.implementation(torch.device("cuda")) == "torch"

@@ -9,7 +9,7 @@ from srds_fast.errors import InvalidArgument
 
 from ..checks import NETWORK_DTYPES, check_contiguous, check_device, check_dtype, check_shape
 from ..overlap import check_apart
-from . import reference
+from . import counted, reference
 from .buffers import AS_THE_STATE, Buffers, NetworkInput
 from .table import WaveTable
 from .update import Entering, Made, Summed, Update
@@ -71,7 +71,7 @@ def wave_update(
     _check(table, number, buffers, m, guidance, network, out)
     if buffers.implementation == "torch":
         if isinstance(number, Tensor):
-            return _counted(table, number, buffers, m, guidance, network, out)
+            return counted.wave_update(table, number, buffers, m, guidance, network, out)
         return reference.wave_update(table, number, buffers, m, guidance, network, out)
     from . import kernel
 
@@ -125,27 +125,3 @@ def _check(
         check_device("out", out, memory.device)
         check_shape("out", out, (entering, *state), "[branches * rows, samples, ...]")
         check_apart("out", out, m=m, memory=memory)
-
-
-def _counted(
-    table: WaveTable,
-    number: Tensor,
-    buffers: Buffers,
-    m: Tensor | None,
-    guidance: Tensor | None,
-    network: NetworkInput,
-    out: Tensor | None,
-) -> Tensor | None:
-    """As the kernel counts: narrower updates take the first rows of each branch."""
-    number.add_(1)
-    update = int(number) - 1
-    if update >= len(table.updates):
-        return out
-    if m is not None:
-        branches = 1 if guidance is None else len(guidance)
-        m = m.unflatten(0, (branches, -1))[:, : table.num_rows[update]].flatten(0, 1)
-    given = reference.wave_update(table, update, buffers, m, guidance, network, None)
-    if given is not None and out is not None:
-        given = given.unflatten(0, (network.branches, -1))
-        out.unflatten(0, (network.branches, -1))[:, : given.shape[1]].copy_(given)
-    return out

@@ -25,12 +25,12 @@ def wave_update(
     made = None
     if update.made:
         assert m is not None
-        m = _guided(m, guidance)
+        m = guided(m, guidance)
         if m.dtype != memory.dtype:
             m = m.to(memory.dtype)
         alone = update.made[0] if len(update.made) == 1 else None
         x = memory.index_select(0, batch.states) if alone is None else rows[alone.state]
-        made = _made(batch, x, m, table.clip)
+        made = make(batch, x, m, table.clip)
         if alone is None:
             memory.index_copy_(0, batch.keep, made)
         else:
@@ -54,7 +54,8 @@ def wave_update(
     return _network_input(entering, batch.scale, network, out)
 
 
-def _made(batch: Batch, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
+def make(batch: Batch, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
+    """The values of one formula, [values, samples, ...]; x: their states; m: rows of the network, branches summed."""
     if batch.rows is not None:
         m = m.index_select(0, batch.rows)
     made = x if batch.a is None else batch.a * x
@@ -66,7 +67,7 @@ def _made(batch: Batch, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
     return made
 
 
-def _guided(m: Tensor, guidance: Tensor | None) -> Tensor:
+def guided(m: Tensor, guidance: Tensor | None) -> Tensor:
     """sum_g w_g m_g of the branches, in the dtype of the weights."""
     if guidance is None:
         return m

@@ -1,4 +1,4 @@
-"""The updates of a program and what is made of them: chains that the kernel walks, columns that the reference reads."""
+"""The updates of a program and what is made of them: chains that the kernel walks, columns that the references read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from .batched import Batch, batches
 from .chains import Chains, chains
+from .padded import Padded, padded
 from .update import Update, check
 
 
@@ -62,6 +63,11 @@ class WaveTable:
     def batches(self) -> list[Batch]:
         """For the reference: each stage of an update as a few batched operations."""
         return batches(self.updates, self.ndim, self.dtype, self.device, self.clip)
+
+    @cached_property
+    def padded(self) -> Padded:
+        """For the reference with a counter: columns of all updates, as wide as the widest."""
+        return padded(self.updates, self.ndim, self.dtype, self.device)
 
     @cached_property
     def chains(self) -> Chains:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -76,13 +76,22 @@ class PerState:
 
     def of(self, column: Tensor, wave: Evaluate, branches: int = 1) -> Tensor:
         """The entries of a column [N, ...], [branches * rows * samples, ...]: row by row, all its samples."""
-        if self._num_samples != len(wave.samples):
-            self._num_samples = len(wave.samples)
+        return self.prepare(column, len(wave.samples), branches)[wave.number]
+
+    def prepare(self, column: Tensor, num_samples: int, branches: int = 1) -> tuple[Tensor, ...]:
+        """Look a column up for all waves of so many samples; returns the entries of each wave."""
+        if self._num_samples != num_samples:
+            self._num_samples = num_samples
             self._of_waves.clear()
         of_waves = self._of_waves.get((column, branches))
         if of_waves is None:
             of_waves = self._of_waves[column, branches] = self._look_up(column, branches)
-        return of_waves[wave.number]
+        return of_waves
+
+    def looked_up(self) -> Iterator[Tensor]:
+        """All entries there are."""
+        for of_waves in self._of_waves.values():
+            yield from of_waves
 
     def _look_up(self, column: Tensor, branches: int) -> tuple[Tensor, ...]:
         positions = [position for of_wave in self._positions for position in of_wave * branches]

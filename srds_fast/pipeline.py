@@ -10,7 +10,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,8 @@ import torch
 from . import takeover
 from .drive import Drive, driven_copy
 from .drive.callbacks import StepCallback
-from .errors import InvalidArgument, PlanMismatch, SrdsFastError, UnsupportedPipeline
+from .engine.graphs import Graphs, GraphStats, GraphUse
+from .errors import CaptureFailed, InvalidArgument, PlanMismatch, SrdsFastError, UnsupportedPipeline
 from .families import Arguments, Family, family_of
 from .noise import adds_noise, check_scheduler
 from .plan import MOST_STEPS, Plan, Settings, choose, refuse_beside
@@ -51,7 +52,9 @@ class FastPipeline:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """The same settings on a deep copy of the pipeline."""
         state = self._srds
-        return _fast(copy.deepcopy(state.original, memo), state.settings, state.plan, state.strict)
+        original = copy.deepcopy(state.original, memo)
+        graphs = Graphs(state.graphs.max_graphs)
+        return _fast(_State(original, state.settings, state.plan, state.strict, state.lazy_capture, graphs))
 
     def plan_for(self, *args: Any, **kwargs: Any) -> Plan:
         """The plan a call with these arguments would run. Nothing is run.
@@ -85,6 +88,27 @@ class FastPipeline:
             )
         return _stream(self, args, kwargs)
 
+    def warmup(self, *args: Any, **kwargs: Any) -> Report:
+        """Make a call for its graphs alone: what it needs is recorded, for all iterations it could take.
+
+        Takes the arguments of the call; what they hold does not matter, what they are does (shapes, steps, guidance on
+        or off). A generator given is not advanced, nor is the global random state. Give `num_inference_steps`,
+        `height`, `width`, the number of prompts and of images, and whether guidance is on, as the calls to come will.
+
+        Returns:
+            the report of the call; `engine_reason` says why, if nothing could be recorded.
+        """
+        return _warmup(self, args, kwargs)
+
+    def reset(self) -> None:
+        """Give up all recordings and their memory. Calls made before go on undisturbed."""
+        self._srds.graphs.clear()
+
+    @property
+    def graphs(self) -> GraphStats:
+        """What was recorded and replayed so far, in all threads."""
+        return self._srds.graphs.stats
+
 
 class _Last(threading.local):
     """What the last call of each thread left behind."""
@@ -100,9 +124,16 @@ class _State:
     settings: Settings
     plan: Plan | None
     strict: bool
+    lazy_capture: bool
+    graphs: Graphs
     last: _Last = field(default_factory=_Last)
     told: set[str] = field(default_factory=set)
     tokenizers: Spares = field(default_factory=Spares)
+
+    @property
+    def engine(self) -> str:
+        """The engine asked for."""
+        return self.settings.engine if self.plan is None else self.plan.engine
 
     def plan_for(self, num_steps: int, stochastic: bool) -> Plan:
         if self.plan is None:
@@ -127,6 +158,8 @@ def compile(
     pipelined: bool = True,
     max_rows: int | None = None,
     engine: str = "auto",
+    max_graphs: int = 8,
+    lazy_capture: bool = True,
     plan: Plan | None = None,
     strict: bool = False,
 ) -> Any:
@@ -148,9 +181,13 @@ def compile(
         coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim where steps add noise).
         pipelined: start rows of the next iteration as soon as their input exists.
         max_rows: widest wave allowed; memory grows with it.
-        engine: "eager" or "auto".
+        engine: "graph" records the waves of a call and replays them in later ones of its kind: a CUDA graph from one
+            checkpoint to the next, on the CPU a tape of operations, for tests. "eager" runs every wave from Python.
+            "auto": graphs on a CUDA device.
+        max_graphs: recordings kept; one is of a plan at one shape. The least recently used goes first.
+        lazy_capture: record calls of a new kind when they come; False: in `warmup` alone.
         plan: a plan to run instead of choosing one for each number of steps; it fixes all settings above.
-        strict: raise where a call would run on the stock loop.
+        strict: raise where a call would run on the stock loop, or eagerly though engine="graph" was asked for.
 
     Returns:
         The drop-in, with `report`, `plan_for`, `stream` and `original` added.
@@ -164,21 +201,28 @@ def compile(
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine
     )
     refuse_beside(plan, settings, Settings())
-    for name, switch in (("exact", exact), ("pipelined", pipelined), ("strict", strict)):
+    switches = {"exact": exact, "pipelined": pipelined, "lazy_capture": lazy_capture, "strict": strict}
+    for name, switch in switches.items():
         if not isinstance(switch, bool):
             raise InvalidArgument(f"{name} is {switch!r}. It is a switch. Pass True or False.")
+    if isinstance(max_graphs, bool) or not isinstance(max_graphs, int) or max_graphs < 1:
+        raise InvalidArgument(
+            f"max_graphs is {max_graphs!r}. It must be a whole number, 1 or more. "
+            "To record nothing, pass engine='eager'."
+        )
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
     family_of(original)
     check_scheduler(original.scheduler)
-    return _fast(original, settings, plan, strict)
+    return _fast(_State(original, settings, plan, strict, lazy_capture, Graphs(max_graphs)))
 
 
-def _fast(original: Any, settings: Settings, plan: Plan | None, strict: bool) -> Any:
+def _fast(state: _State) -> Any:
+    original = state.original
     cls = _fast_class(original.__class__)
     fast: Any = object.__new__(cls)
     # the very same dictionary: what is loaded into one is there in the other
     object.__setattr__(fast, "__dict__", original.__dict__)
-    object.__setattr__(fast, "_srds", _State(original, settings, plan, strict))
+    object.__setattr__(fast, "_srds", state)
     return fast
 
 
@@ -248,13 +292,15 @@ def _hooks(network: Any, stateful: bool) -> Iterator[Any]:
 
 
 def _engine_reason(network: Any) -> str | None:
-    """Why this network cannot be captured, or None."""
+    """Why calls of this network cannot be recorded, or None."""
     offloaded = any(hasattr(hook, "next_group") or hasattr(hook, "group") for hook in _hooks(network, stateful=False))
     accelerate = any(hasattr(module, "_hf_hook") for module in network.modules())
     return "the network is offloaded: hooks move its weights at every call" if offloaded or accelerate else None
 
 
-def _call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None = None) -> Any:
+def _call(
+    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None = None, *, warming: bool = False
+) -> Any:
     state = fast._srds
     state.last.report = None
     family = family_of(state.original)  # a component may have been replaced since compile
@@ -264,7 +310,7 @@ def _call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Ob
         return _stock_call(fast, args, kwargs, arguments, reason)
     random = _RandomState(fast, arguments)
     with _scaling_lora(fast, arguments), state.tokenizers.lent(fast) as tokenizers:
-        call = _DrivenCall(fast, family, arguments, observer, tokenizers)
+        call = _DrivenCall(fast, family, arguments, observer, tokenizers, warming)
         try:
             return call(args, kwargs)
         except Exception as why:
@@ -291,6 +337,7 @@ class _DrivenCall:
         arguments: Arguments,
         observer: Observer | None,
         tokenizers: dict[str, Any],
+        warming: bool,
     ) -> None:
         state = fast._srds
         self._loop = loop = family.loop(fast, arguments)
@@ -302,20 +349,30 @@ class _DrivenCall:
         self._drive_reason = takeover.why_not(loop)
         if callback is not None:
             self._drive_reason = "callback_on_step_end is told of every step in the loop's own turns"
-        self.drive = (Drive if self._drive_reason else takeover.Takeover)(
-            fast.scheduler,
-            loop,
-            state.plan_for,
-            observer,
-            keep_states=callback is not None,
-            interrupted=self._interrupted,
-            stepwise=functools.partial(_fallback, fast, "step by step"),
+        network = getattr(fast, loop.networks[0])
+        self._engine_reason = _engine_reason(network)
+        make: Callable[..., Drive] = functools.partial(
+            Drive, keep_states=callback is not None, stepwise=functools.partial(_fallback, fast, "step by step")
         )
-        self._engine_reason = _engine_reason(getattr(fast, loop.networks[0]))
+        if self._drive_reason is None:
+            make = functools.partial(takeover.Takeover, graph_use=self._graph_use(fast, network, warming))
+        elif state.engine == "graph":
+            self._engine_reason = f"the loop is driven: {self._drive_reason}"
+            _eagerly(fast, self._engine_reason)
+        self.drive = make(fast.scheduler, loop, state.plan_for, observer, interrupted=self._interrupted)
         self._twin = driven_copy(fast, self._cls, loop, self.drive, tokenizers)
         self._callback = None if callback is None else StepCallback(callback, self.drive)
         # an official callback says itself which tensors it needs
         self._tensor_inputs = getattr(callback, "tensor_inputs", None)
+
+    def _graph_use(self, fast: Any, network: Any, warming: bool) -> GraphUse | None:
+        state = fast._srds
+        if state.engine == "eager" or (state.engine == "auto" and network.device.type != "cuda"):
+            return None
+        if self._engine_reason is not None:
+            _eagerly(fast, self._engine_reason)
+            return None
+        return GraphUse(state.graphs, state.lazy_capture or warming, functools.partial(_eagerly, fast), whole=warming)
 
     @property
     def told(self) -> int:
@@ -345,7 +402,7 @@ class _DrivenCall:
         output = self._cls.__call__(self._twin, *args, **kwargs)
         if self.drive.run is not None:
             report = self.drive.run.report
-            report.engine_reason = self._engine_reason
+            report.engine_reason = report.engine_reason or self._engine_reason
             report.drive_reason = report.drive_reason or self._drive_reason
         return output
 
@@ -396,6 +453,30 @@ def _fallback(fast: Any, how: str, reason: str) -> None:
     if kind not in state.told:
         state.told.add(kind)
         logger.warning("%s runs %s: %s.", type(fast).__name__, how, reason)
+
+
+def _eagerly(fast: Any, reason: str) -> None:
+    """Say once that and why calls are not replayed; where graphs were asked for by name, strict=True raises it."""
+    state = fast._srds
+    if state.engine == "graph" and state.strict:
+        raise CaptureFailed(
+            f"This call cannot be replayed: {reason}. strict=True forbids to run it eagerly. "
+            "Change what the reason names, pass engine='auto', or compile without strict."
+        )
+    if reason not in state.told:
+        state.told.add(reason)
+        logger.warning("%s runs eagerly: %s.", type(fast).__name__, reason)
+
+
+def _warmup(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
+    arguments = _bind(fast, args, kwargs)
+    random = _RandomState(fast, arguments)
+    try:
+        _call(fast, args, kwargs, warming=True)
+    finally:
+        random.restore()
+    report: Report = fast.report
+    return report
 
 
 def _stock_call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, reason: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,7 +16,7 @@ from .steps import COARSE_SOLVERS, CoarseSolver
 
 Method = Literal["sequential", "srds"]
 METHODS: tuple[str, ...] = ("auto", "sequential", "srds")
-ENGINES: tuple[str, ...] = ("auto", "eager")
+ENGINES: tuple[str, ...] = ("auto", "eager", "graph")
 # with fewer steps a second iteration already costs as many waves as the sequential sampler
 FEWEST_STEPS_FOR_SRDS = 6
 # beyond this a number of steps is a mistake: schedulers would allocate, programs would be built, for hours
@@ -100,6 +101,30 @@ class Plan:
     tolerance: float
     exact: bool
 
+    @property
+    def bits_only(self) -> bool:
+        """Stop only where nothing moves by a bit."""
+        return self.exact or self.tolerance == 0.0
+
+    @property
+    def signature(self) -> Hashable:
+        """What of it a recording depends on: all but when to stop."""
+        return (
+            self.method,
+            self.num_inference_steps,
+            self.num_blocks,
+            self.max_iterations,
+            self.coarse_solver,
+            self.pipelined,
+            self.max_rows,
+            self.bits_only,
+        )
+
+    @property
+    def num_checkpoints(self) -> int:
+        """Whole samples that come into being, at most."""
+        return 1 if self.method == "sequential" else self.max_iterations + 1
+
     def program(self) -> Program:
         """The waves of this plan, if nothing stops it earlier."""
         if self.method == "sequential":
@@ -183,7 +208,7 @@ def choose(num_steps: int, settings: Settings, stochastic: bool = False) -> Plan
         coarse_solver=cast(CoarseSolver, coarse_solver),
         pipelined=settings.pipelined,
         max_rows=settings.max_rows,
-        engine="eager",
+        engine=settings.engine,
         tolerance=float(settings.tolerance),
         exact=settings.exact,
     )

@@ -12,7 +12,8 @@ class Report:
 
     Attributes:
         method: "sequential", "srds", or "stock" when the pipeline's own loop ran.
-        engine: what ran the waves: "eager", or "stock".
+        engine: what ran the waves: "eager", "loop graph" (recorded before; one launch from checkpoint to checkpoint), or
+            "stock".
         kernels: what did the arithmetic between network calls: "triton", one launch a wave; "torch", where there is no
             CUDA device or no Triton; "triton interpreter", in tests; None where the stock loop ran.
         path: who fed the solver: "takeover" (our loop, with the calls that the pipeline's own made in one turn),
@@ -29,7 +30,9 @@ class Report:
         interrupted: the call was ended early, by `pipe._interrupt` or by a callback.
         fallback_reason: why the stock loop ran instead, or why the run went on step by step; None when neither.
         drive_reason: why the pipeline's loop was driven and not taken over; None where it was, or where there is none.
-        engine_reason: why a faster engine cannot run this pipeline, None when one could.
+        engine_reason: why the waves ran eagerly where a faster engine was asked for; None when one ran, or none was.
+        capture_seconds: spent on recording graphs for the calls to come; not part of `seconds`.
+        dropped_waves: waves that graphs ran ahead of a decision to stop; not part of `waves`.
     """
 
     method: str
@@ -55,6 +58,8 @@ class Report:
     engine_reason: str | None = None
     kernels: str | None = None
     drive_reason: str | None = None
+    capture_seconds: float = 0.0
+    dropped_waves: int = 0
 
     @property
     def iterations(self) -> int:
@@ -86,6 +91,10 @@ class Report:
             if seen:
                 lines.append((f"change {number}", f"mean {sum(seen) / len(seen):.2e}, largest {max(seen):.2e}"))
         lines.append(("seconds", f"{self.seconds:.3f}"))
+        if self.capture_seconds:
+            lines.append(("recording", f"{self.capture_seconds:.3f} seconds, for later calls"))
+        if self.dropped_waves:
+            lines.append(("dropped", f"{self.dropped_waves} waves, run ahead of the decision to stop"))
         if self.predicted_seconds is not None:
             lines.append(("predicted", f"{self.predicted_seconds:.3f}"))
         if self.interrupted:

@@ -12,12 +12,20 @@ from .errors import DivergenceError
 from .kernels.dispatch import implementation
 from .noise import NoiseTable
 from .plan import Plan
+from .program import Program
 from .report import Report
-from .solvers.core import NOTHING, Answer, Checkpoint, Evaluate, Extras
+from .solvers.core import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras
 from .solvers.sequential import sequential
 from .solvers.srds import srds
 
 Observer = Callable[[Checkpoint], None]
+
+
+def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING) -> Core:
+    """The core of a plan, not begun. program: its waves; x: starting noise in the dtype of the state, [batch, ...]."""
+    if plan.method == "sequential":
+        return sequential(x, noise, program, extras)
+    return srds(x, noise, program, plan.coarse_solver, extras, watch_bits=plan.bits_only)
 
 
 class Run:
@@ -36,7 +44,9 @@ class Run:
         report: go on counting in this one, of a run that was left.
 
     Attributes:
+        plan: the same.
         program: its waves.
+        shown: iteration that the observer has seen last, -1 before the first.
         report: of this run, complete once `next` returned None.
         sample: final samples in the dtype of the state, [batch, ...]; None until then.
         newest: the newest whole sample, [batch, ...]; None before the first.
@@ -54,24 +64,25 @@ class Run:
         started: float | None = None,
         report: Report | None = None,
     ) -> None:
-        bits_only = plan.exact or plan.tolerance == 0.0
         calibrated = noise.momentum is None and noise.spread is None
         first_contraction = FIRST_CONTRACTION if calibrated else FIRST_CONTRACTION_UNCALIBRATED
-        self._monitor = Monitor(len(x), plan.tolerance, bits_only, first_contraction)
+        self._monitor = Monitor(len(x), plan.tolerance, plan.bits_only, first_contraction)
         self._observer = observer
+        self.plan = plan
         self.program = plan.program()
         self._waves = 0
         self._handed_out: Evaluate | None = None
         self._started = time.perf_counter() if started is None else started
         self._seconds_before = 0.0 if report is None else report.seconds
         self.final_steps = 0
+        self.shown = -1
         self.newest: Tensor | None = None
         self.sample: Tensor | None = None
         if report is not None:
             report.converged = self._monitor.converged
         self.report = report or Report(
             method=plan.method,
-            engine=plan.engine,
+            engine="eager",
             path=path,
             num_inference_steps=plan.num_inference_steps,
             pipelined=plan.pipelined,
@@ -82,11 +93,9 @@ class Run:
             iterations_per_sample=self._monitor.iterations,
             kernels=implementation(x.device),
         )
-        if plan.method == "sequential":
-            self._core = sequential(x, noise, self.program, extras)
-        else:
+        if plan.method != "sequential":
             self.report.num_blocks, self.report.coarse_solver = plan.num_blocks, plan.coarse_solver
-            self._core = srds(x, noise, self.program, plan.coarse_solver, extras, watch_bits=bits_only)
+        self._core = core_of(plan, x, noise, self.program, extras)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Hand in the network output of the last wave, get the next one; None when `sample` is there.
@@ -99,27 +108,38 @@ class Run:
         if output is not None:
             self.received()
             self.final_steps = self.program.final_steps[self._waves - 1]
-        answer: Answer = output
         try:
-            while True:
-                event = self._core.send(answer)
-                if isinstance(event, Evaluate):
-                    self._handed_out = event
-                    self._count(event, 1)
-                    self.report.peak_rows = max(self.report.peak_rows, len(event.positions))
-                    return event
-                answer = self._judge(event)
-                self._keep_newest(event)
-                if self._observer is not None:
-                    self._observer(event)
+            return self._advance(output)
         except StopIteration as stop:
             self.sample = stop.value
             self.final_steps = self.program.num_steps
             return None
         except Diverged as what:
+            self._core.close()
             raise DivergenceError(self._diagnosis(str(what)), self.report) from None
+        except BaseException:
+            self._core.close()  # a core that replays holds its device
+            raise
         finally:
             self.report.seconds = self._seconds_before + time.perf_counter() - self._started
+
+    def follow(self, core: Core) -> None:
+        """Take the waves from this core instead, before the first one."""
+        self._core = core
+
+    def _advance(self, answer: Answer) -> Evaluate:
+        while True:
+            event = self._core.send(answer)
+            if isinstance(event, Evaluate):
+                self._handed_out = event
+                self._count(event, 1)
+                self.report.peak_rows = max(self.report.peak_rows, len(event.positions))
+                return event
+            answer = self._judge(event)
+            self._keep_newest(event)
+            if self._observer is not None:
+                self._observer(event)
+            self.shown = event.iteration
 
     def received(self) -> None:
         """The wave handed out last has been run."""
@@ -143,7 +163,9 @@ class Run:
             change = checkpoint.change.tolist()
             still = [False] * len(change) if checkpoint.still is None else checkpoint.still.tolist()
             return self._monitor.judge(checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, still)
-        if not bool(checkpoint.sample.isfinite().all()):
+        # to look waits for the device; if iterations are still to come, their change will tell
+        last = checkpoint.exact or checkpoint.iteration == self.program.num_iterations
+        if last and not bool(checkpoint.sample.isfinite().all()):
             raise Diverged("a sample is not finite")
         self._monitor.converged[:] = [checkpoint.exact] * len(checkpoint.samples)
         return None

@@ -9,7 +9,8 @@ them; the loop is handed the finished samples. If it is not, the loop is driven 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,15 @@ from torch import Tensor, nn
 from .denoiser import state_dtype
 from .drive import Drive, Loop
 from .drive.networks import Network
+from .drive.rows import RowInputs
+from .engine.graph import Capturable, Captured
+from .engine.graphs import GraphUse
+from .errors import CaptureFailed
+from .kernels.dispatch import implementation
 from .kernels.wave_update import NetworkInput
-from .solvers.core import Evaluate, Extras
+from .recorded import RecordedCall, Repeated, signature_of, tensors_of, with_tensors
+from .run import core_of
+from .solvers.core import Checkpoint, Core, Evaluate, Extras
 
 # of what guidance makes of random float64 numbers, relative: rounding leaves 1e-16, a half-precision detour 1e-3
 LINEAR = 1e-9
@@ -38,24 +46,6 @@ def why_not(loop: Loop) -> str | None:
     return None
 
 
-@dataclass
-class _Recorded:
-    """One call of the network in the recorded turn."""
-
-    network: nn.Module
-    family: Network
-    names: list[str]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    states: Tensor
-    probe: Tensor
-
-    def at(self, states: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the call, with other states."""
-        args = tuple(states if arg is self.states else arg for arg in self.args)
-        return args, {name: states if value is self.states else value for name, value in self.kwargs.items()}
-
-
 class Takeover(Drive):
     """State of one call that is taken over; see `Drive`.
 
@@ -63,12 +53,14 @@ class Takeover(Drive):
         drive_reason: why the loop is driven after all; None while it is not.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, graph_use: GraphUse | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.drive_reason: str | None = None
-        self._recorded: list[_Recorded] = []
+        self._recorded: list[RecordedCall] = []
         self._scaled = False
         self._weights: Tensor | None = None
+        self._graph_use = graph_use
+        self._replaying = False
 
     def scale(self, x: Tensor, timestep: Any) -> Tensor:
         """The states as the loop's network is given them in the recorded turn, and where the loop is driven."""
@@ -89,7 +81,7 @@ class Takeover(Drive):
         # loops put other options into the same dictionary for their next call
         args = tuple(dict(arg) if isinstance(arg, dict) else arg for arg in args)
         kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
-        self._recorded.append(_Recorded(network, family, names, args, kwargs, states, probe))
+        self._recorded.append(RecordedCall(network, family, names, args, kwargs, states, probe))
         given = dict(zip(names, args, strict=False)) | kwargs
         if given.get("return_dict", True) is False:
             return (probe,)
@@ -110,22 +102,54 @@ class Takeover(Drive):
         assert self.run is not None
         if self.drive_reason is not None:
             self.run.report.drive_reason = self.drive_reason
+            self._wave = self.run.next(None)
             return (self._hand_out(x.dtype),)
-        self.run.report.path = "takeover"
         return self._make_all_waves(x.dtype)
 
     def newest(self) -> Tensor | None:
         """The newest whole sample, [batch, ...]; of a sequential run, where it stands."""
         assert self.run is not None
+        if self._replaying:
+            return self.run.newest
         if self._weights is None or self.run.newest is not None or self._wave is None:
             return super().newest()
         return self._state_of(self._wave) if self.run.report.method == "sequential" else None
 
     def _make_all_waves(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         assert self.run is not None
+        assert self._rows is not None
+        use, call, reason = self._graph_use, None, None
+        if use is not None:
+            call, reason = self._capturable()
+            if reason is not None:
+                use.refused(reason)
+        if use is not None and call is not None:
+            key = call.key()
+            found = use.graphs.find(key)
+            if isinstance(found, Captured):
+                try:
+                    return self._replay(found, call, dtype)
+                except CaptureFailed as why:  # further than any call before it
+                    found = str(why)
+                    self._begin_again()
+            if found is not None:
+                use.refused(found)
+            reason = found
+        evaluate = Repeated(self._recorded, self._rows, self._num_samples)
+        handed_out = self._run_waves(evaluate, dtype)
+        if use is not None and call is not None and reason is None and not self.run.report.interrupted:
+            reason = use.record(key, call, self.run)
+        if use is not None and reason is not None:
+            self.run.report.engine_reason = reason
+        return handed_out
+
+    def _run_waves(self, evaluate: Callable[[Evaluate], Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        assert self.run is not None
+        self.run.report.path = "takeover"
+        self._wave = self.run.next(None)
         x0: tuple[Tensor, ...] = ()
         while self._wave is not None:
-            m = self._evaluate(self._wave)
+            m = evaluate(self._wave)
             if self.num_steps == 1:
                 x0 = (self._x0(self._wave, m).to(dtype),)
             self.run.received()
@@ -135,22 +159,70 @@ class Takeover(Drive):
             self.progress()
         return (self._hand_out(dtype), *x0)
 
-    def _evaluate(self, wave: Evaluate) -> Tensor:
-        """The network's output at a wave, branch by branch, [branches * rows, samples, ...]."""
-        outputs = []
-        rows, samples = len(wave.positions), len(wave.samples)
-        for each in self._recorded:
-            branches = len(each.states) // self._num_samples
-            given = wave.x if branches * rows == len(wave.x) else wave.x[: branches * rows]
-            states = given.flatten(0, 1)
-            args, kwargs = each.at(states)
-            output = super().call(each.network, each.family, each.names, args, kwargs)
-            m: Tensor = output[0] if isinstance(output, tuple) else output.sample
-            channels = each.family.channels
-            if m.shape[channels] > states.shape[channels]:  # the others predict the variance
-                m = m.narrow(channels, 0, states.shape[channels])
-            outputs.append(m.unflatten(0, (branches * rows, samples)))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    def _replay(self, captured: Captured, call: Capturable, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        assert self.run is not None
+        assert self._graph_use is not None
+        if self._graph_use.whole:
+            captured.extend_to(call.checkpoints)
+        replay = captured.replay(call.inputs, late=self.run.plan.bits_only)
+        self.run.follow(replay.core)
+        self.run.report.engine = "loop graph"
+        self._replaying = True
+        try:
+            return self._run_waves(lambda wave: wave.x, dtype)  # the graph has run it
+        finally:
+            self.run.report.dropped_waves = replay.dropped_waves
+
+    def _begin_again(self) -> None:
+        """A run from the start, that shows nothing twice."""
+        assert self.run is not None
+        shown, observer = self.run.shown, self._observer
+        self._replaying = False
+
+        def once(checkpoint: Checkpoint) -> None:
+            if observer is not None and checkpoint.iteration > shown:
+                observer(checkpoint)
+
+        assert self._make_run is not None
+        self.run = self._make_run(observer=once)
+
+    def _capturable(self) -> tuple[Capturable | None, str | None]:
+        """What a recording of this call would be, or why there can be none."""
+        if self.num_steps == 1:
+            return None, "a run of a single step has nothing between its waves"
+        assert self.run is not None
+        assert self._parts is not None
+        run, (plan, state, noise, extras), calls = self.run, self._parts, self._recorded
+        try:
+            signature = signature_of(calls)
+        except ValueError as why:
+            return None, str(why)
+        given = tensors_of(calls)
+        optional = {"draws": extras.draws, "guidance": extras.guidance}
+        own = {"x": state} | {name: tensor for name, tensor in optional.items() if tensor is not None}
+        prepared: list[RowInputs] = []
+
+        def begin(static: Mapping[str, Tensor]) -> tuple[Core, Repeated]:
+            x, program = static["x"], run.program
+            others = replace(extras, draws=static.get("draws"), guidance=static.get("guidance"))
+            rows = RowInputs(program, noise, x)
+            repeated = Repeated(with_tensors(calls, given, static), rows, len(x))
+            repeated.prepare()
+            prepared[:] = [rows]
+            return core_of(plan, x, noise, program, others), repeated
+
+        networks = tuple({id(call.network): call.network for call in calls}.values())
+        whole = Capturable(
+            (plan.signature, noise, extras.scaled, extras.network, implementation(state.device), signature),
+            own | given,
+            networks,
+            begin,
+            lambda: prepared[0].constants(),
+            plan.num_checkpoints,
+            calls[0].states.dtype,
+        )
+        reason = whole.why_not()
+        return (None, reason) if reason is not None else (whole, None)
 
     def _state_of(self, wave: Evaluate) -> Tensor:
         """The state of the first row, [samples, ...], back from what the network is given of it."""

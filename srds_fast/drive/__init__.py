@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import PerState, Tiles, draw_noise, input_scale, state_dtype
+from ..denoiser import draw_noise, state_dtype
 from ..errors import UnsupportedPipeline, UnsupportedScheduler
 from ..kernels.wave_update import NetworkInput
 from ..noise import NoiseTable, noise_table
@@ -28,7 +28,8 @@ from ..plan import Plan, Settings, choose
 from ..run import Observer, Run
 from ..solvers.core import Evaluate, Extras, Trajectory
 from .inpaint import Inpainting
-from .networks import PER_SAMPLE_OPTIONS, SHARED_OPTIONS, Network, network_family
+from .networks import Network, network_family
+from .rows import RowInputs
 from .standins import DrivenNetwork, DrivenScheduler, RowStates, driven_progress
 
 __all__ = ["Drive", "Loop", "driven_copy", "network_family"]
@@ -100,14 +101,13 @@ class Drive:
         self._trajectory: Trajectory | None = None
         self._noise: NoiseTable | None = None
         self._draws: Tensor | None = None
-        self._per_state: PerState | None = None
-        self._input_scale: Tensor | None = None
-        self._times: dict[tuple[Any, torch.dtype], Tensor] = {}
+        self._rows: RowInputs | None = None
+        self._parts: tuple[Plan, Tensor, NoiseTable, Extras] | None = None
+        self._make_run: Callable[..., Run] | None = None
         self._wave: Evaluate | None = None
         self._handed: Tensor | None = None
         self._num_samples = 0
         self._calls = 0
-        self._tiles: dict[str, list[Tiles]] = {}
         self._started: float | None = None
 
     @property
@@ -153,6 +153,8 @@ class Drive:
         x0: tuple[Tensor, ...] = ()
         if self.run is None:
             x0 = self._begin(m, x, options)
+            assert self.run is not None
+            self._wave = self.run.next(None)
         elif self._handed is not None and x is not self._handed:
             raise UnsupportedPipeline(
                 "The pipeline changes its latents between two scheduler steps. Such a loop cannot be driven. "
@@ -216,7 +218,8 @@ class Drive:
         plan = choose(rest.num_steps, Settings(method="sequential"))
         draws = None if self._draws is None else self._draws[done:]
         self.run = Run(plan, state, rest, "drive", self._extras(draws, x.dtype, rest.num_steps, x0_prev), report=report)
-        self._begin_inputs(rest, state)
+        # anew: a callback may have changed what conditioning was made from, in place
+        self._rows = RowInputs(self.run.program, rest, state)
         self._wave = self.run.next(None)
         self.finished = False
         return self._hand_out(x.dtype)
@@ -225,20 +228,16 @@ class Drive:
         """The states of the wave times their input scale, for all guidance branches."""
         if self._wave is None:
             return self.scheduler.inner.scale_model_input(x, timestep)  # type: ignore[no-any-return]
-        if self._input_scale is None:
-            return x
-        assert self._per_state is not None
-        branches = x.shape[0] // (len(self._wave.positions) * len(self._wave.samples))
-        scaled = x * self._per_state.of(self._input_scale, self._wave, branches)
-        if scaled.dtype != x.dtype:  # the scale is kept in the dtype of the state
-            scaled = scaled.to(x.dtype)
-        return RowStates.of(scaled, self) if isinstance(x, RowStates) else scaled
+        assert self._rows is not None
+        scaled = self._rows.scale(self._wave, x)
+        return RowStates.of(scaled, self) if isinstance(x, RowStates) and scaled is not x else scaled
 
     def for_rows(self, conditioning: Tensor, states: Tensor) -> Tensor:
         """Conditioning with an entry per branch and sample, repeated for the rows of `states`."""
         assert self._wave is not None
+        assert self._rows is not None
         branches = len(states) // (len(self._wave.positions) * len(self._wave.samples))
-        return self._repeated("joined to the states", conditioning, branches)
+        return self._rows.repeated(self._wave, "joined to the states", conditioning, branches)
 
     def call(
         self, network: nn.Module, family: Network, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -252,45 +251,17 @@ class Drive:
             if not self._loop.checked:
                 self._check_time(network, family, dict(zip(names, args, strict=False)) | kwargs)
             return network(*args, **kwargs)
-        rows = len(self._wave.positions) * len(self._wave.samples)
-        branches, odd = divmod(states.shape[0], rows)
-        if odd:
-            raise UnsupportedPipeline(
-                f"{type(network).__name__} was given {len(states)} states for {rows} rows. It is not known which state "
-                "belongs to which row. Run this call on the original pipeline."
-            )
         if isinstance(states, RowStates):
             plain = states.as_subclass(Tensor)
             args, kwargs = (
                 tuple(plain if arg is states else arg for arg in args),
                 {name: plain if value is states else value for name, value in kwargs.items()},
             )
-
-        def for_rows(name: str, value: Any) -> Any:
-            if name in family.per_sample:
-                return self._repeat(name, value, branches)
-            if name == "timestep":
-                return self._times_for(family, states.dtype, branches)
-            if name in family.options:
-                return self._repeat_options(name, value, branches)
-            raise UnsupportedPipeline(
-                f"The pipeline passes {name!r} to {type(network).__name__}. It is not known how that argument belongs "
-                "to samples. Run this call on the original pipeline."
-            )
-
-        # positional arguments stay positional: hooks on the network may look at either
-        if args:
-            args = tuple(
-                value if value is None or name in family.as_it_is else for_rows(name, value)
-                for name, value in zip(names, args, strict=False)
-            )
-        for name, value in kwargs.items():
-            if value is not None and name not in family.as_it_is:
-                kwargs[name] = for_rows(name, value)
-        return network(*args, **kwargs)
+        assert self._rows is not None
+        return self._rows.call(self._wave, network, family, names, args, kwargs)
 
     def _begin(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
-        """The first step: now number of steps, noise and samples are known."""
+        """The first step: now number of steps, noise and samples are known. Makes the run; it has not begun."""
         scheduler, options = self.scheduler.inner, self.scheduler.unusual(options)
         if m.shape != x.shape:
             raise UnsupportedPipeline(
@@ -324,31 +295,14 @@ class Drive:
                 "Use pipelined=True and no max_rows."
             )
         extras = self._extras(self._draws, x.dtype, noise.num_steps)
-        self.run = Run(plan, state, noise, "drive", extras, self._observer, self._started)
-        self._begin_inputs(noise, state)
-        self._wave = self.run.next(None)
+        self._parts = plan, state, noise, extras
+        self._make_run = functools.partial(Run, plan, state, noise, "drive", extras, started=self._started)
+        self.run = self._make_run(observer=self._observer)
+        self._rows = RowInputs(self.run.program, noise, state)
         if noise.num_steps > 1:
             return ()
         _, x0 = noise.step(0, state, m[: self._num_samples].to(state.dtype))
         return (x0.to(x.dtype),)
-
-    def _begin_inputs(self, noise: NoiseTable, state: Tensor) -> None:
-        """What differs from row to row in the network's input, for a run that begins."""
-        assert self.run is not None
-        self._per_state = PerState(self.run.program, state.device)
-        self._input_scale = input_scale(noise, state)
-        self._times = {}
-        self._tiles = {}  # a callback may have changed what they were made from, in place
-        self._timesteps = noise.timesteps.to(state.device)
-
-    def _times_for(self, family: Network, dtype: torch.dtype, branches: int) -> Tensor:
-        """What a network of the family is told of the time, for every state of the wave."""
-        assert self._wave is not None
-        assert self._per_state is not None
-        times = self._times.get((family.time, dtype))
-        if times is None:
-            times = self._times[family.time, dtype] = family.time(self._timesteps, dtype)
-        return self._per_state.of(times, self._wave, branches)
 
     def _extras(
         self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, x0_prev: Tensor | None = None
@@ -371,7 +325,8 @@ class Drive:
         if self._wave is None:
             assert self.run.sample is not None
             self.finished = True
-            self._tiles.clear()
+            assert self._rows is not None
+            self._rows.forget()
             states = self.run.sample.to(dtype)
         else:
             states = self._wave.x.flatten(0, 1)
@@ -382,45 +337,6 @@ class Drive:
         # where the loop itself makes the states anew, they cannot be known again
         self._handed = None if self._loop.copies > 1 or self._loop.blends else states
         return states
-
-    def _repeat(self, name: str, value: Any, branches: int) -> Any:
-        if isinstance(value, Tensor):
-            return self._repeated(name, value, branches)
-        if isinstance(value, dict):
-            return {key: self._repeat(f"{name}.{key}", entry, branches) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self._repeat(f"{name}.{key}", entry, branches) for key, entry in enumerate(value))
-        return value
-
-    def _repeat_options(self, name: str, options: dict[str, Any], branches: int) -> dict[str, Any]:
-        repeated = dict(options)
-        for key, value in options.items():
-            if key in PER_SAMPLE_OPTIONS:
-                repeated[key] = self._repeat(f"{name}.{key}", value, branches)
-            elif key not in SHARED_OPTIONS and not isinstance(value, bool | int | float | str | None):
-                raise UnsupportedPipeline(
-                    f"{name} holds {key!r}, a {type(value).__name__}. It is not known how that belongs to samples. "
-                    "Run this call on the original pipeline."
-                )
-        return repeated
-
-    def _repeated(self, name: str, value: Tensor, branches: int) -> Tensor:
-        """One tensor for the rows."""
-        assert self._wave is not None
-        kept = self._tiles.setdefault(name, [])
-        tiles = next((each for each in kept if each.tensor is value), None)
-        if tiles is None:
-            if len(value) != branches * self._num_samples:
-                raise UnsupportedPipeline(
-                    f"The pipeline's network was given conditioning of shape {tuple(value.shape)} ({name}) for "
-                    f"{branches} x {self._num_samples} branches and samples. It is not known which entry belongs to "
-                    "which sample. Run this call on the original pipeline."
-                )
-            assert self.run is not None
-            tiles = Tiles(value, self._num_samples, branches, self.run.program.peak_rows)
-            # a loop may call its network twice a turn, with two kinds of conditioning
-            self._tiles[name] = [tiles, *kept[:1]]
-        return tiles.of(len(self._wave.positions), self._wave.samples)
 
     def _check_time(self, network: nn.Module, family: Network, given: dict[str, Any]) -> None:
         """Hold what an unread loop tells its network in the first turn against what it would be told later."""

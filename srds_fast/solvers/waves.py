@@ -142,12 +142,12 @@ class _Updates:
         layout: what each wave reads and writes.
         table: the updates: the first one brings the starting noise to the network, then one for each wave, or two where
             states are constrained in between.
-        spreads: for stochastic schedulers, of each block the weights of the noise that its fine steps add.
+        spreads: for stochastic schedulers, of each block the weights of the noise that its fine steps add, [steps].
     """
 
     layout: Layout
     table: WaveTable
-    spreads: list[list[float]]
+    spreads: list[Tensor]
 
 
 def wave_table(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, x: Tensor) -> WaveTable:
@@ -216,7 +216,8 @@ def _updates(
         noise.clip,
         watched,
     )
-    return _Updates(layout, table, spreads)
+    on_device = [torch.tensor(weights, dtype=like.dtype, device=like.device) for weights in spreads]
+    return _Updates(layout, table, on_device)
 
 
 def _jumps(
@@ -281,10 +282,10 @@ def _sums(birth: Birth, program: Program) -> list[Summed]:
     ]
 
 
-def _jump_noise(draws: Tensor, spreads: list[list[float]], program: Program) -> list[Tensor]:
+def _jump_noise(draws: Tensor, spreads: list[Tensor], program: Program) -> list[Tensor]:
     """The noise that the fine steps of each block add up to, [1, batch, ...]."""
     return [
-        torch.tensordot(draws.new_tensor(weights), draws[start:stop], dims=1)[None]
+        torch.tensordot(weights, draws[start:stop], dims=1)[None]
         for weights, start, stop in zip(spreads, program.bounds, program.bounds[1:], strict=False)
     ]
 

@@ -1,0 +1,210 @@
+"""Recordings kept from call to call: found by what they depend on, made after a call that ran eagerly, bounded."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CaptureFailed
+from ..run import Run
+from ..solvers.core import Evaluate
+from .graph import Capturable, Captured
+from .recorder import recorder
+
+# of the device's free memory: what is left is for the decoder, and for calls of other shapes
+LARGEST_SHARE = 0.5
+# largest difference of a replay to the eager run it was recorded after, relative to the largest value. A recording that
+# is wrong is wrong by far; batches of other widths round differently.
+SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+MOST_FAILURES = 64
+
+
+@dataclass
+class GraphStats:
+    """What a compiled pipeline's graphs have done so far.
+
+    Attributes:
+        captured: recordings made; one is of a plan, at one shape.
+        replayed: calls that ran on one.
+        evicted: recordings given up for others, least recently used first.
+        failed: recordings that could not be made.
+        seconds: spent on recording.
+        held: recordings there are now.
+        nbytes: memory the device had less after recording them, where that can be asked.
+    """
+
+    captured: int = 0
+    replayed: int = 0
+    evicted: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    held: int = 0
+    nbytes: int = 0
+
+
+@dataclass
+class Graphs:
+    """Recordings kept from call to call. May be used from several threads.
+
+    Attributes:
+        max_graphs: recordings kept, the least recently used goes first.
+        stats: what was done.
+    """
+
+    max_graphs: int = 8
+    stats: GraphStats = field(default_factory=GraphStats)
+
+    def __post_init__(self) -> None:
+        self._kept: OrderedDict[Hashable, Captured] = OrderedDict()
+        self._failures: OrderedDict[Hashable, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, key: Hashable) -> Captured | str | None:
+        """The recording for a key, or why there can be none, or None."""
+        with self._lock:
+            if key in self._failures:
+                return self._failures[key]
+            captured = self._kept.get(key)
+            if captured is not None:
+                self._kept.move_to_end(key)
+                self.stats.replayed += 1
+            return captured
+
+    def capture(
+        self, key: Hashable, call: Capturable, expected: Tensor, iterations: list[int], *, whole: bool = False
+    ) -> None:
+        """Record a call that has just run eagerly, and keep the recording if its replay gives the same.
+
+        Args:
+            key: of the call.
+            call: what to record.
+            expected: result of the eager run, [batch, ...].
+            iterations: after how many each sample was done.
+            whole: record all iterations that it could take, not just those it took.
+
+        Raises:
+            CaptureFailed: it cannot be recorded, takes too much memory, or a replay differs. It is not tried again.
+        """
+        started = time.perf_counter()
+        try:
+            captured = self._recorded(call, call.checkpoints if whole else 1 + max(iterations))
+            _compare(captured, call, expected, iterations)
+        except (CaptureFailed, torch.OutOfMemoryError) as why:
+            with self._lock:
+                self.stats.failed += 1
+                self._failures[key] = str(why)
+                while len(self._failures) > MOST_FAILURES:
+                    self._failures.popitem(last=False)
+            if isinstance(why, CaptureFailed):
+                raise
+            raise CaptureFailed(
+                "The loop cannot be captured: the device has no memory left for it. It runs eagerly. "
+                "Lower max_graphs or max_rows."
+            ) from why
+        finally:
+            self.stats.seconds += time.perf_counter() - started
+        with self._lock:
+            self._kept[key] = captured
+            self.stats.captured += 1
+            while len(self._kept) > self.max_graphs:
+                self._kept.popitem(last=False)
+                self.stats.evicted += 1
+            self._count()
+
+    def clear(self) -> None:
+        """Give all recordings up, and forget what could not be recorded."""
+        with self._lock:
+            self._kept.clear()
+            self._failures.clear()
+            self._count()
+
+    def _count(self) -> None:
+        self.stats.held = len(self._kept)
+        self.stats.nbytes = sum(captured.nbytes for captured in self._kept.values())
+
+    def _recorded(self, call: Capturable, checkpoints: int) -> Captured:
+        free = _free_memory(call.device)
+        captured = Captured(call, recorder(call.device))
+        captured.extend_to(checkpoints)
+        if free is None:
+            return captured
+        taken = max(0, free - (_free_memory(call.device) or 0))
+        if taken > LARGEST_SHARE * free:
+            raise CaptureFailed(
+                f"The loop is not captured: its graphs take {taken / 2**30:.1f} of {free / 2**30:.1f} GiB that were "
+                "free, and room must be left to decode. It runs eagerly. Lower max_rows or max_graphs."
+            )
+        captured.nbytes = taken
+        return captured
+
+
+def _free_memory(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free
+
+
+def _compare(captured: Captured, call: Capturable, expected: Tensor, iterations: list[int]) -> None:
+    """Raise CaptureFailed if a replay on the call's own inputs does not give its result."""
+    core = captured.replay(call.inputs).core
+    found = torch.empty_like(expected)
+    event: Any = next(core)
+    try:
+        while True:
+            if isinstance(event, Evaluate):
+                event = core.send(event.x)
+                continue
+            done = [position for position, sample in enumerate(event.samples) if iterations[sample] <= event.iteration]
+            ids = [event.samples[position] for position in done]
+            found[ids] = event.sample[done]
+            event = core.send(tuple(position for position in range(len(event.samples)) if position not in done))
+    except StopIteration:
+        pass
+    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if not difference <= SAME[call.dtype] * largest:
+        raise CaptureFailed(
+            f"The loop is not captured: its replay differs from the eager run by {difference:.2g} where values reach "
+            f"{largest:.2g}. Something in the network is not repeated by a replay. It runs eagerly."
+        )
+
+
+@dataclass(frozen=True)
+class GraphUse:
+    """How a call may use graphs.
+
+    Attributes:
+        graphs: recordings there are.
+        lazy: record what has not been seen.
+        refused: told why a call runs eagerly; may raise.
+        whole: record all iterations that a call could take.
+    """
+
+    graphs: Graphs
+    lazy: bool
+    refused: Callable[[str], None]
+    whole: bool = False
+
+    def record(self, key: Hashable, call: Capturable, run: Run) -> str:
+        """Record a call that has run eagerly, for those to come. Returns why it has not been a replay itself."""
+        if not self.lazy:
+            reason = "nothing is recorded while serving (lazy_capture=False): make a call like it in warmup()"
+            self.refused(reason)
+            return reason
+        assert run.sample is not None
+        started = time.perf_counter()
+        try:
+            self.graphs.capture(key, call, run.sample, run.report.iterations_per_sample, whole=self.whole)
+        except CaptureFailed as why:
+            self.refused(str(why))
+            return str(why)
+        finally:
+            run.report.capture_seconds = time.perf_counter() - started
+        return "it is the first call of its kind: recorded for those to come"

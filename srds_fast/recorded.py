@@ -1,0 +1,159 @@
+"""The network calls of one turn of a pipeline's loop, and how they are made again for the rows of every wave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .drive.networks import Network
+from .drive.rows import RowInputs
+from .solvers.core import Evaluate
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
+
+
+@dataclass(frozen=True)
+class RecordedCall:
+    """One call of a network in the recorded turn.
+
+    Attributes:
+        names: of the network's parameters, in order.
+        args, kwargs: as the pipeline gave them.
+        states: the argument that holds the states, [branches * samples, ...].
+        probe: what the call was answered with.
+    """
+
+    network: nn.Module
+    family: Network
+    names: list[str]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    states: Tensor
+    probe: Tensor
+
+    def arguments(self) -> Iterator[tuple[str, Any]]:
+        """The arguments by name; neither the states nor the time, which every row has its own of."""
+        for name, value in (*zip(self.names, self.args, strict=False), *self.kwargs.items()):
+            if name != "timestep" and value is not self.states:
+                yield name, value
+
+    def changed(self, change: Callable[[Any], Any]) -> RecordedCall:
+        """The same call, with other tensors in the place of its own, the states apart."""
+        args = tuple(arg if arg is self.states else _changed(arg, change) for arg in self.args)
+        kwargs = {
+            name: value if value is self.states else _changed(value, change) for name, value in self.kwargs.items()
+        }
+        return replace(self, args=args, kwargs=kwargs)
+
+    def at(self, states: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the call, with other states."""
+        args = tuple(states if arg is self.states else arg for arg in self.args)
+        return args, {name: states if value is self.states else value for name, value in self.kwargs.items()}
+
+
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _changed(each, change) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_changed(each, change) for each in value)
+    return value
+
+
+class Repeated:
+    """Makes the recorded calls for the rows of a wave.
+
+    Args:
+        calls: of the turn, in order.
+        rows: makes their arguments.
+        num_samples: samples in the whole batch.
+    """
+
+    def __init__(self, calls: Sequence[RecordedCall], rows: RowInputs, num_samples: int) -> None:
+        self._calls = calls
+        self._rows = rows
+        self._num_samples = num_samples
+
+    def __call__(self, wave: Evaluate) -> Tensor:
+        """The network's output at a wave, branch by branch, [branches * rows, samples, ...]."""
+        outputs = []
+        rows, samples = len(wave.positions), len(wave.samples)
+        for each in self._calls:
+            branches = len(each.states) // self._num_samples
+            given = wave.x if branches * rows == len(wave.x) else wave.x[: branches * rows]
+            states = given.flatten(0, 1)
+            args, kwargs = each.at(states)
+            output = self._rows.call(wave, each.network, each.family, each.names, args, kwargs)
+            m: Tensor = output[0] if isinstance(output, tuple) else output.sample
+            channels = each.family.channels
+            if m.shape[channels] > states.shape[channels]:  # the others predict the variance
+                m = m.narrow(channels, 0, states.shape[channels])
+            outputs.append(m.unflatten(0, (branches * rows, samples)))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def prepare(self) -> None:
+        """Copy to the device now what the waves of a whole batch would copy when they need it."""
+        for each in self._calls:
+            self._rows.prepare(each.family, each.states.dtype, len(each.states) // self._num_samples)
+
+
+def tensors_of(calls: Iterable[RecordedCall]) -> dict[str, Tensor]:
+    """The tensors among the arguments of calls, by the place where each is found first."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for path, value in _leaves_of(calls):
+        if isinstance(value, Tensor):
+            found.setdefault(id(value), (path, value))
+    return dict(found.values())
+
+
+def with_tensors(
+    calls: Iterable[RecordedCall], tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]
+) -> list[RecordedCall]:
+    """The calls with others in the place of these tensors, by the same names."""
+    known = {id(tensor): others[name] for name, tensor in tensors.items()}
+    return [call.changed(lambda tensor: known.get(id(tensor), tensor)) for call in calls]
+
+
+def signature_of(calls: Iterable[RecordedCall]) -> Hashable:
+    """By value, what the calls are but for the contents of their tensors.
+
+    Raises:
+        ValueError: an argument is an object whose value is not known; it is named.
+    """
+    first: dict[int, str] = {}
+    found: list[Hashable] = []
+    for call in calls:
+        found += (id(call.network), call.states.shape, call.states.dtype)
+    for path, value in _leaves_of(calls):
+        if isinstance(value, Tensor):
+            found.append((path, first.setdefault(id(value), path)))  # two arguments may be one tensor
+        elif isinstance(value, _PLAIN):
+            found.append((path, type(value), value))
+        else:
+            raise ValueError(
+                f"{path.partition('.')[2]} is a {type(value).__name__}, of which it is not known what it holds"
+            )
+    return tuple(found)
+
+
+def _leaves_of(calls: Iterable[RecordedCall]) -> Iterator[tuple[str, Any]]:
+    for number, call in enumerate(calls):
+        for name, value in call.arguments():
+            yield from _leaves(f"{number}.{name}", value)
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _leaves(f"{path}.{key}", each)
+    elif isinstance(value, list | tuple):
+        yield path, len(value)
+        for index, each in enumerate(value):
+            yield from _leaves(f"{path}.{index}", each)
+    else:
+        yield path, value

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .errors import InvalidArgument
 from .noise import NoiseTable
@@ -99,6 +100,38 @@ class PerState:
         sizes = [len(of_wave) * branches * self._num_samples for of_wave in self._positions]
         of_waves: tuple[Tensor, ...] = column[index.to(self._device)].split(sizes)
         return of_waves
+
+
+class CountedPerState(PerState):
+    """The same, for the wave that a counter on the device has come to: an operation that a graph can repeat.
+
+    Args:
+        program: the waves.
+        counter: [1], one more than the number of the wave.
+    """
+
+    def __init__(self, program: Program, counter: Tensor) -> None:
+        super().__init__(program, counter.device)
+        self._counter = counter
+        self._padded: dict[tuple[Tensor, int], Tensor] = {}
+
+    def of(self, column: Tensor, wave: Evaluate, branches: int = 1) -> Tensor:
+        """As of `PerState`; of the wave, its width is looked at, not its number."""
+        self.prepare(column, len(wave.samples), branches)
+        padded = self._padded[column, branches]
+        return padded.index_select(0, self._counter)[0, : len(wave.positions) * branches * len(wave.samples)]
+
+    def prepare(self, column: Tensor, num_samples: int, branches: int = 1) -> tuple[Tensor, ...]:
+        """As of `PerState`."""
+        of_waves = super().prepare(column, num_samples, branches)
+        if (column, branches) not in self._padded:
+            # before the first wave the counter is 0
+            self._padded[column, branches] = pad_sequence([of_waves[0], *of_waves], batch_first=True)
+        return of_waves
+
+    def looked_up(self) -> Iterator[Tensor]:
+        """As of `PerState`."""
+        yield from self._padded.values()
 
 
 def input_scale(noise: NoiseTable, like: Tensor) -> Tensor | None:

@@ -24,7 +24,7 @@ from .engine.graphs import Graphs, GraphStats, GraphUse
 from .errors import CaptureFailed, InvalidArgument, PlanMismatch, SrdsFastError, UnsupportedPipeline
 from .families import Arguments, Family, family_of
 from .noise import adds_noise, check_scheduler
-from .plan import MOST_STEPS, Plan, Settings, choose, refuse_beside
+from .plan import GRAPH_ENGINES, MOST_STEPS, Plan, Settings, choose, refuse_beside
 from .report import Report
 from .run import Observer
 from .spares import Spares
@@ -53,7 +53,7 @@ class FastPipeline:
         """The same settings on a deep copy of the pipeline."""
         state = self._srds
         original = copy.deepcopy(state.original, memo)
-        graphs = Graphs(state.graphs.max_graphs)
+        graphs = Graphs(state.graphs.max_graphs, state.graphs.kind)
         return _fast(_State(original, state.settings, state.plan, state.strict, state.lazy_capture, graphs))
 
     def plan_for(self, *args: Any, **kwargs: Any) -> Plan:
@@ -182,7 +182,8 @@ def compile(
         pipelined: start rows of the next iteration as soon as their input exists.
         max_rows: widest wave allowed; memory grows with it.
         engine: "graph" records the waves of a call and replays them in later ones of its kind: a CUDA graph from one
-            checkpoint to the next, on the CPU a tape of operations, for tests. "eager" runs every wave from Python.
+            checkpoint to the next (or one for each width of a wave, where that is too long), on the CPU a tape of
+            operations, for tests. "wave-graphs": one for each width at once. "eager" runs every wave from Python.
             "auto": graphs on a CUDA device.
         max_graphs: recordings kept; one is of a plan at one shape. The least recently used goes first.
         lazy_capture: record calls of a new kind when they come; False: in `warmup` alone.
@@ -213,7 +214,9 @@ def compile(
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
     family_of(original)
     check_scheduler(original.scheduler)
-    return _fast(_State(original, settings, plan, strict, lazy_capture, Graphs(max_graphs)))
+    asked = settings.engine if plan is None else plan.engine
+    kind = "wave-graphs" if asked == "wave-graphs" else "graph"
+    return _fast(_State(original, settings, plan, strict, lazy_capture, Graphs(max_graphs, kind)))
 
 
 def _fast(state: _State) -> Any:
@@ -356,7 +359,7 @@ class _DrivenCall:
         )
         if self._drive_reason is None:
             make = functools.partial(takeover.Takeover, graph_use=self._graph_use(fast, network, warming))
-        elif state.engine == "graph":
+        elif state.engine in GRAPH_ENGINES:
             self._engine_reason = f"the loop is driven: {self._drive_reason}"
             _eagerly(fast, self._engine_reason)
         self.drive = make(fast.scheduler, loop, state.plan_for, observer, interrupted=self._interrupted)
@@ -458,7 +461,7 @@ def _fallback(fast: Any, how: str, reason: str) -> None:
 def _eagerly(fast: Any, reason: str) -> None:
     """Say once that and why calls are not replayed; where graphs were asked for by name, strict=True raises it."""
     state = fast._srds
-    if state.engine == "graph" and state.strict:
+    if state.engine in GRAPH_ENGINES and state.strict:
         raise CaptureFailed(
             f"This call cannot be replayed: {reason}. strict=True forbids to run it eagerly. "
             "Change what the reason names, pass engine='auto', or compile without strict."

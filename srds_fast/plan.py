@@ -16,7 +16,8 @@ from .steps import COARSE_SOLVERS, CoarseSolver
 
 Method = Literal["sequential", "srds"]
 METHODS: tuple[str, ...] = ("auto", "sequential", "srds")
-ENGINES: tuple[str, ...] = ("auto", "eager", "graph")
+ENGINES: tuple[str, ...] = ("auto", "eager", "graph", "wave-graphs")
+GRAPH_ENGINES = ENGINES[2:]
 # with fewer steps a second iteration already costs as many waves as the sequential sampler
 FEWEST_STEPS_FOR_SRDS = 6
 # beyond this a number of steps is a mistake: schedulers would allocate, programs would be built, for hours

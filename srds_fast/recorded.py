@@ -85,8 +85,7 @@ class Repeated:
         rows, samples = len(wave.positions), len(wave.samples)
         for each in self._calls:
             branches = len(each.states) // self._num_samples
-            given = wave.x if branches * rows == len(wave.x) else wave.x[: branches * rows]
-            states = given.flatten(0, 1)
+            states = self._states(each, wave)
             args, kwargs = each.at(states)
             output = self._rows.call(wave, each.network, each.family, each.names, args, kwargs)
             m: Tensor = output[0] if isinstance(output, tuple) else output.sample
@@ -97,9 +96,24 @@ class Repeated:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def prepare(self) -> None:
-        """Copy to the device now what the waves of a whole batch would copy when they need it."""
+        """See `engine.graph.Evaluator`."""
         for each in self._calls:
             self._rows.prepare(each.family, each.states.dtype, len(each.states) // self._num_samples)
+
+    def constants(self) -> Iterator[Tensor]:
+        """See `engine.graph.Evaluator`."""
+        return self._rows.constants()
+
+    def repeat(self, wave: Evaluate) -> None:
+        """See `engine.graph.Evaluator`."""
+        for each in self._calls:
+            args, kwargs = each.at(self._states(each, wave))
+            self._rows.arguments(wave, each.network, each.family, each.names, args, kwargs)
+
+    def _states(self, call: RecordedCall, wave: Evaluate) -> Tensor:
+        """What a call is given of a wave: a loop may make calls of fewer branches than its others have."""
+        size = len(call.states) // self._num_samples * len(wave.positions)
+        return (wave.x if size == len(wave.x) else wave.x[:size]).flatten(0, 1)
 
 
 def tensors_of(calls: Iterable[RecordedCall]) -> dict[str, Tensor]:

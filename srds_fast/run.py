@@ -17,6 +17,8 @@ from .report import Report
 from .solvers.core import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras
 from .solvers.sequential import sequential
 from .solvers.srds import srds
+from .solvers.waves import CountedWaves
+from .steps import CoarseSolver
 
 Observer = Callable[[Checkpoint], None]
 
@@ -26,6 +28,15 @@ def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: 
     if plan.method == "sequential":
         return sequential(x, noise, program, extras)
     return srds(x, noise, program, plan.coarse_solver, extras, watch_bits=plan.bits_only)
+
+
+def counted_waves_of(
+    plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING
+) -> CountedWaves:
+    """The waves of a plan on memory that stays; the arguments are those of `core_of`."""
+    solver: CoarseSolver = "ddim" if plan.method == "sequential" else plan.coarse_solver
+    watched = plan.method != "sequential" and plan.bits_only
+    return CountedWaves(x, noise, program, solver, extras, watched=watched)
 
 
 class Run:

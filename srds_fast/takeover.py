@@ -26,8 +26,9 @@ from .errors import CaptureFailed
 from .kernels.dispatch import implementation
 from .kernels.wave_update import NetworkInput
 from .recorded import RecordedCall, Repeated, signature_of, tensors_of, with_tensors
-from .run import core_of
+from .run import core_of, counted_waves_of
 from .solvers.core import Checkpoint, Core, Evaluate, Extras
+from .solvers.waves import CountedWaves
 
 # of what guidance makes of random float64 numbers, relative: rounding leaves 1e-16, a half-precision detour 1e-3
 LINEAR = 1e-9
@@ -166,7 +167,8 @@ class Takeover(Drive):
             captured.extend_to(call.checkpoints)
         replay = captured.replay(call.inputs, late=self.run.plan.bits_only)
         self.run.follow(replay.core)
-        self.run.report.engine = "loop graph"
+        self.run.report.engine = captured.name
+        self.run.report.engine_reason = captured.reason
         self._replaying = True
         try:
             return self._run_waves(lambda wave: wave.x, dtype)  # the graph has run it
@@ -200,16 +202,21 @@ class Takeover(Drive):
         given = tensors_of(calls)
         optional = {"draws": extras.draws, "guidance": extras.guidance}
         own = {"x": state} | {name: tensor for name, tensor in optional.items() if tensor is not None}
-        prepared: list[RowInputs] = []
+        program = run.program
+
+        def with_own(static: Mapping[str, Tensor]) -> Extras:
+            return replace(extras, draws=static.get("draws"), guidance=static.get("guidance"))
+
+        def repeated(static: Mapping[str, Tensor], counter: Tensor | None = None) -> Repeated:
+            rows = RowInputs(program, noise, static["x"], counter)
+            return Repeated(with_tensors(calls, given, static), rows, len(static["x"]))
 
         def begin(static: Mapping[str, Tensor]) -> tuple[Core, Repeated]:
-            x, program = static["x"], run.program
-            others = replace(extras, draws=static.get("draws"), guidance=static.get("guidance"))
-            rows = RowInputs(program, noise, x)
-            repeated = Repeated(with_tensors(calls, given, static), rows, len(x))
-            repeated.prepare()
-            prepared[:] = [rows]
-            return core_of(plan, x, noise, program, others), repeated
+            return core_of(plan, static["x"], noise, program, with_own(static)), repeated(static)
+
+        def begin_counted(static: Mapping[str, Tensor]) -> tuple[CountedWaves, Repeated]:
+            waves = counted_waves_of(plan, static["x"], noise, program, with_own(static))
+            return waves, repeated(static, waves.counter)
 
         networks = tuple({id(call.network): call.network for call in calls}.values())
         whole = Capturable(
@@ -217,8 +224,9 @@ class Takeover(Drive):
             own | given,
             networks,
             begin,
-            lambda: prepared[0].constants(),
+            begin_counted,
             plan.num_checkpoints,
+            len(program),
             calls[0].states.dtype,
         )
         reason = whole.why_not()

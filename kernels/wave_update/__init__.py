@@ -53,8 +53,9 @@ def wave_update(
     Args:
         table: the updates.
         number: which one: an int, or an int32 tensor [1] on the device, which the launch counts up. That is for
-            replays: m and `out` then have room for the widest update, a narrower one takes the first rows of each
-            branch, and beyond the last update nothing is done. A first call before a capture makes what a launch needs.
+            replays: `out` then has room for the widest update, m for those it is called for; narrower ones take the
+            first rows of each branch, and beyond the last update nothing is done. A first call before a capture makes
+            what a launch needs.
         buffers: memory of the run, written in place.
         m: network output, [branches * rows, samples, ...], float32, bfloat16, float16 or float64; its states contiguous
             or channels last, e.g. the first C of 2C channels. None where the update makes nothing.
@@ -105,9 +106,9 @@ def _check(
             raise InvalidArgument(
                 "out is None. With a counter on the device the host does not know how many rows enter. Pass out."
             )
-        most_rows, most_entering = table.most_rows * branches, table.most_entering * network.branches
-        # wider than the widest update is room that nothing is read from or written to
-        rows = most_rows if m is None or len(m) < most_rows or len(m) % branches else len(m)
+        most_entering = table.most_entering * network.branches
+        # wider than the update is room that nothing is read from or written to
+        rows = table.most_rows * branches if m is None or len(m) % branches or not len(m) else len(m)
         entering = most_entering if out is None or len(out) < most_entering or len(out) % network.branches else len(out)
     elif not 0 <= number < len(table.updates):
         raise InvalidArgument(f"number is {number}. The table has {len(table.updates)} updates. Pass one of them.")

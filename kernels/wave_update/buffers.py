@@ -99,6 +99,14 @@ class Buffers:
         self._look_at_memory()
         self.slots[0].copy_(x)
 
+    def restart(self, x: Tensor, noises: Tensor | None = None) -> None:
+        """Another run on the same memory: from x, with this noise; both as they were given at first."""
+        self.slots[0].copy_(x)
+        if noises is not None:
+            assert self.noises is not None
+            self.noises.copy_(noises)
+        self.moved.zero_()
+
     def keep(self, running: Sequence[int]) -> None:
         """Go on with these positions of the samples only."""
         index = torch.tensor(running, device=self.memory.device)

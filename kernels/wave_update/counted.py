@@ -75,10 +75,10 @@ def _make(table: WaveTable, update: Tensor, buffers: Buffers, m: Tensor) -> None
 def _sum(table: WaveTable, update: Tensor, buffers: Buffers) -> None:
     """Correct and compare, one sum after another."""
     padded, memory, change, moved = table.padded, buffers.memory, buffers.change, buffers.moved
-    sums, adds = _of(padded.sums, update).split(1, 1), _of(padded.adds, update).split(1, 1)
+    sums, adds = _of(padded.sums, update).unbind(1), _of(padded.adds, update).unbind(1)
     for each, does in zip(sums, adds, strict=True):
-        slot, new, old, compare, iteration = each.unbind()
-        has_bracket, is_compared, is_whole = does.unbind()
+        slot, new, old, compare, iteration = each[:, None].unbind()
+        has_bracket, is_compared, is_whole = does[:, None].unbind()
         value = memory.index_select(0, slot)
         corrected = value + (memory.index_select(0, new) - memory.index_select(0, old))
         value = torch.where(has_bracket, corrected, value)

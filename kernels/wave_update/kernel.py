@@ -133,7 +133,8 @@ def wave_update_kernel(
                 x = tl.load(here + state * slot_stride, mask=inside, other=0.0)
                 value = a * x
                 if HAS_M:
-                    from_network = inside & (row >= 0)
+                    # a counter may have got to an update that m has no rows for
+                    from_network = inside & (row >= 0) & (row < rows)
                     m_at = sample.to(tl.int64) * m_sample_stride
                     if M_DENSE:
                         m_at += element

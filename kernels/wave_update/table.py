@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from ..dispatch import implementation
 from .batched import Batch, batches
 from .chains import Chains, chains
 from .padded import Padded, padded
@@ -58,6 +59,11 @@ class WaveTable:
         self.num_rows = [1 + max((value.row for value in update.made), default=-1) for update in updates]
         self.most_rows = max(self.num_rows)
         self.most_entering = max(len(update.entering) for update in updates)
+
+    def prepare(self) -> None:
+        """Make now what updates read: with the first of them it would be copied to the device."""
+        made = (self.batches, self.padded) if implementation(self.device) == "torch" else self.chains
+        assert made
 
     @cached_property
     def batches(self) -> list[Batch]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import PerState, Tiles, input_scale
+from ..denoiser import CountedPerState, PerState, Tiles, input_scale
 from ..errors import UnsupportedPipeline
 from ..noise import NoiseTable
 from ..program import Program
@@ -23,12 +23,13 @@ class RowInputs:
         program: its waves.
         noise: table of its steps.
         state: starting noise, [batch, ...], in the dtype of the state.
+        counter: [1], on the device, tells which wave it is, one more than its number; None: the wave itself does.
     """
 
-    def __init__(self, program: Program, noise: NoiseTable, state: Tensor) -> None:
+    def __init__(self, program: Program, noise: NoiseTable, state: Tensor, counter: Tensor | None = None) -> None:
         self._peak_rows = program.peak_rows
         self._num_samples = len(state)
-        self._per_state = PerState(program, state.device)
+        self._per_state = PerState(program, state.device) if counter is None else CountedPerState(program, counter)
         self._input_scale = input_scale(noise, state)
         self._timesteps = noise.timesteps.to(state.device)
         self._times: dict[tuple[Any, torch.dtype], Tensor] = {}
@@ -52,6 +53,19 @@ class RowInputs:
         kwargs: dict[str, Any],
     ) -> Any:
         """Call a network. names: of its parameters, in order; the other arguments are those of its pipeline's call."""
+        args, kwargs = self.arguments(wave, network, family, names, args, kwargs)
+        return network(*args, **kwargs)
+
+    def arguments(
+        self,
+        wave: Evaluate,
+        network: nn.Module,
+        family: Network,
+        names: list[str],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What `call` gives the network."""
         states: Tensor = kwargs[family.state] if family.state in kwargs else args[names.index(family.state)]
         rows = len(wave.positions) * len(wave.samples)
         branches, odd = divmod(states.shape[0], rows)
@@ -77,7 +91,7 @@ class RowInputs:
 
         # positional arguments stay positional: hooks on the network may look at either
         given = tuple(for_rows(name, value) for name, value in zip(names, args, strict=False)) if args else args
-        return network(*given, **{name: for_rows(name, value) for name, value in kwargs.items()})
+        return given, {name: for_rows(name, value) for name, value in kwargs.items()}
 
     def repeated(self, wave: Evaluate, name: str, value: Tensor, branches: int) -> Tensor:
         """A tensor with an entry per branch and sample, repeated for the rows; name: where it is used."""

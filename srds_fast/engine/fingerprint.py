@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _module
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
 # what every module has: its parts are looked at as such, its hooks by `hooked`
@@ -23,14 +24,15 @@ def fingerprint(network: nn.Module) -> Hashable:
 
     It waits for nothing and copies nothing: a few milliseconds of the host for a network of a thousand modules.
     """
-    found: list[Hashable] = []
+    found: list[Any] = []
     for module in network.modules():
         state = module.__dict__
-        found.append(id(module))
+        # with the class, as another module may get the id of one that is gone
+        found += (id(module), type(module), type(module).forward)
         for tensors in (state["_parameters"], state["_buffers"]):
             for tensor in tensors.values():
                 if tensor is not None:
-                    found += (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+                    found += _of_tensor(tensor)
         for name, value in state.items():
             if name not in _MACHINERY:
                 found.append(value if type(value) in _PLAIN else _of_value(value))
@@ -42,15 +44,24 @@ def _of_value(value: Any, deep: bool = True) -> Hashable:
     if kind in _PLAIN:
         return value  # type: ignore[no-any-return]
     if isinstance(value, Tensor):
-        return value.data_ptr(), value.dtype, value.shape, value.stride()
+        return _of_tensor(value)
     if isinstance(value, list | tuple):
         return kind, *(_of_value(each, deep) for each in value)
+    if isinstance(value, set | frozenset):
+        return kind, frozenset(_of_value(each, deep) for each in value)
     if isinstance(value, dict):
         return kind, *value.keys(), *(_of_value(each, deep) for each in value.values())
     if deep and not isinstance(value, nn.Module | type) and (held := getattr(value, "__dict__", None)):
         # an attention processor, a configuration: with settings of its own
-        return id(value), *((name, _of_value(each, deep=False)) for name, each in held.items())
-    return id(value)
+        return id(value), kind, *((name, _of_value(each, deep=False)) for name, each in held.items())
+    return id(value), kind
+
+
+def _of_tensor(tensor: Tensor) -> tuple[Hashable, ...]:
+    try:
+        return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    except (RuntimeError, ValueError):  # quantized: of several tensors; or not made yet
+        return id(tensor), type(tensor)
 
 
 def tensors_of(network: nn.Module) -> Iterator[Tensor]:
@@ -65,7 +76,7 @@ def tensors_of(network: nn.Module) -> Iterator[Tensor]:
 def _tensors_in(value: Any, deep: bool = True) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | set | frozenset):
         for each in value:
             yield from _tensors_in(each, deep)
     elif isinstance(value, dict):
@@ -78,9 +89,18 @@ def _tensors_in(value: Any, deep: bool = True) -> Iterator[Tensor]:
 
 def hooked(network: nn.Module) -> str | None:
     """The name of a part of the network that a hook hangs on, or None: a replay would not call it."""
+    if _module._global_forward_hooks or _module._global_forward_pre_hooks:
+        return "every module"
     for name, module in network.named_modules():
         state = module.__dict__
-        # `forward` of its own: diffusers' and accelerate's hooks put themselves there
-        if state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state:
+        # `forward` of its own: diffusers' and accelerate's hooks put themselves there, as torch.compile does
+        if state["_forward_hooks"] or state["_forward_pre_hooks"] or not _is_its_own(module, state.get("forward")):
             return name or type(module).__name__
     return None
+
+
+def _is_its_own(module: nn.Module, forward: Any) -> bool:
+    """What the class would give: accelerate puts that back when it takes its hooks away."""
+    if forward is None:
+        return True
+    return getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward

@@ -8,18 +8,39 @@ batch before the run ends, as a narrower batch would be another recording; each 
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CaptureFailed
 from ..solvers.core import Checkpoint, Core, Evaluate
+from ..solvers.waves import CountedWaves
 from .fingerprint import fingerprint, hooked, tensors_of
 from .guard import Guard, not_among, storage_of
 from .recorder import Graph, Recorder, turn
+
+T = TypeVar("T")
+
+
+class Evaluator(Protocol):
+    """Runs the waves of a recording."""
+
+    def __call__(self, wave: Evaluate) -> Tensor:
+        """The network's output at a wave, [branches * rows, samples, ...]."""
+
+    def prepare(self) -> None:
+        """Copy to the device what the waves of a whole batch would copy when they need it."""
+
+    def constants(self) -> Iterable[Tensor]:
+        """What was copied."""
+
+    def repeat(self, wave: Evaluate) -> None:
+        """Repeat the conditioning for the rows of a wave, and those of narrower ones."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +52,18 @@ class Capturable:
         inputs: the tensors that are others in every call, by name; "x" is the starting noise, [batch, ...].
         networks: the networks that are called.
         begin: given static tensors in the place of inputs, makes a core that has not begun, and what runs its waves.
-        constants: tensors that never change, which the waves are run with.
-        checkpoints: how many a run has at most.
+        begin_counted: the same with waves that count themselves.
+        checkpoints, num_waves: how many a run has at most.
         dtype: of the network.
     """
 
     signature: Hashable
     inputs: Mapping[str, Tensor]
     networks: tuple[nn.Module, ...]
-    begin: Callable[[Mapping[str, Tensor]], tuple[Core, Callable[[Evaluate], Tensor]]]
-    constants: Callable[[], Iterable[Tensor]]
+    begin: Callable[[Mapping[str, Tensor]], tuple[Core, Evaluator]]
+    begin_counted: Callable[[Mapping[str, Tensor]], tuple[CountedWaves, Evaluator]]
     checkpoints: int
+    num_waves: int
     dtype: torch.dtype
 
     @property
@@ -82,20 +104,30 @@ def _process_state() -> Hashable:
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """The waves up to one checkpoint.
+class Piece:
+    """What one launch does.
 
     Attributes:
         waves: positions and number of each.
-        checkpoint: its tensors are written by every replay.
     """
 
     graph: Graph
     waves: tuple[tuple[tuple[int, ...], int], ...]
-    checkpoint: Checkpoint
 
 
-class Captured:
+@dataclass(frozen=True)
+class Stretch:
+    """The waves up to one checkpoint.
+
+    Attributes:
+        checkpoint: gives the checkpoint as the replay that was just launched leaves it.
+    """
+
+    pieces: tuple[Piece, ...]
+    checkpoint: Callable[[], Checkpoint]
+
+
+class Captured(ABC):
     """The stretches of one plan on static tensors.
 
     Args:
@@ -103,24 +135,29 @@ class Captured:
         recorder: of its device.
 
     Attributes:
+        name: of the engine, for reports.
         nbytes: memory that the device had less after the recording, where that can be asked.
+        operations: recorded so far; about as many as kernels.
+        reason: why it is not of a faster kind, or None.
     """
 
+    name: str
+
     def __init__(self, call: Capturable, recorder: Recorder) -> None:
-        self.nbytes = 0
+        self.nbytes = self.operations = 0
+        self.reason: str | None = None
+        self.checkpoints = call.checkpoints
         self._recorder = recorder
-        self._checkpoints = call.checkpoints
         self._networks = call.networks
-        self._constants = call.constants
         self._inputs = {name: torch.empty_like(each).copy_(each) for name, each in call.inputs.items()}
-        self._core, self._evaluate = call.begin(self._inputs)
-        self._stretches: list[_Stretch] = []
+        self._known: list[Tensor] = [*self._inputs.values()]
+        self._stretches: list[Stretch] = []
         self._made: set[int] = set()
 
     @property
-    def num_stretches(self) -> int:
-        """Stretches recorded so far."""
-        return len(self._stretches)
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._inputs["x"].device
 
     def extend_to(self, checkpoints: int) -> None:
         """Record what is missing up to so many checkpoints, as far as a run goes.
@@ -128,33 +165,50 @@ class Captured:
         Raises:
             CaptureFailed: an operation cannot be recorded. Nothing more can be done with this recording.
         """
-        with turn(self._device):
-            while len(self._stretches) < min(checkpoints, self._checkpoints):
-                self._stretches.append(self._record())
+        with turn(self.device):
+            while len(self._stretches) < min(checkpoints, self.checkpoints):
+                self._stretches.append(self._record_stretch(len(self._stretches)))
 
-    def _record(self) -> _Stretch:
-        waves: list[tuple[tuple[int, ...], int]] = []
+    def stretch(self, number: int) -> Stretch:
+        """A stretch, recorded now if it has not been."""
+        self.extend_to(number + 1)
+        return self._stretches[number]
+
+    def replay(self, inputs: Mapping[str, Tensor], *, late: bool = False) -> Replay:
+        """A run on other inputs of the same layout.
+
+        Args:
+            inputs: as those it was recorded with.
+            late: launch what comes next before the change of an iteration is looked at. That spares the device a pause
+                of some ten microseconds at every checkpoint, and costs the waves of one launch where the run then
+                stops: it pays where a stop is unlikely.
+        """
+        return Replay(self, inputs, late)
+
+    def take(self, inputs: Mapping[str, Tensor]) -> None:
+        """Copy the inputs of a run to where graphs read them."""
+        torch._foreach_copy_(list(self._inputs.values()), [inputs[name] for name in self._inputs])
+
+    @abstractmethod
+    def _record_stretch(self, number: int) -> Stretch:
+        """Record the next stretch."""
+
+    def _record(self, work: Callable[[Guard], T]) -> tuple[Graph, T]:
         guards: list[Guard] = []
 
-        def work(guard: Guard) -> Checkpoint:
+        def watched(guard: Guard) -> T:
             guards.append(guard)
-            event = self._core.send(None)
-            while isinstance(event, Evaluate):
-                waves.append((event.positions, event.number))
-                guard.in_network = True
-                output = self._evaluate(event)
-                guard.in_network = False
-                event = self._core.send(output)
-            return event
+            return work(guard)
 
-        graph, checkpoint = self._recorder.record(work)
+        graph, found = self._recorder.record(watched)
         (guard,) = guards
         self._refuse_strangers(guard)
         self._made |= guard.storages
-        return _Stretch(graph, tuple(waves), checkpoint)
+        self.operations += guard.operations
+        return graph, found
 
     def _refuse_strangers(self, guard: Guard) -> None:
-        known = [*self._inputs.values(), *self._constants()]
+        known = self._known.copy()
         for network in self._networks:
             known += tensors_of(network)
         for stranger in not_among(guard.read_by_network, known):
@@ -165,19 +219,50 @@ class Captured:
                     "Make it a parameter or a buffer; until then it runs eagerly."
                 )
 
-    @property
-    def _device(self) -> torch.device:
-        return self._inputs["x"].device
 
-    def replay(self, inputs: Mapping[str, Tensor], *, late: bool = False) -> Replay:
-        """A run on other inputs of the same layout.
+class LoopGraph(Captured):
+    """One graph from each checkpoint to the next.
 
-        Args:
-            inputs: as those it was recorded with.
-            late: launch the next stretch before the change of the last one is looked at. That spares the device a pause
-                of some ten microseconds at every checkpoint, and costs a stretch where the run then stops.
-        """
-        return Replay(self, inputs, late)
+    Args:
+        call, recorder: as of `Captured`.
+        most_operations: that a whole recording may hold, about: more would take long to record, and much memory.
+    """
+
+    name = "loop graph"
+
+    def __init__(self, call: Capturable, recorder: Recorder, most_operations: float = math.inf) -> None:
+        super().__init__(call, recorder)
+        self._core, self._evaluate = call.begin(self._inputs)
+        self._evaluate.prepare()
+        self._known += self._evaluate.constants()
+        self._most_operations = most_operations
+        self._num_waves = call.num_waves
+        self._waves_recorded = 0
+
+    def _record_stretch(self, number: int) -> Stretch:
+        waves: list[tuple[tuple[int, ...], int]] = []
+
+        def work(guard: Guard) -> Checkpoint:
+            event = self._core.send(None)
+            while isinstance(event, Evaluate):
+                waves.append((event.positions, event.number))
+                self._refuse_length(guard, len(waves))
+                with guard.network():
+                    output = self._evaluate(event)
+                event = self._core.send(output)
+            return event
+
+        graph, checkpoint = self._record(work)
+        self._waves_recorded += len(waves)
+        return Stretch((Piece(graph, tuple(waves)),), lambda: checkpoint)
+
+    def _refuse_length(self, guard: Guard, waves: int) -> None:
+        expected = guard.operations / max(1, waves - 1) * self._num_waves
+        if waves > 1 and expected > self._most_operations:
+            raise CaptureFailed(
+                f"One graph of the loop would hold about {expected:.0f} operations. It would take long to make and "
+                "much memory. There is a graph for each width of a wave instead."
+            )
 
 
 class Replay:
@@ -191,26 +276,30 @@ class Replay:
     def __init__(self, captured: Captured, inputs: Mapping[str, Tensor], late: bool) -> None:
         self.dropped_waves = 0
         self._captured = captured
-        self._launched: list[_Arriving] = []
         self._late = late
         self.core = self._run(inputs)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> Core:
         captured = self._captured
-        static = captured._inputs
-        with turn(captured._device), torch.no_grad():
-            torch._foreach_copy_(list(static.values()), [inputs[name] for name in static])
-            samples = tuple(range(len(static["x"])))
+        with turn(captured.device):
+            captured.take(inputs)
+            samples = tuple(range(len(inputs["x"])))
             running = samples
             result: Tensor | None = None
-            for number in range(captured._checkpoints):
-                arriving = self._launch(number)
-                stretch, found = captured._stretches[number], arriving.checkpoint
-                for positions, wave in stretch.waves:
-                    yield Evaluate(found.sample, positions, samples, wave)
-                last = number == captured._checkpoints - 1
-                if self._late and not last:
-                    self._launch(number + 1)
+            ahead: Piece | None = None
+            for number in range(captured.checkpoints):
+                stretch = captured.stretch(number)
+                for piece in stretch.pieces:
+                    if piece is not ahead:
+                        piece.graph.replay()
+                    ahead = None
+                    for positions, wave in piece.waves:
+                        yield Evaluate(inputs["x"], positions, samples, wave)
+                arriving = _Arriving(stretch.checkpoint())
+                last = number == captured.checkpoints - 1
+                if self._late and not last and (following := captured.stretch(number + 1).pieces):
+                    ahead = following[0]
+                    ahead.graph.replay()
                 checkpoint = arriving.of(running)
                 answer = yield checkpoint
                 assert not isinstance(answer, Tensor)
@@ -218,27 +307,16 @@ class Replay:
                 running = running if answer is None else tuple(running[position] for position in answer)
                 if last or not running:
                     break
-            ahead = self._launched[number + 1 :]
-            self.dropped_waves = sum(len(each.stretch.waves) for each in ahead)
+            self.dropped_waves = 0 if ahead is None else len(ahead.waves)
             assert result is not None
             return result
-
-    def _launch(self, number: int) -> _Arriving:
-        if number == len(self._launched):
-            self._captured.extend_to(number + 1)
-            stretch = self._captured._stretches[number]
-            stretch.graph.replay()
-            self._launched.append(_Arriving(stretch))
-        return self._launched[number]
 
 
 class _Arriving:
     """A checkpoint on its way to the host: copies that later stretches do not overwrite."""
 
-    def __init__(self, stretch: _Stretch) -> None:
-        self.stretch = stretch
-        found = stretch.checkpoint
-        self.checkpoint = Checkpoint(
+    def __init__(self, found: Checkpoint) -> None:
+        self._found = Checkpoint(
             found.iteration,
             found.sample.clone(),
             found.samples,
@@ -255,7 +333,7 @@ class _Arriving:
         """The checkpoint of these samples, once it is there."""
         if self._event is not None:
             self._event.synchronize()
-        found = self.checkpoint
+        found = self._found
         if len(running) == len(found.samples):
             return found
         index = torch.tensor(running)

@@ -15,8 +15,9 @@ from torch import Tensor
 from ..errors import CaptureFailed
 from ..run import Run
 from ..solvers.core import Evaluate
-from .graph import Capturable, Captured
+from .graph import Capturable, Captured, LoopGraph
 from .recorder import recorder
+from .wave_graphs import WaveGraphs
 
 # of the device's free memory: what is left is for the decoder, and for calls of other shapes
 LARGEST_SHARE = 0.5
@@ -24,6 +25,8 @@ LARGEST_SHARE = 0.5
 # is wrong is wrong by far; batches of other widths round differently.
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 MOST_FAILURES = 64
+# in one loop graph: at some hundred bytes and nanoseconds each, more takes longer to make than it saves
+MOST_OPERATIONS = 50_000
 
 
 @dataclass
@@ -55,10 +58,13 @@ class Graphs:
 
     Attributes:
         max_graphs: recordings kept, the least recently used goes first.
+        kind: "graph": a graph from each checkpoint to the next, where that can be had, otherwise one for each width of
+            a wave; "wave-graphs": the second at once.
         stats: what was done.
     """
 
     max_graphs: int = 8
+    kind: str = "graph"
     stats: GraphStats = field(default_factory=GraphStats)
 
     def __post_init__(self) -> None:
@@ -130,16 +136,36 @@ class Graphs:
         self.stats.nbytes = sum(captured.nbytes for captured in self._kept.values())
 
     def _recorded(self, call: Capturable, checkpoints: int) -> Captured:
+        """A recording, of the fastest kind that can be had."""
+        where = recorder(call.device)
+        kinds: dict[str, Callable[[], Captured]] = {
+            "loop graph": lambda: LoopGraph(call, where, MOST_OPERATIONS),
+            "wave graphs": lambda: WaveGraphs(call, where),
+        }
+        if self.kind == "wave-graphs":
+            del kinds["loop graph"]
+        reasons: list[str] = []
+        for make in kinds.values():
+            try:
+                captured = self._within_memory(call, checkpoints, make)
+            except CaptureFailed as why:
+                reasons.append(str(why))
+            else:
+                captured.reason = reasons[0] if reasons else None
+                return captured
+        raise CaptureFailed(reasons[-1])
+
+    def _within_memory(self, call: Capturable, checkpoints: int, make: Callable[[], Captured]) -> Captured:
         free = _free_memory(call.device)
-        captured = Captured(call, recorder(call.device))
+        captured = make()
         captured.extend_to(checkpoints)
         if free is None:
             return captured
         taken = max(0, free - (_free_memory(call.device) or 0))
         if taken > LARGEST_SHARE * free:
             raise CaptureFailed(
-                f"The loop is not captured: its graphs take {taken / 2**30:.1f} of {free / 2**30:.1f} GiB that were "
-                "free, and room must be left to decode. It runs eagerly. Lower max_rows or max_graphs."
+                f"The {captured.name} would take {taken / 2**30:.1f} of {free / 2**30:.1f} GiB that are free. Room "
+                "must be left to decode. Lower max_rows or max_graphs."
             )
         captured.nbytes = taken
         return captured

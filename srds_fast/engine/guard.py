@@ -7,24 +7,38 @@ it. It is refused by name before it runs, on a CUDA device as on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager, suppress
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import CaptureFailed
 
-_FROM_PYTHON = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default}
+_aten = torch.ops.aten
+_FROM_PYTHON = {_aten.lift_fresh.default, _aten.lift_fresh_copy.default}
+# of an index, only a mask has a shape that depends on values
+_INDEX = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default}
+# not marked in torch: look at a flag on the device
+_WAITS = {_aten._linalg_check_errors.default}
+# what the CPU lets pass unseen: no operation runs, and a replay would not do it again
+_TO_HOST = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, torch.tensor_split}
+_FROM_NUMBERS = {torch.tensor, Tensor.new_tensor}
+_FROM_ANY = {torch.as_tensor, torch.asarray}
+# arguments that say whether anything is drawn
+_SWITCHES = ("dropout_p", "dropout", "p", "train", "training")
 
 
 class Guard(TorchDispatchMode):
     """Refuses operations that cannot be captured, and notes what is read from outside.
 
     Attributes:
-        in_network: the operations that come now are those of the network.
+        operations: that have run, about as many as launches.
         read: tensors that were there before the capture, in the order they were first read; held, so that their memory
             stays theirs.
         read_by_network: the part of them that the network reads.
@@ -32,23 +46,48 @@ class Guard(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_network = False
+        self.operations = 0
+        self._in_network = False
         self.read: list[Tensor] = []
         self.read_by_network: list[Tensor] = []
         self._made: set[int] = set()
-        self._seen: set[tuple[int, bool]] = set()
+        self._numbers: set[int] = set()
+        self._seen: set[int] = set()
+        self._seen_by_network: set[int] = set()
+        self._functions = _Functions()
+
+    def __enter__(self) -> Self:
+        self._functions.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *why: Any) -> None:
+        super().__exit__(*why)
+        self._functions.__exit__(*why)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        refuse_uncapturable(func, args, kwargs)
+        refuse_uncapturable(func, args, kwargs, self._numbers)
         given = list(tensors_in((args, kwargs)))
         for tensor in given:
             self._note(tensor)
         self.before(func, given)
         out = func(*args, **kwargs)
-        self._made.update(storage_of(tensor) for tensor in new_in(out, given))
+        self.operations += 1
+        if func in _FROM_PYTHON:  # what is left of them: x[0] = 1.0
+            self._numbers.add(_Memory(out))
+        self._made.update(map(_Memory, new_in(out, given)))
         self.after(func, args, kwargs, out)
         return out
+
+    @contextmanager
+    def network(self) -> Iterator[None]:
+        """Within it, operations are those of the network."""
+        self._in_network = True
+        try:
+            yield
+        finally:
+            self._in_network = False
 
     def before(self, func: Any, given: list[Tensor]) -> None:
         """An operation is about to run on these tensors."""
@@ -58,7 +97,7 @@ class Guard(TorchDispatchMode):
 
     @property
     def storages(self) -> set[int]:
-        """Memory taken in this capture."""
+        """Memory taken in this capture. None of these numbers is given to other memory as long as they are kept."""
         return self._made
 
     def made(self, tensor: Tensor) -> bool:
@@ -67,47 +106,89 @@ class Guard(TorchDispatchMode):
 
     def _note(self, tensor: Tensor) -> None:
         storage = storage_of(tensor)
-        # a view of what was there before is not made here
-        if storage in self._made or (storage, self.in_network) in self._seen:
+        if storage in self._made or storage in self._numbers:
             return
-        self._seen.add((storage, self.in_network))
-        self.read.append(tensor)
-        if self.in_network:
+        # a view of what was there before is not made here
+        if storage not in self._seen:
+            self._seen.add(storage)
+            self.read.append(tensor)
+        if self._in_network and storage not in self._seen_by_network:
+            self._seen_by_network.add(storage)
             self.read_by_network.append(tensor)
 
 
-def refuse_uncapturable(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    """Raise CaptureFailed for an operation that a graph cannot hold."""
+class _Functions(TorchFunctionMode):
+    """Refuses the functions that run no operation which could be refused."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _TO_HOST and (func is not torch.tensor_split or len(list(tensors_in((args, kwargs)))) > 1):
+            raise _refusal(f"Tensor.{func.__name__}", "has the host read values")
+        if func in _FROM_NUMBERS or (func in _FROM_ANY and not isinstance(args[0], Tensor)):
+            raise _refusal(func.__name__, "makes a tensor from Python numbers, which a graph would freeze")
+        return func(*args, **kwargs)
+
+
+def refuse_uncapturable(func: Any, args: Any, kwargs: dict[str, Any], numbers: Set[int] = frozenset()) -> None:
+    """Raise CaptureFailed for an operation that a graph cannot hold; numbers: memory of Python numbers."""
     what = None
-    if func in _FROM_PYTHON:
+    if func in _FROM_PYTHON and not _is_number(args[0]):
         what = "makes a tensor from Python numbers, which a graph would freeze"
-    elif torch.Tag.data_dependent_output in func.tags:
+    elif torch.Tag.data_dependent_output in func.tags or func in _WAITS:
         what = "makes the host wait for a value"
-    elif torch.Tag.dynamic_output_shape in func.tags:
+    elif (func in _INDEX and _has_mask(args)) or (torch.Tag.dynamic_output_shape in func.tags and func not in _INDEX):
         what = "has a shape that depends on values"
     elif torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs):
         what = "draws random numbers"
-    elif len(devices := _devices(args, kwargs)) > 1:
+    elif len(devices := _devices(func, args, kwargs, numbers)) > 1:
         what = f"copies between {' and '.join(sorted(devices))}"
     if what is not None:
-        raise CaptureFailed(
-            f"The loop cannot be captured: {func} {what}. A replay would not repeat that. "
-            "It runs eagerly; pass engine='eager' to leave it so."
-        )
+        raise _refusal(str(func), what)
+
+
+def failed(error: Exception) -> CaptureFailed:
+    """What else went wrong in a capture."""
+    reason = str(error).partition("\n")[0]
+    return CaptureFailed(
+        f"The loop cannot be captured: {type(error).__name__}: {reason}. It runs eagerly. "
+        "Pass engine='eager' to leave it so."
+    )
+
+
+def _refusal(name: str, what: str) -> CaptureFailed:
+    return CaptureFailed(
+        f"The loop cannot be captured: {name} {what}. A replay would not repeat that. "
+        "It runs eagerly; pass engine='eager' to leave it so."
+    )
+
+
+def _is_number(tensor: Tensor) -> bool:
+    """What x[0] = 1.0 makes of its number: it goes along with the launch, as the number itself would."""
+    return tensor.ndim == 0 and tensor.device.type == "cpu"
+
+
+def _has_mask(args: Any) -> bool:
+    return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(args[1]))
 
 
 def _draws(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     """Whether it draws: attention and dropout are marked so even where nothing is dropped."""
     for index, argument in enumerate(func._schema.arguments):
-        if argument.name in ("dropout_p", "p", "train"):
+        if argument.name in _SWITCHES:
             value = kwargs.get(argument.name, args[index] if index < len(args) else argument.default_value)
-            return bool(value)
+            if value is not None and not value:
+                return False
     return True
 
 
-def _devices(args: Any, kwargs: dict[str, Any]) -> set[str]:
-    # a tensor of no dimensions on the CPU is a number: it goes along with the launch, and would be frozen
-    devices = {tensor.device.type for tensor in tensors_in((args, kwargs))}
+def _devices(func: Any, args: Any, kwargs: dict[str, Any], numbers: Set[int]) -> set[str]:
+    # another tensor of no dimensions on the CPU would be read by the host, and frozen
+    copies = func in (_aten._to_copy.default, _aten.copy_.default, _aten.copy.default)
+    devices = {
+        tensor.device.type
+        for tensor in tensors_in((args, kwargs))
+        if copies or not numbers or storage_of(tensor) not in numbers
+    }
     device = kwargs.get("device")
     return devices | {torch.device(device).type} if device is not None and devices else devices
 
@@ -124,8 +205,23 @@ def new_in(out: Any, given: Iterable[Tensor]) -> list[Tensor]:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Which memory a tensor lies in."""
-    return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
+    """Which memory a tensor lies in; for one without memory of its own, as a sparse one, which tensor it is."""
+    try:
+        return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
+    except (NotImplementedError, RuntimeError, ValueError):
+        return id(tensor)
+
+
+class _Memory(int):
+    """As `storage_of`, of memory that may be given back: the number is not used again as long as this is kept."""
+
+    def __new__(cls, tensor: Tensor) -> Self:
+        made = super().__new__(cls, storage_of(tensor))
+        with suppress(NotImplementedError, RuntimeError, ValueError):
+            made._held = StorageWeakRef(tensor.untyped_storage())
+        return made
+
+    _held: Any = None
 
 
 def not_among(read: Iterable[Tensor], known: Iterable[Tensor]) -> list[Tensor]:

@@ -14,14 +14,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .guard import Guard, new_in, storage_of, tensors_in
+from ..errors import CaptureFailed
+from .guard import Guard, failed, new_in, storage_of, tensors_in
 
 T = TypeVar("T")
 
 _aten = torch.ops.aten
 _MAKES_ROOM = {
     _aten.empty.memory_format, _aten.empty_like.default, _aten.empty_strided.default, _aten.new_empty.default,
-    _aten.new_empty_strided.default,
+    _aten.new_empty_strided.default, _aten.empty_permuted.default,
 }  # fmt: skip
 
 
@@ -56,6 +57,7 @@ class Tape(Guard):
         self._operations.clear()
         self._made_tensors.clear()
         self.read.clear()
+        self.read_by_network.clear()
 
     def before(self, func: Any, given: list[Tensor]) -> None:
         """Keep what an operation is about to overwrite."""
@@ -68,18 +70,18 @@ class Tape(Guard):
 
     def after(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Note an operation."""
-        if func._schema.is_mutable:
-            self._operations.append(lambda: func(*args, **kwargs))
-            return
-        outputs = new_in(out, tensors_in((args, kwargs)))
-        if not outputs:
-            return  # a view stays one
+        given = list(tensors_in((args, kwargs)))
+        outputs = new_in(out, given)
         self._made_tensors += outputs
+        if not outputs:
+            if func._schema.is_mutable:
+                self._operations.append(lambda: func(*args, **kwargs))
+            return  # a view stays one
         if func in _MAKES_ROOM:
             return
 
         def again() -> None:
-            for kept, found in zip(outputs, tensors_in(func(*args, **kwargs)), strict=True):
+            for kept, found in zip(outputs, new_in(func(*args, **kwargs), given), strict=True):
                 kept.copy_(found)
 
         self._operations.append(again)
@@ -90,13 +92,13 @@ class Tape(Guard):
             whole.copy_(before)
         self._before.clear()
         for tensor in self._made_tensors:
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() or tensor.is_complex():
                 tensor.fill_(torch.nan)
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """All of the memory that a tensor lies in, as numbers of its kind."""
-    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+    """All of the memory that a tensor lies in, as bytes."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
 class TapeRecorder:
@@ -111,6 +113,10 @@ class TapeRecorder:
         try:
             with tape:
                 found = work(tape)
+        except CaptureFailed:
+            raise
+        except Exception as error:
+            raise failed(error) from error
         finally:
             tape.put_back()
         return tape, found

@@ -7,6 +7,7 @@ launch per wave (`kernels.wave_update`). Here the three are put together.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +19,7 @@ from ..kernels.wave_update import Buffers, Entering, Made, Summed, Update, WaveT
 from ..noise import NoiseTable
 from ..program import Program
 from ..steps import ITS_X0, CoarseSolver, Coefficients, Like, chained, fine_step, second_order
-from .core import Answer, Evaluate, Extras, output_of
+from .core import Answer, Checkpoint, Evaluate, Extras, output_of
 from .exchange import Birth, Exchange, Layout, Output, Sum, exchanges
 
 
@@ -60,10 +61,7 @@ class Waves:
             watched=watched,
             apart=extras.constrain is not None,
         )
-        noises = None
-        if extras.draws is not None:
-            jumps = _jump_noise(extras.draws, self._updates.spreads, program)
-            noises = torch.cat([extras.draws, *jumps]) if jumps else extras.draws
+        noises = _noises(extras.draws, self._updates.spreads, program)
         self._buffers = Buffers(self._updates.table, x, noises, channels_last=extras.network.channels_last)
         if extras.x0_prev is not None:
             self._buffers.slots[1].copy_(extras.x0_prev)
@@ -132,6 +130,98 @@ class Waves:
                 trajectory.record_x0(row.position, slots[output.slot].clone(), self.samples)
         for birth in wave.births:
             trajectory.record(bounds[birth.boundary.boundary], self.value(birth), self.samples)
+
+
+class CountedWaves:
+    """The same waves on memory that stays, every one of them the same operations but for a counter on the device.
+
+    So what `start` and `run` do can be recorded, `run` once for each width, and repeated for every wave and every run.
+
+    Args:
+        x: [batch, ...] in the dtype of the state, from which every run starts; as `extras.draws`, the memory is read
+            anew by `start`.
+        noise, program, coarse_solver, watched: as of `Waves`.
+        extras: noise of stochastic steps, the network's wishes, guidance.
+
+    Attributes:
+        program: the same.
+        counter: [1] int32, on the device: the number of updates done.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        noise: NoiseTable,
+        program: Program,
+        coarse_solver: CoarseSolver,
+        extras: Extras,
+        *,
+        watched: bool = False,
+    ) -> None:
+        assert extras.constrain is None
+        assert extras.trajectory is None
+        self._x, self.program, self._extras = x, program, extras
+        self._updates = _updates(
+            noise,
+            program,
+            coarse_solver,
+            Like.of(x),
+            given=False,
+            scaled=extras.scaled,
+            watched=watched,
+            apart=False,
+        )
+        table = self._updates.table
+        noises = _noises(extras.draws, self._updates.spreads, program)
+        self._buffers = Buffers(table, x, noises, channels_last=extras.network.channels_last)
+        table.prepare()
+        self._input = extras.network.empty(table.most_entering, x)
+        self.counter = torch.zeros(1, dtype=torch.int32, device=x.device)
+
+    def start(self) -> None:
+        """Begin a run: what the first wave is given is there."""
+        self._buffers.restart(self._x, _noises(self._extras.draws, self._updates.spreads, self.program))
+        branches = self._extras.network.branches
+        first = wave_update(self._updates.table, 0, self._buffers, network=self._extras.network)
+        assert first is not None, "a wave has rows"
+        first = first.unflatten(0, (branches, -1))
+        self._input.unflatten(0, (branches, -1))[:, : first.shape[1]].copy_(first)
+        self.counter.fill_(1)
+
+    def run(self, number: int, evaluate: Callable[[Evaluate], Tensor]) -> None:
+        """Run the wave that the counter has come to; number: any wave of its width."""
+        m = with_inner_layout(evaluate(self._wave(number)), self._buffers.memory)
+        table, extras = self._updates.table, self._extras
+        wave_update(
+            table, self.counter, self._buffers, m, guidance=extras.guidance, network=extras.network, out=self._input
+        )
+
+    def widest(self) -> Evaluate:
+        """A wave as wide as any."""
+        return self._wave(max(range(len(self.program)), key=lambda number: len(self.program.positions[number])))
+
+    def read_by_network(self) -> tuple[Tensor, ...]:
+        """Memory that what runs the network reads."""
+        return self._input, self.counter
+
+    def _wave(self, number: int) -> Evaluate:
+        positions = self.program.positions[number]
+        rows = self._input.unflatten(0, (self._extras.network.branches, -1))[:, : len(positions)].flatten(0, 1)
+        return Evaluate(rows, positions, tuple(range(len(self._x))), number)
+
+    def born(self, number: int) -> tuple[Birth, ...]:
+        """The whole samples that wave `number` brings into being."""
+        births = self._updates.layout.waves[number].births
+        return tuple(birth for birth in births if birth.boundary.boundary == self.program.num_blocks)
+
+    def checkpoint(self, birth: Birth) -> Checkpoint:
+        """A sample that has just come into being, in memory that later waves use again."""
+        iteration, buffers, samples = birth.boundary.iteration, self._buffers, tuple(range(len(self._x)))
+        sample, exact = buffers.slots[birth.state.slot], iteration == self.program.num_blocks
+        if birth.compare is None:
+            return Checkpoint(0, sample, samples, None, exact)
+        still = ~buffers.moved[iteration] if self._updates.table.watches else None
+        return Checkpoint(iteration, sample, samples, buffers.change[iteration], exact, still)
 
 
 @dataclass(frozen=True)
@@ -282,12 +372,15 @@ def _sums(birth: Birth, program: Program) -> list[Summed]:
     ]
 
 
-def _jump_noise(draws: Tensor, spreads: list[Tensor], program: Program) -> list[Tensor]:
-    """The noise that the fine steps of each block add up to, [1, batch, ...]."""
-    return [
+def _noises(draws: Tensor | None, spreads: list[Tensor], program: Program) -> Tensor | None:
+    """The noise of every step, and behind it what the steps of each block add up to, [steps + blocks, batch, ...]."""
+    if draws is None or not spreads:
+        return draws
+    jumps = [
         torch.tensordot(weights, draws[start:stop], dims=1)[None]
         for weights, start, stop in zip(spreads, program.bounds, program.bounds[1:], strict=False)
     ]
+    return torch.cat([draws, *jumps])
 
 
 def _way_back(noise: NoiseTable, program: Program) -> list[float]:

@@ -150,6 +150,22 @@ class Case:
         assert bool((self.out == LEFT_ALONE).all())
 
 
+@pytest.mark.parametrize("rows", [2, 3])
+def test_m_has_rows_for_the_updates_it_is_called_for(device: torch.device, rows: int) -> None:
+    """Not for the widest; and a table without a sum."""
+    wide = Update(tuple(Made(3 + row, row, row, 0.5, 2.0) for row in range(3)), (), (Entering(3),))
+    narrow = Update(wide.made[:rows], (), (Entering(4),))
+    table = WaveTable([wide, narrow], 6, 0, torch.float32, device, 2)
+    buffers = Buffers(table, torch.zeros(1, 4, device=device))
+    memory = torch.arange(24.0, device=device).reshape(6, 1, 4)
+    buffers.memory.copy_(memory)
+    m, out = torch.ones(rows, 1, 4, device=device), torch.empty(1, 1, 4, device=device)
+    wave_update(table, torch.ones(1, dtype=torch.int32, device=device), buffers, m, out=out)
+    assert torch.equal(buffers.memory[3 : 3 + rows], 0.5 * memory[:rows] + 2.0)
+    assert torch.equal(buffers.memory[3 + rows :], memory[3 + rows :])
+    assert torch.equal(out[0], buffers.memory[4])
+
+
 def assert_same(found: Buffers, wanted: Buffers) -> None:
     assert same_bits(found.memory, wanted.memory)
     assert same_bits(found.change, wanted.change)

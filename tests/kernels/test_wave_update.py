@@ -496,7 +496,6 @@ def test_what_does_not_fit_is_named(device: torch.device) -> None:
     counter = torch.zeros(1, dtype=torch.int32, device=device)
     room = torch.empty(4, 2, 3, 5, 7, dtype=torch.float16, device=device)
     assert error(number=counter, m=None, out=room).startswith("m is None")
-    assert error(number=counter, m=m[:4], out=room).startswith("m has shape")
     assert error(number=counter, m=m[[0, 1, 2, 3, 4, 5, 5]], out=room).startswith("m has shape")
     assert error(number=counter, out=room[:3]).startswith("out has shape")
     assert error(m=None).startswith("m is None")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import program as program
     from . import zoo as zoo
+    from .engine.graphs import Graphs as Graphs
     from .errors import (
         CaptureFailed as CaptureFailed,
     )
@@ -49,6 +50,7 @@ _HOME = {
     "SampleResult": "sampler",
     "Plan": "plan",
     "Report": "report",
+    "Graphs": "engine.graphs",
     "CaptureFailed": "errors",
     "DivergenceError": "errors",
     "InvalidArgument": "errors",

@@ -210,16 +210,23 @@ class RowDenoiser:
         noise: table of N steps.
         program: the waves.
         cond: tensors of shape [batch, ...], by keyword.
+        counter: [1], on the device, tells which wave it is, one more than its number; None: the wave itself does.
     """
 
     def __init__(
-        self, denoiser: Denoiser, x: Tensor, noise: NoiseTable, program: Program, cond: Mapping[str, Tensor]
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        noise: NoiseTable,
+        program: Program,
+        cond: Mapping[str, Tensor],
+        counter: Tensor | None = None,
     ) -> None:
         self._denoiser = denoiser
         self._timesteps = noise.timesteps.to(x.device)
-        self._per_state = PerState(program, x.device)
+        self._per_state = PerState(program, x.device) if counter is None else CountedPerState(program, counter)
         self._num_samples = len(x)
-        self._cond = cond
+        self._cond = {name: Tiles(value, len(x), 1, program.peak_rows) for name, value in cond.items()}
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """Network output of the wave, [rows, samples, ...].
@@ -227,10 +234,8 @@ class RowDenoiser:
         Raises:
             InvalidArgument: the denoiser returned something else than a tensor shaped like its input.
         """
-        rows = len(wave.positions)
         x = wave.x.flatten(0, 1)
-        cond = {name: tile(value, wave.samples, rows, self._num_samples) for name, value in self._cond.items()}
-        m = self._denoiser(x, self._per_state.of(self._timesteps, wave), **cond)
+        m = self._denoiser(x, self._per_state.of(self._timesteps, wave), **self._cond_of(wave))
         if not isinstance(m, Tensor) or m.shape != x.shape:
             found = f"shape {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
             raise InvalidArgument(
@@ -238,3 +243,18 @@ class RowDenoiser:
                 "the input's shape. Unpack the output object (`.sample`) or drop extra channels inside the denoiser."
             )
         return m.reshape(wave.x.shape)
+
+    def prepare(self) -> None:
+        """See `engine.graph.Evaluator`."""
+        self._per_state.prepare(self._timesteps, self._num_samples)
+
+    def constants(self) -> Iterator[Tensor]:
+        """See `engine.graph.Evaluator`."""
+        return self._per_state.looked_up()
+
+    def repeat(self, wave: Evaluate) -> None:
+        """See `engine.graph.Evaluator`."""
+        self._cond_of(wave)
+
+    def _cond_of(self, wave: Evaluate) -> dict[str, Tensor]:
+        return {name: tiles.of(len(wave.positions), wave.samples) for name, tiles in self._cond.items()}

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .denoiser import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
+from .engine.callables import networks_of, signature_of
 from .engine.eager import drain
+from .engine.graph import Capturable
+from .engine.graphs import Graphs, GraphUse
 from .errors import InvalidArgument, PlanMismatch
+from .kernels.dispatch import implementation
 from .kernels.wave_update import NetworkInput
-from .noise import noise_table
-from .plan import MOST_STEPS, Plan, Settings, choose, refuse_beside
+from .noise import NoiseTable, noise_table
+from .plan import GRAPH_ENGINES, MOST_STEPS, Plan, Settings, choose, refuse_beside
+from .program import Program
 from .report import Report
-from .run import Observer, Run
-from .solvers.core import Extras
+from .run import Observer, Run, core_of, counted_waves_of
+from .solvers.core import Core, Evaluate, Extras
+from .solvers.waves import CountedWaves
+
+logger = logging.getLogger("srds_fast")
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ def sample(
     pipelined: bool = True,
     max_rows: int | None = None,
     engine: str = "auto",
+    graphs: Graphs | None = None,
     plan: Plan | None = None,
     observer: Observer | None = None,
 ) -> SampleResult:
@@ -80,7 +92,12 @@ def sample(
         coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim where steps add noise).
         pipelined: start rows of the next iteration as soon as their input exists.
         max_rows: widest wave allowed.
-        engine: "eager" or "auto".
+        engine: "graph" replays a recording of the waves, see `graphs`; "wave-graphs" one for each width of a wave;
+            "eager" runs them from Python; "auto": graphs on a CUDA device, if there is a place to keep them.
+        graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
+            first call of a kind runs eagerly and is recorded, those after it are replayed. What the denoiser does in
+            Python is then not done again. Weights that it takes from modules it is, is bound to or names may change in
+            any way; it must not read tensors from elsewhere.
         plan: a plan to run instead of choosing one; it fixes all settings above.
         observer: called with every `Checkpoint`.
 
@@ -139,7 +156,79 @@ def sample(
     state = x.to(state_dtype(x.dtype))
     draws = draw_noise(noise, x, state.dtype, generator)
     extras = Extras(draws=draws, network=NetworkInput(x.dtype), scaled=True)
-    run = Run(plan, state, noise, "sample", extras, observer)
-    drain(run.next, RowDenoiser(denoiser, x, noise, run.program, cond))
+    program = plan.program()
+
+    def begin() -> Run:
+        return Run(plan, state, noise, "sample", extras, observer)
+
+    def evaluator(x: Tensor, cond: Mapping[str, Tensor], counter: Tensor | None = None) -> RowDenoiser:
+        return RowDenoiser(denoiser, x, noise, program, cond, counter)
+
+    def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> Run:
+        drain(run.next, evaluate)
+        return run
+
+    use = _graph_use(plan.engine, graphs, x)
+    if use is None:
+        run = advance(begin(), evaluator(x, cond))
+    else:
+        call = _capturable(denoiser, plan, noise, program, extras, state, cond, evaluator)
+        with torch.no_grad():
+            run = use.run(call, begin, evaluator(x, cond), advance)
     assert run.sample is not None
     return SampleResult(run.sample.to(x.dtype), run.report)
+
+
+def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None:
+    if engine in GRAPH_ENGINES and graphs is None:
+        raise InvalidArgument(
+            f"engine is {engine!r} and graphs is None. A recording is worth its making if later calls find it. "
+            "Keep graphs = srds_fast.Graphs() and pass it with each call."
+        )
+    if graphs is None or engine == "eager" or (engine == "auto" and not x.is_cuda):
+        return None
+    return GraphUse(graphs, lazy=True, refused=_log_once)
+
+
+@functools.cache
+def _log_once(reason: str) -> None:
+    logger.warning("sample runs eagerly: %s", reason)
+
+
+def _capturable(
+    denoiser: Denoiser,
+    plan: Plan,
+    noise: NoiseTable,
+    program: Program,
+    extras: Extras,
+    state: Tensor,
+    cond: Mapping[str, Tensor],
+    evaluator: Callable[..., RowDenoiser],
+) -> Capturable:
+    named = {f"cond.{name}": value for name, value in cond.items()}
+    draws = {} if extras.draws is None else {"draws": extras.draws}
+
+    def with_own(static: Mapping[str, Tensor]) -> Extras:
+        return replace(extras, draws=static.get("draws"))
+
+    def cond_of(static: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: static[f"cond.{name}"] for name in cond}
+
+    def begin(static: Mapping[str, Tensor]) -> tuple[Core, RowDenoiser]:
+        x = static["x"]
+        return core_of(plan, x, noise, program, with_own(static)), evaluator(x, cond_of(static))
+
+    def begin_counted(static: Mapping[str, Tensor]) -> tuple[CountedWaves, RowDenoiser]:
+        waves = counted_waves_of(plan, static["x"], noise, program, with_own(static))
+        return waves, evaluator(static["x"], cond_of(static), waves.counter)
+
+    return Capturable(
+        (signature_of(denoiser), plan.signature, noise, extras.network, implementation(state.device)),
+        {"x": state, **draws, **named},
+        networks_of(denoiser),
+        begin,
+        begin_counted,
+        plan.num_checkpoints,
+        len(program),
+        extras.network.dtype or state.dtype,
+    )

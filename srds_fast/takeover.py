@@ -20,13 +20,12 @@ from .denoiser import state_dtype
 from .drive import Drive, Loop
 from .drive.networks import Network
 from .drive.rows import RowInputs
-from .engine.graph import Capturable, Captured
+from .engine.graph import Capturable
 from .engine.graphs import GraphUse
-from .errors import CaptureFailed
 from .kernels.dispatch import implementation
 from .kernels.wave_update import NetworkInput
 from .recorded import RecordedCall, Repeated, signature_of, tensors_of, with_tensors
-from .run import core_of, counted_waves_of
+from .run import Run, core_of, counted_waves_of
 from .solvers.core import Checkpoint, Core, Evaluate, Extras
 from .solvers.waves import CountedWaves
 
@@ -61,7 +60,6 @@ class Takeover(Drive):
         self._scaled = False
         self._weights: Tensor | None = None
         self._graph_use = graph_use
-        self._replaying = False
 
     def scale(self, x: Tensor, timestep: Any) -> Tensor:
         """The states as the loop's network is given them in the recorded turn, and where the loop is driven."""
@@ -110,7 +108,7 @@ class Takeover(Drive):
     def newest(self) -> Tensor | None:
         """The newest whole sample, [batch, ...]; of a sequential run, where it stands."""
         assert self.run is not None
-        if self._replaying:
+        if self.run.report.engine != "eager":  # what is handed out between checkpoints is no state
             return self.run.newest
         if self._weights is None or self.run.newest is not None or self._wave is None:
             return super().newest()
@@ -119,86 +117,64 @@ class Takeover(Drive):
     def _make_all_waves(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         assert self.run is not None
         assert self._rows is not None
-        use, call, reason = self._graph_use, None, None
-        if use is not None:
-            call, reason = self._capturable()
-            if reason is not None:
-                use.refused(reason)
-        if use is not None and call is not None:
-            key = call.key()
-            found = use.graphs.find(key)
-            if isinstance(found, Captured):
-                try:
-                    return self._replay(found, call, dtype)
-                except CaptureFailed as why:  # further than any call before it
-                    found = str(why)
-                    self._begin_again()
-            if found is not None:
-                use.refused(found)
-            reason = found
         evaluate = Repeated(self._recorded, self._rows, self._num_samples)
-        handed_out = self._run_waves(evaluate, dtype)
-        if use is not None and call is not None and reason is None and not self.run.report.interrupted:
-            reason = use.record(key, call, self.run)
-        if use is not None and reason is not None:
-            self.run.report.engine_reason = reason
-        return handed_out
+        use, first = self._graph_use, self.run
+        if use is None:
+            return self._run_waves(first, evaluate, dtype)
+        try:
+            call = self._capturable()
+        except ValueError as why:
+            reason = str(why)
+            use.refused(reason)
+            first.report.engine_reason = reason
+            return self._run_waves(first, evaluate, dtype)
+        runs = iter([first])
+        return use.run(
+            call,
+            lambda: next(runs, None) or self._begin_again(),
+            evaluate,
+            lambda run, evaluate: self._run_waves(run, evaluate, dtype),
+        )
 
-    def _run_waves(self, evaluate: Callable[[Evaluate], Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-        assert self.run is not None
-        self.run.report.path = "takeover"
-        self._wave = self.run.next(None)
+    def _run_waves(self, run: Run, evaluate: Callable[[Evaluate], Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        self.run = run
+        run.report.path = "takeover"
+        self._wave = run.next(None)
         x0: tuple[Tensor, ...] = ()
         while self._wave is not None:
             m = evaluate(self._wave)
             if self.num_steps == 1:
                 x0 = (self._x0(self._wave, m).to(dtype),)
-            self.run.received()
+            run.received()
             if self._interrupted() and (newest := self.newest()) is not None:
                 return (self.interrupt(newest, dtype), *x0)
-            self._wave = self.run.next(m)
+            self._wave = run.next(m)
             self.progress()
         return (self._hand_out(dtype), *x0)
 
-    def _replay(self, captured: Captured, call: Capturable, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        assert self.run is not None
-        assert self._graph_use is not None
-        if self._graph_use.whole:
-            captured.extend_to(call.checkpoints)
-        replay = captured.replay(call.inputs, late=self.run.plan.bits_only)
-        self.run.follow(replay.core)
-        self.run.report.engine = captured.name
-        self.run.report.engine_reason = captured.reason
-        self._replaying = True
-        try:
-            return self._run_waves(lambda wave: wave.x, dtype)  # the graph has run it
-        finally:
-            self.run.report.dropped_waves = replay.dropped_waves
-
-    def _begin_again(self) -> None:
+    def _begin_again(self) -> Run:
         """A run from the start, that shows nothing twice."""
         assert self.run is not None
+        assert self._make_run is not None
         shown, observer = self.run.shown, self._observer
-        self._replaying = False
 
         def once(checkpoint: Checkpoint) -> None:
             if observer is not None and checkpoint.iteration > shown:
                 observer(checkpoint)
 
-        assert self._make_run is not None
-        self.run = self._make_run(observer=once)
+        return self._make_run(observer=once)
 
-    def _capturable(self) -> tuple[Capturable | None, str | None]:
-        """What a recording of this call would be, or why there can be none."""
+    def _capturable(self) -> Capturable:
+        """What a recording of this call would be.
+
+        Raises:
+            ValueError: there can be none; the message says why.
+        """
         if self.num_steps == 1:
-            return None, "a run of a single step has nothing between its waves"
+            raise ValueError("a run of a single step has nothing between its waves")
         assert self.run is not None
         assert self._parts is not None
         run, (plan, state, noise, extras), calls = self.run, self._parts, self._recorded
-        try:
-            signature = signature_of(calls)
-        except ValueError as why:
-            return None, str(why)
         given = tensors_of(calls)
         optional = {"draws": extras.draws, "guidance": extras.guidance}
         own = {"x": state} | {name: tensor for name, tensor in optional.items() if tensor is not None}
@@ -219,8 +195,8 @@ class Takeover(Drive):
             return waves, repeated(static, waves.counter)
 
         networks = tuple({id(call.network): call.network for call in calls}.values())
-        whole = Capturable(
-            (plan.signature, noise, extras.scaled, extras.network, implementation(state.device), signature),
+        return Capturable(
+            (plan.signature, noise, extras.scaled, extras.network, implementation(state.device), signature_of(calls)),
             own | given,
             networks,
             begin,
@@ -229,8 +205,6 @@ class Takeover(Drive):
             len(program),
             calls[0].states.dtype,
         )
-        reason = whole.why_not()
-        return (None, reason) if reason is not None else (whole, None)
 
     def _state_of(self, wave: Evaluate) -> Tensor:
         """The state of the first row, [samples, ...], back from what the network is given of it."""

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from ..solvers.core import Evaluate
 from .graph import Capturable, Captured, LoopGraph
 from .recorder import recorder
 from .wave_graphs import WaveGraphs
+
+T = TypeVar("T")
 
 # of the device's free memory: what is left is for the decoder, and for calls of other shapes
 LARGEST_SHARE = 0.5
@@ -102,18 +104,16 @@ class Graphs:
         try:
             captured = self._recorded(call, call.checkpoints if whole else 1 + max(iterations))
             _compare(captured, call, expected, iterations)
-        except (CaptureFailed, torch.OutOfMemoryError) as why:
-            with self._lock:
-                self.stats.failed += 1
-                self._failures[key] = str(why)
-                while len(self._failures) > MOST_FAILURES:
-                    self._failures.popitem(last=False)
-            if isinstance(why, CaptureFailed):
-                raise
-            raise CaptureFailed(
+        except CaptureFailed as why:
+            self.give_up(key, str(why))
+            raise
+        except torch.OutOfMemoryError as why:
+            reason = (
                 "The loop cannot be captured: the device has no memory left for it. It runs eagerly. "
                 "Lower max_graphs or max_rows."
-            ) from why
+            )
+            self.give_up(key, reason)
+            raise CaptureFailed(reason) from why
         finally:
             self.stats.seconds += time.perf_counter() - started
         with self._lock:
@@ -122,6 +122,16 @@ class Graphs:
             while len(self._kept) > self.max_graphs:
                 self._kept.popitem(last=False)
                 self.stats.evicted += 1
+            self._count()
+
+    def give_up(self, key: Hashable, reason: str) -> None:
+        """Do not try again to record, or to replay, what cannot be."""
+        with self._lock:
+            self.stats.failed += 1
+            self._kept.pop(key, None)
+            self._failures[key] = reason
+            while len(self._failures) > MOST_FAILURES:
+                self._failures.popitem(last=False)
             self._count()
 
     def clear(self) -> None:
@@ -218,7 +228,61 @@ class GraphUse:
     refused: Callable[[str], None]
     whole: bool = False
 
-    def record(self, key: Hashable, call: Capturable, run: Run) -> str:
+    def run(
+        self,
+        call: Capturable,
+        begin: Callable[[], Run],
+        evaluate: Callable[[Evaluate], Tensor],
+        advance: Callable[[Run, Callable[[Evaluate], Tensor]], T],
+    ) -> T:
+        """Run a call on its recording if there is one, otherwise eagerly, and record it then.
+
+        Args:
+            call: what would be recorded.
+            begin: makes the run; made again, from its start, where a recording fails on the way.
+            evaluate: runs a wave eagerly.
+            advance: takes a run from wave to wave to its end, with what runs the waves.
+
+        Returns:
+            what `advance` returned.
+        """
+        reason = call.why_not()
+        key = None if reason is not None else call.key()
+        found = reason if key is None else self.graphs.find(key)
+        run = begin()
+        if isinstance(found, Captured):
+            try:
+                return self._replay(found, call, run, advance)
+            except CaptureFailed as why:  # it has to go further than it was recorded, and cannot
+                found = str(why)
+                self.graphs.give_up(key, found)
+                run = begin()
+        done = advance(run, evaluate)
+        if found is not None:
+            self.refused(found)
+            run.report.engine_reason = found
+        elif not run.report.interrupted:
+            run.report.engine_reason = self._record(key, call, run)
+        return done
+
+    def _replay(
+        self,
+        captured: Captured,
+        call: Capturable,
+        run: Run,
+        advance: Callable[[Run, Callable[[Evaluate], Tensor]], T],
+    ) -> T:
+        if self.whole:
+            captured.extend_to(call.checkpoints)
+        replay = captured.replay(call.inputs, late=run.plan.bits_only)
+        run.follow(replay.core)
+        run.report.engine, run.report.engine_reason = captured.name, captured.reason
+        try:
+            return advance(run, lambda wave: wave.x)  # the graph has run it
+        finally:
+            run.report.dropped_waves = replay.dropped_waves
+
+    def _record(self, key: Hashable, call: Capturable, run: Run) -> str:
         """Record a call that has run eagerly, for those to come. Returns why it has not been a replay itself."""
         if not self.lazy:
             reason = "nothing is recorded while serving (lazy_capture=False): make a call like it in warmup()"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,16 @@ from .drive.networks import Network
 from .drive.rows import RowInputs
 from .solvers.core import Evaluate
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
+
+@dataclass(frozen=True)
+class Residuals:
+    """Stands in the recorded turn for one part of what a ControlNet returns; its call is told by its number."""
+
+    call: int
+    part: str
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Residuals)
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,7 @@ class RecordedCall:
         names: of the network's parameters, in order.
         args, kwargs: as the pipeline gave them.
         states: the argument that holds the states, [branches * samples, ...].
-        probe: what the call was answered with.
+        probe: what the call was answered with; None: it was a ControlNet's.
     """
 
     network: nn.Module
@@ -33,7 +43,7 @@ class RecordedCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     states: Tensor
-    probe: Tensor
+    probe: Tensor | None
 
     def arguments(self) -> Iterator[tuple[str, Any]]:
         """The arguments by name; neither the states nor the time, which every row has its own of."""
@@ -48,6 +58,27 @@ class RecordedCall:
             name: value if value is self.states else _changed(value, change) for name, value in self.kwargs.items()
         }
         return replace(self, args=args, kwargs=kwargs)
+
+    @property
+    def scale(self) -> float:
+        """What the call multiplies the scales of LoRA layers by."""
+        return next((value["scale"] for value in self._options() if "scale" in value), 1.0)
+
+    def unscaled(self) -> RecordedCall:
+        """The same call, leaving the scales of LoRA layers as they are."""
+        options = [id(value) for value in self._options() if "scale" in value]
+
+        def unscale(value: Any) -> Any:
+            return {**value, "scale": 1.0} if id(value) in options else value
+
+        return replace(
+            self,
+            args=tuple(map(unscale, self.args)),
+            kwargs={name: unscale(value) for name, value in self.kwargs.items()},
+        )
+
+    def _options(self) -> Iterator[dict[str, Any]]:
+        return (value for name, value in self.arguments() if name in self.family.options and value is not None)
 
     def at(self, states: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of the call, with other states."""
@@ -72,28 +103,48 @@ class Repeated:
         calls: of the turn, in order.
         rows: makes their arguments.
         num_samples: samples in the whole batch.
+        around: entered around the calls of a wave.
     """
 
-    def __init__(self, calls: Sequence[RecordedCall], rows: RowInputs, num_samples: int) -> None:
+    def __init__(
+        self,
+        calls: Sequence[RecordedCall],
+        rows: RowInputs,
+        num_samples: int,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._around = around
         self._calls = calls
         self._rows = rows
         self._num_samples = num_samples
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """The network's output at a wave, branch by branch, [branches * rows, samples, ...]."""
+        with self._around():
+            outputs = self._outputs(wave)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _outputs(self, wave: Evaluate) -> list[Tensor]:
         outputs = []
+        residuals: dict[Residuals, Any] = {}
         rows, samples = len(wave.positions), len(wave.samples)
-        for each in self._calls:
+        for number, each in enumerate(self._calls):
             branches = len(each.states) // self._num_samples
             states = self._states(each, wave)
             args, kwargs = each.at(states)
+            for name, value in kwargs.items():
+                if isinstance(value, Residuals):
+                    kwargs[name] = residuals[value]
             output = self._rows.call(wave, each.network, each.family, each.names, args, kwargs)
+            if each.probe is None:
+                residuals[Residuals(number, "down")], residuals[Residuals(number, "mid")] = output
+                continue
             m: Tensor = output[0] if isinstance(output, tuple) else output.sample
             channels = each.family.channels
             if m.shape[channels] > states.shape[channels]:  # the others predict the variance
                 m = m.narrow(channels, 0, states.shape[channels])
             outputs.append(m.unflatten(0, (branches * rows, samples)))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return outputs
 
     def prepare(self) -> None:
         """See `engine.graph.Evaluator`."""

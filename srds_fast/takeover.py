@@ -8,14 +8,17 @@ them; the loop is handed the finished samples. If it is not, the loop is driven 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .adapters import AdapterScales, scale_numbers
 from .denoiser import state_dtype
 from .drive import Drive, Loop
 from .drive.networks import Network
@@ -24,7 +27,7 @@ from .engine.graph import Capturable
 from .engine.graphs import GraphUse
 from .kernels.dispatch import implementation
 from .kernels.wave_update import NetworkInput
-from .recorded import RecordedCall, Repeated, signature_of, tensors_of, with_tensors
+from .recorded import RecordedCall, Repeated, Residuals, signature_of, tensors_of, with_tensors
 from .run import Run, core_of, counted_waves_of
 from .solvers.core import Checkpoint, Core, Evaluate, Extras
 from .solvers.waves import CountedWaves
@@ -37,8 +40,6 @@ def why_not(loop: Loop) -> str | None:
     """Why a loop cannot be taken over, or None."""
     if not loop.checked:
         return "its loop was not read by hand: what it does may differ from step to step"
-    if len(loop.networks) > 1:
-        return "its loop calls several networks, of which one is given what another returned"
     if loop.blends:
         return "its loop puts the known part of the image back after every step"
     if loop.joins:
@@ -57,6 +58,7 @@ class Takeover(Drive):
         super().__init__(*args, **kwargs)
         self.drive_reason: str | None = None
         self._recorded: list[RecordedCall] = []
+        self._driven_anyway: str | None = None
         self._scaled = False
         self._weights: Tensor | None = None
         self._graph_use = graph_use
@@ -70,16 +72,24 @@ class Takeover(Drive):
         self, network: nn.Module, family: Network, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record a call of the first turn and answer with a probe; calls of later turns are driven."""
-        if self.run is not None:
+        if kwargs.get("guess_mode"):
+            self._driven_anyway = "its loop puts zeros beside what the ControlNet returns (guess_mode)"
+        if self.run is not None or self._driven_anyway is not None:
             return super().call(network, family, names, args, kwargs)
         self._calls += 1
         if self._started is None:
             self._started = time.perf_counter()
         states: Tensor = kwargs[family.state] if family.state in kwargs else args[names.index(family.state)]
-        probe = _probe(network, family, states, len(self._recorded))
+        number = len(self._recorded)
         # loops put other options into the same dictionary for their next call
         args = tuple(dict(arg) if isinstance(arg, dict) else arg for arg in args)
         kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
+        if family.gives_residuals:
+            if "conditioning_scale" in kwargs:
+                kwargs["conditioning_scale"] = _on_device(kwargs["conditioning_scale"], states)
+            self._recorded.append(RecordedCall(network, family, names, args, kwargs, states, None))
+            return Residuals(number, "down"), Residuals(number, "mid")
+        probe = _probe(network, family, states, number)
         self._recorded.append(RecordedCall(network, family, names, args, kwargs, states, probe))
         given = dict(zip(names, args, strict=False)) | kwargs
         if given.get("return_dict", True) is False:
@@ -91,7 +101,11 @@ class Takeover(Drive):
     def step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
         """In the recorded turn: make all waves, return the samples."""
         if self.run is not None or not self._recorded or self.timesteps is None:
-            return super().step(m, x, options)
+            self.drive_reason = self.drive_reason or self._driven_anyway
+            found = super().step(m, x, options)
+            assert self.run is not None
+            self.run.report.drive_reason = self.drive_reason
+            return found
         self.steps += 1
         self._calls = 0
         samples = len(x) // self._loop.copies
@@ -174,9 +188,17 @@ class Takeover(Drive):
             raise ValueError("a run of a single step has nothing between its waves")
         assert self.run is not None
         assert self._parts is not None
-        run, (plan, state, noise, extras), calls = self.run, self._parts, self._recorded
+        run, (plan, state, noise, extras) = self.run, self._parts
+        factors: dict[nn.Module, float] = {}
+        for recorded in self._recorded:
+            if factors.setdefault(recorded.network, recorded.scale) != recorded.scale:
+                raise ValueError("its loop scales the LoRA layers of a network in two ways")
+        scales = AdapterScales(factors)
+        calls = [recorded.unscaled() for recorded in self._recorded] if scales else self._recorded
         given = tensors_of(calls)
         optional = {"draws": extras.draws, "guidance": extras.guidance}
+        if scales:
+            optional["adapter scales"] = scales.values(state.new_empty(0))
         own = {"x": state} | {name: tensor for name, tensor in optional.items() if tensor is not None}
         program = run.program
 
@@ -185,7 +207,8 @@ class Takeover(Drive):
 
         def repeated(static: Mapping[str, Tensor], counter: Tensor | None = None) -> Repeated:
             rows = RowInputs(program, noise, static["x"], counter)
-            return Repeated(with_tensors(calls, given, static), rows, len(static["x"]))
+            around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
+            return Repeated(with_tensors(calls, given, static), rows, len(static["x"]), around)
 
         def begin(static: Mapping[str, Tensor]) -> tuple[Core, Repeated]:
             return core_of(plan, static["x"], noise, program, with_own(static)), repeated(static)
@@ -194,16 +217,16 @@ class Takeover(Drive):
             waves = counted_waves_of(plan, static["x"], noise, program, with_own(static))
             return waves, repeated(static, waves.counter)
 
-        networks = tuple({id(call.network): call.network for call in calls}.values())
         return Capturable(
             (plan.signature, noise, extras.scaled, extras.network, implementation(state.device), signature_of(calls)),
             own | given,
-            networks,
+            tuple(factors),
             begin,
             begin_counted,
             plan.num_checkpoints,
             len(program),
             calls[0].states.dtype,
+            scale_numbers(factors),
         )
 
     def _state_of(self, wave: Evaluate) -> Tensor:
@@ -226,6 +249,8 @@ class Takeover(Drive):
         """Find the weights of the branches in m, [samples, ...]; returns why that cannot be done, or None."""
         probes: list[Tensor] = []
         for each in self._recorded:
+            if each.probe is None:
+                continue
             branches, odd = divmod(len(each.states), len(x))
             if odd or each.states.shape[1:] != x.shape[1:]:
                 return "its network is given something else than the states"
@@ -257,6 +282,13 @@ class Takeover(Drive):
         alone = len(self._weights) == 1 and abs(float(self._weights) - 1.0) < LINEAR
         guidance = None if alone else self._weights
         return replace(extras, network=network, scaled=self._scaled, guidance=guidance)
+
+
+def _on_device(scale: Any, like: Tensor) -> Any:
+    """A scale as a tensor: a recording reads it, and does not have the number of its call built in."""
+    if isinstance(scale, list | tuple):
+        return [_on_device(each, like) for each in scale]
+    return torch.tensor(scale, dtype=state_dtype(like.dtype), device=like.device)
 
 
 def _probe(network: nn.Module, family: Network, states: Tensor, number: int) -> Tensor:

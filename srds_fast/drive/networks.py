@@ -36,6 +36,7 @@ class Network:
             tensors with an entry per branch and sample (`PER_SAMPLE_OPTIONS`).
         time: (the scheduler's timesteps, dtype of the latents) -> what the network is told.
         channels: which dimension of states and outputs they are.
+        gives_residuals: it returns what another network is given, as a ControlNet does.
     """
 
     state: str
@@ -44,6 +45,7 @@ class Network:
     options: frozenset[str] = frozenset()
     time: Callable[[Tensor, torch.dtype], Tensor] = _as_it_is
     channels: int = 1
+    gives_residuals: bool = False
 
     @cached_property
     def as_it_is(self) -> frozenset[str]:
@@ -78,6 +80,7 @@ NETWORKS = {
         per_sample=_CONDITIONING | {"controlnet_cond"},
         shared=frozenset({"conditioning_scale", "guess_mode", "return_dict"}),
         options=frozenset({"cross_attention_kwargs"}),
+        gives_residuals=True,
     ),
     "SD3Transformer2DModel": Network(
         state="hidden_states",

@@ -19,10 +19,13 @@ _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dty
 _MACHINERY = frozenset(nn.Module().__dict__) - {"training"}
 
 
-def fingerprint(network: nn.Module) -> Hashable:
+def fingerprint(network: nn.Module, live: frozenset[int] = frozenset()) -> Hashable:
     """Where the tensors of a network lie and what numbers, switches and processors its modules hold; equal for equals.
 
     It waits for nothing and copies nothing: a few milliseconds of the host for a network of a thousand modules.
+
+    Args:
+        live: dictionaries, by identity, whose values a recording is given anew: of them only the names count.
     """
     found: list[Any] = []
     for module in network.modules():
@@ -35,6 +38,7 @@ def fingerprint(network: nn.Module) -> Hashable:
                     found += _of_tensor(tensor)
         for name, value in state.items():
             if name not in _MACHINERY:
+                value = tuple(value) if id(value) in live else value
                 found.append(value if type(value) in _PLAIN else _of_value(value))
     return tuple(found)
 

@@ -51,6 +51,7 @@ class Capturable:
         signature: by value, all that changes the recording beside `inputs` and `networks`.
         inputs: the tensors that are others in every call, by name; "x" is the starting noise, [batch, ...].
         networks: the networks that are called.
+        live: dictionaries of theirs, by identity, whose values are among the inputs.
         begin: given static tensors in the place of inputs, makes a core that has not begun, and what runs its waves.
         begin_counted: the same with waves that count themselves.
         checkpoints, num_waves: how many a run has at most.
@@ -65,6 +66,7 @@ class Capturable:
     checkpoints: int
     num_waves: int
     dtype: torch.dtype
+    live: frozenset[int] = frozenset()
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +83,7 @@ class Capturable:
     def key(self) -> Hashable:
         """All that a recording depends on."""
         layout = tuple((name, each.shape, each.stride(), each.dtype, each.device) for name, each in self.inputs.items())
-        return self.signature, layout, _process_state(), tuple(map(fingerprint, self.networks))
+        return self.signature, layout, _process_state(), tuple(fingerprint(each, self.live) for each in self.networks)
 
 
 def _process_state() -> Hashable:

@@ -27,7 +27,8 @@ _INDEX = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default}
 # not marked in torch: look at a flag on the device
 _WAITS = {_aten._linalg_check_errors.default}
 # what the CPU lets pass unseen: no operation runs, and a replay would not do it again
-_TO_HOST = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, torch.tensor_split}
+_TO_HOST = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
+_SPLITS = {torch.tensor_split, Tensor.tensor_split}  # a tensor that tells where must lie on the host
 _FROM_NUMBERS = {torch.tensor, Tensor.new_tensor}
 _FROM_ANY = {torch.as_tensor, torch.asarray}
 # arguments that say whether anything is drawn
@@ -69,13 +70,13 @@ class Guard(TorchDispatchMode):
         kwargs = kwargs or {}
         refuse_uncapturable(func, args, kwargs, self._numbers)
         given = list(tensors_in((args, kwargs)))
+        if func in _FROM_PYTHON:  # what is left of them: x[0] = 1.0
+            self._numbers.update(map(_Memory, given))
         for tensor in given:
             self._note(tensor)
         self.before(func, given)
         out = func(*args, **kwargs)
         self.operations += 1
-        if func in _FROM_PYTHON:  # what is left of them: x[0] = 1.0
-            self._numbers.add(_Memory(out))
         self._made.update(map(_Memory, new_in(out, given)))
         self.after(func, args, kwargs, out)
         return out
@@ -122,7 +123,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _TO_HOST and (func is not torch.tensor_split or len(list(tensors_in((args, kwargs)))) > 1):
+        if func in _TO_HOST or (func in _SPLITS and len(list(tensors_in((args, kwargs)))) > 1):
             raise _refusal(f"Tensor.{func.__name__}", "has the host read values")
         if func in _FROM_NUMBERS or (func in _FROM_ANY and not isinstance(args[0], Tensor)):
             raise _refusal(func.__name__, "makes a tensor from Python numbers, which a graph would freeze")

@@ -186,6 +186,10 @@ class Tiles:
             self._make(rows)
         return self._of_rows[rows]
 
+    def forget(self) -> None:
+        """Give back what was repeated."""
+        self._of_rows.clear()
+
     def _make(self, rows: int) -> None:
         if self._branches > 2 or not self._of_rows:  # no part of three branches is in one piece
             self._of_rows = {rows: self._tile(rows)}
@@ -255,6 +259,11 @@ class RowDenoiser:
     def repeat(self, wave: Evaluate) -> None:
         """See `engine.graph.Evaluator`."""
         self._cond_of(wave)
+
+    def forget(self) -> None:
+        """See `engine.graph.Evaluator`."""
+        for tiles in self._cond.values():
+            tiles.forget()
 
     def _cond_of(self, wave: Evaluate) -> dict[str, Tensor]:
         return {name: tiles.of(len(wave.positions), wave.samples) for name, tiles in self._cond.items()}

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .drive.networks import is_compiled
 from .errors import InvalidArgument
 
 MODES = ("default", "max-autotune-no-cudagraphs")
@@ -61,6 +62,27 @@ def check_torch_compile(mode: str | None) -> None:
     raise InvalidArgument(
         f"torch_compile is {mode!r}. It is a mode of torch.compile. Pass None or one of {', '.join(map(repr, MODES))}."
     )
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """What `faster` is asked for; the meaning is there.
+
+    Raises:
+        InvalidArgument: a name, mode or switch that is not known.
+    """
+
+    attention: str = "auto"
+    channels_last: bool | None = None
+    torch_compile: str | None = None
+
+    def __post_init__(self) -> None:
+        check_attention(self.attention)
+        check_torch_compile(self.torch_compile)
+        if self.channels_last is not None and not isinstance(self.channels_last, bool):
+            raise InvalidArgument(
+                f"channels_last is {self.channels_last!r}. It is a switch. Pass True, False, or None to leave it."
+            )
 
 
 @dataclass
@@ -118,12 +140,13 @@ def faster(
             if channels_last is not None:
                 reasons += switched.enter_context(_layout_held(network, channels_last))
         if torch_compile is not None:
+            switched.enter_context(torch_flags_kept())
             reasons += [
                 f"torch_compile={torch_compile!r} was left out: {_name(network)} is compiled already"
                 for network in originals
-                if _is_compiled(network)
+                if is_compiled(network)
             ]
-            made.networks = tuple(each if _is_compiled(each) else compiled(each, torch_compile) for each in originals)
+            made.networks = tuple(each if is_compiled(each) else compiled(each, torch_compile) for each in originals)
         made.reasons += dict.fromkeys(reasons)
         try:
             yield made
@@ -452,10 +475,6 @@ def compiled(network: nn.Module, mode: str, _backend: str | Callable[..., Any] =
         if (mode, _backend) not in by_mode:
             by_mode[mode, _backend] = Compiled(network, mode, _backend)
         return by_mode[mode, _backend]
-
-
-def _is_compiled(network: Any) -> bool:
-    return hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None
 
 
 _PRECISIONS = (

@@ -23,6 +23,7 @@ from .drive.callbacks import StepCallback
 from .engine.graphs import Graphs, GraphStats, GraphUse
 from .errors import CaptureFailed, InvalidArgument, PlanMismatch, SrdsFastError, UnsupportedPipeline
 from .families import Arguments, Family, family_of
+from .faster import NetworkOptions, faster
 from .noise import adds_noise, check_scheduler
 from .plan import GRAPH_ENGINES, MOST_STEPS, Plan, Settings, choose, refuse_beside
 from .report import Report
@@ -54,7 +55,17 @@ class FastPipeline:
         state = self._srds
         original = copy.deepcopy(state.original, memo)
         graphs = Graphs(state.graphs.max_graphs, state.graphs.kind)
-        return _fast(_State(original, state.settings, state.plan, state.strict, state.lazy_capture, graphs))
+        return _fast(
+            _State(
+                original,
+                state.settings,
+                state.plan,
+                state.strict,
+                state.lazy_capture,
+                graphs,
+                state.network_options,
+            )
+        )
 
     def plan_for(self, *args: Any, **kwargs: Any) -> Plan:
         """The plan a call with these arguments would run. Nothing is run.
@@ -126,6 +137,7 @@ class _State:
     strict: bool
     lazy_capture: bool
     graphs: Graphs
+    network_options: NetworkOptions
     last: _Last = field(default_factory=_Last)
     told: set[str] = field(default_factory=set)
     tokenizers: Spares = field(default_factory=Spares)
@@ -160,6 +172,9 @@ def compile(
     engine: str = "auto",
     max_graphs: int = 8,
     lazy_capture: bool = True,
+    attention: str = "auto",
+    channels_last: bool | None = None,
+    torch_compile: str | None = None,
     plan: Plan | None = None,
     strict: bool = False,
 ) -> Any:
@@ -187,6 +202,12 @@ def compile(
             "auto": graphs on a CUDA device.
         max_graphs: recordings kept; one is of a plan at one shape. The least recently used goes first.
         lazy_capture: record calls of a new kind when they come; False: in `warmup` alone.
+        attention: "auto" leaves the networks' attention as it is; "sdpa" is torch's, "xformers" that of the package,
+            others are names of diffusers' attention backends. Switched for the time of a call, and put back.
+        channels_last: lay the weights of convolution networks out so (False: contiguous); None leaves them. The layout
+            stays: values and results are the same, and copying all weights twice a call would cost more than it brings.
+        torch_compile: a mode of torch.compile for the networks, "default" or "max-autotune-no-cudagraphs"; graphs then
+            hold the compiled code. Compiles anew for every width of a wave: seconds to minutes in the first calls.
         plan: a plan to run instead of choosing one for each number of steps; it fixes all settings above.
         strict: raise where a call would run on the stock loop, or eagerly though engine="graph" was asked for.
 
@@ -216,7 +237,8 @@ def compile(
     check_scheduler(original.scheduler)
     asked = settings.engine if plan is None else plan.engine
     kind = "wave-graphs" if asked == "wave-graphs" else "graph"
-    return _fast(_State(original, settings, plan, strict, lazy_capture, Graphs(max_graphs, kind)))
+    network_options = NetworkOptions(attention, channels_last, torch_compile)
+    return _fast(_State(original, settings, plan, strict, lazy_capture, Graphs(max_graphs, kind), network_options))
 
 
 def _fast(state: _State) -> Any:
@@ -312,8 +334,17 @@ def _call(
     if reason is not None:
         return _stock_call(fast, args, kwargs, arguments, reason)
     random = _RandomState(fast, arguments)
-    with _scaling_lora(fast, arguments), state.tokenizers.lent(fast) as tokenizers:
-        call = _DrivenCall(fast, family, arguments, observer, tokenizers, warming)
+    networks = [getattr(fast, name) for name in family.loop(fast, arguments).networks]
+    options, device = state.network_options, fast._execution_device
+    with (
+        _scaling_lora(fast, arguments),
+        state.tokenizers.lent(fast) as tokenizers,
+        faster(networks, options.attention, options.channels_last, options.torch_compile, device) as made,
+    ):
+        for left_out in made.reasons:
+            _left_out(fast, left_out)
+        instead = dict(zip(networks, made.networks, strict=True)) if options.torch_compile else {}
+        call = _DrivenCall(fast, family, arguments, observer, tokenizers, instead, warming)
         try:
             return call(args, kwargs)
         except Exception as why:
@@ -326,6 +357,8 @@ def _call(
         finally:
             if call.drive.run is not None:
                 state.last.report = call.drive.run.report
+                # compiling may fail as late as in the call
+                state.last.report.left_out = made.reasons
     random.restore()
     return _stock_call(fast, args, kwargs, arguments, reason[:1].lower() + reason[1:])
 
@@ -340,6 +373,7 @@ class _DrivenCall:
         arguments: Arguments,
         observer: Observer | None,
         tokenizers: dict[str, Any],
+        instead: dict[Any, Any],
         warming: bool,
     ) -> None:
         state = fast._srds
@@ -362,7 +396,9 @@ class _DrivenCall:
         elif state.engine in GRAPH_ENGINES:
             self._engine_reason = f"the loop is driven: {self._drive_reason}"
             _eagerly(fast, self._engine_reason)
-        self.drive = make(fast.scheduler, loop, state.plan_for, observer, interrupted=self._interrupted)
+        self.drive = make(
+            fast.scheduler, loop, state.plan_for, observer, interrupted=self._interrupted, instead=instead
+        )
         self._twin = driven_copy(fast, self._cls, loop, self.drive, tokenizers)
         self._callback = None if callback is None else StepCallback(callback, self.drive)
         # an official callback says itself which tensors it needs
@@ -456,6 +492,19 @@ def _fallback(fast: Any, how: str, reason: str) -> None:
     if kind not in state.told:
         state.told.add(kind)
         logger.warning("%s runs %s: %s.", type(fast).__name__, how, reason)
+
+
+def _left_out(fast: Any, reason: str) -> None:
+    """Say once what was asked of the networks and cannot be had; with strict=True raise it."""
+    state = fast._srds
+    if state.strict:
+        raise UnsupportedPipeline(
+            f"The network cannot be made faster as asked: {reason}. strict=True forbids to leave it out. "
+            "Change what the reason names, or compile without strict."
+        )
+    if reason not in state.told:
+        state.told.add(reason)
+        logger.warning("%s: %s.", type(fast).__name__, reason)
 
 
 def _eagerly(fast: Any, reason: str) -> None:

@@ -161,6 +161,10 @@ class Repeated:
             args, kwargs = each.at(self._states(each, wave))
             self._rows.arguments(wave, each.network, each.family, each.names, args, kwargs)
 
+    def forget(self) -> None:
+        """See `engine.graph.Evaluator`."""
+        self._rows.forget()
+
     def _states(self, call: RecordedCall, wave: Evaluate) -> Tensor:
         """What a call is given of a wave: a loop may make calls of fewer branches than its others have."""
         size = len(call.states) // self._num_samples * len(wave.positions)

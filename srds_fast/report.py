@@ -31,6 +31,7 @@ class Report:
         fallback_reason: why the stock loop ran instead, or why the run went on step by step; None when neither.
         drive_reason: why the pipeline's loop was driven and not taken over; None where it was, or where there is none.
         engine_reason: why the waves ran eagerly where a faster engine was asked for; None when one ran, or none was.
+        left_out: what was asked for to make the network faster and could not be had, each with its reason.
         capture_seconds: spent on recording graphs for the calls to come; not part of `seconds`.
         dropped_waves: waves that graphs ran ahead of a decision to stop; not part of `waves`.
     """
@@ -58,6 +59,7 @@ class Report:
     engine_reason: str | None = None
     kernels: str | None = None
     drive_reason: str | None = None
+    left_out: list[str] = field(default_factory=list)
     capture_seconds: float = 0.0
     dropped_waves: int = 0
 
@@ -105,5 +107,6 @@ class Report:
             lines.append(("driven because", self.drive_reason))
         if self.engine_reason is not None:
             lines.append(("eager because", self.engine_reason))
+        lines += [("left out", reason) for reason in self.left_out]
         width = max(len(name) for name, _ in lines)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

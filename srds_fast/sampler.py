@@ -229,6 +229,7 @@ def _capturable(
         begin,
         begin_counted,
         plan.num_checkpoints,
-        len(program),
+        program.positions,
+        extras.network,
         extras.network.dtype or state.dtype,
     )

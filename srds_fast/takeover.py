@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .adapters import AdapterScales, scale_numbers
 from .denoiser import state_dtype
 from .drive import Drive, Loop
-from .drive.networks import Network
+from .drive.networks import Network, is_compiled
 from .drive.rows import RowInputs
 from .engine.graph import Capturable
 from .engine.graphs import GraphUse
@@ -200,13 +200,13 @@ class Takeover(Drive):
         if scales:
             optional["adapter scales"] = scales.values(state.new_empty(0))
         own = {"x": state} | {name: tensor for name, tensor in optional.items() if tensor is not None}
-        program = run.program
+        program, instead = run.program, self._instead
 
         def with_own(static: Mapping[str, Tensor]) -> Extras:
             return replace(extras, draws=static.get("draws"), guidance=static.get("guidance"))
 
         def repeated(static: Mapping[str, Tensor], counter: Tensor | None = None) -> Repeated:
-            rows = RowInputs(program, noise, static["x"], counter)
+            rows = RowInputs(program, noise, static["x"], counter, instead=instead)
             around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
             return Repeated(with_tensors(calls, given, static), rows, len(static["x"]), around)
 
@@ -218,15 +218,25 @@ class Takeover(Drive):
             return waves, repeated(static, waves.counter)
 
         return Capturable(
-            (plan.signature, noise, extras.scaled, extras.network, implementation(state.device), signature_of(calls)),
+            (
+                tuple(map(id, instead.values())),
+                plan.signature,
+                noise,
+                extras.scaled,
+                extras.network,
+                implementation(state.device),
+                signature_of(calls),
+            ),
             own | given,
             tuple(factors),
             begin,
             begin_counted,
             plan.num_checkpoints,
-            len(program),
+            program.positions,
+            extras.network,
             calls[0].states.dtype,
             scale_numbers(factors),
+            compiled=any(network in instead or is_compiled(network) for network in factors),
         )
 
     def _state_of(self, wave: Evaluate) -> Tensor:
@@ -278,10 +288,18 @@ class Takeover(Drive):
         if self.drive_reason is not None or self._weights is None:
             return extras
         copies = max(len(each.states) // self._num_samples for each in self._recorded)
-        network = NetworkInput(dtype, copies)
+        network = NetworkInput(dtype, copies, all(_is_channels_last(each.network) for each in self._recorded))
         alone = len(self._weights) == 1 and abs(float(self._weights) - 1.0) < LINEAR
         guidance = None if alone else self._weights
         return replace(extras, network=network, scaled=self._scaled, guidance=guidance)
+
+
+def _is_channels_last(network: nn.Module) -> bool:
+    """Whether a convolution network would lay its input out so before anything else."""
+    weight = getattr(getattr(network, "conv_in", None), "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 4 or weight.is_contiguous():
+        return False
+    return weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def _on_device(scale: Any, like: Tensor) -> Any:

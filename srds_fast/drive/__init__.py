@@ -13,8 +13,9 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ class Drive:
         keep_states: keep the states of all steps, for callbacks.
         interrupted: asked before every wave whether to stop early.
         stepwise: told why, when a callback makes the rest of the call run step by step; may raise.
+        instead: what is called in the place of a network.
 
     Attributes:
         progress: shows the steps that are final by now on the pipe's progress bar.
@@ -82,7 +84,9 @@ class Drive:
         keep_states: bool = False,
         interrupted: Callable[[], bool] = lambda: False,
         stepwise: Callable[[str], None] = lambda reason: None,
+        instead: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
     ) -> None:
+        self._instead = instead
         self.scheduler = DrivenScheduler(_copy(scheduler), self)
         self.inpainting: Inpainting | None = None
         self.run: Run | None = None
@@ -219,7 +223,7 @@ class Drive:
         draws = None if self._draws is None else self._draws[done:]
         self.run = Run(plan, state, rest, "drive", self._extras(draws, x.dtype, rest.num_steps, x0_prev), report=report)
         # anew: a callback may have changed what conditioning was made from, in place
-        self._rows = RowInputs(self.run.program, rest, state)
+        self._rows = RowInputs(self.run.program, rest, state, instead=self._instead)
         self._wave = self.run.next(None)
         self.finished = False
         return self._hand_out(x.dtype)
@@ -250,7 +254,7 @@ class Drive:
                 self._started = time.perf_counter()
             if not self._loop.checked:
                 self._check_time(network, family, dict(zip(names, args, strict=False)) | kwargs)
-            return network(*args, **kwargs)
+            return self._instead.get(network, network)(*args, **kwargs)
         if isinstance(states, RowStates):
             plain = states.as_subclass(Tensor)
             args, kwargs = (
@@ -298,7 +302,7 @@ class Drive:
         self._parts = plan, state, noise, extras
         self._make_run = functools.partial(Run, plan, state, noise, "drive", extras, started=self._started)
         self.run = self._make_run(observer=self._observer)
-        self._rows = RowInputs(self.run.program, noise, state)
+        self._rows = RowInputs(self.run.program, noise, state, instead=self._instead)
         if noise.num_steps > 1:
             return ()
         _, x0 = noise.step(0, state, m[: self._num_samples].to(state.dtype))

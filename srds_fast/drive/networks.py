@@ -115,6 +115,11 @@ def network_family(module: object) -> Network | None:
     return next((NETWORKS[name] for name in names if name in NETWORKS), None)
 
 
+def is_compiled(module: Any) -> bool:
+    """Whether a call of the module runs code that torch.compile made."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
 def unwrapped(module: Any) -> Any:
     """The module that torch.compile wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,9 +25,19 @@ class RowInputs:
         noise: table of its steps.
         state: starting noise, [batch, ...], in the dtype of the state.
         counter: [1], on the device, tells which wave it is, one more than its number; None: the wave itself does.
+        instead: what is called in the place of a network.
     """
 
-    def __init__(self, program: Program, noise: NoiseTable, state: Tensor, counter: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        noise: NoiseTable,
+        state: Tensor,
+        counter: Tensor | None = None,
+        *,
+        instead: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
+    ) -> None:
+        self._instead = instead
         self._peak_rows = program.peak_rows
         self._num_samples = len(state)
         self._per_state = PerState(program, state.device) if counter is None else CountedPerState(program, counter)
@@ -54,7 +65,7 @@ class RowInputs:
     ) -> Any:
         """Call a network. names: of its parameters, in order; the other arguments are those of its pipeline's call."""
         args, kwargs = self.arguments(wave, network, family, names, args, kwargs)
-        return network(*args, **kwargs)
+        return self._instead.get(network, network)(*args, **kwargs)
 
     def arguments(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CaptureFailed
+from ..kernels.wave_update import NetworkInput
 from ..solvers.core import Checkpoint, Core, Evaluate
 from ..solvers.waves import CountedWaves
 from .fingerprint import fingerprint, hooked, tensors_of
@@ -42,6 +43,9 @@ class Evaluator(Protocol):
     def repeat(self, wave: Evaluate) -> None:
         """Repeat the conditioning for the rows of a wave, and those of narrower ones."""
 
+    def forget(self) -> None:
+        """Give the repeated conditioning back."""
+
 
 @dataclass(frozen=True)
 class Capturable:
@@ -52,9 +56,12 @@ class Capturable:
         inputs: the tensors that are others in every call, by name; "x" is the starting noise, [batch, ...].
         networks: the networks that are called.
         live: dictionaries of theirs, by identity, whose values are among the inputs.
+        compiled: some network is run through torch.compile.
         begin: given static tensors in the place of inputs, makes a core that has not begun, and what runs its waves.
         begin_counted: the same with waves that count themselves.
-        checkpoints, num_waves: how many a run has at most.
+        checkpoints: how many a run has at most.
+        positions: of the rows of every wave.
+        network: how the network wants its rows.
         dtype: of the network.
     """
 
@@ -64,9 +71,11 @@ class Capturable:
     begin: Callable[[Mapping[str, Tensor]], tuple[Core, Evaluator]]
     begin_counted: Callable[[Mapping[str, Tensor]], tuple[CountedWaves, Evaluator]]
     checkpoints: int
-    num_waves: int
+    positions: Sequence[tuple[int, ...]]
+    network: NetworkInput
     dtype: torch.dtype
     live: frozenset[int] = frozenset()
+    compiled: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -151,6 +160,7 @@ class Captured(ABC):
         self.checkpoints = call.checkpoints
         self._recorder = recorder
         self._networks = call.networks
+        self._compiled = call.compiled
         self._inputs = {name: torch.empty_like(each).copy_(each) for name, each in call.inputs.items()}
         self._known: list[Tensor] = [*self._inputs.values()]
         self._stretches: list[Stretch] = []
@@ -195,6 +205,16 @@ class Captured(ABC):
     def _record_stretch(self, number: int) -> Stretch:
         """Record the next stretch."""
 
+    def _make_ready(self, call: Capturable, evaluate: Evaluator) -> None:
+        evaluate.prepare()
+        self._known += evaluate.constants()
+        if call.compiled:  # while nothing is recorded: every width is compiled for itself
+            x = self._inputs["x"]
+            for positions in {len(positions): positions for positions in call.positions}.values():
+                rows = call.network.empty(len(positions), x).zero_()
+                evaluate(Evaluate(rows, positions, tuple(range(len(x))), call.positions.index(positions)))
+            evaluate.forget()
+
     def _record(self, work: Callable[[Guard], T]) -> tuple[Graph, T]:
         guards: list[Guard] = []
 
@@ -235,10 +255,9 @@ class LoopGraph(Captured):
     def __init__(self, call: Capturable, recorder: Recorder, most_operations: float = math.inf) -> None:
         super().__init__(call, recorder)
         self._core, self._evaluate = call.begin(self._inputs)
-        self._evaluate.prepare()
-        self._known += self._evaluate.constants()
+        self._make_ready(call, self._evaluate)
         self._most_operations = most_operations
-        self._num_waves = call.num_waves
+        self._num_waves = len(call.positions)
         self._waves_recorded = 0
 
     def _record_stretch(self, number: int) -> Stretch:
@@ -249,7 +268,7 @@ class LoopGraph(Captured):
             while isinstance(event, Evaluate):
                 waves.append((event.positions, event.number))
                 self._refuse_length(guard, len(waves))
-                with guard.network():
+                with guard.network(self._compiled):
                     output = self._evaluate(event)
                 event = self._core.send(output)
             return event

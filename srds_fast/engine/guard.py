@@ -8,14 +8,14 @@ it. It is refused by name before it runs, on a CUDA device as on the CPU.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from ..errors import CaptureFailed
@@ -82,13 +82,22 @@ class Guard(TorchDispatchMode):
         return out
 
     @contextmanager
-    def network(self) -> Iterator[None]:
-        """Within it, operations are those of the network."""
+    def network(self, unseen: bool = False) -> Iterator[None]:
+        """Within it, operations are those of the network.
+
+        Args:
+            unseen: do not look at them: the network is compiled, and would be taken apart to be seen.
+        """
         self._in_network = True
         try:
-            yield
+            with self.unseen() if unseen else nullcontext():
+                yield
         finally:
             self._in_network = False
+
+    def unseen(self) -> AbstractContextManager[Any]:
+        """Within it, operations are not looked at."""
+        return _disable_current_modes()
 
     def before(self, func: Any, given: list[Tensor]) -> None:
         """An operation is about to run on these tensors."""

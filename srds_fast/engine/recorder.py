@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from ..errors import CaptureFailed
-from .guard import Guard
+from .guard import Guard, failed
 from .tape import TapeRecorder
 
 T = TypeVar("T")
@@ -83,11 +83,7 @@ class CudaRecorder:
         if failure is not None:
             if isinstance(failure, CaptureFailed):
                 raise failure
-            reason = str(failure).partition("\n")[0]
-            raise CaptureFailed(
-                f"The loop cannot be captured: {type(failure).__name__}: {reason}. It runs eagerly. "
-                "Pass engine='eager' to leave it so."
-            ) from failure
+            raise failed(failure) from failure
         return _CudaGraph(graph, guard), found[0]
 
 

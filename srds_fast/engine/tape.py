@@ -9,6 +9,7 @@ here as well. It is for tests and for looking at what is captured; it saves no t
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -58,6 +59,10 @@ class Tape(Guard):
         self._made_tensors.clear()
         self.read.clear()
         self.read_by_network.clear()
+
+    def unseen(self) -> AbstractContextManager[Any]:
+        """Nothing: what is not looked at is not on the tape."""
+        return nullcontext()
 
     def before(self, func: Any, given: list[Tensor]) -> None:
         """Keep what an operation is about to overwrite."""

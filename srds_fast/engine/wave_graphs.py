@@ -25,8 +25,8 @@ class WaveGraphs(Captured):
     def __init__(self, call: Capturable, recorder: Recorder) -> None:
         super().__init__(call, recorder)
         self._waves, self._evaluate = call.begin_counted(self._inputs)
-        self._evaluate.prepare()
-        self._known += [*self._evaluate.constants(), *self._waves.read_by_network()]
+        self._known += self._waves.read_by_network()
+        self._make_ready(call, self._evaluate)
         self._of_width: dict[int, Graph] = {}
         self._next = 0
         self._waiting: list[Birth] = []
@@ -54,7 +54,7 @@ class WaveGraphs(Captured):
 
     def _run_wave(self, guard: Guard) -> None:
         def evaluate(wave: Evaluate) -> Tensor:
-            with guard.network():
+            with guard.network(self._compiled):
                 return self._evaluate(wave)
 
         self._waves.run(self._next, evaluate)

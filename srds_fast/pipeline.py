@@ -199,7 +199,8 @@ def compile(
         engine: "graph" records the waves of a call and replays them in later ones of its kind: a CUDA graph from one
             checkpoint to the next (or one for each width of a wave, where that is too long), on the CPU a tape of
             operations, for tests. "wave-graphs": one for each width at once. "eager" runs every wave from Python.
-            "auto": graphs on a CUDA device.
+            "auto": graphs on a CUDA device, where it is not busy all through a network call: that is measured once for
+            each kind of call.
         max_graphs: recordings kept; one is of a plan at one shape. The least recently used goes first.
         lazy_capture: record calls of a new kind when they come; False: in `warmup` alone.
         attention: "auto" leaves the networks' attention as it is; "sdpa" is torch's, "xformers" that of the package,
@@ -411,7 +412,13 @@ class _DrivenCall:
         if self._engine_reason is not None:
             _eagerly(fast, self._engine_reason)
             return None
-        return GraphUse(state.graphs, state.lazy_capture or warming, functools.partial(_eagerly, fast), whole=warming)
+        return GraphUse(
+            state.graphs,
+            state.lazy_capture or warming,
+            functools.partial(_eagerly, fast),
+            whole=warming,
+            weighed=state.engine == "auto",
+        )
 
     @property
     def told(self) -> int:

@@ -93,7 +93,8 @@ def sample(
         pipelined: start rows of the next iteration as soon as their input exists.
         max_rows: widest wave allowed.
         engine: "graph" replays a recording of the waves, see `graphs`; "wave-graphs" one for each width of a wave;
-            "eager" runs them from Python; "auto": graphs on a CUDA device, if there is a place to keep them.
+            "eager" runs them from Python; "auto": graphs on a CUDA device that is not busy all through a call of the
+            denoiser, if there is a place to keep them.
         graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
             first call of a kind runs eagerly and is recorded, those after it are replayed. What the denoiser does in
             Python is then not done again. Weights that it takes from modules it is, is bound to or names may change in
@@ -187,7 +188,7 @@ def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None
         )
     if graphs is None or engine == "eager" or (engine == "auto" and not x.is_cuda):
         return None
-    return GraphUse(graphs, lazy=True, refused=_log_once)
+    return GraphUse(graphs, lazy=True, refused=_log_once, weighed=engine == "auto")
 
 
 @functools.cache

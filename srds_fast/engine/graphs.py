@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import CaptureFailed
 from ..run import Run
 from ..solvers.core import Evaluate
+from .busy import busy_share, why_not_worth
 from .graph import Capturable, Captured, LoopGraph
 from .recorder import recorder
 from .wave_graphs import WaveGraphs
@@ -72,6 +73,7 @@ class Graphs:
     def __post_init__(self) -> None:
         self._kept: OrderedDict[Hashable, Captured] = OrderedDict()
         self._failures: OrderedDict[Hashable, str] = OrderedDict()
+        self._declined: set[Hashable] = set()
         self._lock = threading.Lock()
 
     def find(self, key: Hashable) -> Captured | str | None:
@@ -129,16 +131,31 @@ class Graphs:
         with self._lock:
             self.stats.failed += 1
             self._kept.pop(key, None)
-            self._failures[key] = reason
-            while len(self._failures) > MOST_FAILURES:
-                self._failures.popitem(last=False)
             self._count()
+            self._not_again(key, reason)
+
+    def decline(self, key: Hashable, reason: str) -> None:
+        """Do not record what is not worth it."""
+        with self._lock:
+            self._declined.add(key)
+            self._not_again(key, reason)
+
+    def declined(self, key: Hashable) -> bool:
+        """Whether it was not worth recording."""
+        return key in self._declined
+
+    def _not_again(self, key: Hashable, reason: str) -> None:
+        self._failures[key] = reason
+        while len(self._failures) > MOST_FAILURES:
+            oldest, _ = self._failures.popitem(last=False)
+            self._declined.discard(oldest)
 
     def clear(self) -> None:
         """Give all recordings up, and forget what could not be recorded."""
         with self._lock:
             self._kept.clear()
             self._failures.clear()
+            self._declined.clear()
             self._count()
 
     def _count(self) -> None:
@@ -221,12 +238,14 @@ class GraphUse:
         lazy: record what has not been seen.
         refused: told why a call runs eagerly; may raise.
         whole: record all iterations that a call could take.
+        weighed: record only where launches take a good part of the time.
     """
 
     graphs: Graphs
     lazy: bool
     refused: Callable[[str], None]
     whole: bool = False
+    weighed: bool = False
 
     def run(
         self,
@@ -259,10 +278,16 @@ class GraphUse:
                 run = begin()
         done = advance(run, evaluate)
         if found is not None:
-            self.refused(found)
+            if key is None or not self.graphs.declined(key):
+                self.refused(found)
             run.report.engine_reason = found
         elif not run.report.interrupted:
-            run.report.engine_reason = self._record(key, call, run)
+            reason = why_not_worth(busy_share(call, evaluate)) if self.weighed and self.lazy else None
+            if reason is None:
+                reason = self._record(key, call, run)
+            else:
+                self.graphs.decline(key, reason)
+            run.report.engine_reason = reason
         return done
 
     def _replay(

@@ -10,12 +10,13 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import takeover
 from .drive import Drive, driven_copy
@@ -141,6 +142,7 @@ class _State:
     last: _Last = field(default_factory=_Last)
     told: set[str] = field(default_factory=set)
     tokenizers: Spares = field(default_factory=Spares)
+    guidance: dict[Hashable, Tensor] = field(default_factory=dict)
 
     @property
     def engine(self) -> str:
@@ -285,6 +287,13 @@ def _bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments
     return arguments
 
 
+def _kind_of(arguments: Arguments) -> Iterator[Hashable]:
+    """What of a call's arguments its guidance can depend on: every number, and as what the others were given."""
+    for name, value in arguments.items():
+        is_number = value is None or isinstance(value, bool | int | float)
+        yield name, type(value), value if is_number else None
+
+
 def _steps_of(arguments: Arguments) -> int:
     """Steps the loop will walk, as far as the arguments tell: `denoising_start` and `_end` ask the scheduler."""
     given = arguments.get("timesteps")
@@ -315,6 +324,11 @@ def _hooks(network: Any, stateful: bool) -> Iterator[Any]:
         for hook in [] if registry is None else registry.hooks.values():
             if bool(getattr(hook, "_is_stateful", False)) == stateful:
                 yield hook
+
+
+def _graphs_on(device: torch.device) -> bool:
+    """Whether graphs can save time there."""
+    return device.type == "cuda"
 
 
 def _engine_reason(network: Any) -> str | None:
@@ -393,7 +407,12 @@ class _DrivenCall:
             Drive, keep_states=callback is not None, stepwise=functools.partial(_fallback, fast, "step by step")
         )
         if self._drive_reason is None:
-            make = functools.partial(takeover.Takeover, graph_use=self._graph_use(fast, network, warming))
+            kind = self._cls.__qualname__, loop, id(network), *_kind_of(arguments)
+            make = functools.partial(
+                takeover.Takeover,
+                graph_use=self._graph_use(fast, network, warming),
+                guidance=takeover.KnownGuidance(state.guidance, kind),
+            )
         elif state.engine in GRAPH_ENGINES:
             self._engine_reason = f"the loop is driven: {self._drive_reason}"
             _eagerly(fast, self._engine_reason)
@@ -407,7 +426,7 @@ class _DrivenCall:
 
     def _graph_use(self, fast: Any, network: Any, warming: bool) -> GraphUse | None:
         state = fast._srds
-        if state.engine == "eager" or (state.engine == "auto" and network.device.type != "cuda"):
+        if state.engine == "eager" or (state.engine == "auto" and not _graphs_on(network.device)):
             return None
         if self._engine_reason is not None:
             _eagerly(fast, self._engine_reason)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from .solvers.waves import CountedWaves
 
 # of what guidance makes of random float64 numbers, relative: rounding leaves 1e-16, a half-precision detour 1e-3
 LINEAR = 1e-9
+MOST_KNOWN = 64
 
 
 def why_not(loop: Loop) -> str | None:
@@ -47,15 +48,51 @@ def why_not(loop: Loop) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class KnownGuidance:
+    """Guidance weights by kind of call. To find them waits for the device once; calls of a known kind do not.
+
+    Attributes:
+        weights: what was found.
+        kind: all that the weights of this call can depend on; None: they are found anew.
+    """
+
+    weights: dict[Hashable, Tensor]
+    kind: Hashable | None
+
+    def of(self, x: Tensor) -> Tensor | None:
+        """The weights for states like x, or None."""
+        return self.weights.get((self.kind, x.dtype, x.device)) if self.kind is not None else None
+
+    def keep(self, x: Tensor, weights: Tensor) -> None:
+        """Remember them."""
+        if self.kind is None:
+            return
+        for oldest in list(self.weights)[: max(0, len(self.weights) + 1 - MOST_KNOWN)]:
+            self.weights.pop(oldest, None)
+        self.weights[self.kind, x.dtype, x.device] = weights
+
+
 class Takeover(Drive):
     """State of one call that is taken over; see `Drive`.
+
+    Args:
+        graph_use: how it may use graphs; None: it runs eagerly.
+        guidance: weights that calls of the same kind were found to have.
 
     Attributes:
         drive_reason: why the loop is driven after all; None while it is not.
     """
 
-    def __init__(self, *args: Any, graph_use: GraphUse | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        graph_use: GraphUse | None = None,
+        guidance: KnownGuidance | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._known = guidance or KnownGuidance({}, None)
         self.drive_reason: str | None = None
         self._recorded: list[RecordedCall] = []
         self._driven_anyway: str | None = None
@@ -89,7 +126,7 @@ class Takeover(Drive):
                 kwargs["conditioning_scale"] = _on_device(kwargs["conditioning_scale"], states)
             self._recorded.append(RecordedCall(network, family, names, args, kwargs, states, None))
             return Residuals(number, "down"), Residuals(number, "mid")
-        probe = _probe(network, family, states, number)
+        probe = _probe(network, family, states, number, known=self._known.of(states) is not None)
         self._recorded.append(RecordedCall(network, family, names, args, kwargs, states, probe))
         given = dict(zip(names, args, strict=False)) | kwargs
         if given.get("return_dict", True) is False:
@@ -102,9 +139,12 @@ class Takeover(Drive):
         """In the recorded turn: make all waves, return the samples."""
         if self.run is not None or not self._recorded or self.timesteps is None:
             self.drive_reason = self.drive_reason or self._driven_anyway
+            begins = self.run is None
             found = super().step(m, x, options)
             assert self.run is not None
             self.run.report.drive_reason = self.drive_reason
+            if begins:
+                self._refuse_graphs()
             return found
         self.steps += 1
         self._calls = 0
@@ -115,9 +155,16 @@ class Takeover(Drive):
         assert self.run is not None
         if self.drive_reason is not None:
             self.run.report.drive_reason = self.drive_reason
+            self._refuse_graphs()
             self._wave = self.run.next(None)
             return (self._hand_out(x.dtype),)
         return self._make_all_waves(x.dtype)
+
+    def _refuse_graphs(self) -> None:
+        if self._graph_use is not None and self.drive_reason is not None:
+            assert self.run is not None
+            self.run.report.engine_reason = f"the loop is driven: {self.drive_reason}"
+            self._graph_use.refused(self.run.report.engine_reason)
 
     def newest(self) -> Tensor | None:
         """The newest whole sample, [batch, ...]; of a sequential run, where it stands."""
@@ -267,6 +314,9 @@ class Takeover(Drive):
             probes += each.probe.narrow(each.family.channels, 0, x.shape[each.family.channels]).chunk(branches)
         if m.shape != x.shape:
             return None  # refused with a sentence where the run begins
+        self._weights = self._known.of(x)
+        if self._weights is not None:
+            return None
         columns = torch.stack([each.flatten() for each in probes] + [m.flatten().double()])
         # one transfer: all inner products
         products = (columns @ columns.T).cpu()
@@ -279,6 +329,7 @@ class Takeover(Drive):
         if off > LINEAR or float(residual.norm()) > LINEAR * float(columns[branches].norm()):
             return "its guidance is not one weighted sum of the network's outputs"
         self._weights = weights.to(x.device, state_dtype(x.dtype))
+        self._known.keep(x, self._weights)
         return None
 
     def _extras(
@@ -309,10 +360,16 @@ def _on_device(scale: Any, like: Tensor) -> Any:
     return torch.tensor(scale, dtype=state_dtype(like.dtype), device=like.device)
 
 
-def _probe(network: nn.Module, family: Network, states: Tensor, number: int) -> Tensor:
-    """Random numbers in the shape of the network's output; in float64, and from a generator of their own."""
+def _probe(network: nn.Module, family: Network, states: Tensor, number: int, *, known: bool) -> Tensor:
+    """Random numbers in the shape of the network's output, in float64 and from a generator of their own.
+
+    Args:
+        known: they need not tell anything; any numbers do.
+    """
     config: Any = network.config
     shape = list(states.shape)
     shape[family.channels] = getattr(config, "out_channels", None) or config.in_channels
+    if known:
+        return states.new_zeros(shape)
     generator = torch.Generator().manual_seed(number)
     return torch.randn(shape, dtype=torch.float64, generator=generator).to(states.device)

@@ -128,7 +128,7 @@ def test_the_waves_need_nothing_of_the_host(name: str, kind: str, monkeypatch: p
     """No wait, no copy from or to it, no tensor of it, from checkpoint to checkpoint, solver and network."""
     build, arguments = tiny.PIPELINES[name]
     call = capturable(build(), arguments, monkeypatch, num_blocks=3, max_iterations=1)
-    check(*record(call, kind), call.num_waves)
+    check(*record(call, kind), len(call.positions))
 
 
 SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -147,7 +147,7 @@ def test_nor_do_those_of_other_plans(name: str, kind: str, monkeypatch: pytest.M
     """Of two prompts, on the pixel pipeline whose network is small."""
     scheduler, settings = SETTINGS[name]
     call = capturable(tiny.ddim(scheduler), {"output_type": "pt", "batch_size": 2}, monkeypatch, **settings)
-    check(*record(call, kind), call.num_waves)
+    check(*record(call, kind), len(call.positions))
 
 
 def _copies(network: Any, sample: Tensor) -> Tensor:

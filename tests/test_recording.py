@@ -383,8 +383,21 @@ def test_a_number_is_not_a_tensor_from_outside() -> None:
     """FreeU writes its scale to a part of a mask so."""
     x = numbers(4)
     with torch.no_grad(), Guard() as guard, guard.network():
-        x[1:3] = 0.5
+        mask = x * 2
+        mask[1:3] = 0.5
     assert [storage_of(tensor) for tensor in guard.read_by_network] == [storage_of(x)]
+
+
+def test_the_network_must_not_write_to_what_outlasts_the_call() -> None:
+    """As a buffer that counts: a recording is made, and compared, beside the call."""
+    x = numbers(4)
+    with torch.no_grad(), Guard() as guard:
+        x.add_(1)  # the solver may
+        with guard.network():
+            (x + 1).add_(1)
+            for write in (lambda: x.add_(1), lambda: x[:2].zero_(), lambda: torch.add(x, 1, out=x)):
+                with pytest.raises(CaptureFailed, match="outlasts the call"):
+                    write()
 
 
 def test_memory_given_back_is_not_taken_for_what_comes_after() -> None:

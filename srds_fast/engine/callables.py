@@ -33,7 +33,11 @@ def _leaf(value: Any) -> Hashable:
         return value
     if isinstance(value, Tensor):
         return value.data_ptr(), value.shape
-    if isinstance(value, list | tuple | dict) or hasattr(value, "__code__") or hasattr(value, "__func__"):
+    if (
+        isinstance(value, list | tuple | dict | functools.partial)
+        or hasattr(value, "__code__")
+        or hasattr(value, "__func__")
+    ):
         return type(value).__name__  # what is in it comes after it
     return id(value)
 

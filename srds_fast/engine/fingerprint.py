@@ -8,6 +8,7 @@ loaded, switched or half loaded, a scale, a processor, FreeU) gives another fing
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from torch.nn.modules import module as _module
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
 # what every module has: its parts are looked at as such, its hooks by `hooked`
 _MACHINERY = frozenset(nn.Module().__dict__) - {"training"}
+_NOT_LOOKED_INTO = (nn.Module, type, FunctionType, MethodType, ModuleType)
+# objects in objects in objects: of what lies deeper, which it is is all that is looked at
+DEPTH = 3
 
 
 def fingerprint(network: nn.Module, live: frozenset[int] = frozenset()) -> Hashable:
@@ -43,22 +47,35 @@ def fingerprint(network: nn.Module, live: frozenset[int] = frozenset()) -> Hasha
     return tuple(found)
 
 
-def _of_value(value: Any, deep: bool = True) -> Hashable:
+def _of_value(value: Any, depth: int = DEPTH) -> Hashable:
     kind = type(value)
     if kind in _PLAIN:
         return value  # type: ignore[no-any-return]
     if isinstance(value, Tensor):
         return _of_tensor(value)
     if isinstance(value, list | tuple):
-        return kind, *(_of_value(each, deep) for each in value)
+        return kind, *(_of_value(each, depth) for each in value)
     if isinstance(value, set | frozenset):
-        return kind, frozenset(_of_value(each, deep) for each in value)
+        return kind, frozenset(_of_value(each, depth) for each in value)
     if isinstance(value, dict):
-        return kind, *value.keys(), *(_of_value(each, deep) for each in value.values())
-    if deep and not isinstance(value, nn.Module | type) and (held := getattr(value, "__dict__", None)):
+        return kind, *value.keys(), *(_of_value(each, depth) for each in value.values())
+    if depth:
         # an attention processor, a configuration: with settings of its own
-        return id(value), kind, *((name, _of_value(each, deep=False)) for name, each in held.items())
+        return id(value), kind, *((name, _of_value(each, depth - 1)) for name, each in _attributes(value).items())
     return id(value), kind
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What an object holds; of modules, classes and functions nothing: which they are is all that is looked at."""
+    if isinstance(value, _NOT_LOOKED_INTO):
+        return {}
+    held = dict(getattr(value, "__dict__", ()))
+    for cls in type(value).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                held[name] = getattr(value, name)
+    return held
 
 
 def _of_tensor(tensor: Tensor) -> tuple[Hashable, ...]:
@@ -77,18 +94,18 @@ def tensors_of(network: nn.Module) -> Iterator[Tensor]:
                 yield from _tensors_in(value)
 
 
-def _tensors_in(value: Any, deep: bool = True) -> Iterator[Tensor]:
+def _tensors_in(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple | set | frozenset):
         for each in value:
-            yield from _tensors_in(each, deep)
+            yield from _tensors_in(each, depth)
     elif isinstance(value, dict):
         for each in value.values():
-            yield from _tensors_in(each, deep)
-    elif deep and not isinstance(value, nn.Module | type) and hasattr(value, "__dict__"):
-        for each in vars(value).values():
-            yield from _tensors_in(each, deep=False)
+            yield from _tensors_in(each, depth)
+    elif depth and type(value) not in _PLAIN:
+        for each in _attributes(value).values():
+            yield from _tensors_in(each, depth - 1)
 
 
 def hooked(network: nn.Module) -> str | None:

@@ -222,7 +222,14 @@ class Captured(ABC):
             guards.append(guard)
             return work(guard)
 
-        graph, found = self._recorder.record(watched)
+        # weights that autocast has cast before would be read, and never be cast again
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        torch.clear_autocast_cache()
+        try:
+            graph, found = self._recorder.record(watched)
+        finally:
+            torch.set_autocast_cache_enabled(cached)
         (guard,) = guards
         self._refuse_strangers(guard)
         self._made |= guard.storages

@@ -84,8 +84,12 @@ class Graphs:
             captured = self._kept.get(key)
             if captured is not None:
                 self._kept.move_to_end(key)
-                self.stats.replayed += 1
             return captured
+
+    def count_replay(self) -> None:
+        """A call has run on a recording."""
+        with self._lock:
+            self.stats.replayed += 1
 
     def capture(
         self, key: Hashable, call: Capturable, expected: Tensor, iterations: list[int], *, whole: bool = False
@@ -118,6 +122,11 @@ class Graphs:
             raise CaptureFailed(reason) from why
         finally:
             self.stats.seconds += time.perf_counter() - started
+        if call.key() != key:  # not the fault of this kind of call
+            raise CaptureFailed(
+                "The recording is not kept: the network changed while it was made. What it holds may be of two "
+                "networks. The next call of its kind is recorded anew."
+            )
         with self._lock:
             self._kept[key] = captured
             self.stats.captured += 1
@@ -282,12 +291,7 @@ class GraphUse:
                 self.refused(found)
             run.report.engine_reason = found
         elif not run.report.interrupted:
-            reason = why_not_worth(busy_share(call, evaluate)) if self.weighed and self.lazy else None
-            if reason is None:
-                reason = self._record(key, call, run)
-            else:
-                self.graphs.decline(key, reason)
-            run.report.engine_reason = reason
+            run.report.engine_reason = self._record(key, call, run, evaluate)
         return done
 
     def _replay(
@@ -303,15 +307,25 @@ class GraphUse:
         run.follow(replay.core)
         run.report.engine, run.report.engine_reason = captured.name, captured.reason
         try:
-            return advance(run, lambda wave: wave.x)  # the graph has run it
+            done = advance(run, lambda wave: wave.x)  # the graph has run it
         finally:
+            replay.core.close()  # whatever happened between waves: it holds the device
             run.report.dropped_waves = replay.dropped_waves
+        self.graphs.count_replay()
+        return done
 
-    def _record(self, key: Hashable, call: Capturable, run: Run) -> str:
+    def _record(self, key: Hashable, call: Capturable, run: Run, evaluate: Callable[[Evaluate], Tensor]) -> str:
         """Record a call that has run eagerly, for those to come. Returns why it has not been a replay itself."""
+        reason = None
         if not self.lazy:
             reason = "nothing is recorded while serving (lazy_capture=False): make a call like it in warmup()"
+        elif call.key() != key:
+            reason = "the network's own attributes have changed while it ran: a replay would not change them"
+        if reason is not None:
             self.refused(reason)
+            return reason
+        if self.weighed and (reason := why_not_worth(busy_share(call, evaluate))) is not None:
+            self.graphs.decline(key, reason)
             return reason
         assert run.sample is not None
         started = time.perf_counter()

@@ -70,6 +70,8 @@ class Guard(TorchDispatchMode):
         kwargs = kwargs or {}
         refuse_uncapturable(func, args, kwargs, self._numbers)
         given = list(tensors_in((args, kwargs)))
+        if self._in_network and func._schema.is_mutable:
+            self._refuse_lasting_writes(func, args, kwargs)
         if func in _FROM_PYTHON:  # what is left of them: x[0] = 1.0
             self._numbers.update(map(_Memory, given))
         for tensor in given:
@@ -104,6 +106,14 @@ class Guard(TorchDispatchMode):
 
     def after(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """An operation has run."""
+
+    def _refuse_lasting_writes(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        for index, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            written = kwargs.get(argument.name, args[index] if index < len(args) else None)
+            if any(storage_of(tensor) not in self._made for tensor in tensors_in(written)):
+                raise _refusal(str(func), "writes to a tensor that outlasts the call")
 
     @property
     def storages(self) -> set[int]:

@@ -1,0 +1,103 @@
+"""A pipeline on two engines, side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tiny
+import torch
+from torch import Tensor
+
+import srds_fast
+
+STEPS = 3
+FIRST = "it is the first call of its kind"
+
+
+class Twins:
+    """A pipe compiled for graphs and compiled to run eagerly. Every call is made on both and has to give the same.
+
+    Args:
+        name: in tiny.PIPELINES; Flux records fastest.
+        pipe: in the place of the one built.
+        graphs: settings of the graph engine alone.
+        engine: "graph" or "wave-graphs".
+        settings: of both.
+    """
+
+    def __init__(
+        self,
+        name: str = "flux",
+        pipe: Any = None,
+        graphs: dict[str, Any] | None = None,
+        engine: str = "graph",
+        **settings: Any,
+    ) -> None:
+        self.engine = {"graph": "loop graph", "wave-graphs": "wave graphs"}[engine]
+        build, base = tiny.PIPELINES[name]
+        self.base = {"num_inference_steps": STEPS, **base}
+        self.pipe = build() if pipe is None else pipe
+        settings = settings or {"method": "srds", "num_blocks": 3, "exact": True}
+        self.fast = srds_fast.compile(self.pipe, engine=engine, **settings, **(graphs or {}))
+        self.eager = srds_fast.compile(self.pipe, engine="eager", **settings)
+
+    @property
+    def network(self) -> Any:
+        return self.pipe.unet if hasattr(self.pipe, "unet") else self.pipe.transformer
+
+    @property
+    def report(self) -> Any:
+        return self.fast.report
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Recordings made, calls replayed."""
+        return self.fast.graphs.captured, self.fast.graphs.replayed
+
+    def alone(self, each: Any, seed: int = 0, **call: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Result of one of them, and the states of its generator and of the global one afterwards."""
+        torch.manual_seed(7)
+        generator = torch.Generator().manual_seed(seed)
+        found = torch.as_tensor(each(**{**self.base, **call}, generator=generator)[0])
+        return found, generator.get_state(), torch.get_rng_state()
+
+    def same(self, seed: int = 0, relative: float = 0.0, **call: Any) -> Tensor:
+        """The result of both; whichever engine ran."""
+        found, *states = self.alone(self.fast, seed, **call)
+        expected, *expected_states = self.alone(self.eager, seed, **call)
+        assert self.eager.report.engine == "eager"
+        assert found.shape == expected.shape
+        assert bool(expected.isfinite().all())
+        if relative == 0.0:
+            assert torch.equal(found, expected)
+        assert float((found - expected).abs().max()) <= relative * float(expected.abs().max())
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(states, expected_states, strict=True))
+        return found
+
+    def first(self, seed: int = 0, relative: float = 0.0, **call: Any) -> Tensor:
+        """A call of a kind that has not been seen."""
+        captured = self.fast.graphs.captured
+        found = self.same(seed, relative, **call)
+        assert self.report.engine == "eager"
+        assert self.report.engine_reason.startswith(FIRST)
+        assert self.report.capture_seconds > 0
+        assert self.fast.graphs.captured == captured + 1
+        return found
+
+    def replayed(self, seed: int = 0, relative: float = 0.0, **call: Any) -> Tensor:
+        """A call that replays, and records nothing."""
+        captured = self.fast.graphs.captured
+        found = self.same(seed, relative, **call)
+        assert self.report.engine == self.engine
+        assert self.report.path == "takeover"
+        assert self.report.engine_reason is None
+        assert self.report.capture_seconds == 0
+        assert self.fast.graphs.captured == captured
+        return found
+
+    def eagerly(self, why: str, seed: int = 0, **call: Any) -> Tensor:
+        """A call that runs eagerly for a reason that names this."""
+        found = self.same(seed, **call)
+        assert self.report.engine == "eager"
+        assert why in self.report.engine_reason
+        return found

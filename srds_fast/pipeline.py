@@ -22,11 +22,13 @@ from . import takeover
 from .drive import Drive, driven_copy
 from .drive.callbacks import StepCallback
 from .engine.graphs import Graphs, GraphStats, GraphUse
+from .engine.overlap import OVERLAPS, has_two_lanes
 from .errors import CaptureFailed, InvalidArgument, PlanMismatch, SrdsFastError, UnsupportedPipeline
 from .families import Arguments, Family, family_of
 from .faster import NetworkOptions, faster
 from .noise import adds_noise, check_scheduler
 from .plan import GRAPH_ENGINES, MOST_STEPS, Plan, Settings, choose, refuse_beside
+from .program import Program
 from .report import Report
 from .run import Observer
 from .spares import Spares
@@ -65,6 +67,7 @@ class FastPipeline:
                 state.lazy_capture,
                 graphs,
                 state.network_options,
+                state.overlap,
             )
         )
 
@@ -139,6 +142,7 @@ class _State:
     lazy_capture: bool
     graphs: Graphs
     network_options: NetworkOptions
+    overlap: str
     last: _Last = field(default_factory=_Last)
     told: set[str] = field(default_factory=set)
     tokenizers: Spares = field(default_factory=Spares)
@@ -177,6 +181,7 @@ def compile(
     attention: str = "auto",
     channels_last: bool | None = None,
     torch_compile: str | None = None,
+    overlap: str = "batch",
     plan: Plan | None = None,
     strict: bool = False,
 ) -> Any:
@@ -211,6 +216,9 @@ def compile(
             stays: values and results are the same, and copying all weights twice a call would cost more than it brings.
         torch_compile: a mode of torch.compile for the networks, "default" or "max-autotune-no-cudagraphs"; graphs then
             hold the compiled code. Compiles anew for every width of a wave: seconds to minutes in the first calls.
+        overlap: "batch": all rows of a wave in one network call; "streams": the coarse ones in a call of their own, on
+            a CUDA device beside the others, in a stream of high priority; "auto": one batch, but where a loop graph is
+            recorded on a CUDA device, whichever its replay shows to be faster (to record both takes twice as long).
         plan: a plan to run instead of choosing one for each number of steps; it fixes all settings above.
         strict: raise where a call would run on the stock loop, or eagerly though engine="graph" was asked for.
 
@@ -241,7 +249,10 @@ def compile(
     asked = settings.engine if plan is None else plan.engine
     kind = "wave-graphs" if asked == "wave-graphs" else "graph"
     network_options = NetworkOptions(attention, channels_last, torch_compile)
-    return _fast(_State(original, settings, plan, strict, lazy_capture, Graphs(max_graphs, kind), network_options))
+    if overlap not in OVERLAPS:
+        raise InvalidArgument(f"overlap is {overlap!r}. Known are {', '.join(OVERLAPS)}. Pass one of these.")
+    graphs = Graphs(max_graphs, kind)
+    return _fast(_State(original, settings, plan, strict, lazy_capture, graphs, network_options, overlap))
 
 
 def _fast(state: _State) -> Any:
@@ -374,6 +385,7 @@ def _call(
                 state.last.report = call.drive.run.report
                 # compiling may fail as late as in the call
                 state.last.report.left_out = made.reasons
+                _tell_of_overlap(fast, call.drive.run.program)
     random.restore()
     return _stock_call(fast, args, kwargs, arguments, reason[:1].lower() + reason[1:])
 
@@ -412,6 +424,7 @@ class _DrivenCall:
                 takeover.Takeover,
                 graph_use=self._graph_use(fast, network, warming),
                 guidance=takeover.KnownGuidance(state.guidance, kind),
+                overlap="batch" if state.overlap == "auto" and not _graphs_on(network.device) else state.overlap,
             )
         elif state.engine in GRAPH_ENGINES:
             self._engine_reason = f"the loop is driven: {self._drive_reason}"
@@ -531,6 +544,13 @@ def _left_out(fast: Any, reason: str) -> None:
     if reason not in state.told:
         state.told.add(reason)
         logger.warning("%s: %s.", type(fast).__name__, reason)
+
+
+def _tell_of_overlap(fast: Any, program: Program) -> None:
+    report = fast._srds.last.report
+    if fast._srds.overlap == "streams" and report.overlap == "batch" and has_two_lanes(program):
+        how = "a graph of a wave's width holds one batch" if report.path == "takeover" else "the loop is driven"
+        report.left_out.append(f"overlap='streams' was left out: {how}")
 
 
 def _eagerly(fast: Any, reason: str) -> None:

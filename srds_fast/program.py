@@ -56,6 +56,11 @@ class Wave(NamedTuple):
     rows: tuple[Row, ...]
     boundaries: tuple[Boundary, ...]
 
+    def lanes(self) -> tuple[int, ...]:
+        """How many rows are coarse, and how many behind them are not; one number where all are of a kind."""
+        coarse = sum(row.coarse for row in self.rows)
+        return tuple(size for size in (coarse, len(self.rows) - coarse) if size)
+
 
 class Spent(NamedTuple):
     """What a run has cost when an iteration has given its sample, rows begun for later iterations included."""
@@ -129,6 +134,17 @@ class Program:
         done = next(number for number, wave in enumerate(self.waves, start=1) if last in wave.boundaries)
         widths = [len(wave.rows) for wave in self.waves[:done]]
         return Spent(done, sum(widths), max(widths))
+
+    def in_lanes(self) -> Program:
+        """The same rows with every wave cut into its coarse rows and its other ones, in this order."""
+        waves = []
+        for wave in self.waves:
+            first, *rest = wave.lanes()
+            if rest:
+                waves += [Wave(wave.rows[:first], ()), Wave(wave.rows[first:], wave.boundaries)]
+            else:
+                waves.append(wave)
+        return replace(self, waves=tuple(waves))
 
     def limited_to(self, max_rows: int | None) -> Program:
         """The same rows with no wave wider than `max_rows`: wider ones are cut into several, one after another."""

@@ -31,6 +31,7 @@ class Report:
         fallback_reason: why the stock loop ran instead, or why the run went on step by step; None when neither.
         drive_reason: why the pipeline's loop was driven and not taken over; None where it was, or where there is none.
         engine_reason: why the waves ran eagerly where a faster engine was asked for; None when one ran, or none was.
+        overlap: "batch": a wave is one network call; "streams": its coarse rows are one beside it.
         left_out: what was asked for to make the network faster and could not be had, each with its reason.
         capture_seconds: spent on recording graphs for the calls to come; not part of `seconds`.
         dropped_waves: waves that graphs ran ahead of a decision to stop; not part of `waves`.
@@ -59,6 +60,7 @@ class Report:
     engine_reason: str | None = None
     kernels: str | None = None
     drive_reason: str | None = None
+    overlap: str = "batch"
     left_out: list[str] = field(default_factory=list)
     capture_seconds: float = 0.0
     dropped_waves: int = 0
@@ -93,6 +95,8 @@ class Report:
             if seen:
                 lines.append((f"change {number}", f"mean {sum(seen) / len(seen):.2e}, largest {max(seen):.2e}"))
         lines.append(("seconds", f"{self.seconds:.3f}"))
+        if self.overlap == "streams":
+            lines.append(("overlap", "coarse rows on a stream of their own"))
         if self.capture_seconds:
             lines.append(("recording", f"{self.capture_seconds:.3f} seconds, for later calls"))
         if self.dropped_waves:

@@ -215,7 +215,8 @@ def _capturable(
     def cond_of(static: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: static[f"cond.{name}"] for name in cond}
 
-    def begin(static: Mapping[str, Tensor]) -> tuple[Core, RowDenoiser]:
+    def begin(static: Mapping[str, Tensor], beside: bool) -> tuple[Core, RowDenoiser]:
+        assert not beside
         x = static["x"]
         return core_of(plan, x, noise, program, with_own(static)), evaluator(x, cond_of(static))
 

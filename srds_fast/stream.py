@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .engine.preview import PreviewStream
 from .run import Observer
 from .solvers.core import Checkpoint
 
@@ -25,20 +26,27 @@ class Refinement:
     """
 
     def __init__(
-        self, iteration: int, latents: Tensor, change: list[float | None] | None, decode: Callable[[Tensor], list[Any]]
+        self,
+        iteration: int,
+        latents: Tensor,
+        change: list[float | None] | None,
+        decode: Callable[[Tensor], list[Any]],
+        previews: PreviewStream,
     ) -> None:
         self.iteration = iteration
         self.latents = latents
         self.change = change
         self._decode = decode
+        self._previews = previews
+        self._mark = previews.mark(latents)
 
     def __repr__(self) -> str:
         return f"Refinement(iteration={self.iteration}, latents={tuple(self.latents.shape)}, change={self.change})"
 
     @functools.cached_property
     def images(self) -> list[Any]:
-        """PIL images, decoded when first asked for, as the pipeline decodes its result."""
-        with torch.no_grad():
+        """PIL images, decoded when first asked for, as the pipeline decodes its result; later waves run meanwhile."""
+        with torch.no_grad(), self._previews.after(self._mark, self.latents):
             return self._decode(self.latents)
 
 
@@ -59,14 +67,15 @@ def refinements(
         dtype: of the latents handed out.
         decode: turns latents into images.
     """
-    arrived: queue.Queue[Checkpoint | BaseException | None] = queue.Queue()
+    arrived: queue.Queue[tuple[Checkpoint, Any] | BaseException | None] = queue.Queue()
+    previews = PreviewStream()
     abandoned = threading.Event()
     threads = torch.get_num_threads()
 
     def observe(checkpoint: Checkpoint) -> None:
         if abandoned.is_set():
             raise _Abandoned
-        arrived.put(checkpoint)
+        arrived.put((checkpoint, previews.mark(checkpoint.sample)))
 
     def work() -> None:
         torch.set_num_threads(threads)  # a new thread starts with torch's default
@@ -86,10 +95,12 @@ def refinements(
         while (item := arrived.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            # a checkpoint holds only the samples still running; the others keep what they had
-            latents = item.sample.to(dtype, copy=True) if latents is None else latents.clone()
-            latents[list(item.samples)] = item.sample.to(dtype)
-            yield Refinement(item.iteration, latents, _change(item, len(latents)), decode)
+            checkpoint, mark = item
+            with previews.after(mark, checkpoint.sample):
+                # a checkpoint holds only the samples still running; the others keep what they had
+                latents = checkpoint.sample.to(dtype, copy=True) if latents is None else latents.clone()
+                latents[list(checkpoint.samples)] = checkpoint.sample.to(dtype)
+            yield Refinement(checkpoint.iteration, latents, _change(checkpoint, len(latents)), decode, previews)
     finally:
         abandoned.set()
         worker.join()

@@ -23,10 +23,12 @@ from .denoiser import state_dtype
 from .drive import Drive, Loop
 from .drive.networks import Network, is_compiled
 from .drive.rows import RowInputs
-from .engine.graph import Capturable
+from .engine.graph import Capturable, Evaluator
 from .engine.graphs import GraphUse
+from .engine.overlap import TwoLanes, has_two_lanes
 from .kernels.dispatch import implementation
 from .kernels.wave_update import NetworkInput
+from .program import Program
 from .recorded import RecordedCall, Repeated, Residuals, signature_of, tensors_of, with_tensors
 from .run import Run, core_of, counted_waves_of
 from .solvers.core import Checkpoint, Core, Evaluate, Extras
@@ -79,6 +81,7 @@ class Takeover(Drive):
     Args:
         graph_use: how it may use graphs; None: it runs eagerly.
         guidance: weights that calls of the same kind were found to have.
+        overlap: how coarse rows are run, see `engine.overlap`; "auto" is decided where a recording is made.
 
     Attributes:
         drive_reason: why the loop is driven after all; None while it is not.
@@ -89,10 +92,12 @@ class Takeover(Drive):
         *args: Any,
         graph_use: GraphUse | None = None,
         guidance: KnownGuidance | None = None,
+        overlap: str = "batch",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._known = guidance or KnownGuidance({}, None)
+        self._overlap = overlap
         self.drive_reason: str | None = None
         self._recorded: list[RecordedCall] = []
         self._driven_anyway: str | None = None
@@ -178,7 +183,7 @@ class Takeover(Drive):
     def _make_all_waves(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         assert self.run is not None
         assert self._rows is not None
-        evaluate = Repeated(self._recorded, self._rows, self._num_samples)
+        evaluate = self._eager_evaluator(self.run, self._rows)
         use, first = self._graph_use, self.run
         if use is None:
             return self._run_waves(first, evaluate, dtype)
@@ -196,6 +201,18 @@ class Takeover(Drive):
             evaluate,
             lambda run, evaluate: self._run_waves(run, evaluate, dtype),
         )
+
+    def _eager_evaluator(self, run: Run, rows: RowInputs) -> Evaluator:
+        if self._overlap != "streams" or not has_two_lanes(run.program):
+            return Repeated(self._recorded, rows, self._num_samples)
+        assert self._parts is not None
+        _, state, noise, _ = self._parts
+        # of the parts of waves; the whole waves' is not used then
+        self._rows = RowInputs(run.program.in_lanes(), noise, state, instead=self._instead)
+        lanes = TwoLanes(Repeated(self._recorded, self._rows, self._num_samples), run.program, state.device)
+        lanes.prepare()
+        run.report.overlap = "streams"
+        return lanes
 
     def _run_waves(self, run: Run, evaluate: Callable[[Evaluate], Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
         self.run = run
@@ -252,17 +269,20 @@ class Takeover(Drive):
         def with_own(static: Mapping[str, Tensor]) -> Extras:
             return replace(extras, draws=static.get("draws"), guidance=static.get("guidance"))
 
-        def repeated(static: Mapping[str, Tensor], counter: Tensor | None = None) -> Repeated:
+        def repeated(static: Mapping[str, Tensor], program: Program, counter: Tensor | None = None) -> Repeated:
             rows = RowInputs(program, noise, static["x"], counter, instead=instead)
             around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
             return Repeated(with_tensors(calls, given, static), rows, len(static["x"]), around)
 
-        def begin(static: Mapping[str, Tensor]) -> tuple[Core, Repeated]:
-            return core_of(plan, static["x"], noise, program, with_own(static)), repeated(static)
+        def begin(static: Mapping[str, Tensor], beside: bool) -> tuple[Core, Evaluator]:
+            core = core_of(plan, static["x"], noise, program, with_own(static))
+            if not beside:
+                return core, repeated(static, program)
+            return core, TwoLanes(repeated(static, program.in_lanes()), program, static["x"].device)
 
         def begin_counted(static: Mapping[str, Tensor]) -> tuple[CountedWaves, Repeated]:
             waves = counted_waves_of(plan, static["x"], noise, program, with_own(static))
-            return waves, repeated(static, waves.counter)
+            return waves, repeated(static, program, waves.counter)
 
         return Capturable(
             (
@@ -283,6 +303,7 @@ class Takeover(Drive):
             extras.network,
             calls[0].states.dtype,
             scale_numbers(factors),
+            overlap=self._overlap if has_two_lanes(program) else "batch",
             compiled=any(network in instead or is_compiled(network) for network in factors),
         )
 

@@ -120,3 +120,16 @@ def test_a_switch_is_no_number_even_where_the_number_was_asked_for_before() -> N
     program.srds(4, 1, 1)
     with pytest.raises(InvalidArgument, match="num_blocks is True"):
         program.srds(4, True, 1)
+
+
+@given(st.integers(1, 30).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), st.integers(0, 3), st.booleans())
+def test_lanes_hold_the_same_rows_coarse_ones_first(sizes: tuple[int, int], iterations: int, pipelined: bool) -> None:
+    steps, blocks = sizes
+    whole = program.srds(steps, blocks, min(iterations, blocks), pipelined)
+    lanes = whole.in_lanes()
+    assert [row for wave in lanes for row in wave.rows] == [row for wave in whole for row in wave.rows]
+    assert all(len({row.coarse for row in wave.rows}) == 1 for wave in lanes)
+    assert [wave.boundaries for wave in lanes if wave.boundaries] == [
+        wave.boundaries for wave in whole if wave.boundaries
+    ]
+    assert len(lanes) == sum(len(wave.lanes()) for wave in whole)

@@ -57,7 +57,9 @@ class Capturable:
         networks: the networks that are called.
         live: dictionaries of theirs, by identity, whose values are among the inputs.
         compiled: some network is run through torch.compile.
-        begin: given static tensors in the place of inputs, makes a core that has not begun, and what runs its waves.
+        overlap: "batch"; "streams": coarse rows beside the others; "auto": which of the two is faster, measured.
+        begin: given static tensors in the place of inputs, makes a core that has not begun, and what runs its waves: in
+            one batch each, or (True) coarse rows beside the others.
         begin_counted: the same with waves that count themselves.
         checkpoints: how many a run has at most.
         positions: of the rows of every wave.
@@ -68,7 +70,7 @@ class Capturable:
     signature: Hashable
     inputs: Mapping[str, Tensor]
     networks: tuple[nn.Module, ...]
-    begin: Callable[[Mapping[str, Tensor]], tuple[Core, Evaluator]]
+    begin: Callable[[Mapping[str, Tensor], bool], tuple[Core, Evaluator]]
     begin_counted: Callable[[Mapping[str, Tensor]], tuple[CountedWaves, Evaluator]]
     checkpoints: int
     positions: Sequence[tuple[int, ...]]
@@ -76,6 +78,7 @@ class Capturable:
     dtype: torch.dtype
     live: frozenset[int] = frozenset()
     compiled: bool = False
+    overlap: str = "batch"
 
     @property
     def device(self) -> torch.device:
@@ -150,9 +153,11 @@ class Captured(ABC):
         nbytes: memory that the device had less after the recording, where that can be asked.
         operations: recorded so far; about as many as kernels.
         reason: why it is not of a faster kind, or None.
+        overlap: "streams" where coarse rows run beside the others, "batch" where with them.
     """
 
     name: str
+    overlap = "batch"
 
     def __init__(self, call: Capturable, recorder: Recorder) -> None:
         self.nbytes = self.operations = 0
@@ -200,6 +205,14 @@ class Captured(ABC):
     def take(self, inputs: Mapping[str, Tensor]) -> None:
         """Copy the inputs of a run to where graphs read them."""
         torch._foreach_copy_(list(self._inputs.values()), [inputs[name] for name in self._inputs])
+
+    def run_through(self, inputs: Mapping[str, Tensor]) -> None:
+        """Replay all there is, to see how long it takes."""
+        with turn(self.device):
+            self.take(inputs)
+            for stretch in self._stretches:
+                for piece in stretch.pieces:
+                    piece.graph.replay()
 
     @abstractmethod
     def _record_stretch(self, number: int) -> Stretch:
@@ -255,13 +268,17 @@ class LoopGraph(Captured):
     Args:
         call, recorder: as of `Captured`.
         most_operations: that a whole recording may hold, about: more would take long to record, and much memory.
+        beside: coarse rows run beside the others.
     """
 
     name = "loop graph"
 
-    def __init__(self, call: Capturable, recorder: Recorder, most_operations: float = math.inf) -> None:
+    def __init__(
+        self, call: Capturable, recorder: Recorder, most_operations: float = math.inf, *, beside: bool = False
+    ) -> None:
         super().__init__(call, recorder)
-        self._core, self._evaluate = call.begin(self._inputs)
+        self.overlap = "streams" if beside else "batch"
+        self._core, self._evaluate = call.begin(self._inputs, beside)
         self._make_ready(call, self._evaluate)
         self._most_operations = most_operations
         self._num_waves = len(call.positions)

@@ -43,12 +43,14 @@ class Case(NamedTuple):
         parameters: how many it has.
         entries: of the batch in a row.
         dtype: of the network.
+        network: itself.
     """
 
     call: Callable[[int], Call]
     parameters: int
     entries: int
     dtype: torch.dtype
+    network: nn.Module
 
 
 def _case(network: nn.Module, dtype: torch.dtype, entries: int, inputs: Callable[[int], dict[str, Tensor]]) -> Case:
@@ -61,7 +63,7 @@ def _case(network: nn.Module, dtype: torch.dtype, entries: int, inputs: Callable
         }
         return lambda: network(**given)
 
-    return Case(call, sum(each.numel() for each in network.parameters()), entries, dtype)
+    return Case(call, sum(each.numel() for each in network.parameters()), entries, dtype, network)
 
 
 def _times(batch: int) -> Tensor:

@@ -57,7 +57,7 @@ class FastPipeline:
         """The same settings on a deep copy of the pipeline."""
         state = self._srds
         original = copy.deepcopy(state.original, memo)
-        graphs = Graphs(state.graphs.max_graphs, state.graphs.kind)
+        graphs = Graphs(state.graphs.max_graphs)
         return _fast(
             _State(
                 original,
@@ -246,12 +246,10 @@ def compile(
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
     family_of(original)
     check_scheduler(original.scheduler)
-    asked = settings.engine if plan is None else plan.engine
-    kind = "wave-graphs" if asked == "wave-graphs" else "graph"
     network_options = NetworkOptions(attention, channels_last, torch_compile)
     if overlap not in OVERLAPS:
         raise InvalidArgument(f"overlap is {overlap!r}. Known are {', '.join(OVERLAPS)}. Pass one of these.")
-    graphs = Graphs(max_graphs, kind)
+    graphs = Graphs(max_graphs)
     return _fast(_State(original, settings, plan, strict, lazy_capture, graphs, network_options, overlap))
 
 
@@ -450,6 +448,7 @@ class _DrivenCall:
             functools.partial(_eagerly, fast),
             whole=warming,
             weighed=state.engine == "auto",
+            kind="graph" if state.engine == "auto" else state.engine,
         )
 
     @property

@@ -188,7 +188,9 @@ def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None
         )
     if graphs is None or engine == "eager" or (engine == "auto" and not x.is_cuda):
         return None
-    return GraphUse(graphs, lazy=True, refused=_log_once, weighed=engine == "auto")
+    return GraphUse(
+        graphs, lazy=True, refused=_log_once, weighed=engine == "auto", kind="graph" if engine == "auto" else engine
+    )
 
 
 @functools.cache

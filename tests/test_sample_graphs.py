@@ -58,7 +58,7 @@ def same(denoiser: Denoiser, seed: int, engine: str, graphs: srds_fast.Graphs, *
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerAncestralDiscreteScheduler])
 @pytest.mark.parametrize("engine", ["graph", "wave-graphs"])
 def test_replay_equals_eager(engine: str, scheduler: Any, policy: Policy) -> None:
-    graphs = srds_fast.Graphs(kind=engine)
+    graphs = srds_fast.Graphs()
     ran = [same(policy, seed, engine, graphs, scheduler=scheduler()) for seed in range(3)]
     assert ran == ["eager", *[{"graph": "loop graph", "wave-graphs": "wave graphs"}[engine]] * 2]
     assert (graphs.stats.captured, graphs.stats.replayed) == (1, 2)

@@ -17,7 +17,7 @@ from ..run import Run
 from ..solvers.core import Evaluate
 from .busy import busy_share, why_not_worth
 from .graph import Capturable, Captured, LoopGraph
-from .recorder import recorder
+from .recorder import recorder, turn
 from .wave_graphs import WaveGraphs
 
 T = TypeVar("T")
@@ -61,13 +61,10 @@ class Graphs:
 
     Attributes:
         max_graphs: recordings kept, the least recently used goes first.
-        kind: "graph": a graph from each checkpoint to the next, where that can be had, otherwise one for each width of
-            a wave; "wave-graphs": the second at once.
         stats: what was done.
     """
 
     max_graphs: int = 8
-    kind: str = "graph"
     stats: GraphStats = field(default_factory=GraphStats)
 
     def __post_init__(self) -> None:
@@ -92,7 +89,14 @@ class Graphs:
             self.stats.replayed += 1
 
     def capture(
-        self, key: Hashable, call: Capturable, expected: Tensor, iterations: list[int], *, whole: bool = False
+        self,
+        key: Hashable,
+        call: Capturable,
+        expected: Tensor,
+        iterations: list[int],
+        *,
+        kind: str = "graph",
+        whole: bool = False,
     ) -> None:
         """Record a call that has just run eagerly, and keep the recording if its replay gives the same.
 
@@ -101,14 +105,17 @@ class Graphs:
             call: what to record.
             expected: result of the eager run, [batch, ...].
             iterations: after how many each sample was done.
+            kind: "graph": a graph from each checkpoint to the next, where that can be had, otherwise one for each
+                width of a wave; "wave-graphs": the second at once.
             whole: record all iterations that it could take, not just those it took.
 
         Raises:
             CaptureFailed: it cannot be recorded, takes too much memory, or a replay differs. It is not tried again.
         """
         started = time.perf_counter()
+        before = call.key()
         try:
-            captured = self._recorded(call, call.checkpoints if whole else 1 + max(iterations))
+            captured = self._recorded(call, call.checkpoints if whole else 1 + max(iterations), kind)
             _compare(captured, call, expected, iterations)
         except CaptureFailed as why:
             self.give_up(key, str(why))
@@ -122,12 +129,13 @@ class Graphs:
             raise CaptureFailed(reason) from why
         finally:
             self.stats.seconds += time.perf_counter() - started
-        if call.key() != key:  # not the fault of this kind of call
+        if call.key() != before:  # not the fault of this kind of call
             raise CaptureFailed(
                 "The recording is not kept: the network changed while it was made. What it holds may be of two "
                 "networks. The next call of its kind is recorded anew."
             )
-        with self._lock:
+        # what is given up may have been launched by another call, ahead of its end
+        with turn(call.device), self._lock:
             self._kept[key] = captured
             self.stats.captured += 1
             while len(self._kept) > self.max_graphs:
@@ -171,7 +179,7 @@ class Graphs:
         self.stats.held = len(self._kept)
         self.stats.nbytes = sum(captured.nbytes for captured in self._kept.values())
 
-    def _recorded(self, call: Capturable, checkpoints: int) -> Captured:
+    def _recorded(self, call: Capturable, checkpoints: int, kind: str) -> Captured:
         """A recording, of the fastest kind that can be had."""
         where = recorder(call.device)
         kinds: dict[str, Callable[[], Captured]] = {
@@ -179,9 +187,9 @@ class Graphs:
             "loop graph": lambda: LoopGraph(call, where, MOST_OPERATIONS),
             "wave graphs": lambda: WaveGraphs(call, where),
         }
-        if self.kind == "wave-graphs":
+        if kind == "wave-graphs":
             del kinds["loop graph"]
-        if self.kind == "wave-graphs" or call.overlap == "batch":
+        if kind == "wave-graphs" or call.overlap == "batch":
             del kinds["beside"]
         reasons: list[str] = []
         for make in kinds.values():
@@ -279,6 +287,7 @@ class GraphUse:
         refused: told why a call runs eagerly; may raise.
         whole: record all iterations that a call could take.
         weighed: record only where launches take a good part of the time.
+        kind: of graphs, see `Graphs.capture`.
     """
 
     graphs: Graphs
@@ -286,6 +295,7 @@ class GraphUse:
     refused: Callable[[str], None]
     whole: bool = False
     weighed: bool = False
+    kind: str = "graph"
 
     def run(
         self,
@@ -306,7 +316,7 @@ class GraphUse:
             what `advance` returned.
         """
         reason = call.why_not()
-        key = None if reason is not None else call.key()
+        key = None if reason is not None else self._key(call)
         found = reason if key is None else self.graphs.find(key)
         run = begin()
         if isinstance(found, Captured):
@@ -324,6 +334,9 @@ class GraphUse:
         elif not run.report.interrupted:
             run.report.engine_reason = self._record(key, call, run, evaluate)
         return done
+
+    def _key(self, call: Capturable) -> Hashable:
+        return self.kind, call.key()
 
     def _replay(
         self,
@@ -351,7 +364,7 @@ class GraphUse:
         reason = None
         if not self.lazy:
             reason = "nothing is recorded while serving (lazy_capture=False): make a call like it in warmup()"
-        elif call.key() != key:
+        elif self._key(call) != key:
             reason = "the network's own attributes have changed while it ran: a replay would not change them"
         if reason is not None:
             self.refused(reason)
@@ -362,7 +375,9 @@ class GraphUse:
         assert run.sample is not None
         started = time.perf_counter()
         try:
-            self.graphs.capture(key, call, run.sample, run.report.iterations_per_sample, whole=self.whole)
+            self.graphs.capture(
+                key, call, run.sample, run.report.iterations_per_sample, kind=self.kind, whole=self.whole
+            )
         except CaptureFailed as why:
             self.refused(str(why))
             return str(why)

@@ -7,6 +7,7 @@ overwrites.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -60,6 +61,10 @@ class CudaRecorder:
         with torch.cuda.device(device):
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device)
+            # a pool lives as long as one of its graphs: this one stays
+            self._keeper = torch.cuda.CUDAGraph()
+            with warnings.catch_warnings(), self._capture(self._keeper):
+                warnings.simplefilter("ignore")  # it is empty
 
     def record(self, work: Callable[[Guard], T]) -> tuple[Graph, T]:
         """See `Recorder.record`."""
@@ -67,12 +72,9 @@ class CudaRecorder:
         failure: Exception | None = None
         found: list[T] = []
         guard = Guard()
+        stream = torch.cuda.current_stream(self._device)
         try:
-            # other threads may allocate and wait while this one captures
-            with (
-                torch.cuda.device(self._device),
-                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
-            ):
+            with torch.cuda.device(self._device), self._capture(graph):
                 try:
                     with guard:
                         found.append(work(guard))
@@ -80,11 +82,19 @@ class CudaRecorder:
                     failure = error
         except Exception as error:  # a capture that broke cannot be ended without an error of its own
             failure = failure or error
+            torch.cuda.set_stream(stream)  # nor does it leave its stream then
+        finally:
+            # what matrix products work in was taken from the pool, and would be kept
+            torch._C._cuda_clearCublasWorkspaces()
         if failure is not None:
             if isinstance(failure, CaptureFailed):
                 raise failure
             raise failed(failure) from failure
         return _CudaGraph(graph, guard), found[0]
+
+    def _capture(self, graph: Any) -> Any:
+        # other threads may allocate and wait while this one captures
+        return torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
 
 
 class _CudaGraph:

@@ -36,13 +36,15 @@ class AdapterScales:
     def read_from(self, values: Tensor) -> Iterator[None]:
         """Within it, layers take their scales from this tensor, [entries]."""
         numbers = [scaling[name] for scaling, name, _ in self._entries]
-        for (scaling, name, _), value in zip(self._entries, values.unbind(), strict=True):
-            scaling[name] = value
+        tensors = values.unbind()
         try:
+            for (scaling, name, _), tensor in zip(self._entries, tensors, strict=True):
+                scaling[name] = tensor
             yield
         finally:
-            for (scaling, name, _), number in zip(self._entries, numbers, strict=True):
-                scaling[name] = number
+            for (scaling, name, _), tensor, number in zip(self._entries, tensors, numbers, strict=True):
+                if scaling.get(name) is tensor:  # nobody has set another scale meanwhile
+                    scaling[name] = number
 
 
 def scale_numbers(networks: Iterable[nn.Module]) -> frozenset[int]:

@@ -173,9 +173,15 @@ def sample(
     if use is None:
         run = advance(begin(), evaluator(x, cond))
     else:
-        call = _capturable(denoiser, plan, noise, program, extras, state, cond, evaluator)
-        with torch.no_grad():
-            run = use.run(call, begin, evaluator(x, cond), advance)
+        try:
+            call = _capturable(denoiser, plan, noise, program, extras, state, cond, evaluator)
+        except ValueError as why:
+            use.refused(str(why))
+            run = advance(begin(), evaluator(x, cond))
+            run.report.engine_reason = str(why)
+        else:
+            with torch.no_grad():
+                run = use.run(call, begin, evaluator(x, cond), advance)
     assert run.sample is not None
     return SampleResult(run.sample.to(x.dtype), run.report)
 

@@ -62,17 +62,21 @@ class KnownGuidance:
     weights: dict[Hashable, Tensor]
     kind: Hashable | None
 
-    def of(self, x: Tensor) -> Tensor | None:
-        """The weights for states like x, or None."""
-        return self.weights.get((self.kind, x.dtype, x.device)) if self.kind is not None else None
+    def of(self, states: Tensor) -> Tensor | None:
+        """The weights for states like these, or None."""
+        key = self.kind, states.dtype, states.device
+        found = None if self.kind is None else self.weights.pop(key, None)
+        if found is not None:
+            self.weights[key] = found  # the one used last goes last
+        return found
 
-    def keep(self, x: Tensor, weights: Tensor) -> None:
+    def keep(self, states: Tensor, weights: Tensor) -> None:
         """Remember them."""
         if self.kind is None:
             return
         for oldest in list(self.weights)[: max(0, len(self.weights) + 1 - MOST_KNOWN)]:
             self.weights.pop(oldest, None)
-        self.weights[self.kind, x.dtype, x.device] = weights
+        self.weights[self.kind, states.dtype, states.device] = weights
 
 
 class Takeover(Drive):
@@ -97,6 +101,7 @@ class Takeover(Drive):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._known = guidance or KnownGuidance({}, None)
+        self._remembered: Tensor | None = None
         self._overlap = overlap
         self.drive_reason: str | None = None
         self._recorded: list[RecordedCall] = []
@@ -131,7 +136,9 @@ class Takeover(Drive):
                 kwargs["conditioning_scale"] = _on_device(kwargs["conditioning_scale"], states)
             self._recorded.append(RecordedCall(network, family, names, args, kwargs, states, None))
             return Residuals(number, "down"), Residuals(number, "mid")
-        probe = _probe(network, family, states, number, known=self._known.of(states) is not None)
+        if not any(recorded.probe is not None for recorded in self._recorded):
+            self._remembered = self._known.of(states)
+        probe = _probe(network, family, states, number, known=self._remembered is not None)
         self._recorded.append(RecordedCall(network, family, names, args, kwargs, states, probe))
         given = dict(zip(names, args, strict=False)) | kwargs
         if given.get("return_dict", True) is False:
@@ -335,8 +342,11 @@ class Takeover(Drive):
             probes += each.probe.narrow(each.family.channels, 0, x.shape[each.family.channels]).chunk(branches)
         if m.shape != x.shape:
             return None  # refused with a sentence where the run begins
-        self._weights = self._known.of(x)
-        if self._weights is not None:
+        dtype = state_dtype(x.dtype)
+        if self._remembered is not None:
+            if len(self._remembered) != len(probes):
+                return "its network is called for other branches than in calls of its kind before"
+            self._weights = self._remembered.to(dtype)
             return None
         columns = torch.stack([each.flatten() for each in probes] + [m.flatten().double()])
         # one transfer: all inner products
@@ -349,8 +359,9 @@ class Takeover(Drive):
         off = abs(float(weights.sum()) - 1.0)
         if off > LINEAR or float(residual.norm()) > LINEAR * float(columns[branches].norm()):
             return "its guidance is not one weighted sum of the network's outputs"
-        self._weights = weights.to(x.device, state_dtype(x.dtype))
-        self._known.keep(x, self._weights)
+        self._weights = weights.to(x.device, dtype)
+        states = next(recorded.states for recorded in self._recorded if recorded.probe is not None)
+        self._known.keep(states, self._weights)
         return None
 
     def _extras(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, UNet1DModel
@@ -198,3 +201,87 @@ def test_grad_mode_is_left_as_it_was(policy: Policy) -> None:
         result = run(policy, engine="graph", graphs=graphs)
         assert torch.is_grad_enabled()
         assert not result.sample.requires_grad
+
+
+@pytest.mark.parametrize("held", ["a namespace", "a module", "a dictionary", "slots"])
+def test_settings_behind_a_denoiser_are_looked_at(held: str, policy: Policy) -> None:
+    """By value, however deep they lie."""
+
+    class Slots:
+        __slots__ = ("gain",)
+
+    settings: Any = {"a namespace": SimpleNamespace(), "slots": Slots(), "a module": ModuleType("settings")}.get(
+        held, {}
+    )
+
+    def put(gain: float) -> None:
+        if isinstance(settings, dict):
+            settings["gain"] = gain
+        else:
+            settings.gain = gain
+
+    def denoiser(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+        gain = settings["gain"] if isinstance(settings, dict) else settings.gain
+        return gain * policy(x, t, goal)
+
+    if held == "a module":
+        denoiser = FunctionType(
+            (lambda x, t, goal: settings_module.gain * network(x, t, goal)).__code__,  # type: ignore[name-defined] # noqa: F821
+            {"settings_module": settings, "network": policy},
+        )
+    graphs = srds_fast.Graphs()
+    ran = []
+    for gain in (1.0, 1.0, 2.0, 1.0):
+        put(gain)
+        ran.append(same(denoiser, len(ran), "graph", graphs))
+    assert ran == ["eager", "loop graph", "eager", "loop graph"]
+
+
+def test_what_cannot_be_looked_into_is_not_recorded(policy: Policy) -> None:
+    table = numpy.ones(4, dtype=numpy.float32)
+    graphs = srds_fast.Graphs()
+    denoiser = lambda x, t, goal: float(table[0]) * policy(x, t, goal)  # noqa: E731
+    for seed in range(2):
+        assert same(denoiser, seed, "graph", graphs) == "eager"
+        table[0] += 1
+    reason = run(denoiser, engine="graph", graphs=graphs).report.engine_reason
+    assert reason is not None
+    assert "ndarray, of which it is not known what it holds" in reason
+
+
+@pytest.mark.parametrize("engine", ["graph", "wave-graphs"])
+def test_a_call_in_the_middle_of_another_runs_eagerly(engine: str, policy: Policy) -> None:
+    """On the memory of the other it would spoil it."""
+    graphs = srds_fast.Graphs()
+    same(policy, 0, engine, graphs)
+    expected = run(policy, 1, engine="eager").sample
+    nested: list[srds_fast.SampleResult] = []
+
+    def observe(_: Any) -> None:
+        nested.append(run(policy, 2, engine=engine, graphs=graphs))
+
+    found = run(policy, 1, engine=engine, graphs=graphs, observer=observe)
+    assert torch.equal(found.sample, expected)
+    assert torch.equal(nested[0].sample, run(policy, 2, engine="eager").sample)
+    assert nested[0].report.engine == "eager"
+    assert "in the middle of another call" in (nested[0].report.engine_reason or "")
+    assert same(policy, 3, engine, graphs) != "eager"
+
+
+def test_a_call_that_waits_for_one_that_waits_for_it_goes_on_eagerly(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("srds_fast.engine.turn.LONGEST_WAIT", 0.2)
+    graphs = srds_fast.Graphs()
+    same(policy, 0, "graph", graphs)
+    other: list[srds_fast.SampleResult] = []
+
+    def observe(_: Any) -> None:
+        thread = threading.Thread(target=lambda: other.append(run(policy, 2, engine="graph", graphs=graphs)))
+        thread.start()
+        thread.join()
+
+    run(policy, 1, engine="graph", graphs=graphs, observer=observe)
+    assert torch.equal(other[0].sample, run(policy, 2, engine="eager").sample)
+    assert "may wait for this one" in (other[0].report.engine_reason or "")
+    assert same(policy, 3, "graph", graphs) == "loop graph", "the recording is as good as before"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import tiny
 import torch
@@ -223,3 +224,48 @@ def test_conditioning_of_two_calls_a_turn_is_repeated_once(monkeypatch: pytest.M
     assert fast.report.path == "takeover"
     # prompt and pooled prompt, of either kind
     assert len(made) == 4
+
+
+@pytest.mark.parametrize("number", [numpy.float32, torch.tensor], ids=["numpy", "torch"])
+def test_guidance_given_as_another_kind_of_number_is_looked_at(number: Any) -> None:
+    """What was found for one value is not taken for another."""
+    build, call = tiny.PIPELINES["stable_diffusion"]
+    pipe = build()
+    fast = srds_fast.compile(pipe, method="sequential")
+    for scale in (2.0, 9.0):
+        found = run(fast, call, guidance_scale=number(scale), num_inference_steps=2)
+        expected = run(pipe, call, guidance_scale=number(scale), num_inference_steps=2)
+        assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_guidance_of_a_subclass_is_found_anew_in_every_call() -> None:
+    """Its properties may be anything."""
+    build, call = tiny.PIPELINES["stable_diffusion"]
+    plain = build()
+
+    class Boosted(type(plain)):  # type: ignore[misc]
+        boost = 1.0
+
+        @property
+        def guidance_scale(self) -> float:
+            return float(self._guidance_scale) * self.boost
+
+    pipe = Boosted(**plain.components, requires_safety_checker=False)
+    fast = srds_fast.compile(pipe, method="sequential")
+    for boost in (1.0, 2.0):
+        pipe.boost = boost
+        found, expected = (run(each, call, guidance_scale=3.0, num_inference_steps=2) for each in (fast, pipe))
+        assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_weights_are_remembered_and_no_probe_is_made_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    build, call = tiny.PIPELINES["stable_diffusion"]
+    fast = srds_fast.compile(build(), method="sequential")
+    solved: list[int] = []
+    solve = torch.linalg.solve
+    monkeypatch.setattr(torch.linalg, "solve", lambda *given: (solved.append(1), solve(*given))[1])
+    results = [run(fast, call, guidance_scale=scale, num_inference_steps=2) for scale in (5.0, 5.0, 3.0, 5.0)]
+    assert len(solved) == 2
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[3])
+    assert not torch.equal(results[0], results[2])

@@ -105,9 +105,9 @@ def test_an_interrupt_comes_through_between_two_waves() -> None:
         seen.append(checkpoint.iteration)
         twins.fast._interrupt = True
 
-    from srds_fast.pipeline import _call
+    from srds_fast.call import run_call
 
-    _call(twins.fast, (), {**twins.base, "generator": torch.Generator().manual_seed(1)}, interrupt)
+    run_call(twins.fast, (), {**twins.base, "generator": torch.Generator().manual_seed(1)}, interrupt)
     assert seen == [0]
     assert twins.report.interrupted
     assert twins.report.engine == "wave graphs"
@@ -155,7 +155,7 @@ def test_what_keeps_its_device_busy_is_not_recorded(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(graphs_module, "busy_share", share)
     twins = Twins("flux", graphs={"strict": True})
     twins.fast._srds.settings = srds_fast.plan.Settings(engine="auto")
-    monkeypatch.setattr("srds_fast.pipeline._graphs_on", lambda device: True)
+    monkeypatch.setattr("srds_fast.call._graphs_on", lambda device: True)
     for seed in range(3):
         assert twins.alone(twins.fast, seed)[0].isfinite().all()
         assert "busy for 95%" in twins.report.engine_reason
@@ -290,7 +290,7 @@ def test_where_there_is_but_one_batch_it_is_told() -> None:
 
 def test_the_faster_way_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the times say."""
-    monkeypatch.setattr("srds_fast.pipeline._graphs_on", lambda device: True)
+    monkeypatch.setattr("srds_fast.call._graphs_on", lambda device: True)
     for slow in ("streams", "batch"):
         monkeypatch.setattr(graphs_module, "_seconds", lambda captured, call, slow=slow: captured.overlap == slow)
         twins = Twins("flux", method="srds", exact=True, num_blocks=3, graphs={"overlap": "auto"})

@@ -61,11 +61,11 @@ def _of_value(value: Any, depth: int = DEPTH) -> Hashable:
         return kind, *value.keys(), *(_of_value(each, depth) for each in value.values())
     if depth:
         # an attention processor, a configuration: with settings of its own
-        return id(value), kind, *((name, _of_value(each, depth - 1)) for name, each in _attributes(value).items())
+        return id(value), kind, *((name, _of_value(each, depth - 1)) for name, each in attributes_of(value).items())
     return id(value), kind
 
 
-def _attributes(value: Any) -> dict[str, Any]:
+def attributes_of(value: Any) -> dict[str, Any]:
     """What an object holds; of modules, classes and functions nothing: which they are is all that is looked at."""
     if isinstance(value, _NOT_LOOKED_INTO):
         return {}
@@ -104,7 +104,7 @@ def _tensors_in(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
         for each in value.values():
             yield from _tensors_in(each, depth)
     elif depth and type(value) not in _PLAIN:
-        for each in _attributes(value).values():
+        for each in attributes_of(value).values():
             yield from _tensors_in(each, depth - 1)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -23,7 +23,8 @@ from ..solvers.core import Checkpoint, Core, Evaluate
 from ..solvers.waves import CountedWaves
 from .fingerprint import fingerprint, hooked, tensors_of
 from .guard import Guard, not_among, storage_of
-from .recorder import Graph, Recorder, turn
+from .recorder import Graph, Recorder
+from .turn import replaying, turn
 
 T = TypeVar("T")
 
@@ -104,17 +105,30 @@ def _process_state() -> Hashable:
     return (
         torch.is_inference_mode_enabled(),
         *(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")),
-        torch.get_float32_matmul_precision(),
-        matmul.allow_tf32,
+        *_precisions(),
         matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
         cudnn.enabled,
-        cudnn.allow_tf32,
         cudnn.benchmark,
+        cudnn.deterministic,
+        torch.backends.cuda.cudnn_sdp_enabled(),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cuda.flash_sdp_enabled(),
         torch.backends.cuda.mem_efficient_sdp_enabled(),
         torch.backends.cuda.math_sdp_enabled(),
     )
+
+
+def _precisions() -> Iterator[Hashable]:
+    """Of float32 products. torch has an old interface and a new one, and refuses the old once the new was used."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    for read in (torch.get_float32_matmul_precision, lambda: matmul.allow_tf32, lambda: cudnn.allow_tf32):
+        try:
+            yield read()
+        except RuntimeError:
+            yield None
+    for owner in (torch.backends, matmul, cudnn, getattr(cudnn, "conv", None)):
+        yield getattr(owner, "fp32_precision", None)
 
 
 @dataclass(frozen=True)
@@ -154,6 +168,7 @@ class Captured(ABC):
         operations: recorded so far; about as many as kernels.
         reason: why it is not of a faster kind, or None.
         overlap: "streams" where coarse rows run beside the others, "batch" where with them.
+        broken: recording it further broke off; it is of no use any more.
     """
 
     name: str
@@ -170,6 +185,7 @@ class Captured(ABC):
         self._known: list[Tensor] = [*self._inputs.values()]
         self._stretches: list[Stretch] = []
         self._made: set[int] = set()
+        self.broken = False
 
     @property
     def device(self) -> torch.device:
@@ -183,8 +199,14 @@ class Captured(ABC):
             CaptureFailed: an operation cannot be recorded. Nothing more can be done with this recording.
         """
         with turn(self.device):
-            while len(self._stretches) < min(checkpoints, self.checkpoints):
-                self._stretches.append(self._record_stretch(len(self._stretches)))
+            if self.broken:
+                raise CaptureFailed("The recording broke off. It is made anew.")
+            try:
+                while len(self._stretches) < min(checkpoints, self.checkpoints):
+                    self._stretches.append(self._record_stretch(len(self._stretches)))
+            except BaseException:  # an interrupt as well: waves may be lost
+                self.broken = True
+                raise
 
     def stretch(self, number: int) -> Stretch:
         """A stretch, recorded now if it has not been."""
@@ -204,7 +226,14 @@ class Captured(ABC):
 
     def take(self, inputs: Mapping[str, Tensor]) -> None:
         """Copy the inputs of a run to where graphs read them."""
+        if self.device.type == "cuda":
+            for tensor in self._static():  # given back, they are not to be taken again before this stream has done
+                tensor.record_stream(torch.cuda.current_stream(self.device))
         torch._foreach_copy_(list(self._inputs.values()), [inputs[name] for name in self._inputs])
+
+    def _static(self) -> Iterable[Tensor]:
+        """What lies outside the graphs' own memory, and is read or written by them."""
+        return self._inputs.values()
 
     def run_through(self, inputs: Mapping[str, Tensor]) -> None:
         """Replay all there is, to see how long it takes."""
@@ -326,7 +355,7 @@ class Replay:
 
     def _run(self, inputs: Mapping[str, Tensor]) -> Core:
         captured = self._captured
-        with turn(captured.device):
+        with replaying(captured.device):
             captured.take(inputs)
             samples = tuple(range(len(inputs["x"])))
             running = samples

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ..errors import CaptureFailed
 from ..run import Run
-from ..solvers.core import Evaluate
+from ..solvers.core import Core, Evaluate
 from .busy import busy_share, why_not_worth
 from .graph import Capturable, Captured, LoopGraph
-from .recorder import recorder, turn
+from .guard import failed
+from .recorder import recorder
+from .turn import Busy, replays_here, turn
 from .wave_graphs import WaveGraphs
 
 T = TypeVar("T")
@@ -117,6 +119,8 @@ class Graphs:
         try:
             captured = self._recorded(call, call.checkpoints if whole else 1 + max(iterations), kind)
             _compare(captured, call, expected, iterations)
+        except Busy:
+            raise
         except CaptureFailed as why:
             self.give_up(key, str(why))
             raise
@@ -147,9 +151,16 @@ class Graphs:
         """Do not try again to record, or to replay, what cannot be."""
         with self._lock:
             self.stats.failed += 1
-            self._kept.pop(key, None)
+            dropped = self._kept.pop(key, None)
             self._count()
             self._not_again(key, reason)
+        del dropped
+
+    def drop(self, key: Hashable) -> None:
+        """Give a recording up."""
+        with self._lock:
+            self._kept.pop(key, None)
+            self._count()
 
     def decline(self, key: Hashable, reason: str) -> None:
         """Do not record what is not worth it."""
@@ -169,11 +180,14 @@ class Graphs:
 
     def clear(self) -> None:
         """Give all recordings up, and forget what could not be recorded."""
+        devices = {captured.device for captured in self._kept.values()}
         with self._lock:
             self._kept.clear()
             self._failures.clear()
             self._declined.clear()
             self._count()
+        for device in devices:
+            recorder(device).release()
 
     def _count(self) -> None:
         self.stats.held = len(self._kept)
@@ -249,6 +263,8 @@ def _wait(device: torch.device) -> None:
 def _free_memory(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
+    # what the allocator has kept from the eager run, a capture gives back as well
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return free
 
@@ -256,6 +272,20 @@ def _free_memory(device: torch.device) -> int | None:
 def _compare(captured: Captured, call: Capturable, expected: Tensor, iterations: list[int]) -> None:
     """Raise CaptureFailed if a replay on the call's own inputs does not give its result."""
     core = captured.replay(call.inputs).core
+    try:
+        found = _result(core, expected, iterations)
+    finally:
+        core.close()
+    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if not difference <= SAME[call.dtype] * largest:
+        raise CaptureFailed(
+            f"The loop is not captured: its replay differs from the eager run by {difference:.2g} where values reach "
+            f"{largest:.2g}. Something in the network is not repeated by a replay. It runs eagerly."
+        )
+
+
+def _result(core: Core, expected: Tensor, iterations: list[int]) -> Tensor:
+    """What a replay gives if its samples are done after as many iterations as they were."""
     found = torch.empty_like(expected)
     event: Any = next(core)
     try:
@@ -268,13 +298,7 @@ def _compare(captured: Captured, call: Capturable, expected: Tensor, iterations:
             found[ids] = event.sample[done]
             event = core.send(tuple(position for position in range(len(event.samples)) if position not in done))
     except StopIteration:
-        pass
-    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
-    if not difference <= SAME[call.dtype] * largest:
-        raise CaptureFailed(
-            f"The loop is not captured: its replay differs from the eager run by {difference:.2g} where values reach "
-            f"{largest:.2g}. Something in the network is not repeated by a replay. It runs eagerly."
-        )
+        return found
 
 
 @dataclass(frozen=True)
@@ -316,16 +340,25 @@ class GraphUse:
             what `advance` returned.
         """
         reason = call.why_not()
+        if replays_here(call.device):
+            reason = "it is made in the middle of another call, whose replay has the device"
         key = None if reason is not None else self._key(call)
         found = reason if key is None else self.graphs.find(key)
         run = begin()
         if isinstance(found, Captured):
             try:
                 return self._replay(found, call, run, advance)
+            except Busy as why:
+                found = str(why)
+                run = begin()
             except CaptureFailed as why:  # it has to go further than it was recorded, and cannot
                 found = str(why)
                 self.graphs.give_up(key, found)
                 run = begin()
+            except BaseException:
+                if isinstance(found, Captured) and found.broken:  # by an interrupt: the next call records anew
+                    self.graphs.drop(key)
+                raise
         done = advance(run, evaluate)
         if found is not None:
             if key is None or not self.graphs.declined(key):
@@ -369,18 +402,23 @@ class GraphUse:
         if reason is not None:
             self.refused(reason)
             return reason
-        if self.weighed and (reason := why_not_worth(busy_share(call, evaluate))) is not None:
-            self.graphs.decline(key, reason)
-            return reason
         assert run.sample is not None
         started = time.perf_counter()
         try:
+            if self.weighed and (reason := why_not_worth(busy_share(call, evaluate))) is not None:
+                self.graphs.decline(key, reason)
+                return reason
             self.graphs.capture(
                 key, call, run.sample, run.report.iterations_per_sample, kind=self.kind, whole=self.whole
             )
         except CaptureFailed as why:
-            self.refused(str(why))
-            return str(why)
+            reason = str(why)
+        except Exception as why:  # the call itself is done: it does not fail for what would help later ones
+            reason = str(failed(why))
+            self.graphs.give_up(key, reason)
         finally:
             run.report.capture_seconds = time.perf_counter() - started
+        if reason is not None:
+            self.refused(reason)
+            return reason
         return "it is the first call of its kind: recorded for those to come"

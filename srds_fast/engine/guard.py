@@ -8,7 +8,7 @@ it. It is refused by name before it runs, on a CUDA device as on the CPU.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Self
 
 import torch
@@ -97,9 +97,15 @@ class Guard(TorchDispatchMode):
         finally:
             self._in_network = False
 
-    def unseen(self) -> AbstractContextManager[Any]:
-        """Within it, operations are not looked at."""
-        return _disable_current_modes()
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Within it, operations are not looked at: compiled code is guarded by the modes that are on."""
+        self._functions.__exit__(None, None, None)
+        try:
+            with _disable_current_modes():
+                yield
+        finally:
+            self._functions.__enter__()
 
     def before(self, func: Any, given: list[Tensor]) -> None:
         """An operation is about to run on these tensors."""

@@ -81,8 +81,12 @@ class _Beside:
     @contextmanager
     def run(self) -> Iterator[None]:
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            yield
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        except BaseException:
+            self.join()  # a capture that is left with a stream outside cannot be ended
+            raise
 
     def join(self) -> None:
         # memory of the one stream that the other reads is given back after this wait, and taken again after the next

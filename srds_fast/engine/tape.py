@@ -8,8 +8,8 @@ here as well. It is for tests and for looking at what is captured; it saves no t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -60,9 +60,10 @@ class Tape(Guard):
         self.read.clear()
         self.read_by_network.clear()
 
-    def unseen(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
         """Nothing: what is not looked at is not on the tape."""
-        return nullcontext()
+        yield
 
     def before(self, func: Any, given: list[Tensor]) -> None:
         """Keep what an operation is about to overwrite."""
@@ -125,3 +126,6 @@ class TapeRecorder:
         finally:
             tape.put_back()
         return tape, found
+
+    def release(self) -> None:
+        """Nothing: memory is given back with the tape."""

@@ -7,6 +7,7 @@ lies beside the graphs, not in them; the first graph, without a wave, begins a r
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -27,9 +28,13 @@ class WaveGraphs(Captured):
         self._waves, self._evaluate = call.begin_counted(self._inputs)
         self._known += self._waves.read_by_network()
         self._make_ready(call, self._evaluate)
+        self._waves.warm_up(call.dtype)
         self._of_width: dict[int, Graph] = {}
         self._next = 0
         self._waiting: list[Birth] = []
+
+    def _static(self) -> Iterable[Tensor]:
+        return [*super()._static(), *self._waves.memory()]
 
     def _record_stretch(self, number: int) -> Stretch:
         pieces = []

@@ -190,11 +190,21 @@ class CountedWaves:
 
     def run(self, number: int, evaluate: Callable[[Evaluate], Tensor]) -> None:
         """Run the wave that the counter has come to; number: any wave of its width."""
-        m = with_inner_layout(evaluate(self._wave(number)), self._buffers.memory)
-        table, extras = self._updates.table, self._extras
-        wave_update(
-            table, self.counter, self._buffers, m, guidance=extras.guidance, network=extras.network, out=self._input
-        )
+        self._update(evaluate(self._wave(number)))
+
+    def warm_up(self, dtype: torch.dtype) -> None:
+        """Launch every kind of update once: a first launch makes what cannot be made in a recording."""
+        branches = 1 if self._extras.guidance is None else len(self._extras.guidance)
+        self.start()
+        self.counter.fill_(len(self._updates.table.updates))  # beyond the last one nothing is done
+        for width in sorted({len(positions) for positions in self.program.positions}):
+            self._update(self._x.new_zeros(branches * width, *self._x.shape, dtype=dtype))
+        self.counter.zero_()
+
+    def memory(self) -> tuple[Tensor, ...]:
+        """All that lasts from wave to wave."""
+        noises = () if self._buffers.noises is None else (self._buffers.noises,)
+        return self._buffers.memory, self._buffers.change, self._buffers.moved, self._input, self.counter, *noises
 
     def widest(self) -> Evaluate:
         """A wave as wide as any."""
@@ -203,6 +213,13 @@ class CountedWaves:
     def read_by_network(self) -> tuple[Tensor, ...]:
         """Memory that what runs the network reads."""
         return self._input, self.counter
+
+    def _update(self, m: Tensor) -> None:
+        m = with_inner_layout(m, self._buffers.memory)
+        table, extras = self._updates.table, self._extras
+        wave_update(
+            table, self.counter, self._buffers, m, guidance=extras.guidance, network=extras.network, out=self._input
+        )
 
     def _wave(self, number: int) -> Evaluate:
         positions = self.program.positions[number]

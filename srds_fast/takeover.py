@@ -294,6 +294,7 @@ class Takeover(Drive):
         return Capturable(
             (
                 tuple(map(id, instead.values())),
+                _attention_of_the_process(),
                 plan.signature,
                 noise,
                 extras.scaled,
@@ -375,6 +376,13 @@ class Takeover(Drive):
         alone = len(self._weights) == 1 and abs(float(self._weights) - 1.0) < LINEAR
         guidance = None if alone else self._weights
         return replace(extras, network=network, scaled=self._scaled, guidance=guidance)
+
+
+def _attention_of_the_process() -> Hashable:
+    """What attention goes through where a processor does not say: diffusers keeps one backend for the process."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    return str(_AttentionBackendRegistry.get_active_backend()[0])
 
 
 def _is_channels_last(network: nn.Module) -> bool:

@@ -1332,3 +1332,118 @@ def test_waves_run_ahead_of_a_stop_are_dropped_and_told(
     assert len(made) == report.iterations + 2
     assert report.dropped_waves > 0
     assert "dropped" in str(report)
+
+
+class Interrupted(nn.Module):
+    """Passes on what it is given, but once."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.armed: list[BaseException] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.armed:
+            raise self.armed.pop()
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("engine", ["graph", "wave-graphs"])
+def test_a_recording_that_is_interrupted_is_made_anew(engine: str) -> None:
+    """By Ctrl-C, while a call goes further than any before it: no wave is lost, nothing is given up for good."""
+    twins = Twins("flux", engine=engine, method="srds", num_blocks=3, tolerance=1e9)
+    twins.base["num_inference_steps"] = 6
+    layer = Interrupted(twins.network.x_embedder)
+    twins.network.x_embedder = layer
+    twins.first(0)
+    strict = Twins("flux", twins.pipe, {}, engine, method="srds", num_blocks=3, tolerance=1e-12)
+    strict.base = twins.base
+    strict.fast._srds.graphs = twins.fast._srds.graphs
+    if engine == "graph":  # of wave graphs every width is there already
+        layer.armed = [KeyboardInterrupt()]
+        with pytest.raises(KeyboardInterrupt):
+            strict.alone(strict.fast, 1)
+        layer.armed = []
+    recorded = [strict.same(seed) is not None and strict.report.engine for seed in range(3)]
+    assert recorded[-1] == strict.engine
+    assert twins.fast.graphs.failed == 0
+
+
+def test_a_call_that_is_done_does_not_fail_for_its_recording(flux: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happens while it is made."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr("srds_fast.engine.graphs._compare", fail)
+    for seed in range(2):
+        flux.eagerly("the device is gone", seed)
+    assert flux.fast.graphs.failed == 1
+
+
+def test_a_comparison_that_is_interrupted_gives_the_device_back(flux: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the error, and with it all its frames, is kept."""
+
+    def interrupt(core: Any, *_: Any) -> None:
+        next(core)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("srds_fast.engine.graphs._result", interrupt)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            flux.alone(flux.fast)
+    assert in_a_thread(lambda: flux.alone(flux.fast, 1)[0]) is not None
+    assert kept.value is not None
+
+
+@pytest.mark.parametrize("interface", ["old", "new"])
+def test_float32_precision_is_part_of_the_kind_in_either_interface(interface: str, flux: Twins) -> None:
+    """torch refuses to tell by the old one once the new one was used."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    flux.first(0)
+    try:
+        if interface == "old":
+            torch.set_float32_matmul_precision("high")
+        else:
+            matmul.fp32_precision = "tf32"
+        flux.first(1)
+        flux.replayed(2)
+    finally:
+        if interface == "old":
+            torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
+    flux.replayed(3)
+
+
+def test_compiled_code_is_not_compiled_again_in_a_capture() -> None:
+    """It is guarded by the modes that are on: a guard that only stopped looking would make it compile anew."""
+    from srds_fast.engine.guard import Guard
+
+    compilations: list[int] = []
+
+    def backend(module: Any, inputs: Any) -> Any:
+        compilations.append(1)
+        return module.forward
+
+    function = torch.compile(lambda x: x * 2 + 1, backend=backend)
+    x = torch.randn(4)
+    with torch.no_grad():
+        expected = function(x)
+        with Guard() as guard, guard.network(unseen=True):
+            found = function(x)
+            assert torch.equal(found, expected)
+        with Guard() as guard, pytest.raises(CaptureFailed), guard.network():
+            x.tolist()
+    assert compilations == [1]
+
+
+def test_the_attention_of_the_process_is_part_of_the_kind(flux: Twins) -> None:
+    """What `model.set_attention_backend` leaves behind for every other model."""
+    from diffusers.models.attention_dispatch import attention_backend
+
+    flux.first(0)
+    with attention_backend("_native_math"):
+        flux.first(1)
+        flux.replayed(2)
+    flux.replayed(3)

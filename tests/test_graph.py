@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import logging
 import threading
 import weakref
@@ -1447,3 +1448,26 @@ def test_the_attention_of_the_process_is_part_of_the_kind(flux: Twins) -> None:
         flux.first(1)
         flux.replayed(2)
     flux.replayed(3)
+
+
+@pytest.mark.parametrize(("name", "engine"), [("stable_diffusion", "graph"), ("flux", "wave-graphs")])
+def test_seeds_prompts_guidance_and_shapes_with_a_lora_swapped_in_between(name: str, engine: str) -> None:
+    """Every combination is what the eager engine gives, before a LoRA is loaded, with it, and with another one."""
+    guided = {"guidance_scale": 5.0} if name == "stable_diffusion" else {"true_cfg_scale": 3.0, "negative_prompt": "b"}
+    unguided = {"guidance_scale": 1.0}
+    sizes = (16, 32) if name == "stable_diffusion" else (8, 16)
+    twins = Twins(name, engine=engine, method="srds", num_blocks=2, max_iterations=1)
+    twins.base["num_inference_steps"] = 2
+    results: list[Tensor] = []
+    for adapter in (None, "one", "other"):
+        if adapter is not None:
+            tiny.add_lora(twins.network, adapter, seed=len(results))
+            twins.network.set_adapter(adapter)
+        captured, replayed = twins.counts
+        for guidance, size in itertools.product((unguided, guided), sizes):
+            for seed, prompt in itertools.product(range(3), ("a cat", "a dog", "")):
+                results.append(twins.same(seed, prompt=prompt, height=size, width=size, **guidance))
+        assert twins.counts == (captured + 4, replayed + 32), "one recording for each guidance and size"
+    before, *_ = results
+    assert not torch.equal(before, results[36])
+    assert not torch.equal(results[36], results[72])

@@ -102,7 +102,7 @@ def record(call: Capturable, kind: str) -> tuple[Captured, list[Watch]]:
     with torch.no_grad():
         here = replace(call, inputs={name: tensor.to(DEVICE) for name, tensor in call.inputs.items()})
         # the eager run before a capture makes the tables
-        core, _ = here.begin(here.inputs)
+        core, _ = here.begin(here.inputs, False)
         next(core)
         captured = KINDS[kind](here, recorder)
         captured.extend_to(call.checkpoints)

@@ -7,7 +7,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from interpreted import Runs
 
 # timings on shared machines jitter: a slow example is no failure
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -20,33 +19,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-_runs: list[Runs] = []
-
-
-@pytest.fixture(scope="session")
-def interpreted_kernels() -> Runs:
-    """The runs of tests/kernels that this session needs."""
-    return _runs[0]
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    # begun now: they take minutes, and go on beside the tests that come before the one that waits for them
-    files = [item.callspec.params["file"] for item in session.items if "interpreted_kernels" in item.fixturenames]
-    if files and not session.config.option.collectonly:
-        _runs.append(Runs(files))
-
-
-def pytest_sessionfinish() -> None:
-    for runs in _runs:
-        runs.stop()
-
-
 # kernels run on a GPU, or in processes that interpret them: see test_kernels.py
 collect_ignore = [] if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1" else ["kernels"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: "interpreted_kernels" in item.fixturenames)  # at the end, others as they are
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

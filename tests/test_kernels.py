@@ -14,18 +14,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreted import FILES, FOLDER, Runs
 
 from srds_fast.kernels.resources import CAPABILITIES, OPERATIONS, compiled, specimens
 
+FOLDER = Path(__file__).parent / "kernels"
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", FILES)
-def test_interpreted(file: str, interpreted_kernels: Runs) -> None:
-    status, output = interpreted_kernels.result(file)
-    assert status == 0, output
-    assert " passed" in output
-    assert "skipped" not in output
+@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
+def test_interpreted(file: str) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / file)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
+    assert "skipped" not in run.stdout
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -151,10 +151,9 @@ class Graphs:
         """Do not try again to record, or to replay, what cannot be."""
         with self._lock:
             self.stats.failed += 1
-            dropped = self._kept.pop(key, None)
+            self._kept.pop(key, None)
             self._count()
             self._not_again(key, reason)
-        del dropped
 
     def drop(self, key: Hashable) -> None:
         """Give a recording up."""

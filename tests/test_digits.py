@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -30,6 +31,12 @@ def arguments(guidance: float) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def stock_latents(pipe: Any, guidance: float) -> Tensor:
+    latents: Tensor = pipe(**arguments(guidance), output_type="latent").images
+    return latents
+
+
 def decoded(pipe: Any, latents: Tensor) -> Tensor:
     with torch.no_grad():
         return (pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
@@ -38,7 +45,7 @@ def decoded(pipe: Any, latents: Tensor) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance", [3.0, 7.5])
 def test_srds_closes_in_on_the_sequential_images(pipe: Any, guidance: float) -> None:
-    reference = pipe(**arguments(guidance), output_type="latent").images
+    reference = stock_latents(pipe, guidance)
     images = decoded(pipe, reference)
     fast = srds_fast.compile(pipe, num_blocks=20, coarse_solver="2m", max_iterations=2, tolerance=0.0)
     errors, grey = [], []
@@ -56,7 +63,7 @@ def test_srds_closes_in_on_the_sequential_images(pipe: Any, guidance: float) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance", [3.0, 7.5])
 def test_the_default_tolerance_is_kept_by_every_sample(pipe: Any, guidance: float) -> None:
-    reference = pipe(**arguments(guidance), output_type="latent").images
+    reference = stock_latents(pipe, guidance)
     fast = srds_fast.compile(pipe)
     found = fast(**arguments(guidance), output_type="latent").images
     error = (found - reference).abs().flatten(1).mean(1)

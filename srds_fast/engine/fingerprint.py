@@ -7,6 +7,7 @@ loaded, switched or half loaded, a scale, a processor, FreeU) gives another fing
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Hashable, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -34,8 +35,7 @@ def fingerprint(network: nn.Module, live: frozenset[int] = frozenset()) -> Hasha
     found: list[Any] = []
     for module in network.modules():
         state = module.__dict__
-        # with the class, as another module may get the id of one that is gone
-        found += (id(module), type(module), type(module).forward)
+        found += (weakref.ref(module), type(module), type(module).forward)
         for tensors in (state["_parameters"], state["_buffers"]):
             for tensor in tensors.values():
                 if tensor is not None:
@@ -59,10 +59,27 @@ def _of_value(value: Any, depth: int = DEPTH) -> Hashable:
         return kind, frozenset(_of_value(each, depth) for each in value)
     if isinstance(value, dict):
         return kind, *value.keys(), *(_of_value(each, depth) for each in value.values())
+    if isinstance(value, nn.Module):
+        return weakref.ref(value)
     if depth:
         # an attention processor, a configuration: with settings of its own
-        return id(value), kind, *((name, _of_value(each, depth - 1)) for name, each in attributes_of(value).items())
-    return id(value), kind
+        return _Same(value), *((name, _of_value(each, depth - 1)) for name, each in attributes_of(value).items())
+    return _Same(value)
+
+
+class _Same:
+    """An object by identity. It is held: the number of one that is gone may be that of another."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def attributes_of(value: Any) -> dict[str, Any]:
@@ -82,7 +99,7 @@ def _of_tensor(tensor: Tensor) -> tuple[Hashable, ...]:
     try:
         return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
     except (RuntimeError, ValueError):  # quantized: of several tensors; or not made yet
-        return id(tensor), type(tensor)
+        return _Same(tensor), type(tensor)
 
 
 def tensors_of(network: nn.Module) -> Iterator[Tensor]:

@@ -151,6 +151,10 @@ def _hooks(network: Any, stateful: bool) -> Iterator[Any]:
                 yield hook
 
 
+def _wants_graphs(state: State, network: Any) -> bool:
+    return state.engine in GRAPH_ENGINES or (state.engine == "auto" and _graphs_on(network.device))
+
+
 def _graphs_on(device: torch.device) -> bool:
     """Whether graphs can save time there."""
     return device.type == "cuda"
@@ -247,7 +251,7 @@ class _DrivenCall:
                 guidance=takeover.KnownGuidance(state.guidance, kind),
                 overlap="batch" if state.overlap == "auto" and not _graphs_on(network.device) else state.overlap,
             )
-        elif state.engine in GRAPH_ENGINES:
+        elif _wants_graphs(state, network):
             self._engine_reason = f"the loop is driven: {self._drive_reason}"
             _eagerly(fast, self._engine_reason)
         self.drive = make(
@@ -260,7 +264,7 @@ class _DrivenCall:
 
     def _graph_use(self, fast: Any, network: Any, warming: bool) -> GraphUse | None:
         state = fast._srds
-        if state.engine == "eager" or (state.engine == "auto" and not _graphs_on(network.device)):
+        if not _wants_graphs(state, network):
             return None
         if self._engine_reason is not None:
             _eagerly(fast, self._engine_reason)

@@ -219,8 +219,8 @@ class Captured(ABC):
         Args:
             inputs: as those it was recorded with.
             late: launch what comes next before the change of an iteration is looked at. That spares the device a pause
-                of some ten microseconds at every checkpoint, and costs the waves of one launch where the run then
-                stops: it pays where a stop is unlikely.
+                at every checkpoint, and costs the waves of one launch where the run then stops: it pays where a stop is
+                unlikely.
         """
         return Replay(self, inputs, late)
 

@@ -3,7 +3,7 @@
 It behaves as a CUDA graph does: Python runs once, while recording; numbers and shapes are frozen; a replay reads and
 writes the memory that the recording read and wrote. Recording leaves nothing behind but memory: what existed before is
 as it was, and what was made holds NaN until the first replay. So whatever a capture would get wrong on a GPU is wrong
-here as well. It is for tests and for looking at what is captured; it saves no time.
+here as well. It is for tests and for looking at what is captured.
 """
 
 from __future__ import annotations

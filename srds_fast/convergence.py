@@ -16,6 +16,11 @@ FIRST_CONTRACTION = 0.15
 # the same where fine steps add noise or look back at the step before: nothing is calibrated there, and on Gaussian
 # mixtures the error after iteration 1 came up to the change itself
 FIRST_CONTRACTION_UNCALIBRATED = 0.5
+# fixed-point methods begin with iterates that have little to do with the sample: one change says nothing
+NO_CONTRACTION_YET = 1.0
+# and end in small movements, where the nodes of one wave say something else than those of the one before: an error of
+# the size of the movement, that no longer shrinks
+SLOWEST_CONTRACTION_OF_SWEEPS = 0.8
 # the next contraction may be weaker than the last: there, up to 6 times; this and the least r keep a lucky iteration
 # from promising a miracle, and cost little, as a whole iteration is worth a factor of 10
 CAUTION = 2.0
@@ -24,7 +29,12 @@ SMALLEST_CONTRACTION = 0.1
 DIVERGENCE_FACTOR = 1e3
 
 
-def estimated_error(change: float, change_before: float | None, first_contraction: float = FIRST_CONTRACTION) -> float:
+def estimated_error(
+    change: float,
+    change_before: float | None,
+    first_contraction: float = FIRST_CONTRACTION,
+    slowest_contraction: float = math.inf,
+) -> float:
     """Mean absolute error left after an iteration, from its change and the one before (None: it was the first).
 
     Infinite while the change shrinks too little to say.
@@ -34,7 +44,7 @@ def estimated_error(change: float, change_before: float | None, first_contractio
     contraction = first_contraction
     if change_before is not None:
         observed = change / change_before if change_before else math.inf
-        contraction = max(SMALLEST_CONTRACTION, CAUTION * observed)
+        contraction = min(slowest_contraction, max(SMALLEST_CONTRACTION, CAUTION * observed))
     return change * contraction / (1 - contraction) if contraction < 1 else math.inf
 
 
@@ -50,12 +60,19 @@ class Monitor:
         tolerance: bound of the estimated error.
         bits_only: ignore estimates; stop a sample only when no boundary moved by a bit, or at the exact iteration.
         first_contraction: taken for r before two changes have been seen.
+        slowest_contraction: the most that r is taken for.
     """
 
     def __init__(
-        self, num_samples: int, tolerance: float, bits_only: bool, first_contraction: float = FIRST_CONTRACTION
+        self,
+        num_samples: int,
+        tolerance: float,
+        bits_only: bool,
+        first_contraction: float = FIRST_CONTRACTION,
+        slowest_contraction: float = math.inf,
     ) -> None:
         self.first_contraction = first_contraction
+        self.slowest_contraction = slowest_contraction
         self.tolerance = tolerance
         self.bits_only = bits_only
         self.change: list[list[float | None]] = []
@@ -92,7 +109,10 @@ class Monitor:
             else:
                 if moved > DIVERGENCE_FACTOR * (self.change[0][sample] or math.inf):
                     raise Diverged("the change of a sample has grown a thousandfold")
-                done = estimated_error(moved, before[sample], self.first_contraction) <= self.tolerance
+                done = (
+                    estimated_error(moved, before[sample], self.first_contraction, self.slowest_contraction)
+                    <= self.tolerance
+                )
             self.converged[sample] = done
             if not done:
                 running.append(position)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from . import program
 from .errors import InvalidArgument, PlanMismatch
+from .methods import Chords, FixedPoint, Options, from_dict, options_of, to_dict
 from .program import Program
 from .steps import COARSE_SOLVERS, CoarseSolver
 
-Method = Literal["sequential", "srds"]
-METHODS: tuple[str, ...] = ("auto", "sequential", "srds")
+Method = Literal["sequential", "srds", "collocation", "parataa", "paradigms", "chords"]
 ENGINES: tuple[str, ...] = ("auto", "eager", "graph", "wave-graphs")
 GRAPH_ENGINES = ENGINES[2:]
 # with fewer steps a second iteration already costs as many waves as the sequential sampler
@@ -32,7 +32,7 @@ class Settings:
         InvalidArgument: a value is out of its range or of no known name.
     """
 
-    method: str = "auto"
+    method: str | Options = "auto"
     tolerance: float = 4e-3
     exact: bool = False
     num_blocks: int | None = None
@@ -43,7 +43,11 @@ class Settings:
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, METHODS)
+        name, _ = options_of(self.method)
+        if self.num_blocks is not None and name not in ("srds", "auto"):
+            raise InvalidArgument(
+                f"num_blocks was given together with method={name!r}. Only SRDS cuts its steps into blocks. Leave it out."
+            )
         _one_of("coarse_solver", self.coarse_solver, ("auto", *COARSE_SOLVERS))
         _one_of("engine", self.engine, ENGINES)
         if not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < math.inf:
@@ -83,12 +87,14 @@ class Plan:
     """How one call will run. Print it to see waves and rows after each iteration.
 
     Attributes:
-        method: "sequential" or "srds".
+        method: its name, see `srds_fast.methods`.
         num_inference_steps: N.
         num_blocks: B (1 for the sequential method).
         max_iterations: iterations at most; the tolerance may stop the call earlier.
         coarse_solver: "ddim" or "2m".
         pipelined, max_rows, engine, tolerance, exact: as in `compile`.
+        options: of the method, None for sequential and srds.
+        calibrated: run max_iterations, whatever the change of the samples: so many were found to be enough.
     """
 
     method: Method
@@ -101,6 +107,8 @@ class Plan:
     engine: str
     tolerance: float
     exact: bool
+    options: Options | None = None
+    calibrated: bool = False
 
     @property
     def bits_only(self) -> bool:
@@ -119,41 +127,68 @@ class Plan:
             self.pipelined,
             self.max_rows,
             self.bits_only,
+            self.options,
         )
 
     @property
     def num_checkpoints(self) -> int:
         """Whole samples that come into being, at most."""
+        match self.options:
+            case FixedPoint():
+                return self.max_iterations if self.options.window is None else 1
+            case Chords():
+                return self.options.num_cores
         return 1 if self.method == "sequential" else self.max_iterations + 1
+
+    @property
+    def slides(self) -> bool:
+        """Whether what a wave evaluates depends on what was found in those before."""
+        return isinstance(self.options, FixedPoint) and self.options.window is not None
 
     def program(self) -> Program:
         """The waves of this plan, if nothing stops it earlier."""
-        if self.method == "sequential":
-            return program.sequential(self.num_inference_steps)
-        whole = program.srds(self.num_inference_steps, self.num_blocks, self.max_iterations, self.pipelined)
+        steps, options = self.num_inference_steps, self.options
+        if isinstance(options, FixedPoint) and options.window is not None:
+            return program.windows(steps, min(options.window, self.max_rows or options.window))
+        if isinstance(options, FixedPoint):
+            sparse = None if self.bits_only else options.num_nodes
+            whole: Program = program.fixed_point(steps, self.max_iterations, sparse)
+        elif self.method == "sequential":
+            whole = program.sequential(steps)
+        else:
+            whole = program.srds(steps, self.num_blocks, self.max_iterations, self.pipelined)
         return whole.limited_to(self.max_rows)
 
     def __str__(self) -> str:
         if self.method == "sequential":
             return f"sequential: {self.num_inference_steps} waves of one row"
-        lines = [
-            f"srds: {self.num_inference_steps} steps in {self.num_blocks} blocks, coarse solver {self.coarse_solver}, "
-            f"at most {self.max_iterations} iterations (sequential: {self.num_inference_steps} waves)"
-        ]
         waves = self.program()
-        for iteration in [*range(1, min(self.max_iterations, 5)), self.max_iterations]:
+        if self.slides:
+            return (
+                f"{self.method}: {self.num_inference_steps} steps, windows of at most {waves.peak_rows} rows, at most "
+                f"{waves.num_waves} waves: how far a window slides is found on the way"
+            )
+        what = f"at most {self.max_iterations} iterations"
+        if self.method == "srds":
+            what = f"{self.num_blocks} blocks, coarse solver {self.coarse_solver}, {what}"
+        lines = [
+            f"{self.method}: {self.num_inference_steps} steps, {what} (sequential: {self.num_inference_steps} waves)"
+        ]
+        fewest = 1 if self.method == "srds" else 4
+        for iteration in [*range(fewest, min(self.max_iterations, 4 + fewest)), self.max_iterations]:
             spent = waves.spent(iteration)
             lines.append(
                 f"  stopped after iteration {iteration}: waves {spent.waves}, rows {spent.rows}, "
                 f"peak rows {spent.peak_rows}"
             )
-        if self.pipelined and self.max_iterations > 1:
+        if self.method == "srds" and self.pipelined and self.max_iterations > 1:
             lines.append("  (rows begun for later iterations included: fewer with a smaller max_iterations)")
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        found = {**asdict(self), "options": to_dict(self.options)}
+        Path(path).write_text(json.dumps(found, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -172,7 +207,12 @@ class Plan:
             raise PlanMismatch(
                 f"{path} holds no plan of this version. It differs in {odd}. Write it anew with Plan.save(path)."
             )
-        return cls(**found)
+        try:
+            return cls(**{**found, "options": from_dict(found["method"], found["options"])})
+        except (ValueError, TypeError) as error:
+            raise PlanMismatch(
+                f"{path} holds no plan of this version: {error}. Its method is not as it was. Write it anew."
+            ) from error
 
 
 def choose(num_steps: int, settings: Settings, stochastic: bool = False) -> Plan:
@@ -186,10 +226,10 @@ def choose(num_steps: int, settings: Settings, stochastic: bool = False) -> Plan
     Raises:
         InvalidArgument: more blocks than steps, or more iterations than blocks.
     """
-    method = settings.method
+    method, options = options_of(settings.method)
     if method == "auto":
         method = "srds" if num_steps >= FEWEST_STEPS_FOR_SRDS else "sequential"
-    blocks = 1
+    blocks, most = 1, num_steps
     if method == "srds":
         blocks = settings.num_blocks or max(1, round(num_steps / max(2, round(math.sqrt(num_steps) / 2))))
         if blocks > num_steps:
@@ -197,10 +237,18 @@ def choose(num_steps: int, settings: Settings, stochastic: bool = False) -> Plan
                 f"num_blocks is {blocks} for {num_steps} steps. A block holds at least one step. "
                 f"Pass at most {num_steps}, or leave it out."
             )
+        most = blocks
+    elif isinstance(options, Chords):
+        options = replace(options, num_cores=min(options.num_cores, num_steps))
+        most = options.num_cores - 1
+    elif method == "sequential":
+        most = 1
     coarse_solver = settings.coarse_solver
     if coarse_solver == "auto":
         coarse_solver = "ddim" if stochastic else "2m"
-    iterations = blocks if settings.exact or settings.max_iterations is None else min(settings.max_iterations, blocks)
+    iterations = most if settings.exact or settings.max_iterations is None else min(settings.max_iterations, most)
+    if isinstance(options, FixedPoint):
+        iterations = max(1, iterations)
     return Plan(
         method=cast(Method, method),
         num_inference_steps=num_steps,
@@ -212,6 +260,7 @@ def choose(num_steps: int, settings: Settings, stochastic: bool = False) -> Plan
         engine=settings.engine,
         tolerance=float(settings.tolerance),
         exact=settings.exact,
+        options=options,
     )
 
 

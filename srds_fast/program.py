@@ -276,6 +276,95 @@ def _plain_clock(size: list[int], num_iterations: int, shared: bool) -> tuple[Co
     return coarse, fine
 
 
+@dataclass(frozen=True)
+class Sweeps(Program):
+    """The waves of a fixed-point method: each one moves all points of a window, from the first that is not exact on.
+
+    They are the points themselves that are refined, not blocks: there is one block, and a wave is an iteration.
+    """
+
+    @cached_property
+    def final_steps(self) -> tuple[int, ...]:
+        """As of `Program`: those before the first row of the next wave."""
+        starts = [self.waves[number].rows[0].position for number in range(1, len(self.waves))]
+        return (*starts, self.num_steps)
+
+
+# the last points of a grid lie far apart in log-SNR, and the network's output bends most there
+NODES_AT_THE_END = 3
+FEWEST_NODES = 2 + NODES_AT_THE_END
+# sweeps that evaluate nodes only; whoever needs more has a network whose outputs do not interpolate
+MOST_SPARSE_SWEEPS = 16
+
+
+@lru_cache(maxsize=64, typed=True)
+def fixed_point(num_steps: int, num_iterations: int, num_nodes: int | None = None) -> Sweeps:
+    """Sweeps over the whole grid: ParaTAA with a full window, or, with nodes, collocation.
+
+    After wave k the points 0 .. k + 1 are exact, and leave the program: N waves are the sequential sampler.
+
+    Args:
+        num_steps: N >= 1.
+        num_iterations: waves, 1 to N.
+        num_nodes: rows of a wave; the network's output between them is interpolated, and every other wave has its nodes
+            between those of the one before. None: every point that is not exact is a row.
+    Raises:
+        InvalidArgument: a number is out of its range.
+    """
+    _require(num_steps, "num_steps", 1)
+    _require(num_iterations, "num_iterations", 1, num_steps)
+    if num_nodes is not None:
+        _require(num_nodes, "num_nodes", FEWEST_NODES)
+    waves = []
+    for number in range(num_iterations):
+        positions = tuple(range(number, num_steps))
+        if num_nodes is not None and number < MOST_SPARSE_SWEEPS:
+            positions = nodes(number, num_steps, num_nodes, between=number % 2 == 1)
+        waves.append(_sweep(number, positions, last=True))
+    return Sweeps(num_steps, (0, num_steps), num_iterations, tuple(waves))
+
+
+@lru_cache(maxsize=64, typed=True)
+def windows(num_steps: int, window: int) -> Sweeps:
+    """Sweeps over a window of steps that slides by what is found (ParaDiGMS, ParaTAA), at the slowest: one step a wave.
+
+    Wave i is the window that begins at step i. A run that slides further leaves waves out. The sample is there after
+    the last.
+
+    Raises:
+        InvalidArgument: a number is out of its range.
+    """
+    _require(num_steps, "num_steps", 1)
+    _require(window, "window", 1)
+    starts = range(num_steps)
+    waves = [
+        _sweep(start, tuple(range(start, min(start + window, num_steps))), last=start == num_steps - 1)
+        for start in starts
+    ]
+    return Sweeps(num_steps, (0, num_steps), num_steps, tuple(waves))
+
+
+def nodes(first: int, num_steps: int, num_nodes: int, *, between: bool) -> tuple[int, ...]:
+    """Positions of the nodes from `first` on: it itself, the last few, and between them evenly spaced ones.
+
+    Args:
+        between: shift the evenly spaced ones by half their distance.
+    """
+    if num_steps - first <= num_nodes:
+        return tuple(range(first, num_steps))
+    end = num_steps - NODES_AT_THE_END
+    inner = num_nodes - 1 - NODES_AT_THE_END
+    shift = 0.5 if between else 1.0
+    spacing = (end - first) / (inner + shift)
+    spread = {first + round((index + shift) * spacing) for index in range(inner)}
+    return tuple(sorted({first, *spread, *range(end, num_steps)}))
+
+
+def _sweep(number: int, positions: tuple[int, ...], *, last: bool) -> Wave:
+    rows = tuple(Row(number, 0, position, position, coarse=False, fine=True) for position in positions)
+    return Wave(rows, (Boundary(number + 1, 1),) if last else ())
+
+
 def check(program: Program) -> None:
     """Prove that no row reads what no earlier wave wrote, and that every boundary is made once, from finished parts.
 

@@ -7,14 +7,23 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .convergence import FIRST_CONTRACTION, FIRST_CONTRACTION_UNCALIBRATED, Diverged, Monitor
+from .convergence import (
+    FIRST_CONTRACTION,
+    FIRST_CONTRACTION_UNCALIBRATED,
+    NO_CONTRACTION_YET,
+    SLOWEST_CONTRACTION_OF_SWEEPS,
+    Diverged,
+    Monitor,
+)
 from .errors import DivergenceError
 from .kernels.dispatch import implementation
+from .methods import FixedPoint
 from .noise import NoiseTable
 from .plan import Plan
-from .program import Program
+from .program import Program, Sweeps
 from .report import Report
 from .solvers.core import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras
+from .solvers.fixed_point import fixed_point
 from .solvers.sequential import sequential
 from .solvers.srds import srds
 from .solvers.waves import CountedWaves
@@ -27,6 +36,9 @@ def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: 
     """The core of a plan, not begun. program: its waves; x: starting noise in the dtype of the state, [batch, ...]."""
     if plan.method == "sequential":
         return sequential(x, noise, program, extras)
+    if isinstance(program, Sweeps):
+        assert isinstance(plan.options, FixedPoint)
+        return fixed_point(x, noise, program, plan.options, extras, watch_bits=plan.bits_only)
     return srds(x, noise, program, plan.coarse_solver, extras, watch_bits=plan.bits_only)
 
 
@@ -76,8 +88,10 @@ class Run:
         report: Report | None = None,
     ) -> None:
         calibrated = noise.momentum is None and noise.spread is None
-        first_contraction = FIRST_CONTRACTION if calibrated else FIRST_CONTRACTION_UNCALIBRATED
-        self._monitor = Monitor(len(x), plan.tolerance, plan.bits_only, first_contraction)
+        contractions: tuple[float, ...] = (FIRST_CONTRACTION if calibrated else FIRST_CONTRACTION_UNCALIBRATED,)
+        if isinstance(plan.options, FixedPoint):
+            contractions = NO_CONTRACTION_YET, SLOWEST_CONTRACTION_OF_SWEEPS
+        self._monitor = Monitor(len(x), plan.tolerance, plan.bits_only, *contractions)
         self._observer = observer
         self.plan = plan
         self.program = plan.program()
@@ -104,7 +118,7 @@ class Run:
             iterations_per_sample=self._monitor.iterations,
             kernels=implementation(x.device),
         )
-        if plan.method != "sequential":
+        if plan.method == "srds":
             self.report.num_blocks, self.report.coarse_solver = plan.num_blocks, plan.coarse_solver
         self._core = core_of(plan, x, noise, self.program, extras)
 
@@ -118,7 +132,6 @@ class Run:
         """
         if output is not None:
             self.received()
-            self.final_steps = self.program.final_steps[self._waves - 1]
         try:
             return self._advance(output)
         except StopIteration as stop:
@@ -143,6 +156,7 @@ class Run:
             event = self._core.send(answer)
             if isinstance(event, Evaluate):
                 self._handed_out = event
+                self.final_steps = self.program.final_steps[event.number - 1] if event.number else 0
                 self._count(event, 1)
                 self.report.peak_rows = max(self.report.peak_rows, len(event.positions))
                 return event
@@ -170,15 +184,17 @@ class Run:
         self.final_steps = self.program.num_steps
 
     def _judge(self, checkpoint: Checkpoint) -> tuple[int, ...] | None:
-        if checkpoint.change is not None:
+        if checkpoint.change is not None and not self.plan.calibrated:
             change = checkpoint.change.tolist()
             still = [False] * len(change) if checkpoint.still is None else checkpoint.still.tolist()
             return self._monitor.judge(checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, still)
         # to look waits for the device; if iterations are still to come, their change will tell
-        last = checkpoint.exact or checkpoint.iteration == self.program.num_iterations
+        last = checkpoint.exact or checkpoint.settled or checkpoint.iteration == self.program.num_iterations
         if last and not bool(checkpoint.sample.isfinite().all()):
             raise Diverged("a sample is not finite")
-        self._monitor.converged[:] = [checkpoint.exact] * len(checkpoint.samples)
+        enough = checkpoint.exact or checkpoint.settled or (last and self.plan.calibrated)
+        self._monitor.converged[:] = [enough] * len(checkpoint.samples)
+        self._monitor.iterations[:] = [checkpoint.iteration] * len(checkpoint.samples)
         return None
 
     def _keep_newest(self, checkpoint: Checkpoint) -> None:
@@ -202,7 +218,7 @@ class Run:
                 "Inf. Check its weights and dtype on a single call."
             )
         return (
-            f"After {self.report.waves} waves of SRDS {what}. The network returned NaN or Inf, or the coarse solver is "
-            "unstable on this schedule. Run method='sequential' to see whether the network is at fault; if it is not, "
-            "pass coarse_solver='ddim' or more blocks."
+            f"After {self.report.waves} waves of {self.report.method} {what}. The network returned NaN or Inf, or the "
+            "method is unstable on this schedule. Run method='sequential' to see whether the network is at fault; if "
+            "it is not, pass another method, or coarse_solver='ddim' or more blocks for srds."
         )

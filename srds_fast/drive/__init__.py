@@ -159,6 +159,11 @@ class Drive:
             x0 = self._begin(m, x, options)
             assert self.run is not None
             self._wave = self.run.next(None)
+            assert self._wave is not None
+            if len(self._wave.positions) > 1:  # the turn that has just been made is not the first wave
+                self.run.report.waves, self.run.report.rows = 2, 1 + len(self._wave.positions)
+                self.run.report.evaluations += self._num_samples
+                return (self._hand_out(x.dtype), *x0)
         elif self._handed is not None and x is not self._handed:
             raise UnsupportedPipeline(
                 "The pipeline changes its latents between two scheduler steps. Such a loop cannot be driven. "
@@ -292,11 +297,12 @@ class Drive:
         draws = draw_noise(noise, m, state.dtype, generator)
         self._draws = None if draws is None else draws[:, : self._num_samples]
         plan = self._plan_for(noise.num_steps, noise.spread is not None)
-        ahead_of_its_turns = plan.method == "sequential" or (plan.pipelined and plan.max_rows is None)
+        in_as_many_turns = plan.pipelined if plan.method == "srds" else plan.method in ("sequential", "chords")
+        ahead_of_its_turns = plan.method == "sequential" or (in_as_many_turns and plan.max_rows is None)
         if self._loop.counts and not ahead_of_its_turns:
             raise UnsupportedPipeline(
                 "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
-                "Use pipelined=True and no max_rows."
+                "Use method='srds' with pipelined=True and no max_rows."
             )
         extras = self._extras(self._draws, x.dtype, noise.num_steps)
         self._parts = plan, state, noise, extras

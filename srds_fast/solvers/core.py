@@ -50,6 +50,7 @@ class Checkpoint:
         exact: the sample is the sequential one by construction (iteration = number of blocks).
         still: [samples] bool, no boundary moved by a bit in this iteration, so no later one can; None when the core
             was not asked to look.
+        settled: the method's own rule ended the run.
     """
 
     iteration: int
@@ -58,6 +59,7 @@ class Checkpoint:
     change: Tensor | None
     exact: bool
     still: Tensor | None = None
+    settled: bool = False
 
 
 class Trajectory:
@@ -111,6 +113,8 @@ class Extras:
         network: how the network wants its rows.
         scaled: multiply them with the scheduler's input scale.
         guidance: [branches], weights of the branches in the network's output; None: one branch, or done elsewhere.
+        guess: [N + 1, batch, ...], states for methods that refine all points to begin with in the place of their own
+            first guess: those of a related sample.
     """
 
     draws: Tensor | None = None
@@ -120,6 +124,7 @@ class Extras:
     network: NetworkInput = AS_THE_STATE
     scaled: bool = False
     guidance: Tensor | None = None
+    guess: Tensor | None = None
 
 
 NOTHING = Extras()

@@ -1,0 +1,88 @@
+"""A scan that is done again and again with the same steps: the kernel on CUDA, one triangular product elsewhere.
+
+    x_{i+1} = f_i + sum_{j < i} (c_{j+1} ... c_i) (f_j - y_{j+1})
+
+is the same recurrence with its sum written out. On a CPU the product takes a fraction of the time that as many small
+operations as there are steps take. A correction that reaches along a few steps only is a band of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..dispatch import implementation
+from . import Coefficients, affine_scan, coefficient_table
+
+
+class PreparedScan:
+    """See `affine_scan`.
+
+    Args:
+        steps: of the whole grid.
+        dtype, device: of the states; ndim: of a state [samples, ...].
+        clip: bound of the clamp; None leaves the term out.
+        order: steps that the correction reaches along, at least 1; None: all.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Coefficients],
+        dtype: torch.dtype,
+        device: torch.device,
+        ndim: int,
+        clip: float | None = None,
+        order: int | None = None,
+    ) -> None:
+        self._table = coefficient_table(steps, dtype, device)
+        self._columns = self._table.T.reshape(len(Coefficients._fields), len(steps), *[1] * ndim)
+        self._clip = clip
+        self._by_kernel = order is None and implementation(device) != "torch"
+        self._reach = None if self._by_kernel else _reach(steps, order).to(device, dtype)
+
+    def __call__(self, y: Tensor, m: Tensor, first: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scan the steps from `first` on, as many as m has.
+
+        Args:
+            y: [W + 1, samples, ...], the old iterate; where it begins, the new one does.
+            m: [W, samples, ...], of y's dtype.
+            noise: [W, samples, ...].
+
+        Returns:
+            points 1..W of the new iterate, [W, samples, ...]; [W, samples], the sum over elements of their squared
+            differences to the old ones.
+        """
+        last = first + len(m)
+        if self._by_kernel:
+            return affine_scan(y, m, self._table[first:last], noise=noise, clip=self._clip)
+        assert self._reach is not None
+        stepped = self._stepped(y, m, first, noise)
+        # added last, and zero where the old iterate is a solution: the steps are then returned as they are
+        correction = self._reach[first:last, first:last] @ (stepped - y[1:]).flatten(1)
+        x = stepped + correction.view_as(stepped)
+        return x, (x - y[1:]).square().flatten(2).sum(2)
+
+    def residual(self, y: Tensor, m: Tensor, first: int, noise: Tensor | None = None) -> Tensor:
+        """What the steps make of the old iterate, less the old iterate, [W, samples, ...]; arguments as of a scan."""
+        residual: Tensor = self._stepped(y, m, first, noise) - y[1:]
+        return residual
+
+    def _stepped(self, y: Tensor, m: Tensor, first: int, noise: Tensor | None) -> Tensor:
+        a, b, _, s, e, p, q = self._columns[:, first : first + len(m)]
+        f = a * y[:-1] + b * m
+        if self._clip is not None:
+            f = f + e * torch.clamp(p * y[:-1] + q * m, -self._clip, self._clip)
+        stepped: Tensor = f if noise is None else f + s * noise
+        return stepped
+
+
+def _reach(steps: Sequence[Coefficients], order: int | None) -> Tensor:
+    """[N, N] float64: how far the residual of step j moves the point after step i > j; nothing on the diagonal."""
+    reach = torch.zeros(len(steps), len(steps), dtype=torch.float64)
+    for i, step in enumerate(steps):
+        if i > 0:
+            reach[i, : i - 1] = step.c * reach[i - 1, : i - 1]
+            reach[i, i - 1] = step.c
+    return reach if order is None else reach.triu(1 - order)

@@ -1,0 +1,195 @@
+"""Methods by name, and what of each can be chosen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from .errors import InvalidArgument
+from .program import FEWEST_NODES
+
+MOST_HISTORY = 5
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Options of the methods that refine all points of the grid at once.
+
+        x_{i+1}^new = f_i(x_i^old) + c_i (x_i^new - x_i^old)
+
+    with f_i the scheduler's step and c_i its response to x_i, the same number for all elements. The methods differ in
+    c_i, in the points that a wave moves, and in what mixes the iterates afterwards.
+
+    Attributes:
+        data_std: standard deviation of the data that c_i is exact for, if they are Gaussian: 1 is the rotation
+            cos(theta_i - theta_{i+1}) of variance-preserving schedules, math.inf the exact linear part
+            sqrt(abar_{i+1} / abar_i) of ParaTAA. None: c_i = 1, Picard iteration.
+        history: differences to earlier iterates that triangular Anderson acceleration mixes, 0 to 5; 0: none.
+        regularisation: lambda of the mixing, absolute.
+        num_nodes: rows of a wave; the predicted x0 of the points between them is interpolated. None: all points.
+        order: steps that the correction reaches along, the k of ParaTAA; None: to the end of the window.
+        window: steps that are refined at a time. None: all, of which the sample's own change decides when to stop.
+        step_tolerance: bound on the error of every step, by which a window slides, see the methods; with a window only.
+    """
+
+    name: ClassVar[str] = "fixed-point"
+    data_std: float | None = 1.0
+    history: int = 2
+    regularisation: float = 1e-3
+    num_nodes: int | None = None
+    order: int | None = None
+    window: int | None = None
+    step_tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("history", 0, MOST_HISTORY),
+            ("num_nodes", FEWEST_NODES, None),
+            ("order", 1, None),
+            ("window", 1, None),
+        ):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is None and name != "history":
+                continue
+            if not whole or value < low or (high is not None and value > high):
+                allowed = f"{low} or more" if high is None else f"{low} to {high}"
+                self._refuse(f"{name} is {value!r}. It must be a whole number, {allowed}.")
+        for name in ("data_std", "regularisation", "step_tolerance"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                self._refuse(f"{name} is {value!r}. It must be a positive number.")
+        if math.isinf(self.regularisation):
+            self._refuse("regularisation is infinite. Nothing would be mixed.")
+        if (self.window is None) != (self.step_tolerance is None):
+            self._refuse("window and step_tolerance belong together: a window slides by the errors of its steps.")
+        if self.num_nodes is not None and (self.window is not None or self.order is not None):
+            self._refuse("num_nodes goes with neither window nor order: nodes are spread over the whole grid.")
+
+    def _refuse(self, what: str) -> None:
+        raise InvalidArgument(f"{type(self).__name__}: {what} See srds_fast.methods for what each option means.")
+
+
+@dataclass(frozen=True)
+class Collocation(FixedPoint):
+    """Fixed-point sweeps that evaluate few nodes of the grid a wave and interpolate the predicted x0 between them.
+
+    A sampler of many steps walks along a smooth curve of x0: a few of its points tell the others, whatever N. Every
+    wave takes other nodes than the one before, and what was evaluated earlier is corrected by what is learnt at the
+    nodes: so the limit is the N-step sampler, not an interpolation of it.
+    """
+
+    name: ClassVar[str] = "collocation"
+    num_nodes: int | None = 20
+
+
+@dataclass(frozen=True)
+class ParaTAA(FixedPoint):
+    """ParaTAA (Tang et al., ICML 2024): every point a row, triangular Anderson acceleration.
+
+    By default c_i is the rotation instead of the paper's exact linear part, which amplifies errors; `published` has it.
+    With a window, a step is finished if the root mean square of its residual is within step_tolerance or within
+    step_tolerance * sigma, sigma the standard deviation of DDPM's posterior at the step; the window begins at the first
+    step that is not.
+    """
+
+    name: ClassVar[str] = "parataa"
+
+    @classmethod
+    def published(cls, window: int = 100, order: int | None = None, step_tolerance: float = 1e-3) -> ParaTAA:
+        """The authors' form, with the defaults of their command line. order: 20 for Stable Diffusion, full for DiT."""
+        return cls(data_std=math.inf, history=1, order=order, window=window, step_tolerance=step_tolerance)
+
+
+@dataclass(frozen=True)
+class ParaDiGMS(FixedPoint):
+    """ParaDiGMS (Shih et al., NeurIPS 2023): Picard iteration on a sliding window.
+
+    A step is finished if the mean square of what its point moved by is within step_tolerance^2 times the variance of
+    DDPM's posterior there; the window slides to the point after the last that is, as long as all before it are.
+    """
+
+    name: ClassVar[str] = "paradigms"
+    data_std: float | None = None
+    history: int = 0
+    window: int | None = 10
+    step_tolerance: float | None = 0.1
+
+
+@dataclass(frozen=True)
+class Chords:
+    """CHORDS (Han et al., ICCV 2025): cores that start further and further along, the slower rectify the faster.
+
+    Attributes:
+        num_cores: rows of a wave, at most. 1 is the sequential sampler.
+        starts: steps at which the cores begin, ascending from 0; None: as the paper spaces them.
+    """
+
+    name: ClassVar[str] = "chords"
+    num_cores: int = 4
+    starts: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        cores = self.num_cores
+        if isinstance(cores, bool) or not isinstance(cores, int) or cores < 1:
+            raise InvalidArgument(f"Chords: num_cores is {cores!r}. It must be a whole number, 1 or more. Pass one.")
+        if self.starts is not None:
+            starts = tuple(self.starts)
+            object.__setattr__(self, "starts", starts)
+            if len(starts) != cores or starts[0] != 0 or any(a >= b for a, b in zip(starts, starts[1:], strict=False)):
+                raise InvalidArgument(
+                    f"Chords: starts is {starts}. It must be {cores} steps, ascending, the first 0. Pass such steps."
+                )
+
+
+Options = Collocation | ParaTAA | ParaDiGMS | Chords
+OPTIONS: dict[str, type[Any]] = {each.name: each for each in (Collocation, ParaTAA, ParaDiGMS, Chords)}
+WITHOUT_OPTIONS = ("sequential", "srds")
+METHODS: tuple[str, ...] = ("auto", *WITHOUT_OPTIONS, *OPTIONS)
+
+
+def options_of(method: Any) -> tuple[str, Options | None]:
+    """Name and options of a method, given as either.
+
+    Raises:
+        InvalidArgument: there is no such method.
+    """
+    if type(method) in OPTIONS.values():
+        return method.name, method
+    if isinstance(method, str) and method in OPTIONS:
+        return method, OPTIONS[method]()
+    if isinstance(method, str) and method in METHODS:
+        return method, None
+    raise InvalidArgument(
+        f"method is {method!r}. Known are {', '.join(METHODS)}, and the options in srds_fast.methods. Pass one of these."
+    )
+
+
+def to_dict(options: Options | None) -> dict[str, Any] | None:
+    """Options as plain JSON types; infinite numbers by name."""
+    if options is None:
+        return None
+    return {name: str(value) if value == math.inf else value for name, value in asdict(options).items()}
+
+
+def from_dict(method: str, found: Any) -> Options | None:
+    """What `to_dict` wrote.
+
+    Raises:
+        ValueError: it wrote no such thing.
+    """
+    if method in WITHOUT_OPTIONS:
+        if found is not None:
+            raise ValueError(f"{method} has no options")
+        return None
+    cls = OPTIONS.get(method)
+    if cls is None or not isinstance(found, dict) or set(found) != {field.name for field in fields(cls)}:
+        raise ValueError(f"no options of {method}")
+    options: Options = cls(
+        **{
+            name: math.inf if value == "inf" else tuple(value) if isinstance(value, list) else value
+            for name, value in found.items()
+        }
+    )
+    return options

@@ -1,0 +1,169 @@
+"""What a fixed-point method knows of the grid before its first wave: responses, interpolation, the sweep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels.affine_scan import Coefficients
+from ..kernels.affine_scan.prepared import PreparedScan
+from ..methods import FixedPoint
+from ..noise import NoiseTable
+from ..program import Sweeps
+from ..steps import Like
+
+# points of which a local polynomial is made: cubic
+LOCAL = 4
+
+
+class Nodes(NamedTuple):
+    """The points that were evaluated for a sweep.
+
+    Attributes:
+        first, last: the first and the last one.
+        positions: of all, on the device.
+        weights: [N - first, nodes], of the nodes in every point from the first on; None: they are all points.
+    """
+
+    first: int
+    last: int
+    positions: Tensor
+    weights: Tensor | None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Columns are [N, 1, ...] and broadcast over states [samples, ...]; all on the device, in the dtype of the state.
+
+    Attributes:
+        p, q: x0 = p x + q m.
+        response: by how much the predicted x0 at a point moves with the point.
+        input_scale: the network sees input_scale * x; None: x itself.
+        momentum: of multistep steps, or None.
+        spread: of stochastic steps, or None.
+        growth: [N + 1, 1, ...], by how much a method's first guess grows from the starting noise on.
+        scan: the sweep, with x0 in the place of the network's output.
+        rows: of each wave, the positions of its rows.
+        nodes: of each sweep, by the number of its last wave.
+        variance: [N] float64, of DDPM's posterior at each step.
+    """
+
+    p: Tensor
+    q: Tensor
+    response: Tensor
+    input_scale: Tensor | None
+    momentum: Tensor | None
+    spread: Tensor | None
+    growth: Tensor
+    scan: PreparedScan
+    rows: tuple[Tensor, ...]
+    nodes: dict[int, Nodes]
+    variance: Tensor
+
+
+@lru_cache(maxsize=32)
+def grid_of(noise: NoiseTable, program: Sweeps, options: FixedPoint, like: Like, *, scaled: bool) -> Grid:
+    """The grid of a run for states like these; scaled: the network's input is to be."""
+
+    def column(values: Tensor) -> Tensor:
+        return values.to(like.device, like.dtype).reshape(-1, *[1] * like.ndim)
+
+    response, c = responses(noise, options.data_std)
+    flows = options.data_std is not None and math.isfinite(options.data_std)
+    growth = torch.cat([c.new_ones(1), c.cumprod(0) if flows else torch.ones_like(c)])
+    steps = [_step(noise, index, float(c[index])) for index in range(noise.num_steps)]
+    return Grid(
+        column(noise.p),
+        column(noise.q),
+        column(response),
+        column(noise.input_scale) if scaled and bool((noise.input_scale != 1).any()) else None,
+        None if noise.momentum is None else column(noise.momentum),
+        None if noise.spread is None else column(noise.spread),
+        column(growth),
+        PreparedScan(steps, like.dtype, like.device, like.ndim, noise.clip, options.order),
+        tuple(torch.tensor(positions, device=like.device) for positions in program.positions),
+        _nodes(noise, program, like, sparse=options.num_nodes is not None),
+        posterior_variance(noise),
+    )
+
+
+def responses(noise: NoiseTable, data_std: float | None) -> tuple[Tensor, Tensor]:
+    """How x0 and how a step respond to the state they depart from, for Gaussian data; float64, [N] each.
+
+    x0 of N(0, s^2): J = alpha s^2 / (alpha^2 s^2 + sigma^2), and the step, sigma'/sigma x + (alpha' - sigma'/sigma
+    alpha) x0, has c = sigma'/sigma + (alpha' - sigma'/sigma alpha) J: the rotation of variance-preserving schedules at
+    s = 1, alpha'/alpha as s goes to infinity. Picard iteration (None) takes c = 1 instead.
+    """
+    keep = noise.sigma_next / noise.sigma
+    gain = noise.alpha_next - keep * noise.alpha
+    if data_std is None:
+        return torch.zeros_like(keep), torch.ones_like(keep)
+    # both parts divided by s^2: it may be infinite; where alpha is 0 x0 does not respond
+    response = torch.where(noise.alpha == 0, 0.0, noise.alpha / (noise.alpha**2 + (noise.sigma / data_std) ** 2))
+    if noise.momentum is not None:
+        gain = gain + noise.momentum
+    return response, keep + gain * response
+
+
+def posterior_variance(noise: NoiseTable) -> Tensor:
+    """[N] float64: of DDPM's posterior at each step, (sigma' / sigma)^2 (sigma^2 - (alpha / alpha')^2 sigma'^2).
+
+    For alpha^2 + sigma^2 = 1 it is (1 - abar') / (1 - abar) (1 - abar / abar').
+    """
+    arrives = noise.sigma_next**2 if noise.spread is None else noise.sigma_next**2 + noise.spread**2
+    return arrives / noise.sigma**2 * (noise.sigma**2 - (noise.alpha / noise.alpha_next) ** 2 * arrives)
+
+
+def _step(noise: NoiseTable, index: int, c: float) -> Coefficients:
+    """A step from x and the predicted x0; momentum and fresh noise come as the scan's noise."""
+    column = noise.numbers
+    alpha, keep = column["alpha"][index], column["sigma_next"][index] / column["sigma"][index]
+    alpha_next = column["alpha_next"][index]
+    if noise.clip is None:
+        return Coefficients(keep, alpha_next - keep * alpha, c, s=1.0)
+    if noise.clip_epsilon:
+        return Coefficients(keep, 0.0, c, s=1.0, e=alpha_next - keep * alpha, q=1.0)
+    return Coefficients(keep, -keep * alpha, c, s=1.0, e=alpha_next, q=1.0)
+
+
+def _nodes(noise: NoiseTable, program: Sweeps, like: Like, *, sparse: bool) -> dict[int, Nodes]:
+    # along the angle x0 is smoother than along the steps or along the log-SNR
+    way = torch.atan2(noise.sigma, noise.alpha)
+    if not bool((way.diff() < -1e-9).all()):
+        way = -torch.arange(noise.num_steps, dtype=torch.float64)
+    found: dict[int, Nodes] = {}
+    positions: tuple[int, ...] = ()
+    for number, wave in enumerate(program):
+        positions += program.positions[number]
+        if sparse and not wave.boundaries:  # a part of a wave that was too wide
+            continue
+        first, last, weights = positions[0], positions[-1], None
+        if len(positions) < last + 1 - first:
+            weights = interpolation(way[list(positions)], way[first:]).to(like.device, like.dtype)
+        found[number] = Nodes(first, last, torch.tensor(positions, device=like.device), weights)
+        positions = ()
+    return found
+
+
+def interpolation(nodes: Tensor, points: Tensor) -> Tensor:
+    """Weights of the values at nodes in the values at points, [points, nodes]: cubic through the four around each.
+
+    Args:
+        nodes: [K], descending; fewer than four make a polynomial of lower degree.
+        points: [P].
+    """
+    size = min(LOCAL, len(nodes))
+    after = torch.searchsorted(-nodes, -points, right=True)
+    begin = (after - size // 2).clamp(0, len(nodes) - size)
+    index = begin[:, None] + torch.arange(size)
+    around = nodes[index]  # [P, size]
+    away = points[:, None, None] - around[:, None, :]  # of node b, once for each node a
+    apart = around[:, :, None] - around[:, None, :]
+    itself = torch.eye(size, dtype=torch.bool)
+    factors = torch.where(itself, 1.0, away / torch.where(itself, 1.0, apart))
+    return torch.zeros(len(points), len(nodes), dtype=nodes.dtype).scatter_(1, index, factors.prod(-1))

@@ -124,7 +124,7 @@ def _pipeline(network: rows.Case, pipe: Any, text_length: int) -> Case:
         return lambda: each(**arguments, num_inference_steps=steps, generator=torch.Generator(DEVICE).manual_seed(0))
 
     def ours(steps: int, settings: dict[str, Any]) -> Loop:
-        fast = srds_fast.compile(pipe, **settings)
+        fast = srds_fast.compile(pipe, **{"method": "srds", **settings})
         plan = fast.plan_for(**arguments, num_inference_steps=steps)
         return Loop(called(fast, steps), lambda: _ran(fast.report), _widths(plan))
 

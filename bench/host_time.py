@@ -109,7 +109,9 @@ class Case:
             pipe.unet.register_to_config(sample_size=4)
         pipe.to(device)
         self.network = NullNetwork(pipe.unet if hasattr(pipe, "unet") else pipe.transformer)
-        self.loops = {"stock": pipe} | {method: srds_fast.compile(pipe, **how) for method, how in METHODS.items()}
+        self.loops = {"stock": pipe} | {
+            method: srds_fast.compile(pipe, **{"method": "srds", **how}) for method, how in METHODS.items()
+        }
         self.shortest: dict[str, list[float]] = {}
 
     def call(self, loop: str) -> Turns:

@@ -27,18 +27,32 @@ from .errors import CaptureFailed, InvalidArgument, PlanMismatch, SrdsFastError,
 from .families import Arguments, Family, family_of
 from .faster import NetworkOptions, faster
 from .plan import GRAPH_ENGINES, MOST_STEPS, Plan, Settings, choose
+from .pricing import Costs
 from .program import Program
 from .report import Report
 from .run import Observer
+from .search import Pricing, fastest
 from .spares import Spares
 
 logger = logging.getLogger("srds_fast")
 
 
-class _Last(threading.local):
+class Last(threading.local):
     """What the last call of each thread left behind."""
 
     report: Report | None = None
+    trajectory: Tensor | None = None
+
+
+class Planned(BaseException):
+    """Ends a call that was made to learn its plan alone, or its costs."""
+
+    def __init__(self, plan: Plan | None, costs: tuple[int, bool, Pricing] | None) -> None:
+        self.plan, self.costs = plan, costs
+
+
+OURS = ("warm_start", "keep_trajectory")
+"""Arguments of a call that are not the pipeline's."""
 
 
 @dataclass
@@ -53,18 +67,26 @@ class State:
     graphs: Graphs
     network_options: NetworkOptions
     overlap: str
-    last: _Last = field(default_factory=_Last)
+    last: Last = field(default_factory=Last)
     told: set[str] = field(default_factory=set)
     tokenizers: Spares = field(default_factory=Spares)
     guidance: dict[Hashable, Tensor] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)
+    calibrated: dict[tuple[int, bool], Plan] = field(default_factory=dict)
 
     @property
     def engine(self) -> str:
         """The engine asked for."""
         return self.settings.engine if self.plan is None else self.plan.engine
 
-    def plan_for(self, num_steps: int, stochastic: bool) -> Plan:
+    def plan_for(self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None) -> Plan:
+        """The plan of a call. pricing: tells its costs; None: nobody can, and no device is asked."""
         if self.plan is None:
+            calibrated = self.calibrated.get((num_steps, stochastic))
+            if calibrated is not None:
+                return calibrated
+            if self.settings.method == "auto" and pricing is not None:
+                return fastest(num_steps, self.settings, stochastic, pricing())
             return choose(num_steps, self.settings, stochastic)
         if self.plan.num_inference_steps != num_steps:
             raise PlanMismatch(
@@ -80,7 +102,8 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     Raises:
         InvalidArgument: a number of steps that no loop can have.
     """
-    bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **kwargs)
+    theirs = {name: value for name, value in kwargs.items() if name not in OURS}
+    bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **theirs)
     bound.apply_defaults()
     arguments: Arguments = dict(bound.arguments)
     extra: Arguments = arguments.pop("kwargs", {})
@@ -178,9 +201,11 @@ def run_call(
         warming: record all that calls like this one will need.
     """
     state = fast._srds
-    state.last.report = None
+    state.last.report = state.last.trajectory = None
     family = family_of(state.original)  # a component may have been replaced since compile
     arguments = bind(fast, args, kwargs)
+    ours = {name: kwargs[name] for name in OURS if name in kwargs}
+    kwargs = {name: value for name, value in kwargs.items() if name not in OURS}
     reason = stock_reason(fast, family, arguments)
     if reason is not None:
         return _stock_call(fast, args, kwargs, arguments, reason)
@@ -195,7 +220,7 @@ def run_call(
         for left_out in made.reasons:
             _left_out(fast, left_out)
         instead = dict(zip(networks, made.networks, strict=True)) if options.torch_compile else {}
-        call = _DrivenCall(fast, family, arguments, observer, tokenizers, instead, warming)
+        call = _DrivenCall(fast, family, arguments, observer, tokenizers, instead, warming, **ours)
         try:
             return call(args, kwargs)
         except Exception as why:
@@ -208,6 +233,7 @@ def run_call(
         finally:
             if call.drive.run is not None:
                 state.last.report = call.drive.run.report
+                state.last.trajectory = call.drive.states()
                 # compiling may fail as late as in the call
                 state.last.report.left_out = made.reasons
                 _tell_of_overlap(fast, call.drive.run.program)
@@ -227,6 +253,8 @@ class _DrivenCall:
         tokenizers: dict[str, Any],
         instead: dict[Any, Any],
         warming: bool,
+        warm_start: Tensor | None = None,
+        keep_trajectory: bool = False,
     ) -> None:
         state = fast._srds
         self._loop = loop = family.loop(fast, arguments)
@@ -240,15 +268,20 @@ class _DrivenCall:
             self._drive_reason = "callback_on_step_end is told of every step in the loop's own turns"
         network = getattr(fast, loop.networks[0])
         self._engine_reason = _engine_reason(network)
+        stepwise = functools.partial(_fallback, fast, "step by step")
         make: Callable[..., Drive] = functools.partial(
-            Drive, keep_states=callback is not None, stepwise=functools.partial(_fallback, fast, "step by step")
+            Drive, keep_states=callback is not None or keep_trajectory, stepwise=stepwise, guess=warm_start
         )
         if self._drive_reason is None:
             kind = _kind_of(self._cls, loop, network, arguments)
             make = functools.partial(
                 takeover.Takeover,
+                keep_states=keep_trajectory,
+                stepwise=stepwise,
+                guess=warm_start,
                 graph_use=self._graph_use(fast, network, warming),
                 guidance=takeover.KnownGuidance(state.guidance, kind),
+                costs=state.costs,
                 overlap="batch" if state.overlap == "auto" and not _graphs_on(network.device) else state.overlap,
             )
         elif _wants_graphs(state, network):
@@ -312,6 +345,12 @@ class _DrivenCall:
 
     def _interrupted(self) -> bool:
         return bool(getattr(self._twin, "_interrupt", False) or self._shared.get("_interrupt", False))
+
+
+def undecoded(fast: Any) -> dict[str, Any]:
+    """Arguments that spare a call its decoding."""
+    known = inspect.signature(type(fast.original).__call__).parameters
+    return {"output_type": "latent"} if "latents" in known else {}
 
 
 class RandomState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from .errors import InvalidArgument
@@ -137,7 +138,7 @@ class Chords:
         if self.starts is not None:
             starts = tuple(self.starts)
             object.__setattr__(self, "starts", starts)
-            if len(starts) != cores or starts[0] != 0 or any(a >= b for a, b in zip(starts, starts[1:], strict=False)):
+            if len(starts) != cores or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
                 raise InvalidArgument(
                     f"Chords: starts is {starts}. It must be {cores} steps, ascending, the first 0. Pass such steps."
                 )
@@ -162,8 +163,23 @@ def options_of(method: Any) -> tuple[str, Options | None]:
     if isinstance(method, str) and method in METHODS:
         return method, None
     raise InvalidArgument(
-        f"method is {method!r}. Known are {', '.join(METHODS)}, and the options in srds_fast.methods. Pass one of these."
+        f"method is {method!r}. Known are {', '.join(METHODS)}, and the options in srds_fast.methods. "
+        "Pass one of these."
     )
+
+
+def check_warm_start(found: Any, shape: tuple[int, ...], options: Options | None) -> None:
+    """Raise InvalidArgument where a trajectory is no first guess for a call. shape: (N + 1, batch, ...)."""
+    if not isinstance(options, FixedPoint):
+        raise InvalidArgument(
+            "warm_start was given to a method that does not refine all points at once. It could not begin with them. "
+            "Pass method='collocation', 'parataa' or 'paradigms'."
+        )
+    if tuple(getattr(found, "shape", ())) != shape:
+        raise InvalidArgument(
+            f"warm_start has shape {tuple(getattr(found, 'shape', ()))}. It must be a trajectory of the same steps, "
+            f"{shape}: [steps + 1, batch, ...]. Keep one with keep_trajectory=True."
+        )
 
 
 def to_dict(options: Options | None) -> dict[str, Any] | None:

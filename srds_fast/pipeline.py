@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .call import RandomState, State, bind, run_call, steps_of, stock_reason
+from torch import Tensor
+
+from .call import RandomState, State, bind, run_call, steps_of, stock_reason, undecoded
 from .engine.graphs import Graphs, GraphStats
 from .engine.overlap import OVERLAPS
 from .errors import InvalidArgument, UnsupportedPipeline
 from .families import family_of
 from .faster import NetworkOptions
+from .methods import Options
 from .noise import adds_noise, check_scheduler
 from .plan import Plan, Settings, refuse_beside
+from .planning import calibrate, planned
 from .report import Report
 from .run import Observer
 from .stream import Refinement, refinements
@@ -31,6 +34,16 @@ class FastPipeline:
     def report(self) -> Report | None:
         """Report of the last call made in this thread; None before the first, and after one that raised early."""
         return self._srds.last.report
+
+    @property
+    def trajectory(self) -> Tensor | None:
+        """The states of the last call made in this thread with `keep_trajectory=True`, [steps + 1, batch, ...].
+
+        Given to another call as `warm_start=`, with the same seed and steps and a related prompt, methods that refine
+        all points (collocation, parataa, paradigms) begin with them: the nearer, the fewer waves. The sample they come
+        to is the same.
+        """
+        return self._srds.last.trajectory
 
     @property
     def original(self) -> Any:
@@ -55,8 +68,13 @@ class FastPipeline:
             )
         )
 
-    def plan_for(self, *args: Any, **kwargs: Any) -> Plan:
-        """The plan a call with these arguments would run. Nothing is run.
+    def plan_for(self, *args: Any, measure: bool = False, **kwargs: Any) -> Plan:
+        """The plan a call with these arguments would run.
+
+        Args:
+            measure: find the costs out that method="auto" chooses by, as the first call of a kind does; it takes the
+                arguments of a whole call then, and some tens of network calls. Otherwise nothing is run, and "auto"
+                is what it takes where nothing can be measured.
 
         Raises:
             InvalidArgument: the call would run on the stock loop, which has no plan.
@@ -64,6 +82,10 @@ class FastPipeline:
         """
         arguments = bind(self, args, kwargs)
         reason = stock_reason(self, family_of(self._srds.original), arguments)
+        if measure and reason is None:
+            found = planned(_fast, self._srds, args, kwargs).plan
+            assert found is not None
+            return found
         if reason is not None:
             raise InvalidArgument(f"This call has no plan: {reason}. It runs on the stock loop. Change what is named.")
         stochastic = adds_noise(self.scheduler, float(arguments.get("eta") or 0.0))  # type: ignore[attr-defined]
@@ -99,6 +121,30 @@ class FastPipeline:
         """
         return _warmup(self, args, kwargs)
 
+    def calibrate(self, prompts: Sequence[Any], *, num_samples: int = 8, quantile: float = 0.95, **kwargs: Any) -> Plan:
+        """Find out how many iterations each plan needs on this network, and take the fastest for the calls to come.
+
+        A tolerance stops a call by what its change lets expect, and a call that has come within it may go on to
+        confirm. Here the difference to the sequential sample is measured instead, and the iterations that keep it
+        within the tolerance for that share of the samples are fixed: later calls of this number of steps all take the
+        same time, and none confirms.
+
+        Args:
+            prompts: what calls like those to come are given, in turn.
+            num_samples: calls of every plan that may be the fastest, and of the sequential sampler; each with another
+                seed.
+            quantile: share of the samples that must be within the tolerance.
+            kwargs: of the call: `num_inference_steps`, `guidance_scale`, `height` and the like. No generator.
+
+        Returns:
+            the plan, with all candidates in its `prediction`; `Plan.save` keeps it for another process.
+
+        Raises:
+            InvalidArgument: the call cannot be taken over, so that nothing can be measured; or tolerance or quantile
+                are out of range.
+        """
+        return calibrate(_fast, self._srds, list(prompts), num_samples, quantile, kwargs)
+
     def reset(self) -> None:
         """Give up all recordings and their memory. Calls made before go on undisturbed."""
         self._srds.graphs.clear()
@@ -112,7 +158,7 @@ class FastPipeline:
 def compile(
     pipe: Any,
     *,
-    method: str = "auto",
+    method: str | Options = "auto",
     tolerance: float = 4e-3,
     exact: bool = False,
     num_blocks: int | None = None,
@@ -139,7 +185,10 @@ def compile(
 
     Args:
         pipe: a diffusers pipeline. The loops of many are known, those of others are read; see the table in README.
-        method: "srds", "sequential" (our path, one row a wave) or "auto" (srds, sequential below six steps).
+        method: "srds", "collocation", "parataa", "paradigms", "chords", "sequential" (our path, one row a wave), or the
+            options of one, see `srds_fast.methods`. "auto" takes the fastest for this network on this device: what
+            calls of it cost is measured in the first call of its kind. Where the loop is driven nothing can be measured
+            ahead: it is srds then, and sequential below six steps.
         tolerance: bound of the mean absolute difference to the sequential sample, per sample, in the units of the
             latents (data in [-1, 1]: one grey level is 1 / 127.5). 0 runs until nothing moves.
         exact: run until the result is the sequential one by construction.
@@ -241,7 +290,7 @@ def _stream(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterato
 
     def call(observer: Observer) -> None:
         try:
-            run_call(fast, args, {**kwargs, **_undecoded(fast)}, observer)
+            run_call(fast, args, {**kwargs, **undecoded(fast)}, observer)
         finally:
             reports.append(state.last.report)  # of the thread that made the call
 
@@ -259,9 +308,3 @@ def _stream(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterato
     finally:
         if reports:
             state.last.report = reports[-1]
-
-
-def _undecoded(fast: Any) -> dict[str, Any]:
-    """Arguments that spare the call its decoding: refinements are decoded when asked for."""
-    known = inspect.signature(type(fast.original).__call__).parameters
-    return {"output_type": "latent"} if "latents" in known else {}

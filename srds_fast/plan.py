@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from . import program
+from .chords_program import chord_starts, chords
+from .context import Context
+from .cost import CostCurve
 from .errors import InvalidArgument, PlanMismatch
-from .methods import Chords, FixedPoint, Options, from_dict, options_of, to_dict
+from .methods import Chords, Collocation, FixedPoint, Options, from_dict, options_of, to_dict
 from .program import Program
 from .steps import COARSE_SOLVERS, CoarseSolver
 
 Method = Literal["sequential", "srds", "collocation", "parataa", "paradigms", "chords"]
 ENGINES: tuple[str, ...] = ("auto", "eager", "graph", "wave-graphs")
 GRAPH_ENGINES = ENGINES[2:]
+# why a plan cannot be recorded
+SLIDES = "its window slides by what is found in every wave, which a replay cannot look at"
+STATES_KEPT = "the states on the way are kept, which a replay does not tell"
 # with fewer steps a second iteration already costs as many waves as the sequential sampler
 FEWEST_STEPS_FOR_SRDS = 6
 # beyond this a number of steps is a mistake: schedulers would allocate, programs would be built, for hours
@@ -46,7 +52,8 @@ class Settings:
         name, _ = options_of(self.method)
         if self.num_blocks is not None and name not in ("srds", "auto"):
             raise InvalidArgument(
-                f"num_blocks was given together with method={name!r}. Only SRDS cuts its steps into blocks. Leave it out."
+                f"num_blocks was given together with method={name!r}. Only SRDS cuts its steps into blocks. "
+                "Leave one of the two out."
             )
         _one_of("coarse_solver", self.coarse_solver, ("auto", *COARSE_SOLVERS))
         _one_of("engine", self.engine, ENGINES)
@@ -83,6 +90,54 @@ def refuse_beside(plan: Plan | None, settings: Settings, defaults: Settings) -> 
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """What a plan is predicted to take.
+
+    Attributes:
+        name: of the plan, short.
+        iterations: after which it is expected to stop.
+        waves, rows, peak_rows: until then.
+        seconds: predicted; nbytes: memory that the widest network call takes, None where that was not measured.
+    """
+
+    name: str
+    iterations: int
+    waves: int
+    rows: int
+    peak_rows: int
+    seconds: float
+    nbytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Why a plan was chosen.
+
+    Attributes:
+        chosen: the plan itself.
+        candidates: those that were looked at closely, the fastest first.
+        why: in words.
+        curve: the costs it follows from.
+    """
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    why: str
+    curve: CostCurve
+
+    def __str__(self) -> str:
+        heading = f"  {'predicted ms':>12}  {'waves':>5}  {'rows':>5}  {'peak':>4}  {'MiB':>6}  plan"
+        lines = [f"chosen because it is {self.why}" if self.chosen.name != "sequential" else f"because {self.why}"]
+        for each in self.candidates:
+            memory = "-" if each.nbytes is None else f"{each.nbytes / 2**20:.0f}"
+            lines.append(
+                f"{'>' if each == self.chosen else ' '} {1e3 * each.seconds:12.2f}  {each.waves:5}  {each.rows:5}  "
+                f"{each.peak_rows:4}  {memory:>6}  {each.name}"
+            )
+        return "\n".join([lines[0], heading, *lines[1:]])
+
+
+@dataclass(frozen=True)
 class Plan:
     """How one call will run. Print it to see waves and rows after each iteration.
 
@@ -95,6 +150,8 @@ class Plan:
         pipelined, max_rows, engine, tolerance, exact: as in `compile`.
         options: of the method, None for sequential and srds.
         calibrated: run max_iterations, whatever the change of the samples: so many were found to be enough.
+        prediction: what it was found to take and why it was chosen, where that was measured.
+        context: where; a call elsewhere raises PlanMismatch.
     """
 
     method: Method
@@ -109,6 +166,8 @@ class Plan:
     exact: bool
     options: Options | None = None
     calibrated: bool = False
+    prediction: Prediction | None = field(default=None, compare=False)
+    context: Context | None = field(default=None, compare=False)
 
     @property
     def bits_only(self) -> bool:
@@ -153,13 +212,35 @@ class Plan:
         if isinstance(options, FixedPoint):
             sparse = None if self.bits_only else options.num_nodes
             whole: Program = program.fixed_point(steps, self.max_iterations, sparse)
+        elif isinstance(options, Chords):
+            whole = chords(steps, options.starts or chord_starts(steps, options.num_cores))
         elif self.method == "sequential":
             whole = program.sequential(steps)
         else:
             whole = program.srds(steps, self.num_blocks, self.max_iterations, self.pipelined)
         return whole.limited_to(self.max_rows)
 
+    def short(self) -> str:
+        """Its name among candidates."""
+        words: list[str] = [self.method]
+        match self.options:
+            case Collocation():
+                words.append(f"{self.options.num_nodes} nodes")
+            case Chords():
+                words.append(f"{self.options.num_cores} cores")
+            case FixedPoint() if self.options.window is not None:
+                words.append(f"window {self.options.window}")
+        if self.method == "srds":
+            words.append(f"{self.num_blocks} blocks, {self.coarse_solver} jumps")
+        if self.calibrated and self.method != "sequential":
+            words.append(f"{self.max_iterations} iterations")
+        return ", ".join(words)
+
     def __str__(self) -> str:
+        found = self._counts()
+        return found if self.prediction is None else f"{found}\n{self.prediction}"
+
+    def _counts(self) -> str:
         if self.method == "sequential":
             return f"sequential: {self.num_inference_steps} waves of one row"
         waves = self.program()
@@ -168,7 +249,7 @@ class Plan:
                 f"{self.method}: {self.num_inference_steps} steps, windows of at most {waves.peak_rows} rows, at most "
                 f"{waves.num_waves} waves: how far a window slides is found on the way"
             )
-        what = f"at most {self.max_iterations} iterations"
+        what = f"{'' if self.calibrated else 'at most '}{self.max_iterations} iterations"
         if self.method == "srds":
             what = f"{self.num_blocks} blocks, coarse solver {self.coarse_solver}, {what}"
         lines = [
@@ -208,11 +289,25 @@ class Plan:
                 f"{path} holds no plan of this version. It differs in {odd}. Write it anew with Plan.save(path)."
             )
         try:
-            return cls(**{**found, "options": from_dict(found["method"], found["options"])})
-        except (ValueError, TypeError) as error:
+            options = from_dict(found["method"], found["options"])
+            context = None if found["context"] is None else Context(**found["context"])
+            return cls(
+                **{**found, "options": options, "prediction": _prediction(found["prediction"]), "context": context}
+            )
+        except (ValueError, TypeError, KeyError) as error:
             raise PlanMismatch(
                 f"{path} holds no plan of this version: {error}. Its method is not as it was. Write it anew."
             ) from error
+
+
+def _prediction(found: Any) -> Prediction | None:
+    if found is None:
+        return None
+    curve: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in found["curve"].items()
+    }
+    candidates = tuple(Candidate(**each) for each in found["candidates"])
+    return Prediction(Candidate(**found["chosen"]), candidates, found["why"], CostCurve(**curve))
 
 
 def choose(num_steps: int, settings: Settings, stochastic: bool = False) -> Plan:
@@ -239,6 +334,12 @@ def choose(num_steps: int, settings: Settings, stochastic: bool = False) -> Plan
             )
         most = blocks
     elif isinstance(options, Chords):
+        starts = options.starts
+        if starts is not None and starts[-1] >= num_steps:
+            raise InvalidArgument(
+                f"A core begins at step {starts[-1]}, and there are {num_steps} steps. It would have none to take. "
+                "Pass other starts, or leave them out."
+            )
         options = replace(options, num_cores=min(options.num_cores, num_steps))
         most = options.num_cores - 1
     elif method == "sequential":

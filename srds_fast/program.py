@@ -10,7 +10,7 @@ coarse sweep; iteration p >= 1 is one Parareal correction. A *row* is one evalua
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -134,6 +134,10 @@ class Program:
         done = next(number for number, wave in enumerate(self.waves, start=1) if last in wave.boundaries)
         widths = [len(wave.rows) for wave in self.waves[:done]]
         return Spent(done, sum(widths), max(widths))
+
+    def widths(self, iteration: int) -> list[int]:
+        """Rows of each wave of a run that stops after `iteration`."""
+        return [len(wave.rows) for wave in self.waves[: self.spent(iteration).waves]]
 
     def in_lanes(self) -> Program:
         """The same rows with every wave cut into its coarse rows and its other ones, in this order."""
@@ -342,6 +346,15 @@ def windows(num_steps: int, window: int) -> Sweeps:
         for start in starts
     ]
     return Sweeps(num_steps, (0, num_steps), num_steps, tuple(waves))
+
+
+def of_widths(num_steps: int, widths: Sequence[int]) -> Sweeps:
+    """A wave for each number of rows, spread over the grid: to measure what network calls cost."""
+    waves = []
+    for number, width in enumerate(widths):
+        positions = tuple(sorted(index * num_steps // width for index in range(width)))
+        waves.append(_sweep(number, positions, last=True))
+    return Sweeps(num_steps, (0, num_steps), len(waves), tuple(waves))
 
 
 def nodes(first: int, num_steps: int, num_nodes: int, *, between: bool) -> tuple[int, ...]:

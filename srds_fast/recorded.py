@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -58,6 +59,13 @@ class RecordedCall:
             name: value if value is self.states else _changed(value, change) for name, value in self.kwargs.items()
         }
         return replace(self, args=args, kwargs=kwargs)
+
+    @property
+    def kind(self) -> Hashable:
+        """What its cost depends on: the network, and the shapes and dtypes of all it is given."""
+        given = [(path, value) for path, value in _leaves_of([self]) if isinstance(value, Tensor)]
+        shapes = tuple((path, value.shape, value.dtype) for path, value in given)
+        return weakref.ref(self.network), self.states.shape, self.states.dtype, self.states.device, shapes
 
     @property
     def scale(self) -> float:

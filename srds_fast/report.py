@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# iterations that the table shows, the last ones
+MOST_CHANGES = 4
+
 
 @dataclass
 class Report:
@@ -27,6 +30,10 @@ class Report:
         converged: per sample: stopped by the tolerance, or exact.
         seconds: from the first to the last wave, network included.
         predicted_seconds: the plan's prediction, None where nothing was measured.
+        network_seconds: what the network calls of the waves that ran cost as measured before: the sum of c(rows).
+        plan_reason: why this plan was chosen, where costs were measured.
+        planning_seconds: spent on measuring and choosing, not part of `seconds`.
+        options: of the method, by name.
         interrupted: the call was ended early, by `pipe._interrupt` or by a callback.
         fallback_reason: why the stock loop ran instead, or why the run went on step by step; None when neither.
         drive_reason: why the pipeline's loop was driven and not taken over; None where it was, or where there is none.
@@ -64,6 +71,15 @@ class Report:
     left_out: list[str] = field(default_factory=list)
     capture_seconds: float = 0.0
     dropped_waves: int = 0
+    network_seconds: float | None = None
+    plan_reason: str | None = None
+    planning_seconds: float = 0.0
+    options: dict[str, Any] | None = None
+
+    @property
+    def overhead(self) -> float | None:
+        """Measured seconds over the sum of c(rows), None where that was not measured."""
+        return self.seconds / self.network_seconds if self.network_seconds else None
 
     @property
     def iterations(self) -> int:
@@ -82,6 +98,7 @@ class Report:
         ]
         if self.method == "srds":
             lines.append(("blocks", f"{self.num_blocks} ({self.coarse_solver} jumps)"))
+        if self.iterations and self.method != "sequential":
             lines.append(("iterations", str(self.iterations)))
         if self.waves:
             saved = f" ({self.num_inference_steps / self.waves:.2f}x fewer than sequential)"
@@ -92,7 +109,7 @@ class Report:
             lines.append(("converged", f"{sum(self.converged)} of {len(self.converged)} samples ({goal})"))
         for number, changes in enumerate(self.change, start=1):
             seen = [change for change in changes if change is not None]
-            if seen:
+            if seen and number > len(self.change) - MOST_CHANGES:
                 lines.append((f"change {number}", f"mean {sum(seen) / len(seen):.2e}, largest {max(seen):.2e}"))
         lines.append(("seconds", f"{self.seconds:.3f}"))
         if self.overlap == "streams":
@@ -103,6 +120,12 @@ class Report:
             lines.append(("dropped", f"{self.dropped_waves} waves, run ahead of the decision to stop"))
         if self.predicted_seconds is not None:
             lines.append(("predicted", f"{self.predicted_seconds:.3f}"))
+        if self.overhead is not None:
+            lines.append(("overhead", f"{self.overhead:.2f} times the sum of c(rows)"))
+        if self.plan_reason is not None:
+            lines.append(("plan", self.plan_reason))
+        if self.planning_seconds >= 0.01:
+            lines.append(("planning", f"{self.planning_seconds:.3f} seconds"))
         if self.interrupted:
             lines.append(("interrupted", "yes"))
         if self.fallback_reason is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
+from .chords_program import Cores
 from .convergence import (
     FIRST_CONTRACTION,
     FIRST_CONTRACTION_UNCALIBRATED,
@@ -15,13 +17,14 @@ from .convergence import (
     Diverged,
     Monitor,
 )
-from .errors import DivergenceError
+from .errors import CaptureFailed, DivergenceError
 from .kernels.dispatch import implementation
-from .methods import FixedPoint
+from .methods import FixedPoint, to_dict
 from .noise import NoiseTable
-from .plan import Plan
+from .plan import Plan, Settings, choose
 from .program import Program, Sweeps
 from .report import Report
+from .solvers.chords import chords
 from .solvers.core import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras
 from .solvers.fixed_point import fixed_point
 from .solvers.sequential import sequential
@@ -36,6 +39,8 @@ def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: 
     """The core of a plan, not begun. program: its waves; x: starting noise in the dtype of the state, [batch, ...]."""
     if plan.method == "sequential":
         return sequential(x, noise, program, extras)
+    if isinstance(program, Cores):
+        return chords(x, noise, program, extras, watch_bits=plan.bits_only)
     if isinstance(program, Sweeps):
         assert isinstance(plan.options, FixedPoint)
         return fixed_point(x, noise, program, plan.options, extras, watch_bits=plan.bits_only)
@@ -45,10 +50,30 @@ def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: 
 def counted_waves_of(
     plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING
 ) -> CountedWaves:
-    """The waves of a plan on memory that stays; the arguments are those of `core_of`."""
+    """The waves of a plan on memory that stays; the arguments are those of `core_of`.
+
+    Raises:
+        CaptureFailed: those of its method do not count themselves.
+    """
+    if plan.options is not None:
+        raise CaptureFailed(
+            f"The waves of {plan.method} are not counted on the device. A graph of a wave's width could not tell which "
+            "it is. Use engine='graph'."
+        )
     solver: CoarseSolver = "ddim" if plan.method == "sequential" else plan.coarse_solver
     watched = plan.method != "sequential" and plan.bits_only
     return CountedWaves(x, noise, program, solver, extras, watched=watched)
+
+
+def step_by_step(
+    error: DivergenceError, x: Tensor, noise: NoiseTable, extras: Extras, observer: Observer | None
+) -> Run:
+    """The sequential run that takes the place of one which did not settle, in the same report; it has not begun."""
+    report: Report = error.report
+    report.fallback_reason = f"{str(error).partition('. ')[0]}. The steps were then taken one after another"
+    report.change.clear()
+    plan = choose(noise.num_steps, Settings(method="sequential"))
+    return Run(plan, x, noise, report.path, replace(extras, guess=None), observer, report=report)
 
 
 class Run:
@@ -104,7 +129,7 @@ class Run:
         self.newest: Tensor | None = None
         self.sample: Tensor | None = None
         if report is not None:
-            report.converged = self._monitor.converged
+            report.converged, report.iterations_per_sample = self._monitor.converged, self._monitor.iterations
         self.report = report or Report(
             method=plan.method,
             engine="eager",
@@ -117,7 +142,11 @@ class Run:
             converged=self._monitor.converged,
             iterations_per_sample=self._monitor.iterations,
             kernels=implementation(x.device),
+            options=to_dict(plan.options),
         )
+        if plan.prediction is not None:
+            self.report.predicted_seconds = plan.prediction.chosen.seconds
+            self.report.plan_reason = plan.prediction.why
         if plan.method == "srds":
             self.report.num_blocks, self.report.coarse_solver = plan.num_blocks, plan.coarse_solver
         self._core = core_of(plan, x, noise, self.program, extras)
@@ -187,15 +216,16 @@ class Run:
         if checkpoint.change is not None and not self.plan.calibrated:
             change = checkpoint.change.tolist()
             still = [False] * len(change) if checkpoint.still is None else checkpoint.still.tolist()
-            return self._monitor.judge(checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, still)
+            running = self._monitor.judge(checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, still)
+            return () if checkpoint.iteration >= self.plan.max_iterations else running
         # to look waits for the device; if iterations are still to come, their change will tell
-        last = checkpoint.exact or checkpoint.settled or checkpoint.iteration == self.program.num_iterations
+        last = checkpoint.exact or checkpoint.settled or checkpoint.iteration >= self.plan.max_iterations
         if last and not bool(checkpoint.sample.isfinite().all()):
             raise Diverged("a sample is not finite")
         enough = checkpoint.exact or checkpoint.settled or (last and self.plan.calibrated)
         self._monitor.converged[:] = [enough] * len(checkpoint.samples)
         self._monitor.iterations[:] = [checkpoint.iteration] * len(checkpoint.samples)
-        return None
+        return () if last else None
 
     def _keep_newest(self, checkpoint: Checkpoint) -> None:
         if self.newest is None or len(self.newest) == len(checkpoint.sample):
@@ -210,6 +240,9 @@ class Run:
         self.report.waves += times
         self.report.rows += times * rows
         self.report.evaluations += times * rows * len(wave.samples)
+        if self.plan.prediction is not None:
+            seconds = times * self.plan.prediction.curve(rows)
+            self.report.network_seconds = (self.report.network_seconds or 0.0) + seconds
 
     def _diagnosis(self, what: str) -> str:
         if self.report.method == "sequential":

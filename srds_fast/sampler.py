@@ -6,27 +6,33 @@ import copy
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping
+import time
+import weakref
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .context import context_of
 from .denoiser import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .engine.callables import networks_of, signature_of
 from .engine.eager import drain
 from .engine.graph import Capturable
 from .engine.graphs import Graphs, GraphUse
-from .errors import InvalidArgument, PlanMismatch
+from .errors import DivergenceError, InvalidArgument, PlanMismatch
 from .kernels.dispatch import implementation
 from .kernels.wave_update import NetworkInput
+from .methods import Options, check_warm_start, options_of
 from .noise import NoiseTable, noise_table
-from .plan import GRAPH_ENGINES, MOST_STEPS, Plan, Settings, choose, refuse_beside
+from .plan import GRAPH_ENGINES, MOST_STEPS, SLIDES, STATES_KEPT, Plan, Settings, choose, refuse_beside
+from .pricing import Costs, price
 from .program import Program
 from .report import Report
-from .run import Observer, Run, core_of, counted_waves_of
-from .solvers.core import Core, Evaluate, Extras
+from .run import Observer, Run, core_of, counted_waves_of, step_by_step
+from .search import Pricing, fastest
+from .solvers.core import Core, Evaluate, Extras, Trajectory
 from .solvers.waves import CountedWaves
 
 logger = logging.getLogger("srds_fast")
@@ -39,10 +45,13 @@ class SampleResult:
     Attributes:
         sample: [batch, ...], of the dtype and device of the starting noise.
         report: what ran.
+        trajectory: [N + 1, batch, ...], the states on the way as they were last computed, from the starting noise to
+            the sample, in the dtype of the state; only if asked for.
     """
 
     sample: Tensor = field(repr=False)
     report: Report
+    trajectory: Tensor | None = field(default=None, repr=False)
 
 
 def sample(
@@ -54,7 +63,7 @@ def sample(
     cond: Mapping[str, Tensor] | None = None,
     generator: Generators = None,
     eta: float = 0.0,
-    method: str = "srds",
+    method: str | Options = "srds",
     tolerance: float = 4e-3,
     exact: bool = False,
     num_blocks: int | None = None,
@@ -66,6 +75,8 @@ def sample(
     graphs: Graphs | None = None,
     plan: Plan | None = None,
     observer: Observer | None = None,
+    warm_start: Tensor | None = None,
+    keep_trajectory: bool = False,
 ) -> SampleResult:
     """Sample with a diffusion denoiser, parallel in time.
 
@@ -83,7 +94,9 @@ def sample(
             sample, or None for torch's global one. All of it is drawn before the first call, in the order of the
             sequential sampler.
         eta: of DDIM: 0 is deterministic, 1 adds the noise of DDPM.
-        method: "srds", "sequential" or "auto".
+        method: "srds", "collocation", "parataa", "paradigms", "chords", "sequential", or the options of one, see
+            `srds_fast.methods`. "auto" takes the fastest for this denoiser on this device: what calls of it cost is
+            measured in the first call of its kind, which takes some tens of calls.
         tolerance: bound of the mean absolute difference to the sequential sample, per sample, in units of x. Data in
             [-1, 1]: one grey level is 1 / 127.5. 0 runs until nothing moves.
         exact: run until the result is the sequential one by construction.
@@ -101,6 +114,10 @@ def sample(
             any way; it must not read tensors from elsewhere.
         plan: a plan to run instead of choosing one; it fixes all settings above.
         observer: called with every `Checkpoint`.
+        warm_start: [N + 1, batch, ...], the trajectory of a related sample with the same starting noise, which methods
+            that refine all points (collocation, parataa, paradigms) begin with: the nearer, the fewer waves. The sample
+            they come to is the same.
+        keep_trajectory: return the states on the way, N + 1 times the memory of x.
 
     Returns:
         SampleResult with the samples and the report.
@@ -109,7 +126,8 @@ def sample(
         InvalidArgument: a setting, x, cond or the denoiser's output is not as described.
         UnsupportedScheduler: the scheduler or one of its options is not supported; the message names the line to write.
         PlanMismatch: the plan is for another number of steps.
-        DivergenceError: NaN or Inf from the network, or an unstable coarse solver; carries the report.
+        DivergenceError: NaN or Inf from the network, or a method that moves away instead of settling; carries the
+            report. Where method="auto" chose the method, the steps are taken one after another first.
     """
     settings = Settings(
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine
@@ -147,20 +165,32 @@ def sample(
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_inference_steps)
     noise = noise_table(scheduler, eta=float(eta))
-    if plan is None:
-        plan = choose(noise.num_steps, settings, stochastic=noise.spread is not None)
-    elif plan.num_inference_steps != noise.num_steps:
+    if plan is not None and plan.num_inference_steps != noise.num_steps:
         raise PlanMismatch(
             f"The plan is for {plan.num_inference_steps} steps, this call has {noise.num_steps}. A plan fits one "
             "number of steps. Leave plan out, or save one for this number."
         )
     state = x.to(state_dtype(x.dtype))
+    if plan is not None and plan.context is not None:
+        plan.context.check(context_of(state.device, noise))
     draws = draw_noise(noise, x, state.dtype, generator)
     extras = Extras(draws=draws, network=NetworkInput(x.dtype), scaled=True)
+    if warm_start is not None:
+        given = None if plan is None else plan.options
+        check_warm_start(warm_start, (noise.num_steps + 1, *x.shape), given or options_of(method)[1])
+        extras = replace(extras, guess=warm_start)
+    if keep_trajectory:
+        extras = replace(extras, trajectory=Trajectory(noise.num_steps))
+    planning = time.perf_counter()
+    if plan is None:
+        plan = _plan(denoiser, settings, noise, state, extras, cond, replayed=graphs is not None and engine != "eager")
+    planning = time.perf_counter() - planning
     program = plan.program()
 
     def begin() -> Run:
-        return Run(plan, state, noise, "sample", extras, observer)
+        run = Run(plan, state, noise, "sample", extras, observer)
+        run.report.planning_seconds = planning if plan.prediction is not None else 0.0
+        return run
 
     def evaluator(x: Tensor, cond: Mapping[str, Tensor], counter: Tensor | None = None) -> RowDenoiser:
         return RowDenoiser(denoiser, x, noise, program, cond, counter)
@@ -169,21 +199,78 @@ def sample(
         drain(run.next, evaluate)
         return run
 
-    use = _graph_use(plan.engine, graphs, x)
-    if use is None:
-        run = advance(begin(), evaluator(x, cond))
-    else:
+    def complete() -> Run:
+        use = _graph_use(plan.engine, graphs, x)
+        if use is None:
+            return advance(begin(), evaluator(x, cond))
         try:
+            if plan.slides:
+                raise ValueError(SLIDES)
+            if keep_trajectory:
+                raise ValueError(STATES_KEPT)
             call = _capturable(denoiser, plan, noise, program, extras, state, cond, evaluator)
         except ValueError as why:
             use.refused(str(why))
             run = advance(begin(), evaluator(x, cond))
             run.report.engine_reason = str(why)
-        else:
-            with torch.no_grad():
-                run = use.run(call, begin, evaluator(x, cond), advance)
+            return run
+        with torch.no_grad():
+            return use.run(call, begin, evaluator(x, cond), advance)
+
+    try:
+        run = complete()
+    except DivergenceError as error:
+        if plan.prediction is None or plan.method == "sequential":
+            raise
+        run = step_by_step(error, state, noise, extras, observer)
+        drain(run.next, RowDenoiser(denoiser, x, noise, run.program, cond))
     assert run.sample is not None
-    return SampleResult(run.sample.to(x.dtype), run.report)
+    trajectory = None if extras.trajectory is None else extras.trajectory.stacked(state, run.sample)
+    return SampleResult(run.sample.to(x.dtype), run.report, trajectory)
+
+
+_costs = Costs()
+
+
+def _plan(
+    denoiser: Denoiser,
+    settings: Settings,
+    noise: NoiseTable,
+    state: Tensor,
+    extras: Extras,
+    cond: Mapping[str, Tensor],
+    *,
+    replayed: bool,
+) -> Plan:
+    stochastic = noise.spread is not None
+    if settings.method != "auto" or noise.num_steps == 1:
+        return choose(noise.num_steps, settings, stochastic)
+
+    return fastest(
+        noise.num_steps, settings, stochastic, _pricing(denoiser, noise, state, extras, cond, replayed=replayed)
+    )
+
+
+def _pricing(
+    denoiser: Denoiser,
+    noise: NoiseTable,
+    state: Tensor,
+    extras: Extras,
+    cond: Mapping[str, Tensor],
+    *,
+    replayed: bool = False,
+) -> Pricing:
+    def evaluator(program: Program) -> RowDenoiser:
+        return RowDenoiser(denoiser, state, noise, program, cond)
+
+    what: Hashable
+    try:
+        what = signature_of(denoiser)
+    except ValueError:  # what it depends on is not known; it itself is
+        what = weakref.ref(denoiser)
+    kind = what, tuple((name, value.shape, value.dtype) for name, value in cond.items())
+    dtype = extras.network.dtype or state.dtype
+    return price(_costs, kind, evaluator, state, noise, extras, dtype, replayed=replayed and state.is_cuda)
 
 
 def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None:
@@ -215,10 +302,11 @@ def _capturable(
     evaluator: Callable[..., RowDenoiser],
 ) -> Capturable:
     named = {f"cond.{name}": value for name, value in cond.items()}
-    draws = {} if extras.draws is None else {"draws": extras.draws}
+    optional = {"draws": extras.draws, "guess": extras.guess}
+    own = {name: tensor for name, tensor in optional.items() if tensor is not None}
 
     def with_own(static: Mapping[str, Tensor]) -> Extras:
-        return replace(extras, draws=static.get("draws"))
+        return replace(extras, draws=static.get("draws"), guess=static.get("guess"))
 
     def cond_of(static: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: static[f"cond.{name}"] for name in cond}
@@ -234,7 +322,7 @@ def _capturable(
 
     return Capturable(
         (signature_of(denoiser), plan.signature, noise, extras.network, implementation(state.device)),
-        {"x": state, **draws, **named},
+        {"x": state, **own, **named},
         networks_of(denoiser),
         begin,
         begin_counted,

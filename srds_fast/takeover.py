@@ -26,11 +26,16 @@ from .drive.rows import RowInputs
 from .engine.graph import Capturable, Evaluator
 from .engine.graphs import GraphUse
 from .engine.overlap import TwoLanes, has_two_lanes
+from .errors import DivergenceError
 from .kernels.dispatch import implementation
 from .kernels.wave_update import NetworkInput
+from .noise import NoiseTable
+from .plan import SLIDES, STATES_KEPT
+from .pricing import Costs, price
 from .program import Program
 from .recorded import RecordedCall, Repeated, Residuals, signature_of, tensors_of, with_tensors
 from .run import Run, core_of, counted_waves_of
+from .search import Pricing
 from .solvers.core import Checkpoint, Core, Evaluate, Extras
 from .solvers.waves import CountedWaves
 
@@ -86,6 +91,7 @@ class Takeover(Drive):
         graph_use: how it may use graphs; None: it runs eagerly.
         guidance: weights that calls of the same kind were found to have.
         overlap: how coarse rows are run, see `engine.overlap`; "auto" is decided where a recording is made.
+        costs: that calls of the same kind were found to have.
 
     Attributes:
         drive_reason: why the loop is driven after all; None while it is not.
@@ -97,12 +103,14 @@ class Takeover(Drive):
         graph_use: GraphUse | None = None,
         guidance: KnownGuidance | None = None,
         overlap: str = "batch",
+        costs: Costs | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._known = guidance or KnownGuidance({}, None)
         self._remembered: Tensor | None = None
         self._overlap = overlap
+        self._costs = costs or Costs()
         self.drive_reason: str | None = None
         self._recorded: list[RecordedCall] = []
         self._driven_anyway: str | None = None
@@ -190,6 +198,15 @@ class Takeover(Drive):
     def _make_all_waves(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         assert self.run is not None
         assert self._rows is not None
+        try:
+            return self._wave_by_wave(dtype)
+        except DivergenceError as error:
+            self._step_by_step(error)
+            return self._run_waves(self.run, Repeated(self._recorded, self._rows, self._num_samples), dtype)
+
+    def _wave_by_wave(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        assert self.run is not None
+        assert self._rows is not None
         evaluate = self._eager_evaluator(self.run, self._rows)
         use, first = self._graph_use, self.run
         if use is None:
@@ -249,6 +266,24 @@ class Takeover(Drive):
 
         return self._make_run(observer=once)
 
+    def _pricing(self, noise: NoiseTable, state: Tensor, extras: Extras) -> Callable[[], Pricing] | None:
+        if self.drive_reason is not None or noise.num_steps == 1:
+            return None
+        return functools.partial(self._price, noise, state, extras)
+
+    def _price(self, noise: NoiseTable, state: Tensor, extras: Extras) -> Pricing:
+        def evaluator(program: Program) -> Repeated:
+            return Repeated(self._recorded, RowInputs(program, noise, state, instead=self._instead), len(state))
+
+        kind = tuple(recorded.kind for recorded in self._recorded)
+        replayed = self._graph_use is not None and state.is_cuda
+        dtype = self._recorded[0].states.dtype
+        networks = self._networks()
+        return price(self._costs, kind, evaluator, state, noise, extras, dtype, networks=networks, replayed=replayed)
+
+    def _networks(self) -> list[nn.Module]:
+        return list({id(recorded.network): recorded.network for recorded in self._recorded}.values())
+
     def _capturable(self) -> Capturable:
         """What a recording of this call would be.
 
@@ -258,6 +293,10 @@ class Takeover(Drive):
         if self.num_steps == 1:
             raise ValueError("a run of a single step has nothing between its waves")
         assert self.run is not None
+        if self.run.plan.slides:
+            raise ValueError(SLIDES)
+        if self._keep_states:
+            raise ValueError(STATES_KEPT)
         assert self._parts is not None
         run, (plan, state, noise, extras) = self.run, self._parts
         factors: dict[nn.Module, float] = {}
@@ -267,14 +306,15 @@ class Takeover(Drive):
         scales = AdapterScales(factors)
         calls = [recorded.unscaled() for recorded in self._recorded] if scales else self._recorded
         given = tensors_of(calls)
-        optional = {"draws": extras.draws, "guidance": extras.guidance}
+        optional = {"draws": extras.draws, "guidance": extras.guidance, "guess": extras.guess}
         if scales:
             optional["adapter scales"] = scales.values(state.new_empty(0))
         own = {"x": state} | {name: tensor for name, tensor in optional.items() if tensor is not None}
         program, instead = run.program, self._instead
 
         def with_own(static: Mapping[str, Tensor]) -> Extras:
-            return replace(extras, draws=static.get("draws"), guidance=static.get("guidance"))
+            draws, guidance, guess = (static.get(name) for name in ("draws", "guidance", "guess"))
+            return replace(extras, draws=draws, guidance=guidance, guess=guess)
 
         def repeated(static: Mapping[str, Tensor], program: Program, counter: Tensor | None = None) -> Repeated:
             rows = RowInputs(program, noise, static["x"], counter, instead=instead)

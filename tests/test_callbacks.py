@@ -107,7 +107,7 @@ def test_a_callback_sees_and_does_what_it_would_in_the_stock_loop(
     build, call = tiny.PIPELINES[name]
     pipe = build(SCHEDULERS[scheduler]())
     expected, stock_told = listen(pipe, call, callback)
-    fast = srds_fast.compile(pipe, **settings)
+    fast = srds_fast.compile(pipe, **{"method": "srds", **settings})
     found, told = listen(fast, call, callback)
     assert_close(found, expected)
     assert_told_alike(told, stock_told)
@@ -127,7 +127,7 @@ def waves_run(pipe: Any, fast: Any, call: dict[str, Any], callback: Callback) ->
 
 
 def test_a_change_is_logged_once_and_strict_refuses_it(sd: Any, caplog: Any) -> None:
-    fast = srds_fast.compile(sd)
+    fast = srds_fast.compile(sd, method="srds")
     caplog.set_level("WARNING", "srds_fast")
     for _ in range(2):
         listen(fast, {"prompt": "a"}, change_every_step)
@@ -135,7 +135,7 @@ def test_a_change_is_logged_once_and_strict_refuses_it(sd: Any, caplog: Any) -> 
         "StableDiffusionPipeline runs step by step: the callback changed latents at step 0."
     ]
     with pytest.raises(UnsupportedPipeline, match="the callback changed latents at step 4"):
-        listen(srds_fast.compile(sd, strict=True), {"prompt": "a"}, change)
+        listen(srds_fast.compile(sd, strict=True, method="srds"), {"prompt": "a"}, change)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_every_step_is_told_once_when_a_run_stops_early(sd: Any) -> None:
     """Beyond the exact prefix a state is the one of the last iteration: within the tolerance of stock's."""
     call = {"prompt": ["a", "b"], "num_inference_steps": 36}
     expected, stock_told = listen(sd, call, look)
-    fast = srds_fast.compile(sd)
+    fast = srds_fast.compile(sd, method="srds")
     found, told = listen(fast, call, look)
     assert fast.report.waves < 36
     assert fast.report.fallback_reason is None
@@ -163,7 +163,7 @@ def test_an_official_callback_that_cuts_guidance_off(sd: Any) -> None:
     callback = SDCFGCutoffCallback(cutoff_step_ratio=0.4)
     call = {"prompt": "a cat", "num_inference_steps": STEPS, "output_type": "latent", "callback_on_step_end": callback}
     expected = sd(**call, generator=torch.Generator().manual_seed(0))[0]
-    fast = srds_fast.compile(sd, exact=True)
+    fast = srds_fast.compile(sd, exact=True, method="srds")
     found = fast(**call, generator=torch.Generator().manual_seed(0))[0]
     assert_close(found, expected)
     assert "guidance_scale, prompt_embeds at step 3" in fast.report.fallback_reason.replace(
@@ -178,7 +178,7 @@ def test_what_is_returned_counts_whether_it_was_shown_or_not(sd: Any) -> None:
         return {"prompt_embeds": other} if step == 3 else {}
 
     expected, stock_told = listen(sd, {"prompt": "a cat"}, replace)
-    fast = srds_fast.compile(sd, exact=True)
+    fast = srds_fast.compile(sd, exact=True, method="srds")
     found, told = listen(fast, {"prompt": "a cat"}, replace)
     assert_close(found, expected)
     assert_told_alike(told, stock_told)
@@ -196,7 +196,7 @@ def test_control_images_changed_in_place_are_noticed() -> None:
 
     more = {"callback_on_step_end_tensor_inputs": ["latents", "image"]}
     expected, stock_told = listen(pipe, call, invert, **more)
-    fast = srds_fast.compile(pipe, exact=True)
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
     found, told = listen(fast, call, invert, **more)
     assert_close(found, expected)
     assert_told_alike(told, stock_told)
@@ -214,7 +214,7 @@ def test_conditioning_changed_in_place_is_what_the_network_sees_from_there(sd: A
 
     more = {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
     expected, stock_told = listen(sd, {"prompt": "a cat"}, dim, **more)
-    fast = srds_fast.compile(sd, **settings)
+    fast = srds_fast.compile(sd, **{"method": "srds", **settings})
     found, told = listen(fast, {"prompt": "a cat"}, dim, **more)
     assert_close(found, expected)
     assert_told_alike(told, stock_told)
@@ -231,13 +231,13 @@ def test_an_inpainting_callback_is_shown_the_real_mask_and_may_change_it() -> No
 
     more = {"callback_on_step_end_tensor_inputs": ["latents", "mask"]}
     expected, stock_told = listen(pipe, call, repaint_all, **more)
-    found, told = listen(srds_fast.compile(pipe, exact=True), call, repaint_all, **more)
+    found, told = listen(srds_fast.compile(pipe, exact=True, method="srds"), call, repaint_all, **more)
     assert_close(found, expected)
     assert_told_alike(told, stock_told)
 
 
 def test_errors_of_a_callback_come_through_and_the_next_call_works(sd: Any) -> None:
-    fast = srds_fast.compile(sd, exact=True)
+    fast = srds_fast.compile(sd, exact=True, method="srds")
     call = {"prompt": "a cat"}
 
     def fails(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -256,13 +256,13 @@ def test_errors_of_a_callback_come_through_and_the_next_call_works(sd: Any) -> N
 def test_a_callback_in_inference_mode(sd: Any) -> None:
     with torch.inference_mode():
         expected, stock_told = listen(sd, {"prompt": "a"}, change)
-        found, told = listen(srds_fast.compile(sd, exact=True), {"prompt": "a"}, change)
+        found, told = listen(srds_fast.compile(sd, exact=True, method="srds"), {"prompt": "a"}, change)
     assert_close(found, expected)
     assert_told_alike(told, stock_told)
 
 
 def test_without_a_fine_step_a_callback_runs_the_stock_loop(sd: Any) -> None:
-    fast = srds_fast.compile(sd, max_iterations=0)
+    fast = srds_fast.compile(sd, max_iterations=0, method="srds")
     found, told = listen(fast, {"prompt": "a"}, look)
     assert len(told) == STEPS
     assert "max_iterations=0" in fast.report.fallback_reason
@@ -272,7 +272,7 @@ def test_without_a_fine_step_a_callback_runs_the_stock_loop(sd: Any) -> None:
 @pytest.mark.parametrize("settings", [{"tolerance": 0.0}, {"method": "sequential"}], ids=["srds", "sequential"])
 def test_an_interrupt_from_a_callback_gives_the_newest_whole_sample(sd: Any, settings: dict[str, Any]) -> None:
     checkpoints = []
-    for refinement in srds_fast.compile(sd, **settings).stream(
+    for refinement in srds_fast.compile(sd, **{"method": "srds", **settings}).stream(
         "a cat", num_inference_steps=25, generator=torch.Generator().manual_seed(0)
     ):
         checkpoints.append(refinement.latents)
@@ -281,7 +281,7 @@ def test_an_interrupt_from_a_callback_gives_the_newest_whole_sample(sd: Any, set
         pipe._interrupt = step >= 14
         return tensors
 
-    fast = srds_fast.compile(sd, **settings)
+    fast = srds_fast.compile(sd, **{"method": "srds", **settings})
     found, told = listen(fast, {"prompt": "a cat", "num_inference_steps": 25}, interrupt)
     assert len(told) == 15
     assert fast.report.interrupted
@@ -297,7 +297,7 @@ def test_an_interrupt_from_a_callback_gives_the_newest_whole_sample(sd: Any, set
 
 
 def test_an_interrupt_from_another_thread_ends_the_call_early(sd: Any) -> None:
-    fast = srds_fast.compile(sd, tolerance=0.0)
+    fast = srds_fast.compile(sd, tolerance=0.0, method="srds")
     calls: list[int] = []
 
     def interrupt_at_the_20th_wave(module: Any, args: Any) -> None:

@@ -137,7 +137,8 @@ def test_generate_writes_what_the_pipeline_draws(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "images"
-    options = ["--steps", "12", "--guidance", "3", "--negative-prompt", "no", "--exact", "--show-report"]
+    options = ["--steps", "12", "--guidance", "3", "--negative-prompt", "no", "--exact", "--method", "srds"]
+    options.append("--show-report")
     assert main(["generate", "A cat!", "b", "--model", folder, "--out", str(out), *options]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
@@ -165,7 +166,9 @@ def test_plan_prints_and_saves_the_plan_of_the_call(
 ) -> None:
     argv = ["plan", "--model", folder, "--steps", "30", "--blocks", "6", "--iterations", "2", "--coarse-solver", "ddim"]
     assert main([*argv, "--save", str(tmp_path / "plan.json")]) == 0
-    fast = srds_fast.compile(tiny.stable_diffusion(), num_blocks=6, max_iterations=2, coarse_solver="ddim")
+    fast = srds_fast.compile(
+        tiny.stable_diffusion(), num_blocks=6, max_iterations=2, coarse_solver="ddim", method="srds"
+    )
     expected = fast.plan_for(num_inference_steps=30)
     assert srds_fast.Plan.load(tmp_path / "plan.json") == expected
     assert capsys.readouterr().out.startswith(f"{expected}\n")

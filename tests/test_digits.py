@@ -47,7 +47,7 @@ def decoded(pipe: Any, latents: Tensor) -> Tensor:
 def test_srds_closes_in_on_the_sequential_images(pipe: Any, guidance: float) -> None:
     reference = stock_latents(pipe, guidance)
     images = decoded(pipe, reference)
-    fast = srds_fast.compile(pipe, num_blocks=20, coarse_solver="2m", max_iterations=2, tolerance=0.0)
+    fast = srds_fast.compile(pipe, num_blocks=20, coarse_solver="2m", max_iterations=2, tolerance=0.0, method="srds")
     errors, grey = [], []
     for refinement in fast.stream(**arguments(guidance)):
         errors.append((refinement.latents - reference).abs().flatten(1).mean(1))
@@ -64,7 +64,7 @@ def test_srds_closes_in_on_the_sequential_images(pipe: Any, guidance: float) -> 
 @pytest.mark.parametrize("guidance", [3.0, 7.5])
 def test_the_default_tolerance_is_kept_by_every_sample(pipe: Any, guidance: float) -> None:
     reference = stock_latents(pipe, guidance)
-    fast = srds_fast.compile(pipe)
+    fast = srds_fast.compile(pipe, method="srds")
     found = fast(**arguments(guidance), output_type="latent").images
     error = (found - reference).abs().flatten(1).mean(1)
     assert float(error.max()) <= 4e-3
@@ -75,5 +75,7 @@ def test_the_default_tolerance_is_kept_by_every_sample(pipe: Any, guidance: floa
 def test_exact_is_the_stock_image(pipe: Any) -> None:
     call = {"prompt": "the digit seven", "num_inference_steps": 25, "guidance_scale": 3.0, "output_type": "latent"}
     expected = pipe(**call, generator=torch.Generator().manual_seed(0)).images
-    found = srds_fast.compile(pipe, exact=True)(**call, generator=torch.Generator().manual_seed(0)).images
+    found = srds_fast.compile(pipe, exact=True, method="srds")(
+        **call, generator=torch.Generator().manual_seed(0)
+    ).images
     assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())

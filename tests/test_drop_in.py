@@ -86,7 +86,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[BaseException]]] = {
 
 @pytest.mark.parametrize(("call", "error"), BAD_CALLS.values(), ids=list(BAD_CALLS))
 def test_a_bad_call_is_a_typed_error_or_stocks_own(sd: Any, call: dict[str, Any], error: type[BaseException]) -> None:
-    fast = srds_fast.compile(sd)
+    fast = srds_fast.compile(sd, method="srds")
     before = everything(sd)
     call = {"prompt": "a cat", "num_inference_steps": STEPS, **call}
     with pytest.raises(error) as found:
@@ -116,11 +116,11 @@ def test_a_bad_call_is_a_typed_error_or_stocks_own(sd: Any, call: dict[str, Any]
 )
 def test_bad_settings_are_refused_at_compile(sd: Any, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
-        srds_fast.compile(sd, **settings)
+        srds_fast.compile(sd, **{"method": "srds", **settings})
 
 
 def test_more_blocks_than_steps_are_refused_at_the_call(sd: Any) -> None:
-    fast = srds_fast.compile(sd, num_blocks=20)
+    fast = srds_fast.compile(sd, num_blocks=20, method="srds")
     with pytest.raises(InvalidArgument, match="num_blocks is 20 for 9 steps"):
         latents(fast)
     assert_close(latents(fast, num_inference_steps=30), latents(sd, num_inference_steps=30), 1e-2)
@@ -166,7 +166,7 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], type[BaseException]]] = {
 def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(
     sd: Any, act: Callable[[Tensor], Tensor], error: type[BaseException], at: int
 ) -> None:
-    fast = srds_fast.compile(sd, exact=True)
+    fast = srds_fast.compile(sd, exact=True, method="srds")
     expected = latents(sd)
     before = everything(sd)
     with Fault(sd.unet, at, act), pytest.raises(error) as caught:
@@ -180,7 +180,7 @@ def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(
 def test_a_call_leaves_nothing_behind(sd: Any) -> None:
     latents(sd)
     before = everything(sd)
-    fast = srds_fast.compile(sd)
+    fast = srds_fast.compile(sd, method="srds")
     latents(fast)
     list(fast.stream("a cat", num_inference_steps=STEPS))
     assert everything(sd) == before
@@ -199,7 +199,7 @@ def test_the_stand_ins_are_freed_with_the_call(sd: Any, path: str, monkeypatch: 
     monkeypatch.setattr(Drive, "__init__", watched)
     if path == "drive":
         monkeypatch.setattr(takeover, "why_not", lambda loop: "this test drives it")
-    fast = srds_fast.compile(sd)
+    fast = srds_fast.compile(sd, method="srds")
     for _ in range(3):
         latents(fast)
         assert fast.report.path == path
@@ -210,7 +210,7 @@ def test_the_stand_ins_are_freed_with_the_call(sd: Any, path: str, monkeypatch: 
 
 def test_lora_loaded_swapped_scaled_and_unloaded_between_calls() -> None:
     pipe = tiny.stable_diffusion()
-    fast = srds_fast.compile(pipe, exact=True)
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
     results = [latents(pipe)]
 
     def same_as_stock(**call: Any) -> None:
@@ -244,7 +244,7 @@ def test_lora_loaded_swapped_scaled_and_unloaded_between_calls() -> None:
 def test_ip_adapter_scale_between_calls(sd: Any) -> None:
     pipe = tiny.stable_diffusion()
     embeds = tiny.add_ip_adapter(pipe)
-    fast = srds_fast.compile(pipe, exact=True)
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
     for scale in (1.0, 0.2):
         fast.set_ip_adapter_scale(scale)
         call = {"ip_adapter_image_embeds": embeds}
@@ -253,7 +253,7 @@ def test_ip_adapter_scale_between_calls(sd: Any) -> None:
 
 def test_other_pipelines_are_made_from_a_compiled_one() -> None:
     pipe = tiny.stable_diffusion()
-    fast = srds_fast.compile(pipe)
+    fast = srds_fast.compile(pipe, method="srds")
     image, mask = tiny.image(), tiny.mask()
     variation = StableDiffusionImg2ImgPipeline.from_pipe(fast)
     assert type(variation) is StableDiffusionImg2ImgPipeline
@@ -261,17 +261,19 @@ def test_other_pipelines_are_made_from_a_compiled_one() -> None:
     auto = AutoPipelineForImage2Image.from_pipe(fast)
     assert type(auto) is StableDiffusionImg2ImgPipeline
     for made in (variation, auto):
-        assert_close(latents(srds_fast.compile(made, exact=True), image=image), latents(made, image=image))
+        assert_close(
+            latents(srds_fast.compile(made, exact=True, method="srds"), image=image), latents(made, image=image)
+        )
     inpaint = AutoPipelineForInpainting.from_pipe(fast)
     assert type(inpaint) is StableDiffusionInpaintPipeline
     call = {"image": image, "mask_image": mask}
-    assert_close(latents(srds_fast.compile(inpaint, exact=True), **call), latents(inpaint, **call))
+    assert_close(latents(srds_fast.compile(inpaint, exact=True, method="srds"), **call), latents(inpaint, **call))
 
 
 def test_switches_act_on_both_and_signatures_are_stocks() -> None:
     for name, (build, _) in tiny.PIPELINES.items():
         pipe = build()
-        fast = srds_fast.compile(pipe)
+        fast = srds_fast.compile(pipe, method="srds")
         assert inspect.signature(fast.__call__) == inspect.signature(pipe.__call__), name
         assert isinstance(fast, type(pipe))
         assert fast.to(dtype=torch.float64) is fast
@@ -280,7 +282,7 @@ def test_switches_act_on_both_and_signatures_are_stocks() -> None:
         )
         assert repr(fast) == repr(pipe)
     pipe = tiny.stable_diffusion()
-    fast = srds_fast.compile(pipe, exact=True)
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
     fast.enable_attention_slicing()
     fast.vae.enable_slicing()
     assert pipe.vae.use_slicing
@@ -293,7 +295,7 @@ def test_every_pipeline_streams_whole_images_of_its_own(name: str) -> None:
     call = {**call, "num_inference_steps": 14}
     call.pop("output_type")
     pipe = build()
-    fast = srds_fast.compile(pipe, max_iterations=2, tolerance=0.0, num_blocks=5)
+    fast = srds_fast.compile(pipe, max_iterations=2, tolerance=0.0, num_blocks=5, method="srds")
     torch.manual_seed(3)
     seen = list(fast.stream(**call, generator=torch.Generator().manual_seed(0)))
     torch.manual_seed(3)
@@ -309,7 +311,7 @@ def test_previews_of_a_half_precision_vae_leave_it_as_it_is() -> None:
     """SDXL's VAE overflows in float16; the stock call casts it to and fro, a preview decodes with a copy."""
     pipe = tiny.stable_diffusion_xl().to(torch.float16)
     pipe.vae.register_to_config(force_upcast=True)
-    fast = srds_fast.compile(pipe, max_iterations=1, tolerance=0.0)
+    fast = srds_fast.compile(pipe, max_iterations=1, tolerance=0.0, method="srds")
     call = {"prompt": "a cat", "num_inference_steps": STEPS}
     *_, last = fast.stream(**call, generator=torch.Generator().manual_seed(0))
     preview = last.images[0]
@@ -322,7 +324,7 @@ def test_a_first_block_cache_applied_by_hand_is_recognised() -> None:
     """Applied to the network itself, it does not set is_cache_enabled."""
     pipe = tiny.flux()
     apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig(threshold=0.05))
-    fast = srds_fast.compile(pipe)
+    fast = srds_fast.compile(pipe, method="srds")
     call = tiny.PIPELINES["flux"][1]
     found = latents(fast, **call)
     assert "a cache is enabled on the transformer" in fast.report.fallback_reason
@@ -343,7 +345,7 @@ OFFLOADS: dict[str, Callable[[Any], None]] = {
 def test_offloading_is_named_as_the_reason_for_the_eager_engine(offload: Callable[[Any], None]) -> None:
     pipe = tiny.stable_diffusion()
     expected = latents(pipe)
-    fast = srds_fast.compile(pipe, exact=True)
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
     assert_close(latents(fast), expected)
     assert fast.report.engine_reason is None
     offload(fast)
@@ -357,7 +359,7 @@ def test_offloading_is_named_as_the_reason_for_the_eager_engine(offload: Callabl
 def test_a_call_that_cannot_be_driven_begins_again_from_the_same_random_state() -> None:
     """DiT overwrites its latents with what Euler scales: found out in the first step, after noise has been drawn."""
     pipe = tiny.dit(EulerDiscreteScheduler(**tiny.SD_BETAS, steps_offset=1))
-    fast = srds_fast.compile(pipe)
+    fast = srds_fast.compile(pipe, method="srds")
     call: dict[str, Any] = {"class_labels": [3], "num_inference_steps": STEPS, "output_type": "pt"}
     states = []
     for each in (pipe, fast):
@@ -372,14 +374,16 @@ def test_a_call_that_cannot_be_driven_begins_again_from_the_same_random_state() 
     with pytest.raises(UnsupportedPipeline, match="overwrites its latents"):
         list(fast.stream(class_labels=[3], num_inference_steps=STEPS))
     with pytest.raises(UnsupportedPipeline, match="overwrites its latents"):
-        srds_fast.compile(pipe, strict=True)(**call)
+        srds_fast.compile(pipe, strict=True, method="srds")(**call)
 
 
 def test_a_list_of_one_generator_draws_for_the_whole_batch_as_stock_does() -> None:
     pipe = tiny.ddpm()
     call: dict[str, Any] = {"batch_size": 3, "num_inference_steps": STEPS, "output_type": "np"}
     expected = pipe(**call, generator=[torch.Generator().manual_seed(0)]).images
-    found = srds_fast.compile(pipe, exact=True)(**call, generator=[torch.Generator().manual_seed(0)]).images
+    found = srds_fast.compile(pipe, exact=True, method="srds")(
+        **call, generator=[torch.Generator().manual_seed(0)]
+    ).images
     assert np.abs(found - expected).max() <= 1e-5
 
 
@@ -389,11 +393,11 @@ def test_an_unread_loop_that_fails_when_driven_runs_as_stock(monkeypatch: pytest
     call = {"image": tiny.image(), "height": 32, "width": 32}
     expected = latents(pipe, **call)
     monkeypatch.setattr(srds_fast.drive.RowStates, "of", lambda states, drive: states)
-    fast = srds_fast.compile(pipe)
+    fast = srds_fast.compile(pipe, method="srds")
     assert torch.equal(latents(fast, **call), expected)
     assert "driven, ended in RuntimeError: Sizes of tensors must match" in fast.report.fallback_reason
     with pytest.raises(UnsupportedPipeline, match="Sizes of tensors must match"):
-        latents(srds_fast.compile(pipe, strict=True), **call)
+        latents(srds_fast.compile(pipe, strict=True, method="srds"), **call)
     with pytest.raises(ValueError, match="prompt") as found:
         latents(fast, **{**call, "prompt": 3})
     assert not isinstance(found.value, srds_fast.SrdsFastError)
@@ -403,7 +407,7 @@ def test_an_unread_loop_whose_time_has_another_unit_is_not_driven(monkeypatch: p
     pipe = tiny.flux()
     call = tiny.PIPELINES["flux"][1]
     monkeypatch.delitem(families.FAMILIES, "FluxPipeline")
-    fast = srds_fast.compile(pipe, exact=True)
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
     assert_close(latents(fast, **call), latents(pipe, **call))
     assert fast.report.fallback_reason is None
     flux = networks.NETWORKS["FluxTransformer2DModel"]
@@ -438,7 +442,7 @@ def test_listed_loops_with_a_handling_of_their_own_are_just_those_that_reading_r
 def test_a_plan_knows_how_many_steps_strength_leaves() -> None:
     build, call = tiny.PIPELINES["stable_diffusion_img2img"]
     pipe = build()
-    fast = srds_fast.compile(pipe, tolerance=0.0)
+    fast = srds_fast.compile(pipe, tolerance=0.0, method="srds")
     for strength in (0.5, 0.8, 1.0):
         more = {**call, "num_inference_steps": 20, "strength": strength}
         latents(fast, **more)
@@ -447,15 +451,15 @@ def test_a_plan_knows_how_many_steps_strength_leaves() -> None:
 
 
 def test_flow_matching_and_noisy_plans() -> None:
-    fast = srds_fast.compile(tiny.stable_diffusion())
+    fast = srds_fast.compile(tiny.stable_diffusion(), method="srds")
     assert fast.plan_for("a", num_inference_steps=30).coarse_solver == "2m"
     assert fast.plan_for("a", num_inference_steps=30, eta=0.5).coarse_solver == "ddim"
-    flux = srds_fast.compile(tiny.flux(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)))
+    flux = srds_fast.compile(tiny.flux(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)), method="srds")
     assert flux.plan_for("a", num_inference_steps=30).num_blocks > 1
 
 
 def test_calls_on_the_stock_loop_have_no_plan_and_a_failed_call_no_report(sd: Any) -> None:
-    fast = srds_fast.compile(sd)
+    fast = srds_fast.compile(sd, method="srds")
     with pytest.raises(InvalidArgument, match="has no plan: callback was given"):
         fast.plan_for("a", callback=lambda *given: None)
     latents(fast)
@@ -468,7 +472,7 @@ def test_calls_on_the_stock_loop_have_no_plan_and_a_failed_call_no_report(sd: An
 
 
 def test_a_deep_copy_is_a_drop_in_of_its_own(sd: Any) -> None:
-    fast = srds_fast.compile(sd, exact=True)
+    fast = srds_fast.compile(sd, exact=True, method="srds")
     twin = copy.deepcopy(fast)
     assert twin.unet is not fast.unet
     assert twin.original.unet is twin.unet
@@ -478,7 +482,7 @@ def test_a_deep_copy_is_a_drop_in_of_its_own(sd: Any) -> None:
 
 def test_a_class_and_a_scheduler_class_are_refused_with_what_to_pass() -> None:
     with pytest.raises(UnsupportedPipeline, match="StableDiffusionImg2ImgPipeline is a class"):
-        srds_fast.compile(StableDiffusionImg2ImgPipeline)
+        srds_fast.compile(StableDiffusionImg2ImgPipeline, method="srds")
     with pytest.raises(InvalidArgument, match="a diffusers scheduler that has been made"):
         srds_fast.sample(lambda x, t: x, torch.zeros(1, 2), DDIMScheduler, 5)
 
@@ -514,7 +518,7 @@ class Together:
 def test_threads_on_one_compiled_pipe_and_on_the_original_get_what_they_would_get_alone(name: str) -> None:
     build, base = tiny.PIPELINES[name]
     pipe = build(DDIMScheduler(**tiny.SD_NOISE)) if name == "stable_diffusion" else build()
-    fast = srds_fast.compile(pipe, exact=True)
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
     calls = [
         {"prompt": "a cat", "num_inference_steps": 9},
         {"prompt": "a rather longer prompt about a dog", "num_inference_steps": 14},
@@ -568,7 +572,7 @@ def test_threads_do_not_get_each_others_padding() -> None:
 def test_threads_that_scale_a_lora_wait_for_each_other() -> None:
     pipe = tiny.stable_diffusion()
     tiny.add_lora(pipe.unet)
-    fast = srds_fast.compile(pipe, exact=True)
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
 
     def job(scale: float) -> Callable[[], Any]:
         return lambda: [latents(fast, cross_attention_kwargs={"scale": scale}) for _ in range(3)]

@@ -88,7 +88,7 @@ def capturable(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
 
     with monkeypatch.context() as patch:
         patch.setattr(Takeover, "__init__", watched)
-        fast = srds_fast.compile(pipe, engine="eager", **settings)
+        fast = srds_fast.compile(pipe, engine="eager", **{"method": "srds", **settings})
         fast(**call, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
     assert fast.report.path == "takeover"
     return made[0]._capturable()

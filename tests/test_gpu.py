@@ -37,7 +37,9 @@ def test_a_compiled_pipeline_equals_stock(dtype: torch.dtype, relative: float) -
     call = {"prompt": ["a", "b"], "num_inference_steps": 12, "output_type": "latent"}
     expected = pipe(**call, generator=torch.Generator("cuda").manual_seed(0)).images
     for settings in ({"method": "sequential"}, {"exact": True}):
-        found = srds_fast.compile(pipe, **settings)(**call, generator=torch.Generator("cuda").manual_seed(0)).images
+        found = srds_fast.compile(pipe, **{"method": "srds", **settings})(
+            **call, generator=torch.Generator("cuda").manual_seed(0)
+        ).images
         assert found.is_cuda
         assert float((found - expected).abs().max()) <= relative * float(expected.abs().max())
 
@@ -47,7 +49,11 @@ def test_every_pipeline_equals_stock(name: str) -> None:
     build, call = tiny.PIPELINES[name]
     pipe = build().to("cuda")
     results = []
-    for each in (pipe, srds_fast.compile(pipe, method="sequential"), srds_fast.compile(pipe, exact=True)):
+    for each in (
+        pipe,
+        srds_fast.compile(pipe, method="sequential"),
+        srds_fast.compile(pipe, exact=True, method="srds"),
+    ):
         torch.manual_seed(7)
         output = each(**call, num_inference_steps=9, generator=torch.Generator("cuda").manual_seed(0))
         results.append(torch.as_tensor(output[0]).float().cpu())
@@ -60,7 +66,7 @@ def test_noise_is_drawn_as_stock_draws_it_whatever_the_device_of_the_generator(d
     pipe = tiny.stable_diffusion(EulerAncestralDiscreteScheduler(**tiny.SD_BETAS, steps_offset=1)).to("cuda")
     call = {"prompt": "a cat", "num_inference_steps": 9, "output_type": "latent"}
     states, images = [], []
-    for each in (pipe, srds_fast.compile(pipe, exact=True)):
+    for each in (pipe, srds_fast.compile(pipe, exact=True, method="srds")):
         generator = torch.Generator(device).manual_seed(0)
         images.append(each(**call, generator=generator).images)
         states.append(generator.get_state())
@@ -71,7 +77,7 @@ def test_noise_is_drawn_as_stock_draws_it_whatever_the_device_of_the_generator(d
 def test_threads_on_one_device() -> None:
     """What each gets is what it would get alone."""
     pipe = tiny.stable_diffusion().to("cuda")
-    fast = srds_fast.compile(pipe, exact=True)
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
 
     def job(seed: int) -> torch.Tensor:
         generator = torch.Generator("cuda").manual_seed(seed)
@@ -88,7 +94,7 @@ def test_threads_on_one_device() -> None:
 def test_kernels_and_their_references_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And two runs through the kernels the same bits."""
     build, call = tiny.PIPELINES[name]
-    fast = srds_fast.compile(build().to("cuda"), exact=True)
+    fast = srds_fast.compile(build().to("cuda"), exact=True, method="srds")
     found = []
     for implementation in ("triton", "triton", "torch"):
         if implementation == "torch":
@@ -106,7 +112,7 @@ def test_another_device_than_the_current_one() -> None:
     pipe = tiny.stable_diffusion().to("cuda:1")
     call = {"prompt": "a cat", "num_inference_steps": 9, "output_type": "latent"}
     expected = pipe(**call, generator=torch.Generator("cuda:1").manual_seed(0)).images
-    fast = srds_fast.compile(pipe, exact=True)
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
     found = fast(**call, generator=torch.Generator("cuda:1").manual_seed(0)).images
     assert fast.report.kernels == "triton"
     assert found.device == expected.device

@@ -71,8 +71,8 @@ class Twins:
         self.base = {"num_inference_steps": STEPS, **base}
         self.pipe = build().to(DEVICE) if pipe is None else pipe
         settings = settings or METHODS["exact"]
-        self.fast = srds_fast.compile(self.pipe, **{"engine": "graph", **settings, **(graphs or {})})
-        self.eager = srds_fast.compile(self.pipe, engine="eager", **settings)
+        self.fast = srds_fast.compile(self.pipe, **{"engine": "graph", "method": "srds", **settings, **(graphs or {})})
+        self.eager = srds_fast.compile(self.pipe, engine="eager", **{"method": "srds", **settings})
 
     @property
     def network(self) -> Any:

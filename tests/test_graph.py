@@ -215,8 +215,8 @@ def test_settings_given_anew_have_recordings_of_their_own() -> None:
     twins.first(num_inference_steps=9)
     twins.replayed(num_inference_steps=9)
     loose = twins.fast
-    twins.fast = srds_fast.compile(loose, engine="graph", tolerance=1e-5)
-    twins.eager = srds_fast.compile(twins.pipe, engine="eager", tolerance=1e-5)
+    twins.fast = srds_fast.compile(loose, engine="graph", tolerance=1e-5, method="srds")
+    twins.eager = srds_fast.compile(twins.pipe, engine="eager", tolerance=1e-5, method="srds")
     assert twins.counts == (0, 0)
     twins.first(num_inference_steps=9)
     twins.replayed(1, num_inference_steps=9)
@@ -725,10 +725,10 @@ def test_driven_loops_run_eagerly_and_say_so(name: str) -> None:
 
 def test_strict_refuses_hooks_and_offloading_and_auto_does_not(flux: Twins) -> None:
     flux.network.proj_out.register_forward_hook(lambda *_: None)
-    strict = srds_fast.compile(flux.pipe, engine="graph", exact=True, strict=True)
+    strict = srds_fast.compile(flux.pipe, engine="graph", exact=True, strict=True, method="srds")
     with pytest.raises(CaptureFailed, match="a hook hangs on proj_out"):
         flux.alone(strict)
-    flux.alone(srds_fast.compile(flux.pipe, exact=True, strict=True))
+    flux.alone(srds_fast.compile(flux.pipe, exact=True, strict=True, method="srds"))
     flux.network.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
     with pytest.raises(CaptureFailed, match="offloaded"):
         flux.alone(strict)
@@ -763,7 +763,7 @@ def test_what_cannot_be_captured_runs_eagerly(name: str, flux: Twins, caplog: py
     assert why in caplog.text
     flux.eagerly(why, num_inference_steps=5)
     assert stats.failed == 2, "another kind of call is tried"
-    strict = srds_fast.compile(flux.pipe, engine="graph", exact=True, strict=True)
+    strict = srds_fast.compile(flux.pipe, engine="graph", exact=True, strict=True, method="srds")
     for _ in range(2):
         with pytest.raises(CaptureFailed, match=why):
             flux.alone(strict)
@@ -1045,7 +1045,7 @@ def test_nothing_is_recorded_while_serving() -> None:
     twins.replayed(1)
     twins.eagerly("lazy_capture=False", num_inference_steps=5)
     assert twins.counts == (1, 1)
-    strict = srds_fast.compile(twins.pipe, engine="graph", lazy_capture=False, strict=True)
+    strict = srds_fast.compile(twins.pipe, engine="graph", lazy_capture=False, strict=True, method="srds")
     with pytest.raises(CaptureFailed, match="warmup"):
         twins.alone(strict)
 

@@ -75,7 +75,8 @@ def check(pipe: Any, call: dict[str, Any], verdict: Verdict) -> None:
     expected, stock_seen, stock_states = run(pipe, call)
     parts = {name: vars(pipe)[name] for name in pipe.components}
     for mode, settings in MODES.items():
-        fast = srds_fast.compile(pipe, **settings)
+        method = "auto" if call.get("num_inference_steps") == 1 else "srds"  # one step is not cut into blocks
+        fast = srds_fast.compile(pipe, **{"method": method, **settings})
         with pytest.MonkeyPatch.context() as patch:
             if mode == "exact-ddim":  # the pipeline's own loop: with its own guidance, the oracle of the other way
                 patch.setattr(takeover, "why_not", lambda loop: "this test drives it")
@@ -144,7 +145,11 @@ def test_half_precision_loses_no_more_than_stock_and_the_network_keeps_its_dtype
         lambda module, args, kwargs: dtypes.add((args[0] if args else kwargs["hidden_states"]).dtype), with_kwargs=True
     )
     error = []
-    for each in (pipe, srds_fast.compile(pipe, method="sequential"), srds_fast.compile(pipe, exact=True)):
+    for each in (
+        pipe,
+        srds_fast.compile(pipe, method="sequential"),
+        srds_fast.compile(pipe, exact=True, method="srds"),
+    ):
         found = run(each, call)[0]
         assert torch.isfinite(found).all()
         error.append(float((found.float() - expected).abs().mean()))
@@ -159,7 +164,7 @@ def test_strict_refuses_what_would_run_on_the_stock_loop(feature: Feature) -> No
     pipe = pipeline.build(pipeline.schedulers[0])
     call = {**tiny.PIPELINES[pipeline.tiny][1], **feature.call, **feature.prepare(pipe)}
     with pytest.raises(UnsupportedPipeline, match=feature.verdict.why):
-        srds_fast.compile(pipe, strict=True)(**call, num_inference_steps=STEPS)
+        srds_fast.compile(pipe, strict=True, method="srds")(**call, num_inference_steps=STEPS)
 
 
 @pytest.mark.parametrize(("names", "other"), support.REPLACEMENTS.items(), ids=str)
@@ -177,7 +182,7 @@ def test_refused_schedulers_get_the_line_of_the_table(names: str, other: str) ->
         pipe = tiny.stable_diffusion()
         pipe.scheduler = scheduler
         with pytest.raises(UnsupportedScheduler) as caught:
-            srds_fast.compile(pipe)
+            srds_fast.compile(pipe, method="srds")
         assert f"`pipe.scheduler = diffusers.{other}.from_config(pipe.scheduler.config)`" in str(caught.value)
 
 
@@ -187,7 +192,7 @@ def test_pipelines_with_tricks_in_their_loop_are_refused_with_what_was_found(nam
     pipe = object.__new__(cls)  # refused before any part is looked at
     vars(pipe)["scheduler"] = support.SCHEDULERS["DDIM"]()
     with pytest.raises(UnsupportedPipeline, match=reason) as caught:
-        srds_fast.compile(pipe)
+        srds_fast.compile(pipe, method="srds")
     assert name in str(caught.value)
 
 

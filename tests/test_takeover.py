@@ -64,7 +64,7 @@ def test_the_weights_of_the_branches_are_found(name: str, monkeypatch: pytest.Mo
     network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     calls: list[int] = []
     network.register_forward_pre_hook(lambda *_: calls.append(1))
-    fast = srds_fast.compile(pipe, exact=True)
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
     made = watch(monkeypatch)
     before = torch.get_rng_state()
     found = run(fast, call | arguments)
@@ -90,7 +90,7 @@ def test_a_guidance_that_is_no_weighted_sum_is_driven(prompts: list[str], settin
     pipe = build()
     calls: list[int] = []
     pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
-    fast = srds_fast.compile(pipe, **settings)
+    fast = srds_fast.compile(pipe, **{"method": "srds", **settings})
     arguments = {"prompt": prompts, "guidance_rescale": 0.7}
     found = run(fast, call | arguments)
     assert "not one weighted sum" in fast.report.drive_reason
@@ -109,7 +109,7 @@ def test_a_guidance_that_is_no_weighted_sum_is_driven(prompts: list[str], settin
 )
 def test_what_is_not_taken_over_says_why(pipeline: str, why: str) -> None:
     build, call = tiny.PIPELINES[pipeline]
-    fast = srds_fast.compile(build(), exact=True)
+    fast = srds_fast.compile(build(), exact=True, method="srds")
     run(fast, call)
     assert fast.report.path == "drive"
     assert why in fast.report.drive_reason
@@ -121,7 +121,7 @@ def test_a_controlnet_that_guesses_is_driven() -> None:
     """Its loop puts zeros beside what the network returned, which is not there yet in a recorded turn."""
     build, call = tiny.PIPELINES["stable_diffusion_controlnet"]
     pipe = build()
-    fast = srds_fast.compile(pipe, exact=True)
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
     found = run(fast, call, guess_mode=True)
     assert fast.report.path == "drive"
     assert "guess_mode" in fast.report.drive_reason
@@ -131,7 +131,7 @@ def test_a_controlnet_that_guesses_is_driven() -> None:
 
 def test_a_callback_is_told_in_the_loops_own_turns() -> None:
     build, call = tiny.PIPELINES["stable_diffusion"]
-    fast = srds_fast.compile(build(), exact=True)
+    fast = srds_fast.compile(build(), exact=True, method="srds")
     told: list[int] = []
 
     def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def test_options_are_kept_as_they_were_when_the_call_was_made() -> None:
 def test_conditioning_of_two_calls_a_turn_is_repeated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not anew for every wave, the one in the place of the other."""
     build, call = tiny.PIPELINES["flux"]
-    fast = srds_fast.compile(build(), exact=True)
+    fast = srds_fast.compile(build(), exact=True, method="srds")
     made: list[Tensor] = []
     begin = Tiles.__init__
 

@@ -199,7 +199,7 @@ def test_a_network_made_faster_is_recorded_so(engine: str) -> None:
         return torch.as_tensor(each(**call, generator=torch.Generator().manual_seed(seed))[0])
 
     expected = run(plain, 1)
-    fast, eager = (srds_fast.compile(pipe, engine=each, **options) for each in (engine, "eager"))
+    fast, eager = (srds_fast.compile(pipe, engine=each, **{"method": "srds", **options}) for each in (engine, "eager"))
     run(fast, 0)
     found = run(fast, 1)
     assert fast.report.engine in ("loop graph", "wave graphs")
@@ -219,7 +219,7 @@ def test_what_cannot_be_had_is_told(caplog: pytest.LogCaptureFixture) -> None:
     told = len(caplog.records)
     twins.same(1)
     assert len(caplog.records) == told, "once"
-    strict = srds_fast.compile(twins.pipe, attention="xformers", strict=True)
+    strict = srds_fast.compile(twins.pipe, attention="xformers", strict=True, method="srds")
     with pytest.raises(srds_fast.UnsupportedPipeline, match="xformers"):
         strict(**twins.base)
 
@@ -239,7 +239,7 @@ def test_what_cannot_be_had_is_told(caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_settings_out_of_range_are_refused_by_name(settings: dict[str, Any]) -> None:
     with pytest.raises(srds_fast.InvalidArgument, match=next(iter(settings))):
-        srds_fast.compile(tiny.flux(), **settings)
+        srds_fast.compile(tiny.flux(), **{"method": "srds", **settings})
 
 
 @pytest.mark.parametrize("name", ["flux", "ddpm", "stable_diffusion_controlnet"])
@@ -285,7 +285,7 @@ def test_where_there_is_but_one_batch_it_is_told() -> None:
     alone(**waves.base)
     assert alone.report.left_out == [], "there are no coarse rows"
     with pytest.raises(srds_fast.InvalidArgument, match="overlap"):
-        srds_fast.compile(waves.pipe, overlap="stream")
+        srds_fast.compile(waves.pipe, overlap="stream", method="srds")
 
 
 def test_the_faster_way_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,8 @@ class Twins:
         self.base = {"num_inference_steps": STEPS, **base}
         self.pipe = build() if pipe is None else pipe
         settings = settings or {"method": "srds", "num_blocks": 3, "exact": True}
-        self.fast = srds_fast.compile(self.pipe, engine=engine, **settings, **(graphs or {}))
-        self.eager = srds_fast.compile(self.pipe, engine="eager", **settings)
+        self.fast = srds_fast.compile(self.pipe, engine=engine, **{"method": "srds", **settings}, **(graphs or {}))
+        self.eager = srds_fast.compile(self.pipe, engine="eager", **{"method": "srds", **settings})
 
     @property
     def network(self) -> Any:

@@ -58,18 +58,32 @@ class PreparedScan:
         if self._by_kernel:
             return affine_scan(y, m, self._table[first:last], noise=noise, clip=self._clip)
         assert self._reach is not None
-        stepped = self._stepped(y, m, first, noise)
-        # added last, and zero where the old iterate is a solution: the steps are then returned as they are
-        correction = self._reach[first:last, first:last] @ (stepped - y[1:]).flatten(1)
-        x = stepped + correction.view_as(stepped)
+        x = self.stepped(y, m, first, noise)
+        residual = (x - y[1:]).flatten(1)
+        # added last, and zero where the old iterate is a solution: the steps are then returned as they are. The first
+        # one is left out, as no correction reaches it: zero times what is not finite would
+        x[1:] += (self._reach[first + 1 : last, first : last - 1] @ residual[:-1]).view_as(x[1:])
         return x, (x - y[1:]).square().flatten(2).sum(2)
 
-    def residual(self, y: Tensor, m: Tensor, first: int, noise: Tensor | None = None) -> Tensor:
-        """What the steps make of the old iterate, less the old iterate, [W, samples, ...]; arguments as of a scan."""
-        residual: Tensor = self._stepped(y, m, first, noise) - y[1:]
-        return residual
+    def outputs(self, y: Tensor, noise: Tensor | None = None) -> Tensor | None:
+        """The network's outputs with which the steps lead from each point of the grid to the next, [N, samples, ...].
 
-    def _stepped(self, y: Tensor, m: Tensor, first: int, noise: Tensor | None) -> Tensor:
+        Args:
+            y: [N + 1, samples, ...].
+            noise: [N, samples, ...].
+
+        Returns:
+            None where the steps clamp: many outputs lead there.
+        """
+        if self._clip is not None:
+            return None
+        a, b, _, s, *_ = self._columns
+        led = y[1:] - a * y[:-1]
+        outputs: Tensor = (led if noise is None else led - s * noise) / b
+        return outputs
+
+    def stepped(self, y: Tensor, m: Tensor, first: int, noise: Tensor | None = None) -> Tensor:
+        """What the steps make of the old iterate, [W, samples, ...], fresh memory; arguments as of a scan."""
         a, b, _, s, e, p, q = self._columns[:, first : first + len(m)]
         f = a * y[:-1] + b * m
         if self._clip is not None:

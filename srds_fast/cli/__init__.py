@@ -56,7 +56,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from .commands import plan
+    from .planning import plan
 
     plan(args)
 
@@ -179,14 +179,24 @@ def _parser() -> argparse.ArgumentParser:
     plan = command(
         "plan",
         _plan,
-        "print the plan of a call, running nothing",
-        "How many waves and rows each number of iterations takes.",
-        "plan --steps 100\nplan --steps 100 --blocks 10 --coarse-solver ddim\nplan --steps 50 --save plan.json",
+        "print the plan of a call, and why it is the fastest here",
+        "With method auto the cost of network calls is measured first: every candidate with its predicted time.",
+        "plan --steps 100\nplan --steps 50 --plot plan.png\nplan --steps 50 --calibrate 8 --save plan.json\n"
+        "plan --steps 100 --blocks 10 --coarse-solver ddim --method srds",
     )
     plan.add_argument("--steps", type=_positive, required=True, metavar="N", help="steps of the sequential sampler")
     _add_model(plan)
     _add_settings(plan)
+    plan.add_argument("--prompt", action="append", metavar="TEXT", help="of the calls to come; several times for more")
+    _add_guidance_and_seed(plan, 3.0)
+    plan.add_argument("--unmeasured", action="store_true", help="run nothing: what is taken where nothing is known")
+    plan.add_argument(
+        "--calibrate", type=_positive, metavar="K", help="measure with K samples how many iterations each plan needs"
+    )
     plan.add_argument("--save", type=Path, metavar="FILE", help="write the plan here, for Plan.load")
+    plan.add_argument(
+        "--plot", type=Path, metavar="FILE", help="run the candidates and plot measured over predicted times (PNG)"
+    )
 
     env = command(
         "env",
@@ -257,7 +267,9 @@ def _add_blocks(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", default="auto", help="srds, sequential or auto (auto)")
+    parser.add_argument(
+        "--method", default="auto", help="srds, collocation, parataa, paradigms, chords, sequential or auto (auto)"
+    )
     parser.add_argument(
         "--tolerance",
         type=float,

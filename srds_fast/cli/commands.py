@@ -1,4 +1,4 @@
-"""What `srds-fast generate | compare | plan` do and print, and what the demo shares with them."""
+"""What `srds-fast generate | compare` do and print, and what the demo shares with them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BELIEVABLE_SPREAD = 1.5
 def generate(args: argparse.Namespace) -> None:
     """Write images as PNG."""
     pipe = open_for(args, args.steps)
-    fast = compile(pipe, **_settings(args))
+    fast = compile(pipe, **settings_of(args))
     seeds = range(args.seed, args.seed + len(args.prompts) * args.images_per_prompt)
     options: dict[str, Any] = {}
     if args.guidance is not None:
@@ -96,15 +96,6 @@ def comparison(args: argparse.Namespace) -> None:
         }
         args.json.write_text(json.dumps(document, indent=2) + "\n")
         print(f"\n{args.json}")
-
-
-def plan(args: argparse.Namespace) -> None:
-    """Print the plan of a call, and save it if asked."""
-    found = compile(open_for(args, args.steps), **_settings(args)).plan_for(num_inference_steps=args.steps)
-    print(found)
-    if args.save is not None:
-        found.save(args.save)
-        print(f"\n{args.save}")
 
 
 def open_for(args: argparse.Namespace, steps: int) -> Any:
@@ -189,7 +180,8 @@ def _line(table: Table, entry: Entry) -> str:
     return table.line(entry.steps, entry.method, blocks, iterations, *counts, *grey(entry.difference), *times)
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `compile`."""
     return {
         "method": args.method,
         "tolerance": args.tolerance,

@@ -21,12 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..context import context_of
 from ..denoiser import draw_noise, state_dtype
-from ..errors import UnsupportedPipeline, UnsupportedScheduler
+from ..errors import DivergenceError, UnsupportedPipeline, UnsupportedScheduler
 from ..kernels.wave_update import NetworkInput
+from ..methods import check_warm_start
 from ..noise import NoiseTable, noise_table
 from ..plan import Plan, Settings, choose
-from ..run import Observer, Run
+from ..run import Observer, Run, step_by_step
+from ..search import PlanFor, Pricing
 from ..solvers.core import Evaluate, Extras, Trajectory
 from .inpaint import Inpainting
 from .networks import Network, network_family
@@ -63,7 +66,8 @@ class Drive:
     Args:
         scheduler: the pipe's scheduler; a copy of it is driven.
         loop: what is known of the pipeline's loop.
-        plan_for: gives the plan, from the number of steps and whether they add noise.
+        plan_for: gives the plan, from the number of steps, whether they add noise, and what tells the costs of this
+            call (None: they cannot be measured before it has begun).
         observer: sees every checkpoint.
         keep_states: keep the states of all steps, for callbacks.
         interrupted: asked before every wave whether to stop early.
@@ -78,10 +82,11 @@ class Drive:
         self,
         scheduler: Any,
         loop: Loop,
-        plan_for: Callable[[int, bool], Plan],
+        plan_for: PlanFor,
         observer: Observer | None = None,
         *,
         keep_states: bool = False,
+        guess: Tensor | None = None,
         interrupted: Callable[[], bool] = lambda: False,
         stepwise: Callable[[str], None] = lambda reason: None,
         instead: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
@@ -98,6 +103,7 @@ class Drive:
         self._plan_for = plan_for
         self._observer = observer
         self._keep_states = keep_states
+        self._guess = guess
         self._interrupted = interrupted
         self._stepwise = stepwise
         self._start = 0
@@ -129,6 +135,13 @@ class Drive:
         """The loop begins, or someone reads the timesteps: from step `start` of the scheduler's grid on."""
         if self.steps == 0:
             self._start, self.timesteps = start, timesteps
+
+    def states(self) -> Tensor | None:
+        """All states of a finished run, [steps + 1, batch, ...]; only with keep_states."""
+        if self._trajectory is None or self.run is None or self.run.sample is None or self._offset:
+            return None
+        assert self._parts is not None
+        return self._trajectory.stacked(self._parts[1], self.run.sample)
 
     def state_after(self, step: int) -> Tensor:
         """The state that a final step led to, [batch, ...]; only with keep_states."""
@@ -176,8 +189,25 @@ class Drive:
             return (self.interrupt(newest, x.dtype), *x0)
         if self._loop.copies > 1:
             m = m[: len(m) // self._loop.copies]
-        self._wave = self.run.next(m.view_as(self._wave.x))
+        try:
+            self._wave = self.run.next(m.view_as(self._wave.x))
+        except DivergenceError as error:
+            self._step_by_step(error)
+            self._wave = self.run.next(None)
         return (self._hand_out(x.dtype), *x0)
+
+    def _step_by_step(self, error: DivergenceError) -> None:
+        """Begin again, one step after another, where a method that was chosen for the user did not settle."""
+        assert self.run is not None
+        if self.run.plan.prediction is None or self.run.plan.method == "sequential":
+            raise error
+        assert self._parts is not None
+        _, state, noise, extras = self._parts
+        self.run = step_by_step(error, state, noise, extras, self._observer)
+        self._rows = RowInputs(self.run.program, noise, state, instead=self._instead)
+        reason = self.run.report.fallback_reason
+        assert reason is not None
+        self._stepwise(reason)
 
     def newest(self) -> Tensor | None:
         """The newest whole sample, [batch, ...]; of a sequential run, where it stands."""
@@ -296,7 +326,15 @@ class Drive:
         # drawn for all copies, as the stock step does; the first one is the sample's
         draws = draw_noise(noise, m, state.dtype, generator)
         self._draws = None if draws is None else draws[:, : self._num_samples]
-        plan = self._plan_for(noise.num_steps, noise.spread is not None)
+        extras = self._extras(self._draws, x.dtype, noise.num_steps)
+        begun = time.perf_counter()
+        plan = self._plan_for(noise.num_steps, noise.spread is not None, self._pricing(noise, state, extras))
+        planning = time.perf_counter() - begun
+        if plan.context is not None:
+            plan.context.check(context_of(state.device, noise, self._networks()))
+        if self._guess is not None:
+            check_warm_start(self._guess, (noise.num_steps + 1, *state.shape), plan.options)
+        self._started = None if self._started is None else self._started + planning
         in_as_many_turns = plan.pipelined if plan.method == "srds" else plan.method in ("sequential", "chords")
         ahead_of_its_turns = plan.method == "sequential" or (in_as_many_turns and plan.max_rows is None)
         if self._loop.counts and not ahead_of_its_turns:
@@ -304,15 +342,23 @@ class Drive:
                 "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
                 "Use method='srds' with pipelined=True and no max_rows."
             )
-        extras = self._extras(self._draws, x.dtype, noise.num_steps)
         self._parts = plan, state, noise, extras
         self._make_run = functools.partial(Run, plan, state, noise, "drive", extras, started=self._started)
         self.run = self._make_run(observer=self._observer)
+        self.run.report.planning_seconds = planning if plan.prediction is not None else 0.0
         self._rows = RowInputs(self.run.program, noise, state, instead=self._instead)
         if noise.num_steps > 1:
             return ()
         _, x0 = noise.step(0, state, m[: self._num_samples].to(state.dtype))
         return (x0.to(x.dtype),)
+
+    def _networks(self) -> list[nn.Module]:
+        """The networks of this call, where they are known."""
+        return []
+
+    def _pricing(self, noise: NoiseTable, state: Tensor, extras: Extras) -> Callable[[], Pricing] | None:
+        """What tells the costs of this call. Of a loop that is driven the network is called by the loop alone."""
+        return None
 
     def _extras(
         self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, x0_prev: Tensor | None = None
@@ -327,7 +373,7 @@ class Drive:
                 return inpainting.blend(x, first + position, samples, noise, last)
 
         self._trajectory = Trajectory(num_steps) if self._keep_states else None
-        return Extras(draws, constrain, self._trajectory, x0_prev, NetworkInput(dtype))
+        return Extras(draws, constrain, self._trajectory, x0_prev, NetworkInput(dtype), guess=self._guess)
 
     def _hand_out(self, dtype: torch.dtype) -> Tensor:
         """The next rows, or the samples: as the loop carries them."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..kernels.wave_update import AS_THE_STATE, NetworkInput
@@ -74,6 +75,12 @@ class Trajectory:
     def __init__(self, num_steps: int) -> None:
         self.x: list[Tensor | None] = [None] * (num_steps + 1)
         self.x0: list[Tensor | None] = [None] * num_steps
+
+    def stacked(self, start: Tensor, sample: Tensor) -> Tensor:
+        """The states of a finished run, [N + 1, batch, ...], from the starting noise to the sample."""
+        states = [start, *self.x[1:-1], sample]
+        assert all(state is not None for state in states), "a run comes by every state"
+        return torch.stack([state for state in states if state is not None])
 
     def record(self, position: int, x: Tensor, samples: tuple[int, ...]) -> None:
         """A newer state at a position, [samples, ...]."""

@@ -2,11 +2,11 @@
 
     x_{i+1}^new = f_i(x_i^old) + c_i (x_i^new - x_i^old)
 
-f_i is the scheduler's step, c_i how it responds to the state it departs from (`grid.responses`). What the network says
-of a point is kept as the x0 that it predicts there; at a point that is no row of the wave it is what was known before,
-moved with the point and corrected by what is learnt at the rows around. Triangular Anderson acceleration (Tang et al.
-2024) mixes the iterates. A point is made of points before it alone, and the first one that is not exact of an exact one
-and of what the network says there: so in every wave one more becomes exact, at least.
+f_i is the scheduler's step, c_i how it responds to the state it departs from (`grid.responses`). At a point that is no
+row of the wave, the network's output is what was known before, moved with the point and corrected by what is learnt at
+the rows around. Triangular Anderson acceleration (Tang et al. 2024) mixes the iterates. A point is made of points
+before it alone, and the first one that is not exact of an exact one and of what the network says there: so in every
+wave one more becomes exact, at least.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def fixed_point(
             continue
         before = points.x
         points.sweep()
+        points.record()
         iteration, samples = wave.boundaries[0].iteration, points.samples
         moved = points.x - before
         still = None
@@ -59,7 +60,8 @@ def fixed_point(
             still = (moved == 0).flatten(2).all(2).all(0)
             if not points.complete:  # what is interpolated may move as long as it is
                 still = torch.zeros_like(still)
-        change = moved[-1].abs().flatten(1).mean(1)
+        # of the point that moved most: where samples part, the last one may rest for waves while those before it turn
+        change = (points.grid.weight * moved.abs().flatten(2).mean(2)).amax(0)
         exact = iteration == program.num_steps
         sample = points.x[-1].clone()
         running = samples_of((yield Checkpoint(iteration, sample, samples, change, exact, still)), samples)
@@ -84,10 +86,16 @@ def _sliding(points: Points, program: Sweeps, options: FixedPoint, bits_only: bo
     first = 0
     while first < program.num_steps:
         points.take((yield points.evaluate(first)))
+        before = points.x
         error = points.sweep()
         last = first + len(error)
-        unfinished = [*(error.double().cpu() > bound[first:last, None]).any(1).tolist(), True]
-        finished = unfinished.index(True)
+        # what is not a number is within no bound
+        within = [*(error.double().cpu() <= bound[first:last, None]).all(1).tolist(), False]
+        finished = within.index(False)
+        if parataa:
+            # residuals are those of the points before the sweep, which may have made some of them larger
+            points.put_back(before, first, finished)
+        points.record()
         # a point that moved too far was still made of steps that had finished; a residual belongs to its own step
         first = min(last, first + (max(1, finished) if parataa else finished + 1))
         if first < program.num_steps:
@@ -119,11 +127,16 @@ class Points:
         self._got: list[Tensor] = []
         self._draws, self._x0_prev = extras.draws, extras.x0_prev
         if extras.guess is None:
-            self.x = self.grid.growth * x
+            self.x = self.grid.growth * x.contiguous()  # as the kernels want it
         else:
-            self.x = torch.cat([x[None], extras.guess[1:].to(x)])
-        self._x0 = torch.zeros_like(self.x[1:])
-        self._at = torch.zeros_like(self._x0)  # the states that the x0 belong to
+            self.x = torch.cat([x[None], extras.guess[1:].to(x)]).contiguous()
+        self._m = torch.zeros_like(self.x[1:])
+        self._at = torch.zeros_like(self._m)  # the states that it belongs to
+        if extras.guess is not None and self.grid.momentum is None:
+            added = None if self.grid.spread is None or self._draws is None else self.grid.spread * self._draws
+            outputs = self.grid.scan.outputs(self.x, added)
+            if outputs is not None:
+                self._m, self._at = outputs, self.x[:-1]
         self._before: tuple[Tensor, Tensor, int] | None = None
         self._history: list[tuple[Tensor, Tensor]] = []
 
@@ -140,7 +153,6 @@ class Points:
 
     def take(self, answer: Answer) -> None:
         """The network's output at the wave evaluated last; a sweep uses all that was taken since the one before."""
-        grid, index = self.grid, self.grid.rows[self._number]
         m = output_of(answer).to(self.x.dtype)
         guidance = self._extras.guidance
         if guidance is not None:
@@ -148,8 +160,7 @@ class Points:
             m = guidance[0] * branches[0]
             for weight, branch in zip(guidance[1:], branches[1:], strict=True):
                 m = m + weight * branch
-        x = self.x.index_select(0, index)
-        self._got.append(grid.p.index_select(0, index) * x + grid.q.index_select(0, index) * m)
+        self._got.append(m)
 
     def sweep(self) -> Tensor:
         """Move the points behind the first row, to the end of the grid or of the window.
@@ -160,28 +171,43 @@ class Points:
         """
         nodes = self.grid.nodes[self._number]
         self.complete = nodes.weights is None
-        first, last = nodes.first, nodes.last + 1 if self.complete else len(self._x0)
+        first, last = nodes.first, nodes.last + 1 if self.complete else len(self._m)
         self._learn(nodes)
-        y, x0, added = self.x[first : last + 1], self._x0[first:last], self._added(first, last)
-        points, squared_error = self.grid.scan(y, x0, first, added)
+        y, m, added = self.x[first : last + 1], self._m[first:last], self._added(first, last)
+        points, squared_error = self.grid.scan(y, m, first, added)
+        if self._extras.constrain is not None:
+            points = self._constrained(points, first)
+            squared_error = _summed_squares(points - y[1:])
         if self._options.window is not None and isinstance(self._options, ParaTAA):
-            squared_error = self.grid.scan.residual(y, x0, first, added).square().flatten(2).sum(2)
+            stepped = self._constrained(self.grid.scan.stepped(y, m, first, added), first)
+            squared_error = _summed_squares(stepped - y[1:])
         if self._options.history:
-            points = self._mixed(points - y[1:], first, last)
-        constrain, trajectory = self._extras.constrain, self._extras.trajectory
-        if constrain is not None:
-            points = torch.stack([constrain(each, first + 1 + i, self.samples) for i, each in enumerate(points)])
-        if trajectory is not None:
-            for position, each in enumerate(points, start=first + 1):
-                trajectory.record(position, each, self.samples)
-                trajectory.record_x0(position - 1, self._clipped(self._x0[position - 1]), self.samples)
+            # an affine combination of points that are constrained is, too
+            points = self._mixed(points, first, last)
         self.x = torch.cat([self.x[: first + 1], points, self.x[last + 1 :]])
         error: Tensor = (squared_error / y[0, 0].numel()).sqrt()
         return error
 
+    def put_back(self, before: Tensor, first: int, count: int) -> None:
+        """So many points behind `first` as they were before the sweep."""
+        last = first + count
+        self.x = torch.cat([self.x[: first + 1], before[first + 1 : last + 1], self.x[last + 1 :]])
+
+    def record(self) -> None:
+        """Tell the trajectory what the wave evaluated last has come to."""
+        trajectory, nodes = self._extras.trajectory, self.grid.nodes[self._number]
+        if trajectory is None:
+            return
+        for step in range(nodes.first, nodes.last + 1):
+            trajectory.record(step + 1, self.x[step + 1], self.samples)
+            trajectory.record_x0(step, self._x0(step, step + 1)[0], self.samples)
+
     def enter(self, last: int, stop: int) -> None:
-        """Points behind `last` up to `stop` enter the window: where the last one before them is, as the guess goes."""
-        if stop > last:
+        """Points behind `last` up to `stop` enter the window: where the last one before them is, as the guess goes.
+
+        Those of a related sample are where it has them.
+        """
+        if stop > last and self._extras.guess is None:
             way = self.grid.growth[last + 1 : stop + 1] / self.grid.growth[last]
             self.x = torch.cat([self.x[: last + 1], way * self.x[last], self.x[stop + 1 :]])
 
@@ -195,24 +221,24 @@ class Points:
         def of(tensor: Tensor) -> Tensor:
             return tensor.index_select(1, index)
 
-        self.x, self._x0, self._at = of(self.x), of(self._x0), of(self._at)
+        self.x, self._m, self._at = of(self.x), of(self._m), of(self._at)
         self._draws = None if self._draws is None else of(self._draws)
         self._x0_prev = None if self._x0_prev is None else self._x0_prev.index_select(0, index)
         self._before = None if self._before is None else (of(self._before[0]), of(self._before[1]), self._before[2])
         self._history = [(of(dx), of(dr)) for dx, dr in self._history]
 
     def _learn(self, nodes: Nodes) -> None:
-        """What the rows say of x0, there and between them."""
+        """The network's output, at the rows and between them."""
         got = self._got[0] if len(self._got) == 1 else torch.cat(self._got)
         self._got.clear()
         if nodes.weights is None:
-            self._x0 = torch.cat([self._x0[: nodes.first], got, self._x0[nodes.last + 1 :]])
+            self._m = torch.cat([self._m[: nodes.first], got, self._m[nodes.last + 1 :]])
         else:
-            expected = self._x0 + self.grid.response * (self.x[:-1] - self._at)
+            expected = self._m + self.grid.response * (self.x[:-1] - self._at)
             surprise = (got - expected.index_select(0, nodes.positions)).flatten(1)
             learnt = (nodes.weights @ surprise).view_as(expected[nodes.first :])
-            self._x0 = torch.cat([expected[: nodes.first], expected[nodes.first :] + learnt])
-            self._x0.index_copy_(0, nodes.positions, got)
+            self._m = torch.cat([expected[: nodes.first], expected[nodes.first :] + learnt])
+            self._m.index_copy_(0, nodes.positions, got)
         self._at = self.x[:-1]
 
     def _added(self, first: int, last: int) -> Tensor | None:
@@ -222,18 +248,29 @@ class Points:
             assert self._draws is not None
             added = self.grid.spread[first:last] * self._draws[first:last]
         if self.grid.momentum is not None:
-            x0 = self._clipped(self._x0[first:last])
-            before = self._x0[first - 1] if first > 0 else x0[0] if self._x0_prev is None else self._x0_prev
-            momentum = self.grid.momentum[first:last] * (x0 - torch.cat([self._clipped(before)[None], x0[:-1]]))
+            x0 = self._x0(max(0, first - 1), last)
+            if first == 0:
+                x0 = torch.cat([x0[:1] if self._x0_prev is None else self._x0_prev[None], x0])
+            momentum = self.grid.momentum[first:last] * x0.diff(dim=0)
             added = momentum if added is None else added + momentum
         return added
 
-    def _clipped(self, x0: Tensor) -> Tensor:
+    def _constrained(self, points: Tensor, first: int) -> Tensor:
+        """The points behind `first` with what holds for every state."""
+        constrain = self._extras.constrain
+        if constrain is None:
+            return points
+        return torch.stack([constrain(each, first + 1 + i, self.samples) for i, each in enumerate(points)])
+
+    def _x0(self, first: int, last: int) -> Tensor:
+        """Predicted at the points from `first` to before `last`."""
+        x0 = self.grid.p[first:last] * self._at[first:last] + self.grid.q[first:last] * self._m[first:last]
         return x0 if self._clip is None else x0.clamp(-self._clip, self._clip)
 
-    def _mixed(self, residual: Tensor, first: int, last: int) -> Tensor:
-        """The points that triangular Anderson acceleration makes of this sweep and those before."""
+    def _mixed(self, points: Tensor, first: int, last: int) -> Tensor:
+        """What triangular Anderson acceleration makes of the points of this sweep and those before."""
         x, window = self.x, slice(first + 1, last + 1)
+        residual = points - x[window]
         whole = torch.cat([torch.zeros_like(x[: first + 1]), residual, torch.zeros_like(x[last + 1 :])])
         if self._before is not None:
             dx, dr = x - self._before[0], whole - self._before[1]
@@ -243,7 +280,14 @@ class Points:
             self._history = [*self._history, (dx, dr)][-self._options.history :]
         self._before = x, whole, last
         if not self._history:
-            return x[window] + residual
+            return points
         dx, dr = (torch.stack([each[window] for each in of_kind]) for of_kind in zip(*self._history, strict=True))
         mixed: Tensor = anderson_mix(x[window], residual, dx, dr, regularisation=self._options.regularisation)
+        # exact if the one before is, to the bit: x + (f - x) would round, and give back nothing where x is not finite
+        mixed[0] = points[0]
         return mixed
+
+
+def _summed_squares(difference: Tensor) -> Tensor:
+    """Over the elements of a state, [points, samples]."""
+    return difference.square().flatten(2).sum(2)

@@ -15,7 +15,7 @@ from ..kernels.affine_scan.prepared import PreparedScan
 from ..methods import FixedPoint
 from ..noise import NoiseTable
 from ..program import Sweeps
-from ..steps import Like
+from ..steps import Like, first_order
 
 # points of which a local polynomial is made: cubic
 LOCAL = 4
@@ -42,15 +42,16 @@ class Grid:
 
     Attributes:
         p, q: x0 = p x + q m.
-        response: by how much the predicted x0 at a point moves with the point.
+        response: by how much the network's output at a point moves with the point.
         input_scale: the network sees input_scale * x; None: x itself.
         momentum: of multistep steps, or None.
         spread: of stochastic steps, or None.
         growth: [N + 1, 1, ...], by how much a method's first guess grows from the starting noise on.
-        scan: the sweep, with x0 in the place of the network's output.
+        scan: the sweep.
         rows: of each wave, the positions of its rows.
         nodes: of each sweep, by the number of its last wave.
         variance: [N] float64, of DDPM's posterior at each step.
+        weight: [N + 1, 1], what a point's movement means for the sample: 1 for the last, less where states are larger.
     """
 
     p: Tensor
@@ -64,6 +65,7 @@ class Grid:
     rows: tuple[Tensor, ...]
     nodes: dict[int, Nodes]
     variance: Tensor
+    weight: Tensor
 
 
 @lru_cache(maxsize=32)
@@ -80,15 +82,16 @@ def grid_of(noise: NoiseTable, program: Sweeps, options: FixedPoint, like: Like,
     return Grid(
         column(noise.p),
         column(noise.q),
-        column(response),
+        column((response - noise.p) / noise.q),
         column(noise.input_scale) if scaled and bool((noise.input_scale != 1).any()) else None,
         None if noise.momentum is None else column(noise.momentum),
         None if noise.spread is None else column(noise.spread),
         column(growth),
         PreparedScan(steps, like.dtype, like.device, like.ndim, noise.clip, options.order),
         tuple(torch.tensor(positions, device=like.device) for positions in program.positions),
-        _nodes(noise, program, like, sparse=options.num_nodes is not None),
+        _nodes(noise, program, like, slides=options.window is not None),
         posterior_variance(noise),
+        _weight(noise).to(like.device, like.dtype)[:, None],
     )
 
 
@@ -119,20 +122,21 @@ def posterior_variance(noise: NoiseTable) -> Tensor:
     return arrives / noise.sigma**2 * (noise.sigma**2 - (noise.alpha / noise.alpha_next) ** 2 * arrives)
 
 
+def _weight(noise: NoiseTable) -> Tensor:
+    """[N + 1] float64: of the last state's standard deviation in those of all, for data of deviation 1."""
+    arrives = noise.alpha_next[-1:] ** 2 + noise.sigma_next[-1:] ** 2
+    level = torch.cat([noise.alpha**2 + noise.sigma**2, arrives]).sqrt()
+    return level[-1] / level
+
+
 def _step(noise: NoiseTable, index: int, c: float) -> Coefficients:
-    """A step from x and the predicted x0; momentum and fresh noise come as the scan's noise."""
-    column = noise.numbers
-    alpha, keep = column["alpha"][index], column["sigma_next"][index] / column["sigma"][index]
-    alpha_next = column["alpha_next"][index]
-    if noise.clip is None:
-        return Coefficients(keep, alpha_next - keep * alpha, c, s=1.0)
-    if noise.clip_epsilon:
-        return Coefficients(keep, 0.0, c, s=1.0, e=alpha_next - keep * alpha, q=1.0)
-    return Coefficients(keep, -keep * alpha, c, s=1.0, e=alpha_next, q=1.0)
+    """A step, its momentum and fresh noise apart: they come as the scan's noise."""
+    a, b, e, _ = first_order(noise, index, index + 1)
+    return Coefficients(a, b, c, 1.0, e, noise.numbers["p"][index], noise.numbers["q"][index])
 
 
-def _nodes(noise: NoiseTable, program: Sweeps, like: Like, *, sparse: bool) -> dict[int, Nodes]:
-    # along the angle x0 is smoother than along the steps or along the log-SNR
+def _nodes(noise: NoiseTable, program: Sweeps, like: Like, *, slides: bool) -> dict[int, Nodes]:
+    # along the angle the output is smoother than along the steps or along the log-SNR
     way = torch.atan2(noise.sigma, noise.alpha)
     if not bool((way.diff() < -1e-9).all()):
         way = -torch.arange(noise.num_steps, dtype=torch.float64)
@@ -140,7 +144,7 @@ def _nodes(noise: NoiseTable, program: Sweeps, like: Like, *, sparse: bool) -> d
     positions: tuple[int, ...] = ()
     for number, wave in enumerate(program):
         positions += program.positions[number]
-        if sparse and not wave.boundaries:  # a part of a wave that was too wide
+        if not (slides or wave.boundaries):  # a part of a wave that was too wide
             continue
         first, last, weights = positions[0], positions[-1], None
         if len(positions) < last + 1 - first:

@@ -1,0 +1,201 @@
+"""Search for the plan that takes least time on this device: every candidate priced by the measured c(rows)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .context import Context
+from .cost import CostCurve
+from .methods import Chords, Collocation, FixedPoint, ParaTAA, options_of
+from .plan import Candidate, Plan, Prediction, Settings, choose
+
+# of the sequential sampler's time: what promises less is within what predictions err by
+WORTH = 0.95
+NODES = (12, 16, 20, 24, 32)
+CORES = (4, 8)
+# sweeps after which a tolerance of half a grey level mostly stops a run, by nodes, and by what factor one more reduces
+# the error: on the digits pipeline, 25 to 200 steps, guidance 1 and 5. Of fewer nodes the samples keep moving a little
+SWEEPS = {16: 10, 20: 9}
+SWEEPS_OF_MANY = 8
+REDUCED_BY_A_SWEEP = 3.0
+HALF_A_GREY_LEVEL = 4e-3
+# by default plans SRDS mostly stops after one iteration, and the slowest sample of a batch often after two
+SRDS_ITERATIONS = 2
+
+
+@dataclass
+class Pricing:
+    """What is known of the costs of one kind of call.
+
+    Attributes:
+        curve: c(rows).
+        context: where they were measured.
+        between: seconds that a run of a plan takes beside the network, asked for where it may decide.
+        known: what `between` has said, by plan.
+        seconds: spent on finding out.
+    """
+
+    curve: CostCurve
+    between: Callable[[Plan], float]
+    context: Context
+    known: dict[Hashable, float] = field(default_factory=dict)
+
+    def of(self, plan: Plan, iteration: int) -> float:
+        """Predicted seconds of a run that ends with an iteration."""
+        return self.network(plan, iteration) + self.beside(plan, iteration)
+
+    def network(self, plan: Plan, iteration: int) -> float:
+        """Those spent in the network."""
+        return self.curve.of(plan.program().widths(iteration))
+
+    def beside(self, plan: Plan, iteration: int) -> float:
+        """Those spent beside it."""
+        ended = fixed_at(plan, iteration)
+        key = ended.signature
+        if key not in self.known:
+            self.known[key] = self.between(ended)
+        return self.known[key]
+
+
+PlanFor = Callable[[int, bool, Callable[[], Pricing] | None], Plan]
+"""(number of steps, whether they add noise, what tells the costs of the call or None) -> the plan of a call."""
+
+
+def fixed_at(plan: Plan, iteration: int) -> Plan:
+    """The plan that runs so many iterations, whatever it finds."""
+    if plan.method == "sequential":
+        return plan
+    return replace(plan, max_iterations=iteration, calibrated=True)
+
+
+def candidates(num_steps: int, settings: Settings, stochastic: bool, *, calibrated: bool = False) -> Iterator[Plan]:
+    """The plans to look at for N steps; sequential is always the first.
+
+    Where steps add noise x0 walks along no smooth curve: fixed-point methods are candidates there only if they are to
+    be calibrated.
+    """
+    yield choose(num_steps, replace(settings, method="sequential", num_blocks=None, max_iterations=None))
+    name, _ = options_of(settings.method)
+    if name != "auto":
+        yield choose(num_steps, settings, stochastic)
+        return
+    if num_steps < 4:
+        return
+    of_srds = replace(settings, method="srds")
+    usual = choose(num_steps, of_srds, stochastic)
+    yield usual
+    if settings.num_blocks is None:
+        for blocks in {round(usual.num_blocks * factor) for factor in (0.5, 0.7, 1.5)} - {usual.num_blocks}:
+            if 2 <= blocks <= num_steps:
+                yield choose(num_steps, replace(of_srds, num_blocks=blocks), stochastic)
+    asked = (settings.num_blocks, settings.max_iterations) != (None, None)
+    specific = asked or settings.coarse_solver != "auto" or not settings.pipelined
+    if specific or usual.bits_only or (stochastic and not calibrated):
+        return
+    for num_nodes in NODES:
+        if num_nodes < num_steps and (calibrated or num_nodes >= min(SWEEPS)):
+            yield choose(num_steps, replace(settings, method=Collocation(num_nodes=num_nodes)))
+    yield choose(num_steps, replace(settings, method=ParaTAA()))
+    if calibrated:  # they have no tolerance to stop by that could be relied on
+        for num_cores in CORES:
+            if num_cores <= num_steps:
+                yield choose(num_steps, replace(settings, method=Chords(num_cores)), stochastic)
+
+
+def plans_of(
+    prediction: Prediction, num_steps: int, settings: Mapping[str, Any], stochastic: bool
+) -> dict[Candidate, Plan]:
+    """The plans behind the candidates of a prediction, each for as many iterations as predicted."""
+    known: dict[str, Plan] = {}
+    for plan in candidates(num_steps, Settings(**settings), stochastic, calibrated=True):
+        for each in prediction.candidates:
+            if plan.short() == each.name or fixed_at(plan, each.iterations).short() == each.name:
+                known[each.name] = fixed_at(plan, each.iterations)
+    return {each: known[each.name] for each in prediction.candidates}
+
+
+def expected_iterations(plan: Plan) -> int:
+    """Iterations that a run is expected to take until its tolerance stops it."""
+    if plan.calibrated or plan.method in ("sequential", "chords") or plan.bits_only:
+        return plan.max_iterations
+    if isinstance(plan.options, FixedPoint):
+        more = math.log(HALF_A_GREY_LEVEL / plan.tolerance) / math.log(REDUCED_BY_A_SWEEP)
+        sweeps = SWEEPS.get(plan.options.num_nodes or 0, SWEEPS_OF_MANY)
+        return max(2, min(plan.max_iterations, sweeps + math.ceil(more)))
+    return min(plan.max_iterations, SRDS_ITERATIONS)
+
+
+def priced(plan: Plan, pricing: Pricing, iteration: int | None = None) -> Candidate:
+    """A plan with what it is predicted to take."""
+    if plan.slides:
+        raise ValueError("how many waves a sliding window takes is found on the way")
+    iteration = expected_iterations(plan) if iteration is None else iteration
+    spent = plan.program().spent(iteration)
+    return Candidate(
+        plan.short(),
+        iteration,
+        spent.waves,
+        spent.rows,
+        spent.peak_rows,
+        pricing.of(plan, iteration),
+        pricing.curve.memory(spent.peak_rows),
+    )
+
+
+def fastest(
+    num_steps: int,
+    settings: Settings,
+    stochastic: bool,
+    pricing: Pricing,
+    iterations: Mapping[Hashable, int] | None = None,
+) -> Plan:
+    """The plan predicted to take least time.
+
+    Args:
+        num_steps: N.
+        settings: what the user asks for.
+        stochastic: whether steps add noise.
+        pricing: measured costs.
+        iterations: by signature of a plan, those that calibration found to be enough; plans without are left out.
+
+    Returns:
+        the plan, its `prediction` filled.
+    """
+    most_rows = pricing.curve.most_rows
+    if most_rows is not None and (settings.max_rows is None or settings.max_rows > most_rows):
+        settings = replace(settings, max_rows=most_rows)
+    plans = list(candidates(num_steps, settings, stochastic, calibrated=iterations is not None))
+    if iterations is not None:
+        enough = {plan.signature: iterations.get(plan.signature) for plan in plans[1:]}
+        plans = [
+            plans[0],
+            *(fixed_at(plan, count) for plan in plans[1:] if (count := enough[plan.signature]) is not None),
+        ]
+    by_network = {plan: pricing.network(plan, expected_iterations(plan)) for plan in plans}
+    limit = by_network[plans[0]] + pricing.beside(plans[0], 1)
+    # what the network alone makes slower than the sequential sampler needs no closer look
+    seen = [plans[0], *sorted((plan for plan in plans[1:] if by_network[plan] < limit), key=by_network.__getitem__)]
+    found = [(priced(plan, pricing), plan) for plan in seen]
+    found.sort(key=lambda pair: pair[0].seconds)
+    sequential = next(candidate for candidate, plan in found if plan.method == "sequential")
+    best, winner = found[0]
+    if winner.method != "sequential" and best.seconds > WORTH * sequential.seconds:
+        best, winner = sequential, plans[0]
+    prediction = _prediction(best, sequential, [candidate for candidate, _ in found], pricing)
+    return replace(winner, prediction=prediction, context=pricing.context)
+
+
+def _prediction(best: Candidate, sequential: Candidate, found: list[Candidate], pricing: Pricing) -> Prediction:
+    curve = pricing.curve
+    growth = curve(curve.rows[-1]) / curve(1)
+    how = f"a call of {curve.rows[-1]} rows takes {growth:.1f} times as long as one of one row ({curve.how})"
+    if best is not sequential:
+        why = f"{sequential.seconds / best.seconds:.2f} times faster than sequential: {how}"
+    elif len(found) > 1:
+        why = f"no other plan is predicted to take less than {WORTH:.0%} of its time: {how}"
+    else:
+        why = f"in the network alone every other plan would take longer: {how}"
+    return Prediction(best, tuple(found), why, curve)

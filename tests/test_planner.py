@@ -1,0 +1,329 @@
+"""The planner: measured costs, the search over plans, what is saved, and what a call does with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import GaussianMixture, noise, scheduler
+
+import srds_fast
+from srds_fast.calibration import needed
+from srds_fast.context import Context
+from srds_fast.cost import CostCurve
+from srds_fast.methods import Chords, Collocation, ParaDiGMS, ParaTAA
+from srds_fast.plan import Settings, choose
+from srds_fast.search import Pricing, candidates, expected_iterations, fastest, fixed_at, plans_of
+
+HERE = Context("a device", "2.0", "0.1", None, "steps")
+FREE = CostCurve((1, 32), (1e-3, 1e-3))
+LINEAR = CostCurve((1, 32), (1e-3, 32e-3))
+
+
+def pricing(curve: CostCurve, beside: float = 0.0) -> Pricing:
+    return Pricing(curve, lambda plan: beside, HERE)
+
+
+curves = st.lists(st.tuples(st.integers(1, 64), st.floats(1e-6, 1.0)), min_size=1, max_size=6, unique_by=lambda x: x[0])
+
+
+@given(curves, st.integers(1, 100), st.integers(1, 100))
+def test_more_rows_never_cost_less(points: list[tuple[int, float]], one: int, other: int) -> None:
+    points.sort()
+    curve = CostCurve(tuple(rows for rows, _ in points), tuple(seconds for _, seconds in points))
+    few, many = sorted((one, other))
+    assert 0 < curve(few) <= curve(many)
+    for rows, seconds in points:
+        assert curve(rows) >= seconds * (1 - 1e-12)
+
+
+def test_a_curve_is_exact_where_it_was_measured_and_straight_between() -> None:
+    curve = CostCurve((1, 4, 8), (1.0, 2.0, 4.0))
+    assert [curve(rows) for rows in (1, 4, 6, 8, 16)] == [1.0, 2.0, 3.0, 4.0, 8.0]
+
+
+@given(curves, st.integers(1, 8), st.integers(1, 64))
+def test_several_devices_share_the_rows_of_a_call(points: list[tuple[int, float]], devices: int, rows: int) -> None:
+    points.sort()
+    curve = CostCurve(tuple(rows for rows, _ in points), tuple(seconds for _, seconds in points))
+    shared = curve.shared(devices, gather=0.25)
+    per_device = -(-rows // devices)
+    assert shared(rows) == pytest.approx(curve(per_device) + (0.25 if devices > 1 else 0.0))
+
+
+@pytest.mark.parametrize(
+    "broken", [((), ()), ((1, 1), (1.0, 1.0)), ((1,), (float("nan"),)), ((2, 1), (1.0, 1.0)), ((1,), (1.0, 2.0))]
+)
+def test_a_broken_curve_is_refused(broken: tuple[Any, Any]) -> None:
+    with pytest.raises(srds_fast.InvalidArgument):
+        CostCurve(*broken)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 25, 100, 400])
+@pytest.mark.parametrize("curve", [FREE, LINEAR], ids=["free rows", "linear"])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_the_choice_is_never_predicted_slower_than_sequential(steps: int, curve: CostCurve, stochastic: bool) -> None:
+    priced = pricing(curve)
+    plan = fastest(steps, Settings(), stochastic, priced)
+    assert plan.prediction is not None
+    by_name = {each.name: each for each in plan.prediction.candidates}
+    assert plan.prediction.chosen.seconds <= by_name["sequential"].seconds == pytest.approx(steps * 1e-3)
+    assert plan.prediction.chosen.name == plan.short()
+    assert list(by_name.values()) == sorted(by_name.values(), key=lambda each: each.seconds)
+    spent = plan.program().spent(plan.prediction.chosen.iterations)
+    assert (spent.waves, spent.rows, spent.peak_rows) == (
+        plan.prediction.chosen.waves,
+        plan.prediction.chosen.rows,
+        plan.prediction.chosen.peak_rows,
+    )
+
+
+def test_rows_for_nothing_give_the_fewest_waves_and_costly_rows_the_sequential_sampler() -> None:
+    free, costly = (fastest(50, Settings(), False, pricing(curve)) for curve in (FREE, LINEAR))
+    assert free.prediction is not None
+    assert free.prediction.chosen.waves == min(each.waves for each in free.prediction.candidates)
+    assert free.prediction.chosen.waves < 50 / 4
+    assert costly.method == "sequential"
+    assert costly.prediction is not None
+    assert "take longer" in costly.prediction.why
+
+
+def test_what_runs_beside_the_network_is_weighed() -> None:
+    """Where every wave loses as much as the network takes, few waves of many rows win nothing."""
+    settings, curve = Settings(), FREE
+    slow = Pricing(curve, lambda plan: 0.0 if plan.method == "sequential" else 1.0, HERE)
+    assert fastest(50, settings, False, slow).method == "sequential"
+
+
+def test_memory_bounds_the_width_of_waves() -> None:
+    bounded = dataclasses.replace(FREE, most_rows=8)
+    plan = fastest(100, Settings(), False, pricing(bounded))
+    assert plan.program().peak_rows <= 8
+    assert plan.prediction is not None
+    assert all(each.peak_rows <= 8 for each in plan.prediction.candidates)
+
+
+def test_settings_narrow_the_search() -> None:
+    def methods(**settings: Any) -> set[str]:
+        return {plan.method for plan in candidates(50, Settings(**settings), stochastic=False)}
+
+    assert methods() == {"sequential", "srds", "collocation", "parataa"}
+    for asked in ({"num_blocks": 7}, {"coarse_solver": "ddim"}, {"max_iterations": 2}, {"exact": True}):
+        assert methods(**asked) == {"sequential", "srds"}
+    assert methods(method="parataa") == {"sequential", "parataa"}
+    assert {plan.method for plan in candidates(50, Settings(), stochastic=True)} == {"sequential", "srds"}
+
+
+@pytest.mark.parametrize("tolerance", [4e-2, 4e-3, 4e-4, 0.0])
+def test_a_tighter_tolerance_is_expected_to_take_no_fewer_iterations(tolerance: float) -> None:
+    for plan in candidates(50, Settings(tolerance=tolerance), stochastic=False):
+        tighter = dataclasses.replace(plan, tolerance=tolerance / 10)
+        assert 0 <= expected_iterations(plan) <= expected_iterations(tighter) <= plan.max_iterations
+
+
+def test_the_iterations_needed_are_those_after_which_all_stay_within_the_tolerance() -> None:
+    reference = torch.zeros(4, 3)
+    errors = [0.5, 0.05, 0.2, 0.05, 0.01]
+    outputs = [(number, torch.full((4, 3), error)) for number, error in enumerate(errors, start=1)]
+    assert needed(outputs, reference, 0.1, 1.0) == 4
+    assert needed(outputs, reference, 0.3, 1.0) == 2
+    assert needed(outputs, reference, 0.001, 1.0) is None
+    one_off = torch.zeros(4, 3)
+    one_off[0] = 1.0
+    assert needed([(1, one_off)], reference, 0.1, 0.75) == 1
+    assert needed([(1, one_off)], reference, 0.1, 0.95) is None
+
+
+METHODS = ["sequential", "srds", Collocation(12), ParaTAA.published(), ParaDiGMS(), Chords(3), Chords(2, (0, 5))]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_plans_come_back_from_json(method: Any, tmp_path: Path) -> None:
+    plan = choose(20, Settings(method=method))
+    if not plan.slides:
+        plan = fastest(20, Settings(method=method), False, pricing(FREE))
+    plan.save(tmp_path / "plan.json")
+    found = srds_fast.Plan.load(tmp_path / "plan.json")
+    assert found == plan
+    assert (found.prediction, found.context) == (plan.prediction, plan.context)
+    assert str(found) == str(plan)
+    assert found.program() == plan.program()
+
+
+@pytest.mark.parametrize("change", [{"method": "magic"}, {"options": {"num_nodes": 3}}, {"options": None}])
+def test_a_plan_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    choose(20, Settings(method="collocation")).save(file)
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(srds_fast.PlanMismatch):
+        srds_fast.Plan.load(file)
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Context)])
+def test_a_plan_made_elsewhere_names_what_differs(field: str) -> None:
+    here = dataclasses.replace(HERE, network="a network")
+    here.check(here)
+    with pytest.raises(srds_fast.PlanMismatch, match=f"another {field}"):
+        dataclasses.replace(here, **{field: "else"}).check(here)
+    dataclasses.replace(here, network=None).check(here)
+
+
+MIXTURE = GaussianMixture.random()
+
+
+def test_sample_with_an_auto_plan_says_what_it_predicted_and_what_it_took() -> None:
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return MIXTURE(x, t)
+
+    x = noise(1, 64)
+    first, second = (srds_fast.sample(denoiser, x, scheduler(), 50, method="auto").report for _ in range(2))
+    assert first.predicted_seconds is not None
+    assert first.network_seconds is not None
+    assert first.plan_reason is not None
+    assert first.plan_reason in str(first)
+    assert second.planning_seconds < first.planning_seconds  # costs are known by then
+    assert second.predicted_seconds == first.predicted_seconds
+
+
+def test_what_was_measured_keeps_nothing_alive() -> None:
+    import gc
+    import weakref
+
+    class Denoiser:
+        def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return MIXTURE(x, t)
+
+    denoiser = Denoiser()
+    srds_fast.sample(denoiser, noise(1, 64), scheduler(), 12, method="auto")
+    alive = weakref.ref(denoiser)
+    del denoiser
+    gc.collect()
+    assert alive() is None
+
+
+def test_where_a_chosen_method_does_not_settle_the_steps_are_taken_one_by_one() -> None:
+    """c_i = 1 on a steep problem: Picard iteration blows up before the exact prefix has come far."""
+
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return -30 * x
+
+    x = noise(2, 8)
+    expected = srds_fast.sample(denoiser, x, scheduler(), 60, method="sequential")
+    picard = Settings(method=ParaTAA(data_std=None, history=0), tolerance=1e-9)
+    with pytest.raises(srds_fast.DivergenceError):
+        srds_fast.sample(denoiser, x, scheduler(), 60, plan=choose(60, picard))
+    chosen = dataclasses.replace(choose(60, picard), prediction=fastest(60, picard, False, pricing(FREE)).prediction)
+    found = srds_fast.sample(denoiser, x, scheduler(), 60, plan=chosen)
+    assert found.report.fallback_reason is not None
+    assert "one after another" in found.report.fallback_reason
+    assert found.report.waves > 60
+    torch.testing.assert_close(found.sample, expected.sample, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    pipe = tiny.stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def seeded(seed: int = 0) -> dict[str, Any]:
+    return {"generator": torch.Generator().manual_seed(seed), "output_type": "latent"}
+
+
+def test_an_auto_call_of_a_pipeline_measures_once_and_equals_stock(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe)
+    state = torch.get_rng_state()
+    plan = fast.plan_for("a cat", num_inference_steps=20, measure=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert fast.report is None
+    assert plan.prediction is not None
+    found = fast("a cat", num_inference_steps=20, **seeded()).images
+    assert fast.report.planning_seconds < 0.5 * sum(plan.prediction.curve.seconds)
+    assert fast.report.method == plan.method
+    expected = pipe("a cat", num_inference_steps=20, **seeded()).images
+    assert float((found - expected).abs().mean()) < 4e-3
+    assert plans_of(plan.prediction, 20, {}, stochastic=False).keys() == set(plan.prediction.candidates)
+
+
+def _calibrated(fast: Any, curve: CostCurve, **settings: Any) -> Iterator[srds_fast.Plan]:
+    """Calibrated as if calls cost what the curve says."""
+    plan = fast.plan_for("a cat", num_inference_steps=20, measure=True)
+    assert plan.prediction is not None
+    costs = fast._srds.costs
+    for key, (_, known) in list(costs._kept.items()):
+        costs._kept[key] = curve, known
+    yield fast.calibrate(["a cat", "a dog"], num_inference_steps=20, num_samples=2, **settings)
+
+
+def test_calibration_fixes_the_iterations_that_keep_the_tolerance(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe)
+    (plan,) = _calibrated(fast, CostCurve((1, 32), (1.0, 1.0)))
+    assert plan.calibrated
+    assert plan.method != "sequential"
+    sequential = srds_fast.compile(pipe, method="sequential")
+    waves = set()
+    for seed, prompt in enumerate(["a cat", "a dog"]):
+        found = fast(prompt, num_inference_steps=20, **seeded(seed)).images
+        expected = sequential(prompt, num_inference_steps=20, **seeded(seed)).images
+        assert float((found - expected).abs().mean()) <= 4e-3
+        assert fast.report.converged == [True]
+        waves.add(fast.report.waves)
+    assert waves == {plan.program().spent(plan.max_iterations).waves}
+    assert fixed_at(plan, plan.max_iterations) == plan
+
+
+def test_calibration_chooses_the_sequential_sampler_where_rows_are_dear(pipe: Any) -> None:
+    (plan,) = _calibrated(srds_fast.compile(pipe), CostCurve((1, 32), (1.0, 32.0)))
+    assert plan.method == "sequential"
+
+
+def test_a_call_that_is_driven_cannot_be_calibrated(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe)
+    with pytest.raises(srds_fast.InvalidArgument, match="driven"):
+        fast.calibrate(["a cat"], num_inference_steps=8, callback_on_step_end=lambda p, i, t, kwargs: kwargs)
+
+
+@pytest.mark.parametrize("wrong", [{"num_samples": 0}, {"quantile": 0.0}, {"quantile": 1.5}, {"generator": 3}])
+def test_wrong_calibrations_are_refused(pipe: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(srds_fast.InvalidArgument):
+        srds_fast.compile(pipe).calibrate(["a cat"], num_inference_steps=8, **wrong)
+
+
+def test_a_call_with_a_plan_made_elsewhere_is_refused(pipe: Any) -> None:
+    plan = srds_fast.compile(pipe).plan_for("a cat", num_inference_steps=20, measure=True)
+    assert plan.context is not None
+    elsewhere = dataclasses.replace(plan, context=dataclasses.replace(plan.context, network="another"))
+    with pytest.raises(srds_fast.PlanMismatch, match="another network"):
+        srds_fast.compile(pipe, plan=elsewhere)("a cat", num_inference_steps=20)
+    srds_fast.compile(pipe, plan=plan)("a cat", num_inference_steps=20)
+
+
+def test_a_warm_start_takes_fewer_waves_to_the_same_sample(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe, method="collocation")
+    cold = fast("a cat", num_inference_steps=40, **seeded()).images
+    assert fast.trajectory is None
+    waves = fast.report.waves
+    kept = fast("a cat", num_inference_steps=40, keep_trajectory=True, **seeded()).images
+    torch.testing.assert_close(kept, cold, rtol=0, atol=0)
+    trajectory = fast.trajectory
+    assert trajectory.shape == (41, *cold.shape)
+    torch.testing.assert_close(trajectory[-1], cold)
+    warm = fast("a cat", num_inference_steps=40, warm_start=trajectory, **seeded()).images
+    assert fast.report.waves < waves
+    assert float((warm - cold).abs().mean()) < 8e-3
+
+
+@pytest.mark.parametrize("method", ["srds", "sequential", "collocation"])
+def test_a_warm_start_that_cannot_be_used_is_refused(pipe: Any, method: str) -> None:
+    fast = srds_fast.compile(pipe, method=method)
+    with pytest.raises(srds_fast.InvalidArgument, match="warm_start"):
+        fast("a cat", num_inference_steps=9, warm_start=torch.zeros(3, 1, 4, 8, 8))

@@ -31,7 +31,7 @@ from .pricing import Costs
 from .program import Program
 from .report import Report
 from .run import Observer
-from .search import Pricing, fastest
+from .search import Pricing, usual
 from .spares import Spares
 
 logger = logging.getLogger("srds_fast")
@@ -86,7 +86,7 @@ class State:
             if calibrated is not None:
                 return calibrated
             if self.settings.method == "auto" and pricing is not None:
-                return fastest(num_steps, self.settings, stochastic, pricing())
+                return usual(num_steps, self.settings, stochastic, pricing())
             return choose(num_steps, self.settings, stochastic)
         if self.plan.num_inference_steps != num_steps:
             raise PlanMismatch(

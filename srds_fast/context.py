@@ -6,6 +6,7 @@ import hashlib
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -47,14 +48,18 @@ def context_of(device: torch.device, noise: NoiseTable, networks: Sequence[nn.Mo
     """The context of calls with these steps and networks on a device."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {threads()}"
     network = "-".join(map(_digest_of, networks)) or None
-    numbers = [noise.timesteps.tolist(), sorted(noise.numbers.items()), noise.clip, noise.clip_epsilon]
-    return Context(name, torch.__version__, __version__, network, _digest(repr(numbers)))
+    return Context(name, torch.__version__, __version__, network, _digest_of_steps(noise))
 
 
 def threads() -> str:
     """How many threads of the CPU torch uses, in words."""
     number = torch.get_num_threads()
     return f"{number} thread{'' if number == 1 else 's'}"
+
+
+@lru_cache(maxsize=64)
+def _digest_of_steps(noise: NoiseTable) -> str:
+    return _digest(repr([noise.timesteps.tolist(), sorted(noise.numbers.items()), noise.clip, noise.clip_epsilon]))
 
 
 def _digest_of(network: nn.Module) -> str:

@@ -333,6 +333,8 @@ def choose(num_steps: int, settings: Settings, stochastic: bool = False) -> Plan
                 f"Pass at most {num_steps}, or leave it out."
             )
         most = blocks
+    elif isinstance(options, Collocation):
+        options = options.with_nodes(0.0 if settings.exact else settings.tolerance)
     elif isinstance(options, Chords):
         starts = options.starts
         if starts is not None and starts[-1] >= num_steps:

@@ -17,31 +17,28 @@ from .noise import NoiseTable
 from .plan import Plan
 from .program import Program, of_widths
 from .run import Run
-from .search import Pricing
+from .search import Known, Pricing
 from .solvers.core import Extras
 
 MOST_KEPT = 64
 
 
 class Costs:
-    """Costs by kind of call, the least recently used given up first. May be used from several threads.
-
-    What is kept are numbers: no network, no tensor is kept alive by them.
-    """
+    """Costs by kind of call, the least recently used given up first. May be used from several threads."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, tuple[CostCurve, dict[Hashable, float]]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Known] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, key: Hashable, make: Callable[[], CostCurve]) -> tuple[CostCurve, dict[Hashable, float]]:
-        """The curve of a kind, measured now if it has not been, and what plans were found to take beside it."""
+    def of(self, key: Hashable, make: Callable[[], CostCurve]) -> Known:
+        """Those of a kind, its curve measured now if it has not been."""
         key = key, torch.get_num_threads()
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
                 self._kept.move_to_end(key)
                 return found
-        made: tuple[CostCurve, dict[Hashable, float]] = make(), {}
+        made = Known(make())
         with self._lock:
             self._kept[key] = made
             while len(self._kept) > MOST_KEPT:
@@ -78,10 +75,10 @@ def price(
         return measure(evaluator, of_widths(noise.num_steps, WIDTHS), state, extras.network, replayed=replayed)
 
     def between(plan: Plan) -> float:
-        if found.how == "replayed":
+        if known.curve.how == "replayed":
             return 0.0
         return between_calls(Run(plan, state, noise, "dry run", extras).next, dtype)
 
     key = key, state.shape, state.device, extras.network, dtype, replayed
-    found, known = costs.of(key, curve)
-    return Pricing(found, between, context_of(state.device, noise, networks), known)
+    known = costs.of(key, curve)
+    return Pricing(known, between, context_of(state.device, noise, networks))

@@ -289,9 +289,11 @@ class Sweeps(Program):
 
     @cached_property
     def final_steps(self) -> tuple[int, ...]:
-        """As of `Program`: those before the first row of the next wave."""
-        starts = [self.waves[number].rows[0].position for number in range(1, len(self.waves))]
-        return (*starts, self.num_steps)
+        """As of `Program`: those before the first row of the next sweep, or of the one that a wave is a part of."""
+        starts: dict[int, int] = {}
+        for wave in self.waves:
+            starts.setdefault(wave.rows[0].iteration, wave.rows[0].position)
+        return (*(starts[wave.rows[0].iteration] for wave in self.waves[1:]), self.num_steps)
 
 
 # the last points of a grid lie far apart in log-SNR, and the network's output bends most there

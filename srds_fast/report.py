@@ -26,7 +26,8 @@ class Report:
         iterations: iterations run, the most of any sample; iterations_per_sample: of each sample.
         waves: batched network calls; rows: evaluations at one (x, t), whatever the batch; peak_rows: widest wave.
         evaluations: rows times the samples that were still running then.
-        change: per iteration from 1 on, per sample: mean |x^p - x^(p-1)|, None where the sample had finished before.
+        change: per iteration from 1 on, per sample: mean |x^p - x^(p-1)|, see `Checkpoint`, None where the sample had
+            finished before.
         converged: per sample: stopped by the tolerance, or exact.
         seconds: from the first to the last wave, network included.
         predicted_seconds: the plan's prediction, None where nothing was measured.

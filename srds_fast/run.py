@@ -9,14 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from .chords_program import Cores
-from .convergence import (
-    FIRST_CONTRACTION,
-    FIRST_CONTRACTION_UNCALIBRATED,
-    NO_CONTRACTION_YET,
-    SLOWEST_CONTRACTION_OF_SWEEPS,
-    Diverged,
-    Monitor,
-)
+from .convergence import SRDS, SRDS_UNCALIBRATED, SWEEPS, Diverged, Monitor
 from .errors import CaptureFailed, DivergenceError
 from .kernels.dispatch import implementation
 from .methods import FixedPoint, to_dict
@@ -113,10 +106,10 @@ class Run:
         report: Report | None = None,
     ) -> None:
         calibrated = noise.momentum is None and noise.spread is None
-        contractions: tuple[float, ...] = (FIRST_CONTRACTION if calibrated else FIRST_CONTRACTION_UNCALIBRATED,)
+        contraction = SRDS if calibrated else SRDS_UNCALIBRATED
         if isinstance(plan.options, FixedPoint):
-            contractions = NO_CONTRACTION_YET, SLOWEST_CONTRACTION_OF_SWEEPS
-        self._monitor = Monitor(len(x), plan.tolerance, plan.bits_only, *contractions)
+            contraction = SWEEPS
+        self._monitor = Monitor(len(x), plan.tolerance, plan.bits_only, contraction)
         self._observer = observer
         self.plan = plan
         self.program = plan.program()

@@ -31,7 +31,7 @@ from .pricing import Costs, price
 from .program import Program
 from .report import Report
 from .run import Observer, Run, core_of, counted_waves_of, step_by_step
-from .search import Pricing, fastest
+from .search import Pricing, usual
 from .solvers.core import Core, Evaluate, Extras, Trajectory
 from .solvers.waves import CountedWaves
 
@@ -246,7 +246,7 @@ def _plan(
     if settings.method != "auto" or noise.num_steps == 1:
         return choose(noise.num_steps, settings, stochastic)
 
-    return fastest(
+    return usual(
         noise.num_steps, settings, stochastic, _pricing(denoiser, noise, state, extras, cond, replayed=replayed)
     )
 

@@ -9,39 +9,57 @@ from typing import Any
 
 from .context import Context
 from .cost import CostCurve
-from .methods import Chords, Collocation, FixedPoint, ParaTAA, options_of
+from .methods import HALF_A_GREY_LEVEL, Chords, Collocation, FixedPoint, ParaTAA, options_of
 from .plan import Candidate, Plan, Prediction, Settings, choose
+from .program import FEWEST_NODES
 
 # of the sequential sampler's time: what promises less is within what predictions err by
 WORTH = 0.95
-NODES = (12, 16, 20, 24, 32)
+# nodes of collocation, as shares of those that the tolerance asks for; the fewest only where they are calibrated
+SHARES = (0.5, 0.67, 0.83, 1.0, 1.33)
+SHARE_TO_RELY_ON = 0.83
 CORES = (4, 8)
-# sweeps after which a tolerance of half a grey level mostly stops a run, by nodes, and by what factor one more reduces
-# the error: on the digits pipeline, 25 to 200 steps, guidance 1 and 5. Of fewer nodes the samples keep moving a little
-SWEEPS = {16: 10, 20: 9}
-SWEEPS_OF_MANY = 8
+# sweeps after which a tolerance of half a grey level mostly stops a run, and by what factor one more reduces the error:
+# on the digits pipeline, 25 to 200 steps, guidance 1 and 5
+SWEEPS = 8
 REDUCED_BY_A_SWEEP = 3.0
-HALF_A_GREY_LEVEL = 4e-3
 # by default plans SRDS mostly stops after one iteration, and the slowest sample of a batch often after two
 SRDS_ITERATIONS = 2
 
 
-@dataclass
-class Pricing:
-    """What is known of the costs of one kind of call.
+@dataclass(frozen=True)
+class Known:
+    """What was found out of one kind of call, in numbers: no network, no tensor is kept alive by it.
 
     Attributes:
         curve: c(rows).
-        context: where they were measured.
-        between: seconds that a run of a plan takes beside the network, asked for where it may decide.
-        known: what `between` has said, by plan.
-        seconds: spent on finding out.
+        beside: seconds that runs take beside the network, by plan.
+        plans: chosen before, by what was asked for.
     """
 
     curve: CostCurve
+    beside: dict[Hashable, float] = field(default_factory=dict)
+    plans: dict[Hashable, Plan] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """What a kind of call costs.
+
+    Attributes:
+        known: what was found out.
+        context: where they were measured.
+        between: seconds that a run of a plan takes beside the network, asked for where it may decide.
+    """
+
+    known: Known
     between: Callable[[Plan], float]
     context: Context
-    known: dict[Hashable, float] = field(default_factory=dict)
+
+    @property
+    def curve(self) -> CostCurve:
+        """c(rows)."""
+        return self.known.curve
 
     def of(self, plan: Plan, iteration: int) -> float:
         """Predicted seconds of a run that ends with an iteration."""
@@ -55,9 +73,9 @@ class Pricing:
         """Those spent beside it."""
         ended = fixed_at(plan, iteration)
         key = ended.signature
-        if key not in self.known:
-            self.known[key] = self.between(ended)
-        return self.known[key]
+        if key not in self.known.beside:
+            self.known.beside[key] = self.between(ended)
+        return self.known.beside[key]
 
 
 PlanFor = Callable[[int, bool, Callable[[], Pricing] | None], Plan]
@@ -95,8 +113,11 @@ def candidates(num_steps: int, settings: Settings, stochastic: bool, *, calibrat
     specific = asked or settings.coarse_solver != "auto" or not settings.pipelined
     if specific or usual.bits_only or (stochastic and not calibrated):
         return
-    for num_nodes in NODES:
-        if num_nodes < num_steps and (calibrated or num_nodes >= min(SWEEPS)):
+    usual_nodes = Collocation().with_nodes(settings.tolerance).num_nodes
+    assert usual_nodes is not None
+    for share in SHARES:
+        num_nodes = max(FEWEST_NODES, round(share * usual_nodes))
+        if num_nodes < num_steps and (calibrated or share >= SHARE_TO_RELY_ON):
             yield choose(num_steps, replace(settings, method=Collocation(num_nodes=num_nodes)))
     yield choose(num_steps, replace(settings, method=ParaTAA()))
     if calibrated:  # they have no tolerance to stop by that could be relied on
@@ -123,8 +144,7 @@ def expected_iterations(plan: Plan) -> int:
         return plan.max_iterations
     if isinstance(plan.options, FixedPoint):
         more = math.log(HALF_A_GREY_LEVEL / plan.tolerance) / math.log(REDUCED_BY_A_SWEEP)
-        sweeps = SWEEPS.get(plan.options.num_nodes or 0, SWEEPS_OF_MANY)
-        return max(2, min(plan.max_iterations, sweeps + math.ceil(more)))
+        return max(3, min(plan.max_iterations, SWEEPS + math.ceil(more)))
     return min(plan.max_iterations, SRDS_ITERATIONS)
 
 
@@ -143,6 +163,15 @@ def priced(plan: Plan, pricing: Pricing, iteration: int | None = None) -> Candid
         pricing.of(plan, iteration),
         pricing.curve.memory(spent.peak_rows),
     )
+
+
+def usual(num_steps: int, settings: Settings, stochastic: bool, pricing: Pricing) -> Plan:
+    """The fastest plan, chosen once for each number of steps."""
+    key = num_steps, settings, stochastic, pricing.context
+    plans = pricing.known.plans
+    if key not in plans:
+        plans[key] = fastest(num_steps, settings, stochastic, pricing)
+    return plans[key]
 
 
 def fastest(

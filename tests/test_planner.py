@@ -21,7 +21,7 @@ from srds_fast.context import Context
 from srds_fast.cost import CostCurve
 from srds_fast.methods import Chords, Collocation, ParaDiGMS, ParaTAA
 from srds_fast.plan import Settings, choose
-from srds_fast.search import Pricing, candidates, expected_iterations, fastest, fixed_at, plans_of
+from srds_fast.search import Known, Pricing, candidates, expected_iterations, fastest, fixed_at, plans_of
 
 HERE = Context("a device", "2.0", "0.1", None, "steps")
 FREE = CostCurve((1, 32), (1e-3, 1e-3))
@@ -29,7 +29,7 @@ LINEAR = CostCurve((1, 32), (1e-3, 32e-3))
 
 
 def pricing(curve: CostCurve, beside: float = 0.0) -> Pricing:
-    return Pricing(curve, lambda plan: beside, HERE)
+    return Pricing(Known(curve), lambda plan: beside, HERE)
 
 
 curves = st.lists(st.tuples(st.integers(1, 64), st.floats(1e-6, 1.0)), min_size=1, max_size=6, unique_by=lambda x: x[0])
@@ -99,7 +99,7 @@ def test_rows_for_nothing_give_the_fewest_waves_and_costly_rows_the_sequential_s
 def test_what_runs_beside_the_network_is_weighed() -> None:
     """Where every wave loses as much as the network takes, few waves of many rows win nothing."""
     settings, curve = Settings(), FREE
-    slow = Pricing(curve, lambda plan: 0.0 if plan.method == "sequential" else 1.0, HERE)
+    slow = Pricing(Known(curve), lambda plan: 0.0 if plan.method == "sequential" else 1.0, HERE)
     assert fastest(50, settings, False, slow).method == "sequential"
 
 
@@ -259,8 +259,8 @@ def _calibrated(fast: Any, curve: CostCurve, **settings: Any) -> Iterator[srds_f
     plan = fast.plan_for("a cat", num_inference_steps=20, measure=True)
     assert plan.prediction is not None
     costs = fast._srds.costs
-    for key, (_, known) in list(costs._kept.items()):
-        costs._kept[key] = curve, known
+    for key in list(costs._kept):
+        costs._kept[key] = Known(curve)
     yield fast.calibrate(["a cat", "a dog"], num_inference_steps=20, num_samples=2, **settings)
 
 

@@ -140,7 +140,7 @@ def test_conditioning_follows_its_sample_after_others_have_left() -> None:
     x = noise(4, 64)
     probe = sample(MIXTURE, x, scheduler(), 60, cond={"shift": shift}, tolerance=0.0, max_iterations=1).report
     # a tolerance that lets some samples go after the first iteration, not all
-    tolerance = estimated_error(sorted(probe.change[0])[2], None)
+    tolerance = estimated_error([sorted(probe.change[0])[2]])
     together = sample(MIXTURE, x, scheduler(), 60, cond={"shift": shift}, tolerance=tolerance)
     assert sorted(together.report.iterations_per_sample) == [1, 1, 1, 2]
     assert together.report.evaluations < 4 * together.report.rows

@@ -165,10 +165,11 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--methods",
         type=_names,
-        default=["sequential", "paper", "srds"],
+        default=["sequential", "paper", "srds", "collocation"],
         metavar="NAME,...",
-        help="sequential; paper: ddim jumps, sqrt(N) blocks; srds: our defaults; exact: run until it is the sequential "
-        "result, ten times the rows at 100 steps (the first three)",
+        help="sequential; paper: SRDS as published; srds and collocation: our defaults; parataa; paradigms; chords; "
+        "auto: the fastest here; exact: srds until it is the sequential result, ten times the rows at 100 steps "
+        "(the first four)",
     )
     compare.add_argument(
         "--calls", type=_positive, default=2, metavar="R", help="of each method; the fastest counts (2)"

@@ -172,9 +172,7 @@ def about_difference(images: int) -> str:
 
 
 def _line(table: Table, entry: Entry) -> str:
-    blocks = iterations = None
-    if entry.blocks:
-        blocks, iterations = entry.blocks, entry.iterations
+    blocks, iterations = entry.blocks or None, entry.iterations or None
     counts = entry.waves, entry.rows, entry.peak_rows
     times = f"{entry.ratio:.2f}", f"{entry.seconds:.3f}"
     return table.line(entry.steps, entry.method, blocks, iterations, *counts, *grey(entry.difference), *times)

@@ -143,6 +143,13 @@ CONTESTANTS = {
         lambda steps: {"method": "srds", "coarse_solver": "ddim", "num_blocks": max(1, round(math.sqrt(steps)))},
     ),
     "srds": Contestant("SRDS with our defaults: 2m jumps, more blocks", lambda steps: {"method": "srds"}),
+    "collocation": Contestant(
+        "all points refined at once, few nodes evaluated a wave", lambda steps: {"method": "collocation"}
+    ),
+    "parataa": Contestant("all points refined and evaluated at once", lambda steps: {"method": "parataa"}),
+    "paradigms": Contestant("Picard iteration on a sliding window of 10", lambda steps: {"method": "paradigms"}),
+    "chords": Contestant("four cores that begin further and further along", lambda steps: {"method": "chords"}),
+    "auto": Contestant("the plan predicted to be the fastest here", lambda steps: {"method": "auto"}),
     "exact": Contestant(
         "the same, run until it is the sequential result", lambda steps: {"method": "srds", "exact": True}
     ),
@@ -215,7 +222,7 @@ def _entry(name: str, calls: Sequence[Call], reference: Tensor, baseline: Second
         method=name,
         blocks=report.num_blocks,
         coarse_solver=report.coarse_solver,
-        iterations=report.iterations if report.method == "srds" else 0,
+        iterations=report.iterations,
         waves=report.waves,
         rows=report.rows,
         peak_rows=report.peak_rows,

@@ -18,10 +18,11 @@ from .graph import Evaluator
 from .recorder import recorder
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32)
-# a call longer than this is timed once, shorter ones until they have taken so long together, or so often
-ENOUGH_SECONDS = 0.03
-MOST_CALLS = 15
-# where one more row costs this share of a call of one row, wider calls cost in proportion to their rows
+# calls shorter than this are timed in rounds over all widths, so that a busy moment meets them alike; longer ones once
+SHORT = 0.05
+ROUNDS = 5
+ENOUGH_SECONDS = 0.5
+# a long call that costs this share of a short one for every row more: wider ones cost in proportion to their rows
 SATURATED = 0.75
 
 
@@ -36,7 +37,7 @@ def measure(
 ) -> CostCurve:
     """The curve of a network for batches like x.
 
-    Narrow calls come first. Once a row more costs about as much as a call of one row, wider calls are not made.
+    Narrow calls come first. Of long calls no wider ones are made once a row more costs about as much as the first.
 
     Args:
         evaluator: makes what runs the waves of a program.
@@ -46,70 +47,93 @@ def measure(
         replayed: time recordings of the calls; where a call cannot be recorded, all are timed as Python makes them.
     """
     evaluate = evaluator(program)
-    found: list[tuple[int, float, int | None]] = []
+    calls: list[_Call] = []
     most_rows: int | None = None
-    how = "replayed" if replayed else "eager"
-    saturated = 0
     for number, positions in enumerate(program.positions):
         given = network.empty(len(positions), x)
-        given.copy_(x.expand_as(given))
+        given.unflatten(0, (network.branches, -1)).copy_(x)
         wave = Evaluate(given, positions, tuple(range(len(x))), number)
         try:
-            if how == "replayed":
-                try:
-                    seconds, nbytes = _timed(_recorded(evaluate, wave, x.device), x.device)
-                except CaptureFailed:
-                    how, found = "eager", []
-                    return measure(evaluator, program, x, network)
-            else:
-                seconds, nbytes = _timed(lambda wave=wave: evaluate(wave), x.device)  # type: ignore[misc]
+            calls.append(_Call(evaluate, wave, x.device, replayed))
+        except CaptureFailed:
+            return measure(evaluator, program, x, network)
         except torch.OutOfMemoryError:
-            if not found:
+            if not calls:
                 raise
-            most_rows = found[-1][0]
+            most_rows = calls[-1].rows
             break
-        found.append((len(positions), seconds, nbytes))
-        if len(found) > 1:
-            (rows_before, before, _), (rows, now, _) = found[-2:]
-            steep = (now - before) / (rows - rows_before) >= SATURATED * found[0][1]
-            saturated = saturated + 1 if steep else 0
-            if saturated == 2:
-                break
+        if _saturated(calls):
+            break
+    started = time.perf_counter()
+    for _ in range(ROUNDS):
+        for call in calls:
+            if call.seconds < SHORT:
+                call.time()
+        if time.perf_counter() - started > ENOUGH_SECONDS:
+            break
     evaluate.forget()
-    memory = [nbytes for _, _, nbytes in found if nbytes is not None]
+    memory = tuple(call.nbytes for call in calls if call.nbytes is not None)
     return CostCurve(
-        tuple(rows for rows, _, _ in found),
-        tuple(seconds for _, seconds, _ in found),
-        how,
-        tuple(memory) if len(memory) == len(found) else None,
+        tuple(call.rows for call in calls),
+        tuple(call.seconds for call in calls),
+        "replayed" if replayed else "eager",
+        memory if len(memory) == len(calls) else None,
         most_rows,
     )
 
 
-def _recorded(evaluate: Evaluator, wave: Evaluate, device: torch.device) -> Callable[[], object]:
-    evaluate.prepare()
-    evaluate(wave)  # what a first call makes cannot be made in a recording
-    graph, _ = recorder(device).record(lambda guard: evaluate(wave))
-    return graph.replay
+class _Call:
+    """A network call of one width, made once and timed once.
 
+    Attributes:
+        rows: its width.
+        nbytes: memory that it took at its height; None where that cannot be asked.
+    """
 
-def _timed(call: Callable[[], object], device: torch.device) -> tuple[float, int | None]:
-    """The median time of a call after a first one, and the memory it took at its height."""
-    on_cuda = device.type == "cuda"
-    call()
-    if on_cuda:
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    times: list[float] = []
-    while not times or (sum(times) < ENOUGH_SECONDS and len(times) < MOST_CALLS):
-        started = time.perf_counter()
-        call()
-        if on_cuda:
+    def __init__(self, evaluate: Evaluator, wave: Evaluate, device: torch.device, replayed: bool) -> None:
+        self.rows = len(wave.positions)
+        self.nbytes: int | None = None
+        self._device = device
+        self._times: list[float] = []
+        self._make: Callable[[], object] = lambda: evaluate(wave)
+        self._make()  # what a first call makes is not part of the others, and cannot be made in a recording
+        if replayed:
+            evaluate.prepare()
+            graph, _ = recorder(device).record(lambda guard: evaluate(wave))
+            self._make = graph.replay
+            self._make()
+        if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    nbytes = torch.cuda.max_memory_allocated(device) - before if on_cuda else None
-    return statistics.median(times), nbytes
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            self.time()
+            self.nbytes = torch.cuda.max_memory_allocated(device) - before
+        else:
+            self.time()
+
+    @property
+    def seconds(self) -> float:
+        """The median of its times."""
+        return statistics.median(self._times)
+
+    def time(self) -> None:
+        """Make it once more."""
+        started = time.perf_counter()
+        self._make()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._times.append(time.perf_counter() - started)
+
+
+def _saturated(calls: list[_Call]) -> bool:
+    """Whether the last two calls, long ones, cost as much more as they have more rows."""
+    if len(calls) < 3 or calls[-1].seconds < SHORT:
+        return False
+    steep = [
+        (after.seconds - before.seconds) / (after.rows - before.rows)
+        for before, after in zip(calls[-3:], calls[-2:], strict=False)
+    ]
+    return min(steep) >= SATURATED * calls[0].seconds
 
 
 @torch.no_grad()

@@ -47,7 +47,8 @@ class Checkpoint:
         iteration: 0 is the coarse sweep.
         sample: [samples, ...].
         samples: which samples of the original batch these are, in order.
-        change: [samples], mean |x^p - x^(p-1)| of the final point; None at iteration 0.
+        change: [samples], mean |x^p - x^(p-1)| of the final point; where all points are refined at once, of the one
+            that moved most, in units of its standard deviation for Gaussian data of deviation 1; None at iteration 0.
         exact: the sample is the sequential one by construction (iteration = number of blocks).
         still: [samples] bool, no boundary moved by a bit in this iteration, so no later one can; None when the core
             was not asked to look.

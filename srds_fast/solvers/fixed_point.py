@@ -83,8 +83,9 @@ def _sliding(points: Points, program: Sweeps, options: FixedPoint, bits_only: bo
     # ParaDiGMS holds a point against the step that departs from it
     spread = spread if parataa else torch.cat([spread[1:], spread.new_zeros(1)])
     bound = (0.0 if bits_only else options.step_tolerance) * (spread.clamp(min=1.0) if parataa else spread)
-    first = 0
+    first = sweeps = 0
     while first < program.num_steps:
+        sweeps += 1
         points.take((yield points.evaluate(first)))
         before = points.x
         error = points.sweep()
@@ -101,7 +102,7 @@ def _sliding(points: Points, program: Sweeps, options: FixedPoint, bits_only: bo
         if first < program.num_steps:
             points.enter(last, program.positions[first][-1] + 1)
     sample = points.x[-1].clone()
-    yield Checkpoint(program.num_steps, sample, points.samples, None, exact=False, settled=True)
+    yield Checkpoint(sweeps, sample, points.samples, None, exact=False, settled=True)
     return sample
 
 
@@ -126,17 +127,19 @@ class Points:
         self._number = 0
         self._got: list[Tensor] = []
         self._draws, self._x0_prev = extras.draws, extras.x0_prev
-        if extras.guess is None:
+        guess = None if extras.guess is None else extras.guess.to(x)
+        if guess is None:
             self.x = self.grid.growth * x.contiguous()  # as the kernels want it
         else:
-            self.x = torch.cat([x[None], extras.guess[1:].to(x)]).contiguous()
+            self.x = torch.cat([x[None], guess[1:]]).contiguous()
         self._m = torch.zeros_like(self.x[1:])
         self._at = torch.zeros_like(self._m)  # the states that it belongs to
-        if extras.guess is not None and self.grid.momentum is None:
+        if guess is not None and self.grid.momentum is None:
             added = None if self.grid.spread is None or self._draws is None else self.grid.spread * self._draws
-            outputs = self.grid.scan.outputs(self.x, added)
+            # from its own starting noise on: no output leads from another's to its first point
+            outputs = self.grid.scan.outputs(guess, added)
             if outputs is not None:
-                self._m, self._at = outputs, self.x[:-1]
+                self._m, self._at = outputs, guess[:-1]
         self._before: tuple[Tensor, Tensor, int] | None = None
         self._history: list[tuple[Tensor, Tensor]] = []
 

@@ -1,0 +1,79 @@
+"""The methods beside SRDS, and the planner, on a CUDA device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import srds_fast
+from srds_fast import zoo
+from srds_fast.methods import Chords, Collocation, ParaDiGMS, ParaTAA
+
+pytestmark = pytest.mark.gpu
+
+METHODS = {
+    "collocation": Collocation(num_nodes=8),
+    "parataa": ParaTAA(),
+    "parataa, published": ParaTAA.published(window=8),
+    "paradigms": ParaDiGMS(window=6),
+    "chords": Chords(3),
+}
+STEPS = 20
+
+
+def latents(pipe: Any, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.as_tensor(pipe("a", num_inference_steps=STEPS, generator=generator, output_type="latent").images)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_run_on_is_the_sequential_sampler(method: str) -> None:
+    pipe = tiny.stable_diffusion().to("cuda")
+    expected = latents(srds_fast.compile(pipe, method="sequential", engine="eager"))
+    found = latents(srds_fast.compile(pipe, method=METHODS[method], exact=True, engine="eager"))
+    assert float((found - expected).abs().max()) < 1e-3 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("method", ["collocation", "parataa", "chords"])
+def test_a_replay_equals_an_eager_run(method: str) -> None:
+    pipe = tiny.stable_diffusion().to("cuda")
+    settings: dict[str, Any] = {"method": METHODS[method], "max_iterations": 2}
+    fast = srds_fast.compile(pipe, engine="graph", **settings)
+    eager = srds_fast.compile(pipe, engine="eager", **settings)
+    latents(fast)
+    for seed in (1, 2):
+        found, expected = latents(fast, seed), latents(eager, seed)
+        assert fast.report.engine == "loop graph"
+        assert torch.equal(found, expected)
+
+
+def test_the_digits_are_within_the_tolerance_by_every_method() -> None:
+    pipe = zoo.load("digits").to("cuda")
+    call: dict[str, Any] = {"num_inference_steps": 50, "guidance_scale": 5.0, "output_type": "latent"}
+
+    def drawn(each: Any) -> torch.Tensor:
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in range(4)]
+        return torch.as_tensor(each(zoo.prompts("digits")[:4], generator=generators, **call).images)
+
+    expected = drawn(srds_fast.compile(pipe, method="sequential"))
+    for method in ("srds", "collocation", "parataa"):
+        fast = srds_fast.compile(pipe, method=method)
+        assert float((drawn(fast) - expected).abs().flatten(1).mean(1).max()) < 6e-3
+        assert fast.report.waves < 25
+
+
+def test_auto_measures_replays_and_is_not_slower_than_it_says() -> None:
+    pipe = zoo.load("digits").to("cuda")
+    pipe.set_progress_bar_config(disable=True)
+    fast = srds_fast.compile(pipe)
+    call: dict[str, Any] = {"num_inference_steps": 100, "guidance_scale": 5.0, "output_type": "latent"}
+    for _ in range(3):
+        fast("the digit one", **call)
+    plan = fast.plan_for("the digit one", measure=True, **call)
+    assert plan.prediction is not None
+    assert plan.prediction.curve.nbytes is not None
+    assert fast.report.predicted_seconds is not None
+    assert fast.report.seconds < 2 * fast.report.predicted_seconds

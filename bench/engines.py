@@ -33,6 +33,7 @@ from torch import Tensor
 import srds_fast
 from srds_fast import zoo
 from srds_fast.cli.environment import environment
+from srds_fast.methods import Collocation
 from srds_fast.plan import Plan, Settings, choose
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -46,6 +47,7 @@ ENGINES = ("eager", "graph", "wave-graphs")
 METHODS: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},
     "srds": {"method": "srds", "tolerance": 1e-30, "max_iterations": 2},
+    "collocation": {"method": Collocation(num_nodes=24), "tolerance": 1e-30, "max_iterations": 8},
 }
 SD_BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 

@@ -57,7 +57,7 @@ else
   echo "kernels: not timed, their tests are red" | tee -a "$out/summary.txt"
 fi
 step rows 150 $python bench/rows.py --json "$out/rows.json" ${ROWS:+--rows $ROWS}
-step gpu_tests 240 $pytest -m gpu tests/test_gpu.py tests/test_gpu_graphs.py
+step gpu_tests 240 $pytest -m gpu tests/test_gpu.py tests/test_gpu_graphs.py tests/test_gpu_methods.py
 step engines 150 $python bench/engines.py --repeat 3 --json "$out/engines.json"
 
 for name in kernels rows engines; do

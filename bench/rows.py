@@ -163,9 +163,10 @@ class PolicyNetwork(nn.Module):
         self.down = nn.ModuleList(_Block(a, b, conditions) for a, b in zip(ins, widths, strict=True))
         self.middle = _Block(widths[-1], widths[-1], conditions)
         self.up = nn.ModuleList(
-            _Block(2 * b, max(a, 8), conditions) for a, b in zip(reversed(ins), reversed(widths), strict=True)
+            _Block(2 * b, a, conditions)
+            for a, b in zip(reversed((widths[0], *widths[:-1])), reversed(widths), strict=True)
         )
-        self.out = nn.Conv1d(max(actions, 8), actions, 1)
+        self.out = nn.Conv1d(widths[0], actions, 1)
 
     def forward(self, sample: Tensor, timestep: Tensor, observation: Tensor) -> Tensor:
         rates = torch.arange(self.frequencies, device=sample.device) * (-9.2 / self.frequencies)

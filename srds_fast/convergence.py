@@ -41,7 +41,7 @@ SRDS_UNCALIBRATED = Contraction(first=0.5)
 # Fixed-point methods begin with iterates that have little to do with the sample, and may rest before they move on: one
 # ratio says nothing. They end in small movements that no longer shrink, where the nodes of one wave say something else
 # than those of the one before. At half a grey level: digits (25 to 100 steps, guidance 1 and 5) 0 of 264 samples beyond
-# the tolerance; a mixture of five sharp Gaussians in 64 dimensions 0 of 288 with all points, 7 of 288 with 24 nodes.
+# the tolerance; a mixture of five sharp Gaussians in 64 dimensions 0 of 288 with all points, 5 of 288 with 24 nodes.
 SWEEPS = Contraction(first=1.0, ratios=2, smallest=0.2, slowest=0.9)
 # a change that grew this much over the first one will not come back before the exact prefix reaches it
 DIVERGENCE_FACTOR = 1e3

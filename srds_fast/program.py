@@ -299,8 +299,9 @@ class Sweeps(Program):
 # the last points of a grid lie far apart in log-SNR, and the network's output bends most there
 NODES_AT_THE_END = 3
 FEWEST_NODES = 2 + NODES_AT_THE_END
-# sweeps that evaluate nodes only; whoever needs more has a network whose outputs do not interpolate
-MOST_SPARSE_SWEEPS = 16
+# sweeps that evaluate nodes only. What has not settled by then does not interpolate: a sharp turn, and all points
+# settle it in a few sweeps more
+MOST_SPARSE_SWEEPS = 8
 
 
 @lru_cache(maxsize=64, typed=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from .errors import InvalidArgument
 from .program import FEWEST_NODES
@@ -29,7 +29,8 @@ class FixedPoint:
     Attributes:
         data_std: standard deviation of the data that c_i is exact for, if they are Gaussian: 1 is the rotation
             cos(theta_i - theta_{i+1}) of variance-preserving schedules, math.inf the exact linear part
-            sqrt(abar_{i+1} / abar_i) of ParaTAA. None: c_i = 1, Picard iteration.
+            sqrt(abar_{i+1} / abar_i) of ParaTAA. "auto": 1, as latents are scaled; half the bound where the scheduler
+            clips x0. None: c_i = 1, Picard iteration.
         history: differences to earlier iterates that triangular Anderson acceleration mixes, 0 to 5; 0: none.
         regularisation: lambda of the mixing, absolute.
         num_nodes: rows of a wave; the network's output at the points between them is interpolated. None: all points,
@@ -40,7 +41,7 @@ class FixedPoint:
     """
 
     name: ClassVar[str] = "fixed-point"
-    data_std: float | None = 1.0
+    data_std: float | Literal["auto"] | None = "auto"
     history: int = 2
     regularisation: float = 1e-3
     num_nodes: int | None = None
@@ -65,7 +66,7 @@ class FixedPoint:
         for name in ("data_std", "regularisation", "step_tolerance"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is None and name != "regularisation":
+            if (value is None and name != "regularisation") or (name == "data_std" and value == "auto"):
                 continue
             if not number or not value > 0 or (math.isinf(value) and name != "data_std"):
                 self._refuse(f"{name} is {value!r}. It must be a positive number.")
@@ -106,7 +107,8 @@ class Collocation(FixedPoint):
 class ParaTAA(FixedPoint):
     """ParaTAA (Tang et al., ICML 2024): every point a row, triangular Anderson acceleration.
 
-    By default c_i is the rotation instead of the paper's exact linear part, which amplifies errors; `published` has it.
+    By default c_i is a rotation or less instead of the paper's exact linear part, which amplifies errors; `published`
+    has it.
     With a window, a step is finished if the root mean square of its residual is within step_tolerance or within
     step_tolerance * sigma, sigma the standard deviation of DDPM's posterior at the step; the window begins at the first
     step that is not.
@@ -129,7 +131,7 @@ class ParaDiGMS(FixedPoint):
     """
 
     name: ClassVar[str] = "paradigms"
-    data_std: float | None = None
+    data_std: float | Literal["auto"] | None = None
     history: int = 0
     window: int | None = 10
     step_tolerance: float | None = 0.1

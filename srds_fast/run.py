@@ -105,7 +105,7 @@ class Run:
         started: float | None = None,
         report: Report | None = None,
     ) -> None:
-        calibrated = noise.momentum is None and noise.spread is None
+        calibrated = noise.momentum is None and noise.spread is None and noise.clip is None
         contraction = SRDS if calibrated else SRDS_UNCALIBRATED
         if isinstance(plan.options, FixedPoint):
             contraction = SWEEPS

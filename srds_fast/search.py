@@ -15,9 +15,9 @@ from .program import FEWEST_NODES
 
 # of the sequential sampler's time: what promises less is within what predictions err by
 WORTH = 0.95
-# nodes of collocation, as shares of those that the tolerance asks for; the fewest only where they are calibrated
+# nodes of collocation, as shares of those that the tolerance asks for; fewer only where they are calibrated, as how many
+# sweeps they need differs from network to network
 SHARES = (0.5, 0.67, 0.83, 1.0, 1.33)
-SHARE_TO_RELY_ON = 0.83
 CORES = (4, 8)
 # sweeps after which a tolerance of half a grey level mostly stops a run, and by what factor one more reduces the error:
 # on the digits pipeline, 25 to 200 steps, guidance 1 and 5
@@ -117,7 +117,7 @@ def candidates(num_steps: int, settings: Settings, stochastic: bool, *, calibrat
     assert usual_nodes is not None
     for share in SHARES:
         num_nodes = max(FEWEST_NODES, round(share * usual_nodes))
-        if num_nodes < num_steps and (calibrated or share >= SHARE_TO_RELY_ON):
+        if num_nodes < num_steps and (calibrated or share >= 1.0):
             yield choose(num_steps, replace(settings, method=Collocation(num_nodes=num_nodes)))
     yield choose(num_steps, replace(settings, method=ParaTAA()))
     if calibrated:  # they have no tolerance to stop by that could be relied on

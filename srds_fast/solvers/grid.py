@@ -75,8 +75,9 @@ def grid_of(noise: NoiseTable, program: Sweeps, options: FixedPoint, like: Like,
     def column(values: Tensor) -> Tensor:
         return values.to(like.device, like.dtype).reshape(-1, *[1] * like.ndim)
 
-    response, c = responses(noise, options.data_std)
-    flows = options.data_std is not None and math.isfinite(options.data_std)
+    data_std = _data_std(noise, options)
+    response, c = responses(noise, data_std)
+    flows = data_std is not None and math.isfinite(data_std)
     growth = torch.cat([c.new_ones(1), c.cumprod(0) if flows else torch.ones_like(c)])
     steps = [_step(noise, index, float(c[index])) for index in range(noise.num_steps)]
     return Grid(
@@ -93,6 +94,12 @@ def grid_of(noise: NoiseTable, program: Sweeps, options: FixedPoint, like: Like,
         posterior_variance(noise),
         _weight(noise).to(like.device, like.dtype)[:, None],
     )
+
+
+def _data_std(noise: NoiseTable, options: FixedPoint) -> float | None:
+    if options.data_std != "auto":
+        return options.data_std
+    return 1.0 if noise.clip is None else 0.5 * noise.clip
 
 
 def responses(noise: NoiseTable, data_std: float | None) -> tuple[Tensor, Tensor]:

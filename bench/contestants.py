@@ -1,0 +1,79 @@
+"""The methods that are compared, each with its settings for a number of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+from srds_fast.methods import Chords, Collocation, FixedPoint, ParaDiGMS, ParaTAA
+from srds_fast.plan import Plan, Settings, choose
+
+# no change falls below it: what ends a run is who looks at its checkpoints
+NEVER = 1e-30
+PAPER, DEFAULT = "srds, as published", "collocation (default)"
+SELF_STOPPING = f"{DEFAULT}, stops itself"
+# of collocation by default, at the default tolerance; and others
+DEFAULT_NODES = Collocation().with_nodes(Settings().tolerance).num_nodes
+NODES = (12, 16, 32)
+CORES = (4, 8)
+WINDOWS = (10, 25, 100)
+# from loose to tight; ParaTAA's is absolute, ParaDiGMS's in standard deviations of DDPM's posterior
+PARATAA_TOLERANCES = (0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
+PARADIGMS_TOLERANCES = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
+# of the sample itself, in units of x: from 2 grey levels to a fortieth; half a one is the default
+TOLERANCES = tuple(levels / 127.5 for levels in (2, 0.5, 0.1, 0.025))
+
+
+class Contestant(NamedTuple):
+    """One method.
+
+    Attributes:
+        name: for tables.
+        settings: of a number of steps.
+        tolerances: from loose to tight, one for each run, of a method that stops each sample by itself: its own, or,
+            where that is what its window slides by, its step_tolerance. (): it is stopped at an iteration.
+    """
+
+    name: str
+    settings: Callable[[int], Settings]
+    tolerances: tuple[float, ...] = ()
+
+    def plan(self, steps: int, tolerance: float | None = None) -> Plan:
+        """Its plan, with one of its tolerances where it has some."""
+        plan = choose(steps, self.settings(steps))
+        if tolerance is None:
+            return plan
+        if isinstance(plan.options, FixedPoint) and plan.slides:
+            return replace(plan, options=replace(plan.options, step_tolerance=tolerance))
+        return replace(plan, tolerance=tolerance)
+
+
+def _contestant(name: str, method: object, tolerances: tuple[float, ...] = ()) -> Contestant:
+    return Contestant(name, lambda steps: Settings(method=method, tolerance=NEVER), tolerances)  # type: ignore[arg-type]
+
+
+def _as_published(steps: int) -> Settings:
+    blocks = max(1, round(math.sqrt(steps)))
+    return Settings(method="srds", tolerance=NEVER, coarse_solver="ddim", num_blocks=blocks)
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    each.name: each
+    for each in (
+        Contestant(PAPER, _as_published),
+        _contestant("srds (default)", "srds"),
+        _contestant("srds (default), stops itself", "srds", TOLERANCES),
+        _contestant(DEFAULT, Collocation(num_nodes=DEFAULT_NODES)),
+        _contestant(SELF_STOPPING, Collocation(), TOLERANCES),
+        *(_contestant(f"collocation, {nodes} nodes", Collocation(num_nodes=nodes)) for nodes in NODES),
+        _contestant("parataa (default)", ParaTAA()),
+        _contestant("parataa, as published", ParaTAA.published(), PARATAA_TOLERANCES),
+        *(
+            _contestant(f"paradigms, window {window}", ParaDiGMS(window=window), PARADIGMS_TOLERANCES)
+            for window in WINDOWS
+        ),
+        *(_contestant(f"chords, {cores} cores", Chords(num_cores=cores)) for cores in CORES),
+    )
+}

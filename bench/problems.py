@@ -1,0 +1,93 @@
+"""What methods are compared on: a trained pipeline under guidance, and a mixture whose score is in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from srds_fast import zoo
+
+# entries of a network call at most: more of them are no faster on a CPU, and leave its caches
+MOST_ENTRIES = 128
+
+
+class Problem(NamedTuple):
+    """Arguments of `srds_fast.sample`.
+
+    Attributes:
+        name: for tables.
+        denoiser: the network, guidance inside.
+        x: starting noise, [samples, ...].
+        cond: tensors [samples, ...].
+        scheduler: DDIM.
+    """
+
+    name: str
+    denoiser: Callable[..., Tensor]
+    x: Tensor
+    cond: dict[str, Tensor]
+    scheduler: Any
+
+    def one(self, sample: int) -> Problem:
+        """The same for one of its samples."""
+        only = slice(sample, sample + 1)
+        return self._replace(x=self.x[only], cond={name: value[only] for name, value in self.cond.items()})
+
+
+def digits(samples: int, guidance: float, seed: int = 0) -> Problem:
+    """The bundled pipeline without its loop: ten prompts in turn, latents of 4 x 8 x 8, float32."""
+    pipe: Any = zoo.load("digits")
+    pipe.set_progress_bar_config(disable=True)
+    known = zoo.prompts("digits")
+    prompts = [known[sample % len(known)] for sample in range(samples)]
+    text, empty = pipe.encode_prompt(prompts, "cpu", 1, True, [""] * samples)
+    size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
+
+    @torch.no_grad()
+    def some(x: Tensor, t: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+        m = pipe.unet(torch.cat([x, x]), torch.cat([t, t]), encoder_hidden_states=torch.cat([empty, text])).sample
+        without, given = m.chunk(2)
+        guided: Tensor = without + guidance * (given - without)
+        return guided
+
+    def denoiser(x: Tensor, t: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+        parts = zip(*(each.split(MOST_ENTRIES // 2) for each in (x, t, text, empty)), strict=True)
+        return torch.cat([some(*part) for part in parts])
+
+    x = torch.randn(samples, channels, size, size, generator=torch.Generator().manual_seed(seed))
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    return Problem(f"digits, guidance {guidance:g}", denoiser, x, {"text": text, "empty": empty}, scheduler)
+
+
+def mixture(samples: int, seed: int = 0, dimensions: int = 64, components: int = 5, spread: float = 0.3) -> Problem:
+    """An isotropic Gaussian mixture: the posterior mean of x0, and with it eps, is in closed form; float64."""
+    means = torch.randn(components, dimensions, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    scheduler = DDIMScheduler(clip_sample=False)
+    table = scheduler.alphas_cumprod.double()
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        abar = table[t][:, None]
+        alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+        variance = alpha**2 * spread**2 + sigma**2
+        away = x[:, None] - alpha[:, :, None] * means
+        weights = (-(away**2).sum(-1) / (2 * variance)).softmax(-1)
+        shrink = alpha * spread**2 / variance
+        x0 = (weights[:, :, None] * (means + shrink[:, :, None] * away)).sum(1)
+        eps: Tensor = (x - alpha * x0) / sigma
+        return eps
+
+    generator = torch.Generator().manual_seed(seed + 1)
+    x = torch.randn(samples, dimensions, dtype=torch.float64, generator=generator)
+    return Problem(f"mixture of {components} Gaussians", denoiser, x, {}, scheduler)
+
+
+PROBLEMS = ("digits", "mixture")
+
+
+def problem(name: str, samples: int, guidance: float) -> Problem:
+    """One of `PROBLEMS`; guidance is of digits only."""
+    return digits(samples, guidance) if name == "digits" else mixture(samples)

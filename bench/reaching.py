@@ -1,0 +1,195 @@
+"""How far a method is from the sequential sample, after how many waves."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+import srds_fast
+from srds_fast.plan import Plan
+from srds_fast.program import Program
+from srds_fast.solvers.core import Checkpoint
+
+from .contestants import Contestant
+from .problems import Problem
+
+GREY_LEVEL = 1 / 127.5
+# a run is left when it has been within the tightest bound for so many iterations
+ENOUGH = 3
+
+
+@dataclass(frozen=True)
+class Point:
+    """A sample that a method can end with.
+
+    Attributes:
+        setting: what it took: the iteration, or the method's own tolerance.
+        difference: to the sequential sample, in grey levels: of each sample the mean, of these the 95th percentile.
+        widths: rows of every wave, of one run, or of one run for each sample where samples end on their own.
+    """
+
+    setting: str
+    difference: float
+    widths: tuple[tuple[int, ...], ...]
+
+    @property
+    def waves(self) -> float:
+        """Network calls one after another; the mean over runs."""
+        return mean(map(len, self.widths))
+
+    @property
+    def rows(self) -> float:
+        """Network evaluations; the mean over runs."""
+        return mean(map(sum, self.widths))
+
+    @property
+    def peak_rows(self) -> int:
+        """Of the widest wave of all."""
+        return max(map(max, self.widths))
+
+
+Line = list[Point]
+
+
+class _Enough(Exception):
+    """Nothing more is to be learnt of this run."""
+
+
+def sequential(problem: Problem, steps: int) -> Tensor:
+    """What all are compared with."""
+    return srds_fast.sample(
+        problem.denoiser, problem.x, problem.scheduler, steps, cond=problem.cond, method="sequential", engine="eager"
+    ).sample
+
+
+def line(contestant: Contestant, problem: Problem, steps: int, reference: Tensor, bounds: Sequence[float]) -> Line:
+    """The points of a method, from the cheapest on, until it is within the tightest bound or has run N waves.
+
+    Args:
+        reference: the sequential samples.
+        bounds: in grey levels. Of a method that stops by itself there is a run between the tolerances on either side.
+    """
+    if not contestant.tolerances:
+        return list(_checkpoints(contestant.plan(steps), problem, reference, min(bounds)))
+    points: dict[float, Point] = {}
+
+    def run(tolerance: float) -> Point:
+        plan = contestant.plan(steps, tolerance)
+        points[tolerance] = _stopped(plan, f"tolerance {tolerance:.2g}", problem, reference)
+        return points[tolerance]
+
+    for tolerance in contestant.tolerances:
+        point = run(tolerance)
+        if point.difference <= min(bounds) or point.waves >= steps:
+            break
+    for bound in bounds:
+        within = [each for each in points if points[each].difference <= bound]
+        outside = [each for each in points if points[each].difference > bound]
+        if within and outside:
+            run(math.sqrt(max(within) * min(outside)))
+    return [points[each] for each in sorted(points, reverse=True)]
+
+
+def cheapest(points: Line, bound: float) -> Point | None:
+    """The point of fewest waves that is within the bound, and so are those behind it; None where there is none."""
+    within: list[Point] = []
+    for point in reversed(points):
+        if point.difference > bound:
+            break
+        within.append(point)
+    return min(within, key=lambda point: (point.waves, point.rows), default=None)
+
+
+def _checkpoints(plan: Plan, problem: Problem, reference: Tensor, tightest: float) -> Iterator[Point]:
+    """One run of all samples together, a point at every checkpoint."""
+    p95: dict[int, float] = {}
+    errors = torch.full((len(reference),), torch.inf, dtype=torch.float64)
+    program = plan.program()
+
+    def look(checkpoint: Checkpoint) -> None:
+        samples = list(checkpoint.samples)
+        errors[samples] = difference(checkpoint.sample, reference[samples])
+        p95[checkpoint.iteration] = float(errors.quantile(0.95))
+        latest = list(p95.values())[-ENOUGH:]
+        there = len(latest) == ENOUGH and max(latest) <= tightest
+        if there or program.spent(checkpoint.iteration).waves >= plan.num_inference_steps:
+            raise _Enough
+
+    with contextlib.suppress(_Enough):
+        _sample(plan, problem, problem.denoiser, look)
+    for iteration, reached in p95.items():
+        widths = _widths(_ending_with(plan, iteration), iteration)
+        yield Point(f"iteration {iteration}", reached, (widths,))
+
+
+def _ending_with(plan: Plan, iteration: int) -> Program:
+    """The program of a run that is told before to end with this iteration: no row is begun for later ones."""
+    if plan.method == "srds":
+        return replace(plan, max_iterations=iteration).program()
+    return plan.program()
+
+
+def _widths(program: Program, iteration: int) -> tuple[int, ...]:
+    spent = program.spent(iteration)
+    return tuple(len(wave.rows) for wave in program.waves[: spent.waves])
+
+
+def _stopped(plan: Plan, setting: str, problem: Problem, reference: Tensor) -> Point:
+    """A run that stops each sample by itself."""
+    if plan.slides:
+        widths, samples = _one_by_one(plan, problem)
+    else:
+        found = _sample(plan, problem, problem.denoiser)
+        program = plan.program()
+        widths = [_widths(program, iteration) for iteration in found.report.iterations_per_sample]
+        samples = found.sample
+    return Point(setting, float(difference(samples, reference).quantile(0.95)), tuple(widths))
+
+
+def _one_by_one(plan: Plan, problem: Problem) -> tuple[list[tuple[int, ...]], Tensor]:
+    """A window slides by what it finds: it would wait for the slowest of a batch."""
+    widths, samples = [], []
+    for sample in range(len(problem.x)):
+        seen: list[int] = []
+        alone = problem.one(sample)
+        found = _sample(plan, alone, _counted(alone.denoiser, seen))
+        assert (found.report.waves, found.report.rows) == (len(seen), sum(seen)), "it ran other rows than it says"
+        widths.append(tuple(seen))
+        samples.append(found.sample)
+    return widths, torch.cat(samples)
+
+
+def _counted(denoiser: Callable[..., Tensor], seen: list[int]) -> Callable[..., Tensor]:
+    def counting(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        seen.append(len(x))
+        return denoiser(x, t, **cond)
+
+    return counting
+
+
+def _sample(
+    plan: Plan,
+    problem: Problem,
+    denoiser: Callable[..., Tensor],
+    observer: Callable[[Checkpoint], None] | None = None,
+) -> srds_fast.SampleResult:
+    return srds_fast.sample(
+        denoiser,
+        problem.x,
+        problem.scheduler,
+        plan.num_inference_steps,
+        cond=problem.cond,
+        plan=plan,
+        observer=observer,
+    )
+
+
+def difference(sample: Tensor, reference: Tensor) -> Tensor:
+    """Mean absolute difference of each sample in grey levels, [samples] float64."""
+    return (sample.double() - reference.double()).abs().flatten(1).mean(1) / GREY_LEVEL

@@ -42,12 +42,14 @@ class Contestant(NamedTuple):
 
     def plan(self, steps: int, tolerance: float | None = None) -> Plan:
         """Its plan, with one of its tolerances where it has some."""
-        plan = choose(steps, self.settings(steps))
+        settings = self.settings(steps)
+        plan = choose(steps, settings)
         if tolerance is None:
             return plan
         if isinstance(plan.options, FixedPoint) and plan.slides:
             return replace(plan, options=replace(plan.options, step_tolerance=tolerance))
-        return replace(plan, tolerance=tolerance)
+        # chosen anew: what else of a plan follows the tolerance follows this one
+        return choose(steps, replace(settings, tolerance=tolerance))
 
 
 def _contestant(name: str, method: object, tolerances: tuple[float, ...] = ()) -> Contestant:

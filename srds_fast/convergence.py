@@ -35,8 +35,8 @@ class Contraction(NamedTuple):
 # 25, 50, 100 steps; guidance 3 and 7.5): r / (1 - r) = 0.176 is above it. Contractions were up to 6 times weaker than
 # the one before, at a factor of 10 an iteration.
 SRDS = Contraction(first=0.15)
-# where fine steps add noise, clip or look back at the step before: nothing is calibrated there; on Gaussian mixtures the
-# error after iteration 1 came up to the change itself, on a robot policy whose samples part late it came beyond
+# where fine steps add noise, clip or look back at the step before: nothing is calibrated there; on Gaussian mixtures
+# the error after iteration 1 came up to the change itself, on a robot policy whose samples part late it came beyond
 SRDS_UNCALIBRATED = Contraction(first=0.5)
 # Fixed-point methods begin with iterates that have little to do with the sample, and may rest before they move on: one
 # ratio says nothing. They end in small movements that no longer shrink, where the nodes of one wave say something else

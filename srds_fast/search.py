@@ -15,8 +15,8 @@ from .program import FEWEST_NODES
 
 # of the sequential sampler's time: what promises less is within what predictions err by
 WORTH = 0.95
-# nodes of collocation, as shares of those that the tolerance asks for; fewer only where they are calibrated, as how many
-# sweeps they need differs from network to network
+# nodes of collocation, as shares of those that the tolerance asks for; fewer only where they are calibrated, as how
+# many sweeps they need differs from network to network
 SHARES = (0.5, 0.67, 0.83, 1.0, 1.33)
 CORES = (4, 8)
 # sweeps after which a tolerance of half a grey level mostly stops a run, and by what factor one more reduces the error:

@@ -56,9 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     sequential, auto = (statistics.median(each) for each in times.values())
     print(f"auto over sequential: {auto / sequential:.4f} (medians {1e3 * auto:.1f} and {1e3 * sequential:.1f} ms)")
     print(f"fastest calls: {min(times['auto']) / min(times['sequential']):.4f}")
-    print(
-        f"first call of auto: {1e3 * first:.1f} ms, {1e3 * report.planning_seconds:.1f} of them to measure and choose"
-    )
+    print(f"first call of auto: {first:.2f} s, {report.planning_seconds:.2f} of them to measure and choose")
     print(f"ran: {report.method}; {report.plan_reason}")
     if options.json is not None:
         found = {"environment": environment(), "steps": options.steps, "first": first, "times": times}

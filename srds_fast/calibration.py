@@ -12,10 +12,10 @@ from collections.abc import Callable, Hashable, Sequence
 
 from torch import Tensor
 
-from .errors import InvalidArgument
+from .errors import DivergenceError, InvalidArgument
 from .methods import FixedPoint
 from .plan import Plan, Settings
-from .search import Pricing, candidates, fastest, fixed_at
+from .search import Pricing, candidates, fastest, fixed_at, within_memory
 
 # iterations that are looked at: more would cost as many waves as the sequential sampler, or help nobody
 MOST_SWEEPS = 14
@@ -48,7 +48,13 @@ def calibrated(
             "exact=True or tolerance=0 was given. Such runs stop where nothing moves, and have nothing to calibrate. "
             "Give a tolerance."
         )
+    settings = within_memory(settings, pricing.curve)
     sequential, *others = candidates(num_steps, settings, stochastic, calibrated=True)
+    if others and all(plan.slides for plan in others):
+        raise InvalidArgument(
+            "A method was asked for whose window slides by a tolerance of its own. It has no iterations to fix. "
+            "Calibrate method='auto', or a method without a window."
+        )
     _, reference = run(sequential)[-1]
     limit = pricing.of(sequential, 1)
     enough: dict[Hashable, int] = {}
@@ -57,7 +63,11 @@ def calibrated(
         if plan.slides or pricing.network(plan, fewest) > limit:  # whatever it may be found to need
             continue
         most = MOST_SWEEPS if isinstance(plan.options, FixedPoint) else MOST_REFINEMENTS
-        found = needed(run(fixed_at(plan, min(most, plan.max_iterations))), reference, settings.tolerance, quantile)
+        try:
+            outputs = run(fixed_at(plan, min(most, plan.max_iterations)))
+        except DivergenceError:
+            continue
+        found = needed(outputs, reference, settings.tolerance, quantile)
         if found is not None:
             enough[plan.signature] = found
     return fastest(num_steps, settings, stochastic, pricing, enough)

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from .engine.overlap import has_two_lanes
 from .errors import CaptureFailed, InvalidArgument, PlanMismatch, SrdsFastError, UnsupportedPipeline
 from .families import Arguments, Family, family_of
 from .faster import NetworkOptions, faster
+from .methods import check_warm_start_method, options_of
 from .plan import GRAPH_ENGINES, MOST_STEPS, Plan, Settings, choose
 from .pricing import Costs
 from .program import Program
@@ -72,7 +73,8 @@ class State:
     tokenizers: Spares = field(default_factory=Spares)
     guidance: dict[Hashable, Tensor] = field(default_factory=dict)
     costs: Costs = field(default_factory=Costs)
-    calibrated: dict[tuple[int, bool], Plan] = field(default_factory=dict)
+    calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
+    quiet: bool = False
 
     @property
     def engine(self) -> str:
@@ -83,9 +85,12 @@ class State:
         """The plan of a call. pricing: tells its costs; None: nobody can, and no device is asked."""
         if self.plan is None:
             calibrated = self.calibrated.get((num_steps, stochastic))
-            if calibrated is not None:
-                return calibrated
-            if self.settings.method == "auto" and pricing is not None:
+            if calibrated is not None and pricing is not None:
+                plan, kind = calibrated
+                costs = pricing()
+                if (kind, plan.context) == (costs.kind, costs.context):  # calls of another kind know nothing of it
+                    return plan
+            if self.settings.measures and pricing is not None:
                 return usual(num_steps, self.settings, stochastic, pricing())
             return choose(num_steps, self.settings, stochastic)
         if self.plan.num_inference_steps != num_steps:
@@ -206,9 +211,12 @@ def run_call(
     arguments = bind(fast, args, kwargs)
     ours = {name: kwargs[name] for name in OURS if name in kwargs}
     kwargs = {name: value for name, value in kwargs.items() if name not in OURS}
+    if ours.get("warm_start") is not None:
+        plan = state.plan
+        check_warm_start_method(options_of(state.settings.method)[1] if plan is None else plan.options)
     reason = stock_reason(fast, family, arguments)
     if reason is not None:
-        return _stock_call(fast, args, kwargs, arguments, reason)
+        return _stock_call(fast, args, kwargs, arguments, reason, ours)
     random = RandomState(fast, arguments)
     networks = [getattr(fast, name) for name in family.loop(fast, arguments).networks]
     options, device = state.network_options, fast._execution_device
@@ -233,12 +241,12 @@ def run_call(
         finally:
             if call.drive.run is not None:
                 state.last.report = call.drive.run.report
-                state.last.trajectory = call.drive.states()
+                state.last.trajectory = call.drive.states() if ours.get("keep_trajectory") else None
                 # compiling may fail as late as in the call
                 state.last.report.left_out = made.reasons
                 _tell_of_overlap(fast, call.drive.run.program)
     random.restore()
-    return _stock_call(fast, args, kwargs, arguments, reason[:1].lower() + reason[1:])
+    return _stock_call(fast, args, kwargs, arguments, reason[:1].lower() + reason[1:], ours)
 
 
 class _DrivenCall:
@@ -282,6 +290,7 @@ class _DrivenCall:
                 graph_use=self._graph_use(fast, network, warming),
                 guidance=takeover.KnownGuidance(state.guidance, kind),
                 costs=state.costs,
+                max_rows=state.settings.max_rows,
                 overlap="batch" if state.overlap == "auto" and not _graphs_on(network.device) else state.overlap,
             )
         elif _wants_graphs(state, network):
@@ -291,6 +300,8 @@ class _DrivenCall:
             fast.scheduler, loop, state.plan_for, observer, interrupted=self._interrupted, instead=instead
         )
         self._twin = driven_copy(fast, self._cls, loop, self.drive, tokenizers)
+        if state.quiet:
+            self._twin.__dict__["_progress_bar_config"] = {"disable": True}
         self._callback = None if callback is None else StepCallback(callback, self.drive)
         # an official callback says itself which tensors it needs
         self._tensor_inputs = getattr(callback, "tensor_inputs", None)
@@ -431,11 +442,21 @@ def _eagerly(fast: Any, reason: str) -> None:
         logger.warning("%s runs eagerly: %s.", type(fast).__name__, reason)
 
 
-def _stock_call(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, reason: str) -> Any:
+def _stock_call(
+    fast: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    arguments: Arguments,
+    reason: str,
+    ours: Iterable[str] = (),
+) -> Any:
     state = fast._srds
+    if state.quiet:
+        raise InvalidArgument(f"This call has no plan: {reason}. It runs on the stock loop. Change what is named.")
     _fallback(fast, "on its stock loop", reason)
     started = time.perf_counter()
     output = type(state.original).__call__(state.original, *args, **kwargs)
     seconds = time.perf_counter() - started
     state.last.report = Report("stock", "stock", "stock", steps_of(arguments), seconds=seconds, fallback_reason=reason)
+    state.last.report.left_out = [f"{name} was left out: the stock loop has no use for it" for name in ours]
     return output

@@ -63,11 +63,12 @@ def _digest_of_steps(noise: NoiseTable) -> str:
 
 
 def _digest_of(network: nn.Module) -> str:
-    count = sum(1 for _ in network.parameters())
+    # adapters come and go, dtypes change
+    quick = hash(tuple((name, each.dtype) for name, each in network.named_parameters()))
     known = _digests.get(network)
-    if known is None or known[0] != count:  # adapters come and go
+    if known is None or known[0] != quick:
         shapes = [(name, tuple(each.shape), str(each.dtype)) for name, each in network.named_parameters()]
-        known = _digests[network] = count, _digest(repr((type(network).__name__, shapes)))
+        known = _digests[network] = quick, _digest(repr((type(network).__name__, shapes)))
     return known[1]
 
 

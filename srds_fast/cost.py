@@ -45,7 +45,7 @@ class CostCurve:
         object.__setattr__(self, "seconds", tuple(accumulate(self.seconds, max)))
 
     def __call__(self, rows: int) -> float:
-        """Seconds of a call of so many rows: linear between measured widths, and beyond the widest as it grew last."""
+        """Seconds of a call of so many rows: linear between measured widths, beyond at least in proportion."""
         if self.num_devices > 1:
             return self._on_one(math.ceil(rows / self.num_devices)) + self.gather
         return self._on_one(rows)
@@ -79,6 +79,9 @@ def _interpolated(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
         return float(ys[0])
     if len(xs) == 1:  # nothing is known of how it grows: with its rows
         return ys[0] * x / xs[0]
-    after = min(bisect.bisect_left(xs, x), len(xs) - 1)
+    if x > xs[-1]:  # a curve that was flat so far may rise there: in proportion at least
+        steepest = max((ys[-1] - ys[-2]) / (xs[-1] - xs[-2]), ys[-1] / xs[-1])
+        return ys[-1] + steepest * (x - xs[-1])
+    after = bisect.bisect_left(xs, x)
     x0, x1, y0, y1 = xs[after - 1], xs[after], ys[after - 1], ys[after]
     return y0 + (y1 - y0) * (x - x0) / (x1 - x0)

@@ -187,13 +187,17 @@ def options_of(method: Any) -> tuple[str, Options | None]:
     )
 
 
-def check_warm_start(found: Any, shape: tuple[int, ...], options: Options | None) -> None:
-    """Raise InvalidArgument where a trajectory is no first guess for a call. shape: (N + 1, batch, ...)."""
+def check_warm_start_method(options: Options | None) -> None:
+    """Raise InvalidArgument where a method cannot begin with a trajectory."""
     if not isinstance(options, FixedPoint):
         raise InvalidArgument(
             "warm_start was given to a method that does not refine all points at once. It could not begin with them. "
             "Pass method='collocation', 'parataa' or 'paradigms'."
         )
+
+
+def check_warm_start(found: Any, shape: tuple[int, ...]) -> None:
+    """Raise InvalidArgument where a trajectory is no first guess for a call. shape: (N + 1, batch, ...)."""
     if tuple(getattr(found, "shape", ())) != shape:
         raise InvalidArgument(
             f"warm_start has shape {tuple(getattr(found, 'shape', ()))}. It must be a trajectory of the same steps, "

@@ -65,6 +65,7 @@ class FastPipeline:
                 graphs,
                 state.network_options,
                 state.overlap,
+                calibrated=dict(state.calibrated),
             )
         )
 
@@ -130,7 +131,7 @@ class FastPipeline:
         same time, and none confirms.
 
         Args:
-            prompts: what calls like those to come are given, in turn.
+            prompts: what calls like those to come are given, in turn: each a prompt, or a dict of arguments.
             num_samples: calls of every plan that may be the fastest, and of the sequential sampler; each with another
                 seed.
             quantile: share of the samples that must be within the tolerance.
@@ -146,8 +147,13 @@ class FastPipeline:
         return calibrate(_fast, self._srds, list(prompts), num_samples, quantile, kwargs)
 
     def reset(self) -> None:
-        """Give up all recordings and their memory. Calls made before go on undisturbed."""
+        """Give up all recordings and their memory, measured costs and calibrated plans.
+
+        Calls made before go on undisturbed.
+        """
         self._srds.graphs.clear()
+        self._srds.costs.clear()
+        self._srds.calibrated.clear()
 
     @property
     def graphs(self) -> GraphStats:

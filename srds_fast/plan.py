@@ -26,6 +26,8 @@ SLIDES = "its window slides by what is found in every wave, which a replay canno
 STATES_KEPT = "the states on the way are kept, which a replay does not tell"
 # with fewer steps a second iteration already costs as many waves as the sequential sampler
 FEWEST_STEPS_FOR_SRDS = 6
+# of a fixed-point method that has not settled: by then it has cost more than the sequential sampler several times over
+MOST_SWEEPS = 100
 # beyond this a number of steps is a mistake: schedulers would allocate, programs would be built, for hours
 MOST_STEPS = 10_000
 
@@ -56,6 +58,17 @@ class Settings:
                 "Leave one of the two out."
             )
         _one_of("coarse_solver", self.coarse_solver, ("auto", *COARSE_SOLVERS))
+        if name not in ("srds", "auto", "sequential") and (self.coarse_solver != "auto" or not self.pipelined):
+            raise InvalidArgument(
+                f"coarse_solver or pipelined was given together with method={name!r}. Only SRDS has coarse jumps and "
+                "iterations that overlap. Leave it out."
+            )
+        _, options = options_of(self.method)
+        if getattr(options, "window", None) is not None and self.max_iterations is not None:
+            raise InvalidArgument(
+                f"max_iterations was given together with a window of {name}. Its window slides until the last step has "
+                "settled. Leave it out, or give the method no window."
+            )
         _one_of("engine", self.engine, ENGINES)
         if not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < math.inf:
             raise InvalidArgument(
@@ -71,6 +84,11 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
                 raise InvalidArgument(f"{name} is {value!r}. It must be a whole number, {low} or more, or None.")
+
+    @property
+    def measures(self) -> bool:
+        """Whether the plan is to be chosen by what calls cost."""
+        return self.method == "auto" and self.max_iterations != 0
 
 
 def refuse_beside(plan: Plan | None, settings: Settings, defaults: Settings) -> None:
@@ -225,7 +243,7 @@ class Plan:
         words: list[str] = [self.method]
         match self.options:
             case Collocation():
-                words.append(f"{self.options.num_nodes} nodes")
+                words.append(f"{self.options.num_nodes or 'all'} nodes")
             case Chords():
                 words.append(f"{self.options.num_cores} cores")
             case FixedPoint() if self.options.window is not None:
@@ -280,7 +298,7 @@ class Plan:
         """
         try:
             found: Any = json.loads(Path(path).read_text())
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise PlanMismatch(f"{path} holds no plan: it is not JSON. Write one with Plan.save(path).") from error
         known = {field.name for field in fields(cls)}
         if not isinstance(found, dict) or set(found) != known:
@@ -324,7 +342,8 @@ def choose(num_steps: int, settings: Settings, stochastic: bool = False) -> Plan
     method, options = options_of(settings.method)
     if method == "auto":
         method = "srds" if num_steps >= FEWEST_STEPS_FOR_SRDS else "sequential"
-    blocks, most = 1, num_steps
+    bits_only = settings.exact or settings.tolerance == 0
+    blocks, most = 1, num_steps if bits_only else min(num_steps, MOST_SWEEPS)
     if method == "srds":
         blocks = settings.num_blocks or max(1, round(num_steps / max(2, round(math.sqrt(num_steps) / 2))))
         if blocks > num_steps:

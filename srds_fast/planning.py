@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -65,18 +65,20 @@ def calibrate(
 
     def arguments(sample: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(sample)
-        return {**kwargs, **undecoded(make(state)), "prompt": prompts[sample % len(prompts)], "generator": generator}
+        prompt = prompts[sample % len(prompts)]
+        asked = prompt if isinstance(prompt, dict) else {"prompt": prompt}
+        return {**kwargs, **undecoded(make(state)), **asked, "generator": generator}
 
     found = planned(make, state, (), arguments(0))
     if found.costs is None:
         raise InvalidArgument(
-            "The loop of this call is driven, not taken over. What its network calls cost cannot be measured ahead. "
-            "Leave callbacks out, or give max_iterations instead."
+            "The loop of this call is driven, or has a single step. What its network calls cost cannot be measured "
+            "ahead. Leave callbacks out, or give max_iterations instead."
         )
     num_steps, stochastic, pricing = found.costs
 
     def run(plan: Plan) -> list[tuple[int, Tensor]]:
-        fast = make(_like(State, state, plan=plan))
+        fast = make(_like(State, state, plan=replace(plan, engine="eager")))
         outputs: dict[int, list[Tensor]] = {}
 
         def keep(checkpoint: Checkpoint) -> None:
@@ -89,11 +91,11 @@ def calibrate(
         ]
 
     plan = calibrated(num_steps, state.settings, stochastic, pricing, run, quantile)
-    state.calibrated[num_steps, stochastic] = plan
+    state.calibrated[num_steps, stochastic] = plan, pricing.kind
     return plan
 
 
 def _like(kind: type[State], state: State, **changes: Any) -> State:
     """The same state, for calls that nobody is to hear of."""
     known = {field.name: getattr(state, field.name) for field in fields(State)}
-    return kind(**{**known, "last": Last(), **changes})
+    return kind(**{**known, "last": Last(), "quiet": True, **changes})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from .context import context_of
 from .cost import CostCurve
 from .engine.costs import WIDTHS, between_calls, measure
 from .engine.graph import Evaluator
+from .errors import DivergenceError
 from .noise import NoiseTable
 from .plan import Plan
 from .program import Program, of_widths
@@ -28,22 +31,24 @@ class Costs:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, Known] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def of(self, key: Hashable, make: Callable[[], CostCurve]) -> Known:
         """Those of a kind, its curve measured now if it has not been."""
         key = key, torch.get_num_threads()
-        with self._lock:
+        with self._lock:  # also while it is measured: two at once would disturb each other
             found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-                return found
-        made = Known(make())
+            if found is None:
+                found = self._kept[key] = Known(make())
+                while len(self._kept) > MOST_KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return found
+
+    def clear(self) -> None:
+        """Forget all."""
         with self._lock:
-            self._kept[key] = made
-            while len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
-        return made
+            self._kept.clear()
 
 
 def price(
@@ -56,6 +61,7 @@ def price(
     dtype: torch.dtype,
     *,
     networks: Sequence[nn.Module] = (),
+    max_rows: int | None = None,
     replayed: bool,
 ) -> Pricing:
     """What calls like one that is about to be made cost, measured if it is not known.
@@ -68,17 +74,22 @@ def price(
         noise, extras: of the call.
         dtype: of the network's output.
         networks: what is called.
+        max_rows: widest call allowed.
         replayed: whether it will be replayed from graphs: nothing is then spent between calls.
     """
 
     def curve() -> CostCurve:
-        return measure(evaluator, of_widths(noise.num_steps, WIDTHS), state, extras.network, replayed=replayed)
+        widths = [width for width in WIDTHS if width <= (max_rows or width)]
+        return measure(evaluator, of_widths(noise.num_steps, widths), state, extras.network, replayed=replayed)
 
     def between(plan: Plan) -> float:
         if known.curve.how == "replayed":
             return 0.0
-        return between_calls(Run(plan, state, noise, "dry run", extras).next, dtype)
+        try:
+            return between_calls(Run(plan, state, noise, "dry run", replace(extras, trajectory=None)).next, dtype)
+        except (DivergenceError, torch.OutOfMemoryError):
+            return math.inf
 
-    key = key, state.shape, state.device, extras.network, dtype, replayed
+    key = key, state.shape, state.device, extras.network, dtype, max_rows, replayed
     known = costs.of(key, curve)
-    return Pricing(known, between, context_of(state.device, noise, networks))
+    return Pricing(known, between, context_of(state.device, noise, networks), key)

@@ -65,6 +65,9 @@ def step_by_step(
     report: Report = error.report
     report.fallback_reason = f"{str(error).partition('. ')[0]}. The steps were then taken one after another"
     report.change.clear()
+    report.method, report.engine, report.overlap = "sequential", "eager", "batch"
+    report.num_blocks, report.coarse_solver, report.options = 0, None, None
+    report.predicted_seconds = report.plan_reason = report.network_seconds = None
     plan = choose(noise.num_steps, Settings(method="sequential"))
     return Run(plan, x, noise, report.path, replace(extras, guess=None), observer, report=report)
 

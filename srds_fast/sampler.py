@@ -24,7 +24,7 @@ from .engine.graphs import Graphs, GraphUse
 from .errors import DivergenceError, InvalidArgument, PlanMismatch
 from .kernels.dispatch import implementation
 from .kernels.wave_update import NetworkInput
-from .methods import Options, check_warm_start, options_of
+from .methods import Options, check_warm_start, check_warm_start_method, options_of
 from .noise import NoiseTable, noise_table
 from .plan import GRAPH_ENGINES, MOST_STEPS, SLIDES, STATES_KEPT, Plan, Settings, choose, refuse_beside
 from .pricing import Costs, price
@@ -176,14 +176,21 @@ def sample(
     draws = draw_noise(noise, x, state.dtype, generator)
     extras = Extras(draws=draws, network=NetworkInput(x.dtype), scaled=True)
     if warm_start is not None:
-        given = None if plan is None else plan.options
-        check_warm_start(warm_start, (noise.num_steps + 1, *x.shape), given or options_of(method)[1])
+        check_warm_start_method(options_of(method)[1] if plan is None else plan.options)
+        check_warm_start(warm_start, (noise.num_steps + 1, *x.shape))
         extras = replace(extras, guess=warm_start)
     if keep_trajectory:
         extras = replace(extras, trajectory=Trajectory(noise.num_steps))
     planning = time.perf_counter()
+    pricing: Pricing | None = None
     if plan is None:
-        plan = _plan(denoiser, settings, noise, state, extras, cond, replayed=graphs is not None and engine != "eager")
+        stochastic = noise.spread is not None
+        if settings.measures and noise.num_steps > 1:
+            replayed = graphs is not None and engine != "eager"
+            pricing = _pricing(denoiser, noise, state, extras, cond, max_rows=max_rows, replayed=replayed)
+            plan = usual(noise.num_steps, settings, stochastic, pricing)
+        else:
+            plan = choose(noise.num_steps, settings, stochastic)
     planning = time.perf_counter() - planning
     program = plan.program()
 
@@ -219,7 +226,11 @@ def sample(
 
     try:
         run = complete()
+        if pricing is not None:
+            pricing.known.saw(plan, run.report)
     except DivergenceError as error:
+        if pricing is not None:
+            pricing.known.saw(plan, None)
         if plan.prediction is None or plan.method == "sequential":
             raise
         run = step_by_step(error, state, noise, extras, observer)
@@ -232,25 +243,6 @@ def sample(
 _costs = Costs()
 
 
-def _plan(
-    denoiser: Denoiser,
-    settings: Settings,
-    noise: NoiseTable,
-    state: Tensor,
-    extras: Extras,
-    cond: Mapping[str, Tensor],
-    *,
-    replayed: bool,
-) -> Plan:
-    stochastic = noise.spread is not None
-    if settings.method != "auto" or noise.num_steps == 1:
-        return choose(noise.num_steps, settings, stochastic)
-
-    return usual(
-        noise.num_steps, settings, stochastic, _pricing(denoiser, noise, state, extras, cond, replayed=replayed)
-    )
-
-
 def _pricing(
     denoiser: Denoiser,
     noise: NoiseTable,
@@ -258,19 +250,28 @@ def _pricing(
     extras: Extras,
     cond: Mapping[str, Tensor],
     *,
-    replayed: bool = False,
+    max_rows: int | None,
+    replayed: bool,
 ) -> Pricing:
     def evaluator(program: Program) -> RowDenoiser:
         return RowDenoiser(denoiser, state, noise, program, cond)
 
-    what: Hashable
-    try:
-        what = signature_of(denoiser)
-    except ValueError:  # what it depends on is not known; it itself is
-        what = weakref.ref(denoiser)
-    kind = what, tuple((name, value.shape, value.dtype) for name, value in cond.items())
+    kind = _kind_of(denoiser), tuple((name, value.shape, value.dtype) for name, value in cond.items())
     dtype = extras.network.dtype or state.dtype
-    return price(_costs, kind, evaluator, state, noise, extras, dtype, replayed=replayed and state.is_cuda)
+    return price(
+        _costs, kind, evaluator, state, noise, extras, dtype, max_rows=max_rows, replayed=replayed and state.is_cuda
+    )
+
+
+def _kind_of(denoiser: Denoiser) -> Hashable:
+    """What the cost of a denoiser goes by: its code and its networks. What it closes over may be new in every call."""
+    networks = tuple(weakref.ref(network) for network in networks_of(denoiser))
+    code = getattr(denoiser, "__code__", type(denoiser))
+    owner = getattr(denoiser, "__self__", None if networks or hasattr(denoiser, "__code__") else denoiser)
+    try:
+        return code, networks, None if owner is None else weakref.ref(owner)
+    except TypeError:  # nothing can be kept for it
+        return object()
 
 
 def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None:

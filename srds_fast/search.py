@@ -12,6 +12,7 @@ from .cost import CostCurve
 from .methods import HALF_A_GREY_LEVEL, Chords, Collocation, FixedPoint, ParaTAA, options_of
 from .plan import Candidate, Plan, Prediction, Settings, choose
 from .program import FEWEST_NODES
+from .report import Report
 
 # of the sequential sampler's time: what promises less is within what predictions err by
 WORTH = 0.95
@@ -35,11 +36,24 @@ class Known:
         curve: c(rows).
         beside: seconds that runs take beside the network, by plan.
         plans: chosen before, by what was asked for.
+        taken: by plan, the most iterations that a run took, where they were more than expected; inf: it did not settle.
     """
 
     curve: CostCurve
     beside: dict[Hashable, float] = field(default_factory=dict)
     plans: dict[Hashable, Plan] = field(default_factory=dict)
+    taken: dict[Hashable, float] = field(default_factory=dict)
+
+    def saw(self, plan: Plan, report: Report | None) -> None:
+        """Learn from a run of a plan; report: None where it did not settle. What took longer is weighed anew."""
+        if plan.prediction is None or plan.calibrated or plan.method == "sequential":
+            return
+        iterations = math.inf if report is None else report.iterations
+        if report is not None and (report.interrupted or not all(report.converged)):
+            return
+        if iterations > max(expected_iterations(plan), self.taken.get(plan.signature, 0)):
+            self.taken[plan.signature] = iterations
+            self.plans.clear()
 
 
 @dataclass(frozen=True)
@@ -49,12 +63,14 @@ class Pricing:
     Attributes:
         known: what was found out.
         context: where they were measured.
+        kind: of the calls.
         between: seconds that a run of a plan takes beside the network, asked for where it may decide.
     """
 
     known: Known
     between: Callable[[Plan], float]
     context: Context
+    kind: Hashable = None
 
     @property
     def curve(self) -> CostCurve:
@@ -67,7 +83,14 @@ class Pricing:
 
     def network(self, plan: Plan, iteration: int) -> float:
         """Those spent in the network."""
-        return self.curve.of(plan.program().widths(iteration))
+        # a sweep is what it is however many come after it; SRDS works ahead on iterations that it may need
+        ended = fixed_at(plan, iteration) if isinstance(plan.options, FixedPoint) else plan
+        return self.curve.of(ended.program().widths(iteration))
+
+    def expected(self, plan: Plan) -> int:
+        """Iterations that a run will take, by what runs have taken."""
+        taken = self.known.taken.get(plan.signature, 0)
+        return plan.max_iterations if math.isinf(taken) else max(expected_iterations(plan), int(taken))
 
     def beside(self, plan: Plan, iteration: int) -> float:
         """Those spent beside it."""
@@ -152,8 +175,9 @@ def priced(plan: Plan, pricing: Pricing, iteration: int | None = None) -> Candid
     """A plan with what it is predicted to take."""
     if plan.slides:
         raise ValueError("how many waves a sliding window takes is found on the way")
-    iteration = expected_iterations(plan) if iteration is None else iteration
-    spent = plan.program().spent(iteration)
+    iteration = pricing.expected(plan) if iteration is None else iteration
+    ended = fixed_at(plan, iteration) if isinstance(plan.options, FixedPoint) else plan
+    spent = ended.program().spent(iteration)
     return Candidate(
         plan.short(),
         iteration,
@@ -193,17 +217,16 @@ def fastest(
     Returns:
         the plan, its `prediction` filled.
     """
-    most_rows = pricing.curve.most_rows
-    if most_rows is not None and (settings.max_rows is None or settings.max_rows > most_rows):
-        settings = replace(settings, max_rows=most_rows)
+    settings = within_memory(settings, pricing.curve)
     plans = list(candidates(num_steps, settings, stochastic, calibrated=iterations is not None))
+    plans[1:] = [plan for plan in plans[1:] if not math.isinf(pricing.known.taken.get(plan.signature, 0))]
     if iterations is not None:
         enough = {plan.signature: iterations.get(plan.signature) for plan in plans[1:]}
         plans = [
             plans[0],
             *(fixed_at(plan, count) for plan in plans[1:] if (count := enough[plan.signature]) is not None),
         ]
-    by_network = {plan: pricing.network(plan, expected_iterations(plan)) for plan in plans}
+    by_network = {plan: pricing.network(plan, pricing.expected(plan)) for plan in plans}
     limit = by_network[plans[0]] + pricing.beside(plans[0], 1)
     # what the network alone makes slower than the sequential sampler needs no closer look
     seen = [plans[0], *sorted((plan for plan in plans[1:] if by_network[plan] < limit), key=by_network.__getitem__)]
@@ -213,11 +236,21 @@ def fastest(
     best, winner = found[0]
     if winner.method != "sequential" and best.seconds > WORTH * sequential.seconds:
         best, winner = sequential, plans[0]
-    prediction = _prediction(best, sequential, [candidate for candidate, _ in found], pricing)
+    prediction = _prediction(best, sequential, [candidate for candidate, _ in found], len(plans), pricing)
     return replace(winner, prediction=prediction, context=pricing.context)
 
 
-def _prediction(best: Candidate, sequential: Candidate, found: list[Candidate], pricing: Pricing) -> Prediction:
+def within_memory(settings: Settings, curve: CostCurve) -> Settings:
+    """The settings, no wave wider than the network was found to take."""
+    most = curve.most_rows
+    if most is None or (settings.max_rows is not None and settings.max_rows <= most):
+        return settings
+    return replace(settings, max_rows=most)
+
+
+def _prediction(
+    best: Candidate, sequential: Candidate, found: list[Candidate], num_plans: int, pricing: Pricing
+) -> Prediction:
     curve = pricing.curve
     growth = curve(curve.rows[-1]) / curve(1)
     how = f"a call of {curve.rows[-1]} rows takes {growth:.1f} times as long as one of one row ({curve.how})"
@@ -225,6 +258,8 @@ def _prediction(best: Candidate, sequential: Candidate, found: list[Candidate], 
         why = f"{sequential.seconds / best.seconds:.2f} times faster than sequential: {how}"
     elif len(found) > 1:
         why = f"no other plan is predicted to take less than {WORTH:.0%} of its time: {how}"
+    elif num_plans == 1:
+        why = f"no other plan comes within the tolerance, or none is asked for: {how}"
     else:
         why = f"in the network alone every other plan would take longer: {how}"
     return Prediction(best, tuple(found), why, curve)

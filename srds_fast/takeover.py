@@ -92,6 +92,7 @@ class Takeover(Drive):
         guidance: weights that calls of the same kind were found to have.
         overlap: how coarse rows are run, see `engine.overlap`; "auto" is decided where a recording is made.
         costs: that calls of the same kind were found to have.
+        max_rows: widest call that may be measured.
 
     Attributes:
         drive_reason: why the loop is driven after all; None while it is not.
@@ -104,6 +105,7 @@ class Takeover(Drive):
         guidance: KnownGuidance | None = None,
         overlap: str = "batch",
         costs: Costs | None = None,
+        max_rows: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -111,6 +113,8 @@ class Takeover(Drive):
         self._remembered: Tensor | None = None
         self._overlap = overlap
         self._costs = costs or Costs()
+        self._max_rows = max_rows
+        self._priced: Pricing | None = None
         self.drive_reason: str | None = None
         self._recorded: list[RecordedCall] = []
         self._driven_anyway: str | None = None
@@ -193,14 +197,20 @@ class Takeover(Drive):
             return self.run.newest
         if self._weights is None or self.run.newest is not None or self._wave is None:
             return super().newest()
-        return self._state_of(self._wave) if self.run.report.method == "sequential" else None
+        return self._state_of(self._wave) if self.run.plan.method == "sequential" else None
 
     def _make_all_waves(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         assert self.run is not None
         assert self._rows is not None
+        plan = self.run.plan
         try:
-            return self._wave_by_wave(dtype)
+            done = self._wave_by_wave(dtype)
+            if self._priced is not None:
+                self._priced.known.saw(plan, self.run.report)
+            return done
         except DivergenceError as error:
+            if self._priced is not None:
+                self._priced.known.saw(plan, None)
             self._step_by_step(error)
             return self._run_waves(self.run, Repeated(self._recorded, self._rows, self._num_samples), dtype)
 
@@ -279,7 +289,19 @@ class Takeover(Drive):
         replayed = self._graph_use is not None and state.is_cuda
         dtype = self._recorded[0].states.dtype
         networks = self._networks()
-        return price(self._costs, kind, evaluator, state, noise, extras, dtype, networks=networks, replayed=replayed)
+        self._priced = price(
+            self._costs,
+            kind,
+            evaluator,
+            state,
+            noise,
+            extras,
+            dtype,
+            networks=networks,
+            max_rows=self._max_rows,
+            replayed=replayed,
+        )
+        return self._priced
 
     def _networks(self) -> list[nn.Module]:
         return list({id(recorded.network): recorded.network for recorded in self._recorded}.values())

@@ -21,10 +21,10 @@ from srds_fast.context import Context
 from srds_fast.cost import CostCurve
 from srds_fast.methods import Chords, Collocation, ParaDiGMS, ParaTAA
 from srds_fast.plan import Settings, choose
-from srds_fast.search import Known, Pricing, candidates, expected_iterations, fastest, fixed_at, plans_of
+from srds_fast.search import Known, Pricing, candidates, expected_iterations, fastest, fixed_at, plans_of, usual
 
 HERE = Context("a device", "2.0", "0.1", None, "steps")
-FREE = CostCurve((1, 32), (1e-3, 1e-3))
+FREE = CostCurve((1, 1000), (1e-3, 1e-3))
 LINEAR = CostCurve((1, 32), (1e-3, 32e-3))
 
 
@@ -266,7 +266,7 @@ def _calibrated(fast: Any, curve: CostCurve, **settings: Any) -> Iterator[srds_f
 
 def test_calibration_fixes_the_iterations_that_keep_the_tolerance(pipe: Any) -> None:
     fast = srds_fast.compile(pipe)
-    (plan,) = _calibrated(fast, CostCurve((1, 32), (1.0, 1.0)))
+    (plan,) = _calibrated(fast, CostCurve((1, 1000), (1.0, 1.0)))
     assert plan.calibrated
     assert plan.method != "sequential"
     sequential = srds_fast.compile(pipe, method="sequential")
@@ -327,3 +327,120 @@ def test_a_warm_start_that_cannot_be_used_is_refused(pipe: Any, method: str) -> 
     fast = srds_fast.compile(pipe, method=method)
     with pytest.raises(srds_fast.InvalidArgument, match="warm_start"):
         fast("a cat", num_inference_steps=9, warm_start=torch.zeros(3, 1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("method", ["auto", "srds", "sequential", "collocation", "chords"])
+def test_an_early_interrupt_ends_a_call_of_every_method(pipe: Any, method: str) -> None:
+    def interrupt(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step >= 2
+        return kwargs
+
+    fast = srds_fast.compile(pipe, method=method)
+    image = fast("a cat", num_inference_steps=20, callback_on_step_end=interrupt, **seeded()).images
+    assert bool(image.isfinite().all())
+    assert fast.report.interrupted
+    assert fast.trajectory is None
+
+
+def test_a_calibrated_plan_is_for_its_kind_of_call_alone(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe)
+    (plan,) = _calibrated(fast, CostCurve((1, 1000), (1.0, 1.0)))
+    fast("a cat", num_inference_steps=20, **seeded())
+    assert fast.report.waves == plan.program().spent(plan.max_iterations).waves
+    for other in ({"prompt": ["a cat", "a dog"]}, {"prompt": "a cat", "guidance_scale": 1.0}):
+        fast(**other, num_inference_steps=20, **seeded())
+        assert fast.report.plan_reason != plan.prediction.why
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        fast("a cat", num_inference_steps=20, **seeded())
+    finally:
+        torch.set_num_threads(threads)
+    fast.reset()
+    fast("a cat", num_inference_steps=20, **seeded())
+    assert not any(entry for entry in fast._srds.calibrated)
+
+
+def test_measuring_makes_no_call_wider_than_allowed() -> None:
+    widest = 0
+
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        nonlocal widest
+        widest = max(widest, len(x))
+        return MIXTURE(x, t)
+
+    srds_fast.sample(denoiser, noise(1, 64), scheduler(), 20, method="auto", max_rows=3)
+    assert 1 < widest <= 3
+
+
+def test_a_network_that_refuses_wide_batches_bounds_the_plans() -> None:
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if len(x) > 8:
+            raise RuntimeError("too wide")
+        return MIXTURE(x, t)
+
+    report = srds_fast.sample(denoiser, noise(1, 64), scheduler(), 50, method="auto").report
+    assert report.peak_rows <= 8
+
+
+def test_costs_go_by_code_and_networks_not_by_what_is_closed_over() -> None:
+    calls = 0
+
+    def denoiser_of(shift: torch.Tensor) -> Any:
+        def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return MIXTURE(x, t) + 0 * shift
+
+        return denoiser
+
+    reports = []
+    for seed in range(3):
+        calls = 0
+        x = noise(1, 64, seed=seed)
+        reports.append(srds_fast.sample(denoiser_of(torch.zeros(64)), x, scheduler(), 20, method="auto").report)
+        if seed > 0:
+            assert calls == reports[-1].waves
+
+
+def test_what_takes_longer_than_expected_is_weighed_anew() -> None:
+    settings, priced = Settings(), pricing(FREE)
+    plan = usual(100, settings, False, priced)
+    assert plan.method != "sequential"
+    report = srds_fast.Report(plan.method, "eager", "sample", 100, iterations_per_sample=[60], converged=[True])
+    priced.known.saw(plan, report)
+    other = usual(100, settings, False, priced)
+    assert other.signature != plan.signature
+    priced.known.saw(other, None)
+    assert usual(100, settings, False, priced).signature not in (plan.signature, other.signature)
+
+
+def test_a_fallback_reports_what_gave_the_sample() -> None:
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return -30 * x
+
+    picard = Settings(method=ParaTAA(data_std=None, history=0), tolerance=1e-9)
+    chosen = dataclasses.replace(choose(60, picard), prediction=fastest(60, picard, False, pricing(FREE)).prediction)
+    report = srds_fast.sample(denoiser, noise(2, 8), scheduler(), 60, plan=chosen).report
+    assert (report.method, report.engine, report.options) == ("sequential", "eager", None)
+    assert report.predicted_seconds is report.plan_reason is report.overhead is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "collocation", "coarse_solver": "2m"},
+        {"method": "parataa", "pipelined": False},
+        {"method": "chords", "num_blocks": 3},
+        {"method": "paradigms", "max_iterations": 3},
+    ],
+    ids=str,
+)
+def test_settings_that_a_method_does_not_have_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(srds_fast.InvalidArgument):
+        Settings(**settings)
+
+
+def test_calibrating_a_window_that_slides_is_refused(pipe: Any) -> None:
+    with pytest.raises(srds_fast.InvalidArgument, match="slides"):
+        srds_fast.compile(pipe, method="paradigms").calibrate(["a cat"], num_inference_steps=12, num_samples=1)

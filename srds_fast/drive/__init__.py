@@ -137,7 +137,7 @@ class Drive:
             self._start, self.timesteps = start, timesteps
 
     def states(self) -> Tensor | None:
-        """All states of a finished run, [steps + 1, batch, ...]; only with keep_states."""
+        """All states of a finished run, [steps + 1, batch, ...]; None where some were not kept, or not come to."""
         if self._trajectory is None or self.run is None or self.run.sample is None or self._offset:
             return None
         assert self._parts is not None
@@ -207,12 +207,15 @@ class Drive:
         self._rows = RowInputs(self.run.program, noise, state, instead=self._instead)
         reason = self.run.report.fallback_reason
         assert reason is not None
-        self._stepwise(reason)
+        try:
+            self._stepwise(reason)
+        except UnsupportedPipeline:  # strict: the error itself says more
+            raise error from None
 
     def newest(self) -> Tensor | None:
         """The newest whole sample, [batch, ...]; of a sequential run, where it stands."""
         assert self.run is not None
-        if self.run.newest is None and self.run.report.method == "sequential" and self._wave is not None:
+        if self.run.newest is None and self.run.plan.method == "sequential" and self._wave is not None:
             return self._wave.x[0]
         return self.run.newest
 
@@ -327,13 +330,13 @@ class Drive:
         draws = draw_noise(noise, m, state.dtype, generator)
         self._draws = None if draws is None else draws[:, : self._num_samples]
         extras = self._extras(self._draws, x.dtype, noise.num_steps)
+        if self._guess is not None:
+            check_warm_start(self._guess, (noise.num_steps + 1, *state.shape))
         begun = time.perf_counter()
         plan = self._plan_for(noise.num_steps, noise.spread is not None, self._pricing(noise, state, extras))
         planning = time.perf_counter() - begun
         if plan.context is not None:
             plan.context.check(context_of(state.device, noise, self._networks()))
-        if self._guess is not None:
-            check_warm_start(self._guess, (noise.num_steps + 1, *state.shape), plan.options)
         self._started = None if self._started is None else self._started + planning
         in_as_many_turns = plan.pipelined if plan.method == "srds" else plan.method in ("sequential", "chords")
         ahead_of_its_turns = plan.method == "sequential" or (in_as_many_turns and plan.max_rows is None)

@@ -77,11 +77,10 @@ class Trajectory:
         self.x: list[Tensor | None] = [None] * (num_steps + 1)
         self.x0: list[Tensor | None] = [None] * num_steps
 
-    def stacked(self, start: Tensor, sample: Tensor) -> Tensor:
-        """The states of a finished run, [N + 1, batch, ...], from the starting noise to the sample."""
-        states = [start, *self.x[1:-1], sample]
-        assert all(state is not None for state in states), "a run comes by every state"
-        return torch.stack([state for state in states if state is not None])
+    def stacked(self, start: Tensor, sample: Tensor) -> Tensor | None:
+        """The states of a run, [N + 1, batch, ...], from the starting noise to the sample; None if it left some out."""
+        states = [state for state in (start, *self.x[1:-1], sample) if state is not None]
+        return torch.stack(states) if len(states) == len(self.x) else None
 
     def record(self, position: int, x: Tensor, samples: tuple[int, ...]) -> None:
         """A newer state at a position, [samples, ...]."""

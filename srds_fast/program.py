@@ -302,6 +302,8 @@ FEWEST_NODES = 2 + NODES_AT_THE_END
 # sweeps that evaluate nodes only. What has not settled by then does not interpolate: a sharp turn, and all points
 # settle it in a few sweeps more
 MOST_SPARSE_SWEEPS = 8
+# before that, sweeps of twice as many nodes
+MOST_DENSER_SWEEPS = 3
 
 
 @lru_cache(maxsize=64, typed=True)
@@ -325,8 +327,9 @@ def fixed_point(num_steps: int, num_iterations: int, num_nodes: int | None = Non
     waves = []
     for number in range(num_iterations):
         positions = tuple(range(number, num_steps))
-        if num_nodes is not None and number < MOST_SPARSE_SWEEPS:
-            positions = nodes(number, num_steps, num_nodes, between=number % 2 == 1)
+        if num_nodes is not None and number < MOST_SPARSE_SWEEPS + MOST_DENSER_SWEEPS:
+            denser = 1 if number < MOST_SPARSE_SWEEPS else 2
+            positions = nodes(number, num_steps, denser * num_nodes, between=number % 2 == 1)
         waves.append(_sweep(number, positions, last=True))
     return Sweeps(num_steps, (0, num_steps), num_iterations, tuple(waves))
 

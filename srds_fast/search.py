@@ -24,6 +24,8 @@ CORES = (4, 8)
 # on the digits pipeline, 25 to 200 steps, guidance 1 and 5
 SWEEPS = 8
 REDUCED_BY_A_SWEEP = 3.0
+# as many runs as what is expected of any network weighs beside what was seen of this one
+RUNS_EXPECTED = 4
 # by default plans SRDS mostly stops after one iteration, and the slowest sample of a batch often after two
 SRDS_ITERATIONS = 2
 
@@ -36,24 +38,33 @@ class Known:
         curve: c(rows).
         beside: seconds that runs take beside the network, by plan.
         plans: chosen before, by what was asked for.
-        taken: by plan, the most iterations that a run took, where they were more than expected; inf: it did not settle.
+        taken: by plan, how many runs there were and the iterations that they took together.
     """
 
     curve: CostCurve
     beside: dict[Hashable, float] = field(default_factory=dict)
     plans: dict[Hashable, Plan] = field(default_factory=dict)
-    taken: dict[Hashable, float] = field(default_factory=dict)
+    taken: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
 
     def saw(self, plan: Plan, report: Report | None) -> None:
-        """Learn from a run of a plan; report: None where it did not settle. What took longer is weighed anew."""
+        """Learn from a run of a plan; report: None where it did not settle. What changes is weighed anew."""
         if plan.prediction is None or plan.calibrated or plan.method == "sequential":
             return
-        iterations = math.inf if report is None else report.iterations
         if report is not None and (report.interrupted or not all(report.converged)):
             return
-        if iterations > max(expected_iterations(plan), self.taken.get(plan.signature, 0)):
-            self.taken[plan.signature] = iterations
+        before = self.expected(plan)
+        runs, total = self.taken.get(plan.signature, (0, 0))
+        # what did not settle has cost the whole sequential run besides
+        iterations = 2 * plan.num_inference_steps if report is None else report.iterations
+        self.taken[plan.signature] = runs + 1, total + iterations
+        if self.expected(plan) != before:
             self.plans.clear()
+
+    def expected(self, plan: Plan) -> int:
+        """Iterations that a run will take: what is expected of any network, and more and more what runs have taken."""
+        runs, total = self.taken.get(plan.signature, (0, 0))
+        mean = (RUNS_EXPECTED * expected_iterations(plan) + total) / (RUNS_EXPECTED + runs)
+        return max(1, min(plan.max_iterations, round(mean))) if runs else expected_iterations(plan)
 
 
 @dataclass(frozen=True)
@@ -86,11 +97,6 @@ class Pricing:
         # a sweep is what it is however many come after it; SRDS works ahead on iterations that it may need
         ended = fixed_at(plan, iteration) if isinstance(plan.options, FixedPoint) else plan
         return self.curve.of(ended.program().widths(iteration))
-
-    def expected(self, plan: Plan) -> int:
-        """Iterations that a run will take, by what runs have taken."""
-        taken = self.known.taken.get(plan.signature, 0)
-        return plan.max_iterations if math.isinf(taken) else max(expected_iterations(plan), int(taken))
 
     def beside(self, plan: Plan, iteration: int) -> float:
         """Those spent beside it."""
@@ -175,7 +181,7 @@ def priced(plan: Plan, pricing: Pricing, iteration: int | None = None) -> Candid
     """A plan with what it is predicted to take."""
     if plan.slides:
         raise ValueError("how many waves a sliding window takes is found on the way")
-    iteration = pricing.expected(plan) if iteration is None else iteration
+    iteration = pricing.known.expected(plan) if iteration is None else iteration
     ended = fixed_at(plan, iteration) if isinstance(plan.options, FixedPoint) else plan
     spent = ended.program().spent(iteration)
     return Candidate(
@@ -219,14 +225,13 @@ def fastest(
     """
     settings = within_memory(settings, pricing.curve)
     plans = list(candidates(num_steps, settings, stochastic, calibrated=iterations is not None))
-    plans[1:] = [plan for plan in plans[1:] if not math.isinf(pricing.known.taken.get(plan.signature, 0))]
     if iterations is not None:
         enough = {plan.signature: iterations.get(plan.signature) for plan in plans[1:]}
         plans = [
             plans[0],
             *(fixed_at(plan, count) for plan in plans[1:] if (count := enough[plan.signature]) is not None),
         ]
-    by_network = {plan: pricing.network(plan, pricing.expected(plan)) for plan in plans}
+    by_network = {plan: pricing.network(plan, pricing.known.expected(plan)) for plan in plans}
     limit = by_network[plans[0]] + pricing.beside(plans[0], 1)
     # what the network alone makes slower than the sequential sampler needs no closer look
     seen = [plans[0], *sorted((plan for plan in plans[1:] if by_network[plan] < limit), key=by_network.__getitem__)]

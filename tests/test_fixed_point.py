@@ -453,8 +453,11 @@ def test_sweeps_begin_where_nothing_is_exact_yet(num_steps: int, num_nodes: int 
         assert positions[0] == number
         assert positions[-1] == num_steps - 1
         assert found.spent(number + 1) == (number + 1, sum(widths[: number + 1]), max(widths[: number + 1]))
-        sparse = num_nodes is not None and number < program.MOST_SPARSE_SWEEPS
-        assert widths[number] == (min(num_nodes or 0, num_steps - number) if sparse else num_steps - number)
+        left = num_steps - number
+        if num_nodes is None or number >= program.MOST_SPARSE_SWEEPS + program.MOST_DENSER_SWEEPS:
+            assert widths[number] == left
+        else:
+            assert widths[number] == min(left, num_nodes * (1 if number < program.MOST_SPARSE_SWEEPS else 2))
     assert found.final_steps[:-1] == tuple(range(1, iterations))
     assert found.num_rows == sum(widths)
 

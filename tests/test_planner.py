@@ -408,11 +408,17 @@ def test_what_takes_longer_than_expected_is_weighed_anew() -> None:
     plan = usual(100, settings, False, priced)
     assert plan.method != "sequential"
     report = srds_fast.Report(plan.method, "eager", "sample", 100, iterations_per_sample=[60], converged=[True])
-    priced.known.saw(plan, report)
+    for _ in range(4):
+        priced.known.saw(plan, report)
     other = usual(100, settings, False, priced)
     assert other.signature != plan.signature
-    priced.known.saw(other, None)
+    for _ in range(4):
+        priced.known.saw(other, None)
     assert usual(100, settings, False, priced).signature not in (plan.signature, other.signature)
+    as_expected = usual(50, settings, False, priced)
+    usual_run = dataclasses.replace(report, iterations_per_sample=[expected_iterations(as_expected)])
+    priced.known.saw(as_expected, usual_run)
+    assert usual(50, settings, False, priced) is as_expected
 
 
 def test_a_fallback_reports_what_gave_the_sample() -> None:

@@ -17,10 +17,11 @@ def anderson_mix(
     out: Tensor | None = None,
 ) -> Tensor:
     """As srds_fast.kernels.anderson_mix.anderson_mix, without checks."""
-    differences, residuals = dr.double().flatten(3), residual.double().flatten(2)
-    gram = torch.einsum("awse,bwse->wsab", differences, differences).cumsum(0)
-    projected = torch.einsum("awse,wse->wsa", differences, residuals).cumsum(0)
-    gram = gram + regularisation * torch.eye(len(dr), dtype=gram.dtype, device=gram.device)
+    history = len(dr)
+    both = torch.cat([dr, residual[None]]).double().flatten(3).permute(1, 2, 0, 3)  # [W, samples, H + 1, elements]
+    products = (both[:, :, :history] @ both.transpose(2, 3)).cumsum(0)
+    gram, projected = products[..., :history], products[..., history]
+    gram = gram + regularisation * torch.eye(history, dtype=gram.dtype, device=gram.device)
     weights = _solved(gram, projected).movedim(-1, 0).to(x.dtype)  # [H, W, samples]
     correction = torch.zeros_like(x)
     for weight, state, difference in zip(weights, dx, dr, strict=True):

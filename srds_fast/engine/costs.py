@@ -22,7 +22,7 @@ WIDTHS = (1, 2, 4, 8, 16, 24, 32)
 SHORT = 0.05
 ROUNDS = 5
 ENOUGH_SECONDS = 0.5
-# a long call that costs this share of a short one for every row more: wider ones cost in proportion to their rows
+# a long call that costs this share of as many calls of one row: wider ones cost in proportion to their rows
 SATURATED = 0.75
 
 
@@ -54,7 +54,8 @@ def measure(
         given.unflatten(0, (network.branches, -1)).copy_(x)
         wave = Evaluate(given, positions, tuple(range(len(x))), number)
         try:
-            calls.append(_Call(evaluate, wave, x.device, replayed))
+            long = bool(calls) and calls[-1].seconds > SHORT
+            calls.append(_Call(evaluate, wave, x.device, replayed, warm=long))
         except CaptureFailed:
             return measure(evaluator, program, x, network)
         except Exception:  # out of memory, or whatever else a network says to a batch that is too wide for it
@@ -83,20 +84,23 @@ def measure(
 
 
 class _Call:
-    """A network call of one width, made once and timed once.
+    """A network call of one width, timed once; warm: a call like it has been made.
 
     Attributes:
         rows: its width.
         nbytes: memory that it took at its height; None where that cannot be asked.
     """
 
-    def __init__(self, evaluate: Evaluator, wave: Evaluate, device: torch.device, replayed: bool) -> None:
+    def __init__(
+        self, evaluate: Evaluator, wave: Evaluate, device: torch.device, replayed: bool, *, warm: bool
+    ) -> None:
         self.rows = len(wave.positions)
         self.nbytes: int | None = None
         self._device = device
         self._times: list[float] = []
         self._make: Callable[[], object] = lambda: evaluate(wave)
-        self._make()  # what a first call makes is not part of the others, and cannot be made in a recording
+        if replayed or not warm:  # what a first call makes is not part of the others, and is in no recording
+            self._make()
         if replayed:
             evaluate.prepare()
             graph, _ = recorder(device).record(lambda guard: evaluate(wave))
@@ -129,11 +133,7 @@ def _saturated(calls: list[_Call]) -> bool:
     """Whether the last two calls, long ones, cost as much more as they have more rows."""
     if len(calls) < 3 or calls[-1].seconds < SHORT:
         return False
-    steep = [
-        (after.seconds - before.seconds) / (after.rows - before.rows)
-        for before, after in zip(calls[-3:], calls[-2:], strict=False)
-    ]
-    return min(steep) >= SATURATED * calls[0].seconds
+    return all(call.seconds >= SATURATED * call.rows * calls[0].seconds for call in calls[-2:])
 
 
 @torch.no_grad()

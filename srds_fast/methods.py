@@ -31,7 +31,8 @@ class FixedPoint:
             cos(theta_i - theta_{i+1}) of variance-preserving schedules, math.inf the exact linear part
             sqrt(abar_{i+1} / abar_i) of ParaTAA. "auto": 1, as latents are scaled; half the bound where the scheduler
             clips x0. None: c_i = 1, Picard iteration.
-        history: differences to earlier iterates that triangular Anderson acceleration mixes, 0 to 5; 0: none.
+        history: differences to earlier iterates that triangular Anderson acceleration mixes, 0 to 5; 0: none. What has
+            not settled in the first sweeps goes on with the newest alone.
         regularisation: lambda of the mixing, absolute.
         num_nodes: rows of a wave; the network's output at the points between them is interpolated. None: all points,
             or, of collocation, as many as the tolerance asks for.

@@ -174,6 +174,19 @@ def test_plan_prints_and_saves_the_plan_of_the_call(
     assert capsys.readouterr().out.startswith(f"{expected}\n")
 
 
+def test_plan_measures_calibrates_and_plots(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "plan.png"
+    argv = ["plan", "--model", folder, "--steps", "16", *PROMPTS]
+    assert main([*argv, "--plot", str(plot)]) == 0
+    printed = capsys.readouterr().out
+    assert "predicted ms" in printed
+    assert "measured ms" in printed
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main([*argv, "--calibrate", "1", "--save", str(tmp_path / "plan.json")]) == 0
+    assert srds_fast.Plan.load(tmp_path / "plan.json").context is not None
+
+
 def test_compare_writes_the_table_it_prints(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "deep" / "table.json"
     argv = ["compare", "--steps", "9,16", "--methods", "sequential,paper,exact", "--calls", "1", *PROMPTS]

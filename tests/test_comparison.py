@@ -127,8 +127,12 @@ def test_seconds_of_the_loop_lie_within_those_of_the_call(converged: Convergence
 
 
 def test_compare_measures_the_methods_asked_for(entries: list[Entry]) -> None:
-    assert [entry.method for entry in entries] == ["sequential", "paper", "srds", "exact"]
-    sequential, paper, srds, exact = entries
+    assert [entry.method for entry in entries] == list(CONTESTANTS)
+    by_name = {entry.method: entry for entry in entries}
+    sequential, paper, srds, exact = (by_name[name] for name in ("sequential", "paper", "srds", "exact"))
+    for name in ("collocation", "parataa"):
+        assert by_name[name].waves == by_name[name].iterations
+        assert (by_name[name].blocks, by_name[name].coarse_solver) == (0, None)
     assert (sequential.blocks, sequential.coarse_solver, sequential.waves, sequential.rows) == (0, None, 20, 20)
     assert (paper.blocks, paper.coarse_solver) == (4, "ddim")
     assert paper.waves == paper.iterations * 5 + 4 - paper.iterations

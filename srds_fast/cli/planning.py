@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import zoo
 from ..errors import InvalidArgument
 from ..noise import adds_noise
 from ..pipeline import compile
@@ -38,12 +39,14 @@ def plan(args: argparse.Namespace) -> None:
             num_inference_steps=args.steps,
             guidance_scale=args.guidance,
         )
-    elif args.method == "auto" and not args.unmeasured:
+    elif args.method == "auto" and not args.unmeasured and (args.prompt or args.model in zoo.names()):
         request = Request(prompts_for(args)[:1], args.steps, args.guidance)
         found = fast.plan_for(**request.arguments(), measure=True)
     else:
         found = fast.plan_for(num_inference_steps=args.steps)
     print(found)
+    if args.method == "auto" and found.prediction is None:
+        print("\nNothing was measured: this is what is taken where costs are not known. Give a --prompt to measure.")
     if args.save is not None:
         found.save(args.save)
         print(f"\n{args.save}")

@@ -17,10 +17,14 @@ from torch import Tensor
 from ..kernels.anderson_mix import anderson_mix
 from ..methods import FixedPoint, ParaTAA
 from ..noise import NoiseTable
-from ..program import Sweeps
+from ..program import MOST_SPARSE_SWEEPS, Sweeps
 from ..steps import Like
 from .core import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras, output_of, samples_of
 from .grid import Nodes, grid_of
+
+# that look back at more than the newest difference, where all points are rows; nodes, which say something else from
+# wave to wave, are mixed so as long as they are few
+MIXINGS_OF_ALL = 5
 
 
 def fixed_point(
@@ -142,6 +146,8 @@ class Points:
                 self._m, self._at = outputs, guess[:-1]
         self._before: tuple[Tensor, Tensor, int] | None = None
         self._history: list[tuple[Tensor, Tensor]] = []
+        self._mixings = 0
+        self._longest = MIXINGS_OF_ALL if options.num_nodes is None else MOST_SPARSE_SWEEPS
 
     def evaluate(self, number: int) -> Evaluate:
         """Wave `number`."""
@@ -280,7 +286,10 @@ class Points:
             entered = self._before[2] + 1  # points that have no residual before this one
             if entered <= last:
                 dx[entered:], dr[entered:] = 0.0, 0.0
-            self._history = [*self._history, (dx, dr)][-self._options.history :]
+            # an old difference misleads where a sample has turned since: what has not settled goes by the newest alone
+            self._mixings += 1
+            length = self._options.history if self._mixings < self._longest else 1
+            self._history = [*self._history, (dx, dr)][-length:]
         self._before = x, whole, last
         if not self._history:
             return points

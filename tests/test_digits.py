@@ -79,3 +79,26 @@ def test_exact_is_the_stock_image(pipe: Any) -> None:
         **call, generator=torch.Generator().manual_seed(0)
     ).images
     assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.slow
+def test_parataa_needs_nine_waves_at_most_and_run_on_is_the_sequential_sampler(pipe: Any) -> None:
+    reference = stock_latents(pipe, 1.0)
+    fast = srds_fast.compile(pipe, method="parataa", max_iterations=11, tolerance=1e-7)
+    errors = [
+        (refinement.latents - reference).abs().flatten(1).mean(1) for refinement in fast.stream(**arguments(1.0))
+    ]
+    grey = [127.5 * float(error.quantile(0.95)) for error in errors]
+    assert all(each < 0.5 for each in grey[8:])  # after wave 9 and every later one
+    assert float(errors[-1].max()) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_collocation_keeps_the_tolerance_in_few_rows(pipe: Any, guidance: float) -> None:
+    reference = stock_latents(pipe, guidance)
+    fast = srds_fast.compile(pipe, method="collocation")
+    found = fast(**arguments(guidance), output_type="latent").images
+    assert float((found - reference).abs().flatten(1).mean(1).max()) <= 4e-3
+    assert sorted(fast.report.iterations_per_sample)[5] <= 9
+    assert fast.report.waves <= 16

@@ -85,9 +85,7 @@ def test_exact_is_the_stock_image(pipe: Any) -> None:
 def test_parataa_needs_nine_waves_at_most_and_run_on_is_the_sequential_sampler(pipe: Any) -> None:
     reference = stock_latents(pipe, 1.0)
     fast = srds_fast.compile(pipe, method="parataa", max_iterations=11, tolerance=1e-7)
-    errors = [
-        (refinement.latents - reference).abs().flatten(1).mean(1) for refinement in fast.stream(**arguments(1.0))
-    ]
+    errors = [(refinement.latents - reference).abs().flatten(1).mean(1) for refinement in fast.stream(**arguments(1.0))]
     grey = [127.5 * float(error.quantile(0.95)) for error in errors]
     assert all(each < 0.5 for each in grey[8:])  # after wave 9 and every later one
     assert float(errors[-1].max()) < 1e-4

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from srds_fast.methods import Chords, Collocation, FixedPoint, ParaDiGMS, ParaTAA
+from srds_fast.methods import Chords, Collocation, FixedPoint, Options, ParaDiGMS, ParaTAA
 from srds_fast.plan import Plan, Settings, choose
 
 # no change falls below it: what ends a run is who looks at its checkpoints
@@ -52,8 +52,8 @@ class Contestant(NamedTuple):
         return choose(steps, replace(settings, tolerance=tolerance))
 
 
-def _contestant(name: str, method: object, tolerances: tuple[float, ...] = ()) -> Contestant:
-    return Contestant(name, lambda steps: Settings(method=method, tolerance=NEVER), tolerances)  # type: ignore[arg-type]
+def _contestant(name: str, method: str | Options, tolerances: tuple[float, ...] = ()) -> Contestant:
+    return Contestant(name, lambda steps: Settings(method=method, tolerance=NEVER), tolerances)
 
 
 def _as_published(steps: int) -> Settings:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import srds_fast
-from srds_fast.methods import Collocation
+from srds_fast.methods import Collocation, Options
 from srds_fast.plan import Plan, Settings, choose
 from srds_fast.report import Report
 
@@ -55,8 +55,8 @@ def ours(network: PolicyNetwork, steps: int, **settings: Any) -> Loop:
     return loop
 
 
-def _planned(steps: int, method: object) -> Plan:
-    return choose(steps, Settings(method=method))  # type: ignore[arg-type]
+def _planned(steps: int, method: Options) -> Plan:
+    return choose(steps, Settings(method=method))
 
 
 def loops(network: PolicyNetwork, steps: int) -> dict[str, Loop]:

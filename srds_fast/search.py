@@ -21,7 +21,7 @@ WORTH = 0.95
 SHARES = (0.5, 0.67, 0.83, 1.0, 1.33)
 CORES = (4, 8)
 # sweeps after which a tolerance of half a grey level mostly stops a run, and by what factor one more reduces the error:
-# on the digits pipeline, 25 to 200 steps, guidance 1 and 5
+# on the digits pipeline, 25 to 100 steps, guidance 1 and 5
 SWEEPS = 8
 REDUCED_BY_A_SWEEP = 3.0
 # as many runs as what is expected of any network weighs beside what was seen of this one
@@ -259,6 +259,8 @@ def _prediction(
     curve = pricing.curve
     growth = curve(curve.rows[-1]) / curve(1)
     how = f"a call of {curve.rows[-1]} rows takes {growth:.1f} times as long as one of one row ({curve.how})"
+    if curve.most_rows is not None:  # the network raised, or there was no memory
+        how += f"; calls of more than {curve.most_rows} rows failed"
     if best is not sequential:
         why = f"{sequential.seconds / best.seconds:.2f} times faster than sequential: {how}"
     elif len(found) > 1:

@@ -381,6 +381,7 @@ def test_a_network_that_refuses_wide_batches_bounds_the_plans() -> None:
 
     report = srds_fast.sample(denoiser, noise(1, 64), scheduler(), 50, method="auto").report
     assert report.peak_rows <= 8
+    assert "more than 8 rows failed" in report.plan_reason
 
 
 def test_costs_go_by_code_and_networks_not_by_what_is_closed_over() -> None:

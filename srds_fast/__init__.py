@@ -41,12 +41,14 @@ if TYPE_CHECKING:
     from .report import Report as Report
     from .sampler import SampleResult as SampleResult
     from .sampler import sample as sample
+    from .telemetry import profile as profile
 
 __version__ = "0.1.0"
 
 _HOME = {
     "compile": "pipeline",
     "sample": "sampler",
+    "profile": "telemetry",
     "SampleResult": "sampler",
     "Plan": "plan",
     "Report": "report",

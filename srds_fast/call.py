@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import takeover
+from . import takeover, telemetry
 from .drive import Drive, Loop, driven_copy
 from .drive.callbacks import StepCallback
 from .engine.graphs import Graphs, GraphUse
@@ -207,6 +207,19 @@ def run_call(
     """
     state = fast._srds
     state.last.report = state.last.trajectory = None
+    timeline = telemetry.Timeline()
+    try:
+        with telemetry.call(type(fast).__name__, fast._execution_device, timeline):
+            return _run_call(fast, args, kwargs, observer, warming)
+    finally:
+        if state.last.report is not None:
+            state.last.report.timeline = timeline.sums
+
+
+def _run_call(
+    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None, warming: bool
+) -> Any:
+    state = fast._srds
     family = family_of(state.original)  # a component may have been replaced since compile
     arguments = bind(fast, args, kwargs)
     ours = {name: kwargs[name] for name in OURS if name in kwargs}
@@ -347,6 +360,7 @@ class _DrivenCall:
                 bound.arguments["callback_on_step_end_tensor_inputs"] = self._tensor_inputs
             _, *args_after_self = bound.args
             args, kwargs = tuple(args_after_self), bound.kwargs
+        telemetry.phase("encode")
         output = self._cls.__call__(self._twin, *args, **kwargs)
         if self.drive.run is not None:
             report = self.drive.run.report
@@ -454,6 +468,7 @@ def _stock_call(
     if state.quiet:
         raise InvalidArgument(f"This call has no plan: {reason}. It runs on the stock loop. Change what is named.")
     _fallback(fast, "on its stock loop", reason)
+    telemetry.phase("stock")
     started = time.perf_counter()
     output = type(state.original).__call__(state.original, *args, **kwargs)
     seconds = time.perf_counter() - started

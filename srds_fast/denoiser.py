@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from . import telemetry
 from .errors import InvalidArgument
 from .noise import NoiseTable
 from .program import Program
@@ -239,7 +240,9 @@ class RowDenoiser:
             InvalidArgument: the denoiser returned something else than a tensor shaped like its input.
         """
         x = wave.x.flatten(0, 1)
-        m = self._denoiser(x, self._per_state.of(self._timesteps, wave), **self._cond_of(wave))
+        t, cond = self._per_state.of(self._timesteps, wave), self._cond_of(wave)
+        with telemetry.span("network", "network", len(wave.positions)):
+            m = self._denoiser(x, t, **cond)
         if not isinstance(m, Tensor) or m.shape != x.shape:
             found = f"shape {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
             raise InvalidArgument(

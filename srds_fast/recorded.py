@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import telemetry
 from .drive.networks import Network
 from .drive.rows import RowInputs
 from .solvers.core import Evaluate
@@ -128,7 +129,7 @@ class Repeated:
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """The network's output at a wave, branch by branch, [branches * rows, samples, ...]."""
-        with self._around():
+        with self._around(), telemetry.span("network", "network", len(wave.positions)):
             outputs = self._outputs(wave)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

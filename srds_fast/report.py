@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,6 +44,9 @@ class Report:
         left_out: what was asked for to make the network faster and could not be had, each with its reason.
         capture_seconds: spent on recording graphs for the calls to come; not part of `seconds`.
         dropped_waves: waves that graphs ran ahead of a decision to stop; not part of `waves`.
+        timeline: under `srds_fast.profile`, the ranges of the call summed by phase: how often ("count"), "seconds" on
+            the host, and where a trace is written on a CUDA device "device_seconds" by events, otherwise None. Phases
+            are those of `telemetry`, all waves being one; they lie in one another, so they do not add up.
     """
 
     method: str
@@ -76,6 +80,7 @@ class Report:
     plan_reason: str | None = None
     planning_seconds: float = 0.0
     options: dict[str, Any] | None = None
+    timeline: dict[str, dict[str, float | int | None]] | None = None
 
     @property
     def overhead(self) -> float | None:
@@ -86,6 +91,11 @@ class Report:
     def iterations(self) -> int:
         """Iterations of the sample that needed most."""
         return max(self.iterations_per_sample, default=0)
+
+    def _phases(self) -> Iterator[str]:
+        for phase, found in (self.timeline or {}).items():
+            on_device = "" if found["device_seconds"] is None else f", {found['device_seconds']:.4f} on the device"
+            yield f"{phase} {found['seconds']:.4f} ({found['count']}{on_device})"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and `iterations`, as plain JSON types."""
@@ -123,6 +133,8 @@ class Report:
             lines.append(("predicted", f"{self.predicted_seconds:.3f}"))
         if self.overhead is not None:
             lines.append(("overhead", f"{self.overhead:.2f} times the sum of c(rows)"))
+        if self.timeline is not None:
+            lines.append(("time went", ", ".join(self._phases())))
         if self.plan_reason is not None:
             lines.append(("plan", self.plan_reason))
         if self.planning_seconds >= 0.01:

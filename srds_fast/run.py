@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from . import telemetry
 from .chords_program import Cores
 from .convergence import SRDS, SRDS_UNCALIBRATED, SWEEPS, Diverged, Monitor
 from .errors import CaptureFailed, DivergenceError
@@ -146,6 +147,7 @@ class Run:
         if plan.method == "srds":
             self.report.num_blocks, self.report.coarse_solver = plan.num_blocks, plan.coarse_solver
         self._core = core_of(plan, x, noise, self.program, extras)
+        self._ranges = telemetry.waves_of(self.program)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Hand in the network output of the last wave, get the next one; None when `sample` is there.
@@ -171,12 +173,19 @@ class Run:
             raise
         finally:
             self.report.seconds = self._seconds_before + time.perf_counter() - self._started
+            if self._ranges is not None and self._handed_out is None:
+                self._ranges.end()
 
     def follow(self, core: Core) -> None:
-        """Take the waves from this core instead, before the first one."""
+        """Take the waves from this core, which replays them, instead, before the first one."""
         self._core = core
+        if self._ranges is not None:
+            self._ranges.follow()
 
     def _advance(self, answer: Answer) -> Evaluate:
+        ranges = self._ranges
+        if ranges is not None:
+            ranges.advance()
         while True:
             event = self._core.send(answer)
             if isinstance(event, Evaluate):
@@ -184,12 +193,18 @@ class Run:
                 self.final_steps = self.program.final_steps[event.number - 1] if event.number else 0
                 self._count(event, 1)
                 self.report.peak_rows = max(self.report.peak_rows, len(event.positions))
+                if ranges is not None:
+                    ranges.wave(event.number)
                 return event
+            if ranges is not None:
+                ranges.checkpoint(event.iteration)
             answer = self._judge(event)
             self._keep_newest(event)
             if self._observer is not None:
                 self._observer(event)
             self.shown = event.iteration
+            if ranges is not None:
+                ranges.judged(event.iteration, ends=answer == ())
 
     def received(self) -> None:
         """The wave handed out last has been run."""
@@ -201,6 +216,8 @@ class Run:
             self._count(self._handed_out, -1)
             self._handed_out = None
         self._core.close()
+        if self._ranges is not None:
+            self._ranges.end()
 
     def stop(self, sample: Tensor) -> None:
         """End here, with this sample, [batch, ...] in the dtype of the state."""

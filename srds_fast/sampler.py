@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import telemetry
 from .context import context_of
 from .denoiser import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .engine.callables import networks_of, signature_of
@@ -164,7 +165,31 @@ def sample(
         )
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_inference_steps)
-    noise = noise_table(scheduler, eta=float(eta))
+    timeline = telemetry.Timeline()
+    with telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), x.device, timeline):
+        telemetry.phase("plan")
+        noise = noise_table(scheduler, eta=float(eta))
+        result = _sampled(
+            denoiser, x, noise, settings, cond, generator, graphs, plan, observer, warm_start, keep_trajectory
+        )
+    result.report.timeline = timeline.sums
+    return result
+
+
+def _sampled(
+    denoiser: Denoiser,
+    x: Tensor,
+    noise: NoiseTable,
+    settings: Settings,
+    cond: Mapping[str, Tensor],
+    generator: Generators,
+    graphs: Graphs | None,
+    plan: Plan | None,
+    observer: Observer | None,
+    warm_start: Tensor | None,
+    keep_trajectory: bool,
+) -> SampleResult:
+    """What `sample` does once its arguments have been looked at."""
     if plan is not None and plan.num_inference_steps != noise.num_steps:
         raise PlanMismatch(
             f"The plan is for {plan.num_inference_steps} steps, this call has {noise.num_steps}. A plan fits one "
@@ -176,7 +201,7 @@ def sample(
     draws = draw_noise(noise, x, state.dtype, generator)
     extras = Extras(draws=draws, network=NetworkInput(x.dtype), scaled=True)
     if warm_start is not None:
-        check_warm_start_method(options_of(method)[1] if plan is None else plan.options)
+        check_warm_start_method(options_of(settings.method)[1] if plan is None else plan.options)
         check_warm_start(warm_start, (noise.num_steps + 1, *x.shape))
         extras = replace(extras, guess=warm_start)
     if keep_trajectory:
@@ -186,8 +211,8 @@ def sample(
     if plan is None:
         stochastic = noise.spread is not None
         if settings.measures and noise.num_steps > 1:
-            replayed = graphs is not None and engine != "eager"
-            pricing = _pricing(denoiser, noise, state, extras, cond, max_rows=max_rows, replayed=replayed)
+            replayed = graphs is not None and settings.engine != "eager"
+            pricing = _pricing(denoiser, noise, state, extras, cond, max_rows=settings.max_rows, replayed=replayed)
             plan = usual(noise.num_steps, settings, stochastic, pricing)
         else:
             plan = choose(noise.num_steps, settings, stochastic)
@@ -328,7 +353,7 @@ def _capturable(
         begin,
         begin_counted,
         plan.num_checkpoints,
-        program.positions,
+        program,
         extras.network,
         extras.network.dtype or state.dtype,
     )

@@ -369,7 +369,7 @@ class Takeover(Drive):
             begin,
             begin_counted,
             plan.num_checkpoints,
-            program.positions,
+            program,
             extras.network,
             calls[0].states.dtype,
             scale_numbers(factors),

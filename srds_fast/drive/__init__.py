@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import telemetry
 from ..context import context_of
 from ..denoiser import draw_noise, state_dtype
 from ..errors import DivergenceError, UnsupportedPipeline, UnsupportedScheduler
@@ -134,6 +135,7 @@ class Drive:
     def enter(self, start: int, timesteps: Tensor) -> None:
         """The loop begins, or someone reads the timesteps: from step `start` of the scheduler's grid on."""
         if self.steps == 0:
+            telemetry.phase("trace")
             self._start, self.timesteps = start, timesteps
 
     def states(self) -> Tensor | None:
@@ -292,7 +294,8 @@ class Drive:
                 self._started = time.perf_counter()
             if not self._loop.checked:
                 self._check_time(network, family, dict(zip(names, args, strict=False)) | kwargs)
-            return self._instead.get(network, network)(*args, **kwargs)
+            with telemetry.span("network", "network", 1):
+                return self._instead.get(network, network)(*args, **kwargs)
         if isinstance(states, RowStates):
             plain = states.as_subclass(Tensor)
             args, kwargs = (
@@ -300,7 +303,8 @@ class Drive:
                 {name: plain if value is states else value for name, value in kwargs.items()},
             )
         assert self._rows is not None
-        return self._rows.call(self._wave, network, family, names, args, kwargs)
+        with telemetry.span("network", "network", len(self._wave.positions)):
+            return self._rows.call(self._wave, network, family, names, args, kwargs)
 
     def _begin(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
         """The first step: now number of steps, noise and samples are known. Makes the run; it has not begun."""
@@ -332,6 +336,7 @@ class Drive:
         extras = self._extras(self._draws, x.dtype, noise.num_steps)
         if self._guess is not None:
             check_warm_start(self._guess, (noise.num_steps + 1, *state.shape))
+        telemetry.phase("plan")
         begun = time.perf_counter()
         plan = self._plan_for(noise.num_steps, noise.spread is not None, self._pricing(noise, state, extras))
         planning = time.perf_counter() - begun

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .. import telemetry
 from ..errors import UnsupportedPipeline
 from .networks import Network, unwrapped
 
@@ -54,6 +55,8 @@ class DrivenScheduler:
         options = dict(zip(self._options, args, strict=False)) | kwargs if args else kwargs
         return_dict = options.pop("return_dict", True)
         output = self._drive.step(model_output, sample, options)
+        if self._drive.finished:
+            telemetry.phase("decode")
         if not return_dict:
             return output
         from diffusers.schedulers.scheduling_utils import SchedulerOutput

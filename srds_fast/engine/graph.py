@@ -17,8 +17,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .. import telemetry
 from ..errors import CaptureFailed
 from ..kernels.wave_update import NetworkInput
+from ..program import Program
 from ..solvers.core import Checkpoint, Core, Evaluate
 from ..solvers.waves import CountedWaves
 from .fingerprint import fingerprint, hooked, tensors_of
@@ -63,7 +65,7 @@ class Capturable:
             one batch each, or (True) coarse rows beside the others.
         begin_counted: the same with waves that count themselves.
         checkpoints: how many a run has at most.
-        positions: of the rows of every wave.
+        program: the waves.
         network: how the network wants its rows.
         dtype: of the network.
     """
@@ -74,7 +76,7 @@ class Capturable:
     begin: Callable[[Mapping[str, Tensor], bool], tuple[Core, Evaluator]]
     begin_counted: Callable[[Mapping[str, Tensor]], tuple[CountedWaves, Evaluator]]
     checkpoints: int
-    positions: Sequence[tuple[int, ...]]
+    program: Program
     network: NetworkInput
     dtype: torch.dtype
     live: frozenset[int] = frozenset()
@@ -85,6 +87,11 @@ class Capturable:
     def device(self) -> torch.device:
         """Where it runs."""
         return self.inputs["x"].device
+
+    @property
+    def positions(self) -> Sequence[tuple[int, ...]]:
+        """Of the rows of every wave."""
+        return self.program.positions
 
     def why_not(self) -> str | None:
         """Why it cannot be recorded, or None."""
@@ -310,7 +317,7 @@ class LoopGraph(Captured):
         self._core, self._evaluate = call.begin(self._inputs, beside)
         self._make_ready(call, self._evaluate)
         self._most_operations = most_operations
-        self._num_waves = len(call.positions)
+        self._program = call.program
         self._waves_recorded = 0
 
     def _record_stretch(self, number: int) -> Stretch:
@@ -321,17 +328,20 @@ class LoopGraph(Captured):
             while isinstance(event, Evaluate):
                 waves.append((event.positions, event.number))
                 self._refuse_length(guard, len(waves))
-                with guard.network(self._compiled):
-                    output = self._evaluate(event)
-                event = self._core.send(output)
+                with telemetry.wave(self._program, event.number):
+                    with guard.network(self._compiled):
+                        output = self._evaluate(event)
+                    with telemetry.span("wave_update", "wave_update"):
+                        event = self._core.send(output)
             return event
 
-        graph, checkpoint = self._record(work)
+        with telemetry.span(f"iteration {number}", "iteration", number):
+            graph, checkpoint = self._record(work)
         self._waves_recorded += len(waves)
         return Stretch((Piece(graph, tuple(waves)),), lambda: checkpoint)
 
     def _refuse_length(self, guard: Guard, waves: int) -> None:
-        expected = guard.operations / max(1, waves - 1) * self._num_waves
+        expected = guard.operations / max(1, waves - 1) * len(self._program)
         if waves > 1 and expected > self._most_operations:
             raise CaptureFailed(
                 f"One graph of the loop would hold about {expected:.0f} operations. It would take long to make and "
@@ -365,7 +375,7 @@ class Replay:
                 stretch = captured.stretch(number)
                 for piece in stretch.pieces:
                     if piece is not ahead:
-                        piece.graph.replay()
+                        _launch(piece)
                     ahead = None
                     for positions, wave in piece.waves:
                         yield Evaluate(inputs["x"], positions, samples, wave)
@@ -373,7 +383,7 @@ class Replay:
                 last = number == captured.checkpoints - 1
                 if self._late and not last and (following := captured.stretch(number + 1).pieces):
                     ahead = following[0]
-                    ahead.graph.replay()
+                    _launch(ahead)
                 checkpoint = arriving.of(running)
                 answer = yield checkpoint
                 assert not isinstance(answer, Tensor)
@@ -384,6 +394,11 @@ class Replay:
             self.dropped_waves = 0 if ahead is None else len(ahead.waves)
             assert result is not None
             return result
+
+
+def _launch(piece: Piece) -> None:
+    with telemetry.span("replay", "replay", len(piece.waves)):
+        piece.graph.replay()
 
 
 class _Arriving:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .. import telemetry
 from ..errors import CaptureFailed
 from ..run import Run
 from ..solvers.core import Core, Evaluate
@@ -394,6 +395,7 @@ class GraphUse:
     def _record(self, key: Hashable, call: Capturable, run: Run, evaluate: Callable[[Evaluate], Tensor]) -> str:
         """Record a call that has run eagerly, for those to come. Returns why it has not been a replay itself."""
         reason = None
+        telemetry.phase("record")
         if not self.lazy:
             reason = "nothing is recorded while serving (lazy_capture=False): make a call like it in warmup()"
         elif self._key(call) != key:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from .. import telemetry
 from ..program import Program
 from ..solvers.core import Evaluate
 from .graph import Evaluator
@@ -44,9 +45,10 @@ class TwoLanes:
             return self._rows(parts[0])
         for part in parts:  # what both read is there before they part
             self._rows.repeat(part)
-        with self._aside():
+        with self._aside(), telemetry.span("coarse", "coarse", len(parts[0].positions)):
             coarse = self._rows(parts[0])
-        fine = self._rows(parts[1])
+        with telemetry.span("fine", "fine", len(parts[1].positions)):
+            fine = self._rows(parts[1])
         if self._beside is not None:
             self._beside.join()
         outputs = [m.unflatten(0, (-1, len(part.positions))) for m, part in zip((coarse, fine), parts, strict=True)]

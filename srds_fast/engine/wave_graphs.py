@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from .. import telemetry
 from ..solvers.core import Evaluate
 from ..solvers.exchange import Birth
 from .graph import Capturable, Captured, Graph, Piece, Stretch
@@ -50,7 +51,8 @@ class WaveGraphs(Captured):
 
     def _graph_of(self, width: int) -> Graph:
         if width not in self._of_width:
-            self._of_width[width], _ = self._record(self._run_wave)
+            with telemetry.wave(self._waves.program, self._next):
+                self._of_width[width], _ = self._record(self._run_wave)
         return self._of_width[width]
 
     def _start(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from . import telemetry
 from .context import context_of
 from .cost import CostCurve
 from .engine.costs import WIDTHS, between_calls, measure
@@ -86,7 +87,8 @@ def price(
         if known.curve.how == "replayed":
             return 0.0
         try:
-            return between_calls(Run(plan, state, noise, "dry run", replace(extras, trajectory=None)).next, dtype)
+            with telemetry.unseen():
+                return between_calls(Run(plan, state, noise, "dry run", replace(extras, trajectory=None)).next, dtype)
         except (DivergenceError, torch.OutOfMemoryError):
             return math.inf
 

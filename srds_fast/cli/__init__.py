@@ -7,6 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from .. import __version__
@@ -25,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        with _profiled(args):
+            args.run(args)
     except KeyboardInterrupt:
         print("srds-fast: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -35,6 +37,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"srds-fast: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_MISTAKE
     return 0
+
+
+def _profiled(args: argparse.Namespace) -> AbstractContextManager[None]:
+    setting = getattr(args, "profile", None)
+    if setting is None:
+        return nullcontext()
+    from ..telemetry import profile_as
+
+    return profile_as(setting)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -87,7 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], None], about: str, more: str, examples: str
+        name: str,
+        run: Callable[[argparse.Namespace], None],
+        about: str,
+        more: str,
+        examples: str,
+        *,
+        runs: bool = True,
     ) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(
             name,
@@ -97,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=_HelpFormatter,
         )
         added.add_argument("--verbose", action="store_true", help="show the traceback of an error")
+        if runs:
+            added.add_argument(
+                "--profile",
+                metavar="FILE",
+                help="write what every call does to FILE, for Perfetto or chrome://tracing; nvtx: for Nsight alone",
+            )
         added.set_defaults(run=run)
         return added
 
@@ -132,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
         "One PNG for every prompt and image; image i is drawn with seed + i.",
         'generate "the digit three" "the digit seven" --show-report\n'
         'generate "a lighthouse at dusk" --model ./stable-diffusion --guidance 7.5 --device cuda --dtype float16\n'
-        'generate "the digit one" --exact --out exact',
+        'generate "the digit one" --exact --out exact\n'
+        'generate "the digit two" --profile trace.json',
     )
     generate.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw")
     _add_model(generate)
@@ -205,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         "print versions and hardware",
         "For bug reports and beside measurements. No package is imported for it.",
         "env\nenv --json",
+        runs=False,
     )
     env.add_argument("--json", action="store_true", help="as JSON")
     return parser

@@ -1,0 +1,54 @@
+"""Ranges timed by events of a CUDA device: eager waves, replays, and nothing of them in what is recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from ranges import in_a_trace
+
+import srds_fast
+from srds_fast import zoo
+
+pytestmark = pytest.mark.gpu
+
+CALL = {"num_inference_steps": 20, "guidance_scale": 3.0, "output_type": "latent"}
+EXACT = {"method": "srds", "tolerance": 1e-30, "max_iterations": 1}
+
+
+@pytest.mark.parametrize("overlap", ["batch", "streams"])
+def test_eager_waves_are_timed_on_the_device(tmp_path: Path, overlap: str) -> None:
+    fast = srds_fast.compile(zoo.load("digits").to("cuda"), engine="eager", overlap=overlap, **EXACT)
+    fast("the digit one", **CALL)
+    with srds_fast.profile(tmp_path / "trace.json"):
+        fast("the digit one", **CALL)
+    timeline = fast.report.timeline
+    assert timeline["wave"]["count"] == fast.report.waves
+    assert timeline["network"]["device_seconds"] is not None
+    # ranges on the device follow one another on its stream, and lie in the call
+    assert 0 < timeline["network"]["device_seconds"] <= timeline["wave"]["device_seconds"] * 1.001
+    assert timeline["wave"]["device_seconds"] <= timeline["iteration"]["device_seconds"] * 1.001
+    assert timeline["iteration"]["device_seconds"] <= timeline["call"]["seconds"] + 1e-3
+    assert timeline["encode"]["device_seconds"] is None
+    on_device = in_a_trace(tmp_path / "trace.json", "device")
+    assert [each.name for each in on_device] == ["iteration 0", "iteration 1"]
+    for iteration in on_device:
+        iteration.check()
+
+
+@pytest.mark.parametrize("engine", ["graph", "wave-graphs"])
+def test_replays_are_timed_and_recordings_hold_no_event(tmp_path: Path, engine: str) -> None:
+    pipe = zoo.load("digits").to("cuda")
+    fast = srds_fast.compile(pipe, engine=engine, **EXACT)
+    plain = srds_fast.compile(pipe, engine=engine, **EXACT)
+    plain.warmup("the digit one", **CALL)
+    with srds_fast.profile(tmp_path / "trace.json"):
+        fast.warmup("the digit one", **CALL)  # recorded while somebody looks
+        found = fast("the digit one", generator=torch.Generator("cuda").manual_seed(0), **CALL).images
+    assert fast.report.engine == {"graph": "loop graph", "wave-graphs": "wave graphs"}[engine]
+    replay = fast.report.timeline["replay"]
+    assert replay["device_seconds"] is not None
+    assert 0 < replay["device_seconds"] <= fast.report.timeline["call"]["seconds"] + 1e-3
+    expected = plain("the digit one", generator=torch.Generator("cuda").manual_seed(0), **CALL).images
+    assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))

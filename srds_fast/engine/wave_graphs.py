@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from .. import telemetry
-from ..solvers.core import Evaluate
 from ..solvers.exchange import Birth
 from .graph import Capturable, Captured, Graph, Piece, Stretch
 from .guard import Guard
@@ -60,8 +59,7 @@ class WaveGraphs(Captured):
         self._evaluate.repeat(self._waves.widest())
 
     def _run_wave(self, guard: Guard) -> None:
-        def evaluate(wave: Evaluate) -> Tensor:
-            with guard.network(self._compiled):
-                return self._evaluate(wave)
-
-        self._waves.run(self._next, evaluate)
+        with guard.network(self._compiled):
+            output = self._evaluate(self._waves.evaluate(self._next))
+        with telemetry.span("wave_update", "wave_update"):
+            self._waves.update(output)

@@ -7,7 +7,6 @@ launch per wave (`kernels.wave_update`). Here the three are put together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -135,7 +134,8 @@ class Waves:
 class CountedWaves:
     """The same waves on memory that stays, every one of them the same operations but for a counter on the device.
 
-    So what `start` and `run` do can be recorded, `run` once for each width, and repeated for every wave and every run.
+    So `start`, and what lies between `evaluate` and the end of `update`, can be recorded, the latter once for each
+    width, and repeated for every wave and every run.
 
     Args:
         x: [batch, ...] in the dtype of the state, from which every run starts; as `extras.draws`, the memory is read
@@ -188,9 +188,19 @@ class CountedWaves:
         self._input.unflatten(0, (branches, -1))[:, : first.shape[1]].copy_(first)
         self.counter.fill_(1)
 
-    def run(self, number: int, evaluate: Callable[[Evaluate], Tensor]) -> None:
-        """Run the wave that the counter has come to; number: any wave of its width."""
-        self._update(evaluate(self._wave(number)))
+    def evaluate(self, number: int) -> Evaluate:
+        """The wave that the counter has come to; number: any wave of its width."""
+        positions = self.program.positions[number]
+        rows = self._input.unflatten(0, (self._extras.network.branches, -1))[:, : len(positions)].flatten(0, 1)
+        return Evaluate(rows, positions, tuple(range(len(self._x))), number)
+
+    def update(self, m: Tensor) -> None:
+        """Take its output, [branches * rows, samples, ...]."""
+        m = with_inner_layout(m, self._buffers.memory)
+        table, extras = self._updates.table, self._extras
+        wave_update(
+            table, self.counter, self._buffers, m, guidance=extras.guidance, network=extras.network, out=self._input
+        )
 
     def warm_up(self, dtype: torch.dtype) -> None:
         """Launch every kind of update once: a first launch makes what cannot be made in a recording."""
@@ -198,7 +208,7 @@ class CountedWaves:
         self.start()
         self.counter.fill_(len(self._updates.table.updates))  # beyond the last one nothing is done
         for width in sorted({len(positions) for positions in self.program.positions}):
-            self._update(self._x.new_zeros(branches * width, *self._x.shape, dtype=dtype))
+            self.update(self._x.new_zeros(branches * width, *self._x.shape, dtype=dtype))
         self.counter.zero_()
 
     def memory(self) -> tuple[Tensor, ...]:
@@ -208,23 +218,11 @@ class CountedWaves:
 
     def widest(self) -> Evaluate:
         """A wave as wide as any."""
-        return self._wave(max(range(len(self.program)), key=lambda number: len(self.program.positions[number])))
+        return self.evaluate(max(range(len(self.program)), key=lambda number: len(self.program.positions[number])))
 
     def read_by_network(self) -> tuple[Tensor, ...]:
         """Memory that what runs the network reads."""
         return self._input, self.counter
-
-    def _update(self, m: Tensor) -> None:
-        m = with_inner_layout(m, self._buffers.memory)
-        table, extras = self._updates.table, self._extras
-        wave_update(
-            table, self.counter, self._buffers, m, guidance=extras.guidance, network=extras.network, out=self._input
-        )
-
-    def _wave(self, number: int) -> Evaluate:
-        positions = self.program.positions[number]
-        rows = self._input.unflatten(0, (self._extras.network.branches, -1))[:, : len(positions)].flatten(0, 1)
-        return Evaluate(rows, positions, tuple(range(len(self._x))), number)
 
     def born(self, number: int) -> tuple[Birth, ...]:
         """The whole samples that wave `number` brings into being."""

@@ -1,0 +1,1 @@
+"""Recording calls with Nsight, and reading what was recorded."""

@@ -209,7 +209,7 @@ def run_call(
     state.last.report = state.last.trajectory = None
     timeline = telemetry.Timeline()
     try:
-        with telemetry.call(type(fast).__name__, fast._execution_device, timeline):
+        with telemetry.call(type(fast).__name__, lambda: fast._execution_device, timeline):
             return _run_call(fast, args, kwargs, observer, warming)
     finally:
         if state.last.report is not None:

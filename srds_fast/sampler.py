@@ -166,7 +166,7 @@ def sample(
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_inference_steps)
     timeline = telemetry.Timeline()
-    with telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), x.device, timeline):
+    with telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline):
         telemetry.phase("plan")
         noise = noise_table(scheduler, eta=float(eta))
         result = _sampled(

@@ -27,7 +27,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -146,18 +146,18 @@ class Call:
 
     Args:
         what: is called.
-        device: of its network.
+        device: of its network, asked where times on it are wanted.
 
     Attributes:
         at: category of the range right below the call, "" where there is none.
     """
 
-    def __init__(self, what: str, device: Any) -> None:
+    def __init__(self, what: str, device: Callable[[], Any]) -> None:
         self._marks: Any = None
-        if _watchers.traces and device.type == "cuda":
+        if _watchers.traces and (on := device()).type == "cuda":
             from .engine.marks import Marks
 
-            self._marks = Marks(device)
+            self._marks = Marks(on)
         self._open: list[_Open] = []
         self.at = ""
         self._done: list[tuple[Event, Any]] = []
@@ -330,8 +330,8 @@ class Timeline:
 
 
 @contextmanager
-def call(what: str, device: Any, timeline: Timeline) -> Iterator[None]:
-    """A call of this thread; what: is called; device: of its network; timeline: filled at the end."""
+def call(what: str, device: Callable[[], Any], timeline: Timeline) -> Iterator[None]:
+    """A call of this thread; what: is called; device: of its network, asked if needed; timeline: filled at the end."""
     if not active:
         yield
         return

@@ -396,7 +396,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 def test_ranges_on_a_device_are_timed_there(clock: Clock, tmp_path: Path) -> None:
     device, program, timeline = SimpleNamespace(type="cuda"), srds_fast.program.srds(6, 3, 1), telemetry.Timeline()
-    with srds_fast.profile(tmp_path / "trace.json"), telemetry.call("net", device, timeline):
+    with srds_fast.profile(tmp_path / "trace.json"), telemetry.call("net", lambda: device, timeline):
         ranges = telemetry.waves_of(program)
         assert ranges is not None
         before = clock.waited
@@ -425,7 +425,7 @@ def test_ranges_on_a_device_are_timed_there(clock: Clock, tmp_path: Path) -> Non
 
 def test_without_a_trace_no_device_is_waited_for(clock: Clock) -> None:
     timeline = telemetry.Timeline()
-    with srds_fast.profile(), telemetry.call("net", SimpleNamespace(type="cuda"), timeline):
+    with srds_fast.profile(), telemetry.call("net", lambda: SimpleNamespace(type="cuda"), timeline):
         telemetry.phase("decode")
     assert clock.waited == 0
     assert timeline.sums is not None

@@ -1,7 +1,7 @@
 """What a loop costs: host time per wave outside the network, against the stock loop's own host time per step.
 
-    python bench/host_time.py                    # the table, ratios first
-    pytest bench/host_time.py --benchmark-only   # the same, one benchmark per row
+    python -m bench.host_time                     # the table, ratios first
+    pytest bench --benchmark-only -k host         # whole calls, see README.md
 
 The pipelines are the tiny ones of the tests, their network returns zeros at once, and a latent is 4x4: what is left is
 what a loop does on the host. A turn of a loop is the time from the return of one call of the network to the start of
@@ -19,20 +19,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 import srds_fast
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import tiny
+from tests import tiny
 
 STEPS = 100
 WANTED = 1.3
@@ -97,12 +92,18 @@ class _Output:
 class Case:
     """A pipeline with a null network: its stock loop, and driven ones.
 
+    Args:
+        name: of `PIPELINES`.
+        device: of the network and of all tensors.
+        steps: of every call.
+
     Attributes:
         loops: the pipeline, and one compiled for each method.
         shortest: of each loop, every turn in seconds.
     """
 
-    def __init__(self, name: str, device: str = "cpu") -> None:
+    def __init__(self, name: str, device: str = "cpu", steps: int = STEPS) -> None:
+        self.steps = steps
         make, self.arguments = PIPELINES[name]
         pipe = make()
         if name == "DDIM pixels":
@@ -115,7 +116,7 @@ class Case:
         self.shortest: dict[str, list[float]] = {}
 
     def call(self, loop: str) -> Turns:
-        self.loops[loop](**self.arguments, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
+        self.loops[loop](**self.arguments, num_inference_steps=self.steps, generator=torch.Generator().manual_seed(0))
         return self.network.take()
 
     def repeat(self, times: int) -> None:
@@ -148,25 +149,10 @@ def measured(name: str, times: int, device: str = "cpu") -> Case:
     return case
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", PIPELINES)
-def test_host_time_per_wave(name: str, method: str, benchmark: Any) -> None:
-    case = measured(name, times=10)
-    benchmark.extra_info |= {
-        "ratio": case.ratio(method),
-        "microseconds": 1e6 * case.per_turn(method),
-        "stock_microseconds": 1e6 * case.per_turn("stock"),
-        "set_up_in_stock_steps": case.set_up(method),
-    }
-    benchmark.pedantic(case.call, (method,), rounds=3)
-    program = case.loops[method].plan_for(**case.arguments, num_inference_steps=STEPS).program()
-    assert len(case.shortest["stock"]) == STEPS - 1
-    assert len(case.shortest[method]) == program.num_waves - 1
-    assert case.loops[method].report.rows == program.num_rows
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.host_time", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeat", type=int, default=30, help="calls of every loop")
     parser.add_argument("--only", nargs="*", default=list(PIPELINES), choices=list(PIPELINES))
     parser.add_argument("--device", default="cpu")

@@ -1,8 +1,8 @@
 """The kernels against eager PyTorch and against torch.compile of their references.
 
-    python bench/kernels.py                       # the table: bandwidth, fraction of a copy's, ratios
-    python bench/kernels.py --json kernels.json
-    pytest bench/kernels.py --benchmark-only      # one benchmark per row
+    python -m bench.kernels                        # the table: bandwidth, fraction of a copy's, ratios
+    python -m bench.kernels --json kernels.json
+    pytest bench --benchmark-only -k kernels       # one benchmark for each way to do it, see README.md
 
 Every row is checked against its reference before it is timed. Sizes go from one SD latent to 256 MB moved by a call. On
 a CUDA device times are medians of graph replays, without the host; "called" is a call from Python, host included. On
@@ -18,12 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
@@ -38,8 +36,7 @@ from srds_fast.kernels.wave_update.traffic import traffic
 from srds_fast.noise import noise_table
 from srds_fast.solvers.waves import wave_table
 
-sys.path.insert(0, str(Path(__file__).parent))
-import timing
+from . import timing
 
 LATENT = 4 * 64 * 64
 SIZES = {"SD latent": None, "16 MB": 2**24, "64 MB": 2**26, "256 MB": 2**28}
@@ -178,32 +175,11 @@ def measured(name: str, size: str, device: torch.device, compiles: bool) -> dict
     return row
 
 
-ROWS = [
-    pytest.param(name, size, marks=[] if size == "SD latent" else pytest.mark.gpu, id=f"{name}-{size}")
-    for name in SUBJECTS
-    for size in SIZES
-]
-
-
-@pytest.mark.parametrize(("name", "size"), ROWS)
-def test_kernel(name: str, size: str, benchmark: Any) -> None:
-    if size != "SD latent" and DEVICE.type != "cuda":
-        pytest.skip("needs a CUDA device")
-    subject = SUBJECTS[name](SIZES[size], DEVICE)
-    checked(subject)
-    benchmark.extra_info |= {"bytes": subject.bytes, "environment": environment()}
-
-    def call() -> None:
-        subject.run()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark.pedantic(call, rounds=20, warmup_rounds=3)
-
-
 def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     every = list(SIZES) if DEVICE.type == "cuda" else ["SD latent"]
     parser.add_argument("--sizes", nargs="*", choices=list(SIZES), default=every)
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile of the references")

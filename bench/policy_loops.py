@@ -26,8 +26,8 @@ def by_hand(network: PolicyNetwork, steps: int) -> Loop:
     """The sequential loop that one would write for this policy alone."""
     ddim = demonstrations.scheduler()
     ddim.set_timesteps(steps)
-    times = ddim.timesteps
-    abar = ddim.alphas_cumprod[times].double()
+    abar = ddim.alphas_cumprod[ddim.timesteps].double()
+    times = ddim.timesteps.to(next(network.parameters()).device)
     after = torch.cat([abar[1:], torch.ones(1, dtype=torch.float64)])
     columns = (1 / abar.sqrt(), -((1 - abar) / abar).sqrt(), after.sqrt(), (1 - after).sqrt())
     numbers = list(zip(times.split(1), *(column.tolist() for column in columns), strict=True))

@@ -34,8 +34,14 @@ class Problem(NamedTuple):
 
     def one(self, sample: int) -> Problem:
         """The same for one of its samples."""
-        only = slice(sample, sample + 1)
-        return self._replace(x=self.x[only], cond={name: value[only] for name, value in self.cond.items()})
+        return self._of(slice(sample, sample + 1))
+
+    def first(self, samples: int) -> Problem:
+        """The same for so many of its samples."""
+        return self._of(slice(samples))
+
+    def _of(self, some: slice) -> Problem:
+        return self._replace(x=self.x[some], cond={name: value[some] for name, value in self.cond.items()})
 
 
 def digits(samples: int, guidance: float, seed: int = 0) -> Problem:

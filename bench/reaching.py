@@ -14,6 +14,7 @@ from torch import Tensor
 import srds_fast
 from srds_fast.plan import Plan
 from srds_fast.program import Program
+from srds_fast.search import fixed_at
 from srds_fast.solvers.core import Checkpoint
 
 from .contestants import Contestant
@@ -32,11 +33,14 @@ class Point:
         setting: what it took: the iteration, or the method's own tolerance.
         difference: to the sequential sample, in grey levels: of each sample the mean, of these the 95th percentile.
         widths: rows of every wave, of one run, or of one run for each sample where samples end on their own.
+        iteration, tolerance: the setting as a number; None: it was the other one.
     """
 
     setting: str
     difference: float
     widths: tuple[tuple[int, ...], ...]
+    iteration: int | None = None
+    tolerance: float | None = None
 
     @property
     def waves(self) -> float:
@@ -81,7 +85,7 @@ def line(contestant: Contestant, problem: Problem, steps: int, reference: Tensor
 
     def run(tolerance: float) -> Point:
         plan = contestant.plan(steps, tolerance)
-        points[tolerance] = _stopped(plan, f"tolerance {tolerance:.2g}", problem, reference)
+        points[tolerance] = _stopped(plan, tolerance, problem, reference)
         return points[tolerance]
 
     for tolerance in contestant.tolerances:
@@ -106,6 +110,13 @@ def cheapest(points: Line, bound: float) -> Point | None:
     return min(within, key=lambda point: (point.waves, point.rows), default=None)
 
 
+def plan_of(contestant: Contestant, steps: int, point: Point) -> Plan:
+    """What ends with this point when it is run again."""
+    if point.iteration is None:
+        return contestant.plan(steps, point.tolerance)
+    return fixed_at(contestant.plan(steps), point.iteration)
+
+
 def _checkpoints(plan: Plan, problem: Problem, reference: Tensor, tightest: float) -> Iterator[Point]:
     """One run of all samples together, a point at every checkpoint."""
     p95: dict[int, float] = {}
@@ -125,7 +136,7 @@ def _checkpoints(plan: Plan, problem: Problem, reference: Tensor, tightest: floa
         _sample(plan, problem, problem.denoiser, look)
     for iteration, reached in p95.items():
         widths = _widths(_ending_with(plan, iteration), iteration)
-        yield Point(f"iteration {iteration}", reached, (widths,))
+        yield Point(f"iteration {iteration}", reached, (widths,), iteration=iteration)
 
 
 def _ending_with(plan: Plan, iteration: int) -> Program:
@@ -140,7 +151,7 @@ def _widths(program: Program, iteration: int) -> tuple[int, ...]:
     return tuple(len(wave.rows) for wave in program.waves[: spent.waves])
 
 
-def _stopped(plan: Plan, setting: str, problem: Problem, reference: Tensor) -> Point:
+def _stopped(plan: Plan, tolerance: float, problem: Problem, reference: Tensor) -> Point:
     """A run that stops each sample by itself."""
     if plan.slides:
         widths, samples = _one_by_one(plan, problem)
@@ -149,7 +160,8 @@ def _stopped(plan: Plan, setting: str, problem: Problem, reference: Tensor) -> P
         program = plan.program()
         widths = [_widths(program, iteration) for iteration in found.report.iterations_per_sample]
         samples = found.sample
-    return Point(setting, float(difference(samples, reference).quantile(0.95)), tuple(widths))
+    off = float(difference(samples, reference).quantile(0.95))
+    return Point(f"tolerance {tolerance:.2g}", off, tuple(widths), tolerance=tolerance)
 
 
 def _one_by_one(plan: Plan, problem: Problem) -> tuple[list[tuple[int, ...]], Tensor]:
@@ -191,5 +203,5 @@ def _sample(
 
 
 def difference(sample: Tensor, reference: Tensor) -> Tensor:
-    """Mean absolute difference of each sample in grey levels, [samples] float64."""
-    return (sample.double() - reference.double()).abs().flatten(1).mean(1) / GREY_LEVEL
+    """Mean absolute difference of each sample in grey levels, [samples] float64 on the CPU."""
+    return (sample.double() - reference.double()).abs().flatten(1).mean(1).cpu() / GREY_LEVEL

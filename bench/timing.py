@@ -10,14 +10,15 @@ import torch
 
 # of one function in a graph: replays then last long enough to be timed by events
 CALLS = 10
+WARM_UP = 3
 
 
-def gpu_seconds(function: Callable[[], object], replays: int = 50, calls: int = CALLS) -> float:
+def gpu_seconds(function: Callable[[], object], replays: int = 50, calls: int = CALLS, warm_up: int = WARM_UP) -> float:
     """Median of one call, captured into a CUDA graph so many times; warmed up first."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):
+        for _ in range(warm_up):
             function()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
@@ -36,18 +37,38 @@ def gpu_seconds(function: Callable[[], object], replays: int = 50, calls: int = 
     return statistics.median(times)
 
 
-def called_seconds(function: Callable[[], object], device: torch.device, calls: int = 200) -> float:
+def called_seconds(
+    function: Callable[[], object], device: torch.device, calls: int = 200, warm_up: int = WARM_UP
+) -> float:
     """Mean of a call as a Python loop makes it, host included: the device is waited for once, at the end."""
-    for _ in range(3):
+    for _ in range(warm_up):
         function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / calls
+    with Stopwatch(device) as watch:
+        for _ in range(calls):
+            function()
+    return watch.seconds / calls
+
+
+class Stopwatch:
+    """Wall-clock seconds of what is done inside, host and device: the device is waited for at both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = 0.0
+        self._device = device
+        self._started = 0.0
+
+    def __enter__(self) -> Stopwatch:
+        self._wait()
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wait()
+        self.seconds = time.perf_counter() - self._started
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
 
 
 def copy_bandwidth(num_bytes: int = 2**28) -> float:

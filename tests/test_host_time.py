@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from host_time import PIPELINES, STEPS, Case
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.host_time import PIPELINES, STEPS, Case
 
 
 class Operations(TorchDispatchMode):

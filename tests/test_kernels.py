@@ -48,10 +48,10 @@ def test_compiled_ahead_of_time(operation: str, capability: int) -> None:
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     """On the CPU it times the references at the smallest size: that it runs, and what it writes."""
     found = tmp_path / "kernels.json"
-    command = [sys.executable, str(FOLDER.parents[1] / "bench" / "kernels.py"), "--json", str(found)]
+    command = [sys.executable, "-m", "bench.kernels", "--json", str(found)]
     if torch.cuda.is_available():
         command += ["--sizes", "SD latent", "--no-compile"]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, cwd=FOLDER.parents[1])
     written = json.loads(found.read_text())
     assert [row["operation"] for row in written["rows"]] == list(OPERATIONS)
     assert all(row["bytes"] > 0 and row["called"] > 0 for row in written["rows"])

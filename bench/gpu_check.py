@@ -1,0 +1,246 @@
+"""The parts of bench/gpu_check.sh: each in a process of its own, with a time limit; what fails loses only itself.
+
+Run by the script, which lays the package out. Parts that matter most come first, and all of them share one budget: a
+part gets its own limit or the time that is left. After every part what is known is written: gpu_check.json (of each
+part how it ended and the JSON it wrote), summary.txt (60 lines at most) and logs.txt (all that was printed). Only the
+standard library is imported, so that a broken installation is reported like anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+from xml.etree import ElementTree
+
+from .summary import lines
+
+BUDGET = 530.0
+# of a part that is not begun with less
+LEAST_SECONDS = 3.0
+LAST_WORDS = 12
+# at the smallest size all parts take about a minute and a half together, on a machine that does nothing else
+SMOKE_SECONDS = 300
+SMOKE_TESTS = "test_a_kernel_runs or test_one_element"
+
+
+class Part(NamedTuple):
+    """One thing to find out.
+
+    Attributes:
+        name: of it.
+        seconds: at most.
+        command: its arguments; {folder} is a folder of its own, {out} that of the results.
+        result: file that it writes, in its folder if not told: .json, or .xml of pytest.
+        needs: a part that must have passed.
+        program: that must be there.
+        environment: set for it.
+    """
+
+    name: str
+    seconds: float
+    command: tuple[str, ...]
+    result: str | None = None
+    needs: str | None = None
+    program: str | None = None
+    environment: dict[str, str] = {}  # noqa: RUF012
+
+
+def parts(gpu: bool, smoke: bool) -> list[Part]:
+    """All of them, those that matter most first.
+
+    Args:
+        gpu: there is one; without it kernels are interpreted.
+        smoke: the smallest size of everything.
+    """
+
+    def bench(name: str, seconds: float, *arguments: str, module: str | None = None, needs: str | None = None) -> Part:
+        command = ("python", "-m", f"bench.{module or name}", "--json", "{folder}/result.json", *arguments)
+        return Part(name, seconds, command, "result.json", needs)
+
+    def tests(name: str, seconds: float, *arguments: str, **environment: str) -> Part:
+        command = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={folder}/result.xml")
+        return Part(name, seconds, (*command, *arguments), "result.xml", environment=environment)
+
+    interpreted = {} if gpu else {"TRITON_INTERPRET": "1"}
+    of_the_gpu = ("-m", "gpu", "tests/test_gpu.py", "tests/test_gpu_graphs.py", "tests/test_gpu_methods.py")
+    profiled = ("python", "-m", "profiling.run", "digits", "--engine", "graph", "--json", "{folder}/result.json")
+    traced = (*profiled, "--trace", "{out}/trace.json")
+    recorded = ("bash", "profiling/nsys.sh", "digits", "--engine", "graph", "--steps", "25")
+    nsys = Part("nsys", 60, recorded, "{out}/digits.json", program="nsys", environment={"OUT": "{out}"})
+    environment = Part("environment", 30, ("python", "-m", "bench.where", "{folder}/result.json"), "result.json")
+    if smoke:
+        return [
+            environment,
+            tests("kernel_tests", SMOKE_SECONDS, "tests/kernels", "-k", SMOKE_TESTS, **interpreted),
+            bench("rows", SMOKE_SECONDS, "--rows", "1", "2"),
+            bench("peers_digits", SMOKE_SECONDS, "--smoke", "--workloads", "digits", module="peers"),
+            tests("gpu_tests", SMOKE_SECONDS, "-m", "gpu", "tests/test_gpu.py"),
+            bench("kernels", SMOKE_SECONDS, needs="kernel_tests"),
+            bench("busy", SMOKE_SECONDS, "--workloads", "policy"),
+            Part("profile", SMOKE_SECONDS, (*traced, "--steps", "6", "--calls", "1"), "result.json"),
+            bench("peers_policy", SMOKE_SECONDS, "--smoke", "--workloads", "policy", module="peers"),
+            bench("peers_random", SMOKE_SECONDS, "--smoke", "--workloads", "dit", module="peers"),
+            bench("engines", SMOKE_SECONDS, "--workloads", "policy"),
+            nsys,
+        ]
+    few, short = ("--samples", "4"), ("--training-steps", "500")
+    return [
+        environment,
+        tests("kernel_tests", 100, "tests/kernels", **interpreted),
+        bench("rows", 110),
+        bench("peers_digits", 170, "--workloads", "digits", "--steps", "50", *few, module="peers"),
+        tests("gpu_tests", 90, *of_the_gpu),
+        bench("kernels", 60, needs="kernel_tests"),
+        bench("busy", 45),
+        Part("profile", 40, traced, "result.json"),
+        bench("peers_policy", 90, "--workloads", "policy", "--steps", "100", *short, *few, module="peers"),
+        bench("peers_random", 100, "--workloads", "sd15", "--steps", "25", "--no-compile", *few, module="peers"),
+        nsys,
+        bench("engines", 100, "--repeat", "3", "--steps", "25"),
+    ]
+
+
+def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) -> dict[str, Any]:
+    """Run the parts in turn, and write what is known after each.
+
+    Args:
+        budget: seconds for all.
+        facts: to be written with the rest.
+    """
+    begun = time.monotonic()
+    found: dict[str, Any] = {**facts, "budget": budget, "parts": {}}
+    with tempfile.TemporaryDirectory() as temporary, (out / "logs.txt").open("w") as logs:
+        for part in every:
+            folder = Path(temporary) / part.name
+            folder.mkdir()
+            left = budget - (time.monotonic() - begun)
+            why_not = _why_not(part, found["parts"], left)
+            if why_not is None:
+                outcome = _ran(part, min(part.seconds, left), folder, out)
+                logs.write(f"===== {part.name}\n{(folder / 'log').read_text(errors='replace')}\n")
+                logs.flush()
+            else:
+                outcome = {"status": "left out", "why": why_not, "seconds": 0.0, "result": None}
+            found["parts"][part.name] = outcome
+            found["seconds"] = time.monotonic() - begun
+            print(f"{part.name}: {outcome['status']}, {outcome['seconds']:.0f} s", flush=True)
+            (out / "gpu_check.json").write_text(json.dumps(found, indent=1) + "\n")
+            (out / "summary.txt").write_text("\n".join(lines(found)) + "\n")
+    return found
+
+
+def _why_not(part: Part, before: dict[str, Any], left: float) -> str | None:
+    if part.program is not None and shutil.which(part.program) is None:
+        return f"there is no {part.program}"
+    if part.needs is not None and before.get(part.needs, {}).get("status") != "passed":
+        return f"{part.needs} did not pass"
+    if left < LEAST_SECONDS:
+        return "no time is left"
+    return None
+
+
+def _ran(part: Part, seconds: float, folder: Path, out: Path) -> dict[str, Any]:
+    """How it ended, with what it had written by then."""
+
+    def filled(text: str) -> str:
+        return text.replace("{folder}", str(folder)).replace("{out}", str(out))
+
+    command = [sys.executable if word == "python" else filled(word) for word in part.command]
+    environment = {**os.environ, **{name: filled(value) for name, value in part.environment.items()}}
+    begun = time.monotonic()
+    with (folder / "log").open("w") as log:
+        status, why = _ended(command, environment, log, seconds)
+    outcome: dict[str, Any] = {"status": status, "seconds": time.monotonic() - begun}
+    try:
+        outcome["result"] = None if part.result is None else _read(folder / filled(part.result))
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        outcome["result"] = None
+        if status == "passed":
+            status = outcome["status"] = "FAILED"
+            why = f"it left no result: {type(error).__name__}"
+    if status != "passed":
+        printed = (folder / "log").read_text(errors="replace").strip().splitlines()
+        outcome |= {"why": why, "last_words": printed[-LAST_WORDS:]}
+    return outcome
+
+
+def _ended(command: list[str], environment: dict[str, str], log: IO[str], seconds: float) -> tuple[str, str | None]:
+    try:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    except OSError as error:
+        return "FAILED", f"it could not be started: {error.strerror}"
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+        process.wait()
+        return "CUT SHORT", f"after {seconds:.0f} s"
+    return ("passed", None) if code == 0 else ("FAILED", f"exit status {code}")
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    suites = ElementTree.parse(path).getroot().iter("testsuite")
+    return _counted([case for suite in suites for case in suite.iter("testcase")])
+
+
+def _counted(cases: Iterable[ElementTree.Element]) -> dict[str, Any]:
+    """pytest's report: how many tests ended how, and which failed."""
+    found: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "failures": []}
+    for case in cases:
+        ends = {child.tag for child in case}
+        if ends & {"failure", "error"}:
+            found["failed"] += 1
+            found["failures"].append(f"{case.get('classname')}::{case.get('name')}")
+        else:
+            found["skipped" if "skipped" in ends else "passed"] += 1
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; 1 if a part failed or was cut short."""
+    parser = argparse.ArgumentParser(prog="bash bench/gpu_check.sh", description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="the smallest size of everything, on a CPU too")
+    parser.add_argument("--parts", nargs="*", help="these only")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all parts")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--gpu", action="store_true", help="there is one")
+    options = parser.parse_args(arguments)
+    every = parts(options.gpu, options.smoke)
+    names = [part.name for part in every]
+    unknown = sorted(set(options.parts or ()) - set(names))
+    if unknown:
+        raise SystemExit(
+            f"There is no part {', '.join(unknown)}. It would find out nothing. Take of {', '.join(names)}."
+        )
+    if options.parts is not None:
+        every = [part for part in every if part.name in options.parts]
+    facts = {"commit": _commit(), "smoke": options.smoke, "gpu": options.gpu}
+    found = run(every, options.out, options.budget, facts)
+    print((options.out / "summary.txt").read_text(), end="")
+    return int(any(part["status"] in ("FAILED", "CUT SHORT") for part in found["parts"].values()))
+
+
+def _commit() -> str | None:
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return asked.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

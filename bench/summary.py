@@ -1,0 +1,205 @@
+"""What bench/gpu_check.py found, in 60 lines at most. Standard library only; shows whatever is there.
+
+python -m bench.summary gpu_check.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+MOST_LINES = 60
+WIDTH = 160
+# of the lines of all peers' tables together
+PEERS = 21
+SHOWN_ROWS = (1, 2, 4, 8, 16, 24, 32)
+# of each table these, whatever they took; the rest by their speed
+ALWAYS = ("stock, torch.compile", "diffusers'", "sequential", "srds, as published", "auto")
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The summary, most important first."""
+    parts = found["parts"]
+    shown = _heading(found) + _endings(parts)
+    for name, of_part in SECTIONS.items():
+        result = parts.get(name, {}).get("result")
+        if result:
+            try:
+                shown += of_part(result)
+            except (KeyError, TypeError, IndexError, ValueError, ZeroDivisionError) as error:
+                shown.append(f"{name}: its result cannot be read ({type(error).__name__}: {error})")
+    shown += _peers({name: part.get("result") for name, part in parts.items() if name.startswith("peers_")})
+    if len(shown) > MOST_LINES:
+        shown = [*shown[: MOST_LINES - 1], f"({len(shown) - MOST_LINES + 1} more lines: see gpu_check.json)"]
+    return [line[:WIDTH] for line in shown]
+
+
+def _heading(found: dict[str, Any]) -> list[str]:
+    where = found["parts"].get("environment", {}).get("result") or {}
+    driver = next((device.get("driver") for device in where.get("cuda_devices", [])), None)
+    versions = [f"{name} {where[name]}" for name in ("torch", "triton", "diffusers") if where.get(name)]
+    device = where.get("gpu") or "no GPU: small networks on the CPU, no figure below means anything but that it runs"
+    return [
+        f"{device}{f', driver {driver}' if driver else ''}; {', '.join(versions)}",
+        f"commit {found.get('commit')}{', the smallest sizes (--smoke)' if found.get('smoke') else ''}; "
+        f"{found.get('seconds', 0.0):.0f} s of {found.get('budget', 0.0):.0f}",
+    ]
+
+
+def _endings(parts: dict[str, Any]) -> list[str]:
+    """How every part ended: the good ones together, of the others what they said last."""
+    good = [f"{name} {part['seconds']:.0f}" for name, part in parts.items() if part["status"] == "passed"]
+    shown = [f"passed (in s): {', '.join(good) or 'nothing'}"]
+    for name, part in parts.items():
+        if part["status"] != "passed":
+            last = (part.get("last_words") or [""])[-1]
+            shown.append(f"{part['status']}: {name}, {part.get('why')}{f': {last}' if last else ''}")
+        for failure in ((part.get("result") or {}).get("failures") or [])[:3]:
+            shown.append(f"  {failure}")
+    return shown
+
+
+def _tests(name: str) -> Callable[[dict[str, Any]], list[str]]:
+    def shown(result: dict[str, Any]) -> list[str]:
+        return [f"{name}: {result['passed']} passed, {result['failed']} failed, {result['skipped']} skipped"]
+
+    return shown
+
+
+def _rows(result: dict[str, Any]) -> list[str]:
+    """c(rows): milliseconds of one row, and how many times that more rows take."""
+    shown = ["c(rows): ms of one row, eager and replayed; replayed (or eager), times that of one row"]
+    for curve in result["curves"]:
+        seconds = curve["replayed"] or curve["eager"]
+        times = [
+            f"{rows}: {taken / seconds[0]:.2f}"
+            for rows, taken in zip(curve["rows"], seconds, strict=True)
+            if rows in SHOWN_ROWS and rows != 1
+        ]
+        replayed = f"{1e3 * curve['replayed'][0]:8.3f}" if curve["replayed"] else f"{'-':>8}"
+        shown.append(f"  {curve['network']:8}{1e3 * curve['eager'][0]:8.3f}{replayed}   {'  '.join(times)}")
+    return shown
+
+
+def _kernels(result: dict[str, Any]) -> list[str]:
+    """Bandwidth of the largest size and time of the smallest, of each operation."""
+    copied = result.get("copy_bytes_per_second")
+    ceiling = f"a copy moves {copied / 1e9:.0f} GB/s; " if copied else ""
+    shown = [f"kernels: {ceiling}of a copy's bandwidth by size; us at a latent, times faster than eager, compiled"]
+    for operation in dict.fromkeys(row["operation"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["operation"] == operation]
+        first = rows[0]
+        if first.get("seconds") is None or not copied:
+            shown.append(f"  {operation:14}called {1e6 * first['called']:.0f} us")
+            continue
+        shares = [
+            f"{row['size']} {row['bytes_per_second'] / copied:.2f}" for row in rows if row.get("bytes_per_second")
+        ]
+        faster = [f"{row['eager'] / row['seconds']:.1f}" for row in rows]
+        compiled = [f"{row['compiled'] / row['seconds']:.1f}" if row.get("compiled") else "-" for row in rows]
+        shown.append(
+            f"  {operation:14}{', '.join(shares)}; {1e6 * first['seconds']:.1f} us; "
+            f"x eager {' '.join(faster)}; x compiled {' '.join(compiled)}"
+        )
+    return shown
+
+
+def _busy(result: dict[str, Any]) -> list[str]:
+    """A line for each workload."""
+    shown = ["GPU-busy share of a call"]
+    for workload in dict.fromkeys(each["workload"] for each in result["results"]):
+        loops = [each for each in result["results"] if each["workload"] == workload]
+        shares = [f"{each['busy']:.2f} {each['loop']}" for each in loops]
+        shown.append(f"  {workload}, {loops[0]['steps']} steps: {'; '.join(shares)}")
+    return shown
+
+
+def _engines(result: dict[str, Any]) -> list[str]:
+    """A line for each workload: every method with the engine that was fastest."""
+    shown = ["engines: the fastest of each method, times faster than stock (overhead over its network calls)"]
+    for workload, steps in dict.fromkeys((each["workload"], each["steps"]) for each in result["results"]):
+        here = [each for each in result["results"] if (each["workload"], each["steps"]) == (workload, steps)]
+        best = {}
+        for each in sorted(here, key=lambda each: each["seconds"]):
+            best.setdefault(each["method"], each)
+        told = [
+            f"{method} {each['engine']} {each['over_stock']:.2f}x ({each['overhead']:.2f})"
+            for method, each in best.items()
+            if method != "stock"
+        ]
+        shown.append(f"  {workload}, {steps} steps: {'; '.join(told)}")
+    return shown
+
+
+def _profile(result: dict[str, Any]) -> list[str]:
+    return [
+        f"profile of {result['workload']}, {result['steps']} steps: {result['method']}, {result['engine']}, "
+        f"{result['waves']} waves, {result['rows']} rows; trace.json"
+    ]
+
+
+def _nsys(result: dict[str, Any]) -> list[str]:
+    """The last call that Nsight Systems saw."""
+    call = result["calls"][-1]
+    figures = [
+        f"{call['wall_ms']:.2f} ms",
+        *([] if call["idle_share"] is None else [f"{100 * call['idle_share']:.0f} % idle"]),
+        *([] if call["overhead"] is None else [f"overhead {call['overhead']:.2f}"]),
+    ]
+    return [f"Nsight Systems, a call of digits ({call['times']} times): {', '.join(figures)}; digits.txt"]
+
+
+SECTIONS: dict[str, Callable[[Any], list[str]]] = {
+    "kernel_tests": _tests("kernel tests"),
+    "gpu_tests": _tests("GPU tests"),
+    "rows": _rows,
+    "kernels": _kernels,
+    "busy": _busy,
+    "engines": _engines,
+    "profile": _profile,
+    "nsys": _nsys,
+}
+
+
+def _peers(results: dict[str, Any]) -> list[str]:
+    """The tables of all workloads, as many lines each as there is room for."""
+    tables = [
+        [each for each in result["results"] if (each["workload"], each["steps"]) == key]
+        for result in results.values()
+        if result
+        for key in dict.fromkeys((each["workload"], each["steps"]) for each in result["results"])
+    ]
+    if not tables:
+        return []
+    shown = ["peers: times faster than stock, than our sequential loop; ms; p95 difference in grey levels; waves"]
+    room = max(2, (PEERS - 1) // len(tables))
+    for table in tables:
+        shown.append(f" {table[0]['workload']}, {table[0]['steps']} steps")
+        shown += map(_peer, _chosen([each for each in table if each["left_out"] is None], room - 1))
+    return shown
+
+
+def _chosen(ran: Sequence[dict[str, Any]], room: int) -> Iterable[dict[str, Any]]:
+    """The fastest of each kind that is always shown, and others while there is room; in the order of the table."""
+    chosen: list[str] = []
+    for kind in ALWAYS:
+        chosen += [each["peer"] for each in ran if each["peer"].startswith(kind)][:1]
+    fastest = [each["peer"] for each in ran if each["peer"] not in chosen]
+    keep = {*fastest[:1], *chosen[: room - 1]}
+    keep |= set([each for each in fastest if each not in keep][: max(0, room - len(keep))])
+    return [each for each in ran if each["peer"] in keep]
+
+
+def _peer(each: dict[str, Any]) -> str:
+    off = "     -" if each["difference"] is None else f"{each['difference']:6.3f}"
+    return (
+        f"  {each['over_stock']:6.2f}{each['over_sequential']:7.2f}{1e3 * each['seconds']:10.2f}{off:>8}"
+        f"{each['waves']:7.1f}  {each['peer']}, {each['setting'] or each['method']}"
+    )
+
+
+if __name__ == "__main__":
+    print(*lines(json.loads(Path(sys.argv[1]).read_text())), sep="\n")

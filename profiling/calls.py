@@ -195,7 +195,15 @@ def _call(outer: Range, ranges: Sequence[Range], works: Sequence[Work], recordin
         table[labels.of_wave(replayed.kind)].count += 1
     ordered = sorted(table.items(), key=lambda each: (*labels.ORDER, each[0]).index(each[0]))
     return Call(
-        outer, ranges, bool(works), window, waves, dict(ordered), parts, busy, list(_notes(inner, works, replays))
+        outer,
+        ranges,
+        bool(works),
+        window,
+        waves,
+        dict(ordered),
+        parts,
+        busy,
+        [*_driven(ranges), *_notes(inner, works, replays)],
     )
 
 
@@ -282,8 +290,16 @@ def _host_waves(ranges: Sequence[Range]) -> list[Wave]:
 
 
 def _iteration(each: Range) -> int:
+    """That it is part of. A replay may have been launched in the one before, and says itself which it is of."""
+    if each.kind == "replay":
+        return int(each.name.partition(" ")[2])
     around = each.inside("iteration")
     return 0 if around is None or around.payload is None else around.payload
+
+
+def _driven(ranges: Iterable[Range]) -> Iterable[str]:
+    if any(each.kind == "network" and labels.aside(each) == "trace" for each in ranges):
+        yield "the pipeline's loop was driven: the network call of the first wave lies in trace, not in the waves"
 
 
 def _notes(ranges: Sequence[Range], works: Sequence[Work], replays: Mapping[Range, Replay]) -> Iterable[str]:

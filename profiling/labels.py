@@ -100,9 +100,7 @@ def _by_creation(works: Sequence[Work]) -> Replay:
         wave = None if created is None else created.inside("wave")
         if created is None or wave is None:
             continue
-        # graphs of one wave each are recorded without a range around the update
-        updates = {"wave_update"} if UPDATE in work.name else set()
-        labels[work] = frozenset(of_range(each) for each in created.path() if each.depth >= wave.depth) | updates
+        labels[work] = frozenset(of_range(each) for each in created.path() if each.depth >= wave.depth)
         waves.setdefault(wave, ReplayedWave(wave.category, wave.payload)).works.append(work)
     return Replay(list(waves.values()), labels, by_name=False)
 

@@ -29,8 +29,10 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 to="$out/${NAME:-$1}"
 
-case " $* " in
-  *graph*)
+replays=()
+case " ${*/=/ } " in
+  *" --engine graph "* | *" --engine wave-graphs "*)
+    replays=(--only-replays)
     # a replay launches nothing in Python: there are no ranges to go by, only names
     filter=(--graph-profiling=node --kernel-name=regex:wave_update) ;;
   *)
@@ -40,6 +42,6 @@ esac
 # clocks as they are: the figures are to be those of the machine in use
 "$ncu" --target-processes=all --profile-from-start=off --clock-control=none --force-overwrite --export="$to" \
   --section=SpeedOfLight --section=MemoryWorkloadAnalysis --section=LaunchStats --section=Occupancy \
-  --launch-count="${LAUNCHES:-20}" "${filter[@]}" "$python" -m profiling.run "$@" ||
+  --launch-count="${LAUNCHES:-20}" "${filter[@]}" "$python" -m profiling.run "$@" ${replays[@]+"${replays[@]}"} ||
   { echo "ncu failed. If it said ERR_NVGPUCTRPERM, it may not read the counters: run it as root." >&2 && exit 1; }
 "$ncu" --import="$to.ncu-rep" --page=details | tee "$to.ncu.txt"

@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the figures")
     parser.add_argument("--call", type=int, help="only this one, counted from 1")
     options = parser.parse_args(arguments)
+    for path in (options.png, options.json):
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"{path} cannot be written: there is no folder {path.parent}. Make it first.")
     try:
         calls = _calls(options.file, options.call)
     except NotARecording as error:

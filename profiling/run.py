@@ -6,8 +6,9 @@
 
 What a call needs once is done before: weights are there, kernels compiled, caches filled. Only then cudaProfilerStart
 is called where there is a CUDA device, and the ranges are switched on. If the engine is one of graphs, they are made
-anew first, in the captured part: so the profiler sees in which wave each of their nodes was recorded. `nsys.sh` and
-`ncu.sh` run this command. On the CPU the networks of all workloads but digits are small.
+anew first, in the captured part: so the profiler sees in which wave each of their nodes was recorded. A profiler of
+kernels has no use for that (--only-replays: made before). `nsys.sh` and `ncu.sh` run this command. On the CPU the
+networks of all workloads but digits are small.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 import srds_fast
 from bench.rows import SMALL
 from bench.workloads import WORKLOADS
+from srds_fast.errors import SrdsFastError
 
 ENGINES = ("eager", "graph", "wave-graphs")
 
@@ -41,7 +43,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--calls", type=int, default=3, help="captured, beside the one that records graphs")
     parser.add_argument("--trace", type=Path, metavar="FILE.json", help="write a Chrome trace as well")
     parser.add_argument("--json", type=Path, metavar="FILE.json", help="write what the last call reports of itself")
+    parser.add_argument("--only-replays", action="store_true", help="make graphs before what is captured")
     options = parser.parse_args(arguments)
+    if options.calls < 1 or options.steps < 1:
+        parser.error(f"--calls {options.calls} and --steps {options.steps}: there is something to see from 1 on")
+    for path in (options.trace, options.json):
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"{path} cannot be written: there is no folder {path.parent}. Make it first.")
     if SMALL:
         print("There is no CUDA device: networks run on the CPU, and all but that of digits are small.")
         torch.set_num_threads(1)  # of which they have no use for more
@@ -50,11 +58,15 @@ def main(arguments: list[str] | None = None) -> None:
     settings: dict[str, Any] = {"method": options.method, "engine": options.engine}
     if options.overlap is not None:
         settings["overlap"] = options.overlap
+    try:
+        warm = workload.ours(options.steps, settings)
+    except SrdsFastError as error:
+        parser.error(str(error))
+    warm.call()
+    warm.call()
     # graphs belong to a loop: those of this one are thrown away
-    warm = workload.ours(options.steps, settings)
-    warm.call()
-    warm.call()
-    loop = warm if options.engine == "eager" else workload.ours(options.steps, settings)
+    anew = options.engine != "eager" and not options.only_replays
+    loop = workload.ours(options.steps, settings) if anew else warm
     with _captured(options.trace):
         if loop is not warm:
             loop.call()

@@ -95,7 +95,7 @@ class Report:
     def _phases(self) -> Iterator[str]:
         for phase, found in (self.timeline or {}).items():
             on_device = "" if found["device_seconds"] is None else f", {found['device_seconds']:.4f} on the device"
-            yield f"{phase} {found['seconds']:.4f} ({found['count']}{on_device})"
+            yield f"{phase:<12}{found['seconds']:.4f} seconds in {found['count']}{on_device}"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and `iterations`, as plain JSON types."""
@@ -134,7 +134,7 @@ class Report:
         if self.overhead is not None:
             lines.append(("overhead", f"{self.overhead:.2f} times the sum of c(rows)"))
         if self.timeline is not None:
-            lines.append(("time went", ", ".join(self._phases())))
+            lines += [("time went" if not number else "", line) for number, line in enumerate(self._phases())]
         if self.plan_reason is not None:
             lines.append(("plan", self.plan_reason))
         if self.planning_seconds >= 0.01:

@@ -212,12 +212,12 @@ class Run:
 
     def leave(self) -> None:
         """Take no more waves; the one handed out last has not been run, and is not counted."""
+        if self._ranges is not None:
+            self._ranges.end(dropped=self._handed_out is not None)
         if self._handed_out is not None:
             self._count(self._handed_out, -1)
             self._handed_out = None
         self._core.close()
-        if self._ranges is not None:
-            self._ranges.end()
 
     def stop(self, sample: Tensor) -> None:
         """End here, with this sample, [batch, ...] in the dtype of the state."""

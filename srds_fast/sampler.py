@@ -166,12 +166,16 @@ def sample(
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_inference_steps)
     timeline = telemetry.Timeline()
-    with telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline):
-        telemetry.phase("plan")
-        noise = noise_table(scheduler, eta=float(eta))
-        result = _sampled(
-            denoiser, x, noise, settings, cond, generator, graphs, plan, observer, warm_start, keep_trajectory
-        )
+    try:
+        with telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline):
+            telemetry.phase("plan")
+            noise = noise_table(scheduler, eta=float(eta))
+            result = _sampled(
+                denoiser, x, noise, settings, cond, generator, graphs, plan, observer, warm_start, keep_trajectory
+            )
+    except DivergenceError as error:
+        error.report.timeline = timeline.sums
+        raise
     result.report.timeline = timeline.sums
     return result
 

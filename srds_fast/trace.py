@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# some hundred bytes each; what comes after is counted and not kept
-MOST_EVENTS = 1_000_000
+# some hundred bytes each; calls beyond it are counted and not kept
+MOST_EVENTS = 300_000
+
+logger = logging.getLogger("srds_fast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class Event:
         depth: ranges around it.
         args: what else is known of it.
         on_device: when the device began and ended what was launched in it, nanoseconds of `now`; None: not timed.
-        thread: that it is of.
+        stream: on which.
     """
 
     name: str
@@ -35,7 +39,7 @@ class Event:
     depth: int
     args: dict[str, Any]
     on_device: tuple[int, int] | None = None
-    thread: int = 0
+    stream: int = 0
 
     @staticmethod
     def now() -> int:
@@ -53,47 +57,72 @@ class Event:
         return None if self.on_device is None else 1e-9 * (self.on_device[1] - self.on_device[0])
 
 
+class _Thread(threading.local):
+    """A number that no other thread has had: the system gives those of threads that have ended to new ones."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self) -> None:
+        self.number = next(self._numbers)
+
+
+_thread = _Thread()
+
+
 class Trace:
-    """The ranges of all calls made while it is open.
+    """The ranges of the calls that end while it is open.
 
     Args:
         path: where `write` writes them.
+
+    Attributes:
+        dropped: ranges that there was no room for; a call is kept whole or not at all.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.dropped = 0
+        self._lock = threading.Lock()
         self._began = Event.now()
-        self._events: list[Event] = []
+        self._kept = 0
+        self._calls: list[tuple[int, Sequence[Event]]] = []
         self._threads: dict[int, str] = {}
 
     def take(self, events: Sequence[Event]) -> None:
         """Keep the ranges of a call that this thread has made."""
-        thread = threading.get_ident()
-        self._threads[thread] = threading.current_thread().name
-        room = max(0, MOST_EVENTS - len(self._events))
-        self._events += [replace(event, thread=thread) for event in events[:room]]
-        self.dropped += max(0, len(events) - room)
+        with self._lock:
+            if self._kept + len(events) > MOST_EVENTS:
+                if not self.dropped:
+                    logger.warning("The trace %s is full: %d ranges. Later calls are not in it.", self.path, self._kept)
+                self.dropped += len(events)
+                return
+            self._kept += len(events)
+            self._threads[_thread.number] = threading.current_thread().name
+            self._calls.append((_thread.number, events))
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
+        with self._lock:
+            calls, threads, dropped = self._calls.copy(), self._threads.copy(), self.dropped
         process = os.getpid()
-        numbers = {thread: number for number, thread in enumerate(self._threads, start=1)}
-        found: list[dict[str, Any]] = [_named("process_name", process, 0, "srds_fast")]
-        found += [
-            _named("thread_name", process, numbers[each], f"host, {name}") for each, name in self._threads.items()
-        ]
-        device = len(numbers) + 1
-        if any(event.on_device is not None for event in self._events):
-            found.append(_named("thread_name", process, device, "device, by CUDA events"))
-        for event in sorted(self._events, key=lambda event: (event.started, -event.stopped)):
-            found.append(self._complete(event, process, numbers[event.thread], event.started, event.stopped))
-            if event.on_device is not None:
-                found.append(self._complete(event, process, device, *event.on_device))
+        tracks = _Tracks(process)
+        for thread, name in threads.items():
+            tracks.number((thread, None), f"host, {name}")
+        found: list[dict[str, Any]] = []
+        for thread, events in calls:
+            for event in sorted(events, key=lambda event: (event.started, event.depth)):
+                found.append(
+                    self._complete(event, process, tracks.number((thread, None)), event.started, event.stopped)
+                )
+                if event.on_device is not None:
+                    # ranges of one thread and stream lie in one another, others may overlap
+                    title = f"device, stream {event.stream:#x}, by events of {threads[thread]}"
+                    number = tracks.number((thread, event.stream), title)
+                    found.append(self._complete(event, process, number, *event.on_device))
         whole = {
-            "traceEvents": found,
+            "traceEvents": [*tracks.names, *found],
             "displayTimeUnit": "ms",
-            "otherData": {"domain": "srds_fast", "dropped_events": self.dropped},
+            "otherData": {"domain": "srds_fast", "dropped_events": dropped},
         }
         beside = self.path.with_name(f"{self.path.name}.{process}.tmp")
         beside.write_text(json.dumps(whole) + "\n")
@@ -110,6 +139,26 @@ class Trace:
             "tid": thread,
             "args": event.args,
         }
+
+
+class _Tracks:
+    """Lines of the picture, each with a name.
+
+    Attributes:
+        names: as events.
+    """
+
+    def __init__(self, process: int) -> None:
+        self._process = process
+        self._numbers: dict[tuple[int, int | None], int] = {}
+        self.names = [_named("process_name", process, 0, "srds_fast")]
+
+    def number(self, key: tuple[int, int | None], name: str = "") -> int:
+        """Of the track of a thread, or of a stream as that thread saw it; with its name where it may be new."""
+        if key not in self._numbers:
+            self._numbers[key] = len(self._numbers) + 1
+            self.names.append(_named("thread_name", self._process, self._numbers[key], name))
+        return self._numbers[key]
 
 
 def _named(what: str, process: int, thread: int, name: str) -> dict[str, Any]:

@@ -7,12 +7,15 @@
  * What of NVTX 3's binary interface is needed is declared here, so that no header is. Messages and names are written as
  * they come: those of this project have nothing that JSON would have escaped.
  */
+#define _GNU_SOURCE
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 typedef struct {
   uint16_t version, size;
@@ -53,6 +56,8 @@ static long long nanoseconds(void) {
   return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
+static long thread(void) { return syscall(SYS_gettid); }
+
 static const char *text_of(const Attributes *range) {
   if (range->message_type == MESSAGE_REGISTERED) return *range->message.registered;
   return range->message_type == MESSAGE_ASCII ? range->message.ascii : "";
@@ -67,14 +72,14 @@ static int push(const char *domain, const Attributes *range) {
     case PAYLOAD_UINT32:
     case PAYLOAD_INT32: snprintf(payload, sizeof payload, "%d", range->payload.small); break;
   }
-  fprintf(out, "{\"event\": \"push\", \"at\": %lld, \"domain\": \"%s\", \"message\": \"%s\", \"category\": %u, "
-               "\"color\": %u, \"payload\": %s}\n",
-          nanoseconds(), domain, text_of(range), range->category, range->color, payload);
+  fprintf(out, "{\"event\": \"push\", \"at\": %lld, \"thread\": %ld, \"domain\": \"%s\", \"message\": \"%s\", "
+               "\"category\": %u, \"color\": %u, \"payload\": %s}\n",
+          nanoseconds(), thread(), domain, text_of(range), range->category, range->color, payload);
   return 0;
 }
 
 static int pop(const char *domain) {
-  fprintf(out, "{\"event\": \"pop\", \"at\": %lld, \"domain\": \"%s\"}\n", nanoseconds(), domain);
+  fprintf(out, "{\"event\": \"pop\", \"at\": %lld, \"thread\": %ld, \"domain\": \"%s\"}\n", nanoseconds(), thread(), domain);
   return 0;
 }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import tiny
 import torch
 from diffusers import DDIMScheduler
+from torch import Tensor
 
 import srds_fast
 from srds_fast import Report
@@ -26,8 +28,21 @@ NAMES = (
     "driven",
     "stock",
     "sample",
+    "short",
+    "recorded on",
 )
 EXACT = {"method": "srds", "num_blocks": 3, "exact": True}
+
+
+class _Linear(torch.nn.Module):
+    """A denoiser."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return 1e-3 * self.layer(x)
 
 
 def calls() -> Iterator[Report]:
@@ -56,11 +71,33 @@ def calls() -> Iterator[Report]:
         yield fast.report
     yield made(**EXACT, more={"callback_on_step_end": lambda pipe, step, timestep, given: given})
     yield made(**EXACT, more={"callback": lambda step, timestep, latents: None, "callback_steps": 1})
-    layer = torch.nn.Linear(4, 4)
+    layer = _Linear()
     x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    yield srds_fast.sample(lambda x, t: layer(x) * 1e-3, x, DDIMScheduler(), STEPS, **EXACT).report
+    yield srds_fast.sample(layer, x, DDIMScheduler(), STEPS, **EXACT).report
+    graphs = srds_fast.Graphs()
+    for tolerance in (1e3, 1e-30):
+        yield srds_fast.sample(
+            layer, x, DDIMScheduler(), STEPS, num_blocks=3, tolerance=tolerance, engine="graph", graphs=graphs
+        ).report
+
+
+def calls_in_threads() -> None:
+    """Two in each of three threads at once."""
+    layer = _Linear()
+
+    def call(seed: int) -> None:
+        x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed))
+        for _ in range(2):
+            srds_fast.sample(layer, x, DDIMScheduler(), STEPS, **EXACT)
+
+    threads = [threading.Thread(target=call, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 if __name__ == "__main__":
     for report in calls():
         print(json.dumps(report.to_dict()))
+    calls_in_threads()

@@ -14,7 +14,8 @@ INSIDE = {
     "call": PHASES,
     "trace": ("network",),
     "plan": ("network",),
-    "iteration": ("wave", "wave_update", "replay", "checkpoint"),
+    # one that is replayed may have to be recorded first
+    "iteration": ("wave", "wave_update", "replay", "checkpoint", "record"),
     "wave": ("network", "wave_update", "checkpoint", "lane"),
     "lane": ("network",),
     # widths of waves are recorded one by one; what was recorded is replayed once, to be compared
@@ -69,24 +70,26 @@ class Range:
             each.check()
 
 
-def told_to_a_tool(path: Path) -> list[Range]:
-    """The outermost ranges that the tool of nvtx_recorder.c was told of."""
-    outermost: list[Range] = []
-    running: list[Range] = []
+def told_to_a_tool(path: Path) -> list[list[Range]]:
+    """The outermost ranges that the tool of nvtx_recorder.c was told of, by thread, in the order these began."""
+    outermost: dict[int, list[Range]] = {}
+    running: dict[int, list[Range]] = {}
     categories: dict[int, str] = {}
     for line in path.read_text().splitlines():
         told = json.loads(line)
         assert told["domain"] == "srds_fast"
         if told["event"] == "category":
             categories[told["number"]] = told["name"]
-        elif told["event"] == "push":
+            continue
+        around = running.setdefault(told["thread"], [])
+        if told["event"] == "push":
             begun = Range(told["message"], categories[told["category"]], told["payload"], told["at"])
-            (running[-1].inside if running else outermost).append(begun)
-            running.append(begun)
+            (around[-1].inside if around else outermost.setdefault(told["thread"], [])).append(begun)
+            around.append(begun)
         else:
-            running.pop().stopped = told["at"]
-    assert not running, "every range is ended"
-    return outermost
+            around.pop().stopped = told["at"]
+    assert not any(running.values()), "every range is ended"
+    return list(outermost.values())
 
 
 def in_a_trace(path: Path, track: str = "host") -> list[Range]:

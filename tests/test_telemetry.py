@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,8 +34,8 @@ COMPILER = shutil.which("gcc") or shutil.which("cc")
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Range, Report]]:
-    """By name of the call: its ranges as a tool was told of them in another process, and its report."""
+def process(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[Range]], list[Report]]:
+    """What a tool was told of in another process, by thread, and the reports of the calls in its first one."""
     if COMPILER is None:
         pytest.skip("needs a C compiler, to build a tool that NVTX loads")
     folder = tmp_path_factory.mktemp("nvtx")
@@ -52,9 +53,14 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Range, Rep
         [sys.executable, Path(profiled.__file__)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr
-    return _by_name(
-        told_to_a_tool(recording), [Report(**_fields(json.loads(line))) for line in ran.stdout.splitlines()]
-    )
+    return told_to_a_tool(recording), [Report(**_fields(json.loads(line))) for line in ran.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def told(process: tuple[list[list[Range]], list[Report]]) -> dict[str, tuple[Range, Report]]:
+    """By name of the call: its ranges as a tool was told of them, and its report."""
+    (calls, *_), reports = process
+    return _by_name(calls, reports)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +156,37 @@ def test_replays_tell_launches_instead_of_waves(found: dict[str, tuple[Range, Re
         assert len(replays) == report.waves + 1
 
 
+def test_every_thread_has_its_own_stack(process: tuple[list[list[Range]], list[Report]]) -> None:
+    _, *others = process[0]
+    assert [len(calls) for calls in others] == [2, 2, 2]
+    for calls in others:
+        for call in calls:
+            call.check()
+            assert len(call.of("wave")) == len(call.of("network")) == srds_fast.program.srds(6, 3, 3).num_waves
+
+
+def test_what_is_recorded_in_the_middle_of_a_replay_is_no_part_of_the_call(
+    found: dict[str, tuple[Range, Report]],
+) -> None:
+    call, report = found["recorded on"]
+    assert found["short"][1].iterations < report.iterations
+    assert report.engine == "loop graph"
+    assert not call.of("wave", "network")
+    assert sum(each.payload or 0 for each in call.of("replay")) == report.waves
+    assert len(call.of("iteration")) == report.iterations + 1
+    records = call.of("record")
+    assert len(records) == report.iterations - found["short"][1].iterations
+    assert all(each.kind == "wave" for record in records for each in record.inside[0].inside)
+
+
+def test_a_replay_tells_its_iteration_wherever_it_is_launched(found: dict[str, tuple[Range, Report]]) -> None:
+    call, _ = found["replayed"]
+    # exact: what comes next is launched before it is known whether it will be needed
+    iterations = call.of("iteration")
+    assert [each.name for each in call.of("replay")] == [f"replay {number}" for number in range(len(iterations))]
+    assert [len(each.of("replay")) for each in iterations] == [2, 1, 1, 0]
+
+
 @pytest.mark.parametrize("name", ["recorded", "widths recorded"])
 def test_what_is_recorded_is_told_wave_by_wave(found: dict[str, tuple[Range, Report]], name: str) -> None:
     """So that a node of a graph, made in one of these ranges, can be told to be of its wave."""
@@ -225,15 +262,73 @@ def test_looking_changes_nothing() -> None:
     assert not telemetry.active
 
 
+def test_a_wave_that_was_left_is_not_counted() -> None:
+    pipe, seen = tiny.stable_diffusion(), []
+
+    def interrupt(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        seen.append(step)
+        pipe._interrupt = True
+        return given
+
+    fast = srds_fast.compile(pipe, **profiled.EXACT)
+    call = {**tiny.PIPELINES["stable_diffusion"][1], "num_inference_steps": profiled.STEPS}
+    with srds_fast.profile():
+        fast(**call, callback_on_step_end=interrupt)
+    assert seen
+    assert fast.report.interrupted
+    timeline = fast.report.timeline
+    assert timeline["wave"]["count"] == timeline["network"]["count"] == fast.report.waves < 9
+    assert timeline["decode"]["count"] == 1
+
+
+def test_a_call_is_looked_at_whole_or_not_at_all(tmp_path: Path) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    reports: list[Report] = []
+
+    def waiting(x: Tensor, t: Tensor) -> Tensor:
+        began.set()
+        go_on.wait(60)
+        return denoiser(x, t)
+
+    def call() -> None:
+        x = torch.randn(1, 5, generator=torch.Generator().manual_seed(0))
+        reports.append(srds_fast.sample(waiting, x, DDIMScheduler(), 16, exact=True).report)
+
+    def in_the_middle(leave: bool) -> None:
+        thread = threading.Thread(target=call)
+        if leave:
+            with srds_fast.profile(tmp_path / "left.json"):
+                thread.start()
+                assert began.wait(60)
+        else:
+            thread.start()
+            assert began.wait(60)
+            with srds_fast.profile(tmp_path / "come.json"):
+                go_on.set()
+                thread.join()
+        go_on.set()
+        thread.join()
+        began.clear()
+        go_on.clear()
+
+    in_the_middle(leave=True)
+    in_the_middle(leave=False)
+    whole, unseen = reports
+    assert whole.timeline["network"]["count"] == whole.timeline["wave"]["count"] == whole.waves
+    assert unseen.timeline is None
+    assert in_a_trace(tmp_path / "left.json") == in_a_trace(tmp_path / "come.json") == []
+
+
 @pytest.mark.parametrize("method", ["srds", "auto", "collocation"])
 def test_a_failing_call_ends_its_ranges(tmp_path: Path, method: str) -> None:
     def failing(x: Tensor, t: Tensor) -> Tensor:
         return x * torch.nan
 
     with srds_fast.profile(tmp_path / "trace.json"):
-        with pytest.raises(DivergenceError):
+        with pytest.raises(DivergenceError) as failed:
             srds_fast.sample(failing, torch.randn(1, 4), DDIMScheduler(), 16, method=method)
         sampled()
+    assert failed.value.report.timeline["wave"]["count"] == failed.value.report.waves
     first, second = in_a_trace(tmp_path / "trace.json")
     first.check()
     second.check()
@@ -262,14 +357,13 @@ def test_a_call_within_a_call_has_ranges_of_its_own() -> None:
 def test_threads_have_tracks_of_their_own(tmp_path: Path) -> None:
     with srds_fast.profile(tmp_path / "trace.json"):
         threads = [threading.Thread(target=sampled, name=f"server {number}") for number in range(3)]
-        for thread in threads:
+        for thread in threads:  # one after another: the system gives the next one the number of the last
             thread.start()
-        for thread in threads:
             thread.join()
         sampled()
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     tracks = {each["tid"]: each["args"]["name"] for each in events if each["name"] == "thread_name"}
-    assert {"host, server 0", "host, server 1", "host, server 2", "host, MainThread"} == set(tracks.values())
+    assert sorted(tracks.values()) == ["host, MainThread", "host, server 0", "host, server 1", "host, server 2"]
     calls = in_a_trace(tmp_path / "trace.json")
     assert len(calls) == 4
     for call in calls:
@@ -307,25 +401,45 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(tmp_path:
 
 
 def test_a_trace_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("srds_fast.trace.MOST_EVENTS", 10)
+    monkeypatch.setattr("srds_fast.trace.MOST_EVENTS", 100)
     with srds_fast.profile(tmp_path / "trace.json"):
-        sampled()
+        for _ in range(5):
+            sampled()
     written = json.loads((tmp_path / "trace.json").read_text())
     kept = [each for each in written["traceEvents"] if each["ph"] == "X"]
-    assert len(kept) == 10
+    assert 0 < len(kept) <= 100, "calls are kept whole"
+    assert len(in_a_trace(tmp_path / "trace.json")) == len([each for each in kept if each["name"] == "call"])
     assert written["otherData"]["dropped_events"] > 0
 
 
-@pytest.mark.parametrize(("setting", "looks"), [("", False), ("0", False), ("1", True), ("nvtx", True)])
+def test_a_trace_may_be_written_while_calls_end(tmp_path: Path) -> None:
+    trace, ended = Trace(tmp_path / "trace.json"), threading.Event()
+
+    def calls() -> None:
+        while not ended.is_set():
+            threading.Thread(target=trace.take, args=([Event("call", "call", 0, 1, 0, {})],)).start()
+
+    thread = threading.Thread(target=calls)
+    thread.start()
+    for _ in range(20):
+        trace.write()
+        in_a_trace(trace.path)
+    ended.set()
+    thread.join()
+
+
+@pytest.mark.parametrize(("setting", "looks"), [("", False), ("0", False), ("Off", False), ("1", True), ("NVTX", True)])
 def test_the_environment_says_whether_to_look(setting: str, looks: bool) -> None:
     assert _in_a_process("print(telemetry.active)", setting) == str(looks)
 
 
 def test_the_environment_names_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "trace.json"
+    path = tmp_path / "trace-{pid}.json"
     code = "import test_telemetry; print(test_telemetry.sampled().report.waves)"
     waves = int(_in_a_process(code, str(path)))
-    (call,) = in_a_trace(path)
+    (written,) = tmp_path.iterdir()
+    assert re.fullmatch(r"trace-\d+\.json", written.name)
+    (call,) = in_a_trace(written)
     assert len(call.of("wave")) == waves
 
 
@@ -357,22 +471,26 @@ def test_not_looking_costs_less_than_a_microsecond_a_wave() -> None:
 
 
 class Clock:
-    """A CUDA device, as far as marks see it: idle at first, later it comes to what it is given after 5 ms."""
+    """A CUDA device, as far as marks see it: idle at first, later it comes to what it is given after 5 ms.
+
+    Attributes:
+        failed: from now on it raises.
+    """
 
     def __init__(self) -> None:
-        self.capturing = False
+        self.capturing = self.failed = False
+        self.stream = 7
         self.waited = 0
         self.behind = 0.0
 
     def cuda(self) -> SimpleNamespace:
         return SimpleNamespace(
             Event=self._event,
-            synchronize=self._synchronize,
-            current_stream=lambda device: None,
+            current_stream=lambda device: SimpleNamespace(cuda_stream=self.stream),
             is_current_stream_capturing=lambda: self.capturing,
         )
 
-    def _synchronize(self, device: Any) -> None:
+    def _synchronize(self) -> None:
         self.waited += 1
 
     def _event(self, enable_timing: bool) -> Any:
@@ -380,9 +498,12 @@ class Clock:
         event = SimpleNamespace(at=0.0)
 
         def record(stream: Any) -> None:
+            if self.failed:
+                raise RuntimeError("device-side assert triggered")
             event.at, self.behind = Event.now() + self.behind, 5e6
 
         event.record = record
+        event.synchronize = self._synchronize
         event.elapsed_time = lambda other: 1e-6 * (other.at - event.at)
         return event
 
@@ -402,8 +523,10 @@ def test_ranges_on_a_device_are_timed_there(clock: Clock, tmp_path: Path) -> Non
         before = clock.waited
         ranges.advance()
         ranges.wave(0)
-        with telemetry.span("network", "network", 1):
+        clock.stream = 8
+        with telemetry.span("coarse", "coarse", 1), telemetry.span("network", "network", 1):
             time.sleep(0.002)
+        clock.stream = 7
         ranges.advance()
         assert clock.waited == before, "nothing waits between the waves"
         telemetry.phase("record")
@@ -416,11 +539,32 @@ def test_ranges_on_a_device_are_timed_there(clock: Clock, tmp_path: Path) -> Non
     assert network["count"] == 1
     assert network["device_seconds"] == pytest.approx(network["seconds"], abs=1e-3)
     assert timeline.sums["record"]["device_seconds"] is None
-    (iteration,) = in_a_trace(tmp_path / "trace.json", "device")
+    (iteration,) = in_a_trace(tmp_path / "trace.json", "device, stream 0x7")
+    (coarse,) = in_a_trace(tmp_path / "trace.json", "device, stream 0x8")
+    assert [each.kind for each in coarse.inside] == ["network"]
     (on_host,) = in_a_trace(tmp_path / "trace.json")[0].of("iteration")
     assert [each.kind for each in iteration.inside] == ["wave_update", "wave"]
     # the marks say when the device came to it
     assert 3000 < iteration.started - on_host.started < 7000
+
+
+def test_a_device_that_fails_does_not_hide_why(clock: Clock, tmp_path: Path) -> None:
+    timeline = telemetry.Timeline()
+
+    def failing() -> None:
+        with (
+            telemetry.call("net", lambda: SimpleNamespace(type="cuda"), timeline),
+            telemetry.span("network", "network", 1),
+        ):
+            clock.failed = True
+            raise ValueError("its own")
+
+    with srds_fast.profile(tmp_path / "trace.json"), pytest.raises(ValueError, match="its own"):
+        failing()
+    assert timeline.sums is not None
+    assert timeline.sums["network"]["device_seconds"] is None
+    (call,) = in_a_trace(tmp_path / "trace.json")
+    assert [each.name for each in call.inside] == ["network"]
 
 
 def test_without_a_trace_no_device_is_waited_for(clock: Clock) -> None:

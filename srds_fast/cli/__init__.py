@@ -118,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument(
                 "--profile",
                 metavar="FILE",
-                help="write what every call does to FILE, for Perfetto or chrome://tracing; nvtx: for Nsight alone",
+                help="write what every call does to FILE, a trace for Perfetto or chrome://tracing; "
+                "the word nvtx: ranges for Nsight alone",
             )
         added.set_defaults(run=run)
         return added

@@ -231,6 +231,7 @@ class Drive:
         assert self.run is not None
         self.run.stop(sample)
         self._wave = None
+        telemetry.phase("decode")
         return self._hand_out(dtype)
 
     def go_on_from(self, step: int, x: Tensor, reason: str) -> Tensor:

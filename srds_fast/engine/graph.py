@@ -205,15 +205,21 @@ class Captured(ABC):
         Raises:
             CaptureFailed: an operation cannot be recorded. Nothing more can be done with this recording.
         """
+        wanted = min(checkpoints, self.checkpoints)
         with turn(self.device):
             if self.broken:
                 raise CaptureFailed("The recording broke off. It is made anew.")
             try:
-                while len(self._stretches) < min(checkpoints, self.checkpoints):
-                    self._stretches.append(self._record_stretch(len(self._stretches)))
+                if len(self._stretches) < wanted:
+                    with telemetry.recording():
+                        self._record_up_to(wanted)
             except BaseException:  # an interrupt as well: waves may be lost
                 self.broken = True
                 raise
+
+    def _record_up_to(self, checkpoints: int) -> None:
+        while len(self._stretches) < checkpoints:
+            self._stretches.append(self._record_stretch(len(self._stretches)))
 
     def stretch(self, number: int) -> Stretch:
         """A stretch, recorded now if it has not been."""
@@ -375,7 +381,7 @@ class Replay:
                 stretch = captured.stretch(number)
                 for piece in stretch.pieces:
                     if piece is not ahead:
-                        _launch(piece)
+                        _launch(piece, number)
                     ahead = None
                     for positions, wave in piece.waves:
                         yield Evaluate(inputs["x"], positions, samples, wave)
@@ -383,7 +389,7 @@ class Replay:
                 last = number == captured.checkpoints - 1
                 if self._late and not last and (following := captured.stretch(number + 1).pieces):
                     ahead = following[0]
-                    _launch(ahead)
+                    _launch(ahead, number + 1)
                 checkpoint = arriving.of(running)
                 answer = yield checkpoint
                 assert not isinstance(answer, Tensor)
@@ -396,8 +402,8 @@ class Replay:
             return result
 
 
-def _launch(piece: Piece) -> None:
-    with telemetry.span("replay", "replay", len(piece.waves)):
+def _launch(piece: Piece, stretch: int) -> None:
+    with telemetry.span(f"replay {stretch}", "replay", len(piece.waves)):
         piece.graph.replay()
 
 

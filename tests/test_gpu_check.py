@@ -111,12 +111,9 @@ def test_what_fails_loses_only_itself(tmp_path: Path) -> None:
     assert found["parts"]["raises"]["last_words"] == ["the reason"]
     assert found["parts"]["hangs"]["last_words"] == ["begun"]
     assert found["parts"]["half"]["result"] == found["parts"]["rows"]["result"] == {"curves": []}
-    assert found["parts"]["tests"]["result"] == {
-        "passed": 1,
-        "failed": 1,
-        "skipped": 1,
-        "failures": [f"{tests.stem}::test_bad"],
-    }
+    (failure,) = found["parts"]["tests"]["result"].pop("failures")
+    assert failure.endswith(f"{tests.stem}::test_bad")
+    assert found["parts"]["tests"]["result"] == {"passed": 1, "failed": 1, "skipped": 1}
     told = (tmp_path / "summary.txt").read_text()
     assert "FAILED: raises, exit status 3: the reason" in told
     assert "test_three::test_bad" in told

@@ -20,10 +20,10 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from profiling.intervals import covered
 from srds_fast.cli.environment import environment
 from srds_fast.cli.table import Table
 
+from .intervals import covered
 from .rows import DEVICE, SMALL
 from .timing import Stopwatch
 from .workloads import WORKLOADS, Loop, Workload

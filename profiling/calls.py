@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from bench.intervals import Interval, at_once, covered, within
+
 from . import labels
-from .intervals import Interval, at_once, covered, within
 from .labels import UPDATE, Labels, Replay
 from .nsys import Range, Recording, Work
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .intervals import Interval
+from bench.intervals import Interval
 
 DOMAIN = "srds_fast"
 # of NVTX_EVENTS.eventType

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.intervals import Interval, within
+
 from .calls import Call
-from .intervals import Interval, within
 from .labels import Labels
 from .nsys import Range
 

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.intervals import at_once, covered, union
 from profiling import report, run
 from profiling.calls import Call, calls_of
-from profiling.intervals import at_once, covered, union
 from profiling.nsys import read
 
 ROOT = Path(__file__).parents[1]

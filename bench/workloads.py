@@ -54,6 +54,7 @@ class Ran(NamedTuple):
         reason: why it was no faster one, or None.
         method: that ran.
         waves, rows, peak_rows: it ran.
+        left_out: what was asked for and could not be had.
     """
 
     engine: str
@@ -62,6 +63,7 @@ class Ran(NamedTuple):
     waves: int
     rows: int
     peak_rows: int
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,8 @@ def _stock(call: Callable[..., Tensor], steps: int) -> Loop:
 
 
 def _ran(report: Any) -> Ran:
-    return Ran(report.engine, report.engine_reason, report.method, report.waves, report.rows, max(1, report.peak_rows))
+    peak_rows, left_out = max(1, report.peak_rows), tuple(report.left_out)
+    return Ran(report.engine, report.engine_reason, report.method, report.waves, report.rows, peak_rows, left_out)
 
 
 def _random(shape: Sequence[int], dtype: torch.dtype, seed: int = 0) -> Tensor:

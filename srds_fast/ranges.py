@@ -189,7 +189,7 @@ class Waves:
         self._call = call
         self._program = program
         self._replayed = False
-        self._first: int | None = 1 if isinstance(program, Sweeps) else 0
+        self._first: int | None = iteration_at(program, 0)
 
     def follow(self) -> None:
         """From now on waves are replayed: they are not run one by one."""
@@ -225,6 +225,11 @@ class Waves:
         if self._call.at == "iteration":
             self._call.pop_to(2, dropped=dropped)
             self._call.pause()
+
+
+def iteration_at(program: Program, checkpoints: int) -> int:
+    """The iteration that comes after so many checkpoints: sweeps are counted from 1, as there is no coarse one."""
+    return checkpoints + isinstance(program, Sweeps)
 
 
 def of_wave(program: Program, number: int) -> tuple[str, str, int, dict[str, Any]]:

@@ -39,7 +39,7 @@ from typing import Any
 
 from .errors import InvalidArgument
 from .program import Program
-from .ranges import Call, Domain, Span, Sums, Waves, of_wave
+from .ranges import Call, Domain, Span, Sums, Waves, iteration_at, of_wave
 from .trace import Trace
 
 VARIABLE = "SRDS_FAST_PROFILE"
@@ -193,6 +193,17 @@ def span(name: str, category: str, payload: int | None = None) -> AbstractContex
 def wave(program: Program, number: int) -> AbstractContextManager[None]:
     """The range of a wave that is recorded."""
     return Span(_calls.open[-1], *of_wave(program, number)) if _calls.open else _OFF
+
+
+def iteration(program: Program, checkpoints: int) -> AbstractContextManager[None]:
+    """The range of an iteration that is recorded: of what comes after so many checkpoints."""
+    number = iteration_at(program, checkpoints)
+    return span(f"iteration {number}", "iteration", number)
+
+
+def replay(program: Program, checkpoints: int, waves: int) -> AbstractContextManager[None]:
+    """The range of one launch of so many waves, of what comes after so many checkpoints."""
+    return span(f"replay {iteration_at(program, checkpoints)}", "replay", waves)
 
 
 def recording() -> AbstractContextManager[None]:

@@ -34,7 +34,7 @@ NAMES = (
 EXACT = {"method": "srds", "num_blocks": 3, "exact": True}
 
 
-class _Linear(torch.nn.Module):
+class Linear(torch.nn.Module):
     """A denoiser."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ def calls() -> Iterator[Report]:
         yield fast.report
     yield made(**EXACT, more={"callback_on_step_end": lambda pipe, step, timestep, given: given})
     yield made(**EXACT, more={"callback": lambda step, timestep, latents: None, "callback_steps": 1})
-    layer = _Linear()
+    layer = Linear()
     x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     yield srds_fast.sample(layer, x, DDIMScheduler(), STEPS, **EXACT).report
     graphs = srds_fast.Graphs()
@@ -83,7 +83,7 @@ def calls() -> Iterator[Report]:
 
 def calls_in_threads() -> None:
     """Two in each of three threads at once."""
-    layer = _Linear()
+    layer = Linear()
 
     def call(seed: int) -> None:
         x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed))

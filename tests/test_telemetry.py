@@ -179,6 +179,22 @@ def test_what_is_recorded_in_the_middle_of_a_replay_is_no_part_of_the_call(
     assert all(each.kind == "wave" for record in records for each in record.inside[0].inside)
 
 
+def test_sweeps_are_counted_from_one_wherever_they_run(tmp_path: Path) -> None:
+    graphs, layer = srds_fast.Graphs(), profiled.Linear()
+    x = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    with srds_fast.profile(tmp_path / "trace.json"):
+        for _ in range(2):
+            settings: dict[str, Any] = {"method": "collocation", "tolerance": 1e-30, "max_iterations": 3}
+            srds_fast.sample(layer, x, DDIMScheduler(), 20, **settings, engine="graph", graphs=graphs)
+    eager, replayed = in_a_trace(tmp_path / "trace.json")
+    expected = [f"iteration {number}" for number in (1, 2, 3)]
+    assert [each.name for each in eager.of("iteration")] == expected
+    (record,) = [each for each in eager.inside if each.kind == "record"]
+    assert [each.name for each in record.inside if each.kind == "iteration"] == expected
+    assert [each.name for each in replayed.of("iteration")] == expected
+    assert [each.name for each in replayed.of("replay")] == ["replay 1", "replay 2", "replay 3"]
+
+
 def test_a_replay_tells_its_iteration_wherever_it_is_launched(found: dict[str, tuple[Range, Report]]) -> None:
     call, _ = found["replayed"]
     # exact: what comes next is launched before it is known whether it will be needed

@@ -176,6 +176,7 @@ class Captured(ABC):
         reason: why it is not of a faster kind, or None.
         overlap: "streams" where coarse rows run beside the others, "batch" where with them.
         broken: recording it further broke off; it is of no use any more.
+        program: the waves.
     """
 
     name: str
@@ -185,6 +186,7 @@ class Captured(ABC):
         self.nbytes = self.operations = 0
         self.reason: str | None = None
         self.checkpoints = call.checkpoints
+        self.program = call.program
         self._recorder = recorder
         self._networks = call.networks
         self._compiled = call.compiled
@@ -323,7 +325,6 @@ class LoopGraph(Captured):
         self._core, self._evaluate = call.begin(self._inputs, beside)
         self._make_ready(call, self._evaluate)
         self._most_operations = most_operations
-        self._program = call.program
         self._waves_recorded = 0
 
     def _record_stretch(self, number: int) -> Stretch:
@@ -334,20 +335,20 @@ class LoopGraph(Captured):
             while isinstance(event, Evaluate):
                 waves.append((event.positions, event.number))
                 self._refuse_length(guard, len(waves))
-                with telemetry.wave(self._program, event.number):
+                with telemetry.wave(self.program, event.number):
                     with guard.network(self._compiled):
                         output = self._evaluate(event)
                     with telemetry.span("wave_update", "wave_update"):
                         event = self._core.send(output)
             return event
 
-        with telemetry.span(f"iteration {number}", "iteration", number):
+        with telemetry.iteration(self.program, number):
             graph, checkpoint = self._record(work)
         self._waves_recorded += len(waves)
         return Stretch((Piece(graph, tuple(waves)),), lambda: checkpoint)
 
     def _refuse_length(self, guard: Guard, waves: int) -> None:
-        expected = guard.operations / max(1, waves - 1) * len(self._program)
+        expected = guard.operations / max(1, waves - 1) * len(self.program)
         if waves > 1 and expected > self._most_operations:
             raise CaptureFailed(
                 f"One graph of the loop would hold about {expected:.0f} operations. It would take long to make and "
@@ -381,7 +382,7 @@ class Replay:
                 stretch = captured.stretch(number)
                 for piece in stretch.pieces:
                     if piece is not ahead:
-                        _launch(piece, number)
+                        self._launch(piece, number)
                     ahead = None
                     for positions, wave in piece.waves:
                         yield Evaluate(inputs["x"], positions, samples, wave)
@@ -389,7 +390,7 @@ class Replay:
                 last = number == captured.checkpoints - 1
                 if self._late and not last and (following := captured.stretch(number + 1).pieces):
                     ahead = following[0]
-                    _launch(ahead, number + 1)
+                    self._launch(ahead, number + 1)
                 checkpoint = arriving.of(running)
                 answer = yield checkpoint
                 assert not isinstance(answer, Tensor)
@@ -401,10 +402,9 @@ class Replay:
             assert result is not None
             return result
 
-
-def _launch(piece: Piece, stretch: int) -> None:
-    with telemetry.span(f"replay {stretch}", "replay", len(piece.waves)):
-        piece.graph.replay()
+    def _launch(self, piece: Piece, stretch: int) -> None:
+        with telemetry.replay(self._captured.program, stretch, len(piece.waves)):
+            piece.graph.replay()
 
 
 class _Arriving:

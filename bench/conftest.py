@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from .registry import REGISTRY
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -70,4 +72,7 @@ def _size(text: str) -> tuple[str, int]:
     name, _, number = text.partition("=")
     if not name.isidentifier() or not number.isdecimal() or int(number) < 1:
         raise pytest.UsageError(f"--size {text!r} is not a size. It must be NAME=NUMBER, as --size steps=25.")
+    known = sorted({each for bench in REGISTRY.values() for sizes in bench.sizes.values() for each in sizes})
+    if name not in known:
+        raise pytest.UsageError(f"--size {text!r}: no bench has a size {name!r}. Sizes are {', '.join(known)}.")
     return name, int(number)

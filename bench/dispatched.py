@@ -125,12 +125,14 @@ class Dispatched(TorchDispatchMode):
         if not self._unseen and not self._in_kernel:
             self.counts += Counts(host_waits=1)
 
-    def _replace(self, owner: Any, name: str, launches: int, moved: Callable[..., int]) -> None:
-        """Count a kernel, or the reference that stands for it, as so many launches."""
+    def _replace(
+        self, owner: Any, name: str, launches: int, moved: Callable[..., int], stands: Callable[..., bool]
+    ) -> None:
+        """Count a kernel, or the reference where it stands for one, as so many launches."""
         kernel = getattr(owner, name)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            if self._in_kernel:
+            if self._in_kernel or not stands(*args):
                 return kernel(*args, **kwargs)
             self._in_kernel = True
             try:
@@ -151,16 +153,16 @@ class Dispatched(TorchDispatchMode):
         setattr(owner, name, counted)
 
 
-_Kernel = tuple[Any, str, int, Callable[..., int]]
-"""Where a function is, its name, its launches, and the bytes that a call moves."""
+_Kernel = tuple[Any, str, int, Callable[..., int], Callable[..., bool]]
+"""Where a function is, its name, its launches, the bytes that a call moves, and whether a call is one of a kernel."""
 
 
 def _stand_ins() -> list[_Kernel]:
     return [
-        (wave_update, "wave_update", 1, _moved),
-        (affine_scan, "affine_scan", 1, _unknown),
-        (anderson_mix, "anderson_mix", 2, _unknown),
-        (PreparedScan, "__call__", 1, _unknown),
+        (wave_update, "wave_update", 1, _moved, _always),
+        (affine_scan, "affine_scan", 1, _unknown, _always),
+        (anderson_mix, "anderson_mix", 2, _unknown, _always),
+        (PreparedScan, "__call__", 1, _unknown, _reaches_all),
     ]
 
 
@@ -170,9 +172,9 @@ def _kernels() -> list[_Kernel]:
     from srds_fast.kernels.wave_update import kernel as wave_update
 
     return [
-        (wave_update, "wave_update", 1, _moved),
-        (affine_scan, "affine_scan", 1, _unknown),
-        (anderson_mix, "anderson_mix", 2, _unknown),
+        (wave_update, "wave_update", 1, _moved, _always),
+        (affine_scan, "affine_scan", 1, _unknown, _always),
+        (anderson_mix, "anderson_mix", 2, _unknown, _always),
     ]
 
 
@@ -214,6 +216,15 @@ def _moved(
 
 def _unknown(*_: Any) -> int:
     return 0
+
+
+def _always(*_: Any) -> bool:
+    return True
+
+
+def _reaches_all(scan: PreparedScan, *_: Any) -> bool:
+    """A correction along some steps only is no kernel's: on a CUDA device, too, it is torch's operations."""
+    return scan.order is None
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -198,9 +198,8 @@ def _rows() -> Iterator[Bench]:
             )
 
 
-REGISTRY: dict[str, Bench] = {
-    bench.name: bench for benches in (_kernels, _host, _ranges, _samplers, _end_to_end, _rows) for bench in benches()
-}
+GROUPS = (_kernels, _host, _ranges, _samplers, _end_to_end, _rows)
+REGISTRY: dict[str, Bench] = {bench.name: bench for benches in GROUPS for bench in benches()}
 
 
 def main() -> None:

@@ -15,12 +15,15 @@ class Prepared(NamedTuple):
         call: what is timed.
         ran: what the last call was: waves, rows, peak_rows; bytes, the fewest it can move.
         countable: whether what it dispatches can be looked at: compiled code would be taken apart.
+        replays: it replays graphs. What they launch is not dispatched, and the memory they run in is their pool's, not
+            allocated by a call.
         stand_in: as of `Dispatched`.
     """
 
     call: Callable[[], object]
     ran: Callable[[], dict[str, int]] = dict
     countable: bool = True
+    replays: bool = False
     stand_in: bool = True
 
 
@@ -136,7 +139,7 @@ def end_to_end(workload: str, method: str, engine: str, *, steps: int) -> Prepar
         found = loop.ran()._asdict()
         return {name: found[name] for name in ("waves", "rows", "peak_rows") if name in found}
 
-    return Prepared(loop.call, ran)
+    return Prepared(loop.call, ran, replays=engine != "eager")
 
 
 def rows(workload: str, number: int) -> Prepared:

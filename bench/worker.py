@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +35,10 @@ class Worker:
     """
 
     def __init__(self, site: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
+        # torch or diffusers may be carried there; what is relative would be so to another folder
+        carried = [os.path.abspath(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+        path = os.pathsep.join([str(site), *carried])
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
         self._log = site / "worker.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -71,23 +74,32 @@ class Worker:
         """
         return float(self._ask(do="sample", calls=calls))
 
+    def begin_counts(self) -> None:
+        """Let it take the counts, while others take theirs."""
+        self._send(do="counts")
+
     def counts(self) -> dict[str, Any]:
-        """As `bench.counts` has them.
+        """What was begun, as `bench.counts` has it.
 
         Raises:
             Failed: they cannot be taken with this library.
         """
-        return dict(self._ask(do="counts"))
+        return dict(self._received())
 
     def _ask(self, **request: Any) -> Any:
+        self._send(**request)
+        return self._received()
+
+    def _send(self, **request: Any) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
+        # one that has ended has no answer either, which is where it is said
+        with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def _received(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
             raise Failed(f"the process has ended: {self._log.read_text().strip()[-2000:]}")
         answer = json.loads(line)

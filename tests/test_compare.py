@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench.compare import chosen, interval, judge, main
+from bench.compare import chosen, compared, concluded, count_differences, interval, judge, line, main, runnable
 from bench.layout import BadInput, commit, is_dirty, lay_out, revision
+from bench.registry import REGISTRY
+from bench.worker import Failed, Worker
 
 ROOT = Path(__file__).parents[1]
 BENCH = "samplers/mixture/sequential"
 # half of what is planted at least, and far above what a busy machine adds to every round of one side
-THRESHOLD = "2"
+THRESHOLD = 2.0
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -29,16 +36,27 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def compare(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bench.compare", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+
+
+def replaced(file: Path, *changes: tuple[str, str]) -> None:
+    text = file.read_text()
+    for before, after in changes:
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    file.write_text(text)
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of this checkout as they are, in a repository of their own: "sound", and "slow" with a planted sleep.
+    """The files of this checkout in a repository of their own: "sound", and "slow" with a planted sleep.
 
-    A third, "broken", has a library that cannot be imported; "before" it there is nothing.
+    A third, "broken", has a library that cannot be imported; "before" it there is nothing. Samplers take a tenth of
+    their steps, and counts are of one pipeline.
     """
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
@@ -49,29 +67,49 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(folder, "tag", "before")
     for part in ("srds_fast", "kernels", "bench", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    replaced(
+        folder / "bench" / "registry.py", ("_everywhere(steps=100, samples=1)", "_everywhere(steps=10, samples=1)")
+    )
+    replaced(folder / "bench" / "counts.py", ("in PIPELINES.items():", "in [*PIPELINES.items()][-1:]:"))
     git(folder, "add", ".")
     git(folder, "commit", "--quiet", "-m", "sound")
     git(folder, "tag", "sound")
-    run = folder / "srds_fast" / "run.py"
     planted = "        if output is not None:\n            self.received()\n"
-    sound = run.read_text()
-    assert sound.count(planted) == 1
-    run.write_text(sound.replace(planted, f"        time.sleep(1e-3)\n{planted}"))
+    replaced(folder / "srds_fast" / "run.py", (planted, f"        time.sleep(2e-3)\n{planted}"))
     git(folder, "commit", "--quiet", "--all", "-m", "slow")
     git(folder, "tag", "slow")
-    (folder / "srds_fast" / "sampler.py").write_text("raise RuntimeError('not to be had')\n")
+    (folder / "srds_fast" / "run.py").write_text("raise RuntimeError('not to be had')\n")
     git(folder, "commit", "--quiet", "--all", "-m", "broken")
     git(folder, "tag", "broken")
     git(folder, "checkout", "--quiet", "sound")
     return folder
 
 
+@pytest.fixture(scope="module")
+def side(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Worker]]:
+    """A side of a comparison by the name of a commit, started when it is first asked for."""
+    sites, workers = tmp_path_factory.mktemp("sites"), {}
+
+    with ExitStack() as stack:
+
+        def of(name: str) -> Worker:
+            if name not in workers:
+                lay_out(commit(name, repository), sites / name, repository)
+                workers[name] = stack.enter_context(Worker(sites / name))
+            return workers[name]
+
+        yield of
+
+
 def test_a_planted_slowdown_is_caught_and_named(repository: Path, tmp_path: Path) -> None:
-    found = tmp_path / "found.json"
-    options = ["--only", BENCH, "--threshold", THRESHOLD, "--json", str(found)]
-    done = compare(repository, "sound", "slow", *options)
+    found, carried = tmp_path / "found.json", tmp_path / "carried"
+    carried.mkdir()
+    (carried / "sitecustomize.py").write_text(f"open({str(tmp_path / 'started')!r}, 'a').write('.')\n")
+    options = ["--only", BENCH, "--threshold", str(THRESHOLD), "--json", str(found)]
+    done = compare(repository, "sound", "slow", *options, PYTHONPATH=os.path.relpath(carried, repository))
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"slower: {BENCH}, " in done.stdout
+    assert (tmp_path / "started").read_text() == "...", "what PYTHONPATH carries reaches both sides"
     # to sleep is to dispatch nothing
     assert "counts: no difference" in done.stdout
     written = json.loads(found.read_text())
@@ -82,28 +120,57 @@ def test_a_planted_slowdown_is_caught_and_named(repository: Path, tmp_path: Path
     (verdict,) = written["verdicts"]
     assert verdict["verdict"] == "slower"
     assert len(verdict["base"]) == len(verdict["head"]) == 5
-    assert float(THRESHOLD) < verdict["low"] <= verdict["ratio"] <= verdict["high"]
-    # a hundred steps, each a millisecond longer
-    assert min(verdict["head"]) > 0.1
+    assert THRESHOLD < verdict["low"] <= verdict["ratio"] <= verdict["high"]
+    # ten steps, each two milliseconds longer
+    assert min(verdict["head"]) > 0.02
 
 
-def test_a_commit_against_itself_passes(repository: Path) -> None:
-    done = compare(repository, "sound", "WORKTREE", "--only", BENCH, "--threshold", THRESHOLD, "--no-counts")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "head: the files as they are" in done.stdout
-    assert [line.split()[-1] for line in done.stdout.splitlines() if line.startswith(BENCH)] == ["same"]
+def test_a_commit_against_itself_passes(side: Callable[[str], Worker]) -> None:
+    found = compared(BENCH, side("sound"), side("WORKTREE"), 5, THRESHOLD)
+    assert found.verdict == "same", found
+    assert concluded([found], pytest.fail) == 0
 
 
 @pytest.mark.parametrize(
-    ("sides", "status", "verdict"), [(("broken", "sound"), 0, "new"), (("sound", "broken"), 1, "fails")]
+    ("base", "head", "status", "verdict"), [("broken", "sound", 0, "new"), ("sound", "broken", 1, "fails")]
 )
 def test_a_bench_that_runs_on_one_side_only(
-    sides: tuple[str, str], status: int, verdict: str, repository: Path
+    base: str, head: str, status: int, verdict: str, side: Callable[[str], Worker]
 ) -> None:
-    done = compare(repository, *sides, "--only", BENCH, "--no-counts")
-    assert done.returncode == status, done.stdout + done.stderr
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith(BENCH))
-    assert line.endswith(f"{verdict}: RuntimeError: not to be had")
+    found = compared(BENCH, side(base), side(head), 5, THRESHOLD)
+    assert line(found).startswith(BENCH)
+    assert line(found).endswith(f"{verdict}: RuntimeError: not to be had")
+    said: list[str] = []
+    assert concluded([found], said.append) == status
+    assert said == ["fails: samplers/mixture/sequential, RuntimeError: not to be had"] * status
+
+
+def test_counts_that_cannot_be_taken_are_no_difference(side: Callable[[str], Worker]) -> None:
+    why = "RuntimeError: not to be had"
+    assert count_differences(side("broken"), side("broken")) == [
+        f"They cannot be taken at base: {why}",
+        f"They cannot be taken at head: {why}",
+    ]
+
+
+def test_a_side_that_has_ended_says_what_it_printed_last(tmp_path: Path) -> None:
+    with Worker(tmp_path) as empty, pytest.raises(Failed, match=r"the process has ended: .*No module named"):
+        empty.prepare(BENCH)
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals are sent as POSIX has it")
+def test_an_interruption_is_one_line_and_leaves_nothing_running(repository: Path) -> None:
+    command = [sys.executable, "-m", "bench.compare", "sound", "slow", "--only", BENCH]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=repository, start_new_session=True, **pipes) as running:
+        while "base ms" not in running.stdout.readline():
+            assert running.poll() is None
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert errors == "Interrupted: no verdict, and nothing is written.\n"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(running.pid, 0)
 
 
 def test_an_unknown_commit_is_an_error_of_its_own(repository: Path) -> None:
@@ -141,6 +208,19 @@ def test_outside_a_repository(tmp_path: Path) -> None:
     assert revision(tmp_path) is is_dirty(tmp_path) is None
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is no GPU")
+def test_benches_that_need_a_gpu_are_left_out_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    both = chosen(["kernels/wave_update/"])
+    assert runnable(both) == ["kernels/wave_update/kernel", "kernels/wave_update/eager"]
+    assert len(both) == 3
+    with pytest.raises(SystemExit):  # no such commit, which is found out next
+        main(["no-such-commit", "HEAD", "--only", "kernels/wave_update/"])
+    assert capsys.readouterr().out == "1 of 3 benches are left out: they need a CUDA device.\n"
+    with pytest.raises(BadInput, match=r"^kernels/wave_update/compiled needs a CUDA device\. Torch finds none here"):
+        runnable(["kernels/wave_update/compiled"])
+    assert not any("gpu" in REGISTRY[name].marks for name in chosen([]))
+
+
 def test_a_pattern_that_fits_no_bench() -> None:
     with pytest.raises(BadInput, match="No bench fits 'no-such-bench'"):
         chosen(["no-such-bench"])
@@ -149,7 +229,12 @@ def test_a_pattern_that_fits_no_bench() -> None:
 
 @pytest.mark.parametrize(
     ("option", "why"),
-    [(["--rounds", "3"], "'3' is not 5 or more"), (["--threshold", "0.9"], "'0.9' is not a ratio of 1 or more")],
+    [
+        (["--rounds", "3"], "'3' is not 5 or more"),
+        (["--threshold", "0.9"], "'0.9' is not a ratio of 1 or more"),
+        (["--json", "no/such/folder.json"], "there is no folder no/such. Make it first"),
+        (["--json", "."], "'.' is a folder. Name a file in it"),
+    ],
 )
 def test_options_are_checked(option: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
@@ -173,9 +258,52 @@ def test_the_interval_holds_the_median_as_often_as_it_says(size: int) -> None:
 
 @pytest.mark.parametrize(
     ("head", "verdict"),
-    [([1.3] * 5, "slower"), ([1.3, 1.3, 1.05, 1.3, 1.3], "same"), ([0.8] * 5, "faster"), ([1.0] * 5, "same")],
+    [
+        ([1.3] * 5, "slower"),
+        ([1.3, 1.3, 1.05, 1.3, 1.3], "unclear"),
+        ([1.0, 1.0, 1.0, 1.0, 1.2], "unclear"),
+        ([0.8] * 5, "faster"),
+        ([0.8, 0.8, 0.8, 0.8, 1.0], "same"),
+        ([1.0] * 5, "same"),
+    ],
 )
 def test_one_round_that_disagrees_is_doubt(head: list[float], verdict: str) -> None:
     drift = [1.0, 2.0, 3.0, 2.5, 1.5]
     found: Any = judge("a", drift, [each * ratio for each, ratio in zip(drift, head, strict=True)], 1.1)
     assert found.verdict == verdict
+
+
+class Scripted(Worker):
+    """A side whose times are given: those of a process are never twice the same."""
+
+    def __init__(self, times: list[float]) -> None:
+        self.times = iter(times)
+
+    def prepare(self, bench: str) -> int:
+        return 1
+
+    def sample(self, calls: int) -> float:
+        return next(self.times)
+
+
+@pytest.mark.parametrize(
+    ("head", "verdict", "rounds"),
+    [
+        ([1.0] * 15, "same", 5),
+        # the outliers of one moment: of ten rounds the second highest counts
+        ([1.2, *[1.0] * 14], "same", 10),
+        ([1.0, *[1.2] * 14], "slower", 10),
+        ([1.2, 1.0, 1.0, 1.2, 1.0, *[1.2] * 10], "slower", 15),
+        ([1.0, 1.2] * 8, "unclear", 15),
+    ],
+)
+def test_what_is_unclear_gets_more_rounds(head: list[float], verdict: str, rounds: int) -> None:
+    found = compared(BENCH, Scripted([1.0] * 15), Scripted(head), 5, 1.1)
+    assert (found.verdict, len(found.base), len(found.head)) == (verdict, rounds, rounds)
+    said: list[str] = []
+    assert concluded([found], said.append) == (1 if verdict == "slower" else 0)
+    if verdict == "unclear":
+        assert said == [
+            "unclear: samplers/mixture/sequential, 1.00 to 1.20 after 15 rounds",
+            "More --rounds would tell whether they are slower. The exit status, 0, says nothing of them.",
+        ]

@@ -36,7 +36,8 @@ def test_names_are_those_of_what_they_name() -> None:
 
 
 def test_every_bench_has_tests_peers_and_known_marks() -> None:
-    assert len(REGISTRY) == sum(1 for _ in {bench.name for bench in REGISTRY.values()})
+    names = [bench.name for benches in registry.GROUPS for bench in benches()]
+    assert sorted(REGISTRY) == sorted(names), "two of one name would be one bench"
     for bench in REGISTRY.values():
         assert bench.tests
         assert all((ROOT / file).is_file() for file in bench.tests)
@@ -70,6 +71,14 @@ def test_each_kind_runs_and_says_what_it_took(bench: Bench) -> None:
         assert (found["waves"] == found["rows"] == SMALL["steps"]) == sequential
 
 
+def test_of_graphs_only_what_can_be_seen_is_said() -> None:
+    prepared = REGISTRY["end-to-end/digits/srds, graph"].prepare("cpu", SMALL)
+    prepared.call()
+    found = measures.around(prepared)
+    assert found.keys() == {"waves", "rows", "peak_rows"}
+    assert SMALL["steps"] < found["rows"]
+
+
 def files(folder: Path, test: str) -> None:
     (folder / "tests").mkdir(parents=True, exist_ok=True)
     (folder / "srds_fast").mkdir(exist_ok=True)
@@ -98,6 +107,43 @@ def test_red_tests_are_refused_and_green_ones_remembered(tmp_path: Path) -> None
     files(tmp_path, "")
     with pytest.raises(green.Red, match="exit status 5"):
         require()
+
+
+def test_tests_that_are_all_skipped_are_not_green(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "green.json"
+    skipped = "import pytest\n\n\n@pytest.mark.skip\ndef test_it():\n    pass\n"
+    files(tmp_path, skipped)
+    with pytest.raises(green.Red, match=r"none of its tests ran here \(1 skipped in .*test_it.py -rs` to see why"):
+        green.require(["tests/test_it.py"], tmp_path, cache)
+    assert not cache.exists()
+    files(tmp_path, f"{skipped}\n\ndef test_more():\n    pass\n")
+    # a session's options are not those of the tests that it asks for
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--no-such-option")
+    # half of a file, as a session that was ended leaves it
+    cache.write_text('{"tests/test_it.py": "')
+    green.require(["tests/test_it.py"], tmp_path, cache)
+    assert json.loads(cache.read_text()).keys() == {"tests/test_it.py"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"green.json"}
+
+
+def test_green_is_of_the_benches_and_of_versions_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files(tmp_path, "")
+
+    def fingerprint() -> str:
+        return green._fingerprint("tests/test_it.py", tmp_path)
+
+    before = fingerprint()
+    (tmp_path / "tests" / "test_other.py").write_text("")
+    assert fingerprint() == before
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "fixed.py").write_text("")
+    of_benches = fingerprint()
+    assert of_benches != before
+    other = tmp_path / "other"
+    (other / "diffusers-0.1.dist-info").mkdir(parents=True)
+    (other / "diffusers-0.1.dist-info" / "METADATA").write_text("Name: diffusers\nVersion: 0.1\n")
+    monkeypatch.syspath_prepend(other)
+    assert fingerprint() != of_benches
 
 
 def pytest_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -158,6 +204,7 @@ def test_a_bench_reports_if_its_tests_are_green(checkout: Path) -> None:
         (["--benchmark-compare=0007", "--benchmark-compare-fail=median:10%"], "none that '0007' fits is saved"),
         (["--benchmark-compare-fail=median:10%"], "There is nothing to hold times against"),
         (["--size", "steps"], "--size 'steps' is not a size"),
+        (["--size", "step=25"], "no bench has a size 'step'. Sizes are moved, samples, steps."),
     ],
 )
 def test_what_is_missing_is_said_before_anything_runs(

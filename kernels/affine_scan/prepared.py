@@ -25,6 +25,9 @@ class PreparedScan:
         dtype, device: of the states; ndim: of a state [samples, ...].
         clip: bound of the clamp; None leaves the term out.
         order: steps that the correction reaches along, at least 1; None: all.
+
+    Attributes:
+        order: as given; the kernel has none.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class PreparedScan:
     ) -> None:
         self._table = coefficient_table(steps, dtype, device)
         self._columns = self._table.T.reshape(len(Coefficients._fields), len(steps), *[1] * ndim)
+        self.order = order
         self._clip = clip
         self._by_kernel = order is None and implementation(device) != "torch"
         self._reach = None if self._by_kernel else _reach(steps, order).to(device, dtype)

@@ -6,7 +6,7 @@ import copy
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,6 @@ from diffusers import DDIMParallelScheduler, DDIMScheduler, StableDiffusionParad
 from torch import Tensor
 
 import srds_fast
-from srds_fast.errors import SrdsFastError
 from srds_fast.plan import Plan
 from srds_fast.search import fixed_at
 
@@ -77,39 +76,66 @@ class Entrant(NamedTuple):
     reference: Loop | None = None
 
 
+def reason(why: Exception) -> str:
+    """An error as the reason why an entrant is left out."""
+    return f"{type(why).__name__}: {' '.join(str(why).split())[:300]}"
+
+
 def entrants(
     workload: Workload, steps: int, samples: int, compiled: dict[str, Any], not_compiled: dict[str, str]
 ) -> Iterator[Entrant]:
-    """All of them; the stock loop is the first.
+    """All of them; the stock loop is the first. One that cannot be made says why not.
 
     Args:
         samples: of the workload that settings are looked for with.
         compiled: mode -> the workload's network, compiled in it.
         not_compiled: mode -> why it is not.
     """
-    yield Entrant(STOCK, workload.stock(steps))
+    yield _made(STOCK, _stock, workload, steps)
     for mode, name in COMPILED.items():
         if mode in compiled:
-            yield Entrant(name, workload.stock(steps, compiled[mode]), compiles=True)
+            yield _made(name, _stock_compiled, workload, steps, name, compiled[mode])
         else:
             yield Entrant(name, None, not_compiled[mode])
     if isinstance(workload, SampledWorkload) and workload.problem is not None:
-        yield Entrant(BY_HAND, _by_hand(workload, steps))
+        yield _made(BY_HAND, _by_hand, workload, steps)
     problem = None if workload.problem is None else workload.problem.first(samples)
     points = {} if problem is None else _cheapest(problem, steps)
     yield from _of_diffusers(workload, steps, samples, points)
     for engine in ENGINES:
         name = SEQUENTIAL if len(ENGINES) == 1 else f"{SEQUENTIAL}, {engine}"
-        yield Entrant(name, workload.ours(steps, {"method": "sequential", "engine": engine}))
+        yield _made(name, _told, workload, steps, name, {"method": "sequential", "engine": engine}, "")
     if problem is None:
-        yield from _fixed(workload, steps)
+        for name, iterations in ITERATIONS.items():
+            yield _made(name, _fixed, workload, steps, name, iterations)
+        yield _made(WINDOW, _fixed_window, workload, steps)
     else:
-        yield from _at_equal_difference(workload, steps, points)
-        yield from _as_the_paper_stops(workload, steps, problem)
-    yield Entrant(AUTO, workload.ours(steps, {"method": "auto"}), setting="default tolerance")
+        for name, point in points.items():
+            yield _made(name, _at_equal_difference, workload, steps, name, point)
+        yield _made(OWN_STOP, _as_the_paper_stops, workload, steps, problem)
+    yield _made(AUTO, _told, workload, steps, AUTO, {"method": "auto"}, "default tolerance")
 
 
-def _by_hand(workload: SampledWorkload, steps: int) -> Loop:
+def _made(name: str, make: Callable[..., Entrant], *arguments: Any) -> Entrant:
+    try:
+        return make(*arguments)
+    except Exception as why:  # of whoever it is: the others run
+        return Entrant(name, None, reason(why))
+
+
+def _stock(workload: Workload, steps: int) -> Entrant:
+    return Entrant(STOCK, workload.stock(steps))
+
+
+def _stock_compiled(workload: Workload, steps: int, name: str, network: Any) -> Entrant:
+    return Entrant(name, workload.stock(steps, network), compiles=True)
+
+
+def _told(workload: Workload, steps: int, name: str, settings: dict[str, Any], setting: str) -> Entrant:
+    return Entrant(name, workload.ours(steps, settings), setting=setting)
+
+
+def _by_hand(workload: SampledWorkload, steps: int) -> Entrant:
     network: Any = workload.network.network
     loop = policy_loops.by_hand(network, steps)
 
@@ -117,16 +143,18 @@ def _by_hand(workload: SampledWorkload, steps: int) -> Loop:
         one = workload.samples.one(sample)
         return loop(one.x, one.cond["observation"])[0]
 
-    return Loop(call, lambda: Ran("by hand", None, "by hand", steps, steps, 1), lambda: [1] * steps)
+    return Entrant(BY_HAND, Loop(call, lambda: Ran("by hand", None, "by hand", steps, steps, 1), lambda: [1] * steps))
 
 
-def _fixed(workload: Workload, steps: int) -> Iterator[Entrant]:
-    plans = {name: CONTESTANTS[name].plan(steps) for name in ITERATIONS}
-    for name, iterations in ITERATIONS.items():
-        plan = fixed_at(plans[name], min(iterations, plans[name].max_iterations))
-        yield Entrant(name, _planned(workload, plan), setting=f"iteration {plan.max_iterations}")
+def _fixed(workload: Workload, steps: int, name: str, iterations: int) -> Entrant:
+    plan = CONTESTANTS[name].plan(steps)
+    plan = fixed_at(plan, min(iterations, plan.max_iterations))
+    return Entrant(name, _planned(workload, plan), setting=f"iteration {plan.max_iterations}")
+
+
+def _fixed_window(workload: Workload, steps: int) -> Entrant:
     plan = CONTESTANTS[WINDOW].plan(steps, WINDOW_TOLERANCE)
-    yield Entrant(WINDOW, _planned(workload, plan), setting=f"tolerance {WINDOW_TOLERANCE:g}")
+    return Entrant(WINDOW, _planned(workload, plan), setting=f"tolerance {WINDOW_TOLERANCE:g}")
 
 
 def _planned(workload: Workload, plan: Plan) -> Loop:
@@ -139,29 +167,30 @@ def _on_engine(plan: Plan) -> Plan:
 
 def _cheapest(problem: Problem, steps: int) -> dict[str, Point | str]:
     """Of every method the cheapest point within the bound, or why there is none; told on stderr as it goes."""
-    reference = sequential(problem, steps)
+    try:
+        reference = sequential(problem, steps)
+    except Exception as why:
+        return dict.fromkeys(METHODS, f"there is no sequential sample to compare with: {reason(why)}")
     found: dict[str, Point | str] = {}
     for name in METHODS:
         started = time.perf_counter()
         try:
             point = cheapest(line(CONTESTANTS[name], problem, steps, reference, (BOUND,)), BOUND)
             found[name] = point or f"not within {BOUND:g} grey levels before {steps} waves, or at any tolerance"
-        except SrdsFastError as why:
-            found[name] = str(why)
+        except Exception as why:  # of whichever method: the others run
+            found[name] = reason(why)
         print(f"{problem.name}, {steps} steps, {name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     return found
 
 
-def _at_equal_difference(workload: Workload, steps: int, points: dict[str, Point | str]) -> Iterator[Entrant]:
-    for name, point in points.items():
-        if isinstance(point, str):
-            yield Entrant(name, None, point)
-        else:
-            plan = plan_of(CONTESTANTS[name], steps, point)
-            yield Entrant(name, _planned(workload, plan), setting=point.setting, bound=True)
+def _at_equal_difference(workload: Workload, steps: int, name: str, point: Point | str) -> Entrant:
+    if isinstance(point, str):
+        return Entrant(name, None, point)
+    plan = plan_of(CONTESTANTS[name], steps, point)
+    return Entrant(name, _planned(workload, plan), setting=point.setting, bound=True)
 
 
-def _as_the_paper_stops(workload: Workload, steps: int, problem: Problem) -> Iterator[Entrant]:
+def _as_the_paper_stops(workload: Workload, steps: int, problem: Problem) -> Entrant:
     """Every sample told before how many iterations the paper's test takes for it: it never works ahead in vain."""
     plan = CONTESTANTS[PAPER].plan(steps)
     change = srds_fast.sample(
@@ -173,7 +202,7 @@ def _as_the_paper_stops(workload: Workload, steps: int, problem: Problem) -> Ite
     ]
     setting = f"change within 0.1: {statistics.mean(stops):.1f} iterations"
     loops = {stop: _planned(workload, fixed_at(plan, stop)) for stop in sorted(set(stops))}
-    yield Entrant(OWN_STOP, _by_sample([loops[stop] for stop in stops]), setting=setting)
+    return Entrant(OWN_STOP, _by_sample([loops[stop] for stop in stops]), setting=setting)
 
 
 def _by_sample(loops: list[Loop]) -> Loop:
@@ -199,21 +228,27 @@ def _of_diffusers(workload: Workload, steps: int, samples: int, points: dict[str
     if why_not is not None:
         yield from (Entrant(name, None, why_not) for name in DIFFUSERS.values())
         return
-    assert isinstance(workload, PipelineWorkload)
-    reference = _ending_at_one(workload, steps)
     for window, name in DIFFUSERS.items():
-        tolerance: float | None = WINDOW_TOLERANCE
-        if points:
-            of_ours = points[f"paradigms, window {window}"]
-            tolerance = None
-            if isinstance(of_ours, Point) and of_ours.tolerance is not None:
-                tolerance = _within(workload, steps, window, of_ours.tolerance, samples, reference)
-        if tolerance is None:
-            yield Entrant(name, None, f"not within {BOUND:g} grey levels at any tolerance")
-        else:
-            loop = _paradigms(workload, steps, window, tolerance)
-            setting = f"tolerance {tolerance:.2g}"
-            yield Entrant(name, loop, setting=setting, bound=bool(points), reference=reference)
+        yield _made(name, _of_diffusers_window, workload, steps, samples, window, points)
+
+
+def _of_diffusers_window(
+    workload: PipelineWorkload, steps: int, samples: int, window: int, points: dict[str, Point | str]
+) -> Entrant:
+    name, reference = DIFFUSERS[window], _ending_at_one(workload, steps)
+    tolerance: float | None = WINDOW_TOLERANCE
+    if points:
+        of_ours = points[f"paradigms, window {window}"]
+        if isinstance(of_ours, str):
+            return Entrant(
+                name, None, f"not tried: it does what ours does wave for wave, and ours is left out: {of_ours}"
+            )
+        assert of_ours.tolerance is not None
+        tolerance = _within(workload, steps, window, of_ours.tolerance, samples, reference)
+    if tolerance is None:
+        return Entrant(name, None, f"not within {BOUND:g} grey levels at any tolerance")
+    loop = _paradigms(workload, steps, window, tolerance)
+    return Entrant(name, loop, setting=f"tolerance {tolerance:.2g}", bound=bool(points), reference=reference)
 
 
 def _why_not_diffusers(workload: Workload) -> str | None:

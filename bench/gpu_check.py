@@ -1,14 +1,16 @@
 """The parts of bench/gpu_check.sh: each in a process of its own, with a time limit; what fails loses only itself.
 
 Run by the script, which lays the package out. Parts that matter most come first, and all of them share one budget: a
-part gets its own limit or the time that is left. After every part what is known is written: gpu_check.json (of each
-part how it ended and the JSON it wrote), summary.txt (60 lines at most) and logs.txt (all that was printed). Only the
-standard library is imported, so that a broken installation is reported like anything else.
+part gets its own limit or the time that is left, and is left out if that is less than half of its limit. Those of the
+first call fit into it together; the rest is for a second and a third one. After every part what is known is written:
+gpu_check.json (of each part how it ended and the JSON it wrote), summary.txt (60 lines at most) and logs.txt (all that
+was printed). Only the standard library is imported, so that a broken installation is reported like anything else.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -17,20 +19,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 from xml.etree import ElementTree
 
 from .summary import lines
 
 BUDGET = 530.0
-# of a part that is not begun with less
-LEAST_SECONDS = 3.0
+# of its limit: a part is not begun with less
+LEAST_SHARE = 0.5
+# seconds of its limit, or a quarter of a short one, that a part has to end by itself after it was interrupted
+GRACE = 10.0
 LAST_WORDS = 12
 # at the smallest size all parts take about a minute and a half together, on a machine that does nothing else
 SMOKE_SECONDS = 300
 SMOKE_TESTS = "test_a_kernel_runs or test_one_element"
+GPU_TESTS = ("gpu", "gpu_graphs", "gpu_methods", "gpu_telemetry", "faster", "registry")
+# of the command that is told of in the script's heading
+SECOND_CALL = ("busy", "profile", "nsys", "engines", "peers_policy")
+THIRD_CALL = ("switches", "sanitizer")
 
 
 class Part(NamedTuple):
@@ -41,7 +49,7 @@ class Part(NamedTuple):
         seconds: at most.
         command: its arguments; {folder} is a folder of its own, {out} that of the results.
         result: file that it writes, in its folder if not told: .json, or .xml of pytest.
-        needs: a part that must have passed.
+        needs: a part that must have run, if it is one of those chosen, with no test that failed.
         program: that must be there.
         environment: set for it.
     """
@@ -56,7 +64,7 @@ class Part(NamedTuple):
 
 
 def parts(gpu: bool, smoke: bool) -> list[Part]:
-    """All of them, those that matter most first.
+    """All of them, those that matter most first: of the first call, the second and the third. All have the environment.
 
     Args:
         gpu: there is one; without it kernels are interpreted.
@@ -68,50 +76,64 @@ def parts(gpu: bool, smoke: bool) -> list[Part]:
         return Part(name, seconds, command, "result.json", needs)
 
     def tests(name: str, seconds: float, *arguments: str, **environment: str) -> Part:
-        command = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={folder}/result.xml")
-        return Part(name, seconds, (*command, *arguments), "result.xml", environment=environment)
+        quiet = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={folder}/result.xml")
+        # a file that cannot be imported is one failure, and the others run
+        command = (*quiet, "--continue-on-collection-errors", *arguments)
+        return Part(name, seconds, command, "result.xml", environment=environment)
 
     interpreted = {} if gpu else {"TRITON_INTERPRET": "1"}
-    of_the_gpu = ("-m", "gpu", "tests/test_gpu.py", "tests/test_gpu_graphs.py", "tests/test_gpu_methods.py")
+    of_the_gpu = ("-m", "gpu", *(f"tests/test_{name}.py" for name in GPU_TESTS))
     profiled = ("python", "-m", "profiling.run", "digits", "--engine", "graph", "--json", "{folder}/result.json")
     traced = (*profiled, "--trace", "{out}/trace.json")
     recorded = ("bash", "profiling/nsys.sh", "digits", "--engine", "graph", "--steps", "25")
     nsys = Part("nsys", 60, recorded, "{out}/digits.json", program="nsys", environment={"OUT": "{out}"})
-    environment = Part("environment", 30, ("python", "-m", "bench.where", "{folder}/result.json"), "result.json")
+    # every kernel once, at its smallest
+    once = tests("sanitizer", 240, "tests/kernels", "-k", SMOKE_TESTS)
+    checked = ("compute-sanitizer", "--error-exitcode", "1", *once.command)
+    sanitizer = once._replace(command=checked, program="compute-sanitizer")
+    environment = Part("environment", 20, ("python", "-m", "bench.where", "{folder}/result.json"), "result.json")
     if smoke:
         return [
             environment,
             tests("kernel_tests", SMOKE_SECONDS, "tests/kernels", "-k", SMOKE_TESTS, **interpreted),
-            bench("rows", SMOKE_SECONDS, "--rows", "1", "2"),
-            bench("peers_digits", SMOKE_SECONDS, "--smoke", "--workloads", "digits", module="peers"),
             tests("gpu_tests", SMOKE_SECONDS, "-m", "gpu", "tests/test_gpu.py"),
+            bench("rows", SMOKE_SECONDS, "--rows", "1", "2"),
             bench("kernels", SMOKE_SECONDS, needs="kernel_tests"),
+            bench("peers_digits", SMOKE_SECONDS, "--smoke", "--workloads", "digits", module="peers"),
+            # not sd15, which takes a CPU three times as long
+            bench("peers_random", SMOKE_SECONDS, "--smoke", "--workloads", "dit", module="peers"),
             bench("busy", SMOKE_SECONDS, "--workloads", "policy"),
             Part("profile", SMOKE_SECONDS, (*traced, "--steps", "6", "--calls", "1"), "result.json"),
-            bench("peers_policy", SMOKE_SECONDS, "--smoke", "--workloads", "policy", module="peers"),
-            bench("peers_random", SMOKE_SECONDS, "--smoke", "--workloads", "dit", module="peers"),
-            bench("engines", SMOKE_SECONDS, "--workloads", "policy"),
             nsys,
+            bench("engines", SMOKE_SECONDS, "--workloads", "policy"),
+            bench("peers_policy", SMOKE_SECONDS, "--smoke", "--workloads", "policy", module="peers"),
+            bench("switches", SMOKE_SECONDS, "--workloads", "dit", "--switches", "late stop", "--repeat", "1"),
+            sanitizer,
         ]
     few, short = ("--samples", "4"), ("--training-steps", "500")
+    without_sdxl = ("--workloads", "digits", "policy", "sd15", "dit")
     return [
         environment,
-        tests("kernel_tests", 100, "tests/kernels", **interpreted),
-        bench("rows", 110),
-        bench("peers_digits", 170, "--workloads", "digits", "--steps", "50", *few, module="peers"),
+        tests("kernel_tests", 80, "tests/kernels", **interpreted),
         tests("gpu_tests", 90, *of_the_gpu),
-        bench("kernels", 60, needs="kernel_tests"),
-        bench("busy", 45),
-        Part("profile", 40, traced, "result.json"),
-        bench("peers_policy", 90, "--workloads", "policy", "--steps", "100", *short, *few, module="peers"),
-        bench("peers_random", 100, "--workloads", "sd15", "--steps", "25", "--no-compile", *few, module="peers"),
+        bench("rows", 85),
+        bench("kernels", 45, needs="kernel_tests"),
+        bench("peers_digits", 120, "--workloads", "digits", "--steps", "50", *few, module="peers"),
+        bench("peers_random", 80, "--workloads", "sd15", "--steps", "25", "--no-compile", *few, module="peers"),
+        bench("busy", 60),
+        Part("profile", 60, traced, "result.json"),
         nsys,
-        bench("engines", 100, "--repeat", "3", "--steps", "25"),
+        bench("engines", 150, *without_sdxl, "--repeat", "3", "--steps", "25"),
+        bench("peers_policy", 150, "--workloads", "policy", "--steps", "100", *short, *few, module="peers"),
+        bench("switches", 240),
+        sanitizer,
     ]
 
 
 def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) -> dict[str, Any]:
     """Run the parts in turn, and write what is known after each.
+
+    A SIGINT or SIGTERM ends the part that runs, and raises SystemExit.
 
     Args:
         budget: seconds for all.
@@ -119,7 +141,12 @@ def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) 
     """
     begun = time.monotonic()
     found: dict[str, Any] = {**facts, "budget": budget, "parts": {}}
-    with tempfile.TemporaryDirectory() as temporary, (out / "logs.txt").open("w") as logs:
+    chosen = {part.name for part in every}
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary,
+        (out / "logs.txt").open("w") as logs,
+        _signals_raise(),
+    ):
         for part in every:
             folder = Path(temporary) / part.name
             folder.mkdir()
@@ -131,6 +158,8 @@ def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) 
                 logs.flush()
             else:
                 outcome = {"status": "left out", "why": why_not, "seconds": 0.0, "result": None}
+            if part.needs is not None and part.needs not in chosen:
+                outcome["untested"] = part.needs
             found["parts"][part.name] = outcome
             found["seconds"] = time.monotonic() - begun
             print(f"{part.name}: {outcome['status']}, {outcome['seconds']:.0f} s", flush=True)
@@ -139,13 +168,35 @@ def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) 
     return found
 
 
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Parts get both signals as usual, even of a process that was started to ignore them, in the background."""
+    both = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, _: object) -> NoReturn:
+        for each in both:  # what is being cleaned up is not to be interrupted
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = [signal.signal(each, stop) for each in both]
+    try:
+        yield
+    finally:
+        for each, handler in zip(both, before, strict=True):
+            signal.signal(each, handler)
+
+
 def _why_not(part: Part, before: dict[str, Any], left: float) -> str | None:
     if part.program is not None and shutil.which(part.program) is None:
         return f"there is no {part.program}"
-    if part.needs is not None and before.get(part.needs, {}).get("status") != "passed":
-        return f"{part.needs} did not pass"
-    if left < LEAST_SECONDS:
-        return "no time is left"
+    if part.needs is not None and part.needs in before:
+        needed = before[part.needs]
+        if not needed["result"]:
+            return f"{part.needs} told nothing"
+        if needed["status"] == "FAILED" or needed["result"].get("failed"):
+            return f"{part.needs} failed"
+    if left < LEAST_SHARE * part.seconds:
+        return f"too little time is left, pass --parts {part.name}"
     return None
 
 
@@ -159,7 +210,7 @@ def _ran(part: Part, seconds: float, folder: Path, out: Path) -> dict[str, Any]:
     environment = {**os.environ, **{name: filled(value) for name, value in part.environment.items()}}
     begun = time.monotonic()
     with (folder / "log").open("w") as log:
-        status, why = _ended(command, environment, log, seconds)
+        status, why, told = _ended(command, environment, log, seconds)
     outcome: dict[str, Any] = {"status": status, "seconds": time.monotonic() - begun}
     try:
         outcome["result"] = None if part.result is None else _read(folder / filled(part.result))
@@ -169,56 +220,78 @@ def _ran(part: Part, seconds: float, folder: Path, out: Path) -> dict[str, Any]:
             status = outcome["status"] = "FAILED"
             why = f"it left no result: {type(error).__name__}"
     if status != "passed":
-        printed = (folder / "log").read_text(errors="replace").strip().splitlines()
+        printed = (folder / "log").read_bytes()[:told].decode(errors="replace").strip().splitlines()
         outcome |= {"why": why, "last_words": printed[-LAST_WORDS:]}
     return outcome
 
 
-def _ended(command: list[str], environment: dict[str, str], log: IO[str], seconds: float) -> tuple[str, str | None]:
+def _ended(
+    command: list[str], environment: dict[str, str], log: IO[str], seconds: float
+) -> tuple[str, str | None, int | None]:
+    """Status, why, and of how many bytes its log was when it was interrupted; None if it was not."""
     try:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     except OSError as error:
-        return "FAILED", f"it could not be started: {error.strerror}"
+        return "FAILED", f"it could not be started: {error.strerror}", None
+    grace = min(GRACE, seconds / 4)
     try:
-        code = process.wait(seconds)
+        code = process.wait(seconds - grace)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+        told = os.fstat(log.fileno()).st_size
+        os.killpg(process.pid, signal.SIGINT)  # pytest writes what it has
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
+        return "CUT SHORT", f"after {seconds:.0f} s", told
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
         process.wait()
-        return "CUT SHORT", f"after {seconds:.0f} s"
-    return ("passed", None) if code == 0 else ("FAILED", f"exit status {code}")
+    return ("passed", None, None) if code == 0 else ("FAILED", f"exit status {code}", None)
 
 
 def _read(path: Path) -> Any:
     if path.suffix == ".json":
         return json.loads(path.read_text())
-    suites = ElementTree.parse(path).getroot().iter("testsuite")
-    return _counted([case for suite in suites for case in suite.iter("testcase")])
+    return _counted(list(ElementTree.parse(path).getroot().iter("testsuite")))
 
 
-def _counted(cases: Iterable[ElementTree.Element]) -> dict[str, Any]:
-    """pytest's report: how many tests ended how, and which failed."""
+def _counted(suites: Iterable[ElementTree.Element]) -> dict[str, Any]:
+    """pytest's report: how many tests ended how, and which failed.
+
+    By its own numbers: a test that was interrupted is among the cases, and looks like one that passed.
+    """
     found: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "failures": []}
-    for case in cases:
-        ends = {child.tag for child in case}
-        if ends & {"failure", "error"}:
-            found["failed"] += 1
-            found["failures"].append(f"{case.get('classname')}::{case.get('name')}")
-        else:
-            found["skipped" if "skipped" in ends else "passed"] += 1
+    for suite in suites:
+        tests, failures, errors, skipped = (
+            int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")
+        )
+        found["passed"] += tests - failures - errors - skipped
+        found["failed"] += failures + errors
+        found["skipped"] += skipped
+        for case in suite.iter("testcase"):
+            if {child.tag for child in case} & {"failure", "error"}:
+                # of a file that cannot be imported there is no class
+                found["failures"].append("::".join(filter(None, (case.get("classname"), case.get("name")))))
     return found
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 1 if a part failed or was cut short."""
+    """The command; 1 if a part failed or was cut short, 2 if there is no GPU."""
     parser = argparse.ArgumentParser(prog="bash bench/gpu_check.sh", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="the smallest size of everything, on a CPU too")
-    parser.add_argument("--parts", nargs="*", help="these only")
+    parser.add_argument("--parts", nargs="*", help="these only, and the environment")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all parts")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--gpu", action="store_true", help="there is one")
     options = parser.parse_args(arguments)
+    if not options.gpu and not options.smoke:
+        parser.error(
+            "torch can use no GPU here: torch.cuda.is_available() is false, or torch cannot be imported (see above). "
+            "Figures of a CPU would mean nothing. Name a Python whose torch has one in PYTHON=..., or pass --smoke to "
+            "see that everything runs."
+        )
     every = parts(options.gpu, options.smoke)
     names = [part.name for part in every]
     unknown = sorted(set(options.parts or ()) - set(names))
@@ -227,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"There is no part {', '.join(unknown)}. It would find out nothing. Take of {', '.join(names)}."
         )
     if options.parts is not None:
-        every = [part for part in every if part.name in options.parts]
+        every = [part for part in every if part.name in {"environment", *options.parts}]
     facts = {"commit": _commit(), "smoke": options.smoke, "gpu": options.gpu}
     found = run(every, options.out, options.budget, facts)
     print((options.out / "summary.txt").read_text(), end="")

@@ -3,15 +3,19 @@
 # device, the kernels' bandwidths, c(rows), the peers and the engines end to end, how busy the GPU is, a profile.
 #
 #     OUT=results bash bench/gpu_check.sh
-#     bash bench/gpu_check.sh --parts rows busy      # these only
+#     OUT=results/more bash bench/gpu_check.sh --parts busy profile nsys engines peers_policy     # a second call
+#     OUT=results/rest bash bench/gpu_check.sh --parts switches sanitizer                         # and a third
 #     bash bench/gpu_check.sh --smoke                # the smallest size of everything; runs on a CPU as well
+#
+# The first has the tests, c(rows), the kernels' bandwidths and peers with digits and with a network of Stable
+# Diffusion's size; its limits fill the time, so what the others name is left out of it unless parts end early.
 #
 # $OUT (bench/results/latest) gets gpu_check.json (every part's figures), summary.txt (60 lines at most), logs.txt,
 # trace.json (a Chrome trace of a few calls) and, where there is nsys, what profiling/nsys.sh writes. Nothing is
 # installed: the package is laid out in a temporary folder, from this checkout. Python ($PYTHON, python3 by default)
 # must have torch, triton, diffusers, transformers, nvtx, pytest and hypothesis. A part that fails, or runs out of its
-# time, loses only itself; see bench/gpu_check.py. Without a GPU and without --smoke it runs through all the same, on
-# small networks: that it runs is all that shows.
+# time, loses only itself; see bench/gpu_check.py. Without a GPU that torch can use, and without --smoke, it ends at
+# once with status 2.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-bench/results/latest}
@@ -20,4 +24,9 @@ out=$(cd "$out" && pwd)
 . profiling/lay_out.sh
 gpu=()
 has_gpu && gpu=(--gpu)
-"$python" -m bench.gpu_check --out "$out" ${gpu[@]+"${gpu[@]}"} "$@"
+# in the background, so that a signal reaches it, and the folder it runs from stays until it has ended
+"$python" -m bench.gpu_check --out "$out" ${gpu[@]+"${gpu[@]}"} --budget $((530 - SECONDS)) "$@" &
+check=$!
+trap 'kill "$check" 2>/dev/null' INT TERM
+wait "$check" # also ends when a signal comes
+wait "$check"

@@ -7,7 +7,7 @@
 Every row is checked against its reference before it is timed. Sizes go from one SD latent to 256 MB moved by a call. On
 a CUDA device times are medians of graph replays, without the host; "called" is a call from Python, host included. On
 the CPU the functions are their references, and only the smallest size runs: what is measured there means nothing, but
-that it runs.
+that it runs. torch.compile comes last, after all rows, since it takes longest.
 
 Bytes are the fewest that the operation can move. Aims on a GPU: 0.85 of a copy's bandwidth from 64 MB on, 8
 microseconds at the latent.
@@ -153,8 +153,8 @@ def checked(subject: Subject) -> None:
         torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
 
 
-def measured(name: str, size: str, device: torch.device, compiles: bool) -> dict[str, Any]:
-    """One row of the table; times in seconds, None where there is no GPU or nothing was compiled."""
+def measured(name: str, size: str, device: torch.device) -> dict[str, Any]:
+    """One row of the table; times in seconds, None where there is no GPU. "compiled" is not known yet."""
     subject = SUBJECTS[name](SIZES[size], device)
     checked(subject)
     calls = 200 if device.type == "cuda" else 3
@@ -170,9 +170,23 @@ def measured(name: str, size: str, device: torch.device, compiles: bool) -> dict
         row["seconds"] = timing.gpu_seconds(subject.run)
         row["eager"] = timing.gpu_seconds(subject.reference)
         row["bytes_per_second"] = subject.bytes / row["seconds"]
-        if compiles:
-            row["compiled"] = timing.gpu_seconds(torch.compile(subject.reference))
     return row
+
+
+def compiled_seconds(name: str, size: str, device: torch.device) -> float:
+    """Of the reference, compiled."""
+    return timing.gpu_seconds(torch.compile(SUBJECTS[name](SIZES[size], device).reference))
+
+
+def _line(row: dict[str, Any], ceiling: float | None) -> str:
+    on_device = "        -      -        -       -"
+    if row["seconds"] is not None and ceiling is not None:
+        on_device = (
+            f"{1e6 * row['seconds']:9.1f}{row['bytes_per_second'] / 1e9:7.0f}"
+            f"{row['bytes_per_second'] / ceiling:9.2f}{row['eager'] / row['seconds']:7.2f}x"
+        )
+    called = f"{1e6 * row['called']:11.1f}{row['eager_called'] / row['called']:7.2f}x"
+    return f"{row['operation']:14}{row['size']:>10}{on_device}{called}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -180,34 +194,39 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    every = list(SIZES) if DEVICE.type == "cuda" else ["SD latent"]
-    parser.add_argument("--sizes", nargs="*", choices=list(SIZES), default=every)
+    on_gpu = DEVICE.type == "cuda"
+    parser.add_argument("--sizes", nargs="*", choices=list(SIZES), default=list(SIZES) if on_gpu else ["SD latent"])
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile of the references")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    on_gpu = DEVICE.type == "cuda"
     ceiling = timing.copy_bandwidth() if on_gpu else None
     if ceiling is not None:
         print(f"{torch.cuda.get_device_name()}, a copy of 256 MB: {ceiling / 1e9:.0f} GB/s\n")
-    titles = {"": 14, "size": 10, "us": 9, "GB/s": 7, "of copy": 9, "eager": 8, "compiled": 10, "called us": 11}
+    rows: list[dict[str, Any]] = []
+
+    def write() -> None:
+        if options.json is not None:  # after each row, so that a run cut short leaves what it has
+            found = {"environment": environment(), "copy_bytes_per_second": ceiling, "rows": rows}
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+    titles = {"": 14, "size": 10, "us": 9, "GB/s": 7, "of copy": 9, "eager": 8, "called us": 11}
     print("".join(f"{title:>{width}}" for title, width in titles.items()) + f"{'eager':>8}")
-    rows = []
     for name in SUBJECTS:
         for size in options.sizes:
-            row = measured(name, size, DEVICE, not options.no_compile)
-            rows.append(row)
-            on_device = "        -      -        -       -         -"
-            if row["seconds"] is not None:
-                compiled = "-" if row["compiled"] is None else f"{row['compiled'] / row['seconds']:.2f}x"
-                on_device = (
-                    f"{1e6 * row['seconds']:9.1f}{row['bytes_per_second'] / 1e9:7.0f}"
-                    f"{row['bytes_per_second'] / ceiling:9.2f}{row['eager'] / row['seconds']:7.2f}x{compiled:>10}"
-                )
-            called = f"{1e6 * row['called']:11.1f}{row['eager_called'] / row['called']:7.2f}x"
-            print(f"{name:14}{size:>10}{on_device}{called}", flush=True)
-    if options.json is not None:
-        found = {"environment": environment(), "copy_bytes_per_second": ceiling, "rows": rows}
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+            rows.append(measured(name, size, DEVICE))
+            print(_line(rows[-1], ceiling), flush=True)
+            write()
+    if options.no_compile or not on_gpu:
+        return
+    print("\ntorch.compile of the reference, times what the kernel takes")
+    for row in rows:
+        try:
+            row["compiled"] = compiled_seconds(row["operation"], row["size"], DEVICE)
+            told = f"{row['compiled'] / row['seconds']:.2f}x"
+        except Exception as why:  # whatever a compiler raises
+            told = f"failed: {type(why).__name__}: {' '.join(str(why).split())[:200]}"
+        print(f"{row['operation']:14}{row['size']:>10}  {told}", flush=True)
+        write()
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,136 +42,125 @@ from torch import Tensor
 
 from srds_fast.cli.environment import environment
 from srds_fast.cli.table import Table
-from srds_fast.errors import SrdsFastError
 
 from . import demonstrations
-from .entrants import AUTO, BOUND, COMPILED, SEQUENTIAL, STOCK, Entrant, entrants
+from .entrants import AUTO, BOUND, COMPILED, SEQUENTIAL, STOCK, Entrant, entrants, reason
+from .layout import revision
+from .peers_result import Result
 from .policy import trained
 from .reaching import difference
-from .rows import DEVICE, SMALL
+from .rows import DEVICE, SMALL, to_write
 from .timing import Stopwatch
 from .workloads import SAMPLES, WORKLOADS, Workload, policy
 
 STEPS = (25, 50, 100)
+# training steps of all pipelines' schedulers
+MOST_STEPS = 1000
 TRAINED = ("digits", "policy")
+NOT_TIMED = "it was not timed: the run ended before"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What one of them took.
+class _Timed:
+    """Calls of one of them so far, and samples that it is compared with where they are its own."""
 
-    Attributes:
-        workload, steps, peer, setting: who.
-        left_out: why it did not run; all below is None then.
-        over_stock, over_sequential: how many times faster than these the median call is.
-        difference: p95 over the samples in grey levels; None: the weights are random.
-        within: its setting was looked for to keep the difference within `entrants.BOUND`.
-        waves, rows: of a call, means; peak_rows: the most.
-        seconds: of a call, the median; lower, upper: quartiles.
-        compile_seconds: what its first calls took beyond later ones; None: nothing was compiled.
-        engine: that ran; engine_reason: why it was no faster one.
-        method: that ran.
-    """
+    def __init__(self, entrant: Entrant) -> None:
+        self.entrant = entrant
+        self.left_out = entrant.why_not
+        self.first_calls = 0.0
+        self.seconds: list[float] = []
+        self.answers: list[Tensor] = []
+        self.expected: list[Tensor] = []
+        self.ran: list[Any] = []
 
-    workload: str
-    steps: int
-    peer: str
-    setting: str
-    left_out: str | None = None
-    over_stock: float | None = None
-    over_sequential: float | None = None
-    difference: float | None = None
-    within: bool = False
-    waves: float | None = None
-    rows: float | None = None
-    peak_rows: int | None = None
-    seconds: float | None = None
-    lower: float | None = None
-    upper: float | None = None
-    compile_seconds: float | None = None
-    engine: str | None = None
-    engine_reason: str | None = None
-    method: str | None = None
+    def begin(self) -> None:
+        """Two calls, which compile, plan and record."""
+        assert self.entrant.loop is not None
+        with Stopwatch(DEVICE) as watch:
+            for _ in range(2):
+                self.entrant.loop.call()
+        self.first_calls = watch.seconds
+
+    def round(self, sample: int) -> None:
+        """One call."""
+        assert self.entrant.loop is not None
+        with Stopwatch(DEVICE) as watch:
+            answer = self.entrant.loop.call(sample)
+        self.answers.append(answer.double().cpu())
+        self.ran.append(self.entrant.loop.ran())
+        if self.entrant.reference is not None:
+            self.expected.append(self.entrant.reference.call(sample).double().cpu())
+        self.seconds.append(watch.seconds)
 
 
-def measured(name: str, workload: Workload, steps: int, samples: int, every: Sequence[Entrant]) -> list[Result]:
-    """All of them, the fastest first, those that did not run last."""
-    left_out = {each.name: each.why_not for each in every if each.why_not is not None}
-    first_calls: dict[str, float] = {}
-    for each in every:
-        if each.loop is not None:
-            found = _first_calls(each)
-            if isinstance(found, str):
-                left_out[each.name] = found
-            else:
-                first_calls[each.name] = found
-    running = [each for each in every if each.name in first_calls]
-    times: dict[str, list[float]] = {each.name: [] for each in running}
-    answers: dict[str, list[Tensor]] = {each.name: [] for each in running}
-    counts: dict[str, list[Any]] = {each.name: [] for each in running}
+def measured(
+    name: str, workload: Workload, steps: int, samples: int, every: Sequence[Entrant]
+) -> Iterator[list[Result]]:
+    """All of them, the fastest first, those that did not run last: before the first round, and after each."""
+    timed = [_Timed(each) for each in every]
+    # what compiles takes longest
+    for each in sorted(_running(timed), key=lambda each: each.entrant.compiles):
+        _or_left_out(each, each.begin)
+    yield _results(name, workload, steps, timed)
     for sample in range(samples):
-        for each in running:
-            with Stopwatch(DEVICE) as watch:
-                answer = each.loop.call(sample)
-            times[each.name].append(watch.seconds)
-            answers[each.name].append(answer.double().cpu())
-            counts[each.name].append(each.loop.ran())
-    medians = {each: statistics.median(of_each) for each, of_each in times.items()}
-    sequential = min(seconds for each, seconds in medians.items() if each.startswith(SEQUENTIAL))
+        for each in _running(timed):
+            _or_left_out(each, each.round, sample)
+        yield _results(name, workload, steps, timed)
+
+
+def _running(timed: Iterable[_Timed]) -> list[_Timed]:
+    return [each for each in timed if each.left_out is None]
+
+
+def _or_left_out(timed: _Timed, call: Callable[..., None], *arguments: int) -> None:
+    try:
+        call(*arguments)
+    except Exception as why:  # whatever a compiler or a device raises: the others run
+        timed.left_out = reason(why)
+
+
+def _results(name: str, workload: Workload, steps: int, timed: Sequence[_Timed]) -> list[Result]:
+    running = {each.entrant.name: each for each in _running(timed) if each.seconds}
+    medians = {peer: statistics.median(each.seconds) for peer, each in running.items()}
+    sequential = min((seconds for peer, seconds in medians.items() if peer.startswith(SEQUENTIAL)), default=None)
     results = []
-    for each in running:
-        ran, seconds = counts[each.name], medians[each.name]
+    for peer, each in running.items():
+        seconds, entrant = medians[peer], each.entrant
+        expected = each.expected or (running[STOCK].answers if STOCK in running else [])
         off = None
-        if workload.problem is not None:
-            expected = answers[STOCK]
-            if each.reference is not None:
-                expected = [each.reference.call(sample).double().cpu() for sample in range(samples)]
-            off = float(difference(torch.cat(answers[each.name]), torch.cat(expected)).quantile(0.95))
-        lower, _, upper = statistics.quantiles(times[each.name], n=4, method="inclusive")
+        if workload.problem is not None and expected:
+            off = float(difference(torch.cat(each.answers), torch.cat(expected)).quantile(0.95))
         results.append(
             Result(
                 workload=name,
                 steps=steps,
-                peer=each.name,
-                setting=each.setting,
-                over_stock=medians[STOCK] / seconds,
-                over_sequential=sequential / seconds,
+                peer=peer,
+                setting=entrant.setting,
+                over_stock=medians[STOCK] / seconds if STOCK in medians else None,
+                over_sequential=None if sequential is None else sequential / seconds,
                 difference=off,
-                within=each.bound,
-                waves=statistics.mean(one.waves for one in ran),
-                rows=statistics.mean(one.rows for one in ran),
-                peak_rows=max(one.peak_rows for one in ran),
+                within=entrant.bound,
+                waves=statistics.mean(one.waves for one in each.ran),
+                rows=statistics.mean(one.rows for one in each.ran),
+                peak_rows=max(one.peak_rows for one in each.ran),
                 seconds=seconds,
-                lower=lower,
-                upper=upper,
-                compile_seconds=max(0.0, first_calls[each.name] - 2 * seconds) if each.compiles else None,
-                engine=ran[-1].engine,
-                engine_reason=ran[-1].reason,
-                method=ran[-1].method,
+                lower=_quantile(each.seconds, 0.25),
+                upper=_quantile(each.seconds, 0.75),
+                compile_seconds=max(0.0, each.first_calls - 2 * seconds) if entrant.compiles else None,
+                engine=each.ran[-1].engine,
+                engine_reason=each.ran[-1].reason,
+                method=each.ran[-1].method,
             )
         )
     results.sort(key=lambda result: result.seconds or 0.0)
     return results + [
-        Result(name, steps, each.name, each.setting, left_out=left_out[each.name])
-        for each in every
-        if each.name in left_out
+        Result(name, steps, each.entrant.name, each.entrant.setting, left_out=each.left_out or NOT_TIMED)
+        for each in timed
+        if each.entrant.name not in running
     ]
 
 
-def _first_calls(entrant: Entrant) -> float | str:
-    """Seconds of two calls, which compile, plan and record; or why it cannot run."""
-    assert entrant.loop is not None
-    try:
-        with Stopwatch(DEVICE) as watch:
-            for _ in range(2):
-                entrant.loop.call()
-    except (SrdsFastError, torch.cuda.OutOfMemoryError) as why:
-        return f"{type(why).__name__}: {why}"
-    except Exception as why:  # whatever a compiler raises
-        if not entrant.compiles:
-            raise
-        return f"{type(why).__name__}: {' '.join(str(why).split())[:200]}"
-    return watch.seconds
+def _quantile(seconds: list[float], share: float) -> float:
+    return float(torch.tensor(seconds, dtype=torch.float64).quantile(share))
 
 
 def table(results: Sequence[Result]) -> Iterator[str]:
@@ -202,8 +191,8 @@ def table(results: Sequence[Result]) -> Iterator[str]:
 def _cells(each: Result) -> list[object]:
     seconds, lower, upper = (1e3 * (time or 0.0) for time in (each.seconds, each.lower, each.upper))
     return [
-        f"{each.over_stock:.2f}",
-        f"{each.over_sequential:.2f}",
+        None if each.over_stock is None else f"{each.over_stock:.2f}",
+        None if each.over_sequential is None else f"{each.over_sequential:.2f}",
         None if each.difference is None else f"{each.difference:.3f}",
         "yes" if each.within else None,
         f"{each.waves:.1f}",
@@ -255,42 +244,60 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="of policy: kept there, trained only if there are none")
     parser.add_argument("--training-steps", type=int, default=demonstrations.TRAINING_STEPS, help="of policy")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes a minute each")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--picture", type=Path, help="PNG: latency against difference")
+    parser.add_argument("--json", type=to_write)
+    parser.add_argument("--picture", type=to_write, help="PNG: latency against difference")
     parser.add_argument(
-        "--from", dest="saved", nargs="*", type=Path, default=[], help="JSON of this command; runs nothing"
+        "--from", dest="saved", nargs="*", type=_saved, default=[], help="JSON of this command; runs nothing"
     )
     parser.add_argument("--smoke", action="store_true", help="a tiny size: 5 steps, 2 samples, nothing compiled")
     options = parser.parse_args(arguments)
     if options.smoke:
         options.steps, options.samples, options.training_steps, options.no_compile = [5], 2, 3, True
     if not 2 <= options.samples <= SAMPLES:
-        raise SystemExit(
+        parser.error(
             f"--samples is {options.samples}. A workload has {SAMPLES}, and quartiles need 2. Pass 2 to {SAMPLES}."
         )
+    for steps in options.steps:
+        for name in options.workloads:
+            most = demonstrations.scheduler().config.num_train_timesteps if name == "policy" else MOST_STEPS
+            if not 1 <= steps <= most:
+                parser.error(f"--steps is {steps}. The scheduler of {name} has {most}. Pass 1 to {most}.")
     return options
+
+
+def _saved(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {path}: name one that --json has written")
+    return path
 
 
 def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     options = _options(arguments)
     if options.saved:
-        measured_on, heading, results = _read(options.saved)
-        print(heading, *table(results), sep="\n")
+        about, results = _read(options.saved)
+        print(about["where"], *table(results), sep="\n")
     else:
-        measured_on, heading = environment(), f"{where()}, {options.samples} samples"
-        print(heading, flush=True)
+        called_with = sys.argv[1:] if arguments is None else arguments
+        about = {
+            "environment": environment(),
+            "where": f"{where()}, {options.samples} samples",
+            # the working folder: the code may have been laid out elsewhere
+            "runs": [{"commit": revision(Path.cwd()), "arguments": called_with}],
+        }
+        print(about["where"], flush=True)
         with _nothing_compiled():
-            results = _run(options, measured_on, heading)
+            results = _run(options, about)
     if options.json is not None:
-        _write(options.json, measured_on, heading, results)
+        _write(options.json, about, results)
     if options.picture is not None:
         from .peers_picture import picture
 
-        picture(heading, results, BOUND, options.picture)
+        picture(about["where"], results, BOUND, options.picture)
 
 
-def _run(options: argparse.Namespace, measured_on: dict[str, Any], heading: str) -> list[Result]:
+def _run(options: argparse.Namespace, about: dict[str, Any]) -> list[Result]:
     results: list[Result] = []
     left_out = "--smoke or --no-compile leaves it out" if options.no_compile else None
     for name in options.workloads:
@@ -298,11 +305,12 @@ def _run(options: argparse.Namespace, measured_on: dict[str, Any], heading: str)
         networks, not_compiled = compiled(workload, left_out)
         for steps in options.steps:
             every = list(entrants(workload, steps, options.samples, networks, not_compiled))
-            found = measured(name, workload, steps, options.samples, every)
+            found: list[Result] = []
+            for found in measured(name, workload, steps, options.samples, every):
+                if options.json is not None:  # after each round, so that a run cut short leaves what it has
+                    _write(options.json, about, results + found)
             results += found
             print(*table(found), sep="\n", flush=True)
-            if options.json is not None:  # after each, so that a run cut short leaves what it has
-                _write(options.json, measured_on, heading, results)
     return results
 
 
@@ -311,7 +319,8 @@ def _nothing_compiled() -> Iterator[None]:
     """torch.compile begins with an empty cache: it would take what an earlier run has compiled from disk."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(name)
-    with tempfile.TemporaryDirectory() as cache:
+    # compile workers may still write into it
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         os.environ[name] = cache
         try:
             yield
@@ -321,8 +330,8 @@ def _nothing_compiled() -> Iterator[None]:
                 os.environ[name] = before
 
 
-def _read(paths: Sequence[Path]) -> tuple[dict[str, Any], str, list[Result]]:
-    """Of several files that were written on one machine: environment, where, and all results."""
+def _read(paths: Sequence[Path]) -> tuple[dict[str, Any], list[Result]]:
+    """Of several files that were written on one machine: environment, where, runs, and all results."""
     saved = [json.loads(path.read_text()) for path in paths]
     headings = {each["where"] for each in saved}
     if len(headings) > 1:
@@ -330,16 +339,13 @@ def _read(paths: Sequence[Path]) -> tuple[dict[str, Any], str, list[Result]]:
             f"The files were written in different places: {'; '.join(sorted(headings))}. Their times cannot stand in "
             "one table. Read them one at a time."
         )
-    return saved[0]["environment"], headings.pop(), [Result(**each) for one in saved for each in one["results"]]
+    runs = [run for each in saved for run in each.get("runs", [])]
+    about = {"environment": saved[0]["environment"], "where": headings.pop(), "runs": runs}
+    return about, [Result(**each) for one in saved for each in one["results"]]
 
 
-def _write(path: Path, measured_on: dict[str, Any], heading: str, results: Sequence[Result]) -> None:
-    whole = {
-        "environment": measured_on,
-        "where": heading,
-        "bound": BOUND,
-        "results": [asdict(each) for each in results],
-    }
+def _write(path: Path, about: dict[str, Any], results: Sequence[Result]) -> None:
+    whole = {**about, "bound": BOUND, "results": [asdict(each) for each in results]}
     path.write_text(json.dumps(whole, indent=1) + "\n")
 
 

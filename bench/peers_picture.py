@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .peers_result import Result
 from .picture import FAMILIES
-
-if TYPE_CHECKING:
-    from .peers import Result
 
 # grey levels: what is nearer has the same samples but for rounding
 SAME = 1e-3
@@ -120,7 +118,7 @@ def _label(axes: Any, points: Sequence[tuple[float, float, Result]]) -> None:
     gap = min(0.052, 1 / max(1, len(ordered) - 1))
     for (x, y, each), height in zip(ordered, spread(list(heights), gap), strict=True):
         axes.annotate(
-            f"{each.over_stock:.2f}x  {each.peer}",
+            f"{'' if each.over_stock is None else f'{each.over_stock:.2f}x  '}{each.peer}",
             (x, y),
             xytext=(1.06, height),
             textcoords="axes fraction",

@@ -331,6 +331,14 @@ def curve(name: str, rows: Sequence[int], longest: float = LONGEST) -> dict[str,
     }
 
 
+def to_write(text: str) -> Path:
+    """An argument: a file in a folder that is there. Refused before anything is timed."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} cannot be written: name a file in a folder that is there")
+    return path
+
+
 def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(
@@ -339,8 +347,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--rows", nargs="*", type=int, default=list(ROWS))
     parser.add_argument("--longest", type=float, default=LONGEST, help="seconds of a call at which a curve ends")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=to_write)
     options = parser.parse_args(arguments)
+    if any(each < 1 for each in options.rows):
+        parser.error(f"--rows has {min(options.rows)}. A call has at least one row. Pass 1 or more.")
     curves = []
     for name in options.networks:
         found = curve(name, options.rows, options.longest)

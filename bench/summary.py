@@ -57,6 +57,8 @@ def _endings(parts: dict[str, Any]) -> list[str]:
         if part["status"] != "passed":
             last = (part.get("last_words") or [""])[-1]
             shown.append(f"{part['status']}: {name}, {part.get('why')}{f': {last}' if last else ''}")
+        if part.get("untested"):
+            shown.append(f"{name}: {part['untested']} was not run, nothing says that what it timed is right")
         for failure in ((part.get("result") or {}).get("failures") or [])[:3]:
             shown.append(f"  {failure}")
     return shown
@@ -122,15 +124,34 @@ def _engines(result: dict[str, Any]) -> list[str]:
     shown = ["engines: the fastest of each method, times faster than stock (overhead over its network calls)"]
     for workload, steps in dict.fromkeys((each["workload"], each["steps"]) for each in result["results"]):
         here = [each for each in result["results"] if (each["workload"], each["steps"]) == (workload, steps)]
-        best = {}
-        for each in sorted(here, key=lambda each: each["seconds"]):
+        ran = [each for each in here if each["failed"] is None]
+        best: dict[str, dict[str, Any]] = {}
+        for each in sorted(ran, key=lambda each: each["seconds"]):
             best.setdefault(each["method"], each)
         told = [
-            f"{method} {each['engine']} {each['over_stock']:.2f}x ({each['overhead']:.2f})"
+            f"{method} {each['engine']} {_number(each['over_stock'])}x ({_number(each['overhead'])})"
             for method, each in best.items()
             if method != "stock"
         ]
+        told += [f"{len(here) - len(ran)} loops failed"] if len(ran) < len(here) else []
         shown.append(f"  {workload}, {steps} steps: {'; '.join(told)}")
+    return shown
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _switches(result: dict[str, Any]) -> list[str]:
+    """A line for each workload: every switch, how many times faster it made a call."""
+    shown = ["switches: times faster on than off"]
+    for workload in dict.fromkeys(row["workload"] for row in result["results"]):
+        told = [
+            f"{row['switch']} {'not had' if row['faster'] is None else format(row['faster'], '.2f')}"
+            for row in result["results"]
+            if row["workload"] == workload
+        ]
+        shown.append(f"  {workload}: {'; '.join(told)}")
     return shown
 
 
@@ -159,6 +180,7 @@ SECTIONS: dict[str, Callable[[Any], list[str]]] = {
     "kernels": _kernels,
     "busy": _busy,
     "engines": _engines,
+    "switches": _switches,
     "profile": _profile,
     "nsys": _nsys,
 }
@@ -196,7 +218,7 @@ def _chosen(ran: Sequence[dict[str, Any]], room: int) -> Iterable[dict[str, Any]
 def _peer(each: dict[str, Any]) -> str:
     off = "     -" if each["difference"] is None else f"{each['difference']:6.3f}"
     return (
-        f"  {each['over_stock']:6.2f}{each['over_sequential']:7.2f}{1e3 * each['seconds']:10.2f}{off:>8}"
+        f"  {_number(each['over_stock']):>6}{_number(each['over_sequential']):>7}{1e3 * each['seconds']:10.2f}{off:>8}"
         f"{each['waves']:7.1f}  {each['peer']}, {each['setting'] or each['method']}"
     )
 

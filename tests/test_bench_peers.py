@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,9 +13,9 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench import entrants, peers, peers_picture, reaching
-from bench.contestants import CONTESTANTS
-from bench.workloads import WORKLOADS, PipelineWorkload, digits, policy
+from bench import engines, entrants, kernels, peers, peers_picture, reaching, rows, summary
+from bench.contestants import CONTESTANTS, Contestant
+from bench.workloads import WORKLOADS, Loop, PipelineWorkload, digits, policy
 
 STEPS = 6
 
@@ -26,6 +28,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
     whole = json.loads(found.read_text())
     assert whole["environment"]["torch"] == torch.__version__
     assert whole["where"].endswith(", 2 samples")
+    (run,) = whole["runs"]
+    assert run["arguments"][:2] == ["--smoke", "--workloads"]
+    assert len(run["commit"]) == 40
     return found, whole["results"]
 
 
@@ -71,7 +76,8 @@ def test_the_table_is_told_again_and_drawn(
 ) -> None:
     drawn, again = tmp_path / "picture.png", tmp_path / "again.json"
     peers.main(["--from", str(written[0]), "--picture", str(drawn), "--json", str(again)])
-    assert json.loads(again.read_text())["results"] == written[1]
+    for part in ("results", "runs"):
+        assert json.loads(again.read_text())[part] == json.loads(written[0].read_text())[part]
     printed = capsys.readouterr().out
     assert drawn.read_bytes().startswith(b"\x89PNG")
     for each in written[1]:
@@ -121,23 +127,131 @@ def test_a_compiler_that_fails_is_told_of() -> None:
         entrants.Entrant("stock, torch.compile (default)", workload.stock(STEPS, network), compiles=True),
         entrants.Entrant(entrants.SEQUENTIAL, workload.ours(STEPS, {"method": "sequential"})),
     ]
-    found = peers.measured("policy", workload, STEPS, 2, every)
+    found = last(peers.measured("policy", workload, STEPS, 2, every))
     assert [each.peer for each in found if each.left_out is None] != []
     assert "no compiler here" in (found[-1].left_out or "")
     assert all(each.difference is None for each in found)  # its weights are random
     torch._dynamo.reset()
 
 
+def last(found: Iterator[list[peers.Result]]) -> list[peers.Result]:
+    return list(found)[-1]
+
+
+def failing(loop: Loop, good: int) -> Loop:
+    """It raises after so many calls, as a device does that has no memory left."""
+    calls: list[int] = []
+
+    def call(sample: int = 0) -> torch.Tensor:
+        calls.append(sample)
+        if len(calls) > good:
+            raise torch.cuda.OutOfMemoryError(f"no memory in call {len(calls)}")
+        return loop.call(sample)
+
+    return replace(loop, call=call)
+
+
+@pytest.mark.parametrize("good", [1, 3], ids=["first call", "second round"])
+def test_one_that_fails_loses_only_itself(good: int) -> None:
+    workload = policy()
+    sequential = workload.ours(STEPS, {"method": "sequential"})
+    every = [
+        entrants.Entrant(entrants.STOCK, workload.stock(STEPS)),
+        entrants.Entrant("fails", failing(sequential, good)),
+        entrants.Entrant(entrants.SEQUENTIAL, sequential),
+    ]
+    before, *rounds = peers.measured("policy", workload, STEPS, 2, every)
+    assert {each.left_out for each in before} <= {peers.NOT_TIMED, "OutOfMemoryError: no memory in call 2"}
+    assert len(rounds) == 2
+    ran = {each.peer: each for each in rounds[-1]}
+    assert ran["fails"].left_out == f"OutOfMemoryError: no memory in call {good + 1}"
+    for name in (entrants.STOCK, entrants.SEQUENTIAL):
+        assert ran[name].left_out is None
+        assert ran[name].over_stock is not None
+    # nor does the table need the stock loop
+    every[0] = entrants.Entrant(entrants.STOCK, failing(workload.stock(STEPS), good))
+    found = last(peers.measured("policy", workload, STEPS, 2, every))
+    (alone,) = (each for each in found if each.left_out is None)
+    assert (alone.peer, alone.over_stock, alone.over_sequential) == (entrants.SEQUENTIAL, None, 1.0)
+    assert any(entrants.SEQUENTIAL in row for row in peers.table(found))
+
+
+def test_a_search_that_fails_loses_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = entrants.line
+
+    def fails_in_paradigms(contestant: Contestant, *arguments: Any) -> reaching.Line:
+        if "paradigms" in contestant.name:
+            raise torch.cuda.OutOfMemoryError("no memory")
+        return searched(contestant, *arguments)
+
+    monkeypatch.setattr(entrants, "line", fails_in_paradigms)
+    every = list(entrants.entrants(digits(), STEPS, 2, {}, dict.fromkeys(entrants.COMPILED, "not compiled here")))
+    found = {each.name: each for each in every}
+    assert found["paradigms, window 10"].why_not == "OutOfMemoryError: no memory"
+    assert (found[entrants.DIFFUSERS[10]].why_not or "").startswith("not tried: ")
+    assert found["srds, as published"].loop is not None
+
+
+def test_an_engine_that_fails_loses_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = policy()
+    made = workload.ours
+
+    def ours(steps: int, settings: dict[str, Any]) -> Loop:
+        if settings["engine"] == "wave-graphs":
+            raise torch.cuda.OutOfMemoryError("no memory")
+        loop = made(steps, settings)
+        other = replace(loop, widths=lambda: [1])  # not what it runs
+        return failing(loop, 2) if settings["engine"] == "graph" else other if settings["method"] == "srds" else loop
+
+    monkeypatch.setattr(workload, "ours", ours)
+    found = {(each["method"], each["asked"]): each for each in engines.measured("policy", workload, STEPS, 1)}
+    assert len(found) == 1 + len(engines.METHODS) * len(engines.ENGINES)
+    running = [key for key, each in found.items() if each["failed"] is None]
+    assert running == [("stock", "stock"), ("sequential", "eager"), ("collocation", "eager")]
+    assert found["srds", "wave-graphs"]["failed"] == "OutOfMemoryError: no memory"
+    assert found["srds", "graph"]["failed"] == "OutOfMemoryError: no memory in call 3"
+    assert "planned were 1 of 1" in found["srds", "eager"]["failed"]
+    (told,) = summary.SECTIONS["engines"]({"results": list(found.values())})[1:]
+    assert told.endswith("7 loops failed")
+    for each in found.values():
+        assert ("failed: " in engines._line(each)) == (each["failed"] is not None)
+
+
+def test_kernels_are_written_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is cut in the last row leaves the others."""
+    measured = kernels.measured
+
+    def cut(name: str, *arguments: Any) -> dict[str, Any]:
+        if name == "anderson_mix":
+            raise KeyboardInterrupt
+        return measured(name, *arguments)
+
+    monkeypatch.setattr(kernels, "measured", cut)
+    monkeypatch.setattr(kernels, "DEVICE", torch.device("cpu"))
+    with pytest.raises(KeyboardInterrupt):
+        kernels.main(["--sizes", "SD latent", "--json", str(tmp_path / "kernels.json")])
+    written = json.loads((tmp_path / "kernels.json").read_text())["rows"]
+    assert [row["operation"] for row in written] == ["wave_update", "affine_scan"]
+
+
 def test_random_weights_run_fixed_numbers_of_iterations() -> None:
     workload = WORKLOADS["dit"]()
     assert isinstance(workload, PipelineWorkload)
     every = list(entrants.entrants(workload, STEPS, 2, {}, dict.fromkeys(entrants.COMPILED, "not compiled here")))
-    found = {each.peer: each for each in peers.measured("dit", workload, STEPS, 2, every)}
+    found = {each.peer: each for each in last(peers.measured("dit", workload, STEPS, 2, every))}
     for name in (*entrants.ITERATIONS, entrants.WINDOW):
         assert found[name].left_out is None
         assert not found[name].within
         assert found[name].difference is None
     assert "StableDiffusionPipeline only" in (found[entrants.DIFFUSERS[10]].left_out or "")
+
+
+def test_diffusers_runs_on_random_weights_too() -> None:
+    workload = WORKLOADS["sd15"]()
+    every = list(entrants._of_diffusers(workload, 3, samples=2, points={}))[:1]
+    (found,) = last(peers.measured("sd15", workload, 3, 2, every))
+    assert (found.left_out, found.peer) == (None, entrants.DIFFUSERS[10])
+    assert (found.difference, found.within, found.over_stock) == (None, False, None)
 
 
 def test_labels_are_moved_apart() -> None:
@@ -148,6 +262,33 @@ def test_labels_are_moved_apart() -> None:
     assert full == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
 
 
-def test_bad_numbers_of_samples_are_refused() -> None:
-    with pytest.raises(SystemExit, match="Pass 2 to"):
-        peers.main(["--samples", "17"])
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--samples", "17"], "Pass 2 to"),
+        (["--steps", "0"], "Pass 1 to 1000"),
+        (["--steps", "50", "101"], "The scheduler of policy has 100"),
+        (["--from", "no/such.json"], "there is no file no/such.json"),
+        (["--json", "no/such/folder.json"], "name a file in a folder that is there"),
+        (["--picture", "no/such/folder.png"], "name a file in a folder that is there"),
+    ],
+    ids=lambda each: each[0] if isinstance(each, list) else "",
+)
+def test_bad_arguments_are_refused(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        peers.main(arguments)
+    assert ended.value.code == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_curve_has_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        rows.main(["--rows", "1", "0"])
+    assert "Pass 1 or more" in capsys.readouterr().err
+
+
+def test_schedulers_have_the_training_steps_that_are_told() -> None:
+    for name in ("digits", "sd15", "dit"):
+        workload = WORKLOADS[name]()
+        assert isinstance(workload, PipelineWorkload)
+        assert workload.pipe.scheduler.config.num_train_timesteps == peers.MOST_STEPS

@@ -55,7 +55,7 @@ def test_all_loops_have_one_answer_for_a_sample(name: str) -> None:
             assert float((found - answers[-1]).abs().max()) <= 1e-4 * float(answers[-1].abs().max())
     assert not torch.equal(*answers)
     assert len(calls) == 2 * STEPS
-    assert sequential.ran()[2:] == ("sequential", STEPS, STEPS, 1)
+    assert sequential.ran()[2:] == ("sequential", STEPS, STEPS, 1, ())
     assert sequential.widths() == stock.widths() == [1] * STEPS
     ran = exact.ran()
     assert (ran.waves, ran.rows, ran.peak_rows) == (len(exact.widths()), sum(exact.widths()), max(exact.widths()))

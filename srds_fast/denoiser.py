@@ -239,10 +239,14 @@ class RowDenoiser:
         Raises:
             InvalidArgument: the denoiser returned something else than a tensor shaped like its input.
         """
+        if telemetry.active:
+            with telemetry.span("network", "network", len(wave.positions)):
+                return self._called(wave)
+        return self._called(wave)
+
+    def _called(self, wave: Evaluate) -> Tensor:
         x = wave.x.flatten(0, 1)
-        t, cond = self._per_state.of(self._timesteps, wave), self._cond_of(wave)
-        with telemetry.span("network", "network", len(wave.positions)):
-            m = self._denoiser(x, t, **cond)
+        m = self._denoiser(x, self._per_state.of(self._timesteps, wave), **self._cond_of(wave))
         if not isinstance(m, Tensor) or m.shape != x.shape:
             found = f"shape {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
             raise InvalidArgument(

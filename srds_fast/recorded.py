@@ -129,7 +129,13 @@ class Repeated:
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """The network's output at a wave, branch by branch, [branches * rows, samples, ...]."""
-        with self._around(), telemetry.span("network", "network", len(wave.positions)):
+        if telemetry.active:
+            with telemetry.span("network", "network", len(wave.positions)):
+                return self._called(wave)
+        return self._called(wave)
+
+    def _called(self, wave: Evaluate) -> Tensor:
+        with self._around():
             outputs = self._outputs(wave)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

@@ -23,7 +23,7 @@ waves as payload, and "checkpoint". Where what comes next is launched before the
 an iteration lies in the range of the one before. Which node of a graph belongs to which wave, and whether to its coarse
 rows, the ranges in "record" tell: a node was made in them (`profiling/report.py` follows that).
 
-While nobody looks, what a wave pays is asking whether its thread has a call that is looked at.
+While nobody looks, what a wave pays is asking `active`.
 """
 
 from __future__ import annotations
@@ -49,15 +49,21 @@ NOTHING = ("", "0", "false", "off", "no")
 logger = logging.getLogger("srds_fast")
 
 active = False
-"""Whether calls that begin now are looked at."""
+"""Whether any thread may be in a call that is looked at: what is asked in every wave."""
 
 
 class _Watchers:
-    """Who looks."""
+    """Who looks, and at how many calls.
+
+    Attributes:
+        count: who look now.
+        domain: made by the first.
+        traces: of those who keep one.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._count = 0
+        self._calls = self.count = 0
         self.domain: Domain | None = None
         self.traces: tuple[Trace, ...] = ()
 
@@ -65,18 +71,24 @@ class _Watchers:
         with self._lock:
             self.domain = self.domain or Domain()
             self.traces += () if trace is None else (trace,)
-            self._count += 1
+            self.count += 1
             self._tell()
 
     def remove(self, trace: Trace | None) -> None:
         with self._lock:
             self.traces = tuple(each for each in self.traces if each is not trace)
-            self._count -= 1
+            self.count -= 1
+            self._tell()
+
+    def calls(self, more: int) -> None:
+        """A call begins that is looked at (1), or ends (-1): to its end, whoever leaves meanwhile."""
+        with self._lock:
+            self._calls += more
             self._tell()
 
     def _tell(self) -> None:
         global active
-        active = self._count > 0
+        active = self.count > 0 or self._calls > 0
 
 
 class _Calls(threading.local):
@@ -160,15 +172,17 @@ class Timeline:
 def call(what: str, device: Callable[[], Any], timeline: Timeline) -> Iterator[None]:
     """A call of this thread; what: is called; device: of its network, asked if needed; timeline: filled at the end."""
     domain = _watchers.domain
-    if not active or domain is None:
+    if not _watchers.count or domain is None:
         yield
         return
     begun = Call(what, domain, _watchers.traces, device)
+    _watchers.calls(1)
     _calls.open.append(begun)
     try:
         yield
     finally:
         _calls.open.remove(begun)
+        _watchers.calls(-1)
         timeline.sums = begun.end()
 
 
@@ -187,12 +201,12 @@ _OFF: AbstractContextManager[None] = nullcontext()
 
 def span(name: str, category: str, payload: int | None = None) -> AbstractContextManager[None]:
     """A range of the call that this thread makes; nothing outside of calls, and where nobody looks."""
-    return Span(_calls.open[-1], name, category, payload) if _calls.open else _OFF
+    return Span(_calls.open[-1], name, category, payload) if active and _calls.open else _OFF
 
 
 def wave(program: Program, number: int) -> AbstractContextManager[None]:
     """The range of a wave that is recorded."""
-    return Span(_calls.open[-1], *of_wave(program, number)) if _calls.open else _OFF
+    return Span(_calls.open[-1], *of_wave(program, number)) if active and _calls.open else _OFF
 
 
 def iteration(program: Program, checkpoints: int) -> AbstractContextManager[None]:
@@ -213,13 +227,13 @@ def recording() -> AbstractContextManager[None]:
 
 def phase(name: str) -> None:
     """What the call of this thread comes to now: encode, trace, plan, record, decode or stock."""
-    if _calls.open:
+    if active and _calls.open:
         _calls.open[-1].phase(name)
 
 
 def waves_of(program: Program) -> Waves | None:
     """The ranges of a run that the call of this thread makes; None where nobody looks."""
-    return Waves(_calls.open[-1], program) if _calls.open else None
+    return Waves(_calls.open[-1], program) if active and _calls.open else None
 
 
 def _as_the_environment_says() -> None:

@@ -564,7 +564,7 @@ def test_ranges_on_a_device_are_timed_there(clock: Clock, tmp_path: Path) -> Non
     assert 3000 < iteration.started - on_host.started < 7000
 
 
-def test_a_device_that_fails_does_not_hide_why(clock: Clock, tmp_path: Path) -> None:
+def test_a_device_that_fails_does_not_hide_why(clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     timeline = telemetry.Timeline()
 
     def failing() -> None:
@@ -579,6 +579,7 @@ def test_a_device_that_fails_does_not_hide_why(clock: Clock, tmp_path: Path) -> 
         failing()
     assert timeline.sums is not None
     assert timeline.sums["network"]["device_seconds"] is None
+    assert "is not timed: device-side assert triggered" in caplog.text
     (call,) = in_a_trace(tmp_path / "trace.json")
     assert [each.name for each in call.inside] == ["network"]
 

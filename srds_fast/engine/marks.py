@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..trace import Event
+
+logger = logging.getLogger("srds_fast")
 
 
 class Mark(NamedTuple):
@@ -26,7 +29,7 @@ class Mark(NamedTuple):
 class Marks:
     """The events of one call. Making it and reading it wait for its stream; what lies between does not.
 
-    A device that has failed tells no time: that is the call's error to raise.
+    A device that has failed tells no time, which the log says: the error itself is the call's to raise.
 
     Args:
         device: a CUDA device.
@@ -47,7 +50,8 @@ class Marks:
             stream = torch.cuda.current_stream(self._device)
             event = torch.cuda.Event(enable_timing=True)
             event.record(stream)
-        except RuntimeError:
+        except RuntimeError as why:
+            logger.warning("%s is not timed: %s", self._device, str(why).partition("\n")[0])
             return None
         return Mark(event, stream.cuda_stream)
 
@@ -62,8 +66,8 @@ class Marks:
             for number, (event, marks) in enumerate(pairs):
                 if marks is not None and None not in marks:
                     found[number] = self._timed(event, *marks)
-        except RuntimeError:
-            pass
+        except RuntimeError as why:
+            logger.warning("%s is not timed to the end: %s", self._device, str(why).partition("\n")[0])
         return found
 
     def _timed(self, event: Event, begun: Mark, ended: Mark) -> Event:

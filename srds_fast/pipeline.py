@@ -171,6 +171,7 @@ def compile(
     max_iterations: int | None = None,
     coarse_solver: str = "auto",
     pipelined: bool = True,
+    in_flight: int | None = None,
     max_rows: int | None = None,
     engine: str = "auto",
     max_graphs: int = 8,
@@ -202,6 +203,9 @@ def compile(
         max_iterations: iterations at most. Default: B, where the result is exact.
         coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim where steps add noise).
         pipelined: start rows of the next iteration as soon as their input exists.
+        in_flight: iterations of SRDS under way at once: rows of iteration p wait for the sample of iteration
+            p - in_flight, which may be enough. Fewer rows, but more waves where it is not. Default: no bound; "auto"
+            takes what it finds to pay.
         max_rows: widest wave allowed; memory grows with it.
         engine: "graph" records the waves of a call and replays them in later ones of its kind: a CUDA graph from one
             checkpoint to the next (or one for each width of a wave, where that is too long), on the CPU a tape of
@@ -231,7 +235,7 @@ def compile(
         InvalidArgument: a setting is out of its range.
     """
     settings = Settings(
-        method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine
+        method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine, in_flight
     )
     refuse_beside(plan, settings, Settings())
     switches = {"exact": exact, "pipelined": pipelined, "lazy_capture": lazy_capture, "strict": strict}

@@ -49,6 +49,7 @@ class Settings:
     pipelined: bool = True
     max_rows: int | None = None
     engine: str = "auto"
+    in_flight: int | None = None
 
     def __post_init__(self) -> None:
         name, _ = options_of(self.method)
@@ -62,6 +63,14 @@ class Settings:
             raise InvalidArgument(
                 f"coarse_solver or pipelined was given together with method={name!r}. Only SRDS has coarse jumps and "
                 "iterations that overlap. Leave it out."
+            )
+        if self.in_flight is not None and (name not in ("srds", "auto") or not self.pipelined or self.exact):
+            beside = (
+                f"method={name!r}" if name not in ("srds", "auto") else "exact=True" if self.exact else "no pipelining"
+            )
+            raise InvalidArgument(
+                f"in_flight={self.in_flight!r} was given together with {beside}. It holds back iterations of SRDS that "
+                "overlap, as those before may be enough. Leave it out."
             )
         _, options = options_of(self.method)
         if getattr(options, "window", None) is not None and self.max_iterations is not None:
@@ -80,7 +89,7 @@ class Settings:
                 f"exact=True was given together with max_iterations={self.max_iterations}. An exact run takes as many "
                 "iterations as it has blocks. Leave one of the two out."
             )
-        for name, low in (("num_blocks", 1), ("max_iterations", 0), ("max_rows", 1)):
+        for name, low in (("num_blocks", 1), ("max_iterations", 0), ("max_rows", 1), ("in_flight", 1)):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
                 raise InvalidArgument(f"{name} is {value!r}. It must be a whole number, {low} or more, or None.")
@@ -165,7 +174,7 @@ class Plan:
         num_blocks: B (1 for the sequential method).
         max_iterations: iterations at most; the tolerance may stop the call earlier.
         coarse_solver: "ddim" or "2m".
-        pipelined, max_rows, engine, tolerance, exact: as in `compile`.
+        pipelined, max_rows, engine, tolerance, exact, in_flight: as in `compile`.
         options: of the method, None for sequential and srds.
         calibrated: run max_iterations, whatever the change of the samples: so many were found to be enough.
         prediction: what it was found to take and why it was chosen, where that was measured.
@@ -183,6 +192,7 @@ class Plan:
     tolerance: float
     exact: bool
     options: Options | None = None
+    in_flight: int | None = None
     calibrated: bool = False
     prediction: Prediction | None = field(default=None, compare=False)
     context: Context | None = field(default=None, compare=False)
@@ -205,6 +215,7 @@ class Plan:
             self.max_rows,
             self.bits_only,
             self.options,
+            self.in_flight,
         )
 
     @property
@@ -235,7 +246,7 @@ class Plan:
         elif self.method == "sequential":
             whole = program.sequential(steps)
         else:
-            whole = program.srds(steps, self.num_blocks, self.max_iterations, self.pipelined)
+            whole = program.srds(steps, self.num_blocks, self.max_iterations, self.pipelined, in_flight=self.in_flight)
         return whole.limited_to(self.max_rows)
 
     def short(self) -> str:
@@ -250,6 +261,8 @@ class Plan:
                 words.append(f"window {self.options.window}")
         if self.method == "srds":
             words.append(f"{self.num_blocks} blocks, {self.coarse_solver} jumps")
+            if self.in_flight is not None:
+                words.append(f"{self.in_flight} in flight")
         if self.calibrated and self.method != "sequential":
             words.append(f"{self.max_iterations} iterations")
         return ", ".join(words)
@@ -280,8 +293,13 @@ class Plan:
                 f"  stopped after iteration {iteration}: waves {spent.waves}, rows {spent.rows}, "
                 f"peak rows {spent.peak_rows}"
             )
-        if self.method == "srds" and self.pipelined and self.max_iterations > 1:
-            lines.append("  (rows begun for later iterations included: fewer with a smaller max_iterations)")
+        if self.method == "srds" and self.in_flight is not None and self.max_iterations > self.in_flight:
+            ones = "one iteration" if self.in_flight == 1 else f"{self.in_flight} iterations"
+            lines.append(f"  ({ones} in flight: later ones begin when those before were not enough)")
+        elif self.method == "srds" and self.pipelined and self.max_iterations > 1:
+            lines.append(
+                "  (rows begun for later iterations included: fewer with a smaller max_iterations or in_flight)"
+            )
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
@@ -383,6 +401,7 @@ def choose(num_steps: int, settings: Settings, stochastic: bool = False) -> Plan
         tolerance=float(settings.tolerance),
         exact=settings.exact,
         options=options,
+        in_flight=settings.in_flight if method == "srds" else None,
     )
 
 

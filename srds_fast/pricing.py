@@ -20,7 +20,7 @@ from .errors import DivergenceError
 from .noise import NoiseTable
 from .plan import Plan
 from .program import Program, of_widths
-from .run import Run
+from .run import Run, contraction_of
 from .search import Known, Pricing
 from .solvers.core import Extras
 
@@ -94,4 +94,4 @@ def price(
 
     key = key, state.shape, state.device, extras.network, dtype, max_rows, replayed
     known = costs.of(key, curve)
-    return Pricing(known, between, context_of(state.device, noise, networks), key)
+    return Pricing(known, between, context_of(state.device, noise, networks), key, contraction_of(noise))

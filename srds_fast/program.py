@@ -179,7 +179,13 @@ def sequential(num_steps: int) -> Program:
 
 @lru_cache(maxsize=64, typed=True)
 def srds(
-    num_steps: int, num_blocks: int, num_iterations: int, pipelined: bool = True, *, shared: bool = True
+    num_steps: int,
+    num_blocks: int,
+    num_iterations: int,
+    pipelined: bool = True,
+    *,
+    shared: bool = True,
+    in_flight: int | None = None,
 ) -> Program:
     """SRDS (Selvam et al. 2024, algorithm 1), exact prefix dropped.
 
@@ -195,6 +201,8 @@ def srds(
         num_iterations: p, 0 <= p <= B; p = B is exact.
         pipelined: run ahead into the next iteration as soon as an input exists.
         shared: let one evaluation at a boundary serve its coarse jump and its first fine step; off, they are two rows.
+        in_flight: iterations under way at once, pipelined: rows of iteration p wait for the sample of iteration
+            p - in_flight, which may end the run. None: all, the fewest waves.
 
     Raises:
         InvalidArgument: a number is out of its range.
@@ -202,10 +210,17 @@ def srds(
     _require(num_steps, "num_steps", 1)
     _require(num_blocks, "num_blocks", 1, num_steps)
     _require(num_iterations, "num_iterations", 0, num_blocks)
+    if in_flight is not None:
+        _require(in_flight, "in_flight", 1)
+        if not pipelined:
+            raise InvalidArgument(
+                f"in_flight={in_flight} was given together with pipelined=False. No iteration begins early then. "
+                "Leave one of the two out."
+            )
     bounds = block_bounds(num_steps, num_blocks)
     size = [bounds[block + 1] - bounds[block] for block in range(num_blocks)]
     if pipelined:
-        coarse_at, fine_at = _pipelined_clock(size, num_iterations)
+        coarse_at, fine_at = _pipelined_clock(size, num_iterations, in_flight or num_blocks)
     else:
         coarse_at, fine_at = _plain_clock(size, num_iterations, shared)
 
@@ -240,22 +255,27 @@ CoarseClock = dict[tuple[int, int], int]
 FineClock = dict[tuple[int, int, int], int]
 
 
-def _pipelined_clock(size: list[int], num_iterations: int) -> tuple[CoarseClock, FineClock]:
+def _pipelined_clock(size: list[int], num_iterations: int, in_flight: int) -> tuple[CoarseClock, FineClock]:
     """Wave of each coarse jump (iteration, block) and of each fine step (iteration, block, step): as soon as it can."""
     num_blocks = len(size)
-    ready = {(0, block): block for block in range(num_blocks)}
+    coarse: CoarseClock = {(0, block): block for block in range(num_blocks)}
+    fine: FineClock = {}
+    given: list[int] = []  # the wave behind which each iteration's sample is there, from the first on
     for iteration in range(1, num_iterations + 1):
+        begins = given[iteration - 1 - in_flight] + 1 if iteration > in_flight else 0
+        for block in range(iteration - 1, num_blocks):
+            start = coarse[iteration - 1, block]
+            # the first step costs no row: it takes the output that the jump takes
+            fine[iteration - 1, block, 0] = start
+            for step in range(1, size[block]):
+                fine[iteration - 1, block, step] = max(start + 1, begins) + step - 1
+        solved = [fine[iteration - 1, block, size[block] - 1] for block in range(iteration - 1, num_blocks)]
+        now = begins
         for boundary in range(iteration, num_blocks):
-            solved = ready[iteration - 1, boundary - 1] + size[boundary - 1]
-            jumped = ready[iteration, boundary - 1] + 1 if boundary > iteration else 0
-            ready[iteration, boundary] = max(solved, jumped)
-    fine = {
-        (iteration, block, step): wave + step
-        for (iteration, block), wave in ready.items()
-        if iteration < num_iterations
-        for step in range(size[block])
-    }
-    return ready, fine
+            now = coarse[iteration, boundary] = max(now, solved[boundary - iteration] + 1)
+            now += 1
+        given.append(max(solved[-1], now - 1))
+    return coarse, fine
 
 
 def _plain_clock(size: list[int], num_iterations: int, shared: bool) -> tuple[CoarseClock, FineClock]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import telemetry
 from .chords_program import Cores
-from .convergence import SRDS, SRDS_UNCALIBRATED, SWEEPS, Diverged, Monitor
+from .convergence import SRDS, SRDS_UNCALIBRATED, SWEEPS, Contraction, Diverged, Monitor
 from .errors import CaptureFailed, DivergenceError
 from .kernels.dispatch import implementation
 from .methods import FixedPoint, to_dict
@@ -39,6 +39,12 @@ def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: 
         assert isinstance(plan.options, FixedPoint)
         return fixed_point(x, noise, program, plan.options, extras, watch_bits=plan.bits_only)
     return srds(x, noise, program, plan.coarse_solver, extras, watch_bits=plan.bits_only)
+
+
+def contraction_of(noise: NoiseTable) -> Contraction:
+    """What runs of SRDS take for granted of it."""
+    calibrated = noise.momentum is None and noise.spread is None and noise.clip is None
+    return SRDS if calibrated else SRDS_UNCALIBRATED
 
 
 def counted_waves_of(
@@ -109,10 +115,7 @@ class Run:
         started: float | None = None,
         report: Report | None = None,
     ) -> None:
-        calibrated = noise.momentum is None and noise.spread is None and noise.clip is None
-        contraction = SRDS if calibrated else SRDS_UNCALIBRATED
-        if isinstance(plan.options, FixedPoint):
-            contraction = SWEEPS
+        contraction = SWEEPS if isinstance(plan.options, FixedPoint) else contraction_of(noise)
         self._monitor = Monitor(len(x), plan.tolerance, plan.bits_only, contraction)
         self._observer = observer
         self.plan = plan

@@ -71,6 +71,7 @@ def sample(
     max_iterations: int | None = None,
     coarse_solver: str = "auto",
     pipelined: bool = True,
+    in_flight: int | None = None,
     max_rows: int | None = None,
     engine: str = "auto",
     graphs: Graphs | None = None,
@@ -105,6 +106,9 @@ def sample(
         max_iterations: iterations at most. Default: B, where the result is exact.
         coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim where steps add noise).
         pipelined: start rows of the next iteration as soon as their input exists.
+        in_flight: iterations of SRDS under way at once: rows of iteration p wait for the sample of iteration
+            p - in_flight, which may be enough. Fewer rows, but more waves where it is not. Default: no bound; "auto"
+            takes what it finds to pay.
         max_rows: widest wave allowed.
         engine: "graph" replays a recording of the waves, see `graphs`; "wave-graphs" one for each width of a wave;
             "eager" runs them from Python; "auto": graphs on a CUDA device that is not busy all through a call of the
@@ -131,7 +135,7 @@ def sample(
             report. Where method="auto" chose the method, the steps are taken one after another first.
     """
     settings = Settings(
-        method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine
+        method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine, in_flight
     )
     refuse_beside(plan, settings, Settings(method="srds"))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
@@ -256,10 +260,10 @@ def _sampled(
     try:
         run = complete()
         if pricing is not None:
-            pricing.known.saw(plan, run.report)
+            pricing.saw(plan, run.report)
     except DivergenceError as error:
         if pricing is not None:
-            pricing.known.saw(plan, None)
+            pricing.saw(plan, None)
         if plan.prediction is None or plan.method == "sequential":
             raise
         run = step_by_step(error, state, noise, extras, observer)

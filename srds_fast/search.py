@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain
 from typing import Any
 
 from .context import Context
+from .convergence import SRDS, Contraction
 from .cost import CostCurve
-from .methods import HALF_A_GREY_LEVEL, Chords, Collocation, FixedPoint, ParaTAA, options_of
+from .experience import Experience
+from .methods import Chords, Collocation, FixedPoint, ParaTAA, options_of
 from .plan import Candidate, Plan, Prediction, Settings, choose
 from .program import FEWEST_NODES
 from .report import Report
@@ -20,14 +23,12 @@ WORTH = 0.95
 # many sweeps they need differs from network to network
 SHARES = (0.5, 0.67, 0.83, 1.0, 1.33)
 CORES = (4, 8)
-# sweeps after which a tolerance of half a grey level mostly stops a run, and by what factor one more reduces the error:
-# on the digits pipeline, 25 to 100 steps, guidance 1 and 5
-SWEEPS = 8
-REDUCED_BY_A_SWEEP = 3.0
-# as many runs as what is expected of any network weighs beside what was seen of this one
-RUNS_EXPECTED = 4
-# by default plans SRDS mostly stops after one iteration, and the slowest sample of a batch often after two
-SRDS_ITERATIONS = 2
+# blocks of SRDS, as shares of the usual number
+BLOCKS = (0.5, 0.7, 1.4, 2.0)
+# iterations of SRDS in flight, where rows cost something; None: as many as there are
+IN_FLIGHT = (1, 2, None)
+# plans whose time beside the network is measured: those that take least in it
+CLOSELY = 8
 
 
 @dataclass(frozen=True)
@@ -38,33 +39,13 @@ class Known:
         curve: c(rows).
         beside: seconds that runs take beside the network, by plan.
         plans: chosen before, by what was asked for.
-        taken: by plan, how many runs there were and the iterations that they took together.
+        experience: of runs.
     """
 
     curve: CostCurve
     beside: dict[Hashable, float] = field(default_factory=dict)
     plans: dict[Hashable, Plan] = field(default_factory=dict)
-    taken: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
-
-    def saw(self, plan: Plan, report: Report | None) -> None:
-        """Learn from a run of a plan; report: None where it did not settle. What changes is weighed anew."""
-        if plan.prediction is None or plan.calibrated or plan.method == "sequential":
-            return
-        if report is not None and (report.interrupted or not all(report.converged)):
-            return
-        before = self.expected(plan)
-        runs, total = self.taken.get(plan.signature, (0, 0))
-        # what did not settle has cost the whole sequential run besides
-        iterations = 2 * plan.num_inference_steps if report is None else report.iterations
-        self.taken[plan.signature] = runs + 1, total + iterations
-        if self.expected(plan) != before:
-            self.plans.clear()
-
-    def expected(self, plan: Plan) -> int:
-        """Iterations that a run will take: what is expected of any network, and more and more what runs have taken."""
-        runs, total = self.taken.get(plan.signature, (0, 0))
-        mean = (RUNS_EXPECTED * expected_iterations(plan) + total) / (RUNS_EXPECTED + runs)
-        return max(1, min(plan.max_iterations, round(mean))) if runs else expected_iterations(plan)
+    experience: Experience = field(default_factory=Experience)
 
 
 @dataclass(frozen=True)
@@ -75,6 +56,7 @@ class Pricing:
         known: what was found out.
         context: where they were measured.
         kind: of the calls.
+        contraction: what runs of SRDS take for granted of it.
         between: seconds that a run of a plan takes beside the network, asked for where it may decide.
     """
 
@@ -82,11 +64,34 @@ class Pricing:
     between: Callable[[Plan], float]
     context: Context
     kind: Hashable = None
+    contraction: Contraction = SRDS
 
     @property
     def curve(self) -> CostCurve:
         """c(rows)."""
         return self.known.curve
+
+    def saw(self, plan: Plan, report: Report | None) -> None:
+        """Learn from a run of a plan; report: None where it did not settle. What changes is weighed anew."""
+        if plan.prediction is None or plan.calibrated or plan.method == "sequential":
+            return
+        if report is not None and (report.interrupted or not all(report.converged)):
+            return
+        if self.known.experience.saw(plan, report, self.contraction):
+            self.known.plans.clear()
+
+    def expected(self, plan: Plan) -> int:
+        """Iterations that half of the runs will stop within."""
+        shares = self.known.experience.iterations(plan, self.contraction)
+        until = accumulate(share for _, share in shares)
+        return next(
+            (iteration for (iteration, _), share in zip(shares, until, strict=True) if share >= 0.5), shares[-1][0]
+        )
+
+    def expected_network(self, plan: Plan) -> float:
+        """Seconds that runs will spend in the network, on average over how many iterations they take."""
+        shares = self.known.experience.iterations(plan, self.contraction)
+        return sum(share * self.network(plan, iteration) for iteration, share in shares)
 
     def of(self, plan: Plan, iteration: int) -> float:
         """Predicted seconds of a run that ends with an iteration."""
@@ -94,9 +99,7 @@ class Pricing:
 
     def network(self, plan: Plan, iteration: int) -> float:
         """Those spent in the network."""
-        # a sweep is what it is however many come after it; SRDS works ahead on iterations that it may need
-        ended = fixed_at(plan, iteration) if isinstance(plan.options, FixedPoint) else plan
-        return self.curve.of(ended.program().widths(iteration))
+        return self.curve.of(until(plan, iteration).program().widths(iteration))
 
     def beside(self, plan: Plan, iteration: int) -> float:
         """Those spent beside it."""
@@ -118,13 +121,30 @@ def fixed_at(plan: Plan, iteration: int) -> Plan:
     return replace(plan, max_iterations=iteration, calibrated=True)
 
 
+def until(plan: Plan, iteration: int) -> Plan:
+    """A plan whose waves are the same up to an iteration's sample, and that builds few of those behind it."""
+    if isinstance(plan.options, FixedPoint):
+        return fixed_at(plan, iteration)
+    if plan.method != "srds":
+        return plan
+    begun = iteration
+    if plan.in_flight is not None:
+        begun += plan.in_flight - 1
+    elif plan.pipelined:  # in the waves until then, and none before the steps that lead to its first block
+        steps, blocks = plan.num_inference_steps, plan.num_blocks
+        begun = (iteration * math.ceil(steps / blocks) + blocks - iteration) // (steps // blocks) + 1
+    return replace(plan, max_iterations=min(plan.max_iterations, begun))
+
+
 def candidates(num_steps: int, settings: Settings, stochastic: bool, *, calibrated: bool = False) -> Iterator[Plan]:
     """The plans to look at for N steps; sequential is always the first.
 
     Where steps add noise x0 walks along no smooth curve: fixed-point methods are candidates there only if they are to
     be calibrated.
     """
-    yield choose(num_steps, replace(settings, method="sequential", num_blocks=None, max_iterations=None))
+    yield choose(
+        num_steps, replace(settings, method="sequential", num_blocks=None, max_iterations=None, in_flight=None)
+    )
     name, _ = options_of(settings.method)
     if name != "auto":
         yield choose(num_steps, settings, stochastic)
@@ -133,12 +153,15 @@ def candidates(num_steps: int, settings: Settings, stochastic: bool, *, calibrat
         return
     of_srds = replace(settings, method="srds")
     usual = choose(num_steps, of_srds, stochastic)
-    yield usual
+    blocks = {usual.num_blocks}
     if settings.num_blocks is None:
-        for blocks in {round(usual.num_blocks * factor) for factor in (0.5, 0.7, 1.5)} - {usual.num_blocks}:
-            if 2 <= blocks <= num_steps:
-                yield choose(num_steps, replace(of_srds, num_blocks=blocks), stochastic)
-    asked = (settings.num_blocks, settings.max_iterations) != (None, None)
+        blocks |= {round(usual.num_blocks * share) for share in BLOCKS}
+    # what is known to be needed is begun as soon as it can be
+    holds_back = usual.pipelined and usual.max_iterations > 1 and not (usual.bits_only or calibrated)
+    for num_blocks in sorted(blocks & set(range(2, num_steps + 1)) | {usual.num_blocks}):
+        for in_flight in IN_FLIGHT if holds_back and settings.in_flight is None else (settings.in_flight,):
+            yield choose(num_steps, replace(of_srds, num_blocks=num_blocks, in_flight=in_flight), stochastic)
+    asked = (settings.num_blocks, settings.max_iterations, settings.in_flight) != (None, None, None)
     specific = asked or settings.coarse_solver != "auto" or not settings.pipelined
     if specific or usual.bits_only or (stochastic and not calibrated):
         return
@@ -160,37 +183,28 @@ def plans_of(
 ) -> dict[Candidate, Plan]:
     """The plans behind the candidates of a prediction, each for as many iterations as predicted."""
     known: dict[str, Plan] = {}
-    for plan in candidates(num_steps, Settings(**settings), stochastic, calibrated=True):
+    asked = Settings(**settings)
+    all_plans = (candidates(num_steps, asked, stochastic, calibrated=each) for each in (False, True))
+    for plan in chain.from_iterable(all_plans):
         for each in prediction.candidates:
             if plan.short() == each.name or fixed_at(plan, each.iterations).short() == each.name:
                 known[each.name] = fixed_at(plan, each.iterations)
     return {each: known[each.name] for each in prediction.candidates}
 
 
-def expected_iterations(plan: Plan) -> int:
-    """Iterations that a run is expected to take until its tolerance stops it."""
-    if plan.calibrated or plan.method in ("sequential", "chords") or plan.bits_only:
-        return plan.max_iterations
-    if isinstance(plan.options, FixedPoint):
-        more = math.log(HALF_A_GREY_LEVEL / plan.tolerance) / math.log(REDUCED_BY_A_SWEEP)
-        return max(3, min(plan.max_iterations, SWEEPS + math.ceil(more)))
-    return min(plan.max_iterations, SRDS_ITERATIONS)
-
-
-def priced(plan: Plan, pricing: Pricing, iteration: int | None = None) -> Candidate:
+def priced(plan: Plan, pricing: Pricing) -> Candidate:
     """A plan with what it is predicted to take."""
     if plan.slides:
         raise ValueError("how many waves a sliding window takes is found on the way")
-    iteration = pricing.known.expected(plan) if iteration is None else iteration
-    ended = fixed_at(plan, iteration) if isinstance(plan.options, FixedPoint) else plan
-    spent = ended.program().spent(iteration)
+    iteration = pricing.expected(plan)
+    spent = until(plan, iteration).program().spent(iteration)
     return Candidate(
         plan.short(),
         iteration,
         spent.waves,
         spent.rows,
         spent.peak_rows,
-        pricing.of(plan, iteration),
+        pricing.expected_network(plan) + pricing.beside(plan, iteration),
         pricing.curve.memory(spent.peak_rows),
     )
 
@@ -231,11 +245,11 @@ def fastest(
             plans[0],
             *(fixed_at(plan, count) for plan in plans[1:] if (count := enough[plan.signature]) is not None),
         ]
-    by_network = {plan: pricing.network(plan, pricing.known.expected(plan)) for plan in plans}
+    by_network = {plan: pricing.expected_network(plan) for plan in plans}
     limit = by_network[plans[0]] + pricing.beside(plans[0], 1)
     # what the network alone makes slower than the sequential sampler needs no closer look
-    seen = [plans[0], *sorted((plan for plan in plans[1:] if by_network[plan] < limit), key=by_network.__getitem__)]
-    found = [(priced(plan, pricing), plan) for plan in seen]
+    seen = sorted((plan for plan in plans[1:] if by_network[plan] < limit), key=by_network.__getitem__)
+    found = [(priced(plan, pricing), plan) for plan in [plans[0], *seen[:CLOSELY]]]
     found.sort(key=lambda pair: pair[0].seconds)
     sequential = next(candidate for candidate, plan in found if plan.method == "sequential")
     best, winner = found[0]

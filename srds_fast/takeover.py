@@ -206,11 +206,11 @@ class Takeover(Drive):
         try:
             done = self._wave_by_wave(dtype)
             if self._priced is not None:
-                self._priced.known.saw(plan, self.run.report)
+                self._priced.saw(plan, self.run.report)
             return done
         except DivergenceError as error:
             if self._priced is not None:
-                self._priced.known.saw(plan, None)
+                self._priced.saw(plan, None)
             self._step_by_step(error)
             return self._run_waves(self.run, Repeated(self._recorded, self._rows, self._num_samples), dtype)
 

@@ -86,7 +86,8 @@ def test_no_slot_is_written_before_it_was_read_for_the_last_time(num_steps: int,
     pipelined, shared, carries_x0, watched = (data.draw(st.booleans()) for _ in range(4))
     x0_given = carries_x0 and data.draw(st.booleans())
     led = tuple(sorted(data.draw(st.sets(st.integers(1, max(1, num_blocks - 1)), max_size=num_blocks - 1))))
-    waves = program.srds(num_steps, num_blocks, iterations, pipelined, shared=shared)
+    in_flight = data.draw(st.sampled_from([None, 1, 2])) if pipelined else None
+    waves = program.srds(num_steps, num_blocks, iterations, pipelined, shared=shared, in_flight=in_flight)
     replay(waves.limited_to(data.draw(st.sampled_from([None, 1, 3]))), led, carries_x0, x0_given, watched)
 
 

@@ -18,10 +18,12 @@ from problems import GaussianMixture, noise, scheduler
 import srds_fast
 from srds_fast.calibration import needed
 from srds_fast.context import Context
+from srds_fast.convergence import SRDS
 from srds_fast.cost import CostCurve
+from srds_fast.experience import MOST_RUNS, Experience
 from srds_fast.methods import Chords, Collocation, ParaDiGMS, ParaTAA
 from srds_fast.plan import Settings, choose
-from srds_fast.search import Known, Pricing, candidates, expected_iterations, fastest, fixed_at, plans_of, usual
+from srds_fast.search import Known, Pricing, candidates, fastest, fixed_at, plans_of, until, usual
 
 HERE = Context("a device", "2.0", "0.1", None, "steps")
 FREE = CostCurve((1, 1000), (1e-3, 1e-3))
@@ -122,11 +124,78 @@ def test_settings_narrow_the_search() -> None:
     assert {plan.method for plan in candidates(50, Settings(), stochastic=True)} == {"sequential", "srds"}
 
 
+def test_where_rows_cost_something_iterations_are_held_back_and_where_they_do_not_they_are_not() -> None:
+    dear = CostCurve((1, 8, 32), (1e-3, 2.4e-3, 8e-3))
+    found = fastest(50, Settings(), False, pricing(dear))
+    assert (found.method, found.in_flight) == ("srds", 1)
+    srds_only = Settings(method="auto", max_iterations=4)  # a bound on iterations leaves the other methods out
+    free = fastest(50, srds_only, False, pricing(FREE))
+    assert free.method == "srds"
+    assert free.in_flight != 1
+    held = fastest(50, Settings(in_flight=2), False, pricing(dear))
+    assert {plan.in_flight for plan in candidates(50, Settings(in_flight=2), False) if plan.method == "srds"} == {2}
+    assert held.in_flight in (2, None)  # sequential, if it holds nothing back
+    for settings in (Settings(exact=True), Settings(tolerance=0.0), Settings(pipelined=False)):
+        assert {plan.in_flight for plan in candidates(50, settings, stochastic=False)} == {None}
+    fixed = candidates(50, Settings(), stochastic=False, calibrated=True)
+    assert {plan.in_flight for plan in fixed} == {None}  # what is known to be needed is not held back
+
+
+@given(st.integers(2, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(2, n))), st.data())
+def test_a_program_cut_short_has_the_same_waves_until_then(shape: tuple[int, int], data: st.DataObject) -> None:
+    steps, blocks = shape
+    in_flight = data.draw(st.sampled_from([None, 1, 2, 3]))
+    settings = Settings(
+        method="srds",
+        num_blocks=blocks,
+        in_flight=in_flight,
+        pipelined=in_flight is not None or data.draw(st.booleans()),
+        max_rows=data.draw(st.sampled_from([None, 3])),
+    )
+    plan = choose(steps, settings)
+    iteration = data.draw(st.integers(1, plan.max_iterations))
+    short = until(plan, iteration).program()
+    assert short.widths(iteration) == plan.program().widths(iteration)
+    assert short.num_rows <= plan.program().num_rows
+
+
+def _run(plan: srds_fast.Plan, seed: int) -> srds_fast.Report:
+    plan = dataclasses.replace(plan, engine="eager")
+    return srds_fast.sample(MIXTURE, noise(2, 64, seed=seed), scheduler(), plan.num_inference_steps, plan=plan).report
+
+
+@pytest.mark.parametrize("solver", ["2m", "ddim"])
+def test_runs_with_some_blocks_tell_of_runs_with_others(solver: str) -> None:
+    """Nothing but runs of 10 blocks is seen: what is expected of others is held against what they take."""
+    settings = Settings(method="srds", coarse_solver=solver)
+    experience = Experience()
+    seen = choose(48, dataclasses.replace(settings, num_blocks=10))
+    for seed in range(MOST_RUNS):
+        experience.saw(seen, _run(seen, seed), SRDS)
+    for blocks in (6, 10, 14, 20, 24):
+        plan = choose(48, dataclasses.replace(settings, num_blocks=blocks))
+        expected = sum(share * iteration for iteration, share in experience.iterations(plan, SRDS))
+        took = sum(_run(plan, 100 + seed).iterations for seed in range(8)) / 8
+        assert abs(expected - took) < 1.0, f"{blocks} blocks"
+
+
+def test_what_did_not_settle_is_expected_to_again() -> None:
+    experience, plan = Experience(), choose(50, Settings(method="srds"))
+    for _ in range(20):
+        experience.saw(plan, None, SRDS)
+    shares = dict(experience.iterations(plan, SRDS))
+    assert shares[plan.max_iterations] > 0.8
+    assert sum(shares.values()) == pytest.approx(1.0)
+    other_steps = dict(experience.iterations(choose(40, Settings(method="srds")), SRDS))
+    assert max(other_steps) < 10
+
+
 @pytest.mark.parametrize("tolerance", [4e-2, 4e-3, 4e-4, 0.0])
 def test_a_tighter_tolerance_is_expected_to_take_no_fewer_iterations(tolerance: float) -> None:
+    priced = pricing(FREE)
     for plan in candidates(50, Settings(tolerance=tolerance), stochastic=False):
         tighter = dataclasses.replace(plan, tolerance=tolerance / 10)
-        assert 0 <= expected_iterations(plan) <= expected_iterations(tighter) <= plan.max_iterations
+        assert 0 <= priced.expected(plan) <= priced.expected(tighter) <= plan.max_iterations
 
 
 def test_the_iterations_needed_are_those_after_which_all_stay_within_the_tolerance() -> None:
@@ -410,16 +479,16 @@ def test_what_takes_longer_than_expected_is_weighed_anew() -> None:
     assert plan.method != "sequential"
     report = srds_fast.Report(plan.method, "eager", "sample", 100, iterations_per_sample=[60], converged=[True])
     for _ in range(4):
-        priced.known.saw(plan, report)
+        priced.saw(plan, report)
     other = usual(100, settings, False, priced)
     assert other.signature != plan.signature
     for _ in range(4):
-        priced.known.saw(other, None)
+        priced.saw(other, None)
     assert usual(100, settings, False, priced).signature not in (plan.signature, other.signature)
     as_expected = usual(50, settings, False, priced)
-    usual_run = dataclasses.replace(report, iterations_per_sample=[expected_iterations(as_expected)])
-    priced.known.saw(as_expected, usual_run)
-    assert usual(50, settings, False, priced) is as_expected
+    usual_run = dataclasses.replace(report, iterations_per_sample=[priced.expected(as_expected)])
+    priced.saw(as_expected, usual_run)
+    assert usual(50, settings, False, priced).signature == as_expected.signature
 
 
 def test_a_fallback_reports_what_gave_the_sample() -> None:
@@ -438,6 +507,10 @@ def test_a_fallback_reports_what_gave_the_sample() -> None:
     [
         {"method": "collocation", "coarse_solver": "2m"},
         {"method": "parataa", "pipelined": False},
+        {"method": "parataa", "in_flight": 1},
+        {"exact": True, "in_flight": 1},
+        {"pipelined": False, "in_flight": 1},
+        {"in_flight": 0},
         {"method": "chords", "num_blocks": 3},
         {"method": "paradigms", "max_iterations": 3},
     ],

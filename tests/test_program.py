@@ -46,11 +46,12 @@ def test_every_small_program_reads_only_what_was_written() -> None:
     assert checked > 2000
 
 
-@given(shapes(), st.booleans(), st.booleans(), st.sampled_from([None, 1, 2, 3, 7]))
+@given(shapes(), st.booleans(), st.booleans(), st.sampled_from([None, 1, 2, 3, 7]), st.sampled_from([None, 1, 2, 4]))
 def test_any_program_reads_only_what_was_written(
-    shape: tuple[int, int, int], pipelined: bool, shared: bool, max_rows: int | None
+    shape: tuple[int, int, int], pipelined: bool, shared: bool, max_rows: int | None, in_flight: int | None
 ) -> None:
-    found = program.srds(*shape, pipelined, shared=shared).limited_to(max_rows)
+    in_flight = in_flight if pipelined else None
+    found = program.srds(*shape, pipelined, shared=shared, in_flight=in_flight).limited_to(max_rows)
     check(found)
     assert max_rows is None or found.peak_rows <= max_rows
 
@@ -61,6 +62,37 @@ def test_rows_follow_the_formula_and_pipelining_moves_none(shape: tuple[int, int
     assert pipelined.num_rows == plain.num_rows == total_rows(*shape)
     assert pipelined.num_waves <= plain.num_waves
     assert {row for wave in pipelined for row in wave.rows} == {row for wave in plain for row in wave.rows}
+
+
+@given(shapes(), st.integers(1, 6))
+def test_what_is_held_back_moves_rows_and_costs_none_before_it_is_needed(
+    shape: tuple[int, int, int], in_flight: int
+) -> None:
+    steps, blocks, iterations = shape
+    eager, held = program.srds(*shape), program.srds(*shape, in_flight=in_flight)
+    assert {row for wave in eager for row in wave.rows} == {row for wave in held for row in wave.rows}
+    if in_flight >= iterations:
+        assert held == eager
+    for iteration in range(1, iterations + 1):
+        # what ends here has run the rows of those in flight at most
+        most = program.srds(steps, blocks, min(iterations, iteration + in_flight - 1))
+        assert held.spent(iteration).rows <= most.num_rows
+        assert held.spent(iteration).rows <= eager.spent(iteration).rows
+        assert held.spent(iteration).waves >= eager.spent(iteration).waves
+        if iteration <= in_flight:
+            assert held.spent(iteration).waves == eager.spent(iteration).waves
+        if in_flight == 1:
+            assert held.spent(iteration).rows == program.srds(steps, blocks, iteration).num_rows
+
+
+@given(st.integers(2, 9), st.integers(2, 9))
+def test_waves_of_one_iteration_after_another(size: int, blocks: int) -> None:
+    """The first as ever; each one more takes the steps behind the first and the jumps from the first that is left."""
+    held = program.srds(size * blocks, blocks, blocks, in_flight=1)
+    waves = size + blocks - 1
+    for iteration in range(1, blocks + 1):
+        assert held.spent(iteration).waves == waves
+        waves += size - 1 + max(0, blocks - iteration - 1)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.data())
@@ -108,6 +140,12 @@ def test_the_check_sees_a_broken_program(broken: str) -> None:
 def test_numbers_out_of_range_are_named(arguments: tuple[int, int, int], name: str) -> None:
     with pytest.raises(InvalidArgument, match=name):
         program.srds(*arguments)
+
+
+def test_iterations_that_do_not_overlap_are_not_held_back() -> None:
+    for arguments, in_flight in (((8, 4, 2), 0), ((8, 4, 2, False), 1)):
+        with pytest.raises(InvalidArgument, match="in_flight"):
+            program.srds(*arguments, in_flight=in_flight)
 
 
 def test_programs_need_no_torch() -> None:

@@ -109,8 +109,15 @@ def test_the_layout_of_waves_does_not_change_a_bit(num_steps: int, data: st.Data
         return [checkpoint.sample for checkpoint in checkpoints]
 
     expected = samples(program.srds(num_steps, num_blocks, iterations))
-    for pipelined, shared, max_rows in [(False, True, None), (True, False, None), (False, False, 2), (True, True, 1)]:
-        layout = program.srds(num_steps, num_blocks, iterations, pipelined, shared=shared).limited_to(max_rows)
+    layouts = [
+        program.srds(num_steps, num_blocks, iterations, False),
+        program.srds(num_steps, num_blocks, iterations, shared=False),
+        program.srds(num_steps, num_blocks, iterations, False, shared=False).limited_to(2),
+        program.srds(num_steps, num_blocks, iterations).limited_to(1),
+        *(program.srds(num_steps, num_blocks, iterations, in_flight=most) for most in (1, 2)),
+        program.srds(num_steps, num_blocks, iterations, in_flight=1).limited_to(2),
+    ]
+    for layout in layouts:
         for one, other in zip(expected, samples(layout), strict=True):
             assert torch.equal(one, other)
 

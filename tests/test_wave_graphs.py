@@ -22,6 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "exact": {"exact": True, "num_blocks": 4},
     "tolerance 0": {"tolerance": 0.0, "num_blocks": 3},
     "not pipelined": {"exact": True, "num_blocks": 3, "pipelined": False},
+    "one in flight": {"tolerance": 0.0, "num_blocks": 3, "in_flight": 1},
     "few rows": {"exact": True, "num_blocks": 3, "max_rows": 2},
     "blocks of one step": {"exact": True, "num_blocks": 6},
     "sequential": {"method": "sequential"},

@@ -90,7 +90,8 @@ def test_chains_give_what_the_stages_say(name: str, num_steps: int, data: st.Dat
     num_blocks = data.draw(st.integers(1, num_steps))
     iterations = data.draw(st.integers(0, num_blocks))
     pipelined, shared, watched, apart, given_x0 = (data.draw(st.booleans()) for _ in range(5))
-    waves = program.srds(num_steps, num_blocks, iterations, pipelined, shared=shared)
+    in_flight = data.draw(st.sampled_from([None, 1, 2])) if pipelined else None
+    waves = program.srds(num_steps, num_blocks, iterations, pipelined, shared=shared, in_flight=in_flight)
     if data.draw(st.booleans()):
         waves = program.sequential(num_steps)
     waves = waves.limited_to(data.draw(st.sampled_from([None, 1, 3])))

@@ -344,12 +344,13 @@ class Drive:
         if plan.context is not None:
             plan.context.check(context_of(state.device, noise, self._networks()))
         self._started = None if self._started is None else self._started + planning
-        in_as_many_turns = plan.pipelined if plan.method == "srds" else plan.method in ("sequential", "chords")
+        at_once = plan.pipelined and plan.in_flight is None
+        in_as_many_turns = at_once if plan.method == "srds" else plan.method in ("sequential", "chords")
         ahead_of_its_turns = plan.method == "sequential" or (in_as_many_turns and plan.max_rows is None)
         if self._loop.counts and not ahead_of_its_turns:
             raise UnsupportedPipeline(
                 "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
-                "Use method='srds' with pipelined=True and no max_rows."
+                "Use method='srds' with pipelined=True, and neither in_flight nor max_rows."
             )
         self._parts = plan, state, noise, extras
         self._make_run = functools.partial(Run, plan, state, noise, "drive", extras, started=self._started)

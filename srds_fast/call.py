@@ -31,7 +31,7 @@ from .plan import GRAPH_ENGINES, MOST_STEPS, Plan, Settings, choose
 from .pricing import Costs
 from .program import Program
 from .report import Report
-from .run import Observer
+from .run import Observer, no_room
 from .search import Pricing, usual
 from .spares import Spares
 
@@ -249,7 +249,9 @@ def _run_call(
             if observer is not None or call.told or not call.is_at_fault(why):
                 raise
             reason = str(why).partition(". ")[0]
-            if not isinstance(why, UnsupportedPipeline):
+            if isinstance(why, torch.OutOfMemoryError):
+                reason = no_room(call.peak_rows)
+            elif not isinstance(why, UnsupportedPipeline):
                 reason = f"Its loop, driven, ended in {type(why).__name__}: {reason}"
         finally:
             if call.drive.run is not None:
@@ -340,16 +342,22 @@ class _DrivenCall:
         """Steps that the user's callback has been told of."""
         return 0 if self._callback is None else self._callback.told
 
+    @property
+    def peak_rows(self) -> int:
+        """Of the widest wave so far."""
+        return 0 if self.drive.run is None else self.drive.run.report.peak_rows
+
     def is_at_fault(self, error: Exception) -> bool:
         """Whether the stock loop may do what ended in this error when it was driven.
 
         In a loop that was not read by hand, rows may have met what they do not fit: that is such an error too. If it is
         not, the stock loop ends in it as well.
         """
+        if isinstance(error, torch.OutOfMemoryError):  # it needs the memory of one row
+            return self.peak_rows > 1
         misfits = (RuntimeError, ValueError, TypeError, IndexError)
-        ours = isinstance(error, SrdsFastError | torch.OutOfMemoryError)
         return isinstance(error, UnsupportedPipeline) or (
-            not self._loop.checked and isinstance(error, misfits) and not ours
+            not self._loop.checked and isinstance(error, misfits) and not isinstance(error, SrdsFastError)
         )
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -37,8 +37,10 @@ class DivergenceError(SrdsFastError, ArithmeticError):
 
     Attributes:
         report: what ran until then.
+        what: happened, the first sentence of the message.
     """
 
     def __init__(self, message: str, report: Report) -> None:
         super().__init__(message)
         self.report = report
+        self.what = message.partition(". ")[0]

@@ -65,12 +65,16 @@ def counted_waves_of(
     return CountedWaves(x, noise, program, solver, extras, watched=watched)
 
 
+def no_room(rows: int) -> str:
+    """What is said where a wave ran out of memory. rows: of the widest that was tried."""
+    return f"a wave of up to {rows} rows did not fit into the device's memory: pass max_rows, fewer than that"
+
+
 def step_by_step(
-    error: DivergenceError, x: Tensor, noise: NoiseTable, extras: Extras, observer: Observer | None
+    report: Report, reason: str, x: Tensor, noise: NoiseTable, extras: Extras, observer: Observer | None
 ) -> Run:
-    """The sequential run that takes the place of one which did not settle, in the same report; it has not begun."""
-    report: Report = error.report
-    report.fallback_reason = f"{str(error).partition('. ')[0]}. The steps were then taken one after another"
+    """The sequential run that takes the place of one which could not end, in the same report; it has not begun."""
+    report.fallback_reason = f"{reason}. The steps were then taken one after another"
     report.change.clear()
     report.method, report.engine, report.overlap = "sequential", "eager", "batch"
     report.num_blocks, report.coarse_solver, report.options = 0, None, None

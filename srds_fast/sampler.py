@@ -31,7 +31,7 @@ from .plan import GRAPH_ENGINES, MOST_STEPS, SLIDES, STATES_KEPT, Plan, Settings
 from .pricing import Costs, price
 from .program import Program
 from .report import Report
-from .run import Observer, Run, core_of, counted_waves_of, step_by_step
+from .run import Observer, Run, core_of, counted_waves_of, no_room, step_by_step
 from .search import Pricing, usual
 from .solvers.core import Core, Evaluate, Extras, Trajectory
 from .solvers.waves import CountedWaves
@@ -227,8 +227,11 @@ def _sampled(
     planning = time.perf_counter() - planning
     program = plan.program()
 
+    newest: Run | None = None
+
     def begin() -> Run:
-        run = Run(plan, state, noise, "sample", extras, observer)
+        nonlocal newest
+        newest = run = Run(plan, state, noise, "sample", extras, observer)
         run.report.planning_seconds = planning if plan.prediction is not None else 0.0
         return run
 
@@ -257,16 +260,23 @@ def _sampled(
         with torch.no_grad():
             return use.run(call, begin, evaluator(x, cond), advance)
 
+    run: Run | None = None
     try:
         run = complete()
-        if pricing is not None:
-            pricing.saw(plan, run.report)
     except DivergenceError as error:
-        if pricing is not None:
-            pricing.saw(plan, None)
         if plan.prediction is None or plan.method == "sequential":
             raise
-        run = step_by_step(error, state, noise, extras, observer)
+        left, why = error.report, error.what
+    except torch.OutOfMemoryError:
+        if newest is None or newest.report.peak_rows <= 1:
+            raise
+        left = newest.report
+        why = no_room(left.peak_rows)
+    if pricing is not None:
+        pricing.saw(plan, None if run is None else run.report)
+    if run is None:  # outside the handler, whose error keeps alive what the wave had in memory
+        _log_once(f"sample goes step by step: {why}")
+        run = step_by_step(left, why, state, noise, extras, observer)
         drain(run.next, RowDenoiser(denoiser, x, noise, run.program, cond))
     assert run.sample is not None
     trajectory = None if extras.trajectory is None else extras.trajectory.stacked(state, run.sample)
@@ -316,13 +326,17 @@ def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None
     if graphs is None or engine == "eager" or (engine == "auto" and not x.is_cuda):
         return None
     return GraphUse(
-        graphs, lazy=True, refused=_log_once, weighed=engine == "auto", kind="graph" if engine == "auto" else engine
+        graphs,
+        lazy=True,
+        refused=lambda reason: _log_once(f"sample runs eagerly: {reason}"),
+        weighed=engine == "auto",
+        kind="graph" if engine == "auto" else engine,
     )
 
 
 @functools.cache
-def _log_once(reason: str) -> None:
-    logger.warning("sample runs eagerly: %s", reason)
+def _log_once(what: str) -> None:
+    logger.warning(what)
 
 
 def _capturable(

@@ -30,7 +30,7 @@ from .errors import DivergenceError
 from .kernels.dispatch import implementation
 from .kernels.wave_update import NetworkInput
 from .noise import NoiseTable
-from .plan import SLIDES, STATES_KEPT
+from .plan import SLIDES, STATES_KEPT, Plan
 from .pricing import Costs, price
 from .program import Program
 from .recorded import RecordedCall, Repeated, Residuals, signature_of, tensors_of, with_tensors
@@ -209,10 +209,16 @@ class Takeover(Drive):
                 self._priced.saw(plan, self.run.report)
             return done
         except DivergenceError as error:
-            if self._priced is not None:
-                self._priced.saw(plan, None)
+            self._did_not_end(plan)
             self._step_by_step(error)
             return self._run_waves(self.run, Repeated(self._recorded, self._rows, self._num_samples), dtype)
+        except torch.OutOfMemoryError:
+            self._did_not_end(plan)
+            raise
+
+    def _did_not_end(self, plan: Plan) -> None:
+        if self._priced is not None:
+            self._priced.saw(plan, None)
 
     def _wave_by_wave(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         assert self.run is not None

@@ -155,7 +155,6 @@ def _raise(error: BaseException) -> Callable[[Tensor], Tensor]:
 FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], type[BaseException]]] = {
     "nan": (lambda output: output * float("nan"), DivergenceError),
     "one-sample-infinite": (lambda output: output.index_fill(0, torch.tensor([0]), float("inf")), DivergenceError),
-    "out-of-memory": (_raise(torch.OutOfMemoryError("no more")), torch.OutOfMemoryError),
     "runtime-error": (_raise(RuntimeError("broken")), RuntimeError),
     "keyboard-interrupt": (_raise(KeyboardInterrupt()), KeyboardInterrupt),
 }
@@ -175,6 +174,66 @@ def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(
     if isinstance(caught.value, DivergenceError):
         assert caught.value.report.waves >= at
     assert_close(latents(fast), expected)
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 8])
+def test_out_of_memory_at_any_wide_wave_ends_in_the_stock_loop(sd: Any, at: int) -> None:
+    fast = srds_fast.compile(sd, exact=True, method="srds")
+    expected, before = latents(sd), everything(sd)
+    with Fault(sd.unet, at, _raise(torch.OutOfMemoryError("no more"))):
+        if at == 1:  # one row: the stock loop has no more room
+            with pytest.raises(torch.OutOfMemoryError):
+                latents(fast)
+        else:
+            assert_close(latents(fast), expected)
+            assert fast.report.method == "stock"
+    assert everything(sd) == before
+    assert_close(latents(fast), expected)
+    assert fast.report.fallback_reason is None
+
+
+class Room:
+    """For the time of a `with`, memory for so many rows: wider calls of the network end as a full device ends them."""
+
+    def __init__(self, network: nn.Module, rows: int) -> None:
+        def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if len(kwargs.get("sample", args[0] if args else None)) > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+        self._handle = network.register_forward_pre_hook(look, with_kwargs=True)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: Any) -> None:
+        self._handle.remove()
+
+
+@pytest.mark.parametrize("settings", [{"method": "srds"}, {"method": "collocation"}, {"method": "auto"}])
+@pytest.mark.parametrize("path", ["takeover", "drive"])
+def test_waves_that_do_not_fit_into_memory_leave_the_call_to_the_stock_loop(
+    sd: Any, settings: dict[str, Any], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path == "drive":
+        monkeypatch.setattr(takeover, "why_not", lambda loop: "to see it driven")
+    expected, before = latents(sd), everything(sd)
+    fast = srds_fast.compile(sd, **settings)
+    with Room(sd.unet, 2):  # a row with guidance
+        assert_close(latents(fast), expected)
+        report = fast.report
+        if settings["method"] == "auto" and path == "takeover":  # it has seen that when it measured
+            assert report.method == "sequential"
+            assert report.fallback_reason is None
+        else:
+            assert report.method == "stock"
+            assert "did not fit" in report.fallback_reason
+            assert "max_rows" in report.fallback_reason
+            with pytest.raises(srds_fast.UnsupportedPipeline, match="did not fit"):
+                latents(srds_fast.compile(sd, strict=True, **settings))
+        narrow = srds_fast.compile(sd, method="srds", exact=True, max_rows=1)
+        assert_close(latents(narrow), expected)
+        assert narrow.report.fallback_reason is None
+    assert everything(sd) == before
 
 
 def test_a_call_leaves_nothing_behind(sd: Any) -> None:

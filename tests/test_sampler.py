@@ -62,6 +62,31 @@ def test_exact_is_sequential_for_any_plan(num_steps: int, data: st.DataObject) -
     assert all(found.report.converged)
 
 
+@pytest.mark.parametrize("method", ["srds", "collocation", "paradigms"])
+def test_waves_that_do_not_fit_into_memory_are_taken_one_row_at_a_time(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    most = 2
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        if len(x) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return MIXTURE(x, t)
+
+    x = noise(1, 64)
+    found = sample(denoiser, x, scheduler(), 30, method=method)
+    torch.testing.assert_close(found.sample, sequential_by_scheduler(MIXTURE, x, 30), rtol=1e-10, atol=1e-10)
+    assert found.report.method == "sequential"
+    assert found.report.fallback_reason is not None
+    assert "did not fit" in found.report.fallback_reason
+    assert "max_rows" in caplog.text
+    most = 0  # not even one row
+    with pytest.raises(torch.OutOfMemoryError):
+        sample(denoiser, x, scheduler(), 30, method=method)
+    with pytest.raises(torch.OutOfMemoryError):
+        sample(denoiser, x, scheduler(), 30, method="sequential")
+
+
 @pytest.mark.parametrize("method", ["sequential", "srds"])
 def test_ddim_options_reach_the_stock_result(method: str) -> None:
     config = {"timestep_spacing": "trailing", "set_alpha_to_one": False, "clip_sample": True, "clip_sample_range": 1.5}

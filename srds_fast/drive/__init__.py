@@ -205,7 +205,7 @@ class Drive:
             raise error
         assert self._parts is not None
         _, state, noise, extras = self._parts
-        self.run = step_by_step(error, state, noise, extras, self._observer)
+        self.run = step_by_step(error.report, error.what, state, noise, extras, self._observer)
         self._rows = RowInputs(self.run.program, noise, state, instead=self._instead)
         reason = self.run.report.fallback_reason
         assert reason is not None

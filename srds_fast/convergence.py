@@ -30,6 +30,11 @@ class Contraction(NamedTuple):
     smallest: float = 0.1
     slowest: float = math.inf
 
+    @property
+    def blind(self) -> int:
+        """Iterations after which nothing can be told yet: they stop no run, but where nothing moves."""
+        return self.ratios if self.first >= 1 else 0
+
 
 # On the digits pipeline with default plans the largest error after iteration 1 was 0.168 times the change (120 samples;
 # 25, 50, 100 steps; guidance 3 and 7.5): r / (1 - r) = 0.176 is above it. Contractions were up to 6 times weaker than

@@ -145,12 +145,14 @@ class Prediction:
         candidates: those that were looked at closely, the fastest first.
         why: in words.
         curve: the costs it follows from.
+        earliest: iteration before which no run of it is expected to stop.
     """
 
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     why: str
     curve: CostCurve
+    earliest: int = 1
 
     def __str__(self) -> str:
         heading = f"  {'predicted ms':>12}  {'waves':>5}  {'rows':>5}  {'peak':>4}  {'MiB':>6}  plan"
@@ -343,7 +345,7 @@ def _prediction(found: Any) -> Prediction | None:
         name: tuple(value) if isinstance(value, list) else value for name, value in found["curve"].items()
     }
     candidates = tuple(Candidate(**each) for each in found["candidates"])
-    return Prediction(Candidate(**found["chosen"]), candidates, found["why"], CostCurve(**curve))
+    return Prediction(Candidate(**found["chosen"]), candidates, found["why"], CostCurve(**curve), found["earliest"])
 
 
 def choose(num_steps: int, settings: Settings, stochastic: bool = False) -> Plan:

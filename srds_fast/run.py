@@ -183,6 +183,14 @@ class Run:
             if self._ranges is not None and self._handed_out is None:
                 self._ranges.end()
 
+    def hardly_stops_at(self, iteration: int) -> bool:
+        """Whether the run goes on after an iteration, for all that is known before its change is."""
+        plan = self.plan
+        if plan.bits_only or plan.calibrated or iteration <= self._monitor.contraction.blind:
+            return True
+        # one more is left to chance: runs that have been seen are few
+        return plan.prediction is not None and iteration < plan.prediction.earliest - 1
+
     def follow(self, core: Core) -> None:
         """Take the waves from this core, which replays them, instead, before the first one."""
         self._core = core

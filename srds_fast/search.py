@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any
 
 from .context import Context
 from .convergence import SRDS, Contraction
 from .cost import CostCurve
-from .experience import Experience
+from .experience import Experience, Shares
 from .methods import Chords, Collocation, FixedPoint, ParaTAA, options_of
 from .plan import Candidate, Plan, Prediction, Settings, choose
 from .program import FEWEST_NODES
@@ -80,18 +80,22 @@ class Pricing:
         if self.known.experience.saw(plan, report, self.contraction):
             self.known.plans.clear()
 
+    def shares(self, plan: Plan) -> Shares:
+        """What runs of a plan will take."""
+        return self.known.experience.iterations(plan, self.contraction)
+
     def expected(self, plan: Plan) -> int:
         """Iterations that half of the runs will stop within."""
-        shares = self.known.experience.iterations(plan, self.contraction)
-        until = accumulate(share for _, share in shares)
-        return next(
-            (iteration for (iteration, _), share in zip(shares, until, strict=True) if share >= 0.5), shares[-1][0]
-        )
+        reached = 0.0
+        for iteration, share in self.shares(plan):
+            reached += share
+            if reached >= 0.5:
+                return iteration
+        return plan.max_iterations
 
     def expected_network(self, plan: Plan) -> float:
         """Seconds that runs will spend in the network, on average over how many iterations they take."""
-        shares = self.known.experience.iterations(plan, self.contraction)
-        return sum(share * self.network(plan, iteration) for iteration, share in shares)
+        return sum(share * self.network(plan, iteration) for iteration, share in self.shares(plan))
 
     def of(self, plan: Plan, iteration: int) -> float:
         """Predicted seconds of a run that ends with an iteration."""
@@ -256,7 +260,8 @@ def fastest(
     if winner.method != "sequential" and best.seconds > WORTH * sequential.seconds:
         best, winner = sequential, plans[0]
     prediction = _prediction(best, sequential, [candidate for candidate, _ in found], len(plans), pricing)
-    return replace(winner, prediction=prediction, context=pricing.context)
+    earliest, _ = pricing.shares(winner)[0]
+    return replace(winner, prediction=replace(prediction, earliest=earliest), context=pricing.context)
 
 
 def within_memory(settings: Settings, curve: CostCurve) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import itertools
@@ -18,6 +19,7 @@ import tiny
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from peft.tuners.lora import LoraLayer
+from problems import scheduler
 from support import SCHEDULERS
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -25,7 +27,13 @@ from twins import FIRST, STEPS, Twins
 
 import srds_fast
 from srds_fast import CaptureFailed, DivergenceError
+from srds_fast.cost import CostCurve
+from srds_fast.engine.graph import Replay
 from srds_fast.engine.tape import Tape
+from srds_fast.noise import noise_table
+from srds_fast.plan import Candidate, Prediction, Settings, choose
+from srds_fast.run import Run
+from srds_fast.search import fixed_at
 
 # of a wait for another thread: the call itself takes a tenth of a second
 SECONDS = 5.0
@@ -1333,6 +1341,67 @@ def test_waves_run_ahead_of_a_stop_are_dropped_and_told(
     assert len(made) == report.iterations + 2
     assert report.dropped_waves > 0
     assert "dropped" in str(report)
+
+
+@contextmanager
+def order(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What replays launch ("launch"), and when a change is looked at ("look")."""
+    seen: list[str] = []
+    launch, judge = Replay._launch, Run._judge
+
+    def launched(self: Replay, *arguments: Any) -> None:
+        seen.append("launch")
+        launch(self, *arguments)
+
+    def judged(self: Run, *arguments: Any) -> Any:
+        seen.append("look")
+        return judge(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Replay, "_launch", launched)
+        patch.setattr(Run, "_judge", judged)
+        yield seen
+
+
+def test_where_a_run_cannot_stop_yet_the_next_waves_are_launched_before_its_change_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two ratios of changes tell of a sweep's error: after the third change, not before."""
+    twins = Twins(method="collocation", max_iterations=5, tolerance=1e-9)
+    twins.first(num_inference_steps=12)
+    with order(monkeypatch) as seen:
+        twins.replayed(1, num_inference_steps=12)
+    eager = ["look"] * 5
+    assert seen == ["launch", *["launch", "look"] * 2, *["look", "launch"] * 2, "look", *eager]
+    assert twins.report.dropped_waves == 0
+
+
+@pytest.mark.parametrize("method", ["collocation", "srds"])
+def test_a_calibrated_run_is_launched_ahead_from_begin_to_end(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    twins = Twins()
+    plan = fixed_at(choose(12, Settings(method=method)), 4)
+    for each in ("fast", "eager"):
+        engine = "graph" if each == "fast" else "eager"
+        setattr(twins, each, srds_fast.compile(twins.pipe, plan=dataclasses.replace(plan, engine=engine)))
+    twins.first(num_inference_steps=12)
+    with order(monkeypatch) as seen:
+        twins.replayed(1, num_inference_steps=12)
+    checkpoints = plan.num_checkpoints
+    eager = ["look"] * checkpoints
+    assert seen == ["launch", *["launch", "look"] * (checkpoints - 1), "look", *eager]
+    assert twins.report.dropped_waves == 0
+
+
+def test_what_runs_are_expected_to_take_at_least_is_launched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One iteration more is left to chance."""
+    plan = choose(12, Settings(method="collocation", max_iterations=8, tolerance=1e-9))
+    curve = CostCurve((1, 100), (1e-3, 1e-3))
+    candidate = Candidate(plan.short(), 7, 7, 7, 7, 7e-3)
+    plan = dataclasses.replace(plan, prediction=Prediction(candidate, (candidate,), "so told", curve, earliest=7))
+    stock = scheduler()
+    stock.set_timesteps(12)
+    run = Run(plan, torch.zeros(1, 4), noise_table(stock), "sample")
+    assert [run.hardly_stops_at(iteration) for iteration in range(1, 9)] == [True] * 5 + [False] * 3
 
 
 class Interrupted(nn.Module):

@@ -228,16 +228,16 @@ class Captured(ABC):
         self.extend_to(number + 1)
         return self._stretches[number]
 
-    def replay(self, inputs: Mapping[str, Tensor], *, late: bool = False) -> Replay:
+    def replay(self, inputs: Mapping[str, Tensor], *, ahead: Callable[[int], bool] = lambda iteration: False) -> Replay:
         """A run on other inputs of the same layout.
 
         Args:
             inputs: as those it was recorded with.
-            late: launch what comes next before the change of an iteration is looked at. That spares the device a pause
-                at every checkpoint, and costs the waves of one launch where the run then stops: it pays where a stop is
+            ahead: tells of an iteration whether what comes next is launched before its change is looked at. That spares
+                the device a pause, and costs the waves of one launch where the run then stops: it pays where a stop is
                 unlikely.
         """
-        return Replay(self, inputs, late)
+        return Replay(self, inputs, ahead)
 
     def take(self, inputs: Mapping[str, Tensor]) -> None:
         """Copy the inputs of a run to where graphs read them."""
@@ -364,10 +364,10 @@ class Replay:
         dropped_waves: launched ahead of a decision to stop.
     """
 
-    def __init__(self, captured: Captured, inputs: Mapping[str, Tensor], late: bool) -> None:
+    def __init__(self, captured: Captured, inputs: Mapping[str, Tensor], ahead: Callable[[int], bool]) -> None:
         self.dropped_waves = 0
         self._captured = captured
-        self._late = late
+        self._ahead = ahead
         self.core = self._run(inputs)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> Core:
@@ -386,9 +386,10 @@ class Replay:
                     ahead = None
                     for positions, wave in piece.waves:
                         yield Evaluate(inputs["x"], positions, samples, wave)
-                arriving = _Arriving(stretch.checkpoint())
+                found = stretch.checkpoint()
+                arriving = _Arriving(found)
                 last = number == captured.checkpoints - 1
-                if self._late and not last and (following := captured.stretch(number + 1).pieces):
+                if not last and self._ahead(found.iteration) and (following := captured.stretch(number + 1).pieces):
                     ahead = following[0]
                     self._launch(ahead, number + 1)
                 checkpoint = arriving.of(running)

@@ -380,7 +380,7 @@ class GraphUse:
     ) -> T:
         if self.whole:
             captured.extend_to(call.checkpoints)
-        replay = captured.replay(call.inputs, late=run.plan.bits_only)
+        replay = captured.replay(call.inputs, ahead=run.hardly_stops_at)
         run.follow(replay.core)
         run.report.engine, run.report.engine_reason = captured.name, captured.reason
         run.report.overlap = captured.overlap

@@ -68,18 +68,15 @@ class Experience:
     """Runs of one kind of call."""
 
     _refined: deque[Refined] = field(default_factory=lambda: deque(maxlen=MOST_RUNS))
-    _swept: dict[Hashable, Counter[int]] = field(default_factory=dict)
-    _runs: Counter[Hashable] = field(default_factory=Counter)
+    _taken: dict[Hashable, Counter[int]] = field(default_factory=dict)
 
-    def saw(self, plan: Plan, report: Report | None, contraction: Contraction) -> bool:
+    def saw(self, plan: Plan, report: Report | None) -> bool:
         """Learn from a run of a plan; report: None where it did not settle.
 
         Returns:
-            whether plans are to be weighed anew: something rare was seen, or twice as many runs as when they were.
+            whether plans are to be weighed anew: it took what none has taken before, or twice as many were seen.
         """
         took = plan.max_iterations if report is None else report.iterations
-        likely = dict(self.iterations(plan, contraction))
-        kind = _kind(plan)
         if plan.method == "srds":
             changes: tuple[Changes, ...] = ((math.inf,),)
             if report is not None and report.change:
@@ -88,21 +85,21 @@ class Experience:
                     for of_sample in zip(*report.change, strict=True)
                 )
             self._refined.append(Refined(plan.num_inference_steps, plan.num_blocks, plan.coarse_solver, changes))
-        else:
-            self._swept.setdefault(kind, Counter())[took] += 1
-        self._runs[kind] += 1
-        runs = self._runs[kind]
-        return likely.get(took, 0.0) < 0.1 or runs & (runs - 1) == 0
+        taken = self._taken.setdefault(_kind(plan), Counter())
+        taken[took] += 1
+        return taken[took] == 1 or taken.total() & (taken.total() - 1) == 0
 
     def iterations(self, plan: Plan, contraction: Contraction) -> Shares:
         """What runs of a plan will take: what is expected of any network, and more and more what was seen."""
         if plan.calibrated or plan.bits_only or not (plan.method == "srds" or isinstance(plan.options, FixedPoint)):
             return ((plan.max_iterations, 1.0),)
         seen: Counter[int] = Counter()
-        for each in self._refined if plan.method == "srds" else ():
-            if (each.num_steps, each.coarse_solver) == (plan.num_inference_steps, plan.coarse_solver):
-                seen[each.taken(plan, contraction)] += 1
-        seen.update(self._swept.get(_kind(plan), {}))
+        if plan.method == "srds":
+            for each in tuple(self._refined):  # another thread may add to it
+                if (each.num_steps, each.coarse_solver) == (plan.num_inference_steps, plan.coarse_solver):
+                    seen[each.taken(plan, contraction)] += 1
+        else:
+            seen.update(self._taken.get(_kind(plan), {}))
         found: dict[int, float] = {iteration: float(runs) for iteration, runs in seen.items()}
         expected = list(_expected(plan, contraction))
         for iteration in expected:

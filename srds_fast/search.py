@@ -77,7 +77,7 @@ class Pricing:
             return
         if report is not None and (report.interrupted or not all(report.converged)):
             return
-        if self.known.experience.saw(plan, report, self.contraction):
+        if self.known.experience.saw(plan, report):
             self.known.plans.clear()
 
     def shares(self, plan: Plan) -> Shares:

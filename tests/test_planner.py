@@ -171,7 +171,7 @@ def test_runs_with_some_blocks_tell_of_runs_with_others(solver: str) -> None:
     experience = Experience()
     seen = choose(48, dataclasses.replace(settings, num_blocks=10))
     for seed in range(MOST_RUNS):
-        experience.saw(seen, _run(seen, seed), SRDS)
+        experience.saw(seen, _run(seen, seed))
     for blocks in (6, 10, 14, 20, 24):
         plan = choose(48, dataclasses.replace(settings, num_blocks=blocks))
         expected = sum(share * iteration for iteration, share in experience.iterations(plan, SRDS))
@@ -182,7 +182,7 @@ def test_runs_with_some_blocks_tell_of_runs_with_others(solver: str) -> None:
 def test_what_did_not_settle_is_expected_to_again() -> None:
     experience, plan = Experience(), choose(50, Settings(method="srds"))
     for _ in range(20):
-        experience.saw(plan, None, SRDS)
+        experience.saw(plan, None)
     shares = dict(experience.iterations(plan, SRDS))
     assert shares[plan.max_iterations] > 0.8
     assert sum(shares.values()) == pytest.approx(1.0)

@@ -22,8 +22,10 @@ from .report import Report
 # on the digits pipeline, 25 to 100 steps, guidance 1 and 5
 SWEEPS = 8
 REDUCED_BY_A_SWEEP = 3.0
-# as many runs as what is expected of any network weighs beside what was seen of this one
+# as many runs as what is expected of any network weighs beside what was seen of this one: less for SRDS, where a run
+# tells by how far it stopped in time
 RUNS_EXPECTED = 4
+RUNS_EXPECTED_OF_SRDS = 2
 # the first change of N steps in B blocks is about this times N / B^2 (digits 0.06 to 0.08, a mixture of Gaussians 0.11
 # to 0.19), and of B blocks with first-order jumps about this times 1 / B
 FIRST_CHANGE = {"2m": 0.1, "ddim": 0.65}
@@ -101,9 +103,10 @@ class Experience:
         else:
             seen.update(self._taken.get(_kind(plan), {}))
         found: dict[int, float] = {iteration: float(runs) for iteration, runs in seen.items()}
+        weight = RUNS_EXPECTED_OF_SRDS if plan.method == "srds" else RUNS_EXPECTED
         expected = list(_expected(plan, contraction))
         for iteration in expected:
-            found[iteration] = found.get(iteration, 0.0) + RUNS_EXPECTED / len(expected)
+            found[iteration] = found.get(iteration, 0.0) + weight / len(expected)
         total = sum(found.values())
         return tuple(sorted((iteration, runs / total) for iteration, runs in found.items()))
 

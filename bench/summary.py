@@ -42,9 +42,10 @@ def _heading(found: dict[str, Any]) -> list[str]:
     driver = next((device.get("driver") for device in where.get("cuda_devices", [])), None)
     versions = [f"{name} {where[name]}" for name in ("torch", "triton", "diffusers") if where.get(name)]
     device = where.get("gpu") or "no GPU: small networks on the CPU, no figure below means anything but that it runs"
+    commit = f"{found.get('commit') or 'unknown'}{' with changes' if found.get('dirty') else ''}"
     return [
         f"{device}{f', driver {driver}' if driver else ''}; {', '.join(versions)}",
-        f"commit {found.get('commit')}{', the smallest sizes (--smoke)' if found.get('smoke') else ''}; "
+        f"commit {commit}{', the smallest sizes (--smoke)' if found.get('smoke') else ''}; "
         f"{found.get('seconds', 0.0):.0f} s of {found.get('budget', 0.0):.0f}",
     ]
 

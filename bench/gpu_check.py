@@ -1,16 +1,18 @@
 """The parts of bench/gpu_check.sh: each in a process of its own, with a time limit; what fails loses only itself.
 
 Run by the script, which lays the package out. Parts that matter most come first, and all of them share one budget: a
-part gets its own limit or the time that is left, and is left out if that is less than half of its limit. Those of the
-first call fit into it together; the rest is for a second and a third one. After every part what is known is written:
-gpu_check.json (of each part how it ended and the JSON it wrote), summary.txt (60 lines at most) and logs.txt (all that
-was printed). Only the standard library is imported, so that a broken installation is reported like anything else.
+part gets its own limit and what those before it have spared, or the time that is left, and is left out if that is less
+than half of its limit. Those of the first call fit into it together; the rest is for a second and a third one. After
+every part what is known is written: gpu_check.json (of each part how it ended and the JSON it wrote), summary.txt (60
+lines at most) and logs.txt (what was printed). Only the standard library is imported, so that a broken installation is
+reported like anything else.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 from xml.etree import ElementTree
 
+from .layout import is_dirty, revision
 from .summary import lines
 
 BUDGET = 530.0
@@ -32,6 +35,15 @@ LEAST_SHARE = 0.5
 # seconds of its limit, or a quarter of a short one, that a part has to end by itself after it was interrupted
 GRACE = 10.0
 LAST_WORDS = 12
+# of what a part printed: its first and its last characters
+LONGEST_LOG = 1_000_000
+# of the results: few and small files, to be carried away
+LARGEST_FILE = 15 * 2**20
+# of what nsys.sh writes: the figures are in gpu_check.json, the database is made of the recording
+RECORDING = ("digits.nsys-rep", "digits.txt", "digits.png")
+TRACE = ("trace.json",)
+# processes of pytest that share the GPU: tests wait for the host, which launches and compiles
+MOST_WORKERS = 8
 # at the smallest size all parts take about a minute and a half together, on a machine that does nothing else
 SMOKE_SECONDS = 300
 SMOKE_TESTS = "test_a_kernel_runs or test_one_element"
@@ -52,6 +64,7 @@ class Part(NamedTuple):
         needs: a part that must have run, if it is one of those chosen, with no test that failed.
         program: that must be there.
         environment: set for it.
+        keeps: files of its folder that belong to the results, those that are there and not too large.
     """
 
     name: str
@@ -61,6 +74,7 @@ class Part(NamedTuple):
     needs: str | None = None
     program: str | None = None
     environment: dict[str, str] = {}  # noqa: RUF012
+    keeps: tuple[str, ...] = ()
 
 
 def parts(gpu: bool, smoke: bool) -> list[Part]:
@@ -81,29 +95,36 @@ def parts(gpu: bool, smoke: bool) -> list[Part]:
         command = (*quiet, "--continue-on-collection-errors", *arguments)
         return Part(name, seconds, command, "result.xml", environment=environment)
 
+    workers = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
+    parallel = gpu and workers > 1 and importlib.util.find_spec("xdist") is not None
+    side_by_side = ("-n", str(workers)) if parallel else ()
     interpreted = {} if gpu else {"TRITON_INTERPRET": "1"}
     of_the_gpu = ("-m", "gpu", *(f"tests/test_{name}.py" for name in GPU_TESTS))
     profiled = ("python", "-m", "profiling.run", "digits", "--engine", "graph", "--json", "{folder}/result.json")
-    traced = (*profiled, "--trace", "{out}/trace.json")
+    traced = (*profiled, "--trace", "{folder}/trace.json")
     recorded = ("bash", "profiling/nsys.sh", "digits", "--engine", "graph", "--steps", "25")
-    nsys = Part("nsys", 60, recorded, "{out}/digits.json", program="nsys", environment={"OUT": "{out}"})
+    nsys = Part("nsys", 60, recorded, "digits.json", program="nsys", environment={"OUT": "{folder}"}, keeps=RECORDING)
     # every kernel once, at its smallest
     once = tests("sanitizer", 240, "tests/kernels", "-k", SMOKE_TESTS)
-    checked = ("compute-sanitizer", "--error-exitcode", "1", *once.command)
-    sanitizer = once._replace(command=checked, program="compute-sanitizer")
+    # torch and Triton ask the driver for what it may lack, which is no error of a kernel
+    checked = ("compute-sanitizer", "--report-api-errors", "no", "--error-exitcode", "1", *once.command)
+    # every tensor an allocation of its own: in a block of torch's, what lies beyond a tensor is another one
+    alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    sanitizer = once._replace(command=checked, program="compute-sanitizer", environment=alone)
+    drawn = ("--picture", "{out}/rows.png") if importlib.util.find_spec("matplotlib") is not None else ()
     environment = Part("environment", 20, ("python", "-m", "bench.where", "{folder}/result.json"), "result.json")
     if smoke:
         return [
             environment,
             tests("kernel_tests", SMOKE_SECONDS, "tests/kernels", "-k", SMOKE_TESTS, **interpreted),
             tests("gpu_tests", SMOKE_SECONDS, "-m", "gpu", "tests/test_gpu.py"),
-            bench("rows", SMOKE_SECONDS, "--rows", "1", "2"),
+            bench("rows", SMOKE_SECONDS, "--rows", "1", "2", *drawn),
             bench("kernels", SMOKE_SECONDS, needs="kernel_tests"),
             bench("peers_digits", SMOKE_SECONDS, "--smoke", "--workloads", "digits", module="peers"),
             # not sd15, which takes a CPU three times as long
             bench("peers_random", SMOKE_SECONDS, "--smoke", "--workloads", "dit", module="peers"),
             bench("busy", SMOKE_SECONDS, "--workloads", "policy"),
-            Part("profile", SMOKE_SECONDS, (*traced, "--steps", "6", "--calls", "1"), "result.json"),
+            Part("profile", SMOKE_SECONDS, (*traced, "--steps", "6", "--calls", "1"), "result.json", keeps=TRACE),
             nsys,
             bench("engines", SMOKE_SECONDS, "--workloads", "policy"),
             bench("peers_policy", SMOKE_SECONDS, "--smoke", "--workloads", "policy", module="peers"),
@@ -114,14 +135,15 @@ def parts(gpu: bool, smoke: bool) -> list[Part]:
     without_sdxl = ("--workloads", "digits", "policy", "sd15", "dit")
     return [
         environment,
-        tests("kernel_tests", 80, "tests/kernels", **interpreted),
-        tests("gpu_tests", 90, *of_the_gpu),
-        bench("rows", 85),
-        bench("kernels", 45, needs="kernel_tests"),
+        tests("kernel_tests", 70, *side_by_side, "tests/kernels", **interpreted),
+        tests("gpu_tests", 80, *side_by_side, *of_the_gpu),
+        # what takes longest last
+        bench("rows", 85, "--networks", "digits", "policy", "sd15", "dit", "sdxl", *drawn),
+        bench("kernels", 75, needs="kernel_tests"),
         bench("peers_digits", 120, "--workloads", "digits", "--steps", "50", *few, module="peers"),
-        bench("peers_random", 80, "--workloads", "sd15", "--steps", "25", "--no-compile", *few, module="peers"),
+        bench("peers_random", 70, "--workloads", "sd15", "--steps", "25", "--no-compile", *few, module="peers"),
         bench("busy", 60),
-        Part("profile", 60, traced, "result.json"),
+        Part("profile", 60, traced, "result.json", keeps=TRACE),
         nsys,
         bench("engines", 150, *without_sdxl, "--repeat", "3", "--steps", "25"),
         bench("peers_policy", 150, "--workloads", "policy", "--steps", "100", *short, *few, module="peers"),
@@ -147,15 +169,17 @@ def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) 
         (out / "logs.txt").open("w") as logs,
         _signals_raise(),
     ):
-        for part in every:
+        for number, part in enumerate(every):
             folder = Path(temporary) / part.name
             folder.mkdir()
             left = budget - (time.monotonic() - begun)
             why_not = _why_not(part, found["parts"], left)
             if why_not is None:
-                outcome = _ran(part, min(part.seconds, left), folder, out)
-                logs.write(f"===== {part.name}\n{(folder / 'log').read_text(errors='replace')}\n")
+                later = sum(each.seconds for each in every[number + 1 :] if _lacks(each) is None)
+                outcome = _ran(part, min(left, max(part.seconds, left - later)), folder, out)
+                logs.write(f"===== {part.name}\n{_shortened((folder / 'log').read_text(errors='replace'))}\n")
                 logs.flush()
+                _keep(part, folder, out)
             else:
                 outcome = {"status": "left out", "why": why_not, "seconds": 0.0, "result": None}
             if part.needs is not None and part.needs not in chosen:
@@ -163,9 +187,34 @@ def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) 
             found["parts"][part.name] = outcome
             found["seconds"] = time.monotonic() - begun
             print(f"{part.name}: {outcome['status']}, {outcome['seconds']:.0f} s", flush=True)
-            (out / "gpu_check.json").write_text(json.dumps(found, indent=1) + "\n")
-            (out / "summary.txt").write_text("\n".join(lines(found)) + "\n")
+            _write(out / "gpu_check.json", json.dumps(found, indent=1) + "\n")
+            _write(out / "summary.txt", "\n".join(lines(found)) + "\n")
     return found
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole of it, or what was there before."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def _shortened(log: str) -> str:
+    """Where it is too long, without its middle."""
+    if len(log) <= LONGEST_LOG:
+        return log
+    half = LONGEST_LOG // 2
+    return f"{log[:half]}\n({len(log) - 2 * half} characters left out)\n{log[-half:]}"
+
+
+def _keep(part: Part, folder: Path, out: Path) -> None:
+    for name in part.keeps:
+        if (folder / name).is_file():
+            size = (folder / name).stat().st_size
+            if size <= LARGEST_FILE:
+                shutil.copy(folder / name, out / name)
+            else:
+                print(f"{part.name}: {name} is not kept, it has {size / 2**20:.0f} MiB", flush=True)
 
 
 @contextlib.contextmanager
@@ -187,8 +236,8 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _why_not(part: Part, before: dict[str, Any], left: float) -> str | None:
-    if part.program is not None and shutil.which(part.program) is None:
-        return f"there is no {part.program}"
+    if (lacking := _lacks(part)) is not None:
+        return lacking
     if part.needs is not None and part.needs in before:
         needed = before[part.needs]
         if not needed["result"]:
@@ -198,6 +247,10 @@ def _why_not(part: Part, before: dict[str, Any], left: float) -> str | None:
     if left < LEAST_SHARE * part.seconds:
         return f"too little time is left, pass --parts {part.name}"
     return None
+
+
+def _lacks(part: Part) -> str | None:
+    return f"there is no {part.program}" if part.program is not None and shutil.which(part.program) is None else None
 
 
 def _ran(part: Part, seconds: float, folder: Path, out: Path) -> dict[str, Any]:
@@ -301,18 +354,12 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if options.parts is not None:
         every = [part for part in every if part.name in {"environment", *options.parts}]
-    facts = {"commit": _commit(), "smoke": options.smoke, "gpu": options.gpu}
+    # the working folder: the code has been laid out elsewhere
+    here = Path.cwd()
+    facts = {"commit": revision(here), "dirty": is_dirty(here), "smoke": options.smoke, "gpu": options.gpu}
     found = run(every, options.out, options.budget, facts)
     print((options.out / "summary.txt").read_text(), end="")
     return int(any(part["status"] in ("FAILED", "CUT SHORT") for part in found["parts"].values()))
-
-
-def _commit() -> str | None:
-    try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return asked.stdout.strip()
 
 
 if __name__ == "__main__":

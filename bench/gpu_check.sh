@@ -11,11 +11,13 @@
 # Diffusion's size; its limits fill the time, so what the others name is left out of it unless parts end early.
 #
 # $OUT (bench/results/latest) gets gpu_check.json (every part's figures), summary.txt (60 lines at most), logs.txt,
-# trace.json (a Chrome trace of a few calls) and, where there is nsys, what profiling/nsys.sh writes. Nothing is
-# installed: the package is laid out in a temporary folder, from this checkout. Python ($PYTHON, python3 by default)
-# must have torch, triton, diffusers, transformers, nvtx, pytest and hypothesis. A part that fails, or runs out of its
-# time, loses only itself; see bench/gpu_check.py. Without a GPU that torch can use, and without --smoke, it ends at
-# once with status 2.
+# rows.png (c(rows) as a picture), trace.json (a Chrome trace of a few calls) and, where there is nsys, its recording
+# and the report on it: eight files at most of each call, none over 15 MiB, each written when its part has ended.
+# Nothing is installed: the package is laid out in a temporary folder, from this checkout. Python ($PYTHON, python3 by
+# default) must have torch, triton, diffusers, transformers, nvtx, pytest, hypothesis and peft; with pytest-xdist tests
+# run side by side, without it they may not fit into their time; matplotlib draws. Where the checkout has no git, COMMIT
+# tells which commit it is. A part that fails, or runs out of its time, loses only itself; see bench/gpu_check.py.
+# Without a GPU that torch can use, and without --smoke, it ends at once with status 2.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-bench/results/latest}

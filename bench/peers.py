@@ -95,15 +95,21 @@ class _Timed:
 def measured(
     name: str, workload: Workload, steps: int, samples: int, every: Sequence[Entrant]
 ) -> Iterator[list[Result]]:
-    """All of them, the fastest first, those that did not run last: before the first round, and after each."""
+    """All of them, the fastest first, those that did not run last: before the first round, and after each.
+
+    What compiles takes longest: it begins when the others have had their first round, so that a run that is cut short
+    then has them.
+    """
     timed = [_Timed(each) for each in every]
-    # what compiles takes longest
-    for each in sorted(_running(timed), key=lambda each: each.entrant.compiles):
-        _or_left_out(each, each.begin)
-    yield _results(name, workload, steps, timed)
-    for sample in range(samples):
+    for compiles in sorted({each.entrant.compiles for each in timed}):
+        now = [each for each in timed if each.entrant.compiles == compiles]
+        for call in (_Timed.begin, lambda each: each.round(0)):
+            for each in _running(now):
+                _or_left_out(each, call)
+            yield _results(name, workload, steps, timed)
+    for sample in range(1, samples):
         for each in _running(timed):
-            _or_left_out(each, each.round, sample)
+            _or_left_out(each, _Timed.round, sample)
         yield _results(name, workload, steps, timed)
 
 
@@ -113,7 +119,7 @@ def _running(timed: Iterable[_Timed]) -> list[_Timed]:
 
 def _or_left_out(timed: _Timed, call: Callable[..., None], *arguments: int) -> None:
     try:
-        call(*arguments)
+        call(timed, *arguments)
     except Exception as why:  # whatever a compiler or a device raises: the others run
         timed.left_out = reason(why)
 

@@ -2,7 +2,8 @@
 
     python -m bench.rows                                  # every network, rows 1 to 32, eager and replayed from a graph
     python -m bench.rows --networks digits policy --rows 1 2 4
-    python -m bench.rows --json rows.json
+    python -m bench.rows --json rows.json --picture rows.png
+    python -m bench.rows --from rows.json --picture rows.png       # or from gpu_check.json; nothing is run
 
 Where c(rows) / c(1) stays near 1, rows are free and parallel-in-time wins; where it grows as rows do, one row keeps the
 device busy. A row under guidance is two entries of the batch. Networks have random weights (time does not depend on
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -339,6 +341,31 @@ def to_write(text: str) -> Path:
     return path
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What this command has written, alone or as a part of gpu_check.json.
+
+    Raises:
+        SystemExit: it has not.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        whole: dict[str, Any] = found["parts"]["rows"]["result"] if "parts" in found else found
+        assert whole["curves"]
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as why:
+        raise SystemExit(
+            f"{path} holds no curves ({type(why).__name__}). Name a file that --json has written, or the "
+            "gpu_check.json of a run with the part rows."
+        ) from None
+    return whole
+
+
+def _draw(whole: dict[str, Any], path: Path) -> None:
+    from .rows_picture import picture
+
+    gpu = whole.get("gpu") or "small networks on a CPU: it means nothing but that it runs"
+    picture(f"{gpu}, torch {whole['environment']['torch']}", whole["curves"], path)
+
+
 def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(
@@ -348,9 +375,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="*", type=int, default=list(ROWS))
     parser.add_argument("--longest", type=float, default=LONGEST, help="seconds of a call at which a curve ends")
     parser.add_argument("--json", type=to_write)
+    parser.add_argument("--picture", type=to_write, help="PNG: c(rows) / c(1) against rows")
+    parser.add_argument("--from", dest="saved", type=Path, help="JSON of this command, or of gpu_check: runs nothing")
     options = parser.parse_args(arguments)
+    if options.picture is not None and find_spec("matplotlib") is None:
+        parser.error("--picture needs matplotlib, which is not installed. Install the extra `plot`.")
+    if options.saved is not None:
+        if options.picture is None:
+            parser.error("--from draws what was measured. Name the picture: --picture rows.png")
+        _draw(read(options.saved), options.picture)
+        return
     if any(each < 1 for each in options.rows):
         parser.error(f"--rows has {min(options.rows)}. A call has at least one row. Pass 1 or more.")
+    gpu = None if SMALL else torch.cuda.get_device_name()
     curves = []
     for name in options.networks:
         found = curve(name, options.rows, options.longest)
@@ -362,8 +399,11 @@ def main(arguments: list[str] | None = None) -> None:
                 first = found[how][0]
                 times = "".join(f"{1e3 * each:8.2f}{each / first:5.2f}x" for each in found[how])
                 print(f"{how:10}{times}", flush=True)
+        whole = {"environment": environment(), "gpu": gpu, "curves": curves}
         if options.json is not None:  # after each, so that a run cut short leaves what it has
-            options.json.write_text(json.dumps({"environment": environment(), "curves": curves}, indent=1) + "\n")
+            options.json.write_text(json.dumps(whole, indent=1) + "\n")
+        if options.picture is not None:
+            _draw(whole, options.picture)
 
 
 if __name__ == "__main__":

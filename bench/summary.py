@@ -42,9 +42,10 @@ def _heading(found: dict[str, Any]) -> list[str]:
     driver = next((device.get("driver") for device in where.get("cuda_devices", [])), None)
     versions = [f"{name} {where[name]}" for name in ("torch", "triton", "diffusers") if where.get(name)]
     device = where.get("gpu") or "no GPU: small networks on the CPU, no figure below means anything but that it runs"
+    commit = f"{found.get('commit') or 'unknown'}{' with changes' if found.get('dirty') else ''}"
     return [
         f"{device}{f', driver {driver}' if driver else ''}; {', '.join(versions)}",
-        f"commit {found.get('commit')}{', the smallest sizes (--smoke)' if found.get('smoke') else ''}; "
+        f"commit {commit}{', the smallest sizes (--smoke)' if found.get('smoke') else ''}; "
         f"{found.get('seconds', 0.0):.0f} s of {found.get('budget', 0.0):.0f}",
     ]
 
@@ -87,26 +88,28 @@ def _rows(result: dict[str, Any]) -> list[str]:
 
 
 def _kernels(result: dict[str, Any]) -> list[str]:
-    """Bandwidth of the largest size and time of the smallest, of each operation."""
+    """Of each operation: bandwidth by size, the time of the smallest in three ways, and how many times faster."""
     copied = result.get("copy_bytes_per_second")
-    ceiling = f"a copy moves {copied / 1e9:.0f} GB/s; " if copied else ""
-    shown = [f"kernels: {ceiling}of a copy's bandwidth by size; us at a latent, times faster than eager, compiled"]
+    ceiling = f" (one of 512 MB: {copied / 1e9:.0f} GB/s)" if copied else ""
+    shown = [f"kernels: share of the bandwidth of a copy of that size{ceiling}; us at a latent (eager, compiled)"]
     for operation in dict.fromkeys(row["operation"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["operation"] == operation]
         first = rows[0]
-        if first.get("seconds") is None or not copied:
-            shown.append(f"  {operation:14}called {1e6 * first['called']:.0f} us")
+        if first.get("seconds") is None:
+            shown.append(f"  {operation:13} called {1e6 * first['called']:.0f} us")
             continue
-        shares = [
-            f"{row['size']} {row['bytes_per_second'] / copied:.2f}" for row in rows if row.get("bytes_per_second")
-        ]
+        shares = [f"{row['size']} {row['of_copy']:.2f}" for row in rows if row.get("of_copy")]
         faster = [f"{row['eager'] / row['seconds']:.1f}" for row in rows]
         compiled = [f"{row['compiled'] / row['seconds']:.1f}" if row.get("compiled") else "-" for row in rows]
-        shown.append(
-            f"  {operation:14}{', '.join(shares)}; {1e6 * first['seconds']:.1f} us; "
-            f"x eager {' '.join(faster)}; x compiled {' '.join(compiled)}"
-        )
+        ours, eager, by_compiler = (_us(first[how]) for how in ("seconds", "eager", "compiled"))
+        others = f"x eager {' '.join(faster)}; x compiled {' '.join(compiled)}"
+        latent = f"{first['rows']} rows {ours} us ({eager}, {by_compiler})"
+        shown.append(f"  {operation:13} {', '.join(shares)}; {latent}; {others}")
     return shown
+
+
+def _us(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e6 * seconds:.1f}"
 
 
 def _busy(result: dict[str, Any]) -> list[str]:

@@ -75,4 +75,4 @@ def copy_bandwidth(num_bytes: int = 2**28) -> float:
     """Bytes per second of a device-to-device copy, read and written ones: the ceiling of an elementwise kernel."""
     source = torch.randn(num_bytes // 4, device="cuda")
     target = torch.empty_like(source)
-    return 2 * num_bytes / gpu_seconds(lambda: target.copy_(source))
+    return 2 * source.nbytes / gpu_seconds(lambda: target.copy_(source))

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
     found = folder / "found.json"
     peers.main(["--smoke", "--workloads", "digits", "policy", "--json", str(found)])
     whole = json.loads(found.read_text())
-    assert whole["environment"]["torch"] == torch.__version__
+    assert whole["environment"]["torch"] == version("torch")
     assert whole["where"].endswith(", 2 samples")
     (run,) = whole["runs"]
     assert run["arguments"][:2] == ["--smoke", "--workloads"]

@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_env_tells_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["srds_fast"] == srds_fast.__version__
-    assert found["torch"] == torch.__version__
+    assert found["torch"] == version("torch")
     assert found["python"] == platform.python_version()
     assert len(found["cuda_devices"]) >= torch.cuda.device_count()
     assert main(["env"]) == 0
@@ -193,7 +194,7 @@ def test_compare_writes_the_table_it_prints(folder: str, tmp_path: Path, capsys:
     assert main([*argv, "--model", folder, "--json", str(file)]) == 0
     document = json.loads(file.read_text())
     assert document["prompts"] == ["a", "b"]
-    assert document["environment"]["torch"] == torch.__version__
+    assert document["environment"]["torch"] == version("torch")
     entries = document["entries"]
     assert [(entry["steps"], entry["method"]) for entry in entries] == [
         (steps, method) for steps in (9, 16) for method in ("sequential", "paper", "exact")

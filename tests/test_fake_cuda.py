@@ -23,6 +23,7 @@ from srds_fast.engine.guard import Guard, tensors_in
 from srds_fast.engine.wave_graphs import WaveGraphs
 from srds_fast.errors import CaptureFailed
 from srds_fast.kernels import wave_update
+from srds_fast.methods import Chords, Collocation, ParaTAA
 from srds_fast.solvers import waves
 from srds_fast.takeover import Takeover
 
@@ -148,6 +149,35 @@ def test_nor_do_those_of_other_plans(name: str, kind: str, monkeypatch: pytest.M
     scheduler, settings = SETTINGS[name]
     call = capturable(tiny.ddim(scheduler), {"output_type": "pt", "batch_size": 2}, monkeypatch, **settings)
     check(*record(call, kind), len(call.positions))
+
+
+@pytest.mark.parametrize("method", ["srds", "parataa"])
+def test_every_kernel_is_launched_before_it_is_recorded(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of waves that the run before did not come to."""
+    call = capturable(tiny.ddim(), {"output_type": "pt"}, monkeypatch, method=method, tolerance=1e9)
+    begun: list[Any] = []
+
+    def begin(inputs: Any, beside: bool) -> Any:
+        begun.append(call.begin(inputs, beside))
+        return begun[-1]
+
+    captured, _ = record(replace(call, begin=begin), "loop graph")
+    _, (recorded, _), (rehearsed, _) = begun  # the first is of the test
+    assert captured._core is recorded
+    assert rehearsed.gi_frame is None
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "collocation": {"method": Collocation(num_nodes=5), "max_iterations": 2},
+    "parataa": {"method": ParaTAA(), "max_iterations": 2},
+    "chords": {"method": Chords(3)},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nor_do_those_of_other_methods(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = capturable(tiny.ddim(), {"output_type": "pt"}, monkeypatch, **METHODS[name])
+    check(*record(call, "loop graph"), len(call.positions))
 
 
 def _copies(network: Any, sample: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench import gpu_check, summary
+from bench import gpu_check, layout, summary
 from bench.gpu_check import Part
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +57,8 @@ def test_the_whole_at_the_smallest_size(tmp_path: Path) -> None:
     assert [each["network"] for each in found["parts"]["rows"]["result"]["curves"]] == summary_networks()
     assert found["parts"]["kernel_tests"]["result"]["passed"] > 0
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) <= 8
 
     told = (tmp_path / "summary.txt").read_text().splitlines()
     assert len(told) <= summary.MOST_LINES
@@ -240,6 +242,79 @@ def test_a_recording_of_nsight_is_read(tmp_path: Path) -> None:
     assert (
         f"a call of digits (host times): {call['wall_ms']:.2f} ms, overhead {call['overhead']:.2f}; digits.txt" in told
     )
+
+
+def test_time_that_is_spared_goes_to_what_comes_after(tmp_path: Path) -> None:
+    """And of what comes later each keeps its own; what cannot run keeps none."""
+    waits = python("import time; time.sleep(1.5)")
+    every = [
+        Part("quick", 2, python("pass")),
+        Part("longer", 1, waits),
+        Part("lacking", 30, waits, program="no-such-program"),
+        Part("last", 1, python("import time; time.sleep(60)")),
+    ]
+    found = run(every, tmp_path, budget=4.0)["parts"]
+    assert [found[name]["status"] for name in ("quick", "longer", "last")] == ["passed", "passed", "CUT SHORT"]
+    assert 1 < found["last"]["seconds"] < 3
+
+
+def test_results_are_few_and_small_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every = gpu_check.parts(gpu=True, smoke=False)
+    for call in (set(gpu_check.SECOND_CALL), {part.name for part in every} - {*gpu_check.SECOND_CALL}):
+        parts = [part for part in every if part.name in call]
+        written = {word for part in parts for word in part.command if word.startswith("{out}/")}
+        assert len(written) + sum(len(part.keeps) for part in parts) + 3 <= 8
+        assert {"{out}"} & {part.environment.get("OUT") for part in parts} == set()
+    writes = "import sys; [open(f'{sys.argv[1]}/{name}', 'w').write('x' * size) for name, size in "
+    sizes = [("small", 3), ("large", gpu_check.LARGEST_FILE + 1), ("other", 3)]
+    noise = f"; print('begun'); print('x' * {2 * gpu_check.LONGEST_LOG}); print('ended')"
+    part = Part("writes", 20, python(f"{writes}{sizes}]{noise}", "{folder}"), keeps=("small", "large", "absent"))
+    out = tmp_path / "out"
+    out.mkdir()
+    run([part], out)
+    assert sorted(path.name for path in out.iterdir()) == ["gpu_check.json", "logs.txt", "small", "summary.txt"]
+    assert "writes: large is not kept, it has 15 MiB" in capsys.readouterr().out
+    logs = (out / "logs.txt").read_text()
+    assert len(logs) < 1.1 * gpu_check.LONGEST_LOG
+    assert logs.startswith("===== writes\nbegun\n")
+    assert logs.endswith("\nended\n\n")
+
+
+def test_tests_run_side_by_side_where_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, workers in ((2, None), (4, 2), (64, gpu_check.MOST_WORKERS)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        every = {part.name: part.command for part in gpu_check.parts(gpu=True, smoke=False)}
+        for name in ("kernel_tests", "gpu_tests"):
+            command = every[name]
+            assert (command[command.index("-n") + 1] if "-n" in command else None) == (workers and str(workers))
+        assert "-n" not in every["sanitizer"]
+
+
+def test_the_commit_is_told_or_said_to_be_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("COMMIT", raising=False)
+    assert (layout.revision(tmp_path), layout.is_dirty(tmp_path)) == (None, None)
+    assert "commit unknown;" in summary.lines({"parts": {}, "commit": None})[1]
+    monkeypatch.setenv("COMMIT", "0123abc")
+    assert layout.revision(tmp_path) == "0123abc"
+    assert "commit 0123abc with changes;" in summary.lines({"parts": {}, "commit": "0123abc", "dirty": True})[1]
+
+
+def test_kernels_are_summed_up() -> None:
+    """As a GPU would have them; the last was not compiled."""
+    us = 1e-6
+    rows = [
+        {"operation": name, "size": size, "rows": 10, "seconds": 5 * us, "eager": 50 * us, "compiled": slow,
+         "bytes_per_second": 2.7e12, "of_copy": 0.9, "called": 9 * us}
+        for name, slow in (("wave_update", 20 * us), ("anderson_mix", None))
+        for size in ("SD latent", "64 MB")
+    ]  # fmt: skip
+    told = summary.SECTIONS["kernels"]({"copy_bytes_per_second": 3e12, "rows": rows})
+    assert "3000 GB/s" in told[0]
+    assert told[1].startswith(
+        "  wave_update   SD latent 0.90, 64 MB 0.90; 10 rows 5.0 us (50.0, 20.0); x eager 10.0 10.0"
+    )
+    assert told[1].endswith("; x compiled 4.0 4.0")
+    assert "10 rows 5.0 us (50.0, -); x eager 10.0 10.0; x compiled - -" in told[2]
 
 
 def test_unknown_parts_are_refused(tmp_path: Path) -> None:

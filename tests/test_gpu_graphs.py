@@ -479,6 +479,17 @@ def test_warmup_touches_no_random_state() -> None:
     assert torch.equal(*after)
 
 
+@pytest.mark.parametrize(("method", "engine"), [("srds", "graph"), ("srds", "wave-graphs"), ("parataa", "graph")])
+def test_warmup_records_what_its_own_run_did_not_come_to(method: str, engine: str) -> None:
+    """All iterations, though it stops after the first: a kernel that was never launched cannot be recorded."""
+    twins = Twins("ddim", untouched("ddim"), {"engine": engine}, method=method, tolerance=1e9)
+    call = {"num_inference_steps": 7, "batch_size": 3}
+    twins.fast.warmup(**{**twins.base, **call})
+    assert twins.fast.graphs.captured == 1, twins.fast.report.engine_reason
+    twins.alone(twins.fast, **call)
+    assert twins.fast.report.engine in ENGINES.values(), twins.fast.report.engine_reason
+
+
 class Eps(nn.Module):
     """A small denoiser of points."""
 

@@ -20,9 +20,13 @@ from srds_fast.calibration import needed
 from srds_fast.context import Context
 from srds_fast.convergence import SRDS
 from srds_fast.cost import CostCurve
+from srds_fast.engine import costs as engine_costs
+from srds_fast.engine.turn import replaying
 from srds_fast.experience import MOST_RUNS, Experience
+from srds_fast.kernels.wave_update import NetworkInput
 from srds_fast.methods import Chords, Collocation, ParaDiGMS, ParaTAA
 from srds_fast.plan import Settings, choose
+from srds_fast.program import of_widths
 from srds_fast.search import Known, Pricing, candidates, fastest, fixed_at, plans_of, until, usual
 
 HERE = Context("a device", "2.0", "0.1", None, "steps")
@@ -471,6 +475,18 @@ def test_costs_go_by_code_and_networks_not_by_what_is_closed_over() -> None:
         reports.append(srds_fast.sample(denoiser_of(torch.zeros(64)), x, scheduler(), 20, method="auto").report)
         if seed > 0:
             assert calls == reports[-1].waves
+
+
+def test_nothing_is_replayed_to_be_timed_in_the_middle_of_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of a device share their memory: it would overwrite what the outer call replays."""
+    ways: list[bool] = []
+    monkeypatch.setattr(engine_costs, "_measured", lambda *given, replayed: ways.append(replayed))
+    x = noise(1, 64)
+    call: Any = (lambda program: None, of_widths(20, (1, 2)), x, NetworkInput())
+    with replaying(x.device):
+        engine_costs.measure(*call, replayed=True)
+    engine_costs.measure(*call, replayed=True)
+    assert ways == [False, True]
 
 
 def test_what_takes_longer_than_expected_is_weighed_anew() -> None:

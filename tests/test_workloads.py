@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,28 @@ def test_a_curve_ends_where_calls_become_long() -> None:
     assert found["rows"] == [1]
     assert len(found["eager"]) == 1
     assert rows.curve("policy", [4, 1, 2])["rows"] == [1, 2, 4]
+
+
+def test_the_picture_of_the_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the curves, or from what was written, alone or in gpu_check.json; of a GPU there are replays too."""
+    written, drawn = tmp_path / "rows.json", tmp_path / "rows.png"
+    small = ["--networks", "policy", "--rows", "1", "2"]
+    rows.main([*small, "--json", str(written), "--picture", str(drawn)])
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    whole = json.loads(written.read_text())
+    for curve in whole["curves"]:
+        curve["replayed"] = [seconds / 2 for seconds in curve["eager"]]
+    checked, both = tmp_path / "gpu_check.json", tmp_path / "both.png"
+    checked.write_text(json.dumps({"parts": {"rows": {"result": {**whole, "gpu": "of a test"}}}}))
+    rows.main(["--from", str(checked), "--picture", str(both)])
+    wide, narrow = (struct.unpack(">II", each.read_bytes()[16:24]) for each in (both, drawn))
+    assert wide == (2 * narrow[0], narrow[1])
+    checked.write_text(json.dumps({"parts": {"rows": {"result": None}}}))
+    with pytest.raises(SystemExit, match="holds no curves"):
+        rows.main(["--from", str(checked), "--picture", str(both)])
+    with pytest.raises(SystemExit):
+        rows.main(["--from", str(written)])
+    assert "--picture rows.png" in capsys.readouterr().err
 
 
 def test_engines(tmp_path: Path) -> None:

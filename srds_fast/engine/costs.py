@@ -16,6 +16,7 @@ from ..program import Program
 from ..solvers.core import Evaluate
 from .graph import Evaluator
 from .recorder import recorder
+from .turn import replays_here, turn
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32)
 # calls shorter than this are timed in rounds over all widths, so that a busy moment meets them alike; longer ones once
@@ -44,9 +45,20 @@ def measure(
         program: a wave for each width, `program.of_widths`.
         x: starting noise, [batch, ...]: every row is one of it.
         network: how the network wants its rows.
-        replayed: time recordings of the calls; where a call cannot be recorded, all are timed as Python makes them.
+        replayed: time recordings of the calls; where a call cannot be recorded, and in the middle of another call's
+            replay, all are timed as Python makes them.
     """
-    evaluate = evaluator(program)
+    if replayed and not replays_here(x.device):
+        try:
+            # the graphs of a device share their memory: these would write into what another call replays
+            with turn(x.device):
+                return _measured(evaluator(program), program, x, network, replayed=True)
+        except CaptureFailed:
+            pass
+    return _measured(evaluator(program), program, x, network, replayed=False)
+
+
+def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: NetworkInput, *, replayed: bool) -> CostCurve:
     calls: list[_Call] = []
     most_rows: int | None = None
     for number, positions in enumerate(program.positions):
@@ -56,10 +68,8 @@ def measure(
         try:
             long = bool(calls) and calls[-1].seconds > SHORT
             calls.append(_Call(evaluate, wave, x.device, replayed, warm=long))
-        except CaptureFailed:
-            return measure(evaluator, program, x, network)
-        except Exception:  # out of memory, or whatever else a network says to a batch that is too wide for it
-            if not calls:
+        except Exception as why:  # out of memory, or whatever else a network says to a batch that is too wide for it
+            if not calls or isinstance(why, CaptureFailed):
                 raise
             most_rows = calls[-1].rows
             break

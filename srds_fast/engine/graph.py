@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -324,6 +325,8 @@ class LoopGraph(Captured):
         self.overlap = "streams" if beside else "batch"
         self._core, self._evaluate = call.begin(self._inputs, beside)
         self._make_ready(call, self._evaluate)
+        if self.device.type != "cpu":
+            _rehearse(call.begin(self._inputs, beside)[0], call.dtype)
         self._most_operations = most_operations
         self._waves_recorded = 0
 
@@ -354,6 +357,18 @@ class LoopGraph(Captured):
                 f"One graph of the loop would hold about {expected:.0f} operations. It would take long to make and "
                 "much memory. There is a graph for each width of a wave instead."
             )
+
+
+def _rehearse(core: Core, dtype: torch.dtype) -> None:
+    """Run a core to its end on answers of zeros: a kernel may not be loaded for the first time in a recording.
+
+    The run before it may have ended earlier, and a replay may have to go further.
+    """
+    answer: Tensor | None = None
+    with suppress(StopIteration):
+        while True:
+            event = core.send(answer)
+            answer = torch.zeros_like(event.x, dtype=dtype) if isinstance(event, Evaluate) else None
 
 
 class Replay:

@@ -27,6 +27,7 @@ class PreparedScan:
         order: steps that the correction reaches along, at least 1; None: all.
 
     Attributes:
+        table: of the steps, see `coefficient_table`.
         order: as given; the kernel has none.
     """
 
@@ -39,8 +40,8 @@ class PreparedScan:
         clip: float | None = None,
         order: int | None = None,
     ) -> None:
-        self._table = coefficient_table(steps, dtype, device)
-        self._columns = self._table.T.reshape(len(Coefficients._fields), len(steps), *[1] * ndim)
+        self.table = coefficient_table(steps, dtype, device)
+        self._columns = self.table.T.reshape(len(Coefficients._fields), len(steps), *[1] * ndim)
         self.order = order
         self._clip = clip
         self._by_kernel = order is None and implementation(device) != "torch"
@@ -60,7 +61,7 @@ class PreparedScan:
         """
         last = first + len(m)
         if self._by_kernel:
-            return affine_scan(y, m, self._table[first:last], noise=noise, clip=self._clip)
+            return affine_scan(y, m, self.table[first:last], noise=noise, clip=self._clip)
         assert self._reach is not None
         x = self.stepped(y, m, first, noise)
         residual = (x - y[1:]).flatten(1)

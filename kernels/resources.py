@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-OPERATIONS = ("wave_update", "affine_scan", "anderson_mix")
+OPERATIONS = ("wave_update", "affine_scan", "anderson_mix", "fixed_point_wave")
 CAPABILITIES = (80, 90, 100)
 
 

@@ -90,7 +90,7 @@ def fixed_point_wave(
         InvalidArgument: an argument does not fit the table or the memory; it is named.
     """
     wave, entering = table.sweeps[number], table.rows[number + 1] if number + 1 < len(table.rows) else None
-    _check(wave, memory, m, guidance)
+    _check(wave, memory.m, m, guidance)
     if not table.fused or implementation(m.device) == "torch":
         reference.sweep(table, wave, memory, m, guidance)
         _constrain(constrain, wave, memory)
@@ -108,11 +108,11 @@ def _constrain(constrain: Constrain | None, wave: Sweep, memory: Memory) -> None
         points.copy_(constrain(points, wave.first + 1))
 
 
-def _check(wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor | None) -> None:
-    x, branches = memory.x, 1
+def _check(wave: Sweep, outputs: Tensor, m: Tensor, guidance: Tensor | None) -> None:
+    branches = 1
     if guidance is not None:
-        check_dtype("guidance", guidance, (x.dtype,))
-        check_device("guidance", guidance, x.device)
+        check_dtype("guidance", guidance, (outputs.dtype,))
+        check_device("guidance", guidance, outputs.device)
         check_contiguous("guidance", guidance)
         if guidance.dim() != 1 or not 1 <= len(guidance) <= 3:
             raise InvalidArgument(
@@ -120,5 +120,5 @@ def _check(wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor | None) -> N
             )
         branches = len(guidance)
     check_dtype("m", m, NETWORK_DTYPES)
-    check_device("m", m, x.device)
-    check_shape("m", m, (branches * len(wave.positions), *x.shape[1:]), "[branches * rows, samples, ...]")
+    check_device("m", m, outputs.device)
+    check_shape("m", m, (branches * len(wave.positions), *outputs.shape[1:]), "[branches * rows, samples, ...]")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 import triton
 import triton.language as tl
@@ -146,9 +144,9 @@ def _sweep(
             # fewer nodes than that: the last has no weight
             node = tl.minimum(k, nodes - 1).to(tl.int64)
             position = tl.load(positions + node)
-            there = position * step + lane
-            expected = tl.load(outputs + there, mask, 0)
-            moved = tl.load(newest + there, mask, 0) - tl.load(older + there, mask, 0)
+            at_node = position * step + lane
+            expected = tl.load(outputs + at_node, mask, 0)
+            moved = tl.load(newest + at_node, mask, 0) - tl.load(older + at_node, mask, 0)
             expected += tl.load(numbers + position * _NUMBERS + 7) * moved
             s0 = s1
             s1 = s2
@@ -156,15 +154,15 @@ def _sweep(
             s3 = _combined(m + node * m_row + in_row, m_branch, guidance, mask, BRANCHES, GUIDED, dtype) - expected
 
     for i in tl.range(0, window, num_stages=STAGES):
-        there = tl.load(newest + place + step + lane, mask, 0)
+        here = tl.load(newest + place + lane, mask, 0)
         if SPARSE:
             # a node further along comes among those around the point; loads that are masked do not happen
             node = tl.load(walk + 1).to(tl.int64)
-            ahead = tl.load(walk + 2).to(tl.int64) * step + lane
+            at_node = tl.load(walk + 2).to(tl.int64) * step + lane
             comes = node >= 0
             loaded = mask & comes
-            expected = tl.load(outputs + ahead, loaded, 0)
-            moved = tl.load(newest + ahead, loaded, 0) - tl.load(older + ahead, loaded, 0)
+            expected = tl.load(outputs + at_node, loaded, 0)
+            moved = tl.load(newest + at_node, loaded, 0) - tl.load(older + at_node, loaded, 0)
             expected += tl.load(numbers + tl.maximum(tl.load(walk + 2), 0) * _NUMBERS + 7) * moved
             said = _combined(m + node * m_row + in_row, m_branch, guidance, loaded, BRANCHES, GUIDED, dtype)
             s0 = tl.where(comes, s1, s0)
@@ -205,7 +203,6 @@ def _sweep(
         x = f + tl.load(number + 2) * (x - here)
         place += step
         tl.store(made + place + lane, x, mask)
-        here = there
         number += _NUMBERS
 
 
@@ -277,9 +274,7 @@ def _gram(
         tl.store(partials + (number_of_sum * window + row) * programs + part, sums[number_of_sum])
     prefixes += sample * PAIRS * window
     weights += sample * window * H
-    weights_of_last(
-        partials, prefixes, weights, tickets + sample, window, programs, regularisation, H, POINTS, COLUMNS
-    )
+    weights_of_last(partials, prefixes, weights, tickets + sample, window, programs, regularisation, H, POINTS, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["first", "window", "sweeps", "tiles", "samples"])
@@ -373,15 +368,15 @@ def _mix(
             if SCALED:
                 scaled = value * tl.load(scale + position)
             wanted = rounded(scaled, given.dtype.element_ty, BY_HAND)
-            given += enters.to(tl.int64) * given_row + sample * given_sample
+            input_point = given + enters.to(tl.int64) * given_row + sample * given_sample
             if INPUT_DENSE:
-                given += start + lane
+                input_point += start + lane
             else:
                 element = start.to(tl.int32) + lane
-                given += (element // given_inner).to(tl.int64) * given_outer_stride
-                given += (element % given_inner).to(tl.int64) * given_inner_stride
+                input_point += (element // given_inner).to(tl.int64) * given_outer_stride
+                input_point += (element % given_inner).to(tl.int64) * given_inner_stride
             for branch in tl.static_range(INPUTS):
-                tl.store(given + tl.full([], branch, tl.int64) * given_branch, wanted, mask)
+                tl.store(input_point + tl.full([], branch, tl.int64) * given_branch, wanted, mask)
     moved = tl.where(mask, tl.abs(value - x), 0)
     tl.store(partials + (sample * window + row) * tiles + tile, tl.sum(moved, 0))
 
@@ -570,3 +565,86 @@ def _weights(table: Table, wave: Sweep, memory: Memory, history: int) -> Tensor:
 def _gram_block(history: int) -> int:
     """Elements of a tile of the inner products: every vector of it is in registers."""
     return BLOCK if history <= 2 else BLOCK // 2
+
+
+def _of_sweep(
+    name: str, state: str, network: str, branches: int, most_registers: int, *, sparse: bool, extras: bool = False
+) -> Specimen:
+    constants: dict[str, object] = {
+        "ITERATES": 4, "BRANCHES": branches, "GUIDED": branches > 1, "SPARSE": sparse, "CLIPPED": extras,
+        "NOISY": extras, "MOMENTUM": extras, "BEFORE": _A_POINT, "DENSE": True, "STAGES": STAGES,
+        "BLOCK": SWEEP_BLOCK[torch.float32 if state == "fp32" else torch.float64],
+    }  # fmt: skip
+    absent = {"guidance": branches == 1, "draws": not extras, "x0_prev": True, "walk": not sparse, "around": not sparse}
+    constants |= dict.fromkeys(name for name, is_absent in absent.items() if is_absent)
+    types = dict.fromkeys(("iterates", "outputs", "guidance", "draws", "numbers", "around"), f"*{state}")
+    types |= {"m": f"*{network}", "walk": "*i32", "positions": "*i64", "clip": "fp64"}
+    # a thread's accesses of 16 bytes to its elements of a state, and to a row
+    each = int(constants["BLOCK"]) // (32 * SWEEP_WARPS)
+    of_state, of_row = (each * int(dtype[2:]) // 128 for dtype in (state, network))
+    # the first point, the next; outputs and iterates of four nodes, of one and of the point; the noise
+    states = 2 + sparse * (3 * (LOCAL + 1) + 2) + 3 * extras
+    rows = LOCAL + 2 if sparse else 1
+    wide = (states * of_state + branches * rows * of_row, 3 * of_state)
+    return _specimen(f"sweep, {name}", _sweep, types, constants, SWEEP_WARPS, most_registers, wide)
+
+
+def _of_gram(history: int, most_registers: int) -> Specimen:
+    block = _gram_block(history)
+    constants = {
+        "ITERATES": history + 2, "RESIDUALS": history + 1, "H": history, "POINTS": POINTS, "COLUMNS": REDUCED // POINTS,
+        "BLOCK": block,
+    }  # fmt: skip
+    types = dict.fromkeys(("iterates", "residuals", "weights"), "*fp32") | {"tickets": "*i32"}
+    types |= {"partials": "*fp64", "prefixes": "*fp64", "regularisation": "fp64"}
+    wide = ((history + 2) * block // (32 * NUM_WARPS) * 32 // 128, 0)
+    # the inner products may fuse: nothing is compared with them bit by bit
+    name = f"products, {history} differences"
+    return _specimen(name, _gram, types, constants, NUM_WARPS, most_registers, wide, fuses=True)
+
+
+def _of_mix(history: int, network: str, inputs: int, most_registers: int) -> Specimen:
+    constants = {
+        "ITERATES": max(history, 1) + 2, "RESIDUALS": history + 1, "H": history, "KEEPS": history > 0, "SPARSE": False,
+        "ENTERS": True, "SCALED": True, "INPUTS": inputs, "INPUT_DENSE": True, "POINTS": 32, "COLUMNS": 16,
+        "BLOCK": BLOCK, "BY_HAND": False,
+    }  # fmt: skip
+    absent = () if history else ("residuals", "weights")
+    constants |= dict.fromkeys(absent)
+    tensors = ("iterates", "residuals", "weights", "level", "scale", "sample_out", "partials", "change")
+    types = dict.fromkeys(tensors, "*fp32") | {"given": f"*{network}", "entering": "*i32", "still": "*i8"}
+    types |= {"tickets": "*i32"}
+    each = BLOCK // (32 * NUM_WARPS)
+    of_state, of_row = each * 32 // 128, each * int(network[2:]) // 128
+    states = (2 + 2 * history) * of_state
+    wide = (states, (1 + 2 * (history > 0)) * of_state + inputs * of_row)
+    name = f"mixing, {history} differences, {inputs} {network}"
+    return _specimen(name, _mix, types, constants, NUM_WARPS, most_registers, wide)
+
+
+def _specimen(
+    name: str,
+    of: triton.JITFunction,
+    types: dict[str, str],
+    constants: dict[str, object],
+    num_warps: int,
+    most_registers: int,
+    wide: tuple[int, int],
+    fuses: bool = False,
+) -> Specimen:
+    signature = {each: types.get(each, "i32") for each in of.arg_names if each not in constants}
+    return Specimen(name, of, signature, constants, num_warps, most_registers, wide, fuses)
+
+
+# a sweep between nodes holds much: one warp a program may have all registers that there are
+SPECIMENS = [
+    _of_sweep("fp16", "fp32", "fp16", 1, 80, sparse=False),
+    _of_sweep("fp32, 2 branches", "fp32", "fp32", 2, 80, sparse=False),
+    _of_sweep("momentum, noise, clip", "fp32", "fp16", 2, 100, sparse=False, extras=True),
+    _of_sweep("fp16, nodes", "fp32", "fp16", 1, 200, sparse=True),
+    _of_sweep("fp16, 2 branches, nodes", "fp32", "fp16", 2, 255, sparse=True),
+    _of_sweep("3 branches, nodes, momentum, noise, clip", "fp32", "fp32", 3, 255, sparse=True, extras=True),
+    _of_sweep("float64, nodes, momentum, noise, clip", "fp64", "fp64", 2, 255, sparse=True, extras=True),
+    *(_of_gram(*each) for each in ((1, 64), (2, 100), (5, 176))),
+    *(_of_mix(*each) for each in ((0, "fp16", 1, 56), (2, "fp16", 2, 80), (2, "fp32", 1, 80), (5, "fp16", 2, 112))),
+]

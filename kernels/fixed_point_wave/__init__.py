@@ -89,17 +89,18 @@ def fixed_point_wave(
     Raises:
         InvalidArgument: an argument does not fit the table or the memory; it is named.
     """
-    wave, entering = table.sweeps[number], table.rows[number + 1] if number + 1 < len(table.rows) else None
+    wave = table.sweeps[number]
+    rows_to_come = table.rows[number + 1] if number + 1 < len(table.rows) else None
     _check(wave, memory.m, m, guidance)
     if not table.fused or implementation(m.device) == "torch":
         reference.sweep(table, wave, memory, m, guidance)
         _constrain(constrain, wave, memory)
-        return reference.mix(table, wave, memory, network, entering, watch)
+        return reference.mix(table, wave, memory, network, rows_to_come, watch)
     from . import kernel
 
     kernel.sweep(table, wave, memory, m, guidance)
     _constrain(constrain, wave, memory)
-    return kernel.mix(table, wave, memory, network, entering, watch)
+    return kernel.mix(table, wave, memory, network, rows_to_come, watch)
 
 
 def _constrain(constrain: Constrain | None, wave: Sweep, memory: Memory) -> None:

@@ -32,9 +32,7 @@ REDUCED = 512
 # the interpreter truncates where GPUs round
 BY_HAND = interpreted()
 
-# what comes before the first point of a sweep, for its momentum
-_NOTHING, _GIVEN, _A_POINT = 0, 1, 2
-
+# of a step, as they lie in `Table.numbers`: a, b, c, s, e, p, q, response, momentum, spread
 _NUMBERS = tl.constexpr(10)
 _LOCAL = tl.constexpr(LOCAL)
 
@@ -92,7 +90,8 @@ def _sweep(
     CLIPPED: tl.constexpr,
     NOISY: tl.constexpr,
     MOMENTUM: tl.constexpr,
-    BEFORE: tl.constexpr,
+    EARLIER: tl.constexpr,
+    GIVEN: tl.constexpr,
     DENSE: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
@@ -127,9 +126,9 @@ def _sweep(
     number = numbers + first * _NUMBERS
     x0_before = here
     if MOMENTUM:
-        if BEFORE == 1:
+        if GIVEN:
             x0_before = tl.load(x0_prev + in_state + lane, mask, 0)
-        elif BEFORE == 2:
+        if EARLIER:
             x0_before = tl.load(number - _NUMBERS + 5) * tl.load(newest + place - step + lane, mask, 0)
             x0_before += tl.load(number - _NUMBERS + 6) * tl.load(outputs + place - step + lane, mask, 0)
             if CLIPPED:
@@ -191,7 +190,8 @@ def _sweep(
                 x0 = _clamped(x0, clip, dtype, BLOCK)
                 f += tl.load(number + 4) * x0
         if MOMENTUM:
-            if BEFORE == 0:
+            if not (EARLIER or GIVEN):
+                # the first step of all looks back at nothing
                 x0_before = tl.where(i == 0, x0, x0_before)
             added = tl.load(number + 8) * (x0 - x0_before)
             x0_before = x0
@@ -277,7 +277,7 @@ def _gram(
     weights_of_last(partials, prefixes, weights, tickets + sample, window, programs, regularisation, H, POINTS, COLUMNS)
 
 
-@triton.jit(do_not_specialize=["first", "window", "sweeps", "tiles", "samples"])
+@triton.jit(do_not_specialize=["first", "window", "sweeps", "tiles"])
 def _mix(
     iterates,
     residuals,
@@ -295,7 +295,6 @@ def _mix(
     window,
     sweeps,
     tiles,
-    samples,
     elements,
     step,
     iterate_stride,
@@ -417,15 +416,15 @@ def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor
     rows = len(wave.positions)
     block = SWEEP_BLOCK[x.dtype]
     tiles = triton.cdiv(elements, block)
-    before = _NOTHING if memory.x0_prev is None else _GIVEN
+    x0_prev = memory.x0_prev if wave.first == 0 else None
     with on_device_of(x):
         _sweep[(tiles * x.shape[1],)](
             memory.iterates,
             memory.m,
             m,
             guidance,
-            None if table.spread is None else memory.draws,
-            memory.x0_prev if wave.first == 0 else None,
+            memory.draws if table.spread is not None else None,
+            x0_prev,
             table.numbers,
             None if walk is None else walk.rows,
             None if walk is None else walk.weights,
@@ -450,7 +449,8 @@ def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor
             CLIPPED=table.clip is not None,
             NOISY=table.spread is not None,
             MOMENTUM=table.momentum is not None,
-            BEFORE=_A_POINT if wave.first else before,
+            EARLIER=wave.first > 0,
+            GIVEN=x0_prev is not None,
             DENSE=layout == (elements, 0, 1),
             BLOCK=block,
             STAGES=STAGES,
@@ -461,7 +461,7 @@ def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor
 
 
 def mix(
-    table: Table, wave: Sweep, memory: Memory, network: NetworkInput, entering: Tensor | None, watch: bool
+    table: Table, wave: Sweep, memory: Memory, network: NetworkInput, positions: Tensor | None, watch: bool
 ) -> Refined:
     """See `reference.mix`; one launch, and one more where iterates are mixed."""
     x, first = memory.x, wave.first
@@ -469,7 +469,7 @@ def mix(
     elements, step = x[0, 0].numel(), x[0].numel()
     history = table.differences(memory.sweeps)
     weights = None if history == 0 else _weights(table, wave, memory, history)
-    given = None if entering is None else network.empty(len(entering), x[0])
+    given = None if positions is None else network.empty(len(positions), x[0])
     layout = Inner(elements, 0, 1) if given is None else inner_layout("network", given, x)
     tiles = triton.cdiv(elements, BLOCK)
     columns = min(max(triton.next_power_of_2(tiles), 2), 256)
@@ -493,7 +493,6 @@ def mix(
             window,
             memory.sweeps,
             tiles,
-            samples,
             elements,
             step,
             memory.iterates.stride(0),
@@ -572,7 +571,7 @@ def _of_sweep(
 ) -> Specimen:
     constants: dict[str, object] = {
         "ITERATES": 4, "BRANCHES": branches, "GUIDED": branches > 1, "SPARSE": sparse, "CLIPPED": extras,
-        "NOISY": extras, "MOMENTUM": extras, "BEFORE": _A_POINT, "DENSE": True, "STAGES": STAGES,
+        "NOISY": extras, "MOMENTUM": extras, "EARLIER": True, "GIVEN": False, "DENSE": True, "STAGES": STAGES,
         "BLOCK": SWEEP_BLOCK[torch.float32 if state == "fp32" else torch.float64],
     }  # fmt: skip
     absent = {"guidance": branches == 1, "draws": not extras, "x0_prev": True, "walk": not sparse, "around": not sparse}
@@ -618,7 +617,7 @@ def _of_mix(history: int, network: str, inputs: int, most_registers: int) -> Spe
     of_state, of_row = each * 32 // 128, each * int(network[2:]) // 128
     states = (2 + 2 * history) * of_state
     wide = (states, (1 + 2 * (history > 0)) * of_state + inputs * of_row)
-    name = f"mixing, {history} differences, {inputs} {network}"
+    name = f"mixing, {history} differences, {network}"
     return _specimen(name, _mix, types, constants, NUM_WARPS, most_registers, wide)
 
 
@@ -638,11 +637,11 @@ def _specimen(
 
 # a sweep between nodes holds much: one warp a program may have all registers that there are
 SPECIMENS = [
-    _of_sweep("fp32, 2 branches", "fp32", "fp32", 2, 80, sparse=False),
-    _of_sweep("fp16, momentum, noise, clip", "fp32", "fp16", 1, 100, sparse=False, extras=True),
-    _of_sweep("fp16, 2 branches, nodes", "fp32", "fp16", 2, 220, sparse=True),
-    _of_sweep("fp32, 3 branches, nodes, momentum, noise, clip", "fp32", "fp32", 3, 255, sparse=True, extras=True),
-    _of_sweep("fp64, nodes, momentum, noise, clip", "fp64", "fp64", 1, 255, sparse=True, extras=True),
+    _of_sweep("2 branches", "fp32", "fp32", 2, 80, sparse=False),
+    _of_sweep("fp16, noise, clip", "fp32", "fp16", 1, 100, sparse=False, extras=True),
+    _of_sweep("nodes, 2 branches", "fp32", "fp16", 2, 220, sparse=True),
+    _of_sweep("nodes, everything", "fp32", "fp32", 3, 255, sparse=True, extras=True),
+    _of_sweep("nodes, float64", "fp64", "fp64", 1, 255, sparse=True, extras=True),
     *(_of_gram(*each) for each in ((2, 100), (5, 176))),
     *(_of_mix(*each) for each in ((0, "fp16", 1, 56), (2, "fp16", 2, 80), (5, "fp32", 1, 112))),
 ]

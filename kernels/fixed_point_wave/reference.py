@@ -23,9 +23,12 @@ def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor
 
 
 def mix(
-    table: Table, wave: Sweep, memory: Memory, network: NetworkInput, entering: Tensor | None, watch: bool
+    table: Table, wave: Sweep, memory: Memory, network: NetworkInput, positions: Tensor | None, watch: bool
 ) -> Refined:
-    """Mix the points that a sweep has left in `memory.after`, which is then the newest iterate."""
+    """Mix the points that a sweep has left in `memory.after`, which is then the newest iterate.
+
+    positions: of the next wave's rows; None: there is none.
+    """
     first, x, after = wave.first, memory.x, memory.after
     if table.history:
         after[first + 1 :] = mixed(table, memory, after[first + 1 :], first, table.num_steps)
@@ -37,7 +40,7 @@ def mix(
             still = torch.zeros_like(still)
     change = (table.weight * moved.abs().flatten(2).mean(2)).amax(0)
     memory.advance(table.num_steps)
-    given = None if entering is None else network_input(table, entering, memory.x, network)
+    given = None if positions is None else network_input(table, positions, memory.x, network)
     return Refined(after[-1].clone(), change, still, given)
 
 

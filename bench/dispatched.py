@@ -198,7 +198,7 @@ def _of_a_wave(implementation: Any) -> list[_Kernel]:
     if implementation is None:
         return []
     return [
-        (implementation, "sweep", _one, _unknown, _fused),
+        (implementation, "sweep", _of_sweep, _unknown, _fused),
         (implementation, "mix", _of_mixing, _unknown, _fused),
     ]
 
@@ -251,9 +251,14 @@ def _two(*_: Any) -> int:
     return 2
 
 
-def _of_mixing(table: Any, wave: Any, memory: Any, *_: Any) -> int:
-    """The inner products are one more, where there are differences."""
-    return 2 if table.differences(memory.sweeps) else 1
+def _of_sweep(table: Any, wave: Any, memory: Any, *_: Any) -> int:
+    """The first one may launch the other kind too."""
+    return 1 + int(memory.sweeps == 0 and wave.walk is not None and table.both_kinds)
+
+
+def _of_mixing(table: Any, *_: Any) -> int:
+    """The inner products are one more."""
+    return 2 if table.history else 1
 
 
 def _always(*_: Any) -> bool:

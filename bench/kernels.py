@@ -169,7 +169,7 @@ def of_fixed_point_wave(moved: int | None, device: torch.device) -> Subject:
     def reference() -> None:
         memory.lasts[:] = [WINDOW] * table.history
         wave_reference.sweep(table, wave, memory, m, None)
-        given[:] = [wave_reference.mix(table, wave, memory, network, table.rows[1], False).entering]
+        given[:] = [wave_reference.mix(table, wave, memory, network, False).entering]
 
     return Subject(run, reference, results, each * elements)
 

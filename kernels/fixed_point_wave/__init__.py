@@ -90,17 +90,16 @@ def fixed_point_wave(
         InvalidArgument: an argument does not fit the table or the memory; it is named.
     """
     wave = table.sweeps[number]
-    rows_to_come = table.rows[number + 1] if number + 1 < len(table.rows) else None
     _check(wave, memory.m, m, guidance)
     if not table.fused or implementation(m.device) == "torch":
         reference.sweep(table, wave, memory, m, guidance)
         _constrain(constrain, wave, memory)
-        return reference.mix(table, wave, memory, network, rows_to_come, watch)
+        return reference.mix(table, wave, memory, network, watch)
     from . import kernel
 
     kernel.sweep(table, wave, memory, m, guidance)
     _constrain(constrain, wave, memory)
-    return kernel.mix(table, wave, memory, network, rows_to_come, watch)
+    return kernel.mix(table, wave, memory, network, watch)
 
 
 def _constrain(constrain: Constrain | None, wave: Sweep, memory: Memory) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..anderson_mix.kernel import weights_of_last
 from ..arithmetic import rounded
 from ..dispatch import interpreted, on_device_of
-from ..layout import Inner, inner_layout, with_inner_layout
+from ..layout import inner_layout, with_inner_layout
 from ..resources import Specimen
 from ..wave_update.buffers import NetworkInput
 from .memory import Memory, Refined
@@ -90,7 +90,6 @@ def _sweep(
     CLIPPED: tl.constexpr,
     NOISY: tl.constexpr,
     MOMENTUM: tl.constexpr,
-    EARLIER: tl.constexpr,
     GIVEN: tl.constexpr,
     DENSE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -128,7 +127,7 @@ def _sweep(
     if MOMENTUM:
         if GIVEN:
             x0_before = tl.load(x0_prev + in_state + lane, mask, 0)
-        if EARLIER:
+        if first > 0:
             x0_before = tl.load(number - _NUMBERS + 5) * tl.load(newest + place - step + lane, mask, 0)
             x0_before += tl.load(number - _NUMBERS + 6) * tl.load(outputs + place - step + lane, mask, 0)
             if CLIPPED:
@@ -190,9 +189,9 @@ def _sweep(
                 x0 = _clamped(x0, clip, dtype, BLOCK)
                 f += tl.load(number + 4) * x0
         if MOMENTUM:
-            if not (EARLIER or GIVEN):
+            if not GIVEN:
                 # the first step of all looks back at nothing
-                x0_before = tl.where(i == 0, x0, x0_before)
+                x0_before = tl.where(first + i == 0, x0, x0_before)
             added = tl.load(number + 8) * (x0 - x0_before)
             x0_before = x0
             if NOISY:
@@ -206,7 +205,7 @@ def _sweep(
         number += _NUMBERS
 
 
-@triton.jit(do_not_specialize=["first", "window", "sweeps", "programs", "tiles_each"])
+@triton.jit(do_not_specialize=["first", "window", "sweeps", "count", "programs", "tiles_each"])
 def _gram(
     iterates,
     residuals,
@@ -217,6 +216,7 @@ def _gram(
     first,
     window,
     sweeps,
+    count,
     programs,
     tiles_each,
     elements,
@@ -249,17 +249,17 @@ def _gram(
         lane = tl.arange(0, BLOCK)
         mask = lane < elements - start
         residual = tl.load(made + start + lane, mask, 0) - tl.load(newest + start + lane, mask, 0)
-        # differences, the oldest first; each rounded in the dtype of the state
+        # differences, the oldest first, each rounded in the dtype of the state; zero where there is none yet
         vectors = ()
         oldest = ((sweeps + RESIDUALS - H) % RESIDUALS).to(tl.int64) * iterate_stride
-        older = tl.load(residuals + oldest + start + lane, mask, 0)
+        older = tl.load(residuals + oldest + start + lane, mask & (count >= H), 0)
         for a in tl.static_range(H):
             if a == H - 1:
                 newer = residual
             else:
                 slot = ((sweeps + RESIDUALS - H + 1 + a) % RESIDUALS).to(tl.int64) * iterate_stride
-                newer = tl.load(residuals + slot + start + lane, mask, 0)
-            vectors = vectors + ((newer - older).to(tl.float64),)
+                newer = tl.load(residuals + slot + start + lane, mask & (count >= H - 1 - a), 0)
+            vectors = vectors + (tl.where(count >= H - a, newer - older, 0).to(tl.float64),)
             older = newer
         vectors = vectors + (residual.to(tl.float64),)
         added = ()
@@ -277,7 +277,7 @@ def _gram(
     weights_of_last(partials, prefixes, weights, tickets + sample, window, programs, regularisation, H, POINTS, COLUMNS)
 
 
-@triton.jit(do_not_specialize=["first", "window", "sweeps", "tiles"])
+@triton.jit(do_not_specialize=["first", "window", "sweeps", "count", "interpolated", "tiles"])
 def _mix(
     iterates,
     residuals,
@@ -294,6 +294,8 @@ def _mix(
     first,
     window,
     sweeps,
+    count,
+    interpolated,
     tiles,
     elements,
     step,
@@ -307,9 +309,6 @@ def _mix(
     ITERATES: tl.constexpr,
     RESIDUALS: tl.constexpr,
     H: tl.constexpr,
-    KEEPS: tl.constexpr,
-    SPARSE: tl.constexpr,
-    ENTERS: tl.constexpr,
     SCALED: tl.constexpr,
     INPUTS: tl.constexpr,
     INPUT_DENSE: tl.constexpr,
@@ -332,50 +331,50 @@ def _mix(
     x = tl.load(iterates + (sweeps % ITERATES).to(tl.int64) * iterate_stride + place + lane, mask, 0)
     value = tl.load(made + lane, mask, 0)
     residual = value - x
-    if KEEPS:
-        tl.store(residuals + (sweeps % RESIDUALS).to(tl.int64) * iterate_stride + place + lane, residual, mask)
-    # the first one is exact if the one before is, to the bit: x + (f - x) would round
     if H > 0:
-        if row > 0:
+        tl.store(residuals + (sweeps % RESIDUALS).to(tl.int64) * iterate_stride + place + lane, residual, mask)
+        # the first one is exact if the one before is, to the bit: x + (f - x) would round
+        if (row > 0) & (count > 0):
             weights += (sample * window + row) * H
             correction = tl.zeros([BLOCK], dtype)
             slot = ((sweeps + ITERATES - H) % ITERATES).to(tl.int64) * iterate_stride
-            older = tl.load(iterates + slot + place + lane, mask, 0)
+            older = tl.load(iterates + slot + place + lane, mask & (count >= H), 0)
             slot = ((sweeps + RESIDUALS - H) % RESIDUALS).to(tl.int64) * iterate_stride
-            older_residual = tl.load(residuals + slot + place + lane, mask, 0)
+            older_residual = tl.load(residuals + slot + place + lane, mask & (count >= H), 0)
             # the oldest first
             for a in tl.static_range(H):
                 if a == H - 1:
                     newer = x
                     newer_residual = residual
                 else:
+                    there = mask & (count >= H - 1 - a)
                     slot = ((sweeps + ITERATES - H + 1 + a) % ITERATES).to(tl.int64) * iterate_stride
-                    newer = tl.load(iterates + slot + place + lane, mask, 0)
+                    newer = tl.load(iterates + slot + place + lane, there, 0)
                     slot = ((sweeps + RESIDUALS - H + 1 + a) % RESIDUALS).to(tl.int64) * iterate_stride
-                    newer_residual = tl.load(residuals + slot + place + lane, mask, 0)
-                correction += tl.load(weights + a) * ((newer - older) + (newer_residual - older_residual))
+                    newer_residual = tl.load(residuals + slot + place + lane, there, 0)
+                both = (newer - older) + (newer_residual - older_residual)
+                correction += tl.where(count >= H - a, tl.load(weights + a) * both, 0)
                 older = newer
                 older_residual = newer_residual
             value = (x + residual) - correction
             tl.store(made + lane, value, mask)
     if row == window - 1:
         tl.store(sample_out + sample * elements + start + lane, value, mask)
-    if ENTERS:
-        enters = tl.load(entering + position)
-        if enters >= 0:
-            scaled = value
-            if SCALED:
-                scaled = value * tl.load(scale + position)
-            wanted = rounded(scaled, given.dtype.element_ty, BY_HAND)
-            input_point = given + enters.to(tl.int64) * given_row + sample * given_sample
-            if INPUT_DENSE:
-                input_point += start + lane
-            else:
-                element = start.to(tl.int32) + lane
-                input_point += (element // given_inner).to(tl.int64) * given_outer_stride
-                input_point += (element % given_inner).to(tl.int64) * given_inner_stride
-            for branch in tl.static_range(INPUTS):
-                tl.store(input_point + tl.full([], branch, tl.int64) * given_branch, wanted, mask)
+    enters = tl.load(entering + position)
+    if enters >= 0:
+        scaled = value
+        if SCALED:
+            scaled = value * tl.load(scale + position)
+        wanted = rounded(scaled, given.dtype.element_ty, BY_HAND)
+        input_point = given + enters.to(tl.int64) * given_row + sample * given_sample
+        if INPUT_DENSE:
+            input_point += start + lane
+        else:
+            element = start.to(tl.int32) + lane
+            input_point += (element // given_inner).to(tl.int64) * given_outer_stride
+            input_point += (element % given_inner).to(tl.int64) * given_inner_stride
+        for branch in tl.static_range(INPUTS):
+            tl.store(input_point + tl.full([], branch, tl.int64) * given_branch, wanted, mask)
     moved = tl.where(mask, tl.abs(value - x), 0)
     tl.store(partials + (sample * window + row) * tiles + tile, tl.sum(moved, 0))
 
@@ -400,23 +399,30 @@ def _mix(
             not_numbers += tl.sum((of_point != of_point).to(tl.int32), 0)
         largest = tl.where(not_numbers > 0, float("nan"), largest)
         tl.store(change + sample, largest)
-        is_still = largest == 0
-        if SPARSE:
-            # what is interpolated may move as long as it is
-            is_still = is_still & False
+        # what is interpolated may move as long as it is
+        is_still = (largest == 0) & (interpolated == 0)
         tl.store(still + sample, is_still.to(tl.int8))
 
 
 def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor | None) -> None:
-    """See `reference.sweep`; one launch."""
+    """See `reference.sweep`; one launch.
+
+    In a run of both kinds of sweeps the first one launches the other kind too, to do nothing: what is launched for the
+    first time is compiled and loaded, and a later one may be under capture.
+    """
+    m = with_inner_layout(m, memory.x)
+    if memory.sweeps == 0 and wave.walk is not None and table.both_kinds:
+        _launch_sweep(table, wave._replace(walk=None), memory, m, guidance, 0)
+    _launch_sweep(table, wave, memory, m, guidance, table.num_steps - wave.first)
+
+
+def _launch_sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor | None, window: int) -> None:
     x, walk = memory.x, wave.walk
     elements, step = x[0, 0].numel(), x[0].numel()
-    m = with_inner_layout(m, x)
     layout = inner_layout("m", m, x)
     rows = len(wave.positions)
     block = SWEEP_BLOCK[x.dtype]
     tiles = triton.cdiv(elements, block)
-    x0_prev = memory.x0_prev if wave.first == 0 else None
     with on_device_of(x):
         _sweep[(tiles * x.shape[1],)](
             memory.iterates,
@@ -424,13 +430,13 @@ def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor
             m,
             guidance,
             memory.draws if table.spread is not None else None,
-            x0_prev,
+            memory.x0_prev,
             table.numbers,
             None if walk is None else walk.rows,
             None if walk is None else walk.weights,
             wave.positions,
             wave.first,
-            table.num_steps - wave.first,
+            window,
             rows,
             memory.sweeps,
             tiles,
@@ -449,8 +455,7 @@ def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor
             CLIPPED=table.clip is not None,
             NOISY=table.spread is not None,
             MOMENTUM=table.momentum is not None,
-            EARLIER=wave.first > 0,
-            GIVEN=x0_prev is not None,
+            GIVEN=memory.x0_prev is not None,
             DENSE=layout == (elements, 0, 1),
             BLOCK=block,
             STAGES=STAGES,
@@ -460,17 +465,14 @@ def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor
         )
 
 
-def mix(
-    table: Table, wave: Sweep, memory: Memory, network: NetworkInput, positions: Tensor | None, watch: bool
-) -> Refined:
-    """See `reference.mix`; one launch, and one more where iterates are mixed."""
+def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, watch: bool) -> Refined:
+    """See `reference.mix`; one launch, and one more with history. Which kernels these are is the same in all sweeps."""
     x, first = memory.x, wave.first
     samples, window = x.shape[1], table.num_steps - first
     elements, step = x[0, 0].numel(), x[0].numel()
-    history = table.differences(memory.sweeps)
-    weights = None if history == 0 else _weights(table, wave, memory, history)
-    given = None if positions is None else network.empty(len(positions), x[0])
-    layout = Inner(elements, 0, 1) if given is None else inner_layout("network", given, x)
+    weights = _weights(table, wave, memory) if table.history else None
+    given = network.empty(0 if wave.to_come is None else len(wave.to_come), x[0])
+    layout = inner_layout("network", given, x)
     tiles = triton.cdiv(elements, BLOCK)
     columns = min(max(triton.next_power_of_2(tiles), 2), 256)
     sample, change = x.new_empty(x.shape[1:]), x.new_empty(samples)
@@ -492,20 +494,19 @@ def mix(
             first,
             window,
             memory.sweeps,
+            table.differences(memory.sweeps),
+            int(wave.weights is not None),
             tiles,
             elements,
             step,
             memory.iterates.stride(0),
-            0 if given is None else len(given) // network.branches * given.stride(0),
-            0 if given is None else given.stride(0),
-            0 if given is None else given.stride(1),
+            len(given) // network.branches * given.stride(0),
+            given.stride(0),
+            given.stride(1),
             *layout,
             ITERATES=len(memory.iterates),
             RESIDUALS=max(1, len(memory.residuals)),
-            H=history,
-            KEEPS=table.history > 0,
-            SPARSE=wave.weights is not None,
-            ENTERS=given is not None,
+            H=table.history,
             SCALED=table.input_scale is not None,
             INPUTS=network.branches,
             INPUT_DENSE=layout == (elements, 0, 1),
@@ -518,19 +519,19 @@ def mix(
             enable_fp_fusion=False,
         )
     memory.advance(table.num_steps)
-    return Refined(sample, change, still if watch else None, given)
+    return Refined(sample, change, still if watch else None, None if wave.to_come is None else given)
 
 
-def _weights(table: Table, wave: Sweep, memory: Memory, history: int) -> Tensor:
+def _weights(table: Table, wave: Sweep, memory: Memory) -> Tensor:
     """Of each difference at each point, [samples, points, H]; one launch."""
-    x, first = memory.x, wave.first
+    x, first, history = memory.x, wave.first, table.history
     samples, window = x.shape[1], table.num_steps - first
     elements = x[0, 0].numel()
     block = _gram_block(history)
     tiles = triton.cdiv(elements, block)
     tiles_each = triton.cdiv(tiles, max(1, PROGRAMS // (window * samples)))
     programs = triton.cdiv(tiles, tiles_each)
-    points = min(max(triton.next_power_of_2(window), 16), POINTS)
+    points = min(max(triton.next_power_of_2(table.num_steps), 16), POINTS)
     pairs = history * (history + 1) // 2 + history
     weights = x.new_empty(samples, window, history)
     with on_device_of(x):
@@ -544,6 +545,7 @@ def _weights(table: Table, wave: Sweep, memory: Memory, history: int) -> Tensor:
             first,
             window,
             memory.sweeps,
+            table.differences(memory.sweeps),
             programs,
             tiles_each,
             elements,
@@ -571,7 +573,7 @@ def _of_sweep(
 ) -> Specimen:
     constants: dict[str, object] = {
         "ITERATES": 4, "BRANCHES": branches, "GUIDED": branches > 1, "SPARSE": sparse, "CLIPPED": extras,
-        "NOISY": extras, "MOMENTUM": extras, "EARLIER": True, "GIVEN": False, "DENSE": True, "STAGES": STAGES,
+        "NOISY": extras, "MOMENTUM": extras, "GIVEN": False, "DENSE": True, "STAGES": STAGES,
         "BLOCK": SWEEP_BLOCK[torch.float32 if state == "fp32" else torch.float64],
     }  # fmt: skip
     absent = {"guidance": branches == 1, "draws": not extras, "x0_prev": True, "walk": not sparse, "around": not sparse}
@@ -604,9 +606,8 @@ def _of_gram(history: int, most_registers: int) -> Specimen:
 
 def _of_mix(history: int, network: str, inputs: int, most_registers: int) -> Specimen:
     constants = {
-        "ITERATES": max(history, 1) + 2, "RESIDUALS": history + 1, "H": history, "KEEPS": history > 0, "SPARSE": False,
-        "ENTERS": True, "SCALED": True, "INPUTS": inputs, "INPUT_DENSE": True, "POINTS": 32, "COLUMNS": 16,
-        "BLOCK": BLOCK, "BY_HAND": False,
+        "ITERATES": max(history, 1) + 2, "RESIDUALS": history + 1, "H": history, "SCALED": True,
+        "INPUTS": inputs, "INPUT_DENSE": True, "POINTS": 32, "COLUMNS": 16, "BLOCK": BLOCK, "BY_HAND": False,
     }  # fmt: skip
     absent = () if history else ("residuals", "weights")
     constants |= dict.fromkeys(absent)

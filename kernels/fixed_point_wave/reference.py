@@ -22,13 +22,8 @@ def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor
     torch.cat([memory.x[: first + 1], points], out=memory.after)
 
 
-def mix(
-    table: Table, wave: Sweep, memory: Memory, network: NetworkInput, positions: Tensor | None, watch: bool
-) -> Refined:
-    """Mix the points that a sweep has left in `memory.after`, which is then the newest iterate.
-
-    positions: of the next wave's rows; None: there is none.
-    """
+def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, watch: bool) -> Refined:
+    """Mix the points that a sweep has left in `memory.after`, which is then the newest iterate."""
     first, x, after = wave.first, memory.x, memory.after
     if table.history:
         after[first + 1 :] = mixed(table, memory, after[first + 1 :], first, table.num_steps)
@@ -40,7 +35,7 @@ def mix(
             still = torch.zeros_like(still)
     change = (table.weight * moved.abs().flatten(2).mean(2)).amax(0)
     memory.advance(table.num_steps)
-    given = None if positions is None else network_input(table, positions, memory.x, network)
+    given = None if wave.to_come is None else network_input(table, wave.to_come, memory.x, network)
     return Refined(after[-1].clone(), change, still, given)
 
 

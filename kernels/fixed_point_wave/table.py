@@ -42,7 +42,8 @@ class Sweep(NamedTuple):
         positions: of all.
         weights: [N - first, nodes], of the nodes in every point from the first on; None: they are all points.
         walk: the same for the kernel.
-        entering: [N + 1] int32, which row of the wave that comes next a point is, -1: none; None: no wave does.
+        to_come: positions of the rows of the wave that comes next; None: no wave does, or the window slides.
+        entering: [N + 1] int32, which row of it a point is, -1: none; None: the window slides.
     """
 
     first: int
@@ -50,6 +51,7 @@ class Sweep(NamedTuple):
     positions: Tensor
     weights: Tensor | None
     walk: Walk | None
+    to_come: Tensor | None
     entering: Tensor | None
 
 
@@ -98,6 +100,11 @@ class Table:
     def fused(self) -> bool:
         """The kernels can do it: the correction reaches all the way along."""
         return self.scan.order is None
+
+    @property
+    def both_kinds(self) -> bool:
+        """Of some sweeps all points are rows, of others not."""
+        return len({sweep.walk is None for sweep in self.sweeps.values()}) == 2
 
     def differences(self, sweeps: int) -> int:
         """To how many earlier iterates a sweep mixes its differences, after so many sweeps.

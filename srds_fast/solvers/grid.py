@@ -52,6 +52,7 @@ def grid_of(noise: NoiseTable, program: Sweeps, options: FixedPoint, like: Like,
     scan = PreparedScan(steps, like.dtype, like.device, like.ndim, noise.clip, options.order)
     of_output = column((response - noise.p) / noise.q)
     momentum, spread = (None if each is None else column(each) for each in (noise.momentum, noise.spread))
+    rows = tuple(torch.tensor(positions, device=like.device) for positions in program.positions)
     table = Table(
         column(noise.p),
         column(noise.q),
@@ -62,8 +63,8 @@ def grid_of(noise: NoiseTable, program: Sweeps, options: FixedPoint, like: Like,
         spread,
         scan,
         _weight(noise).to(like.device, like.dtype)[:, None],
-        tuple(torch.tensor(positions, device=like.device) for positions in program.positions),
-        _sweeps(noise, program, like, slides=options.window is not None),
+        rows,
+        _sweeps(noise, program, like, rows, slides=options.window is not None),
         options.history,
         options.regularisation,
         MIXINGS_OF_ALL if options.num_nodes is None else MOST_SPARSE_SWEEPS,
@@ -118,7 +119,9 @@ def _step(noise: NoiseTable, index: int, c: float) -> Coefficients:
     return Coefficients(a, b, c, 1.0, e, noise.numbers["p"][index], noise.numbers["q"][index])
 
 
-def _sweeps(noise: NoiseTable, program: Sweeps, like: Like, *, slides: bool) -> dict[int, Sweep]:
+def _sweeps(
+    noise: NoiseTable, program: Sweeps, like: Like, rows: tuple[Tensor, ...], *, slides: bool
+) -> dict[int, Sweep]:
     # along the angle the output is smoother than along the steps or along the log-SNR
     way = torch.atan2(noise.sigma, noise.alpha)
     if not bool((way.diff() < -1e-9).all()):
@@ -134,13 +137,15 @@ def _sweeps(noise: NoiseTable, program: Sweeps, like: Like, *, slides: bool) -> 
             weights = interpolation(way[list(positions)], way[first:])
             walked = walk(positions, weights).to(like.device, like.dtype)
             weights = weights.to(like.device, like.dtype)
-        entering = None
-        if number + 1 < len(program) and not slides:
+        to_come, entering = None, None
+        if not slides:
             entering = torch.full((noise.num_steps + 1,), -1, dtype=torch.int32)
-            entering[list(program.positions[number + 1])] = torch.arange(len(program.positions[number + 1])).int()
+            if number + 1 < len(program):
+                to_come, next_rows = rows[number + 1], program.positions[number + 1]
+                entering[list(next_rows)] = torch.arange(len(next_rows), dtype=torch.int32)
             entering = entering.to(like.device)
         at = torch.tensor(positions, device=like.device)
-        found[number] = Sweep(first, last, at, weights, walked, entering)
+        found[number] = Sweep(first, last, at, weights, walked, to_come, entering)
         positions = ()
     return found
 

@@ -268,7 +268,7 @@ def test_steps_round_as_the_reference_does(
     points, _ = affine_scan.affine_scan(y, m, table.scan.table[number:], noise=added, clip=clip)
     assert torch.equal(memory.m[number:], expected.m[number:])
     assert torch.equal(memory.after[number:], torch.cat([y[:1], points]))
-    kernel.mix(table, table.sweeps[number], memory, problem.network, None, False)
+    kernel.mix(table, table.sweeps[number], memory, problem.network, False)
     assert torch.equal(memory.x[number + 1], points[0])
     assert not torch.equal(memory.x[number + 1 :], points) or number == 0
 

@@ -7,7 +7,7 @@ is there, and what its reference computes in place of it is left out but for `op
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -23,6 +23,10 @@ from srds_fast.kernels.affine_scan.prepared import PreparedScan
 from srds_fast.kernels.anderson_mix import reference as anderson_mix
 from srds_fast.kernels.wave_update import reference as wave_update
 from srds_fast.kernels.wave_update.traffic import traffic
+
+fixed_point_wave: Any = None
+with suppress(ImportError):  # of commits that `compare` may be given
+    from srds_fast.kernels.fixed_point_wave import reference as fixed_point_wave
 
 _READS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 _EMPTY = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
@@ -126,7 +130,12 @@ class Dispatched(TorchDispatchMode):
             self.counts += Counts(host_waits=1)
 
     def _replace(
-        self, owner: Any, name: str, launches: int, moved: Callable[..., int], stands: Callable[..., bool]
+        self,
+        owner: Any,
+        name: str,
+        launches: Callable[..., int],
+        moved: Callable[..., int],
+        stands: Callable[..., bool],
     ) -> None:
         """Count a kernel, or the reference where it stands for one, as so many launches."""
         kernel = getattr(owner, name)
@@ -134,6 +143,7 @@ class Dispatched(TorchDispatchMode):
         def counted(*args: Any, **kwargs: Any) -> Any:
             if self._in_kernel or not stands(*args):
                 return kernel(*args, **kwargs)
+            count = launches(*args)
             self._in_kernel = True
             try:
                 out = kernel(*args, **kwargs)
@@ -142,7 +152,7 @@ class Dispatched(TorchDispatchMode):
             if not self._unseen:
                 made = new_in(out, tensors_in((args, kwargs)))
                 self.counts += Counts(
-                    launches=launches,
+                    launches=count,
                     allocations=len(made),
                     bytes_allocated=sum(map(_bytes, made)),
                     bytes_moved=moved(*args),
@@ -153,16 +163,17 @@ class Dispatched(TorchDispatchMode):
         setattr(owner, name, counted)
 
 
-_Kernel = tuple[Any, str, int, Callable[..., int], Callable[..., bool]]
-"""Where a function is, its name, its launches, the bytes that a call moves, and whether a call is one of a kernel."""
+_Kernel = tuple[Any, str, Callable[..., int], Callable[..., int], Callable[..., bool]]
+"""Where a function is, its name; of a call: its launches, the bytes that it moves, whether it is one of a kernel."""
 
 
 def _stand_ins() -> list[_Kernel]:
     return [
-        (wave_update, "wave_update", 1, _moved, _always),
-        (affine_scan, "affine_scan", 1, _unknown, _always),
-        (anderson_mix, "anderson_mix", 2, _unknown, _always),
-        (PreparedScan, "__call__", 1, _unknown, _reaches_all),
+        (wave_update, "wave_update", _one, _moved, _always),
+        (affine_scan, "affine_scan", _one, _unknown, _always),
+        (anderson_mix, "anderson_mix", _two, _unknown, _always),
+        (PreparedScan, "__call__", _one, _unknown, _reaches_all),
+        *_of_a_wave(fixed_point_wave),
     ]
 
 
@@ -171,10 +182,24 @@ def _kernels() -> list[_Kernel]:
     from srds_fast.kernels.anderson_mix import kernel as anderson_mix
     from srds_fast.kernels.wave_update import kernel as wave_update
 
+    wave: Any = None
+    with suppress(ImportError):
+        from srds_fast.kernels.fixed_point_wave import kernel as wave
+
     return [
-        (wave_update, "wave_update", 1, _moved, _always),
-        (affine_scan, "affine_scan", 1, _unknown, _always),
-        (anderson_mix, "anderson_mix", 2, _unknown, _always),
+        (wave_update, "wave_update", _one, _moved, _always),
+        (affine_scan, "affine_scan", _one, _unknown, _always),
+        (anderson_mix, "anderson_mix", _two, _unknown, _always),
+        *_of_a_wave(wave),
+    ]
+
+
+def _of_a_wave(implementation: Any) -> list[_Kernel]:
+    if implementation is None:
+        return []
+    return [
+        (implementation, "sweep", _of_sweep, _unknown, _fused),
+        (implementation, "mix", _of_mixing, _unknown, _fused),
     ]
 
 
@@ -218,6 +243,24 @@ def _unknown(*_: Any) -> int:
     return 0
 
 
+def _one(*_: Any) -> int:
+    return 1
+
+
+def _two(*_: Any) -> int:
+    return 2
+
+
+def _of_sweep(table: Any, wave: Any, memory: Any, *_: Any) -> int:
+    """The first one may launch the other kind too."""
+    return 1 + int(memory.sweeps == 0 and wave.walk is not None and table.both_kinds)
+
+
+def _of_mixing(table: Any, *_: Any) -> int:
+    """The inner products are one more."""
+    return 2 if table.history else 1
+
+
 def _always(*_: Any) -> bool:
     return True
 
@@ -225,6 +268,11 @@ def _always(*_: Any) -> bool:
 def _reaches_all(scan: PreparedScan, *_: Any) -> bool:
     """A correction along some steps only is no kernel's: on a CUDA device, too, it is torch's operations."""
     return getattr(scan, "order", None) is None  # commits that `compare` may be given do not tell
+
+
+def _fused(table: Any, *_: Any) -> bool:
+    fused: bool = table.fused
+    return fused
 
 
 def _bytes(tensor: Tensor) -> int:

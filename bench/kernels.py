@@ -10,7 +10,7 @@ host; "called" is a call from Python, host included; "of copy" is against a copy
 hold a part of the smaller ones. On the CPU the functions are their references, and only the smallest size runs: what is
 measured there means nothing, but that it runs. torch.compile comes last, after all rows, since it takes longest.
 
-Bytes are the fewest that the operation can move. Aims on a GPU: 0.85 of a copy's bandwidth from 64 MB on, 8
+Bytes are the fewest that the operation can move. Aims on a GPU: 0.9 of a copy's bandwidth from 64 MB on, 6
 microseconds at the latent.
 """
 
@@ -139,12 +139,57 @@ def of_anderson_mix(moved: int | None, device: torch.device) -> Subject:
     return Subject(run, reference, lambda: [out.clone()], each * elements)
 
 
+def of_fixed_point_wave(moved: int | None, device: torch.device) -> Subject:
+    """ParaTAA's wave in the middle of a run: 10 points, two differences, one half-precision row each in and out.
+
+    On a GPU the reference is what windows that slide run: operations of PyTorch about the other two kernels.
+    """
+    # here: a commit that lacks it can still be compared in the others
+    from srds_fast.kernels import fixed_point_wave
+    from srds_fast.kernels.fixed_point_wave import reference as wave_reference
+    from srds_fast.methods import ParaTAA
+    from srds_fast.solvers.grid import grid_of
+    from srds_fast.steps import Like
+
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(WINDOW)
+    waves, like = program.fixed_point(WINDOW, WINDOW), Like(torch.float32, device, 2)
+    table = grid_of(noise_table(scheduler), waves, ParaTAA(), like, scaled=False).table
+    each = fixed_point_wave.bytes_per_element(torch.float32, torch.float16, table.history) * WINDOW
+    elements = _elements(moved, each)
+    memory = fixed_point_wave.Memory(table, torch.empty(1, elements, device=device))
+    for written in (memory.iterates, memory.residuals):
+        written.normal_()
+    m = torch.randn(WINDOW, 1, elements, device=device).half()
+    network, wave = wave_update.NetworkInput(torch.float16), table.sweeps[0]
+    given: list[Tensor] = []
+
+    def results() -> list[Tensor]:
+        return [memory.iterates.clone(), given[0].float()]
+
+    def run() -> None:
+        memory.lasts[:] = [WINDOW] * table.history
+        given[:] = [fixed_point_wave.fixed_point_wave(table, 0, memory, m, network=network).entering]
+
+    def reference() -> None:
+        memory.lasts[:] = [WINDOW] * table.history
+        wave_reference.sweep(table, wave, memory, m, None)
+        given[:] = [wave_reference.mix(table, wave, memory, network, False).entering]
+
+    return Subject(run, reference, results, each * elements)
+
+
 def _elements(moved: int | None, each: int) -> int:
     """Of a state, so that a call moves so many bytes; whole blocks of 1024."""
     return LATENT if moved is None else math.ceil(moved / each / 1024) * 1024
 
 
-SUBJECTS = {"wave_update": of_wave_update, "affine_scan": of_affine_scan, "anderson_mix": of_anderson_mix}
+SUBJECTS = {
+    "wave_update": of_wave_update,
+    "affine_scan": of_affine_scan,
+    "anderson_mix": of_anderson_mix,
+    "fixed_point_wave": of_fixed_point_wave,
+}
 
 
 def checked(subject: Subject) -> None:
@@ -193,7 +238,7 @@ def _line(row: dict[str, Any]) -> str:
             f"{row['of_copy']:9.2f}{row['eager'] / row['seconds']:7.2f}x"
         )
     called = f"{1e6 * row['called']:11.1f}{row['eager_called'] / row['called']:7.2f}x"
-    return f"{row['operation']:14}{row['size']:>10}{row['rows']:6}{on_device}{called}"
+    return f"{row['operation']:17}{row['size']:>10}{row['rows']:6}{on_device}{called}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -216,7 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
             found = {"environment": environment(), "copy_bytes_per_second": ceiling, "rows": rows}
             options.json.write_text(json.dumps(found, indent=1) + "\n")
 
-    titles = {"": 14, "size": 10, "rows": 6, "us": 9, "GB/s": 7, "of copy": 9, "eager": 8, "called us": 11}
+    titles = {"": 17, "size": 10, "rows": 6, "us": 9, "GB/s": 7, "of copy": 9, "eager": 8, "called us": 11}
     print("".join(f"{title:>{width}}" for title, width in titles.items()) + f"{'eager':>8}")
     for name in SUBJECTS:
         for size in options.sizes:
@@ -232,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
             told = f"{row['compiled'] / row['seconds']:.2f}x"
         except Exception as why:  # whatever a compiler raises
             told = f"failed: {type(why).__name__}: {' '.join(str(why).split())[:200]}"
-        print(f"{row['operation']:14}{row['size']:>10}  {told}", flush=True)
+        print(f"{row['operation']:17}{row['size']:>10}  {told}", flush=True)
         write()
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-OPERATIONS = ("wave_update", "affine_scan", "anderson_mix")
+OPERATIONS = ("wave_update", "affine_scan", "anderson_mix", "fixed_point_wave")
 CAPABILITIES = (80, 90, 100)
 
 
@@ -137,14 +137,14 @@ def main() -> None:
     wanted = parser.parse_args().operations
     if not set(wanted) <= set(OPERATIONS):
         parser.error(f"operations are {', '.join(OPERATIONS)}")
-    print(f"{'kernel':44}{'target':>8}{'registers':>11}{'bound':>7}{'spills':>8}{'shared':>8}{'load':>6}{'store':>7}")
+    print(f"{'kernel':46}{'target':>8}{'registers':>11}{'bound':>7}{'spills':>8}{'shared':>8}{'load':>6}{'store':>7}")
     for operation, specimen in specimens():
         if operation not in wanted:
             continue
         for capability in CAPABILITIES:
             found = compiled(specimen, capability)
             print(
-                f"{operation + ', ' + specimen.name:44}{'sm_' + str(capability):>8}{found.registers:>11}"
+                f"{operation + ', ' + specimen.name:46}{'sm_' + str(capability):>8}{found.registers:>11}"
                 f"{specimen.most_registers:>7}{found.spills:>8}{found.shared:>8}"
                 f"{max(found.load_bits):>6}{max(found.store_bits):>7}"
             )

@@ -55,6 +55,14 @@ def test_a_steady_wave_of_srds_is_one_launch_that_nothing_waits_for(found: commi
             assert methods[method]["operations"] > methods[method]["launches"] >= methods[method]["waves"] - 1
 
 
+def test_a_steady_wave_that_moves_all_points_is_three(found: committed.Found) -> None:
+    """The sample of its checkpoint among them; the host waits to look at the change."""
+    for methods in found.values():
+        for method in ("collocation", "parataa"):
+            assert methods[method]["launches_a_wave"] == methods[method]["allocations_a_wave"] == 3
+            assert methods[method]["host_waits_a_wave"] == 1
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of the CPU")
 def test_a_scan_that_reaches_some_steps_is_no_kernel() -> None:
     y, m = torch.zeros(6, 1, 4), torch.zeros(5, 1, 4)

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from twins import Twins
 
 import srds_fast
 from srds_fast import zoo
 from srds_fast.methods import Chords, Collocation, ParaDiGMS, ParaTAA
+from srds_fast.solvers import grid
 
 pytestmark = pytest.mark.gpu
 
@@ -22,6 +25,20 @@ METHODS = {
     "chords": Chords(3),
 }
 STEPS = 20
+
+
+# whose waves are kernels, and what their steps may do beside
+FUSED = {
+    "collocation": Collocation(num_nodes=8),
+    "parataa": ParaTAA(),
+    "parataa, 5 differences": ParaTAA(history=5),
+    "picard": ParaDiGMS(window=None, step_tolerance=None),
+}
+SCHEDULERS: dict[str, Any] = {
+    "ddim": None,
+    "momentum": DPMSolverMultistepScheduler(**tiny.SD_BETAS),
+    "noise": EulerAncestralDiscreteScheduler(**tiny.SD_BETAS),
+}
 
 
 def latents(pipe: Any, seed: int = 0) -> torch.Tensor:
@@ -48,6 +65,36 @@ def test_a_replay_equals_an_eager_run(method: str) -> None:
         found, expected = latents(fast, seed), latents(eager, seed)
         assert fast.report.engine == "loop graph"
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("method", FUSED)
+def test_kernels_and_their_references_give_the_same(
+    method: str, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And two runs through the kernels the same bits."""
+    pipe = tiny.stable_diffusion(SCHEDULERS[scheduler]).to("cuda")
+    found = []
+    for implementation in ("triton", "triton", "torch"):
+        if implementation == "torch":
+            monkeypatch.setenv("SRDS_FAST_KERNELS", "torch")
+            grid.grid_of.cache_clear()
+        fast = srds_fast.compile(pipe, method=FUSED[method], max_iterations=3, tolerance=1e-30, engine="eager")
+        found.append(latents(fast))
+        assert fast.report.kernels == implementation
+        assert fast.report.waves == 3
+    grid.grid_of.cache_clear()
+    assert torch.equal(found[0], found[1])
+    assert float((found[2] - found[0]).abs().max()) <= 1e-3 * float(found[2].abs().max())
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("method", FUSED)
+def test_replays_of_them_are_eager_runs(method: str, scheduler: str) -> None:
+    twins = Twins("stable_diffusion", tiny.stable_diffusion(SCHEDULERS[scheduler]).to("cuda"), method=FUSED[method])
+    twins.first(num_inference_steps=STEPS)
+    for seed in (1, 2):
+        twins.replayed(seed, num_inference_steps=STEPS)
 
 
 def test_the_digits_are_within_the_tolerance_by_every_method() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from test_fake_cuda import _no_tables_of_the_device_are_kept, capturable, check,
 from twins import Twins
 
 import srds_fast
+from srds_fast.kernels import fixed_point_wave
 from srds_fast.methods import Chords, Collocation, ParaDiGMS, ParaTAA
 from srds_fast.solvers import chords, grid
 
@@ -70,6 +71,38 @@ def test_its_waves_need_nothing_of_the_host(method: str, name: str, monkeypatch:
     call = capturable(build(), arguments, monkeypatch, method=METHODS[method], max_iterations=2)
     captured, guards = record(call, "loop graph")
     check(captured, guards, len(call.positions))
+
+
+class Launch:
+    """Stands for a kernel; a device without memory cannot run one."""
+
+    def __init__(self, name: str, launched: list[str]) -> None:
+        self._name, self._launched = name, launched
+
+    def __getitem__(self, programs: tuple[int, ...]) -> Callable[..., None]:
+        assert programs > (0,)
+
+        def launch(*arguments: Any, **options: Any) -> None:
+            self._launched.append(self._name)
+
+        return launch
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "ddpm"])
+@pytest.mark.parametrize("method", ["collocation", "parataa"])
+def test_nor_do_the_kernels_of_its_waves(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which run in their order."""
+    from srds_fast.kernels.fixed_point_wave import kernel  # imports Triton
+
+    build, arguments = tiny.PIPELINES[name]
+    call = capturable(build(), arguments, monkeypatch, method=METHODS[method], max_iterations=4)
+    launched: list[str] = []
+    monkeypatch.setattr(fixed_point_wave, "implementation", lambda device: "triton")
+    for each in ("_sweep", "_gram", "_mix"):
+        monkeypatch.setattr(kernel, each, Launch(each, launched))
+    captured, guards = record(call, "loop graph")
+    check(captured, guards, len(call.positions))
+    assert launched == 4 * ["_sweep", "_gram", "_mix"]
 
 
 def test_a_warm_start_is_an_input_of_the_recording() -> None:

@@ -27,6 +27,7 @@ class PreparedScan:
         order: steps that the correction reaches along, at least 1; None: all.
 
     Attributes:
+        table: of the steps, see `coefficient_table`.
         order: as given; the kernel has none.
     """
 
@@ -39,8 +40,8 @@ class PreparedScan:
         clip: float | None = None,
         order: int | None = None,
     ) -> None:
-        self._table = coefficient_table(steps, dtype, device)
-        self._columns = self._table.T.reshape(len(Coefficients._fields), len(steps), *[1] * ndim)
+        self.table = coefficient_table(steps, dtype, device)
+        self._columns = self.table.T.reshape(len(Coefficients._fields), len(steps), *[1] * ndim)
         self.order = order
         self._clip = clip
         self._by_kernel = order is None and implementation(device) != "torch"
@@ -58,16 +59,23 @@ class PreparedScan:
             points 1..W of the new iterate, [W, samples, ...]; [W, samples], the sum over elements of their squared
             differences to the old ones.
         """
-        last = first + len(m)
         if self._by_kernel:
-            return affine_scan(y, m, self._table[first:last], noise=noise, clip=self._clip)
+            return affine_scan(y, m, self.table[first : first + len(m)], noise=noise, clip=self._clip)
+        x = self.points(y, m, first, noise)
+        return x, (x - y[1:]).square().flatten(2).sum(2)
+
+    def points(self, y: Tensor, m: Tensor, first: int, noise: Tensor | None = None) -> Tensor:
+        """The points alone."""
+        if self._by_kernel:
+            return self(y, m, first, noise)[0]
         assert self._reach is not None
+        last = first + len(m)
         x = self.stepped(y, m, first, noise)
         residual = (x - y[1:]).flatten(1)
         # added last, and zero where the old iterate is a solution: the steps are then returned as they are. The first
         # one is left out, as no correction reaches it: zero times what is not finite would
         x[1:] += (self._reach[first + 1 : last, first : last - 1] @ residual[:-1]).view_as(x[1:])
-        return x, (x - y[1:]).square().flatten(2).sum(2)
+        return x
 
     def outputs(self, y: Tensor, noise: Tensor | None = None) -> Tensor | None:
         """The network's outputs with which the steps lead from each point of the grid to the next, [N, samples, ...].

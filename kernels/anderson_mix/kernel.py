@@ -74,11 +74,32 @@ def _gram(
     for number_of_sum in tl.static_range(PAIRS):
         tl.store(partials + (number_of_sum * window + position) * programs + part, sums[number_of_sum])
 
+    prefixes += sample * PAIRS * window
+    weights += sample * window * H
+    weights_of_last(
+        partials, prefixes, weights, tickets + sample, window, programs, regularisation, H, POSITIONS, COLUMNS
+    )
+
+
+@triton.jit
+def weights_of_last(
+    partials,
+    prefixes,
+    weights,
+    ticket,
+    window,
+    programs,
+    regularisation,
+    H: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The last program of a sample sums what all have left, along the window too, and solves for the weights."""
+    PAIRS: tl.constexpr = H * (H + 1) // 2 + H
     # every thread's sums are written before the ticket is drawn
     tl.debug_barrier()
-    if tl.atomic_add(tickets + sample, 1, sem="acq_rel") == window * programs - 1:
-        tl.store(tickets + sample, 0)
-        prefixes += sample * PAIRS * window
+    if tl.atomic_add(ticket, 1, sem="acq_rel") == window * programs - 1:
+        tl.store(ticket, 0)
         for pair in range(PAIRS):
             carried = tl.zeros([], tl.float64)
             for first_position in range(0, window, POSITIONS):
@@ -97,7 +118,7 @@ def _gram(
         tl.debug_barrier()
         for first_position in range(0, window, POSITIONS):
             row = first_position + tl.arange(0, POSITIONS)
-            _solve(prefixes, weights + sample * window * H, row, window, regularisation, H)
+            _solve(prefixes, weights, row, window, regularisation, H)
 
 
 @triton.jit

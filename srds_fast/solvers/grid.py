@@ -5,67 +5,36 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..kernels.affine_scan import Coefficients
 from ..kernels.affine_scan.prepared import PreparedScan
+from ..kernels.fixed_point_wave import LOCAL, Sweep, Table, step_numbers, walk
 from ..methods import FixedPoint
 from ..noise import NoiseTable
-from ..program import Sweeps
+from ..program import MOST_SPARSE_SWEEPS, Sweeps
 from ..steps import Like, first_order
 
-# points of which a local polynomial is made: cubic
-LOCAL = 4
-
-
-class Nodes(NamedTuple):
-    """The points that were evaluated for a sweep.
-
-    Attributes:
-        first, last: the first and the last one.
-        positions: of all, on the device.
-        weights: [N - first, nodes], of the nodes in every point from the first on; None: they are all points.
-    """
-
-    first: int
-    last: int
-    positions: Tensor
-    weights: Tensor | None
+# that look back at more than the newest difference, where all points are rows; nodes, which say something else from
+# wave to wave, are mixed so as long as they are few
+MIXINGS_OF_ALL = 5
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Columns are [N, 1, ...] and broadcast over states [samples, ...]; all on the device, in the dtype of the state.
+    """What a run is given, on the device.
 
     Attributes:
-        p, q: x0 = p x + q m.
-        response: by how much the network's output at a point moves with the point.
-        input_scale: the network sees input_scale * x; None: x itself.
-        momentum: of multistep steps, or None.
-        spread: of stochastic steps, or None.
+        table: what sweeps go by.
         growth: [N + 1, 1, ...], by how much a method's first guess grows from the starting noise on.
-        scan: the sweep.
-        rows: of each wave, the positions of its rows.
-        nodes: of each sweep, by the number of its last wave.
         variance: [N] float64, of DDPM's posterior at each step.
-        weight: [N + 1, 1], what a point's movement means for the sample: 1 for the last, less where states are larger.
     """
 
-    p: Tensor
-    q: Tensor
-    response: Tensor
-    input_scale: Tensor | None
-    momentum: Tensor | None
-    spread: Tensor | None
+    table: Table
     growth: Tensor
-    scan: PreparedScan
-    rows: tuple[Tensor, ...]
-    nodes: dict[int, Nodes]
     variance: Tensor
-    weight: Tensor
 
 
 @lru_cache(maxsize=32)
@@ -80,20 +49,28 @@ def grid_of(noise: NoiseTable, program: Sweeps, options: FixedPoint, like: Like,
     flows = data_std is not None and math.isfinite(data_std)
     growth = torch.cat([c.new_ones(1), c.cumprod(0) if flows else torch.ones_like(c)])
     steps = [_step(noise, index, float(c[index])) for index in range(noise.num_steps)]
-    return Grid(
+    scan = PreparedScan(steps, like.dtype, like.device, like.ndim, noise.clip, options.order)
+    of_output = column((response - noise.p) / noise.q)
+    momentum, spread = (None if each is None else column(each) for each in (noise.momentum, noise.spread))
+    rows = tuple(torch.tensor(positions, device=like.device) for positions in program.positions)
+    table = Table(
         column(noise.p),
         column(noise.q),
-        column((response - noise.p) / noise.q),
+        noise.clip,
+        of_output,
         column(noise.input_scale) if scaled and bool((noise.input_scale != 1).any()) else None,
-        None if noise.momentum is None else column(noise.momentum),
-        None if noise.spread is None else column(noise.spread),
-        column(growth),
-        PreparedScan(steps, like.dtype, like.device, like.ndim, noise.clip, options.order),
-        tuple(torch.tensor(positions, device=like.device) for positions in program.positions),
-        _nodes(noise, program, like, slides=options.window is not None),
-        posterior_variance(noise),
+        momentum,
+        spread,
+        scan,
         _weight(noise).to(like.device, like.dtype)[:, None],
+        rows,
+        _sweeps(noise, program, like, rows, slides=options.window is not None),
+        options.history,
+        options.regularisation,
+        MIXINGS_OF_ALL if options.num_nodes is None else MOST_SPARSE_SWEEPS,
+        step_numbers(scan, of_output, momentum, spread),
     )
+    return Grid(table, column(growth), posterior_variance(noise))
 
 
 def _data_std(noise: NoiseTable, options: FixedPoint) -> float | None:
@@ -142,21 +119,33 @@ def _step(noise: NoiseTable, index: int, c: float) -> Coefficients:
     return Coefficients(a, b, c, 1.0, e, noise.numbers["p"][index], noise.numbers["q"][index])
 
 
-def _nodes(noise: NoiseTable, program: Sweeps, like: Like, *, slides: bool) -> dict[int, Nodes]:
+def _sweeps(
+    noise: NoiseTable, program: Sweeps, like: Like, rows: tuple[Tensor, ...], *, slides: bool
+) -> dict[int, Sweep]:
     # along the angle the output is smoother than along the steps or along the log-SNR
     way = torch.atan2(noise.sigma, noise.alpha)
     if not bool((way.diff() < -1e-9).all()):
         way = -torch.arange(noise.num_steps, dtype=torch.float64)
-    found: dict[int, Nodes] = {}
+    found: dict[int, Sweep] = {}
     positions: tuple[int, ...] = ()
     for number, wave in enumerate(program):
         positions += program.positions[number]
         if not (slides or wave.boundaries):  # a part of a wave that was too wide
             continue
-        first, last, weights = positions[0], positions[-1], None
+        first, last, weights, walked = positions[0], positions[-1], None, None
         if len(positions) < last + 1 - first:
-            weights = interpolation(way[list(positions)], way[first:]).to(like.device, like.dtype)
-        found[number] = Nodes(first, last, torch.tensor(positions, device=like.device), weights)
+            weights = interpolation(way[list(positions)], way[first:])
+            walked = walk(positions, weights).to(like.device, like.dtype)
+            weights = weights.to(like.device, like.dtype)
+        to_come, entering = None, None
+        if not slides:
+            entering = torch.full((noise.num_steps + 1,), -1, dtype=torch.int32)
+            if number + 1 < len(program):
+                to_come, next_rows = rows[number + 1], program.positions[number + 1]
+                entering[list(next_rows)] = torch.arange(len(next_rows), dtype=torch.int32)
+            entering = entering.to(like.device)
+        at = torch.tensor(positions, device=like.device)
+        found[number] = Sweep(first, last, at, weights, walked, to_come, entering)
         positions = ()
     return found
 

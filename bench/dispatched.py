@@ -198,7 +198,7 @@ def _of_a_wave(implementation: Any) -> list[_Kernel]:
     if implementation is None:
         return []
     return [
-        (implementation, "sweep", _of_sweep, _unknown, _fused),
+        (implementation, "sweep", _one, _unknown, _fused),
         (implementation, "mix", _of_mixing, _unknown, _fused),
     ]
 
@@ -249,11 +249,6 @@ def _one(*_: Any) -> int:
 
 def _two(*_: Any) -> int:
     return 2
-
-
-def _of_sweep(table: Any, wave: Any, memory: Any, *_: Any) -> int:
-    """The first one may launch the other kind too."""
-    return 1 + int(memory.sweeps == 0 and wave.walk is not None and table.both_kinds)
 
 
 def _of_mixing(table: Any, *_: Any) -> int:

@@ -405,19 +405,9 @@ def _mix(
 
 
 def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor | None) -> None:
-    """See `reference.sweep`; one launch.
-
-    In a run of both kinds of sweeps the first one launches the other kind too, to do nothing: what is launched for the
-    first time is compiled and loaded, and a later one may be under capture.
-    """
+    """See `reference.sweep`; one launch."""
     m = with_inner_layout(m, memory.x)
-    if memory.sweeps == 0 and wave.walk is not None and table.both_kinds:
-        _launch_sweep(table, wave._replace(walk=None), memory, m, guidance, 0)
-    _launch_sweep(table, wave, memory, m, guidance, table.num_steps - wave.first)
-
-
-def _launch_sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor | None, window: int) -> None:
-    x, walk = memory.x, wave.walk
+    x, walk, window = memory.x, wave.walk, table.num_steps - wave.first
     elements, step = x[0, 0].numel(), x[0].numel()
     layout = inner_layout("m", m, x)
     rows = len(wave.positions)

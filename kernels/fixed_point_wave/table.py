@@ -101,11 +101,6 @@ class Table:
         """The kernels can do it: the correction reaches all the way along."""
         return self.scan.order is None
 
-    @property
-    def both_kinds(self) -> bool:
-        """Of some sweeps all points are rows, of others not."""
-        return len({sweep.walk is None for sweep in self.sweeps.values()}) == 2
-
     def differences(self, sweeps: int) -> int:
         """To how many earlier iterates a sweep mixes its differences, after so many sweeps.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 
+import torch
 from torch import Tensor
 
 from .errors import DivergenceError, InvalidArgument
@@ -48,7 +49,7 @@ def calibrated(
             "exact=True or tolerance=0 was given. Such runs stop where nothing moves, and have nothing to calibrate. "
             "Give a tolerance."
         )
-    settings = within_memory(settings, pricing.curve)
+    settings = within_memory(settings, pricing.most_rows)
     sequential, *others = candidates(num_steps, settings, stochastic, calibrated=True)
     if others and all(plan.slides for plan in others):
         raise InvalidArgument(
@@ -65,7 +66,7 @@ def calibrated(
         most = MOST_SWEEPS if isinstance(plan.options, FixedPoint) else MOST_REFINEMENTS
         try:
             outputs = run(fixed_at(plan, min(most, plan.max_iterations)))
-        except DivergenceError:
+        except (DivergenceError, torch.OutOfMemoryError):
             continue
         found = needed(outputs, reference, settings.tolerance, quantile)
         if found is not None:

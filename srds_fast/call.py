@@ -251,6 +251,8 @@ def _run_call(
             reason = str(why).partition(". ")[0]
             if isinstance(why, torch.OutOfMemoryError):
                 reason = no_room(call.peak_rows)
+                assert call.drive.run is not None
+                call.drive.run.close()
             elif not isinstance(why, UnsupportedPipeline):
                 reason = f"Its loop, driven, ended in {type(why).__name__}: {reason}"
         finally:
@@ -353,8 +355,8 @@ class _DrivenCall:
         In a loop that was not read by hand, rows may have met what they do not fit: that is such an error too. If it is
         not, the stock loop ends in it as well.
         """
-        if isinstance(error, torch.OutOfMemoryError):  # it needs the memory of one row
-            return self.peak_rows > 1
+        if isinstance(error, torch.OutOfMemoryError):  # the stock loop's waves have one row
+            return self.peak_rows > 1 and self.drive.run is not None and self.drive.run.sample is None
         misfits = (RuntimeError, ValueError, TypeError, IndexError)
         return isinstance(error, UnsupportedPipeline) or (
             not self._loop.checked and isinstance(error, misfits) and not isinstance(error, SrdsFastError)

@@ -67,16 +67,27 @@ class Refined(NamedTuple):
 
 @dataclass
 class Experience:
-    """Runs of one kind of call."""
+    """Runs of one kind of call.
 
+    Attributes:
+        version: grows when plans are to be weighed anew.
+        most_rows: of the widest wave that may fit into memory, after one did not; None: none was too wide.
+    """
+
+    version: int = 0
+    most_rows: int | None = None
     _refined: deque[Refined] = field(default_factory=lambda: deque(maxlen=MOST_RUNS))
     _taken: dict[Hashable, Counter[int]] = field(default_factory=dict)
 
-    def saw(self, plan: Plan, report: Report | None) -> bool:
+    def had_no_room(self, rows: int) -> None:
+        """A wave of so many rows did not fit into memory."""
+        self.most_rows = max(1, min(rows - 1, self.most_rows or rows))
+        self.version += 1
+
+    def saw(self, plan: Plan, report: Report | None) -> None:
         """Learn from a run of a plan; report: None where it did not settle.
 
-        Returns:
-            whether plans are to be weighed anew: it took what none has taken before, or twice as many were seen.
+        Plans are weighed anew where it took what none has taken before, or twice as many were seen.
         """
         took = plan.max_iterations if report is None else report.iterations
         if plan.method == "srds":
@@ -89,7 +100,8 @@ class Experience:
             self._refined.append(Refined(plan.num_inference_steps, plan.num_blocks, plan.coarse_solver, changes))
         taken = self._taken.setdefault(_kind(plan), Counter())
         taken[took] += 1
-        return taken[took] == 1 or taken.total() & (taken.total() - 1) == 0
+        if taken[took] == 1 or taken.total() & (taken.total() - 1) == 0:
+            self.version += 1
 
     def iterations(self, plan: Plan, contraction: Contraction) -> Shares:
         """What runs of a plan will take: what is expected of any network, and more and more what was seen."""
@@ -138,4 +150,4 @@ def _stops(changes: Changes, tolerance: float, contraction: Contraction, most: i
 
 def _kind(plan: Plan) -> Hashable:
     """What the iterations that a run takes depend on: not on how many are in flight."""
-    return replace(plan, in_flight=None).signature
+    return replace(plan, in_flight=None).signature, plan.tolerance

@@ -122,9 +122,11 @@ class Candidate:
 
     Attributes:
         name: of the plan, short.
-        iterations: after which it is expected to stop.
+        iterations: after which half of its runs are expected to have stopped.
         waves, rows, peak_rows: until then.
-        seconds: predicted; nbytes: memory that the widest network call takes, None where that was not measured.
+        seconds: predicted, the mean over how many iterations runs are expected to take.
+        fixed_seconds: predicted where it is told before to end after so many iterations.
+        nbytes: memory that the widest network call takes, None where that was not measured.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Candidate:
     rows: int
     peak_rows: int
     seconds: float
+    fixed_seconds: float
     nbytes: int | None = None
 
 

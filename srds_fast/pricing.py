@@ -16,6 +16,7 @@ from .context import context_of
 from .cost import CostCurve
 from .engine.costs import WIDTHS, between_calls, measure
 from .engine.graph import Evaluator
+from .engine.turn import Busy, replays_here, turn
 from .errors import DivergenceError
 from .noise import NoiseTable
 from .plan import Plan
@@ -45,6 +46,17 @@ class Costs:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(key)
             return found
+
+    def known(self, key: Hashable) -> bool:
+        """Whether those of a kind have been measured."""
+        with self._lock:
+            return (key, torch.get_num_threads()) in self._kept
+
+    def settle(self) -> None:
+        """The plans that were chosen stand until more is learnt."""
+        with self._lock:
+            for known in self._kept.values():
+                known.settle()
 
     def clear(self) -> None:
         """Forget all."""
@@ -92,6 +104,18 @@ def price(
         except (DivergenceError, torch.OutOfMemoryError):
             return math.inf
 
-    key = key, state.shape, state.device, extras.network, dtype, max_rows, replayed
+    # in the middle of a replay, or while others replay for long, calls are timed as Python makes them: known apart
+    replayed = replayed and not replays_here(state.device)
+    of_call = key, state.shape, state.device, extras.network, dtype, max_rows
+    key = *of_call, replayed
+    if replayed and not costs.known(key):
+        try:
+            # graphs of a device share their memory: to record is to write into what another call replays. The turn
+            # comes first: who has it may be waiting for these costs
+            with turn(state.device):
+                costs.of(key, curve)
+        except Busy:
+            replayed = False
+            key = *of_call, replayed
     known = costs.of(key, curve)
     return Pricing(known, between, context_of(state.device, noise, networks), key, contraction_of(noise))

@@ -22,7 +22,8 @@ class Report:
             CUDA device or no Triton; "triton interpreter", in tests; None where the stock loop ran.
         path: who fed the solver: "takeover" (our loop, with the calls that the pipeline's own made in one turn),
             "drive" (the pipeline's own loop, one turn a wave), "sample", or "stock".
-        num_inference_steps, num_blocks, coarse_solver, pipelined: of the plan (0 blocks, no solver: not SRDS).
+        num_inference_steps, num_blocks, coarse_solver, pipelined, in_flight: of the plan (0 blocks, no solver: not
+            SRDS).
         tolerance: error bound asked for; exact: whether the run was told to reach the sequential sample.
         iterations: iterations run, the most of any sample; iterations_per_sample: of each sample.
         waves: batched network calls; rows: evaluations at one (x, t), whatever the batch; peak_rows: widest wave.
@@ -81,6 +82,7 @@ class Report:
     planning_seconds: float = 0.0
     options: dict[str, Any] | None = None
     timeline: dict[str, dict[str, float | int | None]] | None = None
+    in_flight: int | None = None
 
     @property
     def overhead(self) -> float | None:
@@ -108,7 +110,8 @@ class Report:
             ("steps", str(self.num_inference_steps)),
         ]
         if self.method == "srds":
-            lines.append(("blocks", f"{self.num_blocks} ({self.coarse_solver} jumps)"))
+            held = "" if self.in_flight is None else f", {self.in_flight} in flight"
+            lines.append(("blocks", f"{self.num_blocks} ({self.coarse_solver} jumps{held})"))
         if self.iterations and self.method != "sequential":
             lines.append(("iterations", str(self.iterations)))
         if self.waves:

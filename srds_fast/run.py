@@ -77,7 +77,7 @@ def step_by_step(
     report.fallback_reason = f"{reason}. The steps were then taken one after another"
     report.change.clear()
     report.method, report.engine, report.overlap = "sequential", "eager", "batch"
-    report.num_blocks, report.coarse_solver, report.options = 0, None, None
+    report.num_blocks, report.coarse_solver, report.in_flight, report.options = 0, None, None, None
     report.predicted_seconds = report.plan_reason = report.network_seconds = None
     plan = choose(noise.num_steps, Settings(method="sequential"))
     return Run(plan, x, noise, report.path, replace(extras, guess=None), observer, report=report)
@@ -153,6 +153,7 @@ class Run:
             self.report.plan_reason = plan.prediction.why
         if plan.method == "srds":
             self.report.num_blocks, self.report.coarse_solver = plan.num_blocks, plan.coarse_solver
+            self.report.in_flight = plan.in_flight
         self._core = core_of(plan, x, noise, self.program, extras)
         self._ranges = telemetry.waves_of(self.program)
 
@@ -183,9 +184,19 @@ class Run:
             if self._ranges is not None and self._handed_out is None:
                 self._ranges.end()
 
+    def close(self) -> None:
+        """End without a sample: what waves have in memory is let go."""
+        self._core.close()
+        self._handed_out = None
+
     def hardly_stops_at(self, iteration: int) -> bool:
-        """Whether the run goes on after an iteration, for all that is known before its change is."""
+        """Whether the run goes on after an iteration, for all that is known before its change is.
+
+        Nothing is launched ahead of who looks at every sample: it would wait for that, too.
+        """
         plan = self.plan
+        if self._observer is not None:
+            return False
         if plan.bits_only or plan.calibrated or iteration <= self._monitor.contraction.blind:
             return True
         # one more is left to chance: runs that have been seen are few

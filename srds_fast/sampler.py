@@ -267,13 +267,20 @@ def _sampled(
         if plan.prediction is None or plan.method == "sequential":
             raise
         left, why = error.report, error.what
+        if pricing is not None:
+            pricing.saw(plan, None)
     except torch.OutOfMemoryError:
         if newest is None or newest.report.peak_rows <= 1:
             raise
         left = newest.report
         why = no_room(left.peak_rows)
-    if pricing is not None:
-        pricing.saw(plan, None if run is None else run.report)
+        newest.close()
+        newest = None
+        if pricing is not None:
+            pricing.known.experience.had_no_room(left.peak_rows)
+    else:
+        if pricing is not None:
+            pricing.saw(plan, run.report)
     if run is None:  # outside the handler, whose error keeps alive what the wave had in memory
         _log_once(f"sample goes step by step: {why}")
         run = step_by_step(left, why, state, noise, extras, observer)

@@ -38,14 +38,19 @@ class Known:
     Attributes:
         curve: c(rows).
         beside: seconds that runs take beside the network, by plan.
-        plans: chosen before, by what was asked for.
+        plans: chosen before, by what was asked for, and the version of the experience that they follow from.
         experience: of runs.
     """
 
     curve: CostCurve
     beside: dict[Hashable, float] = field(default_factory=dict)
-    plans: dict[Hashable, Plan] = field(default_factory=dict)
+    plans: dict[Hashable, tuple[int, Plan]] = field(default_factory=dict)
     experience: Experience = field(default_factory=Experience)
+
+    def settle(self) -> None:
+        """The plans stand, whatever was learnt since they were weighed."""
+        for key, (_, plan) in tuple(self.plans.items()):
+            self.plans[key] = self.experience.version, plan
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,18 @@ class Pricing:
         return self.known.curve
 
     def saw(self, plan: Plan, report: Report | None) -> None:
-        """Learn from a run of a plan; report: None where it did not settle. What changes is weighed anew."""
+        """Learn from a run of a plan; report: None where it did not settle."""
         if plan.prediction is None or plan.calibrated or plan.method == "sequential":
             return
         if report is not None and (report.interrupted or not all(report.converged)):
             return
-        if self.known.experience.saw(plan, report):
-            self.known.plans.clear()
+        self.known.experience.saw(plan, report)
+
+    @property
+    def most_rows(self) -> int | None:
+        """Of the widest wave that may fit into memory; None: none was found that does not."""
+        found = [most for most in (self.curve.most_rows, self.known.experience.most_rows) if most is not None]
+        return min(found, default=None)
 
     def shares(self, plan: Plan) -> Shares:
         """What runs of a plan will take."""
@@ -209,17 +219,21 @@ def priced(plan: Plan, pricing: Pricing) -> Candidate:
         spent.rows,
         spent.peak_rows,
         pricing.expected_network(plan) + pricing.beside(plan, iteration),
+        pricing.of(fixed_at(plan, iteration), iteration),
         pricing.curve.memory(spent.peak_rows),
     )
 
 
 def usual(num_steps: int, settings: Settings, stochastic: bool, pricing: Pricing) -> Plan:
-    """The fastest plan, chosen once for each number of steps."""
+    """The fastest plan, kept until more is known, and then left only for one that is clearly faster."""
     key = num_steps, settings, stochastic, pricing.context
-    plans = pricing.known.plans
-    if key not in plans:
-        plans[key] = fastest(num_steps, settings, stochastic, pricing)
-    return plans[key]
+    version = pricing.known.experience.version
+    weighed, before = pricing.known.plans.get(key, (None, None))
+    if before is not None and weighed == version:
+        return before
+    found = fastest(num_steps, settings, stochastic, pricing, before=before)
+    pricing.known.plans[key] = version, found
+    return found
 
 
 def fastest(
@@ -228,6 +242,7 @@ def fastest(
     stochastic: bool,
     pricing: Pricing,
     iterations: Mapping[Hashable, int] | None = None,
+    before: Plan | None = None,
 ) -> Plan:
     """The plan predicted to take least time.
 
@@ -237,11 +252,13 @@ def fastest(
         stochastic: whether steps add noise.
         pricing: measured costs.
         iterations: by signature of a plan, those that calibration found to be enough; plans without are left out.
+        before: the plan that was chosen with less known. What it needs has been recorded: it stays while it is nearly
+            as fast.
 
     Returns:
         the plan, its `prediction` filled.
     """
-    settings = within_memory(settings, pricing.curve)
+    settings = within_memory(settings, pricing.most_rows)
     plans = list(candidates(num_steps, settings, stochastic, calibrated=iterations is not None))
     if iterations is not None:
         enough = {plan.signature: iterations.get(plan.signature) for plan in plans[1:]}
@@ -253,20 +270,23 @@ def fastest(
     limit = by_network[plans[0]] + pricing.beside(plans[0], 1)
     # what the network alone makes slower than the sequential sampler needs no closer look
     seen = sorted((plan for plan in plans[1:] if by_network[plan] < limit), key=by_network.__getitem__)
-    found = [(priced(plan, pricing), plan) for plan in [plans[0], *seen[:CLOSELY]]]
+    kept = [plan for plan in seen[CLOSELY:] if before is not None and plan.signature == before.signature]
+    found = [(priced(plan, pricing), plan) for plan in [plans[0], *seen[:CLOSELY], *kept]]
     found.sort(key=lambda pair: pair[0].seconds)
     sequential = next(candidate for candidate, plan in found if plan.method == "sequential")
     best, winner = found[0]
     if winner.method != "sequential" and best.seconds > WORTH * sequential.seconds:
         best, winner = sequential, plans[0]
+    for candidate, plan in found:
+        if before is not None and plan.signature == before.signature and WORTH * candidate.seconds <= best.seconds:
+            best, winner = candidate, plan
     prediction = _prediction(best, sequential, [candidate for candidate, _ in found], len(plans), pricing)
     earliest, _ = pricing.shares(winner)[0]
     return replace(winner, prediction=replace(prediction, earliest=earliest), context=pricing.context)
 
 
-def within_memory(settings: Settings, curve: CostCurve) -> Settings:
-    """The settings, no wave wider than the network was found to take."""
-    most = curve.most_rows
+def within_memory(settings: Settings, most: int | None) -> Settings:
+    """The settings, no wave wider than so many rows."""
     if most is None or (settings.max_rows is not None and settings.max_rows <= most):
         return settings
     return replace(settings, max_rows=most)

@@ -34,7 +34,8 @@ from .plan import SLIDES, STATES_KEPT, Plan
 from .pricing import Costs, price
 from .program import Program
 from .recorded import RecordedCall, Repeated, Residuals, signature_of, tensors_of, with_tensors
-from .run import Run, core_of, counted_waves_of
+from .report import Report
+from .run import Run, core_of, counted_waves_of, no_room
 from .search import Pricing
 from .solvers.core import Checkpoint, Core, Evaluate, Extras
 from .solvers.waves import CountedWaves
@@ -205,20 +206,31 @@ class Takeover(Drive):
         plan = self.run.plan
         try:
             done = self._wave_by_wave(dtype)
-            if self._priced is not None:
-                self._priced.saw(plan, self.run.report)
+            self._learn(plan, self.run.report)
             return done
         except DivergenceError as error:
-            self._did_not_end(plan)
+            self._learn(plan, None)
             self._step_by_step(error)
-            return self._run_waves(self.run, Repeated(self._recorded, self._rows, self._num_samples), dtype)
         except torch.OutOfMemoryError:
-            self._did_not_end(plan)
-            raise
+            rows = self.run.report.peak_rows
+            if rows <= 1 or self.run.sample is not None:
+                raise
+            self.run.close()
+            if self._priced is not None:
+                self._priced.known.experience.had_no_room(rows)
+            self._take_steps(no_room(rows))
+        # outside the handlers: their errors keep alive what the waves had in memory
+        return self._run_waves(self.run, Repeated(self._recorded, self._rows, self._num_samples), dtype)
 
-    def _did_not_end(self, plan: Plan) -> None:
-        if self._priced is not None:
-            self._priced.saw(plan, None)
+    def _learn(self, plan: Plan, report: Report | None) -> None:
+        """What is not recorded while serving is not planned anew, either."""
+        if self._priced is not None and (self._graph_use is None or self._graph_use.lazy):
+            self._priced.saw(plan, report)
+
+    @property
+    def _turns_with_waves(self) -> bool:
+        reason = self.drive_reason or self._driven_anyway
+        return reason is not None or not self._recorded or self.timesteps is None
 
     def _wave_by_wave(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         assert self.run is not None

@@ -32,8 +32,9 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 import srds_fast
-from srds_fast import DivergenceError, InvalidArgument, UnsupportedPipeline, families, takeover
+from srds_fast import DivergenceError, InvalidArgument, UnsupportedPipeline, drive, families, run, takeover
 from srds_fast.drive import Drive, networks
+from srds_fast.solvers import fixed_point
 from srds_fast.spares import Spares
 
 STEPS = 9
@@ -177,7 +178,7 @@ def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(
 
 
 @pytest.mark.parametrize("at", [1, 2, 5, 8])
-def test_out_of_memory_at_any_wide_wave_ends_in_the_stock_loop(sd: Any, at: int) -> None:
+def test_out_of_memory_at_any_wide_wave_ends_in_steps_of_one_row(sd: Any, at: int) -> None:
     fast = srds_fast.compile(sd, exact=True, method="srds")
     expected, before = latents(sd), everything(sd)
     with Fault(sd.unet, at, _raise(torch.OutOfMemoryError("no more"))):
@@ -186,7 +187,7 @@ def test_out_of_memory_at_any_wide_wave_ends_in_the_stock_loop(sd: Any, at: int)
                 latents(fast)
         else:
             assert_close(latents(fast), expected)
-            assert fast.report.method == "stock"
+            assert fast.report.method == "sequential"
     assert everything(sd) == before
     assert_close(latents(fast), expected)
     assert fast.report.fallback_reason is None
@@ -211,7 +212,7 @@ class Room:
 
 @pytest.mark.parametrize("settings", [{"method": "srds"}, {"method": "collocation"}, {"method": "auto"}])
 @pytest.mark.parametrize("path", ["takeover", "drive"])
-def test_waves_that_do_not_fit_into_memory_leave_the_call_to_the_stock_loop(
+def test_waves_that_do_not_fit_into_memory_are_taken_one_row_at_a_time(
     sd: Any, settings: dict[str, Any], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if path == "drive":
@@ -225,7 +226,7 @@ def test_waves_that_do_not_fit_into_memory_leave_the_call_to_the_stock_loop(
             assert report.method == "sequential"
             assert report.fallback_reason is None
         else:
-            assert report.method == "stock"
+            assert report.method == ("stock" if path == "drive" else "sequential")
             assert "did not fit" in report.fallback_reason
             assert "max_rows" in report.fallback_reason
             with pytest.raises(srds_fast.UnsupportedPipeline, match="did not fit"):
@@ -234,6 +235,49 @@ def test_waves_that_do_not_fit_into_memory_leave_the_call_to_the_stock_loop(
         assert_close(latents(narrow), expected)
         assert narrow.report.fallback_reason is None
     assert everything(sd) == before
+
+
+def test_what_the_waves_had_in_memory_is_let_go_before_the_steps_are_taken(
+    sd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+    made: list[weakref.ref[Any]] = []
+    begin, steps = fixed_point.Points.__init__, run.step_by_step
+
+    def watched(self: Any, *arguments: Any) -> None:
+        begin(self, *arguments)
+        made.append(weakref.ref(self))
+
+    def looking(*arguments: Any) -> Any:
+        alive.append(sum(each() is not None for each in made))
+        return steps(*arguments)
+
+    monkeypatch.setattr(fixed_point.Points, "__init__", watched)
+    monkeypatch.setattr(drive, "step_by_step", looking)
+    fast = srds_fast.compile(sd, method="collocation")
+    with Room(sd.unet, 2):
+        latents(fast)
+    assert (len(made), alive) == (1, [0])
+
+
+def test_a_stream_that_runs_out_of_memory_goes_on_step_by_step(sd: Any) -> None:
+    expected = latents(sd)
+    fast = srds_fast.compile(sd, method="srds", exact=True)
+    with Room(sd.unet, 2):
+        *_, last = fast.stream("a cat", num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
+    assert_close(torch.as_tensor(last.latents), expected)
+    assert "did not fit" in fast.report.fallback_reason
+
+
+def test_memory_that_decoding_lacks_is_not_blamed_on_the_waves(sd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*arguments: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(sd.vae, "decode", decode)
+    fast = srds_fast.compile(sd, method="srds")
+    with pytest.raises(torch.OutOfMemoryError):
+        fast("a cat", num_inference_steps=STEPS)
+    assert fast.report.fallback_reason is None
 
 
 def test_a_call_leaves_nothing_behind(sd: Any) -> None:

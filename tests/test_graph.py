@@ -26,7 +26,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from twins import FIRST, STEPS, Twins
 
 import srds_fast
-from srds_fast import CaptureFailed, DivergenceError
+from srds_fast import CaptureFailed, DivergenceError, pricing
 from srds_fast.cost import CostCurve
 from srds_fast.engine.graph import Replay
 from srds_fast.engine.tape import Tape
@@ -1392,11 +1392,53 @@ def test_a_calibrated_run_is_launched_ahead_from_begin_to_end(method: str, monke
     assert twins.report.dropped_waves == 0
 
 
+def test_who_looks_at_every_sample_does_not_wait_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    twins = Twins(method="srds", num_blocks=3, exact=True)
+    twins.first(num_inference_steps=6)
+    with order(monkeypatch) as seen:
+        call = {**twins.base, "num_inference_steps": 6, "generator": torch.Generator().manual_seed(1)}
+        call.pop("output_type", None)
+        assert len(list(twins.fast.stream(**call))) == 4
+    assert twins.report is None or twins.report.engine == "loop graph"
+    assert seen == ["launch", "look"] * 4
+
+
+def test_waves_launched_ahead_are_told_of_however_a_run_ends() -> None:
+    twins = Twins(method="srds", num_blocks=6, tolerance=0.0)
+    call = {"num_inference_steps": 12}
+    twins.first(**call)
+
+    def stop(self: Run, checkpoint: Any) -> Any:
+        raise DivergenceError("It was told to. Do not.", self.report)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_judge", stop)
+        with pytest.raises(DivergenceError) as caught:
+            twins.alone(twins.fast, 1, **call)
+    assert caught.value.report.dropped_waves > 0
+
+
+def test_what_is_recorded_in_warmup_alone_serves_the_plan_that_warmup_came_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls are learnt from, and might ask for another plan: not while nothing is recorded for it."""
+    curve = CostCurve((1, 8, 32), (1e-3, 2.4e-3, 8e-3))
+    monkeypatch.setattr(pricing, "measure", lambda *arguments, **kwargs: curve)
+    monkeypatch.setattr(pricing, "between_calls", lambda *arguments: 0.0)
+    twins = Twins()
+    fast = srds_fast.compile(twins.pipe, engine="graph", lazy_capture=False, strict=True)
+    call = {**twins.base, "num_inference_steps": 50}
+    fast.warmup(**call)
+    recorded = fast.graphs.captured
+    for seed in range(3):
+        fast(**call, generator=torch.Generator().manual_seed(seed))
+        assert fast.report.engine != "eager"
+    assert fast.graphs.captured == recorded
+
+
 def test_what_runs_are_expected_to_take_at_least_is_launched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """One iteration more is left to chance."""
     plan = choose(12, Settings(method="collocation", max_iterations=8, tolerance=1e-9))
     curve = CostCurve((1, 100), (1e-3, 1e-3))
-    candidate = Candidate(plan.short(), 7, 7, 7, 7, 7e-3)
+    candidate = Candidate(plan.short(), 7, 7, 7, 7, 7e-3, 7e-3)
     plan = dataclasses.replace(plan, prediction=Prediction(candidate, (candidate,), "so told", curve, earliest=7))
     stock = scheduler()
     stock.set_timesteps(12)

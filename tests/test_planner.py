@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,20 @@ from hypothesis import strategies as st
 from problems import GaussianMixture, noise, scheduler
 
 import srds_fast
+from srds_fast import pricing as pricing_module
 from srds_fast.calibration import needed
 from srds_fast.context import Context
 from srds_fast.convergence import SRDS
 from srds_fast.cost import CostCurve
-from srds_fast.engine import costs as engine_costs
-from srds_fast.engine.turn import replaying
+from srds_fast.engine import turn as turn_module
+from srds_fast.engine.turn import replaying, turn
 from srds_fast.experience import MOST_RUNS, Experience
-from srds_fast.kernels.wave_update import NetworkInput
 from srds_fast.methods import Chords, Collocation, ParaDiGMS, ParaTAA
+from srds_fast.noise import noise_table
 from srds_fast.plan import Settings, choose
-from srds_fast.program import of_widths
+from srds_fast.pricing import Costs, price
 from srds_fast.search import Known, Pricing, candidates, fastest, fixed_at, plans_of, until, usual
+from srds_fast.solvers.core import Extras
 
 HERE = Context("a device", "2.0", "0.1", None, "steps")
 FREE = CostCurve((1, 1000), (1e-3, 1e-3))
@@ -477,16 +480,90 @@ def test_costs_go_by_code_and_networks_not_by_what_is_closed_over() -> None:
             assert calls == reports[-1].waves
 
 
-def test_nothing_is_replayed_to_be_timed_in_the_middle_of_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs of a device share their memory: it would overwrite what the outer call replays."""
+def _priced(costs: Costs) -> Pricing:
+    x, stock = noise(1, 64), scheduler()
+    stock.set_timesteps(20)
+    program: Any = None
+    return price(costs, "a kind", program, x, noise_table(stock), Extras(), x.dtype, replayed=True)
+
+
+def test_nothing_is_replayed_to_be_timed_while_another_call_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of a device share their memory: it would overwrite them. What is timed otherwise is known apart."""
     ways: list[bool] = []
-    monkeypatch.setattr(engine_costs, "_measured", lambda *given, replayed: ways.append(replayed))
-    x = noise(1, 64)
-    call: Any = (lambda program: None, of_widths(20, (1, 2)), x, NetworkInput())
-    with replaying(x.device):
-        engine_costs.measure(*call, replayed=True)
-    engine_costs.measure(*call, replayed=True)
+
+    def measure(*given: Any, replayed: bool) -> CostCurve:
+        ways.append(replayed)
+        return dataclasses.replace(FREE, how="replayed" if replayed else "eager")
+
+    monkeypatch.setattr(pricing_module, "measure", measure)
+    monkeypatch.setattr(turn_module, "LONGEST_WAIT", 0.01)
+    costs, device = Costs(), torch.device("cpu")
+    with replaying(device):
+        assert _priced(costs).curve.how == "eager"  # in the middle of this thread's own
+    begun, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with turn(device):
+            begun.set()
+            done.wait(10)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    begun.wait(10)
+    assert _priced(costs).curve.how == "eager"
+    done.set()
+    other.join()
+    assert _priced(costs).curve.how == "replayed"
+    assert _priced(costs).curve.how == "replayed"
     assert ways == [False, True]
+
+
+def test_a_wave_that_did_not_fit_bounds_the_plans_to_come() -> None:
+    """And what did not fit has not diverged: its method is still weighed."""
+    room, calls = 8, 0
+
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if len(x) > room and calls > 200:  # other work has taken the memory since it was measured
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return MIXTURE(x, t)
+
+    priced = pricing(FREE)
+    wide = usual(100, Settings(), False, priced)
+    assert wide.program().peak_rows > 8
+    priced.known.experience.had_no_room(9)
+    narrow = usual(100, Settings(), False, priced)
+    assert narrow.program().peak_rows <= 8
+    assert narrow.method != "sequential"
+    x, fallbacks = noise(1, 64), []
+    for seed in range(8):
+        calls = max(calls, 201) if seed else 0
+        report = srds_fast.sample(denoiser, x, scheduler(), 60, method="auto").report
+        fallbacks.append(report.fallback_reason is not None)
+    assert sum(fallbacks) <= 3  # each bounds the width anew
+    assert not fallbacks[-1]
+
+
+@pytest.mark.parametrize(("slower", "stays"), [(1.03, True), (1.2, False)])
+def test_a_plan_is_left_only_for_one_that_is_clearly_faster(slower: float, stays: bool) -> None:
+    settings, free = Settings(), pricing(FREE)
+    of_srds = [plan for plan in candidates(100, settings, False) if plan.method == "srds" and plan.num_blocks == 20]
+    before, other = of_srds[0], of_srds[1]
+    seconds = {each.in_flight: free.expected_network(each) for each in of_srds}
+
+    def between(plan: srds_fast.Plan) -> float:
+        if plan.num_blocks != 20 or plan.in_flight not in (before.in_flight, other.in_flight):
+            return 1.0
+        wanted = 0.05 * (slower if plan.in_flight == before.in_flight else 1.0)
+        return wanted - seconds[plan.in_flight]
+
+    priced = Pricing(Known(FREE), between, HERE)
+    assert fastest(100, settings, False, priced).signature == other.signature
+    found = fastest(100, settings, False, priced, before=before)
+    assert found.signature == (before if stays else other).signature
+    assert found.prediction is not None
+    assert found.prediction.chosen.name == found.short()
 
 
 def test_what_takes_longer_than_expected_is_weighed_anew() -> None:

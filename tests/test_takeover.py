@@ -129,6 +129,22 @@ def test_a_controlnet_that_guesses_is_driven() -> None:
     assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("settings", [{"in_flight": 1}, {"max_rows": 2}])
+def test_a_controlnet_may_take_more_waves_than_steps_as_its_loop_turns_once(settings: dict[str, Any]) -> None:
+    """It looks up by turn what to keep of its ControlNet: where it turns with the waves, that ends behind the last."""
+    build, call = tiny.PIPELINES["stable_diffusion_controlnet"]
+    pipe = build()
+    fast = srds_fast.compile(pipe, method="srds", tolerance=0.0, **settings)
+    found = run(fast, call)
+    assert fast.report.path == "takeover"
+    assert fast.report.in_flight == settings.get("in_flight")
+    expected = run(pipe, call)
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    run(fast, call, callback_on_step_end=lambda pipe, step, timestep, tensors: tensors)
+    assert fast.report.path == "stock"
+    assert "looks up its list of steps by turn" in fast.report.fallback_reason
+
+
 def test_a_callback_is_told_in_the_loops_own_turns() -> None:
     build, call = tiny.PIPELINES["stable_diffusion"]
     fast = srds_fast.compile(build(), exact=True, method="srds")

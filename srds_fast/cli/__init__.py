@@ -290,6 +290,9 @@ def _add_blocks(parser: argparse.ArgumentParser) -> None:
         "--blocks", type=_positive, metavar="B", help="blocks the steps are cut into (the plan's choice)"
     )
     parser.add_argument("--coarse-solver", default="auto", metavar="G", help="2m, ddim or auto (auto)")
+    parser.add_argument(
+        "--in-flight", type=_positive, metavar="K", help="iterations of srds under way at once (the plan's choice)"
+    )
     parser.add_argument("--max-rows", type=_positive, metavar="R", help="widest wave allowed; memory grows with it")
 
 

@@ -187,6 +187,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         "num_blocks": args.blocks,
         "max_iterations": args.iterations,
         "coarse_solver": args.coarse_solver,
+        "in_flight": args.in_flight,
         "max_rows": args.max_rows,
     }
 

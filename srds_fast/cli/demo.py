@@ -21,7 +21,12 @@ def demo(args: argparse.Namespace) -> None:
     """Print how SRDS converges to the stock pipeline's images, and draw it."""
     pipe = open_for(args, args.steps)
     request = Request(prompts_for(args), args.steps, args.guidance, args.seed)
-    settings = {"num_blocks": args.blocks, "coarse_solver": args.coarse_solver, "max_rows": args.max_rows}
+    settings = {
+        "num_blocks": args.blocks,
+        "coarse_solver": args.coarse_solver,
+        "in_flight": args.in_flight,
+        "max_rows": args.max_rows,
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{args.steps} steps, {about_run(args, len(request.prompts), pipe)}.", flush=True)
     result = converge(pipe, request, args.iterations, settings, announcer(pipe))

@@ -79,9 +79,9 @@ def _table(checked: list[Checked]) -> str:
     table = Table([("predicted ms", 12), ("measured ms", 11), ("error", 6), ("plan", -20)])
     lines = [
         table.line(
-            f"{1e3 * each.candidate.seconds:.1f}",
+            f"{1e3 * each.candidate.fixed_seconds:.1f}",
             f"{1e3 * each.measured:.1f}",
-            f"{each.candidate.seconds / each.measured - 1:+.0%}",
+            f"{each.candidate.fixed_seconds / each.measured - 1:+.0%}",
             each.candidate.name,
         )
         for each in checked
@@ -100,11 +100,11 @@ def _plot(checked: list[Checked], path: Path) -> None:
 
     figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    most = 1.1 * max(1e3 * max(each.candidate.seconds, each.measured) for each in checked)
+    most = 1.1 * max(1e3 * max(each.candidate.fixed_seconds, each.measured) for each in checked)
     axes.plot([0, most], [0, most], color="0.7", linewidth=1, zorder=0)
     for each in checked:
         sequential = each.candidate.name == "sequential"
-        x, y = 1e3 * each.candidate.seconds, 1e3 * each.measured
+        x, y = 1e3 * each.candidate.fixed_seconds, 1e3 * each.measured
         axes.plot(x, y, "s" if sequential else "o", color="#c2410c" if sequential else "#0064b4")
         axes.annotate(each.candidate.name, (x, y), xytext=(6, -3), textcoords="offset points", fontsize=8)
     axes.set_xlim(0, most)

@@ -198,21 +198,31 @@ class Drive:
             self._wave = self.run.next(None)
         return (self._hand_out(x.dtype), *x0)
 
+    @property
+    def _turns_with_waves(self) -> bool:
+        """Whether the pipeline's loop turns once a wave."""
+        return True
+
     def _step_by_step(self, error: DivergenceError) -> None:
         """Begin again, one step after another, where a method that was chosen for the user did not settle."""
         assert self.run is not None
         if self.run.plan.prediction is None or self.run.plan.method == "sequential":
             raise error
+        try:
+            self._take_steps(error.what)
+        except UnsupportedPipeline:  # strict: the error itself says more
+            raise error from None
+
+    def _take_steps(self, why: str) -> None:
+        """Begin again, one step after another. why: in words."""
+        assert self.run is not None
         assert self._parts is not None
         _, state, noise, extras = self._parts
-        self.run = step_by_step(error.report, error.what, state, noise, extras, self._observer)
+        self.run = step_by_step(self.run.report, why, state, noise, extras, self._observer)
         self._rows = RowInputs(self.run.program, noise, state, instead=self._instead)
         reason = self.run.report.fallback_reason
         assert reason is not None
-        try:
-            self._stepwise(reason)
-        except UnsupportedPipeline:  # strict: the error itself says more
-            raise error from None
+        self._stepwise(reason)
 
     def newest(self) -> Tensor | None:
         """The newest whole sample, [batch, ...]; of a sequential run, where it stands."""
@@ -347,7 +357,7 @@ class Drive:
         at_once = plan.pipelined and plan.in_flight is None
         in_as_many_turns = at_once if plan.method == "srds" else plan.method in ("sequential", "chords")
         ahead_of_its_turns = plan.method == "sequential" or (in_as_many_turns and plan.max_rows is None)
-        if self._loop.counts and not ahead_of_its_turns:
+        if self._loop.counts and self._turns_with_waves and not ahead_of_its_turns:
             raise UnsupportedPipeline(
                 "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
                 "Use method='srds' with pipelined=True, and neither in_flight nor max_rows."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from ..program import Program
 from ..solvers.core import Evaluate
 from .graph import Evaluator
 from .recorder import recorder
-from .turn import replays_here, turn
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32)
 # calls shorter than this are timed in rounds over all widths, so that a busy moment meets them alike; longer ones once
@@ -45,16 +45,12 @@ def measure(
         program: a wave for each width, `program.of_widths`.
         x: starting noise, [batch, ...]: every row is one of it.
         network: how the network wants its rows.
-        replayed: time recordings of the calls; where a call cannot be recorded, and in the middle of another call's
-            replay, all are timed as Python makes them.
+        replayed: time recordings of the calls, in a turn of the caller's; where a call cannot be recorded, all are
+            timed as Python makes them.
     """
-    if replayed and not replays_here(x.device):
-        try:
-            # the graphs of a device share their memory: these would write into what another call replays
-            with turn(x.device):
-                return _measured(evaluator(program), program, x, network, replayed=True)
-        except CaptureFailed:
-            pass
+    if replayed:
+        with suppress(CaptureFailed):
+            return _measured(evaluator(program), program, x, network, replayed=True)
     return _measured(evaluator(program), program, x, network, replayed=False)
 
 

@@ -398,7 +398,7 @@ class Replay:
                 for piece in stretch.pieces:
                     if piece is not ahead:
                         self._launch(piece, number)
-                    ahead = None
+                    ahead, self.dropped_waves = None, 0
                     for positions, wave in piece.waves:
                         yield Evaluate(inputs["x"], positions, samples, wave)
                 found = stretch.checkpoint()
@@ -407,6 +407,7 @@ class Replay:
                 if not last and self._ahead(found.iteration) and (following := captured.stretch(number + 1).pieces):
                     ahead = following[0]
                     self._launch(ahead, number + 1)
+                    self.dropped_waves = len(ahead.waves)  # if it ends here
                 checkpoint = arriving.of(running)
                 answer = yield checkpoint
                 assert not isinstance(answer, Tensor)
@@ -414,7 +415,6 @@ class Replay:
                 running = running if answer is None else tuple(running[position] for position in answer)
                 if last or not running:
                     break
-            self.dropped_waves = 0 if ahead is None else len(ahead.waves)
             assert result is not None
             return result
 

@@ -160,7 +160,8 @@ def test_a_side_that_has_ended_says_what_it_printed_last(tmp_path: Path) -> None
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals are sent as POSIX has it")
 def test_an_interruption_is_one_line_and_leaves_nothing_running(repository: Path) -> None:
-    command = [sys.executable, "-m", "bench.compare", "sound", "slow", "--only", BENCH]
+    # more rounds than end before the signal comes, however late
+    command = [sys.executable, "-m", "bench.compare", "sound", "slow", "--only", BENCH, "--rounds", "2000"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=repository, start_new_session=True, **pipes) as running:
         while "base ms" not in running.stdout.readline():

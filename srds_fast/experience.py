@@ -26,8 +26,8 @@ REDUCED_BY_A_SWEEP = 3.0
 # tells by how far it stopped in time
 RUNS_EXPECTED = 4
 RUNS_EXPECTED_OF_SRDS = 2
-# the first change of N steps in B blocks is about this times N / B^2 (digits 0.06 to 0.08, a mixture of Gaussians 0.11
-# to 0.19), and of B blocks with first-order jumps about this times 1 / B
+# the first change of N steps in B blocks is about this times N / B^2 (fewer than N / 2 blocks: digits 0.06 to 0.08, a
+# mixture of Gaussians 0.09 to 0.2), and of B blocks with first-order jumps about this times 1 / B
 FIRST_CHANGE = {"2m": 0.1, "ddim": 0.65}
 ORDER = {"2m": 2, "ddim": 1}
 # about how far samples lie apart in it
@@ -44,7 +44,7 @@ class Refined(NamedTuple):
 
     Attributes:
         num_steps, num_blocks, coarse_solver: of its plan.
-        changes: of each sample, iteration by iteration; of one that did not settle it is infinite.
+        changes: of each sample, iteration by iteration; one that is infinite, where the run did not settle.
     """
 
     num_steps: int

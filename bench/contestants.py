@@ -7,8 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from srds_fast.methods import Chords, Collocation, FixedPoint, Options, ParaDiGMS, ParaTAA
-from srds_fast.plan import Plan, Settings, choose
+from srds_fast.planner.choose import choose
+from srds_fast.planner.plan import Plan
+from srds_fast.planner.settings import Settings
+from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
+from srds_fast.solvers.method import Options
 
 # no change falls below it: what ends a run is who looks at its checkpoints
 NEVER = 1e-30

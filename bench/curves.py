@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from srds_fast.cost import CostCurve
+from srds_fast.planner.cost_curve import CostCurve
 
 Call = Callable[[], object]
 

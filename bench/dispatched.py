@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from srds_fast.engine.guard import new_in, refuse_uncapturable, tensors_in
+from srds_fast.engine.graphs.capture_checks import new_in, refuse_uncapturable, tensors_in
 from srds_fast.errors import CaptureFailed
 from srds_fast.kernels.affine_scan import reference as affine_scan
 from srds_fast.kernels.affine_scan.prepared import PreparedScan

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from srds_fast.cli.environment import environment
-from srds_fast.methods import Collocation
+from srds_fast.solvers.fixed_point.options import Collocation
 
 from . import rows, timing
 from .rows import DEVICE, SMALL

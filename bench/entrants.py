@@ -15,8 +15,8 @@ from diffusers import DDIMParallelScheduler, DDIMScheduler, StableDiffusionParad
 from torch import Tensor
 
 import srds_fast
-from srds_fast.plan import Plan
-from srds_fast.search import fixed_at
+from srds_fast.planner.candidates import fixed_at
+from srds_fast.planner.plan import Plan
 
 from . import policy_loops
 from .contestants import CONTESTANTS, DEFAULT, PAPER, PARADIGMS_TOLERANCES, SELF_STOPPING

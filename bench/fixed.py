@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from srds_fast.methods import Chords, Collocation, ParaDiGMS, ParaTAA
-from srds_fast.program import FEWEST_NODES
+from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
+from srds_fast.solvers.fixed_point.program import FEWEST_NODES
 
 # no change falls below it, and every error is within the other
 _NEVER, _ALWAYS = 1e-30, 1e30

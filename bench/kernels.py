@@ -27,15 +27,16 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from srds_fast import program
 from srds_fast.cli.environment import environment
 from srds_fast.kernels import affine_scan, anderson_mix, wave_update
 from srds_fast.kernels.affine_scan import reference as affine_scan_reference
 from srds_fast.kernels.anderson_mix import reference as anderson_mix_reference
 from srds_fast.kernels.wave_update import reference as wave_update_reference
 from srds_fast.kernels.wave_update.traffic import traffic
-from srds_fast.noise import noise_table
-from srds_fast.solvers.waves import wave_table
+from srds_fast.schedulers.verify import noise_table
+from srds_fast.solvers import program
+from srds_fast.solvers.fixed_point import program as sweeps
+from srds_fast.solvers.wave_table import wave_table
 
 from . import timing
 
@@ -147,13 +148,13 @@ def of_fixed_point_wave(moved: int | None, device: torch.device) -> Subject:
     # here: a commit that lacks it can still be compared in the others
     from srds_fast.kernels import fixed_point_wave
     from srds_fast.kernels.fixed_point_wave import reference as wave_reference
-    from srds_fast.methods import ParaTAA
-    from srds_fast.solvers.grid import grid_of
-    from srds_fast.steps import Like
+    from srds_fast.schedulers.steps import Like
+    from srds_fast.solvers.fixed_point.grid import grid_of
+    from srds_fast.solvers.fixed_point.options import ParaTAA
 
     scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(WINDOW)
-    waves, like = program.fixed_point(WINDOW, WINDOW), Like(torch.float32, device, 2)
+    waves, like = sweeps.fixed_point(WINDOW, WINDOW), Like(torch.float32, device, 2)
     table = grid_of(noise_table(scheduler), waves, ParaTAA(), like, scaled=False).table
     each = fixed_point_wave.bytes_per_element(torch.float32, torch.float16, table.history) * WINDOW
     elements = _elements(moved, each)

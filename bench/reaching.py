@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import srds_fast
-from srds_fast.plan import Plan
-from srds_fast.program import Program
-from srds_fast.search import fixed_at
-from srds_fast.solvers.core import Checkpoint
+from srds_fast.planner.candidates import fixed_at
+from srds_fast.planner.plan import Plan
+from srds_fast.solvers.contract import Checkpoint
+from srds_fast.solvers.program import Program
 
 from .contestants import Contestant
 from .problems import Problem

@@ -59,9 +59,11 @@ def planning(method: str, *, steps: int) -> Prepared:
     import torch
     from diffusers import DDIMScheduler
 
-    from srds_fast.noise import noise_table
-    from srds_fast.plan import Plan, Settings, choose
-    from srds_fast.run import Run
+    from srds_fast.engine.run import Run
+    from srds_fast.planner.choose import choose
+    from srds_fast.planner.plan import Plan
+    from srds_fast.planner.settings import Settings
+    from srds_fast.schedulers.verify import noise_table
 
     x = torch.zeros(1, 4, 8, 8)
     scheduler = DDIMScheduler(clip_sample=False)
@@ -71,9 +73,9 @@ def planning(method: str, *, steps: int) -> Prepared:
         return choose(steps, Settings(method=method))
 
     def searched() -> Plan:
-        from srds_fast.context import context_of
-        from srds_fast.cost import CostCurve
-        from srds_fast.search import Known, Pricing, usual
+        from srds_fast.planner.context import context_of
+        from srds_fast.planner.cost_curve import CostCurve
+        from srds_fast.planner.search import Known, Pricing, usual
 
         known = Known(CostCurve((1, 32), (1e-3, 2e-3)))
         pricing = Pricing(known, lambda plan: 1e-4, context_of(x.device, noise_table(scheduler)))

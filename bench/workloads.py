@@ -34,7 +34,9 @@ from torch import Tensor
 
 import srds_fast
 from srds_fast import zoo
-from srds_fast.plan import Plan, Settings, choose
+from srds_fast.planner.choose import choose
+from srds_fast.planner.plan import Plan
+from srds_fast.planner.settings import Settings
 
 from . import demonstrations, rows
 from .problems import Problem

@@ -11,48 +11,35 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from . import program as program
     from . import zoo as zoo
-    from .engine.graphs import Graphs as Graphs
-    from .errors import (
-        CaptureFailed as CaptureFailed,
-    )
-    from .errors import (
-        DivergenceError as DivergenceError,
-    )
-    from .errors import (
-        InvalidArgument as InvalidArgument,
-    )
-    from .errors import (
-        PlanMismatch as PlanMismatch,
-    )
-    from .errors import (
-        SrdsFastError as SrdsFastError,
-    )
-    from .errors import (
-        UnsupportedPipeline as UnsupportedPipeline,
-    )
-    from .errors import (
-        UnsupportedScheduler as UnsupportedScheduler,
-    )
-    from .pipeline import compile as compile
-    from .plan import Plan as Plan
+    from .engine.graphs.cache import Graphs as Graphs
+    from .errors import CaptureFailed as CaptureFailed
+    from .errors import DivergenceError as DivergenceError
+    from .errors import InvalidArgument as InvalidArgument
+    from .errors import PlanMismatch as PlanMismatch
+    from .errors import SrdsFastError as SrdsFastError
+    from .errors import UnsupportedPipeline as UnsupportedPipeline
+    from .errors import UnsupportedScheduler as UnsupportedScheduler
+    from .pipelines.compile import compile as compile
+    from .planner.plan import Plan as Plan
     from .report import Report as Report
-    from .sampler import SampleResult as SampleResult
-    from .sampler import sample as sample
+    from .sampling.sample import SampleResult as SampleResult
+    from .sampling.sample import sample as sample
+    from .solvers import program as program
     from .telemetry import profile as profile
 
-__version__ = "0.1.0"
 
 _HOME = {
-    "compile": "pipeline",
-    "sample": "sampler",
+    "compile": "pipelines.compile",
+    "sample": "sampling.sample",
     "profile": "telemetry",
-    "SampleResult": "sampler",
-    "Plan": "plan",
+    "SampleResult": "sampling.sample",
+    "Plan": "planner.plan",
     "Report": "report",
-    "Graphs": "engine.graphs",
+    "Graphs": "engine.graphs.cache",
     "CaptureFailed": "errors",
     "DivergenceError": "errors",
     "InvalidArgument": "errors",
@@ -61,7 +48,7 @@ _HOME = {
     "UnsupportedPipeline": "errors",
     "UnsupportedScheduler": "errors",
 }
-_MODULES = ("kernels", "program", "zoo")
+_MODULES = {"kernels": "kernels", "methods": "methods", "program": "solvers.program", "zoo": "zoo"}
 
 __all__ = [*_HOME, *_MODULES]
 
@@ -70,7 +57,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
+        return importlib.import_module(f".{_MODULES[name]}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

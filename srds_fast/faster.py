@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .drive.networks import is_compiled
 from .errors import InvalidArgument
+from .pipelines.networks import is_compiled
 
 MODES = ("default", "max-autotune-no-cudagraphs")
 _MODES_WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}

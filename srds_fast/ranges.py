@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from .program import Program, Sweeps
+from .solvers.fixed_point.program import Sweeps
+from .solvers.program import Program
 from .trace import Event, Trace
 
 DOMAIN = "srds_fast"

@@ -38,8 +38,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InvalidArgument
-from .program import Program
 from .ranges import Call, Domain, Span, Sums, Waves, iteration_at, of_wave
+from .solvers.program import Program
 from .trace import Trace
 
 VARIABLE = "SRDS_FAST_PROFILE"

@@ -10,7 +10,6 @@ import tiny
 import torch
 
 import srds_fast
-from srds_fast import program
 from srds_fast.cli.commands import warn_if_busy
 from srds_fast.cli.comparison import (
     CONTESTANTS,
@@ -26,6 +25,7 @@ from srds_fast.cli.comparison import (
 from srds_fast.cli.refining import Convergence, converge
 from srds_fast.cli.sheet import Column, amplified, contact_sheet
 from srds_fast.cli.table import Table, small
+from srds_fast.solvers import program
 
 REQUEST = Request(prompts=("a", "b", "c"), steps=20, guidance=3.0, seed=5)
 

@@ -15,14 +15,7 @@ from torch import nn
 
 from srds_fast import faster as module
 from srds_fast.errors import InvalidArgument
-from srds_fast.faster import (
-    check_attention,
-    check_torch_compile,
-    compiled,
-    faster,
-    lay_out,
-    torch_flags_kept,
-)
+from srds_fast.faster import check_attention, check_torch_compile, compiled, faster, lay_out, torch_flags_kept
 
 KINDS = ["stable_diffusion", "stable_diffusion_controlnet", "stable_diffusion_3", "flux", "pixart", "dit", "ddim"]
 

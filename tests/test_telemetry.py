@@ -400,7 +400,7 @@ def test_a_stream_is_looked_at(tmp_path: Path) -> None:
     with srds_fast.profile(tmp_path / "trace.json"):
         for _ in fast.stream(**tiny.PIPELINES["stable_diffusion"][1], num_inference_steps=profiled.STEPS):
             pass
-    (call,) = in_a_trace(tmp_path / "trace.json", "host, srds_fast.stream")
+    (call,) = in_a_trace(tmp_path / "trace.json", "host, srds_fast.pipelines.stream")
     call.check()
     assert len(call.of("wave")) == fast.report.waves == fast.report.timeline["wave"]["count"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from .. import __version__
+from .._version import __version__
 from ..errors import SrdsFastError
 from .environment import environment
 

@@ -14,7 +14,7 @@ import torch
 
 from .. import zoo
 from ..errors import InvalidArgument, UnsupportedScheduler
-from ..pipeline import compile
+from ..pipelines.compile import compile
 from .comparison import CONTESTANTS, Announce, Difference, Entry, Request, compare, generators
 from .environment import environment
 from .loading import open_pipeline, silence

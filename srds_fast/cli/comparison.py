@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pipeline import compile
+from ..pipelines.compile import compile
 from ..report import Report
 
 Announce = Callable[[str], None]

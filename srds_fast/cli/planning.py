@@ -9,10 +9,10 @@ from typing import Any
 
 from .. import zoo
 from ..errors import InvalidArgument
-from ..noise import adds_noise
-from ..pipeline import compile
-from ..plan import Candidate, Plan
-from ..search import plans_of
+from ..pipelines.compile import compile
+from ..planner.candidates import plans_of
+from ..planner.plan import Candidate, Plan
+from ..schedulers.builders import adds_noise
 from .commands import open_for, prompts_for, settings_of
 from .comparison import Request, call
 from .table import Table

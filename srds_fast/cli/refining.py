@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pipeline import compile
-from ..plan import Plan
-from ..program import Spent
+from ..pipelines.compile import compile
+from ..planner.plan import Plan
 from ..report import Report
+from ..solvers.program import Spent
 from .comparison import Announce, Call, Difference, Request, Seconds, call, grey_levels, loop_seconds
 
 

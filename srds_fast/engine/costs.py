@@ -10,13 +10,13 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from ..cost import CostCurve
 from ..errors import CaptureFailed
 from ..kernels.wave_update import NetworkInput
-from ..program import Program
-from ..solvers.core import Evaluate
-from .graph import Evaluator
-from .recorder import recorder
+from ..planner.cost_curve import CostCurve
+from ..solvers.contract import Evaluate
+from ..solvers.program import Program
+from .evaluator import Evaluator
+from .graphs.devices import recorder
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32)
 # calls shorter than this are timed in rounds over all widths, so that a busy moment meets them alike; longer ones once

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..solvers.core import Evaluate
+from ..solvers.contract import Evaluate
 
 
 @torch.no_grad()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..noise import NoiseTable
-from ..program import Program
-from .core import NOTHING, Checkpoint, Core, Extras
+from ..schedulers.table import NoiseTable
+from .contract import NOTHING, Checkpoint, Core, Extras
+from .program import Program
 from .waves import Waves
 
 

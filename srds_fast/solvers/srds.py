@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..noise import NoiseTable
-from ..program import Program
-from ..steps import CoarseSolver
-from .core import NOTHING, Checkpoint, Core, Extras, samples_of
+from ..schedulers.steps import CoarseSolver
+from ..schedulers.table import NoiseTable
+from .contract import NOTHING, Checkpoint, Core, Extras, samples_of
+from .program import Program
 from .waves import Waves
 
 

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import srds_fast
-from srds_fast import program
 from srds_fast.errors import InvalidArgument
 from srds_fast.kernels import dispatch
 from srds_fast.kernels.affine_scan import reference as affine_scan
@@ -37,12 +36,14 @@ from srds_fast.kernels.fixed_point_wave import (
     walk,
 )
 from srds_fast.kernels.wave_update import NetworkInput
-from srds_fast.methods import Collocation, FixedPoint, ParaTAA
-from srds_fast.noise import NoiseTable, noise_table
-from srds_fast.solvers.core import Evaluate, Extras
-from srds_fast.solvers.fixed_point import fixed_point
-from srds_fast.solvers.grid import grid_of, interpolation
-from srds_fast.steps import Like
+from srds_fast.schedulers.steps import Like
+from srds_fast.schedulers.table import NoiseTable
+from srds_fast.schedulers.verify import noise_table
+from srds_fast.solvers.contract import Evaluate, Extras
+from srds_fast.solvers.fixed_point import program as sweeps
+from srds_fast.solvers.fixed_point.grid import grid_of, interpolation
+from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaTAA
+from srds_fast.solvers.fixed_point.solver import fixed_point
 
 torch.set_num_threads(1)
 STEPS = 11
@@ -101,7 +102,7 @@ class Problem:
         self.device, self.shape, self.number, self.features, self.state = device, shape, number, features, state
         self.options = options or ParaTAA()
         self.noise = noise_of(steps, features)
-        self.program = program.fixed_point(steps, steps, self.options.num_nodes)
+        self.program = sweeps.fixed_point(steps, steps, self.options.num_nodes)
         self.network = NetworkInput(network, branches, channels_last)
         self.begins, self.seed = begins, seed
         rows = len(self.program.positions[number])
@@ -207,7 +208,7 @@ def test_equals_reference(device: torch.device, problem: dict[str, Any]) -> None
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 40), st.integers(5, 12), st.booleans())
 def test_what_a_sweep_walks_along_is_the_interpolation(left: int, num_nodes: int, between: bool) -> None:
-    positions = program.nodes(3, 3 + left, num_nodes, between=between)
+    positions = sweeps.nodes(3, 3 + left, num_nodes, between=between)
     if len(positions) == left:
         return
     way = -torch.arange(3 + left, dtype=torch.float64)
@@ -395,7 +396,7 @@ def test_a_run_from_a_guess_of_which_samples_leave(
 ) -> None:
     """With two branches, in waves that are too wide, in half precision and channels last."""
     noise = noise_of(7, ("scaled",))
-    whole = program.fixed_point(7, 5, options.num_nodes)
+    whole = sweeps.fixed_point(7, 5, options.num_nodes)
     waves = whole.limited_to(max_rows)
     network = NetworkInput(torch.float16, 2, channels_last=True)
     x = randomly(3, 2, 3, 3, seed=1, dtype=torch.float64, device=device)

@@ -19,7 +19,6 @@ from problems import GaussianMixture
 from torch import Tensor
 
 import srds_fast
-from srds_fast import program
 from srds_fast.errors import InvalidArgument
 from srds_fast.kernels import dispatch
 from srds_fast.kernels.layout import with_inner_layout
@@ -38,10 +37,11 @@ from srds_fast.kernels.wave_update import (
 from srds_fast.kernels.wave_update import buffers as buffers_module
 from srds_fast.kernels.wave_update.chains import chained, instructions
 from srds_fast.kernels.wave_update.traffic import traffic
-from srds_fast.noise import noise_table
-from srds_fast.solvers.core import Checkpoint
+from srds_fast.schedulers.verify import noise_table
+from srds_fast.solvers import program
+from srds_fast.solvers.contract import Checkpoint
 from srds_fast.solvers.srds import srds
-from srds_fast.solvers.waves import wave_table
+from srds_fast.solvers.wave_table import wave_table
 
 
 def by_definition(

@@ -1,1 +1,0 @@
-"""Bundled pipelines, and the recipes that trained them."""

@@ -1,0 +1,1 @@
+"""CUDA graphs: recording, checking, keeping and replaying them."""

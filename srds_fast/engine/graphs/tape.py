@@ -1,0 +1,131 @@
+"""A recorder for the CPU: notes every operation of a stretch, and does them again on the same tensors.
+
+It behaves as a CUDA graph does: Python runs once, while recording; numbers and shapes are frozen; a replay reads and
+writes the memory that the recording read and wrote. Recording leaves nothing behind but memory: what existed before is
+as it was, and what was made holds NaN until the first replay. So whatever a capture would get wrong on a GPU is wrong
+here as well. It is for tests and for looking at what is captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...errors import CaptureFailed
+from .capture_checks import Guard, failed, new_in, storage_of, tensors_in
+
+T = TypeVar("T")
+
+_aten = torch.ops.aten
+_MAKES_ROOM = {
+    _aten.empty.memory_format, _aten.empty_like.default, _aten.empty_strided.default, _aten.new_empty.default,
+    _aten.new_empty_strided.default, _aten.empty_permuted.default,
+}  # fmt: skip
+
+
+class Tape(Guard):
+    """The operations of one stretch. Records while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._operations: list[Callable[[], None]] = []
+        self._made_tensors: list[Tensor] = []
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Do the operations again."""
+        for operation in self._operations:
+            operation()
+
+    @property
+    def num_operations(self) -> int:
+        """Operations that a replay does."""
+        return len(self._operations)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory taken while recording."""
+        storages = {storage_of(tensor): tensor.untyped_storage().nbytes() for tensor in self._made_tensors}
+        return sum(storages.values())
+
+    def reset(self) -> None:
+        """Give the memory back."""
+        self._operations.clear()
+        self._made_tensors.clear()
+        self.read.clear()
+        self.read_by_network.clear()
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Nothing: what is not looked at is not on the tape."""
+        yield
+
+    def before(self, func: Any, given: list[Tensor]) -> None:
+        """Keep what an operation is about to overwrite."""
+        if not func._schema.is_mutable:
+            return
+        for tensor in given:
+            if not self.made(tensor) and storage_of(tensor) not in self._before:
+                whole = _whole(tensor)
+                self._before[storage_of(tensor)] = whole, whole.clone()
+
+    def after(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Note an operation."""
+        given = list(tensors_in((args, kwargs)))
+        outputs = new_in(out, given)
+        self._made_tensors += outputs
+        if not outputs:
+            if func._schema.is_mutable:
+                self._operations.append(lambda: func(*args, **kwargs))
+            return  # a view stays one
+        if func in _MAKES_ROOM:
+            return
+
+        def again() -> None:
+            for kept, found in zip(outputs, new_in(func(*args, **kwargs), given), strict=True):
+                kept.copy_(found)
+
+        self._operations.append(again)
+
+    def put_back(self) -> None:
+        """Undo what recording has done to tensors that were there before, and spoil what it has made."""
+        for whole, before in self._before.values():
+            whole.copy_(before)
+        self._before.clear()
+        for tensor in self._made_tensors:
+            if tensor.is_floating_point() or tensor.is_complex():
+                tensor.fill_(torch.nan)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of the memory that a tensor lies in, as bytes."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+class TapeRecorder:
+    """See `srds_fast.engine.graphs.recorder.Recorder`."""
+
+    name = "tape"
+
+    @torch.no_grad()
+    def record(self, work: Callable[[Guard], T]) -> tuple[Tape, T]:
+        """Run work once; returns its operations and its result."""
+        tape = Tape()
+        try:
+            with tape:
+                found = work(tape)
+        except CaptureFailed:
+            raise
+        except Exception as error:
+            raise failed(error) from error
+        finally:
+            tape.put_back()
+        return tape, found
+
+    def release(self) -> None:
+        """Nothing: memory is given back with the tape."""

@@ -1,0 +1,300 @@
+"""One run of a solver core: feeds it, judges its checkpoints, counts what it costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from .. import telemetry
+from ..errors import CaptureFailed, DivergenceError
+from ..kernels.dispatch import implementation
+from ..planner.choose import choose
+from ..planner.plan import Plan
+from ..planner.settings import Settings
+from ..report import Report
+from ..schedulers.steps import CoarseSolver
+from ..schedulers.table import NoiseTable
+from ..solvers.chords.program import Cores
+from ..solvers.chords.solver import chords
+from ..solvers.contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras
+from ..solvers.convergence import SRDS, SRDS_UNCALIBRATED, SWEEPS, Contraction, Diverged, Monitor
+from ..solvers.fixed_point.options import FixedPoint
+from ..solvers.fixed_point.program import Sweeps
+from ..solvers.fixed_point.solver import fixed_point
+from ..solvers.method import to_dict
+from ..solvers.program import Program
+from ..solvers.sequential import sequential
+from ..solvers.srds import srds
+from ..solvers.waves import CountedWaves
+
+Observer = Callable[[Checkpoint], None]
+
+
+def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING) -> Core:
+    """The core of a plan, not begun. program: its waves; x: starting noise in the dtype of the state, [batch, ...]."""
+    if plan.method == "sequential":
+        return sequential(x, noise, program, extras)
+    if isinstance(program, Cores):
+        return chords(x, noise, program, extras, watch_bits=plan.bits_only)
+    if isinstance(program, Sweeps):
+        assert isinstance(plan.options, FixedPoint)
+        return fixed_point(x, noise, program, plan.options, extras, watch_bits=plan.bits_only)
+    return srds(x, noise, program, plan.coarse_solver, extras, watch_bits=plan.bits_only)
+
+
+def contraction_of(noise: NoiseTable) -> Contraction:
+    """What runs of SRDS take for granted of it."""
+    calibrated = noise.momentum is None and noise.spread is None and noise.clip is None
+    return SRDS if calibrated else SRDS_UNCALIBRATED
+
+
+def counted_waves_of(
+    plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING
+) -> CountedWaves:
+    """The waves of a plan on memory that stays; the arguments are those of `core_of`.
+
+    Raises:
+        CaptureFailed: those of its method do not count themselves.
+    """
+    if plan.options is not None:
+        raise CaptureFailed(
+            f"The waves of {plan.method} are not counted on the device. A graph of a wave's width could not tell which "
+            "it is. Use engine='graph'."
+        )
+    solver: CoarseSolver = "ddim" if plan.method == "sequential" else plan.coarse_solver
+    watched = plan.method != "sequential" and plan.bits_only
+    return CountedWaves(x, noise, program, solver, extras, watched=watched)
+
+
+def no_room(rows: int) -> str:
+    """What is said where a wave ran out of memory. rows: of the widest that was tried."""
+    return f"a wave of up to {rows} rows did not fit into the device's memory: pass max_rows, fewer than that"
+
+
+def step_by_step(
+    report: Report, reason: str, x: Tensor, noise: NoiseTable, extras: Extras, observer: Observer | None
+) -> Run:
+    """The sequential run that takes the place of one which could not end, in the same report; it has not begun."""
+    report.fallback_reason = f"{reason}. The steps were then taken one after another"
+    report.change.clear()
+    report.method, report.engine, report.overlap = "sequential", "eager", "batch"
+    report.num_blocks, report.coarse_solver, report.in_flight, report.options = 0, None, None, None
+    report.predicted_seconds = report.plan_reason = report.network_seconds = None
+    plan = choose(noise.num_steps, Settings(method="sequential"))
+    return Run(plan, x, noise, report.path, replace(extras, guess=None), observer, report=report)
+
+
+class Run:
+    """Steps a core from wave to wave. `next(None)` gives the first wave, `next(output)` the one after it.
+
+    The clock runs from the first wave handed out, or from `started`, to the last output handed in.
+
+    Args:
+        plan: what to run.
+        x: starting noise in the dtype of the state, [batch, ...].
+        noise: table of the plan's steps.
+        path: who feeds the run, for the report.
+        extras: noise of stochastic steps, constraint, trajectory, history.
+        observer: sees every checkpoint as it comes.
+        started: `time.perf_counter()` when the first wave began, if that was before the run was made.
+        report: go on counting in this one, of a run that was left.
+
+    Attributes:
+        plan: the same.
+        program: its waves.
+        shown: iteration that the observer has seen last, -1 before the first.
+        report: of this run, complete once `next` returned None.
+        sample: final samples in the dtype of the state, [batch, ...]; None until then.
+        newest: the newest whole sample, [batch, ...]; None before the first.
+        final_steps: steps of the grid that no later wave changes, N at the end: for progress bars.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        x: Tensor,
+        noise: NoiseTable,
+        path: str,
+        extras: Extras = NOTHING,
+        observer: Observer | None = None,
+        started: float | None = None,
+        report: Report | None = None,
+    ) -> None:
+        contraction = SWEEPS if isinstance(plan.options, FixedPoint) else contraction_of(noise)
+        self._monitor = Monitor(len(x), plan.tolerance, plan.bits_only, contraction)
+        self._observer = observer
+        self.plan = plan
+        self.program = plan.program()
+        self._waves = 0
+        self._handed_out: Evaluate | None = None
+        self._started = time.perf_counter() if started is None else started
+        self._seconds_before = 0.0 if report is None else report.seconds
+        self.final_steps = 0
+        self.shown = -1
+        self.newest: Tensor | None = None
+        self.sample: Tensor | None = None
+        if report is not None:
+            report.converged, report.iterations_per_sample = self._monitor.converged, self._monitor.iterations
+        self.report = report or Report(
+            method=plan.method,
+            engine="eager",
+            path=path,
+            num_inference_steps=plan.num_inference_steps,
+            pipelined=plan.pipelined,
+            tolerance=plan.tolerance,
+            exact=plan.exact,
+            change=self._monitor.change,
+            converged=self._monitor.converged,
+            iterations_per_sample=self._monitor.iterations,
+            kernels=implementation(x.device),
+            options=to_dict(plan.options),
+        )
+        if plan.prediction is not None:
+            self.report.predicted_seconds = plan.prediction.chosen.seconds
+            self.report.plan_reason = plan.prediction.why
+        if plan.method == "srds":
+            self.report.num_blocks, self.report.coarse_solver = plan.num_blocks, plan.coarse_solver
+            self.report.in_flight = plan.in_flight
+        self._core = core_of(plan, x, noise, self.program, extras)
+        self._ranges = telemetry.waves_of(self.program)
+
+    def next(self, output: Tensor | None) -> Evaluate | None:
+        """Hand in the network output of the last wave, get the next one; None when `sample` is there.
+
+        Waits for the device only at checkpoints: the decision to stop reads the change.
+
+        Raises:
+            DivergenceError: the samples are not finite, or move away instead of settling.
+        """
+        if output is not None:
+            self.received()
+        try:
+            return self._advance(output)
+        except StopIteration as stop:
+            self.sample = stop.value
+            self.final_steps = self.program.num_steps
+            return None
+        except Diverged as what:
+            self._core.close()
+            raise DivergenceError(self._diagnosis(str(what)), self.report) from None
+        except BaseException:
+            self._core.close()  # a core that replays holds its device
+            raise
+        finally:
+            self.report.seconds = self._seconds_before + time.perf_counter() - self._started
+            if self._ranges is not None and self._handed_out is None:
+                self._ranges.end()
+
+    def close(self) -> None:
+        """End without a sample: what waves have in memory is let go."""
+        self._core.close()
+        self._handed_out = None
+
+    def hardly_stops_at(self, iteration: int) -> bool:
+        """Whether the run goes on after an iteration, for all that is known before its change is.
+
+        Nothing is launched ahead of who looks at every sample: it would wait for that, too.
+        """
+        plan = self.plan
+        if self._observer is not None:
+            return False
+        if plan.bits_only or plan.calibrated or iteration <= self._monitor.contraction.blind:
+            return True
+        # one more is left to chance: runs that have been seen are few
+        return plan.prediction is not None and iteration < plan.prediction.earliest - 1
+
+    def follow(self, core: Core) -> None:
+        """Take the waves from this core, which replays them, instead, before the first one."""
+        self._core = core
+        if self._ranges is not None:
+            self._ranges.follow()
+
+    def _advance(self, answer: Answer) -> Evaluate:
+        ranges = self._ranges
+        if ranges is not None:
+            ranges.advance()
+        while True:
+            event = self._core.send(answer)
+            if isinstance(event, Evaluate):
+                self._handed_out = event
+                self.final_steps = self.program.final_steps[event.number - 1] if event.number else 0
+                self._count(event, 1)
+                self.report.peak_rows = max(self.report.peak_rows, len(event.positions))
+                if ranges is not None:
+                    ranges.wave(event.number)
+                return event
+            if ranges is not None:
+                ranges.checkpoint(event.iteration)
+            answer = self._judge(event)
+            self._keep_newest(event)
+            if self._observer is not None:
+                self._observer(event)
+            self.shown = event.iteration
+            if ranges is not None:
+                ranges.judged(event.iteration, ends=answer == ())
+
+    def received(self) -> None:
+        """The wave handed out last has been run."""
+        self._handed_out = None
+
+    def leave(self) -> None:
+        """Take no more waves; the one handed out last has not been run, and is not counted."""
+        if self._ranges is not None:
+            self._ranges.end(dropped=self._handed_out is not None)
+        if self._handed_out is not None:
+            self._count(self._handed_out, -1)
+            self._handed_out = None
+        self._core.close()
+
+    def stop(self, sample: Tensor) -> None:
+        """End here, with this sample, [batch, ...] in the dtype of the state."""
+        self.leave()
+        self.sample = sample
+        self.final_steps = self.program.num_steps
+
+    def _judge(self, checkpoint: Checkpoint) -> tuple[int, ...] | None:
+        if checkpoint.change is not None and not self.plan.calibrated:
+            change = checkpoint.change.tolist()
+            still = [False] * len(change) if checkpoint.still is None else checkpoint.still.tolist()
+            running = self._monitor.judge(checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, still)
+            return () if checkpoint.iteration >= self.plan.max_iterations else running
+        # to look waits for the device; if iterations are still to come, their change will tell
+        last = checkpoint.exact or checkpoint.settled or checkpoint.iteration >= self.plan.max_iterations
+        if last and not bool(checkpoint.sample.isfinite().all()):
+            raise Diverged("a sample is not finite")
+        enough = checkpoint.exact or checkpoint.settled or (last and self.plan.calibrated)
+        self._monitor.converged[:] = [enough] * len(checkpoint.samples)
+        self._monitor.iterations[:] = [checkpoint.iteration] * len(checkpoint.samples)
+        return () if last else None
+
+    def _keep_newest(self, checkpoint: Checkpoint) -> None:
+        if self.newest is None or len(self.newest) == len(checkpoint.sample):
+            self.newest = checkpoint.sample
+        else:  # samples that have finished keep what they had
+            self.newest = self.newest.clone()
+            self.newest[list(checkpoint.samples)] = checkpoint.sample
+
+    def _count(self, wave: Evaluate, times: int) -> None:
+        rows = len(wave.positions)
+        self._waves += times
+        self.report.waves += times
+        self.report.rows += times * rows
+        self.report.evaluations += times * rows * len(wave.samples)
+        if self.plan.prediction is not None:
+            seconds = times * self.plan.prediction.curve(rows)
+            self.report.network_seconds = (self.report.network_seconds or 0.0) + seconds
+
+    def _diagnosis(self, what: str) -> str:
+        if self.report.method == "sequential":
+            return (
+                f"At the end of {self.report.num_inference_steps} sequential steps {what}. The network returned NaN or "
+                "Inf. Check its weights and dtype on a single call."
+            )
+        return (
+            f"After {self.report.waves} waves of {self.report.method} {what}. The network returned NaN or Inf, or the "
+            "method is unstable on this schedule. Run method='sequential' to see whether the network is at fault; if "
+            "it is not, pass another method, or coarse_solver='ddim' or more blocks for srds."
+        )

@@ -1,0 +1,102 @@
+"""Planning with a compiled pipeline: calls made to learn what calls cost, and how many iterations they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidArgument
+from ..planner.calibration import calibrated
+from ..planner.plan import Plan
+from ..planner.search import Pricing
+from ..solvers.contract import Checkpoint
+from .call import run_call
+from .state import Last, Planned, RandomState, State, bind, undecoded
+
+Make = Callable[[State], Any]
+"""state -> a drop-in for the same pipeline."""
+
+
+@dataclass
+class Asking(State):
+    """The state of a pipeline whose calls end where their plan is known."""
+
+    def plan_for(self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None) -> Plan:
+        """Raises Planned."""
+        costs = None if pricing is None else (num_steps, stochastic, pricing())
+        raise Planned(super().plan_for(num_steps, stochastic, pricing), costs)
+
+
+def planned(make: Make, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Planned:
+    """Make a call until its plan is known; its generators are left as they were.
+
+    Raises:
+        InvalidArgument: it has none, as it runs on the stock loop.
+    """
+    fast = make(_like(Asking, state))
+    random = RandomState(fast, bind(fast, args, kwargs))
+    try:
+        run_call(fast, args, kwargs)
+    except Planned as found:
+        return found
+    finally:
+        random.restore()
+    raise InvalidArgument(
+        f"This call has no plan: {fast.report.fallback_reason}. It runs on the stock loop. Change what is named."
+    )
+
+
+def calibrate(
+    make: Make, state: State, prompts: Sequence[Any], num_samples: int, quantile: float, kwargs: dict[str, Any]
+) -> Plan:
+    """Calibrate the calls of a compiled pipeline, see `FastPipeline.calibrate`; the plan is kept in the state."""
+    if not prompts or isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise InvalidArgument(
+            f"{len(prompts)} prompts and num_samples={num_samples!r} were given. To calibrate takes one at least of "
+            "both. Give some of the calls to come."
+        )
+    if kwargs.get("generator") is not None:
+        raise InvalidArgument("A generator was given. Every sample is made with a seed of its own. Leave it out.")
+    if state.plan is not None:
+        raise InvalidArgument("The pipeline was compiled with a plan. It fixes every setting. Compile it without.")
+
+    def arguments(sample: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(sample)
+        prompt = prompts[sample % len(prompts)]
+        asked = prompt if isinstance(prompt, dict) else {"prompt": prompt}
+        return {**kwargs, **undecoded(make(state)), **asked, "generator": generator}
+
+    found = planned(make, state, (), arguments(0))
+    if found.costs is None:
+        raise InvalidArgument(
+            "The loop of this call is driven, or has a single step. What its network calls cost cannot be measured "
+            "ahead. Leave callbacks out, or give max_iterations instead."
+        )
+    num_steps, stochastic, pricing = found.costs
+
+    def run(plan: Plan) -> list[tuple[int, Tensor]]:
+        fast = make(_like(State, state, plan=replace(plan, engine="eager")))
+        outputs: dict[int, list[Tensor]] = {}
+
+        def keep(checkpoint: Checkpoint) -> None:
+            outputs.setdefault(checkpoint.iteration, []).append(checkpoint.sample.clone())
+
+        for sample in range(num_samples):
+            run_call(fast, (), arguments(sample), keep)
+        return [
+            (iteration, torch.cat(samples)) for iteration, samples in outputs.items() if len(samples) == num_samples
+        ]
+
+    plan = calibrated(num_steps, state.settings, stochastic, pricing, run, quantile)
+    state.calibrated[num_steps, stochastic] = plan, pricing.kind
+    return plan
+
+
+def _like(kind: type[State], state: State, **changes: Any) -> State:
+    """The same state, for calls that nobody is to hear of."""
+    known = {field.name: getattr(state, field.name) for field in fields(State)}
+    return kind(**{**known, "last": Last(), "quiet": True, **changes})

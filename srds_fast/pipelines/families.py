@@ -1,0 +1,136 @@
+"""What is known of diffusers' pipelines: their loops, how they decode, and which calls their stock loop must run.
+
+A pipeline class that is not listed is read by `loops`: a plain loop is driven, anything else is refused with what was
+found. To list a pipeline, read its loop by hand, add a `Family`, and add it to the test matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UnsupportedPipeline
+from .decoding import (
+    _decode_dit,
+    _decode_flux,
+    _decode_pixart,
+    _decode_pixels,
+    _decode_sd,
+    _decode_sdxl,
+    _decode_shifted,
+)
+from .lockstep.loop import network_family
+from .lockstep.source_check import replaced, unknown_in_loop
+from .loop import Arguments, Loop
+from .networks import NETWORKS, unwrapped
+
+
+def _always(_pipe: Any, _arguments: Arguments) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A pipeline class whose loop is known.
+
+    Attributes:
+        loop: (pipe, arguments of the call) -> what must be known to drive it.
+        decode: (pipe, latents as the loop leaves them, arguments) -> PIL images, as the end of the pipe's own call does
+            it; None where that is not known.
+        stock_if: (pipe, arguments) -> why this call must run on the stock loop, or None.
+    """
+
+    loop: Callable[[Any, Arguments], Loop]
+    decode: Callable[[Any, Tensor, Arguments], Any] | None
+    stock_if: Callable[[Any, Arguments], str | None] = _always
+
+
+def _loop(*networks: str, **known: Any) -> Callable[[Any, Arguments], Loop]:
+    loop = Loop(networks, **known)
+    return lambda _pipe, _arguments: loop
+
+
+def _inpainting(pipe: Any, _arguments: Arguments) -> Loop:
+    """A 9-channel network is given mask and image as channels; a 4-channel one knows neither."""
+    blends = pipe.unet.config.in_channels == 4
+    return Loop(("unet",), blends=blends, joins=not blends)
+
+
+def _dit(_pipe: Any, arguments: Arguments) -> Loop:
+    return Loop(("transformer",), copies=2 if arguments["guidance_scale"] > 1 else 1)
+
+
+def _skipped_layers(_pipe: Any, arguments: Arguments) -> str | None:
+    if arguments.get("skip_guidance_layers") is None:
+        return None
+    return "skip_guidance_layers was given: it switches guidance on and off by step number"
+
+
+def _control_window(_pipe: Any, arguments: Arguments) -> str | None:
+    start, end = arguments.get("control_guidance_start", 0.0), arguments.get("control_guidance_end", 1.0)
+    starts, ends = (each if isinstance(each, list) else [each] for each in (start, end))
+    if all(each == 0.0 for each in starts) and all(each == 1.0 for each in ends):
+        return None
+    return "control_guidance_start or _end was given: it switches the ControlNet by step number"
+
+
+FAMILIES = {
+    "StableDiffusionPipeline": Family(_loop("unet"), _decode_sd),
+    "StableDiffusionImg2ImgPipeline": Family(_loop("unet"), _decode_sd),
+    "StableDiffusionInpaintPipeline": Family(_inpainting, _decode_sd),
+    "StableDiffusionControlNetPipeline": Family(_loop("unet", "controlnet", counts=True), _decode_sd, _control_window),
+    "StableDiffusionXLPipeline": Family(_loop("unet"), _decode_sdxl),
+    "StableDiffusionXLImg2ImgPipeline": Family(_loop("unet"), _decode_sdxl),
+    "StableDiffusionXLInpaintPipeline": Family(_inpainting, _decode_sdxl),
+    "StableDiffusion3Pipeline": Family(_loop("transformer"), _decode_shifted, _skipped_layers),
+    "FluxPipeline": Family(_loop("transformer"), _decode_flux),
+    "PixArtAlphaPipeline": Family(_loop("transformer"), _decode_pixart),
+    "DiTPipeline": Family(_dit, _decode_dit),
+    "DDIMPipeline": Family(_loop("unet"), _decode_pixels),
+    "DDPMPipeline": Family(_loop("unet"), _decode_pixels),
+}
+
+
+def family_of(pipe: Any) -> Family:
+    """The family of a pipeline, by the class that defines its loop: a subclass with a loop of its own is another one.
+
+    Raises:
+        UnsupportedPipeline: no pipeline, a loop that is not understood, or a network of an unknown family.
+    """
+    owner = next((cls for cls in type(pipe).__mro__ if "__call__" in cls.__dict__), None)
+    name = type(pipe).__name__
+    if isinstance(pipe, type):
+        raise UnsupportedPipeline(
+            f"{pipe.__name__} is a class. compile() takes a pipeline that has been made. "
+            f"Pass {pipe.__name__}.from_pretrained(...)."
+        )
+    if owner is None or not hasattr(pipe, "scheduler"):
+        raise UnsupportedPipeline(
+            f"{name} is no diffusers pipeline with a scheduler. compile() drives a pipeline's own loop. "
+            "Pass a DiffusionPipeline, or call srds_fast.sample with a denoiser."
+        )
+    listed = FAMILIES.get(owner.__name__) if owner.__module__.startswith("diffusers.") else None
+    reason = replaced(owner.__call__) if listed else unknown_in_loop(owner.__call__)
+    if reason is not None:
+        raise UnsupportedPipeline(
+            f"{name} cannot be driven: {reason}. A loop that turns once per wave would give another image there. "
+            "Call the pipeline as it is, or srds_fast.sample with its denoiser."
+        )
+    family = listed or Family(_unread_loop, None)
+    for component in family.loop(pipe, {"guidance_scale": 0.0}).networks:
+        network = getattr(pipe, component, None)
+        if network_family(network) is None:
+            raise UnsupportedPipeline(
+                f"The {component} of this {name} is a {type(unwrapped(network)).__name__}. How it takes rows is known "
+                f"for {', '.join(NETWORKS)}. Call srds_fast.sample with it instead."
+            )
+    return family
+
+
+def _unread_loop(pipe: Any, _arguments: Arguments) -> Loop:
+    """A loop that `loops` found plain: it calls the denoiser the pipe has."""
+    networks = tuple(name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None)
+    return Loop(networks, joins=True, checked=False)

@@ -1,0 +1,1 @@
+"""The pipeline's own loop, run once per wave."""

@@ -1,0 +1,113 @@
+"""A whole image after every iteration, while the call that makes them is still running."""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.run import Observer
+from ..solvers.contract import Checkpoint
+from .preview import PreviewStream
+
+
+class Refinement:
+    """A whole image after an iteration, from `fast.stream`.
+
+    Attributes:
+        iteration: 0 is the coarse sweep.
+        latents: [batch, ...], in the dtype the pipeline uses.
+        change: per sample, mean |x^p - x^(p-1)|; None at iteration 0.
+    """
+
+    def __init__(
+        self,
+        iteration: int,
+        latents: Tensor,
+        change: list[float | None] | None,
+        decode: Callable[[Tensor], list[Any]],
+        previews: PreviewStream,
+    ) -> None:
+        self.iteration = iteration
+        self.latents = latents
+        self.change = change
+        self._decode = decode
+        self._previews = previews
+        self._mark = previews.mark(latents)
+
+    def __repr__(self) -> str:
+        return f"Refinement(iteration={self.iteration}, latents={tuple(self.latents.shape)}, change={self.change})"
+
+    @functools.cached_property
+    def images(self) -> list[Any]:
+        """PIL images, decoded when first asked for, as the pipeline decodes its result; later waves run meanwhile."""
+        with torch.no_grad(), self._previews.after(self._mark, self.latents):
+            return self._decode(self.latents)
+
+
+class _Abandoned(Exception):
+    """The reader of a stream went away."""
+
+
+def refinements(
+    call: Callable[[Observer], None], dtype: torch.dtype, decode: Callable[[Tensor], list[Any]]
+) -> Iterator[Refinement]:
+    """Run a call and yield its checkpoints as refinements.
+
+    The call runs in a thread of its own: a pipeline's loop cannot be left and entered again. Closing the iterator ends
+    the call at its next checkpoint and waits for that.
+
+    Args:
+        call: makes the call, given an observer of its checkpoints.
+        dtype: of the latents handed out.
+        decode: turns latents into images.
+    """
+    arrived: queue.Queue[tuple[Checkpoint, Any] | BaseException | None] = queue.Queue()
+    previews = PreviewStream()
+    abandoned = threading.Event()
+    threads = torch.get_num_threads()
+
+    def observe(checkpoint: Checkpoint) -> None:
+        if abandoned.is_set():
+            raise _Abandoned
+        arrived.put((checkpoint, previews.mark(checkpoint.sample)))
+
+    def work() -> None:
+        torch.set_num_threads(threads)  # a new thread starts with torch's default
+        end: BaseException | None = None
+        try:
+            call(observe)
+        except _Abandoned:
+            pass
+        except BaseException as error:  # handed to the reader, who raises it
+            end = error
+        arrived.put(end)
+
+    worker = threading.Thread(target=work, name="srds_fast.pipelines.stream", daemon=True)
+    worker.start()
+    latents: Tensor | None = None
+    try:
+        while (item := arrived.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            checkpoint, mark = item
+            with previews.after(mark, checkpoint.sample):
+                # a checkpoint holds only the samples still running; the others keep what they had
+                latents = checkpoint.sample.to(dtype, copy=True) if latents is None else latents.clone()
+                latents[list(checkpoint.samples)] = checkpoint.sample.to(dtype)
+            yield Refinement(checkpoint.iteration, latents, _change(checkpoint, len(latents)), decode, previews)
+    finally:
+        abandoned.set()
+        worker.join()
+
+
+def _change(checkpoint: Checkpoint, num_samples: int) -> list[float | None] | None:
+    if checkpoint.change is None:
+        return None
+    seen = dict(zip(checkpoint.samples, checkpoint.change.tolist(), strict=True))
+    return [seen.get(sample) for sample in range(num_samples)]

@@ -1,0 +1,1 @@
+"""The pipeline's loop, recorded in one turn and then run by ours."""

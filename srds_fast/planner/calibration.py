@@ -1,0 +1,93 @@
+"""Calibration: how many iterations each plan needs on the user's own network, found by running them.
+
+A tolerance stops a run by what its change lets expect. Where the same kind of call is made again and again, the
+difference to the sequential sample can be measured instead, once, and the iterations that keep it within the tolerance
+for nearly all samples be fixed: every call then takes the same time, and none pays for an iteration that only confirms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import DivergenceError, InvalidArgument
+from ..solvers.fixed_point.options import FixedPoint
+from .candidates import candidates, fixed_at, within_memory
+from .plan import Plan
+from .search import Pricing, fastest
+from .settings import Settings
+
+# iterations that are looked at: more would cost as many waves as the sequential sampler, or help nobody
+MOST_SWEEPS = 14
+MOST_REFINEMENTS = 5
+
+RunAll = Callable[[Plan], Sequence[tuple[int, Tensor]]]
+"""plan -> (iteration, samples [num_samples, ...]) after each iteration, of the samples to calibrate with."""
+
+
+def calibrated(
+    num_steps: int, settings: Settings, stochastic: bool, pricing: Pricing, run: RunAll, quantile: float
+) -> Plan:
+    """The fastest plan whose samples are within the tolerance of the sequential ones.
+
+    Args:
+        num_steps: N.
+        settings: what the user asks for; its tolerance is the bound.
+        stochastic: whether steps add noise.
+        pricing: measured costs.
+        run: runs a plan for all samples.
+        quantile: share of the samples, 0 to 1, whose mean absolute difference must be within the tolerance.
+
+    Raises:
+        InvalidArgument: quantile or tolerance is out of range.
+    """
+    if not 0 < quantile <= 1:
+        raise InvalidArgument(f"quantile is {quantile!r}. It is a share of the samples. Pass a number up to 1.")
+    if settings.exact or settings.tolerance == 0:
+        raise InvalidArgument(
+            "exact=True or tolerance=0 was given. Such runs stop where nothing moves, and have nothing to calibrate. "
+            "Give a tolerance."
+        )
+    settings = within_memory(settings, pricing.most_rows)
+    sequential, *others = candidates(num_steps, settings, stochastic, calibrated=True)
+    if others and all(plan.slides for plan in others):
+        raise InvalidArgument(
+            "A method was asked for whose window slides by a tolerance of its own. It has no iterations to fix. "
+            "Calibrate method='auto', or a method without a window."
+        )
+    _, reference = run(sequential)[-1]
+    limit = pricing.of(sequential, 1)
+    enough: dict[Hashable, int] = {}
+    for plan in others:
+        fewest = min(plan.max_iterations, 4 if isinstance(plan.options, FixedPoint) else 1)
+        if plan.slides or pricing.network(plan, fewest) > limit:  # whatever it may be found to need
+            continue
+        most = MOST_SWEEPS if isinstance(plan.options, FixedPoint) else MOST_REFINEMENTS
+        try:
+            outputs = run(fixed_at(plan, min(most, plan.max_iterations)))
+        except (DivergenceError, torch.OutOfMemoryError):
+            continue
+        found = needed(outputs, reference, settings.tolerance, quantile)
+        if found is not None:
+            enough[plan.signature] = found
+    return fastest(num_steps, settings, stochastic, pricing, enough)
+
+
+def needed(outputs: Sequence[tuple[int, Tensor]], reference: Tensor, tolerance: float, quantile: float) -> int | None:
+    """The first iteration from which on the samples stay within the tolerance; None: not even the last are.
+
+    Args:
+        outputs: (iteration, samples [num_samples, ...]).
+        reference: the sequential samples.
+    """
+    found = None
+    for iteration, samples in reversed(outputs):
+        difference = (samples - reference).abs().double().flatten(1).mean(1)
+        within = math.ceil(quantile * len(difference))  # samples that must be
+        if not float(difference.sort().values[within - 1]) <= tolerance:
+            break
+        found = iteration
+    return found

@@ -1,0 +1,1 @@
+"""`sample()`: the solvers for any denoiser."""

@@ -1,0 +1,276 @@
+"""Rows in, network output out: every row has its timestep, conditioning is repeated for the rows of each call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .. import telemetry
+from ..errors import InvalidArgument
+from ..schedulers.table import NoiseTable
+from ..solvers.contract import Evaluate
+from ..solvers.program import Program
+
+Denoiser = Callable[..., Tensor]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the solver's state for a network of this dtype: float32, or float64 where the network is float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def draw_noise(noise: NoiseTable, like: Tensor, dtype: torch.dtype, generator: Generators = None) -> Tensor | None:
+    """The fresh noise of every step, drawn now as the sequential sampler would draw it step by step.
+
+    Args:
+        noise: table of N steps.
+        like: network output of one step, [batch, ...]: gives shape, device and the dtype that is drawn in.
+        dtype: of the state.
+        generator: one for the batch, one per sample, or None for torch's global one.
+
+    Returns:
+        [N, batch, ...] in the dtype of the state (N times the memory of the batch); None if no step draws.
+    """
+    if noise.draws is None:
+        return None
+
+    # as diffusers reads lists: one generator is for the whole batch, of several each sample has its own
+    if isinstance(generator, Sequence) and len(generator) == 1:
+        generator = generator[0]
+
+    def draw() -> Tensor:
+        if isinstance(generator, Sequence):
+            return torch.cat([_draw(like[:1].shape, generator[sample], like) for sample in range(len(like))])
+        return _draw(like.shape, generator, like)
+
+    draws = torch.zeros(noise.num_steps, *like.shape, dtype=dtype, device=like.device)
+    for index, drawn in enumerate(noise.draws.tolist()):
+        if drawn:
+            draws[index] = draw().to(dtype)
+    return draws
+
+
+def _draw(shape: torch.Size, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    # a generator of the CPU draws on the CPU, whatever the device of the samples: seeds then mean the same everywhere
+    device = like.device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+class PerState:
+    """Looks up what differs from row to row, timestep and input scale, for the states of each wave of a program.
+
+    It does so for all waves at once: an index made wave by wave would cost each a copy to the device.
+
+    Args:
+        program: the waves.
+        device: of the states.
+    """
+
+    def __init__(self, program: Program, device: torch.device) -> None:
+        self._positions = program.positions
+        self._device = device
+        self._num_samples = 0
+        self._of_waves: dict[tuple[Tensor, int], tuple[Tensor, ...]] = {}
+
+    def of(self, column: Tensor, wave: Evaluate, branches: int = 1) -> Tensor:
+        """The entries of a column [N, ...], [branches * rows * samples, ...]: row by row, all its samples."""
+        return self.prepare(column, len(wave.samples), branches)[wave.number]
+
+    def prepare(self, column: Tensor, num_samples: int, branches: int = 1) -> tuple[Tensor, ...]:
+        """Look a column up for all waves of so many samples; returns the entries of each wave."""
+        if self._num_samples != num_samples:
+            self._num_samples = num_samples
+            self._of_waves.clear()
+        of_waves = self._of_waves.get((column, branches))
+        if of_waves is None:
+            of_waves = self._of_waves[column, branches] = self._look_up(column, branches)
+        return of_waves
+
+    def looked_up(self) -> Iterator[Tensor]:
+        """All entries there are."""
+        for of_waves in self._of_waves.values():
+            yield from of_waves
+
+    def _look_up(self, column: Tensor, branches: int) -> tuple[Tensor, ...]:
+        positions = [position for of_wave in self._positions for position in of_wave * branches]
+        index = torch.tensor(positions).repeat_interleave(self._num_samples)
+        sizes = [len(of_wave) * branches * self._num_samples for of_wave in self._positions]
+        of_waves: tuple[Tensor, ...] = column[index.to(self._device)].split(sizes)
+        return of_waves
+
+
+class CountedPerState(PerState):
+    """The same, for the wave that a counter on the device has come to: an operation that a graph can repeat.
+
+    Args:
+        program: the waves.
+        counter: [1], one more than the number of the wave.
+    """
+
+    def __init__(self, program: Program, counter: Tensor) -> None:
+        super().__init__(program, counter.device)
+        self._counter = counter
+        self._padded: dict[tuple[Tensor, int], Tensor] = {}
+
+    def of(self, column: Tensor, wave: Evaluate, branches: int = 1) -> Tensor:
+        """As of `PerState`; of the wave, its width is looked at, not its number."""
+        self.prepare(column, len(wave.samples), branches)
+        padded = self._padded[column, branches]
+        return padded.index_select(0, self._counter)[0, : len(wave.positions) * branches * len(wave.samples)]
+
+    def prepare(self, column: Tensor, num_samples: int, branches: int = 1) -> tuple[Tensor, ...]:
+        """As of `PerState`."""
+        of_waves = super().prepare(column, num_samples, branches)
+        if (column, branches) not in self._padded:
+            # before the first wave the counter is 0
+            self._padded[column, branches] = pad_sequence([of_waves[0], *of_waves], batch_first=True)
+        return of_waves
+
+    def looked_up(self) -> Iterator[Tensor]:
+        """As of `PerState`."""
+        yield from self._padded.values()
+
+
+def input_scale(noise: NoiseTable, like: Tensor) -> Tensor | None:
+    """What states like this one are multiplied with before they enter the network, [N, 1, ...]; None for nothing."""
+    if not bool((noise.input_scale != 1.0).any()):
+        return None
+    return noise.input_scale.to(like.dtype).to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def tile(tensor: Tensor, samples: Sequence[int], rows: int, num_samples: int, branches: int = 1) -> Tensor:
+    """Repeat conditioning for the rows of a wave.
+
+    Args:
+        tensor: [branches * num_samples, ...], guidance branches outermost.
+        samples: the samples that still run.
+        rows: rows of the wave.
+        num_samples: samples in the whole batch.
+        branches: guidance branches.
+
+    Returns:
+        [branches * rows * len(samples), ...], in the order of `PerState.of`.
+    """
+    split = tensor.reshape(branches, 1, num_samples, *tensor.shape[1:])
+    if len(samples) < num_samples:
+        split = split[:, :, list(samples)]
+    return split.expand(-1, rows, *split.shape[2:]).flatten(0, 2)
+
+
+class Tiles:
+    """Conditioning repeated for the rows of one wave after another; the arguments are those of `tile`.
+
+    Most waves are a row wider or narrower than the one before. So what is used again is repeated once more, for the
+    widest, of which the others take a part: the rows of a branch are all the same, so of two branches the part around
+    the middle.
+
+    Args:
+        peak_rows: rows of the widest wave.
+    """
+
+    def __init__(self, tensor: Tensor, num_samples: int, branches: int, peak_rows: int) -> None:
+        self.tensor = tensor
+        self._num_samples, self._branches, self._peak_rows = num_samples, branches, peak_rows
+        self._samples: Sequence[int] = ()
+        self._of_rows: dict[int, Tensor] = {}
+
+    def of(self, rows: int, samples: Sequence[int]) -> Tensor:
+        """The conditioning of a wave, as `tile` makes it."""
+        if samples != self._samples:
+            self._samples = samples
+            self._of_rows.clear()
+        if rows not in self._of_rows:
+            self._make(rows)
+        return self._of_rows[rows]
+
+    def forget(self) -> None:
+        """Give back what was repeated."""
+        self._of_rows.clear()
+
+    def _make(self, rows: int) -> None:
+        if self._branches > 2 or not self._of_rows:  # no part of three branches is in one piece
+            self._of_rows = {rows: self._tile(rows)}
+            return
+        if self._peak_rows not in self._of_rows:
+            self._of_rows[self._peak_rows] = self._tile(self._peak_rows)
+        widest = self._of_rows[self._peak_rows]
+        middle = (self._branches - 1) * self._peak_rows * len(self._samples)
+        size = rows * len(self._samples)
+        self._of_rows[rows] = widest[middle - (self._branches - 1) * size : middle + size]
+
+    def _tile(self, rows: int) -> Tensor:
+        return tile(self.tensor, self._samples, rows, self._num_samples, self._branches)
+
+
+class RowDenoiser:
+    """Evaluates waves with a user's denoiser: `denoiser(x, t, **cond)`, see `srds_fast.sample`.
+
+    Args:
+        denoiser: the user's callable.
+        x: starting noise, [batch, ...].
+        noise: table of N steps.
+        program: the waves.
+        cond: tensors of shape [batch, ...], by keyword.
+        counter: [1], on the device, tells which wave it is, one more than its number; None: the wave itself does.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        noise: NoiseTable,
+        program: Program,
+        cond: Mapping[str, Tensor],
+        counter: Tensor | None = None,
+    ) -> None:
+        self._denoiser = denoiser
+        self._timesteps = noise.timesteps.to(x.device)
+        self._per_state = PerState(program, x.device) if counter is None else CountedPerState(program, counter)
+        self._num_samples = len(x)
+        self._cond = {name: Tiles(value, len(x), 1, program.peak_rows) for name, value in cond.items()}
+
+    def __call__(self, wave: Evaluate) -> Tensor:
+        """Network output of the wave, [rows, samples, ...].
+
+        Raises:
+            InvalidArgument: the denoiser returned something else than a tensor shaped like its input.
+        """
+        if telemetry.active:
+            with telemetry.span("network", "network", len(wave.positions)):
+                return self._called(wave)
+        return self._called(wave)
+
+    def _called(self, wave: Evaluate) -> Tensor:
+        x = wave.x.flatten(0, 1)
+        m = self._denoiser(x, self._per_state.of(self._timesteps, wave), **self._cond_of(wave))
+        if not isinstance(m, Tensor) or m.shape != x.shape:
+            found = f"shape {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
+            raise InvalidArgument(
+                f"The denoiser returned {found} for an input of shape {tuple(x.shape)}. It must return one tensor of "
+                "the input's shape. Unpack the output object (`.sample`) or drop extra channels inside the denoiser."
+            )
+        return m.reshape(wave.x.shape)
+
+    def prepare(self) -> None:
+        """See `engine.evaluator.Evaluator`."""
+        self._per_state.prepare(self._timesteps, self._num_samples)
+
+    def constants(self) -> Iterator[Tensor]:
+        """See `engine.evaluator.Evaluator`."""
+        return self._per_state.looked_up()
+
+    def repeat(self, wave: Evaluate) -> None:
+        """See `engine.evaluator.Evaluator`."""
+        self._cond_of(wave)
+
+    def forget(self) -> None:
+        """See `engine.evaluator.Evaluator`."""
+        for tiles in self._cond.values():
+            tiles.forget()
+
+    def _cond_of(self, wave: Evaluate) -> dict[str, Tensor]:
+        return {name: tiles.of(len(wave.positions), wave.samples) for name, tiles in self._cond.items()}

@@ -1,0 +1,392 @@
+"""`sample()`: the solvers for any callable denoiser."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import math
+import time
+import weakref
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import telemetry
+from ..engine.costs_kept import Costs, price
+from ..engine.eager import drain
+from ..engine.graphs.cache import Graphs
+from ..engine.graphs.callables import networks_of, signature_of
+from ..engine.graphs.capturable import Capturable
+from ..engine.graphs.use import GraphUse
+from ..engine.run import Observer, Run, core_of, counted_waves_of, no_room, step_by_step
+from ..errors import DivergenceError, InvalidArgument, PlanMismatch
+from ..kernels.dispatch import implementation
+from ..kernels.wave_update import NetworkInput
+from ..planner.choose import choose
+from ..planner.context import context_of
+from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
+from ..planner.search import Pricing, usual
+from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
+from ..report import Report
+from ..schedulers.table import NoiseTable
+from ..schedulers.verify import noise_table
+from ..solvers.contract import Core, Evaluate, Extras, Trajectory
+from ..solvers.method import Options, check_warm_start, check_warm_start_method, options_of
+from ..solvers.program import Program
+from ..solvers.waves import CountedWaves
+from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
+
+logger = logging.getLogger("srds_fast")
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """What `sample` returns.
+
+    Attributes:
+        sample: [batch, ...], of the dtype and device of the starting noise.
+        report: what ran.
+        trajectory: [N + 1, batch, ...], the states on the way as they were last computed, from the starting noise to
+            the sample, in the dtype of the state; only if asked for.
+    """
+
+    sample: Tensor = field(repr=False)
+    report: Report
+    trajectory: Tensor | None = field(default=None, repr=False)
+
+
+def sample(
+    denoiser: Denoiser,
+    x: Tensor,
+    scheduler: Any,
+    num_inference_steps: int,
+    *,
+    cond: Mapping[str, Tensor] | None = None,
+    generator: Generators = None,
+    eta: float = 0.0,
+    method: str | Options = "srds",
+    tolerance: float = 4e-3,
+    exact: bool = False,
+    num_blocks: int | None = None,
+    max_iterations: int | None = None,
+    coarse_solver: str = "auto",
+    pipelined: bool = True,
+    in_flight: int | None = None,
+    max_rows: int | None = None,
+    engine: str = "auto",
+    graphs: Graphs | None = None,
+    plan: Plan | None = None,
+    observer: Observer | None = None,
+    warm_start: Tensor | None = None,
+    keep_trajectory: bool = False,
+) -> SampleResult:
+    """Sample with a diffusion denoiser, parallel in time.
+
+    Args:
+        denoiser: `denoiser(x, t, **cond) -> m`, with x [rows, ...] in the dtype of the starting noise, already scaled
+            as the scheduler's `scale_model_input` does, t [rows] in the scheduler's unit (every row has its own) and m
+            of the shape of x, predicting what the scheduler's `prediction_type` says. It must treat rows
+            independently; do guidance inside it. A row belongs to one sample; their order is the engine's business.
+        x: starting noise, [batch, ...], any state shape: pixels, latents, action trajectories, audio, points. Multiply
+            by the scheduler's `init_noise_sigma` as usual. The state is kept in float32 (float64 if x is).
+        scheduler: a diffusers scheduler of a supported class; it is copied, not changed.
+        num_inference_steps: N, fine steps of the sequential sampler.
+        cond: tensors [batch, ...], gathered for the rows of each call and passed by name.
+        generator: of the noise that stochastic schedulers (DDPM, EulerAncestral, DDIM with eta) add: one, one per
+            sample, or None for torch's global one. All of it is drawn before the first call, in the order of the
+            sequential sampler.
+        eta: of DDIM: 0 is deterministic, 1 adds the noise of DDPM.
+        method: "srds", "collocation", "parataa", "paradigms", "chords", "sequential", or the options of one, see
+            `srds_fast.methods`. "auto" takes the fastest for this denoiser on this device: what calls of it cost is
+            measured in the first call of its kind, which takes some tens of calls.
+        tolerance: bound of the mean absolute difference to the sequential sample, per sample, in units of x. Data in
+            [-1, 1]: one grey level is 1 / 127.5. 0 runs until nothing moves.
+        exact: run until the result is the sequential one by construction.
+        num_blocks: B, blocks the steps are cut into. Default: blocks of about sqrt(N) / 2 steps.
+        max_iterations: iterations at most. Default: B, where the result is exact.
+        coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim where steps add noise).
+        pipelined: start rows of the next iteration as soon as their input exists.
+        in_flight: iterations of SRDS under way at once: rows of iteration p wait for the sample of iteration
+            p - in_flight, which may be enough. Fewer rows, but more waves where it is not. Default: no bound; "auto"
+            takes what it finds to pay.
+        max_rows: widest wave allowed.
+        engine: "graph" replays a recording of the waves, see `graphs`; "wave-graphs" one for each width of a wave;
+            "eager" runs them from Python; "auto": graphs on a CUDA device that is not busy all through a call of the
+            denoiser, if there is a place to keep them.
+        graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
+            first call of a kind runs eagerly and is recorded, those after it are replayed. What the denoiser does in
+            Python is then not done again. Weights that it takes from modules it is, is bound to or names may change in
+            any way; it must not read tensors from elsewhere.
+        plan: a plan to run instead of choosing one; it fixes all settings above.
+        observer: called with every `Checkpoint`.
+        warm_start: [N + 1, batch, ...], the trajectory of a related sample with the same starting noise, which methods
+            that refine all points (collocation, parataa, paradigms) begin with: the nearer, the fewer waves. The sample
+            they come to is the same.
+        keep_trajectory: return the states on the way, N + 1 times the memory of x.
+
+    Returns:
+        SampleResult with the samples and the report.
+
+    Raises:
+        InvalidArgument: a setting, x, cond or the denoiser's output is not as described.
+        UnsupportedScheduler: the scheduler or one of its options is not supported; the message names the line to write.
+        PlanMismatch: the plan is for another number of steps.
+        DivergenceError: NaN or Inf from the network, or a method that moves away instead of settling; carries the
+            report. Where method="auto" chose the method, the steps are taken one after another first.
+    """
+    settings = Settings(
+        method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine, in_flight
+    )
+    refuse_beside(plan, settings, Settings(method="srds"))
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
+        found = f"{x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InvalidArgument(
+            f"x is {found}. It must be a floating-point tensor [batch, ...] with at least one sample. "
+            "Add a batch dimension with x.unsqueeze(0) if there is none."
+        )
+    cond = dict(cond or {})
+    for name, value in cond.items():
+        if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(x):
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InvalidArgument(
+                f"cond[{name!r}] has {found}. Its first dimension must be the batch, {len(x)}. "
+                "Repeat what is shared, and close over what is not per sample in the denoiser."
+            )
+    steps = num_inference_steps
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+        raise InvalidArgument(f"num_inference_steps is {steps!r}. It must be a whole number, 1 to {MOST_STEPS}.")
+
+    if not isinstance(eta, int | float) or not 0 <= eta < math.inf:
+        raise InvalidArgument(f"eta is {eta!r}. It scales the noise of a step, so it is a number of 0 or more.")
+    if isinstance(generator, list | tuple) and len(generator) != len(x):
+        raise InvalidArgument(
+            f"{len(generator)} generators were given for {len(x)} samples. Pass one for each sample, or a single one."
+        )
+
+    if isinstance(scheduler, type) or not hasattr(scheduler, "set_timesteps"):
+        raise InvalidArgument(
+            f"scheduler is {scheduler!r}. It must be a diffusers scheduler that has been made. Pass DDIMScheduler()."
+        )
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(num_inference_steps)
+    timeline = telemetry.Timeline()
+    try:
+        with telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline):
+            telemetry.phase("plan")
+            noise = noise_table(scheduler, eta=float(eta))
+            result = _sampled(
+                denoiser, x, noise, settings, cond, generator, graphs, plan, observer, warm_start, keep_trajectory
+            )
+    except DivergenceError as error:
+        error.report.timeline = timeline.sums
+        raise
+    result.report.timeline = timeline.sums
+    return result
+
+
+def _sampled(
+    denoiser: Denoiser,
+    x: Tensor,
+    noise: NoiseTable,
+    settings: Settings,
+    cond: Mapping[str, Tensor],
+    generator: Generators,
+    graphs: Graphs | None,
+    plan: Plan | None,
+    observer: Observer | None,
+    warm_start: Tensor | None,
+    keep_trajectory: bool,
+) -> SampleResult:
+    """What `sample` does once its arguments have been looked at."""
+    if plan is not None and plan.num_inference_steps != noise.num_steps:
+        raise PlanMismatch(
+            f"The plan is for {plan.num_inference_steps} steps, this call has {noise.num_steps}. A plan fits one "
+            "number of steps. Leave plan out, or save one for this number."
+        )
+    state = x.to(state_dtype(x.dtype))
+    if plan is not None and plan.context is not None:
+        plan.context.check(context_of(state.device, noise))
+    draws = draw_noise(noise, x, state.dtype, generator)
+    extras = Extras(draws=draws, network=NetworkInput(x.dtype), scaled=True)
+    if warm_start is not None:
+        check_warm_start_method(options_of(settings.method)[1] if plan is None else plan.options)
+        check_warm_start(warm_start, (noise.num_steps + 1, *x.shape))
+        extras = replace(extras, guess=warm_start)
+    if keep_trajectory:
+        extras = replace(extras, trajectory=Trajectory(noise.num_steps))
+    planning = time.perf_counter()
+    pricing: Pricing | None = None
+    if plan is None:
+        stochastic = noise.spread is not None
+        if settings.measures and noise.num_steps > 1:
+            replayed = graphs is not None and settings.engine != "eager"
+            pricing = _pricing(denoiser, noise, state, extras, cond, max_rows=settings.max_rows, replayed=replayed)
+            plan = usual(noise.num_steps, settings, stochastic, pricing)
+        else:
+            plan = choose(noise.num_steps, settings, stochastic)
+    planning = time.perf_counter() - planning
+    program = plan.program()
+
+    newest: Run | None = None
+
+    def begin() -> Run:
+        nonlocal newest
+        newest = run = Run(plan, state, noise, "sample", extras, observer)
+        run.report.planning_seconds = planning if plan.prediction is not None else 0.0
+        return run
+
+    def evaluator(x: Tensor, cond: Mapping[str, Tensor], counter: Tensor | None = None) -> RowDenoiser:
+        return RowDenoiser(denoiser, x, noise, program, cond, counter)
+
+    def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> Run:
+        drain(run.next, evaluate)
+        return run
+
+    def complete() -> Run:
+        use = _graph_use(plan.engine, graphs, x)
+        if use is None:
+            return advance(begin(), evaluator(x, cond))
+        try:
+            if plan.slides:
+                raise ValueError(SLIDES)
+            if keep_trajectory:
+                raise ValueError(STATES_KEPT)
+            call = _capturable(denoiser, plan, noise, program, extras, state, cond, evaluator)
+        except ValueError as why:
+            use.refused(str(why))
+            run = advance(begin(), evaluator(x, cond))
+            run.report.engine_reason = str(why)
+            return run
+        with torch.no_grad():
+            return use.run(call, begin, evaluator(x, cond), advance)
+
+    run: Run | None = None
+    try:
+        run = complete()
+    except DivergenceError as error:
+        if plan.prediction is None or plan.method == "sequential":
+            raise
+        left, why = error.report, error.what
+        if pricing is not None:
+            pricing.saw(plan, None)
+    except torch.OutOfMemoryError:
+        if newest is None or newest.report.peak_rows <= 1:
+            raise
+        left = newest.report
+        why = no_room(left.peak_rows)
+        newest.close()
+        newest = None
+        if pricing is not None:
+            pricing.known.experience.had_no_room(left.peak_rows)
+    else:
+        if pricing is not None:
+            pricing.saw(plan, run.report)
+    if run is None:  # outside the handler, whose error keeps alive what the wave had in memory
+        _log_once(f"sample goes step by step: {why}")
+        run = step_by_step(left, why, state, noise, extras, observer)
+        drain(run.next, RowDenoiser(denoiser, x, noise, run.program, cond))
+    assert run.sample is not None
+    trajectory = None if extras.trajectory is None else extras.trajectory.stacked(state, run.sample)
+    return SampleResult(run.sample.to(x.dtype), run.report, trajectory)
+
+
+_costs = Costs()
+
+
+def _pricing(
+    denoiser: Denoiser,
+    noise: NoiseTable,
+    state: Tensor,
+    extras: Extras,
+    cond: Mapping[str, Tensor],
+    *,
+    max_rows: int | None,
+    replayed: bool,
+) -> Pricing:
+    def evaluator(program: Program) -> RowDenoiser:
+        return RowDenoiser(denoiser, state, noise, program, cond)
+
+    kind = _kind_of(denoiser), tuple((name, value.shape, value.dtype) for name, value in cond.items())
+    dtype = extras.network.dtype or state.dtype
+    return price(
+        _costs, kind, evaluator, state, noise, extras, dtype, max_rows=max_rows, replayed=replayed and state.is_cuda
+    )
+
+
+def _kind_of(denoiser: Denoiser) -> Hashable:
+    """What the cost of a denoiser goes by: its code and its networks. What it closes over may be new in every call."""
+    networks = tuple(weakref.ref(network) for network in networks_of(denoiser))
+    code = getattr(denoiser, "__code__", type(denoiser))
+    owner = getattr(denoiser, "__self__", None if networks or hasattr(denoiser, "__code__") else denoiser)
+    try:
+        return code, networks, None if owner is None else weakref.ref(owner)
+    except TypeError:  # nothing can be kept for it
+        return object()
+
+
+def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None:
+    if engine in GRAPH_ENGINES and graphs is None:
+        raise InvalidArgument(
+            f"engine is {engine!r} and graphs is None. A recording is worth its making if later calls find it. "
+            "Keep graphs = srds_fast.Graphs() and pass it with each call."
+        )
+    if graphs is None or engine == "eager" or (engine == "auto" and not x.is_cuda):
+        return None
+    return GraphUse(
+        graphs,
+        lazy=True,
+        refused=lambda reason: _log_once(f"sample runs eagerly: {reason}"),
+        weighed=engine == "auto",
+        kind="graph" if engine == "auto" else engine,
+    )
+
+
+@functools.cache
+def _log_once(what: str) -> None:
+    logger.warning(what)
+
+
+def _capturable(
+    denoiser: Denoiser,
+    plan: Plan,
+    noise: NoiseTable,
+    program: Program,
+    extras: Extras,
+    state: Tensor,
+    cond: Mapping[str, Tensor],
+    evaluator: Callable[..., RowDenoiser],
+) -> Capturable:
+    named = {f"cond.{name}": value for name, value in cond.items()}
+    optional = {"draws": extras.draws, "guess": extras.guess}
+    own = {name: tensor for name, tensor in optional.items() if tensor is not None}
+
+    def with_own(static: Mapping[str, Tensor]) -> Extras:
+        return replace(extras, draws=static.get("draws"), guess=static.get("guess"))
+
+    def cond_of(static: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: static[f"cond.{name}"] for name in cond}
+
+    def begin(static: Mapping[str, Tensor], beside: bool) -> tuple[Core, RowDenoiser]:
+        assert not beside
+        x = static["x"]
+        return core_of(plan, x, noise, program, with_own(static)), evaluator(x, cond_of(static))
+
+    def begin_counted(static: Mapping[str, Tensor]) -> tuple[CountedWaves, RowDenoiser]:
+        waves = counted_waves_of(plan, static["x"], noise, program, with_own(static))
+        return waves, evaluator(static["x"], cond_of(static), waves.counter)
+
+    return Capturable(
+        (signature_of(denoiser), plan.signature, noise, extras.network, implementation(state.device)),
+        {"x": state, **own, **named},
+        networks_of(denoiser),
+        begin,
+        begin_counted,
+        plan.num_checkpoints,
+        program,
+        extras.network,
+        extras.network.dtype or state.dtype,
+    )

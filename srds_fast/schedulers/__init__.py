@@ -1,0 +1,1 @@
+"""Any scheduler as a table, checked against its own `step`."""

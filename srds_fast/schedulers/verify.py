@@ -1,0 +1,143 @@
+"""The noise of any scheduler of the kind x = alpha * x0 + sigma * eps, as float64 tables.
+
+One function per scheduler family turns a scheduler whose `set_timesteps` has run into a `NoiseTable`; it is found by
+class name, so this module imports no diffusers. Every table is checked against the scheduler's own `step` before it is
+used: an option this module does not know shows as a difference and is refused.
+
+To add a scheduler, write one function and register it with `@table_for("ItsClassName")`.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedScheduler
+from .builders import _builder, _plain_name
+from .table import NoiseTable
+
+
+def noise_table(scheduler: Any, *, clip_epsilon: bool = False, eta: float = 0.0) -> NoiseTable:
+    """Table of a scheduler whose `set_timesteps` has run, checked against its own `step`.
+
+    The scheduler is not changed: the check runs on a copy and draws from its own generator. Tables are remembered by
+    what they depend on, so that the calls of one pipeline check its scheduler once per number of steps.
+
+    Args:
+        scheduler: a diffusers scheduler, or one that looks like it.
+        clip_epsilon: as DDIM's `use_clipped_model_output`.
+        eta: as DDIM's `eta`: 0 deterministic, 1 the noise of DDPM.
+
+    Raises:
+        UnsupportedScheduler: no builder for its class, a refused option, or a step that differs from the table.
+    """
+    key = _fingerprint(scheduler), clip_epsilon, eta
+    table = _checked.get(key)
+    if table is None:
+        table = _build(scheduler, clip_epsilon, eta)
+        for oldest in list(_checked)[: max(0, len(_checked) + 1 - MOST_CHECKED)]:
+            _checked.pop(oldest, None)
+        _checked[key] = table
+    return table
+
+
+# a check runs every step of the scheduler: too slow to repeat in each call
+MOST_CHECKED = 64
+_checked: dict[Hashable, NoiseTable] = {}
+
+
+def _fingerprint(scheduler: Any) -> Hashable:
+    """What a table depends on, by value: class, a step() of its own, config and every tensor."""
+    state = vars(scheduler)
+    tensors = tuple(
+        (name, str(value.dtype), value.cpu().numpy().tobytes())
+        for name, value in sorted(state.items())
+        if isinstance(value, Tensor)
+    )
+    options = repr(sorted(scheduler.config.items()))
+    return type(scheduler), state.get("step"), options, scheduler.num_inference_steps, tensors
+
+
+def _build(scheduler: Any, clip_epsilon: bool, eta: float) -> NoiseTable:
+    builder = _builder(scheduler)
+    if eta and "eta" not in inspect.signature(builder).parameters:
+        raise UnsupportedScheduler(
+            f"{type(scheduler).__name__} takes no eta, {eta} was given. The noise of a step is its scheduler's to set. "
+            "Leave eta out, or use DDIMScheduler."
+        )
+    table = builder(scheduler, **({"eta": eta} if eta else {}))
+    columns = (table.alpha_next, table.sigma_next, table.p, table.q, table.r, table.s, table.input_scale)
+    if not all(bool(column.isfinite().all()) for column in columns):
+        raise UnsupportedScheduler(
+            f"{type(scheduler).__name__} divides by zero in one of its {table.num_steps} steps. Epsilon prediction "
+            "with rescale_betas_zero_snr does, and so does shift_terminal with one step. "
+            "Use prediction_type='v_prediction', drop the option, or take more steps."
+        )
+    if clip_epsilon:
+        table = replace(table, clip_epsilon=True)
+    _check_against(scheduler, table, eta)
+    return table
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise UnsupportedScheduler unless tables can be built for this scheduler; it is not changed.
+
+    Builds a table of ten steps on a copy. A scheduler that needs more than a step count to set its timesteps (dynamic
+    shifting) is judged when the table of a real call is built.
+    """
+    _builder(scheduler)
+    trial = copy.deepcopy(scheduler)
+    if not trial.config.get("use_dynamic_shifting", False):
+        trial.set_timesteps(min(10, int(trial.config.num_train_timesteps)))
+        noise_table(trial)
+
+
+def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
+    """Compare every step of the table with the scheduler's own, on random samples of the table's own noise level.
+
+    The bound is what float32 rounding inside the scheduler explains; an option that the table does not know is orders
+    of magnitude above it. A step that takes noise from its generator must be one that the table expects to.
+    """
+    trial = copy.deepcopy(scheduler)
+    trial.timesteps = trial.timesteps.cpu()
+    if hasattr(trial, "set_begin_index"):  # a pipeline has set it to where its image enters, and may stand there
+        trial.set_begin_index(0)
+        trial._step_index = None
+    takes = inspect.signature(trial.step).parameters
+    known: dict[str, Any] = {"use_clipped_model_output": table.clip_epsilon, "eta": eta}
+    options = {name: value for name, value in known.items() if name in takes}
+    noise = torch.Generator().manual_seed(1)
+    if "generator" in takes:
+        options["generator"] = noise
+    draw = torch.randn(3, 2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x0_prev = None
+    for index in range(table.num_steps):
+        x0, eps, m = draw
+        x = table.alpha[index] * x0 + table.sigma[index] * eps
+        timestep = trial.timesteps[index]
+        scaled = trial.scale_model_input(x, timestep) if hasattr(trial, "scale_model_input") else x
+        expected_noise = torch.Generator()
+        expected_noise.set_state(noise.get_state())
+        z = None
+        if table.draws is not None and bool(table.draws[index]):
+            z = torch.randn(m.shape, dtype=m.dtype, generator=expected_noise)
+        expected = trial.step(m, timestep, x, **options, return_dict=False)[0].double()
+        found, x0_prev = table.step(index, x, m, x0_prev, z)
+        size = float(expected.abs().max())
+        difference = float((found - expected).abs().max())
+        difference = max(difference, float((scaled - table.input_scale[index] * x).abs().max()))
+        drawn_as_expected = torch.equal(noise.get_state(), expected_noise.get_state())
+        close = math.isfinite(size) and difference <= 4e-6 * max(1.0, size, float(x.abs().max()))
+        if not (close and drawn_as_expected):
+            raise UnsupportedScheduler(
+                f"{type(scheduler).__name__} steps differently from what its options say: step {index} of "
+                f"{table.num_steps} is off by {difference:.2g}. An option in its config, or a changed step(), is not "
+                f"supported. Compare it with `diffusers.{_plain_name(scheduler)}()` and remove the option."
+            )

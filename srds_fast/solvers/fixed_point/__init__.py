@@ -1,0 +1,1 @@
+"""Collocation, ParaTAA and ParaDiGMS."""

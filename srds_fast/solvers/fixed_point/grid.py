@@ -1,0 +1,169 @@
+"""What a fixed-point method knows of the grid before its first wave: responses, interpolation, the sweep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ...kernels.affine_scan import Coefficients
+from ...kernels.affine_scan.prepared import PreparedScan
+from ...kernels.fixed_point_wave import LOCAL, Sweep, Table, step_numbers, walk
+from ...schedulers.steps import Like, first_order
+from ...schedulers.table import NoiseTable
+from .options import FixedPoint
+from .program import MOST_SPARSE_SWEEPS, Sweeps
+
+# that look back at more than the newest difference, where all points are rows; nodes, which say something else from
+# wave to wave, are mixed so as long as they are few
+MIXINGS_OF_ALL = 5
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a run is given, on the device.
+
+    Attributes:
+        table: what sweeps go by.
+        growth: [N + 1, 1, ...], by how much a method's first guess grows from the starting noise on.
+        variance: [N] float64, of DDPM's posterior at each step.
+    """
+
+    table: Table
+    growth: Tensor
+    variance: Tensor
+
+
+@lru_cache(maxsize=32)
+def grid_of(noise: NoiseTable, program: Sweeps, options: FixedPoint, like: Like, *, scaled: bool) -> Grid:
+    """The grid of a run for states like these; scaled: the network's input is to be."""
+
+    def column(values: Tensor) -> Tensor:
+        return values.to(like.device, like.dtype).reshape(-1, *[1] * like.ndim)
+
+    data_std = _data_std(noise, options)
+    response, c = responses(noise, data_std)
+    flows = data_std is not None and math.isfinite(data_std)
+    growth = torch.cat([c.new_ones(1), c.cumprod(0) if flows else torch.ones_like(c)])
+    steps = [_step(noise, index, float(c[index])) for index in range(noise.num_steps)]
+    scan = PreparedScan(steps, like.dtype, like.device, like.ndim, noise.clip, options.order)
+    of_output = column((response - noise.p) / noise.q)
+    momentum, spread = (None if each is None else column(each) for each in (noise.momentum, noise.spread))
+    rows = tuple(torch.tensor(positions, device=like.device) for positions in program.positions)
+    table = Table(
+        column(noise.p),
+        column(noise.q),
+        noise.clip,
+        of_output,
+        column(noise.input_scale) if scaled and bool((noise.input_scale != 1).any()) else None,
+        momentum,
+        spread,
+        scan,
+        _weight(noise).to(like.device, like.dtype)[:, None],
+        rows,
+        _sweeps(noise, program, like, rows, slides=options.window is not None),
+        options.history,
+        options.regularisation,
+        MIXINGS_OF_ALL if options.num_nodes is None else MOST_SPARSE_SWEEPS,
+        step_numbers(scan, of_output, momentum, spread),
+    )
+    return Grid(table, column(growth), posterior_variance(noise))
+
+
+def _data_std(noise: NoiseTable, options: FixedPoint) -> float | None:
+    if options.data_std != "auto":
+        return options.data_std
+    return 1.0 if noise.clip is None else 0.5 * noise.clip
+
+
+def responses(noise: NoiseTable, data_std: float | None) -> tuple[Tensor, Tensor]:
+    """How x0 and how a step respond to the state they depart from, for Gaussian data; float64, [N] each.
+
+    x0 of N(0, s^2): J = alpha s^2 / (alpha^2 s^2 + sigma^2), and the step, sigma'/sigma x + (alpha' - sigma'/sigma
+    alpha) x0, has c = sigma'/sigma + (alpha' - sigma'/sigma alpha) J: the rotation of variance-preserving schedules at
+    s = 1, alpha'/alpha as s goes to infinity. Picard iteration (None) takes c = 1 instead.
+    """
+    keep = noise.sigma_next / noise.sigma
+    gain = noise.alpha_next - keep * noise.alpha
+    if data_std is None:
+        return torch.zeros_like(keep), torch.ones_like(keep)
+    # both parts divided by s^2: it may be infinite; where alpha is 0 x0 does not respond
+    response = torch.where(noise.alpha == 0, 0.0, noise.alpha / (noise.alpha**2 + (noise.sigma / data_std) ** 2))
+    if noise.momentum is not None:
+        gain = gain + noise.momentum
+    return response, keep + gain * response
+
+
+def posterior_variance(noise: NoiseTable) -> Tensor:
+    """[N] float64: of DDPM's posterior at each step, (sigma' / sigma)^2 (sigma^2 - (alpha / alpha')^2 sigma'^2).
+
+    For alpha^2 + sigma^2 = 1 it is (1 - abar') / (1 - abar) (1 - abar / abar').
+    """
+    arrives = noise.sigma_next**2 if noise.spread is None else noise.sigma_next**2 + noise.spread**2
+    return arrives / noise.sigma**2 * (noise.sigma**2 - (noise.alpha / noise.alpha_next) ** 2 * arrives)
+
+
+def _weight(noise: NoiseTable) -> Tensor:
+    """[N + 1] float64: of the last state's standard deviation in those of all, for data of deviation 1."""
+    arrives = noise.alpha_next[-1:] ** 2 + noise.sigma_next[-1:] ** 2
+    level = torch.cat([noise.alpha**2 + noise.sigma**2, arrives]).sqrt()
+    return level[-1] / level
+
+
+def _step(noise: NoiseTable, index: int, c: float) -> Coefficients:
+    """A step, its momentum and fresh noise apart: they come as the scan's noise."""
+    a, b, e, _ = first_order(noise, index, index + 1)
+    return Coefficients(a, b, c, 1.0, e, noise.numbers["p"][index], noise.numbers["q"][index])
+
+
+def _sweeps(
+    noise: NoiseTable, program: Sweeps, like: Like, rows: tuple[Tensor, ...], *, slides: bool
+) -> dict[int, Sweep]:
+    # along the angle the output is smoother than along the steps or along the log-SNR
+    way = torch.atan2(noise.sigma, noise.alpha)
+    if not bool((way.diff() < -1e-9).all()):
+        way = -torch.arange(noise.num_steps, dtype=torch.float64)
+    found: dict[int, Sweep] = {}
+    positions: tuple[int, ...] = ()
+    for number, wave in enumerate(program):
+        positions += program.positions[number]
+        if not (slides or wave.boundaries):  # a part of a wave that was too wide
+            continue
+        first, last, weights, walked = positions[0], positions[-1], None, None
+        if len(positions) < last + 1 - first:
+            weights = interpolation(way[list(positions)], way[first:])
+            walked = walk(positions, weights).to(like.device, like.dtype)
+            weights = weights.to(like.device, like.dtype)
+        to_come, entering = None, None
+        if not slides:
+            entering = torch.full((noise.num_steps + 1,), -1, dtype=torch.int32)
+            if number + 1 < len(program):
+                to_come, next_rows = rows[number + 1], program.positions[number + 1]
+                entering[list(next_rows)] = torch.arange(len(next_rows), dtype=torch.int32)
+            entering = entering.to(like.device)
+        at = torch.tensor(positions, device=like.device)
+        found[number] = Sweep(first, last, at, weights, walked, to_come, entering)
+        positions = ()
+    return found
+
+
+def interpolation(nodes: Tensor, points: Tensor) -> Tensor:
+    """Weights of the values at nodes in the values at points, [points, nodes]: cubic through the four around each.
+
+    Args:
+        nodes: [K], descending; fewer than four make a polynomial of lower degree.
+        points: [P].
+    """
+    size = min(LOCAL, len(nodes))
+    after = torch.searchsorted(-nodes, -points, right=True)
+    begin = (after - size // 2).clamp(0, len(nodes) - size)
+    index = begin[:, None] + torch.arange(size)
+    around = nodes[index]  # [P, size]
+    away = points[:, None, None] - around[:, None, :]  # of node b, once for each node a
+    apart = around[:, :, None] - around[:, None, :]
+    itself = torch.eye(size, dtype=torch.bool)
+    factors = torch.where(itself, 1.0, away / torch.where(itself, 1.0, apart))
+    return torch.zeros(len(points), len(nodes), dtype=nodes.dtype).scatter_(1, index, factors.prod(-1))

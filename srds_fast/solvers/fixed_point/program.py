@@ -1,0 +1,113 @@
+"""Programs of the fixed-point methods: sweeps over the whole grid, or over a window that slides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from ..program import Boundary, Program, Row, Wave, _require
+
+
+@dataclass(frozen=True)
+class Sweeps(Program):
+    """The waves of a fixed-point method: each one moves all points of a window, from the first that is not exact on.
+
+    They are the points themselves that are refined, not blocks: there is one block, and a wave is an iteration.
+    """
+
+    @cached_property
+    def final_steps(self) -> tuple[int, ...]:
+        """As of `Program`: those before the first row of the next sweep, or of the one that a wave is a part of."""
+        starts: dict[int, int] = {}
+        for wave in self.waves:
+            starts.setdefault(wave.rows[0].iteration, wave.rows[0].position)
+        return (*(starts[wave.rows[0].iteration] for wave in self.waves[1:]), self.num_steps)
+
+
+# the last points of a grid lie far apart in log-SNR, and the network's output bends most there
+NODES_AT_THE_END = 3
+FEWEST_NODES = 2 + NODES_AT_THE_END
+# sweeps that evaluate nodes only. What has not settled by then does not interpolate: a sharp turn, and all points
+# settle it in a few sweeps more
+MOST_SPARSE_SWEEPS = 8
+# before that, sweeps of twice as many nodes
+MOST_DENSER_SWEEPS = 3
+
+
+@lru_cache(maxsize=64, typed=True)
+def fixed_point(num_steps: int, num_iterations: int, num_nodes: int | None = None) -> Sweeps:
+    """Sweeps over the whole grid: ParaTAA with a full window, or, with nodes, collocation.
+
+    After wave k the points 0 .. k + 1 are exact, and leave the program: N waves are the sequential sampler.
+
+    Args:
+        num_steps: N >= 1.
+        num_iterations: waves, 1 to N.
+        num_nodes: rows of a wave; the network's output between them is interpolated, and every other wave has its nodes
+            between those of the one before. None: every point that is not exact is a row.
+    Raises:
+        InvalidArgument: a number is out of its range.
+    """
+    _require(num_steps, "num_steps", 1)
+    _require(num_iterations, "num_iterations", 1, num_steps)
+    if num_nodes is not None:
+        _require(num_nodes, "num_nodes", FEWEST_NODES)
+    waves = []
+    for number in range(num_iterations):
+        positions = tuple(range(number, num_steps))
+        if num_nodes is not None and number < MOST_SPARSE_SWEEPS + MOST_DENSER_SWEEPS:
+            denser = 1 if number < MOST_SPARSE_SWEEPS else 2
+            positions = nodes(number, num_steps, denser * num_nodes, between=number % 2 == 1)
+        waves.append(_sweep(number, positions, last=True))
+    return Sweeps(num_steps, (0, num_steps), num_iterations, tuple(waves))
+
+
+@lru_cache(maxsize=64, typed=True)
+def windows(num_steps: int, window: int) -> Sweeps:
+    """Sweeps over a window of steps that slides by what is found (ParaDiGMS, ParaTAA), at the slowest: one step a wave.
+
+    Wave i is the window that begins at step i. A run that slides further leaves waves out. The sample is there after
+    the last.
+
+    Raises:
+        InvalidArgument: a number is out of its range.
+    """
+    _require(num_steps, "num_steps", 1)
+    _require(window, "window", 1)
+    starts = range(num_steps)
+    waves = [
+        _sweep(start, tuple(range(start, min(start + window, num_steps))), last=start == num_steps - 1)
+        for start in starts
+    ]
+    return Sweeps(num_steps, (0, num_steps), num_steps, tuple(waves))
+
+
+def of_widths(num_steps: int, widths: Sequence[int]) -> Sweeps:
+    """A wave for each number of rows, spread over the grid: to measure what network calls cost."""
+    waves = []
+    for number, width in enumerate(widths):
+        positions = tuple(sorted(index * num_steps // width for index in range(width)))
+        waves.append(_sweep(number, positions, last=True))
+    return Sweeps(num_steps, (0, num_steps), len(waves), tuple(waves))
+
+
+def nodes(first: int, num_steps: int, num_nodes: int, *, between: bool) -> tuple[int, ...]:
+    """Positions of the nodes from `first` on: it itself, the last few, and between them evenly spaced ones.
+
+    Args:
+        between: shift the evenly spaced ones by half their distance.
+    """
+    if num_steps - first <= num_nodes:
+        return tuple(range(first, num_steps))
+    end = num_steps - NODES_AT_THE_END
+    inner = num_nodes - 1 - NODES_AT_THE_END
+    shift = 0.5 if between else 1.0
+    spacing = (end - first) / (inner + shift)
+    spread = {first + round((index + shift) * spacing) for index in range(inner)}
+    return tuple(sorted({first, *spread, *range(end, num_steps)}))
+
+
+def _sweep(number: int, positions: tuple[int, ...], *, last: bool) -> Wave:
+    rows = tuple(Row(number, 0, position, position, coarse=False, fine=True) for position in positions)
+    return Wave(rows, (Boundary(number + 1, 1),) if last else ())

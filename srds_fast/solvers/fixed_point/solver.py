@@ -1,0 +1,245 @@
+"""Fixed-point methods: every point of the grid is refined in every wave. ParaTAA, ParaDiGMS, collocation.
+
+    x_{i+1}^new = f_i(x_i^old) + c_i (x_i^new - x_i^old)
+
+f_i is the scheduler's step, c_i how it responds to the state it departs from (`grid.responses`). At a point that is no
+row of the wave, the network's output is what was known before, moved with the point and corrected by what is learnt at
+the rows around. Triangular Anderson acceleration (Tang et al. 2024) mixes the iterates. A point is made of points
+before it alone, and the first one that is not exact of an exact one and of what the network says there: so in every
+wave one more becomes exact, at least.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...kernels.fixed_point_wave import Memory, Refined, fixed_point_wave
+from ...kernels.fixed_point_wave.reference import additions, guided, learn, mixed, network_input, predicted
+from ...schedulers.steps import Like
+from ...schedulers.table import NoiseTable
+from ..contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras, output_of, samples_of
+from .grid import grid_of
+from .options import FixedPoint, ParaTAA
+from .program import Sweeps
+
+
+def fixed_point(
+    x: Tensor,
+    noise: NoiseTable,
+    program: Sweeps,
+    options: FixedPoint,
+    extras: Extras = NOTHING,
+    *,
+    watch_bits: bool = False,
+) -> Core:
+    """Sweeps over the grid with a whole sample after each; with a window, one at the end.
+
+    Args:
+        x: starting noise, [batch, ...]; its dtype is the dtype of the state.
+        noise: table of N steps.
+        program: `fixed_point.program.fixed_point(N, ...)`, or `windows(N, ...)` for options with a window.
+        options: of the method.
+        extras: noise of stochastic steps, constraint, trajectory, a first guess, history, the network's wishes.
+        watch_bits: fill `Checkpoint.still`.
+    """
+    if options.window is not None:
+        return (yield from _sliding(Window(x, noise, program, options, extras), program, options, watch_bits))
+    points = Points(x, noise, program, options, extras)
+    result = x
+    for number, wave in enumerate(program):
+        points.take((yield points.evaluate(number)))
+        if not wave.boundaries:  # a part of a wave that was too wide
+            continue
+        sample, change, still, _ = points.refine(watch_bits)
+        points.record()
+        iteration, samples = wave.boundaries[0].iteration, points.samples
+        exact = iteration == program.num_steps
+        running = samples_of((yield Checkpoint(iteration, sample, samples, change, exact, still)), samples)
+        if len(samples) == len(x):
+            result = sample
+        else:  # samples that have finished keep what they had
+            result = result.clone()
+            result[list(samples)] = sample
+        if number + 1 == len(program) or not running:
+            return result
+        points.keep(running)
+    raise AssertionError("a program ends with a checkpoint")
+
+
+def _sliding(points: Window, program: Sweeps, options: FixedPoint, bits_only: bool) -> Core:
+    """The window begins at the first step that is not finished: the host waits for its errors after every wave."""
+    assert options.step_tolerance is not None
+    parataa = isinstance(options, ParaTAA)
+    spread = points.grid.variance.clamp(min=0).sqrt()
+    # ParaDiGMS holds a point against the step that departs from it
+    spread = spread if parataa else torch.cat([spread[1:], spread.new_zeros(1)])
+    bound = (0.0 if bits_only else options.step_tolerance) * (spread.clamp(min=1.0) if parataa else spread)
+    first = sweeps = 0
+    while first < program.num_steps:
+        sweeps += 1
+        points.take((yield points.evaluate(first)))
+        error = points.sweep()
+        last = first + len(error)
+        # what is not a number is within no bound
+        within = [*(error.double().cpu() <= bound[first:last, None]).all(1).tolist(), False]
+        finished = within.index(False)
+        if parataa:
+            # residuals are those of the points before the sweep, which may have made some of them larger
+            points.put_back(first, finished)
+        points.record()
+        # a point that moved too far was still made of steps that had finished; a residual belongs to its own step
+        first = min(last, first + (max(1, finished) if parataa else finished + 1))
+        if first < program.num_steps:
+            points.enter(last, program.positions[first][-1] + 1)
+    sample: Tensor = points.memory.x[-1].clone()
+    yield Checkpoint(sweeps, sample, points.samples, None, exact=False, settled=True)
+    return sample
+
+
+class Points:
+    """The points of the grid, and what is known of each.
+
+    Args:
+        as of `fixed_point`.
+
+    Attributes:
+        samples: which samples of the original batch still run, in order.
+        grid: what is known of the grid.
+        memory: the points, [N + 1, samples, ...], and what sweeps leave to later ones.
+    """
+
+    def __init__(self, x: Tensor, noise: NoiseTable, program: Sweeps, options: FixedPoint, extras: Extras) -> None:
+        self.samples = tuple(range(len(x)))
+        self.grid = grid_of(noise, program, options, Like.of(x), scaled=extras.scaled)
+        self._program, self._options, self._extras = program, options, extras
+        self._number = 0
+        self._got: list[Tensor] = []
+        self._entering: Tensor | None = None
+        table = self.grid.table
+        memory = self.memory = Memory(table, x, extras.draws, extras.x0_prev)
+        if extras.guess is None:
+            torch.mul(self.grid.growth, x, out=memory.x)
+            return
+        guess = extras.guess.to(x)
+        torch.cat([x[None], guess[1:]], out=memory.x)
+        if table.momentum is None:
+            added = None if table.spread is None or memory.draws is None else table.spread * memory.draws
+            # from its own starting noise on: no output leads from another's to its first point
+            outputs = table.scan.outputs(guess, added)
+            if outputs is not None:
+                memory.m.copy_(outputs)
+                memory.before.copy_(guess)
+
+    def evaluate(self, number: int) -> Evaluate:
+        """Wave `number`."""
+        self._number = number
+        given, self._entering = self._entering, None
+        if given is None:  # no sweep has made it: the first one, a part of a wave, or samples have left
+            table = self.grid.table
+            given = network_input(table, table.rows[number], self.memory.x, self._extras.network)
+        return Evaluate(given, self._program.positions[number], self.samples, number)
+
+    def take(self, answer: Answer) -> None:
+        """The network's output at the wave evaluated last; a sweep uses all that was taken since the one before."""
+        self._got.append(output_of(answer))
+
+    def refine(self, watch_bits: bool) -> Refined:
+        """Move the points behind the first row, to the end of the grid."""
+        extras = self._extras
+        found = fixed_point_wave(
+            self.grid.table,
+            self._number,
+            self.memory,
+            self._taken(),
+            guidance=extras.guidance,
+            network=extras.network,
+            constrain=None if extras.constrain is None else self._constrained,
+            watch=watch_bits,
+        )
+        self._entering = found.entering
+        return found
+
+    def record(self) -> None:
+        """Tell the trajectory what the wave evaluated last has come to."""
+        trajectory, table, memory = self._extras.trajectory, self.grid.table, self.memory
+        if trajectory is None:
+            return
+        states = memory.x.clone()  # the memory is written again
+        wave = table.sweeps[self._number]
+        for step in range(wave.first, wave.last + 1):
+            trajectory.record(step + 1, states[step + 1], self.samples)
+            x0 = predicted(table, memory.before, memory.m, step, step + 1)
+            trajectory.record_x0(step, x0[0], self.samples)
+
+    def keep(self, running: tuple[int, ...]) -> None:
+        """Go on with these positions of the samples only."""
+        if len(running) < len(self.samples):
+            self.samples = tuple(self.samples[position] for position in running)
+            self.memory.keep(torch.tensor(running, device=self.memory.x.device))
+            self._entering = None
+
+    def _taken(self) -> Tensor:
+        """The network's output at all rows of a sweep, [branches * rows, samples, ...]."""
+        got, self._got = self._got, []
+        if len(got) == 1:
+            return got[0]
+        branches = 1 if self._extras.guidance is None else len(self._extras.guidance)
+        return torch.cat([each.unflatten(0, (branches, -1)) for each in got], 1).flatten(0, 1)
+
+    def _constrained(self, points: Tensor, first: int) -> Tensor:
+        """The points from `first` on with what holds for every state."""
+        constrain = self._extras.constrain
+        if constrain is None:
+            return points
+        return torch.stack([constrain(each, first + i, self.samples) for i, each in enumerate(points)])
+
+
+class Window(Points):
+    """Points of which a window is moved at a time: in PyTorch, with a kernel for the steps and one for the mixing."""
+
+    def sweep(self) -> Tensor:
+        """Move the points behind the first row, to the end of the window.
+
+        Returns:
+            root mean squares over a state's elements, [points, samples]: for ParaTAA of each step's residual before the
+            sweep, otherwise of what each point was moved by.
+        """
+        table, memory, extras = self.grid.table, self.memory, self._extras
+        wave = table.sweeps[self._number]
+        first, last = wave.first, wave.last + 1
+        learn(table, wave, memory, guided(self._taken(), extras.guidance, memory.m.dtype))
+        y, m, added = memory.x[first : last + 1], memory.m[first:last], additions(table, memory, first, last)
+        points, squared_error = table.scan(y, m, first, added)
+        if extras.constrain is not None:
+            points = self._constrained(points, first + 1)
+            squared_error = _summed_squares(points - y[1:])
+        if isinstance(self._options, ParaTAA):
+            stepped = self._constrained(table.scan.stepped(y, m, first, added), first + 1)
+            squared_error = _summed_squares(stepped - y[1:])
+        if table.history:
+            # an affine combination of points that are constrained is, too
+            points = mixed(table, memory, points, first, last)
+        torch.cat([memory.x[: first + 1], points, memory.x[last + 1 :]], out=memory.after)
+        memory.advance(last)
+        error: Tensor = (squared_error / y[0, 0].numel()).sqrt()
+        return error
+
+    def put_back(self, first: int, count: int) -> None:
+        """So many points behind `first` as they were before the sweep."""
+        window = slice(first + 1, first + 1 + count)
+        self.memory.x[window] = self.memory.before[window]
+
+    def enter(self, last: int, stop: int) -> None:
+        """Points behind `last` up to `stop` enter the window: where the last one before them is, as the guess goes.
+
+        Those of a related sample are where it has them.
+        """
+        if stop > last and self._extras.guess is None:
+            growth, x = self.grid.growth, self.memory.x
+            x[last + 1 : stop + 1] = growth[last + 1 : stop + 1] / growth[last] * x[last]
+
+
+def _summed_squares(difference: Tensor) -> Tensor:
+    """Over the elements of a state, [points, samples]."""
+    return difference.square().flatten(2).sum(2)

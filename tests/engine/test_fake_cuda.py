@@ -1,0 +1,245 @@
+"""The stretch that is captured, on a device that is not the CPU: what tests on the CPU alone cannot see.
+
+In place of a CUDA device stands torch's "meta" device: its tensors have no memory, and every build has it. (Fake
+tensors of a CUDA device cannot be indexed in a build without CUDA.) Everything but the waves is done beforehand, as the
+eager run before a capture does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, UNet2DModel
+from torch import Tensor
+
+import srds_fast
+from srds_fast.engine.graphs.capturable import Capturable
+from srds_fast.engine.graphs.capture_checks import Guard, tensors_in
+from srds_fast.engine.graphs.recording import Captured, LoopGraph
+from srds_fast.engine.graphs.wave_graphs import WaveGraphs
+from srds_fast.errors import CaptureFailed
+from srds_fast.kernels import wave_update
+from srds_fast.pipelines.takeover.takeover import Takeover
+from srds_fast.solvers import waves
+from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers.fixed_point.options import Collocation, ParaTAA
+
+DEVICE = torch.device("meta")
+STEPS = 6
+KINDS = {"loop graph": LoopGraph, "wave graphs": WaveGraphs}
+
+
+class Watch(Guard):
+    """A guard that also notes what touches the CPU at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_host: list[str] = []
+
+    def after(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        if any(tensor.device != DEVICE for tensor in tensors_in((args, kwargs, out))):
+            self.on_host.append(str(func))
+
+
+class Once:
+    """Stands for a graph; it is not replayed."""
+
+    def replay(self) -> None:
+        raise AssertionError("there is nothing to replay")
+
+    def reset(self) -> None:
+        pass
+
+
+class Recorder:
+    """Runs what is to be recorded, under guards that are kept."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.guards: list[Watch] = []
+
+    def record(self, work: Callable[[Guard], Any]) -> tuple[Once, Any]:
+        guard = Watch()
+        self.guards.append(guard)
+        with guard:
+            return Once(), work(guard)
+
+
+@pytest.fixture(autouse=True)
+def _no_tables_of_the_device_are_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # tensors without memory all lie at address 0
+    monkeypatch.setattr(wave_update, "check_apart", lambda name, tensor, **others: None)
+    waves._updates.cache_clear()
+    yield
+    waves._updates.cache_clear()
+
+
+def capturable(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Capturable:
+    """What a call on the CPU would have recorded."""
+    made: list[Takeover] = []
+    begin = Takeover.__init__
+
+    def watched(self: Takeover, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        made.append(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Takeover, "__init__", watched)
+        fast = srds_fast.compile(pipe, engine="eager", **{"method": "srds", **settings})
+        fast(**call, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
+    assert fast.report.path == "takeover"
+    return made[0]._capturable()
+
+
+def record(call: Capturable, kind: str) -> tuple[Captured, list[Watch]]:
+    """All stretches of a call on the device."""
+    recorder = Recorder()
+    for network in call.networks:
+        network.to(DEVICE)
+    with torch.no_grad():
+        here = replace(call, inputs={name: tensor.to(DEVICE) for name, tensor in call.inputs.items()})
+        # the eager run before a capture makes the tables
+        core, _ = here.begin(here.inputs, False)
+        next(core)
+        captured = KINDS[kind](here, recorder)
+        captured.extend_to(call.checkpoints)
+    return captured, recorder.guards
+
+
+def check(captured: Captured, guards: list[Watch], num_waves: int) -> None:
+    numbers = [number for stretch in captured._stretches for piece in stretch.pieces for _, number in piece.waves]
+    assert numbers == list(range(num_waves))
+    assert len(captured._stretches) == captured.checkpoints
+    assert captured.operations > 100
+    assert any(guard.read_by_network for guard in guards)
+    for guard in guards:
+        assert guard.on_host == []
+        assert {tensor.device for tensor in guard.read} == {DEVICE}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart", "dit", "ddim", "ddpm"]
+)
+def test_the_waves_need_nothing_of_the_host(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No wait, no copy from or to it, no tensor of it, from checkpoint to checkpoint, solver and network."""
+    build, arguments = tiny.PIPELINES[name]
+    call = capturable(build(), arguments, monkeypatch, num_blocks=3, max_iterations=1)
+    check(*record(call, kind), len(call.positions))
+
+
+SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sequential": (None, {"method": "sequential"}),
+    "exact": (None, {"exact": True, "num_blocks": 3}),
+    "few rows": (None, {"max_rows": 2, "num_blocks": 3}),
+    "unscaled, first order": (DDIMScheduler(**tiny.SD_NOISE), {"coarse_solver": "ddim", "num_blocks": 3}),
+    "noise of every step": (EulerAncestralDiscreteScheduler(**tiny.SD_BETAS), {"num_blocks": 3}),
+    "two steps back": (DPMSolverMultistepScheduler(**tiny.SD_BETAS), {"num_blocks": 3}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_nor_do_those_of_other_plans(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two prompts, on the pixel pipeline whose network is small."""
+    scheduler, settings = SETTINGS[name]
+    call = capturable(tiny.ddim(scheduler), {"output_type": "pt", "batch_size": 2}, monkeypatch, **settings)
+    check(*record(call, kind), len(call.positions))
+
+
+@pytest.mark.parametrize("method", ["srds", "parataa"])
+def test_every_kernel_is_launched_before_it_is_recorded(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of waves that the run before did not come to."""
+    call = capturable(tiny.ddim(), {"output_type": "pt"}, monkeypatch, method=method, tolerance=1e9)
+    begun: list[Any] = []
+
+    def begin(inputs: Any, beside: bool) -> Any:
+        begun.append(call.begin(inputs, beside))
+        return begun[-1]
+
+    captured, _ = record(replace(call, begin=begin), "loop graph")
+    _, (recorded, _), (rehearsed, _) = begun  # the first is of the test
+    assert captured._core is recorded
+    assert rehearsed.gi_frame is None
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "collocation": {"method": Collocation(num_nodes=5), "max_iterations": 2},
+    "parataa": {"method": ParaTAA(), "max_iterations": 2},
+    "chords": {"method": Chords(3)},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nor_do_those_of_other_methods(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = capturable(tiny.ddim(), {"output_type": "pt"}, monkeypatch, **METHODS[name])
+    check(*record(call, "loop graph"), len(call.positions))
+
+
+def _copies(network: Any, sample: Tensor) -> Tensor:
+    return sample * torch.ones(3, 1, 1).to(sample.device)
+
+
+def _scales(network: Any, sample: Tensor) -> Tensor:
+    return sample * torch.ones(())
+
+
+def _waits(network: Any, sample: Tensor) -> Tensor:
+    return sample * float(sample.amax())
+
+
+def _reads_a_table(network: Any, sample: Tensor) -> Tensor:
+    return sample * network.table[0].numpy().item()
+
+
+def _makes(network: Any, sample: Tensor) -> Tensor:
+    return sample * torch.tensor([2.0], device=sample.device)
+
+
+def _draws(network: Any, sample: Tensor) -> Tensor:
+    return sample + torch.randn_like(sample)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (_copies, "_to_copy.*copies between cpu and meta"),
+        (_scales, "mul.*copies between cpu and meta"),
+        (_waits, "makes the host wait"),
+        (_reads_a_table, "numpy has the host read"),
+        (_makes, "makes a tensor from Python numbers"),
+        (_draws, "draws random numbers"),
+    ],
+)
+def test_a_network_that_needs_the_host_is_refused(
+    change: Callable[[Any, Tensor], Tensor], why: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a real device would refuse it, or freeze what it found."""
+
+    class Changed(UNet2DModel):
+        def forward(self, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(change(self, sample), *args, **kwargs)
+
+    call = capturable(tiny.ddim(), {"output_type": "pt"}, monkeypatch, num_blocks=3, max_iterations=1)
+    (network,) = call.networks
+    network.__class__ = Changed
+    network.table = torch.ones(2)
+    with pytest.raises(CaptureFailed, match=why):
+        record(call, kind)
+
+
+def test_a_tensor_that_the_network_does_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = capturable(tiny.ddim(), {"output_type": "pt"}, monkeypatch, num_blocks=3, max_iterations=1)
+    elsewhere = torch.ones(1, device=DEVICE)
+    (network,) = call.networks
+    forward = network.forward
+    network.forward = lambda sample, *args, **kwargs: forward(sample * elsewhere, *args, **kwargs)
+    with pytest.raises(CaptureFailed, match=r"reads a tensor of shape \(1,\)"):
+        record(call, "loop graph")

@@ -1,0 +1,538 @@
+"""The graph engine on a CUDA device: what the tape promises on the CPU, of CUDA graphs.
+
+The eager twin of every call runs on the same device, the same kernels on the same shapes. At one sample a replay
+repeats its launches, so that it must give the same bits; no operation of these networks adds atomically, cuDNN does not
+benchmark, and torch gives cuBLAS a workspace of the same size on every stream. Where bits differ all the same, the
+message tells by how much: 1e-6 in float32 or 1e-3 in float16 is another algorithm, more is a wrong recording.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import threading
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+import srds_fast
+from srds_fast.engine.graphs import cache as engine_graphs
+from srds_fast.engine.graphs.use import GraphUse
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda"
+STEPS = 4
+# of a thread: the calls themselves take a few seconds
+SECONDS = 60.0
+ENGINES = {"graph": "loop graph", "wave-graphs": "wave graphs"}
+METHODS: dict[str, dict[str, Any]] = {
+    "srds": {"method": "srds", "num_blocks": 3},
+    "exact": {"method": "srds", "num_blocks": 3, "exact": True},
+    "sequential": {"method": "sequential"},
+}
+
+
+@functools.cache
+def untouched(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A pipe for tests that do not change it."""
+    return tiny.PIPELINES[name][0]().to(DEVICE, dtype)
+
+
+def check_same_bits(found: Tensor, expected: Tensor) -> None:
+    assert found.device == expected.device
+    assert bool(expected.isfinite().all())
+    difference = float((found - expected).abs().max()) / float(expected.abs().max())
+    assert torch.equal(found, expected), f"differs by {difference:.2g} of the largest value"
+
+
+def differ(*results: Tensor) -> bool:
+    return all(not torch.equal(one, other) for number, one in enumerate(results) for other in results[:number])
+
+
+class Twins:
+    """A pipe on the device, compiled for graphs and compiled to run eagerly.
+
+    Args:
+        name: in tiny.PIPELINES; Flux records fastest.
+        pipe: in the place of one built for these twins.
+        graphs: settings of the first alone.
+        settings: of both.
+    """
+
+    def __init__(
+        self, name: str = "flux", pipe: Any = None, graphs: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
+        build, base = tiny.PIPELINES[name]
+        self.base = {"num_inference_steps": STEPS, **base}
+        self.pipe = build().to(DEVICE) if pipe is None else pipe
+        settings = settings or METHODS["exact"]
+        self.fast = srds_fast.compile(self.pipe, **{"engine": "graph", "method": "srds", **settings, **(graphs or {})})
+        self.eager = srds_fast.compile(self.pipe, engine="eager", **{"method": "srds", **settings})
+
+    @property
+    def network(self) -> Any:
+        return self.pipe.unet if hasattr(self.pipe, "unet") else self.pipe.transformer
+
+    def alone(self, each: Any, seed: int = 0, **call: Any) -> Tensor:
+        """Result of one of them."""
+        torch.manual_seed(7)  # DiT draws from the global generator whatever it is given
+        generator = torch.Generator(DEVICE).manual_seed(seed)
+        return torch.as_tensor(each(**{**self.base, **call}, generator=generator)[0])
+
+    def same(self, seed: int = 0, **call: Any) -> Tensor:
+        """The result of both, which has to be one."""
+        found = self.alone(self.fast, seed, **call)
+        check_same_bits(found, self.alone(self.eager, seed, **call))
+        return found
+
+    def first(self, seed: int = 0, **call: Any) -> Tensor:
+        """A call of a kind that has not been seen."""
+        captured = self.fast.graphs.captured
+        found = self.same(seed, **call)
+        report = self.fast.report
+        assert report.engine == "eager"
+        assert report.engine_reason.startswith("it is the first call of its kind"), report.engine_reason
+        assert self.fast.graphs.captured == captured + 1
+        return found
+
+    def replayed(self, seed: int = 0, **call: Any) -> Tensor:
+        """A call that replays, and records nothing."""
+        captured = self.fast.graphs.captured
+        found = self.same(seed, **call)
+        assert self.fast.report.engine in ENGINES.values(), self.fast.report.engine_reason
+        assert self.fast.graphs.captured == captured
+        return found
+
+
+@functools.cache
+def eager_results(name: str, dtype: torch.dtype, method: str) -> tuple[Tensor, Tensor]:
+    """Of two seeds."""
+    twins = Twins(name, untouched(name, dtype), **METHODS[method])
+    return twins.alone(twins.eager), twins.alone(twins.eager, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", tiny.PIPELINES)
+def test_replay_equals_eager(name: str, engine: str, method: str, dtype: torch.dtype) -> None:
+    """A loop that is driven runs eagerly, and says so."""
+    expected = eager_results(name, dtype, method)
+    twins = Twins(name, untouched(name, dtype), {"engine": engine}, **METHODS[method])
+    stats = twins.fast.graphs
+    check_same_bits(twins.alone(twins.fast), expected[0])
+    if twins.fast.report.path == "drive":
+        assert "driven" in twins.fast.report.engine_reason
+        assert stats.captured == 0
+        return
+    assert stats.captured == 1, twins.fast.report.engine_reason
+    for seed, right in enumerate(expected):
+        check_same_bits(twins.alone(twins.fast, seed), right)
+        assert twins.fast.report.engine == ENGINES[engine], twins.fast.report.engine_reason
+    assert (stats.captured, stats.replayed) == (1, 2)
+    assert differ(*expected)
+
+
+def test_the_strength_of_guidance_is_no_new_recording() -> None:
+    twins = Twins("stable_diffusion", untouched("stable_diffusion"))
+    five = twins.first(guidance_scale=5.0)
+    three = twins.replayed(guidance_scale=3.0)
+    assert differ(five, three)
+    assert torch.equal(twins.replayed(guidance_scale=5.0), five)
+    assert twins.fast.graphs.captured == 1
+
+
+def test_adapters_switched_to_and_fro() -> None:
+    twins = Twins()
+    plain = twins.first()
+    for seed, name in enumerate(["first", "second"]):
+        tiny.add_lora(twins.network, name, seed)
+    results = {"second": twins.first()}
+    twins.network.set_adapter("first")
+    results["first"] = twins.first()
+    for name in ("second", "first", "second"):
+        twins.network.set_adapter(name)
+        assert torch.equal(twins.replayed(), results[name])
+    assert differ(plain, *results.values())
+
+
+def test_one_lora_after_another_in_the_same_place() -> None:
+    """As a server does it; the weights of one may lie where another's lay."""
+    twins = Twins(graphs={"max_graphs": 1})
+    results = []
+    for seed in range(4):
+        tiny.add_lora(twins.network, seed=seed)
+        results.append(twins.same())
+        assert torch.equal(twins.same(), results[-1])
+        twins.network.unload_lora()
+    assert differ(*results)
+
+
+def test_a_weight_changed_in_place_is_seen_by_the_replay() -> None:
+    twins = Twins()
+    weight = twins.network.proj_out.weight
+    before = twins.first()
+    with torch.no_grad():
+        weight.mul_(2)
+    doubled = twins.replayed()
+    with torch.no_grad():
+        weight.mul_(0.5)
+    assert torch.equal(twins.replayed(), before)
+    assert differ(before, doubled)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_kinds_of_calls_that_share_memory(engine: str) -> None:
+    """What one recording leaves in the pool the next one overwrites: of one pipeline, and of two."""
+    flux, sd = (Twins(name, untouched(name), {"engine": engine}) for name in ("flux", "stable_diffusion"))
+    kinds: list[tuple[Twins, dict[str, Any]]] = [
+        (flux, {}),
+        (flux, {"num_inference_steps": STEPS + 2}),
+        (sd, {}),
+        (sd, {"width": 48}),
+    ]
+    results = [twins.first(**call) for twins, call in kinds]
+    for _ in range(2):
+        for (twins, call), expected in zip(kinds, results, strict=True):
+            assert torch.equal(twins.replayed(**call), expected)
+    kept = [twins.alone(twins.fast, 1, **call) for twins, call in kinds]
+    for (twins, call), found in zip(kinds, kept, strict=True):
+        check_same_bits(found, twins.alone(twins.eager, 1, **call))
+
+
+def test_eviction_gives_memory_back() -> None:
+    twins = Twins(graphs={"max_graphs": 1}, method="sequential")
+    stats = twins.fast.graphs
+
+    def alternate(calls: int) -> int:
+        for number in range(calls):
+            twins.alone(twins.fast, num_inference_steps=2 + number % 2)
+        gc.collect()
+        torch.cuda.synchronize()
+        return torch.cuda.memory_reserved()
+
+    before = alternate(6)
+    assert alternate(50) <= before
+    assert (stats.captured, stats.evicted, stats.held) == (56, 55, 1)
+
+
+def test_reset_gives_memory_back_and_the_next_call_records_again() -> None:
+    """All graphs of the pool may be gone by then."""
+    twins = Twins()
+    reserved = []
+    for _ in range(4):
+        twins.first()
+        twins.replayed(1)
+        twins.fast.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved())
+    assert twins.fast.graphs.held == 0
+    assert reserved[-1] <= reserved[0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_leaks_over_a_thousand_replays(engine: str) -> None:
+    fast = srds_fast.compile(untouched("ddim"), engine=engine, method="sequential")
+    call = {**tiny.PIPELINES["ddim"][1], "num_inference_steps": 2}
+
+    def replay(calls: int) -> tuple[int, int]:
+        for _ in range(calls):
+            fast(**call, generator=torch.Generator(DEVICE).manual_seed(0))
+        gc.collect()
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+    allocated, reserved = replay(10)
+    after = replay(1000)
+    assert after[0] == allocated
+    assert after[1] <= reserved
+    assert fast.graphs.replayed == 1009, fast.report.engine_reason
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["recorded before", "recorded meanwhile"])
+def test_three_threads_on_streams_of_their_own(seen: bool) -> None:
+    """Each gets what it gets alone."""
+    twins = Twins("stable_diffusion", untouched("stable_diffusion"), method="srds", num_blocks=3, exact=True)
+    calls: list[dict[str, Any]] = [{"prompt": "a cat"}, {"prompt": "ships"}, {"num_inference_steps": STEPS + 1}]
+    expected = [twins.alone(twins.eager, number, **call) for number, call in enumerate(calls)]
+    if seen:
+        for call in calls:
+            twins.alone(twins.fast, **call)
+    torch.cuda.synchronize()
+    gate = threading.Barrier(len(calls))
+    results: list[list[Tensor]] = [[] for _ in calls]
+    ends: list[Any] = [None for _ in calls]
+
+    def work(number: int) -> None:
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                gate.wait()
+                for _ in range(6):
+                    given = {**twins.base, **calls[number]}
+                    generator = torch.Generator(DEVICE).manual_seed(number)
+                    results[number].append(twins.fast(**given, generator=generator)[0])
+                torch.cuda.current_stream().synchronize()
+            ends[number] = twins.fast.report.engine
+        except BaseException as error:
+            ends[number] = error
+
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+    assert ends == ["loop graph"] * len(calls)
+    for found, right in zip(results, expected, strict=True):
+        assert len(found) == 6
+        for each in found:
+            check_same_bits(each, right)
+
+
+class Around(nn.Module):
+    """The network's last layer, and what waits for the device behind it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return y
+
+
+class Reads(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y * (2.0 if y.sum().item() < 1e9 else 1.0)
+
+
+class Waits(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        torch.cuda.synchronize()
+        return y * 2.0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("kind", "why"), [(Reads, "makes the host wait for a value"), (Waits, "captur")])
+def test_what_cannot_be_captured_runs_eagerly(kind: type[Around], why: str, engine: str) -> None:
+    """Refused before it runs, or by CUDA in the middle of a capture; what comes after runs as if nothing had been."""
+    twins = Twins(graphs={"engine": engine})
+    layer = twins.network.proj_out
+    stream = torch.cuda.current_stream()
+    twins.network.proj_out = kind(layer)
+    results = []
+    for seed in (0, 0, 1):
+        results.append(twins.same(seed))
+        assert twins.fast.report.engine == "eager"
+        assert why in twins.fast.report.engine_reason
+        assert torch.cuda.current_stream() == stream
+        assert not torch.cuda.is_current_stream_capturing()
+    assert torch.equal(results[0], results[1])
+    assert differ(*results[1:])
+    stats = twins.fast.graphs
+    assert (stats.captured, stats.replayed, stats.failed, stats.held) == (0, 0, 1, 0)
+    torch.cuda.synchronize()
+    assert float(torch.ones(1000, device=DEVICE).sum()) == 1000.0
+    twins.network.proj_out = layer
+    twins.first()
+    twins.replayed(1)
+
+
+@pytest.fixture
+def sync_is_an_error_in_replays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From the inputs of a replay to its result, operations that wait for the device raise; returns what replayed.
+
+    torch flags reads of values and copies that block, not copies to pinned memory nor the wait for an event, which is
+    how a replay looks at the change. What is copied to the device before it starts is not part of it.
+    """
+    replay, ran = GraphUse._replay, []
+
+    def watched(use: GraphUse, captured: Any, *args: Any) -> Any:
+        ran.append(captured.name)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return replay(use, captured, *args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(GraphUse, "_replay", watched)
+    return ran
+
+
+# the sample of a sequential or an exact run is looked at for NaN at its end, which waits
+UNDECIDED: dict[str, Any] = {"method": "srds", "num_blocks": 3, "max_iterations": 2, "tolerance": 1e-30}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_replay_waits_between_checkpoints(engine: str, sync_is_an_error_in_replays: list[str]) -> None:
+    network, x, cond = eps_network()
+    graphs = srds_fast.Graphs()
+    for seed in range(3):
+        srds_fast.sample(network, x + seed, scheduler(), 6, cond=cond, engine=engine, graphs=graphs, **UNDECIDED)
+    assert sync_is_an_error_in_replays == [ENGINES[engine]] * 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["stable_diffusion", "flux"])
+def test_nor_does_that_of_a_pipeline(name: str, engine: str, sync_is_an_error_in_replays: list[str]) -> None:
+    twins = Twins(name, untouched(name), {"engine": engine}, **UNDECIDED)
+    twins.base["num_inference_steps"] = 6
+    for seed in range(3):
+        twins.alone(twins.fast, seed)
+    assert sync_is_an_error_in_replays == [ENGINES[engine]] * 2
+
+
+@pytest.mark.parametrize("name", ["flux", "stable_diffusion"])
+def test_auto_weighs_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny networks leave the device idle; a device that is slow to launch on may be told otherwise."""
+    shares = []
+    weigh = engine_graphs.busy_share
+
+    def weighed(*args: Any) -> float:
+        shares.append(weigh(*args))
+        return shares[-1]
+
+    monkeypatch.setattr(engine_graphs, "busy_share", weighed)
+    twins = Twins(name, untouched(name), {"engine": "auto"})
+    for seed in range(3):
+        twins.same(seed)
+        report = twins.fast.report
+        assert report.engine in ENGINES.values() or report.engine_reason
+    assert len(shares) == 1
+    assert 0.0 < shares[0] <= 1.0
+    if report.engine == "eager":
+        assert "busy" in report.engine_reason
+
+
+def test_compiled_code_in_a_graph() -> None:
+    """One width: torch compiles once. Its code rounds otherwise than the network."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=DEVICE))
+    except Exception as why:
+        pytest.skip(f"torch.compile does not work here: {type(why).__name__}")
+    pipe = untouched("flux")
+    twins = Twins(pipe=pipe, method="sequential", torch_compile="default")
+    plain = Twins(pipe=pipe, method="sequential")
+    twins.alone(twins.fast)
+    for seed in (0, 1):
+        found, expected = twins.alone(twins.fast, seed), plain.alone(plain.eager, seed)
+        assert twins.fast.report.engine in ENGINES.values(), twins.fast.report.engine_reason
+        assert twins.fast.report.left_out == []
+        assert float((found - expected).abs().max()) <= 1e-2 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_channels_last(engine: str) -> None:
+    """Convolutions of another layout are other kernels, so against the contiguous network there is a bound."""
+    expected = [Twins("stable_diffusion", untouched("stable_diffusion")).same(seed) for seed in (0, 1)]
+    twins = Twins("stable_diffusion", None, {"engine": engine}, **METHODS["exact"], channels_last=True)
+    results = [twins.first(), twins.replayed(1)]
+    assert twins.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    for found, contiguous in zip(results, expected, strict=True):
+        assert float((found - contiguous).abs().max()) <= 1e-2 * float(contiguous.abs().max())
+
+
+def test_refinements_of_a_replay_are_those_of_an_eager_run() -> None:
+    twins = Twins("stable_diffusion", untouched("stable_diffusion"))
+    twins.base["num_inference_steps"] = 6
+    twins.first()
+
+    def refinements(each: Any, seed: int) -> list[Any]:
+        call = {name: value for name, value in twins.base.items() if name != "output_type"}
+        return list(each.stream(**call, generator=torch.Generator(DEVICE).manual_seed(seed)))
+
+    for seed in (1, 2):
+        found, expected = refinements(twins.fast, seed), refinements(twins.eager, seed)
+        assert twins.fast.report.engine == "loop graph", twins.fast.report.engine_reason
+        assert len(found) == len(expected) > 2
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.iteration == theirs.iteration
+            assert ours.change == theirs.change
+            check_same_bits(ours.latents, theirs.latents)
+
+
+def test_warmup_touches_no_random_state() -> None:
+    """DDPM draws from the global generator of the device where none is given."""
+    twins = Twins("ddpm", untouched("ddpm"))
+    torch.cuda.manual_seed(5)
+    states = torch.get_rng_state(), torch.cuda.get_rng_state()
+    for _ in range(2):
+        twins.fast.warmup(**twins.base)
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert torch.equal(torch.cuda.get_rng_state(), states[1])
+    assert twins.fast.graphs.captured == 1, twins.fast.report.engine_reason
+    results, after = [], []
+    for each in (twins.fast, twins.eager):
+        torch.cuda.set_rng_state(states[1])
+        results.append(torch.as_tensor(each(**twins.base)[0]))
+        after.append(torch.cuda.get_rng_state())
+    assert twins.fast.report.engine == "loop graph"
+    check_same_bits(*results)
+    assert torch.equal(*after)
+
+
+@pytest.mark.parametrize(("method", "engine"), [("srds", "graph"), ("srds", "wave-graphs"), ("parataa", "graph")])
+def test_warmup_records_what_its_own_run_did_not_come_to(method: str, engine: str) -> None:
+    """All iterations, though it stops after the first: a kernel that was never launched cannot be recorded."""
+    twins = Twins("ddim", untouched("ddim"), {"engine": engine}, method=method, tolerance=1e9)
+    call = {"num_inference_steps": 7, "batch_size": 3}
+    twins.fast.warmup(**{**twins.base, **call})
+    assert twins.fast.graphs.captured == 1, twins.fast.report.engine_reason
+    twins.alone(twins.fast, **call)
+    assert twins.fast.report.engine in ENGINES.values(), twins.fast.report.engine_reason
+
+
+class Eps(nn.Module):
+    """A small denoiser of points."""
+
+    def __init__(self, size: int = 16) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2 * size + 1, 32), nn.SiLU(), nn.Linear(32, size))
+
+    def forward(self, x: Tensor, t: Tensor, shift: Tensor) -> Tensor:
+        y: Tensor = self.layers(torch.cat([x, shift, t[:, None].to(x.dtype) / 1000], dim=1))
+        return y
+
+
+def eps_network() -> tuple[Eps, Tensor, dict[str, Tensor]]:
+    """A network, starting noise and conditioning on the device."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    network = Eps().eval().requires_grad_(False).to(DEVICE)
+    x, shift = (torch.randn(1, 16, generator=generator).to(DEVICE) for _ in range(2))
+    return network, x, {"shift": shift}
+
+
+def scheduler() -> DDIMScheduler:
+    return DDIMScheduler(clip_sample=False)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("method", METHODS)
+def test_sample(method: str, engine: str) -> None:
+    network, x, cond = eps_network()
+    graphs = srds_fast.Graphs()
+    settings = METHODS[method]
+
+    def both(x: Tensor, cond: dict[str, Tensor]) -> str:
+        expected = srds_fast.sample(network, x, scheduler(), 8, cond=cond, engine="eager", **settings)
+        found = srds_fast.sample(network, x, scheduler(), 8, cond=cond, engine=engine, graphs=graphs, **settings)
+        assert found.sample.device == x.device
+        check_same_bits(found.sample, expected.sample)
+        assert found.report.waves == expected.report.waves
+        return found.report.engine
+
+    assert both(x, cond) == "eager"
+    for seed in range(3):
+        assert both(x + seed, {"shift": cond["shift"] * seed}) == ENGINES[engine]
+    network.layers[-1].weight.mul_(1.5)
+    assert both(x, cond) == ENGINES[engine]
+    assert (graphs.stats.captured, graphs.stats.replayed) == (1, 4)

@@ -1,0 +1,125 @@
+"""The methods beside SRDS, recorded and replayed: on the CPU's tape, and on a device without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from problems import noise, scheduler
+from test_fake_cuda import _no_tables_of_the_device_are_kept, capturable, check, record
+from twins import Twins
+
+import srds_fast
+from srds_fast.kernels import fixed_point_wave
+from srds_fast.solvers.chords import solver as chords
+from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers.fixed_point import grid
+from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
+
+METHODS = {
+    "collocation": Collocation(num_nodes=6),
+    "parataa": ParaTAA(),
+    "parataa, order 3": ParaTAA(order=3, history=1),
+    "chords": Chords(3),
+}
+STEPS = 10
+
+__all__ = ["_no_tables_of_the_device_are_kept"]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_the_device_is_kept() -> Iterator[None]:
+    yield
+    grid.grid_of.cache_clear()
+    chords._updates.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "flux"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_replay_equals_an_eager_run_bit_for_bit(method: str, name: str) -> None:
+    twins = Twins(name, method=METHODS[method], max_iterations=2)
+    twins.first(num_inference_steps=STEPS)
+    for seed in (1, 2):
+        twins.replayed(seed, num_inference_steps=STEPS)
+    assert twins.report.waves == twins.eager.report.waves
+    assert twins.report.rows == twins.eager.report.rows
+
+
+def test_a_replay_of_ddpm_takes_the_noise_of_its_call() -> None:
+    twins = Twins("ddpm", method="parataa", max_iterations=3)
+    twins.first(num_inference_steps=STEPS)
+    twins.replayed(1, num_inference_steps=STEPS)
+
+
+def test_a_window_that_slides_runs_eagerly_and_says_why() -> None:
+    twins = Twins(method=ParaDiGMS(window=4))
+    twins.eagerly("slides", num_inference_steps=STEPS)
+
+
+def test_wave_graphs_fall_back_with_a_reason() -> None:
+    twins = Twins(engine="wave-graphs", method=METHODS["collocation"], max_iterations=2)
+    twins.same(num_inference_steps=STEPS)
+    assert "not counted on the device" in twins.report.engine_reason
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "flux", "ddpm"])
+@pytest.mark.parametrize("method", METHODS)
+def test_its_waves_need_nothing_of_the_host(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, arguments = tiny.PIPELINES[name]
+    grid.grid_of.cache_clear()
+    call = capturable(build(), arguments, monkeypatch, method=METHODS[method], max_iterations=2)
+    captured, guards = record(call, "loop graph")
+    check(captured, guards, len(call.positions))
+
+
+class Launch:
+    """Stands for a kernel; a device without memory cannot run one."""
+
+    def __init__(self, name: str, launched: list[str]) -> None:
+        self._name, self._launched = name, launched
+
+    def __getitem__(self, programs: tuple[int, ...]) -> Callable[..., None]:
+        assert programs > (0,)
+
+        def launch(*arguments: Any, **options: Any) -> None:
+            self._launched.append(self._name)
+
+        return launch
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "ddpm"])
+@pytest.mark.parametrize("method", ["collocation", "parataa"])
+def test_nor_do_the_kernels_of_its_waves(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which run in their order."""
+    from srds_fast.kernels.fixed_point_wave import kernel
+
+    build, arguments = tiny.PIPELINES[name]
+    call = capturable(build(), arguments, monkeypatch, method=METHODS[method], max_iterations=4)
+    launched: list[str] = []
+    monkeypatch.setattr(fixed_point_wave, "implementation", lambda device: "triton")
+    for each in ("_sweep", "_gram", "_mix"):
+        monkeypatch.setattr(kernel, each, Launch(each, launched))
+    captured, guards = record(call, "loop graph")
+    check(captured, guards, len(call.positions))
+    rehearsed = recorded = 4
+    assert launched == (rehearsed + recorded) * ["_sweep", "_gram", "_mix"]
+
+
+def test_a_warm_start_is_an_input_of_the_recording() -> None:
+    graphs = srds_fast.Graphs()
+    how: dict[str, Any] = {"method": "collocation", "max_iterations": 2}
+
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * (t[:, None] / 1000)
+
+    for seed in range(3):
+        x = noise(2, 64, seed=seed)
+        guess = torch.stack([x] * 31) * (1 + seed)
+        found = srds_fast.sample(denoiser, x, scheduler(), 30, engine="graph", graphs=graphs, warm_start=guess, **how)
+        expected = srds_fast.sample(denoiser, x, scheduler(), 30, warm_start=guess, **how)
+        assert torch.equal(found.sample, expected.sample)
+        assert (found.report.engine == "loop graph") == (seed > 0)
+    assert graphs.stats.captured == 1

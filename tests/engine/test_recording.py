@@ -1,0 +1,698 @@
+"""What a recording leaves alone, what a replay does again, what is refused, and what a fingerprint sees."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.models.attention_processor import AttnProcessor
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
+
+from srds_fast.engine.graphs.cache_key import fingerprint, hooked, tensors_of
+from srds_fast.engine.graphs.capture_checks import Guard, not_among, storage_of
+from srds_fast.engine.graphs.tape import Tape, TapeRecorder
+from srds_fast.errors import CaptureFailed
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().view(torch.uint8).clone()
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def record(work: Callable[[], Any]) -> tuple[Tape, Any]:
+    return TapeRecorder().record(lambda guard: work())
+
+
+class Store:
+    """Outside tensors that a program reads and writes: [4, 6] each."""
+
+    def __init__(self, seed: int) -> None:
+        self.x, self.y = numbers(4, 6, seed=seed), numbers(4, 6, seed=seed + 1)
+        self.index = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
+
+    def fill(self, other: Store) -> None:
+        for mine, its in zip(self.tensors(), other.tensors(), strict=True):
+            mine.copy_(its)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.x, self.y, self.index]
+
+
+conv = nn.Conv2d(1, 4, 3, padding=1).requires_grad_(False)
+norm = nn.GroupNorm(2, 4).requires_grad_(False)
+batch_norm = nn.BatchNorm1d(6, track_running_stats=False).requires_grad_(False)
+dropout = nn.Dropout(0.5).eval()
+
+
+def _image(h: Tensor) -> Tensor:
+    return norm(conv(h[None, None]))[0].mean(0)
+
+
+def _attention(h: Tensor) -> Tensor:
+    q = h.view(1, 2, 4, 3)
+    return F.scaled_dot_product_attention(q, q * 0.5, q + 1).reshape(4, 6)
+
+
+def _in_place_on_a_view(h: Tensor) -> Tensor:
+    h = h * 1
+    h[1:, ::2].mul_(0.5)
+    return h
+
+
+def _out(s: Store, h: Tensor) -> Tensor:
+    torch.add(h, 1, out=s.y)
+    return s.y * 1
+
+
+def _out_in_a_view(s: Store, h: Tensor) -> Tensor:
+    torch.mean(h, 1, out=s.y[:, 2])
+    return h
+
+
+def _index_put(s: Store, h: Tensor) -> Tensor:
+    s.y.index_put_((s.index,), h)
+    return h
+
+
+def _foreach(s: Store, h: Tensor) -> Tensor:
+    torch._foreach_mul_([s.x[0], s.y], 0.5)
+    return torch._foreach_add([h, s.x], 1.0)[0]
+
+
+# every operation that a program is made of: takes the store and [4, 6], returns [4, 6]
+OPERATIONS: dict[str, Callable[[Store, Tensor], Tensor]] = {
+    "read": lambda s, h: h + s.x,
+    "in place on an outside tensor": lambda s, h: h + s.x.mul_(0.9).add_(0.1),
+    "in place on a view of one": lambda s, h: h * s.y[:, 1:3].T.tanh_().sum(),
+    "in place on a made one": lambda s, h: (h + 1).sin_().clamp_(max=0.5),
+    "in place on a view of a made one": lambda s, h: _in_place_on_a_view(h),
+    "copy": lambda s, h: s.x.copy_(h * 0.5) + 1,
+    "copy to a row": lambda s, h: h + s.y[2].copy_(h[0]),
+    "fill": lambda s, h: h + s.x[1].fill_(0.25),
+    "a number to a row": lambda s, h: (s.x.__setitem__(3, 0.75), h + s.x)[1],
+    "index_put_": _index_put,
+    "index": lambda s, h: h[s.index],
+    "index_select": lambda s, h: h.index_select(0, s.index),
+    "index_copy_": lambda s, h: h + s.y.index_copy_(0, s.index, h),
+    "gather": lambda s, h: h.gather(0, s.index[:, None].expand(4, 6)),
+    "out": _out,
+    "out in a view": _out_in_a_view,
+    "foreach": _foreach,
+    "several outputs": lambda s, h: torch.sort(h, dim=1).values + torch.max(h, 1, keepdim=True)[0],
+    "split": lambda s, h: torch.cat([part * 2 for part in h.split([1, 5], 1)], 1),
+    "split of an outside tensor": lambda s, h: h + s.x.split(3, 1)[1].sum() + s.x.chunk(2)[0][0],
+    "unbind": lambda s, h: torch.stack([row + 1 for row in h.unbind()]),
+    "chunk in place": lambda s, h: (h * 1).chunk(2, 1)[0].neg_().repeat(1, 2),
+    "matmul": lambda s, h: (h @ s.x.T).softmax(1) @ s.y,
+    "linear of three dimensions": lambda s, h: F.linear(h[None], s.x.T @ s.y)[0],
+    "unsafe view": lambda s, h: torch.ops.aten._unsafe_view(h.contiguous() * 2, [6, 4]).reshape(4, 6),
+    "expand": lambda s, h: h[:1].expand(4, 6) + h,
+    "as_strided": lambda s, h: torch.as_strided(h.contiguous(), (4, 6), (1, 4)) * 1.5,
+    "attention": lambda s, h: _attention(h.contiguous()),
+    "convolution and group norm": lambda s, h: _image(h),
+    "batch norm with the batch's statistics": lambda s, h: batch_norm(h),
+    "dropout in eval": lambda s, h: dropout(h),
+    "empty": lambda s, h: torch.empty_like(h).copy_(h).mul_(2),
+    "zeros": lambda s, h: h + torch.zeros_like(h).add_(1),
+    "arange": lambda s, h: h + torch.arange(6.0),
+    "where": lambda s, h: torch.where(h > 0, h, s.x),
+    "complex": lambda s, h: torch.fft.ifft(torch.fft.fft(h) * 2).real,
+    "no operation": lambda s, h: h,
+}
+
+
+def program(names: list[str], store: Store) -> Tensor:
+    h = store.x * 1
+    for name in names:
+        h = OPERATIONS[name](store, h)
+        h = h / (1 + h.abs().amax())
+    return h
+
+
+def check_program(names: list[str]) -> None:
+    """Recording changes nothing, and replays on other inputs are eager runs on them, each from the last one's end."""
+    store, eager = Store(0), Store(0)
+    before = [bits(tensor) for tensor in store.tensors()]
+    state = torch.get_rng_state()
+    tape, found = record(lambda: program(names, store))
+    assert all(map(torch.equal, map(bits, store.tensors()), before))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.isnan().all(), "nothing holds a value before the first replay"
+    for seed in (0, 7, 7):
+        store.fill(Store(seed))
+        eager.fill(Store(seed))
+        with torch.no_grad():
+            expected = program(names, eager)
+        tape.replay()
+        assert torch.equal(bits(found), bits(expected))
+        assert all(map(torch.equal, map(bits, store.tensors()), map(bits, eager.tensors())))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_replay_is_an_eager_run(name: str) -> None:
+    check_program([name])
+
+
+@given(st.lists(st.sampled_from(list(OPERATIONS)), min_size=2, max_size=8))
+def test_a_replay_of_a_program_is_an_eager_run(names: list[str]) -> None:
+    check_program(names)
+
+
+def test_replays_go_on_from_where_the_last_one_left() -> None:
+    total = torch.zeros(3)
+    tape, _ = record(lambda: total.add_(1))
+    assert total.tolist() == [0.0] * 3
+    tape.replay()
+    tape.replay()
+    assert total.tolist() == [2.0] * 3
+
+
+def test_nan_and_bytes_outside_are_left_as_they_were() -> None:
+    """A write through one view, then through another of another width, and a memory that is no multiple of four."""
+    memory = torch.arange(11, dtype=torch.uint8)
+    memory[:4].view(torch.float32).fill_(torch.nan)
+    before = memory.clone()
+    record(lambda: (memory[4:8].view(torch.float32).fill_(1.0), memory[8:].fill_(0)))
+    assert torch.equal(memory, before)
+
+
+def test_python_runs_once() -> None:
+    x, runs = torch.zeros(2), []
+    tape, found = record(lambda: (runs.append(1), x + len(runs))[1])
+    for _ in range(3):
+        tape.replay()
+    assert runs == [1]
+    assert found.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.complex64])
+def test_what_is_not_computed_again_shows(kind: torch.dtype) -> None:
+    x = torch.ones(2, dtype=kind)
+
+    def work() -> tuple[Tensor, Tensor]:
+        made = x * 2
+        with torch.utils._python_dispatch._disable_current_modes():
+            unseen = made + 0  # a kernel that the tape does not know of
+        return made, made + unseen
+
+    tape, (made, _) = record(work)
+    assert made.isnan().all()
+    tape.replay()
+    assert not made.isnan().any()
+    slot = torch.ones(2, dtype=kind)
+    tape, room = record(lambda: torch.empty_like(slot))
+    tape.replay()
+    assert room.isnan().all(), "room that is not written holds nothing"
+
+
+def test_an_operation_that_writes_and_returns_is_done_again_whole() -> None:
+    """Batch norm in training writes its running statistics and returns the batch's."""
+    x, mean, var = numbers(5, 3), torch.zeros(3), torch.ones(3)
+    legit = torch.ops.aten._native_batch_norm_legit.default
+    tape, found = record(lambda: legit(x, None, None, mean, var, True, 0.1, 1e-5))
+    assert mean.tolist() == [0.0] * 3
+    x.copy_(numbers(5, 3, seed=1))
+    expected = legit(x, None, None, torch.zeros(3), torch.ones(3), True, 0.1, 1e-5)
+    tape.replay()
+    assert all(map(torch.equal, found, expected))
+    torch.testing.assert_close(mean, 0.1 * x.mean(0))
+
+
+def test_reset_gives_memory_back() -> None:
+    x = torch.zeros(1000)
+    tape, found = record(lambda: (x + 1) * 2)
+    assert tape.nbytes == 2 * x.nbytes
+    assert tape.num_operations == 2
+    kept = torch.multiprocessing.reductions.StorageWeakRef(found.untyped_storage())
+    del found
+    assert not kept.expired()
+    tape.reset()
+    assert kept.expired()
+    assert (tape.nbytes, tape.num_operations, tape.read, tape.read_by_network) == (0, 0, [], [])
+
+
+@pytest.mark.parametrize("error", [KeyError("no such block"), CaptureFailed("not this one"), KeyboardInterrupt()])
+def test_a_failure_in_the_middle_leaves_things_as_they_were(error: BaseException) -> None:
+    x = numbers(3)
+    before = x.clone()
+
+    def work() -> None:
+        x.mul_(2)
+        raise error
+
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else CaptureFailed) as raised:
+        record(work)
+    assert torch.equal(x, before)
+    if isinstance(error, KeyError):
+        assert "KeyError: 'no such block'" in str(raised.value)
+        assert "engine='eager'" in str(raised.value)
+    assert x.tolist() == before.tolist(), "no guard is left behind"
+
+
+matrix, vector, mask = numbers(4, 4), torch.tensor([0, 2]), torch.tensor([True, False, True, True])
+scalar = torch.tensor(3.0)
+generator = torch.Generator()
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "item": (lambda: scalar.item(), "_local_scalar_dense"),
+    "bool": (lambda: bool(scalar), "_local_scalar_dense"),
+    "if": (lambda: 1 if scalar > 0 else 0, "_local_scalar_dense"),
+    "float": (lambda: float(scalar), "_local_scalar_dense"),
+    "__float__": (lambda: torch.Tensor.__float__(scalar), "_local_scalar_dense"),
+    "int": (lambda: int(scalar), "_local_scalar_dense"),
+    "format": (lambda: f"{scalar:.1f}", "_local_scalar_dense"),
+    "a tensor as a bound of a slice": (lambda: matrix[: vector[1]], "_local_scalar_dense"),
+    "a tensor as a list's index": (lambda: [1, 2, 3][vector[0]], "_local_scalar_dense"),
+    "equal": (lambda: torch.equal(matrix, matrix), "aten.equal"),
+    "allclose": (lambda: torch.allclose(matrix, matrix), "aten.allclose"),
+    "inverse": (lambda: torch.linalg.inv(matrix), "_linalg_check_errors"),
+    "tolist": (lambda: matrix.tolist(), "Tensor.tolist"),
+    "numpy": (lambda: matrix.numpy(), "Tensor.numpy"),
+    "numpy.asarray": (lambda: numpy.asarray(matrix), "Tensor.__array__"),
+    "numpy.sin": (lambda: numpy.sin(matrix), "Tensor.__array__"),
+    "dlpack": (lambda: numpy.from_dlpack(matrix), "Tensor.__dlpack__"),
+    "tensor_split at a tensor": (lambda: matrix.tensor_split(vector), "tensor_split"),
+    "from_numpy": (lambda: torch.from_numpy(numpy.ones(3)), "lift_fresh"),
+    "nonzero": (lambda: matrix.nonzero(), "aten.nonzero"),
+    "masked_select": (lambda: matrix.masked_select(matrix > 0), "aten.masked_select"),
+    "a mask as an index": (lambda: matrix[mask], "aten.index.Tensor"),
+    "a byte mask": (lambda: matrix[mask.byte()], "aten.index.Tensor"),
+    "a mask that is written through": (lambda: matrix.clone().index_put((mask,), scalar), "aten.index_put"),
+    "unique": (lambda: matrix.unique(), "_unique2"),
+    "bincount": (lambda: vector.bincount(), "bincount"),
+    "repeats in a tensor": (lambda: vector.repeat_interleave(vector), "repeat_interleave"),
+    "torch.tensor": (lambda: torch.tensor([1.0, 2.0]), "tensor makes a tensor from Python numbers"),
+    "torch.tensor of one number": (lambda: torch.tensor(1.0), "tensor makes a tensor from Python numbers"),
+    "as_tensor": (lambda: torch.as_tensor([1.0]), "as_tensor makes a tensor from Python numbers"),
+    "new_tensor": (lambda: matrix.new_tensor([1.0]), "new_tensor makes a tensor from Python numbers"),
+    "Tensor": (lambda: torch.Tensor([1.0, 2.0]), "lift_fresh"),
+    "a list as an index": (lambda: matrix[[0, 2]], "lift_fresh"),
+    "to another device": (lambda: matrix.to("meta"), "copies between cpu and meta"),
+    "randn": (lambda: torch.randn(2), "aten.randn"),
+    "rand": (lambda: torch.rand(2), "aten.rand"),
+    "randint": (lambda: torch.randint(3, (2,)), "aten.randint"),
+    "randperm": (lambda: torch.randperm(3), "aten.randperm"),
+    "randn_like": (lambda: torch.randn_like(matrix), "aten.randn_like"),
+    "randn of a generator": (lambda: torch.randn(2, generator=generator), "aten.randn.generator"),
+    "normal_": (lambda: torch.empty(2).normal_(generator=generator), "aten.normal_"),
+    "bernoulli": (lambda: torch.bernoulli(matrix.sigmoid()), "aten.bernoulli"),
+    "multinomial": (lambda: matrix.abs().multinomial(2), "aten.multinomial"),
+    "dropout in training": (lambda: F.dropout(matrix, 0.5), "draws random numbers"),
+    "attention that drops out": (
+        lambda: F.scaled_dot_product_attention(matrix[None], matrix[None], matrix[None], dropout_p=0.1),
+        "draws random numbers",
+    ),
+    "rrelu in training": (lambda: F.rrelu(matrix, training=True), "draws random numbers"),
+}
+ALLOWED: dict[str, Callable[[], Any]] = {
+    "attention": lambda: F.scaled_dot_product_attention(matrix[None], matrix[None], matrix[None], dropout_p=0.0),
+    "dropout in eval": lambda: F.dropout(matrix, 0.5, training=False),
+    "dropout of nothing": lambda: F.dropout(matrix, 0.0, training=True),
+    "rrelu in eval": lambda: F.rrelu(matrix),
+    "arange": lambda: torch.arange(3),
+    "zeros": lambda: torch.zeros(3),
+    "ones": lambda: torch.ones(3),
+    "full": lambda: torch.full((3,), 2.0),
+    "linspace": lambda: torch.linspace(0, 1, 3),
+    "eye": lambda: torch.eye(3),
+    "index_select": lambda: matrix.index_select(0, vector),
+    "a tensor of numbers as an index": lambda: matrix[vector, :2],
+    "written through one": lambda: matrix.clone().index_put_((vector,), scalar),
+    "embedding": lambda: F.embedding(vector, matrix),
+    "where": lambda: torch.where(matrix > 0, matrix, 0.0),
+    "masked_fill": lambda: matrix.masked_fill(mask, 0.0),
+    "a number to a part": lambda: matrix.clone().__setitem__((slice(1, 2), 0), 1.0),
+    "a number for a tensor": lambda: matrix * 2.0 + scalar,
+    "as_tensor of a tensor": lambda: torch.as_tensor(matrix),
+    "split": lambda: matrix.split(2),
+    "tensor_split at a number": lambda: matrix.tensor_split(2),
+    "deepcopy": lambda: copy.deepcopy(matrix),
+    "data_ptr": lambda: matrix.data_ptr(),
+    "len, shape, iteration": lambda: [len(row) + matrix.shape[0] for row in matrix],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_graph_cannot_hold_is_refused(name: str) -> None:
+    """By name, with what it would do and what to do about it; nothing is drawn."""
+    work, said = REFUSED[name]
+    state, own = torch.get_rng_state(), generator.get_state()
+    with pytest.raises(CaptureFailed, match="engine='eager'") as raised, torch.no_grad(), Guard():
+        work()
+    assert said in str(raised.value)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(generator.get_state(), own)
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_what_a_graph_holds_is_allowed(name: str) -> None:
+    with torch.no_grad(), Guard():
+        ALLOWED[name]()
+
+
+def test_the_outside_tensors_are_held_once() -> None:
+    """One for each memory, wherever it is read; those that the network reads apart."""
+    x, weight, own = numbers(4), numbers(4, seed=1), numbers(4, seed=2)
+    with torch.no_grad(), Guard() as guard:
+        made = x + own
+        x[1:].mul_(2)
+        with guard.network():
+            (made.view(2, 2) + x.view(2, 2) + weight.view(2, 2)) * weight.sum()
+        own.add_(made)
+    assert list(map(storage_of, guard.read)) == list(map(storage_of, (x, own, weight)))
+    assert list(map(storage_of, guard.read_by_network)) == list(map(storage_of, (x, weight)))
+    assert [tensor.shape for tensor in not_among(guard.read_by_network, [weight])] == [(4,)]
+    assert guard.made(made.view(-1))
+    assert not guard.made(x[2:])
+
+
+def test_a_number_is_not_a_tensor_from_outside() -> None:
+    """FreeU writes its scale to a part of a mask so."""
+    x = numbers(4)
+    with torch.no_grad(), Guard() as guard, guard.network():
+        mask = x * 2
+        mask[1:3] = 0.5
+    assert [storage_of(tensor) for tensor in guard.read_by_network] == [storage_of(x)]
+
+
+def test_the_network_must_not_write_to_what_outlasts_the_call() -> None:
+    """As a buffer that counts: a recording is made, and compared, beside the call."""
+    x = numbers(4)
+    with torch.no_grad(), Guard() as guard:
+        x.add_(1)  # the solver may
+        with guard.network():
+            (x + 1).add_(1)
+            for write in (lambda: x.add_(1), lambda: x[:2].zero_(), lambda: torch.add(x, 1, out=x)):
+                with pytest.raises(CaptureFailed, match="outlasts the call"):
+                    write()
+
+
+def test_memory_given_back_is_not_taken_for_what_comes_after() -> None:
+    with torch.no_grad(), Guard() as guard:
+        for size in range(1, 200):
+            numbers_made = torch.zeros(size)
+        del numbers_made
+    made = set(guard.storages)
+    del guard
+    later = [torch.zeros(size) for size in range(1, 200)]
+    assert not {storage_of(tensor) for tensor in later} & made
+
+
+def test_tensors_without_memory_of_their_own_are_told_apart() -> None:
+    sparse, other = numbers(2, 2).to_sparse(), numbers(2, 2).to_sparse()
+    assert storage_of(sparse) == storage_of(sparse)
+    assert not_among([sparse, other], [sparse]) == [other]
+
+
+class Plain:
+    """An object with settings, as an attention processor."""
+
+    def __init__(self) -> None:
+        self.strength = 1.0
+        self.table = torch.ones(2)
+
+
+def network() -> Any:
+    """A small UNet with all that a module may hold."""
+    made = tiny._unet().eval()
+    made.extra = numbers(2)
+    made.listed = {"deep": [numbers(3), {"deeper": numbers(4)}]}
+    made.settings = Plain()
+    made.names = {"a", "b"}
+    made.number, made.switch = 1.5, False
+    made.register_buffer("position", numbers(5))
+    return made
+
+
+def _lora(net: Any) -> None:
+    tiny.add_lora(net)
+
+
+def _in_lora(net: Any) -> list[Any]:
+    return [module for module in net.modules() if hasattr(module, "scaling")]
+
+
+def _scale_lora(net: Any) -> None:
+    for module in _in_lora(net):
+        module.set_scale("default", 0.5)
+
+
+def _merge(net: Any) -> None:
+    for module in _in_lora(net):
+        module.merge()
+
+
+def _two_loras(net: Any) -> None:
+    tiny.add_lora(net)
+    tiny.add_lora(net, "second", seed=1)
+
+
+def _replace_parameter(net: Any) -> None:
+    net.conv_in.bias = nn.Parameter(net.conv_in.bias.detach().clone())
+
+
+def _replace_data(net: Any) -> None:
+    net.conv_in.weight.data = net.conv_in.weight.data.clone()
+
+
+def _drop_parameter(net: Any) -> None:
+    net.conv_in.bias = None
+
+
+def _replace_buffer(net: Any) -> None:
+    net.position = net.position.clone()
+
+
+def _ip_adapter(net: Any) -> None:
+    class Pipe:
+        unet = net
+
+    tiny.add_ip_adapter(Pipe)
+
+
+def _ip_scale(net: Any) -> None:
+    for processor in net.attn_processors.values():
+        if hasattr(processor, "scale"):
+            processor.scale[0] = 0.3
+
+
+def _processor(net: Any) -> None:
+    next(iter(net.attn_processors.values())).flag = True
+
+
+def _other_forward(net: Any) -> None:
+    class Other(type(net)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    net.__class__ = Other
+
+
+def nothing(net: Any) -> None:
+    pass
+
+
+# what was done before, and what makes it another network
+CHANGES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "data of a parameter": (nothing, _replace_data),
+    "parameter": (nothing, _replace_parameter),
+    "parameter gone": (nothing, _drop_parameter),
+    "buffer": (nothing, _replace_buffer),
+    "module": (nothing, lambda net: setattr(net, "conv_act", nn.SiLU())),
+    "class": (nothing, _other_forward),
+    "LoRA loaded": (nothing, _lora),
+    "LoRA scale": (_lora, _scale_lora),
+    "LoRA off": (_lora, lambda net: net.disable_adapters()),
+    "LoRA merged": (_lora, _merge),
+    "LoRA switched": (_two_loras, lambda net: net.set_adapter("default")),
+    "LoRA deleted": (_two_loras, lambda net: net.delete_adapters("default")),
+    "IP-Adapter loaded": (nothing, _ip_adapter),
+    "IP-Adapter scale": (_ip_adapter, _ip_scale),
+    "FreeU": (nothing, lambda net: net.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)),
+    "FreeU strength": (
+        lambda net: net.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4),
+        lambda net: net.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.5),
+    ),
+    "FreeU off": (lambda net: net.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4), lambda net: net.disable_freeu()),
+    "attention processor": (nothing, lambda net: net.set_attn_processor(AttnProcessor())),
+    "fused projections": (nothing, lambda net: net.fuse_qkv_projections()),
+    "attribute of a processor": (nothing, _processor),
+    "training": (nothing, lambda net: net.train()),
+    "training of a part": (nothing, lambda net: net.mid_block.train()),
+    "number": (nothing, lambda net: setattr(net, "number", 2.0)),
+    "new attribute": (nothing, lambda net: setattr(net, "another", 1)),
+    "setting": (nothing, lambda net: setattr(net.settings, "strength", 0.5)),
+    "set": (nothing, lambda net: net.names.add("c")),
+    "plain tensor": (nothing, lambda net: setattr(net, "extra", net.extra.clone())),
+    "tensor in a list": (nothing, lambda net: net.listed["deep"].__setitem__(0, net.listed["deep"][0].clone())),
+    "view of a plain tensor": (nothing, lambda net: setattr(net, "extra", net.extra[:1])),
+    "dtype": (nothing, lambda net: net.to(torch.bfloat16)),
+    "channels_last": (nothing, lambda net: net.to(memory_format=torch.channels_last)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_seen(name: str) -> None:
+    before, change = CHANGES[name]
+    net = network()
+    before(net)
+    found = fingerprint(net)
+    assert fingerprint(net) == found
+    assert hash(fingerprint(net)) == hash(found)
+    change(net)
+    assert fingerprint(net) != found
+
+
+def _write(net: Any) -> None:
+    with torch.no_grad():
+        for tensor in (*net.parameters(), net.position, net.extra):
+            tensor.mul_(1.5)
+
+
+def _forward(net: Any) -> None:
+    with torch.no_grad():
+        net(numbers(1, 4, 16, 16), 3, encoder_hidden_states=numbers(1, 7, 32))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [nothing, _write, _forward, lambda net: net.eval(), lambda net: net.to("cpu"), lambda net: net.state_dict()],
+    ids=["nothing", "weights written in place", "forward", "eval", "to where it is", "state_dict"],
+)
+def test_what_a_replay_sees_is_no_change(change: Callable[[Any], Any]) -> None:
+    net = network()
+    found = fingerprint(net)
+    change(net)
+    assert fingerprint(net) == found
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion_3", "flux", "pixart", "dit", "ddpm"])
+def test_a_call_does_not_change_its_network(name: str) -> None:
+    build, call = tiny.PIPELINES[name]
+    pipe = build()
+    net = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    # the first call of Flux leaves an empty registry of hooks
+    pipe(**call, num_inference_steps=2)
+    found = fingerprint(net)
+    pipe(**call, num_inference_steps=2)
+    assert fingerprint(net) == found
+    assert hooked(net) is None
+
+
+def test_a_copy_is_another_network() -> None:
+    pipe = tiny.stable_diffusion()
+    twin = copy.deepcopy(pipe)
+    assert fingerprint(twin.unet) != fingerprint(pipe.unet)
+    assert fingerprint(nn.ReLU()) != fingerprint(nn.SiLU())
+
+
+def test_a_module_in_the_place_of_another_is_told_by_its_class() -> None:
+    """One that is gone may leave its id to another with the same settings."""
+    net = nn.Sequential(nn.SiLU())
+    found = fingerprint(net)
+    net[0].__class__ = nn.ReLU
+    assert fingerprint(net) != found
+
+
+def test_every_tensor_is_known() -> None:
+    net = network()
+    plain = [net.extra, *net.listed["deep"][:1], net.listed["deep"][1]["deeper"], net.settings.table]
+    known = {id(tensor) for tensor in tensors_of(net)}
+    assert known == {id(tensor) for tensor in (*net.parameters(), *net.buffers(), *plain)}
+
+
+def test_a_quantized_tensor_has_a_fingerprint() -> None:
+    """One that is made of several, without an address."""
+    net = nn.Linear(2, 2)
+    net.weight = nn.Parameter(TwoTensor(torch.ones(2, 2), torch.ones(2, 2)), requires_grad=False)
+    net.odd = numbers(2, 2).to_sparse()
+    found = fingerprint(net)
+    assert fingerprint(net) == found
+    net.odd = numbers(2, 2).to_sparse()
+    assert fingerprint(net) != found
+    sparse_linear = nn.LazyLinear(2)
+    assert fingerprint(sparse_linear) == fingerprint(sparse_linear)
+
+
+def _accelerate(net: Any) -> None:
+    from accelerate.hooks import ModelHook as Hook
+    from accelerate.hooks import add_hook_to_module
+
+    add_hook_to_module(net.mid_block, Hook())
+
+
+HOOKS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "forward": (lambda net: net.mid_block.register_forward_hook(lambda *given: None), "mid_block"),
+    "before": (lambda net: net.conv_in.register_forward_pre_hook(lambda *given: None), "conv_in"),
+    "on the whole": (lambda net: net.register_forward_hook(lambda *given: None), "UNet2DConditionModel"),
+    "diffusers": (
+        lambda net: HookRegistry.check_if_exists_or_initialize(net.mid_block).register_hook(ModelHook(), "mine"),
+        "mid_block",
+    ),
+    "accelerate": (_accelerate, "mid_block"),
+    "forward of its own": (lambda net: setattr(net.conv_in, "forward", lambda x: x), "conv_in"),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_is_found(name: str) -> None:
+    net = tiny._unet()
+    assert hooked(net) is None
+    hang, where = HOOKS[name]
+    hang(net)
+    assert hooked(net) == where
+
+
+def test_torch_compile_is_found() -> None:
+    assert hooked(torch.compile(nn.Linear(2, 2), backend="eager")) == "OptimizedModule"
+
+
+@pytest.mark.parametrize("register", ["register_module_forward_hook", "register_module_forward_pre_hook"])
+def test_a_hook_on_every_module_is_found(register: str) -> None:
+    net = nn.Linear(2, 2)
+    handle = getattr(nn.modules.module, register)(lambda *given: None)
+    try:
+        assert hooked(net) == "every module"
+    finally:
+        handle.remove()
+    assert hooked(net) is None
+
+
+def test_hooks_that_are_gone_are_forgotten() -> None:
+    """Accelerate leaves the class's own forward with the module."""
+    from accelerate.hooks import remove_hook_from_module
+
+    net = tiny._unet()
+    _accelerate(net)
+    remove_hook_from_module(net, recurse=True)
+    assert "forward" in vars(net.mid_block)
+    assert hooked(net) is None
+    net.conv_in.register_forward_hook(lambda *given: None).remove()
+    assert hooked(net) is None
+
+
+def test_a_fingerprint_costs_little() -> None:
+    """Of Stable Diffusion's UNet; measured: 3 ms."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        net = UNet2DConditionModel()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        fingerprint(net)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.05

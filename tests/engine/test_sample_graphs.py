@@ -1,0 +1,287 @@
+"""`sample` on graphs: what is looked up behind a callable, and that nothing else can go stale."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from types import FunctionType, ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, UNet1DModel
+from torch import Tensor, nn
+
+import srds_fast
+from srds_fast import InvalidArgument
+from srds_fast.engine.graphs.callables import networks_of, signature_of
+
+Denoiser = Callable[..., Tensor]
+
+
+class Policy(nn.Module):
+    """A small conditional network for action trajectories [rows, 16, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+        joined = torch.cat([x, goal[:, None].expand(-1, x.shape[1], -1)], -1)
+        found: Tensor = self.b(torch.relu(self.a(joined))) * (t[:, None, None] / 1000)
+        return found
+
+
+@pytest.fixture
+def policy() -> Policy:
+    torch.manual_seed(0)
+    return Policy()
+
+
+def run(denoiser: Denoiser, seed: int = 0, scheduler: Any = None, **settings: Any) -> srds_fast.SampleResult:
+    scheduler = scheduler or DDIMScheduler()
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 16, 4, generator=generator) * scheduler.init_noise_sigma
+    goal = torch.randn(2, 4, generator=generator)
+    settings = {"num_blocks": 4, "max_iterations": 2, **settings}
+    return srds_fast.sample(denoiser, x, scheduler, 12, cond={"goal": goal}, generator=generator, **settings)
+
+
+def same(denoiser: Denoiser, seed: int, engine: str, graphs: srds_fast.Graphs, **settings: Any) -> str:
+    """The result is that of the eager engine; returns what ran."""
+    expected = run(denoiser, seed, engine="eager", **settings)
+    found = run(denoiser, seed, engine=engine, graphs=graphs, **settings)
+    assert torch.equal(found.sample, expected.sample)
+    return found.report.engine
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerAncestralDiscreteScheduler])
+@pytest.mark.parametrize("engine", ["graph", "wave-graphs"])
+def test_replay_equals_eager(engine: str, scheduler: Any, policy: Policy) -> None:
+    graphs = srds_fast.Graphs()
+    ran = [same(policy, seed, engine, graphs, scheduler=scheduler()) for seed in range(3)]
+    assert ran == ["eager", *[{"graph": "loop graph", "wave-graphs": "wave graphs"}[engine]] * 2]
+    assert (graphs.stats.captured, graphs.stats.replayed) == (1, 2)
+
+
+def test_a_real_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = UNet1DModel(
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("DownResnetBlock1D", "DownResnetBlock1D"), up_block_types=("UpResnetBlock1D",),
+        mid_block_type="MidResTemporalBlock1D", out_block_type="OutConv1DBlock", norm_num_groups=4,
+        time_embedding_type="positional", use_timestep_embedding=True, act_fn="mish",
+    ).eval()  # fmt: skip
+
+    def denoiser(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+        output: Tensor = network((x + 0.1 * goal[:, None]).transpose(1, 2), t, return_dict=False)[0]
+        return output.transpose(1, 2)
+
+    graphs = srds_fast.Graphs()
+    assert [same(denoiser, seed, "graph", graphs) for seed in range(2)] == ["eager", "loop graph"]
+
+
+def test_weights_written_in_place_are_seen_and_moved_ones_recorded_anew(policy: Policy) -> None:
+    graphs = srds_fast.Graphs()
+    same(policy, 0, "graph", graphs)
+    with torch.no_grad():
+        policy.a.weight.mul_(0.5)
+    assert same(policy, 1, "graph", graphs) == "loop graph"
+    policy.a.weight.data = policy.a.weight.data * 3
+    assert same(policy, 1, "graph", graphs) == "eager"
+    assert same(policy, 2, "graph", graphs) == "loop graph"
+
+
+def test_a_lambda_in_a_loop_is_the_same_as_long_as_its_numbers_are(policy: Policy) -> None:
+    graphs = srds_fast.Graphs()
+    ran = []
+    for weight in (1.0, 1.0, 2.0, 1.0, 2.0):
+        denoiser = lambda x, t, goal, weight=weight: weight * policy(x, t, goal)  # noqa: E731
+        ran.append(same(denoiser, len(ran), "graph", graphs))
+    assert ran == ["eager", "loop graph", "eager", "loop graph", "loop graph"]
+
+
+SCALE = 1.0
+
+
+def test_a_global_number_is_seen(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = srds_fast.Graphs()
+
+    def denoiser(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+        return SCALE * policy(x, t, goal)
+
+    same(denoiser, 0, "graph", graphs)
+    monkeypatch.setitem(globals(), "SCALE", 2.0)
+    assert same(denoiser, 1, "graph", graphs) == "eager"
+    assert same(denoiser, 2, "graph", graphs) == "loop graph"
+
+
+class Agent:
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.gain = policy, 1.0
+
+    def act(self, x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+        return self.gain * self.policy(x, t, goal)
+
+    __call__ = act
+
+
+@pytest.mark.parametrize("bound", [True, False], ids=["a method", "an object"])
+def test_what_a_method_is_bound_to_is_looked_at(bound: bool, policy: Policy) -> None:
+    agent, graphs = Agent(policy), srds_fast.Graphs()
+    denoiser: Denoiser = agent.act if bound else agent
+    same(denoiser, 0, "graph", graphs)
+    assert same(denoiser, 1, "graph", graphs) == "loop graph"
+    agent.gain = 2.0
+    assert same(denoiser, 1, "graph", graphs) == "eager"
+    agent.policy = Policy()
+    assert same(denoiser, 1, "graph", graphs) == "eager"
+    assert networks_of(denoiser) == (agent.policy,)
+
+
+def test_signatures_tell_partials_and_nested_functions_apart(policy: Policy) -> None:
+    def scaled(weight: float, x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+        return weight * policy(x, t, goal)
+
+    def outer(weight: float) -> Denoiser:
+        def inner(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+            return scaled(weight, x, t, goal)
+
+        return inner
+
+    partials = [functools.partial(scaled, weight) for weight in (1.0, 1.0, 2.0)]
+    inners = [outer(weight) for weight in (1.0, 1.0, 2.0)]
+    for made in (partials, inners):
+        one, twin, other = map(signature_of, made)
+        assert one == twin
+        assert one != other
+        assert networks_of(made[0]) == (policy,)
+
+
+def test_a_tensor_that_no_module_holds_is_refused_with_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    table = torch.linspace(0.1, 0.2, 4)
+    graphs = srds_fast.Graphs()
+
+    def denoiser(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+        return x * table + 0 * goal[:, None]
+
+    with caplog.at_level(logging.WARNING, "srds_fast"):
+        assert [same(denoiser, seed, "graph", graphs) for seed in range(3)] == ["eager"] * 3
+    assert sum("neither an argument nor held" in record.getMessage() for record in caplog.records) == 1
+    assert (graphs.stats.captured, graphs.stats.failed) == (0, 1)
+    reason = run(denoiser, 0, engine="graph", graphs=graphs).report.engine_reason
+    assert reason is not None
+    assert "Make it a parameter or a buffer" in reason
+
+
+def test_conditioning_and_shapes_are_part_of_the_kind(policy: Policy) -> None:
+    graphs = srds_fast.Graphs()
+    same(policy, 0, "graph", graphs)
+    x, goal = torch.randn(3, 16, 4), torch.randn(3, 4)
+    for engine in ("eager", "loop graph"):
+        result = srds_fast.sample(
+            policy, x, DDIMScheduler(), 12, cond={"goal": goal}, num_blocks=4, engine="graph", graphs=graphs
+        )
+        assert result.report.engine == engine
+    assert graphs.stats.captured == 2
+
+
+def test_graphs_without_a_place_to_keep_them_are_refused(policy: Policy) -> None:
+    with pytest.raises(InvalidArgument, match=r"srds_fast\.Graphs\(\)"):
+        run(policy, engine="graph")
+    assert run(policy, engine="auto", graphs=srds_fast.Graphs()).report.engine == "eager", "on a CPU"
+
+
+def test_grad_mode_is_left_as_it_was(policy: Policy) -> None:
+    graphs = srds_fast.Graphs()
+    for _ in range(2):
+        result = run(policy, engine="graph", graphs=graphs)
+        assert torch.is_grad_enabled()
+        assert not result.sample.requires_grad
+
+
+@pytest.mark.parametrize("held", ["a namespace", "a module", "a dictionary", "slots"])
+def test_settings_behind_a_denoiser_are_looked_at(held: str, policy: Policy) -> None:
+    """By value, however deep they lie."""
+
+    class Slots:
+        __slots__ = ("gain",)
+
+    settings: Any = {"a namespace": SimpleNamespace(), "slots": Slots(), "a module": ModuleType("settings")}.get(
+        held, {}
+    )
+
+    def put(gain: float) -> None:
+        if isinstance(settings, dict):
+            settings["gain"] = gain
+        else:
+            settings.gain = gain
+
+    def denoiser(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+        gain = settings["gain"] if isinstance(settings, dict) else settings.gain
+        return gain * policy(x, t, goal)
+
+    if held == "a module":
+        denoiser = FunctionType(
+            (lambda x, t, goal: settings_module.gain * network(x, t, goal)).__code__,  # type: ignore[name-defined] # noqa: F821
+            {"settings_module": settings, "network": policy},
+        )
+    graphs = srds_fast.Graphs()
+    ran = []
+    for gain in (1.0, 1.0, 2.0, 1.0):
+        put(gain)
+        ran.append(same(denoiser, len(ran), "graph", graphs))
+    assert ran == ["eager", "loop graph", "eager", "loop graph"]
+
+
+def test_what_cannot_be_looked_into_is_not_recorded(policy: Policy) -> None:
+    table = numpy.ones(4, dtype=numpy.float32)
+    graphs = srds_fast.Graphs()
+    denoiser = lambda x, t, goal: float(table[0]) * policy(x, t, goal)  # noqa: E731
+    for seed in range(2):
+        assert same(denoiser, seed, "graph", graphs) == "eager"
+        table[0] += 1
+    reason = run(denoiser, engine="graph", graphs=graphs).report.engine_reason
+    assert reason is not None
+    assert "ndarray, of which it is not known what it holds" in reason
+
+
+@pytest.mark.parametrize("engine", ["graph", "wave-graphs"])
+def test_a_call_in_the_middle_of_another_runs_eagerly(engine: str, policy: Policy) -> None:
+    """On the memory of the other it would spoil it."""
+    graphs = srds_fast.Graphs()
+    same(policy, 0, engine, graphs)
+    expected = run(policy, 1, engine="eager").sample
+    nested: list[srds_fast.SampleResult] = []
+
+    def observe(_: Any) -> None:
+        nested.append(run(policy, 2, engine=engine, graphs=graphs))
+
+    found = run(policy, 1, engine=engine, graphs=graphs, observer=observe)
+    assert torch.equal(found.sample, expected)
+    assert torch.equal(nested[0].sample, run(policy, 2, engine="eager").sample)
+    assert nested[0].report.engine == "eager"
+    assert "in the middle of another call" in (nested[0].report.engine_reason or "")
+    assert same(policy, 3, engine, graphs) != "eager"
+
+
+def test_a_call_that_waits_for_one_that_waits_for_it_goes_on_eagerly(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("srds_fast.engine.graphs.device_lock.LONGEST_WAIT", 0.2)
+    graphs = srds_fast.Graphs()
+    same(policy, 0, "graph", graphs)
+    other: list[srds_fast.SampleResult] = []
+
+    def observe(_: Any) -> None:
+        thread = threading.Thread(target=lambda: other.append(run(policy, 2, engine="graph", graphs=graphs)))
+        thread.start()
+        thread.join()
+
+    run(policy, 1, engine="graph", graphs=graphs, observer=observe)
+    assert torch.equal(other[0].sample, run(policy, 2, engine="eager").sample)
+    assert "may wait for this one" in (other[0].report.engine_reason or "")
+    assert same(policy, 3, "graph", graphs) == "loop graph", "the recording is as good as before"

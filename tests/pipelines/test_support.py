@@ -1,0 +1,203 @@
+"""The support matrix: every cell of README's tables, against the stock pipeline."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import diffusers
+import pytest
+import support
+import tiny
+import torch
+from support import DRIVEN, FEATURES, PIPELINES, SCHEDULERS, STEPS, Feature, Pipeline, Verdict
+from torch import Tensor
+
+import srds_fast
+from srds_fast import UnsupportedPipeline, UnsupportedScheduler
+from srds_fast.pipelines.takeover import takeover
+from srds_fast.schedulers import verify as noise
+
+MODES: dict[str, dict[str, Any]] = {
+    "sequential": {"method": "sequential"},
+    "exact": {"exact": True},
+    "exact-ddim": {"exact": True, "coarse_solver": "ddim", "num_blocks": 3},
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_tables_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell builds and checks its noise table on the scheduler as its own pipeline leaves it."""
+    monkeypatch.setattr(noise, "_checked", {})
+
+
+class Seen:
+    """Entries of the batch that the denoiser has seen."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.calls = self.entries = 0
+        network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+        self._handle = network.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module: Any, args: Any, kwargs: Any) -> None:
+        states = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        self.calls += 1
+        self.entries += len(states)
+
+    def __enter__(self) -> Seen:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._handle.remove()
+
+
+def run(pipe: Any, call: dict[str, Any]) -> tuple[Tensor, Seen, list[Tensor]]:
+    """Result, what the denoiser saw, and the states of all generators afterwards."""
+    seeds = call.get("generator", 0)
+    generators = [torch.Generator().manual_seed(seed) for seed in (seeds if isinstance(seeds, list) else [seeds])]
+    torch.manual_seed(7)
+    with Seen(pipe) as seen:
+        output = pipe(
+            **{"num_inference_steps": STEPS, **call, "generator": generators if len(generators) > 1 else generators[0]}
+        )
+    states = [generator.get_state() for generator in generators] + [torch.get_rng_state()]
+    return torch.as_tensor(output[0]), seen, states
+
+
+TAKEN_OVER = {
+    "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "PixArtAlphaPipeline",
+    "DiTPipeline", "DDIMPipeline", "DDPMPipeline", "StableDiffusionControlNetPipeline",
+}  # fmt: skip
+
+
+def check(pipe: Any, call: dict[str, Any], verdict: Verdict) -> None:
+    """A cell: equal to stock in every exact mode, rows as reported, nothing of the user's touched."""
+    scheduler, config = pipe.scheduler, copy.deepcopy(dict(pipe.scheduler.config))
+    expected, stock_seen, stock_states = run(pipe, call)
+    parts = {name: vars(pipe)[name] for name in pipe.components}
+    for mode, settings in MODES.items():
+        method = "auto" if call.get("num_inference_steps") == 1 else "srds"  # one step is not cut into blocks
+        fast = srds_fast.compile(pipe, **{"method": method, **settings})
+        with pytest.MonkeyPatch.context() as patch:
+            if mode == "exact-ddim":  # the pipeline's own loop: with its own guidance, the oracle of the other way
+                patch.setattr(takeover, "why_not", lambda loop: "this test drives it")
+            found, seen, states = run(fast, call)
+        report = fast.report
+        if verdict == DRIVEN:
+            assert report.fallback_reason is None
+            assert report.path == ("takeover" if report.drive_reason is None else "drive")
+            if report.path == "drive" and mode != "exact-ddim" and type(pipe).__name__ in TAKEN_OVER:
+                assert any(word in report.drive_reason for word in ("callback", "guidance", "guess_mode"))
+        else:
+            assert verdict.why in report.fallback_reason
+            assert (report.path == "stock") == (verdict.kind == "stock loop")
+        assert found.shape == expected.shape
+        assert bool(expected.isfinite().all())
+        assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(states, stock_states, strict=True))
+        if verdict == DRIVEN:
+            samples = len(report.converged)
+            per_evaluation, odd = divmod(stock_seen.entries, report.num_inference_steps * samples)
+            assert odd == 0
+            assert seen.entries == report.evaluations * per_evaluation
+            assert seen.calls == report.waves * (stock_seen.calls // report.num_inference_steps)
+            assert report.evaluations == report.rows * samples
+            assert all(report.converged)
+    assert pipe.scheduler is scheduler
+    assert dict(pipe.scheduler.config) == config
+    assert all(vars(pipe)[name] is part for name, part in parts.items())
+    again, _, _ = run(pipe, call)
+    assert torch.equal(again, expected), "the pipe gives its own result as before"
+
+
+CELLS = [(pipeline, scheduler) for pipeline in PIPELINES for scheduler in SCHEDULERS if pipeline.verdict(scheduler)]
+
+
+@pytest.mark.parametrize(("pipeline", "scheduler"), CELLS, ids=lambda value: getattr(value, "tiny", value))
+def test_pipeline_by_scheduler(pipeline: Pipeline, scheduler: str) -> None:
+    verdict = pipeline.verdict(scheduler)
+    assert verdict is not None
+    check(pipeline.build(scheduler), tiny.PIPELINES[pipeline.tiny][1], verdict)
+
+
+@pytest.mark.parametrize(
+    ("feature", "pipeline"),
+    support.cases(),
+    ids=lambda value: value.tiny if isinstance(value, Pipeline) else value.name,
+)
+def test_feature(feature: Feature, pipeline: Pipeline) -> None:
+    pipe = feature.build() if feature.build else pipeline.build(pipeline.schedulers[0])
+    call = {**tiny.PIPELINES[pipeline.tiny][1], **feature.call}
+    check(pipe, {**call, **feature.prepare(pipe)}, feature.verdict)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", tiny.PIPELINES)
+def test_half_precision_loses_no_more_than_stock_and_the_network_keeps_its_dtype(name: str, dtype: torch.dtype) -> None:
+    """Stock rounds its latents after every step, here they stay in float32: neither is the other's reference."""
+    build, call = tiny.PIPELINES[name]
+    scheduler = support.SCHEDULERS["Euler"]() if name in ("stable_diffusion", "stable_diffusion_inpaint") else None
+    pipe = build(scheduler)
+    expected = run(pipe, call)[0].float()
+    pipe.to(dtype)
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    dtypes = set()
+    handle = network.register_forward_pre_hook(
+        lambda module, args, kwargs: dtypes.add((args[0] if args else kwargs["hidden_states"]).dtype), with_kwargs=True
+    )
+    error = []
+    for each in (
+        pipe,
+        srds_fast.compile(pipe, method="sequential"),
+        srds_fast.compile(pipe, exact=True, method="srds"),
+    ):
+        found = run(each, call)[0]
+        assert torch.isfinite(found).all()
+        error.append(float((found.float() - expected).abs().mean()))
+    handle.remove()
+    assert dtypes == {dtype}
+    assert max(error[1:]) < 2 * error[0]
+
+
+@pytest.mark.parametrize("feature", [feature for feature in FEATURES if feature.verdict.kind == "stock loop"])
+def test_strict_refuses_what_would_run_on_the_stock_loop(feature: Feature) -> None:
+    pipeline = support.BY_NAME[feature.pipelines[0]]
+    pipe = pipeline.build(pipeline.schedulers[0])
+    call = {**tiny.PIPELINES[pipeline.tiny][1], **feature.call, **feature.prepare(pipe)}
+    with pytest.raises(UnsupportedPipeline, match=feature.verdict.why):
+        srds_fast.compile(pipe, strict=True, method="srds")(**call, num_inference_steps=STEPS)
+
+
+@pytest.mark.parametrize(("names", "other"), support.REPLACEMENTS.items(), ids=str)
+def test_refused_schedulers_get_the_line_of_the_table(names: str, other: str) -> None:
+    for name in names.split(", "):
+        cls = next(
+            found
+            for suffix in ("Scheduler", "DiscreteScheduler", "MultistepScheduler")
+            if (found := getattr(diffusers, name + suffix, None)) is not None
+        )
+        try:
+            scheduler = cls()
+        except ImportError:  # DPMSolverSDE wants torchsde before it can be refused
+            continue
+        pipe = tiny.stable_diffusion()
+        pipe.scheduler = scheduler
+        with pytest.raises(UnsupportedScheduler) as caught:
+            srds_fast.compile(pipe, method="srds")
+        assert f"`pipe.scheduler = diffusers.{other}.from_config(pipe.scheduler.config)`" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "reason"), support.REFUSED_PIPELINES.items())
+def test_pipelines_with_tricks_in_their_loop_are_refused_with_what_was_found(name: str, reason: str) -> None:
+    cls = getattr(diffusers, name)
+    pipe = object.__new__(cls)  # refused before any part is looked at
+    vars(pipe)["scheduler"] = support.SCHEDULERS["DDIM"]()
+    with pytest.raises(UnsupportedPipeline, match=reason) as caught:
+        srds_fast.compile(pipe, method="srds")
+    assert name in str(caught.value)
+
+
+def test_readme_holds_the_tables() -> None:
+    readme = support.README.read_text()
+    assert support.written(readme) == readme, "run `python tests/support.py`"

@@ -1,0 +1,289 @@
+"""Taking a loop over: what one recorded turn tells of its guidance, and that nothing is lost where it tells little."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import pytest
+import tiny
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from torch import Tensor
+
+import srds_fast
+from srds_fast.pipelines.lockstep.loop import network_family
+from srds_fast.pipelines.loop import Loop
+from srds_fast.pipelines.takeover import takeover
+from srds_fast.pipelines.takeover.takeover import Takeover
+from srds_fast.planner.choose import choose
+from srds_fast.planner.settings import Settings
+from srds_fast.sampling.rows import Tiles
+
+# pipeline, arguments, the weights that its guidance means, in the order of its branches
+GUIDANCE: dict[str, tuple[str, dict[str, Any], list[float]]] = {
+    "two branches": ("stable_diffusion", {"guidance_scale": 5.0}, [-4.0, 5.0]),
+    "none": ("stable_diffusion", {"guidance_scale": 1.0}, [1.0]),
+    "two images": ("stable_diffusion", {"guidance_scale": 2.5, "num_images_per_prompt": 2}, [-1.5, 2.5]),
+    "SDXL": ("stable_diffusion_xl", {"guidance_scale": 3.0}, [-2.0, 3.0]),
+    "SD3": ("stable_diffusion_3", {"guidance_scale": 4.0}, [-3.0, 4.0]),
+    "Flux": ("flux", {}, [1.0]),
+    # the second call is the negative prompt's
+    "Flux, true guidance": ("flux", {"true_cfg_scale": 3.0, "negative_prompt": "dog"}, [3.0, -2.0]),
+    "learned variance": ("pixart", {"guidance_scale": 4.5}, [-3.5, 4.5]),
+    # the conditional branch comes first
+    "DiT": ("dit", {"guidance_scale": 4.0}, [4.0, -3.0]),
+    "pixels": ("ddim", {}, [1.0]),
+    "ControlNet": ("stable_diffusion_controlnet", {"guidance_scale": 5.0}, [-4.0, 5.0]),
+    "several ControlNets": ("stable_diffusion_controlnet_2", {"guidance_scale": 3.0}, [-2.0, 3.0]),
+}
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[Takeover]:
+    """All calls that are begun as takeovers from here on."""
+    made: list[Takeover] = []
+    begin = Takeover.__init__
+
+    def watched(self: Takeover, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(Takeover, "__init__", watched)
+    return made
+
+
+def run(pipe: Any, call: dict[str, Any], **changed: Any) -> Tensor:
+    given = {**call, "num_inference_steps": 9, **changed, "generator": torch.Generator().manual_seed(0)}
+    return torch.as_tensor(pipe(**given)[0])
+
+
+@pytest.mark.parametrize("name", GUIDANCE)
+def test_the_weights_of_the_branches_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To 1e-12, with no call of the network spent, and equal to driving the loop."""
+    pipeline, arguments, weights = GUIDANCE[name]
+    build, call = tiny.PIPELINES[pipeline]
+    pipe = build()
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    calls: list[int] = []
+    network.register_forward_pre_hook(lambda *_: calls.append(1))
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
+    made = watch(monkeypatch)
+    before = torch.get_rng_state()
+    found = run(fast, call | arguments)
+    assert torch.equal(torch.get_rng_state(), before), "probes have a generator of their own"
+    assert fast.report.path == "takeover"
+    assert fast.report.drive_reason is None
+    assert made[0]._weights is not None
+    torch.testing.assert_close(made[0]._weights.double(), torch.tensor(weights).double(), rtol=1e-7, atol=1e-7)
+    assert len(calls) == fast.report.waves * sum(call.probe is not None for call in made[0]._recorded)
+
+    monkeypatch.setattr(takeover, "why_not", lambda loop: "this test drives it")
+    driven = run(fast, call | arguments)
+    assert fast.report.path == "drive"
+    assert "driven because  this test drives it" in str(fast.report)
+    assert float((found - driven).abs().max()) <= 2e-6 * float(driven.abs().max())
+
+
+@pytest.mark.parametrize("settings", [{"method": "sequential"}, {"exact": True}], ids=["sequential", "exact"])
+@pytest.mark.parametrize("prompts", [["a cat"], ["a cat", "a dog"]], ids=["one prompt", "two prompts"])
+def test_a_guidance_that_is_no_weighted_sum_is_driven(prompts: list[str], settings: dict[str, Any]) -> None:
+    """One sample's rescaling looks like a weighted sum of its probes, but for the sum of the weights."""
+    build, call = tiny.PIPELINES["stable_diffusion"]
+    pipe = build()
+    calls: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    fast = srds_fast.compile(pipe, **{"method": "srds", **settings})
+    arguments = {"prompt": prompts, "guidance_rescale": 0.7}
+    found = run(fast, call | arguments)
+    assert "not one weighted sum" in fast.report.drive_reason
+    assert fast.report.path == "drive"
+    assert len(calls) == fast.report.waves, "the recorded turn spent none"
+    expected = run(pipe, call | arguments)
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "why"),
+    [
+        ("stable_diffusion_inpaint", "puts the known part of the image back"),
+        ("stable_diffusion_inpaint_9", "joins conditioning"),
+    ],
+)
+def test_what_is_not_taken_over_says_why(pipeline: str, why: str) -> None:
+    build, call = tiny.PIPELINES[pipeline]
+    fast = srds_fast.compile(build(), exact=True, method="srds")
+    run(fast, call)
+    assert fast.report.path == "drive"
+    assert why in fast.report.drive_reason
+    run(fast, call, callback_on_step_end=lambda pipe, step, timestep, tensors: tensors)
+    assert fast.report.path == "drive"
+
+
+def test_a_controlnet_that_guesses_is_driven() -> None:
+    """Its loop puts zeros beside what the network returned, which is not there yet in a recorded turn."""
+    build, call = tiny.PIPELINES["stable_diffusion_controlnet"]
+    pipe = build()
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
+    found = run(fast, call, guess_mode=True)
+    assert fast.report.path == "drive"
+    assert "guess_mode" in fast.report.drive_reason
+    expected = run(pipe, call, guess_mode=True)
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("settings", [{"in_flight": 1}, {"max_rows": 2}])
+def test_a_controlnet_may_take_more_waves_than_steps_as_its_loop_turns_once(settings: dict[str, Any]) -> None:
+    """It looks up by turn what to keep of its ControlNet: where it turns with the waves, that ends behind the last."""
+    build, call = tiny.PIPELINES["stable_diffusion_controlnet"]
+    pipe = build()
+    fast = srds_fast.compile(pipe, method="srds", tolerance=0.0, **settings)
+    found = run(fast, call)
+    assert fast.report.path == "takeover"
+    assert fast.report.in_flight == settings.get("in_flight")
+    expected = run(pipe, call)
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    run(fast, call, callback_on_step_end=lambda pipe, step, timestep, tensors: tensors)
+    assert fast.report.path == "stock"
+    assert "looks up its list of steps by turn" in fast.report.fallback_reason
+
+
+def test_a_callback_is_told_in_the_loops_own_turns() -> None:
+    build, call = tiny.PIPELINES["stable_diffusion"]
+    fast = srds_fast.compile(build(), exact=True, method="srds")
+    told: list[int] = []
+
+    def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        told.append(step)
+        return tensors
+
+    run(fast, call, callback_on_step_end=tell)
+    assert told == list(range(9))
+    assert fast.report.path == "drive"
+    assert "callback_on_step_end" in fast.report.drive_reason
+
+
+@pytest.mark.parametrize("method", ["auto", "srds", "sequential"])
+def test_a_single_step_that_is_asked_for_x0(method: str) -> None:
+    """PixArt takes the predicted x0 as its sample where there is one step."""
+    _, call = tiny.PIPELINES["pixart"]
+    pipe = tiny.pixart(DDIMScheduler())
+    fast = srds_fast.compile(pipe, method=method)
+    expected = run(pipe, call, num_inference_steps=1)
+    found = run(fast, call, num_inference_steps=1)
+    assert fast.report.path == "takeover"
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_an_interrupted_sequential_run_gives_the_state_where_it_stands(scheduler: Any) -> None:
+    """Not what the network was given of it: scaled, and once per branch."""
+    pipe = tiny.stable_diffusion(scheduler(**tiny.SD_BETAS, steps_offset=1))
+    stock: list[Tensor] = []
+
+    def note(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        stock.append(tensors["latents"])
+        return tensors
+
+    call = {"prompt": "a cat", "height": 32, "width": 32, "output_type": "latent"}
+    run(pipe, call, callback_on_step_end=note)
+    fast = srds_fast.compile(pipe, method="sequential")
+    calls: list[int] = []
+
+    def interrupt(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 5:
+            fast._interrupt = True
+
+    handle = pipe.unet.register_forward_pre_hook(interrupt)
+    found = run(fast, call)
+    handle.remove()
+    assert fast.report.path == "takeover"
+    assert fast.report.interrupted
+    assert len(calls) == 5
+    # the call that was under way is dropped
+    assert float((found - stock[3]).abs().max()) <= 1e-5 * float(stock[3].abs().max())
+
+
+def test_options_are_kept_as_they_were_when_the_call_was_made() -> None:
+    """Flux puts other image embeddings into the same dictionary before the call of its negative prompt."""
+    pipe = tiny.flux()
+    call = Takeover(pipe.scheduler, Loop(("transformer",)), lambda steps, noisy: choose(steps, Settings()))
+    family = network_family(pipe.transformer)
+    assert family is not None
+    states = torch.randn(1, 16, 4)
+    options = {"ip_adapter_image_embeds": [torch.zeros(1)]}
+    for embeddings in ([torch.ones(1)], [torch.full((1,), 2.0)]):
+        options["ip_adapter_image_embeds"] = embeddings
+        (probe,) = call.call(
+            pipe.transformer,
+            family,
+            [],
+            (),
+            {"hidden_states": states, "joint_attention_kwargs": options, "return_dict": False},
+        )
+        assert probe.shape == states.shape
+    found = [each.at(states)[1]["joint_attention_kwargs"]["ip_adapter_image_embeds"] for each in call._recorded]
+    assert [float(embeddings[0]) for embeddings in found] == [1.0, 2.0]
+
+
+def test_conditioning_of_two_calls_a_turn_is_repeated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not anew for every wave, the one in the place of the other."""
+    build, call = tiny.PIPELINES["flux"]
+    fast = srds_fast.compile(build(), exact=True, method="srds")
+    made: list[Tensor] = []
+    begin = Tiles.__init__
+
+    def counted(self: Tiles, tensor: Tensor, *args: Any) -> None:
+        made.append(tensor)
+        begin(self, tensor, *args)
+
+    monkeypatch.setattr(Tiles, "__init__", counted)
+    run(fast, call, true_cfg_scale=3.0, negative_prompt="dog")
+    assert fast.report.path == "takeover"
+    # prompt and pooled prompt, of either kind
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize("number", [numpy.float32, torch.tensor], ids=["numpy", "torch"])
+def test_guidance_given_as_another_kind_of_number_is_looked_at(number: Any) -> None:
+    """What was found for one value is not taken for another."""
+    build, call = tiny.PIPELINES["stable_diffusion"]
+    pipe = build()
+    fast = srds_fast.compile(pipe, method="sequential")
+    for scale in (2.0, 9.0):
+        found = run(fast, call, guidance_scale=number(scale), num_inference_steps=2)
+        expected = run(pipe, call, guidance_scale=number(scale), num_inference_steps=2)
+        assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_guidance_of_a_subclass_is_found_anew_in_every_call() -> None:
+    """Its properties may be anything."""
+    build, call = tiny.PIPELINES["stable_diffusion"]
+    plain = build()
+
+    class Boosted(type(plain)):  # type: ignore[misc]
+        boost = 1.0
+
+        @property
+        def guidance_scale(self) -> float:
+            return float(self._guidance_scale) * self.boost
+
+    pipe = Boosted(**plain.components, requires_safety_checker=False)
+    fast = srds_fast.compile(pipe, method="sequential")
+    for boost in (1.0, 2.0):
+        pipe.boost = boost
+        found, expected = (run(each, call, guidance_scale=3.0, num_inference_steps=2) for each in (fast, pipe))
+        assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_weights_are_remembered_and_no_probe_is_made_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    build, call = tiny.PIPELINES["stable_diffusion"]
+    fast = srds_fast.compile(build(), method="sequential")
+    solved: list[int] = []
+    solve = torch.linalg.solve
+    monkeypatch.setattr(torch.linalg, "solve", lambda *given: (solved.append(1), solve(*given))[1])
+    results = [run(fast, call, guidance_scale=scale, num_inference_steps=2) for scale in (5.0, 5.0, 3.0, 5.0)]
+    assert len(solved) == 2
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[3])
+    assert not torch.equal(results[0], results[2])

@@ -1,0 +1,622 @@
+"""The planner: measured costs, the search over plans, what is saved, and what a call does with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import GaussianMixture, noise, scheduler
+
+import srds_fast
+from srds_fast.engine import costs_kept as pricing_module
+from srds_fast.engine.costs_kept import Costs, price
+from srds_fast.engine.graphs import device_lock as turn_module
+from srds_fast.engine.graphs.device_lock import replaying, turn
+from srds_fast.planner.calibration import needed
+from srds_fast.planner.candidates import candidates, fixed_at, plans_of, until
+from srds_fast.planner.choose import choose
+from srds_fast.planner.context import Context
+from srds_fast.planner.cost_curve import CostCurve
+from srds_fast.planner.experience import MOST_RUNS, Experience
+from srds_fast.planner.search import Known, Pricing, fastest, usual
+from srds_fast.planner.settings import Settings
+from srds_fast.schedulers.verify import noise_table
+from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers.contract import Extras
+from srds_fast.solvers.convergence import SRDS
+from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
+
+HERE = Context("a device", "2.0", "0.1", None, "steps")
+FREE = CostCurve((1, 1000), (1e-3, 1e-3))
+LINEAR = CostCurve((1, 32), (1e-3, 32e-3))
+
+
+def pricing(curve: CostCurve, beside: float = 0.0) -> Pricing:
+    return Pricing(Known(curve), lambda plan: beside, HERE)
+
+
+curves = st.lists(st.tuples(st.integers(1, 64), st.floats(1e-6, 1.0)), min_size=1, max_size=6, unique_by=lambda x: x[0])
+
+
+@given(curves, st.integers(1, 100), st.integers(1, 100))
+def test_more_rows_never_cost_less(points: list[tuple[int, float]], one: int, other: int) -> None:
+    points.sort()
+    curve = CostCurve(tuple(rows for rows, _ in points), tuple(seconds for _, seconds in points))
+    few, many = sorted((one, other))
+    assert 0 < curve(few) <= curve(many)
+    for rows, seconds in points:
+        assert curve(rows) >= seconds * (1 - 1e-12)
+
+
+def test_a_curve_is_exact_where_it_was_measured_and_straight_between() -> None:
+    curve = CostCurve((1, 4, 8), (1.0, 2.0, 4.0))
+    assert [curve(rows) for rows in (1, 4, 6, 8, 16)] == [1.0, 2.0, 3.0, 4.0, 8.0]
+
+
+@given(curves, st.integers(1, 8), st.integers(1, 64))
+def test_several_devices_share_the_rows_of_a_call(points: list[tuple[int, float]], devices: int, rows: int) -> None:
+    points.sort()
+    curve = CostCurve(tuple(rows for rows, _ in points), tuple(seconds for _, seconds in points))
+    shared = curve.shared(devices, gather=0.25)
+    per_device = -(-rows // devices)
+    assert shared(rows) == pytest.approx(curve(per_device) + (0.25 if devices > 1 else 0.0))
+
+
+@pytest.mark.parametrize(
+    "broken", [((), ()), ((1, 1), (1.0, 1.0)), ((1,), (float("nan"),)), ((2, 1), (1.0, 1.0)), ((1,), (1.0, 2.0))]
+)
+def test_a_broken_curve_is_refused(broken: tuple[Any, Any]) -> None:
+    with pytest.raises(srds_fast.InvalidArgument):
+        CostCurve(*broken)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 25, 100, 400])
+@pytest.mark.parametrize("curve", [FREE, LINEAR], ids=["free rows", "linear"])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_the_choice_is_never_predicted_slower_than_sequential(steps: int, curve: CostCurve, stochastic: bool) -> None:
+    priced = pricing(curve)
+    plan = fastest(steps, Settings(), stochastic, priced)
+    assert plan.prediction is not None
+    by_name = {each.name: each for each in plan.prediction.candidates}
+    assert plan.prediction.chosen.seconds <= by_name["sequential"].seconds == pytest.approx(steps * 1e-3)
+    assert plan.prediction.chosen.name == plan.short()
+    assert list(by_name.values()) == sorted(by_name.values(), key=lambda each: each.seconds)
+    spent = plan.program().spent(plan.prediction.chosen.iterations)
+    assert (spent.waves, spent.rows, spent.peak_rows) == (
+        plan.prediction.chosen.waves,
+        plan.prediction.chosen.rows,
+        plan.prediction.chosen.peak_rows,
+    )
+
+
+def test_rows_for_nothing_give_the_fewest_waves_and_costly_rows_the_sequential_sampler() -> None:
+    free, costly = (fastest(50, Settings(), False, pricing(curve)) for curve in (FREE, LINEAR))
+    assert free.prediction is not None
+    assert free.prediction.chosen.waves == min(each.waves for each in free.prediction.candidates)
+    assert free.prediction.chosen.waves < 50 / 4
+    assert costly.method == "sequential"
+    assert costly.prediction is not None
+    assert "take longer" in costly.prediction.why
+
+
+def test_what_runs_beside_the_network_is_weighed() -> None:
+    """Where every wave loses as much as the network takes, few waves of many rows win nothing."""
+    settings, curve = Settings(), FREE
+    slow = Pricing(Known(curve), lambda plan: 0.0 if plan.method == "sequential" else 1.0, HERE)
+    assert fastest(50, settings, False, slow).method == "sequential"
+
+
+def test_memory_bounds_the_width_of_waves() -> None:
+    bounded = dataclasses.replace(FREE, most_rows=8)
+    plan = fastest(100, Settings(), False, pricing(bounded))
+    assert plan.program().peak_rows <= 8
+    assert plan.prediction is not None
+    assert all(each.peak_rows <= 8 for each in plan.prediction.candidates)
+
+
+def test_settings_narrow_the_search() -> None:
+    def methods(**settings: Any) -> set[str]:
+        return {plan.method for plan in candidates(50, Settings(**settings), stochastic=False)}
+
+    assert methods() == {"sequential", "srds", "collocation", "parataa"}
+    for asked in ({"num_blocks": 7}, {"coarse_solver": "ddim"}, {"max_iterations": 2}, {"exact": True}):
+        assert methods(**asked) == {"sequential", "srds"}
+    assert methods(method="parataa") == {"sequential", "parataa"}
+    assert {plan.method for plan in candidates(50, Settings(), stochastic=True)} == {"sequential", "srds"}
+
+
+def test_where_rows_cost_something_iterations_are_held_back_and_where_they_do_not_they_are_not() -> None:
+    dear = CostCurve((1, 8, 32), (1e-3, 2.4e-3, 8e-3))
+    found = fastest(50, Settings(), False, pricing(dear))
+    assert (found.method, found.in_flight) == ("srds", 1)
+    srds_only = Settings(method="auto", max_iterations=4)  # a bound on iterations leaves the other methods out
+    free = fastest(50, srds_only, False, pricing(FREE))
+    assert free.method == "srds"
+    assert free.in_flight != 1
+    held = fastest(50, Settings(in_flight=2), False, pricing(dear))
+    assert {plan.in_flight for plan in candidates(50, Settings(in_flight=2), False) if plan.method == "srds"} == {2}
+    assert held.in_flight in (2, None)  # sequential, if it holds nothing back
+    for settings in (Settings(exact=True), Settings(tolerance=0.0), Settings(pipelined=False)):
+        assert {plan.in_flight for plan in candidates(50, settings, stochastic=False)} == {None}
+    fixed = candidates(50, Settings(), stochastic=False, calibrated=True)
+    assert {plan.in_flight for plan in fixed} == {None}  # what is known to be needed is not held back
+
+
+@given(st.integers(2, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(2, n))), st.data())
+def test_a_program_cut_short_has_the_same_waves_until_then(shape: tuple[int, int], data: st.DataObject) -> None:
+    steps, blocks = shape
+    in_flight = data.draw(st.sampled_from([None, 1, 2, 3]))
+    settings = Settings(
+        method="srds",
+        num_blocks=blocks,
+        in_flight=in_flight,
+        pipelined=in_flight is not None or data.draw(st.booleans()),
+        max_rows=data.draw(st.sampled_from([None, 3])),
+    )
+    plan = choose(steps, settings)
+    iteration = data.draw(st.integers(1, plan.max_iterations))
+    short = until(plan, iteration).program()
+    assert short.widths(iteration) == plan.program().widths(iteration)
+    assert short.num_rows <= plan.program().num_rows
+
+
+def _run(plan: srds_fast.Plan, seed: int) -> srds_fast.Report:
+    plan = dataclasses.replace(plan, engine="eager")
+    return srds_fast.sample(MIXTURE, noise(2, 64, seed=seed), scheduler(), plan.num_inference_steps, plan=plan).report
+
+
+@pytest.mark.parametrize("solver", ["2m", "ddim"])
+def test_runs_with_some_blocks_tell_of_runs_with_others(solver: str) -> None:
+    """Nothing but runs of 10 blocks is seen: what is expected of others is held against what they take."""
+    settings = Settings(method="srds", coarse_solver=solver)
+    experience = Experience()
+    seen = choose(48, dataclasses.replace(settings, num_blocks=10))
+    for seed in range(MOST_RUNS):
+        experience.saw(seen, _run(seen, seed))
+    for blocks in (6, 10, 14, 20, 24):
+        plan = choose(48, dataclasses.replace(settings, num_blocks=blocks))
+        expected = sum(share * iteration for iteration, share in experience.iterations(plan, SRDS))
+        took = sum(_run(plan, 100 + seed).iterations for seed in range(8)) / 8
+        assert abs(expected - took) < 1.0, f"{blocks} blocks"
+
+
+def test_what_did_not_settle_is_expected_to_again() -> None:
+    experience, plan = Experience(), choose(50, Settings(method="srds"))
+    for _ in range(20):
+        experience.saw(plan, None)
+    shares = dict(experience.iterations(plan, SRDS))
+    assert shares[plan.max_iterations] > 0.8
+    assert sum(shares.values()) == pytest.approx(1.0)
+    other_steps = dict(experience.iterations(choose(40, Settings(method="srds")), SRDS))
+    assert max(other_steps) < 10
+
+
+@pytest.mark.parametrize("tolerance", [4e-2, 4e-3, 4e-4, 0.0])
+def test_a_tighter_tolerance_is_expected_to_take_no_fewer_iterations(tolerance: float) -> None:
+    priced = pricing(FREE)
+    for plan in candidates(50, Settings(tolerance=tolerance), stochastic=False):
+        tighter = dataclasses.replace(plan, tolerance=tolerance / 10)
+        assert 0 <= priced.expected(plan) <= priced.expected(tighter) <= plan.max_iterations
+
+
+def test_the_iterations_needed_are_those_after_which_all_stay_within_the_tolerance() -> None:
+    reference = torch.zeros(4, 3)
+    errors = [0.5, 0.05, 0.2, 0.05, 0.01]
+    outputs = [(number, torch.full((4, 3), error)) for number, error in enumerate(errors, start=1)]
+    assert needed(outputs, reference, 0.1, 1.0) == 4
+    assert needed(outputs, reference, 0.3, 1.0) == 2
+    assert needed(outputs, reference, 0.001, 1.0) is None
+    one_off = torch.zeros(4, 3)
+    one_off[0] = 1.0
+    assert needed([(1, one_off)], reference, 0.1, 0.75) == 1
+    assert needed([(1, one_off)], reference, 0.1, 0.95) is None
+
+
+METHODS = ["sequential", "srds", Collocation(12), ParaTAA.published(), ParaDiGMS(), Chords(3), Chords(2, (0, 5))]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_plans_come_back_from_json(method: Any, tmp_path: Path) -> None:
+    plan = choose(20, Settings(method=method))
+    if not plan.slides:
+        plan = fastest(20, Settings(method=method), False, pricing(FREE))
+    plan.save(tmp_path / "plan.json")
+    found = srds_fast.Plan.load(tmp_path / "plan.json")
+    assert found == plan
+    assert (found.prediction, found.context) == (plan.prediction, plan.context)
+    assert str(found) == str(plan)
+    assert found.program() == plan.program()
+
+
+@pytest.mark.parametrize("change", [{"method": "magic"}, {"options": {"num_nodes": 3}}, {"options": None}])
+def test_a_plan_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    choose(20, Settings(method="collocation")).save(file)
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(srds_fast.PlanMismatch):
+        srds_fast.Plan.load(file)
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Context)])
+def test_a_plan_made_elsewhere_names_what_differs(field: str) -> None:
+    here = dataclasses.replace(HERE, network="a network")
+    here.check(here)
+    with pytest.raises(srds_fast.PlanMismatch, match=f"another {field}"):
+        dataclasses.replace(here, **{field: "else"}).check(here)
+    dataclasses.replace(here, network=None).check(here)
+
+
+MIXTURE = GaussianMixture.random()
+
+
+def test_sample_with_an_auto_plan_says_what_it_predicted_and_what_it_took() -> None:
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return MIXTURE(x, t)
+
+    x = noise(1, 64)
+    first, second = (srds_fast.sample(denoiser, x, scheduler(), 50, method="auto").report for _ in range(2))
+    assert first.predicted_seconds is not None
+    assert first.network_seconds is not None
+    assert first.plan_reason is not None
+    assert first.plan_reason in str(first)
+    assert second.planning_seconds < first.planning_seconds  # costs are known by then
+    assert second.predicted_seconds is not None  # another one, if the first call took more than expected
+
+
+def test_what_was_measured_keeps_nothing_alive() -> None:
+    import gc
+    import weakref
+
+    class Denoiser:
+        def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return MIXTURE(x, t)
+
+    denoiser = Denoiser()
+    srds_fast.sample(denoiser, noise(1, 64), scheduler(), 12, method="auto")
+    alive = weakref.ref(denoiser)
+    del denoiser
+    gc.collect()
+    assert alive() is None
+
+
+def test_where_a_chosen_method_does_not_settle_the_steps_are_taken_one_by_one() -> None:
+    """c_i = 1 on a steep problem: Picard iteration blows up before the exact prefix has come far."""
+
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return -30 * x
+
+    x = noise(2, 8)
+    expected = srds_fast.sample(denoiser, x, scheduler(), 60, method="sequential")
+    picard = Settings(method=ParaTAA(data_std=None, history=0), tolerance=1e-9)
+    with pytest.raises(srds_fast.DivergenceError):
+        srds_fast.sample(denoiser, x, scheduler(), 60, plan=choose(60, picard))
+    chosen = dataclasses.replace(choose(60, picard), prediction=fastest(60, picard, False, pricing(FREE)).prediction)
+    found = srds_fast.sample(denoiser, x, scheduler(), 60, plan=chosen)
+    assert found.report.fallback_reason is not None
+    assert "one after another" in found.report.fallback_reason
+    assert found.report.waves > 60
+    torch.testing.assert_close(found.sample, expected.sample, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    pipe = tiny.stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def seeded(seed: int = 0) -> dict[str, Any]:
+    return {"generator": torch.Generator().manual_seed(seed), "output_type": "latent"}
+
+
+def test_an_auto_call_of_a_pipeline_measures_once_and_equals_stock(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe)
+    state = torch.get_rng_state()
+    plan = fast.plan_for("a cat", num_inference_steps=20, measure=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert fast.report is None
+    assert plan.prediction is not None
+    found = fast("a cat", num_inference_steps=20, **seeded()).images
+    assert fast.report.planning_seconds < 0.5 * sum(plan.prediction.curve.seconds)
+    assert fast.report.method == plan.method
+    expected = pipe("a cat", num_inference_steps=20, **seeded()).images
+    assert float((found - expected).abs().mean()) < 4e-3
+    assert plans_of(plan.prediction, 20, {}, stochastic=False).keys() == set(plan.prediction.candidates)
+
+
+def _calibrated(fast: Any, curve: CostCurve, **settings: Any) -> Iterator[srds_fast.Plan]:
+    """Calibrated as if calls cost what the curve says."""
+    plan = fast.plan_for("a cat", num_inference_steps=20, measure=True)
+    assert plan.prediction is not None
+    costs = fast._srds.costs
+    for key in list(costs._kept):
+        costs._kept[key] = Known(curve)
+    yield fast.calibrate(["a cat", "a dog"], num_inference_steps=20, num_samples=2, **settings)
+
+
+def test_calibration_fixes_the_iterations_that_keep_the_tolerance(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe)
+    (plan,) = _calibrated(fast, CostCurve((1, 1000), (1.0, 1.0)))
+    assert plan.calibrated
+    assert plan.method != "sequential"
+    sequential = srds_fast.compile(pipe, method="sequential")
+    waves = set()
+    for seed, prompt in enumerate(["a cat", "a dog"]):
+        found = fast(prompt, num_inference_steps=20, **seeded(seed)).images
+        expected = sequential(prompt, num_inference_steps=20, **seeded(seed)).images
+        assert float((found - expected).abs().mean()) <= 4e-3
+        assert fast.report.converged == [True]
+        waves.add(fast.report.waves)
+    assert waves == {plan.program().spent(plan.max_iterations).waves}
+    assert fixed_at(plan, plan.max_iterations) == plan
+
+
+def test_calibration_chooses_the_sequential_sampler_where_rows_are_dear(pipe: Any) -> None:
+    (plan,) = _calibrated(srds_fast.compile(pipe), CostCurve((1, 32), (1.0, 32.0)))
+    assert plan.method == "sequential"
+
+
+def test_a_call_that_is_driven_cannot_be_calibrated(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe)
+    with pytest.raises(srds_fast.InvalidArgument, match="driven"):
+        fast.calibrate(["a cat"], num_inference_steps=8, callback_on_step_end=lambda p, i, t, kwargs: kwargs)
+
+
+@pytest.mark.parametrize("wrong", [{"num_samples": 0}, {"quantile": 0.0}, {"quantile": 1.5}, {"generator": 3}])
+def test_wrong_calibrations_are_refused(pipe: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(srds_fast.InvalidArgument):
+        srds_fast.compile(pipe).calibrate(["a cat"], num_inference_steps=8, **wrong)
+
+
+def test_a_call_with_a_plan_made_elsewhere_is_refused(pipe: Any) -> None:
+    plan = srds_fast.compile(pipe).plan_for("a cat", num_inference_steps=20, measure=True)
+    assert plan.context is not None
+    elsewhere = dataclasses.replace(plan, context=dataclasses.replace(plan.context, network="another"))
+    with pytest.raises(srds_fast.PlanMismatch, match="another network"):
+        srds_fast.compile(pipe, plan=elsewhere)("a cat", num_inference_steps=20)
+    srds_fast.compile(pipe, plan=plan)("a cat", num_inference_steps=20)
+
+
+def test_a_warm_start_takes_fewer_waves_to_the_same_sample(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe, method="collocation")
+    cold = fast("a cat", num_inference_steps=40, **seeded()).images
+    assert fast.trajectory is None
+    waves = fast.report.waves
+    kept = fast("a cat", num_inference_steps=40, keep_trajectory=True, **seeded()).images
+    torch.testing.assert_close(kept, cold, rtol=0, atol=0)
+    trajectory = fast.trajectory
+    assert trajectory.shape == (41, *cold.shape)
+    torch.testing.assert_close(trajectory[-1], cold)
+    warm = fast("a cat", num_inference_steps=40, warm_start=trajectory, **seeded()).images
+    assert fast.report.waves < waves
+    assert float((warm - cold).abs().mean()) < 8e-3
+
+
+@pytest.mark.parametrize("method", ["srds", "sequential", "collocation"])
+def test_a_warm_start_that_cannot_be_used_is_refused(pipe: Any, method: str) -> None:
+    fast = srds_fast.compile(pipe, method=method)
+    with pytest.raises(srds_fast.InvalidArgument, match="warm_start"):
+        fast("a cat", num_inference_steps=9, warm_start=torch.zeros(3, 1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("method", ["auto", "srds", "sequential", "collocation", "chords"])
+def test_an_early_interrupt_ends_a_call_of_every_method(pipe: Any, method: str) -> None:
+    def interrupt(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step >= 2
+        return kwargs
+
+    fast = srds_fast.compile(pipe, method=method)
+    image = fast("a cat", num_inference_steps=20, callback_on_step_end=interrupt, **seeded()).images
+    assert bool(image.isfinite().all())
+    assert fast.report.interrupted
+    assert fast.trajectory is None
+
+
+def test_a_calibrated_plan_is_for_its_kind_of_call_alone(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe)
+    (plan,) = _calibrated(fast, CostCurve((1, 1000), (1.0, 1.0)))
+    fast("a cat", num_inference_steps=20, **seeded())
+    assert fast.report.waves == plan.program().spent(plan.max_iterations).waves
+    for other in ({"prompt": ["a cat", "a dog"]}, {"prompt": "a cat", "guidance_scale": 1.0}):
+        fast(**other, num_inference_steps=20, **seeded())
+        assert fast.report.plan_reason != plan.prediction.why
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        fast("a cat", num_inference_steps=20, **seeded())
+    finally:
+        torch.set_num_threads(threads)
+    fast.reset()
+    fast("a cat", num_inference_steps=20, **seeded())
+    assert not any(entry for entry in fast._srds.calibrated)
+
+
+def test_measuring_makes_no_call_wider_than_allowed() -> None:
+    widest = 0
+
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        nonlocal widest
+        widest = max(widest, len(x))
+        return MIXTURE(x, t)
+
+    srds_fast.sample(denoiser, noise(1, 64), scheduler(), 20, method="auto", max_rows=3)
+    assert 1 < widest <= 3
+
+
+def test_a_network_that_refuses_wide_batches_bounds_the_plans() -> None:
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if len(x) > 8:
+            raise RuntimeError("too wide")
+        return MIXTURE(x, t)
+
+    report = srds_fast.sample(denoiser, noise(1, 64), scheduler(), 50, method="auto").report
+    assert report.peak_rows <= 8
+    assert "more than 8 rows failed" in report.plan_reason
+
+
+def test_costs_go_by_code_and_networks_not_by_what_is_closed_over() -> None:
+    calls = 0
+
+    def denoiser_of(shift: torch.Tensor) -> Any:
+        def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return MIXTURE(x, t) + 0 * shift
+
+        return denoiser
+
+    reports = []
+    for seed in range(3):
+        calls = 0
+        x = noise(1, 64, seed=seed)
+        reports.append(srds_fast.sample(denoiser_of(torch.zeros(64)), x, scheduler(), 20, method="auto").report)
+        if seed > 0:
+            assert calls == reports[-1].waves
+
+
+def _priced(costs: Costs) -> Pricing:
+    x, stock = noise(1, 64), scheduler()
+    stock.set_timesteps(20)
+    program: Any = None
+    return price(costs, "a kind", program, x, noise_table(stock), Extras(), x.dtype, replayed=True)
+
+
+def test_nothing_is_replayed_to_be_timed_while_another_call_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of a device share their memory: it would overwrite them. What is timed otherwise is known apart."""
+    ways: list[bool] = []
+
+    def measure(*given: Any, replayed: bool) -> CostCurve:
+        ways.append(replayed)
+        return dataclasses.replace(FREE, how="replayed" if replayed else "eager")
+
+    monkeypatch.setattr(pricing_module, "measure", measure)
+    monkeypatch.setattr(turn_module, "LONGEST_WAIT", 0.01)
+    costs, device = Costs(), torch.device("cpu")
+    with replaying(device):
+        assert _priced(costs).curve.how == "eager"  # in the middle of this thread's own
+    begun, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with turn(device):
+            begun.set()
+            done.wait(10)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    begun.wait(10)
+    assert _priced(costs).curve.how == "eager"
+    done.set()
+    other.join()
+    assert _priced(costs).curve.how == "replayed"
+    assert _priced(costs).curve.how == "replayed"
+    assert ways == [False, True]
+
+
+def test_a_wave_that_did_not_fit_bounds_the_plans_to_come() -> None:
+    """And what did not fit has not diverged: its method is still weighed."""
+    room, calls = 8, 0
+
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if len(x) > room and calls > 200:  # other work has taken the memory since it was measured
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return MIXTURE(x, t)
+
+    priced = pricing(FREE)
+    wide = usual(100, Settings(), False, priced)
+    assert wide.program().peak_rows > 8
+    priced.known.experience.had_no_room(9)
+    narrow = usual(100, Settings(), False, priced)
+    assert narrow.program().peak_rows <= 8
+    assert narrow.method != "sequential"
+    x, fallbacks = noise(1, 64), []
+    for seed in range(8):
+        calls = max(calls, 201) if seed else 0
+        report = srds_fast.sample(denoiser, x, scheduler(), 60, method="auto").report
+        fallbacks.append(report.fallback_reason is not None)
+    assert sum(fallbacks) <= 3  # each bounds the width anew
+    assert not fallbacks[-1]
+
+
+@pytest.mark.parametrize(("slower", "stays"), [(1.03, True), (1.2, False)])
+def test_a_plan_is_left_only_for_one_that_is_clearly_faster(slower: float, stays: bool) -> None:
+    settings, free = Settings(), pricing(FREE)
+    of_srds = [plan for plan in candidates(100, settings, False) if plan.method == "srds" and plan.num_blocks == 20]
+    before, other = of_srds[0], of_srds[1]
+    seconds = {each.in_flight: free.expected_network(each) for each in of_srds}
+
+    def between(plan: srds_fast.Plan) -> float:
+        if plan.num_blocks != 20 or plan.in_flight not in (before.in_flight, other.in_flight):
+            return 1.0
+        wanted = 0.05 * (slower if plan.in_flight == before.in_flight else 1.0)
+        return wanted - seconds[plan.in_flight]
+
+    priced = Pricing(Known(FREE), between, HERE)
+    assert fastest(100, settings, False, priced).signature == other.signature
+    found = fastest(100, settings, False, priced, before=before)
+    assert found.signature == (before if stays else other).signature
+    assert found.prediction is not None
+    assert found.prediction.chosen.name == found.short()
+
+
+def test_what_takes_longer_than_expected_is_weighed_anew() -> None:
+    settings, priced = Settings(), pricing(FREE)
+    plan = usual(100, settings, False, priced)
+    assert plan.method != "sequential"
+    report = srds_fast.Report(plan.method, "eager", "sample", 100, iterations_per_sample=[60], converged=[True])
+    for _ in range(4):
+        priced.saw(plan, report)
+    other = usual(100, settings, False, priced)
+    assert other.signature != plan.signature
+    for _ in range(4):
+        priced.saw(other, None)
+    assert usual(100, settings, False, priced).signature not in (plan.signature, other.signature)
+    as_expected = usual(50, settings, False, priced)
+    usual_run = dataclasses.replace(report, iterations_per_sample=[priced.expected(as_expected)])
+    priced.saw(as_expected, usual_run)
+    assert usual(50, settings, False, priced).signature == as_expected.signature
+
+
+def test_a_fallback_reports_what_gave_the_sample() -> None:
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return -30 * x
+
+    picard = Settings(method=ParaTAA(data_std=None, history=0), tolerance=1e-9)
+    chosen = dataclasses.replace(choose(60, picard), prediction=fastest(60, picard, False, pricing(FREE)).prediction)
+    report = srds_fast.sample(denoiser, noise(2, 8), scheduler(), 60, plan=chosen).report
+    assert (report.method, report.engine, report.options) == ("sequential", "eager", None)
+    assert report.predicted_seconds is report.plan_reason is report.overhead is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "collocation", "coarse_solver": "2m"},
+        {"method": "parataa", "pipelined": False},
+        {"method": "parataa", "in_flight": 1},
+        {"exact": True, "in_flight": 1},
+        {"pipelined": False, "in_flight": 1},
+        {"in_flight": 0},
+        {"method": "chords", "num_blocks": 3},
+        {"method": "paradigms", "max_iterations": 3},
+    ],
+    ids=str,
+)
+def test_settings_that_a_method_does_not_have_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(srds_fast.InvalidArgument):
+        Settings(**settings)
+
+
+def test_calibrating_a_window_that_slides_is_refused(pipe: Any) -> None:
+    with pytest.raises(srds_fast.InvalidArgument, match="slides"):
+        srds_fast.compile(pipe, method="paradigms").calibrate(["a cat"], num_inference_steps=12, num_samples=1)

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import copy
+import inspect
+
+import diffusers
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+
+import srds_fast.schedulers.verify as noise_module
+from srds_fast.errors import UnsupportedScheduler
+from srds_fast.sampling.rows import draw_noise
+from srds_fast.schedulers.table import NoiseTable
+from srds_fast.schedulers.verify import check_scheduler, noise_table
+
+DDIM = [
+    {"timestep_spacing": spacing, "set_alpha_to_one": to_one, "prediction_type": prediction, "clip_sample": clip}
+    for spacing in ("leading", "trailing", "linspace")
+    for to_one in (True, False)
+    for prediction in ("epsilon", "v_prediction", "sample")
+    for clip in (True, False)
+]
+DDIM += [
+    {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    {"rescale_betas_zero_snr": True, "prediction_type": "sample", "timestep_spacing": "linspace"},
+    {"beta_schedule": "squaredcos_cap_v2", "steps_offset": 1},
+    {"clip_sample_range": 0.5},
+]
+EULER = [
+    {"timestep_spacing": spacing, "prediction_type": prediction}
+    for spacing in ("leading", "trailing", "linspace")
+    for prediction in ("epsilon", "v_prediction", "sample")
+]
+EULER += [
+    {"use_karras_sigmas": True},
+    {"use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"},
+    {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    {"timestep_type": "continuous", "prediction_type": "v_prediction"},
+    {"interpolation_type": "log_linear"},
+]
+FLOW = [{}, {"shift": 3.0}, {"use_karras_sigmas": True}, {"shift_terminal": 0.1}]
+DPM = [
+    {"solver_type": solver, "timestep_spacing": spacing, "prediction_type": prediction}
+    for solver in ("midpoint", "heun")
+    for spacing in ("leading", "trailing", "linspace")
+    for prediction in ("epsilon", "v_prediction", "sample")
+]
+DPM += [
+    {"solver_order": 1},
+    {"solver_order": 1, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+    {"final_sigmas_type": "sigma_min"},
+    {"final_sigmas_type": "sigma_min", "lower_order_final": False},
+    {"final_sigmas_type": "sigma_min", "euler_at_final": True},
+    {"use_karras_sigmas": True},
+    {"use_lu_lambdas": True},
+    {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0},
+]
+DDPM = [
+    {"variance_type": variance, "clip_sample": clip, "prediction_type": prediction}
+    for variance in ("fixed_small", "fixed_small_log", "fixed_large")
+    for clip in (True, False)
+    for prediction in ("epsilon", "v_prediction", "sample")
+]
+DDPM += [{"timestep_spacing": "trailing"}, {"timestep_spacing": "linspace", "steps_offset": 1}]
+ANCESTRAL = [
+    {"timestep_spacing": spacing, "prediction_type": prediction}
+    for spacing in ("leading", "trailing", "linspace")
+    for prediction in ("epsilon", "v_prediction")
+]
+CASES = [
+    *((DDIMScheduler, config) for config in DDIM),
+    *((EulerDiscreteScheduler, config) for config in EULER),
+    *((FlowMatchEulerDiscreteScheduler, config) for config in FLOW),
+    *((DPMSolverMultistepScheduler, config) for config in DPM),
+    *((DDPMScheduler, config) for config in DDPM),
+    *((EulerAncestralDiscreteScheduler, config) for config in ANCESTRAL),
+]
+
+
+def name_of(value: object) -> str:
+    if isinstance(value, dict):
+        return "-".join(f"{key}={entry}" for key, entry in value.items()) or "default"
+    return getattr(value, "__name__", str(value))
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 30, 50])
+@pytest.mark.parametrize(("cls", "config"), CASES, ids=name_of)
+def test_the_table_walks_as_the_scheduler_does(cls: type, config: dict, num_steps: int) -> None:
+    """Along a whole trajectory, so that a wrong arrival would add up."""
+    scheduler = cls(**config)
+    scheduler.set_timesteps(num_steps)
+    if "shift_terminal" in config and num_steps == 1:
+        with pytest.raises(UnsupportedScheduler, match="divides by zero"):
+            noise_table(scheduler)
+        return
+    walk(scheduler, noise_table(scheduler))
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("config", DDIM, ids=name_of)
+def test_the_table_walks_as_ddim_with_eta_does(config: dict, eta: float) -> None:
+    scheduler = DDIMScheduler(**config)
+    scheduler.set_timesteps(20)
+    walk(scheduler, noise_table(scheduler, eta=eta), eta=eta)
+
+
+def walk(scheduler: object, table: NoiseTable, **options: float) -> None:
+    """Both walk the same outputs and draw the same noise, which each takes from a generator of its own."""
+    draw = torch.Generator().manual_seed(1)
+    stock_noise, our_noise = (torch.Generator().manual_seed(2) for _ in range(2))
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = stock_noise
+    stock = ours = torch.randn(2, 3, 4, 4, generator=draw, dtype=torch.float64) * table.init_noise_sigma
+    draws = draw_noise(table, stock, torch.float64, our_noise)
+    x0 = None
+    for index, t in enumerate(scheduler.timesteps):
+        m = torch.randn(ours.shape, generator=draw, dtype=torch.float64)
+        scaled = scheduler.scale_model_input(stock, t) if hasattr(scheduler, "scale_model_input") else stock
+        torch.testing.assert_close(table.input_scale[index] * ours, scaled, rtol=1e-5, atol=1e-5)
+        stock = scheduler.step(m, t, stock, **options).prev_sample
+        ours, x0 = table.step(index, ours, m, x0, None if draws is None else draws[index])
+    # DDIM and DDPM step in the dtype of the sample; the others round the sample to float32
+    tolerance = 1e-10 if type(scheduler) in (DDIMScheduler, DDPMScheduler) else 1e-5
+    torch.testing.assert_close(ours, stock, rtol=tolerance, atol=tolerance * float(stock.abs().max()))
+    assert torch.equal(our_noise.get_state(), stock_noise.get_state())
+
+
+@pytest.mark.parametrize("cls", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_a_part_of_a_table_walks_as_the_scheduler_that_begins_there(cls: type) -> None:
+    scheduler = cls()
+    scheduler.set_timesteps(20)
+    part = noise_table(scheduler).part(6, 20)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(6)
+    stock = ours = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x0 = None
+    for index, t in enumerate(scheduler.timesteps[6:]):
+        m = torch.tanh(stock)
+        stock = scheduler.step(m, t, stock).prev_sample
+        ours, x0 = part.step(index, ours, m, x0)
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_clipped_epsilon_is_ddims_own(clip: bool) -> None:
+    scheduler = DDIMScheduler(clip_sample=clip)
+    scheduler.set_timesteps(10)
+    table = noise_table(scheduler, clip_epsilon=True)
+    x, m = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)
+    stock = scheduler.step(m, scheduler.timesteps[3], x, use_clipped_model_output=True).prev_sample
+    torch.testing.assert_close(table.step(3, x, m)[0], stock, rtol=1e-10, atol=1e-10)
+
+
+def test_building_a_table_changes_nothing() -> None:
+    scheduler = EulerDiscreteScheduler()
+    scheduler.set_timesteps(9)
+    before, rng = copy.deepcopy(scheduler.__dict__), torch.get_rng_state()
+    noise_table(scheduler)
+    check_scheduler(scheduler)
+    assert scheduler.__dict__.keys() == before.keys()
+    assert scheduler._step_index is None
+    assert torch.equal(scheduler.timesteps, before["timesteps"])
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "option"),
+    [
+        (DDIMScheduler(thresholding=True), "thresholding"),
+        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
+        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
+        (DPMSolverMultistepScheduler(solver_order=3), "solver_order"),
+        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), "algorithm_type"),
+        (DPMSolverMultistepScheduler(variance_type="learned_range"), "variance_type"),
+        (DDPMScheduler(variance_type="learned_range"), "variance_type"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_refused_option_is_named_and_the_line_works(scheduler: object, option: str) -> None:
+    with pytest.raises(UnsupportedScheduler, match=option) as caught:
+        check_scheduler(scheduler)
+    check_scheduler(run_line(str(caught.value), scheduler))
+
+
+REPLACED = [
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "LMSDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+]
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_an_unsupported_scheduler_gets_a_line_that_works(name: str) -> None:
+    scheduler = getattr(diffusers, name)()
+    with pytest.raises(UnsupportedScheduler, match=name) as caught:
+        check_scheduler(scheduler)
+    check_scheduler(run_line(str(caught.value), scheduler))
+
+
+def run_line(message: str, scheduler: object) -> object:
+    """Run the line that the message tells the user to write."""
+    line = message.split("Write `")[1].split("`")[0]
+
+    class Pipe:
+        pass
+
+    pipe = Pipe()
+    pipe.scheduler = scheduler  # type: ignore[attr-defined]
+    exec(line, {"diffusers": diffusers, "pipe": pipe})
+    return pipe.scheduler  # type: ignore[attr-defined]
+
+
+def test_a_changed_step_is_noticed() -> None:
+    class Nudged(DDIMScheduler):
+        def step(self, *args: object, **kwargs: object) -> object:
+            (x, *rest) = super().step(*args, **kwargs)
+            return (x * 1.0001, *rest)
+
+    with pytest.raises(UnsupportedScheduler, match="steps differently"):
+        check_scheduler(Nudged(clip_sample=False))
+
+
+def test_a_table_is_checked_once_and_again_when_anything_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[int] = []
+    check = noise_module._check_against
+    monkeypatch.setattr(noise_module, "_check_against", lambda *given: (checks.append(1), check(*given)))
+    monkeypatch.setattr(noise_module, "_checked", {})
+    scheduler = DDIMScheduler(clip_sample=False)
+    for num_steps, expected in ((10, 1), (10, 1), (20, 2), (10, 2)):
+        scheduler.set_timesteps(num_steps)
+        assert noise_table(scheduler).num_steps == num_steps
+        assert len(checks) == expected
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod**2
+    assert float(noise_table(scheduler).alpha[0]) == float(scheduler.alphas_cumprod[scheduler.timesteps[0]].sqrt())
+    scheduler.step = lambda m, t, x, **options: (x,)
+    with pytest.raises(UnsupportedScheduler, match="steps differently"):
+        noise_table(scheduler)
+
+
+def test_a_timestep_beyond_the_schedule_is_refused() -> None:
+    scheduler = DDIMScheduler(steps_offset=1)
+    scheduler.set_timesteps(1000)
+    with pytest.raises(UnsupportedScheduler, match="timestep 1000"):
+        noise_table(scheduler)
+
+
+def test_epsilon_at_zero_snr_is_refused() -> None:
+    scheduler = DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(UnsupportedScheduler, match="divides by zero"):
+        check_scheduler(scheduler)

@@ -1,0 +1,421 @@
+"""CHORDS: its program, and its core fed by hand on problems in closed form."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import GaussianMixture, LinearOde, noise, scheduler, sequential_by_scheduler
+from torch import Tensor
+
+from srds_fast.errors import InvalidArgument
+from srds_fast.schedulers.table import NoiseTable
+from srds_fast.schedulers.verify import noise_table
+from srds_fast.solvers import program
+from srds_fast.solvers.chords.program import PAPER_STARTS, Cores, chord_starts
+from srds_fast.solvers.chords.program import chords as chords_program
+from srds_fast.solvers.chords.solver import chords
+from srds_fast.solvers.contract import Checkpoint, Core, Evaluate, Extras, Trajectory
+from srds_fast.solvers.program import Boundary
+from srds_fast.solvers.sequential import sequential
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+LINEAR, MIXTURE = LinearOde.random(), GaussianMixture.random()
+SCHEDULERS = {
+    "ddim-clip": (DDIMScheduler(), 0.0),
+    "ddim-eta-clip": (DDIMScheduler(), 0.5),
+    "ddim-eta": (DDIMScheduler(clip_sample=False), 1.0),
+    "ddpm": (DDPMScheduler(), 0.0),
+    "ddpm-unclipped": (DDPMScheduler(clip_sample=False, variance_type="fixed_large"), 0.0),
+    "euler-ancestral": (EulerAncestralDiscreteScheduler(timestep_spacing="trailing"), 0.0),
+    "dpm": (DPMSolverMultistepScheduler(), 0.0),
+    "dpm-heun-karras": (DPMSolverMultistepScheduler(solver_type="heun", use_karras_sigmas=True), 0.0),
+}
+
+
+def table(num_steps: int, **config: object) -> NoiseTable:
+    stock = scheduler(**config)
+    stock.set_timesteps(num_steps)
+    return noise_table(stock)
+
+
+def table_of(name: str, num_steps: int) -> NoiseTable:
+    stock, eta = SCHEDULERS[name]
+    stock.set_timesteps(num_steps)
+    return noise_table(stock, eta=eta)
+
+
+def paper(num_steps: int, num_cores: int) -> Cores:
+    return chords_program(num_steps, chord_starts(num_steps, num_cores))
+
+
+def feed(
+    core: Core,
+    denoiser: Denoiser,
+    grid: NoiseTable,
+    keep: Callable[[Checkpoint], tuple[int, ...] | None] = lambda checkpoint: None,
+) -> tuple[Tensor, list[Evaluate], list[Checkpoint]]:
+    """Run a core to its end; one network call per row, so that results do not depend on how wide a wave is."""
+    waves, checkpoints = [], []
+    answer: Tensor | tuple[int, ...] | None = None
+    try:
+        while True:
+            event = core.send(answer)
+            if isinstance(event, Evaluate):
+                waves.append(event)
+                times = grid.timesteps[list(event.positions)].long()
+                answer = torch.stack(
+                    [denoiser(x, t.expand(len(x))).to(x.dtype) for x, t in zip(event.x, times, strict=True)]
+                )
+            else:
+                checkpoints.append(event)
+                answer = keep(event)
+    except StopIteration as stop:
+        return stop.value, waves, checkpoints
+
+
+def one_by_one(x: Tensor, grid: NoiseTable, denoiser: Denoiser, extras: Extras | None = None) -> Tensor:
+    """The sequential core."""
+    return feed(sequential(x, grid, program.sequential(grid.num_steps), extras or Extras()), denoiser, grid)[0]
+
+
+def draws(grid: NoiseTable, x: Tensor, seed: int = 3) -> Tensor | None:
+    """Fresh noise of every step, [N, batch, ...]."""
+    if grid.spread is None:
+        return None
+    shape = grid.num_steps, *x.shape
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(x.dtype)
+
+
+@st.composite
+def shapes(draw: st.DrawFn, most: int = 24) -> tuple[int, tuple[int, ...]]:
+    """Steps, and starts of cores anywhere among them."""
+    num_steps = draw(st.integers(1, most))
+    others = draw(st.sets(st.integers(1, num_steps - 1), max_size=6)) if num_steps > 1 else set()
+    return num_steps, (0, *sorted(others))
+
+
+def check(found: Cores) -> None:
+    """No row reads what no earlier wave wrote, and no core arrives before it is rectified: from the maths alone."""
+    starts, end = found.starts, found.num_steps
+    outputs: set[tuple[int, int]] = set()
+
+    def needs(core: int, position: int) -> set[tuple[int, int]]:
+        """The outputs that a state is made of."""
+        start = starts[core]
+        if position == start:
+            return {(core - 1, starts[core - 1])} if core > 0 else set()
+        needed = {(core, position - 1)}
+        if core > 0 and (position - start) % (start - starts[core - 1]) == 0:
+            begin = position - (start - starts[core - 1])
+            needed |= {(core, begin), (core - 1, begin)}
+        return needed
+
+    for number, wave in enumerate(found):
+        here = {(found.core(row.iteration), row.position) for row in wave.rows}
+        assert len(here) == len(wave.rows) > 0
+        assert not here & outputs, f"wave {number} repeats a row"
+        for row in here:
+            assert needs(*row) <= outputs, f"wave {number}: {row} reads what no earlier wave wrote"
+        outputs |= here
+        for iteration, boundary in wave.boundaries:
+            assert boundary == found.num_blocks
+            assert needs(found.core(iteration), end) <= outputs, f"{iteration} arrives too early in wave {number}"
+    assert outputs == {(core, position) for core, start in enumerate(starts) for position in range(start, end)}
+    arrived = [iteration for wave in found for iteration, _ in wave.boundaries]
+    assert arrived == list(range(len(starts)))
+
+
+@given(shapes(60), st.sampled_from([None, 1, 2, 5]))
+def test_any_program_reads_only_what_was_written(shape: tuple[int, tuple[int, ...]], max_rows: int | None) -> None:
+    found = chords_program(*shape).limited_to(max_rows)
+    check(found)
+    assert max_rows is None or found.peak_rows <= max_rows
+
+
+@given(shapes(60))
+def test_counts(shape: tuple[int, tuple[int, ...]]) -> None:
+    num_steps, starts = shape
+    found = chords_program(num_steps, starts)
+    assert found.num_waves == num_steps
+    assert found.num_rows == sum(num_steps - start for start in starts)
+    assert found.peak_rows == found.num_cores == len(starts) == found.num_iterations + 1
+    for core, start in enumerate(starts):
+        assert found.spent(found.core(core)).waves == core + num_steps - start
+    assert found.final_steps == tuple(range(1, num_steps + 1))
+    assert all(wave.lanes() == (len(wave.rows),) for wave in found)
+
+
+@pytest.mark.parametrize("num_cores", PAPER_STARTS)
+def test_starts_of_the_paper(num_cores: int) -> None:
+    assert chord_starts(50, num_cores) == PAPER_STARTS[num_cores]
+    assert chord_starts(100, num_cores) == tuple(2 * start for start in PAPER_STARTS[num_cores])
+
+
+@given(st.integers(1, 120), st.data())
+def test_there_are_starts_for_any_number_of_cores(num_steps: int, data: st.DataObject) -> None:
+    num_cores = data.draw(st.integers(1, num_steps))
+    starts = chord_starts(num_steps, num_cores)
+    assert len(starts) == num_cores
+    found = chords_program(num_steps, starts)
+    assert all(found.begins(core) for core in range(1, num_cores)), "a core that is never rectified"
+
+
+def test_more_cores_arrive_sooner_up_to_those_of_the_paper() -> None:
+    waves = [paper(100, cores).spent(0).waves for cores in range(1, 9)]
+    assert all(later < before for before, later in pairwise(waves))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ((0, (0,)), "num_steps"),
+        *(((5, starts), "starts") for starts in [(), (1, 2), (0, 2, 2), (0, 5), (0, True), (0, 1.5), (False,)]),
+    ],
+)
+def test_starts_out_of_range_are_named(arguments: Any, name: str) -> None:
+    with pytest.raises(InvalidArgument, match=name):
+        chords_program(*arguments)
+
+
+@pytest.mark.parametrize(("num_steps", "num_cores", "name"), [(0, 1, "num_steps"), (4, 5, "num_cores"), (4, 0, "num_")])
+def test_cores_out_of_range_are_named(num_steps: int, num_cores: int, name: str) -> None:
+    with pytest.raises(InvalidArgument, match=name):
+        chord_starts(num_steps, num_cores)
+
+
+def test_the_program_needs_no_torch() -> None:
+    code = "import sys; from srds_fast import chords_program as p; p.chords(50, p.chord_starts(50, 8)); "
+    code += "assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@settings(max_examples=40)
+@given(shapes(), st.integers(1, 3), st.integers(0, 99), st.sampled_from([None, 1, 3]))
+def test_the_last_core_is_exact(
+    shape: tuple[int, tuple[int, ...]], batch: int, seed: int, max_rows: int | None
+) -> None:
+    x = noise(batch, 6, seed=seed)
+    grid = table(shape[0])
+    plan = chords_program(*shape).limited_to(max_rows)
+    found, waves, checkpoints = feed(chords(x, grid, plan), LINEAR, grid)
+    torch.testing.assert_close(found, sequential_by_scheduler(LINEAR, x, shape[0]), rtol=1e-10, atol=1e-10)
+    assert [wave.positions for wave in waves] == list(plan.positions)
+    assert [found.exact for found in checkpoints] == [False] * plan.num_iterations + [True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_core_0_is_the_sequential_sampler_to_the_bit(dtype: torch.dtype) -> None:
+    x = noise(3, 64, dtype=dtype)
+    grid = table(25)
+    expected = one_by_one(x, grid, MIXTURE)
+    assert expected.dtype == dtype
+    for num_cores in (1, 4, 8):
+        assert torch.equal(feed(chords(x, grid, paper(25, num_cores)), MIXTURE, grid)[0], expected)
+
+
+def naive(x: Tensor, grid: NoiseTable, starts: tuple[int, ...], denoiser: Denoiser) -> list[Tensor]:
+    """The samples of all cores, the fastest first, written as the method reads: core by core, from slow to fast."""
+    alpha, sigma, alpha_next, sigma_next = grid.alpha, grid.sigma, grid.alpha_next, grid.sigma_next
+
+    def jump(x: Tensor, m: Tensor, start: int, stop: int) -> Tensor:
+        x0 = (x - sigma[start] * m) / alpha[start]
+        return alpha_next[stop - 1] * x0 + sigma_next[stop - 1] * m
+
+    def output(x: Tensor, position: int) -> Tensor:
+        return denoiser(x, grid.timesteps[position].expand(len(x)))
+
+    samples: list[Tensor] = []
+    slower: dict[int, tuple[Tensor, Tensor]] = {}
+    for core, start in enumerate(starts):
+        states: dict[int, tuple[Tensor, Tensor]] = {}
+        span = start - starts[core - 1] if core > 0 else grid.num_steps + 1
+        current = jump(*slower[starts[core - 1]], starts[core - 1], start) if core > 0 else x
+        for position in range(start, grid.num_steps):
+            states[position] = current, output(current, position)
+            current = jump(*states[position], position, position + 1)
+            begin = position + 1 - span
+            if begin >= start and (begin - start) % span == 0:
+                old, new = (jump(*each[begin], begin, position + 1) for each in (states, slower))
+                current = current + (new - old)
+        samples.insert(0, current)
+        slower = states
+    return samples
+
+
+@settings(max_examples=15)
+@given(shapes(16), st.sampled_from([None, 2]))
+def test_every_core_does_what_the_method_says(shape: tuple[int, tuple[int, ...]], max_rows: int | None) -> None:
+    x = noise(2, 64)
+    grid = table(shape[0])
+    _, _, checkpoints = feed(chords(x, grid, chords_program(*shape).limited_to(max_rows)), MIXTURE, grid)
+    expected = naive(x, grid, shape[1], MIXTURE)
+    assert [found.iteration for found in checkpoints] == list(range(len(expected)))
+    for found, sample in zip(checkpoints, expected, strict=True):
+        torch.testing.assert_close(found.sample, sample, rtol=1e-10, atol=1e-10)
+
+
+def test_cores_that_agree_are_not_touched() -> None:
+    """A core that begins one step after another is that one: every bracket is zero, to the bit."""
+    x = noise(2, 64)
+    grid = table(12)
+    expected = one_by_one(x, grid, MIXTURE)
+    _, _, checkpoints = feed(chords(x, grid, chords_program(12, range(12))), MIXTURE, grid)
+    assert len(checkpoints) == 12
+    assert all(torch.equal(found.sample, expected) for found in checkpoints)
+    assert all(not found.change.any() for found in checkpoints[1:])
+
+
+@pytest.mark.parametrize(("num_steps", "num_cores"), [(50, 4), (50, 8), (25, 8), (100, 6)])
+def test_every_slower_core_is_closer(num_steps: int, num_cores: int) -> None:
+    x = noise(32, 64)
+    grid = table(num_steps)
+    found, _, checkpoints = feed(chords(x, grid, paper(num_steps, num_cores)), MIXTURE, grid)
+    errors = [float((each.sample - found).abs().mean()) for each in checkpoints]
+    # beyond that it is rounding
+    assert all(later < max(before, 1e-14) for before, later in pairwise(errors))
+    assert errors[num_cores // 2] < errors[0] / 100
+
+
+def test_checkpoints_tell_how_far_the_sample_has_moved() -> None:
+    x = noise(3, 64)
+    grid = table(20)
+    _, _, checkpoints = feed(chords(x, grid, paper(20, 5), watch_bits=True), MIXTURE, grid)
+    assert checkpoints[0].change is None
+    for before, found in pairwise(checkpoints):
+        torch.testing.assert_close(found.change, (found.sample - before.sample).abs().mean(1), rtol=1e-10, atol=1e-14)
+    assert all(found.still is None for found in checkpoints)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_noise_clipping_and_history(name: str) -> None:
+    num_steps = 24
+    grid = table_of(name, num_steps)
+    x = noise(8, 64) * grid.init_noise_sigma
+    extras = Extras(draws=draws(grid, x), scaled=True)
+    expected = one_by_one(x, grid, MIXTURE, extras)
+    found, _, checkpoints = feed(chords(x, grid, paper(num_steps, 5), extras), MIXTURE, grid)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    # a noisy step may send a sample to another component of the mixture: not every core is closer than the one before
+    errors = [float((each.sample - expected).abs().mean()) for each in checkpoints]
+    assert errors[3] < errors[0] / 4
+
+
+@pytest.mark.parametrize(
+    "stock",
+    [
+        DDIMScheduler(prediction_type="sample"),
+        DDIMScheduler(prediction_type="sample", clip_sample=False),
+        DDPMScheduler(prediction_type="sample"),
+        DDPMScheduler(prediction_type="sample", clip_sample=False),
+        DPMSolverMultistepScheduler(prediction_type="sample"),
+    ],
+    ids=["ddim", "ddim-unclipped", "ddpm", "ddpm-unclipped", "dpm"],
+)
+@settings(max_examples=5)
+@given(shapes(14))
+def test_where_x0_does_not_change_jumps_are_the_steps_they_replace(
+    stock: Any, shape: tuple[int, tuple[int, ...]]
+) -> None:
+    """With the noise of these steps: every core is then the sequential sampler, from the first one to arrive on."""
+    stock.set_timesteps(shape[0])
+    grid = noise_table(stock)
+    x, x0 = noise(2, 8), noise(1, 8, seed=1)
+    extras = Extras(draws=draws(grid, x))
+    expected = one_by_one(x, grid, lambda x, t: x0.expand_as(x), extras)
+    _, _, checkpoints = feed(chords(x, grid, chords_program(*shape), extras), lambda x, t: x0.expand_as(x), grid)
+    for found in checkpoints:
+        torch.testing.assert_close(found.sample, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_samples_stop_apart_and_keep_their_value_and_noise() -> None:
+    num_steps = 24
+    grid = table_of("ddpm", num_steps)
+    x = noise(4, 64)
+    extras = Extras(draws=draws(grid, x))
+    plan = paper(num_steps, 5)
+    alone, _, expected = feed(chords(x, grid, plan, extras), MIXTURE, grid)
+
+    def keep(checkpoint: Checkpoint) -> tuple[int, ...] | None:
+        leave = {0: {2}, 3: {0, 3}}.get(checkpoint.iteration, set())
+        return tuple(i for i, sample in enumerate(checkpoint.samples) if sample not in leave)
+
+    found, waves, checkpoints = feed(chords(x, grid, plan, extras), MIXTURE, grid, keep)
+    for sample, iteration in [(2, 0), (0, 3), (3, 3), (1, 4)]:
+        torch.testing.assert_close(found[sample], expected[iteration].sample[sample], rtol=1e-10, atol=1e-10)
+    assert [each.samples for each in checkpoints] == [(0, 1, 2, 3)] + [(0, 1, 3)] * 3 + [(1,)]
+    assert waves[-1].x.shape[1] == 1
+    torch.testing.assert_close(found[1], alone[1], rtol=1e-10, atol=1e-10)
+
+
+def test_a_run_ends_when_no_sample_goes_on() -> None:
+    x = noise(2, 64)
+    grid = table(20)
+    plan = paper(20, 5)
+    found, waves, checkpoints = feed(
+        chords(x, grid, plan), MIXTURE, grid, lambda each: () if each.iteration == 1 else None
+    )
+    assert len(waves) == plan.spent(1).waves < plan.num_waves
+    assert torch.equal(found, checkpoints[-1].sample)
+
+
+def test_samples_that_stop_between_cores_that_arrive_together() -> None:
+    x = noise(3, 64)
+    grid = table(12)
+    plan = chords_program(12, (0, 4, 5, 6))
+    together = [wave.boundaries for wave in plan if len(wave.boundaries) > 1]
+    assert together == [(Boundary(0, 1), Boundary(1, 1), Boundary(2, 1))]
+    found, _, checkpoints = feed(chords(x, grid, plan), MIXTURE, grid, lambda each: tuple(range(1, len(each.samples))))
+    assert [each.samples for each in checkpoints] == [(0, 1, 2), (1, 2), (2,)]
+    assert all(torch.equal(found[iteration], each.sample[0]) for iteration, each in enumerate(checkpoints))
+
+
+@pytest.mark.parametrize("name", ["ddim-clip", "ddpm", "dpm"])
+@pytest.mark.parametrize("max_rows", [None, 2])
+def test_constraint_and_trajectory(name: str, max_rows: int | None) -> None:
+    num_steps = 16
+    grid = table_of(name, num_steps)
+    x, known = noise(2, 64), noise(2, 64, seed=9)
+    fresh = draws(grid, x)
+    arrivals = []
+
+    def constrain(x: Tensor, position: int, samples: tuple[int, ...]) -> Tensor:
+        arrivals.append(position)
+        kept = x.clone()
+        kept[:, :20] = known[list(samples), :20] * (1 + position)
+        return kept
+
+    expected, found = Trajectory(num_steps), Trajectory(num_steps)
+    one_by_one(x, grid, MIXTURE, Extras(fresh, constrain, expected))
+    plan = paper(num_steps, 5).limited_to(max_rows)
+    arrivals.clear()
+    _, _, checkpoints = feed(chords(x, grid, plan, Extras(fresh, constrain, found)), MIXTURE, grid)
+    assert set(arrivals) == set(range(1, num_steps + 1))
+    for ours, reference in zip([*found.x[1:], *found.x0], [*expected.x[1:], *expected.x0], strict=True):
+        assert (ours is None) == (reference is None)
+        if ours is not None and reference is not None:
+            torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
+    for each in checkpoints:
+        torch.testing.assert_close(each.sample[:, :20], known[:, :20] * (1 + num_steps), rtol=1e-10, atol=1e-10)
+
+
+def test_history_that_is_given_is_looked_back_at() -> None:
+    """The second half of a grid, with what the first has left."""
+    whole = table_of("dpm", 20)
+    x = noise(2, 64)
+    trajectory = Trajectory(20)
+    expected = one_by_one(x, whole, MIXTURE, Extras(trajectory=trajectory))
+    half = whole.part(10, 20, afresh=False)
+    extras = Extras(x0_prev=trajectory.x0[9])
+    start = trajectory.x[10]
+    assert start is not None
+    found, _, _ = feed(chords(start, half, paper(10, 4), extras), MIXTURE, half)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,141 @@
+"""ParaDiGMS: wave for wave what diffusers' own pipeline of that name does, but for its last step."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from diffusers import DDIMParallelScheduler, DDIMScheduler, StableDiffusionParadigmsPipeline, StableDiffusionPipeline
+from torch import Tensor
+
+import srds_fast
+from srds_fast import zoo
+from srds_fast.pipelines.takeover import takeover
+from srds_fast.solvers.fixed_point.options import ParaDiGMS
+
+STEPS = 20
+PROMPTS = {"tiny": ["a cat", "two dogs"], "digits": ["the digit three", "the digit eight"]}
+
+
+@cache
+def built(name: str) -> StableDiffusionPipeline:
+    pipe = tiny.stable_diffusion() if name == "tiny" else zoo.load("digits")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def stock(name: str, set_alpha_to_one: bool = True) -> StableDiffusionPipeline:
+    """A pipeline with DDIM; the others' batched step always ends at an alpha of one."""
+    pipe = built(name)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=set_alpha_to_one)
+    return pipe
+
+
+def others(pipe: StableDiffusionPipeline) -> StableDiffusionParadigmsPipeline:
+    """The pipeline of diffusers with the same parts."""
+    parts = {part: each for part, each in pipe.components.items() if part != "image_encoder"}
+    parts["scheduler"] = DDIMParallelScheduler.from_config(pipe.scheduler.config)
+    theirs = StableDiffusionParadigmsPipeline(**parts, requires_safety_checker=False)
+    theirs.set_progress_bar_config(disable=True)
+    return theirs
+
+
+class Watched:
+    """Calls a pipeline and looks at the timesteps that its network is given.
+
+    Attributes:
+        windows: of each network call since the last sample, the steps it was given, without repetitions.
+    """
+
+    def __init__(self, name: str, pipe: Any, guidance: float, **call: Any) -> None:
+        self.name, self.pipe, self.guidance, self.call = name, pipe, guidance, call
+        self.windows: list[tuple[int, ...]] = []
+
+    def __call__(self) -> Tensor:
+        self.windows = []
+        size = {"height": 32, "width": 32} if self.name == "tiny" else {}
+        watch = self.pipe.unet.register_forward_pre_hook(self._see, with_kwargs=True)
+        try:
+            found = self.pipe(
+                PROMPTS[self.name],
+                num_inference_steps=STEPS,
+                guidance_scale=self.guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
+                output_type="latent",
+                **size,
+                **self.call,
+            ).images
+        finally:
+            watch.remove()
+        assert isinstance(found, Tensor)
+        return found
+
+    def _see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        timesteps = args[1] if len(args) > 1 else kwargs["timestep"]
+        self.windows.append(tuple(sorted(set(timesteps.flatten().tolist()), reverse=True)))
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0], ids=["plain", "guided"])
+@pytest.mark.parametrize(("window", "tolerance"), [(4, 0.1), (10, 0.5), (10, 0.02), (100, 0.1)])
+@pytest.mark.parametrize("name", ["tiny", "digits"])
+def test_wave_for_wave_as_in_diffusers(name: str, window: int, tolerance: float, guidance: float) -> None:
+    pipe = stock(name)
+    theirs = Watched(name, others(pipe), guidance, parallel=window, tolerance=tolerance)
+    method = ParaDiGMS(window=window, step_tolerance=tolerance)
+    fast = srds_fast.compile(pipe, method=method, engine="eager", strict=True)
+    ours = Watched(name, fast, guidance)
+    expected, found = theirs(), ours()
+    assert ours.windows == theirs.windows
+    assert fast.report.waves == len(theirs.windows) < STEPS
+    assert fast.report.rows == sum(map(len, theirs.windows))
+    assert fast.report.peak_rows == min(window, STEPS)
+    assert fast.report.converged == [True, True]
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["tiny", "digits"])
+def test_a_loose_tolerance_is_not_the_sequential_sampler(name: str) -> None:
+    """What is compared above is not one answer that all share."""
+    pipe = stock(name)
+    sequential = Watched(name, pipe, 5.0)()
+    fast = srds_fast.compile(pipe, method=ParaDiGMS(step_tolerance=0.5), engine="eager", strict=True)
+    difference = (Watched(name, fast, 5.0)() - sequential).abs().max()
+    assert float(difference) > 1e-3 * float(sequential.abs().max())
+
+
+@pytest.mark.parametrize("name", ["tiny", "digits"])
+def test_only_the_others_take_the_wrong_last_step(name: str) -> None:
+    """Where the noise schedule does not end at an alpha of one, as that of Stable Diffusion 1 and 2."""
+    pipe = stock(name, set_alpha_to_one=False)
+    sequential = Watched(name, pipe, 5.0)()
+    others_end = Watched(name, others(pipe), 5.0, parallel=10, tolerance=0.0)()
+    fast = srds_fast.compile(pipe, method=ParaDiGMS(), exact=True, engine="eager", strict=True)
+    assert_close(Watched(name, fast, 5.0)(), sequential)
+    assert float((others_end - sequential).abs().max()) > 1e-4 * float(sequential.abs().max())
+
+    # with the last step taken as it should be they agree
+    ended = Watched(name, others(stock(name)), 5.0, parallel=10, tolerance=0.0)()
+    assert_close(ended, Watched(name, stock(name), 5.0)())
+
+
+def test_driven_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(takeover, "why_not", lambda loop: "this test drives it")
+    pipe = stock("tiny")
+    theirs = Watched("tiny", others(pipe), 5.0, parallel=6, tolerance=0.1)
+    fast = srds_fast.compile(pipe, method=ParaDiGMS(window=6), engine="eager", strict=True)
+    driven = Watched("tiny", fast, 5.0)
+    expected, found = theirs(), driven()
+    assert fast.report.path == "drive"
+    # the loop's first turn is made before there is a plan
+    first, *windows = driven.windows
+    assert first == windows[0][:1]
+    assert windows == theirs.windows
+    assert fast.report.waves == len(driven.windows)
+    assert_close(found, expected)

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srds_fast.errors import InvalidArgument
+from srds_fast.solvers import program
+from srds_fast.solvers.program import Row, Wave, block_bounds, check
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[int, int, int]:
+    steps = draw(st.integers(1, 60))
+    blocks = draw(st.integers(1, steps))
+    return steps, blocks, draw(st.integers(0, blocks))
+
+
+def total_rows(steps: int, blocks: int, iterations: int) -> int:
+    """Shared and truncated total: the solved blocks of each iteration, and the last coarse sweep."""
+    bounds = block_bounds(steps, blocks)
+    solved = sum(steps - bounds[iteration] for iteration in range(iterations))
+    return solved + blocks - iterations
+
+
+@pytest.mark.parametrize(
+    ("steps", "blocks", "iterations", "waves", "rows"),
+    [(100, 10, 1, 19, 109), (25, 5, 1, 9, 29), (25, 5, 2, 13, 48), (25, 5, 3, 17, 62), (100, 20, 4, 36, 386)],
+)
+def test_counts_of_the_paper_table(steps: int, blocks: int, iterations: int, waves: int, rows: int) -> None:
+    found = program.srds(steps, blocks, iterations)
+    assert (found.num_waves, found.num_rows) == (waves, rows)
+
+
+def test_every_small_program_reads_only_what_was_written() -> None:
+    checked = 0
+    for steps in range(1, 15):
+        for blocks in range(1, steps + 1):
+            for iterations, pipelined, shared in itertools.product(range(blocks + 1), (True, False), (True, False)):
+                check(program.srds(steps, blocks, iterations, pipelined, shared=shared))
+                checked += 1
+    assert checked > 2000
+
+
+@given(shapes(), st.booleans(), st.booleans(), st.sampled_from([None, 1, 2, 3, 7]), st.sampled_from([None, 1, 2, 4]))
+def test_any_program_reads_only_what_was_written(
+    shape: tuple[int, int, int], pipelined: bool, shared: bool, max_rows: int | None, in_flight: int | None
+) -> None:
+    in_flight = in_flight if pipelined else None
+    found = program.srds(*shape, pipelined, shared=shared, in_flight=in_flight).limited_to(max_rows)
+    check(found)
+    assert max_rows is None or found.peak_rows <= max_rows
+
+
+@given(shapes())
+def test_rows_follow_the_formula_and_pipelining_moves_none(shape: tuple[int, int, int]) -> None:
+    pipelined, plain = program.srds(*shape), program.srds(*shape, False)
+    assert pipelined.num_rows == plain.num_rows == total_rows(*shape)
+    assert pipelined.num_waves <= plain.num_waves
+    assert {row for wave in pipelined for row in wave.rows} == {row for wave in plain for row in wave.rows}
+
+
+@given(shapes(), st.integers(1, 6))
+def test_what_is_held_back_moves_rows_and_costs_none_before_it_is_needed(
+    shape: tuple[int, int, int], in_flight: int
+) -> None:
+    steps, blocks, iterations = shape
+    eager, held = program.srds(*shape), program.srds(*shape, in_flight=in_flight)
+    assert {row for wave in eager for row in wave.rows} == {row for wave in held for row in wave.rows}
+    if in_flight >= iterations:
+        assert held == eager
+    for iteration in range(1, iterations + 1):
+        # what ends here has run the rows of those in flight at most
+        most = program.srds(steps, blocks, min(iterations, iteration + in_flight - 1))
+        assert held.spent(iteration).rows <= most.num_rows
+        assert held.spent(iteration).rows <= eager.spent(iteration).rows
+        assert held.spent(iteration).waves >= eager.spent(iteration).waves
+        if iteration <= in_flight:
+            assert held.spent(iteration).waves == eager.spent(iteration).waves
+        if in_flight == 1:
+            assert held.spent(iteration).rows == program.srds(steps, blocks, iteration).num_rows
+
+
+@given(st.integers(2, 9), st.integers(2, 9))
+def test_waves_of_one_iteration_after_another(size: int, blocks: int) -> None:
+    """The first as ever; each one more takes the steps behind the first and the jumps from the first that is left."""
+    held = program.srds(size * blocks, blocks, blocks, in_flight=1)
+    waves = size + blocks - 1
+    for iteration in range(1, blocks + 1):
+        assert held.spent(iteration).waves == waves
+        waves += size - 1 + max(0, blocks - iteration - 1)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.data())
+def test_waves_follow_the_formula_where_blocks_are_equal(size: int, blocks: int, data: st.DataObject) -> None:
+    iterations = data.draw(st.integers(0, blocks))
+    assert program.srds(size * blocks, blocks, iterations).num_waves == iterations * size + blocks - iterations
+    plain = program.srds(size * blocks, blocks, iterations, False)
+    assert plain.num_waves <= blocks + iterations * (size + blocks)
+
+
+@given(st.integers(1, 40))
+def test_exact_never_takes_more_waves_than_sequential(steps: int) -> None:
+    assert program.sequential(steps).num_waves == steps
+    for blocks in range(1, steps + 1):
+        assert program.srds(steps, blocks, blocks).num_waves == steps
+
+
+def test_the_sequential_program_passes_the_check() -> None:
+    check(program.sequential(7))
+
+
+def test_peak_rows_are_bounded_by_the_blocks() -> None:
+    assert program.srds(100, 10, 10).peak_rows == 10
+    assert program.srds(100, 20, 1).peak_rows == 6
+
+
+@pytest.mark.parametrize("broken", ["early", "missing", "twice"])
+def test_the_check_sees_a_broken_program(broken: str) -> None:
+    good = program.srds(12, 4, 2)
+    waves = list(good.waves)
+    if broken == "early":
+        waves[2], waves[3] = waves[3], waves[2]
+    elif broken == "missing":
+        waves[4] = Wave(waves[4].rows[1:], waves[4].boundaries)
+    else:
+        waves[1] = Wave((*waves[1].rows, Row(0, 0, 0, 0, coarse=False, fine=True)), waves[1].boundaries)
+    with pytest.raises(AssertionError):
+        check(program.Program(good.num_steps, good.bounds, good.num_iterations, tuple(waves)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [((0, 1, 0), "num_steps"), ((4, 5, 1), "num_blocks"), ((4, 2, 3), "num_iterations"), ((4, True, 1), "num_blocks")],
+)
+def test_numbers_out_of_range_are_named(arguments: tuple[int, int, int], name: str) -> None:
+    with pytest.raises(InvalidArgument, match=name):
+        program.srds(*arguments)
+
+
+def test_iterations_that_do_not_overlap_are_not_held_back() -> None:
+    for arguments, in_flight in (((8, 4, 2), 0), ((8, 4, 2, False), 1)):
+        with pytest.raises(InvalidArgument, match="in_flight"):
+            program.srds(*arguments, in_flight=in_flight)
+
+
+def test_programs_need_no_torch() -> None:
+    code = "import sys, srds_fast; srds_fast.program.srds(100, 10, 2); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_switch_is_no_number_even_where_the_number_was_asked_for_before() -> None:
+    """True == 1: a cache that does not look at types would answer."""
+    program.srds(4, 1, 1)
+    with pytest.raises(InvalidArgument, match="num_blocks is True"):
+        program.srds(4, True, 1)
+
+
+@given(st.integers(1, 30).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), st.integers(0, 3), st.booleans())
+def test_lanes_hold_the_same_rows_coarse_ones_first(sizes: tuple[int, int], iterations: int, pipelined: bool) -> None:
+    steps, blocks = sizes
+    whole = program.srds(steps, blocks, min(iterations, blocks), pipelined)
+    lanes = whole.in_lanes()
+    assert [row for wave in lanes for row in wave.rows] == [row for wave in whole for row in wave.rows]
+    assert all(len({row.coarse for row in wave.rows}) == 1 for wave in lanes)
+    assert [wave.boundaries for wave in lanes if wave.boundaries] == [
+        wave.boundaries for wave in whole if wave.boundaries
+    ]
+    assert len(lanes) == sum(len(wave.lanes()) for wave in whole)

@@ -9,6 +9,8 @@ from typing import Any
 
 from .. import __version__
 
+STEPS = "steps of the sequential sampler"
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; `command` is the name of the subcommand."""
@@ -37,7 +39,7 @@ def _demo(commands: Any) -> None:
         "demo --device cuda --dtype float16 --steps 200",
     )
     _prompt(parser)
-    _option(parser, "--steps", "N", "steps of the sequential sampler", POSITIVE, 100)
+    _option(parser, "--steps", "N", STEPS, POSITIVE, 100)
     _option(parser, "--guidance", "W", "guidance scale", float, 3.0)
     _waves(parser)
     _option(parser, "--iterations", "P", "iterations to show, past the tolerance too", NATURAL, 4, dest="shown")
@@ -56,7 +58,7 @@ def _generate(commands: Any) -> None:
         'generate "the digit two" --profile trace.json',
     )
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw")
-    _option(parser, "--steps", "N", "steps of the sequential sampler", POSITIVE, 50)
+    _option(parser, "--steps", "N", STEPS, POSITIVE, 50)
     _option(parser, "--guidance", "W", "guidance scale (the pipeline's own)", float)
     _option(parser, "--negative-prompt", "TEXT", "what not to draw")
     _option(parser, "--images-per-prompt", "K", "images of each prompt", POSITIVE, 1)
@@ -99,7 +101,7 @@ def _plan(commands: Any) -> None:
         "plan --steps 50 --calibrate 8 --save plan.json",
         "plan --steps 100 --blocks 10 --coarse-solver ddim --method srds",
     )
-    _option(parser, "--steps", "N", "steps of the sequential sampler", POSITIVE, required=True)
+    _option(parser, "--steps", "N", STEPS, POSITIVE, required=True)
     _settings(parser)
     _prompt(parser)
     _option(parser, "--guidance", "W", "guidance scale", float, 3.0)

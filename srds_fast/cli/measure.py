@@ -165,24 +165,23 @@ def compare(
     names = list(dict.fromkeys(["sequential", *methods]))
     pipes = [(f"{request.steps} steps, {name}", compile(pipe, **settings_for(name, request.steps))) for name in names]
     done = dict(zip(names, in_turn(pipes, request, rounds, announce), strict=True))
-    return [
-        {
-            "steps": request.steps,
-            "method": name,
-            "blocks": done[name].report.num_blocks,
-            "coarse_solver": done[name].report.coarse_solver,
-            "iterations": done[name].report.iterations,
-            "waves": done[name].report.waves,
-            "rows": done[name].report.rows,
-            "peak_rows": done[name].report.peak_rows,
-            "difference": grey_levels(done[name].images, reference),
-            "ratio": min(done[name].loop_seconds) / min(done["sequential"].loop_seconds),
-            "seconds": min(done[name].loop_seconds),
-            "slowest": max(done[name].loop_seconds),
-        }
-        for name in names
-        if name in methods
-    ]
+    baseline = min(done["sequential"].loop_seconds)
+    return [_entry(name, done[name], reference, baseline) for name in names if name in methods]
+
+
+def _entry(name: str, calls: Calls, reference: Tensor, baseline: float) -> dict[str, Any]:
+    report, fastest = calls.report, min(calls.loop_seconds)
+    counts = ("coarse_solver", "iterations", "waves", "rows", "peak_rows")
+    return {
+        "steps": report.num_inference_steps,
+        "method": name,
+        "blocks": report.num_blocks,
+        **{count: getattr(report, count) for count in counts},
+        "difference": grey_levels(calls.images, reference),
+        "ratio": fastest / baseline,
+        "seconds": fastest,
+        "slowest": max(calls.loop_seconds),
+    }
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import tiny
 import torch
 
 import srds_fast
-from srds_fast import program
 from srds_fast.cli.measure import (
     METHODS,
     Calls,
@@ -56,23 +55,16 @@ def test_grey_levels_see_what_rounding_to_8_bits_would_hide() -> None:
     assert grey_levels(reference + 0.1 / 255, reference)["mean"] == pytest.approx(0.1, abs=1e-4)
 
 
-@pytest.mark.parametrize(("steps", "blocks"), [(100, 20), (100, 10), (36, 6), (8, 8)])
-def test_waves_until_an_iteration_follow_the_formula(steps: int, blocks: int) -> None:
-    size = steps // blocks
-    whole = program.srds(steps, blocks, blocks)
-    for iteration in range(blocks + 1):
-        assert whole.spent(iteration).waves == iteration * size + blocks - iteration
-    assert whole.spent(blocks).rows == whole.num_rows
-    assert whole.spent(blocks).peak_rows == whole.peak_rows
-
-
 @pytest.mark.parametrize("max_rows", [None, 3])
 def test_what_was_spent_is_what_a_stopped_run_reports(pipe: Any, max_rows: int | None) -> None:
     fast = srds_fast.compile(pipe, method="srds", max_rows=max_rows)
     report = Calls(fast).add(REQUEST).report
     plan = fast.plan_for(num_inference_steps=REQUEST.steps)
     assert 0 < report.iterations < plan.num_blocks
-    cost = plan.program().spent(report.iterations)
+    whole = plan.program()
+    assert whole.spent(plan.num_blocks).rows == whole.num_rows
+    assert whole.spent(plan.num_blocks).peak_rows == whole.peak_rows
+    cost = whole.spent(report.iterations)
     assert (cost.waves, cost.rows, cost.peak_rows) == (report.waves, report.rows, report.peak_rows)
 
 

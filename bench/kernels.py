@@ -35,7 +35,7 @@ from srds_fast.kernels.wave_update import reference as wave_update_reference
 from srds_fast.kernels.wave_update.traffic import traffic
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
-from srds_fast.solvers.fixed_point import program as sweeps
+from srds_fast.solvers.fixed_point.solver import program as sweeps
 from srds_fast.solvers.wave_table import wave_table
 
 from . import timing

@@ -1,52 +1,126 @@
-"""What `srds-fast generate | compare` do and print, and what the demo shares with them."""
+"""`srds-fast demo`, `generate` and `compare`: what they do and print."""
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import re
-import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import zoo
-from ..errors import InvalidArgument, UnsupportedScheduler
+from ..errors import InvalidArgument
 from ..pipelines.compile import compile
-from .comparison import CONTESTANTS, Announce, Difference, Entry, Request, compare, generators
+from . import measure
 from .environment import environment
-from .loading import open_pipeline, silence
-from .table import Table, small
+from .loading import open_for, prompts_for, settings_of
+from .measure import METHODS, TIMED_CALLS, Convergence, Request, spread, verdict
+from .output import announcer, counted, counts, grey, show_table, warn_if_busy
+from .sheet import convergence_sheet
 
-COUNTS = [("waves", 5), ("rows", 5), ("peak rows", 9)]
-GREY = [("mean", 7), ("p95", 7), ("max", 7)]
-# beyond it the first call's warm-up and the usual jitter explain no longer why equal calls took unequal times
-BELIEVABLE_SPREAD = 1.5
+WHEN_FASTER = """\
+When is SRDS faster? It makes fewer waves than the sequential loop, but evaluates more rows, many in one wave. On a CPU,
+or on a GPU that one row keeps busy, time grows with the rows and the sequential loop wins. SRDS can only win where a
+wide batch costs little more than one row, as a small network on a large GPU should. This run measured it."""
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Print how SRDS converges to the images of the stock pipeline, and draw it."""
+    pipe = open_for(args, args.steps)
+    request = Request(prompts_for(args), args.steps, args.guidance, args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f"{args.steps} steps, {_about(args, pipe, request.prompts)}", flush=True)
+    result = measure.converge(pipe, request, args.shown, settings_of(args), announcer(pipe))
+    _print_iterations(result)
+    _print_seconds(result)
+    _draw(result, args.out)
+
+
+def _about(args: argparse.Namespace, pipe: Any, prompts: Sequence[str]) -> str:
+    """What is sampled, on what, and how differences are measured."""
+    images, device = counted(len(prompts), "image"), pipe.device
+    where = f"{device}, {counted(torch.get_num_threads(), 'thread')}"
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    return (
+        f"{images}, guidance {args.guidance:g}, seed {args.seed} for the first, {args.dtype} on {where}.\n"
+        "mean, p95, max: difference to the stock pipeline with the same seeds, in grey levels. Each image gives one\n"
+        "value, its mean absolute difference before rounding to 8 bits; the columns are mean, 95th percentile and\n"
+        f"maximum over {images}."
+    )
+
+
+def _print_iterations(result: Convergence) -> None:
+    plan, stop = result.plan, result.final.report.iterations
+    print(f"SRDS: {plan.num_blocks} blocks, coarse solver {plan.coarse_solver}.")
+    rows = [
+        {
+            "iteration": stage.iteration,
+            **counts(stage.spent),
+            **grey(result.difference(stage.images)),
+            "": "<- default tolerance stops here" if stage.iteration == stop else "",
+        }
+        for stage in result.stages
+    ]
+    show_table(rows, text=["iteration", ""])
+    if stop > result.stages[-1].iteration:
+        print(f"\nThe default tolerance stops after {stop} iterations; see them all with --iterations.")
+
+
+def _print_seconds(result: Convergence) -> None:
+    final, sequential, stock = result.final, result.sequential, result.stock
+    rows: list[dict[str, object]] = [
+        {
+            "final": name,
+            **counts(done.report),
+            **grey(result.difference(done.images)),
+            "loop s": _span(done.loop_seconds),
+            "call s": _span(done.seconds),
+        }
+        for name, done in (("srds", final), ("sequential", sequential))
+    ]
+    rows.append({**dict.fromkeys(rows[0]), "final": "stock", "call s": _span(stock.seconds)})
+    show_table(rows, text=["final"])
+    print(
+        "loop s: the denoising loop. call s: the whole call, with prompt encoding and decoding. Both: fastest and "
+        f"slowest of\n{counted(TIMED_CALLS, 'call')}, in turn, after an untimed one.\n\n"
+        f"This run: the SRDS loop was {verdict(final.loop_seconds, sequential.loop_seconds)} the sequential loop, "
+        f"and the\nwhole call {verdict(final.seconds, stock.seconds)} that of the stock pipeline.\n{WHEN_FASTER}"
+    )
+    warn_if_busy(max(spread(done.seconds) for done in (final, sequential, stock)))
+
+
+def _span(seconds: Sequence[float]) -> str:
+    return f"{min(seconds):.2f}-{max(seconds):.2f}"
+
+
+def _draw(result: Convergence, out: Path) -> None:
+    sheet, plot = out / "contact-sheet.png", out / "convergence.png"
+    convergence_sheet(result).save(sheet)
+    print(f"\ncontact sheet     {sheet}")
+    try:
+        from .plots import convergence_plot
+
+        convergence_plot(result, plot)
+        print(f"convergence plot  {plot}")
+    except ImportError:
+        print("convergence plot  not drawn, matplotlib is not installed: pip install 'srds-fast[plot]'")
 
 
 def generate(args: argparse.Namespace) -> None:
     """Write images as PNG."""
     pipe = open_for(args, args.steps)
     fast = compile(pipe, **settings_of(args))
-    seeds = range(args.seed, args.seed + len(args.prompts) * args.images_per_prompt)
-    options: dict[str, Any] = {}
-    if args.guidance is not None:
-        options["guidance_scale"] = args.guidance
-    if args.negative_prompt is not None:
-        options["negative_prompt"] = [args.negative_prompt] * len(args.prompts)
+    request = Request(
+        tuple(args.prompts), args.steps, args.guidance, args.seed, args.images_per_prompt, args.negative_prompt
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     announcer(pipe)("generate")
-    images = fast(
-        args.prompts,
-        num_inference_steps=args.steps,
-        num_images_per_prompt=args.images_per_prompt,
-        generator=generators(args.seed, len(seeds)),
-        **options,
-    ).images
-    for number, (seed, image) in enumerate(zip(seeds, images, strict=True)):
-        path = args.out / f"{_slug(args.prompts[number // args.images_per_prompt])}-seed{seed}.png"
+    for number, image in enumerate(fast(**request.arguments()).images):
+        slug = re.sub(r"\W+", "-", args.prompts[number // args.images_per_prompt].lower()).strip("-")[:60] or "image"
+        path = args.out / f"{slug}-seed{args.seed + number}.png"
         image.save(path)
         print(path)
     report = fast.report
@@ -54,34 +128,29 @@ def generate(args: argparse.Namespace) -> None:
     print(f"\n{report if args.show_report else summary}")
 
 
-def comparison(args: argparse.Namespace) -> None:
-    """Print a table of step counts and methods, and write it as JSON if asked."""
-    unknown = [name for name in args.methods if name not in CONTESTANTS]
+def compare(args: argparse.Namespace) -> None:
+    """Print a table for each step count, a row for each method, and write all of them as JSON if asked."""
+    unknown = [name for name in args.methods if name not in METHODS]
     if unknown:
-        raise InvalidArgument(f"There is no method {unknown[0]!r}. Known are {', '.join(CONTESTANTS)}.")
+        raise InvalidArgument(f"There is no method {unknown[0]!r}. Known are {', '.join(METHODS)}.")
     pipe = open_for(args, max(args.steps))
     prompts = prompts_for(args)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
     print(
-        f"{about_run(args, len(prompts), pipe)}.\n"
-        f"{about_difference(len(prompts))}\n"
+        f"{_about(args, pipe, prompts)}\n"
         "iterations: of the image that needed most. seconds: of the denoising loop, the fastest of "
         f"{counted(args.calls, 'call')}, in turn.\n"
         "ratio: these seconds divided by those of sequential; below 1 is faster.\n"
     )
-    for name in args.methods:
-        print(f"  {name:<12}{CONTESTANTS[name].about}")
-    columns = [("steps", 5), ("method", -10), ("blocks", 6), ("iterations", 10), *COUNTS, *GREY]
-    table = Table([*columns, ("ratio", 6), ("seconds", 8)])
-    print(f"\n{table.heading()}", flush=True)
-    entries: list[Entry] = []
+    print("\n".join(f"  {name:<12}{METHODS[name]}" for name in args.methods), flush=True)
+    entries: list[dict[str, Any]] = []
     for steps in args.steps:
         request = Request(prompts, steps, args.guidance, args.seed)
-        measured = compare(pipe, request, args.methods, args.calls, announcer(pipe))
-        print("\n".join(_line(table, entry) for entry in measured), flush=True)
+        measured = measure.compare(pipe, request, args.methods, args.calls, announcer(pipe))
+        show_table([_cells(entry) for entry in measured], text=["method"])
         entries += measured
-    warn_if_busy(max(entry.slowest / entry.seconds for entry in entries))
+    warn_if_busy(max(entry["slowest"] / entry["seconds"] for entry in entries))
     if args.json is not None:
         document = {
             "prompts": prompts,
@@ -91,107 +160,18 @@ def comparison(args: argparse.Namespace) -> None:
             "device": str(pipe.device),
             "threads": torch.get_num_threads(),
             "calls": args.calls,
-            "entries": [asdict(entry) for entry in entries],
+            "entries": entries,
             "environment": environment(),
         }
         args.json.write_text(json.dumps(document, indent=2) + "\n")
         print(f"\n{args.json}")
 
 
-def open_for(args: argparse.Namespace, steps: int) -> Any:
-    """The pipeline the arguments name, known to be one that compiles, takes prompts and can make so many steps."""
-    silence()
-    pipe = open_pipeline(args.model, args.device, args.dtype, ddim=args.ddim)
-    try:
-        compile(pipe)
-    except UnsupportedScheduler as error:
-        raise UnsupportedScheduler(f"{error} On the command line: --ddim.") from error
-    if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
-        raise InvalidArgument(f"{type(pipe).__name__} takes no prompt. Give a text-to-image pipeline.")
-    trained = int(pipe.scheduler.config.num_train_timesteps)
-    if steps > trained:
-        raise InvalidArgument(
-            f"{steps} steps are too many. The model was trained with {trained}. Ask for at most these."
-        )
-    return pipe
-
-
-def prompts_for(args: argparse.Namespace) -> tuple[str, ...]:
-    """The prompts given, or those of the bundled pipeline."""
-    if args.prompt:
-        return tuple(args.prompt)
-    if args.model in zoo.names():
-        return tuple(zoo.prompts(args.model))
-    raise InvalidArgument(f"It is not known what {args.model} can draw. Say it with --prompt, once for every image.")
-
-
-def announcer(pipe: Any) -> Announce:
-    """Labels the pipeline's own progress bar, which is shown on a terminal only."""
-    hidden = not sys.stderr.isatty()
-
-    def announce(text: str) -> None:
-        pipe.set_progress_bar_config(desc=text, leave=False, disable=hidden)
-
-    return announce
-
-
-def warn_if_busy(spread: float) -> None:
-    """Say so where the seconds of equal calls lie too far apart to be believed."""
-    if spread > BELIEVABLE_SPREAD:
-        print(
-            f"\nMind: equal calls differed by up to {spread:.1f} times in their seconds. Something else kept this "
-            "machine busy;\nmeasure again when it is idle."
-        )
-
-
-def about_run(args: argparse.Namespace, images: int, pipe: Any) -> str:
-    """What is sampled, and on what."""
-    device, threads = pipe.device, torch.get_num_threads()
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {counted(threads, 'thread')}"
-    what = f"{counted(images, 'image')}, guidance {args.guidance:g}, seed {args.seed} for the first"
-    return f"{what}, {args.dtype} on {where}"
-
-
-def counted(number: int, thing: str) -> str:
-    """1 image, 2 images."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def grey(difference: Difference) -> list[str]:
-    """The cells below `GREY`."""
-    return [small(value) for value in (difference.mean, difference.p95, difference.max)]
-
-
-def about_difference(images: int) -> str:
-    """What the columns of `GREY` hold."""
-    return (
-        "mean, p95, max: difference to the stock pipeline with the same seeds, in grey levels. Of each image the mean\n"
-        "absolute difference, decoded and not yet rounded to 8 bits; then mean, 95th percentile and maximum over "
-        f"{counted(images, 'image')}."
-    )
-
-
-def _line(table: Table, entry: Entry) -> str:
-    blocks, iterations = entry.blocks or None, entry.iterations or None
-    counts = entry.waves, entry.rows, entry.peak_rows
-    times = f"{entry.ratio:.2f}", f"{entry.seconds:.3f}"
-    return table.line(entry.steps, entry.method, blocks, iterations, *counts, *grey(entry.difference), *times)
-
-
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `compile`."""
+def _cells(entry: dict[str, Any]) -> dict[str, object]:
+    shown = ("steps", "method", "blocks", "iterations", "waves", "rows", "peak_rows")
     return {
-        "method": args.method,
-        "tolerance": args.tolerance,
-        "exact": args.exact,
-        "num_blocks": args.blocks,
-        "max_iterations": args.iterations,
-        "coarse_solver": args.coarse_solver,
-        "in_flight": args.in_flight,
-        "max_rows": args.max_rows,
+        **{name.replace("_", " "): entry[name] or None for name in shown},
+        **grey(entry["difference"]),
+        "ratio": f"{entry['ratio']:.2f}",
+        "seconds": f"{entry['seconds']:.3f}",
     }
-
-
-def _slug(prompt: str) -> str:
-    """A file name from a prompt."""
-    return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60] or "image"

@@ -1,7 +1,9 @@
-"""Opening a pipeline by what a user typed: a bundled name, or a folder."""
+"""From arguments to a pipeline, prompts and settings."""
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,18 +11,61 @@ from typing import Any
 import torch
 
 from .. import zoo
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, UnsupportedScheduler
+from ..pipelines.compile import compile
 
-DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
+SETTINGS = (
+    "method", "tolerance", "exact", "num_blocks", "max_iterations", "coarse_solver", "in_flight", "max_rows",
+)  # fmt: skip
 
 
-def silence() -> None:
-    """Keep diffusers and transformers from talking about anything but errors, in all of this process."""
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `compile`: those that the command knows."""
+    return {name: getattr(args, name) for name in SETTINGS if name in args}
+
+
+def prompts_for(args: argparse.Namespace) -> tuple[str, ...]:
+    """The prompts given, or those of the bundled pipeline.
+
+    Raises:
+        InvalidArgument: none are given, and the pipeline is not a bundled one.
+    """
+    if args.prompt:
+        return tuple(args.prompt)
+    if args.model in zoo.names():
+        return tuple(zoo.prompts(args.model))
+    raise InvalidArgument(f"It is not known what {args.model} can draw. Give a --prompt for every image.")
+
+
+def open_for(args: argparse.Namespace, steps: int) -> Any:
+    """The pipeline that the arguments name, from this machine only.
+
+    Raises:
+        InvalidArgument: there is no such model or device, the pipeline takes no prompt, or `steps` are too many.
+        UnsupportedPipeline, UnsupportedScheduler: it cannot be compiled.
+    """
+    _silence()
+    device = _device(args.device)
+    pipe = zoo.load(args.model) if args.model in zoo.names() else _from_folder(args.model)
+    if args.ddim:
+        from diffusers import DDIMScheduler
+
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe = pipe.to(device, getattr(torch, args.dtype))
+    try:
+        compile(pipe)
+    except UnsupportedScheduler as error:
+        raise UnsupportedScheduler(f"{error} On the command line: --ddim.") from error
+    if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
+        raise InvalidArgument(f"{type(pipe).__name__} takes no prompt. Give a text-to-image pipeline.")
+    trained = int(pipe.scheduler.config.num_train_timesteps)
+    if steps > trained:
+        raise InvalidArgument(f"{steps} steps are too many. The model was trained with {trained}. Ask for fewer.")
+    return pipe
+
+
+def _silence() -> None:
+    """Let diffusers and transformers print errors only, in the whole process."""
     import diffusers
     import transformers
 
@@ -28,27 +73,6 @@ def silence() -> None:
         library.set_verbosity_error()
         library.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)
-
-
-def open_pipeline(model: str, device: str, dtype: str, *, ddim: bool = False) -> Any:
-    """A text-to-image pipeline, from this machine only.
-
-    Args:
-        model: name of a bundled pipeline, or a folder that `save_pretrained` wrote.
-        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
-        dtype: name of the dtype the networks run in.
-        ddim: replace the pipeline's scheduler by DDIM on the same noise schedule.
-
-    Raises:
-        InvalidArgument: nothing that can be run is there, or the device is not.
-    """
-    place = _device(device)
-    pipe = zoo.load(model) if model in zoo.names() else _from_folder(model)
-    if ddim:
-        from diffusers import DDIMScheduler
-
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    return pipe.to(place, DTYPES[dtype])
 
 
 def _device(name: str) -> torch.device:
@@ -66,16 +90,13 @@ def _device(name: str) -> torch.device:
 def _from_folder(model: str) -> Any:
     from diffusers import DiffusionPipeline
 
+    advice = "Give the folder that pipe.save_pretrained wrote."
     folder = Path(model)
     if not folder.is_dir():
-        raise InvalidArgument(
-            f"There is no model {model!r}. It is neither bundled ({', '.join(zoo.names())}) nor a folder. "
-            "Give the folder that pipe.save_pretrained wrote."
-        )
+        bundled = ", ".join(zoo.names())
+        raise InvalidArgument(f"There is no model {model!r}. It is neither bundled ({bundled}) nor a folder. {advice}")
     if not (folder / "model_index.json").is_file():
-        raise InvalidArgument(
-            f"{model} holds no pipeline: it has no model_index.json. Give the folder that pipe.save_pretrained wrote."
-        )
+        raise InvalidArgument(f"{model} holds no pipeline: it has no model_index.json. {advice}")
     try:
         return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # what a damaged folder raises depends on which of its files is damaged

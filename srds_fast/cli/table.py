@@ -24,8 +24,3 @@ class Table:
         """One line; None is printed as a dash."""
         texts = ("-" if cell is None else str(cell) for cell in cells)
         return "  ".join(map(format, texts, self._formats)).rstrip()
-
-
-def small(number: float) -> str:
-    """A number of any size in few characters: 12.3, 0.651, 2.1e-05."""
-    return f"{number:.3g}" if number == 0 or number >= 0.0995 else f"{number:.2g}"

@@ -13,7 +13,7 @@ from twins import Twins
 
 import srds_fast
 from srds_fast import CaptureFailed
-from srds_fast.engine.graphs import cache as graphs_module
+from srds_fast.engine.graphs.cache import cache as graphs_module
 from srds_fast.engine.graphs.tape import Tape
 from srds_fast.engine.graphs.utilisation import BUSY, why_not_worth
 

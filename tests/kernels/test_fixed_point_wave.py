@@ -40,10 +40,10 @@ from srds_fast.schedulers.steps import Like
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.contract import Evaluate, Extras
-from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.fixed_point.grid import grid_of, interpolation
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaTAA
 from srds_fast.solvers.fixed_point.solver import fixed_point
+from srds_fast.solvers.fixed_point.solver import program as sweeps
 
 torch.set_num_threads(1)
 STEPS = 11

@@ -1,0 +1,66 @@
+"""What people read: tables, numbers, and warnings about times."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+# the first call's warm-up and the usual jitter do not explain a larger spread of equal calls
+BELIEVABLE_SPREAD = 1.5
+# wider than any table: the content decides how wide a table is, also where the output is a file
+_UNLIMITED = 10_000
+
+
+def show_table(rows: Sequence[Mapping[str, object]], text: Collection[str] = ()) -> None:
+    """Print rows under their headings; no cell is cut or wrapped.
+
+    Args:
+        rows: cells by heading, the same headings in each row. None is printed as a dash.
+        text: headings of the columns that are aligned to the left; numbers are aligned to the right.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in rows[0]:
+        table.add_column(heading, justify="left" if heading in text else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in row.values()))
+    print()
+    Console(width=_UNLIMITED, markup=False, emoji=False).print(table)
+
+
+def counts(spent: Any) -> dict[str, object]:
+    """Cells for the waves and rows that a run made."""
+    return {"waves": spent.waves, "rows": spent.rows, "peak rows": spent.peak_rows}
+
+
+def grey(difference: Mapping[str, float]) -> dict[str, object]:
+    """Cells for `grey_levels`."""
+    return {name: small(value) for name, value in difference.items()}
+
+
+def announcer(pipe: Any) -> Callable[[str], None]:
+    """Label the pipeline's own progress bar, which is shown on a terminal only."""
+    hidden = not sys.stderr.isatty()
+    return lambda text: pipe.set_progress_bar_config(desc=text, leave=False, disable=hidden)
+
+
+def warn_if_busy(spread: float) -> None:
+    """Warn if the slowest of equal calls took `spread` times as long as the fastest, and that is too much."""
+    if spread > BELIEVABLE_SPREAD:
+        print(
+            f"\nWarning: equal calls differ by up to {spread:.1f} times in their seconds. Something else kept this "
+            "machine busy.\nMeasure again when it is idle."
+        )
+
+
+def counted(number: int, thing: str) -> str:
+    """1 image, 2 images."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def small(number: float) -> str:
+    """A number of any size in few characters: 12.3, 0.651, 2.1e-05."""
+    return f"{number:.3g}" if number == 0 or number >= 0.0995 else f"{number:.2g}"

@@ -32,11 +32,11 @@ from .spans import Timeline as Timeline
 from .spans import call as call
 from .spans import iteration as iteration
 from .spans import phase as phase
-from .spans import profile as profile
-from .spans import profile_as as profile_as
 from .spans import recording as recording
 from .spans import replay as replay
 from .spans import span as span
 from .spans import unseen as unseen
 from .spans import wave as wave
 from .spans import waves_of as waves_of
+from .watch import profile as profile
+from .watch import profile_as as profile_as

@@ -20,8 +20,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from srds_fast.cli.environment import environment
 from srds_fast.cli.table import Table
+from srds_fast.telemetry.environment import environment
 
 from .intervals import covered
 from .rows import DEVICE, SMALL

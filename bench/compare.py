@@ -39,8 +39,8 @@ from pathlib import Path
 
 import torch
 
-from srds_fast.cli.environment import environment
 from srds_fast.cli.table import Table
+from srds_fast.telemetry.environment import environment
 
 from .committed import differences
 from .layout import BadInput, commit, lay_out

@@ -28,8 +28,8 @@ from typing import Any
 
 import torch
 
-from srds_fast.cli.environment import environment
 from srds_fast.solvers.fixed_point.options import Collocation
+from srds_fast.telemetry.environment import environment
 
 from . import rows, timing
 from .rows import DEVICE, SMALL

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from srds_fast.cli.environment import PACKAGES
+from srds_fast.telemetry.environment import PACKAGES
 
 from .layout import LIBRARY, ROOT
 

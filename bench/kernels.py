@@ -27,7 +27,6 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from srds_fast.cli.environment import environment
 from srds_fast.kernels import affine_scan, anderson_mix, wave_update
 from srds_fast.kernels.affine_scan import reference as affine_scan_reference
 from srds_fast.kernels.anderson_mix import reference as anderson_mix_reference
@@ -37,6 +36,7 @@ from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
 from srds_fast.solvers.fixed_point.solver import program as sweeps
 from srds_fast.solvers.wave_table import wave_table
+from srds_fast.telemetry.environment import environment
 
 from . import timing
 

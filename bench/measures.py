@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from srds_fast.cli.environment import environment
+from srds_fast.telemetry.environment import environment
 
 from .dispatched import Dispatched
 from .layout import is_dirty, revision

@@ -34,8 +34,8 @@ from typing import Any
 
 import torch
 
-from srds_fast.cli.environment import environment
 from srds_fast.cli.table import Table
+from srds_fast.telemetry.environment import environment
 
 from . import curves, rows
 from .contestants import CONTESTANTS, DEFAULT, PAPER, SELF_STOPPING

@@ -19,7 +19,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 import srds_fast
-from srds_fast.cli.environment import environment
+from srds_fast.telemetry.environment import environment
 
 ROUNDS = 9
 

@@ -40,8 +40,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srds_fast.cli.environment import environment
 from srds_fast.cli.table import Table
+from srds_fast.telemetry.environment import environment
 
 from . import demonstrations
 from .entrants import AUTO, BOUND, COMPILED, SEQUENTIAL, STOCK, Entrant, entrants, reason

@@ -26,10 +26,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from srds_fast.cli.environment import environment
 from srds_fast.cli.table import Table
 from srds_fast.errors import SrdsFastError
-from srds_fast.report import Report
+from srds_fast.telemetry.environment import environment
+from srds_fast.telemetry.report import Report
 
 from . import curves, demonstrations
 from .curves import Curve

@@ -12,9 +12,9 @@ import srds_fast
 from srds_fast.planner.choose import choose
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
-from srds_fast.report import Report
 from srds_fast.solvers.fixed_point.options import Collocation
 from srds_fast.solvers.method import Options
+from srds_fast.telemetry.report import Report
 
 from . import demonstrations
 from .rows import PolicyNetwork

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from srds_fast import zoo
-from srds_fast.cli.environment import environment
+from srds_fast.telemetry.environment import environment
 
 from . import timing
 

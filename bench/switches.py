@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from srds_fast.cli.environment import environment
 from srds_fast.cli.table import Table
 from srds_fast.errors import SrdsFastError
+from srds_fast.telemetry.environment import environment
 
 from .rows import DEVICE, SMALL
 from .timing import Stopwatch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from srds_fast.cli.environment import environment
+from srds_fast.telemetry.environment import environment
 
 
 def main(path: str) -> None:

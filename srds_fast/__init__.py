@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from .errors import UnsupportedScheduler as UnsupportedScheduler
     from .pipelines.compile import compile as compile
     from .planner.plan import Plan as Plan
-    from .report import Report as Report
     from .sampling.sample import SampleResult as SampleResult
     from .sampling.sample import sample as sample
     from .solvers import program as program
     from .telemetry import profile as profile
+    from .telemetry.report import Report as Report
 
 
 _HOME = {
@@ -38,7 +38,7 @@ _HOME = {
     "profile": "telemetry",
     "SampleResult": "sampling.sample",
     "Plan": "planner.plan",
-    "Report": "report",
+    "Report": "telemetry.report",
     "Graphs": "engine.graphs.cache",
     "CaptureFailed": "errors",
     "DivergenceError": "errors",

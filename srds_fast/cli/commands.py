@@ -13,8 +13,8 @@ import torch
 
 from ..errors import InvalidArgument
 from ..pipelines.compile import compile
+from ..telemetry.environment import environment
 from . import measure
-from .environment import environment
 from .loading import open_for, prompts_for, settings_of
 from .measure import METHODS, TIMED_CALLS, Convergence, Request, spread, verdict
 from .output import announcer, counted, counts, grey, show_table, warn_if_busy

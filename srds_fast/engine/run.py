@@ -14,7 +14,6 @@ from ..kernels.dispatch import implementation
 from ..planner.choose import choose
 from ..planner.plan import Plan
 from ..planner.settings import Settings
-from ..report import Report
 from ..schedulers.steps import CoarseSolver
 from ..schedulers.table import NoiseTable
 from ..solvers.chords.program import Cores
@@ -29,6 +28,7 @@ from ..solvers.program import Program
 from ..solvers.sequential import sequential
 from ..solvers.srds import srds
 from ..solvers.waves import CountedWaves
+from ..telemetry.report import Report
 
 Observer = Callable[[Checkpoint], None]
 

@@ -21,8 +21,8 @@ from ..engine.run import Observer, no_room
 from ..errors import InvalidArgument, SrdsFastError, UnsupportedPipeline
 from ..faster import faster
 from ..planner.settings import GRAPH_ENGINES
-from ..report import Report
 from ..solvers.method import check_warm_start_method, options_of
+from ..telemetry.report import Report
 from .families import Family, family_of
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import Drive, driven_copy

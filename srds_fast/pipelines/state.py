@@ -19,7 +19,7 @@ from ..planner.choose import choose
 from ..planner.plan import Plan
 from ..planner.search import Pricing, usual
 from ..planner.settings import MOST_STEPS, Settings
-from ..report import Report
+from ..telemetry.report import Report
 from .loop import Arguments
 from .tokenizers import Spares
 

@@ -13,9 +13,9 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from ..report import Report
 from ..solvers.convergence import Contraction, estimated_error
 from ..solvers.fixed_point.options import HALF_A_GREY_LEVEL, FixedPoint
+from ..telemetry.report import Report
 from .plan import Plan
 
 # sweeps after which a tolerance of half a grey level mostly stops a run, and by what factor one more reduces the error:

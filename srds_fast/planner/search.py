@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..report import Report
 from ..solvers.convergence import SRDS, Contraction
+from ..telemetry.report import Report
 from .candidates import candidates, fixed_at, until, within_memory
 from .context import Context
 from .cost_curve import CostCurve

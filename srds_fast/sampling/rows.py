@@ -239,10 +239,8 @@ class RowDenoiser:
         Raises:
             InvalidArgument: the denoiser returned something else than a tensor shaped like its input.
         """
-        if telemetry.active:
-            with telemetry.span("network", "network", len(wave.positions)):
-                return self._called(wave)
-        return self._called(wave)
+        with telemetry.span("network", "network", len(wave.positions)):
+            return self._called(wave)
 
     def _called(self, wave: Evaluate) -> Tensor:
         x = wave.x.flatten(0, 1)

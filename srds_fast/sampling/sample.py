@@ -31,13 +31,13 @@ from ..planner.context import context_of
 from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
 from ..planner.search import Pricing, usual
 from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
-from ..report import Report
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table
 from ..solvers.contract import Core, Evaluate, Extras, Trajectory
 from ..solvers.method import Options, check_warm_start, check_warm_start_method, options_of
 from ..solvers.program import Program
 from ..solvers.waves import CountedWaves
+from ..telemetry.report import Report
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 
 logger = logging.getLogger("srds_fast")

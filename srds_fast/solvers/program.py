@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ..errors import InvalidArgument
 
@@ -79,12 +79,14 @@ class Program:
         bounds: grid position of each boundary, length B + 1, from 0 to N.
         num_iterations: iterations after the coarse sweep (0: the coarse sweep alone).
         waves: the waves, in the order they run.
+        first_iteration: number of the first iteration: 0, the coarse sweep, for those that have one.
     """
 
     num_steps: int
     bounds: tuple[int, ...]
     num_iterations: int
     waves: tuple[Wave, ...]
+    first_iteration: ClassVar[int] = 0
 
     def __iter__(self) -> Iterator[Wave]:
         return iter(self.waves)

@@ -129,13 +129,7 @@ class Repeated:
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """The network's output at a wave, branch by branch, [branches * rows, samples, ...]."""
-        if telemetry.active:
-            with telemetry.span("network", "network", len(wave.positions)):
-                return self._called(wave)
-        return self._called(wave)
-
-    def _called(self, wave: Evaluate) -> Tensor:
-        with self._around():
+        with telemetry.span("network", "network", len(wave.positions)), self._around():
             outputs = self._outputs(wave)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

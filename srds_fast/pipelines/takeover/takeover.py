@@ -29,12 +29,12 @@ from ...kernels.dispatch import implementation
 from ...kernels.wave_update import NetworkInput
 from ...planner.plan import SLIDES, STATES_KEPT, Plan
 from ...planner.search import Pricing
-from ...report import Report
 from ...sampling.rows import state_dtype
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Checkpoint, Core, Evaluate, Extras
 from ...solvers.program import Program
 from ...solvers.waves import CountedWaves
+from ...telemetry.report import Report
 from ..lockstep.loop import Drive
 from ..loop import Loop
 from ..lora import AdapterScales, scale_numbers

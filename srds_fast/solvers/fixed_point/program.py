@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import ClassVar
 
 from ..program import Boundary, Program, Row, Wave, _require
 
@@ -15,6 +16,8 @@ class Sweeps(Program):
 
     They are the points themselves that are refined, not blocks: there is one block, and a wave is an iteration.
     """
+
+    first_iteration: ClassVar[int] = 1  # there is no coarse sweep
 
     @cached_property
     def final_steps(self) -> tuple[int, ...]:

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 PHASES = ("encode", "trace", "plan", "iteration", "record", "decode", "stock")
-# what may lie directly in what, by category; a wave is "coarse", "fine" or "mixed"
+# what may lie directly in what
 INSIDE = {
     "call": PHASES,
     "trace": ("network",),
     "plan": ("network",),
     # one that is replayed may have to be recorded first
     "iteration": ("wave", "wave_update", "replay", "checkpoint", "record"),
-    "wave": ("network", "wave_update", "checkpoint", "lane"),
-    "lane": ("network",),
+    "wave": ("network", "wave_update", "checkpoint", "coarse", "fine"),
+    "coarse": ("network",),
+    "fine": ("network",),
     # widths of waves are recorded one by one; what was recorded is replayed once, to be compared
     "record": ("iteration", "wave", "network", "replay"),
 }
+NAME = re.compile(r"(?P<name>[a-z_]+( \d+)?)( \((?P<kind>coarse|fine|mixed), (?P<rows>\d+) rows?\)| \(.+\))?")
 
 
 @dataclass
 class Range:
-    """A range and those in it, in order.
-
-    Attributes:
-        payload: a number that goes with it, or None.
-    """
+    """A range and those in it, in order. payload: a number that goes with it, or None."""
 
     name: str
     category: str
@@ -40,24 +38,19 @@ class Range:
 
     @property
     def kind(self) -> str:
-        """Its category, but that waves are of one kind, and rows on a stream of their own of another."""
-        if self.name.startswith("wave "):
-            return "wave"
-        return "lane" if self.name in ("coarse", "fine") else self.category
+        """Its name without a number."""
+        return self.name.split(" ")[0]
 
-    def walk(self) -> Iterator[Range]:
+    def walk(self) -> list[Range]:
         """All ranges in it."""
-        for each in self.inside:
-            yield each
-            yield from each.walk()
+        return [found for each in self.inside for found in (each, *each.walk())]
 
     def of(self, *kinds: str) -> list[Range]:
-        """Those in it of these kinds, what is measured or recorded left out."""
+        """Those in it of these kinds, without what is measured or recorded."""
         found = []
         for each in self.inside:
             found += [each] if each.kind in kinds else []
-            if each.kind not in ("plan", "record"):
-                found += each.of(*kinds)
+            found += [] if each.kind in ("plan", "record") else each.of(*kinds)
         return found
 
     def check(self) -> None:
@@ -68,6 +61,11 @@ class Range:
             assert self.started <= each.started <= each.stopped <= self.stopped, (self.name, each.name)
             assert each.kind in INSIDE.get(self.kind, ()), (self.name, each.name)
             each.check()
+
+    def tree(self) -> tuple[Any, ...]:
+        """Names, and of waves what they are, as a trace has them too."""
+        wave = (self.category, self.payload) if self.kind == "wave" else ()
+        return self.name, *wave, *(each.tree() for each in self.inside)
 
 
 def told_to_a_tool(path: Path) -> list[list[Range]]:
@@ -92,27 +90,19 @@ def told_to_a_tool(path: Path) -> list[list[Range]]:
     return list(outermost.values())
 
 
-def in_a_trace(path: Path, track: str = "host") -> list[Range]:
-    """The outermost ranges of a Chrome trace, of all tracks whose name begins so."""
-    events = json.loads(path.read_text())["traceEvents"]
-    tracks = {
-        each["tid"] for each in events if each["name"] == "thread_name" and each["args"]["name"].startswith(track)
-    }
+def in_a_trace(path: Path) -> list[Range]:
+    """The outermost ranges of a Chrome trace, in the order these began."""
+    events = [each for each in json.loads(path.read_text())["traceEvents"] if each.get("cat") == "user_annotation"]
     outermost: list[Range] = []
-    for tid in sorted(tracks):
-        running: list[Range] = []
-        for each in _complete(events, tid):
-            found = Range(each["name"], each["cat"], _payload(each["args"]), each["ts"], each["ts"] + each["dur"])
-            while running and running[-1].stopped <= found.started:
-                running.pop()
-            (running[-1].inside if running else outermost).append(found)
-            running.append(found)
+    running: dict[int, list[Range]] = {}
+    for each in sorted(events, key=lambda each: (each["ts"], -each["dur"])):
+        name = NAME.fullmatch(each["name"])
+        assert name is not None, each["name"]
+        rows = None if name["rows"] is None else int(name["rows"])
+        found = Range(name["name"], name["kind"] or "", rows, each["ts"], each["ts"] + each["dur"])
+        around = running.setdefault(each["tid"], [])
+        while around and around[-1].stopped <= found.started:
+            around.pop()
+        (around[-1].inside if around else outermost).append(found)
+        around.append(found)
     return outermost
-
-
-def _complete(events: Iterable[dict[str, Any]], tid: int) -> list[dict[str, Any]]:
-    return [each for each in events if each["ph"] == "X" and each["tid"] == tid]
-
-
-def _payload(args: dict[str, Any]) -> int | None:
-    return next((args[name] for name in ("rows", "waves", "iteration") if name in args), None)

@@ -1,0 +1,389 @@
+"""Who looks at calls, when, what it costs, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import profiled
+import pytest
+import tiny
+import torch
+from diffusers import DDIMScheduler
+from ranges import in_a_trace
+from torch import Tensor
+
+import srds_fast
+from srds_fast import Report, telemetry
+from srds_fast.errors import DivergenceError, InvalidArgument
+from srds_fast.telemetry import device_events
+
+
+def denoiser(x: Tensor, t: Tensor) -> Tensor:
+    return torch.tanh(x) * (t / 1000).view(-1, *[1] * (x.ndim - 1))
+
+
+def sampled(network: Any = denoiser, **settings: Any) -> srds_fast.SampleResult:
+    x = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    return srds_fast.sample(network, x, DDIMScheduler(), 16, **settings)
+
+
+def counts(report: Report) -> dict[str, Any]:
+    assert report.timeline is not None
+    return {phase: each["count"] for phase, each in report.timeline.items()}
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_looking_changes_nothing(tmp_path: Path, traced: bool) -> None:
+    plain = sampled()
+    with srds_fast.profile(tmp_path / "trace.json" if traced else None):
+        watched = sampled()
+    assert torch.equal(plain.sample, watched.sample)
+    assert plain.report.timeline is None
+    assert watched.report.timeline is not None
+    assert sampled().report.timeline is None
+
+
+def test_nobody_looks_and_nothing_is_made() -> None:
+    program = srds_fast.program.srds(16, 4, 1)
+    off = telemetry.span("network", "network", 1)
+    assert telemetry.wave(program, 0) is telemetry.iteration(program, 0) is telemetry.replay(program, 0, 1) is off
+    assert telemetry.recording() is off
+    assert telemetry.waves_of(program) is None
+    with srds_fast.profile():  # looked at are calls only
+        assert telemetry.span("network", "network", 1) is off
+
+
+def test_costs_are_measured_in_the_plan(tmp_path: Path) -> None:
+    fast = srds_fast.compile(tiny.stable_diffusion())
+    with srds_fast.profile(tmp_path / "trace.json"):
+        fast(**{**tiny.PIPELINES["stable_diffusion"][1], "num_inference_steps": 12})
+    (made,) = in_a_trace(tmp_path / "trace.json")
+    made.check()
+    (plan,) = [each for each in made.inside if each.kind == "plan"]
+    assert len([each for each in plan.walk() if each.kind == "network"]) > 10
+    assert len(made.of("wave")) == len(made.of("network")) == fast.report.waves == counts(fast.report)["network"]
+
+
+def test_a_wave_that_was_left_is_not_counted() -> None:
+    def interrupt(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = True
+        return given
+
+    fast = srds_fast.compile(tiny.stable_diffusion(), **profiled.EXACT)
+    call = {**tiny.PIPELINES["stable_diffusion"][1], "num_inference_steps": profiled.STEPS}
+    with srds_fast.profile():
+        fast(**call, callback_on_step_end=interrupt)
+    assert fast.report.interrupted
+    found = counts(fast.report)
+    assert found["wave"] == found["network"] == fast.report.waves < 9
+    assert found["decode"] == 1
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_call_is_counted_whole_or_not_at_all(tmp_path: Path, leaves: bool) -> None:
+    """Whoever leaves while it runs, or comes."""
+    began, go_on = threading.Event(), threading.Event()
+    reports: list[Report] = []
+
+    def waiting(x: Tensor, t: Tensor) -> Tensor:
+        began.set()
+        assert go_on.wait(60)
+        return denoiser(x, t)
+
+    thread = threading.Thread(target=lambda: reports.append(sampled(waiting, exact=True).report))
+    if not leaves:
+        thread.start()
+        assert began.wait(60)
+    with srds_fast.profile(tmp_path / "trace.json"):
+        if leaves:
+            thread.start()
+            assert began.wait(60)
+        else:
+            go_on.set()
+            thread.join()
+    go_on.set()
+    thread.join()
+    if leaves:
+        assert counts(reports[0])["network"] == counts(reports[0])["wave"] == reports[0].waves
+        assert [each.name for each in in_a_trace(tmp_path / "trace.json")] == ["call"], "up to here"
+    else:
+        assert reports[0].timeline is None
+        assert in_a_trace(tmp_path / "trace.json") == []
+
+
+@pytest.mark.parametrize("method", ["srds", "auto", "collocation"])
+def test_a_failing_call_ends_its_ranges(tmp_path: Path, method: str) -> None:
+    with srds_fast.profile(tmp_path / "trace.json"):
+        with pytest.raises(DivergenceError) as failed:
+            sampled(lambda x, t: x * torch.nan, method=method)
+        sampled()
+    assert counts(failed.value.report)["wave"] == failed.value.report.waves
+    first, second = in_a_trace(tmp_path / "trace.json")
+    first.check()
+    second.check()
+    assert first.stopped <= second.started
+
+
+def test_a_call_within_a_call_has_ranges_of_its_own() -> None:
+    inner: list[Report] = []
+
+    def calling(x: Tensor, t: Tensor) -> Tensor:
+        if not inner:
+            inner.append(sampled().report)
+        return denoiser(x, t)
+
+    with srds_fast.profile():
+        alone = sampled().report
+        outer = sampled(calling, exact=True).report
+    assert counts(inner[0]) == counts(alone)
+    assert counts(outer)["call"] == 1
+    assert counts(outer)["network"] == outer.waves
+
+
+def test_a_trace_has_all_threads_and_streams(tmp_path: Path) -> None:
+    fast = srds_fast.compile(tiny.stable_diffusion(), **profiled.EXACT)
+    with srds_fast.profile(tmp_path / "trace.json"):
+        thread = threading.Thread(target=sampled)
+        thread.start()
+        thread.join()
+        for _ in fast.stream(**tiny.PIPELINES["stable_diffusion"][1], num_inference_steps=profiled.STEPS):
+            pass
+    found = in_a_trace(tmp_path / "trace.json")
+    for call in found:
+        call.check()
+    assert len(found) == 2
+    assert len(found[1].of("wave")) == fast.report.waves == counts(fast.report)["wave"]
+
+
+def test_a_trace_has_operations(tmp_path: Path) -> None:
+    with srds_fast.profile(tmp_path / "trace.json"):
+        sampled()
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert "aten::tanh" in {each["name"] for each in events}
+    assert "call (denoiser)" in {each["name"] for each in events}
+
+
+def test_one_trace_at_a_time(tmp_path: Path) -> None:
+    with srds_fast.profile(tmp_path / "trace.json"):
+        with pytest.raises(InvalidArgument, match="has one at a time"), srds_fast.profile(tmp_path / "inner.json"):
+            pytest.fail("it was opened")
+        refused: list[Exception] = []
+
+        def other() -> None:
+            try:
+                srds_fast.profile(tmp_path / "other.json").__enter__()
+            except InvalidArgument as why:
+                refused.append(why)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert refused
+        with srds_fast.profile():
+            sampled()
+        assert sampled().report.timeline is not None, "the outer one goes on"
+    assert len(in_a_trace(tmp_path / "trace.json")) == 2
+
+
+def test_a_torch_profiler_that_runs_is_shown_the_ranges(tmp_path: Path) -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        with pytest.raises(InvalidArgument, match="without a file"), srds_fast.profile(tmp_path / "trace.json"):
+            pytest.fail("it was opened")
+        with srds_fast.profile():
+            sampled()
+    profiler.export_chrome_trace(str(tmp_path / "theirs.json"))
+    (call,) = in_a_trace(tmp_path / "theirs.json")
+    call.check()
+
+
+def test_a_trace_that_another_profiler_ended_is_lost_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with srds_fast.profile(tmp_path / "trace.json"):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+            sampled()
+        assert sampled().report.timeline is not None
+    assert "is lost: another torch profiler" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+    with srds_fast.profile(tmp_path / "again.json"):
+        sampled()
+    assert len(in_a_trace(tmp_path / "again.json")) == 1
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    for path, why in ((tmp_path / "none" / "trace.json", "there is no folder"), (tmp_path, "it is a folder")):
+        with pytest.raises(InvalidArgument, match=why), srds_fast.profile(path):
+            pytest.fail("it was opened")
+    assert sampled().report.timeline is None
+
+
+def test_a_file_that_cannot_be_written_any_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "folder"
+    for inside, expected in ((None, FileNotFoundError), (ValueError("its own"), ValueError)):
+        folder.mkdir()
+        with pytest.raises(expected), srds_fast.profile(folder / "trace.json"):  # noqa: PT012
+            folder.rmdir()
+            if inside is not None:
+                raise inside
+    assert "The trace was not written" in caplog.text
+
+
+def test_a_trace_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("srds_fast.telemetry.chrome_trace.MOST_CALLS", 2)
+    with srds_fast.profile(tmp_path / "trace.json"):
+        reports = [sampled().report for _ in range(5)]
+    assert len(in_a_trace(tmp_path / "trace.json")) == 2
+    assert all(report.timeline is not None for report in reports)
+    assert caplog.text.count("is full") == 1
+
+
+@pytest.mark.parametrize(("word", "looks"), [("", False), ("0", False), ("Off", False), ("1", True), ("NVTX", True)])
+def test_a_word_says_whether_to_look(word: str, looks: bool) -> None:
+    with telemetry.profile_as(word):
+        assert (sampled().report.timeline is not None) == looks
+
+
+ENVIRONMENT = """
+import os, torch, srds_fast
+from diffusers import DDIMScheduler
+def waves():
+    layer = torch.nn.Linear(5, 5)
+    return srds_fast.sample(lambda x, t: layer(x), torch.ones(1, 5), DDIMScheduler(), 16, exact=True).report.waves
+torch.zeros(1).sinh()
+for _ in range(2):
+    try: waves()
+    except srds_fast.InvalidArgument as why: print(why)
+os.environ["SRDS_FAST_PROFILE"] = os.environ["CORRECTED"]
+print(waves(), waves())
+"""
+
+
+def test_the_environment_is_asked_at_the_first_call(tmp_path: Path) -> None:
+    """What it asks for and cannot have fails the calls; a file is written when the process exits."""
+    environment = {
+        **os.environ,
+        "SRDS_FAST_PROFILE": str(tmp_path / "none" / "trace.json"),
+        "CORRECTED": str(tmp_path / "trace-{pid}.json"),
+    }
+    program = [sys.executable, "-c", ENVIRONMENT]
+    ran = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    *refused, waves = ran.stdout.splitlines()
+    assert len(refused) == 2
+    assert all("there is no folder" in each for each in refused)
+    (written,) = tmp_path.iterdir()
+    assert re.fullmatch(r"trace-\d+\.json", written.name)
+    assert [len(call.of("wave")) for call in in_a_trace(written)] == [int(each) for each in waves.split()]
+    assert "aten::sinh" not in written.read_text(), "nothing begins before"
+
+
+class Clock:
+    """A CUDA device, as far as events see it: it comes to what it is given 5 ms after the event before.
+
+    Attributes:
+        failed: from now on it raises.
+        waited: how often the host has waited for it.
+    """
+
+    def __init__(self) -> None:
+        self.capturing = self.failed = False
+        self.waited, self.now = 0, 0.0
+
+    def cuda(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            Event=self._event,
+            current_stream=lambda device: None,
+            is_current_stream_capturing=lambda: self.capturing,
+        )
+
+    def _event(self, enable_timing: bool) -> Any:
+        event = SimpleNamespace(at=0.0)
+
+        def record(stream: Any) -> None:
+            if self.failed:
+                raise RuntimeError("device-side assert triggered")
+            self.now = event.at = self.now + 5.0
+
+        def synchronize() -> None:
+            self.waited += 1
+
+        event.record, event.synchronize = record, synchronize
+        event.elapsed_time = lambda other: other.at - event.at
+        return event
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    clock = Clock()
+    monkeypatch.setattr(device_events, "torch", SimpleNamespace(cuda=clock.cuda()))
+    return clock
+
+
+def on_a_device(timeline: telemetry.Timeline) -> Any:
+    return telemetry.call("net", lambda: torch.device("cuda", 0), timeline)
+
+
+def test_ranges_on_a_device_are_timed_there(clock: Clock, tmp_path: Path) -> None:
+    timeline = telemetry.Timeline()
+    with srds_fast.profile(tmp_path / "trace.json"), on_a_device(timeline):
+        ranges = telemetry.waves_of(srds_fast.program.srds(6, 3, 1))
+        assert ranges is not None
+        ranges.advance()  # iteration 0 and wave_update begin, at 5 and 10 ms
+        ranges.wave(0)  # wave_update ends at 15, the wave begins at 20
+        for _ in range(2):
+            with telemetry.span("network", "network", 1):  # 25 to 30, 35 to 40
+                pass
+        assert clock.waited == 0, "nothing waits between the waves"
+        telemetry.phase("record")  # the wave ends at 45, the iteration at 50
+        clock.capturing = True
+        with telemetry.span("network", "network", 1):
+            pass
+        clock.capturing = False
+    assert timeline.sums is not None
+    seconds = {phase: each["device_seconds"] for phase, each in timeline.sums.items()}
+    assert seconds == {
+        "call": None,
+        "iteration": pytest.approx(0.045),
+        "wave_update": pytest.approx(0.005),
+        "wave": pytest.approx(0.025),
+        "network": pytest.approx(0.010),
+        "record": None,
+    }
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_device_that_fails_does_not_hide_why(
+    clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture, early: bool
+) -> None:
+    timeline = telemetry.Timeline()
+
+    def failing() -> None:
+        with on_a_device(timeline):
+            clock.failed = early
+            with telemetry.span("network", "network", 1):
+                clock.failed = True
+                raise ValueError("its own")
+
+    with srds_fast.profile(tmp_path / "trace.json"), pytest.raises(ValueError, match="its own"):
+        failing()
+    assert timeline.sums is not None
+    assert timeline.sums["network"]["device_seconds"] is None
+    assert "is not timed: device-side assert triggered" in caplog.text
+
+
+def test_without_a_trace_no_device_is_waited_for(clock: Clock) -> None:
+    timeline = telemetry.Timeline()
+    with srds_fast.profile(), on_a_device(timeline), telemetry.span("network", "network", 1):
+        pass
+    assert clock.waited == 0
+    assert timeline.sums is not None
+    assert timeline.sums["network"]["device_seconds"] is None

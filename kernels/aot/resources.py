@@ -128,11 +128,15 @@ def _bits(suffixes: str) -> int:
     return (int(count[1]) if count else 1) * int(size[1])
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m srds_fast.kernels.aot.resources",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("operations", nargs="*", default=OPERATIONS, metavar="operation", help=", ".join(OPERATIONS))
-    wanted = parser.parse_args().operations
+    wanted = parser.parse_args(arguments).operations
     if not set(wanted) <= set(OPERATIONS):
         parser.error(f"operations are {', '.join(OPERATIONS)}")
     print(f"{'kernel':46}{'target':>8}{'registers':>11}{'bound':>7}{'spills':>8}{'shared':>8}{'load':>6}{'store':>7}")

@@ -7,7 +7,7 @@ is there, and what its reference computes in place of it is left out but for `op
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -18,15 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from srds_fast.engine.graphs.capture_checks import new_in, refuse_uncapturable, tensors_in
 from srds_fast.errors import CaptureFailed
-from srds_fast.kernels.affine_scan import reference as affine_scan
-from srds_fast.kernels.affine_scan.prepared import PreparedScan
-from srds_fast.kernels.anderson_mix import reference as anderson_mix
+from srds_fast.kernels.fixed_point_wave import reference as fixed_point_wave
 from srds_fast.kernels.wave_update import reference as wave_update
 from srds_fast.kernels.wave_update.traffic import traffic
-
-fixed_point_wave: Any = None
-with suppress(ImportError):  # of commits that `compare` may be given
-    from srds_fast.kernels.fixed_point_wave import reference as fixed_point_wave
 
 _READS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 _EMPTY = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
@@ -170,37 +164,19 @@ _Kernel = tuple[Any, str, Callable[..., int], Callable[..., int], Callable[..., 
 def _stand_ins() -> list[_Kernel]:
     return [
         (wave_update, "wave_update", _one, _moved, _always),
-        (affine_scan, "affine_scan", _one, _unknown, _always),
-        (anderson_mix, "anderson_mix", _two, _unknown, _always),
-        (PreparedScan, "__call__", _one, _unknown, _reaches_all),
-        *_of_a_wave(fixed_point_wave),
+        *_of_a_wave(fixed_point_wave, fixed_point_wave),
     ]
 
 
 def _kernels() -> list[_Kernel]:
-    from srds_fast.kernels.affine_scan import kernel as affine_scan
-    from srds_fast.kernels.anderson_mix import kernel as anderson_mix
+    from srds_fast.kernels.fixed_point_wave import mix_kernel, sweep_kernel
     from srds_fast.kernels.wave_update import kernel as wave_update
 
-    wave: Any = None
-    with suppress(ImportError):
-        from srds_fast.kernels.fixed_point_wave import kernel as wave
-
-    return [
-        (wave_update, "wave_update", _one, _moved, _always),
-        (affine_scan, "affine_scan", _one, _unknown, _always),
-        (anderson_mix, "anderson_mix", _two, _unknown, _always),
-        *_of_a_wave(wave),
-    ]
+    return [(wave_update, "wave_update", _one, _moved, _always), *_of_a_wave(sweep_kernel, mix_kernel)]
 
 
-def _of_a_wave(implementation: Any) -> list[_Kernel]:
-    if implementation is None:
-        return []
-    return [
-        (implementation, "sweep", _one, _unknown, _fused),
-        (implementation, "mix", _of_mixing, _unknown, _fused),
-    ]
+def _of_a_wave(sweep: Any, mix: Any) -> list[_Kernel]:
+    return [(sweep, "sweep", _one, _unknown, _fused), (mix, "mix", _of_mixing, _unknown, _fused)]
 
 
 class _Functions(TorchFunctionMode):
@@ -247,10 +223,6 @@ def _one(*_: Any) -> int:
     return 1
 
 
-def _two(*_: Any) -> int:
-    return 2
-
-
 def _of_mixing(table: Any, *_: Any) -> int:
     """The inner products are one more."""
     return 2 if table.history else 1
@@ -258,11 +230,6 @@ def _of_mixing(table: Any, *_: Any) -> int:
 
 def _always(*_: Any) -> bool:
     return True
-
-
-def _reaches_all(scan: PreparedScan, *_: Any) -> bool:
-    """A correction along some steps only is no kernel's: on a CUDA device, too, it is torch's operations."""
-    return getattr(scan, "order", None) is None  # commits that `compare` may be given do not tell
 
 
 def _fused(table: Any, *_: Any) -> bool:

@@ -27,9 +27,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from srds_fast.kernels import affine_scan, anderson_mix, wave_update
-from srds_fast.kernels.affine_scan import reference as affine_scan_reference
-from srds_fast.kernels.anderson_mix import reference as anderson_mix_reference
+from srds_fast import program
+from srds_fast.cli.environment import environment
+from srds_fast.kernels import wave_update
 from srds_fast.kernels.wave_update import reference as wave_update_reference
 from srds_fast.kernels.wave_update.traffic import traffic
 from srds_fast.schedulers.verify import noise_table
@@ -99,52 +99,8 @@ def of_wave_update(moved: int | None, device: torch.device) -> Subject:
     return Subject(run, reference, results, elements * traffic(table, number, network_bytes=2).fewest, rows, reset)
 
 
-def of_affine_scan(moved: int | None, device: torch.device) -> Subject:
-    """ParaTAA's sweep over a window of 10, half-precision network."""
-    each = affine_scan.bytes_per_element(torch.float32, torch.float16) * WINDOW + 4
-    elements = _elements(moved, each)
-    y = torch.randn(WINDOW + 1, 1, elements, device=device)
-    m = torch.randn(WINDOW, 1, elements, device=device).half()
-    steps = [affine_scan.Coefficients(a=1.01, b=-0.1, c=1.01)] * WINDOW
-    table = affine_scan.coefficient_table(steps, torch.float32, device)
-    out = torch.empty_like(y[1:])
-    error: list[Tensor] = []
-    tickets = affine_scan.Tickets(device, 1)
-    absent = dict.fromkeys(("start", "noise", "clip", "guidance"))
-
-    def run() -> None:
-        error[:] = [affine_scan.affine_scan(y, m, table, out=out, tickets=tickets)[1]]
-
-    def reference() -> None:
-        error[:] = [affine_scan_reference.affine_scan(y, m, table, **absent, out=out)[1]]
-
-    return Subject(run, reference, lambda: [out.clone(), error[0].clone()], each * elements)
-
-
-def of_anderson_mix(moved: int | None, device: torch.device) -> Subject:
-    """Two differences (m = 3) over a window of 10."""
-    history = 2
-    each = sum(anderson_mix.bytes_per_element(torch.float32, history)) * WINDOW
-    elements = _elements(moved, each)
-    x, residual = torch.randn(2, WINDOW, 1, elements, device=device)
-    dx, dr = torch.randn(2, history, WINDOW, 1, elements, device=device)
-    out = torch.empty_like(x)
-    tickets = anderson_mix.Tickets(device, 1)
-
-    def run() -> None:
-        anderson_mix.anderson_mix(x, residual, dx, dr, out=out, tickets=tickets)
-
-    def reference() -> None:
-        anderson_mix_reference.anderson_mix(x, residual, dx, dr, regularisation=1e-3, frontier=True, out=out)
-
-    return Subject(run, reference, lambda: [out.clone()], each * elements)
-
-
 def of_fixed_point_wave(moved: int | None, device: torch.device) -> Subject:
-    """ParaTAA's wave in the middle of a run: 10 points, two differences, one half-precision row each in and out.
-
-    On a GPU the reference is what windows that slide run: operations of PyTorch about the other two kernels.
-    """
+    """ParaTAA's wave in the middle of a run: 10 points, two differences, one half-precision row each in and out."""
     # here: a commit that lacks it can still be compared in the others
     from srds_fast.kernels import fixed_point_wave
     from srds_fast.kernels.fixed_point_wave import reference as wave_reference
@@ -170,12 +126,12 @@ def of_fixed_point_wave(moved: int | None, device: torch.device) -> Subject:
 
     def run() -> None:
         memory.lasts[:] = [WINDOW] * table.history
-        given[:] = [fixed_point_wave.fixed_point_wave(table, 0, memory, m, network=network).entering]
+        given[:] = [fixed_point_wave.fixed_point_wave(table, 0, memory, m, network=network).next_input]
 
     def reference() -> None:
         memory.lasts[:] = [WINDOW] * table.history
         wave_reference.sweep(table, wave, memory, m, None)
-        given[:] = [wave_reference.mix(table, wave, memory, network, False).entering]
+        given[:] = [wave_reference.mix(table, wave, memory, network, False).next_input]
 
     return Subject(run, reference, results, each * elements)
 
@@ -187,8 +143,6 @@ def _elements(moved: int | None, each: int) -> int:
 
 SUBJECTS = {
     "wave_update": of_wave_update,
-    "affine_scan": of_affine_scan,
-    "anderson_mix": of_anderson_mix,
     "fixed_point_wave": of_fixed_point_wave,
 }
 

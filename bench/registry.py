@@ -21,7 +21,7 @@ from .setups import Prepared
 
 Sizes = Mapping[str, int]
 
-KERNELS = ("wave_update", "affine_scan", "anderson_mix", "fixed_point_wave")
+KERNELS = ("wave_update", "fixed_point_wave")
 PIPELINES = ("SD DDIM", "SD Euler", "SDXL DDIM", "SDXL Euler", "SD3 flow", "Flux flow", "DDIM pixels")
 LOOPS = ("stock", "sequential", "srds", "srds plain")
 METHODS = ("sequential", "srds, as published", "srds", "collocation", "parataa", "paradigms", "chords")

@@ -305,7 +305,7 @@ def test_kernels_are_summed_up() -> None:
     rows = [
         {"operation": name, "size": size, "rows": 10, "seconds": 5 * us, "eager": 50 * us, "compiled": slow,
          "bytes_per_second": 2.7e12, "of_copy": 0.9, "called": 9 * us}
-        for name, slow in (("wave_update", 20 * us), ("anderson_mix", None))
+        for name, slow in (("wave_update", 20 * us), ("fixed_point_wave", None))
         for size in ("SD latent", "64 MB")
     ]  # fmt: skip
     told = summary.SECTIONS["kernels"]({"copy_bytes_per_second": 3e12, "rows": rows})

@@ -8,23 +8,27 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from . import telemetry
-from .chords_program import Cores
-from .convergence import SRDS, SRDS_UNCALIBRATED, SWEEPS, Contraction, Diverged, Monitor
-from .errors import CaptureFailed, DivergenceError
-from .kernels.common.dispatch import implementation
-from .methods import FixedPoint, to_dict
-from .noise import NoiseTable
-from .plan import Plan, Settings, choose
-from .program import Program, Sweeps
-from .report import Report
-from .solvers.chords import chords
-from .solvers.core import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras
-from .solvers.fixed_point import fixed_point
-from .solvers.sequential import sequential
-from .solvers.srds import srds
-from .solvers.waves import CountedWaves
-from .steps import CoarseSolver
+from .. import telemetry
+from ..errors import CaptureFailed, DivergenceError
+from ..kernels.common.dispatch import implementation
+from ..planner.choose import choose
+from ..planner.plan import Plan
+from ..planner.settings import Settings
+from ..schedulers.steps import CoarseSolver
+from ..schedulers.table import NoiseTable
+from ..solvers.chords.program import Cores
+from ..solvers.chords.solver import chords
+from ..solvers.contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras
+from ..solvers.convergence import SRDS, SRDS_UNCALIBRATED, SWEEPS, Contraction, Diverged, Monitor
+from ..solvers.fixed_point.options import FixedPoint
+from ..solvers.fixed_point.program import Sweeps
+from ..solvers.fixed_point.solver import fixed_point
+from ..solvers.method import to_dict
+from ..solvers.program import Program
+from ..solvers.sequential import sequential
+from ..solvers.srds import srds
+from ..solvers.waves import CountedWaves
+from ..telemetry.report import Report
 
 Observer = Callable[[Checkpoint], None]
 

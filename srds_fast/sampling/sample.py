@@ -15,26 +15,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import telemetry
-from .context import context_of
-from .denoiser import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
-from .engine.callables import networks_of, signature_of
-from .engine.eager import drain
-from .engine.graph import Capturable
-from .engine.graphs import Graphs, GraphUse
-from .errors import DivergenceError, InvalidArgument, PlanMismatch
-from .kernels.common.dispatch import implementation
-from .kernels.wave_update import NetworkInput
-from .methods import Options, check_warm_start, check_warm_start_method, options_of
-from .noise import NoiseTable, noise_table
-from .plan import GRAPH_ENGINES, MOST_STEPS, SLIDES, STATES_KEPT, Plan, Settings, choose, refuse_beside
-from .pricing import Costs, price
-from .program import Program
-from .report import Report
-from .run import Observer, Run, core_of, counted_waves_of, no_room, step_by_step
-from .search import Pricing, usual
-from .solvers.core import Core, Evaluate, Extras, Trajectory
-from .solvers.waves import CountedWaves
+from .. import telemetry
+from ..engine.costs_kept import Costs, price
+from ..engine.eager import drain
+from ..engine.graphs.cache import Graphs
+from ..engine.graphs.callables import networks_of, signature_of
+from ..engine.graphs.capturable import Capturable
+from ..engine.graphs.use import GraphUse
+from ..engine.run import Observer, Run, core_of, counted_waves_of, no_room, step_by_step
+from ..errors import DivergenceError, InvalidArgument, PlanMismatch
+from ..kernels.common.dispatch import implementation
+from ..kernels.wave_update import NetworkInput
+from ..planner.choose import choose
+from ..planner.context import context_of
+from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
+from ..planner.search import Pricing, usual
+from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
+from ..schedulers.table import NoiseTable
+from ..schedulers.verify import noise_table
+from ..solvers.contract import Core, Evaluate, Extras, Trajectory
+from ..solvers.method import Options, check_warm_start, check_warm_start_method, options_of
+from ..solvers.program import Program
+from ..solvers.waves import CountedWaves
+from ..telemetry.report import Report
+from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 
 logger = logging.getLogger("srds_fast")
 

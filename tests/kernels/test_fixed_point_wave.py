@@ -44,6 +44,7 @@ from srds_fast.methods import Collocation, FixedPoint, ParaTAA
 from srds_fast.noise import NoiseTable, noise_table
 from srds_fast.solvers.core import Evaluate, Extras
 from srds_fast.solvers.fixed_point import fixed_point
+from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.grid import grid_of, interpolation
 from srds_fast.steps import Like
 

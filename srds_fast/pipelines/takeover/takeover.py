@@ -18,21 +18,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapters import AdapterScales, scale_numbers
-from .denoiser import state_dtype
-from .drive import Drive, Loop
-from .drive.networks import Network, is_compiled
-from .drive.rows import RowInputs
-from .engine.graph import Capturable, Evaluator
-from .engine.graphs import GraphUse
-from .engine.overlap import TwoLanes, has_two_lanes
-from .errors import DivergenceError
-from .kernels.common.dispatch import implementation
-from .kernels.wave_update import NetworkInput
-from .noise import NoiseTable
-from .plan import SLIDES, STATES_KEPT, Plan
-from .pricing import Costs, price
-from .program import Program
+from ...engine.costs_kept import Costs, price
+from ...engine.evaluator import Evaluator
+from ...engine.graphs.capturable import Capturable
+from ...engine.graphs.use import GraphUse
+from ...engine.run import Run, core_of, counted_waves_of, no_room
+from ...engine.streams import TwoLanes, has_two_lanes
+from ...errors import DivergenceError
+from ...kernels.common.dispatch import implementation
+from ...kernels.wave_update import NetworkInput
+from ...planner.plan import SLIDES, STATES_KEPT, Plan
+from ...planner.search import Pricing
+from ...sampling.rows import state_dtype
+from ...schedulers.table import NoiseTable
+from ...solvers.contract import Checkpoint, Core, Evaluate, Extras
+from ...solvers.program import Program
+from ...solvers.waves import CountedWaves
+from ...telemetry.report import Report
+from ..lockstep.loop import Drive
+from ..loop import Loop
+from ..lora import AdapterScales, scale_numbers
+from ..network_rows import RowInputs
+from ..networks import Network, is_compiled
+from .guidance import LINEAR, KnownGuidance, _probe
 from .recorded import RecordedCall, Repeated, Residuals, signature_of, tensors_of, with_tensors
 
 

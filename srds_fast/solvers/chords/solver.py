@@ -23,10 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..chords_program import Cores
-from ..kernels.common.layout import with_inner_layout
-from ..kernels.wave_update import Buffers, Correction, Gather, Step, Update, WaveTable, wave_update
-from ..noise import NoiseTable
+from ...kernels.common.layout import with_inner_layout
+from ...kernels.wave_update import Buffers, Correction, Gather, Step, Update, WaveTable, wave_update
+from ...schedulers.steps import ITS_X0, Coefficients, Like, chained, fine_step, first_order
+from ...schedulers.table import NoiseTable
+from ..contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras, output_of, samples_of
 from ..program import Row
 from .program import Cores
 

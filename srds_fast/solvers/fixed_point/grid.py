@@ -9,11 +9,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..kernels.fixed_point_wave import LOCAL, Scan, ScanStep, Sweep, Table, step_numbers, walk
-from ..methods import FixedPoint
-from ..noise import NoiseTable
-from ..program import MOST_SPARSE_SWEEPS, Sweeps
-from ..steps import Like, first_order
+from ...kernels.fixed_point_wave import LOCAL, Scan, ScanStep, Sweep, Table, step_numbers, walk
+from ...schedulers.steps import Like, first_order
+from ...schedulers.table import NoiseTable
+from .options import FixedPoint
+from .program import MOST_SPARSE_SWEEPS, Sweeps
 
 # that look back at more than the newest difference, where all points are rows; nodes, which say something else from
 # wave to wave, are mixed so as long as they are few

@@ -14,20 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.fixed_point_wave import Memory, SweepResult, fixed_point_wave
-from ..kernels.fixed_point_wave.operations import (
-    additions,
-    guided,
-    mixed,
-    network_input,
-    predict_x0,
-    update_outputs,
-)
-from ..methods import FixedPoint, ParaTAA
-from ..noise import NoiseTable
-from ..program import Sweeps
-from ..steps import Like
-from .core import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras, output_of, samples_of
+from ...kernels.fixed_point_wave import Memory, SweepResult, fixed_point_wave
+from ...kernels.fixed_point_wave.operations import additions, guided, mixed, network_input, predict_x0, update_outputs
+from ...schedulers.steps import Like
+from ...schedulers.table import NoiseTable
+from ..contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras, output_of, samples_of
 from .grid import grid_of
 from .options import FixedPoint, ParaTAA
 from .program import Sweeps
@@ -47,7 +38,7 @@ def fixed_point(
     Args:
         x: starting noise, [batch, ...]; its dtype is the dtype of the state.
         noise: table of N steps.
-        program: `fixed_point.program.fixed_point(N, ...)`, or `windows(N, ...)` for options with a window.
+        program: `program.fixed_point(N, ...)`, or `program.windows(N, ...)` for options with a window.
         options: of the method.
         extras: noise of stochastic steps, constraint, trajectory, a first guess, history, the network's wishes.
         watch_bits: fill `Checkpoint.still`.

@@ -14,7 +14,7 @@ import srds_fast
 from srds_fast import zoo
 from srds_fast.solvers.chords.options import Chords
 from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
-from srds_fast.solvers.fixed_point.solver import grid
+from srds_fast.solvers.fixed_point import grid
 
 pytestmark = pytest.mark.gpu
 

@@ -1019,7 +1019,7 @@ def test_warmup_records_all_iterations_and_touches_no_random_state() -> None:
     assert report is twins.report
     demand(twins)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("srds_fast.engine.graphs.cache.cache.tape.TapeRecorder.record", None)
+        patch.setattr("srds_fast.engine.graphs.tape.TapeRecorder.record", None)
         twins.replayed(1)
     assert twins.report.iterations > 1
     assert twins.counts == (1, 1)
@@ -1041,7 +1041,7 @@ def test_warmup_of_what_was_recorded_records_the_rest() -> None:
     assert twins.fast.warmup(**twins.base).engine == "loop graph"
     demand(twins)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("srds_fast.engine.graphs.cache.cache.tape.TapeRecorder.record", None)
+        patch.setattr("srds_fast.engine.graphs.tape.TapeRecorder.record", None)
         twins.replayed(1)
     assert twins.report.iterations > 1
 
@@ -1490,7 +1490,7 @@ def test_a_call_that_is_done_does_not_fail_for_its_recording(flux: Twins, monkey
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr("srds_fast.engine.graphs.cache.cache.cache._compare", fail)
+    monkeypatch.setattr("srds_fast.engine.graphs.cache._compare", fail)
     for seed in range(2):
         flux.eagerly("the device is gone", seed)
     assert flux.fast.graphs.failed == 1
@@ -1504,7 +1504,7 @@ def test_a_comparison_that_is_interrupted_gives_the_device_back(flux: Twins, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("srds_fast.engine.graphs.cache.cache.cache._result", interrupt)
+        patch.setattr("srds_fast.engine.graphs.cache._result", interrupt)
         with pytest.raises(KeyboardInterrupt) as kept:
             flux.alone(flux.fast)
     assert in_a_thread(lambda: flux.alone(flux.fast, 1)[0]) is not None

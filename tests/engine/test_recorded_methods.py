@@ -17,7 +17,7 @@ from srds_fast.kernels import fixed_point_wave
 from srds_fast.solvers.chords.options import Chords
 from srds_fast.solvers.chords.solver import solver as chords
 from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
-from srds_fast.solvers.fixed_point.solver import grid
+from srds_fast.solvers.fixed_point import grid
 
 METHODS = {
     "collocation": Collocation(num_nodes=6),

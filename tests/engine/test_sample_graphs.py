@@ -271,7 +271,7 @@ def test_a_call_in_the_middle_of_another_runs_eagerly(engine: str, policy: Polic
 def test_a_call_that_waits_for_one_that_waits_for_it_goes_on_eagerly(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("srds_fast.engine.graphs.cache.cache.device_lock.LONGEST_WAIT", 0.2)
+    monkeypatch.setattr("srds_fast.engine.graphs.device_lock.LONGEST_WAIT", 0.2)
     graphs = srds_fast.Graphs()
     same(policy, 0, "graph", graphs)
     other: list[srds_fast.SampleResult] = []

@@ -31,7 +31,7 @@ from srds_fast.solvers.fixed_point.grid import interpolation, responses
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
 from srds_fast.solvers.fixed_point.program import Sweeps
 from srds_fast.solvers.fixed_point.solver import fixed_point
-from srds_fast.solvers.fixed_point.solver import program as sweeps
+from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.sequential import sequential
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class CudaRecorder:
-    """See `srds_fast.engine.graphs.cache.cache.recorder.Recorder`."""
+    """See `srds_fast.engine.graphs.recorder.Recorder`."""
 
     name = "CUDA graph"
 

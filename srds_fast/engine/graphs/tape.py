@@ -108,7 +108,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 class TapeRecorder:
-    """See `srds_fast.engine.graphs.cache.cache.recorder.Recorder`."""
+    """See `srds_fast.engine.graphs.recorder.Recorder`."""
 
     name = "tape"
 

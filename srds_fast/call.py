@@ -10,13 +10,13 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import takeover, telemetry
 from .drive import Drive, Loop, driven_copy
@@ -25,8 +25,8 @@ from .engine.graphs import Graphs, GraphUse
 from .engine.overlap import has_two_lanes
 from .errors import CaptureFailed, InvalidArgument, PlanMismatch, SrdsFastError, UnsupportedPipeline
 from .families import Arguments, Family, family_of
-from .faster import NetworkOptions, faster
 from .methods import check_warm_start_method, options_of
+from .pipelines import acceleration
 from .plan import GRAPH_ENGINES, MOST_STEPS, Plan, Settings, choose
 from .pricing import Costs
 from .program import Program
@@ -66,7 +66,7 @@ class State:
     strict: bool
     lazy_capture: bool
     graphs: Graphs
-    network_options: NetworkOptions
+    network_options: acceleration.NetworkOptions
     overlap: str
     last: Last = field(default_factory=Last)
     told: set[str] = field(default_factory=set)
@@ -232,16 +232,14 @@ def _run_call(
         return _stock_call(fast, args, kwargs, arguments, reason, ours)
     random = RandomState(fast, arguments)
     networks = [getattr(fast, name) for name in family.loop(fast, arguments).networks]
-    options, device = state.network_options, fast._execution_device
     with (
         _scaling_lora(fast, arguments),
         state.tokenizers.lent(fast) as tokenizers,
-        faster(networks, options.attention, options.channels_last, options.torch_compile, device) as made,
+        acceleration.applied(networks, state.network_options, fast._execution_device) as made,
     ):
         for left_out in made.reasons:
             _left_out(fast, left_out)
-        instead = dict(zip(networks, made.networks, strict=True)) if options.torch_compile else {}
-        call = _DrivenCall(fast, family, arguments, observer, tokenizers, instead, warming, **ours)
+        call = _DrivenCall(fast, family, arguments, observer, tokenizers, made.instead, warming, **ours)
         try:
             return call(args, kwargs)
         except Exception as why:
@@ -276,7 +274,7 @@ class _DrivenCall:
         arguments: Arguments,
         observer: Observer | None,
         tokenizers: dict[str, Any],
-        instead: dict[Any, Any],
+        instead: Mapping[nn.Module, Callable[..., Any]],
         warming: bool,
         warm_start: Tensor | None = None,
         keep_trajectory: bool = False,

@@ -14,9 +14,9 @@ from .engine.graphs import Graphs, GraphStats
 from .engine.overlap import OVERLAPS
 from .errors import InvalidArgument, UnsupportedPipeline
 from .families import family_of
-from .faster import NetworkOptions
 from .methods import Options
 from .noise import adds_noise, check_scheduler
+from .pipelines.acceleration import NetworkOptions
 from .plan import Plan, Settings, refuse_beside
 from .planning import calibrate, planned
 from .report import Report

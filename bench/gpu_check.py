@@ -47,7 +47,10 @@ MOST_WORKERS = 8
 # at the smallest size all parts take about a minute and a half together, on a machine that does nothing else
 SMOKE_SECONDS = 300
 SMOKE_TESTS = "test_a_kernel_runs or test_one_element"
-GPU_TESTS = ("gpu", "gpu_graphs", "gpu_methods", "gpu_telemetry", "faster", "registry")
+GPU_TESTS = (
+    *(f"tests/test_{name}.py" for name in ("gpu", "gpu_graphs", "gpu_methods", "gpu_telemetry", "registry")),
+    "tests/pipelines/test_acceleration.py",
+)
 # of the command that is told of in the script's heading
 SECOND_CALL = ("busy", "profile", "nsys", "engines", "peers_policy")
 THIRD_CALL = ("switches", "sanitizer")
@@ -99,7 +102,7 @@ def parts(gpu: bool, smoke: bool) -> list[Part]:
     parallel = gpu and workers > 1 and importlib.util.find_spec("xdist") is not None
     side_by_side = ("-n", str(workers)) if parallel else ()
     interpreted = {} if gpu else {"TRITON_INTERPRET": "1"}
-    of_the_gpu = ("-m", "gpu", *(f"tests/test_{name}.py" for name in GPU_TESTS))
+    of_the_gpu = ("-m", "gpu", *GPU_TESTS)
     profiled = ("python", "-m", "profiling.run", "digits", "--engine", "graph", "--json", "{folder}/result.json")
     traced = (*profiled, "--trace", "{folder}/trace.json")
     recorded = ("bash", "profiling/nsys.sh", "digits", "--engine", "graph", "--steps", "25")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from srds_fast.run import Run
+from srds_fast.engine.run import Run
 from srds_fast.solvers import waves
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

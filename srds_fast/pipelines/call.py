@@ -8,21 +8,21 @@ import numbers
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import telemetry
 from ..engine.graphs.use import GraphUse
 from ..engine.run import Observer, no_room
 from ..errors import InvalidArgument, SrdsFastError, UnsupportedPipeline
-from ..faster import faster
 from ..planner.settings import GRAPH_ENGINES
 from ..solvers.method import check_warm_start_method, options_of
 from ..telemetry.report import Report
+from . import acceleration
 from .families import Family, family_of
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import Drive, driven_copy
@@ -134,16 +134,14 @@ def _run_call(
         return _stock_call(fast, args, kwargs, arguments, reason, ours)
     random = RandomState(fast, arguments)
     networks = [getattr(fast, name) for name in family.loop(fast, arguments).networks]
-    options, device = state.network_options, fast._execution_device
     with (
         _scaling_lora(fast, arguments),
         state.tokenizers.lent(fast) as tokenizers,
-        faster(networks, options.attention, options.channels_last, options.torch_compile, device) as made,
+        acceleration.applied(networks, state.network_options, fast._execution_device) as made,
     ):
         for left_out in made.reasons:
             _left_out(fast, left_out)
-        instead = dict(zip(networks, made.networks, strict=True)) if options.torch_compile else {}
-        call = _DrivenCall(fast, family, arguments, observer, tokenizers, instead, warming, **ours)
+        call = _DrivenCall(fast, family, arguments, observer, tokenizers, made.instead, warming, **ours)
         try:
             return call(args, kwargs)
         except Exception as why:
@@ -178,7 +176,7 @@ class _DrivenCall:
         arguments: Arguments,
         observer: Observer | None,
         tokenizers: dict[str, Any],
-        instead: dict[Any, Any],
+        instead: Mapping[nn.Module, Callable[..., Any]],
         warming: bool,
         warm_start: Tensor | None = None,
         keep_trajectory: bool = False,

@@ -13,13 +13,13 @@ from ..engine.graphs.cache import Graphs, GraphStats
 from ..engine.run import Observer
 from ..engine.streams import OVERLAPS
 from ..errors import InvalidArgument, UnsupportedPipeline
-from ..faster import NetworkOptions
 from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
 from ..schedulers.builders import adds_noise
 from ..schedulers.verify import check_scheduler
 from ..solvers.method import Options
 from ..telemetry.report import Report
+from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
 from .dry_run import calibrate, planned
 from .families import family_of

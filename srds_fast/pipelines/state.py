@@ -14,12 +14,12 @@ from torch import Tensor
 from ..engine.costs_kept import Costs
 from ..engine.graphs.cache import Graphs
 from ..errors import InvalidArgument, PlanMismatch
-from ..faster import NetworkOptions
 from ..planner.choose import choose
 from ..planner.plan import Plan
 from ..planner.search import Pricing, usual
 from ..planner.settings import MOST_STEPS, Settings
 from ..telemetry.report import Report
+from .acceleration import NetworkOptions
 from .loop import Arguments
 from .tokenizers import Spares
 

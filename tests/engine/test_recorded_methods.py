@@ -16,8 +16,8 @@ import srds_fast
 from srds_fast.kernels import fixed_point_wave
 from srds_fast.solvers.chords.options import Chords
 from srds_fast.solvers.chords.solver import solver as chords
-from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
 from srds_fast.solvers.fixed_point import grid
+from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
 
 METHODS = {
     "collocation": Collocation(num_nodes=6),
@@ -94,7 +94,7 @@ class Launch:
 @pytest.mark.parametrize("method", ["collocation", "parataa"])
 def test_nor_do_the_kernels_of_its_waves(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which run in their order."""
-    from srds_fast.kernels.fixed_point_wave import mix_kernel, sweep_kernel  # imports Triton
+    from srds_fast.kernels.fixed_point_wave import mix_kernel, sweep_kernel
 
     build, arguments = tiny.PIPELINES[name]
     call = capturable(build(), arguments, monkeypatch, method=METHODS[method], max_iterations=4)

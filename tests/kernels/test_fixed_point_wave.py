@@ -40,13 +40,14 @@ from srds_fast.kernels.fixed_point_wave import (
     sweep_kernel,
     walk,
 )
-from srds_fast.methods import Collocation, FixedPoint, ParaTAA
-from srds_fast.noise import NoiseTable, noise_table
-from srds_fast.solvers.core import Evaluate, Extras
-from srds_fast.solvers.fixed_point import fixed_point
+from srds_fast.schedulers.steps import Like
+from srds_fast.schedulers.table import NoiseTable
+from srds_fast.schedulers.verify import noise_table
+from srds_fast.solvers.contract import Evaluate, Extras
 from srds_fast.solvers.fixed_point import program as sweeps
-from srds_fast.solvers.grid import grid_of, interpolation
-from srds_fast.steps import Like
+from srds_fast.solvers.fixed_point.grid import grid_of, interpolation
+from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaTAA
+from srds_fast.solvers.fixed_point.solver import fixed_point
 
 torch.set_num_threads(1)
 STEPS = 11

@@ -27,11 +27,11 @@ from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
 from srds_fast.solvers.contract import NOTHING, Checkpoint, Core, Evaluate, Extras, Trajectory
+from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.fixed_point.grid import interpolation, responses
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
 from srds_fast.solvers.fixed_point.program import Sweeps
 from srds_fast.solvers.fixed_point.solver import fixed_point
-from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.sequential import sequential
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]

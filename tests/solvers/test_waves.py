@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from srds_fast.kernels.wave_update import Update
 from srds_fast.kernels.wave_update.instructions import Instruction, chained, instructions
-from srds_fast.noise import NoiseTable, noise_table
+from srds_fast.schedulers.steps import Like
+from srds_fast.schedulers.table import NoiseTable
+from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
-from srds_fast.solvers.waves import _updates
-from srds_fast.steps import Like
+from srds_fast.solvers.wave_table import _updates
 
 SCHEDULERS = {
     "ddim": DDIMScheduler(clip_sample=False),

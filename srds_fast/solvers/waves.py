@@ -97,7 +97,7 @@ class Waves:
 
     def still(self, birth: Birth) -> Tensor | None:
         """[samples], no boundary moved by a bit in this iteration; None if they are not watched."""
-        watched = self._updates.table.watches and birth.compare is not None
+        watched = self._updates.table.records_moved and birth.compare is not None
         return ~self._buffers.moved[birth.boundary.iteration] if watched else None
 
     def keep(self, running: tuple[int, ...]) -> None:
@@ -172,7 +172,7 @@ class CountedWaves:
         noises = _noises(extras.draws, self._updates.spreads, program)
         self._buffers = Buffers(table, x, noises, channels_last=extras.network.channels_last)
         table.prepare()
-        self._input = extras.network.empty(table.most_entering, x)
+        self._input = extras.network.empty(table.most_gathers, x)
         self.counter = torch.zeros(1, dtype=torch.int32, device=x.device)
 
     def start(self) -> None:
@@ -232,5 +232,5 @@ class CountedWaves:
         sample, exact = buffers.slots[birth.state.slot], iteration == self.program.num_blocks
         if birth.compare is None:
             return Checkpoint(0, sample, samples, None, exact)
-        still = ~buffers.moved[iteration] if self._updates.table.watches else None
+        still = ~buffers.moved[iteration] if self._updates.table.records_moved else None
         return Checkpoint(iteration, sample, samples, buffers.change[iteration], exact, still)

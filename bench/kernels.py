@@ -27,7 +27,6 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from srds_fast.cli.environment import environment
 from srds_fast.kernels import wave_update
 from srds_fast.kernels.wave_update import reference as wave_update_reference
 from srds_fast.kernels.wave_update.traffic import traffic
@@ -35,6 +34,7 @@ from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
 from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.wave_table import wave_table
+from srds_fast.telemetry.environment import environment
 
 from . import timing
 

@@ -20,7 +20,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 import srds_fast
-from srds_fast.engine.graphs.cache import cache as engine_graphs
+from srds_fast.engine.graphs import cache as engine_graphs
 from srds_fast.engine.graphs.use import GraphUse
 
 pytestmark = pytest.mark.gpu

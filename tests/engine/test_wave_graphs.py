@@ -13,7 +13,7 @@ from twins import Twins
 
 import srds_fast
 from srds_fast import CaptureFailed
-from srds_fast.engine.graphs.cache import cache as graphs_module
+from srds_fast.engine.graphs import cache as graphs_module
 from srds_fast.engine.graphs.tape import Tape
 from srds_fast.engine.graphs.utilisation import BUSY, why_not_worth
 
@@ -155,7 +155,7 @@ def test_what_keeps_its_device_busy_is_not_recorded(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(graphs_module, "busy_share", share)
     twins = Twins("flux", graphs={"strict": True})
-    twins.fast._srds.settings = srds_fast.planner.plan.Settings(engine="auto")
+    twins.fast._srds.planner.settings = srds_fast.planner.settings.Settings(engine="auto")
     monkeypatch.setattr("srds_fast.pipelines.call._graphs_on", lambda device: True)
     for seed in range(3):
         assert twins.alone(twins.fast, seed)[0].isfinite().all()

@@ -34,12 +34,12 @@ from torch import Tensor, nn
 import srds_fast
 from srds_fast import DivergenceError, InvalidArgument, UnsupportedPipeline
 from srds_fast.engine import run
+from srds_fast.pipelines import call as call_module
 from srds_fast.pipelines import families, networks
 from srds_fast.pipelines.lockstep import loop as drive
-from srds_fast.pipelines.lockstep.loop import Drive
-from srds_fast.pipelines.takeover import takeover
+from srds_fast.pipelines.lockstep.loop import LockstepLoop
 from srds_fast.pipelines.tokenizers import Spares
-from srds_fast.solvers.fixed_point.solver import solver as fixed_point
+from srds_fast.solvers.fixed_point import solver as fixed_point
 
 STEPS = 9
 
@@ -220,7 +220,7 @@ def test_waves_that_do_not_fit_into_memory_are_taken_one_row_at_a_time(
     sd: Any, settings: dict[str, Any], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if path == "drive":
-        monkeypatch.setattr(takeover, "why_not", lambda loop: "to see it driven")
+        monkeypatch.setattr(call_module, "why_not", lambda loop: "to see it driven")
     expected, before = latents(sd), everything(sd)
     fast = srds_fast.compile(sd, **settings)
     with Room(sd.unet, 2):  # a row with guidance
@@ -297,15 +297,15 @@ def test_a_call_leaves_nothing_behind(sd: Any) -> None:
 def test_the_stand_ins_are_freed_with_the_call(sd: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that kept its states alive would leak latents on every request."""
     made: list[weakref.ref[Any]] = []
-    begin = Drive.__init__
+    begin = LockstepLoop.__init__
 
-    def watched(self: Drive, *args: Any, **kwargs: Any) -> None:
+    def watched(self: LockstepLoop, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
         made.append(weakref.ref(self))
 
-    monkeypatch.setattr(Drive, "__init__", watched)
+    monkeypatch.setattr(LockstepLoop, "__init__", watched)
     if path == "drive":
-        monkeypatch.setattr(takeover, "why_not", lambda loop: "this test drives it")
+        monkeypatch.setattr(call_module, "why_not", lambda loop: "this test drives it")
     fast = srds_fast.compile(sd, method="srds")
     for _ in range(3):
         latents(fast)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import srds_fast
 from srds_fast import UnsupportedPipeline, UnsupportedScheduler
-from srds_fast.pipelines.takeover import takeover
+from srds_fast.pipelines import call as call_module
 from srds_fast.schedulers import verify as noise
 
 MODES: dict[str, dict[str, Any]] = {
@@ -81,7 +81,7 @@ def check(pipe: Any, call: dict[str, Any], verdict: Verdict) -> None:
         fast = srds_fast.compile(pipe, **{"method": method, **settings})
         with pytest.MonkeyPatch.context() as patch:
             if mode == "exact-ddim":  # the pipeline's own loop: with its own guidance, the oracle of the other way
-                patch.setattr(takeover, "why_not", lambda loop: "this test drives it")
+                patch.setattr(call_module, "why_not", lambda loop: "this test drives it")
             found, seen, states = run(fast, call)
         report = fast.report
         if verdict == DRIVEN:

@@ -19,7 +19,7 @@ from problems import GaussianMixture, noise, scheduler
 import srds_fast
 from srds_fast.engine import costs_kept as pricing_module
 from srds_fast.engine.costs_kept import Costs, price
-from srds_fast.engine.graphs.cache import device_lock as turn_module
+from srds_fast.engine.graphs import device_lock as turn_module
 from srds_fast.engine.graphs.device_lock import replaying, turn
 from srds_fast.planner.calibration import needed
 from srds_fast.planner.candidates import candidates, fixed_at, plans_of, until
@@ -337,7 +337,7 @@ def _calibrated(fast: Any, curve: CostCurve, **settings: Any) -> Iterator[srds_f
     """Calibrated as if calls cost what the curve says."""
     plan = fast.plan_for("a cat", num_inference_steps=20, measure=True)
     assert plan.prediction is not None
-    costs = fast._srds.costs
+    costs = fast._srds.planner.costs
     for key in list(costs._kept):
         costs._kept[key] = Known(curve)
     yield fast.calibrate(["a cat", "a dog"], num_inference_steps=20, num_samples=2, **settings)
@@ -437,7 +437,7 @@ def test_a_calibrated_plan_is_for_its_kind_of_call_alone(pipe: Any) -> None:
         torch.set_num_threads(threads)
     fast.reset()
     fast("a cat", num_inference_steps=20, **seeded())
-    assert not any(entry for entry in fast._srds.calibrated)
+    assert not any(entry for entry in fast._srds.planner.calibrated)
 
 
 def test_measuring_makes_no_call_wider_than_allowed() -> None:

@@ -1,11 +1,10 @@
-"""The parts of bench/gpu_check.sh: each in a process of its own, with a time limit; what fails loses only itself.
+"""The parts of bench/gpu_check.sh: each in a process of its own, with a time limit; one that fails loses only itself.
 
-Run by the script, which lays the package out. Parts that matter most come first, and all of them share one budget: a
-part gets its own limit and what those before it have spared, or the time that is left, and is left out if that is less
-than half of its limit. Those of the first call fit into it together; the rest is for a second and a third one. After
-every part what is known is written: gpu_check.json (of each part how it ended and the JSON it wrote), summary.txt (60
-lines at most) and logs.txt (what was printed). Only the standard library is imported, so that a broken installation is
-reported like anything else.
+Run by the script, which lays the package out. Parts that matter most come first, and all share one budget: a part gets
+its own limit and what those before it have spared, and is left out if less than half of its limit is left. Those of the
+first call fit into it together; the rest is for a second and a third one. After every part what is known is written:
+gpu_check.json (how each part ended, and the JSON it wrote), summary.txt (60 lines at most) and logs.txt (what was
+printed). Only the standard library is imported, so that a broken installation is reported like anything else.
 """
 
 from __future__ import annotations
@@ -23,11 +22,12 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from xml.etree import ElementTree
 
-from .layout import is_dirty, revision
-from .summary import lines
+from bench.revision import is_dirty, revision
+
+from .summary import MOST_LINES, lines
 
 BUDGET = 530.0
 # of its limit: a part is not begun with less
@@ -35,20 +35,16 @@ LEAST_SHARE = 0.5
 # seconds of its limit, or a quarter of a short one, that a part has to end by itself after it was interrupted
 GRACE = 10.0
 LAST_WORDS = 12
-# of what a part printed: its first and its last characters
+# characters of what a part printed: longer logs lose their middle
 LONGEST_LOG = 1_000_000
-# of the results: few and small files, to be carried away
+# bytes: results are few and small files, to be carried away
 LARGEST_FILE = 15 * 2**20
-# of what nsys.sh writes: the figures are in gpu_check.json, the database is made of the recording
-RECORDING = ("digits.nsys-rep", "digits.txt", "digits.png")
-TRACE = ("trace.json",)
+RECORDING, TRACE = ("digits.nsys-rep", "digits.txt"), ("trace.json",)
 # processes of pytest that share the GPU: tests wait for the host, which launches and compiles
 MOST_WORKERS = 8
-# at the smallest size all parts take about a minute and a half together, on a machine that does nothing else
 SMOKE_SECONDS = 300
 SMOKE_TESTS = "test_a_kernel_runs or test_one_element"
-GPU_TESTS = ("gpu", "gpu_graphs", "gpu_methods", "gpu_telemetry", "faster", "registry")
-# of the command that is told of in the script's heading
+# of the commands in the script's heading
 SECOND_CALL = ("busy", "profile", "nsys", "engines", "peers_policy")
 THIRD_CALL = ("switches", "sanitizer")
 
@@ -60,11 +56,12 @@ class Part(NamedTuple):
         name: of it.
         seconds: at most.
         command: its arguments; {folder} is a folder of its own, {out} that of the results.
-        result: file that it writes, in its folder if not told: .json, or .xml of pytest.
-        needs: a part that must have run, if it is one of those chosen, with no test that failed.
+        result: file that it writes in its folder: .json, or .xml of pytest.
+        needs: a part that must have run without a failed test, if it is chosen too.
         program: that must be there.
         environment: set for it.
         keeps: files of its folder that belong to the results, those that are there and not too large.
+        shows: what it prints belongs to the summary.
     """
 
     name: str
@@ -75,81 +72,79 @@ class Part(NamedTuple):
     program: str | None = None
     environment: dict[str, str] = {}  # noqa: RUF012
     keeps: tuple[str, ...] = ()
+    shows: bool = False
 
 
 def parts(gpu: bool, smoke: bool) -> list[Part]:
-    """All of them, those that matter most first: of the first call, the second and the third. All have the environment.
+    """All of them: of the first call, the second and the third, in each those that matter most first.
 
     Args:
         gpu: there is one; without it kernels are interpreted.
         smoke: the smallest size of everything.
     """
 
-    def bench(name: str, seconds: float, *arguments: str, module: str | None = None, needs: str | None = None) -> Part:
-        command = ("python", "-m", f"bench.{module or name}", "--json", "{folder}/result.json", *arguments)
-        return Part(name, seconds, command, "result.json", needs)
+    def limit(seconds: float) -> float:
+        return SMOKE_SECONDS if smoke else seconds
+
+    def bench(
+        name: str, seconds: float, module: str, full: Sequence[str] = (), small: Sequence[str] = (), **more: Any
+    ) -> Part:
+        command = ("python", "-m", module, "--json", "{folder}/result.json", *(small if smoke else full))
+        return Part(name, limit(seconds), command, "result.json", shows=True, **more)
 
     def tests(name: str, seconds: float, *arguments: str, **environment: str) -> Part:
         quiet = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={folder}/result.xml")
         # a file that cannot be imported is one failure, and the others run
         command = (*quiet, "--continue-on-collection-errors", *arguments)
-        return Part(name, seconds, command, "result.xml", environment=environment)
+        return Part(name, limit(seconds), command, "result.xml", environment=environment)
 
     workers = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
-    parallel = gpu and workers > 1 and importlib.util.find_spec("xdist") is not None
+    parallel = gpu and not smoke and workers > 1 and importlib.util.find_spec("xdist") is not None
     side_by_side = ("-n", str(workers)) if parallel else ()
     interpreted = {} if gpu else {"TRITON_INTERPRET": "1"}
-    of_the_gpu = ("-m", "gpu", *(f"tests/test_{name}.py" for name in GPU_TESTS))
-    profiled = ("python", "-m", "profiling.run", "digits", "--engine", "graph", "--json", "{folder}/result.json")
-    traced = (*profiled, "--trace", "{folder}/trace.json")
+    some = ("-k", SMOKE_TESTS) if smoke else ()
+    drawn = ("--picture", "{out}/rows.png") if importlib.util.find_spec("matplotlib") is not None else ()
+    traced = ("digits", "--engine", "graph", "--trace", "{folder}/trace.json")
+    peers, policy = "bench.quality.peers", ("--workloads", "policy")
+    few, short = ("--samples", "4"), ("--training-steps", "500")
     recorded = ("bash", "profiling/nsys.sh", "digits", "--engine", "graph", "--steps", "25")
-    nsys = Part("nsys", 60, recorded, "digits.json", program="nsys", environment={"OUT": "{folder}"}, keeps=RECORDING)
     # every kernel once, at its smallest
     once = tests("sanitizer", 240, "tests/kernels", "-k", SMOKE_TESTS)
     # torch and Triton ask the driver for what it may lack, which is no error of a kernel
     checked = ("compute-sanitizer", "--report-api-errors", "no", "--error-exitcode", "1", *once.command)
-    # every tensor an allocation of its own: in a block of torch's, what lies beyond a tensor is another one
+    # every tensor an allocation of its own: beyond a tensor in a block of torch's lies another one
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    sanitizer = once._replace(command=checked, program="compute-sanitizer", environment=alone)
-    drawn = ("--picture", "{out}/rows.png") if importlib.util.find_spec("matplotlib") is not None else ()
-    environment = Part("environment", 20, ("python", "-m", "bench.where", "{folder}/result.json"), "result.json")
-    if smoke:
-        return [
-            environment,
-            tests("kernel_tests", SMOKE_SECONDS, "tests/kernels", "-k", SMOKE_TESTS, **interpreted),
-            tests("gpu_tests", SMOKE_SECONDS, "-m", "gpu", "tests/test_gpu.py"),
-            bench("rows", SMOKE_SECONDS, "--rows", "1", "2", *drawn),
-            bench("kernels", SMOKE_SECONDS, needs="kernel_tests"),
-            bench("peers_digits", SMOKE_SECONDS, "--smoke", "--workloads", "digits", module="peers"),
-            # not sd15, which takes a CPU three times as long
-            bench("peers_random", SMOKE_SECONDS, "--smoke", "--workloads", "dit", module="peers"),
-            bench("busy", SMOKE_SECONDS, "--workloads", "policy"),
-            Part("profile", SMOKE_SECONDS, (*traced, "--steps", "6", "--calls", "1"), "result.json", keeps=TRACE),
-            nsys,
-            bench("engines", SMOKE_SECONDS, "--workloads", "policy"),
-            bench("peers_policy", SMOKE_SECONDS, "--smoke", "--workloads", "policy", module="peers"),
-            bench("switches", SMOKE_SECONDS, "--workloads", "dit", "--switches", "late stop", "--repeat", "1"),
-            sanitizer,
-        ]
-    few, short = ("--samples", "4"), ("--training-steps", "500")
-    without_sdxl = ("--workloads", "digits", "policy", "sd15", "dit")
     return [
-        environment,
-        tests("kernel_tests", 70, *side_by_side, "tests/kernels", **interpreted),
-        tests("gpu_tests", 80, *side_by_side, *of_the_gpu),
-        # what takes longest last
-        bench("rows", 85, "--networks", "digits", "policy", "sd15", "dit", "sdxl", *drawn),
-        bench("kernels", 75, needs="kernel_tests"),
-        bench("peers_digits", 120, "--workloads", "digits", "--steps", "50", *few, module="peers"),
-        bench("peers_random", 70, "--workloads", "sd15", "--steps", "25", "--no-compile", *few, module="peers"),
-        bench("busy", 60),
-        Part("profile", 60, traced, "result.json", keeps=TRACE),
-        nsys,
-        bench("engines", 150, *without_sdxl, "--repeat", "3", "--steps", "25"),
-        bench("peers_policy", 150, "--workloads", "policy", "--steps", "100", *short, *few, module="peers"),
-        bench("switches", 240),
-        sanitizer,
-    ]
+        Part("environment", 20, ("python", "-m", "bench.gpu.where", "{folder}/result.json"), "result.json"),
+        tests("kernel_tests", 70, *side_by_side, "tests/kernels", *some, **interpreted),
+        tests("gpu_tests", 80, *side_by_side, "-m", "gpu", *_gpu_tests(smoke)),
+        # the network that takes longest last
+        bench("rows", 85, "bench.speed.rows", ("--networks", "digits", "policy", "sd15", "dit", "sdxl", *drawn),
+              ("--rows", "1", "2", *drawn)),
+        bench("kernels", 75, "bench.speed.kernels", needs="kernel_tests"),
+        bench("peers_digits", 120, peers, ("--workloads", "digits", "--steps", "50", *few),
+              ("--smoke", "--workloads", "digits")),
+        # not sd15 in the smoke run: it takes a CPU three times as long
+        bench("peers_random", 70, peers, ("--workloads", "sd15", "--steps", "25", "--no-compile", *few),
+              ("--smoke", "--workloads", "dit")),
+        bench("busy", 60, "profiling.busy", (), policy),
+        bench("profile", 60, "profiling.run", traced, (*traced, "--steps", "6", "--calls", "1"), keeps=TRACE),
+        Part("nsys", limit(60), recorded, program="nsys", environment={"OUT": "{folder}"}, keeps=RECORDING, shows=True),
+        bench("engines", 150, "bench.speed.engines",
+              ("--workloads", "digits", "policy", "sd15", "dit", "--repeat", "3", "--steps", "25"), policy),
+        bench("peers_policy", 150, peers, (*policy, "--steps", "100", *short, *few), ("--smoke", *policy)),
+        bench("switches", 240, "bench.speed.switches", (),
+              ("--workloads", "dit", "--switches", "late stop", "--repeat", "1")),
+        once._replace(command=checked, program="compute-sanitizer", environment=alone),
+    ]  # fmt: skip
+
+
+def _gpu_tests(smoke: bool) -> list[str]:
+    """Test files with tests that need a GPU, but for those of the kernels."""
+    files = [path for path in sorted(Path("tests").rglob("test_*.py")) if path.parent.name != "kernels"]
+    if smoke:
+        return [str(path) for path in files if path.name == "test_gpu.py"]
+    return [str(path) for path in files if "mark.gpu" in path.read_text()]
 
 
 def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +172,8 @@ def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) 
             if why_not is None:
                 later = sum(each.seconds for each in every[number + 1 :] if _lacks(each) is None)
                 outcome = _ran(part, min(left, max(part.seconds, left - later)), folder, out)
-                logs.write(f"===== {part.name}\n{_shortened((folder / 'log').read_text(errors='replace'))}\n")
+                printed = "".join((folder / name).read_text(errors="replace") for name in ("stdout", "stderr"))
+                logs.write(f"===== {part.name}\n{_shortened(printed)}\n")
                 logs.flush()
                 _keep(part, folder, out)
             else:
@@ -193,14 +189,13 @@ def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) 
 
 
 def _write(path: Path, text: str) -> None:
-    """The whole of it, or what was there before."""
+    """Replace a file as a whole: an interrupted write leaves what was there before."""
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_text(text)
     beside.replace(path)
 
 
 def _shortened(log: str) -> str:
-    """Where it is too long, without its middle."""
     if len(log) <= LONGEST_LOG:
         return log
     half = LONGEST_LOG // 2
@@ -219,11 +214,11 @@ def _keep(part: Part, folder: Path, out: Path) -> None:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Parts get both signals as usual, even of a process that was started to ignore them, in the background."""
+    """Both signals raise, also in a process that was started in the background and told to ignore them."""
     both = (signal.SIGINT, signal.SIGTERM)
 
     def stop(number: int, _: object) -> NoReturn:
-        for each in both:  # what is being cleaned up is not to be interrupted
+        for each in both:  # the cleaning up must not be interrupted
             signal.signal(each, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
@@ -262,45 +257,47 @@ def _ran(part: Part, seconds: float, folder: Path, out: Path) -> dict[str, Any]:
     command = [sys.executable if word == "python" else filled(word) for word in part.command]
     environment = {**os.environ, **{name: filled(value) for name, value in part.environment.items()}}
     begun = time.monotonic()
-    with (folder / "log").open("w") as log:
-        status, why, told = _ended(command, environment, log, seconds)
-    outcome: dict[str, Any] = {"status": status, "seconds": time.monotonic() - begun}
+    status, why, told = _ended(command, environment, folder, seconds)
+    outcome: dict[str, Any] = {"status": status, "seconds": time.monotonic() - begun, "result": None}
     try:
-        outcome["result"] = None if part.result is None else _read(folder / filled(part.result))
+        if part.result is not None:
+            outcome["result"] = _read(folder / part.result)
     except (OSError, ValueError, ElementTree.ParseError) as error:
-        outcome["result"] = None
         if status == "passed":
             status = outcome["status"] = "FAILED"
             why = f"it left no result: {type(error).__name__}"
+    # what an interrupted program prints in the end is about the interruption
+    printed = (folder / "stdout").read_bytes()[:told].decode(errors="replace").rstrip().splitlines()
     if status != "passed":
-        printed = (folder / "log").read_bytes()[:told].decode(errors="replace").strip().splitlines()
-        outcome |= {"why": why, "last_words": printed[-LAST_WORDS:]}
+        errors = (folder / "stderr").read_text(errors="replace").strip().splitlines() if status == "FAILED" else []
+        outcome |= {"why": why, "last_words": (errors or printed)[-LAST_WORDS:]}
+    if part.shows:
+        outcome["printed"] = [line for line in printed if line.strip()][:MOST_LINES]
     return outcome
 
 
 def _ended(
-    command: list[str], environment: dict[str, str], log: IO[str], seconds: float
+    command: list[str], environment: dict[str, str], folder: Path, seconds: float
 ) -> tuple[str, str | None, int | None]:
-    """Status, why, and of how many bytes its log was when it was interrupted; None if it was not."""
-    try:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    except OSError as error:
-        return "FAILED", f"it could not be started: {error.strerror}", None
-    grace = min(GRACE, seconds / 4)
-    try:
-        code = process.wait(seconds - grace)
-    except subprocess.TimeoutExpired:
-        told = os.fstat(log.fileno()).st_size
-        os.killpg(process.pid, signal.SIGINT)  # pytest writes what it has
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace)
-        return "CUT SHORT", f"after {seconds:.0f} s", told
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
-        process.wait()
+    """Status, why, and how many bytes it had printed when it was interrupted; None if it was not."""
+    with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
+        try:
+            process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment, start_new_session=True)
+        except OSError as error:
+            return "FAILED", f"it could not be started: {error.strerror}", None
+        grace = min(GRACE, seconds / 4)
+        try:
+            code = process.wait(seconds - grace)
+        except subprocess.TimeoutExpired:
+            told = os.fstat(stdout.fileno()).st_size
+            os.killpg(process.pid, signal.SIGINT)  # pytest writes what it has
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(grace)
+            return "CUT SHORT", f"after {seconds:.0f} s", told
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+            process.wait()
     return ("passed", None, None) if code == 0 else ("FAILED", f"exit status {code}", None)
 
 
@@ -313,19 +310,18 @@ def _read(path: Path) -> Any:
 def _counted(suites: Iterable[ElementTree.Element]) -> dict[str, Any]:
     """pytest's report: how many tests ended how, and which failed.
 
-    By its own numbers: a test that was interrupted is among the cases, and looks like one that passed.
+    By its own numbers, as a test that was interrupted is among the cases and looks like one that passed.
     """
     found: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "failures": []}
     for suite in suites:
-        tests, failures, errors, skipped = (
-            int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")
-        )
+        names = ("tests", "failures", "errors", "skipped")
+        tests, failures, errors, skipped = (int(suite.get(name, 0)) for name in names)
         found["passed"] += tests - failures - errors - skipped
         found["failed"] += failures + errors
         found["skipped"] += skipped
         for case in suite.iter("testcase"):
             if {child.tag for child in case} & {"failure", "error"}:
-                # of a file that cannot be imported there is no class
+                # a file that cannot be imported has no class
                 found["failures"].append("::".join(filter(None, (case.get("classname"), case.get("name")))))
     return found
 

@@ -1,4 +1,4 @@
-"""Writes what a measurement was made on: `python -m bench.where environment.json`."""
+"""Writes what a measurement was made on: `python -m bench.gpu.where environment.json`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from srds_fast.cli.environment import environment
+from bench.command import environment
 
 
 def main(path: str) -> None:
     """Write versions and hardware, and whether torch can use the GPU."""
-    cuda = torch.cuda.is_available()
-    found = {**environment(), "cuda": torch.version.cuda, "gpu": torch.cuda.get_device_name() if cuda else None}
-    Path(path).write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    text = json.dumps({**environment(), "cuda": torch.version.cuda, "gpu": gpu}, indent=1)
+    Path(path).write_text(f"{text}\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def _guided_unet(
 
 def digits(unet: Any = None) -> Network:
     """The bundled UNet, latents of 4 x 8 x 8, float32; or another one of its shape."""
-    return _guided_unet(unet or zoo.load("digits").unet, torch.float32, tokens=16)
+    return _guided_unet(zoo.load("digits").unet if unet is None else unet, torch.float32, tokens=16)
 
 
 def sd15_unet(small: bool) -> UNet2DConditionModel:

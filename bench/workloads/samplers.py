@@ -165,7 +165,8 @@ class SampledWorkload(Workload):
         self.problem = self.samples if trained else None
 
     def stock(self, steps: int, module: Any = None) -> Loop:
-        network, scheduler = module or self.network.module, copy.deepcopy(self.samples.scheduler)
+        network = self.network.module if module is None else module
+        scheduler = copy.deepcopy(self.samples.scheduler)
 
         @torch.no_grad()
         def call(sample: int = 0) -> Tensor:

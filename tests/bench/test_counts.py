@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,42 +11,32 @@ from typing import Any
 import pytest
 import torch
 
+from bench.regression import counts
+from bench.regression.dispatched import Dispatched
 from srds_fast.kernels.affine_scan import Coefficients
 from srds_fast.kernels.affine_scan.prepared import PreparedScan
 from srds_fast.run import Run
 from srds_fast.solvers import waves
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench import committed, counts
-from bench.dispatched import Dispatched
+FLUX = "Flux, flow"
 
 
 @pytest.fixture(scope="module")
-def found() -> committed.Found:
+def found() -> counts.Found:
     return counts.measured()
 
 
-def only(monkeypatch: pytest.MonkeyPatch, pipeline: str) -> None:
-    monkeypatch.setattr(counts, "PIPELINES", {pipeline: counts.PIPELINES[pipeline]})
-
-
-def test_no_count_differs_from_the_committed_file(found: committed.Found) -> None:
-    version, before = committed.read()
-    compared = committed.comparable(version)
-    lines = committed.differences(before, found, compared)
+def test_no_count_differs_from_the_committed_file(found: counts.Found) -> None:
+    version, before = counts.read()
+    compared = counts.comparable(version)
+    lines = counts.differences(before, found, compared)
     if lines:
-        pytest.fail(committed.explained(lines), pytrace=False)
+        pytest.fail(counts.explained(lines), pytrace=False)
     if compared is not None:
         pytest.skip(f"the file is of torch {version}: of this one only {', '.join(compared)} could be compared")
 
 
-def test_they_are_the_same_every_time(found: committed.Found, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every process too: the file was written by another one."""
-    only(monkeypatch, "Flux, flow")
-    assert counts.measured()["Flux, flow"] == found["Flux, flow"]
-
-
-def test_a_steady_wave_of_srds_is_one_launch_that_nothing_waits_for(found: committed.Found) -> None:
+def test_a_steady_wave_of_srds_is_one_launch_that_nothing_waits_for(found: counts.Found) -> None:
     for methods in found.values():
         for method in ("sequential", "srds, as published", "srds", "chords"):
             assert methods[method]["launches_a_wave"] == methods[method]["allocations_a_wave"] == 1
@@ -55,7 +44,7 @@ def test_a_steady_wave_of_srds_is_one_launch_that_nothing_waits_for(found: commi
             assert methods[method]["operations"] > methods[method]["launches"] >= methods[method]["waves"] - 1
 
 
-def test_a_steady_wave_that_moves_all_points_is_three(found: committed.Found) -> None:
+def test_a_steady_wave_that_moves_all_points_is_three(found: counts.Found) -> None:
     """The sample of its checkpoint among them; the host waits to look at the change."""
     for methods in found.values():
         for method in ("collocation", "parataa"):
@@ -108,44 +97,47 @@ def test_what_a_wave_does_more_is_seen_and_named(
     name: str,
     change: Callable[..., Any],
     more: set[str],
-    found: committed.Found,
+    found: counts.Found,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    only(monkeypatch, "Flux, flow")
     monkeypatch.setattr(where, name, change(getattr(where, name)))
-    after = counts.measured()
-    before = {"Flux, flow": found["Flux, flow"]}
-    lines = committed.differences(before, after)
+    after = counts.measured((FLUX,))
+    before = {FLUX: found[FLUX]}
+    lines = counts.differences(before, after)
     for each in (*more, "operations"):
-        was, now = (of["Flux, flow"]["srds"][f"{each}_a_wave"] for of in (before, after))
+        was, now = (of[FLUX]["srds"][f"{each}_a_wave"] for of in (before, after))
         assert was < now
         assert f"Flux, flow, srds: {each}_a_wave was {was}, is {now}" in lines
     assert not any(
         each in line for line in lines for each in ("bytes_moved", "waves", "rows", "host_waits") if each not in more
     )
-    assert "python -m bench.counts --write" in committed.explained(lines)
+    assert "python -m bench.regression.counts --write" in counts.explained(lines)
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    only(monkeypatch, "Flux, flow")
-    file = ["--file", str(tmp_path / "counts.json")]
+def test_the_command(
+    found: counts.Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(counts, "measured", lambda: {FLUX: found[FLUX]})
+    path = tmp_path / "counts.json"
     with pytest.raises(SystemExit, match=r"cannot be read.*--write"):
-        counts.main(["--check", *file])
-    counts.main(["--write", *file])
-    counts.main(["--check", *file])
+        counts.main(["--check", "--file", str(path)])
+    counts.main(["--write", "--file", str(path)])
+    counts.main(["--check", "--file", str(path)])
     assert "No count differs" in capsys.readouterr().out
-    written = json.loads(Path(file[1]).read_text())
+    counts.main([])
+    assert "Flux, flow, collocation" in capsys.readouterr().out
+    written = json.loads(path.read_text())
     for name in ("rows", "operations"):
         changed = copy.deepcopy(written)
-        changed["counts"]["Flux, flow"]["srds"][name] += 1
-        Path(file[1]).write_text(json.dumps(changed))
+        changed["counts"][FLUX]["srds"][name] += 1
+        path.write_text(json.dumps(changed))
         with pytest.raises(SystemExit, match=rf"Flux, flow, srds: {name} was \d+, is \d+\n.*--write"):
-            counts.main(["--check", *file])
+            counts.main(["--check", "--file", str(path)])
         # what torch makes of an operation, another torch may make otherwise
-        Path(file[1]).write_text(json.dumps({**changed, "torch": "2.0"}))
+        path.write_text(json.dumps({**changed, "torch": "2.0"}))
         if name == "rows":
             with pytest.raises(SystemExit, match=r"rows was \d+"):
-                counts.main(["--check", *file])
+                counts.main(["--check", "--file", str(path)])
         else:
-            counts.main(["--check", *file])
+            counts.main(["--check", "--file", str(path)])
             assert f"of torch 2.0, this is {torch.__version__}" in capsys.readouterr().out

@@ -1,16 +1,14 @@
-"""What a driven loop does on the host, in counts: times jitter, bench/host_time.py reports them."""
+"""What a driven loop does on the host, in counts: times jitter, bench/speed/host_time.py reports them."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench.host_time import PIPELINES, STEPS, Case
+from bench.speed import host_time
+from bench.speed.host_time import PIPELINES, Case
 
 
 class Operations(TorchDispatchMode):
@@ -45,7 +43,7 @@ def test_a_wave_dispatches_little_and_never_waits(name: str) -> None:
     assert max(sequential) <= min(stock)
     for method in ("srds", "srds plain"):
         waves = operations(case, method)
-        program = case.loops[method].plan_for(**case.arguments, num_inference_steps=STEPS).program()
+        program = case.loops[method].plan_for(**case.arguments).program()
         assert len(waves) == len(program) - 2
         # the first two repeat the conditioning; the end of an iteration is judged by the host
         for names, wave in list(zip(waves, program.waves[1:], strict=False))[2:]:
@@ -54,3 +52,11 @@ def test_a_wave_dispatches_little_and_never_waits(name: str) -> None:
                 # whatever the number of rows
                 assert len(names) <= max(sequential) + 8 + jumps + 2 * len(wave.boundaries)
                 assert not WAITS & set(names)
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    host_time.main(["--repeat", "1", "--steps", "9", "--only", "SD DDIM", "DDIM pixels"])
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1 + 2 * len(host_time.METHODS)
+    assert printed[1].startswith("SD DDIM       sequential")
+    assert printed[1].split()[-1] == "1.00", "rows a wave"

@@ -316,7 +316,7 @@ def test_squared_error_of_known_size(device: torch.device) -> None:
 def test_bytes(device: torch.device, monkeypatch: pytest.MonkeyPatch, layout: str, branches: int, noise: bool) -> None:
     """The accesses of the interpreted kernel, counted, against the figure in the docstring."""
     if device.type != "cpu":
-        pytest.skip("hardware counts sectors and caches: see bench/kernels.py")
+        pytest.skip("hardware counts sectors and caches: see bench/speed/kernels.py")
     from triton.runtime.interpreter import InterpreterBuilder
 
     moved = 0

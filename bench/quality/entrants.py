@@ -201,7 +201,7 @@ def of_diffusers(workload: Workload, steps: int, samples: int, points: dict[str,
     for window, name in DIFFUSERS.items():
         if (why_not := _why_not_diffusers(workload)) is not None:
             yield Entrant(name, None, why_not)
-        else:
+        elif isinstance(workload, PipelineWorkload):
             yield _attempted(name, partial(_of_window, workload, steps, samples, window, points))
 
 

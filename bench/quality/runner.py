@@ -87,9 +87,13 @@ class _Timed(Timed):
     """An entrant, and the samples that it is compared with if they are not the stock loop's."""
 
     def __init__(self, entrant: Entrant) -> None:
-        super().__init__(lambda: entrant.loop)
+        super().__init__(self._given)
         self.entrant, self.failed = entrant, entrant.why_not
         self.expected: list[Tensor] = []
+
+    def _given(self) -> Loop:
+        assert self.entrant.loop is not None
+        return self.entrant.loop
 
     def _round(self, sample: int) -> None:
         super()._round(sample)

@@ -68,7 +68,7 @@ class NullNetwork:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._returned is not None:
                 self.turns.append((self._returned, self.clock()))
-            states = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+            states = args[0] if args else kwargs["sample" if "sample" in kwargs else "hidden_states"]
             if states.shape not in outputs:
                 outputs[states.shape] = torch.zeros_like(states)
             output = outputs[states.shape]

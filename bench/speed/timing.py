@@ -79,7 +79,8 @@ def copy_bandwidth(num_bytes: int = 2**28) -> float:
     """Bytes per second, read and written, of a copy on the device: the ceiling of an elementwise kernel."""
     source = torch.randn(num_bytes // 4, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.nbytes / gpu_seconds(lambda: target.copy_(source))
+    num_bytes = 2 * source.nbytes
+    return num_bytes / gpu_seconds(lambda: target.copy_(source))
 
 
 def reason(why: Exception) -> str:

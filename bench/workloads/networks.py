@@ -175,7 +175,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, conditions: Tensor) -> Tensor:
         scale, shift = self.film(conditions)[:, :, None].chunk(2, dim=1)
         between = nn.functional.mish(self.first(x)) * (1 + scale) + shift
-        return nn.functional.mish(self.second(between)) + self.past(x)
+        out: Tensor = nn.functional.mish(self.second(between)) + self.past(x)
+        return out
 
 
 class PolicyNetwork(nn.Module):
@@ -213,7 +214,8 @@ class PolicyNetwork(nn.Module):
         for block in self.up:
             x = nn.functional.interpolate(x, scale_factor=2)
             x = block(torch.cat([x, kept.pop()], dim=1), conditions)
-        return self.out(x)
+        out: Tensor = self.out(x)
+        return out
 
 
 def policy(module: PolicyNetwork | None = None) -> Network:

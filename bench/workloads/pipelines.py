@@ -136,13 +136,14 @@ def embedded_text(pipe: Any, samples: int = 1) -> dict[str, Tensor]:
     """Random embeddings as arguments of a call, [samples, ...], with negative ones where the pipeline is guided."""
     network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     config = network.config
-    widths = {"prompt_embeds": (TOKENS, config.get("cross_attention_dim") or config.get("joint_attention_dim"))}
+    width = config.get("cross_attention_dim") or config.get("joint_attention_dim")
+    widths: dict[str, tuple[int, ...]] = {"prompt_embeds": (TOKENS, width)}
     if isinstance(pipe, StableDiffusionXLPipeline):
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         widths["pooled_prompt_embeds"] = (pooled,)
     elif network is not getattr(pipe, "unet", None):
         widths["pooled_prompt_embeds"] = (config.pooled_projection_dim,)
-    both = {name: random((2 * samples, *width), network.dtype, len(width)) for name, width in widths.items()}
+    both = {name: random((2 * samples, *each), network.dtype, len(each)) for name, each in widths.items()}
     text = {name: each[:samples] for name, each in both.items()}
     if not isinstance(pipe, FluxPipeline):
         text |= {f"negative_{name}": each[samples:] for name, each in both.items()}

@@ -12,7 +12,7 @@ from . import telemetry
 from .chords_program import Cores
 from .convergence import SRDS, SRDS_UNCALIBRATED, SWEEPS, Contraction, Diverged, Monitor
 from .errors import CaptureFailed, DivergenceError
-from .kernels.dispatch import implementation
+from .kernels.common.dispatch import implementation
 from .methods import FixedPoint, to_dict
 from .noise import NoiseTable
 from .plan import Plan, Settings, choose

@@ -23,7 +23,7 @@ from .engine.eager import drain
 from .engine.graph import Capturable
 from .engine.graphs import Graphs, GraphUse
 from .errors import DivergenceError, InvalidArgument, PlanMismatch
-from .kernels.dispatch import implementation
+from .kernels.common.dispatch import implementation
 from .kernels.wave_update import NetworkInput
 from .methods import Options, check_warm_start, check_warm_start_method, options_of
 from .noise import NoiseTable, noise_table

@@ -27,7 +27,7 @@ from .engine.graph import Capturable, Evaluator
 from .engine.graphs import GraphUse
 from .engine.overlap import TwoLanes, has_two_lanes
 from .errors import DivergenceError
-from .kernels.dispatch import implementation
+from .kernels.common.dispatch import implementation
 from .kernels.wave_update import NetworkInput
 from .noise import NoiseTable
 from .plan import SLIDES, STATES_KEPT, Plan

@@ -92,14 +92,14 @@ class Launch:
 @pytest.mark.parametrize("method", ["collocation", "parataa"])
 def test_nor_do_the_kernels_of_its_waves(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which run in their order."""
-    from srds_fast.kernels.fixed_point_wave import kernel  # imports Triton
+    from srds_fast.kernels.fixed_point_wave import mix_kernel, sweep_kernel  # imports Triton
 
     build, arguments = tiny.PIPELINES[name]
     call = capturable(build(), arguments, monkeypatch, method=METHODS[method], max_iterations=4)
     launched: list[str] = []
     monkeypatch.setattr(fixed_point_wave, "implementation", lambda device: "triton")
-    for each in ("_sweep", "_gram", "_mix"):
-        monkeypatch.setattr(kernel, each, Launch(each, launched))
+    for module, each in ((sweep_kernel, "_sweep"), (mix_kernel, "_gram"), (mix_kernel, "_mix")):
+        monkeypatch.setattr(module, each, Launch(each, launched))
     captured, guards = record(call, "loop graph")
     check(captured, guards, len(call.positions))
     rehearsed = recorded = 4

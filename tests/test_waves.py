@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from srds_fast import program
 from srds_fast.kernels.wave_update import Update
-from srds_fast.kernels.wave_update.chains import Instruction, chained, instructions
+from srds_fast.kernels.wave_update.instructions import Instruction, chained, instructions
 from srds_fast.noise import NoiseTable, noise_table
 from srds_fast.solvers.waves import _updates
 from srds_fast.steps import Like
@@ -50,22 +50,22 @@ class Numbers:
     def in_stages(self, update: Update, m: list[float], noise: list[float], clip: float) -> None:
         """As `kernels.wave_update.update` says."""
         slots, made = self.slots, {}
-        for value in update.made:
+        for value in update.steps:
             x, output = slots[value.state], m[value.row]
             result = value.a * x + value.b * output + value.c * clamp(value.p * x + value.q * output, clip)
             result += 0.0 if value.before is None else value.d * slots[value.before]
             made[value.keep] = result + (0.0 if value.draw is None else value.s * noise[value.draw])
-        assert len(made) == len(update.made)
+        assert len(made) == len(update.steps)
         for slot, result in made.items():
             slots[slot] = result
-        for each in update.sums:
+        for each in update.corrections:
             if each.bracket is not None:
                 new, old = each.bracket
                 slots[each.slot] += slots[new] - slots[old]
             if each.compare is not None:
                 self.compare(each.iteration, each.whole, slots[each.slot], slots[each.compare])
-        for row, entering in enumerate(update.entering):
-            self.inputs[row] = entering.scale * slots[entering.slot]
+        for row, gather in enumerate(update.gathers):
+            self.inputs[row] = gather.scale * slots[gather.slot]
 
     def instruction(self, each: Instruction, m: list[float], noise: list[float]) -> None:
         """As the kernel does it."""
@@ -78,9 +78,9 @@ class Numbers:
         value += slots[each.new] - slots[each.old] if each.new >= 0 else 0.0
         if each.keep >= 0:
             slots[each.keep] = value
-        if each.enters >= 0:
-            assert each.enters not in self.inputs
-            self.inputs[each.enters] = each.scale * value
+        if each.input_row >= 0:
+            assert each.input_row not in self.inputs
+            self.inputs[each.input_row] = each.scale * value
         if each.compare >= 0:
             self.compare(each.iteration, bool(each.whole), value, slots[each.compare])
 
@@ -114,7 +114,7 @@ def test_chains_give_what_the_stages_say(name: str, num_steps: int, data: st.Dat
         memory[1] = draw.gauss(0, 1)
     draws = [draw.gauss(0, 1) for _ in range(found.table.draws)]
     for update in found.table.updates:
-        m = [draw.gauss(0, 1) for _ in range(1 + max((value.row for value in update.made), default=-1))]
+        m = [draw.gauss(0, 1) for _ in range(1 + max((value.row for value in update.steps), default=-1))]
         expected, numbers = Numbers(memory), Numbers(memory)
         expected.in_stages(update, m, draws, clip)
         chains = chained(instructions(update, found.table.clip))
@@ -123,7 +123,7 @@ def test_chains_give_what_the_stages_say(name: str, num_steps: int, data: st.Dat
                 numbers.instruction(instruction, m, draws)
         assert all(map(math.isfinite, numbers.inputs.values()))
         assert same(numbers.slots, expected.slots)
-        assert numbers.inputs.keys() == expected.inputs.keys() == set(range(len(update.entering)))
+        assert numbers.inputs.keys() == expected.inputs.keys() == set(range(len(update.gathers)))
         assert all(same([numbers.inputs[row]], [expected.inputs[row]]) for row in numbers.inputs)
         assert numbers.distances.keys() == expected.distances.keys()
         for key, distances in expected.distances.items():

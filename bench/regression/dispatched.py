@@ -18,9 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from srds_fast.engine.guard import new_in, refuse_uncapturable, tensors_in
 from srds_fast.errors import CaptureFailed
-from srds_fast.kernels.affine_scan import reference as affine_scan
-from srds_fast.kernels.affine_scan.prepared import PreparedScan
-from srds_fast.kernels.anderson_mix import reference as anderson_mix
 from srds_fast.kernels.fixed_point_wave import reference as fixed_point_wave
 from srds_fast.kernels.wave_update import reference as wave_update
 from srds_fast.kernels.wave_update.traffic import traffic
@@ -88,10 +85,6 @@ def _moved(
 
 KERNELS = (
     Kernel(wave_update, "wave_update", moved=_moved),
-    Kernel(affine_scan, "affine_scan"),
-    Kernel(anderson_mix, "anderson_mix", launches=lambda *_: 2),
-    # a scan along some of the steps only has no kernel
-    Kernel(PreparedScan, "__call__", fused=lambda scan, *_: scan.order is None),
     Kernel(fixed_point_wave, "sweep", fused=lambda table, *_: table.fused),
     # with history, inner products are a launch of their own
     Kernel(

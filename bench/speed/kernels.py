@@ -97,10 +97,7 @@ def of_wave_update(moved: int | None, device: torch.device) -> Subject:
 
 
 def of_fixed_point_wave(moved: int | None, device: torch.device) -> Subject:
-    """ParaTAA's wave in the middle of a run: 10 points, two differences, one half-precision row each in and out.
-
-    On a GPU the reference is what windows that slide run: operations of PyTorch about the other two kernels.
-    """
+    """ParaTAA's wave in the middle of a run: 10 points, two differences, one half-precision row each in and out."""
     scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(WINDOW)
     waves, like = program.fixed_point(WINDOW, WINDOW), Like(torch.float32, device, 2)
@@ -119,12 +116,12 @@ def of_fixed_point_wave(moved: int | None, device: torch.device) -> Subject:
 
     def run() -> None:
         memory.lasts[:] = [WINDOW] * table.history
-        given[:] = [fixed_point_wave.fixed_point_wave(table, 0, memory, m, network=network).entering]
+        given[:] = [fixed_point_wave.fixed_point_wave(table, 0, memory, m, network=network).next_input]
 
     def reference() -> None:
         memory.lasts[:] = [WINDOW] * table.history
         fixed_point_wave_reference.sweep(table, wave, memory, m, None)
-        given[:] = [fixed_point_wave_reference.mix(table, wave, memory, network, False).entering]
+        given[:] = [fixed_point_wave_reference.mix(table, wave, memory, network, False).next_input]
 
     return Subject(run, reference, results, each * elements)
 

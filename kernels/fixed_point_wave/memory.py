@@ -4,65 +4,66 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ..tickets import Tickets
 from .table import Table
 
 
-class Refined(NamedTuple):
-    """What a sweep has come to.
+class SweepResult(NamedTuple):
+    """What a sweep returns.
 
     Attributes:
         sample: [samples, ...], the last point.
         change: [samples], mean |x - x before| of the point that moved most, in units of its standard deviation.
-        still: [samples] bool, nothing moved by a bit, and nothing was interpolated; None where nobody asked.
-        entering: the network's input at the next wave, [branches * rows, samples, ...]; None if no wave comes next.
+        stationary: [samples] bool, no point changed by a bit and none was interpolated; None unless asked for.
+        next_input: the network's input at the next wave, [branches * rows, samples, ...]; None if there is none.
     """
 
     sample: Tensor
     change: Tensor
-    still: Tensor | None
-    entering: Tensor | None
+    stationary: Tensor | None
+    next_input: Tensor | None
 
 
 class Memory:
-    """The points, what the network said of them, and what the sweeps before made of them. Of one run only.
+    """The points of one run, the network's outputs at them, and the iterates of earlier sweeps.
 
-    Iterates lie in a ring, so that no sweep allocates or copies what it leaves to later ones.
+    Iterates and residuals lie in rings, so that a sweep neither allocates nor copies what later sweeps read.
 
     Args:
         table: of the grid.
         x: starting noise, [samples, ...]; its dtype is the dtype of the state.
         draws: [N, samples, ...], fresh noise of stochastic steps.
-        x0_prev: [samples, ...], what a multistep scheduler remembers at the start.
+        x0_prev: [samples, ...], the x0 before the first one, for multistep schedulers.
 
     Attributes:
         m: [N, samples, ...], the network's output at the points; zero at first.
-        draws, x0_prev: as given.
-        lasts: the step that each sweep so far has ended with.
-        tickets: of the kernels.
+        draws, x0_prev: as given, contiguous.
+        lasts: the step that each sweep so far ended with.
+        tickets: [samples] int32, zero between launches. Programs of a launch count here when they are done, so that the
+            last one of a sample knows that it is the last.
     """
 
     def __init__(self, table: Table, x: Tensor, draws: Tensor | None = None, x0_prev: Tensor | None = None) -> None:
         points, self.history = (table.num_steps + 1, *x.shape), table.history
-        # beside those that differences are taken of, the one that is being made
+        # one iterate for each difference, the newest, and the one that is being written
         self.iterates = x.new_empty(max(self.history, 1) + 2, *points)
         self.residuals = x.new_empty(self.history + 1 if self.history else 0, *points)
         self.m = x.new_zeros(table.num_steps, *x.shape)
         self.draws = None if draws is None else draws.contiguous()
         self.x0_prev = None if x0_prev is None else x0_prev.contiguous()
         self.lasts: list[int] = []
-        self._look_at_rings()
-        self.tickets = Tickets(x.device, len(x))
+        self._unbind_rings()
+        self.tickets = torch.zeros(len(x), dtype=torch.int32, device=x.device)
         self.before.zero_()
 
     def iterate(self, age: int) -> Tensor:
-        """[N + 1, samples, ...]; age 0 is the newest, 1 the one that it was made of, -1 is being made."""
+        """[N + 1, samples, ...]. Age 0 is the newest, 1 the one that it was made from, -1 the one being written."""
         return self._iterates[(self.sweeps - age) % len(self._iterates)]
 
     def residual(self, age: int) -> Tensor:
-        """What a sweep moved the points by before they were mixed, [N + 1, samples, ...]; age 0: the one going on."""
+        """How far a sweep moved the points before mixing, [N + 1, samples, ...]; age 0: the sweep under way."""
         return self._residuals[(self.sweeps - age) % len(self._residuals)]
 
     @property
@@ -72,30 +73,30 @@ class Memory:
 
     @property
     def before(self) -> Tensor:
-        """The points that `m` belongs to, but while a sweep goes on."""
+        """The points that `m` was evaluated at. During a sweep `m` is already newer."""
         return self.iterate(1)
 
     @property
     def after(self) -> Tensor:
-        """The points that are being made."""
+        """The points that are being written."""
         return self.iterate(-1)
 
     @property
     def sweeps(self) -> int:
-        """So many have been done."""
+        """How many sweeps are done."""
         return len(self.lasts)
 
     def advance(self, last: int) -> None:
-        """A sweep that ended with this step is done: what was being made is the newest."""
+        """Finish a sweep that ended with this step: the points being written become the newest."""
         self.lasts.append(last)
 
     def keep(self, index: Tensor) -> None:
-        """Go on with these positions of the samples only."""
+        """Continue with the samples at these indices only."""
         self.iterates, self.residuals = self.iterates.index_select(2, index), self.residuals.index_select(2, index)
-        self._look_at_rings()
+        self._unbind_rings()
         self.m = self.m.index_select(1, index)
         self.draws = None if self.draws is None else self.draws.index_select(1, index)
         self.x0_prev = None if self.x0_prev is None else self.x0_prev.index_select(0, index)
 
-    def _look_at_rings(self) -> None:
+    def _unbind_rings(self) -> None:
         self._iterates, self._residuals = self.iterates.unbind(), self.residuals.unbind()

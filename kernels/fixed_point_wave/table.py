@@ -1,4 +1,4 @@
-"""What the sweeps of a run share, and what each of them goes by."""
+"""The constants of a run: coefficients of the grid's steps, and the rows of each sweep."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..affine_scan.prepared import PreparedScan
+from .scan import Scan
 
-# points of which a local polynomial is made: cubic
+# nodes that a local polynomial goes through: it is cubic
 LOCAL = 4
 
 
 class Walk(NamedTuple):
-    """What a kernel that goes from point to point does at each, from the first one on.
+    """The interpolation weights, in the order in which the sweep kernel goes from point to point.
 
-    Around a point lie LOCAL nodes; from one point to the next, at most one of them is exchanged.
+    Each point has LOCAL nodes around it. From one point to the next, at most one of them is replaced.
 
     Attributes:
-        rows: [N - first, 3] int32: the row that the point is; the one that comes among those around it, and its
-            position. -1 where there is none.
-        weights: [N - first, LOCAL], of those around the point, in order.
+        rows: [N - first, 3] int32. For each point: its row, if it is a node; the node that joins those around it; and
+            the position of that node. -1 where there is none.
+        weights: [N - first, LOCAL], of the nodes around the point, in order.
     """
 
     rows: Tensor
     weights: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Walk:
-        """The same on a device, weights in this dtype."""
+        """The same on a device, with the weights in this dtype."""
         return Walk(self.rows.to(device), self.weights.to(device, dtype))
 
 
 class Sweep(NamedTuple):
-    """The points that were evaluated for a sweep; tensors are on the device.
+    """The rows of one sweep; tensors are on the device.
 
     Attributes:
-        first, last: the first and the last one.
-        positions: of all.
-        weights: [N - first, nodes], of the nodes in every point from the first on; None: they are all points.
-        walk: the same for the kernel.
-        to_come: positions of the rows of the wave that comes next; None: no wave does, or the window slides.
-        entering: [N + 1] int32, which row of it a point is, -1: none; None: the window slides.
+        first, last: positions of the first and of the last row.
+        positions: of all rows.
+        weights: [N - first, nodes], of each node in each point from `first` on; None: every point is a row.
+        walk: the same weights for the kernel.
+        next_positions: positions of the rows of the next wave; None: there is none, or the window slides.
+        next_rows: [N + 1] int32, the row of the next wave that each point is, -1 for none; None: the window slides.
     """
 
     first: int
@@ -51,29 +51,32 @@ class Sweep(NamedTuple):
     positions: Tensor
     weights: Tensor | None
     walk: Walk | None
-    to_come: Tensor | None
-    entering: Tensor | None
+    next_positions: Tensor | None
+    next_rows: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What is known of a grid. Columns are [N, 1, ...] and broadcast over states [samples, ...]; all on the device, in
-    the dtype of the state.
+    """The constants of a grid, on the device and in the dtype of the state.
+
+    Columns are [N, 1, ...] and broadcast over states [samples, ...].
 
     Attributes:
         p, q: x0 = p x + q m.
         clip: bound of x0, or None.
-        response: by how much the network's output at a point moves with the point.
-        input_scale: the network sees input_scale * x; None: x itself.
-        momentum: of multistep steps, or None.
-        spread: of stochastic steps, or None.
-        scan: the sweep's steps.
-        weight: [N + 1, 1], what a point's movement means for the sample: 1 for the last, less where states are larger.
-        rows: of each wave, the positions of its rows.
-        sweeps: by the number of its last wave.
-        history, regularisation: of the mixing.
-        longest: the first sweep that looks back at the newest difference alone.
-        numbers: [N, 10], what a kernel reads of each step: the scan's coefficients, response, momentum and spread.
+        response: derivative of the network's output at a point with respect to the point.
+        input_scale: the network's input is input_scale * x; None: it is x.
+        momentum: coefficient of x0_i - x0_{i-1} in multistep steps, or None.
+        spread: standard deviation of the noise that stochastic steps add, or None.
+        scan: the steps of the sweep.
+        weight: [N + 1, 1], how much a point's movement counts in `SweepResult.change`: 1 for the last point, less for
+            points whose states have a larger standard deviation.
+        rows: for each wave, the positions of its rows.
+        sweeps: by the number of the sweep's last wave.
+        history: the most differences that are mixed, H.
+        regularisation: of the mixing, lambda.
+        longest: the first sweep that mixes the newest difference only.
+        numbers: [N, 9], what the kernel reads for each step: the scan's coefficients, response, momentum and spread.
     """
 
     p: Tensor
@@ -83,7 +86,7 @@ class Table:
     input_scale: Tensor | None
     momentum: Tensor | None
     spread: Tensor | None
-    scan: PreparedScan
+    scan: Scan
     weight: Tensor
     rows: tuple[Tensor, ...]
     sweeps: Mapping[int, Sweep]
@@ -94,22 +97,23 @@ class Table:
 
     @property
     def num_steps(self) -> int:
+        """N."""
         return len(self.p)
 
     @property
     def fused(self) -> bool:
-        """The kernels can do it: the correction reaches all the way along."""
+        """Whether the kernels can run these sweeps: they need a correction that reaches all later points."""
         return self.scan.order is None
 
     def differences(self, sweeps: int) -> int:
-        """To how many earlier iterates a sweep mixes its differences, after so many sweeps.
+        """How many differences the next sweep mixes, after so many sweeps.
 
-        An old one misleads where a sample has turned since: what has not settled goes by the newest alone.
+        Old differences mislead where a sample has changed direction since, so late sweeps use the newest one only.
         """
         return min(sweeps, self.history if sweeps < self.longest else 1, self.history)
 
 
-def step_numbers(scan: PreparedScan, response: Tensor, momentum: Tensor | None, spread: Tensor | None) -> Tensor:
+def step_numbers(scan: Scan, response: Tensor, momentum: Tensor | None, spread: Tensor | None) -> Tensor:
     """`Table.numbers`."""
     absent = torch.zeros_like(response)
     columns = (response, absent if momentum is None else momentum, absent if spread is None else spread)
@@ -117,17 +121,22 @@ def step_numbers(scan: PreparedScan, response: Tensor, momentum: Tensor | None, 
 
 
 def walk(positions: tuple[int, ...], weights: Tensor) -> Walk:
-    """Of nodes at these positions with these weights, [N - first, nodes]; on the CPU."""
+    """The walk of a sweep, on the CPU.
+
+    Args:
+        positions: of the nodes.
+        weights: [N - first, nodes], see `Sweep`.
+    """
     points = torch.arange(len(weights)) + positions[0]
     nodes = torch.tensor(positions)
-    # the nodes that have been passed; LOCAL around the point, half of them ahead
+    # LOCAL nodes around each point, half of them behind it
     passed = torch.searchsorted(nodes, points, right=True)
     begin = (passed - LOCAL // 2).clamp(0, max(0, len(nodes) - LOCAL))
     around = begin[:, None] + torch.arange(LOCAL)
     inside = around < len(nodes)
     local = weights.gather(1, around.clamp(max=len(nodes) - 1)) * inside
     row = torch.where(nodes[passed - 1] == points, passed - 1, -1)
-    comes = torch.where(begin > begin.roll(1), begin + LOCAL - 1, -1)
-    comes[0] = -1
-    where = torch.where(comes >= 0, nodes[comes], -1)
-    return Walk(torch.stack([row, comes, where], 1).int(), local)
+    joins = torch.where(begin > begin.roll(1), begin + LOCAL - 1, -1)
+    joins[0] = -1
+    where = torch.where(joins >= 0, nodes[joins], -1)
+    return Walk(torch.stack([row, joins, where], 1).int(), local)

@@ -1,4 +1,4 @@
-"""Everything between two network calls, in one launch."""
+"""Everything between two network calls of a program of steps and jumps, in one launch."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
 
-from ..checks import NETWORK_DTYPES, check_contiguous, check_device, check_dtype, check_shape
-from ..overlap import check_apart
+from ..common.aliasing import check_apart
+from ..common.checks import NETWORK_DTYPES, check_device, check_dtype, check_guidance, check_shape
+from ..common.network_input import AS_THE_STATE, NetworkInput
 from . import counted, reference
-from .buffers import AS_THE_STATE, Buffers, NetworkInput
+from .buffers import Buffers
 from .table import WaveTable
-from .update import Entering, Made, Summed, Update
+from .update import Correction, Gather, Step, Update
 
 __all__ = [
     "AS_THE_STATE",
     "Buffers",
-    "Entering",
-    "Made",
+    "Correction",
+    "Gather",
     "NetworkInput",
-    "Summed",
+    "Step",
     "Update",
     "WaveTable",
     "wave_update",
@@ -39,35 +40,35 @@ def wave_update(
 ) -> Tensor | None:
     """Run one update of a table: from the network's output at one wave to its input at the next.
 
-    Guidance, conversion of the prediction, clamp of x0, fine steps and coarse jumps, the Parareal correction
-    F + (G_new - G_old) in that order, the change of the last boundary, and the rows of the next call, scaled, cast and
-    repeated per branch; see `update` for the formulas. On CUDA this is one launch of a Triton kernel. It takes nothing
-    from the host but a number, and with a counter on the device not even that.
+    It applies guidance, the conversion of the prediction, the clamp of x0, fine steps and coarse jumps; the Parareal
+    correction F + (G_new - G_old), in that order; the change of the last boundary; and it writes the rows of the next
+    call, scaled, cast and repeated per branch. `update` has the formulas. On CUDA this is one launch of a Triton
+    kernel. It takes only a number from the host, and with a counter on the device not even that.
 
     Bytes per element of a state: a steady wave of R rows (float32 state, network dtype of e bytes, g branches) reads R
-    states and their outputs and writes R values and their next inputs, 2 R (4 + e g): 24 R in half precision under
-    guidance. Corrections read two jumps each, and the last boundary its value an iteration before. This is the fewest
-    possible, and what comes from and goes to memory; a row that makes several values, a jump, a fine step and an x0, is
-    read for each of them, again from the cache: a fifth on top over a whole run. `traffic` counts both.
+    states and their outputs, and writes R values and their next inputs: 2 R (4 + e g), or 24 R in half precision with
+    two branches. Corrections read two jumps each; the last boundary also reads its value an iteration before. This is
+    the fewest possible, and what memory transfers. A row that several steps read (a jump, a fine step, an x0) is read
+    again from the cache, which adds a fifth over a whole run. `traffic` counts both.
 
     Args:
         table: the updates.
-        number: which one: an int, or an int32 tensor [1] on the device, which the launch counts up. That is for
-            replays: `out` then has room for the widest update, m for those it is called for; narrower ones take the
-            first rows of each branch, and beyond the last update nothing is done. A first call before a capture makes
-            what a launch needs.
+        number: which update: an int, or an int32 tensor [1] on the device, which the launch increments. The tensor is
+            for graph replays. Then `out` has room for the widest update and m for the updates it is called for;
+            narrower updates use the first rows of each branch, and beyond the last update nothing is done. Call once
+            before a capture: the first call allocates what a launch needs.
         buffers: memory of the run, written in place.
-        m: network output, [branches * rows, samples, ...], float32, bfloat16, float16 or float64; its states contiguous
-            or channels last, e.g. the first C of 2C channels. None where the update makes nothing.
-        guidance: [branches], of the memory's dtype, weights of the branches in m's sum; None: one branch, as it is.
-        network: how the next input is wanted.
-        out: [branches * rows, samples, ...], where to write it.
+        m: network output, [branches * rows, samples, ...], float32, bfloat16, float16 or float64; its states are
+            contiguous or channels last, e.g. the first C of 2C channels. None for an update without steps.
+        guidance: [branches], in the memory's dtype, weights of the branches in m's sum; None: one branch, weight 1.
+        network: format of the next input.
+        out: [branches * rows, samples, ...], where to write it; None: new memory.
 
     Returns:
-        the next network input, [branches * rows, samples, ...]; None if nothing enters.
+        The next network input, [branches * rows, samples, ...]; None for an update without gathers.
 
     Raises:
-        InvalidArgument: an argument does not fit the table or the buffers; it is named.
+        InvalidArgument: an argument does not fit the table or the buffers; the error names it.
     """
     _check(table, number, buffers, m, guidance, network, out)
     if buffers.implementation == "torch":
@@ -91,38 +92,32 @@ def _check(
     if buffers.table is not table:
         raise InvalidArgument("buffers were made for another table. Slots differ. Make them from this one.")
     memory, state = buffers.memory, buffers.slots[0].shape
-    branches = 1
-    if guidance is not None:
-        check_shape("guidance", guidance, (len(guidance),), "[branches]")
-        check_dtype("guidance", guidance, (memory.dtype,))
-        check_device("guidance", guidance, memory.device)
-        check_contiguous("guidance", guidance)
-        branches = len(guidance)
+    branches = check_guidance(guidance, memory)
     if isinstance(number, Tensor):
         check_shape("number", number, (1,), "[1]")
         check_dtype("number", number, (torch.int32,))
         check_device("number", number, memory.device)
-        if out is None and table.most_entering:
+        if out is None and table.most_gathers:
             raise InvalidArgument(
-                "out is None. With a counter on the device the host does not know how many rows enter. Pass out."
+                "out is None. With a counter on the device the host does not know how many rows come next. Pass out."
             )
-        most_entering = table.most_entering * network.branches
-        # wider than the update is room that nothing is read from or written to
+        most_inputs = table.most_gathers * network.branches
+        # more rows than an update needs are allowed: the rest is neither read nor written
         rows = table.most_rows * branches if m is None or len(m) % branches or not len(m) else len(m)
-        entering = most_entering if out is None or len(out) < most_entering or len(out) % network.branches else len(out)
+        inputs = most_inputs if out is None or len(out) < most_inputs or len(out) % network.branches else len(out)
     elif not 0 <= number < len(table.updates):
         raise InvalidArgument(f"number is {number}. The table has {len(table.updates)} updates. Pass one of them.")
     else:
-        rows, entering = table.num_rows[number] * branches, len(table.updates[number].entering) * network.branches
+        rows, inputs = table.num_rows[number] * branches, len(table.updates[number].gathers) * network.branches
     if m is not None:
         check_dtype("m", m, NETWORK_DTYPES)
         check_device("m", m, memory.device)
-        # an update that makes nothing does not look at m
+        # an update without steps ignores m
         check_shape("m", m, (rows or len(m), *state), "[branches * rows, samples, ...]")
     elif rows:
         raise InvalidArgument(f"m is None. Update {number} makes values from {rows} rows. Pass the network's output.")
     if out is not None:
         check_dtype("out", out, (network.dtype or memory.dtype,))
         check_device("out", out, memory.device)
-        check_shape("out", out, (entering, *state), "[branches * rows, samples, ...]")
+        check_shape("out", out, (inputs, *state), "[branches * rows, samples, ...]")
         check_apart("out", out, m=m, memory=memory)

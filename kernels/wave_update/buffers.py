@@ -1,4 +1,4 @@
-"""What the updates of one run read and write."""
+"""The memory that the updates of one run read and write."""
 
 from __future__ import annotations
 
@@ -11,44 +11,23 @@ from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
 
-from ..checks import MOST_ELEMENTS, check_device, check_dtype, check_shape
-from ..dispatch import implementation
+from ..common.checks import MOST_ELEMENTS, check_device, check_dtype, check_shape
+from ..common.dispatch import implementation
+from ..common.network_input import empty
 from .table import WaveTable
 
 
-class NetworkInput(NamedTuple):
-    """How the network wants its rows.
-
-    Attributes:
-        dtype: of its input; None: of the state.
-        branches: copies, one for each guidance branch; they lie in the batch as (branch, row, sample).
-        channels_last: memory format, for states [samples, channels, height, width] or with depth.
-    """
-
-    dtype: torch.dtype | None = None
-    branches: int = 1
-    channels_last: bool = False
-
-    def empty(self, rows: int, state: Tensor) -> Tensor:
-        """Room for the input of these rows, [branches * rows, samples, ...]; state: one of them, [samples, ...]."""
-        samples, *shape = state.shape
-        return _empty(state, [self.branches * rows, samples], shape, self.dtype or state.dtype, self.channels_last)
-
-
-AS_THE_STATE = NetworkInput()
-
-
 class Scratch(NamedTuple):
-    """What launches of one run share.
+    """What the launches of one run share.
 
     Attributes:
-        ticket: [1] int32, counts programs of a launch that are done; 0 between launches.
-        partial: sums of the change, one a program.
+        ticket: [1] int32, counts the programs of a launch that are done; 0 between launches.
+        partial: sums of the change, one per program.
         moved: `Buffers.moved` as bytes.
-        elements: of a state of one sample.
-        block: of them at a time.
+        elements: of one sample's state.
+        block: elements that a program takes at a time.
         programs: side by side along a state.
-        parts: the power of two that holds as many.
+        parts: the smallest power of two that is not below `programs`.
     """
 
     ticket: Tensor
@@ -61,24 +40,24 @@ class Scratch(NamedTuple):
 
 
 class Buffers:
-    """The memory of a run and what is measured in it. Of one run only: runs side by side have their own.
+    """The memory of one run and the measurements in it. Concurrent runs each need their own.
 
     Args:
         table: the updates.
-        x: starting noise, [samples, ...], of the table's dtype, device and number of dimensions; kept in slot 0.
-        noises: [entries, samples, ...], the noise that the table refers to, as x.
-        channels_last: lay the memory out as the network's input, so that both are read and written in order.
+        x: starting noise, [samples, ...], with the table's dtype, device and number of dimensions; kept in slot 0.
+        noises: [entries, samples, ...], the noise that the table refers to, with the dtype and device of x.
+        channels_last: lay out the memory as the network's input is, so that both are read and written in order.
 
     Attributes:
-        table: the same.
-        implementation: what runs the updates.
+        table: as given.
+        implementation: the one that runs the updates.
         memory: [slots, samples, ...], what updates leave for later ones.
-        slots: its slots, [samples, ...] each.
-        rows: the same, as [1, samples, ...].
+        slots: views of its slots, [samples, ...] each.
+        rows: views of its slots, [1, samples, ...] each.
         noises: laid out as the memory.
         change: [iterations + 1, samples], mean |x^p - x^(p-1)| of the last boundary.
-        moved: [iterations + 1, samples] bool, some boundary of the iteration differs from the one before by a bit.
-        scratch: of the kernel, made with its first launch.
+        moved: [iterations + 1, samples] bool, whether any boundary of the iteration differs from the one before.
+        scratch: of the kernel; made at its first launch.
 
     Raises:
         InvalidArgument: x or noises do not fit the table.
@@ -90,17 +69,17 @@ class Buffers:
         _check(table, x, noises)
         self.table = table
         self.implementation = implementation(x.device)
-        self.memory = _empty(x, [table.num_slots, len(x)], x.shape[1:], x.dtype, channels_last)
+        self.memory = empty(x, [table.num_slots, len(x)], x.shape[1:], x.dtype, channels_last)
         self.noises = None
         if noises is not None:
-            self.noises = _empty(x, noises.shape[:2], noises.shape[2:], x.dtype, channels_last).copy_(noises)
+            self.noises = empty(x, noises.shape[:2], noises.shape[2:], x.dtype, channels_last).copy_(noises)
         self.change = x.new_zeros(table.num_iterations + 1, len(x))
         self.moved = torch.zeros_like(self.change, dtype=torch.bool)
-        self._look_at_memory()
+        self._view_memory()
         self.slots[0].copy_(x)
 
     def restart(self, x: Tensor, noises: Tensor | None = None) -> None:
-        """Another run on the same memory: from x, with this noise; both as they were given at first."""
+        """Begin another run in the same memory, from x and with this noise; both are as for the first run."""
         self.slots[0].copy_(x)
         if noises is not None:
             assert self.noises is not None
@@ -108,19 +87,19 @@ class Buffers:
         self.moved.zero_()
 
     def keep(self, running: Sequence[int]) -> None:
-        """Go on with these positions of the samples only."""
+        """Continue with the samples at these positions only."""
         index = torch.tensor(running, device=self.memory.device)
         self.memory = _samples(self.memory, index)
         self.noises = None if self.noises is None else _samples(self.noises, index)
         self.change, self.moved = self.change.index_select(1, index), self.moved.index_select(1, index)
-        self._look_at_memory()
+        self._view_memory()
 
     def noise_of(self, draw: int) -> Tensor:
         """An entry of the noise, [samples, ...]."""
         assert self.noises is not None
         return self.noises[draw]
 
-    def _look_at_memory(self) -> None:
+    def _view_memory(self) -> None:
         self.slots, self.rows = self.memory.unbind(), self.memory.split(1)
         self.scratch: Scratch | None = None
 
@@ -148,15 +127,5 @@ def _check(table: WaveTable, x: Tensor, noises: Tensor | None) -> None:
 
 
 def _samples(tensor: Tensor, index: Tensor) -> Tensor:
-    """Some of the samples, in the memory format of all."""
+    """The samples at these indices, in the memory format of the whole."""
     return torch.empty_like(tensor[:, : len(index)]).copy_(tensor.index_select(1, index))
-
-
-def _empty(
-    like: Tensor, leading: Sequence[int], shape: Sequence[int], dtype: torch.dtype, channels_last: bool
-) -> Tensor:
-    """Room for [*leading, *shape], channels innermost if wanted and if there is space to put them in."""
-    if not channels_last or len(shape) < 2:
-        return like.new_empty(*leading, *shape, dtype=dtype)
-    channels, *space = shape
-    return like.new_empty(*leading, *space, channels, dtype=dtype).movedim(-1, len(leading))

@@ -1,8 +1,8 @@
-"""The update in plain PyTorch, with a counter on the device in place of a number.
+"""The update in plain PyTorch, with a counter on the device instead of a number.
 
-What one call runs is the same for every update: nothing is read by the host, and no shape depends on the counter. The
-operations can be recorded once, in a CUDA graph or one by one, and run again on the same tensors for all updates.
-Rounding is that of `reference`, to the bit: terms that an update lacks are computed and not taken.
+Every update runs the same operations: the host reads nothing, and no shape depends on the counter. So the operations
+can be recorded once, in a CUDA graph or one by one, and replayed on the same tensors for all updates. They round as
+`reference` does, to the bit: terms that an update lacks are computed and discarded.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common.network_input import NetworkInput
 from . import reference
-from .batched import Batch
-from .buffers import Buffers, NetworkInput
+from .buffers import Buffers
+from .columns import Columns
 from .table import WaveTable
 
 
@@ -27,28 +28,28 @@ def wave_update(
 ) -> Tensor | None:
     """See `srds_fast.kernels.wave_update.wave_update`."""
     if not any(any(update) for update in table.updates):
-        # the kernel is not launched for nothing, and does not count then
+        # the kernel is not launched for empty updates, so it does not count them
         return out
-    # beyond the last update stands one that does nothing
+    # the last row of the padded table does nothing
     update = number.clamp(max=len(table.updates))
     number.add_(1)
     if table.most_rows:
         assert m is not None
-        _make(table, update, buffers, reference.guided(m, guidance).to(table.dtype))
-    _sum(table, update, buffers)
-    if table.most_entering:
+        _step(table, update, buffers, reference.guided(m, guidance).to(table.dtype))
+    _correct(table, update, buffers)
+    if table.most_gathers:
         assert out is not None
-        _enter(table, update, buffers, network, out)
+        _gather(table, update, buffers, network, out)
     return out
 
 
-def _make(table: WaveTable, update: Tensor, buffers: Buffers, m: Tensor) -> None:
-    """Make values from m, [rows, samples, ...], with the branches summed; rows that are not named may hold anything."""
+def _step(table: WaveTable, update: Tensor, buffers: Buffers, m: Tensor) -> None:
+    """Take the steps. m: [rows, samples, ...], branches summed; rows that no step reads may hold anything."""
     padded, memory = table.padded, buffers.memory
-    keep, states, rows, before, draw = _of(padded.made, update).unbind()
-    is_made, looks_back, has_noise = _of(padded.makes, update).unbind()
+    keep, states, rows, before, draw = _of(padded.steps, update).unbind()
+    is_taken, looks_back, has_noise = _of(padded.takes, update).unbind()
     a, b, c, p, q, d, s = _of(padded.numbers, update).unbind()
-    batch = Batch(
+    columns = Columns(
         keep,
         states,
         rows,
@@ -59,24 +60,24 @@ def _make(table: WaveTable, update: Tensor, buffers: Buffers, m: Tensor) -> None
         q,
         looks_back=[],
         noises=[],
-        entering=None,
+        gathers=None,
         scale=None,
     )
-    made = reference.make(batch, memory.index_select(0, states), m, table.clip)
+    stepped = reference.step(columns, memory.index_select(0, states), m, table.clip)
     # addcmul rounds once, as add with alpha does
     if table.looks_back:
-        made = torch.where(looks_back, torch.addcmul(made, d, memory.index_select(0, before)), made)
+        stepped = torch.where(looks_back, torch.addcmul(stepped, d, memory.index_select(0, before)), stepped)
     if table.draws:
         assert buffers.noises is not None
-        made = torch.where(has_noise, torch.addcmul(made, s, buffers.noises.index_select(0, draw)), made)
-    memory.index_copy_(0, keep, torch.where(is_made, made, memory.index_select(0, keep)))
+        stepped = torch.where(has_noise, torch.addcmul(stepped, s, buffers.noises.index_select(0, draw)), stepped)
+    memory.index_copy_(0, keep, torch.where(is_taken, stepped, memory.index_select(0, keep)))
 
 
-def _sum(table: WaveTable, update: Tensor, buffers: Buffers) -> None:
-    """Correct and compare, one sum after another."""
+def _correct(table: WaveTable, update: Tensor, buffers: Buffers) -> None:
+    """Correct and compare, one correction after another."""
     padded, memory, change, moved = table.padded, buffers.memory, buffers.change, buffers.moved
-    sums, adds = _of(padded.sums, update).unbind(1), _of(padded.adds, update).unbind(1)
-    for each, does in zip(sums, adds, strict=True):
+    corrections, corrects = _of(padded.corrections, update).unbind(1), _of(padded.corrects, update).unbind(1)
+    for each, does in zip(corrections, corrects, strict=True):
         slot, new, old, compare, iteration = each[:, None].unbind()
         has_bracket, is_compared, is_whole = does[:, None].unbind()
         value = memory.index_select(0, slot)
@@ -84,22 +85,22 @@ def _sum(table: WaveTable, update: Tensor, buffers: Buffers) -> None:
         value = torch.where(has_bracket, corrected, value)
         memory.index_copy_(0, slot, value)
         previous = memory.index_select(0, compare)
-        # without the leading dimension: the mean adds up in the order of the reference
+        # drop the leading dimension, so that the mean adds up in the order of the reference
         distance = (value - previous).abs()[0].flatten(1).mean(1)
         change.index_copy_(0, iteration, torch.where(is_whole, distance, change.index_select(0, iteration)))
-        if table.watches:
+        if table.records_moved:
             differs = is_compared & (value != previous).flatten(2).any(2)
             moved.index_copy_(0, iteration, moved.index_select(0, iteration) | differs)
 
 
-def _enter(table: WaveTable, update: Tensor, buffers: Buffers, network: NetworkInput, out: Tensor) -> None:
+def _gather(table: WaveTable, update: Tensor, buffers: Buffers, network: NetworkInput, out: Tensor) -> None:
     """Write the first rows of each branch."""
     padded = table.padded
-    given = buffers.memory.index_select(0, _of(padded.entering, update))
+    given = buffers.memory.index_select(0, _of(padded.slots, update))
     if padded.scaled:
         given = _of(padded.scale, update) * given
-    rows = out.unflatten(0, (network.branches, -1))[:, : table.most_entering]
-    rows.copy_(torch.where(_of(padded.enters, update), given.to(out.dtype), rows))
+    rows = out.unflatten(0, (network.branches, -1))[:, : table.most_gathers]
+    rows.copy_(torch.where(_of(padded.gathers, update), given.to(out.dtype), rows))
 
 
 def _of(column: Tensor, update: Tensor) -> Tensor:

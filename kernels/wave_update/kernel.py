@@ -9,32 +9,33 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arithmetic import rounded
-from ..dispatch import interpreted, on_device_of
-from ..layout import inner_layout
-from ..resources import Specimen
-from .buffers import Buffers, NetworkInput, Scratch
-from .chains import NUM_NUMBERS, NUM_WORDS
+from ..common.arithmetic import clamped, offsets, rounded
+from ..common.dispatch import interpreted, on_device_of
+from ..common.layout import inner_layout
+from ..common.network_input import NetworkInput
+from .buffers import Buffers, Scratch
+from .instructions import NUM_NUMBERS, NUM_WORDS
 from .table import WaveTable
 
-# elements of a program at a time. Large states: 8 a thread, so that half-precision rows move 16 bytes at once too.
-# Small ones: 4 a thread, twice the programs, and no exchange between threads that hold 4 elements and 8.
+# Elements that a program takes at a time. Large states: 8 a thread, so that half-precision rows move 16 bytes at once.
+# Small states: 4 a thread, which gives twice the programs.
 LARGE_BLOCK, SMALL_BLOCK = 1024, 512
 LARGE_STATE = 2**16
 NUM_WARPS = 4
-# left alone, the assembler aims at 56 or 64 and spills a few; 24 warps a multiprocessor are enough to keep memory busy
+# Without this limit the assembler aims at 56 or 64 registers and spills a few. With 80, 24 warps fit a multiprocessor,
+# which keeps memory busy.
 REGISTERS = {torch.float32: 80, torch.float64: 128}
 # the interpreter truncates where GPUs round
 BY_HAND = interpreted()
-# programs side by side along a state, each walks several blocks of a larger one. A constant, so that the change is
-# summed in the same order on every device.
+# The most programs side by side along a state; with larger states each takes several blocks. A constant, so that the
+# change is summed in the same order on every device.
 MOST_PROGRAMS = 1024
 
 _WORDS = tl.constexpr(NUM_WORDS)
 _NUMBERS = tl.constexpr(NUM_NUMBERS)
 
 
-@triton.jit(do_not_specialize=["number", "updates", "rows", "entering_rows"])
+@triton.jit(do_not_specialize=["number", "updates", "rows", "input_rows"])
 def wave_update_kernel(
     memory_ptr,
     m_ptr,
@@ -54,7 +55,7 @@ def wave_update_kernel(
     number,
     updates,
     rows,
-    entering_rows,
+    input_rows,
     elements,
     slot_stride,
     m_row_stride,
@@ -74,8 +75,8 @@ def wave_update_kernel(
     CLIPS: tl.constexpr,
     LOOKS_BACK: tl.constexpr,
     HAS_NOISE: tl.constexpr,
-    WATCHES: tl.constexpr,
-    ENTERS: tl.constexpr,
+    RECORDS_MOVED: tl.constexpr,
+    GATHERS: tl.constexpr,
     INPUTS: tl.constexpr,
     M_DENSE: tl.constexpr,
     INPUT_DENSE: tl.constexpr,
@@ -83,7 +84,7 @@ def wave_update_kernel(
     PARTS: tl.constexpr,
     BY_HAND: tl.constexpr,
 ):
-    # chains of one block of elements side by side: what they read alike comes from the cache
+    # the chains of one block of elements run side by side: what several of them read comes from the cache
     sample = tl.program_id(0)
     chain = tl.program_id(1)
     program = tl.program_id(2)
@@ -110,7 +111,7 @@ def wave_update_kernel(
             new = tl.load(word + 4).to(tl.int64)
             old = tl.load(word + 5).to(tl.int64)
             keep = tl.load(word + 6).to(tl.int64)
-            enters = tl.load(word + 7)
+            input_row = tl.load(word + 7)
             compare = tl.load(word + 8).to(tl.int64)
             iteration = tl.load(word + 9)
             whole = tl.load(word + 10)
@@ -133,14 +134,10 @@ def wave_update_kernel(
                 x = tl.load(here + state * slot_stride, mask=inside, other=0.0)
                 value = a * x
                 if HAS_M:
-                    # a counter may have got to an update that m has no rows for
+                    # a counter may have reached an update that needs more rows than m has
                     from_network = inside & (row >= 0) & (row < rows)
                     m_at = sample.to(tl.int64) * m_sample_stride
-                    if M_DENSE:
-                        m_at += element
-                    else:
-                        m_at += (element // m_inner).to(tl.int64) * m_outer_stride
-                        m_at += (element % m_inner).to(tl.int64) * m_inner_stride
+                    m_at += offsets(element, m_inner, m_outer_stride, m_inner_stride, M_DENSE)
                     m = tl.zeros((BLOCK,), memory_ptr.dtype.element_ty)
                     for branch in tl.static_range(BRANCHES):
                         m_row = (branch * rows + row).to(tl.int64) * m_row_stride
@@ -152,11 +149,7 @@ def wave_update_kernel(
                             m = of_branch
                     value += b * m
                     if CLIPS:
-                        # by comparison: a NaN stays one
-                        x0 = p * x + q * m
-                        x0 = tl.where(x0 > clip, clip, x0)
-                        x0 = tl.where(x0 < -clip, -clip, x0)
-                        value += tl.where(row >= 0, c * x0, 0.0)
+                        value += tl.where(row >= 0, c * clamped(p * x + q * m, clip), 0.0)
                 if LOOKS_BACK:
                     value += d * tl.load(here + before * slot_stride, mask=inside & (before >= 0), other=0.0)
                 if HAS_NOISE:
@@ -165,28 +158,24 @@ def wave_update_kernel(
                 jump = tl.load(here + new * slot_stride, mask=inside & (new >= 0), other=0.0)
                 value += jump - tl.load(here + old * slot_stride, mask=inside & (new >= 0), other=0.0)
                 tl.store(here + keep * slot_stride, value, mask=inside & (keep >= 0))
-                if ENTERS:
+                if GATHERS:
                     input_at = sample.to(tl.int64) * input_sample_stride
-                    if INPUT_DENSE:
-                        input_at += element
-                    else:
-                        input_at += (element // input_inner).to(tl.int64) * input_outer_stride
-                        input_at += (element % input_inner).to(tl.int64) * input_inner_stride
+                    input_at += offsets(element, input_inner, input_outer_stride, input_inner_stride, INPUT_DENSE)
                     given = rounded(scale * value, input_ptr.dtype.element_ty, BY_HAND)
                     for branch in tl.static_range(INPUTS):
-                        input_row = (branch * entering_rows + enters).to(tl.int64) * input_row_stride
-                        tl.store(input_ptr + input_row + input_at, given, mask=inside & (enters >= 0))
+                        row_at = (branch * input_rows + input_row).to(tl.int64) * input_row_stride
+                        tl.store(input_ptr + row_at + input_at, given, mask=inside & (input_row >= 0))
                 compared = inside & (compare >= 0)
                 previous = tl.load(here + compare * slot_stride, mask=compared, other=0.0)
                 distance += tl.where(compared, tl.abs(value - previous), 0.0)
                 differs |= (compared & (value != previous)).to(tl.int32)
-            if WATCHES:
+            if RECORDS_MOVED:
                 tl.store(moved_ptr + iteration * samples + sample, 1, mask=tl.max(differs, 0) > 0)
             if whole > 0 and compare >= 0:
                 partial = ((iteration - first_whole) * samples + sample) * programs + program
                 tl.store(partial_ptr + partial, tl.sum(distance, 0))
                 tickets = programs * samples
-            # what this program has written it may read in its next instruction, from another thread
+            # barrier: the next instruction may read this write from another thread
             tl.debug_barrier()
     if COUNTED:
         tickets = tl.num_programs(1) * programs * samples
@@ -195,7 +184,7 @@ def wave_update_kernel(
         if tl.atomic_add(ticket_ptr, 1, sem="acq_rel") == tickets - 1:
             # the last program: all others have written their part
             part = tl.arange(0, PARTS)
-            # read again: nothing of it was kept in registers
+            # load these again instead of keeping them in registers
             if COUNTED:
                 counted = tl.load(number_ptr)
                 number = tl.minimum(counted, updates - 1)
@@ -210,7 +199,7 @@ def wave_update_kernel(
                     tl.store(change_ptr + iteration * samples + of_sample, mean)
             tl.store(ticket_ptr, 0)
             if COUNTED:
-                # every thread has read it
+                # barrier: every thread must have read the counter
                 tl.debug_barrier()
                 tl.store(number_ptr, counted + 1)
 
@@ -231,11 +220,11 @@ def wave_update(
         scratch = buffers.scratch = _scratch(table, buffers)
     counted = isinstance(number, Tensor)
     count = max(chains.counts) if counted else chains.counts[number]
-    if out is None and not counted and (entering := len(table.updates[number].entering)):
-        out = network.empty(entering, buffers.slots[0])
+    if out is None and not counted and (gathers := len(table.updates[number].gathers)):
+        out = network.empty(gathers, buffers.slots[0])
     if count == 0:
         return out
-    # arguments that a variant of the kernel does not read
+    # an argument that this variant of the kernel does not read may be any tensor
     m_given, out_given = memory if m is None else m, memory if out is None else out
     m_layout, out_layout = inner_layout("m", m_given, memory), inner_layout("out", out_given, memory)
     dense = scratch.elements, 0, 1
@@ -276,8 +265,8 @@ def wave_update(
             CLIPS=table.clip is not None,
             LOOKS_BACK=table.looks_back,
             HAS_NOISE=table.draws > 0,
-            WATCHES=table.watches,
-            ENTERS=out is not None,
+            RECORDS_MOVED=table.records_moved,
+            GATHERS=out is not None,
             INPUTS=network.branches,
             M_DENSE=m_layout == dense,
             INPUT_DENSE=out_layout == dense,
@@ -286,8 +275,7 @@ def wave_update(
             BY_HAND=BY_HAND,
             num_warps=NUM_WARPS,
             maxnreg=REGISTERS[memory.dtype],
-            # one rounding whatever the variant: what the sequential program computes, the SRDS program computes to the
-            # bit
+            # every variant must round alike: the SRDS program computes the sequential program's values to the bit
             enable_fp_fusion=False,
         )
     return out
@@ -308,39 +296,3 @@ def _scratch(table: WaveTable, buffers: Buffers) -> Scratch:
         programs,
         triton.next_power_of_2(programs),
     )
-
-
-def _specimen(name: str, *, m: str = "fp16", state: str = "fp32", **features: bool | int) -> Specimen:
-    pointers = {"memory": state, "m": m, "noise": state, "guidance": "fp32", "input": m, "numbers": state}
-    pointers |= {"change": state, "moved": "i8", "partial": state}
-    integers = ("words", "starts", "first", "wholes", "ticket", "number")
-    sizes = [name for name in wave_update_kernel.arg_names if name.islower() and not name.endswith("_ptr")]
-    constants: dict[str, bool | int] = {
-        "COUNTED": False, "HAS_M": True, "BRANCHES": 1, "GUIDED": False, "CLIPS": False, "LOOKS_BACK": False,
-        "HAS_NOISE": False, "WATCHES": False, "ENTERS": True, "INPUTS": 1, "M_DENSE": True, "INPUT_DENSE": True,
-        "BLOCK": LARGE_BLOCK, "PARTS": 16, "BY_HAND": False,
-    }  # fmt: skip
-    constants |= features
-    signature = {f"{name}_ptr": f"*{dtype}" for name, dtype in pointers.items()}
-    signature |= {f"{name}_ptr": "*i32" for name in integers}
-    signature |= dict.fromkeys(sizes, "i32")
-    # 16-byte accesses of a thread to its elements of one state, and of one row of the network
-    each = int(constants["BLOCK"]) // (32 * NUM_WARPS)
-    of_state, of_row = (each * int(dtype[-2:]) // 128 for dtype in (state, m))
-    # x, two jumps, the boundary before
-    states = 4 + bool(constants["LOOKS_BACK"]) + bool(constants["HAS_NOISE"])
-    wide = (states * of_state + constants["BRANCHES"] * of_row, of_state + constants["INPUTS"] * of_row)
-    registers = REGISTERS[torch.float64 if state == "fp64" else torch.float32]
-    return Specimen(name, wave_update_kernel, signature, constants, NUM_WARPS, registers, wide, registers=registers)
-
-
-SPECIMENS = [
-    _specimen("plain"),
-    _specimen("plain, small states", BLOCK=SMALL_BLOCK),
-    _specimen("bfloat16, 2 branches", m="bf16", BRANCHES=2, GUIDED=True, INPUTS=2),
-    _specimen("3 branches, clipped, look back", BRANCHES=3, GUIDED=True, INPUTS=3, CLIPS=True, LOOKS_BACK=True),
-    _specimen("noise, clipped, float32 network", m="fp32", HAS_NOISE=True, CLIPS=True),
-    _specimen("float64", m="fp64", state="fp64", BLOCK=SMALL_BLOCK, CLIPS=True, LOOKS_BACK=True, HAS_NOISE=True),
-    _specimen("everything, counted", BRANCHES=3, GUIDED=True, INPUTS=3, CLIPS=True, LOOKS_BACK=True,
-              HAS_NOISE=True, WATCHES=True, COUNTED=True),
-]  # fmt: skip

@@ -1,12 +1,13 @@
-"""The update in plain PyTorch: one formula for all rows of the wave at once, and an addition for each further term."""
+"""The update in plain PyTorch: one batched formula for all steps of the wave, and one addition per further term."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .batched import Batch
-from .buffers import Buffers, NetworkInput
+from ..common.network_input import NetworkInput
+from .buffers import Buffers
+from .columns import Columns
 from .table import WaveTable
 
 
@@ -20,55 +21,60 @@ def wave_update(
     out: Tensor | None,
 ) -> Tensor | None:
     """See `srds_fast.kernels.wave_update.wave_update`."""
-    update, batch = table.updates[number], table.batches[number]
+    update, columns = table.updates[number], table.columns[number]
     memory, slots, rows = buffers.memory, buffers.slots, buffers.rows
-    made = None
-    if update.made:
+    stepped = None
+    if update.steps:
         assert m is not None
         m = guided(m, guidance)
         if m.dtype != memory.dtype:
             m = m.to(memory.dtype)
-        alone = update.made[0] if len(update.made) == 1 else None
-        x = memory.index_select(0, batch.states) if alone is None else rows[alone.state]
-        made = make(batch, x, m, table.clip)
-        if alone is None:
-            memory.index_copy_(0, batch.keep, made)
+        single = update.steps[0] if len(update.steps) == 1 else None
+        x = memory.index_select(0, columns.states) if single is None else rows[single.state]
+        stepped = step(columns, x, m, table.clip)
+        if single is None:
+            memory.index_copy_(0, columns.keep, stepped)
         else:
-            rows[alone.keep].copy_(made)
-    for keep, before, d in batch.looks_back:
+            rows[single.keep].copy_(stepped)
+    for keep, before, d in columns.looks_back:
         slots[keep].add_(slots[before], alpha=d)
-    for keep, draw, s in batch.noises:
+    for keep, draw, s in columns.noises:
         slots[keep].add_(buffers.noise_of(draw), alpha=s)
-    for slot, bracket, compare, iteration, whole in update.sums:
+    for slot, bracket, compare, iteration, whole in update.corrections:
         if bracket is not None:
             new, old = bracket
             slots[slot].add_(slots[new] - slots[old])
         if compare is not None and whole:
             torch.mean((slots[slot] - slots[compare]).abs().flatten(1), 1, out=buffers.change[iteration])
-        if compare is not None and table.watches:
+        if compare is not None and table.records_moved:
             buffers.moved[iteration] |= (slots[slot] != slots[compare]).flatten(1).any(1)
-    if not update.entering:
+    if not update.gathers:
         return None
-    entering = made if batch.entering is None else memory.index_select(0, batch.entering)
-    assert entering is not None, "what enters is what was made"
-    return _network_input(entering, batch.scale, network, out)
+    gathered = stepped if columns.gathers is None else memory.index_select(0, columns.gathers)
+    assert gathered is not None, "without slots to gather, the update has steps"
+    return _network_input(gathered, columns.scale, network, out)
 
 
-def make(batch: Batch, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
-    """The values of one formula, [values, samples, ...]; x: their states; m: rows of the network, branches summed."""
-    if batch.rows is not None:
-        m = m.index_select(0, batch.rows)
-    made = x if batch.a is None else batch.a * x
-    if batch.b is not None:
-        made = made + batch.b * m
-    if batch.c is not None:
+def step(columns: Columns, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
+    """a x + b m + c clamp(p x + q m) for all steps, [steps, samples, ...].
+
+    Args:
+        x: [steps, samples, ...], the states.
+        m: [rows, samples, ...], the network's output, branches summed.
+    """
+    if columns.rows is not None:
+        m = m.index_select(0, columns.rows)
+    stepped = x if columns.a is None else columns.a * x
+    if columns.b is not None:
+        stepped = stepped + columns.b * m
+    if columns.c is not None:
         assert clip is not None
-        made = made + batch.c * (batch.p * x + batch.q * m).clamp(-clip, clip)
-    return made
+        stepped = stepped + columns.c * (columns.p * x + columns.q * m).clamp(-clip, clip)
+    return stepped
 
 
 def guided(m: Tensor, guidance: Tensor | None) -> Tensor:
-    """sum_g w_g m_g of the branches, in the dtype of the weights."""
+    """The weighted sum of the guidance branches, [rows, samples, ...], in the dtype of the weights."""
     if guidance is None:
         return m
     if m.dtype != guidance.dtype:
@@ -78,8 +84,8 @@ def guided(m: Tensor, guidance: Tensor | None) -> Tensor:
     return combined
 
 
-def _network_input(entering: Tensor, scale: Tensor | None, network: NetworkInput, out: Tensor | None) -> Tensor:
-    given = entering if scale is None else scale * entering
+def _network_input(gathered: Tensor, scale: Tensor | None, network: NetworkInput, out: Tensor | None) -> Tensor:
+    given = gathered if scale is None else scale * gathered
     if out is None and network.channels_last:
         out = network.empty(len(given), given[0])
     if network.dtype not in (None, given.dtype):

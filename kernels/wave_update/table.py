@@ -1,4 +1,4 @@
-"""The updates of a program and what is made of them: chains that the kernel walks, columns that the references read."""
+"""The updates of a program, and the forms of them that the implementations read."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from functools import cached_property
 
 import torch
 
-from ..dispatch import implementation
-from .batched import Batch, batches
-from .chains import Chains, chains
+from ..common.dispatch import implementation
+from .columns import Columns, columns
+from .instructions import Chains, chains
 from .padded import Padded, padded
 from .update import Update, check
 
 
 class WaveTable:
-    """The updates of a program, and the tensors made from them. Made once, shared by all runs.
+    """The updates of a program, and the tensors made from them. Made once and shared by all runs.
 
     Args:
-        updates: in the order they run.
-        num_slots: slots of the memory they refer to.
-        num_iterations: the largest iteration of a sum.
+        updates: in the order in which they run.
+        num_slots: slots of the memory that they refer to.
+        num_iterations: the largest iteration of a correction.
         dtype: of the memory, float32 or float64; coefficients are cast to it once.
         device: of the memory.
-        ndim: dimensions of a state with its samples, [samples, ...].
+        ndim: dimensions of a state [samples, ...].
         clip: bound of p x + q m, or None.
-        watches: note for every sum that is compared whether a bit has moved.
+        records_moved: for each compared correction, record whether any bit has changed.
 
     Raises:
         InvalidArgument: an update breaks a rule of `update`.
@@ -40,7 +40,7 @@ class WaveTable:
         device: torch.device,
         ndim: int,
         clip: float | None = None,
-        watches: bool = False,
+        records_moved: bool = False,
     ) -> None:
         for number, update in enumerate(updates):
             check(number, update, num_slots, num_iterations, clip is not None)
@@ -48,27 +48,27 @@ class WaveTable:
         self.num_slots = num_slots
         self.num_iterations = num_iterations
         self.dtype = dtype
-        # "cuda" is the device of no tensor, "cuda:0" is
+        # no tensor has device "cuda", only "cuda:0": ask one
         self.device = torch.empty(0, device=device).device
         self.ndim = ndim
         self.clip = clip
-        made = [value for update in updates for value in update.made]
-        self.looks_back = any(value.before is not None for value in made)
-        self.draws = max((value.draw + 1 for value in made if value.draw is not None), default=0)
-        self.watches = watches
-        self.num_rows = [1 + max((value.row for value in update.made), default=-1) for update in updates]
+        steps = [step for update in updates for step in update.steps]
+        self.looks_back = any(step.before is not None for step in steps)
+        self.draws = max((step.draw + 1 for step in steps if step.draw is not None), default=0)
+        self.records_moved = records_moved
+        self.num_rows = [1 + max((step.row for step in update.steps), default=-1) for update in updates]
         self.most_rows = max(self.num_rows)
-        self.most_entering = max(len(update.entering) for update in updates)
+        self.most_gathers = max(len(update.gathers) for update in updates)
 
     def prepare(self) -> None:
-        """Make now what updates read: with the first of them it would be copied to the device."""
-        made = (self.batches, self.padded) if implementation(self.device) == "torch" else self.chains
-        assert made
+        """Copy to the device now what updates read, instead of at the first update."""
+        prepared = (self.columns, self.padded) if implementation(self.device) == "torch" else self.chains
+        assert prepared
 
     @cached_property
-    def batches(self) -> list[Batch]:
+    def columns(self) -> list[Columns]:
         """For the reference: each stage of an update as a few batched operations."""
-        return batches(self.updates, self.ndim, self.dtype, self.device, self.clip)
+        return columns(self.updates, self.ndim, self.dtype, self.device, self.clip)
 
     @cached_property
     def padded(self) -> Padded:
@@ -77,5 +77,5 @@ class WaveTable:
 
     @cached_property
     def chains(self) -> Chains:
-        """For the kernel: instructions in chains that one program each can walk."""
+        """For the kernel: chains of instructions, one program for each."""
         return chains(self.updates, self.dtype, self.device, self.clip)

@@ -1,19 +1,19 @@
-"""Bytes that an update moves, counted from its table."""
+"""The bytes that an update moves, counted from its table."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from .chains import instructions
+from .instructions import instructions
 from .table import WaveTable
 
 
 class Traffic(NamedTuple):
-    """Bytes for each element of a state.
+    """Bytes per element of a state.
 
     Attributes:
-        moved: by the kernel, with every load and store counted, those that a cache answers too.
-        fewest: every value that the update does not make itself read once, every value kept or given out written once.
+        moved: by the kernel: every load and store, including those that a cache answers.
+        fewest: possible: each value that the update does not make itself is read once, each result is written once.
     """
 
     moved: int
@@ -21,7 +21,7 @@ class Traffic(NamedTuple):
 
 
 def traffic(table: WaveTable, number: int, network_bytes: int, branches: int = 1, inputs: int = 1) -> Traffic:
-    """What update `number` moves.
+    """The bytes that update `number` moves.
 
     Args:
         network_bytes: size of an element of the network's input and output.
@@ -37,11 +37,11 @@ def traffic(table: WaveTable, number: int, network_bytes: int, branches: int = 1
     for each in instructions(update):
         slots = [slot for slot in (each.state, each.before, each.new, each.old, each.compare) if slot >= 0]
         moved += state_bytes * (len(slots) + (each.draw >= 0) + (each.keep >= 0))
-        moved += network_bytes * ((each.row >= 0) * branches + (each.enters >= 0) * inputs)
+        moved += network_bytes * ((each.row >= 0) * branches + (each.input_row >= 0) * inputs)
         reads |= set(slots) - written
         written |= {each.keep} - {-1}
         rows |= {each.row} - {-1}
         draws |= {each.draw} - {-1}
     fewest = state_bytes * (len(reads) + len(draws) + len(written))
-    fewest += network_bytes * (len(rows) * branches + len(update.entering) * inputs)
+    fewest += network_bytes * (len(rows) * branches + len(update.gathers) * inputs)
     return Traffic(moved, fewest)

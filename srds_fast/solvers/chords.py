@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from ..chords_program import Cores
-from ..kernels.layout import with_inner_layout
-from ..kernels.wave_update import Buffers, Entering, Made, Summed, Update, WaveTable, wave_update
+from ..kernels.common.layout import with_inner_layout
+from ..kernels.wave_update import Buffers, Correction, Gather, Step, Update, WaveTable, wave_update
 from ..noise import NoiseTable
 from ..program import Row
 from ..steps import ITS_X0, Coefficients, Like, chained, fine_step, first_order
@@ -177,7 +177,7 @@ class _Updates:
 @lru_cache(maxsize=64)
 def _updates(noise: NoiseTable, program: Cores, like: Like, *, given: bool, scaled: bool, apart: bool) -> _Updates:
     values = _Values(noise, program, given)
-    updates = [Update(entering=values.entering(0, scaled))]
+    updates = [Update(gathers=values.entering(0, scaled))]
     waves = []
     for number, wave in enumerate(program):
         made, arrivals = values.made(wave.rows)
@@ -232,7 +232,7 @@ class _Values:
         """Slot of the x0 that the step at a grid position looks back at."""
         return self._slots[f"behind {position % 2}", core]
 
-    def made(self, rows: Iterable[Row]) -> tuple[tuple[Made, ...], _Arrivals]:
+    def made(self, rows: Iterable[Row]) -> tuple[tuple[Step, ...], _Arrivals]:
         """The values made from the outputs of a wave."""
         made, arrivals, states, x0 = [], [], [], []
         for source, row in enumerate(rows):
@@ -251,7 +251,7 @@ class _Values:
                 x0.append((position, self._behind(core, position + 1)))
         return tuple(made), _Arrivals(tuple(arrivals), tuple(states), tuple(x0))
 
-    def sums(self, number: int) -> tuple[Summed, ...]:
+    def sums(self, number: int) -> tuple[Correction, ...]:
         """What is left to do after a wave: spans to rectify, and samples to compare with those that came before."""
         program = self._program
         arrived = {program.core(iteration) for iteration, _ in program.waves[number].boundaries}
@@ -263,22 +263,22 @@ class _Values:
                 bracket = self._slots["new", core], self._slots["old", core]
                 if self.carries_x0:
                     of_x0 = self._slots["new x0", core], self._slots["old x0", core]
-                    sums.append(Summed(self._behind(core, position), of_x0))
+                    sums.append(Correction(self._behind(core, position), of_x0))
             compare = None
             if core in arrived:
                 position = program.num_steps
                 compare = self.state(core + 1, position) if core + 1 < program.num_cores else None
             if position is not None and (bracket is not None or compare is not None):
                 iteration, whole = program.core(core), core in arrived
-                sums.append(Summed(self.state(core, position), bracket, compare, iteration, whole))
+                sums.append(Correction(self.state(core, position), bracket, compare, iteration, whole))
         return tuple(sums)
 
-    def entering(self, number: int, scaled: bool) -> tuple[Entering, ...]:
+    def entering(self, number: int, scaled: bool) -> tuple[Gather, ...]:
         """The states of wave `number`; none behind the last."""
         program, scales = self._program, self._noise.numbers["input_scale"]
         rows = program.waves[number].rows if number < len(program) else ()
         return tuple(
-            Entering(self.state(program.core(row.iteration), row.position), scales[row.position] if scaled else 1.0)
+            Gather(self.state(program.core(row.iteration), row.position), scales[row.position] if scaled else 1.0)
             for row in rows
         )
 
@@ -293,7 +293,7 @@ class _Values:
         ahead.pop()
         return end
 
-    def _step(self, source: int, core: int, position: int) -> Made:
+    def _step(self, source: int, core: int, position: int) -> Step:
         """The fine step."""
         step, before = self._fine[position], None
         if self.carries_x0 and (core > 0 or position > 0 or self._given):
@@ -352,7 +352,7 @@ class _Values:
         before: int | None = None,
         draw: int | None = None,
         spread: float = 0.0,
-    ) -> Made:
+    ) -> Step:
         noise = self._noise
         a, b, c, d = step
         p, q = noise.numbers["p"][position], noise.numbers["q"][position]
@@ -360,7 +360,7 @@ class _Values:
             a, b, c = a + c * p, b + c * q, 0.0
         if c == 0.0:
             p = q = 0.0
-        return Made(keep, self.state(core, position), source, a, b, c, d, p, q, before, draw, spread)
+        return Step(keep, self.state(core, position), source, a, b, c, d, p, q, before, draw, spread)
 
 
 def _jump(noise: NoiseTable, start: int, stop: int) -> tuple[Coefficients, list[float]]:

@@ -14,8 +14,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.fixed_point_wave import Memory, Refined, fixed_point_wave
-from ..kernels.fixed_point_wave.reference import additions, guided, learn, mixed, network_input, predicted
+from ..kernels.fixed_point_wave import Memory, SweepResult, fixed_point_wave
+from ..kernels.fixed_point_wave.operations import (
+    additions,
+    guided,
+    mixed,
+    network_input,
+    predict_x0,
+    update_outputs,
+)
 from ..methods import FixedPoint, ParaTAA
 from ..noise import NoiseTable
 from ..program import Sweeps
@@ -144,7 +151,7 @@ class Points:
         """The network's output at the wave evaluated last; a sweep uses all that was taken since the one before."""
         self._got.append(output_of(answer))
 
-    def refine(self, watch_bits: bool) -> Refined:
+    def refine(self, watch_bits: bool) -> SweepResult:
         """Move the points behind the first row, to the end of the grid."""
         extras = self._extras
         found = fixed_point_wave(
@@ -155,9 +162,9 @@ class Points:
             guidance=extras.guidance,
             network=extras.network,
             constrain=None if extras.constrain is None else self._constrained,
-            watch=watch_bits,
+            check_stationary=watch_bits,
         )
-        self._entering = found.entering
+        self._entering = found.next_input
         return found
 
     def record(self) -> None:
@@ -169,7 +176,7 @@ class Points:
         wave = table.sweeps[self._number]
         for step in range(wave.first, wave.last + 1):
             trajectory.record(step + 1, states[step + 1], self.samples)
-            x0 = predicted(table, memory.before, memory.m, step, step + 1)
+            x0 = predict_x0(table, memory.before, memory.m, step, step + 1)
             trajectory.record_x0(step, x0[0], self.samples)
 
     def keep(self, running: tuple[int, ...]) -> None:
@@ -196,7 +203,7 @@ class Points:
 
 
 class Window(Points):
-    """Points of which a window is moved at a time: in PyTorch, with a kernel for the steps and one for the mixing."""
+    """Points of which a window is moved at a time, in plain PyTorch: the host waits for the errors after every wave."""
 
     def sweep(self) -> Tensor:
         """Move the points behind the first row, to the end of the window.
@@ -208,15 +215,12 @@ class Window(Points):
         table, memory, extras = self.grid.table, self.memory, self._extras
         wave = table.sweeps[self._number]
         first, last = wave.first, wave.last + 1
-        learn(table, wave, memory, guided(self._taken(), extras.guidance, memory.m.dtype))
+        update_outputs(table, wave, memory, guided(self._taken(), extras.guidance, memory.m.dtype))
         y, m, added = memory.x[first : last + 1], memory.m[first:last], additions(table, memory, first, last)
-        points, squared_error = table.scan(y, m, first, added)
-        if extras.constrain is not None:
-            points = self._constrained(points, first + 1)
-            squared_error = _summed_squares(points - y[1:])
+        points = moved = self._constrained(table.scan.points(y, m, first, added), first + 1)
         if isinstance(self._options, ParaTAA):
-            stepped = self._constrained(table.scan.stepped(y, m, first, added), first + 1)
-            squared_error = _summed_squares(stepped - y[1:])
+            moved = self._constrained(table.scan.stepped(y, m, first, added), first + 1)
+        squared_error = (moved - y[1:]).square().flatten(2).sum(2)
         if table.history:
             # an affine combination of points that are constrained is, too
             points = mixed(table, memory, points, first, last)
@@ -238,8 +242,3 @@ class Window(Points):
         if stop > last and self._extras.guess is None:
             growth, x = self.grid.growth, self.memory.x
             x[last + 1 : stop + 1] = growth[last + 1 : stop + 1] / growth[last] * x[last]
-
-
-def _summed_squares(difference: Tensor) -> Tensor:
-    """Over the elements of a state, [points, samples]."""
-    return difference.square().flatten(2).sum(2)

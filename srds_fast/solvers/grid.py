@@ -9,9 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..kernels.affine_scan import Coefficients
-from ..kernels.affine_scan.prepared import PreparedScan
-from ..kernels.fixed_point_wave import LOCAL, Sweep, Table, step_numbers, walk
+from ..kernels.fixed_point_wave import LOCAL, Scan, ScanStep, Sweep, Table, step_numbers, walk
 from ..methods import FixedPoint
 from ..noise import NoiseTable
 from ..program import MOST_SPARSE_SWEEPS, Sweeps
@@ -49,7 +47,7 @@ def grid_of(noise: NoiseTable, program: Sweeps, options: FixedPoint, like: Like,
     flows = data_std is not None and math.isfinite(data_std)
     growth = torch.cat([c.new_ones(1), c.cumprod(0) if flows else torch.ones_like(c)])
     steps = [_step(noise, index, float(c[index])) for index in range(noise.num_steps)]
-    scan = PreparedScan(steps, like.dtype, like.device, like.ndim, noise.clip, options.order)
+    scan = Scan(steps, like.dtype, like.device, like.ndim, noise.clip, options.order)
     of_output = column((response - noise.p) / noise.q)
     momentum, spread = (None if each is None else column(each) for each in (noise.momentum, noise.spread))
     rows = tuple(torch.tensor(positions, device=like.device) for positions in program.positions)
@@ -113,10 +111,10 @@ def _weight(noise: NoiseTable) -> Tensor:
     return level[-1] / level
 
 
-def _step(noise: NoiseTable, index: int, c: float) -> Coefficients:
-    """A step, its momentum and fresh noise apart: they come as the scan's noise."""
+def _step(noise: NoiseTable, index: int, c: float) -> ScanStep:
+    """A step without its momentum and its fresh noise: the scan is given them as what is added."""
     a, b, e, _ = first_order(noise, index, index + 1)
-    return Coefficients(a, b, c, 1.0, e, noise.numbers["p"][index], noise.numbers["q"][index])
+    return ScanStep(a, b, c, e, noise.numbers["p"][index], noise.numbers["q"][index])
 
 
 def _sweeps(
@@ -137,15 +135,15 @@ def _sweeps(
             weights = interpolation(way[list(positions)], way[first:])
             walked = walk(positions, weights).to(like.device, like.dtype)
             weights = weights.to(like.device, like.dtype)
-        to_come, entering = None, None
+        next_positions, rows_of_next = None, None
         if not slides:
-            entering = torch.full((noise.num_steps + 1,), -1, dtype=torch.int32)
+            rows_of_next = torch.full((noise.num_steps + 1,), -1, dtype=torch.int32)
             if number + 1 < len(program):
-                to_come, next_rows = rows[number + 1], program.positions[number + 1]
-                entering[list(next_rows)] = torch.arange(len(next_rows), dtype=torch.int32)
-            entering = entering.to(like.device)
+                next_positions, following = rows[number + 1], program.positions[number + 1]
+                rows_of_next[list(following)] = torch.arange(len(following), dtype=torch.int32)
+            rows_of_next = rows_of_next.to(like.device)
         at = torch.tensor(positions, device=like.device)
-        found[number] = Sweep(first, last, at, weights, walked, to_come, entering)
+        found[number] = Sweep(first, last, at, weights, walked, next_positions, rows_of_next)
         positions = ()
     return found
 

@@ -13,8 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..kernels.layout import with_inner_layout
-from ..kernels.wave_update import Buffers, Entering, Made, Summed, Update, WaveTable, wave_update
+from ..kernels.common.layout import with_inner_layout
+from ..kernels.wave_update import Buffers, Correction, Gather, Step, Update, WaveTable, wave_update
 from ..noise import NoiseTable
 from ..program import Program
 from ..steps import ITS_X0, CoarseSolver, Coefficients, Like, chained, fine_step, second_order
@@ -100,7 +100,7 @@ class Waves:
 
     def still(self, birth: Birth) -> Tensor | None:
         """[samples], no boundary moved by a bit in this iteration; None if they are not watched."""
-        watched = self._updates.table.watches and birth.compare is not None
+        watched = self._updates.table.records_moved and birth.compare is not None
         return ~self._buffers.moved[birth.boundary.iteration] if watched else None
 
     def keep(self, running: tuple[int, ...]) -> None:
@@ -175,7 +175,7 @@ class CountedWaves:
         noises = _noises(extras.draws, self._updates.spreads, program)
         self._buffers = Buffers(table, x, noises, channels_last=extras.network.channels_last)
         table.prepare()
-        self._input = extras.network.empty(table.most_entering, x)
+        self._input = extras.network.empty(table.most_gathers, x)
         self.counter = torch.zeros(1, dtype=torch.int32, device=x.device)
 
     def start(self) -> None:
@@ -235,7 +235,7 @@ class CountedWaves:
         sample, exact = buffers.slots[birth.state.slot], iteration == self.program.num_blocks
         if birth.compare is None:
             return Checkpoint(0, sample, samples, None, exact)
-        still = ~buffers.moved[iteration] if self._updates.table.watches else None
+        still = ~buffers.moved[iteration] if self._updates.table.records_moved else None
         return Checkpoint(iteration, sample, samples, buffers.change[iteration], exact, still)
 
 
@@ -281,7 +281,7 @@ def _updates(
     layout = exchanges(program, led, carries_x0, given and carries_x0, watched)
     way_back = _way_back(noise, program) if carries_x0 and jumps else []
 
-    def made(output: Output) -> Made:
+    def made(output: Output) -> Step:
         row = output.row
         draw, spread = None, 0.0
         match output.kind:
@@ -297,13 +297,13 @@ def _updates(
                 step = ITS_X0
         return _made(output, step, noise, draw, spread)
 
-    def entering(wave: int) -> tuple[Entering, ...]:
+    def entering(wave: int) -> tuple[Gather, ...]:
         if wave == len(program):
             return ()
         scales = [noise.numbers["input_scale"][position] if scaled else 1.0 for position in program.positions[wave]]
-        return tuple(map(Entering, layout.waves[wave].states, scales))
+        return tuple(map(Gather, layout.waves[wave].states, scales))
 
-    updates = [Update(entering=entering(0))]
+    updates = [Update(gathers=entering(0))]
     for number, wave in enumerate(layout.waves):
         values = tuple(made(output) for output in wave.outputs)
         sums = tuple(each for birth in wave.births for each in _sums(birth, program))
@@ -363,17 +363,17 @@ def _looking_back(step: Coefficients, output: Output, way_back: list[float]) -> 
     return step
 
 
-def _made(output: Output, step: Coefficients, noise: NoiseTable, draw: int | None, spread: float) -> Made:
+def _made(output: Output, step: Coefficients, noise: NoiseTable, draw: int | None, spread: float) -> Step:
     a, b, c, d = step
     p, q = noise.numbers["p"][output.row.position], noise.numbers["q"][output.row.position]
     if noise.clip is None and c != 0.0:  # x0 is linear in x and m: fewer products in each wave
         a, b, c = a + c * p, b + c * q, 0.0
     if c == 0.0:
         p = q = 0.0
-    return Made(output.slot, output.state, output.source, a, b, c, d, p, q, output.before, draw, spread)
+    return Step(output.slot, output.state, output.source, a, b, c, d, p, q, output.before, draw, spread)
 
 
-def _sums(birth: Birth, program: Program) -> list[Summed]:
+def _sums(birth: Birth, program: Program) -> list[Correction]:
     """What is left to do for a boundary once its parts are made: nothing, where one part is the whole of it."""
     boundary, state, x0, compare = birth
     parts: list[tuple[Sum, int | None]] = [(state, compare)]
@@ -381,7 +381,7 @@ def _sums(birth: Birth, program: Program) -> list[Summed]:
         parts.append((x0, None))
     whole = boundary.boundary == program.num_blocks
     return [
-        Summed(each.slot, each.bracket, there, boundary.iteration, whole)
+        Correction(each.slot, each.bracket, there, boundary.iteration, whole)
         for each, there in parts
         if each.bracket is not None or there is not None
     ]

@@ -12,9 +12,6 @@ import pytest
 import torch
 
 from bench.regression import counts
-from bench.regression.dispatched import Dispatched
-from srds_fast.kernels.affine_scan import Coefficients
-from srds_fast.kernels.affine_scan.prepared import PreparedScan
 from srds_fast.run import Run
 from srds_fast.solvers import waves
 
@@ -50,21 +47,6 @@ def test_a_steady_wave_that_moves_all_points_is_three(found: counts.Found) -> No
         for method in ("collocation", "parataa"):
             assert methods[method]["launches_a_wave"] == methods[method]["allocations_a_wave"] == 3
             assert methods[method]["host_waits_a_wave"] == 1
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="of the CPU")
-def test_a_scan_that_reaches_some_steps_is_no_kernel() -> None:
-    y, m = torch.zeros(6, 1, 4), torch.zeros(5, 1, 4)
-    steps = [Coefficients(**{**dict.fromkeys(Coefficients._fields, 0.0), "a": 0.9, "b": 0.1, "c": 0.8})] * 5
-
-    def launches(order: int | None, stand_in: bool) -> int:
-        scan = PreparedScan(steps, y.dtype, y.device, y.ndim, order=order)
-        with Dispatched(stand_in) as dispatched:
-            scan(y, m, 0)
-        return dispatched.counts.launches
-
-    assert launches(None, True) == 1
-    assert launches(2, True) == launches(2, False) > 1
 
 
 def with_a_copy(update: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from srds_fast.kernels import dispatch
+from srds_fast.kernels.common import dispatch
 
 if dispatch.interpreted():
-    # Triton 3.6 under numpy 2.4 takes a bound of range() for an array: let it be the number that it is
+    # Triton 3.6 under numpy 2.4 treats a bound of range() as an array: give it an index
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
@@ -34,7 +34,7 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh buffers hold NaN, or a number no counter has: what a kernel forgets to write shows."""
+    """Fresh buffers hold NaN, or 113 in integers, so that a value that a kernel forgets to write is noticed."""
 
     def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def made(*args: Any, **kwargs: Any) -> Tensor:

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from srds_fast.kernels.wave_update import Buffers, Entering, Made, NetworkInput, Summed, Update, WaveTable, wave_update
+from srds_fast.kernels.wave_update import (
+    Buffers,
+    Correction,
+    Gather,
+    NetworkInput,
+    Step,
+    Update,
+    WaveTable,
+    wave_update,
+)
 from srds_fast.kernels.wave_update import buffers as buffers_module
 
 SLOTS, ITERATIONS, DRAWS, ROWS = 14, 6, 4, 5
@@ -35,28 +44,28 @@ def random_update(draw: random.Random, clips: bool, looks_back: bool, noisy: boo
 
     slots = draw.sample(range(1, SLOTS), SLOTS - 1)
     kept, others = slots[: draw.choice([0, 1, 1, 2, 4])], slots[4:]
-    made = []
+    steps = []
     for keep in kept:
         before = draw.choice(others) if looks_back and draw.random() < 0.5 else None
         entry = draw.randrange(1, DRAWS) if noisy and draw.random() < 0.5 else None
         a, b, c, d, p, q, s = (number() for _ in range(7))
         c = c if clips else 0.0
-        made.append(Made(keep, draw.choice(others), draw.randrange(ROWS), a, b, c, d, p, q, before, entry, s))
-    sums: list[Summed] = []
+        steps.append(Step(keep, draw.choice(others), draw.randrange(ROWS), a, b, c, d, p, q, before, entry, s))
+    corrections: list[Correction] = []
     draw.shuffle(slots)
     count, first_whole = draw.choice([0, 1, 2, 4]), draw.randrange(ITERATIONS - 4)
     for slot in slots[:count]:
         # none reads what a later one writes
-        readable = [each for each in slots if each not in slots[len(sums) : count]]
+        readable = [each for each in slots if each not in slots[len(corrections) : count]]
         bracket = (draw.choice(readable), draw.choice(readable)) if draw.random() < 0.7 else None
         compare, whole = draw.choice(readable) if draw.random() < 0.7 else None, draw.random() < 0.5
-        wholes = sum(each.whole and each.compare is not None for each in sums)
+        wholes = sum(each.whole and each.compare is not None for each in corrections)
         iteration = first_whole + wholes if whole else draw.randrange(ITERATIONS + 1)
-        sums.append(Summed(slot, bracket, compare, iteration, whole))
-    entering = [
-        Entering(draw.choice(slots), number() if scaled else 1.0) for _ in range(draw.choice([0, 1, len(kept), 5]))
+        corrections.append(Correction(slot, bracket, compare, iteration, whole))
+    gathers = [
+        Gather(draw.choice(slots), number() if scaled else 1.0) for _ in range(draw.choice([0, 1, len(kept), 5]))
     ]
-    return Update(tuple(made), tuple(sums), tuple(entering))
+    return Update(tuple(steps), tuple(corrections), tuple(gathers))
 
 
 class Case:
@@ -100,7 +109,7 @@ class Case:
         if branches > 1:
             self.guidance = torch.randn(branches, generator=self._numbers, dtype=torch.float64).to(device, state)
         self.counter = torch.zeros(1, dtype=torch.int32, device=device)
-        rows, entering = self.table.most_rows + room, self.table.most_entering + room
+        rows, entering = self.table.most_rows + room, self.table.most_gathers + room
         self.m = torch.empty(branches, rows, *self.shape, dtype=network, device=device)
         self.out = torch.empty(inputs, entering, *self.shape, dtype=network, device=device)
 
@@ -120,7 +129,7 @@ class Case:
         """What the network gives for an update, and room for its next input."""
         self.out.fill_(LEFT_ALONE)
         self.m.copy_(self.poison())
-        used = {value.row for value in self.table.updates[number].made} if number < len(self.table.updates) else set()
+        used = {value.row for value in self.table.updates[number].steps} if number < len(self.table.updates) else set()
         for row in sorted(used):
             self.m[:, row] = self.values(len(self.m)).to(self.m.dtype)
 
@@ -139,7 +148,7 @@ class Case:
         wanted = wave_update(self.table, number, self.by_number, m, **given)
         assert int(self.counter) == number + 1
         assert_same(self.counted, self.by_number)
-        entering = len(update.entering)
+        entering = len(update.gathers)
         if wanted is not None:
             assert same_bits(self.out[:, :entering].flatten(0, 1), wanted)
         assert bool((self.out[:, entering:] == LEFT_ALONE).all()), "narrower updates leave the rest alone"
@@ -152,9 +161,9 @@ class Case:
 
 @pytest.mark.parametrize("rows", [2, 3])
 def test_m_has_rows_for_the_updates_it_is_called_for(device: torch.device, rows: int) -> None:
-    """Not for the widest; and a table without a sum."""
-    wide = Update(tuple(Made(3 + row, row, row, 0.5, 2.0) for row in range(3)), (), (Entering(3),))
-    narrow = Update(wide.made[:rows], (), (Entering(4),))
+    """Not for the widest; and a table without a correction."""
+    wide = Update(tuple(Step(3 + row, row, row, 0.5, 2.0) for row in range(3)), (), (Gather(3),))
+    narrow = Update(wide.steps[:rows], (), (Gather(4),))
     table = WaveTable([wide, narrow], 6, 0, torch.float32, device, 2)
     buffers = Buffers(table, torch.zeros(1, 4, device=device))
     memory = torch.arange(24.0, device=device).reshape(6, 1, 4)
@@ -216,10 +225,10 @@ def test_programs_hold_everything(device: torch.device) -> None:
         case.prepare(number)
         case.call()
     assert bool(case.counted.memory[1:].isfinite().all())
-    made = [value for update in case.table.updates for value in update.made]
-    assert len({len(update.made) for update in case.table.updates}) > 2
+    made = [value for update in case.table.updates for value in update.steps]
+    assert len({len(update.steps) for update in case.table.updates}) > 2
     assert {value.before is None for value in made} == {value.draw is None for value in made} == {True, False}
-    sums = [each for update in case.table.updates for each in update.sums]
+    sums = [each for update in case.table.updates for each in update.corrections]
     assert {(each.bracket is None, each.compare is None, each.whole) for each in sums} >= {
         (False, False, True),
         (False, False, False),
@@ -280,8 +289,8 @@ def test_a_recorded_call_does_all_updates(device: torch.device, options: dict[st
 
 
 def test_stages_that_no_update_has(device: torch.device) -> None:
-    """Only sums; and nothing at all, where the kernel is not launched and does not count."""
-    for updates, counts in (([Update((), (Summed(1, (2, 1)),))], 1), ([Update()], 0)):
+    """Only corrections; and nothing at all, where the kernel is not launched and does not count."""
+    for updates, counts in (([Update((), (Correction(1, (2, 1)),))], 1), ([Update()], 0)):
         table = WaveTable(updates, 3, 0, torch.float32, device, 2)
         buffers = Buffers(table, torch.zeros(1, 4, device=device))
         buffers.memory.copy_(torch.arange(3.0, device=device)[:, None, None].expand(3, 1, 4))

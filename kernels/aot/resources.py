@@ -1,9 +1,9 @@
-"""What each kernel needs of a GPU, found by compiling it ahead of time: no GPU is needed.
+"""Registers, spills and shared memory of each kernel, found by compiling it ahead of time. No GPU is needed.
 
-    python -m srds_fast.kernels.resources
+    python -m srds_fast.kernels.aot.resources
 
-compiles every specimen for sm_80, sm_90 and sm_100 and prints registers, spills, shared memory and the widest accesses
-to global memory. Not possible in a process that interprets kernels (TRITON_INTERPRET=1).
+This compiles every specimen for sm_80, sm_90 and sm_100, and prints registers, spills, shared memory and the widest
+accesses to global memory. It does not work in a process that interprets kernels (TRITON_INTERPRET=1).
 """
 
 from __future__ import annotations
@@ -18,31 +18,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-OPERATIONS = ("wave_update", "affine_scan", "anderson_mix", "fixed_point_wave")
+OPERATIONS = ("wave_update", "fixed_point_wave")
 CAPABILITIES = (80, 90, 100)
 
 
 class Specimen(NamedTuple):
-    """One way a kernel is compiled. Kernel modules list theirs as SPECIMENS.
+    """One way to compile a kernel. Each module of this package named after an operation lists its own as SPECIMENS.
 
     Attributes:
         name: what is special about it.
         kernel: the Triton function.
-        signature: type of every argument that is not constant, as "*fp32" or "i32". Pointers and sizes count as
-            multiples of 16, as they are for contiguous states of 16 elements and more, but for those that the kernel is
-            not specialized on.
+        types: of arguments that are neither constant nor "i32", such as "*fp32". Pointers and sizes count as multiples
+            of 16, as they are for contiguous states of 16 elements and more; except those in `do_not_specialize`.
         constants: values of the constant arguments.
-        num_warps: as it is launched.
-        most_registers: bound, per thread.
-        wide: how many loads and stores of 16 bytes its states and network rows take, at the least, if all of them are
-            that wide.
+        num_warps: as launched.
+        most_registers: upper bound, per thread.
+        wide: the fewest loads, and the fewest stores, of 16 bytes that the kernel must make.
         fuses: products and sums may be rounded together.
-        registers: told to the assembler as the most there are; None: it decides.
+        registers: limit passed to the assembler; None: it decides.
     """
 
     name: str
     kernel: Any
-    signature: dict[str, str]
+    types: dict[str, str]
     constants: dict[str, Any]
     num_warps: int
     most_registers: int
@@ -56,9 +54,9 @@ class Resources(NamedTuple):
 
     Attributes:
         registers: per thread.
-        spills: bytes stored and loaded for want of registers.
+        spills: bytes that a thread stores and loads because registers do not suffice.
         shared: bytes of shared memory of a program.
-        load_bits, store_bits: width of each access to global memory by a thread, as they stand in the PTX.
+        load_bits, store_bits: width of each access to global memory by a thread, as in the PTX.
     """
 
     registers: int
@@ -69,18 +67,18 @@ class Resources(NamedTuple):
 
 
 def specimens() -> Iterator[tuple[str, Specimen]]:
-    """All of them, with the name of the operation."""
+    """All specimens, each with the name of its operation."""
     for operation in OPERATIONS:
-        module = importlib.import_module(f".{operation}.kernel", __package__)
+        module = importlib.import_module(f".{operation}", __package__)
         for specimen in module.SPECIMENS:
             yield operation, specimen
 
 
 def compiled(specimen: Specimen, capability: int) -> Resources:
-    """Compile a specimen for a compute capability (80 is sm_80) and read what it needs.
+    """Compile a specimen for a compute capability (80 for sm_80) and read what it needs.
 
     Raises:
-        RuntimeError: kernels are interpreted in this process.
+        RuntimeError: this process interprets kernels.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 is set. Interpreted kernels cannot be compiled. Unset it.")
@@ -90,7 +88,7 @@ def compiled(specimen: Specimen, capability: int) -> Resources:
     from triton.compiler import ASTSource
 
     names = specimen.kernel.arg_names
-    signature = {name: specimen.signature.get(name, "constexpr") for name in names}
+    signature = {name: "constexpr" if name in specimen.constants else specimen.types.get(name, "i32") for name in names}
     constants = {(names.index(name),): value for name, value in specimen.constants.items()}
     aligned = {
         (number,): [["tt.divisibility", 16]]
@@ -115,7 +113,7 @@ def compiled(specimen: Specimen, capability: int) -> Resources:
         int(registers[1]),
         int(spills[1]) + int(spills[2]),
         kernel.metadata.shared,
-        # cp.async names its size in bytes, as a hexadecimal number behind both addresses
+        # cp.async has its size in bytes as a hexadecimal number behind both addresses
         [_bits(each) for each in re.findall(r"\bld\.global([\w.]*)", ptx)]
         + [8 * int(each, 16) for each in re.findall(r"\bcp\.async\.[\w.]+ \[[^]]*\], \[[^]]*\], (0x\w+)", ptx)],
         [_bits(each) for each in re.findall(r"\bst\.global([\w.]*)", ptx)],
@@ -123,18 +121,22 @@ def compiled(specimen: Specimen, capability: int) -> Resources:
 
 
 def _bits(suffixes: str) -> int:
-    """Width of ld.global.v4.b32: 4 x 32."""
+    """Width in bits: 4 x 32 for ld.global.v4.b32."""
     count = re.search(r"\.v(\d)", suffixes)
     size = re.search(r"\.[bfus](\d+)$", suffixes)
     assert size is not None, suffixes
     return (int(count[1]) if count else 1) * int(size[1])
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m srds_fast.kernels.aot.resources",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("operations", nargs="*", default=OPERATIONS, metavar="operation", help=", ".join(OPERATIONS))
-    wanted = parser.parse_args().operations
+    wanted = parser.parse_args(arguments).operations
     if not set(wanted) <= set(OPERATIONS):
         parser.error(f"operations are {', '.join(OPERATIONS)}")
     print(f"{'kernel':46}{'target':>8}{'registers':>11}{'bound':>7}{'spills':>8}{'shared':>8}{'load':>6}{'store':>7}")

@@ -1,4 +1,4 @@
-"""Which implementation a call runs: the Triton kernel on CUDA, its interpreter on request, the reference elsewhere."""
+"""Which implementation a call runs: the Triton kernel on CUDA, Triton's interpreter in tests, else the reference."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Implementation = Literal["triton", "triton interpreter", "torch"]
 
 
 def implementation(device: torch.device) -> Implementation:
-    """What runs for tensors on a device.
+    """The implementation that runs for tensors on a device.
 
-    SRDS_FAST_KERNELS=torch in the environment asks for the references on CUDA too: where Triton has no C compiler to
-    build its launchers with, or to see whether a kernel is at fault. Triton's interpreter runs kernels on the CPU if
-    TRITON_INTERPRET=1 was set before anything imported triton; it is for tests, and slow.
+    The environment variable SRDS_FAST_KERNELS=torch selects the references on CUDA too. Use it where Triton has no C
+    compiler for its launchers, or to find out whether a kernel is wrong. If TRITON_INTERPRET=1 was set before the first
+    import of triton, kernels are interpreted on the CPU; this is slow and meant for tests.
 
     Raises:
-        InvalidArgument: SRDS_FAST_KERNELS asks for something else.
+        InvalidArgument: SRDS_FAST_KERNELS is neither "triton" nor "torch".
     """
     asked = os.environ.get("SRDS_FAST_KERNELS") or "triton"
     if asked not in ("triton", "torch"):
@@ -37,7 +37,7 @@ def implementation(device: torch.device) -> Implementation:
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device: make that the tensor's."""
+    """Make the tensor's device the current one, because Triton launches on the current device."""
     if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(tensor.device)
@@ -45,7 +45,7 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 @cache
 def interpreted() -> bool:
-    """Whether kernels are interpreted, on the CPU."""
+    """Whether this process interprets kernels on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -1,4 +1,4 @@
-"""How the elements of a tensor lie in memory, seen in the order of another one."""
+"""The memory layout of a tensor's elements, counted in the order of another tensor."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class Inner(NamedTuple):
 
 
 def inner_layout(name: str, tensor: Tensor, memory: Tensor, leading: int = 2) -> Inner:
-    """Where the elements behind the leading dimensions of `tensor` lie, counted in the order of those of `memory`.
+    """The layout of `tensor` behind its leading dimensions, with elements counted in the memory order of `memory`.
 
-    Both in one order, without gaps: Inner(elements, 0, 1). Channels last beside contiguous takes the general form.
+    Both tensors in the same order and without gaps: Inner(elements, 0, 1). A channels-last tensor beside a contiguous
+    one needs two strides.
 
     Raises:
-        InvalidArgument: naming the tensor, if it takes more than two strides to say.
+        InvalidArgument: two strides are not enough; the error names the tensor.
     """
     if tensor.is_contiguous() and memory.is_contiguous():
         return Inner(math.prod(tensor.shape[leading:]), 0, 1)
@@ -41,14 +42,14 @@ def inner_layout(name: str, tensor: Tensor, memory: Tensor, leading: int = 2) ->
 
 
 def with_inner_layout(tensor: Tensor, memory: Tensor, leading: int = 2) -> Tensor:
-    """The tensor, or a contiguous copy of it if it takes more than two strides to say where its elements lie."""
+    """The tensor itself if `inner_layout` can describe it, else a contiguous copy."""
     if tensor.is_contiguous() or len(_groups(tensor, memory, leading)) <= 2:
         return tensor
     return tensor.contiguous()
 
 
 def _groups(tensor: Tensor, memory: Tensor, leading: int) -> list[tuple[int, int]]:
-    """Size and stride of what lies evenly spaced, innermost in memory first."""
+    """Size and stride of each run of evenly spaced elements, innermost in `memory` first."""
     groups: list[tuple[int, int]] = []
     for dimension in sorted(range(leading, memory.ndim), key=memory.stride):
         size, stride = tensor.shape[dimension], tensor.stride(dimension)

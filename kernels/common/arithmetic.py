@@ -1,0 +1,34 @@
+"""Arithmetic that several kernels use."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rounded(value, dtype: tl.constexpr, BY_HAND: tl.constexpr):
+    """`value` in a dtype, rounded to nearest, ties to even.
+
+    BY_HAND rounds float32 to bfloat16 on its bits: Triton's interpreter truncates here, while GPUs round.
+    """
+    if BY_HAND and dtype == tl.bfloat16:
+        narrow = value.to(tl.float32)
+        bits = narrow.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        value = tl.where(narrow == narrow, bits.to(tl.float32, bitcast=True), narrow)
+    return value.to(dtype)
+
+
+@triton.jit
+def clamped(value, bound):
+    """`value` between -bound and bound. Comparisons with NaN are false, so NaN stays NaN."""
+    return tl.where(value > bound, bound, tl.where(value < -bound, -bound, value))
+
+
+@triton.jit
+def offsets(element, inner, outer_stride, inner_stride, DENSE: tl.constexpr):
+    """Where elements lie in memory, see `layout.Inner`; DENSE: in order, without gaps. `element` is an index."""
+    if DENSE:
+        found = element.to(tl.int64)
+    else:
+        found = (element // inner).to(tl.int64) * outer_stride + (element % inner).to(tl.int64) * inner_stride
+    return found

@@ -1,0 +1,46 @@
+"""The format of the network's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class NetworkInput(NamedTuple):
+    """The format in which the network expects its rows.
+
+    Attributes:
+        dtype: of the input; None: that of the state.
+        branches: copies of each row, one per guidance branch. The batch is ordered as (branch, row, sample).
+        channels_last: use the channels-last memory format, for states [samples, channels, height, width] or with depth.
+    """
+
+    dtype: torch.dtype | None = None
+    branches: int = 1
+    channels_last: bool = False
+
+    def empty(self, rows: int, state: Tensor) -> Tensor:
+        """An uninitialised input for so many rows, [branches * rows, samples, ...]; `state`: [samples, ...]."""
+        samples, *shape = state.shape
+        return empty(state, [self.branches * rows, samples], shape, self.dtype or state.dtype, self.channels_last)
+
+
+AS_THE_STATE = NetworkInput()
+
+
+def empty(
+    like: Tensor, leading: Sequence[int], shape: Sequence[int], dtype: torch.dtype, channels_last: bool
+) -> Tensor:
+    """An uninitialised tensor [*leading, *shape] on the device of `like`.
+
+    Args:
+        shape: of one sample, [channels, ...].
+        channels_last: put the channels innermost in memory, if there is a dimension behind them.
+    """
+    if not channels_last or len(shape) < 2:
+        return like.new_empty(*leading, *shape, dtype=dtype)
+    channels, *space = shape
+    return like.new_empty(*leading, *space, channels, dtype=dtype).movedim(-1, len(leading))

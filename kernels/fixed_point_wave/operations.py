@@ -1,0 +1,104 @@
+"""The operations of a sweep in plain PyTorch: those of the reference, and of windows that slide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..common.network_input import NetworkInput
+from .anderson import anderson_mix
+from .memory import Memory
+from .table import Sweep, Table
+
+
+def guided(m: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The weighted sum of the guidance branches, [rows, samples, ...], in the dtype of the state.
+
+    Args:
+        m: [branches * rows, samples, ...], the network's output.
+        guidance: [branches], the weights; None: one branch, weight 1.
+    """
+    m = m.to(dtype)
+    if guidance is None:
+        return m
+    branches = m.unflatten(0, (len(guidance), -1))
+    m = guidance[0] * branches[0]
+    for weight, branch in zip(guidance[1:], branches[1:], strict=True):
+        m = m + weight * branch
+    return m
+
+
+def network_input(table: Table, positions: Tensor, x: Tensor, network: NetworkInput) -> Tensor:
+    """The network's input at the points at these positions, [branches * rows, samples, ...]."""
+    rows = x.index_select(0, positions)
+    if table.input_scale is not None:
+        rows = rows * table.input_scale.index_select(0, positions)
+    given = network.empty(len(positions), x[0])
+    given.unflatten(0, (network.branches, -1)).copy_(rows[None])
+    return given
+
+
+def update_outputs(table: Table, wave: Sweep, memory: Memory, got: Tensor) -> None:
+    """Write the network's output at the newest points into `memory.m`: at the rows, and interpolated between them.
+
+    Args:
+        got: [rows, samples, ...], the output at the rows, in the dtype of the state.
+    """
+    if wave.weights is None:
+        memory.m[wave.first : wave.last + 1] = got
+        return
+    expected = memory.m + table.response * (memory.x[:-1] - memory.before[:-1])
+    surprise = (got - expected.index_select(0, wave.positions)).flatten(1)
+    learnt = (wave.weights @ surprise).view_as(expected[wave.first :])
+    torch.cat([expected[: wave.first], expected[wave.first :] + learnt], out=memory.m)
+    memory.m.index_copy_(0, wave.positions, got)
+
+
+def predict_x0(table: Table, x: Tensor, m: Tensor, first: int, last: int) -> Tensor:
+    """x0 at the points from `first` to `last` - 1, from the network's output there."""
+    x0 = table.p[first:last] * x[first:last] + table.q[first:last] * m[first:last]
+    return x0 if table.clip is None else x0.clamp(-table.clip, table.clip)
+
+
+def additions(table: Table, memory: Memory, first: int, last: int) -> Tensor | None:
+    """The fresh noise and the momentum that the steps from `first` to `last` - 1 add; None if they add neither."""
+    added = None
+    if table.spread is not None:
+        assert memory.draws is not None
+        added = table.spread[first:last] * memory.draws[first:last]
+    if table.momentum is not None:
+        x0 = predict_x0(table, memory.x, memory.m, max(0, first - 1), last)
+        if first == 0:
+            x0 = torch.cat([x0[:1] if memory.x0_prev is None else memory.x0_prev[None], x0])
+        momentum = table.momentum[first:last] * x0.diff(dim=0)
+        added = momentum if added is None else added + momentum
+    return added
+
+
+def mixed(table: Table, memory: Memory, points: Tensor, first: int, last: int) -> Tensor:
+    """Mix the points of this sweep with those of earlier sweeps, by triangular Anderson acceleration.
+
+    Args:
+        points: [last - first, samples, ...], the points from `first` + 1 to `last` as the sweep made them.
+    """
+    x, window = memory.x, slice(first + 1, last + 1)
+    residual = torch.sub(points, x[window], out=memory.residual(0)[window])
+    count = table.differences(memory.sweeps)
+    if count == 0:
+        return points
+
+    def differences(of: Callable[[int], Tensor]) -> Tensor:
+        found = points.new_empty(count, *points.shape)
+        for age, difference, ended in zip(reversed(range(count)), found.unbind(), memory.lasts[-count:], strict=True):
+            torch.sub(of(age)[window], of(age + 1)[window], out=difference)
+            if ended < last:  # points that joined the window later have no residual from that sweep
+                difference[max(0, ended - first) :] = 0.0
+        return found
+
+    dx, dr = differences(memory.iterate), differences(memory.residual)
+    mixed = anderson_mix(x[window], residual, dx, dr, table.regularisation)
+    # The first point is exact if the one before it is. Copy it: x + (f - x) rounds, and is NaN where x is infinite.
+    mixed[0] = points[0]
+    return mixed

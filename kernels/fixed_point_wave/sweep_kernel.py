@@ -1,0 +1,236 @@
+"""The first launch of a wave: the sweep along the grid."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..common.arithmetic import clamped, offsets
+from ..common.dispatch import on_device_of
+from ..common.layout import inner_layout, with_inner_layout
+from .memory import Memory
+from .table import LOCAL, Sweep, Table
+
+# Elements of a program. It waits for memory at every point, so many small programs hide the latency; with one warp no
+# warp waits for another. 8 elements a thread, so that half-precision rows move 16 bytes at once.
+SWEEP_BLOCK = {torch.float32: 256, torch.float64: 128}
+SWEEP_WARPS = 1
+STAGES = 3
+
+# numbers of each step, in the order of `Table.numbers`: a, b, c, e, p, q, response, momentum, spread
+_NUMBERS = tl.constexpr(9)
+_LOCAL = tl.constexpr(LOCAL)
+
+
+@triton.jit
+def _combined(m, branch_stride, guidance, mask, BRANCHES: tl.constexpr, GUIDED: tl.constexpr, dtype: tl.constexpr):
+    """The weighted sum of the guidance branches."""
+    output = tl.load(m, mask, 0).to(dtype)
+    if GUIDED:
+        output = tl.load(guidance) * output
+        for branch in tl.static_range(1, BRANCHES):
+            offset = tl.full([], branch, tl.int64) * branch_stride
+            output += tl.load(guidance + branch) * tl.load(m + offset, mask, 0).to(dtype)
+    return output
+
+
+@triton.jit(do_not_specialize=["first", "window", "nodes", "sweeps", "tiles"])
+def _sweep(
+    iterates,
+    outputs,
+    m,
+    guidance,
+    draws,
+    x0_prev,
+    numbers,
+    walk,
+    around,
+    positions,
+    first,
+    window,
+    nodes,
+    sweeps,
+    tiles,
+    elements,
+    step,
+    iterate_stride,
+    m_branch,
+    m_row,
+    m_sample,
+    m_inner,
+    m_outer_stride,
+    m_inner_stride,
+    clip: tl.float64,
+    ITERATES: tl.constexpr,
+    BRANCHES: tl.constexpr,
+    GUIDED: tl.constexpr,
+    SPARSE: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    NOISY: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    GIVEN: tl.constexpr,
+    DENSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    dtype: tl.constexpr = iterates.dtype.element_ty
+    program = tl.program_id(0).to(tl.int64)
+    sample = program // tiles
+    tile = program % tiles
+    lane = tl.arange(0, BLOCK)
+    mask = lane < elements - tile * BLOCK
+    # offset of this program's first element in a grid point
+    in_state = sample * elements + tile * BLOCK
+    newest = iterates + (sweeps % ITERATES).to(tl.int64) * iterate_stride + in_state
+    older = iterates + ((sweeps + ITERATES - 1) % ITERATES).to(tl.int64) * iterate_stride + in_state
+    written = iterates + ((sweeps + 1) % ITERATES).to(tl.int64) * iterate_stride + in_state
+    outputs += in_state
+    if NOISY:
+        draws += in_state
+    # offsets of this program's elements in a row of m
+    if DENSE:
+        in_row = sample * m_sample + tile * BLOCK + lane
+    else:
+        element = (tile * BLOCK).to(tl.int32) + lane
+        in_row = sample * m_sample + offsets(element, m_inner, m_outer_stride, m_inner_stride, False)
+    bound = tl.full([BLOCK], clip, dtype)
+
+    place = first.to(tl.int64) * step
+    here = tl.load(newest + place + lane, mask, 0)
+    # the sweep does not move its first point
+    x = here
+    tl.store(written + place + lane, here, mask)
+    number = numbers + first * _NUMBERS
+    x0_before = here
+    if MOMENTUM:
+        if GIVEN:
+            x0_before = tl.load(x0_prev + in_state + lane, mask, 0)
+        if first > 0:
+            x0_before = tl.load(number - _NUMBERS + 4) * tl.load(newest + place - step + lane, mask, 0)
+            x0_before += tl.load(number - _NUMBERS + 5) * tl.load(outputs + place - step + lane, mask, 0)
+            if CLIPPED:
+                x0_before = clamped(x0_before, bound)
+    if SPARSE:
+        # errors of the expected output at the nodes around the point
+        s0 = here
+        s1 = here
+        s2 = here
+        s3 = here
+        for k in tl.static_range(_LOCAL):
+            # with fewer nodes than LOCAL the last one is repeated; its weight is zero
+            node = tl.minimum(k, nodes - 1).to(tl.int64)
+            position = tl.load(positions + node)
+            at_node = position * step + lane
+            expected = tl.load(outputs + at_node, mask, 0)
+            moved = tl.load(newest + at_node, mask, 0) - tl.load(older + at_node, mask, 0)
+            expected += tl.load(numbers + position * _NUMBERS + 6) * moved
+            s0 = s1
+            s1 = s2
+            s2 = s3
+            s3 = _combined(m + node * m_row + in_row, m_branch, guidance, mask, BRANCHES, GUIDED, dtype) - expected
+
+    for i in tl.range(0, window, num_stages=STAGES):
+        here = tl.load(newest + place + lane, mask, 0)
+        if SPARSE:
+            # a node further along may join those around the point; if none does, the loads are masked
+            node = tl.load(walk + 1).to(tl.int64)
+            at_node = tl.load(walk + 2).to(tl.int64) * step + lane
+            joins = node >= 0
+            loaded = mask & joins
+            expected = tl.load(outputs + at_node, loaded, 0)
+            moved = tl.load(newest + at_node, loaded, 0) - tl.load(older + at_node, loaded, 0)
+            expected += tl.load(numbers + tl.maximum(tl.load(walk + 2), 0) * _NUMBERS + 6) * moved
+            got = _combined(m + node * m_row + in_row, m_branch, guidance, loaded, BRANCHES, GUIDED, dtype)
+            s0 = tl.where(joins, s1, s0)
+            s1 = tl.where(joins, s2, s1)
+            s2 = tl.where(joins, s3, s2)
+            s3 = tl.where(joins, got - expected, s3)
+            row = tl.load(walk).to(tl.int64)
+            got = _combined(m + row * m_row + in_row, m_branch, guidance, mask & (row >= 0), BRANCHES, GUIDED, dtype)
+            output = tl.load(outputs + place + lane, mask, 0)
+            output += tl.load(number + 6) * (here - tl.load(older + place + lane, mask, 0))
+            learnt = tl.load(around) * s0
+            learnt += tl.load(around + 1) * s1
+            learnt += tl.load(around + 2) * s2
+            learnt += tl.load(around + 3) * s3
+            output = tl.where(row >= 0, got, output + learnt)
+            walk += 3
+            around += _LOCAL
+        else:
+            output = _combined(m + in_row, m_branch, guidance, mask, BRANCHES, GUIDED, dtype)
+            m += m_row
+        tl.store(outputs + place + lane, output, mask)
+        f = tl.load(number) * here + tl.load(number + 1) * output
+        if CLIPPED or MOMENTUM:
+            x0 = tl.load(number + 4) * here + tl.load(number + 5) * output
+            if CLIPPED:
+                x0 = clamped(x0, bound)
+                f += tl.load(number + 3) * x0
+        if MOMENTUM:
+            if not GIVEN:
+                # the first step of all has no x0 before it
+                x0_before = tl.where(first + i == 0, x0, x0_before)
+            added = tl.load(number + 7) * (x0 - x0_before)
+            x0_before = x0
+            if NOISY:
+                added += tl.load(number + 8) * tl.load(draws + place + lane, mask, 0)
+            f += added
+        elif NOISY:
+            f += tl.load(number + 8) * tl.load(draws + place + lane, mask, 0)
+        x = f + tl.load(number + 2) * (x - here)
+        place += step
+        tl.store(written + place + lane, x, mask)
+        number += _NUMBERS
+
+
+def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor | None) -> None:
+    """See `reference.sweep`; one launch."""
+    m = with_inner_layout(m, memory.x)
+    x, walk, window = memory.x, wave.walk, table.num_steps - wave.first
+    elements, step = x[0, 0].numel(), x[0].numel()
+    layout = inner_layout("m", m, x)
+    rows = len(wave.positions)
+    block = SWEEP_BLOCK[x.dtype]
+    tiles = triton.cdiv(elements, block)
+    with on_device_of(x):
+        _sweep[(tiles * x.shape[1],)](
+            memory.iterates,
+            memory.m,
+            m,
+            guidance,
+            memory.draws if table.spread is not None else None,
+            memory.x0_prev,
+            table.numbers,
+            None if walk is None else walk.rows,
+            None if walk is None else walk.weights,
+            wave.positions,
+            wave.first,
+            window,
+            rows,
+            memory.sweeps,
+            tiles,
+            elements,
+            step,
+            memory.iterates.stride(0),
+            rows * m.stride(0),
+            m.stride(0),
+            m.stride(1),
+            *layout,
+            0.0 if table.clip is None else table.clip,
+            ITERATES=len(memory.iterates),
+            BRANCHES=1 if guidance is None else len(guidance),
+            GUIDED=guidance is not None,
+            SPARSE=walk is not None,
+            CLIPPED=table.clip is not None,
+            NOISY=table.spread is not None,
+            MOMENTUM=table.momentum is not None,
+            GIVEN=memory.x0_prev is not None,
+            DENSE=layout == (elements, 0, 1),
+            BLOCK=block,
+            STAGES=STAGES,
+            num_warps=SWEEP_WARPS,
+            # round as the reference and the scheduler's own step do, to the bit
+            enable_fp_fusion=False,
+        )

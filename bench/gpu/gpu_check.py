@@ -43,7 +43,8 @@ RECORDING, TRACE = ("digits.nsys-rep", "digits.txt"), ("trace.json",)
 # processes of pytest that share the GPU: tests wait for the host, which launches and compiles
 MOST_WORKERS = 8
 SMOKE_SECONDS = 300
-SMOKE_TESTS = "test_a_kernel_runs or test_one_element"
+# one of each kernel
+SMOKE_TESTS = "test_a_kernel_runs or test_float64"
 # of the commands in the script's heading
 SECOND_CALL = ("busy", "profile", "nsys", "engines", "peers_policy")
 THIRD_CALL = ("switches", "sanitizer")

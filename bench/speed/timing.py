@@ -37,7 +37,7 @@ def gpu_seconds(function: Callable[[], object], replays: int = 50, calls: int = 
         graph.replay()
         stop.record()
         stop.synchronize()
-        times.append(start.elapsed_time(stop) / 1e3 / calls)
+        times.append(float(start.elapsed_time(stop)) / 1e3 / calls)
     return statistics.median(times)
 
 

@@ -86,7 +86,8 @@ def sd15_unet(small: bool) -> UNet2DConditionModel:
     """Stable Diffusion 1.5's, for 512 x 512."""
     config: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
     if small:
-        config |= {"sample_size": 16, "block_out_channels": (32, 64, 64, 64), "norm_num_groups": 8}
+        config |= {"sample_size": 16, "block_out_channels": (32, 64, 64, 64), "layers_per_block": 1}
+        config |= {"norm_num_groups": 8}
     return UNet2DConditionModel(**config)
 
 
@@ -109,7 +110,8 @@ def sdxl_unet(small: bool) -> UNet2DConditionModel:
         config |= {
             "sample_size": 16,
             "block_out_channels": (32, 64, 64),
-            "transformer_layers_per_block": (1, 1, 2),
+            "layers_per_block": 1,
+            "transformer_layers_per_block": (1, 1, 1),
             "attention_head_dim": (2, 4, 4),
             "norm_num_groups": 8,
         }

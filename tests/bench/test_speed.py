@@ -174,7 +174,7 @@ def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "some",
     [
-        "planning or sampler and srds or kernel and run or host and DDIM and sequential or digits and chords",
+        "planning and chords or sampler and srds or kernel and run or host and pixels or policy and chords",
         pytest.param("test", marks=pytest.mark.exhaustive),
     ],
     ids=["some", "all"],

@@ -39,7 +39,7 @@ from srds_fast.pipelines.lockstep import loop as drive
 from srds_fast.pipelines.lockstep.loop import Drive
 from srds_fast.pipelines.takeover import takeover
 from srds_fast.pipelines.tokenizers import Spares
-from srds_fast.solvers.fixed_point.solver import solver as fixed_point
+from srds_fast.solvers.fixed_point import solver as fixed_point
 
 STEPS = 9
 

@@ -19,7 +19,7 @@ from problems import GaussianMixture, noise, scheduler
 import srds_fast
 from srds_fast.engine import costs_kept as pricing_module
 from srds_fast.engine.costs_kept import Costs, price
-from srds_fast.engine.graphs.cache import device_lock as turn_module
+from srds_fast.engine.graphs import device_lock as turn_module
 from srds_fast.engine.graphs.device_lock import replaying, turn
 from srds_fast.planner.calibration import needed
 from srds_fast.planner.candidates import candidates, fixed_at, plans_of, until

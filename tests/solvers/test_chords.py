@@ -193,7 +193,7 @@ def test_cores_out_of_range_are_named(num_steps: int, num_cores: int, name: str)
 
 
 def test_the_program_needs_no_torch() -> None:
-    code = "import sys; from srds_fast import chords_program as p; p.chords(50, p.chord_starts(50, 8)); "
+    code = "import sys; from srds_fast.solvers.chords import program as p; p.chords(50, p.chord_starts(50, 8)); "
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from calls import assert_close, latents
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -20,7 +21,6 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusionPipeline,
 )
-from tiny import assert_close, latents
 
 import srds_fast
 from srds_fast import InvalidArgument, PlanMismatch, UnsupportedPipeline, UnsupportedScheduler

@@ -10,6 +10,7 @@ import pytest
 import support
 import tiny
 import torch
+from calls import assert_close
 from support import DRIVEN, FEATURES, PIPELINES, SCHEDULERS, STEPS, Feature, Pipeline, Verdict
 from thinned import thinned, thinned_product
 from torch import Tensor
@@ -100,7 +101,7 @@ def check(pipe: Any, call: dict[str, Any], verdict: Verdict, mode: str, monkeypa
         assert verdict.why in report.fallback_reason
         assert (report.path == "stock") == (verdict.kind == "stock loop")
     assert bool(expected.isfinite().all())
-    tiny.assert_close(found, expected)
+    assert_close(found, expected)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(states, stock_states, strict=True))
     assert pipe.scheduler is scheduler
     assert dict(pipe.scheduler.config) == config

@@ -46,6 +46,7 @@ REFUSED = {
     "CogVideoXPipeline": INDEX,
     "CogView4Pipeline": "callback_on_step_end(self, i, self.scheduler.sigmas[i], callback_kwargs)",
     "DanceDiffusionPipeline": "changes or renames a component",
+    "DiTPipeline": "changes latent_model_input",
     "FluxControlNetPipeline": "`controlnet_keep[i]`",
     "FluxInpaintPipeline": "`i < len(timesteps) - 1`",
     "FluxModularPipeline": NO_LOOP,

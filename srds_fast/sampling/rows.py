@@ -161,7 +161,7 @@ def tile(tensor: Tensor, samples: Sequence[int], rows: int, num_samples: int, br
     return split.expand(-1, rows, *split.shape[2:]).flatten(0, 2)
 
 
-class Tiles:
+class TiledConditioning:
     """Conditioning repeated for the rows of one wave after another; the arguments are those of `tile`.
 
     Most waves are a row wider or narrower than the one before. So what is used again is repeated once more, for the
@@ -231,7 +231,7 @@ class RowDenoiser:
         self._timesteps = noise.timesteps.to(x.device)
         self._per_state = PerState(program, x.device) if counter is None else CountedPerState(program, counter)
         self._num_samples = len(x)
-        self._cond = {name: Tiles(value, len(x), 1, program.peak_rows) for name, value in cond.items()}
+        self._cond = {name: TiledConditioning(value, len(x), 1, program.peak_rows) for name, value in cond.items()}
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """Network output of the wave, [rows, samples, ...].
@@ -267,8 +267,8 @@ class RowDenoiser:
 
     def forget(self) -> None:
         """See `engine.evaluator.Evaluator`."""
-        for tiles in self._cond.values():
-            tiles.forget()
+        for tiled in self._cond.values():
+            tiled.forget()
 
     def _cond_of(self, wave: Evaluate) -> dict[str, Tensor]:
-        return {name: tiles.of(len(wave.positions), wave.samples) for name, tiles in self._cond.items()}
+        return {name: tiled.of(len(wave.positions), wave.samples) for name, tiled in self._cond.items()}

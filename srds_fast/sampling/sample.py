@@ -174,7 +174,7 @@ def sample(
         with telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline):
             telemetry.phase("plan")
             noise = noise_table(scheduler, eta=float(eta))
-            result = _sampled(
+            result = _run_session(
                 denoiser, x, noise, settings, cond, generator, graphs, plan, observer, warm_start, keep_trajectory
             )
     except DivergenceError as error:
@@ -184,7 +184,7 @@ def sample(
     return result
 
 
-def _sampled(
+def _run_session(
     denoiser: Denoiser,
     x: Tensor,
     noise: NoiseTable,
@@ -241,7 +241,7 @@ class _DenoiserNetwork:
     @property
     def kind(self) -> Hashable:
         shapes = tuple((name, value.shape, value.dtype) for name, value in self.cond.items())
-        return _kind_of(self.denoiser), shapes
+        return _cost_key(self.denoiser), shapes
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -292,7 +292,7 @@ class _DenoiserNetwork:
         )
 
 
-def _kind_of(denoiser: Denoiser) -> Hashable:
+def _cost_key(denoiser: Denoiser) -> Hashable:
     """What the cost of a denoiser goes by: its code and its networks. What it closes over may be new in every call."""
     networks = tuple(weakref.ref(network) for network in networks_of(denoiser))
     code = getattr(denoiser, "__code__", type(denoiser))

@@ -201,7 +201,7 @@ class Session:
             DivergenceError: the user's own method does not settle.
         """
         assert self._network is not None
-        advance = advance or _drained
+        advance = advance or _run_eagerly
         evaluate = self._network.evaluator(self.run.program)
         if isinstance(evaluate, TwoLanes):
             evaluate.prepare()
@@ -315,7 +315,7 @@ class Session:
         return self.pricing
 
 
-def _drained(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
+def _run_eagerly(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
     drain(run.next, evaluate)
 
 

@@ -65,7 +65,7 @@ def adds_noise(scheduler: Any, eta: float = 0.0) -> bool:
 STOCHASTIC = ("DDPMScheduler", "EulerAncestralDiscreteScheduler")
 
 
-def _builder(scheduler: Any) -> Builder:
+def builder_of(scheduler: Any) -> Builder:
     for cls in type(scheduler).__mro__:
         if cls.__name__ in _BUILDERS:
             return _BUILDERS[cls.__name__]
@@ -279,5 +279,5 @@ def known_prediction(scheduler: Any, *known: str) -> str:
     return prediction
 
 
-def _plain_name(scheduler: Any) -> str:
+def supported_base_name(scheduler: Any) -> str:
     return next(cls.__name__ for cls in type(scheduler).__mro__ if cls.__name__ in _BUILDERS)

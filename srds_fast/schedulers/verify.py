@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedScheduler
-from .builders import _builder, _plain_name
+from .builders import builder_of, supported_base_name
 from .table import NoiseTable
 
 
@@ -38,22 +38,22 @@ def noise_table(scheduler: Any, *, clip_epsilon: bool = False, eta: float = 0.0)
     Raises:
         UnsupportedScheduler: no builder for its class, a refused option, or a step that differs from the table.
     """
-    key = _fingerprint(scheduler), clip_epsilon, eta
+    key = _cache_key(scheduler), clip_epsilon, eta
     table = _checked.get(key)
     if table is None:
         table = _build(scheduler, clip_epsilon, eta)
-        for oldest in list(_checked)[: max(0, len(_checked) + 1 - MOST_CHECKED)]:
+        for oldest in list(_checked)[: max(0, len(_checked) + 1 - MAX_CHECKED)]:
             _checked.pop(oldest, None)
         _checked[key] = table
     return table
 
 
 # a check runs every step of the scheduler: too slow to repeat in each call
-MOST_CHECKED = 64
+MAX_CHECKED = 64
 _checked: dict[Hashable, NoiseTable] = {}
 
 
-def _fingerprint(scheduler: Any) -> Hashable:
+def _cache_key(scheduler: Any) -> Hashable:
     """What a table depends on, by value: class, a step() of its own, config and every tensor."""
     state = vars(scheduler)
     tensors = tuple(
@@ -66,7 +66,7 @@ def _fingerprint(scheduler: Any) -> Hashable:
 
 
 def _build(scheduler: Any, clip_epsilon: bool, eta: float) -> NoiseTable:
-    builder = _builder(scheduler)
+    builder = builder_of(scheduler)
     if eta and "eta" not in inspect.signature(builder).parameters:
         raise UnsupportedScheduler(
             f"{type(scheduler).__name__} takes no eta, {eta} was given. The noise of a step is its scheduler's to set. "
@@ -92,7 +92,7 @@ def check_scheduler(scheduler: Any) -> None:
     Builds a table of ten steps on a copy. A scheduler that needs more than a step count to set its timesteps (dynamic
     shifting) is judged when the table of a real call is built.
     """
-    _builder(scheduler)
+    builder_of(scheduler)
     trial = copy.deepcopy(scheduler)
     if not trial.config.get("use_dynamic_shifting", False):
         trial.set_timesteps(min(10, int(trial.config.num_train_timesteps)))
@@ -139,5 +139,5 @@ def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
             raise UnsupportedScheduler(
                 f"{type(scheduler).__name__} steps differently from what its options say: step {index} of "
                 f"{table.num_steps} is off by {difference:.2g}. An option in its config, or a changed step(), is not "
-                f"supported. Compare it with `diffusers.{_plain_name(scheduler)}()` and remove the option."
+                f"supported. Compare it with `diffusers.{supported_base_name(scheduler)}()` and remove the option."
             )

@@ -299,7 +299,7 @@ def _warmup(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
             run_call(fast, args, kwargs, warming=True)
             if fast.graphs.captured == recorded or not fast._srds.planner.settings.measures:
                 break
-        fast._srds.planner.costs.settle()  # later calls keep the recorded plan
+        fast._srds.planner.costs.settle()  # later calls keep the recorded plan until more is measured
     finally:
         random.restore()
     report: Report = fast.report

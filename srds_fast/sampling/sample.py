@@ -271,8 +271,8 @@ class _DenoiserNetwork:
             given = {name: static[f"cond.{name}"] for name in cond}
             return RowDenoiser(self.denoiser, static["x"], noise, program, given, counter)
 
-        def begin(static: Mapping[str, Tensor], beside: bool) -> tuple[Core, RowDenoiser]:
-            assert not beside
+        def begin(static: Mapping[str, Tensor], two_lanes: bool) -> tuple[Core, RowDenoiser]:
+            assert not two_lanes
             return core_of(plan, static["x"], noise, program, with_own(static)), evaluator(static)
 
         def begin_counted(static: Mapping[str, Tensor]) -> tuple[CountedWaves, RowDenoiser]:

@@ -107,9 +107,9 @@ class RecordedNetwork:
             around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
             return Repeated(with_tensors(calls, given, static), rows, len(static["x"]), around)
 
-        def begin(static: Mapping[str, Tensor], beside: bool) -> tuple[Core, Evaluator]:
+        def begin(static: Mapping[str, Tensor], two_lanes: bool) -> tuple[Core, Evaluator]:
             core = core_of(plan, static["x"], noise, program, with_own(static))
-            if not beside:
+            if not two_lanes:
                 return core, repeated(static, program)
             return core, TwoLanes(repeated(static, program.in_lanes()), program, static["x"].device)
 

@@ -13,7 +13,8 @@ from twins import Twins
 
 import srds_fast
 from srds_fast import CaptureFailed
-from srds_fast.engine.graphs.cache import cache as graphs_module
+from srds_fast.engine.graphs import cache as graphs_module
+from srds_fast.engine.graphs import use as use_module
 from srds_fast.engine.graphs.tape import Tape
 from srds_fast.engine.graphs.utilisation import BUSY, why_not_worth
 
@@ -153,9 +154,9 @@ def test_what_keeps_its_device_busy_is_not_recorded(monkeypatch: pytest.MonkeyPa
         measured.append(1)
         return 0.95
 
-    monkeypatch.setattr(graphs_module, "busy_share", share)
+    monkeypatch.setattr(use_module, "busy_share", share)
     twins = Twins("flux", graphs={"strict": True})
-    twins.fast._srds.settings = srds_fast.planner.plan.Settings(engine="auto")
+    twins.fast._srds.planner.settings = srds_fast.planner.settings.Settings(engine="auto")
     monkeypatch.setattr("srds_fast.pipelines.call._graphs_on", lambda device: True)
     for seed in range(3):
         assert twins.alone(twins.fast, seed)[0].isfinite().all()

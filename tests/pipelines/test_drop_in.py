@@ -33,9 +33,9 @@ from peft.utils import get_peft_model_state_dict
 
 import srds_fast
 from srds_fast import InvalidArgument, UnsupportedPipeline
+from srds_fast.pipelines import call as call_module
 from srds_fast.pipelines import families, networks
-from srds_fast.pipelines.lockstep.loop import Drive
-from srds_fast.pipelines.takeover import takeover
+from srds_fast.pipelines.lockstep.loop import LockstepLoop
 
 STEPS = 9
 latents = partial(calls.latents, prompt="a cat")
@@ -105,15 +105,15 @@ def test_a_call_leaves_nothing_behind(sd: Any) -> None:
 def test_the_stand_ins_are_freed_with_the_call(sd: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that kept its states alive would leak latents on every request."""
     made: list[weakref.ref[Any]] = []
-    begin = Drive.__init__
+    begin = LockstepLoop.__init__
 
-    def watched(self: Drive, *args: Any, **kwargs: Any) -> None:
+    def watched(self: LockstepLoop, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
         made.append(weakref.ref(self))
 
-    monkeypatch.setattr(Drive, "__init__", watched)
+    monkeypatch.setattr(LockstepLoop, "__init__", watched)
     if path == "drive":
-        monkeypatch.setattr(takeover, "why_not", lambda loop: "this test drives it")
+        monkeypatch.setattr(call_module, "why_not", lambda loop: "this test drives it")
     fast = srds_fast.compile(sd, method="srds")
     for _ in range(2):
         latents(fast)

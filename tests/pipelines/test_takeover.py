@@ -14,12 +14,10 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor
 
 import srds_fast
+from srds_fast.pipelines import call as call_module
 from srds_fast.pipelines.lockstep.loop import network_family
-from srds_fast.pipelines.loop import Loop
-from srds_fast.pipelines.takeover import takeover
-from srds_fast.pipelines.takeover.takeover import Takeover
-from srds_fast.planner.choose import choose
-from srds_fast.planner.settings import Settings
+from srds_fast.pipelines.takeover.guidance import KnownGuidance
+from srds_fast.pipelines.takeover.turn import RecordedTurn
 from srds_fast.sampling.rows import Tiles
 
 # pipeline, arguments, the weights that its guidance means, in the order of its branches
@@ -41,16 +39,16 @@ GUIDANCE: dict[str, tuple[str, dict[str, Any], list[float]]] = {
 }
 
 
-def watch(monkeypatch: pytest.MonkeyPatch) -> list[Takeover]:
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[RecordedTurn]:
     """All calls that are begun as takeovers from here on."""
-    made: list[Takeover] = []
-    begin = Takeover.__init__
+    made: list[RecordedTurn] = []
+    begin = RecordedTurn.__init__
 
-    def watched(self: Takeover, *args: Any, **kwargs: Any) -> None:
+    def watched(self: RecordedTurn, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
         made.append(self)
 
-    monkeypatch.setattr(Takeover, "__init__", watched)
+    monkeypatch.setattr(RecordedTurn, "__init__", watched)
     return made
 
 
@@ -84,11 +82,11 @@ def test_the_weights_of_the_branches_are_found(name: str, monkeypatch: pytest.Mo
     assert torch.equal(torch.get_rng_state(), before), "probes have a generator of their own"
     assert fast.report.path == "takeover"
     assert fast.report.drive_reason is None
-    assert made[0]._weights is not None
-    torch.testing.assert_close(made[0]._weights.double(), torch.tensor(weights).double(), rtol=1e-7, atol=1e-7)
-    assert len(calls_made) == fast.report.waves * sum(call.probe is not None for call in made[0]._recorded)
+    assert made[0].weights is not None
+    torch.testing.assert_close(made[0].weights.double(), torch.tensor(weights).double(), rtol=1e-7, atol=1e-7)
+    assert len(calls_made) == fast.report.waves * sum(call.probe is not None for call in made[0].calls)
 
-    monkeypatch.setattr(takeover, "why_not", lambda loop: "this test drives it")
+    monkeypatch.setattr(call_module, "why_not", lambda loop: "this test drives it")
     driven = run(fast, call | arguments)
     assert fast.report.path == "drive"
     assert "driven because  this test drives it" in str(fast.report)
@@ -193,14 +191,14 @@ def test_an_interrupted_sequential_run_gives_the_state_where_it_stands(scheduler
 def test_options_are_kept_as_they_were_when_the_call_was_made() -> None:
     """Flux puts other image embeddings into the same dictionary before the call of its negative prompt."""
     pipe = tiny.flux()
-    call = Takeover(pipe.scheduler, Loop(("transformer",)), lambda steps, noisy: choose(steps, Settings()))
+    turn = RecordedTurn(KnownGuidance({}, None))
     family = network_family(pipe.transformer)
     assert family is not None
     states = torch.randn(1, 16, 4)
     options = {"ip_adapter_image_embeds": [torch.zeros(1)]}
     for embeddings in ([torch.ones(1)], [torch.full((1,), 2.0)]):
         options["ip_adapter_image_embeds"] = embeddings
-        (probe,) = call.call(
+        (probe,) = turn.record(
             pipe.transformer,
             family,
             [],
@@ -208,7 +206,7 @@ def test_options_are_kept_as_they_were_when_the_call_was_made() -> None:
             {"hidden_states": states, "joint_attention_kwargs": options, "return_dict": False},
         )
         assert probe.shape == states.shape
-    found = [each.at(states)[1]["joint_attention_kwargs"]["ip_adapter_image_embeds"] for each in call._recorded]
+    found = [each.at(states)[1]["joint_attention_kwargs"]["ip_adapter_image_embeds"] for each in turn.calls]
     assert [float(embeddings[0]) for embeddings in found] == [1.0, 2.0]
 
 

@@ -348,7 +348,7 @@ def calibrated(fast: Any, curve: CostCurve, steps: int = 12) -> srds_fast.Plan:
     """Calibrated as if calls cost what the curve says."""
     plan = fast.plan_for("a cat", num_inference_steps=steps, measure=True)
     assert plan.prediction is not None
-    costs = fast._srds.costs
+    costs = fast._srds.planner.costs
     for key in list(costs._kept):
         costs._kept[key] = Known(curve)
     return fast.calibrate(["a cat", "a dog"], num_inference_steps=steps, num_samples=2)
@@ -377,7 +377,7 @@ def test_calibration_fixes_the_iterations_of_its_kind_of_call_alone(pipe: Any, m
         assert fast.report.plan_reason != plan.prediction.why
     fast.reset()
     fast("a cat", num_inference_steps=12, **seeded())
-    assert not any(entry for entry in fast._srds.calibrated)
+    assert not any(entry for entry in fast._srds.planner.calibrated)
 
 
 def test_calibration_chooses_the_sequential_sampler_where_rows_are_dear(pipe: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import srds_fast
 from srds_fast import zoo
-from srds_fast.pipelines.takeover import takeover
+from srds_fast.pipelines import call as call_module
 from srds_fast.solvers.fixed_point.options import ParaDiGMS
 
 STEPS = 20
@@ -126,7 +126,7 @@ def test_only_the_others_take_the_wrong_last_step(name: str) -> None:
 
 
 def test_driven_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(takeover, "why_not", lambda loop: "this test drives it")
+    monkeypatch.setattr(call_module, "why_not", lambda loop: "this test drives it")
     pipe = stock("tiny")
     theirs = Watched("tiny", others(pipe), 5.0, parallel=6, tolerance=0.1)
     fast = srds_fast.compile(pipe, method=ParaDiGMS(window=6), engine="eager", strict=True)

@@ -132,6 +132,14 @@ def test_exact_for_any_options(name: str, options: FixedPoint, num_steps: int, d
     assert_close(found, run(name, **shared, method="sequential"), 1e-10)
 
 
+def test_a_window_of_paradigms_with_history_is_exact() -> None:
+    """Points that do not move let the window slide; the mixed point behind them is not a step and stays in it."""
+    options = ParaDiGMS(data_std=None, history=1, window=3, step_tolerance=1e-6)
+    for seed in (0, 2):
+        expected = run("ddim-v", 17, batch=1, seed=seed, method="sequential")
+        assert_close(run("ddim-v", 17, batch=1, seed=seed, method=options, exact=True), expected, 1e-10)
+
+
 @pytest.mark.parametrize("max_rows", [1, 3, 5])
 @pytest.mark.parametrize("form", ["collocation", "parataa", "parataa-order", "paradigms-whole"])
 def test_narrow_waves_change_nothing_but_their_number(form: str, max_rows: int) -> None:

@@ -9,22 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from cores import Denoiser, feed, one_by_one, table
+from cores import feed, one_by_one, table
 from diffusers import (
-    DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import GaussianMixture, LinearOde, noise, scheduler
+from problems import LinearOde, noise, scheduler
+from samplers import DIMENSIONS, MIXTURE, SAMPLERS, Denoiser, mixture, run
 from thinned import thinned_product
 from torch import Tensor
 
-from srds_fast import DivergenceError, InvalidArgument, Report, sample
+from srds_fast import InvalidArgument, Report, sample
 from srds_fast.sampling.rows import draw_noise
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.contract import NOTHING, Checkpoint, Core, Extras, Trajectory
@@ -34,8 +31,7 @@ from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaD
 from srds_fast.solvers.fixed_point.program import Sweeps
 from srds_fast.solvers.fixed_point.solver import fixed_point
 
-DIMENSIONS = 16
-MIXTURE, LINEAR = GaussianMixture.random(DIMENSIONS), LinearOde.random(DIMENSIONS)
+LINEAR = LinearOde.random(DIMENSIONS)
 
 # all that a sweep does differently for some options
 FORMS: dict[str, FixedPoint] = {
@@ -49,45 +45,6 @@ FORMS: dict[str, FixedPoint] = {
     "paradigms-whole": ParaDiGMS(window=None, step_tolerance=None),
 }
 forms = pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
-
-
-def mixture(x: Tensor, t: Tensor) -> Tensor:
-    """Predicts eps; timesteps of any dtype."""
-    return MIXTURE(x, t.long())
-
-
-def velocity(x: Tensor, t: Tensor) -> Tensor:
-    return torch.tanh(x) * (0.5 + t.to(x)[:, None] / 2000)
-
-
-# scheduler, network, eta
-SAMPLERS: dict[str, tuple[Any, Denoiser, float]] = {
-    "ddim": (scheduler(), mixture, 0.0),
-    "ddim-linear": (scheduler(), LINEAR, 0.0),
-    "ddim-clip": (DDIMScheduler(timestep_spacing="trailing", set_alpha_to_one=False), mixture, 0.0),
-    "ddim-v": (scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True), velocity, 0.0),
-    "ddim-eta": (scheduler(), mixture, 0.7),
-    "ddim-eta-clip": (DDIMScheduler(), mixture, 1.0),
-    "ddpm": (DDPMScheduler(), mixture, 0.0),
-    "ddpm-unclipped": (DDPMScheduler(clip_sample=False, variance_type="fixed_large"), mixture, 0.0),
-    "dpm": (DPMSolverMultistepScheduler(), mixture, 0.0),
-    "euler": (EulerDiscreteScheduler(), mixture, 0.0),
-    "euler-ancestral": (EulerAncestralDiscreteScheduler(), mixture, 0.0),
-    "flow": (FlowMatchEulerDiscreteScheduler(), velocity, 0.0),
-}
-
-
-def run(
-    name: str, num_steps: int, batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float64, **how: Any
-) -> Tensor:
-    """A sample by one of SAMPLERS, with its own noise."""
-    stock, denoiser, eta = SAMPLERS[name]
-    stock.set_timesteps(num_steps)
-    x = noise(batch, DIMENSIONS, seed=seed, dtype=dtype) * float(getattr(stock, "init_noise_sigma", 1.0))
-    generator = torch.Generator().manual_seed(seed)
-    return sample(
-        lambda x, t: denoiser(x, t).to(x.dtype), x, stock, num_steps, eta=eta, generator=generator, **how
-    ).sample
 
 
 def assert_close(found: Tensor, expected: Tensor, relative: float) -> None:
@@ -464,30 +421,6 @@ def test_sweeps_out_of_range_are_refused(arguments: tuple[int, ...]) -> None:
         sweeps.fixed_point(*arguments)
 
 
-@pytest.mark.parametrize("max_rows", [None, 4])
-@pytest.mark.parametrize("form", [name for name in FORMS if name != "collocation-picard"])
-def test_the_denoiser_sees_the_rows_of_the_program(form: str, max_rows: int | None) -> None:
-    options, seen = FORMS[form], []
-
-    def denoiser(x: Tensor, t: Tensor) -> Tensor:
-        seen.append(t.tolist())
-        return MIXTURE(x, t)
-
-    report = sample(denoiser, noise(1, DIMENSIONS), scheduler(), 30, method=options, max_rows=max_rows).report
-    timesteps = table(30).timesteps.tolist()
-    found = [tuple(timesteps.index(t) for t in of_wave) for of_wave in seen]
-    if options.window is None:
-        planned = sweeps_of(30, options).limited_to(max_rows)
-        spent = planned.spent(report.iterations)
-        assert found == list(planned.positions[: spent.waves])
-        assert spent == (report.waves, report.rows, report.peak_rows)
-    else:
-        planned = sweeps.windows(30, min(options.window, max_rows or options.window))
-        assert found == [planned.positions[positions[0]] for positions in found]
-        assert (report.waves, report.rows) == (len(found), sum(map(len, found)))
-    assert report.evaluations == report.rows
-
-
 def waves_until(bound: float, core: Core, denoiser: Denoiser, grid: NoiseTable, expected: Tensor) -> int:
     """Sweeps until the mean absolute error of every sample is within a bound."""
     count = 0
@@ -746,17 +679,6 @@ def test_a_guess_that_is_the_answer_stands_still(form: str) -> None:
     assert torch.equal(found, expected)
     assert stood == [True]
     assert len(waves) == math.ceil(14 / (options.window or 14))
-
-
-def test_nan_is_an_error_with_the_report() -> None:
-    def broken(x: Tensor, t: Tensor) -> Tensor:
-        return torch.where(t[:, None] < 500, torch.nan, MIXTURE(x, t))
-
-    for options in FORMS.values():
-        with pytest.raises(DivergenceError, match="NaN or Inf") as caught:
-            sample(broken, noise(2, DIMENSIONS), scheduler(), 10, method=options)
-        assert caught.value.report.waves > 0
-        assert not any(caught.value.report.converged)
 
 
 @pytest.mark.parametrize(

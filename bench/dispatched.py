@@ -206,9 +206,7 @@ def _waits(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
 def _moved(
     table: Any, number: int, buffers: Any, m: Tensor | None, guidance: Tensor | None, network: Any, _: Any
 ) -> int:
-    """Bytes that an update moves; of one whose number is on the device the host does not know."""
-    if isinstance(number, Tensor):
-        return 0
+    """Bytes that an update moves."""
     element = (network.dtype or buffers.memory.dtype).itemsize if m is None else m.element_size()
     branches = 1 if guidance is None else len(guidance)
     each: int = traffic(table, number, element, branches, network.branches).moved

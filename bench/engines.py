@@ -36,7 +36,7 @@ from .rows import DEVICE, SMALL
 from .workloads import WORKLOADS, Loop, Ran, Workload
 
 STEPS = (25, 50)
-ENGINES = ("eager", "graph", "wave-graphs")
+ENGINES = ("eager", "graph", "network-graphs")
 # no change falls below this tolerance: every engine runs the same waves
 METHODS: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},

@@ -34,7 +34,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "streams": {"overlap": "streams"},
     # what comes next is launched before the change of an iteration is looked at
     "late stop": {"tolerance": 0.0},
-    "wave graphs": {"engine": "wave-graphs"},
+    "network graphs": {"engine": "network-graphs"},
     "channels_last": {"channels_last": True},
     "xformers": {"attention": "xformers"},
     "torch_compile": {"torch_compile": "default"},

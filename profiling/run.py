@@ -27,7 +27,7 @@ from bench.rows import SMALL
 from bench.workloads import WORKLOADS
 from srds_fast.errors import SrdsFastError
 
-ENGINES = ("eager", "graph", "wave-graphs")
+ENGINES = ("eager", "graph", "network-graphs")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,12 +5,16 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+import tape
 import torch
 from hypothesis import HealthCheck, settings
 
 # timings on shared machines jitter: a slow example is no failure
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+
+# graphs need a CUDA device: on the CPU the tests record with tapes
+tape.install()
 
 
 @pytest.fixture(autouse=True, scope="session")

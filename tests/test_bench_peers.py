@@ -198,7 +198,7 @@ def test_an_engine_that_fails_loses_only_itself(monkeypatch: pytest.MonkeyPatch)
     made = workload.ours
 
     def ours(steps: int, settings: dict[str, Any]) -> Loop:
-        if settings["engine"] == "wave-graphs":
+        if settings["engine"] == "network-graphs":
             raise torch.cuda.OutOfMemoryError("no memory")
         loop = made(steps, settings)
         other = replace(loop, widths=lambda: [1])  # not what it runs
@@ -209,7 +209,7 @@ def test_an_engine_that_fails_loses_only_itself(monkeypatch: pytest.MonkeyPatch)
     assert len(found) == 1 + len(engines.METHODS) * len(engines.ENGINES)
     running = [key for key, each in found.items() if each["failed"] is None]
     assert running == [("stock", "stock"), ("sequential", "eager"), ("collocation", "eager")]
-    assert found["srds", "wave-graphs"]["failed"] == "OutOfMemoryError: no memory"
+    assert found["srds", "network-graphs"]["failed"] == "OutOfMemoryError: no memory"
     assert found["srds", "graph"]["failed"] == "OutOfMemoryError: no memory in call 3"
     assert "planned were 1 of 1" in found["srds", "eager"]["failed"]
     (told,) = summary.SECTIONS["engines"]({"results": list(found.values())})[1:]

@@ -16,17 +16,17 @@ from bench import switches
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     found = tmp_path_factory.mktemp("switches") / "found.json"
-    on = ["streams", "late stop", "wave graphs", "channels_last", "xformers"]
+    on = ["streams", "late stop", "network graphs", "channels_last", "xformers"]
     switches.main(["--workloads", "dit", "--steps", "4", "--repeat", "1", "--switches", *on, "--json", str(found)])
     return {row["switch"]: row for row in json.loads(found.read_text())["results"]}
 
 
-@pytest.mark.parametrize("switch", ["streams", "late stop", "wave graphs"])
+@pytest.mark.parametrize("switch", ["streams", "late stop", "network graphs"])
 def test_a_switch_runs_the_same_waves(rows: dict[str, dict[str, object]], switch: str) -> None:
     row = rows[switch]
     assert row["why_not"] is None
     assert row["faster"] == pytest.approx(row["off"] / row["on"])
-    assert row["engine"] == ("wave graphs" if switch == "wave graphs" else "loop graph")
+    assert row["engine"] == ("network graphs" if switch == "network graphs" else "loop graph")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("xformers") is not None, reason="xformers can be had here")

@@ -21,7 +21,7 @@ class Twins:
         name: in tiny.PIPELINES; Flux records fastest.
         pipe: in the place of the one built.
         graphs: settings of the graph engine alone.
-        engine: "graph" or "wave-graphs".
+        engine: "graph" or "network-graphs".
         settings: of both.
     """
 
@@ -33,12 +33,12 @@ class Twins:
         engine: str = "graph",
         **settings: Any,
     ) -> None:
-        self.engine = {"graph": "loop graph", "wave-graphs": "wave graphs"}[engine]
+        self.engine = {"graph": "loop graph", "network-graphs": "network graphs"}[engine]
         build, base = tiny.PIPELINES[name]
         self.base = {"num_inference_steps": STEPS, **base}
         self.pipe = build() if pipe is None else pipe
         settings = settings or {"method": "srds", "num_blocks": 3, "exact": True}
-        self.fast = srds_fast.compile(self.pipe, engine=engine, **{"method": "srds", **settings}, **(graphs or {}))
+        self.fast = srds_fast.compile(self.pipe, **{"engine": engine, "method": "srds", **settings, **(graphs or {})})
         self.eager = srds_fast.compile(self.pipe, engine="eager", **{"method": "srds", **settings})
 
     @property

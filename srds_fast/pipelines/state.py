@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.costs_kept import Costs
+from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs
 from ..errors import InvalidArgument, PlanMismatch
 from ..planner.choose import choose

@@ -19,7 +19,7 @@ from ..solvers.method import Options, from_dict, to_dict
 from ..solvers.program import Program
 from .context import Context
 from .cost_curve import CostCurve
-from .settings import Settings
+from .settings import Settings, engine_name
 
 Method = Literal["sequential", "srds", "collocation", "parataa", "paradigms", "chords"]
 # why a plan cannot be recorded
@@ -260,7 +260,13 @@ class Plan:
             options = from_dict(found["method"], found["options"])
             context = None if found["context"] is None else Context(**found["context"])
             return cls(
-                **{**found, "options": options, "prediction": _prediction(found["prediction"]), "context": context}
+                **{
+                    **found,
+                    "options": options,
+                    "engine": engine_name(found["engine"]),
+                    "prediction": _prediction(found["prediction"]),
+                    "context": context,
+                }
             )
         except (ValueError, TypeError, KeyError) as error:
             raise PlanMismatch(

@@ -9,7 +9,7 @@ from ..errors import InvalidArgument
 from ..schedulers.steps import COARSE_SOLVERS
 from ..solvers.method import Options, options_of
 
-ENGINES: tuple[str, ...] = ("auto", "eager", "graph", "wave-graphs")
+ENGINES: tuple[str, ...] = ("auto", "eager", "graph", "network-graphs")
 GRAPH_ENGINES = ENGINES[2:]
 # beyond this a number of steps is a mistake: schedulers would allocate, programs would be built, for hours
 MOST_STEPS = 10_000
@@ -61,6 +61,7 @@ class Settings:
                 f"max_iterations was given together with a window of {name}. Its window slides until the last step has "
                 "settled. Leave it out, or give the method no window."
             )
+        object.__setattr__(self, "engine", engine_name(self.engine))
         _one_of("engine", self.engine, ENGINES)
         if not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < math.inf:
             raise InvalidArgument(
@@ -81,6 +82,11 @@ class Settings:
     def measures(self) -> bool:
         """Whether the plan is to be chosen by what calls cost."""
         return self.method == "auto" and self.max_iterations != 0
+
+
+def engine_name(name: str) -> str:
+    """The name of an engine, given one of its names: "wave-graphs" is what "network-graphs" was called before."""
+    return "network-graphs" if name == "wave-graphs" else name
 
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:

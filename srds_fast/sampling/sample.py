@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from .. import telemetry
-from ..engine.costs_kept import Costs, price
+from ..engine.costs import Costs, price
 from ..engine.eager import drain
 from ..engine.graphs.cache import Graphs
-from ..engine.graphs.callables import networks_of, signature_of
-from ..engine.graphs.capturable import Capturable
-from ..engine.graphs.use import GraphUse
-from ..engine.run import Observer, Run, core_of, counted_waves_of, no_room, step_by_step
+from ..engine.graphs.cache_key import function_key, modules_of
+from ..engine.graphs.capturable import Capturable, Through
+from ..engine.graphs.runner import GraphRunner
+from ..engine.run import Observer, Run, core_of, no_room, step_by_step
 from ..errors import DivergenceError, InvalidArgument, PlanMismatch
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
@@ -36,7 +36,6 @@ from ..schedulers.verify import noise_table
 from ..solvers.contract import Core, Evaluate, Extras, Trajectory
 from ..solvers.method import Options, check_warm_start, check_warm_start_method, options_of
 from ..solvers.program import Program
-from ..solvers.waves import CountedWaves
 from ..telemetry.report import Report
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 
@@ -114,7 +113,7 @@ def sample(
             p - in_flight, which may be enough. Fewer rows, but more waves where it is not. Default: no bound; "auto"
             takes what it finds to pay.
         max_rows: widest wave allowed.
-        engine: "graph" replays a recording of the waves, see `graphs`; "wave-graphs" one for each width of a wave;
+        engine: "graph" replays a recording of the waves, see `graphs`; "network-graphs" graphs of the network alone;
             "eager" runs them from Python; "auto": graphs on a CUDA device that is not busy all through a call of the
             denoiser, if there is a place to keep them.
         graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
@@ -239,8 +238,8 @@ def _sampled(
         run.report.planning_seconds = planning if plan.prediction is not None else 0.0
         return run
 
-    def evaluator(x: Tensor, cond: Mapping[str, Tensor], counter: Tensor | None = None) -> RowDenoiser:
-        return RowDenoiser(denoiser, x, noise, program, cond, counter)
+    def evaluator(x: Tensor, cond: Mapping[str, Tensor], denoiser: Denoiser = denoiser) -> RowDenoiser:
+        return RowDenoiser(denoiser, x, noise, program, cond)
 
     def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> Run:
         drain(run.next, evaluate)
@@ -251,10 +250,6 @@ def _sampled(
         if use is None:
             return advance(begin(), evaluator(x, cond))
         try:
-            if plan.slides:
-                raise ValueError(SLIDES)
-            if keep_trajectory:
-                raise ValueError(STATES_KEPT)
             call = _capturable(denoiser, plan, noise, program, extras, state, cond, evaluator)
         except ValueError as why:
             use.refused(str(why))
@@ -319,7 +314,7 @@ def _pricing(
 
 def _kind_of(denoiser: Denoiser) -> Hashable:
     """What the cost of a denoiser goes by: its code and its networks. What it closes over may be new in every call."""
-    networks = tuple(weakref.ref(network) for network in networks_of(denoiser))
+    networks = tuple(weakref.ref(network) for network in modules_of(denoiser))
     code = getattr(denoiser, "__code__", type(denoiser))
     owner = getattr(denoiser, "__self__", None if networks or hasattr(denoiser, "__code__") else denoiser)
     try:
@@ -328,7 +323,7 @@ def _kind_of(denoiser: Denoiser) -> Hashable:
         return object()
 
 
-def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None:
+def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphRunner | None:
     if engine in GRAPH_ENGINES and graphs is None:
         raise InvalidArgument(
             f"engine is {engine!r} and graphs is None. A recording is worth its making if later calls find it. "
@@ -336,7 +331,7 @@ def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None
         )
     if graphs is None or engine == "eager" or (engine == "auto" and not x.is_cuda):
         return None
-    return GraphUse(
+    return GraphRunner(
         graphs,
         lazy=True,
         refused=lambda reason: _log_once(f"sample runs eagerly: {reason}"),
@@ -375,18 +370,19 @@ def _capturable(
         x = static["x"]
         return core_of(plan, x, noise, program, with_own(static)), evaluator(x, cond_of(static))
 
-    def begin_counted(static: Mapping[str, Tensor]) -> tuple[CountedWaves, RowDenoiser]:
-        waves = counted_waves_of(plan, static["x"], noise, program, with_own(static))
-        return waves, evaluator(static["x"], cond_of(static), waves.counter)
+    def through(graphed: Through) -> RowDenoiser:
+        return evaluator(state, cond, graphed(denoiser, None))
 
     return Capturable(
-        (signature_of(denoiser), plan.signature, noise, extras.network, implementation(state.device)),
+        (plan.signature, noise, extras.network, implementation(state.device)),
         {"x": state, **own, **named},
-        networks_of(denoiser),
+        modules_of(denoiser),
         begin,
-        begin_counted,
+        through,
         plan.num_checkpoints,
         program,
         extras.network,
         extras.network.dtype or state.dtype,
+        network_signature=function_key(denoiser),
+        why_no_loop=SLIDES if plan.slides else STATES_KEPT if extras.trajectory is not None else None,
     )

@@ -20,8 +20,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 import srds_fast
-from srds_fast.engine.graphs.cache import cache as engine_graphs
-from srds_fast.engine.graphs.use import GraphUse
+from srds_fast.engine.graphs import cache as engine_graphs
+from srds_fast.engine.graphs.runner import GraphRunner
 
 pytestmark = pytest.mark.gpu
 
@@ -29,7 +29,7 @@ DEVICE = "cuda"
 STEPS = 4
 # of a thread: the calls themselves take a few seconds
 SECONDS = 60.0
-ENGINES = {"graph": "loop graph", "wave-graphs": "wave graphs"}
+ENGINES = {"graph": "loop graph", "network-graphs": "network graphs"}
 METHODS: dict[str, dict[str, Any]] = {
     "srds": {"method": "srds", "num_blocks": 3},
     "exact": {"method": "srds", "num_blocks": 3, "exact": True},
@@ -353,9 +353,9 @@ def sync_is_an_error_in_replays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     torch flags reads of values and copies that block, not copies to pinned memory nor the wait for an event, which is
     how a replay looks at the change. What is copied to the device before it starts is not part of it.
     """
-    replay, ran = GraphUse._replay, []
+    replay, ran = GraphRunner._replay, []
 
-    def watched(use: GraphUse, captured: Any, *args: Any) -> Any:
+    def watched(use: GraphRunner, captured: Any, *args: Any) -> Any:
         ran.append(captured.name)
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -363,7 +363,7 @@ def sync_is_an_error_in_replays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(GraphUse, "_replay", watched)
+    monkeypatch.setattr(GraphRunner, "_replay", watched)
     return ran
 
 
@@ -479,7 +479,7 @@ def test_warmup_touches_no_random_state() -> None:
     assert torch.equal(*after)
 
 
-@pytest.mark.parametrize(("method", "engine"), [("srds", "graph"), ("srds", "wave-graphs"), ("parataa", "graph")])
+@pytest.mark.parametrize(("method", "engine"), [("srds", "graph"), ("srds", "network-graphs"), ("parataa", "graph")])
 def test_warmup_records_what_its_own_run_did_not_come_to(method: str, engine: str) -> None:
     """All iterations, though it stops after the first: a kernel that was never launched cannot be recorded."""
     twins = Twins("ddim", untouched("ddim"), {"engine": engine}, method=method, tolerance=1e9)

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engine.costs_kept import Costs, price
+from ...engine.costs import Costs, price
 from ...engine.evaluator import Evaluator
-from ...engine.graphs.capturable import Capturable
-from ...engine.graphs.use import GraphUse
-from ...engine.run import Run, core_of, counted_waves_of, no_room
+from ...engine.graphs.capturable import Capturable, Through
+from ...engine.graphs.runner import GraphRunner
+from ...engine.run import Run, core_of, no_room
 from ...engine.streams import TwoLanes, has_two_lanes
 from ...errors import DivergenceError
 from ...kernels.common.dispatch import implementation
@@ -33,7 +33,6 @@ from ...sampling.rows import state_dtype
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Checkpoint, Core, Evaluate, Extras
 from ...solvers.program import Program
-from ...solvers.waves import CountedWaves
 from ...telemetry.report import Report
 from ..lockstep.loop import Drive
 from ..loop import Loop
@@ -72,7 +71,7 @@ class Takeover(Drive):
     def __init__(
         self,
         *args: Any,
-        graph_use: GraphUse | None = None,
+        graph_use: GraphRunner | None = None,
         guidance: KnownGuidance | None = None,
         overlap: str = "batch",
         costs: Costs | None = None,
@@ -164,7 +163,7 @@ class Takeover(Drive):
     def newest(self) -> Tensor | None:
         """The newest whole sample, [batch, ...]; of a sequential run, where it stands."""
         assert self.run is not None
-        if self.run.report.engine != "eager":  # what is handed out between checkpoints is no state
+        if self.run.report.engine == "loop graph":  # what is handed out between checkpoints is no state
             return self.run.newest
         if self._weights is None or self.run.newest is not None or self._wave is None:
             return super().newest()
@@ -303,10 +302,6 @@ class Takeover(Drive):
         if self.num_steps == 1:
             raise ValueError("a run of a single step has nothing between its waves")
         assert self.run is not None
-        if self.run.plan.slides:
-            raise ValueError(SLIDES)
-        if self._keep_states:
-            raise ValueError(STATES_KEPT)
         assert self._parts is not None
         run, (plan, state, noise, extras) = self.run, self._parts
         factors: dict[nn.Module, float] = {}
@@ -326,8 +321,8 @@ class Takeover(Drive):
             draws, guidance, guess = (static.get(name) for name in ("draws", "guidance", "guess"))
             return replace(extras, draws=draws, guidance=guidance, guess=guess)
 
-        def repeated(static: Mapping[str, Tensor], program: Program, counter: Tensor | None = None) -> Repeated:
-            rows = RowInputs(program, noise, static["x"], counter, instead=instead)
+        def repeated(static: Mapping[str, Tensor], program: Program) -> Repeated:
+            rows = RowInputs(program, noise, static["x"], instead=instead)
             around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
             return Repeated(with_tensors(calls, given, static), rows, len(static["x"]), around)
 
@@ -337,14 +332,12 @@ class Takeover(Drive):
                 return core, repeated(static, program)
             return core, TwoLanes(repeated(static, program.in_lanes()), program, static["x"].device)
 
-        def begin_counted(static: Mapping[str, Tensor]) -> tuple[CountedWaves, Repeated]:
-            waves = counted_waves_of(plan, static["x"], noise, program, with_own(static))
-            return waves, repeated(static, program, waves.counter)
+        def through(graphed: Through) -> Repeated:
+            called = {network: graphed(instead.get(network, network), id(network)) for network in factors}
+            return Repeated(self._recorded, RowInputs(program, noise, state, instead=called), len(state))
 
         return Capturable(
             (
-                tuple(map(id, instead.values())),
-                _attention_of_the_process(),
                 plan.signature,
                 noise,
                 extras.scaled,
@@ -355,12 +348,14 @@ class Takeover(Drive):
             own | given,
             tuple(factors),
             begin,
-            begin_counted,
+            through,
             plan.num_checkpoints,
             program,
             extras.network,
             calls[0].states.dtype,
             scale_numbers(factors),
+            network_signature=(tuple(map(id, instead.values())), _attention_of_the_process()),
+            why_no_loop=SLIDES if plan.slides else STATES_KEPT if self._keep_states else None,
             overlap=self._overlap if has_two_lanes(program) else "batch",
             compiled=any(network in instead or is_compiled(network) for network in factors),
         )

@@ -248,8 +248,9 @@ def _loop_graph(call: Capturable, checkpoints: int, *, streams: bool = False) ->
         captured.extend_to(checkpoints)
         return captured
 
-    captured, captured.nbytes = recorded_within_memory(call.device, record, LoopGraph.name)
-    return captured
+    made, nbytes = recorded_within_memory(call.device, record, LoopGraph.name)
+    made.nbytes = nbytes
+    return made
 
 
 def _remember(reasons: OrderedDict[Hashable, str], key: Hashable, reason: str) -> Hashable | None:

@@ -42,17 +42,6 @@ class Tape(CaptureCheck):
         for operation in self._operations:
             operation()
 
-    @property
-    def num_operations(self) -> int:
-        """Operations that a replay does."""
-        return len(self._operations)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory taken while recording."""
-        storages = {storage_of(tensor): tensor.untyped_storage().nbytes() for tensor in self._made_tensors}
-        return sum(storages.values())
-
     def reset(self) -> None:
         """Give the memory back."""
         self._operations.clear()

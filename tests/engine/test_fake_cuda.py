@@ -27,8 +27,6 @@ from srds_fast.errors import CaptureFailed
 from srds_fast.kernels import wave_update
 from srds_fast.pipelines.takeover.takeover import Takeover
 from srds_fast.solvers import waves
-from srds_fast.solvers.chords.options import Chords
-from srds_fast.solvers.fixed_point.options import Collocation, ParaTAA
 
 DEVICE = torch.device("meta")
 STEPS = 6
@@ -164,10 +162,12 @@ def check_kind(call: Capturable, kind: str) -> None:
         check(guards)
 
 
+FEW = ("stable_diffusion", "flux", "ddpm")
+MORE = ("stable_diffusion_xl", "stable_diffusion_3", "pixart", "dit", "ddim")
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart", "dit", "ddim", "ddpm"]
-)
+@pytest.mark.parametrize("name", [*FEW, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in MORE)])
 def test_the_waves_need_nothing_of_the_host(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No wait, no copy from or to it, no tensor of it, from checkpoint to checkpoint, solver and network."""
     build, arguments = tiny.PIPELINES[name]
@@ -208,19 +208,6 @@ def test_every_kernel_is_launched_before_it_is_recorded(method: str, monkeypatch
     _, (recorded, _), (rehearsed, _) = begun  # the first is of the test
     assert captured._core is recorded
     assert rehearsed.gi_frame is None
-
-
-METHODS: dict[str, dict[str, Any]] = {
-    "collocation": {"method": Collocation(num_nodes=5), "max_iterations": 2},
-    "parataa": {"method": ParaTAA(), "max_iterations": 2},
-    "chords": {"method": Chords(3)},
-}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_nor_do_those_of_other_methods(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = capturable(tiny.ddim(), {"output_type": "pt"}, monkeypatch, **METHODS[name])
-    check_loop(*record_loop(call), len(call.positions))
 
 
 def _copies(network: Any, sample: Tensor) -> Tensor:

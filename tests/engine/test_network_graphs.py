@@ -70,7 +70,17 @@ def test_every_method_replays_one_graph_a_width(method: str, launched: list[Tape
     assert twins.counts[0] == 1
 
 
-@pytest.mark.parametrize("name", [name for name in tiny.PIPELINES if "inpaint" not in name])
+FEW = ("stable_diffusion_controlnet_2", "stable_diffusion_3", "flux_guidance", "dit", "ddpm")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FEW else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in tiny.PIPELINES
+        if "inpaint" not in name
+    ],
+)
 def test_every_pipeline(name: str) -> None:
     twins = Twins(name, engine="network-graphs", method="srds", num_blocks=2, max_iterations=1)
     twins.base["num_inference_steps"] = 4

@@ -14,8 +14,8 @@ from twins import Twins
 
 import srds_fast
 from srds_fast.kernels import fixed_point_wave
-from srds_fast.solvers.chords.options import Chords
 from srds_fast.solvers.chords import solver as chords
+from srds_fast.solvers.chords.options import Chords
 from srds_fast.solvers.fixed_point import grid
 from srds_fast.solvers.fixed_point.options import Collocation, ParaTAA
 
@@ -37,7 +37,7 @@ def _nothing_of_the_device_is_kept() -> Iterator[None]:
     chords._updates.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "flux"])
+@pytest.mark.parametrize("name", ["flux", pytest.param("stable_diffusion", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_replay_equals_an_eager_run_bit_for_bit(method: str, name: str) -> None:
     twins = Twins(name, method=METHODS[method], max_iterations=2)
@@ -54,7 +54,10 @@ def test_a_replay_of_ddpm_takes_the_noise_of_its_call() -> None:
     twins.replayed(1, num_inference_steps=STEPS)
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "flux", "ddpm"])
+@pytest.mark.parametrize(
+    "name",
+    ["ddpm", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("stable_diffusion", "flux"))],
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_its_waves_need_nothing_of_the_host(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build, arguments = tiny.PIPELINES[name]

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from tape import Tape
 from torch import Tensor, nn
-from twins import Twins
+from twins import Act, Twins, put
 
 import srds_fast
 from srds_fast import CaptureFailed
@@ -156,6 +156,14 @@ def test_memory_is_left_for_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None
     assert twins.report.engine == "network graphs"
     assert "Room must be left to decode" in twins.report.engine_reason
     assert twins.fast.graphs.nbytes == 2 * widths_of(twins)
+    some = Twins("flux", engine="network-graphs", method="srds", num_blocks=4, exact=True)
+    some.base["num_inference_steps"] = 8
+    left = iter([*[100, 98] * 2, *[100, 10] * 20])
+    for seed in range(2):
+        some.same(seed)
+        assert some.report.engine == "network graphs", "what was recorded before is replayed"
+        assert "The network graphs would take" in some.report.engine_reason
+    assert some.counts == (1, 2)
     strict = Twins("flux", engine="network-graphs", graphs={"strict": True})
     left = iter([100, 10] * 20)
     with pytest.raises(CaptureFailed, match="The network graphs would take"):
@@ -191,15 +199,6 @@ def test_graphs_are_kept_and_given_up_as_others_are() -> None:
     assert stats.captured == 4
 
 
-class Act(nn.Module):
-    def __init__(self, layer: nn.Module, act: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.layer, self.act = layer, act
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.layer(x))
-
-
 HIDDEN = torch.tensor([1.5])
 COUNTED: list[int] = []
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
@@ -228,6 +227,18 @@ def test_a_network_that_cannot_be_repeated_runs_eagerly(name: str) -> None:
     strict = Twins("flux", twins.pipe, {"strict": True}, "network-graphs", method="sequential")
     with pytest.raises(CaptureFailed, match=why):
         strict.alone(strict.fast)
+
+
+def test_a_network_that_counts_its_calls_in_its_attributes_is_not_recorded() -> None:
+    twins = Twins("flux", engine="network-graphs", method="sequential")
+    layer = put(twins)
+    layer.act = lambda y: setattr(layer, "calls", getattr(layer, "calls", 0) + 1) or y
+    for seed in range(2):
+        twins.eagerly("attributes have changed", seed)
+        assert twins.counts == (0, 0)
+    twins.network.proj_out = layer.layer
+    twins.same(2)
+    twins.replayed(3)
 
 
 def test_nothing_is_recorded_while_serving_and_warmup_records_every_width() -> None:

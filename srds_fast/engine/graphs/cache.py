@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CaptureFailed
-from .capturable import Capturable
+from .capturable import Capturable, NetworkCalls
 from .compare import compare
 from .device_lock import DeviceBusy, device_lock
 from .devices import recorder
@@ -128,11 +128,11 @@ class Graphs:
             )
         self._keep(key, captured)
 
-    def network_graphs(self, key: Hashable, call: Capturable) -> NetworkGraphs | str:
-        """The graphs of a call's networks, new ones if there are none; or why there can be none.
+    def network_graphs(self, key: Hashable, calls: NetworkCalls) -> NetworkGraphs | str:
+        """The graphs of some network calls, new ones if there are none; or why there can be none.
 
         Args:
-            key: `call.network_key()`.
+            key: of the calls, `calls.key()`.
         """
         with self._lock:
             if key in self._failures:
@@ -142,18 +142,20 @@ class Graphs:
                 assert isinstance(found, NetworkGraphs)
                 self._kept.move_to_end(key)
                 return found
-        return NetworkGraphs(call.networks, recorder(call.device), call.device, compiled=call.compiled)
+        return NetworkGraphs(calls.networks, recorder(calls.device), calls.device, compiled=calls.compiled)
 
-    def count_network_graphs(self, key: Hashable, graphs: NetworkGraphs, calls: GraphedCalls) -> None:
-        """Network calls were made through these graphs: keep them, or give them up."""
+    def count_network_graphs(self, calls: GraphedCalls) -> None:
+        """Calls were made through their graphs: keep these, or give them up."""
         with self._lock:
             self.stats.seconds += calls.seconds
-            is_new = key not in self._kept
+            is_new = calls.key not in self._kept
         if calls.broken:
             assert calls.reason is not None
-            self.give_up(key, calls.reason)
+            self.give_up(calls.key, calls.reason)
+        elif calls.changed:
+            self.drop(calls.key)
         elif calls.recordings and is_new:
-            self._keep(key, graphs)
+            self._keep(calls.key, calls.graphs)
         elif calls.recordings:
             with self._lock:
                 self._count()

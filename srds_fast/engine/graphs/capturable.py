@@ -13,9 +13,41 @@ from ...solvers.contract import Core, Evaluate
 from ...solvers.program import Program
 from ..evaluator import Evaluator
 from .cache_key import hooked, network_key
+from .devices import why_no_recorder
 
 Through = Callable[[Callable[..., object], Hashable], Callable[..., object]]
 """(network, its name among those of the call) -> what is called in its place."""
+
+
+@dataclass(frozen=True)
+class NetworkCalls:
+    """The network calls of a run: what network graphs depend on, beside the arguments of each call.
+
+    Attributes:
+        networks: the networks that are called.
+        device: where they are.
+        signature: by value, what the calls depend on beside their arguments and the modules.
+        compiled: some network is run through torch.compile.
+    """
+
+    networks: tuple[nn.Module, ...]
+    device: torch.device
+    signature: Hashable = None
+    compiled: bool = False
+
+    def why_not(self) -> str | None:
+        """Why nothing of them can be recorded, or None."""
+        if (reason := why_no_recorder(self.device)) is not None:
+            return reason
+        for network in self.networks:
+            if (part := hooked(network)) is not None:
+                return f"a hook hangs on {part}: a replay would not call it"
+        return None
+
+    def key(self, live: frozenset[int] = frozenset()) -> Hashable:
+        """Equal for calls that the same graphs serve. live: see `Capturable`."""
+        networks = tuple(network_key(each, live) for each in self.networks)
+        return self.device, self.compiled, self.signature, _process_state(), networks
 
 
 @dataclass(frozen=True)
@@ -77,24 +109,14 @@ class Capturable:
         """Of its waves, from narrow to wide."""
         return sorted({len(positions) for positions in self.positions})
 
-    def why_not(self) -> str | None:
-        """Why nothing of it can be recorded, or None."""
-        for network in self.networks:
-            if (part := hooked(network)) is not None:
-                return f"a hook hangs on {part}: a replay would not call it"
-        return None
-
     def key(self) -> Hashable:
         """Equal for calls that one loop graph serves."""
         layout = tuple((name, each.shape, each.stride(), each.dtype, each.device) for name, each in self.inputs.items())
-        return self.signature, layout, self._networks_key(self.live)
+        return self.signature, layout, self.calls().key(self.live)
 
-    def network_key(self) -> Hashable:
-        """Equal for calls whose network calls the same graphs serve, whatever their plans."""
-        return self.device, self.compiled, self._networks_key(frozenset())
-
-    def _networks_key(self, live: frozenset[int]) -> Hashable:
-        return self.network_signature, _process_state(), tuple(network_key(each, live) for each in self.networks)
+    def calls(self) -> NetworkCalls:
+        """The network calls alone, whatever the plan."""
+        return NetworkCalls(self.networks, self.device, self.network_signature, self.compiled)
 
 
 def _process_state() -> Hashable:

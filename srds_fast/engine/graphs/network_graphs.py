@@ -25,7 +25,7 @@ from .cache_key import PLAIN
 from .capture_checks import CaptureCheck, failed, refuse_unknown_reads
 from .compare import refuse_difference
 from .device_lock import DeviceBusy, device_lock
-from .memory import recorded_within_memory
+from .memory import TooLarge, recorded_within_memory
 from .recorder import Graph, Recorder, recorded
 
 # graphs of one set of networks, the least recently used is given up first
@@ -84,6 +84,10 @@ class NetworkGraphs:
         self._compiled = compiled
         self._graphs: OrderedDict[Hashable, _CallGraph] = OrderedDict()
         self._buffers: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+        self._full: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._graphs)
 
     def replay(self, key: Hashable, tensors: Sequence[Tensor]) -> tuple[bool, Any]:
         """Whether there is a graph for a call, and what the call returns.
@@ -111,12 +115,19 @@ class NetworkGraphs:
             expected: what it returned.
 
         Raises:
-            CaptureFailed: it cannot be recorded, takes too much memory, or its replay differs.
+            TooLarge: it would take too much memory, or one before it would have.
+            CaptureFailed: it cannot be recorded, or its replay differs.
         """
+        if self._full is not None:
+            raise TooLarge(self._full)
         with device_lock(self.device), telemetry.recording():
-            made, taken = recorded_within_memory(
-                self.device, lambda: self._record(function, leaves, structure), self.name, held=self.nbytes
-            )
+            try:
+                made, taken = recorded_within_memory(
+                    self.device, lambda: self._record(function, leaves, structure), self.name, held=self.nbytes
+                )
+            except TooLarge as why:
+                self._full = str(why)
+                raise
             found, _ = tree_flatten(made.replay([leaf for leaf in leaves if isinstance(leaf, Tensor)]))
             outputs, _ = tree_flatten(expected)
             for ours, theirs in zip(found, outputs, strict=True):
@@ -159,24 +170,30 @@ class GraphedCalls:
 
     Args:
         graphs: of the networks.
+        key: gives what the graphs depend on, now.
         records: record calls of a width that has no graph yet.
 
     Attributes:
+        graphs: the same.
+        key: when the run began.
         replays: calls that were replays.
         recordings: graphs made.
         reason: why some calls were not replays, beyond the first of their width; None: all were.
         seconds: spent on recording.
+        changed: the network's own attributes have changed: what was recorded in this run is of no use.
         broken: the network cannot be recorded.
     """
 
-    def __init__(self, graphs: NetworkGraphs, *, records: bool) -> None:
-        self._graphs = graphs
+    def __init__(self, graphs: NetworkGraphs, key: Callable[[], Hashable], *, records: bool) -> None:
+        self.graphs = graphs
         self._records = records
+        self._key = key
+        self.key = key()
         self._waits = False
         self.replays = self.recordings = 0
         self.reason: str | None = None
         self.seconds = 0.0
-        self.broken = False
+        self.changed = self.broken = False
 
     def through(self, function: Callable[..., Any], name: Hashable = None) -> Callable[..., Any]:
         """The function, called through its graphs.
@@ -187,12 +204,12 @@ class GraphedCalls:
         """
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if self.broken or self._waits:
+            if self.broken or self.changed or self._waits:
                 return function(*args, **kwargs)
             leaves, structure = tree_flatten((args, kwargs))
             try:
                 key = key_of(name, leaves, structure)
-                is_there, output = self._graphs.replay(key, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
+                is_there, output = self.graphs.replay(key, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
             except CaptureFailed as why:
                 self._give_up(why)
                 return function(*args, **kwargs)
@@ -215,8 +232,10 @@ class GraphedCalls:
             return  # the run ends in its error: there is nothing to compare with
         started = time.perf_counter()
         try:
-            self._graphs.record(key, function, leaves, structure, output)
-            self.recordings += 1
+            if self._is_as_it_was():
+                self.graphs.record(key, function, leaves, structure, output)
+                self.recordings += 1
+                self._is_as_it_was()
         except CaptureFailed as why:
             self._give_up(why)
         except Exception as why:  # the call is made: it must not fail for what would help later ones
@@ -224,11 +243,18 @@ class GraphedCalls:
         finally:
             self.seconds += time.perf_counter() - started
 
+    def _is_as_it_was(self) -> bool:
+        """Whether the network is what it was when the run began."""
+        self.changed = self._key() != self.key
+        if self.changed:
+            self.reason = "the network's own attributes have changed while it ran: a replay would not change them"
+        return not self.changed
+
     def _give_up(self, why: CaptureFailed) -> None:
         self.reason = str(why)
         if isinstance(why, DeviceBusy):
             self._waits = True
-        else:
+        elif not isinstance(why, TooLarge) or not len(self.graphs):
             self.broken = True
 
 

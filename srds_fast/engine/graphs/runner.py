@@ -13,12 +13,12 @@ from torch import Tensor
 from ... import telemetry
 from ...errors import CaptureFailed
 from ...solvers.contract import Evaluate
+from ...telemetry.report import Report
 from ..run import Run
 from .cache import Graphs, T
-from .capturable import Capturable
+from .capturable import Capturable, NetworkCalls
 from .capture_checks import failed
 from .device_lock import DeviceBusy, in_a_replay
-from .devices import why_no_recorder
 from .memory import TooLarge
 from .network_graphs import NOT_WHILE_SERVING, GraphedCalls, NetworkGraphs
 from .recording import LoopGraph
@@ -67,7 +67,7 @@ class GraphRunner:
         Returns:
             what `advance` returned.
         """
-        reason = why_no_recorder(call.device) or call.why_not()
+        reason = call.calls().why_not()
         if reason is None and in_a_replay(call.device):
             reason = "it is made in the middle of another call, whose replay has the device"
         if reason is not None:
@@ -128,6 +128,21 @@ class GraphRunner:
         self.graphs.count_replay()
         return done
 
+    def network_calls(self, calls: NetworkCalls) -> GraphedCalls | str:
+        """Graphs for the network calls of one run, or why there can be none. `finish` ends the run."""
+        found = self.graphs.network_graphs(calls.key(), calls)
+        return found if isinstance(found, str) else GraphedCalls(found, calls.key, records=self.lazy)
+
+    def finish(self, graphed: GraphedCalls, report: Report) -> None:
+        """Keep the graphs that a run has recorded, and complete its report, whose engine is that of the graphs."""
+        report.capture_seconds = graphed.seconds
+        if report.engine == NetworkGraphs.name and not graphed.replays:
+            report.engine = "eager"
+        if graphed.reason is not None or report.engine == "eager":
+            report.engine_reason = graphed.reason or FIRST
+        with suppress(DeviceBusy):  # the run is done: another one records these graphs
+            self.graphs.count_network_graphs(graphed)
+
     def _run_on_network_graphs(
         self,
         call: Capturable,
@@ -137,31 +152,22 @@ class GraphRunner:
         advance: Advance[T],
     ) -> T:
         """Run a call eagerly but for its network, whose calls replay graphs; those of new widths are recorded."""
-        key = call.network_key()
-        found = self.graphs.network_graphs(key, call)
-        if isinstance(found, str):
-            return self._run_eagerly(found, run, evaluate, advance)
-        calls = GraphedCalls(found, records=self.lazy)
+        graphed = self.network_calls(call.calls())
+        if isinstance(graphed, str):
+            return self._run_eagerly(graphed, run, evaluate, advance)
         report = run.report
-        report.engine, report.engine_reason, report.overlap = found.name, no_loop, "batch"
-        through = call.through(calls.through)
+        report.engine, report.engine_reason, report.overlap = NetworkGraphs.name, no_loop, "batch"
+        through = call.through(graphed.through)
         try:
             done = advance(run, through)
             if self.whole and not report.interrupted:
                 _run_every_width(call, through)
         finally:
-            report.capture_seconds = calls.seconds
-            if report.engine == NetworkGraphs.name and not calls.replays:
-                report.engine = "eager"
-            with suppress(DeviceBusy):  # the call is done: its graphs are recorded by another one
-                self.graphs.count_network_graphs(key, found, calls)
+            self.finish(graphed, report)
         if report.engine == NetworkGraphs.name:
             self.graphs.count_replay()
-        if calls.reason is not None:
-            report.engine_reason = calls.reason
-            self.refused(calls.reason)
-        elif report.engine == "eager":
-            report.engine_reason = FIRST
+        if graphed.reason is not None:
+            self.refused(graphed.reason)
         return done
 
     def _record(self, key: Hashable, call: Capturable, run: Run, evaluate: Callable[[Evaluate], Tensor]) -> str:
@@ -201,19 +207,16 @@ class GraphRunner:
     def _record_network(self, key: Hashable, call: Capturable, no_loop: str) -> str:
         """Record the network graphs of a call that has no loop graph. Returns why it has not been a replay itself."""
         self.graphs.without_loop(key, no_loop)
-        network_key = call.network_key()
-        found = self.graphs.network_graphs(network_key, call)
-        if isinstance(found, str):
-            self.refused(found)
-            return found
-        calls = GraphedCalls(found, records=True)
-        with suppress(torch.OutOfMemoryError):  # this call was narrower; a wider one runs out of memory itself
-            _run_every_width(call, call.through(calls.through))
-        with suppress(DeviceBusy):
-            self.graphs.count_network_graphs(network_key, found, calls)
-        if calls.reason is not None:
-            self.refused(calls.reason)
-        return calls.reason or FIRST
+        graphed = self.network_calls(call.calls())
+        if not isinstance(graphed, str):
+            with suppress(torch.OutOfMemoryError):  # this call was narrower; a wider one meets that itself
+                _run_every_width(call, call.through(graphed.through))
+            with suppress(DeviceBusy):
+                self.graphs.count_network_graphs(graphed)
+        reason = graphed if isinstance(graphed, str) else graphed.reason
+        if reason is not None:
+            self.refused(reason)
+        return reason or FIRST
 
 
 def _run_every_width(call: Capturable, evaluate: Callable[[Evaluate], Tensor]) -> None:

@@ -16,7 +16,7 @@
 # Nothing is installed: the package is laid out in a temporary folder, from this checkout. Python ($PYTHON, python3 by
 # default) must have torch, triton, diffusers, transformers, nvtx, pytest, hypothesis and peft; with pytest-xdist tests
 # run side by side, without it they may not fit into their time; matplotlib draws. Where the checkout has no git, COMMIT
-# tells which commit it is. A part that fails, or runs out of its time, loses only itself; see bench/gpu_check.py.
+# tells which commit it is. A part that fails, or runs out of its time, loses only itself; see bench/gpu/gpu_check.py.
 # Without a GPU that torch can use, and without --smoke, it ends at once with status 2.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -27,7 +27,7 @@ out=$(cd "$out" && pwd)
 gpu=()
 has_gpu && gpu=(--gpu)
 # in the background, so that a signal reaches it, and the folder it runs from stays until it has ended
-"$python" -m bench.gpu_check --out "$out" ${gpu[@]+"${gpu[@]}"} --budget $((530 - SECONDS)) "$@" &
+"$python" -m bench.gpu.gpu_check --out "$out" ${gpu[@]+"${gpu[@]}"} --budget $((530 - SECONDS)) "$@" &
 check=$!
 trap 'kill "$check" 2>/dev/null' INT TERM
 wait "$check" # also ends when a signal comes

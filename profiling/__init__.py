@@ -1,1 +1,1 @@
-"""Recording calls with Nsight, and reading what was recorded."""
+"""Recording calls with Nsight, and how busy a GPU is."""

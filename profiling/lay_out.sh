@@ -1,11 +1,9 @@
 # Sourced in the checkout: $site gets its code, which runs from there without being installed.
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-mkdir "$site/bench" "$site/tests"
-cp -r srds_fast profiling "$site/"
+cp -r srds_fast profiling bench "$site/"
+rm -rf "$site/bench/results"
 cp -r kernels "$site/srds_fast/kernels"
-cp bench/*.py "$site/bench/" # not its results
-cp tests/tiny.py "$site/tests/"
 # a folder `kernels` on the path would shadow another package
 export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1
 python=${PYTHON:-python3}

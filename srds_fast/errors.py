@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .telemetry.report import Report
+from typing import Any
 
 
 class SrdsFastError(Exception):
@@ -36,11 +33,11 @@ class DivergenceError(SrdsFastError, ArithmeticError):
     """The network returned NaN or Inf, or the iteration moved away from its limit.
 
     Attributes:
-        report: what ran until then.
+        report: what ran until then, a `srds_fast.Report`.
         what: happened, the first sentence of the message.
     """
 
-    def __init__(self, message: str, report: Report) -> None:
+    def __init__(self, message: str, report: Any) -> None:
         super().__init__(message)
         self.report = report
         self.what = message.partition(". ")[0]

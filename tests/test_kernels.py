@@ -6,7 +6,6 @@ run in processes of their own here. On a machine with a GPU they run on it, in t
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 
 from srds_fast.kernels.aot import resources
 from srds_fast.kernels.aot.resources import CAPABILITIES, OPERATIONS, compiled, specimens
@@ -68,19 +66,6 @@ def test_compiled_ahead_of_time(operation: str, every: bool, capability: int) ->
         wide = found.load_bits.count(128), found.store_bits.count(128)
         assert wide[0] >= specimen.wide[0], (specimen.name, wide)
         assert wide[1] >= specimen.wide[1], (specimen.name, wide)
-
-
-def test_the_benchmark_runs(tmp_path: Path) -> None:
-    """On the CPU it times the references at the smallest size: that it runs, and what it writes."""
-    found = tmp_path / "kernels.json"
-    command = [sys.executable, "-m", "bench.kernels", "--json", str(found)]
-    if torch.cuda.is_available():
-        command += ["--sizes", "SD latent", "--no-compile"]
-    subprocess.run(command, check=True, capture_output=True, cwd=FOLDER.parents[1])
-    written = json.loads(found.read_text())
-    assert [row["operation"] for row in written["rows"]] == list(OPERATIONS)
-    assert all(row["bytes"] > 0 and row["called"] > 0 for row in written["rows"])
-    assert written["environment"]["torch"] == version("torch")
 
 
 def test_the_table_of_resources_has_a_line_for_each_target(

@@ -24,11 +24,12 @@ from ..planner.search import Known, Pricing
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Evaluate, Extras
 from ..solvers.fixed_point.program import of_widths
+from ..solvers.method import plain_steps
 from ..solvers.program import Program
 from .evaluator import Evaluator
 from .graphs.device_lock import DeviceBusy, device_lock, in_a_replay
 from .graphs.devices import recorder
-from .run import Run, contraction_of
+from .run import Run
 
 MOST_KEPT = 64
 WIDTHS = (1, 2, 4, 8, 16, 24, 32)
@@ -130,7 +131,7 @@ def price(
             replayed = False
             key = *of_call, replayed
     known = costs.of(key, curve)
-    return Pricing(known, between, context_of(state.device, noise, networks), key, contraction_of(noise))
+    return Pricing(known, between, context_of(state.device, noise, networks), key, plain_steps(noise))
 
 
 @torch.no_grad()

@@ -20,17 +20,17 @@ from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, no_room
 from ..errors import InvalidArgument, SrdsFastError, UnsupportedPipeline
 from ..planner.settings import GRAPH_ENGINES
-from ..solvers.method import check_warm_start_method, options_of
+from ..solvers.registry import check_warm_start_method
 from ..telemetry.report import Report
 from . import acceleration
 from .families import Family, family_of
 from .lockstep.callbacks import StepCallback
-from .lockstep.loop import Drive, driven_copy
+from .lockstep.loop import LockstepLoop, driven_copy
 from .loop import Arguments, Loop
 from .notices import _eagerly, _fallback, _left_out, _tell_of_overlap
 from .state import OURS, RandomState, State, bind, steps_of
-from .takeover import takeover
 from .takeover.guidance import KnownGuidance
+from .takeover.turn import RecordedTurn, why_not
 
 
 def _kind_of(cls: type, loop: Loop, network: Any, arguments: Arguments) -> Hashable | None:
@@ -63,7 +63,7 @@ def stock_reason(fast: Any, family: Family, arguments: Arguments) -> str | None:
     """Why this call must run on the stock loop, or None."""
     if arguments.get("callback") is not None:
         return "callback was given, which sees every step's latents: pass it as callback_on_step_end"
-    if arguments.get("callback_on_step_end") is not None and fast._srds.settings.max_iterations == 0:
+    if arguments.get("callback_on_step_end") is not None and fast._srds.planner.settings.max_iterations == 0:
         return "callback_on_step_end was given and max_iterations=0: no fine step is computed that it could be told of"
     for name in family.loop(fast, {"guidance_scale": 0.0} | arguments).networks:
         network = getattr(fast, name)
@@ -108,7 +108,7 @@ def run_call(
         warming: record all that calls like this one will need.
     """
     state = fast._srds
-    state.last.report = state.last.trajectory = None
+    state.last.report = state.last.trajectory = state.last.session = None
     timeline = telemetry.Timeline()
     try:
         with telemetry.call(type(fast).__name__, lambda: fast._execution_device, timeline):
@@ -127,8 +127,7 @@ def _run_call(
     ours = {name: kwargs[name] for name in OURS if name in kwargs}
     kwargs = {name: value for name, value in kwargs.items() if name not in OURS}
     if ours.get("warm_start") is not None:
-        plan = state.plan
-        check_warm_start_method(options_of(state.settings.method)[1] if plan is None else plan.options)
+        check_warm_start_method(state.planner.options)
     reason = stock_reason(fast, family, arguments)
     if reason is not None:
         return _stock_call(fast, args, kwargs, arguments, reason, ours)
@@ -158,6 +157,7 @@ def _run_call(
         finally:
             if call.drive.run is not None:
                 state.last.report = call.drive.run.report
+                state.last.session = call.drive.session
                 state.last.trajectory = call.drive.states() if ours.get("keep_trajectory") else None
                 # compiling may fail as late as in the call
                 state.last.report.left_out = made.reasons
@@ -188,38 +188,39 @@ class _DrivenCall:
         if self._shared.get("_interrupt"):  # of the call before; every stock call begins so
             self._shared["_interrupt"] = False
         callback = arguments.get("callback_on_step_end")
-        self._drive_reason = takeover.why_not(loop)
+        self._drive_reason = why_not(loop)
         if callback is not None:
             self._drive_reason = "callback_on_step_end is told of every step in the loop's own turns"
         network = getattr(fast, loop.networks[0])
         self._engine_reason = _engine_reason(network)
-        stepwise = functools.partial(_fallback, fast, "step by step")
-        make: Callable[..., Drive] = functools.partial(
-            Drive, keep_states=callback is not None or keep_trajectory, stepwise=stepwise, guess=warm_start
-        )
+        turn, graphs = None, None
         if self._drive_reason is None:
             kind = _kind_of(self._cls, loop, network, arguments)
-            make = functools.partial(
-                takeover.Takeover,
-                keep_states=keep_trajectory,
-                stepwise=stepwise,
-                guess=warm_start,
-                graph_use=self._graph_use(fast, network, warming),
-                guidance=KnownGuidance(state.guidance, kind),
-                costs=state.costs,
-                max_rows=state.settings.max_rows,
-                overlap="batch" if state.overlap == "auto" and not _graphs_on(network.device) else state.overlap,
-            )
+            turn = RecordedTurn(KnownGuidance(state.guidance, kind))
+            graphs = self._graph_use(fast, network, warming)
         elif _wants_graphs(state, network):
             self._engine_reason = f"the loop is driven: {self._drive_reason}"
             _eagerly(fast, self._engine_reason)
-        self.drive = make(
-            fast.scheduler, loop, state.plan_for, observer, interrupted=self._interrupted, instead=instead
+        self.drive = LockstepLoop(
+            fast.scheduler,
+            loop,
+            state.planner,
+            observer,
+            turn=turn,
+            graphs=graphs,
+            overlap="batch" if state.overlap == "auto" and not _graphs_on(network.device) else state.overlap,
+            keep_states=callback is not None or keep_trajectory,
+            guess=warm_start,
+            interrupted=self._interrupted,
+            notify=functools.partial(_fallback, fast, "step by step"),
+            instead=instead,
+            plan_only=state.plan_only,
         )
         self._twin = driven_copy(fast, self._cls, loop, self.drive, tokenizers)
         if state.quiet:
             self._twin.__dict__["_progress_bar_config"] = {"disable": True}
         self._callback = None if callback is None else StepCallback(callback, self.drive)
+        self._calls_back = self._callback is not None and not state.plan_only
         # an official callback says itself which tensors it needs
         self._tensor_inputs = getattr(callback, "tensor_inputs", None)
 
@@ -265,7 +266,7 @@ class _DrivenCall:
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._callback is not None:
             bound = inspect.signature(self._cls.__call__).bind(self._twin, *args, **kwargs)
-            bound.arguments["callback_on_step_end"] = self._callback
+            bound.arguments["callback_on_step_end"] = self._callback if self._calls_back else None
             if self._tensor_inputs is not None:
                 bound.arguments["callback_on_step_end_tensor_inputs"] = self._tensor_inputs
             _, *args_after_self = bound.args

@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs, GraphStats
 from ..engine.run import Observer
 from ..engine.streams import OVERLAPS
 from ..errors import InvalidArgument, UnsupportedPipeline
 from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
+from ..sampling.session import Planner
 from ..schedulers.builders import adds_noise
 from ..schedulers.verify import check_scheduler
-from ..solvers.method import Options
+from ..solvers.method import Method
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
@@ -61,14 +64,12 @@ class FastPipeline:
         return _fast(
             State(
                 original,
-                state.settings,
-                state.plan,
+                replace(state.planner, costs=Costs(), calibrated=dict(state.planner.calibrated)),
                 state.strict,
                 state.lazy_capture,
                 graphs,
                 state.network_options,
                 state.overlap,
-                calibrated=dict(state.calibrated),
             )
         )
 
@@ -87,13 +88,11 @@ class FastPipeline:
         arguments = bind(self, args, kwargs)
         reason = stock_reason(self, family_of(self._srds.original), arguments)
         if measure and reason is None:
-            found = planned(_fast, self._srds, args, kwargs).plan
-            assert found is not None
-            return found
+            return planned(_fast, self._srds, args, kwargs).plan
         if reason is not None:
             raise InvalidArgument(f"This call has no plan: {reason}. It runs on the stock loop. Change what is named.")
         stochastic = adds_noise(self.scheduler, float(arguments.get("eta") or 0.0))  # type: ignore[attr-defined]
-        return self._srds.plan_for(steps_of(arguments), stochastic)
+        return self._srds.planner.choose(steps_of(arguments), stochastic)
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Refinement]:
         """Call the pipeline and yield a whole image after every iteration, the last one being the result.
@@ -155,8 +154,8 @@ class FastPipeline:
         Calls made before go on undisturbed.
         """
         self._srds.graphs.clear()
-        self._srds.costs.clear()
-        self._srds.calibrated.clear()
+        self._srds.planner.costs.clear()
+        self._srds.planner.calibrated.clear()
 
     @property
     def graphs(self) -> GraphStats:
@@ -167,7 +166,7 @@ class FastPipeline:
 def compile(
     pipe: Any,
     *,
-    method: str | Options = "auto",
+    method: str | Method = "auto",
     tolerance: float = 4e-3,
     exact: bool = False,
     num_blocks: int | None = None,
@@ -258,7 +257,7 @@ def compile(
     if overlap not in OVERLAPS:
         raise InvalidArgument(f"overlap is {overlap!r}. Known are {', '.join(OVERLAPS)}. Pass one of these.")
     graphs = Graphs(max_graphs)
-    return _fast(State(original, settings, plan, strict, lazy_capture, graphs, network_options, overlap))
+    return _fast(State(original, Planner(settings, plan), strict, lazy_capture, graphs, network_options, overlap))
 
 
 def _fast(state: State) -> Any:
@@ -296,9 +295,9 @@ def _warmup(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
         for _ in range(MOST_WARM_UPS):
             recorded = fast.graphs.captured
             run_call(fast, args, kwargs, warming=True)
-            if fast.graphs.captured == recorded or not fast._srds.settings.measures:
+            if fast.graphs.captured == recorded or not fast._srds.planner.settings.measures:
                 break
-        fast._srds.costs.settle()  # it has been recorded
+        fast._srds.planner.costs.settle()  # it has been recorded
     finally:
         random.restore()
     report: Report = fast.report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,42 +12,36 @@ from torch import Tensor
 from ..errors import InvalidArgument
 from ..planner.calibration import calibrated
 from ..planner.plan import Plan
-from ..planner.search import Pricing
+from ..sampling.session import Session
 from ..solvers.contract import Checkpoint
 from .call import run_call
-from .state import Last, Planned, RandomState, State, bind, undecoded
+from .state import Last, RandomState, State, bind, undecoded
 
 Make = Callable[[State], Any]
 """state -> a drop-in for the same pipeline."""
 
 
-@dataclass
-class Asking(State):
-    """The state of a pipeline whose calls end where their plan is known."""
+def planned(make: Make, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
+    """Choose the plan of a call and measure its costs, run none of its waves. Its generators are left as they were.
 
-    def plan_for(self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None) -> Plan:
-        """Raises Planned."""
-        costs = None if pricing is None else (num_steps, stochastic, pricing())
-        raise Planned(super().plan_for(num_steps, stochastic, pricing), costs)
-
-
-def planned(make: Make, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Planned:
-    """Make a call until its plan is known; its generators are left as they were.
+    Returns:
+        the session of the call, with `plan` and `pricing`.
 
     Raises:
-        InvalidArgument: it has none, as it runs on the stock loop.
+        InvalidArgument: it has no plan, as it runs on the stock loop.
     """
-    fast = make(_like(Asking, state))
+    fast = make(_like(state, plan_only=True))
     random = RandomState(fast, bind(fast, args, kwargs))
     try:
-        run_call(fast, args, kwargs)
-    except Planned as found:
-        return found
+        run_call(fast, args, {**kwargs, **undecoded(fast)})
     finally:
         random.restore()
-    raise InvalidArgument(
-        f"This call has no plan: {fast.report.fallback_reason}. It runs on the stock loop. Change what is named."
-    )
+    session: Session | None = fast._srds.last.session
+    if session is None:
+        raise InvalidArgument(
+            f"This call has no plan: {fast.report.fallback_reason}. It runs on the stock loop. Change what is named."
+        )
+    return session
 
 
 def calibrate(
@@ -61,7 +55,7 @@ def calibrate(
         )
     if kwargs.get("generator") is not None:
         raise InvalidArgument("A generator was given. Every sample is made with a seed of its own. Leave it out.")
-    if state.plan is not None:
+    if state.planner.plan is not None:
         raise InvalidArgument("The pipeline was compiled with a plan. It fixes every setting. Compile it without.")
 
     def arguments(sample: int) -> dict[str, Any]:
@@ -71,15 +65,16 @@ def calibrate(
         return {**kwargs, **undecoded(make(state)), **asked, "generator": generator}
 
     found = planned(make, state, (), arguments(0))
-    if found.costs is None:
+    pricing = found.pricing
+    if pricing is None:
         raise InvalidArgument(
             "The loop of this call is driven, or has a single step. What its network calls cost cannot be measured "
             "ahead. Leave callbacks out, or give max_iterations instead."
         )
-    num_steps, stochastic, pricing = found.costs
+    num_steps, stochastic = found.plan.num_inference_steps, found.stochastic
 
     def run(plan: Plan) -> list[tuple[int, Tensor]]:
-        fast = make(_like(State, state, plan=replace(plan, engine="eager")))
+        fast = make(_like(state, planner=replace(state.planner, plan=replace(plan, engine="eager"))))
         outputs: dict[int, list[Tensor]] = {}
 
         def keep(checkpoint: Checkpoint) -> None:
@@ -91,12 +86,11 @@ def calibrate(
             (iteration, torch.cat(samples)) for iteration, samples in outputs.items() if len(samples) == num_samples
         ]
 
-    plan = calibrated(num_steps, state.settings, stochastic, pricing, run, quantile)
-    state.calibrated[num_steps, stochastic] = plan, pricing.kind
+    plan = calibrated(num_steps, state.planner.settings, stochastic, pricing, run, quantile)
+    state.planner.calibrated[num_steps, stochastic] = plan, pricing.kind
     return plan
 
 
-def _like(kind: type[State], state: State, **changes: Any) -> State:
-    """The same state, for calls that nobody is to hear of."""
-    known = {field.name: getattr(state, field.name) for field in fields(State)}
-    return kind(**{**known, "last": Last(), "quiet": True, **changes})
+def _like(state: State, **changes: Any) -> State:
+    """The same state, for calls that report to nobody."""
+    return replace(state, last=Last(), quiet=True, **changes)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs
-from ..errors import InvalidArgument, PlanMismatch
-from ..planner.choose import choose
-from ..planner.plan import Plan
-from ..planner.search import Pricing, usual
-from ..planner.settings import MOST_STEPS, Settings
+from ..errors import InvalidArgument
+from ..planner.settings import MOST_STEPS
+from ..sampling.session import Planner, Session
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .loop import Arguments
@@ -29,13 +26,7 @@ class Last(threading.local):
 
     report: Report | None = None
     trajectory: Tensor | None = None
-
-
-class Planned(BaseException):
-    """Ends a call that was made to learn its plan alone, or its costs."""
-
-    def __init__(self, plan: Plan | None, costs: tuple[int, bool, Pricing] | None) -> None:
-        self.plan, self.costs = plan, costs
+    session: Session | None = None
 
 
 OURS = ("warm_start", "keep_trajectory")
@@ -44,11 +35,26 @@ OURS = ("warm_start", "keep_trajectory")
 
 @dataclass
 class State:
-    """What a compiled pipeline knows beyond the pipeline itself."""
+    """What a compiled pipeline knows beyond the pipeline itself.
+
+    Attributes:
+        original: the pipeline that was compiled.
+        planner: chooses the plan of every call.
+        strict: raise where a call would not run as asked for.
+        lazy_capture: record calls of a new kind when they come.
+        graphs: the recordings.
+        network_options: how the networks are computed.
+        overlap: how coarse rows run.
+        last: what the last call of each thread left behind.
+        told: reasons that the log has named.
+        tokenizers: one set for each call at a time.
+        guidance: weights that were found, by kind of call.
+        quiet: show no progress bar; refuse calls of the stock loop.
+        plan_only: choose the plan of a call, run none of its waves.
+    """
 
     original: Any
-    settings: Settings
-    plan: Plan | None
+    planner: Planner
     strict: bool
     lazy_capture: bool
     graphs: Graphs
@@ -58,33 +64,13 @@ class State:
     told: set[str] = field(default_factory=set)
     tokenizers: Spares = field(default_factory=Spares)
     guidance: dict[Hashable, Tensor] = field(default_factory=dict)
-    costs: Costs = field(default_factory=Costs)
-    calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
     quiet: bool = False
+    plan_only: bool = False
 
     @property
     def engine(self) -> str:
         """The engine asked for."""
-        return self.settings.engine if self.plan is None else self.plan.engine
-
-    def plan_for(self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None) -> Plan:
-        """The plan of a call. pricing: tells its costs; None: nobody can, and no device is asked."""
-        if self.plan is None:
-            calibrated = self.calibrated.get((num_steps, stochastic))
-            if calibrated is not None and pricing is not None:
-                plan, kind = calibrated
-                costs = pricing()
-                if (kind, plan.context) == (costs.kind, costs.context):  # calls of another kind know nothing of it
-                    return plan
-            if self.settings.measures and pricing is not None:
-                return usual(num_steps, self.settings, stochastic, pricing())
-            return choose(num_steps, self.settings, stochastic)
-        if self.plan.num_inference_steps != num_steps:
-            raise PlanMismatch(
-                f"The plan is for {self.plan.num_inference_steps} steps, this call has {num_steps}. A plan fits one "
-                "number of steps. Compile without plan, or with one saved for this number."
-            )
-        return self.plan
+        return self.planner.engine
 
 
 def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:

@@ -6,38 +6,35 @@ import copy
 import functools
 import logging
 import math
-import time
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import telemetry
-from ..engine.costs import Costs, price
-from ..engine.eager import drain
+from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs
 from ..engine.graphs.cache_key import function_key, modules_of
 from ..engine.graphs.capturable import Capturable, Through
 from ..engine.graphs.runner import GraphRunner
-from ..engine.run import Observer, Run, core_of, no_room, step_by_step
-from ..errors import DivergenceError, InvalidArgument, PlanMismatch
+from ..engine.run import Observer, core_of
+from ..errors import DivergenceError, InvalidArgument
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
-from ..planner.choose import choose
-from ..planner.context import context_of
 from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
-from ..planner.search import Pricing, usual
 from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table
-from ..solvers.contract import Core, Evaluate, Extras, Trajectory
-from ..solvers.method import Options, check_warm_start, check_warm_start_method, options_of
+from ..solvers.contract import Core, Extras, Trajectory
+from ..solvers.method import Method
 from ..solvers.program import Program
+from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method, options_of
 from ..telemetry.report import Report
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
+from .session import Planner, Session
 
 logger = logging.getLogger("srds_fast")
 
@@ -67,7 +64,7 @@ def sample(
     cond: Mapping[str, Tensor] | None = None,
     generator: Generators = None,
     eta: float = 0.0,
-    method: str | Options = "srds",
+    method: str | Method = DEFAULT,
     tolerance: float = 4e-3,
     exact: bool = False,
     num_blocks: int | None = None,
@@ -140,7 +137,7 @@ def sample(
     settings = Settings(
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine, in_flight
     )
-    refuse_beside(plan, settings, Settings(method="srds"))
+    refuse_beside(plan, settings, Settings(method=DEFAULT))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
         found = f"{x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InvalidArgument(
@@ -201,89 +198,27 @@ def _sampled(
     keep_trajectory: bool,
 ) -> SampleResult:
     """What `sample` does once its arguments have been looked at."""
-    if plan is not None and plan.num_inference_steps != noise.num_steps:
-        raise PlanMismatch(
-            f"The plan is for {plan.num_inference_steps} steps, this call has {noise.num_steps}. A plan fits one "
-            "number of steps. Leave plan out, or save one for this number."
-        )
     state = x.to(state_dtype(x.dtype))
-    if plan is not None and plan.context is not None:
-        plan.context.check(context_of(state.device, noise))
     draws = draw_noise(noise, x, state.dtype, generator)
     extras = Extras(draws=draws, network=NetworkInput(x.dtype), scaled=True)
     if warm_start is not None:
-        check_warm_start_method(options_of(settings.method)[1] if plan is None else plan.options)
+        check_warm_start_method(options_of(settings.method) if plan is None else plan.options)
         check_warm_start(warm_start, (noise.num_steps + 1, *x.shape))
         extras = replace(extras, guess=warm_start)
     if keep_trajectory:
         extras = replace(extras, trajectory=Trajectory(noise.num_steps))
-    planning = time.perf_counter()
-    pricing: Pricing | None = None
-    if plan is None:
-        stochastic = noise.spread is not None
-        if settings.measures and noise.num_steps > 1:
-            replayed = graphs is not None and settings.engine != "eager"
-            pricing = _pricing(denoiser, noise, state, extras, cond, max_rows=settings.max_rows, replayed=replayed)
-            plan = usual(noise.num_steps, settings, stochastic, pricing)
-        else:
-            plan = choose(noise.num_steps, settings, stochastic)
-    planning = time.perf_counter() - planning
-    program = plan.program()
-
-    newest: Run | None = None
-
-    def begin() -> Run:
-        nonlocal newest
-        newest = run = Run(plan, state, noise, "sample", extras, observer)
-        run.report.planning_seconds = planning if plan.prediction is not None else 0.0
-        return run
-
-    def evaluator(x: Tensor, cond: Mapping[str, Tensor], denoiser: Denoiser = denoiser) -> RowDenoiser:
-        return RowDenoiser(denoiser, x, noise, program, cond)
-
-    def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> Run:
-        drain(run.next, evaluate)
-        return run
-
-    def complete() -> Run:
-        use = _graph_use(plan.engine, graphs, x)
-        if use is None:
-            return advance(begin(), evaluator(x, cond))
-        try:
-            call = _capturable(denoiser, plan, noise, program, extras, state, cond, evaluator)
-        except ValueError as why:
-            use.refused(str(why))
-            run = advance(begin(), evaluator(x, cond))
-            run.report.engine_reason = str(why)
-            return run
-        with torch.no_grad():
-            return use.run(call, begin, evaluator(x, cond), advance)
-
-    run: Run | None = None
-    try:
-        run = complete()
-    except DivergenceError as error:
-        if plan.prediction is None or plan.method == "sequential":
-            raise
-        left, why = error.report, error.what
-        if pricing is not None:
-            pricing.saw(plan, None)
-    except torch.OutOfMemoryError:
-        if newest is None or newest.report.peak_rows <= 1:
-            raise
-        left = newest.report
-        why = no_room(left.peak_rows)
-        newest.close()
-        newest = None
-        if pricing is not None:
-            pricing.known.experience.had_no_room(left.peak_rows)
-    else:
-        if pricing is not None:
-            pricing.saw(plan, run.report)
-    if run is None:  # outside the handler, whose error keeps alive what the wave had in memory
-        _log_once(f"sample goes step by step: {why}")
-        run = step_by_step(left, why, state, noise, extras, observer)
-        drain(run.next, RowDenoiser(denoiser, x, noise, run.program, cond))
+    session = Session(
+        Planner(settings, plan, _costs),
+        state,
+        noise,
+        extras,
+        "sample",
+        network=_DenoiserNetwork(denoiser, x, state, noise, extras, cond),
+        graphs=_graph_use(settings.engine if plan is None else plan.engine, graphs, x),
+        observer=observer,
+        notify=lambda reason: _log_once(f"sample goes step by step: {reason}"),
+    )
+    run = session.complete()
     assert run.sample is not None
     trajectory = None if extras.trajectory is None else extras.trajectory.stacked(state, run.sample)
     return SampleResult(run.sample.to(x.dtype), run.report, trajectory)
@@ -292,24 +227,64 @@ def _sampled(
 _costs = Costs()
 
 
-def _pricing(
-    denoiser: Denoiser,
-    noise: NoiseTable,
-    state: Tensor,
-    extras: Extras,
-    cond: Mapping[str, Tensor],
-    *,
-    max_rows: int | None,
-    replayed: bool,
-) -> Pricing:
-    def evaluator(program: Program) -> RowDenoiser:
-        return RowDenoiser(denoiser, state, noise, program, cond)
+@dataclass(frozen=True)
+class _DenoiserNetwork:
+    """The user's denoiser as a session's network."""
 
-    kind = _kind_of(denoiser), tuple((name, value.shape, value.dtype) for name, value in cond.items())
-    dtype = extras.network.dtype or state.dtype
-    return price(
-        _costs, kind, evaluator, state, noise, extras, dtype, max_rows=max_rows, replayed=replayed and state.is_cuda
-    )
+    denoiser: Denoiser
+    x: Tensor
+    state: Tensor
+    noise: NoiseTable
+    extras: Extras
+    cond: Mapping[str, Tensor]
+
+    @property
+    def kind(self) -> Hashable:
+        shapes = tuple((name, value.shape, value.dtype) for name, value in self.cond.items())
+        return _kind_of(self.denoiser), shapes
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return ()  # a denoiser may use more than the modules that can be seen
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.extras.network.dtype or self.state.dtype
+
+    def evaluator(self, program: Program) -> RowDenoiser:
+        return RowDenoiser(self.denoiser, self.x, self.noise, program, self.cond)
+
+    def capturable(self, plan: Plan, program: Program) -> Capturable:
+        extras, noise, cond = self.extras, self.noise, self.cond
+        named = {f"cond.{name}": value for name, value in cond.items()}
+        optional = {"draws": extras.draws, "guess": extras.guess}
+        own = {name: tensor for name, tensor in optional.items() if tensor is not None}
+
+        def with_own(static: Mapping[str, Tensor]) -> Extras:
+            return replace(extras, draws=static.get("draws"), guess=static.get("guess"))
+
+        def begin(static: Mapping[str, Tensor], beside: bool) -> tuple[Core, RowDenoiser]:
+            assert not beside
+            given = {name: static[f"cond.{name}"] for name in cond}
+            evaluator = RowDenoiser(self.denoiser, static["x"], noise, program, given)
+            return core_of(plan, static["x"], noise, program, with_own(static)), evaluator
+
+        def through(graphed: Through) -> RowDenoiser:
+            return RowDenoiser(graphed(self.denoiser, None), self.x, noise, program, cond)
+
+        return Capturable(
+            (plan.signature, noise, extras.network, implementation(self.state.device)),
+            {"x": self.state, **own, **named},
+            modules_of(self.denoiser),
+            begin,
+            through,
+            plan.num_checkpoints,
+            program,
+            extras.network,
+            self.dtype,
+            network_signature=function_key(self.denoiser),
+            why_no_loop=SLIDES if plan.slides else STATES_KEPT if extras.trajectory is not None else None,
+        )
 
 
 def _kind_of(denoiser: Denoiser) -> Hashable:
@@ -343,46 +318,3 @@ def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphRunner | N
 @functools.cache
 def _log_once(what: str) -> None:
     logger.warning(what)
-
-
-def _capturable(
-    denoiser: Denoiser,
-    plan: Plan,
-    noise: NoiseTable,
-    program: Program,
-    extras: Extras,
-    state: Tensor,
-    cond: Mapping[str, Tensor],
-    evaluator: Callable[..., RowDenoiser],
-) -> Capturable:
-    named = {f"cond.{name}": value for name, value in cond.items()}
-    optional = {"draws": extras.draws, "guess": extras.guess}
-    own = {name: tensor for name, tensor in optional.items() if tensor is not None}
-
-    def with_own(static: Mapping[str, Tensor]) -> Extras:
-        return replace(extras, draws=static.get("draws"), guess=static.get("guess"))
-
-    def cond_of(static: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: static[f"cond.{name}"] for name in cond}
-
-    def begin(static: Mapping[str, Tensor], beside: bool) -> tuple[Core, RowDenoiser]:
-        assert not beside
-        x = static["x"]
-        return core_of(plan, x, noise, program, with_own(static)), evaluator(x, cond_of(static))
-
-    def through(graphed: Through) -> RowDenoiser:
-        return evaluator(state, cond, graphed(denoiser, None))
-
-    return Capturable(
-        (plan.signature, noise, extras.network, implementation(state.device)),
-        {"x": state, **own, **named},
-        modules_of(denoiser),
-        begin,
-        through,
-        plan.num_checkpoints,
-        program,
-        extras.network,
-        extras.network.dtype or state.dtype,
-        network_signature=function_key(denoiser),
-        why_no_loop=SLIDES if plan.slides else STATES_KEPT if extras.trajectory is not None else None,
-    )

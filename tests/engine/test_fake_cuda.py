@@ -25,7 +25,7 @@ from srds_fast.engine.graphs.network_graphs import NetworkGraphs
 from srds_fast.engine.graphs.recording import LoopGraph
 from srds_fast.errors import CaptureFailed
 from srds_fast.kernels import wave_update
-from srds_fast.pipelines.takeover.takeover import Takeover
+from srds_fast.pipelines.lockstep.loop import LockstepLoop
 from srds_fast.solvers import waves
 
 DEVICE = torch.device("meta")
@@ -81,19 +81,22 @@ def _no_tables_of_the_device_are_kept(monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def capturable(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Capturable:
     """What a call on the CPU would have recorded."""
-    made: list[Takeover] = []
-    begin = Takeover.__init__
+    made: list[LockstepLoop] = []
+    begin = LockstepLoop.__init__
 
-    def watched(self: Takeover, *args: Any, **kwargs: Any) -> None:
+    def watched(self: LockstepLoop, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
         made.append(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Takeover, "__init__", watched)
+        patch.setattr(LockstepLoop, "__init__", watched)
         fast = srds_fast.compile(pipe, engine="eager", **{"method": "srds", **settings})
         fast(**call, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
     assert fast.report.path == "takeover"
-    return made[0]._capturable()
+    network = made[0]._network
+    assert network is not None
+    assert made[0].run is not None
+    return network.capturable(made[0].run.plan, made[0].run.program)
 
 
 def on_device(call: Capturable) -> Capturable:

@@ -10,18 +10,21 @@ import pytest
 import support
 import tiny
 import torch
+from calls import assert_close
 from support import DRIVEN, FEATURES, PIPELINES, SCHEDULERS, STEPS, Feature, Pipeline, Verdict
+from thinned import thinned, thinned_product
 from torch import Tensor
 
 import srds_fast
 from srds_fast import UnsupportedPipeline, UnsupportedScheduler
-from srds_fast.pipelines.takeover import takeover
+from srds_fast.pipelines import call as call_module
 from srds_fast.schedulers import verify as noise
 
 MODES: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},
     "exact": {"exact": True},
-    "exact-ddim": {"exact": True, "coarse_solver": "ddim", "num_blocks": 3},
+    # the pipeline's own loop: with its own guidance, the oracle of the other way
+    "driven": {"exact": True, "coarse_solver": "ddim", "num_blocks": 3},
 }
 
 
@@ -71,39 +74,35 @@ TAKEN_OVER = {
 }  # fmt: skip
 
 
-def check(pipe: Any, call: dict[str, Any], verdict: Verdict) -> None:
-    """A cell: equal to stock in every exact mode, rows as reported, nothing of the user's touched."""
+def check(pipe: Any, call: dict[str, Any], verdict: Verdict, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell: equal to stock, rows as reported, nothing of the user's touched."""
     scheduler, config = pipe.scheduler, copy.deepcopy(dict(pipe.scheduler.config))
     expected, stock_seen, stock_states = run(pipe, call)
     parts = {name: vars(pipe)[name] for name in pipe.components}
-    for mode, settings in MODES.items():
-        method = "auto" if call.get("num_inference_steps") == 1 else "srds"  # one step is not cut into blocks
-        fast = srds_fast.compile(pipe, **{"method": method, **settings})
-        with pytest.MonkeyPatch.context() as patch:
-            if mode == "exact-ddim":  # the pipeline's own loop: with its own guidance, the oracle of the other way
-                patch.setattr(takeover, "why_not", lambda loop: "this test drives it")
-            found, seen, states = run(fast, call)
-        report = fast.report
-        if verdict == DRIVEN:
-            assert report.fallback_reason is None
-            assert report.path == ("takeover" if report.drive_reason is None else "drive")
-            if report.path == "drive" and mode != "exact-ddim" and type(pipe).__name__ in TAKEN_OVER:
-                assert any(word in report.drive_reason for word in ("callback", "guidance", "guess_mode"))
-        else:
-            assert verdict.why in report.fallback_reason
-            assert (report.path == "stock") == (verdict.kind == "stock loop")
-        assert found.shape == expected.shape
-        assert bool(expected.isfinite().all())
-        assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(states, stock_states, strict=True))
-        if verdict == DRIVEN:
-            samples = len(report.converged)
-            per_evaluation, odd = divmod(stock_seen.entries, report.num_inference_steps * samples)
-            assert odd == 0
-            assert seen.entries == report.evaluations * per_evaluation
-            assert seen.calls == report.waves * (stock_seen.calls // report.num_inference_steps)
-            assert report.evaluations == report.rows * samples
-            assert all(report.converged)
+    method = "auto" if call.get("num_inference_steps") == 1 else "srds"  # one step is not cut into blocks
+    fast = srds_fast.compile(pipe, **{"method": method, **MODES[mode]})
+    if mode == "driven":
+        monkeypatch.setattr(call_module, "why_not", lambda loop: "this test drives it")
+    found, seen, states = run(fast, call)
+    report = fast.report
+    if verdict == DRIVEN:
+        assert report.fallback_reason is None
+        assert report.path == ("takeover" if report.drive_reason is None else "drive")
+        if report.path == "drive" and mode != "driven" and type(pipe).__name__ in TAKEN_OVER:
+            assert any(word in report.drive_reason for word in ("callback", "guidance", "guess_mode"))
+        samples = len(report.converged)
+        per_evaluation, odd = divmod(stock_seen.entries, report.num_inference_steps * samples)
+        assert odd == 0
+        assert seen.entries == report.evaluations * per_evaluation
+        assert seen.calls == report.waves * (stock_seen.calls // report.num_inference_steps)
+        assert report.evaluations == report.rows * samples
+        assert all(report.converged)
+    else:
+        assert verdict.why in report.fallback_reason
+        assert (report.path == "stock") == (verdict.kind == "stock loop")
+    assert bool(expected.isfinite().all())
+    assert_close(found, expected)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(states, stock_states, strict=True))
     assert pipe.scheduler is scheduler
     assert dict(pipe.scheduler.config) == config
     assert all(vars(pipe)[name] is part for name, part in parts.items())
@@ -111,29 +110,43 @@ def check(pipe: Any, call: dict[str, Any], verdict: Verdict) -> None:
     assert torch.equal(again, expected), "the pipe gives its own result as before"
 
 
-CELLS = [(pipeline, scheduler) for pipeline in PIPELINES for scheduler in SCHEDULERS if pipeline.verdict(scheduler)]
+def name_of(value: Any) -> str:
+    return getattr(value, "tiny", None) or getattr(value, "name", str(value))
 
 
-@pytest.mark.parametrize(("pipeline", "scheduler"), CELLS, ids=lambda value: getattr(value, "tiny", value))
-def test_pipeline_by_scheduler(pipeline: Pipeline, scheduler: str) -> None:
+CELLS = [
+    (pipeline, scheduler, mode)
+    for pipeline in PIPELINES
+    for scheduler in SCHEDULERS
+    if pipeline.verdict(scheduler)
+    for mode in MODES
+]
+
+
+@pytest.mark.parametrize(("pipeline", "scheduler", "mode"), thinned(CELLS), ids=name_of)
+def test_pipeline_by_scheduler(pipeline: Pipeline, scheduler: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = pipeline.verdict(scheduler)
     assert verdict is not None
-    check(pipeline.build(scheduler), tiny.PIPELINES[pipeline.tiny][1], verdict)
+    check(pipeline.build(scheduler), tiny.PIPELINES[pipeline.tiny][1], verdict, mode, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("feature", "pipeline"),
-    support.cases(),
-    ids=lambda value: value.tiny if isinstance(value, Pipeline) else value.name,
+    ("feature", "pipeline", "mode"), thinned((*case, mode) for case in support.cases() for mode in MODES), ids=name_of
 )
-def test_feature(feature: Feature, pipeline: Pipeline) -> None:
+def test_feature(feature: Feature, pipeline: Pipeline, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = feature.build() if feature.build else pipeline.build(pipeline.schedulers[0])
     call = {**tiny.PIPELINES[pipeline.tiny][1], **feature.call}
-    check(pipe, {**call, **feature.prepare(pipe)}, feature.verdict)
+    check(pipe, {**call, **feature.prepare(pipe)}, feature.verdict, mode, monkeypatch)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", tiny.PIPELINES)
+def test_the_default_command_runs_every_pipeline_scheduler_feature_and_mode() -> None:
+    cells = [case.values for case in thinned(CELLS) if case.marks == ()]
+    assert {cell[0].name for cell in cells} == {pipeline.name for pipeline in PIPELINES}
+    assert {cell[1] for cell in cells} == set(SCHEDULERS)
+    assert {cell[2] for cell in cells} == set(MODES)
+
+
+@pytest.mark.parametrize(("name", "dtype"), thinned_product(tiny.PIPELINES, [torch.bfloat16, torch.float16]), ids=str)
 def test_half_precision_loses_no_more_than_stock_and_the_network_keeps_its_dtype(name: str, dtype: torch.dtype) -> None:
     """Stock rounds its latents after every step, here they stay in float32: neither is the other's reference."""
     build, call = tiny.PIPELINES[name]
@@ -147,12 +160,8 @@ def test_half_precision_loses_no_more_than_stock_and_the_network_keeps_its_dtype
         lambda module, args, kwargs: dtypes.add((args[0] if args else kwargs["hidden_states"]).dtype), with_kwargs=True
     )
     error = []
-    for each in (
-        pipe,
-        srds_fast.compile(pipe, method="sequential"),
-        srds_fast.compile(pipe, exact=True, method="srds"),
-    ):
-        found = run(each, call)[0]
+    for settings in (None, {"method": "sequential"}, {"exact": True, "method": "srds"}):
+        found = run(pipe if settings is None else srds_fast.compile(pipe, **settings), call)[0]
         assert torch.isfinite(found).all()
         error.append(float((found.float() - expected).abs().mean()))
     handle.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..evaluator import Evaluator
 from .cache_key import hooked, network_key
 from .devices import why_no_recorder
 
-Through = Callable[[Callable[..., object], Hashable], Callable[..., object]]
+Through = Callable[[Callable[..., Any], Hashable], Callable[..., Any]]
 """(network, its name among those of the call) -> what is called in its place."""
 
 

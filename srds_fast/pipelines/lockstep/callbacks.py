@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .loop import Drive
+from .loop import LockstepLoop
 
 
 class StepCallback:
@@ -24,7 +24,7 @@ class StepCallback:
         drive: of this call, made with keep_states.
     """
 
-    def __init__(self, user: Callable[..., Any], drive: Drive) -> None:
+    def __init__(self, user: Callable[..., Any], drive: LockstepLoop) -> None:
         self.told = 0
         self._user = user
         self._drive = drive

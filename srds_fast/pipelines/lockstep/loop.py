@@ -1,9 +1,12 @@
-"""Lockstep: a pipeline's own loop, driven from its scheduler.
+"""Lockstep: a pipeline's own loop, run once per wave, from its scheduler.
 
-A call runs on a shallow copy of the pipe in which scheduler and networks are stand-ins. The loop then turns once per
-wave instead of once per step: the scheduler's `step` takes the guided outputs of all rows, hands them to the solver
-core and returns the next rows as "latents"; the networks give each row its own timestep and repeat the conditioning.
-Prompt encoding, guidance and decoding are the pipe's own code, and nothing the user holds is changed.
+A call runs on a shallow copy of the pipe in which proxies take the place of the scheduler and the networks. The loop
+then turns once per wave instead of once per step: the scheduler's `step` takes the guided outputs of all rows, hands
+them to the solver core and returns the next rows as "latents"; the networks give each row its own timestep and repeat
+the conditioning. Prompt encoding, guidance and decoding are the pipe's own code, and nothing the user holds is changed.
+
+With a `RecordedTurn` the loop turns only once: its network calls are recorded, and the session repeats them for the
+rows of all waves. Where the guidance found in that turn is not linear, the loop turns once per wave after all.
 
 Rows lie in the batch as (copy or guidance branch, row, sample).
 """
@@ -21,43 +24,46 @@ import torch
 from torch import Tensor, nn
 
 from ... import telemetry
-from ...engine.run import Observer, Run, step_by_step
-from ...errors import DivergenceError, UnsupportedPipeline, UnsupportedScheduler
+from ...engine.graphs.runner import GraphRunner
+from ...engine.run import Observer, Run
+from ...errors import UnsupportedPipeline, UnsupportedScheduler
 from ...kernels.wave_update import NetworkInput
-from ...planner.choose import choose
-from ...planner.context import context_of
 from ...planner.plan import Plan
-from ...planner.search import PlanFor, Pricing
-from ...planner.settings import Settings
 from ...sampling.rows import draw_noise, state_dtype
+from ...sampling.session import Planner, Session
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
 from ...solvers.contract import Evaluate, Extras, Trajectory
-from ...solvers.method import check_warm_start
+from ...solvers.registry import check_warm_start
 from ..loop import Loop
 from ..network_rows import RowInputs
 from ..networks import Network, network_family
+from ..takeover.network import RecordedNetwork
+from ..takeover.turn import RecordedTurn
 from .inpaint import Inpainting
 from .proxies import DrivenNetwork, DrivenScheduler, RowStates, driven_progress
 
-__all__ = ["Drive", "Loop", "driven_copy", "network_family"]
 
-
-class Drive:
-    """State of one driven call: the run, and the wave the loop is in.
+class LockstepLoop:
+    """State of one call: the session, and the wave that the pipeline's loop is in.
 
     Args:
-        scheduler: the pipe's scheduler; a copy of it is driven.
+        scheduler: the pipe's scheduler; a copy of it is used.
         loop: what is known of the pipeline's loop.
-        plan_for: gives the plan, from the number of steps, whether they add noise, and what tells the costs of this
-            call (None: they cannot be measured before it has begun).
+        planner: chooses the plan.
         observer: sees every checkpoint.
+        turn: records the first turn, so that the loop need not turn once per wave; None: it turns once per wave.
+        graphs: how a recorded turn may use graphs; None: its waves run eagerly.
+        overlap: how the coarse rows of a recorded turn run: "batch", "streams" or "auto".
         keep_states: keep the states of all steps, for callbacks.
+        guess: [steps + 1, batch, ...], states to begin with; None: the method's own first guess.
         interrupted: asked before every wave whether to stop early.
-        stepwise: told why, when a callback makes the rest of the call run step by step; may raise.
+        notify: told why the rest of the call runs step by step; may raise.
         instead: what is called in the place of a network.
+        plan_only: choose the plan, run no wave: the loop is handed its starting noise as the result.
 
     Attributes:
+        session: plan, run and report of the call; None before the first step.
         progress: shows the steps that are final by now on the pipe's progress bar.
     """
 
@@ -65,43 +71,57 @@ class Drive:
         self,
         scheduler: Any,
         loop: Loop,
-        plan_for: PlanFor,
+        planner: Planner,
         observer: Observer | None = None,
         *,
+        turn: RecordedTurn | None = None,
+        graphs: GraphRunner | None = None,
+        overlap: str = "batch",
         keep_states: bool = False,
         guess: Tensor | None = None,
         interrupted: Callable[[], bool] = lambda: False,
-        stepwise: Callable[[str], None] = lambda reason: None,
+        notify: Callable[[str], None] = lambda reason: None,
         instead: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
+        plan_only: bool = False,
     ) -> None:
         self._instead = instead
         self.scheduler = DrivenScheduler(_copy(scheduler), self)
         self.inpainting: Inpainting | None = None
-        self.run: Run | None = None
+        self.session: Session | None = None
         self.timesteps: Tensor | None = None
         self.steps = 0
         self.finished = False
         self.progress: Callable[[], None] = lambda: None
         self._loop = loop
-        self._plan_for = plan_for
+        self._planner = planner
         self._observer = observer
+        self._turn = turn
+        self._graphs = graphs
+        self._overlap = overlap
         self._keep_states = keep_states
         self._guess = guess
         self._interrupted = interrupted
-        self._stepwise = stepwise
+        self._notify = notify
+        self._plan_only = plan_only
+        self._network: RecordedNetwork | None = None
+        self._drive_reason: str | None = None
         self._start = 0
         self._offset = 0
         self._trajectory: Trajectory | None = None
         self._noise: NoiseTable | None = None
+        self._state: Tensor | None = None
         self._draws: Tensor | None = None
         self._rows: RowInputs | None = None
-        self._parts: tuple[Plan, Tensor, NoiseTable, Extras] | None = None
-        self._make_run: Callable[..., Run] | None = None
         self._wave: Evaluate | None = None
         self._handed: Tensor | None = None
         self._num_samples = 0
         self._calls = 0
         self._started: float | None = None
+
+    @property
+    def run(self) -> Run | None:
+        """The current run; None before the first step."""
+        return None if self.session is None else self.session.run
 
     @property
     def num_steps(self) -> int:
@@ -124,8 +144,8 @@ class Drive:
         """All states of a finished run, [steps + 1, batch, ...]; None where some were not kept, or not come to."""
         if self._trajectory is None or self.run is None or self.run.sample is None or self._offset:
             return None
-        assert self._parts is not None
-        return self._trajectory.stacked(self._parts[1], self.run.sample)
+        assert self._state is not None
+        return self._trajectory.stacked(self._state, self.run.sample)
 
     def state_after(self, step: int) -> Tensor:
         """The state that a final step led to, [batch, ...]; only with keep_states."""
@@ -152,11 +172,21 @@ class Drive:
             )
         self._calls = 0
         x0: tuple[Tensor, ...] = ()
-        if self.run is None:
+        if self.session is None:
             x0 = self._begin(m, x, options)
-            assert self.run is not None
-            self._wave = self.run.next(None)
+            if self._plan_only:
+                if self._network is not None and self.num_steps > 1:
+                    self.session_begun().price()
+                assert self._state is not None
+                ended = self._end(self._state, x.dtype)
+                return (ended, ended)
+            if self._network is not None:
+                return self._run_all_waves(self._network, x.dtype)
+            self._wave = self.session_begun().next(None)
             assert self._wave is not None
+            assert self.run is not None
+            if self._turn is not None and self._turn.calls:  # the recorded turn was answered with probes
+                return (self._hand_out(x.dtype),)
             if len(self._wave.positions) > 1:  # the turn that has just been made is not the first wave
                 self.run.report.waves, self.run.report.rows = 2, 1 + len(self._wave.positions)
                 self.run.report.evaluations += self._num_samples
@@ -166,57 +196,57 @@ class Drive:
                 "The pipeline changes its latents between two scheduler steps. Such a loop cannot be driven. "
                 "Run this call on the original pipeline."
             )
-        assert self.run is not None
+        run = self.session_begun().run
         assert self._wave is not None
-        self.run.received()
+        run.received()
         if self._interrupted() and (newest := self.newest()) is not None:
             return (self.interrupt(newest, x.dtype), *x0)
         if self._loop.copies > 1:
             m = m[: len(m) // self._loop.copies]
-        try:
-            self._wave = self.run.next(m.view_as(self._wave.x))
-        except DivergenceError as error:
-            self._step_by_step(error)
-            self._wave = self.run.next(None)
+        self._wave = self.session_begun().next(m.view_as(self._wave.x))
+        if self.session_begun().run is not run:  # begun again, step by step
+            self._rows = self._rows_of(self.session_begun().run)
         return (self._hand_out(x.dtype), *x0)
 
-    @property
-    def _turns_with_waves(self) -> bool:
-        """Whether the pipeline's loop turns once a wave."""
-        return True
+    def session_begun(self) -> Session:
+        """The session, after the first step."""
+        assert self.session is not None
+        return self.session
 
-    def _step_by_step(self, error: DivergenceError) -> None:
-        """Begin again, one step after another, where a method that was chosen for the user did not settle."""
-        assert self.run is not None
-        if self.run.plan.prediction is None or self.run.plan.method == "sequential":
-            raise error
-        try:
-            self._take_steps(error.what)
-        except UnsupportedPipeline:  # strict: the error itself says more
-            raise error from None
+    def _run_all_waves(self, network: RecordedNetwork, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Run all waves of a recorded turn, return the samples."""
+        x0: list[Tensor] = []
 
-    def _take_steps(self, why: str) -> None:
-        """Begin again, one step after another. why: in words."""
-        assert self.run is not None
-        assert self._parts is not None
-        _, state, noise, extras = self._parts
-        self.run = step_by_step(self.run.report, why, state, noise, extras, self._observer)
-        self._rows = RowInputs(self.run.program, noise, state, instead=self._instead)
-        reason = self.run.report.fallback_reason
-        assert reason is not None
-        self._stepwise(reason)
+        def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
+            self._wave = run.next(None)
+            while self._wave is not None:
+                m = evaluate(self._wave)
+                if self.num_steps == 1:
+                    x0[:] = [network.x0_of(self._wave, m).to(dtype)]
+                run.received()
+                if self._interrupted() and (newest := self.newest()) is not None:
+                    self.interrupt(newest, dtype)
+                    return
+                self._wave = run.next(m)
+                self.progress()
+
+        self.session_begun().complete(advance)
+        self._wave = None
+        return (self._hand_out(dtype), *x0)
 
     def newest(self) -> Tensor | None:
-        """The newest whole sample, [batch, ...]; of a sequential run, where it stands."""
-        assert self.run is not None
-        if self.run.newest is None and self.run.plan.method == "sequential" and self._wave is not None:
+        """The newest whole sample, [batch, ...]; of an eager sequential run, the state it has come to."""
+        run = self.session_begun().run
+        if run.newest is not None or not run.plan.is_sequential or self._wave is None:
+            return run.newest
+        if self._network is None:
             return self._wave.x[0]
-        return self.run.newest
+        # a replay hands out no states between checkpoints
+        return self._network.state_of(self._wave) if run.report.engine != "loop graph" else None
 
     def interrupt(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
         """End the call early with this sample; returns it as the loop carries it."""
-        assert self.run is not None
-        self.run.report.interrupted = True
+        self.session_begun().run.report.interrupted = True
         return self._end(sample, dtype)
 
     def _end(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
@@ -237,32 +267,32 @@ class Drive:
         Returns:
             x, as the loop carries it from here.
         """
-        assert self.run is not None
+        session = self.session_begun()
         assert self._noise is not None
-        report = self.run.report
+        report = session.run.report
         if report.fallback_reason is None:
             report.fallback_reason = reason
-            self._stepwise(reason)
+            self._notify(reason)
         done = step + 1
         if done == self.num_steps:
             return self._end(x.to(state_dtype(x.dtype)), x.dtype)
-        self.run.leave()
         x0_prev = self._trajectory.x0[step - self._offset] if self._trajectory is not None else None
         self._offset = done
         rest = self._noise.part(self._start + done, self._start + self.num_steps, afresh=False)
-        state = x.to(state_dtype(x.dtype))
+        self._state = x.to(state_dtype(x.dtype))
         self._num_samples = len(x)
-        plan = choose(rest.num_steps, Settings(method="sequential"))
         draws = None if self._draws is None else self._draws[done:]
-        self.run = Run(plan, state, rest, "drive", self._extras(draws, x.dtype, rest.num_steps, x0_prev), report=report)
+        session.go_on_from(self._state, rest, self._extras(draws, x.dtype, rest.num_steps, x0_prev))
         # anew: a callback may have changed what conditioning was made from, in place
-        self._rows = RowInputs(self.run.program, rest, state, instead=self._instead)
-        self._wave = self.run.next(None)
+        self._rows = self._rows_of(session.run, rest)
+        self._wave = session.run.next(None)
         self.finished = False
         return self._hand_out(x.dtype)
 
     def scale(self, x: Tensor, timestep: Any) -> Tensor:
         """The states of the wave times their input scale, for all guidance branches."""
+        if self._turn is not None:
+            self._turn.scaled = True
         if self._wave is None:
             return self.scheduler.inner.scale_model_input(x, timestep)  # type: ignore[no-any-return]
         assert self._rows is not None
@@ -281,6 +311,10 @@ class Drive:
     ) -> Any:
         """Call a network with per-row timesteps and repeated conditioning. names: of its parameters, in order."""
         self._calls += 1
+        if self._turn is not None and self.session is None and self._turn.takes(kwargs):
+            if self._started is None:
+                self._started = time.perf_counter()
+            return self._turn.record(network, family, names, args, kwargs)
         states: Tensor = kwargs[family.state] if family.state in kwargs else args[names.index(family.state)]
         if self._wave is None:  # the first wave is the starting noise alone: a plain call
             if self._started is None:
@@ -300,7 +334,14 @@ class Drive:
             return self._rows.call(self._wave, network, family, names, args, kwargs)
 
     def _begin(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
-        """The first step: now number of steps, noise and samples are known. Makes the run; it has not begun."""
+        """The first step: the number of steps, the noise and the samples are known now. Makes the session."""
+        turn = self._turn
+        if turn is not None:
+            if turn.calls:
+                samples = len(x) // self._loop.copies
+                turn.read_guidance(m[:samples], x[:samples])
+                m = m.to(turn.calls[0].states.dtype)  # noise is drawn in the dtype of what the network returns
+            self._drive_reason = turn.drive_reason
         scheduler, options = self.scheduler.inner, self.scheduler.unusual(options)
         if m.shape != x.shape:
             raise UnsupportedPipeline(
@@ -329,38 +370,54 @@ class Drive:
         extras = self._extras(self._draws, x.dtype, noise.num_steps)
         if self._guess is not None:
             check_warm_start(self._guess, (noise.num_steps + 1, *state.shape))
-        telemetry.phase("plan")
-        begun = time.perf_counter()
-        plan = self._plan_for(noise.num_steps, noise.spread is not None, self._pricing(noise, state, extras))
-        planning = time.perf_counter() - begun
-        if plan.context is not None:
-            plan.context.check(context_of(state.device, noise, self._networks()))
-        self._started = None if self._started is None else self._started + planning
-        at_once = plan.pipelined and plan.in_flight is None
-        in_as_many_turns = at_once if plan.method == "srds" else plan.method in ("sequential", "chords")
-        ahead_of_its_turns = plan.method == "sequential" or (in_as_many_turns and plan.max_rows is None)
-        if self._loop.counts and self._turns_with_waves and not ahead_of_its_turns:
-            raise UnsupportedPipeline(
-                "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
-                "Use method='srds' with pipelined=True, and neither in_flight nor max_rows."
+        self._state = state
+        if turn is not None and turn.linear:
+            extras = turn.extras(extras, self._num_samples)
+            self._network = RecordedNetwork(
+                turn, state, noise, extras, instead=self._instead, overlap=self._overlap, keeps_states=self._keep_states
             )
-        self._parts = plan, state, noise, extras
-        self._make_run = functools.partial(Run, plan, state, noise, "drive", extras, started=self._started)
-        self.run = self._make_run(observer=self._observer)
-        self.run.report.planning_seconds = planning if plan.prediction is not None else 0.0
-        self._rows = RowInputs(self.run.program, noise, state, instead=self._instead)
-        if noise.num_steps > 1:
+        telemetry.phase("plan")
+        session = Session(
+            self._planner,
+            state,
+            noise,
+            extras,
+            "drive" if self._network is None else "takeover",
+            network=self._network,
+            graphs=self._graphs,
+            observer=self._observer,
+            started=self._started,
+            notify=self._notify,
+        )
+        self._refuse_what_turns_too_often(session.plan)
+        self.session = session
+        report = session.run.report
+        report.drive_reason = self._drive_reason
+        if self._drive_reason is not None and self._graphs is not None:
+            report.engine_reason = f"the loop is driven: {self._drive_reason}"
+            self._graphs.refused(report.engine_reason)
+        if self._network is None:
+            self._rows = self._rows_of(session.run, noise)
+        if noise.num_steps > 1 or self._network is not None:
             return ()
         _, x0 = noise.step(0, state, m[: self._num_samples].to(state.dtype))
         return (x0.to(x.dtype),)
 
-    def _networks(self) -> list[nn.Module]:
-        """The networks of this call, where they are known."""
-        return []
+    def _refuse_what_turns_too_often(self, plan: Plan) -> None:
+        """A loop that looks up its list of steps by turn must not turn more often than there are steps."""
+        few_turns = plan.is_sequential or (plan.options.fits_turns and plan.max_rows is None)
+        if self._loop.counts and self._network is None and not few_turns:
+            raise UnsupportedPipeline(
+                "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
+                "Use method='srds' with pipelined=True, and neither in_flight nor max_rows."
+            )
 
-    def _pricing(self, noise: NoiseTable, state: Tensor, extras: Extras) -> Callable[[], Pricing] | None:
-        """What tells the costs of this call. Of a loop that is driven the network is called by the loop alone."""
-        return None
+    def _rows_of(self, run: Run, noise: NoiseTable | None = None) -> RowInputs:
+        """The arguments of the network calls of a run. noise: its steps; None: all that the loop walks."""
+        assert self._noise is not None
+        assert self._state is not None
+        noise = noise or self._noise.part(self._start, self._start + self.num_steps)
+        return RowInputs(run.program, noise, self._state, instead=self._instead)
 
     def _extras(
         self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, x0_prev: Tensor | None = None
@@ -383,8 +440,8 @@ class Drive:
         if self._wave is None:
             assert self.run.sample is not None
             self.finished = True
-            assert self._rows is not None
-            self._rows.forget()
+            if self._rows is not None:
+                self._rows.forget()
             states = self.run.sample.to(dtype)
         else:
             states = self._wave.x.flatten(0, 1)
@@ -420,7 +477,7 @@ def _copy(scheduler: Any) -> Any:
     return twin
 
 
-def driven_copy(pipe: Any, cls: Any, loop: Loop, drive: Drive, parts: dict[str, Any]) -> Any:
+def driven_copy(pipe: Any, cls: Any, loop: Loop, drive: LockstepLoop, parts: dict[str, Any]) -> Any:
     """A shallow copy of the pipe, of class `cls`, with stand-ins for its scheduler and its networks.
 
     Args:

@@ -1,6 +1,6 @@
 """What stands in for parts of a pipe during one driven call: scheduler, timesteps, states, networks, progress bar.
 
-They turn what the pipeline's loop does into calls of the `Drive`; what they do not define is the real part's own.
+What the pipeline's loop does to them becomes calls of the `LockstepLoop`; the rest is the real part's own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,40 @@ from ... import telemetry
 from ...errors import UnsupportedPipeline
 from ..networks import Network, unwrapped
 
-if TYPE_CHECKING:
-    from .loop import Drive
+
+class LoopState(Protocol):
+    """What the proxies report to, and ask: the `LockstepLoop` of the call.
+
+    Attributes:
+        steps: scheduler steps so far.
+        finished: the samples are there; the loop ends.
+        progress: shows the steps that are final by now on the pipe's progress bar.
+    """
+
+    steps: int
+    finished: bool
+    progress: Callable[[], None]
+
+    @property
+    def final_steps(self) -> int: ...
+
+    def enter(self, start: int, timesteps: Tensor) -> None: ...
+
+    def scale(self, x: Tensor, timestep: Any) -> Tensor: ...
+
+    def step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]: ...
+
+    def for_rows(self, conditioning: Tensor, states: Tensor) -> Tensor: ...
+
+    def call(
+        self, network: nn.Module, family: Network, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any: ...
 
 
 class DrivenScheduler:
     """Stands in for the pipe's scheduler in one call."""
 
-    def __init__(self, inner: Any, drive: Drive) -> None:
+    def __init__(self, inner: Any, drive: LoopState) -> None:
         self.inner = inner
         if hasattr(inner, "order"):
             self.order = inner.order  # loops look it up in every turn
@@ -75,11 +101,11 @@ def _same(value: Any, default: Any) -> bool:
 class DrivenTimesteps(Tensor):
     """Timesteps that a pipeline's loop goes through once per wave. Slices are driven too, other results are plain."""
 
-    drive: Drive
+    drive: LoopState
     start: int
 
     @classmethod
-    def of(cls, timesteps: Tensor, drive: Drive, start: int) -> DrivenTimesteps:
+    def of(cls, timesteps: Tensor, drive: LoopState, start: int) -> DrivenTimesteps:
         """The timesteps of steps start, start + 1, ... of the scheduler's grid."""
         driven: DrivenTimesteps = timesteps.as_subclass(cls)
         driven.drive, driven.start = drive, start
@@ -105,7 +131,7 @@ class DrivenTimesteps(Tensor):
         return self._turns(self.as_subclass(Tensor), self.drive, self.start)
 
     @staticmethod
-    def _turns(timesteps: Tensor, drive: Drive, start: int) -> Iterator[Tensor]:
+    def _turns(timesteps: Tensor, drive: LoopState, start: int) -> Iterator[Tensor]:
         steps = drive.steps
         drive.enter(start, timesteps)
         first = timesteps[0]
@@ -134,10 +160,10 @@ def _no_step() -> UnsupportedPipeline:
 class RowStates(Tensor):
     """States of a wave. Conditioning that a loop joins to them channel by channel is repeated for the rows."""
 
-    drive: Drive
+    drive: LoopState
 
     @classmethod
-    def of(cls, states: Tensor, drive: Drive) -> RowStates:
+    def of(cls, states: Tensor, drive: LoopState) -> RowStates:
         rows: RowStates = states.as_subclass(cls)
         rows.drive = drive
         return rows
@@ -161,7 +187,7 @@ class RowStates(Tensor):
 class DrivenNetwork(nn.Module):
     """Stands in for one of the pipe's networks in one call. Calls go through the drive; all else is the network's."""
 
-    def __init__(self, network: nn.Module, family: Network, drive: Drive) -> None:
+    def __init__(self, network: nn.Module, family: Network, drive: LoopState) -> None:
         super().__init__()
         self.network = network
         self.training = network.training
@@ -188,7 +214,7 @@ class DrivenNetwork(nn.Module):
 
 
 def driven_progress(
-    progress_bar: Callable[..., Any], drive: Drive, iterable: Any = None, total: int | None = None
+    progress_bar: Callable[..., Any], drive: LoopState, iterable: Any = None, total: int | None = None
 ) -> Any:
     """The pipe's own progress bar, counting the steps that are final instead of the turns of the loop."""
     if iterable is not None:
@@ -196,7 +222,7 @@ def driven_progress(
     return _bar_to_update(progress_bar, drive, total)
 
 
-def _bar_over(progress_bar: Callable[..., Any], drive: Drive, timesteps: Any) -> Iterator[Any]:
+def _bar_over(progress_bar: Callable[..., Any], drive: LoopState, timesteps: Any) -> Iterator[Any]:
     with _bar_to_update(progress_bar, drive, len(timesteps)) as bar:
         for timestep in timesteps:
             yield timestep
@@ -204,7 +230,7 @@ def _bar_over(progress_bar: Callable[..., Any], drive: Drive, timesteps: Any) ->
 
 
 @contextmanager
-def _bar_to_update(progress_bar: Callable[..., Any], drive: Drive, total: int | None) -> Iterator[Any]:
+def _bar_to_update(progress_bar: Callable[..., Any], drive: LoopState, total: int | None) -> Iterator[Any]:
     with progress_bar(total=total) as bar:
         counted = _StepBar(bar, drive)
         drive.progress = counted.update
@@ -215,7 +241,7 @@ def _bar_to_update(progress_bar: Callable[..., Any], drive: Drive, total: int | 
 class _StepBar:
     """A progress bar whose `update()` shows the steps of the exact prefix, and all of them at the end."""
 
-    def __init__(self, bar: Any, drive: Drive) -> None:
+    def __init__(self, bar: Any, drive: LoopState) -> None:
         self._bar = bar
         self._drive = drive
         self._shown = 0

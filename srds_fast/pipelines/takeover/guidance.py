@@ -45,7 +45,7 @@ class KnownGuidance:
         self.weights[self.kind, states.dtype, states.device] = weights
 
 
-def _probe(network: nn.Module, family: Network, states: Tensor, number: int, *, known: bool) -> Tensor:
+def probe_of(network: nn.Module, family: Network, states: Tensor, number: int, *, known: bool) -> Tensor:
     """Random numbers in the shape of the network's output, in float64 and from a generator of their own.
 
     Args:

@@ -1,0 +1,58 @@
+"""What all commands share: their options, the tables they print, the JSON they write."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from srds_fast.environment import environment
+
+
+def parser(module: str, text: str | None) -> argparse.ArgumentParser:
+    """Options of `python -m module`; text: its docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def writable(text: str) -> Path:
+    """An argument: a file in an existing folder. A wrong path is refused before anything is timed."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} cannot be written: name a file in a folder that exists")
+    return path
+
+
+def write(path: Path | None, indent: int | None = 1, **found: Any) -> None:
+    """Write JSON with the versions and hardware it was measured on; nothing where path is None.
+
+    Commands call it after every measurement, so that an interrupted run leaves what it has.
+    """
+    if path is not None:
+        path.write_text(json.dumps({"environment": environment(), **found}, indent=indent) + "\n")
+
+
+class Table:
+    """Columns of fixed width that can be printed line by line, before the last line is known.
+
+    Args:
+        columns: heading and least width of each column; a negative width aligns to the left.
+    """
+
+    def __init__(self, *columns: tuple[str, int]) -> None:
+        self._formats = [f"{'<' if width < 0 else '>'}{max(abs(width), len(heading))}" for heading, width in columns]
+        self.heading = self.line(*(heading for heading, _ in columns))
+
+    def line(self, *cells: object) -> str:
+        """One line. None is a dash, floats get two decimals."""
+        texts = ("-" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        return "  ".join(map(format, texts, self._formats)).rstrip()
+
+
+def milliseconds(seconds: float, spread: Sequence[float] = ()) -> str:
+    """A time and, in brackets, the ends of its spread."""
+    ends = "..".join(f"{1e3 * each:.1f}" for each in spread)
+    return f"{1e3 * seconds:.1f}" + (f" ({ends})" if ends else "")

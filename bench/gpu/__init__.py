@@ -1,0 +1,1 @@
+"""One command for everything that needs a GPU."""

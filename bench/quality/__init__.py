@@ -1,0 +1,1 @@
+"""Methods compared at an equal difference to the sequential sample."""

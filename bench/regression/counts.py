@@ -1,0 +1,195 @@
+"""What every method does, in counts that are gated: tests/bench/test_counts.py compares them with a committed file.
+
+    python -m bench.regression.counts             # the table
+    python -m bench.regression.counts --check     # differences from bench/results/counts.json; exits 1 if there are any
+    python -m bench.regression.counts --write     # writes the file anew, when a difference was meant
+
+Pipelines run eagerly on the CPU, 12 steps, the methods as `fixed_methods` has them. Of a call: waves, rows, rows of the
+widest wave, and what is done from the return of one network call to the next call: all of it together, and "a wave",
+the lower median. `dispatched` says what each count is.
+
+How many operations torch dispatches depends on its version: under another minor version than the file's, only waves,
+rows and the bytes that `wave_update` moves are compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import srds_fast
+from bench.command import Table, parser
+from bench.workloads import pipelines
+from bench.workloads.methods import fixed_methods
+from srds_fast import zoo
+
+from .dispatched import NAMES, Counts, Dispatched
+
+FILE = Path(__file__).parents[1] / "results" / "counts.json"
+# decided by programs and tables alone
+ALWAYS = ("waves", "rows", "peak_rows", "bytes_moved", "bytes_moved_a_wave")
+REWRITE = "python -m bench.regression.counts --write"
+STEPS = 12
+Found = dict[str, dict[str, dict[str, int]]]
+"""pipeline -> method -> count -> number"""
+
+
+def _with_text(pipe: Any, size: int) -> tuple[Any, dict[str, Any]]:
+    return pipe, {**pipelines.embedded_text(pipe), "output_type": "latent", "height": size, "width": size}
+
+
+# latents of 8 x 8: of 4 channels, but for Flux, whose 64 tokens are of 2 x 2 of them
+PIPELINES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
+    "digits, DDIM": lambda: (zoo.load("digits"), {"prompt": "a seven", "output_type": "latent"}),
+    "SDXL, Euler": lambda: _with_text(pipelines.stable_diffusion_xl(), 64),
+    "Flux, flow": lambda: _with_text(pipelines.flux(), 128),
+}
+
+
+@contextmanager
+def _turns(network: Any, dispatched: Dispatched) -> Iterator[list[Counts]]:
+    """What is counted from each return of a network to its next call."""
+    turns: list[Counts] = []
+    returned: Counts | None = None
+    forward = network.forward
+
+    @functools.wraps(forward)
+    def between(*args: Any, **kwargs: Any) -> Any:
+        nonlocal returned
+        if returned is not None:
+            turns.append(dispatched.counts - returned)
+        with dispatched.unseen():
+            output = forward(*args, **kwargs)
+        returned = dispatched.counts
+        return output
+
+    network.forward = between
+    try:
+        yield turns
+    finally:
+        network.forward = forward
+
+
+def counted(pipe: Any, arguments: dict[str, Any], settings: dict[str, Any]) -> dict[str, int]:
+    """All counts of one method on a pipeline."""
+    fast = srds_fast.compile(pipe, engine="eager", **settings)
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+    def call() -> None:
+        fast(**arguments, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
+
+    call()  # fills caches
+    with Dispatched() as dispatched, _turns(network, dispatched) as turns:
+        call()
+    report = fast.report
+    found = {"waves": report.waves, "rows": report.rows, "peak_rows": report.peak_rows}
+    whole = sum(turns, Counts())
+    for name in NAMES:
+        found[name] = getattr(whole, name)
+        found[f"{name}_a_wave"] = statistics.median_low(getattr(turn, name) for turn in turns)
+    return found
+
+
+def measured(names: tuple[str, ...] = tuple(PIPELINES)) -> Found:
+    """The counts of these pipelines."""
+    found: Found = {}
+    for name in names:
+        pipe, arguments = PIPELINES[name]()
+        pipe.set_progress_bar_config(disable=True)
+        found[name] = {method: counted(pipe, arguments, settings) for method, settings in fixed_methods(STEPS).items()}
+    return found
+
+
+def read(file: Path = FILE) -> tuple[str, Found]:
+    """The minor version of torch that a file was written with, and its counts."""
+    try:
+        written = json.loads(file.read_text())
+        return written["torch"], written["counts"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"{file} cannot be read: {error!r}. It holds the counts. Write it with `{REWRITE}`.") from None
+
+
+def write(found: Found, file: Path = FILE) -> None:
+    """What `read` reads."""
+    file.write_text(json.dumps({"torch": _minor(torch.__version__), "counts": found}, indent=1) + "\n")
+
+
+def _minor(version: str) -> str:
+    """2.13.0+cpu -> 2.13"""
+    return ".".join(version.split(".")[:2])
+
+
+def comparable(version: str) -> tuple[str, ...] | None:
+    """Which counts of a file written with this torch can be compared with those of the torch here; None: all."""
+    return None if version == _minor(torch.__version__) else ALWAYS
+
+
+def differences(before: Found, after: Found, only: tuple[str, ...] | None = None) -> list[str]:
+    """A line for every count (or: of those in `only`) that has changed, is new or is gone."""
+    old, new = (
+        {(pipeline, method, name): number for pipeline, methods in found.items() for method, counts in methods.items()
+         for name, number in counts.items() if only is None or name in only}
+        for found in (before, after)
+    )  # fmt: skip
+    return [
+        f"{pipeline}, {method}: {name} was {old.get(key)}, is {new.get(key)}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+        for pipeline, method, name in [key]
+    ]
+
+
+def explained(lines: list[str]) -> str:
+    """Differences as an error."""
+    return "\n".join(
+        [
+            f"{len(lines)} counts are not those of {FILE.relative_to(FILE.parents[2])}:",
+            *lines,
+            f"They are part of what a call costs. If that was meant, run `{REWRITE}` and commit the file.",
+        ]
+    )
+
+
+def table(found: Found) -> Iterator[str]:
+    """One line for each method."""
+    shown = ("waves", "rows", "peak_rows", *(f"{name}_a_wave" for name in NAMES))
+    columns = Table(("", -32), *((name.removesuffix("_a_wave").replace("_", " "), 0) for name in shown))
+    yield columns.heading
+    for pipeline, by_method in found.items():
+        for method, counts in by_method.items():
+            yield columns.line(f"{pipeline}, {method}", *(counts[name] for name in shown))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    torch.set_num_threads(1)
+    options_of = parser("bench.regression.counts", __doc__)
+    does = options_of.add_mutually_exclusive_group()
+    does.add_argument("--write", action="store_true", help="write the file anew")
+    does.add_argument("--check", action="store_true", help="exit with 1 if anything differs from it")
+    options_of.add_argument("--file", type=Path, default=FILE, help="the file to write or to check, %(default)s")
+    options = options_of.parse_args(arguments)
+    version, before = read(options.file) if options.check else ("", {})
+    found = measured()
+    if options.write:
+        write(found, options.file)
+    elif options.check:
+        only = comparable(version)
+        if only is not None:
+            print(f"The file is of torch {version}, this is {torch.__version__}: only {', '.join(only)} are compared.")
+        if lines := differences(before, found, only):
+            sys.exit(explained(lines))
+        print("No count differs.")
+    else:
+        print(*table(found), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

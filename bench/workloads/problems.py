@@ -1,0 +1,116 @@
+"""Problems that methods are compared on: a trained pipeline under guidance, and a mixture in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+import srds_fast
+from srds_fast import zoo
+
+# entries of a network call at most: more of them are no faster on a CPU, and leave its caches
+MOST_ENTRIES = 128
+GREY_LEVEL = 1 / 127.5
+
+
+class Problem(NamedTuple):
+    """Arguments of `srds_fast.sample`.
+
+    Attributes:
+        name: for tables.
+        denoiser: the network, guidance inside.
+        x: starting noise, [samples, ...].
+        cond: tensors [samples, ...].
+        scheduler: DDIM.
+    """
+
+    name: str
+    denoiser: Callable[..., Tensor]
+    x: Tensor
+    cond: dict[str, Tensor]
+    scheduler: Any
+
+    def one(self, sample: int) -> Problem:
+        """One of its samples."""
+        return self._of(slice(sample, sample + 1))
+
+    def first(self, samples: int) -> Problem:
+        """Its first samples."""
+        return self._of(slice(samples))
+
+    def sampled(self, steps: int, **settings: Any) -> srds_fast.SampleResult:
+        """`srds_fast.sample` of it."""
+        return srds_fast.sample(self.denoiser, self.x, self.scheduler, steps, cond=self.cond, **settings)
+
+    def sequential(self, steps: int) -> Tensor:
+        """What methods are compared with."""
+        return self.sampled(steps, method="sequential", engine="eager").sample
+
+    def _of(self, some: slice) -> Problem:
+        return self._replace(x=self.x[some], cond={name: value[some] for name, value in self.cond.items()})
+
+
+def difference(sample: Tensor, reference: Tensor) -> Tensor:
+    """Mean absolute difference of each sample in grey levels, [samples] float64 on the CPU."""
+    return (sample.double() - reference.double()).abs().flatten(1).mean(1).cpu() / GREY_LEVEL
+
+
+def digits_problem(samples: int, guidance: float, seed: int = 0) -> tuple[Any, Problem]:
+    """The bundled pipeline, and the problem it solves: ten prompts in turn, latents of 4 x 8 x 8, float32."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipe: Any = zoo.load("digits").to(device)
+    pipe.set_progress_bar_config(disable=True)
+    known = zoo.prompts("digits")
+    prompts = [known[sample % len(known)] for sample in range(samples)]
+    with torch.no_grad():
+        text, empty = pipe.encode_prompt(prompts, device, 1, True, [""] * samples)
+
+    @torch.no_grad()
+    def some(x: Tensor, t: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+        m = pipe.unet(torch.cat([x, x]), torch.cat([t, t]), encoder_hidden_states=torch.cat([empty, text])).sample
+        without, given = m.chunk(2)
+        guided: Tensor = without + guidance * (given - without)
+        return guided
+
+    def denoiser(x: Tensor, t: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+        parts = zip(*(each.split(MOST_ENTRIES // 2) for each in (x, t, text, empty)), strict=True)
+        return torch.cat([some(*part) for part in parts])
+
+    size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
+    x = torch.randn(samples, channels, size, size, generator=torch.Generator().manual_seed(seed)).to(device)
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    return pipe, Problem(f"digits, guidance {guidance:g}", denoiser, x, {"text": text, "empty": empty}, scheduler)
+
+
+def mixture(samples: int, seed: int = 0, dimensions: int = 64, components: int = 5, spread: float = 0.3) -> Problem:
+    """An isotropic Gaussian mixture: the posterior mean of x0, and with it eps, is in closed form; float64."""
+    means = torch.randn(components, dimensions, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    scheduler = DDIMScheduler(clip_sample=False)
+    table = scheduler.alphas_cumprod.double()
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        abar = table[t][:, None]
+        alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+        variance = alpha**2 * spread**2 + sigma**2
+        away = x[:, None] - alpha[:, :, None] * means
+        weights = (-(away**2).sum(-1) / (2 * variance)).softmax(-1)
+        shrink = alpha * spread**2 / variance
+        x0 = (weights[:, :, None] * (means + shrink[:, :, None] * away)).sum(1)
+        eps: Tensor = (x - alpha * x0) / sigma
+        return eps
+
+    generator = torch.Generator().manual_seed(seed + 1)
+    x = torch.randn(samples, dimensions, dtype=torch.float64, generator=generator)
+    return Problem(f"mixture of {components} Gaussians", denoiser, x, {}, scheduler)
+
+
+PROBLEMS = ("digits", "mixture")
+
+
+def problem(name: str, samples: int, guidance: float) -> Problem:
+    """One of `PROBLEMS`; guidance is of digits only."""
+    return digits_problem(samples, guidance)[1] if name == "digits" else mixture(samples)

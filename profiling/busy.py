@@ -1,0 +1,101 @@
+"""How busy a call keeps its GPU: the time in which kernels or copies run, over the time of the call.
+
+    python -m profiling.busy
+    python -m profiling.busy --workloads digits --steps 50 --json busy.json
+
+A share near 1 leaves nothing to gain around the network; what is missing is launches by the host, and waiting for it.
+Kernels are timed by torch's profiler in one call, the time of a call is the median of others without it: a profiler
+slows the host down and not the device. On a CPU it is the time inside operations, and means nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from bench.command import Table, parser, writable, write
+from bench.speed.timing import Stopwatch
+from bench.workloads.methods import NEVER
+from bench.workloads.networks import SMALL
+from bench.workloads.samplers import WORKLOADS, Loop, Workload
+
+LOOPS: dict[str, dict[str, Any]] = {
+    "sequential, eager": {"method": "sequential", "engine": "eager"},
+    "sequential, graph": {"method": "sequential", "engine": "graph"},
+    "srds, eager": {"method": "srds", "engine": "eager", "tolerance": NEVER, "max_iterations": 2},
+    "srds, graph": {"method": "srds", "engine": "graph", "tolerance": NEVER, "max_iterations": 2},
+}
+
+
+def covered(stretches: Iterable[tuple[float, float]]) -> float:
+    """The time that any of these stretches covers."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(stretches):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
+def measured(loop: Loop, calls: int) -> dict[str, Any]:
+    """Of a call: seconds, those in which the device works, the share, and what was launched on it."""
+    for _ in range(2):  # records
+        loop.call()
+    times = []
+    for _ in range(calls):
+        with Stopwatch() as watch:
+            loop.call()
+        times.append(watch.seconds)
+    here, activity = (DeviceType.CPU, ProfilerActivity.CPU) if SMALL else (DeviceType.CUDA, ProfilerActivity.CUDA)
+    with profile(activities=[activity]) as profiled, Stopwatch():
+        loop.call()
+    ranges = [
+        event.time_range
+        for event in profiled.events()
+        if event.device_type == here and not getattr(event, "is_user_annotation", False)
+    ]
+    working = covered((each.start, each.end) for each in ranges) / 1e6  # of microseconds
+    seconds = statistics.median(times)
+    return {
+        "seconds": seconds,
+        "busy_seconds": working,
+        "busy": min(1.0, working / seconds),
+        "launched": len(ranges),
+        "launched_per_wave": len(ranges) / loop.ran().waves,
+        "engine": loop.ran().engine,
+    }
+
+
+def of_workload(name: str, workload: Workload, steps: int, calls: int) -> list[dict[str, Any]]:
+    """The stock loop and ours."""
+    loops = {"stock": workload.stock(steps), **{each: workload.ours(steps, how) for each, how in LOOPS.items()}}
+    return [{"workload": name, "steps": steps, "loop": each, **measured(loop, calls)} for each, loop in loops.items()]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    torch.set_num_threads(1)
+    found = parser("profiling.busy", __doc__)
+    found.add_argument("--workloads", nargs="*", choices=list(WORKLOADS), default=["digits", "policy", "sd15"])
+    found.add_argument("--steps", type=int, default=6 if SMALL else 25)
+    found.add_argument("--calls", type=int, default=1 if SMALL else 5, help="that are timed")
+    found.add_argument("--json", type=writable)
+    options = found.parse_args(arguments)
+    table = Table(("busy", 5), ("ms", 8), ("launched a wave", 0), ("loop", -20), ("ran", -12), ("of", -1))
+    print(table.heading)
+    results: list[dict[str, Any]] = []
+    for name in options.workloads:
+        torch.manual_seed(0)
+        for each in of_workload(name, WORKLOADS[name](), options.steps, options.calls):
+            results.append(each)
+            times = f"{1e3 * each['seconds']:.1f}", f"{each['launched_per_wave']:.0f}"
+            of = f"{name}, {options.steps} steps"
+            print(table.line(each["busy"], *times, each["loop"], each["engine"], of), flush=True)
+        write(options.json, results=results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The recorded calls of a turn as a session's network: repeated for the rows of every wave."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...engine.evaluator import Evaluator
+from ...engine.graphs.capturable import Capturable, Through
+from ...engine.run import core_of
+from ...engine.streams import TwoLanes, has_two_lanes
+from ...kernels.common.dispatch import implementation
+from ...planner.plan import SLIDES, STATES_KEPT, Plan
+from ...schedulers.table import NoiseTable
+from ...solvers.contract import Core, Evaluate, Extras
+from ...solvers.program import Program
+from ..lora import AdapterScales, scale_numbers
+from ..network_rows import RowInputs
+from ..networks import is_compiled
+from .recorded import Repeated, signature_of, tensors_of, with_tensors
+from .turn import RecordedTurn
+
+
+@dataclass(frozen=True)
+class RecordedNetwork:
+    """See `srds_fast.sampling.session.Network`.
+
+    Attributes:
+        turn: the recorded calls.
+        state: starting noise, [batch, ...], in the dtype of the state.
+        noise: table of the steps.
+        extras: of the run.
+        instead: what is called in the place of a network.
+        overlap: how coarse rows run: "batch", "streams", or "auto", which a recording decides.
+        keeps_states: whether the states on the way are kept.
+    """
+
+    turn: RecordedTurn
+    state: Tensor
+    noise: NoiseTable
+    extras: Extras
+    instead: Mapping[nn.Module, Callable[..., Any]]
+    overlap: str
+    keeps_states: bool
+
+    @property
+    def kind(self) -> Hashable:
+        return tuple(recorded.kind for recorded in self.turn.calls)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return list({id(recorded.network): recorded.network for recorded in self.turn.calls}.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.turn.calls[0].states.dtype
+
+    def evaluator(self, program: Program) -> Evaluator:
+        """What runs the waves of a program; coarse rows on a stream of their own where that was asked for."""
+        if self.overlap == "streams" and has_two_lanes(program):
+            return TwoLanes(self._repeated(program.in_lanes()), program, self.state.device)
+        return self._repeated(program)
+
+    def _repeated(self, program: Program) -> Repeated:
+        rows = RowInputs(program, self.noise, self.state, instead=self.instead)
+        return Repeated(self.turn.calls, rows, len(self.state))
+
+    def capturable(self, plan: Plan, program: Program) -> Capturable:
+        """What a recording of this call would hold.
+
+        Raises:
+            ValueError: it cannot be recorded; the message says why.
+        """
+        if self.noise.num_steps == 1:
+            raise ValueError("a run of a single step has nothing between its waves")
+        state, noise, extras = self.state, self.noise, self.extras
+        factors: dict[nn.Module, float] = {}
+        for recorded in self.turn.calls:
+            if factors.setdefault(recorded.network, recorded.scale) != recorded.scale:
+                raise ValueError("its loop scales the LoRA layers of a network in two ways")
+        scales = AdapterScales(factors)
+        calls = [recorded.unscaled() for recorded in self.turn.calls] if scales else self.turn.calls
+        given = tensors_of(calls)
+        optional = {"draws": extras.draws, "guidance": extras.guidance, "guess": extras.guess}
+        if scales:
+            optional["adapter scales"] = scales.values(state.new_empty(0))
+        own = {"x": state} | {name: tensor for name, tensor in optional.items() if tensor is not None}
+        instead = self.instead
+
+        def with_own(static: Mapping[str, Tensor]) -> Extras:
+            draws, guidance, guess = (static.get(name) for name in ("draws", "guidance", "guess"))
+            return replace(extras, draws=draws, guidance=guidance, guess=guess)
+
+        def repeated(static: Mapping[str, Tensor], program: Program) -> Repeated:
+            rows = RowInputs(program, noise, static["x"], instead=instead)
+            around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
+            return Repeated(with_tensors(calls, given, static), rows, len(static["x"]), around)
+
+        def begin(static: Mapping[str, Tensor], beside: bool) -> tuple[Core, Evaluator]:
+            core = core_of(plan, static["x"], noise, program, with_own(static))
+            if not beside:
+                return core, repeated(static, program)
+            return core, TwoLanes(repeated(static, program.in_lanes()), program, static["x"].device)
+
+        def through(graphed: Through) -> Repeated:
+            called = {network: graphed(instead.get(network, network), id(network)) for network in factors}
+            return Repeated(self.turn.calls, RowInputs(program, noise, state, instead=called), len(state))
+
+        return Capturable(
+            (
+                plan.signature,
+                noise,
+                extras.scaled,
+                extras.network,
+                implementation(state.device),
+                signature_of(calls),
+            ),
+            own | given,
+            tuple(factors),
+            begin,
+            through,
+            plan.num_checkpoints,
+            program,
+            extras.network,
+            calls[0].states.dtype,
+            scale_numbers(factors),
+            network_signature=(tuple(map(id, instead.values())), _attention_of_the_process()),
+            why_no_loop=SLIDES if plan.slides else STATES_KEPT if self.keeps_states else None,
+            overlap=self.overlap if has_two_lanes(program) else "batch",
+            compiled=any(network in instead or is_compiled(network) for network in factors),
+        )
+
+    def state_of(self, wave: Evaluate) -> Tensor:
+        """The state of the first row, [samples, ...], back from what the network is given of it."""
+        state = wave.x[0].to(self.state.dtype)
+        return state / self.noise.numbers["input_scale"][wave.positions[0]] if self.extras.scaled else state
+
+    def x0_of(self, wave: Evaluate, m: Tensor) -> Tensor:
+        """What the one step of a loop predicts, [samples, ...]: a loop of a single step may ask for it."""
+        weights = self.turn.weights
+        assert weights is not None
+        _, x0 = self.noise.step(0, self.state_of(wave), torch.tensordot(weights, m.to(weights.dtype), dims=1))
+        return x0
+
+
+def _attention_of_the_process() -> Hashable:
+    """What attention goes through where a processor does not say: diffusers keeps one backend for the process."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    return str(_AttentionBackendRegistry.get_active_backend()[0])

@@ -1,0 +1,332 @@
+"""One sampling run, from the plan to the report: plan, price, run (graph or eager), recover, learn.
+
+`sample()` and compiled pipelines differ in how they call the network. All else is the same and happens here, once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.costs import Costs, price
+from ..engine.eager import drain
+from ..engine.evaluator import Evaluator
+from ..engine.graphs.capturable import Capturable
+from ..engine.graphs.runner import GraphRunner
+from ..engine.run import Observer, Run, no_room, step_by_step
+from ..engine.streams import TwoLanes
+from ..errors import DivergenceError, PlanMismatch, UnsupportedPipeline
+from ..planner.choose import choose
+from ..planner.context import context_of
+from ..planner.plan import Plan
+from ..planner.search import Pricing, usual
+from ..planner.settings import Settings
+from ..schedulers.table import NoiseTable
+from ..solvers.contract import Checkpoint, Evaluate, Extras
+from ..solvers.method import Method
+from ..solvers.program import Program
+from ..solvers.registry import SEQUENTIAL, options_of
+
+Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]
+"""Takes a run from wave to wave to its end, with what evaluates the waves."""
+
+
+class Network(Protocol):
+    """The network of a call, as something that takes rows.
+
+    Attributes:
+        kind: what the cost of a call depends on, beside the shape of the state.
+        modules: the networks that are called, whose shapes a measured plan is bound to; empty where not known.
+        dtype: of the output.
+    """
+
+    @property
+    def kind(self) -> Hashable: ...
+
+    @property
+    def modules(self) -> Sequence[nn.Module]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def evaluator(self, program: Program) -> Evaluator:
+        """What runs the waves of a program from Python."""
+
+    def capturable(self, plan: Plan, program: Program) -> Capturable:
+        """What a recording of this call would hold.
+
+        Raises:
+            ValueError: it cannot be recorded; the message says why.
+        """
+
+
+@dataclass
+class Planner:
+    """Chooses the plan of a call.
+
+    Attributes:
+        settings: what the user asks for.
+        plan: the plan that the user gave; None: one is chosen.
+        costs: what was measured of earlier calls.
+        calibrated: plans by (number of steps, whether steps add noise), each with the kind of calls it is for.
+    """
+
+    settings: Settings
+    plan: Plan | None = None
+    costs: Costs = field(default_factory=Costs)
+    calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> str:
+        """The engine asked for."""
+        return self.settings.engine if self.plan is None else self.plan.engine
+
+    @property
+    def options(self) -> Method | None:
+        """The options of the method asked for; None where the planner chooses it."""
+        return options_of(self.settings.method) if self.plan is None else self.plan.options
+
+    def choose(self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None) -> Plan:
+        """The plan of a call.
+
+        Args:
+            num_steps: N.
+            stochastic: whether steps add noise.
+            pricing: measures what the call costs. None: costs cannot be measured before this call.
+
+        Raises:
+            PlanMismatch: the plan given is for another number of steps.
+        """
+        if self.plan is not None:
+            if self.plan.num_inference_steps != num_steps:
+                raise PlanMismatch(
+                    f"The plan is for {self.plan.num_inference_steps} steps, this call has {num_steps}. A plan fits "
+                    "one number of steps. Leave plan out, or make one for this number."
+                )
+            return self.plan
+        calibrated = self.calibrated.get((num_steps, stochastic))
+        if calibrated is not None and pricing is not None:
+            plan, kind = calibrated
+            costs = pricing()
+            if (kind, plan.context) == (costs.kind, costs.context):  # it is for calls of its own kind only
+                return plan
+        if self.settings.measures and pricing is not None:
+            return usual(num_steps, self.settings, stochastic, pricing())
+        return choose(num_steps, self.settings, stochastic)
+
+
+class Session:
+    """One sampling run.
+
+    Either `complete` runs all waves, or a caller that evaluates them itself takes them one by one with `next`.
+
+    Args:
+        planner: chooses the plan.
+        state: starting noise, [batch, ...], in the dtype of the state.
+        noise: table of the steps.
+        extras: what the solver needs beyond the table.
+        path: who evaluates the waves, for the report.
+        network: the network; None: the caller evaluates the waves, and costs cannot be measured.
+        graphs: how graphs may be used; None: the waves run eagerly.
+        observer: sees every checkpoint.
+        started: `time.perf_counter()` when the first network call began, if that was before the session was made.
+        notify: told why the steps are taken one after another; may raise.
+
+    Attributes:
+        plan: what runs.
+        stochastic: whether steps add noise.
+        pricing: what the call costs; None where it was not measured.
+        run: the current run; another one after a recovery.
+
+    Raises:
+        PlanMismatch: the plan given does not fit the call.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        state: Tensor,
+        noise: NoiseTable,
+        extras: Extras,
+        path: str,
+        *,
+        network: Network | None = None,
+        graphs: GraphRunner | None = None,
+        observer: Observer | None = None,
+        started: float | None = None,
+        notify: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self._state, self._noise, self._extras, self._path = state, noise, extras, path
+        self._planner, self._network, self._graphs = planner, network, graphs
+        self._observer, self._notify = observer, notify
+        self.stochastic = noise.spread is not None
+        self.pricing: Pricing | None = None
+        begun = time.perf_counter()
+        measurable = network is not None and noise.num_steps > 1
+        self.plan = planner.choose(noise.num_steps, self.stochastic, self.price if measurable else None)
+        planning = time.perf_counter() - begun
+        if self.plan.context is not None:
+            self.plan.context.check(context_of(state.device, noise, () if network is None else network.modules))
+        self._started = None if started is None else started + planning
+        self._planning_seconds = planning if self.plan.prediction is not None else 0.0
+        self._begun = False
+        self.run = self._new_run(observer)
+
+    def next(self, output: Tensor | None) -> Evaluate | None:
+        """Hand in the output of the last wave, get the next one; None when `run.sample` is there.
+
+        Raises:
+            DivergenceError: the user's own method does not settle.
+        """
+        try:
+            return self.run.next(output)
+        except DivergenceError as error:
+            self._recover(error)
+            return self.run.next(None)
+
+    def complete(self, advance: Advance | None = None) -> Run:
+        """Run all waves, on a recording if there is one.
+
+        Args:
+            advance: takes a run to its end; None: nothing is done between waves.
+
+        Returns:
+            the run that has ended.
+
+        Raises:
+            DivergenceError: the user's own method does not settle.
+        """
+        assert self._network is not None
+        advance = advance or _drained
+        evaluate = self._network.evaluator(self.run.program)
+        if isinstance(evaluate, TwoLanes):
+            evaluate.prepare()
+            self.run.report.overlap = "streams"
+        try:
+            self._run_waves(evaluate, advance)
+        except DivergenceError as error:
+            self._recover(error)
+        except torch.OutOfMemoryError:
+            rows = self.run.report.peak_rows
+            if rows <= 1 or self.run.sample is not None:
+                raise
+            self.run.close()
+            if self.pricing is not None:
+                self.pricing.known.experience.had_no_room(rows)
+            self.take_steps(no_room(rows))
+        else:
+            self._learn(completed=True)
+            evaluate.forget()
+            return self.run
+        # outside the handlers: their errors keep alive what the waves had in memory
+        evaluate.forget()
+        evaluate = self._network.evaluator(self.run.program)
+        advance(self.run, evaluate)
+        evaluate.forget()
+        return self.run
+
+    def take_steps(self, why: str) -> None:
+        """Begin again with one step after another, in the same report.
+
+        Args:
+            why: what happened, for the report.
+        """
+        self.run = step_by_step(self.run.report, why, self._state, self._noise, self._extras, self._observer)
+        assert self.run.report.fallback_reason is not None
+        self._notify(self.run.report.fallback_reason)
+
+    def go_on_from(self, state: Tensor, noise: NoiseTable, extras: Extras) -> None:
+        """Leave the run and go on with one step after another from a state, in the same report.
+
+        Args:
+            state: [batch, ...], in the dtype of the state.
+            noise: table of the steps that are left.
+            extras: of these steps.
+        """
+        self.run.leave()
+        plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
+        self.run = Run(plan, state, noise, self._path, extras, report=self.run.report)
+
+    def _recover(self, error: DivergenceError) -> None:
+        """Begin again step by step where the planner chose the method; otherwise the error is the user's."""
+        plan = self.run.plan
+        self._learn(completed=False)
+        if plan.prediction is None or plan.is_sequential:
+            raise error
+        try:
+            self.take_steps(error.what)
+        except UnsupportedPipeline:  # strict: the error itself says more
+            raise error from None
+
+    def _run_waves(self, evaluate: Evaluator, advance: Advance) -> None:
+        assert self._network is not None
+        use, first = self._graphs, self.run
+        if use is None:
+            advance(first, evaluate)
+            return
+        try:
+            call = self._network.capturable(self.plan, first.program)
+        except ValueError as why:
+            use.refused(str(why))
+            first.report.engine_reason = str(why)
+            advance(first, evaluate)
+            return
+        with torch.no_grad():
+            use.run(call, self._first_or_new_run, evaluate, advance)
+
+    def _first_or_new_run(self) -> Run:
+        """The run; where a recording failed on the way a new one, which shows no checkpoint a second time."""
+        if self._begun:
+            self.run = self._new_run(_unseen_only(self._observer, self.run.shown))
+        self._begun = True
+        return self.run
+
+    def _new_run(self, observer: Observer | None) -> Run:
+        run = Run(self.plan, self._state, self._noise, self._path, self._extras, observer, self._started)
+        run.report.planning_seconds = self._planning_seconds
+        return run
+
+    def _learn(self, *, completed: bool) -> None:
+        # what is not recorded while serving is not planned anew, either
+        if self.pricing is not None and (self._graphs is None or self._graphs.lazy):
+            self.pricing.saw(self.plan, self.run.report if completed else None)
+
+    def price(self) -> Pricing:
+        """What the call costs, measured now if it is not known."""
+        network = self._network
+        assert network is not None
+        if self.pricing is None:
+            self.pricing = price(
+                self._planner.costs,
+                network.kind,
+                network.evaluator,
+                self._state,
+                self._noise,
+                self._extras,
+                network.dtype,
+                networks=network.modules,
+                max_rows=self._planner.settings.max_rows,
+                replayed=self._graphs is not None and self._state.is_cuda,
+            )
+        return self.pricing
+
+
+def _drained(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
+    drain(run.next, evaluate)
+
+
+def _unseen_only(observer: Observer | None, shown: int) -> Observer | None:
+    """An observer of the checkpoints after iteration `shown`."""
+    if observer is None:
+        return None
+
+    def once(checkpoint: Checkpoint) -> None:
+        if checkpoint.iteration > shown:
+            observer(checkpoint)
+
+    return once

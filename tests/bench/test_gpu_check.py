@@ -1,0 +1,274 @@
+"""The command for machines with a GPU, run without one; and its parts failing in every way that parts can."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import revision
+from bench.gpu import gpu_check, summary
+from bench.gpu.gpu_check import Part
+
+ROOT = Path(__file__).parents[2]
+WRITES = "import sys, json; json.dump({'curves': []}, open(sys.argv[1], 'w'))"
+SLEEPS = "import time; time.sleep(60)"
+
+
+def python(code: str, *arguments: str) -> tuple[str, ...]:
+    return ("python", "-c", code, *arguments)
+
+
+def run(every: list[Part], out: Path, budget: float = 60.0) -> dict[str, Any]:
+    gpu_check.run(every, out, budget, {"commit": "of a test", "smoke": True})
+    found: dict[str, Any] = json.loads((out / "gpu_check.json").read_text())
+    return found
+
+
+def script(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OUT": str(out), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    command = ["bash", "bench/gpu_check.sh", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_the_script_runs_its_parts_from_a_copy_of_the_code(tmp_path: Path) -> None:
+    done = script(tmp_path, "--smoke", "--budget", "1500", "--parts", "kernels")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert {name: part["status"] for name, part in found["parts"].items()} == {
+        "environment": "passed",
+        "kernels": "passed",
+    }
+    assert found["parts"]["environment"]["result"]["torch"]
+    told = (tmp_path / "summary.txt").read_text()
+    assert "kernel_tests did not run" in told
+    assert "wave_update" in told
+    assert done.stdout.endswith(told)
+
+
+@pytest.mark.exhaustive
+def test_the_whole_at_the_smallest_size(tmp_path: Path) -> None:
+    done = script(tmp_path, "--smoke", "--budget", "1500")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert list(found["parts"]) == [part.name for part in gpu_check.parts(gpu=False, smoke=True)]
+    for name, part in found["parts"].items():
+        programs = {"nsys": "nsys", "sanitizer": "compute-sanitizer"}
+        assert part["status"] == "passed" or part["why"] == f"there is no {programs.get(name)}", part
+        assert part["status"] != "passed" or part["result"] or name == "nsys"
+    assert found["parts"]["kernel_tests"]["result"]["passed"] > 0
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) <= 8
+    told = (tmp_path / "summary.txt").read_text().splitlines()
+    assert len(told) <= summary.MOST_LINES
+    for name, part in found["parts"].items():
+        assert not part.get("printed") or any(line.startswith(f"--- {name}") for line in told)
+
+
+def test_both_sizes_have_the_same_parts() -> None:
+    full, small = (gpu_check.parts(gpu=not smoke, smoke=smoke) for smoke in (False, True))
+    assert [part.name for part in full] == [part.name for part in small]
+    (files,) = (part.command for part in full if part.name == "gpu_tests")
+    (some,) = (part.command for part in small if part.name == "gpu_tests")
+    assert any(word.endswith("test_gpu.py") for word in some)
+    assert len([word for word in files if word.endswith(".py")]) > len([word for word in some if word.endswith(".py")])
+
+
+def test_what_fails_loses_only_itself(tmp_path: Path) -> None:
+    tests = tmp_path / "test_three.py"
+    tests.write_text(
+        "import pytest\ndef test_good(): pass\ndef test_bad(): assert 0\n@pytest.mark.skip\ndef test_left(): pass\n"
+    )
+    absent = tmp_path / "test_absent.py"
+    absent.write_text("import no_such_package\n")
+    pytest_on = ("python", "-m", "pytest", "-q", "--continue-on-collection-errors", "--junitxml={folder}/r.xml")
+    slow = tmp_path / "test_slow.py"
+    slow.write_text(f"def test_good(): pass\ndef test_slow():\n    {SLEEPS}\n")
+    result = "{folder}/result.json"
+    found = run(
+        [
+            Part("raises", 20, python("print('begun'); raise SystemExit('the reason')")),
+            Part("half", 3, python(f"print('begun', flush=True); {WRITES}; {SLEEPS}", result), "result.json"),
+            Part("silent", 20, python("pass"), "result.json"),
+            Part("broken", 20, python("import sys; open(sys.argv[1], 'w').write('{')", result), "result.json"),
+            Part("absent", 20, ("/no/such/program",)),
+            Part("after", 20, python("pass"), needs="raises"),
+            Part("needs", 20, python("pass"), program="no-such-program"),
+            Part("tests", 20, (*pytest_on, str(absent), str(tests)), "r.xml"),
+            Part("slow_tests", 10, (*pytest_on, str(slow)), "r.xml"),
+            Part("of_slow", 20, python(WRITES, result), "result.json", needs="slow_tests"),
+            Part("of_tests", 20, python("pass"), needs="tests"),
+            Part("of_others", 20, python(WRITES, result), "result.json", needs="not chosen"),
+            Part("shown", 20, python("print('a table'); print(); print('of two lines')"), shows=True),
+            Part("good", 20, python("import os; assert os.environ['AT'][0] == '/'"), environment={"AT": "{out}"}),
+        ],
+        tmp_path,
+    )  # fmt: skip
+    ended = {name: (part["status"], part.get("why")) for name, part in found["parts"].items()}
+    assert ended == {
+        "raises": ("FAILED", "exit status 1"),
+        "half": ("CUT SHORT", "after 3 s"),
+        "silent": ("FAILED", "it left no result: FileNotFoundError"),
+        "broken": ("FAILED", "it left no result: JSONDecodeError"),
+        "absent": ("FAILED", "it could not be started: No such file or directory"),
+        "after": ("left out", "raises told nothing"),
+        "needs": ("left out", "there is no no-such-program"),
+        "tests": ("FAILED", "exit status 1"),
+        "slow_tests": ("CUT SHORT", "after 10 s"),
+        "of_slow": ("passed", None),
+        "of_tests": ("left out", "tests failed"),
+        "of_others": ("passed", None),
+        "shown": ("passed", None),
+        "good": ("passed", None),
+    }
+    assert found["parts"]["raises"]["last_words"] == ["the reason"]
+    assert found["parts"]["half"]["last_words"] == ["begun"]
+    assert found["parts"]["half"]["result"] == found["parts"]["of_slow"]["result"] == {"curves": []}
+    not_imported, failure = found["parts"]["tests"]["result"].pop("failures")
+    assert not_imported.endswith(absent.stem)
+    assert failure.endswith(f"{tests.stem}::test_bad")
+    assert found["parts"]["tests"]["result"] == {"passed": 1, "failed": 2, "skipped": 1}
+    assert found["parts"]["slow_tests"]["result"] == {"passed": 1, "failed": 0, "skipped": 0, "failures": []}
+    told = (tmp_path / "summary.txt").read_text()
+    assert "FAILED: raises, exit status 1: the reason" in told
+    assert "test_three::test_bad" in told
+    assert "of_others: not chosen did not run" in told
+    assert "--- shown\na table\nof two lines\n" in told
+    assert re.search(r"^passed \(in s\): of_slow \d+, of_others \d+, shown \d+, good \d+$", told, re.MULTILINE)
+    assert "the reason" in (tmp_path / "logs.txt").read_text()
+
+
+def test_all_parts_share_one_budget(tmp_path: Path) -> None:
+    every = [Part(name, seconds, python(SLEEPS)) for name, seconds in (("first", 1), ("second", 2), ("third", 40))]
+    found = run(every, tmp_path, budget=8.0)
+    assert found["parts"]["first"]["why"] == "after 1 s"
+    assert found["parts"]["third"]["why"] == "too little time is left, pass --parts third"
+
+
+def test_time_that_is_spared_goes_to_what_comes_after(tmp_path: Path) -> None:
+    """And of what comes later each keeps its own; what cannot run keeps none."""
+    every = [
+        Part("quick", 8, python("pass")),
+        Part("longer", 1, python("import time; time.sleep(1.5)")),
+        Part("lacking", 30, python("pass"), program="no-such-program"),
+        Part("last", 1, python("pass")),
+    ]
+    found = run(every, tmp_path, budget=10.0)["parts"]
+    assert {found[name]["status"] for name in ("quick", "longer", "last")} == {"passed"}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_what_runs(tmp_path: Path, sent: signal.Signals) -> None:
+    """And what that has started; all is told to ignore Ctrl-C, as in the background of a script."""
+    told = tmp_path / "number"
+    child = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    code = (
+        "import pathlib; from bench.gpu.gpu_check import Part, run; "
+        f"run([Part('starts', 60, ('python', '-c', {starts!r}))], pathlib.Path({str(tmp_path)!r}), 60.0, {{}})"
+    )
+    ignoring = f"trap '' INT; exec {shlex.join([sys.executable, '-c', code])}"
+    process = subprocess.Popen(["bash", "-c", ignoring], cwd=ROOT)
+    until = time.monotonic() + 60
+    while not (told.exists() and told.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    number = int(told.read_text())
+    process.send_signal(sent)
+    assert process.wait(60) == 128 + sent
+    until = time.monotonic() + 60
+    while _runs(number) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _runs(number)
+
+
+def _runs(number: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z"
+    return False
+
+
+def test_limits_keep_within_the_nine_minutes() -> None:
+    every = gpu_check.parts(gpu=True, smoke=False)
+    later = gpu_check.SECOND_CALL, gpu_check.THIRD_CALL
+    first = [part for part in every if part.name not in {*later[0], *later[1]}]
+    second, third = ([every[0], *(part for part in every if part.name in names)] for names in later)
+    assert every == [*first, *second[1:], *third[1:]]
+    assert gpu_check.BUDGET <= 530
+    # the script takes its own start off
+    for call in (first, second, third):
+        assert sum(part.seconds for part in call) <= gpu_check.BUDGET - 10
+        written = {word for part in call for word in part.command if word.startswith("{out}/")}
+        assert len(written) + sum(len(part.keeps) for part in call) + 3 <= 8, "few files, to be carried away"
+    for names in later:
+        assert f"--parts {' '.join(names)} " in (ROOT / "bench" / "gpu_check.sh").read_text()
+
+
+def test_results_are_small_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writes = "import sys; [open(f'{sys.argv[1]}/{name}', 'w').write('x' * size) for name, size in "
+    sizes = [("small", 3), ("large", gpu_check.LARGEST_FILE + 1), ("other", 3)]
+    noise = f"; print('begun'); print('x' * {2 * gpu_check.LONGEST_LOG}); print('ended')"
+    part = Part("writes", 20, python(f"{writes}{sizes}]{noise}", "{folder}"), keeps=("small", "large", "absent"))
+    run([part], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu_check.json", "logs.txt", "small", "summary.txt"]
+    assert "writes: large is not kept, it has 15 MiB" in capsys.readouterr().out
+    logs = (tmp_path / "logs.txt").read_text()
+    assert len(logs) < 1.1 * gpu_check.LONGEST_LOG
+    assert logs.startswith("===== writes\nbegun\n")
+    assert logs.endswith("\nended\n\n")
+
+
+def test_a_summary_has_a_place_for_every_table() -> None:
+    tables = {f"part {number}": ["x" * 1000] * number for number in (1, 3, 40, 50, 60)}
+    parts = {name: {"status": "passed", "seconds": 1.0, "printed": table} for name, table in tables.items()}
+    parts["failed"] = {"status": "FAILED", "seconds": 1.0, "why": "exit status 1", "last_words": ["y" * 1000]}
+    told = summary.lines({"parts": parts})
+    assert len(told) == summary.MOST_LINES
+    assert max(map(len, told)) == summary.WIDTH
+    assert sum(line.startswith("---") for line in told) == len(tables)
+    assert "--- part 3" in told, "short ones are whole"
+    assert sum("more lines in logs.txt" in line for line in told) == 3
+
+
+def test_tests_run_side_by_side_where_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, workers in ((2, None), (4, 2), (64, gpu_check.MOST_WORKERS)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        every = {part.name: part.command for part in gpu_check.parts(gpu=True, smoke=False)}
+        for name in ("kernel_tests", "gpu_tests"):
+            command = every[name]
+            assert (command[command.index("-n") + 1] if "-n" in command else None) == (workers and str(workers))
+        assert "-n" not in every["sanitizer"]
+
+
+def test_the_commit_is_told_or_said_to_be_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("COMMIT", raising=False)
+    assert (revision.revision(tmp_path), revision.is_dirty(tmp_path)) == (None, None)
+    assert "commit unknown;" in summary.lines({"parts": {}, "commit": None})[1]
+    monkeypatch.setenv("COMMIT", "0123abc")
+    assert revision.revision(tmp_path) == "0123abc"
+    assert "commit 0123abc with changes;" in summary.lines({"parts": {}, "commit": "0123abc", "dirty": True})[1]
+
+
+def test_it_takes_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main(["--out", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "torch can use no GPU here" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_parts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"There is no part engine\. .* Take of environment, "):
+        gpu_check.main(["--smoke", "--out", str(tmp_path), "--parts", "engine"])

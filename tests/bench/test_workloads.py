@@ -1,0 +1,77 @@
+"""What benchmarks call: networks of the sizes they are named after, and loops that have one answer."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.quality.peers import MOST_STEPS
+from bench.workloads import demonstrations, networks
+from bench.workloads.samplers import WORKLOADS, PipelineWorkload
+
+STEPS = 4
+
+
+def test_real_sizes() -> None:
+    """What a GPU runs, counted without making it: Stable Diffusion 1.5 and XL to a parameter."""
+    with torch.device("meta"):
+        sd15, sdxl, dit = (
+            build(small=False) for build in (networks.sd15_unet, networks.sdxl_unet, networks.dit_transformer)
+        )
+    assert parameters(sd15) == 859_520_964
+    assert parameters(sdxl) == 2_567_463_684
+    # diffusers embeds label and timestep in every layer anew, the published DiT-XL/2 of 675 M once
+    embeddings = [parameters(block.norm1.emb) for block in dit.transformer_blocks]
+    assert len(embeddings) == 28
+    assert parameters(dit) - sum(embeddings[1:]) == pytest.approx(675e6, rel=1e-3)
+    assert [each.config.sample_size for each in (sd15, sdxl, dit)] == [64, 128, 32]
+
+
+def parameters(network: Any) -> int:
+    return sum(each.numel() for each in network.parameters())
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_all_loops_have_one_answer_for_a_sample(name: str) -> None:
+    torch.manual_seed(0)
+    workload = WORKLOADS[name]()
+    stock = workload.stock(STEPS)
+    twin = copy.deepcopy(workload.network.module)
+    calls: list[object] = []
+    twin.register_forward_pre_hook(lambda *_: calls.append(None))
+    again = workload.stock(STEPS, twin)
+    sequential = workload.ours(STEPS, {"method": "sequential", "engine": "eager"})
+    exact = workload.ours(STEPS, {"method": "srds", "exact": True, "engine": "graph"})
+    answers = []
+    for sample in (0, 3):
+        answers.append(stock.call(sample).clone())
+        for loop in (again, sequential, exact):
+            found = loop.call(sample)
+            assert found.shape == answers[-1].shape
+            assert float((found - answers[-1]).abs().max()) <= 1e-4 * float(answers[-1].abs().max())
+    assert not torch.equal(*answers)
+    assert len(calls) == 2 * STEPS
+    ran = sequential.ran()
+    assert (ran.method, ran.waves, ran.rows, ran.peak_rows, ran.left_out) == ("sequential", STEPS, STEPS, 1, ())
+    assert sequential.widths() == stock.widths() == [1] * STEPS
+    ran = exact.ran()
+    assert (ran.waves, ran.rows, ran.peak_rows) == (len(exact.widths()), sum(exact.widths()), max(exact.widths()))
+
+
+def test_schedulers_have_the_steps_that_peers_allows() -> None:
+    """The comparison of peers refuses more steps than these schedulers have."""
+    for name in ("digits", "sd15", "dit"):
+        workload = WORKLOADS[name]()
+        assert isinstance(workload, PipelineWorkload)
+        assert workload.pipe.scheduler.config.num_train_timesteps == MOST_STEPS
+
+
+def test_a_policy_is_trained_once(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pt"
+    first = demonstrations.trained(weights, 2)
+    again = demonstrations.trained(weights, 10**9)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))

@@ -1,0 +1,176 @@
+"""Networks that fail, and memory that is not enough: a typed error or one step after another, and all is put back."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import calls
+import pytest
+import torch
+from calls import assert_close, everything
+from thinned import thinned_product
+from torch import Tensor, nn
+
+import srds_fast
+from srds_fast import DivergenceError
+from srds_fast.engine import run
+from srds_fast.pipelines import call as call_module
+from srds_fast.sampling import session as session_module
+from srds_fast.solvers.fixed_point import solver as fixed_point
+
+STEPS = 9
+latents = partial(calls.latents, prompt="a cat")
+
+
+class Fault:
+    """Does something at the call of the denoiser with a number."""
+
+    def __init__(self, network: nn.Module, at: int, act: Callable[[Tensor], Tensor]) -> None:
+        self._left = at
+        self._act = act
+        self._handle = network.register_forward_hook(self)
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        self._left -= 1
+        return (self._act(output[0]), *output[1:]) if self._left == 0 else None
+
+    def __enter__(self) -> Fault:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._handle.remove()
+
+
+def _raise(error: BaseException) -> Callable[[Tensor], Tensor]:
+    def act(output: Tensor) -> Tensor:
+        raise error
+
+    return act
+
+
+FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], type[BaseException]]] = {
+    "nan": (lambda output: output * float("nan"), DivergenceError),
+    "one-sample-infinite": (lambda output: output.index_fill(0, torch.tensor([0]), float("inf")), DivergenceError),
+    "runtime-error": (_raise(RuntimeError("broken")), RuntimeError),
+    "keyboard-interrupt": (_raise(KeyboardInterrupt()), KeyboardInterrupt),
+}
+
+
+@pytest.mark.parametrize(("at", "fault"), thinned_product([1, 2, 5, 8], FAULTS))
+def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(sd: Any, fault: str, at: int) -> None:
+    act, error = FAULTS[fault]
+    fast = srds_fast.compile(sd, exact=True, method="srds")
+    expected = latents(sd)
+    before = everything(sd)
+    with Fault(sd.unet, at, act), pytest.raises(error) as caught:
+        latents(fast)
+    assert everything(sd) == before
+    if isinstance(caught.value, DivergenceError):
+        assert caught.value.report.waves >= at
+    assert_close(latents(fast), expected)
+
+
+@pytest.mark.parametrize("at", [1, 2, 8])
+def test_out_of_memory_at_any_wide_wave_ends_in_steps_of_one_row(sd: Any, at: int) -> None:
+    fast = srds_fast.compile(sd, exact=True, method="srds")
+    expected, before = latents(sd), everything(sd)
+    with Fault(sd.unet, at, _raise(torch.OutOfMemoryError("no more"))):
+        if at == 1:  # one row: the stock loop has no more room
+            with pytest.raises(torch.OutOfMemoryError):
+                latents(fast)
+        else:
+            assert_close(latents(fast), expected)
+            assert fast.report.method == "sequential"
+    assert everything(sd) == before
+    assert_close(latents(fast), expected)
+    assert fast.report.fallback_reason is None
+
+
+class Room:
+    """For the time of a `with`, memory for so many rows: wider calls of the network end as a full device ends them."""
+
+    def __init__(self, network: nn.Module, rows: int) -> None:
+        def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if len(kwargs.get("sample", args[0] if args else None)) > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+        self._handle = network.register_forward_pre_hook(look, with_kwargs=True)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: Any) -> None:
+        self._handle.remove()
+
+
+@pytest.mark.parametrize("settings", [{"method": "srds"}, {"method": "collocation"}, {"method": "auto"}])
+@pytest.mark.parametrize("path", ["takeover", "drive"])
+def test_waves_that_do_not_fit_into_memory_are_taken_one_row_at_a_time(
+    sd: Any, settings: dict[str, Any], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path == "drive":
+        monkeypatch.setattr(call_module, "why_not", lambda loop: "to see it driven")
+    expected, before = latents(sd), everything(sd)
+    fast = srds_fast.compile(sd, **settings)
+    with Room(sd.unet, 2):  # a row with guidance
+        assert_close(latents(fast), expected)
+        report = fast.report
+        if settings["method"] == "auto" and path == "takeover":  # it has seen that when it measured
+            assert report.method == "sequential"
+            assert report.fallback_reason is None
+        else:
+            assert report.method == ("stock" if path == "drive" else "sequential")
+            assert "did not fit" in report.fallback_reason
+            assert "max_rows" in report.fallback_reason
+            with pytest.raises(srds_fast.UnsupportedPipeline, match="did not fit"):
+                latents(srds_fast.compile(sd, strict=True, **settings))
+        narrow = srds_fast.compile(sd, method="srds", exact=True, max_rows=1)
+        assert_close(latents(narrow), expected)
+        assert narrow.report.fallback_reason is None
+    assert everything(sd) == before
+
+
+def test_what_the_waves_had_in_memory_is_let_go_before_the_steps_are_taken(
+    sd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+    made: list[weakref.ref[Any]] = []
+    begin, steps = fixed_point.Points.__init__, run.step_by_step
+
+    def watched(self: Any, *arguments: Any) -> None:
+        begin(self, *arguments)
+        made.append(weakref.ref(self))
+
+    def looking(*arguments: Any) -> Any:
+        alive.append(sum(each() is not None for each in made))
+        return steps(*arguments)
+
+    monkeypatch.setattr(fixed_point.Points, "__init__", watched)
+    monkeypatch.setattr(session_module, "step_by_step", looking)
+    fast = srds_fast.compile(sd, method="collocation")
+    with Room(sd.unet, 2):
+        latents(fast)
+    assert (len(made), alive) == (1, [0])
+
+
+def test_a_stream_that_runs_out_of_memory_goes_on_step_by_step(sd: Any) -> None:
+    expected = latents(sd)
+    fast = srds_fast.compile(sd, method="srds", exact=True)
+    with Room(sd.unet, 2):
+        *_, last = fast.stream("a cat", num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
+    assert_close(torch.as_tensor(last.latents), expected)
+    assert "did not fit" in fast.report.fallback_reason
+
+
+def test_memory_that_decoding_lacks_is_not_blamed_on_the_waves(sd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*arguments: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(sd.vae, "decode", decode)
+    fast = srds_fast.compile(sd, method="srds")
+    with pytest.raises(torch.OutOfMemoryError):
+        fast("a cat", num_inference_steps=STEPS)
+    assert fast.report.fallback_reason is None

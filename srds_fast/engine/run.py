@@ -1,4 +1,4 @@
-"""One run of a solver core: feeds it, judges its checkpoints, counts what it costs."""
+"""One run of a solver core: feeds it waves, decides at its checkpoints, and counts its cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from .. import telemetry
-from ..errors import CaptureFailed, DivergenceError
+from ..errors import DivergenceError
 from ..kernels.common.dispatch import implementation
 from ..planner.choose import choose
 from ..planner.plan import Plan
@@ -20,7 +20,6 @@ from ..solvers.convergence import Diverged, Monitor
 from ..solvers.method import plain_steps
 from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL
-from ..solvers.waves import CountedWaves
 from ..telemetry.report import Report
 
 Observer = Callable[[Checkpoint], None]
@@ -31,32 +30,15 @@ def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: 
     return plan.options.core(x, noise, program, extras, watch_bits=plan.bits_only)
 
 
-def counted_waves_of(
-    plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING
-) -> CountedWaves:
-    """The waves of a plan on memory that stays; the arguments are those of `core_of`.
-
-    Raises:
-        CaptureFailed: those of its method do not count themselves.
-    """
-    if not plan.options.counts_waves:
-        raise CaptureFailed(
-            f"The waves of {plan.method} are not counted on the device. A graph of a wave's width could not tell which "
-            "it is. Use engine='graph'."
-        )
-    watched = plan.bits_only and not plan.is_sequential
-    return CountedWaves(x, noise, program, plan.coarse_solver, extras, watched=watched)
-
-
 def no_room(rows: int) -> str:
-    """What is said where a wave ran out of memory. rows: of the widest that was tried."""
+    """The message for a wave that ran out of memory. rows: of the widest that was tried."""
     return f"a wave of up to {rows} rows did not fit into the device's memory: pass max_rows, fewer than that"
 
 
 def step_by_step(
     report: Report, reason: str, x: Tensor, noise: NoiseTable, extras: Extras, observer: Observer | None
 ) -> Run:
-    """The sequential run that takes the place of one which could not end, in the same report; it has not begun."""
+    """The sequential run that replaces one which failed, in the same report; it has not begun."""
     report.fallback_reason = f"{reason}. The steps were then taken one after another"
     report.change.clear()
     report.method, report.engine, report.overlap = SEQUENTIAL, "eager", "batch"
@@ -156,7 +138,7 @@ class Run:
             self._core.close()
             raise DivergenceError(self._diagnosis(str(what)), self.report) from None
         except BaseException:
-            self._core.close()  # a core that replays holds its device
+            self._core.close()  # a core that replays holds the lock of its device
             raise
         finally:
             self.report.seconds = self._seconds_before + time.perf_counter() - self._started
@@ -164,25 +146,25 @@ class Run:
                 self._ranges.end()
 
     def close(self) -> None:
-        """End without a sample: what waves have in memory is let go."""
+        """End without a sample, and free the memory of the waves."""
         self._core.close()
         self._handed_out = None
 
-    def hardly_stops_at(self, iteration: int) -> bool:
-        """Whether the run goes on after an iteration, for all that is known before its change is.
+    def may_launch_ahead(self, iteration: int) -> bool:
+        """True if the next iteration may launch before this one's change is read.
 
-        Nothing is launched ahead of who looks at every sample: it would wait for that, too.
+        False where an observer looks at every sample: the observer would wait for the next iteration as well.
         """
         plan = self.plan
         if self._observer is not None:
             return False
         if plan.bits_only or plan.calibrated or iteration <= self._monitor.contraction.blind:
             return True
-        # one more is left to chance: runs that have been seen are few
+        # one iteration of margin: few runs have been observed
         return plan.prediction is not None and iteration < plan.prediction.earliest - 1
 
     def follow(self, core: Core) -> None:
-        """Take the waves from this core, which replays them, instead, before the first one."""
+        """Take the waves from this core instead, which replays them; called before the first wave."""
         self._core = core
         if self._ranges is not None:
             self._ranges.follow()
@@ -216,7 +198,7 @@ class Run:
         self._handed_out = None
 
     def leave(self) -> None:
-        """Take no more waves; the one handed out last has not been run, and is not counted."""
+        """Take no more waves. The one handed out last has not been run, and is not counted."""
         if self._ranges is not None:
             self._ranges.end(dropped=self._handed_out is not None)
         if self._handed_out is not None:
@@ -236,7 +218,7 @@ class Run:
             still = [False] * len(change) if checkpoint.still is None else checkpoint.still.tolist()
             running = self._monitor.judge(checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, still)
             return () if checkpoint.iteration >= self.plan.max_iterations else running
-        # to look waits for the device; if iterations are still to come, their change will tell
+        # reading a value waits for the device; while iterations are to come, their change will show it
         last = checkpoint.exact or checkpoint.settled or checkpoint.iteration >= self.plan.max_iterations
         if last and not bool(checkpoint.sample.isfinite().all()):
             raise Diverged("a sample is not finite")

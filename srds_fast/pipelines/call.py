@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import telemetry
-from ..engine.graphs.use import GraphUse
+from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, no_room
 from ..errors import InvalidArgument, SrdsFastError, UnsupportedPipeline
 from ..planner.settings import GRAPH_ENGINES
@@ -224,14 +224,14 @@ class _DrivenCall:
         # an official callback says itself which tensors it needs
         self._tensor_inputs = getattr(callback, "tensor_inputs", None)
 
-    def _graph_use(self, fast: Any, network: Any, warming: bool) -> GraphUse | None:
+    def _graph_use(self, fast: Any, network: Any, warming: bool) -> GraphRunner | None:
         state = fast._srds
         if not _wants_graphs(state, network):
             return None
         if self._engine_reason is not None:
             _eagerly(fast, self._engine_reason)
             return None
-        return GraphUse(
+        return GraphRunner(
             state.graphs,
             state.lazy_capture or warming,
             functools.partial(_eagerly, fast),

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engine.costs_kept import Costs
+from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs, GraphStats
 from ..engine.run import Observer
 from ..engine.streams import OVERLAPS
@@ -210,8 +210,9 @@ def compile(
             takes what it finds to pay.
         max_rows: widest wave allowed; memory grows with it.
         engine: "graph" records the waves of a call and replays them in later ones of its kind: a CUDA graph from one
-            checkpoint to the next (or one for each width of a wave, where that is too long), on the CPU a tape of
-            operations, for tests. "wave-graphs": one for each width at once. "eager" runs every wave from Python.
+            checkpoint to the next. Where that cannot be (its window slides, the states are kept, it is too long), there
+            is a graph of the network for each width of a wave instead. "network-graphs": these at once. "eager" runs
+            every wave from Python.
             "auto": graphs on a CUDA device, where it is not busy all through a network call: that is measured once for
             each kind of call.
         max_graphs: recordings kept; one is of a plan at one shape. The least recently used goes first.

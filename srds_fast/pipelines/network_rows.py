@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedPipeline
-from ..sampling.rows import CountedPerState, PerState, Tiles, input_scale
+from ..sampling.rows import PerState, Tiles, input_scale
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Evaluate
 from ..solvers.program import Program
@@ -24,7 +24,6 @@ class RowInputs:
         program: its waves.
         noise: table of its steps.
         state: starting noise, [batch, ...], in the dtype of the state.
-        counter: [1], on the device, tells which wave it is, one more than its number; None: the wave itself does.
         instead: what is called in the place of a network.
     """
 
@@ -33,14 +32,13 @@ class RowInputs:
         program: Program,
         noise: NoiseTable,
         state: Tensor,
-        counter: Tensor | None = None,
         *,
         instead: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
     ) -> None:
         self._instead = instead
         self._peak_rows = program.peak_rows
         self._num_samples = len(state)
-        self._per_state = PerState(program, state.device) if counter is None else CountedPerState(program, counter)
+        self._per_state = PerState(program, state.device)
         self._input_scale = input_scale(noise, state)
         self._timesteps = noise.timesteps.to(state.device)
         self._times: dict[tuple[Any, torch.dtype], Tensor] = {}

@@ -15,7 +15,7 @@ from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL, from_dict
 from .context import Context
 from .cost_curve import CostCurve
-from .settings import Settings
+from .settings import Settings, engine_name
 
 # why a plan cannot be recorded
 SLIDES = "its window slides by what is found in every wave, which a replay cannot look at"
@@ -232,6 +232,7 @@ class Plan:
             )
         try:
             found["options"] = from_dict(found.pop("method"), found["options"])
+            found["engine"] = engine_name(found["engine"])
             found["prediction"] = _prediction(found["prediction"])
             found["context"] = None if found["context"] is None else Context(**found["context"])
             return cls(**found)

@@ -9,7 +9,7 @@ from ..errors import InvalidArgument
 from ..solvers.method import Method, Target, check_one_of, check_whole
 from ..solvers.registry import AUTO, requested
 
-ENGINES: tuple[str, ...] = ("auto", "eager", "graph", "wave-graphs")
+ENGINES: tuple[str, ...] = ("auto", "eager", "graph", "network-graphs")
 GRAPH_ENGINES = ENGINES[2:]
 # beyond this a number of steps is a mistake: schedulers would allocate, programs would be built, for hours
 MOST_STEPS = 10_000
@@ -36,6 +36,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         choice = self.methods
+        object.__setattr__(self, "engine", engine_name(self.engine))
         check_one_of("engine", self.engine, ENGINES)
         if not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < math.inf:
             raise InvalidArgument(
@@ -66,3 +67,8 @@ class Settings:
     def measures(self) -> bool:
         """Whether the plan is to be chosen by what calls cost."""
         return self.method == AUTO and self.max_iterations != 0
+
+
+def engine_name(name: str) -> str:
+    """The name of an engine, given one of its names: "wave-graphs" is what "network-graphs" was called before."""
+    return "network-graphs" if name == "wave-graphs" else name

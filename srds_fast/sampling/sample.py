@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import telemetry
-from ..engine.costs_kept import Costs
+from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs
-from ..engine.graphs.callables import networks_of, signature_of
-from ..engine.graphs.capturable import Capturable
-from ..engine.graphs.use import GraphUse
-from ..engine.run import Observer, core_of, counted_waves_of
+from ..engine.graphs.cache_key import function_key, modules_of
+from ..engine.graphs.capturable import Capturable, Through
+from ..engine.graphs.runner import GraphRunner
+from ..engine.run import Observer, core_of
 from ..errors import DivergenceError, InvalidArgument
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
@@ -32,7 +32,6 @@ from ..solvers.contract import Core, Extras, Trajectory
 from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method, options_of
-from ..solvers.waves import CountedWaves
 from ..telemetry.report import Report
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .session import Planner, Session
@@ -111,7 +110,7 @@ def sample(
             p - in_flight, which may be enough. Fewer rows, but more waves where it is not. Default: no bound; "auto"
             takes what it finds to pay.
         max_rows: widest wave allowed.
-        engine: "graph" replays a recording of the waves, see `graphs`; "wave-graphs" one for each width of a wave;
+        engine: "graph" replays a recording of the waves, see `graphs`; "network-graphs" graphs of the network alone;
             "eager" runs them from Python; "auto": graphs on a CUDA device that is not busy all through a call of the
             denoiser, if there is a place to keep them.
         graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
@@ -256,10 +255,6 @@ class _DenoiserNetwork:
         return RowDenoiser(self.denoiser, self.x, self.noise, program, self.cond)
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
-        if plan.slides:
-            raise ValueError(SLIDES)
-        if self.extras.trajectory is not None:
-            raise ValueError(STATES_KEPT)
         extras, noise, cond = self.extras, self.noise, self.cond
         named = {f"cond.{name}": value for name, value in cond.items()}
         optional = {"draws": extras.draws, "guess": extras.guess}
@@ -268,34 +263,33 @@ class _DenoiserNetwork:
         def with_own(static: Mapping[str, Tensor]) -> Extras:
             return replace(extras, draws=static.get("draws"), guess=static.get("guess"))
 
-        def evaluator(static: Mapping[str, Tensor], counter: Tensor | None = None) -> RowDenoiser:
-            given = {name: static[f"cond.{name}"] for name in cond}
-            return RowDenoiser(self.denoiser, static["x"], noise, program, given, counter)
-
         def begin(static: Mapping[str, Tensor], beside: bool) -> tuple[Core, RowDenoiser]:
             assert not beside
-            return core_of(plan, static["x"], noise, program, with_own(static)), evaluator(static)
+            given = {name: static[f"cond.{name}"] for name in cond}
+            evaluator = RowDenoiser(self.denoiser, static["x"], noise, program, given)
+            return core_of(plan, static["x"], noise, program, with_own(static)), evaluator
 
-        def begin_counted(static: Mapping[str, Tensor]) -> tuple[CountedWaves, RowDenoiser]:
-            waves = counted_waves_of(plan, static["x"], noise, program, with_own(static))
-            return waves, evaluator(static, waves.counter)
+        def through(graphed: Through) -> RowDenoiser:
+            return RowDenoiser(graphed(self.denoiser, None), self.x, noise, program, cond)
 
         return Capturable(
-            (signature_of(self.denoiser), plan.signature, noise, extras.network, implementation(self.state.device)),
+            (plan.signature, noise, extras.network, implementation(self.state.device)),
             {"x": self.state, **own, **named},
-            networks_of(self.denoiser),
+            modules_of(self.denoiser),
             begin,
-            begin_counted,
+            through,
             plan.num_checkpoints,
             program,
             extras.network,
             self.dtype,
+            network_signature=function_key(self.denoiser),
+            why_no_loop=SLIDES if plan.slides else STATES_KEPT if extras.trajectory is not None else None,
         )
 
 
 def _kind_of(denoiser: Denoiser) -> Hashable:
     """What the cost of a denoiser goes by: its code and its networks. What it closes over may be new in every call."""
-    networks = tuple(weakref.ref(network) for network in networks_of(denoiser))
+    networks = tuple(weakref.ref(network) for network in modules_of(denoiser))
     code = getattr(denoiser, "__code__", type(denoiser))
     owner = getattr(denoiser, "__self__", None if networks or hasattr(denoiser, "__code__") else denoiser)
     try:
@@ -304,7 +298,7 @@ def _kind_of(denoiser: Denoiser) -> Hashable:
         return object()
 
 
-def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None:
+def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphRunner | None:
     if engine in GRAPH_ENGINES and graphs is None:
         raise InvalidArgument(
             f"engine is {engine!r} and graphs is None. A recording is worth its making if later calls find it. "
@@ -312,7 +306,7 @@ def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None
         )
     if graphs is None or engine == "eager" or (engine == "auto" and not x.is_cuda):
         return None
-    return GraphUse(
+    return GraphRunner(
         graphs,
         lazy=True,
         refused=lambda reason: _log_once(f"sample runs eagerly: {reason}"),

@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..engine.costs_kept import Costs, price
+from ..engine.costs import Costs, price
 from ..engine.eager import drain
 from ..engine.evaluator import Evaluator
 from ..engine.graphs.capturable import Capturable
-from ..engine.graphs.use import GraphUse
+from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, Run, no_room, step_by_step
 from ..engine.streams import TwoLanes
 from ..errors import DivergenceError, PlanMismatch, UnsupportedPipeline
@@ -156,7 +156,7 @@ class Session:
         path: str,
         *,
         network: Network | None = None,
-        graphs: GraphUse | None = None,
+        graphs: GraphRunner | None = None,
         observer: Observer | None = None,
         started: float | None = None,
         notify: Callable[[str], None] = lambda reason: None,

@@ -96,7 +96,6 @@ class Method(ABC):
         tried: iterations that calibration considers, the fewest and the most. Fewer are never enough; more take as many
             waves as the sequential sampler.
         weight: its `expected_iterations` count as much as so many observed runs.
-        counts_waves: its waves can run as `CountedWaves`, which count themselves on the device.
         scales: a run tells of runs with other options, see `iterations_from`.
     """
 
@@ -107,7 +106,6 @@ class Method(ABC):
     first_iteration: ClassVar[int] = 0
     tried: ClassVar[tuple[int, int]] = (1, 5)
     weight: ClassVar[int] = 4
-    counts_waves: ClassVar[bool] = False
     scales: ClassVar[bool] = False
 
     # what a method must tell

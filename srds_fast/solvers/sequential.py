@@ -21,7 +21,6 @@ class Sequential(Method):
 
     name: ClassVar[str] = "sequential"
     about: ClassVar[str] = "one row per wave, in our loop"
-    counts_waves: ClassVar[bool] = True
 
     def most_iterations(self, target: Target) -> int:
         return 1

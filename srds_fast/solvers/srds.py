@@ -62,7 +62,6 @@ class SRDS(Method):
     about: ClassVar[str] = "SRDS with our defaults: 2m jumps, more blocks"
     advice: ClassVar[str] = "pass another method, or coarse_solver='ddim' or more blocks for srds"
     weight: ClassVar[int] = 2  # less than for others: a run also tells by how far it stopped in time
-    counts_waves: ClassVar[bool] = True
     scales: ClassVar[bool] = True
     num_blocks: int | None = None
     coarse_solver: CoarseSolver | Literal["auto"] = "auto"

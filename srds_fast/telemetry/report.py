@@ -17,7 +17,7 @@ class Report:
     Attributes:
         method: its name, or "stock" when the pipeline's own loop ran.
         engine: what ran the waves: "eager"; "loop graph" (recorded before, one launch from checkpoint to checkpoint);
-            "wave graphs" (recorded before, one launch a wave); "stock".
+            "network graphs" (recorded for each width of a wave, one launch a network call); "stock".
         kernels: what did the arithmetic between network calls: "triton", one launch a wave; "torch", where there is no
             CUDA device or no Triton; "triton interpreter", in tests; None where the stock loop ran.
         path: who fed the solver: "takeover" (our loop, with the calls that the pipeline's own made in one turn),

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from problems import GaussianMixture, noise, scheduler
 
 import srds_fast
-from srds_fast.engine import costs_kept as pricing_module
-from srds_fast.engine.costs_kept import Costs, price
-from srds_fast.engine.graphs import device_lock as turn_module
-from srds_fast.engine.graphs.device_lock import replaying, turn
+from srds_fast.engine import costs as pricing_module
+from srds_fast.engine.costs import Costs, price
+from srds_fast.engine.graphs import device_lock as device_lock_module
+from srds_fast.engine.graphs.device_lock import device_lock, replaying
 from srds_fast.planner.calibration import needed
 from srds_fast.planner.candidates import candidates, fixed_at, plans_of, until
 from srds_fast.planner.choose import choose
@@ -499,14 +499,14 @@ def test_nothing_is_replayed_to_be_timed_while_another_call_replays(monkeypatch:
         return dataclasses.replace(FREE, how="replayed" if replayed else "eager")
 
     monkeypatch.setattr(pricing_module, "measure", measure)
-    monkeypatch.setattr(turn_module, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(device_lock_module, "LONGEST_WAIT", 0.01)
     costs, device = Costs(), torch.device("cpu")
     with replaying(device):
         assert _priced(costs).curve.how == "eager"  # in the middle of this thread's own
     begun, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with turn(device):
+        with device_lock(device):
             begun.set()
             done.wait(10)
 

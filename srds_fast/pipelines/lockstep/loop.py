@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import telemetry
-from ...engine.graphs.use import GraphUse
+from ...engine.graphs.runner import GraphRunner
 from ...engine.run import Observer, Run
 from ...errors import UnsupportedPipeline, UnsupportedScheduler
 from ...kernels.wave_update import NetworkInput
@@ -75,7 +75,7 @@ class LockstepLoop:
         observer: Observer | None = None,
         *,
         turn: RecordedTurn | None = None,
-        graphs: GraphUse | None = None,
+        graphs: GraphRunner | None = None,
         overlap: str = "batch",
         keep_states: bool = False,
         guess: Tensor | None = None,
@@ -242,7 +242,7 @@ class LockstepLoop:
         if self._network is None:
             return self._wave.x[0]
         # a replay hands out no states between checkpoints
-        return self._network.state_of(self._wave) if run.report.engine == "eager" else None
+        return self._network.state_of(self._wave) if run.report.engine != "loop graph" else None
 
     def interrupt(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
         """End the call early with this sample; returns it as the loop carries it."""

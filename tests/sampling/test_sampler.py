@@ -239,7 +239,7 @@ def test_gradients_are_off() -> None:
     assert not sample(lambda x, t: MIXTURE(x, t) * weight, noise(1, 64), scheduler(), 10).sample.requires_grad
 
 
-@pytest.mark.parametrize("method", ["sequential", "srds"])
+@pytest.mark.parametrize("method", ["sequential", "srds", "collocation", "parataa", "paradigms", "chords"])
 def test_nan_from_the_network_is_an_error_with_the_report(method: str) -> None:
     def broken(x: Tensor, t: Tensor) -> Tensor:
         return torch.where(t[:, None] < 500, torch.nan, MIXTURE(x, t))

@@ -18,13 +18,11 @@ from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
 from srds_fast.schedulers.table import NoiseTable
-from srds_fast.solvers import program
 from srds_fast.solvers.chords.program import PAPER_STARTS, Cores, chord_starts
 from srds_fast.solvers.chords.program import chords as chords_program
 from srds_fast.solvers.chords.solver import chords
 from srds_fast.solvers.contract import Checkpoint, Extras, Trajectory
 from srds_fast.solvers.program import Boundary
-from srds_fast.solvers.srds import srds
 
 LINEAR, GAUSSIANS = LinearOde.random(), GaussianMixture.random()
 SCHEDULERS = {
@@ -371,8 +369,7 @@ def test_constraint_and_trajectory(name: str, max_rows: int | None) -> None:
         torch.testing.assert_close(each.sample[:, :20], known[:, :20] * (1 + num_steps), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("method", ["chords", "srds"])
-def test_history_that_is_given_is_looked_back_at(method: str) -> None:
+def test_history_that_is_given_is_looked_back_at() -> None:
     """The second half of a grid, with what the first has left."""
     whole = table_of("dpm", 20)
     x = noise(2, 64)
@@ -382,9 +379,5 @@ def test_history_that_is_given_is_looked_back_at(method: str) -> None:
     extras = Extras(x0_prev=trajectory.x0[9])
     start = trajectory.x[10]
     assert start is not None
-    if method == "chords":
-        core = chords(start, half, paper(10, 4), extras)
-    else:
-        core = srds(start, half, program.srds(10, 3, 3), "2m", extras)
-    found, _, _ = feed(core, mixture, half)
+    found, _, _ = feed(chords(start, half, paper(10, 4), extras), mixture, half)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

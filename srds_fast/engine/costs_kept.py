@@ -20,11 +20,12 @@ from ..planner.search import Known, Pricing
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Extras
 from ..solvers.fixed_point.program import of_widths
+from ..solvers.method import plain_steps
 from ..solvers.program import Program
 from .costs import WIDTHS, between_calls, measure
 from .evaluator import Evaluator
 from .graphs.device_lock import Busy, replays_here, turn
-from .run import Run, contraction_of
+from .run import Run
 
 MOST_KEPT = 64
 
@@ -119,4 +120,4 @@ def price(
             replayed = False
             key = *of_call, replayed
     known = costs.of(key, curve)
-    return Pricing(known, between, context_of(state.device, noise, networks), key, contraction_of(noise))
+    return Pricing(known, between, context_of(state.device, noise, networks), key, plain_steps(noise))

@@ -14,19 +14,12 @@ from ..kernels.common.dispatch import implementation
 from ..planner.choose import choose
 from ..planner.plan import Plan
 from ..planner.settings import Settings
-from ..schedulers.steps import CoarseSolver
 from ..schedulers.table import NoiseTable
-from ..solvers.chords.program import Cores
-from ..solvers.chords.solver import chords
 from ..solvers.contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras
-from ..solvers.convergence import SRDS, SRDS_UNCALIBRATED, SWEEPS, Contraction, Diverged, Monitor
-from ..solvers.fixed_point.options import FixedPoint
-from ..solvers.fixed_point.program import Sweeps
-from ..solvers.fixed_point.solver import fixed_point
-from ..solvers.method import to_dict
+from ..solvers.convergence import Diverged, Monitor
+from ..solvers.method import plain_steps
 from ..solvers.program import Program
-from ..solvers.sequential import sequential
-from ..solvers.srds import srds
+from ..solvers.registry import SEQUENTIAL
 from ..solvers.waves import CountedWaves
 from ..telemetry.report import Report
 
@@ -35,20 +28,7 @@ Observer = Callable[[Checkpoint], None]
 
 def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING) -> Core:
     """The core of a plan, not begun. program: its waves; x: starting noise in the dtype of the state, [batch, ...]."""
-    if plan.method == "sequential":
-        return sequential(x, noise, program, extras)
-    if isinstance(program, Cores):
-        return chords(x, noise, program, extras, watch_bits=plan.bits_only)
-    if isinstance(program, Sweeps):
-        assert isinstance(plan.options, FixedPoint)
-        return fixed_point(x, noise, program, plan.options, extras, watch_bits=plan.bits_only)
-    return srds(x, noise, program, plan.coarse_solver, extras, watch_bits=plan.bits_only)
-
-
-def contraction_of(noise: NoiseTable) -> Contraction:
-    """What runs of SRDS take for granted of it."""
-    calibrated = noise.momentum is None and noise.spread is None and noise.clip is None
-    return SRDS if calibrated else SRDS_UNCALIBRATED
+    return plan.options.core(x, noise, program, extras, watch_bits=plan.bits_only)
 
 
 def counted_waves_of(
@@ -59,14 +39,13 @@ def counted_waves_of(
     Raises:
         CaptureFailed: those of its method do not count themselves.
     """
-    if plan.options is not None:
+    if not plan.options.counts_waves:
         raise CaptureFailed(
             f"The waves of {plan.method} are not counted on the device. A graph of a wave's width could not tell which "
             "it is. Use engine='graph'."
         )
-    solver: CoarseSolver = "ddim" if plan.method == "sequential" else plan.coarse_solver
-    watched = plan.method != "sequential" and plan.bits_only
-    return CountedWaves(x, noise, program, solver, extras, watched=watched)
+    watched = plan.bits_only and not plan.is_sequential
+    return CountedWaves(x, noise, program, plan.coarse_solver, extras, watched=watched)
 
 
 def no_room(rows: int) -> str:
@@ -80,10 +59,10 @@ def step_by_step(
     """The sequential run that takes the place of one which could not end, in the same report; it has not begun."""
     report.fallback_reason = f"{reason}. The steps were then taken one after another"
     report.change.clear()
-    report.method, report.engine, report.overlap = "sequential", "eager", "batch"
+    report.method, report.engine, report.overlap = SEQUENTIAL, "eager", "batch"
     report.num_blocks, report.coarse_solver, report.in_flight, report.options = 0, None, None, None
     report.predicted_seconds = report.plan_reason = report.network_seconds = None
-    plan = choose(noise.num_steps, Settings(method="sequential"))
+    plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
     return Run(plan, x, noise, report.path, replace(extras, guess=None), observer, report=report)
 
 
@@ -123,7 +102,7 @@ class Run:
         started: float | None = None,
         report: Report | None = None,
     ) -> None:
-        contraction = SWEEPS if isinstance(plan.options, FixedPoint) else contraction_of(noise)
+        contraction = plan.options.contraction(plain=plain_steps(noise))
         self._monitor = Monitor(len(x), plan.tolerance, plan.bits_only, contraction)
         self._observer = observer
         self.plan = plan
@@ -143,21 +122,17 @@ class Run:
             engine="eager",
             path=path,
             num_inference_steps=plan.num_inference_steps,
-            pipelined=plan.pipelined,
             tolerance=plan.tolerance,
             exact=plan.exact,
             change=self._monitor.change,
             converged=self._monitor.converged,
             iterations_per_sample=self._monitor.iterations,
-            kernels=implementation(x.device),
-            options=to_dict(plan.options),
+            kernels=implementation(x.device) if plan.options.fused else "torch",
+            **plan.options.reported(),
         )
         if plan.prediction is not None:
             self.report.predicted_seconds = plan.prediction.chosen.seconds
             self.report.plan_reason = plan.prediction.why
-        if plan.method == "srds":
-            self.report.num_blocks, self.report.coarse_solver = plan.num_blocks, plan.coarse_solver
-            self.report.in_flight = plan.in_flight
         self._core = core_of(plan, x, noise, self.program, extras)
         self._ranges = telemetry.waves_of(self.program)
 
@@ -288,7 +263,7 @@ class Run:
             self.report.network_seconds = (self.report.network_seconds or 0.0) + seconds
 
     def _diagnosis(self, what: str) -> str:
-        if self.report.method == "sequential":
+        if self.plan.is_sequential:
             return (
                 f"At the end of {self.report.num_inference_steps} sequential steps {what}. The network returned NaN or "
                 "Inf. Check its weights and dtype on a single call."
@@ -296,5 +271,5 @@ class Run:
         return (
             f"After {self.report.waves} waves of {self.report.method} {what}. The network returned NaN or Inf, or the "
             "method is unstable on this schedule. Run method='sequential' to see whether the network is at fault; if "
-            "it is not, pass another method, or coarse_solver='ddim' or more blocks for srds."
+            f"it is not, {self.plan.options.advice}."
         )

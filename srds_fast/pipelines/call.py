@@ -20,7 +20,7 @@ from ..engine.graphs.use import GraphUse
 from ..engine.run import Observer, no_room
 from ..errors import InvalidArgument, SrdsFastError, UnsupportedPipeline
 from ..planner.settings import GRAPH_ENGINES
-from ..solvers.method import check_warm_start_method
+from ..solvers.registry import check_warm_start_method
 from ..telemetry.report import Report
 from . import acceleration
 from .families import Family, family_of

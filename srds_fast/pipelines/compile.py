@@ -20,7 +20,7 @@ from ..planner.settings import Settings
 from ..sampling.session import Planner
 from ..schedulers.builders import adds_noise
 from ..schedulers.verify import check_scheduler
-from ..solvers.method import Options
+from ..solvers.method import Method
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
@@ -166,7 +166,7 @@ class FastPipeline:
 def compile(
     pipe: Any,
     *,
-    method: str | Options = "auto",
+    method: str | Method = "auto",
     tolerance: float = 4e-3,
     exact: bool = False,
     num_blocks: int | None = None,

@@ -29,8 +29,9 @@ from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table
 from ..solvers.contract import Core, Extras, Trajectory
-from ..solvers.method import Options, check_warm_start, check_warm_start_method, options_of
+from ..solvers.method import Method
 from ..solvers.program import Program
+from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method, options_of
 from ..solvers.waves import CountedWaves
 from ..telemetry.report import Report
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
@@ -64,7 +65,7 @@ def sample(
     cond: Mapping[str, Tensor] | None = None,
     generator: Generators = None,
     eta: float = 0.0,
-    method: str | Options = "srds",
+    method: str | Method = DEFAULT,
     tolerance: float = 4e-3,
     exact: bool = False,
     num_blocks: int | None = None,
@@ -137,7 +138,7 @@ def sample(
     settings = Settings(
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine, in_flight
     )
-    refuse_beside(plan, settings, Settings(method="srds"))
+    refuse_beside(plan, settings, Settings(method=DEFAULT))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
         found = f"{x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InvalidArgument(
@@ -202,7 +203,7 @@ def _sampled(
     draws = draw_noise(noise, x, state.dtype, generator)
     extras = Extras(draws=draws, network=NetworkInput(x.dtype), scaled=True)
     if warm_start is not None:
-        check_warm_start_method(options_of(settings.method)[1] if plan is None else plan.options)
+        check_warm_start_method(options_of(settings.method) if plan is None else plan.options)
         check_warm_start(warm_start, (noise.num_steps + 1, *x.shape))
         extras = replace(extras, guess=warm_start)
     if keep_trajectory:

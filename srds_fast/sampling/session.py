@@ -28,8 +28,9 @@ from ..planner.search import Pricing, usual
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Checkpoint, Evaluate, Extras
-from ..solvers.method import Options, options_of
+from ..solvers.method import Method
 from ..solvers.program import Program
+from ..solvers.registry import SEQUENTIAL, options_of
 
 Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]
 """Takes a run from wave to wave to its end, with what evaluates the waves."""
@@ -86,9 +87,9 @@ class Planner:
         return self.settings.engine if self.plan is None else self.plan.engine
 
     @property
-    def options(self) -> Options | None:
-        """The options of the method asked for; None where it has none."""
-        return options_of(self.settings.method)[1] if self.plan is None else self.plan.options
+    def options(self) -> Method | None:
+        """The options of the method asked for; None where the planner chooses it."""
+        return options_of(self.settings.method) if self.plan is None else self.plan.options
 
     def choose(self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None) -> Plan:
         """The plan of a call.
@@ -248,14 +249,14 @@ class Session:
             extras: of these steps.
         """
         self.run.leave()
-        plan = choose(noise.num_steps, Settings(method="sequential"))
+        plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
         self.run = Run(plan, state, noise, self._path, extras, report=self.run.report)
 
     def _recover(self, error: DivergenceError) -> None:
         """Begin again step by step where the planner chose the method; otherwise the error is the user's."""
         plan = self.run.plan
         self._learn(completed=False)
-        if plan.prediction is None or plan.method == "sequential":
+        if plan.prediction is None or plan.is_sequential:
             raise error
         try:
             self.take_steps(error.what)

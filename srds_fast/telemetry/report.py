@@ -15,7 +15,7 @@ class Report:
     """What a call did. `print(report)` is a table, `report.to_dict()` is ready for JSON.
 
     Attributes:
-        method: "sequential", "srds", or "stock" when the pipeline's own loop ran.
+        method: its name, or "stock" when the pipeline's own loop ran.
         engine: what ran the waves: "eager"; "loop graph" (recorded before, one launch from checkpoint to checkpoint);
             "wave graphs" (recorded before, one launch a wave); "stock".
         kernels: what did the arithmetic between network calls: "triton", one launch a wave; "torch", where there is no
@@ -109,10 +109,10 @@ class Report:
             ("engine", ", ".join(filter(None, (self.engine, self.path, self.kernels and f"{self.kernels} kernels")))),
             ("steps", str(self.num_inference_steps)),
         ]
-        if self.method == "srds":
+        if self.num_blocks:
             held = "" if self.in_flight is None else f", {self.in_flight} in flight"
             lines.append(("blocks", f"{self.num_blocks} ({self.coarse_solver} jumps{held})"))
-        if self.iterations and self.method != "sequential":
+        if self.iterations:
             lines.append(("iterations", str(self.iterations)))
         if self.waves:
             saved = f" ({self.num_inference_steps / self.waves:.2f}x fewer than sequential)"

@@ -30,7 +30,6 @@ from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.chords.options import Chords
 from srds_fast.solvers.contract import Extras
-from srds_fast.solvers.convergence import SRDS
 from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
 
 HERE = Context("a device", "2.0", "0.1", None, "steps")
@@ -147,7 +146,7 @@ def test_runs_with_some_blocks_tell_of_runs_with_others(solver: str) -> None:
         experience.saw(seen, _run(seen, seed))
     for blocks in (6, 10, 14, 20, 24):
         plan = choose(48, dataclasses.replace(settings, num_blocks=blocks))
-        expected = sum(share * iteration for iteration, share in experience.iterations(plan, SRDS))
+        expected = sum(share * iteration for iteration, share in experience.iterations(plan, plain=True))
         took = sum(_run(plan, 100 + seed).iterations for seed in range(8)) / 8
         assert abs(expected - took) < 1.0, f"{blocks} blocks"
 
@@ -156,10 +155,10 @@ def test_what_did_not_settle_is_expected_to_again() -> None:
     experience, plan = Experience(), choose(50, Settings(method="srds"))
     for _ in range(20):
         experience.saw(plan, None)
-    shares = dict(experience.iterations(plan, SRDS))
+    shares = dict(experience.iterations(plan, plain=True))
     assert shares[plan.max_iterations] > 0.8
     assert sum(shares.values()) == pytest.approx(1.0)
-    other_steps = dict(experience.iterations(choose(40, Settings(method="srds")), SRDS))
+    other_steps = dict(experience.iterations(choose(40, Settings(method="srds")), plain=True))
     assert max(other_steps) < 10
 
 

@@ -34,7 +34,7 @@ from ...sampling.session import Planner, Session
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
 from ...solvers.contract import Evaluate, Extras, Trajectory
-from ...solvers.method import check_warm_start
+from ...solvers.registry import check_warm_start
 from ..loop import Loop
 from ..network_rows import RowInputs
 from ..networks import Network, network_family
@@ -237,7 +237,7 @@ class LockstepLoop:
     def newest(self) -> Tensor | None:
         """The newest whole sample, [batch, ...]; of an eager sequential run, the state it has come to."""
         run = self.session_begun().run
-        if run.newest is not None or run.plan.method != "sequential" or self._wave is None:
+        if run.newest is not None or not run.plan.is_sequential or self._wave is None:
             return run.newest
         if self._network is None:
             return self._wave.x[0]
@@ -405,9 +405,7 @@ class LockstepLoop:
 
     def _refuse_what_turns_too_often(self, plan: Plan) -> None:
         """A loop that looks up its list of steps by turn must not turn more often than there are steps."""
-        at_once = plan.pipelined and plan.in_flight is None
-        in_as_many_turns = at_once if plan.method == "srds" else plan.method in ("sequential", "chords")
-        few_turns = plan.method == "sequential" or (in_as_many_turns and plan.max_rows is None)
+        few_turns = plan.is_sequential or (plan.options.fits_turns and plan.max_rows is None)
         if self._loop.counts and self._network is None and not few_turns:
             raise UnsupportedPipeline(
                 "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "

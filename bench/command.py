@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from srds_fast.telemetry.environment import environment
+from srds_fast.environment import environment
 
 
 def parser(module: str, text: str | None) -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ ROOMS = (
     "schedulers",
     "zoo",
     "kernels",
+    "environment",
     "errors",
     "_version",
 )

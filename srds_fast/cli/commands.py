@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from ..environment import environment
 from ..errors import InvalidArgument
 from ..pipelines.compile import compile
 from ..solvers.registry import DEFAULT, SEQUENTIAL
-from ..telemetry.environment import environment
 from . import measure
 from .loading import open_for, prompts_for, settings_of
 from .measure import METHODS, TIMED_CALLS, Convergence, Request, spread, verdict

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from ..telemetry.environment import environment
+from ..environment import environment
 
 
 def env(args: argparse.Namespace) -> None:

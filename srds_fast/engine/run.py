@@ -127,7 +127,7 @@ class Run:
             change=self._monitor.change,
             converged=self._monitor.converged,
             iterations_per_sample=self._monitor.iterations,
-            kernels=implementation(x.device),
+            kernels=implementation(x.device) if plan.options.fused else "torch",
             **plan.options.reported(),
         )
         if plan.prediction is not None:

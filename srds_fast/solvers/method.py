@@ -165,6 +165,11 @@ class Method(ABC):
         return False
 
     @property
+    def fused(self) -> bool:
+        """Whether fused kernels do the arithmetic of its waves on a CUDA device. Otherwise PyTorch does."""
+        return True
+
+    @property
     def fits_turns(self) -> bool:
         """Whether a loop of N turns has a turn for every wave, if `max_rows` cuts none."""
         return False

@@ -20,7 +20,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 import srds_fast
-from srds_fast.engine.graphs import cache as engine_graphs
+from srds_fast.engine.graphs import use as use_module
 from srds_fast.engine.graphs.use import GraphUse
 
 pytestmark = pytest.mark.gpu
@@ -394,13 +394,13 @@ def test_nor_does_that_of_a_pipeline(name: str, engine: str, sync_is_an_error_in
 def test_auto_weighs_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny networks leave the device idle; a device that is slow to launch on may be told otherwise."""
     shares = []
-    weigh = engine_graphs.busy_share
+    weigh = use_module.busy_share
 
     def weighed(*args: Any) -> float:
         shares.append(weigh(*args))
         return shares[-1]
 
-    monkeypatch.setattr(engine_graphs, "busy_share", weighed)
+    monkeypatch.setattr(use_module, "busy_share", weighed)
     twins = Twins(name, untouched(name), {"engine": "auto"})
     for seed in range(3):
         twins.same(seed)

@@ -14,6 +14,7 @@ from twins import Twins
 import srds_fast
 from srds_fast import CaptureFailed
 from srds_fast.engine.graphs import cache as graphs_module
+from srds_fast.engine.graphs import use as use_module
 from srds_fast.engine.graphs.tape import Tape
 from srds_fast.engine.graphs.utilisation import BUSY, why_not_worth
 
@@ -153,7 +154,7 @@ def test_what_keeps_its_device_busy_is_not_recorded(monkeypatch: pytest.MonkeyPa
         measured.append(1)
         return 0.95
 
-    monkeypatch.setattr(graphs_module, "busy_share", share)
+    monkeypatch.setattr(use_module, "busy_share", share)
     twins = Twins("flux", graphs={"strict": True})
     twins.fast._srds.planner.settings = srds_fast.planner.settings.Settings(engine="auto")
     monkeypatch.setattr("srds_fast.pipelines.call._graphs_on", lambda device: True)

@@ -33,9 +33,9 @@ from peft.utils import get_peft_model_state_dict
 
 import srds_fast
 from srds_fast import InvalidArgument, UnsupportedPipeline
+from srds_fast.pipelines import call as call_module
 from srds_fast.pipelines import families, networks
-from srds_fast.pipelines.lockstep.loop import Drive
-from srds_fast.pipelines.takeover import takeover
+from srds_fast.pipelines.lockstep.loop import LockstepLoop
 
 STEPS = 9
 latents = partial(calls.latents, prompt="a cat")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import srds_fast
 from srds_fast import DivergenceError
 from srds_fast.engine import run
-from srds_fast.pipelines.lockstep import loop as drive
-from srds_fast.pipelines.takeover import takeover
+from srds_fast.pipelines import call as call_module
+from srds_fast.sampling import session as session_module
 from srds_fast.solvers.fixed_point import solver as fixed_point
 
 STEPS = 9
@@ -112,7 +112,7 @@ def test_waves_that_do_not_fit_into_memory_are_taken_one_row_at_a_time(
     sd: Any, settings: dict[str, Any], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if path == "drive":
-        monkeypatch.setattr(takeover, "why_not", lambda loop: "to see it driven")
+        monkeypatch.setattr(call_module, "why_not", lambda loop: "to see it driven")
     expected, before = latents(sd), everything(sd)
     fast = srds_fast.compile(sd, **settings)
     with Room(sd.unet, 2):  # a row with guidance
@@ -149,7 +149,7 @@ def test_what_the_waves_had_in_memory_is_let_go_before_the_steps_are_taken(
         return steps(*arguments)
 
     monkeypatch.setattr(fixed_point.Points, "__init__", watched)
-    monkeypatch.setattr(drive, "step_by_step", looking)
+    monkeypatch.setattr(session_module, "step_by_step", looking)
     fast = srds_fast.compile(sd, method="collocation")
     with Room(sd.unet, 2):
         latents(fast)

@@ -82,7 +82,7 @@ def check(pipe: Any, call: dict[str, Any], verdict: Verdict, mode: str, monkeypa
     method = "auto" if call.get("num_inference_steps") == 1 else "srds"  # one step is not cut into blocks
     fast = srds_fast.compile(pipe, **{"method": method, **MODES[mode]})
     if mode == "driven":
-        monkeypatch.setattr(takeover, "why_not", lambda loop: "this test drives it")
+        monkeypatch.setattr(call_module, "why_not", lambda loop: "this test drives it")
     found, seen, states = run(fast, call)
     report = fast.report
     if verdict == DRIVEN:

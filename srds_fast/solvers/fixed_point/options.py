@@ -58,6 +58,10 @@ class FixedPoint(Parameters, Method):
     def slides(self) -> bool:
         return self.window is not None
 
+    @property
+    def fused(self) -> bool:
+        return self.window is None and self.order is None
+
     def num_checkpoints(self, max_iterations: int) -> int:
         return 1 if self.slides else max_iterations
 

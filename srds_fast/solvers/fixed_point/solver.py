@@ -75,6 +75,8 @@ def _sliding(points: Window, program: Sweeps, options: Parameters, bits_only: bo
     # ParaDiGMS holds a point against the step that departs from it
     spread = spread if by_residuals else torch.cat([spread[1:], spread.new_zeros(1)])
     bound = (0.0 if bits_only else options.step_tolerance) * (spread.clamp(min=1.0) if by_residuals else spread)
+    # A mixed point is not the step from the one before it: the window slides to the first that moved, not past it.
+    steps_alone = not by_residuals and options.history == 0
     first = sweeps = 0
     while first < program.num_steps:
         sweeps += 1
@@ -84,12 +86,12 @@ def _sliding(points: Window, program: Sweeps, options: Parameters, bits_only: bo
         # what is not a number is within no bound
         within = [*(error.double().cpu() <= bound[first:last, None]).all(1).tolist(), False]
         finished = within.index(False)
-        if by_residuals:
-            # residuals are those of the points before the sweep, which may have made some of them larger
+        if not steps_alone:
+            # errors are those of the points before the sweep, which may have made some of them larger
             points.put_back(first, finished)
         points.record()
         # a point that moved too far was still made of steps that had finished; a residual belongs to its own step
-        first = min(last, first + (max(1, finished) if by_residuals else finished + 1))
+        first = min(last, first + (finished + 1 if steps_alone else max(1, finished)))
         if first < program.num_steps:
             points.enter(last, program.positions[first][-1] + 1)
     sample: Tensor = points.memory.x[-1].clone()

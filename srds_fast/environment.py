@@ -8,7 +8,7 @@ import subprocess
 from importlib import metadata
 from typing import Any
 
-from .._version import __version__
+from ._version import __version__
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "nvtx", "xformers")
 

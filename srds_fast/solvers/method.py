@@ -139,8 +139,13 @@ class Method(ABC):
 
     # before a run
 
-    def check(self, target: Target) -> None:  # noqa: B027  most methods can do all that a call may ask for
+    def check(self, target: Target) -> None:
         """Raise InvalidArgument where a call asks for what the method cannot do. `num_steps` is not known yet."""
+        if self.slides and target.max_iterations is not None:
+            raise InvalidArgument(
+                f"max_iterations was given together with a window of {self.name}. Its window slides until the last "
+                "step has settled. Leave it out, or give the method no window."
+            )
 
     def with_defaults(self, target: Target) -> Self:
         """The options with all that was left open filled in.

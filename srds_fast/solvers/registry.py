@@ -11,6 +11,7 @@ from ..errors import InvalidArgument
 from .chords.options import Chords
 from .fixed_point.options import Collocation, ParaDiGMS, ParaTAA
 from .method import Method
+from .parasolver import ParaSolver
 from .sequential import Sequential
 from .srds import FEWEST_STEPS, SRDS
 
@@ -21,6 +22,7 @@ REGISTERED: tuple[type[Method], ...] = (
     ParaTAA,
     ParaDiGMS,
     Chords,
+    ParaSolver,
 )
 BY_NAME: dict[str, type[Method]] = {each.name: each for each in REGISTERED}
 # the planner chooses

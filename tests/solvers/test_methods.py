@@ -18,7 +18,7 @@ from torch import Tensor
 import srds_fast
 from srds_fast import DivergenceError, Graphs, InvalidArgument, methods, sample
 from srds_fast.engine.run import Run
-from srds_fast.methods import SRDS, Chords, Collocation, ParaDiGMS, ParaTAA
+from srds_fast.methods import SRDS, Chords, Collocation, ParaDiGMS, ParaSolver, ParaTAA
 from srds_fast.planner.choose import choose
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
@@ -40,6 +40,8 @@ OPTIONS: dict[str, Method] = {method.name: method() for method in REGISTERED} | 
     "paradigms-narrow": ParaDiGMS(window=5),
     "paradigms-whole": ParaDiGMS(window=None, step_tolerance=None),
     "chords-starts": Chords(3, (0, 2, 9)),
+    "parasolver-intervals": ParaSolver(num_coarse=2, window=3, num_intervals=5),
+    "parasolver-whole": ParaSolver(num_coarse=1, window=40, step_tolerance=1e-6),
 }
 every = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 registered = pytest.mark.parametrize("method", REGISTERED, ids=BY_NAME)

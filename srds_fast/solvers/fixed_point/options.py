@@ -9,7 +9,6 @@ from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
-from ...errors import InvalidArgument
 from ...schedulers.table import NoiseTable
 from ..contract import Core, Extras
 from ..convergence import SWEEPS, Contraction
@@ -42,13 +41,6 @@ class FixedPoint(Parameters, Method):
     takes_warm_start: ClassVar[bool] = True
     first_iteration: ClassVar[int] = Sweeps.first_iteration
     tried: ClassVar[tuple[int, int]] = (4, 14)
-
-    def check(self, target: Target) -> None:
-        if self.slides and target.max_iterations is not None:
-            raise InvalidArgument(
-                f"max_iterations was given together with a window of {self.name}. Its window slides until the last "
-                "step has settled. Leave it out, or give the method no window."
-            )
 
     def most_iterations(self, target: Target) -> int:
         return target.num_steps if target.bits_only else min(target.num_steps, MOST_SWEEPS)

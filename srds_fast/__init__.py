@@ -3,7 +3,7 @@
     fast = srds_fast.compile(pipe)          # a drop-in for the pipeline
     result = srds_fast.sample(denoiser, x, scheduler, num_inference_steps=100)
 
-Importing this package is light: everything is loaded on first use.
+Importing this package is fast: modules are loaded on first use.
 """
 
 from __future__ import annotations

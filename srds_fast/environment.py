@@ -1,4 +1,4 @@
-"""What a measurement was made on. Packages are looked up, not imported."""
+"""The software and hardware of a measurement. Package versions are read without importing the packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "triton", "diffusers", "transformers", "nvtx", "xformers")
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware, as plain JSON types; None is a package that is not installed."""
+    """Versions and hardware, as plain JSON types; None for a package that is not installed."""
     return {
         "srds_fast": __version__,
         "python": platform.python_version(),
@@ -33,14 +33,14 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_threads() -> int:
-    """Threads this process may run on at once."""
+    """Number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _cuda_devices() -> list[dict[str, Any]]:
-    """Name, driver and memory of every device; none where there is no NVIDIA driver."""
+    """Name, driver and memory of every device; an empty list without an NVIDIA driver."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout

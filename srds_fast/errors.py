@@ -6,7 +6,7 @@ from typing import Any
 
 
 class SrdsFastError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of the errors of this package."""
 
 
 class InvalidArgument(SrdsFastError, ValueError):
@@ -14,27 +14,27 @@ class InvalidArgument(SrdsFastError, ValueError):
 
 
 class UnsupportedPipeline(SrdsFastError, TypeError):
-    """`compile` was given something it cannot drive."""
+    """`compile` cannot accelerate this object, or strict=True forbids a fallback."""
 
 
 class UnsupportedScheduler(SrdsFastError, ValueError):
-    """The scheduler or one of its options does not step x = alpha * x0 + sigma * eps deterministically."""
+    """The scheduler, or one of its options, is not supported."""
 
 
 class PlanMismatch(SrdsFastError, ValueError):
-    """A saved plan does not fit the pipeline, device or call it is used with."""
+    """A saved plan is not valid for this pipeline, device or call."""
 
 
 class CaptureFailed(SrdsFastError, RuntimeError):
-    """A CUDA graph could not be captured."""
+    """A graph could not be captured."""
 
 
 class DivergenceError(SrdsFastError, ArithmeticError):
-    """The network returned NaN or Inf, or the iteration moved away from its limit.
+    """The network returned NaN or Inf, or the iteration diverged.
 
     Attributes:
-        report: what ran until then, a `srds_fast.Report`.
-        what: happened, the first sentence of the message.
+        report: a `srds_fast.Report` of the call until then.
+        what: the first sentence of the message.
     """
 
     def __init__(self, message: str, report: Any) -> None:

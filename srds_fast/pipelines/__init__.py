@@ -1,1 +1,1 @@
-"""Everything that knows diffusers: the drop-in, and the two ways it runs a pipeline's loop."""
+"""All code that depends on diffusers: the compiled pipeline, and its two ways to run a pipeline's loop."""

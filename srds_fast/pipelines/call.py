@@ -1,4 +1,4 @@
-"""One call of a compiled pipeline: which way it runs, and what is said where that is not the fastest."""
+"""One call of a compiled pipeline: chooses takeover, lockstep or the stock loop, and runs it."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from ..telemetry.report import Report
 from . import acceleration
 from .families import Family, family_of
 from .lockstep.callbacks import StepCallback
-from .lockstep.loop import LockstepLoop, driven_copy
+from .lockstep.loop import LockstepLoop, copy_with_proxies
 from .loop import Arguments, Loop
-from .notices import _eagerly, _fallback, _left_out, _tell_of_overlap
-from .state import OURS, RandomState, State, bind, steps_of
-from .takeover.guidance import KnownGuidance
+from .notices import warn_eager, warn_fallback, warn_left_out, warn_overlap
+from .state import OWN_ARGUMENTS, RandomState, State, bind, steps_of
+from .takeover.guidance import GuidanceCache
 from .takeover.turn import RecordedTurn, why_not
 
 
-def _kind_of(cls: type, loop: Loop, network: Any, arguments: Arguments) -> Hashable | None:
-    """All that the guidance of a call can depend on: every number, and as what the other arguments were given.
+def _guidance_key(cls: type, loop: Loop, network: Any, arguments: Arguments) -> Hashable | None:
+    """Everything the guidance of a call can depend on: the numbers by value, the other arguments by type.
 
-    None where it may depend on more: a subclass of the user's, a number in the shape of a tensor, an unknown object.
+    None if it may depend on more: a subclass by the user, a number given as a tensor, an unknown object.
     """
     if not cls.__module__.startswith("diffusers."):
         return None
@@ -49,13 +49,13 @@ def _kind_of(cls: type, loop: Loop, network: Any, arguments: Arguments) -> Hasha
             or getattr(value, "ndim", 0) > 0
             or callable(value)
         ):
-            found.append((name, type(value), repr(value) if _holds_numbers(value) else None))
+            found.append((name, type(value), repr(value) if _is_number_list(value) else None))
         elif not type(value).__module__.startswith("PIL."):
             return None
     return tuple(found)
 
 
-def _holds_numbers(value: Any) -> bool:
+def _is_number_list(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(each, numbers.Number) for each in value)
 
 
@@ -64,7 +64,7 @@ def stock_reason(fast: Any, family: Family, arguments: Arguments) -> str | None:
     if arguments.get("callback") is not None:
         return "callback was given, which sees every step's latents: pass it as callback_on_step_end"
     if arguments.get("callback_on_step_end") is not None and fast._srds.planner.settings.max_iterations == 0:
-        return "callback_on_step_end was given and max_iterations=0: no fine step is computed that it could be told of"
+        return "callback_on_step_end was given and max_iterations=0: no fine step is computed, so it is never called"
     for name in family.loop(fast, {"guidance_scale": 0.0} | arguments).networks:
         network = getattr(fast, name)
         if getattr(network, "is_cache_enabled", False) or any(_hooks(network, stateful=True)):
@@ -73,7 +73,7 @@ def stock_reason(fast: Any, family: Family, arguments: Arguments) -> str | None:
 
 
 def _hooks(network: Any, stateful: bool) -> Iterator[Any]:
-    """diffusers' hooks on the network and its parts that keep (or do not keep) something from call to call."""
+    """diffusers' hooks on the network and its submodules; stateful: those with state between calls, or without."""
     for module in network.modules():
         registry = module.__dict__.get("_diffusers_hook")
         for hook in [] if registry is None else registry.hooks.values():
@@ -86,7 +86,7 @@ def _wants_graphs(state: State, network: Any) -> bool:
 
 
 def _graphs_on(device: torch.device) -> bool:
-    """Whether graphs can save time there."""
+    """Whether graphs can save time on this device."""
     return device.type == "cuda"
 
 
@@ -100,12 +100,12 @@ def _engine_reason(network: Any) -> str | None:
 def run_call(
     fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None = None, *, warming: bool = False
 ) -> Any:
-    """Call a compiled pipeline; leaves its report in the state.
+    """Call a compiled pipeline and store the report in its state.
 
     Args:
-        fast: the drop-in.
-        observer: sees every checkpoint.
-        warming: record all that calls like this one will need.
+        fast: the compiled pipeline.
+        observer: called with every checkpoint.
+        warming: record everything that calls like this one will need.
     """
     state = fast._srds
     state.last.report = state.last.trajectory = state.last.session = None
@@ -124,50 +124,50 @@ def _run_call(
     state = fast._srds
     family = family_of(state.original)  # a component may have been replaced since compile
     arguments = bind(fast, args, kwargs)
-    ours = {name: kwargs[name] for name in OURS if name in kwargs}
-    kwargs = {name: value for name, value in kwargs.items() if name not in OURS}
-    if ours.get("warm_start") is not None:
+    own = {name: kwargs[name] for name in OWN_ARGUMENTS if name in kwargs}
+    kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
+    if own.get("warm_start") is not None:
         check_warm_start_method(state.planner.options)
     reason = stock_reason(fast, family, arguments)
     if reason is not None:
-        return _stock_call(fast, args, kwargs, arguments, reason, ours)
+        return _stock_call(fast, args, kwargs, arguments, reason, own)
     random = RandomState(fast, arguments)
     networks = [getattr(fast, name) for name in family.loop(fast, arguments).networks]
     with (
-        _scaling_lora(fast, arguments),
-        state.tokenizers.lent(fast) as tokenizers,
+        _lora_lock(fast, arguments),
+        state.tokenizers.borrow(fast) as tokenizers,
         acceleration.applied(networks, state.network_options, fast._execution_device) as made,
     ):
         for left_out in made.reasons:
-            _left_out(fast, left_out)
-        call = _DrivenCall(fast, family, arguments, observer, tokenizers, made.instead, warming, **ours)
+            warn_left_out(fast, left_out)
+        call = _AcceleratedCall(fast, family, arguments, observer, tokenizers, made.replacements, warming, **own)
         try:
             return call(args, kwargs)
         except Exception as why:
-            # what a callback or a stream has been told cannot be taken back
-            if observer is not None or call.told or not call.is_at_fault(why):
+            # a callback or a stream has already seen results of this call: it cannot start again
+            if observer is not None or call.notified or not call.may_retry_on_stock_loop(why):
                 raise
             reason = str(why).partition(". ")[0]
             if isinstance(why, torch.OutOfMemoryError):
                 reason = no_room(call.peak_rows)
-                assert call.drive.run is not None
-                call.drive.run.close()
+                assert call.lockstep.run is not None
+                call.lockstep.run.close()
             elif not isinstance(why, UnsupportedPipeline):
-                reason = f"Its loop, driven, ended in {type(why).__name__}: {reason}"
+                reason = f"Its loop, when driven, ended in {type(why).__name__}: {reason}"
         finally:
-            if call.drive.run is not None:
-                state.last.report = call.drive.run.report
-                state.last.session = call.drive.session
-                state.last.trajectory = call.drive.states() if ours.get("keep_trajectory") else None
-                # compiling may fail as late as in the call
+            if call.lockstep.run is not None:
+                state.last.report = call.lockstep.run.report
+                state.last.session = call.lockstep.session
+                state.last.trajectory = call.lockstep.states() if own.get("keep_trajectory") else None
+                # set after the call: compilation can fail during it
                 state.last.report.left_out = made.reasons
-                _tell_of_overlap(fast, call.drive.run.program)
+                warn_overlap(fast, call.lockstep.run.program)
     random.restore()
-    return _stock_call(fast, args, kwargs, arguments, reason[:1].lower() + reason[1:], ours)
+    return _stock_call(fast, args, kwargs, arguments, reason[:1].lower() + reason[1:], own)
 
 
-class _DrivenCall:
-    """One call on a driven copy of the pipe."""
+class _AcceleratedCall:
+    """One call on a copy of the pipe whose scheduler and networks are proxies."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class _DrivenCall:
         arguments: Arguments,
         observer: Observer | None,
         tokenizers: dict[str, Any],
-        instead: Mapping[nn.Module, Callable[..., Any]],
+        replacements: Mapping[nn.Module, Callable[..., Any]],
         warming: bool,
         warm_start: Tensor | None = None,
         keep_trajectory: bool = False,
@@ -185,23 +185,23 @@ class _DrivenCall:
         self._loop = loop = family.loop(fast, arguments)
         self._cls = type(state.original)
         self._shared = vars(fast)
-        if self._shared.get("_interrupt"):  # of the call before; every stock call begins so
+        if self._shared.get("_interrupt"):  # left by the previous call; every stock call resets it too
             self._shared["_interrupt"] = False
         callback = arguments.get("callback_on_step_end")
         self._drive_reason = why_not(loop)
         if callback is not None:
-            self._drive_reason = "callback_on_step_end is told of every step in the loop's own turns"
+            self._drive_reason = "callback_on_step_end is called by the loop, once per step"
         network = getattr(fast, loop.networks[0])
         self._engine_reason = _engine_reason(network)
         turn, graphs = None, None
         if self._drive_reason is None:
-            kind = _kind_of(self._cls, loop, network, arguments)
-            turn = RecordedTurn(KnownGuidance(state.guidance, kind))
+            kind = _guidance_key(self._cls, loop, network, arguments)
+            turn = RecordedTurn(GuidanceCache(state.guidance, kind))
             graphs = self._graph_use(fast, network, warming)
         elif _wants_graphs(state, network):
             self._engine_reason = f"the loop is driven: {self._drive_reason}"
-            _eagerly(fast, self._engine_reason)
-        self.drive = LockstepLoop(
+            warn_eager(fast, self._engine_reason)
+        self.lockstep = LockstepLoop(
             fast.scheduler,
             loop,
             state.planner,
@@ -212,16 +212,16 @@ class _DrivenCall:
             keep_states=callback is not None or keep_trajectory,
             guess=warm_start,
             interrupted=self._interrupted,
-            notify=functools.partial(_fallback, fast, "step by step"),
-            instead=instead,
+            notify=functools.partial(warn_fallback, fast, "step by step"),
+            replacements=replacements,
             plan_only=state.plan_only,
         )
-        self._twin = driven_copy(fast, self._cls, loop, self.drive, tokenizers)
+        self._proxied = copy_with_proxies(fast, self._cls, loop, self.lockstep, tokenizers)
         if state.quiet:
-            self._twin.__dict__["_progress_bar_config"] = {"disable": True}
-        self._callback = None if callback is None else StepCallback(callback, self.drive)
+            self._proxied.__dict__["_progress_bar_config"] = {"disable": True}
+        self._callback = None if callback is None else StepCallback(callback, self.lockstep)
         self._calls_back = self._callback is not None and not state.plan_only
-        # an official callback says itself which tensors it needs
+        # diffusers' official callbacks name the tensors they need
         self._tensor_inputs = getattr(callback, "tensor_inputs", None)
 
     def _graph_use(self, fast: Any, network: Any, warming: bool) -> GraphRunner | None:
@@ -229,35 +229,35 @@ class _DrivenCall:
         if not _wants_graphs(state, network):
             return None
         if self._engine_reason is not None:
-            _eagerly(fast, self._engine_reason)
+            warn_eager(fast, self._engine_reason)
             return None
         return GraphRunner(
             state.graphs,
             state.lazy_capture or warming,
-            functools.partial(_eagerly, fast),
+            functools.partial(warn_eager, fast),
             whole=warming,
             weighed=state.engine == "auto",
             kind="graph" if state.engine == "auto" else state.engine,
         )
 
     @property
-    def told(self) -> int:
-        """Steps that the user's callback has been told of."""
-        return 0 if self._callback is None else self._callback.told
+    def notified(self) -> int:
+        """Number of steps for which the user's callback was called."""
+        return 0 if self._callback is None else self._callback.notified
 
     @property
     def peak_rows(self) -> int:
-        """Of the widest wave so far."""
-        return 0 if self.drive.run is None else self.drive.run.report.peak_rows
+        """Rows of the widest wave so far."""
+        return 0 if self.lockstep.run is None else self.lockstep.run.report.peak_rows
 
-    def is_at_fault(self, error: Exception) -> bool:
-        """Whether the stock loop may do what ended in this error when it was driven.
+    def may_retry_on_stock_loop(self, error: Exception) -> bool:
+        """Whether the stock loop may succeed where this call failed.
 
-        In a loop that was not read by hand, rows may have met what they do not fit: that is such an error too. If it is
-        not, the stock loop ends in it as well.
+        A loop that was not read by hand may contain code that does not work with rows. So its shape and type errors
+        count too; if such an error has another cause, the stock loop raises it again.
         """
         if isinstance(error, torch.OutOfMemoryError):  # the stock loop's waves have one row
-            return self.peak_rows > 1 and self.drive.run is not None and self.drive.run.sample is None
+            return self.peak_rows > 1 and self.lockstep.run is not None and self.lockstep.run.sample is None
         misfits = (RuntimeError, ValueError, TypeError, IndexError)
         return isinstance(error, UnsupportedPipeline) or (
             not self._loop.checked and isinstance(error, misfits) and not isinstance(error, SrdsFastError)
@@ -265,29 +265,29 @@ class _DrivenCall:
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._callback is not None:
-            bound = inspect.signature(self._cls.__call__).bind(self._twin, *args, **kwargs)
+            bound = inspect.signature(self._cls.__call__).bind(self._proxied, *args, **kwargs)
             bound.arguments["callback_on_step_end"] = self._callback if self._calls_back else None
             if self._tensor_inputs is not None:
                 bound.arguments["callback_on_step_end_tensor_inputs"] = self._tensor_inputs
             _, *args_after_self = bound.args
             args, kwargs = tuple(args_after_self), bound.kwargs
         telemetry.phase("encode")
-        output = self._cls.__call__(self._twin, *args, **kwargs)
-        if self.drive.run is not None:
-            report = self.drive.run.report
+        output = self._cls.__call__(self._proxied, *args, **kwargs)
+        if self.lockstep.run is not None:
+            report = self.lockstep.run.report
             report.engine_reason = report.engine_reason or self._engine_reason
             report.drive_reason = report.drive_reason or self._drive_reason
         return output
 
     def _interrupted(self) -> bool:
-        return bool(getattr(self._twin, "_interrupt", False) or self._shared.get("_interrupt", False))
+        return bool(getattr(self._proxied, "_interrupt", False) or self._shared.get("_interrupt", False))
 
 
 _lora_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 
 
-def _scaling_lora(fast: Any, arguments: Arguments) -> AbstractContextManager[Any]:
-    """A lock for calls that scale a LoRA: diffusers scales the layers in place, before and after every network call."""
+def _lora_lock(fast: Any, arguments: Arguments) -> AbstractContextManager[Any]:
+    """A lock for calls that scale a LoRA: diffusers scales the layers in place around every network call."""
     for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
         if (arguments.get(name) or {}).get("scale", 1.0) != 1.0:
             network = getattr(fast, "transformer", None) or fast.unet
@@ -301,16 +301,18 @@ def _stock_call(
     kwargs: dict[str, Any],
     arguments: Arguments,
     reason: str,
-    ours: Iterable[str] = (),
+    own: Iterable[str] = (),
 ) -> Any:
     state = fast._srds
     if state.quiet:
-        raise InvalidArgument(f"This call has no plan: {reason}. It runs on the stock loop. Change what is named.")
-    _fallback(fast, "on its stock loop", reason)
+        raise InvalidArgument(
+            f"This call has no plan: {reason}. It runs on the stock loop. Change what the reason names."
+        )
+    warn_fallback(fast, "on its stock loop", reason)
     telemetry.phase("stock")
     started = time.perf_counter()
     output = type(state.original).__call__(state.original, *args, **kwargs)
     seconds = time.perf_counter() - started
     state.last.report = Report("stock", "stock", "stock", steps_of(arguments), seconds=seconds, fallback_reason=reason)
-    state.last.report.left_out = [f"{name} was left out: the stock loop has no use for it" for name in ours]
+    state.last.report.left_out = [f"{name} was left out: the stock loop has no use for it" for name in own]
     return output

@@ -1,4 +1,4 @@
-"""`compile(pipe)`: a drop-in for a diffusers pipeline."""
+"""`compile(pipe)`: a drop-in replacement for a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from .stream import Refinement, refinements
 
 
 class FastPipeline:
-    """What `compile` adds to a pipeline. Instances also are of the pipeline's own class and share its attributes."""
+    """The members that `compile` adds. An instance also belongs to the pipeline's class and shares its attributes."""
 
     __slots__ = ()
     _srds: State
 
     @property
     def report(self) -> Report | None:
-        """Report of the last call made in this thread; None before the first, and after one that raised early."""
+        """Report of this thread's last call; None before the first call, and after a call that raised early."""
         return self._srds.last.report
 
     @property
     def trajectory(self) -> Tensor | None:
-        """The states of the last call made in this thread with `keep_trajectory=True`, [steps + 1, batch, ...].
+        """The states of this thread's last call with `keep_trajectory=True`, [steps + 1, batch, ...].
 
-        Given to another call as `warm_start=`, with the same seed and steps and a related prompt, methods that refine
-        all points (collocation, parataa, paradigms) begin with them: the nearer, the fewer waves. The sample they come
-        to is the same.
+        Pass it as `warm_start=` to a call with the same seed and steps and a related prompt. Methods that refine all
+        points (collocation, parataa, paradigms) then start from it. The closer it is, the fewer waves they need. The
+        final sample is the same.
         """
         return self._srds.last.trajectory
 
@@ -74,12 +74,12 @@ class FastPipeline:
         )
 
     def plan_for(self, *args: Any, measure: bool = False, **kwargs: Any) -> Plan:
-        """The plan a call with these arguments would run.
+        """The plan that a call with these arguments would run.
 
         Args:
-            measure: find the costs out that method="auto" chooses by, as the first call of a kind does; it takes the
-                arguments of a whole call then, and some tens of network calls. Otherwise nothing is run, and "auto"
-                is what it takes where nothing can be measured.
+            measure: measure the costs on which method="auto" decides, as the first call of a kind does. This needs all
+                arguments of a call, and some tens of network calls. Otherwise nothing runs, and "auto" chooses as it
+                does without measurements.
 
         Raises:
             InvalidArgument: the call would run on the stock loop, which has no plan.
@@ -90,14 +90,16 @@ class FastPipeline:
         if measure and reason is None:
             return planned(_fast, self._srds, args, kwargs).plan
         if reason is not None:
-            raise InvalidArgument(f"This call has no plan: {reason}. It runs on the stock loop. Change what is named.")
+            raise InvalidArgument(
+                f"This call has no plan: {reason}. It runs on the stock loop. Change what the reason names."
+            )
         stochastic = adds_noise(self.scheduler, float(arguments.get("eta") or 0.0))  # type: ignore[attr-defined]
         return self._srds.planner.choose(steps_of(arguments), stochastic)
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Refinement]:
-        """Call the pipeline and yield a whole image after every iteration, the last one being the result.
+        """Call the pipeline and yield a whole image after every iteration; the last one is the result.
 
-        Takes the arguments of the call; `output_type` and `return_dict` do not matter. Closing the iterator ends the
+        Takes the arguments of a call; `output_type` and `return_dict` have no effect. Closing the iterator ends the
         call. `report` is set in the thread that iterates.
 
         Raises:
@@ -113,45 +115,45 @@ class FastPipeline:
         return _stream(self, args, kwargs)
 
     def warmup(self, *args: Any, **kwargs: Any) -> Report:
-        """Make a call for its graphs alone: what it needs is recorded, for all iterations it could take.
+        """Record the graphs that calls with arguments like these need, for all iterations they could take.
 
-        Takes the arguments of the call; what they hold does not matter, what they are does (shapes, steps, guidance on
-        or off). A generator given is not advanced, nor is the global random state. Give `num_inference_steps`,
-        `height`, `width`, the number of prompts and of images, and whether guidance is on, as the calls to come will.
+        Takes the arguments of a call. Shapes, steps, and whether guidance is on must be those of later calls: pass the
+        same `num_inference_steps`, `height`, `width`, number of prompts and number of images. Other values do not
+        matter. Neither a given generator nor the global random state advances.
 
         Returns:
-            the report of the call; `engine_reason` says why, if nothing could be recorded.
+            the report of the call; `engine_reason` says why nothing was recorded, if so.
         """
         return _warmup(self, args, kwargs)
 
     def calibrate(self, prompts: Sequence[Any], *, num_samples: int = 8, quantile: float = 0.95, **kwargs: Any) -> Plan:
-        """Find out how many iterations each plan needs on this network, and take the fastest for the calls to come.
+        """Measure how many iterations each plan needs on this network, and use the fastest plan for later calls.
 
-        A tolerance stops a call by what its change lets expect, and a call that has come within it may go on to
-        confirm. Here the difference to the sequential sample is measured instead, and the iterations that keep it
-        within the tolerance for that share of the samples are fixed: later calls of this number of steps all take the
-        same time, and none confirms.
+        Without calibration a call estimates its error from the change per iteration, and may run one more iteration to
+        confirm it. Calibration measures the difference to the sequential sample instead. It fixes the number of
+        iterations that keeps this share of the samples within the tolerance. Later calls with this number of steps then
+        all take the same time, and none runs an iteration to confirm.
 
         Args:
-            prompts: what calls like those to come are given, in turn: each a prompt, or a dict of arguments.
-            num_samples: calls of every plan that may be the fastest, and of the sequential sampler; each with another
-                seed.
+            prompts: inputs like those of later calls, used in turn; each is a prompt, or a dict of arguments.
+            num_samples: number of calls of the sequential sampler and of every plan that may be the fastest; each call
+                has its own seed.
             quantile: share of the samples that must be within the tolerance.
-            kwargs: of the call: `num_inference_steps`, `guidance_scale`, `height` and the like. No generator.
+            kwargs: arguments of the calls: `num_inference_steps`, `guidance_scale`, `height` and so on. No generator.
 
         Returns:
-            the plan, with all candidates in its `prediction`; `Plan.save` keeps it for another process.
+            the plan, with all candidates in its `prediction`; `Plan.save` writes it for another process.
 
         Raises:
-            InvalidArgument: the call cannot be taken over, so that nothing can be measured; or tolerance or quantile
-                are out of range.
+            InvalidArgument: the call cannot be taken over, so nothing can be measured; or tolerance or quantile is
+                out of range.
         """
         return calibrate(_fast, self._srds, list(prompts), num_samples, quantile, kwargs)
 
     def reset(self) -> None:
-        """Give up all recordings and their memory, measured costs and calibrated plans.
+        """Delete all recordings and free their memory; delete measured costs and calibrated plans.
 
-        Calls made before go on undisturbed.
+        Running calls are not affected.
         """
         self._srds.graphs.clear()
         self._srds.planner.costs.clear()
@@ -159,7 +161,7 @@ class FastPipeline:
 
     @property
     def graphs(self) -> GraphStats:
-        """What was recorded and replayed so far, in all threads."""
+        """Counts of recordings and replays so far, in all threads."""
         return self._srds.graphs.stats
 
 
@@ -185,25 +187,25 @@ def compile(
     plan: Plan | None = None,
     strict: bool = False,
 ) -> Any:
-    """A drop-in for a diffusers pipeline that samples parallel in time.
+    """A drop-in replacement for a diffusers pipeline that samples parallel in time.
 
-    The result is called as the pipeline is, with the same arguments and the same output; it is an instance of a class
-    of the same name that shares the pipeline's attributes, so LoRA, `.to()` and the rest act on both. The pipeline
-    itself is not changed and can be called as before. No device work is done here. Compiling a compiled pipeline gives
-    it the new settings.
+    Call the result as you call the pipeline: it takes the same arguments and returns the same output. Its class has the
+    same name, and it shares the pipeline's attributes, so LoRA, `.to()` and the rest act on both. The pipeline itself
+    is not changed and can be called as before. No device work happens here. Compiling a compiled pipeline gives a new
+    one with the new settings.
 
     Args:
-        pipe: a diffusers pipeline. The loops of many are known, those of others are read; see the table in README.
-        method: "srds", "collocation", "parataa", "paradigms", "chords", "sequential" (our path, one row a wave), or the
-            options of one, see `srds_fast.methods`. "auto" takes the fastest for this network on this device: what
-            calls of it cost is measured in the first call of its kind. Where the loop is driven nothing can be measured
-            ahead: it is srds then, and sequential below six steps.
-        tolerance: bound of the mean absolute difference to the sequential sample, per sample, in the units of the
-            latents (data in [-1, 1]: one grey level is 1 / 127.5). 0 runs until nothing moves.
-        exact: run until the result is the sequential one by construction.
-        num_blocks: B, blocks the steps are cut into. Default: blocks of about sqrt(N) / 2 steps.
-        max_iterations: iterations at most. Default: B, where the result is exact.
-        coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim where steps add noise).
+        pipe: a diffusers pipeline. The loops of many are known; the source of other loops is checked. See README.
+        method: "srds", "collocation", "parataa", "paradigms", "chords", "sequential" (our path, one row per wave), or
+            the options of one, see `srds_fast.methods`. "auto" chooses the fastest for this network on this device: the
+            first call of a kind measures the cost. If the loop is driven, nothing can be measured before the call:
+            "auto" is then srds, or sequential below six steps.
+        tolerance: bound on the mean absolute difference to the sequential sample, per sample, in the units of the
+            latents (data in [-1, 1]: one grey level is 1 / 127.5). 0: iterate until the sample no longer changes.
+        exact: iterate until the result equals the sequential one by construction.
+        num_blocks: B, number of blocks of steps. Default: blocks of about sqrt(N) / 2 steps.
+        max_iterations: largest number of iterations. Default: B, where the result is exact.
+        coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim if steps add noise).
         pipelined: start rows of the next iteration as soon as their input exists.
         in_flight: iterations of SRDS under way at once: rows of iteration p wait for the sample of iteration
             p - in_flight, which may be enough. Fewer rows, but more waves where it is not. Default: no bound; "auto"
@@ -222,19 +224,19 @@ def compile(
         channels_last: lay the weights of convolution networks out so (False: contiguous); None leaves them. The layout
             stays: values and results are the same, and copying all weights twice a call would cost more than it brings.
         torch_compile: a mode of torch.compile for the networks, "default" or "max-autotune-no-cudagraphs"; graphs then
-            hold the compiled code. Compiles anew for every width of a wave: seconds to minutes in the first calls.
-        overlap: "batch": all rows of a wave in one network call; "streams": the coarse ones in a call of their own, on
-            a CUDA device beside the others, in a stream of high priority; "auto": one batch, but where a loop graph is
-            recorded on a CUDA device, whichever its replay shows to be faster (to record both takes twice as long).
+            hold the compiled code. Every wave width is compiled separately: seconds to minutes in the first calls.
+        overlap: "batch": all rows of a wave in one network call; "streams": coarse rows in a separate network call, on
+            a CUDA device in a parallel high-priority stream; "auto": batch, but if a loop graph is recorded on a CUDA
+            device, the one whose replay is faster (recording both takes twice as long).
         plan: a plan to run instead of choosing one for each number of steps; it fixes all settings above.
-        strict: raise where a call would run on the stock loop, or eagerly though engine="graph" was asked for.
+        strict: raise if a call would run on the stock loop, or eagerly although engine="graph" was given.
 
     Returns:
-        The drop-in, with `report`, `plan_for`, `stream` and `original` added.
+        The compiled pipeline. It adds `report`, `plan_for`, `stream` and `original`.
 
     Raises:
-        UnsupportedPipeline: its loop, or its network, is not understood; the message says what in it.
-        UnsupportedScheduler: its scheduler is not supported; the message holds the line to write.
+        UnsupportedPipeline: the loop or a network is not understood; the message says which part.
+        UnsupportedScheduler: the scheduler is not supported; the message holds the line to write.
         InvalidArgument: a setting is out of its range.
     """
     settings = Settings(
@@ -264,7 +266,7 @@ def _fast(state: State) -> Any:
     original = state.original
     cls = _fast_class(original.__class__)
     fast: Any = object.__new__(cls)
-    # the very same dictionary: what is loaded into one is there in the other
+    # the same dictionary: an attribute set on one is set on both
     object.__setattr__(fast, "__dict__", original.__dict__)
     object.__setattr__(fast, "_srds", state)
     return fast
@@ -272,7 +274,7 @@ def _fast(state: State) -> Any:
 
 @functools.cache
 def _fast_class(base: Any) -> type:
-    """A subclass of the pipeline's class, of the same name, whose own state lies outside the shared attributes."""
+    """A subclass of the pipeline's class with the same name; its own state is not in the shared attributes."""
 
     @functools.wraps(base.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -284,7 +286,7 @@ def _fast_class(base: Any) -> type:
     return cls
 
 
-# calls of a kind: what one has taken may show that another plan is faster, which is then recorded too
+# most calls in one warm-up: a call may show that another plan is faster, which must then be recorded too
 MOST_WARM_UPS = 4
 
 
@@ -297,7 +299,7 @@ def _warmup(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
             run_call(fast, args, kwargs, warming=True)
             if fast.graphs.captured == recorded or not fast._srds.planner.settings.measures:
                 break
-        fast._srds.planner.costs.settle()  # it has been recorded
+        fast._srds.planner.costs.settle()  # later calls keep the recorded plan
     finally:
         random.restore()
     report: Report = fast.report
@@ -314,13 +316,13 @@ def _stream(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterato
         try:
             run_call(fast, args, {**kwargs, **undecoded(fast)}, observer)
         finally:
-            reports.append(state.last.report)  # of the thread that made the call
+            reports.append(state.last.report)  # `last` is local to this thread
 
     def decode(latents: Any) -> Any:
         if family.decode is None:
             raise UnsupportedPipeline(
-                f"How {type(fast).__name__} decodes its latents is not known. Refinement.latents are there all the "
-                "same. Decode them as the pipeline does."
+                f"It is not known how {type(fast).__name__} decodes its latents. Refinement.latents are available. "
+                "Decode them as the pipeline does."
             )
         return family.decode(fast, latents, arguments)
 

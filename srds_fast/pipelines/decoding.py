@@ -12,7 +12,7 @@ from torch import Tensor
 from .loop import Arguments
 
 
-def _decode_sd(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:
+def decode_sd(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:
     images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
     images, flagged = pipe.run_safety_checker(images, latents.device, latents.dtype)
     denormalize = [True] * len(images) if flagged is None else [not each for each in flagged]
@@ -22,10 +22,10 @@ def _decode_sd(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:
 _float32_vaes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
-def _decode_sdxl(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:
+def decode_sdxl(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:
     vae = pipe.vae
     if vae.dtype == torch.float16 and vae.config.force_upcast:
-        # the stock call casts its VAE to and fro; a preview must not, the call that is still running uses it
+        # the stock call casts its VAE and casts it back; a preview must not, because the running call uses that VAE
         vae = _float32_vaes.get(pipe.vae) or _float32_vaes.setdefault(pipe.vae, copy.deepcopy(pipe.vae).float())
         latents = latents.float()
     mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
@@ -40,18 +40,18 @@ def _decode_sdxl(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:
     return pipe.image_processor.postprocess(images, output_type="pil")
 
 
-def _decode_shifted(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:
+def decode_shifted(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:
     latents = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
     return pipe.image_processor.postprocess(pipe.vae.decode(latents, return_dict=False)[0], output_type="pil")
 
 
-def _decode_flux(pipe: Any, latents: Tensor, arguments: Arguments) -> Any:
+def decode_flux(pipe: Any, latents: Tensor, arguments: Arguments) -> Any:
     size = pipe.default_sample_size * pipe.vae_scale_factor
     height, width = arguments.get("height") or size, arguments.get("width") or size
-    return _decode_shifted(pipe, pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor), arguments)
+    return decode_shifted(pipe, pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor), arguments)
 
 
-def _decode_pixart(pipe: Any, latents: Tensor, arguments: Arguments) -> Any:
+def decode_pixart(pipe: Any, latents: Tensor, arguments: Arguments) -> Any:
     images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
     if arguments.get("use_resolution_binning"):
         size = pipe.transformer.config.sample_size * pipe.vae_scale_factor
@@ -60,10 +60,10 @@ def _decode_pixart(pipe: Any, latents: Tensor, arguments: Arguments) -> Any:
     return pipe.image_processor.postprocess(images, output_type="pil")
 
 
-def _decode_dit(pipe: Any, latents: Tensor, arguments: Arguments) -> Any:
-    return _decode_pixels(pipe, pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample, arguments)
+def decode_dit(pipe: Any, latents: Tensor, arguments: Arguments) -> Any:
+    return decode_pixels(pipe, pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample, arguments)
 
 
-def _decode_pixels(pipe: Any, pixels: Tensor, _arguments: Arguments) -> Any:
+def decode_pixels(pipe: Any, pixels: Tensor, _arguments: Arguments) -> Any:
     images = (pixels / 2 + 0.5).clamp(0, 1)
     return pipe.numpy_to_pil(images.cpu().permute(0, 2, 3, 1).float().numpy())

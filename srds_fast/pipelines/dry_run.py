@@ -1,4 +1,4 @@
-"""Planning with a compiled pipeline: calls made to learn what calls cost, and how many iterations they need."""
+"""Calls that measure costs and needed iterations, for planning."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .call import run_call
 from .state import Last, RandomState, State, bind, undecoded
 
 Make = Callable[[State], Any]
-"""state -> a drop-in for the same pipeline."""
+"""state -> a compiled pipeline with this state."""
 
 
 def planned(make: Make, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
-    """Choose the plan of a call and measure its costs, run none of its waves. Its generators are left as they were.
+    """Choose the plan of a call and measure its costs, but run no waves. Random generators are restored.
 
     Returns:
         the session of the call, with `plan` and `pricing`.
 
     Raises:
-        InvalidArgument: it has no plan, as it runs on the stock loop.
+        InvalidArgument: the call runs on the stock loop, which has no plan.
     """
-    fast = make(_like(state, plan_only=True))
+    fast = make(_quiet(state, plan_only=True))
     random = RandomState(fast, bind(fast, args, kwargs))
     try:
         run_call(fast, args, {**kwargs, **undecoded(fast)})
@@ -39,7 +39,8 @@ def planned(make: Make, state: State, args: tuple[Any, ...], kwargs: dict[str, A
     session: Session | None = fast._srds.last.session
     if session is None:
         raise InvalidArgument(
-            f"This call has no plan: {fast.report.fallback_reason}. It runs on the stock loop. Change what is named."
+            f"This call has no plan: {fast.report.fallback_reason}. It runs on the stock loop. "
+            "Change what the reason names."
         )
     return session
 
@@ -47,34 +48,34 @@ def planned(make: Make, state: State, args: tuple[Any, ...], kwargs: dict[str, A
 def calibrate(
     make: Make, state: State, prompts: Sequence[Any], num_samples: int, quantile: float, kwargs: dict[str, Any]
 ) -> Plan:
-    """Calibrate the calls of a compiled pipeline, see `FastPipeline.calibrate`; the plan is kept in the state."""
+    """See `FastPipeline.calibrate`; also stores the plan in the state."""
     if not prompts or isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise InvalidArgument(
-            f"{len(prompts)} prompts and num_samples={num_samples!r} were given. To calibrate takes one at least of "
-            "both. Give some of the calls to come."
+            f"{len(prompts)} prompts and num_samples={num_samples!r} were given. Calibration needs at least one of "
+            "each. Pass prompts like those of later calls."
         )
     if kwargs.get("generator") is not None:
-        raise InvalidArgument("A generator was given. Every sample is made with a seed of its own. Leave it out.")
+        raise InvalidArgument("A generator was given. Calibration seeds every sample itself. Leave the generator out.")
     if state.planner.plan is not None:
-        raise InvalidArgument("The pipeline was compiled with a plan. It fixes every setting. Compile it without.")
+        raise InvalidArgument("The pipeline was compiled with a plan, which fixes every setting. Compile it without.")
 
     def arguments(sample: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(sample)
         prompt = prompts[sample % len(prompts)]
-        asked = prompt if isinstance(prompt, dict) else {"prompt": prompt}
-        return {**kwargs, **undecoded(make(state)), **asked, "generator": generator}
+        prompt_arguments = prompt if isinstance(prompt, dict) else {"prompt": prompt}
+        return {**kwargs, **undecoded(make(state)), **prompt_arguments, "generator": generator}
 
-    found = planned(make, state, (), arguments(0))
-    pricing = found.pricing
+    session = planned(make, state, (), arguments(0))
+    pricing = session.pricing
     if pricing is None:
         raise InvalidArgument(
-            "The loop of this call is driven, or has a single step. What its network calls cost cannot be measured "
-            "ahead. Leave callbacks out, or give max_iterations instead."
+            "The loop of this call is driven, or has a single step. The cost of its network calls cannot be measured "
+            "before the call. Leave callbacks out, or pass max_iterations instead."
         )
-    num_steps, stochastic = found.plan.num_inference_steps, found.stochastic
+    num_steps, stochastic = session.plan.num_inference_steps, session.stochastic
 
     def run(plan: Plan) -> list[tuple[int, Tensor]]:
-        fast = make(_like(state, planner=replace(state.planner, plan=replace(plan, engine="eager"))))
+        fast = make(_quiet(state, planner=replace(state.planner, plan=replace(plan, engine="eager"))))
         outputs: dict[int, list[Tensor]] = {}
 
         def keep(checkpoint: Checkpoint) -> None:
@@ -91,6 +92,6 @@ def calibrate(
     return plan
 
 
-def _like(state: State, **changes: Any) -> State:
-    """The same state, for calls that report to nobody."""
+def _quiet(state: State, **changes: Any) -> State:
+    """The same state for calls whose report and warnings the user does not see."""
     return replace(state, last=Last(), quiet=True, **changes)

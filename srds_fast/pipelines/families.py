@@ -1,7 +1,8 @@
-"""What is known of diffusers' pipelines: their loops, how they decode, and which calls their stock loop must run.
+"""The known diffusers pipelines: their loops, how they decode, and which calls need the stock loop.
 
-A pipeline class that is not listed is read by `loops`: a plain loop is driven, anything else is refused with what was
-found. To list a pipeline, read its loop by hand, add a `Family`, and add it to the test matrix.
+For a pipeline class that is not listed, `lockstep.source_check` reads the source. A plain loop is driven; any other
+loop is refused, with the reason. To list a pipeline, read its loop by hand, add a `Family`, and add it to the test
+matrix.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from torch import Tensor
 
 from ..errors import UnsupportedPipeline
 from .decoding import (
-    _decode_dit,
-    _decode_flux,
-    _decode_pixart,
-    _decode_pixels,
-    _decode_sd,
-    _decode_sdxl,
-    _decode_shifted,
+    decode_dit,
+    decode_flux,
+    decode_pixart,
+    decode_pixels,
+    decode_sd,
+    decode_sdxl,
+    decode_shifted,
 )
 from .lockstep.loop import network_family
 from .lockstep.source_check import replaced, unknown_in_loop
@@ -37,9 +38,9 @@ class Family:
     """A pipeline class whose loop is known.
 
     Attributes:
-        loop: (pipe, arguments of the call) -> what must be known to drive it.
-        decode: (pipe, latents as the loop leaves them, arguments) -> PIL images, as the end of the pipe's own call does
-            it; None where that is not known.
+        loop: (pipe, arguments of the call) -> description of the loop.
+        decode: (pipe, final latents of the loop, arguments) -> PIL images, as at the end of the pipe's own call; None
+            if not known.
         stock_if: (pipe, arguments) -> why this call must run on the stock loop, or None.
     """
 
@@ -54,7 +55,7 @@ def _loop(*networks: str, **known: Any) -> Callable[[Any, Arguments], Loop]:
 
 
 def _inpainting(pipe: Any, _arguments: Arguments) -> Loop:
-    """A 9-channel network is given mask and image as channels; a 4-channel one knows neither."""
+    """A 9-channel network gets mask and image as channels; a 4-channel one gets neither."""
     blends = pipe.unet.config.in_channels == 4
     return Loop(("unet",), blends=blends, joins=not blends)
 
@@ -78,34 +79,33 @@ def _control_window(_pipe: Any, arguments: Arguments) -> str | None:
 
 
 FAMILIES = {
-    "StableDiffusionPipeline": Family(_loop("unet"), _decode_sd),
-    "StableDiffusionImg2ImgPipeline": Family(_loop("unet"), _decode_sd),
-    "StableDiffusionInpaintPipeline": Family(_inpainting, _decode_sd),
-    "StableDiffusionControlNetPipeline": Family(_loop("unet", "controlnet", counts=True), _decode_sd, _control_window),
-    "StableDiffusionXLPipeline": Family(_loop("unet"), _decode_sdxl),
-    "StableDiffusionXLImg2ImgPipeline": Family(_loop("unet"), _decode_sdxl),
-    "StableDiffusionXLInpaintPipeline": Family(_inpainting, _decode_sdxl),
-    "StableDiffusion3Pipeline": Family(_loop("transformer"), _decode_shifted, _skipped_layers),
-    "FluxPipeline": Family(_loop("transformer"), _decode_flux),
-    "PixArtAlphaPipeline": Family(_loop("transformer"), _decode_pixart),
-    "DiTPipeline": Family(_dit, _decode_dit),
-    "DDIMPipeline": Family(_loop("unet"), _decode_pixels),
-    "DDPMPipeline": Family(_loop("unet"), _decode_pixels),
+    "StableDiffusionPipeline": Family(_loop("unet"), decode_sd),
+    "StableDiffusionImg2ImgPipeline": Family(_loop("unet"), decode_sd),
+    "StableDiffusionInpaintPipeline": Family(_inpainting, decode_sd),
+    "StableDiffusionControlNetPipeline": Family(_loop("unet", "controlnet", counts=True), decode_sd, _control_window),
+    "StableDiffusionXLPipeline": Family(_loop("unet"), decode_sdxl),
+    "StableDiffusionXLImg2ImgPipeline": Family(_loop("unet"), decode_sdxl),
+    "StableDiffusionXLInpaintPipeline": Family(_inpainting, decode_sdxl),
+    "StableDiffusion3Pipeline": Family(_loop("transformer"), decode_shifted, _skipped_layers),
+    "FluxPipeline": Family(_loop("transformer"), decode_flux),
+    "PixArtAlphaPipeline": Family(_loop("transformer"), decode_pixart),
+    "DiTPipeline": Family(_dit, decode_dit),
+    "DDIMPipeline": Family(_loop("unet"), decode_pixels),
+    "DDPMPipeline": Family(_loop("unet"), decode_pixels),
 }
 
 
 def family_of(pipe: Any) -> Family:
-    """The family of a pipeline, by the class that defines its loop: a subclass with a loop of its own is another one.
+    """The family of a pipeline, by the class that defines its `__call__`.
 
     Raises:
-        UnsupportedPipeline: no pipeline, a loop that is not understood, or a network of an unknown family.
+        UnsupportedPipeline: it is no pipeline, its loop is not understood, or a network's family is unknown.
     """
     owner = next((cls for cls in type(pipe).__mro__ if "__call__" in cls.__dict__), None)
     name = type(pipe).__name__
     if isinstance(pipe, type):
         raise UnsupportedPipeline(
-            f"{pipe.__name__} is a class. compile() takes a pipeline that has been made. "
-            f"Pass {pipe.__name__}.from_pretrained(...)."
+            f"{pipe.__name__} is a class. compile() takes an instance. Pass {pipe.__name__}.from_pretrained(...)."
         )
     if owner is None or not hasattr(pipe, "scheduler"):
         raise UnsupportedPipeline(
@@ -116,21 +116,21 @@ def family_of(pipe: Any) -> Family:
     reason = replaced(owner.__call__) if listed else unknown_in_loop(owner.__call__)
     if reason is not None:
         raise UnsupportedPipeline(
-            f"{name} cannot be driven: {reason}. A loop that turns once per wave would give another image there. "
+            f"{name} cannot be driven: {reason}. Run once per wave, this loop could give another image. "
             "Call the pipeline as it is, or srds_fast.sample with its denoiser."
         )
-    family = listed or Family(_unread_loop, None)
+    family = listed or Family(_unlisted_loop, None)
     for component in family.loop(pipe, {"guidance_scale": 0.0}).networks:
         network = getattr(pipe, component, None)
         if network_family(network) is None:
             raise UnsupportedPipeline(
-                f"The {component} of this {name} is a {type(unwrapped(network)).__name__}. How it takes rows is known "
-                f"for {', '.join(NETWORKS)}. Call srds_fast.sample with it instead."
+                f"The {component} of this {name} is a {type(unwrapped(network)).__name__}. Supported networks are "
+                f"{', '.join(NETWORKS)}. Call srds_fast.sample with it instead."
             )
     return family
 
 
-def _unread_loop(pipe: Any, _arguments: Arguments) -> Loop:
-    """A loop that `loops` found plain: it calls the denoiser the pipe has."""
+def _unlisted_loop(pipe: Any, _arguments: Arguments) -> Loop:
+    """The loop of an unlisted pipeline whose source passed the check: it calls the pipe's denoiser."""
     networks = tuple(name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None)
     return Loop(networks, joins=True, checked=False)

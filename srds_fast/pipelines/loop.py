@@ -1,4 +1,4 @@
-"""What must be known of a pipeline's loop."""
+"""A description of a pipeline's loop."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Loop:
-    """What must be known of a pipeline's loop to drive it.
+    """A description of a pipeline's loop.
 
     Attributes:
-        networks: names of the components that are called in the loop.
-        copies: how many copies of the state the loop carries along (DiT carries two under guidance).
-        joins: the loop may join conditioning to the states, channel by channel.
-        blends: the loop puts the known part of an image back in after every step.
-        counts: the loop looks up what it needs by its turn, in a list with an entry per step.
-        checked: the loop was read by hand; otherwise what it tells its network is checked in the first turn.
+        networks: names of the components that the loop calls.
+        copies: number of copies of the state in the loop (DiT has two under guidance).
+        joins: the loop may concatenate conditioning to the states along the channels.
+        blends: the loop pastes the known part of an image back after every step (inpainting).
+        counts: the loop indexes a list that has one entry per step with its turn number.
+        checked: the loop was read by hand; otherwise the first turn checks the timestep that it gives the network.
     """
 
     networks: tuple[str, ...]

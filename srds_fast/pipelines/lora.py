@@ -1,4 +1,4 @@
-"""LoRA scales as tensors: a recording reads them from the device, so that another scale needs no other recording."""
+"""LoRA scales as tensors: a recording reads them from the device, so a new scale needs no new recording."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class AdapterScales:
-    """The scales of all LoRA layers of some networks. PEFT keeps one number for each layer and adapter.
+    """The scales of all LoRA layers of some networks. PEFT keeps one number per layer and adapter.
 
     Args:
-        networks: with what a call multiplies their scales by: the "scale" of its `cross_attention_kwargs` or the like.
+        networks: maps each network to the factor of this call: "scale" in `cross_attention_kwargs` or similar.
     """
 
     def __init__(self, networks: Mapping[nn.Module, float]) -> None:
@@ -29,12 +29,12 @@ class AdapterScales:
         return len(self._entries)
 
     def values(self, like: Tensor) -> Tensor:
-        """The scales of this call, [entries], of the dtype and on the device of `like`."""
+        """The scales of this call, [entries], with the dtype and device of `like`."""
         return torch.tensor([scaling[name] * factor for scaling, name, factor in self._entries]).to(like)
 
     @contextmanager
     def read_from(self, values: Tensor) -> Iterator[None]:
-        """Within it, layers take their scales from this tensor, [entries]."""
+        """In the block, the layers read their scales from this tensor, [entries]."""
         numbers = [scaling[name] for scaling, name, _ in self._entries]
         tensors = values.unbind()
         try:
@@ -43,12 +43,12 @@ class AdapterScales:
             yield
         finally:
             for (scaling, name, _), tensor, number in zip(self._entries, tensors, numbers, strict=True):
-                if scaling.get(name) is tensor:  # nobody has set another scale meanwhile
+                if scaling.get(name) is tensor:  # otherwise the user has set another scale in the meantime
                     scaling[name] = number
 
 
 def scale_numbers(networks: Iterable[nn.Module]) -> frozenset[int]:
-    """The dictionaries, by identity, whose numbers `AdapterScales` takes from a tensor."""
+    """The ids of the dictionaries whose numbers `AdapterScales` replaces by tensors."""
     return frozenset(id(scaling) for network in networks for scaling in _scalings(network))
 
 

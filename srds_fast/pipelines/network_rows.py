@@ -1,4 +1,4 @@
-"""A network's arguments for the rows of a wave: a timestep for each, and conditioning repeated for them."""
+"""A network's arguments for the rows of a wave: one timestep per row, and conditioning repeated for the rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedPipeline
-from ..sampling.rows import PerState, Tiles, input_scale
+from ..sampling.rows import PerState, TiledConditioning, input_scale
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Evaluate
 from ..solvers.program import Program
@@ -24,7 +24,7 @@ class RowInputs:
         program: its waves.
         noise: table of its steps.
         state: starting noise, [batch, ...], in the dtype of the state.
-        instead: what is called in the place of a network.
+        replacements: maps a network to the callable to use instead.
     """
 
     def __init__(
@@ -33,16 +33,16 @@ class RowInputs:
         noise: NoiseTable,
         state: Tensor,
         *,
-        instead: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
+        replacements: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
     ) -> None:
-        self._instead = instead
+        self._replacements = replacements
         self._peak_rows = program.peak_rows
         self._num_samples = len(state)
         self._per_state = PerState(program, state.device)
         self._input_scale = input_scale(noise, state)
         self._timesteps = noise.timesteps.to(state.device)
         self._times: dict[tuple[Any, torch.dtype], Tensor] = {}
-        self._tiles: dict[str, list[Tiles]] = {}
+        self._tiled: dict[str, list[TiledConditioning]] = {}
 
     def scale(self, wave: Evaluate, x: Tensor) -> Tensor:
         """The states of a wave, [branches * rows * samples, ...], times their input scale."""
@@ -61,9 +61,9 @@ class RowInputs:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Call a network. names: of its parameters, in order; the other arguments are those of its pipeline's call."""
+        """Call a network. names: of its parameters, in order; args, kwargs: from the pipeline's call of it."""
         args, kwargs = self.arguments(wave, network, family, names, args, kwargs)
-        return self._instead.get(network, network)(*args, **kwargs)
+        return self._replacements.get(network, network)(*args, **kwargs)
 
     def arguments(
         self,
@@ -74,18 +74,18 @@ class RowInputs:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What `call` gives the network."""
+        """The arguments with which `call` calls the network."""
         states: Tensor = kwargs[family.state] if family.state in kwargs else args[names.index(family.state)]
         rows = len(wave.positions) * len(wave.samples)
         branches, odd = divmod(states.shape[0], rows)
         if odd:
             raise UnsupportedPipeline(
-                f"{type(network).__name__} was given {len(states)} states for {rows} rows. It is not known which state "
-                "belongs to which row. Run this call on the original pipeline."
+                f"{type(network).__name__} was given {len(states)} states for {rows} rows. It is not known which row "
+                "each state belongs to. Run this call on the original pipeline."
             )
 
         def for_rows(name: str, value: Any) -> Any:
-            if value is None or name in family.as_it_is:
+            if value is None or name in family.unchanged:
                 return value
             if name in family.per_sample:
                 return self._repeat(wave, name, value, branches)
@@ -94,44 +94,44 @@ class RowInputs:
             if name in family.options:
                 return self._repeat_options(wave, name, value, branches)
             raise UnsupportedPipeline(
-                f"The pipeline passes {name!r} to {type(network).__name__}. It is not known how that argument belongs "
-                "to samples. Run this call on the original pipeline."
+                f"The pipeline passes {name!r} to {type(network).__name__}. It is not known whether that argument has "
+                "an entry per sample. Run this call on the original pipeline."
             )
 
-        # positional arguments stay positional: hooks on the network may look at either
+        # positional arguments stay positional: hooks on the network may depend on it
         given = tuple(for_rows(name, value) for name, value in zip(names, args, strict=False)) if args else args
         return given, {name: for_rows(name, value) for name, value in kwargs.items()}
 
     def repeated(self, wave: Evaluate, name: str, value: Tensor, branches: int) -> Tensor:
-        """A tensor with an entry per branch and sample, repeated for the rows; name: where it is used."""
-        kept = self._tiles.setdefault(name, [])
-        tiles = next((each for each in kept if each.tensor is value), None)
-        if tiles is None:
+        """A tensor with an entry per branch and sample, repeated for the rows. name: of the argument."""
+        kept = self._tiled.setdefault(name, [])
+        tiled = next((each for each in kept if each.tensor is value), None)
+        if tiled is None:
             if len(value) != branches * self._num_samples:
                 raise UnsupportedPipeline(
                     f"The pipeline's network was given conditioning of shape {tuple(value.shape)} ({name}) for "
-                    f"{branches} x {self._num_samples} branches and samples. It is not known which entry belongs to "
-                    "which sample. Run this call on the original pipeline."
+                    f"{branches} x {self._num_samples} branches and samples. It is not known which sample each entry "
+                    "belongs to. Run this call on the original pipeline."
                 )
-            tiles = Tiles(value, self._num_samples, branches, self._peak_rows)
-            # a loop may call its network twice a turn, with two kinds of conditioning
-            self._tiles[name] = [tiles, *kept[:1]]
-        return tiles.of(len(wave.positions), wave.samples)
+            tiled = TiledConditioning(value, self._num_samples, branches, self._peak_rows)
+            # a loop may call its network twice per turn, with different conditioning
+            self._tiled[name] = [tiled, *kept[:1]]
+        return tiled.of(len(wave.positions), wave.samples)
 
     def prepare(self, family: Network, dtype: torch.dtype, branches: int) -> None:
-        """Look up now what a family of networks is told of the time in every wave of the whole batch."""
+        """Compute the time inputs of a network family now, for every wave of the whole batch."""
         self._per_state.prepare(self._column(family, dtype), self._num_samples, branches)
 
     def constants(self) -> Iterator[Tensor]:
-        """What was looked up."""
+        """The tensors computed by `prepare`."""
         yield from self._per_state.looked_up()
 
     def forget(self) -> None:
-        """Give the repeated conditioning back."""
-        self._tiles.clear()
+        """Free the repeated conditioning."""
+        self._tiled.clear()
 
     def _times_for(self, wave: Evaluate, family: Network, dtype: torch.dtype, branches: int) -> Tensor:
-        """What a network of the family is told of the time, for every state of the wave."""
+        """The time input of a network of this family, for every state of the wave."""
         return self._per_state.of(self._column(family, dtype), wave, branches)
 
     def _column(self, family: Network, dtype: torch.dtype) -> Tensor:
@@ -156,7 +156,7 @@ class RowInputs:
                 repeated[key] = self._repeat(wave, f"{name}.{key}", value, branches)
             elif key not in SHARED_OPTIONS and not isinstance(value, bool | int | float | str | None):
                 raise UnsupportedPipeline(
-                    f"{name} holds {key!r}, a {type(value).__name__}. It is not known how that belongs to samples. "
-                    "Run this call on the original pipeline."
+                    f"{name} holds {key!r}, a {type(value).__name__}. It is not known whether that has an entry per "
+                    "sample. Run this call on the original pipeline."
                 )
         return repeated

@@ -1,7 +1,7 @@
-"""How each family of networks is called: which argument holds the states, which belongs to samples, how time is told.
+"""How each network family is called: which argument holds the states, which are per sample, and the unit of time.
 
-An argument is repeated for the rows of a wave, or passed on, by its name: a test of its shape would be ambiguous (the
-text ids of a transformer can have as many entries as the batch). An argument with no name here is refused.
+The name of an argument decides whether it is repeated for the rows of a wave. Its shape would be ambiguous: the text
+ids of a transformer can have as many entries as the batch. An argument that is not listed here is refused.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 
-def _as_it_is(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+def _unchanged(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
     return timesteps
 
 
 def _thousandths(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
-    """Flux is told t / 1000, rounded to the dtype of the latents first: as its pipelines write it."""
+    """Flux takes t / 1000. As in its pipelines, t is first rounded to the dtype of the latents."""
     return timesteps.to(dtype) / 1000
 
 
 @dataclass(frozen=True)
 class Network:
-    """How a family of networks is called.
+    """How a network family is called.
 
     Attributes:
         state: name of the argument that holds the states.
@@ -34,22 +34,22 @@ class Network:
         shared: arguments that hold for the whole call; passed on as they are.
         options: arguments that are dictionaries of options: scalars, tensors shared by all rows (`SHARED_OPTIONS`) and
             tensors with an entry per branch and sample (`PER_SAMPLE_OPTIONS`).
-        time: (the scheduler's timesteps, dtype of the latents) -> what the network is told.
-        channels: which dimension of states and outputs they are.
-        gives_residuals: it returns what another network is given, as a ControlNet does.
+        time: (the scheduler's timesteps, dtype of the latents) -> the network's time input.
+        channels: the channel dimension of states and outputs.
+        gives_residuals: its output is an input of another network, as with a ControlNet.
     """
 
     state: str
     per_sample: frozenset[str]
     shared: frozenset[str] = frozenset({"return_dict"})
     options: frozenset[str] = frozenset()
-    time: Callable[[Tensor, torch.dtype], Tensor] = _as_it_is
+    time: Callable[[Tensor, torch.dtype], Tensor] = _unchanged
     channels: int = 1
     gives_residuals: bool = False
 
     @cached_property
-    def as_it_is(self) -> frozenset[str]:
-        """Arguments that are passed on as they are."""
+    def unchanged(self) -> frozenset[str]:
+        """Arguments that are passed on unchanged."""
         return self.shared | {self.state}
 
 
@@ -70,7 +70,7 @@ NETWORKS = {
     "UNet2DConditionModel": Network(
         state="sample",
         per_sample=_CONDITIONING | {"down_intrablock_additional_residuals"},
-        # the residuals of a ControlNet have been computed for the rows
+        # a ControlNet has already computed its residuals for all rows
         shared=frozenset({"down_block_additional_residuals", "mid_block_additional_residual", "return_dict"}),
         options=frozenset({"cross_attention_kwargs"}),
     ),
@@ -110,13 +110,13 @@ NETWORKS["MultiControlNetModel"] = NETWORKS["ControlNetModel"]
 
 
 def network_family(module: object) -> Network | None:
-    """The family a network belongs to, by class name; torch.compile's wrapper is looked through."""
+    """The family of a network, by class name, without torch.compile's wrapper; None if unknown."""
     names = (cls.__name__ for cls in type(unwrapped(module)).__mro__)
     return next((NETWORKS[name] for name in names if name in NETWORKS), None)
 
 
 def is_compiled(module: Any) -> bool:
-    """Whether a call of the module runs code that torch.compile made."""
+    """Whether a call of the module runs code from torch.compile."""
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 

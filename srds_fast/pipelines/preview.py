@@ -1,4 +1,4 @@
-"""Decoding beside the run: a stream of its own for what is shown while later waves still run."""
+"""Previews decode on a separate CUDA stream, while later waves still run."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 
 class PreviewStream:
-    """Where refinements are made and decoded; on a CPU, nothing of its own."""
+    """The CUDA stream on which refinements are decoded; does nothing on a CPU."""
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, Any] = {}
 
     def mark(self, tensor: Tensor) -> Any:
-        """By the thread that computes: what is to be waited for before this tensor is read elsewhere."""
+        """Called by the computing thread: an event to wait for before another stream reads this tensor."""
         return torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
     @contextmanager
     def after(self, mark: Any, tensor: Tensor) -> Iterator[None]:
-        """Within it, by the thread that shows: work that reads the tensor, and does not hold up the run."""
+        """Called by the reading thread: in the block, work on the tensor runs without delaying the run."""
         if mark is None:
             yield
             return
@@ -30,9 +30,9 @@ class PreviewStream:
         if stream is None:
             stream = self._streams[tensor.device] = torch.cuda.Stream(tensor.device)
         stream.wait_event(mark)
-        # its memory is not to be taken again before this has been read
+        # the allocator must not reuse its memory before this stream has read it
         tensor.record_stream(stream)
         with torch.cuda.device(tensor.device), torch.cuda.stream(stream):
             yield
-        # who goes on with what was made does so on a stream that waits for it
+        # later work on the results uses the current stream, so that stream must wait
         torch.cuda.current_stream(tensor.device).wait_stream(stream)

@@ -1,4 +1,4 @@
-"""What a compiled pipeline keeps from call to call, and the arguments of one call."""
+"""The state that a compiled pipeline keeps between calls, and the arguments of one call."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from ..sampling.session import Planner, Session
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .loop import Arguments
-from .tokenizers import Spares
+from .tokenizers import TokenizerPool
 
 
 class Last(threading.local):
-    """What the last call of each thread left behind."""
+    """Results of the last call of each thread."""
 
     report: Report | None = None
     trajectory: Tensor | None = None
     session: Session | None = None
 
 
-OURS = ("warm_start", "keep_trajectory")
-"""Arguments of a call that are not the pipeline's."""
+OWN_ARGUMENTS = ("warm_start", "keep_trajectory")
+"""Call arguments that srds_fast adds to those of the pipeline."""
 
 
 @dataclass
 class State:
-    """What a compiled pipeline knows beyond the pipeline itself.
+    """The state that `compile` adds to a pipeline.
 
     Attributes:
         original: the pipeline that was compiled.
         planner: chooses the plan of every call.
-        strict: raise where a call would not run as asked for.
-        lazy_capture: record calls of a new kind when they come.
+        strict: raise if a call would not run as asked for.
+        lazy_capture: record the first call of a new kind.
         graphs: the recordings.
-        network_options: how the networks are computed.
+        network_options: attention, layout and compilation of the networks.
         overlap: how coarse rows run.
-        last: what the last call of each thread left behind.
-        told: reasons that the log has named.
-        tokenizers: one set for each call at a time.
-        guidance: weights that were found, by kind of call.
-        quiet: show no progress bar; refuse calls of the stock loop.
-        plan_only: choose the plan of a call, run none of its waves.
+        last: results of the last call of each thread.
+        notified: reasons that were already logged.
+        tokenizers: copies, one set per running call.
+        guidance: known guidance weights, by kind of call.
+        quiet: show no progress bar; refuse calls that need the stock loop.
+        plan_only: choose the plan of a call, but run no waves.
     """
 
     original: Any
@@ -61,8 +61,8 @@ class State:
     network_options: NetworkOptions
     overlap: str
     last: Last = field(default_factory=Last)
-    told: set[str] = field(default_factory=set)
-    tokenizers: Spares = field(default_factory=Spares)
+    notified: set[str] = field(default_factory=set)
+    tokenizers: TokenizerPool = field(default_factory=TokenizerPool)
     guidance: dict[Hashable, Tensor] = field(default_factory=dict)
     quiet: bool = False
     plan_only: bool = False
@@ -74,13 +74,14 @@ class State:
 
 
 def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """Arguments of a call by name, defaults filled in, **kwargs flattened. A TypeError is the pipeline's own.
+    """Arguments of a call by name, defaults filled in, **kwargs flattened.
 
     Raises:
-        InvalidArgument: a number of steps that no loop can have.
+        InvalidArgument: num_inference_steps is out of range.
+        TypeError: the arguments do not fit the pipeline's signature.
     """
-    theirs = {name: value for name, value in kwargs.items() if name not in OURS}
-    bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **theirs)
+    pipe_kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
+    bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **pipe_kwargs)
     bound.apply_defaults()
     arguments: Arguments = dict(bound.arguments)
     extra: Arguments = arguments.pop("kwargs", {})
@@ -94,7 +95,7 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
 
 
 def steps_of(arguments: Arguments) -> int:
-    """Steps the loop will walk, as far as the arguments tell: `denoising_start` and `_end` ask the scheduler."""
+    """Number of steps in the loop, from the arguments alone: `denoising_start` and `_end` also need the scheduler."""
     given = arguments.get("timesteps")
     given = arguments.get("sigmas") if given is None else given
     steps = int(arguments["num_inference_steps"] if given is None else len(given))
@@ -104,13 +105,13 @@ def steps_of(arguments: Arguments) -> int:
 
 
 def undecoded(fast: Any) -> dict[str, Any]:
-    """Arguments that spare a call its decoding."""
+    """Arguments with which a call skips decoding."""
     known = inspect.signature(type(fast.original).__call__).parameters
     return {"output_type": "latent"} if "latents" in known else {}
 
 
 class RandomState:
-    """The generators a call may draw from, to be put back where it has to begin again."""
+    """A copy of the state of all generators that a call may draw from, for a call that must start again."""
 
     def __init__(self, pipe: Any, arguments: Arguments) -> None:
         given = arguments.get("generator")

@@ -1,4 +1,4 @@
-"""A whole image after every iteration, while the call that makes them is still running."""
+"""`fast.stream`: a whole image after every iteration, while the call is still running."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .preview import PreviewStream
 
 
 class Refinement:
-    """A whole image after an iteration, from `fast.stream`.
+    """A whole image after one iteration.
 
     Attributes:
         iteration: 0 is the coarse sweep.
-        latents: [batch, ...], in the dtype the pipeline uses.
+        latents: [batch, ...], in the pipeline's dtype.
         change: per sample, mean |x^p - x^(p-1)|; None at iteration 0.
     """
 
@@ -45,13 +45,13 @@ class Refinement:
 
     @functools.cached_property
     def images(self) -> list[Any]:
-        """PIL images, decoded when first asked for, as the pipeline decodes its result; later waves run meanwhile."""
+        """PIL images, decoded on first access as the pipeline decodes its result, while later waves run."""
         with torch.no_grad(), self._previews.after(self._mark, self.latents):
             return self._decode(self.latents)
 
 
 class _Abandoned(Exception):
-    """The reader of a stream went away."""
+    """The reader closed the stream."""
 
 
 def refinements(
@@ -59,12 +59,12 @@ def refinements(
 ) -> Iterator[Refinement]:
     """Run a call and yield its checkpoints as refinements.
 
-    The call runs in a thread of its own: a pipeline's loop cannot be left and entered again. Closing the iterator ends
-    the call at its next checkpoint and waits for that.
+    The call runs in a separate thread, because a pipeline's loop cannot be suspended. Closing the iterator ends the
+    call at its next checkpoint and waits until it has ended.
 
     Args:
-        call: makes the call, given an observer of its checkpoints.
-        dtype: of the latents handed out.
+        call: makes the call; its argument observes the checkpoints.
+        dtype: of the latents in the refinements.
         decode: turns latents into images.
     """
     arrived: queue.Queue[tuple[Checkpoint, Any] | BaseException | None] = queue.Queue()
@@ -97,7 +97,7 @@ def refinements(
                 raise item
             checkpoint, mark = item
             with previews.after(mark, checkpoint.sample):
-                # a checkpoint holds only the samples still running; the others keep what they had
+                # a checkpoint holds only the samples that still run; the others keep their latents
                 latents = checkpoint.sample.to(dtype, copy=True) if latents is None else latents.clone()
                 latents[list(checkpoint.samples)] = checkpoint.sample.to(dtype)
             yield Refinement(checkpoint.iteration, latents, _change(checkpoint, len(latents)), decode, previews)
@@ -109,5 +109,5 @@ def refinements(
 def _change(checkpoint: Checkpoint, num_samples: int) -> list[float | None] | None:
     if checkpoint.change is None:
         return None
-    seen = dict(zip(checkpoint.samples, checkpoint.change.tolist(), strict=True))
-    return [seen.get(sample) for sample in range(num_samples)]
+    by_sample = dict(zip(checkpoint.samples, checkpoint.change.tolist(), strict=True))
+    return [by_sample.get(sample) for sample in range(num_samples)]

@@ -1,8 +1,8 @@
-"""Tokenizers of one's own for every call that is running.
+"""A separate set of tokenizers for every running call.
 
-A fast tokenizer keeps padding and truncation in one place for all threads, and a pipeline switches them to and fro:
-two calls on one tokenizer can get each other's padding, without an error. So each driven call borrows copies, made when
-first needed and kept for the next call.
+A fast tokenizer has one padding and truncation state for all threads, and pipelines change it in every call. Two calls
+that share a tokenizer can get each other's padding, without an error. So each call borrows copies. They are made when
+first needed and kept for later calls.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class Spares:
+class TokenizerPool:
     """Copies of a pipeline's tokenizers, lent to one call at a time."""
 
     def __init__(self) -> None:
@@ -22,17 +22,17 @@ class Spares:
         self._free: list[tuple[Any, dict[str, Any]]] = []
 
     @contextmanager
-    def lent(self, pipe: Any) -> Iterator[dict[str, Any]]:
+    def borrow(self, pipe: Any) -> Iterator[dict[str, Any]]:
         """The pipe's tokenizers by component name, as copies that no other call uses meanwhile."""
         originals = {
             name: component
             for name, component in vars(pipe).items()
             if name.startswith("tokenizer") and callable(component)
         }
-        # textual inversion adds tokens to a tokenizer: copies made before are of no use then
+        # textual inversion adds tokens to a tokenizer: older copies are stale then
         state = [(name, id(original), len(original)) for name, original in originals.items()]
         with self._lock:
-            self._free = [(made_of, copies) for made_of, copies in self._free if made_of == state]
+            self._free = [(copied_state, copies) for copied_state, copies in self._free if copied_state == state]
             copies = self._free.pop()[1] if self._free else None
         if copies is None:
             copies = {name: copy.deepcopy(original) for name, original in originals.items()}

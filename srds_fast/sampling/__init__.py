@@ -1,1 +1,1 @@
-"""`sample()`: the solvers for any denoiser."""
+"""`sample()`: parallel-in-time sampling with any denoiser."""

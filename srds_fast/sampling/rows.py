@@ -1,4 +1,4 @@
-"""Rows in, network output out: every row has its timestep, conditioning is repeated for the rows of each call."""
+"""Evaluates rows with a denoiser: each row has its own timestep; conditioning is repeated for the rows of a call."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the solver's state for a network of this dtype: float32, or float64 where the network is float64."""
+    """Dtype of the solver's state for a network of this dtype: float64 for float64, otherwise float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def draw_noise(noise: NoiseTable, like: Tensor, dtype: torch.dtype, generator: Generators = None) -> Tensor | None:
-    """The fresh noise of every step, drawn now as the sequential sampler would draw it step by step.
+    """The fresh noise of all steps, drawn in the order of the sequential sampler.
 
     Args:
         noise: table of N steps.
-        like: network output of one step, [batch, ...]: gives shape, device and the dtype that is drawn in.
+        like: network output of one step, [batch, ...]: gives shape, device and the dtype of the draw.
         dtype: of the state.
         generator: one for the batch, one per sample, or None for torch's global one.
 
     Returns:
-        [N, batch, ...] in the dtype of the state (N times the memory of the batch); None if no step draws.
+        [N, batch, ...] in the dtype of the state (N times the memory of the batch); None if no step draws noise.
     """
     if noise.draws is None:
         return None
 
-    # as diffusers reads lists: one generator is for the whole batch, of several each sample has its own
+    # as in diffusers: a list of one generator is for the whole batch, a longer list has one per sample
     if isinstance(generator, Sequence) and len(generator) == 1:
         generator = generator[0]
 
@@ -54,15 +54,15 @@ def draw_noise(noise: NoiseTable, like: Tensor, dtype: torch.dtype, generator: G
 
 
 def _draw(shape: torch.Size, generator: torch.Generator | None, like: Tensor) -> Tensor:
-    # a generator of the CPU draws on the CPU, whatever the device of the samples: seeds then mean the same everywhere
+    # a CPU generator draws on the CPU, also for samples on another device: a seed then gives the same noise everywhere
     device = like.device if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 class PerState:
-    """Looks up what differs from row to row, timestep and input scale, for the states of each wave of a program.
+    """Looks up the values that differ between rows (timestep, input scale) for the states of each wave of a program.
 
-    It does so for all waves at once: an index made wave by wave would cost each a copy to the device.
+    It looks up all waves at once: one index per wave would cost a copy to the device in every wave.
 
     Args:
         program: the waves.
@@ -76,11 +76,11 @@ class PerState:
         self._of_waves: dict[tuple[Tensor, int], tuple[Tensor, ...]] = {}
 
     def of(self, column: Tensor, wave: Evaluate, branches: int = 1) -> Tensor:
-        """The entries of a column [N, ...], [branches * rows * samples, ...]: row by row, all its samples."""
+        """The entries of a column [N, ...] for the states of a wave, [branches * rows * samples, ...]."""
         return self.prepare(column, len(wave.samples), branches)[wave.number]
 
     def prepare(self, column: Tensor, num_samples: int, branches: int = 1) -> tuple[Tensor, ...]:
-        """Look a column up for all waves of so many samples; returns the entries of each wave."""
+        """Look up a column for all waves with this number of samples; return the entries of each wave."""
         if self._num_samples != num_samples:
             self._num_samples = num_samples
             self._of_waves.clear()
@@ -90,7 +90,7 @@ class PerState:
         return of_waves
 
     def looked_up(self) -> Iterator[Tensor]:
-        """All entries there are."""
+        """All tensors computed so far."""
         for of_waves in self._of_waves.values():
             yield from of_waves
 
@@ -103,7 +103,7 @@ class PerState:
 
 
 def input_scale(noise: NoiseTable, like: Tensor) -> Tensor | None:
-    """What states like this one are multiplied with before they enter the network, [N, 1, ...]; None for nothing."""
+    """The factors applied to states before they enter the network, [N, 1, ...]; None if all are 1."""
     if not bool((noise.input_scale != 1.0).any()):
         return None
     return noise.input_scale.to(like.dtype).to(like.device).reshape(-1, *[1] * (like.ndim - 1))
@@ -114,7 +114,7 @@ def tile(tensor: Tensor, samples: Sequence[int], rows: int, num_samples: int, br
 
     Args:
         tensor: [branches * num_samples, ...], guidance branches outermost.
-        samples: the samples that still run.
+        samples: indices of the samples that still run.
         rows: rows of the wave.
         num_samples: samples in the whole batch.
         branches: guidance branches.
@@ -128,12 +128,12 @@ def tile(tensor: Tensor, samples: Sequence[int], rows: int, num_samples: int, br
     return split.expand(-1, rows, *split.shape[2:]).flatten(0, 2)
 
 
-class Tiles:
-    """Conditioning repeated for the rows of one wave after another; the arguments are those of `tile`.
+class TiledConditioning:
+    """Conditioning repeated for the rows of successive waves; the arguments are those of `tile`.
 
-    Most waves are a row wider or narrower than the one before. So what is used again is repeated once more, for the
-    widest, of which the others take a part: the rows of a branch are all the same, so of two branches the part around
-    the middle.
+    Most waves are one row wider or narrower than the previous one. So reused conditioning is tiled once at peak width,
+    and narrower waves take a slice. All rows of a branch are equal, so with two branches the slice around the middle
+    holds the right number of each.
 
     Args:
         peak_rows: rows of the widest wave.
@@ -146,7 +146,7 @@ class Tiles:
         self._of_rows: dict[int, Tensor] = {}
 
     def of(self, rows: int, samples: Sequence[int]) -> Tensor:
-        """The conditioning of a wave, as `tile` makes it."""
+        """The conditioning of a wave, with the values that `tile` returns."""
         if samples != self._samples:
             self._samples = samples
             self._of_rows.clear()
@@ -155,11 +155,11 @@ class Tiles:
         return self._of_rows[rows]
 
     def forget(self) -> None:
-        """Give back what was repeated."""
+        """Free the tiled tensors."""
         self._of_rows.clear()
 
     def _make(self, rows: int) -> None:
-        if self._branches > 2 or not self._of_rows:  # no part of three branches is in one piece
+        if self._branches > 2 or not self._of_rows:  # with three branches no slice is contiguous
             self._of_rows = {rows: self._tile(rows)}
             return
         if self._peak_rows not in self._of_rows:
@@ -174,7 +174,7 @@ class Tiles:
 
 
 class RowDenoiser:
-    """Evaluates waves with a user's denoiser: `denoiser(x, t, **cond)`, see `srds_fast.sample`.
+    """Evaluates waves with the user's denoiser, `denoiser(x, t, **cond)`; see `srds_fast.sample`.
 
     Args:
         denoiser: the user's callable.
@@ -196,13 +196,13 @@ class RowDenoiser:
         self._timesteps = noise.timesteps.to(x.device)
         self._per_state = PerState(program, x.device)
         self._num_samples = len(x)
-        self._cond = {name: Tiles(value, len(x), 1, program.peak_rows) for name, value in cond.items()}
+        self._cond = {name: TiledConditioning(value, len(x), 1, program.peak_rows) for name, value in cond.items()}
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """Network output of the wave, [rows, samples, ...].
 
         Raises:
-            InvalidArgument: the denoiser returned something else than a tensor shaped like its input.
+            InvalidArgument: the denoiser did not return a tensor with the shape of its input.
         """
         with telemetry.span("network", "network", len(wave.positions)):
             return self._called(wave)
@@ -232,8 +232,8 @@ class RowDenoiser:
 
     def forget(self) -> None:
         """See `engine.evaluator.Evaluator`."""
-        for tiles in self._cond.values():
-            tiles.forget()
+        for tiled in self._cond.values():
+            tiled.forget()
 
     def _cond_of(self, wave: Evaluate) -> dict[str, Tensor]:
-        return {name: tiles.of(len(wave.positions), wave.samples) for name, tiles in self._cond.items()}
+        return {name: tiled.of(len(wave.positions), wave.samples) for name, tiled in self._cond.items()}

@@ -1,4 +1,4 @@
-"""`sample()`: the solvers for any callable denoiser."""
+"""`sample()`: parallel-in-time sampling with any callable denoiser."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ logger = logging.getLogger("srds_fast")
 
 @dataclass(frozen=True)
 class SampleResult:
-    """What `sample` returns.
+    """The result of `sample`.
 
     Attributes:
-        sample: [batch, ...], of the dtype and device of the starting noise.
-        report: what ran.
-        trajectory: [N + 1, batch, ...], the states on the way as they were last computed, from the starting noise to
-            the sample, in the dtype of the state; only if asked for.
+        sample: [batch, ...], with the dtype and device of the starting noise.
+        report: the report of the call.
+        trajectory: [N + 1, batch, ...], the last computed state of every step, from the starting noise to the sample,
+            in the dtype of the state; only with `keep_trajectory`.
     """
 
     sample: Tensor = field(repr=False)
@@ -83,28 +83,28 @@ def sample(
     """Sample with a diffusion denoiser, parallel in time.
 
     Args:
-        denoiser: `denoiser(x, t, **cond) -> m`, with x [rows, ...] in the dtype of the starting noise, already scaled
-            as the scheduler's `scale_model_input` does, t [rows] in the scheduler's unit (every row has its own) and m
-            of the shape of x, predicting what the scheduler's `prediction_type` says. It must treat rows
-            independently; do guidance inside it. A row belongs to one sample; their order is the engine's business.
+        denoiser: `denoiser(x, t, **cond) -> m`. x is [rows, ...] in the dtype of the starting noise, already scaled as
+            by the scheduler's `scale_model_input`. t is [rows] in the scheduler's unit; every row has its own. m has
+            the shape of x and is what the scheduler's `prediction_type` says. The denoiser must treat rows
+            independently; guidance happens inside it. Each row belongs to one sample; their order is not specified.
         x: starting noise, [batch, ...], any state shape: pixels, latents, action trajectories, audio, points. Multiply
-            by the scheduler's `init_noise_sigma` as usual. The state is kept in float32 (float64 if x is).
+            it by the scheduler's `init_noise_sigma` as usual. The state is kept in float32 (float64 if x is float64).
         scheduler: a diffusers scheduler of a supported class; it is copied, not changed.
         num_inference_steps: N, fine steps of the sequential sampler.
         cond: tensors [batch, ...], gathered for the rows of each call and passed by name.
-        generator: of the noise that stochastic schedulers (DDPM, EulerAncestral, DDIM with eta) add: one, one per
-            sample, or None for torch's global one. All of it is drawn before the first call, in the order of the
+        generator: draws the noise that stochastic schedulers (DDPM, EulerAncestral, DDIM with eta) add: one, one per
+            sample, or None for torch's global one. All noise is drawn before the first call, in the order of the
             sequential sampler.
-        eta: of DDIM: 0 is deterministic, 1 adds the noise of DDPM.
+        eta: DDIM's eta: 0 is deterministic, 1 adds the noise of DDPM.
         method: "srds", "collocation", "parataa", "paradigms", "chords", "sequential", or the options of one, see
-            `srds_fast.methods`. "auto" takes the fastest for this denoiser on this device: what calls of it cost is
-            measured in the first call of its kind, which takes some tens of calls.
-        tolerance: bound of the mean absolute difference to the sequential sample, per sample, in units of x. Data in
-            [-1, 1]: one grey level is 1 / 127.5. 0 runs until nothing moves.
-        exact: run until the result is the sequential one by construction.
-        num_blocks: B, blocks the steps are cut into. Default: blocks of about sqrt(N) / 2 steps.
-        max_iterations: iterations at most. Default: B, where the result is exact.
-        coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim where steps add noise).
+            `srds_fast.methods`. "auto" chooses the fastest for this denoiser on this device: the first call of a kind
+            measures the cost, with some tens of denoiser calls.
+        tolerance: bound on the mean absolute difference to the sequential sample, per sample, in units of x. Data in
+            [-1, 1]: one grey level is 1 / 127.5. 0: iterate until the sample no longer changes.
+        exact: iterate until the result equals the sequential one by construction.
+        num_blocks: B, number of blocks of steps. Default: blocks of about sqrt(N) / 2 steps.
+        max_iterations: largest number of iterations. Default: B, where the result is exact.
+        coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim if steps add noise).
         pipelined: start rows of the next iteration as soon as their input exists.
         in_flight: iterations of SRDS under way at once: rows of iteration p wait for the sample of iteration
             p - in_flight, which may be enough. Fewer rows, but more waves where it is not. Default: no bound; "auto"
@@ -119,20 +119,20 @@ def sample(
             any way; it must not read tensors from elsewhere.
         plan: a plan to run instead of choosing one; it fixes all settings above.
         observer: called with every `Checkpoint`.
-        warm_start: [N + 1, batch, ...], the trajectory of a related sample with the same starting noise, which methods
-            that refine all points (collocation, parataa, paradigms) begin with: the nearer, the fewer waves. The sample
-            they come to is the same.
-        keep_trajectory: return the states on the way, N + 1 times the memory of x.
+        warm_start: [N + 1, batch, ...], the trajectory of a related sample with the same starting noise. Methods that
+            refine all points (collocation, parataa, paradigms) start from it. The closer it is, the fewer waves they
+            need. The final sample is the same.
+        keep_trajectory: return the states of all steps, N + 1 times the memory of x.
 
     Returns:
         SampleResult with the samples and the report.
 
     Raises:
         InvalidArgument: a setting, x, cond or the denoiser's output is not as described.
-        UnsupportedScheduler: the scheduler or one of its options is not supported; the message names the line to write.
+        UnsupportedScheduler: the scheduler or one of its options is not supported; the message holds the line to write.
         PlanMismatch: the plan is for another number of steps.
-        DivergenceError: NaN or Inf from the network, or a method that moves away instead of settling; carries the
-            report. Where method="auto" chose the method, the steps are taken one after another first.
+        DivergenceError: the network returned NaN or Inf, or the method diverged; it holds the report. If method="auto"
+            chose the method, the call first tries again, one step after another.
     """
     settings = Settings(
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine, in_flight
@@ -150,7 +150,7 @@ def sample(
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InvalidArgument(
                 f"cond[{name!r}] has {found}. Its first dimension must be the batch, {len(x)}. "
-                "Repeat what is shared, and close over what is not per sample in the denoiser."
+                "Repeat a tensor that the samples share, or let the denoiser close over it."
             )
     steps = num_inference_steps
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
@@ -165,7 +165,7 @@ def sample(
 
     if isinstance(scheduler, type) or not hasattr(scheduler, "set_timesteps"):
         raise InvalidArgument(
-            f"scheduler is {scheduler!r}. It must be a diffusers scheduler that has been made. Pass DDIMScheduler()."
+            f"scheduler is {scheduler!r}. It must be an instance of a diffusers scheduler. Pass DDIMScheduler()."
         )
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_inference_steps)
@@ -174,7 +174,7 @@ def sample(
         with telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline):
             telemetry.phase("plan")
             noise = noise_table(scheduler, eta=float(eta))
-            result = _sampled(
+            result = _run_session(
                 denoiser, x, noise, settings, cond, generator, graphs, plan, observer, warm_start, keep_trajectory
             )
     except DivergenceError as error:
@@ -184,7 +184,7 @@ def sample(
     return result
 
 
-def _sampled(
+def _run_session(
     denoiser: Denoiser,
     x: Tensor,
     noise: NoiseTable,
@@ -197,7 +197,7 @@ def _sampled(
     warm_start: Tensor | None,
     keep_trajectory: bool,
 ) -> SampleResult:
-    """What `sample` does once its arguments have been looked at."""
+    """Run `sample` after its arguments have been checked."""
     state = x.to(state_dtype(x.dtype))
     draws = draw_noise(noise, x, state.dtype, generator)
     extras = Extras(draws=draws, network=NetworkInput(x.dtype), scaled=True)
@@ -241,11 +241,11 @@ class _DenoiserNetwork:
     @property
     def kind(self) -> Hashable:
         shapes = tuple((name, value.shape, value.dtype) for name, value in self.cond.items())
-        return _kind_of(self.denoiser), shapes
+        return _cost_key(self.denoiser), shapes
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        return ()  # a denoiser may use more than the modules that can be seen
+        return ()  # a denoiser may use modules that cannot be found
 
     @property
     def dtype(self) -> torch.dtype:
@@ -287,22 +287,22 @@ class _DenoiserNetwork:
         )
 
 
-def _kind_of(denoiser: Denoiser) -> Hashable:
-    """What the cost of a denoiser goes by: its code and its networks. What it closes over may be new in every call."""
+def _cost_key(denoiser: Denoiser) -> Hashable:
+    """Identifies a denoiser for cost measurements: its code and networks. Other closure values may change per call."""
     networks = tuple(weakref.ref(network) for network in modules_of(denoiser))
     code = getattr(denoiser, "__code__", type(denoiser))
     owner = getattr(denoiser, "__self__", None if networks or hasattr(denoiser, "__code__") else denoiser)
     try:
         return code, networks, None if owner is None else weakref.ref(owner)
-    except TypeError:  # nothing can be kept for it
+    except TypeError:  # no weak reference: its cost cannot be remembered
         return object()
 
 
 def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphRunner | None:
     if engine in GRAPH_ENGINES and graphs is None:
         raise InvalidArgument(
-            f"engine is {engine!r} and graphs is None. A recording is worth its making if later calls find it. "
-            "Keep graphs = srds_fast.Graphs() and pass it with each call."
+            f"engine is {engine!r} and graphs is None. A recording is useful only if later calls can find it. "
+            "Keep graphs = srds_fast.Graphs() and pass it to each call."
         )
     if graphs is None or engine == "eager" or (engine == "auto" and not x.is_cuda):
         return None
@@ -316,5 +316,5 @@ def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphRunner | N
 
 
 @functools.cache
-def _log_once(what: str) -> None:
-    logger.warning(what)
+def _log_once(message: str) -> None:
+    logger.warning(message)

@@ -1,6 +1,6 @@
-"""One sampling run, from the plan to the report: plan, price, run (graph or eager), recover, learn.
+"""One sampling run, from plan to report: plan, measure costs, run (graph or eager), recover, learn.
 
-`sample()` and compiled pipelines differ in how they call the network. All else is the same and happens here, once.
+`sample()` and compiled pipelines differ only in how they call the network. Everything else happens here.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL, options_of
 
 Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]
-"""Takes a run from wave to wave to its end, with what evaluates the waves."""
+"""(run, evaluator) -> None: runs all waves of the run."""
 
 
 class Network(Protocol):
-    """The network of a call, as something that takes rows.
+    """The network of a call, able to evaluate rows.
 
     Attributes:
-        kind: what the cost of a call depends on, beside the shape of the state.
-        modules: the networks that are called, whose shapes a measured plan is bound to; empty where not known.
+        kind: everything the cost of a call depends on, except the shape of the state.
+        modules: the networks that are called; a measured plan is valid for their shapes only. Empty if not known.
         dtype: of the output.
     """
 
@@ -55,13 +55,13 @@ class Network(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def evaluator(self, program: Program) -> Evaluator:
-        """What runs the waves of a program from Python."""
+        """The evaluator that runs the waves of a program from Python."""
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
-        """What a recording of this call would hold.
+        """Everything needed to record this call.
 
         Raises:
-            ValueError: it cannot be recorded; the message says why.
+            ValueError: the call cannot be recorded; the message says why.
         """
 
 
@@ -70,10 +70,10 @@ class Planner:
     """Chooses the plan of a call.
 
     Attributes:
-        settings: what the user asks for.
-        plan: the plan that the user gave; None: one is chosen.
-        costs: what was measured of earlier calls.
-        calibrated: plans by (number of steps, whether steps add noise), each with the kind of calls it is for.
+        settings: the user's settings.
+        plan: the user's plan; None: choose one.
+        costs: measurements of earlier calls.
+        calibrated: plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for.
     """
 
     settings: Settings
@@ -105,15 +105,15 @@ class Planner:
         if self.plan is not None:
             if self.plan.num_inference_steps != num_steps:
                 raise PlanMismatch(
-                    f"The plan is for {self.plan.num_inference_steps} steps, this call has {num_steps}. A plan fits "
-                    "one number of steps. Leave plan out, or make one for this number."
+                    f"The plan is for {self.plan.num_inference_steps} steps, this call has {num_steps}. A plan is "
+                    "valid for one number of steps. Leave plan out, or make one for this number."
                 )
             return self.plan
         calibrated = self.calibrated.get((num_steps, stochastic))
         if calibrated is not None and pricing is not None:
             plan, kind = calibrated
             costs = pricing()
-            if (kind, plan.context) == (costs.kind, costs.context):  # it is for calls of its own kind only
+            if (kind, plan.context) == (costs.kind, costs.context):  # valid for calls of its own kind only
                 return plan
         if self.settings.measures and pricing is not None:
             return usual(num_steps, self.settings, stochastic, pricing())
@@ -129,22 +129,22 @@ class Session:
         planner: chooses the plan.
         state: starting noise, [batch, ...], in the dtype of the state.
         noise: table of the steps.
-        extras: what the solver needs beyond the table.
-        path: who evaluates the waves, for the report.
+        extras: further inputs of the solver.
+        path: how the waves are evaluated, for the report.
         network: the network; None: the caller evaluates the waves, and costs cannot be measured.
         graphs: how graphs may be used; None: the waves run eagerly.
-        observer: sees every checkpoint.
-        started: `time.perf_counter()` when the first network call began, if that was before the session was made.
-        notify: told why the steps are taken one after another; may raise.
+        observer: called with every checkpoint.
+        started: `time.perf_counter()` at the first network call, if that was before the session was made.
+        notify: called with the reason why the call falls back to one step after another; may raise.
 
     Attributes:
-        plan: what runs.
+        plan: the plan of the run.
         stochastic: whether steps add noise.
-        pricing: what the call costs; None where it was not measured.
-        run: the current run; another one after a recovery.
+        pricing: costs of the call; None if they were not measured.
+        run: the current run; a recovery replaces it.
 
     Raises:
-        PlanMismatch: the plan given does not fit the call.
+        PlanMismatch: the given plan is not valid for the call.
     """
 
     def __init__(
@@ -178,10 +178,10 @@ class Session:
         self.run = self._new_run(observer)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
-        """Hand in the output of the last wave, get the next one; None when `run.sample` is there.
+        """Take the output of the last wave and return the next wave; None when `run.sample` is complete.
 
         Raises:
-            DivergenceError: the user's own method does not settle.
+            DivergenceError: the method that the user chose diverged.
         """
         try:
             return self.run.next(output)
@@ -190,19 +190,19 @@ class Session:
             return self.run.next(None)
 
     def complete(self, advance: Advance | None = None) -> Run:
-        """Run all waves, on a recording if there is one.
+        """Run all waves, from a recording if there is one.
 
         Args:
-            advance: takes a run to its end; None: nothing is done between waves.
+            advance: runs all waves of a run; None: the default, with no work between waves.
 
         Returns:
-            the run that has ended.
+            the finished run.
 
         Raises:
-            DivergenceError: the user's own method does not settle.
+            DivergenceError: the method that the user chose diverged.
         """
         assert self._network is not None
-        advance = advance or _drained
+        advance = advance or _run_eagerly
         evaluate = self._network.evaluator(self.run.program)
         if isinstance(evaluate, TwoLanes):
             evaluate.prepare()
@@ -223,7 +223,7 @@ class Session:
             self._learn(completed=True)
             evaluate.forget()
             return self.run
-        # outside the handlers: their errors keep alive what the waves had in memory
+        # outside the handlers, because their exceptions keep the memory of the waves alive
         evaluate.forget()
         evaluate = self._network.evaluator(self.run.program)
         advance(self.run, evaluate)
@@ -231,36 +231,36 @@ class Session:
         return self.run
 
     def take_steps(self, why: str) -> None:
-        """Begin again with one step after another, in the same report.
+        """Start again, one step after another, with the same report.
 
         Args:
-            why: what happened, for the report.
+            why: the reason, for the report.
         """
         self.run = step_by_step(self.run.report, why, self._state, self._noise, self._extras, self._observer)
         assert self.run.report.fallback_reason is not None
         self._notify(self.run.report.fallback_reason)
 
     def go_on_from(self, state: Tensor, noise: NoiseTable, extras: Extras) -> None:
-        """Leave the run and go on with one step after another from a state, in the same report.
+        """Leave the run and continue from a state, one step after another, with the same report.
 
         Args:
             state: [batch, ...], in the dtype of the state.
-            noise: table of the steps that are left.
-            extras: of these steps.
+            noise: table of the remaining steps.
+            extras: solver inputs of these steps.
         """
         self.run.leave()
         plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
         self.run = Run(plan, state, noise, self._path, extras, report=self.run.report)
 
     def _recover(self, error: DivergenceError) -> None:
-        """Begin again step by step where the planner chose the method; otherwise the error is the user's."""
+        """Start again step by step if the planner chose the method; raise the error if the user chose it."""
         plan = self.run.plan
         self._learn(completed=False)
         if plan.prediction is None or plan.is_sequential:
             raise error
         try:
             self.take_steps(error.what)
-        except UnsupportedPipeline:  # strict: the error itself says more
+        except UnsupportedPipeline:  # strict: the original error is more informative
             raise error from None
 
     def _run_waves(self, evaluate: Evaluator, advance: Advance) -> None:
@@ -280,7 +280,7 @@ class Session:
             use.run(call, self._first_or_new_run, evaluate, advance)
 
     def _first_or_new_run(self) -> Run:
-        """The run; where a recording failed on the way a new one, which shows no checkpoint a second time."""
+        """The run; after a failed recording a new one, which repeats no checkpoint."""
         if self._begun:
             self.run = self._new_run(_unseen_only(self._observer, self.run.shown))
         self._begun = True
@@ -292,12 +292,12 @@ class Session:
         return run
 
     def _learn(self, *, completed: bool) -> None:
-        # what is not recorded while serving is not planned anew, either
+        # without lazy capture a new plan would have no recording, so do not learn
         if self.pricing is not None and (self._graphs is None or self._graphs.lazy):
             self.pricing.saw(self.plan, self.run.report if completed else None)
 
     def price(self) -> Pricing:
-        """What the call costs, measured now if it is not known."""
+        """The costs of the call, measured now if they are unknown."""
         network = self._network
         assert network is not None
         if self.pricing is None:
@@ -316,7 +316,7 @@ class Session:
         return self.pricing
 
 
-def _drained(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
+def _run_eagerly(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
     drain(run.next, evaluate)
 
 

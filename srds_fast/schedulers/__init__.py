@@ -1,1 +1,1 @@
-"""Any scheduler as a table, checked against its own `step`."""
+"""Every supported scheduler as a table, checked against the scheduler's own `step`."""

@@ -1,6 +1,7 @@
-"""One builder for each scheduler class: reads its configuration into a `NoiseTable`.
+"""One builder per scheduler class: it turns a scheduler whose `set_timesteps` has run into a `NoiseTable`.
 
-Builders are registered by class name, so this module imports no diffusers.
+Builders are registered by class name, so this module does not import diffusers. To add a scheduler, write a function
+and register it with `@table_for("ItsClassName")`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from .table import NoiseTable
 Builder = Callable[..., NoiseTable]
 _BUILDERS: dict[str, Builder] = {}
 
-# what to write instead, for schedulers whose step needs a longer history, its own random process or several network
-# calls: the supported one of the same kind
+# the supported scheduler of the same kind, for those whose step needs a longer history, its own random process or
+# several network calls
 _REPLACEMENTS = {
     "PNDMScheduler": "DDIMScheduler",
     "IPNDMScheduler": "DDIMScheduler",
@@ -65,7 +66,7 @@ def adds_noise(scheduler: Any, eta: float = 0.0) -> bool:
 STOCHASTIC = ("DDPMScheduler", "EulerAncestralDiscreteScheduler")
 
 
-def _builder(scheduler: Any) -> Builder:
+def builder_of(scheduler: Any) -> Builder:
     for cls in type(scheduler).__mro__:
         if cls.__name__ in _BUILDERS:
             return _BUILDERS[cls.__name__]
@@ -73,12 +74,12 @@ def _builder(scheduler: Any) -> Builder:
     other = _REPLACEMENTS.get(name)
     if other is None:
         raise UnsupportedScheduler(
-            f"{name} is not supported, and none of its kind is. Supported are {', '.join(supported_schedulers())}. "
+            f"{name} is not supported, nor is any of its kind. Supported are {', '.join(supported_schedulers())}. "
             "Use one of these if the network was trained for it, or run without srds_fast."
         )
     raise UnsupportedScheduler(
-        f"{name} is not supported: its step is not one of those known here. Replacing it changes the sample, so that "
-        f"is your choice to make. Write `pipe.scheduler = diffusers.{other}.from_config(pipe.scheduler.config)`."
+        f"{name} is not supported: its step is not known here. Another scheduler changes the sample, so the choice is "
+        f"yours. Write `pipe.scheduler = diffusers.{other}.from_config(pipe.scheduler.config)`."
     )
 
 
@@ -93,12 +94,12 @@ def ddim(scheduler: Any, eta: float = 0.0) -> NoiseTable:
     abar_table = scheduler.alphas_cumprod.cpu()
     if int(timesteps.max()) >= len(abar_table):
         raise UnsupportedScheduler(
-            f"{type(scheduler).__name__} asks for timestep {int(timesteps.max())}, its noise schedule ends at "
-            f"{len(abar_table) - 1}. steps_offset moves the first one out. Take fewer steps, or steps_offset=0."
+            f"{type(scheduler).__name__} asks for timestep {int(timesteps.max())}, but its noise schedule ends at "
+            f"{len(abar_table) - 1}. steps_offset moves the first timestep out. Use fewer steps, or steps_offset=0."
         )
     abar = abar_table[timesteps]
     abar_next = torch.where(arrive >= 0, abar_table[arrive.clamp(min=0)], scheduler.final_alpha_cumprod.cpu())
-    # roots in the scheduler's own float32, then widened: its step computes them so, and a float64 network notices
+    # roots in float32, then converted: the scheduler's step does so, and the difference shows in a float64 network
     deviation = eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)) ** 0.5
     levels = (abar, 1 - abar, abar_next, 1 - abar_next - deviation**2)
     alpha, sigma, alpha_next, sigma_next = (level.sqrt().double() for level in levels)
@@ -150,7 +151,7 @@ def ddpm(scheduler: Any) -> NoiseTable:
         "v_prediction": (alpha, -sigma),
     }[known_prediction(scheduler, "epsilon", "sample", "v_prediction")]
     return NoiseTable(
-        # c1 * x in terms of x0 and the eps that goes with it: x = alpha * x0 + sigma * eps
+        # c1 * x expressed by x0 and its eps: x = alpha * x0 + sigma * eps
         timesteps, alpha, sigma, of_x0 + of_x * alpha, of_x * sigma, p, q, (1 - alpha * p) / sigma, -alpha * q / sigma,
         input_scale=one,
         clip=float(config.clip_sample_range) if config.clip_sample else None,
@@ -242,7 +243,7 @@ def dpm_solver(scheduler: Any) -> NoiseTable:
 
 @table_for("FlowMatchEulerDiscreteScheduler")
 def flow_match_euler(scheduler: Any) -> NoiseTable:
-    """Rectified flow, x = (1 - sigma) * x0 + sigma * eps, the network predicts the velocity eps - x0."""
+    """Rectified flow: x = (1 - sigma) * x0 + sigma * eps, and the network predicts the velocity eps - x0."""
     refuse_option(scheduler, "stochastic_sampling", False)
     refuse_option(scheduler, "invert_sigmas", False)
     sigmas = scheduler.sigmas.cpu().double()
@@ -257,7 +258,7 @@ def flow_match_euler(scheduler: Any) -> NoiseTable:
 
 
 def refuse_option(scheduler: Any, option: str, needed: object) -> None:
-    """Raise UnsupportedScheduler, with the line to write, when a config option has another value than `needed`."""
+    """Raise UnsupportedScheduler, with the line to write, if a config option differs from `needed`."""
     value = scheduler.config.get(option, needed)
     if value != needed:
         name = type(scheduler).__name__
@@ -279,5 +280,5 @@ def known_prediction(scheduler: Any, *known: str) -> str:
     return prediction
 
 
-def _plain_name(scheduler: Any) -> str:
+def supported_base_name(scheduler: Any) -> str:
     return next(cls.__name__ for cls in type(scheduler).__mro__ if cls.__name__ in _BUILDERS)

@@ -2,10 +2,10 @@
 
     x' = a * x + b * m + c * x0 + d * x0_prev (+ s * z),    x0 = clamp(p * x + q * m)
 
-with x the state, m the network output there, x0 the predicted clean sample and x0_prev the one before: of the step
-before for a fine step, of the boundary before for a jump. A first-order step or jump uses a and b (without clipping) or
-a, b and c (with it); DPM-Solver++(2M), as fine step or as jump, uses c and d too. An x0 that is kept for later is a row
-of this kind as well. Coefficients are float64 here; `kernels.wave_update` does the arithmetic.
+with x the state, m the network output at x, x0 the predicted clean sample and x0_prev the previous one: from the
+previous step for a fine step, from the previous boundary for a jump. A first-order step or jump uses a and b (without
+clipping) or a, b and c (with clipping); DPM-Solver++(2M), as fine step or as jump, also uses c and d. An x0 that is
+kept for later has this form too. Coefficients are float64 here; `kernels.wave_update` does the arithmetic.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COARSE_SOLVERS: tuple[CoarseSolver, ...] = ("ddim", "2m")
 
 
 class Coefficients(NamedTuple):
-    """Of one step or jump."""
+    """The coefficients of one step or jump."""
 
     a: float
     b: float
@@ -31,12 +31,12 @@ class Coefficients(NamedTuple):
     d: float
 
 
-# a row that makes x0 itself
+# x' = x0
 ITS_X0 = Coefficients(0.0, 0.0, 1.0, 0.0)
 
 
 def fine_step(noise: NoiseTable, index: int) -> Coefficients:
-    """The scheduler's own step, without the fresh noise that a stochastic one adds."""
+    """The scheduler's own step, without the fresh noise of a stochastic step."""
     a, b, c, d = first_order(noise, index, index + 1)
     momentum = 0.0 if noise.momentum is None else noise.numbers["momentum"][index]
     return Coefficients(a, b, c + momentum, d - momentum)
@@ -45,8 +45,8 @@ def fine_step(noise: NoiseTable, index: int) -> Coefficients:
 def first_order(noise: NoiseTable, start: int, stop: int) -> Coefficients:
     """From grid position `start` to `stop` in one step: DDIM, or Euler in the variance-exploding and flow cases.
 
-    With stop = start + 1 this is the first-order part of the scheduler's own step. A jump arrives where step `stop - 1`
-    arrives.
+    With stop = start + 1 this is the first-order part of the scheduler's own step. A jump ends at the noise level where
+    step `stop - 1` ends.
     """
     column = noise.numbers
     alpha, sigma = column["alpha"][start], column["sigma"][start]
@@ -59,21 +59,21 @@ def first_order(noise: NoiseTable, start: int, stop: int) -> Coefficients:
     return Coefficients(a + alpha_next * column["p"][start], b + alpha_next * column["q"][start], 0.0, 0.0)
 
 
-# Longest extrapolation of x0 in a 2M jump, in units of the jump before. The jump stands in for a few first-order fine
-# steps, not for the exact flow, and the last ones are several times longer in log-SNR than those before them: the full
-# extrapolation overshoots. On the digits pipeline (25 to 100 steps, guidance 3 and 7.5) the limit cuts the difference
-# to sequential after one iteration by a factor of 4 to 23, to a third or a half of what first-order jumps leave.
+# Longest extrapolation of x0 in a 2M jump, in units of the previous jump. The jump approximates a few first-order fine
+# steps, not the exact flow. The last jumps are several times longer in log-SNR than those before them, so the full
+# extrapolation overshoots. On the digits pipeline (25 to 100 steps, guidance 3 and 7.5) the limit reduces the
+# difference to sequential after one iteration 4 to 23 times, to a third or a half of that of first-order jumps.
 LONGEST_EXTRAPOLATION = 0.5
 
 
 def second_order(
     noise: NoiseTable, previous: int | None, start: int, stop: int, longest: float = LONGEST_EXTRAPOLATION
 ) -> Coefficients:
-    """DPM-Solver++(2M) jump (Lu et al. 2022, algorithm 2), from `start` to `stop` with the output kept at `previous`.
+    """DPM-Solver++(2M) jump (Lu et al. 2022, algorithm 2), from `start` to `stop`, with the x0 kept at `previous`.
 
-    The line through the last two x0 is followed for at most `longest` times the log-SNR between them (math.inf: the
-    solver as published). First order where no history exists (previous None) or a log-SNR is infinite (start from pure
-    noise, arrival at sigma = 0): there the multistep formula has no finite weights.
+    It extrapolates along the line through the last two x0, for at most `longest` times the log-SNR between them
+    (math.inf: the solver as published). It is first order if there is no history (previous is None) or a log-SNR is
+    infinite (start at pure noise, end at sigma = 0): the multistep formula then has no finite weights.
     """
     if previous is None:
         return first_order(noise, start, stop)
@@ -93,11 +93,11 @@ def second_order(
 def chained(
     noise: NoiseTable, previous: int | None, start: int, stop: int, longest: float = LONGEST_EXTRAPOLATION
 ) -> tuple[Coefficients, list[float]]:
-    """The fine steps from `start` to `stop` with one network output, and the weights of the noise they add.
+    """The fine steps from `start` to `stop` composed into one jump, with one network output.
 
-    For schedulers whose steps add noise or look back there is no one formula for a jump, but their steps can be
-    composed for an x0 that is known: it stays what it is at `start`, or follows the line through the x0 at `previous`
-    for at most `longest` times the log-SNR between the two, as in `second_order`.
+    If a scheduler's steps add noise or use earlier outputs, there is no single formula for a jump. But its steps can be
+    composed if x0 is known at each. Here x0 is constant from `start`, or it follows the line through the x0 at
+    `previous` for at most `longest` times the log-SNR between the two, as in `second_order`.
 
     Returns:
         coefficients of the jump; weights of z at start .. stop - 1.
@@ -107,10 +107,10 @@ def chained(
     width_before = 0.0 if previous is None else log_snr[start] - log_snr[previous]
 
     def ahead(index: int) -> float:
-        """How far along the line x0 is at a step, in units of the last jump."""
-        way = log_snr[index] - log_snr[start]
-        known = 0.0 < width_before < math.inf and math.isfinite(way)
-        return min(way / width_before, longest) if known else 0.0
+        """How far x0 has moved along the line at a step, in units of the previous jump."""
+        distance = log_snr[index] - log_snr[start]
+        known = 0.0 < width_before < math.inf and math.isfinite(distance)
+        return min(distance / width_before, longest) if known else 0.0
 
     a, c, d = 1.0, 0.0, 0.0
     weights: list[float] = []
@@ -127,7 +127,7 @@ def chained(
 
 
 class Like(NamedTuple):
-    """What must be known of states [samples, ...] to make columns that broadcast over them."""
+    """Dtype, device and number of dimensions of states [samples, ...], to make columns that broadcast over them."""
 
     dtype: torch.dtype
     device: torch.device

@@ -11,29 +11,29 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class NoiseTable:
-    """Alphas, sigmas and prediction of N steps; every tensor is float64 on the CPU, of shape [N], but `timesteps`.
+    """Alphas, sigmas and prediction of N steps. All tensors are float64 on the CPU, of shape [N], except `timesteps`.
 
-    Step i departs from (alpha[i], sigma[i]), where the network is evaluated, and arrives at (alpha_next[i],
-    sigma_next[i]). The two are kept apart because some schedulers do not arrive where the next step departs: DDIM with
-    "trailing" spacing lands on t - T // N and departs again from the next rounded timestep.
+    Step i starts at (alpha[i], sigma[i]), where the network is evaluated, and ends at (alpha_next[i], sigma_next[i]).
+    The table has both because some schedulers do not end where the next step starts: DDIM with "trailing" spacing ends
+    at t - T // N, and the next step starts at a rounded timestep.
 
     From the network output m at x: x0 = p * x + q * m (then clamped to +-clip, if set), eps = r * x + s * m, and the
     sampler's step is
 
         x' = alpha_next * x0 + sigma_next * eps + momentum * (x0 - x0_prev) + spread * z
 
-    with x0_prev the x0 of the step before (multistep solvers) and z fresh noise (stochastic ones). A stochastic step
-    arrives at the noise level sqrt(sigma_next^2 + spread^2).
+    with x0_prev the x0 of the previous step (multistep solvers) and z fresh noise (stochastic ones). A stochastic step
+    ends at the noise level sqrt(sigma_next^2 + spread^2).
 
     Attributes:
-        timesteps: [N], what the network is given, in the scheduler's own dtype and unit.
-        input_scale: [N], the network sees input_scale * x (EulerDiscrete's scale_model_input).
-        clip: bound of the predicted x0, or None.
-        clip_epsilon: derive eps anew from the clamped x0 (DDIM's use_clipped_model_output).
+        timesteps: [N], the network's time input, in the scheduler's own dtype and unit.
+        input_scale: [N], the network's input is input_scale * x (EulerDiscrete's scale_model_input).
+        clip: bound on the predicted x0, or None.
+        clip_epsilon: compute eps again from the clamped x0 (DDIM's use_clipped_model_output).
         init_noise_sigma: standard deviation of the starting noise.
-        momentum: [N], or None where no step looks back.
-        spread: [N], or None where no step adds noise.
-        draws: [N] bool, the steps that take noise from the generator (even if their spread is 0); goes with `spread`.
+        momentum: [N]; None if no step uses x0_prev.
+        spread: [N]; None if no step adds noise.
+        draws: [N] bool, the steps that draw noise from the generator (even if their spread is 0); None without spread.
     """
 
     timesteps: Tensor
@@ -59,14 +59,14 @@ class NoiseTable:
 
     @cached_property
     def numbers(self) -> dict[str, list[float]]:
-        """The float64 columns as lists: a number is read from one in a fraction of the time."""
+        """The float64 columns as lists, because reading a number from a list is much faster."""
         columns = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "timesteps"}
         return {name: column.tolist() for name, column in columns.items() if isinstance(column, Tensor)}
 
     def part(self, start: int, stop: int, *, afresh: bool = True) -> NoiseTable:
-        """Steps start .. stop - 1 as a table of their own: what img2img and `denoising_end` walk.
+        """Steps start .. stop - 1 as a table, for img2img and `denoising_end`.
 
-        Begun afresh, the first step looks back at nothing, as that of a multistep scheduler which begins there.
+        afresh: the first step has no x0_prev, as in a multistep scheduler that starts there.
         """
         if (start, stop) == (0, self.num_steps):
             return self
@@ -77,7 +77,7 @@ class NoiseTable:
 
     @cached_property
     def _parts(self) -> dict[tuple[int, int, bool], NoiseTable]:
-        """Parts made before: what solvers remember of a table, they remember by its identity."""
+        """Cache of parts. Each part must stay the same object, because solvers cache by the identity of a table."""
         return {}
 
     def _part(self, start: int, stop: int, afresh: bool) -> NoiseTable:
@@ -94,9 +94,9 @@ class NoiseTable:
     def step(
         self, index: int, x: Tensor, m: Tensor, x0_prev: Tensor | None = None, z: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The sampler's step `index` and its x0, written as the definition reads. All tensors: any one shape.
+        """The sampler's step `index` and its x0, written as in the definition. All tensors have the same shape.
 
-        This is the reference that the coefficient form in `steps` is tested against; the solvers do not call it.
+        This is the reference for tests of the coefficients in `steps`; the solvers do not call it.
         """
         alpha, sigma, arrive_alpha, arrive_sigma, p, q, r, s = (
             float(column[index])

@@ -1,10 +1,6 @@
-"""The noise of any scheduler of the kind x = alpha * x0 + sigma * eps, as float64 tables.
+"""Checks every noise table against the scheduler's own `step` before it is used.
 
-One function per scheduler family turns a scheduler whose `set_timesteps` has run into a `NoiseTable`; it is found by
-class name, so this module imports no diffusers. Every table is checked against the scheduler's own `step` before it is
-used: an option this module does not know shows as a difference and is refused.
-
-To add a scheduler, write one function and register it with `@table_for("ItsClassName")`.
+An option that the builder does not know shows as a difference, and the scheduler is refused.
 """
 
 from __future__ import annotations
@@ -20,41 +16,41 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedScheduler
-from .builders import _builder, _plain_name
+from .builders import builder_of, supported_base_name
 from .table import NoiseTable
 
 
 def noise_table(scheduler: Any, *, clip_epsilon: bool = False, eta: float = 0.0) -> NoiseTable:
     """Table of a scheduler whose `set_timesteps` has run, checked against its own `step`.
 
-    The scheduler is not changed: the check runs on a copy and draws from its own generator. Tables are remembered by
-    what they depend on, so that the calls of one pipeline check its scheduler once per number of steps.
+    The scheduler is not changed: the check runs on a copy and draws from a separate generator. Tables are cached by
+    everything they depend on, so the calls of a pipeline check its scheduler once per number of steps.
 
     Args:
-        scheduler: a diffusers scheduler, or one that looks like it.
+        scheduler: a diffusers scheduler, or one with the same interface.
         clip_epsilon: as DDIM's `use_clipped_model_output`.
         eta: as DDIM's `eta`: 0 deterministic, 1 the noise of DDPM.
 
     Raises:
-        UnsupportedScheduler: no builder for its class, a refused option, or a step that differs from the table.
+        UnsupportedScheduler: its class has no builder, an option is refused, or its step differs from the table.
     """
-    key = _fingerprint(scheduler), clip_epsilon, eta
+    key = _cache_key(scheduler), clip_epsilon, eta
     table = _checked.get(key)
     if table is None:
         table = _build(scheduler, clip_epsilon, eta)
-        for oldest in list(_checked)[: max(0, len(_checked) + 1 - MOST_CHECKED)]:
+        for oldest in list(_checked)[: max(0, len(_checked) + 1 - MAX_CHECKED)]:
             _checked.pop(oldest, None)
         _checked[key] = table
     return table
 
 
-# a check runs every step of the scheduler: too slow to repeat in each call
-MOST_CHECKED = 64
+# a check runs every step of the scheduler, which is too slow for every call
+MAX_CHECKED = 64
 _checked: dict[Hashable, NoiseTable] = {}
 
 
-def _fingerprint(scheduler: Any) -> Hashable:
-    """What a table depends on, by value: class, a step() of its own, config and every tensor."""
+def _cache_key(scheduler: Any) -> Hashable:
+    """Everything a table depends on, by value: class, an overridden step(), config and all tensors."""
     state = vars(scheduler)
     tensors = tuple(
         (name, str(value.dtype), value.cpu().numpy().tobytes())
@@ -66,19 +62,19 @@ def _fingerprint(scheduler: Any) -> Hashable:
 
 
 def _build(scheduler: Any, clip_epsilon: bool, eta: float) -> NoiseTable:
-    builder = _builder(scheduler)
+    builder = builder_of(scheduler)
     if eta and "eta" not in inspect.signature(builder).parameters:
         raise UnsupportedScheduler(
-            f"{type(scheduler).__name__} takes no eta, {eta} was given. The noise of a step is its scheduler's to set. "
+            f"{type(scheduler).__name__} takes no eta, but {eta} was given. This scheduler sets its noise itself. "
             "Leave eta out, or use DDIMScheduler."
         )
     table = builder(scheduler, **({"eta": eta} if eta else {}))
     columns = (table.alpha_next, table.sigma_next, table.p, table.q, table.r, table.s, table.input_scale)
     if not all(bool(column.isfinite().all()) for column in columns):
         raise UnsupportedScheduler(
-            f"{type(scheduler).__name__} divides by zero in one of its {table.num_steps} steps. Epsilon prediction "
-            "with rescale_betas_zero_snr does, and so does shift_terminal with one step. "
-            "Use prediction_type='v_prediction', drop the option, or take more steps."
+            f"{type(scheduler).__name__} divides by zero in one of its {table.num_steps} steps. The cause may be "
+            "epsilon prediction with rescale_betas_zero_snr, or shift_terminal with one step. "
+            "Use prediction_type='v_prediction', drop the option, or use more steps."
         )
     if clip_epsilon:
         table = replace(table, clip_epsilon=True)
@@ -89,10 +85,10 @@ def _build(scheduler: Any, clip_epsilon: bool, eta: float) -> NoiseTable:
 def check_scheduler(scheduler: Any) -> None:
     """Raise UnsupportedScheduler unless tables can be built for this scheduler; it is not changed.
 
-    Builds a table of ten steps on a copy. A scheduler that needs more than a step count to set its timesteps (dynamic
-    shifting) is judged when the table of a real call is built.
+    Builds a table of ten steps on a copy. A scheduler that needs more than a number of steps to set its timesteps
+    (dynamic shifting) is checked in the first real call.
     """
-    _builder(scheduler)
+    builder_of(scheduler)
     trial = copy.deepcopy(scheduler)
     if not trial.config.get("use_dynamic_shifting", False):
         trial.set_timesteps(min(10, int(trial.config.num_train_timesteps)))
@@ -100,14 +96,14 @@ def check_scheduler(scheduler: Any) -> None:
 
 
 def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
-    """Compare every step of the table with the scheduler's own, on random samples of the table's own noise level.
+    """Compare every step of the table with the scheduler's own, on random samples at the table's noise level.
 
-    The bound is what float32 rounding inside the scheduler explains; an option that the table does not know is orders
-    of magnitude above it. A step that takes noise from its generator must be one that the table expects to.
+    The bound allows for float32 rounding inside the scheduler; an unknown option gives differences that are orders of
+    magnitude larger. Each step must draw noise from its generator exactly if the table says so.
     """
     trial = copy.deepcopy(scheduler)
     trial.timesteps = trial.timesteps.cpu()
-    if hasattr(trial, "set_begin_index"):  # a pipeline has set it to where its image enters, and may stand there
+    if hasattr(trial, "set_begin_index"):  # img2img pipelines set another begin index
         trial.set_begin_index(0)
         trial._step_index = None
     takes = inspect.signature(trial.step).parameters
@@ -137,7 +133,7 @@ def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
         close = math.isfinite(size) and difference <= 4e-6 * max(1.0, size, float(x.abs().max()))
         if not (close and drawn_as_expected):
             raise UnsupportedScheduler(
-                f"{type(scheduler).__name__} steps differently from what its options say: step {index} of "
-                f"{table.num_steps} is off by {difference:.2g}. An option in its config, or a changed step(), is not "
-                f"supported. Compare it with `diffusers.{_plain_name(scheduler)}()` and remove the option."
+                f"{type(scheduler).__name__} steps differently from its table: step {index} of {table.num_steps} is "
+                f"off by {difference:.2g}. An option in its config, or a changed step(), is not supported. "
+                f"Compare it with `diffusers.{supported_base_name(scheduler)}()` and remove the option."
             )

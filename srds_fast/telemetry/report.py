@@ -1,4 +1,4 @@
-"""The report of one call: what ran, how far it got, what it cost."""
+"""The report of one call: what ran, the iterations and their changes, the costs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# iterations that the table shows, the last ones
+# the printed table shows the changes of the last iterations only
 MOST_CHANGES = 4
 
 
 @dataclass
 class Report:
-    """What a call did. `print(report)` is a table, `report.to_dict()` is ready for JSON.
+    """The report of a call. `print(report)` shows a table; `report.to_dict()` is ready for JSON.
 
     Attributes:
         method: its name, or "stock" when the pipeline's own loop ran.
@@ -24,30 +24,31 @@ class Report:
             "drive" (the pipeline's own loop, one turn a wave), "sample", or "stock".
         num_inference_steps, num_blocks, coarse_solver, pipelined, in_flight: of the plan (0 blocks, no solver: not
             SRDS).
-        tolerance: error bound asked for; exact: whether the run was told to reach the sequential sample.
-        iterations: iterations run, the most of any sample; iterations_per_sample: of each sample.
-        waves: batched network calls; rows: evaluations at one (x, t), whatever the batch; peak_rows: widest wave.
-        evaluations: rows times the samples that were still running then.
-        change: per iteration from 1 on, per sample: mean |x^p - x^(p-1)|, see `Checkpoint`, None where the sample had
-            finished before.
-        converged: per sample: stopped by the tolerance, or exact.
-        seconds: from the first to the last wave, network included.
-        predicted_seconds: the plan's prediction, None where nothing was measured.
-        network_seconds: what the network calls of the waves that ran cost as measured before: the sum of c(rows).
-        plan_reason: why this plan was chosen, where costs were measured.
-        planning_seconds: spent on measuring and choosing, not part of `seconds`.
+        tolerance: the error bound that was set; exact: whether the run had to reach the sequential sample.
+        iterations: largest number of iterations of any sample; iterations_per_sample: of each sample.
+        waves: batched network calls; rows: evaluations at one (x, t), for any batch size; peak_rows: widest wave.
+        evaluations: rows times the samples that still ran then.
+        change: per iteration from 1 on, per sample: mean |x^p - x^(p-1)|, see `Checkpoint`; None if the sample had
+            already finished.
+        converged: per sample: it reached the tolerance, or is exact.
+        seconds: from the first to the last wave, including the network.
+        predicted_seconds: the plan's prediction; None without measurements.
+        network_seconds: expected cost of the network calls that ran, from earlier measurements: the sum of c(rows).
+        plan_reason: why this plan was chosen; None without measurements.
+        planning_seconds: time for measuring and choosing; not part of `seconds`.
         options: of the method, by name.
-        interrupted: the call was ended early, by `pipe._interrupt` or by a callback.
-        fallback_reason: why the stock loop ran instead, or why the run went on step by step; None when neither.
-        drive_reason: why the pipeline's loop was driven and not taken over; None where it was, or where there is none.
-        engine_reason: why the waves ran eagerly where a faster engine was asked for; None when one ran, or none was.
-        overlap: "batch": a wave is one network call; "streams": its coarse rows are one beside it.
-        left_out: what was asked for to make the network faster and could not be had, each with its reason.
-        capture_seconds: spent on recording graphs for the calls to come; not part of `seconds`.
-        dropped_waves: waves that graphs ran ahead of a decision to stop; not part of `waves`.
-        timeline: under `srds_fast.profile`, the ranges of the call summed by phase: how often ("count"), "seconds" on
-            the host, and where a trace is written on a CUDA device "device_seconds" by events, otherwise None. Phases
-            are those of `telemetry`, all waves being one; they lie in one another, so they do not add up.
+        interrupted: `pipe._interrupt` or a callback ended the call early.
+        fallback_reason: why the stock loop ran, or why the run continued step by step; None if neither happened.
+        drive_reason: why the pipeline's loop was driven instead of taken over; None if it was taken over, or if
+            there is no pipeline.
+        engine_reason: why the waves ran eagerly although a faster engine was asked for; None otherwise.
+        overlap: "batch": one network call per wave; "streams": a separate, parallel call for the coarse rows.
+        left_out: the options that were not applied, each with its reason.
+        capture_seconds: time for recording graphs for later calls; not part of `seconds`.
+        dropped_waves: waves that graphs ran before the decision to stop was known; not part of `waves`.
+        timeline: under `srds_fast.profile`, the ranges of the call summed by phase: "count", "seconds" on the host, and
+            "device_seconds" measured by events (None unless a trace is written on a CUDA device). Phases are those of
+            `telemetry`, with all waves as one phase. Phases are nested, so their sum is not the total.
     """
 
     method: str
@@ -86,12 +87,12 @@ class Report:
 
     @property
     def overhead(self) -> float | None:
-        """Measured seconds over the sum of c(rows), None where that was not measured."""
+        """Measured seconds divided by the sum of c(rows); None if c(rows) was not measured."""
         return self.seconds / self.network_seconds if self.network_seconds else None
 
     @property
     def iterations(self) -> int:
-        """Iterations of the sample that needed most."""
+        """Largest number of iterations of any sample."""
         return max(self.iterations_per_sample, default=0)
 
     def _phases(self) -> Iterator[str]:
@@ -115,23 +116,23 @@ class Report:
         if self.iterations:
             lines.append(("iterations", str(self.iterations)))
         if self.waves:
-            saved = f" ({self.num_inference_steps / self.waves:.2f}x fewer than sequential)"
-            lines.append(("waves", f"{self.waves}{saved if self.waves < self.num_inference_steps else ''}"))
+            ratio = f" ({self.num_inference_steps / self.waves:.2f}x fewer than sequential)"
+            lines.append(("waves", f"{self.waves}{ratio if self.waves < self.num_inference_steps else ''}"))
             lines.append(("rows", f"{self.rows}, at most {self.peak_rows} in a wave"))
         if self.converged:
             goal = "exact" if self.exact else f"tolerance {self.tolerance:.2g}"
             lines.append(("converged", f"{sum(self.converged)} of {len(self.converged)} samples ({goal})"))
         for number, changes in enumerate(self.change, start=1):
-            seen = [change for change in changes if change is not None]
-            if seen and number > len(self.change) - MOST_CHANGES:
-                lines.append((f"change {number}", f"mean {sum(seen) / len(seen):.2e}, largest {max(seen):.2e}"))
+            known = [change for change in changes if change is not None]
+            if known and number > len(self.change) - MOST_CHANGES:
+                lines.append((f"change {number}", f"mean {sum(known) / len(known):.2e}, largest {max(known):.2e}"))
         lines.append(("seconds", f"{self.seconds:.3f}"))
         if self.overlap == "streams":
-            lines.append(("overlap", "coarse rows on a stream of their own"))
+            lines.append(("overlap", "coarse rows on a separate stream"))
         if self.capture_seconds:
             lines.append(("recording", f"{self.capture_seconds:.3f} seconds, for later calls"))
         if self.dropped_waves:
-            lines.append(("dropped", f"{self.dropped_waves} waves, run ahead of the decision to stop"))
+            lines.append(("dropped", f"{self.dropped_waves} waves, launched before the decision to stop was known"))
         if self.predicted_seconds is not None:
             lines.append(("predicted", f"{self.predicted_seconds:.3f}"))
         if self.overhead is not None:

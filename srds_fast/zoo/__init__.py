@@ -1,6 +1,6 @@
-"""Trained pipelines that travel with the package: small, offline, and genuine diffusers pipelines.
+"""Trained diffusers pipelines that are part of the package: small, and usable offline.
 
-They are what the solvers are tested and measured on where no large model is at hand::
+The solvers are tested and measured on them if no large model is available::
 
     from srds_fast import zoo
 
@@ -31,7 +31,7 @@ def names() -> list[str]:
 
 
 def prompts(name: str) -> list[str]:
-    """Return prompts that the pipeline ``name`` was trained on; for "digits" ten, of the digits 0 to 9 in order.
+    """Return prompts that the pipeline ``name`` was trained on; for "digits" ten prompts, 0 to 9 in order.
 
     Raises:
         InvalidArgument: (a ValueError) there is no pipeline of that name.
@@ -42,8 +42,8 @@ def prompts(name: str) -> list[str]:
 def load(name: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
     """Return the bundled pipeline ``name`` on the CPU, offline, its networks in ``dtype`` and in evaluation mode.
 
-    The weights are stored in float16; ``dtype`` is what they are run in. "digits" draws 32x32 images from latents of
-    shape ``[n, 4, 8, 8]``. Each call returns a pipeline of its own.
+    The weights are stored in float16 and converted to ``dtype``. "digits" makes 32x32 images from latents of shape
+    ``[n, 4, 8, 8]``. Each call returns a new pipeline.
 
     Raises:
         InvalidArgument: (a ValueError) there is no pipeline of that name.
@@ -55,14 +55,14 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeli
         folder, local_files_only=True, safety_checker=None, low_cpu_mem_usage=False
     )
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        # diffusers' own `to` warns of modules to keep in float32, of which there are none
+        # not diffusers' own `to`: it warns about modules to keep in float32, but there are none
         torch.nn.Module.to(part, dtype=dtype)
         part.eval()
     return pipeline
 
 
 def _known(name: str) -> str:
-    """Return ``name`` if it is a bundled pipeline's, raise otherwise."""
+    """Return ``name`` if a bundled pipeline has this name; otherwise raise InvalidArgument."""
     if name not in _PROMPTS:
         raise InvalidArgument(f"There is no bundled pipeline {name!r}. Use one of: {', '.join(names())}.")
     return name

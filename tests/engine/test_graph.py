@@ -111,7 +111,7 @@ def test_compiled_networks(how: str, flux: Twins) -> None:
 
 
 DRIVEN: dict[str, tuple[str, dict[str, Any], str]] = {
-    "callback": ("flux", {"callback_on_step_end": lambda pipe, step, time, given: given}, "told of every step"),
+    "callback": ("flux", {"callback_on_step_end": lambda pipe, step, time, given: given}, "called by the loop"),
     "guidance_rescale": ("stable_diffusion", {"guidance_rescale": 0.7}, "not one weighted sum"),
     "inpaint": ("stable_diffusion_inpaint", {}, "puts the known part of the image back"),
 }

@@ -86,7 +86,7 @@ def test_attention_gives_the_same_image_and_is_put_back(kind: str, name: str) ->
         assert (state_of(*networks) == before) == (name == "auto" or not (kind == "flux" or name == "sdpa"))
         assert_same_image(image_of(pipe, kind), expected)
     assert state_of(*networks) == before
-    assert made.instead == {}
+    assert made.replacements == {}
     # the attention of older networks is their processors' own: no backend can be chosen
     left = networks if name == "_native_math" and kind != "flux" else []
     assert [reason.partition(" has ")[0] for reason in made.reasons] == [
@@ -333,16 +333,16 @@ def test_a_compiled_network_shares_the_weights_and_is_made_once(compile_with: Ca
     before = {name: dict(vars(each)) for name, each in unet.named_modules()}
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([10.0, 500.0])
     with torch.no_grad(), apply(unet, torch_compile="default") as made:
-        fast = made.instead[unet]
+        fast = made.replacements[unet]
         torch.testing.assert_close(fast(x, t).sample, unet(x, t).sample, atol=1e-5, rtol=0)
         next(unet.parameters()).zero_()
         torch.testing.assert_close(fast(x, t).sample, unet(x, t).sample, atol=1e-5, rtol=0)
     assert made.reasons == []
     assert {name: dict(vars(each)) for name, each in unet.named_modules()} == before
     with apply(unet, torch_compile="default") as made:
-        assert made.instead == {unet: fast}
+        assert made.replacements == {unet: fast}
     with apply(unet, torch_compile="max-autotune-no-cudagraphs") as made:
-        assert made.instead[unet] is not fast
+        assert made.replacements[unet] is not fast
     network = nn.Linear(2, 2)
     compiled(network, "default")(torch.ones(1, 2))
     gone = weakref.ref(network)
@@ -373,9 +373,9 @@ def test_what_cannot_be_compiled_is_called_as_it_is(compile_with: Callable[[Back
     compile_with(no_compiler)
     network, x = nn.Linear(2, 2), torch.ones(1, 2)
     with apply(network, already, torch_compile="default") as made:
-        assert list(made.instead) == [network]
+        assert list(made.replacements) == [network]
         for _ in range(2):
-            assert torch.equal(made.instead[network](x), network(x))
+            assert torch.equal(made.replacements[network](x), network(x))
     assert made.reasons == [
         "torch_compile='default' was left out: Linear is compiled already",
         "torch_compile='default' failed on Linear: no compiler was found",
@@ -408,9 +408,9 @@ def test_inductor_captures_no_graphs_and_leaves_torchs_flags_alone(mode: str, pr
         with user, torch.backends.cudnn.flags(benchmark=precision == "high"), torch.no_grad():
             before = flags()
             with apply(network, torch_compile=mode) as made:
-                torch.testing.assert_close(made.instead[network](x), network(x), atol=1e-5, rtol=0)
+                torch.testing.assert_close(made.replacements[network](x), network(x), atol=1e-5, rtol=0)
             assert flags() == before
     finally:
         torch.set_float32_matmul_precision(usual)
     assert made.reasons == []
-    assert made.instead[network]._call.get_compiler_config()["triton.cudagraphs"] is False
+    assert made.replacements[network]._call.get_compiler_config()["triton.cudagraphs"] is False

@@ -305,7 +305,7 @@ def test_an_unread_loop_that_fails_when_driven_runs_as_stock(monkeypatch: pytest
     monkeypatch.setattr(srds_fast.pipelines.lockstep.loop.RowStates, "of", lambda states, drive: states)
     fast = srds_fast.compile(pipe, method="srds")
     assert torch.equal(latents(fast, **call), expected)
-    assert "driven, ended in RuntimeError: Sizes of tensors must match" in fast.report.fallback_reason
+    assert "when driven, ended in RuntimeError: Sizes of tensors must match" in fast.report.fallback_reason
     with pytest.raises(UnsupportedPipeline, match="Sizes of tensors must match"):
         latents(srds_fast.compile(pipe, strict=True, method="srds"), **call)
     with pytest.raises(ValueError, match="prompt") as found:
@@ -374,5 +374,5 @@ def test_a_deep_copy_is_a_drop_in_of_its_own(sd: Any) -> None:
 def test_a_class_and_a_scheduler_class_are_refused_with_what_to_pass() -> None:
     with pytest.raises(UnsupportedPipeline, match="StableDiffusionImg2ImgPipeline is a class"):
         srds_fast.compile(StableDiffusionImg2ImgPipeline, method="srds")
-    with pytest.raises(InvalidArgument, match="a diffusers scheduler that has been made"):
+    with pytest.raises(InvalidArgument, match="an instance of a diffusers scheduler"):
         srds_fast.sample(lambda x, t: x, torch.zeros(1, 2), DDIMScheduler, 5)

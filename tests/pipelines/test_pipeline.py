@@ -24,7 +24,7 @@ from diffusers import (
 
 import srds_fast
 from srds_fast import InvalidArgument, PlanMismatch, UnsupportedPipeline, UnsupportedScheduler
-from srds_fast.pipelines.lockstep.proxies import DrivenNetwork, DrivenScheduler
+from srds_fast.pipelines.lockstep.proxies import NetworkProxy, SchedulerProxy
 from srds_fast.solvers import program
 from srds_fast.solvers.convergence import estimated_error
 
@@ -84,8 +84,8 @@ def test_the_pipe_gives_its_stock_result_during_a_stream(sd: Any) -> None:
     during = [latents(sd, prompt="a cat") for _ in fast.stream("a cat", num_inference_steps=9)]
     assert all(torch.equal(result, before) for result in during)
     assert type(sd) is StableDiffusionPipeline
-    assert not isinstance(sd.unet, DrivenNetwork)
-    assert not isinstance(sd.scheduler, DrivenScheduler)
+    assert not isinstance(sd.unet, NetworkProxy)
+    assert not isinstance(sd.scheduler, SchedulerProxy)
 
 
 def test_the_drop_in_looks_like_the_pipe(sd: Any, tmp_path: Any) -> None:

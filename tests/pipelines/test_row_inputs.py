@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srds_fast.sampling.rows import PerState, Tiles, tile
+from srds_fast.sampling.rows import PerState, TiledConditioning, tile
 from srds_fast.solvers import program
 from srds_fast.solvers.contract import Evaluate
 
@@ -15,7 +15,7 @@ from srds_fast.solvers.contract import Evaluate
 @given(st.integers(1, 3), st.integers(1, 4), st.lists(st.integers(1, 6), min_size=1, max_size=8), st.data())
 def test_tiles_are_what_tile_makes(branches: int, batch: int, widths: list[int], data: st.DataObject) -> None:
     tensor = torch.randn(branches * batch, 2)
-    tiles = Tiles(tensor, batch, branches, peak_rows=6)
+    tiles = TiledConditioning(tensor, batch, branches, peak_rows=6)
     samples = tuple(range(batch))
     for rows in widths:
         if data.draw(st.booleans()):

@@ -16,9 +16,9 @@ from torch import Tensor
 import srds_fast
 from srds_fast.pipelines import call as call_module
 from srds_fast.pipelines.lockstep.loop import network_family
-from srds_fast.pipelines.takeover.guidance import KnownGuidance
+from srds_fast.pipelines.takeover.guidance import GuidanceCache
 from srds_fast.pipelines.takeover.turn import RecordedTurn
-from srds_fast.sampling.rows import Tiles
+from srds_fast.sampling.rows import TiledConditioning
 
 # pipeline, arguments, the weights that its guidance means, in the order of its branches
 GUIDANCE: dict[str, tuple[str, dict[str, Any], list[float]]] = {
@@ -191,7 +191,7 @@ def test_an_interrupted_sequential_run_gives_the_state_where_it_stands(scheduler
 def test_options_are_kept_as_they_were_when_the_call_was_made() -> None:
     """Flux puts other image embeddings into the same dictionary before the call of its negative prompt."""
     pipe = tiny.flux()
-    turn = RecordedTurn(KnownGuidance({}, None))
+    turn = RecordedTurn(GuidanceCache({}, None))
     family = network_family(pipe.transformer)
     assert family is not None
     states = torch.randn(1, 16, 4)
@@ -215,13 +215,13 @@ def test_conditioning_of_two_calls_a_turn_is_repeated_once(monkeypatch: pytest.M
     build, call = tiny.PIPELINES["flux"]
     fast = srds_fast.compile(build(), exact=True, method="srds")
     made: list[Tensor] = []
-    begin = Tiles.__init__
+    begin = TiledConditioning.__init__
 
-    def counted(self: Tiles, tensor: Tensor, *args: Any) -> None:
+    def counted(self: TiledConditioning, tensor: Tensor, *args: Any) -> None:
         made.append(tensor)
         begin(self, tensor, *args)
 
-    monkeypatch.setattr(Tiles, "__init__", counted)
+    monkeypatch.setattr(TiledConditioning, "__init__", counted)
     run(fast, call, true_cfg_scale=3.0, negative_prompt="dog")
     assert fast.report.path == "takeover"
     # prompt and pooled prompt, of either kind

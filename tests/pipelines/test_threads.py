@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 import srds_fast
-from srds_fast.pipelines.tokenizers import Spares
+from srds_fast.pipelines.tokenizers import TokenizerPool
 
 latents = partial(calls.latents, prompt="a cat")
 
@@ -119,15 +119,15 @@ def test_threads_that_scale_a_lora_wait_for_each_other() -> None:
 
 def test_tokenizers_are_copied_once_and_again_when_tokens_are_added(sd: Any) -> None:
     pipe = tiny.stable_diffusion()
-    spares = Spares()
-    with spares.lent(pipe) as first, spares.lent(pipe) as second:
+    pool = TokenizerPool()
+    with pool.borrow(pipe) as first, pool.borrow(pipe) as second:
         assert first["tokenizer"] is not second["tokenizer"]
         assert first["tokenizer"] is not pipe.tokenizer
         assert first["tokenizer"]("cat").input_ids == pipe.tokenizer("cat").input_ids
     kept = {id(first["tokenizer"]), id(second["tokenizer"])}
-    with spares.lent(pipe) as again:
+    with pool.borrow(pipe) as again:
         assert id(again["tokenizer"]) in kept
     pipe.tokenizer.add_tokens(["<thing>"])
-    with spares.lent(pipe) as renewed:
+    with pool.borrow(pipe) as renewed:
         assert id(renewed["tokenizer"]) not in kept
         assert "<thing>" in renewed["tokenizer"].get_vocab()

@@ -1,4 +1,4 @@
-"""How networks are computed during a call: their attention, the layout of their weights, torch.compile."""
+"""Network options of a call: attention, layout of the weights, torch.compile."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .layout import layout_set
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """How the user wants the networks to be computed.
+    """The network options that the user asked for.
 
     Attributes:
-        attention: "auto" leaves it as it is; "sdpa" is torch's; "xformers"; or the name of a diffusers backend.
-        channels_last: lay convolution weights out so, or (False) contiguously; None leaves them as they are.
-        torch_compile: a mode of torch.compile that captures no CUDA graphs of its own; None does not compile.
+        attention: "auto" changes nothing; "sdpa" is torch's attention; "xformers"; or the name of a diffusers backend.
+        channels_last: True: channels-last convolution weights; False: contiguous ones; None changes nothing.
+        torch_compile: a mode of torch.compile that captures no CUDA graphs itself; None: no compilation.
 
     Raises:
-        InvalidArgument: a name, mode or switch that is not known.
+        InvalidArgument: a name, mode or switch is unknown.
     """
 
     attention: str = "auto"
@@ -39,33 +39,33 @@ class NetworkOptions:
         check_torch_compile(self.torch_compile)
         if not isinstance(self.channels_last, bool | None):
             raise InvalidArgument(
-                f"channels_last is {self.channels_last!r}. It is a switch. Pass True, False, or None to leave it."
+                f"channels_last is {self.channels_last!r}. It is a switch. Pass True, False, or None to change nothing."
             )
 
 
 @dataclass
 class Applied:
-    """What `applied` did.
+    """The result of `applied`.
 
     Attributes:
-        instead: maps a network to its compiled version, which is to be called in its place.
-        reasons: what was asked for and could not be had, and why. Complete when the `with` block has ended.
+        replacements: maps a network to its compiled version. Call that version instead.
+        reasons: why options were not applied. The list is complete when the `with` block ends.
     """
 
-    instead: dict[nn.Module, Compiled] = field(default_factory=dict)
+    replacements: dict[nn.Module, Compiled] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
 
 
 @contextmanager
 def applied(networks: Iterable[nn.Module], options: NetworkOptions, device: torch.device) -> Iterator[Applied]:
-    """Apply the options to the networks, and put their attention back afterwards.
+    """Apply the options to the networks, and restore their attention afterwards.
 
-    Calls that overlap share a setting. A call that wants another one than a running call has set goes on with what is
-    set, and gets a reason. The layout stays: putting it back would copy all weights twice per call.
+    Concurrent calls share a setting. If a running call has set another value, this call keeps that value and gets a
+    reason. The layout is not restored: that would copy all weights twice per call.
 
     Args:
         networks: the modules that the pipeline calls in its loop.
-        device: where they run; offloaded networks may be elsewhere now.
+        device: where the networks run; an offloaded network may be on another device now.
     """
     made = Applied()
     with ExitStack() as settings:
@@ -75,11 +75,11 @@ def applied(networks: Iterable[nn.Module], options: NetworkOptions, device: torc
             if options.channels_last is not None:
                 made.reasons += settings.enter_context(layout_set(network, options.channels_last))
             if options.torch_compile is not None and not is_compiled(network):
-                made.instead[network] = compiled(network, options.torch_compile)
+                made.replacements[network] = compiled(network, options.torch_compile)
             elif options.torch_compile is not None:
                 asked = f"torch_compile={options.torch_compile!r}"
                 made.reasons.append(f"{asked} was left out: {name_of(network)} is compiled already")
         try:
             yield made
         finally:
-            made.reasons += [each.failure for each in made.instead.values() if each.failure is not None]
+            made.reasons += [each.failure for each in made.replacements.values() if each.failure is not None]

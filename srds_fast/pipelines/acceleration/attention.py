@@ -1,8 +1,8 @@
 """The attention of a network: diffusers' backends and stock processors.
 
-Two switches of diffusers are not used: `model.set_attention_backend` changes the backend of the whole process, and
-`enable_xformers_memory_efficient_attention` replaces the user's own processors and draws from the random generator of
-the device, which would change the images.
+Two functions of diffusers are not used. `model.set_attention_backend` changes the backend of the whole process.
+`enable_xformers_memory_efficient_attention` replaces the user's own processors, and it draws from the random generator
+of the device, which changes the images.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import nn
 from ...errors import InvalidArgument
 from .hold import first_sentence, held, name_of
 
-# diffusers has each for torch's attention ("2_0" at the end) and for xformers ("XFormers" at the beginning)
+# each has a version for torch's attention (suffix "2_0") and one for xformers (prefix "XFormers")
 _STOCK = ("AttnProcessor", "AttnAddedKVProcessor", "JointAttnProcessor")
 
 
 def check_attention(name: str) -> None:
-    """Check the name. Whether such attention can run here, `attention_set` says.
+    """Check the name only; `attention_set` checks that the attention can run here.
 
     Raises:
-        InvalidArgument: neither "auto", "sdpa" nor one of diffusers' attention backends, as "xformers" is.
+        InvalidArgument: the name is not "auto", "sdpa" or one of diffusers' attention backends (such as "xformers").
     """
     from diffusers.models.attention_dispatch import AttentionBackendName
 
@@ -37,22 +37,22 @@ def check_attention(name: str) -> None:
 
 
 def attention_set(network: Any, name: str, device: torch.device) -> AbstractContextManager[list[str]]:
-    """Switch the attention and put it back after the block; the block gets the reasons for what was not switched."""
+    """Switch the attention and restore it after the block; yields reasons for what was not switched."""
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else network.dtype
-    if dtype.itemsize == 1:  # weights are only stored so: diffusers converts them before it uses them
+    if dtype.itemsize == 1:  # a storage dtype: diffusers converts the weights before it uses them
         dtype = torch.bfloat16
     head_dims = {each.inner_dim // each.heads for each in _modules(network) if hasattr(each, "inner_dim")}
     try:
         for head_dim in sorted(head_dims) or [64]:
             _try_backend(_backend(name), head_dim, dtype, device)
-    except Exception as why:  # attention libraries raise what they like
+    except Exception as why:  # attention libraries raise errors of many types
         return nullcontext([f"attention={name!r} cannot be used: {first_sentence(why)}"])
     return held(network, "attention", name, _switch)
 
 
 @functools.cache
 def _try_backend(backend: str, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Compute one small attention. A success is remembered, a failure is not."""
+    """Compute one small attention. The cache remembers a success, not a failure."""
     from diffusers.models import attention_dispatch
 
     name = attention_dispatch.AttentionBackendName(backend)
@@ -66,22 +66,24 @@ def _try_backend(backend: str, head_dim: int, dtype: torch.dtype, device: torch.
 def _switch(network: nn.Module, name: str, undo: ExitStack) -> list[str]:
     from diffusers.models.attention_dispatch import AttentionBackendName
 
-    left = set()
+    unchanged = set()
     for module in _modules(network):
         if hasattr(module.processor, "_attention_backend"):
             owner, attribute, value = module.processor, "_attention_backend", AttentionBackendName(_backend(name))
         else:
             owner, attribute, value = module, "processor", _equivalent(module, _backend(name))
         if value is None:
-            left.add(type(module.processor).__name__)
+            unchanged.add(type(module.processor).__name__)
         else:
             undo.callback(setattr, owner, attribute, getattr(owner, attribute))
             setattr(owner, attribute, value)
-    return [f"attention={name!r} was left out where {name_of(network)} has {', '.join(sorted(left))}"] if left else []
+    if not unchanged:
+        return []
+    return [f"attention={name!r} was left out where {name_of(network)} has {', '.join(sorted(unchanged))}"]
 
 
 def _equivalent(module: Any, backend: str) -> object | None:
-    """The stock processor that computes the same through this backend, or None."""
+    """The stock processor that computes the same with this backend, or None."""
     from diffusers.models import attention_processor as stock
 
     kind = type(module.processor)
@@ -97,7 +99,7 @@ def _equivalent(module: Any, backend: str) -> object | None:
 
 @functools.cache
 def _shared(kind: type) -> object:
-    """The same object in every call: compiled code and captured graphs are valid for one object only."""
+    """One object for all calls: compiled code and captured graphs are valid for one object only."""
     return kind()
 
 

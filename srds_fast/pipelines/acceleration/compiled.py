@@ -1,6 +1,6 @@
-"""torch.compile of a network, which itself is not changed.
+"""torch.compile of a network; the network itself is not changed.
 
-Nothing puts process-wide flags of torch back here: torch.compile does so itself, as a test shows.
+No code here restores process-wide flags of torch: torch.compile restores them itself, and a test checks that.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ def check_torch_compile(mode: str | None) -> None:
     """Check the mode.
 
     Raises:
-        InvalidArgument: it is none of `MODES`.
+        InvalidArgument: it is not in `MODES`.
     """
     if mode not in (None, *MODES):
         raise InvalidArgument(
-            f"torch_compile is {mode!r}. A mode of torch.compile is needed that captures no CUDA graphs of its own. "
+            f"torch_compile is {mode!r}. The mode of torch.compile must not capture CUDA graphs itself. "
             f"Pass None or one of {', '.join(map(repr, MODES))}."
         )
 
 
 class Compiled:
-    """A network called through torch.compile, or as it is where it cannot be compiled: without a C++ compiler, say.
+    """A network called through torch.compile; called directly if compilation fails (for example: no C++ compiler).
 
-    The network is referred to weakly: whoever calls this holds it.
+    It holds only a weak reference: the caller keeps the network alive.
 
     Attributes:
-        failure: why it is called as it is, or None.
+        failure: why the network is called directly, or None.
     """
 
     def __init__(self, network: nn.Module, mode: str) -> None:
@@ -45,13 +45,13 @@ class Compiled:
         self._mode = mode
         self._network = weakref.ref(network)
 
-        # the network is an argument: a closure would keep it alive
+        # the network is an argument, because a closure would keep it alive
         def call(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return network(*args, **kwargs)
 
-        # torch counts recompilations and remembers shapes by file, line and name: each network needs its own name
+        # torch counts recompilations and caches shapes by file, line and name: each network needs its own name
         call.__code__ = call.__code__.replace(co_name=f"call_{name_of(network)}_{next(_numbers)}")
-        # torch takes a mode or options, not both; the user may have turned graphs on for all compilations
+        # torch accepts a mode or options, not both; the user may have enabled graphs for all compilations
         options = {**torch._inductor.list_mode_options(mode), "triton.cudagraphs": False}
         self._call = torch.compile(call, options=options)
 
@@ -62,10 +62,10 @@ class Compiled:
         try:
             return self._call(network, *args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as why:
-            said = first_sentence(getattr(why, "inner_exception", why))
-        # torch wraps the network's own errors too: then this call raises them, and compilation has not failed
+            reason = first_sentence(getattr(why, "inner_exception", why))
+        # torch also wraps errors of the network itself; this call raises such an error, and no failure is recorded
         output = network(*args, **kwargs)
-        self.failure = f"torch_compile={self._mode!r} failed on {name_of(network)}: {said}"
+        self.failure = f"torch_compile={self._mode!r} failed on {name_of(network)}: {reason}"
         return output
 
 
@@ -74,6 +74,6 @@ _compiled: weakref.WeakKeyDictionary[nn.Module, dict[str, Compiled]] = weakref.W
 
 
 def compiled(network: nn.Module, mode: str) -> Compiled:
-    """The compiled version of the network: the same object every time, as captured graphs are valid for it only."""
+    """The compiled version of the network. Always the same object: captured graphs are valid for one object only."""
     by_mode = _compiled.setdefault(network, {})
     return by_mode.get(mode) or by_mode.setdefault(mode, Compiled(network, mode))

@@ -1,4 +1,4 @@
-"""Settings of a network that overlapping calls share: the first call sets, the last one puts back."""
+"""Settings of a network that concurrent calls share: the first call sets them, the last one restores them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _holds: dict[tuple[nn.Module, str], _Hold] = {}
 def held(
     network: nn.Module, setting: str, value: Any, switch: Callable[[nn.Module, Any, ExitStack], list[str]]
 ) -> Iterator[list[str]]:
-    """Keep a setting while the block runs; yields reasons for what could not be set.
+    """Keep a setting while the block runs; yields reasons why it could not be set.
 
-    A call that wants another value than is set does not wait: nested in the call that set it, it would wait for itself.
-    It counts as a user all the same: the network must not change between its waves.
+    If another value is set, the call does not wait for it: a call nested in the one that set it would deadlock. It
+    still counts as a user, because the network must not change between its waves.
 
     Args:
-        switch: (network, value, stack for what undoes it) -> reasons.
+        switch: (network, value, stack for the undo callbacks) -> reasons.
     """
     key = (network, setting)
     with _lock:
@@ -48,8 +48,8 @@ def held(
         if hold.value == value:
             yield hold.reasons
         else:
-            other = f"another call is using it with {setting}={hold.value!r}"
-            yield [f"{setting}={value!r} was not set on {name_of(network)}: {other}"]
+            conflict = f"another call is using it with {setting}={hold.value!r}"
+            yield [f"{setting}={value!r} was not set on {name_of(network)}: {conflict}"]
     finally:
         with _lock:
             hold.users -= 1
@@ -59,10 +59,10 @@ def held(
 
 
 def name_of(network: object) -> str:
-    """The class of the network; torch.compile's wrapper is looked through."""
+    """The class name of the network, without torch.compile's wrapper."""
     return type(unwrapped(network)).__name__
 
 
 def first_sentence(error: BaseException) -> str:
-    """What an error says first, or its type if it says nothing."""
+    """The first sentence of an error message; the type of the error if the message is empty."""
     return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".:") or type(error).__name__

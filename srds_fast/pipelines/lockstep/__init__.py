@@ -1,1 +1,1 @@
-"""The pipeline's own loop, run once per wave."""
+"""Lockstep: the pipeline's own loop turns once per wave."""

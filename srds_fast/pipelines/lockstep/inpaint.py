@@ -1,8 +1,7 @@
-"""Inpainting with a network that knows no mask: after every step the known part of the image is put back in.
+"""Inpainting with a network without a mask input: the known part of the image is pasted back after every step.
 
-The stock loop blends by its step number, which a loop that turns once per wave does not have. So the solver blends, at
-the position each state has arrived at, and the loop is given a mask of ones and an image of zeros, which changes no bit
-of the latents.
+The stock loop blends by step number. A lockstep turn has no single step number, so the solver blends instead, at the
+grid position of each state. The loop gets a mask of ones and an image of zeros, which do not change the latents.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ class Inpainting:
     """Takes mask, image and noise from the pipeline as it prepares them, and blends them into states.
 
     Args:
-        pipe: the driven copy; its two preparing methods are replaced on this instance.
+        pipe: the copy of this call; its two prepare methods are replaced on this instance.
     """
 
     def __init__(self, pipe: Any) -> None:
-        self.mask: Tensor | None = None  # [branches * batch or batch, 1, ...], as the loop would have it
+        self.mask: Tensor | None = None  # [branches * batch or batch, 1, ...], as in the stock loop
         self._branches = 1
         self._image: Tensor | None = None
         self._noise: Tensor | None = None
@@ -43,18 +42,18 @@ class Inpainting:
         pipe.__dict__.update(prepare_latents=prepare_latents, prepare_mask_latents=prepare_mask_latents)
 
     def replace_mask(self, mask: Tensor) -> None:
-        """Go on with another mask, of the shape of `mask`."""
+        """Use another mask from now on, with the shape of `mask`."""
         self.mask = mask
 
     def blend(self, x: Tensor, position: int, samples: tuple[int, ...], noise: NoiseTable, last: int) -> Tensor:
-        """The states with the known part put in.
+        """The states with the known part pasted in.
 
         Args:
-            x: [samples, ...], states that have arrived at `position` of the scheduler's grid.
-            position: of the grid.
-            samples: which samples of the batch these are.
+            x: [samples, ...], states at `position` of the scheduler's grid.
+            position: on the grid.
+            samples: their indices in the batch.
             noise: table of the whole grid.
-            last: position of the end, where the known part carries no noise.
+            last: the final position, where the known part has no noise.
         """
         assert self.mask is not None
         assert self._image is not None

@@ -1,14 +1,14 @@
-"""Lockstep: a pipeline's own loop, run once per wave, from its scheduler.
+"""Lockstep: a pipeline's own loop turns once per wave, driven from its scheduler.
 
-A call runs on a shallow copy of the pipe in which proxies take the place of the scheduler and the networks. The loop
-then turns once per wave instead of once per step: the scheduler's `step` takes the guided outputs of all rows, hands
-them to the solver core and returns the next rows as "latents"; the networks give each row its own timestep and repeat
-the conditioning. Prompt encoding, guidance and decoding are the pipe's own code, and nothing the user holds is changed.
+A call runs on a shallow copy of the pipe, in which proxies replace the scheduler and the networks. The loop then turns
+once per wave instead of once per step. The scheduler proxy's `step` takes the guided outputs of all rows, gives them to
+the solver core and returns the next rows as "latents". The network proxies give each row its own timestep and repeat
+the conditioning. Prompt encoding, guidance and decoding are the pipe's own code. No object of the user is changed.
 
 With a `RecordedTurn` the loop turns only once: its network calls are recorded, and the session repeats them for the
-rows of all waves. Where the guidance found in that turn is not linear, the loop turns once per wave after all.
+rows of all waves. If the guidance in that turn is not linear, the loop turns once per wave instead.
 
-Rows lie in the batch as (copy or guidance branch, row, sample).
+The order of rows in the batch is (copy or guidance branch, row, sample).
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ from ..networks import Network, network_family
 from ..takeover.network import RecordedNetwork
 from ..takeover.turn import RecordedTurn
 from .inpaint import Inpainting
-from .proxies import DrivenNetwork, DrivenScheduler, RowStates, driven_progress
+from .proxies import NetworkProxy, RowStates, SchedulerProxy, progress_proxy
 
 
 class LockstepLoop:
-    """State of one call: the session, and the wave that the pipeline's loop is in.
+    """State of one call: the session, and the current wave of the pipeline's loop.
 
     Args:
-        scheduler: the pipe's scheduler; a copy of it is used.
-        loop: what is known of the pipeline's loop.
+        scheduler: the pipe's scheduler; it is copied.
+        loop: description of the pipeline's loop.
         planner: chooses the plan.
-        observer: sees every checkpoint.
-        turn: records the first turn, so that the loop need not turn once per wave; None: it turns once per wave.
+        observer: called with every checkpoint.
+        turn: records the first turn for takeover; None: the loop turns once per wave.
         graphs: how a recorded turn may use graphs; None: its waves run eagerly.
         overlap: how the coarse rows of a recorded turn run: "batch", "streams" or "auto".
         keep_states: keep the states of all steps, for callbacks.
-        guess: [steps + 1, batch, ...], states to begin with; None: the method's own first guess.
-        interrupted: asked before every wave whether to stop early.
-        notify: told why the rest of the call runs step by step; may raise.
-        instead: what is called in the place of a network.
-        plan_only: choose the plan, run no wave: the loop is handed its starting noise as the result.
+        guess: [steps + 1, batch, ...], initial states; None: the method's own initial guess.
+        interrupted: called before every wave; True ends the call early.
+        notify: called with the reason why the rest of the call runs step by step; may raise.
+        replacements: maps a network to the callable to use instead.
+        plan_only: choose the plan but run no waves: the loop gets its starting noise as the result.
 
     Attributes:
         session: plan, run and report of the call; None before the first step.
-        progress: shows the steps that are final by now on the pipe's progress bar.
+        progress: shows the final steps on the pipe's progress bar.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class LockstepLoop:
         guess: Tensor | None = None,
         interrupted: Callable[[], bool] = lambda: False,
         notify: Callable[[str], None] = lambda reason: None,
-        instead: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
+        replacements: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
         plan_only: bool = False,
     ) -> None:
-        self._instead = instead
-        self.scheduler = DrivenScheduler(_copy(scheduler), self)
+        self._replacements = replacements
+        self.scheduler = SchedulerProxy(_copy(scheduler), self)
         self.inpainting: Inpainting | None = None
         self.session: Session | None = None
         self.timesteps: Tensor | None = None
@@ -125,39 +125,39 @@ class LockstepLoop:
 
     @property
     def num_steps(self) -> int:
-        """Steps the loop walks: all of the scheduler's, or a part."""
+        """Number of steps in the loop: all of the scheduler's, or a part."""
         assert self.timesteps is not None
         return len(self.timesteps)
 
     @property
     def final_steps(self) -> int:
-        """Steps that no later wave changes."""
+        """Number of steps whose states no later wave changes."""
         return 0 if self.run is None else self._offset + self.run.final_steps
 
     def enter(self, start: int, timesteps: Tensor) -> None:
-        """The loop begins, or someone reads the timesteps: from step `start` of the scheduler's grid on."""
+        """A loop over the timesteps begins, at step `start` of the scheduler's grid. It may only read them."""
         if self.steps == 0:
             telemetry.phase("trace")
             self._start, self.timesteps = start, timesteps
 
     def states(self) -> Tensor | None:
-        """All states of a finished run, [steps + 1, batch, ...]; None where some were not kept, or not come to."""
+        """All states of a finished run, [steps + 1, batch, ...]; None if some were not kept or not computed."""
         if self._trajectory is None or self.run is None or self.run.sample is None or self._offset:
             return None
         assert self._state is not None
         return self._trajectory.stacked(self._state, self.run.sample)
 
     def state_after(self, step: int) -> Tensor:
-        """The state that a final step led to, [batch, ...]; only with keep_states."""
+        """The state after a final step, [batch, ...]; only with keep_states."""
         assert self._trajectory is not None
         state = self._trajectory.x[step + 1 - self._offset]
         assert state is not None, "a final step has been computed"
         return state
 
     def step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
-        """Take the guided output of a wave, return the states of the next, or the samples: [rows * samples, ...].
+        """Take the guided output of a wave; return the states of the next wave, or the samples: [rows * samples, ...].
 
-        The second entry, where there is one, is the predicted x0: a loop of a single step may ask for it.
+        A second entry is the predicted x0, which a loop with a single step may read.
         """
         if self.timesteps is None:
             raise UnsupportedPipeline(
@@ -187,7 +187,7 @@ class LockstepLoop:
             assert self.run is not None
             if self._turn is not None and self._turn.calls:  # the recorded turn was answered with probes
                 return (self._hand_out(x.dtype),)
-            if len(self._wave.positions) > 1:  # the turn that has just been made is not the first wave
+            if len(self._wave.positions) > 1:  # the turn that has just ended is not the first wave
                 self.run.report.waves, self.run.report.rows = 2, 1 + len(self._wave.positions)
                 self.run.report.evaluations += self._num_samples
                 return (self._hand_out(x.dtype), *x0)
@@ -204,7 +204,7 @@ class LockstepLoop:
         if self._loop.copies > 1:
             m = m[: len(m) // self._loop.copies]
         self._wave = self.session_begun().next(m.view_as(self._wave.x))
-        if self.session_begun().run is not run:  # begun again, step by step
+        if self.session_begun().run is not run:  # restarted step by step
             self._rows = self._rows_of(self.session_begun().run)
         return (self._hand_out(x.dtype), *x0)
 
@@ -214,7 +214,7 @@ class LockstepLoop:
         return self.session
 
     def _run_all_waves(self, network: RecordedNetwork, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Run all waves of a recorded turn, return the samples."""
+        """Run all waves of a recorded turn; return the samples."""
         x0: list[Tensor] = []
 
         def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
@@ -235,7 +235,7 @@ class LockstepLoop:
         return (self._hand_out(dtype), *x0)
 
     def newest(self) -> Tensor | None:
-        """The newest whole sample, [batch, ...]; of an eager sequential run, the state it has come to."""
+        """The newest whole sample, [batch, ...]; in an eager sequential run, the current state."""
         run = self.session_begun().run
         if run.newest is not None or not run.plan.is_sequential or self._wave is None:
             return run.newest
@@ -245,7 +245,7 @@ class LockstepLoop:
         return self._network.state_of(self._wave) if run.report.engine != "loop graph" else None
 
     def interrupt(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
-        """End the call early with this sample; returns it as the loop carries it."""
+        """End the call early with this sample; return it in the form that the loop expects."""
         self.session_begun().run.report.interrupted = True
         return self._end(sample, dtype)
 
@@ -257,15 +257,15 @@ class LockstepLoop:
         return self._hand_out(dtype)
 
     def go_on_from(self, step: int, x: Tensor, reason: str) -> Tensor:
-        """Drop what was computed beyond a final step and go on from `x` one step at a time.
+        """Drop all results beyond a final step and continue from `x` one step at a time.
 
         Args:
-            step: the last step that stays.
+            step: the last step that is kept.
             x: the state after it, [batch, ...], in the dtype of the pipe.
             reason: for the report.
 
         Returns:
-            x, as the loop carries it from here.
+            x, in the form that the loop expects.
         """
         session = self.session_begun()
         assert self._noise is not None
@@ -283,7 +283,7 @@ class LockstepLoop:
         self._num_samples = len(x)
         draws = None if self._draws is None else self._draws[done:]
         session.go_on_from(self._state, rest, self._extras(draws, x.dtype, rest.num_steps, x0_prev))
-        # anew: a callback may have changed what conditioning was made from, in place
+        # new arguments: a callback may have changed the conditioning in place
         self._rows = self._rows_of(session.run, rest)
         self._wave = session.run.next(None)
         self.finished = False
@@ -309,7 +309,7 @@ class LockstepLoop:
     def call(
         self, network: nn.Module, family: Network, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Call a network with per-row timesteps and repeated conditioning. names: of its parameters, in order."""
+        """Call a network with a timestep per row and repeated conditioning. names: of its parameters, in order."""
         self._calls += 1
         if self._turn is not None and self.session is None and self._turn.takes(kwargs):
             if self._started is None:
@@ -322,7 +322,7 @@ class LockstepLoop:
             if not self._loop.checked:
                 self._check_time(network, family, dict(zip(names, args, strict=False)) | kwargs)
             with telemetry.span("network", "network", 1):
-                return self._instead.get(network, network)(*args, **kwargs)
+                return self._replacements.get(network, network)(*args, **kwargs)
         if isinstance(states, RowStates):
             plain = states.as_subclass(Tensor)
             args, kwargs = (
@@ -334,19 +334,19 @@ class LockstepLoop:
             return self._rows.call(self._wave, network, family, names, args, kwargs)
 
     def _begin(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
-        """The first step: the number of steps, the noise and the samples are known now. Makes the session."""
+        """Make the session at the first step, when the number of steps, the noise and the samples are known."""
         turn = self._turn
         if turn is not None:
             if turn.calls:
                 samples = len(x) // self._loop.copies
                 turn.read_guidance(m[:samples], x[:samples])
-                m = m.to(turn.calls[0].states.dtype)  # noise is drawn in the dtype of what the network returns
+                m = m.to(turn.calls[0].states.dtype)  # noise is drawn in the dtype of the network's output
             self._drive_reason = turn.drive_reason
         scheduler, options = self.scheduler.inner, self.scheduler.unusual(options)
         if m.shape != x.shape:
             raise UnsupportedPipeline(
-                f"The pipeline steps latents of shape {tuple(x.shape)} with an output of shape {tuple(m.shape)}. What "
-                "its other channels mean to the step is not known. Run this call on the original pipeline."
+                f"The pipeline steps latents of shape {tuple(x.shape)} with an output of shape {tuple(m.shape)}. It is "
+                "not known how the step uses the other channels. Run this call on the original pipeline."
             )
         clip_epsilon = bool(options.pop("use_clipped_model_output", False))
         eta, generator = float(options.pop("eta", 0.0)), options.pop("generator", None)
@@ -364,7 +364,7 @@ class LockstepLoop:
         noise = self._noise.part(self._start, self._start + self.num_steps)
         self._num_samples = len(x) // self._loop.copies
         state = x[: self._num_samples].to(state_dtype(x.dtype))
-        # drawn for all copies, as the stock step does; the first one is the sample's
+        # drawn for all copies, as in the stock step; the sample uses the first
         draws = draw_noise(noise, m, state.dtype, generator)
         self._draws = None if draws is None else draws[:, : self._num_samples]
         extras = self._extras(self._draws, x.dtype, noise.num_steps)
@@ -374,7 +374,13 @@ class LockstepLoop:
         if turn is not None and turn.linear:
             extras = turn.extras(extras, self._num_samples)
             self._network = RecordedNetwork(
-                turn, state, noise, extras, instead=self._instead, overlap=self._overlap, keeps_states=self._keep_states
+                turn,
+                state,
+                noise,
+                extras,
+                replacements=self._replacements,
+                overlap=self._overlap,
+                keeps_states=self._keep_states,
             )
         telemetry.phase("plan")
         session = Session(
@@ -389,7 +395,7 @@ class LockstepLoop:
             started=self._started,
             notify=self._notify,
         )
-        self._refuse_what_turns_too_often(session.plan)
+        self._refuse_too_many_turns(session.plan)
         self.session = session
         report = session.run.report
         report.drive_reason = self._drive_reason
@@ -403,8 +409,8 @@ class LockstepLoop:
         _, x0 = noise.step(0, state, m[: self._num_samples].to(state.dtype))
         return (x0.to(x.dtype),)
 
-    def _refuse_what_turns_too_often(self, plan: Plan) -> None:
-        """A loop that looks up its list of steps by turn must not turn more often than there are steps."""
+    def _refuse_too_many_turns(self, plan: Plan) -> None:
+        """Refuse a plan with more turns than steps, if the loop indexes a list with one entry per step."""
         few_turns = plan.is_sequential or (plan.options.fits_turns and plan.max_rows is None)
         if self._loop.counts and self._network is None and not few_turns:
             raise UnsupportedPipeline(
@@ -413,11 +419,11 @@ class LockstepLoop:
             )
 
     def _rows_of(self, run: Run, noise: NoiseTable | None = None) -> RowInputs:
-        """The arguments of the network calls of a run. noise: its steps; None: all that the loop walks."""
+        """The arguments of the network calls of a run. noise: table of its steps; None: all steps of the loop."""
         assert self._noise is not None
         assert self._state is not None
         noise = noise or self._noise.part(self._start, self._start + self.num_steps)
-        return RowInputs(run.program, noise, self._state, instead=self._instead)
+        return RowInputs(run.program, noise, self._state, replacements=self._replacements)
 
     def _extras(
         self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, x0_prev: Tensor | None = None
@@ -435,7 +441,7 @@ class LockstepLoop:
         return Extras(draws, constrain, self._trajectory, x0_prev, NetworkInput(dtype), guess=self._guess)
 
     def _hand_out(self, dtype: torch.dtype) -> Tensor:
-        """The next rows, or the samples: as the loop carries them."""
+        """The next rows, or the samples, in the form that the loop expects."""
         assert self.run is not None
         if self._wave is None:
             assert self.run.sample is not None
@@ -449,43 +455,43 @@ class LockstepLoop:
             states = torch.cat([states] * self._loop.copies)
         elif self._loop.joins and self._wave is not None:
             states = RowStates.of(states, self)
-        # where the loop itself makes the states anew, they cannot be known again
+        # if the loop itself makes new states, they cannot be compared with these
         self._handed = None if self._loop.copies > 1 or self._loop.blends else states
         return states
 
     def _check_time(self, network: nn.Module, family: Network, given: dict[str, Any]) -> None:
-        """Hold what an unread loop tells its network in the first turn against what it would be told later."""
+        """Check that an unlisted loop gives its network, in the first turn, the timestep that rows will get."""
         assert self.timesteps is not None
         if "timestep" not in given:
             raise UnsupportedPipeline(
-                f"The pipeline tells {type(network).__name__} no timestep. Rows at different times would be one to it. "
-                "Run this call on the original pipeline."
+                f"The pipeline gives {type(network).__name__} no timestep. It could not tell rows at different times "
+                "apart. Run this call on the original pipeline."
             )
-        told = torch.as_tensor(given["timestep"]).flatten()[:1].double().cpu()
+        given_time = torch.as_tensor(given["timestep"]).flatten()[:1].double().cpu()
         expected = family.time(self.timesteps[:1], given[family.state].dtype).double().cpu()
-        if not torch.equal(told, expected):
+        if not torch.equal(given_time, expected):
             raise UnsupportedPipeline(
-                f"The pipeline tells {type(network).__name__} the time {float(told)} where {float(expected)} was "
+                f"The pipeline gives {type(network).__name__} the time {float(given_time)}, but {float(expected)} was "
                 "expected. Its unit is not known. Run this call on the original pipeline."
             )
 
 
 def _copy(scheduler: Any) -> Any:
-    """A copy to drive. Another thread may be setting the timesteps of the original: dict.copy() cannot be torn."""
+    """A deep copy. dict.copy() is atomic, which matters if another thread sets timesteps on the original."""
     twin = object.__new__(type(scheduler))
     twin.__dict__.update(copy.deepcopy(vars(scheduler).copy()))
     return twin
 
 
-def driven_copy(pipe: Any, cls: Any, loop: Loop, drive: LockstepLoop, parts: dict[str, Any]) -> Any:
-    """A shallow copy of the pipe, of class `cls`, with stand-ins for its scheduler and its networks.
+def copy_with_proxies(pipe: Any, cls: Any, loop: Loop, lockstep: LockstepLoop, parts: dict[str, Any]) -> Any:
+    """A shallow copy of the pipe, of class `cls`, with proxies for its scheduler and its networks.
 
     Args:
         pipe: the user's pipeline; not changed.
         cls: the pipeline's own class.
-        loop: what is known of its loop.
-        drive: of this call.
-        parts: components to use in place of the pipe's.
+        loop: description of its loop.
+        lockstep: the loop that the proxies report to.
+        parts: components that replace those of the pipe.
     """
     twin = object.__new__(cls)
     networks = {}
@@ -493,18 +499,18 @@ def driven_copy(pipe: Any, cls: Any, loop: Loop, drive: LockstepLoop, parts: dic
         network = getattr(pipe, name)
         family = network_family(network)
         assert family is not None, "compile() checks the family of every network"
-        networks[name] = DrivenNetwork(network, family, drive)
+        networks[name] = NetworkProxy(network, family, lockstep)
     twin.__dict__.update(
         {
             **pipe.__dict__,
             **parts,
             **networks,
-            "scheduler": drive.scheduler,
-            "progress_bar": functools.partial(driven_progress, functools.partial(cls.progress_bar, twin), drive),
-            # offloading hooks belong to the networks, not to their stand-ins
+            "scheduler": lockstep.scheduler,
+            "progress_bar": functools.partial(progress_proxy, functools.partial(cls.progress_bar, twin), lockstep),
+            # offloading hooks belong to the networks, not to their proxies
             "maybe_free_model_hooks": functools.partial(cls.maybe_free_model_hooks, pipe),
         }
     )
     if loop.blends:
-        drive.inpainting = Inpainting(twin)
+        lockstep.inpainting = Inpainting(twin)
     return twin

@@ -1,12 +1,13 @@
-"""Reads the source of a pipeline's denoising loop: can its turns be waves instead of steps?
+"""Reads the source of a pipeline's denoising loop and decides whether the loop can be driven.
 
-Driven (see `drive`), the loop turns once per wave. The step number is then the wave's, the timestep always the first,
-and the sample holds the rows of many time points. A loop that makes anything else of these three gives a wrong image
-without an error. So this module knows what a plain loop consists of, and names the first thing that is not in it.
+A driven loop (see `lockstep.loop`) turns once per wave. The loop index is then the number of the wave, the timestep is
+always the first one, and the sample holds the rows of many time points. A loop that uses these three in any unusual way
+gives a wrong image without an error. So this module lists what a plain loop may contain, and names the first thing in
+the source that is not on the list.
 
-The block of `callback_on_step_end` is passed over where it has the usual form, the one that `drive.callbacks` answers.
-Not read, and left to the caller: what runs only with the older `callback` or only with a single step, and the other
-methods of the pipeline that its `__call__` calls outside of the loop.
+A `callback_on_step_end` block of the usual form is skipped: `lockstep.callbacks` handles it. Code that runs only with
+the older `callback` or only with a single step is not checked, nor are other methods of the pipeline that its
+`__call__` calls outside the loop. The caller must handle these.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ DENOISERS = ("self.unet", "self.transformer")
 TIME_TAKERS = (*DENOISERS, "self.scheduler.scale_model_input", "self.scheduler.step")
 CALLBACKS = ("callback", "callback_on_step_end")
 
-# they treat all entries of the batch alike and keep nothing from one turn to the next
+# functions that treat all entries of the batch alike and keep no state between turns
 FUNCTIONS = {
     "hasattr", "isinstance", "maybe_adjust_dtype_for_device", "progress_bar.update", "rescale_noise_cfg",
     "torch.backends.mps.is_available", "torch.cat", "torch.is_tensor", "xm.mark_step", *TIME_TAKERS,
 }  # fmt: skip
 METHODS = {"chunk", "clamp", "float", "size", "to"}
-# they make the timestep argument of the denoiser. Each row is given its own in its place: the shape does not matter
+# functions that shape the denoiser's timestep argument. Its shape does not matter: each row gets its own timestep
 TIME_FUNCTIONS = {"torch.cat", "torch.tensor"}
 TIME_METHODS = {"expand", "float", "repeat", "to", "unsqueeze", "view"}
 TYPE = {"device", "dtype", "ndim"}
@@ -42,12 +43,12 @@ EXPRESSIONS = (
 
 
 class _Unknown(Exception):
-    """Something that is not understood; the text is the reason."""
+    """The source contains something that is not on the list; the text is the reason."""
 
 
 @functools.cache
 def unknown_in_loop(call: Callable[..., Any]) -> str | None:
-    """Why the loop in a pipeline's `__call__` cannot be driven, as a clause; None if it can.
+    """Why the loop in a pipeline's `__call__` cannot be driven, as a clause; None if it can be driven.
 
     Args:
         call: `__call__` of the class, with its decorators.
@@ -63,10 +64,10 @@ def unknown_in_loop(call: Callable[..., Any]) -> str | None:
 
 
 def replaced(call: Callable[..., Any]) -> str | None:
-    """Whose code is in a pipeline's `__call__`, where not all is diffusers' or (decorators) torch's, as a clause."""
+    """A clause that names foreign code in a pipeline's `__call__`; None if it is all from diffusers or torch."""
     function: Any = call
     while function is not None:
-        # functools.wraps copies __module__: only the globals tell whose code it is
+        # functools.wraps copies __module__, so only the globals show where the code comes from
         module = str(getattr(function, "__globals__", {}).get("__name__", type(function).__module__))
         if module.partition(".")[0] not in ("diffusers", "torch"):
             return f"its __call__ was replaced by code of {module}"
@@ -75,7 +76,7 @@ def replaced(call: Callable[..., Any]) -> str | None:
 
 
 def unknown_in_source(source: str, first_line: int = 1) -> str | None:
-    """The same for the source of a `__call__`, which begins at `first_line` of its file."""
+    """As `unknown_in_loop`, for the source of a `__call__` that begins at `first_line` of its file."""
     call = ast.parse(textwrap.dedent(source)).body[0]
     ast.increment_lineno(call, first_line - 1)
     try:
@@ -99,14 +100,14 @@ def _is_step(node: ast.AST) -> bool:
 
 
 def _in_order(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and all below it, the value of an assignment before the names it is given to."""
+    """A node and its descendants in evaluation order: the value of an assignment comes before its targets."""
     yield node
     for child in [node.value, *node.targets] if isinstance(node, ast.Assign) else ast.iter_child_nodes(node):
         yield from _in_order(child)
 
 
 def _the_loop(call: ast.AST) -> ast.For:
-    """The one loop with scheduler.step in it; it may not be in another, nor in a function of its own."""
+    """The one loop that contains scheduler.step; it must not be inside another loop or an inner function."""
     steps = {node for node in ast.walk(call) if _is_step(node)}
     repeated = (ast.AsyncFor, ast.For, ast.FunctionDef, ast.Lambda, ast.While)
     around = [node for node in ast.walk(call) if isinstance(node, repeated) and steps & {*ast.walk(node)}]
@@ -135,7 +136,7 @@ def _header(loop: ast.For) -> tuple[str | None, str, str]:
 
 
 class _Harmless(ast.NodeTransformer):
-    """Drops what does not matter: the progress bar, the interrupt, a single step, callbacks.
+    """Removes code that is safe to skip: progress bar, interrupt, single-step code, callbacks.
 
     Args:
         index, time: names of the loop.
@@ -168,14 +169,14 @@ class _Harmless(ast.NodeTransformer):
 
 
 class _Loop:
-    """The loop of a `__call__`, and what its names stand for.
+    """The loop of a `__call__`, and the meaning of its names.
 
     Attributes:
-        index, time, timesteps: of `for index, time in enumerate(timesteps)`; index is None where nothing counts.
-        nodes: of the loop's body without the harmless, in the order they are evaluated.
-        returned: names that callback_on_step_end may give a new value.
-        sample: the name that is stepped.
-        shaping: nodes that only give the timestep its type and shape.
+        index, time, timesteps: of `for index, time in enumerate(timesteps)`; index is None if there is no counter.
+        nodes: of the loop's body without the harmless parts, in evaluation order.
+        returned: names to which callback_on_step_end may give a new value.
+        sample: the variable that scheduler.step updates.
+        shaping: nodes that only change the type and shape of the timestep.
     """
 
     def __init__(self, call: ast.AST) -> None:
@@ -192,7 +193,7 @@ class _Loop:
         self.shaping: set[ast.AST] = set()
 
     def check(self) -> None:
-        """Raise _Unknown at the first thing that is not understood; the most telling reasons are looked for first."""
+        """Raise _Unknown at the first thing that is not understood; the most useful reasons are checked first."""
         for name in self.names:
             if name.id == self.index:
                 _refuse(f"uses the step number {name.id}", self._around(name))
@@ -210,7 +211,7 @@ class _Loop:
         self._check_outside()
 
     def _around(self, node: ast.AST) -> ast.AST:
-        """The expression a node stands in, to be shown with the reason."""
+        """The expression around a node, shown in the reason."""
         parent = self.parents.get(node)
         return parent if isinstance(parent, ast.expr | ast.keyword) else node
 
@@ -220,7 +221,7 @@ class _Loop:
         return node
 
     def _time_goes_to(self, name: ast.AST) -> str | None:
-        """Follow one use of the timestep to a place that may have it (None), or to the name it is assigned to."""
+        """Follow one use of the timestep: None if it ends in an allowed place, or the name it is assigned to."""
         node = name
         while True:
             parent = self.parents[node]
@@ -255,7 +256,7 @@ class _Loop:
             self.shaping.update(ast.walk(node))
 
     def _check_sample(self) -> None:
-        """One name is stepped and takes the result. Nothing else changes it, or reads it after the step."""
+        """Check that one variable is stepped and takes the result, and that no other code changes or later reads it."""
         steps = [node for node in self.nodes if _is_step(node)]
         step: Any = steps[0]
         stepped = self._statement(step)
@@ -288,7 +289,7 @@ class _Loop:
             or (call in self.shaping and (method in TIME_METHODS or name in TIME_FUNCTIONS))
             or (method == "cache_context" and owner in DENOISERS)
             or (name == "len" and re.fullmatch(rf"{re.escape(self.timesteps)}|.*\.shape", _text(call.args[0])))
-            # these two within one entry of the batch
+            # these two stay within one entry of the batch
             or (method == "split" and "dim=1" in options)
             or (name == "torch.norm" and "dim=-1" in options)
         ):
@@ -296,7 +297,7 @@ class _Loop:
         _refuse(f"calls {name}", call)
 
     def _check_node(self, node: ast.AST) -> None:
-        """Refuse what is not plain: a statement, a look at the schedule, one entry of the batch told from another."""
+        """Refuse unlisted statements and expressions, use of the schedule, and different handling of batch entries."""
         parent = self.parents.get(node)
         match node:
             case ast.stmt() if not isinstance(node, STATEMENTS):
@@ -319,7 +320,7 @@ class _Loop:
                 _refuse("tells the entries of the batch apart", self._around(node))
 
     def _is_plain_target(self, target: ast.AST, value: ast.AST) -> bool:
-        """Names, the attribute that callbacks read, and entries of a dict that are the same in every turn."""
+        """Whether the target is a name, the attribute that callbacks read, or a dict entry that never changes."""
         if isinstance(target, ast.Tuple):
             return all(isinstance(each, ast.Name) for each in target.elts)
         if isinstance(target, ast.Subscript) and isinstance(value, ast.Name):
@@ -327,7 +328,7 @@ class _Loop:
         return isinstance(target, ast.Name) or _text(target) == "self._current_timestep"
 
     def _tells_entries_apart(self, node: ast.expr) -> bool:
-        """Whether an expression picks or counts entries of the batch, which are rows here."""
+        """Whether an expression selects or counts entries of the batch, which are rows in a driven loop."""
         match node:
             case ast.Name(id=name):
                 return re.search("batch|bsz|_per_prompt|num_samples", name) is not None
@@ -344,7 +345,7 @@ class _Loop:
         return False
 
     def _check_memory(self) -> None:
-        """No name but the sample may bring something from one turn into the next, or out of the loop."""
+        """Refuse variables, other than the sample, that keep a value between turns or after the loop."""
         after = [node for node in _in_order(self.call) if getattr(node, "lineno", 0) > (self.loop.end_lineno or 0)]
         own = {self.sample}
         for nodes, known, when in ((self.nodes, own | {self.time}, "the next turn"), (after, own, "after the loop")):
@@ -356,7 +357,7 @@ class _Loop:
                     kept.discard(node.id)
 
     def _check_outside(self) -> None:
-        """One denoiser is called, and nothing around the loop would see that it and the scheduler are stand-ins."""
+        """Check that the loop calls one denoiser, and that no code around it would fail with proxies."""
         called = {_text(node.func) for node in self.nodes if isinstance(node, ast.Call)}.intersection(DENOISERS)
         if len(called) != 1:
             raise _Unknown(f"its loop calls {' and '.join(sorted(called)) or 'neither self.unet nor self.transformer'}")

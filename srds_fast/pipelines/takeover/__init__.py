@@ -1,1 +1,1 @@
-"""The pipeline's loop, recorded in one turn and then run by ours."""
+"""Takeover: one turn of the pipeline's loop is recorded, then our own loop runs all waves."""

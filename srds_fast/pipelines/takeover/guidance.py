@@ -1,4 +1,4 @@
-"""Guidance weights, read from what the pipeline's loop makes of random network outputs."""
+"""Guidance weights, computed from the loop's output for random network outputs."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from torch import Tensor, nn
 
 from ..networks import Network
 
-# of what guidance makes of random float64 numbers, relative: rounding leaves 1e-16, a half-precision detour 1e-3
+# relative bound on the error of linear guidance in float64: rounding gives 1e-16, a half-precision cast 1e-3
 LINEAR = 1e-9
-MOST_KNOWN = 64
+MAX_CACHED = 64
 
 
 @dataclass(frozen=True)
-class KnownGuidance:
-    """Guidance weights by kind of call. To find them waits for the device once; calls of a known kind do not.
+class GuidanceCache:
+    """Guidance weights by kind of call (LRU). Finding them waits for the device; calls of a known kind do not wait.
 
     Attributes:
-        weights: what was found.
-        kind: all that the weights of this call can depend on; None: they are found anew.
+        weights: known weights.
+        kind: everything the weights of this call can depend on; None: do not use the cache.
     """
 
     weights: dict[Hashable, Tensor]
     kind: Hashable | None
 
-    def of(self, states: Tensor) -> Tensor | None:
+    def get(self, states: Tensor) -> Tensor | None:
         """The weights for states like these, or None."""
         key = self.kind, states.dtype, states.device
         found = None if self.kind is None else self.weights.pop(key, None)
         if found is not None:
-            self.weights[key] = found  # the one used last goes last
+            self.weights[key] = found  # LRU: mark as most recent
         return found
 
-    def keep(self, states: Tensor, weights: Tensor) -> None:
-        """Remember them."""
+    def put(self, states: Tensor, weights: Tensor) -> None:
+        """Store the weights for later calls."""
         if self.kind is None:
             return
-        for oldest in list(self.weights)[: max(0, len(self.weights) + 1 - MOST_KNOWN)]:
+        for oldest in list(self.weights)[: max(0, len(self.weights) + 1 - MAX_CACHED)]:
             self.weights.pop(oldest, None)
         self.weights[self.kind, states.dtype, states.device] = weights
 
 
 def probe_of(network: nn.Module, family: Network, states: Tensor, number: int, *, known: bool) -> Tensor:
-    """Random numbers in the shape of the network's output, in float64 and from a generator of their own.
+    """Random float64 numbers in the shape of the network's output, from a separate generator.
 
     Args:
-        known: they need not tell anything; any numbers do.
+        known: the guidance weights are known, so the values do not matter: return zeros.
     """
     config: Any = network.config
     shape = list(states.shape)

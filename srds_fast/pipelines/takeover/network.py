@@ -1,4 +1,4 @@
-"""The recorded calls of a turn as a session's network: repeated for the rows of every wave."""
+"""The recorded calls of a turn as the network of a session; they are repeated for the rows of every wave."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class RecordedNetwork:
         state: starting noise, [batch, ...], in the dtype of the state.
         noise: table of the steps.
         extras: of the run.
-        instead: what is called in the place of a network.
-        overlap: how coarse rows run: "batch", "streams", or "auto", which a recording decides.
-        keeps_states: whether the states on the way are kept.
+        replacements: maps a network to the callable to use instead.
+        overlap: how coarse rows run: "batch", "streams", or "auto" (decided when a graph is recorded).
+        keeps_states: whether intermediate states are kept.
     """
 
     turn: RecordedTurn
     state: Tensor
     noise: NoiseTable
     extras: Extras
-    instead: Mapping[nn.Module, Callable[..., Any]]
+    replacements: Mapping[nn.Module, Callable[..., Any]]
     overlap: str
     keeps_states: bool
 
@@ -62,17 +62,17 @@ class RecordedNetwork:
         return self.turn.calls[0].states.dtype
 
     def evaluator(self, program: Program) -> Evaluator:
-        """What runs the waves of a program; coarse rows on a stream of their own where that was asked for."""
+        """The evaluator of a program's waves; with overlap="streams", coarse rows run on a separate stream."""
         if self.overlap == "streams" and has_two_lanes(program):
             return TwoLanes(self._repeated(program.in_lanes()), program, self.state.device)
         return self._repeated(program)
 
     def _repeated(self, program: Program) -> Repeated:
-        rows = RowInputs(program, self.noise, self.state, instead=self.instead)
+        rows = RowInputs(program, self.noise, self.state, replacements=self.replacements)
         return Repeated(self.turn.calls, rows, len(self.state))
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
-        """What a recording of this call would hold.
+        """Everything needed to record this call.
 
         Raises:
             ValueError: it cannot be recorded; the message says why.
@@ -91,14 +91,14 @@ class RecordedNetwork:
         if scales:
             optional["adapter scales"] = scales.values(state.new_empty(0))
         own = {"x": state} | {name: tensor for name, tensor in optional.items() if tensor is not None}
-        instead = self.instead
+        replacements = self.replacements
 
         def with_own(static: Mapping[str, Tensor]) -> Extras:
             draws, guidance, guess = (static.get(name) for name in ("draws", "guidance", "guess"))
             return replace(extras, draws=draws, guidance=guidance, guess=guess)
 
         def repeated(static: Mapping[str, Tensor], program: Program) -> Repeated:
-            rows = RowInputs(program, noise, static["x"], instead=instead)
+            rows = RowInputs(program, noise, static["x"], replacements=replacements)
             around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
             return Repeated(with_tensors(calls, given, static), rows, len(static["x"]), around)
 
@@ -109,8 +109,8 @@ class RecordedNetwork:
             return core, TwoLanes(repeated(static, program.in_lanes()), program, static["x"].device)
 
         def through(graphed: Through) -> Repeated:
-            called = {network: graphed(instead.get(network, network), id(network)) for network in factors}
-            return Repeated(self.turn.calls, RowInputs(program, noise, state, instead=called), len(state))
+            called = {network: graphed(replacements.get(network, network), id(network)) for network in factors}
+            return Repeated(self.turn.calls, RowInputs(program, noise, state, replacements=called), len(state))
 
         return Capturable(
             (
@@ -130,19 +130,19 @@ class RecordedNetwork:
             extras.network,
             calls[0].states.dtype,
             scale_numbers(factors),
-            network_signature=(tuple(map(id, instead.values())), _attention_of_the_process()),
+            network_signature=(tuple(map(id, replacements.values())), _attention_of_the_process()),
             why_no_loop=SLIDES if plan.slides else STATES_KEPT if self.keeps_states else None,
             overlap=self.overlap if has_two_lanes(program) else "batch",
-            compiled=any(network in instead or is_compiled(network) for network in factors),
+            compiled=any(network in replacements or is_compiled(network) for network in factors),
         )
 
     def state_of(self, wave: Evaluate) -> Tensor:
-        """The state of the first row, [samples, ...], back from what the network is given of it."""
+        """The state of the first row, [samples, ...], computed from the network's input."""
         state = wave.x[0].to(self.state.dtype)
         return state / self.noise.numbers["input_scale"][wave.positions[0]] if self.extras.scaled else state
 
     def x0_of(self, wave: Evaluate, m: Tensor) -> Tensor:
-        """What the one step of a loop predicts, [samples, ...]: a loop of a single step may ask for it."""
+        """The predicted x0 of a single step, [samples, ...]: a loop with one step may read it."""
         weights = self.turn.weights
         assert weights is not None
         _, x0 = self.noise.step(0, self.state_of(wave), torch.tensordot(weights, m.to(weights.dtype), dims=1))
@@ -150,7 +150,7 @@ class RecordedNetwork:
 
 
 def _attention_of_the_process() -> Hashable:
-    """What attention goes through where a processor does not say: diffusers keeps one backend for the process."""
+    """diffusers' process-wide attention backend, for processors that name none."""
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
     return str(_AttentionBackendRegistry.get_active_backend()[0])

@@ -1,4 +1,4 @@
-"""The network calls of one turn of a pipeline's loop, and how they are made again for the rows of every wave."""
+"""The network calls of one turn of a pipeline's loop, and their repetition for the rows of every wave."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ from ..networks import Network
 
 @dataclass(frozen=True)
 class Residuals:
-    """Stands in the recorded turn for one part of what a ControlNet returns; its call is told by its number."""
+    """A placeholder, in the recorded turn, for one part of a ControlNet's output.
+
+    Attributes:
+        call: number of the ControlNet's call in the turn.
+        part: "down" or "mid".
+    """
 
     call: int
     part: str
@@ -34,9 +39,9 @@ class RecordedCall:
 
     Attributes:
         names: of the network's parameters, in order.
-        args, kwargs: as the pipeline gave them.
+        args, kwargs: from the pipeline.
         states: the argument that holds the states, [branches * samples, ...].
-        probe: what the call was answered with; None: it was a ControlNet's.
+        probe: the output that the call returned; None for a ControlNet.
     """
 
     network: nn.Module
@@ -48,13 +53,13 @@ class RecordedCall:
     probe: Tensor | None
 
     def arguments(self) -> Iterator[tuple[str, Any]]:
-        """The arguments by name; neither the states nor the time, which every row has its own of."""
+        """The arguments by name, without the states and the timestep, which differ between rows."""
         for name, value in (*zip(self.names, self.args, strict=False), *self.kwargs.items()):
             if name != "timestep" and value is not self.states:
                 yield name, value
 
     def changed(self, change: Callable[[Any], Any]) -> RecordedCall:
-        """The same call, with other tensors in the place of its own, the states apart."""
+        """The same call, with `change` applied to all its tensors but the states."""
         args = tuple(arg if arg is self.states else _changed(arg, change) for arg in self.args)
         kwargs = {
             name: value if value is self.states else _changed(value, change) for name, value in self.kwargs.items()
@@ -63,18 +68,18 @@ class RecordedCall:
 
     @property
     def kind(self) -> Hashable:
-        """What its cost depends on: the network, and the shapes and dtypes of all it is given."""
+        """Everything its cost depends on: the network, and the shapes and dtypes of its arguments."""
         given = [(path, value) for path, value in _leaves_of([self]) if isinstance(value, Tensor)]
         shapes = tuple((path, value.shape, value.dtype) for path, value in given)
         return weakref.ref(self.network), self.states.shape, self.states.dtype, self.states.device, shapes
 
     @property
     def scale(self) -> float:
-        """What the call multiplies the scales of LoRA layers by."""
+        """The factor that the call applies to the scales of LoRA layers."""
         return next((value["scale"] for value in self._options() if "scale" in value), 1.0)
 
     def unscaled(self) -> RecordedCall:
-        """The same call, leaving the scales of LoRA layers as they are."""
+        """The same call with a LoRA factor of 1."""
         options = [id(value) for value in self._options() if "scale" in value]
 
         def unscale(value: Any) -> Any:
@@ -106,13 +111,13 @@ def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 class Repeated:
-    """Makes the recorded calls for the rows of a wave.
+    """Repeats the recorded calls for the rows of a wave.
 
     Args:
         calls: of the turn, in order.
         rows: makes their arguments.
         num_samples: samples in the whole batch.
-        around: entered around the calls of a wave.
+        around: makes a context manager for the calls of a wave.
     """
 
     def __init__(
@@ -150,7 +155,7 @@ class Repeated:
                 continue
             m: Tensor = output[0] if isinstance(output, tuple) else output.sample
             channels = each.family.channels
-            if m.shape[channels] > states.shape[channels]:  # the others predict the variance
+            if m.shape[channels] > states.shape[channels]:  # extra channels are the predicted variance: drop them
                 m = m.narrow(channels, 0, states.shape[channels])
             outputs.append(m.unflatten(0, (branches * rows, samples)))
         return outputs
@@ -175,13 +180,13 @@ class Repeated:
         self._rows.forget()
 
     def _states(self, call: RecordedCall, wave: Evaluate) -> Tensor:
-        """What a call is given of a wave: a loop may make calls of fewer branches than its others have."""
+        """The states of a wave for one call: a call may have fewer branches than the others of the loop."""
         size = len(call.states) // self._num_samples * len(wave.positions)
         return (wave.x if size == len(wave.x) else wave.x[:size]).flatten(0, 1)
 
 
 def tensors_of(calls: Iterable[RecordedCall]) -> dict[str, Tensor]:
-    """The tensors among the arguments of calls, by the place where each is found first."""
+    """The tensors among the arguments of calls, by the path where each first occurs."""
     found: dict[int, tuple[str, Tensor]] = {}
     for path, value in _leaves_of(calls):
         if isinstance(value, Tensor):
@@ -190,18 +195,18 @@ def tensors_of(calls: Iterable[RecordedCall]) -> dict[str, Tensor]:
 
 
 def with_tensors(
-    calls: Iterable[RecordedCall], tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]
+    calls: Iterable[RecordedCall], tensors: Mapping[str, Tensor], substitutes: Mapping[str, Tensor]
 ) -> list[RecordedCall]:
-    """The calls with others in the place of these tensors, by the same names."""
-    known = {id(tensor): others[name] for name, tensor in tensors.items()}
-    return [call.changed(lambda tensor: known.get(id(tensor), tensor)) for call in calls]
+    """The calls with these tensors replaced by the substitutes of the same names."""
+    by_id = {id(tensor): substitutes[name] for name, tensor in tensors.items()}
+    return [call.changed(lambda tensor: by_id.get(id(tensor), tensor)) for call in calls]
 
 
 def signature_of(calls: Iterable[RecordedCall]) -> Hashable:
-    """By value, what the calls are but for the contents of their tensors.
+    """A key that identifies the calls by value, except for the contents of their tensors.
 
     Raises:
-        ValueError: an argument is an object whose value is not known; it is named.
+        ValueError: an argument is an object whose value is not known; the message names it.
     """
     first: dict[int, str] = {}
     found: list[Hashable] = []
@@ -213,9 +218,7 @@ def signature_of(calls: Iterable[RecordedCall]) -> Hashable:
         elif isinstance(value, _PLAIN):
             found.append((path, type(value), value))
         else:
-            raise ValueError(
-                f"{path.partition('.')[2]} is a {type(value).__name__}, of which it is not known what it holds"
-            )
+            raise ValueError(f"{path.partition('.')[2]} is a {type(value).__name__}, an object of unknown contents")
     return tuple(found)
 
 

@@ -1,8 +1,8 @@
 """The one turn of a pipeline's loop in which its network calls are recorded.
 
-In that turn the network is not called: it answers with random numbers, and what the loop makes of them by the time it
-steps its scheduler tells its guidance. If that is one weighted sum of the branches, the weights go to the solver, which
-combines the branches itself, and the recorded calls are repeated for the rows of every wave.
+In that turn the network does not run: each call returns random numbers (a probe). The loop's guidance combines the
+probes, and the result reaches the scheduler's step. If it is one weighted sum of the probes, the solver gets the
+weights and combines the branches itself, and the recorded calls are repeated for the rows of every wave.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ...sampling.rows import state_dtype
 from ...solvers.contract import Extras
 from ..loop import Loop
 from ..networks import Network
-from .guidance import LINEAR, KnownGuidance, probe_of
+from .guidance import LINEAR, GuidanceCache, probe_of
 from .recorded import RecordedCall, Residuals
 
 
 def why_not(loop: Loop) -> str | None:
     """Why a loop cannot be taken over, or None."""
     if not loop.checked:
-        return "its loop was not read by hand: what it does may differ from step to step"
+        return "its loop was not read by hand: it may differ from step to step"
     if loop.blends:
         return "its loop puts the known part of the image back after every step"
     if loop.joins:
@@ -37,16 +37,16 @@ class RecordedTurn:
     """The recorded calls of one turn, and the guidance that the loop applies to their outputs.
 
     Args:
-        known: weights that calls of the same kind were found to have.
+        known: known guidance weights, by kind of call.
 
     Attributes:
         calls: in order.
-        weights: [branches], of the guided sum; None before `read_guidance`, or where it is not linear.
-        scaled: the loop scales the states for the network, as the scheduler's `scale_model_input` does.
-        drive_reason: why the loop must turn once per wave after all; None where it need not.
+        weights: [branches], of the guided sum; None before `read_guidance`, or if the guidance is not linear.
+        scaled: the loop calls the scheduler's `scale_model_input`.
+        drive_reason: why the loop must be driven; None if it can be taken over.
     """
 
-    def __init__(self, known: KnownGuidance) -> None:
+    def __init__(self, known: GuidanceCache) -> None:
         self.calls: list[RecordedCall] = []
         self.weights: Tensor | None = None
         self.scaled = False
@@ -62,16 +62,16 @@ class RecordedTurn:
     def takes(self, kwargs: dict[str, Any]) -> bool:
         """Whether a call of the first turn can be recorded. kwargs: of the call."""
         if kwargs.get("guess_mode"):
-            self.drive_reason = "its loop puts zeros beside what the ControlNet returns (guess_mode)"
+            self.drive_reason = "its loop joins zeros to the ControlNet's output (guess_mode)"
         return self.drive_reason is None
 
     def record(
         self, network: nn.Module, family: Network, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Record a call and answer it with a probe. names: of the network's parameters, in order."""
+        """Record a call and return a probe as its output. names: of the network's parameters, in order."""
         states: Tensor = kwargs[family.state] if family.state in kwargs else args[names.index(family.state)]
         number = len(self.calls)
-        # loops put other options into the same dictionary for their next call
+        # copy dictionaries: loops reuse one with other options for their next call
         args = tuple(dict(arg) if isinstance(arg, dict) else arg for arg in args)
         kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
         if family.gives_residuals:
@@ -80,7 +80,7 @@ class RecordedTurn:
             self.calls.append(RecordedCall(network, family, names, args, kwargs, states, None))
             return Residuals(number, "down"), Residuals(number, "mid")
         if not any(recorded.probe is not None for recorded in self.calls):
-            self._remembered = self._known.of(states)
+            self._remembered = self._known.get(states)
         probe = probe_of(network, family, states, number, known=self._remembered is not None)
         self.calls.append(RecordedCall(network, family, names, args, kwargs, states, probe))
         given = dict(zip(names, args, strict=False)) | kwargs
@@ -91,11 +91,11 @@ class RecordedTurn:
         return Transformer2DModelOutput(sample=probe)
 
     def read_guidance(self, m: Tensor, x: Tensor) -> None:
-        """Find the weights of the branches in m, [samples, ...], or why the loop must turn once per wave.
+        """Find the weights of the branches in m, or the reason why the loop must be driven.
 
         Args:
-            m: what the loop made of the probes.
-            x: the states that it steps.
+            m: the loop's guided output for the probes, [samples, ...].
+            x: the states that the scheduler steps, [samples, ...].
         """
         self.drive_reason = self._read_guidance(m, x)
 
@@ -106,44 +106,44 @@ class RecordedTurn:
                 continue
             branches, odd = divmod(len(each.states), len(x))
             if odd or each.states.shape[1:] != x.shape[1:]:
-                return "its network is given something else than the states"
+                return "the input of its network is not the states alone"
             probes += each.probe.narrow(each.family.channels, 0, x.shape[each.family.channels]).chunk(branches)
         if m.shape != x.shape:
-            return None  # refused with a sentence where the run begins
+            return None  # the lockstep loop raises the error
         dtype = state_dtype(x.dtype)
         if self._remembered is not None:
             if len(self._remembered) != len(probes):
-                return "its network is called for other branches than in calls of its kind before"
+                return "its network is called for other branches than in earlier calls of this kind"
             self.weights = self._remembered.to(dtype)
             return None
         columns = torch.stack([each.flatten() for each in probes] + [m.flatten().double()])
-        # one transfer: all inner products
+        # all inner products in one transfer to the host
         products = (columns @ columns.T).cpu()
         branches = len(probes)
         weights = torch.linalg.solve(products[:branches, :branches], products[:branches, branches])
         residual = columns[branches] - weights.to(columns) @ columns[:branches]
-        # guidance mixes predictions of one thing; weights that do not add up to 1 are a rescaling of what the probes
-        # happened to be
-        off = abs(float(weights.sum()) - 1.0)
-        if off > LINEAR or float(residual.norm()) > LINEAR * float(columns[branches].norm()):
+        # the weights of guidance add up to 1; otherwise the loop rescales by the values of the outputs, which is not
+        # linear
+        deviation = abs(float(weights.sum()) - 1.0)
+        if deviation > LINEAR or float(residual.norm()) > LINEAR * float(columns[branches].norm()):
             return "its guidance is not one weighted sum of the network's outputs"
         self.weights = weights.to(x.device, dtype)
         states = next(recorded.states for recorded in self.calls if recorded.probe is not None)
-        self._known.keep(states, self.weights)
+        self._known.put(states, self.weights)
         return None
 
     def extras(self, extras: Extras, num_samples: int) -> Extras:
-        """Extras of a run whose guidance and input scale are the solver's."""
+        """Extras of a run in which the solver applies guidance and input scale."""
         assert self.weights is not None
         copies = max(len(each.states) // num_samples for each in self.calls)
         channels_last = all(_is_channels_last(each.network) for each in self.calls)
         network = NetworkInput(extras.network.dtype, copies, channels_last)
-        alone = len(self.weights) == 1 and abs(float(self.weights) - 1.0) < LINEAR
-        return replace(extras, network=network, scaled=self.scaled, guidance=None if alone else self.weights)
+        unguided = len(self.weights) == 1 and abs(float(self.weights) - 1.0) < LINEAR
+        return replace(extras, network=network, scaled=self.scaled, guidance=None if unguided else self.weights)
 
 
 def _is_channels_last(network: nn.Module) -> bool:
-    """Whether a convolution network would lay its input out so before anything else."""
+    """Whether the network's first convolution works in channels-last layout."""
     weight = getattr(getattr(network, "conv_in", None), "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 4 or weight.is_contiguous():
         return False
@@ -151,7 +151,7 @@ def _is_channels_last(network: nn.Module) -> bool:
 
 
 def _on_device(scale: Any, like: Tensor) -> Any:
-    """A scale as a tensor: a recording reads it, and does not have the number of its call built in."""
+    """A scale as a tensor: a recording reads its value in each replay, instead of a constant."""
     if isinstance(scale, list | tuple):
         return [_on_device(each, like) for each in scale]
     return torch.tensor(scale, dtype=state_dtype(like.dtype), device=like.device)

@@ -31,7 +31,7 @@ to="$out/${NAME:-$1}"
 
 replays=()
 case " ${*/=/ } " in
-  *" --engine graph "* | *" --engine wave-graphs "*)
+  *" --engine graph "* | *" --engine network-graphs "*)
     replays=(--only-replays)
     # a replay launches nothing in Python: there are no ranges to go by, only names
     filter=(--graph-profiling=node --kernel-name=regex:wave_update) ;;

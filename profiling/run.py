@@ -26,7 +26,7 @@ from bench.workloads.networks import SMALL
 from bench.workloads.samplers import WORKLOADS
 from srds_fast.errors import SrdsFastError
 
-ENGINES = ("eager", "graph", "wave-graphs")
+ENGINES = ("eager", "graph", "network-graphs")
 
 
 def main(arguments: list[str] | None = None) -> None:

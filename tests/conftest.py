@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+import tape
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -21,6 +22,10 @@ def exhaustive(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("exhaustive" if exhaustive(config) else "default")
+
+
+# graphs need a CUDA device: on the CPU the tests record with tapes
+tape.install()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -36,7 +36,7 @@ def test_eager_waves_are_timed_on_the_device(tmp_path: Path, overlap: str) -> No
     assert [name for name in on_device if name.startswith("iteration")] == ["iteration 0", "iteration 1"]
 
 
-@pytest.mark.parametrize("engine", ["graph", "wave-graphs"])
+@pytest.mark.parametrize("engine", ["graph", "network-graphs"])
 def test_replays_are_timed_and_recordings_hold_no_event(tmp_path: Path, engine: str) -> None:
     pipe = zoo.load("digits").to("cuda")
     fast = srds_fast.compile(pipe, engine=engine, **EXACT)
@@ -45,7 +45,7 @@ def test_replays_are_timed_and_recordings_hold_no_event(tmp_path: Path, engine: 
     with srds_fast.profile(tmp_path / "trace.json"):
         fast.warmup("the digit one", **CALL)  # recorded while somebody looks
         found = fast("the digit one", generator=torch.Generator("cuda").manual_seed(0), **CALL).images
-    assert fast.report.engine == {"graph": "loop graph", "wave-graphs": "wave graphs"}[engine]
+    assert fast.report.engine == {"graph": "loop graph", "network-graphs": "network graphs"}[engine]
     assert fast.report.timeline["replay"]["device_seconds"] > 0
     expected = plain("the digit one", generator=torch.Generator("cuda").manual_seed(0), **CALL).images
     assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import tiny
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import srds_fast
 
 STEPS = 3
+# of a wait for another thread, long enough for any machine: a call takes a tenth of a second
+SECONDS = 60.0
 FIRST = "it is the first call of its kind"
 
 
@@ -21,7 +25,7 @@ class Twins:
         name: in tiny.PIPELINES; Flux records fastest.
         pipe: in the place of the one built.
         graphs: settings of the graph engine alone.
-        engine: "graph" or "wave-graphs".
+        engine: "graph" or "network-graphs".
         settings: of both.
     """
 
@@ -33,12 +37,12 @@ class Twins:
         engine: str = "graph",
         **settings: Any,
     ) -> None:
-        self.engine = {"graph": "loop graph", "wave-graphs": "wave graphs"}[engine]
+        self.engine = {"graph": "loop graph", "network-graphs": "network graphs"}[engine]
         build, base = tiny.PIPELINES[name]
         self.base = {"num_inference_steps": STEPS, **base}
         self.pipe = build() if pipe is None else pipe
         settings = settings or {"method": "srds", "num_blocks": 3, "exact": True}
-        self.fast = srds_fast.compile(self.pipe, engine=engine, **{"method": "srds", **settings}, **(graphs or {}))
+        self.fast = srds_fast.compile(self.pipe, **{"engine": engine, "method": "srds", **settings, **(graphs or {})})
         self.eager = srds_fast.compile(self.pipe, engine="eager", **{"method": "srds", **settings})
 
     @property
@@ -101,3 +105,47 @@ class Twins:
         assert self.report.engine == "eager"
         assert why in self.report.engine_reason
         return found
+
+
+def differ(*results: Tensor) -> bool:
+    """Whether no two of them are equal."""
+    return all(not torch.equal(one, other) for number, one in enumerate(results) for other in results[:number])
+
+
+class Act(nn.Module):
+    """A layer, and what is made of its output."""
+
+    def __init__(self, layer: nn.Module, act: Callable[[Tensor], Tensor] = lambda y: y) -> None:
+        super().__init__()
+        self.layer = layer
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.layer(x))
+
+
+def put(twins: Twins, act: Callable[[Tensor], Tensor] | None = None, kind: Callable[..., nn.Module] = Act) -> Any:
+    """Put a layer of that kind around the network's last one."""
+    layer = twins.network.proj_out
+    twins.network.proj_out = made = (kind(layer) if act is None else kind(layer, act)).eval()
+    return made
+
+
+def in_a_thread(function: Callable[[], Any]) -> Any:
+    """What it returns in a thread of its own; fails where it does not end."""
+    results: list[Any] = []
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        try:
+            results.append(function())
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    assert not thread.is_alive(), "it waits for a device that nobody gives back"
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]

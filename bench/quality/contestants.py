@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench.workloads.methods import NEVER
+from srds_fast.methods import Options
 from srds_fast.planner.choose import choose
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
 from srds_fast.solvers.chords.options import Chords
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
-from srds_fast.solvers.method import Options
 
 PAPER, DEFAULT = "srds, as published", "collocation (default)"
 SRDS = "srds (default)"

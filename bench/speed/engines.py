@@ -28,7 +28,7 @@ from . import timing
 from .timing import Timed, take_turns
 
 STEPS = (25, 50)
-ENGINES = ("eager", "graph", "wave-graphs")
+ENGINES = ("eager", "graph", "network-graphs")
 METHODS: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},
     "srds": {"method": "srds", "tolerance": NEVER, "max_iterations": 2},

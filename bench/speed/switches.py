@@ -27,7 +27,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "streams": {"overlap": "streams"},
     # the next iteration is launched before the change of the last one is looked at
     "late stop": {"tolerance": 0.0},
-    "wave graphs": {"engine": "wave-graphs"},
+    "network graphs": {"engine": "network-graphs"},
     "channels_last": {"channels_last": True},
     "xformers": {"attention": "xformers"},
     "torch_compile": {"torch_compile": "default"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
@@ -10,7 +9,7 @@ from srds_fast.errors import InvalidArgument
 from ..common.aliasing import check_apart
 from ..common.checks import NETWORK_DTYPES, check_device, check_dtype, check_guidance, check_shape
 from ..common.network_input import AS_THE_STATE, NetworkInput
-from . import counted, reference
+from . import reference
 from .buffers import Buffers
 from .table import WaveTable
 from .update import Correction, Gather, Step, Update
@@ -30,7 +29,7 @@ __all__ = [
 
 def wave_update(
     table: WaveTable,
-    number: int | Tensor,
+    number: int,
     buffers: Buffers,
     m: Tensor | None = None,
     *,
@@ -43,7 +42,7 @@ def wave_update(
     It applies guidance, the conversion of the prediction, the clamp of x0, fine steps and coarse jumps; the Parareal
     correction F + (G_new - G_old), in that order; the change of the last boundary; and it writes the rows of the next
     call, scaled, cast and repeated per branch. `update` has the formulas. On CUDA this is one launch of a Triton
-    kernel. It takes only a number from the host, and with a counter on the device not even that.
+    kernel. It takes only a number from the host.
 
     Bytes per element of a state: a steady wave of R rows (float32 state, network dtype of e bytes, g branches) reads R
     states and their outputs, and writes R values and their next inputs: 2 R (4 + e g), or 24 R in half precision with
@@ -53,10 +52,7 @@ def wave_update(
 
     Args:
         table: the updates.
-        number: which update: an int, or an int32 tensor [1] on the device, which the launch increments. The tensor is
-            for graph replays. Then `out` has room for the widest update and m for the updates it is called for;
-            narrower updates use the first rows of each branch, and beyond the last update nothing is done. Call once
-            before a capture: the first call allocates what a launch needs.
+        number: which update. Call one before a capture: the first call allocates what a launch needs.
         buffers: memory of the run, written in place.
         m: network output, [branches * rows, samples, ...], float32, bfloat16, float16 or float64; its states are
             contiguous or channels last, e.g. the first C of 2C channels. None for an update without steps.
@@ -72,8 +68,6 @@ def wave_update(
     """
     _check(table, number, buffers, m, guidance, network, out)
     if buffers.implementation == "torch":
-        if isinstance(number, Tensor):
-            return counted.wave_update(table, number, buffers, m, guidance, network, out)
         return reference.wave_update(table, number, buffers, m, guidance, network, out)
     from . import kernel
 
@@ -82,7 +76,7 @@ def wave_update(
 
 def _check(
     table: WaveTable,
-    number: int | Tensor,
+    number: int,
     buffers: Buffers,
     m: Tensor | None,
     guidance: Tensor | None,
@@ -93,22 +87,9 @@ def _check(
         raise InvalidArgument("buffers were made for another table. Slots differ. Make them from this one.")
     memory, state = buffers.memory, buffers.slots[0].shape
     branches = check_guidance(guidance, memory)
-    if isinstance(number, Tensor):
-        check_shape("number", number, (1,), "[1]")
-        check_dtype("number", number, (torch.int32,))
-        check_device("number", number, memory.device)
-        if out is None and table.most_gathers:
-            raise InvalidArgument(
-                "out is None. With a counter on the device the host does not know how many rows come next. Pass out."
-            )
-        most_inputs = table.most_gathers * network.branches
-        # more rows than an update needs are allowed: the rest is neither read nor written
-        rows = table.most_rows * branches if m is None or len(m) % branches or not len(m) else len(m)
-        inputs = most_inputs if out is None or len(out) < most_inputs or len(out) % network.branches else len(out)
-    elif not 0 <= number < len(table.updates):
+    if not 0 <= number < len(table.updates):
         raise InvalidArgument(f"number is {number}. The table has {len(table.updates)} updates. Pass one of them.")
-    else:
-        rows, inputs = table.num_rows[number] * branches, len(table.updates[number].gathers) * network.branches
+    rows, inputs = table.num_rows[number] * branches, len(table.updates[number].gathers) * network.branches
     if m is not None:
         check_dtype("m", m, NETWORK_DTYPES)
         check_device("m", m, memory.device)

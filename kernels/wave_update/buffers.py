@@ -78,14 +78,6 @@ class Buffers:
         self._view_memory()
         self.slots[0].copy_(x)
 
-    def restart(self, x: Tensor, noises: Tensor | None = None) -> None:
-        """Begin another run in the same memory, from x and with this noise; both are as for the first run."""
-        self.slots[0].copy_(x)
-        if noises is not None:
-            assert self.noises is not None
-            self.noises.copy_(noises)
-        self.moved.zero_()
-
     def keep(self, running: Sequence[int]) -> None:
         """Continue with the samples at these positions only."""
         index = torch.tensor(running, device=self.memory.device)

@@ -35,7 +35,7 @@ _WORDS = tl.constexpr(NUM_WORDS)
 _NUMBERS = tl.constexpr(NUM_NUMBERS)
 
 
-@triton.jit(do_not_specialize=["number", "updates", "rows", "input_rows"])
+@triton.jit(do_not_specialize=["number", "rows", "input_rows"])
 def wave_update_kernel(
     memory_ptr,
     m_ptr,
@@ -51,9 +51,7 @@ def wave_update_kernel(
     moved_ptr,
     partial_ptr,
     ticket_ptr,
-    number_ptr,
     number,
-    updates,
     rows,
     input_rows,
     elements,
@@ -68,7 +66,6 @@ def wave_update_kernel(
     input_inner,
     input_outer_stride,
     input_inner_stride,
-    COUNTED: tl.constexpr,
     HAS_M: tl.constexpr,
     BRANCHES: tl.constexpr,
     GUIDED: tl.constexpr,
@@ -90,15 +87,10 @@ def wave_update_kernel(
     program = tl.program_id(2)
     samples = tl.num_programs(0)
     programs = tl.num_programs(2)
-    is_update = True
-    if COUNTED:
-        counted = tl.load(number_ptr)
-        is_update = counted < updates
-        number = tl.minimum(counted, updates - 1)
     first_whole = tl.load(wholes_ptr + 2 * number)
     first_chain = tl.load(first_ptr + number)
     tickets = 0
-    if is_update and first_chain + chain < tl.load(first_ptr + number + 1):
+    if first_chain + chain < tl.load(first_ptr + number + 1):
         start = tl.load(starts_ptr + first_chain + chain)
         stop = tl.load(starts_ptr + first_chain + chain + 1)
         in_sample = sample.to(tl.int64) * elements
@@ -134,8 +126,7 @@ def wave_update_kernel(
                 x = tl.load(here + state * slot_stride, mask=inside, other=0.0)
                 value = a * x
                 if HAS_M:
-                    # a counter may have reached an update that needs more rows than m has
-                    from_network = inside & (row >= 0) & (row < rows)
+                    from_network = inside & (row >= 0)
                     m_at = sample.to(tl.int64) * m_sample_stride
                     m_at += offsets(element, m_inner, m_outer_stride, m_inner_stride, M_DENSE)
                     m = tl.zeros((BLOCK,), memory_ptr.dtype.element_ty)
@@ -177,36 +168,25 @@ def wave_update_kernel(
                 tickets = programs * samples
             # barrier: the next instruction may read this write from another thread
             tl.debug_barrier()
-    if COUNTED:
-        tickets = tl.num_programs(1) * programs * samples
     if tickets > 0:
         tl.debug_barrier()
         if tl.atomic_add(ticket_ptr, 1, sem="acq_rel") == tickets - 1:
             # the last program: all others have written their part
             part = tl.arange(0, PARTS)
             # load these again instead of keeping them in registers
-            if COUNTED:
-                counted = tl.load(number_ptr)
-                number = tl.minimum(counted, updates - 1)
             first_whole = tl.load(wholes_ptr + 2 * number)
             last_whole = tl.load(wholes_ptr + 2 * number + 1)
-            if COUNTED and counted >= updates:
-                last_whole = first_whole - 1
             for iteration in range(first_whole, last_whole + 1):
                 for of_sample in range(samples):
                     parts = partial_ptr + ((iteration - first_whole) * samples + of_sample) * programs + part
                     mean = tl.sum(tl.load(parts, mask=part < programs, other=0.0, cache_modifier=".cg"), 0) / elements
                     tl.store(change_ptr + iteration * samples + of_sample, mean)
             tl.store(ticket_ptr, 0)
-            if COUNTED:
-                # barrier: every thread must have read the counter
-                tl.debug_barrier()
-                tl.store(number_ptr, counted + 1)
 
 
 def wave_update(
     table: WaveTable,
-    number: int | Tensor,
+    number: int,
     buffers: Buffers,
     m: Tensor | None,
     guidance: Tensor | None,
@@ -218,9 +198,8 @@ def wave_update(
     scratch = buffers.scratch
     if scratch is None:
         scratch = buffers.scratch = _scratch(table, buffers)
-    counted = isinstance(number, Tensor)
-    count = max(chains.counts) if counted else chains.counts[number]
-    if out is None and not counted and (gathers := len(table.updates[number].gathers)):
+    count = chains.counts[number]
+    if out is None and (gathers := len(table.updates[number].gathers)):
         out = network.empty(gathers, buffers.slots[0])
     if count == 0:
         return out
@@ -245,9 +224,7 @@ def wave_update(
             scratch.moved,
             scratch.partial,
             scratch.ticket,
-            number if counted else scratch.ticket,
-            0 if counted else number,
-            len(table.updates),
+            number,
             m_given.shape[0] // branches,
             out_given.shape[0] // network.branches,
             scratch.elements,
@@ -258,7 +235,6 @@ def wave_update(
             out_given.stride(0),
             out_given.stride(1),
             *out_layout,
-            COUNTED=counted,
             HAS_M=m is not None,
             BRANCHES=branches,
             GUIDED=guidance is not None,

@@ -7,10 +7,8 @@ from functools import cached_property
 
 import torch
 
-from ..common.dispatch import implementation
 from .columns import Columns, columns
 from .instructions import Chains, chains
-from .padded import Padded, padded
 from .update import Update, check
 
 
@@ -57,23 +55,11 @@ class WaveTable:
         self.draws = max((step.draw + 1 for step in steps if step.draw is not None), default=0)
         self.records_moved = records_moved
         self.num_rows = [1 + max((step.row for step in update.steps), default=-1) for update in updates]
-        self.most_rows = max(self.num_rows)
-        self.most_gathers = max(len(update.gathers) for update in updates)
-
-    def prepare(self) -> None:
-        """Copy to the device now what updates read, instead of at the first update."""
-        prepared = (self.columns, self.padded) if implementation(self.device) == "torch" else self.chains
-        assert prepared
 
     @cached_property
     def columns(self) -> list[Columns]:
         """For the reference: each stage of an update as a few batched operations."""
         return columns(self.updates, self.ndim, self.dtype, self.device, self.clip)
-
-    @cached_property
-    def padded(self) -> Padded:
-        """For the reference with a counter: columns of all updates, as wide as the widest."""
-        return padded(self.updates, self.ndim, self.dtype, self.device)
 
     @cached_property
     def chains(self) -> Chains:

@@ -81,8 +81,8 @@ def _compare(commands: Any) -> None:
     _prompt(parser)
     _option(parser, "--steps", "N,N,...", "step counts", _numbers, "25,50,100")
     about = (
-        "sequential; paper: SRDS as published; srds and collocation: our defaults; parataa; paradigms; chords; auto: "
-        "the fastest here; exact: srds run until it is the sequential result, ten times the rows at 100 steps"
+        "methods by name, a wrong one lists all; paper: SRDS as published; auto: the fastest here; exact: srds run "
+        "until it is the sequential result, ten times the rows at 100 steps"
     )
     _option(parser, "--methods", "NAME,...", about, _names, "sequential,paper,srds,collocation")
     _option(parser, "--calls", "R", "calls of each method, of which the fastest counts", POSITIVE, 2)
@@ -151,8 +151,7 @@ def _prompt(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(parser: argparse.ArgumentParser) -> None:
-    methods = "srds, collocation, parataa, paradigms, chords, sequential or auto"
-    _option(parser, "--method", "METHOD", methods, str, "auto")
+    _option(parser, "--method", "METHOD", "name of a method, or auto; a name that is wrong lists all", str, "auto")
     bound = "bound of the mean absolute difference to the sequential latents, per sample"
     _option(parser, "--tolerance", "T", bound, float, 4e-3)
     _switch(parser, "--exact", "run until the result is the sequential one")

@@ -14,6 +14,7 @@ import torch
 from ..environment import environment
 from ..errors import InvalidArgument
 from ..pipelines.compile import compile
+from ..solvers.registry import DEFAULT, SEQUENTIAL
 from . import measure
 from .loading import open_for, prompts_for, settings_of
 from .measure import METHODS, TIMED_CALLS, Convergence, Request, spread, verdict
@@ -79,7 +80,7 @@ def _print_seconds(result: Convergence) -> None:
             "loop s": _span(done.loop_seconds),
             "call s": _span(done.seconds),
         }
-        for name, done in (("srds", final), ("sequential", sequential))
+        for name, done in ((DEFAULT, final), (SEQUENTIAL, sequential))
     ]
     rows.append({**dict.fromkeys(rows[0]), "final": "stock", "call s": _span(stock.seconds)})
     show_table(rows, text=["final"])

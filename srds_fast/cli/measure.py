@@ -5,7 +5,6 @@ Every difference is to the output of the stock pipeline with the same seeds.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,22 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..methods import SRDS
 from ..pipelines.compile import compile
 from ..planner.plan import Plan
 from ..solvers.program import Spent
+from ..solvers.registry import AUTO, DEFAULT, REGISTERED, SEQUENTIAL
 
 Announce = Callable[[str], None]
 TIMED_CALLS = 2
 
 METHODS = {
-    "sequential": "one row per wave, in our loop",
+    **{method.name: method.about for method in REGISTERED},
     "paper": "SRDS as published: ddim jumps, sqrt(N) blocks",
-    "srds": "SRDS with our defaults: 2m jumps, more blocks",
-    "collocation": "refines all points at once, evaluates few nodes per wave",
-    "parataa": "refines and evaluates all points at once",
-    "paradigms": "Picard iteration on a sliding window of 10",
-    "chords": "four cores, each of which begins later than the one before",
-    "auto": "the plan predicted to be the fastest here",
+    AUTO: "the plan predicted to be the fastest here",
     "exact": "srds, run until it is the sequential result",
 }
 
@@ -37,8 +33,8 @@ METHODS = {
 def settings_for(name: str, steps: int) -> dict[str, Any]:
     """Arguments of `compile` for a name out of `METHODS`."""
     if name == "paper":
-        return {"method": "srds", "coarse_solver": "ddim", "num_blocks": max(1, round(math.sqrt(steps)))}
-    return {"method": "srds", "exact": True} if name == "exact" else {"method": name}
+        return {"method": SRDS.published(steps)}
+    return {"method": DEFAULT, "exact": True} if name == "exact" else {"method": name}
 
 
 @dataclass(frozen=True)
@@ -162,10 +158,10 @@ def compare(
     """
     announce(f"{request.steps} steps, stock pipeline")
     reference = Calls(pipe).add(request).images
-    names = list(dict.fromkeys(["sequential", *methods]))
+    names = list(dict.fromkeys([SEQUENTIAL, *methods]))
     pipes = [(f"{request.steps} steps, {name}", compile(pipe, **settings_for(name, request.steps))) for name in names]
     done = dict(zip(names, in_turn(pipes, request, rounds, announce), strict=True))
-    baseline = min(done["sequential"].loop_seconds)
+    baseline = min(done[SEQUENTIAL].loop_seconds)
     return [_entry(name, done[name], reference, baseline) for name in names if name in methods]
 
 
@@ -228,21 +224,21 @@ def converge(
         num_iterations: iterations to look at, whatever the tolerance would say.
         settings: of `compile`, for SRDS.
     """
-    fast = compile(pipe, **settings, method="srds")
+    fast = compile(pipe, **settings, method=DEFAULT)
     plan = fast.plan_for(**request.arguments())
     announce("warm-up")
     Calls(pipe).add(replace(request, steps=min(2, request.steps)))
 
     announce("SRDS, iteration by iteration")
     shown = min(num_iterations, plan.num_blocks)
-    patient = compile(pipe, **settings, method="srds", tolerance=0.0, max_iterations=shown)
+    patient = compile(pipe, **settings, method=DEFAULT, tolerance=0.0, max_iterations=shown)
     program = plan.program()
     # also the warm-up of SRDS
     stages = tuple(
         Stage(look.iteration, program.spent(look.iteration), _decoded(pipe, look.latents))
         for look in patient.stream(**request.arguments())
     )
-    pipes = [("stock pipeline", pipe), ("sequential", compile(pipe, method="sequential")), ("SRDS", fast)]
+    pipes = [("stock pipeline", pipe), (SEQUENTIAL, compile(pipe, method=SEQUENTIAL)), ("SRDS", fast)]
     return Convergence(request, plan, stages, *in_turn(pipes, request, TIMED_CALLS, announce))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..solvers.registry import SEQUENTIAL
+
 if TYPE_CHECKING:
     from ..planner.plan import Candidate
     from .measure import Convergence
@@ -33,7 +35,7 @@ def convergence_plot(result: Convergence, path: Path) -> None:
     axes.annotate("half a grey level", xytext=(-4, 3), **right_edge, **note)
     for stage, point in zip(stages, zip(waves, p95, strict=True), strict=True):
         axes.annotate(f"{stage.iteration}", point, xytext=(5, 5), textcoords="offset points", fontsize=9)
-    for x, text in ((stop, "default tolerance stops"), (steps, "sequential")):
+    for x, text in ((stop, "default tolerance stops"), (steps, SEQUENTIAL)):
         axes.axvline(x, color="0.7", linewidth=1, zorder=0)
         axes.annotate(text, (x, 0), xycoords=("data", "axes fraction"), xytext=(-3, 6), rotation=90, **note)
     axes.set_yscale("log")
@@ -56,7 +58,7 @@ def prediction_plot(measured: Mapping[Candidate, float], path: Path) -> None:
     axes.plot([0, most], [0, most], color="0.7", linewidth=1, zorder=0)
     for candidate, seconds in measured.items():
         point = 1e3 * candidate.fixed_seconds, 1e3 * seconds
-        marker, colour = ("s", _RED) if candidate.name == "sequential" else ("o", _BLUE)
+        marker, colour = ("s", _RED) if candidate.name == SEQUENTIAL else ("o", _BLUE)
         axes.plot(*point, marker, color=colour)
         axes.annotate(candidate.name, point, xytext=(6, -3), textcoords="offset points", fontsize=8)
     axes.set(xlim=(0, most), ylim=(0, most), xlabel="predicted, ms", ylabel="measured, ms")

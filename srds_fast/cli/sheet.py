@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..solvers.registry import SEQUENTIAL
 from .measure import Convergence
 from .output import small
 
@@ -37,7 +38,7 @@ def convergence_sheet(result: Convergence) -> Image.Image:
     ]
     columns += [
         Column("final", f"{final.report.waves} waves", final.images, True),
-        Column("sequential", f"{result.request.steps} waves", reference),
+        Column(SEQUENTIAL, f"{result.request.steps} waves", reference),
         Column(f"difference x {GAIN}", f"mean {small(mean)}", amplified(final.images, reference)),
     ]
     return contact_sheet(result.request.prompts, columns)

@@ -1,30 +1,137 @@
-"""Measures c(rows) on the device, at as few widths as it takes to know it."""
+"""c(rows), the time of a network call by its number of rows: measured at a few widths, once for each kind of call."""
 
 from __future__ import annotations
 
+import math
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import CaptureFailed
+from .. import telemetry
+from ..errors import CaptureFailed, DivergenceError
 from ..kernels.wave_update import NetworkInput
+from ..planner.context import context_of
 from ..planner.cost_curve import CostCurve
-from ..solvers.contract import Evaluate
+from ..planner.plan import Plan
+from ..planner.search import Known, Pricing
+from ..schedulers.table import NoiseTable
+from ..solvers.contract import Evaluate, Extras
+from ..solvers.fixed_point.program import of_widths
+from ..solvers.method import plain_steps
 from ..solvers.program import Program
 from .evaluator import Evaluator
+from .graphs.device_lock import DeviceBusy, device_lock, in_a_replay
 from .graphs.devices import recorder
+from .run import Run
 
+MOST_KEPT = 64
 WIDTHS = (1, 2, 4, 8, 16, 24, 32)
-# calls shorter than this are timed in rounds over all widths, so that a busy moment meets them alike; longer ones once
+# seconds; shorter calls are timed in rounds over all widths, so that a busy moment affects them alike, longer ones once
 SHORT = 0.05
 ROUNDS = 5
 ENOUGH_SECONDS = 0.5
-# a long call that costs this share of as many calls of one row: wider ones cost in proportion to their rows
+# a long call at this share of the time of as many single rows: wider ones cost in proportion to their rows
 SATURATED = 0.75
+
+
+class Costs:
+    """Costs by kind of call; the least recently used are given up first. May be used from several threads."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, Known] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def of(self, key: Hashable, make: Callable[[], CostCurve]) -> Known:
+        """The costs of a kind of call; its curve is measured now if it has not been."""
+        key = key, torch.get_num_threads()
+        with self._lock:  # held while it is measured: two measurements at once would disturb each other
+            found = self._kept.get(key)
+            if found is None:
+                found = self._kept[key] = Known(make())
+                while len(self._kept) > MOST_KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return found
+
+    def known(self, key: Hashable) -> bool:
+        """Whether the costs of a kind have been measured."""
+        with self._lock:
+            return (key, torch.get_num_threads()) in self._kept
+
+    def settle(self) -> None:
+        """Keep the plans that were chosen until more is learnt."""
+        with self._lock:
+            for known in self._kept.values():
+                known.settle()
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._kept.clear()
+
+
+def price(
+    costs: Costs,
+    key: Hashable,
+    evaluator: Callable[[Program], Evaluator],
+    state: Tensor,
+    noise: NoiseTable,
+    extras: Extras,
+    dtype: torch.dtype,
+    *,
+    networks: Sequence[nn.Module] = (),
+    max_rows: int | None = None,
+    replayed: bool,
+) -> Pricing:
+    """The costs of calls like one that is about to be made, measured if they are not known.
+
+    Args:
+        costs: those known.
+        key: of the kind of call, but for the state and the format of the network's input.
+        evaluator: makes what runs the waves of a program.
+        state: starting noise, [batch, ...].
+        noise, extras: of the call.
+        dtype: of the network's output.
+        networks: what is called.
+        max_rows: widest call allowed.
+        replayed: whether the call will be replayed from graphs: nothing is then spent between network calls.
+    """
+
+    def curve() -> CostCurve:
+        widths = [width for width in WIDTHS if width <= (max_rows or width)]
+        return measure(evaluator, of_widths(noise.num_steps, widths), state, extras.network, replayed=replayed)
+
+    def between(plan: Plan) -> float:
+        if known.curve.how == "replayed":
+            return 0.0
+        try:
+            with telemetry.unseen():
+                return between_calls(Run(plan, state, noise, "dry run", replace(extras, trajectory=None)).next, dtype)
+        except (DivergenceError, torch.OutOfMemoryError):
+            return math.inf
+
+    # within a replay, or while another thread holds the device, eager calls are timed, under a key of their own
+    replayed = replayed and not in_a_replay(state.device)
+    of_call = key, state.shape, state.device, extras.network, dtype, max_rows
+    key = *of_call, replayed
+    if replayed and not costs.known(key):
+        try:
+            # Recording writes to memory that another call may replay on. The device lock is taken before the lock of
+            # the costs: the thread that holds the device may be waiting for these costs.
+            with device_lock(state.device):
+                costs.of(key, curve)
+        except DeviceBusy:
+            replayed = False
+            key = *of_call, replayed
+    known = costs.of(key, curve)
+    return Pricing(known, between, context_of(state.device, noise, networks), key, plain_steps(noise))
 
 
 @torch.no_grad()
@@ -38,15 +145,15 @@ def measure(
 ) -> CostCurve:
     """The curve of a network for batches like x.
 
-    Narrow calls come first. Of long calls no wider ones are made once a row more costs about as much as the first.
+    Narrow calls are timed first. No wider ones are made once long calls cost in proportion to their rows.
 
     Args:
         evaluator: makes what runs the waves of a program.
         program: a wave for each width, `program.of_widths`.
         x: starting noise, [batch, ...]: every row is one of it.
-        network: how the network wants its rows.
-        replayed: time recordings of the calls, in a turn of the caller's; where a call cannot be recorded, all are
-            timed as Python makes them.
+        network: format of the network's input.
+        replayed: time recordings of the calls; the caller holds the device lock. Where a call cannot be recorded, all
+            are timed eagerly.
     """
     if replayed:
         with suppress(CaptureFailed):
@@ -64,7 +171,7 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
         try:
             long = bool(calls) and calls[-1].seconds > SHORT
             calls.append(_Call(evaluate, wave, x.device, replayed, warm=long))
-        except Exception as why:  # out of memory, or whatever else a network says to a batch that is too wide for it
+        except Exception as why:  # out of memory, or another error of a network whose batch is too wide
             if not calls or isinstance(why, CaptureFailed):
                 raise
             most_rows = calls[-1].rows
@@ -90,11 +197,11 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
 
 
 class _Call:
-    """A network call of one width, timed once; warm: a call like it has been made.
+    """A network call of one width, timed once when it is made. warm: a call like it has been made.
 
     Attributes:
         rows: its width.
-        nbytes: memory that it took at its height; None where that cannot be asked.
+        nbytes: peak of the memory it took; None where that cannot be asked.
     """
 
     def __init__(
@@ -105,11 +212,11 @@ class _Call:
         self._device = device
         self._times: list[float] = []
         self._make: Callable[[], object] = lambda: evaluate(wave)
-        if replayed or not warm:  # what a first call makes is not part of the others, and is in no recording
+        if replayed or not warm:  # warm up: lazy initialisation must be neither timed nor captured
             self._make()
         if replayed:
             evaluate.prepare()
-            graph, _ = recorder(device).record(lambda guard: evaluate(wave))
+            graph, _ = recorder(device).record(lambda check: evaluate(wave))
             self._make = graph.replay
             self._make()
         if device.type == "cuda":
@@ -127,7 +234,7 @@ class _Call:
         return statistics.median(self._times)
 
     def time(self) -> None:
-        """Make it once more."""
+        """Make the call and time it."""
         started = time.perf_counter()
         self._make()
         if self._device.type == "cuda":
@@ -136,7 +243,7 @@ class _Call:
 
 
 def _saturated(calls: list[_Call]) -> bool:
-    """Whether the last two calls, long ones, cost as much more as they have more rows."""
+    """Whether the last two calls are long and cost in proportion to their rows."""
     if len(calls) < 3 or calls[-1].seconds < SHORT:
         return False
     return all(call.seconds >= SATURATED * call.rows * calls[0].seconds for call in calls[-2:])
@@ -144,7 +251,7 @@ def _saturated(calls: list[_Call]) -> bool:
 
 @torch.no_grad()
 def between_calls(next_wave: Callable[[Tensor | None], Evaluate | None], dtype: torch.dtype) -> float:
-    """Seconds that a run takes beside the network: it is run on answers of zeros.
+    """Seconds that a run takes without its network: it is run on outputs of zeros.
 
     Args:
         next_wave: of the run, `Run.next`.

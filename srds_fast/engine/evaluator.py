@@ -1,4 +1,4 @@
-"""What runs the waves of a program."""
+"""The interface of what runs the network for the waves of a program."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ..solvers.contract import Evaluate
 
 
 class Evaluator(Protocol):
-    """Runs the waves of a recording."""
+    """Runs the network for the waves of a program."""
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """The network's output at a wave, [branches * rows, samples, ...]."""
 
     def prepare(self) -> None:
-        """Copy to the device what the waves of a whole batch would copy when they need it."""
+        """Copy to the device now what waves of the whole batch would copy later."""
 
     def constants(self) -> Iterable[Tensor]:
-        """What was copied."""
+        """The tensors that were copied."""
 
     def repeat(self, wave: Evaluate) -> None:
-        """Repeat the conditioning for the rows of a wave, and those of narrower ones."""
+        """Repeat the conditioning for the rows of a wave; narrower waves take a slice of it."""
 
     def forget(self) -> None:
-        """Give the repeated conditioning back."""
+        """Free the repeated conditioning."""

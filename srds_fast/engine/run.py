@@ -1,4 +1,4 @@
-"""One run of a solver core: feeds it, judges its checkpoints, counts what it costs."""
+"""One run of a solver core: feeds it waves, decides at its checkpoints, and counts its cost."""
 
 from __future__ import annotations
 
@@ -9,25 +9,17 @@ from dataclasses import replace
 from torch import Tensor
 
 from .. import telemetry
-from ..errors import CaptureFailed, DivergenceError
+from ..errors import DivergenceError
 from ..kernels.common.dispatch import implementation
 from ..planner.choose import choose
 from ..planner.plan import Plan
 from ..planner.settings import Settings
-from ..schedulers.steps import CoarseSolver
 from ..schedulers.table import NoiseTable
-from ..solvers.chords.program import Cores
-from ..solvers.chords.solver import chords
 from ..solvers.contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras
-from ..solvers.convergence import SRDS, SRDS_UNCALIBRATED, SWEEPS, Contraction, Diverged, Monitor
-from ..solvers.fixed_point.options import FixedPoint
-from ..solvers.fixed_point.program import Sweeps
-from ..solvers.fixed_point.solver import fixed_point
-from ..solvers.method import to_dict
+from ..solvers.convergence import Diverged, Monitor
+from ..solvers.method import plain_steps
 from ..solvers.program import Program
-from ..solvers.sequential import sequential
-from ..solvers.srds import srds
-from ..solvers.waves import CountedWaves
+from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import Report
 
 Observer = Callable[[Checkpoint], None]
@@ -35,55 +27,24 @@ Observer = Callable[[Checkpoint], None]
 
 def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING) -> Core:
     """The core of a plan, not begun. program: its waves; x: starting noise in the dtype of the state, [batch, ...]."""
-    if plan.method == "sequential":
-        return sequential(x, noise, program, extras)
-    if isinstance(program, Cores):
-        return chords(x, noise, program, extras, watch_bits=plan.bits_only)
-    if isinstance(program, Sweeps):
-        assert isinstance(plan.options, FixedPoint)
-        return fixed_point(x, noise, program, plan.options, extras, watch_bits=plan.bits_only)
-    return srds(x, noise, program, plan.coarse_solver, extras, watch_bits=plan.bits_only)
-
-
-def contraction_of(noise: NoiseTable) -> Contraction:
-    """What runs of SRDS take for granted of it."""
-    calibrated = noise.momentum is None and noise.spread is None and noise.clip is None
-    return SRDS if calibrated else SRDS_UNCALIBRATED
-
-
-def counted_waves_of(
-    plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING
-) -> CountedWaves:
-    """The waves of a plan on memory that stays; the arguments are those of `core_of`.
-
-    Raises:
-        CaptureFailed: those of its method do not count themselves.
-    """
-    if plan.options is not None:
-        raise CaptureFailed(
-            f"The waves of {plan.method} are not counted on the device. A graph of a wave's width could not tell which "
-            "it is. Use engine='graph'."
-        )
-    solver: CoarseSolver = "ddim" if plan.method == "sequential" else plan.coarse_solver
-    watched = plan.method != "sequential" and plan.bits_only
-    return CountedWaves(x, noise, program, solver, extras, watched=watched)
+    return plan.options.core(x, noise, program, extras, watch_bits=plan.bits_only)
 
 
 def no_room(rows: int) -> str:
-    """What is said where a wave ran out of memory. rows: of the widest that was tried."""
+    """The message for a wave that ran out of memory. rows: of the widest that was tried."""
     return f"a wave of up to {rows} rows did not fit into the device's memory: pass max_rows, fewer than that"
 
 
 def step_by_step(
     report: Report, reason: str, x: Tensor, noise: NoiseTable, extras: Extras, observer: Observer | None
 ) -> Run:
-    """The sequential run that takes the place of one which could not end, in the same report; it has not begun."""
+    """The sequential run that replaces one which failed, in the same report; it has not begun."""
     report.fallback_reason = f"{reason}. The steps were then taken one after another"
     report.change.clear()
-    report.method, report.engine, report.overlap = "sequential", "eager", "batch"
+    report.method, report.engine, report.overlap = SEQUENTIAL, "eager", "batch"
     report.num_blocks, report.coarse_solver, report.in_flight, report.options = 0, None, None, None
     report.predicted_seconds = report.plan_reason = report.network_seconds = None
-    plan = choose(noise.num_steps, Settings(method="sequential"))
+    plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
     return Run(plan, x, noise, report.path, replace(extras, guess=None), observer, report=report)
 
 
@@ -123,7 +84,7 @@ class Run:
         started: float | None = None,
         report: Report | None = None,
     ) -> None:
-        contraction = SWEEPS if isinstance(plan.options, FixedPoint) else contraction_of(noise)
+        contraction = plan.options.contraction(plain=plain_steps(noise))
         self._monitor = Monitor(len(x), plan.tolerance, plan.bits_only, contraction)
         self._observer = observer
         self.plan = plan
@@ -143,21 +104,17 @@ class Run:
             engine="eager",
             path=path,
             num_inference_steps=plan.num_inference_steps,
-            pipelined=plan.pipelined,
             tolerance=plan.tolerance,
             exact=plan.exact,
             change=self._monitor.change,
             converged=self._monitor.converged,
             iterations_per_sample=self._monitor.iterations,
-            kernels=implementation(x.device),
-            options=to_dict(plan.options),
+            kernels=implementation(x.device) if plan.options.fused else "torch",
+            **plan.options.reported(),
         )
         if plan.prediction is not None:
             self.report.predicted_seconds = plan.prediction.chosen.seconds
             self.report.plan_reason = plan.prediction.why
-        if plan.method == "srds":
-            self.report.num_blocks, self.report.coarse_solver = plan.num_blocks, plan.coarse_solver
-            self.report.in_flight = plan.in_flight
         self._core = core_of(plan, x, noise, self.program, extras)
         self._ranges = telemetry.waves_of(self.program)
 
@@ -181,7 +138,7 @@ class Run:
             self._core.close()
             raise DivergenceError(self._diagnosis(str(what)), self.report) from None
         except BaseException:
-            self._core.close()  # a core that replays holds its device
+            self._core.close()  # a core that replays holds the lock of its device
             raise
         finally:
             self.report.seconds = self._seconds_before + time.perf_counter() - self._started
@@ -189,25 +146,25 @@ class Run:
                 self._ranges.end()
 
     def close(self) -> None:
-        """End without a sample: what waves have in memory is let go."""
+        """End without a sample, and free the memory of the waves."""
         self._core.close()
         self._handed_out = None
 
-    def hardly_stops_at(self, iteration: int) -> bool:
-        """Whether the run goes on after an iteration, for all that is known before its change is.
+    def may_launch_ahead(self, iteration: int) -> bool:
+        """True if the next iteration may launch before this one's change is read.
 
-        Nothing is launched ahead of who looks at every sample: it would wait for that, too.
+        False where an observer looks at every sample: the observer would wait for the next iteration as well.
         """
         plan = self.plan
         if self._observer is not None:
             return False
         if plan.bits_only or plan.calibrated or iteration <= self._monitor.contraction.blind:
             return True
-        # one more is left to chance: runs that have been seen are few
+        # one iteration of margin: few runs have been observed
         return plan.prediction is not None and iteration < plan.prediction.earliest - 1
 
     def follow(self, core: Core) -> None:
-        """Take the waves from this core, which replays them, instead, before the first one."""
+        """Take the waves from this core instead, which replays them; called before the first wave."""
         self._core = core
         if self._ranges is not None:
             self._ranges.follow()
@@ -241,7 +198,7 @@ class Run:
         self._handed_out = None
 
     def leave(self) -> None:
-        """Take no more waves; the one handed out last has not been run, and is not counted."""
+        """Take no more waves. The one handed out last has not been run, and is not counted."""
         if self._ranges is not None:
             self._ranges.end(dropped=self._handed_out is not None)
         if self._handed_out is not None:
@@ -261,7 +218,7 @@ class Run:
             still = [False] * len(change) if checkpoint.still is None else checkpoint.still.tolist()
             running = self._monitor.judge(checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, still)
             return () if checkpoint.iteration >= self.plan.max_iterations else running
-        # to look waits for the device; if iterations are still to come, their change will tell
+        # reading a value waits for the device; while iterations are to come, their change will show it
         last = checkpoint.exact or checkpoint.settled or checkpoint.iteration >= self.plan.max_iterations
         if last and not bool(checkpoint.sample.isfinite().all()):
             raise Diverged("a sample is not finite")
@@ -288,7 +245,7 @@ class Run:
             self.report.network_seconds = (self.report.network_seconds or 0.0) + seconds
 
     def _diagnosis(self, what: str) -> str:
-        if self.report.method == "sequential":
+        if self.plan.is_sequential:
             return (
                 f"At the end of {self.report.num_inference_steps} sequential steps {what}. The network returned NaN or "
                 "Inf. Check its weights and dtype on a single call."
@@ -296,5 +253,5 @@ class Run:
         return (
             f"After {self.report.waves} waves of {self.report.method} {what}. The network returned NaN or Inf, or the "
             "method is unstable on this schedule. Run method='sequential' to see whether the network is at fault; if "
-            "it is not, pass another method, or coarse_solver='ddim' or more blocks for srds."
+            f"it is not, {self.plan.options.advice}."
         )

@@ -1,7 +1,7 @@
-"""Coarse rows beside the fine ones, on a stream of their own, instead of in one batch with them.
+"""Coarse rows on a stream of their own, beside the fine rows, instead of in one batch with them.
 
-The next wave waits for the coarse rows first: they are one or a few, and a network call of few rows leaves a device
-idle that the fine rows fill. Whether two narrow calls side by side are faster than a wide one, only the device can say.
+A wave has one or a few coarse rows. A network call of so few rows leaves part of a device idle, which the fine rows can
+use at the same time. Whether two narrow calls side by side are faster than one wide call must be measured.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class TwoLanes:
     Args:
         rows: runs the waves of `program.in_lanes()`.
         program: the waves.
-        device: on a CUDA device the two run side by side.
+        device: on a CUDA device the two calls run side by side.
     """
 
     def __init__(self, rows: Evaluator, program: Program, device: torch.device) -> None:
         self._rows = rows
         self._parts = _parts(program)
-        self._beside = _Beside(device) if device.type == "cuda" else None
+        self._side_stream = _SideStream(device) if device.type == "cuda" else None
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """The network's output at a wave, [branches * rows, samples, ...]."""
@@ -43,14 +43,14 @@ class TwoLanes:
         ]
         if len(parts) == 1:
             return self._rows(parts[0])
-        for part in parts:  # what both read is there before they part
+        for part in parts:  # the conditioning of both is written before their streams part
             self._rows.repeat(part)
-        with self._aside(), telemetry.span("coarse", "coarse", len(parts[0].positions)):
+        with self._on_side_stream(), telemetry.span("coarse", "coarse", len(parts[0].positions)):
             coarse = self._rows(parts[0])
         with telemetry.span("fine", "fine", len(parts[1].positions)):
             fine = self._rows(parts[1])
-        if self._beside is not None:
-            self._beside.join()
+        if self._side_stream is not None:
+            self._side_stream.join()
         outputs = [m.unflatten(0, (-1, len(part.positions))) for m, part in zip((coarse, fine), parts, strict=True)]
         return torch.cat(outputs, dim=1).flatten(0, 1)
 
@@ -70,12 +70,12 @@ class TwoLanes:
         """See `engine.evaluator.Evaluator`."""
         self._rows.forget()
 
-    def _aside(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._beside is None else self._beside.run()
+    def _on_side_stream(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._side_stream is None else self._side_stream.run()
 
 
-class _Beside:
-    """A stream of high priority that begins where the current one is, and is waited for by it."""
+class _SideStream:
+    """A stream of high priority. Work on it begins after the current stream's, which waits for its end."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device, priority=-1)
@@ -87,11 +87,11 @@ class _Beside:
             with torch.cuda.stream(self._stream):
                 yield
         except BaseException:
-            self.join()  # a capture that is left with a stream outside cannot be ended
+            self.join()  # a capture cannot end while another stream has not joined it
             raise
 
     def join(self) -> None:
-        # memory of the one stream that the other reads is given back after this wait, and taken again after the next
+        # join before the allocator may reuse memory across streams
         torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
 
@@ -101,7 +101,7 @@ def has_two_lanes(program: Program) -> bool:
 
 
 def _parts(program: Program) -> list[list[tuple[int, int, int]]]:
-    """Of each wave: the numbers of its parts in `in_lanes`, and which rows they are."""
+    """For each wave, its parts: their numbers in `in_lanes`, and their first and last row."""
     parts: list[list[tuple[int, int, int]]] = []
     number = 0
     for wave in program:

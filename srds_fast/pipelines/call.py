@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import telemetry
-from ..engine.graphs.use import GraphUse
+from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, no_room
 from ..errors import InvalidArgument, SrdsFastError, UnsupportedPipeline
 from ..planner.settings import GRAPH_ENGINES
-from ..solvers.method import check_warm_start_method
+from ..solvers.registry import check_warm_start_method
 from ..telemetry.report import Report
 from . import acceleration
 from .families import Family, family_of
@@ -224,14 +224,14 @@ class _AcceleratedCall:
         # diffusers' official callbacks name the tensors they need
         self._tensor_inputs = getattr(callback, "tensor_inputs", None)
 
-    def _graph_use(self, fast: Any, network: Any, warming: bool) -> GraphUse | None:
+    def _graph_use(self, fast: Any, network: Any, warming: bool) -> GraphRunner | None:
         state = fast._srds
         if not _wants_graphs(state, network):
             return None
         if self._engine_reason is not None:
             warn_eager(fast, self._engine_reason)
             return None
-        return GraphUse(
+        return GraphRunner(
             state.graphs,
             state.lazy_capture or warming,
             functools.partial(warn_eager, fast),

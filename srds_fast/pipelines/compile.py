@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engine.costs_kept import Costs
+from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs, GraphStats
 from ..engine.run import Observer
 from ..engine.streams import OVERLAPS
@@ -20,7 +20,7 @@ from ..planner.settings import Settings
 from ..sampling.session import Planner
 from ..schedulers.builders import adds_noise
 from ..schedulers.verify import check_scheduler
-from ..solvers.method import Options
+from ..solvers.method import Method
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
@@ -168,7 +168,7 @@ class FastPipeline:
 def compile(
     pipe: Any,
     *,
-    method: str | Options = "auto",
+    method: str | Method = "auto",
     tolerance: float = 4e-3,
     exact: bool = False,
     num_blocks: int | None = None,
@@ -207,22 +207,22 @@ def compile(
         max_iterations: largest number of iterations. Default: B, where the result is exact.
         coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim if steps add noise).
         pipelined: start rows of the next iteration as soon as their input exists.
-        in_flight: number of SRDS iterations that run at once: rows of iteration p wait for the sample of iteration
-            p - in_flight. If that sample is accurate enough, rows are saved; if not, more waves are needed. Default: no
-            bound; "auto" chooses a bound if it predicts a gain.
-        max_rows: largest number of rows in a wave; memory grows with it.
-        engine: "graph" records the waves of a call and replays them in later calls of the same kind: one CUDA graph
-            from each checkpoint to the next (or one per wave width, if that is too long); on the CPU a tape of
-            operations, for tests. "wave-graphs": one graph per wave width from the start. "eager" runs every wave from
-            Python. "auto": graphs on a CUDA device that is not busy during the whole of a network call; this is
-            measured once per kind of call.
-        max_graphs: number of recordings kept, each for one plan at one shape. The least recently used is evicted first.
-        lazy_capture: record the first call of a new kind; False: record in `warmup` only.
-        attention: "auto" changes nothing; "sdpa" is torch's attention, "xformers" that of the xformers package; other
-            values name diffusers' attention backends. It is set during a call and restored afterwards.
-        channels_last: True: channels-last weights in convolution networks; False: contiguous; None changes nothing.
-            The layout is not restored after a call: values and results are the same, and copying all weights twice per
-            call would cost more than it gains.
+        in_flight: iterations of SRDS under way at once: rows of iteration p wait for the sample of iteration
+            p - in_flight, which may be enough. Fewer rows, but more waves where it is not. Default: no bound; "auto"
+            takes what it finds to pay.
+        max_rows: widest wave allowed; memory grows with it.
+        engine: "graph" records the waves of a call and replays them in later ones of its kind: a CUDA graph from one
+            checkpoint to the next. Where that cannot be (its window slides, the states are kept, it is too long), there
+            is a graph of the network for each width of a wave instead. "network-graphs": these at once. "eager" runs
+            every wave from Python.
+            "auto": graphs on a CUDA device, where it is not busy all through a network call: that is measured once for
+            each kind of call.
+        max_graphs: recordings kept; one is of a plan at one shape. The least recently used goes first.
+        lazy_capture: record calls of a new kind when they come; False: in `warmup` alone.
+        attention: "auto" leaves the networks' attention as it is; "sdpa" is torch's, "xformers" that of the package,
+            others are names of diffusers' attention backends. Switched for the time of a call, and put back.
+        channels_last: lay the weights of convolution networks out so (False: contiguous); None leaves them. The layout
+            stays: values and results are the same, and copying all weights twice a call would cost more than it brings.
         torch_compile: a mode of torch.compile for the networks, "default" or "max-autotune-no-cudagraphs"; graphs then
             hold the compiled code. Every wave width is compiled separately: seconds to minutes in the first calls.
         overlap: "batch": all rows of a wave in one network call; "streams": coarse rows in a separate network call, on

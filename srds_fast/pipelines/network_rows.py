@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedPipeline
-from ..sampling.rows import CountedPerState, PerState, TiledConditioning, input_scale
+from ..sampling.rows import PerState, TiledConditioning, input_scale
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Evaluate
 from ..solvers.program import Program
@@ -24,7 +24,6 @@ class RowInputs:
         program: its waves.
         noise: table of its steps.
         state: starting noise, [batch, ...], in the dtype of the state.
-        counter: [1], on the device, the number of the current wave plus one; None: read it from the wave.
         replacements: maps a network to the callable to use instead.
     """
 
@@ -33,14 +32,13 @@ class RowInputs:
         program: Program,
         noise: NoiseTable,
         state: Tensor,
-        counter: Tensor | None = None,
         *,
         replacements: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
     ) -> None:
         self._replacements = replacements
         self._peak_rows = program.peak_rows
         self._num_samples = len(state)
-        self._per_state = PerState(program, state.device) if counter is None else CountedPerState(program, counter)
+        self._per_state = PerState(program, state.device)
         self._input_scale = input_scale(noise, state)
         self._timesteps = noise.timesteps.to(state.device)
         self._times: dict[tuple[Any, torch.dtype], Tensor] = {}

@@ -14,15 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DivergenceError, InvalidArgument
-from ..solvers.fixed_point.options import FixedPoint
 from .candidates import candidates, fixed_at, within_memory
 from .plan import Plan
 from .search import Pricing, fastest
 from .settings import Settings
-
-# iterations that are looked at: more would cost as many waves as the sequential sampler, or help nobody
-MOST_SWEEPS = 14
-MOST_REFINEMENTS = 5
 
 RunAll = Callable[[Plan], Sequence[tuple[int, Tensor]]]
 """plan -> (iteration, samples [num_samples, ...]) after each iteration, of the samples to calibrate with."""
@@ -62,10 +57,10 @@ def calibrated(
     limit = pricing.of(sequential, 1)
     enough: dict[Hashable, int] = {}
     for plan in others:
-        fewest = min(plan.max_iterations, 4 if isinstance(plan.options, FixedPoint) else 1)
-        if plan.slides or pricing.network(plan, fewest) > limit:  # whatever it may be found to need
+        fewest, most = plan.options.tried
+        # too slow, whatever it may be found to need
+        if plan.slides or pricing.network(plan, min(plan.max_iterations, fewest)) > limit:
             continue
-        most = MOST_SWEEPS if isinstance(plan.options, FixedPoint) else MOST_REFINEMENTS
         try:
             outputs = run(fixed_at(plan, min(most, plan.max_iterations)))
         except (DivergenceError, torch.OutOfMemoryError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..solvers.convergence import SRDS, Contraction
 from ..telemetry.report import Report
 from .candidates import candidates, fixed_at, until, within_memory
 from .context import Context
@@ -50,7 +49,7 @@ class Pricing:
         known: what was found out.
         context: where they were measured.
         kind: of the calls.
-        contraction: what runs of SRDS take for granted of it.
+        plain: whether steps neither add noise, clip, nor look back, see `solvers.method.plain_steps`.
         between: seconds that a run of a plan takes beside the network, asked for where it may decide.
     """
 
@@ -58,7 +57,7 @@ class Pricing:
     between: Callable[[Plan], float]
     context: Context
     kind: Hashable = None
-    contraction: Contraction = SRDS
+    plain: bool = True
 
     @property
     def curve(self) -> CostCurve:
@@ -67,7 +66,7 @@ class Pricing:
 
     def saw(self, plan: Plan, report: Report | None) -> None:
         """Learn from a run of a plan; report: None where it did not settle."""
-        if plan.prediction is None or plan.calibrated or plan.method == "sequential":
+        if plan.prediction is None or plan.calibrated or plan.is_sequential:
             return
         if report is not None and (report.interrupted or not all(report.converged)):
             return
@@ -81,7 +80,7 @@ class Pricing:
 
     def shares(self, plan: Plan) -> Shares:
         """What runs of a plan will take."""
-        return self.known.experience.iterations(plan, self.contraction)
+        return self.known.experience.iterations(plan, plain=self.plain)
 
     def expected(self, plan: Plan) -> int:
         """Iterations that half of the runs will stop within."""
@@ -184,9 +183,9 @@ def fastest(
     kept = [plan for plan in seen[CLOSELY:] if before is not None and plan.signature == before.signature]
     found = [(priced(plan, pricing), plan) for plan in [plans[0], *seen[:CLOSELY], *kept]]
     found.sort(key=lambda pair: pair[0].seconds)
-    sequential = next(candidate for candidate, plan in found if plan.method == "sequential")
+    sequential = next(candidate for candidate, plan in found if plan.is_sequential)
     best, winner = found[0]
-    if winner.method != "sequential" and best.seconds > WORTH * sequential.seconds:
+    if not winner.is_sequential and best.seconds > WORTH * sequential.seconds:
         best, winner = sequential, plans[0]
     for candidate, plan in found:
         if before is not None and plan.signature == before.signature and WORTH * candidate.seconds <= best.seconds:

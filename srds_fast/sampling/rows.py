@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from .. import telemetry
 from ..errors import InvalidArgument
@@ -103,38 +102,6 @@ class PerState:
         return of_waves
 
 
-class CountedPerState(PerState):
-    """As `PerState`, but a counter on the device selects the wave, so a graph can repeat the lookup.
-
-    Args:
-        program: the waves.
-        counter: [1], one more than the number of the wave.
-    """
-
-    def __init__(self, program: Program, counter: Tensor) -> None:
-        super().__init__(program, counter.device)
-        self._counter = counter
-        self._padded: dict[tuple[Tensor, int], Tensor] = {}
-
-    def of(self, column: Tensor, wave: Evaluate, branches: int = 1) -> Tensor:
-        """As in `PerState`; it uses the wave's width, not its number."""
-        self.prepare(column, len(wave.samples), branches)
-        padded = self._padded[column, branches]
-        return padded.index_select(0, self._counter)[0, : len(wave.positions) * branches * len(wave.samples)]
-
-    def prepare(self, column: Tensor, num_samples: int, branches: int = 1) -> tuple[Tensor, ...]:
-        """As in `PerState`."""
-        of_waves = super().prepare(column, num_samples, branches)
-        if (column, branches) not in self._padded:
-            # before the first wave the counter is 0
-            self._padded[column, branches] = pad_sequence([of_waves[0], *of_waves], batch_first=True)
-        return of_waves
-
-    def looked_up(self) -> Iterator[Tensor]:
-        """As in `PerState`."""
-        yield from self._padded.values()
-
-
 def input_scale(noise: NoiseTable, like: Tensor) -> Tensor | None:
     """The factors applied to states before they enter the network, [N, 1, ...]; None if all are 1."""
     if not bool((noise.input_scale != 1.0).any()):
@@ -215,7 +182,6 @@ class RowDenoiser:
         noise: table of N steps.
         program: the waves.
         cond: tensors of shape [batch, ...], by keyword.
-        counter: [1], on the device, the number of the current wave plus one; None: read it from the wave.
     """
 
     def __init__(
@@ -225,11 +191,10 @@ class RowDenoiser:
         noise: NoiseTable,
         program: Program,
         cond: Mapping[str, Tensor],
-        counter: Tensor | None = None,
     ) -> None:
         self._denoiser = denoiser
         self._timesteps = noise.timesteps.to(x.device)
-        self._per_state = PerState(program, x.device) if counter is None else CountedPerState(program, counter)
+        self._per_state = PerState(program, x.device)
         self._num_samples = len(x)
         self._cond = {name: TiledConditioning(value, len(x), 1, program.peak_rows) for name, value in cond.items()}
 

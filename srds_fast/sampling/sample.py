@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import telemetry
-from ..engine.costs_kept import Costs
+from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs
-from ..engine.graphs.callables import networks_of, signature_of
-from ..engine.graphs.capturable import Capturable
-from ..engine.graphs.use import GraphUse
-from ..engine.run import Observer, core_of, counted_waves_of
+from ..engine.graphs.cache_key import function_key, modules_of
+from ..engine.graphs.capturable import Capturable, Through
+from ..engine.graphs.runner import GraphRunner
+from ..engine.run import Observer, core_of
 from ..errors import DivergenceError, InvalidArgument
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
@@ -29,9 +29,9 @@ from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table
 from ..solvers.contract import Core, Extras, Trajectory
-from ..solvers.method import Options, check_warm_start, check_warm_start_method, options_of
+from ..solvers.method import Method
 from ..solvers.program import Program
-from ..solvers.waves import CountedWaves
+from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method, options_of
 from ..telemetry.report import Report
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .session import Planner, Session
@@ -64,7 +64,7 @@ def sample(
     cond: Mapping[str, Tensor] | None = None,
     generator: Generators = None,
     eta: float = 0.0,
-    method: str | Options = "srds",
+    method: str | Method = DEFAULT,
     tolerance: float = 4e-3,
     exact: bool = False,
     num_blocks: int | None = None,
@@ -106,17 +106,17 @@ def sample(
         max_iterations: largest number of iterations. Default: B, where the result is exact.
         coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim if steps add noise).
         pipelined: start rows of the next iteration as soon as their input exists.
-        in_flight: number of SRDS iterations that run at once: rows of iteration p wait for the sample of iteration
-            p - in_flight. If that sample is accurate enough, rows are saved; if not, more waves are needed. Default: no
-            bound; "auto" chooses a bound if it predicts a gain.
-        max_rows: largest number of rows in a wave.
-        engine: "graph" replays a recording of the waves, see `graphs`; "wave-graphs" has one recording per wave width;
-            "eager" runs the waves from Python; "auto": graphs if `graphs` is given, on a CUDA device that is not busy
-            during the whole of a denoiser call.
-        graphs: keeps recordings between calls: make one `srds_fast.Graphs()` and pass it to every call. The first call
-            of a kind runs eagerly and is recorded; later calls replay it. A replay does not run the denoiser's Python
-            code. The denoiser may read weights from modules: itself, the object it is bound to, or modules that its
-            code names. These weights may change in any way. It must not read tensors from elsewhere.
+        in_flight: iterations of SRDS under way at once: rows of iteration p wait for the sample of iteration
+            p - in_flight, which may be enough. Fewer rows, but more waves where it is not. Default: no bound; "auto"
+            takes what it finds to pay.
+        max_rows: widest wave allowed.
+        engine: "graph" replays a recording of the waves, see `graphs`; "network-graphs" graphs of the network alone;
+            "eager" runs them from Python; "auto": graphs on a CUDA device that is not busy all through a call of the
+            denoiser, if there is a place to keep them.
+        graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
+            first call of a kind runs eagerly and is recorded, those after it are replayed. What the denoiser does in
+            Python is then not done again. Weights that it takes from modules it is, is bound to or names may change in
+            any way; it must not read tensors from elsewhere.
         plan: a plan to run instead of choosing one; it fixes all settings above.
         observer: called with every `Checkpoint`.
         warm_start: [N + 1, batch, ...], the trajectory of a related sample with the same starting noise. Methods that
@@ -137,7 +137,7 @@ def sample(
     settings = Settings(
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine, in_flight
     )
-    refuse_beside(plan, settings, Settings(method="srds"))
+    refuse_beside(plan, settings, Settings(method=DEFAULT))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
         found = f"{x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InvalidArgument(
@@ -202,7 +202,7 @@ def _run_session(
     draws = draw_noise(noise, x, state.dtype, generator)
     extras = Extras(draws=draws, network=NetworkInput(x.dtype), scaled=True)
     if warm_start is not None:
-        check_warm_start_method(options_of(settings.method)[1] if plan is None else plan.options)
+        check_warm_start_method(options_of(settings.method) if plan is None else plan.options)
         check_warm_start(warm_start, (noise.num_steps + 1, *x.shape))
         extras = replace(extras, guess=warm_start)
     if keep_trajectory:
@@ -255,10 +255,6 @@ class _DenoiserNetwork:
         return RowDenoiser(self.denoiser, self.x, self.noise, program, self.cond)
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
-        if plan.slides:
-            raise ValueError(SLIDES)
-        if self.extras.trajectory is not None:
-            raise ValueError(STATES_KEPT)
         extras, noise, cond = self.extras, self.noise, self.cond
         named = {f"cond.{name}": value for name, value in cond.items()}
         optional = {"draws": extras.draws, "guess": extras.guess}
@@ -267,34 +263,33 @@ class _DenoiserNetwork:
         def with_own(static: Mapping[str, Tensor]) -> Extras:
             return replace(extras, draws=static.get("draws"), guess=static.get("guess"))
 
-        def evaluator(static: Mapping[str, Tensor], counter: Tensor | None = None) -> RowDenoiser:
-            given = {name: static[f"cond.{name}"] for name in cond}
-            return RowDenoiser(self.denoiser, static["x"], noise, program, given, counter)
-
         def begin(static: Mapping[str, Tensor], two_lanes: bool) -> tuple[Core, RowDenoiser]:
             assert not two_lanes
-            return core_of(plan, static["x"], noise, program, with_own(static)), evaluator(static)
+            given = {name: static[f"cond.{name}"] for name in cond}
+            evaluator = RowDenoiser(self.denoiser, static["x"], noise, program, given)
+            return core_of(plan, static["x"], noise, program, with_own(static)), evaluator
 
-        def begin_counted(static: Mapping[str, Tensor]) -> tuple[CountedWaves, RowDenoiser]:
-            waves = counted_waves_of(plan, static["x"], noise, program, with_own(static))
-            return waves, evaluator(static, waves.counter)
+        def through(graphed: Through) -> RowDenoiser:
+            return RowDenoiser(graphed(self.denoiser, None), self.x, noise, program, cond)
 
         return Capturable(
-            (signature_of(self.denoiser), plan.signature, noise, extras.network, implementation(self.state.device)),
+            (plan.signature, noise, extras.network, implementation(self.state.device)),
             {"x": self.state, **own, **named},
-            networks_of(self.denoiser),
+            modules_of(self.denoiser),
             begin,
-            begin_counted,
+            through,
             plan.num_checkpoints,
             program,
             extras.network,
             self.dtype,
+            network_signature=function_key(self.denoiser),
+            why_no_loop=SLIDES if plan.slides else STATES_KEPT if extras.trajectory is not None else None,
         )
 
 
 def _cost_key(denoiser: Denoiser) -> Hashable:
     """Identifies a denoiser for cost measurements: its code and networks. Other closure values may change per call."""
-    networks = tuple(weakref.ref(network) for network in networks_of(denoiser))
+    networks = tuple(weakref.ref(network) for network in modules_of(denoiser))
     code = getattr(denoiser, "__code__", type(denoiser))
     owner = getattr(denoiser, "__self__", None if networks or hasattr(denoiser, "__code__") else denoiser)
     try:
@@ -303,7 +298,7 @@ def _cost_key(denoiser: Denoiser) -> Hashable:
         return object()
 
 
-def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None:
+def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphRunner | None:
     if engine in GRAPH_ENGINES and graphs is None:
         raise InvalidArgument(
             f"engine is {engine!r} and graphs is None. A recording is useful only if later calls can find it. "
@@ -311,7 +306,7 @@ def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphUse | None
         )
     if graphs is None or engine == "eager" or (engine == "auto" and not x.is_cuda):
         return None
-    return GraphUse(
+    return GraphRunner(
         graphs,
         lazy=True,
         refused=lambda reason: _log_once(f"sample runs eagerly: {reason}"),

@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..engine.costs_kept import Costs, price
+from ..engine.costs import Costs, price
 from ..engine.eager import drain
 from ..engine.evaluator import Evaluator
 from ..engine.graphs.capturable import Capturable
-from ..engine.graphs.use import GraphUse
+from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, Run, no_room, step_by_step
 from ..engine.streams import TwoLanes
 from ..errors import DivergenceError, PlanMismatch, UnsupportedPipeline
@@ -28,8 +28,9 @@ from ..planner.search import Pricing, usual
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Checkpoint, Evaluate, Extras
-from ..solvers.method import Options, options_of
+from ..solvers.method import Method
 from ..solvers.program import Program
+from ..solvers.registry import SEQUENTIAL, options_of
 
 Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]
 """(run, evaluator) -> None: runs all waves of the run."""
@@ -86,9 +87,9 @@ class Planner:
         return self.settings.engine if self.plan is None else self.plan.engine
 
     @property
-    def options(self) -> Options | None:
-        """The options of the chosen method; None if it has none."""
-        return options_of(self.settings.method)[1] if self.plan is None else self.plan.options
+    def options(self) -> Method | None:
+        """The options of the method asked for; None where the planner chooses it."""
+        return options_of(self.settings.method) if self.plan is None else self.plan.options
 
     def choose(self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None) -> Plan:
         """The plan of a call.
@@ -155,7 +156,7 @@ class Session:
         path: str,
         *,
         network: Network | None = None,
-        graphs: GraphUse | None = None,
+        graphs: GraphRunner | None = None,
         observer: Observer | None = None,
         started: float | None = None,
         notify: Callable[[str], None] = lambda reason: None,
@@ -248,14 +249,14 @@ class Session:
             extras: solver inputs of these steps.
         """
         self.run.leave()
-        plan = choose(noise.num_steps, Settings(method="sequential"))
+        plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
         self.run = Run(plan, state, noise, self._path, extras, report=self.run.report)
 
     def _recover(self, error: DivergenceError) -> None:
         """Start again step by step if the planner chose the method; raise the error if the user chose it."""
         plan = self.run.plan
         self._learn(completed=False)
-        if plan.prediction is None or plan.method == "sequential":
+        if plan.prediction is None or plan.is_sequential:
             raise error
         try:
             self.take_steps(error.what)

@@ -39,10 +39,10 @@ class Contraction(NamedTuple):
 # On the digits pipeline with default plans the largest error after iteration 1 was 0.168 times the change (120 samples;
 # 25, 50, 100 steps; guidance 3 and 7.5): r / (1 - r) = 0.176 is above it. Contractions were up to 6 times weaker than
 # the one before, at a factor of 10 an iteration.
-SRDS = Contraction(first=0.15)
+BLOCKS = Contraction(first=0.15)
 # where fine steps add noise, clip or look back at the step before: nothing is calibrated there; on Gaussian mixtures
 # the error after iteration 1 came up to the change itself, on a robot policy whose samples part late it came beyond
-SRDS_UNCALIBRATED = Contraction(first=0.5)
+BLOCKS_UNCALIBRATED = Contraction(first=0.5)
 # Fixed-point methods begin with iterates that have little to do with the sample, and may rest before they move on: one
 # ratio says nothing. They end in small movements that no longer shrink, where the nodes of one wave say something else
 # than those of the one before. At half a grey level: digits (25 to 100 steps, guidance 1 and 5) 0 of 264 samples beyond
@@ -52,7 +52,7 @@ SWEEPS = Contraction(first=1.0, ratios=2, smallest=0.2, slowest=0.9)
 DIVERGENCE_FACTOR = 1e3
 
 
-def estimated_error(changes: Sequence[float], contraction: Contraction = SRDS) -> float:
+def estimated_error(changes: Sequence[float], contraction: Contraction = BLOCKS) -> float:
     """Mean absolute error left after an iteration, from its change and those before it, the newest last.
 
     Infinite while the changes shrink too little to say.
@@ -82,7 +82,7 @@ class Monitor:
         contraction: what is assumed of r.
     """
 
-    def __init__(self, num_samples: int, tolerance: float, bits_only: bool, contraction: Contraction = SRDS) -> None:
+    def __init__(self, num_samples: int, tolerance: float, bits_only: bool, contraction: Contraction = BLOCKS) -> None:
         self.contraction = contraction
         self.tolerance = tolerance
         self.bits_only = bits_only

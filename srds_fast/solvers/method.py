@@ -1,81 +1,247 @@
-"""Methods by name, and what of each can be chosen."""
+"""The Method protocol: all that the rest of the package must know of a method, told by its options.
+
+A method is a frozen dataclass in a file or folder of its own: its fields are what a user can choose. It must give a
+name, the bound of its iterations, its program and its core. Everything else has a default here, and is given only where
+the method differs. One line in `registry.REGISTERED` then makes it known to `sample`, `compile`, the command and the
+generic tests.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, fields
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+from torch import Tensor
 
 from ..errors import InvalidArgument
-from .chords.options import Chords
-from .fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
-
-Options = Collocation | ParaTAA | ParaDiGMS | Chords
-OPTIONS: dict[str, type[Any]] = {each.name: each for each in (Collocation, ParaTAA, ParaDiGMS, Chords)}
-WITHOUT_OPTIONS = ("sequential", "srds")
-METHODS: tuple[str, ...] = ("auto", *WITHOUT_OPTIONS, *OPTIONS)
+from ..schedulers.table import NoiseTable
+from .contract import Core, Extras
+from .convergence import BLOCKS, BLOCKS_UNCALIBRATED, Contraction
+from .program import Program
 
 
-def options_of(method: Any) -> tuple[str, Options | None]:
-    """Name and options of a method, given as either.
+@dataclass(frozen=True)
+class Target:
+    """What a call asks for, whatever its method.
 
-    Raises:
-        InvalidArgument: there is no such method.
+    Attributes:
+        num_steps: N.
+        tolerance, exact, max_iterations: as in `compile`.
+        stochastic: whether steps add noise.
     """
-    if type(method) in OPTIONS.values():
-        return method.name, method
-    if isinstance(method, str) and method in OPTIONS:
-        return method, OPTIONS[method]()
-    if isinstance(method, str) and method in METHODS:
-        return method, None
-    raise InvalidArgument(
-        f"method is {method!r}. Known are {', '.join(METHODS)}, and the options in srds_fast.methods. "
-        "Pass one of these."
-    )
+
+    num_steps: int
+    tolerance: float
+    exact: bool = False
+    max_iterations: int | None = None
+    stochastic: bool = False
+
+    @property
+    def bits_only(self) -> bool:
+        """Stop only where nothing moves by a bit."""
+        return self.exact or self.tolerance == 0.0
+
+    def leaves_choice(self, *, calibrated: bool) -> bool:
+        """Whether the planner looks at other methods than the default one.
+
+        A bound on iterations is meant for the default method. Where steps add noise, x0 follows no smooth curve: other
+        methods are considered there only if they are to be calibrated.
+        """
+        return self.max_iterations is None and not self.bits_only and (calibrated or not self.stochastic)
 
 
-def check_warm_start_method(options: Options | None) -> None:
-    """Raise InvalidArgument where a method cannot begin with a trajectory."""
-    if not isinstance(options, FixedPoint):
-        raise InvalidArgument(
-            "warm_start was given to a method that does not refine all points at once. It could not begin with them. "
-            "Pass method='collocation', 'parataa' or 'paradigms'."
-        )
+class Stopping(NamedTuple):
+    """When a run stops.
 
-
-def check_warm_start(found: Any, shape: tuple[int, ...]) -> None:
-    """Raise InvalidArgument where a trajectory is no first guess for a call. shape: (N + 1, batch, ...)."""
-    if tuple(getattr(found, "shape", ())) != shape:
-        raise InvalidArgument(
-            f"warm_start has shape {tuple(getattr(found, 'shape', ()))}. It must be a trajectory of the same steps, "
-            f"{shape}: [steps + 1, batch, ...]. Keep one with keep_trajectory=True."
-        )
-
-
-def to_dict(options: Options | None) -> dict[str, Any] | None:
-    """Options as plain JSON types; infinite numbers by name."""
-    if options is None:
-        return None
-    return {name: str(value) if value == math.inf else value for name, value in asdict(options).items()}
-
-
-def from_dict(method: str, found: Any) -> Options | None:
-    """What `to_dict` wrote.
-
-    Raises:
-        ValueError: it wrote no such thing.
+    Attributes:
+        num_steps: N.
+        max_iterations: iterations at most.
+        tolerance: bound of the estimated error.
+        contraction: what the estimate assumes.
     """
-    if method in WITHOUT_OPTIONS:
-        if found is not None:
-            raise ValueError(f"{method} has no options")
+
+    num_steps: int
+    max_iterations: int
+    tolerance: float
+    contraction: Contraction
+
+
+class Seen(NamedTuple):
+    """A run that has ended.
+
+    Attributes:
+        options: of its method.
+        num_steps: N.
+        changes: of each sample, iteration by iteration; infinite where the run did not settle.
+    """
+
+    options: Method
+    num_steps: int
+    changes: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Base of the options of a method. They check themselves in `__post_init__` and raise InvalidArgument.
+
+    Attributes:
+        name: by which users ask for it.
+        about: one line for lists of methods.
+        advice: what to try where the method does not settle.
+        takes_warm_start: it can begin with a trajectory, `Extras.guess`.
+        first_iteration: number of its first iteration; 0 if that is a coarse sweep.
+        tried: iterations that calibration considers, the fewest and the most. Fewer are never enough; more take as many
+            waves as the sequential sampler.
+        weight: its `expected_iterations` count as much as so many observed runs.
+        scales: a run tells of runs with other options, see `iterations_from`.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+    advice: ClassVar[str] = "pass another method"
+    takes_warm_start: ClassVar[bool] = False
+    first_iteration: ClassVar[int] = 0
+    tried: ClassVar[tuple[int, int]] = (1, 5)
+    weight: ClassVar[int] = 4
+    scales: ClassVar[bool] = False
+
+    # what a method must tell
+
+    @abstractmethod
+    def most_iterations(self, target: Target) -> int:
+        """Iterations at most, of options that `with_defaults` has filled."""
+
+    @abstractmethod
+    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bits_only: bool) -> Program:
+        """The waves.
+
+        Args:
+            num_steps: N.
+            max_iterations: iterations at most.
+            max_rows: widest wave allowed. The caller cuts waves that are wider.
+            bits_only: the run ends only where nothing moves by a bit.
+        """
+
+    @abstractmethod
+    def core(self, x: Tensor, noise: NoiseTable, program: Program, extras: Extras, *, watch_bits: bool = False) -> Core:
+        """The generator that runs the program, not begun; see `contract`.
+
+        Args:
+            x: starting noise, [batch, ...], in the dtype of the state.
+            noise: table of the steps.
+            program: as `program` made it.
+            extras: what the call needs beyond these.
+            watch_bits: fill `Checkpoint.still`.
+        """
+
+    # before a run
+
+    def check(self, target: Target) -> None:
+        """Raise InvalidArgument where a call asks for what the method cannot do. `num_steps` is not known yet."""
+        if self.slides and target.max_iterations is not None:
+            raise InvalidArgument(
+                f"max_iterations was given together with a window of {self.name}. Its window slides until the last "
+                "step has settled. Leave it out, or give the method no window."
+            )
+
+    def with_defaults(self, target: Target) -> Self:
+        """The options with all that was left open filled in.
+
+        Raises:
+            InvalidArgument: they do not fit the number of steps.
+        """
+        return self
+
+    # a run
+
+    @property
+    def slides(self) -> bool:
+        """Whether what a wave evaluates depends on the values found before: such waves cannot be recorded."""
+        return False
+
+    @property
+    def fused(self) -> bool:
+        """Whether fused kernels do the arithmetic of its waves on a CUDA device. Otherwise PyTorch does."""
+        return True
+
+    @property
+    def fits_turns(self) -> bool:
+        """Whether a loop of N turns has a turn for every wave, if `max_rows` cuts none."""
+        return False
+
+    def num_checkpoints(self, max_iterations: int) -> int:
+        """Whole samples of a run, at most."""
+        return max_iterations + 1
+
+    def contraction(self, *, plain: bool) -> Contraction:
+        """How the error of a run is estimated. plain: of `plain_steps`."""
+        return BLOCKS if plain else BLOCKS_UNCALIBRATED
+
+    def reported(self) -> dict[str, Any]:
+        """The fields of the Report that describe the method."""
+        return {"options": self.to_dict()}
+
+    # planning
+
+    def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
+        """Options that the planner compares for method="auto"; none by default.
+
+        Args:
+            target: what the call asks for.
+            calibrated: the iterations of each are to be measured, so those without a reliable stop may be given too.
+        """
+        yield from ()
+
+    def iterations_begun(self, num_steps: int, iteration: int, max_iterations: int) -> int:
+        """`max_iterations` of a shorter program with the same waves up to the sample of an iteration."""
+        return max_iterations
+
+    def expected_iterations(self, stopping: Stopping) -> tuple[int, ...]:
+        """Iterations that runs take with any network, each as likely; empty if a run always takes all of them."""
+        return ()
+
+    def iterations_from(self, seen: Seen, stopping: Stopping) -> int | None:
+        """Iterations that a run like one seen would take with these options; None if the run tells nothing of them."""
         return None
-    cls = OPTIONS.get(method)
-    if cls is None or not isinstance(found, dict) or set(found) != {field.name for field in fields(cls)}:
-        raise ValueError(f"no options of {method}")
-    options: Options = cls(
-        **{
-            name: math.inf if value == "inf" else tuple(value) if isinstance(value, list) else value
-            for name, value in found.items()
-        }
-    )
-    return options
+
+    def same_iterations(self) -> Self:
+        """These options without what does not change how many iterations a run takes."""
+        return self
+
+    # words
+
+    def words(self) -> list[str]:
+        """What tells these options from others of the method, for the short name of a plan."""
+        return []
+
+    def details(self) -> list[str]:
+        """The same for the description of a plan."""
+        return []
+
+    def notes(self, max_iterations: int) -> list[str]:
+        """Lines below the description of a plan."""
+        return []
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain JSON types; infinite numbers by name."""
+        return {name: str(value) if value == math.inf else value for name, value in asdict(self).items()}
+
+
+def plain_steps(noise: NoiseTable) -> bool:
+    """Whether steps neither add noise, clip, nor look back: error estimates were calibrated on such steps."""
+    return noise.momentum is None and noise.spread is None and noise.clip is None
+
+
+def check_whole(name: str, value: object, low: int) -> None:
+    """Raise InvalidArgument if a value is neither None nor a whole number of `low` or more."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+        raise InvalidArgument(f"{name} is {value!r}. It must be a whole number, {low} or more, or None.")
+
+
+def check_one_of(name: str, value: object, known: Sequence[str]) -> None:
+    """Raise InvalidArgument if a value is of no known name."""
+    if value not in known:
+        raise InvalidArgument(f"{name} is {value!r}. Known are {', '.join(known)}. Pass one of these.")

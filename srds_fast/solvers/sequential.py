@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from ..schedulers.table import NoiseTable
+from . import program as programs
 from .contract import NOTHING, Checkpoint, Core, Extras
+from .method import Method, Target
 from .program import Program
 from .waves import Waves
+
+
+@dataclass(frozen=True)
+class Sequential(Method):
+    """The sequential sampler; it has no options."""
+
+    name: ClassVar[str] = "sequential"
+    about: ClassVar[str] = "one row per wave, in our loop"
+
+    def most_iterations(self, target: Target) -> int:
+        return 1
+
+    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bits_only: bool) -> Program:
+        return programs.sequential(num_steps)
+
+    def core(self, x: Tensor, noise: NoiseTable, program: Program, extras: Extras, *, watch_bits: bool = False) -> Core:
+        return sequential(x, noise, program, extras)
+
+    @property
+    def fits_turns(self) -> bool:
+        return True
+
+    def num_checkpoints(self, max_iterations: int) -> int:
+        return 1
+
+    def reported(self) -> dict[str, Any]:
+        return {}
 
 
 def sequential(x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING) -> Core:

@@ -8,14 +8,197 @@ terms agree, and F's result is then returned untouched. Boundary i is the sequen
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NoReturn, Self, cast
+
 import torch
 from torch import Tensor
 
-from ..schedulers.steps import CoarseSolver
+from ..errors import InvalidArgument
+from ..schedulers.steps import COARSE_SOLVERS, CoarseSolver
 from ..schedulers.table import NoiseTable
+from . import program as programs
 from .contract import NOTHING, Checkpoint, Core, Extras, samples_of
+from .convergence import estimated_error
+from .method import Method, Seen, Stopping, Target, check_one_of, check_whole
 from .program import Program
 from .waves import Waves
+
+# with fewer steps a second iteration already costs as many waves as the sequential sampler
+FEWEST_STEPS = 6
+# numbers of blocks that the planner compares, as shares of the default
+SHARES = (0.5, 0.7, 1.4, 2.0)
+# iterations in flight that it compares, where rows cost something; None: as many as there are
+IN_FLIGHT = (1, 2, None)
+# The first change of a run falls with the square of the number of blocks (2M jumps; with the number itself where jumps
+# are of first order), so that a run with some blocks tells of runs with others. Digits, guidance 5, times B^2: 1.9 to
+# 2.1 for 6 to 12 blocks of 25 steps, 3.4 to 4.2 for 8 to 17 blocks of 50.
+ORDER = {"2m": 2, "ddim": 1}
+# the first change of N steps in B blocks is about this times N / B^2 (fewer than N / 2 blocks: digits 0.06 to 0.08, a
+# mixture of Gaussians 0.09 to 0.2), and of B blocks with first-order jumps about this times 1 / B
+FIRST_CHANGE = {"2m": 0.1, "ddim": 0.65}
+# about how far samples lie apart in it
+SPREAD = (0.6, 1.0, 1.7)
+
+
+@dataclass(frozen=True)
+class SRDS(Method):
+    """SRDS (Selvam et al., NeurIPS 2024): steps in blocks, Parareal iterations that overlap.
+
+    Attributes:
+        num_blocks: B, blocks the steps are cut into. None: blocks of about sqrt(N) / 2 steps. Pipelined, iteration p is
+            ready after p * S + B - p waves, so for the one or two iterations that the 2M jump needs, more and shorter
+            blocks than the paper's sqrt(N) are better on both counts: fewer waves and a closer coarse sweep.
+        coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto": 2m, but ddim where steps add noise.
+            There x0 follows no line, and first-order jumps are several times closer after one iteration.
+        pipelined: start rows of the next iteration as soon as their input exists.
+        in_flight: iterations under way at once: rows of iteration p wait for the sample of iteration p - in_flight,
+            which may be enough. None: no bound.
+    """
+
+    name: ClassVar[str] = "srds"
+    about: ClassVar[str] = "SRDS with our defaults: 2m jumps, more blocks"
+    advice: ClassVar[str] = "pass another method, or coarse_solver='ddim' or more blocks for srds"
+    weight: ClassVar[int] = 2  # less than for others: a run also tells by how far it stopped in time
+    scales: ClassVar[bool] = True
+    num_blocks: int | None = None
+    coarse_solver: CoarseSolver | Literal["auto"] = "auto"
+    pipelined: bool = True
+    in_flight: int | None = None
+
+    def __post_init__(self) -> None:
+        check_one_of("coarse_solver", self.coarse_solver, ("auto", *COARSE_SOLVERS))
+        check_whole("num_blocks", self.num_blocks, 1)
+        check_whole("in_flight", self.in_flight, 1)
+        if not isinstance(self.pipelined, bool):
+            raise InvalidArgument(f"pipelined is {self.pipelined!r}. It is a switch. Pass True or False.")
+        if self.in_flight is not None and not self.pipelined:
+            self.refuse_in_flight("no pipelining")
+
+    @classmethod
+    def published(cls, num_steps: int) -> SRDS:
+        """The form of the paper: sqrt(N) blocks and first-order jumps."""
+        return cls(num_blocks=max(1, round(math.sqrt(num_steps))), coarse_solver="ddim")
+
+    def refuse_in_flight(self, beside: str) -> NoReturn:
+        """Raise InvalidArgument: in_flight does not go together with what is named."""
+        raise InvalidArgument(
+            f"in_flight={self.in_flight!r} was given together with {beside}. It holds back iterations of SRDS that "
+            "overlap, as those before may be enough. Leave it out."
+        )
+
+    def check(self, target: Target) -> None:
+        if self.in_flight is not None and target.exact:
+            self.refuse_in_flight("exact=True")
+
+    def with_defaults(self, target: Target) -> Self:
+        steps = target.num_steps
+        blocks = self.num_blocks or max(1, round(steps / max(2, round(math.sqrt(steps) / 2))))
+        if blocks > steps:
+            raise InvalidArgument(
+                f"num_blocks is {blocks} for {steps} steps. A block holds at least one step. "
+                f"Pass at most {steps}, or leave it out."
+            )
+        solver = self.coarse_solver
+        if solver == "auto":
+            solver = "ddim" if target.stochastic else "2m"
+        return replace(self, num_blocks=blocks, coarse_solver=solver)
+
+    def most_iterations(self, target: Target) -> int:
+        return self._blocks
+
+    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bits_only: bool) -> Program:
+        return programs.srds(num_steps, self._blocks, max_iterations, self.pipelined, in_flight=self.in_flight)
+
+    def core(self, x: Tensor, noise: NoiseTable, program: Program, extras: Extras, *, watch_bits: bool = False) -> Core:
+        return srds(x, noise, program, cast(CoarseSolver, self.coarse_solver), extras, watch_bits=watch_bits)
+
+    @property
+    def fits_turns(self) -> bool:
+        return self.pipelined and self.in_flight is None
+
+    def reported(self) -> dict[str, Any]:
+        return self.to_dict()
+
+    def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
+        usual = self.with_defaults(target)._blocks
+        blocks = {usual}
+        if self.num_blocks is None:
+            blocks |= {round(usual * share) for share in SHARES}
+        most = usual if target.max_iterations is None else min(usual, target.max_iterations)
+        # iterations that are known to be needed begin as soon as they can
+        holds_back = self.pipelined and most > 1 and not (target.bits_only or calibrated)
+        for num_blocks in sorted(blocks & set(range(2, target.num_steps + 1)) | {usual}):
+            for in_flight in IN_FLIGHT if holds_back and self.in_flight is None else (self.in_flight,):
+                yield replace(self, num_blocks=num_blocks, in_flight=in_flight)
+
+    def iterations_begun(self, num_steps: int, iteration: int, max_iterations: int) -> int:
+        begun = iteration
+        if self.in_flight is not None:
+            begun += self.in_flight - 1
+        elif self.pipelined:  # in the waves until then, and none before the steps that lead to its first block
+            blocks = self._blocks
+            begun = (iteration * math.ceil(num_steps / blocks) + blocks - iteration) // (num_steps // blocks) + 1
+        return min(max_iterations, begun)
+
+    def expected_iterations(self, stopping: Stopping) -> tuple[int, ...]:
+        first = FIRST_CHANGE[self.coarse_solver] / self._blocks ** ORDER[self.coarse_solver]
+        if self.coarse_solver == "2m":
+            first *= stopping.num_steps
+        return tuple(_stops((scale * first,), stopping) for scale in SPREAD)
+
+    def iterations_from(self, seen: Seen, stopping: Stopping) -> int | None:
+        theirs = seen.options
+        if not isinstance(theirs, SRDS):
+            return None
+        if (seen.num_steps, theirs.coarse_solver) != (stopping.num_steps, self.coarse_solver):
+            return None
+        ratio = theirs._blocks / self._blocks
+        scale = ratio ** ORDER[self.coarse_solver]
+        # first-order jumps correct each other by as much less as there are fewer of them
+        further = ratio if self.coarse_solver == "ddim" else 1.0
+
+        def scaled(changes: tuple[float, ...]) -> tuple[float, ...]:
+            return tuple(scale * further**number * change for number, change in enumerate(changes))
+
+        return max(_stops(scaled(changes), stopping) for changes in seen.changes)
+
+    def same_iterations(self) -> Self:
+        return replace(self, in_flight=None)
+
+    def words(self) -> list[str]:
+        held = [] if self.in_flight is None else [f"{self.in_flight} in flight"]
+        return [f"{self.num_blocks} blocks, {self.coarse_solver} jumps", *held]
+
+    def details(self) -> list[str]:
+        return [f"{self.num_blocks} blocks", f"coarse solver {self.coarse_solver}"]
+
+    def notes(self, max_iterations: int) -> list[str]:
+        if self.in_flight is not None and max_iterations > self.in_flight:
+            ones = "one iteration" if self.in_flight == 1 else f"{self.in_flight} iterations"
+            return [f"({ones} in flight: later ones begin when those before were not enough)"]
+        if self.pipelined and max_iterations > 1:
+            return ["(rows begun for later iterations included: fewer with a smaller max_iterations or in_flight)"]
+        return []
+
+    @property
+    def _blocks(self) -> int:
+        assert self.num_blocks is not None, "with_defaults fills it in"
+        return self.num_blocks
+
+
+def _stops(changes: tuple[float, ...], stopping: Stopping) -> int:
+    """The iteration after which a sample stops; changes that were not seen shrink as the last ones did."""
+    seen, contraction = list(changes), stopping.contraction
+    shrinks = changes[-1] / changes[-2] if len(changes) > 1 and changes[-2] else contraction.first / contraction.caution
+    for iteration in range(1, stopping.max_iterations):
+        if len(seen) < iteration:
+            seen.append(seen[-1] * shrinks)
+        if estimated_error(seen[:iteration], contraction) <= stopping.tolerance:
+            return iteration
+    return stopping.max_iterations
 
 
 def srds(

@@ -6,14 +6,13 @@ launch per wave (`kernels.wave_update`). Here the three are put together.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..kernels.common.layout import with_inner_layout
 from ..kernels.wave_update import Buffers, wave_update
 from ..schedulers.steps import CoarseSolver, Like
 from ..schedulers.table import NoiseTable
-from .contract import Answer, Checkpoint, Evaluate, Extras, output_of
+from .contract import Answer, Evaluate, Extras, output_of
 from .dataflow import Birth, Exchange
 from .program import Program
 from .wave_table import _noises, _updates
@@ -126,111 +125,3 @@ class Waves:
                 trajectory.record_x0(row.position, slots[output.slot].clone(), self.samples)
         for birth in wave.births:
             trajectory.record(bounds[birth.boundary.boundary], self.value(birth), self.samples)
-
-
-class CountedWaves:
-    """The same waves on memory that stays, every one of them the same operations but for a counter on the device.
-
-    So `start`, and what lies between `evaluate` and the end of `update`, can be recorded, the latter once for each
-    width, and repeated for every wave and every run.
-
-    Args:
-        x: [batch, ...] in the dtype of the state, from which every run starts; as `extras.draws`, the memory is read
-            anew by `start`.
-        noise, program, coarse_solver, watched: as of `Waves`.
-        extras: noise of stochastic steps, the network's wishes, guidance.
-
-    Attributes:
-        program: the same.
-        counter: [1] int32, on the device: the number of updates done.
-    """
-
-    def __init__(
-        self,
-        x: Tensor,
-        noise: NoiseTable,
-        program: Program,
-        coarse_solver: CoarseSolver,
-        extras: Extras,
-        *,
-        watched: bool = False,
-    ) -> None:
-        assert extras.constrain is None
-        assert extras.trajectory is None
-        self._x, self.program, self._extras = x, program, extras
-        self._updates = _updates(
-            noise,
-            program,
-            coarse_solver,
-            Like.of(x),
-            given=False,
-            scaled=extras.scaled,
-            watched=watched,
-            apart=False,
-        )
-        table = self._updates.table
-        noises = _noises(extras.draws, self._updates.spreads, program)
-        self._buffers = Buffers(table, x, noises, channels_last=extras.network.channels_last)
-        table.prepare()
-        self._input = extras.network.empty(table.most_gathers, x)
-        self.counter = torch.zeros(1, dtype=torch.int32, device=x.device)
-
-    def start(self) -> None:
-        """Begin a run: what the first wave is given is there."""
-        self._buffers.restart(self._x, _noises(self._extras.draws, self._updates.spreads, self.program))
-        branches = self._extras.network.branches
-        first = wave_update(self._updates.table, 0, self._buffers, network=self._extras.network)
-        assert first is not None, "a wave has rows"
-        first = first.unflatten(0, (branches, -1))
-        self._input.unflatten(0, (branches, -1))[:, : first.shape[1]].copy_(first)
-        self.counter.fill_(1)
-
-    def evaluate(self, number: int) -> Evaluate:
-        """The wave that the counter has come to; number: any wave of its width."""
-        positions = self.program.positions[number]
-        rows = self._input.unflatten(0, (self._extras.network.branches, -1))[:, : len(positions)].flatten(0, 1)
-        return Evaluate(rows, positions, tuple(range(len(self._x))), number)
-
-    def update(self, m: Tensor) -> None:
-        """Take its output, [branches * rows, samples, ...]."""
-        m = with_inner_layout(m, self._buffers.memory)
-        table, extras = self._updates.table, self._extras
-        wave_update(
-            table, self.counter, self._buffers, m, guidance=extras.guidance, network=extras.network, out=self._input
-        )
-
-    def warm_up(self, dtype: torch.dtype) -> None:
-        """Launch every kind of update once: a first launch makes what cannot be made in a recording."""
-        branches = 1 if self._extras.guidance is None else len(self._extras.guidance)
-        self.start()
-        self.counter.fill_(len(self._updates.table.updates))  # beyond the last one nothing is done
-        for width in sorted({len(positions) for positions in self.program.positions}):
-            self.update(self._x.new_zeros(branches * width, *self._x.shape, dtype=dtype))
-        self.counter.zero_()
-
-    def memory(self) -> tuple[Tensor, ...]:
-        """All that lasts from wave to wave."""
-        noises = () if self._buffers.noises is None else (self._buffers.noises,)
-        return self._buffers.memory, self._buffers.change, self._buffers.moved, self._input, self.counter, *noises
-
-    def widest(self) -> Evaluate:
-        """A wave as wide as any."""
-        return self.evaluate(max(range(len(self.program)), key=lambda number: len(self.program.positions[number])))
-
-    def read_by_network(self) -> tuple[Tensor, ...]:
-        """Memory that what runs the network reads."""
-        return self._input, self.counter
-
-    def born(self, number: int) -> tuple[Birth, ...]:
-        """The whole samples that wave `number` brings into being."""
-        births = self._updates.layout.waves[number].births
-        return tuple(birth for birth in births if birth.boundary.boundary == self.program.num_blocks)
-
-    def checkpoint(self, birth: Birth) -> Checkpoint:
-        """A sample that has just come into being, in memory that later waves use again."""
-        iteration, buffers, samples = birth.boundary.iteration, self._buffers, tuple(range(len(self._x)))
-        sample, exact = buffers.slots[birth.state.slot], iteration == self.program.num_blocks
-        if birth.compare is None:
-            return Checkpoint(0, sample, samples, None, exact)
-        still = ~buffers.moved[iteration] if self._updates.table.records_moved else None
-        return Checkpoint(iteration, sample, samples, buffers.change[iteration], exact, still)

@@ -15,13 +15,13 @@ class Report:
     """The report of a call. `print(report)` shows a table; `report.to_dict()` is ready for JSON.
 
     Attributes:
-        method: name of the method, such as "srds" or "sequential"; "stock" if the pipeline's own loop ran.
-        engine: how the waves ran: "eager"; "loop graph" (recorded before, one launch per checkpoint); "wave graphs"
-            (recorded before, one launch per wave); "stock".
-        kernels: implementation of the arithmetic between network calls: "triton" (one launch per wave); "torch"
-            (without a CUDA device or Triton); "triton interpreter" (in tests); None for the stock loop.
-        path: how the network was called: "takeover" (our loop repeats the network calls of one recorded turn), "drive"
-            (the pipeline's own loop, one turn per wave), "sample", or "stock".
+        method: its name, or "stock" when the pipeline's own loop ran.
+        engine: what ran the waves: "eager"; "loop graph" (recorded before, one launch from checkpoint to checkpoint);
+            "network graphs" (recorded for each width of a wave, one launch a network call); "stock".
+        kernels: what did the arithmetic between network calls: "triton", one launch a wave; "torch", where there is no
+            CUDA device or no Triton; "triton interpreter", in tests; None where the stock loop ran.
+        path: who fed the solver: "takeover" (our loop, with the calls that the pipeline's own made in one turn),
+            "drive" (the pipeline's own loop, one turn a wave), "sample", or "stock".
         num_inference_steps, num_blocks, coarse_solver, pipelined, in_flight: of the plan (0 blocks, no solver: not
             SRDS).
         tolerance: the error bound that was set; exact: whether the run had to reach the sequential sample.
@@ -110,10 +110,10 @@ class Report:
             ("engine", ", ".join(filter(None, (self.engine, self.path, self.kernels and f"{self.kernels} kernels")))),
             ("steps", str(self.num_inference_steps)),
         ]
-        if self.method == "srds":
-            in_flight = "" if self.in_flight is None else f", {self.in_flight} in flight"
-            lines.append(("blocks", f"{self.num_blocks} ({self.coarse_solver} jumps{in_flight})"))
-        if self.iterations and self.method != "sequential":
+        if self.num_blocks:
+            held = "" if self.in_flight is None else f", {self.in_flight} in flight"
+            lines.append(("blocks", f"{self.num_blocks} ({self.coarse_solver} jumps{held})"))
+        if self.iterations:
             lines.append(("iterations", str(self.iterations)))
         if self.waves:
             ratio = f" ({self.num_inference_steps / self.waves:.2f}x fewer than sequential)"

@@ -96,7 +96,7 @@ def test_an_engine_that_fails_loses_only_itself(monkeypatch: pytest.MonkeyPatch)
     made = workload.ours
 
     def ours(steps: int, settings: dict[str, Any]) -> Loop:
-        if settings["engine"] == "wave-graphs":
+        if settings["engine"] == "network-graphs":
             raise torch.cuda.OutOfMemoryError("no memory")
         loop = made(steps, settings)
         return failing(loop, 2) if settings["engine"] == "graph" else loop
@@ -106,7 +106,7 @@ def test_an_engine_that_fails_loses_only_itself(monkeypatch: pytest.MonkeyPatch)
     assert len(found) == 1 + len(engines.METHODS) * len(engines.ENGINES)
     running = [key for key, each in found.items() if each["failed"] is None]
     assert running == [("stock", "stock"), *((method, "eager") for method in engines.METHODS)]
-    assert found["srds", "wave-graphs"]["failed"] == "OutOfMemoryError: no memory"
+    assert found["srds", "network-graphs"]["failed"] == "OutOfMemoryError: no memory"
     assert found["srds", "graph"]["failed"] == "OutOfMemoryError: no memory in call 3"
     for each in found.values():
         assert ("no memory" in engines.line(each)) == (each["failed"] is not None)
@@ -115,15 +115,15 @@ def test_an_engine_that_fails_loses_only_itself(monkeypatch: pytest.MonkeyPatch)
 def test_switches_differ_in_themselves_alone(tmp_path: Path) -> None:
     """Those that can be had run the same waves; the others say why not."""
     written = tmp_path / "found.json"
-    on = ["streams", "late stop", "wave graphs", "channels_last", "xformers"]
+    on = ["streams", "late stop", "network graphs", "channels_last", "xformers"]
     switches.main(["--workloads", "dit", "--steps", "4", "--repeat", "1", "--switches", *on, "--json", str(written)])
     found = {row["switch"]: row for row in json.loads(written.read_text())["results"]}
     assert list(found) == on
-    for name in ("streams", "late stop", "wave graphs"):
+    for name in ("streams", "late stop", "network graphs"):
         row = found[name]
         assert row["why_not"] is None
         assert row["faster"] == pytest.approx(row["off"] / row["on"])
-        assert row["engine"] == ("wave graphs" if name == "wave graphs" else "loop graph")
+        assert row["engine"] == ("network graphs" if name == "network graphs" else "loop graph")
     if importlib.util.find_spec("xformers") is None:
         assert found["xformers"]["faster"] is None
         assert "xformers" in found["xformers"]["why_not"]

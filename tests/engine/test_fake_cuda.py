@@ -16,25 +16,24 @@ import tiny
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, UNet2DModel
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import srds_fast
 from srds_fast.engine.graphs.capturable import Capturable
-from srds_fast.engine.graphs.capture_checks import Guard, tensors_in
-from srds_fast.engine.graphs.recording import Captured, LoopGraph
-from srds_fast.engine.graphs.wave_graphs import WaveGraphs
+from srds_fast.engine.graphs.capture_checks import CaptureCheck, tensors_in
+from srds_fast.engine.graphs.network_graphs import NetworkGraphs
+from srds_fast.engine.graphs.recording import LoopGraph
 from srds_fast.errors import CaptureFailed
 from srds_fast.kernels import wave_update
 from srds_fast.pipelines.lockstep.loop import LockstepLoop
 from srds_fast.solvers import waves
-from srds_fast.solvers.chords.options import Chords
-from srds_fast.solvers.fixed_point.options import Collocation, ParaTAA
 
 DEVICE = torch.device("meta")
 STEPS = 6
-KINDS = {"loop graph": LoopGraph, "wave graphs": WaveGraphs}
+KINDS = ["loop graph", "network graphs"]
 
 
-class Watch(Guard):
+class Watch(CaptureCheck):
     """A guard that also notes what touches the CPU at all."""
 
     def __init__(self) -> None:
@@ -64,7 +63,7 @@ class Recorder:
     def __init__(self) -> None:
         self.guards: list[Watch] = []
 
-    def record(self, work: Callable[[Guard], Any]) -> tuple[Once, Any]:
+    def record(self, work: Callable[[CaptureCheck], Any]) -> tuple[Once, Any]:
         guard = Watch()
         self.guards.append(guard)
         with guard:
@@ -100,41 +99,83 @@ def capturable(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
     return network.capturable(made[0].run.plan, made[0].run.program)
 
 
-def record(call: Capturable, kind: str) -> tuple[Captured, list[Watch]]:
-    """All stretches of a call on the device."""
-    recorder = Recorder()
+def on_device(call: Capturable) -> Capturable:
+    """The call on the device, after what the eager run before a capture does."""
     for network in call.networks:
         network.to(DEVICE)
-    with torch.no_grad():
-        here = replace(call, inputs={name: tensor.to(DEVICE) for name, tensor in call.inputs.items()})
-        # the eager run before a capture makes the tables
-        core, _ = here.begin(here.inputs, False)
-        next(core)
-        captured = KINDS[kind](here, recorder)
-        captured.extend_to(call.checkpoints)
+    here = replace(call, inputs={name: tensor.to(DEVICE) for name, tensor in call.inputs.items()})
+    core, _ = here.begin(here.inputs, False)
+    next(core)  # the eager run makes the tables
+    return here
+
+
+@torch.no_grad()
+def record_loop(call: Capturable) -> tuple[LoopGraph, list[Watch]]:
+    """All stretches of a call on the device."""
+    recorder = Recorder()
+    captured = LoopGraph(on_device(call), recorder)
+    captured.extend_to(call.checkpoints)
     return captured, recorder.guards
 
 
-def check(captured: Captured, guards: list[Watch], num_waves: int) -> None:
-    numbers = [number for stretch in captured._stretches for piece in stretch.pieces for _, number in piece.waves]
+@torch.no_grad()
+def record_network(call: Capturable) -> list[Watch]:
+    """The network call of every width, with the arguments that an eager run gives it, on the device."""
+    recorder = Recorder()
+    for network in call.networks:
+        network.to(DEVICE)
+    graphs = NetworkGraphs(call.networks, recorder, DEVICE)
+
+    def graphed(function: Any, name: Any) -> Any:
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            leaves, structure = tree_flatten((args, kwargs))
+            here = [leaf.to(DEVICE) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            made = graphs._record(function, here, structure)
+            return tree_unflatten(made.outputs, made.structure)
+
+        return recorded
+
+    evaluate = call.through(graphed)
+    for width in call.widths:
+        evaluate(call.wave_of_zeros(width))
+    return recorder.guards
+
+
+def check_loop(captured: LoopGraph, guards: list[Watch], num_waves: int) -> None:
+    numbers = [number for stretch in captured._stretches for _, number in stretch.waves]
     assert numbers == list(range(num_waves))
     assert len(captured._stretches) == captured.checkpoints
     assert captured.operations > 100
+    check(guards)
+
+
+def check(guards: list[Watch]) -> None:
     assert any(guard.read_by_network for guard in guards)
     for guard in guards:
         assert guard.on_host == []
         assert {tensor.device for tensor in guard.read} == {DEVICE}
 
 
+def check_kind(call: Capturable, kind: str) -> None:
+    if kind == "loop graph":
+        check_loop(*record_loop(call), len(call.positions))
+    else:
+        guards = record_network(call)
+        assert len(guards) >= len(call.widths)
+        check(guards)
+
+
+FEW = ("stable_diffusion", "flux", "ddpm")
+MORE = ("stable_diffusion_xl", "stable_diffusion_3", "pixart", "dit", "ddim")
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart", "dit", "ddim", "ddpm"]
-)
+@pytest.mark.parametrize("name", [*FEW, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in MORE)])
 def test_the_waves_need_nothing_of_the_host(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No wait, no copy from or to it, no tensor of it, from checkpoint to checkpoint, solver and network."""
     build, arguments = tiny.PIPELINES[name]
     call = capturable(build(), arguments, monkeypatch, num_blocks=3, max_iterations=1)
-    check(*record(call, kind), len(call.positions))
+    check_kind(call, kind)
 
 
 SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -153,7 +194,7 @@ def test_nor_do_those_of_other_plans(name: str, kind: str, monkeypatch: pytest.M
     """Of two prompts, on the pixel pipeline whose network is small."""
     scheduler, settings = SETTINGS[name]
     call = capturable(tiny.ddim(scheduler), {"output_type": "pt", "batch_size": 2}, monkeypatch, **settings)
-    check(*record(call, kind), len(call.positions))
+    check_kind(call, kind)
 
 
 @pytest.mark.parametrize("method", ["srds", "parataa"])
@@ -166,23 +207,10 @@ def test_every_kernel_is_launched_before_it_is_recorded(method: str, monkeypatch
         begun.append(call.begin(inputs, beside))
         return begun[-1]
 
-    captured, _ = record(replace(call, begin=begin), "loop graph")
+    captured, _ = record_loop(replace(call, begin=begin))
     _, (recorded, _), (rehearsed, _) = begun  # the first is of the test
     assert captured._core is recorded
     assert rehearsed.gi_frame is None
-
-
-METHODS: dict[str, dict[str, Any]] = {
-    "collocation": {"method": Collocation(num_nodes=5), "max_iterations": 2},
-    "parataa": {"method": ParaTAA(), "max_iterations": 2},
-    "chords": {"method": Chords(3)},
-}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_nor_do_those_of_other_methods(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = capturable(tiny.ddim(), {"output_type": "pt"}, monkeypatch, **METHODS[name])
-    check(*record(call, "loop graph"), len(call.positions))
 
 
 def _copies(network: Any, sample: Tensor) -> Tensor:
@@ -235,7 +263,7 @@ def test_a_network_that_needs_the_host_is_refused(
     network.__class__ = Changed
     network.table = torch.ones(2)
     with pytest.raises(CaptureFailed, match=why):
-        record(call, kind)
+        check_kind(call, kind)
 
 
 def test_a_tensor_that_the_network_does_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,4 +273,4 @@ def test_a_tensor_that_the_network_does_not_hold_is_refused(monkeypatch: pytest.
     forward = network.forward
     network.forward = lambda sample, *args, **kwargs: forward(sample * elsewhere, *args, **kwargs)
     with pytest.raises(CaptureFailed, match=r"reads a tensor of shape \(1,\)"):
-        record(call, "loop graph")
+        record_loop(call)

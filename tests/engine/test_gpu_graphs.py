@@ -1,9 +1,8 @@
-"""The graph engine on a CUDA device: what the tape promises on the CPU, of CUDA graphs.
+"""Graphs on a CUDA device: what the tape promises on the CPU, of CUDA graphs.
 
 The eager twin of every call runs on the same device, the same kernels on the same shapes. At one sample a replay
-repeats its launches, so that it must give the same bits; no operation of these networks adds atomically, cuDNN does not
-benchmark, and torch gives cuBLAS a workspace of the same size on every stream. Where bits differ all the same, the
-message tells by how much: 1e-6 in float32 or 1e-3 in float16 is another algorithm, more is a wrong recording.
+repeats its launches, so it must give the same bits: no operation of these networks adds atomically, cuDNN does not
+benchmark, and torch gives cuBLAS a workspace of the same size on every stream.
 """
 
 from __future__ import annotations
@@ -18,18 +17,17 @@ import tiny
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
+from twins import SECONDS, Act, Twins, differ
 
 import srds_fast
-from srds_fast.engine.graphs import use as use_module
-from srds_fast.engine.graphs.use import GraphUse
+from srds_fast.engine.graphs import runner
+from srds_fast.engine.graphs.runner import GraphRunner
 
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
 STEPS = 4
-# of a thread: the calls themselves take a few seconds
-SECONDS = 60.0
-ENGINES = {"graph": "loop graph", "wave-graphs": "wave graphs"}
+ENGINES = {"graph": "loop graph", "network-graphs": "network graphs"}
 METHODS: dict[str, dict[str, Any]] = {
     "srds": {"method": "srds", "num_blocks": 3},
     "exact": {"method": "srds", "num_blocks": 3, "exact": True},
@@ -43,127 +41,67 @@ def untouched(name: str, dtype: torch.dtype = torch.float32) -> Any:
     return tiny.PIPELINES[name][0]().to(DEVICE, dtype)
 
 
-def check_same_bits(found: Tensor, expected: Tensor) -> None:
-    assert found.device == expected.device
-    assert bool(expected.isfinite().all())
-    difference = float((found - expected).abs().max()) / float(expected.abs().max())
-    assert torch.equal(found, expected), f"differs by {difference:.2g} of the largest value"
+def twins_of(
+    name: str = "flux", pipe: Any = None, engine: str = "graph", graphs: dict[str, Any] | None = None, **settings: Any
+) -> Twins:
+    """A pipe on the device, on two engines; flux records fastest."""
+    pipe = tiny.PIPELINES[name][0]().to(DEVICE) if pipe is None else pipe
+    twins = Twins(name, pipe, graphs, engine, **settings)
+    twins.base["num_inference_steps"] = STEPS
+    return twins
 
 
-def differ(*results: Tensor) -> bool:
-    return all(not torch.equal(one, other) for number, one in enumerate(results) for other in results[:number])
-
-
-class Twins:
-    """A pipe on the device, compiled for graphs and compiled to run eagerly.
-
-    Args:
-        name: in tiny.PIPELINES; Flux records fastest.
-        pipe: in the place of one built for these twins.
-        graphs: settings of the first alone.
-        settings: of both.
-    """
-
-    def __init__(
-        self, name: str = "flux", pipe: Any = None, graphs: dict[str, Any] | None = None, **settings: Any
-    ) -> None:
-        build, base = tiny.PIPELINES[name]
-        self.base = {"num_inference_steps": STEPS, **base}
-        self.pipe = build().to(DEVICE) if pipe is None else pipe
-        settings = settings or METHODS["exact"]
-        self.fast = srds_fast.compile(self.pipe, **{"engine": "graph", "method": "srds", **settings, **(graphs or {})})
-        self.eager = srds_fast.compile(self.pipe, engine="eager", **{"method": "srds", **settings})
-
-    @property
-    def network(self) -> Any:
-        return self.pipe.unet if hasattr(self.pipe, "unet") else self.pipe.transformer
-
-    def alone(self, each: Any, seed: int = 0, **call: Any) -> Tensor:
-        """Result of one of them."""
-        torch.manual_seed(7)  # DiT draws from the global generator whatever it is given
-        generator = torch.Generator(DEVICE).manual_seed(seed)
-        return torch.as_tensor(each(**{**self.base, **call}, generator=generator)[0])
-
-    def same(self, seed: int = 0, **call: Any) -> Tensor:
-        """The result of both, which has to be one."""
-        found = self.alone(self.fast, seed, **call)
-        check_same_bits(found, self.alone(self.eager, seed, **call))
-        return found
-
-    def first(self, seed: int = 0, **call: Any) -> Tensor:
-        """A call of a kind that has not been seen."""
-        captured = self.fast.graphs.captured
-        found = self.same(seed, **call)
-        report = self.fast.report
-        assert report.engine == "eager"
-        assert report.engine_reason.startswith("it is the first call of its kind"), report.engine_reason
-        assert self.fast.graphs.captured == captured + 1
-        return found
-
-    def replayed(self, seed: int = 0, **call: Any) -> Tensor:
-        """A call that replays, and records nothing."""
-        captured = self.fast.graphs.captured
-        found = self.same(seed, **call)
-        assert self.fast.report.engine in ENGINES.values(), self.fast.report.engine_reason
-        assert self.fast.graphs.captured == captured
-        return found
-
-
-@functools.cache
-def eager_results(name: str, dtype: torch.dtype, method: str) -> tuple[Tensor, Tensor]:
-    """Of two seeds."""
-    twins = Twins(name, untouched(name, dtype), **METHODS[method])
-    return twins.alone(twins.eager), twins.alone(twins.eager, 1)
+FEW = ("stable_diffusion", "flux", "ddpm", "stable_diffusion_inpaint")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", tiny.PIPELINES)
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.exhaustive) for name in tiny.PIPELINES]
+)
 def test_replay_equals_eager(name: str, engine: str, method: str, dtype: torch.dtype) -> None:
     """A loop that is driven runs eagerly, and says so."""
-    expected = eager_results(name, dtype, method)
-    twins = Twins(name, untouched(name, dtype), {"engine": engine}, **METHODS[method])
-    stats = twins.fast.graphs
-    check_same_bits(twins.alone(twins.fast), expected[0])
-    if twins.fast.report.path == "drive":
-        assert "driven" in twins.fast.report.engine_reason
-        assert stats.captured == 0
+    twins = twins_of(name, untouched(name, dtype), engine, **METHODS[method])
+    results = [twins.same()]
+    if twins.report.path == "drive":
+        assert "driven" in twins.report.engine_reason
+        assert twins.counts == (0, 0)
         return
-    assert stats.captured == 1, twins.fast.report.engine_reason
-    for seed, right in enumerate(expected):
-        check_same_bits(twins.alone(twins.fast, seed), right)
-        assert twins.fast.report.engine == ENGINES[engine], twins.fast.report.engine_reason
-    assert (stats.captured, stats.replayed) == (1, 2)
-    assert differ(*expected)
+    assert twins.fast.graphs.captured == 1, twins.report.engine_reason
+    assert torch.equal(twins.replayed(), results[0])
+    results.append(twins.replayed(1))
+    assert differ(*results)
 
 
-def test_the_strength_of_guidance_is_no_new_recording() -> None:
-    twins = Twins("stable_diffusion", untouched("stable_diffusion"))
-    five = twins.first(guidance_scale=5.0)
-    three = twins.replayed(guidance_scale=3.0)
-    assert differ(five, three)
-    assert torch.equal(twins.replayed(guidance_scale=5.0), five)
-    assert twins.fast.graphs.captured == 1
-
-
-def test_adapters_switched_to_and_fro() -> None:
-    twins = Twins()
-    plain = twins.first()
+def test_inputs_weights_and_adapters_between_calls() -> None:
+    """Another strength of guidance and weights written in place are replayed; adapters are recorded once each."""
+    sd = twins_of("stable_diffusion", untouched("stable_diffusion"))
+    five = sd.first(guidance_scale=5.0)
+    assert differ(five, sd.replayed(guidance_scale=3.0))
+    assert torch.equal(sd.replayed(guidance_scale=5.0), five)
+    twins = twins_of()
+    weight = twins.network.proj_out.weight
+    results = {"plain": twins.first()}
+    with torch.no_grad():
+        weight.mul_(2)
+    doubled = twins.replayed()
+    with torch.no_grad():
+        weight.mul_(0.5)
+    assert torch.equal(twins.replayed(), results["plain"])
     for seed, name in enumerate(["first", "second"]):
         tiny.add_lora(twins.network, name, seed)
-    results = {"second": twins.first()}
-    twins.network.set_adapter("first")
-    results["first"] = twins.first()
-    for name in ("second", "first", "second"):
+        twins.network.set_adapter(name)
+        results[name] = twins.first()
+    for name in ("first", "second"):
         twins.network.set_adapter(name)
         assert torch.equal(twins.replayed(), results[name])
-    assert differ(plain, *results.values())
+    assert differ(doubled, *results.values())
 
 
 def test_one_lora_after_another_in_the_same_place() -> None:
     """As a server does it; the weights of one may lie where another's lay."""
-    twins = Twins(graphs={"max_graphs": 1})
+    twins = twins_of(graphs={"max_graphs": 1})
     results = []
     for seed in range(4):
         tiny.add_lora(twins.network, seed=seed)
@@ -173,40 +111,27 @@ def test_one_lora_after_another_in_the_same_place() -> None:
     assert differ(*results)
 
 
-def test_a_weight_changed_in_place_is_seen_by_the_replay() -> None:
-    twins = Twins()
-    weight = twins.network.proj_out.weight
-    before = twins.first()
-    with torch.no_grad():
-        weight.mul_(2)
-    doubled = twins.replayed()
-    with torch.no_grad():
-        weight.mul_(0.5)
-    assert torch.equal(twins.replayed(), before)
-    assert differ(before, doubled)
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_kinds_of_calls_that_share_memory(engine: str) -> None:
     """What one recording leaves in the pool the next one overwrites: of one pipeline, and of two."""
-    flux, sd = (Twins(name, untouched(name), {"engine": engine}) for name in ("flux", "stable_diffusion"))
+    flux, sd = (twins_of(name, untouched(name), engine) for name in ("flux", "stable_diffusion"))
     kinds: list[tuple[Twins, dict[str, Any]]] = [
         (flux, {}),
         (flux, {"num_inference_steps": STEPS + 2}),
         (sd, {}),
         (sd, {"width": 48}),
     ]
-    results = [twins.first(**call) for twins, call in kinds]
+    results = [twins.same(**call) for twins, call in kinds]
     for _ in range(2):
         for (twins, call), expected in zip(kinds, results, strict=True):
             assert torch.equal(twins.replayed(**call), expected)
-    kept = [twins.alone(twins.fast, 1, **call) for twins, call in kinds]
+    kept = [twins.alone(twins.fast, 1, **call)[0] for twins, call in kinds]
     for (twins, call), found in zip(kinds, kept, strict=True):
-        check_same_bits(found, twins.alone(twins.eager, 1, **call))
+        assert torch.equal(found, twins.alone(twins.eager, 1, **call)[0])
 
 
 def test_eviction_gives_memory_back() -> None:
-    twins = Twins(graphs={"max_graphs": 1}, method="sequential")
+    twins = twins_of(graphs={"max_graphs": 1}, method="sequential")
     stats = twins.fast.graphs
 
     def alternate(calls: int) -> int:
@@ -223,7 +148,7 @@ def test_eviction_gives_memory_back() -> None:
 
 def test_reset_gives_memory_back_and_the_next_call_records_again() -> None:
     """All graphs of the pool may be gone by then."""
-    twins = Twins()
+    twins = twins_of()
     reserved = []
     for _ in range(4):
         twins.first()
@@ -252,15 +177,15 @@ def test_nothing_leaks_over_a_thousand_replays(engine: str) -> None:
     after = replay(1000)
     assert after[0] == allocated
     assert after[1] <= reserved
-    assert fast.graphs.replayed == 1009, fast.report.engine_reason
+    assert fast.graphs.replayed >= 1009, fast.report.engine_reason
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["recorded before", "recorded meanwhile"])
 def test_three_threads_on_streams_of_their_own(seen: bool) -> None:
     """Each gets what it gets alone."""
-    twins = Twins("stable_diffusion", untouched("stable_diffusion"), method="srds", num_blocks=3, exact=True)
+    twins = twins_of("stable_diffusion", untouched("stable_diffusion"), **METHODS["exact"])
     calls: list[dict[str, Any]] = [{"prompt": "a cat"}, {"prompt": "ships"}, {"num_inference_steps": STEPS + 1}]
-    expected = [twins.alone(twins.eager, number, **call) for number, call in enumerate(calls)]
+    expected = [twins.alone(twins.eager, number, **call)[0] for number, call in enumerate(calls)]
     if seen:
         for call in calls:
             twins.alone(twins.fast, **call)
@@ -275,7 +200,7 @@ def test_three_threads_on_streams_of_their_own(seen: bool) -> None:
                 gate.wait()
                 for _ in range(6):
                     given = {**twins.base, **calls[number]}
-                    generator = torch.Generator(DEVICE).manual_seed(number)
+                    generator = torch.Generator().manual_seed(number)
                     results[number].append(twins.fast(**given, generator=generator)[0])
                 torch.cuda.current_stream().synchronize()
             ends[number] = twins.fast.report.engine
@@ -291,48 +216,29 @@ def test_three_threads_on_streams_of_their_own(seen: bool) -> None:
     assert ends == ["loop graph"] * len(calls)
     for found, right in zip(results, expected, strict=True):
         assert len(found) == 6
-        for each in found:
-            check_same_bits(each, right)
+        assert all(torch.equal(each, right) for each in found)
 
 
-class Around(nn.Module):
-    """The network's last layer, and what waits for the device behind it."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x)
-        return y
+def _reads(y: Tensor) -> Tensor:
+    return y * (2.0 if y.sum().item() < 1e9 else 1.0)
 
 
-class Reads(Around):
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return y * (2.0 if y.sum().item() < 1e9 else 1.0)
-
-
-class Waits(Around):
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        torch.cuda.synchronize()
-        return y * 2.0
+def _waits(y: Tensor) -> Tensor:
+    torch.cuda.synchronize()
+    return y * 2.0
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("kind", "why"), [(Reads, "makes the host wait for a value"), (Waits, "captur")])
-def test_what_cannot_be_captured_runs_eagerly(kind: type[Around], why: str, engine: str) -> None:
+@pytest.mark.parametrize(("act", "why"), [(_reads, "makes the host wait for a value"), (_waits, "captur")])
+def test_what_cannot_be_captured_runs_eagerly(act: Any, why: str, engine: str) -> None:
     """Refused before it runs, or by CUDA in the middle of a capture; what comes after runs as if nothing had been."""
-    twins = Twins(graphs={"engine": engine})
+    twins = twins_of(engine=engine)
     layer = twins.network.proj_out
     stream = torch.cuda.current_stream()
-    twins.network.proj_out = kind(layer)
+    twins.network.proj_out = Act(layer, act)
     results = []
     for seed in (0, 0, 1):
-        results.append(twins.same(seed))
-        assert twins.fast.report.engine == "eager"
-        assert why in twins.fast.report.engine_reason
+        results.append(twins.eagerly(why, seed))
         assert torch.cuda.current_stream() == stream
         assert not torch.cuda.is_current_stream_capturing()
     assert torch.equal(results[0], results[1])
@@ -342,7 +248,7 @@ def test_what_cannot_be_captured_runs_eagerly(kind: type[Around], why: str, engi
     torch.cuda.synchronize()
     assert float(torch.ones(1000, device=DEVICE).sum()) == 1000.0
     twins.network.proj_out = layer
-    twins.first()
+    twins.same()
     twins.replayed(1)
 
 
@@ -353,9 +259,9 @@ def sync_is_an_error_in_replays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     torch flags reads of values and copies that block, not copies to pinned memory nor the wait for an event, which is
     how a replay looks at the change. What is copied to the device before it starts is not part of it.
     """
-    replay, ran = GraphUse._replay, []
+    replay, ran = GraphRunner._replay, []
 
-    def watched(use: GraphUse, captured: Any, *args: Any) -> Any:
+    def watched(use: GraphRunner, captured: Any, *args: Any) -> Any:
         ran.append(captured.name)
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -363,7 +269,7 @@ def sync_is_an_error_in_replays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(GraphUse, "_replay", watched)
+    monkeypatch.setattr(GraphRunner, "_replay", watched)
     return ran
 
 
@@ -371,37 +277,32 @@ def sync_is_an_error_in_replays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 UNDECIDED: dict[str, Any] = {"method": "srds", "num_blocks": 3, "max_iterations": 2, "tolerance": 1e-30}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_no_replay_waits_between_checkpoints(engine: str, sync_is_an_error_in_replays: list[str]) -> None:
-    network, x, cond = eps_network()
-    graphs = srds_fast.Graphs()
-    for seed in range(3):
-        srds_fast.sample(network, x + seed, scheduler(), 6, cond=cond, engine=engine, graphs=graphs, **UNDECIDED)
-    assert sync_is_an_error_in_replays == [ENGINES[engine]] * 2
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["stable_diffusion", "flux"])
-def test_nor_does_that_of_a_pipeline(name: str, engine: str, sync_is_an_error_in_replays: list[str]) -> None:
-    twins = Twins(name, untouched(name), {"engine": engine}, **UNDECIDED)
-    twins.base["num_inference_steps"] = 6
-    for seed in range(3):
-        twins.alone(twins.fast, seed)
-    assert sync_is_an_error_in_replays == [ENGINES[engine]] * 2
+@pytest.mark.parametrize("name", ["sample", "stable_diffusion", "flux"])
+def test_no_replay_of_a_loop_waits_between_checkpoints(name: str, sync_is_an_error_in_replays: list[str]) -> None:
+    if name == "sample":
+        network, x, cond = eps_network()
+        graphs = srds_fast.Graphs()
+        for seed in range(3):
+            srds_fast.sample(network, x + seed, scheduler(), 6, cond=cond, engine="graph", graphs=graphs, **UNDECIDED)
+    else:
+        twins = twins_of(name, untouched(name), **UNDECIDED)
+        for seed in range(3):
+            twins.alone(twins.fast, seed, num_inference_steps=6)
+    assert sync_is_an_error_in_replays == ["loop graph"] * 2
 
 
 @pytest.mark.parametrize("name", ["flux", "stable_diffusion"])
 def test_auto_weighs_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny networks leave the device idle; a device that is slow to launch on may be told otherwise."""
     shares = []
-    weigh = use_module.busy_share
+    weigh = runner.utilisation
 
     def weighed(*args: Any) -> float:
         shares.append(weigh(*args))
         return shares[-1]
 
-    monkeypatch.setattr(use_module, "busy_share", weighed)
-    twins = Twins(name, untouched(name), {"engine": "auto"})
+    monkeypatch.setattr(runner, "utilisation", weighed)
+    twins = twins_of(name, untouched(name), graphs={"engine": "auto"})
     for seed in range(3):
         twins.same(seed)
         report = twins.fast.report
@@ -419,12 +320,12 @@ def test_compiled_code_in_a_graph() -> None:
     except Exception as why:
         pytest.skip(f"torch.compile does not work here: {type(why).__name__}")
     pipe = untouched("flux")
-    twins = Twins(pipe=pipe, method="sequential", torch_compile="default")
-    plain = Twins(pipe=pipe, method="sequential")
+    twins = twins_of(pipe=pipe, method="sequential", torch_compile="default")
+    plain = twins_of(pipe=pipe, method="sequential")
     twins.alone(twins.fast)
     for seed in (0, 1):
-        found, expected = twins.alone(twins.fast, seed), plain.alone(plain.eager, seed)
-        assert twins.fast.report.engine in ENGINES.values(), twins.fast.report.engine_reason
+        found, expected = twins.alone(twins.fast, seed)[0], plain.alone(plain.eager, seed)[0]
+        assert twins.fast.report.engine in ENGINES.values(), twins.report.engine_reason
         assert twins.fast.report.left_out == []
         assert float((found - expected).abs().max()) <= 1e-2 * float(expected.abs().max())
 
@@ -432,62 +333,58 @@ def test_compiled_code_in_a_graph() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_channels_last(engine: str) -> None:
     """Convolutions of another layout are other kernels, so against the contiguous network there is a bound."""
-    expected = [Twins("stable_diffusion", untouched("stable_diffusion")).same(seed) for seed in (0, 1)]
-    twins = Twins("stable_diffusion", None, {"engine": engine}, **METHODS["exact"], channels_last=True)
-    results = [twins.first(), twins.replayed(1)]
+    expected = [twins_of("stable_diffusion", untouched("stable_diffusion")).same(seed) for seed in (0, 1)]
+    twins = twins_of("stable_diffusion", None, engine, **METHODS["exact"], channels_last=True)
+    results = [twins.same(), twins.replayed(1)]
     assert twins.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     for found, contiguous in zip(results, expected, strict=True):
         assert float((found - contiguous).abs().max()) <= 1e-2 * float(contiguous.abs().max())
 
 
 def test_refinements_of_a_replay_are_those_of_an_eager_run() -> None:
-    twins = Twins("stable_diffusion", untouched("stable_diffusion"))
+    twins = twins_of("stable_diffusion", untouched("stable_diffusion"))
     twins.base["num_inference_steps"] = 6
     twins.first()
-
-    def refinements(each: Any, seed: int) -> list[Any]:
-        call = {name: value for name, value in twins.base.items() if name != "output_type"}
-        return list(each.stream(**call, generator=torch.Generator(DEVICE).manual_seed(seed)))
-
-    for seed in (1, 2):
-        found, expected = refinements(twins.fast, seed), refinements(twins.eager, seed)
-        assert twins.fast.report.engine == "loop graph", twins.fast.report.engine_reason
-        assert len(found) == len(expected) > 2
-        for ours, theirs in zip(found, expected, strict=True):
-            assert ours.iteration == theirs.iteration
-            assert ours.change == theirs.change
-            check_same_bits(ours.latents, theirs.latents)
+    call = {name: value for name, value in twins.base.items() if name != "output_type"}
+    found, expected = (
+        list(each.stream(**call, generator=torch.Generator().manual_seed(1))) for each in (twins.fast, twins.eager)
+    )
+    assert twins.report.engine == "loop graph", twins.report.engine_reason
+    assert len(found) == len(expected) > 2
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.iteration, ours.change) == (theirs.iteration, theirs.change)
+        assert torch.equal(ours.latents, theirs.latents)
 
 
 def test_warmup_touches_no_random_state() -> None:
     """DDPM draws from the global generator of the device where none is given."""
-    twins = Twins("ddpm", untouched("ddpm"))
+    twins = twins_of("ddpm", untouched("ddpm"))
     torch.cuda.manual_seed(5)
     states = torch.get_rng_state(), torch.cuda.get_rng_state()
     for _ in range(2):
         twins.fast.warmup(**twins.base)
         assert torch.equal(torch.get_rng_state(), states[0])
         assert torch.equal(torch.cuda.get_rng_state(), states[1])
-    assert twins.fast.graphs.captured == 1, twins.fast.report.engine_reason
+    assert twins.fast.graphs.captured == 1, twins.report.engine_reason
     results, after = [], []
     for each in (twins.fast, twins.eager):
         torch.cuda.set_rng_state(states[1])
         results.append(torch.as_tensor(each(**twins.base)[0]))
         after.append(torch.cuda.get_rng_state())
-    assert twins.fast.report.engine == "loop graph"
-    check_same_bits(*results)
+    assert twins.report.engine == "loop graph"
+    assert torch.equal(*results)
     assert torch.equal(*after)
 
 
-@pytest.mark.parametrize(("method", "engine"), [("srds", "graph"), ("srds", "wave-graphs"), ("parataa", "graph")])
+@pytest.mark.parametrize(("method", "engine"), [("srds", "graph"), ("srds", "network-graphs"), ("parataa", "graph")])
 def test_warmup_records_what_its_own_run_did_not_come_to(method: str, engine: str) -> None:
     """All iterations, though it stops after the first: a kernel that was never launched cannot be recorded."""
-    twins = Twins("ddim", untouched("ddim"), {"engine": engine}, method=method, tolerance=1e9)
+    twins = twins_of("ddim", untouched("ddim"), engine, method=method, tolerance=1e9)
     call = {"num_inference_steps": 7, "batch_size": 3}
     twins.fast.warmup(**{**twins.base, **call})
-    assert twins.fast.graphs.captured == 1, twins.fast.report.engine_reason
+    assert twins.fast.graphs.captured == 1, twins.report.engine_reason
     twins.alone(twins.fast, **call)
-    assert twins.fast.report.engine in ENGINES.values(), twins.fast.report.engine_reason
+    assert twins.fast.report.engine in ENGINES.values(), twins.report.engine_reason
 
 
 class Eps(nn.Module):
@@ -526,13 +423,14 @@ def test_sample(method: str, engine: str) -> None:
         expected = srds_fast.sample(network, x, scheduler(), 8, cond=cond, engine="eager", **settings)
         found = srds_fast.sample(network, x, scheduler(), 8, cond=cond, engine=engine, graphs=graphs, **settings)
         assert found.sample.device == x.device
-        check_same_bits(found.sample, expected.sample)
+        assert torch.equal(found.sample, expected.sample)
         assert found.report.waves == expected.report.waves
         return found.report.engine
 
-    assert both(x, cond) == "eager"
+    assert both(x, cond) == ("eager" if engine == "graph" else ENGINES[engine])
     for seed in range(3):
         assert both(x + seed, {"shift": cond["shift"] * seed}) == ENGINES[engine]
     network.layers[-1].weight.mul_(1.5)
     assert both(x, cond) == ENGINES[engine]
-    assert (graphs.stats.captured, graphs.stats.replayed) == (1, 4)
+    assert graphs.stats.captured == 1
+    assert graphs.stats.replayed >= 4

@@ -55,17 +55,20 @@ def test_a_method_run_on_is_the_sequential_sampler(method: str) -> None:
     assert float((found - expected).abs().max()) < 1e-3 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("method", ["collocation", "parataa", "chords"])
-def test_a_replay_equals_an_eager_run(method: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_network_graphs_equal_an_eager_run(method: str) -> None:
+    """Also of windows that slide."""
     pipe = tiny.stable_diffusion().to("cuda")
-    settings: dict[str, Any] = {"method": METHODS[method], "max_iterations": 2}
-    fast = srds_fast.compile(pipe, engine="graph", **settings)
-    eager = srds_fast.compile(pipe, engine="eager", **settings)
-    latents(fast)
-    for seed in (1, 2):
-        found, expected = latents(fast, seed), latents(eager, seed)
-        assert fast.report.engine == "loop graph"
-        assert torch.equal(found, expected)
+    twins = Twins("stable_diffusion", pipe, None, "network-graphs", method=METHODS[method])
+    for seed in (0, 1):
+        twins.same(seed, num_inference_steps=STEPS)
+    assert twins.report.engine == "network graphs", twins.report.engine_reason
+
+
+def test_a_replay_of_chords_equals_an_eager_run() -> None:
+    twins = Twins("stable_diffusion", tiny.stable_diffusion().to("cuda"), method=METHODS["chords"])
+    twins.first(num_inference_steps=STEPS)
+    twins.replayed(1, num_inference_steps=STEPS)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from problems import noise, scheduler
-from test_fake_cuda import _no_tables_of_the_device_are_kept, capturable, check, record
+from test_fake_cuda import _no_tables_of_the_device_are_kept, capturable, check_loop, record_loop
 from twins import Twins
 
 import srds_fast
@@ -17,7 +17,7 @@ from srds_fast.kernels import fixed_point_wave
 from srds_fast.solvers.chords import solver as chords
 from srds_fast.solvers.chords.options import Chords
 from srds_fast.solvers.fixed_point import grid
-from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
+from srds_fast.solvers.fixed_point.options import Collocation, ParaTAA
 
 METHODS = {
     "collocation": Collocation(num_nodes=6),
@@ -37,7 +37,7 @@ def _nothing_of_the_device_is_kept() -> Iterator[None]:
     chords._updates.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "flux"])
+@pytest.mark.parametrize("name", ["flux", pytest.param("stable_diffusion", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_replay_equals_an_eager_run_bit_for_bit(method: str, name: str) -> None:
     twins = Twins(name, method=METHODS[method], max_iterations=2)
@@ -54,25 +54,16 @@ def test_a_replay_of_ddpm_takes_the_noise_of_its_call() -> None:
     twins.replayed(1, num_inference_steps=STEPS)
 
 
-def test_a_window_that_slides_runs_eagerly_and_says_why() -> None:
-    twins = Twins(method=ParaDiGMS(window=4))
-    twins.eagerly("slides", num_inference_steps=STEPS)
-
-
-def test_wave_graphs_fall_back_with_a_reason() -> None:
-    twins = Twins(engine="wave-graphs", method=METHODS["collocation"], max_iterations=2)
-    twins.same(num_inference_steps=STEPS)
-    assert "not counted on the device" in twins.report.engine_reason
-
-
-@pytest.mark.parametrize("name", ["stable_diffusion", "flux", "ddpm"])
+@pytest.mark.parametrize(
+    "name",
+    ["ddpm", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("stable_diffusion", "flux"))],
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_its_waves_need_nothing_of_the_host(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build, arguments = tiny.PIPELINES[name]
     grid.grid_of.cache_clear()
     call = capturable(build(), arguments, monkeypatch, method=METHODS[method], max_iterations=2)
-    captured, guards = record(call, "loop graph")
-    check(captured, guards, len(call.positions))
+    check_loop(*record_loop(call), len(call.positions))
 
 
 class Launch:
@@ -102,8 +93,7 @@ def test_nor_do_the_kernels_of_its_waves(method: str, name: str, monkeypatch: py
     monkeypatch.setattr(fixed_point_wave, "implementation", lambda device: "triton")
     for module, each in ((sweep_kernel, "_sweep"), (mix_kernel, "_gram"), (mix_kernel, "_mix")):
         monkeypatch.setattr(module, each, Launch(each, launched))
-    captured, guards = record(call, "loop graph")
-    check(captured, guards, len(call.positions))
+    check_loop(*record_loop(call), len(call.positions))
     rehearsed = recorded = 4
     assert launched == (rehearsed + recorded) * ["_sweep", "_gram", "_mix"]
 

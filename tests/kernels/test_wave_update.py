@@ -288,48 +288,6 @@ def test_written_where_it_is_told(device: torch.device, run: Any) -> None:
     assert bool((room[8] == 7).all())
 
 
-@RUNS
-def test_a_counter_on_the_device_counts_up(device: torch.device, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replays: the same arguments every time, with room for the widest update; the device knows which one it is."""
-    if run is batched:
-        monkeypatch.setattr(buffers_module, "implementation", lambda device: "torch")
-    one, other = Case(device, branches=2, inputs=2, seed=1), Case(device, rows=1, corrected=False, seed=2)
-    updates = [one.update, other.update._replace(gathers=one.update.gathers[:2]), one.update]
-    table = one.table = WaveTable(updates, 16, 3, torch.float32, device, 4, 0.8, records_moved=True)
-    guidance = torch.tensor([-1.5, 2.5], device=device)
-    m = one.m.to(device).unflatten(0, (2, 3))
-    room = torch.full((2, 6, 2, 3, 5, 7), 7.0, dtype=torch.float16, device=device)
-    wide = torch.full((2, 5, 2, 3, 5, 7), 7.0, dtype=torch.float16, device=device)
-    wide[:, :3] = m
-    results = []
-    for counted in (True, False):
-        buffers = one.buffers()
-        counter = torch.zeros(1, dtype=torch.int32, device=device)
-        inputs = []
-        for number in range(3):
-            entering = len(updates[number].gathers)
-            if counted:
-                room.fill_(7.0)
-                call = {"number": counter, "m": wide.flatten(0, 1), "out": room.flatten(0, 1)}
-                given = wave_update(table, buffers=buffers, guidance=guidance, network=one.network, **call)
-                assert given is not None
-                assert given.data_ptr() == room.data_ptr()
-                assert bool((room[:, entering:] == 7.0).all()), "narrower updates leave the rest alone"
-                inputs.append(room[:, :entering].flatten(0, 1).clone())
-            else:
-                rows = m[:, : table.num_rows[number]].flatten(0, 1)
-                inputs.append(wave_update(table, number, buffers, rows, guidance=guidance, network=one.network))
-        if counted:
-            before = buffers.memory.clone(), buffers.change.clone()
-            wave_update(table, buffers=buffers, guidance=guidance, network=one.network, **call)
-            assert int(counter) == 4
-            assert torch.equal(buffers.memory, before[0]), "there is nothing to do beyond the last update"
-            assert torch.equal(buffers.change, before[1])
-        results.append([buffers.memory, buffers.change, buffers.moved, *inputs])
-    for found, expected in zip(*results, strict=True):
-        assert torch.equal(found, expected)
-
-
 def test_nan_stays_one_and_stays_where_it_is(device: torch.device) -> None:
     """A NaN from the network is not clamped away, and no other sample sees it."""
     case = Case(device, samples=3, noisy=False, looks_back=False)
@@ -527,13 +485,6 @@ def test_what_does_not_fit_is_named(device: torch.device) -> None:
         return str(caught.value)
 
     assert error(number=1).startswith("number is 1")
-    assert error(number=torch.zeros(1, device=device)).startswith("number is torch.float32")
-    assert error(number=torch.zeros(1, dtype=torch.int32, device=device)).startswith("out is None")
-    counter = torch.zeros(1, dtype=torch.int32, device=device)
-    room = torch.empty(4, 2, 3, 5, 7, dtype=torch.float16, device=device)
-    assert error(number=counter, m=None, out=room).startswith("m is None")
-    assert error(number=counter, m=m[[0, 1, 2, 3, 4, 5, 5]], out=room).startswith("m has shape")
-    assert error(number=counter, out=room[:3]).startswith("out has shape")
     assert error(m=None).startswith("m is None")
     assert error(out=m[:4]).startswith("out overlaps m")
     assert error(m=m[1:]).startswith("m has shape")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from calls import assert_close
 from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
+from thinned import thinned_product
 from torch import Tensor
 
 import srds_fast
@@ -91,37 +94,41 @@ def assert_told_alike(ours: list[Any], theirs: list[Any]) -> None:
         assert_close(found, expected)
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype
-    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
-
-
-@pytest.mark.parametrize("settings", [{"method": "sequential"}, {"exact": True}], ids=["sequential", "exact"])
-@pytest.mark.parametrize("kind", ["look", *CHANGES])
-@pytest.mark.parametrize(("name", "scheduler"), CASES)
-def test_a_callback_sees_and_does_what_it_would_in_the_stock_loop(
-    name: str, scheduler: str, kind: str, settings: dict[str, Any]
-) -> None:
-    callback, what = CHANGES.get(kind, (look, ""))
-    build, call = tiny.PIPELINES[name]
-    pipe = build(SCHEDULERS[scheduler]())
-    expected, stock_told = listen(pipe, call, callback)
+def assert_as_stock(pipe: Any, call: dict[str, Any], callback: Callback, settings: dict[str, Any], **more: Any) -> Any:
+    """The sample, and all that the callback is told, are those of the stock loop; returns the report."""
+    expected, stock_told = listen(pipe, call, callback, **more)
     fast = srds_fast.compile(pipe, **{"method": "srds", **settings})
-    found, told = listen(fast, call, callback)
+    found, told = listen(fast, call, callback, **more)
     assert_close(found, expected)
     assert_told_alike(told, stock_told)
-    reason = fast.report.fallback_reason
-    assert fast.report.waves == waves_run(pipe, fast, call, callback)
+    assert fast.report.waves == waves_run(pipe, fast, call, callback, **more)
+    return fast.report
+
+
+MODES = {"sequential": {"method": "sequential"}, "exact": {"exact": True}}
+
+
+@pytest.mark.parametrize(
+    ("callback_and_mode", "case"),
+    thinned_product(product(["look", *CHANGES], MODES), CASES),
+    ids=lambda value: "-".join(value),
+)
+def test_a_callback_sees_and_does_what_it_would_in_the_stock_loop(
+    callback_and_mode: tuple[str, str], case: tuple[str, str]
+) -> None:
+    (kind, mode), (name, scheduler) = callback_and_mode, case
+    callback, what = CHANGES.get(kind, (look, ""))
+    build, call = tiny.PIPELINES[name]
+    reason = assert_as_stock(build(SCHEDULERS[scheduler]()), call, callback, MODES[mode]).fallback_reason
     assert reason is None if kind == "look" else f"the callback changed {what}" in reason
 
 
-def waves_run(pipe: Any, fast: Any, call: dict[str, Any], callback: Callback) -> int:
+def waves_run(pipe: Any, fast: Any, call: dict[str, Any], callback: Callback, **more: Any) -> int:
     """Calls of the network in a call like the last one."""
     calls: list[int] = []
     network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     handle = network.register_forward_pre_hook(lambda *given: calls.append(1))
-    listen(fast, call, callback)
+    listen(fast, call, callback, **more)
     handle.remove()
     return len(calls)
 
@@ -138,18 +145,13 @@ def test_a_change_is_logged_once_and_strict_refuses_it(sd: Any, caplog: Any) -> 
         listen(srds_fast.compile(sd, strict=True, method="srds"), {"prompt": "a"}, change)
 
 
-@pytest.fixture(scope="module")
-def sd() -> Any:
-    return tiny.stable_diffusion()
-
-
 def test_every_step_is_told_once_when_a_run_stops_early(sd: Any) -> None:
     """Beyond the exact prefix a state is the one of the last iteration: within the tolerance of stock's."""
-    call = {"prompt": ["a", "b"], "num_inference_steps": 36}
+    call = {"prompt": ["a", "b"], "num_inference_steps": 25}
     expected, stock_told = listen(sd, call, look)
     fast = srds_fast.compile(sd, method="srds")
     found, told = listen(fast, call, look)
-    assert fast.report.waves < 36
+    assert fast.report.waves < 25
     assert fast.report.fallback_reason is None
     assert [entry[:2] for entry in told] == [entry[:2] for entry in stock_told]
     assert torch.equal(told[-1][2], found)
@@ -171,69 +173,51 @@ def test_an_official_callback_that_cuts_guidance_off(sd: Any) -> None:
     )
 
 
-def test_what_is_returned_counts_whether_it_was_shown_or_not(sd: Any) -> None:
+def _replace_embeds(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Returned without having been shown."""
     other = torch.randn(2, 77, 32, generator=torch.Generator().manual_seed(1))
-
-    def replace(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        return {"prompt_embeds": other} if step == 3 else {}
-
-    expected, stock_told = listen(sd, {"prompt": "a cat"}, replace)
-    fast = srds_fast.compile(sd, exact=True, method="srds")
-    found, told = listen(fast, {"prompt": "a cat"}, replace)
-    assert_close(found, expected)
-    assert_told_alike(told, stock_told)
-    assert "changed prompt_embeds at step 3" in fast.report.fallback_reason
+    return {"prompt_embeds": other} if step == 3 else {}
 
 
-def test_control_images_changed_in_place_are_noticed() -> None:
-    build, call = tiny.PIPELINES["stable_diffusion_controlnet_2"]
+def _dim_embeds(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """In place: what was repeated for the rows before the change must not be used after it."""
+    if step == 3:
+        tensors["prompt_embeds"].mul_(0.2)
+    return {}
+
+
+def _invert_image(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    if step == 3:
+        tensors["image"][1].mul_(-1)
+    return {}
+
+
+def _repaint_all(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """It is shown the real mask."""
+    assert 0 < float(tensors["mask"].mean()) < 1 or step > 3
+    return {"mask": torch.ones_like(tensors["mask"])} if step == 3 else {}
+
+
+@pytest.mark.parametrize(
+    ("name", "callback", "shown", "changed", "mode"),
+    [
+        ("stable_diffusion", _replace_embeds, [], "prompt_embeds", "exact"),
+        ("stable_diffusion", _dim_embeds, ["prompt_embeds"], "prompt_embeds", "exact"),
+        ("stable_diffusion", _dim_embeds, ["prompt_embeds"], "prompt_embeds", "sequential"),
+        ("stable_diffusion_controlnet_2", _invert_image, ["image"], "image", "exact"),
+        ("stable_diffusion_inpaint", _repaint_all, ["mask"], "mask", "exact"),
+    ],
+)
+def test_other_tensors_may_be_changed(name: str, callback: Callback, shown: list[str], changed: str, mode: str) -> None:
+    build, call = tiny.PIPELINES[name]
+    more = {"callback_on_step_end_tensor_inputs": ["latents", *shown]}
     pipe = build()
-
-    def invert(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if step == 3:
-            tensors["image"][1].mul_(-1)
-        return {}
-
-    more = {"callback_on_step_end_tensor_inputs": ["latents", "image"]}
-    expected, stock_told = listen(pipe, call, invert, **more)
-    fast = srds_fast.compile(pipe, exact=True, method="srds")
-    found, told = listen(fast, call, invert, **more)
+    expected, stock_told = listen(pipe, call, callback, **more)
+    fast = srds_fast.compile(pipe, **{"method": "srds", **MODES[mode]})
+    found, told = listen(fast, call, callback, **more)
     assert_close(found, expected)
     assert_told_alike(told, stock_told)
-    assert "changed image at step 3" in fast.report.fallback_reason
-
-
-@pytest.mark.parametrize("settings", [{"method": "sequential"}, {"exact": True}], ids=["sequential", "exact"])
-def test_conditioning_changed_in_place_is_what_the_network_sees_from_there(sd: Any, settings: dict[str, Any]) -> None:
-    """What was repeated for the rows before the change must not be used after it."""
-
-    def dim(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if step == 3:
-            tensors["prompt_embeds"].mul_(0.2)
-        return {}
-
-    more = {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
-    expected, stock_told = listen(sd, {"prompt": "a cat"}, dim, **more)
-    fast = srds_fast.compile(sd, **{"method": "srds", **settings})
-    found, told = listen(fast, {"prompt": "a cat"}, dim, **more)
-    assert_close(found, expected)
-    assert_told_alike(told, stock_told)
-    assert "changed prompt_embeds at step 3" in fast.report.fallback_reason
-
-
-def test_an_inpainting_callback_is_shown_the_real_mask_and_may_change_it() -> None:
-    build, call = tiny.PIPELINES["stable_diffusion_inpaint"]
-    pipe = build()
-
-    def repaint_all(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        assert 0 < float(tensors["mask"].mean()) < 1 or step > 3
-        return {"mask": torch.ones_like(tensors["mask"])} if step == 3 else {}
-
-    more = {"callback_on_step_end_tensor_inputs": ["latents", "mask"]}
-    expected, stock_told = listen(pipe, call, repaint_all, **more)
-    found, told = listen(srds_fast.compile(pipe, exact=True, method="srds"), call, repaint_all, **more)
-    assert_close(found, expected)
-    assert_told_alike(told, stock_told)
+    assert f"changed {changed} at step 3" in fast.report.fallback_reason
 
 
 def test_errors_of_a_callback_come_through_and_the_next_call_works(sd: Any) -> None:
@@ -255,10 +239,7 @@ def test_errors_of_a_callback_come_through_and_the_next_call_works(sd: Any) -> N
 
 def test_a_callback_in_inference_mode(sd: Any) -> None:
     with torch.inference_mode():
-        expected, stock_told = listen(sd, {"prompt": "a"}, change)
-        found, told = listen(srds_fast.compile(sd, exact=True, method="srds"), {"prompt": "a"}, change)
-    assert_close(found, expected)
-    assert_told_alike(told, stock_told)
+        assert_as_stock(sd, {"prompt": "a"}, change, MODES["exact"])
 
 
 def test_without_a_fine_step_a_callback_runs_the_stock_loop(sd: Any) -> None:
@@ -273,22 +254,22 @@ def test_without_a_fine_step_a_callback_runs_the_stock_loop(sd: Any) -> None:
 def test_an_interrupt_from_a_callback_gives_the_newest_whole_sample(sd: Any, settings: dict[str, Any]) -> None:
     checkpoints = []
     for refinement in srds_fast.compile(sd, **{"method": "srds", **settings}).stream(
-        "a cat", num_inference_steps=25, generator=torch.Generator().manual_seed(0)
+        "a cat", num_inference_steps=16, generator=torch.Generator().manual_seed(0)
     ):
         checkpoints.append(refinement.latents)
 
     def interrupt(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        pipe._interrupt = step >= 14
+        pipe._interrupt = step >= 9
         return tensors
 
     fast = srds_fast.compile(sd, **{"method": "srds", **settings})
-    found, told = listen(fast, {"prompt": "a cat", "num_inference_steps": 25}, interrupt)
-    assert len(told) == 15
+    found, told = listen(fast, {"prompt": "a cat", "num_inference_steps": 16}, interrupt)
+    assert len(told) == 10
     assert fast.report.interrupted
     assert "interrupted" in str(fast.report)
     if settings.get("method") == "sequential":
-        _, stock_told = listen(sd, {"prompt": "a cat", "num_inference_steps": 25}, look)
-        assert_close(found, stock_told[14][2])
+        _, stock_told = listen(sd, {"prompt": "a cat", "num_inference_steps": 16}, look)
+        assert_close(found, stock_told[9][2])
     else:
         # the stream was taken over, a call with a callback is driven: guidance is rounded in another order
         distances = [float((found - checkpoint).abs().max()) for checkpoint in checkpoints[:-1]]
@@ -300,19 +281,19 @@ def test_an_interrupt_from_another_thread_ends_the_call_early(sd: Any) -> None:
     fast = srds_fast.compile(sd, tolerance=0.0, method="srds")
     calls: list[int] = []
 
-    def interrupt_at_the_20th_wave(module: Any, args: Any) -> None:
+    def interrupt_at_the_16th_wave(module: Any, args: Any) -> None:
         calls.append(1)
-        if len(calls) == 20:
+        if len(calls) == 16:
             thread = threading.Thread(target=setattr, args=(fast, "_interrupt", True))
             thread.start()
             thread.join()
 
-    handle = sd.unet.register_forward_pre_hook(interrupt_at_the_20th_wave)
+    handle = sd.unet.register_forward_pre_hook(interrupt_at_the_16th_wave)
     try:
-        image = fast("a cat", num_inference_steps=50, output_type="latent").images
+        image = fast("a cat", num_inference_steps=25, output_type="latent").images
     finally:
         handle.remove()
-    assert len(calls) == fast.report.waves == 20
+    assert len(calls) == fast.report.waves == 16
     assert fast.report.interrupted
     assert image.shape == (1, 4, 16, 16)
     fast("a cat", num_inference_steps=10, output_type="latent")

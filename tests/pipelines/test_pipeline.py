@@ -63,8 +63,9 @@ def test_float64_equals_stock_to_ten_digits(pipeline: str, settings: dict[str, A
     assert_close(latents(fast, **call), latents(pipe, **call), 1e-10)
 
 
-@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
-@pytest.mark.parametrize("return_dict", [True, False])
+@pytest.mark.parametrize(
+    ("output_type", "return_dict"), [("pil", True), ("np", False), ("pt", True), ("latent", False), ("latent", True)]
+)
 def test_the_output_is_the_pipelines_own(sd: Any, output_type: str, return_dict: bool) -> None:
     call = {"prompt": ["a", "b"], "num_inference_steps": 6, "output_type": output_type, "return_dict": return_dict}
     expected = sd(**seeded(call))
@@ -153,13 +154,13 @@ def test_the_seconds_hold_every_network_call(sd: Any, monkeypatch: pytest.Monkey
 def test_the_printed_plan_is_what_a_stopped_call_costs(sd: Any) -> None:
     """Rows begun for iterations that were never needed are part of the cost."""
     fast = srds_fast.compile(sd, method="srds")
-    latents(fast, prompt="a cat", num_inference_steps=50)
+    latents(fast, prompt="a cat", num_inference_steps=36)
     report = fast.report
     assert report.iterations < report.num_blocks
     line = (
         f"after iteration {report.iterations}: waves {report.waves}, rows {report.rows}, peak rows {report.peak_rows}"
     )
-    assert line in str(fast.plan_for("a cat", num_inference_steps=50))
+    assert line in str(fast.plan_for("a cat", num_inference_steps=36))
 
 
 def test_samples_leave_the_batch_when_they_have_converged(sd: Any) -> None:
@@ -181,17 +182,9 @@ def test_samples_leave_the_batch_when_they_have_converged(sd: Any) -> None:
         assert_close(together[one : one + 1], alone, 1e-4)
 
 
-def test_the_tolerance_holds_on_a_pipeline(sd: Any) -> None:
-    call = {"prompt": "a cat", "num_inference_steps": 40}
-    fast = srds_fast.compile(sd, method="srds")
-    difference = (latents(fast, **call) - latents(sd, **call)).abs().mean()
-    assert float(difference) <= 4e-3
-    assert fast.report.waves < 40
-
-
 def test_stream_shows_whole_images_and_ends_in_the_result(sd: Any) -> None:
-    call = {"prompt": ["a", "b"], "num_inference_steps": 20}
-    fast = srds_fast.compile(sd, num_blocks=5, max_iterations=3, tolerance=0.0, method="srds")
+    call = {"prompt": ["a", "b"], "num_inference_steps": 12}
+    fast = srds_fast.compile(sd, num_blocks=4, max_iterations=3, tolerance=0.0, method="srds")
     expected = latents(fast, **call)
     seen = list(fast.stream(**seeded(call)))
     assert [refinement.iteration for refinement in seen] == [0, 1, 2, 3]

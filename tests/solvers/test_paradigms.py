@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from calls import assert_close
 from diffusers import DDIMParallelScheduler, DDIMScheduler, StableDiffusionParadigmsPipeline, StableDiffusionPipeline
+from thinned import thinned_product
 from torch import Tensor
 
 import srds_fast
@@ -18,6 +20,7 @@ from srds_fast.solvers.fixed_point.options import ParaDiGMS
 
 STEPS = 20
 PROMPTS = {"tiny": ["a cat", "two dogs"], "digits": ["the digit three", "the digit eight"]}
+names = pytest.mark.parametrize("name", ["tiny", pytest.param("digits", marks=pytest.mark.exhaustive)])
 
 
 @cache
@@ -78,15 +81,11 @@ class Watched:
         self.windows.append(tuple(sorted(set(timesteps.flatten().tolist()), reverse=True)))
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
-    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
-
-
-@pytest.mark.parametrize("guidance", [1.0, 5.0], ids=["plain", "guided"])
-@pytest.mark.parametrize(("window", "tolerance"), [(4, 0.1), (10, 0.5), (10, 0.02), (100, 0.1)])
-@pytest.mark.parametrize("name", ["tiny", "digits"])
-def test_wave_for_wave_as_in_diffusers(name: str, window: int, tolerance: float, guidance: float) -> None:
-    pipe = stock(name)
+@pytest.mark.parametrize(
+    ("how", "name", "guidance"), thinned_product([(4, 0.1), (10, 0.5), (10, 0.02), (100, 0.1)], PROMPTS, [1.0, 5.0])
+)
+def test_wave_for_wave_as_in_diffusers(how: tuple[int, float], name: str, guidance: float) -> None:
+    (window, tolerance), pipe = how, stock(name)
     theirs = Watched(name, others(pipe), guidance, parallel=window, tolerance=tolerance)
     method = ParaDiGMS(window=window, step_tolerance=tolerance)
     fast = srds_fast.compile(pipe, method=method, engine="eager", strict=True)
@@ -100,7 +99,7 @@ def test_wave_for_wave_as_in_diffusers(name: str, window: int, tolerance: float,
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["tiny", "digits"])
+@names
 def test_a_loose_tolerance_is_not_the_sequential_sampler(name: str) -> None:
     """What is compared above is not one answer that all share."""
     pipe = stock(name)
@@ -110,7 +109,7 @@ def test_a_loose_tolerance_is_not_the_sequential_sampler(name: str) -> None:
     assert float(difference) > 1e-3 * float(sequential.abs().max())
 
 
-@pytest.mark.parametrize("name", ["tiny", "digits"])
+@names
 def test_only_the_others_take_the_wrong_last_step(name: str) -> None:
     """Where the noise schedule does not end at an alpha of one, as that of Stable Diffusion 1 and 2."""
     pipe = stock(name, set_alpha_to_one=False)

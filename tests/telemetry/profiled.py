@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import tape
 import tiny
 import torch
 from diffusers import DDIMScheduler
@@ -65,7 +66,7 @@ def calls() -> Iterator[Report]:
     for _ in range(2):
         fast(**call)
         yield fast.report
-    fast = srds_fast.compile(pipe, **EXACT, engine="wave-graphs")
+    fast = srds_fast.compile(pipe, **EXACT, engine="network-graphs")
     for _ in range(2):
         fast(**call)
         yield fast.report
@@ -98,6 +99,7 @@ def calls_in_threads() -> None:
 
 
 if __name__ == "__main__":
+    tape.install()
     for report in calls():
         print(json.dumps(report.to_dict()))
     calls_in_threads()

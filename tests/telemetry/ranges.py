@@ -19,8 +19,10 @@ INSIDE = {
     "wave": ("network", "wave_update", "checkpoint", "coarse", "fine"),
     "coarse": ("network",),
     "fine": ("network",),
-    # widths of waves are recorded one by one; what was recorded is replayed once, to be compared
-    "record": ("iteration", "wave", "network", "replay"),
+    # a network call of a new width is recorded when it has been made
+    "network": ("record",),
+    # what was recorded is replayed once, to be compared
+    "record": ("iteration", "replay"),
 }
 NAME = re.compile(r"(?P<name>[a-z_]+( \d+)?)( \((?P<kind>coarse|fine|mixed), (?P<rows>\d+) rows?\)| \(.+\))?")
 

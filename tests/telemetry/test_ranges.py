@@ -17,7 +17,7 @@ import srds_fast
 from srds_fast import Report
 
 COMPILER = shutil.which("gcc") or shutil.which("cc")
-EAGER = ("srds", "collocation", "sequential", "recorded", "widths recorded", "sample")
+EAGER = ("srds", "collocation", "sequential", "recorded", "widths recorded", "widths replayed", "sample")
 NUMBERED = ("iteration", "wave", "network", "coarse", "fine", "checkpoint", "replay")
 PROGRAM = srds_fast.program.srds(profiled.STEPS, 3, 3)
 
@@ -130,34 +130,33 @@ def test_coarse_rows_beside_the_others_have_a_range_of_their_own(told: Found) ->
     assert parted > 0
 
 
-@pytest.mark.parametrize("name", ["replayed", "widths replayed"])
-def test_replays_tell_launches_instead_of_waves(told: Found, name: str) -> None:
-    call, report = told[name]
+def test_replays_tell_launches_instead_of_waves(told: Found) -> None:
+    call, report = told["replayed"]
     assert not call.of("wave", "network", "wave_update")
     replays = call.of("replay")
     assert sum(each.payload or 0 for each in replays) == report.waves + report.dropped_waves
-    if name == "replayed":
-        iterations = call.of("iteration")
-        assert [each.name for each in replays] == [f"replay {number}" for number in range(len(iterations))]
-        # exact: what comes next is launched before it is known whether it will be needed
-        assert [len(each.of("replay")) for each in iterations] == [2, 1, 1, 0]
-    else:  # and one that begins
-        assert len(replays) == report.waves + 1
+    iterations = call.of("iteration")
+    assert [each.name for each in replays] == [f"replay {number}" for number in range(len(iterations))]
+    # exact: what comes next is launched before it is known whether it will be needed
+    assert [len(each.of("replay")) for each in iterations] == [2, 1, 1, 0]
 
 
-@pytest.mark.parametrize("name", ["recorded", "widths recorded"])
-def test_what_is_recorded_is_told_wave_by_wave(told: Found, name: str) -> None:
+def test_what_is_recorded_is_told_wave_by_wave(told: Found) -> None:
     """So that a node of a graph, made in one of these ranges, can be told to be of its wave."""
-    (record,) = [each for each in told[name][0].inside if each.kind == "record"]
+    (record,) = [each for each in told["recorded"][0].inside if each.kind == "record"]
     waves = [each for each in record.walk() if each.kind == "wave"]
     for wave in waves:
         assert wave.payload == len(PROGRAM.waves[int(wave.name.split()[1])].rows)
         assert any(each.kind == "network" and each.payload == wave.payload for each in wave.walk())
         assert wave.inside[-1].kind == "wave_update"
-    if name == "recorded":
-        assert [wave.name for wave in waves] == [f"wave {number}" for number in range(len(PROGRAM))]
-    else:
-        assert sorted(wave.payload or 0 for wave in waves) == sorted({len(wave.rows) for wave in PROGRAM})
+    assert [wave.name for wave in waves] == [f"wave {number}" for number in range(len(PROGRAM))]
+
+
+def test_network_graphs_are_recorded_in_the_call_of_their_width(told: Found) -> None:
+    call, _ = told["widths recorded"]
+    recorded = [each.payload for each in call.of("network") if each.of("record")]
+    assert sorted(payload or 0 for payload in recorded) == sorted({len(wave.rows) for wave in PROGRAM})
+    assert not told["widths replayed"][0].of("record")
 
 
 def test_what_is_recorded_in_the_middle_of_a_replay_is_no_part_of_the_call(told: Found) -> None:

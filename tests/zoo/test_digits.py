@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from calls import assert_close, latents
 from torch import Tensor
 
 import srds_fast
@@ -15,43 +16,52 @@ from srds_fast import zoo
 STEPS = 100
 
 
-@pytest.fixture(scope="module")
+def cases(*guidance: float) -> Any:
+    """Two samples at the first guidance, and all ten at every one where time does not matter."""
+    every = (pytest.param(each, 10, marks=pytest.mark.exhaustive) for each in guidance)
+    return pytest.mark.parametrize(("guidance", "samples"), [(guidance[0], 2), *every])
+
+
+@functools.cache
 def pipe() -> Any:
     pipe = zoo.load("digits")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def arguments(guidance: float) -> dict[str, Any]:
+def arguments(guidance: float, samples: int) -> dict[str, Any]:
     return {
-        "prompt": zoo.prompts("digits"),
+        "prompt": zoo.prompts("digits")[:samples],
         "num_inference_steps": STEPS,
         "guidance_scale": guidance,
-        "generator": [torch.Generator().manual_seed(seed) for seed in range(10)],
+        "generator": [torch.Generator().manual_seed(seed) for seed in range(samples)],
     }
 
 
 @functools.cache
-def stock_latents(pipe: Any, guidance: float) -> Tensor:
-    latents: Tensor = pipe(**arguments(guidance), output_type="latent").images
+def stock_latents(guidance: float, samples: int) -> Tensor:
+    latents: Tensor = pipe()(**arguments(guidance, samples), output_type="latent").images
     return latents
 
 
-def decoded(pipe: Any, latents: Tensor) -> Tensor:
+def errors_of(found: Tensor, guidance: float, samples: int) -> Tensor:
+    """Mean absolute difference from the stock latents, [samples]."""
+    return (found - stock_latents(guidance, samples)).abs().flatten(1).mean(1)
+
+
+def decoded(latents: Tensor) -> Tensor:
     with torch.no_grad():
-        return (pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+        return (pipe().vae.decode(latents / pipe().vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("guidance", [3.0, 7.5])
-def test_srds_closes_in_on_the_sequential_images(pipe: Any, guidance: float) -> None:
-    reference = stock_latents(pipe, guidance)
-    images = decoded(pipe, reference)
-    fast = srds_fast.compile(pipe, num_blocks=20, coarse_solver="2m", max_iterations=2, tolerance=0.0, method="srds")
+@cases(3.0, 7.5)
+def test_srds_closes_in_on_the_sequential_images(guidance: float, samples: int) -> None:
+    images = decoded(stock_latents(guidance, samples))
+    fast = srds_fast.compile(pipe(), num_blocks=20, coarse_solver="2m", max_iterations=2, tolerance=0.0, method="srds")
     errors, grey = [], []
-    for refinement in fast.stream(**arguments(guidance)):
-        errors.append((refinement.latents - reference).abs().flatten(1).mean(1))
-        grey.append(float(255 * (decoded(pipe, refinement.latents) - images).abs().mean()))
+    for refinement in fast.stream(**arguments(guidance, samples)):
+        errors.append(errors_of(refinement.latents, guidance, samples))
+        grey.append(float(255 * (decoded(refinement.latents) - images).abs().mean()))
     assert fast.plan_for(num_inference_steps=STEPS).program().num_waves == 28
     assert srds_fast.program.srds(STEPS, 20, 1).num_waves == 24
     assert grey[1] < 0.2
@@ -60,43 +70,34 @@ def test_srds_closes_in_on_the_sequential_images(pipe: Any, guidance: float) -> 
         assert bool((errors[iteration] < errors[iteration - 1] / 3).all()), "of every sample"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("guidance", [3.0, 7.5])
-def test_the_default_tolerance_is_kept_by_every_sample(pipe: Any, guidance: float) -> None:
-    reference = stock_latents(pipe, guidance)
-    fast = srds_fast.compile(pipe, method="srds")
-    found = fast(**arguments(guidance), output_type="latent").images
-    error = (found - reference).abs().flatten(1).mean(1)
-    assert float(error.max()) <= 4e-3
+@cases(3.0, 7.5)
+def test_the_default_tolerance_is_kept_by_every_sample(guidance: float, samples: int) -> None:
+    fast = srds_fast.compile(pipe(), method="srds")
+    found = fast(**arguments(guidance, samples), output_type="latent").images
+    assert float(errors_of(found, guidance, samples).max()) <= 4e-3
     assert all(fast.report.converged)
     assert fast.report.waves <= 28
 
 
-def test_exact_is_the_stock_image(pipe: Any) -> None:
-    call = {"prompt": "the digit seven", "num_inference_steps": 25, "guidance_scale": 3.0, "output_type": "latent"}
-    expected = pipe(**call, generator=torch.Generator().manual_seed(0)).images
-    found = srds_fast.compile(pipe, exact=True, method="srds")(
-        **call, generator=torch.Generator().manual_seed(0)
-    ).images
-    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+def test_exact_is_the_stock_image() -> None:
+    call = {"prompt": "the digit seven", "num_inference_steps": 25, "guidance_scale": 3.0}
+    assert_close(latents(srds_fast.compile(pipe(), exact=True, method="srds"), **call), latents(pipe(), **call))
 
 
-@pytest.mark.slow
-def test_parataa_needs_nine_waves_at_most_and_run_on_is_the_sequential_sampler(pipe: Any) -> None:
-    reference = stock_latents(pipe, 1.0)
-    fast = srds_fast.compile(pipe, method="parataa", max_iterations=11, tolerance=1e-7)
-    errors = [(refinement.latents - reference).abs().flatten(1).mean(1) for refinement in fast.stream(**arguments(1.0))]
+@cases(1.0)
+def test_parataa_needs_nine_waves_at_most_and_run_on_is_the_sequential_sampler(guidance: float, samples: int) -> None:
+    fast = srds_fast.compile(pipe(), method="parataa", max_iterations=11, tolerance=1e-7)
+    stream = fast.stream(**arguments(guidance, samples))
+    errors = [errors_of(refinement.latents, guidance, samples) for refinement in stream]
     grey = [127.5 * float(error.quantile(0.95)) for error in errors]
     assert all(each < 0.5 for each in grey[8:])  # after wave 9 and every later one
     assert float(errors[-1].max()) < 1e-4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_collocation_keeps_the_tolerance_in_few_rows(pipe: Any, guidance: float) -> None:
-    reference = stock_latents(pipe, guidance)
-    fast = srds_fast.compile(pipe, method="collocation")
-    found = fast(**arguments(guidance), output_type="latent").images
-    assert float((found - reference).abs().flatten(1).mean(1).max()) <= 4e-3
-    assert sorted(fast.report.iterations_per_sample)[5] <= 9
+@cases(1.0, 5.0)
+def test_collocation_keeps_the_tolerance_in_few_rows(guidance: float, samples: int) -> None:
+    fast = srds_fast.compile(pipe(), method="collocation")
+    found = fast(**arguments(guidance, samples), output_type="latent").images
+    assert float(errors_of(found, guidance, samples).max()) <= 4e-3
+    assert sorted(fast.report.iterations_per_sample)[samples // 2] <= 9
     assert fast.report.waves <= 16

@@ -1,53 +1,92 @@
-"""What a call would have recorded, and what the recording depends on."""
+"""What a call asks to have recorded, and what the recording depends on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels.wave_update import NetworkInput
-from ...solvers.contract import Core
+from ...solvers.contract import Core, Evaluate
 from ...solvers.program import Program
-from ...solvers.waves import CountedWaves
 from ..evaluator import Evaluator
-from .cache_key import fingerprint, hooked
+from .cache_key import hooked, network_key
+from .devices import why_no_recorder
+
+Through = Callable[[Callable[..., Any], Hashable], Callable[..., Any]]
+"""(network, its name among those of the call) -> what is called in its place."""
+
+
+@dataclass(frozen=True)
+class NetworkCalls:
+    """The network calls of a run: what network graphs depend on, beside the arguments of each call.
+
+    Attributes:
+        networks: the networks that are called.
+        device: where they are.
+        signature: by value, what the calls depend on beside their arguments and the modules.
+        compiled: some network is run through torch.compile.
+    """
+
+    networks: tuple[nn.Module, ...]
+    device: torch.device
+    signature: Hashable = None
+    compiled: bool = False
+
+    def why_not(self) -> str | None:
+        """Why nothing of them can be recorded, or None."""
+        if (reason := why_no_recorder(self.device)) is not None:
+            return reason
+        for network in self.networks:
+            if (part := hooked(network)) is not None:
+                return f"a hook hangs on {part}: a replay would not call it"
+        return None
+
+    def key(self, live: frozenset[int] = frozenset()) -> Hashable:
+        """Equal for calls that the same graphs serve. live: see `Capturable`."""
+        networks = tuple(network_key(each, live) for each in self.networks)
+        return self.device, self.compiled, self.signature, _process_state(), networks
 
 
 @dataclass(frozen=True)
 class Capturable:
-    """What a call would have recorded.
+    """What a call asks to have recorded.
 
     Attributes:
-        signature: by value, all that changes the recording beside `inputs` and `networks`.
-        inputs: the tensors that are others in every call, by name; "x" is the starting noise, [batch, ...].
+        signature: by value, everything that changes the loop graph beside `inputs` and `networks`.
+        inputs: the tensors that differ from call to call, by name; "x" is the starting noise, [batch, ...].
         networks: the networks that are called.
-        live: dictionaries of theirs, by identity, whose values are among the inputs.
-        compiled: some network is run through torch.compile.
-        overlap: "batch"; "streams": coarse rows beside the others; "auto": which of the two is faster, measured.
-        begin: given static tensors in the place of inputs, makes a core that has not begun, and what runs its waves: in
-            one batch each, or (True) coarse rows beside the others.
-        begin_counted: the same with waves that count themselves.
-        checkpoints: how many a run has at most.
+        begin: given static tensors in the place of inputs, makes a core that has not begun and the evaluator of its
+            waves: in one batch each, or (True) coarse rows on a stream of their own.
+        through: makes an eager evaluator of the same waves whose network calls go through a function.
+        checkpoints: the most that a run has.
         program: the waves.
-        network: how the network wants its rows.
+        network: format of the network's input.
         dtype: of the network.
+        live: dictionaries of the networks, by identity, whose values are among the inputs.
+        network_signature: by value, what the networks' calls depend on beside their arguments and modules.
+        compiled: some network is run through torch.compile.
+        overlap: "batch"; "streams": coarse rows beside the others; "auto": the faster of the two, measured.
+        why_no_loop: why there can be no loop graph, or None.
     """
 
     signature: Hashable
     inputs: Mapping[str, Tensor]
     networks: tuple[nn.Module, ...]
     begin: Callable[[Mapping[str, Tensor], bool], tuple[Core, Evaluator]]
-    begin_counted: Callable[[Mapping[str, Tensor]], tuple[CountedWaves, Evaluator]]
+    through: Callable[[Through], Callable[[Evaluate], Tensor]]
     checkpoints: int
     program: Program
     network: NetworkInput
     dtype: torch.dtype
     live: frozenset[int] = frozenset()
+    network_signature: Hashable = None
     compiled: bool = False
     overlap: str = "batch"
+    why_no_loop: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -59,21 +98,30 @@ class Capturable:
         """Of the rows of every wave."""
         return self.program.positions
 
-    def why_not(self) -> str | None:
-        """Why it cannot be recorded, or None."""
-        for network in self.networks:
-            if (part := hooked(network)) is not None:
-                return f"a hook hangs on {part}: a replay would not call it"
-        return None
+    def wave_of_zeros(self, width: int) -> Evaluate:
+        """A wave of so many rows on zeros: the first of that width."""
+        x = self.inputs["x"]
+        number = next(number for number, positions in enumerate(self.positions) if len(positions) == width)
+        rows = self.network.empty(width, x).zero_()
+        return Evaluate(rows, self.positions[number], tuple(range(len(x))), number)
+
+    @property
+    def widths(self) -> list[int]:
+        """Of its waves, from narrow to wide."""
+        return sorted({len(positions) for positions in self.positions})
 
     def key(self) -> Hashable:
-        """All that a recording depends on."""
+        """Equal for calls that one loop graph serves."""
         layout = tuple((name, each.shape, each.stride(), each.dtype, each.device) for name, each in self.inputs.items())
-        return self.signature, layout, _process_state(), tuple(fingerprint(each, self.live) for each in self.networks)
+        return self.signature, layout, self.calls().key(self.live)
+
+    def calls(self) -> NetworkCalls:
+        """The network calls alone, whatever the plan."""
+        return NetworkCalls(self.networks, self.device, self.network_signature, self.compiled)
 
 
 def _process_state() -> Hashable:
-    """What of torch's own state operations look at."""
+    """The settings of torch that operations depend on."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return (
         torch.is_inference_mode_enabled(),
@@ -93,7 +141,7 @@ def _process_state() -> Hashable:
 
 
 def _precisions() -> Iterator[Hashable]:
-    """Of float32 products. torch has an old interface and a new one, and refuses the old once the new was used."""
+    """Precision of float32 products. torch has an old and a new interface, and refuses the old after the new."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     for read in (torch.get_float32_matmul_precision, lambda: matmul.allow_tf32, lambda: cudnn.allow_tf32):
         try:

@@ -1,8 +1,9 @@
-"""What captured code must not do, seen as it is captured: every operation goes through here.
+"""Capture checks: refuse what a graph cannot hold, while it is captured.
 
 A replay repeats the launches of a capture and nothing else. An operation that waits for the device, copies from or to
-the host, draws random numbers or has a shape that depends on values would freeze what it found in the capture, or break
-it. It is refused by name before it runs, on a CUDA device as on the CPU.
+the host, draws random numbers or has a shape that depends on values would break the capture, or be replayed with the
+values it had in the capture. Every operation of a capture passes through here, and such a one is refused by name before
+it runs.
 """
 
 from __future__ import annotations
@@ -12,37 +13,38 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from ...errors import CaptureFailed
+from .cache_key import tensors_of
 
 _aten = torch.ops.aten
 _FROM_PYTHON = {_aten.lift_fresh.default, _aten.lift_fresh_copy.default}
-# of an index, only a mask has a shape that depends on values
+# an index has a shape that depends on values only where it is a mask
 _INDEX = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default}
-# not marked in torch: look at a flag on the device
+# reads a flag on the device, which no tag of torch says
 _WAITS = {_aten._linalg_check_errors.default}
-# what the CPU lets pass unseen: no operation runs, and a replay would not do it again
+# on the CPU these run no operation that could be refused
 _TO_HOST = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
-_SPLITS = {torch.tensor_split, Tensor.tensor_split}  # a tensor that tells where must lie on the host
+_SPLITS = {torch.tensor_split, Tensor.tensor_split}  # it reads where to split from a tensor on the host
 _FROM_NUMBERS = {torch.tensor, Tensor.new_tensor}
 _FROM_ANY = {torch.as_tensor, torch.asarray}
-# arguments that say whether anything is drawn
+# arguments that switch random numbers on and off
 _SWITCHES = ("dropout_p", "dropout", "p", "train", "training")
 
 
-class Guard(TorchDispatchMode):
-    """Refuses operations that cannot be captured, and notes what is read from outside.
+class CaptureCheck(TorchDispatchMode):
+    """Refuses operations that cannot be captured, and collects the tensors that are read from outside.
 
     Attributes:
-        operations: that have run, about as many as launches.
-        read: tensors that were there before the capture, in the order they were first read; held, so that their memory
-            stays theirs.
-        read_by_network: the part of them that the network reads.
+        operations: run so far, about as many as launches.
+        read: tensors made before the capture, in the order of their first use; held, so that their memory stays
+            theirs.
+        read_by_network: those of them that the network reads.
     """
 
     def __init__(self) -> None:
@@ -72,7 +74,7 @@ class Guard(TorchDispatchMode):
         given = list(tensors_in((args, kwargs)))
         if self._in_network and func._schema.is_mutable:
             self._refuse_lasting_writes(func, args, kwargs)
-        if func in _FROM_PYTHON:  # what is left of them: x[0] = 1.0
+        if func in _FROM_PYTHON:  # a number, as in x[0] = 1.0: others were refused
             self._numbers.update(map(_Memory, given))
         for tensor in given:
             self._note(tensor)
@@ -88,7 +90,7 @@ class Guard(TorchDispatchMode):
         """Within it, operations are those of the network.
 
         Args:
-            unseen: do not look at them: the network is compiled, and would be taken apart to be seen.
+            unseen: do not look at them, since the network is compiled: under this mode torch would compile it anew.
         """
         self._in_network = True
         try:
@@ -99,7 +101,7 @@ class Guard(TorchDispatchMode):
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
-        """Within it, operations are not looked at: compiled code is guarded by the modes that are on."""
+        """Within it, operations are not looked at. torch compiles code anew when the modes around it change."""
         self._functions.__exit__(None, None, None)
         try:
             with _disable_current_modes():
@@ -108,10 +110,10 @@ class Guard(TorchDispatchMode):
             self._functions.__enter__()
 
     def before(self, func: Any, given: list[Tensor]) -> None:
-        """An operation is about to run on these tensors."""
+        """Called before an operation runs on these tensors."""
 
     def after(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """An operation has run."""
+        """Called after an operation."""
 
     def _refuse_lasting_writes(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         for index, argument in enumerate(func._schema.arguments):
@@ -123,18 +125,18 @@ class Guard(TorchDispatchMode):
 
     @property
     def storages(self) -> set[int]:
-        """Memory taken in this capture. None of these numbers is given to other memory as long as they are kept."""
+        """The memory allocated in this capture, as numbers that no other memory gets while they are kept."""
         return self._made
 
     def made(self, tensor: Tensor) -> bool:
-        """Whether the memory of a tensor was taken in this capture."""
+        """Whether the memory of a tensor was allocated in this capture."""
         return storage_of(tensor) in self._made
 
     def _note(self, tensor: Tensor) -> None:
         storage = storage_of(tensor)
         if storage in self._made or storage in self._numbers:
             return
-        # a view of what was there before is not made here
+        # a view of an outside tensor is an outside tensor
         if storage not in self._seen:
             self._seen.add(storage)
             self.read.append(tensor)
@@ -144,7 +146,7 @@ class Guard(TorchDispatchMode):
 
 
 class _Functions(TorchFunctionMode):
-    """Refuses the functions that run no operation which could be refused."""
+    """Refuses functions that move values to the host without running an operation."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -156,7 +158,7 @@ class _Functions(TorchFunctionMode):
 
 
 def refuse_uncapturable(func: Any, args: Any, kwargs: dict[str, Any], numbers: Set[int] = frozenset()) -> None:
-    """Raise CaptureFailed for an operation that a graph cannot hold; numbers: memory of Python numbers."""
+    """Raise CaptureFailed for an operation that a graph cannot hold; numbers: memory that holds Python numbers."""
     what = None
     if func in _FROM_PYTHON and not _is_number(args[0]):
         what = "makes a tensor from Python numbers, which a graph would freeze"
@@ -173,7 +175,7 @@ def refuse_uncapturable(func: Any, args: Any, kwargs: dict[str, Any], numbers: S
 
 
 def failed(error: Exception) -> CaptureFailed:
-    """What else went wrong in a capture."""
+    """The error of a capture that broke for another reason."""
     reason = str(error).partition("\n")[0]
     return CaptureFailed(
         f"The loop cannot be captured: {type(error).__name__}: {reason}. It runs eagerly. "
@@ -189,7 +191,7 @@ def _refusal(name: str, what: str) -> CaptureFailed:
 
 
 def _is_number(tensor: Tensor) -> bool:
-    """What x[0] = 1.0 makes of its number: it goes along with the launch, as the number itself would."""
+    """The tensor that x[0] = 1.0 makes: its number becomes an argument of the launch."""
     return tensor.ndim == 0 and tensor.device.type == "cpu"
 
 
@@ -198,7 +200,7 @@ def _has_mask(args: Any) -> bool:
 
 
 def _draws(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether it draws: attention and dropout are marked so even where nothing is dropped."""
+    """Whether it draws. torch marks attention and dropout as drawing even where nothing is dropped."""
     for index, argument in enumerate(func._schema.arguments):
         if argument.name in _SWITCHES:
             value = kwargs.get(argument.name, args[index] if index < len(args) else argument.default_value)
@@ -208,7 +210,7 @@ def _draws(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def _devices(func: Any, args: Any, kwargs: dict[str, Any], numbers: Set[int]) -> set[str]:
-    # another tensor of no dimensions on the CPU would be read by the host, and frozen
+    # the host would read any other tensor without dimensions on the CPU, and its value would be frozen
     copies = func in (_aten._to_copy.default, _aten.copy_.default, _aten.copy.default)
     devices = {
         tensor.device.type
@@ -225,13 +227,13 @@ def tensors_in(found: Any) -> Iterator[Tensor]:
 
 
 def new_in(out: Any, given: Iterable[Tensor]) -> list[Tensor]:
-    """The outputs of an operation that do not lie in the memory of what it was given."""
+    """The outputs of an operation in memory of their own."""
     storages = {storage_of(tensor) for tensor in given}
     return [tensor for tensor in tensors_in(out) if storage_of(tensor) not in storages]
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Which memory a tensor lies in; for one without memory of its own, as a sparse one, which tensor it is."""
+    """The number of the memory that a tensor lies in; for one without memory of its own, as a sparse one, its id."""
     try:
         return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
     except (NotImplementedError, RuntimeError, ValueError):
@@ -239,7 +241,7 @@ def storage_of(tensor: Tensor) -> int:
 
 
 class _Memory(int):
-    """As `storage_of`, of memory that may be given back: the number is not used again as long as this is kept."""
+    """`storage_of` memory that may be freed: no other memory gets the number while this is kept."""
 
     def __new__(cls, tensor: Tensor) -> Self:
         made = super().__new__(cls, storage_of(tensor))
@@ -248,6 +250,26 @@ class _Memory(int):
         return made
 
     _held: Any = None
+
+
+def refuse_unknown_reads(
+    check: CaptureCheck, known: Iterable[Tensor], networks: Iterable[nn.Module], made: Set[int] = frozenset()
+) -> None:
+    """Raise CaptureFailed if the network read a tensor that nobody would compare before a replay.
+
+    Args:
+        check: of the capture.
+        known: tensors that it may read: its inputs.
+        networks: modules whose tensors it may read.
+        made: memory allocated in captures before, of the same recording.
+    """
+    for tensor in not_among(check.read_by_network, [*known, *(each for net in networks for each in tensors_of(net))]):
+        if storage_of(tensor) not in made:
+            raise CaptureFailed(
+                f"The loop cannot be captured: the network reads a tensor of shape {tuple(tensor.shape)} that is "
+                "neither an argument nor held by one of its modules. Another one in its place would not be seen. "
+                "Make it a parameter or a buffer; until then it runs eagerly."
+            )
 
 
 def not_among(read: Iterable[Tensor], known: Iterable[Tensor]) -> list[Tensor]:

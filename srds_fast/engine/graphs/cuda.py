@@ -1,4 +1,4 @@
-"""CUDA graphs, all of a device in one pool of memory: what one leaves there the next one overwrites."""
+"""CUDA graphs. All graphs of a device share one pool of memory: each replay overwrites what others left there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weakref import WeakSet
 import torch
 
 from ...errors import CaptureFailed
-from .capture_checks import Guard, failed
+from .capture_checks import CaptureCheck, failed
 from .recorder import Graph
 
 T = TypeVar("T")
@@ -27,35 +27,35 @@ class CudaRecorder:
         self._living: WeakSet[_CudaGraph] = WeakSet()
         self._begin_pool()
 
-    def record(self, work: Callable[[Guard], T]) -> tuple[Graph, T]:
+    def record(self, work: Callable[[CaptureCheck], T]) -> tuple[Graph, T]:
         """See `Recorder.record`."""
         with torch.cuda.device(self._device):
             self._take_workspace()
             graph: Any = torch.cuda.CUDAGraph()
-            guard = Guard()
+            check = CaptureCheck()
             found: list[T] = []
             failures: list[Exception] = []
             stream = torch.cuda.current_stream()
             try:
                 with self._capture(graph):
                     try:
-                        with guard:
-                            found.append(work(guard))
+                        with check:
+                            found.append(work(check))
                     except Exception as error:
                         failures.append(error)
-            except Exception as error:  # a capture that broke cannot be ended without an error of its own
+            except Exception as error:  # ending a capture that broke raises an error of its own
                 failures.append(error)
                 self._give_pool_up()
             finally:
-                torch.cuda.set_stream(stream)  # nor does it leave its stream then
+                torch.cuda.set_stream(stream)  # a capture that broke stays in its stream
             if failures:
                 try:
                     raise failures[0] if isinstance(failures[0], CaptureFailed) else failed(failures[0])
-                finally:  # the error holds this frame, and the frame would hold what was recorded
+                finally:  # the error holds this frame, which must not hold the recording
                     failures.clear()
                     found.clear()
-                    del graph, guard
-            recorded = _CudaGraph(graph, guard)
+                    del graph, check
+            recorded = _CudaGraph(graph, check)
             self._living.add(recorded)
             return recorded, found[0]
 
@@ -70,35 +70,35 @@ class CudaRecorder:
         with torch.cuda.device(self._device):
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(self._device)
-            # a pool lives as long as one of its graphs: this one stays
+            # a pool lives as long as one of its graphs: this one is never reset
             self._keeper = torch.cuda.CUDAGraph()
             with warnings.catch_warnings(), self._capture(self._keeper):
                 warnings.simplefilter("ignore")  # it is empty
 
     def _give_pool_up(self) -> None:
-        """The allocator would go on putting what this stream takes into a pool whose capture was not ended."""
+        """Begin another pool: the allocator goes on using one whose capture was not ended."""
         with suppress(Exception):
             torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
         self._begin_pool()
 
     def _take_workspace(self) -> None:
-        """Have what matrix products work in there before a capture: taken in one it would be kept in the pool."""
+        """Allocate cuBLAS's workspace before a capture: allocated in one, it would stay in the pool."""
         with torch.cuda.stream(self._stream):
             one = torch.ones(8, 8, device=self._device)
             torch.mm(one, one)
 
     def _capture(self, graph: Any) -> Any:
-        # other threads may allocate and wait while this one captures
+        # thread_local: other threads may allocate and synchronise during the capture
         return torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
 
 
 class _CudaGraph:
-    """A CUDA graph, and what it reads from outside."""
+    """A CUDA graph. It holds the tensors that it reads from outside, so that their memory stays theirs."""
 
-    def __init__(self, graph: Any, guard: Guard) -> None:
+    def __init__(self, graph: Any, check: CaptureCheck) -> None:
         self.replay = graph.replay
         self._graph = graph
-        self._held = guard.read
+        self._held = check.read
 
     def reset(self) -> None:
         """Give its memory back."""

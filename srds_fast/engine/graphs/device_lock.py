@@ -1,4 +1,4 @@
-"""One device replays for one call at a time: its graphs share their memory, and each recording its static tensors."""
+"""One call at a time replays on a device: its graphs share one pool of memory, and each has its own static tensors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 
 from ...errors import CaptureFailed
 
-# a call that waits longer than calls take waits for something that waits for it
+# seconds; longer than any call: a wait this long is a deadlock
 LONGEST_WAIT = 30.0
 
 
-class Busy(CaptureFailed):
-    """Another call has the graphs of the device."""
+class DeviceBusy(CaptureFailed):
+    """Another call holds the graphs of the device."""
 
 
-class _Turn:
-    """Whose turn it is on a device.
+class _Lock:
+    """The lock of one device.
 
     Attributes:
-        owner: the thread whose replay it is; None while none replays.
+        owner: the thread whose run is being replayed; None while there is none.
         done: event after the last replay.
     """
 
@@ -35,20 +35,20 @@ class _Turn:
 
 
 @cache
-def _turn_of(device: torch.device) -> _Turn:
-    return _Turn()
+def _lock_of(device: torch.device) -> _Lock:
+    return _Lock()
 
 
 @contextmanager
-def turn(device: torch.device) -> Iterator[None]:
-    """Have the graphs of a device to oneself: until the host has done, and until the device has.
+def device_lock(device: torch.device) -> Iterator[None]:
+    """Hold the graphs of a device: other threads wait for the host, and their streams for the device.
 
     Raises:
-        Busy: it takes too long.
+        DeviceBusy: the wait takes too long.
     """
-    mine = _turn_of(device)
+    mine = _lock_of(device)
     if not mine.lock.acquire(timeout=LONGEST_WAIT):
-        raise Busy(
+        raise DeviceBusy(
             f"another call has had the graphs of {device} for {LONGEST_WAIT:.0f} seconds: it may wait for this one"
         )
     try:
@@ -68,9 +68,9 @@ def turn(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def replaying(device: torch.device) -> Iterator[None]:
-    """A turn, for a replay: what this thread calls in the middle of it must not replay as well."""
-    with turn(device):
-        mine = _turn_of(device)
+    """Hold the lock for the replay of a run. What this thread calls within it must not replay as well."""
+    with device_lock(device):
+        mine = _lock_of(device)
         mine.owner = threading.get_ident()
         try:
             yield
@@ -78,6 +78,6 @@ def replaying(device: torch.device) -> Iterator[None]:
             mine.owner = None
 
 
-def replays_here(device: torch.device) -> bool:
-    """Whether this thread is in the middle of a replay."""
-    return _turn_of(device).owner == threading.get_ident()
+def in_a_replay(device: torch.device) -> bool:
+    """Whether this thread is in the middle of replaying a run."""
+    return _lock_of(device).owner == threading.get_ident()

@@ -11,11 +11,11 @@ from torch import Tensor
 from ... import telemetry
 from ...solvers.contract import Checkpoint, Core, Evaluate
 from .device_lock import replaying
-from .recording import Captured, Piece
+from .recording import LoopGraph, Stretch
 
 
 def never(iteration: int) -> bool:
-    """Nothing is launched ahead of a decision to stop."""
+    """Launch nothing ahead of a decision to stop."""
     return False
 
 
@@ -24,17 +24,17 @@ class Replay:
 
     Args:
         captured: the recording.
-        inputs: the tensors of this call, as those it was recorded with.
-        ahead: true for an iteration after which the next launch is made before the change is read. That spares the
-            device a pause, and costs the waves of one launch where the run then stops: it pays where a stop is
+        inputs: the tensors of this call, laid out as those it was recorded with.
+        ahead: true for an iteration after which the next stretch is launched before the change is read. The device
+            then does not pause, and the waves of one launch are wasted where the run stops: it pays where a stop is
             unlikely.
 
     Attributes:
-        core: the run as a core: of each wave it tells that it has been launched, and does not look at the answer.
+        core: the run as a core: it tells of each wave that it has been launched, and ignores the answer.
         dropped_waves: launched ahead of a decision to stop.
     """
 
-    def __init__(self, captured: Captured, inputs: Mapping[str, Tensor], ahead: Callable[[int], bool] = never) -> None:
+    def __init__(self, captured: LoopGraph, inputs: Mapping[str, Tensor], ahead: Callable[[int], bool] = never) -> None:
         self.dropped_waves = 0
         self._captured = captured
         self._ahead = ahead
@@ -47,22 +47,20 @@ class Replay:
             samples = tuple(range(len(inputs["x"])))
             running = samples
             result: Tensor | None = None
-            ahead: Piece | None = None
+            launched = False
             for number in range(captured.checkpoints):
                 stretch = captured.stretch(number)
-                for piece in stretch.pieces:
-                    if piece is not ahead:
-                        self._launch(piece, number)
-                    ahead, self.dropped_waves = None, 0
-                    for positions, wave in piece.waves:
-                        yield Evaluate(inputs["x"], positions, samples, wave)
-                found = stretch.checkpoint()
-                arriving = _Arriving(found)
+                if not launched:
+                    self._launch(stretch, number)
+                launched, self.dropped_waves = False, 0
+                for positions, wave in stretch.waves:
+                    yield Evaluate(inputs["x"], positions, samples, wave)
+                arriving = _Arriving(stretch.checkpoint)
                 last = number == captured.checkpoints - 1
-                if not last and self._ahead(found.iteration) and (following := captured.stretch(number + 1).pieces):
-                    ahead = following[0]
-                    self._launch(ahead, number + 1)
-                    self.dropped_waves = len(ahead.waves)  # if it ends here
+                if not last and self._ahead(stretch.checkpoint.iteration):
+                    following = captured.stretch(number + 1)
+                    self._launch(following, number + 1)
+                    launched, self.dropped_waves = True, len(following.waves)  # dropped if the run ends here
                 checkpoint = arriving.of(running)
                 answer = yield checkpoint
                 assert not isinstance(answer, Tensor)
@@ -73,9 +71,9 @@ class Replay:
             assert result is not None
             return result
 
-    def _launch(self, piece: Piece, stretch: int) -> None:
-        with telemetry.replay(self._captured.program, stretch, len(piece.waves)):
-            piece.graph.replay()
+    def _launch(self, stretch: Stretch, number: int) -> None:
+        with telemetry.replay(self._captured.program, number, len(stretch.waves)):
+            stretch.graph.replay()
 
 
 class _Arriving:
@@ -90,7 +88,7 @@ class _Arriving:
             found.exact,
             _to_host(found.still),
         )
-        # what the host looks at is copied in the order of the stream: no stream of its own could be earlier
+        # the copy to the host follows in the same stream: a stream of its own could not begin earlier
         self._event: Any = None
         if found.sample.is_cuda and found.change is not None:
             self._event = torch.cuda.current_stream(found.sample.device).record_event()

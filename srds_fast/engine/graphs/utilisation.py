@@ -1,4 +1,4 @@
-"""Whether a network call keeps its device busy: graphs remove the time between launches, and there may be none."""
+"""The share of a network call in which its device works. A graph only removes the pauses between launches."""
 
 from __future__ import annotations
 
@@ -12,30 +12,28 @@ from torch import Tensor
 from ...solvers.contract import Evaluate
 from .capturable import Capturable
 
-# of a network call's time, the share in which the device works. Elsewhere graphs were measured to gain a quarter to a
-# half at shares of 0.3 to 0.6, and nothing but gigabytes spent on networks that keep their device busy.
+# Above this share nothing is recorded. Elsewhere graphs were measured to gain a quarter to a half at shares of 0.3 to
+# 0.6; on networks that keep their device busy they gained nothing and took gigabytes.
 BUSY = 0.85
 CALLS = 3
 
 
 def why_not_worth(share: float) -> str | None:
-    """Why recording would gain nothing at this busy share, or None."""
+    """Why recording would gain nothing at this share, or None."""
     if share < BUSY:
         return None
     return f"the device is busy for {share:.0%} of a network call: a graph would save next to nothing and take memory"
 
 
 @torch.no_grad()
-def busy_share(call: Capturable, evaluate: Callable[[Evaluate], Tensor]) -> float:
-    """The share of a network call, of the width that is most frequent, in which its CUDA device works.
+def utilisation(call: Capturable, evaluate: Callable[[Evaluate], Tensor]) -> float:
+    """The share of a network call in which its CUDA device works, for a wave of the most frequent width.
 
-    Measured on zeros: once as the host launches them, once with all launches queued behind a pause.
+    Measured on zeros: once as the host launches the calls, once with all launches queued behind a pause.
     """
-    x, device = call.inputs["x"], call.device
+    device = call.device
     width, _ = Counter(len(positions) for positions in call.positions).most_common(1)[0]
-    number = next(number for number, positions in enumerate(call.positions) if len(positions) == width)
-    rows = call.network.empty(width, x).zero_()
-    wave = Evaluate(rows, call.positions[number], tuple(range(len(x))), number)
+    wave = call.wave_of_zeros(width)
 
     def calls() -> None:
         for _ in range(CALLS):
@@ -49,7 +47,7 @@ def busy_share(call: Capturable, evaluate: Callable[[Evaluate], Tensor]) -> floa
         torch.cuda.synchronize()
         launched = time.perf_counter() - started
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # long enough for the host to queue all of them; in cycles of at most two a nanosecond
+        # The pause is long enough for the host to queue all of them. It is in cycles, at most two a nanosecond.
         torch.cuda._sleep(int(2 * launched * 2e9))
         begin.record()
         calls()

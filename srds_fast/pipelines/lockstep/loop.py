@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import telemetry
-from ...engine.graphs.use import GraphUse
+from ...engine.graphs.runner import GraphRunner
 from ...engine.run import Observer, Run
 from ...errors import UnsupportedPipeline, UnsupportedScheduler
 from ...kernels.wave_update import NetworkInput
@@ -34,7 +34,7 @@ from ...sampling.session import Planner, Session
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
 from ...solvers.contract import Evaluate, Extras, Trajectory
-from ...solvers.method import check_warm_start
+from ...solvers.registry import check_warm_start
 from ..loop import Loop
 from ..network_rows import RowInputs
 from ..networks import Network, network_family
@@ -75,7 +75,7 @@ class LockstepLoop:
         observer: Observer | None = None,
         *,
         turn: RecordedTurn | None = None,
-        graphs: GraphUse | None = None,
+        graphs: GraphRunner | None = None,
         overlap: str = "batch",
         keep_states: bool = False,
         guess: Tensor | None = None,
@@ -237,12 +237,12 @@ class LockstepLoop:
     def newest(self) -> Tensor | None:
         """The newest whole sample, [batch, ...]; in an eager sequential run, the current state."""
         run = self.session_begun().run
-        if run.newest is not None or run.plan.method != "sequential" or self._wave is None:
+        if run.newest is not None or not run.plan.is_sequential or self._wave is None:
             return run.newest
         if self._network is None:
             return self._wave.x[0]
-        # a replay returns no states between checkpoints
-        return self._network.state_of(self._wave) if run.report.engine == "eager" else None
+        # a replay hands out no states between checkpoints
+        return self._network.state_of(self._wave) if run.report.engine != "loop graph" else None
 
     def interrupt(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
         """End the call early with this sample; return it in the form that the loop expects."""
@@ -411,9 +411,7 @@ class LockstepLoop:
 
     def _refuse_too_many_turns(self, plan: Plan) -> None:
         """Refuse a plan with more turns than steps, if the loop indexes a list with one entry per step."""
-        at_once = plan.pipelined and plan.in_flight is None
-        in_as_many_turns = at_once if plan.method == "srds" else plan.method in ("sequential", "chords")
-        few_turns = plan.method == "sequential" or (in_as_many_turns and plan.max_rows is None)
+        few_turns = plan.is_sequential or (plan.options.fits_turns and plan.max_rows is None)
         if self._loop.counts and self._network is None and not few_turns:
             raise UnsupportedPipeline(
                 "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.evaluator import Evaluator
-from ...engine.graphs.capturable import Capturable
-from ...engine.run import core_of, counted_waves_of
+from ...engine.graphs.capturable import Capturable, Through
+from ...engine.run import core_of
 from ...engine.streams import TwoLanes, has_two_lanes
 from ...kernels.common.dispatch import implementation
 from ...planner.plan import SLIDES, STATES_KEPT, Plan
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Core, Evaluate, Extras
 from ...solvers.program import Program
-from ...solvers.waves import CountedWaves
 from ..lora import AdapterScales, scale_numbers
 from ..network_rows import RowInputs
 from ..networks import is_compiled
@@ -80,10 +79,6 @@ class RecordedNetwork:
         """
         if self.noise.num_steps == 1:
             raise ValueError("a run of a single step has nothing between its waves")
-        if plan.slides:
-            raise ValueError(SLIDES)
-        if self.keeps_states:
-            raise ValueError(STATES_KEPT)
         state, noise, extras = self.state, self.noise, self.extras
         factors: dict[nn.Module, float] = {}
         for recorded in self.turn.calls:
@@ -102,8 +97,8 @@ class RecordedNetwork:
             draws, guidance, guess = (static.get(name) for name in ("draws", "guidance", "guess"))
             return replace(extras, draws=draws, guidance=guidance, guess=guess)
 
-        def repeated(static: Mapping[str, Tensor], program: Program, counter: Tensor | None = None) -> Repeated:
-            rows = RowInputs(program, noise, static["x"], counter, replacements=replacements)
+        def repeated(static: Mapping[str, Tensor], program: Program) -> Repeated:
+            rows = RowInputs(program, noise, static["x"], replacements=replacements)
             around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
             return Repeated(with_tensors(calls, given, static), rows, len(static["x"]), around)
 
@@ -113,14 +108,12 @@ class RecordedNetwork:
                 return core, repeated(static, program)
             return core, TwoLanes(repeated(static, program.in_lanes()), program, static["x"].device)
 
-        def begin_counted(static: Mapping[str, Tensor]) -> tuple[CountedWaves, Repeated]:
-            waves = counted_waves_of(plan, static["x"], noise, program, with_own(static))
-            return waves, repeated(static, program, waves.counter)
+        def through(graphed: Through) -> Repeated:
+            called = {network: graphed(replacements.get(network, network), id(network)) for network in factors}
+            return Repeated(self.turn.calls, RowInputs(program, noise, state, replacements=called), len(state))
 
         return Capturable(
             (
-                tuple(map(id, replacements.values())),
-                _attention_of_the_process(),
                 plan.signature,
                 noise,
                 extras.scaled,
@@ -131,12 +124,14 @@ class RecordedNetwork:
             own | given,
             tuple(factors),
             begin,
-            begin_counted,
+            through,
             plan.num_checkpoints,
             program,
             extras.network,
             calls[0].states.dtype,
             scale_numbers(factors),
+            network_signature=(tuple(map(id, replacements.values())), _attention_of_the_process()),
+            why_no_loop=SLIDES if plan.slides else STATES_KEPT if self.keeps_states else None,
             overlap=self.overlap if has_two_lanes(program) else "batch",
             compiled=any(network in replacements or is_compiled(network) for network in factors),
         )

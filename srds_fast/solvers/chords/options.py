@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from torch import Tensor
 
 from ...errors import InvalidArgument
+from ...schedulers.table import NoiseTable
+from ..contract import Core, Extras
+from ..method import Method, Target
+from ..program import Program
+from . import program as programs
+from .solver import chords
+
+# numbers of cores that the planner compares
+PLANNED = (4, 8)
 
 
 @dataclass(frozen=True)
-class Chords:
+class Chords(Method):
     """CHORDS (Han et al., ICCV 2025): cores that start further and further along, the slower rectify the faster.
 
     Attributes:
@@ -19,6 +31,7 @@ class Chords:
     """
 
     name: ClassVar[str] = "chords"
+    about: ClassVar[str] = "four cores, each of which begins later than the one before"
     num_cores: int = 4
     starts: tuple[int, ...] | None = None
 
@@ -33,3 +46,37 @@ class Chords:
                 raise InvalidArgument(
                     f"Chords: starts is {starts}. It must be {cores} steps, ascending, the first 0. Pass such steps."
                 )
+
+    def with_defaults(self, target: Target) -> Self:
+        steps = target.num_steps
+        if self.starts is not None and self.starts[-1] >= steps:
+            raise InvalidArgument(
+                f"A core begins at step {self.starts[-1]}, and there are {steps} steps. It would have none to take. "
+                "Pass other starts, or leave them out."
+            )
+        return replace(self, num_cores=min(self.num_cores, steps))
+
+    def most_iterations(self, target: Target) -> int:
+        return self.num_cores - 1
+
+    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bits_only: bool) -> Program:
+        return programs.chords(num_steps, self.starts or programs.chord_starts(num_steps, self.num_cores))
+
+    def core(self, x: Tensor, noise: NoiseTable, program: Program, extras: Extras, *, watch_bits: bool = False) -> Core:
+        assert isinstance(program, programs.Cores)
+        return chords(x, noise, program, extras, watch_bits=watch_bits)
+
+    @property
+    def fits_turns(self) -> bool:
+        return True
+
+    def num_checkpoints(self, max_iterations: int) -> int:
+        return self.num_cores
+
+    def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
+        # without calibration it has no tolerance to stop by that could be relied on
+        if calibrated and target.leaves_choice(calibrated=True):
+            yield from (Chords(cores) for cores in PLANNED if cores <= target.num_steps)
+
+    def words(self) -> list[str]:
+        return [f"{self.num_cores} cores"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...kernels.fixed_point_wave import LOCAL, Scan, ScanStep, Sweep, Table, step_numbers, walk
 from ...schedulers.steps import Like, first_order
 from ...schedulers.table import NoiseTable
-from .options import FixedPoint
+from .parameters import Parameters
 from .program import MOST_SPARSE_SWEEPS, Sweeps
 
 # that look back at more than the newest difference, where all points are rows; nodes, which say something else from
@@ -36,7 +36,7 @@ class Grid:
 
 
 @lru_cache(maxsize=32)
-def grid_of(noise: NoiseTable, program: Sweeps, options: FixedPoint, like: Like, *, scaled: bool) -> Grid:
+def grid_of(noise: NoiseTable, program: Sweeps, options: Parameters, like: Like, *, scaled: bool) -> Grid:
     """The grid of a run for states like these; scaled: the network's input is to be."""
 
     def column(values: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def grid_of(noise: NoiseTable, program: Sweeps, options: FixedPoint, like: Like,
     return Grid(table, column(growth), posterior_variance(noise))
 
 
-def _data_std(noise: NoiseTable, options: FixedPoint) -> float | None:
+def _data_std(noise: NoiseTable, options: Parameters) -> float | None:
     if options.data_std != "auto":
         return options.data_std
     return 1.0 if noise.clip is None else 0.5 * noise.clip

@@ -3,81 +3,81 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from ...errors import InvalidArgument
-from .program import FEWEST_NODES
+from torch import Tensor
 
-MOST_HISTORY = 5
+from ...schedulers.table import NoiseTable
+from ..contract import Core, Extras
+from ..convergence import SWEEPS, Contraction
+from ..method import Method, Stopping, Target
+from ..program import Program
+from .parameters import Parameters
+from .program import FEWEST_NODES, Sweeps, fixed_point, windows
+from .solver import fixed_point as solve
+
+# of a run that has not settled: by then it has cost more than the sequential sampler several times over
+MOST_SWEEPS = 100
 HALF_A_GREY_LEVEL = 4e-3
-# of collocation at this tolerance
+# sweeps after which a tolerance of half a grey level mostly stops a run, and by what factor one more reduces the error:
+# on the digits pipeline, 25 to 100 steps, guidance 1 and 5
+EXPECTED_SWEEPS = 8
+REDUCED_BY_A_SWEEP = 3.0
+# nodes of collocation at this tolerance
 NODES = 24
 FEWEST_BY_TOLERANCE = 12
+# nodes that the planner compares, as shares of the default; fewer only where they are calibrated, as how many sweeps
+# they need differs from network to network
+SHARES = (0.5, 0.67, 0.83, 1.0, 1.33)
 
 
 @dataclass(frozen=True)
-class FixedPoint:
-    """Options of the methods that refine all points of the grid at once.
-
-        x_{i+1}^new = f_i(x_i^old) + c_i (x_i^new - x_i^old)
-
-    with f_i the scheduler's step and c_i its response to x_i, the same number for all elements. The methods differ in
-    c_i, in the points that a wave moves, and in what mixes the iterates afterwards.
-
-    Attributes:
-        data_std: standard deviation of the data that c_i is exact for, if they are Gaussian: 1 is the rotation
-            cos(theta_i - theta_{i+1}) of variance-preserving schedules, math.inf the exact linear part
-            sqrt(abar_{i+1} / abar_i) of ParaTAA. "auto": 1, as latents are scaled; half the bound where the scheduler
-            clips x0. None: c_i = 1, Picard iteration.
-        history: differences to earlier iterates that triangular Anderson acceleration mixes, 0 to 5; 0: none. What has
-            not settled in the first sweeps goes on with the newest alone.
-        regularisation: lambda of the mixing, absolute.
-        num_nodes: rows of a wave; the network's output at the points between them is interpolated. None: all points,
-            or, of collocation, as many as the tolerance asks for.
-        order: steps that the correction reaches along, the k of ParaTAA; None: to the end of the window.
-        window: steps that are refined at a time. None: all, of which the sample's own change decides when to stop.
-        step_tolerance: bound on the error of every step, by which a window slides, see the methods; with a window only.
-    """
+class FixedPoint(Parameters, Method):
+    """Options of the methods that refine all points of the grid at once; for the attributes see `Parameters`."""
 
     name: ClassVar[str] = "fixed-point"
-    data_std: float | Literal["auto"] | None = "auto"
-    history: int = 2
-    regularisation: float = 1e-3
-    num_nodes: int | None = None
-    order: int | None = None
-    window: int | None = None
-    step_tolerance: float | None = None
+    takes_warm_start: ClassVar[bool] = True
+    first_iteration: ClassVar[int] = Sweeps.first_iteration
+    tried: ClassVar[tuple[int, int]] = (4, 14)
 
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("history", 0, MOST_HISTORY),
-            ("num_nodes", FEWEST_NODES, None),
-            ("order", 1, None),
-            ("window", 1, None),
-        ):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is None and name != "history":
-                continue
-            if not whole or value < low or (high is not None and value > high):
-                allowed = f"{low} or more" if high is None else f"{low} to {high}"
-                self._refuse(f"{name} is {value!r}. It must be a whole number, {allowed}.")
-        for name in ("data_std", "regularisation", "step_tolerance"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if (value is None and name != "regularisation") or (name == "data_std" and value == "auto"):
-                continue
-            if not number or not value > 0 or (math.isinf(value) and name != "data_std"):
-                self._refuse(f"{name} is {value!r}. It must be a positive number.")
-        if (self.window is None) != (self.step_tolerance is None):
-            self._refuse("window and step_tolerance belong together: a window slides by the errors of its steps.")
-        nodes = self.num_nodes is not None or isinstance(self, Collocation)
-        if nodes and (self.window is not None or self.order is not None):
-            self._refuse("num_nodes goes with neither window nor order: nodes are spread over the whole grid.")
+    def most_iterations(self, target: Target) -> int:
+        return target.num_steps if target.bits_only else min(target.num_steps, MOST_SWEEPS)
 
-    def _refuse(self, what: str) -> None:
-        raise InvalidArgument(f"{type(self).__name__}: {what} See srds_fast.methods for what each option means.")
+    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bits_only: bool) -> Program:
+        if self.window is not None:
+            return windows(num_steps, min(self.window, max_rows or self.window))
+        return fixed_point(num_steps, max_iterations, None if bits_only else self.num_nodes)
+
+    def core(self, x: Tensor, noise: NoiseTable, program: Program, extras: Extras, *, watch_bits: bool = False) -> Core:
+        assert isinstance(program, Sweeps)
+        return solve(x, noise, program, self, extras, watch_bits=watch_bits)
+
+    @property
+    def slides(self) -> bool:
+        return self.window is not None
+
+    @property
+    def fused(self) -> bool:
+        return self.window is None and self.order is None
+
+    def num_checkpoints(self, max_iterations: int) -> int:
+        return 1 if self.slides else max_iterations
+
+    def contraction(self, *, plain: bool) -> Contraction:
+        return SWEEPS
+
+    def iterations_begun(self, num_steps: int, iteration: int, max_iterations: int) -> int:
+        return iteration
+
+    def expected_iterations(self, stopping: Stopping) -> tuple[int, ...]:
+        more = math.log(HALF_A_GREY_LEVEL / stopping.tolerance) / math.log(REDUCED_BY_A_SWEEP)
+        most = stopping.max_iterations
+        return (max(min(3, most), min(most, EXPECTED_SWEEPS + math.ceil(more))),)
+
+    def words(self) -> list[str]:
+        return [f"window {self.window}"] if self.slides else []
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,13 @@ class Collocation(FixedPoint):
     """
 
     name: ClassVar[str] = "collocation"
+    about: ClassVar[str] = "refines all points at once, evaluates few nodes per wave"
+    interpolates: ClassVar[bool] = True
 
-    def with_nodes(self, tolerance: float) -> Collocation:
+    def with_defaults(self, target: Target) -> Self:
+        return self.with_nodes(0.0 if target.exact else target.tolerance)
+
+    def with_nodes(self, tolerance: float) -> Self:
         """The same with as many nodes as a tolerance asks for, where none are given.
 
         What is interpolated wrongly falls with the square of their number: on the digits pipeline 24 leave about a
@@ -101,6 +106,19 @@ class Collocation(FixedPoint):
             return self
         asked = round(NODES * math.sqrt(HALF_A_GREY_LEVEL / tolerance))
         return replace(self, num_nodes=max(FEWEST_BY_TOLERANCE, asked))
+
+    def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
+        if not target.leaves_choice(calibrated=calibrated):
+            return
+        usual = self.with_nodes(target.tolerance).num_nodes
+        assert usual is not None
+        for share in SHARES:
+            num_nodes = max(FEWEST_NODES, round(share * usual))
+            if num_nodes < target.num_steps and (calibrated or share >= 1.0):
+                yield replace(self, num_nodes=num_nodes)
+
+    def words(self) -> list[str]:
+        return [f"{self.num_nodes or 'all'} nodes"]
 
 
 @dataclass(frozen=True)
@@ -115,11 +133,17 @@ class ParaTAA(FixedPoint):
     """
 
     name: ClassVar[str] = "parataa"
+    about: ClassVar[str] = "refines and evaluates all points at once"
+    slides_by_residuals: ClassVar[bool] = True
 
     @classmethod
     def published(cls, window: int = 100, order: int | None = None, step_tolerance: float = 1e-3) -> ParaTAA:
         """The authors' form, with the defaults of their command line. order: 20 for Stable Diffusion, full for DiT."""
         return cls(data_std=math.inf, history=1, order=order, window=window, step_tolerance=step_tolerance)
+
+    def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
+        if target.leaves_choice(calibrated=calibrated):
+            yield self
 
 
 @dataclass(frozen=True)
@@ -131,6 +155,7 @@ class ParaDiGMS(FixedPoint):
     """
 
     name: ClassVar[str] = "paradigms"
+    about: ClassVar[str] = "Picard iteration on a sliding window of 10"
     data_std: float | Literal["auto"] | None = None
     history: int = 0
     window: int | None = 10

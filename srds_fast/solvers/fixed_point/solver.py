@@ -20,7 +20,7 @@ from ...schedulers.steps import Like
 from ...schedulers.table import NoiseTable
 from ..contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras, output_of, samples_of
 from .grid import grid_of
-from .options import FixedPoint, ParaTAA
+from .parameters import Parameters
 from .program import Sweeps
 
 
@@ -28,7 +28,7 @@ def fixed_point(
     x: Tensor,
     noise: NoiseTable,
     program: Sweeps,
-    options: FixedPoint,
+    options: Parameters,
     extras: Extras = NOTHING,
     *,
     watch_bits: bool = False,
@@ -67,14 +67,16 @@ def fixed_point(
     raise AssertionError("a program ends with a checkpoint")
 
 
-def _sliding(points: Window, program: Sweeps, options: FixedPoint, bits_only: bool) -> Core:
+def _sliding(points: Window, program: Sweeps, options: Parameters, bits_only: bool) -> Core:
     """The window begins at the first step that is not finished: the host waits for its errors after every wave."""
     assert options.step_tolerance is not None
-    parataa = isinstance(options, ParaTAA)
+    by_residuals = options.slides_by_residuals
     spread = points.grid.variance.clamp(min=0).sqrt()
     # ParaDiGMS holds a point against the step that departs from it
-    spread = spread if parataa else torch.cat([spread[1:], spread.new_zeros(1)])
-    bound = (0.0 if bits_only else options.step_tolerance) * (spread.clamp(min=1.0) if parataa else spread)
+    spread = spread if by_residuals else torch.cat([spread[1:], spread.new_zeros(1)])
+    bound = (0.0 if bits_only else options.step_tolerance) * (spread.clamp(min=1.0) if by_residuals else spread)
+    # A mixed point is not the step from the one before it: the window slides to the first that moved, not past it.
+    steps_alone = not by_residuals and options.history == 0
     first = sweeps = 0
     while first < program.num_steps:
         sweeps += 1
@@ -84,12 +86,12 @@ def _sliding(points: Window, program: Sweeps, options: FixedPoint, bits_only: bo
         # what is not a number is within no bound
         within = [*(error.double().cpu() <= bound[first:last, None]).all(1).tolist(), False]
         finished = within.index(False)
-        if parataa:
-            # residuals are those of the points before the sweep, which may have made some of them larger
+        if not steps_alone:
+            # errors are those of the points before the sweep, which may have made some of them larger
             points.put_back(first, finished)
         points.record()
         # a point that moved too far was still made of steps that had finished; a residual belongs to its own step
-        first = min(last, first + (max(1, finished) if parataa else finished + 1))
+        first = min(last, first + (finished + 1 if steps_alone else max(1, finished)))
         if first < program.num_steps:
             points.enter(last, program.positions[first][-1] + 1)
     sample: Tensor = points.memory.x[-1].clone()
@@ -109,7 +111,7 @@ class Points:
         memory: the points, [N + 1, samples, ...], and what sweeps leave to later ones.
     """
 
-    def __init__(self, x: Tensor, noise: NoiseTable, program: Sweeps, options: FixedPoint, extras: Extras) -> None:
+    def __init__(self, x: Tensor, noise: NoiseTable, program: Sweeps, options: Parameters, extras: Extras) -> None:
         self.samples = tuple(range(len(x)))
         self.grid = grid_of(noise, program, options, Like.of(x), scaled=extras.scaled)
         self._program, self._options, self._extras = program, options, extras
@@ -211,7 +213,7 @@ class Window(Points):
         update_outputs(table, wave, memory, guided(self._taken(), extras.guidance, memory.m.dtype))
         y, m, added = memory.x[first : last + 1], memory.m[first:last], additions(table, memory, first, last)
         points = moved = self._constrained(table.scan.points(y, m, first, added), first + 1)
-        if isinstance(self._options, ParaTAA):
+        if self._options.slides_by_residuals:
             moved = self._constrained(table.scan.stepped(y, m, first, added), first + 1)
         squared_error = (moved - y[1:]).square().flatten(2).sum(2)
         if table.history:

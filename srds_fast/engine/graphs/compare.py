@@ -1,4 +1,4 @@
-"""A replay is compared with the eager run it was recorded after."""
+"""A replay is compared with the eager run that was recorded."""
 
 from __future__ import annotations
 
@@ -10,23 +10,35 @@ from torch import Tensor
 from ...errors import CaptureFailed
 from ...solvers.contract import Core, Evaluate
 from .capturable import Capturable
-from .recording import Captured
+from .recording import LoopGraph
 from .replay import Replay
 
-# largest difference of a replay to the eager run it was recorded after, relative to the largest value. A recording that
-# is wrong is wrong by far; batches of other widths round differently.
+# Largest difference between a replay and the eager run, relative to the largest value. A wrong recording is wrong by
+# far more; batches of other widths round differently.
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-def _compare(captured: Captured, call: Capturable, expected: Tensor, iterations: list[int]) -> None:
-    """Raise CaptureFailed if a replay on the call's own inputs does not give its result."""
+def compare(captured: LoopGraph, call: Capturable, expected: Tensor, iterations: list[int]) -> None:
+    """Raise CaptureFailed if a replay on the call's own inputs does not give its result.
+
+    Args:
+        expected: result of the eager run, [batch, ...].
+        iterations: after how many each sample was done.
+    """
     core = Replay(captured, call.inputs).core
     try:
         found = _result(core, expected, iterations)
     finally:
         core.close()
+    refuse_difference(found, expected, call.dtype)
+
+
+def refuse_difference(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Raise CaptureFailed if what a replay found is not what an eager run in this dtype gave."""
+    if not expected.numel():
+        return
     difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
-    if not difference <= SAME[call.dtype] * largest:
+    if not difference <= SAME.get(dtype, 0.0) * largest:
         raise CaptureFailed(
             f"The loop is not captured: its replay differs from the eager run by {difference:.2g} where values reach "
             f"{largest:.2g}. Something in the network is not repeated by a replay. It runs eagerly."
@@ -34,7 +46,7 @@ def _compare(captured: Captured, call: Capturable, expected: Tensor, iterations:
 
 
 def _result(core: Core, expected: Tensor, iterations: list[int]) -> Tensor:
-    """What a replay gives if its samples are done after as many iterations as they were."""
+    """What a replay gives if each sample is done after its number of iterations."""
     found = torch.empty_like(expected)
     event: Any = next(core)
     try:

@@ -1,9 +1,8 @@
-"""A recorder for the CPU: notes every operation of a stretch, and does them again on the same tensors.
+"""A recorder for the CPU: keeps every operation of a recording, and does them again on the same tensors.
 
 It behaves as a CUDA graph does: Python runs once, while recording; numbers and shapes are frozen; a replay reads and
-writes the memory that the recording read and wrote. Recording leaves nothing behind but memory: what existed before is
-as it was, and what was made holds NaN until the first replay. So whatever a capture would get wrong on a GPU is wrong
-here as well. It is for tests and for looking at what is captured.
+writes the memory that the recording read and wrote. Recording changes nothing that existed before, and what it made
+holds NaN until the first replay. Whatever a capture would get wrong on a GPU is therefore wrong here as well.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ...errors import CaptureFailed
-from .capture_checks import Guard, failed, new_in, storage_of, tensors_in
+from srds_fast.engine.graphs.capture_checks import CaptureCheck, failed, new_in, storage_of, tensors_in
+from srds_fast.engine.graphs.devices import RECORDERS
+from srds_fast.errors import CaptureFailed
 
 T = TypeVar("T")
 
@@ -27,8 +27,8 @@ _MAKES_ROOM = {
 }  # fmt: skip
 
 
-class Tape(Guard):
-    """The operations of one stretch. Records while it is entered."""
+class Tape(CaptureCheck):
+    """The operations of one recording. It records while it is entered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,17 +41,6 @@ class Tape(Guard):
         """Do the operations again."""
         for operation in self._operations:
             operation()
-
-    @property
-    def num_operations(self) -> int:
-        """Operations that a replay does."""
-        return len(self._operations)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory taken while recording."""
-        storages = {storage_of(tensor): tensor.untyped_storage().nbytes() for tensor in self._made_tensors}
-        return sum(storages.values())
 
     def reset(self) -> None:
         """Give the memory back."""
@@ -113,7 +102,7 @@ class TapeRecorder:
     name = "tape"
 
     @torch.no_grad()
-    def record(self, work: Callable[[Guard], T]) -> tuple[Tape, T]:
+    def record(self, work: Callable[[CaptureCheck], T]) -> tuple[Tape, T]:
         """Run work once; returns its operations and its result."""
         tape = Tape()
         try:
@@ -129,3 +118,8 @@ class TapeRecorder:
 
     def release(self) -> None:
         """Nothing: memory is given back with the tape."""
+
+
+def install() -> None:
+    """Record on the CPU with tapes."""
+    RECORDERS["cpu"] = lambda device: TapeRecorder()

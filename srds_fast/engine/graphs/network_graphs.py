@@ -1,0 +1,290 @@
+"""Network graphs: one graph of the network call for each width of a wave, replayed for every wave of that width.
+
+A graph holds a call of the network and nothing else. The tensors among its arguments (the rows, a timestep for each
+row, the conditioning repeated for the rows) are copied to static tensors before each replay, and the solver's update
+runs eagerly between the calls. A graph therefore serves every wave of its width, in any plan, and also plans whose
+waves are not known before the run: windows that slide, runs that keep their states, loops that are too long for one
+graph.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from ... import telemetry
+from ...errors import CaptureFailed
+from .cache_key import PLAIN
+from .capture_checks import CaptureCheck, failed, refuse_unknown_reads
+from .compare import refuse_difference
+from .device_lock import DeviceBusy, device_lock
+from .memory import TooLarge, recorded_within_memory
+from .recorder import Graph, Recorder, recorded
+
+# graphs of one set of networks, the least recently used is given up first
+MOST_WIDTHS = 64
+NOT_WHILE_SERVING = "nothing is recorded while serving (lazy_capture=False): make a call like it in warmup()"
+
+
+@dataclass(frozen=True)
+class _CallGraph:
+    """The graph of one network call.
+
+    Attributes:
+        inputs: static tensors, in the order of the tensors among the arguments.
+        outputs: leaves of what the call returned; a replay writes the tensors among them.
+        structure: of the outputs.
+    """
+
+    graph: Graph
+    inputs: list[Tensor]
+    outputs: list[Any]
+    structure: TreeSpec
+
+    def replay(self, tensors: Sequence[Tensor]) -> Any:
+        """Make the call on these tensors; returns copies, as the next replay overwrites the graph's own memory."""
+        for static in self.inputs:
+            if static.is_cuda:  # the allocator must not reuse them before this stream is done with them
+                static.record_stream(torch.cuda.current_stream(static.device))
+        torch._foreach_copy_(self.inputs, list(tensors))
+        self.graph.replay()
+        return tree_unflatten([_copy(output) for output in self.outputs], self.structure)
+
+
+class NetworkGraphs:
+    """The graphs of the calls of some networks. May be used from several threads.
+
+    Args:
+        networks: the modules that are called: a graph may read their tensors and its own inputs, nothing else.
+        recorder: of the device.
+        device: where the networks are.
+        compiled: some network is run through torch.compile.
+
+    Attributes:
+        name: of the engine, for reports.
+        nbytes: memory that the device had less after recording, where that can be asked.
+    """
+
+    name = "network graphs"
+
+    def __init__(
+        self, networks: Sequence[nn.Module], recorder: Recorder, device: torch.device, *, compiled: bool = False
+    ) -> None:
+        self.device = device
+        self.nbytes = 0
+        self._networks = networks
+        self._recorder = recorder
+        self._compiled = compiled
+        self._graphs: OrderedDict[Hashable, _CallGraph] = OrderedDict()
+        self._buffers: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+        self._full: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def replay(self, key: Hashable, tensors: Sequence[Tensor]) -> tuple[bool, Any]:
+        """Whether there is a graph for a call, and what the call returns.
+
+        Raises:
+            DeviceBusy: another call has held the device for too long.
+        """
+        with device_lock(self.device):
+            found = self._graphs.get(key)
+            if found is None:
+                return False, None
+            self._graphs.move_to_end(key)
+            return True, found.replay(tensors)
+
+    def record(
+        self, key: Hashable, function: Callable[..., Any], leaves: list[Any], structure: TreeSpec, expected: Any
+    ) -> None:
+        """Record a call that has just been made eagerly, and keep its graph if a replay returns the same.
+
+        Args:
+            key: of the call, see `key_of`.
+            function: the network, or what is called in its place.
+            leaves: of its arguments and keyword arguments.
+            structure: of the arguments.
+            expected: what it returned.
+
+        Raises:
+            TooLarge: it would take too much memory, or one before it would have.
+            CaptureFailed: it cannot be recorded, or its replay differs.
+        """
+        if self._full is not None:
+            raise TooLarge(self._full)
+        with device_lock(self.device), telemetry.recording():
+            try:
+                made, taken = recorded_within_memory(
+                    self.device, lambda: self._record(function, leaves, structure), self.name, held=self.nbytes
+                )
+            except TooLarge as why:
+                self._full = str(why)
+                raise
+            found, _ = tree_flatten(made.replay([leaf for leaf in leaves if isinstance(leaf, Tensor)]))
+            outputs, _ = tree_flatten(expected)
+            for ours, theirs in zip(found, outputs, strict=True):
+                if isinstance(ours, Tensor):
+                    refuse_difference(ours, theirs, theirs.dtype)
+            self.nbytes += taken
+            self._graphs[key] = made
+            while len(self._graphs) > MOST_WIDTHS:
+                self._graphs.popitem(last=False)
+
+    def _record(self, function: Callable[..., Any], leaves: list[Any], structure: TreeSpec) -> _CallGraph:
+        static = [self._static(i, leaf) if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]
+        inputs = [leaf for leaf in static if isinstance(leaf, Tensor)]
+        args, kwargs = tree_unflatten(static, structure)
+
+        def work(check: CaptureCheck) -> Any:
+            with check.network(self._compiled):
+                return function(*args, **kwargs)
+
+        graph, check, found = recorded(self._recorder, work)
+        refuse_unknown_reads(check, inputs, self._networks)
+        outputs, structure = tree_flatten(found)
+        for output in outputs:
+            if not isinstance(output, Tensor):
+                _refuse_unknown("returns", output)
+        return _CallGraph(graph, inputs, outputs, structure)
+
+    def _static(self, index: int, leaf: Tensor) -> Tensor:
+        """A static copy of an argument, in a buffer that the calls of all widths share."""
+        where = index, leaf.dtype, leaf.device
+        buffer = self._buffers.get(where)
+        if buffer is None or buffer.numel() < leaf.numel():
+            size = leaf.numel() if buffer is None else max(leaf.numel(), 2 * buffer.numel())
+            buffer = self._buffers[where] = torch.empty(size, dtype=leaf.dtype, device=leaf.device)
+        return buffer.as_strided(leaf.shape, _dense_strides(leaf)).copy_(leaf)
+
+
+class GraphedCalls:
+    """The network calls of one run, through graphs where there are any.
+
+    Args:
+        graphs: of the networks.
+        key: gives what the graphs depend on, now.
+        records: record calls of a width that has no graph yet.
+
+    Attributes:
+        graphs: the same.
+        key: when the run began.
+        replays: calls that were replays.
+        recordings: graphs made.
+        reason: why some calls were not replays, beyond the first of their width; None: all were.
+        seconds: spent on recording.
+        changed: the network's own attributes have changed: what was recorded in this run is of no use.
+        broken: the network cannot be recorded.
+    """
+
+    def __init__(self, graphs: NetworkGraphs, key: Callable[[], Hashable], *, records: bool) -> None:
+        self.graphs = graphs
+        self._records = records
+        self._key = key
+        self.key = key()
+        self._waits = False
+        self.replays = self.recordings = 0
+        self.reason: str | None = None
+        self.seconds = 0.0
+        self.changed = self.broken = False
+
+    def through(self, function: Callable[..., Any], name: Hashable = None) -> Callable[..., Any]:
+        """The function, called through its graphs.
+
+        Args:
+            function: a network, or what is called in its place.
+            name: tells it from the other networks of the run, in every run alike.
+        """
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.broken or self.changed or self._waits:
+                return function(*args, **kwargs)
+            leaves, structure = tree_flatten((args, kwargs))
+            try:
+                key = key_of(name, leaves, structure)
+                is_there, output = self.graphs.replay(key, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
+            except CaptureFailed as why:
+                self._give_up(why)
+                return function(*args, **kwargs)
+            if is_there:
+                self.replays += 1
+                return output
+            output = function(*args, **kwargs)
+            if self._records:
+                self._record(key, function, leaves, structure, output)
+            else:
+                self.reason = NOT_WHILE_SERVING
+            return output
+
+        return call
+
+    def _record(
+        self, key: Hashable, function: Callable[..., Any], leaves: list[Any], structure: TreeSpec, output: Any
+    ) -> None:
+        if not all(bool(leaf.isfinite().all()) for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)):
+            return  # the run ends in its error: there is nothing to compare with
+        started = time.perf_counter()
+        try:
+            if self._is_as_it_was():
+                self.graphs.record(key, function, leaves, structure, output)
+                self.recordings += 1
+                self._is_as_it_was()
+        except CaptureFailed as why:
+            self._give_up(why)
+        except Exception as why:  # the call is made: it must not fail for what would help later ones
+            self._give_up(failed(why))
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def _is_as_it_was(self) -> bool:
+        """Whether the network is what it was when the run began."""
+        self.changed = self._key() != self.key
+        if self.changed:
+            self.reason = "the network's own attributes have changed while it ran: a replay would not change them"
+        return not self.changed
+
+    def _give_up(self, why: CaptureFailed) -> None:
+        self.reason = str(why)
+        if isinstance(why, DeviceBusy):
+            self._waits = True
+        elif not isinstance(why, TooLarge) or not len(self.graphs):
+            self.broken = True
+
+
+def key_of(name: Hashable, leaves: Sequence[Any], structure: TreeSpec) -> Hashable:
+    """Equal for calls that one graph can make: the same layout of tensors, the same values of everything else.
+
+    Raises:
+        CaptureFailed: an argument is an object whose value is not known; it is named.
+    """
+    found: list[Hashable] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            found.append((leaf.shape, _dense_strides(leaf), leaf.dtype, leaf.device))
+        else:
+            _refuse_unknown("is given", leaf)
+            found.append((type(leaf), leaf))
+    return name, structure, tuple(found)
+
+
+def _refuse_unknown(how: str, value: Any) -> None:
+    if type(value) not in PLAIN:
+        raise CaptureFailed(
+            f"The network cannot be captured: it {how} a {type(value).__name__}, of which it is not known what it "
+            "holds. It runs eagerly."
+        )
+
+
+def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
+    return torch.empty_like(tensor, device="meta").stride()
+
+
+def _copy(output: Any) -> Any:
+    return output.clone() if isinstance(output, Tensor) else output

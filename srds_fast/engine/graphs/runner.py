@@ -1,0 +1,225 @@
+"""How one call uses graphs: replay a recording, or run eagerly and record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ... import telemetry
+from ...errors import CaptureFailed
+from ...solvers.contract import Evaluate
+from ...telemetry.report import Report
+from ..run import Run
+from .cache import Graphs, T
+from .capturable import Capturable, NetworkCalls
+from .capture_checks import failed
+from .device_lock import DeviceBusy, in_a_replay
+from .memory import TooLarge
+from .network_graphs import NOT_WHILE_SERVING, GraphedCalls, NetworkGraphs
+from .recording import LoopGraph
+from .replay import Replay
+from .utilisation import utilisation, why_not_worth
+
+FIRST = "it is the first call of its kind: recorded for those to come"
+Advance = Callable[[Run, Callable[[Evaluate], Tensor]], T]
+
+
+@dataclass(frozen=True)
+class GraphRunner:
+    """How a call may use graphs.
+
+    Attributes:
+        graphs: the recordings there are.
+        lazy: record what has not been seen.
+        refused: notified why a call runs eagerly; may raise.
+        whole: record all iterations and all widths that a call could take.
+        weighed: record only where launches take a good part of the time.
+        kind: "graph": a loop graph, or network graphs where there can be none; "network-graphs": these at once.
+    """
+
+    graphs: Graphs
+    lazy: bool
+    refused: Callable[[str], None]
+    whole: bool = False
+    weighed: bool = False
+    kind: str = "graph"
+
+    def run(
+        self,
+        call: Capturable,
+        begin: Callable[[], Run],
+        evaluate: Callable[[Evaluate], Tensor],
+        advance: Advance[T],
+    ) -> T:
+        """Run a call on its recording if there is one, otherwise eagerly, and record it then.
+
+        Args:
+            call: what would be recorded.
+            begin: makes the run; called again where a recording fails on the way and the run starts anew.
+            evaluate: runs a wave eagerly.
+            advance: takes a run from wave to wave to its end, given what runs the waves.
+
+        Returns:
+            what `advance` returned.
+        """
+        reason = call.calls().why_not()
+        if reason is None and in_a_replay(call.device):
+            reason = "it is made in the middle of another call, whose replay has the device"
+        if reason is not None:
+            return self._run_eagerly(reason, begin(), evaluate, advance)
+        if self.kind == "network-graphs":
+            return self._run_on_network_graphs(call, None, begin(), evaluate, advance)
+        key = call.key()
+        found = self.graphs.find(key)
+        if found is None and (no_loop := self.graphs.why_no_loop(key)) is not None:
+            return self._run_on_network_graphs(call, no_loop, begin(), evaluate, advance)
+        if isinstance(found, LoopGraph):
+            try:
+                return self._replay(found, call, begin(), advance)
+            except DeviceBusy as why:
+                found = str(why)
+            except CaptureFailed as why:  # it has to go further than it was recorded, and cannot
+                found = str(why)
+                self.graphs.give_up(key, found)
+            except BaseException:
+                if found.broken:  # by an interrupt: the next call records anew
+                    self.graphs.drop(key)
+                raise
+        if found is not None:
+            return self._run_eagerly(found, begin(), evaluate, advance, told=self.graphs.declined(key))
+        run = begin()
+        done = advance(run, evaluate)
+        if not run.report.interrupted:
+            run.report.engine_reason = self._record(key, call, run, evaluate)
+        return done
+
+    def _run_eagerly(
+        self,
+        reason: str,
+        run: Run,
+        evaluate: Callable[[Evaluate], Tensor],
+        advance: Advance[T],
+        *,
+        told: bool = False,
+    ) -> T:
+        done = advance(run, evaluate)
+        if not told:
+            self.refused(reason)
+        run.report.engine_reason = reason
+        return done
+
+    def _replay(self, captured: LoopGraph, call: Capturable, run: Run, advance: Advance[T]) -> T:
+        if self.whole:
+            captured.extend_to(call.checkpoints)
+        replay = Replay(captured, call.inputs, run.may_launch_ahead)
+        run.follow(replay.core)
+        run.report.engine, run.report.engine_reason = captured.name, captured.reason
+        run.report.overlap = captured.overlap
+        try:
+            done = advance(run, lambda wave: wave.x)  # the graph has run it
+        finally:
+            replay.core.close()  # it holds the device, also if something raised between waves
+            run.report.dropped_waves = replay.dropped_waves
+        self.graphs.count_replay()
+        return done
+
+    def network_calls(self, calls: NetworkCalls) -> GraphedCalls | str:
+        """Graphs for the network calls of one run, or why there can be none. `finish` ends the run."""
+        found = self.graphs.network_graphs(calls.key(), calls)
+        return found if isinstance(found, str) else GraphedCalls(found, calls.key, records=self.lazy)
+
+    def finish(self, graphed: GraphedCalls, report: Report) -> None:
+        """Keep the graphs that a run has recorded, and complete its report, whose engine is that of the graphs."""
+        report.capture_seconds = graphed.seconds
+        if report.engine == NetworkGraphs.name and not graphed.replays:
+            report.engine = "eager"
+        if graphed.reason is not None or report.engine == "eager":
+            report.engine_reason = graphed.reason or FIRST
+        with suppress(DeviceBusy):  # the run is done: another one records these graphs
+            self.graphs.count_network_graphs(graphed)
+
+    def _run_on_network_graphs(
+        self,
+        call: Capturable,
+        no_loop: str | None,
+        run: Run,
+        evaluate: Callable[[Evaluate], Tensor],
+        advance: Advance[T],
+    ) -> T:
+        """Run a call eagerly but for its network, whose calls replay graphs; those of new widths are recorded."""
+        graphed = self.network_calls(call.calls())
+        if isinstance(graphed, str):
+            return self._run_eagerly(graphed, run, evaluate, advance)
+        report = run.report
+        report.engine, report.engine_reason, report.overlap = NetworkGraphs.name, no_loop, "batch"
+        through = call.through(graphed.through)
+        try:
+            done = advance(run, through)
+            if self.whole and not report.interrupted:
+                _run_every_width(call, through)
+        finally:
+            self.finish(graphed, report)
+        if report.engine == NetworkGraphs.name:
+            self.graphs.count_replay()
+        if graphed.reason is not None:
+            self.refused(graphed.reason)
+        return done
+
+    def _record(self, key: Hashable, call: Capturable, run: Run, evaluate: Callable[[Evaluate], Tensor]) -> str:
+        """Record a call that has run eagerly, for later ones. Returns why it has not been a replay itself."""
+        reason = None
+        telemetry.phase("record")
+        if not self.lazy:
+            reason = NOT_WHILE_SERVING
+        elif call.key() != key:
+            reason = "the network's own attributes have changed while it ran: a replay would not change them"
+        if reason is not None:
+            self.refused(reason)
+            return reason
+        assert run.sample is not None
+        started = time.perf_counter()
+        try:
+            if self.weighed and (reason := why_not_worth(utilisation(call, evaluate))) is not None:
+                self.graphs.decline(key, reason)
+                return reason
+            if call.why_no_loop is not None:
+                raise TooLarge(call.why_no_loop)
+            self.graphs.capture(key, call, run.sample, run.report.iterations_per_sample, whole=self.whole)
+        except TooLarge as why:
+            return self._record_network(key, call, str(why))
+        except CaptureFailed as why:
+            reason = str(why)
+        except Exception as why:  # the call is done: it must not fail for what would help later ones
+            reason = str(failed(why))
+            self.graphs.give_up(key, reason)
+        finally:
+            run.report.capture_seconds = time.perf_counter() - started
+        if reason is not None:
+            self.refused(reason)
+            return reason
+        return FIRST
+
+    def _record_network(self, key: Hashable, call: Capturable, no_loop: str) -> str:
+        """Record the network graphs of a call that has no loop graph. Returns why it has not been a replay itself."""
+        self.graphs.without_loop(key, no_loop)
+        graphed = self.network_calls(call.calls())
+        if not isinstance(graphed, str):
+            with suppress(torch.OutOfMemoryError):  # this call was narrower; a wider one meets that itself
+                _run_every_width(call, call.through(graphed.through))
+            with suppress(DeviceBusy):
+                self.graphs.count_network_graphs(graphed)
+        reason = graphed if isinstance(graphed, str) else graphed.reason
+        if reason is not None:
+            self.refused(reason)
+        return reason or FIRST
+
+
+def _run_every_width(call: Capturable, evaluate: Callable[[Evaluate], Tensor]) -> None:
+    """Call the network once for each width of the plan, on zeros."""
+    for width in call.widths:
+        evaluate(call.wave_of_zeros(width))

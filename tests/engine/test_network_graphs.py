@@ -1,0 +1,334 @@
+"""Network graphs: waves of every plan replay the network's call of their width, to the bit what an eager run gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from diffusers import DDIMScheduler
+from tape import Tape
+from torch import Tensor, nn
+from twins import Act, Twins, put
+
+import srds_fast
+from srds_fast import CaptureFailed
+from srds_fast.engine.graphs import cache, memory, network_graphs, runner
+from srds_fast.engine.graphs.utilisation import BUSY, why_not_worth
+from srds_fast.engine.run import Run
+from srds_fast.methods import ParaDiGMS, ParaTAA
+
+METHODS: dict[str, dict[str, Any]] = {
+    "srds": {"method": "srds", "num_blocks": 3, "max_iterations": 2},
+    "exact": {"method": "srds", "exact": True, "num_blocks": 4},
+    "one in flight, few rows": {"method": "srds", "tolerance": 0.0, "num_blocks": 3, "in_flight": 1, "max_rows": 2},
+    "sequential": {"method": "sequential"},
+    "collocation": {"method": "collocation", "max_iterations": 2},
+    "chords": {"method": "chords"},
+    "sliding window": {"method": ParaDiGMS(window=4)},
+    "sliding window that mixes": {"method": ParaTAA(window=4, step_tolerance=0.1, order=3, history=1)},
+}
+
+
+def widths_of(twins: Twins) -> int:
+    return len({len(positions) for positions in twins.fast.plan_for(**twins.base).program().positions})
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
+    """The graphs that are replayed, in order."""
+    launched: list[Tape] = []
+    replay = Tape.replay
+
+    def counted(self: Tape) -> None:
+        launched.append(self)
+        replay(self)
+
+    monkeypatch.setattr(Tape, "replay", counted)
+    return launched
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_replays_one_graph_a_width(method: str, launched: list[Tape]) -> None:
+    """From the first call on: only the first wave of each width runs eagerly, and is recorded."""
+    twins = Twins("flux", engine="network-graphs", **METHODS[method])
+    twins.base["num_inference_steps"] = 8
+    twins.same(0)
+    met_twice = "sliding" in method or twins.report.waves > widths_of(twins)
+    assert twins.report.engine == ("network graphs" if met_twice else "eager")
+    assert twins.report.capture_seconds > 0
+    recorded = len(set(map(id, launched)))
+    assert recorded <= widths_of(twins)
+    launched.clear()
+    twins.replayed(1)
+    assert len(set(map(id, launched))) <= recorded
+    assert twins.report.waves >= len(launched) > 0
+    if "sliding" not in method:
+        assert len(launched) == twins.report.waves, "one launch a wave"
+    assert twins.counts[0] == 1
+
+
+FEW = ("stable_diffusion_controlnet_2", "stable_diffusion_3", "flux_guidance", "dit", "ddpm")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FEW else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in tiny.PIPELINES
+        if "inpaint" not in name
+    ],
+)
+def test_every_pipeline(name: str) -> None:
+    twins = Twins(name, engine="network-graphs", method="srds", num_blocks=2, max_iterations=1)
+    twins.base["num_inference_steps"] = 4
+    twins.same(0)
+    twins.replayed(1)
+
+
+def test_plans_of_one_network_share_its_graphs() -> None:
+    """Another method, number of steps or tolerance, and keep_trajectory: no width is recorded twice."""
+    pipe, graphs = tiny.flux(), None
+    seen: set[int] = set()
+    for settings, steps in (
+        ({"method": "srds", "num_blocks": 4, "exact": True}, 8),
+        ({"method": "srds", "num_blocks": 4, "tolerance": 1e-3}, 8),
+        ({"method": "sequential"}, 11),
+    ):
+        twins = Twins("flux", pipe, engine="network-graphs", **settings)
+        twins.fast._srds.graphs = graphs = graphs or twins.fast._srds.graphs
+        twins.base["num_inference_steps"] = steps
+        twins.same(0)
+        widths = {len(positions) for positions in twins.fast.plan_for(**twins.base).program().positions}
+        assert (twins.report.capture_seconds > 0) == bool(widths - seen)
+        seen |= widths
+        assert twins.counts[0] == 1
+    twins.replayed(1, keep_trajectory=True)
+
+
+def test_samples_that_finish_apart_narrow_the_batch_as_in_an_eager_run() -> None:
+    twins = Twins("flux", engine="network-graphs", num_blocks=4, tolerance=1e-3)
+    call = {"true_cfg_scale": 3.0, "negative_prompt": "dog", "num_inference_steps": 8, "num_images_per_prompt": 3}
+    for seed in range(4):
+        twins.same(seed, **call)
+        assert twins.report.engine == "network graphs"
+        assert twins.report.evaluations == twins.eager.report.evaluations
+    twins.replayed(3, **call | {"true_cfg_scale": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "call"),
+    [({"method": ParaDiGMS(window=4)}, {}), ({"method": "srds", "num_blocks": 3}, {"keep_trajectory": True})],
+    ids=["sliding window", "states kept"],
+)
+def test_what_no_loop_graph_can_hold_runs_on_network_graphs(settings: dict[str, Any], call: dict[str, Any]) -> None:
+    """Asked for "graph", it says why there is none."""
+    twins = Twins("flux", **settings)
+    twins.base["num_inference_steps"] = 8
+    twins.first(0, **call)
+    for seed in (1, 2):
+        twins.same(seed, **call)
+        assert twins.report.engine == "network graphs"
+        assert "replay cannot look at" in twins.report.engine_reason or "replay does not" in twins.report.engine_reason
+    assert twins.counts == (1, 2)
+
+
+def test_a_long_loop_runs_on_network_graphs_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MOST_OPERATIONS", 500)
+    twins = Twins("flux")
+    twins.base["num_inference_steps"] = 6
+    twins.first(0)
+    twins.same(1)
+    assert twins.report.engine == "network graphs"
+    assert "One graph of the loop would hold about" in twins.report.engine_reason
+
+
+def test_memory_is_left_for_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the loop graph takes too much, then the network graphs as well."""
+    left = iter([100, 40, *[100, 98] * 20])
+    monkeypatch.setattr(memory, "free_memory", lambda device: next(left))
+    twins = Twins("flux")
+    twins.base["num_inference_steps"] = 6
+    twins.first(0)
+    twins.same(1)
+    assert twins.report.engine == "network graphs"
+    assert "Room must be left to decode" in twins.report.engine_reason
+    assert twins.fast.graphs.nbytes == 2 * widths_of(twins)
+    some = Twins("flux", engine="network-graphs", method="srds", num_blocks=4, exact=True)
+    some.base["num_inference_steps"] = 8
+    left = iter([*[100, 98] * 2, *[100, 10] * 20])
+    for seed in range(2):
+        some.same(seed)
+        assert some.report.engine == "network graphs", "what was recorded before is replayed"
+        assert "The network graphs would take" in some.report.engine_reason
+    assert some.counts == (1, 2)
+    strict = Twins("flux", engine="network-graphs", graphs={"strict": True})
+    left = iter([100, 10] * 20)
+    with pytest.raises(CaptureFailed, match="The network graphs would take"):
+        strict.fast(**strict.base)
+
+
+def test_the_widths_of_a_network_are_bounded(monkeypatch: pytest.MonkeyPatch, launched: list[Tape]) -> None:
+    monkeypatch.setattr(network_graphs, "MOST_WIDTHS", 2)
+    twins = Twins("flux", engine="network-graphs", method="srds", num_blocks=4, exact=True)
+    twins.base["num_inference_steps"] = 8
+    twins.same(0)
+    assert widths_of(twins) > 2
+    (graphs,) = twins.fast._srds.graphs._kept.values()
+    assert len(graphs._graphs) == 2
+    twins.same(1)
+
+
+def test_graphs_are_kept_and_given_up_as_others_are() -> None:
+    twins = Twins("flux", engine="network-graphs", method="sequential", graphs={"max_graphs": 1})
+    stats = twins.fast.graphs
+    tiny.add_lora(twins.network, "one", 0)
+    tiny.add_lora(twins.network, "other", 1)
+    results = []
+    for name in ("one", "other", "one"):
+        twins.network.set_adapter(name)
+        results.append(twins.same())
+    assert torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], results[1])
+    assert (stats.captured, stats.held, stats.evicted) == (3, 1, 2)
+    twins.fast.reset()
+    assert stats.held == 0
+    twins.same()
+    assert stats.captured == 4
+
+
+HIDDEN = torch.tensor([1.5])
+COUNTED: list[int] = []
+REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "waits": (lambda y: y * (2.0 if y.sum().item() < 1e9 else 1.0), "makes the host wait"),
+    "draws": (lambda y: y + 0 * torch.randn_like(y), "draws random numbers"),
+    "reads what no module holds": (lambda y: y * HIDDEN, "neither an argument nor held by one of its modules"),
+    "counts in Python": (
+        lambda y: (COUNTED.append(1), y * (1.0 + 0.1 * len(COUNTED)))[1],
+        "differs from the eager run",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_network_that_cannot_be_repeated_runs_eagerly(name: str) -> None:
+    """And is not tried again; strict raises."""
+    act, why = REFUSED[name]
+    twins = Twins("flux", engine="network-graphs", method="sequential")
+    twins.network.proj_out = Act(twins.network.proj_out, act)
+    for _ in range(2):
+        twins.alone(twins.fast)
+        assert twins.report.engine == "eager"
+        assert why in twins.report.engine_reason
+    assert twins.report.capture_seconds == 0
+    assert (twins.fast.graphs.captured, twins.fast.graphs.failed, twins.fast.graphs.held) == (0, 1, 0)
+    strict = Twins("flux", twins.pipe, {"strict": True}, "network-graphs", method="sequential")
+    with pytest.raises(CaptureFailed, match=why):
+        strict.alone(strict.fast)
+
+
+def test_a_network_that_counts_its_calls_in_its_attributes_is_not_recorded() -> None:
+    twins = Twins("flux", engine="network-graphs", method="sequential")
+    layer = put(twins)
+    layer.act = lambda y: setattr(layer, "calls", getattr(layer, "calls", 0) + 1) or y
+    for seed in range(2):
+        twins.eagerly("attributes have changed", seed)
+        assert twins.counts == (0, 0)
+    twins.network.proj_out = layer.layer
+    twins.same(2)
+    twins.replayed(3)
+
+
+def test_nothing_is_recorded_while_serving_and_warmup_records_every_width() -> None:
+    """Also the widths that the run of the warm-up did not come to."""
+    twins = Twins("flux", engine="network-graphs", method="srds", num_blocks=4, graphs={"lazy_capture": False})
+    twins.base["num_inference_steps"] = 8
+    twins.same(0)
+    assert twins.report.engine == "eager"
+    assert "lazy_capture=False" in twins.report.engine_reason
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_judge", lambda self, checkpoint: ())  # every run stops at its first checkpoint
+        twins.fast.warmup(**twins.base)
+    assert twins.report.waves < len(twins.fast.plan_for(**twins.base).program())
+    twins.replayed(1)
+    (graphs,) = twins.fast._srds.graphs._kept.values()
+    assert len(graphs._graphs) == widths_of(twins)
+
+
+def test_an_interrupt_ends_a_sequential_run_where_it_stands() -> None:
+    twins = Twins("flux", engine="network-graphs", method="sequential")
+    twins.base["num_inference_steps"] = 6
+    twins.same(0)
+    calls: list[int] = []
+
+    def step(self: Any, *args: Any) -> None:
+        calls.append(1)
+        twins.fast._interrupt = len(calls) == 3
+
+    with pytest.MonkeyPatch.context() as patch:
+        replay = Tape.replay
+        patch.setattr(Tape, "replay", lambda self: (step(self), replay(self))[1])
+        found, *_ = twins.alone(twins.fast, 1)
+    assert twins.report.interrupted
+    assert found.isfinite().all()
+    assert len(calls) == 3
+    twins.fast._interrupt = False
+    twins.replayed(2)
+
+
+def test_another_wave_may_have_another_call_in_another_thread_between_its_network_calls() -> None:
+    """What the graphs return is copied: the next replay, whoever makes it, overwrites nothing of this run's."""
+    network = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    graphs = srds_fast.Graphs()
+
+    def run(seed: int, engine: str, observer: Any = None) -> Tensor:
+        x = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(seed))
+        settings = {"engine": engine, "graphs": graphs, "num_blocks": 3, "exact": True, "observer": observer}
+        return srds_fast.sample(lambda x, t: network(x), x, DDIMScheduler(), 9, **settings).sample
+
+    nested: list[Tensor] = []
+    for _ in range(2):
+        found = run(0, "network-graphs", lambda _: nested.append(run(1, "network-graphs")))
+        assert torch.equal(found, run(0, "eager"))
+    assert all(torch.equal(each, run(1, "eager")) for each in nested)
+
+
+def test_the_older_name_is_accepted(tmp_path: Any) -> None:
+    fast = srds_fast.compile(tiny.flux(), engine="wave-graphs", method="sequential")
+    plan = fast.plan_for("a cat", num_inference_steps=3)
+    assert plan.engine == "network-graphs"
+    plan.save(tmp_path / "plan.json")
+    kept = (tmp_path / "plan.json").read_text().replace("network-graphs", "wave-graphs")
+    (tmp_path / "older.json").write_text(kept)
+    assert srds_fast.Plan.load(tmp_path / "older.json") == plan
+
+
+def test_without_a_recorder_of_its_device_a_call_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    from srds_fast.engine.graphs.devices import RECORDERS
+
+    monkeypatch.delitem(RECORDERS, "cpu")
+    for engine in ("graph", "network-graphs"):
+        Twins("flux", engine=engine).eagerly("graphs need a CUDA device, and the network is on cpu")
+
+
+def test_what_keeps_its_device_busy_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decision, not a fallback: strict does not raise, and nothing is measured twice."""
+    assert why_not_worth(BUSY - 0.01) is None
+    measured: list[int] = []
+
+    def share(call: Any, evaluate: Any) -> float:
+        measured.append(1)
+        return 0.95
+
+    monkeypatch.setattr(runner, "utilisation", share)
+    monkeypatch.setattr("srds_fast.pipelines.call._graphs_on", lambda device: True)
+    for settings in ({"method": "srds", "num_blocks": 3}, {"method": ParaDiGMS(window=3)}):
+        twins = Twins("flux", graphs={"strict": True, "engine": "auto"}, **settings)
+        measured.clear()
+        for seed in range(3):
+            assert twins.alone(twins.fast, seed)[0].isfinite().all()
+            assert "busy for 95%" in twins.report.engine_reason
+        assert measured == [1]
+        assert (twins.fast.graphs.captured, twins.fast.graphs.failed) == (0, 0)

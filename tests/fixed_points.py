@@ -1,0 +1,75 @@
+"""Forms of fixed-point methods, samplers, and how many sweeps these take."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cores import Denoiser, feed
+from torch import Tensor
+
+from srds_fast.sampling.rows import draw_noise
+from srds_fast.schedulers.table import NoiseTable
+from srds_fast.solvers.contract import NOTHING, Checkpoint, Core, Extras, Trajectory
+from srds_fast.solvers.fixed_point import program as sweeps
+from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
+from srds_fast.solvers.fixed_point.program import Sweeps
+
+# all that a sweep does differently for some options
+FORMS: dict[str, FixedPoint] = {
+    "collocation": Collocation(num_nodes=6),
+    "collocation-picard": Collocation(num_nodes=5, data_std=None, history=0),
+    "parataa": ParaTAA(),
+    "parataa-order": ParaTAA(order=3, history=5, data_std=math.inf),
+    "parataa-window": ParaTAA(window=7, step_tolerance=1e-3),
+    "parataa-published": ParaTAA.published(window=6, order=4),
+    "paradigms": ParaDiGMS(window=5),
+    "paradigms-whole": ParaDiGMS(window=None, step_tolerance=None),
+}
+
+
+forms = pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+
+
+def assert_close(found: Tensor, expected: Tensor, relative: float) -> None:
+    assert found.dtype == expected.dtype
+    assert float((found - expected).abs().max()) <= relative * max(1.0, float(expected.abs().max()))
+
+
+def sweeps_of(num_steps: int, options: FixedPoint, iterations: int | None = None) -> Sweeps:
+    """Nodes and all: of an exact run a plan makes every point a row."""
+    if options.window is not None:
+        return sweeps.windows(num_steps, options.window)
+    return sweeps.fixed_point(num_steps, iterations or num_steps, options.num_nodes)
+
+
+def states(denoiser: Denoiser, x: Tensor, grid: NoiseTable, extras: Extras = NOTHING) -> Tensor:
+    """The sequential trajectory, [N + 1, ...]; step by step as the table defines them."""
+    found, x0 = [x], None
+    for index in range(grid.num_steps):
+        z = None if extras.draws is None else extras.draws[index]
+        x, x0 = grid.step(index, x, denoiser(x, grid.timesteps[index].expand(len(x))), x0, z)
+        if extras.constrain is not None:
+            x = extras.constrain(x, index + 1, tuple(range(len(x))))
+        found.append(x)
+    return torch.stack(found)
+
+
+def extras_of(name: str, x: Tensor, grid: NoiseTable) -> Extras:
+    draws = draw_noise(grid, x, x.dtype, torch.Generator().manual_seed(3))
+    return Extras(draws=draws, trajectory=Trajectory(grid.num_steps))
+
+
+def waves_until(bound: float, core: Core, denoiser: Denoiser, grid: NoiseTable, expected: Tensor) -> int:
+    """Sweeps until the mean absolute error of every sample is within a bound."""
+    count = 0
+
+    def keep(checkpoint: Checkpoint) -> tuple[int, ...] | None:
+        nonlocal count
+        count = checkpoint.iteration
+        error = (checkpoint.sample - expected).abs().flatten(1).mean(1)
+        return () if float(error.max()) <= bound else None
+
+    feed(core, denoiser, grid, keep)
+    return count

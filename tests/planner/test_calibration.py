@@ -1,0 +1,146 @@
+"""Plans of pipelines: measured at a call, calibrated, made elsewhere; warm starts and early ends of every method."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import srds_fast
+from srds_fast.planner.candidates import fixed_at, plans_of
+from srds_fast.planner.cost_curve import CostCurve
+from srds_fast.planner.search import Known
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    pipe = tiny.stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def seeded(seed: int = 0) -> dict[str, Any]:
+    return {"generator": torch.Generator().manual_seed(seed), "output_type": "latent"}
+
+
+def test_an_auto_call_of_a_pipeline_measures_once_and_equals_stock(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe)
+    state = torch.get_rng_state()
+    plan = fast.plan_for("a cat", num_inference_steps=20, measure=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert fast.report is None
+    assert plan.prediction is not None
+    calls: list[int] = []
+    handle = pipe.unet.register_forward_pre_hook(lambda *given: calls.append(1))
+    found = fast("a cat", num_inference_steps=20, **seeded()).images
+    handle.remove()
+    assert len(calls) == fast.report.waves, "nothing is measured again"
+    assert fast.report.method == plan.method
+    expected = pipe("a cat", num_inference_steps=20, **seeded()).images
+    assert float((found - expected).abs().mean()) < 4e-3
+    assert plans_of(plan.prediction, 20, {}, stochastic=False).keys() == set(plan.prediction.candidates)
+
+
+def calibrated(fast: Any, curve: CostCurve, steps: int = 12) -> srds_fast.Plan:
+    """Calibrated as if calls cost what the curve says."""
+    plan = fast.plan_for("a cat", num_inference_steps=steps, measure=True)
+    assert plan.prediction is not None
+    costs = fast._srds.planner.costs
+    for key in list(costs._kept):
+        costs._kept[key] = Known(curve)
+    return fast.calibrate(["a cat", "a dog"], num_inference_steps=steps, num_samples=2)
+
+
+def test_calibration_fixes_the_iterations_of_its_kind_of_call_alone(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = srds_fast.compile(pipe, num_blocks=4)  # few plans to weigh
+    plan = calibrated(fast, CostCurve((1, 1000), (1.0, 1.0)))
+    assert plan.calibrated
+    assert plan.method != "sequential"
+    assert fixed_at(plan, plan.max_iterations) == plan
+    sequential = srds_fast.compile(pipe, method="sequential")
+    for seed, prompt in enumerate(["a cat", "a dog"]):
+        found = fast(prompt, num_inference_steps=12, **seeded(seed)).images
+        expected = sequential(prompt, num_inference_steps=12, **seeded(seed)).images
+        assert float((found - expected).abs().mean()) <= 4e-3
+        assert fast.report.converged == [True]
+        assert fast.report.waves == plan.program().spent(plan.max_iterations).waves
+    for other in ({"prompt": ["a cat", "a dog"]}, {"prompt": "a cat", "guidance_scale": 1.0}):
+        fast(**other, num_inference_steps=12, **seeded())
+        assert fast.report.plan_reason != plan.prediction.why
+    threads = torch.get_num_threads()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads + 1)
+        fast("a cat", num_inference_steps=12, **seeded())
+        assert fast.report.plan_reason != plan.prediction.why
+    fast.reset()
+    fast("a cat", num_inference_steps=12, **seeded())
+    assert not any(entry for entry in fast._srds.planner.calibrated)
+
+
+def test_calibration_chooses_the_sequential_sampler_where_rows_are_dear(pipe: Any) -> None:
+    plan = calibrated(srds_fast.compile(pipe), CostCurve((1, 32), (1.0, 32.0)))
+    assert plan.method == "sequential"
+
+
+def test_a_call_that_is_driven_cannot_be_calibrated(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe)
+    with pytest.raises(srds_fast.InvalidArgument, match="driven"):
+        fast.calibrate(["a cat"], num_inference_steps=8, callback_on_step_end=lambda p, i, t, kwargs: kwargs)
+
+
+@pytest.mark.parametrize("wrong", [{"num_samples": 0}, {"quantile": 0.0}, {"quantile": 1.5}, {"generator": 3}])
+def test_wrong_calibrations_are_refused(pipe: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(srds_fast.InvalidArgument):
+        srds_fast.compile(pipe).calibrate(["a cat"], num_inference_steps=8, **wrong)
+
+
+def test_calibrating_a_window_that_slides_is_refused(pipe: Any) -> None:
+    with pytest.raises(srds_fast.InvalidArgument, match="slides"):
+        srds_fast.compile(pipe, method="paradigms").calibrate(["a cat"], num_inference_steps=12, num_samples=1)
+
+
+def test_a_call_with_a_plan_made_elsewhere_is_refused(pipe: Any) -> None:
+    plan = srds_fast.compile(pipe).plan_for("a cat", num_inference_steps=20, measure=True)
+    assert plan.context is not None
+    elsewhere = dataclasses.replace(plan, context=dataclasses.replace(plan.context, network="another"))
+    with pytest.raises(srds_fast.PlanMismatch, match="another network"):
+        srds_fast.compile(pipe, plan=elsewhere)("a cat", num_inference_steps=20)
+    srds_fast.compile(pipe, plan=plan)("a cat", num_inference_steps=20)
+
+
+def test_a_warm_start_takes_fewer_waves_to_the_same_sample(pipe: Any) -> None:
+    fast = srds_fast.compile(pipe, method="collocation")
+    cold = fast("a cat", num_inference_steps=40, **seeded()).images
+    assert fast.trajectory is None
+    waves = fast.report.waves
+    kept = fast("a cat", num_inference_steps=40, keep_trajectory=True, **seeded()).images
+    torch.testing.assert_close(kept, cold, rtol=0, atol=0)
+    trajectory = fast.trajectory
+    assert trajectory.shape == (41, *cold.shape)
+    torch.testing.assert_close(trajectory[-1], cold)
+    warm = fast("a cat", num_inference_steps=40, warm_start=trajectory, **seeded()).images
+    assert fast.report.waves < waves
+    assert float((warm - cold).abs().mean()) < 8e-3
+
+
+@pytest.mark.parametrize("method", ["srds", "sequential", "collocation"])
+def test_a_warm_start_that_cannot_be_used_is_refused(pipe: Any, method: str) -> None:
+    fast = srds_fast.compile(pipe, method=method)
+    with pytest.raises(srds_fast.InvalidArgument, match="warm_start"):
+        fast("a cat", num_inference_steps=9, warm_start=torch.zeros(3, 1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("method", ["auto", "srds", "sequential", "collocation", "chords"])
+def test_an_early_interrupt_ends_a_call_of_every_method(pipe: Any, method: str) -> None:
+    def interrupt(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step >= 2
+        return kwargs
+
+    fast = srds_fast.compile(pipe, method=method)
+    image = fast("a cat", num_inference_steps=20, callback_on_step_end=interrupt, **seeded()).images
+    assert bool(image.isfinite().all())
+    assert fast.report.interrupted
+    assert fast.trajectory is None

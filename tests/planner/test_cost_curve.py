@@ -1,0 +1,46 @@
+"""What a call of the network costs, by the number of its rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import srds_fast
+from srds_fast.planner.cost_curve import CostCurve
+
+curves = st.lists(st.tuples(st.integers(1, 64), st.floats(1e-6, 1.0)), min_size=1, max_size=6, unique_by=lambda x: x[0])
+
+
+@given(curves, st.integers(1, 100), st.integers(1, 100))
+def test_more_rows_never_cost_less(points: list[tuple[int, float]], one: int, other: int) -> None:
+    points.sort()
+    curve = CostCurve(tuple(rows for rows, _ in points), tuple(seconds for _, seconds in points))
+    few, many = sorted((one, other))
+    assert 0 < curve(few) <= curve(many)
+    for rows, seconds in points:
+        assert curve(rows) >= seconds * (1 - 1e-12)
+
+
+def test_a_curve_is_exact_where_it_was_measured_and_straight_between() -> None:
+    curve = CostCurve((1, 4, 8), (1.0, 2.0, 4.0))
+    assert [curve(rows) for rows in (1, 4, 6, 8, 16)] == [1.0, 2.0, 3.0, 4.0, 8.0]
+
+
+@given(curves, st.integers(1, 8), st.integers(1, 64))
+def test_several_devices_share_the_rows_of_a_call(points: list[tuple[int, float]], devices: int, rows: int) -> None:
+    points.sort()
+    curve = CostCurve(tuple(rows for rows, _ in points), tuple(seconds for _, seconds in points))
+    shared = curve.shared(devices, gather=0.25)
+    per_device = -(-rows // devices)
+    assert shared(rows) == pytest.approx(curve(per_device) + (0.25 if devices > 1 else 0.0))
+
+
+@pytest.mark.parametrize(
+    "broken", [((), ()), ((1, 1), (1.0, 1.0)), ((1,), (float("nan"),)), ((2, 1), (1.0, 1.0)), ((1,), (1.0, 2.0))]
+)
+def test_a_broken_curve_is_refused(broken: tuple[Any, Any]) -> None:
+    with pytest.raises(srds_fast.InvalidArgument):
+        CostCurve(*broken)

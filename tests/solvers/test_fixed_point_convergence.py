@@ -1,0 +1,295 @@
+"""Fixed-point methods: how fast they come to their limit, from which guess, and what windows leave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cores import Denoiser, feed, table
+from diffusers import (
+    DDPMScheduler,
+)
+from fixed_points import FORMS, assert_close, extras_of, forms, states, sweeps_of, waves_until
+from problems import noise, scheduler
+from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture
+from thinned import thinned_product
+from torch import Tensor
+
+from srds_fast import sample
+from srds_fast.schedulers.table import NoiseTable
+from srds_fast.solvers.contract import NOTHING, Checkpoint, Core, Extras, Trajectory
+from srds_fast.solvers.fixed_point.grid import responses
+from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
+from srds_fast.solvers.fixed_point.solver import fixed_point
+
+
+def gaussian(grid: NoiseTable, data_std: float, prediction: str = "epsilon") -> Denoiser:
+    """The optimal network for data N(0, data_std^2), at the noise levels of a table."""
+    level = {int(t): i for i, t in enumerate(grid.timesteps)}
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        index = [level[int(each)] for each in t]
+        alpha, sigma = grid.alpha[index, None], grid.sigma[index, None]
+        x0 = alpha * data_std**2 / (alpha**2 * data_std**2 + sigma**2) * x
+        return x0 if prediction == "sample" else (x - alpha * x0) / sigma
+
+    return denoiser
+
+
+ONE_SWEEP = {
+    "ddim": (scheduler(), 0.0),
+    "ddim-x0": (scheduler(prediction_type="sample"), 0.0),
+    "ddim-eta": (scheduler(), 1.0),
+    "ddpm": (DDPMScheduler(clip_sample=False), 0.0),
+}
+
+
+@pytest.mark.parametrize("data_std", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("name", ONE_SWEEP)
+@pytest.mark.parametrize("method", [Collocation, ParaTAA])
+def test_one_sweep_is_enough_for_the_data_it_is_made_for(method: type[FixedPoint], name: str, data_std: float) -> None:
+    """From nothing, and from what the network makes of other noise."""
+    stock, eta = ONE_SWEEP[name]
+    grid, x = table(40, stock, eta), noise(2, DIMENSIONS)
+    network = gaussian(grid, data_std, stock.config.prediction_type)
+    extras = extras_of(name, x, grid)
+    expected = states(network, x, grid, extras)[-1]
+    for guess in (None, states(network, noise(2, DIMENSIONS, seed=9), grid, extras)):
+        options = method(data_std=data_std)
+        core = fixed_point(x, grid, sweeps_of(40, options, 1), options, Extras(draws=extras.draws, guess=guess))
+        assert_close(feed(core, network, grid)[0], expected, 1e-10)
+
+
+@pytest.mark.parametrize("method", [Collocation, ParaTAA])
+def test_one_sweep_is_enough_for_a_constant_eps(method: type[FixedPoint]) -> None:
+    """The linear part alone: data without bounds."""
+    grid, x, eps = table(40), noise(2, DIMENSIONS), noise(1, DIMENSIONS, seed=4)[0]
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return eps.expand_as(x)
+
+    options = method(data_std=math.inf)
+    expected = states(network, x, grid)[-1]
+    for guess in (None, states(network, noise(2, DIMENSIONS, seed=9), grid)):
+        core = fixed_point(x, grid, sweeps_of(40, options, 1), options, Extras(guess=guess))
+        assert_close(feed(core, network, grid)[0], expected, 1e-10)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddim-eta", "ddpm-unclipped", "euler", "euler-ancestral", "flow"])
+@pytest.mark.parametrize("data_std", [0.3, 1.0, 5.0, math.inf])
+def test_the_response_of_a_step_is_its_derivative(name: str, data_std: float) -> None:
+    """Of the table's own step, with the x0 that is optimal for such data."""
+    stock, _, eta = SAMPLERS[name]
+    grid = table(9, stock, eta)
+    response, c = responses(grid, data_std)
+    for index in range(9):
+        alpha, sigma = float(grid.alpha[index]), float(grid.sigma[index])
+        precision = 0.0 if math.isinf(data_std) else data_std**-2
+        gain = 0.0 if alpha == 0.0 else alpha / (alpha**2 + sigma**2 * precision)
+
+        def step(x: float, index: int = index, gain: float = gain) -> Tensor:
+            state = torch.tensor([x], dtype=torch.float64)
+            return grid.step(index, state, (gain - grid.p[index]) / grid.q[index] * state)[0]
+
+        assert_close(response[index], torch.tensor(gain, dtype=torch.float64), 1e-12)
+        assert_close(c[index : index + 1], step(2.0) - step(1.0), 1e-9)
+
+
+@pytest.mark.parametrize("num_nodes", [12, 20])
+def test_collocation_takes_as_many_waves_for_any_number_of_steps(num_nodes: int) -> None:
+    options, x = Collocation(num_nodes=num_nodes), noise(4, DIMENSIONS)
+    for num_steps in (25, 100, 400):
+        grid = table(num_steps)
+        expected = states(MIXTURE, x, grid)[-1]
+        core = fixed_point(x, grid, sweeps_of(num_steps, options, 20), options)
+        # 3 are found to be enough
+        assert waves_until(4e-3, core, MIXTURE, grid, expected) <= 5
+        report = sample(MIXTURE, x, scheduler(), num_steps, method=options).report
+        assert all(report.converged)
+        assert report.waves <= 6
+        assert report.peak_rows <= num_nodes
+
+
+@pytest.mark.parametrize("num_steps", [100, 200])
+def test_the_limit_of_collocation_is_the_sampler_of_all_steps(num_steps: int) -> None:
+    """Nodes that interpolate would stay where they are; here they take other places, and then all of them."""
+    options, x, grid = Collocation(num_nodes=12), noise(4, DIMENSIONS), table(num_steps)
+    expected = states(MIXTURE, x, grid)[-1]
+    core = fixed_point(x, grid, sweeps_of(num_steps, options, 50), options)
+    assert waves_until(1e-8, core, MIXTURE, grid, expected) <= 35
+
+
+@pytest.mark.parametrize(
+    "options", [Collocation(), ParaTAA(), FORMS["paradigms-whole"]], ids=["collocation", "parataa", "paradigms-whole"]
+)
+def test_no_sample_stops_on_its_way_to_another_component(options: FixedPoint) -> None:
+    """Where the mixture parts, the last point rests in a wrong component while points before it still turn."""
+    x = noise(64, DIMENSIONS, seed=5)
+    expected = sample(MIXTURE, x, scheduler(), 60, method="sequential").sample
+    found = sample(MIXTURE, x, scheduler(), 60, method=options)
+    assert all(found.report.converged)
+    assert found.report.waves < 30
+    # components lie 0.8 and more apart
+    assert float((found.sample - expected).abs().mean(1).max()) < 0.05
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "flow"])
+def test_the_change_is_that_of_the_point_that_moved_most(name: str) -> None:
+    """In standard deviations of the points, whatever the scale of the schedule; of the last one as it is."""
+    stock, denoiser, _ = SAMPLERS[name]
+    grid, options = table(20, stock), ParaTAA()
+    x = noise(2, DIMENSIONS) * float(getattr(stock, "init_noise_sigma", 1.0))
+    trajectory = Trajectory(20)
+    level = (grid.alpha**2 + grid.sigma**2).sqrt()
+    before: list[Tensor] = []
+
+    def keep(checkpoint: Checkpoint) -> None:
+        points = torch.stack([state for state in trajectory.x[1:] if state is not None])
+        if before:
+            moved = (points - before.pop()).abs().mean(2) / torch.cat([level[1:], level.new_ones(1)])[:, None]
+            assert checkpoint.change is not None
+            assert bool((checkpoint.change >= moved[-1]).all())
+            torch.testing.assert_close(checkpoint.change, moved.amax(0), rtol=1e-3, atol=1e-12)
+        before.append(points)
+
+    extras = Extras(trajectory=trajectory, scaled=True)
+    feed(fixed_point(x, grid, sweeps_of(20, options), options, extras), denoiser, grid, keep)
+
+
+def residuals(trajectory: Trajectory, x: Tensor, grid: NoiseTable, extras: Extras = NOTHING) -> Tensor:
+    """Root mean square of what each step of a trajectory misses, [N, samples]."""
+    found = []
+    departs = x
+    for index, arrives in enumerate(trajectory.x[1:]):
+        assert arrives is not None
+        z = None if extras.draws is None else extras.draws[index]
+        stepped, _ = grid.step(index, departs, mixture(departs, grid.timesteps[index].expand(len(x))), z=z)
+        found.append((arrives - stepped).square().mean(1).sqrt())
+        departs = arrives
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(
+    ("window", "form", "name", "step_tolerance"),
+    thinned_product([4, 15, 100], ["default", "published", "order"], ["ddim", "ddpm"], [1e-2, 1e-4]),
+)
+def test_a_window_leaves_no_step_with_a_larger_residual(
+    form: str, name: str, window: int, step_tolerance: float
+) -> None:
+    how: dict[str, Any] = {"window": window, "step_tolerance": step_tolerance}
+    options = {
+        "default": ParaTAA(**how),
+        "published": ParaTAA.published(**how),
+        "order": ParaTAA.published(order=5, **how),
+    }[form]
+    stock, denoiser, eta = SAMPLERS[name]
+    grid, x = table(60, stock, eta), noise(2, DIMENSIONS, seed=2)
+    extras = extras_of(name, x, grid)
+    core = fixed_point(x, grid, sweeps_of(60, options), options, extras)
+    found, waves, checkpoints = feed(core, denoiser, grid)
+    assert len(waves) < 60
+    starts = [wave.positions[0] for wave in waves]
+    assert starts == sorted(set(starts))
+    for wave in waves:
+        first = wave.positions[0]
+        assert wave.positions == tuple(range(first, min(first + window, 60)))
+    assert [checkpoint.settled for checkpoint in checkpoints] == [True]
+    assert extras.trajectory is not None
+    assert torch.equal(found, extras.trajectory.x[-1])
+    assert float(residuals(extras.trajectory, x, grid, extras).max()) <= step_tolerance * (1 + 1e-9)
+
+
+def test_a_window_that_has_slid_to_the_end_has_converged() -> None:
+    for options in (ParaTAA(window=8, step_tolerance=1e-3), ParaDiGMS()):
+        report = sample(MIXTURE, noise(3, DIMENSIONS), scheduler(), 40, method=options).report
+        assert report.converged == [True] * 3
+        assert report.waves < 40
+
+
+def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Callable[[Tensor, int, tuple[int, ...]], Tensor]:
+    """The first half of every state is that of an image, at the noise level of its position."""
+    mask = torch.arange(image.shape[1]) < image.shape[1] // 2
+
+    def constrain(x: Tensor, position: int, samples: tuple[int, ...]) -> Tensor:
+        at_end = position == grid.num_steps
+        alpha, sigma = (1.0, 0.0) if at_end else (float(grid.alpha[position]), float(grid.sigma[position]))
+        return torch.where(mask, (alpha * image + sigma * noise)[list(samples)], x)
+
+    return constrain
+
+
+@forms
+def test_states_stay_as_they_must_be(options: FixedPoint) -> None:
+    grid, x = table(30), noise(2, DIMENSIONS)
+    extras = Extras(constrain=halves(noise(2, DIMENSIONS, seed=1), grid, x))
+    expected = states(MIXTURE, x, grid, extras)[-1]
+    whole = fixed_point(x, grid, sweeps_of(30, options), options, extras, watch_bits=True)
+    assert_close(feed(whole, MIXTURE, grid)[0], expected, 1e-10)
+
+    core = fixed_point(x, grid, sweeps_of(30, options), options, extras)
+    if options.window is None:
+        free = fixed_point(x, grid, sweeps_of(30, options), options)
+        assert waves_until(4e-3, core, MIXTURE, grid, expected) <= 2 + waves_until(
+            4e-3, free, MIXTURE, grid, states(MIXTURE, x, grid)[-1]
+        )
+    else:
+        found, waves, _ = feed(core, MIXTURE, grid)
+        assert len(waves) < 20
+        assert float((found - expected).abs().mean()) < 0.05
+
+
+# between few nodes, or without a response, what is interpolated knows little of a guess
+RELATED = {**FORMS, "collocation": Collocation()}
+RELATED.pop("collocation-picard")
+
+
+@pytest.mark.parametrize("options", RELATED.values(), ids=RELATED)
+def test_a_related_sample_is_a_good_guess(options: FixedPoint) -> None:
+    grid, x = table(50), noise(2, DIMENSIONS)
+    expected = states(MIXTURE, x, grid)[-1]
+    related = states(MIXTURE, x + 1e-3 * noise(2, DIMENSIONS, seed=1), grid)
+
+    def core(guess: Tensor | None) -> Core:
+        return fixed_point(x, grid, sweeps_of(50, options), options, Extras(guess=guess))
+
+    if options.window is None:
+        warm, cold = (waves_until(1e-3, core(guess), MIXTURE, grid, expected) for guess in (related, None))
+    else:
+        warm, cold = (len(feed(core(guess), MIXTURE, grid)[1]) for guess in (related, None))
+    assert warm < cold
+
+
+@forms
+def test_the_limit_does_not_depend_on_the_guess(options: FixedPoint) -> None:
+    grid, x = table(14), noise(2, DIMENSIONS)
+    guess = noise(15, 2, DIMENSIONS, seed=1, dtype=torch.float32)
+    core = fixed_point(x, grid, sweeps_of(14, options), options, Extras(guess=guess), watch_bits=True)
+    assert_close(feed(core, MIXTURE, grid)[0], states(MIXTURE, x, grid)[-1], 1e-10)
+
+
+@pytest.mark.parametrize("form", [name for name, options in FORMS.items() if options.num_nodes is None])
+def test_a_guess_that_is_the_answer_stands_still(form: str) -> None:
+    """To the bit, where the network does not tell rows apart: nothing moves, and windows slide by all they hold."""
+    options, grid, x = FORMS[form], table(14), noise(2, DIMENSIONS)
+    trajectory = Trajectory(14)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return 0.25 * x
+
+    core = fixed_point(x, grid, sweeps_of(14, options), options, Extras(trajectory=trajectory), watch_bits=True)
+    expected, _, _ = feed(core, network, grid)
+    guess = torch.stack([x, *(state for state in trajectory.x if state is not None)])
+    stood = []
+
+    def keep(checkpoint: Checkpoint) -> tuple[int, ...]:
+        stood.append(checkpoint.still is None or bool(checkpoint.still.all()))
+        return ()
+
+    core = fixed_point(x, grid, sweeps_of(14, options), options, Extras(guess=guess), watch_bits=True)
+    found, waves, _ = feed(core, network, grid, keep)
+    assert torch.equal(found, expected)
+    assert stood == [True]
+    assert len(waves) == math.ceil(14 / (options.window or 14))

@@ -1,0 +1,275 @@
+"""What holds of every method: tests over the registry. A new method is tested here as soon as it is registered."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from problems import noise, scheduler
+from samplers import DIMENSIONS, MIXTURE, SAMPLERS, run
+from torch import Tensor
+
+import srds_fast
+from srds_fast import DivergenceError, Graphs, InvalidArgument, methods, sample
+from srds_fast.engine.run import Run
+from srds_fast.methods import SRDS, Chords, Collocation, ParaDiGMS, ParaSolver, ParaTAA
+from srds_fast.planner.choose import choose
+from srds_fast.planner.plan import Plan
+from srds_fast.planner.settings import Settings
+from srds_fast.schedulers.verify import noise_table
+from srds_fast.solvers.method import Method, Target
+from srds_fast.solvers.registry import BY_NAME, METHODS, REGISTERED, from_dict, options_of
+
+STEPS = 17
+PACKAGE = Path(srds_fast.__file__).parent
+
+# every method with its defaults, and what its waves do differently for other options
+OPTIONS: dict[str, Method] = {method.name: method() for method in REGISTERED} | {
+    "srds-plain": SRDS(num_blocks=5, coarse_solver="ddim", pipelined=False),
+    "srds-held": SRDS(num_blocks=6, in_flight=1),
+    "collocation-picard": Collocation(num_nodes=5, data_std=None, history=0),
+    "parataa-order": ParaTAA(order=3, history=5, data_std=float("inf")),
+    "parataa-window": ParaTAA(window=7, step_tolerance=1e-3),
+    "parataa-published": ParaTAA.published(window=6, order=4),
+    "paradigms-narrow": ParaDiGMS(window=5),
+    "paradigms-whole": ParaDiGMS(window=None, step_tolerance=None),
+    "chords-starts": Chords(3, (0, 2, 9)),
+    "parasolver-intervals": ParaSolver(num_coarse=2, window=3, num_intervals=5),
+    "parasolver-whole": ParaSolver(num_coarse=1, window=40, step_tolerance=1e-6),
+}
+every = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+registered = pytest.mark.parametrize("method", REGISTERED, ids=BY_NAME)
+
+
+def fitted(options: Method, num_steps: int = STEPS, **settings: Any) -> Plan | None:
+    """The plan of these options; None where they need more steps."""
+    try:
+        return choose(num_steps, Settings(method=options, **settings))
+    except InvalidArgument:
+        return None
+
+
+def plan_of(options: Method, **settings: Any) -> Plan:
+    plan = fitted(options, **settings)
+    assert plan is not None
+    return plan
+
+
+def assert_close(found: Tensor, expected: Tensor, relative: float = 1e-10) -> None:
+    assert found.dtype == expected.dtype
+    assert float((found - expected).abs().max()) <= relative * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("settings", [{"exact": True}, {"tolerance": 0.0}], ids=["exact", "tolerance-0"])
+@every
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_run_to_the_end_it_is_sequential(name: str, options: Method, settings: dict[str, Any]) -> None:
+    for num_steps in (1, 2, 3, 5, 17):
+        if fitted(options, num_steps, **settings) is not None:
+            expected = run(name, num_steps, method="sequential")
+            assert_close(run(name, num_steps, method=options, **settings), expected)
+
+
+@every
+def test_the_same_call_gives_the_same_bits(options: Method) -> None:
+    first, second = (run("ddpm", STEPS, seed=3, method=options) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+class Seen:
+    """A denoiser that remembers the grid positions of each of its calls."""
+
+    def __init__(self, num_steps: int) -> None:
+        stock = scheduler()
+        stock.set_timesteps(num_steps)
+        self.timesteps = stock.timesteps.tolist()
+        self.waves: list[tuple[int, ...]] = []
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.waves.append(tuple(self.timesteps.index(each) for each in t.tolist()))
+        return MIXTURE(x, t)
+
+
+@pytest.mark.parametrize("max_rows", [None, 4])
+@every
+def test_the_network_sees_the_rows_of_the_program(options: Method, max_rows: int | None) -> None:
+    plan, seen = plan_of(options, max_rows=max_rows), Seen(STEPS)
+    program = plan.program()
+    report = sample(seen, noise(1, DIMENSIONS), scheduler(), STEPS, method=options, max_rows=max_rows).report
+    if plan.slides:  # some waves are left out
+        waves = iter(program.positions)
+        assert all(positions in waves for positions in seen.waves)
+    else:
+        spent = program.spent(report.iterations or program.num_iterations)
+        assert seen.waves == list(program.positions[: spent.waves])
+        assert spent == (report.waves, report.rows, report.peak_rows)
+    assert (report.waves, report.rows) == (len(seen.waves), sum(map(len, seen.waves)))
+    assert report.peak_rows == max(map(len, seen.waves)) <= (max_rows or STEPS)
+    assert report.evaluations == report.rows
+
+
+@every
+def test_the_report_names_the_method_and_its_options(options: Method) -> None:
+    report = sample(MIXTURE, noise(2, DIMENSIONS), scheduler(), STEPS, method=options).report
+    assert report.method == options.name
+    told = plan_of(options).options.reported()
+    assert {name: getattr(report, name) for name in told} == told
+    assert all(report.converged)
+    json.dumps(report.to_dict())
+
+
+@every
+def test_checkpoints_are_as_many_as_promised(options: Method) -> None:
+    seen: list[int] = []
+    how: dict[str, Any] = {"method": options, "tolerance": 0.0}
+    sample(
+        MIXTURE,
+        noise(1, DIMENSIONS),
+        scheduler(),
+        STEPS,
+        observer=lambda checkpoint: seen.append(checkpoint.iteration),
+        **how,
+    )
+    plan = plan_of(options, tolerance=0.0)
+    assert 1 <= len(seen) <= plan.num_checkpoints
+    assert seen == sorted(set(seen))
+
+
+@every
+def test_a_run_that_is_stopped_counts_what_was_run(options: Method) -> None:
+    stock = scheduler()
+    stock.set_timesteps(STEPS)
+    table, x = noise_table(stock), noise(2, DIMENSIONS)
+    started = Run(plan_of(options), x, table, "sample")
+    wave, rows = started.next(None), 0
+    for _ in range(3):
+        assert wave is not None
+        rows += len(wave.positions)
+        t = table.timesteps[list(wave.positions)].repeat_interleave(len(x))
+        wave = started.next(MIXTURE(wave.x.flatten(0, 1), t).view_as(wave.x))
+    assert wave is not None
+    started.stop(x)
+    assert (started.report.waves, started.report.rows) == (3, rows)
+    assert started.sample is x
+    assert started.final_steps == STEPS
+
+
+@every
+def test_nan_from_the_network_is_an_error_with_the_report(options: Method) -> None:
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        return torch.where(t[:, None] < 500, torch.nan, MIXTURE(x, t))
+
+    with pytest.raises(DivergenceError, match="NaN or Inf") as caught:
+        sample(broken, noise(2, DIMENSIONS), scheduler(), STEPS, method=options)
+    assert caught.value.report.waves > 0
+    assert not any(caught.value.report.converged)
+
+
+def scaled(x: Tensor, t: Tensor) -> Tensor:
+    """A network that can be recorded."""
+    return x * (t[:, None] / 1000)
+
+
+@every
+def test_a_recording_gives_the_bits_of_an_eager_run(options: Method) -> None:
+    graphs, how = Graphs(), {"method": options}
+    for seed in range(3):
+        x = noise(2, DIMENSIONS, seed=seed)
+        expected = sample(scaled, x, scheduler(), STEPS, **how)
+        found = sample(scaled, x, scheduler(), STEPS, engine="graph", graphs=graphs, **how)
+        assert torch.equal(found.sample, expected.sample)
+        assert (found.report.waves, found.report.rows) == (expected.report.waves, expected.report.rows)
+        if options.slides:
+            assert "slides" in (found.report.engine_reason or "")
+        else:
+            assert (found.report.engine == "loop graph") == (seed > 0)
+
+
+@every
+def test_a_warm_start_is_taken_or_refused(options: Method) -> None:
+    x, how = noise(2, DIMENSIONS), {"method": options, "tolerance": 0.0}
+    cold = sample(MIXTURE, x, scheduler(), STEPS, keep_trajectory=True, **how)
+    assert cold.trajectory is not None
+    if not options.takes_warm_start:
+        with pytest.raises(InvalidArgument, match="warm_start was given to a method"):
+            sample(MIXTURE, x, scheduler(), STEPS, warm_start=cold.trajectory, **how)
+        return
+    warm = sample(MIXTURE, x, scheduler(), STEPS, warm_start=cold.trajectory, **how)
+    assert warm.report.waves <= cold.report.waves
+    assert_close(warm.sample, cold.sample)
+
+
+@every
+def test_the_trajectory_of_an_exact_run_is_the_sequential_one(options: Method) -> None:
+    x, how = noise(2, DIMENSIONS), {"keep_trajectory": True}
+    found = sample(MIXTURE, x, scheduler(), STEPS, method=options, tolerance=0.0, **how).trajectory
+    expected = sample(MIXTURE, x, scheduler(), STEPS, method="sequential", **how).trajectory
+    assert found is not None
+    assert expected is not None
+    assert_close(found, expected)
+
+
+@every
+def test_options_come_back_from_json(options: Method) -> None:
+    assert from_dict(options.name, json.loads(json.dumps(options.to_dict()))) == options
+    with pytest.raises(ValueError, match="no options of"):
+        from_dict(options.name, {"no such option": 1})
+
+
+@registered
+def test_options_refuse_what_they_cannot_be(method: type[Method]) -> None:
+    for field in fields(method):
+        with pytest.raises(InvalidArgument, match=field.name):
+            method(**{field.name: "no such value"})
+
+
+@registered
+def test_it_is_known_by_its_name_and_by_its_options(method: type[Method]) -> None:
+    assert options_of(method.name) == method()
+    assert method.name in METHODS
+    assert getattr(methods, method.__name__) is method
+    assert method.about
+
+
+@registered
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_the_planner_is_given_what_fits(method: type[Method], stochastic: bool, calibrated: bool) -> None:
+    for num_steps in (4, 5, 12, 50):
+        target = Target(num_steps, 4e-3, stochastic=stochastic)
+        for options in method().candidates(target, calibrated=calibrated):
+            plan = choose(num_steps, Settings(method=options), stochastic)
+            assert not plan.slides
+            assert plan.program().spent(plan.max_iterations).waves >= 1
+
+
+def code() -> Iterator[tuple[Path, ast.AST]]:
+    """Every node of the package's code outside the solvers."""
+    for path in PACKAGE.rglob("*.py"):
+        place = path.relative_to(PACKAGE)
+        if place.parts[0] not in ("solvers", "methods.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                yield place, node
+
+
+def test_only_solvers_name_a_method_or_ask_for_its_class() -> None:
+    """A new method is its own file and a line of the registry: nothing else may depend on which one runs."""
+    classes = {each.__name__ for method in REGISTERED for each in method.__mro__ if each is not object}
+    found = []
+    for place, node in code():
+        if isinstance(node, ast.Constant) and node.value in BY_NAME:
+            found.append(f"{place}:{node.lineno} names {node.value}")
+        asks = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance"
+        if asks or isinstance(node, ast.MatchClass):
+            assert isinstance(node, ast.Call | ast.MatchClass)
+            asked = node.args[1] if isinstance(node, ast.Call) else node.cls
+            names = {each.id for each in ast.walk(asked) if isinstance(each, ast.Name)}
+            names |= {each.attr for each in ast.walk(asked) if isinstance(each, ast.Attribute)}
+            found += [f"{place}:{node.lineno} asks for {name}" for name in sorted(names & classes)]
+    assert not found, "\n".join(found)

@@ -194,8 +194,8 @@ def compile(
 
     Args:
         pipe: a diffusers pipeline. The loops of many are known, those of others are read; see the table in README.
-        method: "srds", "collocation", "parataa", "paradigms", "chords", "sequential" (our path, one row a wave), or the
-            options of one, see `srds_fast.methods`. "auto" takes the fastest for this network on this device: what
+        method: the name of one, as "srds" or "sequential" (our path, one row a wave), or its options;
+            `srds_fast.methods` has all of them. "auto" takes the fastest for this network on this device: what
             calls of it cost is measured in the first call of its kind. Where the loop is driven nothing can be measured
             ahead: it is srds then, and sequential below six steps.
         tolerance: bound of the mean absolute difference to the sequential sample, per sample, in the units of the

@@ -97,8 +97,8 @@ def sample(
             sample, or None for torch's global one. All of it is drawn before the first call, in the order of the
             sequential sampler.
         eta: of DDIM: 0 is deterministic, 1 adds the noise of DDPM.
-        method: "srds", "collocation", "parataa", "paradigms", "chords", "sequential", or the options of one, see
-            `srds_fast.methods`. "auto" takes the fastest for this denoiser on this device: what calls of it cost is
+        method: the name of one, as "srds" or "sequential", or its options; `srds_fast.methods` has all of them. "auto"
+            takes the fastest for this denoiser on this device: what calls of it cost is
             measured in the first call of its kind, which takes some tens of calls.
         tolerance: bound of the mean absolute difference to the sequential sample, per sample, in units of x. Data in
             [-1, 1]: one grey level is 1 / 127.5. 0 runs until nothing moves.

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from cores import feed, one_by_one, table
+from diffusers import DPMSolverMultistepScheduler
 from problems import noise, scheduler
-from samplers import DIMENSIONS, MIXTURE, SAMPLERS, run
+from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture, run
 from torch import Tensor
 
 import srds_fast
@@ -22,7 +24,8 @@ from srds_fast.methods import SRDS, Chords, Collocation, ParaDiGMS, ParaSolver, 
 from srds_fast.planner.choose import choose
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
-from srds_fast.schedulers.verify import noise_table
+from srds_fast.schedulers.table import NoiseTable
+from srds_fast.solvers.contract import Constrain, Extras
 from srds_fast.solvers.method import Method, Target
 from srds_fast.solvers.registry import BY_NAME, METHODS, REGISTERED, from_dict, options_of
 
@@ -143,15 +146,13 @@ def test_checkpoints_are_as_many_as_promised(options: Method) -> None:
 
 @every
 def test_a_run_that_is_stopped_counts_what_was_run(options: Method) -> None:
-    stock = scheduler()
-    stock.set_timesteps(STEPS)
-    table, x = noise_table(stock), noise(2, DIMENSIONS)
-    started = Run(plan_of(options), x, table, "sample")
+    grid, x = table(STEPS), noise(2, DIMENSIONS)
+    started = Run(plan_of(options), x, grid, "sample")
     wave, rows = started.next(None), 0
     for _ in range(3):
         assert wave is not None
         rows += len(wave.positions)
-        t = table.timesteps[list(wave.positions)].repeat_interleave(len(x))
+        t = grid.timesteps[list(wave.positions)].repeat_interleave(len(x))
         wave = started.next(MIXTURE(wave.x.flatten(0, 1), t).view_as(wave.x))
     assert wave is not None
     started.stop(x)
@@ -213,6 +214,30 @@ def test_the_trajectory_of_an_exact_run_is_the_sequential_one(options: Method) -
     assert found is not None
     assert expected is not None
     assert_close(found, expected)
+
+
+def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Constrain:
+    """The first half of every state is that of an image, at the noise level of its position."""
+    mask = torch.arange(image.shape[1]) < image.shape[1] // 2
+
+    def constrain(x: Tensor, position: int, samples: tuple[int, ...]) -> Tensor:
+        at_end = position == grid.num_steps
+        alpha, sigma = (1.0, 0.0) if at_end else (float(grid.alpha[position]), float(grid.sigma[position]))
+        return torch.where(mask, (alpha * image + sigma * noise)[list(samples)], x)
+
+    return constrain
+
+
+@every
+@pytest.mark.parametrize("stock", [None, DPMSolverMultistepScheduler()], ids=["ddim", "dpm"])
+def test_constraints_and_history_reach_every_state(options: Method, stock: Any) -> None:
+    """As in inpainting, and where a grid begins in the middle of a multistep solver's."""
+    grid, x = table(STEPS, stock), noise(2, DIMENSIONS)
+    constrain = halves(noise(2, DIMENSIONS, seed=1), grid, x)
+    extras = Extras(constrain=constrain, x0_prev=noise(2, DIMENSIONS, seed=2))
+    plan = plan_of(options, tolerance=0.0)
+    core = plan.options.core(x, grid, plan.program(), extras, watch_bits=True)
+    assert_close(feed(core, mixture, grid)[0], one_by_one(x, grid, mixture, extras))
 
 
 @every

@@ -196,8 +196,8 @@ def compile(
 
     Args:
         pipe: a diffusers pipeline. The loops of many are known; the source of other loops is checked. See README.
-        method: "srds", "collocation", "parataa", "paradigms", "chords", "sequential" (our path, one row per wave), or
-            the options of one, see `srds_fast.methods`. "auto" chooses the fastest for this network on this device: the
+        method: the name of a method, such as "srds" or "sequential" (our path, one row per wave), or its options;
+            `srds_fast.methods` has all of them. "auto" chooses the fastest for this network on this device: the
             first call of a kind measures the cost. If the loop is driven, nothing can be measured before the call:
             "auto" is then srds, or sequential below six steps.
         tolerance: bound on the mean absolute difference to the sequential sample, per sample, in the units of the

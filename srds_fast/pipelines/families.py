@@ -23,10 +23,9 @@ from .decoding import (
     decode_sdxl,
     decode_shifted,
 )
-from .lockstep.loop import network_family
 from .lockstep.source_check import replaced, unknown_in_loop
 from .loop import Arguments, Loop
-from .networks import NETWORKS, unwrapped
+from .networks import NETWORKS, network_family, unwrapped
 
 
 def _always(_pipe: Any, _arguments: Arguments) -> None:

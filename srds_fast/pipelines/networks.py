@@ -12,7 +12,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..errors import UnsupportedPipeline
 
 
 def _unchanged(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
@@ -123,3 +125,19 @@ def is_compiled(module: Any) -> bool:
 def unwrapped(module: Any) -> Any:
     """The module that torch.compile wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)
+
+
+def check_time(timesteps: Tensor, network: nn.Module, family: Network, given: dict[str, Any]) -> None:
+    """Check that an unlisted loop gives its network, in the first turn, the timestep that rows will get."""
+    if "timestep" not in given:
+        raise UnsupportedPipeline(
+            f"The pipeline gives {type(network).__name__} no timestep. It could not tell rows at different times "
+            "apart. Run this call on the original pipeline."
+        )
+    given_time = torch.as_tensor(given["timestep"]).flatten()[:1].double().cpu()
+    expected = family.time(timesteps[:1], given[family.state].dtype).double().cpu()
+    if not torch.equal(given_time, expected):
+        raise UnsupportedPipeline(
+            f"The pipeline gives {type(network).__name__} the time {float(given_time)}, but {float(expected)} was "
+            "expected. Its unit is not known. Run this call on the original pipeline."
+        )

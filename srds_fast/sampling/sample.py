@@ -96,8 +96,8 @@ def sample(
             sample, or None for torch's global one. All noise is drawn before the first call, in the order of the
             sequential sampler.
         eta: DDIM's eta: 0 is deterministic, 1 adds the noise of DDPM.
-        method: "srds", "collocation", "parataa", "paradigms", "chords", "sequential", or the options of one, see
-            `srds_fast.methods`. "auto" chooses the fastest for this denoiser on this device: the first call of a kind
+        method: the name of a method, such as "srds" or "sequential", or its options; `srds_fast.methods` has all of
+            them. "auto" chooses the fastest for this denoiser on this device: the first call of a kind
             measures the cost, with some tens of denoiser calls.
         tolerance: bound on the mean absolute difference to the sequential sample, per sample, in units of x. Data in
             [-1, 1]: one grey level is 1 / 127.5. 0: iterate until the sample no longer changes.

@@ -13,8 +13,6 @@ The order of rows in the batch is (copy or guidance branch, row, sample).
 
 from __future__ import annotations
 
-import copy
-import functools
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -26,22 +24,21 @@ from torch import Tensor, nn
 from ... import telemetry
 from ...engine.graphs.runner import GraphRunner
 from ...engine.run import Observer, Run
-from ...errors import UnsupportedPipeline, UnsupportedScheduler
+from ...errors import UnsupportedPipeline
 from ...kernels.wave_update import NetworkInput
 from ...planner.plan import Plan
 from ...sampling.rows import draw_noise, state_dtype
 from ...sampling.session import Planner, Session
 from ...schedulers.table import NoiseTable
-from ...schedulers.verify import noise_table
 from ...solvers.contract import Evaluate, Extras, Trajectory
 from ...solvers.registry import check_warm_start
 from ..loop import Loop
 from ..network_rows import RowInputs
-from ..networks import Network, network_family
+from ..networks import Network, check_time
 from ..takeover.network import RecordedNetwork
 from ..takeover.turn import RecordedTurn
 from .inpaint import Inpainting
-from .proxies import NetworkProxy, RowStates, SchedulerProxy, progress_proxy
+from .proxies import RowStates, SchedulerProxy, copy_scheduler
 
 
 class LockstepLoop:
@@ -85,7 +82,7 @@ class LockstepLoop:
         plan_only: bool = False,
     ) -> None:
         self._replacements = replacements
-        self.scheduler = SchedulerProxy(_copy(scheduler), self)
+        self.scheduler = SchedulerProxy(copy_scheduler(scheduler), self)
         self.inpainting: Inpainting | None = None
         self.session: Session | None = None
         self.timesteps: Tensor | None = None
@@ -320,7 +317,8 @@ class LockstepLoop:
             if self._started is None:
                 self._started = time.perf_counter()
             if not self._loop.checked:
-                self._check_time(network, family, dict(zip(names, args, strict=False)) | kwargs)
+                assert self.timesteps is not None
+                check_time(self.timesteps, network, family, dict(zip(names, args, strict=False)) | kwargs)
             with telemetry.span("network", "network", 1):
                 return self._replacements.get(network, network)(*args, **kwargs)
         if isinstance(states, RowStates):
@@ -342,23 +340,15 @@ class LockstepLoop:
                 turn.read_guidance(m[:samples], x[:samples])
                 m = m.to(turn.calls[0].states.dtype)  # noise is drawn in the dtype of the network's output
             self._drive_reason = turn.drive_reason
-        scheduler, options = self.scheduler.inner, self.scheduler.unusual(options)
         if m.shape != x.shape:
             raise UnsupportedPipeline(
                 f"The pipeline steps latents of shape {tuple(x.shape)} with an output of shape {tuple(m.shape)}. It is "
                 "not known how the step uses the other channels. Run this call on the original pipeline."
             )
-        clip_epsilon = bool(options.pop("use_clipped_model_output", False))
-        eta, generator = float(options.pop("eta", 0.0)), options.pop("generator", None)
-        for name, value in options.items():
-            raise UnsupportedScheduler(
-                f"{type(scheduler).__name__}.step was given {name}={value!r}. The step then depends on more than "
-                f"sample, network output and noise. Call the pipeline without it."
-            )
-        self._noise = noise_table(scheduler, clip_epsilon=clip_epsilon, eta=eta)
+        self._noise, generator = self.scheduler.table_and_generator(options)
         if self._loop.copies > 1 and bool((self._noise.input_scale != 1).any()):
             raise UnsupportedPipeline(
-                f"The pipeline's loop overwrites its latents with what {type(scheduler).__name__} scales for the "
+                f"The pipeline's loop overwrites its latents with what {type(self.scheduler.inner).__name__} scales for the "
                 "network. They are then not the scheduler's own. Use a scheduler that does not scale, as DDIMScheduler."
             )
         noise = self._noise.part(self._start, self._start + self.num_steps)
@@ -458,59 +448,3 @@ class LockstepLoop:
         # if the loop itself makes new states, they cannot be compared with these
         self._handed = None if self._loop.copies > 1 or self._loop.blends else states
         return states
-
-    def _check_time(self, network: nn.Module, family: Network, given: dict[str, Any]) -> None:
-        """Check that an unlisted loop gives its network, in the first turn, the timestep that rows will get."""
-        assert self.timesteps is not None
-        if "timestep" not in given:
-            raise UnsupportedPipeline(
-                f"The pipeline gives {type(network).__name__} no timestep. It could not tell rows at different times "
-                "apart. Run this call on the original pipeline."
-            )
-        given_time = torch.as_tensor(given["timestep"]).flatten()[:1].double().cpu()
-        expected = family.time(self.timesteps[:1], given[family.state].dtype).double().cpu()
-        if not torch.equal(given_time, expected):
-            raise UnsupportedPipeline(
-                f"The pipeline gives {type(network).__name__} the time {float(given_time)}, but {float(expected)} was "
-                "expected. Its unit is not known. Run this call on the original pipeline."
-            )
-
-
-def _copy(scheduler: Any) -> Any:
-    """A deep copy. dict.copy() is atomic, which matters if another thread sets timesteps on the original."""
-    twin = object.__new__(type(scheduler))
-    twin.__dict__.update(copy.deepcopy(vars(scheduler).copy()))
-    return twin
-
-
-def copy_with_proxies(pipe: Any, cls: Any, loop: Loop, lockstep: LockstepLoop, parts: dict[str, Any]) -> Any:
-    """A shallow copy of the pipe, of class `cls`, with proxies for its scheduler and its networks.
-
-    Args:
-        pipe: the user's pipeline; not changed.
-        cls: the pipeline's own class.
-        loop: description of its loop.
-        lockstep: the loop that the proxies report to.
-        parts: components that replace those of the pipe.
-    """
-    twin = object.__new__(cls)
-    networks = {}
-    for name in loop.networks:
-        network = getattr(pipe, name)
-        family = network_family(network)
-        assert family is not None, "compile() checks the family of every network"
-        networks[name] = NetworkProxy(network, family, lockstep)
-    twin.__dict__.update(
-        {
-            **pipe.__dict__,
-            **parts,
-            **networks,
-            "scheduler": lockstep.scheduler,
-            "progress_bar": functools.partial(progress_proxy, functools.partial(cls.progress_bar, twin), lockstep),
-            # offloading hooks belong to the networks, not to their proxies
-            "maybe_free_model_hooks": functools.partial(cls.maybe_free_model_hooks, pipe),
-        }
-    )
-    if loop.blends:
-        lockstep.inpainting = Inpainting(twin)
-    return twin

@@ -5,6 +5,7 @@ They pass what the pipeline's loop does to the `LockstepLoop`. Everything else g
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ... import telemetry
-from ...errors import UnsupportedPipeline
+from ...errors import UnsupportedPipeline, UnsupportedScheduler
+from ...schedulers.table import NoiseTable
+from ...schedulers.verify import noise_table
 from ..networks import Network, unwrapped
 
 
@@ -89,9 +92,21 @@ class SchedulerProxy:
 
         return SchedulerOutput(prev_sample=output[0])
 
-    def unusual(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options of `step` that do not have their default value."""
-        return {name: value for name, value in options.items() if not _same(value, self._defaults.get(name))}
+    def table_and_generator(self, options: dict[str, Any]) -> tuple[NoiseTable, Any]:
+        """The noise table for a step with these options, and the generator that the step was given.
+
+        Raises:
+            UnsupportedScheduler: an option changes the step in a way that the table does not know.
+        """
+        options = {name: value for name, value in options.items() if not _same(value, self._defaults.get(name))}
+        clip_epsilon = bool(options.pop("use_clipped_model_output", False))
+        eta, generator = float(options.pop("eta", 0.0)), options.pop("generator", None)
+        for name, value in options.items():
+            raise UnsupportedScheduler(
+                f"{type(self.inner).__name__}.step was given {name}={value!r}. The step then depends on more than "
+                "sample, network output and noise. Call the pipeline without it."
+            )
+        return noise_table(self.inner, clip_epsilon=clip_epsilon, eta=eta), generator
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -251,3 +266,10 @@ class _StepBar:
         if final > self._shown:
             self._bar.update(final - self._shown)
             self._shown = final
+
+
+def copy_scheduler(scheduler: Any) -> Any:
+    """A deep copy. dict.copy() is atomic, which matters if another thread sets timesteps on the original."""
+    twin = object.__new__(type(scheduler))
+    twin.__dict__.update(copy.deepcopy(vars(scheduler).copy()))
+    return twin

@@ -348,8 +348,8 @@ class LockstepLoop:
         self._noise, generator = self.scheduler.table_and_generator(options)
         if self._loop.copies > 1 and bool((self._noise.input_scale != 1).any()):
             raise UnsupportedPipeline(
-                f"The pipeline's loop overwrites its latents with what {type(self.scheduler.inner).__name__} scales for the "
-                "network. They are then not the scheduler's own. Use a scheduler that does not scale, as DDIMScheduler."
+                f"The pipeline's loop overwrites its latents with what {type(self.scheduler.inner).__name__} scales "
+                "for the network. They are not the scheduler's own. Use a scheduler that does not scale: DDIMScheduler."
             )
         noise = self._noise.part(self._start, self._start + self.num_steps)
         self._num_samples = len(x) // self._loop.copies

@@ -1,1 +1,1 @@
-"""Solver cores: sans-IO generators, one file each. See `core` for their contract."""
+"""Solver cores: sans-IO generators, a file or folder for each method. See `contract`."""

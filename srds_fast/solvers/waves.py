@@ -1,6 +1,6 @@
 """A program as updates between network calls, and the memory they work on: what all cores of blocks share.
 
-The maths is in the coefficients (`steps`), the order in the exchange of slots (`exchange`), the arithmetic in one
+The maths is in the coefficients (`steps`), the order in the exchange of slots (`dataflow`), the arithmetic in one
 launch per wave (`kernels.wave_update`). Here the three are put together.
 """
 

@@ -159,7 +159,7 @@ class Method(ABC):
 
     @property
     def slides(self) -> bool:
-        """Whether what a wave evaluates depends on the values found before: such waves cannot be recorded."""
+        """Whether what a wave evaluates depends on the values found before: such waves are not recorded as one loop."""
         return False
 
     @property

@@ -186,10 +186,8 @@ def test_a_recording_gives_the_bits_of_an_eager_run(options: Method) -> None:
         found = sample(scaled, x, scheduler(), STEPS, engine="graph", graphs=graphs, **how)
         assert torch.equal(found.sample, expected.sample)
         assert (found.report.waves, found.report.rows) == (expected.report.waves, expected.report.rows)
-        if options.slides:
-            assert "slides" in (found.report.engine_reason or "")
-        else:
-            assert (found.report.engine == "loop graph") == (seed > 0)
+        replayed = "network graphs" if options.slides else "loop graph"
+        assert found.report.engine == (replayed if seed else "eager")
 
 
 @every

@@ -72,9 +72,18 @@ def test_rows_for_nothing_give_the_fewest_waves_and_costly_rows_the_sequential_s
 
 def test_what_runs_beside_the_network_is_weighed() -> None:
     """Where every wave loses as much as the network takes, few waves of many rows win nothing."""
-    settings, curve = Settings(), FREE
-    slow = Pricing(Known(curve), lambda plan: 0.0 if plan.method == "sequential" else 1.0, HERE)
-    assert fastest(50, settings, False, slow).method == "sequential"
+    slow = Pricing(Known(FREE), lambda plan: 0.0 if plan.method == "sequential" else 1.0, HERE)
+    assert fastest(50, Settings(), False, slow).method == "sequential"
+
+
+@pytest.mark.parametrize(("share", "method"), [(0.97, "sequential"), (0.9, "srds")])
+def test_a_plan_that_is_hardly_faster_is_not_worth_it(share: float, method: str) -> None:
+    settings, free = Settings(num_blocks=8), pricing(FREE)  # srds and the sequential sampler alone
+
+    def beside(plan: srds_fast.Plan) -> float:
+        return 0.0 if plan.method == "sequential" else share * 50e-3 - free.expected_network(plan)
+
+    assert fastest(50, settings, False, Pricing(Known(FREE), beside, HERE)).method == method
 
 
 def test_memory_bounds_the_width_of_waves() -> None:

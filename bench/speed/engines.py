@@ -4,10 +4,10 @@
     python -m bench.speed.engines --workloads digits policy --steps 25 --json engines.json
 
 Loops are called in turn in one process: stock diffusers; ours, sequential, SRDS and collocation with a fixed number of
-iterations, eager and replayed from a graph of the loop or of each width of a wave. "overhead" is the median call over
-the sum of c(rows) of its waves, the network calls replayed from a graph in the same run: 1 leaves nothing to gain
+iterations, eager and replayed from a graph of the loop, or from graphs of the network. "overhead" is the median call
+over the sum of c(rows) of its waves, the network calls replayed from a graph in the same run: 1 leaves nothing to gain
 around the network. A loop that fails says why, and the others run. Convergence is not looked at. On a CPU networks are
-small, graphs are tapes, c(rows) is of eager calls, and the figures mean nothing.
+small, and what is meant to be replayed runs eagerly: the figures mean nothing there.
 """
 
 from __future__ import annotations

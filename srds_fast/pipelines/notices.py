@@ -51,7 +51,7 @@ def warn_overlap(fast: Any, program: Program) -> None:
     """Write into the report that overlap="streams" was not applied."""
     report = fast._srds.last.report
     if fast._srds.overlap == "streams" and report.overlap == "batch" and has_two_lanes(program):
-        how = "a graph of a wave's width holds one batch" if report.path == "takeover" else "the loop is driven"
+        how = "a graph of the network holds all rows of a wave" if report.path == "takeover" else "the loop is driven"
         report.left_out.append(f"overlap='streams' was left out: {how}")
 
 

@@ -112,10 +112,6 @@ class Pricing:
         return self.known.beside[key]
 
 
-PlanFor = Callable[[int, bool, Callable[[], Pricing] | None], Plan]
-"""(number of steps, whether they add noise, what tells the costs of the call or None) -> the plan of a call."""
-
-
 def priced(plan: Plan, pricing: Pricing) -> Candidate:
     """A plan with what it is predicted to take."""
     if plan.slides:

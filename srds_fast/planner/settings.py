@@ -70,5 +70,5 @@ class Settings:
 
 
 def engine_name(name: str) -> str:
-    """The name of an engine, given one of its names: "wave-graphs" is what "network-graphs" was called before."""
+    """The current name of an engine: "wave-graphs" is the old name of "network-graphs"."""
     return "network-graphs" if name == "wave-graphs" else name

@@ -165,7 +165,7 @@ class Method(ABC):
     @property
     def fused(self) -> bool:
         """Whether fused kernels do the arithmetic of its waves on a CUDA device. Otherwise PyTorch does."""
-        return True
+        return not self.slides
 
     @property
     def fits_turns(self) -> bool:

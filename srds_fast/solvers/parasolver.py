@@ -91,10 +91,6 @@ class ParaSolver(Method):
     def slides(self) -> bool:
         return True
 
-    @property
-    def fused(self) -> bool:
-        return False
-
     def num_checkpoints(self, max_iterations: int) -> int:
         return 1
 

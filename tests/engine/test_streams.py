@@ -45,7 +45,7 @@ def test_where_there_is_but_one_batch_it_is_told() -> None:
     waves.same(0, 1e-5)
     waves.same(1, 1e-5)
     assert waves.report.engine == "network graphs"
-    assert waves.report.left_out == ["overlap='streams' was left out: a graph of a wave's width holds one batch"]
+    assert waves.report.left_out == ["overlap='streams' was left out: a graph of the network holds all rows of a wave"]
     driven = srds_fast.compile(waves.pipe, method="srds", exact=True, num_blocks=3, overlap="streams")
     driven(**waves.base, callback_on_step_end=lambda pipe, step, time, tensors: tensors)
     assert driven.report.left_out == ["overlap='streams' was left out: the loop is driven"]

@@ -296,3 +296,24 @@ def test_only_solvers_name_a_method_or_ask_for_its_class() -> None:
             names |= {each.attr for each in ast.walk(asked) if isinstance(each, ast.Attribute)}
             found += [f"{place}:{node.lineno} asks for {name}" for name in sorted(names & classes)]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "kernels"),
+    [
+        (SRDS(), "triton"),
+        (Chords(), "triton"),
+        (Collocation(), "triton"),
+        (ParaTAA(), "triton"),
+        (ParaTAA(order=3), "torch"),
+        (ParaTAA.published(window=5), "torch"),
+        (ParaDiGMS(), "torch"),
+        (ParaSolver(), "torch"),
+    ],
+    ids=str,
+)
+def test_the_report_names_pytorch_if_no_kernel_runs(
+    options: Method, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("srds_fast.engine.run.implementation", lambda device: "triton")
+    assert sample(mixture, noise(1, DIMENSIONS), scheduler(), 10, method=options).report.kernels == kernels

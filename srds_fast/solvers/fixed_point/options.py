@@ -60,7 +60,7 @@ class FixedPoint(Parameters, Method):
 
     @property
     def fused(self) -> bool:
-        return self.window is None and self.order is None
+        return super().fused and self.order is None
 
     def num_checkpoints(self, max_iterations: int) -> int:
         return 1 if self.slides else max_iterations

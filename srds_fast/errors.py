@@ -34,10 +34,8 @@ class DivergenceError(SrdsFastError, ArithmeticError):
 
     Attributes:
         report: a `srds_fast.Report` of the call until then.
-        what: the first sentence of the message.
     """
 
     def __init__(self, message: str, report: Any) -> None:
         super().__init__(message)
         self.report = report
-        self.what = message.partition(". ")[0]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import telemetry
-from ..errors import CaptureFailed, DivergenceError
+from ..errors import CaptureFailed
 from ..kernels.wave_update import NetworkInput
 from ..planner.context import context_of
 from ..planner.cost_curve import CostCurve
@@ -23,6 +23,7 @@ from ..planner.plan import Plan
 from ..planner.search import Known, Pricing
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Evaluate, Extras
+from ..solvers.convergence import Diverged
 from ..solvers.fixed_point.program import of_widths
 from ..solvers.method import plain_steps
 from ..solvers.program import Program
@@ -113,8 +114,8 @@ def price(
             return 0.0
         try:
             with telemetry.unseen():
-                return between_calls(Run(plan, state, noise, "dry run", replace(extras, trajectory=None)).next, dtype)
-        except (DivergenceError, torch.OutOfMemoryError):
+                return between_calls(Run(plan, state, noise, replace(extras, trajectory=None)).next, dtype)
+        except (Diverged, torch.OutOfMemoryError):
             return math.inf
 
     # within a replay, or while another thread holds the device, eager calls are timed, under a key of their own

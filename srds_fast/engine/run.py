@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from .. import telemetry
-from ..errors import DivergenceError
-from ..kernels.common.dispatch import implementation
-from ..planner.choose import choose
 from ..planner.plan import Plan
-from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras
 from ..solvers.convergence import Diverged, Monitor
 from ..solvers.method import plain_steps
 from ..solvers.program import Program
-from ..solvers.registry import SEQUENTIAL
-from ..telemetry.report import Report
 
 Observer = Callable[[Checkpoint], None]
 
@@ -30,22 +24,41 @@ def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: 
     return plan.options.core(x, noise, program, extras, watch_bits=plan.bits_only)
 
 
-def no_room(rows: int) -> str:
-    """The message for a wave that ran out of memory. rows: of the widest that was tried."""
-    return f"a wave of up to {rows} rows did not fit into the device's memory: pass max_rows, fewer than that"
+@dataclass
+class Counts:
+    """The cost of a call so far; a run that continues another one counts on.
+
+    Attributes:
+        waves, rows, peak_rows, evaluations, seconds, network_seconds: see `Report`.
+    """
+
+    waves: int = 0
+    rows: int = 0
+    peak_rows: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    network_seconds: float | None = None
+
+    def add(self, rows: int, samples: int, times: int = 1) -> None:
+        """Count a wave; times: -1 takes it back."""
+        self.waves += times
+        self.rows += times * rows
+        self.evaluations += times * rows * samples
 
 
-def step_by_step(
-    report: Report, reason: str, x: Tensor, noise: NoiseTable, extras: Extras, observer: Observer | None
-) -> Run:
-    """The sequential run that replaces one which failed, in the same report; it has not begun."""
-    report.fallback_reason = f"{reason}. The steps were then taken one after another"
-    report.change.clear()
-    report.method, report.engine, report.overlap = SEQUENTIAL, "eager", "batch"
-    report.num_blocks, report.coarse_solver, report.in_flight, report.options = 0, None, None, None
-    report.predicted_seconds = report.plan_reason = report.network_seconds = None
-    plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
-    return Run(plan, x, noise, report.path, replace(extras, guess=None), observer, report=report)
+@dataclass
+class EngineUse:
+    """What ran the waves of a run; written by the engine.
+
+    Attributes:
+        name, reason, overlap, capture_seconds, dropped_waves: see `engine`, `engine_reason` and so on of `Report`.
+    """
+
+    name: str = "eager"
+    reason: str | None = None
+    overlap: str = "batch"
+    capture_seconds: float = 0.0
+    dropped_waves: int = 0
 
 
 class Run:
@@ -57,18 +70,21 @@ class Run:
         plan: what to run.
         x: starting noise in the dtype of the state, [batch, ...].
         noise: table of the plan's steps.
-        path: who feeds the run, for the report.
-        extras: noise of stochastic steps, constraint, trajectory, history.
-        observer: sees every checkpoint as it comes.
+        extras: further inputs of the solver.
+        observer: called with every checkpoint.
         started: `time.perf_counter()` when the first wave began, if that was before the run was made.
-        report: go on counting in this one, of a run that was left.
+        counts: continue to count here.
+        engine: continue to note here what runs the waves.
 
     Attributes:
         plan: the same.
         program: its waves.
         shown: iteration that the observer has seen last, -1 before the first.
-        report: of this run, complete once `next` returned None.
+        counts: cost so far.
+        engine: what runs the waves.
+        change, converged, iterations: see `change`, `converged` and `iterations_per_sample` of `Report`.
         sample: final samples in the dtype of the state, [batch, ...]; None until then.
+        stopped: the run was ended early, by `stop`.
         newest: the newest whole sample, [batch, ...]; None before the first.
         final_steps: steps of the grid that no later wave changes, N at the end: for progress bars.
     """
@@ -78,43 +94,29 @@ class Run:
         plan: Plan,
         x: Tensor,
         noise: NoiseTable,
-        path: str,
         extras: Extras = NOTHING,
         observer: Observer | None = None,
         started: float | None = None,
-        report: Report | None = None,
+        counts: Counts | None = None,
+        engine: EngineUse | None = None,
     ) -> None:
         contraction = plan.options.contraction(plain=plain_steps(noise))
         self._monitor = Monitor(len(x), plan.tolerance, plan.bits_only, contraction)
+        self.change, self.converged = self._monitor.change, self._monitor.converged
+        self.iterations = self._monitor.iterations
         self._observer = observer
         self.plan = plan
         self.program = plan.program()
-        self._waves = 0
+        self.counts = Counts() if counts is None else counts
+        self.engine = EngineUse() if engine is None else engine
         self._handed_out: Evaluate | None = None
         self._started = time.perf_counter() if started is None else started
-        self._seconds_before = 0.0 if report is None else report.seconds
+        self._seconds_before = self.counts.seconds
         self.final_steps = 0
         self.shown = -1
         self.newest: Tensor | None = None
         self.sample: Tensor | None = None
-        if report is not None:
-            report.converged, report.iterations_per_sample = self._monitor.converged, self._monitor.iterations
-        self.report = report or Report(
-            method=plan.method,
-            engine="eager",
-            path=path,
-            num_inference_steps=plan.num_inference_steps,
-            tolerance=plan.tolerance,
-            exact=plan.exact,
-            change=self._monitor.change,
-            converged=self._monitor.converged,
-            iterations_per_sample=self._monitor.iterations,
-            kernels=implementation(x.device) if plan.options.fused else "torch",
-            **plan.options.reported(),
-        )
-        if plan.prediction is not None:
-            self.report.predicted_seconds = plan.prediction.chosen.seconds
-            self.report.plan_reason = plan.prediction.why
+        self.stopped = False
         self._core = core_of(plan, x, noise, self.program, extras)
         self._ranges = telemetry.waves_of(self.program)
 
@@ -124,7 +126,7 @@ class Run:
         Waits for the device only at checkpoints: the decision to stop reads the change.
 
         Raises:
-            DivergenceError: the samples are not finite, or move away instead of settling.
+            Diverged: the samples are not finite, or move away instead of settling. The message explains it to a user.
         """
         if output is not None:
             self.received()
@@ -136,12 +138,12 @@ class Run:
             return None
         except Diverged as what:
             self._core.close()
-            raise DivergenceError(self._diagnosis(str(what)), self.report) from None
+            raise Diverged(self._diagnosis(str(what))) from None
         except BaseException:
             self._core.close()  # a core that replays holds the lock of its device
             raise
         finally:
-            self.report.seconds = self._seconds_before + time.perf_counter() - self._started
+            self.counts.seconds = self._seconds_before + time.perf_counter() - self._started
             if self._ranges is not None and self._handed_out is None:
                 self._ranges.end()
 
@@ -179,7 +181,7 @@ class Run:
                 self._handed_out = event
                 self.final_steps = self.program.final_steps[event.number - 1] if event.number else 0
                 self._count(event, 1)
-                self.report.peak_rows = max(self.report.peak_rows, len(event.positions))
+                self.counts.peak_rows = max(self.counts.peak_rows, len(event.positions))
                 if ranges is not None:
                     ranges.wave(event.number)
                 return event
@@ -209,7 +211,7 @@ class Run:
     def stop(self, sample: Tensor) -> None:
         """End here, with this sample, [batch, ...] in the dtype of the state."""
         self.leave()
-        self.sample = sample
+        self.sample, self.stopped = sample, True
         self.final_steps = self.program.num_steps
 
     def _judge(self, checkpoint: Checkpoint) -> tuple[int, ...] | None:
@@ -236,22 +238,19 @@ class Run:
 
     def _count(self, wave: Evaluate, times: int) -> None:
         rows = len(wave.positions)
-        self._waves += times
-        self.report.waves += times
-        self.report.rows += times * rows
-        self.report.evaluations += times * rows * len(wave.samples)
+        self.counts.add(rows, len(wave.samples), times)
         if self.plan.prediction is not None:
             seconds = times * self.plan.prediction.curve(rows)
-            self.report.network_seconds = (self.report.network_seconds or 0.0) + seconds
+            self.counts.network_seconds = (self.counts.network_seconds or 0.0) + seconds
 
     def _diagnosis(self, what: str) -> str:
         if self.plan.is_sequential:
             return (
-                f"At the end of {self.report.num_inference_steps} sequential steps {what}. The network returned NaN or "
+                f"At the end of {self.program.num_steps} sequential steps {what}. The network returned NaN or "
                 "Inf. Check its weights and dtype on a single call."
             )
         return (
-            f"After {self.report.waves} waves of {self.report.method} {what}. The network returned NaN or Inf, or the "
+            f"After {self.counts.waves} waves of {self.plan.method} {what}. The network returned NaN or Inf, or the "
             "method is unstable on this schedule. Run method='sequential' to see whether the network is at fault; if "
             f"it is not, {self.plan.options.advice}."
         )

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 
 from .. import telemetry
 from ..engine.graphs.runner import GraphRunner
-from ..engine.run import Observer, no_room
+from ..engine.run import Observer
 from ..errors import InvalidArgument, SrdsFastError, UnsupportedPipeline
 from ..planner.settings import GRAPH_ENGINES
+from ..sampling.session import no_room
 from ..solvers.registry import check_warm_start_method
 from ..telemetry.report import Report
 from . import acceleration
@@ -28,8 +30,8 @@ from .lockstep.callbacks import StepCallback
 from .lockstep.copy import copy_with_proxies
 from .lockstep.loop import LockstepLoop
 from .loop import Arguments, Loop
-from .notices import warn_eager, warn_fallback, warn_left_out, warn_overlap
-from .state import OWN_ARGUMENTS, RandomState, State, bind, steps_of
+from .notices import warn_eager, warn_fallback, warn_left_out
+from .state import OWN_ARGUMENTS, RandomState, bind, steps_of
 from .takeover.guidance import GuidanceCache
 from .takeover.turn import RecordedTurn, why_not
 
@@ -82,10 +84,6 @@ def _hooks(network: Any, stateful: bool) -> Iterator[Any]:
                 yield hook
 
 
-def _wants_graphs(state: State, network: Any) -> bool:
-    return state.engine in GRAPH_ENGINES or (state.engine == "auto" and _graphs_on(network.device))
-
-
 def _graphs_on(device: torch.device) -> bool:
     """Whether graphs can save time on this device."""
     return device.type == "cuda"
@@ -116,7 +114,7 @@ def run_call(
             return _run_call(fast, args, kwargs, observer, warming)
     finally:
         if state.last.report is not None:
-            state.last.report.timeline = timeline.sums
+            state.last.report = replace(state.last.report, timeline=timeline.sums)
 
 
 def _run_call(
@@ -141,7 +139,10 @@ def _run_call(
     ):
         for left_out in made.reasons:
             warn_left_out(fast, left_out)
-        call = _AcceleratedCall(fast, family, arguments, observer, tokenizers, made.replacements, warming, **own)
+        call = _AcceleratedCall(
+            fast, family, arguments, observer, networks, tokenizers, made.replacements, warming, **own
+        )
+        lockstep = call.lockstep
         try:
             return call(args, kwargs)
         except Exception as why:
@@ -150,19 +151,17 @@ def _run_call(
                 raise
             reason = str(why).partition(". ")[0]
             if isinstance(why, torch.OutOfMemoryError):
-                reason = no_room(call.peak_rows)
-                assert call.lockstep.run is not None
-                call.lockstep.run.close()
+                assert lockstep.run is not None
+                reason = no_room(lockstep.run.counts.peak_rows)
+                lockstep.run.close()
             elif not isinstance(why, UnsupportedPipeline):
                 reason = f"Its loop, when driven, ended in {type(why).__name__}: {reason}"
         finally:
-            if call.lockstep.run is not None:
-                state.last.report = call.lockstep.run.report
-                state.last.session = call.lockstep.session
-                state.last.trajectory = call.lockstep.states() if own.get("keep_trajectory") else None
-                # set after the call: compilation can fail during it
-                state.last.report.left_out = made.reasons
-                warn_overlap(fast, call.lockstep.run.program)
+            lockstep.close()
+            # made.reasons grows during the call, in which compilation can fail
+            state.last.report = lockstep.report(made.reasons)
+            state.last.session = lockstep.session
+            state.last.trajectory = lockstep.states() if own.get("keep_trajectory") else None
     random.restore()
     return _stock_call(fast, args, kwargs, arguments, reason[:1].lower() + reason[1:], own)
 
@@ -176,6 +175,7 @@ class _AcceleratedCall:
         family: Family,
         arguments: Arguments,
         observer: Observer | None,
+        networks: list[nn.Module],
         tokenizers: dict[str, Any],
         replacements: Mapping[nn.Module, Callable[..., Any]],
         warming: bool,
@@ -189,26 +189,22 @@ class _AcceleratedCall:
         if self._shared.get("_interrupt"):  # left by the previous call; every stock call resets it too
             self._shared["_interrupt"] = False
         callback = arguments.get("callback_on_step_end")
-        self._drive_reason = why_not(loop)
+        drive_reason = why_not(loop)
         if callback is not None:
-            self._drive_reason = "callback_on_step_end is called by the loop, once per step"
-        network = getattr(fast, loop.networks[0])
-        self._engine_reason = _engine_reason(network)
-        turn, graphs = None, None
-        if self._drive_reason is None:
-            kind = _guidance_key(self._cls, loop, network, arguments)
-            turn = RecordedTurn(GuidanceCache(state.guidance, kind))
-            graphs = self._graph_use(fast, network, warming)
-        elif _wants_graphs(state, network):
-            self._engine_reason = f"the loop is driven: {self._drive_reason}"
-            warn_eager(fast, self._engine_reason)
+            drive_reason = "callback_on_step_end is called by the loop, once per step"
+        network: Any = networks[0]
+        engine_reason = _engine_reason(network)
+        turn = RecordedTurn(GuidanceCache(state.guidance, _guidance_key(self._cls, loop, network, arguments)))
         self.lockstep = LockstepLoop(
             fast.scheduler,
             loop,
             state.planner,
-            observer,
-            turn=turn,
-            graphs=graphs,
+            networks,
+            observer=observer,
+            turn=turn if drive_reason is None else None,
+            drive_reason=drive_reason,
+            graphs=_graph_runner(fast, network, engine_reason, warming),
+            engine_reason=engine_reason,
             overlap="batch" if state.overlap == "auto" and not _graphs_on(network.device) else state.overlap,
             keep_states=callback is not None or keep_trajectory,
             guess=warm_start,
@@ -225,31 +221,10 @@ class _AcceleratedCall:
         # diffusers' official callbacks name the tensors they need
         self._tensor_inputs = getattr(callback, "tensor_inputs", None)
 
-    def _graph_use(self, fast: Any, network: Any, warming: bool) -> GraphRunner | None:
-        state = fast._srds
-        if not _wants_graphs(state, network):
-            return None
-        if self._engine_reason is not None:
-            warn_eager(fast, self._engine_reason)
-            return None
-        return GraphRunner(
-            state.graphs,
-            state.lazy_capture or warming,
-            functools.partial(warn_eager, fast),
-            whole=warming,
-            weighed=state.engine == "auto",
-            kind="graph" if state.engine == "auto" else state.engine,
-        )
-
     @property
     def notified(self) -> int:
         """Number of steps for which the user's callback was called."""
         return 0 if self._callback is None else self._callback.notified
-
-    @property
-    def peak_rows(self) -> int:
-        """Rows of the widest wave so far."""
-        return 0 if self.lockstep.run is None else self.lockstep.run.report.peak_rows
 
     def may_retry_on_stock_loop(self, error: Exception) -> bool:
         """Whether the stock loop may succeed where this call failed.
@@ -258,7 +233,8 @@ class _AcceleratedCall:
         count too; if such an error has another cause, the stock loop raises it again.
         """
         if isinstance(error, torch.OutOfMemoryError):  # the stock loop's waves have one row
-            return self.peak_rows > 1 and self.lockstep.run is not None and self.lockstep.run.sample is None
+            run = self.lockstep.run
+            return run is not None and run.sample is None and run.counts.peak_rows > 1
         misfits = (RuntimeError, ValueError, TypeError, IndexError)
         return isinstance(error, UnsupportedPipeline) or (
             not self._loop.checked and isinstance(error, misfits) and not isinstance(error, SrdsFastError)
@@ -273,15 +249,28 @@ class _AcceleratedCall:
             _, *args_after_self = bound.args
             args, kwargs = tuple(args_after_self), bound.kwargs
         telemetry.phase("encode")
-        output = self._cls.__call__(self._proxied, *args, **kwargs)
-        if self.lockstep.run is not None:
-            report = self.lockstep.run.report
-            report.engine_reason = report.engine_reason or self._engine_reason
-            report.drive_reason = report.drive_reason or self._drive_reason
-        return output
+        return self._cls.__call__(self._proxied, *args, **kwargs)
 
     def _interrupted(self) -> bool:
         return bool(getattr(self._proxied, "_interrupt", False) or self._shared.get("_interrupt", False))
+
+
+def _graph_runner(fast: Any, network: Any, engine_reason: str | None, warming: bool) -> GraphRunner | None:
+    """How a call may use graphs; None: not at all. engine_reason: why its network cannot be recorded."""
+    state = fast._srds
+    if state.engine not in GRAPH_ENGINES and not (state.engine == "auto" and _graphs_on(network.device)):
+        return None
+    if engine_reason is not None:
+        warn_eager(fast, engine_reason)
+        return None
+    return GraphRunner(
+        state.graphs,
+        state.lazy_capture or warming,
+        functools.partial(warn_eager, fast),
+        whole=warming,
+        weighed=state.engine == "auto",
+        kind="graph" if state.engine == "auto" else state.engine,
+    )
 
 
 _lora_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
@@ -314,6 +303,13 @@ def _stock_call(
     started = time.perf_counter()
     output = type(state.original).__call__(state.original, *args, **kwargs)
     seconds = time.perf_counter() - started
-    state.last.report = Report("stock", "stock", "stock", steps_of(arguments), seconds=seconds, fallback_reason=reason)
-    state.last.report.left_out = [f"{name} was left out: the stock loop has no use for it" for name in own]
+    state.last.report = Report(
+        "stock",
+        "stock",
+        "stock",
+        steps_of(arguments),
+        seconds=seconds,
+        fallback_reason=reason,
+        left_out=[f"{name} was left out: the stock loop has no use for it" for name in own],
+    )
     return output

@@ -6,10 +6,8 @@ import logging
 import re
 from typing import Any
 
-from ..engine.streams import has_two_lanes
 from ..errors import CaptureFailed, UnsupportedPipeline
 from ..planner.settings import GRAPH_ENGINES
-from ..solvers.program import Program
 from .state import State
 
 logger = logging.getLogger("srds_fast")
@@ -45,14 +43,6 @@ def warn_left_out(fast: Any, reason: str) -> None:
             "Change what the reason names, or compile without strict."
         )
     warn_once(fast._srds, reason, f"{type(fast).__name__}: {reason}.")
-
-
-def warn_overlap(fast: Any, program: Program) -> None:
-    """Write into the report that overlap="streams" was not applied."""
-    report = fast._srds.last.report
-    if fast._srds.overlap == "streams" and report.overlap == "batch" and has_two_lanes(program):
-        how = "a graph of the network holds all rows of a wave" if report.path == "takeover" else "the loop is driven"
-        report.left_out.append(f"overlap='streams' was left out: {how}")
 
 
 def warn_eager(fast: Any, reason: str) -> None:

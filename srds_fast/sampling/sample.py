@@ -178,10 +178,9 @@ def sample(
                 denoiser, x, noise, settings, cond, generator, graphs, plan, observer, warm_start, keep_trajectory
             )
     except DivergenceError as error:
-        error.report.timeline = timeline.sums
+        error.report = replace(error.report, timeline=timeline.sums)
         raise
-    result.report.timeline = timeline.sums
-    return result
+    return replace(result, report=replace(result.report, timeline=timeline.sums))
 
 
 def _run_session(
@@ -221,7 +220,7 @@ def _run_session(
     run = session.complete()
     assert run.sample is not None
     trajectory = None if extras.trajectory is None else extras.trajectory.stacked(state, run.sample)
-    return SampleResult(run.sample.to(x.dtype), run.report, trajectory)
+    return SampleResult(run.sample.to(x.dtype), session.report(), trajectory)
 
 
 _costs = Costs()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -18,9 +18,10 @@ from ..engine.eager import drain
 from ..engine.evaluator import Evaluator
 from ..engine.graphs.capturable import Capturable
 from ..engine.graphs.runner import GraphRunner
-from ..engine.run import Observer, Run, no_room, step_by_step
+from ..engine.run import Observer, Run
 from ..engine.streams import TwoLanes
 from ..errors import DivergenceError, PlanMismatch, UnsupportedPipeline
+from ..kernels.common.dispatch import implementation
 from ..planner.choose import choose
 from ..planner.context import context_of
 from ..planner.plan import Plan
@@ -28,9 +29,11 @@ from ..planner.search import Pricing, usual
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Checkpoint, Evaluate, Extras
+from ..solvers.convergence import Diverged
 from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL, options_of
+from ..telemetry.report import Report
 
 Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]
 """(run, evaluator) -> None: runs all waves of the run."""
@@ -142,6 +145,7 @@ class Session:
         stochastic: whether steps add noise.
         pricing: costs of the call; None if they were not measured.
         run: the current run; a recovery replaces it.
+        interrupted: the caller has ended the run early; for the report.
 
     Raises:
         PlanMismatch: the given plan is not valid for the call.
@@ -166,6 +170,7 @@ class Session:
         self._observer, self._notify = observer, notify
         self.stochastic = noise.spread is not None
         self.pricing: Pricing | None = None
+        self.interrupted = False
         begun = time.perf_counter()
         measurable = network is not None and noise.num_steps > 1
         self.plan = planner.choose(noise.num_steps, self.stochastic, self.price if measurable else None)
@@ -174,8 +179,9 @@ class Session:
             self.plan.context.check(context_of(state.device, noise, () if network is None else network.modules))
         self._started = None if started is None else started + planning
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
+        self._fallback_reason: str | None = None
         self._begun = False
-        self.run = self._new_run(observer)
+        self.run = self._reported = self._new_run(observer)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Take the output of the last wave and return the next wave; None when `run.sample` is complete.
@@ -185,9 +191,9 @@ class Session:
         """
         try:
             return self.run.next(output)
-        except DivergenceError as error:
+        except Diverged as error:
             self._recover(error)
-            return self.run.next(None)
+        return self.run.next(None)
 
     def complete(self, advance: Advance | None = None) -> Run:
         """Run all waves, from a recording if there is one.
@@ -206,13 +212,13 @@ class Session:
         evaluate = self._network.evaluator(self.run.program)
         if isinstance(evaluate, TwoLanes):
             evaluate.prepare()
-            self.run.report.overlap = "streams"
+            self.run.engine.overlap = "streams"
         try:
             self._run_waves(evaluate, advance)
-        except DivergenceError as error:
+        except Diverged as error:
             self._recover(error)
         except torch.OutOfMemoryError:
-            rows = self.run.report.peak_rows
+            rows = self.run.counts.peak_rows
             if rows <= 1 or self.run.sample is not None:
                 raise
             self.run.close()
@@ -226,42 +232,102 @@ class Session:
         # outside the handlers, because their exceptions keep the memory of the waves alive
         evaluate.forget()
         evaluate = self._network.evaluator(self.run.program)
-        advance(self.run, evaluate)
+        try:
+            advance(self.run, evaluate)
+        except Diverged as error:
+            raise DivergenceError(str(error), self.report()) from None
         evaluate.forget()
         return self.run
 
     def take_steps(self, why: str) -> None:
-        """Start again, one step after another, with the same report.
+        """Start again, one step after another.
 
         Args:
             why: the reason, for the report.
         """
-        self.run = step_by_step(self.run.report, why, self._state, self._noise, self._extras, self._observer)
-        assert self.run.report.fallback_reason is not None
-        self._notify(self.run.report.fallback_reason)
+        failed = self.run
+        failed.counts.network_seconds = None
+        self._fallback_reason = f"{why}. The steps were then taken one after another"
+        self.run = self._reported = Run(
+            choose(self._noise.num_steps, Settings(method=SEQUENTIAL)),
+            self._state,
+            self._noise,
+            replace(self._extras, guess=None),
+            self._observer,
+            counts=failed.counts,
+            # a driven loop goes on to call the network as before
+            engine=failed.engine if self._network is None else replace(failed.engine, name="eager", overlap="batch"),
+        )
+        self._notify(self._fallback_reason)
+
+    def fall_back(self, why: str) -> None:
+        """Note that the rest of the call runs one step after another; only the first reason is kept."""
+        if self._fallback_reason is None:
+            self._fallback_reason = why
+            self._notify(why)
 
     def go_on_from(self, state: Tensor, noise: NoiseTable, extras: Extras) -> None:
-        """Leave the run and continue from a state, one step after another, with the same report.
+        """Leave the run and continue from a state, one step after another.
 
         Args:
             state: [batch, ...], in the dtype of the state.
             noise: table of the remaining steps.
             extras: solver inputs of these steps.
         """
-        self.run.leave()
+        left = self.run
+        left.leave()
         plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
-        self.run = Run(plan, state, noise, self._path, extras, report=self.run.report)
+        self.run = Run(plan, state, noise, extras, counts=left.counts, engine=left.engine)
 
-    def _recover(self, error: DivergenceError) -> None:
-        """Start again step by step if the planner chose the method; raise the error if the user chose it."""
+    def report(
+        self, drive_reason: str | None = None, engine_reason: str | None = None, left_out: Sequence[str] = ()
+    ) -> Report:
+        """What the call has done until now.
+
+        Args:
+            drive_reason: why the pipeline's loop was driven.
+            engine_reason: why the waves ran eagerly, if the engine gives no reason itself.
+            left_out: options that were not applied.
+        """
+        run, plan = self.run, self._reported.plan
+        prediction = plan.prediction
+        return Report(
+            method=plan.method,
+            engine=run.engine.name,
+            path=self._path,
+            num_inference_steps=plan.num_inference_steps,
+            tolerance=plan.tolerance,
+            exact=plan.exact,
+            **asdict(run.counts),
+            change=self._reported.change,
+            converged=run.converged,
+            iterations_per_sample=run.iterations,
+            predicted_seconds=None if prediction is None else prediction.chosen.seconds,
+            interrupted=self.interrupted,
+            fallback_reason=self._fallback_reason,
+            engine_reason=run.engine.reason or engine_reason,
+            kernels=implementation(self._state.device) if plan.options.fused else "torch",
+            drive_reason=drive_reason,
+            overlap=run.engine.overlap,
+            left_out=list(left_out),
+            capture_seconds=run.engine.capture_seconds,
+            dropped_waves=run.engine.dropped_waves,
+            plan_reason=None if prediction is None else prediction.why,
+            planning_seconds=self._planning_seconds,
+            **plan.options.reported(),
+        )
+
+    def _recover(self, error: Diverged) -> None:
+        """Start again step by step if the planner chose the method; raise a DivergenceError if the user chose it."""
         plan = self.run.plan
         self._learn(completed=False)
+        reported = DivergenceError(str(error), self.report())
         if plan.prediction is None or plan.is_sequential:
-            raise error
+            raise reported from None
         try:
-            self.take_steps(error.what)
-        except UnsupportedPipeline:  # strict: the original error is more informative
-            raise error from None
+            self.take_steps(str(error).partition(". ")[0])
+        except UnsupportedPipeline:  # strict: the divergence is more informative
+            raise reported from None
 
     def _run_waves(self, evaluate: Evaluator, advance: Advance) -> None:
         assert self._network is not None
@@ -273,7 +339,7 @@ class Session:
             call = self._network.capturable(self.plan, first.program)
         except ValueError as why:
             use.refused(str(why))
-            first.report.engine_reason = str(why)
+            first.engine.reason = str(why)
             advance(first, evaluate)
             return
         with torch.no_grad():
@@ -282,19 +348,17 @@ class Session:
     def _first_or_new_run(self) -> Run:
         """The run; after a failed recording a new one, which repeats no checkpoint."""
         if self._begun:
-            self.run = self._new_run(_unseen_only(self._observer, self.run.shown))
+            self.run = self._reported = self._new_run(_unseen_only(self._observer, self.run.shown))
         self._begun = True
         return self.run
 
     def _new_run(self, observer: Observer | None) -> Run:
-        run = Run(self.plan, self._state, self._noise, self._path, self._extras, observer, self._started)
-        run.report.planning_seconds = self._planning_seconds
-        return run
+        return Run(self.plan, self._state, self._noise, self._extras, observer, self._started)
 
     def _learn(self, *, completed: bool) -> None:
         # without lazy capture a new plan would have no recording, so do not learn
         if self.pricing is not None and (self._graphs is None or self._graphs.lazy):
-            self.pricing.saw(self.plan, self.run.report if completed else None)
+            self.pricing.saw(self.plan, self.report() if completed else None)
 
     def price(self) -> Pricing:
         """The costs of the call, measured now if they are unknown."""
@@ -314,6 +378,11 @@ class Session:
                 replayed=self._graphs is not None and self._state.is_cuda,
             )
         return self.pricing
+
+
+def no_room(rows: int) -> str:
+    """The message for a wave that ran out of memory. rows: of the widest that was tried."""
+    return f"a wave of up to {rows} rows did not fit into the device's memory: pass max_rows, fewer than that"
 
 
 def _run_eagerly(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 MOST_CHANGES = 4
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
     """The report of a call. `print(report)` shows a table; `report.to_dict()` is ready for JSON.
 

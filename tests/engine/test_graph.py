@@ -827,7 +827,7 @@ def test_what_runs_are_expected_to_take_at_least_is_launched_ahead(monkeypatch: 
     plan = dataclasses.replace(plan, prediction=Prediction(candidate, (candidate,), "so told", curve, earliest=7))
     stock = scheduler()
     stock.set_timesteps(12)
-    run = Run(plan, torch.zeros(1, 4), noise_table(stock), "sample")
+    run = Run(plan, torch.zeros(1, 4), noise_table(stock))
     assert [run.may_launch_ahead(iteration) for iteration in range(1, 9)] == [True] * 5 + [False] * 3
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import srds_fast
 from srds_fast import DivergenceError
-from srds_fast.engine import run
 from srds_fast.pipelines import call as call_module
 from srds_fast.sampling import session as session_module
 from srds_fast.solvers.fixed_point import solver as fixed_point
@@ -138,18 +137,18 @@ def test_what_the_waves_had_in_memory_is_let_go_before_the_steps_are_taken(
 ) -> None:
     alive: list[int] = []
     made: list[weakref.ref[Any]] = []
-    begin, steps = fixed_point.Points.__init__, run.step_by_step
+    begin, steps = fixed_point.Points.__init__, session_module.Session.take_steps
 
     def watched(self: Any, *arguments: Any) -> None:
         begin(self, *arguments)
         made.append(weakref.ref(self))
 
-    def looking(*arguments: Any) -> Any:
+    def looking(session: session_module.Session, why: str) -> None:
+        steps(session, why)
         alive.append(sum(each() is not None for each in made))
-        return steps(*arguments)
 
     monkeypatch.setattr(fixed_point.Points, "__init__", watched)
-    monkeypatch.setattr(session_module, "step_by_step", looking)
+    monkeypatch.setattr(session_module.Session, "take_steps", looking)
     fast = srds_fast.compile(sd, method="collocation")
     with Room(sd.unet, 2):
         latents(fast)

@@ -147,7 +147,7 @@ def test_checkpoints_are_as_many_as_promised(options: Method) -> None:
 @every
 def test_a_run_that_is_stopped_counts_what_was_run(options: Method) -> None:
     grid, x = table(STEPS), noise(2, DIMENSIONS)
-    started = Run(plan_of(options), x, grid, "sample")
+    started = Run(plan_of(options), x, grid)
     wave, rows = started.next(None), 0
     for _ in range(3):
         assert wave is not None

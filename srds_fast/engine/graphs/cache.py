@@ -152,6 +152,9 @@ class Graphs:
         if calls.broken:
             assert calls.reason is not None
             self.give_up(calls.key, calls.reason)
+        elif calls.declined:
+            assert calls.reason is not None
+            self.decline(calls.key, calls.reason)
         elif calls.changed:
             self.drop(calls.key)
         elif calls.recordings and is_new:

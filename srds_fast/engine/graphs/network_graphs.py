@@ -27,6 +27,7 @@ from .compare import refuse_difference
 from .device_lock import DeviceBusy, device_lock
 from .memory import TooLarge, recorded_within_memory
 from .recorder import Graph, Recorder, recorded
+from .utilisation import utilisation, why_not_worth
 
 # graphs of one set of networks, the least recently used is given up first
 MOST_WIDTHS = 64
@@ -172,6 +173,7 @@ class GraphedCalls:
         graphs: of the networks.
         key: gives what the graphs depend on, now.
         records: record calls of a width that has no graph yet.
+        weigh: before the first recording, see whether graphs can save time.
 
     Attributes:
         graphs: the same.
@@ -182,10 +184,14 @@ class GraphedCalls:
         seconds: spent on recording.
         changed: the network's own attributes have changed: what was recorded in this run is of no use.
         broken: the network cannot be recorded.
+        declined: graphs would save no time.
     """
 
-    def __init__(self, graphs: NetworkGraphs, key: Callable[[], Hashable], *, records: bool) -> None:
+    def __init__(
+        self, graphs: NetworkGraphs, key: Callable[[], Hashable], *, records: bool, weigh: bool = False
+    ) -> None:
         self.graphs = graphs
+        self._weigh = weigh and not len(graphs)
         self._records = records
         self._key = key
         self.key = key()
@@ -193,7 +199,7 @@ class GraphedCalls:
         self.replays = self.recordings = 0
         self.reason: str | None = None
         self.seconds = 0.0
-        self.changed = self.broken = False
+        self.changed = self.broken = self.declined = False
 
     def through(self, function: Callable[..., Any], name: Hashable = None) -> Callable[..., Any]:
         """The function, called through its graphs.
@@ -204,7 +210,7 @@ class GraphedCalls:
         """
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if self.broken or self.changed or self._waits:
+            if self.broken or self.changed or self.declined or self._waits:
                 return function(*args, **kwargs)
             leaves, structure = tree_flatten((args, kwargs))
             try:
@@ -232,7 +238,12 @@ class GraphedCalls:
             return  # the run ends in its error: there is nothing to compare with
         started = time.perf_counter()
         try:
-            if self._is_as_it_was():
+            if self._weigh:
+                self._weigh = False
+                args, kwargs = tree_unflatten(leaves, structure)
+                why = why_not_worth(utilisation(lambda: function(*args, **kwargs), self.graphs.device))
+                self.declined, self.reason = why is not None, why
+            if not self.declined and self._is_as_it_was():
                 self.graphs.record(key, function, leaves, structure, output)
                 self.recordings += 1
                 self._is_as_it_was()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,8 +14,7 @@ from torch import Tensor
 from ... import telemetry
 from ...errors import CaptureFailed
 from ...solvers.contract import Evaluate
-from ...telemetry.report import Report
-from ..run import Run
+from ..run import EngineUse, Run
 from .cache import Graphs, T
 from .capturable import Capturable, NetworkCalls
 from .capture_checks import failed
@@ -67,9 +67,7 @@ class GraphRunner:
         Returns:
             what `advance` returned.
         """
-        reason = call.calls().why_not()
-        if reason is None and in_a_replay(call.device):
-            reason = "it is made in the middle of another call, whose replay has the device"
+        reason = _why_not(call.calls())
         if reason is not None:
             return self._run_eagerly(reason, begin(), evaluate, advance)
         if self.kind == "network-graphs":
@@ -94,8 +92,8 @@ class GraphRunner:
             return self._run_eagerly(found, begin(), evaluate, advance, told=self.graphs.declined(key))
         run = begin()
         done = advance(run, evaluate)
-        if not run.report.interrupted:
-            run.report.engine_reason = self._record(key, call, run, evaluate)
+        if not run.stopped:
+            run.engine.reason = self._record(key, call, run, evaluate)
         return done
 
     def _run_eagerly(
@@ -110,7 +108,7 @@ class GraphRunner:
         done = advance(run, evaluate)
         if not told:
             self.refused(reason)
-        run.report.engine_reason = reason
+        run.engine.reason = reason
         return done
 
     def _replay(self, captured: LoopGraph, call: Capturable, run: Run, advance: Advance[T]) -> T:
@@ -118,28 +116,34 @@ class GraphRunner:
             captured.extend_to(call.checkpoints)
         replay = Replay(captured, call.inputs, run.may_launch_ahead)
         run.follow(replay.core)
-        run.report.engine, run.report.engine_reason = captured.name, captured.reason
-        run.report.overlap = captured.overlap
+        run.engine.name, run.engine.reason = captured.name, captured.reason
+        run.engine.overlap = captured.overlap
         try:
             done = advance(run, lambda wave: wave.x)  # the graph has run it
         finally:
             replay.core.close()  # it holds the device, also if something raised between waves
-            run.report.dropped_waves = replay.dropped_waves
+            run.engine.dropped_waves = replay.dropped_waves
         self.graphs.count_replay()
         return done
 
-    def network_calls(self, calls: NetworkCalls) -> GraphedCalls | str:
-        """Graphs for the network calls of one run, or why there can be none. `finish` ends the run."""
-        found = self.graphs.network_graphs(calls.key(), calls)
-        return found if isinstance(found, str) else GraphedCalls(found, calls.key, records=self.lazy)
+    def network_calls(self, calls: NetworkCalls, *, weigh: bool = False) -> GraphedCalls | str:
+        """Graphs for the network calls of one run, or why there can be none. `finish` ends the run.
 
-    def finish(self, graphed: GraphedCalls, report: Report) -> None:
-        """Keep the graphs that a run has recorded, and complete its report, whose engine is that of the graphs."""
-        report.capture_seconds = graphed.seconds
-        if report.engine == NetworkGraphs.name and not graphed.replays:
-            report.engine = "eager"
-        if graphed.reason is not None or report.engine == "eager":
-            report.engine_reason = graphed.reason or FIRST
+        Args:
+            weigh: before the first recording, see whether graphs can save time, unless they were asked for by name.
+        """
+        found = _why_not(calls) or self.graphs.network_graphs(calls.key(), calls)
+        if isinstance(found, str):
+            return found
+        return GraphedCalls(found, calls.key, records=self.lazy, weigh=weigh and self.weighed)
+
+    def finish(self, graphed: GraphedCalls, engine: EngineUse) -> None:
+        """Keep the graphs that a run has recorded, and complete what is noted of its engine."""
+        engine.capture_seconds = graphed.seconds
+        if not graphed.replays:
+            engine.name = "eager"
+        if graphed.reason is not None or not graphed.replays:
+            engine.reason = graphed.reason or FIRST
         with suppress(DeviceBusy):  # the run is done: another one records these graphs
             self.graphs.count_network_graphs(graphed)
 
@@ -155,16 +159,15 @@ class GraphRunner:
         graphed = self.network_calls(call.calls())
         if isinstance(graphed, str):
             return self._run_eagerly(graphed, run, evaluate, advance)
-        report = run.report
-        report.engine, report.engine_reason, report.overlap = NetworkGraphs.name, no_loop, "batch"
+        run.engine.name, run.engine.reason, run.engine.overlap = NetworkGraphs.name, no_loop, "batch"
         through = call.through(graphed.through)
         try:
             done = advance(run, through)
-            if self.whole and not report.interrupted:
+            if self.whole and not run.stopped:
                 _run_every_width(call, through)
         finally:
-            self.finish(graphed, report)
-        if report.engine == NetworkGraphs.name:
+            self.finish(graphed, run.engine)
+        if graphed.replays:
             self.graphs.count_replay()
         if graphed.reason is not None:
             self.refused(graphed.reason)
@@ -184,12 +187,16 @@ class GraphRunner:
         assert run.sample is not None
         started = time.perf_counter()
         try:
-            if self.weighed and (reason := why_not_worth(utilisation(call, evaluate))) is not None:
-                self.graphs.decline(key, reason)
-                return reason
+            if self.weighed:
+                width, _ = Counter(len(positions) for positions in call.positions).most_common(1)[0]
+                wave = call.wave_of_zeros(width)
+                reason = why_not_worth(utilisation(lambda: evaluate(wave), call.device))
+                if reason is not None:
+                    self.graphs.decline(key, reason)
+                    return reason
             if call.why_no_loop is not None:
                 raise TooLarge(call.why_no_loop)
-            self.graphs.capture(key, call, run.sample, run.report.iterations_per_sample, whole=self.whole)
+            self.graphs.capture(key, call, run.sample, run.iterations, whole=self.whole)
         except TooLarge as why:
             return self._record_network(key, call, str(why))
         except CaptureFailed as why:
@@ -198,7 +205,7 @@ class GraphRunner:
             reason = str(failed(why))
             self.graphs.give_up(key, reason)
         finally:
-            run.report.capture_seconds = time.perf_counter() - started
+            run.engine.capture_seconds = time.perf_counter() - started
         if reason is not None:
             self.refused(reason)
             return reason
@@ -217,6 +224,13 @@ class GraphRunner:
         if reason is not None:
             self.refused(reason)
         return reason or FIRST
+
+
+def _why_not(calls: NetworkCalls) -> str | None:
+    """Why a call cannot be replayed or recorded, or None."""
+    if in_a_replay(calls.device):
+        return "it is made in the middle of another call, whose replay has the device"
+    return calls.why_not()
 
 
 def _run_every_width(call: Capturable, evaluate: Callable[[Evaluate], Tensor]) -> None:

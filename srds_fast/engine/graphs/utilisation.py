@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
-from ...solvers.contract import Evaluate
-from .capturable import Capturable
 
 # Above this share nothing is recorded. Elsewhere graphs were measured to gain a quarter to a half at shares of 0.3 to
 # 0.6; on networks that keep their device busy they gained nothing and took gigabytes.
@@ -26,18 +21,15 @@ def why_not_worth(share: float) -> str | None:
 
 
 @torch.no_grad()
-def utilisation(call: Capturable, evaluate: Callable[[Evaluate], Tensor]) -> float:
-    """The share of a network call in which its CUDA device works, for a wave of the most frequent width.
+def utilisation(call: Callable[[], object], device: torch.device) -> float:
+    """The share of a network call in which its CUDA device works.
 
-    Measured on zeros: once as the host launches the calls, once with all launches queued behind a pause.
+    Measured once as the host launches the calls, and once with all launches queued behind a pause.
     """
-    device = call.device
-    width, _ = Counter(len(positions) for positions in call.positions).most_common(1)[0]
-    wave = call.wave_of_zeros(width)
 
     def calls() -> None:
         for _ in range(CALLS):
-            evaluate(wave)
+            call()
 
     with torch.cuda.device(device):
         calls()

@@ -14,16 +14,19 @@ The order of rows in the batch is (copy or guidance branch, row, sample).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ... import telemetry
+from ...engine.graphs.network_graphs import GraphedCalls
+from ...engine.graphs.recording import LoopGraph
 from ...engine.graphs.runner import GraphRunner
 from ...engine.run import Observer, Run
+from ...engine.streams import has_two_lanes
 from ...errors import UnsupportedPipeline
 from ...kernels.wave_update import NetworkInput
 from ...planner.plan import Plan
@@ -32,25 +35,30 @@ from ...sampling.session import Planner, Session
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, Extras, Trajectory
 from ...solvers.registry import check_warm_start
+from ...telemetry.report import Report
 from ..loop import Loop
 from ..network_rows import RowInputs
 from ..networks import Network, check_time
-from ..takeover.network import RecordedNetwork
+from ..takeover.network import RecordedNetwork, network_calls
 from ..takeover.turn import RecordedTurn
 from .inpaint import Inpainting
 from .proxies import RowStates, SchedulerProxy, copy_scheduler
 
 
+@dataclass(eq=False)
 class LockstepLoop:
     """State of one call: the session, and the current wave of the pipeline's loop.
 
-    Args:
-        scheduler: the pipe's scheduler; it is copied.
+    Attributes:
+        original_scheduler: the pipe's scheduler; it is copied.
         loop: description of the pipeline's loop.
         planner: chooses the plan.
+        networks: the networks that the loop calls.
         observer: called with every checkpoint.
         turn: records the first turn for takeover; None: the loop turns once per wave.
-        graphs: how a recorded turn may use graphs; None: its waves run eagerly.
+        drive_reason: why it turns once per wave.
+        graphs: how the call may use graphs: a recorded turn all of them, a driven loop network graphs. None: eager.
+        engine_reason: why it runs eagerly.
         overlap: how the coarse rows of a recorded turn run: "batch", "streams" or "auto".
         keep_states: keep the states of all steps, for callbacks.
         guess: [steps + 1, batch, ...], initial states; None: the method's own initial guess.
@@ -58,52 +66,39 @@ class LockstepLoop:
         notify: called with the reason why the rest of the call runs step by step; may raise.
         replacements: maps a network to the callable to use instead.
         plan_only: choose the plan but run no waves: the loop gets its starting noise as the result.
-
-    Attributes:
+        scheduler: the proxy that the loop steps.
         session: plan, run and report of the call; None before the first step.
         progress: shows the final steps on the pipe's progress bar.
     """
 
-    def __init__(
-        self,
-        scheduler: Any,
-        loop: Loop,
-        planner: Planner,
-        observer: Observer | None = None,
-        *,
-        turn: RecordedTurn | None = None,
-        graphs: GraphRunner | None = None,
-        overlap: str = "batch",
-        keep_states: bool = False,
-        guess: Tensor | None = None,
-        interrupted: Callable[[], bool] = lambda: False,
-        notify: Callable[[str], None] = lambda reason: None,
-        replacements: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
-        plan_only: bool = False,
-    ) -> None:
-        self._replacements = replacements
-        self.scheduler = SchedulerProxy(copy_scheduler(scheduler), self)
+    original_scheduler: InitVar[Any]
+    loop: Loop
+    planner: Planner
+    networks: Sequence[nn.Module]
+    observer: Observer | None = None
+    turn: RecordedTurn | None = None
+    drive_reason: str | None = None
+    graphs: GraphRunner | None = None
+    engine_reason: str | None = None
+    overlap: str = "batch"
+    keep_states: bool = False
+    guess: Tensor | None = None
+    interrupted: Callable[[], bool] = lambda: False
+    notify: Callable[[str], None] = lambda reason: None
+    replacements: Mapping[nn.Module, Callable[..., Any]] = field(default_factory=dict)
+    plan_only: bool = False
+
+    def __post_init__(self, original_scheduler: Any) -> None:
+        self.scheduler = SchedulerProxy(copy_scheduler(original_scheduler), self)
         self.inpainting: Inpainting | None = None
         self.session: Session | None = None
         self.timesteps: Tensor | None = None
         self.steps = 0
         self.finished = False
         self.progress: Callable[[], None] = lambda: None
-        self._loop = loop
-        self._planner = planner
-        self._observer = observer
-        self._turn = turn
-        self._graphs = graphs
-        self._overlap = overlap
-        self._keep_states = keep_states
-        self._guess = guess
-        self._interrupted = interrupted
-        self._notify = notify
-        self._plan_only = plan_only
         self._network: RecordedNetwork | None = None
-        self._drive_reason: str | None = None
-        self._start = 0
-        self._offset = 0
+        self._graphed: GraphedCalls | None = None
+        self._start = self._offset = self._num_samples = self._calls = 0
         self._trajectory: Trajectory | None = None
         self._noise: NoiseTable | None = None
         self._state: Tensor | None = None
@@ -111,8 +106,6 @@ class LockstepLoop:
         self._rows: RowInputs | None = None
         self._wave: Evaluate | None = None
         self._handed: Tensor | None = None
-        self._num_samples = 0
-        self._calls = 0
         self._started: float | None = None
 
     @property
@@ -171,7 +164,7 @@ class LockstepLoop:
         x0: tuple[Tensor, ...] = ()
         if self.session is None:
             x0 = self._begin(m, x, options)
-            if self._plan_only:
+            if self.plan_only:
                 if self._network is not None and self.num_steps > 1:
                     self.session_begun().price()
                 assert self._state is not None
@@ -182,11 +175,10 @@ class LockstepLoop:
             self._wave = self.session_begun().next(None)
             assert self._wave is not None
             assert self.run is not None
-            if self._turn is not None and self._turn.calls:  # the recorded turn was answered with probes
+            if self.turn is not None and self.turn.calls:  # the recorded turn was answered with probes
                 return (self._hand_out(x.dtype),)
-            if len(self._wave.positions) > 1:  # the turn that has just ended is not the first wave
-                self.run.report.waves, self.run.report.rows = 2, 1 + len(self._wave.positions)
-                self.run.report.evaluations += self._num_samples
+            if len(self._wave.positions) > 1:  # the turn that has just ended is not the first wave, but one more
+                self.run.counts.add(1, self._num_samples)
                 return (self._hand_out(x.dtype), *x0)
         elif self._handed is not None and x is not self._handed:
             raise UnsupportedPipeline(
@@ -196,10 +188,10 @@ class LockstepLoop:
         run = self.session_begun().run
         assert self._wave is not None
         run.received()
-        if self._interrupted() and (newest := self.newest()) is not None:
+        if self.interrupted() and (newest := self.newest()) is not None:
             return (self.interrupt(newest, x.dtype), *x0)
-        if self._loop.copies > 1:
-            m = m[: len(m) // self._loop.copies]
+        if self.loop.copies > 1:
+            m = m[: len(m) // self.loop.copies]
         self._wave = self.session_begun().next(m.view_as(self._wave.x))
         if self.session_begun().run is not run:  # restarted step by step
             self._rows = self._rows_of(self.session_begun().run)
@@ -221,7 +213,7 @@ class LockstepLoop:
                 if self.num_steps == 1:
                     x0[:] = [network.x0_of(self._wave, m).to(dtype)]
                 run.received()
-                if self._interrupted() and (newest := self.newest()) is not None:
+                if self.interrupted() and (newest := self.newest()) is not None:
                     self.interrupt(newest, dtype)
                     return
                 self._wave = run.next(m)
@@ -239,11 +231,11 @@ class LockstepLoop:
         if self._network is None:
             return self._wave.x[0]
         # a replay hands out no states between checkpoints
-        return self._network.state_of(self._wave) if run.report.engine != "loop graph" else None
+        return self._network.state_of(self._wave) if run.engine.name != LoopGraph.name else None
 
     def interrupt(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
         """End the call early with this sample; return it in the form that the loop expects."""
-        self.session_begun().run.report.interrupted = True
+        self.session_begun().interrupted = True
         return self._end(sample, dtype)
 
     def _end(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
@@ -266,10 +258,7 @@ class LockstepLoop:
         """
         session = self.session_begun()
         assert self._noise is not None
-        report = session.run.report
-        if report.fallback_reason is None:
-            report.fallback_reason = reason
-            self._notify(reason)
+        session.fall_back(reason)
         done = step + 1
         if done == self.num_steps:
             return self._end(x.to(state_dtype(x.dtype)), x.dtype)
@@ -288,8 +277,8 @@ class LockstepLoop:
 
     def scale(self, x: Tensor, timestep: Any) -> Tensor:
         """The states of the wave times their input scale, for all guidance branches."""
-        if self._turn is not None:
-            self._turn.scaled = True
+        if self.turn is not None:
+            self.turn.scaled = True
         if self._wave is None:
             return self.scheduler.inner.scale_model_input(x, timestep)  # type: ignore[no-any-return]
         assert self._rows is not None
@@ -308,19 +297,19 @@ class LockstepLoop:
     ) -> Any:
         """Call a network with a timestep per row and repeated conditioning. names: of its parameters, in order."""
         self._calls += 1
-        if self._turn is not None and self.session is None and self._turn.takes(kwargs):
+        if self.turn is not None and self.session is None and self.turn.takes(kwargs):
             if self._started is None:
                 self._started = time.perf_counter()
-            return self._turn.record(network, family, names, args, kwargs)
+            return self.turn.record(network, family, names, args, kwargs)
         states: Tensor = kwargs[family.state] if family.state in kwargs else args[names.index(family.state)]
         if self._wave is None:  # the first wave is the starting noise alone: a plain call
             if self._started is None:
                 self._started = time.perf_counter()
-            if not self._loop.checked:
+            if not self.loop.checked:
                 assert self.timesteps is not None
                 check_time(self.timesteps, network, family, dict(zip(names, args, strict=False)) | kwargs)
             with telemetry.span("network", "network", 1):
-                return self._replacements.get(network, network)(*args, **kwargs)
+                return self.replacements.get(network, network)(*args, **kwargs)
         if isinstance(states, RowStates):
             plain = states.as_subclass(Tensor)
             args, kwargs = (
@@ -333,33 +322,33 @@ class LockstepLoop:
 
     def _begin(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
         """Make the session at the first step, when the number of steps, the noise and the samples are known."""
-        turn = self._turn
+        turn = self.turn
         if turn is not None:
             if turn.calls:
-                samples = len(x) // self._loop.copies
+                samples = len(x) // self.loop.copies
                 turn.read_guidance(m[:samples], x[:samples])
                 m = m.to(turn.calls[0].states.dtype)  # noise is drawn in the dtype of the network's output
-            self._drive_reason = turn.drive_reason
+            self.drive_reason = turn.drive_reason
         if m.shape != x.shape:
             raise UnsupportedPipeline(
                 f"The pipeline steps latents of shape {tuple(x.shape)} with an output of shape {tuple(m.shape)}. It is "
                 "not known how the step uses the other channels. Run this call on the original pipeline."
             )
         self._noise, generator = self.scheduler.table_and_generator(options)
-        if self._loop.copies > 1 and bool((self._noise.input_scale != 1).any()):
+        if self.loop.copies > 1 and bool((self._noise.input_scale != 1).any()):
             raise UnsupportedPipeline(
                 f"The pipeline's loop overwrites its latents with what {type(self.scheduler.inner).__name__} scales "
                 "for the network. They are not the scheduler's own. Use a scheduler that does not scale: DDIMScheduler."
             )
         noise = self._noise.part(self._start, self._start + self.num_steps)
-        self._num_samples = len(x) // self._loop.copies
+        self._num_samples = len(x) // self.loop.copies
         state = x[: self._num_samples].to(state_dtype(x.dtype))
         # drawn for all copies, as in the stock step; the sample uses the first
         draws = draw_noise(noise, m, state.dtype, generator)
         self._draws = None if draws is None else draws[:, : self._num_samples]
         extras = self._extras(self._draws, x.dtype, noise.num_steps)
-        if self._guess is not None:
-            check_warm_start(self._guess, (noise.num_steps + 1, *state.shape))
+        if self.guess is not None:
+            check_warm_start(self.guess, (noise.num_steps + 1, *state.shape))
         self._state = state
         if turn is not None and turn.linear:
             extras = turn.extras(extras, self._num_samples)
@@ -368,41 +357,69 @@ class LockstepLoop:
                 state,
                 noise,
                 extras,
-                replacements=self._replacements,
-                overlap=self._overlap,
-                keeps_states=self._keep_states,
+                replacements=self.replacements,
+                overlap=self.overlap,
+                keeps_states=self.keep_states,
             )
         telemetry.phase("plan")
         session = Session(
-            self._planner,
+            self.planner,
             state,
             noise,
             extras,
             "drive" if self._network is None else "takeover",
             network=self._network,
-            graphs=self._graphs,
-            observer=self._observer,
+            graphs=self.graphs,
+            observer=self.observer,
             started=self._started,
-            notify=self._notify,
+            notify=self.notify,
         )
         self._refuse_too_many_turns(session.plan)
         self.session = session
-        report = session.run.report
-        report.drive_reason = self._drive_reason
-        if self._drive_reason is not None and self._graphs is not None:
-            report.engine_reason = f"the loop is driven: {self._drive_reason}"
-            self._graphs.refused(report.engine_reason)
         if self._network is None:
+            if self.graphs is not None:
+                self._graph_network_calls(self.graphs, session.run, state.device)
             self._rows = self._rows_of(session.run, noise)
         if noise.num_steps > 1 or self._network is not None:
             return ()
         _, x0 = noise.step(0, state, m[: self._num_samples].to(state.dtype))
         return (x0.to(x.dtype),)
 
+    def _graph_network_calls(self, graphs: GraphRunner, run: Run, device: torch.device) -> None:
+        """Replay the network calls of the loop's turns from graphs; those of new widths are recorded."""
+        graphed = graphs.network_calls(network_calls(self.networks, device, self.replacements), weigh=True)
+        if isinstance(graphed, str):
+            run.engine.reason = graphed
+            graphs.refused(graphed)
+            return
+        self._graphed = graphed
+        self.replacements = {
+            network: graphed.through(self.replacements.get(network, network), id(network)) for network in self.networks
+        }
+        run.engine.name = graphed.graphs.name
+        run.engine.reason = f"the loop is driven: {self.drive_reason}"
+
+    def report(self, left_out: Sequence[str]) -> Report | None:
+        """The report of the call until now; None before the first step. left_out: options that were not applied."""
+        if self.session is None:
+            return None
+        run = self.session.run
+        if self.overlap == "streams" and run.engine.overlap == "batch" and has_two_lanes(run.program):
+            why = "the loop is driven" if self._network is None else "a graph of the network holds all rows of a wave"
+            left_out = [*left_out, f"overlap='streams' was left out: {why}"]
+        return self.session.report(self.drive_reason, self.engine_reason, left_out)
+
+    def close(self) -> None:
+        """End the call: keep the graphs that it has recorded."""
+        if self._graphed is not None and self.run is not None:
+            assert self.graphs is not None
+            self.graphs.finish(self._graphed, self.run.engine)
+            self._graphed = None
+
     def _refuse_too_many_turns(self, plan: Plan) -> None:
         """Refuse a plan with more turns than steps, if the loop indexes a list with one entry per step."""
         few_turns = plan.is_sequential or (plan.options.fits_turns and plan.max_rows is None)
-        if self._loop.counts and self._network is None and not few_turns:
+        if self.loop.counts and self._network is None and not few_turns:
             raise UnsupportedPipeline(
                 "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
                 "Use method='srds' with pipelined=True, and neither in_flight nor max_rows."
@@ -413,7 +430,7 @@ class LockstepLoop:
         assert self._noise is not None
         assert self._state is not None
         noise = noise or self._noise.part(self._start, self._start + self.num_steps)
-        return RowInputs(run.program, noise, self._state, replacements=self._replacements)
+        return RowInputs(run.program, noise, self._state, replacements=self.replacements)
 
     def _extras(
         self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, x0_prev: Tensor | None = None
@@ -427,8 +444,8 @@ class LockstepLoop:
             def constrain(x: Tensor, position: int, samples: tuple[int, ...]) -> Tensor:
                 return inpainting.blend(x, first + position, samples, noise, last)
 
-        self._trajectory = Trajectory(num_steps) if self._keep_states else None
-        return Extras(draws, constrain, self._trajectory, x0_prev, NetworkInput(dtype), guess=self._guess)
+        self._trajectory = Trajectory(num_steps) if self.keep_states else None
+        return Extras(draws, constrain, self._trajectory, x0_prev, NetworkInput(dtype), guess=self.guess)
 
     def _hand_out(self, dtype: torch.dtype) -> Tensor:
         """The next rows, or the samples, in the form that the loop expects."""
@@ -441,10 +458,10 @@ class LockstepLoop:
             states = self.run.sample.to(dtype)
         else:
             states = self._wave.x.flatten(0, 1)
-        if self._loop.copies > 1:
-            states = torch.cat([states] * self._loop.copies)
-        elif self._loop.joins and self._wave is not None:
+        if self.loop.copies > 1:
+            states = torch.cat([states] * self.loop.copies)
+        elif self.loop.joins and self._wave is not None:
             states = RowStates.of(states, self)
         # if the loop itself makes new states, they cannot be compared with these
-        self._handed = None if self._loop.copies > 1 or self._loop.blends else states
+        self._handed = None if self.loop.copies > 1 or self.loop.blends else states
         return states

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.evaluator import Evaluator
-from ...engine.graphs.capturable import Capturable, Through
+from ...engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ...engine.run import core_of
 from ...engine.streams import TwoLanes, has_two_lanes
 from ...kernels.common.dispatch import implementation
@@ -112,6 +112,7 @@ class RecordedNetwork:
             called = {network: graphed(replacements.get(network, network), id(network)) for network in factors}
             return Repeated(self.turn.calls, RowInputs(program, noise, state, replacements=called), len(state))
 
+        called = network_calls(tuple(factors), state.device, replacements)
         return Capturable(
             (
                 plan.signature,
@@ -130,10 +131,10 @@ class RecordedNetwork:
             extras.network,
             calls[0].states.dtype,
             scale_numbers(factors),
-            network_signature=(tuple(map(id, replacements.values())), _attention_of_the_process()),
+            network_signature=called.signature,
             why_no_loop=SLIDES if plan.slides else STATES_KEPT if self.keeps_states else None,
             overlap=self.overlap if has_two_lanes(program) else "batch",
-            compiled=any(network in replacements or is_compiled(network) for network in factors),
+            compiled=called.compiled,
         )
 
     def state_of(self, wave: Evaluate) -> Tensor:
@@ -149,8 +150,16 @@ class RecordedNetwork:
         return x0
 
 
-def _attention_of_the_process() -> Hashable:
-    """diffusers' process-wide attention backend, for processors that name none."""
+def network_calls(
+    networks: Sequence[nn.Module], device: torch.device, replacements: Mapping[nn.Module, Callable[..., Any]]
+) -> NetworkCalls:
+    """What graphs of these networks depend on. replacements: maps a network to the callable to use instead."""
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-    return str(_AttentionBackendRegistry.get_active_backend()[0])
+    backend = str(_AttentionBackendRegistry.get_active_backend()[0])  # of processors that name none
+    return NetworkCalls(
+        tuple(networks),
+        device,
+        (tuple(map(id, replacements.values())), backend),
+        any(network in replacements or is_compiled(network) for network in networks),
+    )

@@ -88,6 +88,57 @@ def test_every_pipeline(name: str) -> None:
     twins.replayed(1)
 
 
+def _look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return tensors
+
+
+def _change(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {"latents": tensors["latents"] * 1.1} if step == 3 else {}
+
+
+@pytest.mark.parametrize("engine", ["graph", "network-graphs"])
+@pytest.mark.parametrize(
+    "name", ["stable_diffusion", "stable_diffusion_controlnet_2", "stable_diffusion_inpaint", "flux"]
+)
+def test_a_loop_that_is_driven_replays_its_network(name: str, engine: str, launched: list[Tape]) -> None:
+    """The first wave is the loop's own call, and runs eagerly."""
+    twins = Twins(name, engine=engine, method="srds", num_blocks=2, max_iterations=1)
+    driven = {} if "inpaint" in name else {"callback_on_step_end": _look}
+    twins.base["num_inference_steps"] = 6
+    twins.same(0, **driven)
+    assert twins.report.capture_seconds > 0
+    launched.clear()
+    twins.same(1, **driven)
+    assert (twins.report.path, twins.report.engine) == ("drive", "network graphs")
+    assert "the loop is driven" in twins.report.engine_reason
+    assert twins.report.capture_seconds == 0
+    calls_a_wave = 2 if "controlnet" in name else 1
+    assert len(launched) >= calls_a_wave * (twins.report.waves - 1) > 0
+
+
+def test_a_callback_that_changes_the_latents_goes_on_with_graphs(launched: list[Tape]) -> None:
+    twins = Twins("flux", engine="network-graphs", method="srds", num_blocks=2)
+    twins.base["num_inference_steps"] = 8
+    for seed in range(2):
+        launched.clear()
+        twins.same(seed, callback_on_step_end=_change)
+        assert "the callback changed latents at step 3" in twins.report.fallback_reason
+    assert twins.report.engine == "network graphs"
+    assert len(launched) == twins.report.waves - 1
+
+
+def test_a_driven_loop_on_a_busy_device_records_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under engine="auto" the network is weighed before the first recording, and not again in later calls."""
+    shares: list[float] = []
+    monkeypatch.setattr(network_graphs, "utilisation", lambda call, device: shares.append(BUSY) or BUSY)
+    monkeypatch.setattr("srds_fast.pipelines.call._graphs_on", lambda device: True)
+    twins = Twins("flux", graphs={"engine": "auto"}, num_blocks=2, max_iterations=1)
+    for seed in range(2):
+        twins.eagerly("the device is busy", seed, callback_on_step_end=_look)
+        assert twins.counts == (0, 0)
+    assert shares == [BUSY]
+
+
 def test_plans_of_one_network_share_its_graphs() -> None:
     """Another method, number of steps or tolerance, and keep_trajectory: no width is recorded twice."""
     pipe, graphs = tiny.flux(), None

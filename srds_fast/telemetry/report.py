@@ -41,7 +41,7 @@ class Report:
         fallback_reason: why the stock loop ran, or why the run continued step by step; None if neither happened.
         drive_reason: why the pipeline's loop was driven instead of taken over; None if it was taken over, or if
             there is no pipeline.
-        engine_reason: why the waves ran eagerly although a faster engine was asked for; None otherwise.
+        engine_reason: why a slower engine than the one asked for ran the waves; None otherwise.
         overlap: "batch": one network call per wave; "streams": a separate, parallel call for the coarse rows.
         left_out: the options that were not applied, each with its reason.
         capture_seconds: time for recording graphs for later calls; not part of `seconds`.
@@ -150,7 +150,7 @@ class Report:
         if self.drive_reason is not None:
             lines.append(("driven because", self.drive_reason))
         if self.engine_reason is not None:
-            lines.append(("eager because", self.engine_reason))
+            lines.append((f"{'eager' if self.engine == 'eager' else 'no loop graph'} because", self.engine_reason))
         lines += [("left out", reason) for reason in self.left_out]
         width = max(len(name) for name, _ in lines)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

@@ -29,7 +29,6 @@ from ...engine.run import Observer, Run
 from ...engine.streams import has_two_lanes
 from ...errors import UnsupportedPipeline
 from ...kernels.wave_update import NetworkInput
-from ...planner.plan import Plan
 from ...sampling.rows import draw_noise, state_dtype
 from ...sampling.session import Planner, Session
 from ...schedulers.table import NoiseTable
@@ -150,16 +149,10 @@ class LockstepLoop:
         A second entry is the predicted x0, which a loop with a single step may read.
         """
         if self.timesteps is None:
-            raise UnsupportedPipeline(
-                "The pipeline steps its scheduler outside a loop over the timesteps. Such a loop cannot be driven. "
-                "Run this call on the original pipeline."
-            )
+            raise _not_driven("The pipeline steps its scheduler outside a loop over the timesteps")
         self.steps += 1
         if self._calls == 0:
-            raise UnsupportedPipeline(
-                "The pipeline stepped its scheduler twice with one call of its network. Such a loop cannot be driven. "
-                "Run this call on the original pipeline."
-            )
+            raise _not_driven("The pipeline stepped its scheduler twice with one call of its network")
         self._calls = 0
         x0: tuple[Tensor, ...] = ()
         if self.session is None:
@@ -168,23 +161,18 @@ class LockstepLoop:
                 if self._network is not None and self.num_steps > 1:
                     self.session_begun().price()
                 assert self._state is not None
-                ended = self._end(self._state, x.dtype)
-                return (ended, ended)
+                return (self._end(self._state, x.dtype),) * 2
             if self._network is not None:
                 return self._run_all_waves(self._network, x.dtype)
             self._wave = self.session_begun().next(None)
             assert self._wave is not None
-            assert self.run is not None
             if self.turn is not None and self.turn.calls:  # the recorded turn was answered with probes
                 return (self._hand_out(x.dtype),)
             if len(self._wave.positions) > 1:  # the turn that has just ended is not the first wave, but one more
-                self.run.counts.add(1, self._num_samples)
+                self.session_begun().run.counts.add(1, self._num_samples)
                 return (self._hand_out(x.dtype), *x0)
         elif self._handed is not None and x is not self._handed:
-            raise UnsupportedPipeline(
-                "The pipeline changes its latents between two scheduler steps. Such a loop cannot be driven. "
-                "Run this call on the original pipeline."
-            )
+            raise _not_driven("The pipeline changes its latents between two scheduler steps")
         run = self.session_begun().run
         assert self._wave is not None
         run.received()
@@ -194,7 +182,7 @@ class LockstepLoop:
             m = m[: len(m) // self.loop.copies]
         self._wave = self.session_begun().next(m.view_as(self._wave.x))
         if self.session_begun().run is not run:  # restarted step by step
-            self._rows = self._rows_of(self.session_begun().run)
+            self._make_rows()
         return (self._hand_out(x.dtype), *x0)
 
     def session_begun(self) -> Session:
@@ -270,7 +258,7 @@ class LockstepLoop:
         draws = None if self._draws is None else self._draws[done:]
         session.go_on_from(self._state, rest, self._extras(draws, x.dtype, rest.num_steps, x0_prev))
         # new arguments: a callback may have changed the conditioning in place
-        self._rows = self._rows_of(session.run, rest)
+        self._make_rows()
         self._wave = session.run.next(None)
         self.finished = False
         return self._hand_out(x.dtype)
@@ -312,10 +300,8 @@ class LockstepLoop:
                 return self.replacements.get(network, network)(*args, **kwargs)
         if isinstance(states, RowStates):
             plain = states.as_subclass(Tensor)
-            args, kwargs = (
-                tuple(plain if arg is states else arg for arg in args),
-                {name: plain if value is states else value for name, value in kwargs.items()},
-            )
+            args = tuple(plain if arg is states else arg for arg in args)
+            kwargs = {name: plain if value is states else value for name, value in kwargs.items()}
         assert self._rows is not None
         with telemetry.span("network", "network", len(self._wave.positions)):
             return self._rows.call(self._wave, network, family, names, args, kwargs)
@@ -374,12 +360,13 @@ class LockstepLoop:
             started=self._started,
             notify=self.notify,
         )
-        self._refuse_too_many_turns(session.plan)
+        if self._network is None:
+            self.loop.check_turns(session.plan)
         self.session = session
         if self._network is None:
             if self.graphs is not None:
                 self._graph_network_calls(self.graphs, session.run, state.device)
-            self._rows = self._rows_of(session.run, noise)
+            self._make_rows()
         if noise.num_steps > 1 or self._network is not None:
             return ()
         _, x0 = noise.step(0, state, m[: self._num_samples].to(state.dtype))
@@ -416,21 +403,12 @@ class LockstepLoop:
             self.graphs.finish(self._graphed, self.run.engine)
             self._graphed = None
 
-    def _refuse_too_many_turns(self, plan: Plan) -> None:
-        """Refuse a plan with more turns than steps, if the loop indexes a list with one entry per step."""
-        few_turns = plan.is_sequential or (plan.options.fits_turns and plan.max_rows is None)
-        if self.loop.counts and self._network is None and not few_turns:
-            raise UnsupportedPipeline(
-                "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
-                "Use method='srds' with pipelined=True, and neither in_flight nor max_rows."
-            )
-
-    def _rows_of(self, run: Run, noise: NoiseTable | None = None) -> RowInputs:
-        """The arguments of the network calls of a run. noise: table of its steps; None: all steps of the loop."""
+    def _make_rows(self) -> None:
+        """Make the arguments of the run's network calls anew."""
         assert self._noise is not None
         assert self._state is not None
-        noise = noise or self._noise.part(self._start, self._start + self.num_steps)
-        return RowInputs(run.program, noise, self._state, replacements=self.replacements)
+        noise = self._noise.part(self._start + self._offset, self._start + self.num_steps, afresh=not self._offset)
+        self._rows = RowInputs(self.session_begun().run.program, noise, self._state, replacements=self.replacements)
 
     def _extras(
         self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, x0_prev: Tensor | None = None
@@ -465,3 +443,7 @@ class LockstepLoop:
         # if the loop itself makes new states, they cannot be compared with these
         self._handed = None if self.loop.copies > 1 or self.loop.blends else states
         return states
+
+
+def _not_driven(what: str) -> UnsupportedPipeline:
+    return UnsupportedPipeline(f"{what}. Such a loop cannot be driven. Run this call on the original pipeline.")

@@ -22,7 +22,7 @@ from ..planner.cost_curve import CostCurve
 from ..planner.plan import Plan
 from ..planner.search import Known, Pricing
 from ..schedulers.table import NoiseTable
-from ..solvers.contract import Evaluate, Extras
+from ..solvers.contract import Evaluate, SolverInputs
 from ..solvers.fixed_point.program import of_widths
 from ..solvers.method import plain_steps
 from ..solvers.program import Program
@@ -83,7 +83,7 @@ def price(
     evaluator: Callable[[Program], Evaluator],
     state: Tensor,
     noise: NoiseTable,
-    extras: Extras,
+    inputs: SolverInputs,
     dtype: torch.dtype,
     *,
     networks: Sequence[nn.Module] = (),
@@ -97,7 +97,7 @@ def price(
         key: of the kind of call, but for the state and the format of the network's input.
         evaluator: makes what runs the waves of a program.
         state: starting noise, [batch, ...].
-        noise, extras: of the call.
+        noise, inputs: of the call.
         dtype: of the network's output.
         networks: what is called.
         max_rows: widest call allowed.
@@ -106,20 +106,20 @@ def price(
 
     def curve() -> CostCurve:
         widths = [width for width in WIDTHS if width <= (max_rows or width)]
-        return measure(evaluator, of_widths(noise.num_steps, widths), state, extras.network, replayed=replayed)
+        return measure(evaluator, of_widths(noise.num_steps, widths), state, inputs.network, replayed=replayed)
 
     def between(plan: Plan) -> float:
         if known.curve.how == "replayed":
             return 0.0
         try:
             with telemetry.unseen():
-                return between_calls(Run(plan, state, noise, "dry run", replace(extras, trajectory=None)).next, dtype)
+                return between_calls(Run(plan, state, noise, "dry run", replace(inputs, trajectory=None)).next, dtype)
         except (DivergenceError, torch.OutOfMemoryError):
             return math.inf
 
     # within a replay, or while another thread holds the device, eager calls are timed, under a key of their own
     replayed = replayed and not in_a_replay(state.device)
-    of_call = key, state.shape, state.device, extras.network, dtype, max_rows
+    of_call = key, state.shape, state.device, inputs.network, dtype, max_rows
     key = *of_call, replayed
     if replayed and not costs.known(key):
         try:

@@ -15,7 +15,7 @@ from ..planner.choose import choose
 from ..planner.plan import Plan
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
-from ..solvers.contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras
+from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs
 from ..solvers.convergence import Diverged, Monitor
 from ..solvers.method import plain_steps
 from ..solvers.program import Program
@@ -25,9 +25,9 @@ from ..telemetry.report import Report
 Observer = Callable[[Checkpoint], None]
 
 
-def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING) -> Core:
+def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs = NO_INPUTS) -> Core:
     """The core of a plan, not begun. program: its waves; x: starting noise in the dtype of the state, [batch, ...]."""
-    return plan.options.core(x, noise, program, extras, watch_bits=plan.bits_only)
+    return plan.options.core(x, noise, program, inputs, bitwise=plan.bitwise)
 
 
 def no_room(rows: int) -> str:
@@ -36,7 +36,7 @@ def no_room(rows: int) -> str:
 
 
 def step_by_step(
-    report: Report, reason: str, x: Tensor, noise: NoiseTable, extras: Extras, observer: Observer | None
+    report: Report, reason: str, x: Tensor, noise: NoiseTable, inputs: SolverInputs, observer: Observer | None
 ) -> Run:
     """The sequential run that replaces one which failed, in the same report; it has not begun."""
     report.fallback_reason = f"{reason}. The steps were then taken one after another"
@@ -45,7 +45,7 @@ def step_by_step(
     report.num_blocks, report.coarse_solver, report.in_flight, report.options = 0, None, None, None
     report.predicted_seconds = report.plan_reason = report.network_seconds = None
     plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
-    return Run(plan, x, noise, report.path, replace(extras, guess=None), observer, report=report)
+    return Run(plan, x, noise, report.path, replace(inputs, initial_guess=None), observer, report=report)
 
 
 class Run:
@@ -58,7 +58,7 @@ class Run:
         x: starting noise in the dtype of the state, [batch, ...].
         noise: table of the plan's steps.
         path: who feeds the run, for the report.
-        extras: noise of stochastic steps, constraint, trajectory, history.
+        inputs: noise of stochastic steps, constraint, trajectory, history.
         observer: sees every checkpoint as it comes.
         started: `time.perf_counter()` when the first wave began, if that was before the run was made.
         report: go on counting in this one, of a run that was left.
@@ -79,13 +79,13 @@ class Run:
         x: Tensor,
         noise: NoiseTable,
         path: str,
-        extras: Extras = NOTHING,
+        inputs: SolverInputs = NO_INPUTS,
         observer: Observer | None = None,
         started: float | None = None,
         report: Report | None = None,
     ) -> None:
         contraction = plan.options.contraction(plain=plain_steps(noise))
-        self._monitor = Monitor(len(x), plan.tolerance, plan.bits_only, contraction)
+        self._monitor = Monitor(len(x), plan.tolerance, plan.bitwise, contraction)
         self._observer = observer
         self.plan = plan
         self.program = plan.program()
@@ -115,7 +115,7 @@ class Run:
         if plan.prediction is not None:
             self.report.predicted_seconds = plan.prediction.chosen.seconds
             self.report.plan_reason = plan.prediction.why
-        self._core = core_of(plan, x, noise, self.program, extras)
+        self._core = core_of(plan, x, noise, self.program, inputs)
         self._ranges = telemetry.waves_of(self.program)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
@@ -158,7 +158,7 @@ class Run:
         plan = self.plan
         if self._observer is not None:
             return False
-        if plan.bits_only or plan.calibrated or iteration <= self._monitor.contraction.blind:
+        if plan.bitwise or plan.calibrated or iteration <= self._monitor.contraction.blind:
             return True
         # one iteration of margin: few runs have been observed
         return plan.prediction is not None and iteration < plan.prediction.earliest - 1
@@ -215,8 +215,10 @@ class Run:
     def _judge(self, checkpoint: Checkpoint) -> tuple[int, ...] | None:
         if checkpoint.change is not None and not self.plan.calibrated:
             change = checkpoint.change.tolist()
-            still = [False] * len(change) if checkpoint.still is None else checkpoint.still.tolist()
-            running = self._monitor.judge(checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, still)
+            stationary = [False] * len(change) if checkpoint.stationary is None else checkpoint.stationary.tolist()
+            running = self._monitor.judge(
+                checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, stationary
+            )
             return () if checkpoint.iteration >= self.plan.max_iterations else running
         # reading a value waits for the device; while iterations are to come, their change will show it
         last = checkpoint.exact or checkpoint.settled or checkpoint.iteration >= self.plan.max_iterations

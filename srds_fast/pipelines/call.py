@@ -211,7 +211,7 @@ class _AcceleratedCall:
             graphs=graphs,
             overlap="batch" if state.overlap == "auto" and not _graphs_on(network.device) else state.overlap,
             keep_states=callback is not None or keep_trajectory,
-            guess=warm_start,
+            initial_guess=warm_start,
             interrupted=self._interrupted,
             notify=functools.partial(warn_fallback, fast, "step by step"),
             replacements=replacements,

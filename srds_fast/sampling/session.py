@@ -27,7 +27,7 @@ from ..planner.plan import Plan
 from ..planner.search import Pricing, usual
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
-from ..solvers.contract import Checkpoint, Evaluate, Extras
+from ..solvers.contract import Checkpoint, Evaluate, SolverInputs
 from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL, options_of
@@ -129,7 +129,7 @@ class Session:
         planner: chooses the plan.
         state: starting noise, [batch, ...], in the dtype of the state.
         noise: table of the steps.
-        extras: further inputs of the solver.
+        inputs: further inputs of the solver.
         path: how the waves are evaluated, for the report.
         network: the network; None: the caller evaluates the waves, and costs cannot be measured.
         graphs: how graphs may be used; None: the waves run eagerly.
@@ -152,7 +152,7 @@ class Session:
         planner: Planner,
         state: Tensor,
         noise: NoiseTable,
-        extras: Extras,
+        inputs: SolverInputs,
         path: str,
         *,
         network: Network | None = None,
@@ -161,7 +161,7 @@ class Session:
         started: float | None = None,
         notify: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        self._state, self._noise, self._extras, self._path = state, noise, extras, path
+        self._state, self._noise, self._inputs, self._path = state, noise, inputs, path
         self._planner, self._network, self._graphs = planner, network, graphs
         self._observer, self._notify = observer, notify
         self.stochastic = noise.spread is not None
@@ -236,21 +236,21 @@ class Session:
         Args:
             why: the reason, for the report.
         """
-        self.run = step_by_step(self.run.report, why, self._state, self._noise, self._extras, self._observer)
+        self.run = step_by_step(self.run.report, why, self._state, self._noise, self._inputs, self._observer)
         assert self.run.report.fallback_reason is not None
         self._notify(self.run.report.fallback_reason)
 
-    def go_on_from(self, state: Tensor, noise: NoiseTable, extras: Extras) -> None:
+    def go_on_from(self, state: Tensor, noise: NoiseTable, inputs: SolverInputs) -> None:
         """Leave the run and continue from a state, one step after another, with the same report.
 
         Args:
             state: [batch, ...], in the dtype of the state.
             noise: table of the remaining steps.
-            extras: solver inputs of these steps.
+            inputs: solver inputs of these steps.
         """
         self.run.leave()
         plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
-        self.run = Run(plan, state, noise, self._path, extras, report=self.run.report)
+        self.run = Run(plan, state, noise, self._path, inputs, report=self.run.report)
 
     def _recover(self, error: DivergenceError) -> None:
         """Start again step by step if the planner chose the method; raise the error if the user chose it."""
@@ -287,7 +287,7 @@ class Session:
         return self.run
 
     def _new_run(self, observer: Observer | None) -> Run:
-        run = Run(self.plan, self._state, self._noise, self._path, self._extras, observer, self._started)
+        run = Run(self.plan, self._state, self._noise, self._path, self._inputs, observer, self._started)
         run.report.planning_seconds = self._planning_seconds
         return run
 
@@ -307,7 +307,7 @@ class Session:
                 network.evaluator,
                 self._state,
                 self._noise,
-                self._extras,
+                self._inputs,
                 network.dtype,
                 networks=network.modules,
                 max_rows=self._planner.settings.max_rows,

@@ -30,7 +30,7 @@ from ...planner.plan import Plan
 from ...sampling.rows import draw_noise, state_dtype
 from ...sampling.session import Planner, Session
 from ...schedulers.table import NoiseTable
-from ...solvers.contract import Evaluate, Extras, Trajectory
+from ...solvers.contract import Evaluate, SolverInputs, Trajectory
 from ...solvers.registry import check_warm_start
 from ..loop import Loop
 from ..network_rows import RowInputs
@@ -53,7 +53,7 @@ class LockstepLoop:
         graphs: how a recorded turn may use graphs; None: its waves run eagerly.
         overlap: how the coarse rows of a recorded turn run: "batch", "streams" or "auto".
         keep_states: keep the states of all steps, for callbacks.
-        guess: [steps + 1, batch, ...], initial states; None: the method's own initial guess.
+        initial_guess: [steps + 1, batch, ...], initial states; None: the method's own initial guess.
         interrupted: called before every wave; True ends the call early.
         notify: called with the reason why the rest of the call runs step by step; may raise.
         replacements: maps a network to the callable to use instead.
@@ -75,7 +75,7 @@ class LockstepLoop:
         graphs: GraphRunner | None = None,
         overlap: str = "batch",
         keep_states: bool = False,
-        guess: Tensor | None = None,
+        initial_guess: Tensor | None = None,
         interrupted: Callable[[], bool] = lambda: False,
         notify: Callable[[str], None] = lambda reason: None,
         replacements: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
@@ -96,7 +96,7 @@ class LockstepLoop:
         self._graphs = graphs
         self._overlap = overlap
         self._keep_states = keep_states
-        self._guess = guess
+        self._initial_guess = initial_guess
         self._interrupted = interrupted
         self._notify = notify
         self._plan_only = plan_only
@@ -279,7 +279,7 @@ class LockstepLoop:
         self._state = x.to(state_dtype(x.dtype))
         self._num_samples = len(x)
         draws = None if self._draws is None else self._draws[done:]
-        session.go_on_from(self._state, rest, self._extras(draws, x.dtype, rest.num_steps, x0_prev))
+        session.go_on_from(self._state, rest, self._inputs(draws, x.dtype, rest.num_steps, x0_prev))
         # new arguments: a callback may have changed the conditioning in place
         self._rows = self._rows_of(session.run, rest)
         self._wave = session.run.next(None)
@@ -357,17 +357,17 @@ class LockstepLoop:
         # drawn for all copies, as in the stock step; the sample uses the first
         draws = draw_noise(noise, m, state.dtype, generator)
         self._draws = None if draws is None else draws[:, : self._num_samples]
-        extras = self._extras(self._draws, x.dtype, noise.num_steps)
-        if self._guess is not None:
-            check_warm_start(self._guess, (noise.num_steps + 1, *state.shape))
+        inputs = self._inputs(self._draws, x.dtype, noise.num_steps)
+        if self._initial_guess is not None:
+            check_warm_start(self._initial_guess, (noise.num_steps + 1, *state.shape))
         self._state = state
         if turn is not None and turn.linear:
-            extras = turn.extras(extras, self._num_samples)
+            inputs = turn.inputs(inputs, self._num_samples)
             self._network = RecordedNetwork(
                 turn,
                 state,
                 noise,
-                extras,
+                inputs,
                 replacements=self._replacements,
                 overlap=self._overlap,
                 keeps_states=self._keep_states,
@@ -377,7 +377,7 @@ class LockstepLoop:
             self._planner,
             state,
             noise,
-            extras,
+            inputs,
             "drive" if self._network is None else "takeover",
             network=self._network,
             graphs=self._graphs,
@@ -415,9 +415,9 @@ class LockstepLoop:
         noise = noise or self._noise.part(self._start, self._start + self.num_steps)
         return RowInputs(run.program, noise, self._state, replacements=self._replacements)
 
-    def _extras(
+    def _inputs(
         self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, x0_prev: Tensor | None = None
-    ) -> Extras:
+    ) -> SolverInputs:
         constrain = None
         if self.inpainting is not None and self.inpainting.mask is not None:
             assert self._noise is not None
@@ -428,7 +428,9 @@ class LockstepLoop:
                 return inpainting.blend(x, first + position, samples, noise, last)
 
         self._trajectory = Trajectory(num_steps) if self._keep_states else None
-        return Extras(draws, constrain, self._trajectory, x0_prev, NetworkInput(dtype), guess=self._guess)
+        return SolverInputs(
+            draws, constrain, self._trajectory, x0_prev, NetworkInput(dtype), initial_guess=self._initial_guess
+        )
 
     def _hand_out(self, dtype: torch.dtype) -> Tensor:
         """The next rows, or the samples, in the form that the loop expects."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
-from srds_fast.solvers.contract import NOTHING, Checkpoint, Core, Evaluate, Extras
+from srds_fast.solvers.contract import NO_INPUTS, Checkpoint, Core, Evaluate, SolverInputs
 from srds_fast.solvers.sequential import sequential
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -55,6 +55,6 @@ def feed(
         return stop.value, waves, checkpoints
 
 
-def one_by_one(x: Tensor, grid: NoiseTable, denoiser: Denoiser, extras: Extras = NOTHING, **how: Any) -> Tensor:
+def one_by_one(x: Tensor, grid: NoiseTable, denoiser: Denoiser, inputs: SolverInputs = NO_INPUTS, **how: Any) -> Tensor:
     """The sample of the sequential core."""
-    return feed(sequential(x, grid, program.sequential(grid.num_steps), extras), denoiser, grid, **how)[0]
+    return feed(sequential(x, grid, program.sequential(grid.num_steps), inputs), denoiser, grid, **how)[0]

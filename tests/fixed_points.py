@@ -11,7 +11,7 @@ from torch import Tensor
 
 from srds_fast.sampling.rows import draw_noise
 from srds_fast.schedulers.table import NoiseTable
-from srds_fast.solvers.contract import NOTHING, Checkpoint, Core, Extras, Trajectory
+from srds_fast.solvers.contract import NO_INPUTS, Checkpoint, Core, SolverInputs, Trajectory
 from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
 from srds_fast.solvers.fixed_point.program import Sweeps
@@ -44,21 +44,21 @@ def sweeps_of(num_steps: int, options: FixedPoint, iterations: int | None = None
     return sweeps.fixed_point(num_steps, iterations or num_steps, options.num_nodes)
 
 
-def states(denoiser: Denoiser, x: Tensor, grid: NoiseTable, extras: Extras = NOTHING) -> Tensor:
+def states(denoiser: Denoiser, x: Tensor, grid: NoiseTable, inputs: SolverInputs = NO_INPUTS) -> Tensor:
     """The sequential trajectory, [N + 1, ...]; step by step as the table defines them."""
     found, x0 = [x], None
     for index in range(grid.num_steps):
-        z = None if extras.draws is None else extras.draws[index]
+        z = None if inputs.draws is None else inputs.draws[index]
         x, x0 = grid.step(index, x, denoiser(x, grid.timesteps[index].expand(len(x))), x0, z)
-        if extras.constrain is not None:
-            x = extras.constrain(x, index + 1, tuple(range(len(x))))
+        if inputs.constrain is not None:
+            x = inputs.constrain(x, index + 1, tuple(range(len(x))))
         found.append(x)
     return torch.stack(found)
 
 
-def extras_of(name: str, x: Tensor, grid: NoiseTable) -> Extras:
+def inputs_of(name: str, x: Tensor, grid: NoiseTable) -> SolverInputs:
     draws = draw_noise(grid, x, x.dtype, torch.Generator().manual_seed(3))
-    return Extras(draws=draws, trajectory=Trajectory(grid.num_steps))
+    return SolverInputs(draws=draws, trajectory=Trajectory(grid.num_steps))
 
 
 def waves_until(bound: float, core: Core, denoiser: Denoiser, grid: NoiseTable, expected: Tensor) -> int:

@@ -28,7 +28,7 @@ from srds_fast.kernels import fixed_point_wave, wave_update
 from srds_fast.kernels.fixed_point_wave import reference as fixed_point_wave_reference
 from srds_fast.kernels.wave_update import reference as wave_update_reference
 from srds_fast.kernels.wave_update.traffic import traffic
-from srds_fast.schedulers.steps import Like
+from srds_fast.schedulers.steps import TensorSpec
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
 from srds_fast.solvers.fixed_point import program as sweeps
@@ -101,8 +101,8 @@ def of_fixed_point_wave(moved: int | None, device: torch.device) -> Subject:
     """ParaTAA's wave in the middle of a run: 10 points, two differences, one half-precision row each in and out."""
     scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(WINDOW)
-    waves, like = sweeps.fixed_point(WINDOW, WINDOW), Like(torch.float32, device, 2)
-    table = grid_of(noise_table(scheduler), waves, ParaTAA(), like, scaled=False).table
+    waves, spec = sweeps.fixed_point(WINDOW, WINDOW), TensorSpec(torch.float32, device, 2)
+    table = grid_of(noise_table(scheduler), waves, ParaTAA(), spec, scaled=False).table
     each = fixed_point_wave.bytes_per_element(torch.float32, torch.float16, table.history) * WINDOW
     elements = _elements(moved, each)
     memory = fixed_point_wave.Memory(table, torch.empty(1, elements, device=device))

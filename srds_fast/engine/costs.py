@@ -84,7 +84,7 @@ def price(
     evaluator: Callable[[Program], Evaluator],
     state: Tensor,
     noise: NoiseTable,
-    extras: Extras,
+    inputs: SolverInputs,
     dtype: torch.dtype,
     *,
     networks: Sequence[nn.Module] = (),
@@ -98,7 +98,7 @@ def price(
         key: of the kind of call, but for the state and the format of the network's input.
         evaluator: makes what runs the waves of a program.
         state: starting noise, [batch, ...].
-        noise, extras: of the call.
+        noise, inputs: of the call.
         dtype: of the network's output.
         networks: what is called.
         max_rows: widest call allowed.
@@ -107,7 +107,7 @@ def price(
 
     def curve() -> CostCurve:
         widths = [width for width in WIDTHS if width <= (max_rows or width)]
-        return measure(evaluator, of_widths(noise.num_steps, widths), state, extras.network, replayed=replayed)
+        return measure(evaluator, of_widths(noise.num_steps, widths), state, inputs.network, replayed=replayed)
 
     def between(plan: Plan) -> float:
         if known.curve.how == "replayed":
@@ -120,7 +120,7 @@ def price(
 
     # within a replay, or while another thread holds the device, eager calls are timed, under a key of their own
     replayed = replayed and not in_a_replay(state.device)
-    of_call = key, state.shape, state.device, extras.network, dtype, max_rows
+    of_call = key, state.shape, state.device, inputs.network, dtype, max_rows
     key = *of_call, replayed
     if replayed and not costs.known(key):
         try:

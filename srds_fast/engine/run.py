@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import telemetry
 from ..planner.plan import Plan
 from ..schedulers.table import NoiseTable
-from ..solvers.contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras
+from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs
 from ..solvers.convergence import Diverged, Monitor
 from ..solvers.method import plain_steps
 from ..solvers.program import Program
@@ -19,9 +19,9 @@ from ..solvers.program import Program
 Observer = Callable[[Checkpoint], None]
 
 
-def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING) -> Core:
+def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs = NO_INPUTS) -> Core:
     """The core of a plan, not begun. program: its waves; x: starting noise in the dtype of the state, [batch, ...]."""
-    return plan.options.core(x, noise, program, extras, watch_bits=plan.bits_only)
+    return plan.options.core(x, noise, program, inputs, bitwise=plan.bitwise)
 
 
 @dataclass
@@ -160,7 +160,7 @@ class Run:
         plan = self.plan
         if self._observer is not None:
             return False
-        if plan.bits_only or plan.calibrated or iteration <= self._monitor.contraction.blind:
+        if plan.bitwise or plan.calibrated or iteration <= self._monitor.contraction.blind:
             return True
         # one iteration of margin: few runs have been observed
         return plan.prediction is not None and iteration < plan.prediction.earliest - 1
@@ -217,8 +217,10 @@ class Run:
     def _judge(self, checkpoint: Checkpoint) -> tuple[int, ...] | None:
         if checkpoint.change is not None and not self.plan.calibrated:
             change = checkpoint.change.tolist()
-            still = [False] * len(change) if checkpoint.still is None else checkpoint.still.tolist()
-            running = self._monitor.judge(checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, still)
+            stationary = [False] * len(change) if checkpoint.stationary is None else checkpoint.stationary.tolist()
+            running = self._monitor.judge(
+                checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, stationary
+            )
             return () if checkpoint.iteration >= self.plan.max_iterations else running
         # reading a value waits for the device; while iterations are to come, their change will show it
         last = checkpoint.exact or checkpoint.settled or checkpoint.iteration >= self.plan.max_iterations

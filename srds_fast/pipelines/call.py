@@ -207,7 +207,7 @@ class _AcceleratedCall:
             engine_reason=engine_reason,
             overlap="batch" if state.overlap == "auto" and not _graphs_on(network.device) else state.overlap,
             keep_states=callback is not None or keep_trajectory,
-            guess=warm_start,
+            initial_guess=warm_start,
             interrupted=self._interrupted,
             notify=functools.partial(warn_fallback, fast, "step by step"),
             replacements=replacements,

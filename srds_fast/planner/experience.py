@@ -64,7 +64,7 @@ class Experience:
         """
         options, contraction = plan.options, plan.options.contraction(plain=plain)
         stopping = Stopping(plan.num_inference_steps, plan.max_iterations, plan.tolerance, contraction)
-        expected = () if plan.calibrated or plan.bits_only else options.expected_iterations(stopping)
+        expected = () if plan.calibrated or plan.bitwise else options.expected_iterations(stopping)
         if not expected:
             return ((plan.max_iterations, 1.0),)
         seen: Counter[int] = Counter()

@@ -28,7 +28,7 @@ from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
 from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table
-from ..solvers.contract import Core, Extras, Trajectory
+from ..solvers.contract import Core, SolverInputs, Trajectory
 from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method, options_of
@@ -199,20 +199,20 @@ def _run_session(
     """Run `sample` after its arguments have been checked."""
     state = x.to(state_dtype(x.dtype))
     draws = draw_noise(noise, x, state.dtype, generator)
-    extras = Extras(draws=draws, network=NetworkInput(x.dtype), scaled=True)
+    inputs = SolverInputs(draws=draws, network=NetworkInput(x.dtype), scaled=True)
     if warm_start is not None:
         check_warm_start_method(options_of(settings.method) if plan is None else plan.options)
         check_warm_start(warm_start, (noise.num_steps + 1, *x.shape))
-        extras = replace(extras, guess=warm_start)
+        inputs = replace(inputs, initial_guess=warm_start)
     if keep_trajectory:
-        extras = replace(extras, trajectory=Trajectory(noise.num_steps))
+        inputs = replace(inputs, trajectory=Trajectory(noise.num_steps))
     session = Session(
         Planner(settings, plan, _costs),
         state,
         noise,
-        extras,
+        inputs,
         "sample",
-        network=_DenoiserNetwork(denoiser, x, state, noise, extras, cond),
+        network=_DenoiserNetwork(denoiser, x, state, noise, inputs, cond),
         graphs=_graph_use(settings.engine if plan is None else plan.engine, graphs, x),
         observer=observer,
         notify=lambda reason: _log_once(f"sample goes step by step: {reason}"),
@@ -234,7 +234,7 @@ class _DenoiserNetwork:
     x: Tensor
     state: Tensor
     noise: NoiseTable
-    extras: Extras
+    inputs: SolverInputs
     cond: Mapping[str, Tensor]
 
     @property
@@ -248,19 +248,19 @@ class _DenoiserNetwork:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.extras.network.dtype or self.state.dtype
+        return self.inputs.network.dtype or self.state.dtype
 
     def evaluator(self, program: Program) -> RowDenoiser:
         return RowDenoiser(self.denoiser, self.x, self.noise, program, self.cond)
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
-        extras, noise, cond = self.extras, self.noise, self.cond
+        inputs, noise, cond = self.inputs, self.noise, self.cond
         named = {f"cond.{name}": value for name, value in cond.items()}
-        optional = {"draws": extras.draws, "guess": extras.guess}
+        optional = {"draws": inputs.draws, "initial_guess": inputs.initial_guess}
         own = {name: tensor for name, tensor in optional.items() if tensor is not None}
 
-        def with_own(static: Mapping[str, Tensor]) -> Extras:
-            return replace(extras, draws=static.get("draws"), guess=static.get("guess"))
+        def with_own(static: Mapping[str, Tensor]) -> SolverInputs:
+            return replace(inputs, draws=static.get("draws"), initial_guess=static.get("initial_guess"))
 
         def begin(static: Mapping[str, Tensor], two_lanes: bool) -> tuple[Core, RowDenoiser]:
             assert not two_lanes
@@ -272,17 +272,17 @@ class _DenoiserNetwork:
             return RowDenoiser(graphed(self.denoiser, None), self.x, noise, program, cond)
 
         return Capturable(
-            (plan.signature, noise, extras.network, implementation(self.state.device)),
+            (plan.signature, noise, inputs.network, implementation(self.state.device)),
             {"x": self.state, **own, **named},
             modules_of(self.denoiser),
             begin,
             through,
             plan.num_checkpoints,
             program,
-            extras.network,
+            inputs.network,
             self.dtype,
             network_signature=function_key(self.denoiser),
-            why_no_loop=SLIDES if plan.slides else STATES_KEPT if extras.trajectory is not None else None,
+            why_no_loop=SLIDES if plan.slides else STATES_KEPT if inputs.trajectory is not None else None,
         )
 
 

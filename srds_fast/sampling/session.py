@@ -132,7 +132,7 @@ class Session:
         planner: chooses the plan.
         state: starting noise, [batch, ...], in the dtype of the state.
         noise: table of the steps.
-        extras: further inputs of the solver.
+        inputs: further inputs of the solver.
         path: how the waves are evaluated, for the report.
         network: the network; None: the caller evaluates the waves, and costs cannot be measured.
         graphs: how graphs may be used; None: the waves run eagerly.
@@ -156,7 +156,7 @@ class Session:
         planner: Planner,
         state: Tensor,
         noise: NoiseTable,
-        extras: Extras,
+        inputs: SolverInputs,
         path: str,
         *,
         network: Network | None = None,
@@ -165,7 +165,7 @@ class Session:
         started: float | None = None,
         notify: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        self._state, self._noise, self._extras, self._path = state, noise, extras, path
+        self._state, self._noise, self._inputs, self._path = state, noise, inputs, path
         self._planner, self._network, self._graphs = planner, network, graphs
         self._observer, self._notify = observer, notify
         self.stochastic = noise.spread is not None
@@ -272,7 +272,7 @@ class Session:
         Args:
             state: [batch, ...], in the dtype of the state.
             noise: table of the remaining steps.
-            extras: solver inputs of these steps.
+            inputs: solver inputs of these steps.
         """
         left = self.run
         left.leave()
@@ -371,7 +371,7 @@ class Session:
                 network.evaluator,
                 self._state,
                 self._noise,
-                self._extras,
+                self._inputs,
                 network.dtype,
                 networks=network.modules,
                 max_rows=self._planner.settings.max_rows,

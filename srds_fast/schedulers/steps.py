@@ -126,7 +126,7 @@ def chained(
     return Coefficients(a, 0.0, c, d), weights
 
 
-class Like(NamedTuple):
+class TensorSpec(NamedTuple):
     """Dtype, device and number of dimensions of states [samples, ...], to make columns that broadcast over them."""
 
     dtype: torch.dtype
@@ -134,5 +134,5 @@ class Like(NamedTuple):
     ndim: int
 
     @classmethod
-    def of(cls, x: Tensor) -> Like:
+    def of(cls, x: Tensor) -> TensorSpec:
         return cls(x.dtype, x.device, x.ndim)

@@ -27,7 +27,7 @@ class Evaluate(NamedTuple):
     """One wave: evaluate the network at these rows.
 
     Attributes:
-        x: [branches * rows, samples, ...], what the network is given, as `Extras.network` wants it.
+        x: [branches * rows, samples, ...], what the network is given, as `SolverInputs.network` wants it.
         positions: grid position of each row; selects timestep and input scale.
         samples: which samples of the original batch these are, in order.
         number: of the wave in its program.
@@ -50,7 +50,7 @@ class Checkpoint:
         change: [samples], mean |x^p - x^(p-1)| of the final point; where all points are refined at once, of the one
             that moved most, in units of its standard deviation for Gaussian data of deviation 1; None at iteration 0.
         exact: the sample is the sequential one by construction (iteration = number of blocks).
-        still: [samples] bool, no boundary moved by a bit in this iteration, so no later one can; None when the core
+        stationary: [samples] bool, no boundary moved by a bit in this iteration, so no later one can; None if the core
             was not asked to look.
         settled: the method's own rule ended the run.
     """
@@ -60,7 +60,7 @@ class Checkpoint:
     samples: tuple[int, ...]
     change: Tensor | None
     exact: bool
-    still: Tensor | None = None
+    stationary: Tensor | None = None
     settled: bool = False
 
 
@@ -108,7 +108,7 @@ Inpainting keeps the known part of the image at the noise level of the position.
 
 
 @dataclass(frozen=True)
-class Extras:
+class SolverInputs:
     """What some calls need beyond a program and a table.
 
     Attributes:
@@ -120,8 +120,8 @@ class Extras:
         network: how the network wants its rows.
         scaled: multiply them with the scheduler's input scale.
         guidance: [branches], weights of the branches in the network's output; None: one branch, or done elsewhere.
-        guess: [N + 1, batch, ...], states for methods that refine all points to begin with in the place of their own
-            first guess: those of a related sample.
+        initial_guess: [N + 1, batch, ...], states of a related sample; methods that refine all points begin with them
+            instead of their own first guess.
     """
 
     draws: Tensor | None = None
@@ -131,10 +131,10 @@ class Extras:
     network: NetworkInput = AS_THE_STATE
     scaled: bool = False
     guidance: Tensor | None = None
-    guess: Tensor | None = None
+    initial_guess: Tensor | None = None
 
 
-NOTHING = Extras()
+NO_INPUTS = SolverInputs()
 
 Answer = Tensor | tuple[int, ...] | None
 Core = Generator[Evaluate | Checkpoint, Answer, Tensor]

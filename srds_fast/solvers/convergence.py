@@ -78,20 +78,20 @@ class Monitor:
     Args:
         num_samples: samples in the batch.
         tolerance: bound of the estimated error.
-        bits_only: ignore estimates; stop a sample only when no boundary moved by a bit, or at the exact iteration.
+        bitwise: ignore estimates; stop a sample only when no boundary moved by a bit, or at the exact iteration.
         contraction: what is assumed of r.
     """
 
-    def __init__(self, num_samples: int, tolerance: float, bits_only: bool, contraction: Contraction = BLOCKS) -> None:
+    def __init__(self, num_samples: int, tolerance: float, bitwise: bool, contraction: Contraction = BLOCKS) -> None:
         self.contraction = contraction
         self.tolerance = tolerance
-        self.bits_only = bits_only
+        self.bitwise = bitwise
         self.change: list[list[float | None]] = []
         self.converged = [False] * num_samples
         self.iterations = [0] * num_samples
 
     def judge(
-        self, iteration: int, samples: Sequence[int], change: Sequence[float], exact: bool, still: Sequence[bool]
+        self, iteration: int, samples: Sequence[int], change: Sequence[float], exact: bool, stationary: Sequence[bool]
     ) -> tuple[int, ...]:
         """Positions (into `samples`) that must go on after this iteration.
 
@@ -100,7 +100,7 @@ class Monitor:
             samples: which samples of the batch ran in it.
             change: of each of them, mean |x^p - x^(p-1)| of the final point.
             exact: the iteration is the sequential answer by construction.
-            still: of each of them, no boundary moved by a bit.
+            stationary: of each of them, no boundary moved by a bit.
 
         Raises:
             Diverged: a change is not finite, or a thousand times the first.
@@ -112,9 +112,9 @@ class Monitor:
         for position, (sample, moved) in enumerate(zip(samples, change, strict=True)):
             self.change[-1][sample] = moved
             self.iterations[sample] = iteration
-            if exact or still[position]:
+            if exact or stationary[position]:
                 done = True
-            elif self.bits_only:
+            elif self.bitwise:
                 done = False
             else:
                 if moved > DIVERGENCE_FACTOR * (self.change[0][sample] or math.inf):

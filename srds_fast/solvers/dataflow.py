@@ -6,7 +6,7 @@ Values have names (what, iteration, block). "state" is where the solve of a bloc
 starts from; "solved" is where it ends; "jump" is where the coarse jump across the block lands; "lead" is the x0 here,
 for the 2M jump across the next block to look back at. Multistep fine solvers carry an x0 along with the state: "behind"
 is the one the next fine step looks back at, "solved x0" and "jump x0" correct it at the boundaries as "solved" and
-"jump" do the state; "jump x0" is the lead then. "born" is a boundary, whatever its solve has come to since.
+"jump" do the state; "jump x0" is the lead then. "completed" is a boundary, whatever its solve has come to since.
 
 A slot holds a value until the last wave that reads it, and then another one.
 """
@@ -55,7 +55,7 @@ class Sum(NamedTuple):
     bracket: tuple[int, int] | None
 
 
-class Birth(NamedTuple):
+class Completed(NamedTuple):
     """A boundary that comes into being, and the x0 that belongs to it.
 
     Attributes:
@@ -74,12 +74,12 @@ class Exchange(NamedTuple):
     Attributes:
         states: slots of the states that the network is evaluated at, row by row.
         outputs: the jumps, the fine steps, the leads, the x0.
-        births: the boundaries that come into being.
+        completions: the boundaries that come into being.
     """
 
     states: tuple[int, ...]
     outputs: tuple[Output, ...]
-    births: tuple[Birth, ...]
+    completions: tuple[Completed, ...]
 
 
 class Layout(NamedTuple):
@@ -193,15 +193,15 @@ def _exchange(
         for source, row in solves:
             write("x0", "solved x0" if _is_last(row, program) else "behind", source, row)
 
-    births = []
+    completions = []
     for boundary in wave.boundaries:
         state = _sum(number, boundary, "state", "solved", "jump", values)
         x0 = _sum(number, boundary, "behind", "solved x0", "jump x0", values) if carries_x0 else None
-        values.rename(state.slot, ("born", *boundary))
-        before = ("born", boundary.iteration - 1, boundary.boundary)
+        values.rename(state.slot, ("completed", *boundary))
+        before = ("completed", boundary.iteration - 1, boundary.boundary)
         compared = (watched or boundary.boundary == program.num_blocks) and before in values
-        births.append(Birth(boundary, state, x0, values.read(number, before) if compared else None))
-    return Exchange(tuple(states), tuple(outputs), tuple(births))
+        completions.append(Completed(boundary, state, x0, values.read(number, before) if compared else None))
+    return Exchange(tuple(states), tuple(outputs), tuple(completions))
 
 
 def _is_last(row: Row, program: Program) -> bool:
@@ -239,7 +239,7 @@ def _in_slots(exchange: Exchange, slots: list[int]) -> Exchange:
             for output in exchange.outputs
         ),
         tuple(
-            Birth(boundary, placed(state), None if x0 is None else placed(x0), there(compare))
-            for boundary, state, x0, compare in exchange.births
+            Completed(boundary, placed(state), None if x0 is None else placed(x0), there(compare))
+            for boundary, state, x0, compare in exchange.completions
         ),
     )

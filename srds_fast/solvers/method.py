@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument
 from ..schedulers.table import NoiseTable
-from .contract import Core, Extras
+from .contract import Core, SolverInputs
 from .convergence import BLOCKS, BLOCKS_UNCALIBRATED, Contraction
 from .program import Program
 
@@ -40,7 +40,7 @@ class Target:
     stochastic: bool = False
 
     @property
-    def bits_only(self) -> bool:
+    def bitwise(self) -> bool:
         """Stop only where nothing moves by a bit."""
         return self.exact or self.tolerance == 0.0
 
@@ -50,7 +50,7 @@ class Target:
         A bound on iterations is meant for the default method. Where steps add noise, x0 follows no smooth curve: other
         methods are considered there only if they are to be calibrated.
         """
-        return self.max_iterations is None and not self.bits_only and (calibrated or not self.stochastic)
+        return self.max_iterations is None and not self.bitwise and (calibrated or not self.stochastic)
 
 
 class Stopping(NamedTuple):
@@ -91,7 +91,7 @@ class Method(ABC):
         name: by which users ask for it.
         about: one line for lists of methods.
         advice: what to try where the method does not settle.
-        takes_warm_start: it can begin with a trajectory, `Extras.guess`.
+        takes_warm_start: it can begin with a trajectory, `SolverInputs.initial_guess`.
         first_iteration: number of its first iteration; 0 if that is a coarse sweep.
         tried: iterations that calibration considers, the fewest and the most. Fewer are never enough; more take as many
             waves as the sequential sampler.
@@ -115,26 +115,26 @@ class Method(ABC):
         """Iterations at most, of options that `with_defaults` has filled."""
 
     @abstractmethod
-    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bits_only: bool) -> Program:
+    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
         """The waves.
 
         Args:
             num_steps: N.
             max_iterations: iterations at most.
             max_rows: widest wave allowed. The caller cuts waves that are wider.
-            bits_only: the run ends only where nothing moves by a bit.
+            bitwise: the run ends only where nothing moves by a bit.
         """
 
     @abstractmethod
-    def core(self, x: Tensor, noise: NoiseTable, program: Program, extras: Extras, *, watch_bits: bool = False) -> Core:
+    def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         """The generator that runs the program, not begun; see `contract`.
 
         Args:
             x: starting noise, [batch, ...], in the dtype of the state.
             noise: table of the steps.
             program: as `program` made it.
-            extras: what the call needs beyond these.
-            watch_bits: fill `Checkpoint.still`.
+            inputs: what the call needs beyond these.
+            bitwise: fill `Checkpoint.stationary`.
         """
 
     # before a run

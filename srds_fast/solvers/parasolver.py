@@ -33,9 +33,9 @@ from torch import Tensor
 
 from ..errors import InvalidArgument
 from ..kernels.fixed_point_wave.operations import guided
-from ..schedulers.steps import Like, chained, fine_step
+from ..schedulers.steps import TensorSpec, chained, fine_step
 from ..schedulers.table import NoiseTable
-from .contract import Answer, Checkpoint, Core, Evaluate, Extras, output_of
+from .contract import Answer, Checkpoint, Core, Evaluate, SolverInputs, output_of
 from .method import Method, Target, check_whole
 from .program import Boundary, Program, Row, Wave, block_bounds
 
@@ -79,13 +79,13 @@ class ParaSolver(Method):
     def most_iterations(self, target: Target) -> int:
         return self.num_intervals or target.num_steps
 
-    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bits_only: bool) -> Program:
+    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
         window = min(self.window, max_rows or self.window)
         return intervals(num_steps, self.num_intervals or num_steps, self.num_coarse, window)
 
-    def core(self, x: Tensor, noise: NoiseTable, program: Program, extras: Extras, *, watch_bits: bool = False) -> Core:
+    def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         assert isinstance(program, Intervals)
-        return parasolver(x, noise, program, 0.0 if watch_bits else self.step_tolerance, extras)
+        return parasolver(x, noise, program, 0.0 if bitwise else self.step_tolerance, inputs)
 
     @property
     def slides(self) -> bool:
@@ -146,7 +146,7 @@ def intervals(num_steps: int, num_intervals: int, num_coarse: int, window: int) 
     return Intervals(num_steps, bounds, num_intervals, tuple(waves), window, num_coarse, tuple(begins))
 
 
-def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, tolerance: float, extras: Extras) -> Core:
+def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, tolerance: float, inputs: SolverInputs) -> Core:
     """Run a program of `intervals`; one checkpoint, the sample.
 
     Args:
@@ -154,9 +154,9 @@ def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, tolerance: floa
         noise: table of N steps.
         program: the waves.
         tolerance: as `ParaSolver.step_tolerance`; 0: the sample is the sequential one.
-        extras: noise of stochastic steps, constraint, trajectory, history, the network's wishes.
+        inputs: noise of stochastic steps, constraint, trajectory, history, the network's wishes.
     """
-    states = _States(x, noise, program, extras)
+    states = _States(x, noise, program, inputs)
     for number in range(program.num_coarse):
         states.jump(number, (yield states.evaluate(number, states.x[number : number + 1])))
     states.extrapolate(program.num_coarse, program.num_blocks)
@@ -185,16 +185,16 @@ class _States:
         x0: [B + 1, batch, ...], the x0 that the step from each looks back at.
     """
 
-    def __init__(self, x: Tensor, noise: NoiseTable, program: Intervals, extras: Extras) -> None:
+    def __init__(self, x: Tensor, noise: NoiseTable, program: Intervals, inputs: SolverInputs) -> None:
         self.samples = tuple(range(len(x)))
         self.x = x.new_zeros(program.num_blocks + 1, *x.shape)
         self.x0 = torch.zeros_like(self.x)
         self.x[0] = x
-        self._noise, self._program, self._extras = noise, program, extras
-        self._columns = _columns(noise, Like.of(x))
-        self._looks_back = extras.x0_prev is not None
-        if extras.x0_prev is not None:
-            self.x0[0] = extras.x0_prev
+        self._noise, self._program, self._inputs = noise, program, inputs
+        self._columns = _columns(noise, TensorSpec.of(x))
+        self._looks_back = inputs.x0_prev is not None
+        if inputs.x0_prev is not None:
+            self.x0[0] = inputs.x0_prev
         self._last_x0 = self.x0[0]
         self._first_waves = [
             program.begins.index(begin, program.num_coarse) for begin in range(program.first, len(self.x) - 1)
@@ -202,8 +202,8 @@ class _States:
 
     def evaluate(self, number: int, rows: Tensor) -> Evaluate:
         """Wave `number`. rows: the states that the network is evaluated at, [rows, batch, ...]."""
-        network, positions = self._extras.network, self._program.positions[number]
-        if self._extras.scaled:
+        network, positions = self._inputs.network, self._program.positions[number]
+        if self._inputs.scaled:
             rows = rows * self._columns["input_scale"][list(positions)]
         given = network.empty(len(positions), rows[0])
         given.unflatten(0, (network.branches, -1)).copy_(rows[None])
@@ -221,7 +221,7 @@ class _States:
 
     def extrapolate(self, first: int, last: int) -> None:
         """The states behind `first` up to `last`, with the x0 predicted last held constant."""
-        noise, bounds, draws = self._noise, self._program.bounds, self._extras.draws
+        noise, bounds, draws = self._noise, self._program.bounds, self._inputs.draws
         for block in range(first, last):
             start, stop = bounds[block : block + 2]
             step, weights = chained(noise, None, start, stop)
@@ -248,8 +248,8 @@ class _States:
         self._updated(self.x0, x0, first, last)
         for block in range(first, last):
             self.x[block + 1] = self._constrained(self.x[block + 1], bounds[block + 1])
-            if self._extras.trajectory is not None:
-                self._extras.trajectory.record(bounds[block + 1], self.x[block + 1].clone(), self.samples)
+            if self._inputs.trajectory is not None:
+                self._inputs.trajectory.record(bounds[block + 1], self.x[block + 1].clone(), self.samples)
         return moved.square().flatten(2).mean(2).sqrt()
 
     def _updated(self, values: Tensor, solved: Tensor, first: int, last: int) -> Tensor:
@@ -263,38 +263,38 @@ class _States:
         self, positions: tuple[int, ...], x: Tensor, x0_before: Tensor, answer: Answer
     ) -> tuple[Tensor, Tensor]:
         """The fine steps from these positions, and the x0 predicted there; [rows, batch, ...] each."""
-        extras, rows = self._extras, list(positions)
+        inputs, rows = self._inputs, list(positions)
         a, b, c, d, p, q, spread = (self._columns[name][rows] for name in ("a", "b", "c", "d", "p", "q", "spread"))
-        m = guided(output_of(answer), extras.guidance, x.dtype)
+        m = guided(output_of(answer), inputs.guidance, x.dtype)
         x0 = p * x + q * m
         if self._noise.clip is not None:
             x0 = x0.clamp(-self._noise.clip, self._noise.clip)
         if positions[0] == 0 and not self._looks_back:  # there is no step before the first
             x0_before = torch.cat([x0[:1], x0_before[1:]])
         x = a * x + b * m + c * x0 + d * x0_before
-        if self._noise.spread is not None and extras.draws is not None:
-            x = x + spread * extras.draws[rows]
+        if self._noise.spread is not None and inputs.draws is not None:
+            x = x + spread * inputs.draws[rows]
         x = torch.stack([self._constrained(each, position + 1) for each, position in zip(x, positions, strict=True)])
-        if extras.trajectory is not None:
+        if inputs.trajectory is not None:
             for position, state, clean in zip(positions, x, x0, strict=True):
-                extras.trajectory.record(position + 1, state, self.samples)
-                extras.trajectory.record_x0(position, clean, self.samples)
+                inputs.trajectory.record(position + 1, state, self.samples)
+                inputs.trajectory.record_x0(position, clean, self.samples)
         return x, x0
 
     def _constrained(self, x: Tensor, position: int) -> Tensor:
-        constrain = self._extras.constrain
+        constrain = self._inputs.constrain
         return x if constrain is None else constrain(x, position, self.samples)
 
 
 @lru_cache(maxsize=32)
-def _columns(noise: NoiseTable, like: Like) -> dict[str, Tensor]:
+def _columns(noise: NoiseTable, spec: TensorSpec) -> dict[str, Tensor]:
     """The coefficients of the fine steps and of the network's input, [N, 1, ...] each, for states like these."""
     steps = torch.tensor([fine_step(noise, index) for index in range(noise.num_steps)], dtype=torch.float64)
     spread = torch.zeros_like(noise.p) if noise.spread is None else noise.spread
     named = dict(zip("abcd", steps.unbind(1), strict=True))
     named |= {"p": noise.p, "q": noise.q, "spread": spread, "input_scale": noise.input_scale}
-    shape = (-1, *[1] * like.ndim)
-    return {name: column.to(like.device, like.dtype).reshape(shape) for name, column in named.items()}
+    shape = (-1, *[1] * spec.ndim)
+    return {name: column.to(spec.device, spec.dtype).reshape(shape) for name, column in named.items()}
 
 
 def _posterior_std(noise: NoiseTable, program: Intervals) -> Tensor:

@@ -235,18 +235,18 @@ def srds(
             row = Row(iteration, block, step, bounds[block] + step, coarse=False, fine=True)
             rows.setdefault(wave, []).append(row)
 
-    born: dict[int, list[Boundary]] = {}
+    completed: dict[int, list[Boundary]] = {}
     for iteration in range(num_iterations + 1):
         for block in range(max(0, iteration - 1), num_blocks):
             needs = [coarse_at[iteration, block]] if block >= iteration else []
             if iteration > 0:
                 needs.append(fine_at[iteration - 1, block, size[block] - 1])
-            born.setdefault(max(needs), []).append(Boundary(iteration, block + 1))
+            completed.setdefault(max(needs), []).append(Boundary(iteration, block + 1))
 
     waves = [
         Wave(
             tuple(sorted(rows[wave], key=lambda row: (row.fine, not row.coarse, row))),
-            tuple(sorted(born.get(wave, ()))),
+            tuple(sorted(completed.get(wave, ()))),
         )
         for wave in range(len(rows))
     ]

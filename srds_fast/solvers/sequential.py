@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..schedulers.table import NoiseTable
 from . import program as programs
-from .contract import NOTHING, Checkpoint, Core, Extras
+from .contract import NO_INPUTS, Checkpoint, Core, SolverInputs
 from .method import Method, Target
 from .program import Program
 from .waves import Waves
@@ -25,11 +25,11 @@ class Sequential(Method):
     def most_iterations(self, target: Target) -> int:
         return 1
 
-    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bits_only: bool) -> Program:
+    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
         return programs.sequential(num_steps)
 
-    def core(self, x: Tensor, noise: NoiseTable, program: Program, extras: Extras, *, watch_bits: bool = False) -> Core:
-        return sequential(x, noise, program, extras)
+    def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
+        return sequential(x, noise, program, inputs)
 
     @property
     def fits_turns(self) -> bool:
@@ -42,18 +42,18 @@ class Sequential(Method):
         return {}
 
 
-def sequential(x: Tensor, noise: NoiseTable, program: Program, extras: Extras = NOTHING) -> Core:
+def sequential(x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs = NO_INPUTS) -> Core:
     """N fine steps, one row a wave.
 
     Args:
         x: starting noise, [batch, ...]; its dtype is the dtype of the state.
         noise: table of N steps.
         program: `program.sequential(N)`.
-        extras: noise of stochastic steps, constraint, trajectory, history, the network's wishes.
+        inputs: noise of stochastic steps, constraint, trajectory, history, the network's wishes.
     """
-    waves = Waves(x, noise, program, "ddim", extras)
+    waves = Waves(x, noise, program, "ddim", inputs)
     for number in range(noise.num_steps):
-        births = waves.update(number, (yield waves.evaluate(number)))
-    sample = waves.value(births[0])
+        completions = waves.update(number, (yield waves.evaluate(number)))
+    sample = waves.value(completions[0])
     yield Checkpoint(0, sample, waves.samples, change=None, exact=True)
     return sample

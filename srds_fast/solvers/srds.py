@@ -20,7 +20,7 @@ from ..errors import InvalidArgument
 from ..schedulers.steps import COARSE_SOLVERS, CoarseSolver
 from ..schedulers.table import NoiseTable
 from . import program as programs
-from .contract import NOTHING, Checkpoint, Core, Extras, samples_of
+from .contract import NO_INPUTS, Checkpoint, Core, SolverInputs, samples_of
 from .convergence import estimated_error
 from .method import Method, Seen, Stopping, Target, check_one_of, check_whole
 from .program import Program
@@ -109,11 +109,11 @@ class SRDS(Method):
     def most_iterations(self, target: Target) -> int:
         return self._blocks
 
-    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bits_only: bool) -> Program:
+    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
         return programs.srds(num_steps, self._blocks, max_iterations, self.pipelined, in_flight=self.in_flight)
 
-    def core(self, x: Tensor, noise: NoiseTable, program: Program, extras: Extras, *, watch_bits: bool = False) -> Core:
-        return srds(x, noise, program, cast(CoarseSolver, self.coarse_solver), extras, watch_bits=watch_bits)
+    def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
+        return srds(x, noise, program, cast(CoarseSolver, self.coarse_solver), inputs, bitwise=bitwise)
 
     @property
     def fits_turns(self) -> bool:
@@ -129,7 +129,7 @@ class SRDS(Method):
             blocks |= {round(usual * share) for share in SHARES}
         most = usual if target.max_iterations is None else min(usual, target.max_iterations)
         # iterations that are known to be needed begin as soon as they can
-        holds_back = self.pipelined and most > 1 and not (target.bits_only or calibrated)
+        holds_back = self.pipelined and most > 1 and not (target.bitwise or calibrated)
         for num_blocks in sorted(blocks & set(range(2, target.num_steps + 1)) | {usual}):
             for in_flight in IN_FLIGHT if holds_back and self.in_flight is None else (self.in_flight,):
                 yield replace(self, num_blocks=num_blocks, in_flight=in_flight)
@@ -206,9 +206,9 @@ def srds(
     noise: NoiseTable,
     program: Program,
     coarse_solver: CoarseSolver = "2m",
-    extras: Extras = NOTHING,
+    inputs: SolverInputs = NO_INPUTS,
     *,
-    watch_bits: bool = False,
+    bitwise: bool = False,
 ) -> Core:
     """Run an SRDS program.
 
@@ -220,19 +220,19 @@ def srds(
         noise: table of N steps.
         program: `program.srds(N, ...)`.
         coarse_solver: "ddim" (first order) or "2m" (DPM-Solver++(2M), reuses the output at the boundary before).
-        extras: noise of stochastic steps, constraint, trajectory, the network's wishes.
-        watch_bits: fill `Checkpoint.still`.
+        inputs: noise of stochastic steps, constraint, trajectory, the network's wishes.
+        bitwise: fill `Checkpoint.stationary`.
     """
-    waves = Waves(x, noise, program, coarse_solver, extras, watched=watch_bits)
+    waves = Waves(x, noise, program, coarse_solver, inputs, watched=bitwise)
     result = torch.empty_like(x)
     for number in range(len(program)):
-        for birth in waves.update(number, (yield waves.evaluate(number))):
-            iteration, boundary = birth.boundary
+        for completed in waves.update(number, (yield waves.evaluate(number))):
+            iteration, boundary = completed.boundary
             if boundary < program.num_blocks:
                 continue
-            value, samples = waves.value(birth), waves.samples
+            value, samples = waves.value(completed), waves.samples
             exact = iteration == program.num_blocks
-            found = Checkpoint(iteration, value, samples, waves.change(birth), exact, waves.still(birth))
+            found = Checkpoint(iteration, value, samples, waves.change(completed), exact, waves.stationary(completed))
             running = samples_of((yield found), samples)
             if len(samples) == len(result):
                 result.copy_(value)

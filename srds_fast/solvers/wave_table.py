@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.wave_update import Correction, Gather, Step, Update, WaveTable
-from ..schedulers.steps import ITS_X0, CoarseSolver, Coefficients, Like, chained, fine_step, second_order
+from ..schedulers.steps import ITS_X0, CoarseSolver, Coefficients, TensorSpec, chained, fine_step, second_order
 from ..schedulers.table import NoiseTable
-from .dataflow import Birth, Layout, Output, Sum, exchanges
+from .dataflow import Completed, Layout, Output, Sum, exchanges
 from .program import Program
 
 
@@ -35,7 +35,7 @@ class _Updates:
 def wave_table(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, x: Tensor) -> WaveTable:
     """The updates of a program for states like x, [samples, ...], with the scheduler's input scale."""
     return _updates(
-        noise, program, coarse_solver, Like.of(x), given=False, scaled=True, watched=False, apart=False
+        noise, program, coarse_solver, TensorSpec.of(x), given=False, scaled=True, watched=False, apart=False
     ).table
 
 
@@ -44,7 +44,7 @@ def _updates(
     noise: NoiseTable,
     program: Program,
     coarse_solver: CoarseSolver,
-    like: Like,
+    spec: TensorSpec,
     *,
     given: bool,
     scaled: bool,
@@ -83,7 +83,7 @@ def _updates(
     updates = [Update(gathers=entering(0))]
     for number, wave in enumerate(layout.waves):
         values = tuple(made(output) for output in wave.outputs)
-        sums = tuple(each for birth in wave.births for each in _sums(birth, program))
+        sums = tuple(each for completed in wave.completions for each in _sums(completed, program))
         if apart:
             updates += [Update(values), Update((), sums, entering(number + 1))]
         else:
@@ -92,13 +92,13 @@ def _updates(
         updates,
         layout.num_slots,
         program.num_iterations,
-        like.dtype,
-        like.device,
-        like.ndim,
+        spec.dtype,
+        spec.device,
+        spec.ndim,
         noise.clip,
         watched,
     )
-    on_device = [torch.tensor(weights, dtype=like.dtype, device=like.device) for weights in spreads]
+    on_device = [torch.tensor(weights, dtype=spec.dtype, device=spec.device) for weights in spreads]
     return _Updates(layout, table, on_device)
 
 
@@ -150,9 +150,9 @@ def _made(output: Output, step: Coefficients, noise: NoiseTable, draw: int | Non
     return Step(output.slot, output.state, output.source, a, b, c, d, p, q, output.before, draw, spread)
 
 
-def _sums(birth: Birth, program: Program) -> list[Correction]:
+def _sums(completed: Completed, program: Program) -> list[Correction]:
     """What is left to do for a boundary once its parts are made: nothing, where one part is the whole of it."""
-    boundary, state, x0, compare = birth
+    boundary, state, x0, compare = completed
     parts: list[tuple[Sum, int | None]] = [(state, compare)]
     if x0 is not None:
         parts.append((x0, None))

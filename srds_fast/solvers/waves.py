@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..kernels.common.layout import with_inner_layout
 from ..kernels.wave_update import Buffers, wave_update
-from ..schedulers.steps import CoarseSolver, Like
+from ..schedulers.steps import CoarseSolver, TensorSpec
 from ..schedulers.table import NoiseTable
-from .contract import Answer, Evaluate, Extras, output_of
-from .dataflow import Birth, Exchange
+from .contract import Answer, Evaluate, SolverInputs, output_of
+from .dataflow import Completed, Exchange
 from .program import Program
 from .wave_table import _noises, _updates
 
@@ -26,7 +26,7 @@ class Waves:
         noise: table of N steps.
         program: the waves.
         coarse_solver: of the jumps.
-        extras: noise of stochastic steps, constraint, trajectory, history, the network's wishes.
+        inputs: noise of stochastic steps, constraint, trajectory, history, the network's wishes.
         watched: compare every boundary with the iteration before, bit by bit.
 
     Attributes:
@@ -39,27 +39,27 @@ class Waves:
         noise: NoiseTable,
         program: Program,
         coarse_solver: CoarseSolver,
-        extras: Extras,
+        inputs: SolverInputs,
         *,
         watched: bool = False,
     ) -> None:
         self.samples = tuple(range(len(x)))
         self._program = program
-        self._extras = extras
+        self._inputs = inputs
         self._updates = _updates(
             noise,
             program,
             coarse_solver,
-            Like.of(x),
-            given=extras.x0_prev is not None,
-            scaled=extras.scaled,
+            TensorSpec.of(x),
+            given=inputs.x0_prev is not None,
+            scaled=inputs.scaled,
             watched=watched,
-            apart=extras.constrain is not None,
+            apart=inputs.constrain is not None,
         )
-        noises = _noises(extras.draws, self._updates.spreads, program)
-        self._buffers = Buffers(self._updates.table, x, noises, channels_last=extras.network.channels_last)
-        if extras.x0_prev is not None:
-            self._buffers.slots[1].copy_(extras.x0_prev)
+        noises = _noises(inputs.draws, self._updates.spreads, program)
+        self._buffers = Buffers(self._updates.table, x, noises, channels_last=inputs.network.channels_last)
+        if inputs.x0_prev is not None:
+            self._buffers.slots[1].copy_(inputs.x0_prev)
         self._input = self._run(0)
 
     def evaluate(self, number: int) -> Evaluate:
@@ -67,11 +67,11 @@ class Waves:
         assert self._input is not None, "a wave has rows"
         return Evaluate(self._input, self._program.positions[number], self.samples, number)
 
-    def update(self, number: int, answer: Answer) -> tuple[Birth, ...]:
+    def update(self, number: int, answer: Answer) -> tuple[Completed, ...]:
         """Take the output of wave `number`; returns the boundaries that came into being."""
         wave = self._updates.layout.waves[number]
         m = with_inner_layout(output_of(answer), self._buffers.memory)
-        constrain = self._extras.constrain
+        constrain = self._inputs.constrain
         if constrain is None:
             self._input = self._run(number + 1, m)
         else:
@@ -81,23 +81,23 @@ class Waves:
                 if output.kind in ("jump", "fine"):
                     slots[output.slot].copy_(constrain(slots[output.slot], output.arrives, self.samples))
             self._input = self._run(2 * number + 2)
-        if self._extras.trajectory is not None:
+        if self._inputs.trajectory is not None:
             self._record(wave)
-        return wave.births
+        return wave.completions
 
-    def value(self, birth: Birth) -> Tensor:
+    def value(self, completed: Completed) -> Tensor:
         """A boundary that has just come into being, [samples, ...]; a copy."""
-        value: Tensor = self._buffers.slots[birth.state.slot].clone()
+        value: Tensor = self._buffers.slots[completed.state.slot].clone()
         return value
 
-    def change(self, birth: Birth) -> Tensor | None:
+    def change(self, completed: Completed) -> Tensor | None:
         """[samples], mean absolute difference to the same boundary an iteration before; None if there is none."""
-        return None if birth.compare is None else self._buffers.change[birth.boundary.iteration]
+        return None if completed.compare is None else self._buffers.change[completed.boundary.iteration]
 
-    def still(self, birth: Birth) -> Tensor | None:
+    def stationary(self, completed: Completed) -> Tensor | None:
         """[samples], no boundary moved by a bit in this iteration; None if they are not watched."""
-        watched = self._updates.table.records_moved and birth.compare is not None
-        return ~self._buffers.moved[birth.boundary.iteration] if watched else None
+        watched = self._updates.table.records_moved and completed.compare is not None
+        return ~self._buffers.moved[completed.boundary.iteration] if watched else None
 
     def keep(self, running: tuple[int, ...]) -> None:
         """Go on with these positions of the samples only."""
@@ -108,14 +108,14 @@ class Waves:
                 self._input = self._input[:, list(running)]
 
     def _run(self, number: int, m: Tensor | None = None) -> Tensor | None:
-        extras, table = self._extras, self._updates.table
+        inputs, table = self._inputs, self._updates.table
         given: Tensor | None = wave_update(
-            table, number, self._buffers, m, guidance=extras.guidance, network=extras.network
+            table, number, self._buffers, m, guidance=inputs.guidance, network=inputs.network
         )
         return given
 
     def _record(self, wave: Exchange) -> None:
-        trajectory, slots, bounds = self._extras.trajectory, self._buffers.slots, self._program.bounds
+        trajectory, slots, bounds = self._inputs.trajectory, self._buffers.slots, self._program.bounds
         assert trajectory is not None
         for output in wave.outputs:
             row = output.row
@@ -123,5 +123,5 @@ class Waves:
                 trajectory.record(output.arrives, slots[output.slot].clone(), self.samples)
             elif output.kind == "x0":
                 trajectory.record_x0(row.position, slots[output.slot].clone(), self.samples)
-        for birth in wave.births:
-            trajectory.record(bounds[birth.boundary.boundary], self.value(birth), self.samples)
+        for completed in wave.completions:
+            trajectory.record(bounds[completed.boundary.boundary], self.value(completed), self.samples)

@@ -47,7 +47,7 @@ def test_a_wave_dispatches_little_and_never_waits(name: str) -> None:
         assert len(waves) == len(program) - 2
         # the first two repeat the conditioning; the end of an iteration is judged by the host
         for names, wave in list(zip(waves, program.waves[1:], strict=False))[2:]:
-            if program.num_blocks not in [born.boundary for born in wave.boundaries]:
+            if program.num_blocks not in [completed.boundary for completed in wave.boundaries]:
                 jumps = sum(row.coarse for row in wave.rows)
                 # whatever the number of rows
                 assert len(names) <= max(sequential) + 8 + jumps + 2 * len(wave.boundaries)

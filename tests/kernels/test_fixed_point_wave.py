@@ -40,10 +40,10 @@ from srds_fast.kernels.fixed_point_wave import (
     sweep_kernel,
     walk,
 )
-from srds_fast.schedulers.steps import Like
+from srds_fast.schedulers.steps import TensorSpec
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import noise_table
-from srds_fast.solvers.contract import Evaluate, Extras
+from srds_fast.solvers.contract import Evaluate, SolverInputs
 from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.fixed_point.grid import grid_of, interpolation
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaTAA
@@ -116,8 +116,8 @@ class Problem:
         return randomly(*shape, seed=self.seed, dtype=dtype or self.state, device=self.device)
 
     def table(self) -> Table:
-        like = Like(self.state, self.device, len(self.shape))
-        return grid_of(self.noise, self.program, self.options, like, scaled="scaled" in self.features).table
+        spec = TensorSpec(self.state, self.device, len(self.shape))
+        return grid_of(self.noise, self.program, self.options, spec, scaled="scaled" in self.features).table
 
     def memory(self, table: Table) -> Memory:
         draws = self.random(table.num_steps, *self.shape) if "noise" in self.features else None
@@ -428,8 +428,8 @@ def test_a_run_from_a_guess_of_which_samples_leave(
 
     def run() -> list[Tensor]:
         seen: list[Tensor] = []
-        extras = Extras(network=network, scaled=True, guidance=guidance, guess=guess)
-        sweeps, answer = fixed_point(x, noise, waves, options, extras), None
+        inputs = SolverInputs(network=network, scaled=True, guidance=guidance, initial_guess=guess)
+        sweeps, answer = fixed_point(x, noise, waves, options, inputs), None
         try:
             while True:
                 event = sweeps.send(answer)

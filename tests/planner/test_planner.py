@@ -29,7 +29,7 @@ from srds_fast.planner.search import Known, Pricing, fastest, usual
 from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.chords.options import Chords
-from srds_fast.solvers.contract import Extras
+from srds_fast.solvers.contract import SolverInputs
 from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
 
 HERE = Context("a device", "2.0", "0.1", None, "steps")
@@ -334,7 +334,7 @@ def _priced(costs: Costs) -> Pricing:
     x, stock = noise(1, 64), scheduler()
     stock.set_timesteps(20)
     program: Any = None
-    return price(costs, "a kind", program, x, noise_table(stock), Extras(), x.dtype, replayed=True)
+    return price(costs, "a kind", program, x, noise_table(stock), SolverInputs(), x.dtype, replayed=True)
 
 
 def test_nothing_is_replayed_to_be_timed_while_another_call_replays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.chords.program import PAPER_STARTS, Cores, chord_starts
 from srds_fast.solvers.chords.program import chords as chords_program
 from srds_fast.solvers.chords.solver import chords
-from srds_fast.solvers.contract import Checkpoint, Extras, Trajectory
+from srds_fast.solvers.contract import Checkpoint, SolverInputs, Trajectory
 from srds_fast.solvers.program import Boundary
 
 LINEAR, GAUSSIANS = LinearOde.random(), GaussianMixture.random()
@@ -251,11 +251,11 @@ def test_every_slower_core_is_closer(num_steps: int, num_cores: int) -> None:
 def test_checkpoints_tell_how_far_the_sample_has_moved() -> None:
     x = noise(3, 64)
     grid = table(20)
-    _, _, checkpoints = feed(chords(x, grid, paper(20, 5), watch_bits=True), mixture, grid)
+    _, _, checkpoints = feed(chords(x, grid, paper(20, 5), bitwise=True), mixture, grid)
     assert checkpoints[0].change is None
     for before, found in pairwise(checkpoints):
         torch.testing.assert_close(found.change, (found.sample - before.sample).abs().mean(1), rtol=1e-10, atol=1e-14)
-    assert all(found.still is None for found in checkpoints)
+    assert all(found.stationary is None for found in checkpoints)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -263,9 +263,9 @@ def test_noise_clipping_and_history(name: str) -> None:
     num_steps = 24
     grid = table_of(name, num_steps)
     x = noise(8, 64) * grid.init_noise_sigma
-    extras = Extras(draws=draws(grid, x), scaled=True)
-    expected = one_by_one(x, grid, mixture, extras)
-    found, _, checkpoints = feed(chords(x, grid, paper(num_steps, 5), extras), mixture, grid)
+    inputs = SolverInputs(draws=draws(grid, x), scaled=True)
+    expected = one_by_one(x, grid, mixture, inputs)
+    found, _, checkpoints = feed(chords(x, grid, paper(num_steps, 5), inputs), mixture, grid)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     # a noisy step may send a sample to another component of the mixture: not every core is closer than the one before
     errors = [float((each.sample - expected).abs().mean()) for each in checkpoints]
@@ -291,9 +291,9 @@ def test_where_x0_does_not_change_jumps_are_the_steps_they_replace(
     """With the noise of these steps: every core is then the sequential sampler, from the first one to arrive on."""
     grid = table(shape[0], stock)
     x, x0 = noise(2, 8), noise(1, 8, seed=1)
-    extras = Extras(draws=draws(grid, x))
-    expected = one_by_one(x, grid, lambda x, t: x0.expand_as(x), extras)
-    _, _, checkpoints = feed(chords(x, grid, chords_program(*shape), extras), lambda x, t: x0.expand_as(x), grid)
+    inputs = SolverInputs(draws=draws(grid, x))
+    expected = one_by_one(x, grid, lambda x, t: x0.expand_as(x), inputs)
+    _, _, checkpoints = feed(chords(x, grid, chords_program(*shape), inputs), lambda x, t: x0.expand_as(x), grid)
     for found in checkpoints:
         torch.testing.assert_close(found.sample, expected, rtol=1e-10, atol=1e-10)
 
@@ -302,15 +302,15 @@ def test_samples_stop_apart_and_keep_their_value_and_noise() -> None:
     num_steps = 24
     grid = table_of("ddpm", num_steps)
     x = noise(4, 64)
-    extras = Extras(draws=draws(grid, x))
+    inputs = SolverInputs(draws=draws(grid, x))
     plan = paper(num_steps, 5)
-    alone, _, expected = feed(chords(x, grid, plan, extras), mixture, grid)
+    alone, _, expected = feed(chords(x, grid, plan, inputs), mixture, grid)
 
     def keep(checkpoint: Checkpoint) -> tuple[int, ...] | None:
         leave = {0: {2}, 3: {0, 3}}.get(checkpoint.iteration, set())
         return tuple(i for i, sample in enumerate(checkpoint.samples) if sample not in leave)
 
-    found, waves, checkpoints = feed(chords(x, grid, plan, extras), mixture, grid, keep)
+    found, waves, checkpoints = feed(chords(x, grid, plan, inputs), mixture, grid, keep)
     for sample, iteration in [(2, 0), (0, 3), (3, 3), (1, 4)]:
         torch.testing.assert_close(found[sample], expected[iteration].sample[sample], rtol=1e-10, atol=1e-10)
     assert [each.samples for each in checkpoints] == [(0, 1, 2, 3)] + [(0, 1, 3)] * 3 + [(1,)]
@@ -356,10 +356,10 @@ def test_constraint_and_trajectory(name: str, max_rows: int | None) -> None:
         return kept
 
     expected, found = Trajectory(num_steps), Trajectory(num_steps)
-    one_by_one(x, grid, mixture, Extras(fresh, constrain, expected))
+    one_by_one(x, grid, mixture, SolverInputs(fresh, constrain, expected))
     plan = paper(num_steps, 5).limited_to(max_rows)
     arrivals.clear()
-    _, _, checkpoints = feed(chords(x, grid, plan, Extras(fresh, constrain, found)), mixture, grid)
+    _, _, checkpoints = feed(chords(x, grid, plan, SolverInputs(fresh, constrain, found)), mixture, grid)
     assert set(arrivals) == set(range(1, num_steps + 1))
     for ours, reference in zip([*found.x[1:], *found.x0], [*expected.x[1:], *expected.x0], strict=True):
         assert (ours is None) == (reference is None)
@@ -374,10 +374,10 @@ def test_history_that_is_given_is_looked_back_at() -> None:
     whole = table_of("dpm", 20)
     x = noise(2, 64)
     trajectory = Trajectory(20)
-    expected = one_by_one(x, whole, mixture, Extras(trajectory=trajectory))
+    expected = one_by_one(x, whole, mixture, SolverInputs(trajectory=trajectory))
     half = whole.part(10, 20, afresh=False)
-    extras = Extras(x0_prev=trajectory.x0[9])
+    inputs = SolverInputs(x0_prev=trajectory.x0[9])
     start = trajectory.x[10]
     assert start is not None
-    found, _, _ = feed(chords(start, half, paper(10, 4), extras), mixture, half)
+    found, _, _ = feed(chords(start, half, paper(10, 4), inputs), mixture, half)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

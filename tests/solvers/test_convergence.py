@@ -30,30 +30,30 @@ def test_one_lucky_iteration_promises_no_miracle() -> None:
 
 
 def test_each_sample_is_judged_alone() -> None:
-    monitor = Monitor(3, tolerance=1e-2, bits_only=False)
-    assert monitor.judge(1, (0, 1, 2), [1.0, 1e-3, 1.0], exact=False, still=[False] * 3) == (0, 2)
-    assert monitor.judge(2, (0, 2), [0.5, 0.01], exact=False, still=[False] * 2) == (0,)
-    assert monitor.judge(3, (0,), [0.4], exact=True, still=[False]) == ()
+    monitor = Monitor(3, tolerance=1e-2, bitwise=False)
+    assert monitor.judge(1, (0, 1, 2), [1.0, 1e-3, 1.0], exact=False, stationary=[False] * 3) == (0, 2)
+    assert monitor.judge(2, (0, 2), [0.5, 0.01], exact=False, stationary=[False] * 2) == (0,)
+    assert monitor.judge(3, (0,), [0.4], exact=True, stationary=[False]) == ()
     assert monitor.converged == [True] * 3
     assert monitor.iterations == [3, 1, 2]
     assert monitor.change == [[1.0, 1e-3, 1.0], [0.5, None, 0.01], [0.4, None, None]]
 
 
 def test_bits_only_waits_for_bits() -> None:
-    monitor = Monitor(2, tolerance=1.0, bits_only=True)
-    assert monitor.judge(1, (0, 1), [0.0, 0.0], exact=False, still=[False, True]) == (0,)
+    monitor = Monitor(2, tolerance=1.0, bitwise=True)
+    assert monitor.judge(1, (0, 1), [0.0, 0.0], exact=False, stationary=[False, True]) == (0,)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_has_diverged(bad: float) -> None:
     with pytest.raises(Diverged):
-        Monitor(2, 1e-2, False).judge(1, (0, 1), [1.0, bad], exact=False, still=[False] * 2)
+        Monitor(2, 1e-2, False).judge(1, (0, 1), [1.0, bad], exact=False, stationary=[False] * 2)
 
 
 def test_growth_is_divergence_only_when_a_tolerance_waits_for_it_to_settle() -> None:
     patient, strict = Monitor(1, 1e-2, True), Monitor(1, 1e-2, False)
     for monitor in (patient, strict):
-        monitor.judge(1, (0,), [1.0], exact=False, still=[False])
-    assert patient.judge(2, (0,), [1e4], exact=False, still=[False]) == (0,)
+        monitor.judge(1, (0,), [1.0], exact=False, stationary=[False])
+    assert patient.judge(2, (0,), [1e4], exact=False, stationary=[False]) == (0,)
     with pytest.raises(Diverged, match="thousandfold"):
-        strict.judge(2, (0,), [1e4], exact=False, still=[False])
+        strict.judge(2, (0,), [1e4], exact=False, stationary=[False])

@@ -15,8 +15,8 @@ from diffusers import (
 from fixed_points import (
     FORMS,
     assert_close,
-    extras_of,
     forms,
+    inputs_of,
     states,
     sweeps_of,
 )
@@ -28,7 +28,7 @@ from thinned import thinned_product
 from torch import Tensor
 
 from srds_fast import Report, sample
-from srds_fast.solvers.contract import Checkpoint, Extras, Trajectory
+from srds_fast.solvers.contract import Checkpoint, SolverInputs, Trajectory
 from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
 from srds_fast.solvers.fixed_point.solver import fixed_point
@@ -133,10 +133,10 @@ def test_the_state_is_wider_than_what_the_network_sees(options: FixedPoint, dtyp
 def test_after_wave_k_the_first_k_steps_are_exact(name: str, form: str) -> None:
     stock, denoiser, eta = SAMPLERS[name]
     grid, x = table(12, stock, eta), noise(2, DIMENSIONS)
-    extras = extras_of(name, x, grid)
-    expected = states(denoiser, x, grid, extras)
-    assert extras.trajectory is not None
-    trajectory = extras.trajectory.x
+    inputs = inputs_of(name, x, grid)
+    expected = states(denoiser, x, grid, inputs)
+    assert inputs.trajectory is not None
+    trajectory = inputs.trajectory.x
     seen = []
 
     def keep(checkpoint: Checkpoint) -> None:
@@ -145,7 +145,7 @@ def test_after_wave_k_the_first_k_steps_are_exact(name: str, form: str) -> None:
         seen.append((checkpoint.iteration, checkpoint.exact))
 
     options = FORMS[form]
-    found, waves, _ = feed(fixed_point(x, grid, sweeps_of(12, options), options, extras), denoiser, grid, keep)
+    found, waves, _ = feed(fixed_point(x, grid, sweeps_of(12, options), options, inputs), denoiser, grid, keep)
     assert seen == [(iteration, iteration == 12) for iteration in range(1, 13)]
     assert_close(found, expected[-1], 1e-12)
     for number, wave in enumerate(waves):
@@ -157,22 +157,24 @@ def test_after_wave_k_the_first_k_steps_are_exact(name: str, form: str) -> None:
 def test_without_tolerance_a_window_begins_at_an_exact_point(name: str, form: str) -> None:
     stock, denoiser, eta = SAMPLERS[name]
     grid, x = table(12, stock, eta), noise(2, DIMENSIONS)
-    extras = extras_of(name, x, grid)
-    expected = states(denoiser, x, grid, extras)
+    inputs = inputs_of(name, x, grid)
+    expected = states(denoiser, x, grid, inputs)
     options = FORMS[form]
-    core = fixed_point(x, grid, sweeps_of(12, options), options, extras, watch_bits=True)
+    core = fixed_point(x, grid, sweeps_of(12, options), options, inputs, bitwise=True)
     _, waves, _ = feed(core, denoiser, grid)
     for wave in waves:
         assert_close(wave.x[0], expected[wave.positions[0]], 1e-12)
-    assert extras.trajectory is not None
-    assert_close(torch.stack([state for state in extras.trajectory.x if state is not None]), expected[1:], 1e-12)
+    assert inputs.trajectory is not None
+    assert_close(torch.stack([state for state in inputs.trajectory.x if state is not None]), expected[1:], 1e-12)
 
 
 def test_the_trajectory_holds_what_multistep_schedulers_remember() -> None:
     grid, x = table(15, DPMSolverMultistepScheduler()), noise(2, DIMENSIONS)
     ours, theirs = Trajectory(15), Trajectory(15)
-    feed(fixed_point(x, grid, sweeps.fixed_point(15, 15, 6), Collocation(), Extras(trajectory=ours)), mixture, grid)
-    one_by_one(x, grid, mixture, Extras(trajectory=theirs))
+    feed(
+        fixed_point(x, grid, sweeps.fixed_point(15, 15, 6), Collocation(), SolverInputs(trajectory=ours)), mixture, grid
+    )
+    one_by_one(x, grid, mixture, SolverInputs(trajectory=theirs))
     for found, expected in zip([*ours.x[1:], *ours.x0], [*theirs.x[1:], *theirs.x0], strict=True):
         assert found is not None
         assert expected is not None
@@ -182,10 +184,10 @@ def test_the_trajectory_holds_what_multistep_schedulers_remember() -> None:
 def test_a_run_may_begin_in_the_middle_of_a_multistep_grid() -> None:
     whole = table(15, DPMSolverMultistepScheduler())
     rest, x = whole.part(6, 15, afresh=False), noise(2, DIMENSIONS)
-    extras = Extras(x0_prev=noise(2, DIMENSIONS, seed=1))
-    expected = one_by_one(x, rest, mixture, extras)
+    inputs = SolverInputs(x0_prev=noise(2, DIMENSIONS, seed=1))
+    expected = one_by_one(x, rest, mixture, inputs)
     for options in FORMS.values():
-        core = fixed_point(x, rest, sweeps_of(9, options), options, extras, watch_bits=True)
+        core = fixed_point(x, rest, sweeps_of(9, options), options, inputs, bitwise=True)
         assert_close(feed(core, mixture, rest)[0], expected, 1e-10)
 
 
@@ -223,7 +225,7 @@ def test_what_is_not_finite_goes_forwards_only(options: FixedPoint) -> None:
     """Points far out make the network fail there; those before them still become exact, one by one."""
     grid, x = table(10), noise(2, DIMENSIONS)
     guess = 1e3 * noise(11, 2, DIMENSIONS, seed=1)
-    core = fixed_point(x, grid, sweeps_of(10, options), options, Extras(guess=guess))
+    core = fixed_point(x, grid, sweeps_of(10, options), options, SolverInputs(initial_guess=guess))
     found, waves, _ = feed(core, broken_far_out, grid)
     assert len(waves) == 10
     assert_close(found, states(MIXTURE, x, grid)[-1], 1e-12)

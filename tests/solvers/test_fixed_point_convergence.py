@@ -12,7 +12,7 @@ from cores import Denoiser, feed, table
 from diffusers import (
     DDPMScheduler,
 )
-from fixed_points import FORMS, assert_close, extras_of, forms, states, sweeps_of, waves_until
+from fixed_points import FORMS, assert_close, forms, inputs_of, states, sweeps_of, waves_until
 from problems import noise, scheduler
 from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture
 from thinned import thinned_product
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from srds_fast import sample
 from srds_fast.schedulers.table import NoiseTable
-from srds_fast.solvers.contract import NOTHING, Checkpoint, Core, Extras, Trajectory
+from srds_fast.solvers.contract import NO_INPUTS, Checkpoint, Core, SolverInputs, Trajectory
 from srds_fast.solvers.fixed_point.grid import responses
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
 from srds_fast.solvers.fixed_point.solver import fixed_point
@@ -55,11 +55,13 @@ def test_one_sweep_is_enough_for_the_data_it_is_made_for(method: type[FixedPoint
     stock, eta = ONE_SWEEP[name]
     grid, x = table(40, stock, eta), noise(2, DIMENSIONS)
     network = gaussian(grid, data_std, stock.config.prediction_type)
-    extras = extras_of(name, x, grid)
-    expected = states(network, x, grid, extras)[-1]
-    for guess in (None, states(network, noise(2, DIMENSIONS, seed=9), grid, extras)):
+    inputs = inputs_of(name, x, grid)
+    expected = states(network, x, grid, inputs)[-1]
+    for guess in (None, states(network, noise(2, DIMENSIONS, seed=9), grid, inputs)):
         options = method(data_std=data_std)
-        core = fixed_point(x, grid, sweeps_of(40, options, 1), options, Extras(draws=extras.draws, guess=guess))
+        core = fixed_point(
+            x, grid, sweeps_of(40, options, 1), options, SolverInputs(draws=inputs.draws, initial_guess=guess)
+        )
         assert_close(feed(core, network, grid)[0], expected, 1e-10)
 
 
@@ -74,7 +76,7 @@ def test_one_sweep_is_enough_for_a_constant_eps(method: type[FixedPoint]) -> Non
     options = method(data_std=math.inf)
     expected = states(network, x, grid)[-1]
     for guess in (None, states(network, noise(2, DIMENSIONS, seed=9), grid)):
-        core = fixed_point(x, grid, sweeps_of(40, options, 1), options, Extras(guess=guess))
+        core = fixed_point(x, grid, sweeps_of(40, options, 1), options, SolverInputs(initial_guess=guess))
         assert_close(feed(core, network, grid)[0], expected, 1e-10)
 
 
@@ -155,17 +157,17 @@ def test_the_change_is_that_of_the_point_that_moved_most(name: str) -> None:
             torch.testing.assert_close(checkpoint.change, moved.amax(0), rtol=1e-3, atol=1e-12)
         before.append(points)
 
-    extras = Extras(trajectory=trajectory, scaled=True)
-    feed(fixed_point(x, grid, sweeps_of(20, options), options, extras), denoiser, grid, keep)
+    inputs = SolverInputs(trajectory=trajectory, scaled=True)
+    feed(fixed_point(x, grid, sweeps_of(20, options), options, inputs), denoiser, grid, keep)
 
 
-def residuals(trajectory: Trajectory, x: Tensor, grid: NoiseTable, extras: Extras = NOTHING) -> Tensor:
+def residuals(trajectory: Trajectory, x: Tensor, grid: NoiseTable, inputs: SolverInputs = NO_INPUTS) -> Tensor:
     """Root mean square of what each step of a trajectory misses, [N, samples]."""
     found = []
     departs = x
     for index, arrives in enumerate(trajectory.x[1:]):
         assert arrives is not None
-        z = None if extras.draws is None else extras.draws[index]
+        z = None if inputs.draws is None else inputs.draws[index]
         stepped, _ = grid.step(index, departs, mixture(departs, grid.timesteps[index].expand(len(x))), z=z)
         found.append((arrives - stepped).square().mean(1).sqrt())
         departs = arrives
@@ -187,8 +189,8 @@ def test_a_window_leaves_no_step_with_a_larger_residual(
     }[form]
     stock, denoiser, eta = SAMPLERS[name]
     grid, x = table(60, stock, eta), noise(2, DIMENSIONS, seed=2)
-    extras = extras_of(name, x, grid)
-    core = fixed_point(x, grid, sweeps_of(60, options), options, extras)
+    inputs = inputs_of(name, x, grid)
+    core = fixed_point(x, grid, sweeps_of(60, options), options, inputs)
     found, waves, checkpoints = feed(core, denoiser, grid)
     assert len(waves) < 60
     starts = [wave.positions[0] for wave in waves]
@@ -197,9 +199,9 @@ def test_a_window_leaves_no_step_with_a_larger_residual(
         first = wave.positions[0]
         assert wave.positions == tuple(range(first, min(first + window, 60)))
     assert [checkpoint.settled for checkpoint in checkpoints] == [True]
-    assert extras.trajectory is not None
-    assert torch.equal(found, extras.trajectory.x[-1])
-    assert float(residuals(extras.trajectory, x, grid, extras).max()) <= step_tolerance * (1 + 1e-9)
+    assert inputs.trajectory is not None
+    assert torch.equal(found, inputs.trajectory.x[-1])
+    assert float(residuals(inputs.trajectory, x, grid, inputs).max()) <= step_tolerance * (1 + 1e-9)
 
 
 def test_a_window_that_has_slid_to_the_end_has_converged() -> None:
@@ -224,12 +226,12 @@ def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Callable[[Tensor, 
 @forms
 def test_states_stay_as_they_must_be(options: FixedPoint) -> None:
     grid, x = table(30), noise(2, DIMENSIONS)
-    extras = Extras(constrain=halves(noise(2, DIMENSIONS, seed=1), grid, x))
-    expected = states(MIXTURE, x, grid, extras)[-1]
-    whole = fixed_point(x, grid, sweeps_of(30, options), options, extras, watch_bits=True)
+    inputs = SolverInputs(constrain=halves(noise(2, DIMENSIONS, seed=1), grid, x))
+    expected = states(MIXTURE, x, grid, inputs)[-1]
+    whole = fixed_point(x, grid, sweeps_of(30, options), options, inputs, bitwise=True)
     assert_close(feed(whole, MIXTURE, grid)[0], expected, 1e-10)
 
-    core = fixed_point(x, grid, sweeps_of(30, options), options, extras)
+    core = fixed_point(x, grid, sweeps_of(30, options), options, inputs)
     if options.window is None:
         free = fixed_point(x, grid, sweeps_of(30, options), options)
         assert waves_until(4e-3, core, MIXTURE, grid, expected) <= 2 + waves_until(
@@ -253,7 +255,7 @@ def test_a_related_sample_is_a_good_guess(options: FixedPoint) -> None:
     related = states(MIXTURE, x + 1e-3 * noise(2, DIMENSIONS, seed=1), grid)
 
     def core(guess: Tensor | None) -> Core:
-        return fixed_point(x, grid, sweeps_of(50, options), options, Extras(guess=guess))
+        return fixed_point(x, grid, sweeps_of(50, options), options, SolverInputs(initial_guess=guess))
 
     if options.window is None:
         warm, cold = (waves_until(1e-3, core(guess), MIXTURE, grid, expected) for guess in (related, None))
@@ -266,7 +268,7 @@ def test_a_related_sample_is_a_good_guess(options: FixedPoint) -> None:
 def test_the_limit_does_not_depend_on_the_guess(options: FixedPoint) -> None:
     grid, x = table(14), noise(2, DIMENSIONS)
     guess = noise(15, 2, DIMENSIONS, seed=1, dtype=torch.float32)
-    core = fixed_point(x, grid, sweeps_of(14, options), options, Extras(guess=guess), watch_bits=True)
+    core = fixed_point(x, grid, sweeps_of(14, options), options, SolverInputs(initial_guess=guess), bitwise=True)
     assert_close(feed(core, MIXTURE, grid)[0], states(MIXTURE, x, grid)[-1], 1e-10)
 
 
@@ -279,16 +281,16 @@ def test_a_guess_that_is_the_answer_stands_still(form: str) -> None:
     def network(x: Tensor, t: Tensor) -> Tensor:
         return 0.25 * x
 
-    core = fixed_point(x, grid, sweeps_of(14, options), options, Extras(trajectory=trajectory), watch_bits=True)
+    core = fixed_point(x, grid, sweeps_of(14, options), options, SolverInputs(trajectory=trajectory), bitwise=True)
     expected, _, _ = feed(core, network, grid)
     guess = torch.stack([x, *(state for state in trajectory.x if state is not None)])
     stood = []
 
     def keep(checkpoint: Checkpoint) -> tuple[int, ...]:
-        stood.append(checkpoint.still is None or bool(checkpoint.still.all()))
+        stood.append(checkpoint.stationary is None or bool(checkpoint.stationary.all()))
         return ()
 
-    core = fixed_point(x, grid, sweeps_of(14, options), options, Extras(guess=guess), watch_bits=True)
+    core = fixed_point(x, grid, sweeps_of(14, options), options, SolverInputs(initial_guess=guess), bitwise=True)
     found, waves, _ = feed(core, network, grid, keep)
     assert torch.equal(found, expected)
     assert stood == [True]

@@ -25,7 +25,7 @@ from srds_fast.planner.choose import choose
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.table import NoiseTable
-from srds_fast.solvers.contract import Constrain, Extras
+from srds_fast.solvers.contract import Constrain, SolverInputs
 from srds_fast.solvers.method import Method, Target
 from srds_fast.solvers.registry import BY_NAME, METHODS, REGISTERED, from_dict, options_of
 
@@ -232,10 +232,10 @@ def test_constraints_and_history_reach_every_state(options: Method, stock: Any) 
     """As in inpainting, and where a grid begins in the middle of a multistep solver's."""
     grid, x = table(STEPS, stock), noise(2, DIMENSIONS)
     constrain = halves(noise(2, DIMENSIONS, seed=1), grid, x)
-    extras = Extras(constrain=constrain, x0_prev=noise(2, DIMENSIONS, seed=2))
+    inputs = SolverInputs(constrain=constrain, x0_prev=noise(2, DIMENSIONS, seed=2))
     plan = plan_of(options, tolerance=0.0)
-    core = plan.options.core(x, grid, plan.program(), extras, watch_bits=True)
-    assert_close(feed(core, mixture, grid)[0], one_by_one(x, grid, mixture, extras))
+    core = plan.options.core(x, grid, plan.program(), inputs, bitwise=True)
+    assert_close(feed(core, mixture, grid)[0], one_by_one(x, grid, mixture, inputs))
 
 
 @every

@@ -18,7 +18,7 @@ from srds_fast.planner.choose import choose
 from srds_fast.planner.settings import Settings
 from srds_fast.sampling.rows import draw_noise
 from srds_fast.schedulers.table import NoiseTable
-from srds_fast.solvers.contract import Extras
+from srds_fast.solvers.contract import SolverInputs
 from srds_fast.solvers.parasolver import intervals
 from srds_fast.solvers.program import block_bounds
 
@@ -135,7 +135,9 @@ def test_it_does_what_the_paper_says(name: str, options: ParaSolver) -> None:
     reference = Reference(grid, draws, options)
     expected = reference.run(x)
     plan = choose(STEPS, Settings(method=options))
-    found, waves, checkpoints = feed(plan.options.core(x, grid, plan.program(), Extras(draws=draws)), mixture, grid)
+    found, waves, checkpoints = feed(
+        plan.options.core(x, grid, plan.program(), SolverInputs(draws=draws), bitwise=False), mixture, grid
+    )
     assert [wave.positions for wave in waves] == reference.calls
     assert float((found - expected).abs().max()) <= 1e-9 * max(1.0, float(expected.abs().max()))
     assert [checkpoint.settled for checkpoint in checkpoints] == [True]

@@ -148,8 +148,8 @@ def test_still_says_that_no_boundary_moved() -> None:
     plan = program.srds(20, 5, 5)
 
     def still(denoiser: Denoiser, x: Tensor) -> list[list[bool]]:
-        _, _, checkpoints = feed(srds(x, grid, plan, "ddim", watch_bits=True), denoiser, grid)
-        return [checkpoint.still.tolist() for checkpoint in checkpoints if checkpoint.still is not None]
+        _, _, checkpoints = feed(srds(x, grid, plan, "ddim", bitwise=True), denoiser, grid)
+        return [checkpoint.stationary.tolist() for checkpoint in checkpoints if checkpoint.stationary is not None]
 
     assert still(lambda x, t: torch.zeros_like(x), torch.zeros(2, 3, dtype=torch.float64)) == [[True, True]] * 5
     # x0 = 0 and sigma = 0 at the end: the last point is 0 in every iteration, but the ones before it move

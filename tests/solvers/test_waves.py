@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from srds_fast.kernels.wave_update import Update
 from srds_fast.kernels.wave_update.instructions import Instruction, chained, instructions
-from srds_fast.schedulers.steps import Like
+from srds_fast.schedulers.steps import TensorSpec
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
@@ -101,7 +101,7 @@ def test_chains_give_what_the_stages_say(name: str, num_steps: int, data: st.Dat
         noise,
         waves,
         data.draw(st.sampled_from(["2m", "ddim"])),
-        Like(torch.float64, torch.device("cpu"), 2),
+        TensorSpec(torch.float64, torch.device("cpu"), 2),
         given=given_x0,
         scaled=True,
         watched=watched,

@@ -86,7 +86,7 @@ class _Arriving:
             found.samples,
             _to_host(found.change),
             found.exact,
-            _to_host(found.still),
+            _to_host(found.stationary),
         )
         # the copy to the host follows in the same stream: a stream of its own could not begin earlier
         self._event: Any = None
@@ -101,9 +101,9 @@ class _Arriving:
         if len(running) == len(found.samples):
             return found
         index = torch.tensor(running)
-        change, still = (None if each is None else each[index] for each in (found.change, found.still))
+        change, stationary = (None if each is None else each[index] for each in (found.change, found.stationary))
         sample = found.sample[index.to(found.sample.device)]
-        return Checkpoint(found.iteration, sample, running, change, found.exact, still)
+        return Checkpoint(found.iteration, sample, running, change, found.exact, stationary)
 
 
 def _to_host(tensor: Tensor | None) -> Tensor | None:

@@ -32,7 +32,7 @@ from ...kernels.wave_update import NetworkInput
 from ...sampling.rows import draw_noise, state_dtype
 from ...sampling.session import Planner, Session
 from ...schedulers.table import NoiseTable
-from ...solvers.contract import Evaluate, Extras, Trajectory
+from ...solvers.contract import Evaluate, SolverInputs, Trajectory
 from ...solvers.registry import check_warm_start
 from ...telemetry.report import Report
 from ..loop import Loop
@@ -60,7 +60,7 @@ class LockstepLoop:
         engine_reason: why it runs eagerly.
         overlap: how the coarse rows of a recorded turn run: "batch", "streams" or "auto".
         keep_states: keep the states of all steps, for callbacks.
-        guess: [steps + 1, batch, ...], initial states; None: the method's own initial guess.
+        initial_guess: [steps + 1, batch, ...], initial states; None: the method's own initial guess.
         interrupted: called before every wave; True ends the call early.
         notify: called with the reason why the rest of the call runs step by step; may raise.
         replacements: maps a network to the callable to use instead.
@@ -256,7 +256,7 @@ class LockstepLoop:
         self._state = x.to(state_dtype(x.dtype))
         self._num_samples = len(x)
         draws = None if self._draws is None else self._draws[done:]
-        session.go_on_from(self._state, rest, self._extras(draws, x.dtype, rest.num_steps, x0_prev))
+        session.go_on_from(self._state, rest, self._inputs(draws, x.dtype, rest.num_steps, x0_prev))
         # new arguments: a callback may have changed the conditioning in place
         self._make_rows()
         self._wave = session.run.next(None)
@@ -337,7 +337,7 @@ class LockstepLoop:
             check_warm_start(self.guess, (noise.num_steps + 1, *state.shape))
         self._state = state
         if turn is not None and turn.linear:
-            extras = turn.extras(extras, self._num_samples)
+            inputs = turn.inputs(inputs, self._num_samples)
             self._network = RecordedNetwork(
                 turn,
                 state,
@@ -352,7 +352,7 @@ class LockstepLoop:
             self.planner,
             state,
             noise,
-            extras,
+            inputs,
             "drive" if self._network is None else "takeover",
             network=self._network,
             graphs=self.graphs,
@@ -410,9 +410,9 @@ class LockstepLoop:
         noise = self._noise.part(self._start + self._offset, self._start + self.num_steps, afresh=not self._offset)
         self._rows = RowInputs(self.session_begun().run.program, noise, self._state, replacements=self.replacements)
 
-    def _extras(
+    def _inputs(
         self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, x0_prev: Tensor | None = None
-    ) -> Extras:
+    ) -> SolverInputs:
         constrain = None
         if self.inpainting is not None and self.inpainting.mask is not None:
             assert self._noise is not None

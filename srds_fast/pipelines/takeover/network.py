@@ -18,7 +18,7 @@ from ...engine.streams import TwoLanes, has_two_lanes
 from ...kernels.common.dispatch import implementation
 from ...planner.plan import SLIDES, STATES_KEPT, Plan
 from ...schedulers.table import NoiseTable
-from ...solvers.contract import Core, Evaluate, Extras
+from ...solvers.contract import Core, Evaluate, SolverInputs
 from ...solvers.program import Program
 from ..lora import AdapterScales, scale_numbers
 from ..network_rows import RowInputs
@@ -35,7 +35,7 @@ class RecordedNetwork:
         turn: the recorded calls.
         state: starting noise, [batch, ...], in the dtype of the state.
         noise: table of the steps.
-        extras: of the run.
+        inputs: of the run.
         replacements: maps a network to the callable to use instead.
         overlap: how coarse rows run: "batch", "streams", or "auto" (decided when a graph is recorded).
         keeps_states: whether intermediate states are kept.
@@ -44,7 +44,7 @@ class RecordedNetwork:
     turn: RecordedTurn
     state: Tensor
     noise: NoiseTable
-    extras: Extras
+    inputs: SolverInputs
     replacements: Mapping[nn.Module, Callable[..., Any]]
     overlap: str
     keeps_states: bool
@@ -79,7 +79,7 @@ class RecordedNetwork:
         """
         if self.noise.num_steps == 1:
             raise ValueError("a run of a single step has nothing between its waves")
-        state, noise, extras = self.state, self.noise, self.extras
+        state, noise, inputs = self.state, self.noise, self.inputs
         factors: dict[nn.Module, float] = {}
         for recorded in self.turn.calls:
             if factors.setdefault(recorded.network, recorded.scale) != recorded.scale:
@@ -87,15 +87,15 @@ class RecordedNetwork:
         scales = AdapterScales(factors)
         calls = [recorded.unscaled() for recorded in self.turn.calls] if scales else self.turn.calls
         given = tensors_of(calls)
-        optional = {"draws": extras.draws, "guidance": extras.guidance, "guess": extras.guess}
+        optional = {"draws": inputs.draws, "guidance": inputs.guidance, "initial_guess": inputs.initial_guess}
         if scales:
             optional["adapter scales"] = scales.values(state.new_empty(0))
         own = {"x": state} | {name: tensor for name, tensor in optional.items() if tensor is not None}
         replacements = self.replacements
 
-        def with_own(static: Mapping[str, Tensor]) -> Extras:
-            draws, guidance, guess = (static.get(name) for name in ("draws", "guidance", "guess"))
-            return replace(extras, draws=draws, guidance=guidance, guess=guess)
+        def with_own(static: Mapping[str, Tensor]) -> SolverInputs:
+            draws, guidance, guess = (static.get(name) for name in ("draws", "guidance", "initial_guess"))
+            return replace(inputs, draws=draws, guidance=guidance, initial_guess=guess)
 
         def repeated(static: Mapping[str, Tensor], program: Program) -> Repeated:
             rows = RowInputs(program, noise, static["x"], replacements=replacements)
@@ -117,8 +117,8 @@ class RecordedNetwork:
             (
                 plan.signature,
                 noise,
-                extras.scaled,
-                extras.network,
+                inputs.scaled,
+                inputs.network,
                 implementation(state.device),
                 signature_of(calls),
             ),
@@ -128,7 +128,7 @@ class RecordedNetwork:
             through,
             plan.num_checkpoints,
             program,
-            extras.network,
+            inputs.network,
             calls[0].states.dtype,
             scale_numbers(factors),
             network_signature=called.signature,
@@ -140,7 +140,7 @@ class RecordedNetwork:
     def state_of(self, wave: Evaluate) -> Tensor:
         """The state of the first row, [samples, ...], computed from the network's input."""
         state = wave.x[0].to(self.state.dtype)
-        return state / self.noise.numbers["input_scale"][wave.positions[0]] if self.extras.scaled else state
+        return state / self.noise.numbers["input_scale"][wave.positions[0]] if self.inputs.scaled else state
 
     def x0_of(self, wave: Evaluate, m: Tensor) -> Tensor:
         """The predicted x0 of a single step, [samples, ...]: a loop with one step may read it."""

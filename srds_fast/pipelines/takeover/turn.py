@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...kernels.wave_update import NetworkInput
 from ...sampling.rows import state_dtype
-from ...solvers.contract import Extras
+from ...solvers.contract import SolverInputs
 from ..loop import Loop
 from ..networks import Network
 from .guidance import LINEAR, GuidanceCache, probe_of
@@ -132,14 +132,14 @@ class RecordedTurn:
         self._known.put(states, self.weights)
         return None
 
-    def extras(self, extras: Extras, num_samples: int) -> Extras:
-        """Extras of a run in which the solver applies guidance and input scale."""
+    def inputs(self, inputs: SolverInputs, num_samples: int) -> SolverInputs:
+        """Solver inputs of a run in which the solver applies guidance and input scale."""
         assert self.weights is not None
         copies = max(len(each.states) // num_samples for each in self.calls)
         channels_last = all(_is_channels_last(each.network) for each in self.calls)
-        network = NetworkInput(extras.network.dtype, copies, channels_last)
+        network = NetworkInput(inputs.network.dtype, copies, channels_last)
         unguided = len(self.weights) == 1 and abs(float(self.weights) - 1.0) < LINEAR
-        return replace(extras, network=network, scaled=self.scaled, guidance=None if unguided else self.weights)
+        return replace(inputs, network=network, scaled=self.scaled, guidance=None if unguided else self.weights)
 
 
 def _is_channels_last(network: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import InvalidArgument
 from ...schedulers.table import NoiseTable
-from ..contract import Core, Extras
+from ..contract import Core, SolverInputs
 from ..method import Method, Target
 from ..program import Program
 from . import program as programs
@@ -59,12 +59,12 @@ class Chords(Method):
     def most_iterations(self, target: Target) -> int:
         return self.num_cores - 1
 
-    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bits_only: bool) -> Program:
+    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
         return programs.chords(num_steps, self.starts or programs.chord_starts(num_steps, self.num_cores))
 
-    def core(self, x: Tensor, noise: NoiseTable, program: Program, extras: Extras, *, watch_bits: bool = False) -> Core:
+    def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         assert isinstance(program, programs.Cores)
-        return chords(x, noise, program, extras, watch_bits=watch_bits)
+        return chords(x, noise, program, inputs, bitwise=bitwise)
 
     @property
     def fits_turns(self) -> bool:

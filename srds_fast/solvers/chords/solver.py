@@ -25,14 +25,16 @@ from torch import Tensor
 
 from ...kernels.common.layout import with_inner_layout
 from ...kernels.wave_update import Buffers, Correction, Gather, Step, Update, WaveTable, wave_update
-from ...schedulers.steps import ITS_X0, Coefficients, Like, chained, fine_step, first_order
+from ...schedulers.steps import ITS_X0, Coefficients, TensorSpec, chained, fine_step, first_order
 from ...schedulers.table import NoiseTable
-from ..contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras, output_of, samples_of
+from ..contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, output_of, samples_of
 from ..program import Row
 from .program import Cores
 
 
-def chords(x: Tensor, noise: NoiseTable, program: Cores, extras: Extras = NOTHING, *, watch_bits: bool = False) -> Core:
+def chords(
+    x: Tensor, noise: NoiseTable, program: Cores, inputs: SolverInputs = NO_INPUTS, *, bitwise: bool = False
+) -> Core:
     """Run a CHORDS program: a checkpoint for every core, the fastest first, core 0 (the sequential sampler) last.
 
     Multistep fine steps look back at the x0 of the step before: it belongs to a core's state, and is rectified with it;
@@ -44,11 +46,11 @@ def chords(x: Tensor, noise: NoiseTable, program: Cores, extras: Extras = NOTHIN
         x: starting noise, [batch, ...]; its dtype is the dtype of the state.
         noise: table of N steps.
         program: `chords_program.chords(N, starts)`.
-        extras: noise of stochastic steps, constraint, trajectory, history, the network's wishes.
-        watch_bits: for the contract of the cores. `Checkpoint.still` remains None: that two cores agree to the bit says
-            nothing of the slower ones that have not come there yet.
+        inputs: noise of stochastic steps, constraint, trajectory, history, the network's wishes.
+        bitwise: changes nothing. `Checkpoint.stationary` remains None: two cores that agree to the bit say nothing of
+            the slower ones, which have not arrived yet.
     """
-    waves = _Waves(x, noise, program, extras)
+    waves = _Waves(x, noise, program, inputs)
     result = torch.empty_like(x)
     for number, wave in enumerate(program):
         waves.update(number, (yield waves.evaluate(number)))
@@ -73,22 +75,22 @@ class _Waves:
         samples: which samples of the original batch still run, in order.
     """
 
-    def __init__(self, x: Tensor, noise: NoiseTable, program: Cores, extras: Extras) -> None:
+    def __init__(self, x: Tensor, noise: NoiseTable, program: Cores, inputs: SolverInputs) -> None:
         self.samples = tuple(range(len(x)))
         self._program = program
-        self._extras = extras
+        self._inputs = inputs
         self._updates = _updates(
             noise,
             program,
-            Like.of(x),
-            given=extras.x0_prev is not None,
-            scaled=extras.scaled,
-            apart=extras.constrain is not None,
+            TensorSpec.of(x),
+            given=inputs.x0_prev is not None,
+            scaled=inputs.scaled,
+            apart=inputs.constrain is not None,
         )
-        noises = _noises(extras.draws, self._updates.spreads, program)
-        self._buffers = Buffers(self._updates.table, x, noises, channels_last=extras.network.channels_last)
-        if extras.x0_prev is not None and self._updates.carries_x0:
-            self._buffers.slots[1].copy_(extras.x0_prev)
+        noises = _noises(inputs.draws, self._updates.spreads, program)
+        self._buffers = Buffers(self._updates.table, x, noises, channels_last=inputs.network.channels_last)
+        if inputs.x0_prev is not None and self._updates.carries_x0:
+            self._buffers.slots[1].copy_(inputs.x0_prev)
         self._input = self._run(0)
 
     def evaluate(self, number: int) -> Evaluate:
@@ -98,7 +100,7 @@ class _Waves:
 
     def update(self, number: int, answer: Answer) -> None:
         """Take the output of wave `number`."""
-        wave, constrain = self._updates.waves[number], self._extras.constrain
+        wave, constrain = self._updates.waves[number], self._inputs.constrain
         m = with_inner_layout(output_of(answer), self._buffers.memory)
         if constrain is None:
             self._input = self._run(number + 1, m)
@@ -108,11 +110,11 @@ class _Waves:
             for position, slot in wave.arrivals:
                 slots[slot].copy_(constrain(slots[slot], position, self.samples))
             self._input = self._run(2 * number + 2)
-        if self._extras.trajectory is not None:
+        if self._inputs.trajectory is not None:
             for position, slot in wave.states:
-                self._extras.trajectory.record(position, self._buffers.slots[slot].clone(), self.samples)
+                self._inputs.trajectory.record(position, self._buffers.slots[slot].clone(), self.samples)
             for position, slot in wave.x0:
-                self._extras.trajectory.record_x0(position, self._buffers.slots[slot].clone(), self.samples)
+                self._inputs.trajectory.record_x0(position, self._buffers.slots[slot].clone(), self.samples)
 
     def value(self, iteration: int) -> Tensor:
         """The sample of the core that has just arrived, [samples, ...]; a copy."""
@@ -132,9 +134,9 @@ class _Waves:
                 self._input = self._input[:, list(running)]
 
     def _run(self, number: int, m: Tensor | None = None) -> Tensor | None:
-        extras, table = self._extras, self._updates.table
+        inputs, table = self._inputs, self._updates.table
         given: Tensor | None = wave_update(
-            table, number, self._buffers, m, guidance=extras.guidance, network=extras.network
+            table, number, self._buffers, m, guidance=inputs.guidance, network=inputs.network
         )
         return given
 
@@ -175,7 +177,9 @@ class _Updates:
 
 
 @lru_cache(maxsize=64)
-def _updates(noise: NoiseTable, program: Cores, like: Like, *, given: bool, scaled: bool, apart: bool) -> _Updates:
+def _updates(
+    noise: NoiseTable, program: Cores, spec: TensorSpec, *, given: bool, scaled: bool, apart: bool
+) -> _Updates:
     values = _Values(noise, program, given)
     updates = [Update(gathers=values.entering(0, scaled))]
     waves = []
@@ -185,8 +189,8 @@ def _updates(noise: NoiseTable, program: Cores, like: Like, *, given: bool, scal
         entering = values.entering(number + 1, scaled)
         updates += [Update(made), Update((), sums, entering)] if apart else [Update(made, sums, entering)]
         waves.append(arrivals)
-    table = WaveTable(updates, values.num_slots, program.num_iterations, like.dtype, like.device, like.ndim, noise.clip)
-    spreads = [torch.tensor(weights, dtype=like.dtype, device=like.device) for weights in values.spreads]
+    table = WaveTable(updates, values.num_slots, program.num_iterations, spec.dtype, spec.device, spec.ndim, noise.clip)
+    spreads = [torch.tensor(weights, dtype=spec.dtype, device=spec.device) for weights in values.spreads]
     ends = tuple(values.state(program.core(iteration), program.num_steps) for iteration in range(program.num_cores))
     return _Updates(tuple(waves), table, spreads, ends, values.carries_x0)
 

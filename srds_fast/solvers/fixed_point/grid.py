@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.fixed_point_wave import LOCAL, Scan, ScanStep, Sweep, Table, step_numbers, walk
-from ...schedulers.steps import Like, first_order
+from ...schedulers.steps import TensorSpec, first_order
 from ...schedulers.table import NoiseTable
 from .parameters import Parameters
 from .program import MOST_SPARSE_SWEEPS, Sweeps
@@ -36,21 +36,21 @@ class Grid:
 
 
 @lru_cache(maxsize=32)
-def grid_of(noise: NoiseTable, program: Sweeps, options: Parameters, like: Like, *, scaled: bool) -> Grid:
+def grid_of(noise: NoiseTable, program: Sweeps, options: Parameters, spec: TensorSpec, *, scaled: bool) -> Grid:
     """The grid of a run for states like these; scaled: the network's input is to be."""
 
     def column(values: Tensor) -> Tensor:
-        return values.to(like.device, like.dtype).reshape(-1, *[1] * like.ndim)
+        return values.to(spec.device, spec.dtype).reshape(-1, *[1] * spec.ndim)
 
     data_std = _data_std(noise, options)
     response, c = responses(noise, data_std)
     flows = data_std is not None and math.isfinite(data_std)
     growth = torch.cat([c.new_ones(1), c.cumprod(0) if flows else torch.ones_like(c)])
     steps = [_step(noise, index, float(c[index])) for index in range(noise.num_steps)]
-    scan = Scan(steps, like.dtype, like.device, like.ndim, noise.clip, options.order)
+    scan = Scan(steps, spec.dtype, spec.device, spec.ndim, noise.clip, options.order)
     of_output = column((response - noise.p) / noise.q)
     momentum, spread = (None if each is None else column(each) for each in (noise.momentum, noise.spread))
-    rows = tuple(torch.tensor(positions, device=like.device) for positions in program.positions)
+    rows = tuple(torch.tensor(positions, device=spec.device) for positions in program.positions)
     table = Table(
         column(noise.p),
         column(noise.q),
@@ -60,9 +60,9 @@ def grid_of(noise: NoiseTable, program: Sweeps, options: Parameters, like: Like,
         momentum,
         spread,
         scan,
-        _weight(noise).to(like.device, like.dtype)[:, None],
+        _weight(noise).to(spec.device, spec.dtype)[:, None],
         rows,
-        _sweeps(noise, program, like, rows, slides=options.window is not None),
+        _sweeps(noise, program, spec, rows, slides=options.window is not None),
         options.history,
         options.regularisation,
         MIXINGS_OF_ALL if options.num_nodes is None else MOST_SPARSE_SWEEPS,
@@ -118,7 +118,7 @@ def _step(noise: NoiseTable, index: int, c: float) -> ScanStep:
 
 
 def _sweeps(
-    noise: NoiseTable, program: Sweeps, like: Like, rows: tuple[Tensor, ...], *, slides: bool
+    noise: NoiseTable, program: Sweeps, spec: TensorSpec, rows: tuple[Tensor, ...], *, slides: bool
 ) -> dict[int, Sweep]:
     # along the angle the output is smoother than along the steps or along the log-SNR
     way = torch.atan2(noise.sigma, noise.alpha)
@@ -133,16 +133,16 @@ def _sweeps(
         first, last, weights, walked = positions[0], positions[-1], None, None
         if len(positions) < last + 1 - first:
             weights = interpolation(way[list(positions)], way[first:])
-            walked = walk(positions, weights).to(like.device, like.dtype)
-            weights = weights.to(like.device, like.dtype)
+            walked = walk(positions, weights).to(spec.device, spec.dtype)
+            weights = weights.to(spec.device, spec.dtype)
         next_positions, rows_of_next = None, None
         if not slides:
             rows_of_next = torch.full((noise.num_steps + 1,), -1, dtype=torch.int32)
             if number + 1 < len(program):
                 next_positions, following = rows[number + 1], program.positions[number + 1]
                 rows_of_next[list(following)] = torch.arange(len(following), dtype=torch.int32)
-            rows_of_next = rows_of_next.to(like.device)
-        at = torch.tensor(positions, device=like.device)
+            rows_of_next = rows_of_next.to(spec.device)
+        at = torch.tensor(positions, device=spec.device)
         found[number] = Sweep(first, last, at, weights, walked, next_positions, rows_of_next)
         positions = ()
     return found

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Self
 from torch import Tensor
 
 from ...schedulers.table import NoiseTable
-from ..contract import Core, Extras
+from ..contract import Core, SolverInputs
 from ..convergence import SWEEPS, Contraction
 from ..method import Method, Stopping, Target
 from ..program import Program
@@ -43,16 +43,16 @@ class FixedPoint(Parameters, Method):
     tried: ClassVar[tuple[int, int]] = (4, 14)
 
     def most_iterations(self, target: Target) -> int:
-        return target.num_steps if target.bits_only else min(target.num_steps, MOST_SWEEPS)
+        return target.num_steps if target.bitwise else min(target.num_steps, MOST_SWEEPS)
 
-    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bits_only: bool) -> Program:
+    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
         if self.window is not None:
             return windows(num_steps, min(self.window, max_rows or self.window))
-        return fixed_point(num_steps, max_iterations, None if bits_only else self.num_nodes)
+        return fixed_point(num_steps, max_iterations, None if bitwise else self.num_nodes)
 
-    def core(self, x: Tensor, noise: NoiseTable, program: Program, extras: Extras, *, watch_bits: bool = False) -> Core:
+    def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         assert isinstance(program, Sweeps)
-        return solve(x, noise, program, self, extras, watch_bits=watch_bits)
+        return solve(x, noise, program, self, inputs, bitwise=bitwise)
 
     @property
     def slides(self) -> bool:

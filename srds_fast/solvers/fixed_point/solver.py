@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ...kernels.fixed_point_wave import Memory, SweepResult, fixed_point_wave
 from ...kernels.fixed_point_wave.operations import additions, guided, mixed, network_input, predict_x0, update_outputs
-from ...schedulers.steps import Like
+from ...schedulers.steps import TensorSpec
 from ...schedulers.table import NoiseTable
-from ..contract import NOTHING, Answer, Checkpoint, Core, Evaluate, Extras, output_of, samples_of
+from ..contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, output_of, samples_of
 from .grid import grid_of
 from .parameters import Parameters
 from .program import Sweeps
@@ -29,9 +29,9 @@ def fixed_point(
     noise: NoiseTable,
     program: Sweeps,
     options: Parameters,
-    extras: Extras = NOTHING,
+    inputs: SolverInputs = NO_INPUTS,
     *,
-    watch_bits: bool = False,
+    bitwise: bool = False,
 ) -> Core:
     """Sweeps over the grid with a whole sample after each; with a window, one at the end.
 
@@ -40,22 +40,22 @@ def fixed_point(
         noise: table of N steps.
         program: `program.fixed_point(N, ...)`, or `program.windows(N, ...)` for options with a window.
         options: of the method.
-        extras: noise of stochastic steps, constraint, trajectory, a first guess, history, the network's wishes.
-        watch_bits: fill `Checkpoint.still`.
+        inputs: noise of stochastic steps, constraint, trajectory, a first guess, history, the network's wishes.
+        bitwise: fill `Checkpoint.stationary`.
     """
     if options.window is not None:
-        return (yield from _sliding(Window(x, noise, program, options, extras), program, options, watch_bits))
-    points = Points(x, noise, program, options, extras)
+        return (yield from _sliding(Window(x, noise, program, options, inputs), program, options, bitwise))
+    points = Points(x, noise, program, options, inputs)
     result = x
     for number, wave in enumerate(program):
         points.take((yield points.evaluate(number)))
         if not wave.boundaries:  # a part of a wave that was too wide
             continue
-        sample, change, still, _ = points.refine(watch_bits)
+        sample, change, stationary, _ = points.refine(bitwise)
         points.record()
         iteration, samples = wave.boundaries[0].iteration, points.samples
         exact = iteration == program.num_steps
-        running = samples_of((yield Checkpoint(iteration, sample, samples, change, exact, still)), samples)
+        running = samples_of((yield Checkpoint(iteration, sample, samples, change, exact, stationary)), samples)
         if len(samples) == len(x):
             result = sample
         else:  # samples that have finished keep what they had
@@ -67,14 +67,14 @@ def fixed_point(
     raise AssertionError("a program ends with a checkpoint")
 
 
-def _sliding(points: Window, program: Sweeps, options: Parameters, bits_only: bool) -> Core:
+def _sliding(points: Window, program: Sweeps, options: Parameters, bitwise: bool) -> Core:
     """The window begins at the first step that is not finished: the host waits for its errors after every wave."""
     assert options.step_tolerance is not None
     by_residuals = options.slides_by_residuals
     spread = points.grid.variance.clamp(min=0).sqrt()
     # ParaDiGMS holds a point against the step that departs from it
     spread = spread if by_residuals else torch.cat([spread[1:], spread.new_zeros(1)])
-    bound = (0.0 if bits_only else options.step_tolerance) * (spread.clamp(min=1.0) if by_residuals else spread)
+    bound = (0.0 if bitwise else options.step_tolerance) * (spread.clamp(min=1.0) if by_residuals else spread)
     # A mixed point is not the step from the one before it: the window slides to the first that moved, not past it.
     steps_alone = not by_residuals and options.history == 0
     first = sweeps = 0
@@ -111,19 +111,21 @@ class Points:
         memory: the points, [N + 1, samples, ...], and what sweeps leave to later ones.
     """
 
-    def __init__(self, x: Tensor, noise: NoiseTable, program: Sweeps, options: Parameters, extras: Extras) -> None:
+    def __init__(
+        self, x: Tensor, noise: NoiseTable, program: Sweeps, options: Parameters, inputs: SolverInputs
+    ) -> None:
         self.samples = tuple(range(len(x)))
-        self.grid = grid_of(noise, program, options, Like.of(x), scaled=extras.scaled)
-        self._program, self._options, self._extras = program, options, extras
+        self.grid = grid_of(noise, program, options, TensorSpec.of(x), scaled=inputs.scaled)
+        self._program, self._options, self._inputs = program, options, inputs
         self._number = 0
         self._got: list[Tensor] = []
         self._entering: Tensor | None = None
         table = self.grid.table
-        memory = self.memory = Memory(table, x, extras.draws, extras.x0_prev)
-        if extras.guess is None:
+        memory = self.memory = Memory(table, x, inputs.draws, inputs.x0_prev)
+        if inputs.initial_guess is None:
             torch.mul(self.grid.growth, x, out=memory.x)
             return
-        guess = extras.guess.to(x)
+        guess = inputs.initial_guess.to(x)
         torch.cat([x[None], guess[1:]], out=memory.x)
         if table.momentum is None:
             added = None if table.spread is None or memory.draws is None else table.spread * memory.draws
@@ -139,32 +141,32 @@ class Points:
         given, self._entering = self._entering, None
         if given is None:  # no sweep has made it: the first one, a part of a wave, or samples have left
             table = self.grid.table
-            given = network_input(table, table.rows[number], self.memory.x, self._extras.network)
+            given = network_input(table, table.rows[number], self.memory.x, self._inputs.network)
         return Evaluate(given, self._program.positions[number], self.samples, number)
 
     def take(self, answer: Answer) -> None:
         """The network's output at the wave evaluated last; a sweep uses all that was taken since the one before."""
         self._got.append(output_of(answer))
 
-    def refine(self, watch_bits: bool) -> SweepResult:
+    def refine(self, bitwise: bool) -> SweepResult:
         """Move the points behind the first row, to the end of the grid."""
-        extras = self._extras
+        inputs = self._inputs
         found = fixed_point_wave(
             self.grid.table,
             self._number,
             self.memory,
             self._taken(),
-            guidance=extras.guidance,
-            network=extras.network,
-            constrain=None if extras.constrain is None else self._constrained,
-            check_stationary=watch_bits,
+            guidance=inputs.guidance,
+            network=inputs.network,
+            constrain=None if inputs.constrain is None else self._constrained,
+            check_stationary=bitwise,
         )
         self._entering = found.next_input
         return found
 
     def record(self) -> None:
         """Tell the trajectory what the wave evaluated last has come to."""
-        trajectory, table, memory = self._extras.trajectory, self.grid.table, self.memory
+        trajectory, table, memory = self._inputs.trajectory, self.grid.table, self.memory
         if trajectory is None:
             return
         states = memory.x.clone()  # the memory is written again
@@ -186,12 +188,12 @@ class Points:
         got, self._got = self._got, []
         if len(got) == 1:
             return got[0]
-        branches = 1 if self._extras.guidance is None else len(self._extras.guidance)
+        branches = 1 if self._inputs.guidance is None else len(self._inputs.guidance)
         return torch.cat([each.unflatten(0, (branches, -1)) for each in got], 1).flatten(0, 1)
 
     def _constrained(self, points: Tensor, first: int) -> Tensor:
         """The points from `first` on with what holds for every state."""
-        constrain = self._extras.constrain
+        constrain = self._inputs.constrain
         if constrain is None:
             return points
         return torch.stack([constrain(each, first + i, self.samples) for i, each in enumerate(points)])
@@ -207,10 +209,10 @@ class Window(Points):
             root mean squares over a state's elements, [points, samples]: for ParaTAA of each step's residual before the
             sweep, otherwise of what each point was moved by.
         """
-        table, memory, extras = self.grid.table, self.memory, self._extras
+        table, memory, inputs = self.grid.table, self.memory, self._inputs
         wave = table.sweeps[self._number]
         first, last = wave.first, wave.last + 1
-        update_outputs(table, wave, memory, guided(self._taken(), extras.guidance, memory.m.dtype))
+        update_outputs(table, wave, memory, guided(self._taken(), inputs.guidance, memory.m.dtype))
         y, m, added = memory.x[first : last + 1], memory.m[first:last], additions(table, memory, first, last)
         points = moved = self._constrained(table.scan.points(y, m, first, added), first + 1)
         if self._options.slides_by_residuals:
@@ -234,6 +236,6 @@ class Window(Points):
 
         Those of a related sample are where it has them.
         """
-        if stop > last and self._extras.guess is None:
+        if stop > last and self._inputs.initial_guess is None:
             growth, x = self.grid.growth, self.memory.x
             x[last + 1 : stop + 1] = growth[last + 1 : stop + 1] / growth[last] * x[last]

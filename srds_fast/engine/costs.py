@@ -22,7 +22,7 @@ from ..planner.cost_curve import CostCurve
 from ..planner.plan import Plan
 from ..planner.search import Known, Pricing
 from ..schedulers.table import NoiseTable
-from ..solvers.contract import Evaluate, Extras
+from ..solvers.contract import Evaluate, SolverInputs
 from ..solvers.convergence import Diverged
 from ..solvers.fixed_point.program import of_widths
 from ..solvers.method import plain_steps
@@ -114,7 +114,7 @@ def price(
             return 0.0
         try:
             with telemetry.unseen():
-                return between_calls(Run(plan, state, noise, replace(extras, trajectory=None)).next, dtype)
+                return between_calls(Run(plan, state, noise, replace(inputs, trajectory=None)).next, dtype)
         except (Diverged, torch.OutOfMemoryError):
             return math.inf
 

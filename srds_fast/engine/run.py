@@ -70,7 +70,7 @@ class Run:
         plan: what to run.
         x: starting noise in the dtype of the state, [batch, ...].
         noise: table of the plan's steps.
-        extras: further inputs of the solver.
+        inputs: further inputs of the solver.
         observer: called with every checkpoint.
         started: `time.perf_counter()` when the first wave began, if that was before the run was made.
         counts: continue to count here.
@@ -94,14 +94,14 @@ class Run:
         plan: Plan,
         x: Tensor,
         noise: NoiseTable,
-        extras: Extras = NOTHING,
+        inputs: SolverInputs = NO_INPUTS,
         observer: Observer | None = None,
         started: float | None = None,
         counts: Counts | None = None,
         engine: EngineUse | None = None,
     ) -> None:
         contraction = plan.options.contraction(plain=plain_steps(noise))
-        self._monitor = Monitor(len(x), plan.tolerance, plan.bits_only, contraction)
+        self._monitor = Monitor(len(x), plan.tolerance, plan.bitwise, contraction)
         self.change, self.converged = self._monitor.change, self._monitor.converged
         self.iterations = self._monitor.iterations
         self._observer = observer
@@ -117,7 +117,7 @@ class Run:
         self.newest: Tensor | None = None
         self.sample: Tensor | None = None
         self.stopped = False
-        self._core = core_of(plan, x, noise, self.program, extras)
+        self._core = core_of(plan, x, noise, self.program, inputs)
         self._ranges = telemetry.waves_of(self.program)
 
     def next(self, output: Tensor | None) -> Evaluate | None:

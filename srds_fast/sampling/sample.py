@@ -219,7 +219,7 @@ def _run_session(
     )
     run = session.complete()
     assert run.sample is not None
-    trajectory = None if extras.trajectory is None else extras.trajectory.stacked(state, run.sample)
+    trajectory = None if inputs.trajectory is None else inputs.trajectory.stacked(state, run.sample)
     return SampleResult(run.sample.to(x.dtype), session.report(), trajectory)
 
 

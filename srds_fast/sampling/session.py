@@ -28,7 +28,7 @@ from ..planner.plan import Plan
 from ..planner.search import Pricing, usual
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
-from ..solvers.contract import Checkpoint, Evaluate, Extras
+from ..solvers.contract import Checkpoint, Evaluate, SolverInputs
 from ..solvers.convergence import Diverged
 from ..solvers.method import Method
 from ..solvers.program import Program
@@ -252,7 +252,7 @@ class Session:
             choose(self._noise.num_steps, Settings(method=SEQUENTIAL)),
             self._state,
             self._noise,
-            replace(self._extras, guess=None),
+            replace(self._inputs, initial_guess=None),
             self._observer,
             counts=failed.counts,
             # a driven loop goes on to call the network as before
@@ -266,7 +266,7 @@ class Session:
             self._fallback_reason = why
             self._notify(why)
 
-    def go_on_from(self, state: Tensor, noise: NoiseTable, extras: Extras) -> None:
+    def go_on_from(self, state: Tensor, noise: NoiseTable, inputs: SolverInputs) -> None:
         """Leave the run and continue from a state, one step after another.
 
         Args:
@@ -277,7 +277,7 @@ class Session:
         left = self.run
         left.leave()
         plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
-        self.run = Run(plan, state, noise, extras, counts=left.counts, engine=left.engine)
+        self.run = Run(plan, state, noise, inputs, counts=left.counts, engine=left.engine)
 
     def report(
         self, drive_reason: str | None = None, engine_reason: str | None = None, left_out: Sequence[str] = ()
@@ -353,7 +353,7 @@ class Session:
         return self.run
 
     def _new_run(self, observer: Observer | None) -> Run:
-        return Run(self.plan, self._state, self._noise, self._extras, observer, self._started)
+        return Run(self.plan, self._state, self._noise, self._inputs, observer, self._started)
 
     def _learn(self, *, completed: bool) -> None:
         # without lazy capture a new plan would have no recording, so do not learn

@@ -81,7 +81,7 @@ class LockstepLoop:
     engine_reason: str | None = None
     overlap: str = "batch"
     keep_states: bool = False
-    guess: Tensor | None = None
+    initial_guess: Tensor | None = None
     interrupted: Callable[[], bool] = lambda: False
     notify: Callable[[str], None] = lambda reason: None
     replacements: Mapping[nn.Module, Callable[..., Any]] = field(default_factory=dict)
@@ -332,9 +332,9 @@ class LockstepLoop:
         # drawn for all copies, as in the stock step; the sample uses the first
         draws = draw_noise(noise, m, state.dtype, generator)
         self._draws = None if draws is None else draws[:, : self._num_samples]
-        extras = self._extras(self._draws, x.dtype, noise.num_steps)
-        if self.guess is not None:
-            check_warm_start(self.guess, (noise.num_steps + 1, *state.shape))
+        inputs = self._inputs(self._draws, x.dtype, noise.num_steps)
+        if self.initial_guess is not None:
+            check_warm_start(self.initial_guess, (noise.num_steps + 1, *state.shape))
         self._state = state
         if turn is not None and turn.linear:
             inputs = turn.inputs(inputs, self._num_samples)
@@ -342,7 +342,7 @@ class LockstepLoop:
                 turn,
                 state,
                 noise,
-                extras,
+                inputs,
                 replacements=self.replacements,
                 overlap=self.overlap,
                 keeps_states=self.keep_states,
@@ -423,7 +423,9 @@ class LockstepLoop:
                 return inpainting.blend(x, first + position, samples, noise, last)
 
         self._trajectory = Trajectory(num_steps) if self.keep_states else None
-        return Extras(draws, constrain, self._trajectory, x0_prev, NetworkInput(dtype), guess=self.guess)
+        return SolverInputs(
+            draws, constrain, self._trajectory, x0_prev, NetworkInput(dtype), initial_guess=self.initial_guess
+        )
 
     def _hand_out(self, dtype: torch.dtype) -> Tensor:
         """The next rows, or the samples, in the form that the loop expects."""

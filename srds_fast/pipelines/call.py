@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .. import telemetry
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer
-from ..errors import InvalidArgument, SrdsFastError, UnsupportedPipeline
+from ..errors import DivergenceError, InvalidArgument, SrdsFastError, UnsupportedPipeline
 from ..planner.settings import GRAPH_ENGINES
 from ..sampling.session import no_room
 from ..solvers.registry import check_warm_start_method
@@ -109,12 +109,18 @@ def run_call(
     state = fast._srds
     state.last.report = state.last.trajectory = state.last.session = None
     timeline = telemetry.Timeline()
+    diverged: DivergenceError | None = None
     try:
         with telemetry.call(type(fast).__name__, lambda: fast._execution_device, timeline):
             return _run_call(fast, args, kwargs, observer, warming)
+    except DivergenceError as error:
+        diverged = error
+        raise
     finally:
         if state.last.report is not None:
             state.last.report = replace(state.last.report, timeline=timeline.sums)
+            if diverged is not None:
+                diverged.report = state.last.report
 
 
 def _run_call(

@@ -156,7 +156,7 @@ def test_a_run_that_is_stopped_counts_what_was_run(options: Method) -> None:
         wave = started.next(MIXTURE(wave.x.flatten(0, 1), t).view_as(wave.x))
     assert wave is not None
     started.stop(x)
-    assert (started.report.waves, started.report.rows) == (3, rows)
+    assert (started.counts.waves, started.counts.rows) == (3, rows)
     assert started.sample is x
     assert started.final_steps == STEPS
 
@@ -315,5 +315,5 @@ def test_only_solvers_name_a_method_or_ask_for_its_class() -> None:
 def test_the_report_names_pytorch_if_no_kernel_runs(
     options: Method, kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("srds_fast.engine.run.implementation", lambda device: "triton")
+    monkeypatch.setattr("srds_fast.sampling.session.implementation", lambda device: "triton")
     assert sample(mixture, noise(1, DIMENSIONS), scheduler(), 10, method=options).report.kernels == kernels

@@ -140,7 +140,9 @@ class GraphRunner:
     def finish(self, graphed: GraphedCalls, engine: EngineUse) -> None:
         """Keep the graphs that a run has recorded, and complete what is noted of its engine."""
         engine.capture_seconds = graphed.seconds
-        if not graphed.replays:
+        if graphed.replays:
+            self.graphs.count_replay()
+        else:
             engine.name = "eager"
         if graphed.reason is not None or not graphed.replays:
             engine.reason = graphed.reason or FIRST
@@ -167,8 +169,6 @@ class GraphRunner:
                 _run_every_width(call, through)
         finally:
             self.finish(graphed, run.engine)
-        if graphed.replays:
-            self.graphs.count_replay()
         if graphed.reason is not None:
             self.refused(graphed.reason)
         return done

@@ -32,3 +32,9 @@ def offsets(element, inner, outer_stride, inner_stride, DENSE: tl.constexpr):
     else:
         found = (element // inner).to(tl.int64) * outer_stride + (element % inner).to(tl.int64) * inner_stride
     return found
+
+
+@triton.jit
+def ring_slot(ring, number, SLOTS: tl.constexpr, slot_stride):
+    """The slot of a ring buffer that holds entry `number`."""
+    return ring + (number % SLOTS).to(tl.int64) * slot_stride

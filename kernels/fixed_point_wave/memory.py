@@ -39,7 +39,6 @@ class Memory:
 
     Attributes:
         m: [N, samples, ...], the network's output at the points; zero at first.
-        draws, x0_prev: as given, contiguous.
         lasts: the step that each sweep so far ended with.
         tickets: [samples] int32, zero between launches. Programs of a launch count here when they are done, so that the
             last one of a sample knows that it is the last.

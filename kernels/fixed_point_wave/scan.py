@@ -89,14 +89,9 @@ class Scan:
         return stepped
 
     def outputs(self, y: Tensor, added: Tensor | None = None) -> Tensor | None:
-        """The network's outputs for which the steps lead from each point of the grid to the next, [N, samples, ...].
+        """The network's outputs for which the steps lead from each point y of the grid to the next, [N, samples, ...].
 
-        Args:
-            y: [N + 1, samples, ...].
-            added: [N, samples, ...].
-
-        Returns:
-            None if the steps clamp: then many outputs lead there.
+        None if the steps clamp: then many outputs lead there.
         """
         if self._clip is not None:
             return None

@@ -30,7 +30,7 @@ class Walk(NamedTuple):
     weights: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Walk:
-        """The same on a device, with the weights in this dtype."""
+        """On a device, with the weights in this dtype."""
         return Walk(self.rows.to(device), self.weights.to(device, dtype))
 
 
@@ -121,12 +121,7 @@ def step_numbers(scan: Scan, response: Tensor, momentum: Tensor | None, spread: 
 
 
 def walk(positions: tuple[int, ...], weights: Tensor) -> Walk:
-    """The walk of a sweep, on the CPU.
-
-    Args:
-        positions: of the nodes.
-        weights: [N - first, nodes], see `Sweep`.
-    """
+    """The walk of a sweep, on the CPU; positions: of the nodes; weights: see `Sweep`."""
     points = torch.arange(len(weights)) + positions[0]
     nodes = torch.tensor(positions)
     # LOCAL nodes around each point, half of them behind it

@@ -18,7 +18,6 @@ def wave_update(
     m: Tensor | None,
     guidance: Tensor | None,
     network: NetworkInput,
-    out: Tensor | None,
 ) -> Tensor | None:
     """See `srds_fast.kernels.wave_update.wave_update`."""
     update, columns = table.updates[number], table.columns[number]
@@ -52,16 +51,11 @@ def wave_update(
         return None
     gathered = stepped if columns.gathers is None else memory.index_select(0, columns.gathers)
     assert gathered is not None, "without slots to gather, the update has steps"
-    return _network_input(gathered, columns.scale, network, out)
+    return _network_input(gathered, columns.scale, network)
 
 
 def step(columns: Columns, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
-    """a x + b m + c clamp(p x + q m) for all steps, [steps, samples, ...].
-
-    Args:
-        x: [steps, samples, ...], the states.
-        m: [rows, samples, ...], the network's output, branches summed.
-    """
+    """a x + b m + c clamp(p x + q m) of all steps; x: their states, [steps, samples, ...]; m: [rows, samples, ...]."""
     if columns.rows is not None:
         m = m.index_select(0, columns.rows)
     stepped = x if columns.a is None else columns.a * x
@@ -84,12 +78,10 @@ def guided(m: Tensor, guidance: Tensor | None) -> Tensor:
     return combined
 
 
-def _network_input(gathered: Tensor, scale: Tensor | None, network: NetworkInput, out: Tensor | None) -> Tensor:
+def _network_input(gathered: Tensor, scale: Tensor | None, network: NetworkInput) -> Tensor:
     given = gathered if scale is None else scale * gathered
-    if out is None and network.channels_last:
-        out = network.empty(len(given), given[0])
     if network.dtype not in (None, given.dtype):
         given = given.to(network.dtype)
     if network.branches > 1:
         given = torch.cat([given] * network.branches)
-    return given if out is None else out.copy_(given)
+    return network.empty(len(gathered), gathered[0]).copy_(given) if network.channels_last else given

@@ -29,15 +29,13 @@ __all__ = [
     "walk",
 ]
 
-Constrain = Callable[[Tensor, int], Tensor]
-
 
 def bytes_per_element(state: torch.dtype, network: torch.dtype, history: int, *, branches: int = 1) -> int:
     """Bytes that a wave moves per element and point, if all points are rows of this wave and of the next.
 
-    The sweep reads a state and its output, and writes the point and its output. The inner products read a point before
-    and after the sweep and H residuals. The mixing reads H + 1 iterates, the point and H residuals, and writes the
-    point, its residual and the network's input. Without history the point is only read once more.
+    The sweep reads and writes a point and its output. The inner products read a point before and after the sweep and H
+    residuals. The mixing reads H + 1 iterates, the point and H residuals, and writes the point, its residual and the
+    network's input. Without history the point is only read once more.
     """
     mixing = 2 if history == 0 else (history + 2) + (2 * history + 2) + 2
     return (3 + mixing) * state.itemsize + 2 * branches * network.itemsize
@@ -51,7 +49,7 @@ def fixed_point_wave(
     *,
     guidance: Tensor | None = None,
     network: NetworkInput = AS_THE_STATE,
-    constrain: Constrain | None = None,
+    constrain: Callable[[Tensor, int], Tensor] | None = None,
     check_stationary: bool = False,
 ) -> SweepResult:
     """One sweep over the grid: from the network's output at its rows to the network's input at the next wave.

@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.arithmetic import offsets, ring_slot, rounded
-from ..common.dispatch import interpreted
 from ..common.layout import inner_layout
 from ..common.network_input import NetworkInput
 from .memory import Memory, SweepResult
@@ -21,8 +20,6 @@ PROGRAMS = 1024
 # the most points, and the most partial sums of all of them, that the last program of a sample takes at once
 POINTS = 256
 REDUCED = 512
-# the interpreter truncates where GPUs round
-BY_HAND = interpreted()
 
 
 @triton.jit(do_not_specialize=["first", "window", "sweeps", "count", "programs", "tiles_each"])
@@ -36,9 +33,7 @@ def _gram(
     """The inner products of all points, and in the last program of a sample the weights that follow from them."""
     PAIRS: tl.constexpr = H * (H + 1) // 2 + H
     program = tl.program_id(0).to(tl.int64)
-    part = program % programs
-    row = program // programs % window
-    sample = program // programs // window
+    part, row, sample = program % programs, program // programs % window, program // programs // window
     in_sample = (first + 1 + row) * step + sample * elements
     newest = ring_slot(iterates, sweeps, ITERATES, iterate_stride) + in_sample
     written = ring_slot(iterates, sweeps + 1, ITERATES, iterate_stride) + in_sample
@@ -143,13 +138,11 @@ def _mix(
     first, window, sweeps, count, interpolated, tiles, elements, step, iterate_stride,
     given_branch, given_row, given_sample, given_inner, given_outer_stride, given_inner_stride,
     ITERATES: tl.constexpr, RESIDUALS: tl.constexpr, H: tl.constexpr, SCALED: tl.constexpr, INPUTS: tl.constexpr,
-    INPUT_DENSE: tl.constexpr, POINTS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, BY_HAND: tl.constexpr,
+    INPUT_DENSE: tl.constexpr, POINTS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = iterates.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
-    tile = program % tiles
-    row = program // tiles % window
-    sample = program // tiles // window
+    tile, row, sample = program % tiles, program // tiles % window, program // tiles // window
     start = tile * BLOCK
     lane = tl.arange(0, BLOCK)
     mask = lane < elements - start
@@ -193,7 +186,7 @@ def _mix(
         scaled = value
         if SCALED:
             scaled = value * tl.load(scale + position)
-        wanted = rounded(scaled, given.dtype.element_ty, BY_HAND)
+        wanted = rounded(scaled, given.dtype.element_ty)
         input_point = given + next_row.to(tl.int64) * given_row + sample * given_sample
         if INPUT_DENSE:
             input_point += start + lane
@@ -252,7 +245,7 @@ def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, check_
             len(given) // network.branches * given.stride(0), given.stride(0), given.stride(1), *layout,
             ITERATES=len(memory.iterates), RESIDUALS=max(1, len(memory.residuals)), H=table.history,
             SCALED=table.input_scale is not None, INPUTS=network.branches, INPUT_DENSE=layout == (elements, 0, 1),
-            POINTS=REDUCED // columns, COLUMNS=columns, BLOCK=BLOCK, BY_HAND=BY_HAND,
+            POINTS=REDUCED // columns, COLUMNS=columns, BLOCK=BLOCK,
             num_warps=NUM_WARPS,
             # round as the reference does, to the bit
             enable_fp_fusion=False,

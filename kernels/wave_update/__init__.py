@@ -42,11 +42,9 @@ def wave_update(
     call, scaled, cast and repeated per branch. `update` has the formulas. On CUDA this is one launch of a Triton
     kernel. It takes only a number from the host.
 
-    Bytes per element of a state: a steady wave of R rows (float32 state, network dtype of e bytes, g branches) reads R
-    states and their outputs, and writes R values and their next inputs: 2 R (4 + e g), or 24 R in half precision with
-    two branches. Corrections read two jumps each; the last boundary also reads its value an iteration before. This is
-    the fewest possible, and what memory transfers. A row that several steps read (a jump, a fine step, an x0) is read
-    again from the cache, which adds a fifth over a whole run. `traffic` counts both.
+    A steady wave of R rows (float32 state, network dtype of e bytes, g branches) reads R states and their outputs, and
+    writes R values and their next inputs: 2 R (4 + e g) bytes per element of a state, the fewest possible. A row that
+    several steps read is read again from the cache, which adds a fifth over a whole run. `traffic` counts both.
 
     Args:
         table: the updates.

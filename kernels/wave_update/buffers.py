@@ -83,11 +83,6 @@ class Buffers:
         self.change, self.moved = self.change.index_select(1, index), self.moved.index_select(1, index)
         self._view_memory()
 
-    def noise_of(self, draw: int) -> Tensor:
-        """An entry of the noise, [samples, ...]."""
-        assert self.noises is not None
-        return self.noises[draw]
-
     def _view_memory(self) -> None:
         self.slots, self.rows = self.memory.unbind(), self.memory.split(1)
         self.scratch: Scratch | None = None

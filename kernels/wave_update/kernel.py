@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.arithmetic import clamped, offsets, rounded
-from ..common.dispatch import interpreted
 from ..common.layout import inner_layout
 from ..common.network_input import NetworkInput
 from .buffers import Buffers, Scratch
@@ -25,8 +24,6 @@ NUM_WARPS = 4
 # Without this limit the assembler aims at 56 or 64 registers and spills a few. With 80, 24 warps fit a multiprocessor,
 # which keeps memory busy.
 REGISTERS = {torch.float32: 80, torch.float64: 128}
-# the interpreter truncates where GPUs round
-BY_HAND = interpreted()
 # The most programs side by side along a state; with larger states each takes several blocks. A constant, so that the
 # change is summed in the same order on every device.
 MOST_PROGRAMS = 1024
@@ -45,14 +42,11 @@ def wave_update_kernel(
     input_row_stride, input_sample_stride, input_inner, input_outer_stride, input_inner_stride,
     HAS_M: tl.constexpr, BRANCHES: tl.constexpr, GUIDED: tl.constexpr, CLIPS: tl.constexpr, LOOKS_BACK: tl.constexpr,
     HAS_NOISE: tl.constexpr, RECORDS_MOVED: tl.constexpr, GATHERS: tl.constexpr, INPUTS: tl.constexpr,
-    M_DENSE: tl.constexpr, INPUT_DENSE: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, BY_HAND: tl.constexpr,
+    M_DENSE: tl.constexpr, INPUT_DENSE: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     # the chains of one block of elements run side by side: what several of them read comes from the cache
-    sample = tl.program_id(0)
-    chain = tl.program_id(1)
-    program = tl.program_id(2)
-    samples = tl.num_programs(0)
-    programs = tl.num_programs(2)
+    sample, chain, program = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    samples, programs = tl.num_programs(0), tl.num_programs(2)
     first_whole = tl.load(wholes_ptr + 2 * number)
     first_chain = tl.load(first_ptr + number)
     tickets = 0
@@ -118,7 +112,7 @@ def wave_update_kernel(
                 if GATHERS:
                     input_at = sample.to(tl.int64) * input_sample_stride
                     input_at += offsets(element, input_inner, input_outer_stride, input_inner_stride, INPUT_DENSE)
-                    given = rounded(scale * value, input_ptr.dtype.element_ty, BY_HAND)
+                    given = rounded(scale * value, input_ptr.dtype.element_ty)
                     for branch in tl.static_range(INPUTS):
                         row_at = (branch * input_rows + input_row).to(tl.int64) * input_row_stride
                         tl.store(input_ptr + row_at + input_at, given, mask=inside & (input_row >= 0))
@@ -184,7 +178,7 @@ def wave_update(
             HAS_M=m is not None, BRANCHES=branches, GUIDED=guidance is not None, CLIPS=table.clip is not None,
             LOOKS_BACK=table.looks_back, HAS_NOISE=table.draws > 0, RECORDS_MOVED=table.records_moved,
             GATHERS=out is not None, INPUTS=network.branches, M_DENSE=m_layout == dense,
-            INPUT_DENSE=out_layout == dense, BLOCK=scratch.block, PARTS=scratch.parts, BY_HAND=BY_HAND,
+            INPUT_DENSE=out_layout == dense, BLOCK=scratch.block, PARTS=scratch.parts,
             num_warps=NUM_WARPS, maxnreg=REGISTERS[memory.dtype],
             # every variant must round alike: the SRDS program computes the sequential program's values to the bit
             enable_fp_fusion=False,

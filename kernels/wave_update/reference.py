@@ -25,9 +25,9 @@ def wave_update(
     stepped = None
     if update.steps:
         assert m is not None
-        m = guided(m, guidance)
-        if m.dtype != memory.dtype:
-            m = m.to(memory.dtype)
+        m = m.to(memory.dtype)
+        if guidance is not None:
+            m = (guidance.view(-1, *[1] * m.ndim) * m.unflatten(0, (len(guidance), -1))).sum(0)
         single = update.steps[0] if len(update.steps) == 1 else None
         x = memory.index_select(0, columns.states) if single is None else rows[single.state]
         stepped = step(columns, x, m, table.clip)
@@ -38,7 +38,8 @@ def wave_update(
     for keep, before, d in columns.looks_back:
         slots[keep].add_(slots[before], alpha=d)
     for keep, draw, s in columns.noises:
-        slots[keep].add_(buffers.noise_of(draw), alpha=s)
+        assert buffers.noises is not None
+        slots[keep].add_(buffers.noises[draw], alpha=s)
     for slot, bracket, compare, iteration, whole in update.corrections:
         if bracket is not None:
             new, old = bracket
@@ -67,21 +68,8 @@ def step(columns: Columns, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
     return stepped
 
 
-def guided(m: Tensor, guidance: Tensor | None) -> Tensor:
-    """The weighted sum of the guidance branches, [rows, samples, ...], in the dtype of the weights."""
-    if guidance is None:
-        return m
-    if m.dtype != guidance.dtype:
-        m = m.to(guidance.dtype)
-    weights = guidance.view(-1, *[1] * m.ndim)
-    combined: Tensor = (weights * m.unflatten(0, (len(weights), -1))).sum(0)
-    return combined
-
-
 def _network_input(gathered: Tensor, scale: Tensor | None, network: NetworkInput) -> Tensor:
-    given = gathered if scale is None else scale * gathered
-    if network.dtype not in (None, given.dtype):
-        given = given.to(network.dtype)
+    given = (gathered if scale is None else scale * gathered).to(network.dtype or gathered.dtype)
     if network.branches > 1:
         given = torch.cat([given] * network.branches)
     return network.empty(len(gathered), gathered[0]).copy_(given) if network.channels_last else given

@@ -21,12 +21,9 @@ class Traffic(NamedTuple):
 
 
 def traffic(table: WaveTable, number: int, network_bytes: int, branches: int = 1, inputs: int = 1) -> Traffic:
-    """The bytes that update `number` moves.
+    """The bytes that update `number` moves; network_bytes: of an element of the network's input and output.
 
-    Args:
-        network_bytes: size of an element of the network's input and output.
-        branches: of the network's output.
-        inputs: copies of the network's next input.
+    branches: of the network's output; inputs: copies of its next input.
     """
     update, state_bytes = table.updates[number], table.dtype.itemsize
     moved = 0

@@ -108,48 +108,38 @@ class Problem:
             memory.iterate(age)[: self.number + 1] = memory.iterate(0)[: self.number + 1]
         return memory
 
-    def run(self, change: Any = lambda memory: None, **how: Any) -> tuple[Memory, SweepResult]:
+    def run(self, **how: Any) -> tuple[Memory, SweepResult]:
         table = self.table()
         memory = self.memory(table)
-        change(memory)
         arguments = {"guidance": self.guidance, "network": self.network, "check_stationary": True, **how}
         return memory, fixed_point_wave(table, self.number, memory, self.m, **arguments)
 
-    def both(self, change: Any = lambda memory: None, **how: Any) -> list[tuple[Memory, SweepResult]]:
+    def both(self, **how: Any) -> list[tuple[Memory, SweepResult]]:
         grid_of.cache_clear()
-        found = self.run(change, **how)
+        found = self.run(**how)
         with references():
-            return [found, self.run(change, **how)]
+            return [found, self.run(**how)]
 
 
 def assert_right(problem: Problem, **how: Any) -> None:
     (memory, found), (expected_memory, expected) = problem.both(**how)
     first = problem.number
-    pairs = {
-        "points": (memory.x[first:], expected_memory.x[first:]),
-        "outputs": (memory.m[first:], expected_memory.m[first:]),
-        "sample": (found.sample, expected.sample),
-        "change": (found.change, expected.change),
-    }
-    if problem.options.history:
-        pairs["residuals"] = memory.residual(1)[first + 1 :], expected_memory.residual(1)[first + 1 :]
     bound = 2e-10 if problem.state == torch.float64 else 2e-3
-    for name, (ours, theirs) in pairs.items():
-        assert ours.dtype == theirs.dtype == problem.state
-        scale = max(1.0, float(theirs.abs().max()))
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=bound * scale, msg=lambda text, name=name: name + text)
+    pairs = [(memory.x[first:], expected_memory.x[first:]), (memory.m[first:], expected_memory.m[first:])]
+    pairs += [(found.sample, expected.sample), (found.change, expected.change)]
+    if problem.options.history:
+        pairs.append((memory.residual(1)[first + 1 :], expected_memory.residual(1)[first + 1 :]))
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=bound * max(1.0, float(theirs.abs().max())))
     assert torch.equal(found.stationary, expected.stationary)
     assert memory.lasts == expected_memory.lasts
     assert not memory.tickets.any()
     assert (found.next_input is None) == (expected.next_input is None)
     if found.next_input is not None:
-        assert found.next_input.dtype == expected.next_input.dtype
-        assert found.next_input.stride() == expected.next_input.stride()
         near = max(bound, 2 * torch.finfo(found.next_input.dtype).eps)
         scale = max(1.0, float(expected.next_input.double().abs().max()))
-        torch.testing.assert_close(
-            found.next_input.double(), expected.next_input.double(), rtol=near, atol=bound * scale
-        )
+        how_close: Any = {"rtol": near, "atol": bound * scale, "check_stride": True}
+        torch.testing.assert_close(found.next_input, expected.next_input, **how_close)
 
 
 def test_a_kernel_runs(device: torch.device) -> None:

@@ -27,7 +27,6 @@ from srds_fast.kernels.wave_update import (
     reference,
     wave_update,
 )
-from srds_fast.kernels.wave_update.instructions import chained, instructions
 from srds_fast.kernels.wave_update.traffic import traffic
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
@@ -104,7 +103,8 @@ class Case:
         steps = [step(10 + 2 * row + term, row, term) for row in range(rows) for term in range(2)]
         corrections = []
         if corrected:
-            corrections.append(Correction(3, (4, 6), compare=7, iteration=1))
+            # slot 0 is a state that steps read: they must read it before it is corrected
+            corrections += [Correction(3, (4, 6), compare=7, iteration=1), Correction(0, (1, 2))]
             if rows:
                 corrections.append(Correction(11, (10, 4)))
             if rows > 1:
@@ -378,18 +378,6 @@ STEP = Step(5, 0, 0, 1.0, 1.0)
 def test_an_update_whose_entries_conflict_is_refused(update: Update, why: str) -> None:
     with pytest.raises(InvalidArgument, match=rf"updates\[1\] .*{why}"):
         WaveTable([Update(), update], 8, 3, torch.float32, CPU, 2)
-
-
-def test_what_a_correction_overwrites_was_read_before(device: torch.device) -> None:
-    """A value made from a state, and that state corrected, in one update: one chain, in this order."""
-    update = Update((STEP,), (Correction(0, (1, 2)),))
-    table = WaveTable([update], 6, 0, torch.float32, device, 2)
-    buffers = Buffers(table, torch.ones(1, 3, device=device))
-    buffers.memory.copy_(torch.arange(1.0, 7.0, device=device)[:, None, None].expand(6, 1, 3))
-    wave_update(table, 0, buffers, torch.full((1, 1, 3), 10.0, device=device))
-    assert buffers.memory[5].tolist() == [[11.0] * 3]
-    assert buffers.memory[0].tolist() == [[0.0] * 3]
-    assert [len(chain) for chain in chained(instructions(update))] == [2]
 
 
 def test_noise_after_samples_have_left(device: torch.device) -> None:

@@ -115,6 +115,9 @@ def check(number: int, update: Update, num_slots: int, num_iterations: int, clip
         later.remove(each.slot)
         if set(later) & {*(each.bracket or ()), each.compare}:
             refuse("has a correction that reads what a later one writes")
+        if each.slot in {slot for step in steps if step.keep in later for slot in (step.state, step.before)}:
+            # the kernel makes and corrects a value at once
+            refuse("has a correction of the state of a step that a later one corrects")
     whole = [each.iteration for each in corrections if each.whole and each.compare is not None]
     if whole and whole != list(range(whole[0], whole[0] + len(whole))):
         refuse("compares the last boundary in iterations that are not consecutive")

@@ -103,13 +103,13 @@ class Case:
         steps = [step(10 + 2 * row + term, row, term) for row in range(rows) for term in range(2)]
         corrections = []
         if corrected:
-            # slot 0 is a state that steps read: they must read it before it is corrected
-            corrections += [Correction(3, (4, 6), compare=7, iteration=1), Correction(0, (1, 2))]
+            corrections.append(Correction(3, (4, 6), compare=7, iteration=1))
             if rows:
                 corrections.append(Correction(11, (10, 4)))
             if rows > 1:
                 corrections.append(Correction(13, (12, 10), compare=8, iteration=2, whole=True))
                 corrections.append(Correction(9, None, compare=13, iteration=3, whole=True))
+            corrections.append(Correction(0, (1, 2)))  # a state: steps must read it before it is corrected
         slots = [11, 3, 11, 0] if rows else [3, 0, 0]
         self.update = Update(
             tuple(steps), tuple(corrections), tuple(Gather(slot, number()) for slot in slots) if gathers else ()
@@ -366,6 +366,7 @@ STEP = Step(5, 0, 0, 1.0, 1.0)
         (Update((STEP, Step(6, 0, 0, 1.0, 1.0, before=5, d=1.0))), "a slot that another step reads"),
         (Update((), (Correction(3, (1, 2)), Correction(3, None, compare=4))), "two corrections in one slot"),
         (Update((STEP,), (Correction(3, (5, 2)), Correction(5, None, compare=4))), "reads what a later one writes"),
+        (Update((STEP,), (Correction(0, (1, 2)), Correction(5, (3, 4)))), "state of a step that a later one corrects"),
         (Update((), (Correction(3, None, 5, 1, True), Correction(4, None, 3, 3, True))), "are not consecutive"),
         (Update((Step(8, 0, 0, 1.0, 1.0),)), "names 8"),
         (Update((Step(5, 0, -1, 1.0, 1.0),)), "names -1"),

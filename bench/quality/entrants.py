@@ -20,7 +20,7 @@ from bench.workloads import demonstrations
 from bench.workloads.networks import SMALL
 from bench.workloads.problems import GREY_LEVEL, Problem, difference
 from bench.workloads.samplers import Loop, PipelineWorkload, Ran, SampledWorkload, Workload, one_by_one
-from srds_fast.planner.candidates import fixed_at
+from srds_fast.planner.choose import fixed_at
 from srds_fast.planner.plan import Plan
 
 from .contestants import CONTESTANTS, DEFAULT, PAPER, PARADIGMS_TOLERANCES, SELF_STOPPING, SRDS

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.workloads.problems import Problem, difference
-from srds_fast.planner.candidates import fixed_at
+from srds_fast.planner.choose import fixed_at
 from srds_fast.planner.plan import Plan
 from srds_fast.solvers.contract import Checkpoint
 from srds_fast.solvers.program import Program

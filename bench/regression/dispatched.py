@@ -71,9 +71,7 @@ class Kernel(NamedTuple):
     fused: Callable[..., bool] = lambda *_: True
 
 
-def _moved(
-    table: Any, number: int, buffers: Any, m: Tensor | None, guidance: Tensor | None, network: Any, _: Any
-) -> int:
+def _moved(table: Any, number: int, buffers: Any, m: Tensor | None, guidance: Tensor | None, network: Any) -> int:
     """Bytes that a `wave_update` moves; 0 if its number is on the device, where the host does not know it."""
     if isinstance(number, Tensor):
         return 0

@@ -89,7 +89,7 @@ def of_wave_update(moved: int | None, device: torch.device) -> Subject:
         given[:] = [wave_update.wave_update(table, number, buffers, m, network=network)]
 
     def reference() -> None:
-        given[:] = [wave_update_reference.wave_update(table, number, buffers, m, None, network, None)]
+        given[:] = [wave_update_reference.wave_update(table, number, buffers, m, None, network)]
 
     def reset() -> None:
         buffers.memory.copy_(start)

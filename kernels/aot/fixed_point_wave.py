@@ -51,7 +51,7 @@ def _of_gram(history: int, most_registers: int) -> Specimen:
 def _of_mix(history: int, network: str, inputs: int, most_registers: int) -> Specimen:
     constants: dict[str, Any] = {
         "ITERATES": max(history, 1) + 2, "RESIDUALS": history + 1, "H": history, "SCALED": True,
-        "INPUTS": inputs, "INPUT_DENSE": True, "POINTS": 32, "COLUMNS": 16, "BLOCK": BLOCK, "BY_HAND": False,
+        "INPUTS": inputs, "INPUT_DENSE": True, "POINTS": 32, "COLUMNS": 16, "BLOCK": BLOCK,
     }  # fmt: skip
     constants |= dict.fromkeys(() if history else ("residuals", "weights"))
     tensors = ("iterates", "residuals", "weights", "level", "scale", "sample_out", "partials", "change")

@@ -2,8 +2,8 @@
 
     python -m srds_fast.kernels.aot.resources
 
-This compiles every specimen for sm_80, sm_90 and sm_100, and prints registers, spills, shared memory and the widest
-accesses to global memory. It does not work in a process that interprets kernels (TRITON_INTERPRET=1).
+This compiles every specimen for sm_80, sm_90 and sm_100, and prints what it needs and its widest accesses to global
+memory. It does not work in a process that interprets kernels (TRITON_INTERPRET=1).
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ class Specimen(NamedTuple):
         kernel: the Triton function.
         types: of arguments that are neither constant nor "i32", such as "*fp32". Pointers and sizes count as multiples
             of 16, as they are for contiguous states of 16 elements and more; except those in `do_not_specialize`.
-        constants: values of the constant arguments.
-        num_warps: as launched.
+        constants: values of the constant arguments; num_warps: as launched.
         most_registers: upper bound, per thread.
         wide: the fewest loads, and the fewest stores, of 16 bytes that the kernel must make.
         fuses: products and sums may be rounded together.
@@ -56,7 +55,7 @@ class Resources(NamedTuple):
         registers: per thread.
         spills: bytes that a thread stores and loads because registers do not suffice.
         shared: bytes of shared memory of a program.
-        load_bits, store_bits: width of each access to global memory by a thread, as in the PTX.
+        load_bits, store_bits: of each access to global memory by a thread, as in the PTX.
     """
 
     registers: int
@@ -69,8 +68,7 @@ class Resources(NamedTuple):
 def specimens() -> Iterator[tuple[str, Specimen]]:
     """All specimens, each with the name of its operation."""
     for operation in OPERATIONS:
-        module = importlib.import_module(f".{operation}", __package__)
-        for specimen in module.SPECIMENS:
+        for specimen in importlib.import_module(f".{operation}", __package__).SPECIMENS:
             yield operation, specimen
 
 
@@ -109,23 +107,21 @@ def compiled(specimen: Specimen, capability: int) -> Resources:
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     assert registers is not None, said
     assert spills is not None, said
+    # cp.async has its size in bytes as a hexadecimal number behind both addresses
+    copied = re.findall(r"\bcp\.async\.[\w.]+ \[[^]]*\], \[[^]]*\], (0x\w+)", ptx)
     return Resources(
         int(registers[1]),
         int(spills[1]) + int(spills[2]),
         kernel.metadata.shared,
-        # cp.async has its size in bytes as a hexadecimal number behind both addresses
-        [_bits(each) for each in re.findall(r"\bld\.global([\w.]*)", ptx)]
-        + [8 * int(each, 16) for each in re.findall(r"\bcp\.async\.[\w.]+ \[[^]]*\], \[[^]]*\], (0x\w+)", ptx)],
-        [_bits(each) for each in re.findall(r"\bst\.global([\w.]*)", ptx)],
+        _widths(ptx, "ld") + [8 * int(each, 16) for each in copied],
+        _widths(ptx, "st"),
     )
 
 
-def _bits(suffixes: str) -> int:
-    """Width in bits: 4 x 32 for ld.global.v4.b32."""
-    count = re.search(r"\.v(\d)", suffixes)
-    size = re.search(r"\.[bfus](\d+)$", suffixes)
-    assert size is not None, suffixes
-    return (int(count[1]) if count else 1) * int(size[1])
+def _widths(ptx: str, access: str) -> list[int]:
+    """Bits of each access to global memory: 4 x 32 for ld.global.v4.b32."""
+    found = re.findall(rf"\b{access}\.global[\w.:]*?(?:\.v(\d))?\.[bfus](\d+)\b", ptx)
+    return [int(count or 1) * int(size) for count, size in found]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ def _specimen(name: str, *, m: str = "fp16", state: str = "fp32", **features: bo
     constants: dict[str, bool | int] = {
         "HAS_M": True, "BRANCHES": 1, "GUIDED": False, "CLIPS": False, "LOOKS_BACK": False,
         "HAS_NOISE": False, "RECORDS_MOVED": False, "GATHERS": True, "INPUTS": 1, "M_DENSE": True, "INPUT_DENSE": True,
-        "BLOCK": LARGE_BLOCK, "PARTS": 16, "BY_HAND": False,
+        "BLOCK": LARGE_BLOCK, "PARTS": 16,
     }  # fmt: skip
     constants |= features
     types = {f"{name}_ptr": f"*{dtype}" for name, dtype in pointers.items()}

@@ -3,14 +3,15 @@
 import triton
 import triton.language as tl
 
+from .dispatch import interpreted
+
+_INTERPRETED = tl.constexpr(interpreted())
+
 
 @triton.jit
-def rounded(value, dtype: tl.constexpr, BY_HAND: tl.constexpr):
-    """`value` in a dtype, rounded to nearest, ties to even.
-
-    BY_HAND rounds float32 to bfloat16 on its bits: Triton's interpreter truncates here, while GPUs round.
-    """
-    if BY_HAND and dtype == tl.bfloat16:
+def rounded(value, dtype: tl.constexpr):
+    """`value` in a dtype, rounded to nearest, ties to even."""
+    if _INTERPRETED and dtype == tl.bfloat16:  # Triton's interpreter truncates here: round on the bits
         narrow = value.to(tl.float32)
         bits = narrow.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
@@ -32,3 +33,9 @@ def offsets(element, inner, outer_stride, inner_stride, DENSE: tl.constexpr):
     else:
         found = (element // inner).to(tl.int64) * outer_stride + (element % inner).to(tl.int64) * inner_stride
     return found
+
+
+@triton.jit
+def ring_slot(ring, number, SLOTS: tl.constexpr, slot_stride):
+    """The slot of a ring buffer that holds entry `number`."""
+    return ring + (number % SLOTS).to(tl.int64) * slot_stride

@@ -14,35 +14,30 @@ NETWORK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MOST_ELEMENTS = 2**31 - 2**14
 
 
-def check_shape(name: str, tensor: Tensor, shape: Sequence[int], meaning: str) -> None:
-    """Raise unless the tensor has this shape. `meaning` names the dimensions, as in "[rows, samples, ...]"."""
-    if tuple(tensor.shape) != tuple(shape):
-        raise InvalidArgument(
-            f"{name} has shape {tuple(tensor.shape)}. It must be {meaning}, here {tuple(shape)}. Pass such a tensor."
-        )
+def check_tensor(
+    name: str,
+    tensor: Tensor,
+    dtypes: Sequence[torch.dtype],
+    device: torch.device,
+    shape: Sequence[int] | None = None,
+    meaning: str = "",
+) -> None:
+    """Raise InvalidArgument unless a tensor has one of these dtypes, this device and this shape.
 
-
-def check_dtype(name: str, tensor: Tensor, dtypes: Sequence[torch.dtype]) -> None:
-    """Raise unless the tensor has one of these dtypes."""
+    Args:
+        shape: None if the caller checks it.
+        meaning: of its dimensions, as in "[rows, samples, ...]".
+    """
     if tensor.dtype not in dtypes:
         allowed = ", ".join(str(dtype) for dtype in dtypes)
         raise InvalidArgument(f"{name} is {tensor.dtype}. It must be one of {allowed}. Convert it with .to().")
-
-
-def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
-    """Raise unless the tensor is on this device."""
     if tensor.device != device:
         raise InvalidArgument(
             f"{name} is on {tensor.device}. The other tensors are on {device}. Move it with .to({str(device)!r})."
         )
-
-
-def check_contiguous(name: str, tensor: Tensor) -> None:
-    """Raise unless the tensor is contiguous."""
-    if not tensor.is_contiguous():
+    if shape is not None and tuple(tensor.shape) != tuple(shape):
         raise InvalidArgument(
-            f"{name} has strides {tensor.stride()} for shape {tuple(tensor.shape)}. It must be contiguous. "
-            "Pass it with .contiguous()."
+            f"{name} has shape {tuple(tensor.shape)}. It must be {meaning}, here {tuple(shape)}. Pass such a tensor."
         )
 
 
@@ -51,20 +46,18 @@ def check_guidance(guidance: Tensor | None, state: Tensor, most: int | None = No
 
     Args:
         guidance: [branches], contiguous, in the dtype and on the device of the state; None: one branch, weight 1.
-        state: a tensor with that dtype and device.
-        most: branches that are allowed; None: any number.
-
-    Raises:
-        InvalidArgument: guidance does not fit.
+        most: branches allowed; None: any number.
     """
     if guidance is None:
         return 1
-    check_dtype("guidance", guidance, (state.dtype,))
-    check_device("guidance", guidance, state.device)
+    check_tensor("guidance", guidance, (state.dtype,), state.device)
     if guidance.dim() != 1 or len(guidance) == 0 or (most is not None and len(guidance) > most):
         count = "" if most is None else f", 1 to {most}"
         raise InvalidArgument(
             f"guidance has shape {tuple(guidance.shape)}. It must be [branches]{count}. Pass a weight per branch."
         )
-    check_contiguous("guidance", guidance)
+    if not guidance.is_contiguous():
+        raise InvalidArgument(
+            f"guidance has strides {guidance.stride()}. It must be contiguous. Pass it with .contiguous()."
+        )
     return len(guidance)

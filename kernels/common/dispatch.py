@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
 
@@ -34,13 +32,6 @@ def implementation(device: torch.device) -> Implementation:
     if device.type == "cpu" and interpreted():
         return "triton interpreter"
     return "torch"
-
-
-def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Make the tensor's device the current one, because Triton launches on the current device."""
-    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(tensor.device)
 
 
 @cache

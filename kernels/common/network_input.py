@@ -34,12 +34,7 @@ AS_THE_STATE = NetworkInput()
 def empty(
     like: Tensor, leading: Sequence[int], shape: Sequence[int], dtype: torch.dtype, channels_last: bool
 ) -> Tensor:
-    """An uninitialised tensor [*leading, *shape] on the device of `like`.
-
-    Args:
-        shape: of one sample, [channels, ...].
-        channels_last: put the channels innermost in memory, if there is a dimension behind them.
-    """
+    """An uninitialised tensor [*leading, *shape] on the device of `like`; shape: of one sample, [channels, ...]."""
     if not channels_last or len(shape) < 2:
         return like.new_empty(*leading, *shape, dtype=dtype)
     channels, *space = shape

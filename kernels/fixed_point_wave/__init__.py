@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..common.checks import NETWORK_DTYPES, check_device, check_dtype, check_guidance, check_shape
+from ..common.checks import NETWORK_DTYPES, check_guidance, check_tensor
 from ..common.dispatch import implementation
 from ..common.network_input import AS_THE_STATE, NetworkInput
 from . import reference
@@ -29,15 +29,13 @@ __all__ = [
     "walk",
 ]
 
-Constrain = Callable[[Tensor, int], Tensor]
-
 
 def bytes_per_element(state: torch.dtype, network: torch.dtype, history: int, *, branches: int = 1) -> int:
     """Bytes that a wave moves per element and point, if all points are rows of this wave and of the next.
 
-    The sweep reads a state and its output, and writes the point and its output. The inner products read a point before
-    and after the sweep and H residuals. The mixing reads H + 1 iterates, the point and H residuals, and writes the
-    point, its residual and the network's input. Without history the point is only read once more.
+    The sweep reads and writes a point and its output. The inner products read a point before and after the sweep and H
+    residuals. The mixing reads H + 1 iterates, the point and H residuals, and writes the point, its residual and the
+    network's input. Without history the point is only read once more.
     """
     mixing = 2 if history == 0 else (history + 2) + (2 * history + 2) + 2
     return (3 + mixing) * state.itemsize + 2 * branches * network.itemsize
@@ -51,7 +49,7 @@ def fixed_point_wave(
     *,
     guidance: Tensor | None = None,
     network: NetworkInput = AS_THE_STATE,
-    constrain: Constrain | None = None,
+    constrain: Callable[[Tensor, int], Tensor] | None = None,
     check_stationary: bool = False,
 ) -> SweepResult:
     """One sweep over the grid: from the network's output at its rows to the network's input at the next wave.
@@ -90,21 +88,16 @@ def fixed_point_wave(
     """
     wave = table.sweeps[number]
     branches = check_guidance(guidance, memory.m, most=3)
-    check_dtype("m", m, NETWORK_DTYPES)
-    check_device("m", m, memory.m.device)
-    check_shape("m", m, (branches * len(wave.positions), *memory.m.shape[1:]), "[branches * rows, samples, ...]")
+    shape = (branches * len(wave.positions), *memory.m.shape[1:])
+    check_tensor("m", m, NETWORK_DTYPES, memory.m.device, shape, "[branches * rows, samples, ...]")
     if not table.fused or implementation(m.device) == "torch":
-        reference.sweep(table, wave, memory, m, guidance)
-        _constrain(constrain, wave, memory)
-        return reference.mix(table, wave, memory, network, check_stationary)
-    from . import mix_kernel, sweep_kernel
+        sweep, mix = reference.sweep, reference.mix
+    else:
+        from .mix_kernel import mix
+        from .sweep_kernel import sweep
 
-    sweep_kernel.sweep(table, wave, memory, m, guidance)
-    _constrain(constrain, wave, memory)
-    return mix_kernel.mix(table, wave, memory, network, check_stationary)
-
-
-def _constrain(constrain: Constrain | None, wave: Sweep, memory: Memory) -> None:
+    sweep(table, wave, memory, m, guidance)
     if constrain is not None:
         points = memory.after[wave.first + 1 :]
         points.copy_(constrain(points, wave.first + 1))
+    return mix(table, wave, memory, network, check_stationary)

@@ -24,14 +24,9 @@ def anderson_mix(x: Tensor, residual: Tensor, dx: Tensor, dr: Tensor, regularisa
     differences are nearly parallel, and pivots may become negative. NaN stays in its sample.
 
     Args:
-        x: [W, samples, ...], float32 or float64, the iterate.
-        residual: [W, samples, ...], R.
-        dx: [H, W, samples, ...], differences of iterates, H >= 1.
-        dr: [H, W, samples, ...], the differences of residuals that belong to them.
+        x, residual: [W, samples, ...], float32 or float64, the iterate and R.
+        dx, dr: [H, W, samples, ...], H >= 1 differences of iterates, and of the residuals that belong to them.
         regularisation: lambda > 0.
-
-    Returns:
-        [W, samples, ...], new memory.
     """
     history = len(dr)
     both = torch.cat([dr, residual[None]]).double().flatten(3).permute(1, 2, 0, 3)  # [W, samples, H + 1, elements]

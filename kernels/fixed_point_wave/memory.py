@@ -39,17 +39,16 @@ class Memory:
 
     Attributes:
         m: [N, samples, ...], the network's output at the points; zero at first.
-        draws, x0_prev: as given, contiguous.
         lasts: the step that each sweep so far ended with.
         tickets: [samples] int32, zero between launches. Programs of a launch count here when they are done, so that the
             last one of a sample knows that it is the last.
     """
 
     def __init__(self, table: Table, x: Tensor, draws: Tensor | None = None, x0_prev: Tensor | None = None) -> None:
-        points, self.history = (table.num_steps + 1, *x.shape), table.history
+        points, history = (table.num_steps + 1, *x.shape), table.history
         # one iterate for each difference, the newest, and the one that is being written
-        self.iterates = x.new_empty(max(self.history, 1) + 2, *points)
-        self.residuals = x.new_empty(self.history + 1 if self.history else 0, *points)
+        self.iterates = x.new_empty(max(history, 1) + 2, *points)
+        self.residuals = x.new_empty(history + 1 if history else 0, *points)
         self.m = x.new_zeros(table.num_steps, *x.shape)
         self.draws = None if draws is None else draws.contiguous()
         self.x0_prev = None if x0_prev is None else x0_prev.contiguous()

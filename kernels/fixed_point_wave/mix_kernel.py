@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.arithmetic import offsets, rounded
-from ..common.dispatch import interpreted, on_device_of
+from ..common.arithmetic import offsets, ring_slot, rounded
 from ..common.layout import inner_layout
 from ..common.network_input import NetworkInput
 from .memory import Memory, SweepResult
@@ -21,43 +20,23 @@ PROGRAMS = 1024
 # the most points, and the most partial sums of all of them, that the last program of a sample takes at once
 POINTS = 256
 REDUCED = 512
-# the interpreter truncates where GPUs round
-BY_HAND = interpreted()
 
 
 @triton.jit(do_not_specialize=["first", "window", "sweeps", "count", "programs", "tiles_each"])
 def _gram(
-    iterates,
-    residuals,
-    partials,
-    prefixes,
-    weights,
-    tickets,
-    first,
-    window,
-    sweeps,
-    count,
-    programs,
-    tiles_each,
-    elements,
-    step,
-    iterate_stride,
+    iterates, residuals, partials, prefixes, weights, tickets,
+    first, window, sweeps, count, programs, tiles_each, elements, step, iterate_stride,
     regularisation: tl.float64,
-    ITERATES: tl.constexpr,
-    RESIDUALS: tl.constexpr,
-    H: tl.constexpr,
-    POINTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    ITERATES: tl.constexpr, RESIDUALS: tl.constexpr, H: tl.constexpr, POINTS: tl.constexpr, COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
+    """The inner products of all points, and in the last program of a sample the weights that follow from them."""
     PAIRS: tl.constexpr = H * (H + 1) // 2 + H
     program = tl.program_id(0).to(tl.int64)
-    part = program % programs
-    row = program // programs % window
-    sample = program // programs // window
+    part, row, sample = program % programs, program // programs % window, program // programs // window
     in_sample = (first + 1 + row) * step + sample * elements
-    newest = iterates + (sweeps % ITERATES).to(tl.int64) * iterate_stride + in_sample
-    written = iterates + ((sweeps + 1) % ITERATES).to(tl.int64) * iterate_stride + in_sample
+    newest = ring_slot(iterates, sweeps, ITERATES, iterate_stride) + in_sample
+    written = ring_slot(iterates, sweeps + 1, ITERATES, iterate_stride) + in_sample
     residuals += in_sample
 
     # the lower triangle of the Gram matrix row by row, then the right-hand side
@@ -71,14 +50,14 @@ def _gram(
         residual = tl.load(written + start + lane, mask, 0) - tl.load(newest + start + lane, mask, 0)
         # differences, the oldest first, each rounded in the dtype of the state; zero where there is none yet
         vectors = ()
-        oldest = ((sweeps + RESIDUALS - H) % RESIDUALS).to(tl.int64) * iterate_stride
-        older = tl.load(residuals + oldest + start + lane, mask & (count >= H), 0)
+        oldest = ring_slot(residuals, sweeps + RESIDUALS - H, RESIDUALS, iterate_stride)
+        older = tl.load(oldest + start + lane, mask & (count >= H), 0)
         for a in tl.static_range(H):
             if a == H - 1:
                 newer = residual
             else:
-                slot = ((sweeps + RESIDUALS - H + 1 + a) % RESIDUALS).to(tl.int64) * iterate_stride
-                newer = tl.load(residuals + slot + start + lane, mask & (count >= H - 1 - a), 0)
+                slot = ring_slot(residuals, sweeps + RESIDUALS - H + 1 + a, RESIDUALS, iterate_stride)
+                newer = tl.load(slot + start + lane, mask & (count >= H - 1 - a), 0)
             vectors = vectors + (tl.where(count >= H - a, newer - older, 0).to(tl.float64),)
             older = newer
         vectors = vectors + (residual.to(tl.float64),)
@@ -94,52 +73,30 @@ def _gram(
         tl.store(partials + (number_of_sum * window + row) * programs + part, sums[number_of_sum])
     prefixes += sample * PAIRS * window
     weights += sample * window * H
-    _weights_of_last(
-        partials, prefixes, weights, tickets + sample, window, programs, regularisation, H, POINTS, COLUMNS
-    )
-
-
-@triton.jit
-def _weights_of_last(
-    partials,
-    prefixes,
-    weights,
-    ticket,
-    window,
-    programs,
-    regularisation,
-    H: tl.constexpr,
-    POINTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """In the last program of a sample: add up all partial sums, take prefix sums along the window, solve for weights.
-
-    The order of the sums is fixed, so the result is deterministic, and no second launch is needed.
-    """
-    PAIRS: tl.constexpr = H * (H + 1) // 2 + H
     # barrier: every thread must have written its sums before the program is counted
     tl.debug_barrier()
-    if tl.atomic_add(ticket, 1, sem="acq_rel") == window * programs - 1:
-        tl.store(ticket, 0)
+    if tl.atomic_add(tickets + sample, 1, sem="acq_rel") == window * programs - 1:
+        # The last program of a sample adds up all partial sums, takes prefix sums along the window, and solves for the
+        # weights. The order of the sums is fixed, so the result is deterministic, and no second launch is needed.
+        tl.store(tickets + sample, 0)
         for pair in range(PAIRS):
             carried = tl.zeros([], tl.float64)
             for first_row in range(0, window, POINTS):
-                row = first_row + tl.arange(0, POINTS)
-                place = pair * window + row.to(tl.int64)
+                point = first_row + tl.arange(0, POINTS)
+                place = pair * window + point.to(tl.int64)
                 total = tl.zeros([POINTS, COLUMNS], tl.float64)
                 for first_part in range(0, programs, COLUMNS):
                     column = first_part + tl.arange(0, COLUMNS)
-                    inside = (row < window)[:, None] & (column < programs)[None, :]
-                    point = partials + place[:, None] * programs + column[None, :]
-                    total += tl.load(point, inside, 0, cache_modifier=".cg")
-                of_row = tl.sum(total, 1)
-                tl.store(prefixes + place, carried + tl.cumsum(of_row, 0), row < window)
-                carried += tl.sum(of_row, 0)
+                    inside = (point < window)[:, None] & (column < programs)[None, :]
+                    at = partials + place[:, None] * programs + column[None, :]
+                    total += tl.load(at, inside, 0, cache_modifier=".cg")
+                of_point = tl.sum(total, 1)
+                tl.store(prefixes + place, carried + tl.cumsum(of_point, 0), point < window)
+                carried += tl.sum(of_point, 0)
         # barrier: threads read prefix sums that other threads have written
         tl.debug_barrier()
         for first_row in range(0, window, POINTS):
-            row = first_row + tl.arange(0, POINTS)
-            _solve(prefixes, weights, row, window, regularisation, H)
+            _solve(prefixes, weights, first_row + tl.arange(0, POINTS), window, regularisation, H)
 
 
 @triton.jit
@@ -177,68 +134,34 @@ def _solve(prefixes, weights, row, window, regularisation, H: tl.constexpr):
 
 @triton.jit(do_not_specialize=["first", "window", "sweeps", "count", "interpolated", "tiles"])
 def _mix(
-    iterates,
-    residuals,
-    weights,
-    level,
-    next_rows,
-    scale,
-    given,
-    sample_out,
-    partials,
-    change,
-    stationary,
-    tickets,
-    first,
-    window,
-    sweeps,
-    count,
-    interpolated,
-    tiles,
-    elements,
-    step,
-    iterate_stride,
-    given_branch,
-    given_row,
-    given_sample,
-    given_inner,
-    given_outer_stride,
-    given_inner_stride,
-    ITERATES: tl.constexpr,
-    RESIDUALS: tl.constexpr,
-    H: tl.constexpr,
-    SCALED: tl.constexpr,
-    INPUTS: tl.constexpr,
-    INPUT_DENSE: tl.constexpr,
-    POINTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BY_HAND: tl.constexpr,
-):
+    iterates, residuals, weights, level, next_rows, scale, given, sample_out, partials, change, stationary, tickets,
+    first, window, sweeps, count, interpolated, tiles, elements, step, iterate_stride,
+    given_branch, given_row, given_sample, given_inner, given_outer_stride, given_inner_stride,
+    ITERATES: tl.constexpr, RESIDUALS: tl.constexpr, H: tl.constexpr, SCALED: tl.constexpr, INPUTS: tl.constexpr,
+    INPUT_DENSE: tl.constexpr, POINTS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     dtype: tl.constexpr = iterates.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
-    tile = program % tiles
-    row = program // tiles % window
-    sample = program // tiles // window
+    tile, row, sample = program % tiles, program // tiles % window, program // tiles // window
     start = tile * BLOCK
     lane = tl.arange(0, BLOCK)
     mask = lane < elements - start
     position = first + 1 + row
     place = position * step + sample * elements + start
-    written = iterates + ((sweeps + 1) % ITERATES).to(tl.int64) * iterate_stride + place
-    x = tl.load(iterates + (sweeps % ITERATES).to(tl.int64) * iterate_stride + place + lane, mask, 0)
+    written = ring_slot(iterates, sweeps + 1, ITERATES, iterate_stride) + place
+    x = tl.load(ring_slot(iterates, sweeps, ITERATES, iterate_stride) + place + lane, mask, 0)
     value = tl.load(written + lane, mask, 0)
     residual = value - x
     if H > 0:
-        tl.store(residuals + (sweeps % RESIDUALS).to(tl.int64) * iterate_stride + place + lane, residual, mask)
+        tl.store(ring_slot(residuals, sweeps, RESIDUALS, iterate_stride) + place + lane, residual, mask)
         # the first point is exact if the one before it is, to the bit: x + (f - x) would round
         if (row > 0) & (count > 0):
             weights += (sample * window + row) * H
             correction = tl.zeros([BLOCK], dtype)
-            slot = ((sweeps + ITERATES - H) % ITERATES).to(tl.int64) * iterate_stride
-            older = tl.load(iterates + slot + place + lane, mask & (count >= H), 0)
-            slot = ((sweeps + RESIDUALS - H) % RESIDUALS).to(tl.int64) * iterate_stride
-            older_residual = tl.load(residuals + slot + place + lane, mask & (count >= H), 0)
+            slot = ring_slot(iterates, sweeps + ITERATES - H, ITERATES, iterate_stride)
+            older = tl.load(slot + place + lane, mask & (count >= H), 0)
+            slot = ring_slot(residuals, sweeps + RESIDUALS - H, RESIDUALS, iterate_stride)
+            older_residual = tl.load(slot + place + lane, mask & (count >= H), 0)
             # the oldest difference first
             for a in tl.static_range(H):
                 if a == H - 1:
@@ -246,10 +169,10 @@ def _mix(
                     newer_residual = residual
                 else:
                     there = mask & (count >= H - 1 - a)
-                    slot = ((sweeps + ITERATES - H + 1 + a) % ITERATES).to(tl.int64) * iterate_stride
-                    newer = tl.load(iterates + slot + place + lane, there, 0)
-                    slot = ((sweeps + RESIDUALS - H + 1 + a) % RESIDUALS).to(tl.int64) * iterate_stride
-                    newer_residual = tl.load(residuals + slot + place + lane, there, 0)
+                    slot = ring_slot(iterates, sweeps + ITERATES - H + 1 + a, ITERATES, iterate_stride)
+                    newer = tl.load(slot + place + lane, there, 0)
+                    slot = ring_slot(residuals, sweeps + RESIDUALS - H + 1 + a, RESIDUALS, iterate_stride)
+                    newer_residual = tl.load(slot + place + lane, there, 0)
                 both = (newer - older) + (newer_residual - older_residual)
                 correction += tl.where(count >= H - a, tl.load(weights + a) * both, 0)
                 older = newer
@@ -263,7 +186,7 @@ def _mix(
         scaled = value
         if SCALED:
             scaled = value * tl.load(scale + position)
-        wanted = rounded(scaled, given.dtype.element_ty, BY_HAND)
+        wanted = rounded(scaled, given.dtype.element_ty)
         input_point = given + next_row.to(tl.int64) * given_row + sample * given_sample
         if INPUT_DENSE:
             input_point += start + lane
@@ -303,9 +226,8 @@ def _mix(
 
 def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, check_stationary: bool) -> SweepResult:
     """See `reference.mix`; one launch, and one more with history. Every sweep launches the same kernels."""
-    x, first = memory.x, wave.first
-    samples, window = x.shape[1], table.num_steps - first
-    elements, step = x[0, 0].numel(), x[0].numel()
+    x, first, sparse = memory.x, wave.first, wave.weights is not None
+    samples, window, elements = x.shape[1], table.num_steps - first, x[0, 0].numel()
     weights = _weights(table, wave, memory) if table.history else None
     given = network.empty(0 if wave.next_positions is None else len(wave.next_positions), x[0])
     layout = inner_layout("network", given, x)
@@ -313,47 +235,21 @@ def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, check_
     columns = min(max(triton.next_power_of_2(tiles), 2), 256)
     sample, change = x.new_empty(x.shape[1:]), x.new_empty(samples)
     stationary = torch.empty(samples, dtype=torch.bool, device=x.device)
-    with on_device_of(x):
+    with torch.cuda.device_of(x):  # Triton launches on the current device
         _mix[(samples * window * tiles,)](
-            memory.iterates,
-            memory.residuals if table.history else None,
-            weights,
-            table.weight,
-            wave.next_rows,
-            table.input_scale,
-            given,
-            sample,
-            x.new_empty(samples, window, tiles),
-            change,
-            stationary.view(torch.int8),
-            memory.tickets,
-            first,
-            window,
-            memory.sweeps,
-            table.differences(memory.sweeps),
-            int(wave.weights is not None),
-            tiles,
-            elements,
-            step,
-            memory.iterates.stride(0),
-            len(given) // network.branches * given.stride(0),
-            given.stride(0),
-            given.stride(1),
-            *layout,
-            ITERATES=len(memory.iterates),
-            RESIDUALS=max(1, len(memory.residuals)),
-            H=table.history,
-            SCALED=table.input_scale is not None,
-            INPUTS=network.branches,
-            INPUT_DENSE=layout == (elements, 0, 1),
-            POINTS=REDUCED // columns,
-            COLUMNS=columns,
-            BLOCK=BLOCK,
-            BY_HAND=BY_HAND,
+            memory.iterates, memory.residuals if table.history else None, weights, table.weight, wave.next_rows,
+            table.input_scale, given, sample, x.new_empty(samples, window, tiles), change,
+            stationary.view(torch.int8), memory.tickets,
+            first, window, memory.sweeps, table.differences(memory.sweeps), int(sparse), tiles, elements,
+            x[0].numel(), memory.iterates.stride(0),
+            len(given) // network.branches * given.stride(0), given.stride(0), given.stride(1), *layout,
+            ITERATES=len(memory.iterates), RESIDUALS=max(1, len(memory.residuals)), H=table.history,
+            SCALED=table.input_scale is not None, INPUTS=network.branches, INPUT_DENSE=layout == (elements, 0, 1),
+            POINTS=REDUCED // columns, COLUMNS=columns, BLOCK=BLOCK,
             num_warps=NUM_WARPS,
             # round as the reference does, to the bit
             enable_fp_fusion=False,
-        )
+        )  # fmt: skip
     memory.advance(table.num_steps)
     return SweepResult(
         sample, change, stationary if check_stationary else None, None if wave.next_positions is None else given
@@ -363,8 +259,7 @@ def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, check_
 def _weights(table: Table, wave: Sweep, memory: Memory) -> Tensor:
     """The weight of each difference at each point, [samples, points, H]; one launch."""
     x, first, history = memory.x, wave.first, table.history
-    samples, window = x.shape[1], table.num_steps - first
-    elements = x[0, 0].numel()
+    samples, window, elements = x.shape[1], table.num_steps - first, x[0, 0].numel()
     block = gram_block(history)
     tiles = triton.cdiv(elements, block)
     tiles_each = triton.cdiv(tiles, max(1, PROGRAMS // (window * samples)))
@@ -372,32 +267,17 @@ def _weights(table: Table, wave: Sweep, memory: Memory) -> Tensor:
     points = min(max(triton.next_power_of_2(table.num_steps), 16), POINTS)
     pairs = history * (history + 1) // 2 + history
     weights = x.new_empty(samples, window, history)
-    with on_device_of(x):
+    with torch.cuda.device_of(x):
         _gram[(samples * window * programs,)](
-            memory.iterates,
-            memory.residuals,
-            x.new_empty(samples, pairs, window, programs, dtype=torch.float64),
-            x.new_empty(samples, pairs, window, dtype=torch.float64),
-            weights,
-            memory.tickets,
-            first,
-            window,
-            memory.sweeps,
-            table.differences(memory.sweeps),
-            programs,
-            tiles_each,
-            elements,
-            x[0].numel(),
-            memory.iterates.stride(0),
+            memory.iterates, memory.residuals, x.new_empty(samples, pairs, window, programs, dtype=torch.float64),
+            x.new_empty(samples, pairs, window, dtype=torch.float64), weights, memory.tickets,
+            first, window, memory.sweeps, table.differences(memory.sweeps), programs, tiles_each, elements,
+            x[0].numel(), memory.iterates.stride(0),
             table.regularisation,
-            ITERATES=len(memory.iterates),
-            RESIDUALS=len(memory.residuals),
-            H=history,
-            POINTS=points,
-            COLUMNS=REDUCED // points,
-            BLOCK=block,
+            ITERATES=len(memory.iterates), RESIDUALS=len(memory.residuals), H=history, POINTS=points,
+            COLUMNS=REDUCED // points, BLOCK=block,
             num_warps=NUM_WARPS,
-        )
+        )  # fmt: skip
     return weights
 
 

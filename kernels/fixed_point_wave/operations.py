@@ -14,12 +14,7 @@ from .table import Sweep, Table
 
 
 def guided(m: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The weighted sum of the guidance branches, [rows, samples, ...], in the dtype of the state.
-
-    Args:
-        m: [branches * rows, samples, ...], the network's output.
-        guidance: [branches], the weights; None: one branch, weight 1.
-    """
+    """The weighted sum of the guidance branches, [rows, samples, ...]; m: [branches * rows, samples, ...]."""
     m = m.to(dtype)
     if guidance is None:
         return m
@@ -41,11 +36,7 @@ def network_input(table: Table, positions: Tensor, x: Tensor, network: NetworkIn
 
 
 def update_outputs(table: Table, wave: Sweep, memory: Memory, got: Tensor) -> None:
-    """Write the network's output at the newest points into `memory.m`: at the rows, and interpolated between them.
-
-    Args:
-        got: [rows, samples, ...], the output at the rows, in the dtype of the state.
-    """
+    """Write the network's output at the newest points into `memory.m`: `got` at the rows, interpolated between them."""
     if wave.weights is None:
         memory.m[wave.first : wave.last + 1] = got
         return
@@ -78,11 +69,7 @@ def additions(table: Table, memory: Memory, first: int, last: int) -> Tensor | N
 
 
 def mixed(table: Table, memory: Memory, points: Tensor, first: int, last: int) -> Tensor:
-    """Mix the points of this sweep with those of earlier sweeps, by triangular Anderson acceleration.
-
-    Args:
-        points: [last - first, samples, ...], the points from `first` + 1 to `last` as the sweep made them.
-    """
+    """Triangular Anderson acceleration of the points from `first` + 1 to `last`, as the sweep made them."""
     x, window = memory.x, slice(first + 1, last + 1)
     residual = torch.sub(points, x[window], out=memory.residual(0)[window])
     count = table.differences(memory.sweeps)

@@ -37,14 +37,12 @@ class Scan:
 
     Args:
         steps: one per step of the grid.
-        dtype, device: of the states.
-        ndim: dimensions of a state [samples, ...].
+        dtype, device, ndim: of a state [samples, ...].
         clip: bound of the clamp; None leaves the term out.
-        order: how many points the correction of a step reaches, at least 1; None: all.
+        order: how many points the correction of a step reaches, at least 1; None: all. The kernels support None only.
 
     Attributes:
         table: [N, 6], the coefficients, rounded once from float64.
-        order: as given. The kernels support None only.
     """
 
     def __init__(
@@ -58,18 +56,21 @@ class Scan:
     ) -> None:
         self.table = torch.tensor(steps, dtype=torch.float64).to(device, dtype)
         self._columns = self.table.T.reshape(len(ScanStep._fields), len(steps), *[1] * ndim)
-        self.order = order
-        self._clip = clip
-        self._reach = _reach(steps, order).to(device, dtype)
+        self.order, self._clip = order, clip
+        # [N, N]: how far the residual of step j moves the point after step i > j; the diagonal is zero
+        reach = torch.zeros(len(steps), len(steps), dtype=torch.float64)
+        for i, step in enumerate(steps[1:], start=1):
+            reach[i, : i - 1] = step.c * reach[i - 1, : i - 1]
+            reach[i, i - 1] = step.c
+        self._reach = (reach if order is None else reach.triu(1 - order)).to(device, dtype)
 
     def points(self, y: Tensor, m: Tensor, first: int, added: Tensor | None = None) -> Tensor:
         """Points 1 .. W of the new iterate, [W, samples, ...].
 
         Args:
             y: [W + 1, samples, ...], the old iterate; the new one begins at the same point.
-            m: [W, samples, ...], of y's dtype, the network's output at y's points.
+            m, added: [W, samples, ...], of y's dtype: the network's output at y's points; noise and momentum.
             first: the step of the grid that the window begins with.
-            added: [W, samples, ...], added to every step: noise and momentum.
         """
         last = first + len(m)
         x = self.stepped(y, m, first, added)
@@ -89,14 +90,9 @@ class Scan:
         return stepped
 
     def outputs(self, y: Tensor, added: Tensor | None = None) -> Tensor | None:
-        """The network's outputs for which the steps lead from each point of the grid to the next, [N, samples, ...].
+        """The network's outputs for which the steps lead from each point y of the grid to the next, [N, samples, ...].
 
-        Args:
-            y: [N + 1, samples, ...].
-            added: [N, samples, ...].
-
-        Returns:
-            None if the steps clamp: then many outputs lead there.
+        None if the steps clamp: then many outputs lead there.
         """
         if self._clip is not None:
             return None
@@ -104,13 +100,3 @@ class Scan:
         led = y[1:] - a * y[:-1]
         outputs: Tensor = (led if added is None else led - added) / b
         return outputs
-
-
-def _reach(steps: Sequence[ScanStep], order: int | None) -> Tensor:
-    """[N, N] float64: how far the residual of step j moves the point after step i > j. The diagonal is zero."""
-    reach = torch.zeros(len(steps), len(steps), dtype=torch.float64)
-    for i, step in enumerate(steps):
-        if i > 0:
-            reach[i, : i - 1] = step.c * reach[i - 1, : i - 1]
-            reach[i, i - 1] = step.c
-    return reach if order is None else reach.triu(1 - order)

@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.arithmetic import clamped, offsets
-from ..common.dispatch import on_device_of
+from ..common.arithmetic import clamped, offsets, ring_slot
 from ..common.layout import inner_layout, with_inner_layout
 from .memory import Memory
 from .table import LOCAL, Sweep, Table
@@ -38,43 +37,14 @@ def _combined(m, branch_stride, guidance, mask, BRANCHES: tl.constexpr, GUIDED: 
 
 @triton.jit(do_not_specialize=["first", "window", "nodes", "sweeps", "tiles"])
 def _sweep(
-    iterates,
-    outputs,
-    m,
-    guidance,
-    draws,
-    x0_prev,
-    numbers,
-    walk,
-    around,
-    positions,
-    first,
-    window,
-    nodes,
-    sweeps,
-    tiles,
-    elements,
-    step,
-    iterate_stride,
-    m_branch,
-    m_row,
-    m_sample,
-    m_inner,
-    m_outer_stride,
-    m_inner_stride,
+    iterates, outputs, m, guidance, draws, x0_prev, numbers, walk, around, positions,
+    first, window, nodes, sweeps, tiles, elements, step, iterate_stride,
+    m_branch, m_row, m_sample, m_inner, m_outer_stride, m_inner_stride,
     clip: tl.float64,
-    ITERATES: tl.constexpr,
-    BRANCHES: tl.constexpr,
-    GUIDED: tl.constexpr,
-    SPARSE: tl.constexpr,
-    CLIPPED: tl.constexpr,
-    NOISY: tl.constexpr,
-    MOMENTUM: tl.constexpr,
-    GIVEN: tl.constexpr,
-    DENSE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ITERATES: tl.constexpr, BRANCHES: tl.constexpr, GUIDED: tl.constexpr, SPARSE: tl.constexpr, CLIPPED: tl.constexpr,
+    NOISY: tl.constexpr, MOMENTUM: tl.constexpr, GIVEN: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
-):
+):  # fmt: skip
     dtype: tl.constexpr = iterates.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
     sample = program // tiles
@@ -83,9 +53,9 @@ def _sweep(
     mask = lane < elements - tile * BLOCK
     # offset of this program's first element in a grid point
     in_state = sample * elements + tile * BLOCK
-    newest = iterates + (sweeps % ITERATES).to(tl.int64) * iterate_stride + in_state
-    older = iterates + ((sweeps + ITERATES - 1) % ITERATES).to(tl.int64) * iterate_stride + in_state
-    written = iterates + ((sweeps + 1) % ITERATES).to(tl.int64) * iterate_stride + in_state
+    newest = ring_slot(iterates, sweeps, ITERATES, iterate_stride) + in_state
+    older = ring_slot(iterates, sweeps + ITERATES - 1, ITERATES, iterate_stride) + in_state
+    written = ring_slot(iterates, sweeps + 1, ITERATES, iterate_stride) + in_state
     outputs += in_state
     if NOISY:
         draws += in_state
@@ -99,8 +69,7 @@ def _sweep(
 
     place = first.to(tl.int64) * step
     here = tl.load(newest + place + lane, mask, 0)
-    # the sweep does not move its first point
-    x = here
+    x = here  # the sweep does not move its first point
     tl.store(written + place + lane, here, mask)
     number = numbers + first * _NUMBERS
     x0_before = here
@@ -187,50 +156,24 @@ def _sweep(
 
 def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor | None) -> None:
     """See `reference.sweep`; one launch."""
-    m = with_inner_layout(m, memory.x)
-    x, walk, window = memory.x, wave.walk, table.num_steps - wave.first
-    elements, step = x[0, 0].numel(), x[0].numel()
-    layout = inner_layout("m", m, x)
-    rows = len(wave.positions)
-    block = SWEEP_BLOCK[x.dtype]
+    x, walk, rows = memory.x, wave.walk, len(wave.positions)
+    m = with_inner_layout(m, x)
+    elements, layout, block = x[0, 0].numel(), inner_layout("m", m, x), SWEEP_BLOCK[x.dtype]
     tiles = triton.cdiv(elements, block)
-    with on_device_of(x):
+    with torch.cuda.device_of(x):  # Triton launches on the current device
         _sweep[(tiles * x.shape[1],)](
-            memory.iterates,
-            memory.m,
-            m,
-            guidance,
-            memory.draws if table.spread is not None else None,
-            memory.x0_prev,
-            table.numbers,
-            None if walk is None else walk.rows,
-            None if walk is None else walk.weights,
+            memory.iterates, memory.m, m, guidance, memory.draws if table.spread is not None else None,
+            memory.x0_prev, table.numbers, None if walk is None else walk.rows, None if walk is None else walk.weights,
             wave.positions,
-            wave.first,
-            window,
-            rows,
-            memory.sweeps,
-            tiles,
-            elements,
-            step,
+            wave.first, table.num_steps - wave.first, rows, memory.sweeps, tiles, elements, x[0].numel(),
             memory.iterates.stride(0),
-            rows * m.stride(0),
-            m.stride(0),
-            m.stride(1),
-            *layout,
+            rows * m.stride(0), m.stride(0), m.stride(1), *layout,
             0.0 if table.clip is None else table.clip,
-            ITERATES=len(memory.iterates),
-            BRANCHES=1 if guidance is None else len(guidance),
-            GUIDED=guidance is not None,
-            SPARSE=walk is not None,
-            CLIPPED=table.clip is not None,
-            NOISY=table.spread is not None,
-            MOMENTUM=table.momentum is not None,
-            GIVEN=memory.x0_prev is not None,
-            DENSE=layout == (elements, 0, 1),
-            BLOCK=block,
-            STAGES=STAGES,
+            ITERATES=len(memory.iterates), BRANCHES=1 if guidance is None else len(guidance),
+            GUIDED=guidance is not None, SPARSE=walk is not None, CLIPPED=table.clip is not None,
+            NOISY=table.spread is not None, MOMENTUM=table.momentum is not None, GIVEN=memory.x0_prev is not None,
+            DENSE=layout == (elements, 0, 1), BLOCK=block, STAGES=STAGES,
             num_warps=SWEEP_WARPS,
             # round as the reference and the scheduler's own step do, to the bit
             enable_fp_fusion=False,
-        )
+        )  # fmt: skip

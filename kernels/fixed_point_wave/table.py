@@ -16,9 +16,9 @@ LOCAL = 4
 
 
 class Walk(NamedTuple):
-    """The interpolation weights, in the order in which the sweep kernel goes from point to point.
+    """The interpolation weights of the LOCAL nodes around each point, in the order in which the sweep kernel goes.
 
-    Each point has LOCAL nodes around it. From one point to the next, at most one of them is replaced.
+    From one point to the next, at most one of these nodes is replaced.
 
     Attributes:
         rows: [N - first, 3] int32. For each point: its row, if it is a node; the node that joins those around it; and
@@ -30,7 +30,7 @@ class Walk(NamedTuple):
     weights: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Walk:
-        """The same on a device, with the weights in this dtype."""
+        """On a device, with the weights in this dtype."""
         return Walk(self.rows.to(device), self.weights.to(device, dtype))
 
 
@@ -57,17 +57,13 @@ class Sweep(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The constants of a grid, on the device and in the dtype of the state.
-
-    Columns are [N, 1, ...] and broadcast over states [samples, ...].
+    """The constants of a grid, on the device, in the dtype of the state. Columns, [N, 1, ...], broadcast over states.
 
     Attributes:
-        p, q: x0 = p x + q m.
-        clip: bound of x0, or None.
+        p, q, clip: x0 = p x + q m, between -clip and clip if that is not None.
         response: derivative of the network's output at a point with respect to the point.
         input_scale: the network's input is input_scale * x; None: it is x.
-        momentum: coefficient of x0_i - x0_{i-1} in multistep steps, or None.
-        spread: standard deviation of the noise that stochastic steps add, or None.
+        momentum, spread: of multistep and stochastic steps, as in `NoiseTable`; None: they have none.
         scan: the steps of the sweep.
         weight: [N + 1, 1], how much a point's movement counts in `SweepResult.change`: 1 for the last point, less for
             points whose states have a larger standard deviation.
@@ -115,18 +111,12 @@ class Table:
 
 def step_numbers(scan: Scan, response: Tensor, momentum: Tensor | None, spread: Tensor | None) -> Tensor:
     """`Table.numbers`."""
-    absent = torch.zeros_like(response)
-    columns = (response, absent if momentum is None else momentum, absent if spread is None else spread)
+    columns = [torch.zeros_like(response) if each is None else each for each in (response, momentum, spread)]
     return torch.cat([scan.table, *(column.flatten()[:, None] for column in columns)], 1)
 
 
 def walk(positions: tuple[int, ...], weights: Tensor) -> Walk:
-    """The walk of a sweep, on the CPU.
-
-    Args:
-        positions: of the nodes.
-        weights: [N - first, nodes], see `Sweep`.
-    """
+    """The walk of a sweep, on the CPU; positions: of the nodes; weights: see `Sweep`."""
     points = torch.arange(len(weights)) + positions[0]
     nodes = torch.tensor(positions)
     # LOCAL nodes around each point, half of them behind it

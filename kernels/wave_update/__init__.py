@@ -6,8 +6,7 @@ from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
 
-from ..common.aliasing import check_apart
-from ..common.checks import NETWORK_DTYPES, check_device, check_dtype, check_guidance, check_shape
+from ..common.checks import NETWORK_DTYPES, check_guidance, check_tensor
 from ..common.network_input import AS_THE_STATE, NetworkInput
 from . import reference
 from .buffers import Buffers
@@ -35,7 +34,6 @@ def wave_update(
     *,
     guidance: Tensor | None = None,
     network: NetworkInput = AS_THE_STATE,
-    out: Tensor | None = None,
 ) -> Tensor | None:
     """Run one update of a table: from the network's output at one wave to its input at the next.
 
@@ -44,11 +42,9 @@ def wave_update(
     call, scaled, cast and repeated per branch. `update` has the formulas. On CUDA this is one launch of a Triton
     kernel. It takes only a number from the host.
 
-    Bytes per element of a state: a steady wave of R rows (float32 state, network dtype of e bytes, g branches) reads R
-    states and their outputs, and writes R values and their next inputs: 2 R (4 + e g), or 24 R in half precision with
-    two branches. Corrections read two jumps each; the last boundary also reads its value an iteration before. This is
-    the fewest possible, and what memory transfers. A row that several steps read (a jump, a fine step, an x0) is read
-    again from the cache, which adds a fifth over a whole run. `traffic` counts both.
+    A steady wave of R rows (float32 state, network dtype of e bytes, g branches) reads R states and their outputs, and
+    writes R values and their next inputs: 2 R (4 + e g) bytes per element of a state, the fewest possible. A row that
+    several steps read is read again from the cache, which adds a fifth over a whole run. `traffic` counts both.
 
     Args:
         table: the updates.
@@ -58,7 +54,6 @@ def wave_update(
             contiguous or channels last, e.g. the first C of 2C channels. None for an update without steps.
         guidance: [branches], in the memory's dtype, weights of the branches in m's sum; None: one branch, weight 1.
         network: format of the next input.
-        out: [branches * rows, samples, ...], where to write it; None: new memory.
 
     Returns:
         The next network input, [branches * rows, samples, ...]; None for an update without gathers.
@@ -66,39 +61,20 @@ def wave_update(
     Raises:
         InvalidArgument: an argument does not fit the table or the buffers; the error names it.
     """
-    _check(table, number, buffers, m, guidance, network, out)
-    if buffers.implementation == "torch":
-        return reference.wave_update(table, number, buffers, m, guidance, network, out)
-    from . import kernel
-
-    return kernel.wave_update(table, number, buffers, m, guidance, network, out)
-
-
-def _check(
-    table: WaveTable,
-    number: int,
-    buffers: Buffers,
-    m: Tensor | None,
-    guidance: Tensor | None,
-    network: NetworkInput,
-    out: Tensor | None,
-) -> None:
     if buffers.table is not table:
         raise InvalidArgument("buffers were made for another table. Slots differ. Make them from this one.")
-    memory, state = buffers.memory, buffers.slots[0].shape
-    branches = check_guidance(guidance, memory)
+    branches = check_guidance(guidance, buffers.memory)
     if not 0 <= number < len(table.updates):
         raise InvalidArgument(f"number is {number}. The table has {len(table.updates)} updates. Pass one of them.")
-    rows, inputs = table.num_rows[number] * branches, len(table.updates[number].gathers) * network.branches
+    rows = table.num_rows[number] * branches
     if m is not None:
-        check_dtype("m", m, NETWORK_DTYPES)
-        check_device("m", m, memory.device)
         # an update without steps ignores m
-        check_shape("m", m, (rows or len(m), *state), "[branches * rows, samples, ...]")
+        shape = (rows or len(m), *buffers.slots[0].shape)
+        check_tensor("m", m, NETWORK_DTYPES, buffers.memory.device, shape, "[branches * rows, samples, ...]")
     elif rows:
         raise InvalidArgument(f"m is None. Update {number} makes values from {rows} rows. Pass the network's output.")
-    if out is not None:
-        check_dtype("out", out, (network.dtype or memory.dtype,))
-        check_device("out", out, memory.device)
-        check_shape("out", out, (inputs, *state), "[branches * rows, samples, ...]")
-        check_apart("out", out, m=m, memory=memory)
+    if buffers.implementation == "torch":
+        return reference.wave_update(table, number, buffers, m, guidance, network)
+    from . import kernel
+
+    return kernel.wave_update(table, number, buffers, m, guidance, network)

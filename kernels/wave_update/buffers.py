@@ -11,7 +11,7 @@ from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
 
-from ..common.checks import MOST_ELEMENTS, check_device, check_dtype, check_shape
+from ..common.checks import MOST_ELEMENTS, check_tensor
 from ..common.dispatch import implementation
 from ..common.network_input import empty
 from .table import WaveTable
@@ -26,8 +26,7 @@ class Scratch(NamedTuple):
         moved: `Buffers.moved` as bytes.
         elements: of one sample's state.
         block: elements that a program takes at a time.
-        programs: side by side along a state.
-        parts: the smallest power of two that is not below `programs`.
+        programs: side by side along a state; parts: the smallest power of two that is not below it.
     """
 
     ticket: Tensor
@@ -49,11 +48,9 @@ class Buffers:
         channels_last: lay out the memory as the network's input is, so that both are read and written in order.
 
     Attributes:
-        table: as given.
         implementation: the one that runs the updates.
         memory: [slots, samples, ...], what updates leave for later ones.
-        slots: views of its slots, [samples, ...] each.
-        rows: views of its slots, [1, samples, ...] each.
+        slots, rows: views of its slots, [samples, ...] and [1, samples, ...] each.
         noises: laid out as the memory.
         change: [iterations + 1, samples], mean |x^p - x^(p-1)| of the last boundary.
         moved: [iterations + 1, samples] bool, whether any boundary of the iteration differs from the one before.
@@ -86,19 +83,13 @@ class Buffers:
         self.change, self.moved = self.change.index_select(1, index), self.moved.index_select(1, index)
         self._view_memory()
 
-    def noise_of(self, draw: int) -> Tensor:
-        """An entry of the noise, [samples, ...]."""
-        assert self.noises is not None
-        return self.noises[draw]
-
     def _view_memory(self) -> None:
         self.slots, self.rows = self.memory.unbind(), self.memory.split(1)
         self.scratch: Scratch | None = None
 
 
 def _check(table: WaveTable, x: Tensor, noises: Tensor | None) -> None:
-    check_dtype("x", x, (table.dtype,))
-    check_device("x", x, table.device)
+    check_tensor("x", x, (table.dtype,), table.device)
     if x.ndim != table.ndim or x.numel() == 0:
         raise InvalidArgument(
             f"x has shape {tuple(x.shape)}. The table is for states [samples, ...] of {table.ndim} dimensions. "
@@ -107,15 +98,13 @@ def _check(table: WaveTable, x: Tensor, noises: Tensor | None) -> None:
     elements = math.prod(x.shape[1:])
     if elements > MOST_ELEMENTS:
         raise InvalidArgument(f"x has {elements} elements a sample. The most is {MOST_ELEMENTS}. Split the samples.")
+    entries = 0
     if noises is not None:
-        check_dtype("noises", noises, (table.dtype,))
-        check_device("noises", noises, table.device)
-        check_shape("noises", noises, (len(noises), *x.shape), "[entries, samples, ...]")
-    if table.draws > (0 if noises is None else len(noises)):
-        raise InvalidArgument(
-            f"noises has {0 if noises is None else len(noises)} entries. The table refers to {table.draws}. "
-            "Pass as many."
-        )
+        entries = len(noises)
+        shape = (entries, *x.shape)
+        check_tensor("noises", noises, (table.dtype,), table.device, shape, "[entries, samples, ...]")
+    if table.draws > entries:
+        raise InvalidArgument(f"noises has {entries} entries. The table refers to {table.draws}. Pass as many.")
 
 
 def _samples(tensor: Tensor, index: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,40 +42,37 @@ def columns(
     updates: Sequence[Update], ndim: int, dtype: torch.dtype, device: torch.device, clip: float | None
 ) -> list[Columns]:
     """The columns of all updates. Each column is copied to the device once for all updates."""
-    ones = [1] * ndim
 
-    def integers(lists: list[list[int]]) -> list[Tensor]:
-        flat = torch.tensor([number for each in lists for number in each], dtype=torch.int64)
-        return list(flat.to(device).split([len(each) for each in lists]))
+    def split(lists: list[list[Any]], wanted: torch.dtype, *trailing: int) -> list[Tensor]:
+        exact = torch.float64 if wanted.is_floating_point else wanted  # coefficients are rounded once
+        flat = torch.tensor([number for each in lists for number in each], dtype=exact)
+        return list(flat.to(wanted).to(device).reshape(-1, *trailing).split([len(each) for each in lists]))
 
-    def numbers(lists: list[list[float]]) -> list[Tensor]:
-        flat = torch.tensor([number for each in lists for number in each], dtype=torch.float64)
-        return list(flat.to(dtype).to(device).reshape(-1, *ones).split([len(each) for each in lists]))
+    def of_steps(name: str) -> list[list[Any]]:
+        return [[getattr(step, name) for step in update.steps] for update in updates]
 
-    every = [update.steps for update in updates]
-    keep = integers([[step.keep for step in steps] for steps in every])
-    states = integers([[step.state for step in steps] for steps in every])
-    rows = integers([[step.row for step in steps] for steps in every])
-    a, b, c, p, q = (numbers([[getattr(step, name) for step in steps] for steps in every]) for name in "abcpq")
-    scales_state = any(step.a != 1.0 for steps in every for step in steps)
-    adds_m = any(step.b != 0.0 for steps in every for step in steps)
-    gathers = integers([[each.slot for each in update.gathers] for update in updates])
-    scale = numbers([[each.scale for each in update.gathers] for update in updates])
-    scaled = any(each.scale != 1.0 for update in updates for each in update.gathers)
+    keep, states, rows = (split(of_steps(name), torch.int64) for name in ("keep", "state", "row"))
+    a, b, c, p, q = (split(of_steps(name), dtype, *[1] * ndim) for name in "abcpq")
+    gathers = split([[each.slot for each in update.gathers] for update in updates], torch.int64)
+    scale = split([[each.scale for each in update.gathers] for update in updates], dtype, *[1] * ndim)
+    steps = [step for update in updates for step in update.steps]
+    scales_state = any(step.a != 1.0 for step in steps)
+    adds_m = any(step.b != 0.0 for step in steps)
+    scales_input = any(each.scale != 1.0 for update in updates for each in update.gathers)
     return [
         Columns(
             keep[n],
             states[n],
-            None if [step.row for step in every[n]] == list(range(len(every[n]))) else rows[n],
+            None if [step.row for step in update.steps] == list(range(len(update.steps))) else rows[n],
             a[n] if scales_state else None,
             b[n] if adds_m else None,
             c[n] if clip is not None else None,
             p[n],
             q[n],
-            [(step.keep, step.before, step.d) for step in every[n] if step.before is not None],
-            [(step.keep, step.draw, step.s) for step in every[n] if step.draw is not None],
+            [(step.keep, step.before, step.d) for step in update.steps if step.before is not None],
+            [(step.keep, step.draw, step.s) for step in update.steps if step.draw is not None],
             None if _gathers_steps(update) else gathers[n],
-            scale[n] if scaled else None,
+            scale[n] if scales_input else None,
         )
         for n, update in enumerate(updates)
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,15 +64,15 @@ NUM_NUMBERS = len(Instruction._fields) - NUM_WORDS
 
 
 class Chains(NamedTuple):
-    """The instructions of all updates, on the device.
+    """The instructions of all updates, on the device; the counts are on the host.
 
     Attributes:
         words, numbers: [instructions, ...], the integers and the coefficients of each.
         starts: [chains + 1], the first instruction of each chain.
         first: [updates + 1], the first chain of each update.
         wholes: [updates, 2], first and last iteration whose last boundary an update compares; 1, 0 for none.
-        counts: number of chains of each update, on the host.
-        whole_counts: number of iterations whose last boundary each update compares, on the host.
+        counts: number of chains of each update.
+        whole_counts: number of iterations whose last boundary each update compares.
     """
 
     words: Tensor
@@ -94,7 +94,7 @@ def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, 
         [each.iteration for each in update.corrections if each.whole and each.compare is not None] for update in updates
     ]
 
-    def integers(values: list[int] | list[list[int]]) -> Tensor:
+    def integers(values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32).to(device)
 
     return Chains(
@@ -111,22 +111,10 @@ def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, 
 def instructions(update: Update, clip: float | None = None) -> list[Instruction]:
     """The instructions of one update, in an order in which every value is written before it is read."""
     found: dict[int, Instruction] = {}
-    for step in update.steps:
-        found[step.keep] = Instruction(
-            step.state,
-            step.row,
-            -1 if step.before is None else step.before,
-            -1 if step.draw is None else step.draw,
-            keep=step.keep,
-            a=step.a,
-            b=step.b,
-            c=step.c,
-            d=step.d,
-            s=step.s,
-            p=step.p,
-            q=step.q,
-            clip=math.inf if clip is None else clip,
-        )
+    for keep, state, row, a, b, c, d, p, q, before, draw, s in update.steps:
+        reads = state, row, -1 if before is None else before, -1 if draw is None else draw
+        bound = math.inf if clip is None else clip
+        found[keep] = Instruction(*reads, keep=keep, a=a, b=b, c=c, d=d, s=s, p=p, q=q, clip=bound)
     for each in update.corrections:
         corrected = found.pop(each.slot, Instruction(each.slot, keep=-1 if each.bracket is None else each.slot))
         new, old = (-1, -1) if each.bracket is None else each.bracket

@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.arithmetic import clamped, offsets, rounded
-from ..common.dispatch import interpreted, on_device_of
 from ..common.layout import inner_layout
 from ..common.network_input import NetworkInput
 from .buffers import Buffers, Scratch
@@ -25,8 +24,6 @@ NUM_WARPS = 4
 # Without this limit the assembler aims at 56 or 64 registers and spills a few. With 80, 24 warps fit a multiprocessor,
 # which keeps memory busy.
 REGISTERS = {torch.float32: 80, torch.float64: 128}
-# the interpreter truncates where GPUs round
-BY_HAND = interpreted()
 # The most programs side by side along a state; with larger states each takes several blocks. A constant, so that the
 # change is summed in the same order on every device.
 MOST_PROGRAMS = 1024
@@ -37,56 +34,19 @@ _NUMBERS = tl.constexpr(NUM_NUMBERS)
 
 @triton.jit(do_not_specialize=["number", "rows", "input_rows"])
 def wave_update_kernel(
-    memory_ptr,
-    m_ptr,
-    noise_ptr,
-    guidance_ptr,
-    input_ptr,
-    words_ptr,
-    numbers_ptr,
-    starts_ptr,
-    first_ptr,
-    wholes_ptr,
-    change_ptr,
-    moved_ptr,
-    partial_ptr,
-    ticket_ptr,
-    number,
-    rows,
-    input_rows,
-    elements,
-    slot_stride,
-    m_row_stride,
-    m_sample_stride,
-    m_inner,
-    m_outer_stride,
-    m_inner_stride,
-    input_row_stride,
-    input_sample_stride,
-    input_inner,
-    input_outer_stride,
-    input_inner_stride,
-    HAS_M: tl.constexpr,
-    BRANCHES: tl.constexpr,
-    GUIDED: tl.constexpr,
-    CLIPS: tl.constexpr,
-    LOOKS_BACK: tl.constexpr,
-    HAS_NOISE: tl.constexpr,
-    RECORDS_MOVED: tl.constexpr,
-    GATHERS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    M_DENSE: tl.constexpr,
-    INPUT_DENSE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PARTS: tl.constexpr,
-    BY_HAND: tl.constexpr,
-):
+    memory_ptr, m_ptr, noise_ptr, guidance_ptr, input_ptr,
+    words_ptr, numbers_ptr, starts_ptr, first_ptr, wholes_ptr,  # see `instructions.Chains`
+    change_ptr, moved_ptr, partial_ptr, ticket_ptr,
+    number, rows, input_rows, elements, slot_stride,
+    m_row_stride, m_sample_stride, m_inner, m_outer_stride, m_inner_stride,
+    input_row_stride, input_sample_stride, input_inner, input_outer_stride, input_inner_stride,
+    HAS_M: tl.constexpr, BRANCHES: tl.constexpr, GUIDED: tl.constexpr, CLIPS: tl.constexpr, LOOKS_BACK: tl.constexpr,
+    HAS_NOISE: tl.constexpr, RECORDS_MOVED: tl.constexpr, GATHERS: tl.constexpr, INPUTS: tl.constexpr,
+    M_DENSE: tl.constexpr, INPUT_DENSE: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
     # the chains of one block of elements run side by side: what several of them read comes from the cache
-    sample = tl.program_id(0)
-    chain = tl.program_id(1)
-    program = tl.program_id(2)
-    samples = tl.num_programs(0)
-    programs = tl.num_programs(2)
+    sample, chain, program = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    samples, programs = tl.num_programs(0), tl.num_programs(2)
     first_whole = tl.load(wholes_ptr + 2 * number)
     first_chain = tl.load(first_ptr + number)
     tickets = 0
@@ -152,7 +112,7 @@ def wave_update_kernel(
                 if GATHERS:
                     input_at = sample.to(tl.int64) * input_sample_stride
                     input_at += offsets(element, input_inner, input_outer_stride, input_inner_stride, INPUT_DENSE)
-                    given = rounded(scale * value, input_ptr.dtype.element_ty, BY_HAND)
+                    given = rounded(scale * value, input_ptr.dtype.element_ty)
                     for branch in tl.static_range(INPUTS):
                         row_at = (branch * input_rows + input_row).to(tl.int64) * input_row_stride
                         tl.store(input_ptr + row_at + input_at, given, mask=inside & (input_row >= 0))
@@ -191,69 +151,38 @@ def wave_update(
     m: Tensor | None,
     guidance: Tensor | None,
     network: NetworkInput,
-    out: Tensor | None,
 ) -> Tensor | None:
     """See `srds_fast.kernels.wave_update.wave_update`."""
     chains, memory = table.chains, buffers.memory
-    scratch = buffers.scratch
-    if scratch is None:
-        scratch = buffers.scratch = _scratch(table, buffers)
-    count = chains.counts[number]
-    if out is None and (gathers := len(table.updates[number].gathers)):
-        out = network.empty(gathers, buffers.slots[0])
-    if count == 0:
+    if buffers.scratch is None:
+        buffers.scratch = _scratch(table, buffers)
+    scratch, gathers = buffers.scratch, len(table.updates[number].gathers)
+    out = network.empty(gathers, buffers.slots[0]) if gathers else None
+    if chains.counts[number] == 0:
         return out
     # an argument that this variant of the kernel does not read may be any tensor
     m_given, out_given = memory if m is None else m, memory if out is None else out
     m_layout, out_layout = inner_layout("m", m_given, memory), inner_layout("out", out_given, memory)
     dense = scratch.elements, 0, 1
     branches = 1 if guidance is None else len(guidance)
-    with on_device_of(memory):
-        wave_update_kernel[(memory.shape[1], count, scratch.programs)](
-            memory,
-            m_given,
-            memory if buffers.noises is None else buffers.noises,
-            memory if guidance is None else guidance,
-            out_given,
-            chains.words,
-            chains.numbers,
-            chains.starts,
-            chains.first,
-            chains.wholes,
-            buffers.change,
-            scratch.moved,
-            scratch.partial,
-            scratch.ticket,
-            number,
-            m_given.shape[0] // branches,
-            out_given.shape[0] // network.branches,
-            scratch.elements,
+    with torch.cuda.device_of(memory):  # Triton launches on the current device
+        wave_update_kernel[(memory.shape[1], chains.counts[number], scratch.programs)](
+            memory, m_given, memory if buffers.noises is None else buffers.noises,
+            memory if guidance is None else guidance, out_given,
+            chains.words, chains.numbers, chains.starts, chains.first, chains.wholes,
+            buffers.change, scratch.moved, scratch.partial, scratch.ticket,
+            number, len(m_given) // branches, len(out_given) // network.branches, scratch.elements,
             memory.shape[1] * scratch.elements,
-            m_given.stride(0),
-            m_given.stride(1),
-            *m_layout,
-            out_given.stride(0),
-            out_given.stride(1),
-            *out_layout,
-            HAS_M=m is not None,
-            BRANCHES=branches,
-            GUIDED=guidance is not None,
-            CLIPS=table.clip is not None,
-            LOOKS_BACK=table.looks_back,
-            HAS_NOISE=table.draws > 0,
-            RECORDS_MOVED=table.records_moved,
-            GATHERS=out is not None,
-            INPUTS=network.branches,
-            M_DENSE=m_layout == dense,
-            INPUT_DENSE=out_layout == dense,
-            BLOCK=scratch.block,
-            PARTS=scratch.parts,
-            BY_HAND=BY_HAND,
-            num_warps=NUM_WARPS,
-            maxnreg=REGISTERS[memory.dtype],
+            m_given.stride(0), m_given.stride(1), *m_layout,
+            out_given.stride(0), out_given.stride(1), *out_layout,
+            HAS_M=m is not None, BRANCHES=branches, GUIDED=guidance is not None, CLIPS=table.clip is not None,
+            LOOKS_BACK=table.looks_back, HAS_NOISE=table.draws > 0, RECORDS_MOVED=table.records_moved,
+            GATHERS=out is not None, INPUTS=network.branches, M_DENSE=m_layout == dense,
+            INPUT_DENSE=out_layout == dense, BLOCK=scratch.block, PARTS=scratch.parts,
+            num_warps=NUM_WARPS, maxnreg=REGISTERS[memory.dtype],
             # every variant must round alike: the SRDS program computes the sequential program's values to the bit
             enable_fp_fusion=False,
-        )
+        )  # fmt: skip
     return out
 
 

@@ -18,7 +18,6 @@ def wave_update(
     m: Tensor | None,
     guidance: Tensor | None,
     network: NetworkInput,
-    out: Tensor | None,
 ) -> Tensor | None:
     """See `srds_fast.kernels.wave_update.wave_update`."""
     update, columns = table.updates[number], table.columns[number]
@@ -26,9 +25,9 @@ def wave_update(
     stepped = None
     if update.steps:
         assert m is not None
-        m = guided(m, guidance)
-        if m.dtype != memory.dtype:
-            m = m.to(memory.dtype)
+        m = m.to(memory.dtype)
+        if guidance is not None:
+            m = (guidance.view(-1, *[1] * m.ndim) * m.unflatten(0, (len(guidance), -1))).sum(0)
         single = update.steps[0] if len(update.steps) == 1 else None
         x = memory.index_select(0, columns.states) if single is None else rows[single.state]
         stepped = step(columns, x, m, table.clip)
@@ -39,7 +38,8 @@ def wave_update(
     for keep, before, d in columns.looks_back:
         slots[keep].add_(slots[before], alpha=d)
     for keep, draw, s in columns.noises:
-        slots[keep].add_(buffers.noise_of(draw), alpha=s)
+        assert buffers.noises is not None
+        slots[keep].add_(buffers.noises[draw], alpha=s)
     for slot, bracket, compare, iteration, whole in update.corrections:
         if bracket is not None:
             new, old = bracket
@@ -52,16 +52,11 @@ def wave_update(
         return None
     gathered = stepped if columns.gathers is None else memory.index_select(0, columns.gathers)
     assert gathered is not None, "without slots to gather, the update has steps"
-    return _network_input(gathered, columns.scale, network, out)
+    return _network_input(gathered, columns.scale, network)
 
 
 def step(columns: Columns, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
-    """a x + b m + c clamp(p x + q m) for all steps, [steps, samples, ...].
-
-    Args:
-        x: [steps, samples, ...], the states.
-        m: [rows, samples, ...], the network's output, branches summed.
-    """
+    """a x + b m + c clamp(p x + q m) of all steps; x: their states, [steps, samples, ...]; m: [rows, samples, ...]."""
     if columns.rows is not None:
         m = m.index_select(0, columns.rows)
     stepped = x if columns.a is None else columns.a * x
@@ -73,23 +68,8 @@ def step(columns: Columns, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
     return stepped
 
 
-def guided(m: Tensor, guidance: Tensor | None) -> Tensor:
-    """The weighted sum of the guidance branches, [rows, samples, ...], in the dtype of the weights."""
-    if guidance is None:
-        return m
-    if m.dtype != guidance.dtype:
-        m = m.to(guidance.dtype)
-    weights = guidance.view(-1, *[1] * m.ndim)
-    combined: Tensor = (weights * m.unflatten(0, (len(weights), -1))).sum(0)
-    return combined
-
-
-def _network_input(gathered: Tensor, scale: Tensor | None, network: NetworkInput, out: Tensor | None) -> Tensor:
-    given = gathered if scale is None else scale * gathered
-    if out is None and network.channels_last:
-        out = network.empty(len(given), given[0])
-    if network.dtype not in (None, given.dtype):
-        given = given.to(network.dtype)
+def _network_input(gathered: Tensor, scale: Tensor | None, network: NetworkInput) -> Tensor:
+    given = (gathered if scale is None else scale * gathered).to(network.dtype or gathered.dtype)
     if network.branches > 1:
         given = torch.cat([given] * network.branches)
-    return given if out is None else out.copy_(given)
+    return network.empty(len(gathered), gathered[0]).copy_(given) if network.channels_last else given

@@ -42,18 +42,13 @@ class WaveTable:
     ) -> None:
         for number, update in enumerate(updates):
             check(number, update, num_slots, num_iterations, clip is not None)
-        self.updates = tuple(updates)
-        self.num_slots = num_slots
-        self.num_iterations = num_iterations
-        self.dtype = dtype
+        self.updates, self.num_slots, self.num_iterations = tuple(updates), num_slots, num_iterations
+        self.dtype, self.ndim, self.clip, self.records_moved = dtype, ndim, clip, records_moved
         # no tensor has device "cuda", only "cuda:0": ask one
         self.device = torch.empty(0, device=device).device
-        self.ndim = ndim
-        self.clip = clip
         steps = [step for update in updates for step in update.steps]
         self.looks_back = any(step.before is not None for step in steps)
         self.draws = max((step.draw + 1 for step in steps if step.draw is not None), default=0)
-        self.records_moved = records_moved
         self.num_rows = [1 + max((step.row for step in update.steps), default=-1) for update in updates]
 
     @cached_property

@@ -21,27 +21,21 @@ class Traffic(NamedTuple):
 
 
 def traffic(table: WaveTable, number: int, network_bytes: int, branches: int = 1, inputs: int = 1) -> Traffic:
-    """The bytes that update `number` moves.
+    """The bytes that update `number` moves; network_bytes: of an element of the network's input and output.
 
-    Args:
-        network_bytes: size of an element of the network's input and output.
-        branches: of the network's output.
-        inputs: copies of the network's next input.
+    branches: of the network's output; inputs: copies of its next input.
     """
     update, state_bytes = table.updates[number], table.dtype.itemsize
     moved = 0
-    reads: set[int] = set()
-    rows: set[int] = set()
-    draws: set[int] = set()
-    written: set[int] = set()
+    reads, written = set[int](), set[int]()
     for each in instructions(update):
         slots = [slot for slot in (each.state, each.before, each.new, each.old, each.compare) if slot >= 0]
         moved += state_bytes * (len(slots) + (each.draw >= 0) + (each.keep >= 0))
         moved += network_bytes * ((each.row >= 0) * branches + (each.input_row >= 0) * inputs)
         reads |= set(slots) - written
         written |= {each.keep} - {-1}
-        rows |= {each.row} - {-1}
-        draws |= {each.draw} - {-1}
+    rows = {step.row for step in update.steps}
+    draws = {step.draw for step in update.steps} - {None}
     fewest = state_bytes * (len(reads) + len(draws) + len(written))
     fewest += network_bytes * (len(rows) * branches + len(update.gathers) * inputs)
     return Traffic(moved, fewest)

@@ -82,11 +82,7 @@ class Update(NamedTuple):
 
 
 def check(number: int, update: Update, num_slots: int, num_iterations: int, clips: bool) -> None:
-    """Check the rules above.
-
-    Raises:
-        InvalidArgument: update `number` breaks a rule, or names a slot or an iteration that does not exist.
-    """
+    """Raise InvalidArgument if update `number` breaks a rule above, or names what does not exist."""
 
     def refuse(what: str) -> None:
         raise InvalidArgument(f"updates[{number}] {what}. The entries of a stage run side by side. Use other slots.")
@@ -107,10 +103,10 @@ def check(number: int, update: Update, num_slots: int, num_iterations: int, clip
         raise InvalidArgument(
             f"updates[{number}] has a clipped term. The table has no clip. Give it one, or fold c p into a, c q into b."
         )
-    kept = [step.keep for step in steps]
-    if len(set(kept)) < len(kept):
+    kept = {step.keep for step in steps}
+    if len(kept) < len(steps):
         refuse("writes two steps to one slot")
-    if set(kept) & {slot for step in steps for slot in (step.state, step.before)}:
+    if kept & {slot for step in steps for slot in (step.state, step.before)}:
         refuse("writes a step to a slot that another step reads")
     later = [each.slot for each in corrections]
     if len(set(later)) < len(later):
@@ -119,6 +115,9 @@ def check(number: int, update: Update, num_slots: int, num_iterations: int, clip
         later.remove(each.slot)
         if set(later) & {*(each.bracket or ()), each.compare}:
             refuse("has a correction that reads what a later one writes")
+        if each.slot in {slot for step in steps if step.keep in later for slot in (step.state, step.before)}:
+            # the kernel makes and corrects a value at once
+            refuse("has a correction of the state of a step that a later one corrects")
     whole = [each.iteration for each in corrections if each.whole and each.compare is not None]
     if whole and whole != list(range(whole[0], whole[0] + len(whole))):
         refuse("compares the last boundary in iterations that are not consecutive")

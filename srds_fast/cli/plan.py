@@ -8,7 +8,7 @@ from typing import Any
 from .. import zoo
 from ..errors import InvalidArgument
 from ..pipelines.compile import compile
-from ..planner.candidates import plans_of
+from ..planner.choose import plans_of
 from ..planner.plan import Candidate, Plan
 from ..schedulers.builders import adds_noise
 from .loading import open_for, prompts_for, settings_of

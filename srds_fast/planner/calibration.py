@@ -1,8 +1,8 @@
 """Calibration: how many iterations each plan needs on the user's own network, found by running them.
 
-A tolerance stops a run by what its change lets expect. Where the same kind of call is made again and again, the
-difference to the sequential sample can be measured instead, once, and the iterations that keep it within the tolerance
-for nearly all samples be fixed: every call then takes the same time, and none pays for an iteration that only confirms.
+A tolerance stops a run by an estimate of its error. Where the same kind of call is made again and again, the difference
+to the sequential sample can be measured once, and the iterations that keep it within the tolerance for nearly all
+samples be fixed: every call then takes the same time, and none runs an iteration only to confirm.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DivergenceError, InvalidArgument
-from .candidates import candidates, fixed_at, within_memory
+from .choose import candidates, fixed_at, within_memory
 from .plan import Plan
 from .search import Pricing, fastest
 from .settings import Settings
@@ -29,10 +29,6 @@ def calibrated(
     """The fastest plan whose samples are within the tolerance of the sequential ones.
 
     Args:
-        num_steps: N.
-        settings: what the user asks for; its tolerance is the bound.
-        stochastic: whether steps add noise.
-        pricing: measured costs.
         run: runs a plan for all samples.
         quantile: share of the samples, 0 to 1, whose mean absolute difference must be within the tolerance.
 
@@ -58,7 +54,7 @@ def calibrated(
     enough: dict[Hashable, int] = {}
     for plan in others:
         fewest, most = plan.options.tried
-        # too slow, whatever it may be found to need
+        # skip plans that are too slow even with the fewest iterations
         if plan.slides or pricing.network(plan, min(plan.max_iterations, fewest)) > limit:
             continue
         try:
@@ -72,11 +68,9 @@ def calibrated(
 
 
 def needed(outputs: Sequence[tuple[int, Tensor]], reference: Tensor, tolerance: float, quantile: float) -> int | None:
-    """The first iteration from which on the samples stay within the tolerance; None: not even the last are.
+    """The first iteration from which on enough samples stay within the tolerance; None: not even the last are.
 
-    Args:
-        outputs: (iteration, samples [num_samples, ...]).
-        reference: the sequential samples.
+    outputs: (iteration, samples); reference: the sequential samples, [num_samples, ...].
     """
     found = None
     for iteration, samples in reversed(outputs):

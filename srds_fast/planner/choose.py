@@ -1,35 +1,32 @@
-"""The default plan for a number of steps. No device is asked."""
+"""The plans for a number of steps: the default one, made without measuring, and those that the planner compares."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
 from ..solvers.method import Method
-from ..solvers.registry import AUTO, unmeasured
-from .plan import Plan
+from ..solvers.registry import AUTO, BY_NAME, SEQUENTIAL, unmeasured
+from .plan import Candidate, Plan, Prediction
 from .settings import Settings
+
+# with fewer steps no method saves waves
+FEWEST_STEPS = 4
 
 
 def choose(num_steps: int, settings: Settings, stochastic: bool = False) -> Plan:
     """The plan for N steps without knowing costs: what the settings ask for, the rest by the defaults of the method.
 
-    Args:
-        num_steps: N.
-        settings: what the user asks for.
-        stochastic: whether steps add noise.
-
-    Raises:
-        InvalidArgument: the settings do not fit the number of steps.
+    stochastic: whether steps add noise. Raises InvalidArgument if the settings do not fit the number of steps.
     """
     choice = settings.methods
     options = unmeasured(num_steps, choice) if settings.method == AUTO else choice[0]
     return plan_of(options, num_steps, settings, stochastic)
 
 
-def plan_of(options: Method, num_steps: int, settings: Settings, stochastic: bool = False) -> Plan:
-    """The plan of these options; what they leave open, and all that is no option, is as the settings ask.
-
-    Raises:
-        InvalidArgument: they do not fit the number of steps.
-    """
+def plan_of(options: Method, num_steps: int, settings: Settings, stochastic: bool) -> Plan:
+    """The plan of these options; the settings decide everything else. Raises as `choose` does."""
     target = settings.target(num_steps, stochastic=stochastic)
     options = options.with_defaults(target)
     iterations = options.most_iterations(target)
@@ -44,3 +41,45 @@ def plan_of(options: Method, num_steps: int, settings: Settings, stochastic: boo
         tolerance=float(settings.tolerance),
         exact=settings.exact,
     )
+
+
+def candidates(num_steps: int, settings: Settings, stochastic: bool, *, calibrated: bool = False) -> Iterator[Plan]:
+    """The plans to compare for N steps, sequential first; calibrated: the iterations of each are to be measured."""
+    yield plan_of(BY_NAME[SEQUENTIAL](), num_steps, replace(settings, max_iterations=None), stochastic)
+    if settings.method != AUTO:
+        yield choose(num_steps, settings, stochastic)
+    elif num_steps >= FEWEST_STEPS:
+        target = settings.target(num_steps, stochastic=stochastic)
+        for method in settings.methods:
+            for options in method.candidates(target, calibrated=calibrated):
+                yield plan_of(options, num_steps, settings, stochastic)
+
+
+def fixed_at(plan: Plan, iteration: int) -> Plan:
+    """The plan that always runs so many iterations."""
+    return plan if plan.is_sequential else replace(plan, max_iterations=iteration, calibrated=True)
+
+
+def until(plan: Plan, iteration: int) -> Plan:
+    """A plan with the same waves up to an iteration's sample, and few after it."""
+    begun = plan.options.iterations_begun(plan.num_inference_steps, iteration, plan.max_iterations)
+    return replace(plan, max_iterations=begun)
+
+
+def within_memory(settings: Settings, most: int | None) -> Settings:
+    """The settings, with no wave wider than so many rows."""
+    given = [rows for rows in (settings.max_rows, most) if rows is not None]
+    return replace(settings, max_rows=min(given, default=None))
+
+
+def plans_of(
+    prediction: Prediction, num_steps: int, settings: Mapping[str, Any], stochastic: bool
+) -> dict[Candidate, Plan]:
+    """The plans behind the candidates of a prediction, each for as many iterations as predicted."""
+    known: dict[str, Plan] = {}
+    for calibrated in (False, True):
+        for plan in candidates(num_steps, Settings(**settings), stochastic, calibrated=calibrated):
+            for each in prediction.candidates:
+                if each.name in (plan.short(), fixed_at(plan, each.iterations).short()):
+                    known[each.name] = fixed_at(plan, each.iterations)
+    return {each: known[each.name] for each in prediction.candidates}

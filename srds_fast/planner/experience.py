@@ -22,7 +22,7 @@ class Experience:
     """Runs of one kind of call.
 
     Attributes:
-        version: grows when plans are to be weighed anew.
+        version: grows when plans are to be compared again.
         most_rows: of the widest wave that may fit into memory, after one did not; None: none was too wide.
     """
 
@@ -31,50 +31,46 @@ class Experience:
     _seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=MOST_RUNS))
     _taken: dict[Hashable, Counter[int]] = field(default_factory=dict)
 
-    def had_no_room(self, rows: int) -> None:
+    def record_oom(self, rows: int) -> None:
         """A wave of so many rows did not fit into memory."""
         self.most_rows = max(1, min(rows - 1, self.most_rows or rows))
         self.version += 1
 
-    def saw(self, plan: Plan, report: Report | None) -> None:
-        """Learn from a run of a plan; report: None where it did not settle.
+    def record(self, plan: Plan, report: Report | None) -> None:
+        """Learn from a run of a plan; report: None if the run did not settle.
 
-        Plans are weighed anew where it took what none has taken before, or twice as many were seen.
+        Plans are compared again if it took iterations that none has taken before, or if twice as many runs were seen.
         """
-        took = plan.max_iterations if report is None else report.iterations
         if plan.options.scales:
             changes: tuple[tuple[float, ...], ...] = ((math.inf,),)
             if report is not None and report.change:
-                changes = tuple(
-                    tuple(change for change in of_sample if change is not None)
-                    for of_sample in zip(*report.change, strict=True)
-                )
+                of_samples = zip(*report.change, strict=True)
+                changes = tuple(tuple(each for each in sample if each is not None) for sample in of_samples)
             self._seen.append(Seen(plan.options, plan.num_inference_steps, changes))
         taken = self._taken.setdefault(_kind(plan), Counter())
-        taken[took] += 1
-        if taken[took] == 1 or taken.total() & (taken.total() - 1) == 0:
+        iterations = plan.max_iterations if report is None else report.iterations
+        taken[iterations] += 1
+        if taken[iterations] == 1 or taken.total().bit_count() == 1:
             self.version += 1
 
     def iterations(self, plan: Plan, *, plain: bool) -> Shares:
-        """What runs of a plan will take: what is expected with any network, and more and more what was seen.
+        """What runs of a plan will take: at first as with any network, and more and more as runs were seen to.
 
-        Args:
-            plan: the plan.
-            plain: of the steps, see `solvers.method.plain_steps`.
+        plain: of the steps, see `solvers.method.plain_steps`.
         """
-        options, contraction = plan.options, plan.options.contraction(plain=plain)
-        stopping = Stopping(plan.num_inference_steps, plan.max_iterations, plan.tolerance, contraction)
-        expected = () if plan.calibrated or plan.bitwise else options.expected_iterations(stopping)
+        options = plan.options
+        stopping = Stopping(
+            plan.num_inference_steps, plan.max_iterations, plan.tolerance, options.contraction(plain=plain)
+        )
+        expected = () if plan.calibrated or plan.bits_only else options.expected_iterations(stopping)
         if not expected:
             return ((plan.max_iterations, 1.0),)
-        seen: Counter[int] = Counter()
         if options.scales:
-            for run in tuple(self._seen):  # another thread may add to it
-                if (iterations := options.iterations_from(run, stopping)) is not None:
-                    seen[iterations] += 1
+            runs = tuple(self._seen)  # a copy: another thread may add to it
+            taken = Counter(each for run in runs if (each := options.iterations_from(run, stopping)) is not None)
         else:
-            seen.update(self._taken.get(_kind(plan), {}))
-        found = {iteration: float(runs) for iteration, runs in seen.items()}
+            taken = self._taken.get(_kind(plan), Counter())
+        found = {iteration: float(runs) for iteration, runs in taken.items()}
         for iteration in expected:
             found[iteration] = found.get(iteration, 0.0) + options.weight / len(expected)
         total = sum(found.values())

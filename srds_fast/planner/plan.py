@@ -1,4 +1,4 @@
-"""Plans: the choice of method, blocks, coarse solver and iterations for one number of steps."""
+"""Plans: the choice of method, options and iterations for one number of steps."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ STATES_KEPT = "the states on the way are kept, which a replay does not tell"
 
 def refuse_beside(plan: Plan | None, settings: Settings, defaults: Settings) -> None:
     """Raise InvalidArgument where settings were given beside a plan, which fixes them all, or it is no plan."""
-    if plan is not None and not isinstance(plan, Plan):
+    if plan is None:
+        return
+    if not isinstance(plan, Plan):
         raise InvalidArgument(
             f"plan is a {type(plan).__name__}. It must be a Plan. Pass one from plan_for or from srds_fast.Plan.load."
         )
-    changed = [
-        field.name for field in fields(Settings) if getattr(settings, field.name) != getattr(defaults, field.name)
-    ]
-    if plan is not None and changed:
+    changed = [each.name for each in fields(Settings) if getattr(settings, each.name) != getattr(defaults, each.name)]
+    if changed:
         raise InvalidArgument(
             f"plan was given together with {', '.join(changed)}. A plan fixes every setting of a call. "
             "Leave one of the two out."
@@ -80,15 +80,14 @@ class Prediction:
     earliest: int = 1
 
     def __str__(self) -> str:
-        heading = f"  {'predicted ms':>12}  {'waves':>5}  {'rows':>5}  {'peak':>4}  {'MiB':>6}  plan"
         lines = [f"chosen because it is {self.why}" if self.chosen.name != SEQUENTIAL else f"because {self.why}"]
+        lines.append(f"  {'predicted ms':>12}  {'waves':>5}  {'rows':>5}  {'peak':>4}  {'MiB':>6}  plan")
         for each in self.candidates:
             memory = "-" if each.nbytes is None else f"{each.nbytes / 2**20:.0f}"
-            lines.append(
-                f"{'>' if each == self.chosen else ' '} {1e3 * each.seconds:12.2f}  {each.waves:5}  {each.rows:5}  "
-                f"{each.peak_rows:4}  {memory:>6}  {each.name}"
-            )
-        return "\n".join([lines[0], heading, *lines[1:]])
+            counts = f"{each.waves:5}  {each.rows:5}  {each.peak_rows:4}  {memory:>6}"
+            mark = ">" if each == self.chosen else " "
+            lines.append(f"{mark} {1e3 * each.seconds:12.2f}  {counts}  {each.name}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -96,13 +95,13 @@ class Plan:
     """How one call will run. Print it to see waves and rows after each iteration.
 
     Attributes:
-        options: of its method, what was left open filled in.
+        options: of its method, complete.
         num_inference_steps: N.
         max_iterations: iterations at most; the tolerance may stop the call earlier.
         max_rows, engine, tolerance, exact: as in `compile`.
-        calibrated: run max_iterations, whatever the change of the samples: so many were found to be enough.
+        calibrated: run max_iterations, however the samples change: so many were found to be enough.
         prediction: what it was found to take and why it was chosen, where that was measured.
-        context: where; a call elsewhere raises PlanMismatch.
+        context: where that was; a call elsewhere raises PlanMismatch.
     """
 
     options: Method
@@ -138,75 +137,55 @@ class Plan:
         return solver
 
     @property
-    def pipelined(self) -> bool:
-        """Of SRDS, as in `compile`; True for other methods."""
-        return bool(getattr(self.options, "pipelined", True))
-
-    @property
-    def in_flight(self) -> int | None:
-        """Of SRDS, as in `compile`; None for other methods."""
-        in_flight: int | None = getattr(self.options, "in_flight", None)
-        return in_flight
-
-    @property
-    def bitwise(self) -> bool:
+    def bits_only(self) -> bool:
         """Stop only where nothing moves by a bit."""
         return self.exact or self.tolerance == 0.0
 
     @property
     def signature(self) -> Hashable:
-        """What of it a recording depends on: all but when to stop."""
-        return self.options, self.num_inference_steps, self.max_iterations, self.max_rows, self.bitwise
+        """What a recording depends on: all but when to stop."""
+        return self.options, self.num_inference_steps, self.max_iterations, self.max_rows, self.bits_only
 
     @property
     def num_checkpoints(self) -> int:
-        """Whole samples that come into being, at most."""
+        """Whole samples of a run, at most."""
         return self.options.num_checkpoints(self.max_iterations)
 
     @property
     def slides(self) -> bool:
-        """Whether what a wave evaluates depends on what was found in those before."""
+        """Whether what a wave evaluates depends on the values found before."""
         return self.options.slides
 
     def program(self) -> Program:
         """The waves of this plan, if nothing stops it earlier."""
-        whole = self.options.program(
-            self.num_inference_steps, self.max_iterations, max_rows=self.max_rows, bitwise=self.bitwise
-        )
+        steps, iterations = self.num_inference_steps, self.max_iterations
+        whole = self.options.program(steps, iterations, max_rows=self.max_rows, bits_only=self.bits_only)
         return whole.limited_to(self.max_rows)
 
     def short(self) -> str:
         """Its name among candidates."""
-        words = [self.method, *self.options.words()]
-        if self.calibrated and not self.is_sequential:
-            words.append(f"{self.max_iterations} iterations")
-        return ", ".join(words)
+        fixed = [f"{self.max_iterations} iterations"] if self.calibrated and not self.is_sequential else []
+        return ", ".join([self.method, *self.options.words(), *fixed])
 
     def __str__(self) -> str:
-        found = self._counts()
-        return found if self.prediction is None else f"{found}\n{self.prediction}"
+        return "\n".join([*self._counts(), *([] if self.prediction is None else [str(self.prediction)])])
 
-    def _counts(self) -> str:
-        steps = self.num_inference_steps
+    def _counts(self) -> list[str]:
+        steps, most = self.num_inference_steps, self.max_iterations
         if self.is_sequential:
-            return f"{self.method}: {steps} waves of one row"
+            return [f"{self.method}: {steps} waves of one row"]
         waves = self.program()
         if self.slides:
-            return (
-                f"{self.method}: {steps} steps, windows of at most {waves.peak_rows} rows, at most "
-                f"{waves.num_waves} waves: how far a window slides is found on the way"
-            )
-        iterations = f"{'' if self.calibrated else 'at most '}{self.max_iterations} iterations"
-        what = ", ".join([*self.options.details(), iterations])
+            bounds = f"windows of at most {waves.peak_rows} rows, at most {waves.num_waves} waves"
+            return [f"{self.method}: {steps} steps, {bounds}: how far a window slides is found on the way"]
+        what = ", ".join([*self.options.details(), f"{'' if self.calibrated else 'at most '}{most} iterations"])
         lines = [f"{self.method}: {steps} steps, {what} (sequential: {steps} waves)"]
         fewest, _ = self.options.tried
-        for iteration in [*range(fewest, min(self.max_iterations, 4 + fewest)), self.max_iterations]:
+        for iteration in [*range(fewest, min(most, 4 + fewest)), most]:
             spent = waves.spent(iteration)
-            lines.append(
-                f"  stopped after iteration {iteration}: waves {spent.waves}, rows {spent.rows}, "
-                f"peak rows {spent.peak_rows}"
-            )
-        return "\n".join([*lines, *(f"  {note}" for note in self.options.notes(self.max_iterations))])
+            counts = f"waves {spent.waves}, rows {spent.rows}, peak rows {spent.peak_rows}"
+            lines.append(f"  stopped after iteration {iteration}: {counts}")
+        return [*lines, *(f"  {note}" for note in self.options.notes(most))]
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -221,32 +200,23 @@ class Plan:
             PlanMismatch: the file is no plan of this version.
         """
         try:
-            found: Any = json.loads(Path(path).read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise PlanMismatch(f"{path} holds no plan: it is not JSON. Write one with Plan.save(path).") from error
-        known = {"method", *(field.name for field in fields(cls))}
-        if not isinstance(found, dict) or set(found) != known:
-            odd = sorted(known ^ set(found)) if isinstance(found, dict) else "everything"
-            raise PlanMismatch(
-                f"{path} holds no plan of this version. It differs in {odd}. Write it anew with Plan.save(path)."
-            )
-        try:
+            found = json.loads(Path(path).read_text())
+            odd = sorted({"method", *(field.name for field in fields(cls))} ^ set(found))
+            if odd:
+                raise ValueError(f"it differs in {', '.join(odd)}")
             found["options"] = from_dict(found.pop("method"), found["options"])
             found["engine"] = engine_name(found["engine"])
-            found["prediction"] = _prediction(found["prediction"])
-            found["context"] = None if found["context"] is None else Context(**found["context"])
+            found["prediction"] = found["prediction"] and _prediction(**found["prediction"])
+            found["context"] = found["context"] and Context(**found["context"])
             return cls(**found)
-        except (ValueError, TypeError, KeyError) as error:
-            raise PlanMismatch(
-                f"{path} holds no plan of this version: {error}. Its method is not as it was. Write it anew."
-            ) from error
+        except (ValueError, TypeError, KeyError) as error:  # the first also where it is not JSON
+            what = f"{path} holds no plan of this version: {error}"
+            raise PlanMismatch(f"{what}. Write it anew with Plan.save(path).") from error
 
 
-def _prediction(found: Any) -> Prediction | None:
-    if found is None:
-        return None
-    curve: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in found["curve"].items()
-    }
-    candidates = tuple(Candidate(**each) for each in found["candidates"])
-    return Prediction(Candidate(**found["chosen"]), candidates, found["why"], CostCurve(**curve), found["earliest"])
+def _prediction(
+    chosen: dict[str, Any], candidates: list[dict[str, Any]], why: str, curve: dict[str, Any], earliest: int
+) -> Prediction:
+    columns: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in curve.items()}
+    looked_at = tuple(Candidate(**each) for each in candidates)
+    return Prediction(Candidate(**chosen), looked_at, why, CostCurve(**columns), earliest)

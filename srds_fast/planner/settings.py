@@ -55,17 +55,17 @@ class Settings:
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """The methods that a call may run, with what was given for them; one where the planner has no choice."""
+        """The methods that a call may run, with their options; one where the planner has no choice."""
         keywords = {name: getattr(self, name) for name in ("num_blocks", "coarse_solver", "pipelined", "in_flight")}
         return requested(self.method, keywords)
 
     def target(self, num_steps: int, *, stochastic: bool = False) -> Target:
-        """What a call of N steps asks for. stochastic: whether steps add noise."""
+        """What a call of N steps asks for; stochastic: whether steps add noise."""
         return Target(num_steps, float(self.tolerance), self.exact, self.max_iterations, stochastic)
 
     @property
     def measures(self) -> bool:
-        """Whether the plan is to be chosen by what calls cost."""
+        """Whether the plan is chosen by measured costs."""
         return self.method == AUTO and self.max_iterations != 0
 
 

@@ -25,7 +25,7 @@ from ..kernels.common.dispatch import implementation
 from ..planner.choose import choose
 from ..planner.context import context_of
 from ..planner.plan import Plan
-from ..planner.search import Pricing, usual
+from ..planner.search import Pricing, default_plan
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Checkpoint, Evaluate, SolverInputs
@@ -119,7 +119,7 @@ class Planner:
             if (kind, plan.context) == (costs.kind, costs.context):  # valid for calls of its own kind only
                 return plan
         if self.settings.measures and pricing is not None:
-            return usual(num_steps, self.settings, stochastic, pricing())
+            return default_plan(num_steps, self.settings, stochastic, pricing())
         return choose(num_steps, self.settings, stochastic)
 
 
@@ -223,7 +223,7 @@ class Session:
                 raise
             self.run.close()
             if self.pricing is not None:
-                self.pricing.known.experience.had_no_room(rows)
+                self.pricing.known.experience.record_oom(rows)
             self.take_steps(no_room(rows))
         else:
             self._learn(completed=True)
@@ -358,7 +358,7 @@ class Session:
     def _learn(self, *, completed: bool) -> None:
         # without lazy capture a new plan would have no recording, so do not learn
         if self.pricing is not None and (self._graphs is None or self._graphs.lazy):
-            self.pricing.saw(self.plan, self.report() if completed else None)
+            self.pricing.record(self.plan, self.run.report if completed else None)
 
     def price(self) -> Pricing:
         """The costs of the call, measured now if they are unknown."""

@@ -24,8 +24,7 @@ from srds_fast import CaptureFailed, DivergenceError
 from srds_fast.engine import costs as pricing
 from srds_fast.engine.graphs.replay import Replay
 from srds_fast.engine.run import Run
-from srds_fast.planner.candidates import fixed_at
-from srds_fast.planner.choose import choose
+from srds_fast.planner.choose import choose, fixed_at
 from srds_fast.planner.cost_curve import CostCurve
 from srds_fast.planner.plan import Candidate, Prediction
 from srds_fast.planner.settings import Settings

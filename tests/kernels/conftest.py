@@ -23,13 +23,11 @@ if dispatch.interpreted():
 
     interpreter._patch_lang_tensor = patched
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
 
 @pytest.fixture
 def device() -> torch.device:
     """Where the kernels run."""
-    return DEVICE
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +41,5 @@ def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return made
 
-    for owner, names in ((torch, ("empty", "empty_like")), (Tensor, ("new_empty",))):
-        for name in names:
-            monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))

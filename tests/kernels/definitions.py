@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from srds_fast.kernels.common import dispatch
+from srds_fast.solvers.fixed_point.grid import grid_of
+
+
+@contextmanager
+def references() -> Iterator[None]:
+    """Within it no kernel runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "interpreted", lambda: False)
+        patch.setenv("SRDS_FAST_KERNELS", "torch")
+        grid_of.cache_clear()
+        yield
+    grid_of.cache_clear()
 
 
 def randomly(*shape: int, seed: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
@@ -29,7 +45,8 @@ def scan_by_definition(y: Tensor, m: Tensor, table: Tensor, added: Tensor | None
     return torch.stack(points)
 
 
-def thinned(product: Sequence[tuple[Any, ...]], *kept: tuple[Any, ...]) -> list[Any]:
-    """A product of cases, of which all but a few are left to `pytest -m exhaustive`."""
-    assert set(kept) <= set(product)
-    return [case if case in kept else pytest.param(*case, marks=pytest.mark.exhaustive) for case in product]
+def product_with_defaults(columns: Iterable[Iterable[Any]], *default: tuple[Any, ...]) -> list[Any]:
+    """A product of cases, of which all but the default ones are left to `pytest -m exhaustive`."""
+    cases = list(product(*columns))
+    assert set(default) <= set(cases)
+    return [case if case in default else pytest.param(*case, marks=pytest.mark.exhaustive) for case in cases]

@@ -9,18 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from definitions import thinned
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
-from problems import GaussianMixture
+from problems import scheduler
 from torch import Tensor
 
-import srds_fast
 from srds_fast.errors import InvalidArgument
 from srds_fast.kernels.common import dispatch
 from srds_fast.kernels.common.layout import with_inner_layout
@@ -36,36 +27,25 @@ from srds_fast.kernels.wave_update import (
     reference,
     wave_update,
 )
-from srds_fast.kernels.wave_update import buffers as buffers_module
-from srds_fast.kernels.wave_update.instructions import chained, instructions
 from srds_fast.kernels.wave_update.traffic import traffic
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
-from srds_fast.solvers.contract import Checkpoint
-from srds_fast.solvers.srds import srds
 from srds_fast.solvers.wave_table import wave_table
+
+CPU = torch.device("cpu")
 
 
 def by_definition(
-    update: Update,
-    memory: list[Tensor],
-    m: Tensor | None,
-    noises: Tensor | None,
-    guidance: list[float],
-    clip: float,
+    update: Update, memory: list[Tensor], m: Tensor, noises: Tensor | None, guidance: list[float], clip: float
 ) -> tuple[list[Tensor], dict[int, Tensor], dict[int, Tensor]]:
     """The update, in float64: the memory after it, the change and whether a bit moved of each iteration compared."""
     memory = list(memory)
     made = {}
     for value in update.steps:
-        assert m is not None
         rows = len(m) // len(guidance)
         x = memory[value.state]
         of_row = sum(weight * m[branch * rows + value.row] for branch, weight in enumerate(guidance))
-        x0 = value.p * x + value.q * of_row
-        result = value.a * x + value.b * of_row
-        if value.c != 0.0:
-            result = result + value.c * x0.clamp(-clip, clip)
+        result = value.a * x + value.b * of_row + value.c * (value.p * x + value.q * of_row).clamp(-clip, clip)
         if value.before is not None:
             result = result + value.d * memory[value.before]
         if value.draw is not None:
@@ -106,19 +86,17 @@ class Case:
         corrected: bool = True,
         gathers: bool = True,
         channels_last: bool = False,
-        seed: int = 0,
     ) -> None:
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch.Generator().manual_seed(0)
 
         def number() -> float:
             return float(torch.randn((), dtype=torch.float64, generator=draw))
 
         def step(keep: int, row: int, term: int) -> Step:
-            c = 0.0 if clip is None else number()
+            a, b, c, d, p, q, s = (number() for _ in range(7))
             before = 5 if looks_back and term != 1 else None
             noise = row % 2 if noisy and term != 0 else None
-            coefficients = [number() for _ in range(6)]
-            a, b, d, p, q, s = coefficients
+            c = 0.0 if clip is None else c
             return Step(keep, row, row, a, b, c, d if before else 0.0, p, q, before, noise, s if noisy else 0.0)
 
         # slots: 0-2 states, 3-9 from earlier waves, 10-15 written now
@@ -131,6 +109,7 @@ class Case:
             if rows > 1:
                 corrections.append(Correction(13, (12, 10), compare=8, iteration=2, whole=True))
                 corrections.append(Correction(9, None, compare=13, iteration=3, whole=True))
+            corrections.append(Correction(0, (1, 2)))  # a state: steps must read it before it is corrected
         slots = [11, 3, 11, 0] if rows else [3, 0, 0]
         self.update = Update(
             tuple(steps), tuple(corrections), tuple(Gather(slot, number()) for slot in slots) if gathers else ()
@@ -139,8 +118,7 @@ class Case:
         self.memory = torch.randn(16, samples, *shape, dtype=torch.float64, generator=draw)
         self.memory[7, 0] = self.memory[3, 0] + self.memory[4, 0] - self.memory[6, 0] + 1.0
         self.noises = torch.randn(2, samples, *shape, dtype=torch.float64, generator=draw) if noisy else None
-        self.m = torch.randn(branches * max(rows, 1), samples, *shape, dtype=torch.float64, generator=draw)
-        self.m = self.m.to(network)
+        self.m = torch.randn(branches * max(rows, 1), samples, *shape, dtype=torch.float64, generator=draw).to(network)
         self.clip = clip
         self.table = WaveTable([self.update], 16, 3, state, device, 1 + len(shape), clip, records_moved=True)
         self.network = NetworkInput(network, inputs, channels_last)
@@ -153,13 +131,7 @@ class Case:
         buffers.memory.copy_(self.memory)
         return buffers
 
-    def check(
-        self,
-        run: Callable[..., Tensor | None] = wave_update,
-        m_as: Callable[[Tensor], Tensor] = lambda m: m,
-        number: Any = 0,
-        out: Tensor | None = None,
-    ) -> Tensor | None:
+    def check(self, run: Callable[..., Tensor | None], m_as: Callable[[Tensor], Tensor] = lambda m: m) -> Any:
         """Run the update and hold all that it wrote against the definition; returns the network's input."""
         # what the kernel is given, rounded, is what the definition is given
         memory = [slot.double() for slot in self.memory.to(self.state)]
@@ -170,7 +142,7 @@ class Case:
         buffers = self.buffers()
         guidance = torch.tensor(self.guidance, dtype=self.state, device=self.device) if len(self.guidance) > 1 else None
         m = m_as(self.m.to(self.device)) if self.update.steps else None
-        found = run(self.table, number, buffers, m, guidance=guidance, network=self.network, out=out)
+        found = run(self.table, 0, buffers, m, guidance=guidance, network=self.network)
         close = {"rtol": 2e-5, "atol": 2e-5} if self.state == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
         torch.testing.assert_close(buffers.memory.cpu().double(), torch.stack(wanted), **close)
         for iteration in range(4):
@@ -178,86 +150,56 @@ class Case:
             torch.testing.assert_close(buffers.change[iteration].cpu().double(), expected, **close)
             expected = moved.get(iteration, torch.zeros(len(self.memory[0])) > 0)
             assert torch.equal(buffers.moved[iteration].cpu(), expected)
-        if not self.update.gathers:
-            assert found is None
-            return None
-        assert found is not None
-        given = torch.stack([each.scale * wanted[each.slot] for each in self.update.gathers])
-        given = torch.cat([given] * self.network.branches)
-        assert found.dtype == self.network.dtype
-        eps = torch.finfo(found.dtype).eps
-        torch.testing.assert_close(found.cpu().double(), given, rtol=max(eps, 2e-5), atol=max(eps, 2e-5))
+        assert (found is not None) == bool(self.update.gathers)
+        if found is not None:
+            given = torch.stack([each.scale * wanted[each.slot] for each in self.update.gathers])
+            eps = max(torch.finfo(found.dtype).eps, 2e-5)
+            given = torch.cat([given] * self.network.branches).to(self.network.dtype)
+            torch.testing.assert_close(found.cpu(), given, rtol=eps, atol=eps)
         return found
 
 
-def batched(*args: Any, guidance: Tensor | None, network: NetworkInput, out: Tensor | None) -> Tensor | None:
+def batched(*args: Any, guidance: Tensor | None, network: NetworkInput) -> Tensor | None:
     """The reference, called as the public function is."""
-    return reference.wave_update(*args, guidance, network, out)
+    return reference.wave_update(*args, guidance, network)
 
 
 RUNS = pytest.mark.parametrize("run", [wave_update, batched], ids=["kernel", "reference"])
+CASES: list[Any] = [
+    {"shape": (1,), "samples": 3},
+    {"shape": (513,), "samples": 1},
+    {"shape": (2, 3, 5, 4), "samples": 3},
+    {"network": torch.float32},
+    {"network": torch.bfloat16, "branches": 3, "inputs": 3},
+    {"network": torch.float16, "branches": 2, "inputs": 2},
+    {"state": torch.float64, "network": torch.float64, "branches": 2},
+    {"clip": None},
+    {"looks_back": False},
+    {"noisy": False},
+    # the first update only gathers states, the last only corrects; nothing at all is an update too
+    *({"rows": rows, "corrected": c, "gathers": g} for rows, c, g in product((0, 1, 3), (True, False), (True, False))),
+]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MORE = [{"shape": each, "samples": n} for each, n in product([(1,), (7,), (4, 16, 16), (513,), (2, 3, 5, 4)], (1, 3))]
+MORE += [{"network": each, "branches": n, "inputs": n} for each, n in product(DTYPES, (1, 2, 3))]
 
 
 @RUNS
 @pytest.mark.parametrize(
-    ("shape", "samples"),
-    thinned(
-        list(product([(1,), (7,), (3, 5, 7), (4, 16, 16), (513,), (2, 3, 5, 4)], (1, 3))),
-        ((1,), 3),
-        ((513,), 1),
-        ((2, 3, 5, 4), 3),
-    ),
-    ids=str,
+    "case", [*CASES, *(pytest.param(each, marks=pytest.mark.exhaustive) for each in MORE if each not in CASES)], ids=str
 )
-def test_shapes(device: torch.device, run: Any, shape: tuple[int, ...], samples: int) -> None:
-    Case(device, shape, samples).check(run)
+def test_an_update_is_what_its_definition_says(device: torch.device, run: Any, case: dict[str, Any]) -> None:
+    Case(device, **case).check(run)
 
 
-@RUNS
-def test_more_elements_than_a_small_state(device: torch.device, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_states_are_taken_in_larger_blocks(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "LARGE_STATE", 2**11)
     case = Case(device, (3, 30, 31), samples=1, rows=2)
-    case.check(run)
-    if run is wave_update:
-        buffers = case.buffers()
-        wave_update(case.table, 0, buffers, case.m.to(device), network=case.network)
-        assert buffers.scratch is not None
-        assert buffers.scratch.block == kernel.LARGE_BLOCK
-
-
-@RUNS
-@pytest.mark.parametrize(
-    ("network", "branches"),
-    thinned(
-        list(product((torch.float32, torch.bfloat16, torch.float16), (1, 2, 3))),
-        (torch.float32, 1),
-        (torch.bfloat16, 3),
-        (torch.float16, 2),
-    ),
-    ids=str,
-)
-def test_dtypes_and_branches(device: torch.device, run: Any, network: torch.dtype, branches: int) -> None:
-    Case(device, network=network, branches=branches, inputs=branches).check(run)
-
-
-@RUNS
-def test_float64(device: torch.device, run: Any) -> None:
-    Case(device, state=torch.float64, network=torch.float64, branches=2).check(run)
-
-
-@RUNS
-@pytest.mark.parametrize("rows", [0, 1, 3])
-@pytest.mark.parametrize("corrected", [True, False])
-@pytest.mark.parametrize("gathers", [True, False])
-def test_parts_of_an_update(device: torch.device, run: Any, rows: int, corrected: bool, gathers: bool) -> None:
-    """The first update only gathers states, the last only corrects; nothing at all is an update too."""
-    Case(device, rows=rows, corrected=corrected, gathers=gathers).check(run)
-
-
-@RUNS
-@pytest.mark.parametrize("terms", [{"clip": None}, {"looks_back": False}, {"noisy": False}], ids=str)
-def test_terms_left_out(device: torch.device, run: Any, terms: dict[str, Any]) -> None:
-    Case(device, **terms).check(run)
+    case.check(wave_update)
+    buffers = case.buffers()
+    wave_update(case.table, 0, buffers, case.m.to(device), network=case.network)
+    assert buffers.scratch is not None
+    assert buffers.scratch.block == kernel.LARGE_BLOCK
 
 
 @RUNS
@@ -273,19 +215,8 @@ def test_memory_formats(device: torch.device, run: Any, channels_last: bool) -> 
         return torch.cat([m, m + 1], dim=2)[:, :, :4]
 
     for m_as in (lambda m: m, as_channels_last, half, lambda m: as_channels_last(torch.cat([m, m], 2))[:, :, :4]):
-        found = case.check(run, m_as)
-        assert found is not None
-        assert found.flatten(0, 1).is_contiguous(
-            memory_format=torch.channels_last if channels_last else torch.contiguous_format
-        )
-
-
-@RUNS
-def test_written_where_it_is_told(device: torch.device, run: Any) -> None:
-    case = Case(device, inputs=2, network=torch.bfloat16)
-    room = torch.full((9, 2, 3, 5, 7), 7.0, dtype=torch.bfloat16, device=device)
-    case.check(run, out=room[:8])
-    assert bool((room[8] == 7).all())
+        wanted = torch.channels_last if channels_last else torch.contiguous_format
+        assert case.check(run, m_as).flatten(0, 1).is_contiguous(memory_format=wanted)
 
 
 def test_nan_stays_one_and_stays_where_it_is(device: torch.device) -> None:
@@ -296,8 +227,7 @@ def test_nan_stays_one_and_stays_where_it_is(device: torch.device) -> None:
     wave_update(case.table, 0, clean, m, network=case.network)
     m = m.clone()
     m[1, 1] = math.nan
-    given = wave_update(case.table, 0, buffers, m, network=case.network)
-    assert given is not None
+    wave_update(case.table, 0, buffers, m, network=case.network)
     assert bool(buffers.memory[12:14, 1].isnan().all())
     assert bool(buffers.change[2, 1].isnan())
     for other in (0, 2):
@@ -322,126 +252,25 @@ def test_the_same_bits_every_time(device: torch.device, most_programs: int, monk
     """The change is summed in one order: over the blocks of one program, and over programs."""
     monkeypatch.setattr(kernel, "MOST_PROGRAMS", most_programs)
     case = Case(device, (1500,), samples=1, rows=2)
-    case.check()
-    m = case.m.to(device)
+    case.check(wave_update)
     first, again = case.buffers(), case.buffers()
     for buffers in (first, again, again):
         buffers.memory.copy_(case.memory)
-        wave_update(case.table, 0, buffers, m, network=case.network)
+        wave_update(case.table, 0, buffers, case.m.to(device), network=case.network)
     assert torch.equal(first.change, again.change)
     assert torch.equal(first.memory, again.memory)
 
 
-SCHEDULERS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
-    "ddim": (lambda: DDIMScheduler(clip_sample=False), {}),
-    "ddim clipped": (lambda: DDIMScheduler(clip_sample=True), {}),
-    "ddim v": (lambda: DDIMScheduler(clip_sample=False, prediction_type="v_prediction"), {}),
-    "ddim sample, clipped": (lambda: DDIMScheduler(prediction_type="sample"), {}),
-    "ddim eta": (lambda: DDIMScheduler(clip_sample=False), {"eta": 1.0}),
-    "dpm++ 2m": (lambda: DPMSolverMultistepScheduler(), {}),
-    "euler": (lambda: EulerDiscreteScheduler(), {}),
-    "euler ancestral": (lambda: EulerAncestralDiscreteScheduler(), {}),
-    "flow": (lambda: FlowMatchEulerDiscreteScheduler(), {}),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "method"),
-    thinned(
-        list(product(SCHEDULERS, ("sequential", "exact", "srds"))),
-        ("ddim clipped", "sequential"),
-        ("dpm++ 2m", "exact"),
-        ("dpm++ 2m", "srds"),
-        ("ddim eta", "srds"),
-        ("euler", "srds"),
-    ),
-)
-def test_samplers_are_the_same_through_either(
-    name: str, method: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The programs that the solver cores run: one launch a wave and one before the first, and the same sample."""
-    make, options = SCHEDULERS[name]
-    mixture = GaussianMixture.random(dimensions=6)
-    steps = 9
-
-    def denoiser(x: Tensor, t: Tensor) -> Tensor:
-        # any smooth function will do: the timesteps of all schedulers lie in 0 .. 1000
-        return mixture(x.cpu(), t.cpu().long().clamp(0, 999)).to(x)
-
-    x = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
-    settings: dict[str, Any] = {"method": "srds" if method == "exact" else method, "exact": method == "exact"}
-    launches = []
-
-    class Counted:
-        def __getitem__(self, grid: Any) -> Any:
-            launches.append(grid)
-            return wave_update_kernel[grid]
-
-    wave_update_kernel = kernel.wave_update_kernel
-    monkeypatch.setattr(kernel, "wave_update_kernel", Counted())
-
-    def sample() -> srds_fast.SampleResult:
-        generator = torch.Generator().manual_seed(1)
-        return srds_fast.sample(denoiser, x, make(), steps, generator=generator, tolerance=1e-4, **settings, **options)
-
-    found = sample()
-    assert len(launches) == found.report.waves + 1
-    monkeypatch.setattr(buffers_module, "implementation", lambda device: "torch")
-    expected = sample()
-    assert len(launches) == found.report.waves + 1
-    assert found.report.waves == expected.report.waves
-    torch.testing.assert_close(found.sample, expected.sample, rtol=1e-9, atol=1e-9)
-    change, wanted = ([each for all_samples in run.report.change for each in all_samples] for run in (found, expected))
-    assert [each is None for each in change] == [each is None for each in wanted]
-    assert [each or 0.0 for each in change] == pytest.approx([each or 0.0 for each in wanted], rel=1e-6, abs=1e-12)
-
-
-def test_samples_leave_and_the_rest_goes_on(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    mixture = GaussianMixture.random(dimensions=6)
-    x = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
-    scheduler = DDIMScheduler(clip_sample=False)
-    scheduler.set_timesteps(8)
-    table = noise_table(scheduler)
-
-    def sample() -> Tensor:
-        core = srds(x, table, program.srds(8, 4, 4))
-        answer: Tensor | tuple[int, ...] | None = None
-        while True:
-            try:
-                event = core.send(answer)
-            except StopIteration as stop:
-                result: Tensor = stop.value
-                return result
-            if isinstance(event, Checkpoint):
-                # sample 1 leaves after iteration 1, two of the others after iteration 2
-                answer = {1: (0, 2, 3), 2: (1,)}.get(event.iteration)
-            else:
-                t = table.timesteps[list(event.positions)].repeat_interleave(len(event.samples))
-                answer = mixture(event.x.flatten(0, 1).cpu(), t).to(device).view_as(event.x)
-
-    found = sample()
-    monkeypatch.setattr(buffers_module, "implementation", lambda device: "torch")
-    torch.testing.assert_close(found, sample(), rtol=1e-9, atol=1e-9)
-
-
-def default_table(num_steps: int = 100) -> WaveTable:
-    scheduler = DDIMScheduler(clip_sample=False)
-    scheduler.set_timesteps(num_steps)
-    table: WaveTable = wave_table(
-        noise_table(scheduler), program.srds(num_steps, 20, 2), "2m", torch.zeros(1, 4, 64, 64)
-    )
-    return table
-
-
 def test_bytes_moved_are_near_the_fewest() -> None:
     """Over a whole run in half precision under guidance; what is more are rows that make several values."""
-    table = default_table()
+    stock = scheduler()
+    stock.set_timesteps(100)
+    table = wave_table(noise_table(stock), program.srds(100, 20, 2), "2m", torch.zeros(1, 4, 64, 64))
     counts = [traffic(table, number, 2, branches=2, inputs=2) for number in range(len(table.updates))]
     moved, fewest = (sum(count) for count in zip(*counts, strict=True))
     assert fewest < moved <= 1.25 * fewest
     # steady waves: a state read, a row of two branches read, a value kept, two rows written, 24 bytes each
-    rows = sum(table.num_rows)
-    assert fewest <= 1.35 * 24 * rows
+    assert fewest <= 1.35 * 24 * sum(table.num_rows)
 
 
 @pytest.mark.skipif(not dispatch.interpreted(), reason="counts the interpreter's accesses")
@@ -451,69 +280,59 @@ def test_bytes_moved_are_those_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     moved = 0
     builder = interpreter.InterpreterBuilder
-    load, store = builder.create_masked_load, builder.create_masked_store
 
-    def count(pointers: Any, mask: Any) -> None:
-        nonlocal moved
-        if pointers.data.size == kernel.SMALL_BLOCK:
-            moved += int(mask.data.sum()) * pointers.get_element_ty().primitive_bitwidth // 8
+    def counted(name: str, mask_at: int) -> None:
+        access = getattr(builder, name)
 
-    def counted_load(self: Any, pointers: Any, mask: Any, *args: Any) -> Any:
-        count(pointers, mask)
-        return load(self, pointers, mask, *args)
+        def count(self: Any, pointers: Any, *args: Any) -> Any:
+            nonlocal moved
+            if pointers.data.size == kernel.SMALL_BLOCK:
+                moved += int(args[mask_at].data.sum()) * pointers.get_element_ty().primitive_bitwidth // 8
+            return access(self, pointers, *args)
 
-    def counted_store(self: Any, pointers: Any, value: Any, mask: Any, *args: Any) -> Any:
-        count(pointers, mask)
-        return store(self, pointers, value, mask, *args)
+        monkeypatch.setattr(builder, name, count)
 
-    monkeypatch.setattr(builder, "create_masked_load", counted_load)
-    monkeypatch.setattr(builder, "create_masked_store", counted_store)
-    case = Case(torch.device("cpu"), (4, 8, 5), samples=1, branches=2, inputs=2)
-    case.check()
+    counted("create_masked_load", 0)  # pointers, mask, ...
+    counted("create_masked_store", 1)  # pointers, value, mask, ...
+    case = Case(CPU, (4, 8, 5), samples=1, branches=2, inputs=2)
+    case.check(wave_update)
     assert moved == 160 * traffic(case.table, 0, 2, branches=2, inputs=2).moved
 
 
 def test_what_does_not_fit_is_named(device: torch.device) -> None:
     case = Case(device, branches=2)
-    m, buffers = case.m.to(device), case.buffers()
-    guidance = torch.ones(2, device=device)
-
-    def error(**changed: Any) -> str:
-        given = {"number": 0, "buffers": buffers, "m": m, "guidance": guidance, "network": case.network, **changed}
-        with pytest.raises(InvalidArgument) as caught:
-            wave_update(case.table, **given)
-        return str(caught.value)
-
-    assert error(number=1).startswith("number is 1")
-    assert error(m=None).startswith("m is None")
-    assert error(out=m[:4]).startswith("out overlaps m")
-    assert error(m=m[1:]).startswith("m has shape")
-    assert error(m=m[..., :-1]).startswith("m has shape")
-    assert error(m=m.long()).startswith("m is torch.int64")
-    assert error(m=m.to("meta")).startswith("m is on meta")
-    assert error(m=m.transpose(2, 4).contiguous().transpose(2, 4)).startswith("m has strides")
-    assert error(guidance=guidance.half()).startswith("guidance is torch.float16")
-    assert error(guidance=torch.ones(4, device=device)[::2]).startswith("guidance has strides")
-    assert error(guidance=torch.ones(2, 1, device=device)).startswith("guidance has shape")
-    assert error(out=m[:1]).startswith("out has shape")
-    assert error(out=torch.empty(4, 2, 3, 5, 7, device=device)).startswith("out is torch.float32")
-    other = Case(device, state=torch.float64)
-    assert error(buffers=other.buffers()).startswith("buffers were made for another table")
-    case.check()
+    m, guidance = case.m.to(device), torch.ones(2, device=device)
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("number is 1", {"number": 1}),
+        ("m is None", {"m": None}),
+        ("m has shape", {"m": m[1:]}),
+        ("m has shape", {"m": m[..., :-1]}),
+        ("m is torch.int64", {"m": m.long()}),
+        ("m is on meta", {"m": m.to("meta")}),
+        ("m has strides", {"m": m.transpose(2, 4).contiguous().transpose(2, 4)}),
+        ("guidance is torch.float16", {"guidance": guidance.half()}),
+        ("guidance has strides", {"guidance": torch.ones(4, device=device)[::2]}),
+        ("guidance has shape", {"guidance": torch.ones(2, 1, device=device)}),
+        ("buffers were made for another table", {"buffers": Case(device, state=torch.float64).buffers()}),
+    ]
+    right = {"number": 0, "buffers": case.buffers(), "m": m, "guidance": guidance, "network": case.network}
+    for start, changed in wrong:
+        with pytest.raises(InvalidArgument, match=f"^{start}"):
+            wave_update(case.table, **{**right, **changed})
 
     x, noises = case.memory[0].to(device).float(), torch.zeros(2, 2, 3, 5, 7, device=device)
-    for given, start in {
-        (x.double(), noises): "x is torch.float64",
-        (x.to("meta"), noises): "x is on meta",
-        (x[0], noises): "x has shape",
-        (x[:0], noises[:, :0]): "x has shape",
-        (x, None): "noises has 0 entries",
-        (x, noises[:1]): "noises has 1 entries",
-        (x, noises[:, :1]): "noises has shape",
-        (x, noises.half()): "noises is torch.float16",
-        (x, noises.to("meta")): "noises is on meta",
-    }.items():
-        with pytest.raises(InvalidArgument, match=start):
+    for start, given in (
+        ("x is torch.float64", (x.double(), noises)),
+        ("x is on meta", (x.to("meta"), noises)),
+        ("x has shape", (x[0], noises)),
+        ("x has shape", (x[:0], noises[:, :0])),
+        ("noises has 0 entries", (x, None)),
+        ("noises has 1 entries", (x, noises[:1])),
+        ("noises has shape", (x, noises[:, :1])),
+        ("noises is torch.float16", (x, noises.half())),
+        ("noises is on meta", (x, noises.to("meta"))),
+    ):
+        with pytest.raises(InvalidArgument, match=f"^{start}"):
             Buffers(case.table, *given)
 
 
@@ -533,7 +352,6 @@ def test_an_output_in_no_order_is_copied(device: torch.device, channels_last: bo
 def test_the_device_of_a_table_is_that_of_tensors(device: torch.device) -> None:
     """ "cuda" is the device of no tensor."""
     table = WaveTable([Update()], 1, 0, torch.float32, torch.device(device.type), 2)
-    assert table.device == torch.empty(1, device=device).device
     Buffers(table, torch.zeros(1, 4, device=device))
 
 
@@ -548,6 +366,7 @@ STEP = Step(5, 0, 0, 1.0, 1.0)
         (Update((STEP, Step(6, 0, 0, 1.0, 1.0, before=5, d=1.0))), "a slot that another step reads"),
         (Update((), (Correction(3, (1, 2)), Correction(3, None, compare=4))), "two corrections in one slot"),
         (Update((STEP,), (Correction(3, (5, 2)), Correction(5, None, compare=4))), "reads what a later one writes"),
+        (Update((STEP,), (Correction(0, (1, 2)), Correction(5, (3, 4)))), "state of a step that a later one corrects"),
         (Update((), (Correction(3, None, 5, 1, True), Correction(4, None, 3, 3, True))), "are not consecutive"),
         (Update((Step(8, 0, 0, 1.0, 1.0),)), "names 8"),
         (Update((Step(5, 0, -1, 1.0, 1.0),)), "names -1"),
@@ -559,19 +378,7 @@ STEP = Step(5, 0, 0, 1.0, 1.0)
 )
 def test_an_update_whose_entries_conflict_is_refused(update: Update, why: str) -> None:
     with pytest.raises(InvalidArgument, match=rf"updates\[1\] .*{why}"):
-        WaveTable([Update(), update], 8, 3, torch.float32, torch.device("cpu"), 2)
-
-
-def test_what_a_correction_overwrites_was_read_before(device: torch.device) -> None:
-    """A value made from a state, and that state corrected, in one update: one chain, in this order."""
-    update = Update((STEP,), (Correction(0, (1, 2)),))
-    table = WaveTable([update], 6, 0, torch.float32, device, 2)
-    buffers = Buffers(table, torch.ones(1, 3, device=device))
-    buffers.memory.copy_(torch.arange(1.0, 7.0, device=device)[:, None, None].expand(6, 1, 3))
-    wave_update(table, 0, buffers, torch.full((1, 1, 3), 10.0, device=device))
-    assert buffers.memory[5].tolist() == [[11.0] * 3]
-    assert buffers.memory[0].tolist() == [[0.0] * 3]
-    assert [len(chain) for chain in chained(instructions(update))] == [2]
+        WaveTable([Update(), update], 8, 3, torch.float32, CPU, 2)
 
 
 def test_noise_after_samples_have_left(device: torch.device) -> None:
@@ -585,13 +392,14 @@ def test_noise_after_samples_have_left(device: torch.device) -> None:
 
 
 def test_the_reference_can_be_asked_for_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
     monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
-    assert dispatch.implementation(torch.device("cuda")) == "triton"
+    assert dispatch.implementation(cuda) == "triton"
     monkeypatch.setenv("SRDS_FAST_KERNELS", "torch")
-    assert dispatch.implementation(torch.device("cuda")) == "torch"
+    assert dispatch.implementation(cuda) == "torch"
     monkeypatch.setenv("SRDS_FAST_KERNELS", "TORCH")
     with pytest.raises(InvalidArgument, match="SRDS_FAST_KERNELS is 'TORCH'"):
-        dispatch.implementation(torch.device("cuda"))
+        dispatch.implementation(cuda)
     monkeypatch.delenv("SRDS_FAST_KERNELS")
     monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
-    assert dispatch.implementation(torch.device("cuda")) == "torch"
+    assert dispatch.implementation(cuda) == "torch"

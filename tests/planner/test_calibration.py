@@ -10,7 +10,7 @@ import tiny
 import torch
 
 import srds_fast
-from srds_fast.planner.candidates import fixed_at, plans_of
+from srds_fast.planner.choose import fixed_at, plans_of
 from srds_fast.planner.cost_curve import CostCurve
 from srds_fast.planner.search import Known
 
@@ -44,18 +44,17 @@ def test_an_auto_call_of_a_pipeline_measures_once_and_equals_stock(pipe: Any) ->
     assert plans_of(plan.prediction, 20, {}, stochastic=False).keys() == set(plan.prediction.candidates)
 
 
-def calibrated(fast: Any, curve: CostCurve, steps: int = 12) -> srds_fast.Plan:
-    """Calibrated as if calls cost what the curve says."""
-    plan = fast.plan_for("a cat", num_inference_steps=steps, measure=True)
-    assert plan.prediction is not None
+def calibrated(fast: Any, curve: CostCurve) -> srds_fast.Plan:
+    """Calibrated for 12 steps as if calls cost what the curve says."""
+    fast.plan_for("a cat", num_inference_steps=12, measure=True)
     costs = fast._srds.planner.costs
     for key in list(costs._kept):
         costs._kept[key] = Known(curve)
-    return fast.calibrate(["a cat", "a dog"], num_inference_steps=steps, num_samples=2)
+    return fast.calibrate(["a cat", "a dog"], num_inference_steps=12, num_samples=2)
 
 
 def test_calibration_fixes_the_iterations_of_its_kind_of_call_alone(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = srds_fast.compile(pipe, num_blocks=4)  # few plans to weigh
+    fast = srds_fast.compile(pipe, num_blocks=4)  # few plans to compare
     plan = calibrated(fast, CostCurve((1, 1000), (1.0, 1.0)))
     assert plan.calibrated
     assert plan.method != "sequential"
@@ -81,25 +80,27 @@ def test_calibration_fixes_the_iterations_of_its_kind_of_call_alone(pipe: Any, m
 
 
 def test_calibration_chooses_the_sequential_sampler_where_rows_are_dear(pipe: Any) -> None:
-    plan = calibrated(srds_fast.compile(pipe), CostCurve((1, 32), (1.0, 32.0)))
-    assert plan.method == "sequential"
+    assert calibrated(srds_fast.compile(pipe), CostCurve((1, 32), (1.0, 32.0))).method == "sequential"
 
 
-def test_a_call_that_is_driven_cannot_be_calibrated(pipe: Any) -> None:
-    fast = srds_fast.compile(pipe)
-    with pytest.raises(srds_fast.InvalidArgument, match="driven"):
-        fast.calibrate(["a cat"], num_inference_steps=8, callback_on_step_end=lambda p, i, t, kwargs: kwargs)
-
-
-@pytest.mark.parametrize("wrong", [{"num_samples": 0}, {"quantile": 0.0}, {"quantile": 1.5}, {"generator": 3}])
-def test_wrong_calibrations_are_refused(pipe: Any, wrong: dict[str, Any]) -> None:
-    with pytest.raises(srds_fast.InvalidArgument):
-        srds_fast.compile(pipe).calibrate(["a cat"], num_inference_steps=8, **wrong)
-
-
-def test_calibrating_a_window_that_slides_is_refused(pipe: Any) -> None:
-    with pytest.raises(srds_fast.InvalidArgument, match="slides"):
-        srds_fast.compile(pipe, method="paradigms").calibrate(["a cat"], num_inference_steps=12, num_samples=1)
+@pytest.mark.parametrize(
+    ("settings", "wrong", "why"),
+    [
+        ({}, {"callback_on_step_end": lambda p, i, t, kwargs: kwargs}, "driven"),
+        ({"method": "paradigms"}, {"num_samples": 1}, "slides"),
+        ({}, {"num_samples": 0}, "num_samples"),
+        ({}, {"quantile": 0.0}, "quantile"),
+        ({}, {"quantile": 1.5}, "quantile"),
+        ({"exact": True}, {}, "nothing to calibrate"),
+        ({}, {"generator": 3}, "generator"),
+    ],
+    ids=str,
+)
+def test_calibrations_that_cannot_be_made_are_refused(
+    pipe: Any, settings: dict[str, Any], wrong: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(srds_fast.InvalidArgument, match=why):
+        srds_fast.compile(pipe, **settings).calibrate(["a cat"], num_inference_steps=8, **wrong)
 
 
 def test_a_call_with_a_plan_made_elsewhere_is_refused(pipe: Any) -> None:
@@ -124,13 +125,9 @@ def test_a_warm_start_takes_fewer_waves_to_the_same_sample(pipe: Any) -> None:
     warm = fast("a cat", num_inference_steps=40, warm_start=trajectory, **seeded()).images
     assert fast.report.waves < waves
     assert float((warm - cold).abs().mean()) < 8e-3
-
-
-@pytest.mark.parametrize("method", ["srds", "sequential", "collocation"])
-def test_a_warm_start_that_cannot_be_used_is_refused(pipe: Any, method: str) -> None:
-    fast = srds_fast.compile(pipe, method=method)
-    with pytest.raises(srds_fast.InvalidArgument, match="warm_start"):
-        fast("a cat", num_inference_steps=9, warm_start=torch.zeros(3, 1, 4, 8, 8))
+    for method in ("srds", "collocation"):  # it takes none; it is of other steps
+        with pytest.raises(srds_fast.InvalidArgument, match="warm_start"):
+            srds_fast.compile(pipe, method=method)("a cat", num_inference_steps=9, warm_start=trajectory)
 
 
 @pytest.mark.parametrize("method", ["auto", "srds", "sequential", "collocation", "chords"])

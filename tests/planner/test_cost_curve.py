@@ -25,17 +25,9 @@ def test_more_rows_never_cost_less(points: list[tuple[int, float]], one: int, ot
 
 
 def test_a_curve_is_exact_where_it_was_measured_and_straight_between() -> None:
-    curve = CostCurve((1, 4, 8), (1.0, 2.0, 4.0))
+    curve = CostCurve((1, 4, 8), (1.0, 2.0, 4.0), nbytes=(100, 400, 800))
     assert [curve(rows) for rows in (1, 4, 6, 8, 16)] == [1.0, 2.0, 3.0, 4.0, 8.0]
-
-
-@given(curves, st.integers(1, 8), st.integers(1, 64))
-def test_several_devices_share_the_rows_of_a_call(points: list[tuple[int, float]], devices: int, rows: int) -> None:
-    points.sort()
-    curve = CostCurve(tuple(rows for rows, _ in points), tuple(seconds for _, seconds in points))
-    shared = curve.shared(devices, gather=0.25)
-    per_device = -(-rows // devices)
-    assert shared(rows) == pytest.approx(curve(per_device) + (0.25 if devices > 1 else 0.0))
+    assert [curve.memory(rows) for rows in (1, 6, 16)] == [100, 600, 1600]
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import threading
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +23,26 @@ from srds_fast.engine.costs import Costs, price
 from srds_fast.engine.graphs import device_lock as device_lock_module
 from srds_fast.engine.graphs.device_lock import device_lock, replaying
 from srds_fast.planner.calibration import needed
-from srds_fast.planner.candidates import candidates, until
-from srds_fast.planner.choose import choose
+from srds_fast.planner.choose import candidates, choose, until
 from srds_fast.planner.context import Context
 from srds_fast.planner.cost_curve import CostCurve
 from srds_fast.planner.experience import MOST_RUNS, Experience
-from srds_fast.planner.search import Known, Pricing, fastest, usual
+from srds_fast.planner.search import Known, Pricing, default_plan, fastest
 from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.chords.options import Chords
 from srds_fast.solvers.contract import SolverInputs
 from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
+from srds_fast.solvers.srds import SRDS
 
 HERE = Context("a device", "2.0", "0.1", None, "steps")
 FREE = CostCurve((1, 1000), (1e-3, 1e-3))
 LINEAR = CostCurve((1, 32), (1e-3, 32e-3))
+MIXTURE = GaussianMixture.random()
 
 
-def pricing(curve: CostCurve, beside: float = 0.0) -> Pricing:
-    return Pricing(Known(curve), lambda plan: beside, HERE)
+def pricing(curve: CostCurve, overhead: Callable[[srds_fast.Plan], float] = lambda plan: 0.0) -> Pricing:
+    return Pricing(Known(curve), overhead, HERE)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 25, 100, 400])
@@ -52,38 +56,28 @@ def test_the_choice_is_never_predicted_slower_than_sequential(steps: int, curve:
     assert plan.prediction.chosen.seconds <= by_name["sequential"].seconds == pytest.approx(steps * 1e-3)
     assert plan.prediction.chosen.name == plan.short()
     assert list(by_name.values()) == sorted(by_name.values(), key=lambda each: each.seconds)
-    spent = plan.program().spent(plan.prediction.chosen.iterations)
-    assert (spent.waves, spent.rows, spent.peak_rows) == (
-        plan.prediction.chosen.waves,
-        plan.prediction.chosen.rows,
-        plan.prediction.chosen.peak_rows,
-    )
+    chosen, spent = plan.prediction.chosen, plan.program().spent(plan.prediction.chosen.iterations)
+    assert (spent.waves, spent.rows, spent.peak_rows) == (chosen.waves, chosen.rows, chosen.peak_rows)
 
 
 def test_rows_for_nothing_give_the_fewest_waves_and_costly_rows_the_sequential_sampler() -> None:
     free, costly = (fastest(50, Settings(), False, pricing(curve)) for curve in (FREE, LINEAR))
     assert free.prediction is not None
-    assert free.prediction.chosen.waves == min(each.waves for each in free.prediction.candidates)
-    assert free.prediction.chosen.waves < 50 / 4
-    assert costly.method == "sequential"
+    assert free.prediction.chosen.waves == min(each.waves for each in free.prediction.candidates) < 50 / 4
     assert costly.prediction is not None
+    assert costly.method == "sequential"
     assert "take longer" in costly.prediction.why
 
 
-def test_what_runs_beside_the_network_is_weighed() -> None:
-    """Where every wave loses as much as the network takes, few waves of many rows win nothing."""
-    slow = Pricing(Known(FREE), lambda plan: 0.0 if plan.method == "sequential" else 1.0, HERE)
-    assert fastest(50, Settings(), False, slow).method == "sequential"
-
-
-@pytest.mark.parametrize(("share", "method"), [(0.97, "sequential"), (0.9, "srds")])
-def test_a_plan_that_is_hardly_faster_is_not_worth_it(share: float, method: str) -> None:
+@pytest.mark.parametrize(("share", "method"), [(20.0, "sequential"), (0.97, "sequential"), (0.9, "srds")])
+def test_a_plan_must_be_clearly_faster_with_its_overhead(share: float, method: str) -> None:
+    """share: of the sequential sampler's time that the network and the overhead of SRDS take."""
     settings, free = Settings(num_blocks=8), pricing(FREE)  # srds and the sequential sampler alone
 
-    def beside(plan: srds_fast.Plan) -> float:
+    def overhead(plan: srds_fast.Plan) -> float:
         return 0.0 if plan.method == "sequential" else share * 50e-3 - free.expected_network(plan)
 
-    assert fastest(50, settings, False, Pricing(Known(FREE), beside, HERE)).method == method
+    assert fastest(50, settings, False, pricing(FREE, overhead)).method == method
 
 
 def test_memory_bounds_the_width_of_waves() -> None:
@@ -107,19 +101,23 @@ def test_settings_narrow_the_search() -> None:
 
 def test_where_rows_cost_something_iterations_are_held_back_and_where_they_do_not_they_are_not() -> None:
     dear = CostCurve((1, 8, 32), (1e-3, 2.4e-3, 8e-3))
-    found = fastest(50, Settings(), False, pricing(dear))
-    assert (found.method, found.in_flight) == ("srds", 1)
-    srds_only = Settings(method="auto", max_iterations=4)  # a bound on iterations leaves the other methods out
-    free = fastest(50, srds_only, False, pricing(FREE))
-    assert free.method == "srds"
+    held, free = (fastest(50, Settings(max_iterations=4), False, pricing(curve)).options for curve in (dear, FREE))
+    assert isinstance(held, SRDS)
+    assert isinstance(free, SRDS)
+    assert held.in_flight == 1
     assert free.in_flight != 1
-    held = fastest(50, Settings(in_flight=2), False, pricing(dear))
-    assert {plan.in_flight for plan in candidates(50, Settings(in_flight=2), False) if plan.method == "srds"} == {2}
-    assert held.in_flight in (2, None)  # sequential, if it holds nothing back
-    for settings in (Settings(exact=True), Settings(tolerance=0.0), Settings(pipelined=False)):
-        assert {plan.in_flight for plan in candidates(50, settings, stochastic=False)} == {None}
-    fixed = candidates(50, Settings(), stochastic=False, calibrated=True)
-    assert {plan.in_flight for plan in fixed} == {None}  # what is known to be needed is not held back
+
+
+def test_iterations_are_held_back_only_where_asked_for_or_useful() -> None:
+    def in_flight(*, calibrated: bool = False, **settings: Any) -> set[int | None]:
+        plans = candidates(50, Settings(**settings), stochastic=False, calibrated=calibrated)
+        return {plan.options.in_flight for plan in plans if isinstance(plan.options, SRDS)}
+
+    assert in_flight(in_flight=2) == {2}
+    assert in_flight() > {None}
+    for settings in ({"exact": True}, {"tolerance": 0.0}, {"pipelined": False}):
+        assert in_flight(**settings) == {None}
+    assert in_flight(calibrated=True) == {None}, "iterations that are known to be needed are not held back"
 
 
 @given(st.integers(2, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(2, n))), st.data())
@@ -152,7 +150,7 @@ def test_runs_with_some_blocks_tell_of_runs_with_others(solver: str) -> None:
     experience = Experience()
     seen = choose(48, dataclasses.replace(settings, num_blocks=10))
     for seed in range(MOST_RUNS):
-        experience.saw(seen, _run(seen, seed))
+        experience.record(seen, _run(seen, seed))
     for blocks in (6, 10, 14, 20, 24):
         plan = choose(48, dataclasses.replace(settings, num_blocks=blocks))
         expected = sum(share * iteration for iteration, share in experience.iterations(plan, plain=True))
@@ -163,7 +161,7 @@ def test_runs_with_some_blocks_tell_of_runs_with_others(solver: str) -> None:
 def test_what_did_not_settle_is_expected_to_again() -> None:
     experience, plan = Experience(), choose(50, Settings(method="srds"))
     for _ in range(20):
-        experience.saw(plan, None)
+        experience.record(plan, None)
     shares = dict(experience.iterations(plan, plain=True))
     assert shares[plan.max_iterations] > 0.8
     assert sum(shares.values()) == pytest.approx(1.0)
@@ -181,15 +179,11 @@ def test_a_tighter_tolerance_is_expected_to_take_no_fewer_iterations(tolerance: 
 
 def test_the_iterations_needed_are_those_after_which_all_stay_within_the_tolerance() -> None:
     reference = torch.zeros(4, 3)
-    errors = [0.5, 0.05, 0.2, 0.05, 0.01]
-    outputs = [(number, torch.full((4, 3), error)) for number, error in enumerate(errors, start=1)]
-    assert needed(outputs, reference, 0.1, 1.0) == 4
-    assert needed(outputs, reference, 0.3, 1.0) == 2
-    assert needed(outputs, reference, 0.001, 1.0) is None
+    outputs = [(number, torch.full((4, 3), error)) for number, error in enumerate((0.5, 0.05, 0.2, 0.05, 0.01), 1)]
+    assert [needed(outputs, reference, tolerance, 1.0) for tolerance in (0.1, 0.3, 0.001)] == [4, 2, None]
     one_off = torch.zeros(4, 3)
     one_off[0] = 1.0
-    assert needed([(1, one_off)], reference, 0.1, 0.75) == 1
-    assert needed([(1, one_off)], reference, 0.1, 0.95) is None
+    assert [needed([(1, one_off)], reference, 0.1, quantile) for quantile in (0.75, 0.95)] == [1, None]
 
 
 METHODS = ["sequential", "srds", Collocation(12), ParaTAA.published(), ParaDiGMS(), Chords(3), Chords(2, (0, 5))]
@@ -208,12 +202,14 @@ def test_plans_come_back_from_json(method: Any, tmp_path: Path) -> None:
     assert found.program() == plan.program()
 
 
-@pytest.mark.parametrize("change", [{"method": "magic"}, {"options": {"num_nodes": 3}}, {"options": None}])
-def test_a_plan_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change", [{"method": "magic"}, {"options": {"num_nodes": 3}}, {"options": None}, {"more": 1}, "no JSON"], ids=str
+)
+def test_a_plan_that_is_none_is_refused(change: Any, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     choose(20, Settings(method="collocation")).save(file)
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(srds_fast.PlanMismatch):
+    file.write_text(change if isinstance(change, str) else json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(srds_fast.PlanMismatch, match="holds no plan of this version"):
         srds_fast.Plan.load(file)
 
 
@@ -226,43 +222,91 @@ def test_a_plan_made_elsewhere_names_what_differs(field: str) -> None:
     dataclasses.replace(here, network=None).check(here)
 
 
-MIXTURE = GaussianMixture.random()
+class Network:
+    """Counts its calls and the rows of the widest; refuses more than `most` rows from call `after` on."""
+
+    def __init__(self, most: int = 10_000, error: Exception | None = None, after: int = 0) -> None:
+        self.most, self.error, self.after = most, error, after
+        self.calls = self.widest = 0
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.calls, self.widest = self.calls + 1, max(self.widest, len(x))
+        if self.error is not None and len(x) > self.most and self.calls > self.after:
+            raise self.error
+        return MIXTURE(x, t)
+
+
+def auto(network: Any, steps: int = 50, **settings: Any) -> srds_fast.Report:
+    return srds_fast.sample(network, noise(1, 64), scheduler(), steps, method="auto", **settings).report
 
 
 def test_sample_with_an_auto_plan_measures_once_and_says_what_it_predicted() -> None:
-    calls = 0
-
-    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return MIXTURE(x, t)
-
-    first = srds_fast.sample(denoiser, noise(1, 64), scheduler(), 50, method="auto").report
-    assert calls > first.waves
-    calls = 0
-    second = srds_fast.sample(denoiser, noise(1, 64), scheduler(), 50, method="auto").report
-    assert calls == second.waves, "costs are known by then"
-    assert first.predicted_seconds is not None
+    network = Network()
+    first = auto(network)
+    assert network.calls > first.waves
+    network.calls = 0
+    second = auto(network)
+    assert network.calls == second.waves, "costs are known by then"
     assert first.network_seconds is not None
     assert first.plan_reason is not None
     assert first.plan_reason in str(first)
-    assert second.predicted_seconds is not None  # another one, if the first call took more than expected
+    assert None not in (first.predicted_seconds, second.predicted_seconds)
 
 
 def test_what_was_measured_keeps_nothing_alive() -> None:
-    import gc
-    import weakref
-
-    class Denoiser:
-        def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return MIXTURE(x, t)
-
-    denoiser = Denoiser()
-    srds_fast.sample(denoiser, noise(1, 64), scheduler(), 12, method="auto")
-    alive = weakref.ref(denoiser)
-    del denoiser
+    network = Network()
+    auto(network, 12)
+    alive = weakref.ref(network)
+    del network
     gc.collect()
     assert alive() is None
+
+
+def test_measuring_makes_no_call_wider_than_allowed() -> None:
+    network = Network()
+    auto(network, 20, max_rows=3)
+    assert 1 < network.widest <= 3
+
+
+def test_a_network_that_refuses_wide_batches_bounds_the_plans() -> None:
+    report = auto(Network(8, RuntimeError("too wide")))
+    assert report.peak_rows <= 8
+    assert "more than 8 rows failed" in report.plan_reason
+
+
+def test_costs_go_by_code_and_networks_not_by_what_is_closed_over() -> None:
+    calls = 0
+
+    def denoiser_of(shift: torch.Tensor) -> Any:
+        def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return MIXTURE(x, t) + 0 * shift
+
+        return denoiser
+
+    for first in (True, False, False):
+        calls = 0
+        report = auto(denoiser_of(torch.zeros(64)), 20)
+        assert first or calls == report.waves
+
+
+def test_a_wave_that_did_not_fit_bounds_the_plans_to_come() -> None:
+    """And what did not fit has not diverged: its method is still compared."""
+    priced = pricing(FREE)
+    assert default_plan(100, Settings(), False, priced).program().peak_rows > 8
+    priced.known.experience.record_oom(9)
+    narrow = default_plan(100, Settings(), False, priced)
+    assert narrow.program().peak_rows <= 8
+    assert narrow.method != "sequential"
+    # other work has taken the memory since it was measured
+    network = Network(8, torch.OutOfMemoryError("CUDA out of memory."), after=200)
+    fallbacks = []
+    for seed in range(8):
+        network.calls = max(network.calls, 201) if seed else 0
+        fallbacks.append(auto(network, 60).fallback_reason is not None)
+    assert sum(fallbacks) <= 3  # each bounds the width anew
+    assert not fallbacks[-1]
 
 
 def test_where_a_chosen_method_does_not_settle_the_steps_are_taken_one_by_one() -> None:
@@ -287,49 +331,6 @@ def test_where_a_chosen_method_does_not_settle_the_steps_are_taken_one_by_one() 
     torch.testing.assert_close(found.sample, expected.sample, rtol=0, atol=0)
 
 
-def test_measuring_makes_no_call_wider_than_allowed() -> None:
-    widest = 0
-
-    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        nonlocal widest
-        widest = max(widest, len(x))
-        return MIXTURE(x, t)
-
-    srds_fast.sample(denoiser, noise(1, 64), scheduler(), 20, method="auto", max_rows=3)
-    assert 1 < widest <= 3
-
-
-def test_a_network_that_refuses_wide_batches_bounds_the_plans() -> None:
-    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        if len(x) > 8:
-            raise RuntimeError("too wide")
-        return MIXTURE(x, t)
-
-    report = srds_fast.sample(denoiser, noise(1, 64), scheduler(), 50, method="auto").report
-    assert report.peak_rows <= 8
-    assert "more than 8 rows failed" in report.plan_reason
-
-
-def test_costs_go_by_code_and_networks_not_by_what_is_closed_over() -> None:
-    calls = 0
-
-    def denoiser_of(shift: torch.Tensor) -> Any:
-        def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            nonlocal calls
-            calls += 1
-            return MIXTURE(x, t) + 0 * shift
-
-        return denoiser
-
-    reports = []
-    for seed in range(3):
-        calls = 0
-        x = noise(1, 64, seed=seed)
-        reports.append(srds_fast.sample(denoiser_of(torch.zeros(64)), x, scheduler(), 20, method="auto").report)
-        if seed > 0:
-            assert calls == reports[-1].waves
-
-
 def _priced(costs: Costs) -> Pricing:
     x, stock = noise(1, 64), scheduler()
     stock.set_timesteps(20)
@@ -349,7 +350,7 @@ def test_nothing_is_replayed_to_be_timed_while_another_call_replays(monkeypatch:
     monkeypatch.setattr(device_lock_module, "LONGEST_WAIT", 0.01)
     costs, device = Costs(), torch.device("cpu")
     with replaying(device):
-        assert _priced(costs).curve.how == "eager"  # in the middle of this thread's own
+        assert _priced(costs).known.curve.how == "eager"  # in the middle of this thread's own
     begun, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -360,55 +361,27 @@ def test_nothing_is_replayed_to_be_timed_while_another_call_replays(monkeypatch:
     other = threading.Thread(target=hold)
     other.start()
     begun.wait(10)
-    assert _priced(costs).curve.how == "eager"
+    assert _priced(costs).known.curve.how == "eager"
     done.set()
     other.join()
-    assert _priced(costs).curve.how == "replayed"
-    assert _priced(costs).curve.how == "replayed"
+    assert _priced(costs).known.curve.how == "replayed"
+    assert _priced(costs).known.curve.how == "replayed"
     assert ways == [False, True]
-
-
-def test_a_wave_that_did_not_fit_bounds_the_plans_to_come() -> None:
-    """And what did not fit has not diverged: its method is still weighed."""
-    room, calls = 8, 0
-
-    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if len(x) > room and calls > 200:  # other work has taken the memory since it was measured
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return MIXTURE(x, t)
-
-    priced = pricing(FREE)
-    wide = usual(100, Settings(), False, priced)
-    assert wide.program().peak_rows > 8
-    priced.known.experience.had_no_room(9)
-    narrow = usual(100, Settings(), False, priced)
-    assert narrow.program().peak_rows <= 8
-    assert narrow.method != "sequential"
-    x, fallbacks = noise(1, 64), []
-    for seed in range(8):
-        calls = max(calls, 201) if seed else 0
-        report = srds_fast.sample(denoiser, x, scheduler(), 60, method="auto").report
-        fallbacks.append(report.fallback_reason is not None)
-    assert sum(fallbacks) <= 3  # each bounds the width anew
-    assert not fallbacks[-1]
 
 
 @pytest.mark.parametrize(("slower", "stays"), [(1.03, True), (1.2, False)])
 def test_a_plan_is_left_only_for_one_that_is_clearly_faster(slower: float, stays: bool) -> None:
     settings, free = Settings(), pricing(FREE)
-    of_srds = [plan for plan in candidates(100, settings, False) if plan.method == "srds" and plan.num_blocks == 20]
-    before, other = of_srds[0], of_srds[1]
-    seconds = {each.in_flight: free.expected_network(each) for each in of_srds}
+    plans = [plan for plan in candidates(100, settings, False) if plan.method == "srds" and plan.num_blocks == 20]
+    before, other = plans[:2]
+    by_options = {before.options: slower, other.options: 1.0}
+    seconds = {each.options: free.expected_network(each) for each in plans}
 
-    def between(plan: srds_fast.Plan) -> float:
-        if plan.num_blocks != 20 or plan.in_flight not in (before.in_flight, other.in_flight):
-            return 1.0
-        wanted = 0.05 * (slower if plan.in_flight == before.in_flight else 1.0)
-        return wanted - seconds[plan.in_flight]
+    def overhead(plan: srds_fast.Plan) -> float:
+        share = by_options.get(plan.options)
+        return 1.0 if share is None else 0.05 * share - seconds[plan.options]
 
-    priced = Pricing(Known(FREE), between, HERE)
+    priced = pricing(FREE, overhead)
     assert fastest(100, settings, False, priced).signature == other.signature
     found = fastest(100, settings, False, priced, before=before)
     assert found.signature == (before if stays else other).signature
@@ -418,20 +391,20 @@ def test_a_plan_is_left_only_for_one_that_is_clearly_faster(slower: float, stays
 
 def test_what_takes_longer_than_expected_is_weighed_anew() -> None:
     settings, priced = Settings(), pricing(FREE)
-    plan = usual(100, settings, False, priced)
+    plan = default_plan(100, settings, False, priced)
     assert plan.method != "sequential"
     report = srds_fast.Report(plan.method, "eager", "sample", 100, iterations_per_sample=[60], converged=[True])
     for _ in range(4):
-        priced.saw(plan, report)
-    other = usual(100, settings, False, priced)
+        priced.record(plan, report)
+    other = default_plan(100, settings, False, priced)
     assert other.signature != plan.signature
     for _ in range(4):
-        priced.saw(other, None)
-    assert usual(100, settings, False, priced).signature not in (plan.signature, other.signature)
-    as_expected = usual(50, settings, False, priced)
-    usual_run = dataclasses.replace(report, iterations_per_sample=[priced.expected(as_expected)])
-    priced.saw(as_expected, usual_run)
-    assert usual(50, settings, False, priced).signature == as_expected.signature
+        priced.record(other, None)
+    assert default_plan(100, settings, False, priced).signature not in (plan.signature, other.signature)
+    as_expected = default_plan(50, settings, False, priced)
+    expected_run = dataclasses.replace(report, iterations_per_sample=[priced.expected(as_expected)])
+    priced.record(as_expected, expected_run)
+    assert default_plan(50, settings, False, priced).signature == as_expected.signature
 
 
 @pytest.mark.parametrize(

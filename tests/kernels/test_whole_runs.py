@@ -1,0 +1,161 @@
+"""Whole runs of the solvers through the kernels, against the same runs through the references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from definitions import product_with_defaults, randomly, references
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from problems import scheduler
+from torch import Tensor
+
+import srds_fast
+from srds_fast.kernels.wave_update import NetworkInput, kernel
+from srds_fast.schedulers.verify import noise_table
+from srds_fast.solvers import program
+from srds_fast.solvers.contract import Checkpoint, Core, Evaluate, Extras
+from srds_fast.solvers.fixed_point import program as sweeps
+from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaTAA
+from srds_fast.solvers.fixed_point.solver import fixed_point
+from srds_fast.solvers.srds import srds
+
+torch.set_num_threads(1)
+SCHEDULERS: dict[str, tuple[Any, float]] = {
+    "ddim": (scheduler(), 0.0),
+    "ddim clipped": (DDIMScheduler(), 0.0),
+    "ddim v": (scheduler(prediction_type="v_prediction"), 0.0),
+    "ddim sample, clipped": (DDIMScheduler(prediction_type="sample"), 0.0),
+    "ddim eta": (scheduler(), 1.0),
+    "ddim clipped, eta": (DDIMScheduler(), 1.0),
+    "ddpm": (DDPMScheduler(), 0.0),
+    "dpm++ 2m": (DPMSolverMultistepScheduler(), 0.0),
+    "euler": (EulerDiscreteScheduler(), 0.0),
+    "euler ancestral": (EulerAncestralDiscreteScheduler(), 0.0),
+    "flow": (FlowMatchEulerDiscreteScheduler(), 0.0),
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "sequential": {"method": "sequential"},
+    "exact": {"method": "srds", "exact": True},
+    "srds": {"method": "srds", "tolerance": 1e-4},
+    "collocation": {"method": Collocation(num_nodes=5, history=3), "max_iterations": 3},
+    "collocation, not mixed": {"method": Collocation(num_nodes=5, history=0), "max_iterations": 3},
+    "parataa": {"method": ParaTAA(), "max_iterations": 3},
+    "picard": {"method": ParaTAA(history=0, data_std=None), "max_iterations": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    product_with_defaults(
+        (SCHEDULERS, METHODS),
+        ("ddim clipped", "sequential"),
+        ("dpm++ 2m", "exact"),
+        ("dpm++ 2m", "srds"),
+        ("ddim eta", "srds"),
+        ("euler", "srds"),
+        ("ddim", "collocation"),
+        ("ddim clipped, eta", "parataa"),
+        ("dpm++ 2m", "parataa"),
+        ("flow", "collocation, not mixed"),
+    ),
+)
+def test_a_whole_run_is_that_of_the_references(
+    name: str, method: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock, eta = SCHEDULERS[name]
+    stock.set_timesteps(9)
+    x = randomly(2, 12, seed=1, device=device) * float(getattr(stock, "init_noise_sigma", 1.0))
+    curve = 1 + 2 * randomly(1, 12, seed=2, device=device).abs()
+    launches = []
+    launch = kernel.wave_update_kernel
+
+    class Counted:
+        def __getitem__(self, grid: Any) -> Any:
+            launches.append(grid)
+            return launch[grid]
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(curve * x) * (0.5 + t.to(x)[:, None] / 2000)
+
+    def sample() -> srds_fast.SampleResult:
+        generator = torch.Generator().manual_seed(0)
+        return srds_fast.sample(denoiser, x, stock, 9, eta=eta, generator=generator, **METHODS[method])
+
+    monkeypatch.setattr(kernel, "wave_update_kernel", Counted())
+    found = sample()
+    assert found.report.kernels != "torch"
+    of_blocks = method in ("sequential", "exact", "srds")
+    assert len(launches) == (found.report.waves + 1 if of_blocks else 0), "one a wave, and one before the first"
+    with references():
+        expected = sample()
+    assert len(launches) == (found.report.waves + 1 if of_blocks else 0)
+    scale = max(1.0, float(expected.sample.abs().max()))
+    torch.testing.assert_close(found.sample, expected.sample, rtol=1e-7, atol=1e-7 * scale)
+    assert found.report.iterations_per_sample == expected.report.iterations_per_sample
+    assert (found.report.waves, found.report.rows) == (expected.report.waves, expected.report.rows)
+    change, wanted = ([each for all_samples in run.report.change for each in all_samples] for run in (found, expected))
+    assert [each is None for each in change] == [each is None for each in wanted]
+    assert [each or 0.0 for each in change] == pytest.approx([each or 0.0 for each in wanted], rel=1e-6, abs=1e-9)
+
+
+def seen_of(core: Core, running: dict[int, tuple[int, ...]], network: NetworkInput) -> list[Tensor]:
+    """All that a core asks for and returns; running: after these iterations only these samples go on."""
+    seen: list[Tensor] = []
+    answer: Any = None
+    while True:
+        try:
+            event = core.send(answer)
+        except StopIteration as stop:
+            return [*seen, stop.value]
+        if isinstance(event, Evaluate):
+            assert event.x.dtype == (network.dtype or torch.float64)
+            assert not network.channels_last or event.x[0].is_contiguous(memory_format=torch.channels_last)
+            seen.append(event.x.double())
+            answer = torch.tanh(event.x)
+        else:
+            assert isinstance(event, Checkpoint)
+            seen += [event.sample, *([] if event.change is None else [event.change])]
+            answer = running.get(event.iteration)
+
+
+@pytest.mark.parametrize(
+    ("options", "max_rows"),
+    [(None, None), (Collocation(num_nodes=5), 3), (ParaTAA(), None)],
+    ids=["srds", "collocation", "parataa"],
+)
+def test_samples_leave_and_the_rest_goes_on(
+    device: torch.device, options: FixedPoint | None, max_rows: int | None
+) -> None:
+    """With two branches, in waves that are too wide, in half precision and channels last, from a guess."""
+    stock = DDIMScheduler()
+    stock.set_timesteps(8)
+    noise = noise_table(stock)
+    network = NetworkInput(torch.float16, 2, channels_last=True)
+    x, guess = (randomly(*shape, 3, 2, 3, 3, seed=1, device=device) for shape in ((), (9,)))
+    guidance = torch.tensor([-0.5, 1.5], dtype=torch.float64, device=device)
+
+    def run() -> list[Tensor]:
+        if options is None:
+            extras = Extras(network=network, scaled=True, guidance=guidance)
+            core = srds(x, noise, program.srds(8, 4, 4), extras=extras)
+        else:
+            extras = Extras(network=network, scaled=True, guidance=guidance, guess=guess)
+            waves = sweeps.fixed_point(8, 5, options.num_nodes).limited_to(max_rows)
+            core = fixed_point(x, noise, waves, options, extras)
+        return seen_of(core, {2: (0, 2), 4: (1,)}, network)
+
+    found = run()
+    with references():
+        expected = run()
+    for ours, theirs in zip(found, expected, strict=True):
+        # a half-precision row may fall to the other side
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)

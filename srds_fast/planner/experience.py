@@ -62,7 +62,7 @@ class Experience:
         stopping = Stopping(
             plan.num_inference_steps, plan.max_iterations, plan.tolerance, options.contraction(plain=plain)
         )
-        expected = () if plan.calibrated or plan.bits_only else options.expected_iterations(stopping)
+        expected = () if plan.calibrated or plan.bitwise else options.expected_iterations(stopping)
         if not expected:
             return ((plan.max_iterations, 1.0),)
         if options.scales:

@@ -137,14 +137,14 @@ class Plan:
         return solver
 
     @property
-    def bits_only(self) -> bool:
+    def bitwise(self) -> bool:
         """Stop only where nothing moves by a bit."""
         return self.exact or self.tolerance == 0.0
 
     @property
     def signature(self) -> Hashable:
         """What a recording depends on: all but when to stop."""
-        return self.options, self.num_inference_steps, self.max_iterations, self.max_rows, self.bits_only
+        return self.options, self.num_inference_steps, self.max_iterations, self.max_rows, self.bitwise
 
     @property
     def num_checkpoints(self) -> int:
@@ -159,7 +159,7 @@ class Plan:
     def program(self) -> Program:
         """The waves of this plan, if nothing stops it earlier."""
         steps, iterations = self.num_inference_steps, self.max_iterations
-        whole = self.options.program(steps, iterations, max_rows=self.max_rows, bits_only=self.bits_only)
+        whole = self.options.program(steps, iterations, max_rows=self.max_rows, bitwise=self.bitwise)
         return whole.limited_to(self.max_rows)
 
     def short(self) -> str:

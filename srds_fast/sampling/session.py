@@ -358,7 +358,7 @@ class Session:
     def _learn(self, *, completed: bool) -> None:
         # without lazy capture a new plan would have no recording, so do not learn
         if self.pricing is not None and (self._graphs is None or self._graphs.lazy):
-            self.pricing.record(self.plan, self.run.report if completed else None)
+            self.pricing.record(self.plan, self.report() if completed else None)
 
     def price(self) -> Pricing:
         """The costs of the call, measured now if they are unknown."""

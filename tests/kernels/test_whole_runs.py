@@ -22,7 +22,7 @@ import srds_fast
 from srds_fast.kernels.wave_update import NetworkInput, kernel
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
-from srds_fast.solvers.contract import Checkpoint, Core, Evaluate, Extras
+from srds_fast.solvers.contract import Checkpoint, Core, Evaluate, SolverInputs
 from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaTAA
 from srds_fast.solvers.fixed_point.solver import fixed_point
@@ -145,10 +145,10 @@ def test_samples_leave_and_the_rest_goes_on(
 
     def run() -> list[Tensor]:
         if options is None:
-            extras = Extras(network=network, scaled=True, guidance=guidance)
+            extras = SolverInputs(network=network, scaled=True, guidance=guidance)
             core = srds(x, noise, program.srds(8, 4, 4), extras=extras)
         else:
-            extras = Extras(network=network, scaled=True, guidance=guidance, guess=guess)
+            extras = SolverInputs(network=network, scaled=True, guidance=guidance, guess=guess)
             waves = sweeps.fixed_point(8, 5, options.num_nodes).limited_to(max_rows)
             core = fixed_point(x, noise, waves, options, extras)
         return seen_of(core, {2: (0, 2), 4: (1,)}, network)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import srds_fast
 from srds_fast.pipelines import call as call_module
-from srds_fast.pipelines.networks import network_family
+from srds_fast.pipelines.networks import NetworkCall, network_family
 from srds_fast.pipelines.takeover.guidance import GuidanceCache
 from srds_fast.pipelines.takeover.turn import RecordedTurn
 from srds_fast.sampling.rows import TiledConditioning
@@ -84,7 +84,7 @@ def test_the_weights_of_the_branches_are_found(name: str, monkeypatch: pytest.Mo
     assert fast.report.drive_reason is None
     assert made[0].weights is not None
     torch.testing.assert_close(made[0].weights.double(), torch.tensor(weights).double(), rtol=1e-7, atol=1e-7)
-    assert len(calls_made) == fast.report.waves * sum(call.probe is not None for call in made[0].calls)
+    assert len(calls_made) == fast.report.waves * sum(not call.family.gives_residuals for call in made[0].calls)
 
     monkeypatch.setattr(call_module, "why_not", lambda loop: "this test drives it")
     driven = run(fast, call | arguments)
@@ -198,15 +198,10 @@ def test_options_are_kept_as_they_were_when_the_call_was_made() -> None:
     options = {"ip_adapter_image_embeds": [torch.zeros(1)]}
     for embeddings in ([torch.ones(1)], [torch.full((1,), 2.0)]):
         options["ip_adapter_image_embeds"] = embeddings
-        (probe,) = turn.record(
-            pipe.transformer,
-            family,
-            [],
-            (),
-            {"hidden_states": states, "joint_attention_kwargs": options, "return_dict": False},
-        )
+        arguments = {"hidden_states": states, "joint_attention_kwargs": options, "return_dict": False}
+        (probe,) = turn.record(NetworkCall(pipe.transformer, family, arguments))
         assert probe.shape == states.shape
-    found = [each.at(states)[1]["joint_attention_kwargs"]["ip_adapter_image_embeds"] for each in turn.calls]
+    found = [call.arguments["joint_attention_kwargs"]["ip_adapter_image_embeds"] for call in turn.calls]
     assert [float(embeddings[0]) for embeddings in found] == [1.0, 2.0]
 
 

@@ -19,7 +19,7 @@ from ... import telemetry
 from ...errors import UnsupportedPipeline, UnsupportedScheduler
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
-from ..networks import Network, unwrapped
+from ..networks import Network, NetworkCall, unwrapped
 
 
 class LoopState(Protocol):
@@ -46,9 +46,7 @@ class LoopState(Protocol):
 
     def for_rows(self, conditioning: Tensor, states: Tensor) -> Tensor: ...
 
-    def call(
-        self, network: nn.Module, family: Network, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any: ...
+    def call(self, call: NetworkCall) -> Any: ...
 
 
 class SchedulerProxy:
@@ -206,8 +204,9 @@ class NetworkProxy(nn.Module):
         super().__init__()
         self.network = network
         self.training = network.training
-        names = list(inspect.signature(unwrapped(network).forward).parameters)
-        self._call = functools.partial(lockstep.call, network, family, names)
+        self._family = family
+        self._lockstep = lockstep
+        self._names = list(inspect.signature(unwrapped(network).forward).parameters)
         if hasattr(network, "cache_context"):
             self.cache_context = network.cache_context  # loops look it up in every turn
 
@@ -217,7 +216,11 @@ class NetworkProxy(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # not nn.Module.__call__: the network runs its own hooks, and global hooks must run once
-        return self._call(args, kwargs)
+        arguments = dict(zip(self._names, args, strict=False)) | kwargs
+        states = arguments[self._family.state]
+        if isinstance(states, RowStates):
+            arguments[self._family.state] = states.as_subclass(Tensor)
+        return self._lockstep.call(NetworkCall(self.network, self._family, arguments, len(args)))
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -225,7 +228,7 @@ class NetworkProxy(nn.Module):
         return type(self.__dict__["_modules"]["network"])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(args, kwargs)
+        return self(*args, **kwargs)
 
 
 def progress_proxy(

@@ -23,7 +23,7 @@ from ...solvers.program import Program
 from ..lora import AdapterScales, scale_numbers
 from ..network_rows import RowInputs
 from ..networks import is_compiled
-from .recorded import Repeated, signature_of, tensors_of, with_tensors
+from .recorded import Repeated, kind_of, scale_of, signature_of, tensors_of, unscaled, with_tensors
 from .turn import RecordedTurn
 
 
@@ -51,7 +51,7 @@ class RecordedNetwork:
 
     @property
     def kind(self) -> Hashable:
-        return tuple(recorded.kind for recorded in self.turn.calls)
+        return tuple(map(kind_of, self.turn.calls))
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -82,10 +82,10 @@ class RecordedNetwork:
         state, noise, extras = self.state, self.noise, self.extras
         factors: dict[nn.Module, float] = {}
         for recorded in self.turn.calls:
-            if factors.setdefault(recorded.network, recorded.scale) != recorded.scale:
+            if factors.setdefault(recorded.network, scale_of(recorded)) != scale_of(recorded):
                 raise ValueError("its loop scales the LoRA layers of a network in two ways")
         scales = AdapterScales(factors)
-        calls = [recorded.unscaled() for recorded in self.turn.calls] if scales else self.turn.calls
+        calls = [unscaled(recorded) for recorded in self.turn.calls] if scales else self.turn.calls
         given = tensors_of(calls)
         optional = {"draws": extras.draws, "guidance": extras.guidance, "guess": extras.guess}
         if scales:

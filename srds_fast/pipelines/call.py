@@ -29,7 +29,7 @@ from .lockstep.copy import copy_with_proxies
 from .lockstep.loop import LockstepLoop
 from .loop import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out, warn_overlap
-from .state import OWN_ARGUMENTS, RandomState, State, bind, steps_of
+from .state import OWN_ARGUMENTS, RandomState, State, bind, no_plan, steps_of
 from .takeover.guidance import GuidanceCache
 from .takeover.turn import RecordedTurn, why_not
 
@@ -306,9 +306,7 @@ def _stock_call(
 ) -> Any:
     state = fast._srds
     if state.quiet:
-        raise InvalidArgument(
-            f"This call has no plan: {reason}. It runs on the stock loop. Change what the reason names."
-        )
+        raise InvalidArgument(no_plan(reason))
     warn_fallback(fast, "on its stock loop", reason)
     telemetry.phase("stock")
     started = time.perf_counter()

@@ -6,6 +6,7 @@ import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,37 @@ from torch import Tensor
 
 from ..engine.run import Observer
 from ..solvers.contract import Checkpoint
-from .preview import PreviewStream
+
+Decode = Callable[[Tensor], list[Any]]
+"""final latents -> PIL images"""
+
+
+class PreviewStream:
+    """The CUDA stream on which refinements are decoded, while later waves still run; does nothing on a CPU."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, Any] = {}
+
+    def mark(self, tensor: Tensor) -> Any:
+        """Called by the computing thread: an event to wait for before another stream reads this tensor."""
+        return torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+
+    @contextmanager
+    def after(self, mark: Any, tensor: Tensor) -> Iterator[None]:
+        """Called by the reading thread: in the block, work on the tensor runs without delaying the run."""
+        if mark is None:
+            yield
+            return
+        stream = self._streams.get(tensor.device)
+        if stream is None:
+            stream = self._streams[tensor.device] = torch.cuda.Stream(tensor.device)
+        stream.wait_event(mark)
+        # the allocator must not reuse its memory before this stream has read it
+        tensor.record_stream(stream)
+        with torch.cuda.device(tensor.device), torch.cuda.stream(stream):
+            yield
+        # later work on the results uses the current stream, so that stream must wait
+        torch.cuda.current_stream(tensor.device).wait_stream(stream)
 
 
 class Refinement:
@@ -30,14 +61,11 @@ class Refinement:
         iteration: int,
         latents: Tensor,
         change: list[float | None] | None,
-        decode: Callable[[Tensor], list[Any]],
+        decode: Decode,
         previews: PreviewStream,
     ) -> None:
-        self.iteration = iteration
-        self.latents = latents
-        self.change = change
-        self._decode = decode
-        self._previews = previews
+        self.iteration, self.latents, self.change = iteration, latents, change
+        self._decode, self._previews = decode, previews
         self._mark = previews.mark(latents)
 
     def __repr__(self) -> str:
@@ -54,9 +82,7 @@ class _Abandoned(Exception):
     """The reader closed the stream."""
 
 
-def refinements(
-    call: Callable[[Observer], None], dtype: torch.dtype, decode: Callable[[Tensor], list[Any]]
-) -> Iterator[Refinement]:
+def refinements(call: Callable[[Observer], None], dtype: torch.dtype, decode: Decode) -> Iterator[Refinement]:
     """Run a call and yield its checkpoints as refinements.
 
     The call runs in a separate thread, because a pipeline's loop cannot be suspended. Closing the iterator ends the

@@ -25,8 +25,8 @@ from ..telemetry.report import Report
 from . import acceleration
 from .families import Family, family_of
 from .lockstep.callbacks import StepCallback
-from .lockstep.copy import copy_with_proxies
 from .lockstep.loop import LockstepLoop
+from .lockstep.proxies import copy_with_proxies
 from .loop import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out, warn_overlap
 from .state import OWN_ARGUMENTS, RandomState, State, bind, no_plan, steps_of

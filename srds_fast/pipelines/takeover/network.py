@@ -20,7 +20,7 @@ from ...planner.plan import SLIDES, STATES_KEPT, Plan
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Core, Evaluate, Extras
 from ...solvers.program import Program
-from ..lora import AdapterScales, scale_numbers
+from ..lora import AdapterScales
 from ..network_rows import RowInputs
 from ..networks import is_compiled
 from .recorded import Repeated, kind_of, scale_of, signature_of, tensors_of, unscaled, with_tensors
@@ -129,7 +129,7 @@ class RecordedNetwork:
             program,
             extras.network,
             calls[0].states.dtype,
-            scale_numbers(factors),
+            scales.dictionaries,
             network_signature=(tuple(map(id, replacements.values())), _attention_of_the_process()),
             why_no_loop=SLIDES if plan.slides else STATES_KEPT if self.keeps_states else None,
             overlap=self.overlap if has_two_lanes(program) else "batch",

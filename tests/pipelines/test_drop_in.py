@@ -13,7 +13,6 @@ from typing import Any
 import calls
 import numpy as np
 import pytest
-import support
 import tiny
 import torch
 from accelerate import cpu_offload
@@ -282,7 +281,7 @@ def test_a_list_of_one_generator_draws_for_the_whole_batch_as_stock_does() -> No
 
 def test_an_unread_loop_that_fails_when_driven_runs_as_stock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the repetition of joined conditioning, rows do not fit it: the stock loop does, or has the same error."""
-    pipe = support._pix2pix()
+    pipe = tiny.stable_diffusion_instruct()
     call = {"image": tiny.image(), "height": 32, "width": 32}
     expected = latents(pipe, **call)
     monkeypatch.setattr(srds_fast.pipelines.lockstep.loop.RowStates, "of", lambda states, drive: states)

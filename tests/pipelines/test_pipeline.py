@@ -251,6 +251,11 @@ def test_unknown_pipelines_and_patched_classes_are_refused(sd: Any, monkeypatch:
             call()
 
 
+def test_a_scheduler_class_is_refused_with_what_to_pass() -> None:
+    with pytest.raises(InvalidArgument, match="an instance of a diffusers scheduler"):
+        srds_fast.sample(lambda x, t: x, torch.zeros(1, 2), DDIMScheduler, 5)
+
+
 def test_a_reason_is_logged_once(sd: Any, caplog: Any) -> None:
     fast = srds_fast.compile(sd, method="srds")
     caplog.set_level(logging.WARNING, "srds_fast")

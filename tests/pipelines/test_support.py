@@ -114,7 +114,7 @@ def test_pipeline_by_scheduler(pipeline: Pipeline, scheduler: str, mode: str, mo
 def test_feature(feature: Feature, pipeline: Pipeline, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = feature.build() if feature.build else pipeline.build(pipeline.schedulers[0])
     call = {**tiny.PIPELINES[pipeline.tiny][1], **feature.call}
-    check(pipe, {**call, **feature.prepare(pipe)}, feature.verdict, mode, monkeypatch)
+    check(pipe, {**call, **(feature.prepare(pipe) or {})}, feature.verdict, mode, monkeypatch)
 
 
 def test_the_default_command_runs_every_pipeline_scheduler_feature_and_mode() -> None:
@@ -144,7 +144,7 @@ def test_half_precision_loses_no_more_than_stock_and_the_network_keeps_its_dtype
 def test_strict_refuses_what_would_run_on_the_stock_loop(feature: Feature) -> None:
     pipeline = support.BY_NAME[feature.pipelines[0]]
     pipe = pipeline.build(pipeline.schedulers[0])
-    call = {**tiny.PIPELINES[pipeline.tiny][1], **feature.call, **feature.prepare(pipe)}
+    call = {**tiny.PIPELINES[pipeline.tiny][1], **feature.call, **(feature.prepare(pipe) or {})}
     with pytest.raises(UnsupportedPipeline, match=feature.verdict.why):
         srds_fast.compile(pipe, strict=True, method="srds")(**call, num_inference_steps=STEPS)
 

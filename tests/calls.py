@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,28 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, relative: float = 
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype
     assert float((found - expected).abs().max()) <= relative * float(expected.abs().max())
+
+
+def denoiser(pipe: Any) -> Any:
+    """The network that the pipeline's loop calls."""
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
+@contextmanager
+def watched(network: Any, look: Callable[[torch.Tensor], Any] = lambda states: None) -> Iterator[list[torch.Tensor]]:
+    """The states that the network is given in the block, one tensor for each call; `look` sees them before it does."""
+    seen: list[torch.Tensor] = []
+
+    def before(module: Any, args: Any, kwargs: Any) -> None:
+        states = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        seen.append(states)
+        look(states)
+
+    handle = network.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def everything(pipe: Any) -> dict[str, Any]:

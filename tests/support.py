@@ -12,17 +12,18 @@ from typing import Any
 
 import tiny
 import torch
+from calls import denoiser
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     FluxImg2ImgPipeline,
     PixArtSigmaPipeline,
     StableDiffusion3Img2ImgPipeline,
-    StableDiffusionInstructPix2PixPipeline,
 )
 
 README = Path(__file__).parent.parent / "README.md"
@@ -49,7 +50,7 @@ def _flow_dpm() -> DPMSolverMultistepScheduler:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a call: it is driven, runs on the stock loop with a reason, or is an error."""
+    """What becomes of a call: it is accelerated, or runs on the stock loop with a reason."""
 
     kind: str
     why: str = ""
@@ -63,10 +64,6 @@ DRIVEN = Verdict("accelerated")
 
 def stock(why: str) -> Verdict:
     return Verdict("stock loop", why)
-
-
-def refused(why: str) -> Verdict:
-    return Verdict("refused", why)
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ class Feature:
         name: as README says it.
         pipelines: names of the rows of the first table that it is run on, with their first scheduler.
         call: arguments of the call beside the pipeline's own.
-        prepare: (pipe) -> further arguments; may change the pipe first.
+        prepare: (pipe) -> further arguments or None; may change the pipe first.
         build: makes another pipe than the row's.
         verdict: what becomes of the call.
     """
@@ -137,7 +134,7 @@ class Feature:
     name: str
     pipelines: tuple[str, ...]
     call: dict[str, Any] = field(default_factory=dict)
-    prepare: Callable[[Any], dict[str, Any]] = lambda pipe: {}
+    prepare: Callable[[Any], dict[str, Any] | None] = lambda pipe: None
     build: Callable[[], Any] | None = None
     verdict: Verdict = DRIVEN
 
@@ -145,47 +142,26 @@ class Feature:
 UNETS = ("StableDiffusion", "StableDiffusionXL")
 GUIDED = (*UNETS, "StableDiffusion3", "PixArtAlpha")
 TEXT = (*GUIDED, "Flux")
+# UNets and transformers
+BOTH_KINDS = (*UNETS, "StableDiffusion3", "Flux")
 
 
-def _scheduler(make: Callable[[], Any]) -> Callable[[Any], dict[str, Any]]:
-    def prepare(pipe: Any) -> dict[str, Any]:
-        pipe.scheduler = make()
-        return {}
-
-    return prepare
+def _scheduler(make: Callable[[], Any]) -> Callable[[Any], None]:
+    return lambda pipe: setattr(pipe, "scheduler", make())
 
 
 def _ip_adapter(pipe: Any) -> dict[str, Any]:
     return {"ip_adapter_image_embeds": tiny.add_ip_adapter(pipe)}
 
 
-def _lora(pipe: Any) -> dict[str, Any]:
-    tiny.add_lora(pipe.unet if hasattr(pipe, "unet") else pipe.transformer)
-    return {}
-
-
 def _scaled_lora(pipe: Any) -> dict[str, Any]:
-    _lora(pipe)
+    tiny.add_lora(denoiser(pipe))
     name = "cross_attention_kwargs" if hasattr(pipe, "unet") else "joint_attention_kwargs"
     return {name: {"scale": 0.3}}
 
 
-def _freeu(pipe: Any) -> dict[str, Any]:
-    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
-    return {}
-
-
-def _group_offload(pipe: Any) -> dict[str, Any]:
-    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    network.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
-    return {}
-
-
-def _cached(pipe: Any) -> dict[str, Any]:
-    from diffusers import FirstBlockCacheConfig
-
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
-    return {}
+def _group_offload(pipe: Any) -> None:
+    denoiser(pipe).enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
 
 
 def _latents(pipe: Any) -> dict[str, Any]:
@@ -200,16 +176,14 @@ def _change(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dic
     return {"latents": tensors["latents"] * 1.05} if step == 3 else tensors
 
 
-def _pix2pix() -> Any:
-    parts = tiny._sd_parts(None, 0, unet_channels=8)
-    return tiny._ready(StableDiffusionInstructPix2PixPipeline(**parts, image_encoder=None))
+def _unlisted(pipeline: str, cls: Any, **call: Any) -> Feature:
+    """A class whose loop is read, from the parts of a tiny pipeline."""
+    build = tiny.PIPELINES[BY_NAME[pipeline].tiny][0]
+    name = f"a pipeline not listed, read: {cls.__name__.removesuffix('Pipeline')}"
+    return Feature(name, (pipeline,), call, build=lambda: tiny.ready(cls(**build().components)))
 
 
-def _of_the_parts(cls: Any, other: Callable[[], Any]) -> Callable[[], Any]:
-    """Another pipeline class from the parts of a tiny pipeline."""
-    return lambda: tiny._ready(cls(**other().components))
-
-
+V_PREDICTION = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 FEATURES = [
     Feature("guidance", GUIDED, {"guidance_scale": 4.0}),
     Feature("no guidance", GUIDED, {"guidance_scale": 1.0}),
@@ -226,14 +200,7 @@ FEATURES = [
     Feature(
         "v-prediction, zero terminal SNR",
         ("StableDiffusion",),
-        prepare=_scheduler(
-            lambda: DDIMScheduler(
-                **tiny.SD_NOISE,
-                prediction_type="v_prediction",
-                rescale_betas_zero_snr=True,
-                timestep_spacing="trailing",
-            )
-        ),
+        prepare=_scheduler(lambda: DDIMScheduler(**tiny.SD_NOISE, **V_PREDICTION)),
     ),
     Feature(
         "Karras sigmas",
@@ -257,37 +224,26 @@ FEATURES = [
     Feature("`guess_mode`", ("StableDiffusionControlNet",), {"guess_mode": True}),
     Feature("`controlnet_conditioning_scale`", ("StableDiffusionControlNet",), {"controlnet_conditioning_scale": 0.4}),
     Feature("IP-Adapter", UNETS, prepare=_ip_adapter),
-    Feature("LoRA", (*UNETS, "StableDiffusion3", "Flux"), prepare=_lora),
-    Feature("LoRA with a scale", (*UNETS, "StableDiffusion3", "Flux"), prepare=_scaled_lora),
-    Feature("FreeU", UNETS, prepare=_freeu),
+    Feature("LoRA", BOTH_KINDS, prepare=lambda pipe: tiny.add_lora(denoiser(pipe))),
+    Feature("LoRA with a scale", BOTH_KINDS, prepare=_scaled_lora),
+    Feature("FreeU", UNETS, prepare=lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)),
     Feature("group offload (eagerly, with `engine_reason`)", ("StableDiffusion", "Flux"), prepare=_group_offload),
-    Feature("`callback_on_step_end` that looks", (*UNETS, "StableDiffusion3", "Flux"), {"callback_on_step_end": _look}),
+    Feature("`callback_on_step_end` that looks", BOTH_KINDS, {"callback_on_step_end": _look}),
     Feature(
         "`callback_on_step_end` that changes something",
-        (*UNETS, "StableDiffusion3", "Flux"),
+        BOTH_KINDS,
         {"callback_on_step_end": _change},
         verdict=Verdict("step by step from there", "the callback changed"),
     ),
     Feature(
-        "a pipeline not listed, read: InstructPix2Pix", ("StableDiffusion",), {"image": tiny.image()}, build=_pix2pix
+        "a pipeline not listed, read: InstructPix2Pix",
+        ("StableDiffusion",),
+        {"image": tiny.image()},
+        build=tiny.stable_diffusion_instruct,
     ),
-    Feature(
-        "a pipeline not listed, read: PixArtSigma",
-        ("PixArtAlpha",),
-        build=_of_the_parts(PixArtSigmaPipeline, tiny.pixart),
-    ),
-    Feature(
-        "a pipeline not listed, read: FluxImg2Img",
-        ("Flux",),
-        {"image": tiny.image(16), "strength": 0.8},
-        build=_of_the_parts(FluxImg2ImgPipeline, tiny.flux),
-    ),
-    Feature(
-        "a pipeline not listed, read: StableDiffusion3Img2Img",
-        ("StableDiffusion3",),
-        {"image": tiny.image(), "strength": 0.8},
-        build=_of_the_parts(StableDiffusion3Img2ImgPipeline, tiny.stable_diffusion_3),
-    ),
+    _unlisted("PixArtAlpha", PixArtSigmaPipeline),
+    _unlisted("Flux", FluxImg2ImgPipeline, image=tiny.image(16), strength=0.8),
+    _unlisted("StableDiffusion3", StableDiffusion3Img2ImgPipeline, image=tiny.image(), strength=0.8),
     Feature(
         "the deprecated `callback`",
         ("StableDiffusion", "PixArtAlpha"),
@@ -309,7 +265,7 @@ FEATURES = [
     Feature(
         "a cache on the network (`enable_cache`)",
         ("Flux",),
-        prepare=_cached,
+        prepare=lambda pipe: pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1)),
         verdict=stock("takes the previous call for the previous step"),
     ),
 ]

@@ -27,11 +27,11 @@ from ..telemetry.report import Report
 from . import acceleration
 from .families import Family, family_of
 from .lockstep.callbacks import StepCallback
-from .lockstep.copy import copy_with_proxies
 from .lockstep.loop import LockstepLoop
+from .lockstep.proxies import copy_with_proxies
 from .loop import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out
-from .state import OWN_ARGUMENTS, RandomState, bind, steps_of
+from .state import OWN_ARGUMENTS, RandomState, bind, no_plan, steps_of
 from .takeover.guidance import GuidanceCache
 from .takeover.turn import RecordedTurn, why_not
 
@@ -301,9 +301,7 @@ def _stock_call(
 ) -> Any:
     state = fast._srds
     if state.quiet:
-        raise InvalidArgument(
-            f"This call has no plan: {reason}. It runs on the stock loop. Change what the reason names."
-        )
+        raise InvalidArgument(no_plan(reason))
     warn_fallback(fast, "on its stock loop", reason)
     telemetry.phase("stock")
     started = time.perf_counter()

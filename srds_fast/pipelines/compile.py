@@ -26,8 +26,11 @@ from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
 from .dry_run import calibrate, planned
 from .families import family_of
-from .state import RandomState, State, bind, steps_of, undecoded
+from .state import RandomState, State, bind, no_plan, steps_of, undecoded, with_state
 from .stream import Refinement, refinements
+
+# most calls in one warm-up: a call may show that another plan is faster, which must then be recorded too
+MOST_WARM_UPS = 4
 
 
 class FastPipeline:
@@ -58,20 +61,12 @@ class FastPipeline:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """The same settings on a deep copy of the pipeline."""
-        state = self._srds
-        original = copy.deepcopy(state.original, memo)
-        graphs = Graphs(state.graphs.max_graphs)
-        return _fast(
-            State(
-                original,
-                replace(state.planner, costs=Costs(), calibrated=dict(state.planner.calibrated)),
-                state.strict,
-                state.lazy_capture,
-                graphs,
-                state.network_options,
-                state.overlap,
-            )
-        )
+        old = self._srds
+        original = copy.deepcopy(old.original, memo)
+        planner = replace(old.planner, costs=Costs(), calibrated=dict(old.planner.calibrated))
+        graphs = Graphs(old.graphs.max_graphs)
+        state = State(original, planner, old.strict, old.lazy_capture, graphs, old.network_options, old.overlap)
+        return with_state(type(self), state)
 
     def plan_for(self, *args: Any, measure: bool = False, **kwargs: Any) -> Plan:
         """The plan that a call with these arguments would run.
@@ -85,14 +80,12 @@ class FastPipeline:
             InvalidArgument: the call would run on the stock loop, which has no plan.
             PlanMismatch: the plan given to `compile` is for another number of steps.
         """
+        if measure:
+            return planned(self, args, kwargs).plan
         arguments = bind(self, args, kwargs)
         reason = stock_reason(self, family_of(self._srds.original), arguments)
-        if measure and reason is None:
-            return planned(_fast, self._srds, args, kwargs).plan
         if reason is not None:
-            raise InvalidArgument(
-                f"This call has no plan: {reason}. It runs on the stock loop. Change what the reason names."
-            )
+            raise InvalidArgument(no_plan(reason))
         stochastic = adds_noise(self.scheduler, float(arguments.get("eta") or 0.0))  # type: ignore[attr-defined]
         return self._srds.planner.choose(steps_of(arguments), stochastic)
 
@@ -106,13 +99,38 @@ class FastPipeline:
             InvalidArgument: the call would run on the stock loop, which has no iterations.
         """
         arguments = bind(self, args, kwargs)
-        reason = stock_reason(self, family_of(self._srds.original), arguments)
+        state, family = self._srds, family_of(self._srds.original)
+        reason = stock_reason(self, family, arguments)
         if reason is not None:
             raise InvalidArgument(
                 f"This call cannot be streamed: {reason}. The stock loop has no iterations to show. "
                 "Leave the argument out, or call without stream."
             )
-        return _stream(self, args, kwargs)
+        reports: list[Report | None] = []
+
+        def call(observer: Observer) -> None:
+            try:
+                run_call(self, args, {**kwargs, **undecoded(self)}, observer)
+            finally:
+                reports.append(state.last.report)  # `last` is local to this thread
+
+        def decode(latents: Tensor) -> Any:
+            if family.decode is None:
+                raise UnsupportedPipeline(
+                    f"It is not known how {type(self).__name__} decodes its latents. Refinement.latents are available. "
+                    "Decode them as the pipeline does."
+                )
+            return family.decode(self, latents, arguments)
+
+        def iterate() -> Iterator[Refinement]:
+            network = getattr(self, family.loop(self, arguments).networks[0])
+            try:
+                yield from refinements(call, network.dtype, decode)
+            finally:
+                if reports:
+                    state.last.report = reports[-1]
+
+        return iterate()
 
     def warmup(self, *args: Any, **kwargs: Any) -> Report:
         """Record the graphs that calls with arguments like these need, for all iterations they could take.
@@ -124,7 +142,19 @@ class FastPipeline:
         Returns:
             the report of the call; `engine_reason` says why nothing was recorded, if so.
         """
-        return _warmup(self, args, kwargs)
+        planner = self._srds.planner
+        random = RandomState(self, bind(self, args, kwargs))
+        try:
+            for _ in range(MOST_WARM_UPS):
+                recorded = self.graphs.captured
+                run_call(self, args, kwargs, warming=True)
+                if self.graphs.captured == recorded or not planner.settings.measures:
+                    break
+            planner.costs.settle()  # later calls keep the recorded plan until more is measured
+        finally:
+            random.restore()
+        assert self.report is not None
+        return self.report
 
     def calibrate(self, prompts: Sequence[Any], *, num_samples: int = 8, quantile: float = 0.95, **kwargs: Any) -> Plan:
         """Measure how many iterations each plan needs on this network, and use the fastest plan for later calls.
@@ -148,7 +178,7 @@ class FastPipeline:
             InvalidArgument: the call cannot be taken over, so nothing can be measured; or tolerance or quantile is
                 out of range.
         """
-        return calibrate(_fast, self._srds, list(prompts), num_samples, quantile, kwargs)
+        return calibrate(self, prompts, num_samples, quantile, kwargs)
 
     def reset(self) -> None:
         """Delete all recordings and free their memory; delete measured costs and calibrated plans.
@@ -197,42 +227,42 @@ def compile(
     Args:
         pipe: a diffusers pipeline. The loops of many are known; the source of other loops is checked. See README.
         method: the name of a method, such as "srds" or "sequential" (our path, one row per wave), or its options;
-            `srds_fast.methods` has all of them. "auto" chooses the fastest for this network on this device: the
-            first call of a kind measures the cost. If the loop is driven, nothing can be measured before the call:
-            "auto" is then srds, or sequential below six steps.
+            `srds_fast.methods` has all of them. "auto" chooses the fastest for this network on this device: the first
+            call of a kind measures the cost, with some tens of network calls. If the loop is driven, nothing can be
+            measured before the call: "auto" is then srds, or sequential below six steps.
         tolerance: bound on the mean absolute difference to the sequential sample, per sample, in the units of the
-            latents (data in [-1, 1]: one grey level is 1 / 127.5). 0: iterate until the sample no longer changes.
+            state (data in [-1, 1]: one grey level is 1 / 127.5). 0: iterate until the sample no longer changes.
         exact: iterate until the result equals the sequential one by construction.
         num_blocks: B, number of blocks of steps. Default: blocks of about sqrt(N) / 2 steps.
         max_iterations: largest number of iterations. Default: B, where the result is exact.
         coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim if steps add noise).
         pipelined: start rows of the next iteration as soon as their input exists.
-        in_flight: iterations of SRDS under way at once: rows of iteration p wait for the sample of iteration
-            p - in_flight, which may be enough. Fewer rows, but more waves where it is not. Default: no bound; "auto"
-            takes what it finds to pay.
+        in_flight: number of SRDS iterations that run at once. Rows of iteration p wait for the sample of iteration
+            p - in_flight, which may be enough: fewer rows, but more waves where it is not. Default: no bound, or what
+            "auto" finds to pay.
         max_rows: widest wave allowed; memory grows with it.
-        engine: "graph" records the waves of a call and replays them in later ones of its kind: a CUDA graph from one
-            checkpoint to the next. Where that cannot be (its window slides, the states are kept, it is too long), there
-            is a graph of the network for each width of a wave instead. "network-graphs": these at once. "eager" runs
-            every wave from Python.
-            "auto": graphs on a CUDA device, where it is not busy all through a network call: that is measured once for
-            each kind of call.
-        max_graphs: recordings kept; one is of a plan at one shape. The least recently used goes first.
+        engine: "graph" records the waves of a call as a CUDA graph from one checkpoint to the next, and replays it in
+            later calls of its kind. If that is impossible (the window slides, the states are kept, the program is too
+            long), it records a graph of the network for each width of a wave instead. "network-graphs" always does
+            that. "eager" runs every wave from Python. "auto": graphs on a CUDA device that is not busy all through a
+            network call, which is measured once for each kind of call.
+        max_graphs: number of recordings kept; each is of a plan at one shape. The least recently used goes first.
         lazy_capture: record calls of a new kind when they come; False: in `warmup` alone.
-        attention: "auto" leaves the networks' attention as it is; "sdpa" is torch's, "xformers" that of the package,
-            others are names of diffusers' attention backends. Switched for the time of a call, and put back.
-        channels_last: lay the weights of convolution networks out so (False: contiguous); None leaves them. The layout
-            stays: values and results are the same, and copying all weights twice a call would cost more than it brings.
+        attention: "auto" changes nothing; "sdpa" is torch's attention, "xformers" that of the package, others are names
+            of diffusers' attention backends. Switched for the time of a call.
+        channels_last: True: channels-last weights in convolution networks; False: contiguous ones; None changes
+            nothing. The layout stays after the call: to copy all weights twice a call would cost more than it saves.
         torch_compile: a mode of torch.compile for the networks, "default" or "max-autotune-no-cudagraphs"; graphs then
             hold the compiled code. Every wave width is compiled separately: seconds to minutes in the first calls.
         overlap: "batch": all rows of a wave in one network call; "streams": coarse rows in a separate network call, on
             a CUDA device in a parallel high-priority stream; "auto": batch, but if a loop graph is recorded on a CUDA
             device, the one whose replay is faster (recording both takes twice as long).
-        plan: a plan to run instead of choosing one for each number of steps; it fixes all settings above.
+        plan: a plan to run instead of choosing one for each number of steps; it fixes the settings from method to
+            engine.
         strict: raise if a call would run on the stock loop, or eagerly although engine="graph" was given.
 
     Returns:
-        The compiled pipeline. It adds `report`, `plan_for`, `stream` and `original`.
+        The compiled pipeline. It adds the members of `FastPipeline`, such as `report`, `plan_for` and `stream`.
 
     Raises:
         UnsupportedPipeline: the loop or a network is not understood; the message says which part.
@@ -259,17 +289,8 @@ def compile(
     if overlap not in OVERLAPS:
         raise InvalidArgument(f"overlap is {overlap!r}. Known are {', '.join(OVERLAPS)}. Pass one of these.")
     graphs = Graphs(max_graphs)
-    return _fast(State(original, Planner(settings, plan), strict, lazy_capture, graphs, network_options, overlap))
-
-
-def _fast(state: State) -> Any:
-    original = state.original
-    cls = _fast_class(original.__class__)
-    fast: Any = object.__new__(cls)
-    # the same dictionary: an attribute set on one is set on both
-    object.__setattr__(fast, "__dict__", original.__dict__)
-    object.__setattr__(fast, "_srds", state)
-    return fast
+    state = State(original, Planner(settings, plan), strict, lazy_capture, graphs, network_options, overlap)
+    return with_state(_fast_class(original.__class__), state)
 
 
 @functools.cache
@@ -284,51 +305,3 @@ def _fast_class(base: Any) -> type:
     cls = type(base.__name__, (FastPipeline, base), members)
     cls.__qualname__ = base.__qualname__
     return cls
-
-
-# most calls in one warm-up: a call may show that another plan is faster, which must then be recorded too
-MOST_WARM_UPS = 4
-
-
-def _warmup(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
-    arguments = bind(fast, args, kwargs)
-    random = RandomState(fast, arguments)
-    try:
-        for _ in range(MOST_WARM_UPS):
-            recorded = fast.graphs.captured
-            run_call(fast, args, kwargs, warming=True)
-            if fast.graphs.captured == recorded or not fast._srds.planner.settings.measures:
-                break
-        fast._srds.planner.costs.settle()  # later calls keep the recorded plan until more is measured
-    finally:
-        random.restore()
-    report: Report = fast.report
-    return report
-
-
-def _stream(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Refinement]:
-    state = fast._srds
-    reports: list[Report | None] = []
-    arguments = bind(fast, args, kwargs)
-    family = family_of(state.original)
-
-    def call(observer: Observer) -> None:
-        try:
-            run_call(fast, args, {**kwargs, **undecoded(fast)}, observer)
-        finally:
-            reports.append(state.last.report)  # `last` is local to this thread
-
-    def decode(latents: Any) -> Any:
-        if family.decode is None:
-            raise UnsupportedPipeline(
-                f"It is not known how {type(fast).__name__} decodes its latents. Refinement.latents are available. "
-                "Decode them as the pipeline does."
-            )
-        return family.decode(fast, latents, arguments)
-
-    network = getattr(fast, family.loop(fast, arguments).networks[0])
-    try:
-        yield from refinements(call, network.dtype, decode)
-    finally:
-        if reports:
-            state.last.report = reports[-1]

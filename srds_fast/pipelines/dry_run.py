@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +15,10 @@ from ..planner.plan import Plan
 from ..sampling.session import Session
 from ..solvers.contract import Checkpoint
 from .call import run_call
-from .state import Last, RandomState, State, bind, undecoded
-
-Make = Callable[[State], Any]
-"""state -> a compiled pipeline with this state."""
+from .state import Last, RandomState, bind, undecoded, with_state
 
 
-def planned(make: Make, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
+def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
     """Choose the plan of a call and measure its costs, but run no waves. Random generators are restored.
 
     Returns:
@@ -30,25 +27,20 @@ def planned(make: Make, state: State, args: tuple[Any, ...], kwargs: dict[str, A
     Raises:
         InvalidArgument: the call runs on the stock loop, which has no plan.
     """
-    fast = make(_quiet(state, plan_only=True))
+    planning = _quiet(fast, plan_only=True)
     random = RandomState(fast, bind(fast, args, kwargs))
     try:
-        run_call(fast, args, {**kwargs, **undecoded(fast)})
+        run_call(planning, args, {**kwargs, **undecoded(fast)})
     finally:
         random.restore()
-    session: Session | None = fast._srds.last.session
-    if session is None:
-        raise InvalidArgument(
-            f"This call has no plan: {fast.report.fallback_reason}. It runs on the stock loop. "
-            "Change what the reason names."
-        )
+    session: Session | None = planning._srds.last.session
+    assert session is not None
     return session
 
 
-def calibrate(
-    make: Make, state: State, prompts: Sequence[Any], num_samples: int, quantile: float, kwargs: dict[str, Any]
-) -> Plan:
+def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: float, kwargs: dict[str, Any]) -> Plan:
     """See `FastPipeline.calibrate`; also stores the plan in the state."""
+    planner = fast._srds.planner
     if not prompts or isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise InvalidArgument(
             f"{len(prompts)} prompts and num_samples={num_samples!r} were given. Calibration needs at least one of "
@@ -56,16 +48,15 @@ def calibrate(
         )
     if kwargs.get("generator") is not None:
         raise InvalidArgument("A generator was given. Calibration seeds every sample itself. Leave the generator out.")
-    if state.planner.plan is not None:
+    if planner.plan is not None:
         raise InvalidArgument("The pipeline was compiled with a plan, which fixes every setting. Compile it without.")
 
     def arguments(sample: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(sample)
         prompt = prompts[sample % len(prompts)]
-        prompt_arguments = prompt if isinstance(prompt, dict) else {"prompt": prompt}
-        return {**kwargs, **undecoded(make(state)), **prompt_arguments, "generator": generator}
+        given = prompt if isinstance(prompt, dict) else {"prompt": prompt}
+        return {**kwargs, **undecoded(fast), **given, "generator": torch.Generator().manual_seed(sample)}
 
-    session = planned(make, state, (), arguments(0))
+    session = planned(fast, (), arguments(0))
     pricing = session.pricing
     if pricing is None:
         raise InvalidArgument(
@@ -75,23 +66,23 @@ def calibrate(
     num_steps, stochastic = session.plan.num_inference_steps, session.stochastic
 
     def run(plan: Plan) -> list[tuple[int, Tensor]]:
-        fast = make(_quiet(state, planner=replace(state.planner, plan=replace(plan, engine="eager"))))
+        eager = _quiet(fast, planner=replace(planner, plan=replace(plan, engine="eager")))
         outputs: dict[int, list[Tensor]] = {}
 
         def keep(checkpoint: Checkpoint) -> None:
             outputs.setdefault(checkpoint.iteration, []).append(checkpoint.sample.clone())
 
         for sample in range(num_samples):
-            run_call(fast, (), arguments(sample), keep)
+            run_call(eager, (), arguments(sample), keep)
         return [
             (iteration, torch.cat(samples)) for iteration, samples in outputs.items() if len(samples) == num_samples
         ]
 
-    plan = calibrated(num_steps, state.planner.settings, stochastic, pricing, run, quantile)
-    state.planner.calibrated[num_steps, stochastic] = plan, pricing.kind
+    plan = calibrated(num_steps, planner.settings, stochastic, pricing, run, quantile)
+    planner.calibrated[num_steps, stochastic] = plan, pricing.kind
     return plan
 
 
-def _quiet(state: State, **changes: Any) -> State:
-    """The same state for calls whose report and warnings the user does not see."""
-    return replace(state, last=Last(), quiet=True, **changes)
+def _quiet(fast: Any, **changes: Any) -> Any:
+    """The same pipeline for calls whose report and warnings the user does not see."""
+    return with_state(type(fast), replace(fast._srds, last=Last(), quiet=True, **changes))

@@ -7,22 +7,15 @@ matrix.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import UnsupportedPipeline
-from .decoding import (
-    decode_dit,
-    decode_flux,
-    decode_pixart,
-    decode_pixels,
-    decode_sd,
-    decode_sdxl,
-    decode_shifted,
-)
 from .lockstep.source_check import replaced, unknown_in_loop
 from .loop import Arguments, Loop
 from .networks import NETWORKS, network_family, unwrapped
@@ -49,8 +42,7 @@ class Family:
 
 
 def _loop(*networks: str, **known: Any) -> Callable[[Any, Arguments], Loop]:
-    loop = Loop(networks, **known)
-    return lambda _pipe, _arguments: loop
+    return lambda _pipe, _arguments: Loop(networks, **known)
 
 
 def _inpainting(pipe: Any, _arguments: Arguments) -> Loop:
@@ -77,20 +69,77 @@ def _control_window(_pipe: Any, arguments: Arguments) -> str | None:
     return "control_guidance_start or _end was given: it switches the ControlNet by step number"
 
 
+def _decoded(pipe: Any, latents: Tensor, shift: float = 0.0) -> Tensor:
+    decoded: Tensor = pipe.vae.decode(latents / pipe.vae.config.scaling_factor + shift, return_dict=False)[0]
+    return decoded
+
+
+def _decode_sd(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:
+    images, flagged = pipe.run_safety_checker(_decoded(pipe, latents), latents.device, latents.dtype)
+    denormalize = [True] * len(images) if flagged is None else [not each for each in flagged]
+    return pipe.image_processor.postprocess(images, output_type="pil", do_denormalize=denormalize)
+
+
+def _decode_sdxl(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:
+    vae = pipe.vae
+    if vae.dtype == torch.float16 and vae.config.force_upcast:
+        # the stock call casts its VAE and casts it back; a preview must not, because the running call uses that VAE
+        vae, latents = copy.deepcopy(vae).float(), latents.float()
+    mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is not None and deviation is not None:
+        shift, scale = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, deviation))
+        latents = latents * scale / vae.config.scaling_factor + shift
+    else:
+        latents = latents / vae.config.scaling_factor
+    images = vae.decode(latents, return_dict=False)[0]
+    if getattr(pipe, "watermark", None) is not None:
+        images = pipe.watermark.apply_watermark(images)
+    return pipe.image_processor.postprocess(images, output_type="pil")
+
+
+def _decode_shifted(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:
+    images = _decoded(pipe, latents, pipe.vae.config.shift_factor)
+    return pipe.image_processor.postprocess(images, output_type="pil")
+
+
+def _decode_flux(pipe: Any, latents: Tensor, arguments: Arguments) -> Any:
+    size = pipe.default_sample_size * pipe.vae_scale_factor
+    height, width = arguments.get("height") or size, arguments.get("width") or size
+    return _decode_shifted(pipe, pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor), arguments)
+
+
+def _decode_pixart(pipe: Any, latents: Tensor, arguments: Arguments) -> Any:
+    images = _decoded(pipe, latents)
+    if arguments.get("use_resolution_binning"):
+        size = pipe.transformer.config.sample_size * pipe.vae_scale_factor
+        width, height = arguments.get("width") or size, arguments.get("height") or size
+        images = pipe.image_processor.resize_and_crop_tensor(images, width, height)
+    return pipe.image_processor.postprocess(images, output_type="pil")
+
+
+def _decode_dit(pipe: Any, latents: Tensor, arguments: Arguments) -> Any:
+    return _decode_pixels(pipe, _decoded(pipe, latents), arguments)
+
+
+def _decode_pixels(pipe: Any, pixels: Tensor, _arguments: Arguments) -> Any:
+    images = (pixels / 2 + 0.5).clamp(0, 1)
+    return pipe.numpy_to_pil(images.cpu().permute(0, 2, 3, 1).float().numpy())
+
+
 FAMILIES = {
-    "StableDiffusionPipeline": Family(_loop("unet"), decode_sd),
-    "StableDiffusionImg2ImgPipeline": Family(_loop("unet"), decode_sd),
-    "StableDiffusionInpaintPipeline": Family(_inpainting, decode_sd),
-    "StableDiffusionControlNetPipeline": Family(_loop("unet", "controlnet", counts=True), decode_sd, _control_window),
-    "StableDiffusionXLPipeline": Family(_loop("unet"), decode_sdxl),
-    "StableDiffusionXLImg2ImgPipeline": Family(_loop("unet"), decode_sdxl),
-    "StableDiffusionXLInpaintPipeline": Family(_inpainting, decode_sdxl),
-    "StableDiffusion3Pipeline": Family(_loop("transformer"), decode_shifted, _skipped_layers),
-    "FluxPipeline": Family(_loop("transformer"), decode_flux),
-    "PixArtAlphaPipeline": Family(_loop("transformer"), decode_pixart),
-    "DiTPipeline": Family(_dit, decode_dit),
-    "DDIMPipeline": Family(_loop("unet"), decode_pixels),
-    "DDPMPipeline": Family(_loop("unet"), decode_pixels),
+    "StableDiffusionPipeline": Family(_loop("unet"), _decode_sd),
+    "StableDiffusionImg2ImgPipeline": Family(_loop("unet"), _decode_sd),
+    "StableDiffusionInpaintPipeline": Family(_inpainting, _decode_sd),
+    "StableDiffusionControlNetPipeline": Family(_loop("unet", "controlnet", counts=True), _decode_sd, _control_window),
+    "StableDiffusionXLPipeline": Family(_loop("unet"), _decode_sdxl),
+    "StableDiffusionXLImg2ImgPipeline": Family(_loop("unet"), _decode_sdxl),
+    "StableDiffusionXLInpaintPipeline": Family(_inpainting, _decode_sdxl),
+    "StableDiffusion3Pipeline": Family(_loop("transformer"), _decode_shifted, _skipped_layers),
+    "FluxPipeline": Family(_loop("transformer"), _decode_flux),
+    "PixArtAlphaPipeline": Family(_loop("transformer"), _decode_pixart),
+    "DiTPipeline": Family(_dit, _decode_dit),
+    "DDIMPipeline": Family(_loop("unet"), _decode_pixels),
+    "DDPMPipeline": Family(_loop("unet"), _decode_pixels),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,15 +15,20 @@ class AdapterScales:
 
     Args:
         networks: maps each network to the factor of this call: "scale" in `cross_attention_kwargs` or similar.
+
+    Attributes:
+        dictionaries: ids of PEFT's dictionaries, whose numbers `read_from` replaces by tensors.
     """
 
     def __init__(self, networks: Mapping[nn.Module, float]) -> None:
-        self._entries = [
-            (scaling, name, factor)
+        layers: list[tuple[dict[str, Any], float]] = [
+            (scaling, factor)
             for network, factor in networks.items()
-            for scaling in _scalings(network)
-            for name in scaling
+            for module in network.modules()
+            if isinstance(scaling := getattr(module, "scaling", None), dict) and hasattr(module, "scale_layer")
         ]
+        self.dictionaries = frozenset(id(scaling) for scaling, _ in layers)
+        self._entries = [(scaling, name, factor) for scaling, factor in layers for name in scaling]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -45,15 +50,3 @@ class AdapterScales:
             for (scaling, name, _), tensor, number in zip(self._entries, tensors, numbers, strict=True):
                 if scaling.get(name) is tensor:  # otherwise the user has set another scale in the meantime
                     scaling[name] = number
-
-
-def scale_numbers(networks: Iterable[nn.Module]) -> frozenset[int]:
-    """The ids of the dictionaries whose numbers `AdapterScales` replaces by tensors."""
-    return frozenset(id(scaling) for network in networks for scaling in _scalings(network))
-
-
-def _scalings(network: nn.Module) -> Iterator[dict[str, Any]]:
-    for module in network.modules():
-        scaling = getattr(module, "scaling", None)
-        if isinstance(scaling, dict) and hasattr(module, "scale_layer"):
-            yield scaling

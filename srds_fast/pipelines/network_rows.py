@@ -14,7 +14,7 @@ from ..sampling.rows import PerState, TiledConditioning, input_scale
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Evaluate
 from ..solvers.program import Program
-from .networks import PER_SAMPLE_OPTIONS, SHARED_OPTIONS, Network
+from .networks import PER_SAMPLE_OPTIONS, SHARED_OPTIONS, Network, NetworkCall
 
 
 class RowInputs:
@@ -52,36 +52,19 @@ class RowInputs:
         scaled = x * self._per_state.of(self._input_scale, wave, branches)
         return scaled if scaled.dtype == x.dtype else scaled.to(x.dtype)  # the scale is kept in the state's dtype
 
-    def call(
-        self,
-        wave: Evaluate,
-        network: nn.Module,
-        family: Network,
-        names: list[str],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Call a network. names: of its parameters, in order; args, kwargs: from the pipeline's call of it."""
-        args, kwargs = self.arguments(wave, network, family, names, args, kwargs)
-        return self._replacements.get(network, network)(*args, **kwargs)
+    def call(self, wave: Evaluate, call: NetworkCall) -> Any:
+        """Make a call of the pipeline for the rows of a wave."""
+        return call.through(self._replacements.get(call.network, call.network), self.arguments(wave, call))
 
-    def arguments(
-        self,
-        wave: Evaluate,
-        network: nn.Module,
-        family: Network,
-        names: list[str],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with which `call` calls the network."""
-        states: Tensor = kwargs[family.state] if family.state in kwargs else args[names.index(family.state)]
+    def arguments(self, wave: Evaluate, call: NetworkCall) -> dict[str, Any]:
+        """The arguments of a call for the rows of a wave: its states are those of the rows already."""
+        family, states = call.family, call.states
         rows = len(wave.positions) * len(wave.samples)
         branches, odd = divmod(states.shape[0], rows)
         if odd:
             raise UnsupportedPipeline(
-                f"{type(network).__name__} was given {len(states)} states for {rows} rows. It is not known which row "
-                "each state belongs to. Run this call on the original pipeline."
+                f"{type(call.network).__name__} was given {len(states)} states for {rows} rows. It is not known which "
+                "row each state belongs to. Run this call on the original pipeline."
             )
 
         def for_rows(name: str, value: Any) -> Any:
@@ -90,17 +73,15 @@ class RowInputs:
             if name in family.per_sample:
                 return self._repeat(wave, name, value, branches)
             if name == "timestep":
-                return self._times_for(wave, family, states.dtype, branches)
+                return self._per_state.of(self._column(family, states.dtype), wave, branches)
             if name in family.options:
                 return self._repeat_options(wave, name, value, branches)
             raise UnsupportedPipeline(
-                f"The pipeline passes {name!r} to {type(network).__name__}. It is not known whether that argument has "
-                "an entry per sample. Run this call on the original pipeline."
+                f"The pipeline passes {name!r} to {type(call.network).__name__}. It is not known whether that argument "
+                "has an entry per sample. Run this call on the original pipeline."
             )
 
-        # positional arguments stay positional: hooks on the network may depend on it
-        given = tuple(for_rows(name, value) for name, value in zip(names, args, strict=False)) if args else args
-        return given, {name: for_rows(name, value) for name, value in kwargs.items()}
+        return {name: for_rows(name, value) for name, value in call.arguments.items()}
 
     def repeated(self, wave: Evaluate, name: str, value: Tensor, branches: int) -> Tensor:
         """A tensor with an entry per branch and sample, repeated for the rows. name: of the argument."""
@@ -130,11 +111,8 @@ class RowInputs:
         """Free the repeated conditioning."""
         self._tiled.clear()
 
-    def _times_for(self, wave: Evaluate, family: Network, dtype: torch.dtype, branches: int) -> Tensor:
-        """The time input of a network of this family, for every state of the wave."""
-        return self._per_state.of(self._column(family, dtype), wave, branches)
-
     def _column(self, family: Network, dtype: torch.dtype) -> Tensor:
+        """The time inputs of a network of this family, [N]."""
         times = self._times.get((family.time, dtype))
         if times is None:
             times = self._times[family.time, dtype] = family.time(self._timesteps, dtype)

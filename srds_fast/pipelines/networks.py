@@ -127,17 +127,46 @@ def unwrapped(module: Any) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
-def check_time(timesteps: Tensor, network: nn.Module, family: Network, given: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class NetworkCall:
+    """One call of a network by a pipeline's loop.
+
+    Attributes:
+        arguments: by name, in order.
+        positional: how many of them are given by position: hooks on the network may depend on it.
+    """
+
+    network: nn.Module
+    family: Network
+    arguments: dict[str, Any]
+    positional: int = 0
+
+    @property
+    def states(self) -> Tensor:
+        """The argument that holds the states, [branches * rows * samples, ...]."""
+        states: Tensor = self.arguments[self.family.state]
+        return states
+
+    def through(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Call a function in the network's place, with other arguments of the same names."""
+        if not self.positional:
+            return function(**arguments)
+        given = list(arguments.items())
+        return function(*(value for _, value in given[: self.positional]), **dict(given[self.positional :]))
+
+
+def check_time(timesteps: Tensor, call: NetworkCall) -> None:
     """Check that an unlisted loop gives its network, in the first turn, the timestep that rows will get."""
-    if "timestep" not in given:
+    name = type(call.network).__name__
+    if "timestep" not in call.arguments:
         raise UnsupportedPipeline(
-            f"The pipeline gives {type(network).__name__} no timestep. It could not tell rows at different times "
-            "apart. Run this call on the original pipeline."
+            f"The pipeline gives {name} no timestep. It could not tell rows at different times apart. "
+            "Run this call on the original pipeline."
         )
-    given_time = torch.as_tensor(given["timestep"]).flatten()[:1].double().cpu()
-    expected = family.time(timesteps[:1], given[family.state].dtype).double().cpu()
-    if not torch.equal(given_time, expected):
+    given = torch.as_tensor(call.arguments["timestep"]).flatten()[:1].double().cpu()
+    expected = call.family.time(timesteps[:1], call.states.dtype).double().cpu()
+    if not torch.equal(given, expected):
         raise UnsupportedPipeline(
-            f"The pipeline gives {type(network).__name__} the time {float(given_time)}, but {float(expected)} was "
-            "expected. Its unit is not known. Run this call on the original pipeline."
+            f"The pipeline gives {name} the time {float(given)}, but {float(expected)} was expected. Its unit is not "
+            "known. Run this call on the original pipeline."
         )

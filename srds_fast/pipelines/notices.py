@@ -6,18 +6,10 @@ import logging
 import re
 from typing import Any
 
-from ..errors import CaptureFailed, UnsupportedPipeline
+from ..errors import CaptureFailed, SrdsFastError, UnsupportedPipeline
 from ..planner.settings import GRAPH_ENGINES
-from .state import State
 
 logger = logging.getLogger("srds_fast")
-
-
-def warn_once(state: State, kind: str, message: str) -> None:
-    """Log a warning, unless this compiled pipeline has logged one of the same kind."""
-    if kind not in state.notified:
-        state.notified.add(kind)
-        logger.warning(message)
 
 
 def warn_fallback(fast: Any, how: str, reason: str) -> None:
@@ -26,31 +18,33 @@ def warn_fallback(fast: Any, how: str, reason: str) -> None:
     Args:
         how: the way they run: "step by step" or "on its stock loop".
     """
-    if fast._srds.strict:
-        raise UnsupportedPipeline(
-            f"This call cannot be accelerated: {reason}. strict=True forbids to run it {how}. "
-            "Change what the reason names, or compile without strict."
-        )
+    refusal = f"This call cannot be accelerated: {reason}. strict=True forbids to run it {how}."
     kind = re.sub(r" at step \d+", "", reason)
-    warn_once(fast._srds, kind, f"{type(fast).__name__} runs {how}: {reason}.")
+    _warn_once(fast, kind, f" runs {how}: {reason}.", UnsupportedPipeline(f"{refusal} {_ADVICE}"))
 
 
 def warn_left_out(fast: Any, reason: str) -> None:
     """Warn that a network option was not applied; with strict=True raise UnsupportedPipeline."""
-    if fast._srds.strict:
-        raise UnsupportedPipeline(
-            f"The network cannot be made faster as asked: {reason}. strict=True forbids to leave it out. "
-            "Change what the reason names, or compile without strict."
-        )
-    warn_once(fast._srds, reason, f"{type(fast).__name__}: {reason}.")
+    refusal = f"The network cannot be made faster as asked: {reason}. strict=True forbids to leave it out."
+    _warn_once(fast, reason, f": {reason}.", UnsupportedPipeline(f"{refusal} {_ADVICE}"))
 
 
 def warn_eager(fast: Any, reason: str) -> None:
     """Warn that calls run eagerly; with strict=True and a graph engine by name, raise CaptureFailed."""
-    state = fast._srds
-    if state.engine in GRAPH_ENGINES and state.strict:
-        raise CaptureFailed(
-            f"This call cannot be replayed: {reason}. strict=True forbids to run it eagerly. "
-            "Change what the reason names, pass engine='auto', or compile without strict."
-        )
-    warn_once(state, reason, f"{type(fast).__name__} runs eagerly: {reason}.")
+    refusal = CaptureFailed(
+        f"This call cannot be replayed: {reason}. strict=True forbids to run it eagerly. "
+        "Change what the reason names, pass engine='auto', or compile without strict."
+    )
+    _warn_once(fast, reason, f" runs eagerly: {reason}.", refusal if fast._srds.engine in GRAPH_ENGINES else None)
+
+
+_ADVICE = "Change what the reason names, or compile without strict."
+
+
+def _warn_once(fast: Any, kind: str, message: str, refusal: SrdsFastError | None) -> None:
+    """Log a warning of a kind once for this compiled pipeline; with strict=True raise the refusal instead."""
+    if fast._srds.strict and refusal is not None:
+        raise refusal
+    if kind not in fast._srds.notified:
+        fast._srds.notified.add(kind)
+        logger.warning("%s%s", type(fast).__name__, message)

@@ -73,6 +73,22 @@ class State:
         return self.planner.engine
 
 
+def with_state(cls: type, state: State) -> Any:
+    """A compiled pipeline of a class that `compile` made.
+
+    It shares the dictionary of the original: an attribute set on one is set on both.
+    """
+    fast: Any = object.__new__(cls)
+    object.__setattr__(fast, "__dict__", vars(state.original))
+    object.__setattr__(fast, "_srds", state)
+    return fast
+
+
+def no_plan(reason: str) -> str:
+    """The error of a call that must run on the stock loop, where its plan is asked for."""
+    return f"This call has no plan: {reason}. It runs on the stock loop. Change what the reason names."
+
+
 def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Arguments of a call by name, defaults filled in, **kwargs flattened.
 

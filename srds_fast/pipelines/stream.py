@@ -6,6 +6,8 @@ import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +15,35 @@ from torch import Tensor
 
 from ..engine.run import Observer
 from ..solvers.contract import Checkpoint
-from .preview import PreviewStream
 
 
+class PreviewStream:
+    """The CUDA stream on which refinements are decoded, while later waves still run; does nothing on a CPU."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+
+    def mark(self, tensor: Tensor) -> Any:
+        """Called by the computing thread: an event to wait for before another stream reads this tensor."""
+        return torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+
+    @contextmanager
+    def after(self, mark: Any, tensor: Tensor) -> Iterator[None]:
+        """Called by the reading thread: in the block, work on the tensor runs without delaying the run."""
+        if mark is None:
+            yield
+            return
+        stream = self._stream = self._stream or torch.cuda.Stream(tensor.device)
+        stream.wait_event(mark)
+        # the allocator must not reuse its memory before this stream has read it
+        tensor.record_stream(stream)
+        with torch.cuda.device(tensor.device), torch.cuda.stream(stream):
+            yield
+        # later work on the results uses the current stream, so that stream must wait
+        torch.cuda.current_stream(tensor.device).wait_stream(stream)
+
+
+@dataclass(eq=False)
 class Refinement:
     """A whole image after one iteration.
 
@@ -25,20 +53,10 @@ class Refinement:
         change: per sample, mean |x^p - x^(p-1)|; None at iteration 0.
     """
 
-    def __init__(
-        self,
-        iteration: int,
-        latents: Tensor,
-        change: list[float | None] | None,
-        decode: Callable[[Tensor], list[Any]],
-        previews: PreviewStream,
-    ) -> None:
-        self.iteration = iteration
-        self.latents = latents
-        self.change = change
-        self._decode = decode
-        self._previews = previews
-        self._mark = previews.mark(latents)
+    iteration: int
+    latents: Tensor
+    change: list[float | None] | None
+    _decode: Callable[[], list[Any]]
 
     def __repr__(self) -> str:
         return f"Refinement(iteration={self.iteration}, latents={tuple(self.latents.shape)}, change={self.change})"
@@ -46,8 +64,7 @@ class Refinement:
     @functools.cached_property
     def images(self) -> list[Any]:
         """PIL images, decoded on first access as the pipeline decodes its result, while later waves run."""
-        with torch.no_grad(), self._previews.after(self._mark, self.latents):
-            return self._decode(self.latents)
+        return self._decode()
 
 
 class _Abandoned(Exception):
@@ -65,7 +82,7 @@ def refinements(
     Args:
         call: makes the call; its argument observes the checkpoints.
         dtype: of the latents in the refinements.
-        decode: turns latents into images.
+        decode: turns latents into PIL images.
     """
     arrived: queue.Queue[tuple[Checkpoint, Any] | BaseException | None] = queue.Queue()
     previews = PreviewStream()
@@ -88,6 +105,10 @@ def refinements(
             end = error
         arrived.put(end)
 
+    def images(latents: Tensor, mark: Any) -> list[Any]:
+        with torch.no_grad(), previews.after(mark, latents):
+            return decode(latents)
+
     worker = threading.Thread(target=work, name="srds_fast.pipelines.stream", daemon=True)
     worker.start()
     latents: Tensor | None = None
@@ -100,14 +121,12 @@ def refinements(
                 # a checkpoint holds only the samples that still run; the others keep their latents
                 latents = checkpoint.sample.to(dtype, copy=True) if latents is None else latents.clone()
                 latents[list(checkpoint.samples)] = checkpoint.sample.to(dtype)
-            yield Refinement(checkpoint.iteration, latents, _change(checkpoint, len(latents)), decode, previews)
+            change: list[float | None] | None = None
+            if checkpoint.change is not None:
+                by_sample = dict(zip(checkpoint.samples, checkpoint.change.tolist(), strict=True))
+                change = [by_sample.get(sample) for sample in range(len(latents))]
+            decoded = functools.partial(images, latents, previews.mark(latents))
+            yield Refinement(checkpoint.iteration, latents, change, decoded)
     finally:
         abandoned.set()
         worker.join()
-
-
-def _change(checkpoint: Checkpoint, num_samples: int) -> list[float | None] | None:
-    if checkpoint.change is None:
-        return None
-    by_sample = dict(zip(checkpoint.samples, checkpoint.change.tolist(), strict=True))
-    return [by_sample.get(sample) for sample in range(num_samples)]

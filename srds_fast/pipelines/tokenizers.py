@@ -1,8 +1,7 @@
 """A separate set of tokenizers for every running call.
 
 A fast tokenizer has one padding and truncation state for all threads, and pipelines change it in every call. Two calls
-that share a tokenizer can get each other's padding, without an error. So each call borrows copies. They are made when
-first needed and kept for later calls.
+that share a tokenizer can get each other's padding, without an error. So each call borrows copies.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 
 class TokenizerPool:
-    """Copies of a pipeline's tokenizers, lent to one call at a time."""
+    """Copies of a pipeline's tokenizers: made when first needed, lent to one call at a time, kept for later calls."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,11 +23,7 @@ class TokenizerPool:
     @contextmanager
     def borrow(self, pipe: Any) -> Iterator[dict[str, Any]]:
         """The pipe's tokenizers by component name, as copies that no other call uses meanwhile."""
-        originals = {
-            name: component
-            for name, component in vars(pipe).items()
-            if name.startswith("tokenizer") and callable(component)
-        }
+        originals = {name: part for name, part in vars(pipe).items() if name.startswith("tokenizer") and callable(part)}
         # textual inversion adds tokens to a tokenizer: older copies are stale then
         state = [(name, id(original), len(original)) for name, original in originals.items()]
         with self._lock:

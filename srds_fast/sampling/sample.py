@@ -96,28 +96,13 @@ def sample(
             sample, or None for torch's global one. All noise is drawn before the first call, in the order of the
             sequential sampler.
         eta: DDIM's eta: 0 is deterministic, 1 adds the noise of DDPM.
-        method: the name of a method, such as "srds" or "sequential", or its options; `srds_fast.methods` has all of
-            them. "auto" chooses the fastest for this denoiser on this device: the first call of a kind
-            measures the cost, with some tens of denoiser calls.
-        tolerance: bound on the mean absolute difference to the sequential sample, per sample, in units of x. Data in
-            [-1, 1]: one grey level is 1 / 127.5. 0: iterate until the sample no longer changes.
-        exact: iterate until the result equals the sequential one by construction.
-        num_blocks: B, number of blocks of steps. Default: blocks of about sqrt(N) / 2 steps.
-        max_iterations: largest number of iterations. Default: B, where the result is exact.
-        coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim if steps add noise).
-        pipelined: start rows of the next iteration as soon as their input exists.
-        in_flight: iterations of SRDS under way at once: rows of iteration p wait for the sample of iteration
-            p - in_flight, which may be enough. Fewer rows, but more waves where it is not. Default: no bound; "auto"
-            takes what it finds to pay.
-        max_rows: widest wave allowed.
-        engine: "graph" replays a recording of the waves, see `graphs`; "network-graphs" graphs of the network alone;
-            "eager" runs them from Python; "auto": graphs on a CUDA device that is not busy all through a call of the
-            denoiser, if there is a place to keep them.
+        method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, in_flight, max_rows, plan: as
+            in `srds_fast.compile`.
+        engine: as in `srds_fast.compile`, but graphs need a place to be kept: see `graphs`.
         graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
             first call of a kind runs eagerly and is recorded, those after it are replayed. What the denoiser does in
             Python is then not done again. Weights that it takes from modules it is, is bound to or names may change in
             any way; it must not read tensors from elsewhere.
-        plan: a plan to run instead of choosing one; it fixes all settings above.
         observer: called with every `Checkpoint`.
         warm_start: [N + 1, batch, ...], the trajectory of a related sample with the same starting noise. Methods that
             refine all points (collocation, parataa, paradigms) start from it. The closer it is, the fewer waves they

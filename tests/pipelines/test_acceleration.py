@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import gc
-import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,8 +16,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from srds_fast.errors import InvalidArgument
-from srds_fast.pipelines.acceleration import Applied, NetworkOptions, applied, attention, hold
-from srds_fast.pipelines.acceleration.compiled import compiled
+from srds_fast.pipelines import acceleration
+from srds_fast.pipelines.acceleration import Applied, NetworkOptions, applied, compiled
 
 KINDS = ["stable_diffusion", "stable_diffusion_controlnet", "stable_diffusion_3", "flux", "pixart", "dit", "ddim"]
 # settings that change what a running call computes: (first call, a call during it)
@@ -111,38 +111,28 @@ def test_a_backend_is_used_by_this_network_only_and_the_users_own_comes_back_aft
     assert state_of(network) == before
 
 
-def test_sdpa_replaces_the_processors_that_compute_the_same_without_it() -> None:
-    pipe = tiny.stable_diffusion()
-    pipe.unet.set_attn_processor(stock.AttnProcessor())
-    unscaled = next(each for each in pipe.unet.modules() if isinstance(each, stock.Attention))
-    unscaled.scale_qk, unscaled.scale = False, 1.0
-    expected, before = image_of(pipe), state_of(pipe.unet)
-    with apply(pipe.unet, attention="sdpa") as made:
-        assert kinds_of(pipe.unet) == {stock.AttnProcessor, stock.AttnProcessor2_0}
-        assert type(unscaled.processor) is stock.AttnProcessor
-        assert_same_image(image_of(pipe), expected)
-    assert state_of(pipe.unet) == before
-    assert made.reasons == ["attention='sdpa' was left out where UNet2DConditionModel has AttnProcessor"]
-
-
 class AttnProcessor(stock.AttnProcessor):
     """A user's own, which may compute something else."""
 
 
-def test_processors_that_are_not_stock_are_left_with_a_reason() -> None:
+def test_sdpa_replaces_the_processors_that_compute_the_same_and_leaves_others_with_a_reason() -> None:
     pipe = tiny.stable_diffusion()
     embeds = tiny.add_ip_adapter(pipe)
-    name = next(iter(pipe.unet.attn_processors))
-    pipe.unet.get_submodule(name.removesuffix(".processor")).set_processor(AttnProcessor())
-    before = state_of(pipe.unet)
-    expected = image_of(pipe, ip_adapter_image_embeds=embeds)
+    attentions = [each for each in pipe.unet.modules() if isinstance(each, stock.Attention)]
+    plain, unscaled, own = [each for each in attentions if "IP" not in type(each.processor).__name__][:3]
+    plain.set_processor(stock.AttnProcessor())
+    unscaled.set_processor(stock.AttnProcessor())
+    unscaled.scale_qk, unscaled.scale = False, 1.0
+    own.set_processor(AttnProcessor())
+    expected, before = image_of(pipe, ip_adapter_image_embeds=embeds), state_of(pipe.unet)
     with apply(pipe.unet, attention="sdpa") as made:
+        assert type(plain.processor) is stock.AttnProcessor2_0
+        assert type(unscaled.processor) is stock.AttnProcessor
         assert {AttnProcessor, stock.IPAdapterAttnProcessor2_0} <= kinds_of(pipe.unet)
-        assert torch.equal(image_of(pipe, ip_adapter_image_embeds=embeds), expected)
+        assert_same_image(image_of(pipe, ip_adapter_image_embeds=embeds), expected)
     assert state_of(pipe.unet) == before
-    assert made.reasons == [
-        "attention='sdpa' was left out where UNet2DConditionModel has AttnProcessor, IPAdapterAttnProcessor2_0"
-    ]
+    left = "AttnProcessor, IPAdapterAttnProcessor2_0"
+    assert made.reasons == [f"attention='sdpa' was left out where UNet2DConditionModel has {left}"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="some of them can run here")
@@ -172,7 +162,7 @@ def test_attention_is_tried_as_it_will_be_used(
     monkeypatch: pytest.MonkeyPatch, stored: torch.dtype, autocast: bool, used: torch.dtype
 ) -> None:
     tried: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(attention, "_try_backend", lambda *each: tried.append(each))
+    monkeypatch.setattr(acceleration, "_try_attention", lambda *each: tried.append(each))
     unet = tiny.stable_diffusion().unet.to(stored)
     head_dims = {each.inner_dim // each.heads for each in unet.modules() if isinstance(each, stock.Attention)}
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), apply(unet, attention="sdpa"):
@@ -188,7 +178,7 @@ def test_xformers_replaces_stock_processors_and_draws_nothing(
     kind: str, processor: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (network,) = networks_of(tiny.PIPELINES[kind][0]())
-    monkeypatch.setattr(attention, "_try_backend", lambda *_: None)
+    monkeypatch.setattr(acceleration, "_try_attention", lambda *_: None)
     before, random = state_of(network), torch.get_rng_state()
     inside = []
     for _ in range(2):
@@ -215,31 +205,23 @@ def test_xformers_on_a_gpu_gives_the_same_image_and_draws_nothing(kind: str) -> 
     assert all("cannot be used" in reason for reason in made.reasons)
 
 
-def test_calls_share_a_setting_and_the_last_puts_it_back() -> None:
-    flux = tiny.flux().transformer
-    before = state_of(flux)
-    first, last = apply(flux, attention="_native_math"), apply(flux, attention="_native_math")
-    first.__enter__()
-    switched = state_of(flux)
-    assert last.__enter__().reasons == []
-    first.__exit__(None, None, None)
-    assert state_of(flux) == switched != before
-    last.__exit__(None, None, None)
-    assert state_of(flux) == before
-
-
 @pytest.mark.parametrize(("kind", "setting", "first", "second"), CONFLICTS)
-def test_a_call_that_wants_something_else_goes_on_with_what_is_set(
-    kind: str, setting: str, first: Any, second: Any
-) -> None:
+def test_calls_share_a_setting_and_the_last_puts_it_back(kind: str, setting: str, first: Any, second: Any) -> None:
     (network,) = networks_of(tiny.PIPELINES[kind][0]())
-    with apply(network, **{setting: first}):
+    before = state_of(network)
+    outer, same, other = (apply(network, **{setting: value}) for value in (first, first, second))
+    with outer:
         switched = state_of(network)
-        with apply(network, **{setting: second}) as made:
+        assert switched != before
+        assert same.__enter__().reasons == []
+        conflict = f"another call is using it with {setting}={first!r}"
+        was_not_set = f"{setting}={second!r} was not set on {type(network).__name__}"
+        with other as made:
+            assert made.reasons == [f"{was_not_set}: {conflict}"]
             assert state_of(network) == switched
-        assert state_of(network) == switched
-    other = f"another call is using it with {setting}={first!r}"
-    assert made.reasons == [f"{setting}={second!r} was not set on {type(network).__name__}: {other}"]
+    assert state_of(network) == switched, "a call still uses it"
+    same.__exit__(None, None, None)
+    assert (state_of(network) == before) == (setting == "attention")
     with apply(network, **{setting: second}) as made:
         assert state_of(network) != switched
         assert made.reasons == []
@@ -248,30 +230,20 @@ def test_a_call_that_wants_something_else_goes_on_with_what_is_set(
 def test_calls_in_threads_see_one_setting_each_and_leave_the_network_as_it_was() -> None:
     network = tiny.flux().transformer
     before = state_of(network)
-    errors: list[BaseException] = []
-    start = threading.Barrier(4)
 
     def work(name: str) -> None:
-        try:
-            start.wait()
-            for _ in range(200):
-                with apply(network, attention=name) as made:
-                    backends = backends_of(network)
-                    wanted = AttentionBackendName("native" if name == "sdpa" else name)
-                    # either its own all the time, or somebody else's and a reason
-                    assert len(backends) == 1
-                    assert (backends == {wanted}) == (not made.reasons)
-        except BaseException as error:
-            errors.append(error)
+        wanted = AttentionBackendName("native" if name == "sdpa" else name)
+        for _ in range(200):
+            with apply(network, attention=name) as made:
+                backends = backends_of(network)
+                # either its own all the time, or somebody else's and a reason
+                assert len(backends) == 1
+                assert (backends == {wanted}) == (not made.reasons)
 
-    threads = [threading.Thread(target=work, args=(each,)) for each in ["sdpa", "_native_math"] * 2]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, ["sdpa", "_native_math"] * 2))
     assert state_of(network) == before
-    assert hold._holds == {}
+    assert acceleration._holds == {}
 
 
 @pytest.mark.parametrize("kind", ["stable_diffusion", "stable_diffusion_controlnet", "ddim"])
@@ -303,8 +275,8 @@ def test_transformers_are_not_laid_out(kind: str) -> None:
     before = state_of(network)
     with apply(network, channels_last=True) as made:
         assert state_of(network) == before
-    (reason,) = made.reasons
-    assert reason == f"channels_last=True changes nothing in {type(network).__name__}: it is no convolution network"
+    nothing = f"changes nothing in {type(network).__name__}: it is no convolution network"
+    assert made.reasons == [f"channels_last=True {nothing}"]
 
 
 def test_weights_that_are_not_in_memory_are_not_laid_out() -> None:

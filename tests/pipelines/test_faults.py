@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import calls
 import pytest
 import torch
-from calls import assert_close, everything
+from calls import assert_close, everything, watched
 from thinned import thinned_product
 from torch import Tensor, nn
 
@@ -24,23 +26,19 @@ STEPS = 9
 latents = partial(calls.latents, prompt="a cat")
 
 
-class Fault:
-    """Does something at the call of the denoiser with a number."""
+@contextmanager
+def fault(network: nn.Module, at: int, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Does something to the output of the network's call with a number."""
+    calls = itertools.count(1)
 
-    def __init__(self, network: nn.Module, at: int, act: Callable[[Tensor], Tensor]) -> None:
-        self._left = at
-        self._act = act
-        self._handle = network.register_forward_hook(self)
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        return (act(output[0]), *output[1:]) if next(calls) == at else None
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        self._left -= 1
-        return (self._act(output[0]), *output[1:]) if self._left == 0 else None
-
-    def __enter__(self) -> Fault:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._handle.remove()
+    handle = network.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _raise(error: BaseException) -> Callable[[Tensor], Tensor]:
@@ -58,13 +56,13 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], type[BaseException]]] = {
 }
 
 
-@pytest.mark.parametrize(("at", "fault"), thinned_product([1, 2, 5, 8], FAULTS))
-def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(sd: Any, fault: str, at: int) -> None:
-    act, error = FAULTS[fault]
+@pytest.mark.parametrize(("at", "kind"), thinned_product([1, 2, 5, 8], FAULTS))
+def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(sd: Any, kind: str, at: int) -> None:
+    act, error = FAULTS[kind]
     fast = srds_fast.compile(sd, exact=True, method="srds")
     expected = latents(sd)
     before = everything(sd)
-    with Fault(sd.unet, at, act), pytest.raises(error) as caught:
+    with fault(sd.unet, at, act), pytest.raises(error) as caught:
         latents(fast)
     assert everything(sd) == before
     if isinstance(caught.value, DivergenceError):
@@ -76,7 +74,7 @@ def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(sd: Any, 
 def test_out_of_memory_at_any_wide_wave_ends_in_steps_of_one_row(sd: Any, at: int) -> None:
     fast = srds_fast.compile(sd, exact=True, method="srds")
     expected, before = latents(sd), everything(sd)
-    with Fault(sd.unet, at, _raise(torch.OutOfMemoryError("no more"))):
+    with fault(sd.unet, at, _raise(torch.OutOfMemoryError("no more"))):
         if at == 1:  # one row: the stock loop has no more room
             with pytest.raises(torch.OutOfMemoryError):
                 latents(fast)
@@ -88,21 +86,14 @@ def test_out_of_memory_at_any_wide_wave_ends_in_steps_of_one_row(sd: Any, at: in
     assert fast.report.fallback_reason is None
 
 
-class Room:
-    """For the time of a `with`, memory for so many rows: wider calls of the network end as a full device ends them."""
+def room(network: nn.Module, rows: int) -> Any:
+    """In the block, memory for so many rows: wider calls of the network end as a full device ends them."""
 
-    def __init__(self, network: nn.Module, rows: int) -> None:
-        def look(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if len(kwargs.get("sample", args[0] if args else None)) > rows:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+    def look(states: Tensor) -> None:
+        if len(states) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-        self._handle = network.register_forward_pre_hook(look, with_kwargs=True)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: Any) -> None:
-        self._handle.remove()
+    return watched(network, look)
 
 
 @pytest.mark.parametrize("settings", [{"method": "srds"}, {"method": "collocation"}, {"method": "auto"}])
@@ -114,7 +105,7 @@ def test_waves_that_do_not_fit_into_memory_are_taken_one_row_at_a_time(
         monkeypatch.setattr(call_module, "why_not", lambda loop: "to see it driven")
     expected, before = latents(sd), everything(sd)
     fast = srds_fast.compile(sd, **settings)
-    with Room(sd.unet, 2):  # a row with guidance
+    with room(sd.unet, 2):  # a row with guidance
         assert_close(latents(fast), expected)
         report = fast.report
         if settings["method"] == "auto" and path == "takeover":  # it has seen that when it measured
@@ -150,7 +141,7 @@ def test_what_the_waves_had_in_memory_is_let_go_before_the_steps_are_taken(
     monkeypatch.setattr(fixed_point.Points, "__init__", watched)
     monkeypatch.setattr(session_module.Session, "take_steps", looking)
     fast = srds_fast.compile(sd, method="collocation")
-    with Room(sd.unet, 2):
+    with room(sd.unet, 2):
         latents(fast)
     assert (len(made), alive) == (1, [0])
 
@@ -158,7 +149,7 @@ def test_what_the_waves_had_in_memory_is_let_go_before_the_steps_are_taken(
 def test_a_stream_that_runs_out_of_memory_goes_on_step_by_step(sd: Any) -> None:
     expected = latents(sd)
     fast = srds_fast.compile(sd, method="srds", exact=True)
-    with Room(sd.unet, 2):
+    with room(sd.unet, 2):
         *_, last = fast.stream("a cat", num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
     assert_close(torch.as_tensor(last.latents), expected)
     assert "did not fit" in fast.report.fallback_reason

@@ -27,30 +27,16 @@ INDEX = "uses the step number i at line"
 TIME = "uses the timestep at line"
 REFUSED = {
     "AnimateDiffPipeline": NOT_ONE_LOOP,
-    "BriaPipeline": "calls type",
     "CogView4Pipeline": "callback_on_step_end(self, i, self.scheduler.sigmas[i], callback_kwargs)",
-    "DanceDiffusionPipeline": "changes or renames a component",
-    "DiTPipeline": "changes latent_model_input",
-    "FluxInpaintPipeline": "`i < len(timesteps) - 1`",
-    "HunyuanVideoImageToVideoPipeline": "does not just step one sample",
-    "IFInpaintingPipeline": "reads intermediate_images after the step",
     "StableDiffusionParadigmsPipeline": NO_LOOP,
     "KandinskyPriorPipeline": "is not `for i, t in enumerate(timesteps)`",
     "LuminaPipeline": "`1 - current_timestep / self.scheduler.config.num_train_timesteps`",
     "OmniGenPipeline": "calls torch.split",
     "SanaSprintPipeline": "`torch.sin(timestep)`",
-    "StableCascadeDecoderPipeline": TIME,
     "StableDiffusion3Pipeline": "`i > num_inference_steps * skip_layer_guidance_start`",
-    "StableDiffusionAdapterPipeline": "calls state.clone",
-    "StableDiffusionControlNetPipeline": "`controlnet_keep[i]`",
-    "StableDiffusionDiffEditPipeline": "`image_latents[i]`",
-    "StableDiffusionInpaintPipeline": INDEX,
     "StableDiffusionLatentUpscalePipeline": "`self.scheduler.sigmas[i]`",
     "StableDiffusionSAGPipeline": "`self.pred_x0(latents, noise_pred_uncond, t)`",
-    "StableDiffusionXLInpaintPipeline": INDEX,
-    "TextToVideoSDPipeline": "changes latents",
     "UniDiffuserPipeline": "_get_noise_pred",
-    "VersatileDiffusionTextToImagePipeline": "self.image_unet",
     "WanPipeline": INDEX,
 }
 
@@ -153,7 +139,6 @@ def test_plain_forms_are_understood(old: str, new: str) -> None:
     ("old", "new", "reason"),
     [
         # the loop
-        (LOOP, "for i in range(50):", "is not `for i, t in enumerate(timesteps)`"),
         (LOOP, "for i, (t, s) in enumerate(timesteps):", "is not `for i, t in enumerate(timesteps)`"),
         (LOOP, "for i, t in enumerate(zip(timesteps, sigmas)):", "is not `for i, t in enumerate(timesteps)`"),
         (LOOP, "for t in enumerate(timesteps):", "is not `for i, t in enumerate(timesteps)`"),
@@ -165,7 +150,6 @@ def test_plain_forms_are_understood(old: str, new: str) -> None:
         # the step
         (STEP, f"{STEP}\n                {STEP}", "does not just step one sample"),
         (STEP, STEP.replace("[0]", "[1]"), "does not just step one sample"),
-        (STEP, STEP.replace("latents =", "stepped ="), "does not just step one sample"),
         (STEP, STEP.replace("latents =", "latents, denoised =").replace("[0]", ""), "does not just step one sample"),
         (STEP, STEP.replace("t, latents", "t, latents[:, :4]"), "does not just step one sample"),
         (STEP, STEP.replace("self.scheduler", "audio_scheduler"), TIME),
@@ -197,13 +181,10 @@ def test_a_changed_piece_is_refused(old: str, new: str, reason: str) -> None:
         # the step number
         (GUIDE, "noise_pred = noise_pred * scales[i]", "`scales[i]`"),
         (GUIDE, "if i == 0: noise_pred = -noise_pred", "`i == 0`"),
-        (GUIDE, "if i > 3: progress_bar.update(); noise_pred = -noise_pred", "`i > 3`"),
         # the timestep
         (GUIDE, "noise_pred = noise_pred if t > 500 else -noise_pred", "`t > 500`"),
-        (GUIDE, "noise_pred = noise_pred * timestep", "`noise_pred * timestep`"),
         (GUIDE, "strength = t / 1000; noise_pred = strength * noise_pred", "`strength * noise_pred`"),
         (GUIDE, "noise_pred = noise_pred + table[t]", "`table[t]`"),
-        (GUIDE, "noise_pred = self._guide(noise_pred, t)", "`self._guide(noise_pred, t)`"),
         (GUIDE, "noise_pred = self.scheduler.add_noise(noise_pred, noise, t)", TIME),
         (GUIDE, "noise_pred = noise_pred * self._current_timestep", "looks at the timestep"),
         (GUIDE, "noise_pred = noise_pred * timesteps.max()", "calls timesteps.max"),
@@ -212,20 +193,15 @@ def test_a_changed_piece_is_refused(old: str, new: str, reason: str) -> None:
         # the sample
         (HEAD, "latents = latents - grad", "changes latents"),
         (HEAD, "latents[:, :4] = mask", "stores something"),
-        (END, "latents = mask", "changes latents"),
         (END, "latents = latents * mask + init * (1 - mask)", "reads latents after the step"),
-        (END, "shown = latents * 2", "reads latents after the step"),
         # other calls
-        (GUIDE, "residuals = self.controlnet(model_input)", "calls self.controlnet"),
         (GUIDE, "noise_pred = noise_pred + torch.randn_like(noise_pred)", "calls torch.randn_like"),
-        (GUIDE, "noise_pred = noise_pred / noise_pred.std()", "calls noise_pred.std"),
         (GUIDE, "noise_pred = noise_pred / torch.norm(noise_pred)", "calls torch.norm"),
         (GUIDE, "history.append(noise_pred)", "calls history.append"),
         # the batch
         (GUIDE, "noise_pred = noise_pred[:batch_size]", "tells the entries of the batch apart"),
         (GUIDE, "noise_pred = noise_pred[0]", "tells the entries of the batch apart"),
         (GUIDE, "noise_pred = noise_pred * latents.shape[0]", "tells the entries of the batch apart"),
-        (GUIDE, "noise_pred = noise_pred.to(latents)[1]", "tells the entries of the batch apart"),
         (GUIDE, "noise_pred = noise_pred * len(noise_pred)", "calls len"),
         (GUIDE, "noise_pred = noise_pred @ mixing", "has a matrix product"),
         # what is kept
@@ -259,16 +235,13 @@ def test_the_reason_names_the_line_of_the_file() -> None:
 
 def test_a_replaced_call_is_refused() -> None:
     original = diffusers.StableDiffusionPipeline.__call__
-
-    @functools.wraps(original)
-    def cached(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return original(self, *args, **kwargs)
-
+    cached = functools.wraps(original)(lambda *args, **kwargs: original(*args, **kwargs))
     assert cached.__module__.startswith("diffusers.")
-    assert unknown_in_loop(cached) == f"its __call__ was replaced by code of {__name__}"
-    assert unknown_in_loop(torch.no_grad()(cached)) == f"its __call__ was replaced by code of {__name__}"
+    replaced = "its __call__ was replaced by code of"
+    for call in (cached, torch.no_grad()(cached)):
+        assert unknown_in_loop(call) == f"{replaced} {__name__}"
     assert unknown_in_loop(torch.no_grad()(original)) is None
-    assert unknown_in_loop(functools.partial(original, None)) == "its __call__ was replaced by code of functools"
+    assert unknown_in_loop(functools.partial(original, None)) == f"{replaced} functools"
 
 
 def test_a_call_without_source_is_refused() -> None:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import logging
 import threading
 import time
+from functools import partial
 from typing import Any
 
+import calls
 import numpy as np
 import pytest
 import tiny
 import torch
-from calls import assert_close, latents
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-)
+from calls import assert_close, watched
+from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+from torch import Tensor
 
 import srds_fast
 from srds_fast import InvalidArgument, PlanMismatch, UnsupportedPipeline, UnsupportedScheduler
@@ -38,29 +36,29 @@ SCHEDULERS = {
     "ddim-clip-trailing": DDIMScheduler(steps_offset=1, timestep_spacing="trailing"),
     "euler-karras-v": EulerDiscreteScheduler(use_karras_sigmas=True, prediction_type="v_prediction", steps_offset=1),
 }
+latents = partial(calls.latents, prompt="a cat")
 
 
-def seeded(call: dict[str, Any]) -> dict[str, Any]:
-    return {**call, "generator": torch.Generator().manual_seed(0)}
+def seeded(**call: Any) -> dict[str, Any]:
+    return {"prompt": "a cat", **call, "generator": torch.Generator().manual_seed(0)}
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=list(SCHEDULERS))
 def test_scheduler_options_reach_the_stock_result(scheduler: Any) -> None:
     pipe = tiny.stable_diffusion(copy.deepcopy(scheduler))
-    fast = srds_fast.compile(pipe, exact=True, method="srds")
-    assert_close(latents(fast, prompt="a cat"), latents(pipe, prompt="a cat"))
+    assert_close(latents(srds_fast.compile(pipe, exact=True, method="srds")), latents(pipe))
 
 
 @pytest.mark.parametrize("settings", EXACT_MODES, ids=lambda value: "-".join(value))
 @pytest.mark.parametrize("pipeline", ["stable_diffusion", "ddim", "ddim-clipped"])
 def test_float64_equals_stock_to_ten_digits(pipeline: str, settings: dict[str, Any]) -> None:
-    pipe = (tiny.stable_diffusion() if pipeline == "stable_diffusion" else tiny.ddim()).to(torch.float64)
+    pipe = tiny.PIPELINES[pipeline.removesuffix("-clipped")][0]().to(torch.float64)
     call: dict[str, Any] = {"prompt": "a cat"}
     if pipeline != "stable_diffusion":
         clipped = True if pipeline == "ddim-clipped" else None
         call = {"batch_size": 2, "output_type": "pt", "use_clipped_model_output": clipped}
     fast = srds_fast.compile(pipe, **{"method": "srds", **settings})
-    assert_close(latents(fast, **call), latents(pipe, **call), 1e-10)
+    assert_close(calls.latents(fast, **call), calls.latents(pipe, **call), 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +66,8 @@ def test_float64_equals_stock_to_ten_digits(pipeline: str, settings: dict[str, A
 )
 def test_the_output_is_the_pipelines_own(sd: Any, output_type: str, return_dict: bool) -> None:
     call = {"prompt": ["a", "b"], "num_inference_steps": 6, "output_type": output_type, "return_dict": return_dict}
-    expected = sd(**seeded(call))
-    found = srds_fast.compile(sd, exact=True, method="srds")(**seeded(call))
+    expected = sd(**seeded(**call))
+    found = srds_fast.compile(sd, exact=True, method="srds")(**seeded(**call))
     assert type(found) is type(expected)
     for ours, theirs in zip(found[0], expected[0], strict=True):
         assert type(ours) is type(theirs)
@@ -79,25 +77,38 @@ def test_the_output_is_the_pipelines_own(sd: Any, output_type: str, return_dict:
 
 
 def test_the_pipe_gives_its_stock_result_during_a_stream(sd: Any) -> None:
-    before = latents(sd, prompt="a cat")
+    before = latents(sd)
     fast = srds_fast.compile(sd, exact=True, method="srds")
-    during = [latents(sd, prompt="a cat") for _ in fast.stream("a cat", num_inference_steps=9)]
+    during = [latents(sd) for _ in fast.stream("a cat", num_inference_steps=9)]
     assert all(torch.equal(result, before) for result in during)
     assert type(sd) is StableDiffusionPipeline
     assert not isinstance(sd.unet, NetworkProxy)
     assert not isinstance(sd.scheduler, SchedulerProxy)
 
 
-def test_the_drop_in_looks_like_the_pipe(sd: Any, tmp_path: Any) -> None:
-    fast = srds_fast.compile(sd, method="srds")
-    assert isinstance(fast, StableDiffusionPipeline)
-    assert type(fast).__name__ == "StableDiffusionPipeline"
-    assert fast.original is sd
-    assert fast.components.keys() == sd.components.keys()
-    fast.save_pretrained(tmp_path)
-    again = StableDiffusionPipeline.from_pretrained(tmp_path)
-    again.set_progress_bar_config(disable=True)
-    assert_close(latents(again, prompt="a cat"), latents(sd, prompt="a cat"))
+@pytest.mark.parametrize("name", ["stable_diffusion", "flux", "ddim"])
+def test_the_drop_in_looks_like_the_pipe_and_what_is_set_on_one_is_set_on_both(name: str, tmp_path: Any) -> None:
+    pipe = tiny.PIPELINES[name][0]()
+    fast = srds_fast.compile(pipe, exact=True, method="srds")
+    assert isinstance(fast, type(pipe))
+    assert type(fast).__name__ == type(pipe).__name__
+    assert inspect.signature(fast.__call__) == inspect.signature(pipe.__call__)
+    assert repr(fast) == repr(pipe)
+    assert fast.original is pipe
+    assert fast.components.keys() == pipe.components.keys()
+    if name == "stable_diffusion":
+        fast.save_pretrained(tmp_path)
+        again = StableDiffusionPipeline.from_pretrained(tmp_path)
+        again.set_progress_bar_config(disable=True)
+        assert_close(latents(again), latents(pipe))
+        pipe.scheduler = EulerDiscreteScheduler(**tiny.SD_BETAS, steps_offset=1, timestep_spacing="leading")
+        assert_close(latents(fast), latents(pipe))
+        fast.vae.enable_slicing()
+        assert pipe.vae.use_slicing
+    assert fast.to(dtype=torch.float64) is fast
+    assert calls.denoiser(pipe).dtype == torch.float64
+    if name == "stable_diffusion":
+        assert latents(fast).dtype == torch.float64
 
 
 def test_compiling_again_gives_the_new_settings(sd: Any) -> None:
@@ -106,35 +117,20 @@ def test_compiling_again_gives_the_new_settings(sd: Any) -> None:
     assert fast.plan_for("a cat", num_inference_steps=20).num_blocks == 5
 
 
-def test_what_is_set_on_one_is_set_on_both() -> None:
-    pipe = tiny.stable_diffusion()
-    fast = srds_fast.compile(pipe, exact=True, method="srds")
-    pipe.scheduler = EulerDiscreteScheduler(**tiny.SD_BETAS, steps_offset=1, timestep_spacing="leading")
-    assert_close(latents(fast, prompt="a cat"), latents(pipe, prompt="a cat"))
-    fast.to(torch.float64)
-    assert pipe.unet.dtype == torch.float64
-    assert latents(fast, prompt="a cat").dtype == torch.float64
-
-
 def test_waves_rows_and_plan_agree_with_the_program(sd: Any) -> None:
     fast = srds_fast.compile(sd, num_blocks=5, max_iterations=2, tolerance=0.0, method="srds")
     assert fast.report is None
-    calls: list[int] = []
-    handle = sd.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
-    try:
+    with watched(sd.unet) as seen:
         latents(fast, prompt=["a", "b"], num_inference_steps=25)
-    finally:
-        handle.remove()
     planned = program.srds(25, 5, 2)
     report = fast.report
-    assert report.waves == planned.num_waves == len(calls) == 13
+    assert report.waves == planned.num_waves == len(seen) == 13
     assert report.rows == planned.num_rows == 48
-    assert sum(calls) == 2 * 2 * planned.num_rows  # two guidance branches, two prompts
+    assert sum(map(len, seen)) == 2 * 2 * planned.num_rows  # two guidance branches, two prompts
     assert (report.method, report.engine, report.path, report.iterations) == ("srds", "eager", "takeover", 2)
     assert report.fallback_reason is None
-    text = str(report)
-    assert "waves" in text
-    assert "13" in text
+    assert "waves" in str(report)
+    assert "13" in str(report)
     assert fast.plan_for("a", num_inference_steps=25).program().num_waves == 13
 
 
@@ -142,19 +138,16 @@ def test_the_seconds_hold_every_network_call(sd: Any, monkeypatch: pytest.Monkey
     """Also the first one, which is made before the solver knows its starting noise."""
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    handle = sd.unet.register_forward_pre_hook(lambda *given: clock.append(clock.pop() + 1.0))
-    try:
-        fast = srds_fast.compile(sd, method="sequential")
-        latents(fast, prompt="a cat", num_inference_steps=3)
-    finally:
-        handle.remove()
+    fast = srds_fast.compile(sd, method="sequential")
+    with watched(sd.unet, lambda states: clock.append(clock.pop() + 1.0)):
+        latents(fast, num_inference_steps=3)
     assert fast.report.seconds == 3.0
 
 
 def test_the_printed_plan_is_what_a_stopped_call_costs(sd: Any) -> None:
     """Rows begun for iterations that were never needed are part of the cost."""
     fast = srds_fast.compile(sd, method="srds")
-    latents(fast, prompt="a cat", num_inference_steps=36)
+    latents(fast, num_inference_steps=36)
     report = fast.report
     assert report.iterations < report.num_blocks
     line = (
@@ -183,17 +176,17 @@ def test_samples_leave_the_batch_when_they_have_converged(sd: Any) -> None:
 
 
 def test_stream_shows_whole_images_and_ends_in_the_result(sd: Any) -> None:
-    call = {"prompt": ["a", "b"], "num_inference_steps": 12}
+    call: dict[str, Any] = {"prompt": ["a", "b"], "num_inference_steps": 12}
     fast = srds_fast.compile(sd, num_blocks=4, max_iterations=3, tolerance=0.0, method="srds")
     expected = latents(fast, **call)
-    seen = list(fast.stream(**seeded(call)))
+    seen = list(fast.stream(**seeded(**call)))
     assert [refinement.iteration for refinement in seen] == [0, 1, 2, 3]
     assert torch.equal(seen[-1].latents, expected)
     assert not torch.equal(seen[0].latents, seen[1].latents)
     assert seen[0].change is None
     assert seen[2].change == fast.report.change[1]
-    images = fast(**seeded(call)).images
-    for ours, theirs in zip(seen[-1].images, images, strict=True):
+    assert repr(seen[0]) == "Refinement(iteration=0, latents=(2, 4, 16, 16), change=None)"
+    for ours, theirs in zip(seen[-1].images, fast(**seeded(**call)).images, strict=True):
         assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
@@ -220,59 +213,55 @@ def test_the_progress_bar_counts_steps(capsys: Any) -> None:
 
 @pytest.mark.parametrize(
     ("part", "error", "words"),
-    [
-        ("scheduler", UnsupportedScheduler, "PNDMScheduler"),
-        ("unet", UnsupportedPipeline, "AutoencoderKL"),
-    ],
+    [("scheduler", UnsupportedScheduler, "PNDMScheduler"), ("unet", UnsupportedPipeline, "AutoencoderKL")],
 )
 def test_a_part_set_after_compile_is_refused_at_the_call(part: str, error: type[Exception], words: str) -> None:
     pipe = tiny.stable_diffusion()
     fast = srds_fast.compile(pipe, method="srds")
     setattr(fast, part, PNDMScheduler(steps_offset=1, skip_prk_steps=True) if part == "scheduler" else pipe.vae)
     with pytest.raises(error, match=words):
-        fast("a cat", num_inference_steps=8)
+        latents(fast)
 
 
-def test_unknown_pipelines_are_refused(sd: Any) -> None:
-    with pytest.raises(UnsupportedPipeline, match="str is no diffusers pipeline"):
-        srds_fast.compile("runwayml/stable-diffusion-v1-5", method="srds")
-
+def test_unknown_pipelines_and_patched_classes_are_refused(sd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class OwnLoop(StableDiffusionPipeline):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return super().__call__(*args, **kwargs)
 
-    own = OwnLoop(**sd.components, requires_safety_checker=False)
-    with pytest.raises(UnsupportedPipeline, match="OwnLoop cannot be driven: its __call__ was replaced"):
-        srds_fast.compile(own, method="srds")
-    strange = copy.copy(sd)
-    strange.__dict__["unet"] = AutoencoderKL()
-    with pytest.raises(UnsupportedPipeline, match="AutoencoderKL"):
-        srds_fast.compile(strange, method="srds")
-
-
-def test_a_class_that_another_library_has_patched_is_refused(sd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caching libraries wrap the class's __call__, and functools.wraps makes it look like diffusers' own."""
     stock = StableDiffusionPipeline.__call__
 
-    @functools.wraps(stock)
+    @functools.wraps(stock)  # caching libraries wrap it so, and it looks like diffusers' own
     def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
         return stock(self, *args, **kwargs)
 
+    strange = copy.copy(sd)
+    strange.__dict__["unet"] = AutoencoderKL()
+    for pipe, words in {
+        "runwayml/stable-diffusion-v1-5": "str is no diffusers pipeline",
+        StableDiffusionPipeline: "StableDiffusionPipeline is a class",
+        OwnLoop(**sd.components, requires_safety_checker=False): "OwnLoop cannot be driven: its __call__ was replaced",
+        strange: "AutoencoderKL",
+    }.items():
+        with pytest.raises(UnsupportedPipeline, match=words):
+            srds_fast.compile(pipe, method="srds")
     fast = srds_fast.compile(sd, method="srds")
     monkeypatch.setattr(StableDiffusionPipeline, "__call__", patched)
-    with pytest.raises(UnsupportedPipeline, match="replaced by code of test_pipeline"):
-        srds_fast.compile(sd, method="srds")
-    with pytest.raises(UnsupportedPipeline, match="replaced by code of test_pipeline"):
-        fast("a cat", num_inference_steps=6)
+    for call in (lambda: srds_fast.compile(sd, method="srds"), lambda: latents(fast)):
+        with pytest.raises(UnsupportedPipeline, match="replaced by code of test_pipeline"):
+            call()
+
+
+def test_a_scheduler_class_is_refused_with_what_to_pass() -> None:
+    with pytest.raises(InvalidArgument, match="an instance of a diffusers scheduler"):
+        srds_fast.sample(lambda x, t: x, torch.zeros(1, 2), DDIMScheduler, 5)
 
 
 def test_a_reason_is_logged_once(sd: Any, caplog: Any) -> None:
     fast = srds_fast.compile(sd, method="srds")
-    call = {"prompt": "a cat", "callback": lambda *given: None, "callback_steps": 1}
     caplog.set_level(logging.WARNING, "srds_fast")
     for _ in range(2):
         with pytest.warns(FutureWarning, match="callback"):
-            latents(fast, **call)
+            latents(fast, callback=lambda *given: None, callback_steps=1)
     assert len([record for record in caplog.records if record.name == "srds_fast"]) == 1
     assert "callback was given" in str(fast.report)
 
@@ -285,7 +274,7 @@ def test_a_plan_for_other_steps_is_refused(sd: Any) -> None:
 
 def test_reports_belong_to_threads(sd: Any) -> None:
     fast = srds_fast.compile(sd, method="srds")
-    latents(fast, prompt="a cat")
+    latents(fast)
     seen: list[Any] = []
     thread = threading.Thread(target=lambda: seen.append(fast.report))
     thread.start()
@@ -295,10 +284,8 @@ def test_reports_belong_to_threads(sd: Any) -> None:
 
 
 def test_compile_does_no_device_work_and_draws_nothing(sd: Any) -> None:
-    rng = torch.get_rng_state()
-    calls: list[int] = []
-    handle = sd.unet.register_forward_pre_hook(lambda module, args: calls.append(1))
-    srds_fast.compile(sd, method="srds").plan_for("a cat", num_inference_steps=50)
-    handle.remove()
-    assert calls == []
+    rng: Tensor = torch.get_rng_state()
+    with watched(sd.unet) as seen:
+        srds_fast.compile(sd, method="srds").plan_for("a cat", num_inference_steps=50)
+    assert seen == []
     assert torch.equal(torch.get_rng_state(), rng)

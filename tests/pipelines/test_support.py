@@ -10,7 +10,7 @@ import pytest
 import support
 import tiny
 import torch
-from calls import assert_close
+from calls import assert_close, denoiser, watched
 from support import DRIVEN, FEATURES, PIPELINES, SCHEDULERS, STEPS, Feature, Pipeline, Verdict
 from thinned import thinned, thinned_product
 from torch import Tensor
@@ -34,37 +34,15 @@ def _no_tables_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise, "_checked", {})
 
 
-class Seen:
-    """Entries of the batch that the denoiser has seen."""
-
-    def __init__(self, pipe: Any) -> None:
-        self.calls = self.entries = 0
-        network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-        self._handle = network.register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def _count(self, module: Any, args: Any, kwargs: Any) -> None:
-        states = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
-        self.calls += 1
-        self.entries += len(states)
-
-    def __enter__(self) -> Seen:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._handle.remove()
-
-
-def run(pipe: Any, call: dict[str, Any]) -> tuple[Tensor, Seen, list[Tensor]]:
-    """Result, what the denoiser saw, and the states of all generators afterwards."""
+def run(pipe: Any, call: dict[str, Any]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Result, the states that the denoiser was given, and the states of all generators afterwards."""
     seeds = call.get("generator", 0)
     generators = [torch.Generator().manual_seed(seed) for seed in (seeds if isinstance(seeds, list) else [seeds])]
     torch.manual_seed(7)
-    with Seen(pipe) as seen:
-        output = pipe(
-            **{"num_inference_steps": STEPS, **call, "generator": generators if len(generators) > 1 else generators[0]}
-        )
-    states = [generator.get_state() for generator in generators] + [torch.get_rng_state()]
-    return torch.as_tensor(output[0]), seen, states
+    call = {"num_inference_steps": STEPS, **call, "generator": generators if len(generators) > 1 else generators[0]}
+    with watched(denoiser(pipe)) as seen:
+        output = pipe(**call)
+    return torch.as_tensor(output[0]), seen, [*(each.get_state() for each in generators), torch.get_rng_state()]
 
 
 TAKEN_OVER = {
@@ -91,10 +69,10 @@ def check(pipe: Any, call: dict[str, Any], verdict: Verdict, mode: str, monkeypa
         if report.path == "drive" and mode != "driven" and type(pipe).__name__ in TAKEN_OVER:
             assert any(word in report.drive_reason for word in ("callback", "guidance", "guess_mode"))
         samples = len(report.converged)
-        per_evaluation, odd = divmod(stock_seen.entries, report.num_inference_steps * samples)
+        per_evaluation, odd = divmod(sum(map(len, stock_seen)), report.num_inference_steps * samples)
         assert odd == 0
-        assert seen.entries == report.evaluations * per_evaluation
-        assert seen.calls == report.waves * (stock_seen.calls // report.num_inference_steps)
+        assert sum(map(len, seen)) == report.evaluations * per_evaluation
+        assert len(seen) == report.waves * (len(stock_seen) // report.num_inference_steps)
         assert report.evaluations == report.rows * samples
         assert all(report.converged)
     else:
@@ -136,14 +114,13 @@ def test_pipeline_by_scheduler(pipeline: Pipeline, scheduler: str, mode: str, mo
 def test_feature(feature: Feature, pipeline: Pipeline, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = feature.build() if feature.build else pipeline.build(pipeline.schedulers[0])
     call = {**tiny.PIPELINES[pipeline.tiny][1], **feature.call}
-    check(pipe, {**call, **feature.prepare(pipe)}, feature.verdict, mode, monkeypatch)
+    check(pipe, {**call, **(feature.prepare(pipe) or {})}, feature.verdict, mode, monkeypatch)
 
 
 def test_the_default_command_runs_every_pipeline_scheduler_feature_and_mode() -> None:
     cells = [case.values for case in thinned(CELLS) if case.marks == ()]
-    assert {cell[0].name for cell in cells} == {pipeline.name for pipeline in PIPELINES}
-    assert {cell[1] for cell in cells} == set(SCHEDULERS)
-    assert {cell[2] for cell in cells} == set(MODES)
+    every = [{getattr(each, "name", each) for each in column} for column in zip(*cells, strict=True)]
+    assert every == [set(support.BY_NAME), set(SCHEDULERS), set(MODES)]
 
 
 @pytest.mark.parametrize(("name", "dtype"), thinned_product(tiny.PIPELINES, [torch.bfloat16, torch.float16]), ids=str)
@@ -154,18 +131,12 @@ def test_half_precision_loses_no_more_than_stock_and_the_network_keeps_its_dtype
     pipe = build(scheduler)
     expected = run(pipe, call)[0].float()
     pipe.to(dtype)
-    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    dtypes = set()
-    handle = network.register_forward_pre_hook(
-        lambda module, args, kwargs: dtypes.add((args[0] if args else kwargs["hidden_states"]).dtype), with_kwargs=True
-    )
     error = []
     for settings in (None, {"method": "sequential"}, {"exact": True, "method": "srds"}):
-        found = run(pipe if settings is None else srds_fast.compile(pipe, **settings), call)[0]
+        found, seen, _ = run(pipe if settings is None else srds_fast.compile(pipe, **settings), call)
         assert torch.isfinite(found).all()
+        assert {states.dtype for states in seen} == {dtype}
         error.append(float((found.float() - expected).abs().mean()))
-    handle.remove()
-    assert dtypes == {dtype}
     assert max(error[1:]) < 2 * error[0]
 
 
@@ -173,7 +144,7 @@ def test_half_precision_loses_no_more_than_stock_and_the_network_keeps_its_dtype
 def test_strict_refuses_what_would_run_on_the_stock_loop(feature: Feature) -> None:
     pipeline = support.BY_NAME[feature.pipelines[0]]
     pipe = pipeline.build(pipeline.schedulers[0])
-    call = {**tiny.PIPELINES[pipeline.tiny][1], **feature.call, **feature.prepare(pipe)}
+    call = {**tiny.PIPELINES[pipeline.tiny][1], **feature.call, **(feature.prepare(pipe) or {})}
     with pytest.raises(UnsupportedPipeline, match=feature.verdict.why):
         srds_fast.compile(pipe, strict=True, method="srds")(**call, num_inference_steps=STEPS)
 

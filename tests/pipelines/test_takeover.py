@@ -9,13 +9,13 @@ import numpy
 import pytest
 import tiny
 import torch
-from calls import assert_close
+from calls import assert_close, denoiser, watched
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 import srds_fast
 from srds_fast.pipelines import call as call_module
-from srds_fast.pipelines.networks import network_family
+from srds_fast.pipelines.networks import NetworkCall, network_family
 from srds_fast.pipelines.takeover.guidance import GuidanceCache
 from srds_fast.pipelines.takeover.turn import RecordedTurn
 from srds_fast.sampling.rows import TiledConditioning
@@ -56,13 +56,6 @@ def run(pipe: Any, call: dict[str, Any], **changed: Any) -> Tensor:
     return calls.latents(pipe, **{**call, **changed})
 
 
-def count(network: Any) -> list[int]:
-    """Grows by one with every call of the network from here on."""
-    made: list[int] = []
-    network.register_forward_pre_hook(lambda *_: made.append(1))
-    return made
-
-
 def looks(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     return tensors
 
@@ -73,18 +66,17 @@ def test_the_weights_of_the_branches_are_found(name: str, monkeypatch: pytest.Mo
     pipeline, arguments, weights = GUIDANCE[name]
     build, call = tiny.PIPELINES[pipeline]
     pipe = build()
-    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    calls_made = count(network)
     fast = srds_fast.compile(pipe, exact=True, method="srds")
     made = watch(monkeypatch)
     before = torch.get_rng_state()
-    found = run(fast, call | arguments)
+    with watched(denoiser(pipe)) as seen:
+        found = run(fast, call | arguments)
     assert torch.equal(torch.get_rng_state(), before), "probes have a generator of their own"
     assert fast.report.path == "takeover"
     assert fast.report.drive_reason is None
     assert made[0].weights is not None
     torch.testing.assert_close(made[0].weights.double(), torch.tensor(weights).double(), rtol=1e-7, atol=1e-7)
-    assert len(calls_made) == fast.report.waves * sum(call.probe is not None for call in made[0].calls)
+    assert len(seen) == fast.report.waves * sum(not call.family.gives_residuals for call in made[0].calls)
 
     monkeypatch.setattr(call_module, "why_not", lambda loop: "this test drives it")
     driven = run(fast, call | arguments)
@@ -100,15 +92,14 @@ def test_a_guidance_that_is_no_weighted_sum_is_driven(prompts: list[str], settin
     """One sample's rescaling looks like a weighted sum of its probes, but for the sum of the weights."""
     build, call = tiny.PIPELINES["stable_diffusion"]
     pipe = build()
-    calls_made = count(pipe.unet)
     fast = srds_fast.compile(pipe, **{"method": "srds", **settings})
     arguments = {"prompt": prompts, "guidance_rescale": 0.7}
-    found = run(fast, call | arguments)
+    with watched(pipe.unet) as seen:
+        found = run(fast, call | arguments)
     assert "not one weighted sum" in fast.report.drive_reason
     assert fast.report.path == "drive"
-    assert len(calls_made) == fast.report.waves, "the recorded turn spent none"
-    expected = run(pipe, call | arguments)
-    assert_close(found, expected)
+    assert len(seen) == fast.report.waves, "the recorded turn spent none"
+    assert_close(found, run(pipe, call | arguments))
 
 
 @pytest.mark.parametrize(
@@ -139,8 +130,7 @@ def test_a_controlnet_may_take_more_waves_than_steps_as_its_loop_turns_once(sett
     found = run(fast, call)
     assert fast.report.path == "takeover"
     assert fast.report.in_flight == settings.get("in_flight")
-    expected = run(pipe, call)
-    assert_close(found, expected)
+    assert_close(found, run(pipe, call))
     run(fast, call, callback_on_step_end=looks)
     assert fast.report.path == "stock"
     assert "looks up its list of steps by turn" in fast.report.fallback_reason
@@ -152,10 +142,8 @@ def test_a_single_step_that_is_asked_for_x0(method: str) -> None:
     _, call = tiny.PIPELINES["pixart"]
     pipe = tiny.pixart(DDIMScheduler())
     fast = srds_fast.compile(pipe, method=method)
-    expected = run(pipe, call, num_inference_steps=1)
-    found = run(fast, call, num_inference_steps=1)
+    assert_close(*(run(each, call, num_inference_steps=1) for each in (fast, pipe)))
     assert fast.report.path == "takeover"
-    assert_close(found, expected)
 
 
 @pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
@@ -171,19 +159,11 @@ def test_an_interrupted_sequential_run_gives_the_state_where_it_stands(scheduler
     call = {"prompt": "a cat", "height": 32, "width": 32, "output_type": "latent"}
     run(pipe, call, callback_on_step_end=note)
     fast = srds_fast.compile(pipe, method="sequential")
-    calls_made: list[int] = []
-
-    def interrupt(*_: Any) -> None:
-        calls_made.append(1)
-        if len(calls_made) == 5:
-            fast._interrupt = True
-
-    handle = pipe.unet.register_forward_pre_hook(interrupt)
-    found = run(fast, call)
-    handle.remove()
+    with watched(pipe.unet, lambda states: setattr(fast, "_interrupt", len(seen) == 5)) as seen:
+        found = run(fast, call)
     assert fast.report.path == "takeover"
     assert fast.report.interrupted
-    assert len(calls_made) == 5
+    assert len(seen) == 5
     # the call that was under way is dropped
     assert_close(found, stock[3])
 
@@ -198,15 +178,10 @@ def test_options_are_kept_as_they_were_when_the_call_was_made() -> None:
     options = {"ip_adapter_image_embeds": [torch.zeros(1)]}
     for embeddings in ([torch.ones(1)], [torch.full((1,), 2.0)]):
         options["ip_adapter_image_embeds"] = embeddings
-        (probe,) = turn.record(
-            pipe.transformer,
-            family,
-            [],
-            (),
-            {"hidden_states": states, "joint_attention_kwargs": options, "return_dict": False},
-        )
+        arguments = {"hidden_states": states, "joint_attention_kwargs": options, "return_dict": False}
+        (probe,) = turn.record(NetworkCall(pipe.transformer, family, arguments))
         assert probe.shape == states.shape
-    found = [each.at(states)[1]["joint_attention_kwargs"]["ip_adapter_image_embeds"] for each in turn.calls]
+    found = [call.arguments["joint_attention_kwargs"]["ip_adapter_image_embeds"] for call in turn.calls]
     assert [float(embeddings[0]) for embeddings in found] == [1.0, 2.0]
 
 
@@ -235,9 +210,8 @@ def test_guidance_given_as_another_kind_of_number_is_looked_at(number: Any) -> N
     pipe = build()
     fast = srds_fast.compile(pipe, method="sequential")
     for scale in (2.0, 9.0):
-        found = run(fast, call, guidance_scale=number(scale), num_inference_steps=2)
-        expected = run(pipe, call, guidance_scale=number(scale), num_inference_steps=2)
-        assert_close(found, expected)
+        more = {"guidance_scale": number(scale), "num_inference_steps": 2}
+        assert_close(*(run(each, call, **more) for each in (fast, pipe)))
 
 
 def test_guidance_of_a_subclass_is_found_anew_in_every_call() -> None:
@@ -256,8 +230,7 @@ def test_guidance_of_a_subclass_is_found_anew_in_every_call() -> None:
     fast = srds_fast.compile(pipe, method="sequential")
     for boost in (1.0, 2.0):
         pipe.boost = boost
-        found, expected = (run(each, call, guidance_scale=3.0, num_inference_steps=2) for each in (fast, pipe))
-        assert_close(found, expected)
+        assert_close(*(run(each, call, guidance_scale=3.0, num_inference_steps=2) for each in (fast, pipe)))
 
 
 def test_weights_are_remembered_and_no_probe_is_made_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +241,4 @@ def test_weights_are_remembered_and_no_probe_is_made_then(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.linalg, "solve", lambda *given: (solved.append(1), solve(*given))[1])
     results = [run(fast, call, guidance_scale=scale, num_inference_steps=2) for scale in (5.0, 5.0, 3.0, 5.0)]
     assert len(solved) == 2
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[3])
-    assert not torch.equal(results[0], results[2])
+    assert [torch.equal(results[0], each) for each in results] == [True, True, False, True]

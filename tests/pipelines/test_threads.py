@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -21,31 +22,21 @@ from srds_fast.pipelines.tokenizers import TokenizerPool
 latents = partial(calls.latents, prompt="a cat")
 
 
-class Together:
-    """Runs functions in threads that switch as often as they can, and hands on what they return or raise."""
+def together(*functions: Callable[[], Any]) -> list[Any]:
+    """Runs functions in threads that switch as often as they can; returns what they return, raises what they raise."""
+    gate = threading.Barrier(len(functions))
 
-    def __init__(self, *functions: Callable[[], Any]) -> None:
-        self.results: list[Any] = [None] * len(functions)
-        self.errors: list[BaseException] = []
-        gate = threading.Barrier(len(functions))
+    def work(function: Callable[[], Any]) -> Any:
+        gate.wait()
+        return function()
 
-        def work(number: int, function: Callable[[], Any]) -> None:
-            gate.wait()
-            try:
-                self.results[number] = function()
-            except BaseException as error:
-                self.errors.append(error)
-
-        threads = [threading.Thread(target=work, args=each) for each in enumerate(functions)]
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-5)
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            sys.setswitchinterval(interval)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(len(functions)) as pool:
+            return list(pool.map(work, functions))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "flux"])
@@ -71,11 +62,10 @@ def test_threads_on_one_compiled_pipe_and_on_the_original_get_what_they_would_ge
     # the original is called in one thread only: two stock calls at once do get into each other's way
     jobs = [(fast, 0), (fast, 1), (pipe, 2)]
     alone = [job(*each)()[0][0] for each in jobs]
-    together = Together(*(job(*each) for each in jobs))
-    assert together.errors == []
-    for expected, (found, _) in zip(alone, together.results, strict=True):
+    results = together(*(job(*each) for each in jobs))
+    for expected, (found, _) in zip(alone, results, strict=True):
         assert all(torch.equal(result, expected) for result in found)
-    assert [report and report.num_inference_steps for _, report in together.results] == [5, 8, None]
+    assert [report and report.num_inference_steps for _, report in results] == [5, 8, None]
 
 
 def test_threads_do_not_get_each_others_padding() -> None:
@@ -97,9 +87,7 @@ def test_threads_do_not_get_each_others_padding() -> None:
         finally:
             stop.set()
 
-    together = Together(sample, tokenize)
-    assert together.errors == []
-    assert all(torch.equal(found, expected) for found in together.results[0])
+    assert all(torch.equal(found, expected) for found in together(sample, tokenize)[0])
 
 
 def test_threads_that_scale_a_lora_wait_for_each_other() -> None:
@@ -111,13 +99,11 @@ def test_threads_that_scale_a_lora_wait_for_each_other() -> None:
         return lambda: [latents(fast, cross_attention_kwargs={"scale": scale}, num_inference_steps=4) for _ in range(3)]
 
     alone = [job(scale)()[0] for scale in (0.3, 0.8)]
-    together = Together(job(0.3), job(0.8))
-    assert together.errors == []
-    for expected, found in zip(alone, together.results, strict=True):
+    for expected, found in zip(alone, together(job(0.3), job(0.8)), strict=True):
         assert all(torch.equal(result, expected) for result in found)
 
 
-def test_tokenizers_are_copied_once_and_again_when_tokens_are_added(sd: Any) -> None:
+def test_tokenizers_are_copied_once_and_again_when_tokens_are_added() -> None:
     pipe = tiny.stable_diffusion()
     pool = TokenizerPool()
     with pool.borrow(pipe) as first, pool.borrow(pipe) as second:

@@ -38,14 +38,16 @@ class StepCallback:
         Returns:
             the tensors that the loop must continue with; none if nothing changed.
         """
-        lockstep = self._lockstep
-        latents = tensors.get("latents")
+        lockstep, latents = self._lockstep, tensors.get("latents")
+        inpainting = lockstep.inpainting
         while self.notified < lockstep.final_steps:
             step, self.notified = self.notified, self.notified + 1
             state = lockstep.state_after(step)
-            x = state.to(pipe_dtype(latents, pipe), copy=True)
-            shown = self._shown(tensors, x)
-            before = _Snapshot(shown, pipe)
+            x = state.to(latents.dtype if isinstance(latents, Tensor) else pipe.dtype, copy=True)
+            # the tensors as they are in the stock loop
+            real = {"latents": x, "mask": None if inpainting is None else inpainting.mask}
+            shown = {name: value if real.get(name) is None else real[name] for name, value in tensors.items()}
+            kept, steering = {name: _copy(value) for name, value in shown.items()}, _steering(pipe)
             assert lockstep.timesteps is not None
             outputs = self._user(pipe, step, lockstep.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
@@ -53,56 +55,27 @@ class StepCallback:
             if getattr(pipe, "_interrupt", False):
                 newest = lockstep.newest()
                 return {"latents": lockstep.interrupt(state if newest is None else newest, x.dtype)}
-            changed = before.changed(outputs)
+            # the loop uses every tensor that is returned, even one that the callback was not given
+            given = [*shown.items(), *outputs.items()]
+            changed = sorted({name for name, value in given if name not in kept or not _same(value, kept[name])})
+            after = _steering(pipe)
+            names = sorted(steering.keys() | after.keys())
+            changed += [name.lstrip("_") for name in names if steering.get(name, ...) is not after.get(name, ...)]
             if changed:
+                outputs = dict(outputs)
+                mask = outputs.pop("mask", None)
+                if mask is not None and inpainting is not None:
+                    inpainting.mask = mask
                 reason = f"the callback changed {', '.join(changed)} at step {step}"
-                return self._continue(step, outputs, x, reason)
+                outputs["latents"] = lockstep.go_on_from(step, outputs.get("latents", x), reason)
+                return outputs
         return {}
 
-    def _shown(self, tensors: dict[str, Any], x: Tensor) -> dict[str, Any]:
-        """The tensors as they are in the stock loop."""
-        inpainting = self._lockstep.inpainting
-        real: dict[str, Any] = {"latents": x}
-        if inpainting is not None and inpainting.mask is not None:
-            real["mask"] = inpainting.mask
-        return {name: real.get(name, value) for name, value in tensors.items()}
 
-    def _continue(self, step: int, outputs: dict[str, Any], x: Tensor, reason: str) -> dict[str, Any]:
-        outputs = dict(outputs)
-        mask = outputs.pop("mask", None)
-        if mask is not None and self._lockstep.inpainting is not None:
-            self._lockstep.inpainting.replace_mask(mask)
-        outputs["latents"] = self._lockstep.go_on_from(step, outputs.get("latents", x), reason)
-        return outputs
-
-
-class _Snapshot:
-    """Everything a callback can change: its tensors, and the attributes of the pipe that steer the loop."""
-
-    def __init__(self, shown: dict[str, Any], pipe: Any) -> None:
-        self._shown = shown
-        self._kept = {name: _copy(value) for name, value in shown.items()}
-        self._pipe = pipe
-        self._attributes = self._steering()
-
-    def changed(self, outputs: dict[str, Any]) -> list[str]:
-        """Names of the tensors and attributes that have changed since."""
-        tensors = [
-            name
-            for name, value in self._shown.items()
-            if not _same(value, self._kept[name]) or (name in outputs and not _same(outputs[name], self._kept[name]))
-        ]
-        # the loop uses every tensor that is returned, even one that the callback was not given
-        tensors += [name for name in outputs if name not in self._shown]
-        attributes = self._steering()
-        names = self._attributes.keys() | attributes.keys()
-        missing = object()
-        steering = [n for n in names if self._attributes.get(n, missing) is not attributes.get(n, missing)]
-        return sorted(tensors) + sorted(name.lstrip("_") for name in steering)
-
-    def _steering(self) -> dict[str, Any]:
-        ignored = ("_interrupt", "_progress_bar_config", "_current_timestep")
-        return {name: value for name, value in vars(self._pipe).items() if name[:1] == "_" and name not in ignored}
+def _steering(pipe: Any) -> dict[str, Any]:
+    """The attributes of a pipe that steer its loop."""
+    ignored = ("_interrupt", "_progress_bar_config", "_current_timestep")
+    return {name: value for name, value in vars(pipe).items() if name[:1] == "_" and name not in ignored}
 
 
 def _copy(value: Any) -> Any:
@@ -117,8 +90,3 @@ def _same(value: Any, kept: Any) -> bool:
     if isinstance(value, Tensor) and isinstance(kept, Tensor):
         return value.shape == kept.shape and torch.equal(value, kept)
     return value is kept
-
-
-def pipe_dtype(latents: Any, pipe: Any) -> torch.dtype:
-    """Dtype of the latents in the loop."""
-    return latents.dtype if isinstance(latents, Tensor) else pipe.dtype

@@ -19,19 +19,20 @@ class Inpainting:
 
     Args:
         pipe: the copy of this call; its two prepare methods are replaced on this instance.
+
+    Attributes:
+        mask: [branches * batch or batch, 1, ...], as in the stock loop.
     """
 
     def __init__(self, pipe: Any) -> None:
-        self.mask: Tensor | None = None  # [branches * batch or batch, 1, ...], as in the stock loop
+        self.mask: Tensor | None = None
         self._branches = 1
-        self._image: Tensor | None = None
-        self._noise: Tensor | None = None
+        self._image, self._noise = torch.empty(0), torch.empty(0)
         self._known: dict[int, Tensor] = {}
         cls = type(pipe)
 
         def prepare_latents(*args: Any, **kwargs: Any) -> Any:
-            outputs = cls.prepare_latents(pipe, *args, **kwargs)
-            latents, self._noise, self._image = outputs
+            latents, self._noise, self._image = cls.prepare_latents(pipe, *args, **kwargs)
             return latents, torch.zeros_like(self._noise[:1]), torch.zeros_like(self._image[:1])
 
         def prepare_mask_latents(*args: Any, **kwargs: Any) -> Any:
@@ -41,30 +42,22 @@ class Inpainting:
 
         pipe.__dict__.update(prepare_latents=prepare_latents, prepare_mask_latents=prepare_mask_latents)
 
-    def replace_mask(self, mask: Tensor) -> None:
-        """Use another mask from now on, with the shape of `mask`."""
-        self.mask = mask
-
     def blend(self, x: Tensor, position: int, samples: tuple[int, ...], noise: NoiseTable, last: int) -> Tensor:
         """The states with the known part pasted in.
 
         Args:
             x: [samples, ...], states at `position` of the scheduler's grid.
-            position: on the grid.
             samples: their indices in the batch.
             noise: table of the whole grid.
             last: the final position, where the known part has no noise.
         """
         assert self.mask is not None
-        assert self._image is not None
-        assert self._noise is not None
-        known = self._known.get(position)
-        if known is None:
-            known = image = self._image.to(x.dtype)
+        if position not in self._known:
+            known = self._image.to(x.dtype)
             if position < last:
-                alpha, sigma = float(noise.alpha[position]), float(noise.sigma[position])
-                known = alpha * image + sigma * self._noise.to(x.dtype)
+                known = float(noise.alpha[position]) * known + float(noise.sigma[position]) * self._noise.to(x.dtype)
             self._known[position] = known
+        known = self._known[position]
         mask = self.mask[: len(self.mask) // self._branches].to(x.dtype)
         if len(samples) < len(known):
             known = known[list(samples)]

@@ -37,7 +37,7 @@ from ...solvers.registry import check_warm_start
 from ...telemetry.report import Report
 from ..loop import Loop
 from ..network_rows import RowInputs
-from ..networks import Network, check_time
+from ..networks import NetworkCall, check_time
 from ..takeover.network import RecordedNetwork, network_calls
 from ..takeover.turn import RecordedTurn
 from .inpaint import Inpainting
@@ -280,31 +280,24 @@ class LockstepLoop:
         branches = len(states) // (len(self._wave.positions) * len(self._wave.samples))
         return self._rows.repeated(self._wave, "joined to the states", conditioning, branches)
 
-    def call(
-        self, network: nn.Module, family: Network, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Call a network with a timestep per row and repeated conditioning. names: of its parameters, in order."""
+    def call(self, call: NetworkCall) -> Any:
+        """Make a call of the pipeline's loop with a timestep per row and repeated conditioning."""
         self._calls += 1
-        if self.turn is not None and self.session is None and self.turn.takes(kwargs):
-            if self._started is None:
-                self._started = time.perf_counter()
-            return self.turn.record(network, family, names, args, kwargs)
-        states: Tensor = kwargs[family.state] if family.state in kwargs else args[names.index(family.state)]
-        if self._wave is None:  # the first wave is the starting noise alone: a plain call
-            if self._started is None:
-                self._started = time.perf_counter()
+        first_turn = self._wave is None
+        if first_turn and self._started is None:
+            self._started = time.perf_counter()
+        if self.turn is not None and self.session is None and self.turn.takes(call):
+            return self.turn.record(call)
+        if first_turn:  # the first wave is the starting noise alone: a plain call
             if not self.loop.checked:
                 assert self.timesteps is not None
-                check_time(self.timesteps, network, family, dict(zip(names, args, strict=False)) | kwargs)
+                check_time(self.timesteps, call)
             with telemetry.span("network", "network", 1):
-                return self.replacements.get(network, network)(*args, **kwargs)
-        if isinstance(states, RowStates):
-            plain = states.as_subclass(Tensor)
-            args = tuple(plain if arg is states else arg for arg in args)
-            kwargs = {name: plain if value is states else value for name, value in kwargs.items()}
+                return call.through(self.replacements.get(call.network, call.network), call.arguments)
         assert self._rows is not None
+        assert self._wave is not None
         with telemetry.span("network", "network", len(self._wave.positions)):
-            return self._rows.call(self._wave, network, family, names, args, kwargs)
+            return self._rows.call(self._wave, call)
 
     def _begin(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
         """Make the session at the first step, when the number of steps, the noise and the samples are known."""

@@ -1,6 +1,6 @@
 """Proxies for parts of a pipe during one call: scheduler, timesteps, states, networks, progress bar.
 
-They pass what the pipeline's loop does to the `LockstepLoop`. Everything else goes to the real part.
+They pass what the pipeline's loop does to the call's `LockstepLoop`. Everything else goes to the real part.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,42 +20,15 @@ from ... import telemetry
 from ...errors import UnsupportedPipeline, UnsupportedScheduler
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
-from ..networks import Network, unwrapped
-
-
-class LoopState(Protocol):
-    """What the proxies need of the call's `LockstepLoop`.
-
-    Attributes:
-        steps: scheduler steps so far.
-        finished: the samples are complete; the loop must end.
-        progress: shows the final steps on the pipe's progress bar.
-    """
-
-    steps: int
-    finished: bool
-    progress: Callable[[], None]
-
-    @property
-    def final_steps(self) -> int: ...
-
-    def enter(self, start: int, timesteps: Tensor) -> None: ...
-
-    def scale(self, x: Tensor, timestep: Any) -> Tensor: ...
-
-    def step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]: ...
-
-    def for_rows(self, conditioning: Tensor, states: Tensor) -> Tensor: ...
-
-    def call(
-        self, network: nn.Module, family: Network, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any: ...
+from ..loop import Loop
+from ..networks import Network, NetworkCall, network_family, unwrapped
+from .inpaint import Inpainting
 
 
 class SchedulerProxy:
     """Replaces the pipe's scheduler in one call."""
 
-    def __init__(self, inner: Any, lockstep: LoopState) -> None:
+    def __init__(self, inner: Any, lockstep: Any) -> None:
         self.inner = inner
         if hasattr(inner, "order"):
             self.order = inner.order  # loops look it up in every turn
@@ -78,7 +52,8 @@ class SchedulerProxy:
         return TimestepsProxy.of(self.inner.timesteps, self._lockstep, 0)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        return self._lockstep.scale(sample, timestep)
+        scaled: Tensor = self._lockstep.scale(sample, timestep)
+        return scaled
 
     def _step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         options = dict(zip(self._options, args, strict=False)) | kwargs if args else kwargs
@@ -98,7 +73,12 @@ class SchedulerProxy:
         Raises:
             UnsupportedScheduler: an option changes the step in a way that the table does not know.
         """
-        options = {name: value for name, value in options.items() if not _same(value, self._defaults.get(name))}
+
+        def is_default(name: str, value: Any) -> bool:
+            default = self._defaults.get(name)
+            return value is default or (isinstance(value, bool | int | float) and bool(value == default))
+
+        options = {name: value for name, value in options.items() if not is_default(name, value)}
         clip_epsilon = bool(options.pop("use_clipped_model_output", False))
         eta, generator = float(options.pop("eta", 0.0)), options.pop("generator", None)
         for name, value in options.items():
@@ -109,18 +89,14 @@ class SchedulerProxy:
         return noise_table(self.inner, clip_epsilon=clip_epsilon, eta=eta), generator
 
 
-def _same(value: Any, default: Any) -> bool:
-    return value is default or (isinstance(value, bool | int | float) and value == default)
-
-
 class TimestepsProxy(Tensor):
     """Timesteps whose iterator yields once per wave. Slices are proxies too; other results are plain tensors."""
 
-    lockstep: LoopState
+    lockstep: Any
     start: int
 
     @classmethod
-    def of(cls, timesteps: Tensor, lockstep: LoopState, start: int) -> TimestepsProxy:
+    def of(cls, timesteps: Tensor, lockstep: Any, start: int) -> TimestepsProxy:
         """The timesteps of steps start, start + 1, ... of the scheduler's grid."""
         proxy: TimestepsProxy = timesteps.as_subclass(cls)
         proxy.lockstep, proxy.start = lockstep, start
@@ -146,7 +122,11 @@ class TimestepsProxy(Tensor):
         return self._turns(self.as_subclass(Tensor), self.lockstep, self.start)
 
     @staticmethod
-    def _turns(timesteps: Tensor, lockstep: LoopState, start: int) -> Iterator[Tensor]:
+    def _turns(timesteps: Tensor, lockstep: Any, start: int) -> Iterator[Tensor]:
+        no_step = UnsupportedPipeline(
+            "The pipeline's loop turned without a scheduler step. Such a loop cannot be driven from its scheduler. "
+            "Run this call on the original pipeline."
+        )
         steps = lockstep.steps
         lockstep.enter(start, timesteps)
         first = timesteps[0]
@@ -156,29 +136,22 @@ class TimestepsProxy(Tensor):
             for timestep in timesteps[1:]:
                 yield timestep
                 if lockstep.steps != steps:
-                    raise _no_step()
+                    raise no_step
             return
         while not lockstep.finished:
             steps = lockstep.steps
             yield first
             if lockstep.steps == steps and not lockstep.finished:
-                raise _no_step()
-
-
-def _no_step() -> UnsupportedPipeline:
-    return UnsupportedPipeline(
-        "The pipeline's loop turned without a scheduler step. Such a loop cannot be driven from its scheduler. "
-        "Run this call on the original pipeline."
-    )
+                raise no_step
 
 
 class RowStates(Tensor):
     """States of a wave. Conditioning that a loop concatenates to them along the channels is repeated for the rows."""
 
-    lockstep: LoopState
+    lockstep: Any
 
     @classmethod
-    def of(cls, states: Tensor, lockstep: LoopState) -> RowStates:
+    def of(cls, states: Tensor, lockstep: Any) -> RowStates:
         rows: RowStates = states.as_subclass(cls)
         rows.lockstep = lockstep
         return rows
@@ -202,12 +175,13 @@ class RowStates(Tensor):
 class NetworkProxy(nn.Module):
     """Replaces one of the pipe's networks in one call. Calls go to the lockstep loop, all else to the network."""
 
-    def __init__(self, network: nn.Module, family: Network, lockstep: LoopState) -> None:
+    def __init__(self, network: nn.Module, family: Network, lockstep: Any) -> None:
         super().__init__()
         self.network = network
         self.training = network.training
-        names = list(inspect.signature(unwrapped(network).forward).parameters)
-        self._call = functools.partial(lockstep.call, network, family, names)
+        self._family = family
+        self._lockstep = lockstep
+        self._names = list(inspect.signature(unwrapped(network).forward).parameters)
         if hasattr(network, "cache_context"):
             self.cache_context = network.cache_context  # loops look it up in every turn
 
@@ -217,7 +191,11 @@ class NetworkProxy(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # not nn.Module.__call__: the network runs its own hooks, and global hooks must run once
-        return self._call(args, kwargs)
+        arguments = dict(zip(self._names, args, strict=False)) | kwargs
+        states = arguments[self._family.state]
+        if isinstance(states, RowStates):
+            arguments[self._family.state] = states.as_subclass(Tensor)
+        return self._lockstep.call(NetworkCall(self.network, self._family, arguments, len(args)))
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -225,51 +203,73 @@ class NetworkProxy(nn.Module):
         return type(self.__dict__["_modules"]["network"])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(args, kwargs)
+        return self(*args, **kwargs)
 
 
 def progress_proxy(
-    progress_bar: Callable[..., Any], lockstep: LoopState, iterable: Any = None, total: int | None = None
+    progress_bar: Callable[..., Any], lockstep: Any, iterable: Any = None, total: int | None = None
 ) -> Any:
     """The pipe's own progress bar, but it counts final steps instead of turns of the loop."""
-    if iterable is not None:
-        return _bar_over(progress_bar, lockstep, iterable)
-    return _bar_to_update(progress_bar, lockstep, total)
+    if iterable is None:
+        return _step_bar(progress_bar, lockstep, total)
 
+    def turns() -> Iterator[Any]:
+        with _step_bar(progress_bar, lockstep, len(iterable)) as bar:
+            for timestep in iterable:
+                yield timestep
+                bar.update()
 
-def _bar_over(progress_bar: Callable[..., Any], lockstep: LoopState, timesteps: Any) -> Iterator[Any]:
-    with _bar_to_update(progress_bar, lockstep, len(timesteps)) as bar:
-        for timestep in timesteps:
-            yield timestep
-            bar.update()
+    return turns()
 
 
 @contextmanager
-def _bar_to_update(progress_bar: Callable[..., Any], lockstep: LoopState, total: int | None) -> Iterator[Any]:
+def _step_bar(progress_bar: Callable[..., Any], lockstep: Any, total: int | None) -> Iterator[Any]:
+    shown = 0
+
+    def update(_count: int = 1) -> None:
+        nonlocal shown
+        if lockstep.final_steps > shown:
+            bar.update(lockstep.final_steps - shown)
+            shown = lockstep.final_steps
+
     with progress_bar(total=total) as bar:
-        counted = _StepBar(bar, lockstep)
-        lockstep.progress = counted.update
-        yield counted
-        counted.update()
-
-
-class _StepBar:
-    """A progress bar whose `update()` shows the number of final steps."""
-
-    def __init__(self, bar: Any, lockstep: LoopState) -> None:
-        self._bar = bar
-        self._lockstep = lockstep
-        self._shown = 0
-
-    def update(self, _count: int = 1) -> None:
-        final = self._lockstep.final_steps
-        if final > self._shown:
-            self._bar.update(final - self._shown)
-            self._shown = final
+        lockstep.progress = update
+        yield SimpleNamespace(update=update)
+        update()
 
 
 def copy_scheduler(scheduler: Any) -> Any:
     """A deep copy. dict.copy() is atomic, which matters if another thread sets timesteps on the original."""
     twin = object.__new__(type(scheduler))
     twin.__dict__.update(copy.deepcopy(vars(scheduler).copy()))
+    return twin
+
+
+def copy_with_proxies(pipe: Any, cls: Any, loop: Loop, lockstep: Any, parts: dict[str, Any]) -> Any:
+    """The shallow copy of a pipe that one call runs on, with proxies for its scheduler and its networks.
+
+    Args:
+        pipe: the user's pipeline; not changed.
+        cls: the pipeline's own class.
+        parts: components that replace those of the pipe.
+    """
+    twin = object.__new__(cls)
+    networks = {}
+    for name in loop.networks:
+        family = network_family(getattr(pipe, name))
+        assert family is not None, "compile() checks the family of every network"
+        networks[name] = NetworkProxy(getattr(pipe, name), family, lockstep)
+    twin.__dict__.update(
+        {
+            **pipe.__dict__,
+            **parts,
+            **networks,
+            "scheduler": lockstep.scheduler,
+            "progress_bar": functools.partial(progress_proxy, functools.partial(cls.progress_bar, twin), lockstep),
+            # offloading hooks belong to the networks, not to their proxies
+            "maybe_free_model_hooks": functools.partial(cls.maybe_free_model_hooks, pipe),
+        }
+    )
+    if loop.blends:
+        lockstep.inpainting = Inpainting(twin)
     return twin

@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 
 DENOISERS = ("self.unet", "self.transformer")
 TIME_TAKERS = (*DENOISERS, "self.scheduler.scale_model_input", "self.scheduler.step")
-CALLBACKS = ("callback", "callback_on_step_end")
 
 # functions that treat all entries of the batch alike and keep no state between turns
 FUNCTIONS = {
@@ -40,6 +39,14 @@ EXPRESSIONS = (
     ast.Attribute, ast.BinOp, ast.BoolOp, ast.Call, ast.Compare, ast.Constant, ast.Dict, ast.IfExp, ast.List, ast.Name,
     ast.Slice, ast.Subscript, ast.Tuple, ast.UnaryOp,
 )  # fmt: skip
+
+# code around the loop that would not work with proxies, and what it does
+OUTSIDE = {
+    r"(isinstance|type)\(self\.(scheduler|unet|transformer)\b(?!\.).*": "asks for the class of a component",
+    r"self\.(scheduler|unet|transformer)\b[\w.]* .?=.*": "changes or renames a component",
+    r".*= self\.(scheduler|unet|transformer)": "changes or renames a component",
+    r"(callback|callback_on_step_end) .?=(?!.*kwargs\.pop).*": "has a callback of its own",
+}
 
 
 class _Unknown(Exception):
@@ -140,6 +147,9 @@ class _Harmless(ast.NodeTransformer):
 
     Args:
         index, time: names of the loop.
+
+    Attributes:
+        returned: names to which callback_on_step_end may give a new value.
     """
 
     def __init__(self, index: str | None, time: str) -> None:
@@ -157,10 +167,8 @@ class _Harmless(ast.NodeTransformer):
             matches = [self._callback.fullmatch(text) for text in body]
             self.returned |= {match["name"] for match in matches if match and match["name"]}
             return node.orelse if all(matches) else node
-        if (
-            re.fullmatch(r"callback is not None( and .*)?", test)
-            or (test == "self.interrupt" and body == ["continue"])
-            or test == "num_inference_steps == 1"
+        if re.fullmatch(r"callback is not None( and .*)?|num_inference_steps == 1", test) or (
+            test == "self.interrupt" and body == ["continue"]
         ):
             return node.orelse
         self.generic_visit(node)
@@ -169,12 +177,10 @@ class _Harmless(ast.NodeTransformer):
 
 
 class _Loop:
-    """The loop of a `__call__`, and the meaning of its names.
+    """The loop of a `__call__`, `for index, time in enumerate(timesteps)`, and the meaning of its names.
 
     Attributes:
-        index, time, timesteps: of `for index, time in enumerate(timesteps)`; index is None if there is no counter.
         nodes: of the loop's body without the harmless parts, in evaluation order.
-        returned: names to which callback_on_step_end may give a new value.
         sample: the variable that scheduler.step updates.
         shaping: nodes that only change the type and shape of the timestep.
     """
@@ -283,7 +289,7 @@ class _Loop:
         """Refuse a call whose effect is not known."""
         name, options = _text(call.func), [_text(keyword) for keyword in call.keywords]
         owner, _, method = name.rpartition(".")
-        if (
+        if not (
             name in FUNCTIONS
             or (method in METHODS and not re.fullmatch(r"(self|torch)[\w.]*", owner))
             or (call in self.shaping and (method in TIME_METHODS or name in TIME_FUNCTIONS))
@@ -293,8 +299,7 @@ class _Loop:
             or (method == "split" and "dim=1" in options)
             or (name == "torch.norm" and "dim=-1" in options)
         ):
-            return
-        _refuse(f"calls {name}", call)
+            _refuse(f"calls {name}", call)
 
     def _check_node(self, node: ast.AST) -> None:
         """Refuse unlisted statements and expressions, use of the schedule, and different handling of batch entries."""
@@ -337,9 +342,8 @@ class _Loop:
             case ast.Call(func=ast.Attribute(attr="size"), args=args):
                 return not re.fullmatch("[1-9]|-1|-2", ", ".join(map(_text, args)))
             case ast.Subscript(value=ast.Call(func=func), slice=index):  # one of several outputs
-                return not (
-                    _text(index).isdigit() and re.search(r"\.(chunk|split|step|transformer|unet)$", _text(func))
-                )
+                outputs = re.search(r"\.(chunk|split|step|transformer|unet)$", _text(func))
+                return outputs is None or not _text(index).isdigit()
             case ast.Subscript(value=value, slice=index) if not _text(value).endswith(".shape"):
                 return not re.match(r"\(?(:,|\.\.\.,|')", _text(index))
         return False
@@ -362,12 +366,7 @@ class _Loop:
         if len(called) != 1:
             raise _Unknown(f"its loop calls {' and '.join(sorted(called)) or 'neither self.unet nor self.transformer'}")
         for node in ast.walk(self.call):
-            text = _text(node) if isinstance(node, ast.Assign | ast.AugAssign | ast.Call) else ""
-            if re.match(r"(isinstance|type)\(self\.(scheduler|unet|transformer)\b(?!\.)", text):
-                raise _Unknown(f"its __call__ asks for the class of a component (`{text}`)")
-            if re.search(
-                r"^self\.(scheduler|unet|transformer)\b[\w.]* .?=|= self\.(scheduler|unet|transformer)$", text
-            ):
-                raise _Unknown(f"its __call__ changes or renames a component (`{text}`)")
-            if re.match(rf"({'|'.join(CALLBACKS)}) .?=", text) and "kwargs.pop" not in text:
-                raise _Unknown(f"its __call__ has a callback of its own (`{text}`)")
+            if isinstance(node, ast.Assign | ast.AugAssign | ast.Call):
+                for pattern, what in OUTSIDE.items():
+                    if re.fullmatch(pattern, text := _text(node), re.DOTALL):
+                        raise _Unknown(f"its __call__ {what} (`{text}`)")

@@ -20,10 +20,10 @@ from ...planner.plan import SLIDES, STATES_KEPT, Plan
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Core, Evaluate, SolverInputs
 from ...solvers.program import Program
-from ..lora import AdapterScales, scale_numbers
+from ..lora import AdapterScales
 from ..network_rows import RowInputs
 from ..networks import is_compiled
-from .recorded import Repeated, signature_of, tensors_of, with_tensors
+from .recorded import Repeated, kind_of, scale_of, signature_of, tensors_of, unscaled, with_tensors
 from .turn import RecordedTurn
 
 
@@ -51,7 +51,7 @@ class RecordedNetwork:
 
     @property
     def kind(self) -> Hashable:
-        return tuple(recorded.kind for recorded in self.turn.calls)
+        return tuple(map(kind_of, self.turn.calls))
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -82,10 +82,10 @@ class RecordedNetwork:
         state, noise, inputs = self.state, self.noise, self.inputs
         factors: dict[nn.Module, float] = {}
         for recorded in self.turn.calls:
-            if factors.setdefault(recorded.network, recorded.scale) != recorded.scale:
+            if factors.setdefault(recorded.network, scale_of(recorded)) != scale_of(recorded):
                 raise ValueError("its loop scales the LoRA layers of a network in two ways")
         scales = AdapterScales(factors)
-        calls = [recorded.unscaled() for recorded in self.turn.calls] if scales else self.turn.calls
+        calls = [unscaled(recorded) for recorded in self.turn.calls] if scales else self.turn.calls
         given = tensors_of(calls)
         optional = {"draws": inputs.draws, "guidance": inputs.guidance, "initial_guess": inputs.initial_guess}
         if scales:
@@ -130,7 +130,7 @@ class RecordedNetwork:
             program,
             inputs.network,
             calls[0].states.dtype,
-            scale_numbers(factors),
+            scales.dictionaries,
             network_signature=called.signature,
             why_no_loop=SLIDES if plan.slides else STATES_KEPT if self.keeps_states else None,
             overlap=self.overlap if has_two_lanes(program) else "batch",

@@ -1,4 +1,4 @@
-"""The network calls of one turn of a pipeline's loop, and their repetition for the rows of every wave."""
+"""The recorded network calls of one turn of a pipeline's loop, repeated for the rows of every wave."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ... import telemetry
 from ...solvers.contract import Evaluate
 from ..network_rows import RowInputs
-from ..networks import Network
+from ..networks import NetworkCall
 
 
 @dataclass(frozen=True)
@@ -33,85 +34,8 @@ class Residuals:
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Residuals)
 
 
-@dataclass(frozen=True)
-class RecordedCall:
-    """One call of a network in the recorded turn.
-
-    Attributes:
-        names: of the network's parameters, in order.
-        args, kwargs: from the pipeline.
-        states: the argument that holds the states, [branches * samples, ...].
-        probe: the output that the call returned; None for a ControlNet.
-    """
-
-    network: nn.Module
-    family: Network
-    names: list[str]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    states: Tensor
-    probe: Tensor | None
-
-    def arguments(self) -> Iterator[tuple[str, Any]]:
-        """The arguments by name, without the states and the timestep, which differ between rows."""
-        for name, value in (*zip(self.names, self.args, strict=False), *self.kwargs.items()):
-            if name != "timestep" and value is not self.states:
-                yield name, value
-
-    def changed(self, change: Callable[[Any], Any]) -> RecordedCall:
-        """The same call, with `change` applied to all its tensors but the states."""
-        args = tuple(arg if arg is self.states else _changed(arg, change) for arg in self.args)
-        kwargs = {
-            name: value if value is self.states else _changed(value, change) for name, value in self.kwargs.items()
-        }
-        return replace(self, args=args, kwargs=kwargs)
-
-    @property
-    def kind(self) -> Hashable:
-        """Everything its cost depends on: the network, and the shapes and dtypes of its arguments."""
-        given = [(path, value) for path, value in _leaves_of([self]) if isinstance(value, Tensor)]
-        shapes = tuple((path, value.shape, value.dtype) for path, value in given)
-        return weakref.ref(self.network), self.states.shape, self.states.dtype, self.states.device, shapes
-
-    @property
-    def scale(self) -> float:
-        """The factor that the call applies to the scales of LoRA layers."""
-        return next((value["scale"] for value in self._options() if "scale" in value), 1.0)
-
-    def unscaled(self) -> RecordedCall:
-        """The same call with a LoRA factor of 1."""
-        options = [id(value) for value in self._options() if "scale" in value]
-
-        def unscale(value: Any) -> Any:
-            return {**value, "scale": 1.0} if id(value) in options else value
-
-        return replace(
-            self,
-            args=tuple(map(unscale, self.args)),
-            kwargs={name: unscale(value) for name, value in self.kwargs.items()},
-        )
-
-    def _options(self) -> Iterator[dict[str, Any]]:
-        return (value for name, value in self.arguments() if name in self.family.options and value is not None)
-
-    def at(self, states: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the call, with other states."""
-        args = tuple(states if arg is self.states else arg for arg in self.args)
-        return args, {name: states if value is self.states else value for name, value in self.kwargs.items()}
-
-
-def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _changed(each, change) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_changed(each, change) for each in value)
-    return value
-
-
 class Repeated:
-    """Repeats the recorded calls for the rows of a wave.
+    """Repeats recorded calls for the rows of a wave. See `engine.evaluator.Evaluator`.
 
     Args:
         calls: of the turn, in order.
@@ -122,7 +46,7 @@ class Repeated:
 
     def __init__(
         self,
-        calls: Sequence[RecordedCall],
+        calls: Sequence[NetworkCall],
         rows: RowInputs,
         num_samples: int,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -141,51 +65,66 @@ class Repeated:
     def _outputs(self, wave: Evaluate) -> list[Tensor]:
         outputs = []
         residuals: dict[Residuals, Any] = {}
-        rows, samples = len(wave.positions), len(wave.samples)
-        for number, each in enumerate(self._calls):
-            branches = len(each.states) // self._num_samples
-            states = self._states(each, wave)
-            args, kwargs = each.at(states)
-            for name, value in kwargs.items():
+        for number, recorded in enumerate(self._calls):
+            call = self._at(recorded, wave)
+            for name, value in call.arguments.items():
                 if isinstance(value, Residuals):
-                    kwargs[name] = residuals[value]
-            output = self._rows.call(wave, each.network, each.family, each.names, args, kwargs)
-            if each.probe is None:
+                    call.arguments[name] = residuals[value]
+            output = self._rows.call(wave, call)
+            if call.family.gives_residuals:
                 residuals[Residuals(number, "down")], residuals[Residuals(number, "mid")] = output
                 continue
             m: Tensor = output[0] if isinstance(output, tuple) else output.sample
-            channels = each.family.channels
-            if m.shape[channels] > states.shape[channels]:  # extra channels are the predicted variance: drop them
-                m = m.narrow(channels, 0, states.shape[channels])
-            outputs.append(m.unflatten(0, (branches * rows, samples)))
+            channels = call.family.channels
+            if m.shape[channels] > call.states.shape[channels]:  # extra channels are the predicted variance: drop them
+                m = m.narrow(channels, 0, call.states.shape[channels])
+            outputs.append(m.unflatten(0, (-1, len(wave.samples))))
         return outputs
 
     def prepare(self) -> None:
-        """See `engine.evaluator.Evaluator`."""
-        for each in self._calls:
-            self._rows.prepare(each.family, each.states.dtype, len(each.states) // self._num_samples)
+        for call in self._calls:
+            self._rows.prepare(call.family, call.states.dtype, len(call.states) // self._num_samples)
 
     def constants(self) -> Iterator[Tensor]:
-        """See `engine.evaluator.Evaluator`."""
         return self._rows.constants()
 
     def repeat(self, wave: Evaluate) -> None:
-        """See `engine.evaluator.Evaluator`."""
-        for each in self._calls:
-            args, kwargs = each.at(self._states(each, wave))
-            self._rows.arguments(wave, each.network, each.family, each.names, args, kwargs)
+        for recorded in self._calls:
+            self._rows.arguments(wave, self._at(recorded, wave))
 
     def forget(self) -> None:
-        """See `engine.evaluator.Evaluator`."""
         self._rows.forget()
 
-    def _states(self, call: RecordedCall, wave: Evaluate) -> Tensor:
-        """The states of a wave for one call: a call may have fewer branches than the others of the loop."""
-        size = len(call.states) // self._num_samples * len(wave.positions)
-        return (wave.x if size == len(wave.x) else wave.x[:size]).flatten(0, 1)
+    def _at(self, recorded: NetworkCall, wave: Evaluate) -> NetworkCall:
+        """The call with the states of a wave; a call may have fewer branches than the others of the loop."""
+        size = len(recorded.states) // self._num_samples * len(wave.positions)
+        states = (wave.x if size == len(wave.x) else wave.x[:size]).flatten(0, 1)
+        return replace(recorded, arguments={**recorded.arguments, recorded.family.state: states})
 
 
-def tensors_of(calls: Iterable[RecordedCall]) -> dict[str, Tensor]:
+def kind_of(call: NetworkCall) -> Hashable:
+    """Everything the cost of a call depends on: the network, and the shapes and dtypes of its arguments."""
+    states = call.states
+    shapes = tuple((path, value.shape, value.dtype) for path, value in _leaves_of([call]) if isinstance(value, Tensor))
+    return weakref.ref(call.network), states.shape, states.dtype, states.device, shapes
+
+
+def scale_of(call: NetworkCall) -> float:
+    """The factor that a call applies to the scales of LoRA layers."""
+    options = (call.arguments.get(name) or {} for name in call.family.options)
+    return next((each["scale"] for each in options if "scale" in each), 1.0)
+
+
+def unscaled(call: NetworkCall) -> NetworkCall:
+    """The same call with a LoRA factor of 1."""
+    arguments = dict(call.arguments)
+    for name in call.family.options:
+        if "scale" in (arguments.get(name) or {}):
+            arguments[name] = {**arguments[name], "scale": 1.0}
+    return replace(call, arguments=arguments)
+
+
+def tensors_of(calls: Iterable[NetworkCall]) -> dict[str, Tensor]:
     """The tensors among the arguments of calls, by the path where each first occurs."""
     found: dict[int, tuple[str, Tensor]] = {}
     for path, value in _leaves_of(calls):
@@ -195,15 +134,19 @@ def tensors_of(calls: Iterable[RecordedCall]) -> dict[str, Tensor]:
 
 
 def with_tensors(
-    calls: Iterable[RecordedCall], tensors: Mapping[str, Tensor], substitutes: Mapping[str, Tensor]
-) -> list[RecordedCall]:
+    calls: Iterable[NetworkCall], tensors: Mapping[str, Tensor], substitutes: Mapping[str, Tensor]
+) -> list[NetworkCall]:
     """The calls with these tensors replaced by the substitutes of the same names."""
     by_id = {id(tensor): substitutes[name] for name, tensor in tensors.items()}
-    return [call.changed(lambda tensor: by_id.get(id(tensor), tensor)) for call in calls]
+
+    def substitute(tensor: Tensor) -> Tensor:
+        return by_id.get(id(tensor), tensor)
+
+    return [replace(call, arguments=tree_map_only(Tensor, substitute, call.arguments)) for call in calls]
 
 
-def signature_of(calls: Iterable[RecordedCall]) -> Hashable:
-    """A key that identifies the calls by value, except for the contents of their tensors.
+def signature_of(calls: Iterable[NetworkCall]) -> Hashable:
+    """Everything in calls that a recording depends on, except for the contents of their tensors.
 
     Raises:
         ValueError: an argument is an object whose value is not known; the message names it.
@@ -222,10 +165,12 @@ def signature_of(calls: Iterable[RecordedCall]) -> Hashable:
     return tuple(found)
 
 
-def _leaves_of(calls: Iterable[RecordedCall]) -> Iterator[tuple[str, Any]]:
+def _leaves_of(calls: Iterable[NetworkCall]) -> Iterator[tuple[str, Any]]:
+    """The values in arguments by path, without the states and the timestep, which differ between rows."""
     for number, call in enumerate(calls):
-        for name, value in call.arguments():
-            yield from _leaves(f"{number}.{name}", value)
+        for name, value in call.arguments.items():
+            if name not in (call.family.state, "timestep"):
+                yield from _leaves(f"{number}.{name}", value)
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -17,9 +17,9 @@ from ...kernels.wave_update import NetworkInput
 from ...sampling.rows import state_dtype
 from ...solvers.contract import SolverInputs
 from ..loop import Loop
-from ..networks import Network
-from .guidance import LINEAR, GuidanceCache, probe_of
-from .recorded import RecordedCall, Residuals
+from ..networks import NetworkCall
+from .guidance import LINEAR, GuidanceCache, probe_of, weights_of
+from .recorded import Residuals
 
 
 def why_not(loop: Loop) -> str | None:
@@ -47,44 +47,41 @@ class RecordedTurn:
     """
 
     def __init__(self, known: GuidanceCache) -> None:
-        self.calls: list[RecordedCall] = []
+        self.calls: list[NetworkCall] = []
         self.weights: Tensor | None = None
         self.scaled = False
         self.drive_reason: str | None = None
         self._known = known
         self._remembered: Tensor | None = None
+        self._probed: list[tuple[NetworkCall, Tensor]] = []
 
     @property
     def linear(self) -> bool:
         """Whether the recorded calls can be repeated for all waves."""
         return bool(self.calls) and self.drive_reason is None and self.weights is not None
 
-    def takes(self, kwargs: dict[str, Any]) -> bool:
-        """Whether a call of the first turn can be recorded. kwargs: of the call."""
-        if kwargs.get("guess_mode"):
+    def takes(self, call: NetworkCall) -> bool:
+        """Whether a call of the first turn can be recorded."""
+        if call.arguments.get("guess_mode"):
             self.drive_reason = "its loop joins zeros to the ControlNet's output (guess_mode)"
         return self.drive_reason is None
 
-    def record(
-        self, network: nn.Module, family: Network, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Record a call and return a probe as its output. names: of the network's parameters, in order."""
-        states: Tensor = kwargs[family.state] if family.state in kwargs else args[names.index(family.state)]
-        number = len(self.calls)
+    def record(self, call: NetworkCall) -> Any:
+        """Record a call and return a probe as its output."""
+        number, states = len(self.calls), call.states
         # copy dictionaries: loops reuse one with other options for their next call
-        args = tuple(dict(arg) if isinstance(arg, dict) else arg for arg in args)
-        kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
-        if family.gives_residuals:
-            if "conditioning_scale" in kwargs:
-                kwargs["conditioning_scale"] = _on_device(kwargs["conditioning_scale"], states)
-            self.calls.append(RecordedCall(network, family, names, args, kwargs, states, None))
+        arguments = {name: dict(value) if isinstance(value, dict) else value for name, value in call.arguments.items()}
+        if call.family.gives_residuals and "conditioning_scale" in arguments:
+            arguments["conditioning_scale"] = _on_device(arguments["conditioning_scale"], states)
+        call = replace(call, arguments=arguments)
+        self.calls.append(call)
+        if call.family.gives_residuals:
             return Residuals(number, "down"), Residuals(number, "mid")
-        if not any(recorded.probe is not None for recorded in self.calls):
+        if not self._probed:
             self._remembered = self._known.get(states)
-        probe = probe_of(network, family, states, number, known=self._remembered is not None)
-        self.calls.append(RecordedCall(network, family, names, args, kwargs, states, probe))
-        given = dict(zip(names, args, strict=False)) | kwargs
-        if given.get("return_dict", True) is False:
+        probe = probe_of(call, number, known=self._remembered is not None)
+        self._probed.append((call, probe))
+        if arguments.get("return_dict", True) is False:
             return (probe,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
@@ -101,35 +98,21 @@ class RecordedTurn:
 
     def _read_guidance(self, m: Tensor, x: Tensor) -> str | None:
         probes: list[Tensor] = []
-        for each in self.calls:
-            if each.probe is None:
-                continue
-            branches, odd = divmod(len(each.states), len(x))
-            if odd or each.states.shape[1:] != x.shape[1:]:
+        for call, probe in self._probed:
+            branches, odd = divmod(len(call.states), len(x))
+            if odd or call.states.shape[1:] != x.shape[1:]:
                 return "the input of its network is not the states alone"
-            probes += each.probe.narrow(each.family.channels, 0, x.shape[each.family.channels]).chunk(branches)
+            probes += probe.narrow(call.family.channels, 0, x.shape[call.family.channels]).chunk(branches)
         if m.shape != x.shape:
             return None  # the lockstep loop raises the error
-        dtype = state_dtype(x.dtype)
-        if self._remembered is not None:
-            if len(self._remembered) != len(probes):
-                return "its network is called for other branches than in earlier calls of this kind"
-            self.weights = self._remembered.to(dtype)
-            return None
-        columns = torch.stack([each.flatten() for each in probes] + [m.flatten().double()])
-        # all inner products in one transfer to the host
-        products = (columns @ columns.T).cpu()
-        branches = len(probes)
-        weights = torch.linalg.solve(products[:branches, :branches], products[:branches, branches])
-        residual = columns[branches] - weights.to(columns) @ columns[:branches]
-        # the weights of guidance add up to 1; otherwise the loop rescales by the values of the outputs, which is not
-        # linear
-        deviation = abs(float(weights.sum()) - 1.0)
-        if deviation > LINEAR or float(residual.norm()) > LINEAR * float(columns[branches].norm()):
+        weights = self._remembered if self._remembered is not None else weights_of(probes, m)
+        if weights is None:
             return "its guidance is not one weighted sum of the network's outputs"
-        self.weights = weights.to(x.device, dtype)
-        states = next(recorded.states for recorded in self.calls if recorded.probe is not None)
-        self._known.put(states, self.weights)
+        if len(weights) != len(probes):
+            return "its network is called for other branches than in earlier calls of this kind"
+        self.weights = weights.to(x.device, state_dtype(x.dtype))
+        if self._remembered is None:
+            self._known.put(self._probed[0][0].states, self.weights)
         return None
 
     def inputs(self, inputs: SolverInputs, num_samples: int) -> SolverInputs:

@@ -1,0 +1,300 @@
+"""Network options of a call: attention, layout of the weights, torch.compile.
+
+Two functions of diffusers are not used. `model.set_attention_backend` changes the backend of the whole process.
+`enable_xformers_memory_efficient_attention` replaces the user's own processors, and it draws from the random generator
+of the device, which changes the images.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidArgument
+from .networks import is_compiled, unwrapped
+
+MODES = ("default", "max-autotune-no-cudagraphs")
+# each has a version for torch's attention (suffix "2_0") and one for xformers (prefix "XFormers")
+STOCK_PROCESSORS = ("AttnProcessor", "AttnAddedKVProcessor", "JointAttnProcessor")
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The network options that the user asked for. See `compile` for the meaning.
+
+    Raises:
+        InvalidArgument: a name, mode or switch is unknown. Whether an attention can run is checked at the call.
+    """
+
+    attention: str = "auto"
+    channels_last: bool | None = None
+    torch_compile: str | None = None
+
+    def __post_init__(self) -> None:
+        from diffusers.models.attention_dispatch import AttentionBackendName
+
+        if self.attention not in ["auto", "sdpa", *(each.value for each in AttentionBackendName)]:
+            raise InvalidArgument(
+                f"attention is {self.attention!r}. diffusers has no attention backend of that name. "
+                "Pass 'auto', 'sdpa', 'xformers' or a value of diffusers' AttentionBackendName."
+            )
+        if self.torch_compile not in (None, *MODES):
+            raise InvalidArgument(
+                f"torch_compile is {self.torch_compile!r}. The mode of torch.compile must not capture CUDA graphs "
+                f"itself. Pass None or one of {', '.join(map(repr, MODES))}."
+            )
+        if not isinstance(self.channels_last, bool | None):
+            raise InvalidArgument(
+                f"channels_last is {self.channels_last!r}. It is a switch. Pass True, False, or None to change nothing."
+            )
+
+
+@dataclass
+class Applied:
+    """The result of `applied`.
+
+    Attributes:
+        replacements: maps a network to its compiled version. Call that version instead.
+        reasons: why options were not applied. The list is complete when the `with` block ends.
+    """
+
+    replacements: dict[nn.Module, Compiled] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def applied(networks: Iterable[nn.Module], options: NetworkOptions, device: torch.device) -> Iterator[Applied]:
+    """Apply the options to the networks, and restore their attention afterwards.
+
+    Concurrent calls share a setting. If a running call has set another value, this call keeps that value and gets a
+    reason. The layout is not restored: that would copy all weights twice per call.
+
+    Args:
+        networks: the modules that the pipeline calls in its loop.
+        device: where the networks run; an offloaded network may be on another device now.
+    """
+    made = Applied()
+    attention, channels_last, mode = options.attention, options.channels_last, options.torch_compile
+    with ExitStack() as settings:
+        for network in networks:
+            if attention != "auto":
+                if why := _why_no_attention(network, attention, device):
+                    made.reasons.append(f"attention={attention!r} cannot be used: {why}")
+                else:
+                    made.reasons += settings.enter_context(_held(network, "attention", attention, _switch_attention))
+            if channels_last is not None:
+                # a transformer's only convolution makes the patches: its stride equals its kernel size
+                if any(isinstance(each, nn.Conv2d) and each.kernel_size != each.stride for each in network.modules()):
+                    made.reasons += settings.enter_context(_held(network, "channels_last", channels_last, _lay_out))
+                else:
+                    nothing = f"changes nothing in {_name_of(network)}: it is no convolution network"
+                    made.reasons.append(f"channels_last={channels_last} {nothing}")
+            if mode is not None and is_compiled(network):
+                made.reasons.append(f"torch_compile={mode!r} was left out: {_name_of(network)} is compiled already")
+            elif mode is not None:
+                made.replacements[network] = compiled(network, mode)
+        try:
+            yield made
+        finally:
+            made.reasons += [each.failure for each in made.replacements.values() if each.failure is not None]
+
+
+@dataclass
+class _Hold:
+    """A setting that running calls share: the first call sets it, the last one restores it."""
+
+    value: Any
+    reasons: list[str]
+    undo: ExitStack
+    users: int = 0
+
+
+# for all pipelines of the process: they may share a network
+_lock = threading.Lock()
+_holds: dict[tuple[nn.Module, str], _Hold] = {}
+
+
+@contextmanager
+def _held(
+    network: nn.Module, setting: str, value: Any, switch: Callable[[nn.Module, Any, ExitStack], list[str]]
+) -> Iterator[list[str]]:
+    """Keep a setting while the block runs; yields reasons why it, or a part of it, could not be set.
+
+    If another value is set, the call does not wait for it: a call nested in the one that set it would deadlock. It
+    still counts as a user, because the network must not change between its waves.
+    """
+    key = (network, setting)
+    with _lock:
+        if key not in _holds:
+            with ExitStack() as undo:
+                _holds[key] = _Hold(value, switch(network, value, undo), undo.pop_all())
+        hold = _holds[key]
+        hold.users += 1
+    try:
+        if hold.value == value:
+            yield hold.reasons
+        else:
+            conflict = f"another call is using it with {setting}={hold.value!r}"
+            yield [f"{setting}={value!r} was not set on {_name_of(network)}: {conflict}"]
+    finally:
+        with _lock:
+            hold.users -= 1
+            if hold.users == 0:
+                del _holds[key]
+                hold.undo.close()
+
+
+def _why_no_attention(network: Any, name: str, device: torch.device) -> str | None:
+    """Why an attention cannot run here, or None."""
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else network.dtype
+    if dtype.itemsize == 1:  # a storage dtype: diffusers converts the weights before it uses them
+        dtype = torch.bfloat16
+    head_dims = {each.inner_dim // each.heads for each in _attentions(network) if hasattr(each, "inner_dim")}
+    try:
+        for head_dim in sorted(head_dims) or [64]:
+            _try_attention(_backend(name), head_dim, dtype, device)
+    except Exception as why:  # attention libraries raise errors of many types
+        return _first_sentence(why)
+    return None
+
+
+@functools.cache
+def _try_attention(backend: str, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Compute one small attention. The cache remembers a success, not a failure."""
+    from diffusers.models import attention_dispatch as dispatch
+
+    name = dispatch.AttentionBackendName(backend)
+    dispatch._check_attention_backend_requirements(name)
+    dispatch._maybe_download_kernel_for_backend(name)
+    x = torch.zeros(1, 16, 2, head_dim, dtype=dtype, device=device)
+    with torch.no_grad():
+        dispatch.dispatch_attention_fn(x, x, x, backend=name)
+
+
+def _switch_attention(network: nn.Module, name: str, undo: ExitStack) -> list[str]:
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    unchanged = set()
+    for module in _attentions(network):
+        if hasattr(module.processor, "_attention_backend"):
+            owner, attribute, value = module.processor, "_attention_backend", AttentionBackendName(_backend(name))
+        else:
+            owner, attribute, value = module, "processor", _equivalent(module, _backend(name))
+        if value is None:
+            unchanged.add(type(module.processor).__name__)
+        else:
+            undo.callback(setattr, owner, attribute, getattr(owner, attribute))
+            setattr(owner, attribute, value)
+    if not unchanged:
+        return []
+    return [f"attention={name!r} was left out where {_name_of(network)} has {', '.join(sorted(unchanged))}"]
+
+
+def _equivalent(module: Any, backend: str) -> object | None:
+    """The stock processor that computes the same with this backend, or None."""
+    from diffusers.models import attention_processor as stock
+
+    kind = type(module.processor)
+    family = kind.__name__.removeprefix("XFormers").removesuffix("2_0")
+    # a user's subclass of a stock processor may compute something else
+    if family not in STOCK_PROCESSORS or getattr(stock, kind.__name__, None) is not kind:
+        return None
+    if backend == "xformers":
+        return _shared(getattr(stock, f"XFormers{family}"))
+    # torch's processors always scale the queries
+    return _shared(getattr(stock, f"{family}2_0")) if backend == "native" and module.scale_qk else None
+
+
+@functools.cache
+def _shared(kind: type) -> object:
+    """One object for all calls: compiled code and captured graphs are valid for one object only."""
+    return kind()
+
+
+def _backend(name: str) -> str:
+    return "native" if name == "sdpa" else name
+
+
+def _attentions(network: nn.Module) -> list[Any]:
+    return [each for each in network.modules() if hasattr(each, "set_processor") and hasattr(each, "processor")]
+
+
+def _lay_out(network: nn.Module, channels_last: bool, _undo: ExitStack) -> list[str]:
+    """Parameters stay the same objects with the same values, but their storage moves: captured graphs are invalid."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for parameter in network.parameters():
+        weight = parameter.data
+        # neither quantized, distributed nor on the meta device
+        plain = type(weight) is Tensor and weight.dim() == 4 and not weight.is_meta
+        # nn.Module.to would write every parameter in every call, even while other calls read them
+        if plain and not weight.is_contiguous(memory_format=layout):
+            parameter.data = weight.contiguous(memory_format=layout)
+    return []
+
+
+class Compiled:
+    """A network called through torch.compile; called directly if compilation fails (for example: no C++ compiler).
+
+    The network itself is not changed, and only weakly referenced: the caller keeps it alive. torch.compile itself
+    restores the process-wide flags that it changes.
+
+    Attributes:
+        failure: why the network is called directly, or None.
+    """
+
+    def __init__(self, network: nn.Module, mode: str) -> None:
+        self.failure: str | None = None
+        self._mode = mode
+        self._network = weakref.ref(network)
+
+        # the network is an argument, because a closure would keep it alive
+        def call(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return network(*args, **kwargs)
+
+        # torch counts recompilations and caches shapes by file, line and name: each network needs its own name
+        call.__code__ = call.__code__.replace(co_name=f"call_{_name_of(network)}_{next(_numbers)}")
+        # torch accepts a mode or options, not both; the user may have enabled graphs for all compilations
+        options = {**torch._inductor.list_mode_options(mode), "triton.cudagraphs": False}
+        self._call = torch.compile(call, options=options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        network: Any = self._network()
+        if self.failure is not None:
+            return network(*args, **kwargs)
+        try:
+            return self._call(network, *args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as why:
+            reason = _first_sentence(getattr(why, "inner_exception", why))
+        # torch also wraps errors of the network itself; this call raises such an error, and no failure is recorded
+        output = network(*args, **kwargs)
+        self.failure = f"torch_compile={self._mode!r} failed on {_name_of(network)}: {reason}"
+        return output
+
+
+_numbers = itertools.count()
+_compiled: weakref.WeakKeyDictionary[nn.Module, dict[str, Compiled]] = weakref.WeakKeyDictionary()
+
+
+def compiled(network: nn.Module, mode: str) -> Compiled:
+    """The compiled version of the network. Always the same object: captured graphs are valid for one object only."""
+    by_mode = _compiled.setdefault(network, {})
+    return by_mode.get(mode) or by_mode.setdefault(mode, Compiled(network, mode))
+
+
+def _name_of(network: object) -> str:
+    """The class name of the network, without torch.compile's wrapper."""
+    return type(unwrapped(network)).__name__
+
+
+def _first_sentence(error: BaseException) -> str:
+    """The first sentence of an error message; the type of the error if the message is empty."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".:") or type(error).__name__

@@ -149,7 +149,7 @@ def test_strict_refuses_what_would_run_on_the_stock_loop(feature: Feature) -> No
         srds_fast.compile(pipe, strict=True, method="srds")(**call, num_inference_steps=STEPS)
 
 
-@pytest.mark.parametrize(("names", "other"), support.REPLACEMENTS.items(), ids=str)
+@pytest.mark.parametrize(("names", "other"), support.REPLACEMENTS.items())
 def test_refused_schedulers_get_the_line_of_the_table(names: str, other: str) -> None:
     for name in names.split(", "):
         cls = next(

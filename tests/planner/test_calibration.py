@@ -94,7 +94,6 @@ def test_calibration_chooses_the_sequential_sampler_where_rows_are_dear(pipe: An
         ({"exact": True}, {}, "nothing to calibrate"),
         ({}, {"generator": 3}, "generator"),
     ],
-    ids=str,
 )
 def test_calibrations_that_cannot_be_made_are_refused(
     pipe: Any, settings: dict[str, Any], wrong: dict[str, Any], why: str

@@ -31,7 +31,7 @@ from ..schedulers.verify import noise_table
 from ..solvers.contract import Core, SolverInputs, Trajectory
 from ..solvers.method import Method
 from ..solvers.program import Program
-from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method, options_of
+from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
 from ..telemetry.report import Report
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .session import Planner, Session
@@ -123,13 +123,56 @@ def sample(
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine, in_flight
     )
     refuse_beside(plan, settings, Settings(method=DEFAULT))
+    cond = dict(cond or {})
+    _check(x, cond, scheduler, num_inference_steps, eta, generator)
+    planner = Planner(settings, plan, _costs)
+    if warm_start is not None:
+        check_warm_start_method(planner.options)
+        check_warm_start(warm_start, (num_inference_steps + 1, *x.shape))
+    runner = _graph_runner(planner.engine, graphs, x)
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(num_inference_steps)
+    state = x.to(state_dtype(x.dtype))
+    timeline = telemetry.Timeline()
+    try:
+        with telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline):
+            telemetry.phase("plan")
+            noise = noise_table(scheduler, eta=float(eta))
+            inputs = SolverInputs(
+                draws=draw_noise(noise, x, state.dtype, generator),
+                trajectory=Trajectory(noise.num_steps) if keep_trajectory else None,
+                network=NetworkInput(x.dtype),
+                scaled=True,
+                initial_guess=warm_start,
+            )
+            session = Session(
+                planner,
+                state,
+                noise,
+                inputs,
+                "sample",
+                network=_DenoiserNetwork(denoiser, x, state, noise, inputs, cond),
+                graphs=runner,
+                observer=observer,
+                notify=lambda reason: _log_once(f"sample goes step by step: {reason}"),
+            )
+            found = session.complete().sample
+    except DivergenceError as error:
+        error.report = replace(error.report, timeline=timeline.sums)
+        raise
+    assert found is not None
+    trajectory = None if inputs.trajectory is None else inputs.trajectory.stacked(state, found)
+    return SampleResult(found.to(x.dtype), replace(session.report(), timeline=timeline.sums), trajectory)
+
+
+def _check(x: Any, cond: Mapping[str, Any], scheduler: Any, steps: Any, eta: Any, generator: Any) -> None:
+    """Raise InvalidArgument if an argument of `sample` is not as described."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
         found = f"{x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InvalidArgument(
             f"x is {found}. It must be a floating-point tensor [batch, ...] with at least one sample. "
             "Add a batch dimension with x.unsqueeze(0) if there is none."
         )
-    cond = dict(cond or {})
     for name, value in cond.items():
         if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(x):
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -137,75 +180,18 @@ def sample(
                 f"cond[{name!r}] has {found}. Its first dimension must be the batch, {len(x)}. "
                 "Repeat a tensor that the samples share, or let the denoiser close over it."
             )
-    steps = num_inference_steps
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
         raise InvalidArgument(f"num_inference_steps is {steps!r}. It must be a whole number, 1 to {MOST_STEPS}.")
-
     if not isinstance(eta, int | float) or not 0 <= eta < math.inf:
         raise InvalidArgument(f"eta is {eta!r}. It scales the noise of a step, so it is a number of 0 or more.")
     if isinstance(generator, list | tuple) and len(generator) != len(x):
         raise InvalidArgument(
             f"{len(generator)} generators were given for {len(x)} samples. Pass one for each sample, or a single one."
         )
-
     if isinstance(scheduler, type) or not hasattr(scheduler, "set_timesteps"):
         raise InvalidArgument(
             f"scheduler is {scheduler!r}. It must be an instance of a diffusers scheduler. Pass DDIMScheduler()."
         )
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(num_inference_steps)
-    timeline = telemetry.Timeline()
-    try:
-        with telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline):
-            telemetry.phase("plan")
-            noise = noise_table(scheduler, eta=float(eta))
-            result = _run_session(
-                denoiser, x, noise, settings, cond, generator, graphs, plan, observer, warm_start, keep_trajectory
-            )
-    except DivergenceError as error:
-        error.report = replace(error.report, timeline=timeline.sums)
-        raise
-    return replace(result, report=replace(result.report, timeline=timeline.sums))
-
-
-def _run_session(
-    denoiser: Denoiser,
-    x: Tensor,
-    noise: NoiseTable,
-    settings: Settings,
-    cond: Mapping[str, Tensor],
-    generator: Generators,
-    graphs: Graphs | None,
-    plan: Plan | None,
-    observer: Observer | None,
-    warm_start: Tensor | None,
-    keep_trajectory: bool,
-) -> SampleResult:
-    """Run `sample` after its arguments have been checked."""
-    state = x.to(state_dtype(x.dtype))
-    draws = draw_noise(noise, x, state.dtype, generator)
-    inputs = SolverInputs(draws=draws, network=NetworkInput(x.dtype), scaled=True)
-    if warm_start is not None:
-        check_warm_start_method(options_of(settings.method) if plan is None else plan.options)
-        check_warm_start(warm_start, (noise.num_steps + 1, *x.shape))
-        inputs = replace(inputs, initial_guess=warm_start)
-    if keep_trajectory:
-        inputs = replace(inputs, trajectory=Trajectory(noise.num_steps))
-    session = Session(
-        Planner(settings, plan, _costs),
-        state,
-        noise,
-        inputs,
-        "sample",
-        network=_DenoiserNetwork(denoiser, x, state, noise, inputs, cond),
-        graphs=_graph_use(settings.engine if plan is None else plan.engine, graphs, x),
-        observer=observer,
-        notify=lambda reason: _log_once(f"sample goes step by step: {reason}"),
-    )
-    run = session.complete()
-    assert run.sample is not None
-    trajectory = None if inputs.trajectory is None else inputs.trajectory.stacked(state, run.sample)
-    return SampleResult(run.sample.to(x.dtype), session.report(), trajectory)
 
 
 _costs = Costs()
@@ -241,24 +227,19 @@ class _DenoiserNetwork:
     def capturable(self, plan: Plan, program: Program) -> Capturable:
         inputs, noise, cond = self.inputs, self.noise, self.cond
         named = {f"cond.{name}": value for name, value in cond.items()}
-        optional = {"draws": inputs.draws, "initial_guess": inputs.initial_guess}
-        own = {name: tensor for name, tensor in optional.items() if tensor is not None}
-
-        def with_own(static: Mapping[str, Tensor]) -> SolverInputs:
-            return replace(inputs, draws=static.get("draws"), initial_guess=static.get("initial_guess"))
 
         def begin(static: Mapping[str, Tensor], two_lanes: bool) -> tuple[Core, RowDenoiser]:
             assert not two_lanes
             given = {name: static[f"cond.{name}"] for name in cond}
             evaluator = RowDenoiser(self.denoiser, static["x"], noise, program, given)
-            return core_of(plan, static["x"], noise, program, with_own(static)), evaluator
+            return core_of(plan, static["x"], noise, program, inputs.with_tensors(static)), evaluator
 
         def through(graphed: Through) -> RowDenoiser:
             return RowDenoiser(graphed(self.denoiser, None), self.x, noise, program, cond)
 
         return Capturable(
             (plan.signature, noise, inputs.network, implementation(self.state.device)),
-            {"x": self.state, **own, **named},
+            {"x": self.state, **inputs.tensors(), **named},
             modules_of(self.denoiser),
             begin,
             through,
@@ -282,7 +263,7 @@ def _cost_key(denoiser: Denoiser) -> Hashable:
         return object()
 
 
-def _graph_use(engine: str, graphs: Graphs | None, x: Tensor) -> GraphRunner | None:
+def _graph_runner(engine: str, graphs: Graphs | None, x: Tensor) -> GraphRunner | None:
     if engine in GRAPH_ENGINES and graphs is None:
         raise InvalidArgument(
             f"engine is {engine!r} and graphs is None. A recording is useful only if later calls can find it. "

@@ -13,8 +13,8 @@ ways to feed the same core.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -132,6 +132,16 @@ class SolverInputs:
     scaled: bool = False
     guidance: Tensor | None = None
     initial_guess: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that a graph of the run reads, by name."""
+        known = {"draws": self.draws, "guidance": self.guidance, "initial_guess": self.initial_guess}
+        return {name: tensor for name, tensor in known.items() if tensor is not None}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> SolverInputs:
+        """The same inputs with these tensors in the place of those of `tensors`."""
+        draws, guidance, initial_guess = (tensors.get(name) for name in ("draws", "guidance", "initial_guess"))
+        return replace(self, draws=draws, guidance=guidance, initial_guess=initial_guess)
 
 
 NO_INPUTS = SolverInputs()

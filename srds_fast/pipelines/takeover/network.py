@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -87,15 +87,10 @@ class RecordedNetwork:
         scales = AdapterScales(factors)
         calls = [unscaled(recorded) for recorded in self.turn.calls] if scales else self.turn.calls
         given = tensors_of(calls)
-        optional = {"draws": inputs.draws, "guidance": inputs.guidance, "initial_guess": inputs.initial_guess}
+        own = {"x": state, **inputs.tensors()}
         if scales:
-            optional["adapter scales"] = scales.values(state.new_empty(0))
-        own = {"x": state} | {name: tensor for name, tensor in optional.items() if tensor is not None}
+            own["adapter scales"] = scales.values(state.new_empty(0))
         replacements = self.replacements
-
-        def with_own(static: Mapping[str, Tensor]) -> SolverInputs:
-            draws, guidance, guess = (static.get(name) for name in ("draws", "guidance", "initial_guess"))
-            return replace(inputs, draws=draws, guidance=guidance, initial_guess=guess)
 
         def repeated(static: Mapping[str, Tensor], program: Program) -> Repeated:
             rows = RowInputs(program, noise, static["x"], replacements=replacements)
@@ -103,7 +98,7 @@ class RecordedNetwork:
             return Repeated(with_tensors(calls, given, static), rows, len(static["x"]), around)
 
         def begin(static: Mapping[str, Tensor], two_lanes: bool) -> tuple[Core, Evaluator]:
-            core = core_of(plan, static["x"], noise, program, with_own(static))
+            core = core_of(plan, static["x"], noise, program, inputs.with_tensors(static))
             if not two_lanes:
                 return core, repeated(static, program)
             return core, TwoLanes(repeated(static, program.in_lanes()), program, static["x"].device)

@@ -100,6 +100,11 @@ class Program:
         return len(self.bounds) - 1
 
     @property
+    def exact_iteration(self) -> int:
+        """The iteration whose sample is the sequential one by construction."""
+        return self.num_blocks
+
+    @property
     def num_waves(self) -> int:
         """Batched network calls, one after another: the papers' effective serial evaluations."""
         return len(self.waves)

@@ -13,18 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NoReturn, Self, cast
 
-import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument
 from ..schedulers.steps import COARSE_SOLVERS, CoarseSolver
 from ..schedulers.table import NoiseTable
 from . import program as programs
-from .contract import NO_INPUTS, Checkpoint, Core, SolverInputs, samples_of
+from .compiler import Form
+from .contract import NO_INPUTS, Core, SolverInputs
 from .convergence import estimated_error
 from .method import Method, Seen, Stopping, Target, check_one_of, check_whole
 from .program import Program
-from .waves import Waves
+from .wave_table import compiled
+from .waves import run
 
 # with fewer steps a second iteration already costs as many waves as the sequential sampler
 FEWEST_STEPS = 6
@@ -210,35 +211,17 @@ def srds(
     *,
     bitwise: bool = False,
 ) -> Core:
-    """Run an SRDS program.
+    """Run an SRDS program: a checkpoint after every iteration.
 
-    Multistep fine steps look back at the x0 of the step before, so the state at a boundary is (x, that x0). Both go
-    through the same correction; the coarse solver's word for the second is the x0 at the boundary before.
+    Multistep fine steps look back at the x0 of the step before, so the state at a boundary is (x, that x0). Both get
+    the same correction; for the second, the coarse solver has the x0 at the boundary before.
 
     Args:
         x: starting noise, [batch, ...]; its dtype is the dtype of the state.
         noise: table of N steps.
         program: `program.srds(N, ...)`.
         coarse_solver: "ddim" (first order) or "2m" (DPM-Solver++(2M), reuses the output at the boundary before).
-        inputs: noise of stochastic steps, constraint, trajectory, the network's wishes.
+        inputs: see `SolverInputs`.
         bitwise: fill `Checkpoint.stationary`.
     """
-    waves = Waves(x, noise, program, coarse_solver, inputs, watched=bitwise)
-    result = torch.empty_like(x)
-    for number in range(len(program)):
-        for completed in waves.update(number, (yield waves.evaluate(number))):
-            iteration, boundary = completed.boundary
-            if boundary < program.num_blocks:
-                continue
-            value, samples = waves.value(completed), waves.samples
-            exact = iteration == program.num_blocks
-            found = Checkpoint(iteration, value, samples, waves.change(completed), exact, waves.stationary(completed))
-            running = samples_of((yield found), samples)
-            if len(samples) == len(result):
-                result.copy_(value)
-            else:
-                result[list(samples)] = value
-            if iteration == program.num_iterations or not running:
-                return result
-            waves.keep(running)
-    raise AssertionError("a program ends with a checkpoint")
+    return (yield from run(x, program, compiled(noise, program, coarse_solver, Form.of(x, inputs, bitwise)), inputs))

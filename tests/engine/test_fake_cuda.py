@@ -26,7 +26,7 @@ from srds_fast.engine.graphs.recording import LoopGraph
 from srds_fast.errors import CaptureFailed
 from srds_fast.kernels import wave_update
 from srds_fast.pipelines.lockstep.loop import LockstepLoop
-from srds_fast.solvers import waves
+from srds_fast.solvers import wave_table
 
 DEVICE = torch.device("meta")
 STEPS = 6
@@ -74,9 +74,9 @@ class Recorder:
 def _no_tables_of_the_device_are_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # tensors without memory all lie at address 0
     monkeypatch.setattr(wave_update, "check_apart", lambda name, tensor, **others: None)
-    waves._updates.cache_clear()
+    wave_table.compiled.cache_clear()
     yield
-    waves._updates.cache_clear()
+    wave_table.compiled.cache_clear()
 
 
 def capturable(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Capturable:

@@ -34,7 +34,7 @@ __all__ = ["_no_tables_of_the_device_are_kept"]
 def _nothing_of_the_device_is_kept() -> Iterator[None]:
     yield
     grid.grid_of.cache_clear()
-    chords._updates.cache_clear()
+    chords.compiled.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["flux", pytest.param("stable_diffusion", marks=pytest.mark.exhaustive)])

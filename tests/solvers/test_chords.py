@@ -251,7 +251,7 @@ def test_every_slower_core_is_closer(num_steps: int, num_cores: int) -> None:
 def test_checkpoints_tell_how_far_the_sample_has_moved() -> None:
     x = noise(3, 64)
     grid = table(20)
-    _, _, checkpoints = feed(chords(x, grid, paper(20, 5), bitwise=True), mixture, grid)
+    _, _, checkpoints = feed(chords(x, grid, paper(20, 5)), mixture, grid)
     assert checkpoints[0].change is None
     for before, found in pairwise(checkpoints):
         torch.testing.assert_close(found.change, (found.sample - before.sample).abs().mean(1), rtol=1e-10, atol=1e-14)

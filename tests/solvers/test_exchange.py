@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import torch
+from cores import table
+
 from srds_fast.solvers import program
-from srds_fast.solvers.dataflow import exchanges
+from srds_fast.solvers.wave_table import wave_table
 
 
 def test_the_memory_does_not_grow_with_the_iterations() -> None:
     def slots(num_iterations: int) -> int:
         waves = program.srds(100, 20, num_iterations)
-        return exchanges(waves, tuple(range(1, 20)), False, False, False).num_slots
+        return wave_table(table(100), waves, "2m", torch.zeros(1, 2, dtype=torch.float64)).num_slots
 
     # 20 rows in the widest wave, and what they and the corrections leave for later waves
     assert slots(20) <= 3.5 * 20

@@ -229,8 +229,8 @@ def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Constrain:
 @every
 @pytest.mark.parametrize("stock", [None, DPMSolverMultistepScheduler()], ids=["ddim", "dpm"])
 def test_constraints_and_history_reach_every_state(options: Method, stock: Any) -> None:
-    """As in inpainting, and where a grid begins in the middle of a multistep solver's."""
-    grid, x = table(STEPS, stock), noise(2, DIMENSIONS)
+    """As in inpainting, and where a run begins in the middle of the grid of a multistep solver."""
+    grid, x = table(STEPS + 6, stock).part(6, STEPS + 6, afresh=False), noise(2, DIMENSIONS)
     constrain = halves(noise(2, DIMENSIONS, seed=1), grid, x)
     inputs = SolverInputs(constrain=constrain, x0_prev=noise(2, DIMENSIONS, seed=2))
     plan = plan_of(options, tolerance=0.0)

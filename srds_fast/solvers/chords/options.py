@@ -64,7 +64,7 @@ class Chords(Method):
 
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         assert isinstance(program, programs.Cores)
-        return chords(x, noise, program, inputs, bitwise=bitwise)
+        return chords(x, noise, program, inputs)
 
     @property
     def fits_turns(self) -> bool:

@@ -40,6 +40,10 @@ class Cores(Program):
         """K, the rows of the widest wave."""
         return len(self.starts)
 
+    @property
+    def exact_iteration(self) -> int:
+        return self.num_iterations
+
     @cached_property
     def final_steps(self) -> tuple[int, ...]:
         """As of `Program`: the steps that core 0 has taken."""

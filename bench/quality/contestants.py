@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench.workloads.methods import NEVER
-from srds_fast.methods import Options
+from srds_fast.methods import Method
 from srds_fast.planner.choose import choose
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
-from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers.chords import Chords
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
 
 PAPER, DEFAULT = "srds, as published", "collocation (default)"
@@ -56,7 +56,7 @@ class Contestant(NamedTuple):
         return choose(steps, replace(settings, tolerance=tolerance))
 
 
-def _contestant(name: str, method: str | Options, tolerances: tuple[float, ...] = ()) -> Contestant:
+def _contestant(name: str, method: str | Method, tolerances: tuple[float, ...] = ()) -> Contestant:
     return Contestant(name, lambda steps: Settings(method=method, tolerance=NEVER), tolerances)
 
 

@@ -49,7 +49,7 @@ class Form(NamedTuple):
 
 
 class Completed(NamedTuple):
-    """A whole sample: its iteration, its slot, and whether it is compared with the one before."""
+    """A value that is complete: its iteration, its slot, and whether it is compared with the iteration before."""
 
     iteration: int
     slot: int
@@ -58,12 +58,12 @@ class Completed(NamedTuple):
 
 @dataclass
 class CompiledWave:
-    """What a wave leaves in the memory, as (grid position, slot).
+    """What a wave leaves in the memory, as (grid position, slot); while it is compiled, numbers of values for slots.
 
     Attributes:
         arrivals: what steps and jumps have made, before corrections: to be constrained.
         states: after corrections: for the trajectory.
-        x0: predicted at these positions; for multistep schedulers only.
+        x0: predicted at these positions: for the trajectory of multistep schedulers.
         completed: whole samples.
     """
 
@@ -87,7 +87,7 @@ class CompiledProgram:
 
     waves: tuple[CompiledWave, ...]
     table: WaveTable
-    jump_noises: tuple[tuple[int, int, Tensor], ...]
+    jump_noises: list[tuple[int, int, Tensor]]
     history: bool
 
     def noises(self, draws: Tensor | None) -> Tensor | None:
@@ -119,6 +119,7 @@ class Compiler:
 
     Attributes:
         carries_x0: the scheduler is a multistep one: an x0 belongs to every state.
+        wave: the one being compiled.
     """
 
     def __init__(self, noise: NoiseTable, program: Program, form: Form, state: Name, x0: Name) -> None:
@@ -135,17 +136,12 @@ class Compiler:
         self._first, self._last = [0] * len(given), [0] * len(given)
         self._waves: list[CompiledWave] = []
         # of the update before the first wave, and of each wave
-        self._steps: list[Step] = []
-        self._corrections: list[Correction] = []
-        self._gathers: list[Gather] = []
-        self._updates = [(self._steps, self._corrections, self._gathers)]
-
-    # before the waves
+        self._updates: list[tuple[list[Step], list[Correction], list[Gather]]] = [([], [], [])]
 
     def jump(self, previous: int | None, start: int, stop: int, *, noisy: bool = True) -> Jump:
         """A jump across the steps from `start` to `stop`, which looks back at the x0 at `previous`, if at any.
 
-        noisy: with the noise of the steps it replaces; where two jumps are subtracted it would cancel.
+        noisy: with the noise of the steps it replaces. Where two jumps are subtracted it would cancel.
         """
         noise = self._noise
         if noise.momentum is None and noise.spread is None:
@@ -156,19 +152,17 @@ class Compiler:
         self._jump_noises.append((start, stop, weights))
         return Jump(coefficients, noise.num_steps + len(self._jump_noises) - 1)
 
-    # wave by wave
-
     def begin(self, states: Sequence[Name]) -> None:
         """Begin the next wave. states: those that the network is evaluated at, row by row."""
         self._end_of_steps()
         self._positions = self._program.positions[len(self._waves)]
-        self._waves.append(CompiledWave())
+        self.wave = CompiledWave()
+        self._waves.append(self.wave)
         self._states = [self._read(name) for name in states]
         scales = self._noise.numbers["input_scale"]
         for state, position in zip(self._states, self._positions, strict=True):
-            self._gathers.append(Gather(state, scales[position] if self._form.scaled else 1.0))
-        self._steps, self._corrections, self._gathers = [], [], []
-        self._updates.append((self._steps, self._corrections, self._gathers))
+            self._updates[-1][2].append(Gather(state, scales[position] if self._form.scaled else 1.0))
+        self._updates.append(([], [], []))
 
     def make_step(self, row: int, name: Name, x0: Name, jumped_from: int | None = None) -> int:
         """The fine step of a row; returns the value.
@@ -183,23 +177,20 @@ class Compiler:
         if x0 in self._value and jumped_from is not None:
             way = self._way_back(jumped_from, position)
             step = step._replace(c=step.c + step.d * (1 - way), d=step.d * way)
-        if self._noise.spread is None:
-            value = self._make(row, name, step, x0)
-        else:
-            value = self._make(row, name, step, x0, position, self._noise.numbers["spread"][position])
-        self._waves[-1].arrivals.append((position + 1, value))
+        noisy = self._noise.spread is not None
+        spread = self._noise.numbers["spread"][position] if noisy else 0.0
+        value = self._make(row, name, step, x0, position if noisy else None, spread)
+        self.wave.arrivals.append((position + 1, value))
         return value
 
     def make_jump(self, row: int, name: Name, jump: Jump, arrives: int, x0: Name | None = None) -> None:
         """The jump of a row to a grid position. x0: that it looks back at."""
         value = self._make(row, name, jump.coefficients, x0, jump.draw, 0.0 if jump.draw is None else 1.0)
-        self._waves[-1].arrivals.append((arrives, value))
+        self.wave.arrivals.append((arrives, value))
 
-    def make_x0(self, row: int, name: Name, *, recorded: bool = False) -> None:
-        """The x0 that a row predicts."""
-        value = self._make(row, name, ITS_X0)
-        if recorded:
-            self._waves[-1].x0.append((self._positions[row], value))
+    def make_x0(self, row: int, name: Name) -> int:
+        """The x0 that a row predicts; returns the value."""
+        return self._make(row, name, ITS_X0)
 
     def correct(
         self,
@@ -222,19 +213,9 @@ class Compiler:
         pair = None if bracket is None else (self._read(bracket[0]), self._read(bracket[1]))
         before = self._read_if_there(compare)
         if pair is not None or before is not None:
-            self._corrections.append(Correction(value, pair, before, iteration, whole))
+            self._updates[-1][1].append(Correction(value, pair, before, iteration, whole))
         self._value |= dict.fromkeys(becomes, value)
         return Completed(iteration, value, before is not None)
-
-    def record(self, position: int, value: int) -> None:
-        """A value is the state at a grid position once the wave is done."""
-        self._waves[-1].states.append((position, value))
-
-    def complete(self, completed: Completed) -> None:
-        """A value is a whole sample once the wave is done."""
-        self._waves[-1].completed.append(completed)
-
-    # behind the waves
 
     def finish(self) -> CompiledProgram:
         """The table, with a slot for every value."""
@@ -266,10 +247,10 @@ class Compiler:
         dtype, device, ndim = self._form.spec
         num_iterations, clip = self._program.num_iterations, self._noise.clip
         table = WaveTable(updates, num_slots, num_iterations, dtype, device, ndim, clip, self._form.bitwise)
-        jump_noises = tuple(
+        jump_noises = [
             (start, stop, torch.tensor(weights, dtype=dtype, device=device))
             for start, stop, weights in self._jump_noises
-        )
+        ]
         return CompiledProgram(tuple(self._waves), table, jump_noises, self._history)
 
     def _make(
@@ -285,11 +266,11 @@ class Compiler:
             a, b, c = a + c * p, b + c * q, 0.0
         if c == 0.0:
             p = q = 0.0
-        value = len(self._first)
-        self._first.append(len(self._waves) - 1)
-        self._last.append(len(self._waves) - 1)
+        value, number = len(self._first), len(self._waves) - 1
+        self._first.append(number)
+        self._last.append(number)
         self._written_in_this_wave[name] = value
-        self._steps.append(Step(value, self._states[row], row, a, b, c, d, p, q, before, draw, s))
+        self._updates[-1][0].append(Step(value, self._states[row], row, a, b, c, d, p, q, before, draw, s))
         return value
 
     def _read(self, name: Name) -> int:

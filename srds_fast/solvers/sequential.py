@@ -45,7 +45,7 @@ class Sequential(Method):
 
 
 def sequential(x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs = NO_INPUTS) -> Core:
-    """N fine steps, one row a wave. x: starting noise, [batch, ...]; program: `program.sequential(N)`."""
+    """N fine steps, one row a wave."""
     updates = compiled(noise, program, "ddim", Form.of(x, inputs))
     waves = Waves(x, program, updates, inputs)
     for number in range(noise.num_steps):

@@ -48,13 +48,14 @@ def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, f
             solve = row.iteration, row.block
             value = compiler.make_step(index, ("solved" if ends else "state", *solve), ("behind", *solve), jumped_from)
             if not ends:
-                compiler.record(row.position + 1, value)
+                compiler.wave.states.append((row.position + 1, value))
         for index, row in coarse:
             if carries_x0 or row.block + 1 in led:
                 compiler.make_x0(index, (lead, row.iteration, row.block))
         for index, row in fine if carries_x0 else ():
             ends = row.position + 1 == bounds[row.block + 1]
-            compiler.make_x0(index, ("solved x0" if ends else "behind", row.iteration, row.block), recorded=True)
+            value = compiler.make_x0(index, ("solved x0" if ends else "behind", row.iteration, row.block))
+            compiler.wave.x0.append((row.position, value))
         for boundary in wave.boundaries:
             _complete(compiler, boundary, program, form.bitwise)
     return compiler.finish()
@@ -89,6 +90,6 @@ def _complete(compiler: Compiler, boundary: Boundary, program: Program, bitwise:
     completed = correct("solved", "jump", compare, "state", "completed")
     if compiler.carries_x0:
         correct("solved x0", "jump x0", None, "behind")
-    compiler.record(program.bounds[boundary.boundary], completed.slot)
+    compiler.wave.states.append((program.bounds[boundary.boundary], completed.slot))
     if whole:
-        compiler.complete(completed)
+        compiler.wave.completed.append(completed)

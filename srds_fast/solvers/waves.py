@@ -15,12 +15,6 @@ from .program import Program
 class Waves:
     """The memory of one run, and what happens between its network calls.
 
-    Args:
-        x: starting noise, [batch, ...]; its dtype is the dtype of the state.
-        program: the waves.
-        compiled: their updates.
-        inputs: noise of stochastic steps, constraint, trajectory, history, format of the network's input.
-
     Attributes:
         samples: which samples of the original batch still run, in order.
     """
@@ -74,15 +68,13 @@ class Waves:
                 self._next = self._next[:, list(running)]
 
     def _update(self, number: int, m: Tensor | None = None) -> Tensor | None:
-        guidance, network = self._inputs.guidance, self._inputs.network
-        given: Tensor | None = wave_update(
-            self._compiled.table, number, self._buffers, m, guidance=guidance, network=network
-        )
+        table, guidance, network = self._compiled.table, self._inputs.guidance, self._inputs.network
+        given: Tensor | None = wave_update(table, number, self._buffers, m, guidance=guidance, network=network)
         return given
 
 
 def run(x: Tensor, program: Program, compiled: CompiledProgram, inputs: SolverInputs) -> Core:
-    """Run a program, with a checkpoint for every sample that it completes. The arguments are those of `Waves`."""
+    """Run a program with these updates: a checkpoint for every sample that it completes."""
     waves = Waves(x, program, compiled, inputs)
     result = torch.empty_like(x)
     for number, wave in enumerate(compiled.waves):

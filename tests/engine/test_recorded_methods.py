@@ -14,8 +14,8 @@ from twins import Twins
 
 import srds_fast
 from srds_fast.kernels import fixed_point_wave
-from srds_fast.solvers.chords import solver as chords
-from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers import chords
+from srds_fast.solvers.chords import Chords
 from srds_fast.solvers.fixed_point import grid
 from srds_fast.solvers.fixed_point.options import Collocation, ParaTAA
 

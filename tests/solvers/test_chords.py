@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from cores import Denoiser, feed, one_by_one, table
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import GaussianMixture, LinearOde, noise, sequential_by_scheduler
 from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
+from srds_fast.planner.choose import choose
+from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.table import NoiseTable
-from srds_fast.solvers.chords.program import PAPER_STARTS, Cores, chord_starts
-from srds_fast.solvers.chords.program import chords as chords_program
-from srds_fast.solvers.chords.solver import chords
-from srds_fast.solvers.contract import Checkpoint, SolverInputs, Trajectory
+from srds_fast.solvers.chords import PAPER_STARTS, Chords, Cores, chord_starts, chords, chords_program
+from srds_fast.solvers.contract import Checkpoint, SolverInputs
 from srds_fast.solvers.program import Boundary
 
 LINEAR, GAUSSIANS = LinearOde.random(), GaussianMixture.random()
-SCHEDULERS = {
-    "ddim-clip": (DDIMScheduler(), 0.0),
-    "ddim-eta-clip": (DDIMScheduler(), 0.5),
-    "ddim-eta": (DDIMScheduler(clip_sample=False), 1.0),
-    "ddpm": (DDPMScheduler(), 0.0),
-    "ddpm-unclipped": (DDPMScheduler(clip_sample=False, variance_type="fixed_large"), 0.0),
-    "euler-ancestral": (EulerAncestralDiscreteScheduler(timestep_spacing="trailing"), 0.0),
-    "dpm": (DPMSolverMultistepScheduler(), 0.0),
-    "dpm-heun-karras": (DPMSolverMultistepScheduler(solver_type="heun", use_karras_sigmas=True), 0.0),
-}
-
-
-def table_of(name: str, num_steps: int) -> NoiseTable:
-    stock, eta = SCHEDULERS[name]
-    return table(num_steps, stock, eta)
 
 
 def mixture(x: Tensor, t: Tensor) -> Tensor:
@@ -138,28 +121,15 @@ def test_more_cores_arrive_sooner_up_to_those_of_the_paper() -> None:
     assert all(later < before for before, later in pairwise(waves))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        ((0, (0,)), "num_steps"),
-        *(((5, starts), "starts") for starts in [(), (1, 2), (0, 2, 2), (0, 5), (0, True), (0, 1.5), (False,)]),
-    ],
-)
-def test_starts_out_of_range_are_named(arguments: Any, name: str) -> None:
-    with pytest.raises(InvalidArgument, match=name):
-        chords_program(*arguments)
+@pytest.mark.parametrize("starts", [(), (1, 2), (0, 2, 2), (0, True), (0, 1.5), (False,), (0, 1, 2, 3)], ids=str)
+def test_starts_out_of_range_are_named(starts: Any) -> None:
+    with pytest.raises(InvalidArgument, match="starts is"):
+        Chords(max(1, len(starts)) if starts != (0, 1, 2, 3) else 3, starts)
 
 
-@pytest.mark.parametrize(("num_steps", "num_cores", "name"), [(0, 1, "num_steps"), (4, 5, "num_cores"), (4, 0, "num_")])
-def test_cores_out_of_range_are_named(num_steps: int, num_cores: int, name: str) -> None:
-    with pytest.raises(InvalidArgument, match=name):
-        chord_starts(num_steps, num_cores)
-
-
-def test_the_program_needs_no_torch() -> None:
-    code = "import sys; from srds_fast.solvers.chords import program as p; p.chords(50, p.chord_starts(50, 8)); "
-    code += "assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_a_core_that_has_no_step_left_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="A core begins at step 5"):
+        choose(5, Settings(method=Chords(2, (0, 5))))
 
 
 @given(shapes(), st.integers(1, 3), st.integers(0, 99), st.sampled_from([None, 1, 3]))
@@ -258,20 +228,6 @@ def test_checkpoints_tell_how_far_the_sample_has_moved() -> None:
     assert all(found.stationary is None for found in checkpoints)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_noise_clipping_and_history(name: str) -> None:
-    num_steps = 24
-    grid = table_of(name, num_steps)
-    x = noise(8, 64) * grid.init_noise_sigma
-    inputs = SolverInputs(draws=draws(grid, x), scaled=True)
-    expected = one_by_one(x, grid, mixture, inputs)
-    found, _, checkpoints = feed(chords(x, grid, paper(num_steps, 5), inputs), mixture, grid)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    # a noisy step may send a sample to another component of the mixture: not every core is closer than the one before
-    errors = [float((each.sample - expected).abs().mean()) for each in checkpoints]
-    assert errors[3] < errors[0] / 4
-
-
 @pytest.mark.parametrize(
     "stock",
     [
@@ -300,7 +256,7 @@ def test_where_x0_does_not_change_jumps_are_the_steps_they_replace(
 
 def test_samples_stop_apart_and_keep_their_value_and_noise() -> None:
     num_steps = 24
-    grid = table_of("ddpm", num_steps)
+    grid = table(num_steps, DDPMScheduler())
     x = noise(4, 64)
     inputs = SolverInputs(draws=draws(grid, x))
     plan = paper(num_steps, 5)
@@ -318,17 +274,6 @@ def test_samples_stop_apart_and_keep_their_value_and_noise() -> None:
     torch.testing.assert_close(found[1], alone[1], rtol=1e-10, atol=1e-10)
 
 
-def test_a_run_ends_when_no_sample_goes_on() -> None:
-    x = noise(2, 64)
-    grid = table(20)
-    plan = paper(20, 5)
-    found, waves, checkpoints = feed(
-        chords(x, grid, plan), mixture, grid, lambda each: () if each.iteration == 1 else None
-    )
-    assert len(waves) == plan.spent(1).waves < plan.num_waves
-    assert torch.equal(found, checkpoints[-1].sample)
-
-
 def test_samples_that_stop_between_cores_that_arrive_together() -> None:
     x = noise(3, 64)
     grid = table(12)
@@ -338,46 +283,3 @@ def test_samples_that_stop_between_cores_that_arrive_together() -> None:
     found, _, checkpoints = feed(chords(x, grid, plan), mixture, grid, lambda each: tuple(range(1, len(each.samples))))
     assert [each.samples for each in checkpoints] == [(0, 1, 2), (1, 2), (2,)]
     assert all(torch.equal(found[iteration], each.sample[0]) for iteration, each in enumerate(checkpoints))
-
-
-@pytest.mark.parametrize("name", ["ddim-clip", "ddpm", "dpm"])
-@pytest.mark.parametrize("max_rows", [None, 2])
-def test_constraint_and_trajectory(name: str, max_rows: int | None) -> None:
-    num_steps = 16
-    grid = table_of(name, num_steps)
-    x, known = noise(2, 64), noise(2, 64, seed=9)
-    fresh = draws(grid, x)
-    arrivals = []
-
-    def constrain(x: Tensor, position: int, samples: tuple[int, ...]) -> Tensor:
-        arrivals.append(position)
-        kept = x.clone()
-        kept[:, :20] = known[list(samples), :20] * (1 + position)
-        return kept
-
-    expected, found = Trajectory(num_steps), Trajectory(num_steps)
-    one_by_one(x, grid, mixture, SolverInputs(fresh, constrain, expected))
-    plan = paper(num_steps, 5).limited_to(max_rows)
-    arrivals.clear()
-    _, _, checkpoints = feed(chords(x, grid, plan, SolverInputs(fresh, constrain, found)), mixture, grid)
-    assert set(arrivals) == set(range(1, num_steps + 1))
-    for ours, reference in zip([*found.x[1:], *found.x0], [*expected.x[1:], *expected.x0], strict=True):
-        assert (ours is None) == (reference is None)
-        if ours is not None and reference is not None:
-            torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
-    for each in checkpoints:
-        torch.testing.assert_close(each.sample[:, :20], known[:, :20] * (1 + num_steps), rtol=1e-10, atol=1e-10)
-
-
-def test_history_that_is_given_is_looked_back_at() -> None:
-    """The second half of a grid, with what the first has left."""
-    whole = table_of("dpm", 20)
-    x = noise(2, 64)
-    trajectory = Trajectory(20)
-    expected = one_by_one(x, whole, mixture, SolverInputs(trajectory=trajectory))
-    half = whole.part(10, 20, afresh=False)
-    inputs = SolverInputs(x0_prev=trajectory.x0[9])
-    start = trajectory.x[10]
-    assert start is not None
-    found, _, _ = feed(chords(start, half, paper(10, 4), inputs), mixture, half)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -209,38 +208,6 @@ def test_a_window_that_has_slid_to_the_end_has_converged() -> None:
         report = sample(MIXTURE, noise(3, DIMENSIONS), scheduler(), 40, method=options).report
         assert report.converged == [True] * 3
         assert report.waves < 40
-
-
-def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Callable[[Tensor, int, tuple[int, ...]], Tensor]:
-    """The first half of every state is that of an image, at the noise level of its position."""
-    mask = torch.arange(image.shape[1]) < image.shape[1] // 2
-
-    def constrain(x: Tensor, position: int, samples: tuple[int, ...]) -> Tensor:
-        at_end = position == grid.num_steps
-        alpha, sigma = (1.0, 0.0) if at_end else (float(grid.alpha[position]), float(grid.sigma[position]))
-        return torch.where(mask, (alpha * image + sigma * noise)[list(samples)], x)
-
-    return constrain
-
-
-@forms
-def test_states_stay_as_they_must_be(options: FixedPoint) -> None:
-    grid, x = table(30), noise(2, DIMENSIONS)
-    inputs = SolverInputs(constrain=halves(noise(2, DIMENSIONS, seed=1), grid, x))
-    expected = states(MIXTURE, x, grid, inputs)[-1]
-    whole = fixed_point(x, grid, sweeps_of(30, options), options, inputs, bitwise=True)
-    assert_close(feed(whole, MIXTURE, grid)[0], expected, 1e-10)
-
-    core = fixed_point(x, grid, sweeps_of(30, options), options, inputs)
-    if options.window is None:
-        free = fixed_point(x, grid, sweeps_of(30, options), options)
-        assert waves_until(4e-3, core, MIXTURE, grid, expected) <= 2 + waves_until(
-            4e-3, free, MIXTURE, grid, states(MIXTURE, x, grid)[-1]
-        )
-    else:
-        found, waves, _ = feed(core, MIXTURE, grid)
-        assert len(waves) < 20
-        assert float((found - expected).abs().mean()) < 0.05
 
 
 # between few nodes, or without a response, what is interpolated knows little of a guess

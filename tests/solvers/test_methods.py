@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cores import feed, one_by_one, table
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from problems import noise, scheduler
 from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture, run
 from torch import Tensor
@@ -25,7 +25,7 @@ from srds_fast.planner.choose import choose
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.table import NoiseTable
-from srds_fast.solvers.contract import Constrain, SolverInputs
+from srds_fast.solvers.contract import Constrain, SolverInputs, Trajectory
 from srds_fast.solvers.method import Method, Target
 from srds_fast.solvers.registry import BY_NAME, METHODS, REGISTERED, from_dict, options_of
 
@@ -214,6 +214,9 @@ def test_the_trajectory_of_an_exact_run_is_the_sequential_one(options: Method) -
     assert_close(found, expected)
 
 
+KINDS = ["ddim", "ddim-clip", "ddpm", "dpm"]
+
+
 def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Constrain:
     """The first half of every state is that of an image, at the noise level of its position."""
     mask = torch.arange(image.shape[1]) < image.shape[1] // 2
@@ -227,15 +230,24 @@ def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Constrain:
 
 
 @every
-@pytest.mark.parametrize("stock", [None, DPMSolverMultistepScheduler()], ids=["ddim", "dpm"])
-def test_constraints_and_history_reach_every_state(options: Method, stock: Any) -> None:
+@pytest.mark.parametrize("stock", [None, DDIMScheduler(), DDPMScheduler(), DPMSolverMultistepScheduler()], ids=KINDS)
+def test_constraints_noise_and_history_reach_every_state(options: Method, stock: Any) -> None:
     """As in inpainting, and where a run begins in the middle of the grid of a multistep solver."""
     grid, x = table(STEPS + 6, stock).part(6, STEPS + 6, afresh=False), noise(2, DIMENSIONS)
-    constrain = halves(noise(2, DIMENSIONS, seed=1), grid, x)
-    inputs = SolverInputs(constrain=constrain, x0_prev=noise(2, DIMENSIONS, seed=2))
+    draws = None if grid.spread is None else noise(STEPS, 2, DIMENSIONS, seed=3)
+    constrain, x0_prev = halves(noise(2, DIMENSIONS, seed=1), grid, x), noise(2, DIMENSIONS, seed=2)
+    found, expected = Trajectory(STEPS), Trajectory(STEPS)
     plan = plan_of(options, tolerance=0.0)
-    core = plan.options.core(x, grid, plan.program(), inputs, bitwise=True)
-    assert_close(feed(core, mixture, grid)[0], one_by_one(x, grid, mixture, inputs))
+    core = plan.options.core(
+        x, grid, plan.program(), SolverInputs(draws, constrain, found, x0_prev, scaled=True), bitwise=True
+    )
+    sample = feed(core, mixture, grid)[0]
+    inputs = SolverInputs(draws, constrain, expected, x0_prev, scaled=True)
+    assert_close(sample, one_by_one(x, grid, mixture, inputs))
+    for ours, theirs in zip([*found.x[1:], *found.x0], [*expected.x[1:], *expected.x0], strict=True):
+        if theirs is not None:  # the others keep x0 for multistep schedulers only
+            assert ours is not None
+            assert_close(ours, theirs)
 
 
 @every

@@ -60,10 +60,7 @@ class FixedPoint(Parameters, Method):
 
     @property
     def fused(self) -> bool:
-        return super().fused and self.order is None
-
-    def num_checkpoints(self, max_iterations: int) -> int:
-        return 1 if self.slides else max_iterations
+        return not self.slides and self.order is None
 
     def contraction(self, *, plain: bool) -> Contraction:
         return SWEEPS

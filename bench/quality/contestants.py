@@ -19,7 +19,7 @@ PAPER, DEFAULT = "srds, as published", "collocation (default)"
 SRDS = "srds (default)"
 SELF_STOPPING = f"{DEFAULT}, stops itself"
 # of collocation at the default tolerance; and others
-DEFAULT_NODES = Collocation().with_nodes(Settings().tolerance).num_nodes
+DEFAULT_NODES = Collocation().with_defaults(Settings().target(0)).num_nodes
 NODES = (12, 16, 32)
 CORES = (4, 8)
 WINDOWS = (10, 25, 100)

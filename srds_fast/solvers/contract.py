@@ -7,8 +7,7 @@ device or waits for one. It yields
 - `Checkpoint`, a whole sample that has just been computed, and is sent None to continue, or the positions (into the
   samples still running) that continue. The others keep this checkpoint as their result and cost no more rows.
 
-It returns the final samples, [batch, ...]. A sequential loop, the loop of a pipeline and a captured graph are different
-ways to feed the same core.
+It returns the final samples, [batch, ...]. A plain loop, the loop of a pipeline or a captured graph feeds it.
 """
 
 from __future__ import annotations
@@ -65,13 +64,7 @@ class Checkpoint:
 
 
 def merged(whole: Tensor | None, newest: Tensor, samples: tuple[int, ...]) -> Tensor:
-    """The values of the whole batch, [batch, ...]; samples that have finished keep what they had.
-
-    Args:
-        whole: the values before; None: there were none.
-        newest: [samples, ...], of those that still run.
-        samples: which these are.
-    """
+    """The values of the batch, [batch, ...]: the newest, [samples, ...], and what finished samples had before."""
     if whole is None or len(whole) == len(newest):
         return newest
     whole = whole.clone()

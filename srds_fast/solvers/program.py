@@ -135,14 +135,14 @@ class Program:
 
     def spent(self, iteration: int) -> Spent:
         """Counts of a run of this program that stops after `iteration`."""
-        last = Boundary(iteration, self.num_blocks)
-        done = next(number for number, wave in enumerate(self.waves, start=1) if last in wave.boundaries)
-        widths = [len(wave.rows) for wave in self.waves[:done]]
-        return Spent(done, sum(widths), max(widths))
+        widths = self.widths(iteration)
+        return Spent(len(widths), sum(widths), max(widths))
 
     def widths(self, iteration: int) -> list[int]:
         """Rows of each wave of a run that stops after `iteration`."""
-        return [len(wave.rows) for wave in self.waves[: self.spent(iteration).waves]]
+        last = Boundary(iteration, self.num_blocks)
+        done = next(number for number, wave in enumerate(self.waves, start=1) if last in wave.boundaries)
+        return [len(wave.rows) for wave in self.waves[:done]]
 
     def in_lanes(self) -> Program:
         """The same rows; every wave is cut into its coarse rows and its other ones, in this order."""
@@ -153,12 +153,8 @@ class Program:
         if max_rows is None or self.peak_rows <= max_rows:
             return self
         check_whole("max_rows", max_rows, 1)
-        return self._cut(
-            [
-                [min(max_rows, len(wave.rows) - start) for start in range(0, len(wave.rows), max_rows)]
-                for wave in self.waves
-            ]
-        )
+        sizes = [divmod(len(wave.rows), max_rows) for wave in self.waves]
+        return self._cut([[max_rows] * whole + [rest] * (rest > 0) for whole, rest in sizes])
 
     def _cut(self, sizes: list[Sequence[int]]) -> Program:
         """The same rows; each wave is cut into parts of these sizes, and its boundaries are known after the last."""
@@ -245,13 +241,10 @@ def srds(
                 needs.append(fine_at[iteration - 1, block, size[block] - 1])
             completed.setdefault(max(needs), []).append(Boundary(iteration, block + 1))
 
-    waves = [
-        Wave(
-            tuple(sorted(rows[wave], key=lambda row: (row.fine, not row.coarse, row))),
-            tuple(sorted(completed.get(wave, ()))),
-        )
-        for wave in range(len(rows))
-    ]
+    waves = []
+    for wave in range(len(rows)):
+        coarse_first = sorted(rows[wave], key=lambda row: (row.fine, not row.coarse, row))
+        waves.append(Wave(tuple(coarse_first), tuple(sorted(completed.get(wave, ())))))
     return Program(num_steps, bounds, num_iterations, tuple(waves))
 
 

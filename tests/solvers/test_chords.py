@@ -11,7 +11,7 @@ from cores import Denoiser, feed, one_by_one, table
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import GaussianMixture, LinearOde, noise, sequential_by_scheduler
+from problems import GaussianMixture, noise
 from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
@@ -19,10 +19,10 @@ from srds_fast.planner.choose import choose
 from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.chords import PAPER_STARTS, Chords, Cores, chord_starts, chords, chords_program
-from srds_fast.solvers.contract import Checkpoint, SolverInputs
+from srds_fast.solvers.contract import SolverInputs
 from srds_fast.solvers.program import Boundary
 
-LINEAR, GAUSSIANS = LinearOde.random(), GaussianMixture.random()
+GAUSSIANS = GaussianMixture.random()
 
 
 def mixture(x: Tensor, t: Tensor) -> Tensor:
@@ -48,44 +48,6 @@ def shapes(draw: st.DrawFn, most: int = 24) -> tuple[int, tuple[int, ...]]:
     num_steps = draw(st.integers(1, most))
     others = draw(st.sets(st.integers(1, num_steps - 1), max_size=6)) if num_steps > 1 else set()
     return num_steps, (0, *sorted(others))
-
-
-def check(found: Cores) -> None:
-    """No row reads what no earlier wave wrote, and no core arrives before it is rectified: from the maths alone."""
-    starts, end = found.starts, found.num_steps
-    outputs: set[tuple[int, int]] = set()
-
-    def needs(core: int, position: int) -> set[tuple[int, int]]:
-        """The outputs that a state is made of."""
-        start = starts[core]
-        if position == start:
-            return {(core - 1, starts[core - 1])} if core > 0 else set()
-        needed = {(core, position - 1)}
-        if core > 0 and (position - start) % (start - starts[core - 1]) == 0:
-            begin = position - (start - starts[core - 1])
-            needed |= {(core, begin), (core - 1, begin)}
-        return needed
-
-    for number, wave in enumerate(found):
-        here = {(found.core(row.iteration), row.position) for row in wave.rows}
-        assert len(here) == len(wave.rows) > 0
-        assert not here & outputs, f"wave {number} repeats a row"
-        for row in here:
-            assert needs(*row) <= outputs, f"wave {number}: {row} reads what no earlier wave wrote"
-        outputs |= here
-        for iteration, boundary in wave.boundaries:
-            assert boundary == found.num_blocks
-            assert needs(found.core(iteration), end) <= outputs, f"{iteration} arrives too early in wave {number}"
-    assert outputs == {(core, position) for core, start in enumerate(starts) for position in range(start, end)}
-    arrived = [iteration for wave in found for iteration, _ in wave.boundaries]
-    assert arrived == list(range(len(starts)))
-
-
-@given(shapes(60), st.sampled_from([None, 1, 2, 5]))
-def test_any_program_reads_only_what_was_written(shape: tuple[int, tuple[int, ...]], max_rows: int | None) -> None:
-    found = chords_program(*shape).limited_to(max_rows)
-    check(found)
-    assert max_rows is None or found.peak_rows <= max_rows
 
 
 @given(shapes(60))
@@ -121,28 +83,15 @@ def test_more_cores_arrive_sooner_up_to_those_of_the_paper() -> None:
     assert all(later < before for before, later in pairwise(waves))
 
 
-@pytest.mark.parametrize("starts", [(), (1, 2), (0, 2, 2), (0, True), (0, 1.5), (False,), (0, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("starts", [(), (1, 2), (2, 2), (0, True), (0, 1.5), (0, 1, 2)], ids=str)
 def test_starts_out_of_range_are_named(starts: Any) -> None:
     with pytest.raises(InvalidArgument, match="starts is"):
-        Chords(max(1, len(starts)) if starts != (0, 1, 2, 3) else 3, starts)
+        Chords(2, starts)
 
 
 def test_a_core_that_has_no_step_left_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="A core begins at step 5"):
         choose(5, Settings(method=Chords(2, (0, 5))))
-
-
-@given(shapes(), st.integers(1, 3), st.integers(0, 99), st.sampled_from([None, 1, 3]))
-def test_the_last_core_is_exact(
-    shape: tuple[int, tuple[int, ...]], batch: int, seed: int, max_rows: int | None
-) -> None:
-    x = noise(batch, 6, seed=seed)
-    grid = table(shape[0])
-    plan = chords_program(*shape).limited_to(max_rows)
-    found, waves, checkpoints = feed(chords(x, grid, plan), LINEAR, grid)
-    torch.testing.assert_close(found, sequential_by_scheduler(LINEAR, x, shape[0]), rtol=1e-10, atol=1e-10)
-    assert [wave.positions for wave in waves] == list(plan.positions)
-    assert [found.exact for found in checkpoints] == [False] * plan.num_iterations + [True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -184,14 +133,17 @@ def naive(x: Tensor, grid: NoiseTable, starts: tuple[int, ...], denoiser: Denois
     return samples
 
 
-@settings(max_examples=15)
-@given(shapes(16), st.sampled_from([None, 2]))
+@given(shapes(16), st.sampled_from([None, 1, 2, 3]))
 def test_every_core_does_what_the_method_says(shape: tuple[int, tuple[int, ...]], max_rows: int | None) -> None:
     x = noise(2, 64)
     grid = table(shape[0])
-    _, _, checkpoints = feed(chords(x, grid, chords_program(*shape).limited_to(max_rows)), mixture, grid)
+    plan = chords_program(*shape).limited_to(max_rows)
+    assert max_rows is None or plan.peak_rows <= max_rows
+    _, waves, checkpoints = feed(chords(x, grid, plan), mixture, grid)
     expected = naive(x, grid, shape[1], mixture)
+    assert [wave.positions for wave in waves] == list(plan.positions)
     assert [found.iteration for found in checkpoints] == list(range(len(expected)))
+    assert [found.exact for found in checkpoints] == [False] * plan.num_iterations + [True]
     for found, sample in zip(checkpoints, expected, strict=True):
         torch.testing.assert_close(found.sample, sample, rtol=1e-10, atol=1e-10)
 
@@ -252,26 +204,6 @@ def test_where_x0_does_not_change_jumps_are_the_steps_they_replace(
     _, _, checkpoints = feed(chords(x, grid, chords_program(*shape), inputs), lambda x, t: x0.expand_as(x), grid)
     for found in checkpoints:
         torch.testing.assert_close(found.sample, expected, rtol=1e-10, atol=1e-10)
-
-
-def test_samples_stop_apart_and_keep_their_value_and_noise() -> None:
-    num_steps = 24
-    grid = table(num_steps, DDPMScheduler())
-    x = noise(4, 64)
-    inputs = SolverInputs(draws=draws(grid, x))
-    plan = paper(num_steps, 5)
-    alone, _, expected = feed(chords(x, grid, plan, inputs), mixture, grid)
-
-    def keep(checkpoint: Checkpoint) -> tuple[int, ...] | None:
-        leave = {0: {2}, 3: {0, 3}}.get(checkpoint.iteration, set())
-        return tuple(i for i, sample in enumerate(checkpoint.samples) if sample not in leave)
-
-    found, waves, checkpoints = feed(chords(x, grid, plan, inputs), mixture, grid, keep)
-    for sample, iteration in [(2, 0), (0, 3), (3, 3), (1, 4)]:
-        torch.testing.assert_close(found[sample], expected[iteration].sample[sample], rtol=1e-10, atol=1e-10)
-    assert [each.samples for each in checkpoints] == [(0, 1, 2, 3)] + [(0, 1, 3)] * 3 + [(1,)]
-    assert waves[-1].x.shape[1] == 1
-    torch.testing.assert_close(found[1], alone[1], rtol=1e-10, atol=1e-10)
 
 
 def test_samples_that_stop_between_cores_that_arrive_together() -> None:

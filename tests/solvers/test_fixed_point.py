@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from cores import feed, table
+from cores import assert_close, feed, table
 from fixed_points import (
     FORMS,
-    assert_close,
     forms,
     inputs_of,
     states,
@@ -75,23 +74,6 @@ def test_narrow_waves_change_nothing_but_their_number(form: str, max_rows: int) 
     assert report.peak_rows <= max_rows < expected.peak_rows
     assert report.waves > expected.waves
     assert (report.rows, report.iterations) == (expected.rows, expected.iterations)
-
-
-@pytest.mark.parametrize("form", ["collocation", "parataa", "parataa-order", "paradigms-whole"])
-def test_a_sample_does_not_depend_on_the_others(form: str) -> None:
-    # far from the others the mixture is one Gaussian, and the steps know it at once
-    shift = torch.tensor([0.0, 100.0, 1.0, 0.1], dtype=torch.float64)[:, None] * noise(1, DIMENSIONS, seed=5)
-    x = noise(4, DIMENSIONS)
-    settings = {"method": FORMS[form], "tolerance": 1e-5}
-    together = sample(MIXTURE, x, scheduler(), 40, cond={"shift": shift}, **settings)
-    iterations = together.report.iterations_per_sample
-    assert len(set(iterations)) > 1
-    assert together.report.evaluations < 4 * together.report.rows
-    for one in range(4):
-        cond = {"shift": shift[one : one + 1]}
-        alone = sample(MIXTURE, x[one : one + 1], scheduler(), 40, cond=cond, **settings)
-        assert_close(alone.sample[0], together.sample[one], 1e-10)
-        assert alone.report.iterations == iterations[one]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from cores import Denoiser, feed, table
-from diffusers import (
-    DDPMScheduler,
-)
-from fixed_points import FORMS, assert_close, forms, inputs_of, states, sweeps_of, waves_until
+from cores import Denoiser, assert_close, feed, table
+from diffusers import DDPMScheduler
+from fixed_points import FORMS, forms, inputs_of, states, sweeps_of, waves_until
 from problems import noise, scheduler
 from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture
 from thinned import thinned_product
@@ -21,7 +19,7 @@ from srds_fast import sample
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.contract import NO_INPUTS, Checkpoint, Core, SolverInputs, Trajectory
 from srds_fast.solvers.fixed_point.grid import responses
-from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
+from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaTAA
 from srds_fast.solvers.fixed_point.solver import fixed_point
 
 
@@ -64,21 +62,6 @@ def test_one_sweep_is_enough_for_the_data_it_is_made_for(method: type[FixedPoint
         assert_close(feed(core, network, grid)[0], expected, 1e-10)
 
 
-@pytest.mark.parametrize("method", [Collocation, ParaTAA])
-def test_one_sweep_is_enough_for_a_constant_eps(method: type[FixedPoint]) -> None:
-    """The linear part alone: data without bounds."""
-    grid, x, eps = table(40), noise(2, DIMENSIONS), noise(1, DIMENSIONS, seed=4)[0]
-
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        return eps.expand_as(x)
-
-    options = method(data_std=math.inf)
-    expected = states(network, x, grid)[-1]
-    for guess in (None, states(network, noise(2, DIMENSIONS, seed=9), grid)):
-        core = fixed_point(x, grid, sweeps_of(40, options, 1), options, SolverInputs(initial_guess=guess))
-        assert_close(feed(core, network, grid)[0], expected, 1e-10)
-
-
 @pytest.mark.parametrize("name", ["ddim", "ddim-eta", "ddpm-unclipped", "euler", "euler-ancestral", "flow"])
 @pytest.mark.parametrize("data_std", [0.3, 1.0, 5.0, math.inf])
 def test_the_response_of_a_step_is_its_derivative(name: str, data_std: float) -> None:
@@ -112,15 +95,6 @@ def test_collocation_takes_as_many_waves_for_any_number_of_steps(num_nodes: int)
         assert all(report.converged)
         assert report.waves <= 6
         assert report.peak_rows <= num_nodes
-
-
-@pytest.mark.parametrize("num_steps", [100, 200])
-def test_the_limit_of_collocation_is_the_sampler_of_all_steps(num_steps: int) -> None:
-    """Nodes that interpolate would stay where they are; here they take other places, and then all of them."""
-    options, x, grid = Collocation(num_nodes=12), noise(4, DIMENSIONS), table(num_steps)
-    expected = states(MIXTURE, x, grid)[-1]
-    core = fixed_point(x, grid, sweeps_of(num_steps, options, 50), options)
-    assert waves_until(1e-8, core, MIXTURE, grid, expected) <= 35
 
 
 @pytest.mark.parametrize(
@@ -201,13 +175,6 @@ def test_a_window_leaves_no_step_with_a_larger_residual(
     assert inputs.trajectory is not None
     assert torch.equal(found, inputs.trajectory.x[-1])
     assert float(residuals(inputs.trajectory, x, grid, inputs).max()) <= step_tolerance * (1 + 1e-9)
-
-
-def test_a_window_that_has_slid_to_the_end_has_converged() -> None:
-    for options in (ParaTAA(window=8, step_tolerance=1e-3), ParaDiGMS()):
-        report = sample(MIXTURE, noise(3, DIMENSIONS), scheduler(), 40, method=options).report
-        assert report.converged == [True] * 3
-        assert report.waves < 40
 
 
 # between few nodes, or without a response, what is interpolated knows little of a guess

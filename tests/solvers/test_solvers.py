@@ -14,7 +14,6 @@ from problems import GaussianMixture, LinearOde, noise, sequential_by_scheduler
 from torch import Tensor
 
 from srds_fast.solvers import program
-from srds_fast.solvers.contract import Checkpoint
 from srds_fast.solvers.program import Program
 from srds_fast.solvers.sequential import sequential
 from srds_fast.solvers.srds import srds
@@ -31,21 +30,6 @@ def test_sequential_is_the_closed_form_of_the_linear_ode(num_steps: int) -> None
     found, _, _ = feed(sequential(x, grid, program.sequential(num_steps)), LINEAR, grid)
     # the closed form takes exact roots where the scheduler takes float32 ones
     torch.testing.assert_close(found, LINEAR.solution(x, num_steps), rtol=1e-5, atol=1e-5)
-
-
-@given(st.integers(1, 24), st.data())
-def test_exact_for_any_shape_batch_and_seed(num_steps: int, data: st.DataObject) -> None:
-    num_blocks = data.draw(st.integers(1, num_steps))
-    batch, seed = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 99))
-    pipelined, coarse_solver = data.draw(st.booleans()), data.draw(st.sampled_from(["ddim", "2m"]))
-    max_rows = data.draw(st.sampled_from([None, 1, 3]))
-    x = noise(batch, 6, seed=seed)
-    grid = table(num_steps)
-    plan = program.srds(num_steps, num_blocks, num_blocks, pipelined).limited_to(max_rows)
-    found, waves, checkpoints = cores.feed(srds(x, grid, plan, coarse_solver), LINEAR, grid)
-    torch.testing.assert_close(found, sequential_by_scheduler(LINEAR, x, num_steps), rtol=1e-10, atol=1e-10)
-    assert [wave.positions for wave in waves] == list(plan.positions)
-    assert [checkpoint.exact for checkpoint in checkpoints] == [False] * num_blocks + [True]
 
 
 @settings(max_examples=8)
@@ -84,7 +68,8 @@ def test_the_exact_prefix_is_bitwise_the_sequential_trajectory(coarse_solver: st
     grid = table(num_steps)
     _, trajectory, _ = feed(sequential(x, grid, program.sequential(num_steps)), MIXTURE, grid)
     plan = program.srds(num_steps, num_blocks, num_blocks)
-    _, waves, _ = feed(srds(x, grid, plan, coarse_solver), MIXTURE, grid)
+    _, waves, checkpoints = feed(srds(x, grid, plan, coarse_solver), MIXTURE, grid)
+    assert [checkpoint.exact for checkpoint in checkpoints] == [False] * num_blocks + [True]
     seen = set()
     for wave, evaluated in zip(plan, waves, strict=True):
         for row, state in zip(wave.rows, evaluated.x, strict=True):
@@ -92,35 +77,6 @@ def test_the_exact_prefix_is_bitwise_the_sequential_trajectory(coarse_solver: st
                 assert torch.equal(state, trajectory[row.position].x[0]), row
                 seen.add(row.position)
     assert seen == set(range(num_steps))
-
-
-def test_converged_samples_cost_no_more_rows_and_keep_their_value() -> None:
-    num_steps, num_blocks = 30, 10
-    x = noise(4, 64)
-    grid = table(num_steps)
-    plan = program.srds(num_steps, num_blocks, num_blocks)
-    alone, _, alone_checkpoints = feed(srds(x, grid, plan), MIXTURE, grid)
-
-    def keep(checkpoint: Checkpoint) -> tuple[int, ...] | None:
-        # sample 2 leaves after iteration 1, samples 0 and 3 after iteration 3
-        leave = {1: {2}, 3: {0, 3}}.get(checkpoint.iteration, set())
-        return tuple(i for i, sample in enumerate(checkpoint.samples) if sample not in leave)
-
-    found, waves, checkpoints = feed(srds(x, grid, plan), MIXTURE, grid, keep)
-    for sample, iteration in [(2, 1), (0, 3), (3, 3), (1, num_blocks)]:
-        assert torch.equal(found[sample], alone_checkpoints[iteration].sample[sample])
-    assert [checkpoint.samples for checkpoint in checkpoints[:5]] == [(0, 1, 2, 3)] * 2 + [(0, 1, 3)] * 2 + [(1,)]
-    assert waves[-1].x.shape[1] == 1
-    assert torch.equal(found[1], alone[1])
-
-
-def test_a_run_ends_when_no_sample_goes_on() -> None:
-    x = noise(2, 64)
-    grid = table(20)
-    core = srds(x, grid, program.srds(20, 5, 5))
-    found, waves, checkpoints = feed(core, MIXTURE, grid, lambda c: () if c.iteration == 2 else None)
-    assert len(waves) == program.srds(20, 5, 2).num_waves
-    assert torch.equal(found, checkpoints[-1].sample)
 
 
 def test_stationary_says_that_no_boundary_moved() -> None:

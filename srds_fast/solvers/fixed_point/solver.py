@@ -136,7 +136,7 @@ class Points:
         return Evaluate(given, self._program.positions[number], self.samples, number)
 
     def take(self, answer: Answer) -> None:
-        """The network's output at the wave evaluated last; a sweep uses all that was taken since the one before."""
+        """The network's output at the wave evaluated last; the next sweep uses all taken since the last one."""
         self._got.append(output_of(answer))
 
     def refine(self, bitwise: bool) -> SweepResult:

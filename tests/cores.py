@@ -58,3 +58,9 @@ def feed(
 def one_by_one(x: Tensor, grid: NoiseTable, denoiser: Denoiser, inputs: SolverInputs = NO_INPUTS, **how: Any) -> Tensor:
     """The sample of the sequential core."""
     return feed(sequential(x, grid, program.sequential(grid.num_steps), inputs), denoiser, grid, **how)[0]
+
+
+def assert_close(found: Tensor, expected: Tensor, relative: float = 1e-10) -> None:
+    """Equal up to rounding, relative to the largest element."""
+    assert found.dtype == expected.dtype
+    assert float((found - expected).abs().max()) <= relative * max(1.0, float(expected.abs().max()))

@@ -32,11 +32,6 @@ FORMS: dict[str, FixedPoint] = {
 forms = pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 
 
-def assert_close(found: Tensor, expected: Tensor, relative: float) -> None:
-    assert found.dtype == expected.dtype
-    assert float((found - expected).abs().max()) <= relative * max(1.0, float(expected.abs().max()))
-
-
 def sweeps_of(num_steps: int, options: FixedPoint, iterations: int | None = None) -> Sweeps:
     """Nodes and all: of an exact run a plan makes every point a row."""
     if options.window is not None:

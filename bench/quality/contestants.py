@@ -8,18 +8,18 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench.workloads.methods import NEVER
-from srds_fast.methods import Options
+from srds_fast.methods import Method
 from srds_fast.planner.choose import choose
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
-from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers.chords import Chords
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
 
 PAPER, DEFAULT = "srds, as published", "collocation (default)"
 SRDS = "srds (default)"
 SELF_STOPPING = f"{DEFAULT}, stops itself"
 # of collocation at the default tolerance; and others
-DEFAULT_NODES = Collocation().with_nodes(Settings().tolerance).num_nodes
+DEFAULT_NODES = Collocation().with_defaults(Settings().target(0)).num_nodes
 NODES = (12, 16, 32)
 CORES = (4, 8)
 WINDOWS = (10, 25, 100)
@@ -56,7 +56,7 @@ class Contestant(NamedTuple):
         return choose(steps, replace(settings, tolerance=tolerance))
 
 
-def _contestant(name: str, method: str | Options, tolerances: tuple[float, ...] = ()) -> Contestant:
+def _contestant(name: str, method: str | Method, tolerances: tuple[float, ...] = ()) -> Contestant:
     return Contestant(name, lambda steps: Settings(method=method, tolerance=NEVER), tolerances)
 
 

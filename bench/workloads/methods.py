@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers.chords import Chords
 from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
 from srds_fast.solvers.fixed_point.program import FEWEST_NODES
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from ..errors import InvalidArgument
-from ..solvers.method import Method, Target, check_one_of, check_whole
+from ..solvers.checks import check_one_of, check_whole
+from ..solvers.method import Method, Target
 from ..solvers.registry import AUTO, requested
 
 ENGINES: tuple[str, ...] = ("auto", "eager", "graph", "network-graphs")
@@ -48,8 +49,8 @@ class Settings:
                 f"exact=True was given together with max_iterations={self.max_iterations}. An exact run takes as many "
                 "iterations as it has blocks. Leave one of the two out."
             )
-        check_whole("max_iterations", self.max_iterations, 0)
-        check_whole("max_rows", self.max_rows, 1)
+        check_whole("max_iterations", self.max_iterations, 0, optional=True)
+        check_whole("max_rows", self.max_rows, 1, optional=True)
         if len(choice) == 1:
             choice[0].check(self.target(0))
 

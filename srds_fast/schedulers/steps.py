@@ -136,3 +136,7 @@ class TensorSpec(NamedTuple):
     @classmethod
     def of(cls, x: Tensor) -> TensorSpec:
         return cls(x.dtype, x.device, x.ndim)
+
+    def column(self, values: Tensor) -> Tensor:
+        """Numbers [values] as a column [values, 1, ...] that broadcasts over states."""
+        return values.to(self.device, self.dtype).reshape(-1, *[1] * self.ndim)

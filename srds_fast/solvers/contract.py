@@ -1,19 +1,18 @@
 """The contract of a solver core.
 
-A core is a generator that owns the maths and the state and does no I/O: it never calls a network, looks at a device or
-waits for one. It yields
+A core is a generator that owns the mathematics and the state and does no I/O: it never calls a network, asks for a
+device or waits for one. It yields
 
 - `Evaluate`, and is sent the network output at those rows, [branches * rows, samples, ...], in the network's dtype;
-- `Checkpoint`, a whole sample that has just come into being, and is sent None to go on, or the positions (into the
-  samples still running) that go on; the others keep this checkpoint as their result and cost no more rows.
+- `Checkpoint`, a whole sample that has just been computed, and is sent None to continue, or the positions (into the
+  samples still running) that continue. The others keep this checkpoint as their result and cost no more rows.
 
-It returns the final samples, [batch, ...]. Sequential loops, the drive of a pipeline and captured graphs are different
-ways to feed the same core.
+It returns the final samples, [batch, ...]. A plain loop, the loop of a pipeline or a captured graph feeds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ class Evaluate(NamedTuple):
     """One wave: evaluate the network at these rows.
 
     Attributes:
-        x: [branches * rows, samples, ...], what the network is given, as `SolverInputs.network` wants it.
+        x: [branches * rows, samples, ...], the network's input, in the format of `SolverInputs.network`.
         positions: grid position of each row; selects timestep and input scale.
         samples: which samples of the original batch these are, in order.
         number: of the wave in its program.
@@ -49,7 +48,7 @@ class Checkpoint:
         samples: which samples of the original batch these are, in order.
         change: [samples], mean |x^p - x^(p-1)| of the final point; where all points are refined at once, of the one
             that moved most, in units of its standard deviation for Gaussian data of deviation 1; None at iteration 0.
-        exact: the sample is the sequential one by construction (iteration = number of blocks).
+        exact: the sample is the sequential one by construction.
         stationary: [samples] bool, no boundary moved by a bit in this iteration, so no later one can; None if the core
             was not asked to look.
         settled: the method's own rule ended the run.
@@ -64,8 +63,17 @@ class Checkpoint:
     settled: bool = False
 
 
+def merged(whole: Tensor | None, newest: Tensor, samples: tuple[int, ...]) -> Tensor:
+    """The values of the batch, [batch, ...]: the newest, [samples, ...], and what finished samples had before."""
+    if whole is None or len(whole) == len(newest):
+        return newest
+    whole = whole.clone()
+    whole[list(samples)] = newest
+    return whole
+
+
 class Trajectory:
-    """The states on the grid as they were last computed, for callers who look at more than the end.
+    """The states on the grid as they were last computed.
 
     Attributes:
         x: N + 1 entries [batch, ...]; entry i is the state at which step i departs, entry N the sample. None until it
@@ -84,20 +92,11 @@ class Trajectory:
 
     def record(self, position: int, x: Tensor, samples: tuple[int, ...]) -> None:
         """A newer state at a position, [samples, ...]."""
-        _update(self.x, position, x, samples)
+        self.x[position] = merged(self.x[position], x, samples)
 
     def record_x0(self, position: int, x0: Tensor, samples: tuple[int, ...]) -> None:
         """A newer x0 predicted at a position, [samples, ...]."""
-        _update(self.x0, position, x0, samples)
-
-
-def _update(entries: list[Tensor | None], position: int, value: Tensor, samples: tuple[int, ...]) -> None:
-    before = entries[position]
-    if before is None or len(before) == len(value):
-        entries[position] = value
-    else:  # samples that have finished keep what they had
-        entries[position] = after = before.clone()
-        after[list(samples)] = value
+        self.x0[position] = merged(self.x0[position], x0, samples)
 
 
 Constrain = Callable[[Tensor, int, tuple[int, ...]], Tensor]
@@ -109,16 +108,17 @@ Inpainting keeps the known part of the image at the noise level of the position.
 
 @dataclass(frozen=True)
 class SolverInputs:
-    """What some calls need beyond a program and a table.
+    """What some calls need beyond a program and a noise table.
 
     Attributes:
         draws: [N, batch, ...] in the dtype of the state: the fresh noise of every step, drawn before the first wave in
             the order of the sequential sampler; None for deterministic schedulers.
         constrain: applied to every state as it arrives.
         trajectory: filled as the states are computed.
-        x0_prev: [batch, ...], what a multistep scheduler remembers at the start; None at the beginning of a grid.
-        network: how the network wants its rows.
-        scaled: multiply them with the scheduler's input scale.
+        x0_prev: [batch, ...], the x0 that a multistep scheduler remembers at the start; None at the beginning of a
+            grid.
+        network: format of the network's input.
+        scaled: multiply it with the scheduler's input scale.
         guidance: [branches], weights of the branches in the network's output; None: one branch, or done elsewhere.
         initial_guess: [N + 1, batch, ...], states of a related sample; methods that refine all points begin with them
             instead of their own first guess.
@@ -132,6 +132,13 @@ class SolverInputs:
     scaled: bool = False
     guidance: Tensor | None = None
     initial_guess: Tensor | None = None
+
+    def constrained(self, states: Tensor, positions: Iterable[int], samples: tuple[int, ...]) -> Tensor:
+        """The states that have arrived at these grid positions, [positions, samples, ...], with the constraint."""
+        constrain = self.constrain
+        if constrain is None:
+            return states
+        return torch.stack([constrain(x, position, samples) for x, position in zip(states, positions, strict=True)])
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that a graph of the run reads, by name."""
@@ -157,6 +164,6 @@ def output_of(answer: Answer) -> Tensor:
 
 
 def samples_of(answer: Answer, samples: tuple[int, ...]) -> tuple[int, ...]:
-    """The positions that go on, from the answer to a Checkpoint."""
+    """The positions that continue, from the answer to a Checkpoint."""
     assert not isinstance(answer, Tensor), "a Checkpoint is answered with None or positions"
     return tuple(range(len(samples))) if answer is None else answer

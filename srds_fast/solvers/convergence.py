@@ -1,9 +1,8 @@
 """When to stop: one sample at a time, by an estimate of its error. Plain floats on the host.
 
-What can be seen is the change |x^p - x^(p-1)| of the final point, or, where all points are refined at once, of the one
-that moved most. If it shrinks by a factor r an iteration, the changes
-still to come sum to change * r / (1 - r): that is the error after iteration p, known one iteration earlier than a test
-on the change itself would accept it.
+What can be seen is the change |x^p - x^(p-1)| of the final point, or, if all points are refined at once, of the one
+that moved most. If it shrinks by a factor r an iteration, the changes still to come sum to change * r / (1 - r). That
+is the error after iteration p, known one iteration before a test on the change itself would accept it.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ class Contraction(NamedTuple):
     """What is assumed of r.
 
     Attributes:
-        first: taken for it before enough changes have been seen; 1: nothing is known then.
-        ratios: of successive changes that are looked at; the largest counts.
-        caution: it is taken for so many times that: the next one may be weaker than the last.
-        smallest, slowest: it is taken for no less, so that a lucky iteration promises no miracle, and for no more.
+        first: r before enough changes have been seen; 1: nothing is known then.
+        ratios: how many ratios of successive changes count; r follows from the largest.
+        caution: r is so many times that ratio: the next contraction may be weaker than the last.
+        smallest, slowest: bounds of r; the first, so that one lucky iteration does not end a run.
     """
 
     first: float
@@ -32,7 +31,7 @@ class Contraction(NamedTuple):
 
     @property
     def blind(self) -> int:
-        """Iterations after which nothing can be told yet: they stop no run, but where nothing moves."""
+        """Iterations too early to estimate an error; only a sample that is bitwise stationary stops there."""
         return self.ratios if self.first >= 1 else 0
 
 
@@ -40,13 +39,13 @@ class Contraction(NamedTuple):
 # 25, 50, 100 steps; guidance 3 and 7.5): r / (1 - r) = 0.176 is above it. Contractions were up to 6 times weaker than
 # the one before, at a factor of 10 an iteration.
 BLOCKS = Contraction(first=0.15)
-# where fine steps add noise, clip or look back at the step before: nothing is calibrated there; on Gaussian mixtures
-# the error after iteration 1 came up to the change itself, on a robot policy whose samples part late it came beyond
+# Fine steps that add noise, clip or look back at the step before: nothing is calibrated there. On Gaussian mixtures the
+# error after iteration 1 was up to the change itself; on a robot policy whose samples part late it was larger.
 BLOCKS_UNCALIBRATED = Contraction(first=0.5)
 # Fixed-point methods begin with iterates that have little to do with the sample, and may rest before they move on: one
-# ratio says nothing. They end in small movements that no longer shrink, where the nodes of one wave say something else
-# than those of the one before. At half a grey level: digits (25 to 100 steps, guidance 1 and 5) 0 of 264 samples beyond
-# the tolerance; a mixture of five sharp Gaussians in 64 dimensions 0 of 288 with all points, 5 of 288 with 24 nodes.
+# ratio says nothing. They end in small movements that no longer shrink, because successive waves have other nodes. At
+# half a grey level: digits (25 to 100 steps, guidance 1 and 5) 0 of 264 samples beyond the tolerance; a mixture of five
+# sharp Gaussians in 64 dimensions 0 of 288 with all points, 5 of 288 with 24 nodes.
 SWEEPS = Contraction(first=1.0, ratios=2, smallest=0.2, slowest=0.9)
 # a change that grew this much over the first one will not come back before the exact prefix reaches it
 DIVERGENCE_FACTOR = 1e3
@@ -73,19 +72,17 @@ class Diverged(Exception):
 
 
 class Monitor:
-    """Remembers the change of every sample and decides which samples go on.
+    """Remembers the change of every sample and decides which samples continue.
 
     Args:
         num_samples: samples in the batch.
         tolerance: bound of the estimated error.
-        bitwise: ignore estimates; stop a sample only when no boundary moved by a bit, or at the exact iteration.
+        bitwise: ignore estimates; stop a sample only if no boundary moved by a bit, or at the exact iteration.
         contraction: what is assumed of r.
     """
 
     def __init__(self, num_samples: int, tolerance: float, bitwise: bool, contraction: Contraction = BLOCKS) -> None:
-        self.contraction = contraction
-        self.tolerance = tolerance
-        self.bitwise = bitwise
+        self.contraction, self.tolerance, self.bitwise = contraction, tolerance, bitwise
         self.change: list[list[float | None]] = []
         self.converged = [False] * num_samples
         self.iterations = [0] * num_samples
@@ -93,7 +90,7 @@ class Monitor:
     def judge(
         self, iteration: int, samples: Sequence[int], change: Sequence[float], exact: bool, stationary: Sequence[bool]
     ) -> tuple[int, ...]:
-        """Positions (into `samples`) that must go on after this iteration.
+        """Positions (into `samples`) that must continue after this iteration.
 
         Args:
             iteration: p >= 1.
@@ -108,20 +105,14 @@ class Monitor:
         if not all(map(math.isfinite, change)):
             raise Diverged("a sample is not finite")
         self.change.append([None] * len(self.converged))
-        running = []
-        for position, (sample, moved) in enumerate(zip(samples, change, strict=True)):
+        for sample, moved, rests in zip(samples, change, stationary, strict=True):
             self.change[-1][sample] = moved
             self.iterations[sample] = iteration
-            if exact or stationary[position]:
-                done = True
-            elif self.bitwise:
-                done = False
-            else:
-                if moved > DIVERGENCE_FACTOR * (self.change[0][sample] or math.inf):
-                    raise Diverged("the change of a sample has grown a thousandfold")
-                changes = [seen for each in self.change if (seen := each[sample]) is not None]
-                done = estimated_error(changes, self.contraction) <= self.tolerance
-            self.converged[sample] = done
-            if not done:
-                running.append(position)
-        return tuple(running)
+            self.converged[sample] = exact or rests or (not self.bitwise and self._is_close(sample, moved))
+        return tuple(position for position, sample in enumerate(samples) if not self.converged[sample])
+
+    def _is_close(self, sample: int, moved: float) -> bool:
+        if moved > DIVERGENCE_FACTOR * (self.change[0][sample] or math.inf):
+            raise Diverged("the change of a sample has grown a thousandfold")
+        changes = [seen for each in self.change if (seen := each[sample]) is not None]
+        return estimated_error(changes, self.contraction) <= self.tolerance

@@ -1,16 +1,15 @@
-"""The Method protocol: all that the rest of the package must know of a method, told by its options.
+"""The Method protocol: everything that the rest of the package must know of a method, told by its options.
 
-A method is a frozen dataclass in a file or folder of its own: its fields are what a user can choose. It must give a
-name, the bound of its iterations, its program and its core. Everything else has a default here, and is given only where
-the method differs. One line in `registry.REGISTERED` then makes it known to `sample`, `compile`, the command and the
-generic tests.
+A method is a frozen dataclass in a file or folder of its own; its fields are what a user can choose. It must give a
+name, the bound of its iterations, its program and its core. Everything else has a default here. `registry` makes it
+known to `sample`, `compile`, the command and the generic tests.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -25,13 +24,7 @@ from .program import Program
 
 @dataclass(frozen=True)
 class Target:
-    """What a call asks for, whatever its method.
-
-    Attributes:
-        num_steps: N.
-        tolerance, exact, max_iterations: as in `compile`.
-        stochastic: whether steps add noise.
-    """
+    """What a call asks for, whatever its method; see `compile`. stochastic: whether steps add noise."""
 
     num_steps: int
     tolerance: float
@@ -41,27 +34,20 @@ class Target:
 
     @property
     def bitwise(self) -> bool:
-        """Stop only where nothing moves by a bit."""
+        """Stop only if nothing moves by a bit."""
         return self.exact or self.tolerance == 0.0
 
     def leaves_choice(self, *, calibrated: bool) -> bool:
-        """Whether the planner looks at other methods than the default one.
+        """Whether the planner considers other methods than the default one.
 
-        A bound on iterations is meant for the default method. Where steps add noise, x0 follows no smooth curve: other
-        methods are considered there only if they are to be calibrated.
+        A bound on iterations is meant for the default method. If steps add noise, x0 follows no smooth curve: other
+        methods are considered then only if they are to be calibrated.
         """
         return self.max_iterations is None and not self.bitwise and (calibrated or not self.stochastic)
 
 
 class Stopping(NamedTuple):
-    """When a run stops.
-
-    Attributes:
-        num_steps: N.
-        max_iterations: iterations at most.
-        tolerance: bound of the estimated error.
-        contraction: what the estimate assumes.
-    """
+    """When a run of N steps stops: the bound of its estimated error, and what the estimate assumes."""
 
     num_steps: int
     max_iterations: int
@@ -70,13 +56,7 @@ class Stopping(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A run that has ended.
-
-    Attributes:
-        options: of its method.
-        num_steps: N.
-        changes: of each sample, iteration by iteration; infinite where the run did not settle.
-    """
+    """A run of N steps that has ended; `changes` of each sample, iteration by iteration, infinite if it diverged."""
 
     options: Method
     num_steps: int
@@ -90,10 +70,10 @@ class Method(ABC):
     Attributes:
         name: by which users ask for it.
         about: one line for lists of methods.
-        advice: what to try where the method does not settle.
+        advice: what to try if the method does not settle.
         takes_warm_start: it can begin with a trajectory, `SolverInputs.initial_guess`.
         first_iteration: number of its first iteration; 0 if that is a coarse sweep.
-        tried: iterations that calibration considers, the fewest and the most. Fewer are never enough; more take as many
+        tried: the fewest and the most iterations that calibration considers. Fewer are never enough; more take as many
             waves as the sequential sampler.
         weight: its `expected_iterations` count as much as so many observed runs.
         scales: a run tells of runs with other options, see `iterations_from`.
@@ -122,7 +102,7 @@ class Method(ABC):
             num_steps: N.
             max_iterations: iterations at most.
             max_rows: widest wave allowed. The caller cuts waves that are wider.
-            bitwise: the run ends only where nothing moves by a bit.
+            bitwise: the run ends only if nothing moves by a bit.
         """
 
     @abstractmethod
@@ -130,17 +110,17 @@ class Method(ABC):
         """The generator that runs the program, not begun; see `contract`.
 
         Args:
-            x: starting noise, [batch, ...], in the dtype of the state.
-            noise: table of the steps.
+            x: starting noise, [batch, ...]; its dtype is the dtype of the state.
+            noise: table of N steps.
             program: as `program` made it.
             inputs: what the call needs beyond these.
-            bitwise: fill `Checkpoint.stationary`.
+            bitwise: as for `program`; fill `Checkpoint.stationary`.
         """
 
     # before a run
 
     def check(self, target: Target) -> None:
-        """Raise InvalidArgument where a call asks for what the method cannot do. `num_steps` is not known yet."""
+        """Raise InvalidArgument if a call asks for what the method cannot do. `num_steps` is not known yet."""
         if self.slides and target.max_iterations is not None:
             raise InvalidArgument(
                 f"max_iterations was given together with a window of {self.name}. Its window slides until the last "
@@ -148,11 +128,7 @@ class Method(ABC):
             )
 
     def with_defaults(self, target: Target) -> Self:
-        """The options with all that was left open filled in.
-
-        Raises:
-            InvalidArgument: they do not fit the number of steps.
-        """
+        """The options with everything filled in that was left open; raises InvalidArgument if N does not allow them."""
         return self
 
     # a run
@@ -174,7 +150,7 @@ class Method(ABC):
 
     def num_checkpoints(self, max_iterations: int) -> int:
         """Whole samples of a run, at most."""
-        return max_iterations + 1
+        return 1 if self.slides else max_iterations + 1 - self.first_iteration
 
     def contraction(self, *, plain: bool) -> Contraction:
         """How the error of a run is estimated. plain: of `plain_steps`."""
@@ -189,9 +165,7 @@ class Method(ABC):
     def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
         """Options that the planner compares for method="auto"; none by default.
 
-        Args:
-            target: what the call asks for.
-            calibrated: the iterations of each are to be measured, so those without a reliable stop may be given too.
+        calibrated: the iterations of each are to be measured, so options without a reliable stop may be given too.
         """
         yield from ()
 
@@ -208,13 +182,13 @@ class Method(ABC):
         return None
 
     def same_iterations(self) -> Self:
-        """These options without what does not change how many iterations a run takes."""
+        """These options without those that do not change how many iterations a run takes."""
         return self
 
     # words
 
     def words(self) -> list[str]:
-        """What tells these options from others of the method, for the short name of a plan."""
+        """What distinguishes these options from others of the method, for the short name of a plan."""
         return []
 
     def details(self) -> list[str]:
@@ -233,15 +207,3 @@ class Method(ABC):
 def plain_steps(noise: NoiseTable) -> bool:
     """Whether steps neither add noise, clip, nor look back: error estimates were calibrated on such steps."""
     return noise.momentum is None and noise.spread is None and noise.clip is None
-
-
-def check_whole(name: str, value: object, low: int) -> None:
-    """Raise InvalidArgument if a value is neither None nor a whole number of `low` or more."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-        raise InvalidArgument(f"{name} is {value!r}. It must be a whole number, {low} or more, or None.")
-
-
-def check_one_of(name: str, value: object, known: Sequence[str]) -> None:
-    """Raise InvalidArgument if a value is of no known name."""
-    if value not in known:
-        raise InvalidArgument(f"{name} is {value!r}. Known are {', '.join(known)}. Pass one of these.")

@@ -1,21 +1,23 @@
 """Programs: which network evaluation happens in which wave. Pure Python, no tensors.
 
 A program is the fixed list of waves for (steps, blocks, iterations). Every method of this package turns into one, so
-waves and rows are known, printed and gated before any network is called.
+waves and rows are known before any network is called.
 
-Vocabulary (design words): N fine steps are cut into B blocks; the B + 1 boundaries lie between them. Iteration 0 is the
-coarse sweep; iteration p >= 1 is one Parareal correction. A *row* is one evaluation of the network at one (x, t); a
-*wave* holds all rows of one batched call.
+N fine steps are cut into B blocks; the B + 1 boundaries lie between them. Iteration 0 is the coarse sweep; iteration
+p >= 1 is one Parareal correction. A *row* is one evaluation of the network at one (x, t); a *wave* holds all rows of
+one batched call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from typing import ClassVar, NamedTuple
 
 from ..errors import InvalidArgument
+from .checks import check_whole
 
 
 class Row(NamedTuple):
@@ -24,9 +26,6 @@ class Row(NamedTuple):
     The fine solve that starts at boundary `block` of iteration p feeds boundary `block + 1` of iteration p + 1.
 
     Attributes:
-        iteration: which iteration's boundary the solve started from.
-        block: the block the point lies in, 0 .. B-1.
-        step: fine steps taken since the boundary, 0 .. S-1.
         position: on the N-step grid (`bounds[block] + step`): selects timestep and coefficients.
         coarse: the output makes the coarse jump across the block (only where step == 0).
         fine: the output makes the fine step from `position` to the next.
@@ -48,16 +47,16 @@ class Boundary(NamedTuple):
 
 
 class Wave(NamedTuple):
-    """Rows of one batched call, and the boundaries whose value is known once it returned.
+    """Rows of one batched call, and the boundaries whose value is known once it has returned.
 
-    Rows are sorted: coarse only, then coarse and fine, then fine only; so that both kinds are contiguous slices.
+    Rows are sorted: coarse only, then coarse and fine, then fine only, so that both kinds are contiguous slices.
     """
 
     rows: tuple[Row, ...]
     boundaries: tuple[Boundary, ...]
 
     def lanes(self) -> tuple[int, ...]:
-        """How many rows are coarse, and how many behind them are not; one number where all are of a kind."""
+        """How many rows are coarse, and how many behind them are not; one number if all are of a kind."""
         coarse = sum(row.coarse for row in self.rows)
         return tuple(size for size in (coarse, len(self.rows) - coarse) if size)
 
@@ -100,6 +99,11 @@ class Program:
         return len(self.bounds) - 1
 
     @property
+    def exact_iteration(self) -> int:
+        """The iteration whose sample is the sequential one by construction."""
+        return self.num_blocks
+
+    @property
     def num_waves(self) -> int:
         """Batched network calls, one after another: the papers' effective serial evaluations."""
         return len(self.waves)
@@ -109,16 +113,15 @@ class Program:
         """Grid positions of the rows of each wave."""
         return tuple(tuple(row.position for row in wave.rows) for wave in self.waves)
 
+    def is_final(self, row: Row) -> bool:
+        """Whether no later row changes the step that this row makes: it starts from a boundary that is exact."""
+        return row.fine and row.iteration == row.block
+
     @cached_property
     def final_steps(self) -> tuple[int, ...]:
         """Steps of the grid that no later wave changes, after each wave."""
-        final, after = 0, []
-        for wave in self.waves:
-            # the solve that starts from boundary p of iteration p is the sequential one
-            done = [row.position + 1 for row in wave.rows if row.fine and row.iteration == row.block]
-            final = max([final, *done])
-            after.append(final)
-        return tuple(after)
+        done = (max((row.position + 1 for row in wave.rows if self.is_final(row)), default=0) for wave in self.waves)
+        return tuple(accumulate(done, max))
 
     @cached_property
     def num_rows(self) -> int:
@@ -132,36 +135,34 @@ class Program:
 
     def spent(self, iteration: int) -> Spent:
         """Counts of a run of this program that stops after `iteration`."""
-        last = Boundary(iteration, self.num_blocks)
-        done = next(number for number, wave in enumerate(self.waves, start=1) if last in wave.boundaries)
-        widths = [len(wave.rows) for wave in self.waves[:done]]
-        return Spent(done, sum(widths), max(widths))
+        widths = self.widths(iteration)
+        return Spent(len(widths), sum(widths), max(widths))
 
     def widths(self, iteration: int) -> list[int]:
         """Rows of each wave of a run that stops after `iteration`."""
-        return [len(wave.rows) for wave in self.waves[: self.spent(iteration).waves]]
+        last = Boundary(iteration, self.num_blocks)
+        done = next(number for number, wave in enumerate(self.waves, start=1) if last in wave.boundaries)
+        return [len(wave.rows) for wave in self.waves[:done]]
 
     def in_lanes(self) -> Program:
-        """The same rows with every wave cut into its coarse rows and its other ones, in this order."""
-        waves = []
-        for wave in self.waves:
-            first, *rest = wave.lanes()
-            if rest:
-                waves += [Wave(wave.rows[:first], ()), Wave(wave.rows[first:], wave.boundaries)]
-            else:
-                waves.append(wave)
-        return replace(self, waves=tuple(waves))
+        """The same rows; every wave is cut into its coarse rows and its other ones, in this order."""
+        return self._cut([wave.lanes() for wave in self.waves])
 
     def limited_to(self, max_rows: int | None) -> Program:
-        """The same rows with no wave wider than `max_rows`: wider ones are cut into several, one after another."""
+        """The same rows; waves wider than `max_rows` are cut into several, one after another."""
         if max_rows is None or self.peak_rows <= max_rows:
             return self
-        _require(max_rows, "max_rows", 1)
+        check_whole("max_rows", max_rows, 1)
+        sizes = [divmod(len(wave.rows), max_rows) for wave in self.waves]
+        return self._cut([[max_rows] * whole + [rest] * (rest > 0) for whole, rest in sizes])
+
+    def _cut(self, sizes: list[Sequence[int]]) -> Program:
+        """The same rows; each wave is cut into parts of these sizes, and its boundaries are known after the last."""
         waves = []
-        for rows, boundaries in self.waves:
-            for start in range(0, len(rows), max_rows):
-                last = start + max_rows >= len(rows)
-                waves.append(Wave(rows[start : start + max_rows], boundaries if last else ()))
+        for (rows, boundaries), parts in zip(self.waves, sizes, strict=True):
+            *others, last = accumulate(parts)
+            waves += [Wave(rows[start:stop], ()) for start, stop in pairwise([0, *others])]
+            waves.append(Wave(rows[last - parts[-1] :], boundaries))
         return replace(self, waves=tuple(waves))
 
 
@@ -173,9 +174,9 @@ def block_bounds(num_steps: int, num_blocks: int) -> tuple[int, ...]:
 @lru_cache(maxsize=64, typed=True)
 def sequential(num_steps: int) -> Program:
     """The sequential sampler: N waves of one row."""
-    _require(num_steps, "num_steps", 1)
-    rows = [Row(0, 0, step, step, coarse=False, fine=True) for step in range(num_steps)]
-    waves = [Wave((row,), (Boundary(1, 1),) if row.position == num_steps - 1 else ()) for row in rows]
+    check_whole("num_steps", num_steps, 1)
+    waves = [Wave((Row(0, 0, step, step, coarse=False, fine=True),), ()) for step in range(num_steps)]
+    waves[-1] = waves[-1]._replace(boundaries=(Boundary(1, 1),))
     return Program(num_steps, (0, num_steps), 1, tuple(waves))
 
 
@@ -186,15 +187,14 @@ def srds(
     num_iterations: int,
     pipelined: bool = True,
     *,
-    shared: bool = True,
     in_flight: int | None = None,
 ) -> Program:
-    """SRDS (Selvam et al. 2024, algorithm 1), exact prefix dropped.
+    """SRDS (Selvam et al. 2024, algorithm 1) without the exact prefix.
 
     Pipelined, a row runs in the first wave in which its input exists: p * S + B - p waves when S = N / B is whole.
     Plain, the fine solves of an iteration wait for the whole coarse sweep before it, as in algorithm 1 of the paper.
 
-    After iteration p the boundaries 0..p are the sequential ones, so iteration p solves only the blocks p-1 and later,
+    After iteration p the boundaries 0..p are the sequential ones. So iteration p solves only the blocks p-1 and later,
     and boundary p takes the fine result with no correction (its two coarse terms are the same number).
 
     Args:
@@ -202,36 +202,34 @@ def srds(
         num_blocks: B, 1 <= B <= N. B need not divide N.
         num_iterations: p, 0 <= p <= B; p = B is exact.
         pipelined: run ahead into the next iteration as soon as an input exists.
-        shared: let one evaluation at a boundary serve its coarse jump and its first fine step; off, they are two rows.
         in_flight: iterations under way at once, pipelined: rows of iteration p wait for the sample of iteration
             p - in_flight, which may end the run. None: all, the fewest waves.
 
     Raises:
         InvalidArgument: a number is out of its range.
     """
-    _require(num_steps, "num_steps", 1)
-    _require(num_blocks, "num_blocks", 1, num_steps)
-    _require(num_iterations, "num_iterations", 0, num_blocks)
-    if in_flight is not None:
-        _require(in_flight, "in_flight", 1)
-        if not pipelined:
-            raise InvalidArgument(
-                f"in_flight={in_flight} was given together with pipelined=False. No iteration begins early then. "
-                "Leave one of the two out."
-            )
+    check_whole("num_steps", num_steps, 1)
+    check_whole("num_blocks", num_blocks, 1, num_steps)
+    check_whole("num_iterations", num_iterations, 0, num_blocks)
+    check_whole("in_flight", in_flight, 1, optional=True)
+    if in_flight is not None and not pipelined:
+        raise InvalidArgument(
+            f"in_flight={in_flight} was given together with pipelined=False. No iteration begins early then. "
+            "Leave one of the two out."
+        )
     bounds = block_bounds(num_steps, num_blocks)
     size = [bounds[block + 1] - bounds[block] for block in range(num_blocks)]
     if pipelined:
         coarse_at, fine_at = _pipelined_clock(size, num_iterations, in_flight or num_blocks)
     else:
-        coarse_at, fine_at = _plain_clock(size, num_iterations, shared)
+        coarse_at, fine_at = _plain_clock(size, num_iterations)
 
     rows: dict[int, list[Row]] = {}
     for (iteration, block), wave in coarse_at.items():
-        both = shared and fine_at.get((iteration, block, 0)) == wave
-        rows.setdefault(wave, []).append(Row(iteration, block, 0, bounds[block], coarse=True, fine=both))
+        fine = (iteration, block, 0) in fine_at
+        rows.setdefault(wave, []).append(Row(iteration, block, 0, bounds[block], coarse=True, fine=fine))
     for (iteration, block, step), wave in fine_at.items():
-        if not (shared and step == 0 and coarse_at.get((iteration, block)) == wave):
+        if step > 0:
             row = Row(iteration, block, step, bounds[block] + step, coarse=False, fine=True)
             rows.setdefault(wave, []).append(row)
 
@@ -243,13 +241,10 @@ def srds(
                 needs.append(fine_at[iteration - 1, block, size[block] - 1])
             completed.setdefault(max(needs), []).append(Boundary(iteration, block + 1))
 
-    waves = [
-        Wave(
-            tuple(sorted(rows[wave], key=lambda row: (row.fine, not row.coarse, row))),
-            tuple(sorted(completed.get(wave, ()))),
-        )
-        for wave in range(len(rows))
-    ]
+    waves = []
+    for wave in range(len(rows)):
+        coarse_first = sorted(rows[wave], key=lambda row: (row.fine, not row.coarse, row))
+        waves.append(Wave(tuple(coarse_first), tuple(sorted(completed.get(wave, ())))))
     return Program(num_steps, bounds, num_iterations, tuple(waves))
 
 
@@ -258,16 +253,18 @@ FineClock = dict[tuple[int, int, int], int]
 
 
 def _pipelined_clock(size: list[int], num_iterations: int, in_flight: int) -> tuple[CoarseClock, FineClock]:
-    """Wave of each coarse jump (iteration, block) and of each fine step (iteration, block, step): as soon as it can."""
+    """The earliest wave of each coarse jump (iteration, block) and of each fine step (iteration, block, step).
+
+    The first step of a block costs no row: it takes the output that the jump takes.
+    """
     num_blocks = len(size)
     coarse: CoarseClock = {(0, block): block for block in range(num_blocks)}
     fine: FineClock = {}
-    given: list[int] = []  # the wave behind which each iteration's sample is there, from the first on
+    given: list[int] = []  # the wave that completes the sample of each iteration, from the first on
     for iteration in range(1, num_iterations + 1):
         begins = given[iteration - 1 - in_flight] + 1 if iteration > in_flight else 0
         for block in range(iteration - 1, num_blocks):
             start = coarse[iteration - 1, block]
-            # the first step costs no row: it takes the output that the jump takes
             fine[iteration - 1, block, 0] = start
             for step in range(1, size[block]):
                 fine[iteration - 1, block, step] = max(start + 1, begins) + step - 1
@@ -280,83 +277,25 @@ def _pipelined_clock(size: list[int], num_iterations: int, in_flight: int) -> tu
     return coarse, fine
 
 
-def _plain_clock(size: list[int], num_iterations: int, shared: bool) -> tuple[CoarseClock, FineClock]:
+def _plain_clock(size: list[int], num_iterations: int) -> tuple[CoarseClock, FineClock]:
     """The same, with a barrier between the fine solves of an iteration and its coarse sweep."""
-    num_blocks = len(size)
     coarse: CoarseClock = {}
     fine: FineClock = {}
     now = 0
     for iteration in range(num_iterations + 1):
-        for block in range(iteration, num_blocks):
+        blocks = range(iteration, len(size))
+        for block in blocks:
             coarse[iteration, block] = now
             now += 1
-        if iteration == num_iterations:
-            break
-        first = 1 if shared else 0
-        for block in range(iteration, num_blocks):
-            if shared:
+        if iteration < num_iterations:
+            for block in blocks:
                 fine[iteration, block, 0] = coarse[iteration, block]
-            for step in range(first, size[block]):
-                fine[iteration, block, step] = now + step - first
-        now += max(size[iteration:]) - first
+                for step in range(1, size[block]):
+                    fine[iteration, block, step] = now + step - 1
+            now += max(size[iteration:]) - 1
     return coarse, fine
-
-
-def check(program: Program) -> None:
-    """Prove that no row reads what no earlier wave wrote, and that every boundary is made once, from finished parts.
-
-    Replays the program symbolically. It knows the dependencies from the maths (see `srds`), not from how the waves were
-    laid out, so it holds the builders to account.
-
-    Raises:
-        AssertionError: naming the first row or boundary that breaks a rule.
-    """
-    size = [after - before for before, after in zip(program.bounds, program.bounds[1:], strict=False)]
-    written: set[tuple[object, ...]] = {("boundary", 0, 0)}
-
-    def reads(what: str, *keys: tuple[object, ...]) -> None:
-        for key in keys:
-            assert key in written, f"{what} reads {key}, which no earlier wave wrote"
-
-    for number, wave in enumerate(program):
-        assert wave.rows, f"wave {number} is empty"
-        outputs: set[tuple[object, ...]] = set()
-        for row in wave.rows:
-            where = f"wave {number}, {row}"
-            assert row.coarse or row.fine, f"{where} serves nothing"
-            assert row.position == program.bounds[row.block] + row.step < program.bounds[row.block + 1], where
-            assert not row.coarse or row.step == 0, f"{where}: a coarse jump starts at a boundary"
-            source = ("boundary", row.iteration, row.block) if row.step == 0 else ("point", *row[:3])
-            reads(where, source)
-            if row.coarse:
-                if row.block > 0:
-                    reads(where, ("output", *settled(row.iteration, row.block - 1)))
-                outputs |= {("jump", row.iteration, row.block), ("output", row.iteration, row.block)}
-            if row.fine:
-                done = row.step + 1 == size[row.block]
-                key = ("solve", *row[:2]) if done else ("point", row.iteration, row.block, row.step + 1)
-                assert key not in written | outputs, f"{where} writes {key} a second time"
-                outputs.add(key)
-        written |= outputs
-        for iteration, boundary in wave.boundaries:
-            where = f"boundary {boundary} of iteration {iteration} after wave {number}"
-            assert ("boundary", iteration, boundary) not in written, f"{where} is made twice"
-            if iteration > 0:
-                reads(where, ("solve", iteration - 1, boundary - 1))
-            if iteration < boundary:
-                reads(where, ("jump", iteration, boundary - 1))
-                if iteration > 0:
-                    reads(where, ("jump", iteration - 1, boundary - 1))
-            written.add(("boundary", iteration, boundary))
-    reads("the result", ("boundary", program.num_iterations, program.num_blocks))
 
 
 def settled(iteration: int, boundary: int) -> Boundary:
     """The iteration that last changed a boundary, seen from `iteration`: boundary i is exact from iteration i on."""
     return Boundary(min(iteration, boundary), boundary)
-
-
-def _require(value: int, name: str, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        allowed = f"{low} or more" if high is None else f"between {low} and {high}"
-        raise InvalidArgument(f"{name} is {value!r}. It must be a whole number, {allowed}. Pass such a number.")

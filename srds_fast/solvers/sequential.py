@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..schedulers.table import NoiseTable
 from . import program as programs
-from .contract import NO_INPUTS, Checkpoint, Core, SolverInputs
+from .compiler import Form
+from .contract import NO_INPUTS, Core, SolverInputs
 from .method import Method, Target
 from .program import Program
+from .wave_table import compiled
 from .waves import Waves
 
 
@@ -43,17 +45,12 @@ class Sequential(Method):
 
 
 def sequential(x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs = NO_INPUTS) -> Core:
-    """N fine steps, one row a wave.
-
-    Args:
-        x: starting noise, [batch, ...]; its dtype is the dtype of the state.
-        noise: table of N steps.
-        program: `program.sequential(N)`.
-        inputs: noise of stochastic steps, constraint, trajectory, history, the network's wishes.
-    """
-    waves = Waves(x, noise, program, "ddim", inputs)
+    """N fine steps, one row a wave."""
+    updates = compiled(noise, program, "ddim", Form.of(x, inputs))
+    waves = Waves(x, program, updates, inputs)
     for number in range(noise.num_steps):
-        completions = waves.update(number, (yield waves.evaluate(number)))
-    sample = waves.value(completions[0])
-    yield Checkpoint(0, sample, waves.samples, change=None, exact=True)
-    return sample
+        waves.advance(number, (yield waves.evaluate(number)))
+    (completed,) = updates.waves[-1].completed
+    found = replace(waves.checkpoint(completed), iteration=0)
+    yield found
+    return found.sample

@@ -11,20 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NoReturn, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
-import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument
 from ..schedulers.steps import COARSE_SOLVERS, CoarseSolver
 from ..schedulers.table import NoiseTable
 from . import program as programs
-from .contract import NO_INPUTS, Checkpoint, Core, SolverInputs, samples_of
+from .checks import check_one_of, check_whole
+from .compiler import Form
+from .contract import NO_INPUTS, Core, SolverInputs
 from .convergence import estimated_error
-from .method import Method, Seen, Stopping, Target, check_one_of, check_whole
+from .method import Method, Seen, Stopping, Target
 from .program import Program
-from .waves import Waves
+from .wave_table import compiled
+from .waves import run
 
 # with fewer steps a second iteration already costs as many waves as the sequential sampler
 FEWEST_STEPS = 6
@@ -70,28 +72,28 @@ class SRDS(Method):
 
     def __post_init__(self) -> None:
         check_one_of("coarse_solver", self.coarse_solver, ("auto", *COARSE_SOLVERS))
-        check_whole("num_blocks", self.num_blocks, 1)
-        check_whole("in_flight", self.in_flight, 1)
+        check_whole("num_blocks", self.num_blocks, 1, optional=True)
+        check_whole("in_flight", self.in_flight, 1, optional=True)
         if not isinstance(self.pipelined, bool):
             raise InvalidArgument(f"pipelined is {self.pipelined!r}. It is a switch. Pass True or False.")
-        if self.in_flight is not None and not self.pipelined:
-            self.refuse_in_flight("no pipelining")
+        if not self.pipelined:
+            self._refuse_in_flight("pipelined=False")
 
     @classmethod
     def published(cls, num_steps: int) -> SRDS:
         """The form of the paper: sqrt(N) blocks and first-order jumps."""
         return cls(num_blocks=max(1, round(math.sqrt(num_steps))), coarse_solver="ddim")
 
-    def refuse_in_flight(self, beside: str) -> NoReturn:
-        """Raise InvalidArgument: in_flight does not go together with what is named."""
-        raise InvalidArgument(
-            f"in_flight={self.in_flight!r} was given together with {beside}. It holds back iterations of SRDS that "
-            "overlap, as those before may be enough. Leave it out."
-        )
+    def _refuse_in_flight(self, beside: str) -> None:
+        if self.in_flight is not None:
+            raise InvalidArgument(
+                f"in_flight={self.in_flight!r} was given together with {beside}. It holds back iterations that "
+                "overlap, because those before may be enough. Leave it out."
+            )
 
     def check(self, target: Target) -> None:
-        if self.in_flight is not None and target.exact:
-            self.refuse_in_flight("exact=True")
+        if target.exact:
+            self._refuse_in_flight("exact=True")
 
     def with_defaults(self, target: Target) -> Self:
         steps = target.num_steps
@@ -151,9 +153,9 @@ class SRDS(Method):
 
     def iterations_from(self, seen: Seen, stopping: Stopping) -> int | None:
         theirs = seen.options
-        if not isinstance(theirs, SRDS):
+        if not isinstance(theirs, SRDS) or theirs.coarse_solver != self.coarse_solver:
             return None
-        if (seen.num_steps, theirs.coarse_solver) != (stopping.num_steps, self.coarse_solver):
+        if seen.num_steps != stopping.num_steps:
             return None
         ratio = theirs._blocks / self._blocks
         scale = ratio ** ORDER[self.coarse_solver]
@@ -210,35 +212,11 @@ def srds(
     *,
     bitwise: bool = False,
 ) -> Core:
-    """Run an SRDS program.
+    """Run an SRDS program: a checkpoint after every iteration.
 
-    Multistep fine steps look back at the x0 of the step before, so the state at a boundary is (x, that x0). Both go
-    through the same correction; the coarse solver's word for the second is the x0 at the boundary before.
+    Multistep fine steps look back at the x0 of the step before, so the state at a boundary is (x, that x0). Both get
+    the same correction; for the second, the coarse solver has the x0 at the boundary before.
 
-    Args:
-        x: starting noise, [batch, ...]; its dtype is the dtype of the state.
-        noise: table of N steps.
-        program: `program.srds(N, ...)`.
-        coarse_solver: "ddim" (first order) or "2m" (DPM-Solver++(2M), reuses the output at the boundary before).
-        inputs: noise of stochastic steps, constraint, trajectory, the network's wishes.
-        bitwise: fill `Checkpoint.stationary`.
+    coarse_solver: "ddim" (first order) or "2m" (DPM-Solver++(2M), reuses the output at the boundary before).
     """
-    waves = Waves(x, noise, program, coarse_solver, inputs, watched=bitwise)
-    result = torch.empty_like(x)
-    for number in range(len(program)):
-        for completed in waves.update(number, (yield waves.evaluate(number))):
-            iteration, boundary = completed.boundary
-            if boundary < program.num_blocks:
-                continue
-            value, samples = waves.value(completed), waves.samples
-            exact = iteration == program.num_blocks
-            found = Checkpoint(iteration, value, samples, waves.change(completed), exact, waves.stationary(completed))
-            running = samples_of((yield found), samples)
-            if len(samples) == len(result):
-                result.copy_(value)
-            else:
-                result[list(samples)] = value
-            if iteration == program.num_iterations or not running:
-                return result
-            waves.keep(running)
-    raise AssertionError("a program ends with a checkpoint")
+    return (yield from run(x, program, compiled(noise, program, coarse_solver, Form.of(x, inputs, bitwise)), inputs))

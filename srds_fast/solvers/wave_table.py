@@ -1,185 +1,95 @@
-"""The coefficients of every wave as one device table, computed once for a program."""
+"""The updates of programs of blocks: SRDS, and the sequential sampler as one block.
+
+Values are named (what, iteration, block). "state" is where the solve of a block stands, at first the boundary it starts
+from; "solved" is where it ends; "jump" is where the coarse jump across the block ends; "lead" is the x0 where that jump
+starts, which the 2M jump across the next block looks back at. Multistep schedulers have an x0 beside the state: the
+next fine step looks back at "behind"; "solved x0" and "jump x0" correct it at the boundaries, as "solved" and "jump" do
+the state, and "jump x0" is the lead. "completed" is a boundary, whatever its solve has come to since.
+"""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
-from ..kernels.wave_update import Correction, Gather, Step, Update, WaveTable
-from ..schedulers.steps import ITS_X0, CoarseSolver, Coefficients, TensorSpec, chained, fine_step, second_order
+from ..kernels.wave_update import WaveTable
+from ..schedulers.steps import CoarseSolver, TensorSpec
 from ..schedulers.table import NoiseTable
-from .dataflow import Completed, Layout, Output, Sum, exchanges
-from .program import Program
-
-
-@dataclass(frozen=True)
-class _Updates:
-    """What a run knows before its first wave.
-
-    Attributes:
-        layout: what each wave reads and writes.
-        table: the updates: the first one brings the starting noise to the network, then one for each wave, or two where
-            states are constrained in between.
-        spreads: for stochastic schedulers, of each block the weights of the noise that its fine steps add, [steps].
-    """
-
-    layout: Layout
-    table: WaveTable
-    spreads: list[Tensor]
+from .compiler import CompiledProgram, Compiler, Completed, Form, Jump, Name
+from .program import Boundary, Program, settled
 
 
 def wave_table(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, x: Tensor) -> WaveTable:
     """The updates of a program for states like x, [samples, ...], with the scheduler's input scale."""
-    return _updates(
-        noise, program, coarse_solver, TensorSpec.of(x), given=False, scaled=True, watched=False, apart=False
-    ).table
+    return compiled(noise, program, coarse_solver, Form(TensorSpec.of(x), scaled=True)).table
 
 
 @lru_cache(maxsize=64)
-def _updates(
-    noise: NoiseTable,
-    program: Program,
-    coarse_solver: CoarseSolver,
-    spec: TensorSpec,
-    *,
-    given: bool,
-    scaled: bool,
-    watched: bool,
-    apart: bool,
-) -> _Updates:
-    fine = [fine_step(noise, index) for index in range(noise.num_steps)]
-    carries_x0 = any(step.d != 0.0 for step in fine)
-    jumps, spreads = _jumps(noise, program, coarse_solver)
-    led = tuple(block for block, coefficients in enumerate(jumps) if coefficients.d != 0.0)
-    layout = exchanges(program, led, carries_x0, given and carries_x0, watched)
-    way_back = _way_back(noise, program) if carries_x0 and jumps else []
-
-    def made(output: Output) -> Step:
-        row = output.row
-        draw, spread = None, 0.0
-        match output.kind:
-            case "jump":
-                step = jumps[row.block]
-                if spreads:
-                    draw, spread = noise.num_steps + row.block, 1.0
-            case "fine":
-                step = _looking_back(fine[row.position], output, way_back)
-                if noise.spread is not None:
-                    draw, spread = row.position, noise.numbers["spread"][row.position]
-            case _:
-                step = ITS_X0
-        return _made(output, step, noise, draw, spread)
-
-    def entering(wave: int) -> tuple[Gather, ...]:
-        if wave == len(program):
-            return ()
-        scales = [noise.numbers["input_scale"][position] if scaled else 1.0 for position in program.positions[wave]]
-        return tuple(map(Gather, layout.waves[wave].states, scales))
-
-    updates = [Update(gathers=entering(0))]
-    for number, wave in enumerate(layout.waves):
-        values = tuple(made(output) for output in wave.outputs)
-        sums = tuple(each for completed in wave.completions for each in _sums(completed, program))
-        if apart:
-            updates += [Update(values), Update((), sums, entering(number + 1))]
-        else:
-            updates.append(Update(values, sums, entering(number + 1)))
-    table = WaveTable(
-        updates,
-        layout.num_slots,
-        program.num_iterations,
-        spec.dtype,
-        spec.device,
-        spec.ndim,
-        noise.clip,
-        watched,
-    )
-    on_device = [torch.tensor(weights, dtype=spec.dtype, device=spec.device) for weights in spreads]
-    return _Updates(layout, table, on_device)
+def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, form: Form) -> CompiledProgram:
+    """The updates of `program.srds(...)` or `program.sequential(...)`. coarse_solver: of the jumps."""
+    compiler = Compiler(noise, program, form, state=("state", 0, 0), x0=("behind", 0, 0))
+    bounds, carries_x0 = program.bounds, compiler.carries_x0
+    lead = "jump x0" if carries_x0 else "lead"
+    jumps = _jumps(compiler, program, coarse_solver)
+    led = {block for block, jump in enumerate(jumps) if jump.coefficients.d != 0.0}
+    for wave in program:
+        compiler.begin([("state", row.iteration, row.block) for row in wave.rows])
+        coarse = [(index, row) for index, row in enumerate(wave.rows) if row.coarse]
+        fine = [(index, row) for index, row in enumerate(wave.rows) if row.fine]
+        for index, row in coarse:
+            x0 = (lead, *settled(row.iteration, row.block - 1)) if row.block in led else None
+            name = ("jump", row.iteration, row.block)
+            compiler.make_jump(index, name, jumps[row.block], bounds[row.block + 1], x0)
+        for index, row in fine:
+            ends = row.position + 1 == bounds[row.block + 1]
+            # the coarse sweep has no fine step before a boundary
+            jumped_from = bounds[row.block - 1] if row.iteration == row.step == 0 < row.block else None
+            solve = row.iteration, row.block
+            value = compiler.make_step(index, ("solved" if ends else "state", *solve), ("behind", *solve), jumped_from)
+            if not ends:
+                compiler.wave.states.append((row.position + 1, value))
+        for index, row in coarse:
+            if carries_x0 or row.block + 1 in led:
+                compiler.make_x0(index, (lead, row.iteration, row.block))
+        for index, row in fine if carries_x0 else ():
+            ends = row.position + 1 == bounds[row.block + 1]
+            value = compiler.make_x0(index, ("solved x0" if ends else "behind", row.iteration, row.block))
+            compiler.wave.x0.append((row.position, value))
+        for boundary in wave.boundaries:
+            _complete(compiler, boundary, program, form.bitwise)
+    return compiler.finish()
 
 
-def _jumps(
-    noise: NoiseTable, program: Program, coarse_solver: CoarseSolver
-) -> tuple[list[Coefficients], list[list[float]]]:
-    """The jump across each block, and the weights of the noise that its fine steps add; nothing where none jumps."""
-    jumps: list[Coefficients] = []
-    spreads: list[list[float]] = []
+def _jumps(compiler: Compiler, program: Program, coarse_solver: CoarseSolver) -> list[Jump]:
+    """The jump across each block; none if no row jumps."""
     if not any(row.coarse for wave in program for row in wave.rows):
-        return jumps, spreads
-    bounds = program.bounds
-    for block in range(program.num_blocks):
-        start, stop = bounds[block], bounds[block + 1]
-        previous = bounds[block - 1] if block > 0 and coarse_solver == "2m" else None
-        if noise.momentum is None and noise.spread is None:
-            jumps.append(second_order(noise, previous, start, stop))
-            continue
-        coefficients, weights = chained(noise, previous, start, stop)
-        jumps.append(coefficients)
-        if noise.spread is not None:
-            spreads.append(weights)
-    return jumps, spreads
-
-
-def _looking_back(step: Coefficients, output: Output, way_back: list[float]) -> Coefficients:
-    """The step, with the x0 of the step before taken from where it can be had.
-
-    The first step of a solve looks back across the boundary, at what the solve before left there. The coarse sweep has
-    no such step: its x0 is interpolated between those at the boundaries, along the log-SNR. A step that has nothing to
-    look back at is given its own x0.
-    """
-    if output.before is None:
-        return step._replace(c=step.c + step.d, d=0.0)
-    row = output.row
-    if way_back and row.iteration == 0 and row.step == 0:
-        there = way_back[row.block]
-        return step._replace(c=step.c + step.d * (1 - there), d=step.d * there)
-    return step
-
-
-def _made(output: Output, step: Coefficients, noise: NoiseTable, draw: int | None, spread: float) -> Step:
-    a, b, c, d = step
-    p, q = noise.numbers["p"][output.row.position], noise.numbers["q"][output.row.position]
-    if noise.clip is None and c != 0.0:  # x0 is linear in x and m: fewer products in each wave
-        a, b, c = a + c * p, b + c * q, 0.0
-    if c == 0.0:
-        p = q = 0.0
-    return Step(output.slot, output.state, output.source, a, b, c, d, p, q, output.before, draw, spread)
-
-
-def _sums(completed: Completed, program: Program) -> list[Correction]:
-    """What is left to do for a boundary once its parts are made: nothing, where one part is the whole of it."""
-    boundary, state, x0, compare = completed
-    parts: list[tuple[Sum, int | None]] = [(state, compare)]
-    if x0 is not None:
-        parts.append((x0, None))
-    whole = boundary.boundary == program.num_blocks
+        return []
+    bounds, second_order = program.bounds, coarse_solver == "2m"
     return [
-        Correction(each.slot, each.bracket, there, boundary.iteration, whole)
-        for each, there in parts
-        if each.bracket is not None or there is not None
+        compiler.jump(bounds[block - 1] if second_order and block > 0 else None, bounds[block], bounds[block + 1])
+        for block in range(program.num_blocks)
     ]
 
 
-def _noises(draws: Tensor | None, spreads: list[Tensor], program: Program) -> Tensor | None:
-    """The noise of every step, and behind it what the steps of each block add up to, [steps + blocks, batch, ...]."""
-    if draws is None or not spreads:
-        return draws
-    jumps = [
-        torch.tensordot(weights, draws[start:stop], dims=1)[None]
-        for weights, start, stop in zip(spreads, program.bounds, program.bounds[1:], strict=False)
-    ]
-    return torch.cat([draws, *jumps])
+def _complete(compiler: Compiler, boundary: Boundary, program: Program, bitwise: bool) -> None:
+    """The value at a boundary, of its parts: F(x^(p-1)) + (G(x^p) - G(x^(p-1)))."""
+    iteration, block = boundary.iteration, boundary.boundary - 1
+    whole = boundary.boundary == program.num_blocks
 
+    def correct(solved: str, jump: str, compare: Name | None, *becomes: str) -> Completed:
+        names = [(name, *boundary) for name in becomes]
+        new, old = (jump, iteration, block), (jump, iteration - 1, block)
+        if iteration == 0:
+            return compiler.correct(new, None, compare, iteration, whole, names)
+        # in the exact prefix both jumps are the same
+        bracket = (new, old) if iteration <= block else None
+        return compiler.correct((solved, iteration - 1, block), bracket, compare, iteration, whole, names)
 
-def _way_back(noise: NoiseTable, program: Program) -> list[float]:
-    """Of each block: how far the step before its first lies from there towards the boundary before, in log-SNR."""
-    log_snr = (noise.alpha / noise.sigma).log().tolist()
-    way_back = [0.0]
-    for before, start in zip(program.bounds[:-2], program.bounds[1:-1], strict=True):
-        way = (log_snr[start] - log_snr[start - 1]) / (log_snr[start] - log_snr[before])
-        way_back.append(way if math.isfinite(way) else 0.0)
-    return way_back
+    compare = ("completed", iteration - 1, boundary.boundary) if bitwise or whole else None
+    completed = correct("solved", "jump", compare, "state", "completed")
+    if compiler.carries_x0:
+        correct("solved x0", "jump x0", None, "behind")
+    compiler.wave.states.append((program.bounds[boundary.boundary], completed.slot))
+    if whole:
+        compiler.wave.completed.append(completed)

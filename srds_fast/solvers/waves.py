@@ -1,127 +1,92 @@
-"""A program as updates between network calls, and the memory they work on: what all cores of blocks share.
-
-The maths is in the coefficients (`steps`), the order in the exchange of slots (`dataflow`), the arithmetic in one
-launch per wave (`kernels.wave_update`). Here the three are put together.
-"""
+"""The waves of methods whose network calls are fixed in advance: sequential, SRDS and CHORDS."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..kernels.common.layout import with_inner_layout
 from ..kernels.wave_update import Buffers, wave_update
-from ..schedulers.steps import CoarseSolver, TensorSpec
-from ..schedulers.table import NoiseTable
-from .contract import Answer, Evaluate, SolverInputs, output_of
-from .dataflow import Completed, Exchange
+from .compiler import CompiledProgram, Completed
+from .contract import Answer, Checkpoint, Core, Evaluate, SolverInputs, output_of, samples_of
 from .program import Program
-from .wave_table import _noises, _updates
 
 
 class Waves:
-    """The waves of one run, one after another: `evaluate` tells what the network is given, `update` takes its output.
-
-    Args:
-        x: starting noise, [batch, ...]; its dtype is the dtype of the state.
-        noise: table of N steps.
-        program: the waves.
-        coarse_solver: of the jumps.
-        inputs: noise of stochastic steps, constraint, trajectory, history, the network's wishes.
-        watched: compare every boundary with the iteration before, bit by bit.
+    """The memory of one run, and what happens between its network calls.
 
     Attributes:
         samples: which samples of the original batch still run, in order.
     """
 
-    def __init__(
-        self,
-        x: Tensor,
-        noise: NoiseTable,
-        program: Program,
-        coarse_solver: CoarseSolver,
-        inputs: SolverInputs,
-        *,
-        watched: bool = False,
-    ) -> None:
+    def __init__(self, x: Tensor, program: Program, compiled: CompiledProgram, inputs: SolverInputs) -> None:
         self.samples = tuple(range(len(x)))
-        self._program = program
-        self._inputs = inputs
-        self._updates = _updates(
-            noise,
-            program,
-            coarse_solver,
-            TensorSpec.of(x),
-            given=inputs.x0_prev is not None,
-            scaled=inputs.scaled,
-            watched=watched,
-            apart=inputs.constrain is not None,
-        )
-        noises = _noises(inputs.draws, self._updates.spreads, program)
-        self._buffers = Buffers(self._updates.table, x, noises, channels_last=inputs.network.channels_last)
-        if inputs.x0_prev is not None:
+        self._program, self._compiled, self._inputs = program, compiled, inputs
+        noises = compiled.noises(inputs.draws)
+        self._buffers = Buffers(compiled.table, x, noises, channels_last=inputs.network.channels_last)
+        if compiled.history and inputs.x0_prev is not None:
             self._buffers.slots[1].copy_(inputs.x0_prev)
-        self._input = self._run(0)
+        self._next = self._update(0)
 
     def evaluate(self, number: int) -> Evaluate:
         """Wave `number`, the next one."""
-        assert self._input is not None, "a wave has rows"
-        return Evaluate(self._input, self._program.positions[number], self.samples, number)
+        assert self._next is not None, "a wave has rows"
+        return Evaluate(self._next, self._program.positions[number], self.samples, number)
 
-    def update(self, number: int, answer: Answer) -> tuple[Completed, ...]:
-        """Take the output of wave `number`; returns the boundaries that came into being."""
-        wave = self._updates.layout.waves[number]
+    def advance(self, number: int, answer: Answer) -> None:
+        """Take the network's output at wave `number`."""
+        wave, slots, inputs = self._compiled.waves[number], self._buffers.slots, self._inputs
         m = with_inner_layout(output_of(answer), self._buffers.memory)
-        constrain = self._inputs.constrain
-        if constrain is None:
-            self._input = self._run(number + 1, m)
+        if inputs.constrain is None:
+            self._next = self._update(number + 1, m)
         else:
-            self._run(2 * number + 1, m)
-            slots = self._buffers.slots
-            for output in wave.outputs:
-                if output.kind in ("jump", "fine"):
-                    slots[output.slot].copy_(constrain(slots[output.slot], output.arrives, self.samples))
-            self._input = self._run(2 * number + 2)
-        if self._inputs.trajectory is not None:
-            self._record(wave)
-        return wave.completions
+            self._update(2 * number + 1, m)
+            for position, slot in wave.arrivals:
+                slots[slot].copy_(inputs.constrain(slots[slot], position, self.samples))
+            self._next = self._update(2 * number + 2)
+        if inputs.trajectory is not None:
+            for position, slot in wave.states:
+                inputs.trajectory.record(position, slots[slot].clone(), self.samples)
+            for position, slot in wave.x0:
+                inputs.trajectory.record_x0(position, slots[slot].clone(), self.samples)
 
-    def value(self, completed: Completed) -> Tensor:
-        """A boundary that has just come into being, [samples, ...]; a copy."""
-        value: Tensor = self._buffers.slots[completed.state.slot].clone()
-        return value
-
-    def change(self, completed: Completed) -> Tensor | None:
-        """[samples], mean absolute difference to the same boundary an iteration before; None if there is none."""
-        return None if completed.compare is None else self._buffers.change[completed.boundary.iteration]
-
-    def stationary(self, completed: Completed) -> Tensor | None:
-        """[samples], no boundary moved by a bit in this iteration; None if they are not watched."""
-        watched = self._updates.table.records_moved and completed.compare is not None
-        return ~self._buffers.moved[completed.boundary.iteration] if watched else None
+    def checkpoint(self, completed: Completed) -> Checkpoint:
+        """The sample that has just been completed; a copy."""
+        iteration, slot, compared = completed
+        sample, buffers = self._buffers.slots[slot].clone(), self._buffers
+        change = buffers.change[iteration] if compared else None
+        stationary = ~buffers.moved[iteration] if compared and self._compiled.table.records_moved else None
+        exact = iteration == self._program.exact_iteration
+        return Checkpoint(iteration, sample, self.samples, change, exact, stationary)
 
     def keep(self, running: tuple[int, ...]) -> None:
-        """Go on with these positions of the samples only."""
+        """Continue with the samples at these positions only."""
         if len(running) < len(self.samples):
             self.samples = tuple(self.samples[position] for position in running)
             self._buffers.keep(running)
-            if self._input is not None:
-                self._input = self._input[:, list(running)]
+            if self._next is not None:
+                self._next = self._next[:, list(running)]
 
-    def _run(self, number: int, m: Tensor | None = None) -> Tensor | None:
-        inputs, table = self._inputs, self._updates.table
-        given: Tensor | None = wave_update(
-            table, number, self._buffers, m, guidance=inputs.guidance, network=inputs.network
-        )
+    def _update(self, number: int, m: Tensor | None = None) -> Tensor | None:
+        table, guidance, network = self._compiled.table, self._inputs.guidance, self._inputs.network
+        given: Tensor | None = wave_update(table, number, self._buffers, m, guidance=guidance, network=network)
         return given
 
-    def _record(self, wave: Exchange) -> None:
-        trajectory, slots, bounds = self._inputs.trajectory, self._buffers.slots, self._program.bounds
-        assert trajectory is not None
-        for output in wave.outputs:
-            row = output.row
-            if output.kind == "fine" and output.arrives < bounds[row.block + 1]:
-                trajectory.record(output.arrives, slots[output.slot].clone(), self.samples)
-            elif output.kind == "x0":
-                trajectory.record_x0(row.position, slots[output.slot].clone(), self.samples)
-        for completed in wave.completions:
-            trajectory.record(bounds[completed.boundary.boundary], self.value(completed), self.samples)
+
+def run(x: Tensor, program: Program, compiled: CompiledProgram, inputs: SolverInputs) -> Core:
+    """Run a program with these updates: a checkpoint for every sample that it completes."""
+    waves = Waves(x, program, compiled, inputs)
+    result = torch.empty_like(x)
+    for number, wave in enumerate(compiled.waves):
+        waves.advance(number, (yield waves.evaluate(number)))
+        for completed in wave.completed:
+            found = waves.checkpoint(completed)
+            running = samples_of((yield found), found.samples)
+            if len(found.samples) == len(result):
+                result.copy_(found.sample)
+            else:
+                result[list(found.samples)] = found.sample
+            if found.iteration == program.num_iterations or not running:
+                return result
+            waves.keep(running)
+    raise AssertionError("a program ends with a checkpoint")

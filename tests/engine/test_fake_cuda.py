@@ -25,7 +25,7 @@ from srds_fast.engine.graphs.network_graphs import NetworkGraphs
 from srds_fast.engine.graphs.recording import LoopGraph
 from srds_fast.errors import CaptureFailed
 from srds_fast.pipelines.lockstep.loop import LockstepLoop
-from srds_fast.solvers import waves
+from srds_fast.solvers import wave_table
 
 DEVICE = torch.device("meta")
 STEPS = 6
@@ -71,9 +71,9 @@ class Recorder:
 
 @pytest.fixture(autouse=True)
 def _no_tables_of_the_device_are_kept() -> Iterator[None]:
-    waves._updates.cache_clear()
+    wave_table.compiled.cache_clear()
     yield
-    waves._updates.cache_clear()
+    wave_table.compiled.cache_clear()
 
 
 def capturable(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Capturable:

@@ -12,7 +12,7 @@ from twins import Twins
 
 import srds_fast
 from srds_fast import zoo
-from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers.chords import Chords
 from srds_fast.solvers.fixed_point import grid
 from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
 

@@ -14,8 +14,8 @@ from twins import Twins
 
 import srds_fast
 from srds_fast.kernels import fixed_point_wave
-from srds_fast.solvers.chords import solver as chords
-from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers import chords
+from srds_fast.solvers.chords import Chords
 from srds_fast.solvers.fixed_point import grid
 from srds_fast.solvers.fixed_point.options import Collocation, ParaTAA
 
@@ -34,7 +34,7 @@ __all__ = ["_no_tables_of_the_device_are_kept"]
 def _nothing_of_the_device_is_kept() -> Iterator[None]:
     yield
     grid.grid_of.cache_clear()
-    chords._updates.cache_clear()
+    chords.compiled.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["flux", pytest.param("stable_diffusion", marks=pytest.mark.exhaustive)])

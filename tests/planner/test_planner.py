@@ -30,7 +30,7 @@ from srds_fast.planner.experience import MOST_RUNS, Experience
 from srds_fast.planner.search import Known, Pricing, default_plan, fastest
 from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.verify import noise_table
-from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers.chords import Chords
 from srds_fast.solvers.contract import SolverInputs
 from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
 from srds_fast.solvers.srds import SRDS

@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from cores import Denoiser, feed, one_by_one, table
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import GaussianMixture, LinearOde, noise, sequential_by_scheduler
+from problems import GaussianMixture, noise
 from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
+from srds_fast.planner.choose import choose
+from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.table import NoiseTable
-from srds_fast.solvers.chords.program import PAPER_STARTS, Cores, chord_starts
-from srds_fast.solvers.chords.program import chords as chords_program
-from srds_fast.solvers.chords.solver import chords
-from srds_fast.solvers.contract import Checkpoint, SolverInputs, Trajectory
+from srds_fast.solvers.chords import PAPER_STARTS, Chords, Cores, chord_starts, chords, chords_program
+from srds_fast.solvers.contract import SolverInputs
 from srds_fast.solvers.program import Boundary
 
-LINEAR, GAUSSIANS = LinearOde.random(), GaussianMixture.random()
-SCHEDULERS = {
-    "ddim-clip": (DDIMScheduler(), 0.0),
-    "ddim-eta-clip": (DDIMScheduler(), 0.5),
-    "ddim-eta": (DDIMScheduler(clip_sample=False), 1.0),
-    "ddpm": (DDPMScheduler(), 0.0),
-    "ddpm-unclipped": (DDPMScheduler(clip_sample=False, variance_type="fixed_large"), 0.0),
-    "euler-ancestral": (EulerAncestralDiscreteScheduler(timestep_spacing="trailing"), 0.0),
-    "dpm": (DPMSolverMultistepScheduler(), 0.0),
-    "dpm-heun-karras": (DPMSolverMultistepScheduler(solver_type="heun", use_karras_sigmas=True), 0.0),
-}
-
-
-def table_of(name: str, num_steps: int) -> NoiseTable:
-    stock, eta = SCHEDULERS[name]
-    return table(num_steps, stock, eta)
+GAUSSIANS = GaussianMixture.random()
 
 
 def mixture(x: Tensor, t: Tensor) -> Tensor:
@@ -65,44 +48,6 @@ def shapes(draw: st.DrawFn, most: int = 24) -> tuple[int, tuple[int, ...]]:
     num_steps = draw(st.integers(1, most))
     others = draw(st.sets(st.integers(1, num_steps - 1), max_size=6)) if num_steps > 1 else set()
     return num_steps, (0, *sorted(others))
-
-
-def check(found: Cores) -> None:
-    """No row reads what no earlier wave wrote, and no core arrives before it is rectified: from the maths alone."""
-    starts, end = found.starts, found.num_steps
-    outputs: set[tuple[int, int]] = set()
-
-    def needs(core: int, position: int) -> set[tuple[int, int]]:
-        """The outputs that a state is made of."""
-        start = starts[core]
-        if position == start:
-            return {(core - 1, starts[core - 1])} if core > 0 else set()
-        needed = {(core, position - 1)}
-        if core > 0 and (position - start) % (start - starts[core - 1]) == 0:
-            begin = position - (start - starts[core - 1])
-            needed |= {(core, begin), (core - 1, begin)}
-        return needed
-
-    for number, wave in enumerate(found):
-        here = {(found.core(row.iteration), row.position) for row in wave.rows}
-        assert len(here) == len(wave.rows) > 0
-        assert not here & outputs, f"wave {number} repeats a row"
-        for row in here:
-            assert needs(*row) <= outputs, f"wave {number}: {row} reads what no earlier wave wrote"
-        outputs |= here
-        for iteration, boundary in wave.boundaries:
-            assert boundary == found.num_blocks
-            assert needs(found.core(iteration), end) <= outputs, f"{iteration} arrives too early in wave {number}"
-    assert outputs == {(core, position) for core, start in enumerate(starts) for position in range(start, end)}
-    arrived = [iteration for wave in found for iteration, _ in wave.boundaries]
-    assert arrived == list(range(len(starts)))
-
-
-@given(shapes(60), st.sampled_from([None, 1, 2, 5]))
-def test_any_program_reads_only_what_was_written(shape: tuple[int, tuple[int, ...]], max_rows: int | None) -> None:
-    found = chords_program(*shape).limited_to(max_rows)
-    check(found)
-    assert max_rows is None or found.peak_rows <= max_rows
 
 
 @given(shapes(60))
@@ -138,41 +83,15 @@ def test_more_cores_arrive_sooner_up_to_those_of_the_paper() -> None:
     assert all(later < before for before, later in pairwise(waves))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        ((0, (0,)), "num_steps"),
-        *(((5, starts), "starts") for starts in [(), (1, 2), (0, 2, 2), (0, 5), (0, True), (0, 1.5), (False,)]),
-    ],
-)
-def test_starts_out_of_range_are_named(arguments: Any, name: str) -> None:
-    with pytest.raises(InvalidArgument, match=name):
-        chords_program(*arguments)
+@pytest.mark.parametrize("starts", [(), (1, 2), (2, 2), (0, True), (0, 1.5), (0, 1, 2)], ids=str)
+def test_starts_out_of_range_are_named(starts: Any) -> None:
+    with pytest.raises(InvalidArgument, match="starts is"):
+        Chords(2, starts)
 
 
-@pytest.mark.parametrize(("num_steps", "num_cores", "name"), [(0, 1, "num_steps"), (4, 5, "num_cores"), (4, 0, "num_")])
-def test_cores_out_of_range_are_named(num_steps: int, num_cores: int, name: str) -> None:
-    with pytest.raises(InvalidArgument, match=name):
-        chord_starts(num_steps, num_cores)
-
-
-def test_the_program_needs_no_torch() -> None:
-    code = "import sys; from srds_fast.solvers.chords import program as p; p.chords(50, p.chord_starts(50, 8)); "
-    code += "assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@given(shapes(), st.integers(1, 3), st.integers(0, 99), st.sampled_from([None, 1, 3]))
-def test_the_last_core_is_exact(
-    shape: tuple[int, tuple[int, ...]], batch: int, seed: int, max_rows: int | None
-) -> None:
-    x = noise(batch, 6, seed=seed)
-    grid = table(shape[0])
-    plan = chords_program(*shape).limited_to(max_rows)
-    found, waves, checkpoints = feed(chords(x, grid, plan), LINEAR, grid)
-    torch.testing.assert_close(found, sequential_by_scheduler(LINEAR, x, shape[0]), rtol=1e-10, atol=1e-10)
-    assert [wave.positions for wave in waves] == list(plan.positions)
-    assert [found.exact for found in checkpoints] == [False] * plan.num_iterations + [True]
+def test_a_core_that_has_no_step_left_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="A core begins at step 5"):
+        choose(5, Settings(method=Chords(2, (0, 5))))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -214,14 +133,17 @@ def naive(x: Tensor, grid: NoiseTable, starts: tuple[int, ...], denoiser: Denois
     return samples
 
 
-@settings(max_examples=15)
-@given(shapes(16), st.sampled_from([None, 2]))
+@given(shapes(16), st.sampled_from([None, 1, 2, 3]))
 def test_every_core_does_what_the_method_says(shape: tuple[int, tuple[int, ...]], max_rows: int | None) -> None:
     x = noise(2, 64)
     grid = table(shape[0])
-    _, _, checkpoints = feed(chords(x, grid, chords_program(*shape).limited_to(max_rows)), mixture, grid)
+    plan = chords_program(*shape).limited_to(max_rows)
+    assert max_rows is None or plan.peak_rows <= max_rows
+    _, waves, checkpoints = feed(chords(x, grid, plan), mixture, grid)
     expected = naive(x, grid, shape[1], mixture)
+    assert [wave.positions for wave in waves] == list(plan.positions)
     assert [found.iteration for found in checkpoints] == list(range(len(expected)))
+    assert [found.exact for found in checkpoints] == [False] * plan.num_iterations + [True]
     for found, sample in zip(checkpoints, expected, strict=True):
         torch.testing.assert_close(found.sample, sample, rtol=1e-10, atol=1e-10)
 
@@ -251,25 +173,11 @@ def test_every_slower_core_is_closer(num_steps: int, num_cores: int) -> None:
 def test_checkpoints_tell_how_far_the_sample_has_moved() -> None:
     x = noise(3, 64)
     grid = table(20)
-    _, _, checkpoints = feed(chords(x, grid, paper(20, 5), bitwise=True), mixture, grid)
+    _, _, checkpoints = feed(chords(x, grid, paper(20, 5)), mixture, grid)
     assert checkpoints[0].change is None
     for before, found in pairwise(checkpoints):
         torch.testing.assert_close(found.change, (found.sample - before.sample).abs().mean(1), rtol=1e-10, atol=1e-14)
     assert all(found.stationary is None for found in checkpoints)
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_noise_clipping_and_history(name: str) -> None:
-    num_steps = 24
-    grid = table_of(name, num_steps)
-    x = noise(8, 64) * grid.init_noise_sigma
-    inputs = SolverInputs(draws=draws(grid, x), scaled=True)
-    expected = one_by_one(x, grid, mixture, inputs)
-    found, _, checkpoints = feed(chords(x, grid, paper(num_steps, 5), inputs), mixture, grid)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    # a noisy step may send a sample to another component of the mixture: not every core is closer than the one before
-    errors = [float((each.sample - expected).abs().mean()) for each in checkpoints]
-    assert errors[3] < errors[0] / 4
 
 
 @pytest.mark.parametrize(
@@ -298,37 +206,6 @@ def test_where_x0_does_not_change_jumps_are_the_steps_they_replace(
         torch.testing.assert_close(found.sample, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_samples_stop_apart_and_keep_their_value_and_noise() -> None:
-    num_steps = 24
-    grid = table_of("ddpm", num_steps)
-    x = noise(4, 64)
-    inputs = SolverInputs(draws=draws(grid, x))
-    plan = paper(num_steps, 5)
-    alone, _, expected = feed(chords(x, grid, plan, inputs), mixture, grid)
-
-    def keep(checkpoint: Checkpoint) -> tuple[int, ...] | None:
-        leave = {0: {2}, 3: {0, 3}}.get(checkpoint.iteration, set())
-        return tuple(i for i, sample in enumerate(checkpoint.samples) if sample not in leave)
-
-    found, waves, checkpoints = feed(chords(x, grid, plan, inputs), mixture, grid, keep)
-    for sample, iteration in [(2, 0), (0, 3), (3, 3), (1, 4)]:
-        torch.testing.assert_close(found[sample], expected[iteration].sample[sample], rtol=1e-10, atol=1e-10)
-    assert [each.samples for each in checkpoints] == [(0, 1, 2, 3)] + [(0, 1, 3)] * 3 + [(1,)]
-    assert waves[-1].x.shape[1] == 1
-    torch.testing.assert_close(found[1], alone[1], rtol=1e-10, atol=1e-10)
-
-
-def test_a_run_ends_when_no_sample_goes_on() -> None:
-    x = noise(2, 64)
-    grid = table(20)
-    plan = paper(20, 5)
-    found, waves, checkpoints = feed(
-        chords(x, grid, plan), mixture, grid, lambda each: () if each.iteration == 1 else None
-    )
-    assert len(waves) == plan.spent(1).waves < plan.num_waves
-    assert torch.equal(found, checkpoints[-1].sample)
-
-
 def test_samples_that_stop_between_cores_that_arrive_together() -> None:
     x = noise(3, 64)
     grid = table(12)
@@ -338,46 +215,3 @@ def test_samples_that_stop_between_cores_that_arrive_together() -> None:
     found, _, checkpoints = feed(chords(x, grid, plan), mixture, grid, lambda each: tuple(range(1, len(each.samples))))
     assert [each.samples for each in checkpoints] == [(0, 1, 2), (1, 2), (2,)]
     assert all(torch.equal(found[iteration], each.sample[0]) for iteration, each in enumerate(checkpoints))
-
-
-@pytest.mark.parametrize("name", ["ddim-clip", "ddpm", "dpm"])
-@pytest.mark.parametrize("max_rows", [None, 2])
-def test_constraint_and_trajectory(name: str, max_rows: int | None) -> None:
-    num_steps = 16
-    grid = table_of(name, num_steps)
-    x, known = noise(2, 64), noise(2, 64, seed=9)
-    fresh = draws(grid, x)
-    arrivals = []
-
-    def constrain(x: Tensor, position: int, samples: tuple[int, ...]) -> Tensor:
-        arrivals.append(position)
-        kept = x.clone()
-        kept[:, :20] = known[list(samples), :20] * (1 + position)
-        return kept
-
-    expected, found = Trajectory(num_steps), Trajectory(num_steps)
-    one_by_one(x, grid, mixture, SolverInputs(fresh, constrain, expected))
-    plan = paper(num_steps, 5).limited_to(max_rows)
-    arrivals.clear()
-    _, _, checkpoints = feed(chords(x, grid, plan, SolverInputs(fresh, constrain, found)), mixture, grid)
-    assert set(arrivals) == set(range(1, num_steps + 1))
-    for ours, reference in zip([*found.x[1:], *found.x0], [*expected.x[1:], *expected.x0], strict=True):
-        assert (ours is None) == (reference is None)
-        if ours is not None and reference is not None:
-            torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
-    for each in checkpoints:
-        torch.testing.assert_close(each.sample[:, :20], known[:, :20] * (1 + num_steps), rtol=1e-10, atol=1e-10)
-
-
-def test_history_that_is_given_is_looked_back_at() -> None:
-    """The second half of a grid, with what the first has left."""
-    whole = table_of("dpm", 20)
-    x = noise(2, 64)
-    trajectory = Trajectory(20)
-    expected = one_by_one(x, whole, mixture, SolverInputs(trajectory=trajectory))
-    half = whole.part(10, 20, afresh=False)
-    inputs = SolverInputs(x0_prev=trajectory.x0[9])
-    start = trajectory.x[10]
-    assert start is not None
-    found, _, _ = feed(chords(start, half, paper(10, 4), inputs), mixture, half)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from cores import feed, one_by_one, table
-from diffusers import (
-    DPMSolverMultistepScheduler,
-)
+from cores import assert_close, feed, table
 from fixed_points import (
     FORMS,
-    assert_close,
     forms,
     inputs_of,
     states,
@@ -24,26 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import noise, scheduler
 from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture, run
-from thinned import thinned_product
 from torch import Tensor
 
 from srds_fast import Report, sample
-from srds_fast.solvers.contract import Checkpoint, SolverInputs, Trajectory
+from srds_fast.solvers.contract import Checkpoint, SolverInputs
 from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
 from srds_fast.solvers.fixed_point.solver import fixed_point
-
-
-@pytest.mark.parametrize(
-    ("name_and_end", "form"), thinned_product(product(SAMPLERS, [{"exact": True}, {"tolerance": 0.0}]), FORMS), ids=str
-)
-def test_run_to_the_end_they_are_sequential(name_and_end: tuple[str, dict[str, Any]], form: str) -> None:
-    (name, end), options = name_and_end, FORMS[form]
-    for num_steps in (1, 2, 3, 5, 17):
-        expected = run(name, num_steps, method="sequential")
-        assert_close(run(name, num_steps, method=options, **end), expected, 1e-10)
-    expected = run(name, 25, dtype=torch.float32, method="sequential")
-    assert_close(run(name, 25, dtype=torch.float32, method=options, **end), expected, 1e-5)
 
 
 @st.composite
@@ -92,23 +74,6 @@ def test_narrow_waves_change_nothing_but_their_number(form: str, max_rows: int) 
     assert report.peak_rows <= max_rows < expected.peak_rows
     assert report.waves > expected.waves
     assert (report.rows, report.iterations) == (expected.rows, expected.iterations)
-
-
-@pytest.mark.parametrize("form", ["collocation", "parataa", "parataa-order", "paradigms-whole"])
-def test_a_sample_does_not_depend_on_the_others(form: str) -> None:
-    # far from the others the mixture is one Gaussian, and the steps know it at once
-    shift = torch.tensor([0.0, 100.0, 1.0, 0.1], dtype=torch.float64)[:, None] * noise(1, DIMENSIONS, seed=5)
-    x = noise(4, DIMENSIONS)
-    settings = {"method": FORMS[form], "tolerance": 1e-5}
-    together = sample(MIXTURE, x, scheduler(), 40, cond={"shift": shift}, **settings)
-    iterations = together.report.iterations_per_sample
-    assert len(set(iterations)) > 1
-    assert together.report.evaluations < 4 * together.report.rows
-    for one in range(4):
-        cond = {"shift": shift[one : one + 1]}
-        alone = sample(MIXTURE, x[one : one + 1], scheduler(), 40, cond=cond, **settings)
-        assert_close(alone.sample[0], together.sample[one], 1e-10)
-        assert alone.report.iterations == iterations[one]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -166,53 +131,6 @@ def test_without_tolerance_a_window_begins_at_an_exact_point(name: str, form: st
         assert_close(wave.x[0], expected[wave.positions[0]], 1e-12)
     assert inputs.trajectory is not None
     assert_close(torch.stack([state for state in inputs.trajectory.x if state is not None]), expected[1:], 1e-12)
-
-
-def test_the_trajectory_holds_what_multistep_schedulers_remember() -> None:
-    grid, x = table(15, DPMSolverMultistepScheduler()), noise(2, DIMENSIONS)
-    ours, theirs = Trajectory(15), Trajectory(15)
-    feed(
-        fixed_point(x, grid, sweeps.fixed_point(15, 15, 6), Collocation(), SolverInputs(trajectory=ours)), mixture, grid
-    )
-    one_by_one(x, grid, mixture, SolverInputs(trajectory=theirs))
-    for found, expected in zip([*ours.x[1:], *ours.x0], [*theirs.x[1:], *theirs.x0], strict=True):
-        assert found is not None
-        assert expected is not None
-        assert_close(found, expected, 1e-10)
-
-
-def test_a_run_may_begin_in_the_middle_of_a_multistep_grid() -> None:
-    whole = table(15, DPMSolverMultistepScheduler())
-    rest, x = whole.part(6, 15, afresh=False), noise(2, DIMENSIONS)
-    inputs = SolverInputs(x0_prev=noise(2, DIMENSIONS, seed=1))
-    expected = one_by_one(x, rest, mixture, inputs)
-    for options in FORMS.values():
-        core = fixed_point(x, rest, sweeps_of(9, options), options, inputs, bitwise=True)
-        assert_close(feed(core, mixture, rest)[0], expected, 1e-10)
-
-
-@pytest.mark.parametrize("max_rows", [None, 4])
-@pytest.mark.parametrize("form", [name for name in FORMS if name != "collocation-picard"])
-def test_the_denoiser_sees_the_rows_of_the_program(form: str, max_rows: int | None) -> None:
-    options, seen = FORMS[form], []
-
-    def denoiser(x: Tensor, t: Tensor) -> Tensor:
-        seen.append(t.tolist())
-        return MIXTURE(x, t)
-
-    report = sample(denoiser, noise(1, DIMENSIONS), scheduler(), 30, method=options, max_rows=max_rows).report
-    timesteps = table(30).timesteps.tolist()
-    found = [tuple(timesteps.index(t) for t in of_wave) for of_wave in seen]
-    if options.window is None:
-        planned = sweeps_of(30, options).limited_to(max_rows)
-        spent = planned.spent(report.iterations)
-        assert found == list(planned.positions[: spent.waves])
-        assert spent == (report.waves, report.rows, report.peak_rows)
-    else:
-        planned = sweeps.windows(30, min(options.window, max_rows or options.window))
-        assert found == [planned.positions[positions[0]] for positions in found]
-        assert (report.waves, report.rows) == (len(found), sum(map(len, found)))
-    assert report.evaluations == report.rows
 
 
 def broken_far_out(x: Tensor, t: Tensor) -> Tensor:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from cores import Denoiser, feed, table
-from diffusers import (
-    DDPMScheduler,
-)
-from fixed_points import FORMS, assert_close, forms, inputs_of, states, sweeps_of, waves_until
+from cores import Denoiser, assert_close, feed, table
+from diffusers import DDPMScheduler
+from fixed_points import FORMS, forms, inputs_of, states, sweeps_of, waves_until
 from problems import noise, scheduler
 from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture
 from thinned import thinned_product
@@ -22,7 +19,7 @@ from srds_fast import sample
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.contract import NO_INPUTS, Checkpoint, Core, SolverInputs, Trajectory
 from srds_fast.solvers.fixed_point.grid import responses
-from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
+from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaTAA
 from srds_fast.solvers.fixed_point.solver import fixed_point
 
 
@@ -65,21 +62,6 @@ def test_one_sweep_is_enough_for_the_data_it_is_made_for(method: type[FixedPoint
         assert_close(feed(core, network, grid)[0], expected, 1e-10)
 
 
-@pytest.mark.parametrize("method", [Collocation, ParaTAA])
-def test_one_sweep_is_enough_for_a_constant_eps(method: type[FixedPoint]) -> None:
-    """The linear part alone: data without bounds."""
-    grid, x, eps = table(40), noise(2, DIMENSIONS), noise(1, DIMENSIONS, seed=4)[0]
-
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        return eps.expand_as(x)
-
-    options = method(data_std=math.inf)
-    expected = states(network, x, grid)[-1]
-    for guess in (None, states(network, noise(2, DIMENSIONS, seed=9), grid)):
-        core = fixed_point(x, grid, sweeps_of(40, options, 1), options, SolverInputs(initial_guess=guess))
-        assert_close(feed(core, network, grid)[0], expected, 1e-10)
-
-
 @pytest.mark.parametrize("name", ["ddim", "ddim-eta", "ddpm-unclipped", "euler", "euler-ancestral", "flow"])
 @pytest.mark.parametrize("data_std", [0.3, 1.0, 5.0, math.inf])
 def test_the_response_of_a_step_is_its_derivative(name: str, data_std: float) -> None:
@@ -113,15 +95,6 @@ def test_collocation_takes_as_many_waves_for_any_number_of_steps(num_nodes: int)
         assert all(report.converged)
         assert report.waves <= 6
         assert report.peak_rows <= num_nodes
-
-
-@pytest.mark.parametrize("num_steps", [100, 200])
-def test_the_limit_of_collocation_is_the_sampler_of_all_steps(num_steps: int) -> None:
-    """Nodes that interpolate would stay where they are; here they take other places, and then all of them."""
-    options, x, grid = Collocation(num_nodes=12), noise(4, DIMENSIONS), table(num_steps)
-    expected = states(MIXTURE, x, grid)[-1]
-    core = fixed_point(x, grid, sweeps_of(num_steps, options, 50), options)
-    assert waves_until(1e-8, core, MIXTURE, grid, expected) <= 35
 
 
 @pytest.mark.parametrize(
@@ -202,45 +175,6 @@ def test_a_window_leaves_no_step_with_a_larger_residual(
     assert inputs.trajectory is not None
     assert torch.equal(found, inputs.trajectory.x[-1])
     assert float(residuals(inputs.trajectory, x, grid, inputs).max()) <= step_tolerance * (1 + 1e-9)
-
-
-def test_a_window_that_has_slid_to_the_end_has_converged() -> None:
-    for options in (ParaTAA(window=8, step_tolerance=1e-3), ParaDiGMS()):
-        report = sample(MIXTURE, noise(3, DIMENSIONS), scheduler(), 40, method=options).report
-        assert report.converged == [True] * 3
-        assert report.waves < 40
-
-
-def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Callable[[Tensor, int, tuple[int, ...]], Tensor]:
-    """The first half of every state is that of an image, at the noise level of its position."""
-    mask = torch.arange(image.shape[1]) < image.shape[1] // 2
-
-    def constrain(x: Tensor, position: int, samples: tuple[int, ...]) -> Tensor:
-        at_end = position == grid.num_steps
-        alpha, sigma = (1.0, 0.0) if at_end else (float(grid.alpha[position]), float(grid.sigma[position]))
-        return torch.where(mask, (alpha * image + sigma * noise)[list(samples)], x)
-
-    return constrain
-
-
-@forms
-def test_states_stay_as_they_must_be(options: FixedPoint) -> None:
-    grid, x = table(30), noise(2, DIMENSIONS)
-    inputs = SolverInputs(constrain=halves(noise(2, DIMENSIONS, seed=1), grid, x))
-    expected = states(MIXTURE, x, grid, inputs)[-1]
-    whole = fixed_point(x, grid, sweeps_of(30, options), options, inputs, bitwise=True)
-    assert_close(feed(whole, MIXTURE, grid)[0], expected, 1e-10)
-
-    core = fixed_point(x, grid, sweeps_of(30, options), options, inputs)
-    if options.window is None:
-        free = fixed_point(x, grid, sweeps_of(30, options), options)
-        assert waves_until(4e-3, core, MIXTURE, grid, expected) <= 2 + waves_until(
-            4e-3, free, MIXTURE, grid, states(MIXTURE, x, grid)[-1]
-        )
-    else:
-        found, waves, _ = feed(core, MIXTURE, grid)
-        assert len(waves) < 20
-        assert float((found - expected).abs().mean()) < 0.05
 
 
 # between few nodes, or without a response, what is interpolated knows little of a guess

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from cores import feed, one_by_one, table
-from diffusers import DPMSolverMultistepScheduler
+from cores import assert_close, feed, one_by_one, table
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from fixed_points import FORMS
 from problems import noise, scheduler
 from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture, run
 from torch import Tensor
@@ -25,7 +26,7 @@ from srds_fast.planner.choose import choose
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.table import NoiseTable
-from srds_fast.solvers.contract import Constrain, SolverInputs
+from srds_fast.solvers.contract import Checkpoint, Constrain, Core, SolverInputs, Trajectory
 from srds_fast.solvers.method import Method, Target
 from srds_fast.solvers.registry import BY_NAME, METHODS, REGISTERED, from_dict, options_of
 
@@ -36,12 +37,7 @@ PACKAGE = Path(srds_fast.__file__).parent
 OPTIONS: dict[str, Method] = {method.name: method() for method in REGISTERED} | {
     "srds-plain": SRDS(num_blocks=5, coarse_solver="ddim", pipelined=False),
     "srds-held": SRDS(num_blocks=6, in_flight=1),
-    "collocation-picard": Collocation(num_nodes=5, data_std=None, history=0),
-    "parataa-order": ParaTAA(order=3, history=5, data_std=float("inf")),
-    "parataa-window": ParaTAA(window=7, step_tolerance=1e-3),
-    "parataa-published": ParaTAA.published(window=6, order=4),
-    "paradigms-narrow": ParaDiGMS(window=5),
-    "paradigms-whole": ParaDiGMS(window=None, step_tolerance=None),
+    **FORMS,
     "chords-starts": Chords(3, (0, 2, 9)),
     "parasolver-intervals": ParaSolver(num_coarse=2, window=3, num_intervals=5),
     "parasolver-whole": ParaSolver(num_coarse=1, window=40, step_tolerance=1e-6),
@@ -62,11 +58,6 @@ def plan_of(options: Method, **settings: Any) -> Plan:
     plan = fitted(options, **settings)
     assert plan is not None
     return plan
-
-
-def assert_close(found: Tensor, expected: Tensor, relative: float = 1e-10) -> None:
-    assert found.dtype == expected.dtype
-    assert float((found - expected).abs().max()) <= relative * max(1.0, float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("settings", [{"exact": True}, {"tolerance": 0.0}], ids=["exact", "tolerance-0"])
@@ -145,6 +136,31 @@ def test_checkpoints_are_as_many_as_promised(options: Method) -> None:
 
 
 @every
+def test_samples_stop_apart_and_keep_their_value_and_noise(options: Method) -> None:
+    grid, x = table(STEPS, DDPMScheduler()), noise(4, DIMENSIONS)
+    plan = plan_of(options, tolerance=0.0)
+    inputs = SolverInputs(noise(STEPS, 4, DIMENSIONS, seed=3), scaled=True)
+
+    def core() -> Core:
+        return plan.options.core(x, grid, plan.program(), inputs, bitwise=True)
+
+    _, all_waves, expected = feed(core(), mixture, grid)
+    order: list[Checkpoint] = []
+
+    def keep(checkpoint: Checkpoint) -> tuple[int, ...]:
+        """One more sample leaves at each."""
+        order.append(checkpoint)
+        return tuple(i for i, sample in enumerate(checkpoint.samples) if sample != len(order) - 1)
+
+    found, waves, _ = feed(core(), mixture, grid, keep)
+    assert [checkpoint.samples for checkpoint in order] == [tuple(range(i, 4)) for i in range(min(4, len(expected)))]
+    assert len(waves) <= len(all_waves)
+    assert waves[-1].x.shape[1] == len(order[-1].samples)
+    for which, value in enumerate(found):
+        assert_close(value, expected[min(which, len(expected) - 1)].sample[which])
+
+
+@every
 def test_a_run_that_is_stopped_counts_what_was_run(options: Method) -> None:
     grid, x = table(STEPS), noise(2, DIMENSIONS)
     started = Run(plan_of(options), x, grid)
@@ -214,6 +230,9 @@ def test_the_trajectory_of_an_exact_run_is_the_sequential_one(options: Method) -
     assert_close(found, expected)
 
 
+KINDS = ["ddim", "ddim-clip", "ddpm", "dpm"]
+
+
 def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Constrain:
     """The first half of every state is that of an image, at the noise level of its position."""
     mask = torch.arange(image.shape[1]) < image.shape[1] // 2
@@ -227,15 +246,24 @@ def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Constrain:
 
 
 @every
-@pytest.mark.parametrize("stock", [None, DPMSolverMultistepScheduler()], ids=["ddim", "dpm"])
-def test_constraints_and_history_reach_every_state(options: Method, stock: Any) -> None:
-    """As in inpainting, and where a grid begins in the middle of a multistep solver's."""
-    grid, x = table(STEPS, stock), noise(2, DIMENSIONS)
-    constrain = halves(noise(2, DIMENSIONS, seed=1), grid, x)
-    inputs = SolverInputs(constrain=constrain, x0_prev=noise(2, DIMENSIONS, seed=2))
+@pytest.mark.parametrize("stock", [None, DDIMScheduler(), DDPMScheduler(), DPMSolverMultistepScheduler()], ids=KINDS)
+def test_constraints_noise_and_history_reach_every_state(options: Method, stock: Any) -> None:
+    """As in inpainting, and where a run begins in the middle of the grid of a multistep solver."""
+    grid, x = table(STEPS + 6, stock).part(6, STEPS + 6, afresh=False), noise(2, DIMENSIONS)
+    draws = None if grid.spread is None else noise(STEPS, 2, DIMENSIONS, seed=3)
+    constrain, x0_prev = halves(noise(2, DIMENSIONS, seed=1), grid, x), noise(2, DIMENSIONS, seed=2)
+    found, expected = Trajectory(STEPS), Trajectory(STEPS)
     plan = plan_of(options, tolerance=0.0)
-    core = plan.options.core(x, grid, plan.program(), inputs, bitwise=True)
-    assert_close(feed(core, mixture, grid)[0], one_by_one(x, grid, mixture, inputs))
+    core = plan.options.core(
+        x, grid, plan.program(), SolverInputs(draws, constrain, found, x0_prev, scaled=True), bitwise=True
+    )
+    sample = feed(core, mixture, grid)[0]
+    inputs = SolverInputs(draws, constrain, expected, x0_prev, scaled=True)
+    assert_close(sample, one_by_one(x, grid, mixture, inputs))
+    for ours, theirs in zip([*found.x[1:], *found.x0], [*expected.x[1:], *expected.x0], strict=True):
+        if theirs is not None:  # the others keep x0 for multistep schedulers only
+            assert ours is not None
+            assert_close(ours, theirs)
 
 
 @every
@@ -250,6 +278,23 @@ def test_options_refuse_what_they_cannot_be(method: type[Method]) -> None:
     for field in fields(method):
         with pytest.raises(InvalidArgument, match=field.name):
             method(**{field.name: "no such value"})
+
+
+@pytest.mark.parametrize(
+    ("keywords", "says"),
+    [
+        ({"method": "chords", "num_blocks": 4}, "num_blocks was given together with method='chords'"),
+        ({"method": SRDS(), "coarse_solver": "ddim"}, "coarse_solver was given together with method=SRDS"),
+        ({"method": "sequential", "in_flight": 1}, "in_flight was given together with method='sequential'"),
+        ({"in_flight": 1, "pipelined": False}, "in_flight=1 was given together with pipelined=False"),
+        ({"in_flight": 1, "exact": True}, "in_flight=1 was given together with exact=True"),
+        ({"method": "srds", "pipelined": 1}, "pipelined is 1"),
+    ],
+    ids=str,
+)
+def test_keywords_that_do_not_go_together_are_refused(keywords: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        Settings(**keywords)
 
 
 @registered

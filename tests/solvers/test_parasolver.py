@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from cores import feed, table
@@ -162,20 +160,6 @@ def test_the_slowest_program_slides_by_one_interval() -> None:
     # sub-intervals 0-1, 2-4 and 5-7
     assert cut.positions == ((0,), (2,), (0, 2), (1, 3), (4,), (2, 5), (3, 6), (4, 7), (5,), (6,), (7,))
     assert cut.final_steps == (0, 0, 0, 0, 2, 2, 2, 5, 5, 5, 8)
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ({"num_coarse": 0}, "num_coarse is 0"),
-        ({"window": True}, "window is True"),
-        ({"step_tolerance": 0.0}, "step_tolerance is 0.0"),
-        ({"num_intervals": 2.0}, "num_intervals is 2.0"),
-    ],
-)
-def test_bad_options_are_named(given: dict[str, Any], says: str) -> None:
-    with pytest.raises(InvalidArgument, match=says):
-        ParaSolver(**given)
 
 
 def test_more_intervals_than_steps_are_refused() -> None:

@@ -11,11 +11,9 @@ from cores import Denoiser, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import GaussianMixture, LinearOde, noise, sequential_by_scheduler
-from thinned import thinned_product
 from torch import Tensor
 
 from srds_fast.solvers import program
-from srds_fast.solvers.contract import Checkpoint
 from srds_fast.solvers.program import Program
 from srds_fast.solvers.sequential import sequential
 from srds_fast.solvers.srds import srds
@@ -34,44 +32,10 @@ def test_sequential_is_the_closed_form_of_the_linear_ode(num_steps: int) -> None
     torch.testing.assert_close(found, LINEAR.solution(x, num_steps), rtol=1e-5, atol=1e-5)
 
 
-PROBLEMS = {"linear": (LINEAR, 6), "mixture": (MIXTURE, 64)}
-
-
-@pytest.mark.parametrize(
-    ("shape", "problem", "coarse_solver", "pipelined"),
-    thinned_product([(25, 5), (24, 7), (12, 12), (9, 1)], PROBLEMS, ["ddim", "2m"], [True, False]),
-)
-def test_as_many_iterations_as_blocks_are_exact(
-    shape: tuple[int, int], problem: str, coarse_solver: str, pipelined: bool
-) -> None:
-    (num_steps, num_blocks), (denoiser, dimensions) = shape, PROBLEMS[problem]
-    x = noise(3, dimensions)
-    grid = table(num_steps)
-    core = srds(x, grid, program.srds(num_steps, num_blocks, num_blocks, pipelined), coarse_solver)
-    found, _, checkpoints = cores.feed(core, denoiser, grid)
-    expected = sequential_by_scheduler(denoiser, x, num_steps)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    assert [checkpoint.exact for checkpoint in checkpoints] == [False] * num_blocks + [True]
-
-
-@given(st.integers(1, 24), st.data())
-def test_exact_for_any_shape_batch_and_seed(num_steps: int, data: st.DataObject) -> None:
-    num_blocks = data.draw(st.integers(1, num_steps))
-    batch, seed = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 99))
-    pipelined, shared = data.draw(st.booleans()), data.draw(st.booleans())
-    max_rows = data.draw(st.sampled_from([None, 1, 3]))
-    x = noise(batch, 6, seed=seed)
-    grid = table(num_steps)
-    plan = program.srds(num_steps, num_blocks, num_blocks, pipelined, shared=shared).limited_to(max_rows)
-    found, waves, _ = cores.feed(srds(x, grid, plan), LINEAR, grid)
-    torch.testing.assert_close(found, sequential_by_scheduler(LINEAR, x, num_steps), rtol=1e-10, atol=1e-10)
-    assert [len(wave.positions) for wave in waves] == [len(wave.rows) for wave in plan]
-
-
 @settings(max_examples=8)
 @given(st.integers(4, 16), st.data())
 def test_the_layout_of_waves_does_not_change_a_bit(num_steps: int, data: st.DataObject) -> None:
-    """Pipelined, plain, shared or not, narrow or wide: the same numbers, at every iteration."""
+    """Pipelined, plain, in lanes, narrow or wide: the same numbers, at every iteration."""
     num_blocks = data.draw(st.integers(2, num_steps))
     iterations = data.draw(st.integers(1, num_blocks))
     coarse_solver = data.draw(st.sampled_from(["ddim", "2m"]))
@@ -85,8 +49,8 @@ def test_the_layout_of_waves_does_not_change_a_bit(num_steps: int, data: st.Data
     expected = samples(program.srds(num_steps, num_blocks, iterations))
     layouts = [
         program.srds(num_steps, num_blocks, iterations, False),
-        program.srds(num_steps, num_blocks, iterations, shared=False),
-        program.srds(num_steps, num_blocks, iterations, False, shared=False).limited_to(2),
+        program.srds(num_steps, num_blocks, iterations, False).limited_to(2),
+        program.srds(num_steps, num_blocks, iterations).in_lanes(),
         program.srds(num_steps, num_blocks, iterations).limited_to(1),
         *(program.srds(num_steps, num_blocks, iterations, in_flight=most) for most in (1, 2)),
         program.srds(num_steps, num_blocks, iterations, in_flight=1).limited_to(2),
@@ -104,7 +68,8 @@ def test_the_exact_prefix_is_bitwise_the_sequential_trajectory(coarse_solver: st
     grid = table(num_steps)
     _, trajectory, _ = feed(sequential(x, grid, program.sequential(num_steps)), MIXTURE, grid)
     plan = program.srds(num_steps, num_blocks, num_blocks)
-    _, waves, _ = feed(srds(x, grid, plan, coarse_solver), MIXTURE, grid)
+    _, waves, checkpoints = feed(srds(x, grid, plan, coarse_solver), MIXTURE, grid)
+    assert [checkpoint.exact for checkpoint in checkpoints] == [False] * num_blocks + [True]
     seen = set()
     for wave, evaluated in zip(plan, waves, strict=True):
         for row, state in zip(wave.rows, evaluated.x, strict=True):
@@ -114,46 +79,17 @@ def test_the_exact_prefix_is_bitwise_the_sequential_trajectory(coarse_solver: st
     assert seen == set(range(num_steps))
 
 
-def test_converged_samples_cost_no_more_rows_and_keep_their_value() -> None:
-    num_steps, num_blocks = 30, 10
-    x = noise(4, 64)
-    grid = table(num_steps)
-    plan = program.srds(num_steps, num_blocks, num_blocks)
-    alone, _, alone_checkpoints = feed(srds(x, grid, plan), MIXTURE, grid)
-
-    def keep(checkpoint: Checkpoint) -> tuple[int, ...] | None:
-        # sample 2 leaves after iteration 1, samples 0 and 3 after iteration 3
-        leave = {1: {2}, 3: {0, 3}}.get(checkpoint.iteration, set())
-        return tuple(i for i, sample in enumerate(checkpoint.samples) if sample not in leave)
-
-    found, waves, checkpoints = feed(srds(x, grid, plan), MIXTURE, grid, keep)
-    for sample, iteration in [(2, 1), (0, 3), (3, 3), (1, num_blocks)]:
-        assert torch.equal(found[sample], alone_checkpoints[iteration].sample[sample])
-    assert [checkpoint.samples for checkpoint in checkpoints[:5]] == [(0, 1, 2, 3)] * 2 + [(0, 1, 3)] * 2 + [(1,)]
-    assert waves[-1].x.shape[1] == 1
-    assert torch.equal(found[1], alone[1])
-
-
-def test_a_run_ends_when_no_sample_goes_on() -> None:
-    x = noise(2, 64)
-    grid = table(20)
-    core = srds(x, grid, program.srds(20, 5, 5))
-    found, waves, checkpoints = feed(core, MIXTURE, grid, lambda c: () if c.iteration == 2 else None)
-    assert len(waves) == program.srds(20, 5, 2).num_waves
-    assert torch.equal(found, checkpoints[-1].sample)
-
-
-def test_still_says_that_no_boundary_moved() -> None:
+def test_stationary_says_that_no_boundary_moved() -> None:
     grid = table(20, prediction_type="sample")
     plan = program.srds(20, 5, 5)
 
-    def still(denoiser: Denoiser, x: Tensor) -> list[list[bool]]:
+    def stationary(denoiser: Denoiser, x: Tensor) -> list[list[bool]]:
         _, _, checkpoints = feed(srds(x, grid, plan, "ddim", bitwise=True), denoiser, grid)
         return [checkpoint.stationary.tolist() for checkpoint in checkpoints if checkpoint.stationary is not None]
 
-    assert still(lambda x, t: torch.zeros_like(x), torch.zeros(2, 3, dtype=torch.float64)) == [[True, True]] * 5
+    assert stationary(lambda x, t: torch.zeros_like(x), torch.zeros(2, 3, dtype=torch.float64)) == [[True, True]] * 5
     # x0 = 0 and sigma = 0 at the end: the last point is 0 in every iteration, but the ones before it move
-    assert still(lambda x, t: torch.tanh(x) * (t > 0).to(x)[:, None], noise(2, 3))[0] == [False, False]
+    assert stationary(lambda x, t: torch.tanh(x) * (t > 0).to(x)[:, None], noise(2, 3))[0] == [False, False]
 
 
 def test_short_blocks_and_2m_jumps_are_closer_at_equal_waves() -> None:

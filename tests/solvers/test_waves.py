@@ -17,7 +17,8 @@ from srds_fast.schedulers.steps import TensorSpec
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
-from srds_fast.solvers.wave_table import _updates
+from srds_fast.solvers.compiler import Form
+from srds_fast.solvers.wave_table import compiled, wave_table
 
 SCHEDULERS = {
     "ddim": DDIMScheduler(clip_sample=False),
@@ -90,23 +91,16 @@ class Numbers:
 def test_chains_give_what_the_stages_say(name: str, num_steps: int, data: st.DataObject) -> None:
     num_blocks = data.draw(st.integers(1, num_steps))
     iterations = data.draw(st.integers(0, num_blocks))
-    pipelined, shared, watched, apart, given_x0 = (data.draw(st.booleans()) for _ in range(5))
+    pipelined, bitwise, constrained, given_x0 = (data.draw(st.booleans()) for _ in range(4))
     in_flight = data.draw(st.sampled_from([None, 1, 2])) if pipelined else None
-    waves = program.srds(num_steps, num_blocks, iterations, pipelined, shared=shared, in_flight=in_flight)
+    waves = program.srds(num_steps, num_blocks, iterations, pipelined, in_flight=in_flight)
     if data.draw(st.booleans()):
         waves = program.sequential(num_steps)
     waves = waves.limited_to(data.draw(st.sampled_from([None, 1, 3])))
     noise = table(name, num_steps)
-    found: Any = _updates(
-        noise,
-        waves,
-        data.draw(st.sampled_from(["2m", "ddim"])),
-        TensorSpec(torch.float64, torch.device("cpu"), 2),
-        given=given_x0,
-        scaled=True,
-        watched=watched,
-        apart=apart,
-    )
+    spec = TensorSpec(torch.float64, torch.device("cpu"), 2)
+    form = Form(spec, history=given_x0, scaled=True, constrained=constrained, bitwise=bitwise)
+    found: Any = compiled(noise, waves, data.draw(st.sampled_from(["2m", "ddim"])), form)
     draw = random.Random(data.draw(st.integers(0, 99)))
     clip = math.inf if found.table.clip is None else found.table.clip
     # nothing but the starting noise, and the x0 given with it, is there before it is written
@@ -140,3 +134,13 @@ def same(found: list[float], expected: list[float]) -> bool:
         abs(one - other) <= ROUNDING * (1 + abs(other)) or (math.isnan(one) and math.isnan(other))
         for one, other in zip(found, expected, strict=True)
     )
+
+
+def test_the_memory_does_not_grow_with_the_iterations() -> None:
+    def slots(num_iterations: int) -> int:
+        waves = program.srds(100, 20, num_iterations)
+        return wave_table(table("ddim", 100), waves, "2m", torch.zeros(1, 2, dtype=torch.float64)).num_slots
+
+    # 20 rows in the widest wave, and what they and the corrections leave for later waves
+    assert slots(20) <= 3.5 * 20
+    assert slots(20) <= slots(10) + 5

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,48 +15,42 @@ from ...schedulers.table import NoiseTable
 from .parameters import Parameters
 from .program import MOST_SPARSE_SWEEPS, Sweeps
 
-# that look back at more than the newest difference, where all points are rows; nodes, which say something else from
-# wave to wave, are mixed so as long as they are few
+# Sweeps that mix more than the newest difference, if all points are rows. Nodes differ from wave to wave, and are mixed
+# like this as long as they are few.
 MIXINGS_OF_ALL = 5
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """What a run is given, on the device.
 
     Attributes:
-        table: what sweeps go by.
+        table: what sweeps read.
         growth: [N + 1, 1, ...], by how much a method's first guess grows from the starting noise on.
-        variance: [N] float64, of DDPM's posterior at each step.
     """
 
     table: Table
     growth: Tensor
-    variance: Tensor
 
 
 @lru_cache(maxsize=32)
 def grid_of(noise: NoiseTable, program: Sweeps, options: Parameters, spec: TensorSpec, *, scaled: bool) -> Grid:
-    """The grid of a run for states like these; scaled: the network's input is to be."""
-
-    def column(values: Tensor) -> Tensor:
-        return values.to(spec.device, spec.dtype).reshape(-1, *[1] * spec.ndim)
-
-    data_std = _data_std(noise, options)
+    """The grid of a run for states like these. scaled: the network's input is multiplied with the input scale."""
+    data_std = options.data_std
+    if data_std == "auto":
+        data_std = 1.0 if noise.clip is None else 0.5 * noise.clip
     response, c = responses(noise, data_std)
     flows = data_std is not None and math.isfinite(data_std)
     growth = torch.cat([c.new_ones(1), c.cumprod(0) if flows else torch.ones_like(c)])
-    steps = [_step(noise, index, float(c[index])) for index in range(noise.num_steps)]
-    scan = Scan(steps, spec.dtype, spec.device, spec.ndim, noise.clip, options.order)
-    of_output = column((response - noise.p) / noise.q)
-    momentum, spread = (None if each is None else column(each) for each in (noise.momentum, noise.spread))
+    scan = Scan(_steps(noise, c), spec.dtype, spec.device, spec.ndim, noise.clip, options.order)
+    of_output = spec.column((response - noise.p) / noise.q)
+    momentum, spread = (None if each is None else spec.column(each) for each in (noise.momentum, noise.spread))
     rows = tuple(torch.tensor(positions, device=spec.device) for positions in program.positions)
     table = Table(
-        column(noise.p),
-        column(noise.q),
+        spec.column(noise.p),
+        spec.column(noise.q),
         noise.clip,
         of_output,
-        column(noise.input_scale) if scaled and bool((noise.input_scale != 1).any()) else None,
+        spec.column(noise.input_scale) if scaled and bool((noise.input_scale != 1).any()) else None,
         momentum,
         spread,
         scan,
@@ -68,13 +62,7 @@ def grid_of(noise: NoiseTable, program: Sweeps, options: Parameters, spec: Tenso
         MIXINGS_OF_ALL if options.num_nodes is None else MOST_SPARSE_SWEEPS,
         step_numbers(scan, of_output, momentum, spread),
     )
-    return Grid(table, column(growth), posterior_variance(noise))
-
-
-def _data_std(noise: NoiseTable, options: Parameters) -> float | None:
-    if options.data_std != "auto":
-        return options.data_std
-    return 1.0 if noise.clip is None else 0.5 * noise.clip
+    return Grid(table, spec.column(growth))
 
 
 def responses(noise: NoiseTable, data_std: float | None) -> tuple[Tensor, Tensor]:
@@ -95,15 +83,6 @@ def responses(noise: NoiseTable, data_std: float | None) -> tuple[Tensor, Tensor
     return response, keep + gain * response
 
 
-def posterior_variance(noise: NoiseTable) -> Tensor:
-    """[N] float64: of DDPM's posterior at each step, (sigma' / sigma)^2 (sigma^2 - (alpha / alpha')^2 sigma'^2).
-
-    For alpha^2 + sigma^2 = 1 it is (1 - abar') / (1 - abar) (1 - abar / abar').
-    """
-    arrives = noise.sigma_next**2 if noise.spread is None else noise.sigma_next**2 + noise.spread**2
-    return arrives / noise.sigma**2 * (noise.sigma**2 - (noise.alpha / noise.alpha_next) ** 2 * arrives)
-
-
 def _weight(noise: NoiseTable) -> Tensor:
     """[N + 1] float64: of the last state's standard deviation in those of all, for data of deviation 1."""
     arrives = noise.alpha_next[-1:] ** 2 + noise.sigma_next[-1:] ** 2
@@ -111,10 +90,13 @@ def _weight(noise: NoiseTable) -> Tensor:
     return level[-1] / level
 
 
-def _step(noise: NoiseTable, index: int, c: float) -> ScanStep:
-    """A step without its momentum and its fresh noise: the scan is given them as what is added."""
-    a, b, e, _ = first_order(noise, index, index + 1)
-    return ScanStep(a, b, c, e, noise.numbers["p"][index], noise.numbers["q"][index])
+def _steps(noise: NoiseTable, c: Tensor) -> list[ScanStep]:
+    """The steps without their momentum and their fresh noise, which the scan is given as additions."""
+    steps = []
+    for index, response in enumerate(c.tolist()):
+        a, b, e, _ = first_order(noise, index, index + 1)
+        steps.append(ScanStep(a, b, response, e, noise.numbers["p"][index], noise.numbers["q"][index]))
+    return steps
 
 
 def _sweeps(

@@ -18,7 +18,7 @@ from .parameters import Parameters
 from .program import FEWEST_NODES, Sweeps, fixed_point, windows
 from .solver import fixed_point as solve
 
-# of a run that has not settled: by then it has cost more than the sequential sampler several times over
+# of a run that has not settled: by then it has cost several times as much as the sequential sampler
 MOST_SWEEPS = 100
 HALF_A_GREY_LEVEL = 4e-3
 # sweeps after which a tolerance of half a grey level mostly stops a run, and by what factor one more reduces the error:
@@ -60,10 +60,7 @@ class FixedPoint(Parameters, Method):
 
     @property
     def fused(self) -> bool:
-        return super().fused and self.order is None
-
-    def num_checkpoints(self, max_iterations: int) -> int:
-        return 1 if self.slides else max_iterations
+        return not self.slides and self.order is None
 
     def contraction(self, *, plain: bool) -> Contraction:
         return SWEEPS
@@ -94,23 +91,17 @@ class Collocation(FixedPoint):
     interpolates: ClassVar[bool] = True
 
     def with_defaults(self, target: Target) -> Self:
-        return self.with_nodes(0.0 if target.exact else target.tolerance)
-
-    def with_nodes(self, tolerance: float) -> Self:
-        """The same with as many nodes as a tolerance asks for, where none are given.
-
-        What is interpolated wrongly falls with the square of their number: on the digits pipeline 24 leave about a
-        quarter of the default tolerance at most.
-        """
-        if self.num_nodes is not None or tolerance == 0:
+        if self.num_nodes is not None or target.bitwise:
             return self
-        asked = round(NODES * math.sqrt(HALF_A_GREY_LEVEL / tolerance))
+        # The error of interpolation falls with the square of the number of nodes: on the digits pipeline 24 leave about
+        # a quarter of the default tolerance at most.
+        asked = round(NODES * math.sqrt(HALF_A_GREY_LEVEL / target.tolerance))
         return replace(self, num_nodes=max(FEWEST_BY_TOLERANCE, asked))
 
     def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
         if not target.leaves_choice(calibrated=calibrated):
             return
-        usual = self.with_nodes(target.tolerance).num_nodes
+        usual = self.with_defaults(target).num_nodes
         assert usual is not None
         for share in SHARES:
             num_nodes = max(FEWEST_NODES, round(share * usual))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ...errors import InvalidArgument
+from ..checks import check_positive, check_whole
 from .program import FEWEST_NODES
 
 MOST_HISTORY = 5
@@ -49,31 +49,21 @@ class Parameters:
     step_tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("history", 0, MOST_HISTORY),
-            ("num_nodes", FEWEST_NODES, None),
-            ("order", 1, None),
-            ("window", 1, None),
-        ):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is None and name != "history":
-                continue
-            if not whole or value < low or (high is not None and value > high):
-                allowed = f"{low} or more" if high is None else f"{low} to {high}"
-                self._refuse(f"{name} is {value!r}. It must be a whole number, {allowed}.")
-        for name in ("data_std", "regularisation", "step_tolerance"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if (value is None and name != "regularisation") or (name == "data_std" and value == "auto"):
-                continue
-            if not number or not value > 0 or (math.isinf(value) and name != "data_std"):
-                self._refuse(f"{name} is {value!r}. It must be a positive number.")
+        check_whole("history", self.history, 0, MOST_HISTORY)
+        check_whole("num_nodes", self.num_nodes, FEWEST_NODES, optional=True)
+        check_whole("order", self.order, 1, optional=True)
+        check_whole("window", self.window, 1, optional=True)
+        check_positive("regularisation", self.regularisation)
+        check_positive("step_tolerance", self.step_tolerance, optional=True)
+        if self.data_std != "auto":
+            check_positive("data_std", self.data_std, optional=True, infinite=True)
         if (self.window is None) != (self.step_tolerance is None):
-            self._refuse("window and step_tolerance belong together: a window slides by the errors of its steps.")
+            raise InvalidArgument(
+                f"window is {self.window} and step_tolerance is {self.step_tolerance}. A window slides by the errors "
+                "of its steps. Pass both or neither."
+            )
         nodes = self.num_nodes is not None or self.interpolates
         if nodes and (self.window is not None or self.order is not None):
-            self._refuse("num_nodes goes with neither window nor order: nodes are spread over the whole grid.")
-
-    def _refuse(self, what: str) -> None:
-        raise InvalidArgument(f"{type(self).__name__}: {what} See srds_fast.methods for what each option means.")
+            raise InvalidArgument(
+                "num_nodes goes with neither window nor order. Nodes are spread over the whole grid. Leave these out."
+            )

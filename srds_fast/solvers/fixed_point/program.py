@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import ClassVar
 
-from ..program import Boundary, Program, Row, Wave, _require
+from ..program import Boundary, Program, Row, Wave
 
 
 @dataclass(frozen=True)
 class Sweeps(Program):
     """The waves of a fixed-point method: each one moves all points of a window, from the first that is not exact on.
 
-    They are the points themselves that are refined, not blocks: there is one block, and a wave is an iteration.
+    There is one block, and a wave is an iteration.
     """
 
     first_iteration: ClassVar[int] = 1  # there is no coarse sweep
+
+    @property
+    def exact_iteration(self) -> int:
+        return self.num_steps
 
     @cached_property
     def final_steps(self) -> tuple[int, ...]:
@@ -38,7 +42,7 @@ MOST_SPARSE_SWEEPS = 8
 MOST_DENSER_SWEEPS = 3
 
 
-@lru_cache(maxsize=64, typed=True)
+@lru_cache(maxsize=64)
 def fixed_point(num_steps: int, num_iterations: int, num_nodes: int | None = None) -> Sweeps:
     """Sweeps over the whole grid: ParaTAA with a full window, or, with nodes, collocation.
 
@@ -49,49 +53,35 @@ def fixed_point(num_steps: int, num_iterations: int, num_nodes: int | None = Non
         num_iterations: waves, 1 to N.
         num_nodes: rows of a wave; the network's output between them is interpolated, and every other wave has its nodes
             between those of the one before. None: every point that is not exact is a row.
-    Raises:
-        InvalidArgument: a number is out of its range.
     """
-    _require(num_steps, "num_steps", 1)
-    _require(num_iterations, "num_iterations", 1, num_steps)
-    if num_nodes is not None:
-        _require(num_nodes, "num_nodes", FEWEST_NODES)
     waves = []
     for number in range(num_iterations):
         positions = tuple(range(number, num_steps))
         if num_nodes is not None and number < MOST_SPARSE_SWEEPS + MOST_DENSER_SWEEPS:
             denser = 1 if number < MOST_SPARSE_SWEEPS else 2
             positions = nodes(number, num_steps, denser * num_nodes, between=number % 2 == 1)
-        waves.append(_sweep(number, positions, last=True))
+        waves.append(_sweep(number, positions))
     return Sweeps(num_steps, (0, num_steps), num_iterations, tuple(waves))
 
 
-@lru_cache(maxsize=64, typed=True)
+@lru_cache(maxsize=64)
 def windows(num_steps: int, window: int) -> Sweeps:
-    """Sweeps over a window of steps that slides by what is found (ParaDiGMS, ParaTAA), at the slowest: one step a wave.
+    """Sweeps over a window of steps that slides by the values found (ParaDiGMS, ParaTAA); at the slowest, by one step.
 
-    Wave i is the window that begins at step i. A run that slides further leaves waves out. The sample is there after
+    Wave i is the window that begins at step i. A run that slides further leaves waves out. The sample is complete after
     the last.
-
-    Raises:
-        InvalidArgument: a number is out of its range.
     """
-    _require(num_steps, "num_steps", 1)
-    _require(window, "window", 1)
-    starts = range(num_steps)
-    waves = [
-        _sweep(start, tuple(range(start, min(start + window, num_steps))), last=start == num_steps - 1)
-        for start in starts
-    ]
+    waves = [_sweep(start, tuple(range(start, min(start + window, num_steps)))) for start in range(num_steps)]
+    waves[:-1] = [Wave(wave.rows, ()) for wave in waves[:-1]]
     return Sweeps(num_steps, (0, num_steps), num_steps, tuple(waves))
 
 
 def of_widths(num_steps: int, widths: Sequence[int]) -> Sweeps:
     """A wave for each number of rows, spread over the grid: to measure what network calls cost."""
-    waves = []
-    for number, width in enumerate(widths):
-        positions = tuple(sorted(index * num_steps // width for index in range(width)))
-        waves.append(_sweep(number, positions, last=True))
+    waves = [
+        _sweep(number, tuple(sorted(index * num_steps // width for index in range(width))))
+        for number, width in enumerate(widths)
+    ]
     return Sweeps(num_steps, (0, num_steps), len(waves), tuple(waves))
 
 
@@ -111,6 +101,6 @@ def nodes(first: int, num_steps: int, num_nodes: int, *, between: bool) -> tuple
     return tuple(sorted({first, *spread, *range(end, num_steps)}))
 
 
-def _sweep(number: int, positions: tuple[int, ...], *, last: bool) -> Wave:
+def _sweep(number: int, positions: tuple[int, ...]) -> Wave:
     rows = tuple(Row(number, 0, position, position, coarse=False, fine=True) for position in positions)
-    return Wave(rows, (Boundary(number + 1, 1),) if last else ())
+    return Wave(rows, (Boundary(number + 1, 1),))

@@ -18,7 +18,8 @@ from ...kernels.fixed_point_wave import Memory, SweepResult, fixed_point_wave
 from ...kernels.fixed_point_wave.operations import additions, guided, mixed, network_input, predict_x0, update_outputs
 from ...schedulers.steps import TensorSpec
 from ...schedulers.table import NoiseTable
-from ..contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, output_of, samples_of
+from ..contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged, output_of, samples_of
+from ..sliding import num_within, posterior_std
 from .grid import grid_of
 from .parameters import Parameters
 from .program import Sweeps
@@ -36,15 +37,11 @@ def fixed_point(
     """Sweeps over the grid with a whole sample after each; with a window, one at the end.
 
     Args:
-        x: starting noise, [batch, ...]; its dtype is the dtype of the state.
-        noise: table of N steps.
         program: `program.fixed_point(N, ...)`, or `program.windows(N, ...)` for options with a window.
-        options: of the method.
-        inputs: noise of stochastic steps, constraint, trajectory, a first guess, history, the network's wishes.
-        bitwise: fill `Checkpoint.stationary`.
+        bitwise: fill `Checkpoint.stationary`; with a window: tolerate nothing.
     """
     if options.window is not None:
-        return (yield from _sliding(Window(x, noise, program, options, inputs), program, options, bitwise))
+        return (yield from _sliding(x, noise, program, options, inputs, bitwise))
     points = Points(x, noise, program, options, inputs)
     result = x
     for number, wave in enumerate(program):
@@ -54,45 +51,43 @@ def fixed_point(
         sample, change, stationary, _ = points.refine(bitwise)
         points.record()
         iteration, samples = wave.boundaries[0].iteration, points.samples
-        exact = iteration == program.num_steps
+        exact = iteration == program.exact_iteration
         running = samples_of((yield Checkpoint(iteration, sample, samples, change, exact, stationary)), samples)
-        if len(samples) == len(x):
-            result = sample
-        else:  # samples that have finished keep what they had
-            result = result.clone()
-            result[list(samples)] = sample
+        result = merged(result, sample, samples)
         if number + 1 == len(program) or not running:
             return result
         points.keep(running)
     raise AssertionError("a program ends with a checkpoint")
 
 
-def _sliding(points: Window, program: Sweeps, options: Parameters, bitwise: bool) -> Core:
+def _sliding(
+    x: Tensor, noise: NoiseTable, program: Sweeps, options: Parameters, inputs: SolverInputs, bitwise: bool
+) -> Core:
     """The window begins at the first step that is not finished: the host waits for its errors after every wave."""
     assert options.step_tolerance is not None
-    by_residuals = options.slides_by_residuals
-    spread = points.grid.variance.clamp(min=0).sqrt()
-    # ParaDiGMS holds a point against the step that departs from it
-    spread = spread if by_residuals else torch.cat([spread[1:], spread.new_zeros(1)])
-    bound = (0.0 if bitwise else options.step_tolerance) * (spread.clamp(min=1.0) if by_residuals else spread)
+    points, num_steps = Window(x, noise, program, options, inputs), program.num_steps
+    by_residuals, tolerance = options.slides_by_residuals, 0.0 if bitwise else options.step_tolerance
+    deviation = posterior_std(noise, tuple(range(num_steps + 1)))
+    if by_residuals:
+        bound = tolerance * deviation.clamp(min=1.0)
+    else:  # ParaDiGMS compares a point with the step that departs from it
+        bound = tolerance * torch.cat([deviation[1:], deviation.new_zeros(1)])
     # A mixed point is not the step from the one before it: the window slides to the first that moved, not past it.
     steps_alone = not by_residuals and options.history == 0
     first = sweeps = 0
-    while first < program.num_steps:
+    while first < num_steps:
         sweeps += 1
         points.take((yield points.evaluate(first)))
         error = points.sweep()
         last = first + len(error)
-        # what is not a number is within no bound
-        within = [*(error.double().cpu() <= bound[first:last, None]).all(1).tolist(), False]
-        finished = within.index(False)
+        finished = num_within(error, bound[first:last])
         if not steps_alone:
             # errors are those of the points before the sweep, which may have made some of them larger
             points.put_back(first, finished)
         points.record()
         # a point that moved too far was still made of steps that had finished; a residual belongs to its own step
         first = min(last, first + (finished + 1 if steps_alone else max(1, finished)))
-        if first < program.num_steps:
+        if first < num_steps:
             points.enter(last, program.positions[first][-1] + 1)
     sample: Tensor = points.memory.x[-1].clone()
     yield Checkpoint(sweeps, sample, points.samples, None, exact=False, settled=True)
@@ -102,12 +97,8 @@ def _sliding(points: Window, program: Sweeps, options: Parameters, bitwise: bool
 class Points:
     """The points of the grid, and what is known of each.
 
-    Args:
-        as of `fixed_point`.
-
     Attributes:
         samples: which samples of the original batch still run, in order.
-        grid: what is known of the grid.
         memory: the points, [N + 1, samples, ...], and what sweeps leave to later ones.
     """
 
@@ -115,15 +106,15 @@ class Points:
         self, x: Tensor, noise: NoiseTable, program: Sweeps, options: Parameters, inputs: SolverInputs
     ) -> None:
         self.samples = tuple(range(len(x)))
-        self.grid = grid_of(noise, program, options, TensorSpec.of(x), scaled=inputs.scaled)
+        table, growth = grid_of(noise, program, options, TensorSpec.of(x), scaled=inputs.scaled)
+        self._table, self._growth = table, growth
         self._program, self._options, self._inputs = program, options, inputs
         self._number = 0
         self._got: list[Tensor] = []
         self._entering: Tensor | None = None
-        table = self.grid.table
         memory = self.memory = Memory(table, x, inputs.draws, inputs.x0_prev)
         if inputs.initial_guess is None:
-            torch.mul(self.grid.growth, x, out=memory.x)
+            torch.mul(growth, x, out=memory.x)
             return
         guess = inputs.initial_guess.to(x)
         torch.cat([x[None], guess[1:]], out=memory.x)
@@ -140,19 +131,19 @@ class Points:
         self._number = number
         given, self._entering = self._entering, None
         if given is None:  # no sweep has made it: the first one, a part of a wave, or samples have left
-            table = self.grid.table
+            table = self._table
             given = network_input(table, table.rows[number], self.memory.x, self._inputs.network)
         return Evaluate(given, self._program.positions[number], self.samples, number)
 
     def take(self, answer: Answer) -> None:
-        """The network's output at the wave evaluated last; a sweep uses all that was taken since the one before."""
+        """The network's output at the wave evaluated last; the next sweep uses all taken since the last one."""
         self._got.append(output_of(answer))
 
     def refine(self, bitwise: bool) -> SweepResult:
         """Move the points behind the first row, to the end of the grid."""
         inputs = self._inputs
         found = fixed_point_wave(
-            self.grid.table,
+            self._table,
             self._number,
             self.memory,
             self._taken(),
@@ -166,7 +157,7 @@ class Points:
 
     def record(self) -> None:
         """Tell the trajectory what the wave evaluated last has come to."""
-        trajectory, table, memory = self._inputs.trajectory, self.grid.table, self.memory
+        trajectory, table, memory = self._inputs.trajectory, self._table, self.memory
         if trajectory is None:
             return
         states = memory.x.clone()  # the memory is written again
@@ -192,11 +183,8 @@ class Points:
         return torch.cat([each.unflatten(0, (branches, -1)) for each in got], 1).flatten(0, 1)
 
     def _constrained(self, points: Tensor, first: int) -> Tensor:
-        """The points from `first` on with what holds for every state."""
-        constrain = self._inputs.constrain
-        if constrain is None:
-            return points
-        return torch.stack([constrain(each, first + i, self.samples) for i, each in enumerate(points)])
+        """The points from `first` on with the constraint."""
+        return self._inputs.constrained(points, range(first, first + len(points)), self.samples)
 
 
 class Window(Points):
@@ -209,7 +197,7 @@ class Window(Points):
             root mean squares over a state's elements, [points, samples]: for ParaTAA of each step's residual before the
             sweep, otherwise of what each point was moved by.
         """
-        table, memory, inputs = self.grid.table, self.memory, self._inputs
+        table, memory, inputs = self._table, self.memory, self._inputs
         wave = table.sweeps[self._number]
         first, last = wave.first, wave.last + 1
         update_outputs(table, wave, memory, guided(self._taken(), inputs.guidance, memory.m.dtype))
@@ -237,5 +225,5 @@ class Window(Points):
         Those of a related sample are where it has them.
         """
         if stop > last and self._inputs.initial_guess is None:
-            growth, x = self.grid.growth, self.memory.x
+            growth, x = self._growth, self.memory.x
             x[last + 1 : stop + 1] = growth[last + 1 : stop + 1] / growth[last] * x[last]

@@ -1,0 +1,32 @@
+"""Checks of what a caller passes. Each raises InvalidArgument, and names the value. They need no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..errors import InvalidArgument
+
+
+def check_whole(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
+    """The value is a whole number from `low` to `high`. optional: or None."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        allowed = f"{low} or more" if high is None else f"{low} to {high}"
+        raise InvalidArgument(f"{name} is {value!r}. It must be a whole number, {allowed}{', or None' * optional}.")
+
+
+def check_positive(name: str, value: object, *, optional: bool = False, infinite: bool = False) -> None:
+    """The value is a number above 0. optional: or None; infinite: math.inf is allowed."""
+    if value is None and optional:
+        return
+    number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else value
+    if not number > 0 or (number == math.inf and not infinite):
+        raise InvalidArgument(f"{name} is {value!r}. It must be a positive number{', or None' * optional}.")
+
+
+def check_one_of(name: str, value: object, known: Sequence[str]) -> None:
+    """The value is one of the known names."""
+    if value not in known:
+        raise InvalidArgument(f"{name} is {value!r}. Known are {', '.join(known)}. Pass one of these.")

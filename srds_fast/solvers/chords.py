@@ -1,0 +1,272 @@
+"""CHORDS (Han et al., ICCV 2025): cores that begin further and further along, the slower ones rectify the faster.
+
+Core 0 begins at step 0 and is the sequential sampler. Core k begins at `starts[k]`, where one jump from the start of
+core k - 1 has brought it. That jump takes the first network output of core k - 1, so core k begins one wave after it.
+From there on a core takes one fine step, one row, a wave. The fastest core, the last one, arrives first, core 0 after N
+waves. When the slower core is evaluated where the faster one began its span, the faster one has just come to the end of
+it:
+
+    x_fast <- F(x_begin) + ( G(x_slow) - G(x_begin) )
+
+F are the fine steps of the span, G one jump across it. It is the Parareal correction, but made from network outputs
+that both cores take anyway: no row is spent on it. The bracket is computed first, so it is bitwise zero if the two
+cores agree. The next span of the faster core begins at the value so rectified, as in the authors' code: the slower core
+comes there when that span has ended.
+
+In the words of `program.Program` there is one block, and iteration j is the core that arrives as number j: 0 is the
+fastest, the last one is core 0. A row (iteration, 0, step) is the row of that core at that step, and none is coarse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import ClassVar, Self
+
+from torch import Tensor
+
+from ..errors import InvalidArgument
+from ..schedulers.table import NoiseTable
+from .checks import check_whole
+from .compiler import CompiledProgram, Compiler, Form, Jump
+from .contract import NO_INPUTS, Core, SolverInputs
+from .method import Method, Target
+from .program import Boundary, Program, Row, Wave
+from .waves import run
+
+# what the paper runs, for 50 steps; other numbers of steps have their starts at the same fractions
+PAPER_STEPS = 50
+PAPER_STARTS = {4: (0, 8, 16, 32), 6: (0, 3, 6, 12, 24, 36), 8: (0, 2, 4, 8, 16, 24, 32, 40)}
+# numbers of cores that the planner compares
+PLANNED = (4, 8)
+
+
+@dataclass(frozen=True)
+class Chords(Method):
+    """CHORDS (Han et al., ICCV 2025): cores that start further and further along, the slower rectify the faster.
+
+    Attributes:
+        num_cores: rows of a wave, at most. 1 is the sequential sampler.
+        starts: steps at which the cores begin, ascending from 0; None: as the paper spaces them.
+    """
+
+    name: ClassVar[str] = "chords"
+    about: ClassVar[str] = "four cores, each of which begins later than the one before"
+    num_cores: int = 4
+    starts: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("num_cores", self.num_cores, 1)
+        if self.starts is None:
+            return
+        starts = tuple(self.starts)
+        object.__setattr__(self, "starts", starts)
+        whole = all(isinstance(start, int) and not isinstance(start, bool) for start in starts)
+        ascending = whole and starts[:1] == (0,) and all(before < after for before, after in pairwise(starts))
+        if not ascending or len(starts) != self.num_cores:
+            raise InvalidArgument(
+                f"starts is {starts}. It must be {self.num_cores} steps, ascending, the first 0. Pass such steps."
+            )
+
+    def with_defaults(self, target: Target) -> Self:
+        steps = target.num_steps
+        if self.starts is not None and self.starts[-1] >= steps:
+            raise InvalidArgument(
+                f"A core begins at step {self.starts[-1]}, and there are {steps} steps. It would have none to take. "
+                "Pass other starts, or leave them out."
+            )
+        return replace(self, num_cores=min(self.num_cores, steps))
+
+    def most_iterations(self, target: Target) -> int:
+        return self.num_cores - 1
+
+    def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
+        return chords_program(num_steps, self.starts or chord_starts(num_steps, self.num_cores))
+
+    def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
+        assert isinstance(program, Cores)
+        return chords(x, noise, program, inputs)
+
+    @property
+    def fits_turns(self) -> bool:
+        return True
+
+    def num_checkpoints(self, max_iterations: int) -> int:
+        return self.num_cores
+
+    def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
+        # without calibration it has no tolerance to stop by that could be relied on
+        if calibrated and target.leaves_choice(calibrated=True):
+            yield from (Chords(cores) for cores in PLANNED if cores <= target.num_steps)
+
+    def words(self) -> list[str]:
+        return [f"{self.num_cores} cores"]
+
+
+@dataclass(frozen=True)
+class Cores(Program):
+    """The waves of cores that begin at different steps.
+
+    Attributes:
+        starts: step at which each core begins, ascending from 0; the later it begins, the faster the core.
+    """
+
+    starts: tuple[int, ...]
+
+    @property
+    def num_cores(self) -> int:
+        """K, the rows of the widest wave."""
+        return len(self.starts)
+
+    @property
+    def exact_iteration(self) -> int:
+        return self.num_iterations
+
+    def is_final(self, row: Row) -> bool:
+        return row.iteration == self.num_iterations  # core 0
+
+    def core(self, iteration: int) -> int:
+        """The core that arrives as number `iteration`."""
+        return self.num_cores - 1 - iteration
+
+    def span(self, core: int) -> int:
+        """Fine steps between two rectifications of a core, core >= 1."""
+        return self.starts[core] - self.starts[core - 1]
+
+    def begins(self, core: int) -> range:
+        """Steps from which a core is rectified: it is `span` steps further when the slower core is evaluated there."""
+        if core == 0:
+            return range(0)
+        return range(self.starts[core], self.num_steps - self.span(core) + 1, self.span(core))
+
+
+@lru_cache(maxsize=64)
+def chords_program(num_steps: int, starts: tuple[int, ...]) -> Cores:
+    """N waves; those until the fastest of the K cores arrives are K - 1 + N - starts[-1]. starts: as of `Cores`."""
+    waves = []
+    for number in range(num_steps):
+        rows, arrived = [], []
+        for iteration, (core, start) in enumerate(reversed(list(enumerate(starts)))):
+            position = start + number - core
+            if start <= position < num_steps:
+                rows.append(Row(iteration, 0, position, position, coarse=False, fine=True))
+            if position == num_steps - 1:
+                arrived.append(Boundary(iteration, 1))
+        waves.append(Wave(tuple(rows), tuple(arrived)))
+    return Cores(num_steps, (0, num_steps), len(starts) - 1, tuple(waves), starts)
+
+
+def chord_starts(num_steps: int, num_cores: int) -> tuple[int, ...]:
+    """Where the cores begin, as the paper spaces them.
+
+    For 4, 6 and 8 cores: the fractions of the grid that the paper runs. For other numbers the fastest core begins at
+    the fraction (12 + K) / 25, the line through the paper's three (0.64, 0.72, 0.8), and at 4/5 from 8 cores on. From
+    there the paper's theorem for three cores is applied again and again, down to 0: before a core that begins at t (of
+    1) comes one at t / 2 or, if that is more, at 2 t - 1. The second is the earliest from which it is still in time to
+    rectify the faster one; a fastest core to which no chain of K leads is put back until one does.
+
+    Cores left over, also where starts fall together on a short grid, halve the widest gap, as the paper's 24 of
+    (.., 16, 24, 32, ..) does. A core that begins one step after another is that one: more than about N / 2 cores are
+    wasted.
+
+    num_cores: K, 1 to N.
+    """
+    if num_cores in PAPER_STARTS:
+        starts = {round(start * num_steps / PAPER_STEPS) for start in PAPER_STARTS[num_cores]}
+    else:
+        starts = _chain(num_steps, num_cores)
+    if max(starts) < num_cores - 1:  # K cores need as many steps to begin at
+        starts.add(num_cores - 1)
+    while len(starts) < num_cores:
+        width, before = max((after - before, before) for before, after in pairwise(sorted(starts)))
+        starts.add(before + width // 2)
+    return tuple(sorted(starts))
+
+
+def _chain(num_steps: int, num_cores: int) -> set[int]:
+    """The theorem, from the fastest core down."""
+    reachable = num_steps - -(-num_steps // 2 ** (num_cores - 1))
+    start = min((12 + num_cores) * num_steps // 25, 4 * num_steps // 5, reachable)
+    starts = {0}
+    while start > 1 and len(starts) < num_cores:
+        starts.add(start)
+        start = max(-(-start // 2), 2 * start - num_steps)
+    return starts
+
+
+# the x0 that belongs to a value
+X0_OF = {"state": "behind", "old": "old x0", "new": "new x0"}
+
+
+def chords(x: Tensor, noise: NoiseTable, program: Cores, inputs: SolverInputs = NO_INPUTS) -> Core:
+    """Run a CHORDS program: a checkpoint for every core, the fastest first, core 0 (the sequential sampler) last.
+
+    Multistep fine steps look back at the x0 of the step before: it belongs to a core's state, and is rectified with it;
+    for a jump it is the x0 at its start. Stochastic steps take the noise drawn for them, whichever core takes them; the
+    jump that starts a core adds up the noise of the steps it replaces. In the bracket it would cancel, and is left out.
+    `Checkpoint.stationary` is always None: two cores that agree to the bit say nothing of the slower ones, which have
+    not arrived yet.
+    """
+    return (yield from run(x, program, compiled(noise, program, Form.of(x, inputs)), inputs))
+
+
+@lru_cache(maxsize=64)
+def compiled(noise: NoiseTable, program: Cores, form: Form) -> CompiledProgram:
+    """The updates of a program.
+
+    Values are named (what, core): "state"; "old" and "new", the jumps from where its span began, by itself and by the
+    slower core; for multistep schedulers also the x0 that belong to these.
+    """
+    compiler = Compiler(noise, program, form, state=("state", 0), x0=("behind", 0))
+    starts = program.starts
+    leaps = [compiler.jump(None, start, stop) for start, stop in pairwise(starts)]
+    evaluated: set[tuple[int, int]] = set()
+    # of each core the beginnings of the spans that are still to be rectified
+    ahead = [list(reversed(program.begins(core))) for core in range(program.num_cores)]
+    for wave in program:
+        cores = [program.core(row.iteration) for row in wave.rows]
+        compiler.begin([("state", core) for core in cores])
+        for index, (core, row) in enumerate(zip(cores, wave.rows, strict=True)):
+            position = row.position
+            evaluated.add((core, position))
+            jumped_from = starts[core - 1] if core > 0 and position == starts[core] else None
+            value = compiler.make_step(index, ("state", core), ("behind", core), jumped_from)
+            compiler.wave.states.append((position + 1, value))
+            jumps = _jumps(compiler, program, leaps, core, position)
+            for name, jump, arrives in jumps:
+                compiler.make_jump(index, name, jump, arrives)
+            if compiler.carries_x0:
+                compiler.wave.x0.append((position, compiler.make_x0(index, ("behind", core))))
+                for (what, owner), _, _ in jumps:
+                    compiler.make_x0(index, (X0_OF[what], owner))
+        arrived = {program.core(iteration) for iteration, _ in wave.boundaries}
+        for core in reversed(range(program.num_cores)):  # the fastest first: the next one is compared with it
+            begin, whole = next(reversed(ahead[core]), None), core in arrived
+            ends = begin is not None and {(core - 1, begin), (core, begin + program.span(core) - 1)} <= evaluated
+            if ends:
+                ahead[core].pop()
+            if ends and compiler.carries_x0:
+                compiler.correct(("behind", core), (("new x0", core), ("old x0", core)))
+            if ends or whole:
+                bracket = (("new", core), ("old", core)) if ends else None
+                compare = ("state", core + 1) if whole else None
+                completed = compiler.correct(("state", core), bracket, compare, program.core(core), whole)
+                if whole:
+                    compiler.wave.completed.append(completed)
+    return compiler.finish()
+
+
+def _jumps(
+    compiler: Compiler, program: Cores, leaps: list[Jump], core: int, position: int
+) -> list[tuple[tuple[str, int], Jump, int]]:
+    """The jumps made from a row: the value's name, the jump, and where it arrives."""
+    faster, jumps = core + 1, []
+    for what, owner in (("old", core), ("new", faster)):
+        if owner < program.num_cores and position in program.begins(owner):
+            end = position + program.span(owner)
+            jumps.append(((what, owner), compiler.jump(None, position, end, noisy=False), end))
+    if faster < program.num_cores and position == program.starts[core]:
+        jumps.append((("state", faster), leaps[core], program.starts[faster]))
+    return jumps

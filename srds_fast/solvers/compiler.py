@@ -1,0 +1,308 @@
+"""A program as updates between network calls: what each wave reads and writes, and in which slot of the memory.
+
+A method describes its waves to a `Compiler` in named values, such as ("jump", iteration, block): the steps that make
+them and the corrections that change them in place. A slot holds a value until the last wave that reads it, and then
+another one. All this is done once per program, so that a wave is one call of `kernels.wave_update`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels.wave_update import Correction, Gather, Step, Update, WaveTable
+from ..schedulers.steps import ITS_X0, Coefficients, TensorSpec, chained, fine_step, second_order
+from ..schedulers.table import NoiseTable
+from .contract import SolverInputs
+from .program import Program
+
+Name = tuple[str | int, ...]
+
+
+class Form(NamedTuple):
+    """What the updates of a run depend on, beside its program and its noise table.
+
+    Attributes:
+        spec: of the states.
+        history: an x0 to look back at is given with the starting noise.
+        scaled: the network's input is multiplied with the scheduler's input scale.
+        constrained: states are constrained after the steps of a wave, before its corrections.
+        bitwise: compare every boundary with the iteration before, not only the last one.
+    """
+
+    spec: TensorSpec
+    history: bool = False
+    scaled: bool = False
+    constrained: bool = False
+    bitwise: bool = False
+
+    @classmethod
+    def of(cls, x: Tensor, inputs: SolverInputs, bitwise: bool = False) -> Form:
+        """x: starting noise, [batch, ...]."""
+        history, constrained = inputs.x0_prev is not None, inputs.constrain is not None
+        return cls(TensorSpec.of(x), history, inputs.scaled, constrained, bitwise)
+
+
+class Completed(NamedTuple):
+    """A value that is complete: its iteration, its slot, and whether it is compared with the iteration before."""
+
+    iteration: int
+    slot: int
+    compared: bool
+
+
+@dataclass
+class CompiledWave:
+    """What a wave leaves in the memory, as (grid position, slot); while it is compiled, numbers of values for slots.
+
+    Attributes:
+        arrivals: what steps and jumps have made, before corrections: to be constrained.
+        states: after corrections: for the trajectory.
+        x0: predicted at these positions: for the trajectory of multistep schedulers.
+        completed: whole samples.
+    """
+
+    arrivals: list[tuple[int, int]] = field(default_factory=list)
+    states: list[tuple[int, int]] = field(default_factory=list)
+    x0: list[tuple[int, int]] = field(default_factory=list)
+    completed: list[Completed] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CompiledProgram:
+    """What a run knows before its first wave.
+
+    Attributes:
+        waves: what each leaves.
+        table: the updates: the first one brings the starting noise to the network, then one for each wave, or two if
+            states are constrained.
+        jump_noises: first step, last step + 1, and weights [steps] of the noise that a jump adds up.
+        history: slot 1 holds the x0 given with the starting noise, which is in slot 0.
+    """
+
+    waves: tuple[CompiledWave, ...]
+    table: WaveTable
+    jump_noises: list[tuple[int, int, Tensor]]
+    history: bool
+
+    def noises(self, draws: Tensor | None) -> Tensor | None:
+        """The noise of every step, and behind it that of the jumps, [steps + jumps, batch, ...]."""
+        if draws is None or not self.jump_noises:
+            return draws
+        sums = [torch.tensordot(weights, draws[start:stop], dims=1)[None] for start, stop, weights in self.jump_noises]
+        return torch.cat([draws, *sums])
+
+
+class Jump(NamedTuple):
+    """Coefficients of one jump, and the entry of the noise that it adds."""
+
+    coefficients: Coefficients
+    draw: int | None = None
+
+
+class Compiler:
+    """Collects the waves of a program, in order.
+
+    Within a wave come first its steps, each of which reads what earlier waves wrote, then its corrections, which also
+    read what these steps have written.
+
+    Args:
+        noise: table of N steps.
+        program: the waves.
+        form: see `Form`.
+        state, x0: names of the starting noise and of the x0 given with it.
+
+    Attributes:
+        carries_x0: the scheduler is a multistep one: an x0 belongs to every state.
+        wave: the one being compiled.
+    """
+
+    def __init__(self, noise: NoiseTable, program: Program, form: Form, state: Name, x0: Name) -> None:
+        self._noise, self._program, self._form = noise, program, form
+        self._fine = [fine_step(noise, index) for index in range(noise.num_steps)]
+        self.carries_x0 = any(step.d != 0.0 for step in self._fine)
+        self._log_snr: list[float] = (noise.alpha / noise.sigma).log().tolist()
+        self._jump_noises: list[tuple[int, int, list[float]]] = []
+        self._history = form.history and self.carries_x0
+        given = [state, x0] if self._history else [state]
+        # values are numbered as they are written; first and last wave of each
+        self._value = {name: number for number, name in enumerate(given)}
+        self._written_in_this_wave: dict[Name, int] = {}
+        self._first, self._last = [0] * len(given), [0] * len(given)
+        self._waves: list[CompiledWave] = []
+        # of the update before the first wave, and of each wave
+        self._updates: list[tuple[list[Step], list[Correction], list[Gather]]] = [([], [], [])]
+
+    def jump(self, previous: int | None, start: int, stop: int, *, noisy: bool = True) -> Jump:
+        """A jump across the steps from `start` to `stop`, which looks back at the x0 at `previous`, if at any.
+
+        noisy: with the noise of the steps it replaces. Where two jumps are subtracted it would cancel.
+        """
+        noise = self._noise
+        if noise.momentum is None and noise.spread is None:
+            return Jump(second_order(noise, previous, start, stop))
+        coefficients, weights = chained(noise, previous, start, stop)
+        if noise.spread is None or not noisy:
+            return Jump(coefficients)
+        self._jump_noises.append((start, stop, weights))
+        return Jump(coefficients, noise.num_steps + len(self._jump_noises) - 1)
+
+    def begin(self, states: Sequence[Name]) -> None:
+        """Begin the next wave. states: those that the network is evaluated at, row by row."""
+        self._end_of_steps()
+        self._positions = self._program.positions[len(self._waves)]
+        self.wave = CompiledWave()
+        self._waves.append(self.wave)
+        self._states = [self._read(name) for name in states]
+        scales = self._noise.numbers["input_scale"]
+        for state, position in zip(self._states, self._positions, strict=True):
+            self._updates[-1][2].append(Gather(state, scales[position] if self._form.scaled else 1.0))
+        self._updates.append(([], [], []))
+
+    def make_step(self, row: int, name: Name, x0: Name, jumped_from: int | None = None) -> int:
+        """The fine step of a row; returns the value.
+
+        Args:
+            x0: that it looks back at. If there is none, the step is given its own.
+            jumped_from: a jump from there has led to the state. Its x0 stands for that of the step before, which lies
+                between the two along the log-SNR.
+        """
+        position = self._positions[row]
+        step = self._fine[position]
+        if x0 in self._value and jumped_from is not None:
+            way = self._way_back(jumped_from, position)
+            step = step._replace(c=step.c + step.d * (1 - way), d=step.d * way)
+        noisy = self._noise.spread is not None
+        spread = self._noise.numbers["spread"][position] if noisy else 0.0
+        value = self._make(row, name, step, x0, position if noisy else None, spread)
+        self.wave.arrivals.append((position + 1, value))
+        return value
+
+    def make_jump(self, row: int, name: Name, jump: Jump, arrives: int, x0: Name | None = None) -> None:
+        """The jump of a row to a grid position. x0: that it looks back at."""
+        value = self._make(row, name, jump.coefficients, x0, jump.draw, 0.0 if jump.draw is None else 1.0)
+        self.wave.arrivals.append((arrives, value))
+
+    def make_x0(self, row: int, name: Name) -> int:
+        """The x0 that a row predicts; returns the value."""
+        return self._make(row, name, ITS_X0)
+
+    def correct(
+        self,
+        name: Name,
+        bracket: tuple[Name, Name] | None,
+        compare: Name | None = None,
+        iteration: int = 0,
+        whole: bool = False,
+        becomes: Sequence[Name] = (),
+    ) -> Completed:
+        """Add a bracket, G_new - G_old, to a value; None: leave it.
+
+        Args:
+            compare: the value an iteration before, if there is one.
+            iteration, whole: as of `Correction`.
+            becomes: names that the value has from now on.
+        """
+        self._end_of_steps()
+        value = self._read(name)
+        pair = None if bracket is None else (self._read(bracket[0]), self._read(bracket[1]))
+        before = self._read_if_there(compare)
+        if pair is not None or before is not None:
+            self._updates[-1][1].append(Correction(value, pair, before, iteration, whole))
+        self._value |= dict.fromkeys(becomes, value)
+        return Completed(iteration, value, before is not None)
+
+    def finish(self) -> CompiledProgram:
+        """The table, with a slot for every value."""
+        slots, num_slots = self._slots()
+
+        def at(value: int | None) -> int | None:
+            return None if value is None else slots[value]
+
+        def pair(values: tuple[int, int] | None) -> tuple[int, int] | None:
+            return None if values is None else (slots[values[0]], slots[values[1]])
+
+        updates: list[Update] = []
+        for steps, corrections, gathers in self._updates:
+            update = Update(
+                tuple(v._replace(keep=slots[v.keep], state=slots[v.state], before=at(v.before)) for v in steps),
+                tuple(
+                    v._replace(slot=slots[v.slot], bracket=pair(v.bracket), compare=at(v.compare)) for v in corrections
+                ),
+                tuple(v._replace(slot=slots[v.slot]) for v in gathers),
+            )
+            if self._form.constrained and updates:
+                updates += [Update(update.steps), update._replace(steps=())]
+            else:
+                updates.append(update)
+        for wave in self._waves:
+            for values in (wave.arrivals, wave.states, wave.x0):
+                values[:] = [(position, slots[value]) for position, value in values]
+            wave.completed[:] = [each._replace(slot=slots[each.slot]) for each in wave.completed]
+        dtype, device, ndim = self._form.spec
+        num_iterations, clip = self._program.num_iterations, self._noise.clip
+        table = WaveTable(updates, num_slots, num_iterations, dtype, device, ndim, clip, self._form.bitwise)
+        jump_noises = [
+            (start, stop, torch.tensor(weights, dtype=dtype, device=device))
+            for start, stop, weights in self._jump_noises
+        ]
+        return CompiledProgram(tuple(self._waves), table, jump_noises, self._history)
+
+    def _make(
+        self, row: int, name: Name, step: Coefficients, x0: Name | None = None, draw: int | None = None, s: float = 0.0
+    ) -> int:
+        noise, position = self._noise, self._positions[row]
+        before = self._read_if_there(x0)
+        a, b, c, d = step
+        if before is None:
+            c, d = c + d, 0.0
+        p, q = noise.numbers["p"][position], noise.numbers["q"][position]
+        if noise.clip is None and c != 0.0:  # x0 is linear in x and m: fewer products in each wave
+            a, b, c = a + c * p, b + c * q, 0.0
+        if c == 0.0:
+            p = q = 0.0
+        value, number = len(self._first), len(self._waves) - 1
+        self._first.append(number)
+        self._last.append(number)
+        self._written_in_this_wave[name] = value
+        self._updates[-1][0].append(Step(value, self._states[row], row, a, b, c, d, p, q, before, draw, s))
+        return value
+
+    def _read(self, name: Name) -> int:
+        value = self._value[name]
+        self._last[value] = len(self._waves) - 1
+        return value
+
+    def _read_if_there(self, name: Name | None) -> int | None:
+        return None if name is None or name not in self._value else self._read(name)
+
+    def _end_of_steps(self) -> None:
+        """From here on, reads find what the steps of this wave have written."""
+        self._value |= self._written_in_this_wave
+        self._written_in_this_wave.clear()
+
+    def _way_back(self, before: int, start: int) -> float:
+        """How far the step before `start` lies from there towards `before`, in log-SNR."""
+        log_snr = self._log_snr
+        way = (log_snr[start] - log_snr[start - 1]) / (log_snr[start] - log_snr[before])
+        return way if math.isfinite(way) else 0.0
+
+    def _slots(self) -> tuple[list[int], int]:
+        """A slot for each value, and how many there are."""
+        slots: list[int] = []
+        free: list[int] = []
+        num_slots = 0
+        ends = sorted(range(len(self._last)), key=self._last.__getitem__, reverse=True)
+        for first in self._first:
+            while self._last[ends[-1]] < first:
+                free.append(slots[ends.pop()])
+            if not free:
+                free.append(num_slots)
+                num_slots += 1
+            slots.append(free.pop())
+        return slots, num_slots

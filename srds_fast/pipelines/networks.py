@@ -147,8 +147,8 @@ class NetworkCall:
         """Call a function in the network's place, with other arguments of the same names."""
         if not self.positional:
             return function(**arguments)
-        given = list(arguments.items())
-        return function(*(value for _, value in given[: self.positional]), **dict(given[self.positional :]))
+        by_position = [*arguments.values()][: self.positional]
+        return function(*by_position, **{name: arguments[name] for name in [*arguments][self.positional :]})
 
 
 def check_time(timesteps: Tensor, call: NetworkCall) -> None:

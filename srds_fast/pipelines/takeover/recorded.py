@@ -94,7 +94,8 @@ class Repeated:
         """The call with the states of a wave; a call may have fewer branches than the others of the loop."""
         size = len(recorded.states) // self._rows.num_samples * len(wave.positions)
         states = (wave.x if size == len(wave.x) else wave.x[:size]).flatten(0, 1)
-        return replace(recorded, arguments={**recorded.arguments, recorded.family.state: states})
+        arguments = {**recorded.arguments, recorded.family.state: states}
+        return NetworkCall(recorded.network, recorded.family, arguments, recorded.positional)
 
 
 def kind_of(call: NetworkCall) -> Hashable:

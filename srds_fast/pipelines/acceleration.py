@@ -29,11 +29,7 @@ STOCK_PROCESSORS = ("AttnProcessor", "AttnAddedKVProcessor", "JointAttnProcessor
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The network options that the user asked for. See `compile` for the meaning.
-
-    Raises:
-        InvalidArgument: a name, mode or switch is unknown. Whether an attention can run is checked at the call.
-    """
+    """The options that the user gave to `compile`, checked; whether an attention can run here is seen at the call."""
 
     attention: str = "auto"
     channels_last: bool | None = None
@@ -60,12 +56,7 @@ class NetworkOptions:
 
 @dataclass
 class Applied:
-    """The result of `applied`.
-
-    Attributes:
-        replacements: maps a network to its compiled version. Call that version instead.
-        reasons: why options were not applied. The list is complete when the `with` block ends.
-    """
+    """The compiled versions to call instead of networks, and why options were not applied (after the call)."""
 
     replacements: dict[nn.Module, Compiled] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
@@ -73,14 +64,11 @@ class Applied:
 
 @contextmanager
 def applied(networks: Iterable[nn.Module], options: NetworkOptions, device: torch.device) -> Iterator[Applied]:
-    """Apply the options to the networks, and restore their attention afterwards.
-
-    Concurrent calls share a setting. If a running call has set another value, this call keeps that value and gets a
-    reason. The layout is not restored: that would copy all weights twice per call.
+    """Apply the options to the networks of a call, and restore their attention afterwards.
 
     Args:
         networks: the modules that the pipeline calls in its loop.
-        device: where the networks run; an offloaded network may be on another device now.
+        device: where they run; an offloaded network may be on another device now.
     """
     made = Applied()
     attention, channels_last, mode = options.attention, options.channels_last, options.torch_compile

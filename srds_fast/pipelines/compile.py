@@ -225,11 +225,11 @@ def compile(
     one with the new settings.
 
     Args:
-        pipe: a diffusers pipeline. The loops of many are known; the source of other loops is checked. See README.
-        method: the name of a method, such as "srds" or "sequential" (our path, one row per wave), or its options;
-            `srds_fast.methods` has all of them. "auto" chooses the fastest for this network on this device: the first
-            call of a kind measures the cost, with some tens of network calls. If the loop is driven, nothing can be
-            measured before the call: "auto" is then srds, or sequential below six steps.
+        pipe: a diffusers pipeline. The loops of many are known; the source of other loops is checked.
+        method: the name of a method, such as "srds" or "sequential" (our path, one row per wave), or its options; see
+            `srds_fast.methods`. "auto" chooses the fastest for this network on this device: the first call of a kind
+            measures the cost, with some tens of network calls. If the loop is driven, nothing can be measured before
+            the call: "auto" is then srds, or sequential below six steps.
         tolerance: bound on the mean absolute difference to the sequential sample, per sample, in the units of the
             state (data in [-1, 1]: one grey level is 1 / 127.5). 0: iterate until the sample no longer changes.
         exact: iterate until the result equals the sequential one by construction.
@@ -237,15 +237,12 @@ def compile(
         max_iterations: largest number of iterations. Default: B, where the result is exact.
         coarse_solver: "2m" (DPM-Solver++(2M) jump), "ddim" (first order) or "auto" (2m; ddim if steps add noise).
         pipelined: start rows of the next iteration as soon as their input exists.
-        in_flight: number of SRDS iterations that run at once. Rows of iteration p wait for the sample of iteration
-            p - in_flight, which may be enough: fewer rows, but more waves where it is not. Default: no bound, or what
-            "auto" finds to pay.
+        in_flight: number of SRDS iterations that run at once: fewer rows, but more waves where an iteration had to
+            start earlier. Default: no bound, or what "auto" finds to pay.
         max_rows: widest wave allowed; memory grows with it.
-        engine: "graph" records the waves of a call as a CUDA graph from one checkpoint to the next, and replays it in
-            later calls of its kind. If that is impossible (the window slides, the states are kept, the program is too
-            long), it records a graph of the network for each width of a wave instead. "network-graphs" always does
-            that. "eager" runs every wave from Python. "auto": graphs on a CUDA device that is not busy all through a
-            network call, which is measured once for each kind of call.
+        engine: "graph" replays a CUDA graph from one checkpoint to the next, or a graph of the network for each width
+            of a wave where that is impossible; "network-graphs" always the second; "eager" runs every wave from Python;
+            "auto": graphs on a CUDA device that is not busy all through a network call, measured once per kind of call.
         max_graphs: number of recordings kept; each is of a plan at one shape. The least recently used goes first.
         lazy_capture: record calls of a new kind when they come; False: in `warmup` alone.
         attention: "auto" changes nothing; "sdpa" is torch's attention, "xformers" that of the package, others are names
@@ -255,8 +252,7 @@ def compile(
         torch_compile: a mode of torch.compile for the networks, "default" or "max-autotune-no-cudagraphs"; graphs then
             hold the compiled code. Every wave width is compiled separately: seconds to minutes in the first calls.
         overlap: "batch": all rows of a wave in one network call; "streams": coarse rows in a separate network call, on
-            a CUDA device in a parallel high-priority stream; "auto": batch, but if a loop graph is recorded on a CUDA
-            device, the one whose replay is faster (recording both takes twice as long).
+            a CUDA device in a parallel stream; "auto": batch, or the faster of the two where a loop graph is recorded.
         plan: a plan to run instead of choosing one for each number of steps; it fixes the settings from method to
             engine.
         strict: raise if a call would run on the stock loop, or eagerly although engine="graph" was given.

@@ -21,10 +21,6 @@ from .loop import Arguments, Loop
 from .networks import NETWORKS, network_family, unwrapped
 
 
-def _always(_pipe: Any, _arguments: Arguments) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class Family:
     """A pipeline class whose loop is known.
@@ -38,7 +34,7 @@ class Family:
 
     loop: Callable[[Any, Arguments], Loop]
     decode: Callable[[Any, Tensor, Arguments], Any] | None
-    stock_if: Callable[[Any, Arguments], str | None] = _always
+    stock_if: Callable[[Any, Arguments], str | None] = lambda pipe, arguments: None
 
 
 def _loop(*networks: str, **known: Any) -> Callable[[Any, Arguments], Loop]:

@@ -37,7 +37,7 @@ class RowInputs:
     ) -> None:
         self._replacements = replacements
         self._peak_rows = program.peak_rows
-        self._num_samples = len(state)
+        self.num_samples = len(state)
         self._per_state = PerState(program, state.device)
         self._input_scale = input_scale(noise, state)
         self._timesteps = noise.timesteps.to(state.device)
@@ -88,20 +88,20 @@ class RowInputs:
         kept = self._tiled.setdefault(name, [])
         tiled = next((each for each in kept if each.tensor is value), None)
         if tiled is None:
-            if len(value) != branches * self._num_samples:
+            if len(value) != branches * self.num_samples:
                 raise UnsupportedPipeline(
                     f"The pipeline's network was given conditioning of shape {tuple(value.shape)} ({name}) for "
-                    f"{branches} x {self._num_samples} branches and samples. It is not known which sample each entry "
+                    f"{branches} x {self.num_samples} branches and samples. It is not known which sample each entry "
                     "belongs to. Run this call on the original pipeline."
                 )
-            tiled = TiledConditioning(value, self._num_samples, branches, self._peak_rows)
+            tiled = TiledConditioning(value, self.num_samples, branches, self._peak_rows)
             # a loop may call its network twice per turn, with different conditioning
             self._tiled[name] = [tiled, *kept[:1]]
         return tiled.of(len(wave.positions), wave.samples)
 
     def prepare(self, family: Network, dtype: torch.dtype, branches: int) -> None:
         """Compute the time inputs of a network family now, for every wave of the whole batch."""
-        self._per_state.prepare(self._column(family, dtype), self._num_samples, branches)
+        self._per_state.prepare(self._column(family, dtype), self.num_samples, branches)
 
     def constants(self) -> Iterator[Tensor]:
         """The tensors computed by `prepare`."""

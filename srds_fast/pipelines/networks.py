@@ -17,10 +17,6 @@ from torch import Tensor, nn
 from ..errors import UnsupportedPipeline
 
 
-def _unchanged(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
-    return timesteps
-
-
 def _thousandths(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
     """Flux takes t / 1000. As in its pipelines, t is first rounded to the dtype of the latents."""
     return timesteps.to(dtype) / 1000
@@ -45,7 +41,7 @@ class Network:
     per_sample: frozenset[str]
     shared: frozenset[str] = frozenset({"return_dict"})
     options: frozenset[str] = frozenset()
-    time: Callable[[Tensor, torch.dtype], Tensor] = _unchanged
+    time: Callable[[Tensor, torch.dtype], Tensor] = lambda timesteps, dtype: timesteps
     channels: int = 1
     gives_residuals: bool = False
 
@@ -151,8 +147,8 @@ class NetworkCall:
         """Call a function in the network's place, with other arguments of the same names."""
         if not self.positional:
             return function(**arguments)
-        given = list(arguments.items())
-        return function(*(value for _, value in given[: self.positional]), **dict(given[self.positional :]))
+        by_position = [*arguments.values()][: self.positional]
+        return function(*by_position, **{name: arguments[name] for name in [*arguments][self.positional :]})
 
 
 def check_time(timesteps: Tensor, call: NetworkCall) -> None:

@@ -179,9 +179,10 @@ class NetworkProxy(nn.Module):
         super().__init__()
         self.network = network
         self.training = network.training
-        self._family = family
         self._lockstep = lockstep
+        self._state = family.state
         self._names = list(inspect.signature(unwrapped(network).forward).parameters)
+        self._call_with = functools.partial(NetworkCall, network, family)
         if hasattr(network, "cache_context"):
             self.cache_context = network.cache_context  # loops look it up in every turn
 
@@ -192,10 +193,10 @@ class NetworkProxy(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # not nn.Module.__call__: the network runs its own hooks, and global hooks must run once
         arguments = dict(zip(self._names, args, strict=False)) | kwargs
-        states = arguments[self._family.state]
+        states = arguments[self._state]
         if isinstance(states, RowStates):
-            arguments[self._family.state] = states.as_subclass(Tensor)
-        return self._lockstep.call(NetworkCall(self.network, self._family, arguments, len(args)))
+            arguments[self._state] = states.as_subclass(Tensor)
+        return self._lockstep.call(self._call_with(arguments, len(args)))
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:

@@ -63,13 +63,12 @@ class RecordedNetwork:
 
     def evaluator(self, program: Program) -> Evaluator:
         """The evaluator of a program's waves; with overlap="streams", coarse rows run on a separate stream."""
-        if self.overlap == "streams" and has_two_lanes(program):
-            return TwoLanes(self._repeated(program.in_lanes()), program, self.state.device)
-        return self._repeated(program)
 
-    def _repeated(self, program: Program) -> Repeated:
-        rows = RowInputs(program, self.noise, self.state, replacements=self.replacements)
-        return Repeated(self.turn.calls, rows, len(self.state))
+        def repeated(program: Program) -> Repeated:
+            rows = RowInputs(program, self.noise, self.state, replacements=self.replacements)
+            return Repeated(self.turn.calls, rows)
+
+        return _in_lanes(repeated, program, self.state, self.overlap == "streams" and has_two_lanes(program))
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
         """Everything needed to record this call.
@@ -92,31 +91,25 @@ class RecordedNetwork:
             own["adapter scales"] = scales.values(state.new_empty(0))
         replacements = self.replacements
 
-        def repeated(static: Mapping[str, Tensor], program: Program) -> Repeated:
-            rows = RowInputs(program, noise, static["x"], replacements=replacements)
-            around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
-            return Repeated(with_tensors(calls, given, static), rows, len(static["x"]), around)
-
         def begin(static: Mapping[str, Tensor], two_lanes: bool) -> tuple[Core, Evaluator]:
-            core = core_of(plan, static["x"], noise, program, inputs.with_tensors(static))
-            if not two_lanes:
-                return core, repeated(static, program)
-            return core, TwoLanes(repeated(static, program.in_lanes()), program, static["x"].device)
+            x = static["x"]
+            around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
+
+            def repeated(program: Program) -> Repeated:
+                rows = RowInputs(program, noise, x, replacements=replacements)
+                return Repeated(with_tensors(calls, given, static), rows, around)
+
+            core = core_of(plan, x, noise, program, inputs.with_tensors(static))
+            return core, _in_lanes(repeated, program, x, two_lanes)
 
         def through(graphed: Through) -> Repeated:
             called = {network: graphed(replacements.get(network, network), id(network)) for network in factors}
-            return Repeated(self.turn.calls, RowInputs(program, noise, state, replacements=called), len(state))
+            return Repeated(self.turn.calls, RowInputs(program, noise, state, replacements=called))
 
         called = network_calls(tuple(factors), state.device, replacements)
+        signature = plan.signature, noise, inputs.scaled, inputs.network, implementation(state.device)
         return Capturable(
-            (
-                plan.signature,
-                noise,
-                inputs.scaled,
-                inputs.network,
-                implementation(state.device),
-                signature_of(calls),
-            ),
+            (*signature, signature_of(calls)),
             own | given,
             tuple(factors),
             begin,
@@ -143,6 +136,10 @@ class RecordedNetwork:
         assert weights is not None
         _, x0 = self.noise.step(0, self.state_of(wave), torch.tensordot(weights, m.to(weights.dtype), dims=1))
         return x0
+
+
+def _in_lanes(repeated: Callable[[Program], Repeated], program: Program, x: Tensor, two_lanes: bool) -> Evaluator:
+    return TwoLanes(repeated(program.in_lanes()), program, x.device) if two_lanes else repeated(program)
 
 
 def network_calls(

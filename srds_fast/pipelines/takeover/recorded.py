@@ -40,7 +40,6 @@ class Repeated:
     Args:
         calls: of the turn, in order.
         rows: makes their arguments.
-        num_samples: samples in the whole batch.
         around: makes a context manager for the calls of a wave.
     """
 
@@ -48,13 +47,9 @@ class Repeated:
         self,
         calls: Sequence[NetworkCall],
         rows: RowInputs,
-        num_samples: int,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._around = around
-        self._calls = calls
-        self._rows = rows
-        self._num_samples = num_samples
+        self._calls, self._rows, self._around = calls, rows, around
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """The network's output at a wave, branch by branch, [branches * rows, samples, ...]."""
@@ -83,7 +78,7 @@ class Repeated:
 
     def prepare(self) -> None:
         for call in self._calls:
-            self._rows.prepare(call.family, call.states.dtype, len(call.states) // self._num_samples)
+            self._rows.prepare(call.family, call.states.dtype, len(call.states) // self._rows.num_samples)
 
     def constants(self) -> Iterator[Tensor]:
         return self._rows.constants()
@@ -97,9 +92,10 @@ class Repeated:
 
     def _at(self, recorded: NetworkCall, wave: Evaluate) -> NetworkCall:
         """The call with the states of a wave; a call may have fewer branches than the others of the loop."""
-        size = len(recorded.states) // self._num_samples * len(wave.positions)
+        size = len(recorded.states) // self._rows.num_samples * len(wave.positions)
         states = (wave.x if size == len(wave.x) else wave.x[:size]).flatten(0, 1)
-        return replace(recorded, arguments={**recorded.arguments, recorded.family.state: states})
+        arguments = {**recorded.arguments, recorded.family.state: states}
+        return NetworkCall(recorded.network, recorded.family, arguments, recorded.positional)
 
 
 def kind_of(call: NetworkCall) -> Hashable:

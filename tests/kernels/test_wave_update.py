@@ -49,7 +49,6 @@ def by_definition(
         if value.before is not None:
             result = result + value.d * memory[value.before]
         if value.draw is not None:
-            assert noises is not None
             result = result + value.s * noises[value.draw]
         made[value.keep] = result
     for slot, result in made.items():
@@ -198,7 +197,6 @@ def test_large_states_are_taken_in_larger_blocks(device: torch.device, monkeypat
     case.check(wave_update)
     buffers = case.buffers()
     wave_update(case.table, 0, buffers, case.m.to(device), network=case.network)
-    assert buffers.scratch is not None
     assert buffers.scratch.block == kernel.LARGE_BLOCK
 
 

@@ -98,11 +98,10 @@ def _check(table: WaveTable, x: Tensor, noises: Tensor | None) -> None:
     elements = math.prod(x.shape[1:])
     if elements > MOST_ELEMENTS:
         raise InvalidArgument(f"x has {elements} elements a sample. The most is {MOST_ELEMENTS}. Split the samples.")
-    entries = 0
+    entries = 0 if noises is None else len(noises)
     if noises is not None:
-        entries = len(noises)
-        shape = (entries, *x.shape)
-        check_tensor("noises", noises, (table.dtype,), table.device, shape, "[entries, samples, ...]")
+        meaning = "[entries, samples, ...]"
+        check_tensor("noises", noises, (table.dtype,), table.device, (entries, *x.shape), meaning)
     if table.draws > entries:
         raise InvalidArgument(f"noises has {entries} entries. The table refers to {table.draws}. Pass as many.")
 

@@ -21,10 +21,7 @@ class Traffic(NamedTuple):
 
 
 def traffic(table: WaveTable, number: int, network_bytes: int, branches: int = 1, inputs: int = 1) -> Traffic:
-    """The bytes that update `number` moves; network_bytes: of an element of the network's input and output.
-
-    branches: of the network's output; inputs: copies of its next input.
-    """
+    """The bytes that an update moves; branches of the output and copies of the input have elements of network_bytes."""
     update, state_bytes = table.updates[number], table.dtype.itemsize
     moved = 0
     reads, written = set[int](), set[int]()

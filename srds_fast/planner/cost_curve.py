@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -46,10 +46,6 @@ class CostCurve:
     def memory(self, rows: int) -> int | None:
         """Bytes that a call of so many rows takes."""
         return None if self.nbytes is None else int(_interpolated(self.rows, self.nbytes, rows))
-
-    def of(self, widths: Iterable[int]) -> float:
-        """Seconds of one call after another."""
-        return sum(map(self, widths))
 
 
 def _interpolated(xs: Sequence[int], ys: Sequence[float], x: int) -> float:

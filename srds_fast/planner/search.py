@@ -62,8 +62,8 @@ class Pricing:
     @property
     def most_rows(self) -> int | None:
         """Of the widest wave that may fit into memory; None: no wave was too wide."""
-        found = [most for most in (self.known.curve.most_rows, self.known.experience.most_rows) if most is not None]
-        return min(found, default=None)
+        found = self.known.curve.most_rows, self.known.experience.most_rows
+        return min((most for most in found if most is not None), default=None)
 
     def record(self, plan: Plan, report: Report | None) -> None:
         """Learn from a run of a plan; report: None if the run did not settle."""
@@ -87,7 +87,7 @@ class Pricing:
 
     def network(self, plan: Plan, iteration: int) -> float:
         """Seconds in the network of a run that ends with an iteration."""
-        return self.known.curve.of(until(plan, iteration).program().widths(iteration))
+        return sum(map(self.known.curve, until(plan, iteration).program().widths(iteration)))
 
     def expected_network(self, plan: Plan) -> float:
         """Seconds that runs will spend in the network, the mean over how many iterations they take."""

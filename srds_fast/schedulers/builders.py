@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import UnsupportedScheduler
 from .table import NoiseTable
@@ -19,26 +20,15 @@ from .table import NoiseTable
 Builder = Callable[..., NoiseTable]
 _BUILDERS: dict[str, Builder] = {}
 
-# the supported scheduler of the same kind, for those whose step needs a longer history, its own random process or
-# several network calls
-_REPLACEMENTS = {
-    "PNDMScheduler": "DDIMScheduler",
-    "IPNDMScheduler": "DDIMScheduler",
-    "LCMScheduler": "DDIMScheduler",
-    "TCDScheduler": "DDIMScheduler",
-    "DDIMParallelScheduler": "DDIMScheduler",
-    "DDPMParallelScheduler": "DDPMScheduler",
-    "CogVideoXDDIMScheduler": "DDIMScheduler",
-    "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchLCMScheduler": "FlowMatchEulerDiscreteScheduler",
-    "HeunDiscreteScheduler": "EulerDiscreteScheduler",
-    "KDPM2DiscreteScheduler": "EulerDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler": "EulerAncestralDiscreteScheduler",
-    "LMSDiscreteScheduler": "EulerDiscreteScheduler",
-    "UniPCMultistepScheduler": "DPMSolverMultistepScheduler",
-    "DEISMultistepScheduler": "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler": "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler": "EulerAncestralDiscreteScheduler",
+# supported schedulers, each with those of its kind whose step needs a longer history, its own random process or several
+# network calls
+_REPLACED_BY = {
+    "DDIM": ("PNDM", "IPNDM", "LCM", "TCD", "DDIMParallel", "CogVideoXDDIM"),
+    "DDPM": ("DDPMParallel",),
+    "FlowMatchEulerDiscrete": ("FlowMatchHeunDiscrete", "FlowMatchLCM"),
+    "EulerDiscrete": ("HeunDiscrete", "KDPM2Discrete", "LMSDiscrete"),
+    "EulerAncestralDiscrete": ("KDPM2AncestralDiscrete", "DPMSolverSDE"),
+    "DPMSolverMultistep": ("UniPCMultistep", "DEISMultistep", "DPMSolverSinglestep"),
 }
 
 
@@ -60,18 +50,18 @@ def supported_schedulers() -> list[str]:
 def adds_noise(scheduler: Any, eta: float = 0.0) -> bool:
     """Whether the scheduler's steps add fresh noise. eta: of the call; only DDIM takes it."""
     takes_eta = "eta" in inspect.signature(scheduler.step).parameters
-    return (takes_eta and eta > 0) or any(cls.__name__ in STOCHASTIC for cls in type(scheduler).__mro__)
-
-
-STOCHASTIC = ("DDPMScheduler", "EulerAncestralDiscreteScheduler")
+    stochastic = ("DDPMScheduler", "EulerAncestralDiscreteScheduler")
+    return (takes_eta and eta > 0) or any(cls.__name__ in stochastic for cls in type(scheduler).__mro__)
 
 
 def builder_of(scheduler: Any) -> Builder:
+    """The builder of a scheduler's class; raises UnsupportedScheduler, with the line to write, if there is none."""
     for cls in type(scheduler).__mro__:
         if cls.__name__ in _BUILDERS:
             return _BUILDERS[cls.__name__]
     name = type(scheduler).__name__
-    other = _REPLACEMENTS.get(name)
+    kind = name.removesuffix("Scheduler")
+    other = next((f"{each}Scheduler" for each, replaced in _REPLACED_BY.items() if kind in replaced), None)
     if other is None:
         raise UnsupportedScheduler(
             f"{name} is not supported, nor is any of its kind. Supported are {', '.join(supported_schedulers())}. "
@@ -104,11 +94,12 @@ def ddim(scheduler: Any, eta: float = 0.0) -> NoiseTable:
     levels = (abar, 1 - abar, abar_next, 1 - abar_next - deviation**2)
     alpha, sigma, alpha_next, sigma_next = (level.sqrt().double() for level in levels)
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
-    p, q, r, s = {
-        "epsilon": (1 / alpha, -sigma / alpha, zero, one),
-        "sample": (zero, one, 1 / sigma, -alpha / sigma),
-        "v_prediction": (alpha, -sigma, sigma, alpha),
-    }[known_prediction(scheduler, "epsilon", "sample", "v_prediction")]
+    p, q, r, s = of_prediction(
+        scheduler,
+        epsilon=(1 / alpha, -sigma / alpha, zero, one),
+        sample=(zero, one, 1 / sigma, -alpha / sigma),
+        v_prediction=(alpha, -sigma, sigma, alpha),
+    )
     return NoiseTable(
         timesteps, alpha, sigma, alpha_next, sigma_next, p, q, r, s,
         input_scale=one,
@@ -145,11 +136,9 @@ def ddpm(scheduler: Any) -> NoiseTable:
     draws = timesteps > 0
     alpha, sigma = abar.sqrt().double(), (1 - abar).sqrt().double()
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
-    p, q = {
-        "epsilon": (1 / alpha, -sigma / alpha),
-        "sample": (zero, one),
-        "v_prediction": (alpha, -sigma),
-    }[known_prediction(scheduler, "epsilon", "sample", "v_prediction")]
+    p, q = of_prediction(
+        scheduler, epsilon=(1 / alpha, -sigma / alpha), sample=(zero, one), v_prediction=(alpha, -sigma)
+    )
     return NoiseTable(
         # c1 * x expressed by x0 and its eps: x = alpha * x0 + sigma * eps
         timesteps, alpha, sigma, of_x0 + of_x * alpha, of_x * sigma, p, q, (1 - alpha * p) / sigma, -alpha * q / sigma,
@@ -171,12 +160,8 @@ def euler(scheduler: Any) -> NoiseTable:
     variance = (sigmas[:-1] ** 2 + 1).double()
     deviation = ((sigmas[:-1] ** 2 + 1) ** 0.5).double()
     zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
-    p, q = {
-        "epsilon": (one, -sigma),
-        "sample": (zero, one),
-        "original_sample": (zero, one),
-        "v_prediction": (1 / variance, -sigma / deviation),
-    }[known_prediction(scheduler, "epsilon", "sample", "original_sample", "v_prediction")]
+    x0, v = (zero, one), (1 / variance, -sigma / deviation)
+    p, q = of_prediction(scheduler, epsilon=(one, -sigma), sample=x0, original_sample=x0, v_prediction=v)
     return NoiseTable(
         scheduler.timesteps.cpu(), one, sigma, one, sigma_next, p, q, (1 - p) / sigma, -q / sigma,
         input_scale=1 / deviation,
@@ -188,7 +173,7 @@ def euler(scheduler: Any) -> NoiseTable:
 @table_for("EulerAncestralDiscreteScheduler")
 def euler_ancestral(scheduler: Any) -> NoiseTable:
     """Euler with sigma_next split into a deterministic part and fresh noise (k-diffusion's ancestral step, eta = 1)."""
-    known_prediction(scheduler, "epsilon", "v_prediction")
+    of_prediction(scheduler, epsilon=(), v_prediction=())
     table = euler(scheduler)
     start, stop = scheduler.sigmas[:-1].cpu(), scheduler.sigmas[1:].cpu()
     up = (stop**2 * (start**2 - stop**2) / start**2) ** 0.5
@@ -220,13 +205,13 @@ def dpm_solver(scheduler: Any) -> NoiseTable:
     alpha, sigma, sigma_next = alphas[:-1].double(), sigmas[:-1].double(), sigmas[1:].double()
     alpha_next = of_x0.double() + sigma_next / sigma * alpha
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
-    p, q = {
-        "epsilon": (1 / alpha, -sigma / alpha),
-        "sample": (zero, one),
-        "v_prediction": (alpha, -sigma),
-        "flow_prediction": (one, -scheduler.sigmas[:-1].cpu().double()),
-    }[known_prediction(scheduler, "epsilon", "sample", "v_prediction", "flow_prediction")]
-
+    p, q = of_prediction(
+        scheduler,
+        epsilon=(1 / alpha, -sigma / alpha),
+        sample=(zero, one),
+        v_prediction=(alpha, -sigma),
+        flow_prediction=(one, -scheduler.sigmas[:-1].cpu().double()),
+    )
     second = torch.full((num_steps,), config.solver_order == 2)
     second[0] = False
     if config.euler_at_final or (config.lower_order_final and num_steps < 15) or config.final_sigmas_type == "zero":
@@ -269,15 +254,15 @@ def refuse_option(scheduler: Any, option: str, needed: object) -> None:
         )
 
 
-def known_prediction(scheduler: Any, *known: str) -> str:
-    """The scheduler's prediction type, one of `known`."""
+def of_prediction(scheduler: Any, **known: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The columns that are known for the scheduler's prediction type."""
     prediction: str = scheduler.config.prediction_type
     if prediction not in known:
         raise UnsupportedScheduler(
             f"{type(scheduler).__name__} with prediction_type={prediction!r} is not supported. "
             f"Known here are {', '.join(known)}. Use a scheduler with one of these."
         )
-    return prediction
+    return known[prediction]
 
 
 def supported_base_name(scheduler: Any) -> str:

@@ -2,10 +2,9 @@
 
     x' = a * x + b * m + c * x0 + d * x0_prev (+ s * z),    x0 = clamp(p * x + q * m)
 
-with x the state, m the network output at x, x0 the predicted clean sample and x0_prev the previous one: from the
-previous step for a fine step, from the previous boundary for a jump. A first-order step or jump uses a and b (without
-clipping) or a, b and c (with clipping); DPM-Solver++(2M), as fine step or as jump, also uses c and d. An x0 that is
-kept for later has this form too. Coefficients are float64 here; `kernels.wave_update` does the arithmetic.
+with x the state, m the network output at x, x0 the predicted clean sample and x0_prev the one at the previous step, or
+at the previous boundary for a jump. First-order steps and jumps use a and b, and c if x0 is clipped; DPM-Solver++(2M)
+also uses c and d. Coefficients are float64 here; `kernels.wave_update` does the arithmetic.
 """
 
 from __future__ import annotations
@@ -59,10 +58,9 @@ def first_order(noise: NoiseTable, start: int, stop: int) -> Coefficients:
     return Coefficients(a + alpha_next * column["p"][start], b + alpha_next * column["q"][start], 0.0, 0.0)
 
 
-# Longest extrapolation of x0 in a 2M jump, in units of the previous jump. The jump approximates a few first-order fine
-# steps, not the exact flow. The last jumps are several times longer in log-SNR than those before them, so the full
-# extrapolation overshoots. On the digits pipeline (25 to 100 steps, guidance 3 and 7.5) the limit reduces the
-# difference to sequential after one iteration 4 to 23 times, to a third or a half of that of first-order jumps.
+# Longest extrapolation of x0 in a 2M jump, in units of the previous jump. The last jumps are several times longer in
+# log-SNR than those before them, so the full extrapolation overshoots. On the digits pipeline (25 to 100 steps,
+# guidance 3 and 7.5) the limit reduces the difference to sequential after one iteration 4 to 23 times.
 LONGEST_EXTRAPOLATION = 0.5
 
 
@@ -112,8 +110,7 @@ def chained(
         known = 0.0 < width_before < math.inf and math.isfinite(distance)
         return min(distance / width_before, longest) if known else 0.0
 
-    a, c, d = 1.0, 0.0, 0.0
-    weights: list[float] = []
+    a, c, d, weights = 1.0, 0.0, 0.0, list[float]()
     for index in range(start, stop):
         keep = column["sigma_next"][index] / column["sigma"][index]
         gain = column["alpha_next"][index] - keep * column["alpha"][index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -60,8 +60,8 @@ class NoiseTable:
     @cached_property
     def numbers(self) -> dict[str, list[float]]:
         """The float64 columns as lists, because reading a number from a list is much faster."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "timesteps"}
-        return {name: column.tolist() for name, column in columns.items() if isinstance(column, Tensor)}
+        columns = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {name: column.tolist() for name, column in columns.items() if name != "timesteps"}
 
     def part(self, start: int, stop: int, *, afresh: bool = True) -> NoiseTable:
         """Steps start .. stop - 1 as a table, for img2img and `denoising_end`.
@@ -72,7 +72,13 @@ class NoiseTable:
             return self
         key = start, stop, afresh
         if key not in self._parts:
-            self._parts[key] = self._part(*key)
+            columns: dict[str, Any] = {
+                name: value[start:stop] for name, value in vars(self).items() if isinstance(value, Tensor)
+            }
+            if "momentum" in columns and afresh:
+                columns["momentum"] = columns["momentum"].clone()
+                columns["momentum"][:1] = 0.0
+            self._parts[key] = replace(self, **columns)
         return self._parts[key]
 
     @cached_property
@@ -80,38 +86,19 @@ class NoiseTable:
         """Cache of parts. Each part must stay the same object, because solvers cache by the identity of a table."""
         return {}
 
-    def _part(self, start: int, stop: int, afresh: bool) -> NoiseTable:
-        columns: dict[str, Any] = {
-            field.name: value[start:stop]
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        if "momentum" in columns and afresh:
-            columns["momentum"] = columns["momentum"].clone()
-            columns["momentum"][:1] = 0.0
-        return replace(self, **columns)
-
     def step(
         self, index: int, x: Tensor, m: Tensor, x0_prev: Tensor | None = None, z: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The sampler's step `index` and its x0, written as in the definition. All tensors have the same shape.
-
-        This is the reference for tests of the coefficients in `steps`; the solvers do not call it.
-        """
-        alpha, sigma, arrive_alpha, arrive_sigma, p, q, r, s = (
-            float(column[index])
-            for column in (
-                self.alpha, self.sigma, self.alpha_next, self.sigma_next, self.p, self.q, self.r, self.s,
-            )
-        )  # fmt: skip
-        x0, eps = p * x + q * m, r * x + s * m
+        """The sampler's step `index` and its x0, written as in the definition; to check schedulers and coefficients."""
+        at = {name: column[index] for name, column in self.numbers.items()}
+        x0, eps = at["p"] * x + at["q"] * m, at["r"] * x + at["s"] * m
         if self.clip is not None:
             x0 = x0.clamp(-self.clip, self.clip)
             if self.clip_epsilon:
-                eps = (x - alpha * x0) / sigma
-        x = arrive_alpha * x0 + arrive_sigma * eps
+                eps = (x - at["alpha"] * x0) / at["sigma"]
+        x = at["alpha_next"] * x0 + at["sigma_next"] * eps
         if self.momentum is not None and x0_prev is not None:
-            x = x + float(self.momentum[index]) * (x0 - x0_prev)
+            x = x + at["momentum"] * (x0 - x0_prev)
         if self.spread is not None and z is not None:
-            x = x + float(self.spread[index]) * z
+            x = x + at["spread"] * z
         return x, x0

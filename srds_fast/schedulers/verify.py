@@ -69,8 +69,8 @@ def _build(scheduler: Any, clip_epsilon: bool, eta: float) -> NoiseTable:
             "Leave eta out, or use DDIMScheduler."
         )
     table = builder(scheduler, **({"eta": eta} if eta else {}))
-    columns = (table.alpha_next, table.sigma_next, table.p, table.q, table.r, table.s, table.input_scale)
-    if not all(bool(column.isfinite().all()) for column in columns):
+    columns = ("alpha_next", "sigma_next", "p", "q", "r", "s", "input_scale")
+    if not all(math.isfinite(value) for name in columns for value in table.numbers[name]):
         raise UnsupportedScheduler(
             f"{type(scheduler).__name__} divides by zero in one of its {table.num_steps} steps. The cause may be "
             "epsilon prediction with rescale_betas_zero_snr, or shift_terminal with one step. "
@@ -119,16 +119,15 @@ def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
         x = table.alpha[index] * x0 + table.sigma[index] * eps
         timestep = trial.timesteps[index]
         scaled = trial.scale_model_input(x, timestep) if hasattr(trial, "scale_model_input") else x
-        expected_noise = torch.Generator()
-        expected_noise.set_state(noise.get_state())
+        expected_noise = noise.clone_state()
         z = None
         if table.draws is not None and bool(table.draws[index]):
             z = torch.randn(m.shape, dtype=m.dtype, generator=expected_noise)
         expected = trial.step(m, timestep, x, **options, return_dict=False)[0].double()
         found, x0_prev = table.step(index, x, m, x0_prev, z)
         size = float(expected.abs().max())
-        difference = float((found - expected).abs().max())
-        difference = max(difference, float((scaled - table.input_scale[index] * x).abs().max()))
+        differences = found - expected, scaled - table.input_scale[index] * x
+        difference = max(float(each.abs().max()) for each in differences)
         drawn_as_expected = torch.equal(noise.get_state(), expected_noise.get_state())
         close = math.isfinite(size) and difference <= 4e-6 * max(1.0, size, float(x.abs().max()))
         if not (close and drawn_as_expected):

@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 _FOLDER = Path(__file__).parent
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_PROMPTS = {"digits": tuple(f"the digit {word}" for word in _DIGITS)}
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_PROMPTS = {"digits": tuple(f"the digit {word}" for word in WORDS)}
 
 
 def names() -> list[str]:
-    """Return the names of the bundled pipelines."""
+    """The names of the bundled pipelines."""
     return sorted(_PROMPTS)
 
 
 def prompts(name: str) -> list[str]:
-    """Return prompts that the pipeline ``name`` was trained on; for "digits" ten prompts, 0 to 9 in order.
+    """Prompts that the pipeline was trained on; for "digits" ten prompts, 0 to 9 in order.
 
     Raises:
         InvalidArgument: (a ValueError) there is no pipeline of that name.
@@ -40,15 +40,19 @@ def prompts(name: str) -> list[str]:
 
 
 def load(name: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """Return the bundled pipeline ``name`` on the CPU, offline, its networks in ``dtype`` and in evaluation mode.
+    """The bundled pipeline on the CPU, loaded offline, its networks in ``dtype`` and in evaluation mode.
 
-    The weights are stored in float16 and converted to ``dtype``. "digits" makes 32x32 images from latents of shape
+    The weights are stored in float16 and converted. "digits" makes 32x32 images from latents of shape
     ``[n, 4, 8, 8]``. Each call returns a new pipeline.
 
     Raises:
         InvalidArgument: (a ValueError) there is no pipeline of that name.
     """
-    folder = _FOLDER / _known(name)
+    return load_from(_FOLDER / _known(name), dtype)
+
+
+def load_from(folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """The pipeline saved in a folder, see `load`."""
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(
@@ -62,7 +66,6 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeli
 
 
 def _known(name: str) -> str:
-    """Return ``name`` if a bundled pipeline has this name; otherwise raise InvalidArgument."""
     if name not in _PROMPTS:
         raise InvalidArgument(f"There is no bundled pipeline {name!r}. Use one of: {', '.join(names())}.")
     return name

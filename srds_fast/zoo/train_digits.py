@@ -1,12 +1,8 @@
 """Train the bundled text-to-image pipeline "digits" from nothing, on one processor core.
 
-The data are the 1,797 handwritten digits that ship with scikit-learn (UCI "Optical Recognition of Handwritten
-Digits", 8x8 pixels). They are upscaled to 32x32, encoded by a small KL autoencoder into 4x8x8 latents, and a
-conditional UNet learns to denoise those latents, jointly with a small CLIP text encoder that reads the captions. The
-result is an ordinary ``StableDiffusionPipeline``, saved in float16::
-
     python -m srds_fast.zoo.train_digits --out digits --sheet digits.png
 
+`card` describes data, networks and training. The result is an ordinary ``StableDiffusionPipeline``, saved in float16.
 Step counts, not minutes, are fixed, so that two runs on one machine do the same work.
 """
 
@@ -15,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import re
 import shutil
 import tempfile
 import time
@@ -23,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,23 +33,15 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from . import WORDS, load_from, prompts
+
 IMAGE_SIZE = 32
-LATENT_SIZE = 8
 TOKENS = 16
 TEXT_WIDTH = 64
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = (
-    "{}",
-    "the digit {}",
-    "a digit {}",
-    "the number {}",
-    "a number {}",
-    "a handwritten {}",
-    "the handwritten digit {}",
-    "a drawing of the digit {}",
-    "a drawing of a {}",
-    "a picture of the number {}",
-)
+    "{}", "the digit {}", "a digit {}", "the number {}", "a number {}", "a handwritten {}",
+    "the handwritten digit {}", "a drawing of the digit {}", "a drawing of a {}", "a picture of the number {}",
+)  # fmt: skip
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -59,8 +49,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 class Recipe:
     """Everything that decides the outcome of a training run.
 
-    The UNet's learning rate follows a cosine that would reach zero after ``unet_horizon`` steps; training ends at
-    ``unet_steps``, where it is down to a fifteenth, since the averaged weights have settled by then.
+    The UNet's learning rate would reach zero after ``unet_horizon`` steps. Training ends at ``unet_steps``, where it is
+    down to a fifteenth: the averaged weights have settled by then.
     """
 
     seed: int = 0
@@ -79,7 +69,7 @@ class Recipe:
 
 
 def real_digits() -> tuple[Tensor, Tensor]:
-    """Return the real digits, float32 ``[1797, 3, 32, 32]`` in -1..1, and their labels, int64 ``[1797]``."""
+    """The real digits, float32 ``[1797, 3, 32, 32]`` in -1..1, and their labels, int64 ``[1797]``."""
     data = load_digits()
     small = torch.from_numpy(data.images).float()[:, None] / 16
     large = F.interpolate(small, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -87,7 +77,7 @@ def real_digits() -> tuple[Tensor, Tensor]:
 
 
 def augment(images: Tensor) -> Tensor:
-    """Return ``images`` (``[n, 3, 32, 32]``, -1..1), each slightly turned, scaled, shifted and re-inked."""
+    """Images ``[n, 3, 32, 32]`` in -1..1, each slightly turned, scaled, shifted and its stroke contrast changed."""
     n = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -103,34 +93,24 @@ def augment(images: Tensor) -> Tensor:
 
 
 def captions(digit: int) -> list[str]:
-    """Return every caption of ``digit``: each phrasing with the word and with the numeral."""
+    """Every caption of a digit: each phrasing with the word and with the numeral."""
     return [template.format(name) for template in TEMPLATES for name in (WORDS[digit], str(digit))]
 
 
 def byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Return merges, in order, that make each of ``words`` one token (the most frequent pair goes first)."""
-    pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    """Merges, in order, that make each word one token; the most frequent pair is merged first."""
+    pieces = [" ".join([*word[:-1], word[-1] + "</w>"]) for word in words]
     merges: list[tuple[str, str]] = []
-    while pairs := Counter(pair for piece in pieces for pair in pairwise(piece)):
+    while pairs := Counter(pair for piece in pieces for pair in pairwise(piece.split())):
         pair = min(pairs, key=lambda candidate: (-pairs[candidate], candidate))
         merges.append(pair)
-        pieces = [merge_pair(piece, pair) for piece in pieces]
+        whole_symbols = re.compile(rf"(?<!\S){re.escape(' '.join(pair))}(?!\S)")
+        pieces = [whole_symbols.sub("".join(pair), piece) for piece in pieces]
     return merges
 
 
-def merge_pair(piece: list[str], pair: tuple[str, str]) -> list[str]:
-    """Return ``piece`` with each occurrence of ``pair``, from the left, joined into one symbol."""
-    joined: list[str] = []
-    for symbol in piece:
-        if joined and (joined[-1], symbol) == pair:
-            joined[-1] += symbol
-        else:
-            joined.append(symbol)
-    return joined
-
-
 def build_tokenizer() -> CLIPTokenizer:
-    """Return a CLIP tokenizer whose vocabulary is all bytes and one token for each word of the captions."""
+    """A CLIP tokenizer whose vocabulary is all bytes and one token for each word of the captions."""
     words = sorted({word for digit in range(10) for caption in captions(digit) for word in caption.split()})
     merges = byte_pair_merges(words)
     alphabet = sorted(ByteLevel.alphabet())
@@ -139,15 +119,8 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
 
 
-def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """Return the ids of ``texts``, int64 ``[n, 16]``, padded as ``StableDiffusionPipeline`` pads them."""
-    batch = tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
-    ids: Tensor = batch.input_ids
-    return ids
-
-
 def build_vae() -> AutoencoderKL:
-    """Return an untrained autoencoder between images ``[n, 3, 32, 32]`` and latents ``[n, 4, 8, 8]``."""
+    """An untrained autoencoder between images ``[n, 3, 32, 32]`` and latents ``[n, 4, 8, 8]``."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -160,7 +133,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Return an untrained text encoder from ids ``[n, 16]`` to states ``[n, 16, 64]``."""
+    """An untrained text encoder from ids ``[n, 16]`` to states ``[n, 16, 64]``."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -178,9 +151,9 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Return an untrained UNet that predicts the noise in latents ``[n, 4, 8, 8]`` from text states ``[n, 16, 64]``."""
+    """An untrained UNet that predicts the noise in latents ``[n, 4, 8, 8]`` from text states ``[n, 16, 64]``."""
     return UNet2DConditionModel(
-        sample_size=LATENT_SIZE,
+        sample_size=8,
         in_channels=4,
         out_channels=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -193,34 +166,20 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def build_scheduler() -> DDIMScheduler:
-    """Return the noise schedule of Stable Diffusion 1 and 2, with DDIM's step."""
-    return DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="epsilon",
-        timestep_spacing="leading",
-    )
-
-
 def optimise(
     parameters: list[nn.Parameter],
     loss_of_step: Callable[[], Tensor],
-    *,
     steps: int,
     horizon: int,
     rate: float,
     label: str,
-    after_step: Callable[[int], None] = lambda step: None,
+    after_step: Callable[[int], None] = lambda done: None,
 ) -> float:
-    """Minimise ``loss_of_step()`` by AdamW with a short warm-up and a cosine decay; return the running mean loss.
+    """Minimise a loss by AdamW with a short warm-up and a cosine decay; returns the running mean of the loss.
 
-    The learning rate would reach zero after ``horizon`` steps, of which ``steps`` are taken.
-    ``after_step`` is called with the number of steps done (1..``steps``), after each of them.
+    Args:
+        steps: taken; the learning rate would reach zero after `horizon` steps.
+        after_step: called with the number of steps done, after each.
     """
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
     warm_up = min(200, horizon // 10 + 1)
@@ -244,7 +203,7 @@ def optimise(
 
 
 def train_vae(recipe: Recipe, images: Tensor) -> tuple[AutoencoderKL, float]:
-    """Return the autoencoder trained on augmented ``images`` and its final loss (pixel mean square plus KL term)."""
+    """The autoencoder, trained on augmented images, and its final loss (pixel mean square plus KL term)."""
     vae = build_vae()
 
     def loss_of_step() -> Tensor:
@@ -254,32 +213,26 @@ def train_vae(recipe: Recipe, images: Tensor) -> tuple[AutoencoderKL, float]:
         divergence: Tensor = posterior.kl().sum() / posterior.mean.numel()
         return F.mse_loss(decoded, pixels) + recipe.kl_weight * divergence
 
-    loss = optimise(
-        list(vae.parameters()),
-        loss_of_step,
-        steps=recipe.vae_steps,
-        horizon=recipe.vae_steps,
-        rate=recipe.vae_rate,
-        label="autoencoder",
-    )
+    steps = recipe.vae_steps
+    loss = optimise(list(vae.parameters()), loss_of_step, steps, steps, recipe.vae_rate, "autoencoder")
     standardise_latents(vae.eval(), images)
     return vae, loss
 
 
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation, ``[n, 4, 8, 8]`` each, of the unscaled latents of augmented ``images``."""
+    """Mean and standard deviation, ``[n, 4, 8, 8]`` each, of the unscaled latents of augmented images."""
     posteriors = [vae.encode(augment(part)).latent_dist for part in images.split(250)]
     return torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
 
 
 @torch.no_grad()
 def standardise_latents(vae: AutoencoderKL, images: Tensor) -> None:
-    """Give the latents of ``images`` channels of mean zero and of one variance, and set the matching scaling factor.
+    """Give the latents channels of mean zero and equal variance, and set the matching scaling factor.
 
-    Sampling starts from unit noise, and Stable Diffusion's schedule does not quite reach pure noise: latents of mean
-    zero and unit variance are the ones that fit both. The change is folded into the 1x1 convolutions on either side of
-    the latents, so that what ``vae`` makes of an image stays the same.
+    Sampling starts from unit noise, and Stable Diffusion's schedule does not quite reach pure noise: both fit latents
+    of mean zero and unit variance. The change is folded into the 1x1 convolutions on either side of the latents, so
+    the autoencoder maps images as before.
     """
     means, deviations = encode_images(vae, images)
     latents = means + deviations * torch.randn_like(means)
@@ -294,13 +247,6 @@ def standardise_latents(vae: AutoencoderKL, images: Tensor) -> None:
     vae.register_to_config(scaling_factor=round(1 / overall.item(), 4))
 
 
-@torch.no_grad()
-def average_weights(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """Move the weights of ``average`` towards those of ``module`` by ``1 - decay``."""
-    for mean, value in zip(average.parameters(), module.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
-
-
 def train_unet(
     recipe: Recipe,
     vae: AutoencoderKL,
@@ -308,18 +254,26 @@ def train_unet(
     labels: Tensor,
     on_preview: Callable[[StableDiffusionPipeline], None],
 ) -> tuple[StableDiffusionPipeline, float]:
-    """Return the pipeline with a UNet and text encoder trained jointly, and the final loss (mean square, noise).
+    """The pipeline with a UNet and text encoder trained jointly, and the final loss (mean square of the noise).
 
-    ``on_preview`` gets the pipeline, with averaged weights, each ``recipe.preview_every`` steps.
+    ``on_preview`` gets the pipeline, with averaged weights, every ``recipe.preview_every`` steps.
     """
-    tokenizer, scheduler = build_tokenizer(), build_scheduler()
+    tokenizer = build_tokenizer()
+    # the noise schedule of Stable Diffusion 1 and 2, with DDIM's step
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type="epsilon", timestep_spacing="leading",
+    )  # fmt: skip
     unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
-    average = nn.ModuleList([copy.deepcopy(unet), copy.deepcopy(text_encoder)]).eval()
-    pipeline = assemble(vae, average[1], tokenizer, average[0], scheduler)
+    trained = nn.ModuleList([unet, text_encoder])
+    average = copy.deepcopy(trained).eval()
+    pipeline = assemble(vae=vae, text_encoder=average[1], tokenizer=tokenizer, unet=average[0], scheduler=scheduler)
 
     texts = [caption for digit in range(10) for caption in captions(digit)]
     phrasings = len(texts) // 10
-    ids = token_ids(tokenizer, [*texts, ""])
+    # padded as StableDiffusionPipeline pads them; the last is the empty caption
+    batch = tokenizer([*texts, ""], padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
+    ids: Tensor = batch.input_ids
     order = torch.arange(recipe.images) % len(images)
     means, deviations = encode_images(vae, images[order])
 
@@ -336,86 +290,46 @@ def train_unet(
 
     def after_step(done: int) -> None:
         decay = min(recipe.ema_decay, done / (done + 10))
-        average_weights(average[0], unet, decay)
-        average_weights(average[1], text_encoder, decay)
+        with torch.no_grad():
+            for mean, value in zip(average.parameters(), trained.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
         if done % recipe.preview_every == 0:
             on_preview(pipeline)
 
-    loss = optimise(
-        [*unet.parameters(), *text_encoder.parameters()],
-        loss_of_step,
-        steps=recipe.unet_steps,
-        horizon=recipe.unet_horizon,
-        rate=recipe.unet_rate,
-        label="denoiser",
-        after_step=after_step,
-    )
+    parameters, horizon = list(trained.parameters()), recipe.unet_horizon
+    loss = optimise(parameters, loss_of_step, recipe.unet_steps, horizon, recipe.unet_rate, "denoiser", after_step)
     return pipeline, loss
 
 
-def assemble(
-    vae: AutoencoderKL,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    unet: UNet2DConditionModel,
-    scheduler: DDIMScheduler,
-) -> StableDiffusionPipeline:
-    """Return the text-to-image pipeline of these parts, without a safety checker."""
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+def assemble(**parts: Any) -> StableDiffusionPipeline:
+    """The text-to-image pipeline of these parts, without a safety checker."""
+    without: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return StableDiffusionPipeline(**parts, **without)
 
 
 def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Write ``pipeline`` in float16 to ``folder``, replacing what it holds; ``pipeline`` itself stays in float32."""
-    half = assemble(
-        copy.deepcopy(pipeline.vae).half(),
-        copy.deepcopy(pipeline.text_encoder).half(),
-        pipeline.tokenizer,
-        copy.deepcopy(pipeline.unet).half(),
-        pipeline.scheduler,
-    )
+    """Write a pipeline to a folder in float16, replacing what it holds; the pipeline itself stays in float32."""
+    half = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("vae", "text_encoder", "unet")}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         fresh = Path(scratch) / folder.name
-        half.save_pretrained(fresh, safe_serialization=True)
+        assemble(**half, tokenizer=pipeline.tokenizer, scheduler=pipeline.scheduler).save_pretrained(fresh)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
 
 
-def load(folder: Path) -> StableDiffusionPipeline:
-    """Return the pipeline saved in ``folder``, in float32 and ready to sample."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, low_cpu_mem_usage=False)
-    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
-        # diffusers' own `to` warns of modules to keep in float32, of which there are none
-        nn.Module.to(part, dtype=torch.float32)
-        part.eval()
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def sample(pipeline: StableDiffusionPipeline, per_digit: int, seed: int, steps: int = 50) -> np.ndarray:
-    """Return ``per_digit`` images of each digit, prompted at guidance 3: ``[10, per_digit, 32, 32, 3]``, 0..1."""
-    prompts = [f"the digit {word}" for word in WORDS for _ in range(per_digit)]
+    """So many images of each digit, prompted at guidance 3: ``[10, per_digit, 32, 32, 3]`` in 0..1."""
+    texts = [prompt for prompt in prompts("digits") for _ in range(per_digit)]
     noise = torch.Generator().manual_seed(seed)
     images: np.ndarray = pipeline(
-        prompts, num_inference_steps=steps, guidance_scale=3.0, generator=noise, output_type="np", return_dict=False
+        texts, num_inference_steps=steps, guidance_scale=3.0, generator=noise, output_type="np", return_dict=False
     )[0]
     return images.reshape(10, per_digit, IMAGE_SIZE, IMAGE_SIZE, 3)
 
 
 def recognised(images: np.ndarray) -> float:
-    """Return the share of prompted ``images`` (``[10, n, 32, 32, 3]``) in which an SVC finds the digit asked for.
-
-    The classifier learns from the real 8x8 digits alone; the images reach it averaged over 4x4 pixels.
-    """
+    """The share of prompted images, ``[10, n, 32, 32, 3]``, in which an SVC of real digits finds the one asked for."""
     data = load_digits()
     classifier = SVC(C=10.0, gamma="scale").fit(data.data / 16, data.target)
     pooled = images.mean(axis=-1).reshape(-1, 8, IMAGE_SIZE // 8, 8, IMAGE_SIZE // 8).mean(axis=(2, 4))
@@ -424,7 +338,7 @@ def recognised(images: np.ndarray) -> float:
 
 
 def save_sheet(images: np.ndarray, path: Path) -> None:
-    """Write ``images`` (``[10, n, 32, 32, 3]``, 0..1) as one PNG: a row for each digit, doubled in size."""
+    """Write images, ``[10, n, 32, 32, 3]`` in 0..1, as one PNG: a row for each digit, doubled in size."""
     rows, columns, height, width, _ = images.shape
     sheet = images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
     picture = Image.fromarray((sheet * 255).round().astype(np.uint8))
@@ -432,7 +346,7 @@ def save_sheet(images: np.ndarray, path: Path) -> None:
 
 
 def card(recipe: Recipe, measured: dict[str, str]) -> str:
-    """Return the README of the trained pipeline."""
+    """The README of the trained pipeline."""
     settings = "\n".join(f"| {name} | {value} |" for name, value in asdict(recipe).items())
     results = "\n".join(f"| {name} | {value} |" for name, value in measured.items())
     return f"""# digits
@@ -476,8 +390,8 @@ scikit-learn (BSD 3-clause).
 """
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Return the command line's settings; those of ``Recipe`` carry its field names."""
+def main() -> None:
+    """Train, save, sample from what was saved, and write down what was measured."""
     parser = argparse.ArgumentParser(
         description='Train the text-to-image pipeline "digits" on one processor core and save it in float16.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -488,12 +402,7 @@ def parse_arguments() -> argparse.Namespace:
     for field in fields(Recipe):
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, type=type(field.default), default=field.default, help="of the recipe")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Train, save, sample from what was saved, and write down what was measured."""
-    arguments = parse_arguments()
+    arguments = parser.parse_args()
     recipe = Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(recipe.seed)
@@ -505,7 +414,8 @@ def main() -> None:
     seconds, processor_seconds = time.perf_counter() - started, time.process_time()
     save(pipeline, arguments.out)
 
-    pipeline = load(arguments.out)
+    pipeline = load_from(arguments.out, torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
     samples = sample(pipeline, per_digit=20, seed=recipe.seed)
     if arguments.sheet:
         save_sheet(samples, arguments.sheet)

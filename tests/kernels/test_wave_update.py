@@ -36,10 +36,9 @@ CPU = torch.device("cpu")
 
 
 def by_definition(
-    update: Update, memory: list[Tensor], m: Tensor, noises: Tensor | None, guidance: list[float], clip: float
-) -> tuple[list[Tensor], dict[int, Tensor], dict[int, Tensor]]:
+    update: Update, memory: Tensor, m: Tensor, noises: Tensor, guidance: list[float], clip: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """The update, in float64: the memory after it, the change and whether a bit moved of each iteration compared."""
-    memory = list(memory)
     made = {}
     for value in update.steps:
         rows = len(m) // len(guidance)
@@ -49,19 +48,20 @@ def by_definition(
         if value.before is not None:
             result = result + value.d * memory[value.before]
         if value.draw is not None:
-            assert noises is not None
             result = result + value.s * noises[value.draw]
         made[value.keep] = result
+    memory = memory.clone()
     for slot, result in made.items():
         memory[slot] = result
-    change, moved = {}, {}
+    change = torch.zeros(4, memory.shape[1], dtype=torch.float64)
+    moved = torch.zeros_like(change, dtype=torch.bool)
     for each in update.corrections:
         if each.bracket is not None:
             new, old = each.bracket
-            memory[each.slot] = memory[each.slot] + (memory[new] - memory[old])
+            memory[each.slot] += memory[new] - memory[old]
         if each.compare is not None:
             distance = (memory[each.slot] - memory[each.compare]).abs().flatten(1)
-            moved[each.iteration] = moved.get(each.iteration, torch.zeros(len(distance)) > 0) | (distance > 0).any(1)
+            moved[each.iteration] |= (distance > 0).any(1)
             if each.whole:
                 change[each.iteration] = distance.mean(1)
     return memory, change, moved
@@ -117,7 +117,7 @@ class Case:
         self.guidance = [number() for _ in range(branches)] if branches > 1 else [1.0]
         self.memory = torch.randn(16, samples, *shape, dtype=torch.float64, generator=draw)
         self.memory[7, 0] = self.memory[3, 0] + self.memory[4, 0] - self.memory[6, 0] + 1.0
-        self.noises = torch.randn(2, samples, *shape, dtype=torch.float64, generator=draw) if noisy else None
+        self.noises = torch.randn(2, samples, *shape, dtype=torch.float64, generator=draw)
         self.m = torch.randn(branches * max(rows, 1), samples, *shape, dtype=torch.float64, generator=draw).to(network)
         self.clip = clip
         self.table = WaveTable([self.update], 16, 3, state, device, 1 + len(shape), clip, records_moved=True)
@@ -125,31 +125,27 @@ class Case:
         self.state, self.device = state, device
 
     def buffers(self) -> Buffers:
-        noises = None if self.noises is None else self.noises.to(self.device, self.state)
-        x = self.memory[0].to(self.device, self.state)
-        buffers = Buffers(self.table, x, noises, channels_last=self.network.channels_last)
+        x, noises = (each.to(self.device, self.state) for each in (self.memory[0], self.noises))
+        given = noises if self.table.draws else None
+        buffers = Buffers(self.table, x, given, channels_last=self.network.channels_last)
         buffers.memory.copy_(self.memory)
         return buffers
 
     def check(self, run: Callable[..., Tensor | None], m_as: Callable[[Tensor], Tensor] = lambda m: m) -> Any:
         """Run the update and hold all that it wrote against the definition; returns the network's input."""
+        buffers = self.buffers()
         # what the kernel is given, rounded, is what the definition is given
-        memory = [slot.double() for slot in self.memory.to(self.state)]
-        noises = None if self.noises is None else self.noises.to(self.state).double()
+        memory, noises = (self.memory.to(self.state).double(), self.noises.to(self.state).double())
         wanted, change, moved = by_definition(
             self.update, memory, self.m.double(), noises, self.guidance, self.clip or math.inf
         )
-        buffers = self.buffers()
         guidance = torch.tensor(self.guidance, dtype=self.state, device=self.device) if len(self.guidance) > 1 else None
         m = m_as(self.m.to(self.device)) if self.update.steps else None
         found = run(self.table, 0, buffers, m, guidance=guidance, network=self.network)
-        close = {"rtol": 2e-5, "atol": 2e-5} if self.state == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
-        torch.testing.assert_close(buffers.memory.cpu().double(), torch.stack(wanted), **close)
-        for iteration in range(4):
-            expected = change.get(iteration, torch.zeros(len(self.memory[0]), dtype=torch.float64))
-            torch.testing.assert_close(buffers.change[iteration].cpu().double(), expected, **close)
-            expected = moved.get(iteration, torch.zeros(len(self.memory[0])) > 0)
-            assert torch.equal(buffers.moved[iteration].cpu(), expected)
+        bound = 2e-5 if self.state == torch.float32 else 1e-12
+        for ours, theirs in ((buffers.memory, wanted), (buffers.change, change)):
+            torch.testing.assert_close(ours.cpu().double(), theirs, rtol=bound, atol=bound)
+        assert torch.equal(buffers.moved.cpu(), moved)
         assert (found is not None) == bool(self.update.gathers)
         if found is not None:
             given = torch.stack([each.scale * wanted[each.slot] for each in self.update.gathers])
@@ -198,7 +194,6 @@ def test_large_states_are_taken_in_larger_blocks(device: torch.device, monkeypat
     case.check(wave_update)
     buffers = case.buffers()
     wave_update(case.table, 0, buffers, case.m.to(device), network=case.network)
-    assert buffers.scratch is not None
     assert buffers.scratch.block == kernel.LARGE_BLOCK
 
 

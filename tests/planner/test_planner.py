@@ -51,7 +51,6 @@ def pricing(curve: CostCurve, overhead: Callable[[srds_fast.Plan], float] = lamb
 def test_the_choice_is_never_predicted_slower_than_sequential(steps: int, curve: CostCurve, stochastic: bool) -> None:
     priced = pricing(curve)
     plan = fastest(steps, Settings(), stochastic, priced)
-    assert plan.prediction is not None
     by_name = {each.name: each for each in plan.prediction.candidates}
     assert plan.prediction.chosen.seconds <= by_name["sequential"].seconds == pytest.approx(steps * 1e-3)
     assert plan.prediction.chosen.name == plan.short()
@@ -62,9 +61,7 @@ def test_the_choice_is_never_predicted_slower_than_sequential(steps: int, curve:
 
 def test_rows_for_nothing_give_the_fewest_waves_and_costly_rows_the_sequential_sampler() -> None:
     free, costly = (fastest(50, Settings(), False, pricing(curve)) for curve in (FREE, LINEAR))
-    assert free.prediction is not None
     assert free.prediction.chosen.waves == min(each.waves for each in free.prediction.candidates) < 50 / 4
-    assert costly.prediction is not None
     assert costly.method == "sequential"
     assert "take longer" in costly.prediction.why
 
@@ -81,10 +78,8 @@ def test_a_plan_must_be_clearly_faster_with_its_overhead(share: float, method: s
 
 
 def test_memory_bounds_the_width_of_waves() -> None:
-    bounded = dataclasses.replace(FREE, most_rows=8)
-    plan = fastest(100, Settings(), False, pricing(bounded))
+    plan = fastest(100, Settings(), False, pricing(dataclasses.replace(FREE, most_rows=8)))
     assert plan.program().peak_rows <= 8
-    assert plan.prediction is not None
     assert all(each.peak_rows <= 8 for each in plan.prediction.candidates)
 
 
@@ -186,10 +181,7 @@ def test_the_iterations_needed_are_those_after_which_all_stay_within_the_toleran
     assert [needed([(1, one_off)], reference, 0.1, quantile) for quantile in (0.75, 0.95)] == [1, None]
 
 
-METHODS = ["sequential", "srds", Collocation(12), ParaTAA.published(), ParaDiGMS(), Chords(3), Chords(2, (0, 5))]
-
-
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", ["srds", Collocation(12), ParaDiGMS(), Chords(2, (0, 5))], ids=str)
 def test_plans_come_back_from_json(method: Any, tmp_path: Path) -> None:
     plan = choose(20, Settings(method=method))
     if not plan.slides:
@@ -248,7 +240,6 @@ def test_sample_with_an_auto_plan_measures_once_and_says_what_it_predicted() -> 
     second = auto(network)
     assert network.calls == second.waves, "costs are known by then"
     assert first.network_seconds is not None
-    assert first.plan_reason is not None
     assert first.plan_reason in str(first)
     assert None not in (first.predicted_seconds, second.predicted_seconds)
 
@@ -323,7 +314,6 @@ def test_where_a_chosen_method_does_not_settle_the_steps_are_taken_one_by_one() 
     chosen = dataclasses.replace(choose(60, picard), prediction=fastest(60, picard, False, pricing(FREE)).prediction)
     found = srds_fast.sample(denoiser, x, scheduler(), 60, plan=chosen)
     report = found.report
-    assert report.fallback_reason is not None
     assert "one after another" in report.fallback_reason
     assert report.waves > 60
     assert (report.method, report.engine, report.options) == ("sequential", "eager", None)  # what gave the sample
@@ -385,7 +375,6 @@ def test_a_plan_is_left_only_for_one_that_is_clearly_faster(slower: float, stays
     assert fastest(100, settings, False, priced).signature == other.signature
     found = fastest(100, settings, False, priced, before=before)
     assert found.signature == (before if stays else other).signature
-    assert found.prediction is not None
     assert found.prediction.chosen.name == found.short()
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import inspect
 from itertools import product
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -188,24 +189,15 @@ def test_a_refused_option_is_named_and_the_line_works(scheduler: object, option:
     check_scheduler(run_line(str(caught.value), scheduler))
 
 
-REPLACED = [
-    "PNDMScheduler",
-    "UniPCMultistepScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "LMSDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "LCMScheduler",
-    "TCDScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-]
+REPLACED = (
+    "PNDM", "UniPCMultistep", "DEISMultistep", "DPMSolverSinglestep", "LMSDiscrete", "HeunDiscrete", "KDPM2Discrete",
+    "KDPM2AncestralDiscrete", "LCM", "TCD", "FlowMatchHeunDiscrete",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REPLACED)
 def test_an_unsupported_scheduler_gets_a_line_that_works(name: str) -> None:
-    scheduler = getattr(diffusers, name)()
+    scheduler = getattr(diffusers, f"{name}Scheduler")()
     with pytest.raises(UnsupportedScheduler, match=name) as caught:
         check_scheduler(scheduler)
     check_scheduler(run_line(str(caught.value), scheduler))
@@ -215,13 +207,9 @@ def run_line(message: str, scheduler: object) -> object:
     """Run the line that the message tells the user to write."""
     line = message.split("Write `")[1].split("`")[0]
 
-    class Pipe:
-        pass
-
-    pipe = Pipe()
-    pipe.scheduler = scheduler  # type: ignore[attr-defined]
+    pipe = SimpleNamespace(scheduler=scheduler)
     exec(line, {"diffusers": diffusers, "pipe": pipe})
-    return pipe.scheduler  # type: ignore[attr-defined]
+    return pipe.scheduler
 
 
 def test_a_changed_step_is_noticed() -> None:

@@ -40,9 +40,11 @@ class Watch(CaptureCheck):
         super().__init__()
         self.on_host: list[str] = []
 
-    def after(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def execute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = super().execute(func, args, kwargs)
         if any(tensor.device != DEVICE for tensor in tensors_in((args, kwargs, out))):
             self.on_host.append(str(func))
+        return out
 
 
 class Once:
@@ -51,23 +53,18 @@ class Once:
     def replay(self) -> None:
         raise AssertionError("there is nothing to replay")
 
-    def reset(self) -> None:
-        pass
-
 
 class Recorder:
     """Runs what is to be recorded, under guards that are kept."""
 
-    name = "fake"
-
     def __init__(self) -> None:
         self.guards: list[Watch] = []
 
-    def record(self, work: Callable[[CaptureCheck], Any]) -> tuple[Once, Any]:
+    def record(self, work: Callable[[CaptureCheck], Any]) -> tuple[Once, Watch, Any]:
         guard = Watch()
         self.guards.append(guard)
         with guard:
-            return Once(), work(guard)
+            return Once(), guard, work(guard)
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +150,7 @@ def check(guards: list[Watch]) -> None:
     assert any(guard.read_by_network for guard in guards)
     for guard in guards:
         assert guard.on_host == []
-        assert {tensor.device for tensor in guard.read} == {DEVICE}
+        assert {tensor.device for tensor in guard.read.values()} == {DEVICE}
 
 
 def check_kind(call: Capturable, kind: str) -> None:

@@ -879,12 +879,11 @@ def test_a_call_that_is_done_does_not_fail_for_its_recording(flux: Twins, monkey
 def test_a_comparison_that_is_interrupted_gives_the_device_back(flux: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the error, and with it all its frames, is kept."""
 
-    def interrupt(core: Any, *_: Any) -> None:
-        next(core)
+    def interrupt(like: Tensor) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("srds_fast.engine.graphs.compare._result", interrupt)
+        patch.setattr("srds_fast.engine.graphs.replay._Arriving", interrupt)
         with pytest.raises(KeyboardInterrupt) as kept:
             flux.alone(flux.fast)
     assert in_a_thread(lambda: flux.alone(flux.fast, 1)[0]) is not None

@@ -15,7 +15,7 @@ from twins import Act, Twins, put
 
 import srds_fast
 from srds_fast import CaptureFailed
-from srds_fast.engine.graphs import cache, memory, network_graphs, runner
+from srds_fast.engine.graphs import cache, network_graphs, recorder, runner
 from srds_fast.engine.graphs.utilisation import BUSY, why_not_worth
 from srds_fast.engine.run import Run
 from srds_fast.methods import ParaDiGMS, ParaTAA
@@ -148,7 +148,7 @@ def test_a_long_loop_runs_on_network_graphs_and_says_why(monkeypatch: pytest.Mon
 def test_memory_is_left_for_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """First the loop graph takes too much, then the network graphs as well."""
     left = iter([100, 40, *[100, 98] * 20])
-    monkeypatch.setattr(memory, "free_memory", lambda device: next(left))
+    monkeypatch.setattr(recorder, "free_memory", lambda device: next(left))
     twins = Twins("flux")
     twins.base["num_inference_steps"] = 6
     twins.first(0)
@@ -306,7 +306,7 @@ def test_the_older_name_is_accepted(tmp_path: Any) -> None:
 
 
 def test_without_a_recorder_of_its_device_a_call_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
-    from srds_fast.engine.graphs.devices import RECORDERS
+    from srds_fast.engine.graphs.recorder import RECORDERS
 
     monkeypatch.delitem(RECORDERS, "cpu")
     for engine in ("graph", "network-graphs"):

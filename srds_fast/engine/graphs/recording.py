@@ -10,8 +10,8 @@ done.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +23,7 @@ from ...solvers.contract import Checkpoint, Core, Evaluate
 from .capturable import Capturable
 from .capture_checks import CaptureCheck, refuse_unknown_reads
 from .device_lock import device_lock
-from .memory import TooLarge
-from .recorder import Graph, Recorder, recorded
+from .recorder import Graph, Recorder, TooLarge, record
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Stretch:
     """
 
     graph: Graph
-    waves: tuple[tuple[tuple[int, ...], int], ...]
+    waves: Sequence[tuple[tuple[int, ...], int]]
     checkpoint: Checkpoint
 
 
@@ -68,6 +67,7 @@ class LoopGraph:
         self.overlap = "streams" if streams else "batch"
         self.nbytes = self.operations = 0
         self.reason: str | None = None
+        self.device = call.device
         self.checkpoints = call.checkpoints
         self.program = call.program
         self.broken = False
@@ -77,10 +77,9 @@ class LoopGraph:
         self._most_operations = most_operations
         self._inputs = {name: torch.empty_like(each).copy_(each) for name, each in call.inputs.items()}
         self._stretches: list[Stretch] = []
-        self._made: set[int] = set()
+        self._made: set[Hashable] = set()
         self._core, self._evaluate = call.begin(self._inputs, streams)
         self._evaluate.prepare()
-        self._known = [*self._inputs.values(), *self._evaluate.constants()]
         if call.compiled:  # torch compiles each width for itself, which no recording may hold
             for width in call.widths:
                 self._evaluate(call.wave_of_zeros(width))
@@ -88,26 +87,20 @@ class LoopGraph:
         if self.device.type != "cpu":
             _rehearse(call.begin(self._inputs, streams)[0], call.dtype)
 
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return self._inputs["x"].device
-
     def extend_to(self, checkpoints: int) -> None:
         """Record what is missing up to so many checkpoints, as far as a run goes.
 
         Raises:
             CaptureFailed: an operation cannot be recorded. Nothing more can be done with this recording.
         """
-        wanted = min(checkpoints, self.checkpoints)
         with device_lock(self.device):
             if self.broken:
                 raise CaptureFailed("The recording broke off. It is made anew.")
+            missing = range(len(self._stretches), min(checkpoints, self.checkpoints))
             try:
-                if len(self._stretches) < wanted:
-                    with telemetry.recording():
-                        while len(self._stretches) < wanted:
-                            self._stretches.append(self._record_stretch(len(self._stretches)))
+                with telemetry.recording() if missing else nullcontext():
+                    for number in missing:
+                        self._stretches.append(self._record_stretch(number))
             except BaseException:  # also an interrupt: waves may be lost
                 self.broken = True
                 raise
@@ -119,10 +112,7 @@ class LoopGraph:
 
     def take(self, inputs: Mapping[str, Tensor]) -> None:
         """Copy the inputs of a run to where graphs read them."""
-        if self.device.type == "cuda":
-            for tensor in self._inputs.values():  # the allocator must not reuse them before this stream is done
-                tensor.record_stream(torch.cuda.current_stream(self.device))
-        torch._foreach_copy_(list(self._inputs.values()), [inputs[name] for name in self._inputs])
+        copy_to(self._inputs.values(), [inputs[name] for name in self._inputs])
 
     def run_through(self, inputs: Mapping[str, Tensor]) -> None:
         """Replay all stretches, to measure how long it takes."""
@@ -139,19 +129,21 @@ class LoopGraph:
             while isinstance(event, Evaluate):
                 waves.append((event.positions, event.number))
                 self._refuse_length(check, len(waves))
-                with telemetry.wave(self.program, event.number):
+                with telemetry.span(*telemetry.of_wave(self.program, event.number)):
                     with check.network(self._compiled):
                         output = self._evaluate(event)
                     with telemetry.span("wave_update", "wave_update"):
                         event = self._core.send(output)
             return event
 
-        with telemetry.iteration(self.program, number):
-            graph, check, checkpoint = recorded(self._recorder, work)
-        refuse_unknown_reads(check, self._known, self._networks, self._made)
-        self._made |= check.storages
+        iteration = self.program.first_iteration + number
+        with telemetry.span(f"iteration {iteration}", "iteration", iteration):
+            graph, check, checkpoint = record(self._recorder, work)
+        inputs = [*self._inputs.values(), *self._evaluate.constants()]
+        refuse_unknown_reads(check, inputs, self._networks, self._made)
+        self._made |= check.made
         self.operations += check.operations
-        return Stretch(graph, tuple(waves), checkpoint)
+        return Stretch(graph, waves, checkpoint)
 
     def _refuse_length(self, check: CaptureCheck, waves: int) -> None:
         expected = check.operations / max(1, waves - 1) * len(self.program)
@@ -160,6 +152,14 @@ class LoopGraph:
                 f"One graph of the loop would hold about {expected:.0f} operations. It would take long to make and "
                 "much memory. There is a graph of the network for each width of a wave instead."
             )
+
+
+def copy_to(static: Iterable[Tensor], tensors: list[Tensor]) -> None:
+    """Copy the inputs of a replay to the tensors that its graph reads."""
+    for each in static:
+        if each.is_cuda:  # the allocator must not reuse its memory before this stream is done with it
+            each.record_stream(torch.cuda.current_stream(each.device))
+    torch._foreach_copy_(list(static), tensors)
 
 
 def _rehearse(core: Core, dtype: torch.dtype) -> None:

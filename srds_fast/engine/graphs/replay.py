@@ -1,22 +1,25 @@
-"""A run that replays a recording, as a solver core."""
+"""A run that replays a recording, as a solver core; and the comparison of a replay with the eager run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import telemetry
+from ...errors import CaptureFailed
 from ...solvers.contract import Checkpoint, Core, Evaluate
+from .capturable import Capturable
 from .device_lock import replaying
 from .recording import LoopGraph, Stretch
 
-
-def never(iteration: int) -> bool:
-    """Launch nothing ahead of a decision to stop."""
-    return False
+# Largest difference between a replay and the eager run, relative to the largest value. A wrong recording is wrong by
+# far more; batches of other widths round differently.
+SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 class Replay:
@@ -30,11 +33,13 @@ class Replay:
             unlikely.
 
     Attributes:
-        core: the run as a core: it tells of each wave that it has been launched, and ignores the answer.
+        core: the run as a core: it hands out each wave when it has been launched, and ignores the answer.
         dropped_waves: launched ahead of a decision to stop.
     """
 
-    def __init__(self, captured: LoopGraph, inputs: Mapping[str, Tensor], ahead: Callable[[int], bool] = never) -> None:
+    def __init__(
+        self, captured: LoopGraph, inputs: Mapping[str, Tensor], ahead: Callable[[int], bool] = lambda iteration: False
+    ) -> None:
         self.dropped_waves = 0
         self._captured = captured
         self._ahead = ahead
@@ -44,8 +49,7 @@ class Replay:
         captured = self._captured
         with replaying(captured.device):
             captured.take(inputs)
-            samples = tuple(range(len(inputs["x"])))
-            running = samples
+            running = samples = tuple(range(len(inputs["x"])))
             result: Tensor | None = None
             launched = False
             for number in range(captured.checkpoints):
@@ -64,7 +68,10 @@ class Replay:
                 checkpoint = arriving.of(running)
                 answer = yield checkpoint
                 assert not isinstance(answer, Tensor)
-                result = _with(result, checkpoint)
+                if result is None or len(result) == len(running):
+                    result = checkpoint.sample
+                else:  # samples that are done keep what they had
+                    result = result.index_copy(0, torch.tensor(running, device=result.device), checkpoint.sample)
                 running = running if answer is None else tuple(running[position] for position in answer)
                 if last or not running:
                     break
@@ -72,7 +79,8 @@ class Replay:
             return result
 
     def _launch(self, stretch: Stretch, number: int) -> None:
-        with telemetry.replay(self._captured.program, number, len(stretch.waves)):
+        iteration = self._captured.program.first_iteration + number
+        with telemetry.span(f"replay {iteration}", "replay", len(stretch.waves)):
             stretch.graph.replay()
 
 
@@ -80,13 +88,8 @@ class _Arriving:
     """A checkpoint on its way to the host: copies that later stretches do not overwrite."""
 
     def __init__(self, found: Checkpoint) -> None:
-        self._found = Checkpoint(
-            found.iteration,
-            found.sample.clone(),
-            found.samples,
-            _to_host(found.change),
-            found.exact,
-            _to_host(found.still),
+        self._found = replace(
+            found, sample=found.sample.clone(), change=_to_host(found.change), still=_to_host(found.still)
         )
         # the copy to the host follows in the same stream: a stream of its own could not begin earlier
         self._event: Any = None
@@ -103,7 +106,7 @@ class _Arriving:
         index = torch.tensor(running)
         change, still = (None if each is None else each[index] for each in (found.change, found.still))
         sample = found.sample[index.to(found.sample.device)]
-        return Checkpoint(found.iteration, sample, running, change, found.exact, still)
+        return replace(found, sample=sample, samples=running, change=change, still=still)
 
 
 def _to_host(tensor: Tensor | None) -> Tensor | None:
@@ -113,9 +116,38 @@ def _to_host(tensor: Tensor | None) -> Tensor | None:
     return host.copy_(tensor, non_blocking=True)
 
 
-def _with(result: Tensor | None, checkpoint: Checkpoint) -> Tensor:
-    if result is None or len(result) == len(checkpoint.samples):
-        return checkpoint.sample
-    result = result.clone()
-    result[list(checkpoint.samples)] = checkpoint.sample
-    return result
+def compare(captured: LoopGraph, call: Capturable, expected: Tensor, iterations: list[int]) -> None:
+    """Raise CaptureFailed if a replay on the call's own inputs does not give its result.
+
+    Args:
+        expected: result of the eager run, [batch, ...].
+        iterations: after how many each sample was done.
+    """
+    core = Replay(captured, call.inputs).core
+    found = torch.empty_like(expected)
+    try:
+        event: Any = next(core)
+        with suppress(StopIteration):
+            while True:
+                if isinstance(event, Evaluate):
+                    event = core.send(event.x)
+                    continue
+                running = range(len(event.samples))
+                done = [position for position in running if iterations[event.samples[position]] <= event.iteration]
+                found[[event.samples[position] for position in done]] = event.sample[done]
+                event = core.send(tuple(position for position in running if position not in done))
+    finally:
+        core.close()
+    refuse_difference(found, expected, call.dtype)
+
+
+def refuse_difference(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Raise CaptureFailed if what a replay found is not what an eager run in this dtype gave."""
+    if not expected.numel():
+        return
+    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if not difference <= SAME.get(dtype, 0.0) * largest:
+        raise CaptureFailed(
+            f"The loop is not captured: its replay differs from the eager run by {difference:.2g} where values reach "
+            f"{largest:.2g}. Something in the network is not repeated by a replay. It runs eagerly."
+        )

@@ -31,15 +31,14 @@ def utilisation(call: Capturable, evaluate: Callable[[Evaluate], Tensor]) -> flo
 
     Measured on zeros: once as the host launches the calls, once with all launches queued behind a pause.
     """
-    device = call.device
-    width, _ = Counter(len(positions) for positions in call.positions).most_common(1)[0]
+    width, _ = Counter(map(len, call.positions)).most_common(1)[0]
     wave = call.wave_of_zeros(width)
 
     def calls() -> None:
         for _ in range(CALLS):
             evaluate(wave)
 
-    with torch.cuda.device(device):
+    with torch.cuda.device(call.device):
         calls()
         torch.cuda.synchronize()
         started = time.perf_counter()

@@ -92,14 +92,10 @@ def price(
     """The costs of calls like one that is about to be made, measured if they are not known.
 
     Args:
-        costs: those known.
         key: of the kind of call, but for the state and the format of the network's input.
         evaluator: makes what runs the waves of a program.
         state: starting noise, [batch, ...].
-        noise, extras: of the call.
         dtype: of the network's output.
-        networks: what is called.
-        max_rows: widest call allowed.
         replayed: whether the call will be replayed from graphs: nothing is then spent between network calls.
     """
 
@@ -133,22 +129,14 @@ def price(
 
 @torch.no_grad()
 def measure(
-    evaluator: Callable[[Program], Evaluator],
-    program: Program,
-    x: Tensor,
-    network: NetworkInput,
-    *,
-    replayed: bool = False,
+    evaluator: Callable[[Program], Evaluator], program: Program, x: Tensor, network: NetworkInput, *, replayed: bool
 ) -> CostCurve:
-    """The curve of a network for batches like x.
+    """The curve of a network for batches like x, [batch, ...]: every row is one of it.
 
     Narrow calls are timed first. No wider ones are made once long calls cost in proportion to their rows.
 
     Args:
-        evaluator: makes what runs the waves of a program.
         program: a wave for each width, `program.of_widths`.
-        x: starting noise, [batch, ...]: every row is one of it.
-        network: format of the network's input.
         replayed: time recordings of the calls; the caller holds the device lock. Where a call cannot be recorded, all
             are timed eagerly.
     """
@@ -194,16 +182,11 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
 
 
 class _Call:
-    """A network call of one width, timed once when it is made. warm: a call like it has been made.
-
-    Attributes:
-        rows: its width.
-        nbytes: peak of the memory it took; None where that cannot be asked.
-    """
+    """A network call of one width, timed once when it is made. warm: a call like it has been made."""
 
     def __init__(self, evaluate: Evaluator, wave: Evaluate, replayed: bool, *, warm: bool) -> None:
         self.rows = len(wave.positions)
-        self.nbytes: int | None = None
+        self.nbytes: int | None = None  # peak of the memory it took; None where that cannot be asked
         self._device = device = wave.x.device
         self._times: list[float] = []
         self._make: Callable[[], object] = lambda: evaluate(wave)
@@ -238,12 +221,7 @@ class _Call:
 
 @torch.no_grad()
 def between_calls(next_wave: Callable[[Tensor | None], Evaluate | None], dtype: torch.dtype) -> float:
-    """Seconds that a run takes without its network: it is run on outputs of zeros.
-
-    Args:
-        next_wave: of the run, `Run.next`.
-        dtype: of the network's output.
-    """
+    """Seconds that a run takes without its network: `next_wave`, its `Run.next`, is given zeros in this dtype."""
     started = time.perf_counter()
     excluded = 0.0
     wave = next_wave(None)

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 import srds_fast
 from srds_fast.engine.graphs.capturable import Capturable
 from srds_fast.engine.graphs.capture_checks import CaptureCheck, tensors_in
+from srds_fast.engine.graphs.loop_graph import LoopGraph
 from srds_fast.engine.graphs.network_graphs import NetworkGraphs
-from srds_fast.engine.graphs.recording import LoopGraph
 from srds_fast.errors import CaptureFailed
 from srds_fast.kernels import wave_update
 from srds_fast.pipelines.lockstep.loop import LockstepLoop
@@ -139,7 +139,7 @@ def record_network(call: Capturable) -> list[Watch]:
 
 
 def check_loop(captured: LoopGraph, guards: list[Watch], num_waves: int) -> None:
-    numbers = [number for stretch in captured._stretches for _, number in stretch.waves]
+    numbers = [number for stretch in captured._stretches for number in stretch.waves]
     assert numbers == list(range(num_waves))
     assert len(captured._stretches) == captured.checkpoints
     assert captured.operations > 100

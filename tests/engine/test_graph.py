@@ -22,7 +22,7 @@ from twins import FIRST, SECONDS, STEPS, Act, Twins, differ, in_a_thread, put
 import srds_fast
 from srds_fast import CaptureFailed, DivergenceError
 from srds_fast.engine import costs as pricing
-from srds_fast.engine.graphs.replay import Replay
+from srds_fast.engine.graphs.loop_graph import Replay
 from srds_fast.engine.run import Run
 from srds_fast.planner.candidates import fixed_at
 from srds_fast.planner.choose import choose
@@ -883,7 +883,7 @@ def test_a_comparison_that_is_interrupted_gives_the_device_back(flux: Twins, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("srds_fast.engine.graphs.replay._Arriving", interrupt)
+        patch.setattr("srds_fast.engine.graphs.loop_graph._Arriving", interrupt)
         with pytest.raises(KeyboardInterrupt) as kept:
             flux.alone(flux.fast)
     assert in_a_thread(lambda: flux.alone(flux.fast, 1)[0]) is not None

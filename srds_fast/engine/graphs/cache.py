@@ -9,16 +9,14 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...errors import CaptureFailed
 from .capturable import Capturable, NetworkCalls
 from .device_lock import device_lock
+from .loop_graph import LoopGraph, Replay, compare
 from .network_graphs import GraphedCalls, NetworkGraphs
 from .recorder import recorder, within_memory
-from .recording import LoopGraph
-from .replay import compare
 
 MOST_REASONS = 128
 # in one loop graph: at some hundred bytes and nanoseconds each, more takes longer to make than it saves
@@ -96,8 +94,6 @@ class Graphs:
         """Record the loop graph of a call that has just run eagerly, and keep it if its replay gives the same.
 
         Args:
-            key: of the call.
-            call: what to record.
             expected: result of the eager run, [batch, ...].
             iterations: after how many each sample was done.
             whole: record all iterations that it could take, not just those it took.
@@ -106,8 +102,7 @@ class Graphs:
             why the recording is not kept, though a later call may be recorded; None: it is kept.
 
         Raises:
-            TooLarge: it would take too much memory or too long to make.
-            CaptureFailed: it cannot be recorded, or a replay differs.
+            CaptureFailed: it cannot be recorded, or a replay differs; TooLarge: network graphs may do.
         """
         started = time.perf_counter()
         before = call.key()
@@ -125,11 +120,7 @@ class Graphs:
         return None
 
     def network_graphs(self, key: Hashable, calls: NetworkCalls) -> NetworkGraphs | str:
-        """The graphs of some network calls, new ones if there are none; or why there can be none.
-
-        Args:
-            key: of the calls, `calls.key()`.
-        """
+        """The graphs of network calls with this key, new ones if there are none; or why there can be none."""
         found = self.find(key)
         if isinstance(found, NoLoop):
             return found.reason
@@ -199,14 +190,11 @@ class Graphs:
 def _recorded(call: Capturable, checkpoints: int) -> LoopGraph:
     """The loop graph of a call, with coarse rows on a stream of their own where that is wanted and faster."""
 
-    def extended(streams: bool) -> LoopGraph:
-        captured = LoopGraph(call, recorder(call.device), MOST_OPERATIONS, streams=streams)
-        captured.extend_to(checkpoints)
-        return captured
-
     def record(*, streams: bool) -> LoopGraph:
-        captured, nbytes = within_memory(call.device, lambda: extended(streams), LoopGraph.name)
-        captured.nbytes = nbytes
+        with within_memory(call.device, LoopGraph.name) as taken:
+            captured = LoopGraph(call, recorder(call.device), MOST_OPERATIONS, streams=streams)
+            captured.extend_to(checkpoints)
+        captured.nbytes = taken.nbytes
         return captured
 
     if call.overlap == "batch":
@@ -228,16 +216,11 @@ def _recorded(call: Capturable, checkpoints: int) -> LoopGraph:
 
 def _seconds(captured: LoopGraph, call: Capturable) -> float:
     """The shortest of some replays of everything that was recorded."""
-    seconds = []
-    for _ in range(3):
-        _wait(call.device)
-        started = time.perf_counter()
-        captured.run_through(call.inputs)
-        _wait(call.device)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    from torch.utils.benchmark import Timer
 
+    def replay() -> None:
+        for _ in Replay(captured, call.inputs).core:
+            pass
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    timer = Timer("replay()", globals={"replay": replay})
+    return min(timer.timeit(1).mean for _ in range(3))

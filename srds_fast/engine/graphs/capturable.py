@@ -119,10 +119,9 @@ class Capturable:
 
 def _process_state() -> Hashable:
     """The settings of torch that operations depend on."""
-    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     # torch's old switches (allow_tf32, set_float32_matmul_precision) write these too, and cannot always be read
-    precise = [torch.backends, cuda.matmul, cudnn, mkldnn]
-    precise += [getattr(each, part, None) for each in (cudnn, mkldnn) for part in ("conv", "rnn", "matmul")]
+    precise = (torch.backends, cuda.matmul, cudnn, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None))
     return (
         torch.is_inference_mode_enabled(),
         *(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")),

@@ -228,11 +228,7 @@ def refuse_unknown_reads(
 ) -> None:
     """Raise CaptureFailed if the network read a tensor that nobody would compare before a replay.
 
-    Args:
-        check: of the capture.
-        inputs: of the recording.
-        networks: modules whose tensors may be read as well.
-        made: memory allocated in earlier captures of the same recording.
+    It may read the inputs, the tensors of the networks, and memory made in earlier captures of the same recording.
     """
     known = {*map(storage_of, inputs), *made}
     for network in networks:

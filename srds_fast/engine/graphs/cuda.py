@@ -11,7 +11,6 @@ from weakref import WeakSet
 import torch
 
 from .capture_checks import CaptureCheck, failed
-from .recorder import Graph
 
 T = TypeVar("T")
 
@@ -24,7 +23,7 @@ class CudaRecorder:
         self._living: WeakSet[_CudaGraph] = WeakSet()
         self._begin_pool()
 
-    def record(self, work: Callable[[CaptureCheck], T]) -> tuple[Graph, CaptureCheck, T]:
+    def record(self, work: Callable[[CaptureCheck], T]) -> tuple[_CudaGraph, CaptureCheck, T]:
         """See `Recorder.record`."""
         with torch.cuda.device(self._device):
             self._take_workspace()

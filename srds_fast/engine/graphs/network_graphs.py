@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,8 @@ from ...errors import CaptureFailed
 from .cache_key import PLAIN
 from .capture_checks import CaptureCheck, cannot_capture, failed, refuse_unknown_reads, tensors_in
 from .device_lock import DeviceBusy, device_lock
+from .loop_graph import copy_to, refuse_difference
 from .recorder import Graph, Recorder, TooLarge, record, within_memory
-from .recording import copy_to
-from .replay import refuse_difference
 
 # graphs of one set of networks, the least recently used is given up first
 MOST_WIDTHS = 64
@@ -49,9 +48,9 @@ class _CallGraph:
     outputs: list[Any]
     structure: TreeSpec
 
-    def replay(self, tensors: Sequence[Tensor]) -> Any:
+    def replay(self, tensors: list[Tensor]) -> Any:
         """Make the call on these tensors; returns copies, as the next replay overwrites the graph's own memory."""
-        copy_to(self.inputs, list(tensors))
+        copy_to(self.inputs, tensors)
         self.graph.replay()
         copies = [output.clone() if isinstance(output, Tensor) else output for output in self.outputs]
         return tree_unflatten(copies, self.structure)
@@ -60,11 +59,7 @@ class _CallGraph:
 class NetworkGraphs:
     """The graphs of the calls of some networks. May be used from several threads.
 
-    Args:
-        networks: the modules that are called: a graph may read their tensors and its own inputs, nothing else.
-        recorder: of the device.
-        device: where the networks are.
-        compiled: some network is run through torch.compile.
+    A graph may read the tensors of these networks and its own inputs, nothing else.
 
     Attributes:
         name: of the engine, for reports.
@@ -88,12 +83,8 @@ class NetworkGraphs:
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def replay(self, key: Hashable, tensors: Sequence[Tensor]) -> tuple[bool, Any]:
-        """Whether there is a graph for a call, and what the call returns.
-
-        Raises:
-            DeviceBusy: another call has held the device for too long.
-        """
+    def replay(self, key: Hashable, tensors: list[Tensor]) -> tuple[bool, Any]:
+        """Whether there is a graph for a call, and what the call returns. Raises DeviceBusy after a long wait."""
         with device_lock(self.device):
             found = self._graphs.get(key)
             if found is None:
@@ -107,11 +98,9 @@ class NetworkGraphs:
         """Record a call that has just been made eagerly, and keep its graph if a replay returns the same.
 
         Args:
-            key: of the call, see `key_of`.
-            function: the network, or what is called in its place.
-            leaves: of its arguments and keyword arguments.
-            structure: of the arguments.
-            expected: what it returned.
+            key: see `key_of`.
+            leaves, structure: of the arguments.
+            expected: what the call returned.
 
         Raises:
             TooLarge: it would take too much memory, or one before it would have.
@@ -121,18 +110,17 @@ class NetworkGraphs:
             raise TooLarge(self._full)
         with device_lock(self.device), telemetry.recording():
             try:
-                made, taken = within_memory(
-                    self.device, lambda: self._record(function, leaves, structure), self.name, held=self.nbytes
-                )
+                with within_memory(self.device, self.name, held=self.nbytes) as taken:
+                    made = self._record(function, leaves, structure)
             except TooLarge as why:
                 self._full = str(why)
                 raise
             found = made.replay([leaf for leaf in leaves if isinstance(leaf, Tensor)])
             for ours, theirs in zip(tensors_in(found), tensors_in(expected), strict=True):
                 refuse_difference(ours, theirs, theirs.dtype)
-            self.nbytes += taken
+            self.nbytes += taken.nbytes
             self._graphs[key] = made
-            while len(self._graphs) > MOST_WIDTHS:
+            if len(self._graphs) > MOST_WIDTHS:
                 self._graphs.popitem(last=False)
 
     def _record(self, function: Callable[..., Any], leaves: list[Any], structure: TreeSpec) -> _CallGraph:
@@ -147,9 +135,7 @@ class NetworkGraphs:
         graph, check, found = record(self._recorder, work)
         refuse_unknown_reads(check, inputs, self._networks)
         outputs, structure = tree_flatten(found)
-        for output in outputs:
-            if not isinstance(output, Tensor):
-                _refuse_unknown("returns", output)
+        _refuse_unknown("returns", outputs)
         return _CallGraph(graph, inputs, outputs, structure)
 
     def _static(self, index: int, leaf: Tensor) -> Tensor:
@@ -167,12 +153,10 @@ class GraphedCalls:
 
     Args:
         graphs: of the networks.
-        key_now: what the graphs depend on, now.
+        key_now: what the graphs depend on, now; `key` is what they depended on when the run began.
         records: record calls of a width that has no graph yet.
 
     Attributes:
-        graphs: the same.
-        key: when the run began.
         replays: calls that were replays.
         recordings: graphs made.
         reason: why some calls were not replays, beyond the first of their width; None: all were.
@@ -193,12 +177,7 @@ class GraphedCalls:
         self.ended: str | None = None
 
     def through(self, function: Callable[..., Any], name: Hashable = None) -> Callable[..., Any]:
-        """The function, called through its graphs.
-
-        Args:
-            function: a network, or what is called in its place.
-            name: distinguishes it from the other networks of the run, in every run alike.
-        """
+        """The function, called through its graphs. name: of the network, the same in every run."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if self.ended is not None:
@@ -257,19 +236,23 @@ def key_of(name: Hashable, leaves: Sequence[Any], structure: TreeSpec) -> Hashab
     Raises:
         CaptureFailed: an argument is an object whose value is not known; it is named.
     """
-    found: list[Hashable] = []
+    _refuse_unknown("is given", leaves)
+    return (
+        name,
+        structure,
+        tuple(
+            (leaf.shape, _dense_strides(leaf), leaf.dtype, leaf.device)
+            if isinstance(leaf, Tensor)
+            else (type(leaf), leaf)
+            for leaf in leaves
+        ),
+    )
+
+
+def _refuse_unknown(how: str, leaves: Iterable[Any]) -> None:
     for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            found.append((leaf.shape, _dense_strides(leaf), leaf.dtype, leaf.device))
-        else:
-            _refuse_unknown("is given", leaf)
-            found.append((type(leaf), leaf))
-    return name, structure, tuple(found)
-
-
-def _refuse_unknown(how: str, value: Any) -> None:
-    if type(value) not in PLAIN:
-        raise cannot_capture(f"the network {how} a {type(value).__name__}, of which it is not known what it holds")
+        if not isinstance(leaf, Tensor) and type(leaf) not in PLAIN:
+            raise cannot_capture(f"the network {how} a {type(leaf).__name__}, of which it is not known what it holds")
 
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:

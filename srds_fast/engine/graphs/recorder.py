@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol, TypeVar
 
@@ -77,32 +79,32 @@ class TooLarge(CaptureFailed):
     """A recording that would take too much memory or too long to make. A smaller one may do."""
 
 
-def within_memory(device: torch.device, record: Callable[[], T], name: str, *, held: int = 0) -> tuple[T, int]:
-    """Record, and refuse what takes more than `LARGEST_SHARE` of the device's free memory.
+@dataclass
+class Taken:
+    """Bytes that a device has less after a recording; 0 where that cannot be asked."""
+
+    nbytes: int = 0
+
+
+@contextmanager
+def within_memory(device: torch.device, name: str, held: int = 0) -> Iterator[Taken]:
+    """Raise TooLarge at the end if a recording took more than `LARGEST_SHARE` of the device's free memory.
 
     Args:
         device: where it is recorded.
-        record: makes the recording.
         name: of its kind.
         held: bytes that earlier recordings of the same network have taken.
-
-    Returns:
-        The recording, and the bytes that the device has less after it; 0 where that cannot be asked.
-
-    Raises:
-        TooLarge: it takes more.
     """
     free = free_memory(device)
-    made = record()
-    if free is None:
-        return made, 0
-    taken = max(0, free - (free_memory(device) or 0))
-    if held + taken > LARGEST_SHARE * (held + free):
-        raise TooLarge(
-            f"The {name} would take {(held + taken) / 2**30:.1f} of {(held + free) / 2**30:.1f} GiB that are free. "
-            "Room must be left to decode. Lower max_rows or max_graphs."
-        )
-    return made, taken
+    taken = Taken()
+    yield taken
+    if free is not None:
+        taken.nbytes = max(0, free - (free_memory(device) or 0))
+        if held + taken.nbytes > LARGEST_SHARE * (held + free):
+            raise TooLarge(
+                f"The {name} would take {(held + taken.nbytes) / 2**30:.1f} of {(held + free) / 2**30:.1f} GiB that "
+                "are free. Room must be left to decode. Lower max_rows or max_graphs."
+            )
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -20,16 +20,16 @@ from .cache import Graphs, NoLoop
 from .capturable import Capturable, NetworkCalls
 from .capture_checks import failed
 from .device_lock import DeviceBusy, in_a_replay
+from .loop_graph import LoopGraph, Replay
 from .network_graphs import CHANGED, NOT_WHILE_SERVING, GraphedCalls, NetworkGraphs
 from .recorder import TooLarge
-from .recording import LoopGraph
-from .replay import Replay
 from .utilisation import utilisation, why_not_worth
 
 T = TypeVar("T")
 
 FIRST = "it is the first call of its kind: recorded for those to come"
-Advance = Callable[[Run, Callable[[Evaluate], Tensor]], T]
+Eager = Callable[[Evaluate], Tensor]
+Advance = Callable[[Run, Eager], T]
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,14 @@ class GraphRunner:
     weighed: bool = False
     kind: str = "graph"
 
-    def run(
-        self,
-        call: Capturable,
-        begin: Callable[[], Run],
-        evaluate: Callable[[Evaluate], Tensor],
-        advance: Advance[T],
-    ) -> T:
+    def run(self, call: Capturable, begin: Callable[[], Run], evaluate: Eager, advance: Advance[T]) -> T:
         """Run a call on its recording if there is one, otherwise eagerly, and record it then.
 
         Args:
             call: what would be recorded.
             begin: makes the run; called again where a recording fails on the way and the run starts anew.
             evaluate: runs a wave eagerly.
-            advance: takes a run from wave to wave to its end, given what runs the waves.
-
-        Returns:
-            what `advance` returned.
+            advance: takes a run from wave to wave to its end, given what runs the waves; its result is returned.
         """
         reason = call.calls().why_not()
         if reason is None and in_a_replay(call.device):
@@ -101,15 +92,7 @@ class GraphRunner:
             run.report.engine_reason = self._record(key, call, run, evaluate)
         return done
 
-    def _run_eagerly(
-        self,
-        reason: str,
-        run: Run,
-        evaluate: Callable[[Evaluate], Tensor],
-        advance: Advance[T],
-        *,
-        notified: bool = False,
-    ) -> T:
+    def _run_eagerly(self, reason: str, run: Run, evaluate: Eager, advance: Advance[T], *, notified: bool = False) -> T:
         done = advance(run, evaluate)
         if not notified:
             self.refused(reason)
@@ -147,12 +130,7 @@ class GraphRunner:
             self.graphs.count_network_graphs(graphed)
 
     def _run_on_network_graphs(
-        self,
-        call: Capturable,
-        no_loop: str | None,
-        run: Run,
-        evaluate: Callable[[Evaluate], Tensor],
-        advance: Advance[T],
+        self, call: Capturable, no_loop: str | None, run: Run, evaluate: Eager, advance: Advance[T]
     ) -> T:
         """Run a call eagerly but for its network, whose calls replay graphs; those of new widths are recorded."""
         graphed = self.network_calls(call.calls())
@@ -173,7 +151,7 @@ class GraphRunner:
             self.refused(graphed.reason)
         return done
 
-    def _record(self, key: Hashable, call: Capturable, run: Run, evaluate: Callable[[Evaluate], Tensor]) -> str:
+    def _record(self, key: Hashable, call: Capturable, run: Run, evaluate: Eager) -> str:
         """Record a call that has run eagerly, for later ones. Returns why it has not been a replay itself."""
         reason: str | None
         telemetry.phase("record")
@@ -217,7 +195,7 @@ class GraphRunner:
         return graphed.reason
 
 
-def _run_every_width(call: Capturable, evaluate: Callable[[Evaluate], Tensor]) -> None:
+def _run_every_width(call: Capturable, evaluate: Eager) -> None:
     """Call the network once for each width of the plan, on zeros."""
     for width in call.widths:
         evaluate(call.wave_of_zeros(width))

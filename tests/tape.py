@@ -7,7 +7,7 @@ holds NaN until the first replay. Whatever a capture would get wrong on a GPU is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from srds_fast.engine.graphs.capture_checks import CaptureCheck, failed, new_in, storage_of, tensors_in
-from srds_fast.engine.graphs.devices import RECORDERS
-from srds_fast.errors import CaptureFailed
+from srds_fast.engine.graphs.recorder import RECORDERS
 
 T = TypeVar("T")
 
@@ -34,7 +33,7 @@ class Tape(CaptureCheck):
         super().__init__()
         self._operations: list[Callable[[], None]] = []
         self._made_tensors: list[Tensor] = []
-        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._before: dict[Hashable, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def replay(self) -> None:
@@ -42,44 +41,30 @@ class Tape(CaptureCheck):
         for operation in self._operations:
             operation()
 
-    def reset(self) -> None:
-        """Give the memory back."""
-        self._operations.clear()
-        self._made_tensors.clear()
-        self.read.clear()
-        self.read_by_network.clear()
-
     @contextmanager
     def unseen(self) -> Iterator[None]:
         """Nothing: what is not looked at is not on the tape."""
         yield
 
-    def before(self, func: Any, given: list[Tensor]) -> None:
-        """Keep what an operation is about to overwrite."""
-        if not func._schema.is_mutable:
-            return
-        for tensor in given:
-            if not self.made(tensor) and storage_of(tensor) not in self._before:
+    def execute(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operation and note it; keep what it overwrites."""
+        given = list(tensors_in((args, kwargs)))
+        writes = func._schema.is_mutable
+        for tensor in given if writes else ():
+            if storage_of(tensor) not in self.made | self._before.keys():
                 whole = _whole(tensor)
                 self._before[storage_of(tensor)] = whole, whole.clone()
-
-    def after(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """Note an operation."""
-        given = list(tensors_in((args, kwargs)))
+        out = func(*args, **kwargs)
         outputs = new_in(out, given)
         self._made_tensors += outputs
-        if not outputs:
-            if func._schema.is_mutable:
-                self._operations.append(lambda: func(*args, **kwargs))
-            return  # a view stays one
-        if func in _MAKES_ROOM:
-            return
 
         def again() -> None:
             for kept, found in zip(outputs, new_in(func(*args, **kwargs), given), strict=True):
                 kept.copy_(found)
 
-        self._operations.append(again)
+        if (outputs or writes) and func not in _MAKES_ROOM:  # a view stays one
+            self._operations.append(again)
+        return out
 
     def put_back(self) -> None:
         """Undo what recording has done to tensors that were there before, and spoil what it has made."""
@@ -99,22 +84,17 @@ def _whole(tensor: Tensor) -> Tensor:
 class TapeRecorder:
     """See `srds_fast.engine.graphs.recorder.Recorder`."""
 
-    name = "tape"
-
     @torch.no_grad()
-    def record(self, work: Callable[[CaptureCheck], T]) -> tuple[Tape, T]:
-        """Run work once; returns its operations and its result."""
+    def record(self, work: Callable[[CaptureCheck], T]) -> tuple[Tape, Tape, T]:
+        """Run work once."""
         tape = Tape()
         try:
             with tape:
-                found = work(tape)
-        except CaptureFailed:
-            raise
+                return tape, tape, work(tape)
         except Exception as error:
             raise failed(error) from error
         finally:
             tape.put_back()
-        return tape, found
 
     def release(self) -> None:
         """Nothing: memory is given back with the tape."""

@@ -29,7 +29,7 @@ from ..solvers.method import plain_steps
 from ..solvers.program import Program
 from .evaluator import Evaluator
 from .graphs.device_lock import DeviceBusy, device_lock, in_a_replay
-from .graphs.devices import recorder
+from .graphs.recorder import recorder
 from .run import Run
 
 MOST_KEPT = 64
@@ -53,13 +53,12 @@ class Costs:
         """The costs of a kind of call; its curve is measured now if it has not been."""
         key = key, torch.get_num_threads()
         with self._lock:  # held while it is measured: two measurements at once would disturb each other
-            found = self._kept.get(key)
-            if found is None:
-                found = self._kept[key] = Known(make())
-                while len(self._kept) > MOST_KEPT:
+            if key not in self._kept:
+                self._kept[key] = Known(make())
+                if len(self._kept) > MOST_KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(key)
-            return found
+            return self._kept[key]
 
     def known(self, key: Hashable) -> bool:
         """Whether the costs of a kind have been measured."""
@@ -94,14 +93,11 @@ def price(
     """The costs of calls like one that is about to be made, measured if they are not known.
 
     Args:
-        costs: those known.
         key: of the kind of call, but for the state and the format of the network's input.
         evaluator: makes what runs the waves of a program.
         state: starting noise, [batch, ...].
         noise, inputs: of the call.
         dtype: of the network's output.
-        networks: what is called.
-        max_rows: widest call allowed.
         replayed: whether the call will be replayed from graphs: nothing is then spent between network calls.
     """
 
@@ -121,38 +117,28 @@ def price(
     # within a replay, or while another thread holds the device, eager calls are timed, under a key of their own
     replayed = replayed and not in_a_replay(state.device)
     of_call = key, state.shape, state.device, inputs.network, dtype, max_rows
-    key = *of_call, replayed
-    if replayed and not costs.known(key):
+    if replayed and not costs.known((*of_call, True)):
         try:
             # Recording writes to memory that another call may replay on. The device lock is taken before the lock of
             # the costs: the thread that holds the device may be waiting for these costs.
             with device_lock(state.device):
-                costs.of(key, curve)
+                costs.of((*of_call, True), curve)
         except DeviceBusy:
             replayed = False
-            key = *of_call, replayed
-    known = costs.of(key, curve)
-    return Pricing(known, between, context_of(state.device, noise, networks), key, plain_steps(noise))
+    known = costs.of((*of_call, replayed), curve)
+    return Pricing(known, between, context_of(state.device, noise, networks), (*of_call, replayed), plain_steps(noise))
 
 
 @torch.no_grad()
 def measure(
-    evaluator: Callable[[Program], Evaluator],
-    program: Program,
-    x: Tensor,
-    network: NetworkInput,
-    *,
-    replayed: bool = False,
+    evaluator: Callable[[Program], Evaluator], program: Program, x: Tensor, network: NetworkInput, *, replayed: bool
 ) -> CostCurve:
-    """The curve of a network for batches like x.
+    """The curve of a network for batches like x, [batch, ...]: every row is one of it.
 
     Narrow calls are timed first. No wider ones are made once long calls cost in proportion to their rows.
 
     Args:
-        evaluator: makes what runs the waves of a program.
         program: a wave for each width, `program.of_widths`.
-        x: starting noise, [batch, ...]: every row is one of it.
-        network: format of the network's input.
         replayed: time recordings of the calls; the caller holds the device lock. Where a call cannot be recorded, all
             are timed eagerly.
     """
@@ -170,14 +156,14 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
         given.unflatten(0, (network.branches, -1)).copy_(x)
         wave = Evaluate(given, positions, tuple(range(len(x))), number)
         try:
-            long = bool(calls) and calls[-1].seconds > SHORT
-            calls.append(_Call(evaluate, wave, x.device, replayed, warm=long))
+            calls.append(_Call(evaluate, wave, replayed, warm=bool(calls) and calls[-1].seconds > SHORT))
         except Exception as why:  # out of memory, or another error of a network whose batch is too wide
             if not calls or isinstance(why, CaptureFailed):
                 raise
             most_rows = calls[-1].rows
             break
-        if _saturated(calls):
+        in_proportion = [call.seconds >= SATURATED * call.rows * calls[0].seconds for call in calls[-2:]]
+        if len(calls) >= 3 and calls[-1].seconds >= SHORT and all(in_proportion):
             break
     started = time.perf_counter()
     for _ in range(ROUNDS):
@@ -198,36 +184,28 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
 
 
 class _Call:
-    """A network call of one width, timed once when it is made. warm: a call like it has been made.
+    """A network call of one width, timed once when it is made. warm: a call like it has been made."""
 
-    Attributes:
-        rows: its width.
-        nbytes: peak of the memory it took; None where that cannot be asked.
-    """
-
-    def __init__(
-        self, evaluate: Evaluator, wave: Evaluate, device: torch.device, replayed: bool, *, warm: bool
-    ) -> None:
+    def __init__(self, evaluate: Evaluator, wave: Evaluate, replayed: bool, *, warm: bool) -> None:
         self.rows = len(wave.positions)
-        self.nbytes: int | None = None
-        self._device = device
+        self.nbytes: int | None = None  # peak of the memory it took; None where that cannot be asked
+        self._device = device = wave.x.device
         self._times: list[float] = []
         self._make: Callable[[], object] = lambda: evaluate(wave)
         if replayed or not warm:  # warm up: lazy initialisation must be neither timed nor captured
             self._make()
         if replayed:
             evaluate.prepare()
-            graph, _ = recorder(device).record(lambda check: evaluate(wave))
+            graph, *_ = recorder(device).record(lambda check: evaluate(wave))
             self._make = graph.replay
             self._make()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             before = torch.cuda.memory_allocated(device)
             torch.cuda.reset_peak_memory_stats(device)
-            self.time()
+        self.time()
+        if device.type == "cuda":
             self.nbytes = torch.cuda.max_memory_allocated(device) - before
-        else:
-            self.time()
 
     @property
     def seconds(self) -> float:
@@ -243,29 +221,17 @@ class _Call:
         self._times.append(time.perf_counter() - started)
 
 
-def _saturated(calls: list[_Call]) -> bool:
-    """Whether the last two calls are long and cost in proportion to their rows."""
-    if len(calls) < 3 or calls[-1].seconds < SHORT:
-        return False
-    return all(call.seconds >= SATURATED * call.rows * calls[0].seconds for call in calls[-2:])
-
-
 @torch.no_grad()
 def between_calls(next_wave: Callable[[Tensor | None], Evaluate | None], dtype: torch.dtype) -> float:
-    """Seconds that a run takes without its network: it is run on outputs of zeros.
-
-    Args:
-        next_wave: of the run, `Run.next`.
-        dtype: of the network's output.
-    """
+    """Seconds that a run takes without its network: `next_wave`, its `Run.next`, is given zeros in this dtype."""
     started = time.perf_counter()
-    waiting = 0.0
+    excluded = 0.0
     wave = next_wave(None)
     while wave is not None:
         begun = time.perf_counter()
         answer = torch.zeros_like(wave.x, dtype=dtype)
-        waiting += time.perf_counter() - begun
+        excluded += time.perf_counter() - begun
         wave = next_wave(answer)
     if answer.is_cuda:
         torch.cuda.synchronize(answer.device)
-    return time.perf_counter() - started - waiting
+    return time.perf_counter() - started - excluded

@@ -11,8 +11,8 @@
   has one iteration; its checkpoint gives the number of sweeps. A run that starts again (after a callback that changed
   something, or after a run that did not settle) counts from the first iteration again.
 - wave k: its category is "coarse", "fine" or "mixed", its payload the number of rows.
-- network: one network call; payload: rows. Where coarse rows run beside the others (`overlap="streams"`), the wave has
-  two ranges, "coarse" and "fine", each around its own network call.
+- network: one network call; payload: rows. Where coarse rows run on a stream of their own (`overlap="streams"`), the
+  wave has two ranges, "coarse" and "fine", each around its own network call.
 - wave_update: the solver's work between two network calls, for every method. One more comes before the first wave.
 - checkpoint: the decision to stop; waits for the device. Payload: the iteration.
 - record: graphs are recorded, for later calls or for the rest of this one. It holds the ranges of the recorded waves.
@@ -21,22 +21,20 @@
 Replaying a graph runs no Python code: there an iteration holds one "replay p" for each launch (payload: number of
 waves) and "checkpoint". If the next launch comes before the decision to stop, the first replay of an iteration lies in
 the range of the iteration before. To find the wave of a graph's node, look at "record": the node was made in the range
-of its wave (`profiling/report.py` does this).
+of its wave.
 
 A Chrome trace has neither categories nor payloads: there the names tell them, "wave 3 (fine, 6 rows)".
 
-While nobody looks, a wave pays for one question: is a watched call open in this thread?
+While nobody profiles, a wave pays for one question: is a watched call open in this thread?
 """
 
-from .spans import Timeline as Timeline
-from .spans import call as call
-from .spans import iteration as iteration
-from .spans import phase as phase
-from .spans import recording as recording
-from .spans import replay as replay
-from .spans import span as span
-from .spans import unseen as unseen
-from .spans import wave as wave
-from .spans import waves_of as waves_of
+from .ranges import Timeline as Timeline
+from .ranges import call as call
+from .ranges import of_wave as of_wave
+from .ranges import phase as phase
+from .ranges import recording as recording
+from .ranges import span as span
+from .ranges import unseen as unseen
+from .ranges import waves_of as waves_of
 from .watch import profile as profile
 from .watch import profile_as as profile_as

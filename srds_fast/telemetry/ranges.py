@@ -1,18 +1,19 @@
-"""The ranges of one call: told to NVTX and to the torch profiler as they begin and end, and added up."""
+"""The ranges of one call: sent to NVTX and to the torch profiler as they begin and end, and added up by phase."""
 
 from __future__ import annotations
 
-import functools
+import logging
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd import profiler as torch_profiler
 
-from . import device_events
-from .chrome_trace import running
+from .watch import follow_environment, watching
 
 if TYPE_CHECKING:
     from ..solvers.program import Program
@@ -25,18 +26,94 @@ COLOURS = {
 }  # fmt: skip
 """Of ranges in Nsight, by category."""
 
-# Network calls in these measure costs or record graphs: they are no waves of the call.
+# network calls in these measure costs or record graphs: they are no waves of the call
 _ASIDE = ("plan", "record")
 _ON_DEVICE = ("iteration", "coarse", "fine", "mixed", "network", "wave_update", "replay")
+_OFF: AbstractContextManager[None] = nullcontext()
 
 Sums = dict[str, dict[str, float | int | None]]
 
+logger = logging.getLogger("srds_fast")
 
-@functools.cache
-def _domain() -> Any:
-    import nvtx
 
-    return nvtx.get_domain(DOMAIN)
+class _Thread(threading.local):
+    """The watched calls that a thread is in, outermost first."""
+
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []
+
+
+_thread = _Thread()
+
+
+class Timeline:
+    """Filled when a call has ended.
+
+    Attributes:
+        sums: see `Report.timeline`; None where nobody watched.
+    """
+
+    sums: Sums | None = None
+
+
+@contextmanager
+def call(what: str, device: Callable[[], torch.device], timeline: Timeline) -> Iterator[None]:
+    """A call of this thread.
+
+    Args:
+        what: is called: a name for the trace.
+        device: gives the device of its network; called only if that is timed.
+        timeline: filled at the end.
+
+    Raises:
+        InvalidArgument: what the environment asks for cannot be had, see `profile`.
+    """
+    follow_environment()
+    if not watching:
+        yield
+        return
+    traces = [trace for trace in watching if trace is not None]
+    begun = _Call(what, device() if traces else torch.device("cpu"))
+    _thread.calls.append(begun)
+    try:
+        yield
+    finally:
+        _thread.calls.remove(begun)
+        begun.pop_to(0)
+        for trace in traces:
+            trace.count_call()
+        timeline.sums = begun.sums()
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Within this, the thread has no ranges: what it does is timed, and is no part of the call."""
+    calls, _thread.calls = _thread.calls, []
+    try:
+        yield
+    finally:
+        _thread.calls = calls
+
+
+def span(name: str, category: str, payload: int | None = None) -> AbstractContextManager[None]:
+    """A range in the watched call that this thread is in; nothing without one."""
+    return _thread.calls[-1].span(name, category, payload) if _thread.calls else _OFF
+
+
+def recording() -> AbstractContextManager[None]:
+    """The range of recording, in a call that may be in its phase "record" already, or in the middle of a replay."""
+    return _OFF if _thread.calls and _thread.calls[-1].now == "record" else span("record", "record")
+
+
+def phase(name: str) -> None:
+    """The call of this thread begins its next phase: encode, trace, plan, record, decode or stock."""
+    if _thread.calls:
+        _thread.calls[-1].phase(name, name)
+
+
+def waves_of(program: Program) -> Waves | None:
+    """The ranges of a run in the call of this thread; None where nobody watches."""
+    return Waves(_thread.calls[-1], program) if _thread.calls else None
 
 
 def of_wave(program: Program, number: int) -> tuple[str, str, int]:
@@ -47,49 +124,33 @@ def of_wave(program: Program, number: int) -> tuple[str, str, int]:
 
 
 @dataclass(slots=True)
-class _Open:
-    """A range that has begun.
-
-    Attributes:
-        phase: its line of the timeline; None if it is not counted.
-        started: on the host's clock, in seconds.
-        record: the torch profiler's handle of it; None if no profiler ran.
-        event: its start on the device, if the device is timed.
-        aside: ranges in it are not counted.
-    """
-
-    phase: str | None
-    started: float
-    record: Any
-    event: torch.cuda.Event | None
-    aside: bool
-
-
-@dataclass(slots=True)
 class _Total:
-    """The total of a phase. pairs: start and end of each of its ranges on the device."""
+    """The total of a phase. events: of the device, at the start and the end of each of its ranges."""
 
     count: int = 0
     seconds: float = 0.0
-    pairs: list[device_events.Pair] = field(default_factory=list)
+    events: list[tuple[Any, Any]] = field(default_factory=list)
 
 
-class Call:
+class _Call:
     """The ranges of one call, in the thread that makes it: a stack.
 
     Args:
         what: is called.
-        device: a CUDA device that is to be timed, or None.
+        device: timed if it is a CUDA device.
 
     Attributes:
-        at: the phase that the call is in, by category; "" between two.
+        now: category of the phase that the call is in; "" between two.
     """
 
-    def __init__(self, what: str, device: torch.device | None) -> None:
-        self.at = ""
+    def __init__(self, what: str, device: torch.device) -> None:
+        import nvtx
+
+        self.now = ""
         self._device = device
-        self._domain = _domain()
-        self._open: list[_Open] = []
+        self._nvtx = nvtx.get_domain(DOMAIN)
+        self._open: list[Generator[None, bool, None]] = []
+        self._aside = 0  # how many of the open ranges are: what lies in them is not counted
         self._totals: dict[str, _Total] = {}
         self.push("call", "call", of=what)
 
@@ -105,75 +166,93 @@ class Call:
 
     def push(self, name: str, category: str, payload: int | None = None, *, of: str = "") -> None:
         """Begin a range in the innermost open one. of: what the trace adds to the name."""
-        is_wave = name.startswith("wave ")
-        aside = bool(self._open) and self._open[-1].aside
-        phase = None if aside else "wave" if is_wave else category
-        if phase is not None:
-            self._totals.setdefault(phase, _Total())
-        self._domain.push_range(
-            self._domain.get_event_attributes(message=name, color=COLOURS[category], category=category, payload=payload)
-        )
-        record = None
-        if running():
-            of = f"{category}, {payload} {'row' if payload == 1 else 'rows'}" if is_wave else of
-            # torch.profiler.record_function would be an operation: a graph that is recorded would hold it
-            record = torch.autograd._record_function_with_args_enter(f"{name} ({of})" if of else name)
-        event = self._event() if phase is not None and category in _ON_DEVICE else None
-        self._open.append(_Open(phase, time.perf_counter(), record, event, aside or category in _ASIDE))
+        begun = self._range(name, category, payload, of)
+        next(begun)
+        self._open.append(begun)
 
     def pop_to(self, depth: int, *, dropped: bool = False) -> None:
         """End ranges, the innermost first, until so many are open. dropped: what they stand for was not run."""
         while len(self._open) > depth:
-            ended = self._open.pop()
-            if ended.phase is not None and not dropped:
-                total = self._totals[ended.phase]
-                if ended.event is not None:
-                    total.pairs.append((ended.event, self._event()))
-                total.count += 1
-                total.seconds += time.perf_counter() - ended.started
-            if ended.record is not None:
-                torch.autograd._record_function_with_args_exit(ended.record)
-            self._domain.pop_range()
+            with suppress(StopIteration):
+                self._open.pop().send(dropped)
 
-    def _event(self) -> torch.cuda.Event | None:
-        return None if self._device is None else device_events.event_on(self._device)
+    def _range(self, name: str, category: str, payload: int | None, of: str) -> Generator[None, bool, None]:
+        """One range: it begins, waits to be sent whether it was dropped, and ends."""
+        is_wave = name.startswith("wave ")
+        total = None if self._aside else self._totals.setdefault("wave" if is_wave else category, _Total())
+        self._aside += category in _ASIDE
+        self._nvtx.push_range(
+            self._nvtx.get_event_attributes(message=name, color=COLOURS[category], category=category, payload=payload)
+        )
+        record = None
+        if torch_profiler._is_profiler_enabled:
+            of = f"{category}, {payload} {'row' if payload == 1 else 'rows'}" if is_wave else of
+            # torch.profiler.record_function would be an operation: a graph that is recorded would hold it
+            record = torch.autograd._record_function_with_args_enter(f"{name} ({of})" if of else name)
+        event = self._event() if total is not None and category in _ON_DEVICE else None
+        started = time.perf_counter()
+        dropped = yield
+        if total is not None and not dropped:
+            if event is not None:
+                total.events.append((event, self._event()))
+            total.count += 1
+            total.seconds += time.perf_counter() - started
+        if record is not None:
+            torch.autograd._record_function_with_args_exit(record)
+        self._nvtx.pop_range()
+        self._aside -= category in _ASIDE
 
-    def phase(self, name: str, category: str | None = None, payload: int | None = None) -> None:
+    def phase(self, name: str, category: str, payload: int | None = None) -> None:
         """Begin a phase, and end the one before; nothing if the call is in it already."""
-        category = category or name
-        if self.at == category == name:
-            return
-        self.pause()
-        self.push(name, category, payload)
-        self.at = category
+        if not self.now == category == name:
+            self.pause()
+            self.push(name, category, payload)
+            self.now = category
 
     def pause(self) -> None:
         """End the phase that the call is in."""
         self.pop_to(1)
-        self.at = ""
+        self.now = ""
 
     def sums(self) -> Sums:
         """Totals by phase, in the order in which they first began, see `Report.timeline`. Waits for the device."""
         return {
-            phase: {
-                "count": total.count,
-                "seconds": total.seconds,
-                "device_seconds": device_events.seconds_between(total.pairs),
-            }
+            phase: {"count": total.count, "seconds": total.seconds, "device_seconds": self._on_device(total)}
             for phase, total in self._totals.items()
             if total.count
         }
 
+    # A device that has failed is logged and not raised: the call that is timed raises the error itself.
+
+    def _event(self) -> torch.cuda.Event | None:
+        """An event in the current stream; None while a graph is captured: such an event has no time."""
+        with self._logging():
+            if self._device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+                event = torch.cuda.Event(enable_timing=True)
+                event.record(torch.cuda.current_stream(self._device))
+                return event
+        return None
+
+    def _on_device(self, total: _Total) -> float | None:
+        known = [(start, end) for start, end in total.events if end is not None]
+        with self._logging():
+            for _, end in known:
+                end.synchronize()
+            return 1e-3 * sum(start.elapsed_time(end) for start, end in known) if known else None
+        return None
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as why:
+            logger.warning("%s is not timed: %s", self._device, str(why).partition("\n")[0])
+
 
 class Waves:
-    """The ranges of a run: its iterations, their waves, and what is done in each.
+    """The ranges of a run: its iterations, their waves, and what is done in each."""
 
-    Args:
-        call: that makes the run.
-        program: its waves.
-    """
-
-    def __init__(self, call: Call, program: Program) -> None:
+    def __init__(self, call: _Call, program: Program) -> None:
         self._call = call
         self._program = program
         self._begun = self._replayed = False
@@ -197,19 +276,19 @@ class Waves:
             self._call.push(*of_wave(self._program, number))
 
     def checkpoint(self, iteration: int) -> None:
-        """An iteration has given its sample, which is now looked at."""
+        """An iteration has given its sample; whether to stop is decided now."""
         self._call.pop_to(3)
         self._call.push("checkpoint", "checkpoint", iteration)
 
     def judged(self, iteration: int, *, ends: bool) -> None:
-        """It has been looked at; ends: no sample goes on."""
+        """That is decided; ends: no sample goes on."""
         self._call.pause()
         if not ends:
             self._iteration(iteration + 1)
 
     def end(self, *, dropped: bool = False) -> None:
         """The run is over, or left. dropped: the wave that was handed out last has not been run."""
-        if self._call.at == "iteration":
+        if self._call.now == "iteration":
             self._call.pop_to(2, dropped=dropped)
             self._call.pause()
 

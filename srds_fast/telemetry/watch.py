@@ -1,4 +1,4 @@
-"""Who looks at calls: `profile`, and the environment variable that asks for it."""
+"""Who watches calls: `profile`, with or without a Chrome trace, and the environment variable that asks for it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
-from .chrome_trace import ChromeTrace
+import torch
+from torch.autograd import profiler as torch_profiler
+
+from ..errors import InvalidArgument
 
 VARIABLE = "SRDS_FAST_PROFILE"
 RANGES = ("1", "true", "on", "yes", "nvtx")
 NOTHING = ("", "0", "false", "off", "no")
+# Each operation of a network takes some hundred bytes of memory and of the file: later calls are left out.
+MOST_CALLS = 50
 
 logger = logging.getLogger("srds_fast")
 
-looking: list[ChromeTrace | None] = []
-"""Everybody who looks now: a trace, or None for ranges alone."""
+watching: list[ChromeTrace | None] = []
+"""Every `profile` that is open: its trace, or None for ranges alone."""
 
 _environment: ExitStack | None = None
-_reading_environment = threading.Lock()
+_starting = threading.RLock()
 
 
 @contextmanager
@@ -45,13 +50,13 @@ def profile(trace: str | os.PathLike[str] | None = None) -> Iterator[None]:
             running in this process.
     """
     kept = None if trace is None else ChromeTrace(Path(str(trace).replace("{pid}", str(os.getpid()))))
-    looking.append(kept)
+    watching.append(kept)
     failed = True
     try:
         yield
         failed = False
     finally:
-        looking.remove(kept)
+        watching.remove(kept)
         try:
             if kept is not None:
                 kept.write()
@@ -73,11 +78,76 @@ def profile_as(setting: str) -> AbstractContextManager[None]:
 
 
 def follow_environment() -> None:
-    """At the first call: look until the process exits, if its environment asks for it."""
+    """At the first call: profile until the process exits, if its environment asks for it."""
     global _environment
-    with _reading_environment:
+    with _starting:
         if _environment is None:
-            watching = ExitStack()
-            watching.enter_context(profile_as(os.environ.get(VARIABLE, "")))
-            atexit.register(watching.close)
-            _environment = watching
+            opened = ExitStack()
+            opened.enter_context(profile_as(os.environ.get(VARIABLE, "")))
+            atexit.register(opened.close)
+            _environment = opened
+
+
+class ChromeTrace:
+    """Records operations, kernels and ranges of all threads with the torch profiler, from now on until `write`.
+
+    Raises:
+        InvalidArgument: the file cannot be written, or a torch profiler is already running.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.is_dir() or not path.parent.is_dir():
+            why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+            raise InvalidArgument(
+                f"{path} cannot be written: {why}. A trace is one file. Name a file in a folder that exists."
+            )
+        self._path = path
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._recording = True
+        # torch.profiler.profile does the same, but imports torch's compiler when it starts, which takes seconds
+        self._profiler = torch_profiler.profile(
+            use_device="cuda" if torch.cuda.is_available() else None,
+            use_kineto=True,
+            experimental_config=torch._C._profiler._ExperimentalConfig(profile_all_threads=True),
+        )
+        with _starting:
+            if torch_profiler._is_profiler_enabled:
+                raise InvalidArgument(
+                    f"The trace {path} cannot be recorded: another trace or torch profiler is running, and a process "
+                    "has one at a time. Close it first, or call profile() without a file: the ranges are then shown "
+                    "in the profiler that runs."
+                )
+            self._profiler.__enter__()
+
+    def count_call(self) -> None:
+        """A call has ended. After `MOST_CALLS` the recording ends."""
+        with self._lock:
+            self._calls += 1
+            if self._recording and self._calls == MOST_CALLS:
+                logger.warning(
+                    "The trace %s is full: it holds %d calls. Later ones are not in it.", self._path, self._calls
+                )
+                self._stop()
+
+    def write(self) -> None:
+        """Stop recording and write the file, whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        with self._lock:
+            self._stop()
+            if self._profiler.kineto_results is not None:
+                unfinished = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
+                self._profiler.export_chrome_trace(str(unfinished))  # logs its own failures and raises nothing
+                unfinished.replace(self._path)
+
+    def _stop(self) -> None:
+        if not self._recording:
+            return
+        self._recording = False
+        if torch_profiler._is_profiler_enabled:
+            self._profiler.__exit__(None, None, None)
+        else:  # stopping and exporting what is gone would crash the process
+            logger.warning("The trace %s is lost: another torch profiler ran meanwhile and has ended it.", self._path)

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 import srds_fast
 from srds_fast.engine.graphs.capturable import Capturable
 from srds_fast.engine.graphs.capture_checks import CaptureCheck, tensors_in
+from srds_fast.engine.graphs.loop_graph import LoopGraph
 from srds_fast.engine.graphs.network_graphs import NetworkGraphs
-from srds_fast.engine.graphs.recording import LoopGraph
 from srds_fast.errors import CaptureFailed
 from srds_fast.pipelines.lockstep.loop import LockstepLoop
 from srds_fast.solvers import wave_table
@@ -39,9 +39,11 @@ class Watch(CaptureCheck):
         super().__init__()
         self.on_host: list[str] = []
 
-    def after(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def execute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = super().execute(func, args, kwargs)
         if any(tensor.device != DEVICE for tensor in tensors_in((args, kwargs, out))):
             self.on_host.append(str(func))
+        return out
 
 
 class Once:
@@ -50,23 +52,18 @@ class Once:
     def replay(self) -> None:
         raise AssertionError("there is nothing to replay")
 
-    def reset(self) -> None:
-        pass
-
 
 class Recorder:
     """Runs what is to be recorded, under guards that are kept."""
 
-    name = "fake"
-
     def __init__(self) -> None:
         self.guards: list[Watch] = []
 
-    def record(self, work: Callable[[CaptureCheck], Any]) -> tuple[Once, Any]:
+    def record(self, work: Callable[[CaptureCheck], Any]) -> tuple[Once, Watch, Any]:
         guard = Watch()
         self.guards.append(guard)
         with guard:
-            return Once(), work(guard)
+            return Once(), guard, work(guard)
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +136,7 @@ def record_network(call: Capturable) -> list[Watch]:
 
 
 def check_loop(captured: LoopGraph, guards: list[Watch], num_waves: int) -> None:
-    numbers = [number for stretch in captured._stretches for _, number in stretch.waves]
+    numbers = [number for stretch in captured._stretches for number in stretch.waves]
     assert numbers == list(range(num_waves))
     assert len(captured._stretches) == captured.checkpoints
     assert captured.operations > 100
@@ -150,7 +147,7 @@ def check(guards: list[Watch]) -> None:
     assert any(guard.read_by_network for guard in guards)
     for guard in guards:
         assert guard.on_host == []
-        assert {tensor.device for tensor in guard.read} == {DEVICE}
+        assert {tensor.device for tensor in guard.read.values()} == {DEVICE}
 
 
 def check_kind(call: Capturable, kind: str) -> None:

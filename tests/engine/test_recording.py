@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -11,16 +12,18 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from accelerate.hooks import ModelHook as AccelerateHook
+from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.attention_processor import AttnProcessor
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tape import Tape, TapeRecorder
 from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 from srds_fast.engine.graphs.cache_key import hooked, network_key, tensors_of
-from srds_fast.engine.graphs.capture_checks import CaptureCheck, not_among, storage_of
+from srds_fast.engine.graphs.capture_checks import CaptureCheck, refuse_unknown_reads, storage_of
 from srds_fast.errors import CaptureFailed
 
 
@@ -33,7 +36,8 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def record(work: Callable[[], Any]) -> tuple[Tape, Any]:
-    return TapeRecorder().record(lambda guard: work())
+    tape, _, found = TapeRecorder().record(lambda check: work())
+    return tape, found
 
 
 class Store:
@@ -51,86 +55,27 @@ class Store:
         return [self.x, self.y, self.index]
 
 
-conv = nn.Conv2d(1, 4, 3, padding=1).requires_grad_(False)
-norm = nn.GroupNorm(2, 4).requires_grad_(False)
-batch_norm = nn.BatchNorm1d(6, track_running_stats=False).requires_grad_(False)
-dropout = nn.Dropout(0.5).eval()
-
-
-def _image(h: Tensor) -> Tensor:
-    return norm(conv(h[None, None]))[0].mean(0)
-
-
-def _attention(h: Tensor) -> Tensor:
-    q = h.view(1, 2, 4, 3)
-    return F.scaled_dot_product_attention(q, q * 0.5, q + 1).reshape(4, 6)
-
-
-def _in_place_on_a_view(h: Tensor) -> Tensor:
-    h = h * 1
-    h[1:, ::2].mul_(0.5)
-    return h
-
-
-def _out(s: Store, h: Tensor) -> Tensor:
-    torch.add(h, 1, out=s.y)
-    return s.y * 1
-
-
-def _out_in_a_view(s: Store, h: Tensor) -> Tensor:
-    torch.mean(h, 1, out=s.y[:, 2])
-    return h
-
-
-def _index_put(s: Store, h: Tensor) -> Tensor:
-    s.y.index_put_((s.index,), h)
-    return h
-
-
-def _foreach(s: Store, h: Tensor) -> Tensor:
-    torch._foreach_mul_([s.x[0], s.y], 0.5)
-    return torch._foreach_add([h, s.x], 1.0)[0]
-
-
-# every operation that a program is made of: takes the store and [4, 6], returns [4, 6]
+# takes the store and [4, 6], returns [4, 6]
+# takes the store and [4, 6], returns [4, 6]
 OPERATIONS: dict[str, Callable[[Store, Tensor], Tensor]] = {
     "read": lambda s, h: h + s.x,
     "in place on an outside tensor": lambda s, h: h + s.x.mul_(0.9).add_(0.1),
     "in place on a view of one": lambda s, h: h * s.y[:, 1:3].T.tanh_().sum(),
     "in place on a made one": lambda s, h: (h + 1).sin_().clamp_(max=0.5),
-    "in place on a view of a made one": lambda s, h: _in_place_on_a_view(h),
-    "copy": lambda s, h: s.x.copy_(h * 0.5) + 1,
+    "in place on a view of a made one": lambda s, h: (h * 1).chunk(2, 1)[0].neg_().repeat(1, 2),
     "copy to a row": lambda s, h: h + s.y[2].copy_(h[0]),
-    "fill": lambda s, h: h + s.x[1].fill_(0.25),
     "a number to a row": lambda s, h: (s.x.__setitem__(3, 0.75), h + s.x)[1],
-    "index_put_": _index_put,
     "index": lambda s, h: h[s.index],
-    "index_select": lambda s, h: h.index_select(0, s.index),
     "index_copy_": lambda s, h: h + s.y.index_copy_(0, s.index, h),
-    "gather": lambda s, h: h.gather(0, s.index[:, None].expand(4, 6)),
-    "out": _out,
-    "out in a view": _out_in_a_view,
-    "foreach": _foreach,
+    "out": lambda s, h: torch.add(h, 1, out=s.y) * 1,
+    "foreach": lambda s, h: torch._foreach_add([h, torch._foreach_mul([s.x, s.y], 0.5)[0]], 1.0)[0],
     "several outputs": lambda s, h: torch.sort(h, dim=1).values + torch.max(h, 1, keepdim=True)[0],
-    "split": lambda s, h: torch.cat([part * 2 for part in h.split([1, 5], 1)], 1),
     "split of an outside tensor": lambda s, h: h + s.x.split(3, 1)[1].sum() + s.x.chunk(2)[0][0],
-    "unbind": lambda s, h: torch.stack([row + 1 for row in h.unbind()]),
-    "chunk in place": lambda s, h: (h * 1).chunk(2, 1)[0].neg_().repeat(1, 2),
     "matmul": lambda s, h: (h @ s.x.T).softmax(1) @ s.y,
-    "linear of three dimensions": lambda s, h: F.linear(h[None], s.x.T @ s.y)[0],
-    "unsafe view": lambda s, h: torch.ops.aten._unsafe_view(h.contiguous() * 2, [6, 4]).reshape(4, 6),
     "expand": lambda s, h: h[:1].expand(4, 6) + h,
-    "as_strided": lambda s, h: torch.as_strided(h.contiguous(), (4, 6), (1, 4)) * 1.5,
-    "attention": lambda s, h: _attention(h.contiguous()),
-    "convolution and group norm": lambda s, h: _image(h),
-    "batch norm with the batch's statistics": lambda s, h: batch_norm(h),
-    "dropout in eval": lambda s, h: dropout(h),
     "empty": lambda s, h: torch.empty_like(h).copy_(h).mul_(2),
     "zeros": lambda s, h: h + torch.zeros_like(h).add_(1),
-    "arange": lambda s, h: h + torch.arange(6.0),
-    "where": lambda s, h: torch.where(h > 0, h, s.x),
     "complex": lambda s, h: torch.fft.ifft(torch.fft.fft(h) * 2).real,
-    "no operation": lambda s, h: h,
 }
 
 
@@ -142,7 +87,9 @@ def program(names: list[str], store: Store) -> Tensor:
     return h
 
 
-def check_program(names: list[str]) -> None:
+@example(list(OPERATIONS))
+@given(st.lists(st.sampled_from(list(OPERATIONS)), min_size=1, max_size=8))
+def test_a_replay_of_a_program_is_an_eager_run(names: list[str]) -> None:
     """Recording changes nothing, and replays on other inputs are eager runs on them, each from the last one's end."""
     store, eager = Store(0), Store(0)
     before = [bits(tensor) for tensor in store.tensors()]
@@ -159,76 +106,6 @@ def check_program(names: list[str]) -> None:
         tape.replay()
         assert torch.equal(bits(found), bits(expected))
         assert all(map(torch.equal, map(bits, store.tensors()), map(bits, eager.tensors())))
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_a_replay_is_an_eager_run(name: str) -> None:
-    check_program([name])
-
-
-@given(st.lists(st.sampled_from(list(OPERATIONS)), min_size=2, max_size=8))
-def test_a_replay_of_a_program_is_an_eager_run(names: list[str]) -> None:
-    check_program(names)
-
-
-def test_replays_go_on_from_where_the_last_one_left() -> None:
-    total = torch.zeros(3)
-    tape, _ = record(lambda: total.add_(1))
-    assert total.tolist() == [0.0] * 3
-    tape.replay()
-    tape.replay()
-    assert total.tolist() == [2.0] * 3
-
-
-def test_nan_and_bytes_outside_are_left_as_they_were() -> None:
-    """A write through one view, then through another of another width, and a memory that is no multiple of four."""
-    memory = torch.arange(11, dtype=torch.uint8)
-    memory[:4].view(torch.float32).fill_(torch.nan)
-    before = memory.clone()
-    record(lambda: (memory[4:8].view(torch.float32).fill_(1.0), memory[8:].fill_(0)))
-    assert torch.equal(memory, before)
-
-
-def test_python_runs_once() -> None:
-    x, runs = torch.zeros(2), []
-    tape, found = record(lambda: (runs.append(1), x + len(runs))[1])
-    for _ in range(3):
-        tape.replay()
-    assert runs == [1]
-    assert found.tolist() == [1.0, 1.0]
-
-
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.complex64])
-def test_what_is_not_computed_again_shows(kind: torch.dtype) -> None:
-    x = torch.ones(2, dtype=kind)
-
-    def work() -> tuple[Tensor, Tensor]:
-        made = x * 2
-        with torch.utils._python_dispatch._disable_current_modes():
-            unseen = made + 0  # a kernel that the tape does not know of
-        return made, made + unseen
-
-    tape, (made, _) = record(work)
-    assert made.isnan().all()
-    tape.replay()
-    assert not made.isnan().any()
-    slot = torch.ones(2, dtype=kind)
-    tape, room = record(lambda: torch.empty_like(slot))
-    tape.replay()
-    assert room.isnan().all(), "room that is not written holds nothing"
-
-
-def test_an_operation_that_writes_and_returns_is_done_again_whole() -> None:
-    """Batch norm in training writes its running statistics and returns the batch's."""
-    x, mean, var = numbers(5, 3), torch.zeros(3), torch.ones(3)
-    legit = torch.ops.aten._native_batch_norm_legit.default
-    tape, found = record(lambda: legit(x, None, None, mean, var, True, 0.1, 1e-5))
-    assert mean.tolist() == [0.0] * 3
-    x.copy_(numbers(5, 3, seed=1))
-    expected = legit(x, None, None, torch.zeros(3), torch.ones(3), True, 0.1, 1e-5)
-    tape.replay()
-    assert all(map(torch.equal, found, expected))
-    torch.testing.assert_close(mean, 0.1 * x.mean(0))
 
 
 @pytest.mark.parametrize("error", [KeyError("no such block"), CaptureFailed("not this one"), KeyboardInterrupt()])
@@ -358,11 +235,13 @@ def test_the_outside_tensors_are_held_once() -> None:
         with guard.network():
             (made.view(2, 2) + x.view(2, 2) + weight.view(2, 2)) * weight.sum()
         own.add_(made)
-    assert list(map(storage_of, guard.read)) == list(map(storage_of, (x, own, weight)))
-    assert list(map(storage_of, guard.read_by_network)) == list(map(storage_of, (x, weight)))
-    assert [tensor.shape for tensor in not_among(guard.read_by_network, [weight])] == [(4,)]
-    assert guard.made(made.view(-1))
-    assert not guard.made(x[2:])
+    assert list(guard.read) == list(map(storage_of, (x, own, weight)))
+    assert list(guard.read_by_network) == list(map(storage_of, (x, weight)))
+    assert storage_of(made.view(-1)) in guard.made
+    assert storage_of(x[2:]) not in guard.made
+    refuse_unknown_reads(guard, [weight, x[1:]], [])
+    with pytest.raises(CaptureFailed, match=r"a tensor of shape \(4,\)"):
+        refuse_unknown_reads(guard, [weight], [])
 
 
 def test_a_number_is_not_a_tensor_from_outside() -> None:
@@ -371,7 +250,7 @@ def test_a_number_is_not_a_tensor_from_outside() -> None:
     with torch.no_grad(), CaptureCheck() as guard, guard.network():
         mask = x * 2
         mask[1:3] = 0.5
-    assert [storage_of(tensor) for tensor in guard.read_by_network] == [storage_of(x)]
+    assert list(guard.read_by_network) == [storage_of(x)]
 
 
 def test_the_network_must_not_write_to_what_outlasts_the_call() -> None:
@@ -391,7 +270,7 @@ def test_memory_given_back_is_not_taken_for_what_comes_after() -> None:
         for size in range(1, 200):
             numbers_made = torch.zeros(size)
         del numbers_made
-    made = set(guard.storages)
+    made = guard.made
     del guard
     later = [torch.zeros(size) for size in range(1, 200)]
     assert not {storage_of(tensor) for tensor in later} & made
@@ -400,15 +279,18 @@ def test_memory_given_back_is_not_taken_for_what_comes_after() -> None:
 def test_tensors_without_memory_of_their_own_are_told_apart() -> None:
     sparse, other = numbers(2, 2).to_sparse(), numbers(2, 2).to_sparse()
     assert storage_of(sparse) == storage_of(sparse)
-    assert not_among([sparse, other], [sparse]) == [other]
+    assert storage_of(sparse) != storage_of(other)
 
 
 class Plain:
     """An object with settings, as an attention processor."""
 
+    __slots__ = ("inner", "strength", "table")
+
     def __init__(self) -> None:
         self.strength = 1.0
         self.table = torch.ones(2)
+        self.inner = SimpleNamespace(factor=2.0)
 
 
 def network() -> Any:
@@ -418,27 +300,10 @@ def network() -> Any:
     made.listed = {"deep": [numbers(3), {"deeper": numbers(4)}]}
     made.settings = Plain()
     made.names = {"a", "b"}
+    made.pairs = [[1], 2, 3]
     made.number, made.switch = 1.5, False
     made.register_buffer("position", numbers(5))
     return made
-
-
-def _lora(net: Any) -> None:
-    tiny.add_lora(net)
-
-
-def _in_lora(net: Any) -> list[Any]:
-    return [module for module in net.modules() if hasattr(module, "scaling")]
-
-
-def _scale_lora(net: Any) -> None:
-    for module in _in_lora(net):
-        module.set_scale("default", 0.5)
-
-
-def _merge(net: Any) -> None:
-    for module in _in_lora(net):
-        module.merge()
 
 
 def _two_loras(net: Any) -> None:
@@ -446,37 +311,14 @@ def _two_loras(net: Any) -> None:
     tiny.add_lora(net, "second", seed=1)
 
 
-def _replace_parameter(net: Any) -> None:
-    net.conv_in.bias = nn.Parameter(net.conv_in.bias.detach().clone())
-
-
-def _replace_data(net: Any) -> None:
-    net.conv_in.weight.data = net.conv_in.weight.data.clone()
-
-
-def _drop_parameter(net: Any) -> None:
-    net.conv_in.bias = None
-
-
-def _replace_buffer(net: Any) -> None:
-    net.position = net.position.clone()
+def _each_lora(net: Any, change: Callable[[Any], Any]) -> None:
+    for module in net.modules():
+        if hasattr(module, "scaling"):
+            change(module)
 
 
 def _ip_adapter(net: Any) -> None:
-    class Pipe:
-        unet = net
-
-    tiny.add_ip_adapter(Pipe)
-
-
-def _ip_scale(net: Any) -> None:
-    for processor in net.attn_processors.values():
-        if hasattr(processor, "scale"):
-            processor.scale[0] = 0.3
-
-
-def _processor(net: Any) -> None:
-    next(iter(net.attn_processors.values())).flag = True
+    tiny.add_ip_adapter(SimpleNamespace(unet=net))
 
 
 def _other_forward(net: Any) -> None:
@@ -487,44 +329,48 @@ def _other_forward(net: Any) -> None:
     net.__class__ = Other
 
 
+def _ip_processor(net: Any) -> Any:
+    return next(each for each in net.attn_processors.values() if hasattr(each, "scale"))
+
+
 def nothing(net: Any) -> None:
     pass
 
 
 # what was done before, and what makes it another network
+FREEU = {"s1": 0.9, "s2": 0.2, "b1": 1.2, "b2": 1.4}
+# what was done before, and what makes it another network
 CHANGES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "data of a parameter": (nothing, _replace_data),
-    "parameter": (nothing, _replace_parameter),
-    "parameter gone": (nothing, _drop_parameter),
-    "buffer": (nothing, _replace_buffer),
+    "data of a parameter": (nothing, lambda net: setattr(net.conv_in.weight, "data", net.conv_in.weight.data.clone())),
+    "parameter": (nothing, lambda net: setattr(net.conv_in, "bias", nn.Parameter(net.conv_in.bias.detach().clone()))),
+    "parameter gone": (nothing, lambda net: setattr(net.conv_in, "bias", None)),
+    "buffer": (nothing, lambda net: setattr(net, "position", net.position.clone())),
     "module": (nothing, lambda net: setattr(net, "conv_act", nn.SiLU())),
-    "class": (nothing, _other_forward),
-    "LoRA loaded": (nothing, _lora),
-    "LoRA scale": (_lora, _scale_lora),
-    "LoRA off": (_lora, lambda net: net.disable_adapters()),
-    "LoRA merged": (_lora, _merge),
+    "class": (nothing, lambda net: setattr(net.conv_act, "__class__", nn.ReLU)),
+    "forward of the class": (nothing, _other_forward),
+    "LoRA loaded": (nothing, tiny.add_lora),
+    "LoRA scale": (tiny.add_lora, lambda net: _each_lora(net, lambda layer: layer.set_scale("default", 0.5))),
+    "LoRA off": (tiny.add_lora, lambda net: net.disable_adapters()),
+    "LoRA merged": (tiny.add_lora, lambda net: _each_lora(net, lambda layer: layer.merge())),
     "LoRA switched": (_two_loras, lambda net: net.set_adapter("default")),
     "LoRA deleted": (_two_loras, lambda net: net.delete_adapters("default")),
     "IP-Adapter loaded": (nothing, _ip_adapter),
-    "IP-Adapter scale": (_ip_adapter, _ip_scale),
-    "FreeU": (nothing, lambda net: net.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)),
-    "FreeU strength": (
-        lambda net: net.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4),
-        lambda net: net.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.5),
-    ),
-    "FreeU off": (lambda net: net.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4), lambda net: net.disable_freeu()),
+    "IP-Adapter scale": (_ip_adapter, lambda net: _ip_processor(net).scale.__setitem__(0, 0.3)),
+    "FreeU": (nothing, lambda net: net.enable_freeu(**FREEU)),
+    "FreeU strength": (lambda net: net.enable_freeu(**FREEU), lambda net: net.enable_freeu(**FREEU | {"b2": 1.5})),
+    "FreeU off": (lambda net: net.enable_freeu(**FREEU), lambda net: net.disable_freeu()),
     "attention processor": (nothing, lambda net: net.set_attn_processor(AttnProcessor())),
+    "attribute of a processor": (nothing, lambda net: setattr(next(iter(net.attn_processors.values())), "flag", True)),
     "fused projections": (nothing, lambda net: net.fuse_qkv_projections()),
-    "attribute of a processor": (nothing, _processor),
-    "training": (nothing, lambda net: net.train()),
     "training of a part": (nothing, lambda net: net.mid_block.train()),
     "number": (nothing, lambda net: setattr(net, "number", 2.0)),
     "new attribute": (nothing, lambda net: setattr(net, "another", 1)),
     "setting": (nothing, lambda net: setattr(net.settings, "strength", 0.5)),
+    "object in an object": (nothing, lambda net: setattr(net.settings.inner, "factor", 3.0)),
     "set": (nothing, lambda net: net.names.add("c")),
     "plain tensor": (nothing, lambda net: setattr(net, "extra", net.extra.clone())),
     "tensor in a list": (nothing, lambda net: net.listed["deep"].__setitem__(0, net.listed["deep"][0].clone())),
-    "view of a plain tensor": (nothing, lambda net: setattr(net, "extra", net.extra[:1])),
+    "element of another list": (nothing, lambda net: setattr(net, "pairs", [[1, 2], 3])),
     "dtype": (nothing, lambda net: net.to(torch.bfloat16)),
     "channels_last": (nothing, lambda net: net.to(memory_format=torch.channels_last)),
 }
@@ -578,21 +424,6 @@ def test_a_call_does_not_change_its_network(name: str) -> None:
     assert hooked(net) is None
 
 
-def test_a_copy_is_another_network() -> None:
-    pipe = tiny.stable_diffusion()
-    twin = copy.deepcopy(pipe)
-    assert network_key(twin.unet) != network_key(pipe.unet)
-    assert network_key(nn.ReLU()) != network_key(nn.SiLU())
-
-
-def test_a_module_in_the_place_of_another_is_told_by_its_class() -> None:
-    """One that is gone may leave its id to another with the same settings."""
-    net = nn.Sequential(nn.SiLU())
-    found = network_key(net)
-    net[0].__class__ = nn.ReLU
-    assert network_key(net) != found
-
-
 def test_every_tensor_is_known() -> None:
     net = network()
     plain = [net.extra, *net.listed["deep"][:1], net.listed["deep"][1]["deeper"], net.settings.table]
@@ -614,10 +445,7 @@ def test_a_quantized_tensor_has_a_network_key() -> None:
 
 
 def _accelerate(net: Any) -> None:
-    from accelerate.hooks import ModelHook as Hook
-    from accelerate.hooks import add_hook_to_module
-
-    add_hook_to_module(net.mid_block, Hook())
+    add_hook_to_module(net.mid_block, AccelerateHook())
 
 
 HOOKS: dict[str, tuple[Callable[[Any], Any], str]] = {
@@ -642,7 +470,14 @@ def test_a_hook_is_found(name: str) -> None:
     assert hooked(net) == where
 
 
-def test_torch_compile_is_found() -> None:
+def test_hooks_that_are_gone_are_forgotten() -> None:
+    """Accelerate leaves the class's own forward with the module."""
+    net = tiny._unet()
+    _accelerate(net)
+    remove_hook_from_module(net, recurse=True)
+    net.conv_in.register_forward_hook(lambda *given: None).remove()
+    assert "forward" in vars(net.mid_block)
+    assert hooked(net) is None
     assert hooked(torch.compile(nn.Linear(2, 2), backend="eager")) == "OptimizedModule"
 
 
@@ -654,17 +489,4 @@ def test_a_hook_on_every_module_is_found(register: str) -> None:
         assert hooked(net) == "every module"
     finally:
         handle.remove()
-    assert hooked(net) is None
-
-
-def test_hooks_that_are_gone_are_forgotten() -> None:
-    """Accelerate leaves the class's own forward with the module."""
-    from accelerate.hooks import remove_hook_from_module
-
-    net = tiny._unet()
-    _accelerate(net)
-    remove_hook_from_module(net, recurse=True)
-    assert "forward" in vars(net.mid_block)
-    assert hooked(net) is None
-    net.conv_in.register_forward_hook(lambda *given: None).remove()
     assert hooked(net) is None

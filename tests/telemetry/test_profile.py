@@ -24,7 +24,6 @@ from torch import Tensor
 import srds_fast
 from srds_fast import Report, telemetry
 from srds_fast.errors import DivergenceError, InvalidArgument
-from srds_fast.telemetry import device_events
 
 
 def denoiser(x: Tensor, t: Tensor) -> Tensor:
@@ -55,7 +54,6 @@ def test_looking_changes_nothing(tmp_path: Path, traced: bool) -> None:
 def test_nobody_looks_and_nothing_is_made() -> None:
     program = srds_fast.program.srds(16, 4, 1)
     off = telemetry.span("network", "network", 1)
-    assert telemetry.wave(program, 0) is telemetry.iteration(program, 0) is telemetry.replay(program, 0, 1) is off
     assert telemetry.recording() is off
     assert telemetry.waves_of(program) is None
     with srds_fast.profile():  # looked at are calls only
@@ -239,7 +237,7 @@ def test_a_file_that_cannot_be_written_any_more(tmp_path: Path, caplog: pytest.L
 
 
 def test_a_trace_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("srds_fast.telemetry.chrome_trace.MOST_CALLS", 2)
+    monkeypatch.setattr("srds_fast.telemetry.watch.MOST_CALLS", 2)
     with srds_fast.profile(tmp_path / "trace.json"):
         reports = [sampled().report for _ in range(5)]
     assert len(in_a_trace(tmp_path / "trace.json")) == 2
@@ -298,14 +296,7 @@ class Clock:
         self.capturing = self.failed = False
         self.waited, self.now = 0, 0.0
 
-    def cuda(self) -> SimpleNamespace:
-        return SimpleNamespace(
-            Event=self._event,
-            current_stream=lambda device: None,
-            is_current_stream_capturing=lambda: self.capturing,
-        )
-
-    def _event(self, enable_timing: bool) -> Any:
+    def event(self, enable_timing: bool) -> Any:
         event = SimpleNamespace(at=0.0)
 
         def record(stream: Any) -> None:
@@ -324,7 +315,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    monkeypatch.setattr(device_events, "torch", SimpleNamespace(cuda=clock.cuda()))
+    monkeypatch.setattr(torch.cuda, "Event", clock.event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: clock.capturing)
     return clock
 
 

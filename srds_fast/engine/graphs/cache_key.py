@@ -1,4 +1,4 @@
-"""Cache keys: what a recording depends on beside its inputs, compared before every replay.
+"""Cache keys: what a recording depends on besides its inputs, compared before every replay.
 
 A graph reads weights at the addresses they had when it was recorded, and has the network's Python numbers, branches and
 attention processors built in. A replay sees weights that are written in place. Every other change (a LoRA loaded,
@@ -9,19 +9,11 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import suppress
-from types import (
-    BuiltinFunctionType,
-    CodeType,
-    FunctionType,
-    MethodDescriptorType,
-    MethodType,
-    MethodWrapperType,
-    ModuleType,
-    WrapperDescriptorType,
-)
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -29,15 +21,16 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
-# attributes of every module: its parts are looked at one by one, its hooks by `hooked`
+# attributes of every module: its parts are visited one by one, its hooks by `hooked`
 _MACHINERY = frozenset(nn.Module().__dict__) - {"training"}
-_OPAQUE = (nn.Module, type, FunctionType, MethodType, ModuleType)
-# how deep objects in objects are looked into; deeper ones are compared by identity
+# their attributes are not part of a key
+_OPAQUE = (nn.Module, Tensor, type, FunctionType, MethodType, ModuleType)
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_FUNCTIONS = (FunctionType, MethodType, functools.partial)
+# how deep objects in objects are visited; deeper ones are compared by identity
 DEPTH = 3
 # objects behind one denoiser: a simulator has more
-MOST_LOOKED_AT = 10_000
-_BUILTIN = (BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType)
-_CONTAINERS = (list, tuple, dict, set, frozenset, FunctionType, MethodType, functools.partial)
+MOST_VISITED = 10_000
 
 
 def network_key(network: nn.Module, live: frozenset[int] = frozenset()) -> Hashable:
@@ -48,39 +41,50 @@ def network_key(network: nn.Module, live: frozenset[int] = frozenset()) -> Hasha
     Args:
         live: dictionaries, by identity, whose values are inputs of the recording: only their names count.
     """
+    return tuple(leaf if type(leaf) in PLAIN else _key_of(leaf) for leaf in _leaves_of(network, live))
+
+
+def tensors_of(network: nn.Module) -> list[Tensor]:
+    """Every tensor that the key of a network holds."""
+    return [leaf for leaf in _leaves_of(network) if isinstance(leaf, Tensor)]
+
+
+def _leaves_of(network: nn.Module, live: frozenset[int] = frozenset()) -> list[Any]:
+    """All that the modules of a network hold: tensors, modules, plain values, and objects as `_Same`."""
     found: list[Any] = []
     for module in network.modules():
         state = module.__dict__
-        found += (weakref.ref(module), type(module), type(module).forward)
-        for tensors in (state["_parameters"], state["_buffers"]):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    found += _of_tensor(tensor)
+        found += (module, type(module), type(module).forward)
+        found += state["_parameters"].values()
+        found += state["_buffers"].values()
         for name, value in state.items():
             if name not in _MACHINERY:
-                value = tuple(value) if id(value) in live else value
-                found.append(value if type(value) in PLAIN else _of_value(value))
-    return tuple(found)
+                _add_leaves(tuple(value) if id(value) in live else value, found, DEPTH)
+    return found
 
 
-def _of_value(value: Any, depth: int = DEPTH) -> Hashable:
-    kind = type(value)
-    if kind in PLAIN:
-        return value  # type: ignore[no-any-return]
-    if isinstance(value, Tensor):
-        return _of_tensor(value)
-    if isinstance(value, list | tuple):
-        return kind, *(_of_value(each, depth) for each in value)
-    if isinstance(value, set | frozenset):
-        return kind, frozenset(_of_value(each, depth) for each in value)
-    if isinstance(value, dict):
-        return kind, *value.keys(), *(_of_value(each, depth) for each in value.values())
-    if isinstance(value, nn.Module):
-        return weakref.ref(value)
-    if depth:
-        # an attention processor or a configuration: it has settings of its own
-        return _Same(value), *((name, _of_value(each, depth - 1)) for name, each in attributes_of(value).items())
-    return _Same(value)
+def _add_leaves(value: Any, found: list[Any], depth: int) -> None:
+    if type(value) in PLAIN or isinstance(value, (Tensor, nn.Module)):
+        found.append(value)
+        return
+    if isinstance(value, _CONTAINERS):
+        found += (type(value), len(value))
+    else:  # an attention processor or a configuration has settings of its own
+        found.append(_Same(value))
+        if not depth:
+            return
+        depth -= 1
+    for part in _parts(value):
+        _add_leaves(part, found, depth)
+
+
+def _key_of(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        try:
+            return leaf.data_ptr(), leaf.dtype, leaf.shape, leaf.stride()
+        except (RuntimeError, ValueError):  # quantized, which is several tensors; or lazy, which is not made yet
+            return _Same(leaf), type(leaf)
+    return weakref.ref(leaf) if isinstance(leaf, nn.Module) else leaf
 
 
 class _Same:
@@ -98,47 +102,22 @@ class _Same:
         return id(self.value)
 
 
-def attributes_of(value: Any) -> dict[str, Any]:
-    """The attributes of an object; none of modules, classes and functions, which are compared by identity."""
+def _parts(value: Any) -> Collection[Any]:
+    """The elements of a container, or the names and values of an object's attributes; none of an opaque object."""
     if isinstance(value, _OPAQUE):
-        return {}
-    held = dict(getattr(value, "__dict__", ()))
-    for cls in type(value).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                held[name] = getattr(value, name)
-    return held
+        return ()
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    held = value if isinstance(value, dict) else _attributes_of(value)
+    return [*held.keys(), *held.values()]
 
 
-def _of_tensor(tensor: Tensor) -> tuple[Hashable, ...]:
-    try:
-        return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
-    except (RuntimeError, ValueError):  # quantized, which is several tensors; or lazy, which is not made yet
-        return _Same(tensor), type(tensor)
-
-
-def tensors_of(network: nn.Module) -> Iterator[Tensor]:
-    """Every tensor that the key of a network holds."""
-    for module in network.modules():
-        state = module.__dict__
-        for name, value in (*state["_parameters"].items(), *state["_buffers"].items(), *state.items()):
-            if name not in _MACHINERY:
-                yield from _tensors_in(value)
-
-
-def _tensors_in(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple | set | frozenset):
-        for each in value:
-            yield from _tensors_in(each, depth)
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _tensors_in(each, depth)
-    elif depth and type(value) not in PLAIN:
-        for each in attributes_of(value).values():
-            yield from _tensors_in(each, depth - 1)
+def _attributes_of(value: Any) -> dict[str, Any]:
+    state = object.__getstate__(value)  # None, a dictionary, or a pair of them where a class has slots
+    pair = state if isinstance(state, tuple) else (state,)
+    return {name: each for held in pair for name, each in (held or {}).items()}
 
 
 def hooked(network: nn.Module) -> str | None:
@@ -147,17 +126,13 @@ def hooked(network: nn.Module) -> str | None:
         return "every module"
     for name, module in network.named_modules():
         state = module.__dict__
-        # diffusers' and accelerate's hooks, and torch.compile, replace `forward` of the instance
-        if state["_forward_hooks"] or state["_forward_pre_hooks"] or not _is_its_own(module, state.get("forward")):
+        # Hooks of diffusers and accelerate, and torch.compile, replace `forward` of the instance. When accelerate
+        # removes its hooks, it puts the class's own forward there.
+        forward = state.get("forward")
+        own = forward is None or forward == MethodType(type(module).forward, module)
+        if state["_forward_hooks"] or state["_forward_pre_hooks"] or not own:
             return name or type(module).__name__
     return None
-
-
-def _is_its_own(module: nn.Module, forward: Any) -> bool:
-    """Whether `forward` is the class's: accelerate puts that into the instance when it removes its hooks."""
-    if forward is None:
-        return True
-    return getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
 
 
 def modules_of(function: Callable[..., Any]) -> tuple[nn.Module, ...]:
@@ -171,52 +146,42 @@ def function_key(function: Callable[..., Any]) -> Hashable:
     Raises:
         ValueError: its result depends on an object that cannot be compared by value; it is named.
     """
-    return tuple(_of_leaf(value) for value in _behind(function))
+    return tuple(map(_key_behind, _behind(function)))
 
 
-def _of_leaf(value: Any) -> Hashable:
+def _key_behind(value: Any) -> Hashable:
     if type(value) in PLAIN:
         return type(value), value
-    if isinstance(value, CodeType):
-        return value
-    if isinstance(value, Tensor):
-        return _of_tensor(value)
-    if isinstance(value, nn.Module):
-        return weakref.ref(value)
-    if isinstance(value, (type, ModuleType, *_BUILTIN)):
+    if isinstance(value, (Tensor, nn.Module, CodeType)):
+        return _key_of(value)
+    if isinstance(value, (*_CONTAINERS, *_FUNCTIONS)):
+        return type(value).__name__  # its parts follow
+    if isinstance(value, (type, ModuleType)) or inspect.isroutine(value):
         return _Same(value)
-    if not isinstance(value, _CONTAINERS) and not attributes_of(value):
+    if not _attributes_of(value):
         raise ValueError(f"behind the denoiser is a {type(value).__name__}, of which it is not known what it holds")
-    return type(value).__name__  # its parts follow
+    return type(value).__name__
 
 
 def _behind(function: Callable[..., Any]) -> Iterator[Any]:
-    """A callable and everything that it can reach, each object once. Modules are not looked into."""
+    """A callable and everything that it can reach, each object once. Modules are not visited."""
     seen: dict[int, Any] = {}
     waiting: list[Any] = [function]
     while waiting:
         value = waiting.pop()
-        if type(value) in PLAIN:
-            yield value
-        elif id(value) not in seen:
+        if type(value) not in PLAIN:
+            if id(value) in seen:
+                continue
             seen[id(value)] = value
-            if len(seen) > MOST_LOOKED_AT:
-                raise ValueError(f"more than {MOST_LOOKED_AT} objects are behind the denoiser")
-            yield value
-            waiting += _parts(value)
+            if len(seen) > MOST_VISITED:
+                raise ValueError(f"more than {MOST_VISITED} objects are behind the denoiser")
+            waiting += _parts_behind(value)
+        yield value
 
 
-def _parts(value: Any) -> Iterator[Any]:
-    """What an object depends on."""
-    if isinstance(value, (nn.Module, Tensor, type, ModuleType, CodeType, *_BUILTIN)):
-        return
-    if isinstance(value, list | tuple):
-        yield from value
-    elif isinstance(value, set | frozenset):
-        yield from sorted(value, key=repr)
-    elif isinstance(value, dict):
-        yield from (*value.keys(), *value.values())
-    elif isinstance(value, functools.partial):
+def _parts_behind(value: Any) -> Iterator[Any]:
+    """What the result of a callable, or the value of an object, depends on."""
+    if isinstance(value, functools.partial):
         yield from (value.func, value.args, value.keywords)
     elif isinstance(value, MethodType):
         yield from (value.__func__, value.__self__)
@@ -225,21 +190,16 @@ def _parts(value: Any) -> Iterator[Any]:
         for cell in value.__closure__ or ():
             with suppress(ValueError):  # the cell is empty: the variable has no value yet
                 yield cell.cell_contents
-        yield from _globals_of(value)
-    else:
-        if callable(value):
+        read, names = _names(value.__code__)
+        for name in sorted(read & value.__globals__.keys()):
+            found = value.__globals__[name]
+            yield found
+            if isinstance(found, ModuleType):  # of its attributes, plain values that the code may read
+                yield from (each for other in sorted(names) if type(each := getattr(found, other, None)) in PLAIN)
+    elif not inspect.isroutine(value):
+        if callable(value) and not isinstance(value, _OPAQUE):
             yield type(value).__call__
-        yield from attributes_of(value).values()
-
-
-def _globals_of(function: FunctionType) -> Iterator[Any]:
-    """The globals that a function reads; of modules among them, the plain attributes that it may read."""
-    read, names = _names(function.__code__)
-    for name in sorted(read & function.__globals__.keys()):
-        found = function.__globals__[name]
-        yield found
-        if isinstance(found, ModuleType):
-            yield from (each for other in sorted(names) if type(each := getattr(found, other, None)) in PLAIN)
+        yield from _parts(value)
 
 
 @functools.lru_cache(maxsize=256)

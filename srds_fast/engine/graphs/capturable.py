@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from ...solvers.contract import Core, Evaluate
 from ...solvers.program import Program
 from ..evaluator import Evaluator
 from .cache_key import hooked, network_key
-from .devices import why_no_recorder
+from .recorder import why_no_recorder
 
 Through = Callable[[Callable[..., Any], Hashable], Callable[..., Any]]
 """(network, its name among those of the call) -> what is called in its place."""
@@ -22,12 +22,12 @@ Through = Callable[[Callable[..., Any], Hashable], Callable[..., Any]]
 
 @dataclass(frozen=True)
 class NetworkCalls:
-    """The network calls of a run: what network graphs depend on, beside the arguments of each call.
+    """The network calls of a run: what network graphs depend on besides the arguments of each call.
 
     Attributes:
         networks: the networks that are called.
         device: where they are.
-        signature: by value, what the calls depend on beside their arguments and the modules.
+        signature: by value, what the calls depend on besides their arguments and the modules.
         compiled: some network is run through torch.compile.
     """
 
@@ -40,10 +40,8 @@ class NetworkCalls:
         """Why nothing of them can be recorded, or None."""
         if (reason := why_no_recorder(self.device)) is not None:
             return reason
-        for network in self.networks:
-            if (part := hooked(network)) is not None:
-                return f"a hook hangs on {part}: a replay would not call it"
-        return None
+        part = next(filter(None, map(hooked, self.networks)), None)
+        return None if part is None else f"a hook hangs on {part}: a replay would not call it"
 
     def key(self, live: frozenset[int] = frozenset()) -> Hashable:
         """Equal for calls that the same graphs serve. live: see `Capturable`."""
@@ -56,20 +54,19 @@ class Capturable:
     """What a call asks to have recorded.
 
     Attributes:
-        signature: by value, everything that changes the loop graph beside `inputs` and `networks`.
+        signature: by value, everything that changes the loop graph besides `inputs` and `networks`.
         inputs: the tensors that differ from call to call, by name; "x" is the starting noise, [batch, ...].
         networks: the networks that are called.
         begin: given static tensors in the place of inputs, makes a core that has not begun and the evaluator of its
-            waves: in one batch each, or (True) coarse rows on a stream of their own.
+            waves. True: coarse rows run on a stream of their own.
         through: makes an eager evaluator of the same waves whose network calls go through a function.
         checkpoints: the most that a run has.
         program: the waves.
         network: format of the network's input.
         dtype: of the network.
         live: dictionaries of the networks, by identity, whose values are among the inputs.
-        network_signature: by value, what the networks' calls depend on beside their arguments and modules.
-        compiled: some network is run through torch.compile.
-        overlap: "batch"; "streams": coarse rows beside the others; "auto": the faster of the two, measured.
+        network_signature, compiled: see `NetworkCalls`.
+        overlap: "batch"; "streams": coarse rows on a stream of their own; "auto": the faster of the two, measured.
         why_no_loop: why there can be no loop graph, or None.
     """
 
@@ -98,17 +95,17 @@ class Capturable:
         """Of the rows of every wave."""
         return self.program.positions
 
-    def wave_of_zeros(self, width: int) -> Evaluate:
-        """A wave of so many rows on zeros: the first of that width."""
-        x = self.inputs["x"]
-        number = next(number for number, positions in enumerate(self.positions) if len(positions) == width)
-        rows = self.network.empty(width, x).zero_()
-        return Evaluate(rows, self.positions[number], tuple(range(len(x))), number)
-
     @property
     def widths(self) -> list[int]:
         """Of its waves, from narrow to wide."""
-        return sorted({len(positions) for positions in self.positions})
+        return sorted(set(map(len, self.positions)))
+
+    def wave_of_zeros(self, width: int) -> Evaluate:
+        """The first wave of this width, on zeros."""
+        x = self.inputs["x"]
+        number = [len(positions) for positions in self.positions].index(width)
+        rows = self.network.empty(width, x).zero_()
+        return Evaluate(rows, self.positions[number], tuple(range(len(x))), number)
 
     def key(self) -> Hashable:
         """Equal for calls that one loop graph serves."""
@@ -122,31 +119,17 @@ class Capturable:
 
 def _process_state() -> Hashable:
     """The settings of torch that operations depend on."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    # torch's old switches (allow_tf32, set_float32_matmul_precision) write these too, and cannot always be read
+    precise = (torch.backends, cuda.matmul, cudnn, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None))
     return (
         torch.is_inference_mode_enabled(),
         *(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")),
-        *_precisions(),
-        matmul.allow_fp16_reduced_precision_reduction,
-        matmul.allow_bf16_reduced_precision_reduction,
-        cudnn.enabled,
-        cudnn.benchmark,
-        cudnn.deterministic,
-        torch.backends.cuda.cudnn_sdp_enabled(),
+        *(getattr(each, "fp32_precision", None) for each in precise),
+        cuda.matmul.allow_fp16_reduced_precision_reduction,
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        *(cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
         torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cuda.flash_sdp_enabled(),
-        torch.backends.cuda.mem_efficient_sdp_enabled(),
-        torch.backends.cuda.math_sdp_enabled(),
+        *(cuda.cudnn_sdp_enabled(), cuda.flash_sdp_enabled()),
+        *(cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()),
     )
-
-
-def _precisions() -> Iterator[Hashable]:
-    """Precision of float32 products. torch has an old and a new interface, and refuses the old after the new."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    for read in (torch.get_float32_matmul_precision, lambda: matmul.allow_tf32, lambda: cudnn.allow_tf32):
-        try:
-            yield read()
-        except RuntimeError:
-            yield None
-    for owner in (torch.backends, matmul, cudnn, getattr(cudnn, "conv", None)):
-        yield getattr(owner, "fp32_precision", None)

@@ -2,14 +2,14 @@
 
 A replay repeats the launches of a capture and nothing else. An operation that waits for the device, copies from or to
 the host, draws random numbers or has a shape that depends on values would break the capture, or be replayed with the
-values it had in the capture. Every operation of a capture passes through here, and such a one is refused by name before
-it runs.
+values it had in the capture. Every operation of a capture passes through here, and such an operation is refused by name
+before it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Container, Hashable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -24,17 +24,19 @@ from .cache_key import tensors_of
 
 _aten = torch.ops.aten
 _FROM_PYTHON = {_aten.lift_fresh.default, _aten.lift_fresh_copy.default}
-# an index has a shape that depends on values only where it is a mask
+# the shape of an index depends on values only where it is a mask
 _INDEX = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default}
-# reads a flag on the device, which no tag of torch says
+_COPIES = {_aten._to_copy.default, _aten.copy_.default, _aten.copy.default}
+# reads a flag on the device, but has no tag that says so
 _WAITS = {_aten._linalg_check_errors.default}
-# on the CPU these run no operation that could be refused
+# on a tensor of the host these run no operation: a graph would freeze the values that they read
 _TO_HOST = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
-_SPLITS = {torch.tensor_split, Tensor.tensor_split}  # it reads where to split from a tensor on the host
+_SPLITS = {torch.tensor_split, Tensor.tensor_split}
 _FROM_NUMBERS = {torch.tensor, Tensor.new_tensor}
 _FROM_ANY = {torch.as_tensor, torch.asarray}
 # arguments that switch random numbers on and off
 _SWITCHES = ("dropout_p", "dropout", "p", "train", "training")
+_NUMBERS = "makes a tensor from Python numbers, which a graph would freeze"
 
 
 class CaptureCheck(TorchDispatchMode):
@@ -42,21 +44,20 @@ class CaptureCheck(TorchDispatchMode):
 
     Attributes:
         operations: run so far, about as many as launches.
-        read: tensors made before the capture, in the order of their first use; held, so that their memory stays
-            theirs.
+        made: memory that was allocated in this capture, as `storage_of` it.
+        read: tensors that existed before the capture, by memory, in the order of their first use. They are held, so
+            that no other tensor gets their memory.
         read_by_network: those of them that the network reads.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations = 0
+        self.made: set[Hashable] = set()
+        self.read: dict[Hashable, Tensor] = {}
+        self.read_by_network: dict[Hashable, Tensor] = {}
         self._in_network = False
-        self.read: list[Tensor] = []
-        self.read_by_network: list[Tensor] = []
-        self._made: set[int] = set()
-        self._numbers: set[int] = set()
-        self._seen: set[int] = set()
-        self._seen_by_network: set[int] = set()
+        self._numbers: set[Hashable] = set()
         self._functions = _Functions()
 
     def __enter__(self) -> Self:
@@ -75,22 +76,24 @@ class CaptureCheck(TorchDispatchMode):
         if self._in_network and func._schema.is_mutable:
             self._refuse_lasting_writes(func, args, kwargs)
         if func in _FROM_PYTHON:  # a number, as in x[0] = 1.0: others were refused
-            self._numbers.update(map(_Memory, given))
+            self._numbers.update(map(storage_of, given))
         for tensor in given:
             self._note(tensor)
-        self.before(func, given)
-        out = func(*args, **kwargs)
+        out = self.execute(func, args, kwargs)
         self.operations += 1
-        self._made.update(map(_Memory, new_in(out, given)))
-        self.after(func, args, kwargs, out)
+        self.made.update(map(storage_of, new_in(out, given)))
         return out
+
+    def execute(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operation that was not refused."""
+        return func(*args, **kwargs)
 
     @contextmanager
     def network(self, unseen: bool = False) -> Iterator[None]:
         """Within it, operations are those of the network.
 
         Args:
-            unseen: do not look at them, since the network is compiled: under this mode torch would compile it anew.
+            unseen: do not check them. The network is compiled, and torch would compile it anew under this mode.
         """
         self._in_network = True
         try:
@@ -101,7 +104,7 @@ class CaptureCheck(TorchDispatchMode):
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
-        """Within it, operations are not looked at. torch compiles code anew when the modes around it change."""
+        """Within it, operations are not checked. Both modes are left: compiled code is guarded by those that are on."""
         self._functions.__exit__(None, None, None)
         try:
             with _disable_current_modes():
@@ -109,62 +112,41 @@ class CaptureCheck(TorchDispatchMode):
         finally:
             self._functions.__enter__()
 
-    def before(self, func: Any, given: list[Tensor]) -> None:
-        """Called before an operation runs on these tensors."""
-
-    def after(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """Called after an operation."""
-
     def _refuse_lasting_writes(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        for index, argument in enumerate(func._schema.arguments):
+        for argument, value in _arguments(func, args, kwargs):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
-            written = kwargs.get(argument.name, args[index] if index < len(args) else None)
-            if any(storage_of(tensor) not in self._made for tensor in tensors_in(written)):
+            if any(storage_of(tensor) not in self.made for tensor in tensors_in(value)):
                 raise _refusal(str(func), "writes to a tensor that outlasts the call")
 
-    @property
-    def storages(self) -> set[int]:
-        """The memory allocated in this capture, as numbers that no other memory gets while they are kept."""
-        return self._made
-
-    def made(self, tensor: Tensor) -> bool:
-        """Whether the memory of a tensor was allocated in this capture."""
-        return storage_of(tensor) in self._made
-
     def _note(self, tensor: Tensor) -> None:
-        storage = storage_of(tensor)
-        if storage in self._made or storage in self._numbers:
-            return
-        # a view of an outside tensor is an outside tensor
-        if storage not in self._seen:
-            self._seen.add(storage)
-            self.read.append(tensor)
-        if self._in_network and storage not in self._seen_by_network:
-            self._seen_by_network.add(storage)
-            self.read_by_network.append(tensor)
+        storage = storage_of(tensor)  # a view of an outside tensor is an outside tensor
+        if storage not in self.made and storage not in self._numbers:
+            self.read.setdefault(storage, tensor)
+            if self._in_network:
+                self.read_by_network.setdefault(storage, tensor)
 
 
 class _Functions(TorchFunctionMode):
-    """Refuses functions that move values to the host without running an operation."""
+    """Refuses functions that read or write values of the host without running an operation."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _TO_HOST or (func in _SPLITS and len(list(tensors_in((args, kwargs)))) > 1):
             raise _refusal(f"Tensor.{func.__name__}", "has the host read values")
         if func in _FROM_NUMBERS or (func in _FROM_ANY and not isinstance(args[0], Tensor)):
-            raise _refusal(func.__name__, "makes a tensor from Python numbers, which a graph would freeze")
+            raise _refusal(func.__name__, _NUMBERS)
         return func(*args, **kwargs)
 
 
-def refuse_uncapturable(func: Any, args: Any, kwargs: dict[str, Any], numbers: Set[int] = frozenset()) -> None:
+def refuse_uncapturable(func: Any, args: Any, kwargs: dict[str, Any], numbers: Container[Hashable] = ()) -> None:
     """Raise CaptureFailed for an operation that a graph cannot hold; numbers: memory that holds Python numbers."""
     what = None
-    if func in _FROM_PYTHON and not _is_number(args[0]):
-        what = "makes a tensor from Python numbers, which a graph would freeze"
+    if func in _FROM_PYTHON and not (args[0].ndim == 0 and args[0].device.type == "cpu"):
+        what = _NUMBERS  # but for the number of x[0] = 1.0, which becomes an argument of the launch
     elif torch.Tag.data_dependent_output in func.tags or func in _WAITS:
         what = "makes the host wait for a value"
-    elif (func in _INDEX and _has_mask(args)) or (torch.Tag.dynamic_output_shape in func.tags and func not in _INDEX):
+    elif _has_mask(args) if func in _INDEX else torch.Tag.dynamic_output_shape in func.tags:
         what = "has a shape that depends on values"
     elif torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs):
         what = "draws random numbers"
@@ -174,49 +156,47 @@ def refuse_uncapturable(func: Any, args: Any, kwargs: dict[str, Any], numbers: S
         raise _refusal(str(func), what)
 
 
+def cannot_capture(why: str) -> CaptureFailed:
+    """The error of what cannot be captured."""
+    return CaptureFailed(f"The loop cannot be captured: {why}. It runs eagerly; pass engine='eager' to leave it so.")
+
+
 def failed(error: Exception) -> CaptureFailed:
-    """The error of a capture that broke for another reason."""
-    reason = str(error).partition("\n")[0]
-    return CaptureFailed(
-        f"The loop cannot be captured: {type(error).__name__}: {reason}. It runs eagerly. "
-        "Pass engine='eager' to leave it so."
-    )
+    """The error of a capture that broke off."""
+    if isinstance(error, CaptureFailed):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return cannot_capture("the device has no memory left for it. Lower max_graphs or max_rows")
+    first_line = str(error).partition("\n")[0]
+    return cannot_capture(f"{type(error).__name__}: {first_line}")
 
 
 def _refusal(name: str, what: str) -> CaptureFailed:
-    return CaptureFailed(
-        f"The loop cannot be captured: {name} {what}. A replay would not repeat that. "
-        "It runs eagerly; pass engine='eager' to leave it so."
-    )
-
-
-def _is_number(tensor: Tensor) -> bool:
-    """The tensor that x[0] = 1.0 makes: its number becomes an argument of the launch."""
-    return tensor.ndim == 0 and tensor.device.type == "cpu"
+    return cannot_capture(f"{name} {what}. A replay would not repeat that")
 
 
 def _has_mask(args: Any) -> bool:
     return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(args[1]))
 
 
-def _draws(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether it draws. torch marks attention and dropout as drawing even where nothing is dropped."""
+def _arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """The arguments of an operation, by its schema, with their values."""
     for index, argument in enumerate(func._schema.arguments):
-        if argument.name in _SWITCHES:
-            value = kwargs.get(argument.name, args[index] if index < len(args) else argument.default_value)
-            if value is not None and not value:
-                return False
-    return True
+        yield argument, kwargs.get(argument.name, args[index] if index < len(args) else argument.default_value)
 
 
-def _devices(func: Any, args: Any, kwargs: dict[str, Any], numbers: Set[int]) -> set[str]:
+def _draws(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    # torch marks attention and dropout as drawing even where nothing is dropped
+    return not any(
+        argument.name in _SWITCHES and value is not None and not value
+        for argument, value in _arguments(func, args, kwargs)
+    )
+
+
+def _devices(func: Any, args: Any, kwargs: dict[str, Any], numbers: Container[Hashable]) -> set[str]:
     # the host would read any other tensor without dimensions on the CPU, and its value would be frozen
-    copies = func in (_aten._to_copy.default, _aten.copy_.default, _aten.copy.default)
-    devices = {
-        tensor.device.type
-        for tensor in tensors_in((args, kwargs))
-        if copies or not numbers or storage_of(tensor) not in numbers
-    }
+    tensors = tensors_in((args, kwargs))
+    devices = {each.device.type for each in tensors if func in _COPIES or storage_of(each) not in numbers}
     device = kwargs.get("device")
     return devices | {torch.device(device).type} if device is not None and devices else devices
 
@@ -228,51 +208,34 @@ def tensors_in(found: Any) -> Iterator[Tensor]:
 
 def new_in(out: Any, given: Iterable[Tensor]) -> list[Tensor]:
     """The outputs of an operation in memory of their own."""
-    storages = {storage_of(tensor) for tensor in given}
+    storages = set(map(storage_of, given))
     return [tensor for tensor in tensors_in(out) if storage_of(tensor) not in storages]
 
 
-def storage_of(tensor: Tensor) -> int:
-    """The number of the memory that a tensor lies in; for one without memory of its own, as a sparse one, its id."""
+def storage_of(tensor: Tensor) -> Hashable:
+    """Equal for tensors in the same memory, also after it was freed: a weak reference keeps its identity.
+
+    A tensor without memory of its own, such as a sparse one, stands for itself.
+    """
     try:
-        return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
+        return StorageWeakRef(tensor.untyped_storage())
     except (NotImplementedError, RuntimeError, ValueError):
-        return id(tensor)
-
-
-class _Memory(int):
-    """`storage_of` memory that may be freed: no other memory gets the number while this is kept."""
-
-    def __new__(cls, tensor: Tensor) -> Self:
-        made = super().__new__(cls, storage_of(tensor))
-        with suppress(NotImplementedError, RuntimeError, ValueError):
-            made._held = StorageWeakRef(tensor.untyped_storage())
-        return made
-
-    _held: Any = None
+        return (id(tensor),)
 
 
 def refuse_unknown_reads(
-    check: CaptureCheck, known: Iterable[Tensor], networks: Iterable[nn.Module], made: Set[int] = frozenset()
+    check: CaptureCheck, inputs: Iterable[Tensor], networks: Iterable[nn.Module], made: Iterable[Hashable] = ()
 ) -> None:
     """Raise CaptureFailed if the network read a tensor that nobody would compare before a replay.
 
-    Args:
-        check: of the capture.
-        known: tensors that it may read: its inputs.
-        networks: modules whose tensors it may read.
-        made: memory allocated in captures before, of the same recording.
+    It may read the inputs, the tensors of the networks, and memory made in earlier captures of the same recording.
     """
-    for tensor in not_among(check.read_by_network, [*known, *(each for net in networks for each in tensors_of(net))]):
-        if storage_of(tensor) not in made:
-            raise CaptureFailed(
-                f"The loop cannot be captured: the network reads a tensor of shape {tuple(tensor.shape)} that is "
-                "neither an argument nor held by one of its modules. Another one in its place would not be seen. "
-                "Make it a parameter or a buffer; until then it runs eagerly."
+    known = {*map(storage_of, inputs), *made}
+    for network in networks:
+        known.update(map(storage_of, tensors_of(network)))
+    for storage, tensor in check.read_by_network.items():
+        if storage not in known:
+            raise cannot_capture(
+                f"the network reads a tensor of shape {tuple(tensor.shape)} that is neither an argument nor held by "
+                "one of its modules. Another tensor in its place would not be noticed. Make it a parameter or a buffer"
             )
-
-
-def not_among(read: Iterable[Tensor], known: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors read whose memory belongs to none of the known ones."""
-    storages = {storage_of(tensor) for tensor in known}
-    return [tensor for tensor in read if storage_of(tensor) not in storages]

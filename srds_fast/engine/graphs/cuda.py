@@ -10,9 +10,7 @@ from weakref import WeakSet
 
 import torch
 
-from ...errors import CaptureFailed
 from .capture_checks import CaptureCheck, failed
-from .recorder import Graph
 
 T = TypeVar("T")
 
@@ -20,14 +18,12 @@ T = TypeVar("T")
 class CudaRecorder:
     """See `srds_fast.engine.graphs.recorder.Recorder`."""
 
-    name = "CUDA graph"
-
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._living: WeakSet[_CudaGraph] = WeakSet()
         self._begin_pool()
 
-    def record(self, work: Callable[[CaptureCheck], T]) -> tuple[Graph, T]:
+    def record(self, work: Callable[[CaptureCheck], T]) -> tuple[_CudaGraph, CaptureCheck, T]:
         """See `Recorder.record`."""
         with torch.cuda.device(self._device):
             self._take_workspace()
@@ -50,14 +46,14 @@ class CudaRecorder:
                 torch.cuda.set_stream(stream)  # a capture that broke stays in its stream
             if failures:
                 try:
-                    raise failures[0] if isinstance(failures[0], CaptureFailed) else failed(failures[0])
+                    raise failed(failures[0])
                 finally:  # the error holds this frame, which must not hold the recording
                     failures.clear()
                     found.clear()
                     del graph, check
-            recorded = _CudaGraph(graph, check)
-            self._living.add(recorded)
-            return recorded, found[0]
+            made = _CudaGraph(graph, check)
+            self._living.add(made)
+            return made, check, found[0]
 
     def release(self) -> None:
         """See `Recorder.release`."""
@@ -97,10 +93,4 @@ class _CudaGraph:
 
     def __init__(self, graph: Any, check: CaptureCheck) -> None:
         self.replay = graph.replay
-        self._graph = graph
         self._held = check.read
-
-    def reset(self) -> None:
-        """Give its memory back."""
-        self._graph.reset()
-        self._held.clear()

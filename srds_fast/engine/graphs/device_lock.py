@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,7 @@ class DeviceBusy(CaptureFailed):
     """Another call holds the graphs of the device."""
 
 
+@dataclass
 class _Lock:
     """The lock of one device.
 
@@ -28,10 +30,9 @@ class _Lock:
         done: event after the last replay.
     """
 
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.owner: int | None = None
-        self.done: Any = None
+    lock: Any = field(default_factory=threading.RLock)
+    owner: int | None = None
+    done: Any = None
 
 
 @cache

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +22,16 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from ... import telemetry
 from ...errors import CaptureFailed
 from .cache_key import PLAIN
-from .capture_checks import CaptureCheck, failed, refuse_unknown_reads
-from .compare import refuse_difference
+from .capture_checks import CaptureCheck, cannot_capture, failed, refuse_unknown_reads, tensors_in
 from .device_lock import DeviceBusy, device_lock
-from .memory import TooLarge, recorded_within_memory
-from .recorder import Graph, Recorder, recorded
+from .loop_graph import copy_to, refuse_difference
+from .recorder import Graph, Recorder, TooLarge, record, within_memory
 from .utilisation import utilisation, why_not_worth
 
 # graphs of one set of networks, the least recently used is given up first
 MOST_WIDTHS = 64
 NOT_WHILE_SERVING = "nothing is recorded while serving (lazy_capture=False): make a call like it in warmup()"
+CHANGED = "the network's own attributes have changed while it ran: a replay would not change them"
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,18 @@ class _CallGraph:
     outputs: list[Any]
     structure: TreeSpec
 
-    def replay(self, tensors: Sequence[Tensor]) -> Any:
+    def replay(self, tensors: list[Tensor]) -> Any:
         """Make the call on these tensors; returns copies, as the next replay overwrites the graph's own memory."""
-        for static in self.inputs:
-            if static.is_cuda:  # the allocator must not reuse them before this stream is done with them
-                static.record_stream(torch.cuda.current_stream(static.device))
-        torch._foreach_copy_(self.inputs, list(tensors))
+        copy_to(self.inputs, tensors)
         self.graph.replay()
-        return tree_unflatten([_copy(output) for output in self.outputs], self.structure)
+        copies = [output.clone() if isinstance(output, Tensor) else output for output in self.outputs]
+        return tree_unflatten(copies, self.structure)
 
 
 class NetworkGraphs:
     """The graphs of the calls of some networks. May be used from several threads.
 
-    Args:
-        networks: the modules that are called: a graph may read their tensors and its own inputs, nothing else.
-        recorder: of the device.
-        device: where the networks are.
-        compiled: some network is run through torch.compile.
+    A graph may read the tensors of these networks and its own inputs, nothing else.
 
     Attributes:
         name: of the engine, for reports.
@@ -90,12 +84,8 @@ class NetworkGraphs:
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def replay(self, key: Hashable, tensors: Sequence[Tensor]) -> tuple[bool, Any]:
-        """Whether there is a graph for a call, and what the call returns.
-
-        Raises:
-            DeviceBusy: another call has held the device for too long.
-        """
+    def replay(self, key: Hashable, tensors: list[Tensor]) -> tuple[bool, Any]:
+        """Whether there is a graph for a call, and what the call returns. Raises DeviceBusy after a long wait."""
         with device_lock(self.device):
             found = self._graphs.get(key)
             if found is None:
@@ -109,11 +99,9 @@ class NetworkGraphs:
         """Record a call that has just been made eagerly, and keep its graph if a replay returns the same.
 
         Args:
-            key: of the call, see `key_of`.
-            function: the network, or what is called in its place.
-            leaves: of its arguments and keyword arguments.
-            structure: of the arguments.
-            expected: what it returned.
+            key: see `key_of`.
+            leaves, structure: of the arguments.
+            expected: what the call returned.
 
         Raises:
             TooLarge: it would take too much memory, or one before it would have.
@@ -123,20 +111,17 @@ class NetworkGraphs:
             raise TooLarge(self._full)
         with device_lock(self.device), telemetry.recording():
             try:
-                made, taken = recorded_within_memory(
-                    self.device, lambda: self._record(function, leaves, structure), self.name, held=self.nbytes
-                )
+                with within_memory(self.device, self.name, held=self.nbytes) as taken:
+                    made = self._record(function, leaves, structure)
             except TooLarge as why:
                 self._full = str(why)
                 raise
-            found, _ = tree_flatten(made.replay([leaf for leaf in leaves if isinstance(leaf, Tensor)]))
-            outputs, _ = tree_flatten(expected)
-            for ours, theirs in zip(found, outputs, strict=True):
-                if isinstance(ours, Tensor):
-                    refuse_difference(ours, theirs, theirs.dtype)
-            self.nbytes += taken
+            found = made.replay([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+            for ours, theirs in zip(tensors_in(found), tensors_in(expected), strict=True):
+                refuse_difference(ours, theirs, theirs.dtype)
+            self.nbytes += taken.nbytes
             self._graphs[key] = made
-            while len(self._graphs) > MOST_WIDTHS:
+            if len(self._graphs) > MOST_WIDTHS:
                 self._graphs.popitem(last=False)
 
     def _record(self, function: Callable[..., Any], leaves: list[Any], structure: TreeSpec) -> _CallGraph:
@@ -148,12 +133,10 @@ class NetworkGraphs:
             with check.network(self._compiled):
                 return function(*args, **kwargs)
 
-        graph, check, found = recorded(self._recorder, work)
+        graph, check, found = record(self._recorder, work)
         refuse_unknown_reads(check, inputs, self._networks)
         outputs, structure = tree_flatten(found)
-        for output in outputs:
-            if not isinstance(output, Tensor):
-                _refuse_unknown("returns", output)
+        _refuse_unknown("returns", outputs)
         return _CallGraph(graph, inputs, outputs, structure)
 
     def _static(self, index: int, leaf: Tensor) -> Tensor:
@@ -171,46 +154,38 @@ class GraphedCalls:
 
     Args:
         graphs: of the networks.
-        key: gives what the graphs depend on, now.
+        key_now: what the graphs depend on, now; `key` is what they depended on when the run began.
         records: record calls of a width that has no graph yet.
         weigh: before the first recording, see whether graphs can save time.
 
     Attributes:
-        graphs: the same.
-        key: when the run began.
         replays: calls that were replays.
         recordings: graphs made.
         reason: why some calls were not replays, beyond the first of their width; None: all were.
         seconds: spent on recording.
-        changed: the network's own attributes have changed: what was recorded in this run is of no use.
-        broken: the network cannot be recorded.
-        declined: graphs would save no time.
+        ended: why the rest of the run neither replays nor records. "busy": another call holds the device; "changed":
+            the network's own attributes have changed, and what this run recorded is of no use; "broken": the network
+            cannot be recorded; "declined": graphs would save no time.
     """
 
     def __init__(
-        self, graphs: NetworkGraphs, key: Callable[[], Hashable], *, records: bool, weigh: bool = False
+        self, graphs: NetworkGraphs, key_now: Callable[[], Hashable], *, records: bool, weigh: bool = False
     ) -> None:
         self.graphs = graphs
         self._weigh = weigh and not len(graphs)
         self._records = records
-        self._key = key
-        self.key = key()
-        self._waits = False
+        self._key_now = key_now
+        self.key = key_now()
         self.replays = self.recordings = 0
         self.reason: str | None = None
         self.seconds = 0.0
-        self.changed = self.broken = self.declined = False
+        self.ended: str | None = None
 
     def through(self, function: Callable[..., Any], name: Hashable = None) -> Callable[..., Any]:
-        """The function, called through its graphs.
-
-        Args:
-            function: a network, or what is called in its place.
-            name: tells it from the other networks of the run, in every run alike.
-        """
+        """The function, called through its graphs. name: of the network, the same in every run."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if self.broken or self.changed or self.declined or self._waits:
+            if self.ended is not None:
                 return function(*args, **kwargs)
             leaves, structure = tree_flatten((args, kwargs))
             try:
@@ -234,39 +209,35 @@ class GraphedCalls:
     def _record(
         self, key: Hashable, function: Callable[..., Any], leaves: list[Any], structure: TreeSpec, output: Any
     ) -> None:
-        if not all(bool(leaf.isfinite().all()) for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)):
+        if not all(bool(leaf.isfinite().all()) for leaf in tensors_in(output)):
             return  # the run ends in its error: there is nothing to compare with
         started = time.perf_counter()
         try:
             if self._weigh:
                 self._weigh = False
                 args, kwargs = tree_unflatten(leaves, structure)
-                why = why_not_worth(utilisation(lambda: function(*args, **kwargs), self.graphs.device))
-                self.declined, self.reason = why is not None, why
-            if not self.declined and self._is_as_it_was():
+                self.reason = why_not_worth(utilisation(lambda: function(*args, **kwargs), self.graphs.device))
+                self.ended = None if self.reason is None else "declined"
+            self._look_for_changes()
+            if self.ended is None:
                 self.graphs.record(key, function, leaves, structure, output)
                 self.recordings += 1
-                self._is_as_it_was()
-        except CaptureFailed as why:
-            self._give_up(why)
+                self._look_for_changes()
         except Exception as why:  # the call is made: it must not fail for what would help later ones
             self._give_up(failed(why))
         finally:
             self.seconds += time.perf_counter() - started
 
-    def _is_as_it_was(self) -> bool:
-        """Whether the network is what it was when the run began."""
-        self.changed = self._key() != self.key
-        if self.changed:
-            self.reason = "the network's own attributes have changed while it ran: a replay would not change them"
-        return not self.changed
+    def _look_for_changes(self) -> None:
+        if self._key_now() != self.key:
+            self.ended, self.reason = "changed", CHANGED
 
     def _give_up(self, why: CaptureFailed) -> None:
         self.reason = str(why)
         if isinstance(why, DeviceBusy):
-            self._waits = True
+            self.ended = "busy"
         elif not isinstance(why, TooLarge) or not len(self.graphs):
-            self.broken = True
+            self.ended = "broken"
 
 
 def key_of(name: Hashable, leaves: Sequence[Any], structure: TreeSpec) -> Hashable:
@@ -275,27 +246,24 @@ def key_of(name: Hashable, leaves: Sequence[Any], structure: TreeSpec) -> Hashab
     Raises:
         CaptureFailed: an argument is an object whose value is not known; it is named.
     """
-    found: list[Hashable] = []
+    _refuse_unknown("is given", leaves)
+    return (
+        name,
+        structure,
+        tuple(
+            (leaf.shape, _dense_strides(leaf), leaf.dtype, leaf.device)
+            if isinstance(leaf, Tensor)
+            else (type(leaf), leaf)
+            for leaf in leaves
+        ),
+    )
+
+
+def _refuse_unknown(how: str, leaves: Iterable[Any]) -> None:
     for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            found.append((leaf.shape, _dense_strides(leaf), leaf.dtype, leaf.device))
-        else:
-            _refuse_unknown("is given", leaf)
-            found.append((type(leaf), leaf))
-    return name, structure, tuple(found)
-
-
-def _refuse_unknown(how: str, value: Any) -> None:
-    if type(value) not in PLAIN:
-        raise CaptureFailed(
-            f"The network cannot be captured: it {how} a {type(value).__name__}, of which it is not known what it "
-            "holds. It runs eagerly."
-        )
+        if not isinstance(leaf, Tensor) and type(leaf) not in PLAIN:
+            raise cannot_capture(f"the network {how} a {type(leaf).__name__}, of which it is not known what it holds")
 
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
     return torch.empty_like(tensor, device="meta").stride()
-
-
-def _copy(output: Any) -> Any:
-    return output.clone() if isinstance(output, Tensor) else output

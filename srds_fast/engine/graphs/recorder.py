@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, TypeVar
 
 import torch
 
+from ...errors import CaptureFailed
 from .capture_checks import CaptureCheck
 
 T = TypeVar("T")
+
+# of the free memory, for recordings: the rest is for the decoder, and for calls of other shapes
+LARGEST_SHARE = 0.5
 
 
 class Graph(Protocol):
@@ -18,23 +25,15 @@ class Graph(Protocol):
     def replay(self) -> None:
         """Do it again: one launch."""
 
-    def reset(self) -> None:
-        """Give its memory back."""
-
 
 class Recorder(Protocol):
-    """Records work on one device.
+    """Records work on one device."""
 
-    Attributes:
-        name: of its kind, for reports.
-    """
+    def record(self, work: Callable[[CaptureCheck], T]) -> tuple[Graph, CaptureCheck, T]:
+        """Run `work` once in Python, under a check that it is given. Its effects appear with the first replay.
 
-    name: str
-
-    def record(self, work: Callable[[CaptureCheck], T]) -> tuple[Graph, T]:
-        """Run `work` once in Python, given the check that watches it. Its effects appear with the first replay.
-
-        Replays write to the tensors that `work` returns or keeps.
+        Returns:
+            the graph, the check, and what `work` returned: replays write to the tensors in it.
 
         Raises:
             CaptureFailed: an operation cannot be repeated; nothing has been changed.
@@ -44,25 +43,73 @@ class Recorder(Protocol):
         """Give memory back to the device, if no recording is left."""
 
 
-def recorded(recorder: Recorder, work: Callable[[CaptureCheck], T]) -> tuple[Graph, CaptureCheck, T]:
-    """Record work; returns the graph, the check that watched it, and what it returned.
+def _cuda(device: torch.device) -> Recorder:
+    from .cuda import CudaRecorder
 
-    Raises:
-        CaptureFailed: an operation cannot be repeated.
-    """
-    checks: list[CaptureCheck] = []
+    return CudaRecorder(device)
 
-    def watched(check: CaptureCheck) -> T:
-        checks.append(check)
-        return work(check)
 
-    # A weight that autocast has cast and cached would be read from the cache; replays would never cast it again.
+# by type of device; tests add a recorder for the CPU
+RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": _cuda}
+
+
+@cache
+def recorder(device: torch.device) -> Recorder:
+    """The recorder of a device, which has its index. `why_no_recorder` tells whether there is one."""
+    return RECORDERS[device.type](device)
+
+
+def why_no_recorder(device: torch.device) -> str | None:
+    """Why nothing can be recorded on a device, or None."""
+    return None if device.type in RECORDERS else f"graphs need a CUDA device, and the network is on {device.type}"
+
+
+def record(recorder: Recorder, work: Callable[[CaptureCheck], T]) -> tuple[Graph, CaptureCheck, T]:
+    """`Recorder.record` without autocast's cache: replays would never cast a weight again that was found there."""
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     torch.clear_autocast_cache()
     try:
-        graph, found = recorder.record(watched)
+        return recorder.record(work)
     finally:
         torch.set_autocast_cache_enabled(cached)
-    (check,) = checks
-    return graph, check, found
+
+
+class TooLarge(CaptureFailed):
+    """A recording that would take too much memory or too long to make. A smaller one may do."""
+
+
+@dataclass
+class Taken:
+    """Bytes that a device has less after a recording; 0 where that cannot be asked."""
+
+    nbytes: int = 0
+
+
+@contextmanager
+def within_memory(device: torch.device, name: str, held: int = 0) -> Iterator[Taken]:
+    """Raise TooLarge at the end if a recording took more than `LARGEST_SHARE` of the device's free memory.
+
+    Args:
+        device: where it is recorded.
+        name: of its kind.
+        held: bytes that earlier recordings of the same network have taken.
+    """
+    free = free_memory(device)
+    taken = Taken()
+    yield taken
+    if free is not None:
+        taken.nbytes = max(0, free - (free_memory(device) or 0))
+        if held + taken.nbytes > LARGEST_SHARE * (held + free):
+            raise TooLarge(
+                f"The {name} would take {(held + taken.nbytes) / 2**30:.1f} of {(held + free) / 2**30:.1f} GiB that "
+                "are free. Room must be left to decode. Lower max_rows or max_graphs."
+            )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where that cannot be asked."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()  # the allocator keeps memory of the eager run that a capture could use
+    return torch.cuda.mem_get_info(device)[0]

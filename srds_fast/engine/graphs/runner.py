@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,18 +16,20 @@ from ... import telemetry
 from ...errors import CaptureFailed
 from ...solvers.contract import Evaluate
 from ..run import EngineUse, Run
-from .cache import Graphs, T
+from .cache import Graphs, NoLoop
 from .capturable import Capturable, NetworkCalls
 from .capture_checks import failed
 from .device_lock import DeviceBusy, in_a_replay
-from .memory import TooLarge
-from .network_graphs import NOT_WHILE_SERVING, GraphedCalls, NetworkGraphs
-from .recording import LoopGraph
-from .replay import Replay
+from .loop_graph import LoopGraph, Replay
+from .network_graphs import CHANGED, NOT_WHILE_SERVING, GraphedCalls, NetworkGraphs
+from .recorder import TooLarge
 from .utilisation import utilisation, why_not_worth
 
+T = TypeVar("T")
+
 FIRST = "it is the first call of its kind: recorded for those to come"
-Advance = Callable[[Run, Callable[[Evaluate], Tensor]], T]
+Eager = Callable[[Evaluate], Tensor]
+Advance = Callable[[Run, Eager], T]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class GraphRunner:
 
     Attributes:
         graphs: the recordings there are.
-        lazy: record what has not been seen.
+        lazy: record calls of a kind that is new.
         refused: notified why a call runs eagerly; may raise.
         whole: record all iterations and all widths that a call could take.
         weighed: record only where launches take a good part of the time.
@@ -49,23 +52,14 @@ class GraphRunner:
     weighed: bool = False
     kind: str = "graph"
 
-    def run(
-        self,
-        call: Capturable,
-        begin: Callable[[], Run],
-        evaluate: Callable[[Evaluate], Tensor],
-        advance: Advance[T],
-    ) -> T:
+    def run(self, call: Capturable, begin: Callable[[], Run], evaluate: Eager, advance: Advance[T]) -> T:
         """Run a call on its recording if there is one, otherwise eagerly, and record it then.
 
         Args:
             call: what would be recorded.
             begin: makes the run; called again where a recording fails on the way and the run starts anew.
             evaluate: runs a wave eagerly.
-            advance: takes a run from wave to wave to its end, given what runs the waves.
-
-        Returns:
-            what `advance` returned.
+            advance: takes a run from wave to wave to its end, given what runs the waves; its result is returned.
         """
         reason = _why_not(call.calls())
         if reason is not None:
@@ -74,39 +68,31 @@ class GraphRunner:
             return self._run_on_network_graphs(call, None, begin(), evaluate, advance)
         key = call.key()
         found = self.graphs.find(key)
-        if found is None and (no_loop := self.graphs.why_no_loop(key)) is not None:
-            return self._run_on_network_graphs(call, no_loop, begin(), evaluate, advance)
         if isinstance(found, LoopGraph):
             try:
                 return self._replay(found, call, begin(), advance)
-            except DeviceBusy as why:
-                found = str(why)
-            except CaptureFailed as why:  # it has to go further than it was recorded, and cannot
-                found = str(why)
-                self.graphs.give_up(key, found)
+            except CaptureFailed as why:  # the device is busy, or the run has to go further than can be recorded
+                reason = str(why)
+                if not isinstance(why, DeviceBusy):
+                    self.graphs.give_up(key, reason)
             except BaseException:
                 if found.broken:  # by an interrupt: the next call records anew
                     self.graphs.drop(key)
                 raise
-        if found is not None:
-            return self._run_eagerly(found, begin(), evaluate, advance, told=self.graphs.declined(key))
+            return self._run_eagerly(reason, begin(), evaluate, advance)
         run = begin()
+        if isinstance(found, NoLoop):
+            if found.what == "network graphs":
+                return self._run_on_network_graphs(call, found.reason, run, evaluate, advance)
+            return self._run_eagerly(found.reason, run, evaluate, advance, notified=found.what == "declined")
         done = advance(run, evaluate)
         if not run.stopped:
             run.engine.reason = self._record(key, call, run, evaluate)
         return done
 
-    def _run_eagerly(
-        self,
-        reason: str,
-        run: Run,
-        evaluate: Callable[[Evaluate], Tensor],
-        advance: Advance[T],
-        *,
-        told: bool = False,
-    ) -> T:
+    def _run_eagerly(self, reason: str, run: Run, evaluate: Eager, advance: Advance[T], *, notified: bool = False) -> T:
         done = advance(run, evaluate)
-        if not told:
+        if not notified:
             self.refused(reason)
         run.engine.reason = reason
         return done
@@ -150,12 +136,7 @@ class GraphRunner:
             self.graphs.count_network_graphs(graphed)
 
     def _run_on_network_graphs(
-        self,
-        call: Capturable,
-        no_loop: str | None,
-        run: Run,
-        evaluate: Callable[[Evaluate], Tensor],
-        advance: Advance[T],
+        self, call: Capturable, no_loop: str | None, run: Run, evaluate: Eager, advance: Advance[T]
     ) -> T:
         """Run a call eagerly but for its network, whose calls replay graphs; those of new widths are recorded."""
         graphed = self.network_calls(call.calls())
@@ -173,57 +154,51 @@ class GraphRunner:
             self.refused(graphed.reason)
         return done
 
-    def _record(self, key: Hashable, call: Capturable, run: Run, evaluate: Callable[[Evaluate], Tensor]) -> str:
+    def _record(self, key: Hashable, call: Capturable, run: Run, evaluate: Eager) -> str:
         """Record a call that has run eagerly, for later ones. Returns why it has not been a replay itself."""
-        reason = None
+        reason: str | None
         telemetry.phase("record")
         if not self.lazy:
             reason = NOT_WHILE_SERVING
         elif call.key() != key:
-            reason = "the network's own attributes have changed while it ran: a replay would not change them"
-        if reason is not None:
-            self.refused(reason)
-            return reason
-        assert run.sample is not None
-        started = time.perf_counter()
-        try:
-            if self.weighed:
-                width, _ = Counter(len(positions) for positions in call.positions).most_common(1)[0]
-                wave = call.wave_of_zeros(width)
-                reason = why_not_worth(utilisation(lambda: evaluate(wave), call.device))
-                if reason is not None:
-                    self.graphs.decline(key, reason)
-                    return reason
-            if call.why_no_loop is not None:
-                raise TooLarge(call.why_no_loop)
-            self.graphs.capture(key, call, run.sample, run.iterations, whole=self.whole)
-        except TooLarge as why:
-            return self._record_network(key, call, str(why))
-        except CaptureFailed as why:
-            reason = str(why)
-        except Exception as why:  # the call is done: it must not fail for what would help later ones
-            reason = str(failed(why))
-            self.graphs.give_up(key, reason)
-        finally:
-            run.engine.capture_seconds = time.perf_counter() - started
-        if reason is not None:
-            self.refused(reason)
-            return reason
-        return FIRST
-
-    def _record_network(self, key: Hashable, call: Capturable, no_loop: str) -> str:
-        """Record the network graphs of a call that has no loop graph. Returns why it has not been a replay itself."""
-        self.graphs.without_loop(key, no_loop)
-        graphed = self.network_calls(call.calls())
-        if not isinstance(graphed, str):
-            with suppress(torch.OutOfMemoryError):  # this call was narrower; a wider one meets that itself
-                _run_every_width(call, call.through(graphed.through))
-            with suppress(DeviceBusy):
-                self.graphs.count_network_graphs(graphed)
-        reason = graphed if isinstance(graphed, str) else graphed.reason
+            reason = CHANGED
+        else:
+            started = time.perf_counter()
+            try:
+                if self.weighed:
+                    width, _ = Counter(map(len, call.positions)).most_common(1)[0]
+                    wave = call.wave_of_zeros(width)
+                    reason = why_not_worth(utilisation(lambda: evaluate(wave), call.device))
+                    if reason is not None:
+                        self.graphs.remember(key, "declined", reason)
+                        return reason
+                if call.why_no_loop is not None:
+                    raise TooLarge(call.why_no_loop)
+                assert run.sample is not None
+                reason = self.graphs.capture(key, call, run.sample, run.iterations, whole=self.whole)
+            except TooLarge as why:
+                self.graphs.remember(key, "network graphs", str(why))
+                reason = self._record_network(call)
+            except Exception as why:  # the call is done: it must not fail for what would help later ones
+                reason = str(failed(why))
+                if not isinstance(why, DeviceBusy):
+                    self.graphs.give_up(key, reason)
+            finally:
+                run.engine.capture_seconds = time.perf_counter() - started
         if reason is not None:
             self.refused(reason)
         return reason or FIRST
+
+    def _record_network(self, call: Capturable) -> str | None:
+        """Record the network graphs of a call that has no loop graph. Returns why they are not recorded, or None."""
+        graphed = self.network_calls(call.calls())
+        if isinstance(graphed, str):
+            return graphed
+        with suppress(torch.OutOfMemoryError):  # this call was narrower; a wider one meets that itself
+            _run_every_width(call, call.through(graphed.through))
+        with suppress(DeviceBusy):
+            self.graphs.count_network_graphs(graphed)
+        return graphed.reason
 
 
 def _why_not(calls: NetworkCalls) -> str | None:
@@ -233,7 +208,7 @@ def _why_not(calls: NetworkCalls) -> str | None:
     return calls.why_not()
 
 
-def _run_every_width(call: Capturable, evaluate: Callable[[Evaluate], Tensor]) -> None:
+def _run_every_width(call: Capturable, evaluate: Eager) -> None:
     """Call the network once for each width of the plan, on zeros."""
     for width in call.widths:
         evaluate(call.wave_of_zeros(width))

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ... import telemetry
+from ...engine.graphs.loop_graph import LoopGraph
 from ...engine.graphs.network_graphs import GraphedCalls
-from ...engine.graphs.recording import LoopGraph
 from ...engine.graphs.runner import GraphRunner
 from ...engine.run import Observer, Run
 from ...engine.streams import has_two_lanes

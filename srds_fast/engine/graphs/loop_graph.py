@@ -1,0 +1,300 @@
+"""The loop graph: the waves of a plan recorded once, from checkpoint to checkpoint, each replayed by one launch.
+
+A recording begins with the starting noise in a static tensor and ends with the sample of an iteration. It holds
+everything between: the core's memory, its updates, the network, and the conditioning repeated for the rows. A replay
+only needs new contents of the static tensors, and the host does nothing between two checkpoints. No sample leaves the
+batch before the run ends, since a narrower batch would be another recording; each keeps the value it had when it was
+done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import telemetry
+from ...errors import CaptureFailed
+from ...solvers.contract import Checkpoint, Core, Evaluate
+from .capturable import Capturable
+from .capture_checks import CaptureCheck, refuse_unknown_reads
+from .device_lock import device_lock, replaying
+from .recorder import Graph, Recorder, TooLarge, record
+
+# Largest difference between a replay and the eager run, relative to the largest value. A wrong recording is wrong by
+# far more; batches of other widths round differently.
+SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The waves up to one checkpoint: one launch.
+
+    Attributes:
+        waves: the number of each.
+        checkpoint: in memory that the replay of this stretch writes.
+    """
+
+    graph: Graph
+    waves: list[int]
+    checkpoint: Checkpoint
+
+
+class LoopGraph:
+    """One graph from each checkpoint of a plan to the next, on static tensors.
+
+    Args:
+        most_operations: the most that the whole recording may hold, about.
+        streams: coarse rows run on a stream of their own.
+
+    Attributes:
+        name: of the engine, for reports.
+        nbytes: memory that the device had less after the recording, where that can be asked.
+        operations: recorded so far; about as many as kernels.
+        reason: why coarse rows do not run on a stream of their own though that was asked for, or None.
+        overlap: "streams" where they do, "batch" where they run with the others.
+        broken: recording it further broke off; it is of no use any more.
+    """
+
+    name = "loop graph"
+
+    def __init__(
+        self, call: Capturable, recorder: Recorder, most_operations: float = math.inf, *, streams: bool = False
+    ) -> None:
+        self.overlap = "streams" if streams else "batch"
+        self.nbytes = self.operations = 0
+        self.reason: str | None = None
+        self.broken = False
+        self.device, self.checkpoints, self.program = call.device, call.checkpoints, call.program
+        self._networks, self._compiled = call.networks, call.compiled
+        self._recorder, self._most_operations = recorder, most_operations
+        self._inputs = {name: torch.empty_like(each).copy_(each) for name, each in call.inputs.items()}
+        self._stretches: list[Stretch] = []
+        self._made: set[Hashable] = set()
+        self._core, self._evaluate = call.begin(self._inputs, streams)
+        self._evaluate.prepare()
+        if call.compiled:  # torch compiles each width for itself, which no recording may hold
+            for width in call.widths:
+                self._evaluate(call.wave_of_zeros(width))
+            self._evaluate.forget()
+        if self.device.type != "cpu":
+            _rehearse(call.begin(self._inputs, streams)[0], call.dtype)
+
+    def extend_to(self, checkpoints: int) -> None:
+        """Record what is missing up to so many checkpoints, as far as a run goes.
+
+        Raises:
+            CaptureFailed: an operation cannot be recorded. Nothing more can be done with this recording.
+        """
+        with device_lock(self.device):
+            if self.broken:
+                raise CaptureFailed("The recording broke off. It is made anew.")
+            missing = range(len(self._stretches), min(checkpoints, self.checkpoints))
+            try:
+                with telemetry.recording() if missing else nullcontext():
+                    for number in missing:
+                        self._stretches.append(self._record_stretch(number))
+            except BaseException:  # also an interrupt: waves may be lost
+                self.broken = True
+                raise
+
+    def stretch(self, number: int) -> Stretch:
+        """A stretch, recorded now if it has not been."""
+        self.extend_to(number + 1)
+        return self._stretches[number]
+
+    def take(self, inputs: Mapping[str, Tensor]) -> None:
+        """Copy the inputs of a run to where graphs read them."""
+        copy_to(self._inputs.values(), [inputs[name] for name in self._inputs])
+
+    def _record_stretch(self, number: int) -> Stretch:
+        waves: list[int] = []
+
+        def work(check: CaptureCheck) -> Checkpoint:
+            event = self._core.send(None)
+            while isinstance(event, Evaluate):
+                waves.append(event.number)
+                self._refuse_length(check, len(waves))
+                with telemetry.span(*telemetry.of_wave(self.program, event.number)):
+                    with check.network(self._compiled):
+                        output = self._evaluate(event)
+                    with telemetry.span("wave_update", "wave_update"):
+                        event = self._core.send(output)
+            return event
+
+        iteration = self.program.first_iteration + number
+        with telemetry.span(f"iteration {iteration}", "iteration", iteration):
+            graph, check, checkpoint = record(self._recorder, work)
+        inputs = [*self._inputs.values(), *self._evaluate.constants()]
+        refuse_unknown_reads(check, inputs, self._networks, self._made)
+        self._made |= check.made
+        self.operations += check.operations
+        return Stretch(graph, waves, checkpoint)
+
+    def _refuse_length(self, check: CaptureCheck, waves: int) -> None:
+        expected = check.operations / max(1, waves - 1) * len(self.program)
+        if waves > 1 and expected > self._most_operations:
+            raise TooLarge(
+                f"One graph of the loop would hold about {expected:.0f} operations. It would take long to make and "
+                "much memory. There is a graph of the network for each width of a wave instead."
+            )
+
+
+def copy_to(static: Iterable[Tensor], tensors: list[Tensor]) -> None:
+    """Copy the inputs of a replay to the tensors that its graph reads."""
+    for each in static:
+        if each.is_cuda:  # the allocator must not reuse its memory before this stream is done with it
+            each.record_stream(torch.cuda.current_stream(each.device))
+    torch._foreach_copy_(list(static), tensors)
+
+
+def _rehearse(core: Core, dtype: torch.dtype) -> None:
+    """Run a core to its end on outputs of zeros: no kernel may be loaded for the first time in a recording.
+
+    The eager run before may have ended earlier, and a replay may go further.
+    """
+    answer: Tensor | None = None
+    with suppress(StopIteration):
+        while True:
+            event = core.send(answer)
+            answer = torch.zeros_like(event.x, dtype=dtype) if isinstance(event, Evaluate) else None
+
+
+class Replay:
+    """One run of a recording, on other inputs of the same layout.
+
+    Args:
+        ahead: true for an iteration after which the next stretch is launched before the change is read. The device
+            then does not pause, and the waves of one launch are wasted where the run stops: it pays where a stop is
+            unlikely.
+
+    Attributes:
+        core: the run as a core: it hands out each wave when it has been launched, and ignores the answer.
+        dropped_waves: launched ahead of a decision to stop.
+    """
+
+    def __init__(
+        self, captured: LoopGraph, inputs: Mapping[str, Tensor], ahead: Callable[[int], bool] = lambda iteration: False
+    ) -> None:
+        self.dropped_waves = 0
+        self._captured = captured
+        self._ahead = ahead
+        self.core = self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> Core:
+        captured = self._captured
+        with replaying(captured.device):
+            captured.take(inputs)
+            running = samples = tuple(range(len(inputs["x"])))
+            result: Tensor | None = None
+            launched = False
+            for number in range(captured.checkpoints):
+                stretch = captured.stretch(number)
+                if not launched:
+                    self._launch(stretch, number)
+                launched, self.dropped_waves = False, 0
+                for wave in stretch.waves:
+                    yield Evaluate(inputs["x"], captured.program.positions[wave], samples, wave)
+                arriving = _Arriving(stretch.checkpoint)
+                last = number == captured.checkpoints - 1
+                if not last and self._ahead(stretch.checkpoint.iteration):
+                    following = captured.stretch(number + 1)
+                    self._launch(following, number + 1)
+                    launched, self.dropped_waves = True, len(following.waves)  # dropped if the run ends here
+                checkpoint = arriving.of(running)
+                answer = yield checkpoint
+                assert not isinstance(answer, Tensor)
+                if result is None or len(result) == len(running):
+                    result = checkpoint.sample
+                else:  # samples that are done keep what they had
+                    result = result.clone()
+                    result[list(running)] = checkpoint.sample
+                running = running if answer is None else tuple(running[position] for position in answer)
+                if last or not running:
+                    break
+            assert result is not None
+            return result
+
+    def _launch(self, stretch: Stretch, number: int) -> None:
+        iteration = self._captured.program.first_iteration + number
+        with telemetry.span(f"replay {iteration}", "replay", len(stretch.waves)):
+            stretch.graph.replay()
+
+
+class _Arriving:
+    """A checkpoint on its way to the host: copies that later stretches do not overwrite."""
+
+    def __init__(self, found: Checkpoint) -> None:
+        self._found = replace(
+            found, sample=found.sample.clone(), change=_to_host(found.change), stationary=_to_host(found.stationary)
+        )
+        # the copy to the host follows in the same stream: a stream of its own could not begin earlier
+        self._event: Any = None
+        if found.sample.is_cuda and found.change is not None:
+            self._event = torch.cuda.current_stream(found.sample.device).record_event()
+
+    def of(self, running: tuple[int, ...]) -> Checkpoint:
+        """The checkpoint of these samples, once it is there."""
+        if self._event is not None:
+            self._event.synchronize()
+        found = self._found
+        if len(running) == len(found.samples):
+            return found
+        index = torch.tensor(running)
+        change, stationary = (None if each is None else each[index] for each in (found.change, found.stationary))
+        return replace(
+            found,
+            sample=found.sample[index.to(found.sample.device)],
+            samples=running,
+            change=change,
+            stationary=stationary,
+        )
+
+
+def _to_host(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or not tensor.is_cuda:
+        return None if tensor is None else tensor.clone()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def compare(captured: LoopGraph, call: Capturable, expected: Tensor, iterations: list[int]) -> None:
+    """Raise CaptureFailed if a replay on the call's own inputs does not give its result.
+
+    Args:
+        expected: result of the eager run, [batch, ...].
+        iterations: after how many each sample was done.
+    """
+    core = Replay(captured, call.inputs).core
+    found = torch.empty_like(expected)
+    try:
+        event: Any = next(core)
+        with suppress(StopIteration):
+            while True:
+                if isinstance(event, Evaluate):
+                    event = core.send(event.x)
+                    continue
+                running = range(len(event.samples))
+                done = [position for position in running if iterations[event.samples[position]] <= event.iteration]
+                found[[event.samples[position] for position in done]] = event.sample[done]
+                event = core.send(tuple(position for position in running if position not in done))
+    finally:
+        core.close()
+    refuse_difference(found, expected, call.dtype)
+
+
+def refuse_difference(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Raise CaptureFailed if what a replay found is not what an eager run in this dtype gave."""
+    if not expected.numel():
+        return
+    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if not difference <= SAME.get(dtype, 0.0) * largest:
+        raise CaptureFailed(
+            f"The loop is not captured: its replay differs from the eager run by {difference:.2g} where values reach "
+            f"{largest:.2g}. Something in the network is not repeated by a replay. It runs eagerly."
+        )

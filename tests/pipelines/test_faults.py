@@ -12,7 +12,7 @@ from typing import Any
 import calls
 import pytest
 import torch
-from calls import assert_close, everything, watched
+from calls import assert_close, everything, instances, watched
 from thinned import thinned_product
 from torch import Tensor, nn
 
@@ -128,18 +128,13 @@ def test_what_the_waves_had_in_memory_is_let_go_before_the_steps_are_taken(
     sd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[int] = []
-    made: list[weakref.ref[Any]] = []
-    begin, steps = fixed_point.Points.__init__, run.step_by_step
-
-    def watched(self: Any, *arguments: Any) -> None:
-        begin(self, *arguments)
-        made.append(weakref.ref(self))
+    steps = run.step_by_step
+    made = instances(monkeypatch, fixed_point.Points, weakref.ref)
 
     def looking(*arguments: Any) -> Any:
         alive.append(sum(each() is not None for each in made))
         return steps(*arguments)
 
-    monkeypatch.setattr(fixed_point.Points, "__init__", watched)
     monkeypatch.setattr(session_module, "step_by_step", looking)
     fast = srds_fast.compile(sd, method="collocation")
     with room(sd.unet, 2):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 
 
@@ -44,6 +45,19 @@ def watched(network: Any, look: Callable[[torch.Tensor], Any] = lambda states: N
         yield seen
     finally:
         handle.remove()
+
+
+def instances(monkeypatch: pytest.MonkeyPatch, cls: type, keep: Callable[[Any], Any] = lambda made: made) -> list[Any]:
+    """The objects of a class that are made from here on, or what `keep` makes of them."""
+    made: list[Any] = []
+    begin = cls.__init__
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        made.append(keep(self))
+
+    monkeypatch.setattr(cls, "__init__", watched)
+    return made
 
 
 def everything(pipe: Any) -> dict[str, Any]:

@@ -175,8 +175,8 @@ class Session:
         measurable = network is not None and noise.num_steps > 1
         self.plan = planner.choose(noise.num_steps, self.stochastic, self.price if measurable else None)
         planning = time.perf_counter() - begun
-        if self.plan.context is not None:
-            self.plan.context.check(context_of(state.device, noise, () if network is None else network.modules))
+        if planner.plan is not None and planner.plan.context is not None:  # the others were made for this call
+            planner.plan.context.check(context_of(state.device, noise, () if network is None else network.modules))
         self._started = None if started is None else started + planning
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
         self._fallback_reason: str | None = None

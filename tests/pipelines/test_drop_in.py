@@ -16,7 +16,7 @@ import pytest
 import tiny
 import torch
 from accelerate import cpu_offload
-from calls import assert_close, everything
+from calls import assert_close, everything, instances
 from diffusers import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
@@ -106,16 +106,9 @@ def test_a_call_leaves_nothing_behind(sd: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["takeover", "drive"])
-def test_the_stand_ins_are_freed_with_the_call(sd: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proxies_are_freed_with_the_call(sd: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that kept its states alive would leak latents on every request."""
-    made: list[weakref.ref[Any]] = []
-    begin = LockstepLoop.__init__
-
-    def watched(self: LockstepLoop, *args: Any, **kwargs: Any) -> None:
-        begin(self, *args, **kwargs)
-        made.append(weakref.ref(self))
-
-    monkeypatch.setattr(LockstepLoop, "__init__", watched)
+    made = instances(monkeypatch, LockstepLoop, weakref.ref)
     if path == "drive":
         monkeypatch.setattr(call_module, "why_not", lambda loop: "this test drives it")
     fast = srds_fast.compile(sd, method="srds")

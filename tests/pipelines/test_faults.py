@@ -12,7 +12,7 @@ from typing import Any
 import calls
 import pytest
 import torch
-from calls import assert_close, everything, watched
+from calls import assert_close, everything, instances, watched
 from thinned import thinned_product
 from torch import Tensor, nn
 
@@ -127,18 +127,13 @@ def test_what_the_waves_had_in_memory_is_let_go_before_the_steps_are_taken(
     sd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[int] = []
-    made: list[weakref.ref[Any]] = []
-    begin, steps = fixed_point.Points.__init__, session_module.Session.take_steps
-
-    def watched(self: Any, *arguments: Any) -> None:
-        begin(self, *arguments)
-        made.append(weakref.ref(self))
+    steps = session_module.Session.take_steps
+    made = instances(monkeypatch, fixed_point.Points, weakref.ref)
 
     def looking(session: session_module.Session, why: str) -> None:
         steps(session, why)
         alive.append(sum(each() is not None for each in made))
 
-    monkeypatch.setattr(fixed_point.Points, "__init__", watched)
     monkeypatch.setattr(session_module.Session, "take_steps", looking)
     fast = srds_fast.compile(sd, method="collocation")
     with room(sd.unet, 2):

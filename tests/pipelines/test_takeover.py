@@ -9,7 +9,7 @@ import numpy
 import pytest
 import tiny
 import torch
-from calls import assert_close, denoiser, watched
+from calls import assert_close, denoiser, instances, watched
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
@@ -39,19 +39,6 @@ GUIDANCE: dict[str, tuple[str, dict[str, Any], list[float]]] = {
 }
 
 
-def watch(monkeypatch: pytest.MonkeyPatch) -> list[RecordedTurn]:
-    """All calls that are begun as takeovers from here on."""
-    made: list[RecordedTurn] = []
-    begin = RecordedTurn.__init__
-
-    def watched(self: RecordedTurn, *args: Any, **kwargs: Any) -> None:
-        begin(self, *args, **kwargs)
-        made.append(self)
-
-    monkeypatch.setattr(RecordedTurn, "__init__", watched)
-    return made
-
-
 def run(pipe: Any, call: dict[str, Any], **changed: Any) -> Tensor:
     return calls.latents(pipe, **{**call, **changed})
 
@@ -67,7 +54,7 @@ def test_the_weights_of_the_branches_are_found(name: str, monkeypatch: pytest.Mo
     build, call = tiny.PIPELINES[pipeline]
     pipe = build()
     fast = srds_fast.compile(pipe, exact=True, method="srds")
-    made = watch(monkeypatch)
+    made = instances(monkeypatch, RecordedTurn)
     before = torch.get_rng_state()
     with watched(denoiser(pipe)) as seen:
         found = run(fast, call | arguments)
@@ -189,14 +176,7 @@ def test_conditioning_of_two_calls_a_turn_is_repeated_once(monkeypatch: pytest.M
     """Not anew for every wave, the one in the place of the other."""
     build, call = tiny.PIPELINES["flux"]
     fast = srds_fast.compile(build(), exact=True, method="srds")
-    made: list[Tensor] = []
-    begin = TiledConditioning.__init__
-
-    def counted(self: TiledConditioning, tensor: Tensor, *args: Any) -> None:
-        made.append(tensor)
-        begin(self, tensor, *args)
-
-    monkeypatch.setattr(TiledConditioning, "__init__", counted)
+    made = instances(monkeypatch, TiledConditioning)
     run(fast, call, true_cfg_scale=3.0, negative_prompt="dog")
     assert fast.report.path == "takeover"
     # prompt and pooled prompt, of either kind

@@ -55,6 +55,8 @@ def same(denoiser: Denoiser, seed: int, engine: str, graphs: srds_fast.Graphs, *
     expected = run(denoiser, seed, engine="eager", **settings)
     found = run(denoiser, seed, engine=engine, graphs=graphs, **settings)
     assert torch.equal(found.sample, expected.sample)
+    assert torch.is_grad_enabled()
+    assert not found.sample.requires_grad
     return found.report.engine
 
 

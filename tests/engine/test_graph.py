@@ -9,6 +9,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -31,12 +32,6 @@ from srds_fast.planner.plan import Candidate, Prediction
 from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.convergence import Diverged
-
-METHODS: dict[str, dict[str, Any]] = {
-    "srds": {"method": "srds", "num_blocks": 3},
-    "sequential": {"method": "sequential"},
-    "exact": {"method": "srds", "num_blocks": 3, "exact": True},
-}
 
 
 @pytest.fixture
@@ -255,22 +250,10 @@ def test_a_network_changed_while_it_is_recorded_is_not_taken_for_the_one_before(
     layer = put(flux)
     layer.factor = 1.0
     layer.act = Act(nn.Identity(), lambda y: y * layer.factor)
-    first = True
-
-    def swap(*_: Any) -> None:
-        nonlocal first
-        if first:
-            first, layer.factor = False, 2.0
-
-    own = flux.fast._srds.graphs.find
-
-    def find(key: Any) -> Any:
-        found = own(key)
-        swap()
-        return found
-
+    graphs = flux.fast._srds.graphs
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flux.fast._srds.graphs, "find", find)
+        own = graphs.find
+        patch.setattr(graphs, "find", lambda key: (own(key), setattr(layer, "factor", 2.0))[0])
         flux.alone(flux.fast)
     layer.factor = 1.0
     assert differ(flux.same(), flux.same(1))
@@ -434,17 +417,15 @@ def test_an_interrupted_replay_gives_the_newest_whole_sample(flux: Twins, monkey
     flux.base["num_inference_steps"] = 6
     flux.first()
     whole = [each.latents for each in refinements(flux, flux.eager, 1)]
-    replay, launched = Tape.replay, []
+    replay, launched = Tape.replay, itertools.count(1)
 
     def interrupting(tape: Tape) -> None:
         replay(tape)
-        launched.append(1)
-        if len(launched) == 2:
-            flux.pipe._interrupt = True
+        flux.pipe._interrupt = next(launched) == 2
 
-    monkeypatch.setattr(Tape, "replay", interrupting)
-    found = flux.alone(flux.fast, 1)[0]
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Tape, "replay", interrupting)
+        found = flux.alone(flux.fast, 1)[0]
     assert flux.report.engine == "loop graph"
     assert flux.report.interrupted
     assert any(torch.equal(found, each) for each in whole[:-1])
@@ -507,41 +488,30 @@ def test_a_progress_bar_reaches_its_total_and_its_error_gives_the_device_back(
 
 def test_three_threads_get_what_each_gets_alone(flux: Twins) -> None:
     calls: list[dict[str, Any]] = [{"prompt": "a cat"}, {"prompt": "ships"}, {"num_inference_steps": 5}]
-
-    def job(number: int) -> Tensor:
-        given = {**flux.base, **calls[number]}
-        return flux.fast(**given, generator=torch.Generator().manual_seed(number))[0]
-
     expected = [flux.alone(flux.eager, number, **call)[0] for number, call in enumerate(calls)]
     gate = threading.Barrier(len(calls))
-    results: list[list[Tensor]] = [[] for _ in calls]
-    engines: list[list[str]] = [[] for _ in calls]
 
-    def work(number: int) -> None:
+    def work(number: int) -> list[str]:
         torch.set_num_threads(1)
-        gate.wait()
+        gate.wait(SECONDS)
+        engines = []
         for _ in range(4):
-            results[number].append(job(number))
-            engines[number].append(flux.fast.report.engine)
+            given = {**flux.base, **calls[number]}
+            found = flux.fast(**given, generator=torch.Generator().manual_seed(number))[0]
+            assert torch.equal(found, expected[number])
+            engines.append(flux.fast.report.engine)
+        return engines
 
-    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SECONDS)
-        assert not thread.is_alive()
-    for found, right, ran in zip(results, expected, engines, strict=True):
-        assert len(found) == 4
-        assert all(torch.equal(each, right) for each in found)
-        assert ran[-1] == "loop graph"
-    stats = flux.fast.graphs
-    assert stats.held == 2
-    assert stats.replayed == sum(engine == "loop graph" for ran in engines for engine in ran)
+    with ThreadPoolExecutor(len(calls)) as pool:
+        engines = list(pool.map(work, range(len(calls)), timeout=SECONDS))
+    assert {ran[-1] for ran in engines} == {"loop graph"}
+    assert flux.fast.graphs.held == 2
+    assert flux.fast.graphs.replayed == sum(ran.count("loop graph") for ran in engines)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_replay_that_diverges_raises_and_gives_the_device_back(method: str) -> None:
-    twins = Twins(**METHODS[method])
+@pytest.mark.parametrize("settings", [{"num_blocks": 3}, {"method": "sequential"}, {"num_blocks": 3, "exact": True}])
+def test_a_replay_that_diverges_raises_and_gives_the_device_back(settings: dict[str, Any]) -> None:
+    twins = Twins(**settings)
     other = Twins()
     twins.first()
     other.first()
@@ -560,42 +530,6 @@ def test_a_replay_that_diverges_raises_and_gives_the_device_back(method: str) ->
     twins.replayed(1)
 
 
-# the report
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_replay_reports_what_an_eager_run_reports(method: str) -> None:
-    twins = Twins(**METHODS[method])
-    twins.first(num_inference_steps=8)
-    twins.replayed(1, num_inference_steps=8)
-    ours, theirs = twins.report.to_dict(), twins.eager.report.to_dict()
-    assert ours["dropped_waves"] >= 0
-    for name in ("seconds", "engine", "dropped_waves"):
-        del ours[name], theirs[name]
-    assert ours == theirs
-    assert ours["waves"] > 0
-    assert ours["path"] == "takeover"
-    if method != "sequential":
-        assert ours["change"]
-        assert ours["converged"] == [True]
-    assert "loop graph" in str(twins.report)
-    assert "recording" not in str(twins.report)
-
-
-@contextmanager
-def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
-    made: list[Tape] = []
-    replay = Tape.replay
-
-    def counted(tape: Tape) -> None:
-        made.append(tape)
-        replay(tape)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Tape, "replay", counted)
-        yield made
-
-
 @pytest.mark.parametrize(
     ("settings", "checkpoints"),
     [
@@ -608,111 +542,83 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
     ids=["sequential", "exact", "one iteration", "coarse sweep", "tolerance"],
 )
 def test_one_launch_from_checkpoint_to_checkpoint(
-    settings: dict[str, Any], checkpoints: int, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], checkpoints: int, launched: list[Tape]
 ) -> None:
     twins = Twins(**settings)
     twins.first(num_inference_steps=8)
-    with launches(monkeypatch) as made:
-        twins.replayed(1, num_inference_steps=8)
-    assert len(made) == len(set(made)) == checkpoints
+    launched.clear()
+    twins.replayed(1, num_inference_steps=8)
+    assert len(launched) == len(set(launched)) == checkpoints
     assert twins.report.dropped_waves == 0
+    assert "loop graph" in str(twins.report)
+    assert "recording" not in str(twins.report)
 
 
 @pytest.mark.parametrize("settings", [{"tolerance": 0.0}, {"exact": True}], ids=["tolerance 0", "exact"])
-def test_waves_run_ahead_of_a_stop_are_dropped_and_told(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_waves_launched_ahead_of_a_stop_are_dropped_and_reported(
+    settings: dict[str, Any], launched: list[Tape], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where runs hardly ever stop early, the next waves are launched before it is known. Here they do."""
+    """Where runs hardly ever stop early, the next waves are launched before it is known. Here they do, or fail."""
     twins = Twins(method="srds", num_blocks=6, **settings)
-    call = {"num_inference_steps": 12}
+    twins.base["num_inference_steps"] = 12
     scale(twins, 1e-6)
-    twins.first(**call)
+    twins.first()
     assert twins.report.iterations < 6, "this test needs a run that stops early"
     assert twins.report.dropped_waves == 0
-    with launches(monkeypatch) as made:
-        twins.same(1, **call)
-    report = twins.report
-    assert report.engine == "loop graph"
-    assert report.waves == twins.eager.report.waves
-    assert report.iterations == twins.eager.report.iterations
-    assert len(made) == report.iterations + 2
+    launched.clear()
+    report = (twins.replayed(1), twins.report)[1]
+    assert len(launched) == report.iterations + 2
     assert report.dropped_waves > 0
     assert "dropped" in str(report)
 
+    def fail(self: Run, checkpoint: Any) -> Any:
+        raise Diverged("it was made to")
 
-@contextmanager
-def order(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What replays launch ("launch"), and when a change is looked at ("look")."""
-    seen: list[str] = []
-    launch, judge = Replay._launch, Run._judge
-
-    def launched(self: Replay, *arguments: Any) -> None:
-        seen.append("launch")
-        launch(self, *arguments)
-
-    def judged(self: Run, *arguments: Any) -> Any:
-        seen.append("look")
-        return judge(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Replay, "_launch", launched)
-        patch.setattr(Run, "_judge", judged)
-        yield seen
-
-
-def test_where_a_run_cannot_stop_yet_the_next_waves_are_launched_before_its_change_is_looked_at(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Two ratios of changes tell of a sweep's error: after the third change, not before."""
-    twins = Twins(method="collocation", max_iterations=5, tolerance=1e-9)
-    twins.first(num_inference_steps=12)
-    with order(monkeypatch) as seen:
-        twins.replayed(1, num_inference_steps=12)
-    eager = ["look"] * 5
-    assert seen == ["launch", *["launch", "look"] * 2, *["look", "launch"] * 2, "look", *eager]
-    assert twins.report.dropped_waves == 0
-
-
-@pytest.mark.parametrize("method", ["collocation", "srds"])
-def test_a_calibrated_run_is_launched_ahead_from_begin_to_end(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    twins = Twins()
-    plan = fixed_at(choose(12, Settings(method=method)), 4)
-    for each in ("fast", "eager"):
-        engine = "graph" if each == "fast" else "eager"
-        setattr(twins, each, srds_fast.compile(twins.pipe, plan=dataclasses.replace(plan, engine=engine)))
-    twins.first(num_inference_steps=12)
-    with order(monkeypatch) as seen:
-        twins.replayed(1, num_inference_steps=12)
-    checkpoints = plan.num_checkpoints
-    eager = ["look"] * checkpoints
-    assert seen == ["launch", *["launch", "look"] * (checkpoints - 1), "look", *eager]
-    assert twins.report.dropped_waves == 0
-
-
-def test_who_looks_at_every_sample_does_not_wait_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    twins = Twins(method="srds", num_blocks=3, exact=True)
-    twins.first(num_inference_steps=6)
-    with order(monkeypatch) as seen:
-        call = {**twins.base, "num_inference_steps": 6, "generator": torch.Generator().manual_seed(1)}
-        call.pop("output_type", None)
-        assert len(list(twins.fast.stream(**call))) == 4
-    assert twins.report is None or twins.report.engine == "loop graph"
-    assert seen == ["launch", "look"] * 4
-
-
-def test_waves_launched_ahead_are_told_of_however_a_run_ends() -> None:
-    twins = Twins(method="srds", num_blocks=6, tolerance=0.0)
-    call = {"num_inference_steps": 12}
-    twins.first(**call)
-
-    def stop(self: Run, checkpoint: Any) -> Any:
-        raise Diverged("it was told to")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_judge", stop)
-        with pytest.raises(DivergenceError) as caught:
-            twins.alone(twins.fast, 1, **call)
+    monkeypatch.setattr(Run, "_judge", fail)
+    with pytest.raises(DivergenceError) as caught:
+        twins.alone(twins.fast, 1)
     assert caught.value.report.dropped_waves > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "ahead"), [("blind", [True, True, False, False]), ("calibrated", [True] * 4), ("streamed", [False] * 4)]
+)
+def test_where_a_run_cannot_stop_yet_the_next_waves_are_launched_before_its_change_is_read(
+    kind: str, ahead: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ratios of changes tell of a sweep's error: after the third change, not before. A stream shows all samples."""
+    twins = Twins(method="collocation", max_iterations=5, tolerance=1e-9)
+    twins.base["num_inference_steps"] = 12
+    if kind == "calibrated":
+        plan = fixed_at(choose(12, Settings(method="collocation")), 5)
+        twins.fast, twins.eager = (
+            srds_fast.compile(twins.pipe, plan=dataclasses.replace(plan, engine=engine))
+            for engine in ("graph", "eager")
+        )
+    twins.first()
+    events: list[str] = []
+    for owner, name, event in ((Replay, "_launch", "launch"), (Run, "_judge", "read")):
+        own = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, own=own, event=event: (events.append(event), own(*given))[1])
+    if kind == "streamed":
+        refinements(twins, twins.fast)
+    else:
+        twins.alone(twins.fast)
+    assert twins.report.dropped_waves == 0
+    between = [event for is_ahead in ahead for event in (["launch", "read"] if is_ahead else ["read", "launch"])]
+    assert events == ["launch", *between, "read"]
+
+
+def test_what_runs_are_expected_to_take_at_least_is_launched_ahead() -> None:
+    """One iteration more is left to chance."""
+    plan = choose(12, Settings(method="collocation", max_iterations=8, tolerance=1e-9))
+    curve = CostCurve((1, 100), (1e-3, 1e-3))
+    candidate = Candidate(plan.short(), 7, 7, 7, 7, 7e-3, 7e-3)
+    plan = dataclasses.replace(plan, prediction=Prediction(candidate, (candidate,), "of a test", curve, earliest=7))
+    stock = scheduler()
+    stock.set_timesteps(12)
+    run = Run(plan, torch.zeros(1, 4), noise_table(stock))
+    assert [run.may_launch_ahead(iteration) for iteration in range(1, 9)] == [True] * 5 + [False] * 3
 
 
 def test_what_is_recorded_in_warmup_alone_serves_the_plan_that_warmup_came_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -729,18 +635,6 @@ def test_what_is_recorded_in_warmup_alone_serves_the_plan_that_warmup_came_to(mo
         fast(**call, generator=torch.Generator().manual_seed(seed))
         assert fast.report.engine != "eager"
     assert fast.graphs.captured == recorded
-
-
-def test_what_runs_are_expected_to_take_at_least_is_launched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One iteration more is left to chance."""
-    plan = choose(12, Settings(method="collocation", max_iterations=8, tolerance=1e-9))
-    curve = CostCurve((1, 100), (1e-3, 1e-3))
-    candidate = Candidate(plan.short(), 7, 7, 7, 7, 7e-3, 7e-3)
-    plan = dataclasses.replace(plan, prediction=Prediction(candidate, (candidate,), "so told", curve, earliest=7))
-    stock = scheduler()
-    stock.set_timesteps(12)
-    run = Run(plan, torch.zeros(1, 4), noise_table(stock))
-    assert [run.may_launch_ahead(iteration) for iteration in range(1, 9)] == [True] * 5 + [False] * 3
 
 
 def test_a_recording_that_is_interrupted_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:

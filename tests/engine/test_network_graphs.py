@@ -35,20 +35,6 @@ def widths_of(twins: Twins) -> int:
     return len({len(positions) for positions in twins.fast.plan_for(**twins.base).program().positions})
 
 
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
-    """The graphs that are replayed, in order."""
-    launched: list[Tape] = []
-    replay = Tape.replay
-
-    def counted(self: Tape) -> None:
-        launched.append(self)
-        replay(self)
-
-    monkeypatch.setattr(Tape, "replay", counted)
-    return launched
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_replays_one_graph_a_width(method: str, launched: list[Tape]) -> None:
     """From the first call on: only the first wave of each width runs eagerly, and is recorded."""

@@ -357,18 +357,6 @@ def test_functions_and_modules_one_after_another_in_the_same_place(flux: Twins) 
     assert torch.equal(flux.same(), results[nn.Tanh])
 
 
-def test_training_mode(sd: Twins) -> None:
-    """Dropout draws in training; the tiny UNet has none, until it is given one."""
-    before = sd.first()
-    sd.network.train()
-    assert torch.equal(sd.first(), before)
-    sd.network.mid_block.attentions[0].transformer_blocks[0].attn1.to_out[1].p = 0.5
-    dropped = sd.eagerly("draws random numbers")
-    sd.network.eval()
-    assert torch.equal(sd.same(), before)
-    assert differ(before, dropped)
-
-
 # the state of the process
 
 

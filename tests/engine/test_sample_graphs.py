@@ -55,6 +55,8 @@ def same(denoiser: Denoiser, seed: int, engine: str, graphs: srds_fast.Graphs, *
     expected = run(denoiser, seed, engine="eager", **settings)
     found = run(denoiser, seed, engine=engine, graphs=graphs, **settings)
     assert torch.equal(found.sample, expected.sample)
+    assert torch.is_grad_enabled()
+    assert not found.sample.requires_grad
     return found.report.engine
 
 
@@ -98,33 +100,27 @@ def test_weights_written_in_place_are_seen_and_moved_ones_recorded_anew(policy: 
     assert same(policy, 2, "graph", graphs) == "loop graph"
 
 
-def test_a_lambda_in_a_loop_is_the_same_as_long_as_its_numbers_are(policy: Policy) -> None:
-    graphs = srds_fast.Graphs()
-    ran = []
-    for weight in (1.0, 1.0, 2.0, 1.0, 2.0):
-        denoiser = lambda x, t, goal, weight=weight: weight * policy(x, t, goal)  # noqa: E731
-        ran.append(same(denoiser, len(ran), "graph", graphs))
-    assert ran == ["eager", "loop graph", "eager", "loop graph", "loop graph"]
+def _lambda(policy: Policy) -> Any:
+    return lambda weight: lambda x, t, goal, weight=weight: weight * policy(x, t, goal)
 
 
-SCALE = 1.0
+def _partial(policy: Policy) -> Any:
+    return lambda weight: functools.partial(lambda w, x, t, goal: w * policy(x, t, goal), weight)
 
 
-def test_a_global_number_is_seen(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = srds_fast.Graphs()
+def _nested(policy: Policy) -> Any:
+    def outer(weight: float) -> Denoiser:
+        def scaled(x: Tensor) -> Tensor:
+            return weight * x
 
-    def denoiser(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
-        return SCALE * policy(x, t, goal)
+        return lambda x, t, goal: scaled(policy(x, t, goal))
 
-    same(denoiser, 0, "graph", graphs)
-    monkeypatch.setitem(globals(), "SCALE", 2.0)
-    assert same(denoiser, 1, "graph", graphs) == "eager"
-    assert same(denoiser, 2, "graph", graphs) == "loop graph"
+    return outer
 
 
 class Agent:
-    def __init__(self, policy: Policy) -> None:
-        self.policy, self.gain = policy, 1.0
+    def __init__(self, policy: Policy, gain: float) -> None:
+        self.policy, self.gain = policy, gain
 
     def act(self, x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
         return self.gain * self.policy(x, t, goal)
@@ -132,36 +128,53 @@ class Agent:
     __call__ = act
 
 
-@pytest.mark.parametrize("bound", [True, False], ids=["a method", "an object"])
-def test_what_a_method_is_bound_to_is_looked_at(bound: bool, policy: Policy) -> None:
-    agent, graphs = Agent(policy), srds_fast.Graphs()
-    denoiser: Denoiser = agent.act if bound else agent
-    same(denoiser, 0, "graph", graphs)
-    assert same(denoiser, 1, "graph", graphs) == "loop graph"
-    agent.gain = 2.0
-    assert same(denoiser, 1, "graph", graphs) == "eager"
-    agent.policy = Policy()
-    assert same(denoiser, 1, "graph", graphs) == "eager"
-    assert modules_of(denoiser) == (agent.policy,)
+class Slots:
+    __slots__ = ("gain",)
+
+    def __init__(self, gain: float) -> None:
+        self.gain = gain
 
 
-def test_signatures_tell_partials_and_nested_functions_apart(policy: Policy) -> None:
-    def scaled(weight: float, x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
-        return weight * policy(x, t, goal)
+def _settings(kind: Callable[[float], Any]) -> Any:
+    def made(policy: Policy) -> Any:
+        def outer(gain: float) -> Denoiser:
+            settings = kind(gain)
+            return lambda x, t, goal: (
+                (settings["gain"] if isinstance(settings, dict) else settings.gain) * policy(x, t, goal)
+            )
 
-    def outer(weight: float) -> Denoiser:
-        def inner(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
-            return scaled(weight, x, t, goal)
+        return outer
 
-        return inner
+    return made
 
-    partials = [functools.partial(scaled, weight) for weight in (1.0, 1.0, 2.0)]
-    inners = [outer(weight) for weight in (1.0, 1.0, 2.0)]
-    for made in (partials, inners):
-        one, twin, other = map(function_key, made)
-        assert one == twin
-        assert one != other
-        assert modules_of(made[0]) == (policy,)
+
+# makes, of a policy, what makes a denoiser that multiplies its output by a number
+SCALED: dict[str, Callable[[Policy], Callable[[float], Denoiser]]] = {
+    "lambda": _lambda,
+    "partial": _partial,
+    "nested function": _nested,
+    "method": lambda policy: lambda gain: Agent(policy, gain).act,
+    "object": lambda policy: lambda gain: Agent(policy, gain),
+    "dictionary": _settings(lambda gain: {"gain": gain}),
+    "namespace": _settings(lambda gain: SimpleNamespace(gain=gain)),
+    "slots": _settings(Slots),
+    "global": lambda policy: lambda gain: FunctionType(_global.__code__, {"GAIN": gain, "network": policy}),
+}
+
+
+def _global(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+    return GAIN * network(x, t, goal)  # type: ignore[name-defined,no-any-return] # noqa: F821
+
+
+@pytest.mark.parametrize("behind", SCALED)
+def test_what_is_behind_a_denoiser_is_compared_by_value(behind: str, policy: Policy) -> None:
+    make = SCALED[behind](policy)
+    one, twin, other = map(make, (1.0, 1.0, 2.0))
+    assert function_key(one) == function_key(twin) != function_key(other)
+    assert modules_of(one) == (policy,)
+    graphs = srds_fast.Graphs()
+    ran = [same(make(gain), seed, "graph", graphs) for seed, gain in enumerate((1.0, 1.0, 2.0, 1.0))]
+    assert ran == ["eager", "loop graph", "eager", "loop graph"]
 
 
 def test_a_tensor_that_no_module_holds_is_refused_with_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
@@ -180,64 +193,24 @@ def test_a_tensor_that_no_module_holds_is_refused_with_what_to_do(caplog: pytest
     assert "Make it a parameter or a buffer" in reason
 
 
-def test_conditioning_and_shapes_are_part_of_the_kind(policy: Policy) -> None:
-    graphs = srds_fast.Graphs()
-    same(policy, 0, "graph", graphs)
-    x, goal = torch.randn(3, 16, 4), torch.randn(3, 4)
-    for engine in ("eager", "loop graph"):
-        result = srds_fast.sample(
-            policy, x, DDIMScheduler(), 12, cond={"goal": goal}, num_blocks=4, engine="graph", graphs=graphs
-        )
-        assert result.report.engine == engine
-    assert graphs.stats.captured == 2
-
-
 def test_graphs_without_a_place_to_keep_them_are_refused(policy: Policy) -> None:
     with pytest.raises(InvalidArgument, match=r"srds_fast\.Graphs\(\)"):
         run(policy, engine="graph")
     assert run(policy, engine="auto", graphs=srds_fast.Graphs()).report.engine == "eager", "on a CPU"
 
 
-def test_grad_mode_is_left_as_it_was(policy: Policy) -> None:
-    graphs = srds_fast.Graphs()
-    for _ in range(2):
-        result = run(policy, engine="graph", graphs=graphs)
-        assert torch.is_grad_enabled()
-        assert not result.sample.requires_grad
-
-
-@pytest.mark.parametrize("held", ["a namespace", "a module", "a dictionary", "slots"])
-def test_settings_behind_a_denoiser_are_looked_at(held: str, policy: Policy) -> None:
-    """By value, however deep they lie."""
-
-    class Slots:
-        __slots__ = ("gain",)
-
-    settings: Any = {"a namespace": SimpleNamespace(), "slots": Slots(), "a module": ModuleType("settings")}.get(
-        held, {}
-    )
-
-    def put(gain: float) -> None:
-        if isinstance(settings, dict):
-            settings["gain"] = gain
-        else:
-            settings.gain = gain
-
-    def denoiser(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
-        gain = settings["gain"] if isinstance(settings, dict) else settings.gain
-        return gain * policy(x, t, goal)
-
-    if held == "a module":
-        denoiser = FunctionType(
-            (lambda x, t, goal: settings_module.gain * network(x, t, goal)).__code__,  # type: ignore[name-defined] # noqa: F821
-            {"settings_module": settings, "network": policy},
-        )
-    graphs = srds_fast.Graphs()
+def test_a_setting_in_a_module_that_is_a_global_is_seen(policy: Policy) -> None:
+    settings, graphs = ModuleType("settings"), srds_fast.Graphs()
+    denoiser = FunctionType(_of_a_module.__code__, {"settings": settings, "network": policy})
     ran = []
     for gain in (1.0, 1.0, 2.0, 1.0):
-        put(gain)
+        settings.gain = gain  # type: ignore[attr-defined]
         ran.append(same(denoiser, len(ran), "graph", graphs))
     assert ran == ["eager", "loop graph", "eager", "loop graph"]
+
+
+def _of_a_module(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+    return settings.gain * network(x, t, goal)  # type: ignore[name-defined,no-any-return] # noqa: F821
 
 
 def test_what_cannot_be_looked_into_is_not_recorded(policy: Policy) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import tape
@@ -18,32 +19,19 @@ from srds_fast import Report
 
 STEPS = 6
 NAMES = (
-    "srds",
-    "collocation",
-    "sequential",
-    "lanes",
-    "recorded",
-    "replayed",
-    "widths recorded",
-    "widths replayed",
-    "driven",
-    "stock",
-    "sample",
-    "short",
-    "recorded on",
+    *("srds", "collocation", "sequential", "lanes", "recorded", "replayed", "widths recorded", "widths replayed"),
+    *("driven", "stock", "sample", "short", "recorded on"),
 )
 EXACT = {"method": "srds", "num_blocks": 3, "exact": True}
 
 
-class Linear(torch.nn.Module):
-    """A denoiser."""
+def network() -> Any:
+    layer = torch.nn.Linear(4, 4)
+    return lambda x, t: 1e-3 * layer(x)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(4, 4)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return 1e-3 * self.layer(x)
+def noise(seed: int) -> Tensor:
+    return torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed))
 
 
 def calls() -> Iterator[Report]:
@@ -51,51 +39,38 @@ def calls() -> Iterator[Report]:
     torch.set_num_threads(1)
     pipe, call = tiny.stable_diffusion(), {**tiny.PIPELINES["stable_diffusion"][1], "num_inference_steps": STEPS}
 
-    def made(times: int = 1, more: dict[str, Any] | None = None, **settings: Any) -> Report:
+    def made(times: int = 1, more: dict[str, Any] | None = None, **settings: Any) -> Iterator[Report]:
         fast = srds_fast.compile(pipe, **settings)
         for _ in range(times):
             fast(**call, **(more or {}))
-        report: Report = fast.report
-        return report
+            yield fast.report
 
-    yield made(**EXACT)
-    yield made(method="collocation", tolerance=1e-30, max_iterations=3)
-    yield made(method="sequential")
-    yield made(**EXACT, overlap="streams")
-    fast = srds_fast.compile(pipe, **EXACT, engine="graph")
-    for _ in range(2):
-        fast(**call)
-        yield fast.report
-    fast = srds_fast.compile(pipe, **EXACT, engine="network-graphs")
-    for _ in range(2):
-        fast(**call)
-        yield fast.report
-    yield made(**EXACT, more={"callback_on_step_end": lambda pipe, step, timestep, given: given})
-    yield made(**EXACT, more={"callback": lambda step, timestep, latents: None, "callback_steps": 1})
-    layer = Linear()
-    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    yield srds_fast.sample(layer, x, DDIMScheduler(), STEPS, **EXACT).report
-    graphs = srds_fast.Graphs()
+    yield from made(**EXACT)
+    yield from made(method="collocation", tolerance=1e-30, max_iterations=3)
+    yield from made(method="sequential")
+    yield from made(**EXACT, overlap="streams")
+    yield from made(2, **EXACT, engine="graph")
+    yield from made(2, **EXACT, engine="network-graphs")
+    yield from made(**EXACT, more={"callback_on_step_end": lambda pipe, step, timestep, given: given})
+    yield from made(**EXACT, more={"callback": lambda step, timestep, latents: None, "callback_steps": 1})
+    layer, graphs = network(), srds_fast.Graphs()
+    yield srds_fast.sample(layer, noise(0), DDIMScheduler(), STEPS, **EXACT).report
     for tolerance in (1e3, 1e-30):
-        yield srds_fast.sample(
-            layer, x, DDIMScheduler(), STEPS, num_blocks=3, tolerance=tolerance, engine="graph", graphs=graphs
-        ).report
+        how = {"num_blocks": 3, "tolerance": tolerance, "engine": "graph", "graphs": graphs}
+        yield srds_fast.sample(layer, noise(0), DDIMScheduler(), STEPS, **how).report
 
 
 def calls_in_threads() -> None:
     """Two in each of three threads at once."""
-    layer = Linear()
+    layer, gate = network(), threading.Barrier(3)
 
     def call(seed: int) -> None:
-        x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed))
+        gate.wait(60)
         for _ in range(2):
-            srds_fast.sample(layer, x, DDIMScheduler(), STEPS, **EXACT)
+            srds_fast.sample(layer, noise(seed), DDIMScheduler(), STEPS, **EXACT)
 
-    threads = [threading.Thread(target=call, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(call, range(3)))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import profiled
@@ -88,34 +89,30 @@ def test_a_wave_that_was_left_is_not_counted() -> None:
 
 @pytest.mark.parametrize("leaves", [True, False])
 def test_a_call_is_counted_whole_or_not_at_all(tmp_path: Path, leaves: bool) -> None:
-    """Whoever leaves while it runs, or comes."""
-    began, go_on = threading.Event(), threading.Event()
-    reports: list[Report] = []
+    """Whether the profile ends while the call runs, or begins then."""
+    path, began, go_on = tmp_path / "trace.json", threading.Event(), threading.Event()
 
     def waiting(x: Tensor, t: Tensor) -> Tensor:
         began.set()
         assert go_on.wait(60)
         return denoiser(x, t)
 
-    thread = threading.Thread(target=lambda: reports.append(sampled(waiting, exact=True).report))
-    if not leaves:
-        thread.start()
-        assert began.wait(60)
-    with srds_fast.profile(tmp_path / "trace.json"):
+    with ThreadPoolExecutor(1) as pool, ExitStack() as watching:
         if leaves:
-            thread.start()
-            assert began.wait(60)
+            watching.enter_context(srds_fast.profile(path))
+        call = pool.submit(sampled, waiting, exact=True)
+        assert began.wait(60)
+        if leaves:
+            watching.close()
         else:
-            go_on.set()
-            thread.join()
-    go_on.set()
-    thread.join()
+            watching.enter_context(srds_fast.profile(path))
+        go_on.set()
+        report = call.result(60).report
+    assert [each.name for each in in_a_trace(path)] == (["call"] if leaves else []), "up to here"
     if leaves:
-        assert counts(reports[0])["network"] == counts(reports[0])["wave"] == reports[0].waves
-        assert [each.name for each in in_a_trace(tmp_path / "trace.json")] == ["call"], "up to here"
+        assert counts(report)["network"] == counts(report)["wave"] == report.waves
     else:
-        assert reports[0].timeline is None
-        assert in_a_trace(tmp_path / "trace.json") == []
+        assert report.timeline is None
 
 
 @pytest.mark.parametrize("method", ["srds", "auto", "collocation"])
@@ -147,46 +144,30 @@ def test_a_call_within_a_call_has_ranges_of_its_own() -> None:
     assert counts(outer)["network"] == outer.waves
 
 
-def test_a_trace_has_all_threads_and_streams(tmp_path: Path) -> None:
+def test_a_trace_has_all_threads_and_streams_and_operations(tmp_path: Path) -> None:
     fast = srds_fast.compile(tiny.stable_diffusion(), **profiled.EXACT)
-    with srds_fast.profile(tmp_path / "trace.json"):
-        thread = threading.Thread(target=sampled)
-        thread.start()
-        thread.join()
-        for _ in fast.stream(**tiny.PIPELINES["stable_diffusion"][1], num_inference_steps=profiled.STEPS):
-            pass
+    with srds_fast.profile(tmp_path / "trace.json"), ThreadPoolExecutor(1) as pool:
+        pool.submit(sampled).result(60)
+        list(fast.stream(**tiny.PIPELINES["stable_diffusion"][1], num_inference_steps=profiled.STEPS))
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
     found = in_a_trace(tmp_path / "trace.json")
     for call in found:
         call.check()
     assert len(found) == 2
     assert len(found[1].of("wave")) == fast.report.waves == counts(fast.report)["wave"]
-
-
-def test_a_trace_has_operations(tmp_path: Path) -> None:
-    with srds_fast.profile(tmp_path / "trace.json"):
-        sampled()
-    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    assert "aten::tanh" in {each["name"] for each in events}
-    assert "call (denoiser)" in {each["name"] for each in events}
+    names = {each["name"] for each in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert {"aten::tanh", "call (denoiser)"} <= names
 
 
 def test_one_trace_at_a_time(tmp_path: Path) -> None:
-    with srds_fast.profile(tmp_path / "trace.json"):
+    def refused() -> None:
         with pytest.raises(InvalidArgument, match="has one at a time"), srds_fast.profile(tmp_path / "inner.json"):
             pytest.fail("it was opened")
-        refused: list[Exception] = []
 
-        def other() -> None:
-            try:
-                srds_fast.profile(tmp_path / "other.json").__enter__()
-            except InvalidArgument as why:
-                refused.append(why)
-
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join()
-        assert refused
+    with srds_fast.profile(tmp_path / "trace.json"):
+        refused()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(refused).result(60)
         with srds_fast.profile():
             sampled()
         assert sampled().report.timeline is not None, "the outer one goes on"
@@ -218,14 +199,12 @@ def test_a_trace_that_another_profiler_ended_is_lost_and_nothing_else(
     assert len(in_a_trace(tmp_path / "again.json")) == 1
 
 
-def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is refused before anything runs; or, if its folder has gone meanwhile, the first error is raised."""
     for path, why in ((tmp_path / "none" / "trace.json", "there is no folder"), (tmp_path, "it is a folder")):
         with pytest.raises(InvalidArgument, match=why), srds_fast.profile(path):
             pytest.fail("it was opened")
     assert sampled().report.timeline is None
-
-
-def test_a_file_that_cannot_be_written_any_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "folder"
     for inside, expected in ((None, FileNotFoundError), (ValueError("its own"), ValueError)):
         folder.mkdir()
@@ -296,20 +275,24 @@ class Clock:
         self.capturing = self.failed = False
         self.waited, self.now = 0, 0.0
 
-    def event(self, enable_timing: bool) -> Any:
-        event = SimpleNamespace(at=0.0)
+    def event(self, enable_timing: bool) -> Event:
+        return Event(self)
 
-        def record(stream: Any) -> None:
-            if self.failed:
-                raise RuntimeError("device-side assert triggered")
-            self.now = event.at = self.now + 5.0
 
-        def synchronize() -> None:
-            self.waited += 1
+class Event:
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.at = clock, 0.0
 
-        event.record, event.synchronize = record, synchronize
-        event.elapsed_time = lambda other: other.at - event.at
-        return event
+    def record(self, stream: Any) -> None:
+        if self.clock.failed:
+            raise RuntimeError("device-side assert triggered")
+        self.clock.now = self.at = self.clock.now + 5.0
+
+    def synchronize(self) -> None:
+        self.clock.waited += 1
+
+    def elapsed_time(self, other: Event) -> float:
+        return other.at - self.at
 
 
 @pytest.fixture
@@ -358,16 +341,15 @@ def test_a_device_that_fails_does_not_hide_why(
     clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture, early: bool
 ) -> None:
     timeline = telemetry.Timeline()
-
-    def failing() -> None:
-        with on_a_device(timeline):
-            clock.failed = early
-            with telemetry.span("network", "network", 1):
-                clock.failed = True
-                raise ValueError("its own")
-
-    with srds_fast.profile(tmp_path / "trace.json"), pytest.raises(ValueError, match="its own"):
-        failing()
+    with (  # noqa: PT012
+        srds_fast.profile(tmp_path / "trace.json"),
+        pytest.raises(ValueError, match="its own"),
+        on_a_device(timeline),
+    ):
+        clock.failed = early
+        with telemetry.span("network", "network", 1):
+            clock.failed = True
+            raise ValueError("its own")
     assert timeline.sums is not None
     assert timeline.sums["network"]["device_seconds"] is None
     assert "is not timed: device-side assert triggered" in caplog.text

@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 
-from bench.command import Table, parser, writable, write
-from bench.workloads.methods import NEVER
+from bench.command import Table, parser, write
+from bench.runner import Entrant, take_turns
+from bench.workloads.methods import SRDS_TWICE
 from bench.workloads.networks import SMALL
 from bench.workloads.samplers import WORKLOADS, Loop
 
-from .timing import Timed, take_turns
-
-OFF: dict[str, Any] = {"method": "srds", "engine": "graph", "tolerance": NEVER, "max_iterations": 2}
+OFF: dict[str, Any] = {**SRDS_TWICE, "engine": "graph"}
 SWITCHES: dict[str, dict[str, Any]] = {
     "streams": {"overlap": "streams"},
     # the next iteration is launched before the change of the last one is looked at
@@ -37,24 +36,23 @@ TABLE = Table(("x faster", 0), ("off ms", 8), ("on ms", 8), ("switch", -14), ("o
 
 def measured(name: str, steps: int, switch: str, repeat: int) -> dict[str, Any]:
     """A switch on a workload: seconds on and off, or why not."""
-    row: dict[str, Any] = {"workload": name, "steps": steps, "switch": switch, "faster": None}
-    off, on = (Timed(partial(_loop, name, steps, settings)) for settings in (OFF, OFF | SWITCHES[switch]))
-    take_turns((off, on), repeat)
-    if off.failed or on.failed:
-        return row | {"why_not": off.failed or on.failed}
-    was, ran = off.ran[-1], on.ran[-1]
-    row |= {"off": off.median, "on": on.median, "engine": ran.engine, "waves": ran.waves, "rows": ran.rows}
-    reasons = [*ran.left_out, *([ran.reason] if ran.reason else [])]
-    if (ran.waves, ran.rows) != (was.waves, was.rows):
-        reasons.append(f"it ran {ran.waves} waves of {ran.rows} rows, not {was.waves} of {was.rows}")
-    if reasons:
-        return row | {"why_not": "; ".join(reasons)}
-    return row | {"why_not": None, "faster": off.median / on.median}
 
+    def make(settings: dict[str, Any]) -> Loop:
+        torch.manual_seed(0)
+        return WORKLOADS[name]().ours(steps, settings)
 
-def _loop(name: str, steps: int, settings: dict[str, Any]) -> Loop:
-    torch.manual_seed(0)
-    return WORKLOADS[name]().ours(steps, settings)
+    off, on = (Entrant(switch, partial(make, settings)) for settings in (OFF, OFF | SWITCHES[switch]))
+    for _ in take_turns((off, on), repeat):
+        pass
+    row: dict[str, Any] = {"workload": name, "steps": steps, "switch": switch, "why_not": off.failed or on.failed}
+    if row["why_not"] is None:
+        was, ran = off.reports[-1], on.reports[-1]
+        reasons = [*ran.left_out, *([ran.engine_reason] if ran.engine_reason else [])]
+        if (ran.waves, ran.rows) != (was.waves, was.rows):
+            reasons.append(f"it ran {ran.waves} waves of {ran.rows} rows, not {was.waves} of {was.rows}")
+        row |= {"off": off.median, "on": on.median, "engine": ran.engine, "waves": ran.waves, "rows": ran.rows}
+        row |= {"why_not": "; ".join(reasons) or None}
+    return row | {"faster": None if row["why_not"] else row["off"] / row["on"]}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -65,20 +63,18 @@ def main(arguments: list[str] | None = None) -> None:
     found.add_argument("--steps", type=int, default=6 if SMALL else 25)
     found.add_argument("--switches", nargs="*", choices=list(SWITCHES), default=list(SWITCHES))
     found.add_argument("--repeat", type=int, default=2 if SMALL else 9, help="calls of each that are timed")
-    found.add_argument("--json", type=writable)
     options = found.parse_args(arguments)
-    if options.steps < 2 or options.repeat < 1:
-        found.error("--steps is 2 or more, --repeat 1 or more: there is nothing to time otherwise")
+    if options.steps < 2:
+        found.error("--steps is 2 or more: one step has nothing to overlap")
     print(TABLE.heading)
     results: list[dict[str, Any]] = []
     for name in options.workloads:
         for switch in options.switches:
             row = measured(name, options.steps, switch, options.repeat)
             results.append(row)
-            times = (f"{1e3 * row[how]:.2f}" if how in row else None for how in ("off", "on"))
-            print(
-                TABLE.line(row["faster"], *times, switch, f"{name}, {options.steps} steps", row["why_not"]), flush=True
-            )
+            times = [f"{1e3 * row[how]:.2f}" if how in row else None for how in ("off", "on")]
+            about = f"{name}, {options.steps} steps", row["why_not"]
+            print(TABLE.line(row["faster"], *times, switch, *about), flush=True)
             write(options.json, results=results)
             gc.collect()  # graphs and networks of this switch
             if not SMALL:

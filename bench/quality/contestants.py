@@ -15,7 +15,6 @@ from srds_fast.solvers.chords.options import Chords
 from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
 
 PAPER, SRDS, DEFAULT = "srds, as published", "srds (default)", "collocation (default)"
-SELF_STOPPING = f"{DEFAULT}, stops itself"
 DEFAULT_NODES = Collocation().with_nodes(Settings().tolerance).num_nodes
 # from loose to tight; ParaTAA's is absolute, ParaDiGMS's in standard deviations of DDPM's posterior
 PARATAA_TOLERANCES = (0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -32,11 +31,13 @@ class Contestant(NamedTuple):
         method: number of steps -> its name or options.
         tolerances: from loose to tight, of a method that stops each sample by itself: there is a run for each. Of a
             sliding window they are its step_tolerance. (): the method is stopped from outside, at an iteration.
+        peer: it is timed by `bench.quality.peers` as well.
     """
 
     name: str
     method: Callable[[int], Any]
     tolerances: tuple[float, ...] = ()
+    peer: bool = True
 
     def plan(self, steps: int, tolerance: float | None = None) -> Plan:
         """Its plan, with one of its tolerances where it has some."""
@@ -61,13 +62,13 @@ CONTESTANTS: dict[str, Contestant] = {
         Contestant(SRDS, _with("srds")),
         Contestant(f"{SRDS}, stops itself", _with("srds"), TOLERANCES),
         Contestant(DEFAULT, _with(Collocation(num_nodes=DEFAULT_NODES))),
-        Contestant(SELF_STOPPING, _with(Collocation()), TOLERANCES),
-        *(Contestant(f"collocation, {n} nodes", _with(Collocation(num_nodes=n))) for n in (12, 16, 32)),
+        Contestant(f"{DEFAULT}, stops itself", _with(Collocation()), TOLERANCES),
+        *(Contestant(f"collocation, {n} nodes", _with(Collocation(num_nodes=n)), peer=False) for n in (12, 16, 32)),
         Contestant("parataa (default)", _with(ParaTAA())),
         Contestant("parataa, as published", _with(ParaTAA.published()), PARATAA_TOLERANCES),
         *(
-            Contestant(f"paradigms, window {window}", _with(ParaDiGMS(window=window)), PARADIGMS_TOLERANCES)
-            for window in (10, 25, 100)
+            Contestant(f"paradigms, window {w}", _with(ParaDiGMS(window=w)), PARADIGMS_TOLERANCES, peer=w < 100)
+            for w in (10, 25, 100)
         ),
         *(Contestant(f"chords, {cores} cores", _with(Chords(num_cores=cores))) for cores in (4, 8)),
     )

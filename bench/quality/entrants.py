@@ -25,7 +25,7 @@ from srds_fast import Report
 from srds_fast.planner.candidates import fixed_at
 from srds_fast.planner.plan import Plan
 
-from .contestants import CONTESTANTS, DEFAULT, PAPER, PARADIGMS_TOLERANCES, SELF_STOPPING, SRDS
+from .contestants import CONTESTANTS, DEFAULT, PAPER, PARADIGMS_TOLERANCES, SRDS
 from .search import Point, cheapest, line, plan_of
 
 # grey levels, the 95th percentile of samples
@@ -36,18 +36,7 @@ OWN_STOP = f"{PAPER}, its own stop"
 COMPILED = {mode: f"stock, torch.compile ({mode})" for mode in ("default", "reduce-overhead")}
 WINDOWS = (10, 25)
 DIFFUSERS = {window: f"diffusers' ParaDiGMS, window {window}" for window in WINDOWS}
-METHODS = (
-    PAPER,
-    SRDS,
-    f"{SRDS}, stops itself",
-    DEFAULT,
-    SELF_STOPPING,
-    "parataa (default)",
-    "parataa, as published",
-    *(f"paradigms, window {window}" for window in WINDOWS),
-    "chords, 4 cores",
-    "chords, 8 cores",
-)
+METHODS = tuple(name for name, each in CONTESTANTS.items() if each.peer)
 # methods run on the first, except sliding windows, whose waves depend on results
 ENGINES = ("eager",) if SMALL else ("graph", "eager")
 # for random weights, where no number of iterations is enough: about what a trained network needs at N = 50

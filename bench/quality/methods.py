@@ -32,7 +32,7 @@ from bench.pictures import waves_picture
 from bench.speed.timing import timed
 from bench.workloads.problems import PROBLEMS, Problem, problem
 
-from .contestants import CONTESTANTS, DEFAULT, PAPER, SELF_STOPPING
+from .contestants import CONTESTANTS
 from .search import Line, Point, cheapest, line
 
 BOUNDS = (0.5, 0.05)
@@ -80,20 +80,6 @@ def table(found: Sequence[Found]) -> Iterator[str]:
                     yield TABLE.line(*ratios, *counts, off, method, point.setting)
 
 
-def verdict(found: Sequence[Found]) -> Iterator[str]:
-    """Our default against the paper's SRDS, at the looser bound: how many times fewer waves."""
-    points = {(each.problem, each.steps, each.method): cheapest(each.points, BOUNDS[0]) for each in found}
-    for posed in dict.fromkeys(each.problem for each in found):
-        for ours in (DEFAULT, SELF_STOPPING):
-            ratios = []
-            for steps in dict.fromkeys(each.steps for each in found):
-                paper, own = (points.get((posed, steps, method)) for method in (PAPER, ours))
-                if paper and own:
-                    ratios.append(f"{paper.waves / own.waves:.2f} at N={steps} ({paper.waves:.0f}/{own.waves:.1f})")
-            if ratios:
-                yield f"{ours} against the paper's SRDS, {posed}, fewer waves within {BOUNDS[0]:g}: {', '.join(ratios)}"
-
-
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     found = parser("bench.quality.methods", __doc__)
     found.add_argument("--problems", nargs="*", choices=PROBLEMS, default=list(PROBLEMS))
@@ -124,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
         for each in measured(problems, options.steps, options.methods):
             found.append(each)
             write(options.json, None, **about, found=[asdict(each) for each in found])
-    print(f"{options.samples} samples", *table(found), "", *verdict(found), sep="\n")
+    print(f"{options.samples} samples", *table(found), sep="\n")
     if options.picture is not None:
         steps = max((each.steps for each in found if each.steps <= 100), default=max(each.steps for each in found))
         shown = [each for each in found if (each.problem, each.steps) == (found[0].problem, steps)]

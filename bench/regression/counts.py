@@ -59,14 +59,14 @@ def measured(names: tuple[str, ...] = tuple(PIPELINES)) -> Found:
     for name in names:
         pipe, arguments = PIPELINES[name]()
         pipe.set_progress_bar_config(disable=True)
-        turns: Turns[int] = Turns(pipelines.network_of(pipe), int)
+        turns = Turns(pipelines.network_of(pipe), int)
         found[name] = {
             method: _counted(pipe, turns, arguments, settings) for method, settings in fixed_methods(STEPS).items()
         }
     return found
 
 
-def _counted(pipe: Any, turns: Turns[int], arguments: dict[str, Any], settings: dict[str, Any]) -> dict[str, int]:
+def _counted(pipe: Any, turns: Turns, arguments: dict[str, Any], settings: dict[str, Any]) -> dict[str, int]:
     fast = srds_fast.compile(pipe, engine="eager", **settings)
 
     def call() -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from statistics import mean
 from types import SimpleNamespace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
@@ -49,10 +49,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "srds plain": {**SRDS_TWICE, "pipelined": False},
 }
 LOOPS = ("stock", *METHODS)
-Clock = TypeVar("Clock")
 
 
-class Turns(Generic[Clock]):
+class Turns:
     """Notes when each turn of the loop around a network begins and ends.
 
     Args:
@@ -60,9 +59,9 @@ class Turns(Generic[Clock]):
         clock: what is noted.
     """
 
-    def __init__(self, network: Any, clock: Callable[[], Clock]) -> None:
+    def __init__(self, network: Any, clock: Callable[[], Any]) -> None:
         self.clock = clock
-        self._calls: list[tuple[Clock, Clock]] = []
+        self._calls: list[tuple[Any, Any]] = []
         forward = network.forward
 
         @functools.wraps(forward)
@@ -74,7 +73,7 @@ class Turns(Generic[Clock]):
 
         network.forward = noted
 
-    def take(self) -> list[tuple[Clock, Clock]]:
+    def take(self) -> list[tuple[Any, Any]]:
         """The turns so far, which are then forgotten."""
         calls, self._calls = self._calls, []
         return [(before[1], after[0]) for before, after in pairwise(calls)]
@@ -116,7 +115,7 @@ class Case:
         output = "pt" if pixels else "latent"
         self.arguments = {**text, **size, "output_type": output, "num_inference_steps": steps}
         return_zeros(network_of(pipe))
-        self.turns: Turns[Any] = Turns(network_of(pipe), time.perf_counter)
+        self.turns = Turns(network_of(pipe), time.perf_counter)
         self.loops = {"stock": pipe} | {method: srds_fast.compile(pipe, **how) for method, how in METHODS.items()}
 
     def call(self, loop: str) -> list[tuple[Any, Any]]:

@@ -15,7 +15,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from bench.workloads.methods import fixed_methods
-from bench.workloads.networks import DEVICE
+from bench.workloads.networks import DEVICE, SMALL
 from bench.workloads.problems import mixture
 from bench.workloads.samplers import WORKLOADS
 from srds_fast.engine.run import Run
@@ -25,10 +25,11 @@ from srds_fast.schedulers.verify import noise_table
 
 from . import host_time, kernels
 
-SAMPLED_STEPS, CALLED_STEPS = 100, 12 if DEVICE.type == "cpu" else 50
-ENGINES = ["eager", pytest.param("graph", marks=pytest.mark.gpu)]
+torch.set_num_threads(1)
+SAMPLED_STEPS, CALLED_STEPS = 100, 12 if SMALL else 50
+ENGINES = ["eager"] if SMALL else ["eager", "graph"]
 # megabytes that a call moves: bound by the launch, and by bandwidth
-MOVED = [1, pytest.param(64, marks=pytest.mark.gpu)]
+MOVED = [1] if SMALL else [1, 64]
 
 
 def benchmarked(benchmark: Any, group: str, call: Callable[[], object]) -> None:
@@ -36,7 +37,7 @@ def benchmarked(benchmark: Any, group: str, call: Callable[[], object]) -> None:
 
     def whole() -> None:
         call()
-        if DEVICE.type == "cuda":
+        if not SMALL:
             torch.cuda.synchronize()
 
     for _ in range(2):  # the second call of a graph replays

@@ -59,49 +59,26 @@ def stable_diffusion_xl(unet: Any = None, scheduler: Any = None) -> StableDiffus
 
 
 def stable_diffusion_3() -> StableDiffusion3Pipeline:
-    transformer = SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        caption_projection_dim=32,
-        joint_attention_dim=64,
-        pooled_projection_dim=64,
-    )
+    sizes = {"sample_size": 16, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2}
+    widths = {"attention_head_dim": 8, "num_attention_heads": 4, "caption_projection_dim": 32}
+    transformer = SD3Transformer2DModel(**sizes, **widths, joint_attention_dim=64, pooled_projection_dim=64)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     return _with_only(StableDiffusion3Pipeline, transformer=transformer, scheduler=scheduler)
 
 
 def flux() -> FluxPipeline:
     """As schnell, without guidance."""
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 4, 8),
-    )
+    sizes = {"patch_size": 1, "in_channels": 4, "num_layers": 1, "num_single_layers": 1, "axes_dims_rope": (4, 4, 8)}
+    widths = {"attention_head_dim": 16, "num_attention_heads": 2}
+    transformer = FluxTransformer2DModel(**sizes, **widths, joint_attention_dim=32, pooled_projection_dim=32)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
     return _with_only(FluxPipeline, transformer=transformer, scheduler=scheduler)
 
 
 def ddim_pixels() -> DDIMPipeline:
     """Images of 4 x 4 pixels."""
-    unet = UNet2DModel(
-        sample_size=4,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-    )
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "layers_per_block": 1}
+    unet = UNet2DModel(sample_size=4, block_out_channels=(8, 16), norm_num_groups=4, **blocks)
     return DDIMPipeline(unet, DDIMScheduler())
 
 

@@ -13,7 +13,7 @@ from test_speed import failing
 
 from bench import runner
 from bench.quality import entrants, methods, peers, policy, search
-from bench.quality.contestants import CONTESTANTS, DEFAULT, PAPER, Contestant
+from bench.quality.contestants import CONTESTANTS, Contestant
 from bench.quality.search import Point
 from bench.runner import Entrant, Row
 from bench.workloads import samplers
@@ -62,7 +62,7 @@ def test_the_table_is_sorted_and_told_again(compared: Path, capsys: pytest.Captu
 def test_committed_results_are_read_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     waves, latency = tmp_path / "waves.png", tmp_path / "latency.png"
     methods.main(["--from", str(RESULTS / "methods-digits.json"), "--picture", str(waves)])
-    assert "against the paper's SRDS" in capsys.readouterr().out
+    assert "digits, guidance 5, N = 100" in capsys.readouterr().out
     peers.main(["--from", str(RESULTS / "peers-cpu.json"), "--picture", str(latency)])
     assert "policy, N = 100" in capsys.readouterr().out
     for picture in (waves, latency):
@@ -75,12 +75,6 @@ def test_cheapest_needs_the_points_behind_it_within_the_bound() -> None:
     assert within is not None
     assert within.setting == "4"
     assert search.cheapest(points, 0.1) is None
-
-
-def test_the_verdict_compares_default_and_paper() -> None:
-    waves = {PAPER: 20, DEFAULT: 10}
-    found = [methods.Found("p", 25, each, [Point("iteration 1", 0.1, waves[each], 40, 4)]) for each in waves]
-    assert "2.00 at N=25 (20/10.0)" in next(methods.verdict(found))
 
 
 def test_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Entrants on one workload, timed in turn, and how far each is from the stock loop's samples."""
+"""Entrants on one workload, timed in turn, and how far each is from the samples of the first, mostly the stock loop."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from srds_fast import Report
 STOCK, SEQUENTIAL, BY_HAND, AUTO = "stock, eager", "sequential", "by hand", "auto"
 NOT_TIMED = "it was not timed: the run ended before"
 TABLE = Table(
-    ("x stock", 0), ("x sequential", 0), ("p95", 6), ("within", 0), ("waves", 6), ("rows", 6), ("ms", 26),
+    ("x first", 0), ("x sequential", 0), ("p95", 6), ("within", 0), ("waves", 6), ("rows", 6), ("ms", 26),
     ("compile s", 0), ("engine", -10), ("peer", -36), ("at", -1),
 )  # fmt: skip
 Row = dict[str, Any]
 """What an entrant took, ready for JSON: workload, steps, peer (its name), setting, and left_out, why it did not run.
 If it ran also:
 
-over_stock, over_sequential: how many times faster than these the median call is; None: they did not run.
+over_stock, over_sequential: how many times faster than the first entrant and than our sequential loop the median call
+is; None: they did not run.
 difference: p95 over the samples in grey levels; None: weights are random, or the reference did not run.
 within: its setting was searched for, to keep the difference within the bound.
 waves, rows: of a call, means; peak_rows: the most.
@@ -47,7 +48,7 @@ class Entrant:
         setting: what it was told.
         bound: its setting was searched for: the cheapest within the bound.
         compiles: the first calls compile its network.
-        reference: sample number -> what its sample is compared with, where that is not the stock loop's.
+        reference: sample number -> what its sample is compared with, where that is not the first entrant's.
         failed: why it is not called (any more), or None.
         loop: once it is made, until it fails.
         first_calls: seconds of the two calls that warm up.
@@ -121,20 +122,24 @@ def take_turns(every: Sequence[Entrant], samples: int) -> Iterator[None]:
 
 
 def measured(name: str, workload: Workload, steps: int, samples: int, every: Sequence[Entrant]) -> Iterator[list[Row]]:
-    """All rows so far, after every round: the fastest first, those that did not run last."""
+    """All rows so far, after every round: the fastest first, those that did not run last.
+
+    Args:
+        every: the first is what the others are compared with.
+    """
     for _ in take_turns(every, samples):
         running = [each for each in every if each.failed is None and each.seconds]
-        rows = [_row(each, running, workload.problem is not None) for each in running]
+        first = every[0] if every[0] in running else None
+        rows = [_row(each, first, running, workload.problem is not None) for each in running]
         rows.sort(key=lambda row: row["seconds"])
         others = [each for each in every if each not in running]
         rows += [{"peer": each.name, "setting": each.setting, "left_out": each.failed or NOT_TIMED} for each in others]
         yield [{"workload": name, "steps": steps, **row} for row in rows]
 
 
-def _row(each: Entrant, running: Sequence[Entrant], trained: bool) -> Row:
-    stock = next((one for one in running if one.name == STOCK), None)
+def _row(each: Entrant, first: Entrant | None, running: Sequence[Entrant], trained: bool) -> Row:
     sequential = min((one.median for one in running if one.name.startswith(SEQUENTIAL)), default=None)
-    expected = [] if stock is None else stock.answers
+    expected = [] if first is None else first.answers
     if each.reference is not None:
         expected = [each.reference(sample) for sample in range(len(each.answers))]
     off = difference(torch.cat(each.answers), torch.cat(expected)).quantile(0.95) if trained and expected else None
@@ -144,7 +149,7 @@ def _row(each: Entrant, running: Sequence[Entrant], trained: bool) -> Row:
         "peer": each.name,
         "setting": each.setting,
         "left_out": None,
-        "over_stock": None if stock is None else stock.median / each.median,
+        "over_stock": None if first is None else first.median / each.median,
         "over_sequential": None if sequential is None else sequential / each.median,
         "difference": None if off is None else float(off),
         "within": each.bound,

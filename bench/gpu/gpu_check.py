@@ -1,10 +1,8 @@
 """The parts of bench/gpu_check.sh: each in a process of its own, with a time limit; one that fails loses only itself.
 
-Run by the script, which lays the package out. Parts that matter most come first, and all share one budget: a part is
-left out if less than half of its limit is left. Those of the first call fit into it together; the rest is for a second
-and a third one. After every part what is known is written: gpu_check.json (how each part ended, and the JSON it wrote),
-summary.txt (60 lines at most) and logs.txt (what was printed). Only the standard library is imported, so that a broken
-installation is reported like anything else.
+All parts share one budget: a part is left out if less than half of its limit is left. Those of the first call fit into
+it together; the rest is for a second and a third one. What is known is written after every part. Only the standard
+library is imported, so that a broken installation is reported like anything else.
 """
 
 from __future__ import annotations
@@ -194,13 +192,12 @@ def _ran(part: Part, seconds: float, folder: Path, out: Path) -> dict[str, Any]:
     status, why = _ended(command, environment, folder, seconds)
     outcome: dict[str, Any] = {"seconds": time.monotonic() - begun, "result": None}
     try:
-        if part.result is not None:
-            outcome["result"] = _read(folder / part.result)
+        outcome["result"] = _read(folder / part.result) if part.result is not None else None
     except (OSError, ValueError, ElementTree.ParseError) as error:
         if status == "passed":
             status, why = "FAILED", f"it left no result: {type(error).__name__}"
-    printed, errors = ((folder / name).read_text(errors="replace").split("\n") for name in ("stdout", "stderr"))
-    printed, errors = ([line for line in lines if line.strip()] for lines in (printed, errors))
+    texts = [(folder / name).read_text(errors="replace").splitlines() for name in ("stdout", "stderr")]
+    printed, errors = ([line for line in lines if line.strip()] for lines in texts)
     if status != "passed":
         outcome |= {"why": why, "last_words": ((errors if status == "FAILED" else []) or printed)[-12:]}
     if part.shows:

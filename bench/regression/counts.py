@@ -37,6 +37,8 @@ FILE = Path(__file__).parents[1] / "results" / "counts.json"
 ALWAYS = ("waves", "rows", "peak_rows", "bytes_moved", "bytes_moved_a_wave")
 REWRITE = "python -m bench.regression.counts --write"
 STEPS = 12
+# 2.13.0+cpu -> 2.13
+MINOR = ".".join(torch.__version__.split(".")[:2])
 Found = dict[str, dict[str, dict[str, int]]]
 """pipeline -> method -> count -> number"""
 
@@ -85,23 +87,13 @@ def _counted(pipe: Any, turns: Turns, arguments: dict[str, Any], settings: dict[
     return found
 
 
-def read(file: Path = FILE) -> tuple[str, Found]:
-    """The minor version of torch that a file was written with, and its counts."""
+def read(file: Path = FILE) -> tuple[Found, tuple[str, ...] | None]:
+    """The counts of a file, and the names of those that can be compared with the torch here; None: all."""
     try:
         written = json.loads(file.read_text())
-        return written["torch"], written["counts"]
+        return written["counts"], None if written["torch"] == MINOR else ALWAYS
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SystemExit(f"{file} cannot be read: {error!r}. It holds the counts. Write it with `{REWRITE}`.") from None
-
-
-def _minor(version: str) -> str:
-    """2.13.0+cpu -> 2.13"""
-    return ".".join(version.split(".")[:2])
-
-
-def comparable(version: str) -> tuple[str, ...] | None:
-    """Which counts of a file written with this torch can be compared with those of the torch here; None: all."""
-    return None if version == _minor(torch.__version__) else ALWAYS
 
 
 def differences(before: Found, after: Found, only: tuple[str, ...] | None = None) -> list[str]:
@@ -140,14 +132,13 @@ def main(arguments: list[str] | None = None) -> None:
     does.add_argument("--check", action="store_true", help="exit with 1 if anything differs from it")
     options_of.add_argument("--file", type=Path, default=FILE, help="the file to write or to check, %(default)s")
     options = options_of.parse_args(arguments)
-    version, before = read(options.file) if options.check else ("", {})
+    before, only = read(options.file) if options.check else ({}, None)
     found = measured()
     if options.write:
-        options.file.write_text(json.dumps({"torch": _minor(torch.__version__), "counts": found}, indent=1) + "\n")
+        options.file.write_text(json.dumps({"torch": MINOR, "counts": found}, indent=1) + "\n")
     elif options.check:
-        only = comparable(version)
         if only is not None:
-            print(f"The file is of torch {version}, this is {torch.__version__}: only {', '.join(only)} are compared.")
+            print(f"The file is of another torch than {torch.__version__}: only {', '.join(only)} are compared.")
         if lines := differences(before, found, only):
             sys.exit(explained(lines))
         print("No count differs.")

@@ -40,8 +40,6 @@ from .timing import copy_bandwidth, device_seconds, reason
 
 LATENT = 4 * 64 * 64
 SIZES = {"SD latent": None, "16 MB": 2**24, "64 MB": 2**26, "256 MB": 2**28}
-# the order in which they are compiled: what the aims are about comes first
-COMPILED = ("SD latent", "256 MB", "64 MB", "16 MB")
 WINDOW = 10
 NETWORK = wave_update.NetworkInput(torch.float16)
 TABLE = Table(
@@ -173,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(measured(name, size))
             write(options.json, copy_bytes_per_second=ceiling, rows=rows)
     if not (SMALL or options.no_compile):
-        for row in sorted(rows, key=lambda row: COMPILED.index(row["size"])):
+        for row in sorted(rows, key=lambda row: -row["bytes"]):
             subject = SUBJECTS[row["operation"]](SIZES[row["size"]], DEVICE)
             try:
                 row["compiled"] = device_seconds(torch.compile(subject.reference, dynamic=False))

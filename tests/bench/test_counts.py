@@ -24,13 +24,12 @@ def found() -> counts.Found:
 
 
 def test_no_count_differs_from_the_committed_file(found: counts.Found) -> None:
-    version, before = counts.read()
-    compared = counts.comparable(version)
+    before, compared = counts.read()
     lines = counts.differences(before, found, compared)
     if lines:
         pytest.fail(counts.explained(lines), pytrace=False)
     if compared is not None:
-        pytest.skip(f"the file is of torch {version}: of this one only {', '.join(compared)} could be compared")
+        pytest.skip(f"the file is of another torch: only {', '.join(compared)} could be compared")
 
 
 def test_a_steady_wave_is_few_launches(found: counts.Found) -> None:
@@ -111,4 +110,4 @@ def test_the_command(
     # what torch makes of an operation, another torch may make otherwise
     path.write_text(json.dumps({**changed, "torch": "2.0"}))
     counts.main(["--check", "--file", str(path)])
-    assert f"of torch 2.0, this is {torch.__version__}" in capsys.readouterr().out
+    assert f"of another torch than {torch.__version__}" in capsys.readouterr().out

@@ -4,17 +4,16 @@
     python -m bench.quality.methods --problems digits --steps 100 --json methods.json --picture methods.png
     python -m bench.quality.methods --from methods.json --picture methods.png    # the table again, nothing is run
 
-Two problems: the bundled digits pipeline under guidance (ten prompts in turn), and a Gaussian mixture in closed form.
-The difference is the mean absolute one to the sequential sample, of each sample; its 95th percentile over the samples
-must be within the bound. 1 grey level is 1 / 127.5 in units of x.
+Problems: the bundled digits pipeline under guidance (ten prompts in turn), and a Gaussian mixture in closed form. The
+difference of a sample is the mean absolute one to the sequential sample, in grey levels (1 / 127.5 in units of x); its
+95th percentile over the samples must be within the bound.
 
-A method that has a sample after every iteration runs all samples together and is stopped from outside. What counts is
-the first iteration from which on the percentile stays within the bound, with the waves and rows of a run that is told
-before to end with it. Where samples stop by themselves ("stops itself", and sliding windows) there is a run for each of
-several tolerances; the cheapest within the bound counts, with the mean of its waves and rows over the samples.
+Most methods run all samples together and are stopped from outside: at the first iteration from which on the percentile
+stays within the bound, with the waves and rows of a run that is told before to end there. Where samples stop by
+themselves ("stops itself", and sliding windows) there is a run for each of several tolerances, and the cheapest within
+the bound counts, with means over the samples. A dash: not within the bound before N waves, or at any tolerance.
 
-N/waves is the speed-up where a call costs the same whatever its rows, N/rows where it costs as much as its rows. A
-dash: not within the bound before N waves, or with none of the tolerances.
+N/waves is the speed-up where a call costs the same whatever its rows, N/rows where it costs as much as its rows.
 """
 
 from __future__ import annotations

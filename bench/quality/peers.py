@@ -4,21 +4,19 @@
     python -m bench.quality.peers --workloads digits --steps 50 --json peers.json --picture peers.png
     python -m bench.quality.peers --from peers.json --picture peers.png     # the table again, nothing is run
 
-All are timed in one process on the same network, one sample a call, in turn; every round is another prompt (or
-observation) and other noise. Nothing is encoded or decoded. The first column is how many times faster than the stock
-loop of diffusers the median call is, the second the same against our sequential loop (on a GPU the faster of its two
-engines). In brackets behind the median milliseconds are the quartiles.
+All are timed in one process on the same network, one sample a call, in turn; every round has another prompt (or
+observation) and other noise. Nothing is encoded or decoded. "x first": times faster than the stock loop of diffusers,
+medians; "x sequential": than our sequential loop (on a GPU the faster of its two engines); in brackets the quartiles.
 
-"p95" is the difference to the stock loop's samples: of each sample the mean absolute one in grey levels (1 / 127.5), of
-these the 95th percentile. Where "within" says yes, the setting in the last column is the method's cheapest (iterations,
-or a tolerance of its own) that keeps it within half a grey level for these samples; nobody knows it beforehand.
-"stops itself" finds it on the way, "its own stop" is the test of the SRDS paper, "auto" has its default tolerance.
-diffusers' ParaDiGMS always ends at an alpha of one: it is compared with a stock loop whose scheduler does.
+"p95": the difference to the stock loop's samples: of each sample the mean absolute one in grey levels (1 / 127.5), of
+these the 95th percentile. "within": the setting in the last column is the method's cheapest that keeps p95 within half
+a grey level for these samples; nobody knows it beforehand. "stops itself" finds it on the way, "its own stop" is the
+test of the SRDS paper, "auto" has its default tolerance. diffusers' ParaDiGMS always ends at an alpha of one: it is
+compared with a stock loop whose scheduler does.
 
-torch.compile is of the network, in the stock loop; what its first two calls take beyond later ones is shown apart, once
-for all numbers of steps, with nothing compiled before (but "reduce-overhead" finds what "default" has compiled). The
-policy is trained here in a minute. Workloads with random weights run fixed numbers of iterations and show no
-difference, which would mean nothing.
+torch.compile is of the network, in the stock loop, with nothing compiled before (but "reduce-overhead" finds what
+"default" has compiled); what its first two calls take beyond later ones is shown apart. The policy is trained here in a
+minute. Workloads with random weights run fixed numbers of iterations, and their differences would mean nothing.
 """
 
 from __future__ import annotations

@@ -4,12 +4,11 @@
 
 The network returns zeros at once, a latent is 4 x 4, text is given embedded: what is left is what a loop does on the
 host. A turn of a loop is the time from the return of one network call to the start of the next. The stock loop turns
-once a step, with one row; ours turns once a wave, which under SRDS holds several rows, jumps and corrections. A ratio
-compares one wave with one step; it does not say how many there are of each.
+once a step, ours once a wave, which under SRDS holds several rows, jumps and corrections.
 
-All loops of a pipeline are called in turn in one process. Of every turn, and of every call, the shortest of all
-repetitions counts, of a call the mean of its turns. The first turn is left out: a loop that is driven begins the run in
-it. Times are reported, never gated; operations are counted by tests/bench/test_host_time.py.
+All loops are called in turn in one process. Of every turn and of every call the shortest of all repetitions counts, and
+of turns the mean; the first turn, in which a driven loop begins the run, is left out. Times are reported, never gated;
+operations are counted by tests/bench/test_host_time.py.
 """
 
 from __future__ import annotations

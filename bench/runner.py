@@ -44,7 +44,7 @@ class Entrant:
 
     Attributes:
         name: for tables.
-        make: makes the loop.
+        make: makes the loop; None where `failed` says why there is none.
         setting: what it was told.
         bound: its setting was searched for: the cheapest within the bound.
         compiles: the first calls compile its network.
@@ -56,7 +56,7 @@ class Entrant:
     """
 
     name: str
-    make: Callable[[], Loop]
+    make: Callable[[], Loop] | None
     setting: str = ""
     bound: bool = False
     compiles: bool = False
@@ -74,6 +74,7 @@ class Entrant:
 
     def begin(self) -> None:
         """Make the loop and call it twice, which compiles, plans and records."""
+        assert self.make is not None
         self.loop = self.make()
         self.first_calls = sum(timed(self.loop.call)[0] for _ in range(2))
 
@@ -95,7 +96,7 @@ class Entrant:
 
 def left_out(name: str, why: str) -> Entrant:
     """An entrant that does not run."""
-    return Entrant(name, NotImplemented, failed=why)
+    return Entrant(name, None, failed=why)
 
 
 def told(workload: Workload, steps: int, name: str, setting: str = "", **settings: Any) -> Entrant:

@@ -49,7 +49,7 @@ def of_workload(name: str, steps: int, switches: list[str], repeat: int) -> list
                 reasons.append(f"it ran {ran.waves} waves of {ran.rows} rows, not {was.waves} of {was.rows}")
             row = next(row for row in rows if row["peer"] == each.name)
             row["left_out"] = "; ".join(reasons) or None
-    return rows
+    return sorted(rows, key=lambda row: row["left_out"] is not None)
 
 
 def main(arguments: list[str] | None = None) -> None:

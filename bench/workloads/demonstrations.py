@@ -25,14 +25,7 @@ SWING = 0.25
 
 def scheduler() -> DDIMScheduler:
     """As published: 100 noise levels, squared cosine, epsilon, the predicted trajectory clipped to [-1, 1]."""
-    return DDIMScheduler(
-        num_train_timesteps=100,
-        beta_schedule="squaredcos_cap_v2",
-        clip_sample=True,
-        set_alpha_to_one=True,
-        steps_offset=0,
-        prediction_type="epsilon",
-    )
+    return DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", clip_sample=True)
 
 
 def observations(count: int, generator: torch.Generator) -> Tensor:

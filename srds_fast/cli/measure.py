@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -61,6 +61,7 @@ def grey_levels(images: Tensor, reference: Tensor) -> dict[str, float]:
     return {"mean": float(per_image.mean()), "p95": float(per_image.quantile(0.95)), "max": float(per_image.max())}
 
 
+@dataclass
 class Calls:
     """Equal calls of one pipeline, stock or compiled.
 
@@ -71,19 +72,18 @@ class Calls:
         report: of the last call; None for the stock pipeline.
     """
 
-    def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
-        self.images = torch.empty(0)
-        self.seconds: list[float] = []
-        self.loop_seconds: list[float] = []
-        self.report: Any = None
+    pipe: Any
+    images: Tensor = field(default_factory=lambda: torch.empty(0))
+    seconds: list[float] = field(default_factory=list)
+    loop_seconds: list[float] = field(default_factory=list)
+    report: Any = None
 
     def add(self, request: Request) -> Calls:
         """Make one more call."""
         started = time.perf_counter()
-        self.images = self._pipe(**request.arguments(), output_type="pt").images.cpu()  # the copy waits for the device
+        self.images = self.pipe(**request.arguments(), output_type="pt").images.cpu()  # the copy waits for the device
         self.seconds.append(time.perf_counter() - started)
-        self.report = getattr(self._pipe, "report", None)
+        self.report = getattr(self.pipe, "report", None)
         if self.report is not None:
             self.loop_seconds.append(self.report.seconds)
         return self

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from srds_fast.environment import environment
 
 
-def parser(module: str, text: str | None) -> argparse.ArgumentParser:
-    """Options of `python -m module`; text: its docstring."""
-    return argparse.ArgumentParser(
+def parser(module: str, text: str | None, json: bool = True) -> argparse.ArgumentParser:
+    """Options of `python -m module`; text: its docstring; json: it has --json."""
+    found = argparse.ArgumentParser(
         prog=f"python -m {module}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    if json:
+        found.add_argument("--json", type=writable, metavar="FILE.json", help="write the figures there as well")
+    return found
 
 
 def writable(text: str) -> Path:
@@ -24,6 +26,13 @@ def writable(text: str) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{path} cannot be written: name a file in a folder that exists")
     return path
+
+
+def written(text: str) -> Path:
+    """An argument: a file that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}: name one that --json has written")
+    return Path(text)
 
 
 def write(path: Path | None, indent: int | None = 1, **found: Any) -> None:
@@ -52,7 +61,6 @@ class Table:
         return "  ".join(map(format, texts, self._formats)).rstrip()
 
 
-def milliseconds(seconds: float, spread: Sequence[float] = ()) -> str:
+def milliseconds(seconds: float, fastest: float, slowest: float) -> str:
     """A time and, in brackets, the ends of its spread."""
-    ends = "..".join(f"{1e3 * each:.1f}" for each in spread)
-    return f"{1e3 * seconds:.1f}" + (f" ({ends})" if ends else "")
+    return f"{1e3 * seconds:.1f} ({1e3 * fastest:.1f}..{1e3 * slowest:.1f})"

@@ -8,20 +8,10 @@ from pathlib import Path
 
 
 def revision(root: Path) -> str | None:
-    """The hash of the commit; without git, COMMIT of the environment, or None."""
-    return _git(root, "rev-parse", "HEAD") or os.environ.get("COMMIT") or None
-
-
-def is_dirty(root: Path) -> bool | None:
-    """Whether tracked files differ from the commit; None without git."""
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return None if changed is None else bool(changed)
-
-
-def _git(root: Path, *arguments: str) -> str | None:
+    """The hash of the commit, "-dirty" behind it where tracked files differ; without git, COMMIT of the environment."""
     # a copied checkout may belong to another user, and git refuses those by default
-    command = ["git", "-c", "safe.directory=*", "-C", str(root), *arguments]
+    command = ["git", "-c", "safe.directory=*", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+        return subprocess.run([*command, "--abbrev=40"], capture_output=True, check=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("COMMIT") or None

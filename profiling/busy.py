@@ -18,17 +18,17 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bench.command import Table, parser, writable, write
-from bench.speed.timing import Stopwatch
-from bench.workloads.methods import NEVER
+from bench.command import Table, parser, write
+from bench.speed.timing import timed
+from bench.workloads.methods import SRDS_TWICE
 from bench.workloads.networks import SMALL
-from bench.workloads.samplers import WORKLOADS, Loop, Workload
+from bench.workloads.samplers import WORKLOADS, Loop
 
 LOOPS: dict[str, dict[str, Any]] = {
     "sequential, eager": {"method": "sequential", "engine": "eager"},
     "sequential, graph": {"method": "sequential", "engine": "graph"},
-    "srds, eager": {"method": "srds", "engine": "eager", "tolerance": NEVER, "max_iterations": 2},
-    "srds, graph": {"method": "srds", "engine": "graph", "tolerance": NEVER, "max_iterations": 2},
+    "srds, eager": {**SRDS_TWICE, "engine": "eager"},
+    "srds, graph": {**SRDS_TWICE, "engine": "graph"},
 }
 
 
@@ -45,35 +45,24 @@ def measured(loop: Loop, calls: int) -> dict[str, Any]:
     """Of a call: seconds, those in which the device works, the share, and what was launched on it."""
     for _ in range(2):  # records
         loop.call()
-    times = []
-    for _ in range(calls):
-        with Stopwatch() as watch:
-            loop.call()
-        times.append(watch.seconds)
+    seconds = statistics.median(timed(loop.call)[0] for _ in range(calls))
     here, activity = (DeviceType.CPU, ProfilerActivity.CPU) if SMALL else (DeviceType.CUDA, ProfilerActivity.CUDA)
-    with profile(activities=[activity]) as profiled, Stopwatch():
-        loop.call()
+    with profile(activities=[activity]) as profiled:
+        timed(loop.call)
     ranges = [
         event.time_range
         for event in profiled.events()
         if event.device_type == here and not getattr(event, "is_user_annotation", False)
     ]
     working = covered((each.start, each.end) for each in ranges) / 1e6  # of microseconds
-    seconds = statistics.median(times)
     return {
         "seconds": seconds,
         "busy_seconds": working,
         "busy": min(1.0, working / seconds),
         "launched": len(ranges),
-        "launched_per_wave": len(ranges) / loop.ran().waves,
-        "engine": loop.ran().engine,
+        "launched_per_wave": len(ranges) / loop.report().waves,
+        "engine": loop.report().engine,
     }
-
-
-def of_workload(name: str, workload: Workload, steps: int, calls: int) -> list[dict[str, Any]]:
-    """The stock loop and ours."""
-    loops = {"stock": workload.stock(steps), **{each: workload.ours(steps, how) for each, how in LOOPS.items()}}
-    return [{"workload": name, "steps": steps, "loop": each, **measured(loop, calls)} for each, loop in loops.items()]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -82,14 +71,17 @@ def main(arguments: list[str] | None = None) -> None:
     found.add_argument("--workloads", nargs="*", choices=list(WORKLOADS), default=["digits", "policy", "sd15"])
     found.add_argument("--steps", type=int, default=6 if SMALL else 25)
     found.add_argument("--calls", type=int, default=1 if SMALL else 5, help="that are timed")
-    found.add_argument("--json", type=writable)
     options = found.parse_args(arguments)
     table = Table(("busy", 5), ("ms", 8), ("launched a wave", 0), ("loop", -20), ("ran", -12), ("of", -1))
     print(table.heading)
     results: list[dict[str, Any]] = []
     for name in options.workloads:
         torch.manual_seed(0)
-        for each in of_workload(name, WORKLOADS[name](), options.steps, options.calls):
+        workload = WORKLOADS[name]()
+        loops = {"stock": workload.stock(options.steps)}
+        loops |= {loop: workload.ours(options.steps, how) for loop, how in LOOPS.items()}
+        for loop, made in loops.items():
+            each = {"workload": name, "steps": options.steps, "loop": loop, **measured(made, options.calls)}
             results.append(each)
             times = f"{1e3 * each['seconds']:.1f}", f"{each['launched_per_wave']:.0f}"
             of = f"{name}, {options.steps} steps"

@@ -39,7 +39,6 @@ def main(arguments: list[str] | None = None) -> None:
     found.add_argument("--steps", type=int, default=50)
     found.add_argument("--calls", type=int, default=3, help="captured, beside the one that records graphs")
     found.add_argument("--trace", type=writable, metavar="FILE.json", help="write a Chrome trace as well")
-    found.add_argument("--json", type=writable, metavar="FILE.json", help="write what the last call reports of itself")
     found.add_argument("--only-replays", action="store_true", help="make graphs before what is captured")
     options = found.parse_args(arguments)
     if options.calls < 1 or options.steps < 1:
@@ -66,9 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
             loop.call()
         for _ in range(options.calls):
             loop.call()
-    report = {"workload": options.workload, "steps": options.steps, **loop.ran()._asdict(), "widths": loop.widths()}
-    print("the last call:", ", ".join(f"{name} {value}" for name, value in report.items()))
-    write(options.json, **report)
+    print(loop.report())
+    write(options.json, workload=options.workload, report=loop.report().to_dict(), widths=loop.widths())
 
 
 @contextmanager

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.workloads.methods import NEVER
-from srds_fast.methods import Method
+from srds_fast.methods import SRDS as SrdsOptions
 from srds_fast.planner.choose import choose
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
-from srds_fast.solvers.chords import Chords
-from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
+from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
 
-PAPER, DEFAULT = "srds, as published", "collocation (default)"
-SRDS = "srds (default)"
-SELF_STOPPING = f"{DEFAULT}, stops itself"
-# of collocation at the default tolerance; and others
-DEFAULT_NODES = Collocation().with_defaults(Settings().target(0)).num_nodes
-NODES = (12, 16, 32)
-CORES = (4, 8)
-WINDOWS = (10, 25, 100)
+PAPER, SRDS, DEFAULT = "srds, as published", "srds (default)", "collocation (default)"
+DEFAULT_NODES = Collocation().with_nodes(Settings().tolerance).num_nodes
 # from loose to tight; ParaTAA's is absolute, ParaDiGMS's in standard deviations of DDPM's posterior
 PARATAA_TOLERANCES = (0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 PARADIGMS_TOLERANCES = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -35,51 +28,48 @@ class Contestant(NamedTuple):
 
     Attributes:
         name: for tables.
-        settings: of a number of steps.
+        method: number of steps -> its name or options.
         tolerances: from loose to tight, of a method that stops each sample by itself: there is a run for each. Of a
             sliding window they are its step_tolerance. (): the method is stopped from outside, at an iteration.
+        peer: it is timed by `bench.quality.peers` as well.
     """
 
     name: str
-    settings: Callable[[int], Settings]
+    method: Callable[[int], Any]
     tolerances: tuple[float, ...] = ()
+    peer: bool = True
 
     def plan(self, steps: int, tolerance: float | None = None) -> Plan:
         """Its plan, with one of its tolerances where it has some."""
-        settings = self.settings(steps)
+        settings = Settings(method=self.method(steps), tolerance=NEVER)
         plan = choose(steps, settings)
         if tolerance is None:
             return plan
-        if isinstance(plan.options, FixedPoint) and plan.slides:
+        if plan.slides:
             return replace(plan, options=replace(plan.options, step_tolerance=tolerance))
         # chosen anew, as other settings of a plan follow from its tolerance
         return choose(steps, replace(settings, tolerance=tolerance))
 
 
-def _contestant(name: str, method: str | Method, tolerances: tuple[float, ...] = ()) -> Contestant:
-    return Contestant(name, lambda steps: Settings(method=method, tolerance=NEVER), tolerances)
-
-
-def _as_published(steps: int) -> Settings:
-    blocks = max(1, round(math.sqrt(steps)))
-    return Settings(method="srds", tolerance=NEVER, coarse_solver="ddim", num_blocks=blocks)
+def _with(options: Any) -> Callable[[int], Any]:
+    return lambda steps: options
 
 
 CONTESTANTS: dict[str, Contestant] = {
     each.name: each
     for each in (
-        Contestant(PAPER, _as_published),
-        _contestant(SRDS, "srds"),
-        _contestant(f"{SRDS}, stops itself", "srds", TOLERANCES),
-        _contestant(DEFAULT, Collocation(num_nodes=DEFAULT_NODES)),
-        _contestant(SELF_STOPPING, Collocation(), TOLERANCES),
-        *(_contestant(f"collocation, {nodes} nodes", Collocation(num_nodes=nodes)) for nodes in NODES),
-        _contestant("parataa (default)", ParaTAA()),
-        _contestant("parataa, as published", ParaTAA.published(), PARATAA_TOLERANCES),
+        Contestant(PAPER, SrdsOptions.published),
+        Contestant(SRDS, _with("srds")),
+        Contestant(f"{SRDS}, stops itself", _with("srds"), TOLERANCES),
+        Contestant(DEFAULT, _with(Collocation(num_nodes=DEFAULT_NODES))),
+        Contestant(f"{DEFAULT}, stops itself", _with(Collocation()), TOLERANCES),
+        *(Contestant(f"collocation, {n} nodes", _with(Collocation(num_nodes=n)), peer=False) for n in (12, 16, 32)),
+        Contestant("parataa (default)", _with(ParaTAA())),
+        Contestant("parataa, as published", _with(ParaTAA.published()), PARATAA_TOLERANCES),
         *(
-            _contestant(f"paradigms, window {window}", ParaDiGMS(window=window), PARADIGMS_TOLERANCES)
-            for window in WINDOWS
+            Contestant(f"paradigms, window {w}", _with(ParaDiGMS(window=w)), PARADIGMS_TOLERANCES, peer=w < 100)
+            for w in (10, 25, 100)
         ),
-        *(_contestant(f"chords, {cores} cores", Chords(num_cores=cores)) for cores in CORES),
+        *(Contestant(f"chords, {cores} cores", _with(Chords(num_cores=cores))) for cores in (4, 8)),
     )
 }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,16 +15,17 @@ import torch
 from diffusers import DDIMParallelScheduler, DDIMScheduler, StableDiffusionParadigmsPipeline, StableDiffusionPipeline
 from torch import Tensor
 
-from bench.speed.timing import reason
+from bench.runner import AUTO, BY_HAND, SEQUENTIAL, STOCK, Entrant, left_out, told
+from bench.speed.timing import reason, timed
 from bench.workloads import demonstrations
 from bench.workloads.networks import SMALL
 from bench.workloads.problems import GREY_LEVEL, Problem, difference
-from bench.workloads.samplers import Loop, PipelineWorkload, Ran, SampledWorkload, Workload, one_by_one
-from srds_fast.planner.choose import fixed_at
+from bench.workloads.samplers import Loop, PipelineWorkload, SampledWorkload, Workload, one_by_one
+from srds_fast import Report
+from srds_fast.planner.candidates import fixed_at
 from srds_fast.planner.plan import Plan
 
-from .contestants import CONTESTANTS, DEFAULT, PAPER, PARADIGMS_TOLERANCES, SELF_STOPPING, SRDS
-from .runner import AUTO, BY_HAND, SEQUENTIAL, STOCK, Entrant
+from .contestants import CONTESTANTS, DEFAULT, PAPER, PARADIGMS_TOLERANCES, SRDS
 from .search import Point, cheapest, line, plan_of
 
 # grey levels, the 95th percentile of samples
@@ -35,44 +36,32 @@ OWN_STOP = f"{PAPER}, its own stop"
 COMPILED = {mode: f"stock, torch.compile ({mode})" for mode in ("default", "reduce-overhead")}
 WINDOWS = (10, 25)
 DIFFUSERS = {window: f"diffusers' ParaDiGMS, window {window}" for window in WINDOWS}
-METHODS = (
-    PAPER,
-    SRDS,
-    f"{SRDS}, stops itself",
-    DEFAULT,
-    SELF_STOPPING,
-    "parataa (default)",
-    "parataa, as published",
-    *(f"paradigms, window {window}" for window in WINDOWS),
-    "chords, 4 cores",
-    "chords, 8 cores",
-)
+METHODS = tuple(name for name, each in CONTESTANTS.items() if each.peer)
 # methods run on the first, except sliding windows, whose waves depend on results
 ENGINES = ("eager",) if SMALL else ("graph", "eager")
 # for random weights, where no number of iterations is enough: about what a trained network needs at N = 50
 ITERATIONS = {PAPER: 3, SRDS: 2, DEFAULT: 9, "parataa (default)": 9, "chords, 4 cores": 3}
 WINDOW, WINDOW_TOLERANCE = "paradigms, window 10", 0.1
+Points = dict[str, Point | str]
+"""method -> its cheapest point within the bound, or why there is none"""
 
 
-def entrants(
-    workload: Workload, steps: int, samples: int, compiled: dict[str, Any], not_compiled: dict[str, str]
-) -> Iterator[Entrant]:
+def entrants(workload: Workload, steps: int, samples: int, compiled: Mapping[str, Any]) -> Iterator[Entrant]:
     """All of them, the stock loop first. One that cannot be made says why not.
 
     Args:
         samples: of the workload that settings are searched with.
-        compiled: mode -> the workload's network, compiled in it.
-        not_compiled: mode -> why it is not.
+        compiled: mode -> the workload's network, compiled in it, or a text: why it is not.
     """
-    yield made(STOCK, partial(workload.stock, steps))
+    yield Entrant(STOCK, partial(workload.stock, steps))
     for mode, name in COMPILED.items():
-        if mode in compiled:
-            yield made(name, partial(workload.stock, steps, compiled[mode]), compiles=True)
+        if isinstance(compiled[mode], str):
+            yield left_out(name, compiled[mode])
         else:
-            yield Entrant(name, None, not_compiled[mode])
+            yield Entrant(name, partial(workload.stock, steps, compiled[mode]), compiles=True)
     if isinstance(workload, SampledWorkload) and workload.problem is not None:
         yield by_hand(workload, steps)
-    problem = None if workload.problem is None else workload.problem.first(samples)
+    problem = None if workload.problem is None else workload.problem.only(slice(samples))
     points = {} if problem is None else _searched(problem, steps)
     yield from of_diffusers(workload, steps, samples, points)
     for engine in ENGINES:
@@ -82,44 +71,35 @@ def entrants(
         for name, iterations in ITERATIONS.items():
             plan = CONTESTANTS[name].plan(steps)
             plan = fixed_at(plan, min(iterations, plan.max_iterations))
-            yield _planned(name, workload, plan, setting=f"iteration {plan.max_iterations}")
+            yield Entrant(name, partial(_loop, workload, plan), setting=f"iteration {plan.max_iterations}")
         plan = CONTESTANTS[WINDOW].plan(steps, WINDOW_TOLERANCE)
-        yield _planned(WINDOW, workload, plan, setting=f"tolerance {WINDOW_TOLERANCE:g}")
+        yield Entrant(WINDOW, partial(_loop, workload, plan), setting=f"tolerance {WINDOW_TOLERANCE:g}")
     else:
         for name, point in points.items():
             if isinstance(point, str):
-                yield Entrant(name, None, point)
+                yield left_out(name, point)
             else:
                 plan = plan_of(CONTESTANTS[name], steps, point)
-                yield _planned(name, workload, plan, setting=point.setting, bound=True)
-        yield _attempted(OWN_STOP, lambda: _as_the_paper_stops(workload, steps, problem))
+                yield Entrant(name, partial(_loop, workload, plan), setting=point.setting, bound=True)
+        yield attempted(OWN_STOP, partial(_as_the_paper_stops, workload, steps, problem))
     yield told(workload, steps, AUTO, "default tolerance", method="auto")
 
 
-def made(name: str, make: Callable[[], Loop], **about: Any) -> Entrant:
-    """An entrant with this loop, or with the reason why it cannot be made."""
-    return _attempted(name, lambda: Entrant(name, make(), **about))
-
-
-def _attempted(name: str, make: Callable[[], Entrant]) -> Entrant:
+def attempted(name: str, make: Callable[[], Entrant]) -> Entrant:
+    """An entrant whose setting is found first, or the reason why it cannot be: the others run."""
     try:
         return make()
-    except Exception as why:  # whatever it raises: the others run
-        return Entrant(name, None, reason(why))
-
-
-def told(workload: Workload, steps: int, name: str, setting: str = "", **settings: Any) -> Entrant:
-    """A loop of ours with these settings."""
-    return made(name, partial(workload.ours, steps, settings), setting=setting)
+    except Exception as why:  # whatever it raises
+        return left_out(name, reason(why))
 
 
 def by_hand(workload: SampledWorkload, steps: int) -> Entrant:
     """The sequential loop that one would write for this policy alone: nothing but arithmetic between two calls."""
-    return made(BY_HAND, partial(_by_hand, workload, steps))
+    return Entrant(BY_HAND, partial(_by_hand, workload, steps))
 
 
 def _by_hand(workload: SampledWorkload, steps: int) -> Loop:
-    network = workload.network.module
+    network = workload.network
     ddim = demonstrations.scheduler()
     ddim.set_timesteps(steps)
     abar = ddim.alphas_cumprod[ddim.timesteps].double()
@@ -146,25 +126,24 @@ def _loop(workload: Workload, plan: Plan) -> Loop:
     return workload.ours(plan.num_inference_steps, {"plan": plan})
 
 
-def _planned(name: str, workload: Workload, plan: Plan, **about: Any) -> Entrant:
-    return made(name, partial(_loop, workload, plan), **about)
-
-
-def _searched(problem: Problem, steps: int) -> dict[str, Point | str]:
-    """Of every method the cheapest point within the bound, or why there is none; progress is told on stderr."""
+def _searched(problem: Problem, steps: int) -> Points:
+    """The points of all methods; progress is told on stderr."""
     try:
         reference = problem.sequential(steps)
     except Exception as why:
         return dict.fromkeys(METHODS, f"there is no sequential sample to compare with: {reason(why)}")
-    found: dict[str, Point | str] = {}
-    for name in METHODS:
-        started = time.perf_counter()
+
+    def search(name: str) -> Point | str:
         try:
             point = cheapest(line(CONTESTANTS[name], problem, steps, reference, (BOUND,)), BOUND)
-            found[name] = point or f"not within {BOUND:g} grey levels before {steps} waves, or at any tolerance"
         except Exception as why:  # whatever it raises: the others run
-            found[name] = reason(why)
-        print(f"{problem.name}, {steps} steps, {name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+            return reason(why)
+        return point or f"not within {BOUND:g} grey levels before {steps} waves, or at any tolerance"
+
+    found: Points = {}
+    for name in METHODS:
+        seconds, found[name] = timed(partial(search, name))
+        print(f"{problem.name}, {steps} steps, {name}: {seconds:.0f} s", file=sys.stderr)
     return found
 
 
@@ -187,10 +166,10 @@ def _as_the_paper_stops(workload: Workload, steps: int, problem: Problem) -> Ent
         return latest[0].call(sample)
 
     setting = f"change within 0.1: {statistics.mean(stops):.1f} iterations"
-    return Entrant(OWN_STOP, Loop(call, lambda: latest[0].ran()), setting=setting)
+    return Entrant(OWN_STOP, lambda: Loop(call, lambda: latest[0].report()), setting)
 
 
-def of_diffusers(workload: Workload, steps: int, samples: int, points: dict[str, Point | str]) -> Iterator[Entrant]:
+def of_diffusers(workload: Workload, steps: int, samples: int, points: Points) -> Iterator[Entrant]:
     """StableDiffusionParadigmsPipeline with the same parts.
 
     Its batched step always ends at an alpha of one, so it is compared with the stock loop of a scheduler that does.
@@ -198,55 +177,41 @@ def of_diffusers(workload: Workload, steps: int, samples: int, points: dict[str,
     Args:
         points: what was found for our ParaDiGMS, whose waves are the same; empty: differences mean nothing.
     """
-    for window, name in DIFFUSERS.items():
-        if (why_not := _why_not_diffusers(workload)) is not None:
-            yield Entrant(name, None, why_not)
-        elif isinstance(workload, PipelineWorkload):
-            yield _attempted(name, partial(_of_window, workload, steps, samples, window, points))
-
-
-def _of_window(
-    workload: PipelineWorkload, steps: int, samples: int, window: int, points: dict[str, Point | str]
-) -> Entrant:
-    name, reference = DIFFUSERS[window], _ending_at_one(workload, steps)
-    tolerance: float | None = WINDOW_TOLERANCE
-    if points:
-        of_ours = points[f"paradigms, window {window}"]
-        if isinstance(of_ours, str):
-            return Entrant(name, None, f"not tried: our ParaDiGMS, which runs the same waves, is left out: {of_ours}")
-        assert of_ours.tolerance is not None
-        tolerance = _within(workload, steps, window, of_ours.tolerance, samples, reference)
-    if tolerance is None:
-        return Entrant(name, None, f"not within {BOUND:g} grey levels at any tolerance")
-    loop = diffusers_paradigms(workload, steps, window, tolerance)
-    return Entrant(name, loop, setting=f"tolerance {tolerance:.2g}", bound=bool(points), reference=reference)
-
-
-def _why_not_diffusers(workload: Workload) -> str | None:
+    why_not = None
     if not isinstance(workload, PipelineWorkload) or type(workload.pipe) is not StableDiffusionPipeline:
-        return "diffusers has it for StableDiffusionPipeline only"
-    if not isinstance(workload.pipe.scheduler, DDIMScheduler):
-        return f"diffusers has it for DDIM and DDPM only, this is {type(workload.pipe.scheduler).__name__}"
-    return None
+        why_not = "diffusers has it for StableDiffusionPipeline only"
+    elif not isinstance(workload.pipe.scheduler, DDIMScheduler):
+        why_not = f"diffusers has it for DDIM and DDPM only, this is {type(workload.pipe.scheduler).__name__}"
+    for window, name in DIFFUSERS.items():
+        point = points.get(f"paradigms, window {window}")
+        if why_not is not None:
+            yield left_out(name, why_not)
+        elif isinstance(point, str):
+            yield left_out(name, f"not tried: our ParaDiGMS, which runs the same waves, is left out: {point}")
+        else:
+            yield attempted(name, partial(_of_window, workload, steps, samples, window, point))
 
 
-def _within(
-    workload: PipelineWorkload, steps: int, window: int, loosest: float, samples: int, reference: Loop
-) -> float | None:
-    """The loosest tolerance within the bound, beginning with that of our ParaDiGMS."""
-    expected = torch.cat([reference.call(sample).clone() for sample in range(samples)])
-    for tolerance in (loosest, *(each for each in PARADIGMS_TOLERANCES if each < loosest)):
-        call = diffusers_paradigms(workload, steps, window, tolerance).call
-        found = torch.cat([call(sample) for sample in range(samples)])
-        if float(difference(found, expected).quantile(0.95)) <= BOUND:
-            return tolerance
-    return None
-
-
-def _ending_at_one(workload: PipelineWorkload, steps: int) -> Loop:
+def _of_window(workload: PipelineWorkload, steps: int, samples: int, window: int, point: Point | None) -> Entrant:
+    name, tolerance = DIFFUSERS[window], WINDOW_TOLERANCE
     pipe = copy.copy(workload.pipe)
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, set_alpha_to_one=True)
-    return one_by_one(lambda sample=0: workload.called(pipe, steps, sample), "stock", steps)
+
+    @functools.cache
+    def reference(sample: int) -> Tensor:
+        return workload.called(pipe, steps, sample).double().cpu()
+
+    if point is not None:
+        expected, loosest = torch.cat([reference(sample) for sample in range(samples)]), point.tolerance
+        for tolerance in (loosest, *(each for each in PARADIGMS_TOLERANCES if each < loosest)):
+            call = diffusers_paradigms(workload, steps, window, tolerance).call
+            found = torch.cat([call(sample).cpu() for sample in range(samples)])
+            if float(difference(found, expected).quantile(0.95)) <= BOUND:
+                break
+        else:
+            return left_out(name, f"not within {BOUND:g} grey levels at any tolerance")
+    loop, setting = diffusers_paradigms(workload, steps, window, tolerance), f"tolerance {tolerance:.2g}"
+    return Entrant(name, lambda: loop, setting, bound=point is not None, reference=reference)
 
 
 def diffusers_paradigms(workload: PipelineWorkload, steps: int, window: int, tolerance: float) -> Loop:
@@ -261,8 +226,8 @@ def diffusers_paradigms(workload: PipelineWorkload, steps: int, window: int, tol
     def call(sample: int = 0) -> Tensor:
         widths.clear()
         watch = pipe.unet.register_forward_pre_hook(
-            lambda _, given: widths.append(len(given[0]) // workload.network.entries)
-        )
+            lambda _, given: widths.append(len(given[0]) // workload.entries)
+        )  # fmt: skip
         try:
             arguments = workload.arguments(steps, sample)
             images: Tensor = pipe(**arguments, parallel=window, tolerance=tolerance).images
@@ -270,4 +235,9 @@ def diffusers_paradigms(workload: PipelineWorkload, steps: int, window: int, tol
             watch.remove()
         return images
 
-    return Loop(call, lambda: Ran("paradigms", "diffusers", len(widths), sum(widths), max(widths)))
+    def report() -> Report:
+        return Report(
+            "paradigms", "diffusers", "stock", steps, waves=len(widths), rows=sum(widths), peak_rows=max(widths)
+        )
+
+    return Loop(call, report)

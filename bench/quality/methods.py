@@ -4,17 +4,16 @@
     python -m bench.quality.methods --problems digits --steps 100 --json methods.json --picture methods.png
     python -m bench.quality.methods --from methods.json --picture methods.png    # the table again, nothing is run
 
-Two problems: the bundled digits pipeline under guidance (ten prompts in turn), and a Gaussian mixture in closed form.
-The difference is the mean absolute one to the sequential sample, of each sample; its 95th percentile over the samples
-must be within the bound. 1 grey level is 1 / 127.5 in units of x.
+Problems: the bundled digits pipeline under guidance (ten prompts in turn), and a Gaussian mixture in closed form. The
+difference of a sample is the mean absolute one to the sequential sample, in grey levels (1 / 127.5 in units of x); its
+95th percentile over the samples must be within the bound.
 
-A method that has a sample after every iteration runs all samples together and is stopped from outside. What counts is
-the first iteration from which on the percentile stays within the bound, with the waves and rows of a run that is told
-before to end with it. Where samples stop by themselves ("stops itself", and sliding windows) there is a run for each of
-several tolerances; the cheapest within the bound counts, with the mean of its waves and rows over the samples.
+Most methods run all samples together and are stopped from outside: at the first iteration from which on the percentile
+stays within the bound, with the waves and rows of a run that is told before to end there. Where samples stop by
+themselves ("stops itself", and sliding windows) there is a run for each of several tolerances, and the cheapest within
+the bound counts, with means over the samples. A dash: not within the bound before N waves, or at any tolerance.
 
-N/waves is the speed-up where a call costs the same whatever its rows, N/rows where it costs as much as its rows. A
-dash: not within the bound before N waves, or with none of the tolerances.
+N/waves is the speed-up where a call costs the same whatever its rows, N/rows where it costs as much as its rows.
 """
 
 from __future__ import annotations
@@ -22,21 +21,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from bench.command import Table, parser, writable, write
+from bench.command import Table, parser, writable, write, written
+from bench.pictures import waves_picture
+from bench.speed.timing import timed
 from bench.workloads.problems import PROBLEMS, Problem, problem
 
-from .contestants import CONTESTANTS, DEFAULT, PAPER, SELF_STOPPING
+from .contestants import CONTESTANTS
 from .search import Line, Point, cheapest, line
 
-STEPS = (25, 50, 100, 200)
 BOUNDS = (0.5, 0.05)
 TABLE = Table(
     ("N/waves", 7), ("N/rows", 6), ("waves", 6), ("rows", 6), ("peak", 4), ("p95", 6), ("method", -36), ("at", -1)
@@ -52,23 +49,16 @@ class Found:
     method: str
     points: Line
 
-    @classmethod
-    def of_json(cls, found: dict[str, Any]) -> Found:
-        """What `asdict` made, read from JSON."""
-        points = [Point(**{**each, "widths": tuple(map(tuple, each["widths"]))}) for each in found["points"]]
-        return cls(found["problem"], found["steps"], found["method"], points)
-
 
 def measured(problems: Sequence[Problem], steps: Sequence[int], methods: Sequence[str]) -> Iterator[Found]:
     """Every method on every problem; progress is told on stderr."""
-    for each in steps:
+    for number in steps:
         for posed in problems:
-            reference = posed.sequential(each)
+            reference = posed.sequential(number)
             for method in methods:
-                started = time.perf_counter()
-                points = line(CONTESTANTS[method], posed, each, reference, BOUNDS)
-                print(f"{posed.name}, {each} steps, {method}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
-                yield Found(posed.name, each, method, points)
+                seconds, points = timed(lambda: line(CONTESTANTS[method], posed, number, reference, BOUNDS))  # noqa: B023
+                print(f"{posed.name}, {number} steps, {method}: {seconds:.0f} s", file=sys.stderr)
+                yield Found(posed.name, number, method, points)
 
 
 def table(found: Sequence[Found]) -> Iterator[str]:
@@ -78,42 +68,25 @@ def table(found: Sequence[Found]) -> Iterator[str]:
         for bound in BOUNDS:
             yield f"\n{posed}, N = {steps}, 95th percentile within {bound:g} grey levels"
             yield TABLE.heading
-            reached = [(each.method, cheapest(each.points, bound)) for each in here]
-            for method, point in sorted(reached, key=lambda pair: pair[1].waves if pair[1] else float("inf")):
+            reached = {each.method: cheapest(each.points, bound) for each in here}
+            for method in sorted(reached, key=lambda name: reached[name].waves if reached[name] else float("inf")):
+                point = reached[method]
                 if point is None:
                     yield TABLE.line(*[None] * 6, method, None)
                 else:
                     counts = [f"{each:.4g}" for each in (point.waves, point.rows, point.peak_rows)]
-                    off = f"{point.difference:.3f}"
-                    yield TABLE.line(
-                        steps / point.waves, steps / point.rows, *counts, off, method, point.setting
-                    )  # fmt: skip
-
-
-def verdict(found: Sequence[Found]) -> Iterator[str]:
-    """Our default against the paper's SRDS, at the looser bound: how many times fewer waves."""
-    for posed in dict.fromkeys(each.problem for each in found):
-        for ours in (DEFAULT, SELF_STOPPING):
-            ratios = []
-            for steps in dict.fromkeys(each.steps for each in found):
-                here = (each for each in found if (each.problem, each.steps) == (posed, steps))
-                points = {each.method: cheapest(each.points, BOUNDS[0]) for each in here}
-                paper, own = points.get(PAPER), points.get(ours)
-                if paper and own:
-                    ratios.append(f"{paper.waves / own.waves:.2f} at N={steps} ({paper.waves:.0f}/{own.waves:.1f})")
-            if ratios:
-                yield f"{ours} against the paper's SRDS, {posed}, fewer waves within {BOUNDS[0]:g}: {', '.join(ratios)}"
+                    off, ratios = f"{point.difference:.3f}", (steps / point.waves, steps / point.rows)
+                    yield TABLE.line(*ratios, *counts, off, method, point.setting)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     found = parser("bench.quality.methods", __doc__)
     found.add_argument("--problems", nargs="*", choices=PROBLEMS, default=list(PROBLEMS))
     found.add_argument("--methods", nargs="*", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="METHOD")
-    found.add_argument("--steps", nargs="*", type=int, default=list(STEPS))
+    found.add_argument("--steps", nargs="*", type=int, default=[25, 50, 100, 200])
     found.add_argument("--samples", type=int, default=16)
     found.add_argument("--guidance", type=float, default=5.0, help="of digits")
-    found.add_argument("--json", type=writable)
-    found.add_argument("--from", dest="saved", nargs="*", type=Path, default=[], help="JSON of this command")
+    found.add_argument("--from", dest="saved", type=written, help="JSON of this command: nothing is run")
     found.add_argument("--picture", type=writable, help="PNG: difference against waves, for the most steps up to 100")
     found.add_argument("--smoke", action="store_true", help="a tiny size: 5 steps, 2 samples, to see that it runs")
     options = found.parse_args(arguments)
@@ -126,24 +99,22 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     options = _options(arguments)
     found: list[Found] = []
-    for path in options.saved:
-        saved = json.loads(path.read_text())
-        found += map(Found.of_json, saved["found"])
+    if options.saved is not None:
+        saved = json.loads(options.saved.read_text())
         options.samples = saved["samples"]
-    if not options.saved:
+        found = [Found(**{**each, "points": [Point(**point) for point in each["points"]]}) for each in saved["found"]]
+    else:
         problems = [problem(name, options.samples, options.guidance) for name in options.problems]
         about = {"samples": options.samples, "guidance": options.guidance, "bounds": BOUNDS}
         for each in measured(problems, options.steps, options.methods):
             found.append(each)
             write(options.json, None, **about, found=[asdict(each) for each in found])
-    print(f"{options.samples} samples", *table(found), "", *verdict(found), sep="\n")
+    print(f"{options.samples} samples", *table(found), sep="\n")
     if options.picture is not None:
-        from .pictures import waves_picture
-
         steps = max((each.steps for each in found if each.steps <= 100), default=max(each.steps for each in found))
-        shown = found[0].problem
-        lines = {each.method: each.points for each in found if (each.problem, each.steps) == (shown, steps)}
-        waves_picture(f"{shown}, N = {steps}", steps, lines, options.picture)
+        shown = [each for each in found if (each.problem, each.steps) == (found[0].problem, steps)]
+        lines = {each.method: [(point.difference, point.waves) for point in each.points] for each in shown}
+        waves_picture(f"{found[0].problem}, N = {steps}", steps, lines, options.picture)
 
 
 if __name__ == "__main__":

@@ -3,32 +3,27 @@
     python -m bench.quality.policy                          # trains for a minute, then measures
     python -m bench.quality.policy --weights policy.pt --json policy.json    # trains only if the file does not exist
 
-A 1-D UNet over 16 actions of 7 dimensions, trained on synthetic demonstrations. Loops are called in turn in one
-process, every round with another observation and noise. "by hand" is the best sequential loop that one would write for
-this policy: coefficients computed before, nothing but arithmetic between two network calls. Columns are those of
-`bench.quality.peers`, and the times faster than that loop. The difference is to the stock loop's trajectories.
+A 1-D UNet over 16 actions of 7 dimensions, trained on synthetic demonstrations. Columns are those of
+`bench.quality.peers`, but the first loop is "by hand", the best sequential loop that one would write for this policy:
+coefficients computed before, nothing but arithmetic between two network calls.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from bench.command import parser, writable, write
+from bench.command import parser, write
+from bench.runner import AUTO, SEQUENTIAL, STOCK, Entrant, Row, measured, table, told
 from bench.workloads import demonstrations
 from bench.workloads.samplers import SAMPLES, policy
 from srds_fast.planner.choose import choose
 from srds_fast.planner.settings import Settings
 from srds_fast.solvers.fixed_point.options import Collocation
 
-from .entrants import by_hand, made, told
-from .runner import AUTO, BY_HAND, SEQUENTIAL, STOCK, Result, measured, table
-
-STEPS = 100
-NODES = (16, 24)
+from .entrants import by_hand
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,9 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
     found = parser("bench.quality.policy", __doc__)
     found.add_argument("--weights", type=Path)
     found.add_argument("--training-steps", type=int, default=demonstrations.TRAINING_STEPS)
-    found.add_argument("--steps", type=int, default=STEPS)
+    found.add_argument("--steps", type=int, default=100)
     found.add_argument("--rounds", type=int, default=SAMPLES, help=f"calls of every loop, at most {SAMPLES}")
-    found.add_argument("--json", type=writable)
     found.add_argument("--smoke", action="store_true", help="a tiny size: 10 steps, hardly trained, 2 rounds")
     options = found.parse_args(arguments)
     if options.smoke:
@@ -46,23 +40,19 @@ def main(arguments: list[str] | None = None) -> None:
     if not 1 <= options.rounds <= SAMPLES:
         found.error(f"--rounds is {options.rounds}. There are {SAMPLES} samples. Pass 1 to {SAMPLES}.")
     workload, steps = policy(demonstrations.trained(options.weights, options.training_steps)), options.steps
-    plans = {f"collocation, {n} nodes": choose(steps, Settings(method=Collocation(num_nodes=n))) for n in NODES}
+    plans = {f"collocation, {n} nodes": choose(steps, Settings(method=Collocation(num_nodes=n))) for n in (16, 24)}
     every = [
-        made(STOCK, partial(workload.stock, steps)),
         by_hand(workload, steps),
+        Entrant(STOCK, partial(workload.stock, steps)),
         told(workload, steps, SEQUENTIAL, method="sequential"),
         told(workload, steps, "srds", method="srds"),
         *(told(workload, steps, name, plan=plan) for name, plan in plans.items()),
         told(workload, steps, AUTO, method="auto"),
     ]
-    results: list[Result] = []
+    results: list[Row] = []
     for results in measured("policy", workload, steps, options.rounds, every):
-        write(options.json, results=[asdict(each) for each in results])
-    print(f"{workload.network.parameters / 1e3:.0f} thousand parameters, {steps} steps", *table(results), sep="\n")
-    seconds = {each.peer: each.seconds for each in results if each.seconds is not None}
-    if BY_HAND in seconds:
-        over = (f"{peer} {seconds[BY_HAND] / each:.2f}" for peer, each in seconds.items())
-        print(f"times faster than the loop by hand: {', '.join(over)}")
+        write(options.json, results=results)
+    print(f"{workload.parameters / 1e3:.0f} thousand parameters, {steps} steps", *table(results), sep="\n")
 
 
 if __name__ == "__main__":

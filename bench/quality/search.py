@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from bench.workloads.problems import Problem, difference
 from srds_fast.planner.choose import fixed_at
 from srds_fast.planner.plan import Plan
 from srds_fast.solvers.contract import Checkpoint
-from srds_fast.solvers.program import Program
 
 from .contestants import Contestant
 
@@ -30,30 +30,24 @@ class Point:
     Attributes:
         setting: what it took: the iteration, or the method's own tolerance.
         difference: to the sequential sample, in grey levels: of each sample the mean, of these the 95th percentile.
-        widths: rows of every wave, of one run, or of one run for each sample where samples end on their own.
+        waves, rows: network calls one after another, and evaluations: means over the samples.
+        peak_rows: of the widest wave of all.
         iteration, tolerance: the setting as a number; None: it was the other one.
     """
 
     setting: str
     difference: float
-    widths: tuple[tuple[int, ...], ...]
+    waves: float
+    rows: float
+    peak_rows: int
     iteration: int | None = None
     tolerance: float | None = None
 
-    @property
-    def waves(self) -> float:
-        """Network calls one after another; the mean over runs."""
-        return mean(map(len, self.widths))
-
-    @property
-    def rows(self) -> float:
-        """Network evaluations; the mean over runs."""
-        return mean(map(sum, self.widths))
-
-    @property
-    def peak_rows(self) -> int:
-        """Of the widest wave of all."""
-        return max(map(max, self.widths))
+    @classmethod
+    def of(cls, setting: str, difference: float, spent: Sequence[Any], **number: Any) -> Point:
+        """The point of runs that spent this: waves, rows, peak_rows of each."""
+        waves, rows = mean(each.waves for each in spent), mean(each.rows for each in spent)
+        return cls(setting, difference, waves, rows, max(each.peak_rows for each in spent), **number)
 
 
 Line = list[Point]
@@ -76,8 +70,7 @@ def line(contestant: Contestant, problem: Problem, steps: int, reference: Tensor
     points: dict[float, Point] = {}
 
     def run(tolerance: float) -> Point:
-        plan = contestant.plan(steps, tolerance)
-        points[tolerance] = _stopped(plan, tolerance, problem, reference)
+        points[tolerance] = _stopped(contestant.plan(steps, tolerance), tolerance, problem, reference)
         return points[tolerance]
 
     for tolerance in contestant.tolerances:
@@ -94,7 +87,7 @@ def line(contestant: Contestant, problem: Problem, steps: int, reference: Tensor
 
 def cheapest(points: Line, bound: float) -> Point | None:
     """The point of fewest waves that is within the bound, as are all after it; None where there is none."""
-    within: list[Point] = []
+    within: Line = []
     for point in reversed(points):
         if point.difference > bound:
             break
@@ -129,42 +122,18 @@ def _checkpoints(plan: Plan, problem: Problem, reference: Tensor, tightest: floa
     for iteration, reached in p95.items():
         # SRDS begins rows for later iterations, but not if it is told before to end with this one
         ended = replace(plan, max_iterations=iteration).program() if plan.method == "srds" else program
-        yield Point(f"iteration {iteration}", reached, (_widths(ended, iteration),), iteration=iteration)
-
-
-def _widths(program: Program, iteration: int) -> tuple[int, ...]:
-    spent = program.spent(iteration)
-    return tuple(len(wave.rows) for wave in program.waves[: spent.waves])
+        yield Point.of(f"iteration {iteration}", reached, [ended.spent(iteration)], iteration=iteration)
 
 
 def _stopped(plan: Plan, tolerance: float, problem: Problem, reference: Tensor) -> Point:
     """A run that stops each sample by itself."""
+    steps, spent = plan.num_inference_steps, []
     if plan.slides:
-        widths, samples = _one_by_one(plan, problem)
+        # sample by sample: the window of a batch would slide as its slowest sample does
+        runs = [problem.one(sample).sampled(steps, plan=plan) for sample in range(len(problem.x))]
+        spent = [run.report for run in runs]
     else:
-        found = problem.sampled(plan.num_inference_steps, plan=plan)
-        program = plan.program()
-        widths = [_widths(program, iteration) for iteration in found.report.iterations_per_sample]
-        samples = found.sample
-    off = float(difference(samples, reference).quantile(0.95))
-    return Point(f"tolerance {tolerance:.2g}", off, tuple(widths), tolerance=tolerance)
-
-
-def _one_by_one(plan: Plan, problem: Problem) -> tuple[list[tuple[int, ...]], Tensor]:
-    """Sample by sample: the window of a batch would slide as its slowest sample does."""
-    widths, samples = [], []
-    for sample in range(len(problem.x)):
-        seen: list[int] = []
-        alone = problem.one(sample)
-        alone = alone._replace(denoiser=_counted(alone.denoiser, seen))
-        samples.append(alone.sampled(plan.num_inference_steps, plan=plan).sample)
-        widths.append(tuple(seen))
-    return widths, torch.cat(samples)
-
-
-def _counted(denoiser: Callable[..., Tensor], seen: list[int]) -> Callable[..., Tensor]:
-    def counting(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        seen.append(len(x))
-        return denoiser(x, t, **cond)
-
-    return counting
+        runs, program = [problem.sampled(steps, plan=plan)], plan.program()
+        spent = [program.spent(iteration) for iteration in runs[0].report.iterations_per_sample]
+    off = float(difference(torch.cat([run.sample for run in runs]), reference).quantile(0.95))
+    return Point.of(f"tolerance {tolerance:.2g}", off, spent, tolerance=tolerance)

@@ -14,12 +14,10 @@ rows and the bytes that `wave_update` moves are compared.
 
 from __future__ import annotations
 
-import functools
 import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +25,20 @@ import torch
 
 import srds_fast
 from bench.command import Table, parser
+from bench.speed.host_time import Turns
 from bench.workloads import pipelines
 from bench.workloads.methods import fixed_methods
 from srds_fast import zoo
 
-from .dispatched import NAMES, Counts, Dispatched
+from .dispatched import NAMES, Dispatched
 
 FILE = Path(__file__).parents[1] / "results" / "counts.json"
 # decided by programs and tables alone
 ALWAYS = ("waves", "rows", "peak_rows", "bytes_moved", "bytes_moved_a_wave")
 REWRITE = "python -m bench.regression.counts --write"
 STEPS = 12
+# 2.13.0+cpu -> 2.13
+MINOR = ".".join(torch.__version__.split(".")[:2])
 Found = dict[str, dict[str, dict[str, int]]]
 """pipeline -> method -> count -> number"""
 
@@ -54,82 +55,45 @@ PIPELINES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
 }
 
 
-@contextmanager
-def _turns(network: Any, dispatched: Dispatched) -> Iterator[list[Counts]]:
-    """What is counted from each return of a network to its next call."""
-    turns: list[Counts] = []
-    returned: Counts | None = None
-    forward = network.forward
-
-    @functools.wraps(forward)
-    def between(*args: Any, **kwargs: Any) -> Any:
-        nonlocal returned
-        if returned is not None:
-            turns.append(dispatched.counts - returned)
-        with dispatched.unseen():
-            output = forward(*args, **kwargs)
-        returned = dispatched.counts
-        return output
-
-    network.forward = between
-    try:
-        yield turns
-    finally:
-        network.forward = forward
-
-
-def counted(pipe: Any, arguments: dict[str, Any], settings: dict[str, Any]) -> dict[str, int]:
-    """All counts of one method on a pipeline."""
-    fast = srds_fast.compile(pipe, engine="eager", **settings)
-    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-
-    def call() -> None:
-        fast(**arguments, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
-
-    call()  # fills caches
-    with Dispatched() as dispatched, _turns(network, dispatched) as turns:
-        call()
-    report = fast.report
-    found = {"waves": report.waves, "rows": report.rows, "peak_rows": report.peak_rows}
-    whole = sum(turns, Counts())
-    for name in NAMES:
-        found[name] = getattr(whole, name)
-        found[f"{name}_a_wave"] = statistics.median_low(getattr(turn, name) for turn in turns)
-    return found
-
-
 def measured(names: tuple[str, ...] = tuple(PIPELINES)) -> Found:
     """The counts of these pipelines."""
     found: Found = {}
     for name in names:
         pipe, arguments = PIPELINES[name]()
         pipe.set_progress_bar_config(disable=True)
-        found[name] = {method: counted(pipe, arguments, settings) for method, settings in fixed_methods(STEPS).items()}
+        turns = Turns(pipelines.network_of(pipe), int)
+        found[name] = {
+            method: _counted(pipe, turns, arguments, settings) for method, settings in fixed_methods(STEPS).items()
+        }
     return found
 
 
-def read(file: Path = FILE) -> tuple[str, Found]:
-    """The minor version of torch that a file was written with, and its counts."""
+def _counted(pipe: Any, turns: Turns, arguments: dict[str, Any], settings: dict[str, Any]) -> dict[str, int]:
+    fast = srds_fast.compile(pipe, engine="eager", **settings)
+
+    def call() -> list[tuple[int, int]]:
+        fast(**arguments, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
+        return turns.take()
+
+    call()  # fills caches
+    with Dispatched() as dispatched:
+        turns.clock = lambda: len(dispatched.events)
+        waves = [dispatched.events[start:stop] for start, stop in call()]
+    report = fast.report
+    found = {"waves": report.waves, "rows": report.rows, "peak_rows": report.peak_rows}
+    for name in NAMES:
+        each = [sum(getattr(event, name) for event in wave) for wave in waves]
+        found[name], found[f"{name}_a_wave"] = sum(each), statistics.median_low(each)
+    return found
+
+
+def read(file: Path = FILE) -> tuple[Found, tuple[str, ...] | None]:
+    """The counts of a file, and the names of those that can be compared with the torch here; None: all."""
     try:
         written = json.loads(file.read_text())
-        return written["torch"], written["counts"]
+        return written["counts"], None if written["torch"] == MINOR else ALWAYS
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SystemExit(f"{file} cannot be read: {error!r}. It holds the counts. Write it with `{REWRITE}`.") from None
-
-
-def write(found: Found, file: Path = FILE) -> None:
-    """What `read` reads."""
-    file.write_text(json.dumps({"torch": _minor(torch.__version__), "counts": found}, indent=1) + "\n")
-
-
-def _minor(version: str) -> str:
-    """2.13.0+cpu -> 2.13"""
-    return ".".join(version.split(".")[:2])
-
-
-def comparable(version: str) -> tuple[str, ...] | None:
-    """Which counts of a file written with this torch can be compared with those of the torch here; None: all."""
-    return None if version == _minor(torch.__version__) else ALWAYS
 
 
 def differences(before: Found, after: Found, only: tuple[str, ...] | None = None) -> list[str]:
@@ -139,23 +103,15 @@ def differences(before: Found, after: Found, only: tuple[str, ...] | None = None
          for name, number in counts.items() if only is None or name in only}
         for found in (before, after)
     )  # fmt: skip
-    return [
-        f"{pipeline}, {method}: {name} was {old.get(key)}, is {new.get(key)}"
-        for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key)
-        for pipeline, method, name in [key]
-    ]
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ["{}, {}: {} was {}, is {}".format(*key, old.get(key), new.get(key)) for key in changed]
 
 
 def explained(lines: list[str]) -> str:
     """Differences as an error."""
-    return "\n".join(
-        [
-            f"{len(lines)} counts are not those of {FILE.relative_to(FILE.parents[2])}:",
-            *lines,
-            f"They are part of what a call costs. If that was meant, run `{REWRITE}` and commit the file.",
-        ]
-    )
+    heading = f"{len(lines)} counts are not those of {FILE.relative_to(FILE.parents[2])}:"
+    advice = f"They are part of what a call costs. If that was meant, run `{REWRITE}` and commit the file."
+    return "\n".join([heading, *lines, advice])
 
 
 def table(found: Found) -> Iterator[str]:
@@ -170,20 +126,19 @@ def table(found: Found) -> Iterator[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
-    options_of = parser("bench.regression.counts", __doc__)
+    options_of = parser("bench.regression.counts", __doc__, json=False)
     does = options_of.add_mutually_exclusive_group()
     does.add_argument("--write", action="store_true", help="write the file anew")
     does.add_argument("--check", action="store_true", help="exit with 1 if anything differs from it")
     options_of.add_argument("--file", type=Path, default=FILE, help="the file to write or to check, %(default)s")
     options = options_of.parse_args(arguments)
-    version, before = read(options.file) if options.check else ("", {})
+    before, only = read(options.file) if options.check else ({}, None)
     found = measured()
     if options.write:
-        write(found, options.file)
+        options.file.write_text(json.dumps({"torch": MINOR, "counts": found}, indent=1) + "\n")
     elif options.check:
-        only = comparable(version)
         if only is not None:
-            print(f"The file is of torch {version}, this is {torch.__version__}: only {', '.join(only)} are compared.")
+            print(f"The file is of another torch than {torch.__version__}: only {', '.join(only)} are compared.")
         if lines := differences(before, found, only):
             sys.exit(explained(lines))
         print("No count differs.")

@@ -15,7 +15,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from bench.workloads.methods import fixed_methods
-from bench.workloads.networks import DEVICE
+from bench.workloads.networks import DEVICE, SMALL
 from bench.workloads.problems import mixture
 from bench.workloads.samplers import WORKLOADS
 from srds_fast.engine.run import Run
@@ -25,22 +25,22 @@ from srds_fast.schedulers.verify import noise_table
 
 from . import host_time, kernels
 
-SAMPLED_STEPS, CALLED_STEPS = 100, 12 if DEVICE.type == "cpu" else 50
-WARM_UP = 2  # the second call of a graph replays
-ENGINES = ["eager", pytest.param("graph", marks=pytest.mark.gpu)]
+torch.set_num_threads(1)
+SAMPLED_STEPS, CALLED_STEPS = 100, 12 if SMALL else 50
+ENGINES = ["eager"] if SMALL else ["eager", "graph"]
 # megabytes that a call moves: bound by the launch, and by bandwidth
-MOVED = [1, pytest.param(64, marks=pytest.mark.gpu)]
+MOVED = [1] if SMALL else [1, 64]
 
 
-def timed(benchmark: Any, group: str, call: Callable[[], object]) -> None:
+def benchmarked(benchmark: Any, group: str, call: Callable[[], object]) -> None:
     """Time a call, device included."""
 
     def whole() -> None:
         call()
-        if DEVICE.type == "cuda":
+        if not SMALL:
             torch.cuda.synchronize()
 
-    for _ in range(WARM_UP):
+    for _ in range(2):  # the second call of a graph replays
         whole()
     benchmark.group = group
     benchmark(whole)
@@ -52,15 +52,14 @@ def timed(benchmark: Any, group: str, call: Callable[[], object]) -> None:
 def test_kernel(operation: str, way: str, moved: int, benchmark: Any) -> None:
     subject = kernels.SUBJECTS[operation](moved * 2**20, DEVICE)
     kernels.checked(subject)
-    subject.reset()
-    timed(benchmark, f"kernel {operation}, {moved} MB", getattr(subject, way))
+    benchmarked(benchmark, f"kernel {operation}, {moved} MB", getattr(subject, way))
 
 
 @pytest.mark.parametrize("loop", host_time.LOOPS)
 @pytest.mark.parametrize("pipeline", host_time.PIPELINES)
 def test_host(pipeline: str, loop: str, benchmark: Any) -> None:
     case = host_time.Case(pipeline)
-    timed(benchmark, f"host {pipeline}", lambda: case.call(loop))
+    benchmarked(benchmark, f"host {pipeline}", lambda: case.call(loop))
 
 
 @pytest.mark.parametrize("method", ["sequential", "srds", "collocation", "chords"])
@@ -68,23 +67,23 @@ def test_planning(method: str, benchmark: Any) -> None:
     """From settings to the first wave, with nothing kept from runs before it."""
     scheduler, x = DDIMScheduler(clip_sample=False), torch.zeros(1, 4, 8, 8)
     scheduler.set_timesteps(SAMPLED_STEPS)
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "srds_fast"]
+    values = {id(value): value for module in modules for value in vars(module).values()}.values()
+    caches = [value.cache_clear for value in values if hasattr(value, "cache_clear")]
 
     def call() -> None:
         for forget in caches:
             forget()
         Run(choose(SAMPLED_STEPS, Settings(method=method)), x, noise_table(scheduler), "bench").next(None)
 
-    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "srds_fast"]
-    values = {id(value): value for module in modules for value in vars(module).values()}.values()
-    caches = [value.cache_clear for value in values if hasattr(value, "cache_clear")]
-    timed(benchmark, "planning", call)
+    benchmarked(benchmark, "planning", call)
 
 
 @pytest.mark.parametrize("method", fixed_methods(SAMPLED_STEPS))
 def test_sampler(method: str, benchmark: Any) -> None:
     """A Gaussian mixture in closed form, 64 dimensions, float64, on the CPU."""
     problem, settings = mixture(1), fixed_methods(SAMPLED_STEPS)[method]
-    timed(benchmark, "sampler mixture", lambda: problem.sampled(SAMPLED_STEPS, **settings))
+    benchmarked(benchmark, "sampler mixture", lambda: problem.sampled(SAMPLED_STEPS, **settings))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -94,5 +93,5 @@ def test_call(workload: str, method: str, engine: str, benchmark: Any) -> None:
     torch.manual_seed(0)
     settings = {**fixed_methods(CALLED_STEPS)[method], "engine": engine}
     loop = WORKLOADS[workload]().ours(CALLED_STEPS, settings)
-    timed(benchmark, f"call {workload}, {engine}", loop.call)
-    benchmark.extra_info |= loop.ran()._asdict()
+    benchmarked(benchmark, f"call {workload}, {engine}", loop.call)
+    benchmark.extra_info |= loop.report().to_dict()

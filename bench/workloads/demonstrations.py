@@ -8,8 +8,6 @@ prediction are as in Diffusion Policy (Chi et al. 2023); the network is smaller.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,19 +25,7 @@ SWING = 0.25
 
 def scheduler() -> DDIMScheduler:
     """As published: 100 noise levels, squared cosine, epsilon, the predicted trajectory clipped to [-1, 1]."""
-    return DDIMScheduler(
-        num_train_timesteps=100,
-        beta_schedule="squaredcos_cap_v2",
-        clip_sample=True,
-        set_alpha_to_one=True,
-        steps_offset=0,
-        prediction_type="epsilon",
-    )
-
-
-def policy() -> PolicyNetwork:
-    """Untrained."""
-    return PolicyNetwork(ACTIONS, OBSERVATION, WIDTHS)
+    return DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", clip_sample=True)
 
 
 def observations(count: int, generator: torch.Generator) -> Tensor:
@@ -47,38 +33,32 @@ def observations(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, OBSERVATION, generator=generator) - torch.tensor([0.5] * ACTIONS + [0.0])
 
 
-def ways(observation: Tensor) -> Tensor:
-    """The two trajectories of each observation, without what demonstrators add: [2, count, actions, horizon]."""
+def demonstrations(observation: Tensor, generator: torch.Generator) -> Tensor:
+    """One of each observation, [count, actions, horizon]: either side, more or less far out, with slow noise."""
+    count = len(observation)
+    side = torch.randint(2, (count,), generator=generator)[:, None, None]
     goal, size = (each[..., None] for each in observation.split(ACTIONS, 1))
     clock = torch.linspace(0, 1, HORIZON)
     straight = goal * (3 * clock**2 - 2 * clock**3)
     aside = torch.linspace(-1, 1, ACTIONS)[:, None] * (math.pi * clock).sin() ** 2
     swing = SWING * (1 + size) * aside
-    return torch.stack([straight + swing, straight - swing])
-
-
-def demonstrations(observation: Tensor, generator: torch.Generator) -> Tensor:
-    """One of each observation, [count, actions, horizon]: either side, more or less far out, with slow noise."""
-    count = len(observation)
-    side = torch.randint(2, (count,), generator=generator)
-    both = ways(observation)
-    chosen = both[side, torch.arange(count)]
-    middle = both.mean(0)
+    ways = straight + swing, straight - swing
+    middle = torch.stack(ways).mean(0)
     reach = 1 + 0.1 * torch.randn(count, 1, 1, generator=generator)
     slow = torch.randn(count, ACTIONS, 3, generator=generator)
     noise = torch.nn.functional.interpolate(slow, HORIZON, mode="linear", align_corners=True)
-    return middle + reach * (chosen - middle) + 0.02 * noise
+    return middle + reach * (torch.where(side == 0, *ways) - middle) + 0.02 * noise
 
 
-def train(steps: int = TRAINING_STEPS, announce: Callable[[str], None] = print) -> PolicyNetwork:
+def train(steps: int = TRAINING_STEPS) -> PolicyNetwork:
     """Train for so many steps with fixed seeds; the weights returned are a moving average."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    learner, kept = policy(), policy()
+    learner, kept = (PolicyNetwork(ACTIONS, OBSERVATION, WIDTHS) for _ in range(2))
     kept.load_state_dict(learner.state_dict())
     optimiser = torch.optim.AdamW(learner.parameters(), lr=RATE, weight_decay=1e-6)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     abar = scheduler().alphas_cumprod
-    started, shown = time.perf_counter(), 1.0
     for step in range(steps):
         observation = observations(BATCH, generator)
         x0, noise = demonstrations(observation, generator), torch.randn(BATCH, ACTIONS, HORIZON, generator=generator)
@@ -86,23 +66,20 @@ def train(steps: int = TRAINING_STEPS, announce: Callable[[str], None] = print) 
         level = abar[t][:, None, None]
         predicted = learner(level.sqrt() * x0 + (1 - level).sqrt() * noise, t, observation)
         loss = torch.nn.functional.mse_loss(predicted, noise)
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        schedule.step()
         with torch.no_grad():
             for mine, theirs in zip(kept.parameters(), learner.parameters(), strict=True):
                 mine.lerp_(theirs, 1 - min(EMA, step / (step + 10)))
-        shown += 0.01 * (loss.item() - shown)
-    announce(f"trained {steps} steps of {BATCH} in {time.perf_counter() - started:.0f} s, loss {shown:.4f}")
     return kept.eval()
 
 
 def trained(weights: Path | None, steps: int = TRAINING_STEPS) -> PolicyNetwork:
     """The network, read from a file if it exists, otherwise trained and kept there."""
     if weights is not None and weights.exists():
-        network = policy()
+        network = PolicyNetwork(ACTIONS, OBSERVATION, WIDTHS)
         network.load_state_dict(torch.load(weights, weights_only=True))
         return network.eval()
     network = train(steps)

@@ -11,6 +11,7 @@ from srds_fast.solvers.fixed_point.program import FEWEST_NODES
 
 # no change falls below the first, every error is within the second
 NEVER, ALWAYS = 1e-30, 1e30
+SRDS_TWICE: dict[str, Any] = {"tolerance": NEVER, "method": "srds", "max_iterations": 2}
 
 
 def fixed_methods(steps: int) -> dict[str, dict[str, Any]]:
@@ -18,19 +19,16 @@ def fixed_methods(steps: int) -> dict[str, dict[str, Any]]:
 
     Iterations are about as many as half a grey level takes on the digits pipeline; windows slide as far as they can.
     """
-    few = {"tolerance": NEVER}
+    four: dict[str, Any] = {"tolerance": NEVER, "max_iterations": 4}
     blocks = max(1, round(math.sqrt(steps)))
     published = {"num_blocks": blocks, "coarse_solver": "ddim", "pipelined": False, "max_iterations": min(2, blocks)}
+    window = min(10, max(1, steps // 3))
     return {
         "sequential": {"method": "sequential"},
-        "srds, as published": {**few, "method": "srds", **published},
-        "srds": {**few, "method": "srds", "max_iterations": 2},
-        "collocation": {
-            **few,
-            "method": Collocation(num_nodes=min(24, max(FEWEST_NODES, steps // 2))),
-            "max_iterations": 4,
-        },
-        "parataa": {**few, "method": ParaTAA(), "max_iterations": 4},
-        "paradigms": {**few, "method": ParaDiGMS(window=min(10, max(1, steps // 3)), step_tolerance=ALWAYS)},
-        "chords": {**few, "method": Chords()},
+        "srds, as published": SRDS_TWICE | published,
+        "srds": SRDS_TWICE,
+        "collocation": {**four, "method": Collocation(num_nodes=min(24, max(FEWEST_NODES, steps // 2)))},
+        "parataa": {**four, "method": ParaTAA()},
+        "paradigms": {"tolerance": NEVER, "method": ParaDiGMS(window=window, step_tolerance=ALWAYS)},
+        "chords": {"tolerance": NEVER, "method": Chords()},
     }

@@ -5,6 +5,7 @@ If no network is given it is a tiny one: for measuring what happens between two 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,130 +21,82 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
     UNet2DModel,
 )
 from torch import Tensor
 
-from .networks import DEVICE, TOKENS
+from .networks import DEVICE, sd15_unet, sdxl_unet
 
 SD_BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SD_DDIM = {**SD_BETAS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 SD_EULER = {**SD_BETAS, "steps_offset": 1, "timestep_spacing": "leading"}
+# of a prompt
+TOKENS = 77
 
 
-def _tiny_unet(cross_attention_dim: int, **config: Any) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4,
-        norm_num_groups=4,
-        cross_attention_dim=cross_attention_dim,
-        **config,
-    )
-
-
-def _tiny_sdxl_unet() -> UNet2DConditionModel:
-    return _tiny_unet(
-        64,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        # six sizes and the pooled text
-        projection_class_embeddings_input_dim=6 * 8 + 32,
-    )
+def _with_only(kind: Any, **parts: Any) -> Any:
+    """A pipeline with these parts and no others."""
+    needed = [each.name for each in inspect.signature(kind).parameters.values() if each.default is each.empty]
+    return kind(**{**dict.fromkeys(needed), **parts})
 
 
 def stable_diffusion(unet: Any = None, scheduler: Any = None) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        unet=unet or _tiny_unet(32),
+    return _with_only(
+        StableDiffusionPipeline,
+        unet=unet or sd15_unet(small=True),
         scheduler=scheduler or DDIMScheduler(**SD_DDIM),
-        safety_checker=None,
-        feature_extractor=None,
         requires_safety_checker=False,
     )
 
 
 def stable_diffusion_xl(unet: Any = None, scheduler: Any = None) -> StableDiffusionXLPipeline:
-    return StableDiffusionXLPipeline(
-        vae=None,
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-        unet=unet or _tiny_sdxl_unet(),
+    return _with_only(
+        StableDiffusionXLPipeline,
+        unet=unet or sdxl_unet(small=True),
         scheduler=scheduler or EulerDiscreteScheduler(**SD_EULER),
         add_watermarker=False,
     )
 
 
 def stable_diffusion_3() -> StableDiffusion3Pipeline:
-    transformer = SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        caption_projection_dim=32,
-        joint_attention_dim=64,
-        pooled_projection_dim=64,
-    )
-    absent = dict.fromkeys([f"{kind}{n}" for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")])
+    sizes = {"sample_size": 16, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2}
+    widths = {"attention_head_dim": 8, "num_attention_heads": 4, "caption_projection_dim": 32}
+    transformer = SD3Transformer2DModel(**sizes, **widths, joint_attention_dim=64, pooled_projection_dim=64)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return StableDiffusion3Pipeline(transformer=transformer, vae=None, scheduler=scheduler, **absent)
+    return _with_only(StableDiffusion3Pipeline, transformer=transformer, scheduler=scheduler)
 
 
 def flux() -> FluxPipeline:
     """As schnell, without guidance."""
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 4, 8),
-    )
-    absent = dict.fromkeys([f"{kind}{n}" for kind in ("text_encoder", "tokenizer") for n in ("", "_2")])
+    sizes = {"patch_size": 1, "in_channels": 4, "num_layers": 1, "num_single_layers": 1, "axes_dims_rope": (4, 4, 8)}
+    widths = {"attention_head_dim": 16, "num_attention_heads": 2}
+    transformer = FluxTransformer2DModel(**sizes, **widths, joint_attention_dim=32, pooled_projection_dim=32)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
-    return FluxPipeline(transformer=transformer, vae=None, scheduler=scheduler, **absent)
+    return _with_only(FluxPipeline, transformer=transformer, scheduler=scheduler)
 
 
 def ddim_pixels() -> DDIMPipeline:
     """Images of 4 x 4 pixels."""
-    unet = UNet2DModel(
-        sample_size=4,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-    )
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "layers_per_block": 1}
+    unet = UNet2DModel(sample_size=4, block_out_channels=(8, 16), norm_num_groups=4, **blocks)
     return DDIMPipeline(unet, DDIMScheduler())
+
+
+def network_of(pipe: Any) -> Any:
+    """The UNet or transformer of a pipeline."""
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
 def embedded_text(pipe: Any, samples: int = 1) -> dict[str, Tensor]:
     """Random embeddings as arguments of a call, [samples, ...], with negative ones where the pipeline is guided."""
-    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    network = network_of(pipe)
     config = network.config
     width = config.get("cross_attention_dim") or config.get("joint_attention_dim")
-    widths: dict[str, tuple[int, ...]] = {"prompt_embeds": (TOKENS, width)}
+    pooled = config.get("pooled_projection_dim")
     if isinstance(pipe, StableDiffusionXLPipeline):
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        widths["pooled_prompt_embeds"] = (pooled,)
-    elif network is not getattr(pipe, "unet", None):
-        widths["pooled_prompt_embeds"] = (config.pooled_projection_dim,)
-    both = {name: random((2 * samples, *each), network.dtype, len(each)) for name, each in widths.items()}
+    shapes = {"prompt_embeds": (TOKENS, width)} | ({"pooled_prompt_embeds": (pooled,)} if pooled else {})
+    both = {name: random((2 * samples, *each), network.dtype, len(each)) for name, each in shapes.items()}
     text = {name: each[:samples] for name, each in both.items()}
     if not isinstance(pipe, FluxPipeline):
         text |= {f"negative_{name}": each[samples:] for name, each in both.items()}

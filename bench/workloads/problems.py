@@ -12,9 +12,12 @@ from torch import Tensor
 import srds_fast
 from srds_fast import zoo
 
-# entries of a network call at most: more of them are no faster on a CPU, and leave its caches
+from .networks import DEVICE
+
+# more entries of a network call are no faster on a CPU, and leave its caches
 MOST_ENTRIES = 128
 GREY_LEVEL = 1 / 127.5
+PROBLEMS = ("digits", "mixture")
 
 
 class Problem(NamedTuple):
@@ -34,24 +37,20 @@ class Problem(NamedTuple):
     cond: dict[str, Tensor]
     scheduler: Any
 
-    def one(self, sample: int) -> Problem:
-        """One of its samples."""
-        return self._of(slice(sample, sample + 1))
+    def only(self, some: slice) -> Problem:
+        """Some of its samples."""
+        return self._replace(x=self.x[some], cond={name: value[some] for name, value in self.cond.items()})
 
-    def first(self, samples: int) -> Problem:
-        """Its first samples."""
-        return self._of(slice(samples))
+    def one(self, sample: int) -> Problem:
+        return self.only(slice(sample, sample + 1))
 
     def sampled(self, steps: int, **settings: Any) -> srds_fast.SampleResult:
-        """`srds_fast.sample` of it."""
+        """The result of `srds_fast.sample` for it."""
         return srds_fast.sample(self.denoiser, self.x, self.scheduler, steps, cond=self.cond, **settings)
 
     def sequential(self, steps: int) -> Tensor:
-        """What methods are compared with."""
+        """The samples that methods are compared with."""
         return self.sampled(steps, method="sequential", engine="eager").sample
-
-    def _of(self, some: slice) -> Problem:
-        return self._replace(x=self.x[some], cond={name: value[some] for name, value in self.cond.items()})
 
 
 def difference(sample: Tensor, reference: Tensor) -> Tensor:
@@ -59,15 +58,14 @@ def difference(sample: Tensor, reference: Tensor) -> Tensor:
     return (sample.double() - reference.double()).abs().flatten(1).mean(1).cpu() / GREY_LEVEL
 
 
-def digits_problem(samples: int, guidance: float, seed: int = 0) -> tuple[Any, Problem]:
+def digits_problem(samples: int, guidance: float) -> tuple[Any, Problem]:
     """The bundled pipeline, and the problem it solves: ten prompts in turn, latents of 4 x 8 x 8, float32."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipe: Any = zoo.load("digits").to(device)
+    pipe: Any = zoo.load("digits").to(DEVICE)
     pipe.set_progress_bar_config(disable=True)
     known = zoo.prompts("digits")
     prompts = [known[sample % len(known)] for sample in range(samples)]
     with torch.no_grad():
-        text, empty = pipe.encode_prompt(prompts, device, 1, True, [""] * samples)
+        text, empty = pipe.encode_prompt(prompts, DEVICE, 1, True, [""] * samples)
 
     @torch.no_grad()
     def some(x: Tensor, t: Tensor, text: Tensor, empty: Tensor) -> Tensor:
@@ -81,15 +79,16 @@ def digits_problem(samples: int, guidance: float, seed: int = 0) -> tuple[Any, P
         return torch.cat([some(*part) for part in parts])
 
     size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
-    x = torch.randn(samples, channels, size, size, generator=torch.Generator().manual_seed(seed)).to(device)
+    x = torch.randn(samples, channels, size, size, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     return pipe, Problem(f"digits, guidance {guidance:g}", denoiser, x, {"text": text, "empty": empty}, scheduler)
 
 
-def mixture(samples: int, seed: int = 0, dimensions: int = 64, components: int = 5, spread: float = 0.3) -> Problem:
+def mixture(samples: int, dimensions: int = 64, components: int = 5, spread: float = 0.3) -> Problem:
     """An isotropic Gaussian mixture: the posterior mean of x0, and with it eps, is in closed form; float64."""
-    means = torch.randn(components, dimensions, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    scheduler = DDIMScheduler(clip_sample=False)
+    noise, scheduler = torch.Generator(), DDIMScheduler(clip_sample=False)
+    means = torch.randn(components, dimensions, dtype=torch.float64, generator=noise.manual_seed(0))
+    x = torch.randn(samples, dimensions, dtype=torch.float64, generator=noise.manual_seed(1))
     table = scheduler.alphas_cumprod.double()
 
     def denoiser(x: Tensor, t: Tensor) -> Tensor:
@@ -103,12 +102,7 @@ def mixture(samples: int, seed: int = 0, dimensions: int = 64, components: int =
         eps: Tensor = (x - alpha * x0) / sigma
         return eps
 
-    generator = torch.Generator().manual_seed(seed + 1)
-    x = torch.randn(samples, dimensions, dtype=torch.float64, generator=generator)
     return Problem(f"mixture of {components} Gaussians", denoiser, x, {}, scheduler)
-
-
-PROBLEMS = ("digits", "mixture")
 
 
 def problem(name: str, samples: int, guidance: float) -> Problem:

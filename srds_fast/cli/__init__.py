@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 
 from ..errors import SrdsFastError
 from .arguments import parser
@@ -23,8 +22,14 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     try:
-        with _profiled(getattr(args, "profile", None)):
-            _command(args.command)(args)
+        profile: AbstractContextManager[None] = nullcontext()
+        if getattr(args, "profile", None) is not None:
+            from ..telemetry import profile_as
+
+            profile = profile_as(args.profile)
+        with profile:
+            # imported only now: help and env must not wait for torch
+            import_module(f".{args.command}", __package__).run(args)
     except KeyboardInterrupt:
         print("srds-fast: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -34,26 +39,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f"srds-fast: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_MISTAKE
     return 0
-
-
-def _command(name: str) -> Callable[[argparse.Namespace], None]:
-    """Import a command only when it runs: help and env must not wait for torch."""
-    if name == "env":
-        from .env import env
-
-        return env
-    if name == "plan":
-        from .plan import plan
-
-        return plan
-    from . import commands
-
-    return {"demo": commands.demo, "generate": commands.generate, "compare": commands.compare}[name]
-
-
-def _profiled(setting: str | None) -> AbstractContextManager[None]:
-    if setting is None:
-        return nullcontext()
-    from ..telemetry import profile_as
-
-    return profile_as(setting)

@@ -9,8 +9,6 @@ from typing import Any
 
 from .. import __version__
 
-STEPS = "steps of the sequential sampler"
-
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; `command` is the name of the subcommand."""
@@ -28,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _demo(commands: Any) -> None:
-    parser = _sampling_command(
+    add = _sampling_command(
         commands,
         "demo",
         "show SRDS converging to the sequential images",
@@ -38,16 +36,14 @@ def _demo(commands: Any) -> None:
         "demo --coarse-solver ddim --blocks 10 --iterations 6   # as in the paper",
         "demo --device cuda --dtype float16 --steps 200",
     )
-    _prompt(parser)
-    _option(parser, "--steps", "N", STEPS, POSITIVE, 100)
-    _option(parser, "--guidance", "W", "guidance scale", float, 3.0)
-    _waves(parser)
-    _option(parser, "--iterations", "P", "iterations to show, past the tolerance too", NATURAL, 4, dest="shown")
-    _option(parser, "--out", "DIR", "folder to write to", Path, Path("demo-output"))
+    _call(add, POSITIVE, default=100)
+    _waves(add)
+    _option(add, "--iterations", "P", "iterations to show, past the tolerance too", NATURAL, 4, dest="shown")
+    _option(add, "--out", "DIR", "folder to write to", Path, Path("demo-output"))
 
 
 def _generate(commands: Any) -> None:
-    parser = _sampling_command(
+    add = _sampling_command(
         commands,
         "generate",
         "write images for prompts",
@@ -57,18 +53,18 @@ def _generate(commands: Any) -> None:
         'generate "the digit one" --exact --out exact',
         'generate "the digit two" --profile trace.json',
     )
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw")
-    _option(parser, "--steps", "N", STEPS, POSITIVE, 50)
-    _option(parser, "--guidance", "W", "guidance scale (the pipeline's own)", float)
-    _option(parser, "--negative-prompt", "TEXT", "what not to draw")
-    _option(parser, "--images-per-prompt", "K", "images of each prompt", POSITIVE, 1)
-    _settings(parser)
-    _option(parser, "--out", "DIR", "folder to write to", Path, Path("generated"))
-    _switch(parser, "--show-report", "print the whole report of the run")
+    add("prompts", nargs="+", metavar="PROMPT", help="what to draw")
+    _option(add, "--steps", "N", "steps of the sequential sampler", POSITIVE, 50)
+    _option(add, "--guidance", "W", "guidance scale (the pipeline's own)", float)
+    _option(add, "--negative-prompt", "TEXT", "what not to draw")
+    _option(add, "--images-per-prompt", "K", "images of each prompt", POSITIVE, 1)
+    _settings(add)
+    _option(add, "--out", "DIR", "folder to write to", Path, Path("generated"))
+    _switch(add, "--show-report", "print the whole report of the run")
 
 
 def _compare(commands: Any) -> None:
-    parser = _sampling_command(
+    add = _sampling_command(
         commands,
         "compare",
         "measure step counts and methods side by side",
@@ -78,20 +74,18 @@ def _compare(commands: Any) -> None:
         "compare --steps 50 --methods sequential,srds,exact",
         "compare --device cuda --calls 5 --json compare.json",
     )
-    _prompt(parser)
-    _option(parser, "--steps", "N,N,...", "step counts", _numbers, "25,50,100")
+    _call(add, _numbers, "N,N,...", default="25,50,100")
     about = (
         "methods by name, a wrong one lists all; paper: SRDS as published; auto: the fastest here; exact: srds run "
         "until it is the sequential result, ten times the rows at 100 steps"
     )
-    _option(parser, "--methods", "NAME,...", about, _names, "sequential,paper,srds,collocation")
-    _option(parser, "--calls", "R", "calls of each method, of which the fastest counts", POSITIVE, 2)
-    _option(parser, "--guidance", "W", "guidance scale", float, 3.0)
-    _option(parser, "--json", "FILE", "also write the table and all versions to FILE", Path)
+    _option(add, "--methods", "NAME,...", about, _names, "sequential,paper,srds,collocation")
+    _option(add, "--calls", "R", "calls of each method, of which the fastest counts", POSITIVE, 2)
+    _option(add, "--json", "FILE", "also write the table and all versions to FILE", Path)
 
 
 def _plan(commands: Any) -> None:
-    parser = _sampling_command(
+    add = _sampling_command(
         commands,
         "plan",
         "print the plan of a call, and why it is the fastest here",
@@ -101,20 +95,18 @@ def _plan(commands: Any) -> None:
         "plan --steps 50 --calibrate 8 --save plan.json",
         "plan --steps 100 --blocks 10 --coarse-solver ddim --method srds",
     )
-    _option(parser, "--steps", "N", STEPS, POSITIVE, required=True)
-    _settings(parser)
-    _prompt(parser)
-    _option(parser, "--guidance", "W", "guidance scale", float, 3.0)
-    _switch(parser, "--unmeasured", "run nothing: print the plan that is taken when no costs are known")
-    _option(parser, "--calibrate", "K", "measure with K samples how many iterations each plan needs", POSITIVE)
-    _option(parser, "--save", "FILE", "write the plan to FILE, for Plan.load", Path)
-    _option(parser, "--plot", "FILE", "run the candidates and plot measured over predicted times (PNG)", Path)
+    _call(add, POSITIVE, required=True)
+    _settings(add)
+    _switch(add, "--unmeasured", "run nothing: print the plan that is taken when no costs are known")
+    _option(add, "--calibrate", "K", "measure with K samples how many iterations each plan needs", POSITIVE)
+    _option(add, "--save", "FILE", "write the plan to FILE, for Plan.load", Path)
+    _option(add, "--plot", "FILE", "run the candidates and plot measured over predicted times (PNG)", Path)
 
 
 def _env(commands: Any) -> None:
     more = "For bug reports, and to keep with measurements. It imports none of the packages."
     parser = _command(commands, "env", "print versions and hardware", more, "env", "env --json")
-    _switch(parser, "--json", "as JSON")
+    _switch(parser.add_argument, "--json", "as JSON")
 
 
 def _command(commands: Any, name: str, about: str, more: str, *examples: str) -> argparse.ArgumentParser:
@@ -126,67 +118,63 @@ def _command(commands: Any, name: str, about: str, more: str, *examples: str) ->
         # keeps the examples as they are written, and the column of options narrow
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=30),
     )
-    _switch(parser, "--verbose", "show the traceback of an error")
+    _switch(parser.add_argument, "--verbose", "show the traceback of an error")
     return parser
 
 
-def _sampling_command(*args: Any) -> argparse.ArgumentParser:
+def _sampling_command(*args: Any) -> Any:
     parser = _command(*args)
     trace = "write a trace of every call to FILE, for Perfetto or chrome://tracing; the word nvtx: only NVTX ranges"
-    _option(parser, "--profile", "FILE", trace)
-    _option(parser, "--seed", "SEED", "seed of the first image; image i has seed + i", int, 0)
-    group = parser.add_argument_group("the model")
-    _option(
-        group, "--model", "NAME|DIR", "bundled pipeline, or a folder that pipe.save_pretrained wrote", str, "digits"
-    )
-    _option(group, "--device", "DEVICE", "auto, cpu, cuda, cuda:1", str, "auto")
+    _option(parser.add_argument, "--profile", "FILE", trace)
+    _option(parser.add_argument, "--seed", "SEED", "seed of the first image; image i has seed + i", int, 0)
+    add = parser.add_argument_group("the model").add_argument
+    _option(add, "--model", "NAME|DIR", "bundled pipeline, or a folder that pipe.save_pretrained wrote", str, "digits")
+    _option(add, "--device", "DEVICE", "auto, cpu, cuda, cuda:1", str, "auto")
     dtypes = ["float16", "bfloat16", "float32", "float64"]
-    _option(group, "--dtype", "DTYPE", f"dtype of the networks: {', '.join(dtypes)}", str, "float32", choices=dtypes)
-    _switch(group, "--ddim", "replace the scheduler of the model by DDIM (instead of PNDM, UniPC and others)")
-    return parser
+    _option(add, "--dtype", "DTYPE", f"dtype of the networks: {', '.join(dtypes)}", str, "float32", choices=dtypes)
+    _switch(add, "--ddim", "replace the scheduler of the model by DDIM (instead of PNDM, UniPC and others)")
+    return parser.add_argument
 
 
-def _prompt(parser: argparse.ArgumentParser) -> None:
-    _option(parser, "--prompt", "TEXT", "what to draw; repeat it for more images (the ten digits)", action="append")
+def _call(add: Any, steps: Any, metavar: str = "N", **more: Any) -> None:
+    """What is asked of a call: steps, prompts and guidance."""
+    about = "step counts" if steps is _numbers else "steps of the sequential sampler"
+    _option(add, "--steps", metavar, about, steps, **more)
+    _option(add, "--prompt", "TEXT", "what to draw; repeat it for more images (the ten digits)", action="append")
+    _option(add, "--guidance", "W", "guidance scale", float, 3.0)
 
 
-def _settings(parser: argparse.ArgumentParser) -> None:
-    _option(parser, "--method", "METHOD", "name of a method, or auto; a name that is wrong lists all", str, "auto")
+def _settings(add: Any) -> None:
+    _option(add, "--method", "METHOD", "name of a method, or auto; a name that is wrong lists all", str, "auto")
     bound = "bound of the mean absolute difference to the sequential latents, per sample"
-    _option(parser, "--tolerance", "T", bound, float, 4e-3)
-    _switch(parser, "--exact", "run until the result is the sequential one")
-    _option(parser, "--iterations", "P", "iterations at most", NATURAL, dest="max_iterations")
-    _waves(parser)
+    _option(add, "--tolerance", "T", bound, float, 4e-3)
+    _switch(add, "--exact", "run until the result is the sequential one")
+    _option(add, "--iterations", "P", "iterations at most", NATURAL, dest="max_iterations")
+    _waves(add)
 
 
-def _waves(parser: argparse.ArgumentParser) -> None:
+def _waves(add: Any) -> None:
     blocks = "number of blocks that the steps are cut into (chosen by the plan)"
-    _option(parser, "--blocks", "B", blocks, POSITIVE, dest="num_blocks")
-    _option(parser, "--coarse-solver", "G", "2m, ddim or auto", str, "auto")
-    _option(parser, "--in-flight", "K", "iterations of srds that run at the same time (chosen by the plan)", POSITIVE)
-    _option(parser, "--max-rows", "R", "most rows in a wave; memory grows with it", POSITIVE)
+    _option(add, "--blocks", "B", blocks, POSITIVE, dest="num_blocks")
+    _option(add, "--coarse-solver", "G", "2m, ddim or auto", str, "auto")
+    _option(add, "--in-flight", "K", "iterations of srds that run at the same time (chosen by the plan)", POSITIVE)
+    _option(add, "--max-rows", "R", "most rows in a wave; memory grows with it", POSITIVE)
 
 
-def _option(
-    parser: Any, flag: str, metavar: str, about: str, type: Any = str, default: Any = None, **more: Any
-) -> None:
+def _option(add: Any, flag: str, metavar: str, about: str, type: Any = str, default: Any = None, **more: Any) -> None:
     """Add an option that takes a value. argparse converts a default that is a string as if a user had typed it."""
     shown = about if default is None else f"{about} (%(default)s)"
-    parser.add_argument(flag, metavar=metavar, help=shown, type=type, default=default, **more)
+    add(flag, metavar=metavar, help=shown, type=type, default=default, **more)
 
 
-def _switch(parser: Any, flag: str, about: str) -> None:
-    parser.add_argument(flag, action="store_true", help=about)
+def _switch(add: Any, flag: str, about: str) -> None:
+    add(flag, action="store_true", help=about)
 
 
 def _whole(text: str, least: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
-    return number
+    if text.strip().isdecimal() and int(text) >= least:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
 
 
 POSITIVE = partial(_whole, least=1)

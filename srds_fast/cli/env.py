@@ -8,7 +8,7 @@ import json
 from ..environment import environment
 
 
-def env(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Print one line for each package and device, or everything as JSON."""
     found = environment()
     if args.json:
@@ -16,9 +16,9 @@ def env(args: argparse.Namespace) -> None:
         return
     devices = found.pop("cuda_devices")
     lines = {name: "not installed" if value is None else value for name, value in found.items()}
-    for number, device in enumerate(devices):
-        lines[f"cuda:{number}"] = "{name}, driver {driver}, {memory_mib} MiB".format(**device)
-    if not devices:
-        lines["cuda"] = "no device"
+    lines |= {
+        f"cuda:{number}": "{name}, driver {driver}, {memory_mib} MiB".format(**device)
+        for number, device in enumerate(devices)
+    } or {"cuda": "no device"}
     for name, value in lines.items():
         print(f"{name:<14}{value}")

@@ -8,7 +8,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 
 from .. import zoo
 from ..errors import InvalidArgument, UnsupportedScheduler
@@ -38,19 +40,20 @@ def prompts_for(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def open_for(args: argparse.Namespace, steps: int) -> Any:
-    """The pipeline that the arguments name, from this machine only.
+    """The pipeline that the arguments name, from this machine only. In this process libraries now print errors only.
 
     Raises:
         InvalidArgument: there is no such model or device, the pipeline takes no prompt, or `steps` are too many.
         UnsupportedPipeline, UnsupportedScheduler: it cannot be compiled.
     """
-    _silence()
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)
     device = _device(args.device)
     pipe = zoo.load(args.model) if args.model in zoo.names() else _from_folder(args.model)
     if args.ddim:
-        from diffusers import DDIMScheduler
-
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     pipe = pipe.to(device, getattr(torch, args.dtype))
     try:
         compile(pipe)
@@ -62,17 +65,6 @@ def open_for(args: argparse.Namespace, steps: int) -> Any:
     if steps > trained:
         raise InvalidArgument(f"{steps} steps are too many. The model was trained with {trained}. Ask for fewer.")
     return pipe
-
-
-def _silence() -> None:
-    """Let diffusers and transformers print errors only, in the whole process."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    warnings.simplefilter("ignore", FutureWarning)
 
 
 def _device(name: str) -> torch.device:
@@ -88,8 +80,6 @@ def _device(name: str) -> torch.device:
 
 
 def _from_folder(model: str) -> Any:
-    from diffusers import DiffusionPipeline
-
     advice = "Give the folder that pipe.save_pretrained wrote."
     folder = Path(model)
     if not folder.is_dir():
@@ -98,6 +88,6 @@ def _from_folder(model: str) -> Any:
     if not (folder / "model_index.json").is_file():
         raise InvalidArgument(f"{model} holds no pipeline: it has no model_index.json. {advice}")
     try:
-        return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+        return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # what a damaged folder raises depends on which of its files is damaged
         raise InvalidArgument(f"The pipeline in {model} cannot be loaded: {error}") from error

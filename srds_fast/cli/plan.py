@@ -14,23 +14,20 @@ from ..schedulers.builders import adds_noise
 from .loading import open_for, prompts_for, settings_of
 from .measure import Request, in_turn
 from .output import announcer, show_table
+from .pictures import prediction_plot
 
 TIMED_CALLS = 3
 
 
-def plan(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Print the plan of a call; save and plot it if asked."""
     pipe = open_for(args, args.steps)
     announcer(pipe)("plan")
     settings = settings_of(args)
     fast = compile(pipe, **settings)
     if args.calibrate is not None:
-        found = fast.calibrate(
-            prompts_for(args),
-            num_samples=args.calibrate,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-        )
+        call = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+        found = fast.calibrate(prompts_for(args), num_samples=args.calibrate, **call)
     elif args.method == "auto" and not args.unmeasured and (args.prompt or args.model in zoo.names()):
         found = fast.plan_for(**_request(args).arguments(), measure=True)
     else:
@@ -42,9 +39,7 @@ def plan(args: argparse.Namespace) -> None:
         found.save(args.save)
         print(f"\n{args.save}")
     if args.plot is not None:
-        from .plots import prediction_plot
-
-        measured = check(pipe, found, settings, _request(args))
+        measured = _check(pipe, found, settings, _request(args))
         rows = [
             {
                 "predicted ms": f"{1e3 * candidate.fixed_seconds:.1f}",
@@ -64,15 +59,8 @@ def _request(args: argparse.Namespace) -> Request:
     return Request(prompts_for(args)[:1], args.steps, args.guidance, args.seed)
 
 
-def check(pipe: Any, found: Plan, settings: dict[str, Any], request: Request) -> dict[Candidate, float]:
-    """Run every candidate for as many iterations as were predicted.
-
-    Returns:
-        The seconds of the denoising loop that were measured, the fastest of some calls.
-
-    Raises:
-        InvalidArgument: the plan was not measured, so there is no prediction.
-    """
+def _check(pipe: Any, found: Plan, settings: dict[str, Any], request: Request) -> dict[Candidate, float]:
+    """Run every candidate for as many iterations as were predicted, and measure its loop: the fastest of some calls."""
     if found.prediction is None:
         raise InvalidArgument("There is no prediction to plot. Nothing was measured. Leave --unmeasured out.")
     plans = plans_of(found.prediction, found.num_inference_steps, settings, adds_noise(pipe.scheduler))

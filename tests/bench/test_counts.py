@@ -24,29 +24,21 @@ def found() -> counts.Found:
 
 
 def test_no_count_differs_from_the_committed_file(found: counts.Found) -> None:
-    version, before = counts.read()
-    compared = counts.comparable(version)
+    before, compared = counts.read()
     lines = counts.differences(before, found, compared)
     if lines:
         pytest.fail(counts.explained(lines), pytrace=False)
     if compared is not None:
-        pytest.skip(f"the file is of torch {version}: of this one only {', '.join(compared)} could be compared")
+        pytest.skip(f"the file is of another torch: only {', '.join(compared)} could be compared")
 
 
-def test_a_steady_wave_of_srds_is_one_launch_that_nothing_waits_for(found: counts.Found) -> None:
+def test_a_steady_wave_is_few_launches(found: counts.Found) -> None:
     for methods in found.values():
-        for method in ("sequential", "srds, as published", "srds", "chords"):
-            assert methods[method]["launches_a_wave"] == methods[method]["allocations_a_wave"] == 1
-            assert methods[method]["host_waits_a_wave"] == 0
+        # the host waits to look at the change, and the sample of the checkpoint is one of three
+        for method, launches, waits in (("sequential", 1, 0), ("srds", 1, 0), ("chords", 1, 0), ("parataa", 3, 1)):
+            assert methods[method]["launches_a_wave"] == methods[method]["allocations_a_wave"] == launches
+            assert methods[method]["host_waits_a_wave"] == waits
             assert methods[method]["operations"] > methods[method]["launches"] >= methods[method]["waves"] - 1
-
-
-def test_a_steady_wave_that_moves_all_points_is_three(found: counts.Found) -> None:
-    """The sample of its checkpoint among them; the host waits to look at the change."""
-    for methods in found.values():
-        for method in ("collocation", "parataa"):
-            assert methods[method]["launches_a_wave"] == methods[method]["allocations_a_wave"] == 3
-            assert methods[method]["host_waits_a_wave"] == 1
 
 
 def with_a_copy(update: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,11 +107,7 @@ def test_the_command(
         path.write_text(json.dumps(changed))
         with pytest.raises(SystemExit, match=rf"Flux, flow, srds: {name} was \d+, is \d+\n.*--write"):
             counts.main(["--check", "--file", str(path)])
-        # what torch makes of an operation, another torch may make otherwise
-        path.write_text(json.dumps({**changed, "torch": "2.0"}))
-        if name == "rows":
-            with pytest.raises(SystemExit, match=r"rows was \d+"):
-                counts.main(["--check", "--file", str(path)])
-        else:
-            counts.main(["--check", "--file", str(path)])
-            assert f"of torch 2.0, this is {torch.__version__}" in capsys.readouterr().out
+    # what torch makes of an operation, another torch may make otherwise
+    path.write_text(json.dumps({**changed, "torch": "2.0"}))
+    counts.main(["--check", "--file", str(path)])
+    assert f"of another torch than {torch.__version__}" in capsys.readouterr().out

@@ -16,12 +16,15 @@ from bench.workloads.samplers import WORKLOADS, PipelineWorkload
 STEPS = 4
 
 
+def parameters(network: Any) -> int:
+    return sum(each.numel() for each in network.parameters())
+
+
 def test_real_sizes() -> None:
     """What a GPU runs, counted without making it: Stable Diffusion 1.5 and XL to a parameter."""
+    builders = (networks.sd15_unet, networks.sdxl_unet, networks.dit_transformer)
     with torch.device("meta"):
-        sd15, sdxl, dit = (
-            build(small=False) for build in (networks.sd15_unet, networks.sdxl_unet, networks.dit_transformer)
-        )
+        sd15, sdxl, dit = (build(small=False) for build in builders)
     assert parameters(sd15) == 859_520_964
     assert parameters(sdxl) == 2_567_463_684
     # diffusers embeds label and timestep in every layer anew, the published DiT-XL/2 of 675 M once
@@ -31,16 +34,16 @@ def test_real_sizes() -> None:
     assert [each.config.sample_size for each in (sd15, sdxl, dit)] == [64, 128, 32]
 
 
-def parameters(network: Any) -> int:
-    return sum(each.numel() for each in network.parameters())
-
-
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_all_loops_have_one_answer_for_a_sample(name: str) -> None:
     torch.manual_seed(0)
     workload = WORKLOADS[name]()
+    # the comparison of peers refuses more steps than this
+    assert (
+        not isinstance(workload, PipelineWorkload) or workload.pipe.scheduler.config.num_train_timesteps == MOST_STEPS
+    )
     stock = workload.stock(STEPS)
-    twin = copy.deepcopy(workload.network.module)
+    twin = copy.deepcopy(workload.network)
     calls: list[object] = []
     twin.register_forward_pre_hook(lambda *_: calls.append(None))
     again = workload.stock(STEPS, twin)
@@ -55,19 +58,17 @@ def test_all_loops_have_one_answer_for_a_sample(name: str) -> None:
             assert float((found - answers[-1]).abs().max()) <= 1e-4 * float(answers[-1].abs().max())
     assert not torch.equal(*answers)
     assert len(calls) == 2 * STEPS
-    ran = sequential.ran()
-    assert (ran.method, ran.waves, ran.rows, ran.peak_rows, ran.left_out) == ("sequential", STEPS, STEPS, 1, ())
+    assert (sequential.report().method, sequential.report().left_out) == ("sequential", [])
     assert sequential.widths() == stock.widths() == [1] * STEPS
-    ran = exact.ran()
-    assert (ran.waves, ran.rows, ran.peak_rows) == (len(exact.widths()), sum(exact.widths()), max(exact.widths()))
-
-
-def test_schedulers_have_the_steps_that_peers_allows() -> None:
-    """The comparison of peers refuses more steps than these schedulers have."""
-    for name in ("digits", "sd15", "dit"):
-        workload = WORKLOADS[name]()
-        assert isinstance(workload, PipelineWorkload)
-        assert workload.pipe.scheduler.config.num_train_timesteps == MOST_STEPS
+    for loop in (stock, sequential, exact):
+        ran, widths = loop.report(), loop.widths()
+        assert (ran.waves, ran.rows, ran.peak_rows) == (len(widths), sum(widths), max(widths))
+    given: dict[str, Any] = {}
+    call = workload.network_call(rows=3)
+    workload.network.register_forward_pre_hook(lambda _, args, kwargs: given.update(kwargs), with_kwargs=True)
+    call()
+    assert {len(each) for each in given.values() if isinstance(each, torch.Tensor)} == {3 * workload.entries}
+    assert len(given["timestep"].unique()) == 3 * workload.entries
 
 
 def test_a_policy_is_trained_once(tmp_path: Path) -> None:

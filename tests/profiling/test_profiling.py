@@ -67,8 +67,8 @@ def test_run_captures_recording_and_replays(tmp_path: Path) -> None:
     settings = ["--engine", "graph", "--steps", "6", "--calls", "2"]
     run.main(["digits", *settings, "--trace", str(trace), "--json", str(told)])
     found = json.loads(told.read_text())
-    assert found["engine"] == "loop graph"
-    assert found["waves"] == len(found["widths"])
+    assert found["report"]["engine"] == "loop graph"
+    assert found["report"]["waves"] == len(found["widths"])
     events = json.loads(trace.read_text())["traceEvents"]
     # details follow a name in brackets
     names = [event["name"].partition(" (")[0] for event in events if event["ph"] == "X"]

@@ -1,0 +1,193 @@
+"""Entrants on one workload, timed in turn, and how far each is from the samples of the first, mostly the stock loop."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.command import Table, milliseconds
+from bench.speed.timing import reason, timed
+from bench.workloads.problems import difference
+from bench.workloads.samplers import Loop, Workload
+from srds_fast import Report
+
+STOCK, SEQUENTIAL, BY_HAND, AUTO = "stock, eager", "sequential", "by hand", "auto"
+NOT_TIMED = "it was not timed: the run ended before"
+TABLE = Table(
+    ("x first", 0), ("x sequential", 0), ("p95", 6), ("within", 0), ("waves", 6), ("rows", 6), ("ms", 26),
+    ("compile s", 0), ("engine", -10), ("peer", -36), ("at", -1),
+)  # fmt: skip
+Row = dict[str, Any]
+"""What an entrant took, ready for JSON: workload, steps, peer (its name), setting, and left_out, why it did not run.
+If it ran also:
+
+over_stock, over_sequential: how many times faster than the first entrant and than our sequential loop the median call
+is; None: they did not run.
+difference: p95 over the samples in grey levels; None: weights are random, or the reference did not run.
+within: its setting was searched for, to keep the difference within the bound.
+waves, rows: of a call, means; peak_rows: the most.
+seconds: of a call, the median; lower, upper: quartiles.
+compile_seconds: what its first calls took beyond later ones; None: nothing was compiled.
+engine, method: that ran; engine_reason: why no faster engine ran.
+"""
+
+
+@dataclass(eq=False)
+class Entrant:
+    """One way to make a call, and what its calls took. If one raises, the reason is kept and it is not called again.
+
+    Attributes:
+        name: for tables.
+        make: makes the loop; None where `failed` says why there is none.
+        setting: what it was told.
+        bound: its setting was searched for: the cheapest within the bound.
+        compiles: the first calls compile its network.
+        reference: sample number -> what its sample is compared with, where that is not the first entrant's.
+        failed: why it is not called (any more), or None.
+        loop: once it is made, until it fails.
+        first_calls: seconds of the two calls that warm up.
+        seconds, answers, reports: of every call after these.
+    """
+
+    name: str
+    make: Callable[[], Loop] | None
+    setting: str = ""
+    bound: bool = False
+    compiles: bool = False
+    reference: Callable[[int], Tensor] | None = None
+    failed: str | None = None
+    loop: Loop | None = None
+    first_calls: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+    answers: list[Tensor] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def begin(self) -> None:
+        """Make the loop and call it twice, which compiles, plans and records."""
+        assert self.make is not None
+        self.loop = self.make()
+        self.first_calls = sum(timed(self.loop.call)[0] for _ in range(2))
+
+    def round(self, sample: int) -> None:
+        """One call."""
+        assert self.loop is not None
+        seconds, answer = timed(partial(self.loop.call, sample))
+        self.answers.append(answer.double().cpu())
+        self.reports.append(self.loop.report())
+        self.seconds.append(seconds)
+
+    def attempt(self, step: Callable[..., None], *arguments: Any) -> None:
+        if self.failed is None:
+            try:
+                step(*arguments)
+            except Exception as why:  # whatever an engine, a compiler or a device raises: others go on
+                self.failed, self.loop = reason(why), None
+
+
+def left_out(name: str, why: str) -> Entrant:
+    """An entrant that does not run."""
+    return Entrant(name, None, failed=why)
+
+
+def told(workload: Workload, steps: int, name: str, setting: str = "", **settings: Any) -> Entrant:
+    """A loop of ours with these settings."""
+    return Entrant(name, partial(workload.ours, steps, settings), setting)
+
+
+def take_turns(every: Sequence[Entrant], samples: int) -> Iterator[None]:
+    """Call all in turn, once for each sample; what disturbs the machine disturbs them alike. Yields after each round.
+
+    What compiles takes longest. It begins after the first round of the others, so that an interrupted run has these.
+    """
+    for compiles in sorted({each.compiles for each in every}):
+        now = [each for each in every if each.compiles == compiles]
+        for each in now:
+            each.attempt(each.begin)
+        for each in now:
+            each.attempt(each.round, 0)
+        yield
+    for sample in range(1, samples):
+        for each in every:
+            each.attempt(each.round, sample)
+        yield
+
+
+def measured(name: str, workload: Workload, steps: int, samples: int, every: Sequence[Entrant]) -> Iterator[list[Row]]:
+    """All rows so far, after every round: the fastest first, those that did not run last.
+
+    Args:
+        every: the first is what the others are compared with.
+    """
+    for _ in take_turns(every, samples):
+        running = [each for each in every if each.failed is None and each.seconds]
+        first = every[0] if every[0] in running else None
+        rows = [_row(each, first, running, workload.problem is not None) for each in running]
+        rows.sort(key=lambda row: row["seconds"])
+        others = [each for each in every if each not in running]
+        rows += [{"peer": each.name, "setting": each.setting, "left_out": each.failed or NOT_TIMED} for each in others]
+        yield [{"workload": name, "steps": steps, **row} for row in rows]
+
+
+def _row(each: Entrant, first: Entrant | None, running: Sequence[Entrant], trained: bool) -> Row:
+    sequential = min((one.median for one in running if one.name.startswith(SEQUENTIAL)), default=None)
+    expected = [] if first is None else first.answers
+    if each.reference is not None:
+        expected = [each.reference(sample) for sample in range(len(each.answers))]
+    off = difference(torch.cat(each.answers), torch.cat(expected)).quantile(0.95) if trained and expected else None
+    lower, upper = (float(torch.tensor(each.seconds).double().quantile(share)) for share in (0.25, 0.75))
+    last = each.reports[-1]
+    return {
+        "peer": each.name,
+        "setting": each.setting,
+        "left_out": None,
+        "over_stock": None if first is None else first.median / each.median,
+        "over_sequential": None if sequential is None else sequential / each.median,
+        "difference": None if off is None else float(off),
+        "within": each.bound,
+        "waves": statistics.mean(report.waves for report in each.reports),
+        "rows": statistics.mean(report.rows for report in each.reports),
+        "peak_rows": max(report.peak_rows for report in each.reports),
+        "seconds": each.median,
+        "lower": lower,
+        "upper": upper,
+        "compile_seconds": max(0.0, each.first_calls - 2 * each.median) if each.compiles else None,
+        "engine": last.engine,
+        "engine_reason": last.engine_reason,
+        "method": last.method,
+    }
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """For every workload and number of steps the entrants, the fastest first."""
+    for workload, steps in dict.fromkeys((row["workload"], row["steps"]) for row in rows):
+        here = [row for row in rows if (row["workload"], row["steps"]) == (workload, steps)]
+        yield f"{workload}, N = {steps}"
+        yield TABLE.heading
+        for row in here:
+            if row["left_out"] is not None:
+                yield f"left out: {row['peer']}: {row['left_out']}"
+                continue
+            off, compiling = row["difference"], row["compile_seconds"]
+            yield TABLE.line(
+                row["over_stock"],
+                row["over_sequential"],
+                None if off is None else f"{off:.3f}",
+                "yes" if row["within"] else None,
+                f"{row['waves']:.1f}",
+                f"{row['rows']:.1f}",
+                milliseconds(row["seconds"], row["lower"], row["upper"]),
+                None if compiling is None else f"{compiling:.0f}",
+                row["engine"],
+                row["peer"],
+                f"ran {row['method']}" if row["peer"] == AUTO else row["setting"],
+            )

@@ -1,0 +1,75 @@
+"""`srds-fast demo`: how SRDS comes to the sequential images, iteration by iteration."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..solvers.registry import DEFAULT, SEQUENTIAL
+from .converge import TIMED_CALLS, Convergence, converge
+from .loading import open_for, prompts_for, settings_of
+from .measure import Calls, Request, verdict
+from .output import about, announcer, cells, counted, show_table, warn_if_busy
+from .pictures import contact_sheet, convergence_plot
+
+WHEN_FASTER = """\
+When is SRDS faster? It makes fewer waves than the sequential loop, but evaluates more rows, many in one wave. On a CPU,
+or on a GPU that one row keeps busy, time grows with the rows and the sequential loop wins. SRDS can only win where a
+wide batch costs little more than one row, as a small network on a large GPU should. This run measured it."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print how SRDS converges to the images of the stock pipeline, and draw it."""
+    pipe = open_for(args, args.steps)
+    request = Request(prompts_for(args), args.steps, args.guidance, args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f"{args.steps} steps, {about(args, pipe, request.prompts)}", flush=True)
+    result = converge(pipe, request, args.shown, settings_of(args), announcer(pipe))
+    _print_iterations(result)
+    _print_seconds(result)
+    sheet, plot = args.out / "contact-sheet.png", args.out / "convergence.png"
+    contact_sheet(result).save(sheet)
+    print(f"\ncontact sheet     {sheet}")
+    try:
+        convergence_plot(result, plot)
+        print(f"convergence plot  {plot}")
+    except ImportError:
+        print("convergence plot  not drawn, matplotlib is not installed: pip install 'srds-fast[plot]'")
+
+
+def _print_iterations(result: Convergence) -> None:
+    plan, stop = result.plan, result.final.report.iterations
+    print(f"SRDS: {plan.num_blocks} blocks, coarse solver {plan.coarse_solver}.")
+    rows = [
+        {
+            "iteration": stage.iteration,
+            **cells(stage.spent, result.difference(stage.images)),
+            "": "<- default tolerance stops here" if stage.iteration == stop else "",
+        }
+        for stage in result.stages
+    ]
+    show_table(rows, text=["iteration", ""])
+    if stop > result.stages[-1].iteration:
+        print(f"\nThe default tolerance stops after {stop} iterations; see them all with --iterations.")
+
+
+def _print_seconds(result: Convergence) -> None:
+    final, sequential, stock = result.final, result.sequential, result.stock
+    rows: list[dict[str, object]] = [
+        {"final": name, **cells(done.report, result.difference(done.images)), **_seconds(done)}
+        for name, done in ((DEFAULT, final), (SEQUENTIAL, sequential))
+    ]
+    rows.append({**dict.fromkeys(rows[0]), "final": "stock", **_seconds(stock)})
+    show_table(rows, text=["final"])
+    print(
+        "loop s: the denoising loop. call s: the whole call, with prompt encoding and decoding. Both: fastest and "
+        f"slowest of\n{counted(TIMED_CALLS, 'call')}, in turn, after an untimed one.\n\n"
+        f"This run: the SRDS loop was {verdict(final.loop_seconds, sequential.loop_seconds)} the sequential loop, "
+        f"and the\nwhole call {verdict(final.seconds, stock.seconds)} that of the stock pipeline.\n{WHEN_FASTER}"
+    )
+    warn_if_busy(done.seconds for done in (final, sequential, stock))
+
+
+def _seconds(done: Calls) -> dict[str, object]:
+    """Cells for the fastest and slowest loop and call."""
+    both = {"loop s": done.loop_seconds, "call s": done.seconds}
+    return {name: f"{min(times):.2f}-{max(times):.2f}" if times else None for name, times in both.items()}

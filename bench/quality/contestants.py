@@ -11,11 +11,11 @@ from srds_fast.methods import SRDS as SrdsOptions
 from srds_fast.planner.choose import choose
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
-from srds_fast.solvers.chords.options import Chords
+from srds_fast.solvers.chords import Chords
 from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
 
 PAPER, SRDS, DEFAULT = "srds, as published", "srds (default)", "collocation (default)"
-DEFAULT_NODES = Collocation().with_nodes(Settings().tolerance).num_nodes
+DEFAULT_NODES = Collocation().with_defaults(Settings().target(0)).num_nodes
 # from loose to tight; ParaTAA's is absolute, ParaDiGMS's in standard deviations of DDPM's posterior
 PARATAA_TOLERANCES = (0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 PARADIGMS_TOLERANCES = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)

@@ -22,7 +22,7 @@ from bench.workloads.networks import SMALL
 from bench.workloads.problems import GREY_LEVEL, Problem, difference
 from bench.workloads.samplers import Loop, PipelineWorkload, SampledWorkload, Workload, one_by_one
 from srds_fast import Report
-from srds_fast.planner.candidates import fixed_at
+from srds_fast.planner.choose import fixed_at
 from srds_fast.planner.plan import Plan
 
 from .contestants import CONTESTANTS, DEFAULT, PAPER, PARADIGMS_TOLERANCES, SRDS

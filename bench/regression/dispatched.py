@@ -48,9 +48,7 @@ class Counts(NamedTuple):
 NAMES = Counts._fields
 
 
-def _bytes_moved(
-    table: Any, number: int, buffers: Any, m: Tensor | None, guidance: Tensor | None, network: Any, _: Any
-) -> int:
+def _bytes_moved(table: Any, number: int, buffers: Any, m: Tensor | None, guidance: Tensor | None, network: Any) -> int:
     element = (network.dtype or buffers.memory.dtype).itemsize if m is None else m.element_size()
     branches = 1 if guidance is None else len(guidance)
     each: int = traffic(table, number, element, branches, network.branches).moved

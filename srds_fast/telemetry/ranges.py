@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -148,8 +148,10 @@ class _Call:
 
         self.now = ""
         self._device = device
+        self._timed = device.type == "cuda"
+        self._dropping = False  # what ends now was not run: it is not counted
         self._nvtx = nvtx.get_domain(DOMAIN)
-        self._open: list[Generator[None, bool, None]] = []
+        self._open: list[Iterator[None]] = []
         self._aside = 0  # how many of the open ranges are: what lies in them is not counted
         self._totals: dict[str, _Total] = {}
         self.push("call", "call", of=what)
@@ -172,14 +174,17 @@ class _Call:
 
     def pop_to(self, depth: int, *, dropped: bool = False) -> None:
         """End ranges, the innermost first, until so many are open. dropped: what they stand for was not run."""
+        self._dropping = dropped
         while len(self._open) > depth:
-            with suppress(StopIteration):
-                self._open.pop().send(dropped)
+            next(self._open.pop(), None)
 
-    def _range(self, name: str, category: str, payload: int | None, of: str) -> Generator[None, bool, None]:
-        """One range: it begins, waits to be sent whether it was dropped, and ends."""
+    def _range(self, name: str, category: str, payload: int | None, of: str) -> Iterator[None]:
+        """One range: it begins, waits, and ends."""
         is_wave = name.startswith("wave ")
-        total = None if self._aside else self._totals.setdefault("wave" if is_wave else category, _Total())
+        phase = "wave" if is_wave else category
+        if phase not in self._totals and not self._aside:
+            self._totals[phase] = _Total()
+        total = None if self._aside else self._totals[phase]
         self._aside += category in _ASIDE
         self._nvtx.push_range(
             self._nvtx.get_event_attributes(message=name, color=COLOURS[category], category=category, payload=payload)
@@ -189,10 +194,10 @@ class _Call:
             of = f"{category}, {payload} {'row' if payload == 1 else 'rows'}" if is_wave else of
             # torch.profiler.record_function would be an operation: a graph that is recorded would hold it
             record = torch.autograd._record_function_with_args_enter(f"{name} ({of})" if of else name)
-        event = self._event() if total is not None and category in _ON_DEVICE else None
+        event = self._event() if self._timed and total is not None and category in _ON_DEVICE else None
         started = time.perf_counter()
-        dropped = yield
-        if total is not None and not dropped:
+        yield
+        if total is not None and not self._dropping:
             if event is not None:
                 total.events.append((event, self._event()))
             total.count += 1
@@ -227,7 +232,7 @@ class _Call:
     def _event(self) -> torch.cuda.Event | None:
         """An event in the current stream; None while a graph is captured: such an event has no time."""
         with self._logging():
-            if self._device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+            if not torch.cuda.is_current_stream_capturing():
                 event = torch.cuda.Event(enable_timing=True)
                 event.record(torch.cuda.current_stream(self._device))
                 return event

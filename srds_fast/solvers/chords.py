@@ -30,7 +30,7 @@ from torch import Tensor
 from ..errors import InvalidArgument
 from ..schedulers.table import NoiseTable
 from .checks import check_whole
-from .compiler import CompiledProgram, Compiler, Form, Jump
+from .compiler import CompiledProgram, Compiler, Form
 from .contract import NO_INPUTS, Core, SolverInputs
 from .method import Method, Target
 from .program import Boundary, Program, Row, Wave
@@ -196,10 +196,6 @@ def _chain(num_steps: int, num_cores: int) -> set[int]:
     return starts
 
 
-# the x0 that belongs to a value
-X0_OF = {"state": "behind", "old": "old x0", "new": "new x0"}
-
-
 def chords(x: Tensor, noise: NoiseTable, program: Cores, inputs: SolverInputs = NO_INPUTS) -> Core:
     """Run a CHORDS program: a checkpoint for every core, the fastest first, core 0 (the sequential sampler) last.
 
@@ -217,38 +213,35 @@ def compiled(noise: NoiseTable, program: Cores, form: Form) -> CompiledProgram:
     """The updates of a program.
 
     Values are named (what, core): "state"; "old" and "new", the jumps from where its span began, by itself and by the
-    slower core; for multistep schedulers also the x0 that belong to these.
+    slower core.
     """
-    compiler = Compiler(noise, program, form, state=("state", 0), x0=("behind", 0))
-    starts = program.starts
+    compiler = Compiler(noise, program, form, state=("state", 0))
+    starts, num_cores = program.starts, program.num_cores
     leaps = [compiler.jump(None, start, stop) for start, stop in pairwise(starts)]
     evaluated: set[tuple[int, int]] = set()
     # of each core the beginnings of the spans that are still to be rectified
-    ahead = [list(reversed(program.begins(core))) for core in range(program.num_cores)]
+    ahead = [list(reversed(program.begins(core))) for core in range(num_cores)]
     for wave in program:
         cores = [program.core(row.iteration) for row in wave.rows]
         compiler.begin([("state", core) for core in cores])
         for index, (core, row) in enumerate(zip(cores, wave.rows, strict=True)):
-            position = row.position
+            position, faster = row.position, core + 1
             evaluated.add((core, position))
             jumped_from = starts[core - 1] if core > 0 and position == starts[core] else None
-            value = compiler.make_step(index, ("state", core), ("behind", core), jumped_from)
+            value = compiler.make_step(index, ("state", core), jumped_from)
             compiler.wave.states.append((position + 1, value))
-            jumps = _jumps(compiler, program, leaps, core, position)
-            for name, jump, arrives in jumps:
-                compiler.make_jump(index, name, jump, arrives)
-            if compiler.carries_x0:
-                compiler.wave.x0.append((position, compiler.make_x0(index, ("behind", core))))
-                for (what, owner), _, _ in jumps:
-                    compiler.make_x0(index, (X0_OF[what], owner))
+            for name, owner in (("old", core), ("new", faster)):
+                if owner < num_cores and position in program.begins(owner):
+                    stop = position + program.span(owner)
+                    compiler.make_jump(index, (name, owner), compiler.jump(None, position, stop, noisy=False), stop)
+            if faster < num_cores and position == starts[core]:
+                compiler.make_jump(index, ("state", faster), leaps[core], starts[faster])
         arrived = {program.core(iteration) for iteration, _ in wave.boundaries}
-        for core in reversed(range(program.num_cores)):  # the fastest first: the next one is compared with it
+        for core in reversed(range(num_cores)):  # the fastest first: the next one is compared with it
             begin, whole = next(reversed(ahead[core]), None), core in arrived
             ends = begin is not None and {(core - 1, begin), (core, begin + program.span(core) - 1)} <= evaluated
             if ends:
                 ahead[core].pop()
-            if ends and compiler.carries_x0:
-                compiler.correct(("behind", core), (("new x0", core), ("old x0", core)))
             if ends or whole:
                 bracket = (("new", core), ("old", core)) if ends else None
                 compare = ("state", core + 1) if whole else None
@@ -256,17 +249,3 @@ def compiled(noise: NoiseTable, program: Cores, form: Form) -> CompiledProgram:
                 if whole:
                     compiler.wave.completed.append(completed)
     return compiler.finish()
-
-
-def _jumps(
-    compiler: Compiler, program: Cores, leaps: list[Jump], core: int, position: int
-) -> list[tuple[tuple[str, int], Jump, int]]:
-    """The jumps made from a row: the value's name, the jump, and where it arrives."""
-    faster, jumps = core + 1, []
-    for what, owner in (("old", core), ("new", faster)):
-        if owner < program.num_cores and position in program.begins(owner):
-            end = position + program.span(owner)
-            jumps.append(((what, owner), compiler.jump(None, position, end, noisy=False), end))
-    if faster < program.num_cores and position == program.starts[core]:
-        jumps.append((("state", faster), leaps[core], program.starts[faster]))
-    return jumps

@@ -12,6 +12,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ import srds_fast
 
 MIXTURE = GaussianMixture.random()
 SCHEDULERS = {
+    "ddim-trailing": DDIMScheduler(timestep_spacing="trailing", set_alpha_to_one=False, clip_sample_range=1.5),
+    "euler": EulerDiscreteScheduler(),
     "dpm": DPMSolverMultistepScheduler(),
     "dpm-heun-karras": DPMSolverMultistepScheduler(solver_type="heun", use_karras_sigmas=True),
     "dpm-to-sigma-min": DPMSolverMultistepScheduler(final_sigmas_type="sigma_min", lower_order_final=False),

@@ -145,7 +145,7 @@ class Method(ABC):
 
     @property
     def fits_turns(self) -> bool:
-        """Whether a loop of N turns has a turn for every wave, if `max_rows` cuts none."""
+        """Whether a loop of N turns has a turn for every wave of a parallel run, if `max_rows` cuts none."""
         return False
 
     def num_checkpoints(self, max_iterations: int) -> int:

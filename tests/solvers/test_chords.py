@@ -121,6 +121,10 @@ def test_every_core_does_what_the_method_says(shape: tuple[int, tuple[int, ...]]
     assert [wave.positions for wave in waves] == list(plan.positions)
     assert [found.iteration for found in checkpoints] == list(range(len(expected)))
     assert [found.exact for found in checkpoints] == [False] * plan.num_iterations + [True]
+    assert checkpoints[0].change is None
+    for before, found in pairwise(checkpoints):
+        torch.testing.assert_close(found.change, (found.sample - before.sample).abs().mean(1), rtol=1e-10, atol=1e-14)
+    assert all(found.stationary is None for found in checkpoints)
     for found, sample in zip(checkpoints, expected, strict=True):
         torch.testing.assert_close(found.sample, sample, rtol=1e-10, atol=1e-10)
 
@@ -145,16 +149,6 @@ def test_every_slower_core_is_closer(num_steps: int, num_cores: int) -> None:
     # beyond that it is rounding
     assert all(later < max(before, 1e-14) for before, later in pairwise(errors))
     assert errors[num_cores // 2] < errors[0] / 100
-
-
-def test_checkpoints_tell_how_far_the_sample_has_moved() -> None:
-    x = noise(3, DIMENSIONS)
-    grid = table(20)
-    _, _, checkpoints = feed(chords(x, grid, paper(20, 5)), mixture, grid)
-    assert checkpoints[0].change is None
-    for before, found in pairwise(checkpoints):
-        torch.testing.assert_close(found.change, (found.sample - before.sample).abs().mean(1), rtol=1e-10, atol=1e-14)
-    assert all(found.stationary is None for found in checkpoints)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,6 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from problems import GaussianMixture, noise
 from torch import Tensor
 
@@ -79,21 +77,6 @@ def test_equals_the_stock_loop(name: str, num_steps: int, settings: dict[str, An
     scale = max(float(expected.abs().max()), float(start(name, num_steps).abs().max()))
     assert float((found - expected).abs().max()) <= tolerance * scale
     assert torch.equal(our_noise.get_state(), stock_noise.get_state())
-
-
-@settings(max_examples=25)
-@given(st.sampled_from(sorted(SCHEDULERS)), st.integers(2, 16), st.data())
-def test_exact_for_any_blocks_and_coarse_solver(name: str, num_steps: int, data: st.DataObject) -> None:
-    found = sample(
-        name,
-        num_steps,
-        exact=True,
-        num_blocks=data.draw(st.integers(1, num_steps)),
-        coarse_solver=data.draw(st.sampled_from(["ddim", "2m"])),
-        pipelined=data.draw(st.booleans()),
-        max_rows=data.draw(st.sampled_from([None, 1, 3])),
-    ).sample
-    torch.testing.assert_close(found, sample(name, num_steps, method="sequential").sample, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -154,11 +154,6 @@ def test_exact_never_takes_more_waves_than_sequential(steps: int) -> None:
         assert program.srds(steps, blocks, blocks).num_waves == steps
 
 
-def test_peak_rows_are_bounded_by_the_blocks() -> None:
-    assert program.srds(100, 10, 10).peak_rows == 10
-    assert program.srds(100, 20, 1).peak_rows == 6
-
-
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [((0, 1, 0), "num_steps"), ((4, 5, 1), "num_blocks"), ((4, 2, 3), "num_iterations"), ((4, True, 1), "num_blocks")],

@@ -14,7 +14,7 @@ cores agree. The next span of the faster core begins at the value so rectified, 
 comes there when that span has ended.
 
 In the words of `program.Program` there is one block, and iteration j is the core that arrives as number j: 0 is the
-fastest, the last one is core 0. A row (iteration, 0, step) is the row of that core at that step, and none is coarse.
+fastest, the last one is core 0. No row is coarse.
 """
 
 from __future__ import annotations
@@ -159,41 +159,32 @@ def chords_program(num_steps: int, starts: tuple[int, ...]) -> Cores:
 
 
 def chord_starts(num_steps: int, num_cores: int) -> tuple[int, ...]:
-    """Where the cores begin, as the paper spaces them.
+    """Where the K cores begin, 1 <= K <= N.
 
-    For 4, 6 and 8 cores: the fractions of the grid that the paper runs. For other numbers the fastest core begins at
-    the fraction (12 + K) / 25, the line through the paper's three (0.64, 0.72, 0.8), and at 4/5 from 8 cores on. From
-    there the paper's theorem for three cores is applied again and again, down to 0: before a core that begins at t (of
-    1) comes one at t / 2 or, if that is more, at 2 t - 1. The second is the earliest from which it is still in time to
-    rectify the faster one; a fastest core to which no chain of K leads is put back until one does.
+    For 4, 6 and 8 cores: at the fractions of the grid that the paper runs. For other numbers the fastest core begins at
+    the fraction (12 + K) / 25, the line through the paper's three (0.64, 0.72, 0.8), and at 4/5 from 8 cores on; from
+    there the paper's theorem for three cores gives one slower core after another, down to 0: before a core that begins
+    at t (of 1) comes one at t / 2 or, if that is more, at 2 t - 1, the earliest that still rectifies the faster one in
+    time. If no chain of K cores leads to the fastest one, it begins earlier.
 
     Cores left over, also where starts fall together on a short grid, halve the widest gap, as the paper's 24 of
-    (.., 16, 24, 32, ..) does. A core that begins one step after another is that one: more than about N / 2 cores are
-    wasted.
-
-    num_cores: K, 1 to N.
+    (.., 16, 24, 32, ..) does. More than about N / 2 cores are wasted: one that begins a step after another equals it.
     """
     if num_cores in PAPER_STARTS:
         starts = {round(start * num_steps / PAPER_STEPS) for start in PAPER_STARTS[num_cores]}
     else:
-        starts = _chain(num_steps, num_cores)
+        starts = {0}
+        reachable = num_steps - -(-num_steps // 2 ** (num_cores - 1))
+        start = min((12 + num_cores) * num_steps // 25, 4 * num_steps // 5, reachable)
+        while start > 1 and len(starts) < num_cores:
+            starts.add(start)
+            start = max(-(-start // 2), 2 * start - num_steps)
     if max(starts) < num_cores - 1:  # K cores need as many steps to begin at
         starts.add(num_cores - 1)
     while len(starts) < num_cores:
         width, before = max((after - before, before) for before, after in pairwise(sorted(starts)))
         starts.add(before + width // 2)
     return tuple(sorted(starts))
-
-
-def _chain(num_steps: int, num_cores: int) -> set[int]:
-    """The theorem, from the fastest core down."""
-    reachable = num_steps - -(-num_steps // 2 ** (num_cores - 1))
-    start = min((12 + num_cores) * num_steps // 25, 4 * num_steps // 5, reachable)
-    starts = {0}
-    while start > 1 and len(starts) < num_cores:
-        starts.add(start)
-        start = max(-(-start // 2), 2 * start - num_steps)
-    return starts
 
 
 def chords(x: Tensor, noise: NoiseTable, program: Cores, inputs: SolverInputs = NO_INPUTS) -> Core:

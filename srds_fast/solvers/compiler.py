@@ -147,7 +147,7 @@ class Compiler:
     def jump(self, previous: int | None, start: int, stop: int, *, noisy: bool = True) -> Jump:
         """A jump across the steps from `start` to `stop`, which looks back at the x0 at `previous`, if at any.
 
-        noisy: with the noise of the steps it replaces. Where two jumps are subtracted it would cancel.
+        noisy: add the noise of the steps it replaces. Where two jumps are subtracted it would cancel.
         """
         noise = self._noise
         if noise.momentum is None and noise.spread is None:

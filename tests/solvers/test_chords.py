@@ -140,17 +140,6 @@ def test_cores_that_agree_are_not_touched() -> None:
     assert all(not found.change.any() for found in checkpoints[1:])
 
 
-@pytest.mark.parametrize(("num_steps", "num_cores"), [(50, 4), (50, 8), (25, 8), (100, 6)])
-def test_every_slower_core_is_closer(num_steps: int, num_cores: int) -> None:
-    x = noise(32, DIMENSIONS)
-    grid = table(num_steps)
-    found, _, checkpoints = feed(chords(x, grid, paper(num_steps, num_cores)), mixture, grid)
-    errors = [float((each.sample - found).abs().mean()) for each in checkpoints]
-    # beyond that it is rounding
-    assert all(later < max(before, 1e-14) for before, later in pairwise(errors))
-    assert errors[num_cores // 2] < errors[0] / 100
-
-
 @pytest.mark.parametrize(
     "stock",
     [

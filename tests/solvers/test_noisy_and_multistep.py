@@ -80,18 +80,6 @@ def test_equals_the_stock_loop(name: str, num_steps: int, settings: dict[str, An
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_iterations_close_in_on_the_sequential_sample(name: str) -> None:
-    """Not from each to the next: a noisy step may send a sample to another component of the mixture first."""
-    expected = sample(name, 30, method="sequential").sample
-    errors = [
-        float((sample(name, 30, max_iterations=iteration, tolerance=0.0).sample - expected).abs().mean())
-        for iteration in (0, 4, 6)
-    ]
-    assert errors[1] < errors[0] / 4
-    assert errors[2] < errors[1] / 4
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_tolerance_bounds_the_error(name: str) -> None:
     expected = sample(name, 40, method="sequential").sample
     result = sample(name, 40)

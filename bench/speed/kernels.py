@@ -93,7 +93,7 @@ def of_fixed_point_wave(moved: int | None, device: torch.device) -> Subject:
     scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(WINDOW)
     waves, spec = sweeps.fixed_point(WINDOW, WINDOW), TensorSpec(torch.float32, device, 2)
-    table = grid_of(noise_table(scheduler), waves, ParaTAA(), spec, scaled=False).table
+    table = grid_of(noise_table(scheduler), waves, ParaTAA(), spec, scaled=False)[0]
     each = fixed_point_wave.bytes_per_element(torch.float32, torch.float16, table.history) * WINDOW
     elements = _elements(moved, each)
     memory = fixed_point_wave.Memory(table, torch.empty(1, elements, device=device))

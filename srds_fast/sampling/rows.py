@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -36,37 +37,26 @@ def draw_noise(noise: NoiseTable, like: Tensor, dtype: torch.dtype, generator: G
     """
     if noise.draws is None:
         return None
-
     # as in diffusers: a list of one generator is for the whole batch, a longer list has one per sample
-    if isinstance(generator, Sequence) and len(generator) == 1:
-        generator = generator[0]
+    many = generator if isinstance(generator, Sequence) else [generator]
+    shape = like.shape if len(many) == 1 else like[:1].shape
 
-    def draw() -> Tensor:
-        if isinstance(generator, Sequence):
-            return torch.cat([_draw(like[:1].shape, generator[sample], like) for sample in range(len(like))])
-        return _draw(like.shape, generator, like)
+    def drawn(each: torch.Generator | None) -> Tensor:
+        # a CPU generator draws on the CPU, also for samples on another device: a seed gives the same noise everywhere
+        device = like.device if each is None else each.device
+        return torch.randn(shape, generator=each, device=device, dtype=like.dtype).to(like.device)
 
     draws = torch.zeros(noise.num_steps, *like.shape, dtype=dtype, device=like.device)
-    for index, drawn in enumerate(noise.draws.tolist()):
-        if drawn:
-            draws[index] = draw().to(dtype)
+    for index, draws_noise in enumerate(noise.draws.tolist()):
+        if draws_noise:
+            draws[index] = torch.cat([drawn(each) for each in many]).to(dtype)
     return draws
 
 
-def _draw(shape: torch.Size, generator: torch.Generator | None, like: Tensor) -> Tensor:
-    # a CPU generator draws on the CPU, also for samples on another device: a seed then gives the same noise everywhere
-    device = like.device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
-
-
 class PerState:
-    """Looks up the values that differ between rows (timestep, input scale) for the states of each wave of a program.
+    """The values that differ between rows (timestep, input scale), for the states of each wave of a program.
 
-    It looks up all waves at once: one index per wave would cost a copy to the device in every wave.
-
-    Args:
-        program: the waves.
-        device: of the states.
+    All waves are looked up at once: one index per wave would cost a copy to the device in every wave.
     """
 
     def __init__(self, program: Program, device: torch.device) -> None:
@@ -84,22 +74,17 @@ class PerState:
         if self._num_samples != num_samples:
             self._num_samples = num_samples
             self._of_waves.clear()
-        of_waves = self._of_waves.get((column, branches))
-        if of_waves is None:
-            of_waves = self._of_waves[column, branches] = self._look_up(column, branches)
-        return of_waves
+        key = column, branches
+        if key not in self._of_waves:
+            positions = [position for of_wave in self._positions for position in of_wave * branches]
+            index = torch.tensor(positions).repeat_interleave(num_samples).to(self._device)
+            sizes = [len(of_wave) * branches * num_samples for of_wave in self._positions]
+            self._of_waves[key] = column[index].split(sizes)
+        return self._of_waves[key]
 
     def looked_up(self) -> Iterator[Tensor]:
         """All tensors computed so far."""
-        for of_waves in self._of_waves.values():
-            yield from of_waves
-
-    def _look_up(self, column: Tensor, branches: int) -> tuple[Tensor, ...]:
-        positions = [position for of_wave in self._positions for position in of_wave * branches]
-        index = torch.tensor(positions).repeat_interleave(self._num_samples)
-        sizes = [len(of_wave) * branches * self._num_samples for of_wave in self._positions]
-        of_waves: tuple[Tensor, ...] = column[index.to(self._device)].split(sizes)
-        return of_waves
+        return chain.from_iterable(self._of_waves.values())
 
 
 def input_scale(noise: NoiseTable, like: Tensor) -> Tensor | None:
@@ -114,10 +99,7 @@ def tile(tensor: Tensor, samples: Sequence[int], rows: int, num_samples: int, br
 
     Args:
         tensor: [branches * num_samples, ...], guidance branches outermost.
-        samples: indices of the samples that still run.
-        rows: rows of the wave.
-        num_samples: samples in the whole batch.
-        branches: guidance branches.
+        samples: those that still run, of the `num_samples` in the whole batch.
 
     Returns:
         [branches * rows * len(samples), ...], in the order of `PerState.of`.
@@ -129,14 +111,11 @@ def tile(tensor: Tensor, samples: Sequence[int], rows: int, num_samples: int, br
 
 
 class TiledConditioning:
-    """Conditioning repeated for the rows of successive waves; the arguments are those of `tile`.
+    """Conditioning repeated for the rows of successive waves, as `tile` does it.
 
-    Most waves are one row wider or narrower than the previous one. So reused conditioning is tiled once at peak width,
-    and narrower waves take a slice. All rows of a branch are equal, so with two branches the slice around the middle
-    holds the right number of each.
-
-    Args:
-        peak_rows: rows of the widest wave.
+    Most waves are one row wider or narrower than the one before. So what is used again is tiled once at peak width, and
+    narrower waves take a slice. All rows of a branch are equal, so with two branches the slice around the middle holds
+    the right number of each.
     """
 
     def __init__(self, tensor: Tensor, num_samples: int, branches: int, peak_rows: int) -> None:
@@ -151,23 +130,23 @@ class TiledConditioning:
             self._samples = samples
             self._of_rows.clear()
         if rows not in self._of_rows:
-            self._make(rows)
+            if self._branches > 2:  # no slice is contiguous
+                self._of_rows.clear()
+            if self._branches > 2 or not self._of_rows:
+                self._of_rows[rows] = self._tile(rows)
+            else:
+                if self._peak_rows not in self._of_rows:
+                    self._of_rows[self._peak_rows] = self._tile(self._peak_rows)
+                before = (self._branches - 1) * len(self._samples)
+                middle = before * self._peak_rows
+                self._of_rows[rows] = self._of_rows[self._peak_rows][
+                    middle - before * rows : middle + rows * len(self._samples)
+                ]
         return self._of_rows[rows]
 
     def forget(self) -> None:
         """Free the tiled tensors."""
         self._of_rows.clear()
-
-    def _make(self, rows: int) -> None:
-        if self._branches > 2 or not self._of_rows:  # with three branches no slice is contiguous
-            self._of_rows = {rows: self._tile(rows)}
-            return
-        if self._peak_rows not in self._of_rows:
-            self._of_rows[self._peak_rows] = self._tile(self._peak_rows)
-        widest = self._of_rows[self._peak_rows]
-        middle = (self._branches - 1) * self._peak_rows * len(self._samples)
-        size = rows * len(self._samples)
-        self._of_rows[rows] = widest[middle - (self._branches - 1) * size : middle + size]
 
     def _tile(self, rows: int) -> Tensor:
         return tile(self.tensor, self._samples, rows, self._num_samples, self._branches)
@@ -177,20 +156,12 @@ class RowDenoiser:
     """Evaluates waves with the user's denoiser, `denoiser(x, t, **cond)`; see `srds_fast.sample`.
 
     Args:
-        denoiser: the user's callable.
         x: starting noise, [batch, ...].
-        noise: table of N steps.
-        program: the waves.
         cond: tensors of shape [batch, ...], by keyword.
     """
 
     def __init__(
-        self,
-        denoiser: Denoiser,
-        x: Tensor,
-        noise: NoiseTable,
-        program: Program,
-        cond: Mapping[str, Tensor],
+        self, denoiser: Denoiser, x: Tensor, noise: NoiseTable, program: Program, cond: Mapping[str, Tensor]
     ) -> None:
         self._denoiser = denoiser
         self._timesteps = noise.timesteps.to(x.device)
@@ -204,12 +175,9 @@ class RowDenoiser:
         Raises:
             InvalidArgument: the denoiser did not return a tensor with the shape of its input.
         """
-        with telemetry.span("network", "network", len(wave.positions)):
-            return self._called(wave)
-
-    def _called(self, wave: Evaluate) -> Tensor:
-        x = wave.x.flatten(0, 1)
-        m = self._denoiser(x, self._per_state.of(self._timesteps, wave), **self._cond_of(wave))
+        x, rows = wave.x.flatten(0, 1), len(wave.positions)
+        with telemetry.span("network", "network", rows):
+            m = self._denoiser(x, self._per_state.of(self._timesteps, wave), **self._cond_of(wave))
         if not isinstance(m, Tensor) or m.shape != x.shape:
             found = f"shape {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
             raise InvalidArgument(
@@ -218,20 +186,18 @@ class RowDenoiser:
             )
         return m.reshape(wave.x.shape)
 
+    # for what follows see `engine.evaluator.Evaluator`
+
     def prepare(self) -> None:
-        """See `engine.evaluator.Evaluator`."""
         self._per_state.prepare(self._timesteps, self._num_samples)
 
     def constants(self) -> Iterator[Tensor]:
-        """See `engine.evaluator.Evaluator`."""
         return self._per_state.looked_up()
 
     def repeat(self, wave: Evaluate) -> None:
-        """See `engine.evaluator.Evaluator`."""
         self._cond_of(wave)
 
     def forget(self) -> None:
-        """See `engine.evaluator.Evaluator`."""
         for tiled in self._cond.values():
             tiled.forget()
 

@@ -14,7 +14,7 @@ cores agree. The next span of the faster core begins at the value so rectified, 
 comes there when that span has ended.
 
 In the words of `program.Program` there is one block, and iteration j is the core that arrives as number j: 0 is the
-fastest, the last one is core 0. A row (iteration, 0, step) is the row of that core at that step, and none is coarse.
+fastest, the last one is core 0. No row is coarse.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 from ..errors import InvalidArgument
 from ..schedulers.table import NoiseTable
 from .checks import check_whole
-from .compiler import CompiledProgram, Compiler, Form, Jump
+from .compiler import CompiledProgram, Compiler, Form
 from .contract import NO_INPUTS, Core, SolverInputs
 from .method import Method, Target
 from .program import Boundary, Program, Row, Wave
@@ -159,45 +159,32 @@ def chords_program(num_steps: int, starts: tuple[int, ...]) -> Cores:
 
 
 def chord_starts(num_steps: int, num_cores: int) -> tuple[int, ...]:
-    """Where the cores begin, as the paper spaces them.
+    """Where the K cores begin, 1 <= K <= N.
 
-    For 4, 6 and 8 cores: the fractions of the grid that the paper runs. For other numbers the fastest core begins at
-    the fraction (12 + K) / 25, the line through the paper's three (0.64, 0.72, 0.8), and at 4/5 from 8 cores on. From
-    there the paper's theorem for three cores is applied again and again, down to 0: before a core that begins at t (of
-    1) comes one at t / 2 or, if that is more, at 2 t - 1. The second is the earliest from which it is still in time to
-    rectify the faster one; a fastest core to which no chain of K leads is put back until one does.
+    For 4, 6 and 8 cores: at the fractions of the grid that the paper runs. For other numbers the fastest core begins at
+    the fraction (12 + K) / 25, the line through the paper's three (0.64, 0.72, 0.8), and at 4/5 from 8 cores on; from
+    there the paper's theorem for three cores gives one slower core after another, down to 0: before a core that begins
+    at t (of 1) comes one at t / 2 or, if that is more, at 2 t - 1, the earliest that still rectifies the faster one in
+    time. If no chain of K cores leads to the fastest one, it begins earlier.
 
     Cores left over, also where starts fall together on a short grid, halve the widest gap, as the paper's 24 of
-    (.., 16, 24, 32, ..) does. A core that begins one step after another is that one: more than about N / 2 cores are
-    wasted.
-
-    num_cores: K, 1 to N.
+    (.., 16, 24, 32, ..) does. More than about N / 2 cores are wasted: one that begins a step after another equals it.
     """
     if num_cores in PAPER_STARTS:
         starts = {round(start * num_steps / PAPER_STEPS) for start in PAPER_STARTS[num_cores]}
     else:
-        starts = _chain(num_steps, num_cores)
+        starts = {0}
+        reachable = num_steps - -(-num_steps // 2 ** (num_cores - 1))
+        start = min((12 + num_cores) * num_steps // 25, 4 * num_steps // 5, reachable)
+        while start > 1 and len(starts) < num_cores:
+            starts.add(start)
+            start = max(-(-start // 2), 2 * start - num_steps)
     if max(starts) < num_cores - 1:  # K cores need as many steps to begin at
         starts.add(num_cores - 1)
     while len(starts) < num_cores:
         width, before = max((after - before, before) for before, after in pairwise(sorted(starts)))
         starts.add(before + width // 2)
     return tuple(sorted(starts))
-
-
-def _chain(num_steps: int, num_cores: int) -> set[int]:
-    """The theorem, from the fastest core down."""
-    reachable = num_steps - -(-num_steps // 2 ** (num_cores - 1))
-    start = min((12 + num_cores) * num_steps // 25, 4 * num_steps // 5, reachable)
-    starts = {0}
-    while start > 1 and len(starts) < num_cores:
-        starts.add(start)
-        start = max(-(-start // 2), 2 * start - num_steps)
-    return starts
-
-
-# the x0 that belongs to a value
-X0_OF = {"state": "behind", "old": "old x0", "new": "new x0"}
 
 
 def chords(x: Tensor, noise: NoiseTable, program: Cores, inputs: SolverInputs = NO_INPUTS) -> Core:
@@ -217,38 +204,35 @@ def compiled(noise: NoiseTable, program: Cores, form: Form) -> CompiledProgram:
     """The updates of a program.
 
     Values are named (what, core): "state"; "old" and "new", the jumps from where its span began, by itself and by the
-    slower core; for multistep schedulers also the x0 that belong to these.
+    slower core.
     """
-    compiler = Compiler(noise, program, form, state=("state", 0), x0=("behind", 0))
-    starts = program.starts
+    compiler = Compiler(noise, program, form, state=("state", 0))
+    starts, num_cores = program.starts, program.num_cores
     leaps = [compiler.jump(None, start, stop) for start, stop in pairwise(starts)]
     evaluated: set[tuple[int, int]] = set()
     # of each core the beginnings of the spans that are still to be rectified
-    ahead = [list(reversed(program.begins(core))) for core in range(program.num_cores)]
+    ahead = [list(reversed(program.begins(core))) for core in range(num_cores)]
     for wave in program:
         cores = [program.core(row.iteration) for row in wave.rows]
         compiler.begin([("state", core) for core in cores])
         for index, (core, row) in enumerate(zip(cores, wave.rows, strict=True)):
-            position = row.position
+            position, faster = row.position, core + 1
             evaluated.add((core, position))
             jumped_from = starts[core - 1] if core > 0 and position == starts[core] else None
-            value = compiler.make_step(index, ("state", core), ("behind", core), jumped_from)
+            value = compiler.make_step(index, ("state", core), jumped_from)
             compiler.wave.states.append((position + 1, value))
-            jumps = _jumps(compiler, program, leaps, core, position)
-            for name, jump, arrives in jumps:
-                compiler.make_jump(index, name, jump, arrives)
-            if compiler.carries_x0:
-                compiler.wave.x0.append((position, compiler.make_x0(index, ("behind", core))))
-                for (what, owner), _, _ in jumps:
-                    compiler.make_x0(index, (X0_OF[what], owner))
+            for name, owner in (("old", core), ("new", faster)):
+                if owner < num_cores and position in program.begins(owner):
+                    stop = position + program.span(owner)
+                    compiler.make_jump(index, (name, owner), compiler.jump(None, position, stop, noisy=False), stop)
+            if faster < num_cores and position == starts[core]:
+                compiler.make_jump(index, ("state", faster), leaps[core], starts[faster])
         arrived = {program.core(iteration) for iteration, _ in wave.boundaries}
-        for core in reversed(range(program.num_cores)):  # the fastest first: the next one is compared with it
+        for core in reversed(range(num_cores)):  # the fastest first: the next one is compared with it
             begin, whole = next(reversed(ahead[core]), None), core in arrived
             ends = begin is not None and {(core - 1, begin), (core, begin + program.span(core) - 1)} <= evaluated
             if ends:
                 ahead[core].pop()
-            if ends and compiler.carries_x0:
-                compiler.correct(("behind", core), (("new x0", core), ("old x0", core)))
             if ends or whole:
                 bracket = (("new", core), ("old", core)) if ends else None
                 compare = ("state", core + 1) if whole else None
@@ -256,17 +240,3 @@ def compiled(noise: NoiseTable, program: Cores, form: Form) -> CompiledProgram:
                 if whole:
                     compiler.wave.completed.append(completed)
     return compiler.finish()
-
-
-def _jumps(
-    compiler: Compiler, program: Cores, leaps: list[Jump], core: int, position: int
-) -> list[tuple[tuple[str, int], Jump, int]]:
-    """The jumps made from a row: the value's name, the jump, and where it arrives."""
-    faster, jumps = core + 1, []
-    for what, owner in (("old", core), ("new", faster)):
-        if owner < program.num_cores and position in program.begins(owner):
-            end = position + program.span(owner)
-            jumps.append(((what, owner), compiler.jump(None, position, end, noisy=False), end))
-    if faster < program.num_cores and position == program.starts[core]:
-        jumps.append((("state", faster), leaps[core], program.starts[faster]))
-    return jumps

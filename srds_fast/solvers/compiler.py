@@ -24,6 +24,12 @@ from .program import Program
 Name = tuple[str | int, ...]
 
 
+def x0_of(name: Name) -> Name:
+    """Name of the x0 that belongs to a value: the one predicted where its step or jump departs."""
+    what, *where = name
+    return (f"{what} x0", *where)
+
+
 class Form(NamedTuple):
     """What the updates of a run depend on, beside its program and its noise table.
 
@@ -115,21 +121,21 @@ class Compiler:
         noise: table of N steps.
         program: the waves.
         form: see `Form`.
-        state, x0: names of the starting noise and of the x0 given with it.
+        state: name of the starting noise.
 
     Attributes:
         carries_x0: the scheduler is a multistep one: an x0 belongs to every state.
         wave: the one being compiled.
     """
 
-    def __init__(self, noise: NoiseTable, program: Program, form: Form, state: Name, x0: Name) -> None:
+    def __init__(self, noise: NoiseTable, program: Program, form: Form, state: Name) -> None:
         self._noise, self._program, self._form = noise, program, form
         self._fine = [fine_step(noise, index) for index in range(noise.num_steps)]
         self.carries_x0 = any(step.d != 0.0 for step in self._fine)
         self._log_snr: list[float] = (noise.alpha / noise.sigma).log().tolist()
         self._jump_noises: list[tuple[int, int, list[float]]] = []
         self._history = form.history and self.carries_x0
-        given = [state, x0] if self._history else [state]
+        given = [state, x0_of(state)] if self._history else [state]
         # values are numbered as they are written; first and last wave of each
         self._value = {name: number for number, name in enumerate(given)}
         self._written_in_this_wave: dict[Name, int] = {}
@@ -141,7 +147,7 @@ class Compiler:
     def jump(self, previous: int | None, start: int, stop: int, *, noisy: bool = True) -> Jump:
         """A jump across the steps from `start` to `stop`, which looks back at the x0 at `previous`, if at any.
 
-        noisy: with the noise of the steps it replaces. Where two jumps are subtracted it would cancel.
+        noisy: add the noise of the steps it replaces. Where two jumps are subtracted it would cancel.
         """
         noise = self._noise
         if noise.momentum is None and noise.spread is None:
@@ -154,25 +160,24 @@ class Compiler:
 
     def begin(self, states: Sequence[Name]) -> None:
         """Begin the next wave. states: those that the network is evaluated at, row by row."""
-        self._end_of_steps()
+        self._value |= self._written_in_this_wave
+        self._written_in_this_wave = {}
         self._positions = self._program.positions[len(self._waves)]
         self.wave = CompiledWave()
         self._waves.append(self.wave)
-        self._states = [self._read(name) for name in states]
+        self._names, self._states = states, [self._read(name) for name in states]
         scales = self._noise.numbers["input_scale"]
         for state, position in zip(self._states, self._positions, strict=True):
             self._updates[-1][2].append(Gather(state, scales[position] if self._form.scaled else 1.0))
         self._updates.append(([], [], []))
 
-    def make_step(self, row: int, name: Name, x0: Name, jumped_from: int | None = None) -> int:
-        """The fine step of a row; returns the value.
+    def make_step(self, row: int, name: Name, jumped_from: int | None = None) -> int:
+        """The fine step of a row, which looks back at the x0 of its state if there is one; returns the value.
 
-        Args:
-            x0: that it looks back at. If there is none, the step is given its own.
-            jumped_from: a jump from there has led to the state. Its x0 stands for that of the step before, which lies
-                between the two along the log-SNR.
+        jumped_from: a jump from there has led to the state. Its x0 stands for that of the step before, which lies
+            between the two along the log-SNR.
         """
-        position = self._positions[row]
+        position, x0 = self._positions[row], x0_of(self._names[row])
         step = self._fine[position]
         if x0 in self._value and jumped_from is not None:
             way = self._way_back(jumped_from, position)
@@ -181,16 +186,23 @@ class Compiler:
         spread = self._noise.numbers["spread"][position] if noisy else 0.0
         value = self._make(row, name, step, x0, position if noisy else None, spread)
         self.wave.arrivals.append((position + 1, value))
+        if self.carries_x0:
+            self.wave.x0.append((position, self._make(row, x0_of(name), ITS_X0)))
         return value
 
-    def make_jump(self, row: int, name: Name, jump: Jump, arrives: int, x0: Name | None = None) -> None:
-        """The jump of a row to a grid position. x0: that it looks back at."""
+    def make_jump(
+        self, row: int, name: Name, jump: Jump, arrives: int, x0: Name | None = None, *, leads: bool = False
+    ) -> None:
+        """The jump of a row to a grid position.
+
+        Args:
+            x0: that it looks back at.
+            leads: the next jump looks back at the x0 of this one.
+        """
         value = self._make(row, name, jump.coefficients, x0, jump.draw, 0.0 if jump.draw is None else 1.0)
         self.wave.arrivals.append((arrives, value))
-
-    def make_x0(self, row: int, name: Name) -> int:
-        """The x0 that a row predicts; returns the value."""
-        return self._make(row, name, ITS_X0)
+        if self.carries_x0 or leads:
+            self._make(row, x0_of(name), ITS_X0)
 
     def correct(
         self,
@@ -201,20 +213,25 @@ class Compiler:
         whole: bool = False,
         becomes: Sequence[Name] = (),
     ) -> Completed:
-        """Add a bracket, G_new - G_old, to a value; None: leave it.
+        """Add a bracket, G_new - G_old, to a value, and that of their x0 to its x0; None: leave them.
 
         Args:
             compare: the value an iteration before, if there is one.
             iteration, whole: as of `Correction`.
             becomes: names that the value has from now on.
         """
-        self._end_of_steps()
-        value = self._read(name)
+        self._value |= self._written_in_this_wave  # from here on, reads find what the steps of this wave have written
+        value, before = self._read(name), self._read_if_there(compare)
         pair = None if bracket is None else (self._read(bracket[0]), self._read(bracket[1]))
-        before = self._read_if_there(compare)
         if pair is not None or before is not None:
             self._updates[-1][1].append(Correction(value, pair, before, iteration, whole))
         self._value |= dict.fromkeys(becomes, value)
+        if self.carries_x0:
+            x0 = self._read(x0_of(name))
+            if bracket is not None:
+                new, old = (self._read(x0_of(each)) for each in bracket)
+                self._updates[-1][1].append(Correction(x0, (new, old)))
+            self._value |= {x0_of(each): x0 for each in becomes}
         return Completed(iteration, value, before is not None)
 
     def finish(self) -> CompiledProgram:
@@ -280,11 +297,6 @@ class Compiler:
 
     def _read_if_there(self, name: Name | None) -> int | None:
         return None if name is None or name not in self._value else self._read(name)
-
-    def _end_of_steps(self) -> None:
-        """From here on, reads find what the steps of this wave have written."""
-        self._value |= self._written_in_this_wave
-        self._written_in_this_wave.clear()
 
     def _way_back(self, before: int, start: int) -> float:
         """How far the step before `start` lies from there towards `before`, in log-SNR."""

@@ -90,14 +90,7 @@ class Monitor:
     def judge(
         self, iteration: int, samples: Sequence[int], change: Sequence[float], exact: bool, stationary: Sequence[bool]
     ) -> tuple[int, ...]:
-        """Positions (into `samples`) that must continue after this iteration.
-
-        Args:
-            iteration: p >= 1.
-            samples: which samples of the batch ran in it.
-            change: of each of them, mean |x^p - x^(p-1)| of the final point.
-            exact: the iteration is the sequential answer by construction.
-            stationary: of each of them, no boundary moved by a bit.
+        """Positions (into `samples`) that must continue after iteration p >= 1; the arguments as in `Checkpoint`.
 
         Raises:
             Diverged: a change is not finite, or a thousand times the first.

@@ -96,11 +96,9 @@ class Method(ABC):
 
     @abstractmethod
     def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
-        """The waves.
+        """The waves for N steps.
 
         Args:
-            num_steps: N.
-            max_iterations: iterations at most.
             max_rows: widest wave allowed. The caller cuts waves that are wider.
             bitwise: the run ends only if nothing moves by a bit.
         """
@@ -111,9 +109,6 @@ class Method(ABC):
 
         Args:
             x: starting noise, [batch, ...]; its dtype is the dtype of the state.
-            noise: table of N steps.
-            program: as `program` made it.
-            inputs: what the call needs beyond these.
             bitwise: as for `program`; fill `Checkpoint.stationary`.
         """
 
@@ -145,7 +140,7 @@ class Method(ABC):
 
     @property
     def fits_turns(self) -> bool:
-        """Whether a loop of N turns has a turn for every wave, if `max_rows` cuts none."""
+        """Whether a loop of N turns has a turn for every wave of a parallel run, if `max_rows` cuts none."""
         return False
 
     def num_checkpoints(self, max_iterations: int) -> int:

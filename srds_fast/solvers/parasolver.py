@@ -110,11 +110,6 @@ class Intervals(Program):
     num_coarse: int
     begins: tuple[int, ...]
 
-    @property
-    def first(self) -> int:
-        """The sub-interval that the first window begins at."""
-        return self.begins[self.num_coarse]
-
     @cached_property
     def final_steps(self) -> tuple[int, ...]:
         """As of `Program`: those before the window of the next wave."""
@@ -127,10 +122,9 @@ def intervals(num_steps: int, num_intervals: int, num_coarse: int, window: int) 
     bounds = block_bounds(num_steps, num_intervals)
     num_coarse = min(num_coarse, num_intervals - 1)
     single = num_intervals == num_steps
-    waves = [
-        Wave((Row(0, block, 0, bounds[block], coarse=not single, fine=single),), ()) for block in range(num_coarse)
-    ]
     begins = [block if single else 0 for block in range(num_coarse)]
+    starts = [Row(0, block, 0, bounds[block], coarse=not single, fine=single) for block in range(num_coarse)]
+    waves = [Wave((row,), ()) for row in starts]
     for begin in range(num_coarse if single else 0, num_intervals):
         blocks = range(begin, min(begin + window, num_intervals))
         for step in range(max(bounds[block + 1] - bounds[block] for block in blocks)):
@@ -145,7 +139,8 @@ def intervals(num_steps: int, num_intervals: int, num_coarse: int, window: int) 
 def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, tolerance: float, inputs: SolverInputs) -> Core:
     """Run a program of `intervals`; one checkpoint, the sample. tolerance: 0 makes it the sequential one."""
     states = _States(x, noise, program, inputs)
-    num_blocks, first, iteration = program.num_blocks, program.first, 0
+    # the first window begins behind the coarse start where that was exact
+    num_blocks, first, iteration = program.num_blocks, program.begins[program.num_coarse], 0
     for block in range(program.num_coarse):
         states.jump(block, (yield states.evaluate(block, states.x[block : block + 1])))
     states.extrapolate(program.num_coarse, num_blocks)
@@ -222,22 +217,22 @@ class _States:
         Returns:
             root mean square over a state's elements of what each moved by, [last - first, batch].
         """
-        program, bounds = self._program, self._program.bounds
-        number = program.begins.index(first, program.num_coarse)
+        program, inputs = self._program, self._inputs
         x, x0 = self.x[first:last].clone(), self.x0[first:last].clone()
-        for step in range(max(bounds[block + 1] - bounds[block] for block in range(first, last))):
-            inside = [block - first for block in range(first, last) if bounds[block] + step < bounds[block + 1]]
-            positions = tuple(bounds[first + each] + step for each in inside)
-            answer = yield self.evaluate(number + step, x[inside])
-            x[inside], x0[inside] = self._step(positions, x[inside], x0[inside], answer)
+        for number in range(program.num_coarse, len(program)):
+            if program.begins[number] == first:
+                inside = [row.block - first for row in program.waves[number].rows]
+                answer = yield self.evaluate(number, x[inside])
+                x[inside], x0[inside] = self._step(program.positions[number], x[inside], x0[inside], answer)
         self._last_x0 = x0[-1]
         behind = slice(first + 1, last + 1)
+        positions = program.bounds[behind]
         moved = _update(self.x[behind], x)
         _update(self.x0[behind], x0)
-        self.x[behind] = self._inputs.constrained(self.x[behind], bounds[behind], self.samples)
-        if self._inputs.trajectory is not None:
-            for position, state in zip(bounds[behind], self.x[behind].clone(), strict=True):
-                self._inputs.trajectory.record(position, state, self.samples)
+        self.x[behind] = inputs.constrained(self.x[behind], positions, self.samples)
+        if inputs.trajectory is not None:
+            for position, state in zip(positions, self.x[behind].clone(), strict=True):
+                inputs.trajectory.record(position, state, self.samples)
         return moved.square().flatten(2).mean(2).sqrt()
 
     def _step(self, positions: tuple[int, ...], x: Tensor, x0_before: Tensor, answer: Answer) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ one batched call.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -218,33 +219,29 @@ def srds(
             "Leave one of the two out."
         )
     bounds = block_bounds(num_steps, num_blocks)
-    size = [bounds[block + 1] - bounds[block] for block in range(num_blocks)]
-    if pipelined:
-        coarse_at, fine_at = _pipelined_clock(size, num_iterations, in_flight or num_blocks)
-    else:
-        coarse_at, fine_at = _plain_clock(size, num_iterations)
+    size = [stop - start for start, stop in pairwise(bounds)]
+    coarse_at, fine_at = _clock(size, num_iterations, pipelined, in_flight or num_blocks)
 
-    rows: dict[int, list[Row]] = {}
+    rows: defaultdict[int, list[Row]] = defaultdict(list)
     for (iteration, block), wave in coarse_at.items():
         fine = (iteration, block, 0) in fine_at
-        rows.setdefault(wave, []).append(Row(iteration, block, 0, bounds[block], coarse=True, fine=fine))
+        rows[wave].append(Row(iteration, block, 0, bounds[block], coarse=True, fine=fine))
     for (iteration, block, step), wave in fine_at.items():
         if step > 0:
-            row = Row(iteration, block, step, bounds[block] + step, coarse=False, fine=True)
-            rows.setdefault(wave, []).append(row)
+            rows[wave].append(Row(iteration, block, step, bounds[block] + step, coarse=False, fine=True))
 
-    completed: dict[int, list[Boundary]] = {}
+    completed: defaultdict[int, list[Boundary]] = defaultdict(list)
     for iteration in range(num_iterations + 1):
         for block in range(max(0, iteration - 1), num_blocks):
             needs = [coarse_at[iteration, block]] if block >= iteration else []
             if iteration > 0:
                 needs.append(fine_at[iteration - 1, block, size[block] - 1])
-            completed.setdefault(max(needs), []).append(Boundary(iteration, block + 1))
+            completed[max(needs)].append(Boundary(iteration, block + 1))
 
     waves = []
     for wave in range(len(rows)):
         coarse_first = sorted(rows[wave], key=lambda row: (row.fine, not row.coarse, row))
-        waves.append(Wave(tuple(coarse_first), tuple(sorted(completed.get(wave, ())))))
+        waves.append(Wave(tuple(coarse_first), tuple(sorted(completed[wave]))))
     return Program(num_steps, bounds, num_iterations, tuple(waves))
 
 
@@ -252,10 +249,11 @@ CoarseClock = dict[tuple[int, int], int]
 FineClock = dict[tuple[int, int, int], int]
 
 
-def _pipelined_clock(size: list[int], num_iterations: int, in_flight: int) -> tuple[CoarseClock, FineClock]:
+def _clock(size: list[int], num_iterations: int, pipelined: bool, in_flight: int) -> tuple[CoarseClock, FineClock]:
     """The earliest wave of each coarse jump (iteration, block) and of each fine step (iteration, block, step).
 
-    The first step of a block costs no row: it takes the output that the jump takes.
+    The first step of a block costs no row: it takes the output that the jump takes. Plain, fine solves begin when the
+    last jump before them has ended, and jumps when the last fine solve has.
     """
     num_blocks = len(size)
     coarse: CoarseClock = {(0, block): block for block in range(num_blocks)}
@@ -263,39 +261,19 @@ def _pipelined_clock(size: list[int], num_iterations: int, in_flight: int) -> tu
     given: list[int] = []  # the wave that completes the sample of each iteration, from the first on
     for iteration in range(1, num_iterations + 1):
         begins = given[iteration - 1 - in_flight] + 1 if iteration > in_flight else 0
-        for block in range(iteration - 1, num_blocks):
-            start = coarse[iteration - 1, block]
-            fine[iteration - 1, block, 0] = start
-            for step in range(1, size[block]):
-                fine[iteration - 1, block, step] = max(start + 1, begins) + step - 1
-        solved = [fine[iteration - 1, block, size[block] - 1] for block in range(iteration - 1, num_blocks)]
+        solve, blocks = iteration - 1, range(iteration - 1, num_blocks)
+        starts = [max(coarse[solve, block] + 1, begins) for block in blocks]
+        if not pipelined:
+            starts = [max(starts)] * len(blocks)
+        for block, start in zip(blocks, starts, strict=True):
+            fine[solve, block, 0] = coarse[solve, block]
+            fine |= {(solve, block, step): start + step - 1 for step in range(1, size[block])}
+        solved = [fine[solve, block, size[block] - 1] for block in blocks]
+        if not pipelined:
+            solved = [max(solved)] * len(blocks)
         now = begins
         for boundary in range(iteration, num_blocks):
             now = coarse[iteration, boundary] = max(now, solved[boundary - iteration] + 1)
             now += 1
         given.append(max(solved[-1], now - 1))
     return coarse, fine
-
-
-def _plain_clock(size: list[int], num_iterations: int) -> tuple[CoarseClock, FineClock]:
-    """The same, with a barrier between the fine solves of an iteration and its coarse sweep."""
-    coarse: CoarseClock = {}
-    fine: FineClock = {}
-    now = 0
-    for iteration in range(num_iterations + 1):
-        blocks = range(iteration, len(size))
-        for block in blocks:
-            coarse[iteration, block] = now
-            now += 1
-        if iteration < num_iterations:
-            for block in blocks:
-                fine[iteration, block, 0] = coarse[iteration, block]
-                for step in range(1, size[block]):
-                    fine[iteration, block, step] = now + step - 1
-            now += max(size[iteration:]) - 1
-    return coarse, fine
-
-
-def settled(iteration: int, boundary: int) -> Boundary:
-    """The iteration that last changed a boundary, seen from `iteration`: boundary i is exact from iteration i on."""
-    return Boundary(min(iteration, boundary), boundary)

@@ -33,10 +33,6 @@ class Sequential(Method):
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         return sequential(x, noise, program, inputs)
 
-    @property
-    def fits_turns(self) -> bool:
-        return True
-
     def num_checkpoints(self, max_iterations: int) -> int:
         return 1
 

@@ -149,23 +149,22 @@ class SRDS(Method):
         first = FIRST_CHANGE[self.coarse_solver] / self._blocks ** ORDER[self.coarse_solver]
         if self.coarse_solver == "2m":
             first *= stopping.num_steps
-        return tuple(_stops((scale * first,), stopping) for scale in SPREAD)
+        return tuple(_stops([scale * first], stopping) for scale in SPREAD)
 
     def iterations_from(self, seen: Seen, stopping: Stopping) -> int | None:
         theirs = seen.options
-        if not isinstance(theirs, SRDS) or theirs.coarse_solver != self.coarse_solver:
+        if not isinstance(theirs, SRDS):
             return None
-        if seen.num_steps != stopping.num_steps:
+        if (theirs.coarse_solver, seen.num_steps) != (self.coarse_solver, stopping.num_steps):
             return None
         ratio = theirs._blocks / self._blocks
         scale = ratio ** ORDER[self.coarse_solver]
         # first-order jumps correct each other by as much less as there are fewer of them
         further = ratio if self.coarse_solver == "ddim" else 1.0
-
-        def scaled(changes: tuple[float, ...]) -> tuple[float, ...]:
-            return tuple(scale * further**number * change for number, change in enumerate(changes))
-
-        return max(_stops(scaled(changes), stopping) for changes in seen.changes)
+        return max(
+            _stops([scale * further**number * change for number, change in enumerate(changes)], stopping)
+            for changes in seen.changes
+        )
 
     def same_iterations(self) -> Self:
         return replace(self, in_flight=None)
@@ -191,14 +190,14 @@ class SRDS(Method):
         return self.num_blocks
 
 
-def _stops(changes: tuple[float, ...], stopping: Stopping) -> int:
+def _stops(changes: list[float], stopping: Stopping) -> int:
     """The iteration after which a sample stops; changes that were not seen shrink as the last ones did."""
-    seen, contraction = list(changes), stopping.contraction
+    contraction = stopping.contraction
     shrinks = changes[-1] / changes[-2] if len(changes) > 1 and changes[-2] else contraction.first / contraction.caution
     for iteration in range(1, stopping.max_iterations):
-        if len(seen) < iteration:
-            seen.append(seen[-1] * shrinks)
-        if estimated_error(seen[:iteration], contraction) <= stopping.tolerance:
+        if len(changes) < iteration:
+            changes.append(changes[-1] * shrinks)
+        if estimated_error(changes[:iteration], contraction) <= stopping.tolerance:
             return iteration
     return stopping.max_iterations
 
@@ -216,7 +215,5 @@ def srds(
 
     Multistep fine steps look back at the x0 of the step before, so the state at a boundary is (x, that x0). Both get
     the same correction; for the second, the coarse solver has the x0 at the boundary before.
-
-    coarse_solver: "ddim" (first order) or "2m" (DPM-Solver++(2M), reuses the output at the boundary before).
     """
     return (yield from run(x, program, compiled(noise, program, coarse_solver, Form.of(x, inputs, bitwise)), inputs))

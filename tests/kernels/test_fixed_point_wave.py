@@ -93,7 +93,7 @@ class Problem:
 
     def table(self) -> Table:
         spec = TensorSpec(self.state, self.device, len(self.shape))
-        return grid_of(self.noise, self.program, self.options, spec, scaled="scaled" in self.features).table
+        return grid_of(self.noise, self.program, self.options, spec, scaled="scaled" in self.features)[0]
 
     def memory(self, table: Table) -> Memory:
         draws = self.random(table.num_steps, *self.shape) if "noise" in self.features else None

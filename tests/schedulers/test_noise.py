@@ -170,46 +170,34 @@ def test_building_a_table_changes_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), rng)
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "option"),
-    [
-        (DDIMScheduler(thresholding=True), "thresholding"),
-        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
-        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
-        (DPMSolverMultistepScheduler(solver_order=3), "solver_order"),
-        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), "algorithm_type"),
-        (DPMSolverMultistepScheduler(variance_type="learned_range"), "variance_type"),
-        (DDPMScheduler(variance_type="learned_range"), "variance_type"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_refused_option_is_named_and_the_line_works(scheduler: object, option: str) -> None:
-    with pytest.raises(UnsupportedScheduler, match=option) as caught:
-        check_scheduler(scheduler)
-    check_scheduler(run_line(str(caught.value), scheduler))
-
-
+REFUSED = [
+    (DDIMScheduler(thresholding=True), "thresholding"),
+    (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
+    (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
+    (DPMSolverMultistepScheduler(solver_order=3), "solver_order"),
+    (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), "algorithm_type"),
+    (DPMSolverMultistepScheduler(variance_type="learned_range"), "variance_type"),
+    (DDPMScheduler(variance_type="learned_range"), "variance_type"),
+]
 REPLACED = (
     "PNDM", "UniPCMultistep", "DEISMultistep", "DPMSolverSinglestep", "LMSDiscrete", "HeunDiscrete", "KDPM2Discrete",
     "KDPM2AncestralDiscrete", "LCM", "TCD", "FlowMatchHeunDiscrete",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REPLACED)
-def test_an_unsupported_scheduler_gets_a_line_that_works(name: str) -> None:
-    scheduler = getattr(diffusers, f"{name}Scheduler")()
-    with pytest.raises(UnsupportedScheduler, match=name) as caught:
+@pytest.mark.parametrize(
+    ("scheduler", "says"),
+    [*REFUSED, *((getattr(diffusers, f"{name}Scheduler")(), name) for name in REPLACED)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_refused_is_named_with_a_line_that_works(scheduler: object, says: str) -> None:
+    with pytest.raises(UnsupportedScheduler, match=says) as caught:
         check_scheduler(scheduler)
-    check_scheduler(run_line(str(caught.value), scheduler))
-
-
-def run_line(message: str, scheduler: object) -> object:
-    """Run the line that the message tells the user to write."""
-    line = message.split("Write `")[1].split("`")[0]
-
+    # the line that the message tells the user to write
+    line = str(caught.value).split("Write `")[1].split("`")[0]
     pipe = SimpleNamespace(scheduler=scheduler)
     exec(line, {"diffusers": diffusers, "pipe": pipe})
-    return pipe.scheduler
+    check_scheduler(pipe.scheduler)
 
 
 def test_a_changed_step_is_noticed() -> None:

@@ -11,35 +11,22 @@ from cores import Denoiser, feed, one_by_one, table
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import GaussianMixture, noise
+from problems import noise
+from samplers import DIMENSIONS, mixture
 from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
 from srds_fast.planner.choose import choose
 from srds_fast.planner.settings import Settings
+from srds_fast.sampling.rows import draw_noise
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.chords import PAPER_STARTS, Chords, Cores, chord_starts, chords, chords_program
 from srds_fast.solvers.contract import SolverInputs
 from srds_fast.solvers.program import Boundary
 
-GAUSSIANS = GaussianMixture.random()
-
-
-def mixture(x: Tensor, t: Tensor) -> Tensor:
-    """Timesteps of any dtype."""
-    return GAUSSIANS(x, t.long())
-
 
 def paper(num_steps: int, num_cores: int) -> Cores:
     return chords_program(num_steps, chord_starts(num_steps, num_cores))
-
-
-def draws(grid: NoiseTable, x: Tensor, seed: int = 3) -> Tensor | None:
-    """Fresh noise of every step, [N, batch, ...]."""
-    if grid.spread is None:
-        return None
-    shape = grid.num_steps, *x.shape
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(x.dtype)
 
 
 @st.composite
@@ -94,16 +81,6 @@ def test_a_core_that_has_no_step_left_is_refused() -> None:
         choose(5, Settings(method=Chords(2, (0, 5))))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_core_0_is_the_sequential_sampler_to_the_bit(dtype: torch.dtype) -> None:
-    x = noise(3, 64, dtype=dtype)
-    grid = table(25)
-    expected = one_by_one(x, grid, mixture, by_row=True)
-    assert expected.dtype == dtype
-    for num_cores in (1, 4, 8):
-        assert torch.equal(feed(chords(x, grid, paper(25, num_cores)), mixture, grid, by_row=True)[0], expected)
-
-
 def naive(x: Tensor, grid: NoiseTable, starts: tuple[int, ...], denoiser: Denoiser) -> list[Tensor]:
     """The samples of all cores, the fastest first, written as the method reads: core by core, from slow to fast."""
     alpha, sigma, alpha_next, sigma_next = grid.alpha, grid.sigma, grid.alpha_next, grid.sigma_next
@@ -135,7 +112,7 @@ def naive(x: Tensor, grid: NoiseTable, starts: tuple[int, ...], denoiser: Denois
 
 @given(shapes(16), st.sampled_from([None, 1, 2, 3]))
 def test_every_core_does_what_the_method_says(shape: tuple[int, tuple[int, ...]], max_rows: int | None) -> None:
-    x = noise(2, 64)
+    x = noise(2, DIMENSIONS)
     grid = table(shape[0])
     plan = chords_program(*shape).limited_to(max_rows)
     assert max_rows is None or plan.peak_rows <= max_rows
@@ -144,40 +121,23 @@ def test_every_core_does_what_the_method_says(shape: tuple[int, tuple[int, ...]]
     assert [wave.positions for wave in waves] == list(plan.positions)
     assert [found.iteration for found in checkpoints] == list(range(len(expected)))
     assert [found.exact for found in checkpoints] == [False] * plan.num_iterations + [True]
+    assert checkpoints[0].change is None
+    for before, found in pairwise(checkpoints):
+        torch.testing.assert_close(found.change, (found.sample - before.sample).abs().mean(1), rtol=1e-10, atol=1e-14)
+    assert all(found.stationary is None for found in checkpoints)
     for found, sample in zip(checkpoints, expected, strict=True):
         torch.testing.assert_close(found.sample, sample, rtol=1e-10, atol=1e-10)
 
 
 def test_cores_that_agree_are_not_touched() -> None:
     """A core that begins one step after another is that one: every bracket is zero, to the bit."""
-    x = noise(2, 64)
+    x = noise(2, DIMENSIONS)
     grid = table(12)
     expected = one_by_one(x, grid, mixture, by_row=True)
     _, _, checkpoints = feed(chords(x, grid, chords_program(12, range(12))), mixture, grid, by_row=True)
     assert len(checkpoints) == 12
     assert all(torch.equal(found.sample, expected) for found in checkpoints)
     assert all(not found.change.any() for found in checkpoints[1:])
-
-
-@pytest.mark.parametrize(("num_steps", "num_cores"), [(50, 4), (50, 8), (25, 8), (100, 6)])
-def test_every_slower_core_is_closer(num_steps: int, num_cores: int) -> None:
-    x = noise(32, 64)
-    grid = table(num_steps)
-    found, _, checkpoints = feed(chords(x, grid, paper(num_steps, num_cores)), mixture, grid)
-    errors = [float((each.sample - found).abs().mean()) for each in checkpoints]
-    # beyond that it is rounding
-    assert all(later < max(before, 1e-14) for before, later in pairwise(errors))
-    assert errors[num_cores // 2] < errors[0] / 100
-
-
-def test_checkpoints_tell_how_far_the_sample_has_moved() -> None:
-    x = noise(3, 64)
-    grid = table(20)
-    _, _, checkpoints = feed(chords(x, grid, paper(20, 5)), mixture, grid)
-    assert checkpoints[0].change is None
-    for before, found in pairwise(checkpoints):
-        torch.testing.assert_close(found.change, (found.sample - before.sample).abs().mean(1), rtol=1e-10, atol=1e-14)
-    assert all(found.stationary is None for found in checkpoints)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +159,7 @@ def test_where_x0_does_not_change_jumps_are_the_steps_they_replace(
     """With the noise of these steps: every core is then the sequential sampler, from the first one to arrive on."""
     grid = table(shape[0], stock)
     x, x0 = noise(2, 8), noise(1, 8, seed=1)
-    inputs = SolverInputs(draws=draws(grid, x))
+    inputs = SolverInputs(draws=draw_noise(grid, x, x.dtype, torch.Generator().manual_seed(3)))
     expected = one_by_one(x, grid, lambda x, t: x0.expand_as(x), inputs)
     _, _, checkpoints = feed(chords(x, grid, chords_program(*shape), inputs), lambda x, t: x0.expand_as(x), grid)
     for found in checkpoints:
@@ -207,7 +167,7 @@ def test_where_x0_does_not_change_jumps_are_the_steps_they_replace(
 
 
 def test_samples_that_stop_between_cores_that_arrive_together() -> None:
-    x = noise(3, 64)
+    x = noise(3, DIMENSIONS)
     grid = table(12)
     plan = chords_program(12, (0, 4, 5, 6))
     together = [wave.boundaries for wave in plan if len(wave.boundaries) > 1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cores import Denoiser, assert_close, feed, table
 from diffusers import DDPMScheduler
-from fixed_points import FORMS, forms, inputs_of, states, sweeps_of, waves_until
+from fixed_points import FORMS, inputs_of, states, sweeps_of, waves_until
 from problems import noise, scheduler
 from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture
 from thinned import thinned_product
@@ -196,14 +196,6 @@ def test_a_related_sample_is_a_good_guess(options: FixedPoint) -> None:
     else:
         warm, cold = (len(feed(core(guess), MIXTURE, grid)[1]) for guess in (related, None))
     assert warm < cold
-
-
-@forms
-def test_the_limit_does_not_depend_on_the_guess(options: FixedPoint) -> None:
-    grid, x = table(14), noise(2, DIMENSIONS)
-    guess = noise(15, 2, DIMENSIONS, seed=1, dtype=torch.float32)
-    core = fixed_point(x, grid, sweeps_of(14, options), options, SolverInputs(initial_guess=guess), bitwise=True)
-    assert_close(feed(core, MIXTURE, grid)[0], states(MIXTURE, x, grid)[-1], 1e-10)
 
 
 @pytest.mark.parametrize("form", [name for name, options in FORMS.items() if options.num_nodes is None])

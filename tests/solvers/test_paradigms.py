@@ -97,16 +97,8 @@ def test_wave_for_wave_as_in_diffusers(how: tuple[int, float], name: str, guidan
     assert fast.report.peak_rows == min(window, STEPS)
     assert fast.report.converged == [True, True]
     assert_close(found, expected)
-
-
-@names
-def test_a_loose_tolerance_is_not_the_sequential_sampler(name: str) -> None:
-    """What is compared above is not one answer that all share."""
-    pipe = stock(name)
-    sequential = Watched(name, pipe, 5.0)()
-    fast = srds_fast.compile(pipe, method=ParaDiGMS(step_tolerance=0.5), engine="eager", strict=True)
-    difference = (Watched(name, fast, 5.0)() - sequential).abs().max()
-    assert float(difference) > 1e-3 * float(sequential.abs().max())
+    # it is not one answer that all share
+    assert float((found - Watched(name, pipe, guidance)()).abs().max()) > 1e-4 * float(expected.abs().max())
 
 
 @names

@@ -19,6 +19,7 @@ from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.contract import SolverInputs
 from srds_fast.solvers.parasolver import intervals
 from srds_fast.solvers.program import block_bounds
+from srds_fast.solvers.sliding import posterior_std
 
 STEPS = 24
 SCHEDULERS = {
@@ -54,15 +55,6 @@ class Reference:
     def call(self, index: int, x: Tensor) -> Tensor:
         return mixture(x, self.grid.timesteps[index].expand(len(x)))
 
-    def deviation(self, block: int) -> float:
-        """Standard deviation of DDPM's posterior from the beginning of a sub-interval to its end."""
-        grid, start, stop = self.grid, self.bounds[block], self.bounds[block + 1] - 1
-        spread = 0.0 if grid.spread is None else float(grid.spread[stop])
-        arrives = float(grid.sigma_next[stop]) ** 2 + spread**2
-        departs = float(grid.sigma[start]) ** 2
-        ratio = float(grid.alpha[start] / grid.alpha_next[stop]) ** 2
-        return float(max(0.0, arrives / departs * (departs - ratio * arrives)) ** 0.5)
-
     def run(self, x: Tensor) -> Tensor:
         options, bounds, count = self.options, self.bounds, len(self.bounds) - 1
         states: list[Tensor] = [x]
@@ -80,6 +72,7 @@ class Reference:
         for block in range(len(states) - 1, count):
             states.append(self.coast(block, states[block], newest))
             cleans.append(newest)
+        deviation = posterior_std(self.grid, bounds)
         first = len(self.calls) if count == self.grid.num_steps else 0
         last = min(first + options.window, count)
         while first < count:
@@ -105,7 +98,7 @@ class Reference:
                 drift, drift_x0 = drift + state - before, drift_x0 + clean - before_x0
                 moved.append(drift.square().mean(1).sqrt())
             for block in range(first, last):
-                bound = options.step_tolerance * self.deviation(min(block + 1, count - 1))
+                bound = options.step_tolerance * deviation[min(block + 1, count - 1)]
                 if not bool((moved[block - first] <= bound).all()):
                     break
             first = block + 1

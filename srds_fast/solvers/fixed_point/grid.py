@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,31 +19,34 @@ from .program import MOST_SPARSE_SWEEPS, Sweeps
 MIXINGS_OF_ALL = 5
 
 
-class Grid(NamedTuple):
-    """What a run is given, on the device.
-
-    Attributes:
-        table: what sweeps read.
-        growth: [N + 1, 1, ...], by how much a method's first guess grows from the starting noise on.
-    """
-
-    table: Table
-    growth: Tensor
-
-
 @lru_cache(maxsize=32)
-def grid_of(noise: NoiseTable, program: Sweeps, options: Parameters, spec: TensorSpec, *, scaled: bool) -> Grid:
-    """The grid of a run for states like these. scaled: the network's input is multiplied with the input scale."""
+def grid_of(
+    noise: NoiseTable, program: Sweeps, options: Parameters, spec: TensorSpec, *, scaled: bool
+) -> tuple[Table, Tensor]:
+    """What sweeps read, for states like these, and by how much a first guess grows from the starting noise on.
+
+    scaled: the network's input is multiplied with the input scale. The growth is [N + 1, 1, ...].
+    """
     data_std = options.data_std
     if data_std == "auto":
         data_std = 1.0 if noise.clip is None else 0.5 * noise.clip
     response, c = responses(noise, data_std)
     flows = data_std is not None and math.isfinite(data_std)
     growth = torch.cat([c.new_ones(1), c.cumprod(0) if flows else torch.ones_like(c)])
-    scan = Scan(_steps(noise, c), spec.dtype, spec.device, spec.ndim, noise.clip, options.order)
+    # the scan is given momentum and fresh noise as additions
+    steps = []
+    for index, (response_of_step, p, q) in enumerate(
+        zip(c.tolist(), noise.numbers["p"], noise.numbers["q"], strict=True)
+    ):
+        a, b, e, _ = first_order(noise, index, index + 1)
+        steps.append(ScanStep(a, b, response_of_step, e, p, q))
+    scan = Scan(steps, spec.dtype, spec.device, spec.ndim, noise.clip, options.order)
     of_output = spec.column((response - noise.p) / noise.q)
     momentum, spread = (None if each is None else spec.column(each) for each in (noise.momentum, noise.spread))
     rows = tuple(torch.tensor(positions, device=spec.device) for positions in program.positions)
+    # standard deviations of the states, for data of deviation 1
+    arrives = noise.alpha_next[-1:] ** 2 + noise.sigma_next[-1:] ** 2
+    level = torch.cat([noise.alpha**2 + noise.sigma**2, arrives]).sqrt()
     table = Table(
         spec.column(noise.p),
         spec.column(noise.q),
@@ -54,7 +56,7 @@ def grid_of(noise: NoiseTable, program: Sweeps, options: Parameters, spec: Tenso
         momentum,
         spread,
         scan,
-        _weight(noise).to(spec.device, spec.dtype)[:, None],
+        (level[-1] / level).to(spec.device, spec.dtype)[:, None],
         rows,
         _sweeps(noise, program, spec, rows, slides=options.window is not None),
         options.history,
@@ -62,7 +64,7 @@ def grid_of(noise: NoiseTable, program: Sweeps, options: Parameters, spec: Tenso
         MIXINGS_OF_ALL if options.num_nodes is None else MOST_SPARSE_SWEEPS,
         step_numbers(scan, of_output, momentum, spread),
     )
-    return Grid(table, spec.column(growth))
+    return table, spec.column(growth)
 
 
 def responses(noise: NoiseTable, data_std: float | None) -> tuple[Tensor, Tensor]:
@@ -81,22 +83,6 @@ def responses(noise: NoiseTable, data_std: float | None) -> tuple[Tensor, Tensor
     if noise.momentum is not None:
         gain = gain + noise.momentum
     return response, keep + gain * response
-
-
-def _weight(noise: NoiseTable) -> Tensor:
-    """[N + 1] float64: of the last state's standard deviation in those of all, for data of deviation 1."""
-    arrives = noise.alpha_next[-1:] ** 2 + noise.sigma_next[-1:] ** 2
-    level = torch.cat([noise.alpha**2 + noise.sigma**2, arrives]).sqrt()
-    return level[-1] / level
-
-
-def _steps(noise: NoiseTable, c: Tensor) -> list[ScanStep]:
-    """The steps without their momentum and their fresh noise, which the scan is given as additions."""
-    steps = []
-    for index, response in enumerate(c.tolist()):
-        a, b, e, _ = first_order(noise, index, index + 1)
-        steps.append(ScanStep(a, b, response, e, noise.numbers["p"][index], noise.numbers["q"][index]))
-    return steps
 
 
 def _sweeps(

@@ -88,8 +88,7 @@ def of_widths(num_steps: int, widths: Sequence[int]) -> Sweeps:
 def nodes(first: int, num_steps: int, num_nodes: int, *, between: bool) -> tuple[int, ...]:
     """Positions of the nodes from `first` on: it itself, the last few, and between them evenly spaced ones.
 
-    Args:
-        between: shift the evenly spaced ones by half their distance.
+    between: shift the evenly spaced ones by half their distance.
     """
     if num_steps - first <= num_nodes:
         return tuple(range(first, num_steps))

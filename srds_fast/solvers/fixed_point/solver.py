@@ -183,7 +183,6 @@ class Points:
         return torch.cat([each.unflatten(0, (branches, -1)) for each in got], 1).flatten(0, 1)
 
     def _constrained(self, points: Tensor, first: int) -> Tensor:
-        """The points from `first` on with the constraint."""
         return self._inputs.constrained(points, range(first, first + len(points)), self.samples)
 
 
@@ -220,10 +219,7 @@ class Window(Points):
         self.memory.x[window] = self.memory.before[window]
 
     def enter(self, last: int, stop: int) -> None:
-        """Points behind `last` up to `stop` enter the window: where the last one before them is, as the guess goes.
-
-        Those of a related sample are where it has them.
-        """
+        """Points behind `last` up to `stop` enter the window; without an initial guess, where the first guess leads."""
         if stop > last and self._inputs.initial_guess is None:
             growth, x = self._growth, self.memory.x
             x[last + 1 : stop + 1] = growth[last + 1 : stop + 1] / growth[last] * x[last]

@@ -83,7 +83,7 @@ def of_wave_update(moved: int | None, device: torch.device) -> Subject:
         return wave_update.wave_update(table, number, buffers, m, network=NETWORK)
 
     def reference() -> Tensor:
-        return wave_update_reference.wave_update(table, number, buffers, m, None, NETWORK, None)
+        return wave_update_reference.wave_update(table, number, buffers, m, None, NETWORK)
 
     return Subject(run, reference, buffers.memory, elements * each, rows)
 

@@ -50,17 +50,9 @@ def run(args: argparse.Namespace) -> None:
         entries += measured
     warn_if_busy((entry["seconds"], entry["slowest"]) for entry in entries)
     if args.json is not None:
-        document = {
-            "prompts": prompts,
-            "guidance": args.guidance,
-            "seed": args.seed,
-            "dtype": args.dtype,
-            "device": str(pipe.device),
-            "threads": torch.get_num_threads(),
-            "calls": args.calls,
-            "entries": entries,
-            "environment": environment(),
-        }
+        asked = {name: getattr(args, name) for name in ("guidance", "seed", "dtype", "calls")}
+        where = {"device": str(pipe.device), "threads": torch.get_num_threads(), "environment": environment()}
+        document = {"prompts": prompts, **asked, "entries": entries, **where}
         args.json.write_text(json.dumps(document, indent=2) + "\n")
         print(f"\n{args.json}")
 

@@ -27,8 +27,7 @@ class Stage(NamedTuple):
 
 
 class Convergence(NamedTuple):
-    """The iterations of SRDS on the way to the sequential images.
-
+    """
     Attributes:
         plan: what `final` was run with; it may stop earlier.
         stages: iteration 0 and later, run on beyond the tolerance.
@@ -56,8 +55,7 @@ def converge(
     Every timed call comes after an untimed run of its kind and decodes only its result.
 
     Args:
-        pipe: a latent text-to-image pipeline.
-        num_iterations: iterations to look at, whatever the tolerance would say.
+        num_iterations: to look at, whatever the tolerance would say.
         settings: of `compile`, for SRDS.
     """
     fast = compile(pipe, **settings, method=DEFAULT)
@@ -79,6 +77,6 @@ def converge(
 
 def _decoded(pipe: Any, latents: Tensor) -> Tensor:
     with torch.no_grad():
-        images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    pixels: Tensor = (images / 2 + 0.5).clamp(0, 1).cpu()
+        images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    pixels: Tensor = pipe.image_processor.postprocess(images, output_type="pt").cpu()
     return pixels

@@ -21,7 +21,6 @@ class Request:
     """What is asked of every pipeline alike.
 
     Attributes:
-        steps: N.
         guidance: guidance scale; None leaves it to the pipeline.
         seed: image i starts from a CPU generator seeded with `seed + i`.
     """

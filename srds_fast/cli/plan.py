@@ -40,15 +40,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{args.save}")
     if args.plot is not None:
         measured = _check(pipe, found, settings, _request(args))
-        rows = [
-            {
-                "predicted ms": f"{1e3 * candidate.fixed_seconds:.1f}",
-                "measured ms": f"{1e3 * seconds:.1f}",
-                "error": f"{candidate.fixed_seconds / seconds - 1:+.0%}",
-                "plan": candidate.name,
-            }
-            for candidate, seconds in measured.items()
-        ]
+        rows = []
+        for candidate, seconds in measured.items():
+            predicted = candidate.fixed_seconds
+            times = {"predicted ms": f"{1e3 * predicted:.1f}", "measured ms": f"{1e3 * seconds:.1f}"}
+            rows.append({**times, "error": f"{predicted / seconds - 1:+.0%}", "plan": candidate.name})
         show_table(rows, text=["plan"])
         prediction_plot(measured, args.plot)
         print(f"\n{args.plot}")

@@ -33,14 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def stock_images(prompts: list[str], steps: int, **options: Any) -> list[np.ndarray]:
-    seeds = range(len(prompts))
-    images = tiny.stable_diffusion()(
-        prompts,
-        num_inference_steps=steps,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        **options,
-    ).images
-    return [np.asarray(image, dtype=int) for image in images]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
+    call = tiny.stable_diffusion()(prompts, num_inference_steps=steps, generator=generators, **options)
+    return [np.asarray(image, dtype=int) for image in call.images]
 
 
 def opened(path: Path) -> np.ndarray:
@@ -82,13 +77,9 @@ def test_wrong_usage_ends_with_2(argv: list[str], capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("argv", [["--help"], ["env"], ["demo", "--help"]])
 def test_help_and_env_import_no_heavy_package(argv: list[str]) -> None:
-    script = (
-        "import sys\n"
-        "from srds_fast.cli import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit: pass\n"
-        "sys.exit(' '.join({'torch', 'diffusers', 'transformers', 'PIL', 'matplotlib'} & set(sys.modules)))\n"
-    )
+    heavy = "{'torch', 'diffusers', 'transformers', 'PIL', 'matplotlib'}"
+    script = "import sys\nfrom srds_fast.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    script += f"sys.exit(' '.join({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, check=False)
     assert done.stdout
     assert done.stderr.strip() == ""
@@ -165,10 +156,8 @@ def test_plan_prints_and_saves_the_plan_of_the_call(
 ) -> None:
     argv = ["plan", "--model", folder, "--steps", "30", "--blocks", "6", "--iterations", "2", "--coarse-solver", "ddim"]
     assert main([*argv, "--save", str(tmp_path / "plan.json")]) == 0
-    fast = srds_fast.compile(
-        tiny.stable_diffusion(), num_blocks=6, max_iterations=2, coarse_solver="ddim", method="srds"
-    )
-    expected = fast.plan_for(num_inference_steps=30)
+    settings = {"num_blocks": 6, "max_iterations": 2, "coarse_solver": "ddim", "method": "srds"}
+    expected = srds_fast.compile(tiny.stable_diffusion(), **settings).plan_for(num_inference_steps=30)
     assert srds_fast.Plan.load(tmp_path / "plan.json") == expected
     assert capsys.readouterr().out.startswith(f"{expected}\n")
 
@@ -197,9 +186,8 @@ def test_compare_writes_the_table_it_prints(folder: str, tmp_path: Path, capsys:
     assert document["prompts"] == ["a", "b"]
     assert document["environment"]["torch"] == version("torch")
     entries = document["entries"]
-    assert [(entry["steps"], entry["method"]) for entry in entries] == [
-        (steps, method) for steps in (4, 9) for method in ("sequential", "paper", "exact")
-    ]
+    asked = [(steps, method) for steps in (4, 9) for method in ("sequential", "paper", "exact")]
+    assert [(entry["steps"], entry["method"]) for entry in entries] == asked
     lines = cells(capsys.readouterr().out, "steps")
     for entry, line in zip(entries, lines, strict=True):
         assert line[:2] == [str(entry["steps"]), entry["method"]]
@@ -313,9 +301,8 @@ def test_an_unsupported_pipeline_is_told_in_one_line(tmp_path: Path, capsys: pyt
     unconditional.save_pretrained(tmp_path / "ddim")
     assert main(["generate", "a", "--model", str(tmp_path / "ddim")]) == 2
     assert "takes no prompt" in complaint(capsys)
-    StableDiffusionPAGPipeline(**tiny.stable_diffusion().components, requires_safety_checker=False).save_pretrained(
-        tmp_path / "pag"
-    )
+    guided = StableDiffusionPAGPipeline(**tiny.stable_diffusion().components, requires_safety_checker=False)
+    guided.save_pretrained(tmp_path / "pag")
     assert main(["generate", "a", "--model", str(tmp_path / "pag")]) == 2
     assert "StableDiffusionPAGPipeline cannot be driven: its loop uses the timestep" in complaint(capsys)
 

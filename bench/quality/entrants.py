@@ -73,16 +73,16 @@ def entrants(workload: Workload, steps: int, samples: int, compiles: bool) -> It
         for name, iterations in ITERATIONS.items():
             plan = CONTESTANTS[name].plan(steps)
             plan = fixed_at(plan, min(iterations, plan.max_iterations))
-            yield Entrant(name, partial(_loop, workload, plan), setting=f"iteration {plan.max_iterations}")
+            yield Entrant(name, partial(_loop, workload, plan), f"iteration {plan.max_iterations}")
         plan = CONTESTANTS[WINDOW].plan(steps, WINDOW_TOLERANCE)
-        yield Entrant(WINDOW, partial(_loop, workload, plan), setting=f"tolerance {WINDOW_TOLERANCE:g}")
-    else:
-        for name, point in points.items():
-            if isinstance(point, str):
-                yield left_out(name, point)
-            else:
-                plan = plan_of(CONTESTANTS[name], steps, point)
-                yield Entrant(name, partial(_loop, workload, plan), setting=point.setting, bound=True)
+        yield Entrant(WINDOW, partial(_loop, workload, plan), f"tolerance {WINDOW_TOLERANCE:g}")
+    for name, point in points.items():
+        if isinstance(point, str):
+            yield left_out(name, point)
+        else:
+            plan = plan_of(CONTESTANTS[name], steps, point)
+            yield Entrant(name, partial(_loop, workload, plan), point.setting, bound=True)
+    if problem is not None:
         yield attempted(OWN_STOP, partial(_as_the_paper_stops, workload, steps, problem))
     yield told(workload, steps, AUTO, "default tolerance", method="auto")
 

@@ -74,7 +74,7 @@ def test_planning(method: str, benchmark: Any) -> None:
     def call() -> None:
         for forget in caches:
             forget()
-        Run(choose(SAMPLED_STEPS, Settings(method=method)), x, noise_table(scheduler), "bench").next(None)
+        Run(choose(SAMPLED_STEPS, Settings(method=method)), x, noise_table(scheduler)).next(None)
 
     benchmarked(benchmark, "planning", call)
 

@@ -35,19 +35,21 @@ class Request:
     def arguments(self) -> dict[str, Any]:
         """Arguments of a pipeline call, with new generators; what is left to the pipeline is not among them."""
         count = len(self.prompts)
-        optional = {
-            "guidance_scale": self.guidance,
-            "num_images_per_prompt": self.images_per_prompt if self.images_per_prompt > 1 else None,
-            "negative_prompt": None if self.negative_prompt is None else [self.negative_prompt] * count,
-        }
         # on the CPU: then the noise is the same on every device and for every batch size
         seeds = range(self.seed, self.seed + count * self.images_per_prompt)
-        return {
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        asked: dict[str, Any] = {
             "prompt": list(self.prompts),
             "num_inference_steps": self.steps,
-            "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            **{name: value for name, value in optional.items() if value is not None},
+            "generator": generators,
         }
+        if self.guidance is not None:
+            asked["guidance_scale"] = self.guidance
+        if self.images_per_prompt > 1:
+            asked["num_images_per_prompt"] = self.images_per_prompt
+        if self.negative_prompt is not None:
+            asked["negative_prompt"] = [self.negative_prompt] * count
+        return asked
 
 
 def grey_levels(images: Tensor, reference: Tensor) -> dict[str, float]:
@@ -91,11 +93,7 @@ class Calls:
 def in_turn(
     pipes: Iterable[tuple[str, Any]], request: Request, rounds: int, announce: Announce = lambda _: None
 ) -> list[Calls]:
-    """Call every pipeline once a round, so that a busy minute of the machine disturbs all of them alike.
-
-    Args:
-        pipes: the name to announce, and the pipeline.
-    """
+    """Call every (named) pipeline once a round, so that a busy minute of the machine disturbs all of them alike."""
     calls = [(name, Calls(pipe)) for name, pipe in pipes]
     for _ in range(rounds):
         for name, done in calls:

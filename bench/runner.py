@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.command import Table, milliseconds
+from bench.command import Table
 from bench.speed.timing import reason, timed
 from bench.workloads.problems import difference
 from bench.workloads.samplers import Loop, Workload
@@ -165,17 +165,11 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
             if row["left_out"] is not None:
                 yield f"left out: {row['peer']}: {row['left_out']}"
                 continue
+            over = row["over_stock"], row["over_sequential"]
             off, compiling = row["difference"], row["compile_seconds"]
-            yield TABLE.line(
-                row["over_stock"],
-                row["over_sequential"],
-                None if off is None else f"{off:.3f}",
-                "yes" if row["within"] else None,
-                f"{row['waves']:.1f}",
-                f"{row['rows']:.1f}",
-                milliseconds(row["seconds"], row["lower"], row["upper"]),
-                None if compiling is None else f"{compiling:.0f}",
-                row["engine"],
-                row["peer"],
-                f"ran {row['method']}" if row["peer"] == AUTO else row["setting"],
-            )
+            near = None if off is None else f"{off:.3f}", "yes" if row["within"] else None
+            ms, lower, upper = (f"{1e3 * row[name]:.1f}" for name in ("seconds", "lower", "upper"))
+            took = f"{row['waves']:.1f}", f"{row['rows']:.1f}", f"{ms} ({lower}..{upper})"
+            at = f"ran {row['method']}" if row["peer"] == AUTO else row["setting"]
+            compiled = None if compiling is None else f"{compiling:.0f}"
+            yield TABLE.line(*over, *near, *took, compiled, row["engine"], row["peer"], at)

@@ -66,9 +66,7 @@ class Part(NamedTuple):
 def parts(gpu: bool, smoke: bool) -> list[Part]:
     """All of them: of the first call, the second and the third, in each those that matter most first.
 
-    Args:
-        gpu: there is one; without it kernels are interpreted.
-        smoke: the smallest size of everything.
+    Without a GPU kernels are interpreted; smoke: the smallest size of everything.
     """
 
     def part(name: str, seconds: float, command: str, *more: str, result: str | None = None, **rest: Any) -> Part:
@@ -124,12 +122,7 @@ def parts(gpu: bool, smoke: bool) -> list[Part]:
 
 
 def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) -> dict[str, Any]:
-    """Run the parts in turn, and write what is known after each.
-
-    Args:
-        budget: seconds for all.
-        facts: to be written with the rest.
-    """
+    """Run the parts in turn, within `budget` seconds, and write what is known, with these facts, after each."""
     begun = time.monotonic()
     found: dict[str, Any] = {**facts, "budget": budget, "parts": {}}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, (out / "logs.txt").open("w") as logs:

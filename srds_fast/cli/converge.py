@@ -13,7 +13,7 @@ from ..pipelines.compile import compile
 from ..planner.plan import Plan
 from ..solvers.program import Spent
 from ..solvers.registry import DEFAULT, SEQUENTIAL
-from .measure import Announce, Calls, Request, grey_levels, in_turn
+from .measure import Calls, Request, grey_levels, in_turn, label
 
 TIMED_CALLS = 2
 
@@ -47,9 +47,7 @@ class Convergence(NamedTuple):
         return grey_levels(images, self.stock.images)
 
 
-def converge(
-    pipe: Any, request: Request, num_iterations: int, settings: Mapping[str, Any], announce: Announce = lambda _: None
-) -> Convergence:
+def converge(pipe: Any, request: Request, num_iterations: int, settings: Mapping[str, Any]) -> Convergence:
     """Sample with the stock pipeline, with the compiled one sequentially, and with SRDS, iteration by iteration.
 
     Every timed call comes after an untimed run of its kind and decodes only its result.
@@ -60,9 +58,9 @@ def converge(
     """
     fast = compile(pipe, **settings, method=DEFAULT)
     plan = fast.plan_for(**request.arguments())
-    announce("warm-up")
+    label(pipe, "warm-up")
     Calls(pipe).add(replace(request, steps=min(2, request.steps)))
-    announce("SRDS, iteration by iteration")
+    label(pipe, "SRDS, iteration by iteration")
     shown = min(num_iterations, plan.num_blocks)
     patient = compile(pipe, **settings, method=DEFAULT, tolerance=0.0, max_iterations=shown)
     program = plan.program()
@@ -71,8 +69,8 @@ def converge(
         Stage(look.iteration, program.spent(look.iteration), _decoded(pipe, look.latents))
         for look in patient.stream(**request.arguments())
     )
-    pipes = [("stock pipeline", pipe), (SEQUENTIAL, compile(pipe, method=SEQUENTIAL)), ("SRDS", fast)]
-    return Convergence(request, plan, stages, *in_turn(pipes, request, TIMED_CALLS, announce))
+    pipes = {"stock pipeline": pipe, SEQUENTIAL: compile(pipe, method=SEQUENTIAL), "SRDS": fast}
+    return Convergence(request, plan, stages, *in_turn(pipe, pipes, request, TIMED_CALLS))
 
 
 def _decoded(pipe: Any, latents: Tensor) -> Tensor:

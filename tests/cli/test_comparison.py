@@ -78,9 +78,10 @@ def test_compare_measures_the_methods_asked_for(pipe: Any) -> None:
         assert entry["ratio"] == pytest.approx(entry["seconds"] / sequential["seconds"])
 
 
-def test_the_sequential_method_is_measured_even_if_it_is_not_asked_for(pipe: Any) -> None:
+def test_the_sequential_method_is_measured_if_not_asked_for(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     announced: list[str] = []
-    (entry,) = compare(pipe, Request(("a",), 4, 3.0), ["paper"], rounds=2, announce=announced.append)
+    monkeypatch.setattr(pipe, "set_progress_bar_config", lambda desc, **_: announced.append(desc))
+    (entry,) = compare(pipe, Request(("a",), 4, 3.0), ["paper"], rounds=2)
     assert (entry["method"], entry["ratio"] > 0) == ("paper", True)
     # in turn: what disturbs the machine for a while disturbs them all
     in_turn = ["4 steps, sequential", "4 steps, paper"]

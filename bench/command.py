@@ -59,8 +59,3 @@ class Table:
         """One line. None is a dash, floats get two decimals."""
         texts = ("-" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
         return "  ".join(map(format, texts, self._formats)).rstrip()
-
-
-def milliseconds(seconds: float, fastest: float, slowest: float) -> str:
-    """A time and, in brackets, the ends of its spread."""
-    return f"{1e3 * seconds:.1f} ({1e3 * fastest:.1f}..{1e3 * slowest:.1f})"

@@ -6,26 +6,14 @@ pyplot is not used: it would choose a window system for the whole process.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-COLOURS = {
-    "collocation": "#0064b4",
-    "srds": "#c2410c",
-    "parataa": "#15803d",
-    "paradigms": "#7e22ce",
-    "chords": "#a16207",
-    "stock": "#111111",
-    "by hand": "#111111",
-    "sequential": "#6b7280",
-    "diffusers": "#db2777",
-    "auto": "#0891b2",
-    "digits": "#0064b4",
-    "policy": "#15803d",
-    "sd15": "#c2410c",
-    "dit": "#7e22ce",
-    "sdxl": "#a16207",
-}
+# each has a colour of matplotlib's cycle of ten
+FAMILIES = (
+    "collocation", "srds", "parataa", "paradigms", "chords", "stock", "by hand", "sequential", "diffusers", "auto"
+)  # fmt: skip
 # the members of a family have one colour and differ in these
 STYLES, MARKERS = ("-", "--", ":", "-."), "osD^v"
 OFF = "difference to sequential, grey levels, 95th percentile of samples"
@@ -38,9 +26,9 @@ def styles(names: Iterable[str]) -> Iterator[tuple[str, str, int]]:
     """(name, colour of its family, number in its family)."""
     members: dict[str, int] = {}
     for name in names:
-        family = next(each for each in COLOURS if name.startswith(each))
+        family = next(each for each in FAMILIES if name.startswith(each))
         members[family] = members.get(family, -1) + 1
-        yield name, COLOURS[family], members[family]
+        yield name, f"C{FAMILIES.index(family)}", members[family]
 
 
 def waves_picture(title: str, steps: int, lines: Mapping[str, Sequence[tuple[float, float]]], path: Path) -> None:
@@ -82,28 +70,23 @@ def latency_picture(title: str, results: Sequence[Mapping[str, Any]], bound: flo
             "There is nothing to draw. A picture shows differences, which workloads with random weights do not have. "
             "Run digits or policy, or leave --picture out."
         )
-    workloads, steps = (dict.fromkeys(each[name] for each in drawn) for name in ("workload", "steps"))
+    workloads, steps = (list(dict.fromkeys(each[name] for each in drawn)) for name in ("workload", "steps"))
     heading = f"{title}\nlower is faster, left is nearer to the sequential sample; hollow: it stops by another test"
     figure, panels = _figure(len(steps), len(workloads), (8.2 * len(workloads), 5.2 * len(steps)), heading)
-    for row, number in enumerate(steps):
-        for column, workload in enumerate(workloads):
-            axes = panels[row][column]
-            here = {each["peer"]: each for each in drawn if (each["workload"], each["steps"]) == (workload, number)}
-            if not here:
-                axes.set_axis_off()
-                continue
-            style_of = {peer: style for peer, *style in styles(sorted(here))}
-            for peer, each in here.items():
-                colour, member = style_of[peer]
-                times = f"{each['over_stock']:.2f}x  " if each["over_stock"] else ""
-                ms, lower, upper = (1e3 * each[name] for name in ("seconds", "lower", "upper"))
-                full = each["within"] or peer.startswith(("stock", "by hand", "sequential", "diffusers", "auto"))
-                style = {"color": colour, "ecolor": (colour, 0.4), "linestyle": "", "marker": MARKERS[member % 5]}
-                style |= {"markerfacecolor": colour if full else "white", "label": f"{times}{peer}"}
-                axes.errorbar(max(each["difference"], SAME), ms, yerr=[[ms - lower], [upper - ms]], **style)
-            axes.set(title=f"{workload}, {number} steps", xscale="log", yscale="log", xlabel=OFF)
-            axes.set_ylabel("ms a call, median and quartiles")
-            _bound(axes, bound, f"equal difference: {bound:g}")
+    for axes, (number, workload) in zip(panels.flat, product(steps, workloads), strict=True):
+        here = {each["peer"]: each for each in drawn if (each["workload"], each["steps"]) == (workload, number)}
+        axes.set_visible(bool(here))
+        for peer, colour, member in styles(sorted(here)):
+            each = here[peer]
+            times = f"{each['over_stock']:.2f}x  " if each["over_stock"] else ""
+            ms, lower, upper = (1e3 * each[name] for name in ("seconds", "lower", "upper"))
+            full = each["within"] or peer.startswith(("stock", "by hand", "sequential", "diffusers", "auto"))
+            style = {"color": colour, "ecolor": (colour, 0.4), "linestyle": "", "marker": MARKERS[member % 5]}
+            style |= {"markerfacecolor": colour if full else "white", "label": f"{times}{peer}"}
+            axes.errorbar(max(each["difference"], SAME), ms, yerr=[[ms - lower], [upper - ms]], **style)
+        axes.set(title=f"{workload}, {number} steps", xscale="log", yscale="log", xlabel=OFF)
+        axes.set_ylabel("ms a call, median and quartiles")
+        _bound(axes, bound, f"equal difference: {bound:g}")
     _finish(figure, path)
 
 
@@ -120,12 +103,12 @@ def rows_picture(title: str, curves: Sequence[dict[str, Any]], path: Path) -> No
     for how, axes in zip(shown, panels, strict=True):
         axes.plot([1, most], [1, 1], color="0.4", linestyle="--", label="rows are free")
         axes.plot([1, most], [1, most], color="0.4", linestyle=":", label="rows cost as much as one by one")
-        for curve in curves:
+        for number, curve in enumerate(curves):
             if curve[how]:
                 first = curve[how][0] / curve["rows"][0]
                 label = f"{curve['network']}, {1e3 * first:.3g} ms a row"
                 times = [seconds / first for seconds in curve[how]]
-                axes.plot(curve["rows"], times, "o-", label=label, color=COLOURS[curve["network"]], markersize=4)
+                axes.plot(curve["rows"], times, "o-", label=label, color=f"C{number}", markersize=4)
         axes.set(title=hows[how], xlabel="rows of a call", ylabel="c(rows) / c(1)")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
@@ -150,7 +133,7 @@ def _bound(axes: Any, bound: float, text: str) -> None:
 def _finish(figure: Any, path: Path) -> None:
     """Give every panel its legend, and write the figure as PNG."""
     for axes in figure.axes:
-        if not axes.axison:
+        if not axes.get_visible():
             continue
         axes.grid(True, which="major", color="0.92", linewidth=0.6)
         for axis in (axes.xaxis, axes.yaxis):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.command import Table, milliseconds
+from bench.command import Table
 from bench.speed.timing import reason, timed
 from bench.workloads.problems import difference
 from bench.workloads.samplers import Loop, Workload
@@ -72,26 +72,23 @@ class Entrant:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
-    def begin(self) -> None:
-        """Make the loop and call it twice, which compiles, plans and records."""
-        assert self.make is not None
-        self.loop = self.make()
-        self.first_calls = sum(timed(self.loop.call)[0] for _ in range(2))
-
-    def round(self, sample: int) -> None:
-        """One call."""
-        assert self.loop is not None
-        seconds, answer = timed(partial(self.loop.call, sample))
-        self.answers.append(answer.double().cpu())
-        self.reports.append(self.loop.report())
-        self.seconds.append(seconds)
-
-    def attempt(self, step: Callable[..., None], *arguments: Any) -> None:
-        if self.failed is None:
-            try:
-                step(*arguments)
-            except Exception as why:  # whatever an engine, a compiler or a device raises: others go on
-                self.failed, self.loop = reason(why), None
+    def call(self, sample: int | None) -> None:
+        """Make one call. None: make the loop and call it twice, which compiles, plans and records."""
+        if self.failed is not None:
+            return
+        try:
+            if sample is None:
+                assert self.make is not None
+                self.loop = self.make()
+                self.first_calls = sum(timed(self.loop.call)[0] for _ in range(2))
+            else:
+                assert self.loop is not None
+                seconds, answer = timed(partial(self.loop.call, sample))
+                self.answers.append(answer.double().cpu())
+                self.reports.append(self.loop.report())
+                self.seconds.append(seconds)
+        except Exception as why:  # whatever an engine, a compiler or a device raises: others go on
+            self.failed, self.loop = reason(why), None
 
 
 def left_out(name: str, why: str) -> Entrant:
@@ -104,43 +101,34 @@ def told(workload: Workload, steps: int, name: str, setting: str = "", **setting
     return Entrant(name, partial(workload.ours, steps, settings), setting)
 
 
-def take_turns(every: Sequence[Entrant], samples: int) -> Iterator[None]:
-    """Call all in turn, once for each sample; what disturbs the machine disturbs them alike. Yields after each round.
+def measured(name: str, workload: Workload, steps: int, samples: int, every: Sequence[Entrant]) -> Iterator[list[Row]]:
+    """Call all in turn, once for each sample, so that what disturbs the machine disturbs them alike.
 
     What compiles takes longest. It begins after the first round of the others, so that an interrupted run has these.
-    """
-    for compiles in sorted({each.compiles for each in every}):
-        now = [each for each in every if each.compiles == compiles]
-        for each in now:
-            each.attempt(each.begin)
-        for each in now:
-            each.attempt(each.round, 0)
-        yield
-    for sample in range(1, samples):
-        for each in every:
-            each.attempt(each.round, sample)
-        yield
-
-
-def measured(name: str, workload: Workload, steps: int, samples: int, every: Sequence[Entrant]) -> Iterator[list[Row]]:
-    """All rows so far, after every round: the fastest first, those that did not run last.
 
     Args:
         every: the first is what the others are compared with.
+
+    Yields:
+        All rows so far, after every round: the fastest first, those that did not run last.
     """
-    for _ in take_turns(every, samples):
+    turns = [([each for each in every if each.compiles == compiles], (None, 0)) for compiles in (False, True)]
+    turns += [(list(every), (sample,)) for sample in range(1, samples)]
+    for called, numbers in turns:
+        for sample in numbers:
+            for each in called:
+                each.call(sample)
         running = [each for each in every if each.failed is None and each.seconds]
-        first = every[0] if every[0] in running else None
-        rows = [_row(each, first, running, workload.problem is not None) for each in running]
+        rows = [_row(each, every[0], running, workload.problem is not None) for each in running]
         rows.sort(key=lambda row: row["seconds"])
         others = [each for each in every if each not in running]
         rows += [{"peer": each.name, "setting": each.setting, "left_out": each.failed or NOT_TIMED} for each in others]
         yield [{"workload": name, "steps": steps, **row} for row in rows]
 
 
-def _row(each: Entrant, first: Entrant | None, running: Sequence[Entrant], trained: bool) -> Row:
+def _row(each: Entrant, first: Entrant, running: Sequence[Entrant], trained: bool) -> Row:
     sequential = min((one.median for one in running if one.name.startswith(SEQUENTIAL)), default=None)
-    expected = [] if first is None else first.answers
+    expected = first.answers if first in running else []
     if each.reference is not None:
         expected = [each.reference(sample) for sample in range(len(each.answers))]
     off = difference(torch.cat(each.answers), torch.cat(expected)).quantile(0.95) if trained and expected else None
@@ -150,7 +138,7 @@ def _row(each: Entrant, first: Entrant | None, running: Sequence[Entrant], train
         "peer": each.name,
         "setting": each.setting,
         "left_out": None,
-        "over_stock": None if first is None else first.median / each.median,
+        "over_stock": first.median / each.median if first in running else None,
         "over_sequential": None if sequential is None else sequential / each.median,
         "difference": None if off is None else float(off),
         "within": each.bound,
@@ -177,17 +165,11 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
             if row["left_out"] is not None:
                 yield f"left out: {row['peer']}: {row['left_out']}"
                 continue
+            over = row["over_stock"], row["over_sequential"]
             off, compiling = row["difference"], row["compile_seconds"]
-            yield TABLE.line(
-                row["over_stock"],
-                row["over_sequential"],
-                None if off is None else f"{off:.3f}",
-                "yes" if row["within"] else None,
-                f"{row['waves']:.1f}",
-                f"{row['rows']:.1f}",
-                milliseconds(row["seconds"], row["lower"], row["upper"]),
-                None if compiling is None else f"{compiling:.0f}",
-                row["engine"],
-                row["peer"],
-                f"ran {row['method']}" if row["peer"] == AUTO else row["setting"],
-            )
+            near = None if off is None else f"{off:.3f}", "yes" if row["within"] else None
+            ms, lower, upper = (f"{1e3 * row[name]:.1f}" for name in ("seconds", "lower", "upper"))
+            took = f"{row['waves']:.1f}", f"{row['rows']:.1f}", f"{ms} ({lower}..{upper})"
+            at = f"ran {row['method']}" if row["peer"] == AUTO else row["setting"]
+            compiled = None if compiling is None else f"{compiling:.0f}"
+            yield TABLE.line(*over, *near, *took, compiled, row["engine"], row["peer"], at)

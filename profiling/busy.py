@@ -49,20 +49,12 @@ def measured(loop: Loop, calls: int) -> dict[str, Any]:
     here, activity = (DeviceType.CPU, ProfilerActivity.CPU) if SMALL else (DeviceType.CUDA, ProfilerActivity.CUDA)
     with profile(activities=[activity]) as profiled:
         timed(loop.call)
-    ranges = [
-        event.time_range
-        for event in profiled.events()
-        if event.device_type == here and not getattr(event, "is_user_annotation", False)
-    ]
+    events = [event for event in profiled.events() if event.device_type == here]
+    ranges = [event.time_range for event in events if not getattr(event, "is_user_annotation", False)]
     working = covered((each.start, each.end) for each in ranges) / 1e6  # of microseconds
-    return {
-        "seconds": seconds,
-        "busy_seconds": working,
-        "busy": min(1.0, working / seconds),
-        "launched": len(ranges),
-        "launched_per_wave": len(ranges) / loop.report().waves,
-        "engine": loop.report().engine,
-    }
+    found = {"seconds": seconds, "busy_seconds": working, "busy": min(1.0, working / seconds), "launched": len(ranges)}
+    report = loop.report()
+    return {**found, "launched_per_wave": len(ranges) / report.waves, "engine": report.engine}
 
 
 def main(arguments: list[str] | None = None) -> None:

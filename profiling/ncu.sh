@@ -11,23 +11,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ncu=${NCU:-ncu}
-if [[ ${1:--} == -* ]]; then
-  echo "What is to be looked at? Name a workload first: bash profiling/ncu.sh digits" >&2
-  exit 2
-fi
-if ! command -v "$ncu" >/dev/null; then
-  echo "There is no $ncu. It comes with the CUDA toolkit and alone as 'Nsight Compute'; name it in NCU=/path/to/ncu." >&2
-  exit 2
-fi
 . profiling/lay_out.sh
-if ! has_gpu; then
-  echo "There is no GPU, so no kernel to look into. Use profiling/nsys.sh: it records ranges without one." >&2
-  exit 2
-fi
-out=${OUT:-profiles}
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
-to="$out/${NAME:-$1}"
+begin_with "$ncu" "Nsight Compute" NCU "$@"
+has_gpu || refuse "There is no GPU, so no kernel to look into. Use profiling/nsys.sh: it records ranges without one."
 
 replays=()
 case " ${*/=/ } " in

@@ -13,19 +13,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 nsys=${NSYS:-nsys}
-if [[ ${1:--} == -* ]]; then
-  echo "What is to be recorded? Name a workload first: bash profiling/nsys.sh digits" >&2
-  exit 2
-fi
-if ! command -v "$nsys" >/dev/null; then
-  echo "There is no $nsys. It comes with the CUDA toolkit and alone as 'Nsight Systems'; name it in NSYS=/path/to/nsys." >&2
-  exit 2
-fi
-out=${OUT:-profiles}
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
-to="$out/${NAME:-$1}"
 . profiling/lay_out.sh
+begin_with "$nsys" "Nsight Systems" NSYS "$@"
 
 # no sampling and no context switches: they cost time, and are not reported
 flags=(--sample=none --cpuctxsw=none --force-overwrite=true --output="$to")

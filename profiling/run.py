@@ -13,15 +13,14 @@ small.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 import srds_fast
 from bench.command import parser, writable, write
+from bench.speed.timing import timed
 from bench.workloads.networks import SMALL
 from bench.workloads.samplers import WORKLOADS
 from srds_fast.errors import SrdsFastError
@@ -30,7 +29,6 @@ ENGINES = ("eager", "graph", "network-graphs")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
     found = parser("profiling.run", __doc__)
     found.add_argument("workload", choices=WORKLOADS)
     found.add_argument("--method", default="srds", help="of srds_fast.compile (default: srds)")
@@ -60,29 +58,15 @@ def main(arguments: list[str] | None = None) -> None:
     # graphs belong to a loop: those of this one are thrown away
     anew = options.engine != "eager" and not options.only_replays
     loop = workload.ours(options.steps, settings) if anew else warm
-    with _captured(options.trace):
-        if loop is not warm:
+
+    def captured() -> None:
+        for _ in range(options.calls + anew):
             loop.call()
-        for _ in range(options.calls):
-            loop.call()
+
+    with nullcontext() if SMALL else torch.cuda.profiler.profile(), srds_fast.profile(options.trace):
+        timed(captured)  # waits for the device before and after
     print(loop.report())
     write(options.json, workload=options.workload, report=loop.report().to_dict(), widths=loop.widths())
-
-
-@contextmanager
-def _captured(trace: Path | None) -> Iterator[None]:
-    """The part that profilers look at."""
-    if not SMALL:
-        torch.cuda.synchronize()
-        torch.cuda.profiler.start()
-    try:
-        with srds_fast.profile(trace):
-            yield
-            if not SMALL:
-                torch.cuda.synchronize()
-    finally:
-        if not SMALL:
-            torch.cuda.profiler.stop()
 
 
 if __name__ == "__main__":

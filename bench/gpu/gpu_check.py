@@ -43,50 +43,43 @@ THIRD_CALL = ("switches", "sanitizer")
 
 
 class Part(NamedTuple):
-    """One thing to find out.
-
-    Attributes:
-        name: of it.
-        seconds: at most.
-        command: its arguments; {folder} is a folder of its own, {out} that of the results.
-        result: file in its folder with its figures: JSON, or .xml of pytest; what it prints is in "stdout".
-        needs: a part that must have run without a failed test, if it is chosen too.
-        program: that must be there.
-        environment: set for it.
-        keeps: files of its folder that belong to the results, those that are there and not too large.
-        shows: what it prints belongs to the summary.
-    """
+    """One thing to find out."""
 
     name: str
+    # at most
     seconds: float
+    # {folder} is a folder of its own, {out} that of the results
     command: tuple[str, ...]
+    # file in its folder with its figures: JSON, or .xml of pytest; what it prints is in "stdout"
     result: str | None = None
+    # a part that must have run without a failed test, if it is chosen too
     needs: str | None = None
+    # that must be there
     program: str | None = None
     environment: dict[str, str] = {}  # noqa: RUF012
+    # files of its folder that belong to the results, those that are there and not too large
     keeps: tuple[str, ...] = ()
+    # what it prints belongs to the summary
     shows: bool = False
 
 
 def parts(gpu: bool, smoke: bool) -> list[Part]:
     """All of them: of the first call, the second and the third, in each those that matter most first.
 
-    Args:
-        gpu: there is one; without it kernels are interpreted.
-        smoke: the smallest size of everything.
+    Without a GPU kernels are interpreted; smoke: the smallest size of everything.
     """
 
-    def words(command: str) -> tuple[str, ...]:
-        return tuple(shlex.split(command))
+    def part(name: str, seconds: float, command: str, *more: str, result: str | None = None, **rest: Any) -> Part:
+        return Part(name, 300 if smoke else seconds, (*shlex.split(command), *more), result, **rest)
 
-    def bench(name: str, seconds: float, module: str, full: str = "", small: str = "", **more: Any) -> Part:
+    def bench(name: str, seconds: float, module: str, full: str = "", small: str = "", **rest: Any) -> Part:
         command = f"python -m {module} --json {{folder}}/result.json {small if smoke else full}"
-        return Part(name, seconds, words(command), "result.json", shows=True, **more)
+        return part(name, seconds, command, result="result.json", shows=True, **rest)
 
     def tests(name: str, seconds: float, *arguments: str, **environment: str) -> Part:
         # a file that cannot be imported is one failure, and the others run
         quiet = "python -m pytest -q -p no:cacheprovider --junitxml={folder}/result.xml --continue-on-collection-errors"
-        return Part(name, seconds, (*words(quiet), *arguments), "result.xml", environment=environment)
+        return part(name, seconds, quiet, *arguments, result="result.xml", environment=environment)
 
     workers = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
     parallel = gpu and not smoke and workers > 1 and importlib.util.find_spec("xdist") is not None
@@ -97,16 +90,15 @@ def parts(gpu: bool, smoke: bool) -> list[Part]:
     marked = [path for path in files if path.name == "test_gpu.py" or (not smoke and "mark.gpu" in path.read_text())]
     drawn = "--picture {out}/rows.png" if importlib.util.find_spec("matplotlib") is not None else ""
     traced = "digits --engine graph --trace {folder}/trace.json"
-    recorded = words("bash profiling/nsys.sh digits --engine graph --steps 25")
     # every kernel once, at its smallest
     once = tests("sanitizer", 240, "tests/kernels", "-k", SMOKE_TESTS)
     # torch and Triton ask the driver for what it may lack, which is no error of a kernel
-    checked = (*words("compute-sanitizer --report-api-errors no --error-exitcode 1"), *once.command)
+    checked = (*shlex.split("compute-sanitizer --report-api-errors no --error-exitcode 1"), *once.command)
     # every tensor an allocation of its own: beyond a tensor in a block of torch's lies another one
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     peers, policy, few = "bench.quality.peers", "--workloads policy", "--samples 4"
-    every = [
-        Part("environment", 20, words("python -m srds_fast.cli env --json"), "stdout"),
+    return [
+        part("environment", 20, "python -m srds_fast.cli env --json", result="stdout"),
         tests("kernel_tests", 70, *side_by_side, "tests/kernels", *some, **interpreted),
         tests("gpu_tests", 80, *side_by_side, "-m", "gpu", *map(str, marked)),
         # the network that takes longest last
@@ -119,24 +111,18 @@ def parts(gpu: bool, smoke: bool) -> list[Part]:
               "--smoke --workloads dit"),
         bench("busy", 60, "profiling.busy", "", policy),
         bench("profile", 60, "profiling.run", traced, f"{traced} --steps 6 --calls 1", keeps=("trace.json",)),
-        Part("nsys", 60, recorded, program="nsys", environment={"OUT": "{folder}"},
-             keeps=("digits.nsys-rep", "digits.txt"), shows=True),
+        part("nsys", 60, "bash profiling/nsys.sh digits --engine graph --steps 25", program="nsys",
+             environment={"OUT": "{folder}"}, keeps=("digits.nsys-rep", "digits.txt"), shows=True),
         bench("engines", 150, "bench.speed.engines", "--workloads digits policy sd15 dit --repeat 3 --steps 25",
               policy),
         bench("peers_policy", 150, peers, f"{policy} --steps 100 --training-steps 500 {few}", f"--smoke {policy}"),
         bench("switches", 240, "bench.speed.switches", "", "--workloads dit --switches 'late stop' --repeat 1"),
         once._replace(command=checked, program="compute-sanitizer", environment=alone),
     ]  # fmt: skip
-    return [part._replace(seconds=300) for part in every] if smoke else every
 
 
 def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) -> dict[str, Any]:
-    """Run the parts in turn, and write what is known after each.
-
-    Args:
-        budget: seconds for all.
-        facts: to be written with the rest.
-    """
+    """Run the parts in turn, within `budget` seconds, and write what is known, with these facts, after each."""
     begun = time.monotonic()
     found: dict[str, Any] = {**facts, "budget": budget, "parts": {}}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, (out / "logs.txt").open("w") as logs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,20 +27,20 @@ class Contestant(NamedTuple):
 
     Attributes:
         name: for tables.
-        method: number of steps -> its name or options.
+        method: its name or options, or a function of the number of steps that returns them.
         tolerances: from loose to tight, of a method that stops each sample by itself: there is a run for each. Of a
             sliding window they are its step_tolerance. (): the method is stopped from outside, at an iteration.
         peer: it is timed by `bench.quality.peers` as well.
     """
 
     name: str
-    method: Callable[[int], Any]
+    method: Any
     tolerances: tuple[float, ...] = ()
     peer: bool = True
 
     def plan(self, steps: int, tolerance: float | None = None) -> Plan:
         """Its plan, with one of its tolerances where it has some."""
-        settings = Settings(method=self.method(steps), tolerance=NEVER)
+        settings = Settings(method=self.method(steps) if callable(self.method) else self.method, tolerance=NEVER)
         plan = choose(steps, settings)
         if tolerance is None:
             return plan
@@ -51,25 +50,20 @@ class Contestant(NamedTuple):
         return choose(steps, replace(settings, tolerance=tolerance))
 
 
-def _with(options: Any) -> Callable[[int], Any]:
-    return lambda steps: options
-
-
 CONTESTANTS: dict[str, Contestant] = {
     each.name: each
     for each in (
         Contestant(PAPER, SrdsOptions.published),
-        Contestant(SRDS, _with("srds")),
-        Contestant(f"{SRDS}, stops itself", _with("srds"), TOLERANCES),
-        Contestant(DEFAULT, _with(Collocation(num_nodes=DEFAULT_NODES))),
-        Contestant(f"{DEFAULT}, stops itself", _with(Collocation()), TOLERANCES),
-        *(Contestant(f"collocation, {n} nodes", _with(Collocation(num_nodes=n)), peer=False) for n in (12, 16, 32)),
-        Contestant("parataa (default)", _with(ParaTAA())),
-        Contestant("parataa, as published", _with(ParaTAA.published()), PARATAA_TOLERANCES),
-        *(
-            Contestant(f"paradigms, window {w}", _with(ParaDiGMS(window=w)), PARADIGMS_TOLERANCES, peer=w < 100)
-            for w in (10, 25, 100)
-        ),
-        *(Contestant(f"chords, {cores} cores", _with(Chords(num_cores=cores))) for cores in (4, 8)),
+        Contestant(SRDS, "srds"),
+        Contestant(f"{SRDS}, stops itself", "srds", TOLERANCES),
+        Contestant(DEFAULT, Collocation(num_nodes=DEFAULT_NODES)),
+        Contestant(f"{DEFAULT}, stops itself", Collocation(), TOLERANCES),
+        *(Contestant(f"collocation, {n} nodes", Collocation(num_nodes=n), peer=False) for n in (12, 16, 32)),
+        Contestant("parataa (default)", ParaTAA()),
+        Contestant("parataa, as published", ParaTAA.published(), PARATAA_TOLERANCES),
+        Contestant("paradigms, window 10", ParaDiGMS(window=10), PARADIGMS_TOLERANCES),
+        Contestant("paradigms, window 25", ParaDiGMS(window=25), PARADIGMS_TOLERANCES),
+        Contestant("paradigms, window 100", ParaDiGMS(window=100), PARADIGMS_TOLERANCES, peer=False),
+        *(Contestant(f"chords, {cores} cores", Chords(num_cores=cores)) for cores in (4, 8)),
     )
 }

@@ -6,10 +6,9 @@ import copy
 import functools
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from diffusers import DDIMParallelScheduler, DDIMScheduler, StableDiffusionParadigmsPipeline, StableDiffusionPipeline
@@ -46,21 +45,24 @@ Points = dict[str, Point | str]
 """method -> its cheapest point within the bound, or why there is none"""
 
 
-def entrants(workload: Workload, steps: int, samples: int, compiled: Mapping[str, Any]) -> Iterator[Entrant]:
+def entrants(workload: Workload, steps: int, samples: int, compiles: bool) -> Iterator[Entrant]:
     """All of them, the stock loop first. One that cannot be made says why not.
 
     Args:
         samples: of the workload that settings are searched with.
-        compiled: mode -> the workload's network, compiled in it, or a text: why it is not.
+        compiles: torch.compile takes part. It finds what it has compiled for other steps.
     """
     yield Entrant(STOCK, partial(workload.stock, steps))
     for mode, name in COMPILED.items():
-        if isinstance(compiled[mode], str):
-            yield left_out(name, compiled[mode])
+        if not compiles:
+            yield left_out(name, "--smoke or --no-compile leaves it out")
+        elif SMALL and mode == "reduce-overhead":
+            yield left_out(name, "it is the default with CUDA graphs, and this is a CPU")
         else:
-            yield Entrant(name, partial(workload.stock, steps, compiled[mode]), compiles=True)
+            network = torch.compile(workload.network, mode=mode, dynamic=False)
+            yield Entrant(name, partial(workload.stock, steps, network), compiles=True)
     if isinstance(workload, SampledWorkload) and workload.problem is not None:
-        yield by_hand(workload, steps)
+        yield Entrant(BY_HAND, partial(by_hand, workload, steps))
     problem = None if workload.problem is None else workload.problem.only(slice(samples))
     points = {} if problem is None else _searched(problem, steps)
     yield from of_diffusers(workload, steps, samples, points)
@@ -71,16 +73,16 @@ def entrants(workload: Workload, steps: int, samples: int, compiled: Mapping[str
         for name, iterations in ITERATIONS.items():
             plan = CONTESTANTS[name].plan(steps)
             plan = fixed_at(plan, min(iterations, plan.max_iterations))
-            yield Entrant(name, partial(_loop, workload, plan), setting=f"iteration {plan.max_iterations}")
+            yield Entrant(name, partial(_loop, workload, plan), f"iteration {plan.max_iterations}")
         plan = CONTESTANTS[WINDOW].plan(steps, WINDOW_TOLERANCE)
-        yield Entrant(WINDOW, partial(_loop, workload, plan), setting=f"tolerance {WINDOW_TOLERANCE:g}")
-    else:
-        for name, point in points.items():
-            if isinstance(point, str):
-                yield left_out(name, point)
-            else:
-                plan = plan_of(CONTESTANTS[name], steps, point)
-                yield Entrant(name, partial(_loop, workload, plan), setting=point.setting, bound=True)
+        yield Entrant(WINDOW, partial(_loop, workload, plan), f"tolerance {WINDOW_TOLERANCE:g}")
+    for name, point in points.items():
+        if isinstance(point, str):
+            yield left_out(name, point)
+        else:
+            plan = plan_of(CONTESTANTS[name], steps, point)
+            yield Entrant(name, partial(_loop, workload, plan), point.setting, bound=True)
+    if problem is not None:
         yield attempted(OWN_STOP, partial(_as_the_paper_stops, workload, steps, problem))
     yield told(workload, steps, AUTO, "default tolerance", method="auto")
 
@@ -93,12 +95,8 @@ def attempted(name: str, make: Callable[[], Entrant]) -> Entrant:
         return left_out(name, reason(why))
 
 
-def by_hand(workload: SampledWorkload, steps: int) -> Entrant:
+def by_hand(workload: SampledWorkload, steps: int) -> Loop:
     """The sequential loop that one would write for this policy alone: nothing but arithmetic between two calls."""
-    return Entrant(BY_HAND, partial(_by_hand, workload, steps))
-
-
-def _by_hand(workload: SampledWorkload, steps: int) -> Loop:
     network = workload.network
     ddim = demonstrations.scheduler()
     ddim.set_timesteps(steps)
@@ -225,19 +223,14 @@ def diffusers_paradigms(workload: PipelineWorkload, steps: int, window: int, tol
     @torch.no_grad()
     def call(sample: int = 0) -> Tensor:
         widths.clear()
-        watch = pipe.unet.register_forward_pre_hook(
-            lambda _, given: widths.append(len(given[0]) // workload.entries)
-        )  # fmt: skip
-        try:
-            arguments = workload.arguments(steps, sample)
-            images: Tensor = pipe(**arguments, parallel=window, tolerance=tolerance).images
-        finally:
-            watch.remove()
+        # other loops call this network too, so it is watched during this call alone
+        watch = pipe.unet.register_forward_pre_hook(lambda _, given: widths.append(len(given[0]) // workload.entries))
+        with watch:
+            images: Tensor = pipe(**workload.arguments(steps, sample), parallel=window, tolerance=tolerance).images
         return images
 
     def report() -> Report:
-        return Report(
-            "paradigms", "diffusers", "stock", steps, waves=len(widths), rows=sum(widths), peak_rows=max(widths)
-        )
+        waves, rows = len(widths), sum(widths)
+        return Report("paradigms", "diffusers", "stock", steps, waves=waves, rows=rows, peak_rows=max(widths))
 
     return Loop(call, report)

@@ -25,51 +25,26 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor.utils import fresh_cache
 
 from bench.command import environment, parser, writable, write, written
 from bench.pictures import latency_picture
 from bench.revision import revision
 from bench.runner import Row, measured, table
 from bench.workloads import demonstrations
-from bench.workloads.networks import DEVICE, SMALL
+from bench.workloads.networks import DEVICE
 from bench.workloads.samplers import SAMPLES, WORKLOADS, Workload, policy
 
-from .entrants import BOUND, COMPILED, entrants
+from .entrants import BOUND, entrants
 
 STEPS = (25, 50, 100)
 # training steps of all pipelines' schedulers
 MOST_STEPS = 1000
-
-
-def compiled(workload: Workload, left_out: bool) -> dict[str, Any]:
-    """Mode -> the network, to be compiled in it by its first call; or a text: why it is not."""
-    found: dict[str, Any] = {}
-    for mode in COMPILED:
-        if left_out:
-            found[mode] = "--smoke or --no-compile leaves it out"
-        elif SMALL and mode == "reduce-overhead":
-            found[mode] = "it is the default with CUDA graphs, and this is a CPU"
-        else:
-            found[mode] = torch.compile(workload.network, mode=mode, dynamic=False)
-    return found
-
-
-def about(arguments: Sequence[str], samples: int) -> dict[str, Any]:
-    """What a run is of: device, versions, commit."""
-    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU ({platform.machine()})"
-    return {
-        "environment": environment(),
-        "where": f"{device}, {torch.get_num_threads()} CPU thread, {samples} samples",
-        # of the working folder: the code may have been laid out elsewhere
-        "runs": [{"commit": revision(Path.cwd()), "arguments": list(arguments)}],
-        "bound": BOUND,
-    }
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -107,7 +82,14 @@ def main(arguments: list[str] | None = None) -> None:
         print(run["where"], *table(results), sep="\n")
         write(options.json, **run)
     else:
-        run = about(sys.argv[1:] if arguments is None else arguments, options.samples)
+        device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU ({platform.machine()})"
+        run = {
+            "environment": environment(),
+            "where": f"{device}, {torch.get_num_threads()} CPU thread, {options.samples} samples",
+            # of the working folder: the code may have been laid out elsewhere
+            "runs": [{"commit": revision(Path.cwd()), "arguments": sys.argv[1:] if arguments is None else arguments}],
+            "bound": BOUND,
+        }
         print(run["where"], flush=True)
         results = _run(options, run)
     if options.picture is not None:
@@ -122,23 +104,16 @@ def _run(options: argparse.Namespace, run: dict[str, Any]) -> list[Row]:
             workload: Workload = policy(demonstrations.trained(options.weights, options.training_steps))
         else:
             workload = WORKLOADS[name]()
-        networks = compiled(workload, options.no_compile)
-        with nullcontext() if options.no_compile else _nothing_compiled():
+        # with an empty cache: torch.compile would read from disk what an earlier run has compiled
+        with nullcontext() if options.no_compile else fresh_cache():
             for steps in options.steps:
-                every = list(entrants(workload, steps, options.samples, networks))
+                every = list(entrants(workload, steps, options.samples, not options.no_compile))
                 found: list[Row] = []
                 for found in measured(name, workload, steps, options.samples, every):
                     write(options.json, **run, results=results + found)
                 results += found
                 print(*table(found), sep="\n", flush=True)
     return results
-
-
-def _nothing_compiled() -> Any:
-    """torch.compile begins with an empty cache: it would read from disk what an earlier run has compiled."""
-    from torch._inductor.utils import fresh_cache
-
-    return fresh_cache()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from bench.command import parser, write
-from bench.runner import AUTO, SEQUENTIAL, STOCK, Entrant, Row, measured, table, told
+from bench.runner import AUTO, BY_HAND, SEQUENTIAL, STOCK, Entrant, Row, measured, table, told
 from bench.workloads import demonstrations
 from bench.workloads.samplers import SAMPLES, policy
 from srds_fast.planner.choose import choose
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     workload, steps = policy(demonstrations.trained(options.weights, options.training_steps)), options.steps
     plans = {f"collocation, {n} nodes": choose(steps, Settings(method=Collocation(num_nodes=n))) for n in (16, 24)}
     every = [
-        by_hand(workload, steps),
+        Entrant(BY_HAND, partial(by_hand, workload, steps)),
         Entrant(STOCK, partial(workload.stock, steps)),
         told(workload, steps, SEQUENTIAL, method="sequential"),
         told(workload, steps, "srds", method="srds"),

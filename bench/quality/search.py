@@ -68,20 +68,16 @@ def line(contestant: Contestant, problem: Problem, steps: int, reference: Tensor
     if not contestant.tolerances:
         return list(_checkpoints(contestant.plan(steps), problem, reference, min(bounds)))
     points: dict[float, Point] = {}
-
-    def run(tolerance: float) -> Point:
-        points[tolerance] = _stopped(contestant.plan(steps, tolerance), tolerance, problem, reference)
-        return points[tolerance]
-
     for tolerance in contestant.tolerances:
-        point = run(tolerance)
+        points[tolerance] = point = _stopped(contestant, steps, tolerance, problem, reference)
         if point.difference <= min(bounds) or point.waves >= steps:
             break
     for bound in bounds:
         within = [each for each in points if points[each].difference <= bound]
         outside = [each for each in points if points[each].difference > bound]
         if within and outside:
-            run(math.sqrt(max(within) * min(outside)))
+            tolerance = math.sqrt(max(within) * min(outside))
+            points[tolerance] = _stopped(contestant, steps, tolerance, problem, reference)
     return [points[each] for each in sorted(points, reverse=True)]
 
 
@@ -125,9 +121,10 @@ def _checkpoints(plan: Plan, problem: Problem, reference: Tensor, tightest: floa
         yield Point.of(f"iteration {iteration}", reached, [ended.spent(iteration)], iteration=iteration)
 
 
-def _stopped(plan: Plan, tolerance: float, problem: Problem, reference: Tensor) -> Point:
+def _stopped(contestant: Contestant, steps: int, tolerance: float, problem: Problem, reference: Tensor) -> Point:
     """A run that stops each sample by itself."""
-    steps, spent = plan.num_inference_steps, []
+    plan = contestant.plan(steps, tolerance)
+    spent: list[Any]
     if plan.slides:
         # sample by sample: the window of a batch would slide as its slowest sample does
         runs = [problem.one(sample).sampled(steps, plan=plan) for sample in range(len(problem.x))]

@@ -71,18 +71,18 @@ def measured(names: tuple[str, ...] = tuple(PIPELINES)) -> Found:
 def _counted(pipe: Any, turns: Turns, arguments: dict[str, Any], settings: dict[str, Any]) -> dict[str, int]:
     fast = srds_fast.compile(pipe, engine="eager", **settings)
 
-    def call() -> list[tuple[int, int]]:
+    def call() -> list[tuple[Any, Any]]:
         fast(**arguments, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
         return turns.take()
 
     call()  # fills caches
     with Dispatched() as dispatched:
-        turns.clock = lambda: len(dispatched.events)
-        waves = [dispatched.events[start:stop] for start, stop in call()]
+        turns.clock = dispatched.counts.copy
+        waves = [after - before for before, after in call()]
     report = fast.report
     found = {"waves": report.waves, "rows": report.rows, "peak_rows": report.peak_rows}
     for name in NAMES:
-        each = [sum(getattr(event, name) for event in wave) for wave in waves]
+        each = [wave[name] for wave in waves]
         found[name], found[f"{name}_a_wave"] = sum(each), statistics.median_low(each)
     return found
 
@@ -99,10 +99,15 @@ def read(file: Path = FILE) -> tuple[Found, tuple[str, ...] | None]:
 def differences(before: Found, after: Found, only: tuple[str, ...] | None = None) -> list[str]:
     """A line for every count (or: of those in `only`) that has changed, is new or is gone."""
     old, new = (
-        {(pipeline, method, name): number for pipeline, methods in found.items() for method, counts in methods.items()
-         for name, number in counts.items() if only is None or name in only}
+        {
+            (pipeline, method, name): number
+            for pipeline, methods in found.items()
+            for method, counts in methods.items()
+            for name, number in counts.items()
+            if only is None or name in only
+        }
         for found in (before, after)
-    )  # fmt: skip
+    )
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return ["{}, {}: {} was {}, is {}".format(*key, old.get(key), new.get(key)) for key in changed]
 

@@ -6,9 +6,10 @@ it is there. What its reference computes in its place is counted under `operatio
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from unittest.mock import patch
 
 import torch
@@ -22,49 +23,30 @@ from srds_fast.kernels.fixed_point_wave import reference as fixed_point_wave
 from srds_fast.kernels.wave_update import reference as wave_update
 from srds_fast.kernels.wave_update.traffic import traffic
 
+NAMES = ("launches", "host_waits", "allocations", "bytes_allocated", "bytes_moved", "operations")
+"""What is counted.
+
+launches: operations that compute something; views and bare allocations are none.
+host_waits: operations for which the host waits for the device, or copies to or from it.
+allocations: of new memory; bytes_allocated: their size.
+bytes_moved: by `wave_update`, of device memory and caches, see `traffic`.
+operations: all that the CPU dispatches, views and the references of our kernels included.
+"""
 # these read a tensor without dispatching anything on a CPU
 _READS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 _EMPTY = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
-
-
-class Counts(NamedTuple):
-    """
-    Attributes:
-        launches: operations that compute something; views and bare allocations are none.
-        host_waits: operations for which the host waits for the device, or copies to or from it.
-        allocations: of new memory; bytes_allocated: their size.
-        bytes_moved: by `wave_update`, of device memory and caches, see `traffic`.
-        operations: all that the CPU dispatches, views and the references of our kernels included.
-    """
-
-    launches: int = 0
-    host_waits: int = 0
-    allocations: int = 0
-    bytes_allocated: int = 0
-    bytes_moved: int = 0
-    operations: int = 0
-
-
-NAMES = Counts._fields
-
-
-def _bytes_moved(table: Any, number: int, buffers: Any, m: Tensor | None, guidance: Tensor | None, network: Any) -> int:
-    element = (network.dtype or buffers.memory.dtype).itemsize if m is None else m.element_size()
-    branches = 1 if guidance is None else len(guidance)
-    each: int = traffic(table, number, element, branches, network.branches).moved
-    return each * int(buffers.slots[0].numel())
 
 
 class Dispatched(TorchDispatchMode):
     """Counts what runs within it, on a CPU.
 
     Attributes:
-        events: what was counted, one by one.
+        counts: name of `NAMES` -> the number so far.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.events: list[Counts] = []
+        self.counts: Counter[str] = Counter()
         self._in_kernel = False
         self._patches = ExitStack()
 
@@ -82,19 +64,24 @@ class Dispatched(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if self._in_kernel:
-            self.events.append(Counts(operations=1))
-            return out
-        made = new_in(out, tensors_in((args, kwargs)))
-        view = not made and not func._schema.is_mutable
-        launches = int(not view and func.overloadpacket.__name__ not in _EMPTY)
-        self.events.append(Counts(launches, int(_waits(func, args, kwargs)), len(made), _bytes(made), operations=1))
+        self.counts["operations"] += 1
+        if not self._in_kernel:
+            made = self._count_new(out, args, kwargs)
+            view = not made and not func._schema.is_mutable
+            self.counts["launches"] += not view and func.overloadpacket.__name__ not in _EMPTY
+            self.counts["host_waits"] += _waits(func, args, kwargs)
         return out
 
-    def waited(self) -> None:
-        """The host has read a tensor."""
-        if not self._in_kernel:
-            self.events.append(Counts(host_waits=1))
+    def host_reads(self) -> None:
+        """The host reads a tensor."""
+        self.counts["host_waits"] += not self._in_kernel
+
+    def _count_new(self, out: Any, args: Any, kwargs: Any) -> list[Tensor]:
+        """Count the memory of the tensors in `out` that are not in the arguments, and return these tensors."""
+        made = new_in(out, tensors_in((args, kwargs)))
+        self.counts["allocations"] += len(made)
+        self.counts["bytes_allocated"] += sum(each.untyped_storage().nbytes() for each in made)
+        return made
 
     def _as_kernel(self, name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
         """The reference, counted as the kernel that it stands for; without one, as the operations that it is."""
@@ -103,15 +90,15 @@ class Dispatched(TorchDispatchMode):
             if self._in_kernel or (name != "wave_update" and not args[0].fused):
                 return reference(*args, **kwargs)
             # with history, the inner products of `mix` are a launch of their own
-            launches = 2 if name == "mix" and args[0].history else 1
-            moved = _bytes_moved(*args) if name == "wave_update" else 0
+            self.counts["launches"] += 2 if name == "mix" and args[0].history else 1
+            if name == "wave_update":
+                self.counts["bytes_moved"] += _bytes_moved(*args)
             self._in_kernel = True
             try:
                 out = reference(*args, **kwargs)
             finally:
                 self._in_kernel = False
-            made = new_in(out, tensors_in((args, kwargs)))
-            self.events.append(Counts(launches, 0, len(made), _bytes(made), moved))
+            self._count_new(out, args, kwargs)
             return out
 
         return counted
@@ -124,8 +111,15 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS:
-            self._dispatched.waited()
+            self._dispatched.host_reads()
         return func(*args, **(kwargs or {}))
+
+
+def _bytes_moved(table: Any, number: int, buffers: Any, m: Tensor | None, guidance: Tensor | None, network: Any) -> int:
+    element = (network.dtype or buffers.memory.dtype).itemsize if m is None else m.element_size()
+    branches = 1 if guidance is None else len(guidance)
+    each: int = traffic(table, number, element, branches, network.branches).moved
+    return each * int(buffers.slots[0].numel())
 
 
 def _waits(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
@@ -137,7 +131,3 @@ def _waits(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     except CaptureFailed:
         return True
     return False
-
-
-def _bytes(tensors: list[Tensor]) -> int:
-    return sum(each.untyped_storage().nbytes() for each in tensors)

@@ -92,16 +92,11 @@ def return_zeros(network: Any) -> None:
 
 
 class Case:
-    """A pipeline whose network returns zeros: its stock loop and ours.
-
-    Args:
-        name: of `PIPELINES`.
-        device: of the network and of all tensors.
-        steps: of every call.
+    """A pipeline of `PIPELINES` whose network returns zeros.
 
     Attributes:
         arguments: of every call.
-        loops: the pipeline, and one compiled for each method.
+        loops: "stock", the pipeline itself, and one compiled for each method.
         turns: of the loops.
     """
 
@@ -109,10 +104,10 @@ class Case:
         make, size = PIPELINES[name]
         pipe = make().to(device)
         pipe.set_progress_bar_config(disable=True)
-        pixels = name == "DDIM pixels"
-        text = {} if pixels else {key: each.to(device) for key, each in pipelines.embedded_text(pipe).items()}
-        output = "pt" if pixels else "latent"
-        self.arguments = {**text, **size, "output_type": output, "num_inference_steps": steps}
+        self.arguments = {**size, "output_type": "pt", "num_inference_steps": steps}
+        if name != "DDIM pixels":
+            text = {key: each.to(device) for key, each in pipelines.embedded_text(pipe).items()}
+            self.arguments |= {**text, "output_type": "latent"}
         return_zeros(network_of(pipe))
         self.turns = Turns(network_of(pipe), time.perf_counter)
         self.loops = {"stock": pipe} | {method: srds_fast.compile(pipe, **how) for method, how in METHODS.items()}
@@ -124,16 +119,14 @@ class Case:
 
     def measured(self, times: int) -> dict[str, tuple[float, float]]:
         """Loop -> seconds of a turn and of a whole call, of so many calls of every loop, in turn."""
-        turns: dict[str, list[float]] = {}
-        calls: dict[str, float] = {}
+        shortest: dict[str, list[float]] = {}
         for _ in range(times):
             for loop in self.loops:
                 started = time.perf_counter()
-                found = [stop - start for start, stop in self.call(loop)]
-                taken = time.perf_counter() - started
-                calls[loop] = min(taken, calls.get(loop, taken))
-                turns[loop] = [*map(min, found, turns.get(loop, found))]
-        return {loop: (mean(turns[loop][1:]), calls[loop]) for loop in self.loops}
+                turns = [stop - start for start, stop in self.call(loop)]
+                found = [time.perf_counter() - started, *turns]
+                shortest[loop] = [*map(min, found, shortest.get(loop, found))]
+        return {loop: (mean(turns), call) for loop, (call, _, *turns) in shortest.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -137,18 +137,10 @@ def measured(name: str, size: str) -> dict[str, Any]:
     """One row of the table; times in seconds. "compiled" is not known yet."""
     subject = SUBJECTS[name](SIZES[size], DEVICE)
     checked(subject)
-    seconds, bandwidth = device_seconds(subject.run), copy_bandwidth(subject.bytes // 2)
-    return {
-        "operation": name,
-        "size": size,
-        "bytes": subject.bytes,
-        "rows": subject.rows,
-        "seconds": seconds,
-        "eager": device_seconds(subject.reference),
-        "compiled": None,
-        "bytes_per_second": subject.bytes / seconds,
-        "of_copy": subject.bytes / seconds / bandwidth,
-    }
+    seconds, moved = device_seconds(subject.run), subject.bytes
+    row = {"operation": name, "size": size, "bytes": moved, "rows": subject.rows, "seconds": seconds}
+    row |= {"eager": device_seconds(subject.reference), "compiled": None, "bytes_per_second": moved / seconds}
+    return {**row, "of_copy": moved / seconds / copy_bandwidth(moved // 2)}
 
 
 def line(row: dict[str, Any]) -> str:

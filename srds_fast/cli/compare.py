@@ -15,8 +15,8 @@ from ..methods import SRDS
 from ..pipelines.compile import compile
 from ..solvers.registry import AUTO, DEFAULT, REGISTERED, SEQUENTIAL
 from .loading import open_for, prompts_for
-from .measure import Announce, Calls, Request, grey_levels, in_turn
-from .output import about, announcer, counted, show_table, small, warn_if_busy
+from .measure import Calls, Request, grey_levels, in_turn, label
+from .output import about, counted, show_table, small, warn_if_busy
 
 METHODS = {
     **{method.name: method.about for method in REGISTERED},
@@ -45,29 +45,19 @@ def run(args: argparse.Namespace) -> None:
     entries: list[dict[str, Any]] = []
     for steps in args.steps:
         request = Request(prompts, steps, args.guidance, args.seed)
-        measured = compare(pipe, request, args.methods, args.calls, announcer(pipe))
+        measured = compare(pipe, request, args.methods, args.calls)
         show_table([_cells(entry) for entry in measured], text=["method"])
         entries += measured
     warn_if_busy((entry["seconds"], entry["slowest"]) for entry in entries)
     if args.json is not None:
-        document = {
-            "prompts": prompts,
-            "guidance": args.guidance,
-            "seed": args.seed,
-            "dtype": args.dtype,
-            "device": str(pipe.device),
-            "threads": torch.get_num_threads(),
-            "calls": args.calls,
-            "entries": entries,
-            "environment": environment(),
-        }
+        asked = {name: getattr(args, name) for name in ("guidance", "seed", "dtype", "calls")}
+        where = {"device": str(pipe.device), "threads": torch.get_num_threads(), "environment": environment()}
+        document = {"prompts": prompts, **asked, "entries": entries, **where}
         args.json.write_text(json.dumps(document, indent=2) + "\n")
         print(f"\n{args.json}")
 
 
-def compare(
-    pipe: Any, request: Request, methods: Sequence[str], rounds: int = 2, announce: Announce = lambda _: None
-) -> list[dict[str, Any]]:
+def compare(pipe: Any, request: Request, methods: Sequence[str], rounds: int = 2) -> list[dict[str, Any]]:
     """Measure methods, names out of `METHODS`, at the request's number of steps.
 
     The sequential method is measured in any case, as the ratio is to it. The first call of each method also warms up.
@@ -77,15 +67,15 @@ def compare(
         that needed most, "difference" to the stock pipeline, "seconds" and "slowest" of its denoising loops, and their
         "ratio" to the sequential method, below 1 being faster.
     """
-    announce(f"{request.steps} steps, stock pipeline")
+    label(pipe, f"{request.steps} steps, stock pipeline")
     reference = Calls(pipe).add(request).images
     special: dict[str, dict[str, Any]] = {
         "paper": {"method": SRDS.published(request.steps)},
         "exact": {"method": DEFAULT, "exact": True},
     }
     names = list(dict.fromkeys([SEQUENTIAL, *methods]))
-    pipes = [(f"{request.steps} steps, {name}", compile(pipe, **special.get(name, {"method": name}))) for name in names]
-    done = dict(zip(names, in_turn(pipes, request, rounds, announce), strict=True))
+    pipes = {f"{request.steps} steps, {name}": compile(pipe, **special.get(name, {"method": name})) for name in names}
+    done = dict(zip(names, in_turn(pipe, pipes, request, rounds), strict=True))
     entries = []
     for name in methods:
         report, seconds = done[name].report, done[name].loop_seconds

@@ -13,7 +13,7 @@ from ..pipelines.compile import compile
 from ..planner.plan import Plan
 from ..solvers.program import Spent
 from ..solvers.registry import DEFAULT, SEQUENTIAL
-from .measure import Announce, Calls, Request, grey_levels, in_turn
+from .measure import Calls, Request, grey_levels, in_turn, label
 
 TIMED_CALLS = 2
 
@@ -27,8 +27,7 @@ class Stage(NamedTuple):
 
 
 class Convergence(NamedTuple):
-    """The iterations of SRDS on the way to the sequential images.
-
+    """
     Attributes:
         plan: what `final` was run with; it may stop earlier.
         stages: iteration 0 and later, run on beyond the tolerance.
@@ -48,23 +47,20 @@ class Convergence(NamedTuple):
         return grey_levels(images, self.stock.images)
 
 
-def converge(
-    pipe: Any, request: Request, num_iterations: int, settings: Mapping[str, Any], announce: Announce = lambda _: None
-) -> Convergence:
+def converge(pipe: Any, request: Request, num_iterations: int, settings: Mapping[str, Any]) -> Convergence:
     """Sample with the stock pipeline, with the compiled one sequentially, and with SRDS, iteration by iteration.
 
     Every timed call comes after an untimed run of its kind and decodes only its result.
 
     Args:
-        pipe: a latent text-to-image pipeline.
-        num_iterations: iterations to look at, whatever the tolerance would say.
+        num_iterations: to look at, whatever the tolerance would say.
         settings: of `compile`, for SRDS.
     """
     fast = compile(pipe, **settings, method=DEFAULT)
     plan = fast.plan_for(**request.arguments())
-    announce("warm-up")
+    label(pipe, "warm-up")
     Calls(pipe).add(replace(request, steps=min(2, request.steps)))
-    announce("SRDS, iteration by iteration")
+    label(pipe, "SRDS, iteration by iteration")
     shown = min(num_iterations, plan.num_blocks)
     patient = compile(pipe, **settings, method=DEFAULT, tolerance=0.0, max_iterations=shown)
     program = plan.program()
@@ -73,12 +69,12 @@ def converge(
         Stage(look.iteration, program.spent(look.iteration), _decoded(pipe, look.latents))
         for look in patient.stream(**request.arguments())
     )
-    pipes = [("stock pipeline", pipe), (SEQUENTIAL, compile(pipe, method=SEQUENTIAL)), ("SRDS", fast)]
-    return Convergence(request, plan, stages, *in_turn(pipes, request, TIMED_CALLS, announce))
+    pipes = {"stock pipeline": pipe, SEQUENTIAL: compile(pipe, method=SEQUENTIAL), "SRDS": fast}
+    return Convergence(request, plan, stages, *in_turn(pipe, pipes, request, TIMED_CALLS))
 
 
 def _decoded(pipe: Any, latents: Tensor) -> Tensor:
     with torch.no_grad():
-        images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    pixels: Tensor = (images / 2 + 0.5).clamp(0, 1).cpu()
+        images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    pixels: Tensor = pipe.image_processor.postprocess(images, output_type="pt").cpu()
     return pixels

@@ -8,7 +8,7 @@ from ..solvers.registry import DEFAULT, SEQUENTIAL
 from .converge import TIMED_CALLS, Convergence, converge
 from .loading import open_for, prompts_for, settings_of
 from .measure import Calls, Request, verdict
-from .output import about, announcer, cells, counted, show_table, warn_if_busy
+from .output import about, cells, counted, show_table, warn_if_busy
 from .pictures import contact_sheet, convergence_plot
 
 WHEN_FASTER = """\
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     request = Request(prompts_for(args), args.steps, args.guidance, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{args.steps} steps, {about(args, pipe, request.prompts)}", flush=True)
-    result = converge(pipe, request, args.shown, settings_of(args), announcer(pipe))
+    result = converge(pipe, request, args.shown, settings_of(args))
     _print_iterations(result)
     _print_seconds(result)
     sheet, plot = args.out / "contact-sheet.png", args.out / "convergence.png"

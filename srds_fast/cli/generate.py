@@ -7,8 +7,7 @@ import re
 
 from ..pipelines.compile import compile
 from .loading import open_for, settings_of
-from .measure import Request
-from .output import announcer
+from .measure import Request, label
 
 
 def run(args: argparse.Namespace) -> None:
@@ -19,7 +18,7 @@ def run(args: argparse.Namespace) -> None:
         tuple(args.prompts), args.steps, args.guidance, args.seed, args.images_per_prompt, args.negative_prompt
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    announcer(pipe)("generate")
+    label(pipe, "generate")
     for number, image in enumerate(fast(**request.arguments()).images):
         slug = re.sub(r"\W+", "-", args.prompts[number // args.images_per_prompt].lower()).strip("-")[:60] or "image"
         path = args.out / f"{slug}-seed{args.seed + number}.png"

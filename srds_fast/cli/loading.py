@@ -27,11 +27,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def prompts_for(args: argparse.Namespace) -> tuple[str, ...]:
-    """The prompts given, or those of the bundled pipeline.
-
-    Raises:
-        InvalidArgument: none are given, and the pipeline is not a bundled one.
-    """
+    """The prompts given, or those of the bundled pipeline."""
     if args.prompt:
         return tuple(args.prompt)
     if args.model in zoo.names():
@@ -40,12 +36,7 @@ def prompts_for(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def open_for(args: argparse.Namespace, steps: int) -> Any:
-    """The pipeline that the arguments name, from this machine only. In this process libraries now print errors only.
-
-    Raises:
-        InvalidArgument: there is no such model or device, the pipeline takes no prompt, or `steps` are too many.
-        UnsupportedPipeline, UnsupportedScheduler: it cannot be compiled.
-    """
+    """The pipeline that the arguments name, from this machine only. In this process libraries now print errors only."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()

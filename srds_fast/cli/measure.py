@@ -5,15 +5,14 @@ Every difference is to the output of the stock pipeline with the same seeds.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,6 @@ class Request:
     """What is asked of every pipeline alike.
 
     Attributes:
-        steps: N.
         guidance: guidance scale; None leaves it to the pipeline.
         seed: image i starts from a CPU generator seeded with `seed + i`.
     """
@@ -36,19 +34,17 @@ class Request:
     def arguments(self) -> dict[str, Any]:
         """Arguments of a pipeline call, with new generators; what is left to the pipeline is not among them."""
         count = len(self.prompts)
-        optional = {
-            "guidance_scale": self.guidance,
-            "num_images_per_prompt": self.images_per_prompt if self.images_per_prompt > 1 else None,
-            "negative_prompt": None if self.negative_prompt is None else [self.negative_prompt] * count,
-        }
+        asked: dict[str, Any] = {"prompt": list(self.prompts), "num_inference_steps": self.steps}
         # on the CPU: then the noise is the same on every device and for every batch size
         seeds = range(self.seed, self.seed + count * self.images_per_prompt)
-        return {
-            "prompt": list(self.prompts),
-            "num_inference_steps": self.steps,
-            "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            **{name: value for name, value in optional.items() if value is not None},
-        }
+        asked["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        if self.guidance is not None:
+            asked["guidance_scale"] = self.guidance
+        if self.images_per_prompt > 1:
+            asked["num_images_per_prompt"] = self.images_per_prompt
+        if self.negative_prompt is not None:
+            asked["negative_prompt"] = [self.negative_prompt] * count
+        return asked
 
 
 def grey_levels(images: Tensor, reference: Tensor) -> dict[str, float]:
@@ -89,20 +85,24 @@ class Calls:
         return self
 
 
-def in_turn(
-    pipes: Iterable[tuple[str, Any]], request: Request, rounds: int, announce: Announce = lambda _: None
-) -> list[Calls]:
+def in_turn(stock: Any, pipes: Mapping[str, Any], request: Request, rounds: int) -> list[Calls]:
     """Call every pipeline once a round, so that a busy minute of the machine disturbs all of them alike.
 
     Args:
-        pipes: the name to announce, and the pipeline.
+        stock: the pipeline they are made of, or that is one of them.
+        pipes: by the name that the progress bar shows.
     """
-    calls = [(name, Calls(pipe)) for name, pipe in pipes]
+    calls = {name: Calls(pipe) for name, pipe in pipes.items()}
     for _ in range(rounds):
-        for name, done in calls:
-            announce(name)
+        for name, done in calls.items():
+            label(stock, name)
             done.add(request)
-    return [done for _, done in calls]
+    return list(calls.values())
+
+
+def label(pipe: Any, text: str) -> None:
+    """Label the progress bar of a pipeline, and of all compiled from it. It is shown on a terminal only."""
+    pipe.set_progress_bar_config(desc=text, leave=False, disable=not sys.stderr.isatty())
 
 
 def verdict(seconds: Sequence[float], other: Sequence[float]) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,12 +48,6 @@ def cells(spent: Any, difference: Mapping[str, float]) -> dict[str, object]:
     """Cells for the waves and rows that a run made, and for its `grey_levels`."""
     counts = {"waves": spent.waves, "rows": spent.rows, "peak rows": spent.peak_rows}
     return {**counts, **{name: small(value) for name, value in difference.items()}}
-
-
-def announcer(pipe: Any) -> Callable[[str], None]:
-    """Label the pipeline's own progress bar, which is shown on a terminal only."""
-    hidden = not sys.stderr.isatty()
-    return lambda text: pipe.set_progress_bar_config(desc=text, leave=False, disable=hidden)
 
 
 def warn_if_busy(calls: Iterable[Sequence[float]]) -> None:

@@ -1,4 +1,7 @@
-"""The pictures of `demo` and `plan`. The plots need matplotlib, the extra `plot`; the contact sheet does not."""
+"""The pictures of `demo` and `plan`. The contact sheet needs no matplotlib.
+
+The plots do: without it, the extra `plot`, they raise ImportError.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,13 @@ from .converge import Convergence
 from .output import small
 
 GAIN = 20
-HALF_A_GREY_LEVEL = 0.5
 _TILE, _GAP, _TEXT, _LINE = 96, 8, 13, 17
 _INK, _FAINT, _ACCENT = (30, 30, 30), (120, 120, 120), (0, 100, 180)
 _RED, _BLUE = "#c2410c", "#0064b4"
 
 
 def contact_sheet(result: Convergence) -> Image.Image:
-    """One row per prompt: the image after every iteration, the final one, the sequential one, and their difference.
-
-    Small images are enlarged, every pixel becomes a square.
-    """
+    """One row per prompt: the image after every iteration, the final one, the sequential one, and their difference."""
     final, reference, stop = result.final, result.stock.images, result.final.report.iterations
     columns = [
         (f"iteration {stage.iteration}", f"{stage.spent.waves} waves", stage.images, stage.iteration == stop)
@@ -40,11 +39,10 @@ def contact_sheet(result: Convergence) -> Image.Image:
     ]
     font = ImageFont.load_default(size=_TEXT)
     height, width = reference.shape[-2:]
-    scale = max(1, round(_TILE / width))
+    scale = max(1, round(_TILE / width))  # every pixel of a small image becomes a square
     height, width = height * scale, width * scale
     labels = ["\n".join(textwrap.wrap(prompt, 24)[:4]) for prompt in result.request.prompts]
-    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    margin = max(ruler.multiline_textbbox((0, 0), label, font)[2] for label in labels)
+    margin = max(font.getlength(line) for label in labels for line in label.splitlines())
     left, top = int(margin) + 3 * _GAP, 2 * _LINE + 2 * _GAP
     size = left + len(columns) * (width + _GAP) + _GAP, top + len(labels) * (height + _GAP)
     sheet = Image.new("RGB", size, "white")
@@ -54,8 +52,8 @@ def contact_sheet(result: Convergence) -> Image.Image:
         draw.multiline_text(place, label, _INK, font, anchor="rm", align="right")
     for number, (heading, note, images, coloured) in enumerate(columns):
         x = left + number * (width + _GAP)
-        draw.text((x + width // 2, _GAP), heading, _ACCENT if coloured else _INK, font, anchor="mt")
-        draw.text((x + width // 2, _GAP + _LINE), note, _ACCENT if coloured else _FAINT, font, anchor="mt")
+        for y, text, colour in ((_GAP, heading, _INK), (_GAP + _LINE, note, _FAINT)):
+            draw.text((x + width // 2, y), text, _ACCENT if coloured else colour, font, anchor="mt")
         pixels = (255 * images.float().expand(-1, 3, -1, -1)).round().to(torch.uint8).permute(0, 2, 3, 1)
         for row, image in enumerate(pixels.numpy()):
             tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
@@ -64,20 +62,16 @@ def contact_sheet(result: Convergence) -> Image.Image:
 
 
 def convergence_plot(result: Convergence, path: Path) -> None:
-    """Draw the difference to sequential over waves, with the iterations along the line, and write it as PNG.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Write a PNG: the difference to sequential over waves, with the iterations along the line."""
     figure, axes = _figure(4.5)
     stages, steps, stop = result.stages, result.request.steps, result.final.report.waves
     waves = [stage.spent.waves for stage in stages]
     differences = [result.difference(stage.images) for stage in stages]
-    p95 = [difference["p95"] for difference in differences]
+    mean, p95 = ([difference[name] for difference in differences] for name in ("mean", "p95"))
     axes.plot(waves, p95, "o-", color=_RED, label=f"95th percentile of {len(result.request.prompts)} images")
-    axes.plot(waves, [difference["mean"] for difference in differences], "o-", color=_BLUE, label="mean")
-    axes.axhline(HALF_A_GREY_LEVEL, color="0.4", linestyle="--", linewidth=1, label="half a grey level")
-    for stage, point in zip(stages, zip(waves, p95, strict=True), strict=True):
+    axes.plot(waves, mean, "o-", color=_BLUE, label="mean")
+    axes.axhline(0.5, color="0.4", linestyle="--", linewidth=1, label="half a grey level")
+    for stage, *point in zip(stages, waves, p95, strict=True):
         axes.annotate(f"{stage.iteration}", point, xytext=(5, 5), textcoords="offset points", fontsize=9)
     where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "rotation": 90, "ha": "right"}
     for x, text in ((stop, "default tolerance stops"), (steps, SEQUENTIAL)):
@@ -92,18 +86,14 @@ def convergence_plot(result: Convergence, path: Path) -> None:
 
 
 def prediction_plot(measured: Mapping[Candidate, float], path: Path) -> None:
-    """Draw measured over predicted seconds of candidates and write it as PNG.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Write a PNG: measured over predicted seconds of candidates."""
     figure, axes = _figure(5)
     most = 1.1e3 * max(max(candidate.fixed_seconds, seconds) for candidate, seconds in measured.items())
     axes.plot([0, most], [0, most], color="0.7", linewidth=1, zorder=0)
     for candidate, seconds in measured.items():
         point = 1e3 * candidate.fixed_seconds, 1e3 * seconds
-        marker, colour = ("s", _RED) if candidate.name == SEQUENTIAL else ("o", _BLUE)
-        axes.plot(*point, marker, color=colour)
+        style = {"marker": "s", "color": _RED} if candidate.name == SEQUENTIAL else {"marker": "o", "color": _BLUE}
+        axes.plot(*point, **style)
         axes.annotate(candidate.name, point, xytext=(6, -3), textcoords="offset points", fontsize=8)
     axes.set(xlim=(0, most), ylim=(0, most), xlabel="predicted, ms", ylabel="measured, ms")
     figure.savefig(path)

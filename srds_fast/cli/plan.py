@@ -12,8 +12,8 @@ from ..planner.choose import plans_of
 from ..planner.plan import Candidate, Plan
 from ..schedulers.builders import adds_noise
 from .loading import open_for, prompts_for, settings_of
-from .measure import Request, in_turn
-from .output import announcer, show_table
+from .measure import Request, in_turn, label
+from .output import show_table
 from .pictures import prediction_plot
 
 TIMED_CALLS = 3
@@ -22,7 +22,7 @@ TIMED_CALLS = 3
 def run(args: argparse.Namespace) -> None:
     """Print the plan of a call; save and plot it if asked."""
     pipe = open_for(args, args.steps)
-    announcer(pipe)("plan")
+    label(pipe, "plan")
     settings = settings_of(args)
     fast = compile(pipe, **settings)
     if args.calibrate is not None:
@@ -40,15 +40,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{args.save}")
     if args.plot is not None:
         measured = _check(pipe, found, settings, _request(args))
-        rows = [
-            {
-                "predicted ms": f"{1e3 * candidate.fixed_seconds:.1f}",
-                "measured ms": f"{1e3 * seconds:.1f}",
-                "error": f"{candidate.fixed_seconds / seconds - 1:+.0%}",
-                "plan": candidate.name,
-            }
-            for candidate, seconds in measured.items()
-        ]
+        rows = []
+        for candidate, seconds in measured.items():
+            predicted = candidate.fixed_seconds
+            times = {"predicted ms": f"{1e3 * predicted:.1f}", "measured ms": f"{1e3 * seconds:.1f}"}
+            rows.append({**times, "error": f"{predicted / seconds - 1:+.0%}", "plan": candidate.name})
         show_table(rows, text=["plan"])
         prediction_plot(measured, args.plot)
         print(f"\n{args.plot}")
@@ -64,6 +60,6 @@ def _check(pipe: Any, found: Plan, settings: dict[str, Any], request: Request) -
     if found.prediction is None:
         raise InvalidArgument("There is no prediction to plot. Nothing was measured. Leave --unmeasured out.")
     plans = plans_of(found.prediction, found.num_inference_steps, settings, adds_noise(pipe.scheduler))
-    pipes = [(candidate.name, compile(pipe, plan=plan)) for candidate, plan in plans.items()]
-    calls = in_turn(pipes, request, TIMED_CALLS, announcer(pipe))
+    pipes = {candidate.name: compile(pipe, plan=plan) for candidate, plan in plans.items()}
+    calls = in_turn(pipe, pipes, request, TIMED_CALLS)
     return {candidate: min(done.loop_seconds) for candidate, done in zip(plans, calls, strict=True)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 
 from bench.regression import counts
 from srds_fast.engine.run import Run
-from srds_fast.solvers import waves
 
 FLUX = "Flux, flow"
 
@@ -32,59 +31,21 @@ def test_no_count_differs_from_the_committed_file(found: counts.Found) -> None:
         pytest.skip(f"the file is of another torch: only {', '.join(compared)} could be compared")
 
 
-def test_a_steady_wave_is_few_launches(found: counts.Found) -> None:
-    for methods in found.values():
-        # the host waits to look at the change, and the sample of the checkpoint is one of three
-        for method, launches, waits in (("sequential", 1, 0), ("srds", 1, 0), ("chords", 1, 0), ("parataa", 3, 1)):
-            assert methods[method]["launches_a_wave"] == methods[method]["allocations_a_wave"] == launches
-            assert methods[method]["host_waits_a_wave"] == waits
-            assert methods[method]["operations"] > methods[method]["launches"] >= methods[method]["waves"] - 1
+def test_what_a_wave_does_more_is_seen_and_named(found: counts.Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Run._advance
 
-
-def with_a_copy(update: Callable[..., Any]) -> Callable[..., Any]:
-    def copied(*args: Any, **kwargs: Any) -> Any:
-        entering = update(*args, **kwargs)
-        return None if entering is None else entering.clone()
-
-    return copied
-
-
-def with_a_look(advance: Callable[..., Any]) -> Callable[..., Any]:
-    def looked(self: Run, answer: Any) -> Any:
+    def looks_at_a_tensor(self: Run, answer: Any) -> Any:
         wave = advance(self, answer)
         wave.x.sum().item()
         return wave
 
-    return looked
-
-
-@pytest.mark.parametrize(
-    ("where", "name", "change", "more"),
-    [
-        (waves, "wave_update", with_a_copy, {"launches", "allocations", "bytes_allocated"}),
-        (Run, "_advance", with_a_look, {"launches", "allocations", "bytes_allocated", "host_waits"}),
-    ],
-    ids=["a copy of the rows", "a look at a tensor"],
-)
-def test_what_a_wave_does_more_is_seen_and_named(
-    where: Any,
-    name: str,
-    change: Callable[..., Any],
-    more: set[str],
-    found: counts.Found,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(where, name, change(getattr(where, name)))
-    after = counts.measured((FLUX,))
-    before = {FLUX: found[FLUX]}
-    lines = counts.differences(before, after)
-    for each in (*more, "operations"):
-        was, now = (of[FLUX]["srds"][f"{each}_a_wave"] for of in (before, after))
-        assert was < now
-        assert f"Flux, flow, srds: {each}_a_wave was {was}, is {now}" in lines
-    assert not any(
-        each in line for line in lines for each in ("bytes_moved", "waves", "rows", "host_waits") if each not in more
-    )
+    monkeypatch.setattr(Run, "_advance", looks_at_a_tensor)
+    lines = counts.differences({FLUX: found[FLUX]}, counts.measured((FLUX,)))
+    srds = "\n".join(line for line in lines if line.startswith("Flux, flow, srds: "))
+    for name in ("launches", "allocations", "bytes_allocated", "host_waits", "operations"):
+        ((was, now),) = re.findall(rf": {name}_a_wave was (\d+), is (\d+)", srds)
+        assert int(was) < int(now)
+    assert not re.search("bytes_moved|waves |rows", srds)
     assert "python -m bench.regression.counts --write" in counts.explained(lines)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -46,10 +45,8 @@ def test_the_script_runs_its_parts_from_a_copy_of_the_code(tmp_path: Path) -> No
     done = script(tmp_path, "--smoke", "--budget", "1500", "--parts", "kernels")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu_check.json").read_text())
-    assert {name: part["status"] for name, part in found["parts"].items()} == {
-        "environment": "passed",
-        "kernels": "passed",
-    }
+    ended = {name: part["status"] for name, part in found["parts"].items()}
+    assert ended == {"environment": "passed", "kernels": "passed"}
     assert found["parts"]["environment"]["result"]["torch"]
     told = (tmp_path / "summary.txt").read_text()
     assert "kernel_tests did not run" in told
@@ -77,15 +74,6 @@ def test_the_whole_at_the_smallest_size(tmp_path: Path) -> None:
         assert not part.get("printed") or any(line.startswith(f"--- {name}") for line in told)
 
 
-def test_both_sizes_have_the_same_parts() -> None:
-    full, small = (gpu_check.parts(gpu=not smoke, smoke=smoke) for smoke in (False, True))
-    assert [part.name for part in full] == [part.name for part in small]
-    (files,) = (part.command for part in full if part.name == "gpu_tests")
-    (some,) = (part.command for part in small if part.name == "gpu_tests")
-    assert any(word.endswith("test_gpu.py") for word in some)
-    assert len([word for word in files if word.endswith(".py")]) > len([word for word in some if word.endswith(".py")])
-
-
 def test_what_fails_loses_only_itself(tmp_path: Path) -> None:
     tests, slow = tmp_path / "test_three.py", tmp_path / "test_slow.py"
     tests.write_text(
@@ -105,7 +93,7 @@ def test_what_fails_loses_only_itself(tmp_path: Path) -> None:
         (Part("after", 20, python("pass"), needs="raises"), "left out: raises told nothing"),
         (Part("lacks", 20, python("pass"), program="no-such-program"), "left out: there is no no-such-program"),
         (Part("tests", 20, (*pytest_on, f"{tmp_path}/test_absent.py", str(tests)), "r.xml"), "FAILED: exit status 1"),
-        (Part("slow_tests", 10, (*pytest_on, str(slow)), "r.xml"), "CUT SHORT: after 10 s"),
+        (Part("slow_tests", 25, (*pytest_on, str(slow)), "r.xml"), "CUT SHORT: after 25 s"),
         (Part("of_slow", 20, python(WRITES, result), "result.json", needs="slow_tests"), "passed"),
         (Part("of_tests", 20, python("pass"), needs="tests"), "left out: tests failed"),
         (Part("of_others", 20, python("pass"), needs="not chosen"), "passed"),
@@ -133,16 +121,27 @@ def test_what_fails_loses_only_itself(tmp_path: Path) -> None:
 
 
 def test_all_parts_share_one_budget(tmp_path: Path) -> None:
-    every = [Part(name, seconds, python(SLEEPS)) for name, seconds in (("first", 1), ("second", 2), ("third", 40))]
-    found = run(every, tmp_path, budget=8.0)
-    assert found["parts"]["first"]["why"] == "after 1 s"
-    assert found["parts"]["third"]["why"] == "too little time is left, pass --parts third"
+    every = [Part("first", 2, python(SLEEPS)), Part("second", 40, python(SLEEPS))]
+    found = run(every, tmp_path, budget=8.0)["parts"]
+    assert found["first"]["why"] == "after 2 s"
+    assert found["second"]["why"] == "too little time is left, pass --parts second"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_what_runs(tmp_path: Path, sent: signal.Signals) -> None:
     """And what that has started; all is told to ignore Ctrl-C, as in the background of a script."""
     told = tmp_path / "number"
+
+    def wait_until(true: Callable[[], object]) -> None:
+        until = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    def runs(number: int) -> bool:  # one that has ended may still be in the table of processes
+        stat = Path(f"/proc/{number}/stat")
+        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
     child = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     part = f"gpu_check.Part('environment', 60, ('python', '-c', {starts!r}))"
@@ -155,20 +154,6 @@ def test_a_signal_ends_what_runs(tmp_path: Path, sent: signal.Signals) -> None:
     process.send_signal(sent)
     assert process.wait(60) == 128 + sent
     wait_until(lambda: not runs(number))
-
-
-def wait_until(true: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
-def runs(number: int) -> bool:
-    """Whether there is such a process that has not ended."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def test_limits_keep_within_the_nine_minutes() -> None:
@@ -188,10 +173,10 @@ def test_limits_keep_within_the_nine_minutes() -> None:
 
 
 def test_results_are_small_files(tmp_path: Path) -> None:
-    writes = "import sys; [open(f'{sys.argv[1]}/{name}', 'w').write('x' * size) for name, size in "
-    sizes = [("small", 3), ("large", gpu_check.LARGEST_FILE + 1), ("other", 3)]
-    noise = f"; print('x' * {2 * gpu_check.LONGEST_LOG}); print('ended')"
-    part = Part("writes", 20, python(f"{writes}{sizes}]{noise}", "{folder}"), keeps=("small", "large", "absent"))
+    sizes = {"small": 3, "large": gpu_check.LARGEST_FILE + 1, "other": 3}
+    writes = f"import sys; [open(f'{{sys.argv[1]}}/{{name}}', 'w').write('x' * n) for name, n in {sizes}.items()]"
+    noise = f"print('x' * {2 * gpu_check.LONGEST_LOG}); print('ended')"
+    part = Part("writes", 20, python(f"{writes}; {noise}", "{folder}"), keeps=("small", "large", "absent"))
     run([part], tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu_check.json", "logs.txt", "small", "summary.txt"]
     logs = (tmp_path / "logs.txt").read_text()

@@ -135,27 +135,13 @@ def test_kernels_are_checked_and_written_row_by_row(tmp_path: Path, monkeypatch:
         kernels.checked(subject._replace(run=lambda: torch.zeros_like(subject.reference())))
 
 
-@pytest.mark.parametrize(
-    "some",
-    [
-        "planning and chords or sampler and srds or kernel and run or host and pixels or policy and chords",
-        pytest.param("test", marks=pytest.mark.exhaustive),
-    ],
-    ids=["some", "all"],
-)
+SOME = "planning and chords or sampler and srds or kernel and run or host and pixels or policy and chords"
+
+
+@pytest.mark.parametrize("some", [SOME, pytest.param("test", marks=pytest.mark.exhaustive)], ids=["some", "all"])
 def test_benchmarks_run(some: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "bench",
-        "--benchmark-disable",
-        "-k",
-        some,
-    ]
+    options = ["-q", "-p", "no:cacheprovider", "--benchmark-disable", "-k", some]
+    command = [sys.executable, "-m", "pytest", "bench", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout

@@ -22,6 +22,7 @@ import srds_fast
 import srds_fast.cli.generate
 from srds_fast.cli import main
 
+Capture, Patch = pytest.CaptureFixture[str], pytest.MonkeyPatch
 PROMPTS = ["--prompt", "a", "--prompt", "b"]
 
 
@@ -33,14 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def stock_images(prompts: list[str], steps: int, **options: Any) -> list[np.ndarray]:
-    seeds = range(len(prompts))
-    images = tiny.stable_diffusion()(
-        prompts,
-        num_inference_steps=steps,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        **options,
-    ).images
-    return [np.asarray(image, dtype=int) for image in images]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
+    call = tiny.stable_diffusion()(prompts, num_inference_steps=steps, generator=generators, **options)
+    return [np.asarray(image, dtype=int) for image in call.images]
 
 
 def opened(path: Path) -> np.ndarray:
@@ -49,7 +45,7 @@ def opened(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"), dtype=int)
 
 
-def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+def complaint(capsys: Capture) -> str:
     """The one line on stderr."""
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
@@ -64,7 +60,7 @@ def cells(out: str, heading: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("command", ["demo", "generate", "compare", "plan", "env"])
-def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_teaches_by_example(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
@@ -73,7 +69,7 @@ def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("argv", [[], ["paint"], ["plan"], ["plan", "--steps", "0"], ["plan", "--steps", "ten"]])
-def test_wrong_usage_ends_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_ends_with_2(argv: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code == 2
@@ -82,13 +78,9 @@ def test_wrong_usage_ends_with_2(argv: list[str], capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("argv", [["--help"], ["env"], ["demo", "--help"]])
 def test_help_and_env_import_no_heavy_package(argv: list[str]) -> None:
-    script = (
-        "import sys\n"
-        "from srds_fast.cli import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit: pass\n"
-        "sys.exit(' '.join({'torch', 'diffusers', 'transformers', 'PIL', 'matplotlib'} & set(sys.modules)))\n"
-    )
+    heavy = "{'torch', 'diffusers', 'transformers', 'PIL', 'matplotlib'}"
+    script = "import sys\nfrom srds_fast.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    script += f"sys.exit(' '.join({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, check=False)
     assert done.stdout
     assert done.stderr.strip() == ""
@@ -99,7 +91,7 @@ def test_the_module_is_the_command() -> None:
     assert (done.returncode, done.stdout) == (0, f"srds-fast {srds_fast.__version__}\n")
 
 
-def test_env_tells_versions(capsys: pytest.CaptureFixture[str]) -> None:
+def test_env_tells_versions(capsys: Capture) -> None:
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["srds_fast"] == srds_fast.__version__
@@ -112,9 +104,7 @@ def test_env_tells_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["xformers"] == (found["xformers"] or "not installed")
 
 
-def test_env_reads_the_devices_from_the_driver(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_env_reads_the_devices_from_the_driver(tmp_path: Path, capsys: Capture, monkeypatch: Patch) -> None:
     driver = tmp_path / "nvidia-smi"
     driver.write_text("#!/bin/sh\necho 'NVIDIA H200, 570.86.15, 143771'\necho 'NVIDIA GB10, 580.95.05, [N/A]'\n")
     driver.chmod(0o755)
@@ -131,9 +121,7 @@ def test_env_reads_the_devices_from_the_driver(
     assert "cuda          no device" in capsys.readouterr().out
 
 
-def test_generate_writes_what_the_pipeline_draws(
-    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generate_writes_what_the_pipeline_draws(folder: str, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "new" / "images"
     options = ["--steps", "8", "--guidance", "3", "--negative-prompt", "no", "--exact", "--method", "srds"]
     options += ["--show-report", "--profile", str(tmp_path / "trace.json")]
@@ -149,9 +137,7 @@ def test_generate_writes_what_the_pipeline_draws(
         assert abs(opened(out / name) - image).max() <= 1
 
 
-def test_generate_gives_every_image_its_own_seed(
-    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generate_gives_every_image_its_own_seed(folder: str, tmp_path: Path, capsys: Capture) -> None:
     argv = ["generate", "a", "b", "--images-per-prompt", "2", "--seed", "3", "--steps", "6", "--method", "sequential"]
     assert main([*argv, "--model", folder, "--out", str(tmp_path)]) == 0
     images = {path.name: opened(path).tobytes() for path in tmp_path.iterdir()}
@@ -160,20 +146,16 @@ def test_generate_gives_every_image_its_own_seed(
     assert "sequential: 6 waves for 6 steps" in capsys.readouterr().out
 
 
-def test_plan_prints_and_saves_the_plan_of_the_call(
-    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_prints_and_saves_the_plan_of_the_call(folder: str, tmp_path: Path, capsys: Capture) -> None:
     argv = ["plan", "--model", folder, "--steps", "30", "--blocks", "6", "--iterations", "2", "--coarse-solver", "ddim"]
     assert main([*argv, "--save", str(tmp_path / "plan.json")]) == 0
-    fast = srds_fast.compile(
-        tiny.stable_diffusion(), num_blocks=6, max_iterations=2, coarse_solver="ddim", method="srds"
-    )
-    expected = fast.plan_for(num_inference_steps=30)
+    settings = {"num_blocks": 6, "max_iterations": 2, "coarse_solver": "ddim", "method": "srds"}
+    expected = srds_fast.compile(tiny.stable_diffusion(), **settings).plan_for(num_inference_steps=30)
     assert srds_fast.Plan.load(tmp_path / "plan.json") == expected
     assert capsys.readouterr().out.startswith(f"{expected}\n")
 
 
-def test_plan_measures_calibrates_and_plots(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_measures_calibrates_and_plots(folder: str, tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("matplotlib")
     plot = tmp_path / "plan.png"
     argv = ["plan", "--model", folder, "--steps", "6", "--prompt", "a"]
@@ -189,7 +171,7 @@ def test_plan_measures_calibrates_and_plots(folder: str, tmp_path: Path, capsys:
     assert "Leave --unmeasured out" in complaint(capsys)
 
 
-def test_compare_writes_the_table_it_prints(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_writes_the_table_it_prints(folder: str, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "deep" / "table.json"
     argv = ["compare", "--steps", "4,9", "--methods", "sequential,paper,exact", "--calls", "1", *PROMPTS]
     assert main([*argv, "--model", folder, "--json", str(file)]) == 0
@@ -197,9 +179,8 @@ def test_compare_writes_the_table_it_prints(folder: str, tmp_path: Path, capsys:
     assert document["prompts"] == ["a", "b"]
     assert document["environment"]["torch"] == version("torch")
     entries = document["entries"]
-    assert [(entry["steps"], entry["method"]) for entry in entries] == [
-        (steps, method) for steps in (4, 9) for method in ("sequential", "paper", "exact")
-    ]
+    asked = [(steps, method) for steps in (4, 9) for method in ("sequential", "paper", "exact")]
+    assert [(entry["steps"], entry["method"]) for entry in entries] == asked
     lines = cells(capsys.readouterr().out, "steps")
     for entry, line in zip(entries, lines, strict=True):
         assert line[:2] == [str(entry["steps"]), entry["method"]]
@@ -217,9 +198,7 @@ def test_compare_writes_the_table_it_prints(folder: str, tmp_path: Path, capsys:
             assert entry["waves"] == entry["steps"]
 
 
-def test_demo_draws_and_tells_where_the_tolerance_stops(
-    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_demo_draws_and_tells_where_the_tolerance_stops(folder: str, tmp_path: Path, capsys: Capture) -> None:
     argv = ["demo", "--model", folder, *PROMPTS, "--steps", "12", "--blocks", "4", "--iterations", "9"]
     assert main([*argv, "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -246,7 +225,7 @@ def test_demo_draws_and_tells_where_the_tolerance_stops(
 
 
 def test_demo_without_matplotlib_and_with_fewer_iterations_than_the_tolerance_takes(
-    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: str, tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, module)
@@ -260,7 +239,7 @@ def test_demo_without_matplotlib_and_with_fewer_iterations_than_the_tolerance_ta
     assert [path.name for path in tmp_path.iterdir()] == ["contact-sheet.png"]
 
 
-def test_the_bundled_digits_converge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bundled_digits_converge(tmp_path: Path, capsys: Capture) -> None:
     assert main(["demo", "--steps", "9", "--iterations", "2", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     p95 = [float(line[5]) for line in cells(out, "iteration")]
@@ -286,12 +265,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("argv", "words"), MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_mistake_is_told_in_one_line(
-    folder: str,
-    tmp_path: Path,
-    argv: list[str],
-    words: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    folder: str, tmp_path: Path, argv: list[str], words: str, capsys: Capture, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").touch()
@@ -299,7 +273,7 @@ def test_a_mistake_is_told_in_one_line(
     assert words in complaint(capsys)
 
 
-def test_a_folder_without_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_pipeline(tmp_path: Path, capsys: Capture) -> None:
     argv = ["generate", "a", "--model", str(tmp_path)]
     assert main(argv) == 2
     assert "no model_index.json" in complaint(capsys)
@@ -308,21 +282,18 @@ def test_a_folder_without_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "cannot be loaded" in complaint(capsys)
 
 
-def test_an_unsupported_pipeline_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unsupported_pipeline_is_told_in_one_line(tmp_path: Path, capsys: Capture) -> None:
     unconditional = tiny.ddim()
     unconditional.save_pretrained(tmp_path / "ddim")
     assert main(["generate", "a", "--model", str(tmp_path / "ddim")]) == 2
     assert "takes no prompt" in complaint(capsys)
-    StableDiffusionPAGPipeline(**tiny.stable_diffusion().components, requires_safety_checker=False).save_pretrained(
-        tmp_path / "pag"
-    )
+    guided = StableDiffusionPAGPipeline(**tiny.stable_diffusion().components, requires_safety_checker=False)
+    guided.save_pretrained(tmp_path / "pag")
     assert main(["generate", "a", "--model", str(tmp_path / "pag")]) == 2
     assert "StableDiffusionPAGPipeline cannot be driven: its loop uses the timestep" in complaint(capsys)
 
 
-def test_an_unsupported_scheduler_is_replaced_only_on_request(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unsupported_scheduler_is_replaced_only_on_request(tmp_path: Path, capsys: Capture) -> None:
     model, out = tmp_path / "pndm", tmp_path / "out"
     tiny.stable_diffusion(PNDMScheduler(skip_prk_steps=True, steps_offset=1)).save_pretrained(model)
     argv = ["generate", "a", "--steps", "4", "--method", "srds", "--model", str(model), "--out", str(out)]
@@ -333,14 +304,14 @@ def test_an_unsupported_scheduler_is_replaced_only_on_request(
     assert [path.name for path in out.iterdir()] == ["a-seed0.png"]
 
 
-def test_verbose_shows_where_the_error_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_shows_where_the_error_came_from(capsys: Capture) -> None:
     assert main(["generate", "a", "--model", "nowhere", "--verbose"]) == 2
     error = capsys.readouterr().err
     assert "Traceback" in error
     assert error.splitlines()[-1].startswith("srds-fast: There is no model")
 
 
-def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_with_130(capsys: Capture, monkeypatch: Patch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 

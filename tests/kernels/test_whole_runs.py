@@ -145,12 +145,12 @@ def test_samples_leave_and_the_rest_goes_on(
 
     def run() -> list[Tensor]:
         if options is None:
-            extras = SolverInputs(network=network, scaled=True, guidance=guidance)
-            core = srds(x, noise, program.srds(8, 4, 4), extras=extras)
+            inputs = SolverInputs(network=network, scaled=True, guidance=guidance)
+            core = srds(x, noise, program.srds(8, 4, 4), inputs=inputs)
         else:
-            extras = SolverInputs(network=network, scaled=True, guidance=guidance, guess=guess)
+            inputs = SolverInputs(network=network, scaled=True, guidance=guidance, initial_guess=guess)
             waves = sweeps.fixed_point(8, 5, options.num_nodes).limited_to(max_rows)
-            core = fixed_point(x, noise, waves, options, extras)
+            core = fixed_point(x, noise, waves, options, inputs)
         return seen_of(core, {2: (0, 2), 4: (1,)}, network)
 
     found = run()

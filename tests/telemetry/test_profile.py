@@ -68,7 +68,7 @@ def test_costs_are_measured_in_the_plan(tmp_path: Path) -> None:
     (made,) = in_a_trace(tmp_path / "trace.json")
     made.check()
     (plan,) = [each for each in made.inside if each.kind == "plan"]
-    assert len([each for each in plan.walk() if each.kind == "network"]) > 10
+    assert len([each for each in plan.walk() if each.kind == "network"]) > 2
     assert len(made.of("wave")) == len(made.of("network")) == fast.report.waves == counts(fast.report)["network"]
 
 

@@ -66,9 +66,7 @@ class Applied:
 def applied(networks: Iterable[nn.Module], options: NetworkOptions, device: torch.device) -> Iterator[Applied]:
     """Apply the options to the networks of a call, and restore their attention afterwards.
 
-    Args:
-        networks: the modules that the pipeline calls in its loop.
-        device: where they run; an offloaded network may be on another device now.
+    device: where they run; an offloaded network may be on another device now.
     """
     made = Applied()
     attention, channels_last, mode = options.attention, options.channels_last, options.torch_compile

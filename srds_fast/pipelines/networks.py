@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,11 +43,6 @@ class Network:
     time: Callable[[Tensor, torch.dtype], Tensor] = lambda timesteps, dtype: timesteps
     channels: int = 1
     gives_residuals: bool = False
-
-    @cached_property
-    def unchanged(self) -> frozenset[str]:
-        """Arguments that are passed on unchanged."""
-        return self.shared | {self.state}
 
 
 PER_SAMPLE_OPTIONS = frozenset({"ip_adapter_image_embeds"})

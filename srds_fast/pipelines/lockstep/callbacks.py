@@ -48,7 +48,6 @@ class StepCallback:
             real = {"latents": x, "mask": None if inpainting is None else inpainting.mask}
             shown = {name: value if real.get(name) is None else real[name] for name, value in tensors.items()}
             kept, steering = {name: _copy(value) for name, value in shown.items()}, _steering(pipe)
-            assert lockstep.timesteps is not None
             outputs = self._user(pipe, step, lockstep.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
                 return outputs  # the loop raises the stock pipe's own error

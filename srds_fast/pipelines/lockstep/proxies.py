@@ -119,16 +119,13 @@ class TimestepsProxy(Tensor):
         return TimestepsProxy.of(self.as_subclass(Tensor).to(*args, **kwargs), self.lockstep, self.start)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return self._turns(self.as_subclass(Tensor), self.lockstep, self.start)
-
-    @staticmethod
-    def _turns(timesteps: Tensor, lockstep: Any, start: int) -> Iterator[Tensor]:
+        timesteps, lockstep = self.as_subclass(Tensor), self.lockstep
         no_step = UnsupportedPipeline(
             "The pipeline's loop turned without a scheduler step. Such a loop cannot be driven from its scheduler. "
             "Run this call on the original pipeline."
         )
         steps = lockstep.steps
-        lockstep.enter(start, timesteps)
+        lockstep.enter(self.start, timesteps)
         first = timesteps[0]
         yield first
         if lockstep.steps == steps:
@@ -250,7 +247,6 @@ def copy_with_proxies(pipe: Any, cls: Any, loop: Loop, lockstep: Any, parts: dic
     """The shallow copy of a pipe that one call runs on, with proxies for its scheduler and its networks.
 
     Args:
-        pipe: the user's pipeline; not changed.
         cls: the pipeline's own class.
         parts: components that replace those of the pipe.
     """

@@ -20,9 +20,7 @@ MAX_CACHED = 64
 class GuidanceCache:
     """Guidance weights by kind of call. Finding them waits for the device; calls of a known kind do not wait.
 
-    Attributes:
-        weights: known weights.
-        kind: everything the weights of this call can depend on; None: do not use the cache.
+    kind: everything the weights of this call can depend on; None: do not use the cache.
     """
 
     weights: dict[Hashable, Tensor]
@@ -45,11 +43,9 @@ class GuidanceCache:
 
 
 def probe_of(call: NetworkCall, number: int, *, known: bool) -> Tensor:
-    """Random float64 numbers in the shape of the network's output, from a separate generator.
+    """Random float64 numbers in the shape of the network's output, from a generator seeded with the call's number.
 
-    Args:
-        number: of the call in the turn; the seed.
-        known: the guidance weights are known, so the values do not matter: return zeros.
+    known: the guidance weights are known, so the values do not matter: return zeros.
     """
     config: Any = call.network.config
     shape = list(call.states.shape)

@@ -32,13 +32,9 @@ class RecordedNetwork:
     """See `srds_fast.sampling.session.Network`.
 
     Attributes:
-        turn: the recorded calls.
         state: starting noise, [batch, ...], in the dtype of the state.
-        noise: table of the steps.
-        inputs: of the run.
         replacements: maps a network to the callable to use instead.
         overlap: how coarse rows run: "batch", "streams", or "auto" (decided when a graph is recorded).
-        keeps_states: whether intermediate states are kept.
     """
 
     turn: RecordedTurn
@@ -47,7 +43,6 @@ class RecordedNetwork:
     inputs: SolverInputs
     replacements: Mapping[nn.Module, Callable[..., Any]]
     overlap: str
-    keeps_states: bool
 
     @property
     def kind(self) -> Hashable:
@@ -65,17 +60,12 @@ class RecordedNetwork:
         """The evaluator of a program's waves; with overlap="streams", coarse rows run on a separate stream."""
 
         def repeated(program: Program) -> Repeated:
-            rows = RowInputs(program, self.noise, self.state, replacements=self.replacements)
+            rows = RowInputs(program, self.noise, self.state, self.replacements)
             return Repeated(self.turn.calls, rows)
 
         return _in_lanes(repeated, program, self.state, self.overlap == "streams" and has_two_lanes(program))
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
-        """Everything needed to record this call.
-
-        Raises:
-            ValueError: it cannot be recorded; the message says why.
-        """
         if self.noise.num_steps == 1:
             raise ValueError("a run of a single step has nothing between its waves")
         state, noise, inputs = self.state, self.noise, self.inputs
@@ -96,7 +86,7 @@ class RecordedNetwork:
             around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
 
             def repeated(program: Program) -> Repeated:
-                rows = RowInputs(program, noise, x, replacements=replacements)
+                rows = RowInputs(program, noise, x, replacements)
                 return Repeated(with_tensors(calls, given, static), rows, around)
 
             core = core_of(plan, x, noise, program, inputs.with_tensors(static))
@@ -104,7 +94,7 @@ class RecordedNetwork:
 
         def through(graphed: Through) -> Repeated:
             called = {network: graphed(replacements.get(network, network), id(network)) for network in factors}
-            return Repeated(self.turn.calls, RowInputs(program, noise, state, replacements=called))
+            return Repeated(self.turn.calls, RowInputs(program, noise, state, called))
 
         called = network_calls(tuple(factors), state.device, replacements)
         signature = plan.signature, noise, inputs.scaled, inputs.network, implementation(state.device)
@@ -120,7 +110,7 @@ class RecordedNetwork:
             calls[0].states.dtype,
             scales.dictionaries,
             network_signature=called.signature,
-            why_no_loop=SLIDES if plan.slides else STATES_KEPT if self.keeps_states else None,
+            why_no_loop=SLIDES if plan.slides else STATES_KEPT if inputs.trajectory is not None else None,
             overlap=self.overlap if has_two_lanes(program) else "batch",
             compiled=called.compiled,
         )

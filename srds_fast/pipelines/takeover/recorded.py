@@ -20,12 +20,7 @@ from ..networks import NetworkCall
 
 @dataclass(frozen=True)
 class Residuals:
-    """A placeholder, in the recorded turn, for one part of a ControlNet's output.
-
-    Attributes:
-        call: number of the ControlNet's call in the turn.
-        part: "down" or "mid".
-    """
+    """A placeholder, in the recorded turn, for the "down" or the "mid" part of a ControlNet's output."""
 
     call: int
     part: str
@@ -35,11 +30,9 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Residu
 
 
 class Repeated:
-    """Repeats recorded calls for the rows of a wave. See `engine.evaluator.Evaluator`.
+    """Repeats the recorded calls of a turn for the rows of a wave. See `engine.evaluator.Evaluator`.
 
     Args:
-        calls: of the turn, in order.
-        rows: makes their arguments.
         around: makes a context manager for the calls of a wave.
     """
 

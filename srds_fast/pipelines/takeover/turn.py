@@ -36,11 +36,7 @@ def why_not(loop: Loop) -> str | None:
 class RecordedTurn:
     """The recorded calls of one turn, and the guidance that the loop applies to their outputs.
 
-    Args:
-        known: known guidance weights, by kind of call.
-
     Attributes:
-        calls: in order.
         weights: [branches], of the guided sum; None before `read_guidance`, or if the guidance is not linear.
         scaled: the loop calls the scheduler's `scale_model_input`.
         drive_reason: why the loop must be driven; None if it can be taken over.

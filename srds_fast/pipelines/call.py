@@ -32,8 +32,7 @@ from .lockstep.proxies import copy_with_proxies
 from .loop import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .state import OWN_ARGUMENTS, RandomState, bind, no_plan, steps_of
-from .takeover.guidance import GuidanceCache
-from .takeover.turn import RecordedTurn, why_not
+from .takeover.turn import GuidanceCache, RecordedTurn, why_not
 
 
 def _guidance_key(cls: type, loop: Loop, network: Any, arguments: Arguments) -> Hashable | None:
@@ -202,7 +201,7 @@ def _lockstep(
         kind = _guidance_key(type(state.original), loop, network, arguments)
         turn = RecordedTurn(GuidanceCache(state.guidance, kind))
     graphs, engine_reason, on_gpu = None, _engine_reason(network), _graphs_on(network.device)
-    if state.engine in GRAPH_ENGINES or (state.engine == "auto" and on_gpu):
+    if state.planner.engine in GRAPH_ENGINES or (state.planner.engine == "auto" and on_gpu):
         if engine_reason is not None:
             warn_eager(fast, engine_reason)
         else:
@@ -211,8 +210,8 @@ def _lockstep(
                 state.lazy_capture or warming,
                 functools.partial(warn_eager, fast),
                 whole=warming,
-                weighed=state.engine == "auto",
-                kind="graph" if state.engine == "auto" else state.engine,
+                weighed=state.planner.engine == "auto",
+                kind="graph" if state.planner.engine == "auto" else state.planner.engine,
             )
     return LockstepLoop(
         fast.scheduler,

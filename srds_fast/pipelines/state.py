@@ -61,11 +61,6 @@ class State:
     quiet: bool = False
     plan_only: bool = False
 
-    @property
-    def engine(self) -> str:
-        """The engine asked for."""
-        return self.planner.engine
-
 
 def with_state(cls: type, state: State) -> Any:
     """A compiled pipeline of a class that `compile` made.

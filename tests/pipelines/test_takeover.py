@@ -16,8 +16,7 @@ from torch import Tensor
 import srds_fast
 from srds_fast.pipelines import call as call_module
 from srds_fast.pipelines.networks import NetworkCall, network_family
-from srds_fast.pipelines.takeover.guidance import GuidanceCache
-from srds_fast.pipelines.takeover.turn import RecordedTurn
+from srds_fast.pipelines.takeover.turn import GuidanceCache, RecordedTurn
 from srds_fast.sampling.rows import TiledConditioning
 
 # pipeline, arguments, the weights that its guidance means, in the order of its branches

@@ -22,8 +22,8 @@ from ...solvers.contract import Core, Evaluate, SolverInputs
 from ...solvers.program import Program
 from ..lora import AdapterScales
 from ..network_rows import RowInputs
-from ..networks import is_compiled
-from .recorded import Repeated, kind_of, scale_of, signature_of, tensors_of, unscaled, with_tensors
+from ..networks import NetworkCall, is_compiled
+from .recorded import Repeated, kind_of, signature_of, tensors_of, unscaled, with_tensors
 from .turn import RecordedTurn
 
 
@@ -69,12 +69,14 @@ class RecordedNetwork:
         if self.noise.num_steps == 1:
             raise ValueError("a run of a single step has nothing between its waves")
         state, noise, inputs = self.state, self.noise, self.inputs
+        calls: list[NetworkCall] = []
         factors: dict[nn.Module, float] = {}
-        for recorded in self.turn.calls:
-            if factors.setdefault(recorded.network, scale_of(recorded)) != scale_of(recorded):
+        for call, factor in map(unscaled, self.turn.calls):
+            calls.append(call)
+            if factors.setdefault(call.network, factor) != factor:
                 raise ValueError("its loop scales the LoRA layers of a network in two ways")
         scales = AdapterScales(factors)
-        calls = [unscaled(recorded) for recorded in self.turn.calls] if scales else self.turn.calls
+        calls = calls if scales else self.turn.calls
         given = tensors_of(calls)
         own = {"x": state, **inputs.tensors()}
         if scales:

@@ -98,19 +98,14 @@ def kind_of(call: NetworkCall) -> Hashable:
     return weakref.ref(call.network), states.shape, states.dtype, states.device, shapes
 
 
-def scale_of(call: NetworkCall) -> float:
-    """The factor that a call applies to the scales of LoRA layers."""
-    options = (call.arguments.get(name) or {} for name in call.family.options)
-    return next((each["scale"] for each in options if "scale" in each), 1.0)
-
-
-def unscaled(call: NetworkCall) -> NetworkCall:
-    """The same call with a LoRA factor of 1."""
-    arguments = dict(call.arguments)
+def unscaled(call: NetworkCall) -> tuple[NetworkCall, float]:
+    """The call without the factor that it applies to the scales of LoRA layers, and the factor."""
+    arguments, factor = dict(call.arguments), 1.0
     for name in call.family.options:
         if "scale" in (arguments.get(name) or {}):
+            factor = arguments[name]["scale"]
             arguments[name] = {**arguments[name], "scale": 1.0}
-    return replace(call, arguments=arguments)
+    return replace(call, arguments=arguments), factor
 
 
 def tensors_of(calls: Iterable[NetworkCall]) -> dict[str, Tensor]:

@@ -147,19 +147,17 @@ def _run_call(
             warn_left_out(fast, left_out)
         lockstep = _lockstep(fast, loop, arguments, networks, warming, observer, made.replacements, **own)
         proxied = copy_with_proxies(fast, cls, loop, lockstep, tokenizers)
-        # the loop looks at the copy's attribute, other threads set the original's
+        # a callback sets the attribute of the copy, other threads set that of the original
         lockstep.interrupted = lambda: bool(getattr(proxied, "_interrupt", False) or vars(fast).get("_interrupt"))
         if state.quiet:
             vars(proxied)["_progress_bar_config"] = {"disable": True}
-        callback = None
+        callback, given = None, (args, kwargs)
         if arguments.get("callback_on_step_end") is not None:
             callback = StepCallback(arguments["callback_on_step_end"], lockstep)
-            proxied_args, proxied_kwargs = _with_callback(proxied, args, kwargs, None if state.plan_only else callback)
-        else:
-            proxied_args, proxied_kwargs = args, kwargs
+            given = _with_callback(proxied, args, kwargs, None if state.plan_only else callback)
         try:
             telemetry.phase("encode")
-            return cls.__call__(proxied, *proxied_args, **proxied_kwargs)
+            return cls.__call__(proxied, *given[0], **given[1])
         except Exception as why:
             # a callback or a stream has already seen results of this call: it cannot start again
             seen = observer is not None or (callback is not None and callback.notified)

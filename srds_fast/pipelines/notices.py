@@ -30,7 +30,9 @@ def warn_eager(fast: Any, reason: str) -> None:
         f"This call cannot be replayed: {reason}. strict=True forbids to run it eagerly. "
         "Change what the reason names, pass engine='auto', or compile without strict."
     )
-    _warn_once(fast, reason, f" runs eagerly: {reason}.", refusal if fast._srds.planner.engine in GRAPH_ENGINES else None)
+    _warn_once(
+        fast, reason, f" runs eagerly: {reason}.", refusal if fast._srds.planner.engine in GRAPH_ENGINES else None
+    )
 
 
 def _unsupported(refusal: str) -> UnsupportedPipeline:

@@ -225,7 +225,6 @@ class LockstepLoop:
     def _end(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
         self.run.stop(sample)
         self._wave = None
-        telemetry.phase("decode")
         return self._hand_out(dtype)
 
     def go_on_from(self, step: int, x: Tensor, reason: str) -> Tensor:
@@ -396,6 +395,7 @@ class LockstepLoop:
         if self._wave is None:
             assert self.run.sample is not None
             self.finished = True
+            telemetry.phase("decode")
             if self._rows is not None:
                 self._rows.forget()
             states = self.run.sample.to(dtype)

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import telemetry
 from ...errors import UnsupportedPipeline, UnsupportedScheduler
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
@@ -59,8 +58,6 @@ class SchedulerProxy:
         options = dict(zip(self._options, args, strict=False)) | kwargs if args else kwargs
         return_dict = options.pop("return_dict", True)
         output = self._lockstep.step(model_output, sample, options)
-        if self._lockstep.finished:
-            telemetry.phase("decode")
         if not return_dict:
             return output
         from diffusers.schedulers.scheduling_utils import SchedulerOutput

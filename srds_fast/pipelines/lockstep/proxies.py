@@ -205,32 +205,29 @@ def progress_proxy(
     progress_bar: Callable[..., Any], lockstep: Any, iterable: Any = None, total: int | None = None
 ) -> Any:
     """The pipe's own progress bar, but it counts final steps instead of turns of the loop."""
-    if iterable is None:
-        return _step_bar(progress_bar, lockstep, total)
+
+    @contextmanager
+    def step_bar() -> Iterator[Any]:
+        shown = 0
+
+        def update(_count: int = 1) -> None:
+            nonlocal shown
+            if lockstep.final_steps > shown:
+                bar.update(lockstep.final_steps - shown)
+                shown = lockstep.final_steps
+
+        with progress_bar(total=total if iterable is None else len(iterable)) as bar:
+            lockstep.progress = update
+            yield SimpleNamespace(update=update)
+            update()
 
     def turns() -> Iterator[Any]:
-        with _step_bar(progress_bar, lockstep, len(iterable)) as bar:
+        with step_bar() as bar:
             for timestep in iterable:
                 yield timestep
                 bar.update()
 
-    return turns()
-
-
-@contextmanager
-def _step_bar(progress_bar: Callable[..., Any], lockstep: Any, total: int | None) -> Iterator[Any]:
-    shown = 0
-
-    def update(_count: int = 1) -> None:
-        nonlocal shown
-        if lockstep.final_steps > shown:
-            bar.update(lockstep.final_steps - shown)
-            shown = lockstep.final_steps
-
-    with progress_bar(total=total) as bar:
-        lockstep.progress = update
-        yield SimpleNamespace(update=update)
-        update()
+    return step_bar() if iterable is None else turns()
 
 
 def copy_scheduler(scheduler: Any) -> Any:

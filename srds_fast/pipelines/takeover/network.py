@@ -60,8 +60,7 @@ class RecordedNetwork:
         """The evaluator of a program's waves; with overlap="streams", coarse rows run on a separate stream."""
 
         def repeated(program: Program) -> Repeated:
-            rows = RowInputs(program, self.noise, self.state, self.replacements)
-            return Repeated(self.turn.calls, rows)
+            return Repeated(self.turn.calls, RowInputs(program, self.noise, self.state, self.replacements))
 
         return _in_lanes(repeated, program, self.state, self.overlap == "streams" and has_two_lanes(program))
 

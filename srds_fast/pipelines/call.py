@@ -136,8 +136,6 @@ def _run_call(
     random = RandomState(fast, arguments)
     loop, cls = family.loop(fast, arguments), type(state.original)
     networks: list[Any] = [getattr(fast, name) for name in loop.networks]
-    if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
-        vars(fast)["_interrupt"] = False
     with (
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
@@ -145,6 +143,8 @@ def _run_call(
     ):
         for left_out in made.reasons:
             warn_left_out(fast, left_out)
+        if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
+            vars(fast)["_interrupt"] = False
         lockstep = _lockstep(fast, loop, arguments, networks, warming, observer, made.replacements, **own)
         proxied = copy_with_proxies(fast, cls, loop, lockstep, tokenizers)
         # a callback sets the attribute of the copy, other threads set that of the original

@@ -112,24 +112,19 @@ class Planner:
         return choose(num_steps, self.settings, stochastic)
 
 
+@dataclass(eq=False)
 class Session:
     """One sampling run.
 
     Either `complete` runs all waves, or a caller that evaluates them itself takes them one by one with `next`.
 
-    Args:
-        planner: chooses the plan.
+    Attributes:
         state: starting noise, [batch, ...], in the dtype of the state.
-        noise: table of the steps.
-        inputs: further inputs of the solver.
         path: how the waves are evaluated, for the report.
         network: None: the caller evaluates the waves, and costs cannot be measured.
         graphs: how graphs may be used; None: the waves run eagerly.
-        observer: called with every checkpoint.
         started: `time.perf_counter()` at the first network call, if that was before the session was made.
         notify: called with the reason why the call falls back to one step after another; may raise.
-
-    Attributes:
         pricing: costs of the call; None if they were not measured.
         run: the current run; a recovery replaces it.
         interrupted: the caller has ended the run early; for the report.
@@ -138,37 +133,35 @@ class Session:
         PlanMismatch: the given plan is not valid for the call.
     """
 
-    def __init__(
-        self,
-        planner: Planner,
-        state: Tensor,
-        noise: NoiseTable,
-        inputs: SolverInputs,
-        path: str,
-        *,
-        network: Network | None = None,
-        graphs: GraphRunner | None = None,
-        observer: Observer | None = None,
-        started: float | None = None,
-        notify: Callable[[str], None] = lambda reason: None,
-    ) -> None:
-        self._state, self._noise, self._inputs, self._path = state, noise, inputs, path
-        self._planner, self._network, self._graphs = planner, network, graphs
-        self._observer, self._notify = observer, notify
-        self.stochastic = noise.spread is not None
-        self.pricing: Pricing | None = None
-        self.interrupted = False
+    planner: Planner
+    state: Tensor
+    noise: NoiseTable
+    inputs: SolverInputs
+    path: str
+    network: Network | None = None
+    graphs: GraphRunner | None = None
+    observer: Observer | None = None
+    started: float | None = None
+    notify: Callable[[str], None] = lambda reason: None
+    pricing: Pricing | None = None
+    interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        self.stochastic = self.noise.spread is not None
         begun = time.perf_counter()
-        measurable = network is not None and noise.num_steps > 1
-        self.plan = planner.choose(noise.num_steps, self.stochastic, self.price if measurable else None)
+        measurable = self.network is not None and self.noise.num_steps > 1
+        self.plan = self.planner.choose(self.noise.num_steps, self.stochastic, self.price if measurable else None)
         planning = time.perf_counter() - begun
-        if planner.plan is not None and planner.plan.context is not None:  # the others were made for this call
-            planner.plan.context.check(context_of(state.device, noise, () if network is None else network.modules))
-        self._started = None if started is None else started + planning
+        given = self.planner.plan
+        if given is not None and given.context is not None:  # the other plans were made for this call
+            modules = () if self.network is None else self.network.modules
+            given.context.check(context_of(self.state.device, self.noise, modules))
+        if self.started is not None:
+            self.started += planning
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
         self._fallback_reason: str | None = None
         self._begun = False
-        self.run = self._reported = self._new_run(observer)
+        self.run = self._reported = self._new_run(self.observer)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Take the output of the last wave and return the next wave; None when `run.sample` is complete.
@@ -188,9 +181,9 @@ class Session:
         Raises:
             DivergenceError: the method that the user chose diverged.
         """
-        assert self._network is not None
+        assert self.network is not None
         advance = advance or (lambda run, evaluate: drain(run.next, evaluate))
-        evaluate = self._network.evaluator(self.run.program)
+        evaluate = self.network.evaluator(self.run.program)
         if isinstance(evaluate, TwoLanes):
             evaluate.prepare()
             self.run.engine.overlap = "streams"
@@ -212,7 +205,7 @@ class Session:
             return self.run
         # outside the handlers, because their exceptions keep the memory of the waves alive
         evaluate.forget()
-        evaluate = self._network.evaluator(self.run.program)
+        evaluate = self.network.evaluator(self.run.program)
         try:
             advance(self.run, evaluate)
         except Diverged as error:
@@ -226,22 +219,22 @@ class Session:
         failed.counts.network_seconds = None
         self._fallback_reason = f"{why}. The steps were then taken one after another"
         self.run = self._reported = Run(
-            choose(self._noise.num_steps, Settings(method=SEQUENTIAL)),
-            self._state,
-            self._noise,
-            replace(self._inputs, initial_guess=None),
-            self._observer,
+            choose(self.noise.num_steps, Settings(method=SEQUENTIAL)),
+            self.state,
+            self.noise,
+            replace(self.inputs, initial_guess=None),
+            self.observer,
             counts=failed.counts,
             # a driven loop goes on to call the network as before
-            engine=failed.engine if self._network is None else replace(failed.engine, name="eager", overlap="batch"),
+            engine=failed.engine if self.network is None else replace(failed.engine, name="eager", overlap="batch"),
         )
-        self._notify(self._fallback_reason)
+        self.notify(self._fallback_reason)
 
     def fall_back(self, why: str) -> None:
         """Note that the rest of the call runs one step after another; only the first reason is kept."""
         if self._fallback_reason is None:
             self._fallback_reason = why
-            self._notify(why)
+            self.notify(why)
 
     def go_on_from(self, state: Tensor, noise: NoiseTable, inputs: SolverInputs) -> None:
         """Leave the run and continue from a state, [batch, ...], with the remaining steps one after another."""
@@ -258,7 +251,7 @@ class Session:
         return Report(
             method=plan.method,
             engine=run.engine.name,
-            path=self._path,
+            path=self.path,
             num_inference_steps=plan.num_inference_steps,
             tolerance=plan.tolerance,
             exact=plan.exact,
@@ -270,7 +263,7 @@ class Session:
             interrupted=self.interrupted,
             fallback_reason=self._fallback_reason,
             engine_reason=run.engine.reason or engine_reason,
-            kernels=implementation(self._state.device) if plan.options.fused else "torch",
+            kernels=implementation(self.state.device) if plan.options.fused else "torch",
             drive_reason=drive_reason,
             overlap=run.engine.overlap,
             left_out=list(left_out),
@@ -294,50 +287,50 @@ class Session:
             raise reported from None
 
     def _run_waves(self, evaluate: Evaluator, advance: Advance) -> None:
-        assert self._network is not None
-        if self._graphs is not None:
+        assert self.network is not None
+        if self.graphs is not None:
             try:
-                call = self._network.capturable(self.plan, self.run.program)
+                call = self.network.capturable(self.plan, self.run.program)
             except ValueError as why:
-                self._graphs.refused(str(why))
+                self.graphs.refused(str(why))
                 self.run.engine.reason = str(why)
             else:
                 with torch.no_grad():
-                    self._graphs.run(call, self._first_or_new_run, evaluate, advance)
+                    self.graphs.run(call, self._first_or_new_run, evaluate, advance)
                 return
         advance(self.run, evaluate)
 
     def _first_or_new_run(self) -> Run:
         """The run; after a failed recording a new one, which repeats no checkpoint."""
         if self._begun:
-            self.run = self._reported = self._new_run(_unseen_only(self._observer, self.run.shown))
+            self.run = self._reported = self._new_run(_unseen_only(self.observer, self.run.shown))
         self._begun = True
         return self.run
 
     def _new_run(self, observer: Observer | None) -> Run:
-        return Run(self.plan, self._state, self._noise, self._inputs, observer, self._started)
+        return Run(self.plan, self.state, self.noise, self.inputs, observer, self.started)
 
     def _learn(self, *, completed: bool) -> None:
         # without lazy capture a new plan would have no recording, so do not learn
-        if self.pricing is not None and (self._graphs is None or self._graphs.lazy):
+        if self.pricing is not None and (self.graphs is None or self.graphs.lazy):
             self.pricing.record(self.plan, self.report() if completed else None)
 
     def price(self) -> Pricing:
         """The costs of the call, measured now if they are unknown."""
         if self.pricing is None:
-            network = self._network
+            network = self.network
             assert network is not None
             self.pricing = price(
-                self._planner.costs,
+                self.planner.costs,
                 network.kind,
                 network.evaluator,
-                self._state,
-                self._noise,
-                self._inputs,
+                self.state,
+                self.noise,
+                self.inputs,
                 network.dtype,
                 networks=network.modules,
-                max_rows=self._planner.settings.max_rows,
-                replayed=self._graphs is not None and self._state.is_cuda,
+                max_rows=self.planner.settings.max_rows,
+                replayed=self.graphs is not None and self.state.is_cuda,
             )
         return self.pricing
 

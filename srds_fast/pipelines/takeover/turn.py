@@ -113,16 +113,13 @@ class RecordedTurn:
 
         return Transformer2DModelOutput(sample=probe)
 
-    def read_guidance(self, m: Tensor, x: Tensor) -> None:
-        """Find the weights of the branches in m, or the reason why the loop must be driven.
+    def read_guidance(self, m: Tensor, x: Tensor) -> str | None:
+        """Find the weights of the branches; returns why the loop must be driven, or None.
 
         Args:
             m: the loop's guided output for the probes, [samples, ...].
             x: the states that the scheduler steps, [samples, ...].
         """
-        self.drive_reason = self._read_guidance(m, x)
-
-    def _read_guidance(self, m: Tensor, x: Tensor) -> str | None:
         probes: list[Tensor] = []
         for call, probe in self._probed:
             branches, odd = divmod(len(call.states), len(x))

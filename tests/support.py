@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tiny
 import torch
@@ -40,16 +40,10 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
 }
 NOISE = tuple(SCHEDULERS)[:5]
 FLOW = ("flow-matching Euler", "DPM-Solver++ (1, 2)")
+FLOW_DPM = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 
 
-def _flow_dpm() -> DPMSolverMultistepScheduler:
-    return DPMSolverMultistepScheduler(
-        use_flow_sigmas=True, prediction_type="flow_prediction", use_dynamic_shifting=True, flow_shift=3.0
-    )
-
-
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What becomes of a call: it is accelerated, or runs on the stock loop with a reason."""
 
     kind: str
@@ -70,11 +64,8 @@ def stock(why: str) -> Verdict:
 class Pipeline:
     """A row of the first table.
 
-    Attributes:
-        tiny: its entry in tiny.PIPELINES.
-        schedulers: columns it is driven with.
-        others: what becomes of the other columns that it can be called with at all.
-        flow: its network predicts a velocity.
+    tiny: its entry in tiny.PIPELINES. schedulers: columns it is driven with. others: what becomes of other columns that
+    it can be called with. flow: its network predicts a velocity.
     """
 
     name: str
@@ -84,9 +75,10 @@ class Pipeline:
     flow: bool = False
 
     def build(self, scheduler: str) -> Any:
-        make = _flow_dpm if self.flow and scheduler.startswith("DPM") else SCHEDULERS[scheduler]
         pipe = tiny.PIPELINES[self.tiny][0]()
-        pipe.scheduler = make()
+        pipe.scheduler = SCHEDULERS[scheduler]()
+        if self.flow and scheduler.startswith("DPM"):
+            pipe.scheduler = DPMSolverMultistepScheduler(**FLOW_DPM, use_dynamic_shifting=True)
         return pipe
 
     def verdict(self, scheduler: str) -> Verdict | None:
@@ -123,12 +115,10 @@ class Feature:
     """A row of the second table: something a call asks for.
 
     Attributes:
-        name: as README says it.
         pipelines: names of the rows of the first table that it is run on, with their first scheduler.
         call: arguments of the call beside the pipeline's own.
         prepare: (pipe) -> further arguments or None; may change the pipe first.
         build: makes another pipe than the row's.
-        verdict: what becomes of the call.
     """
 
     name: str
@@ -184,6 +174,10 @@ def _unlisted(pipeline: str, cls: Any, **call: Any) -> Feature:
 
 
 V_PREDICTION = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+_zero_snr = _scheduler(lambda: DDIMScheduler(**tiny.SD_NOISE, **V_PREDICTION))
+_karras = _scheduler(lambda: DPMSolverMultistepScheduler(**VP, use_karras_sigmas=True, solver_type="heun"))
+_shifting = _scheduler(lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+BOTH_ENDS = {"denoising_start": 0.2, "denoising_end": 0.8}
 FEATURES = [
     Feature("guidance", GUIDED, {"guidance_scale": 4.0}),
     Feature("no guidance", GUIDED, {"guidance_scale": 1.0}),
@@ -197,29 +191,15 @@ FEATURES = [
     Feature("several classes", ("DiT",), {"class_labels": [1, 5, 9]}),
     Feature("classes without guidance", ("DiT",), {"class_labels": [1, 5], "guidance_scale": 1.0}),
     Feature("one step", (*TEXT, "DiT", "DDIM"), {"num_inference_steps": 1}),
-    Feature(
-        "v-prediction, zero terminal SNR",
-        ("StableDiffusion",),
-        prepare=_scheduler(lambda: DDIMScheduler(**tiny.SD_NOISE, **V_PREDICTION)),
-    ),
-    Feature(
-        "Karras sigmas",
-        UNETS,
-        prepare=_scheduler(lambda: DPMSolverMultistepScheduler(**VP, use_karras_sigmas=True, solver_type="heun")),
-    ),
-    Feature(
-        "dynamic shifting",
-        ("StableDiffusion3", "Flux"),
-        prepare=_scheduler(lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)),
-    ),
+    Feature("v-prediction, zero terminal SNR", ("StableDiffusion",), prepare=_zero_snr),
+    Feature("Karras sigmas", UNETS, prepare=_karras),
+    Feature("dynamic shifting", ("StableDiffusion3", "Flux"), prepare=_shifting),
     Feature("given `timesteps`", UNETS, {"timesteps": [900, 700, 500, 300, 150, 50]}, _scheduler(SCHEDULERS["Euler"])),
     Feature("given `sigmas`", ("StableDiffusion3", "Flux"), {"sigmas": [1.0, 0.8, 0.6, 0.4, 0.2, 0.1]}),
     Feature("`eta` > 0 (DDIM)", ("StableDiffusion", "DDIM"), {"eta": 0.7}),
     Feature("`denoising_end`", ("StableDiffusionXL",), {"denoising_end": 0.6}),
     Feature("`denoising_start`", ("StableDiffusionXLImg2Img",), {"denoising_start": 0.4}),
-    Feature(
-        "`denoising_start` and `_end`", ("StableDiffusionXLInpaint",), {"denoising_start": 0.2, "denoising_end": 0.8}
-    ),
+    Feature("`denoising_start` and `_end`", ("StableDiffusionXLInpaint",), BOTH_ENDS),
     Feature("another `strength`", ("StableDiffusionImg2Img", "StableDiffusionInpaint"), {"strength": 0.5}),
     Feature("`guess_mode`", ("StableDiffusionControlNet",), {"guess_mode": True}),
     Feature("`controlnet_conditioning_scale`", ("StableDiffusionControlNet",), {"controlnet_conditioning_scale": 0.4}),
@@ -288,10 +268,7 @@ REFUSED_PIPELINES = {
 
 def tables() -> str:
     """README's tables."""
-    lines = [
-        "| pipeline | " + " | ".join(SCHEDULERS) + " |",
-        "| --- |" + " --- |" * len(SCHEDULERS),
-    ]
+    lines = ["| pipeline | " + " | ".join(SCHEDULERS) + " |", "| --- |" + " --- |" * len(SCHEDULERS)]
     for pipeline in PIPELINES:
         verdicts = (pipeline.verdict(scheduler) for scheduler in SCHEDULERS)
         cells = ["" if verdict is None else "yes" if verdict == DRIVEN else verdict.kind for verdict in verdicts]
@@ -310,14 +287,7 @@ BEGIN, END = "<!-- tables from tests/support.py -->", "<!-- end of the tables --
 
 def written(readme: str) -> str:
     """README with the tables in their place."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
-
-
-def cases() -> list[Any]:
-    """(feature, pipeline) for every pair of the second table."""
-    return [(feature, BY_NAME[name]) for feature in FEATURES for name in feature.pipelines]
+    return f"{readme.partition(BEGIN)[0]}{BEGIN}\n\n{tables()}\n\n{END}{readme.partition(END)[2]}"
 
 
 if __name__ == "__main__":

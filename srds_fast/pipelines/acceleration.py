@@ -66,9 +66,7 @@ class Applied:
 def applied(networks: Iterable[nn.Module], options: NetworkOptions, device: torch.device) -> Iterator[Applied]:
     """Apply the options to the networks of a call, and restore their attention afterwards.
 
-    Args:
-        networks: the modules that the pipeline calls in its loop.
-        device: where they run; an offloaded network may be on another device now.
+    device: where they run; an offloaded network may be on another device now.
     """
     made = Applied()
     attention, channels_last, mode = options.attention, options.channels_last, options.torch_compile
@@ -84,8 +82,8 @@ def applied(networks: Iterable[nn.Module], options: NetworkOptions, device: torc
                 if any(isinstance(each, nn.Conv2d) and each.kernel_size != each.stride for each in network.modules()):
                     made.reasons += settings.enter_context(_held(network, "channels_last", channels_last, _lay_out))
                 else:
-                    nothing = f"changes nothing in {_name_of(network)}: it is no convolution network"
-                    made.reasons.append(f"channels_last={channels_last} {nothing}")
+                    left = f"channels_last={channels_last} changes nothing in {_name_of(network)}"
+                    made.reasons.append(f"{left}: it is no convolution network")
             if mode is not None and is_compiled(network):
                 made.reasons.append(f"torch_compile={mode!r} was left out: {_name_of(network)} is compiled already")
             elif mode is not None:
@@ -131,8 +129,8 @@ def _held(
         if hold.value == value:
             yield hold.reasons
         else:
-            conflict = f"another call is using it with {setting}={hold.value!r}"
-            yield [f"{setting}={value!r} was not set on {_name_of(network)}: {conflict}"]
+            left = f"{setting}={value!r} was not set on {_name_of(network)}"
+            yield [f"{left}: another call is using it with {setting}={hold.value!r}"]
     finally:
         with _lock:
             hold.users -= 1
@@ -173,18 +171,16 @@ def _switch_attention(network: nn.Module, name: str, undo: ExitStack) -> list[st
 
     unchanged = set()
     for module in _attentions(network):
+        owner, attribute, value = module, "processor", _equivalent(module, _backend(name))
         if hasattr(module.processor, "_attention_backend"):
             owner, attribute, value = module.processor, "_attention_backend", AttentionBackendName(_backend(name))
-        else:
-            owner, attribute, value = module, "processor", _equivalent(module, _backend(name))
         if value is None:
             unchanged.add(type(module.processor).__name__)
         else:
             undo.callback(setattr, owner, attribute, getattr(owner, attribute))
             setattr(owner, attribute, value)
-    if not unchanged:
-        return []
-    return [f"attention={name!r} was left out where {_name_of(network)} has {', '.join(sorted(unchanged))}"]
+    left = f"attention={name!r} was left out where {_name_of(network)} has {', '.join(sorted(unchanged))}"
+    return [left] if unchanged else []
 
 
 def _equivalent(module: Any, backend: str) -> object | None:
@@ -234,13 +230,10 @@ class Compiled:
 
     The network itself is not changed, and only weakly referenced: the caller keeps it alive. torch.compile itself
     restores the process-wide flags that it changes.
-
-    Attributes:
-        failure: why the network is called directly, or None.
     """
 
     def __init__(self, network: nn.Module, mode: str) -> None:
-        self.failure: str | None = None
+        self.failure: str | None = None  # why the network is called directly
         self._mode = mode
         self._network = weakref.ref(network)
 

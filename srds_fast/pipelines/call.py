@@ -32,8 +32,7 @@ from .lockstep.proxies import copy_with_proxies
 from .loop import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .state import OWN_ARGUMENTS, RandomState, bind, no_plan, steps_of
-from .takeover.guidance import GuidanceCache
-from .takeover.turn import RecordedTurn, why_not
+from .takeover.turn import GuidanceCache, RecordedTurn, why_not
 
 
 def _guidance_key(cls: type, loop: Loop, network: Any, arguments: Arguments) -> Hashable | None:
@@ -47,19 +46,17 @@ def _guidance_key(cls: type, loop: Loop, network: Any, arguments: Arguments) -> 
     for name, value in arguments.items():
         if value is None or isinstance(value, numbers.Number):
             found.append((name, type(value), value))
+        elif isinstance(value, list | tuple) and all(isinstance(each, numbers.Number) for each in value):
+            found.append((name, type(value), repr(value)))
         elif (
             isinstance(value, str | list | tuple | dict | torch.Generator)
             or getattr(value, "ndim", 0) > 0
             or callable(value)
         ):
-            found.append((name, type(value), repr(value) if _is_number_list(value) else None))
+            found.append((name, type(value), None))
         elif not type(value).__module__.startswith("PIL."):
             return None
     return tuple(found)
-
-
-def _is_number_list(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(each, numbers.Number) for each in value)
 
 
 def stock_reason(fast: Any, family: Family, arguments: Arguments) -> str | None:
@@ -106,8 +103,8 @@ def run_call(
         observer: called with every checkpoint.
         warming: record everything that calls like this one will need.
     """
-    state = fast._srds
-    state.last.report = state.last.trajectory = state.last.session = None
+    last = fast._srds.last
+    last.report = last.trajectory = last.session = None
     timeline = telemetry.Timeline()
     diverged: DivergenceError | None = None
     try:
@@ -117,10 +114,10 @@ def run_call(
         diverged = error
         raise
     finally:
-        if state.last.report is not None:
-            state.last.report = replace(state.last.report, timeline=timeline.sums)
+        if last.report is not None:
+            last.report = replace(last.report, timeline=timeline.sums)
             if diverged is not None:
-                diverged.report = state.last.report
+                diverged.report = last.report
 
 
 def _run_call(
@@ -137,7 +134,8 @@ def _run_call(
     if reason is not None:
         return _stock_call(fast, args, kwargs, arguments, reason, own)
     random = RandomState(fast, arguments)
-    networks = [getattr(fast, name) for name in family.loop(fast, arguments).networks]
+    loop, cls = family.loop(fast, arguments), type(state.original)
+    networks: list[Any] = [getattr(fast, name) for name in loop.networks]
     with (
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
@@ -145,19 +143,28 @@ def _run_call(
     ):
         for left_out in made.reasons:
             warn_left_out(fast, left_out)
-        call = _AcceleratedCall(
-            fast, family, arguments, observer, networks, tokenizers, made.replacements, warming, **own
-        )
-        lockstep = call.lockstep
+        if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
+            vars(fast)["_interrupt"] = False
+        lockstep = _lockstep(fast, loop, arguments, networks, warming, observer, made.replacements, **own)
+        proxied = copy_with_proxies(fast, cls, loop, lockstep, tokenizers)
+        # a callback sets the attribute of the copy, other threads set that of the original
+        lockstep.interrupted = lambda: bool(getattr(proxied, "_interrupt", False) or vars(fast).get("_interrupt"))
+        if state.quiet:
+            vars(proxied)["_progress_bar_config"] = {"disable": True}
+        callback, given = None, (args, kwargs)
+        if arguments.get("callback_on_step_end") is not None:
+            callback = StepCallback(arguments["callback_on_step_end"], lockstep)
+            given = _with_callback(proxied, args, kwargs, None if state.plan_only else callback)
         try:
-            return call(args, kwargs)
+            telemetry.phase("encode")
+            return cls.__call__(proxied, *given[0], **given[1])
         except Exception as why:
             # a callback or a stream has already seen results of this call: it cannot start again
-            if observer is not None or call.notified or not call.may_retry_on_stock_loop(why):
+            seen = observer is not None or (callback is not None and callback.notified)
+            if seen or not _may_retry_on_stock_loop(lockstep, why):
                 raise
             reason = str(why).partition(". ")[0]
             if isinstance(why, torch.OutOfMemoryError):
-                assert lockstep.run is not None
                 reason = no_room(lockstep.run.counts.peak_rows)
                 lockstep.run.close()
             elif not isinstance(why, UnsupportedPipeline):
@@ -172,110 +179,82 @@ def _run_call(
     return _stock_call(fast, args, kwargs, arguments, reason[:1].lower() + reason[1:], own)
 
 
-class _AcceleratedCall:
-    """One call on a copy of the pipe whose scheduler and networks are proxies."""
-
-    def __init__(
-        self,
-        fast: Any,
-        family: Family,
-        arguments: Arguments,
-        observer: Observer | None,
-        networks: list[nn.Module],
-        tokenizers: dict[str, Any],
-        replacements: Mapping[nn.Module, Callable[..., Any]],
-        warming: bool,
-        warm_start: Tensor | None = None,
-        keep_trajectory: bool = False,
-    ) -> None:
-        state = fast._srds
-        self._loop = loop = family.loop(fast, arguments)
-        self._cls = type(state.original)
-        self._shared = vars(fast)
-        if self._shared.get("_interrupt"):  # left by the previous call; every stock call resets it too
-            self._shared["_interrupt"] = False
-        callback = arguments.get("callback_on_step_end")
-        drive_reason = why_not(loop)
-        if callback is not None:
-            drive_reason = "callback_on_step_end is called by the loop, once per step"
-        network: Any = networks[0]
-        engine_reason = _engine_reason(network)
-        turn = RecordedTurn(GuidanceCache(state.guidance, _guidance_key(self._cls, loop, network, arguments)))
-        self.lockstep = LockstepLoop(
-            fast.scheduler,
-            loop,
-            state.planner,
-            networks,
-            observer=observer,
-            turn=turn if drive_reason is None else None,
-            drive_reason=drive_reason,
-            graphs=_graph_runner(fast, network, engine_reason, warming),
-            engine_reason=engine_reason,
-            overlap="batch" if state.overlap == "auto" and not _graphs_on(network.device) else state.overlap,
-            keep_states=callback is not None or keep_trajectory,
-            initial_guess=warm_start,
-            interrupted=self._interrupted,
-            notify=functools.partial(warn_fallback, fast, "step by step"),
-            replacements=replacements,
-            plan_only=state.plan_only,
-        )
-        self._proxied = copy_with_proxies(fast, self._cls, loop, self.lockstep, tokenizers)
-        if state.quiet:
-            self._proxied.__dict__["_progress_bar_config"] = {"disable": True}
-        self._callback = None if callback is None else StepCallback(callback, self.lockstep)
-        self._calls_back = self._callback is not None and not state.plan_only
-        # diffusers' official callbacks name the tensors they need
-        self._tensor_inputs = getattr(callback, "tensor_inputs", None)
-
-    @property
-    def notified(self) -> int:
-        """Number of steps for which the user's callback was called."""
-        return 0 if self._callback is None else self._callback.notified
-
-    def may_retry_on_stock_loop(self, error: Exception) -> bool:
-        """Whether the stock loop may succeed where this call failed.
-
-        A loop that was not read by hand may contain code that does not work with rows. So its shape and type errors
-        count too; if such an error has another cause, the stock loop raises it again.
-        """
-        if isinstance(error, torch.OutOfMemoryError):  # the stock loop's waves have one row
-            run = self.lockstep.run
-            return run is not None and run.sample is None and run.counts.peak_rows > 1
-        misfits = (RuntimeError, ValueError, TypeError, IndexError)
-        return isinstance(error, UnsupportedPipeline) or (
-            not self._loop.checked and isinstance(error, misfits) and not isinstance(error, SrdsFastError)
-        )
-
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._callback is not None:
-            bound = inspect.signature(self._cls.__call__).bind(self._proxied, *args, **kwargs)
-            bound.arguments["callback_on_step_end"] = self._callback if self._calls_back else None
-            if self._tensor_inputs is not None:
-                bound.arguments["callback_on_step_end_tensor_inputs"] = self._tensor_inputs
-            _, *args_after_self = bound.args
-            args, kwargs = tuple(args_after_self), bound.kwargs
-        telemetry.phase("encode")
-        return self._cls.__call__(self._proxied, *args, **kwargs)
-
-    def _interrupted(self) -> bool:
-        return bool(getattr(self._proxied, "_interrupt", False) or self._shared.get("_interrupt", False))
+def _lockstep(
+    fast: Any,
+    loop: Loop,
+    arguments: Arguments,
+    networks: list[Any],
+    warming: bool,
+    observer: Observer | None,
+    replacements: Mapping[nn.Module, Callable[..., Any]],
+    warm_start: Tensor | None = None,
+    keep_trajectory: bool = False,
+) -> LockstepLoop:
+    """The loop of a call: taken over, driven if that is impossible; with graphs, eager if these are impossible."""
+    state, network = fast._srds, networks[0]
+    calls_back = arguments.get("callback_on_step_end") is not None
+    drive_reason = "callback_on_step_end is called by the loop, once per step" if calls_back else why_not(loop)
+    turn = None
+    if drive_reason is None:
+        kind = _guidance_key(type(state.original), loop, network, arguments)
+        turn = RecordedTurn(GuidanceCache(state.guidance, kind))
+    graphs, engine_reason, on_gpu = None, _engine_reason(network), _graphs_on(network.device)
+    if state.planner.engine in GRAPH_ENGINES or (state.planner.engine == "auto" and on_gpu):
+        if engine_reason is not None:
+            warn_eager(fast, engine_reason)
+        else:
+            graphs = GraphRunner(
+                state.graphs,
+                state.lazy_capture or warming,
+                functools.partial(warn_eager, fast),
+                whole=warming,
+                weighed=state.planner.engine == "auto",
+                kind="graph" if state.planner.engine == "auto" else state.planner.engine,
+            )
+    return LockstepLoop(
+        fast.scheduler,
+        loop,
+        state.planner,
+        networks,
+        observer=observer,
+        turn=turn,
+        drive_reason=drive_reason,
+        graphs=graphs,
+        engine_reason=engine_reason,
+        overlap="batch" if state.overlap == "auto" and not on_gpu else state.overlap,
+        keep_states=calls_back or keep_trajectory,
+        initial_guess=warm_start,
+        notify=functools.partial(warn_fallback, fast, "step by step"),
+        replacements=replacements,
+        plan_only=state.plan_only,
+    )
 
 
-def _graph_runner(fast: Any, network: Any, engine_reason: str | None, warming: bool) -> GraphRunner | None:
-    """How a call may use graphs; None: not at all. engine_reason: why its network cannot be recorded."""
-    state = fast._srds
-    if state.engine not in GRAPH_ENGINES and not (state.engine == "auto" and _graphs_on(network.device)):
-        return None
-    if engine_reason is not None:
-        warn_eager(fast, engine_reason)
-        return None
-    return GraphRunner(
-        state.graphs,
-        state.lazy_capture or warming,
-        functools.partial(warn_eager, fast),
-        whole=warming,
-        weighed=state.engine == "auto",
-        kind="graph" if state.engine == "auto" else state.engine,
+def _with_callback(
+    proxied: Any, args: tuple[Any, ...], kwargs: dict[str, Any], callback: StepCallback | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call with another callback_on_step_end."""
+    bound = inspect.signature(type(proxied).__call__).bind(proxied, *args, **kwargs)
+    # diffusers' official callbacks name the tensors they need
+    tensor_inputs = getattr(bound.arguments["callback_on_step_end"], "tensor_inputs", None)
+    if tensor_inputs is not None:
+        bound.arguments["callback_on_step_end_tensor_inputs"] = tensor_inputs
+    bound.arguments["callback_on_step_end"] = callback
+    return bound.args[1:], bound.kwargs
+
+
+def _may_retry_on_stock_loop(lockstep: LockstepLoop, error: Exception) -> bool:
+    """Whether the stock loop may succeed where this call failed.
+
+    A loop that was not read by hand may contain code that does not work with rows. So its shape and type errors count
+    too; if such an error has another cause, the stock loop raises it again.
+    """
+    if isinstance(error, torch.OutOfMemoryError):  # the stock loop's waves have one row
+        started = lockstep.session is not None
+        return started and lockstep.run.sample is None and lockstep.run.counts.peak_rows > 1
+    misfits = (RuntimeError, ValueError, TypeError, IndexError)
+    return isinstance(error, UnsupportedPipeline) or (
+        not lockstep.loop.checked and isinstance(error, misfits) and not isinstance(error, SrdsFastError)
     )
 
 
@@ -292,12 +271,7 @@ def _lora_lock(fast: Any, arguments: Arguments) -> AbstractContextManager[Any]:
 
 
 def _stock_call(
-    fast: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    arguments: Arguments,
-    reason: str,
-    own: Iterable[str] = (),
+    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, reason: str, own: Iterable[str]
 ) -> Any:
     state = fast._srds
     if state.quiet:
@@ -306,13 +280,10 @@ def _stock_call(
     telemetry.phase("stock")
     started = time.perf_counter()
     output = type(state.original).__call__(state.original, *args, **kwargs)
-    seconds = time.perf_counter() - started
     state.last.report = Report(
-        "stock",
-        "stock",
-        "stock",
+        *("stock", "stock", "stock"),
         steps_of(arguments),
-        seconds=seconds,
+        seconds=time.perf_counter() - started,
         fallback_reason=reason,
         left_out=[f"{name} was left out: the stock loop has no use for it" for name in own],
     )

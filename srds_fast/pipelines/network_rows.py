@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ class RowInputs:
     """Makes the arguments of the network calls of one run.
 
     Args:
-        program: its waves.
-        noise: table of its steps.
         state: starting noise, [batch, ...], in the dtype of the state.
         replacements: maps a network to the callable to use instead.
     """
@@ -32,8 +29,7 @@ class RowInputs:
         program: Program,
         noise: NoiseTable,
         state: Tensor,
-        *,
-        replacements: Mapping[nn.Module, Callable[..., Any]] = MappingProxyType({}),
+        replacements: Mapping[nn.Module, Callable[..., Any]],
     ) -> None:
         self._replacements = replacements
         self._peak_rows = program.peak_rows
@@ -68,7 +64,7 @@ class RowInputs:
             )
 
         def for_rows(name: str, value: Any) -> Any:
-            if value is None or name in family.unchanged:
+            if value is None or name == family.state or name in family.shared:
                 return value
             if name in family.per_sample:
                 return self._repeat(wave, name, value, branches)
@@ -113,10 +109,9 @@ class RowInputs:
 
     def _column(self, family: Network, dtype: torch.dtype) -> Tensor:
         """The time inputs of a network of this family, [N]."""
-        times = self._times.get((family.time, dtype))
-        if times is None:
-            times = self._times[family.time, dtype] = family.time(self._timesteps, dtype)
-        return times
+        if (family.time, dtype) not in self._times:
+            self._times[family.time, dtype] = family.time(self._timesteps, dtype)
+        return self._times[family.time, dtype]
 
     def _repeat(self, wave: Evaluate, name: str, value: Any, branches: int) -> Any:
         if isinstance(value, Tensor):

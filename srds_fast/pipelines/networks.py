@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,64 +44,46 @@ class Network:
     channels: int = 1
     gives_residuals: bool = False
 
-    @cached_property
-    def unchanged(self) -> frozenset[str]:
-        """Arguments that are passed on unchanged."""
-        return self.shared | {self.state}
-
 
 PER_SAMPLE_OPTIONS = frozenset({"ip_adapter_image_embeds"})
 SHARED_OPTIONS = frozenset({"ip_adapter_masks"})
 
-_CONDITIONING = frozenset(
-    {
-        "encoder_hidden_states",
-        "class_labels",
-        "timestep_cond",
-        "attention_mask",
-        "encoder_attention_mask",
-        "added_cond_kwargs",
-    }
-)
+_CONDITIONING = frozenset({
+    "encoder_hidden_states", "class_labels", "timestep_cond", "attention_mask", "encoder_attention_mask",
+    "added_cond_kwargs",
+})  # fmt: skip
+_CROSS_ATTENTION = frozenset({"cross_attention_kwargs"})
 NETWORKS = {
     "UNet2DConditionModel": Network(
-        state="sample",
-        per_sample=_CONDITIONING | {"down_intrablock_additional_residuals"},
+        "sample",
+        _CONDITIONING | {"down_intrablock_additional_residuals"},
         # a ControlNet has already computed its residuals for all rows
         shared=frozenset({"down_block_additional_residuals", "mid_block_additional_residual", "return_dict"}),
-        options=frozenset({"cross_attention_kwargs"}),
+        options=_CROSS_ATTENTION,
     ),
-    "UNet2DModel": Network(state="sample", per_sample=frozenset({"class_labels"})),
+    "UNet2DModel": Network("sample", frozenset({"class_labels"})),
     "ControlNetModel": Network(
-        state="sample",
-        per_sample=_CONDITIONING | {"controlnet_cond"},
+        "sample",
+        _CONDITIONING | {"controlnet_cond"},
         shared=frozenset({"conditioning_scale", "guess_mode", "return_dict"}),
-        options=frozenset({"cross_attention_kwargs"}),
+        options=_CROSS_ATTENTION,
         gives_residuals=True,
     ),
     "SD3Transformer2DModel": Network(
-        state="hidden_states",
-        per_sample=frozenset({"encoder_hidden_states", "pooled_projections"}),
+        "hidden_states",
+        frozenset({"encoder_hidden_states", "pooled_projections"}),
         options=frozenset({"joint_attention_kwargs"}),
     ),
     "FluxTransformer2DModel": Network(
-        state="hidden_states",
-        per_sample=frozenset({"encoder_hidden_states", "pooled_projections", "guidance"}),
+        "hidden_states",
+        frozenset({"encoder_hidden_states", "pooled_projections", "guidance"}),
         shared=frozenset({"txt_ids", "img_ids", "return_dict"}),
         options=frozenset({"joint_attention_kwargs"}),
         time=_thousandths,
         channels=2,
     ),
-    "PixArtTransformer2DModel": Network(
-        state="hidden_states",
-        per_sample=_CONDITIONING,
-        options=frozenset({"cross_attention_kwargs"}),
-    ),
-    "DiTTransformer2DModel": Network(
-        state="hidden_states",
-        per_sample=frozenset({"class_labels"}),
-        options=frozenset({"cross_attention_kwargs"}),
-    ),
+    "PixArtTransformer2DModel": Network("hidden_states", _CONDITIONING, options=_CROSS_ATTENTION),
+    "DiTTransformer2DModel": Network("hidden_states", frozenset({"class_labels"}), options=_CROSS_ATTENTION),
 }
 NETWORKS["MultiControlNetModel"] = NETWORKS["ControlNetModel"]
 

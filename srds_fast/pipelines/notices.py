@@ -13,32 +13,30 @@ logger = logging.getLogger("srds_fast")
 
 
 def warn_fallback(fast: Any, how: str, reason: str) -> None:
-    """Warn that calls do not run in parallel; with strict=True raise UnsupportedPipeline.
-
-    Args:
-        how: the way they run: "step by step" or "on its stock loop".
-    """
+    """Warn that calls do not run in parallel, but "step by step" or "on its stock loop"."""
     refusal = f"This call cannot be accelerated: {reason}. strict=True forbids to run it {how}."
-    kind = re.sub(r" at step \d+", "", reason)
-    _warn_once(fast, kind, f" runs {how}: {reason}.", UnsupportedPipeline(f"{refusal} {_ADVICE}"))
+    _warn_once(fast, re.sub(r" at step \d+", "", reason), f" runs {how}: {reason}.", _unsupported(refusal))
 
 
 def warn_left_out(fast: Any, reason: str) -> None:
-    """Warn that a network option was not applied; with strict=True raise UnsupportedPipeline."""
+    """Warn that a network option was not applied."""
     refusal = f"The network cannot be made faster as asked: {reason}. strict=True forbids to leave it out."
-    _warn_once(fast, reason, f": {reason}.", UnsupportedPipeline(f"{refusal} {_ADVICE}"))
+    _warn_once(fast, reason, f": {reason}.", _unsupported(refusal))
 
 
 def warn_eager(fast: Any, reason: str) -> None:
-    """Warn that calls run eagerly; with strict=True and a graph engine by name, raise CaptureFailed."""
+    """Warn that calls run eagerly; an error with strict=True only if a graph engine was given by name."""
     refusal = CaptureFailed(
         f"This call cannot be replayed: {reason}. strict=True forbids to run it eagerly. "
         "Change what the reason names, pass engine='auto', or compile without strict."
     )
-    _warn_once(fast, reason, f" runs eagerly: {reason}.", refusal if fast._srds.engine in GRAPH_ENGINES else None)
+    _warn_once(
+        fast, reason, f" runs eagerly: {reason}.", refusal if fast._srds.planner.engine in GRAPH_ENGINES else None
+    )
 
 
-_ADVICE = "Change what the reason names, or compile without strict."
+def _unsupported(refusal: str) -> UnsupportedPipeline:
+    return UnsupportedPipeline(f"{refusal} Change what the reason names, or compile without strict.")
 
 
 def _warn_once(fast: Any, kind: str, message: str, refusal: SrdsFastError | None) -> None:

@@ -35,17 +35,11 @@ OWN_ARGUMENTS = ("warm_start", "keep_trajectory")
 
 @dataclass
 class State:
-    """The state that `compile` adds to a pipeline.
+    """The state that `compile` adds to a pipeline: its settings, and what calls leave for later ones.
 
     Attributes:
         original: the pipeline that was compiled.
-        planner: chooses the plan of every call.
-        strict: raise if a call would not run as asked for.
-        lazy_capture: record the first call of a new kind.
         graphs: the recordings.
-        network_options: attention, layout and compilation of the networks.
-        overlap: how coarse rows run.
-        last: results of the last call of each thread.
         notified: reasons that were already logged.
         tokenizers: copies, one set per running call.
         guidance: known guidance weights, by kind of call.
@@ -66,11 +60,6 @@ class State:
     guidance: dict[Hashable, Tensor] = field(default_factory=dict)
     quiet: bool = False
     plan_only: bool = False
-
-    @property
-    def engine(self) -> str:
-        """The engine asked for."""
-        return self.planner.engine
 
 
 def with_state(cls: type, state: State) -> Any:
@@ -131,15 +120,12 @@ class RandomState:
 
     def __init__(self, pipe: Any, arguments: Arguments) -> None:
         given = arguments.get("generator")
-        generators = given if isinstance(given, list | tuple) else [given]
-        self._generators = [(each, each.get_state()) for each in generators if isinstance(each, torch.Generator)]
-        self._cpu = torch.get_rng_state()
-        self._device = pipe.device if pipe.device.type == "cuda" else None
-        self._cuda = torch.cuda.get_rng_state(self._device) if self._device is not None else None
+        generators = [each for each in (given if isinstance(given, list | tuple) else [given]) if each is not None]
+        generators.append(torch.default_generator)
+        if pipe.device.type == "cuda":
+            generators.append(torch.cuda.default_generators[pipe.device.index or 0])
+        self._states = [(each, each.get_state()) for each in generators if isinstance(each, torch.Generator)]
 
     def restore(self) -> None:
-        for generator, state in self._generators:
+        for generator, state in self._states:
             generator.set_state(state)
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None and self._device is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)

@@ -82,7 +82,6 @@ def refinements(
     Args:
         call: makes the call; its argument observes the checkpoints.
         dtype: of the latents in the refinements.
-        decode: turns latents into PIL images.
     """
     arrived: queue.Queue[tuple[Checkpoint, Any] | BaseException | None] = queue.Queue()
     previews = PreviewStream()

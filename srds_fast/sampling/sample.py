@@ -255,10 +255,10 @@ class _DenoiserNetwork:
 def _cost_key(denoiser: Denoiser) -> Hashable:
     """Identifies a denoiser for cost measurements: its code and networks. Other closure values may change per call."""
     networks = tuple(weakref.ref(network) for network in modules_of(denoiser))
-    code = getattr(denoiser, "__code__", type(denoiser))
-    owner = getattr(denoiser, "__self__", None if networks or hasattr(denoiser, "__code__") else denoiser)
+    code = getattr(denoiser, "__code__", None)
+    owner = getattr(denoiser, "__self__", None if networks or code else denoiser)
     try:
-        return code, networks, None if owner is None else weakref.ref(owner)
+        return code or type(denoiser), networks, None if owner is None else weakref.ref(owner)
     except TypeError:  # no weak reference: its cost cannot be remembered
         return object()
 

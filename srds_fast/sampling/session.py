@@ -36,26 +36,23 @@ from ..solvers.registry import SEQUENTIAL, options_of
 from ..telemetry.report import Report
 
 Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]
-"""(run, evaluator) -> None: runs all waves of the run."""
+"""Runs all waves of a run with an evaluator."""
 
 
 class Network(Protocol):
-    """The network of a call, able to evaluate rows.
-
-    Attributes:
-        kind: everything the cost of a call depends on, except the shape of the state.
-        modules: the networks that are called; a measured plan is valid for their shapes only. Empty if not known.
-        dtype: of the output.
-    """
+    """The network of a call, able to evaluate rows."""
 
     @property
-    def kind(self) -> Hashable: ...
+    def kind(self) -> Hashable:
+        """Everything the cost of a call depends on, except the shape of the state."""
 
     @property
-    def modules(self) -> Sequence[nn.Module]: ...
+    def modules(self) -> Sequence[nn.Module]:
+        """The networks that are called; a measured plan is valid for their shapes only. Empty if not known."""
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """Of the output."""
 
     def evaluator(self, program: Program) -> Evaluator:
         """The evaluator that runs the waves of a program from Python."""
@@ -73,7 +70,6 @@ class Planner:
     """Chooses the plan of a call.
 
     Attributes:
-        settings: the user's settings.
         plan: the user's plan; None: choose one.
         costs: measurements of earlier calls.
         calibrated: plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for.
@@ -95,12 +91,7 @@ class Planner:
         return options_of(self.settings.method) if self.plan is None else self.plan.options
 
     def choose(self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None) -> Plan:
-        """The plan of a call.
-
-        Args:
-            num_steps: N.
-            stochastic: whether steps add noise.
-            pricing: measures what the call costs. None: costs cannot be measured before this call.
+        """The plan of a call of so many steps. pricing: measures its cost; None: that is impossible before the call.
 
         Raises:
             PlanMismatch: the plan given is for another number of steps.
@@ -112,37 +103,28 @@ class Planner:
                     "valid for one number of steps. Leave plan out, or make one for this number."
                 )
             return self.plan
-        calibrated = self.calibrated.get((num_steps, stochastic))
-        if calibrated is not None and pricing is not None:
-            plan, kind = calibrated
-            costs = pricing()
-            if (kind, plan.context) == (costs.kind, costs.context):  # valid for calls of its own kind only
-                return plan
-        if self.settings.measures and pricing is not None:
-            return default_plan(num_steps, self.settings, stochastic, pricing())
+        if pricing is not None:
+            plan, kind = self.calibrated.get((num_steps, stochastic), (None, None))
+            if plan is not None and (kind, plan.context) == (pricing().kind, pricing().context):
+                return plan  # valid for calls of its own kind only
+            if self.settings.measures:
+                return default_plan(num_steps, self.settings, stochastic, pricing())
         return choose(num_steps, self.settings, stochastic)
 
 
+@dataclass(eq=False)
 class Session:
     """One sampling run.
 
     Either `complete` runs all waves, or a caller that evaluates them itself takes them one by one with `next`.
 
-    Args:
-        planner: chooses the plan.
+    Attributes:
         state: starting noise, [batch, ...], in the dtype of the state.
-        noise: table of the steps.
-        inputs: further inputs of the solver.
         path: how the waves are evaluated, for the report.
-        network: the network; None: the caller evaluates the waves, and costs cannot be measured.
+        network: None: the caller evaluates the waves, and costs cannot be measured.
         graphs: how graphs may be used; None: the waves run eagerly.
-        observer: called with every checkpoint.
         started: `time.perf_counter()` at the first network call, if that was before the session was made.
         notify: called with the reason why the call falls back to one step after another; may raise.
-
-    Attributes:
-        plan: the plan of the run.
-        stochastic: whether steps add noise.
         pricing: costs of the call; None if they were not measured.
         run: the current run; a recovery replaces it.
         interrupted: the caller has ended the run early; for the report.
@@ -151,37 +133,35 @@ class Session:
         PlanMismatch: the given plan is not valid for the call.
     """
 
-    def __init__(
-        self,
-        planner: Planner,
-        state: Tensor,
-        noise: NoiseTable,
-        inputs: SolverInputs,
-        path: str,
-        *,
-        network: Network | None = None,
-        graphs: GraphRunner | None = None,
-        observer: Observer | None = None,
-        started: float | None = None,
-        notify: Callable[[str], None] = lambda reason: None,
-    ) -> None:
-        self._state, self._noise, self._inputs, self._path = state, noise, inputs, path
-        self._planner, self._network, self._graphs = planner, network, graphs
-        self._observer, self._notify = observer, notify
-        self.stochastic = noise.spread is not None
-        self.pricing: Pricing | None = None
-        self.interrupted = False
+    planner: Planner
+    state: Tensor
+    noise: NoiseTable
+    inputs: SolverInputs
+    path: str
+    network: Network | None = None
+    graphs: GraphRunner | None = None
+    observer: Observer | None = None
+    started: float | None = None
+    notify: Callable[[str], None] = lambda reason: None
+    pricing: Pricing | None = None
+    interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        self.stochastic = self.noise.spread is not None
         begun = time.perf_counter()
-        measurable = network is not None and noise.num_steps > 1
-        self.plan = planner.choose(noise.num_steps, self.stochastic, self.price if measurable else None)
+        measurable = self.network is not None and self.noise.num_steps > 1
+        self.plan = self.planner.choose(self.noise.num_steps, self.stochastic, self.price if measurable else None)
         planning = time.perf_counter() - begun
-        if planner.plan is not None and planner.plan.context is not None:  # the others were made for this call
-            planner.plan.context.check(context_of(state.device, noise, () if network is None else network.modules))
-        self._started = None if started is None else started + planning
+        given = self.planner.plan
+        if given is not None and given.context is not None:  # the other plans were made for this call
+            modules = () if self.network is None else self.network.modules
+            given.context.check(context_of(self.state.device, self.noise, modules))
+        if self.started is not None:
+            self.started += planning
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
         self._fallback_reason: str | None = None
         self._begun = False
-        self.run = self._reported = self._new_run(observer)
+        self.run = self._reported = self._new_run(self.observer)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Take the output of the last wave and return the next wave; None when `run.sample` is complete.
@@ -196,20 +176,14 @@ class Session:
         return self.run.next(None)
 
     def complete(self, advance: Advance | None = None) -> Run:
-        """Run all waves, from a recording if there is one.
-
-        Args:
-            advance: runs all waves of a run; None: the default, with no work between waves.
-
-        Returns:
-            the finished run.
+        """Run all waves, from a recording if there is one. advance: None: with no work between waves.
 
         Raises:
             DivergenceError: the method that the user chose diverged.
         """
-        assert self._network is not None
-        advance = advance or _run_eagerly
-        evaluate = self._network.evaluator(self.run.program)
+        assert self.network is not None
+        advance = advance or (lambda run, evaluate: drain(run.next, evaluate))
+        evaluate = self.network.evaluator(self.run.program)
         if isinstance(evaluate, TwoLanes):
             evaluate.prepare()
             self.run.engine.overlap = "streams"
@@ -231,7 +205,7 @@ class Session:
             return self.run
         # outside the handlers, because their exceptions keep the memory of the waves alive
         evaluate.forget()
-        evaluate = self._network.evaluator(self.run.program)
+        evaluate = self.network.evaluator(self.run.program)
         try:
             advance(self.run, evaluate)
         except Diverged as error:
@@ -240,61 +214,44 @@ class Session:
         return self.run
 
     def take_steps(self, why: str) -> None:
-        """Start again, one step after another.
-
-        Args:
-            why: the reason, for the report.
-        """
+        """Start again, one step after another. why: for the report."""
         failed = self.run
         failed.counts.network_seconds = None
         self._fallback_reason = f"{why}. The steps were then taken one after another"
         self.run = self._reported = Run(
-            choose(self._noise.num_steps, Settings(method=SEQUENTIAL)),
-            self._state,
-            self._noise,
-            replace(self._inputs, initial_guess=None),
-            self._observer,
+            choose(self.noise.num_steps, Settings(method=SEQUENTIAL)),
+            self.state,
+            self.noise,
+            replace(self.inputs, initial_guess=None),
+            self.observer,
             counts=failed.counts,
             # a driven loop goes on to call the network as before
-            engine=failed.engine if self._network is None else replace(failed.engine, name="eager", overlap="batch"),
+            engine=failed.engine if self.network is None else replace(failed.engine, name="eager", overlap="batch"),
         )
-        self._notify(self._fallback_reason)
+        self.notify(self._fallback_reason)
 
     def fall_back(self, why: str) -> None:
         """Note that the rest of the call runs one step after another; only the first reason is kept."""
         if self._fallback_reason is None:
             self._fallback_reason = why
-            self._notify(why)
+            self.notify(why)
 
     def go_on_from(self, state: Tensor, noise: NoiseTable, inputs: SolverInputs) -> None:
-        """Leave the run and continue from a state, one step after another.
-
-        Args:
-            state: [batch, ...], in the dtype of the state.
-            noise: table of the remaining steps.
-            inputs: solver inputs of these steps.
-        """
-        left = self.run
-        left.leave()
+        """Leave the run and continue from a state, [batch, ...], with the remaining steps one after another."""
+        self.run.leave()
         plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
-        self.run = Run(plan, state, noise, inputs, counts=left.counts, engine=left.engine)
+        self.run = Run(plan, state, noise, inputs, counts=self.run.counts, engine=self.run.engine)
 
     def report(
         self, drive_reason: str | None = None, engine_reason: str | None = None, left_out: Sequence[str] = ()
     ) -> Report:
-        """What the call has done until now.
-
-        Args:
-            drive_reason: why the pipeline's loop was driven.
-            engine_reason: why the waves ran eagerly, if the engine gives no reason itself.
-            left_out: options that were not applied.
-        """
+        """What the call has done until now. engine_reason: of the report, unless the engine has its own reason."""
         run, plan = self.run, self._reported.plan
         prediction = plan.prediction
         return Report(
             method=plan.method,
             engine=run.engine.name,
-            path=self._path,
+            path=self.path,
             num_inference_steps=plan.num_inference_steps,
             tolerance=plan.tolerance,
             exact=plan.exact,
@@ -306,7 +263,7 @@ class Session:
             interrupted=self.interrupted,
             fallback_reason=self._fallback_reason,
             engine_reason=run.engine.reason or engine_reason,
-            kernels=implementation(self._state.device) if plan.options.fused else "torch",
+            kernels=implementation(self.state.device) if plan.options.fused else "torch",
             drive_reason=drive_reason,
             overlap=run.engine.overlap,
             left_out=list(left_out),
@@ -330,52 +287,50 @@ class Session:
             raise reported from None
 
     def _run_waves(self, evaluate: Evaluator, advance: Advance) -> None:
-        assert self._network is not None
-        use, first = self._graphs, self.run
-        if use is None:
-            advance(first, evaluate)
-            return
-        try:
-            call = self._network.capturable(self.plan, first.program)
-        except ValueError as why:
-            use.refused(str(why))
-            first.engine.reason = str(why)
-            advance(first, evaluate)
-            return
-        with torch.no_grad():
-            use.run(call, self._first_or_new_run, evaluate, advance)
+        assert self.network is not None
+        if self.graphs is not None:
+            try:
+                call = self.network.capturable(self.plan, self.run.program)
+            except ValueError as why:
+                self.graphs.refused(str(why))
+                self.run.engine.reason = str(why)
+            else:
+                with torch.no_grad():
+                    self.graphs.run(call, self._first_or_new_run, evaluate, advance)
+                return
+        advance(self.run, evaluate)
 
     def _first_or_new_run(self) -> Run:
         """The run; after a failed recording a new one, which repeats no checkpoint."""
         if self._begun:
-            self.run = self._reported = self._new_run(_unseen_only(self._observer, self.run.shown))
+            self.run = self._reported = self._new_run(_unseen_only(self.observer, self.run.shown))
         self._begun = True
         return self.run
 
     def _new_run(self, observer: Observer | None) -> Run:
-        return Run(self.plan, self._state, self._noise, self._inputs, observer, self._started)
+        return Run(self.plan, self.state, self.noise, self.inputs, observer, self.started)
 
     def _learn(self, *, completed: bool) -> None:
         # without lazy capture a new plan would have no recording, so do not learn
-        if self.pricing is not None and (self._graphs is None or self._graphs.lazy):
+        if self.pricing is not None and (self.graphs is None or self.graphs.lazy):
             self.pricing.record(self.plan, self.report() if completed else None)
 
     def price(self) -> Pricing:
         """The costs of the call, measured now if they are unknown."""
-        network = self._network
-        assert network is not None
         if self.pricing is None:
+            network = self.network
+            assert network is not None
             self.pricing = price(
-                self._planner.costs,
+                self.planner.costs,
                 network.kind,
                 network.evaluator,
-                self._state,
-                self._noise,
-                self._inputs,
+                self.state,
+                self.noise,
+                self.inputs,
                 network.dtype,
                 networks=network.modules,
-                max_rows=self._planner.settings.max_rows,
-                replayed=self._graphs is not None and self._state.is_cuda,
+                max_rows=self.planner.settings.max_rows,
+                replayed=self.graphs is not None and self.state.is_cuda,
             )
         return self.pricing
 
@@ -385,17 +340,11 @@ def no_room(rows: int) -> str:
     return f"a wave of up to {rows} rows did not fit into the device's memory: pass max_rows, fewer than that"
 
 
-def _run_eagerly(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
-    drain(run.next, evaluate)
-
-
 def _unseen_only(observer: Observer | None, shown: int) -> Observer | None:
     """An observer of the checkpoints after iteration `shown`."""
-    if observer is None:
-        return None
 
     def once(checkpoint: Checkpoint) -> None:
-        if checkpoint.iteration > shown:
+        if observer is not None and checkpoint.iteration > shown:
             observer(checkpoint)
 
-    return once
+    return observer and once

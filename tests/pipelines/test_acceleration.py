@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from calls import assert_close, latents
 from diffusers.models import attention_processor as stock
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from peft import LoraConfig
@@ -33,13 +34,7 @@ def apply(*networks: Any, **options: Any) -> AbstractContextManager[Applied]:
 
 
 def image_of(pipe: Any, name: str = "stable_diffusion", **more: Any) -> Tensor:
-    call = {**tiny.PIPELINES[name][1], **more}
-    return torch.as_tensor(pipe(**call, num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images)
-
-
-def assert_same_image(image: Tensor, expected: Tensor) -> None:
-    # latents of a random network are several units wide
-    torch.testing.assert_close(image, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
+    return latents(pipe, **{**tiny.PIPELINES[name][1], "num_inference_steps": 2, **more})
 
 
 def processors_of(network: Any) -> list[Any]:
@@ -80,7 +75,7 @@ def test_attention_gives_the_same_image_and_is_put_back(kind: str, name: str) ->
     expected, before = image_of(pipe, kind), state_of(*networks)
     with apply(*networks, attention=name) as made:
         assert (state_of(*networks) == before) == (name == "auto" or not (kind == "flux" or name == "sdpa"))
-        assert_same_image(image_of(pipe, kind), expected)
+        assert_close(image_of(pipe, kind), expected)
     assert state_of(*networks) == before
     assert made.replacements == {}
     # the attention of older networks is their processors' own: no backend can be chosen
@@ -125,7 +120,7 @@ def test_sdpa_replaces_the_processors_that_compute_the_same_and_leaves_others_wi
         assert type(plain.processor) is stock.AttnProcessor2_0
         assert type(unscaled.processor) is stock.AttnProcessor
         assert type(own.processor) is AttnProcessor
-        assert_same_image(image_of(pipe, ip_adapter_image_embeds=embeds), expected)
+        assert_close(image_of(pipe, ip_adapter_image_embeds=embeds), expected)
     assert state_of(pipe.unet) == before
     left = "AttnProcessor, IPAdapterAttnProcessor2_0"
     assert made.reasons == [f"attention='sdpa' was left out where UNet2DConditionModel has {left}"]
@@ -252,7 +247,7 @@ def test_channels_last_gives_the_same_image_and_values_and_stays(kind: str) -> N
     expected, before = image_of(pipe, kind), state_of(*networks)
     weights = [(each, each.detach().clone()) for network in networks for each in network.parameters()]
     with apply(*networks, channels_last=True) as made:
-        assert_same_image(image_of(pipe, kind), expected)
+        assert_close(image_of(pipe, kind), expected)
     assert made.reasons == []
     assert [id(each) for each, _ in weights] == [id(each) for network in networks for each in network.parameters()]
     assert all(torch.equal(weight, copy) for weight, copy in weights)
@@ -266,19 +261,14 @@ def test_channels_last_gives_the_same_image_and_values_and_stays(kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["stable_diffusion_3", "flux", "pixart", "dit"])
-def test_transformers_are_not_laid_out(kind: str) -> None:
+def test_transformers_and_weights_that_are_not_in_memory_are_not_laid_out(kind: str) -> None:
     (network,) = networks_of(tiny.PIPELINES[kind][0]())
-    before = state_of(network)
-    with apply(network, channels_last=True) as made:
+    before, unet = state_of(network), tiny.ddim().unet.to("meta")
+    with apply(network, unet, channels_last=True) as made:
         assert state_of(network) == before
+        assert unet.conv_in.weight.is_contiguous()
     nothing = f"changes nothing in {type(network).__name__}: it is no convolution network"
     assert made.reasons == [f"channels_last=True {nothing}"]
-
-
-def test_weights_that_are_not_in_memory_are_not_laid_out() -> None:
-    unet = tiny.ddim().unet.to("meta")
-    with apply(unet, channels_last=True):
-        assert unet.conv_in.weight.is_contiguous()
 
 
 def compile_with(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:

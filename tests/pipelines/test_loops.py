@@ -141,7 +141,6 @@ def test_plain_forms_are_understood(old: str, new: str) -> None:
         # the loop
         (LOOP, "for i, (t, s) in enumerate(timesteps):", "is not `for i, t in enumerate(timesteps)`"),
         (LOOP, "for i, t in enumerate(zip(timesteps, sigmas)):", "is not `for i, t in enumerate(timesteps)`"),
-        (LOOP, "for t in enumerate(timesteps):", "is not `for i, t in enumerate(timesteps)`"),
         (LOOP, "while self.more():", NOT_ONE_LOOP),
         (STEP, "latents = self.denoise(latents, t)", NO_LOOP),
         (STEP, "for _ in range(2):\n                    " + STEP, NOT_ONE_LOOP),
@@ -149,7 +148,6 @@ def test_plain_forms_are_understood(old: str, new: str) -> None:
         (RETURN, "latents = self.scheduler.step(latents, 0, latents)[0]\n        " + RETURN, NOT_ONE_LOOP),
         # the step
         (STEP, f"{STEP}\n                {STEP}", "does not just step one sample"),
-        (STEP, STEP.replace("[0]", "[1]"), "does not just step one sample"),
         (STEP, STEP.replace("latents =", "latents, denoised =").replace("[0]", ""), "does not just step one sample"),
         (STEP, STEP.replace("t, latents", "t, latents[:, :4]"), "does not just step one sample"),
         (STEP, STEP.replace("self.scheduler", "audio_scheduler"), TIME),
@@ -166,7 +164,6 @@ def test_plain_forms_are_understood(old: str, new: str) -> None:
         (UNET, f"{UNET} + self.transformer(model_input, t)[0]", "calls self.transformer and self.unet"),
         (UNET, "self.unet(model_input, timestep=timestep, r=timestep)[0]", "`r=timestep`"),
         (UNET, "self.unet(model_input, timestep=1 - timestep / 1000)[0]", "`1 - timestep / 1000`"),
-        (UNET, "self.unet(model_input, timestep=timestep / shift)[0]", "`timestep / shift`"),
     ],
 )  # fmt: skip
 def test_a_changed_piece_is_refused(old: str, new: str, reason: str) -> None:
@@ -180,11 +177,8 @@ def test_a_changed_piece_is_refused(old: str, new: str, reason: str) -> None:
     [
         # the step number
         (GUIDE, "noise_pred = noise_pred * scales[i]", "`scales[i]`"),
-        (GUIDE, "if i == 0: noise_pred = -noise_pred", "`i == 0`"),
         # the timestep
         (GUIDE, "noise_pred = noise_pred if t > 500 else -noise_pred", "`t > 500`"),
-        (GUIDE, "strength = t / 1000; noise_pred = strength * noise_pred", "`strength * noise_pred`"),
-        (GUIDE, "noise_pred = noise_pred + table[t]", "`table[t]`"),
         (GUIDE, "noise_pred = self.scheduler.add_noise(noise_pred, noise, t)", TIME),
         (GUIDE, "noise_pred = noise_pred * self._current_timestep", "looks at the timestep"),
         (GUIDE, "noise_pred = noise_pred * timesteps.max()", "calls timesteps.max"),
@@ -197,10 +191,8 @@ def test_a_changed_piece_is_refused(old: str, new: str, reason: str) -> None:
         # other calls
         (GUIDE, "noise_pred = noise_pred + torch.randn_like(noise_pred)", "calls torch.randn_like"),
         (GUIDE, "noise_pred = noise_pred / torch.norm(noise_pred)", "calls torch.norm"),
-        (GUIDE, "history.append(noise_pred)", "calls history.append"),
         # the batch
         (GUIDE, "noise_pred = noise_pred[:batch_size]", "tells the entries of the batch apart"),
-        (GUIDE, "noise_pred = noise_pred[0]", "tells the entries of the batch apart"),
         (GUIDE, "noise_pred = noise_pred * latents.shape[0]", "tells the entries of the batch apart"),
         (GUIDE, "noise_pred = noise_pred * len(noise_pred)", "calls len"),
         (GUIDE, "noise_pred = noise_pred @ mixing", "has a matrix product"),
@@ -212,12 +204,10 @@ def test_a_changed_piece_is_refused(old: str, new: str, reason: str) -> None:
         (RETURN, "latents = latents * t", "keeps t for after the loop"),
         # statements and expressions
         (GUIDE, "noise_pred += guidance", "has a statement that is not understood"),
-        (GUIDE, "if done: break", "has a statement that is not understood"),
         (GUIDE, "noise_pred = [each for each in noise_pred]", "has an expression that is not understood"),
         # around the loop
         (RETURN, "known = isinstance(self.scheduler, DDIMScheduler)", "asks for the class of a component"),
         ("timesteps = self", "self.scheduler.timesteps = chosen", "changes or renames a component"),
-        ("timesteps = self", "other = self.scheduler", "changes or renames a component"),
         ("timesteps = self", "callback_on_step_end = self.watch", "has a callback of its own"),
     ],
 )  # fmt: skip

@@ -109,7 +109,9 @@ def test_pipeline_by_scheduler(pipeline: Pipeline, scheduler: str, mode: str, mo
 
 
 @pytest.mark.parametrize(
-    ("feature", "pipeline", "mode"), thinned((*case, mode) for case in support.cases() for mode in MODES), ids=name_of
+    ("feature", "pipeline", "mode"),
+    thinned((each, support.BY_NAME[name], mode) for each in FEATURES for name in each.pipelines for mode in MODES),
+    ids=name_of,
 )
 def test_feature(feature: Feature, pipeline: Pipeline, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = feature.build() if feature.build else pipeline.build(pipeline.schedulers[0])
@@ -141,10 +143,15 @@ def test_half_precision_loses_no_more_than_stock_and_the_network_keeps_its_dtype
 
 
 @pytest.mark.parametrize("feature", [feature for feature in FEATURES if feature.verdict.kind == "stock loop"])
-def test_strict_refuses_what_would_run_on_the_stock_loop(feature: Feature) -> None:
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_runs_on_the_stock_loop_is_logged_once_and_strict_refuses_it(feature: Feature, caplog: Any) -> None:
     pipeline = support.BY_NAME[feature.pipelines[0]]
     pipe = pipeline.build(pipeline.schedulers[0])
     call = {**tiny.PIPELINES[pipeline.tiny][1], **feature.call, **(feature.prepare(pipe) or {})}
+    fast = srds_fast.compile(pipe, method="srds")
+    for _ in range(2):
+        fast(**call, num_inference_steps=2)
+    assert [record.name for record in caplog.records].count("srds_fast") == 1
     with pytest.raises(UnsupportedPipeline, match=feature.verdict.why):
         srds_fast.compile(pipe, strict=True, method="srds")(**call, num_inference_steps=STEPS)
 

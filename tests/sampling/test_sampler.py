@@ -202,6 +202,8 @@ def test_bad_input_is_named(change: dict, says: str) -> None:
 def test_an_unsupported_scheduler_is_refused() -> None:
     with pytest.raises(UnsupportedScheduler, match="PNDMScheduler"):
         sample(MIXTURE, noise(1, 64), PNDMScheduler(), 10)
+    with pytest.raises(InvalidArgument, match="an instance of a diffusers scheduler"):
+        sample(MIXTURE, noise(1, 64), PNDMScheduler, 10)
 
 
 def test_a_plan_can_be_saved_and_fits_one_number_of_steps(tmp_path: Path) -> None:

@@ -12,16 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from .loop import LockstepLoop
 
 
 class StepCallback:
     """Replaces the user's `callback_on_step_end` in one call.
-
-    Args:
-        user: the user's function: (pipe, step, timestep, tensors by name) -> tensors by name.
-        lockstep: the loop of this call, made with keep_states.
 
     Attributes:
         notified: number of steps for which the user's function was called.
@@ -48,7 +45,6 @@ class StepCallback:
             real = {"latents": x, "mask": None if inpainting is None else inpainting.mask}
             shown = {name: value if real.get(name) is None else real[name] for name, value in tensors.items()}
             kept, steering = {name: _copy(value) for name, value in shown.items()}, _steering(pipe)
-            assert lockstep.timesteps is not None
             outputs = self._user(pipe, step, lockstep.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
                 return outputs  # the loop raises the stock pipe's own error
@@ -79,14 +75,14 @@ def _steering(pipe: Any) -> dict[str, Any]:
 
 
 def _copy(value: Any) -> Any:
-    if isinstance(value, list | tuple):  # the images of several ControlNets
-        return type(value)(_copy(entry) for entry in value)
-    return value.clone() if isinstance(value, Tensor) else value
+    return tree_map_only(Tensor, Tensor.clone, value)  # the images of several ControlNets are a list
 
 
 def _same(value: Any, kept: Any) -> bool:
-    if isinstance(value, list | tuple) and isinstance(kept, list | tuple):
-        return len(value) == len(kept) and all(map(_same, value, kept))
-    if isinstance(value, Tensor) and isinstance(kept, Tensor):
-        return value.shape == kept.shape and torch.equal(value, kept)
-    return value is kept
+    (leaves, structure), (kept_leaves, kept_structure) = tree_flatten(value), tree_flatten(kept)
+    return structure == kept_structure and all(
+        one.shape == other.shape and torch.equal(one, other)
+        if isinstance(one, Tensor) and isinstance(other, Tensor)
+        else one is other
+        for one, other in zip(leaves, kept_leaves, strict=True)
+    )

@@ -17,9 +17,6 @@ from ...schedulers.table import NoiseTable
 class Inpainting:
     """Takes mask, image and noise from the pipeline as it prepares them, and blends them into states.
 
-    Args:
-        pipe: the copy of this call; its two prepare methods are replaced on this instance.
-
     Attributes:
         mask: [branches * batch or batch, 1, ...], as in the stock loop.
     """

@@ -50,10 +50,6 @@ class LockstepLoop:
 
     Attributes:
         original_scheduler: the pipe's scheduler; it is copied.
-        loop: description of the pipeline's loop.
-        planner: chooses the plan.
-        networks: the networks that the loop calls.
-        observer: called with every checkpoint.
         turn: records the first turn for takeover; None: the loop turns once per wave.
         drive_reason: why it turns once per wave.
         graphs: how the call may use graphs: a recorded turn all of them, a driven loop network graphs. None: eager.
@@ -65,8 +61,8 @@ class LockstepLoop:
         notify: called with the reason why the rest of the call runs step by step; may raise.
         replacements: maps a network to the callable to use instead.
         plan_only: choose the plan but run no waves: the loop gets its starting noise as the result.
-        scheduler: the proxy that the loop steps.
         session: plan, run and report of the call; None before the first step.
+        timesteps: of the steps in the loop; empty before the loop begins.
         progress: shows the final steps on the pipe's progress bar.
     """
 
@@ -91,37 +87,34 @@ class LockstepLoop:
         self.scheduler = SchedulerProxy(copy_scheduler(original_scheduler), self)
         self.inpainting: Inpainting | None = None
         self.session: Session | None = None
-        self.timesteps: Tensor | None = None
+        self.timesteps = torch.empty(0)
         self.steps = 0
         self.finished = False
         self.progress: Callable[[], None] = lambda: None
-        self._network: RecordedNetwork | None = None
-        self._graphed: GraphedCalls | None = None
-        self._start = self._offset = self._num_samples = self._calls = 0
-        self._trajectory: Trajectory | None = None
-        self._noise: NoiseTable | None = None
-        self._state: Tensor | None = None
-        self._draws: Tensor | None = None
-        self._rows: RowInputs | None = None
+        self._start = self._calls = 0
+        self._started: float | None = None
         self._wave: Evaluate | None = None
         self._handed: Tensor | None = None
-        self._started: float | None = None
+        self._graphed: GraphedCalls | None = None
+        # set at the first step
+        self._network: RecordedNetwork | None = None
+        self._noise: NoiseTable
+        self._state: Tensor
+        self._draws: Tensor | None
+        self._trajectory: Trajectory | None
+        self._rows: RowInputs | None = None  # of a driven loop
+        self._offset = 0
 
     @property
-    def run(self) -> Run | None:
-        """The current run; None before the first step."""
-        return None if self.session is None else self.session.run
-
-    @property
-    def num_steps(self) -> int:
-        """Number of steps in the loop: all of the scheduler's, or a part."""
-        assert self.timesteps is not None
-        return len(self.timesteps)
+    def run(self) -> Run:
+        """The current run; only after the first step."""
+        assert self.session is not None
+        return self.session.run
 
     @property
     def final_steps(self) -> int:
         """Number of steps whose states no later wave changes."""
-        return 0 if self.run is None else self._offset + self.run.final_steps
+        return 0 if self.session is None else self._offset + self.run.final_steps
 
     def enter(self, start: int, timesteps: Tensor) -> None:
         """A loop over the timesteps begins, at step `start` of the scheduler's grid. It may only read them."""
@@ -131,9 +124,8 @@ class LockstepLoop:
 
     def states(self) -> Tensor | None:
         """All states of a finished run, [steps + 1, batch, ...]; None if some were not kept or not computed."""
-        if self._trajectory is None or self.run is None or self.run.sample is None or self._offset:
+        if self.session is None or self._trajectory is None or self.run.sample is None or self._offset:
             return None
-        assert self._state is not None
         return self._trajectory.stacked(self._state, self.run.sample)
 
     def state_after(self, step: int) -> Tensor:
@@ -148,49 +140,52 @@ class LockstepLoop:
 
         A second entry is the predicted x0, which a loop with a single step may read.
         """
-        if self.timesteps is None:
+        if not len(self.timesteps):
             raise _not_driven("The pipeline steps its scheduler outside a loop over the timesteps")
         self.steps += 1
         if self._calls == 0:
             raise _not_driven("The pipeline stepped its scheduler twice with one call of its network")
         self._calls = 0
-        x0: tuple[Tensor, ...] = ()
         if self.session is None:
-            x0 = self._begin(m, x, options)
-            if self.plan_only:
-                if self._network is not None and self.num_steps > 1:
-                    self.session_begun().price()
-                assert self._state is not None
-                return (self._end(self._state, x.dtype),) * 2
-            if self._network is not None:
-                return self._run_all_waves(self._network, x.dtype)
-            self._wave = self.session_begun().next(None)
-            assert self._wave is not None
-            if self.turn is not None and self.turn.calls:  # the recorded turn was answered with probes
-                return (self._hand_out(x.dtype),)
-            if len(self._wave.positions) > 1:  # the turn that has just ended is not the first wave, but one more
-                self.session_begun().run.counts.add(1, self._num_samples)
-                return (self._hand_out(x.dtype), *x0)
-        elif self._handed is not None and x is not self._handed:
+            return self._first_step(m, x, options)
+        if self._handed is not None and x is not self._handed:
             raise _not_driven("The pipeline changes its latents between two scheduler steps")
-        run = self.session_begun().run
+        return (self._next(self.session, m, x.dtype),)
+
+    def _first_step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
+        session = self._begin(m, x, options)
+        if self.plan_only:
+            if self._network is not None and len(self.timesteps) > 1:
+                session.price()
+            return (self._end(self._state, x.dtype),) * 2
+        if self._network is not None:
+            return self._run_all_waves(session, self._network, x.dtype)
+        self._wave = session.next(None)
         assert self._wave is not None
+        if self.turn is not None and self.turn.calls:  # the recorded turn was answered with probes
+            return (self._hand_out(x.dtype),)
+        x0: tuple[Tensor, ...] = ()
+        if len(self.timesteps) == 1:
+            _, found = self._noise.step(self._start, self._state, m[: len(self._state)].to(self._state.dtype))
+            x0 = (found.to(x.dtype),)
+        if len(self._wave.positions) > 1:  # the turn that has just ended is not the first wave, but one more
+            session.run.counts.add(1, len(self._state))
+            return (self._hand_out(x.dtype), *x0)
+        return (self._next(session, m, x.dtype), *x0)
+
+    def _next(self, session: Session, m: Tensor, dtype: torch.dtype) -> Tensor:
+        """Give the run the output of the current wave; return the next rows, or the samples."""
+        run, wave = session.run, self._wave
+        assert wave is not None
         run.received()
         if self.interrupted() and (newest := self.newest()) is not None:
-            return (self.interrupt(newest, x.dtype), *x0)
-        if self.loop.copies > 1:
-            m = m[: len(m) // self.loop.copies]
-        self._wave = self.session_begun().next(m.view_as(self._wave.x))
-        if self.session_begun().run is not run:  # restarted step by step
+            return self.interrupt(newest, dtype)
+        self._wave = session.next(m[: len(m) // self.loop.copies].view_as(wave.x))
+        if session.run is not run:  # restarted step by step
             self._make_rows()
-        return (self._hand_out(x.dtype), *x0)
+        return self._hand_out(dtype)
 
-    def session_begun(self) -> Session:
-        """The session, after the first step."""
-        assert self.session is not None
-        return self.session
-
-    def _run_all_waves(self, network: RecordedNetwork, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def _run_all_waves(self, session: Session, network: RecordedNetwork, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Run all waves of a recorded turn; return the samples."""
         x0: list[Tensor] = []
 
@@ -198,7 +193,7 @@ class LockstepLoop:
             self._wave = run.next(None)
             while self._wave is not None:
                 m = evaluate(self._wave)
-                if self.num_steps == 1:
+                if len(self.timesteps) == 1:
                     x0[:] = [network.x0_of(self._wave, m).to(dtype)]
                 run.received()
                 if self.interrupted() and (newest := self.newest()) is not None:
@@ -207,13 +202,13 @@ class LockstepLoop:
                 self._wave = run.next(m)
                 self.progress()
 
-        self.session_begun().complete(advance)
+        session.complete(advance)
         self._wave = None
         return (self._hand_out(dtype), *x0)
 
     def newest(self) -> Tensor | None:
         """The newest whole sample, [batch, ...]; in an eager sequential run, the current state."""
-        run = self.session_begun().run
+        run = self.run
         if run.newest is not None or not run.plan.is_sequential or self._wave is None:
             return run.newest
         if self._network is None:
@@ -223,14 +218,13 @@ class LockstepLoop:
 
     def interrupt(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
         """End the call early with this sample; return it in the form that the loop expects."""
-        self.session_begun().interrupted = True
+        assert self.session is not None
+        self.session.interrupted = True
         return self._end(sample, dtype)
 
     def _end(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
-        assert self.run is not None
         self.run.stop(sample)
         self._wave = None
-        telemetry.phase("decode")
         return self._hand_out(dtype)
 
     def go_on_from(self, step: int, x: Tensor, reason: str) -> Tensor:
@@ -244,22 +238,20 @@ class LockstepLoop:
         Returns:
             x, in the form that the loop expects.
         """
-        session = self.session_begun()
-        assert self._noise is not None
-        session.fall_back(reason)
+        assert self.session is not None
+        self.session.fall_back(reason)
         done = step + 1
-        if done == self.num_steps:
-            return self._end(x.to(state_dtype(x.dtype)), x.dtype)
+        state = x.to(state_dtype(x.dtype))
+        if done == len(self.timesteps):
+            return self._end(state, x.dtype)
         x0_prev = self._trajectory.x0[step - self._offset] if self._trajectory is not None else None
-        self._offset = done
-        rest = self._noise.part(self._start + done, self._start + self.num_steps, afresh=False)
-        self._state = x.to(state_dtype(x.dtype))
-        self._num_samples = len(x)
+        self._offset, self._state = done, state
+        rest = self._noise.part(self._start + done, self._start + len(self.timesteps), afresh=False)
         draws = None if self._draws is None else self._draws[done:]
-        session.go_on_from(self._state, rest, self._inputs(draws, x.dtype, rest.num_steps, x0_prev))
+        self.session.go_on_from(state, rest, self._inputs(draws, x.dtype, rest.num_steps, x0_prev))
         # new arguments: a callback may have changed the conditioning in place
         self._make_rows()
-        self._wave = session.run.next(None)
+        self._wave = self.run.next(None)
         self.finished = False
         return self._hand_out(x.dtype)
 
@@ -267,9 +259,8 @@ class LockstepLoop:
         """The states of the wave times their input scale, for all guidance branches."""
         if self.turn is not None:
             self.turn.scaled = True
-        if self._wave is None:
+        if self._wave is None or self._rows is None:
             return self.scheduler.inner.scale_model_input(x, timestep)  # type: ignore[no-any-return]
-        assert self._rows is not None
         scaled = self._rows.scale(self._wave, x)
         return RowStates.of(scaled, self) if isinstance(x, RowStates) and scaled is not x else scaled
 
@@ -283,29 +274,25 @@ class LockstepLoop:
     def call(self, call: NetworkCall) -> Any:
         """Make a call of the pipeline's loop with a timestep per row and repeated conditioning."""
         self._calls += 1
-        first_turn = self._wave is None
-        if first_turn and self._started is None:
+        if self._wave is not None and self._rows is not None:
+            with telemetry.span("network", "network", len(self._wave.positions)):
+                return self._rows.call(self._wave, call)
+        if self._started is None:
             self._started = time.perf_counter()
         if self.turn is not None and self.session is None and self.turn.takes(call):
             return self.turn.record(call)
-        if first_turn:  # the first wave is the starting noise alone: a plain call
-            if not self.loop.checked:
-                assert self.timesteps is not None
-                check_time(self.timesteps, call)
-            with telemetry.span("network", "network", 1):
-                return call.through(self.replacements.get(call.network, call.network), call.arguments)
-        assert self._rows is not None
-        assert self._wave is not None
-        with telemetry.span("network", "network", len(self._wave.positions)):
-            return self._rows.call(self._wave, call)
+        # the first wave is the starting noise alone: a plain call
+        if not self.loop.checked:
+            check_time(self.timesteps, call)
+        with telemetry.span("network", "network", 1):
+            return call.through(self.replacements.get(call.network, call.network), call.arguments)
 
-    def _begin(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
+    def _begin(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> Session:
         """Make the session at the first step, when the number of steps, the noise and the samples are known."""
-        turn = self.turn
+        turn, num_samples = self.turn, len(x) // self.loop.copies
         if turn is not None:
             if turn.calls:
-                samples = len(x) // self.loop.copies
-                turn.read_guidance(m[:samples], x[:samples])
+                turn.drive_reason = turn.read_guidance(m[:num_samples], x[:num_samples])
                 m = m.to(turn.calls[0].states.dtype)  # noise is drawn in the dtype of the network's output
             self.drive_reason = turn.drive_reason
         if m.shape != x.shape:
@@ -319,27 +306,17 @@ class LockstepLoop:
                 f"The pipeline's loop overwrites its latents with what {type(self.scheduler.inner).__name__} scales "
                 "for the network. They are not the scheduler's own. Use a scheduler that does not scale: DDIMScheduler."
             )
-        noise = self._noise.part(self._start, self._start + self.num_steps)
-        self._num_samples = len(x) // self.loop.copies
-        state = x[: self._num_samples].to(state_dtype(x.dtype))
+        noise = self._noise.part(self._start, self._start + len(self.timesteps))
+        self._state = state = x[:num_samples].to(state_dtype(x.dtype))
         # drawn for all copies, as in the stock step; the sample uses the first
         draws = draw_noise(noise, m, state.dtype, generator)
-        self._draws = None if draws is None else draws[:, : self._num_samples]
+        self._draws = None if draws is None else draws[:, :num_samples]
         inputs = self._inputs(self._draws, x.dtype, noise.num_steps)
         if self.initial_guess is not None:
             check_warm_start(self.initial_guess, (noise.num_steps + 1, *state.shape))
-        self._state = state
         if turn is not None and turn.linear:
-            inputs = turn.inputs(inputs, self._num_samples)
-            self._network = RecordedNetwork(
-                turn,
-                state,
-                noise,
-                inputs,
-                replacements=self.replacements,
-                overlap=self.overlap,
-                keeps_states=self.keep_states,
-            )
+            inputs = turn.inputs(inputs, num_samples)
+            self._network = RecordedNetwork(turn, state, noise, inputs, self.replacements, self.overlap)
         telemetry.phase("plan")
         session = Session(
             self.planner,
@@ -360,10 +337,7 @@ class LockstepLoop:
             if self.graphs is not None:
                 self._graph_network_calls(self.graphs, session.run, state.device)
             self._make_rows()
-        if noise.num_steps > 1 or self._network is not None:
-            return ()
-        _, x0 = noise.step(0, state, m[: self._num_samples].to(state.dtype))
-        return (x0.to(x.dtype),)
+        return session
 
     def _graph_network_calls(self, graphs: GraphRunner, run: Run, device: torch.device) -> None:
         """Replay the network calls of the loop's turns from graphs; those of new widths are recorded."""
@@ -383,34 +357,30 @@ class LockstepLoop:
         """The report of the call until now; None before the first step. left_out: options that were not applied."""
         if self.session is None:
             return None
-        run = self.session.run
-        if self.overlap == "streams" and run.engine.overlap == "batch" and has_two_lanes(run.program):
+        if self.overlap == "streams" and self.run.engine.overlap == "batch" and has_two_lanes(self.run.program):
             why = "the loop is driven" if self._network is None else "a graph of the network holds all rows of a wave"
             left_out = [*left_out, f"overlap='streams' was left out: {why}"]
         return self.session.report(self.drive_reason, self.engine_reason, left_out)
 
     def close(self) -> None:
         """End the call: keep the graphs that it has recorded."""
-        if self._graphed is not None and self.run is not None:
-            assert self.graphs is not None
+        if self._graphed is not None and self.graphs is not None:
             self.graphs.finish(self._graphed, self.run.engine)
             self._graphed = None
 
     def _make_rows(self) -> None:
         """Make the arguments of the run's network calls anew."""
-        assert self._noise is not None
-        assert self._state is not None
-        noise = self._noise.part(self._start + self._offset, self._start + self.num_steps, afresh=not self._offset)
-        self._rows = RowInputs(self.session_begun().run.program, noise, self._state, replacements=self.replacements)
+        first, last = self._start + self._offset, self._start + len(self.timesteps)
+        noise = self._noise.part(first, last, afresh=not self._offset)
+        self._rows = RowInputs(self.run.program, noise, self._state, self.replacements)
 
     def _inputs(
         self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, x0_prev: Tensor | None = None
     ) -> SolverInputs:
         constrain = None
         if self.inpainting is not None and self.inpainting.mask is not None:
-            assert self._noise is not None
             inpainting, noise, first = self.inpainting, self._noise, self._start + self._offset
-            last = self._start + self.num_steps
+            last = self._start + len(self.timesteps)
 
             def constrain(x: Tensor, position: int, samples: tuple[int, ...]) -> Tensor:
                 return inpainting.blend(x, first + position, samples, noise, last)
@@ -422,10 +392,10 @@ class LockstepLoop:
 
     def _hand_out(self, dtype: torch.dtype) -> Tensor:
         """The next rows, or the samples, in the form that the loop expects."""
-        assert self.run is not None
         if self._wave is None:
             assert self.run.sample is not None
             self.finished = True
+            telemetry.phase("decode")
             if self._rows is not None:
                 self._rows.forget()
             states = self.run.sample.to(dtype)

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import telemetry
 from ...errors import UnsupportedPipeline, UnsupportedScheduler
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
@@ -59,8 +58,6 @@ class SchedulerProxy:
         options = dict(zip(self._options, args, strict=False)) | kwargs if args else kwargs
         return_dict = options.pop("return_dict", True)
         output = self._lockstep.step(model_output, sample, options)
-        if self._lockstep.finished:
-            telemetry.phase("decode")
         if not return_dict:
             return output
         from diffusers.schedulers.scheduling_utils import SchedulerOutput
@@ -119,16 +116,13 @@ class TimestepsProxy(Tensor):
         return TimestepsProxy.of(self.as_subclass(Tensor).to(*args, **kwargs), self.lockstep, self.start)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return self._turns(self.as_subclass(Tensor), self.lockstep, self.start)
-
-    @staticmethod
-    def _turns(timesteps: Tensor, lockstep: Any, start: int) -> Iterator[Tensor]:
+        timesteps, lockstep = self.as_subclass(Tensor), self.lockstep
         no_step = UnsupportedPipeline(
             "The pipeline's loop turned without a scheduler step. Such a loop cannot be driven from its scheduler. "
             "Run this call on the original pipeline."
         )
         steps = lockstep.steps
-        lockstep.enter(start, timesteps)
+        lockstep.enter(self.start, timesteps)
         first = timesteps[0]
         yield first
         if lockstep.steps == steps:
@@ -211,32 +205,29 @@ def progress_proxy(
     progress_bar: Callable[..., Any], lockstep: Any, iterable: Any = None, total: int | None = None
 ) -> Any:
     """The pipe's own progress bar, but it counts final steps instead of turns of the loop."""
-    if iterable is None:
-        return _step_bar(progress_bar, lockstep, total)
+
+    @contextmanager
+    def step_bar() -> Iterator[Any]:
+        shown = 0
+
+        def update(_count: int = 1) -> None:
+            nonlocal shown
+            if lockstep.final_steps > shown:
+                bar.update(lockstep.final_steps - shown)
+                shown = lockstep.final_steps
+
+        with progress_bar(total=total if iterable is None else len(iterable)) as bar:
+            lockstep.progress = update
+            yield SimpleNamespace(update=update)
+            update()
 
     def turns() -> Iterator[Any]:
-        with _step_bar(progress_bar, lockstep, len(iterable)) as bar:
+        with step_bar() as bar:
             for timestep in iterable:
                 yield timestep
                 bar.update()
 
-    return turns()
-
-
-@contextmanager
-def _step_bar(progress_bar: Callable[..., Any], lockstep: Any, total: int | None) -> Iterator[Any]:
-    shown = 0
-
-    def update(_count: int = 1) -> None:
-        nonlocal shown
-        if lockstep.final_steps > shown:
-            bar.update(lockstep.final_steps - shown)
-            shown = lockstep.final_steps
-
-    with progress_bar(total=total) as bar:
-        lockstep.progress = update
-        yield SimpleNamespace(update=update)
-        update()
+    return step_bar() if iterable is None else turns()
 
 
 def copy_scheduler(scheduler: Any) -> Any:
@@ -250,7 +241,6 @@ def copy_with_proxies(pipe: Any, cls: Any, loop: Loop, lockstep: Any, parts: dic
     """The shallow copy of a pipe that one call runs on, with proxies for its scheduler and its networks.
 
     Args:
-        pipe: the user's pipeline; not changed.
         cls: the pipeline's own class.
         parts: components that replace those of the pipe.
     """

@@ -55,13 +55,8 @@ class _Unknown(Exception):
 
 @functools.cache
 def unknown_in_loop(call: Callable[..., Any]) -> str | None:
-    """Why the loop in a pipeline's `__call__` cannot be driven, as a clause; None if it can be driven.
-
-    Args:
-        call: `__call__` of the class, with its decorators.
-    """
-    reason = replaced(call)
-    if reason is not None:
+    """Why the loop in a pipeline's `__call__`, with its decorators, cannot be driven; None if it can be driven."""
+    if (reason := replaced(call)) is not None:
         return reason
     try:
         lines, first_line = inspect.getsourcelines(inspect.unwrap(call))
@@ -145,9 +140,6 @@ def _header(loop: ast.For) -> tuple[str | None, str, str]:
 class _Harmless(ast.NodeTransformer):
     """Removes code that is safe to skip: progress bar, interrupt, single-step code, callbacks.
 
-    Args:
-        index, time: names of the loop.
-
     Attributes:
         returned: names to which callback_on_step_end may give a new value.
     """
@@ -208,9 +200,8 @@ class _Loop:
             loads = [name for name in self.names if name.id == time and isinstance(name.ctx, ast.Load)]
             times += {new for name in loads if (new := self._time_goes_to(name))}.difference(times)
         self._check_sample()
-        for node in self.nodes:
-            if isinstance(node, ast.Call):
-                self._check_call(node)
+        for call in (node for node in self.nodes if isinstance(node, ast.Call)):
+            self._check_call(call)
         for node in self.nodes:
             self._check_node(node)
         self._check_memory()
@@ -232,15 +223,15 @@ class _Loop:
         while True:
             parent = self.parents[node]
             match parent:
-                case ast.Attribute(attr=attr) if attr in TYPE | {"shape"}:
+                case ast.Attribute(attr="shape") | ast.Assign(targets=[ast.Attribute(attr="_current_timestep")]):
+                    return None
+                case ast.Attribute(attr=attr) if attr in TYPE:
                     return None
                 case ast.Call(func=func) if _text(func) in ("isinstance", "torch.is_tensor"):
                     return None
-                case ast.Call(func=func, args=[_, second, *_]) if second is node and _text(func) in TIME_TAKERS:
+                case ast.Call(func=func, args=args) if args[1:2] == [node] and _text(func) in TIME_TAKERS:
                     return None
                 case ast.keyword(arg="timestep") if _text(getattr(self.parents[parent], "func", None)) in TIME_TAKERS:
-                    return None
-                case ast.Assign(targets=[ast.Attribute(attr="_current_timestep")]):
                     return None
                 case ast.Assign(targets=[ast.Name(id=new)]):
                     return new
@@ -269,8 +260,8 @@ class _Loop:
         given = [*step.args[2:3], *(keyword.value for keyword in step.keywords if keyword.arg == "sample")]
         self.sample = _text(given[0]) if given else ""
         form = re.escape(f"{self.sample} = {_text(step)}") + r"(\[0\]|\.prev_sample)(\.to\([\w., ]*\))?"
-        is_plain = self.sample.isidentifier() and _text(step.func) == "self.scheduler.step"
-        if not is_plain or len(steps) != 1 or not re.fullmatch(form, _text(stepped)):
+        is_plain = self.sample.isidentifier() and _text(step.func) == "self.scheduler.step" and len(steps) == 1
+        if not is_plain or not re.fullmatch(form, _text(stepped)):
             _refuse("does not just step one sample", stepped)
         if self.returned and not {self.sample, "latents"} <= self.returned:
             _refuse("shows its callback other names than it steps", stepped)

@@ -22,8 +22,8 @@ from ...solvers.contract import Core, Evaluate, SolverInputs
 from ...solvers.program import Program
 from ..lora import AdapterScales
 from ..network_rows import RowInputs
-from ..networks import is_compiled
-from .recorded import Repeated, kind_of, scale_of, signature_of, tensors_of, unscaled, with_tensors
+from ..networks import NetworkCall, is_compiled
+from .recorded import Repeated, kind_of, signature_of, tensors_of, unscaled, with_tensors
 from .turn import RecordedTurn
 
 
@@ -32,13 +32,9 @@ class RecordedNetwork:
     """See `srds_fast.sampling.session.Network`.
 
     Attributes:
-        turn: the recorded calls.
         state: starting noise, [batch, ...], in the dtype of the state.
-        noise: table of the steps.
-        inputs: of the run.
         replacements: maps a network to the callable to use instead.
         overlap: how coarse rows run: "batch", "streams", or "auto" (decided when a graph is recorded).
-        keeps_states: whether intermediate states are kept.
     """
 
     turn: RecordedTurn
@@ -47,7 +43,6 @@ class RecordedNetwork:
     inputs: SolverInputs
     replacements: Mapping[nn.Module, Callable[..., Any]]
     overlap: str
-    keeps_states: bool
 
     @property
     def kind(self) -> Hashable:
@@ -65,26 +60,22 @@ class RecordedNetwork:
         """The evaluator of a program's waves; with overlap="streams", coarse rows run on a separate stream."""
 
         def repeated(program: Program) -> Repeated:
-            rows = RowInputs(program, self.noise, self.state, replacements=self.replacements)
-            return Repeated(self.turn.calls, rows)
+            return Repeated(self.turn.calls, RowInputs(program, self.noise, self.state, self.replacements))
 
         return _in_lanes(repeated, program, self.state, self.overlap == "streams" and has_two_lanes(program))
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
-        """Everything needed to record this call.
-
-        Raises:
-            ValueError: it cannot be recorded; the message says why.
-        """
         if self.noise.num_steps == 1:
             raise ValueError("a run of a single step has nothing between its waves")
         state, noise, inputs = self.state, self.noise, self.inputs
+        calls: list[NetworkCall] = []
         factors: dict[nn.Module, float] = {}
-        for recorded in self.turn.calls:
-            if factors.setdefault(recorded.network, scale_of(recorded)) != scale_of(recorded):
+        for call, factor in map(unscaled, self.turn.calls):
+            calls.append(call)
+            if factors.setdefault(call.network, factor) != factor:
                 raise ValueError("its loop scales the LoRA layers of a network in two ways")
         scales = AdapterScales(factors)
-        calls = [unscaled(recorded) for recorded in self.turn.calls] if scales else self.turn.calls
+        calls = calls if scales else self.turn.calls
         given = tensors_of(calls)
         own = {"x": state, **inputs.tensors()}
         if scales:
@@ -96,7 +87,7 @@ class RecordedNetwork:
             around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
 
             def repeated(program: Program) -> Repeated:
-                rows = RowInputs(program, noise, x, replacements=replacements)
+                rows = RowInputs(program, noise, x, replacements)
                 return Repeated(with_tensors(calls, given, static), rows, around)
 
             core = core_of(plan, x, noise, program, inputs.with_tensors(static))
@@ -104,7 +95,7 @@ class RecordedNetwork:
 
         def through(graphed: Through) -> Repeated:
             called = {network: graphed(replacements.get(network, network), id(network)) for network in factors}
-            return Repeated(self.turn.calls, RowInputs(program, noise, state, replacements=called))
+            return Repeated(self.turn.calls, RowInputs(program, noise, state, called))
 
         called = network_calls(tuple(factors), state.device, replacements)
         signature = plan.signature, noise, inputs.scaled, inputs.network, implementation(state.device)
@@ -120,7 +111,7 @@ class RecordedNetwork:
             calls[0].states.dtype,
             scales.dictionaries,
             network_signature=called.signature,
-            why_no_loop=SLIDES if plan.slides else STATES_KEPT if self.keeps_states else None,
+            why_no_loop=SLIDES if plan.slides else STATES_KEPT if inputs.trajectory is not None else None,
             overlap=self.overlap if has_two_lanes(program) else "batch",
             compiled=called.compiled,
         )

@@ -20,12 +20,7 @@ from ..networks import NetworkCall
 
 @dataclass(frozen=True)
 class Residuals:
-    """A placeholder, in the recorded turn, for one part of a ControlNet's output.
-
-    Attributes:
-        call: number of the ControlNet's call in the turn.
-        part: "down" or "mid".
-    """
+    """A placeholder, in the recorded turn, for the "down" or the "mid" part of a ControlNet's output."""
 
     call: int
     part: str
@@ -35,11 +30,9 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Residu
 
 
 class Repeated:
-    """Repeats recorded calls for the rows of a wave. See `engine.evaluator.Evaluator`.
+    """Repeats the recorded calls of a turn for the rows of a wave. See `engine.evaluator.Evaluator`.
 
     Args:
-        calls: of the turn, in order.
-        rows: makes their arguments.
         around: makes a context manager for the calls of a wave.
     """
 
@@ -105,19 +98,14 @@ def kind_of(call: NetworkCall) -> Hashable:
     return weakref.ref(call.network), states.shape, states.dtype, states.device, shapes
 
 
-def scale_of(call: NetworkCall) -> float:
-    """The factor that a call applies to the scales of LoRA layers."""
-    options = (call.arguments.get(name) or {} for name in call.family.options)
-    return next((each["scale"] for each in options if "scale" in each), 1.0)
-
-
-def unscaled(call: NetworkCall) -> NetworkCall:
-    """The same call with a LoRA factor of 1."""
-    arguments = dict(call.arguments)
+def unscaled(call: NetworkCall) -> tuple[NetworkCall, float]:
+    """The call without the factor that it applies to the scales of LoRA layers, and the factor."""
+    arguments, factor = dict(call.arguments), 1.0
     for name in call.family.options:
         if "scale" in (arguments.get(name) or {}):
+            factor = arguments[name]["scale"]
             arguments[name] = {**arguments[name], "scale": 1.0}
-    return replace(call, arguments=arguments)
+    return replace(call, arguments=arguments), factor
 
 
 def tensors_of(calls: Iterable[NetworkCall]) -> dict[str, Tensor]:

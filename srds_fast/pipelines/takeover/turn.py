@@ -7,7 +7,8 @@ weights and combines the branches itself, and the recorded calls are repeated fo
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +19,11 @@ from ...sampling.rows import state_dtype
 from ...solvers.contract import SolverInputs
 from ..loop import Loop
 from ..networks import NetworkCall
-from .guidance import LINEAR, GuidanceCache, probe_of, weights_of
 from .recorded import Residuals
+
+# relative bound on the error of linear guidance in float64: rounding gives 1e-16, a half-precision cast 1e-3
+LINEAR = 1e-9
+MAX_CACHED = 64
 
 
 def why_not(loop: Loop) -> str | None:
@@ -33,14 +37,36 @@ def why_not(loop: Loop) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class GuidanceCache:
+    """Guidance weights by kind of call. Finding them waits for the device; calls of a known kind do not wait.
+
+    kind: everything the weights of this call can depend on; None: do not use the cache.
+    """
+
+    weights: dict[Hashable, Tensor]
+    kind: Hashable | None
+
+    def get(self, states: Tensor) -> Tensor | None:
+        """The weights for states like these, or None."""
+        key = self.kind, states.dtype, states.device
+        found = None if self.kind is None else self.weights.pop(key, None)
+        if found is not None:
+            self.weights[key] = found  # LRU: mark as most recent
+        return found
+
+    def put(self, states: Tensor, weights: Tensor) -> None:
+        """Store the weights for later calls."""
+        if self.kind is not None:
+            for oldest in list(self.weights)[: 1 - MAX_CACHED]:
+                self.weights.pop(oldest, None)
+            self.weights[self.kind, states.dtype, states.device] = weights
+
+
 class RecordedTurn:
     """The recorded calls of one turn, and the guidance that the loop applies to their outputs.
 
-    Args:
-        known: known guidance weights, by kind of call.
-
     Attributes:
-        calls: in order.
         weights: [branches], of the guided sum; None before `read_guidance`, or if the guidance is not linear.
         scaled: the loop calls the scheduler's `scale_model_input`.
         drive_reason: why the loop must be driven; None if it can be taken over.
@@ -79,7 +105,7 @@ class RecordedTurn:
             return Residuals(number, "down"), Residuals(number, "mid")
         if not self._probed:
             self._remembered = self._known.get(states)
-        probe = probe_of(call, number, known=self._remembered is not None)
+        probe = _probe_of(call, number, self._remembered is not None)
         self._probed.append((call, probe))
         if arguments.get("return_dict", True) is False:
             return (probe,)
@@ -87,16 +113,13 @@ class RecordedTurn:
 
         return Transformer2DModelOutput(sample=probe)
 
-    def read_guidance(self, m: Tensor, x: Tensor) -> None:
-        """Find the weights of the branches in m, or the reason why the loop must be driven.
+    def read_guidance(self, m: Tensor, x: Tensor) -> str | None:
+        """Find the weights of the branches; returns why the loop must be driven, or None.
 
         Args:
             m: the loop's guided output for the probes, [samples, ...].
             x: the states that the scheduler steps, [samples, ...].
         """
-        self.drive_reason = self._read_guidance(m, x)
-
-    def _read_guidance(self, m: Tensor, x: Tensor) -> str | None:
         probes: list[Tensor] = []
         for call, probe in self._probed:
             branches, odd = divmod(len(call.states), len(x))
@@ -105,7 +128,7 @@ class RecordedTurn:
             probes += probe.narrow(call.family.channels, 0, x.shape[call.family.channels]).chunk(branches)
         if m.shape != x.shape:
             return None  # the lockstep loop raises the error
-        weights = self._remembered if self._remembered is not None else weights_of(probes, m)
+        weights = self._remembered if self._remembered is not None else _weights_of(probes, m)
         if weights is None:
             return "its guidance is not one weighted sum of the network's outputs"
         if len(weights) != len(probes):
@@ -123,6 +146,31 @@ class RecordedTurn:
         network = NetworkInput(inputs.network.dtype, copies, channels_last)
         unguided = len(self.weights) == 1 and abs(float(self.weights) - 1.0) < LINEAR
         return replace(inputs, network=network, scaled=self.scaled, guidance=None if unguided else self.weights)
+
+
+def _probe_of(call: NetworkCall, number: int, known: bool) -> Tensor:
+    """Random float64 numbers in the shape of the network's output; zeros if the guidance weights are known."""
+    config: Any = call.network.config
+    shape = list(call.states.shape)
+    shape[call.family.channels] = config.get("out_channels") or config["in_channels"]
+    if known:
+        return call.states.new_zeros(shape)
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(call.states.device)
+
+
+def _weights_of(probes: Sequence[Tensor], m: Tensor) -> Tensor | None:
+    """The weights w with m = sum of w_i * probe_i, [branches], on the CPU; None if m is no guided sum of the probes."""
+    columns = torch.stack([each.flatten() for each in probes] + [m.flatten().double()])
+    # all inner products in one transfer to the host
+    products = (columns @ columns.T).cpu()
+    branches = len(probes)
+    weights: Tensor = torch.linalg.solve(products[:branches, :branches], products[:branches, branches])
+    residual = columns[branches] - weights.to(columns) @ columns[:branches]
+    # the weights of guidance add up to 1; otherwise the loop rescales by the values of the outputs, which is not linear
+    deviation = abs(float(weights.sum()) - 1.0)
+    is_sum = deviation <= LINEAR and float(residual.norm()) <= LINEAR * float(columns[branches].norm())
+    return weights if is_sum else None
 
 
 def _is_channels_last(network: nn.Module) -> bool:

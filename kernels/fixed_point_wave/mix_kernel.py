@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.arithmetic import offsets, ring_slot, rounded
-from ..common.layout import inner_layout
+from ..common.layout import with_inner_layout
 from ..common.network_input import NetworkInput
 from .memory import Memory, SweepResult
 from .table import Sweep, Table
@@ -230,7 +230,7 @@ def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, check_
     samples, window, elements = x.shape[1], table.num_steps - first, x[0, 0].numel()
     weights = _weights(table, wave, memory) if table.history else None
     given = network.empty(0 if wave.next_positions is None else len(wave.next_positions), x[0])
-    layout = inner_layout("network", given, x)
+    _, layout = with_inner_layout(given, x)
     tiles = triton.cdiv(elements, BLOCK)
     columns = min(max(triton.next_power_of_2(tiles), 2), 256)
     sample, change = x.new_empty(x.shape[1:]), x.new_empty(samples)

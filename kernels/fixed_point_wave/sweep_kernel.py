@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.arithmetic import clamped, offsets, ring_slot
-from ..common.layout import inner_layout, with_inner_layout
+from ..common.layout import with_inner_layout
 from .memory import Memory
 from .table import LOCAL, Sweep, Table
 
@@ -157,8 +157,8 @@ def _sweep(
 def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor | None) -> None:
     """See `reference.sweep`; one launch."""
     x, walk, rows = memory.x, wave.walk, len(wave.positions)
-    m = with_inner_layout(m, x)
-    elements, layout, block = x[0, 0].numel(), inner_layout("m", m, x), SWEEP_BLOCK[x.dtype]
+    m, layout = with_inner_layout(m, x)
+    elements, block = x[0, 0].numel(), SWEEP_BLOCK[x.dtype]
     tiles = triton.cdiv(elements, block)
     with torch.cuda.device_of(x):  # Triton launches on the current device
         _sweep[(tiles * x.shape[1],)](

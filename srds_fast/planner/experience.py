@@ -58,10 +58,8 @@ class Experience:
 
         plain: of the steps, see `solvers.method.plain_steps`.
         """
-        options = plan.options
-        stopping = Stopping(
-            plan.num_inference_steps, plan.max_iterations, plan.tolerance, options.contraction(plain=plain)
-        )
+        options, contraction = plan.options, plan.options.contraction(plain=plain)
+        stopping = Stopping(plan.num_inference_steps, plan.max_iterations, plan.tolerance, contraction)
         expected = () if plan.calibrated or plan.bitwise else options.expected_iterations(stopping)
         if not expected:
             return ((plan.max_iterations, 1.0),)

@@ -43,9 +43,7 @@ class Candidate:
     """What a plan is predicted to take.
 
     Attributes:
-        name: of the plan, short.
-        iterations: after which half of its runs are expected to have stopped.
-        waves, rows, peak_rows: until then.
+        iterations: after which half of its runs are expected to have stopped; waves, rows, peak_rows: until then.
         seconds: predicted, the mean over how many iterations runs are expected to take.
         fixed_seconds: predicted where it is told before to end after so many iterations.
         nbytes: memory that the widest network call takes, None where that was not measured.
@@ -66,9 +64,7 @@ class Prediction:
     """Why a plan was chosen.
 
     Attributes:
-        chosen: the plan itself.
         candidates: those that were looked at closely, the fastest first.
-        why: in words.
         curve: the costs it follows from.
         earliest: iteration before which no run of it is expected to stop.
     """
@@ -147,11 +143,6 @@ class Plan:
         return self.options, self.num_inference_steps, self.max_iterations, self.max_rows, self.bitwise
 
     @property
-    def num_checkpoints(self) -> int:
-        """Whole samples of a run, at most."""
-        return self.options.num_checkpoints(self.max_iterations)
-
-    @property
     def slides(self) -> bool:
         """Whether what a wave evaluates depends on the values found before."""
         return self.options.slides
@@ -214,9 +205,7 @@ class Plan:
             raise PlanMismatch(f"{what}. Write it anew with Plan.save(path).") from error
 
 
-def _prediction(
-    chosen: dict[str, Any], candidates: list[dict[str, Any]], why: str, curve: dict[str, Any], earliest: int
-) -> Prediction:
+def _prediction(chosen: dict[str, Any], candidates: list[Any], curve: dict[str, Any], **rest: Any) -> Prediction:
     columns: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in curve.items()}
     looked_at = tuple(Candidate(**each) for each in candidates)
-    return Prediction(Candidate(**chosen), looked_at, why, CostCurve(**columns), earliest)
+    return Prediction(Candidate(**chosen), looked_at, curve=CostCurve(**columns), **rest)

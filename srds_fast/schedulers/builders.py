@@ -42,11 +42,6 @@ def table_for(*class_names: str) -> Callable[[Builder], Builder]:
     return register
 
 
-def supported_schedulers() -> list[str]:
-    """Class names with a builder."""
-    return sorted(_BUILDERS)
-
-
 def adds_noise(scheduler: Any, eta: float = 0.0) -> bool:
     """Whether the scheduler's steps add fresh noise. eta: of the call; only DDIM takes it."""
     takes_eta = "eta" in inspect.signature(scheduler.step).parameters
@@ -54,17 +49,21 @@ def adds_noise(scheduler: Any, eta: float = 0.0) -> bool:
     return (takes_eta and eta > 0) or any(cls.__name__ in stochastic for cls in type(scheduler).__mro__)
 
 
-def builder_of(scheduler: Any) -> Builder:
-    """The builder of a scheduler's class; raises UnsupportedScheduler, with the line to write, if there is none."""
+def builder_of(scheduler: Any) -> tuple[str, Builder]:
+    """The supported class that a scheduler is of, and its builder.
+
+    Raises:
+        UnsupportedScheduler: there is none; the error has the line to write.
+    """
     for cls in type(scheduler).__mro__:
         if cls.__name__ in _BUILDERS:
-            return _BUILDERS[cls.__name__]
+            return cls.__name__, _BUILDERS[cls.__name__]
     name = type(scheduler).__name__
     kind = name.removesuffix("Scheduler")
     other = next((f"{each}Scheduler" for each, replaced in _REPLACED_BY.items() if kind in replaced), None)
     if other is None:
         raise UnsupportedScheduler(
-            f"{name} is not supported, nor is any of its kind. Supported are {', '.join(supported_schedulers())}. "
+            f"{name} is not supported, nor is any of its kind. Supported are {', '.join(sorted(_BUILDERS))}. "
             "Use one of these if the network was trained for it, or run without srds_fast."
         )
     raise UnsupportedScheduler(
@@ -165,7 +164,6 @@ def euler(scheduler: Any) -> NoiseTable:
     return NoiseTable(
         scheduler.timesteps.cpu(), one, sigma, one, sigma_next, p, q, (1 - p) / sigma, -q / sigma,
         input_scale=1 / deviation,
-        clip=None,
         init_noise_sigma=float(scheduler.init_noise_sigma),
     )  # fmt: skip
 
@@ -220,7 +218,6 @@ def dpm_solver(scheduler: Any) -> NoiseTable:
         scheduler.timesteps.cpu(), alpha, sigma, alpha_next, sigma_next, p, q, (1 - alpha * p) / sigma,
         -alpha * q / sigma,
         input_scale=one,
-        clip=None,
         init_noise_sigma=float(scheduler.init_noise_sigma),
         momentum=torch.where(second, momentum.double(), zero) if bool(second.any()) else None,
     )  # fmt: skip
@@ -237,8 +234,6 @@ def flow_match_euler(scheduler: Any) -> NoiseTable:
     return NoiseTable(
         scheduler.timesteps.cpu(), 1 - sigma, sigma, 1 - sigma_next, sigma_next, one, -sigma, one, 1 - sigma,
         input_scale=one,
-        clip=None,
-        init_noise_sigma=1.0,
     )  # fmt: skip
 
 
@@ -263,7 +258,3 @@ def of_prediction(scheduler: Any, **known: tuple[Tensor, ...]) -> tuple[Tensor, 
             f"Known here are {', '.join(known)}. Use a scheduler with one of these."
         )
     return known[prediction]
-
-
-def supported_base_name(scheduler: Any) -> str:
-    return next(cls.__name__ for cls in type(scheduler).__mro__ if cls.__name__ in _BUILDERS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from definitions import product_with_defaults, randomly, references, scan_by_definition
+from definitions import randomly, references, scan_by_definition
 from diffusers import DDIMScheduler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -141,11 +141,6 @@ def assert_right(problem: Problem, **how: Any) -> None:
         torch.testing.assert_close(found.next_input, expected.next_input, **how_close)
 
 
-def test_a_kernel_runs(device: torch.device) -> None:
-    """The rest of this file means nothing otherwise."""
-    assert dispatch.implementation(device) != "torch"
-
-
 PROBLEMS = st.fixed_dictionaries(
     {
         "shape": st.builds(
@@ -174,6 +169,7 @@ PROBLEMS = st.fixed_dictionaries(
 )
 @given(PROBLEMS)
 def test_equals_reference(device: torch.device, problem: dict[str, Any]) -> None:
+    assert dispatch.implementation(device) != "torch", "else a reference is compared with itself"
     assert_right(Problem(device, **problem))
 
 
@@ -202,13 +198,12 @@ def test_fewer_nodes_than_a_cubic_takes(device: torch.device, nodes: int) -> Non
 
 @pytest.mark.parametrize(
     ("number", "features", "state"),
-    product_with_defaults(
-        ((0, 8), ((), FEATURES, *((each,) for each in FEATURES[:3])), (torch.float32, torch.float64)),
+    [
         (0, FEATURES, torch.float32),
         (0, (), torch.float64),
         (8, FEATURES, torch.float64),
         (8, ("momentum",), torch.float32),
-    ),
+    ],
     ids=str,
 )
 def test_steps_round_as_the_reference_does(
@@ -300,7 +295,7 @@ def test_arguments_that_do_not_fit_are_named(device: torch.device) -> None:
     for m, weights, says in (
         (torch.zeros(3, 2, 7), None, r"m has shape \(3, 2, 7\)"),
         (problem.m.int(), None, "m is torch.int32"),
-        (problem.m, torch.ones(4, dtype=torch.float64), r"guidance has shape \(4,\)"),
+        (problem.m, torch.ones(2, 1, dtype=torch.float64), r"guidance has shape \(2, 1\)"),
         (problem.m, torch.ones(1), "guidance is torch.float32"),
     ):
         guidance = None if weights is None else weights.to(device)

@@ -84,18 +84,10 @@ NO_STEP = FlowMatchEulerDiscreteScheduler, {"shift_terminal": 0.1}  # with one s
 CASES = [(scheduler, config) for scheduler, configs in VARIANTS.items() for config in configs]
 
 
-def name_of(value: object) -> str:
-    if isinstance(value, tuple):
-        return "-".join(map(name_of, value))
-    if isinstance(value, dict):
-        return "-".join(f"{key}={entry}" for key, entry in value.items()) or "default"
-    return getattr(value, "__name__", str(value))
-
-
 WALKS = [(case, num_steps) for case in CASES for num_steps in (1, 7, 30, 50) if num_steps > 1 or case != NO_STEP]
 
 
-@pytest.mark.parametrize(("case", "num_steps"), thinned(WALKS), ids=name_of)
+@pytest.mark.parametrize(("case", "num_steps"), thinned(WALKS), ids=str)
 def test_the_table_walks_as_the_scheduler_does(case: tuple[type, dict], num_steps: int) -> None:
     """Along a whole trajectory, so that a wrong arrival would add up."""
     cls, config = case
@@ -104,7 +96,7 @@ def test_the_table_walks_as_the_scheduler_does(case: tuple[type, dict], num_step
     walk(scheduler, noise_table(scheduler))
 
 
-@pytest.mark.parametrize(("config", "eta"), thinned_product(DDIM, [0.3, 1.0]), ids=name_of)
+@pytest.mark.parametrize(("config", "eta"), thinned_product(DDIM, [0.3, 1.0]), ids=str)
 def test_the_table_walks_as_ddim_with_eta_does(config: dict, eta: float) -> None:
     scheduler = DDIMScheduler(**config)
     scheduler.set_timesteps(20)
@@ -148,16 +140,6 @@ def test_a_part_of_a_table_walks_as_the_scheduler_that_begins_there(cls: type) -
     torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("clip", [True, False])
-def test_clipped_epsilon_is_ddims_own(clip: bool) -> None:
-    scheduler = DDIMScheduler(clip_sample=clip)
-    scheduler.set_timesteps(10)
-    table = noise_table(scheduler, clip_epsilon=True)
-    x, m = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)
-    stock = scheduler.step(m, scheduler.timesteps[3], x, use_clipped_model_output=True).prev_sample
-    torch.testing.assert_close(table.step(3, x, m)[0], stock, rtol=1e-10, atol=1e-10)
-
-
 def test_building_a_table_changes_nothing() -> None:
     scheduler = EulerDiscreteScheduler()
     scheduler.set_timesteps(9)
@@ -189,13 +171,9 @@ def test_a_refused_option_is_named_and_the_line_works(scheduler: object, option:
     check_scheduler(run_line(str(caught.value), scheduler))
 
 
-REPLACED = (
-    "PNDM", "UniPCMultistep", "DEISMultistep", "DPMSolverSinglestep", "LMSDiscrete", "HeunDiscrete", "KDPM2Discrete",
-    "KDPM2AncestralDiscrete", "LCM", "TCD", "FlowMatchHeunDiscrete",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REPLACED)
+@pytest.mark.parametrize(
+    "name", ["PNDM", "UniPCMultistep", "LMSDiscrete", "KDPM2AncestralDiscrete", "FlowMatchHeunDiscrete"]
+)
 def test_an_unsupported_scheduler_gets_a_line_that_works(name: str) -> None:
     scheduler = getattr(diffusers, f"{name}Scheduler")()
     with pytest.raises(UnsupportedScheduler, match=name) as caught:
@@ -212,16 +190,6 @@ def run_line(message: str, scheduler: object) -> object:
     return pipe.scheduler
 
 
-def test_a_changed_step_is_noticed() -> None:
-    class Nudged(DDIMScheduler):
-        def step(self, *args: object, **kwargs: object) -> object:
-            (x, *rest) = super().step(*args, **kwargs)
-            return (x * 1.0001, *rest)
-
-    with pytest.raises(UnsupportedScheduler, match="steps differently"):
-        check_scheduler(Nudged(clip_sample=False))
-
-
 def test_a_table_is_checked_once_and_again_when_anything_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[int] = []
     check = noise_module._check_against
@@ -234,7 +202,8 @@ def test_a_table_is_checked_once_and_again_when_anything_changes(monkeypatch: py
         assert len(checks) == expected
     scheduler.alphas_cumprod = scheduler.alphas_cumprod**2
     assert float(noise_table(scheduler).alpha[0]) == float(scheduler.alphas_cumprod[scheduler.timesteps[0]].sqrt())
-    scheduler.step = lambda m, t, x, **options: (x,)
+    step = scheduler.step
+    scheduler.step = lambda m, t, x, **options: (step(m, t, x, **options)[0] * 1.0001,)
     with pytest.raises(UnsupportedScheduler, match="steps differently"):
         noise_table(scheduler)
 

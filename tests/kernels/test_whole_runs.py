@@ -143,8 +143,7 @@ def test_samples_leave_and_the_rest_goes_on(
     network = NetworkInput(torch.float16, 2, channels_last=True)
     x, guess = (randomly(*shape, 3, 2, 3, 3, seed=1, device=device) for shape in ((), (9,)))
     guidance = torch.tensor([-0.5, 1.5], dtype=torch.float64, device=device)
-
-    inputs = SolverInputs(network=network, scaled=True, guidance=guidance, guess=None if options is None else guess)
+    inputs = SolverInputs(network=network, scaled=True, guidance=guidance, initial_guess=guess if options else None)
 
     def run() -> list[Tensor]:
         if options is None:

@@ -24,14 +24,12 @@ STATES_KEPT = "the states on the way are kept, which a replay does not tell"
 
 def refuse_beside(plan: Plan | None, settings: Settings, defaults: Settings) -> None:
     """Raise InvalidArgument where settings were given beside a plan, which fixes them all, or it is no plan."""
-    if plan is None:
-        return
-    if not isinstance(plan, Plan):
+    if not isinstance(plan, Plan | None):
         raise InvalidArgument(
             f"plan is a {type(plan).__name__}. It must be a Plan. Pass one from plan_for or from srds_fast.Plan.load."
         )
     changed = [each.name for each in fields(Settings) if getattr(settings, each.name) != getattr(defaults, each.name)]
-    if changed:
+    if plan is not None and changed:
         raise InvalidArgument(
             f"plan was given together with {', '.join(changed)}. A plan fixes every setting of a call. "
             "Leave one of the two out."
@@ -96,8 +94,8 @@ class Plan:
         max_iterations: iterations at most; the tolerance may stop the call earlier.
         max_rows, engine, tolerance, exact: as in `compile`.
         calibrated: run max_iterations, however the samples change: so many were found to be enough.
-        prediction: what it was found to take and why it was chosen, where that was measured.
-        context: where that was; a call elsewhere raises PlanMismatch.
+        prediction: what it is expected to take and why it was chosen, if costs were measured.
+        context: where they were; a call elsewhere raises PlanMismatch.
     """
 
     options: Method

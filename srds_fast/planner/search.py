@@ -36,8 +36,7 @@ class Known:
 
     def settle(self) -> None:
         """Keep the plans chosen so far, whatever was learnt since."""
-        for key, (_, plan) in tuple(self.plans.items()):
-            self.plans[key] = self.experience.version, plan
+        self.plans.update({key: (self.experience.version, plan) for key, (_, plan) in tuple(self.plans.items())})
 
 
 @dataclass(frozen=True)
@@ -104,16 +103,13 @@ def _priced(plan: Plan, pricing: Pricing) -> Candidate:
     """A plan with what it is predicted to take."""
     iteration = pricing.expected(plan)
     spent = until(plan, iteration).program().spent(iteration)
-    return Candidate(
-        plan.short(),
-        iteration,
-        spent.waves,
-        spent.rows,
-        spent.peak_rows,
-        pricing.expected_network(plan) + pricing.overhead(plan, iteration),
+    seconds = pricing.expected_network(plan) + pricing.overhead(plan, iteration)
+    fixed_seconds, nbytes = (
         pricing.of(fixed_at(plan, iteration), iteration),
         pricing.known.curve.memory(spent.peak_rows),
     )
+    counts = spent.waves, spent.rows, spent.peak_rows
+    return Candidate(plan.short(), iteration, *counts, seconds, fixed_seconds, nbytes)
 
 
 def default_plan(num_steps: int, settings: Settings, stochastic: bool, pricing: Pricing) -> Plan:

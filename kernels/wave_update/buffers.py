@@ -58,11 +58,9 @@ class Buffers:
         self, table: WaveTable, x: Tensor, noises: Tensor | None = None, *, channels_last: bool = False
     ) -> None:
         _check(table, x, noises)
-        self.table = table
-        self.implementation = implementation(x.device)
+        self.table, self.noises, self.implementation = table, noises, implementation(x.device)
         self.memory = empty(x, [table.num_slots, len(x)], x.shape[1:], x.dtype, channels_last)
-        self.noises = None
-        if noises is not None:
+        if noises is not None:  # laid out as the memory
             self.noises = empty(x, noises.shape[:2], noises.shape[2:], x.dtype, channels_last).copy_(noises)
         self.change = x.new_zeros(table.num_iterations + 1, len(x))
         self.moved = torch.zeros_like(self.change, dtype=torch.bool)

@@ -50,11 +50,7 @@ def adds_noise(scheduler: Any, eta: float = 0.0) -> bool:
 
 
 def builder_of(scheduler: Any) -> tuple[str, Builder]:
-    """The supported class that a scheduler is of, and its builder.
-
-    Raises:
-        UnsupportedScheduler: there is none; the error has the line to write.
-    """
+    """The supported class of a scheduler, and its builder. Raises UnsupportedScheduler with the line to write."""
     for cls in type(scheduler).__mro__:
         if cls.__name__ in _BUILDERS:
             return cls.__name__, _BUILDERS[cls.__name__]
@@ -75,12 +71,9 @@ def builder_of(scheduler: Any) -> tuple[str, Builder]:
 @table_for("DDIMScheduler")
 def ddim(scheduler: Any, eta: float = 0.0) -> NoiseTable:
     """Song et al. 2021, eq. (12) and (16): alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t), noise of deviation eta."""
-    config = scheduler.config
+    config, timesteps, abar_table = scheduler.config, scheduler.timesteps.cpu(), scheduler.alphas_cumprod.cpu()
     refuse_option(scheduler, "thresholding", False)
-    steps_back = config.num_train_timesteps // scheduler.num_inference_steps
-    timesteps = scheduler.timesteps.cpu()
-    arrive = timesteps - steps_back
-    abar_table = scheduler.alphas_cumprod.cpu()
+    arrive = timesteps - config.num_train_timesteps // scheduler.num_inference_steps
     if int(timesteps.max()) >= len(abar_table):
         raise UnsupportedScheduler(
             f"{type(scheduler).__name__} asks for timestep {int(timesteps.max())}, but its noise schedule ends at "
@@ -112,7 +105,7 @@ def ddim(scheduler: Any, eta: float = 0.0) -> NoiseTable:
 @table_for("DDPMScheduler")
 def ddpm(scheduler: Any) -> NoiseTable:
     """Ho et al. 2020, eq. (6) and (7): the posterior mean c0 * x0 + c1 * x, and its noise."""
-    config = scheduler.config
+    config, timesteps, abar_table = scheduler.config, scheduler.timesteps.cpu(), scheduler.alphas_cumprod.cpu()
     refuse_option(scheduler, "thresholding", False)
     variance_type = config.variance_type
     if variance_type not in ("fixed_small", "fixed_small_log", "fixed_large"):
@@ -121,8 +114,6 @@ def ddpm(scheduler: Any) -> NoiseTable:
             "on the network. Write `pipe.scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config, "
             "variance_type='fixed_small')`."
         )
-    timesteps = scheduler.timesteps.cpu()
-    abar_table = scheduler.alphas_cumprod.cpu()
     before = [int(scheduler.previous_timestep(t)) for t in scheduler.timesteps]
     abar = abar_table[timesteps]
     abar_next = torch.stack([abar_table[t] if t >= 0 else scheduler.one.cpu() for t in before])

@@ -82,7 +82,7 @@ class NoiseTable:
 
     @cached_property
     def _parts(self) -> dict[tuple[int, int, bool], NoiseTable]:
-        """Cache of parts. Each part must stay the same object, because solvers cache by the identity of a table."""
+        """Parts made so far. Each must stay the same object, because solvers cache by the identity of a table."""
         return {}
 
     def step(

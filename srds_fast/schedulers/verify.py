@@ -82,10 +82,9 @@ def _build(scheduler: Any, clip_epsilon: bool, eta: float) -> NoiseTable:
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raise UnsupportedScheduler unless tables can be built for this scheduler; it is not changed.
+    """Raise UnsupportedScheduler unless a table of ten steps can be built on a copy of this scheduler.
 
-    Builds a table of ten steps on a copy. A scheduler that needs more than a number of steps to set its timesteps
-    (dynamic shifting) is checked in the first real call.
+    One that needs more than a number of steps to set its timesteps (dynamic shifting) is checked in the first call.
     """
     builder_of(scheduler)
     trial = copy.deepcopy(scheduler)
@@ -97,8 +96,8 @@ def check_scheduler(scheduler: Any) -> None:
 def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
     """Compare every step of the table with the scheduler's own, on random samples at the table's noise level.
 
-    The bound allows for float32 rounding inside the scheduler; an unknown option gives differences that are orders of
-    magnitude larger. Each step must draw noise from its generator exactly if the table says so.
+    The bound allows for float32 rounding inside the scheduler; an unknown option gives far larger differences. Each
+    step must draw noise from its generator exactly if the table says so.
     """
     trial = copy.deepcopy(scheduler)
     trial.timesteps = trial.timesteps.cpu()
@@ -123,9 +122,8 @@ def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
         size = float(expected.abs().max())
         differences = found - expected, scaled - table.input_scale[index] * x
         difference = max(float(each.abs().max()) for each in differences)
-        drawn_as_expected = torch.equal(noise.get_state(), expected_noise.get_state())
         close = math.isfinite(size) and difference <= 4e-6 * max(1.0, size, float(x.abs().max()))
-        if not (close and drawn_as_expected):
+        if not (close and torch.equal(noise.get_state(), expected_noise.get_state())):
             raise UnsupportedScheduler(
                 f"{type(scheduler).__name__} steps differently from its table: step {index} of {table.num_steps} is "
                 f"off by {difference:.2g}. An option in its config, or a changed step(), is not supported. "

@@ -81,12 +81,6 @@ def test_a_plan_must_be_clearly_faster_with_its_overhead(share: float, method: s
     assert fastest(50, settings, False, pricing(FREE, overhead)).method == method
 
 
-def test_memory_bounds_the_width_of_waves() -> None:
-    plan = fastest(100, Settings(), False, pricing(dataclasses.replace(FREE, most_rows=8)))
-    assert plan.program().peak_rows <= 8
-    assert all(each.peak_rows <= 8 for each in plan.prediction.candidates)
-
-
 def test_settings_narrow_the_search() -> None:
     def methods(**settings: Any) -> set[str]:
         return {plan.method for plan in candidates(50, Settings(**settings), stochastic=False)}

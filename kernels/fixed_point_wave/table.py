@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .scan import Scan
 
-# nodes that a local polynomial goes through: it is cubic
+# nodes that a local polynomial goes through: it is cubic. A sweep that interpolates has more nodes than these.
 LOCAL = 4
 
 
@@ -119,10 +119,8 @@ def walk(positions: tuple[int, ...], weights: Tensor) -> Walk:
     nodes = torch.tensor(positions)
     # LOCAL nodes around each point, half of them behind it
     passed = torch.searchsorted(nodes, points, right=True)
-    begin = (passed - LOCAL // 2).clamp(0, max(0, len(nodes) - LOCAL))
-    around = begin[:, None] + torch.arange(LOCAL)
-    inside = around < len(nodes)
-    local = weights.gather(1, around.clamp(max=len(nodes) - 1)) * inside
+    begin = (passed - LOCAL // 2).clamp(0, len(nodes) - LOCAL)
+    local = weights.gather(1, begin[:, None] + torch.arange(LOCAL))
     row = torch.where(nodes[passed - 1] == points, passed - 1, -1)
     joins = torch.where(begin.diff(prepend=begin[:1]) > 0, begin + LOCAL - 1, -1)
     where = torch.where(joins >= 0, nodes[joins], -1)

@@ -60,9 +60,9 @@ def wave_update(
     Raises:
         InvalidArgument: an argument does not fit the table or the buffers; the error names it.
     """
-    branches = check_guidance(guidance, buffers.memory)
     if buffers.table is not table:
         raise InvalidArgument("buffers were made for another table. Slots differ. Make them from this one.")
+    branches = check_guidance(guidance, buffers.memory)
     if not 0 <= number < len(table.updates):
         raise InvalidArgument(f"number is {number}. The table has {len(table.updates)} updates. Pass one of them.")
     rows = table.num_rows[number] * branches

@@ -25,15 +25,13 @@ from srds_fast.kernels.fixed_point_wave import (
     fixed_point_wave,
     mix_kernel,
     operations,
-    reference,
     sweep_kernel,
-    walk,
 )
 from srds_fast.schedulers.steps import TensorSpec
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.fixed_point import program as sweeps
-from srds_fast.solvers.fixed_point.grid import grid_of, interpolation
+from srds_fast.solvers.fixed_point.grid import grid_of
 from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaTAA
 
 torch.set_num_threads(1)
@@ -171,29 +169,6 @@ PROBLEMS = st.fixed_dictionaries(
 def test_equals_reference(device: torch.device, problem: dict[str, Any]) -> None:
     assert dispatch.implementation(device) != "torch", "else a reference is compared with itself"
     assert_right(Problem(device, **problem))
-
-
-@pytest.mark.parametrize("nodes", [2, 3])
-def test_fewer_nodes_than_a_cubic_takes(device: torch.device, nodes: int) -> None:
-    positions = tuple(range(0, 2 * nodes, 2))
-    way = -torch.arange(9, dtype=torch.float64)
-    dense = interpolation(way[list(positions)], way)
-    problem = Problem(device, (2, 300), Collocation(num_nodes=5), steps=9)
-    table = problem.table()
-    wave = table.sweeps[0]._replace(
-        first=0,
-        last=positions[-1],
-        positions=torch.tensor(positions, device=device),
-        weights=dense.to(device),
-        walk=walk(positions, dense).to(device, torch.float64),
-    )
-    found = []
-    for sweep in (sweep_kernel.sweep, reference.sweep):
-        memory = problem.memory(table)
-        sweep(table, wave, memory, problem.random(nodes, 2, 300), None)
-        found += [memory.m, memory.after]
-    for ours, theirs in zip(found[:2], found[2:], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -156,11 +156,10 @@ def test_a_tighter_tolerance_is_expected_to_take_no_fewer_iterations(tolerance: 
 
 
 def test_the_iterations_needed_are_those_after_which_all_stay_within_the_tolerance() -> None:
-    reference = torch.zeros(4, 3)
+    reference, one_off = torch.zeros(4, 3), torch.zeros(4, 3)
+    one_off[0] = 1.0
     outputs = [(number, torch.full((4, 3), error)) for number, error in enumerate((0.5, 0.05, 0.2, 0.05, 0.01), 1)]
     assert [needed(outputs, reference, tolerance, 1.0) for tolerance in (0.1, 0.3, 0.001)] == [4, 2, None]
-    one_off = torch.zeros(4, 3)
-    one_off[0] = 1.0
     assert [needed([(1, one_off)], reference, 0.1, quantile) for quantile in (0.75, 0.95)] == [1, None]
 
 
@@ -267,10 +266,9 @@ def test_a_wave_that_did_not_fit_bounds_the_plans_to_come() -> None:
     assert narrow.method != "sequential"
     # other work has taken the memory since it was measured
     network = Network(torch.OutOfMemoryError("CUDA out of memory."), after=200)
-    fallbacks = []
-    for seed in range(8):
-        network.calls = max(network.calls, 201) if seed else 0
-        fallbacks.append(auto(network, 60).fallback_reason is not None)
+    fallbacks = [auto(network, 60).fallback_reason is not None]
+    network.calls = max(network.calls, 201)
+    fallbacks += [auto(network, 60).fallback_reason is not None for _ in range(7)]
     assert sum(fallbacks) <= 3  # each bounds the width anew
     assert not fallbacks[-1]
 

@@ -22,36 +22,20 @@ FOLDER = Path(__file__).parent / "kernels"
 SPILLS = 24 if version("triton").startswith("3.6.") else 0
 
 
-def interpret(path: Path, marked: str) -> None:
-    """Run the tests that this expression of marks selects, in Triton's interpreter."""
+@pytest.mark.slow
+@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
+def test_interpreted(file: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, str(path)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / file)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout
     assert "skipped" not in run.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
-def test_interpreted(file: str) -> None:
-    interpret(FOLDER / file, "not exhaustive")
-
-
-@pytest.mark.slow
-@pytest.mark.exhaustive
-def test_interpreted_exhaustively() -> None:
-    interpret(FOLDER, "exhaustive")
-
-
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(
-    ("operation", "every"),
-    [
-        *((operation, False) for operation in OPERATIONS),
-        *(pytest.param(operation, True, marks=pytest.mark.exhaustive) for operation in OPERATIONS),
-    ],
-)
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_compiled_ahead_of_time(operation: str, every: bool, capability: int) -> None:
     """No spills but those known, registers within bounds, 16 bytes at once from and to contiguous states.
 
@@ -72,14 +56,12 @@ def test_the_table_of_resources_has_a_line_for_each_target(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = next(specimens())
-    monkeypatch.setattr(resources, "specimens", lambda: iter([one, ("fixed_point_wave", one[1])]))
-    resources.main(["wave_update"])
+    monkeypatch.setattr(resources, "specimens", lambda: iter([one]))
+    resources.main()
     heading, *lines = capsys.readouterr().out.splitlines()
     assert "registers" in heading
     assert [line.split()[:3] for line in lines] == [["wave_update,", "plain", f"sm_{each}"] for each in CAPABILITIES]
     assert all(int(number) > 0 for line in lines for number in line.split()[3:5])
-    with pytest.raises(SystemExit):
-        resources.main(["affine_scan"])
 
 
 def test_a_process_that_interprets_kernels_cannot_compile_them() -> None:

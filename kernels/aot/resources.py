@@ -8,13 +8,13 @@ memory. It does not work in a process that interprets kernels (TRITON_INTERPRET=
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +26,8 @@ class Specimen(NamedTuple):
     """One way to compile a kernel. Each module of this package named after an operation lists its own as SPECIMENS.
 
     Attributes:
-        name: what is special about it.
-        kernel: the Triton function.
         types: of arguments that are neither constant nor "i32", such as "*fp32". Pointers and sizes count as multiples
             of 16, as they are for contiguous states of 16 elements and more; except those in `do_not_specialize`.
-        constants: values of the constant arguments; num_warps: as launched.
         most_registers: upper bound, per thread.
         wide: the fewest loads, and the fewest stores, of 16 bytes that the kernel must make.
         fuses: products and sums may be rounded together.
@@ -52,8 +49,7 @@ class Resources(NamedTuple):
     """What a compiled specimen needs.
 
     Attributes:
-        registers: per thread.
-        spills: bytes that a thread stores and loads because registers do not suffice.
+        registers, spills: of a thread; spills in bytes, stored and loaded because registers do not suffice.
         shared: bytes of shared memory of a program.
         load_bits, store_bits: of each access to global memory by a thread, as in the PTX.
     """
@@ -97,21 +93,18 @@ def compiled(specimen: Specimen, capability: int) -> Resources:
     options = {"num_warps": specimen.num_warps, "enable_fp_fusion": specimen.fuses, "maxnreg": specimen.registers}
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = kernel.asm["ptx"]
-    target = re.search(r"\.target (\w+)", ptx)
-    assert target is not None, "PTX names its target"
+    (target,) = re.findall(r"\.target (\w+)", ptx)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "kernel.ptx").write_text(ptx)
-        command = [get_ptxas(capability).path, "-v", f"--gpu-name={target[1]}", "kernel.ptx", "-o", "kernel.cubin"]
+        command = [get_ptxas(capability).path, "-v", f"--gpu-name={target}", "kernel.ptx", "-o", "kernel.cubin"]
         said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
-    registers = re.search(r"Used (\d+) registers", said)
-    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    assert registers is not None, said
-    assert spills is not None, said
+    (registers,) = re.findall(r"Used (\d+) registers", said)
+    ((stored, loaded),) = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     # cp.async has its size in bytes as a hexadecimal number behind both addresses
     copied = re.findall(r"\bcp\.async\.[\w.]+ \[[^]]*\], \[[^]]*\], (0x\w+)", ptx)
     return Resources(
-        int(registers[1]),
-        int(spills[1]) + int(spills[2]),
+        int(registers),
+        int(stored) + int(loaded),
         kernel.metadata.shared,
         _widths(ptx, "ld") + [8 * int(each, 16) for each in copied],
         _widths(ptx, "st"),
@@ -124,28 +117,16 @@ def _widths(ptx: str, access: str) -> list[int]:
     return [int(count or 1) * int(size) for count, size in found]
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m srds_fast.kernels.aot.resources",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("operations", nargs="*", default=OPERATIONS, metavar="operation", help=", ".join(OPERATIONS))
-    wanted = parser.parse_args(arguments).operations
-    if not set(wanted) <= set(OPERATIONS):
-        parser.error(f"operations are {', '.join(OPERATIONS)}")
     print(f"{'kernel':46}{'target':>8}{'registers':>11}{'bound':>7}{'spills':>8}{'shared':>8}{'load':>6}{'store':>7}")
-    for operation, specimen in specimens():
-        if operation not in wanted:
-            continue
-        for capability in CAPABILITIES:
-            found = compiled(specimen, capability)
-            print(
-                f"{operation + ', ' + specimen.name:46}{'sm_' + str(capability):>8}{found.registers:>11}"
-                f"{specimen.most_registers:>7}{found.spills:>8}{found.shared:>8}"
-                f"{max(found.load_bits):>6}{max(found.store_bits):>7}"
-            )
+    for (operation, specimen), capability in product(specimens(), CAPABILITIES):
+        found = compiled(specimen, capability)
+        print(
+            f"{operation + ', ' + specimen.name:46}{'sm_' + str(capability):>8}{found.registers:>11}"
+            f"{specimen.most_registers:>7}{found.spills:>8}{found.shared:>8}"
+            f"{max(found.load_bits):>6}{max(found.store_bits):>7}"
+        )
 
 
 if __name__ == "__main__":

@@ -22,14 +22,12 @@ def check_tensor(
     shape: Sequence[int] | None = None,
     meaning: str = "",
 ) -> None:
-    """Raise InvalidArgument unless a tensor has one of these dtypes, this device and this shape.
+    """Raise InvalidArgument unless a tensor has one of these dtypes, this device and this shape (None: any).
 
-    Args:
-        shape: None if the caller checks it.
-        meaning: of its dimensions, as in "[rows, samples, ...]".
+    meaning: of its dimensions, as in "[rows, samples, ...]".
     """
     if tensor.dtype not in dtypes:
-        allowed = ", ".join(str(dtype) for dtype in dtypes)
+        allowed = ", ".join(map(str, dtypes))
         raise InvalidArgument(f"{name} is {tensor.dtype}. It must be one of {allowed}. Convert it with .to().")
     if tensor.device != device:
         raise InvalidArgument(
@@ -41,23 +39,14 @@ def check_tensor(
         )
 
 
-def check_guidance(guidance: Tensor | None, state: Tensor, most: int | None = None) -> int:
-    """Check the weights of the guidance branches, and return how many branches there are.
-
-    Args:
-        guidance: [branches], contiguous, in the dtype and on the device of the state; None: one branch, weight 1.
-        most: branches allowed; None: any number.
-    """
+def check_guidance(guidance: Tensor | None, state: Tensor) -> int:
+    """Check the weights of the guidance branches, [branches] or None, and return how many branches there are."""
     if guidance is None:
         return 1
     check_tensor("guidance", guidance, (state.dtype,), state.device)
-    if guidance.dim() != 1 or len(guidance) == 0 or (most is not None and len(guidance) > most):
-        count = "" if most is None else f", 1 to {most}"
+    if guidance.dim() != 1 or len(guidance) == 0 or not guidance.is_contiguous():
         raise InvalidArgument(
-            f"guidance has shape {tuple(guidance.shape)}. It must be [branches]{count}. Pass a weight per branch."
-        )
-    if not guidance.is_contiguous():
-        raise InvalidArgument(
-            f"guidance has strides {guidance.stride()}. It must be contiguous. Pass it with .contiguous()."
+            f"guidance has shape {tuple(guidance.shape)} and strides {guidance.stride()}. It must be [branches] and "
+            "contiguous. Pass a weight per branch."
         )
     return len(guidance)

@@ -17,9 +17,9 @@ Implementation = Literal["triton", "triton interpreter", "torch"]
 def implementation(device: torch.device) -> Implementation:
     """The implementation that runs for tensors on a device.
 
-    The environment variable SRDS_FAST_KERNELS=torch selects the references on CUDA too. Use it where Triton has no C
-    compiler for its launchers, or to find out whether a kernel is wrong. If TRITON_INTERPRET=1 was set before the first
-    import of triton, kernels are interpreted on the CPU; this is slow and meant for tests.
+    SRDS_FAST_KERNELS=torch in the environment selects the references on CUDA too, for machines without a C compiler for
+    Triton's launchers, or to find out whether a kernel is wrong. With TRITON_INTERPRET=1, set before the first import
+    of triton, kernels are interpreted on the CPU, slowly: for tests.
 
     Raises:
         InvalidArgument: SRDS_FAST_KERNELS is neither "triton" nor "torch".

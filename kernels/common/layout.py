@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from srds_fast.errors import InvalidArgument
-
 
 class Inner(NamedTuple):
     """Element e of a state lies at (e // inner) * outer_stride + (e % inner) * inner_stride."""
@@ -18,34 +16,19 @@ class Inner(NamedTuple):
     inner_stride: int
 
 
-def inner_layout(name: str, tensor: Tensor, memory: Tensor) -> Inner:
-    """The layout of the states of `tensor`, with elements counted in the memory order of `memory`.
+def with_inner_layout(tensor: Tensor, memory: Tensor) -> tuple[Tensor, Inner]:
+    """A tensor and the layout of its states, with elements counted in the memory order of `memory`.
 
     Both tensors in the same order and without gaps: Inner(elements, 0, 1). A channels-last tensor beside a contiguous
-    one needs two strides.
-
-    Raises:
-        InvalidArgument: two strides are not enough; the error names the tensor.
+    one needs two strides. A tensor that needs more is copied.
     """
     if tensor.is_contiguous() and memory.is_contiguous():
-        return Inner(math.prod(tensor.shape[2:]), 0, 1)
+        return tensor, Inner(math.prod(tensor.shape[2:]), 0, 1)
     groups = _groups(tensor, memory)
     if len(groups) > 2:
-        raise InvalidArgument(
-            f"{name} has strides {tensor.stride()} for shape {tuple(tensor.shape)}. Its states must be contiguous or "
-            "channels last. Pass it with .contiguous()."
-        )
-    if not groups:
-        return Inner(1, 0, 1)
-    inner, inner_stride = groups[0]
-    return Inner(inner, groups[1][1] if len(groups) == 2 else 0, inner_stride)
-
-
-def with_inner_layout(tensor: Tensor, memory: Tensor) -> Tensor:
-    """The tensor itself if `inner_layout` can describe it, else a contiguous copy."""
-    if tensor.is_contiguous() or len(_groups(tensor, memory)) <= 2:
-        return tensor
-    return tensor.contiguous()
+        return with_inner_layout(tensor.contiguous(), memory)
+    (inner, inner_stride), (_, outer_stride) = [*(groups or [(1, 1)]), (1, 0)][:2]
+    return tensor, Inner(inner, outer_stride, inner_stride)
 
 
 def _groups(tensor: Tensor, memory: Tensor) -> list[tuple[int, int]]:

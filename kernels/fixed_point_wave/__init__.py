@@ -67,18 +67,16 @@ def fixed_point_wave(
     sequential sampler's step, bitwise. The first point that moves is not mixed. NaN stays in its sample.
 
     On CUDA the sweep is one launch, in which a program owns some elements of one sample and goes from point to point.
-    Everything after it is a second launch, point by point. With history there is one more launch between them, for the
-    inner products of all points at once: inside the sweep they would wait for each other. Steps whose correction
-    reaches only some points (`Scan.order`) run the reference everywhere. Sums are taken in a fixed order, so two calls
-    give the same bits. No launch needs a value from the host.
+    Everything after it is a second launch, point by point; with history, one more launch between them takes the inner
+    products of all points at once. Steps whose correction reaches only some points (`Scan.order`) run the reference
+    everywhere. Sums are taken in a fixed order, so two calls give the same bits. No launch needs a value from the host.
 
     Args:
         table: of the grid.
         number: of the sweep's last wave.
         memory: of the run, written in place.
-        m: network output at the rows, [branches * rows, samples, ...], float32, bfloat16, float16 or float64; its
-            states are contiguous or channels last.
-        guidance: [branches], in the state's dtype, 1 to 3 weights w; None: one branch, weight 1.
+        m: network output at the rows, [branches * rows, samples, ...], float32, bfloat16, float16 or float64.
+        guidance: [branches], in the state's dtype, the weights w; None: one branch, weight 1.
         network: format of the next input.
         constrain: maps (points [points, samples, ...], position of the first) to points that meet the constraint.
         check_stationary: fill `SweepResult.stationary`.
@@ -87,7 +85,7 @@ def fixed_point_wave(
         InvalidArgument: an argument does not fit the table or the memory; the error names it.
     """
     wave = table.sweeps[number]
-    branches = check_guidance(guidance, memory.m, most=3)
+    branches = check_guidance(guidance, memory.m)
     shape = (branches * len(wave.positions), *memory.m.shape[1:])
     check_tensor("m", m, NETWORK_DTYPES, memory.m.device, shape, "[branches * rows, samples, ...]")
     if not table.fused or implementation(m.device) == "torch":

@@ -17,8 +17,7 @@ def anderson_mix(x: Tensor, residual: Tensor, dx: Tensor, dr: Tensor, regularisa
 
     Points run from the noisiest (0) to the cleanest (W - 1). The paper counts time downwards: its suffix sums over
     noisier points are prefix sums here. Point i reads nothing of later points, so the points still become exact one by
-    one. Point 0 takes the plain update x_0 + R_0, which is exact if the point before it is; its dr and R count in the
-    sums of later points.
+    one. Point 0 takes the plain update x_0 + R_0; its dr and R count in the sums of later points.
 
     Products, sums and the solution are in float64. In float32 their rounding errors outgrow lambda as soon as two
     differences are nearly parallel, and pivots may become negative. NaN stays in its sample.

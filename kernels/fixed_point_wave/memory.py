@@ -29,7 +29,7 @@ class SweepResult(NamedTuple):
 class Memory:
     """The points of one run, the network's outputs at them, and the iterates of earlier sweeps.
 
-    Iterates and residuals lie in rings, so that a sweep neither allocates nor copies what later sweeps read.
+    Iterates and residuals lie in rings: a sweep neither allocates nor copies what later sweeps read.
 
     Args:
         table: of the grid.
@@ -40,8 +40,8 @@ class Memory:
     Attributes:
         m: [N, samples, ...], the network's output at the points; zero at first.
         lasts: the step that each sweep so far ended with.
-        tickets: [samples] int32, zero between launches. Programs of a launch count here when they are done, so that the
-            last one of a sample knows that it is the last.
+        tickets: [samples] int32, how many programs of a launch are done, so that the last one of a sample knows that it
+            is the last; zero between launches.
     """
 
     def __init__(self, table: Table, x: Tensor, draws: Tensor | None = None, x0_prev: Tensor | None = None) -> None:

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.arithmetic import offsets, ring_slot, rounded
-from ..common.layout import inner_layout
+from ..common.layout import with_inner_layout
 from ..common.network_input import NetworkInput
 from .memory import Memory, SweepResult
 from .table import Sweep, Table
@@ -226,11 +226,11 @@ def _mix(
 
 def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, check_stationary: bool) -> SweepResult:
     """See `reference.mix`; one launch, and one more with history. Every sweep launches the same kernels."""
-    x, first, sparse = memory.x, wave.first, wave.weights is not None
+    x, first = memory.x, wave.first
     samples, window, elements = x.shape[1], table.num_steps - first, x[0, 0].numel()
     weights = _weights(table, wave, memory) if table.history else None
     given = network.empty(0 if wave.next_positions is None else len(wave.next_positions), x[0])
-    layout = inner_layout("network", given, x)
+    _, layout = with_inner_layout(given, x)
     tiles = triton.cdiv(elements, BLOCK)
     columns = min(max(triton.next_power_of_2(tiles), 2), 256)
     sample, change = x.new_empty(x.shape[1:]), x.new_empty(samples)
@@ -240,8 +240,8 @@ def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, check_
             memory.iterates, memory.residuals if table.history else None, weights, table.weight, wave.next_rows,
             table.input_scale, given, sample, x.new_empty(samples, window, tiles), change,
             stationary.view(torch.int8), memory.tickets,
-            first, window, memory.sweeps, table.differences(memory.sweeps), int(sparse), tiles, elements,
-            x[0].numel(), memory.iterates.stride(0),
+            first, window, memory.sweeps, table.differences(memory.sweeps), int(wave.weights is not None), tiles,
+            elements, x[0].numel(), memory.iterates.stride(0),
             len(given) // network.branches * given.stride(0), given.stride(0), given.stride(1), *layout,
             ITERATES=len(memory.iterates), RESIDUALS=max(1, len(memory.residuals)), H=table.history,
             SCALED=table.input_scale is not None, INPUTS=network.branches, INPUT_DENSE=layout == (elements, 0, 1),

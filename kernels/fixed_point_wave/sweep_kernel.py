@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.arithmetic import clamped, offsets, ring_slot
-from ..common.layout import inner_layout, with_inner_layout
+from ..common.layout import with_inner_layout
 from .memory import Memory
 from .table import LOCAL, Sweep, Table
 
@@ -35,10 +35,10 @@ def _combined(m, branch_stride, guidance, mask, BRANCHES: tl.constexpr, GUIDED: 
     return output
 
 
-@triton.jit(do_not_specialize=["first", "window", "nodes", "sweeps", "tiles"])
+@triton.jit(do_not_specialize=["first", "window", "sweeps", "tiles"])
 def _sweep(
     iterates, outputs, m, guidance, draws, x0_prev, numbers, walk, around, positions,
-    first, window, nodes, sweeps, tiles, elements, step, iterate_stride,
+    first, window, sweeps, tiles, elements, step, iterate_stride,
     m_branch, m_row, m_sample, m_inner, m_outer_stride, m_inner_stride,
     clip: tl.float64,
     ITERATES: tl.constexpr, BRANCHES: tl.constexpr, GUIDED: tl.constexpr, SPARSE: tl.constexpr, CLIPPED: tl.constexpr,
@@ -88,8 +88,7 @@ def _sweep(
         s2 = here
         s3 = here
         for k in tl.static_range(_LOCAL):
-            # with fewer nodes than LOCAL the last one is repeated; its weight is zero
-            node = tl.minimum(k, nodes - 1).to(tl.int64)
+            node = tl.full([], k, tl.int64)
             position = tl.load(positions + node)
             at_node = position * step + lane
             expected = tl.load(outputs + at_node, mask, 0)
@@ -157,15 +156,15 @@ def _sweep(
 def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor | None) -> None:
     """See `reference.sweep`; one launch."""
     x, walk, rows = memory.x, wave.walk, len(wave.positions)
-    m = with_inner_layout(m, x)
-    elements, layout, block = x[0, 0].numel(), inner_layout("m", m, x), SWEEP_BLOCK[x.dtype]
+    m, layout = with_inner_layout(m, x)
+    elements, block = x[0, 0].numel(), SWEEP_BLOCK[x.dtype]
     tiles = triton.cdiv(elements, block)
     with torch.cuda.device_of(x):  # Triton launches on the current device
         _sweep[(tiles * x.shape[1],)](
             memory.iterates, memory.m, m, guidance, memory.draws if table.spread is not None else None,
             memory.x0_prev, table.numbers, None if walk is None else walk.rows, None if walk is None else walk.weights,
             wave.positions,
-            wave.first, table.num_steps - wave.first, rows, memory.sweeps, tiles, elements, x[0].numel(),
+            wave.first, table.num_steps - wave.first, memory.sweeps, tiles, elements, x[0].numel(),
             memory.iterates.stride(0),
             rows * m.stride(0), m.stride(0), m.stride(1), *layout,
             0.0 if table.clip is None else table.clip,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .scan import Scan
 
-# nodes that a local polynomial goes through: it is cubic
+# nodes that a local polynomial goes through: it is cubic. A sweep that interpolates has more nodes than these.
 LOCAL = 4
 
 
@@ -30,7 +30,6 @@ class Walk(NamedTuple):
     weights: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Walk:
-        """On a device, with the weights in this dtype."""
         return Walk(self.rows.to(device), self.weights.to(device, dtype))
 
 
@@ -93,7 +92,6 @@ class Table:
 
     @property
     def num_steps(self) -> int:
-        """N."""
         return len(self.p)
 
     @property
@@ -121,12 +119,9 @@ def walk(positions: tuple[int, ...], weights: Tensor) -> Walk:
     nodes = torch.tensor(positions)
     # LOCAL nodes around each point, half of them behind it
     passed = torch.searchsorted(nodes, points, right=True)
-    begin = (passed - LOCAL // 2).clamp(0, max(0, len(nodes) - LOCAL))
-    around = begin[:, None] + torch.arange(LOCAL)
-    inside = around < len(nodes)
-    local = weights.gather(1, around.clamp(max=len(nodes) - 1)) * inside
+    begin = (passed - LOCAL // 2).clamp(0, len(nodes) - LOCAL)
+    local = weights.gather(1, begin[:, None] + torch.arange(LOCAL))
     row = torch.where(nodes[passed - 1] == points, passed - 1, -1)
-    joins = torch.where(begin > begin.roll(1), begin + LOCAL - 1, -1)
-    joins[0] = -1
+    joins = torch.where(begin.diff(prepend=begin[:1]) > 0, begin + LOCAL - 1, -1)
     where = torch.where(joins >= 0, nodes[joins], -1)
     return Walk(torch.stack([row, joins, where], 1).int(), local)

@@ -37,10 +37,9 @@ def wave_update(
 ) -> Tensor | None:
     """Run one update of a table: from the network's output at one wave to its input at the next.
 
-    It applies guidance, the conversion of the prediction, the clamp of x0, fine steps and coarse jumps; the Parareal
-    correction F + (G_new - G_old), in that order; the change of the last boundary; and it writes the rows of the next
-    call, scaled, cast and repeated per branch. `update` has the formulas. On CUDA this is one launch of a Triton
-    kernel. It takes only a number from the host.
+    `update` has the formulas: guidance, the conversion of the prediction, the clamp of x0, fine steps and coarse jumps,
+    the Parareal correction, and the rows of the next call, scaled, cast and repeated per branch. On CUDA this is one
+    launch of a Triton kernel. It takes only a number from the host.
 
     A steady wave of R rows (float32 state, network dtype of e bytes, g branches) reads R states and their outputs, and
     writes R values and their next inputs: 2 R (4 + e g) bytes per element of a state, the fewest possible. A row that
@@ -50,8 +49,8 @@ def wave_update(
         table: the updates.
         number: which update. Call one before a capture: the first call allocates what a launch needs.
         buffers: memory of the run, written in place.
-        m: network output, [branches * rows, samples, ...], float32, bfloat16, float16 or float64; its states are
-            contiguous or channels last, e.g. the first C of 2C channels. None for an update without steps.
+        m: network output, [branches * rows, samples, ...], float32, bfloat16, float16 or float64. States that are
+            neither contiguous nor channels last are copied. None for an update without steps.
         guidance: [branches], in the memory's dtype, weights of the branches in m's sum; None: one branch, weight 1.
         network: format of the next input.
 

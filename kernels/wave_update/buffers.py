@@ -23,19 +23,14 @@ class Scratch(NamedTuple):
     Attributes:
         ticket: [1] int32, counts the programs of a launch that are done; 0 between launches.
         partial: sums of the change, one per program.
-        moved: `Buffers.moved` as bytes.
-        elements: of one sample's state.
         block: elements that a program takes at a time.
-        programs: side by side along a state; parts: the smallest power of two that is not below it.
+        programs: side by side along a state.
     """
 
     ticket: Tensor
     partial: Tensor
-    moved: Tensor
-    elements: int
     block: int
     programs: int
-    parts: int
 
 
 class Buffers:
@@ -51,7 +46,6 @@ class Buffers:
         implementation: the one that runs the updates.
         memory: [slots, samples, ...], what updates leave for later ones.
         slots, rows: views of its slots, [samples, ...] and [1, samples, ...] each.
-        noises: laid out as the memory.
         change: [iterations + 1, samples], mean |x^p - x^(p-1)| of the last boundary.
         moved: [iterations + 1, samples] bool, whether any boundary of the iteration differs from the one before.
         scratch: of the kernel; made at its first launch.
@@ -64,11 +58,9 @@ class Buffers:
         self, table: WaveTable, x: Tensor, noises: Tensor | None = None, *, channels_last: bool = False
     ) -> None:
         _check(table, x, noises)
-        self.table = table
-        self.implementation = implementation(x.device)
+        self.table, self.noises, self.implementation = table, noises, implementation(x.device)
         self.memory = empty(x, [table.num_slots, len(x)], x.shape[1:], x.dtype, channels_last)
-        self.noises = None
-        if noises is not None:
+        if noises is not None:  # laid out as the memory
             self.noises = empty(x, noises.shape[:2], noises.shape[2:], x.dtype, channels_last).copy_(noises)
         self.change = x.new_zeros(table.num_iterations + 1, len(x))
         self.moved = torch.zeros_like(self.change, dtype=torch.bool)
@@ -100,8 +92,7 @@ def _check(table: WaveTable, x: Tensor, noises: Tensor | None) -> None:
         raise InvalidArgument(f"x has {elements} elements a sample. The most is {MOST_ELEMENTS}. Split the samples.")
     entries = 0 if noises is None else len(noises)
     if noises is not None:
-        meaning = "[entries, samples, ...]"
-        check_tensor("noises", noises, (table.dtype,), table.device, (entries, *x.shape), meaning)
+        check_tensor("noises", noises, (table.dtype,), table.device, (entries, *x.shape), "[entries, samples, ...]")
     if table.draws > entries:
         raise InvalidArgument(f"noises has {entries} entries. The table refers to {table.draws}. Pass as many.")
 

@@ -51,13 +51,13 @@ def columns(
     def of_steps(name: str) -> list[list[Any]]:
         return [[getattr(step, name) for step in update.steps] for update in updates]
 
+    trailing = [1] * ndim
     keep, states, rows = (split(of_steps(name), torch.int64) for name in ("keep", "state", "row"))
-    a, b, c, p, q = (split(of_steps(name), dtype, *[1] * ndim) for name in "abcpq")
+    a, b, c, p, q = (split(of_steps(name), dtype, *trailing) for name in "abcpq")
     gathers = split([[each.slot for each in update.gathers] for update in updates], torch.int64)
-    scale = split([[each.scale for each in update.gathers] for update in updates], dtype, *[1] * ndim)
-    steps = [step for update in updates for step in update.steps]
-    scales_state = any(step.a != 1.0 for step in steps)
-    adds_m = any(step.b != 0.0 for step in steps)
+    scale = split([[each.scale for each in update.gathers] for update in updates], dtype, *trailing)
+    scales_state = any(step.a != 1.0 for update in updates for step in update.steps)
+    adds_m = any(step.b != 0.0 for update in updates for step in update.steps)
     scales_input = any(each.scale != 1.0 for update in updates for each in update.gathers)
     return [
         Columns(

@@ -19,18 +19,12 @@ from .update import Update
 
 
 class Instruction(NamedTuple):
-    """One value. -1 means: nothing to read or to write there.
+    """One value; the fields are those of `Step`, `Correction` and `Gather`. -1: nothing to read or to write there.
 
     Attributes:
-        state: slot of x.
-        row: of the network's output.
-        before, draw: slot of x0_prev, entry of the noise.
         new, old: slots of the bracket's terms.
         keep: slot that the value is written to.
-        input_row: row of the next network call.
-        compare: slot of the same boundary an iteration before.
-        iteration, whole: see `Correction`.
-        a, b, c, d, s, p, q: see `Step`; clip: of the table; scale: of the next network's input.
+        input_row: row of the next network call; scale: of it.
     """
 
     state: int
@@ -68,11 +62,9 @@ class Chains(NamedTuple):
 
     Attributes:
         words, numbers: [instructions, ...], the integers and the coefficients of each.
-        starts: [chains + 1], the first instruction of each chain.
-        first: [updates + 1], the first chain of each update.
+        starts: [chains + 1], the first instruction of each chain; first: [updates + 1], the first chain of each update.
         wholes: [updates, 2], first and last iteration whose last boundary an update compares; 1, 0 for none.
-        counts: number of chains of each update.
-        whole_counts: number of iterations whose last boundary each update compares.
+        counts, whole_counts: how many chains each update has, and how many such iterations.
     """
 
     words: Tensor
@@ -111,10 +103,9 @@ def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, 
 def instructions(update: Update, clip: float | None = None) -> list[Instruction]:
     """The instructions of one update, in an order in which every value is written before it is read."""
     found: dict[int, Instruction] = {}
-    for keep, state, row, a, b, c, d, p, q, before, draw, s in update.steps:
-        reads = state, row, -1 if before is None else before, -1 if draw is None else draw
-        bound = math.inf if clip is None else clip
-        found[keep] = Instruction(*reads, keep=keep, a=a, b=b, c=c, d=d, s=s, p=p, q=q, clip=bound)
+    for step in update.steps:
+        given = {name: -1 if value is None else value for name, value in step._asdict().items()}
+        found[step.keep] = Instruction(**given, clip=math.inf if clip is None else clip)
     for each in update.corrections:
         corrected = found.pop(each.slot, Instruction(each.slot, keep=-1 if each.bracket is None else each.slot))
         new, old = (-1, -1) if each.bracket is None else each.bracket
@@ -135,18 +126,15 @@ def instructions(update: Update, clip: float | None = None) -> list[Instruction]
 
 def chained(flat: list[Instruction]) -> list[list[Instruction]]:
     """Group instructions into chains, each in the order given."""
+
+    def linked(one: Instruction, other: Instruction) -> bool:
+        # one of them reads what the other writes; or both measure the change, which one program must add up
+        reads = one.keep in other.reads() or other.keep in one.reads()
+        return reads or bool(one.whole and other.whole)
+
     found: list[list[Instruction]] = []
     for instruction in flat:
-        linked: list[list[Instruction]] = []
-        others: list[list[Instruction]] = []
-        for chain in found:
-            # one of them reads what the other writes; or both measure the change, which one program must add up
-            belongs = any(
-                member.keep in instruction.reads()
-                or instruction.keep in member.reads()
-                or (member.whole and instruction.whole)
-                for member in chain
-            )
-            (linked if belongs else others).append(chain)
-        found = [*others, [*(member for chain in linked for member in chain), instruction]]
+        joined = [chain for chain in found if any(linked(member, instruction) for member in chain)]
+        others = [chain for chain in found if chain not in joined]
+        found = [*others, [*(member for chain in joined for member in chain), instruction]]
     return found

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..common.arithmetic import clamped, offsets, rounded
-from ..common.layout import inner_layout
+from ..common.layout import with_inner_layout
 from ..common.network_input import NetworkInput
 from .buffers import Buffers, Scratch
 from .instructions import NUM_NUMBERS, NUM_WORDS
@@ -156,29 +154,29 @@ def wave_update(
     chains, memory = table.chains, buffers.memory
     if buffers.scratch is None:
         buffers.scratch = _scratch(table, buffers)
-    scratch, gathers = buffers.scratch, len(table.updates[number].gathers)
+    scratch, gathers, elements = buffers.scratch, len(table.updates[number].gathers), memory[0, 0].numel()
     out = network.empty(gathers, buffers.slots[0]) if gathers else None
     if chains.counts[number] == 0:
         return out
     # an argument that this variant of the kernel does not read may be any tensor
-    m_given, out_given = memory if m is None else m, memory if out is None else out
-    m_layout, out_layout = inner_layout("m", m_given, memory), inner_layout("out", out_given, memory)
-    dense = scratch.elements, 0, 1
+    m_given, m_layout = with_inner_layout(memory if m is None else m, memory)
+    out_given, out_layout = with_inner_layout(memory if out is None else out, memory)
+    dense = elements, 0, 1
     branches = 1 if guidance is None else len(guidance)
     with torch.cuda.device_of(memory):  # Triton launches on the current device
         wave_update_kernel[(memory.shape[1], chains.counts[number], scratch.programs)](
             memory, m_given, memory if buffers.noises is None else buffers.noises,
             memory if guidance is None else guidance, out_given,
             chains.words, chains.numbers, chains.starts, chains.first, chains.wholes,
-            buffers.change, scratch.moved, scratch.partial, scratch.ticket,
-            number, len(m_given) // branches, len(out_given) // network.branches, scratch.elements,
-            memory.shape[1] * scratch.elements,
+            buffers.change, buffers.moved.view(torch.int8), scratch.partial, scratch.ticket,
+            number, len(m_given) // branches, len(out_given) // network.branches, elements,
+            memory.shape[1] * elements,
             m_given.stride(0), m_given.stride(1), *m_layout,
             out_given.stride(0), out_given.stride(1), *out_layout,
             HAS_M=m is not None, BRANCHES=branches, GUIDED=guidance is not None, CLIPS=table.clip is not None,
             LOOKS_BACK=table.looks_back, HAS_NOISE=table.draws > 0, RECORDS_MOVED=table.records_moved,
             GATHERS=out is not None, INPUTS=network.branches, M_DENSE=m_layout == dense,
-            INPUT_DENSE=out_layout == dense, BLOCK=scratch.block, PARTS=scratch.parts,
+            INPUT_DENSE=out_layout == dense, BLOCK=scratch.block, PARTS=triton.next_power_of_2(scratch.programs),
             num_warps=NUM_WARPS, maxnreg=REGISTERS[memory.dtype],
             # every variant must round alike: the SRDS program computes the sequential program's values to the bit
             enable_fp_fusion=False,
@@ -187,17 +185,9 @@ def wave_update(
 
 
 def _scratch(table: WaveTable, buffers: Buffers) -> Scratch:
-    memory = buffers.memory
-    samples, elements = memory.shape[1], math.prod(memory.shape[2:])
+    memory, elements = buffers.memory, buffers.memory[0, 0].numel()
     large = elements >= LARGE_STATE and memory.dtype == torch.float32  # float64 takes twice the registers
     block = LARGE_BLOCK if large else SMALL_BLOCK
-    programs = min(MOST_PROGRAMS, -(-elements // block))
-    return Scratch(
-        torch.zeros(1, dtype=torch.int32, device=memory.device),
-        memory.new_empty(max(1, max(table.chains.whole_counts)) * samples * programs),
-        buffers.moved.view(torch.int8),
-        elements,
-        block,
-        programs,
-        triton.next_power_of_2(programs),
-    )
+    programs = min(MOST_PROGRAMS, triton.cdiv(elements, block))
+    partial = memory.new_empty(max(1, *table.chains.whole_counts) * memory.shape[1] * programs)
+    return Scratch(torch.zeros(1, dtype=torch.int32, device=memory.device), partial, block, programs)

@@ -26,10 +26,10 @@ def traffic(table: WaveTable, number: int, network_bytes: int, branches: int = 1
     moved = 0
     reads, written = set[int](), set[int]()
     for each in instructions(update):
-        slots = [slot for slot in (each.state, each.before, each.new, each.old, each.compare) if slot >= 0]
-        moved += state_bytes * (len(slots) + (each.draw >= 0) + (each.keep >= 0))
+        loads = sum(slot >= 0 for slot in (each.state, each.before, each.new, each.old, each.compare))
+        moved += state_bytes * (loads + (each.draw >= 0) + (each.keep >= 0))
         moved += network_bytes * ((each.row >= 0) * branches + (each.input_row >= 0) * inputs)
-        reads |= set(slots) - written
+        reads |= each.reads() - written
         written |= {each.keep} - {-1}
     rows = {step.row for step in update.steps}
     draws = {step.draw for step in update.steps} - {None}

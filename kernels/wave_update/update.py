@@ -25,12 +25,9 @@ class Step(NamedTuple):
     """x' = a x + b m + c clamp(p x + q m) + d x0_prev + s z.
 
     Attributes:
-        keep: slot of x'.
-        state: slot of x.
-        row: of the network's output m.
-        a, b, c, d, p, q, s: coefficients; c is 0 if the table has no clip.
-        before: slot of x0_prev; None: no such term.
-        draw: entry of the noise z; None: no such term.
+        keep, state: slots of x' and x; row: of the network's output m.
+        c: 0 if the table has no clip.
+        before, draw: slot of x0_prev, entry of the noise z; None: no such term.
     """
 
     keep: int
@@ -55,8 +52,7 @@ class Correction(NamedTuple):
         bracket: slots of G_new and G_old; None: F is the result.
         compare: slot of the same boundary an iteration before; None: it is not compared.
         iteration: the one that makes this value.
-        whole: this is the last boundary, so its mean absolute change is measured. Of other boundaries, only whether a
-            bit has changed.
+        whole: this is the last boundary: measure its mean absolute change. Of others, only whether a bit has changed.
     """
 
     slot: int

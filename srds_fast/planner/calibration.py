@@ -1,8 +1,8 @@
 """Calibration: how many iterations each plan needs on the user's own network, found by running them.
 
-A tolerance stops a run by an estimate of its error. Where the same kind of call is made again and again, the difference
-to the sequential sample can be measured once, and the iterations that keep it within the tolerance for nearly all
-samples be fixed: every call then takes the same time, and none runs an iteration only to confirm.
+A tolerance stops a run by an estimate of its error. Calibration measures the difference to the sequential samples once,
+and fixes the iterations that keep it within the tolerance for nearly all samples: every call of the kind then takes the
+same time, and none runs an iteration only to confirm.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def needed(outputs: Sequence[tuple[int, Tensor]], reference: Tensor, tolerance: 
     outputs: (iteration, samples); reference: the sequential samples, [num_samples, ...].
     """
     found = None
+    must = math.ceil(quantile * len(reference))  # samples that must be within
     for iteration, samples in reversed(outputs):
         difference = (samples - reference).abs().double().flatten(1).mean(1)
-        within = math.ceil(quantile * len(difference))  # samples that must be
-        if not float(difference.sort().values[within - 1]) <= tolerance:
+        if not float(difference.sort().values[must - 1]) <= tolerance:
             break
         found = iteration
     return found

@@ -30,17 +30,11 @@ def plan_of(options: Method, num_steps: int, settings: Settings, stochastic: boo
     target = settings.target(num_steps, stochastic=stochastic)
     options = options.with_defaults(target)
     iterations = options.most_iterations(target)
-    if not settings.exact and settings.max_iterations is not None:
+    if settings.max_iterations is not None:  # an exact run has none
         iterations = min(settings.max_iterations, iterations)
-    return Plan(
-        options=options,
-        num_inference_steps=num_steps,
-        max_iterations=max(options.first_iteration, iterations),
-        max_rows=settings.max_rows,
-        engine=settings.engine,
-        tolerance=float(settings.tolerance),
-        exact=settings.exact,
-    )
+    iterations = max(options.first_iteration, iterations)
+    asked = settings.max_rows, settings.engine, float(settings.tolerance), settings.exact
+    return Plan(options, num_steps, iterations, *asked)
 
 
 def candidates(num_steps: int, settings: Settings, stochastic: bool, *, calibrated: bool = False) -> Iterator[Plan]:
@@ -76,10 +70,11 @@ def plans_of(
     prediction: Prediction, num_steps: int, settings: Mapping[str, Any], stochastic: bool
 ) -> dict[Candidate, Plan]:
     """The plans behind the candidates of a prediction, each for as many iterations as predicted."""
-    known: dict[str, Plan] = {}
-    for calibrated in (False, True):
-        for plan in candidates(num_steps, Settings(**settings), stochastic, calibrated=calibrated):
-            for each in prediction.candidates:
-                if each.name in (plan.short(), fixed_at(plan, each.iterations).short()):
-                    known[each.name] = fixed_at(plan, each.iterations)
-    return {each: known[each.name] for each in prediction.candidates}
+    asked = Settings(**settings)
+    plans = [plan for way in (False, True) for plan in candidates(num_steps, asked, stochastic, calibrated=way)]
+    found = {}
+    for each in prediction.candidates:
+        for plan in plans:
+            if each.name in (plan.short(), fixed_at(plan, each.iterations).short()):
+                found[each] = fixed_at(plan, each.iterations)
+    return found

@@ -49,18 +49,14 @@ def context_of(device: torch.device, noise: NoiseTable, networks: Sequence[nn.Mo
     name = f"{device.type}, {threads} thread{'' if threads == 1 else 's'}"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    network = "-".join(map(_digest_of, networks)) or None
-    return Context(name, torch.__version__, __version__, network, _digest_of_steps(noise))
+    parameters = [[(name, tuple(p.shape), str(p.dtype)) for name, p in each.named_parameters()] for each in networks]
+    digests = [_digest((type(each).__name__, of)) for each, of in zip(networks, parameters, strict=True)]
+    return Context(name, torch.__version__, __version__, "-".join(digests) or None, _digest_of_steps(noise))
 
 
 @lru_cache(maxsize=64)
 def _digest_of_steps(noise: NoiseTable) -> str:
     return _digest([noise.timesteps.tolist(), sorted(noise.numbers.items()), noise.clip, noise.clip_epsilon])
-
-
-def _digest_of(network: nn.Module) -> str:
-    shapes = [(name, tuple(each.shape), str(each.dtype)) for name, each in network.named_parameters()]
-    return _digest((type(network).__name__, shapes))
 
 
 def _digest(found: object) -> str:

@@ -18,7 +18,7 @@ class CostCurve:
     Attributes:
         rows: widths that were measured, ascending.
         seconds: of a call of each, the batch and guidance branches included.
-        how: "eager": as Python makes the call, or "replayed" from a graph.
+        how: "eager" or "replayed", from a graph.
         nbytes: peak device memory of a call of each width; None where that cannot be measured.
         most_rows: widest call there is memory for; None: no limit was met.
     """
@@ -31,7 +31,7 @@ class CostCurve:
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in pairwise((0, *self.rows)))
-        finite = all(math.isfinite(each) and each >= 0 for each in self.seconds)
+        finite = all(0 <= each < math.inf for each in self.seconds)
         if not self.rows or len(self.rows) != len(self.seconds) or not ascending or not finite:
             raise InvalidArgument(
                 f"A cost curve was made of rows {self.rows} and seconds {self.seconds}. It takes ascending numbers of "

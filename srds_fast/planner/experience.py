@@ -23,7 +23,7 @@ class Experience:
 
     Attributes:
         version: grows when plans are to be compared again.
-        most_rows: of the widest wave that may fit into memory, after one did not; None: none was too wide.
+        most_rows: of the widest wave that may fit into memory; None: none was too wide.
     """
 
     version: int = 0
@@ -42,10 +42,8 @@ class Experience:
         Plans are compared again if it took iterations that none has taken before, or if twice as many runs were seen.
         """
         if plan.options.scales:
-            changes: tuple[tuple[float, ...], ...] = ((math.inf,),)
-            if report is not None and report.change:
-                of_samples = zip(*report.change, strict=True)
-                changes = tuple(tuple(each for each in sample if each is not None) for sample in of_samples)
+            of_samples = [(math.inf,)] if report is None or not report.change else zip(*report.change, strict=True)
+            changes = tuple(tuple(each for each in sample if each is not None) for sample in of_samples)
             self._seen.append(Seen(plan.options, plan.num_inference_steps, changes))
         taken = self._taken.setdefault(_kind(plan), Counter())
         iterations = plan.max_iterations if report is None else report.iterations
@@ -58,10 +56,8 @@ class Experience:
 
         plain: of the steps, see `solvers.method.plain_steps`.
         """
-        options = plan.options
-        stopping = Stopping(
-            plan.num_inference_steps, plan.max_iterations, plan.tolerance, options.contraction(plain=plain)
-        )
+        options, contraction = plan.options, plan.options.contraction(plain=plain)
+        stopping = Stopping(plan.num_inference_steps, plan.max_iterations, plan.tolerance, contraction)
         expected = () if plan.calibrated or plan.bitwise else options.expected_iterations(stopping)
         if not expected:
             return ((plan.max_iterations, 1.0),)

@@ -24,14 +24,12 @@ STATES_KEPT = "the states on the way are kept, which a replay does not tell"
 
 def refuse_beside(plan: Plan | None, settings: Settings, defaults: Settings) -> None:
     """Raise InvalidArgument where settings were given beside a plan, which fixes them all, or it is no plan."""
-    if plan is None:
-        return
-    if not isinstance(plan, Plan):
+    if not isinstance(plan, Plan | None):
         raise InvalidArgument(
             f"plan is a {type(plan).__name__}. It must be a Plan. Pass one from plan_for or from srds_fast.Plan.load."
         )
     changed = [each.name for each in fields(Settings) if getattr(settings, each.name) != getattr(defaults, each.name)]
-    if changed:
+    if plan is not None and changed:
         raise InvalidArgument(
             f"plan was given together with {', '.join(changed)}. A plan fixes every setting of a call. "
             "Leave one of the two out."
@@ -43,9 +41,7 @@ class Candidate:
     """What a plan is predicted to take.
 
     Attributes:
-        name: of the plan, short.
-        iterations: after which half of its runs are expected to have stopped.
-        waves, rows, peak_rows: until then.
+        iterations: after which half of its runs are expected to have stopped; waves, rows, peak_rows: until then.
         seconds: predicted, the mean over how many iterations runs are expected to take.
         fixed_seconds: predicted where it is told before to end after so many iterations.
         nbytes: memory that the widest network call takes, None where that was not measured.
@@ -66,9 +62,7 @@ class Prediction:
     """Why a plan was chosen.
 
     Attributes:
-        chosen: the plan itself.
         candidates: those that were looked at closely, the fastest first.
-        why: in words.
         curve: the costs it follows from.
         earliest: iteration before which no run of it is expected to stop.
     """
@@ -100,8 +94,8 @@ class Plan:
         max_iterations: iterations at most; the tolerance may stop the call earlier.
         max_rows, engine, tolerance, exact: as in `compile`.
         calibrated: run max_iterations, however the samples change: so many were found to be enough.
-        prediction: what it was found to take and why it was chosen, where that was measured.
-        context: where that was; a call elsewhere raises PlanMismatch.
+        prediction: what it is expected to take and why it was chosen, if costs were measured.
+        context: where they were; a call elsewhere raises PlanMismatch.
     """
 
     options: Method
@@ -145,11 +139,6 @@ class Plan:
     def signature(self) -> Hashable:
         """What a recording depends on: all but when to stop."""
         return self.options, self.num_inference_steps, self.max_iterations, self.max_rows, self.bitwise
-
-    @property
-    def num_checkpoints(self) -> int:
-        """Whole samples of a run, at most."""
-        return self.options.num_checkpoints(self.max_iterations)
 
     @property
     def slides(self) -> bool:
@@ -214,9 +203,7 @@ class Plan:
             raise PlanMismatch(f"{what}. Write it anew with Plan.save(path).") from error
 
 
-def _prediction(
-    chosen: dict[str, Any], candidates: list[dict[str, Any]], why: str, curve: dict[str, Any], earliest: int
-) -> Prediction:
+def _prediction(chosen: dict[str, Any], candidates: list[Any], curve: dict[str, Any], **rest: Any) -> Prediction:
     columns: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in curve.items()}
     looked_at = tuple(Candidate(**each) for each in candidates)
-    return Prediction(Candidate(**chosen), looked_at, why, CostCurve(**columns), earliest)
+    return Prediction(Candidate(**chosen), looked_at, curve=CostCurve(**columns), **rest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from ..telemetry.report import Report
 from .choose import candidates, fixed_at, until, within_memory
@@ -24,10 +25,8 @@ class Known:
     """What was found out of one kind of call, in numbers: it keeps no network and no tensor alive.
 
     Attributes:
-        curve: c(rows).
-        overhead: seconds that runs take outside the network, by plan.
+        overhead: seconds that runs take outside the network, by signature of the plan.
         plans: chosen before, by what was asked for, and the version of the experience that they follow from.
-        experience: of runs.
     """
 
     curve: CostCurve
@@ -37,8 +36,7 @@ class Known:
 
     def settle(self) -> None:
         """Keep the plans chosen so far, whatever was learnt since."""
-        for key, (_, plan) in tuple(self.plans.items()):
-            self.plans[key] = self.experience.version, plan
+        self.plans.update({key: (self.experience.version, plan) for key, (_, plan) in tuple(self.plans.items())})
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,8 @@ class Pricing:
     """What a kind of call costs.
 
     Attributes:
-        known: what was found out.
         measure_overhead: seconds that a run of a plan takes outside the network; called where it may decide.
-        context: where they were measured.
+        context: where costs were measured.
         kind: of the calls.
         plain: whether steps neither add noise, clip, nor look back, see `solvers.method.plain_steps`.
     """
@@ -78,12 +75,9 @@ class Pricing:
 
     def expected(self, plan: Plan) -> int:
         """Iterations that half of the runs will stop within."""
-        reached = 0.0
-        for iteration, share in self.shares(plan):
-            reached += share
-            if reached >= 0.5:
-                return iteration
-        return plan.max_iterations
+        iterations, shares = zip(*self.shares(plan), strict=True)
+        reached = zip(iterations, accumulate(shares), strict=True)
+        return next((iteration for iteration, share in reached if share >= 0.5), plan.max_iterations)
 
     def network(self, plan: Plan, iteration: int) -> float:
         """Seconds in the network of a run that ends with an iteration."""
@@ -95,10 +89,10 @@ class Pricing:
 
     def overhead(self, plan: Plan, iteration: int) -> float:
         """Seconds outside the network of a run that ends with an iteration."""
-        ended = fixed_at(plan, iteration)
-        if ended.signature not in self.known.overhead:
-            self.known.overhead[ended.signature] = self.measure_overhead(ended)
-        return self.known.overhead[ended.signature]
+        ended, measured = fixed_at(plan, iteration), self.known.overhead
+        if ended.signature not in measured:
+            measured[ended.signature] = self.measure_overhead(ended)
+        return measured[ended.signature]
 
     def of(self, plan: Plan, iteration: int) -> float:
         """Predicted seconds of a run that ends with an iteration."""
@@ -109,28 +103,24 @@ def _priced(plan: Plan, pricing: Pricing) -> Candidate:
     """A plan with what it is predicted to take."""
     iteration = pricing.expected(plan)
     spent = until(plan, iteration).program().spent(iteration)
-    return Candidate(
-        plan.short(),
-        iteration,
-        spent.waves,
-        spent.rows,
-        spent.peak_rows,
-        pricing.expected_network(plan) + pricing.overhead(plan, iteration),
+    seconds = pricing.expected_network(plan) + pricing.overhead(plan, iteration)
+    fixed_seconds, nbytes = (
         pricing.of(fixed_at(plan, iteration), iteration),
         pricing.known.curve.memory(spent.peak_rows),
     )
+    counts = spent.waves, spent.rows, spent.peak_rows
+    return Candidate(plan.short(), iteration, *counts, seconds, fixed_seconds, nbytes)
 
 
 def default_plan(num_steps: int, settings: Settings, stochastic: bool, pricing: Pricing) -> Plan:
     """The fastest plan. It is kept until more is known, and then left only for one that is clearly faster."""
     key = num_steps, settings, stochastic, pricing.context
     version = pricing.known.experience.version
-    known_then, before = pricing.known.plans.get(key, (None, None))
-    if before is not None and known_then == version:
-        return before
-    found = fastest(num_steps, settings, stochastic, pricing, before=before)
-    pricing.known.plans[key] = version, found
-    return found
+    known_then, plan = pricing.known.plans.get(key, (None, None))
+    if plan is None or known_then != version:
+        plan = fastest(num_steps, settings, stochastic, pricing, before=plan)
+        pricing.known.plans[key] = version, plan
+    return plan
 
 
 def fastest(
@@ -156,18 +146,15 @@ def fastest(
     limit = pricing.expected_network(sequential) + pricing.overhead(sequential, 1)
     # a plan that is slower than the sequential sampler in the network alone needs no closer look
     seen = sorted((plan for plan in others if by_network[plan] < limit), key=by_network.__getitem__)
-
-    def is_before(plan: Plan) -> bool:
-        return before is not None and plan.signature == before.signature
-
-    closely = [sequential, *seen[:CLOSELY], *filter(is_before, seen[CLOSELY:])]
+    kept = None if before is None else before.signature
+    closely = [sequential, *seen[:CLOSELY], *(plan for plan in seen[CLOSELY:] if plan.signature == kept)]
     found = sorted(((_priced(plan, pricing), plan) for plan in closely), key=lambda pair: pair[0].seconds)
     reference = next(candidate for candidate, plan in found if plan.is_sequential)
     best, winner = found[0]
     if not winner.is_sequential and best.seconds > WORTH * reference.seconds:
         best, winner = reference, sequential
     for candidate, plan in found:
-        if is_before(plan) and WORTH * candidate.seconds <= best.seconds:
+        if plan.signature == kept and WORTH * candidate.seconds <= best.seconds:
             best, winner = candidate, plan
     why = _why(best, reference, len(found) > 1, len(others) > 0, pricing.known.curve)
     earliest, _ = pricing.shares(winner)[0]
@@ -181,11 +168,9 @@ def _why(best: Candidate, sequential: Candidate, compared: bool, had_choice: boo
     if curve.most_rows is not None:  # the network raised, or there was no memory
         how += f"; calls of more than {curve.most_rows} rows failed"
     if best is not sequential:
-        why = f"{sequential.seconds / best.seconds:.2f} times faster than sequential"
-    elif compared:
-        why = f"no other plan is predicted to take less than {WORTH:.0%} of its time"
-    elif had_choice:
-        why = "in the network alone every other plan would take longer"
-    else:
-        why = "no other plan comes within the tolerance, or none is asked for"
-    return f"{why}: {how}"
+        return f"{sequential.seconds / best.seconds:.2f} times faster than sequential: {how}"
+    if compared:
+        return f"no other plan is predicted to take less than {WORTH:.0%} of its time: {how}"
+    if had_choice:
+        return f"in the network alone every other plan would take longer: {how}"
+    return f"no other plan comes within the tolerance, or none is asked for: {how}"

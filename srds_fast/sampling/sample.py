@@ -243,7 +243,7 @@ class _DenoiserNetwork:
             modules_of(self.denoiser),
             begin,
             through,
-            plan.num_checkpoints,
+            plan.options.num_checkpoints(plan.max_iterations),
             program,
             inputs.network,
             self.dtype,

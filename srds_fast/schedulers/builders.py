@@ -42,11 +42,6 @@ def table_for(*class_names: str) -> Callable[[Builder], Builder]:
     return register
 
 
-def supported_schedulers() -> list[str]:
-    """Class names with a builder."""
-    return sorted(_BUILDERS)
-
-
 def adds_noise(scheduler: Any, eta: float = 0.0) -> bool:
     """Whether the scheduler's steps add fresh noise. eta: of the call; only DDIM takes it."""
     takes_eta = "eta" in inspect.signature(scheduler.step).parameters
@@ -54,17 +49,17 @@ def adds_noise(scheduler: Any, eta: float = 0.0) -> bool:
     return (takes_eta and eta > 0) or any(cls.__name__ in stochastic for cls in type(scheduler).__mro__)
 
 
-def builder_of(scheduler: Any) -> Builder:
-    """The builder of a scheduler's class; raises UnsupportedScheduler, with the line to write, if there is none."""
+def builder_of(scheduler: Any) -> tuple[str, Builder]:
+    """The supported class of a scheduler, and its builder. Raises UnsupportedScheduler with the line to write."""
     for cls in type(scheduler).__mro__:
         if cls.__name__ in _BUILDERS:
-            return _BUILDERS[cls.__name__]
+            return cls.__name__, _BUILDERS[cls.__name__]
     name = type(scheduler).__name__
     kind = name.removesuffix("Scheduler")
     other = next((f"{each}Scheduler" for each, replaced in _REPLACED_BY.items() if kind in replaced), None)
     if other is None:
         raise UnsupportedScheduler(
-            f"{name} is not supported, nor is any of its kind. Supported are {', '.join(supported_schedulers())}. "
+            f"{name} is not supported, nor is any of its kind. Supported are {', '.join(sorted(_BUILDERS))}. "
             "Use one of these if the network was trained for it, or run without srds_fast."
         )
     raise UnsupportedScheduler(
@@ -76,12 +71,9 @@ def builder_of(scheduler: Any) -> Builder:
 @table_for("DDIMScheduler")
 def ddim(scheduler: Any, eta: float = 0.0) -> NoiseTable:
     """Song et al. 2021, eq. (12) and (16): alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t), noise of deviation eta."""
-    config = scheduler.config
+    config, timesteps, abar_table = scheduler.config, scheduler.timesteps.cpu(), scheduler.alphas_cumprod.cpu()
     refuse_option(scheduler, "thresholding", False)
-    steps_back = config.num_train_timesteps // scheduler.num_inference_steps
-    timesteps = scheduler.timesteps.cpu()
-    arrive = timesteps - steps_back
-    abar_table = scheduler.alphas_cumprod.cpu()
+    arrive = timesteps - config.num_train_timesteps // scheduler.num_inference_steps
     if int(timesteps.max()) >= len(abar_table):
         raise UnsupportedScheduler(
             f"{type(scheduler).__name__} asks for timestep {int(timesteps.max())}, but its noise schedule ends at "
@@ -113,7 +105,7 @@ def ddim(scheduler: Any, eta: float = 0.0) -> NoiseTable:
 @table_for("DDPMScheduler")
 def ddpm(scheduler: Any) -> NoiseTable:
     """Ho et al. 2020, eq. (6) and (7): the posterior mean c0 * x0 + c1 * x, and its noise."""
-    config = scheduler.config
+    config, timesteps, abar_table = scheduler.config, scheduler.timesteps.cpu(), scheduler.alphas_cumprod.cpu()
     refuse_option(scheduler, "thresholding", False)
     variance_type = config.variance_type
     if variance_type not in ("fixed_small", "fixed_small_log", "fixed_large"):
@@ -122,8 +114,6 @@ def ddpm(scheduler: Any) -> NoiseTable:
             "on the network. Write `pipe.scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config, "
             "variance_type='fixed_small')`."
         )
-    timesteps = scheduler.timesteps.cpu()
-    abar_table = scheduler.alphas_cumprod.cpu()
     before = [int(scheduler.previous_timestep(t)) for t in scheduler.timesteps]
     abar = abar_table[timesteps]
     abar_next = torch.stack([abar_table[t] if t >= 0 else scheduler.one.cpu() for t in before])
@@ -165,7 +155,6 @@ def euler(scheduler: Any) -> NoiseTable:
     return NoiseTable(
         scheduler.timesteps.cpu(), one, sigma, one, sigma_next, p, q, (1 - p) / sigma, -q / sigma,
         input_scale=1 / deviation,
-        clip=None,
         init_noise_sigma=float(scheduler.init_noise_sigma),
     )  # fmt: skip
 
@@ -220,7 +209,6 @@ def dpm_solver(scheduler: Any) -> NoiseTable:
         scheduler.timesteps.cpu(), alpha, sigma, alpha_next, sigma_next, p, q, (1 - alpha * p) / sigma,
         -alpha * q / sigma,
         input_scale=one,
-        clip=None,
         init_noise_sigma=float(scheduler.init_noise_sigma),
         momentum=torch.where(second, momentum.double(), zero) if bool(second.any()) else None,
     )  # fmt: skip
@@ -237,8 +225,6 @@ def flow_match_euler(scheduler: Any) -> NoiseTable:
     return NoiseTable(
         scheduler.timesteps.cpu(), 1 - sigma, sigma, 1 - sigma_next, sigma_next, one, -sigma, one, 1 - sigma,
         input_scale=one,
-        clip=None,
-        init_noise_sigma=1.0,
     )  # fmt: skip
 
 
@@ -263,7 +249,3 @@ def of_prediction(scheduler: Any, **known: tuple[Tensor, ...]) -> tuple[Tensor, 
             f"Known here are {', '.join(known)}. Use a scheduler with one of these."
         )
     return known[prediction]
-
-
-def supported_base_name(scheduler: Any) -> str:
-    return next(cls.__name__ for cls in type(scheduler).__mro__ if cls.__name__ in _BUILDERS)

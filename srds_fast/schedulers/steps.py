@@ -64,14 +64,12 @@ def first_order(noise: NoiseTable, start: int, stop: int) -> Coefficients:
 LONGEST_EXTRAPOLATION = 0.5
 
 
-def second_order(
-    noise: NoiseTable, previous: int | None, start: int, stop: int, longest: float = LONGEST_EXTRAPOLATION
-) -> Coefficients:
+def second_order(noise: NoiseTable, previous: int | None, start: int, stop: int) -> Coefficients:
     """DPM-Solver++(2M) jump (Lu et al. 2022, algorithm 2), from `start` to `stop`, with the x0 kept at `previous`.
 
-    It extrapolates along the line through the last two x0, for at most `longest` times the log-SNR between them
-    (math.inf: the solver as published). It is first order if there is no history (previous is None) or a log-SNR is
-    infinite (start at pure noise, end at sigma = 0): the multistep formula then has no finite weights.
+    It extrapolates along the line through the last two x0, no further than LONGEST_EXTRAPOLATION. It is first order if
+    there is no history (previous is None) or a log-SNR is infinite (start at pure noise, end at sigma = 0): the
+    multistep formula then has no finite weights.
     """
     if previous is None:
         return first_order(noise, start, stop)
@@ -83,19 +81,17 @@ def second_order(
     here = math.log(alpha / sigma)
     width = math.log(alpha_next / sigma_next) - here
     width_before = here - math.log(column["alpha"][previous] / column["sigma"][previous])
-    half_inverse_ratio = 0.5 * min(width / width_before, longest)
+    half_inverse_ratio = 0.5 * min(width / width_before, LONGEST_EXTRAPOLATION)
     weight = -alpha_next * math.expm1(-width)
     return Coefficients(sigma_next / sigma, 0.0, weight * (1 + half_inverse_ratio), -weight * half_inverse_ratio)
 
 
-def chained(
-    noise: NoiseTable, previous: int | None, start: int, stop: int, longest: float = LONGEST_EXTRAPOLATION
-) -> tuple[Coefficients, list[float]]:
+def chained(noise: NoiseTable, previous: int | None, start: int, stop: int) -> tuple[Coefficients, list[float]]:
     """The fine steps from `start` to `stop` composed into one jump, with one network output.
 
     If a scheduler's steps add noise or use earlier outputs, there is no single formula for a jump. But its steps can be
     composed if x0 is known at each. Here x0 is constant from `start`, or it follows the line through the x0 at
-    `previous` for at most `longest` times the log-SNR between the two, as in `second_order`.
+    `previous`, as in `second_order`.
 
     Returns:
         coefficients of the jump; weights of z at start .. stop - 1.
@@ -108,7 +104,7 @@ def chained(
         """How far x0 has moved along the line at a step, in units of the previous jump."""
         distance = log_snr[index] - log_snr[start]
         known = 0.0 < width_before < math.inf and math.isfinite(distance)
-        return min(distance / width_before, longest) if known else 0.0
+        return min(distance / width_before, LONGEST_EXTRAPOLATION) if known else 0.0
 
     a, c, d, weights = 1.0, 0.0, 0.0, list[float]()
     for index in range(start, stop):

@@ -14,8 +14,7 @@ class NoiseTable:
     """Alphas, sigmas and prediction of N steps. All tensors are float64 on the CPU, of shape [N], except `timesteps`.
 
     Step i starts at (alpha[i], sigma[i]), where the network is evaluated, and ends at (alpha_next[i], sigma_next[i]).
-    The table has both because some schedulers do not end where the next step starts: DDIM with "trailing" spacing ends
-    at t - T // N, and the next step starts at a rounded timestep.
+    Some schedulers do not end where the next step starts, as DDIM with "trailing" spacing.
 
     From the network output m at x: x0 = p * x + q * m (then clamped to +-clip, if set), eps = r * x + s * m, and the
     sampler's step is
@@ -46,8 +45,8 @@ class NoiseTable:
     r: Tensor
     s: Tensor
     input_scale: Tensor
-    clip: float | None
-    init_noise_sigma: float
+    clip: float | None = None
+    init_noise_sigma: float = 1.0
     clip_epsilon: bool = False
     momentum: Tensor | None = None
     spread: Tensor | None = None
@@ -60,8 +59,10 @@ class NoiseTable:
     @cached_property
     def numbers(self) -> dict[str, list[float]]:
         """The float64 columns as lists, because reading a number from a list is much faster."""
-        columns = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return {name: column.tolist() for name, column in columns.items() if name != "timesteps"}
+        return {name: column.tolist() for name, column in self._columns().items() if name != "timesteps"}
+
+    def _columns(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def part(self, start: int, stop: int, *, afresh: bool = True) -> NoiseTable:
         """Steps start .. stop - 1 as a table, for img2img and `denoising_end`.
@@ -72,9 +73,7 @@ class NoiseTable:
             return self
         key = start, stop, afresh
         if key not in self._parts:
-            columns: dict[str, Any] = {
-                name: value[start:stop] for name, value in vars(self).items() if isinstance(value, Tensor)
-            }
+            columns = {name: column[start:stop] for name, column in self._columns().items()}
             if "momentum" in columns and afresh:
                 columns["momentum"] = columns["momentum"].clone()
                 columns["momentum"][:1] = 0.0
@@ -83,7 +82,7 @@ class NoiseTable:
 
     @cached_property
     def _parts(self) -> dict[tuple[int, int, bool], NoiseTable]:
-        """Cache of parts. Each part must stay the same object, because solvers cache by the identity of a table."""
+        """Parts made so far. Each must stay the same object, because solvers cache by the identity of a table."""
         return {}
 
     def step(

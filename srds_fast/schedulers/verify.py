@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedScheduler
-from .builders import builder_of, supported_base_name
+from .builders import builder_of
 from .table import NoiseTable
 
 
@@ -28,8 +28,7 @@ def noise_table(scheduler: Any, *, clip_epsilon: bool = False, eta: float = 0.0)
 
     Args:
         scheduler: a diffusers scheduler, or one with the same interface.
-        clip_epsilon: as DDIM's `use_clipped_model_output`.
-        eta: as DDIM's `eta`: 0 deterministic, 1 the noise of DDPM.
+        clip_epsilon, eta: as DDIM's `use_clipped_model_output` and `eta`.
 
     Raises:
         UnsupportedScheduler: its class has no builder, an option is refused, or its step differs from the table.
@@ -62,7 +61,7 @@ def _cache_key(scheduler: Any) -> Hashable:
 
 
 def _build(scheduler: Any, clip_epsilon: bool, eta: float) -> NoiseTable:
-    builder = builder_of(scheduler)
+    _, builder = builder_of(scheduler)
     if eta and "eta" not in inspect.signature(builder).parameters:
         raise UnsupportedScheduler(
             f"{type(scheduler).__name__} takes no eta, but {eta} was given. This scheduler sets its noise itself. "
@@ -83,10 +82,9 @@ def _build(scheduler: Any, clip_epsilon: bool, eta: float) -> NoiseTable:
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raise UnsupportedScheduler unless tables can be built for this scheduler; it is not changed.
+    """Raise UnsupportedScheduler unless a table of ten steps can be built on a copy of this scheduler.
 
-    Builds a table of ten steps on a copy. A scheduler that needs more than a number of steps to set its timesteps
-    (dynamic shifting) is checked in the first real call.
+    One that needs more than a number of steps to set its timesteps (dynamic shifting) is checked in the first call.
     """
     builder_of(scheduler)
     trial = copy.deepcopy(scheduler)
@@ -98,20 +96,17 @@ def check_scheduler(scheduler: Any) -> None:
 def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
     """Compare every step of the table with the scheduler's own, on random samples at the table's noise level.
 
-    The bound allows for float32 rounding inside the scheduler; an unknown option gives differences that are orders of
-    magnitude larger. Each step must draw noise from its generator exactly if the table says so.
+    The bound allows for float32 rounding inside the scheduler; an unknown option gives far larger differences. Each
+    step must draw noise from its generator exactly if the table says so.
     """
     trial = copy.deepcopy(scheduler)
     trial.timesteps = trial.timesteps.cpu()
     if hasattr(trial, "set_begin_index"):  # img2img pipelines set another begin index
         trial.set_begin_index(0)
         trial._step_index = None
-    takes = inspect.signature(trial.step).parameters
-    known: dict[str, Any] = {"use_clipped_model_output": table.clip_epsilon, "eta": eta}
-    options = {name: value for name, value in known.items() if name in takes}
     noise = torch.Generator().manual_seed(1)
-    if "generator" in takes:
-        options["generator"] = noise
+    known = {"use_clipped_model_output": table.clip_epsilon, "eta": eta, "generator": noise}
+    options: Any = {name: known[name] for name in known.keys() & inspect.signature(trial.step).parameters}
     draw = torch.randn(3, 2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x0_prev = None
     for index in range(table.num_steps):
@@ -119,8 +114,7 @@ def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
         x = table.alpha[index] * x0 + table.sigma[index] * eps
         timestep = trial.timesteps[index]
         scaled = trial.scale_model_input(x, timestep) if hasattr(trial, "scale_model_input") else x
-        expected_noise = noise.clone_state()
-        z = None
+        expected_noise, z = noise.clone_state(), None
         if table.draws is not None and bool(table.draws[index]):
             z = torch.randn(m.shape, dtype=m.dtype, generator=expected_noise)
         expected = trial.step(m, timestep, x, **options, return_dict=False)[0].double()
@@ -128,11 +122,10 @@ def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
         size = float(expected.abs().max())
         differences = found - expected, scaled - table.input_scale[index] * x
         difference = max(float(each.abs().max()) for each in differences)
-        drawn_as_expected = torch.equal(noise.get_state(), expected_noise.get_state())
         close = math.isfinite(size) and difference <= 4e-6 * max(1.0, size, float(x.abs().max()))
-        if not (close and drawn_as_expected):
+        if not (close and torch.equal(noise.get_state(), expected_noise.get_state())):
             raise UnsupportedScheduler(
                 f"{type(scheduler).__name__} steps differently from its table: step {index} of {table.num_steps} is "
                 f"off by {difference:.2g}. An option in its config, or a changed step(), is not supported. "
-                f"Compare it with `diffusers.{supported_base_name(scheduler)}()` and remove the option."
+                f"Compare it with `diffusers.{builder_of(scheduler)[0]}()` and remove the option."
             )

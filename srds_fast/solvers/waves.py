@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.common.layout import with_inner_layout
 from ..kernels.wave_update import Buffers, wave_update
 from .compiler import CompiledProgram, Completed
 from .contract import Answer, Checkpoint, Core, Evaluate, SolverInputs, output_of, samples_of
@@ -36,7 +35,7 @@ class Waves:
     def advance(self, number: int, answer: Answer) -> None:
         """Take the network's output at wave `number`."""
         wave, slots, inputs = self._compiled.waves[number], self._buffers.slots, self._inputs
-        m = with_inner_layout(output_of(answer), self._buffers.memory)
+        m = output_of(answer)
         if inputs.constrain is None:
             self._next = self._update(number + 1, m)
         else:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import product
-from typing import Any
 
 import pytest
 import torch
@@ -43,10 +41,3 @@ def scan_by_definition(y: Tensor, m: Tensor, table: Tensor, added: Tensor | None
         x = f + c * (x - y[i])
         points.append(x)
     return torch.stack(points)
-
-
-def product_with_defaults(columns: Iterable[Iterable[Any]], *default: tuple[Any, ...]) -> list[Any]:
-    """A product of cases, of which all but the default ones are left to `pytest -m exhaustive`."""
-    cases = list(product(*columns))
-    assert set(default) <= set(cases)
-    return [case if case in default else pytest.param(*case, marks=pytest.mark.exhaustive) for case in cases]

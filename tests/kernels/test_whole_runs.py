@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from definitions import product_with_defaults, randomly, references
+from definitions import randomly, references
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -32,7 +32,6 @@ torch.set_num_threads(1)
 SCHEDULERS: dict[str, tuple[Any, float]] = {
     "ddim": (scheduler(), 0.0),
     "ddim clipped": (DDIMScheduler(), 0.0),
-    "ddim v": (scheduler(prediction_type="v_prediction"), 0.0),
     "ddim sample, clipped": (DDIMScheduler(prediction_type="sample"), 0.0),
     "ddim eta": (scheduler(), 1.0),
     "ddim clipped, eta": (DDIMScheduler(), 1.0),
@@ -55,9 +54,11 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    product_with_defaults(
-        (SCHEDULERS, METHODS),
+    [
         ("ddim clipped", "sequential"),
+        ("ddim sample, clipped", "picard"),
+        ("ddpm", "srds"),
+        ("euler ancestral", "exact"),
         ("dpm++ 2m", "exact"),
         ("dpm++ 2m", "srds"),
         ("ddim eta", "srds"),
@@ -66,7 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {
         ("ddim clipped, eta", "parataa"),
         ("dpm++ 2m", "parataa"),
         ("flow", "collocation, not mixed"),
-    ),
+    ],
 )
 def test_a_whole_run_is_that_of_the_references(
     name: str, method: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
@@ -142,13 +143,12 @@ def test_samples_leave_and_the_rest_goes_on(
     network = NetworkInput(torch.float16, 2, channels_last=True)
     x, guess = (randomly(*shape, 3, 2, 3, 3, seed=1, device=device) for shape in ((), (9,)))
     guidance = torch.tensor([-0.5, 1.5], dtype=torch.float64, device=device)
+    inputs = SolverInputs(network=network, scaled=True, guidance=guidance, initial_guess=guess if options else None)
 
     def run() -> list[Tensor]:
         if options is None:
-            inputs = SolverInputs(network=network, scaled=True, guidance=guidance)
             core = srds(x, noise, program.srds(8, 4, 4), inputs=inputs)
         else:
-            inputs = SolverInputs(network=network, scaled=True, guidance=guidance, initial_guess=guess)
             waves = sweeps.fixed_point(8, 5, options.num_nodes).limited_to(max_rows)
             core = fixed_point(x, noise, waves, options, inputs)
         return seen_of(core, {2: (0, 2), 4: (1,)}, network)

@@ -89,7 +89,6 @@ def test_calibration_chooses_the_sequential_sampler_where_rows_are_dear(pipe: An
         ({"method": "paradigms"}, {"num_samples": 1}, "slides"),
         ({}, {"num_samples": 0}, "num_samples"),
         ({}, {"quantile": 0.0}, "quantile"),
-        ({}, {"quantile": 1.5}, "quantile"),
         ({"exact": True}, {}, "nothing to calibrate"),
         ({}, {"generator": 3}, "generator"),
     ],
@@ -127,7 +126,7 @@ def test_a_warm_start_takes_fewer_waves_to_the_same_sample(pipe: Any) -> None:
             srds_fast.compile(pipe, method=method)("a cat", num_inference_steps=9, warm_start=trajectory)
 
 
-@pytest.mark.parametrize("method", ["auto", "srds", "sequential", "collocation", "chords"])
+@pytest.mark.parametrize("method", ["auto", "sequential", "collocation", "chords"])
 def test_an_early_interrupt_ends_a_call_of_every_method(pipe: Any, method: str) -> None:
     def interrupt(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         pipe._interrupt = step >= 2
@@ -136,5 +135,4 @@ def test_an_early_interrupt_ends_a_call_of_every_method(pipe: Any, method: str) 
     fast = srds_fast.compile(pipe, method=method)
     image = fast("a cat", num_inference_steps=20, callback_on_step_end=interrupt, **seeded()).images
     assert bool(image.isfinite().all())
-    assert fast.report.interrupted
-    assert fast.trajectory is None
+    assert (fast.report.interrupted, fast.trajectory) == (True, None)

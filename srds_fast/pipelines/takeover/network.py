@@ -105,7 +105,7 @@ class RecordedNetwork:
             tuple(factors),
             begin,
             through,
-            plan.num_checkpoints,
+            plan.options.num_checkpoints(plan.max_iterations),
             program,
             inputs.network,
             calls[0].states.dtype,

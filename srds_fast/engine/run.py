@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import telemetry
 from ..planner.plan import Plan
 from ..schedulers.table import NoiseTable
-from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs
+from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged
 from ..solvers.convergence import Diverged, Monitor
 from ..solvers.method import plain_steps
 from ..solvers.program import Program
@@ -169,7 +169,7 @@ class Run:
         """Take the waves from this core instead, which replays them; called before the first wave."""
         self._core = core
         if self._ranges is not None:
-            self._ranges.follow()
+            self._ranges.replayed = True
 
     def _advance(self, answer: Answer) -> Evaluate:
         ranges = self._ranges
@@ -188,7 +188,7 @@ class Run:
             if ranges is not None:
                 ranges.checkpoint(event.iteration)
             answer = self._judge(event)
-            self._keep_newest(event)
+            self.newest = merged(self.newest, event.sample, event.samples)
             if self._observer is not None:
                 self._observer(event)
             self.shown = event.iteration
@@ -230,13 +230,6 @@ class Run:
         self._monitor.converged[:] = [enough] * len(checkpoint.samples)
         self._monitor.iterations[:] = [checkpoint.iteration] * len(checkpoint.samples)
         return () if last else None
-
-    def _keep_newest(self, checkpoint: Checkpoint) -> None:
-        if self.newest is None or len(self.newest) == len(checkpoint.sample):
-            self.newest = checkpoint.sample
-        else:  # samples that have finished keep what they had
-            self.newest = self.newest.clone()
-            self.newest[list(checkpoint.samples)] = checkpoint.sample
 
     def _count(self, wave: Evaluate, times: int) -> None:
         rows = len(wave.positions)

@@ -47,23 +47,14 @@ _thread = _Thread()
 
 
 class Timeline:
-    """Filled when a call has ended.
-
-    Attributes:
-        sums: see `Report.timeline`; None where nobody watched.
-    """
+    """The totals of a call, filled at its end: see `Report.timeline`. None where nobody watched."""
 
     sums: Sums | None = None
 
 
 @contextmanager
 def call(what: str, device: Callable[[], torch.device], timeline: Timeline) -> Iterator[None]:
-    """A call of this thread.
-
-    Args:
-        what: is called: a name for the trace.
-        device: gives the device of its network; called only if that is timed.
-        timeline: filled at the end.
+    """A call of this thread. what: its name in the trace; device: called only if the network's device is timed.
 
     Raises:
         InvalidArgument: what the environment asks for cannot be had, see `profile`.
@@ -125,7 +116,7 @@ def of_wave(program: Program, number: int) -> tuple[str, str, int]:
 
 @dataclass(slots=True)
 class _Total:
-    """The total of a phase. events: of the device, at the start and the end of each of its ranges."""
+    """The total of a phase, with the events at the start and the end of each range on the device."""
 
     count: int = 0
     seconds: float = 0.0
@@ -133,20 +124,12 @@ class _Total:
 
 
 class _Call:
-    """The ranges of one call, in the thread that makes it: a stack.
-
-    Args:
-        what: is called.
-        device: timed if it is a CUDA device.
-
-    Attributes:
-        now: category of the phase that the call is in; "" between two.
-    """
+    """The ranges of one call, in the thread that makes it: a stack."""
 
     def __init__(self, what: str, device: torch.device) -> None:
         import nvtx
 
-        self.now = ""
+        self.now = ""  # category of the phase that the call is in
         self._device = device
         self._timed = device.type == "cuda"
         self._dropping = False  # what ends now was not run: it is not counted
@@ -158,7 +141,6 @@ class _Call:
 
     @contextmanager
     def span(self, name: str, category: str, payload: int | None) -> Iterator[None]:
-        """A range for the time of a context."""
         depth = len(self._open)
         self.push(name, category, payload)
         try:
@@ -208,14 +190,13 @@ class _Call:
         self._aside -= category in _ASIDE
 
     def phase(self, name: str, category: str, payload: int | None = None) -> None:
-        """Begin a phase, and end the one before; nothing if the call is in it already."""
+        """End the phase before and begin this one, unless the call is in it already."""
         if not self.now == category == name:
             self.pause()
             self.push(name, category, payload)
             self.now = category
 
     def pause(self) -> None:
-        """End the phase that the call is in."""
         self.pop_to(1)
         self.now = ""
 
@@ -255,28 +236,27 @@ class _Call:
 
 
 class Waves:
-    """The ranges of a run: its iterations, their waves, and what is done in each."""
+    """The ranges of a run: its iterations, their waves, and what is done in each.
+
+    Attributes:
+        replayed: waves are launched many at a time, and have no ranges.
+    """
 
     def __init__(self, call: _Call, program: Program) -> None:
-        self._call = call
-        self._program = program
-        self._begun = self._replayed = False
-
-    def follow(self) -> None:
-        """From now on waves are replayed: they are not run one by one."""
-        self._replayed = True
+        self._call, self._program = call, program
+        self._begun = self.replayed = False
 
     def advance(self) -> None:
         """The solver takes an output, or begins."""
         if not self._begun:
             self._begun = True
             self._iteration(self._program.first_iteration)
-        if not self._replayed:
+        if not self.replayed:
             self._call.push("wave_update", "wave_update")
 
     def wave(self, number: int) -> None:
         """A wave is handed out."""
-        if not self._replayed:
+        if not self.replayed:
             self._call.pop_to(2)
             self._call.push(*of_wave(self._program, number))
 

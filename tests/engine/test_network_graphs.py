@@ -14,8 +14,8 @@ from twins import Twins
 
 import srds_fast
 from srds_fast import CaptureFailed
-from srds_fast.engine.graphs import cache, network_graphs, recorder, runner
-from srds_fast.engine.graphs.utilisation import BUSY, why_not_worth
+from srds_fast.engine.graphs import cache, network_graphs, recorder, utilisation
+from srds_fast.engine.graphs.utilisation import BUSY
 from srds_fast.engine.run import Run
 from srds_fast.methods import ParaDiGMS, ParaTAA
 
@@ -95,7 +95,7 @@ def test_a_loop_that_is_driven_replays_its_network(name: str, engine: str, launc
     launched.clear()
     twins.same(1, **driven)
     assert (twins.report.path, twins.report.engine) == ("drive", "network graphs")
-    assert "the loop is driven" in twins.report.engine_reason
+    assert twins.report.engine_reason == f"the loop is driven: {twins.report.drive_reason}"
     assert twins.report.capture_seconds == 0
     calls_a_wave = 2 if "controlnet" in name else 1
     assert len(launched) >= calls_a_wave * (twins.report.waves - 1) > 0
@@ -115,7 +115,7 @@ def test_a_callback_that_changes_the_latents_goes_on_with_graphs(launched: list[
 def test_a_driven_loop_on_a_busy_device_records_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under engine="auto" the network is weighed before the first recording, and not again in later calls."""
     shares: list[float] = []
-    monkeypatch.setattr(network_graphs, "utilisation", lambda call, device: shares.append(BUSY) or BUSY)
+    monkeypatch.setattr(utilisation, "utilisation", lambda call, device: shares.append(BUSY) or BUSY)
     monkeypatch.setattr("srds_fast.pipelines.call._graphs_on", lambda device: True)
     twins = Twins("flux", graphs={"engine": "auto"}, num_blocks=2, max_iterations=1)
     for seed in range(2):
@@ -308,14 +308,13 @@ def test_without_a_recorder_of_its_device_a_call_runs_eagerly(monkeypatch: pytes
 
 def test_what_keeps_its_device_busy_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decision, not a fallback: strict does not raise, and nothing is measured twice."""
-    assert why_not_worth(BUSY - 0.01) is None
     measured: list[int] = []
 
     def share(call: Any, evaluate: Any) -> float:
         measured.append(1)
         return 0.95
 
-    monkeypatch.setattr(runner, "utilisation", share)
+    monkeypatch.setattr(utilisation, "utilisation", share)
     monkeypatch.setattr("srds_fast.pipelines.call._graphs_on", lambda device: True)
     for settings in ({"method": "srds", "num_blocks": 3}, {"method": ParaDiGMS(window=3)}):
         twins = Twins("flux", graphs={"strict": True, "engine": "auto"}, **settings)

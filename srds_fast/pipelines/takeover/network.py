@@ -106,12 +106,11 @@ class RecordedNetwork:
             called = {network: graphed(replacements.get(network, network), id(network)) for network in factors}
             return Repeated(self.turn.calls, RowInputs(program, noise, state, replacements=called))
 
-        called = network_calls(tuple(factors), state.device, replacements)
         signature = plan.signature, noise, inputs.scaled, inputs.network, implementation(state.device)
         return Capturable(
             (*signature, signature_of(calls)),
             own | given,
-            tuple(factors),
+            network_calls(tuple(factors), state.device, replacements),
             begin,
             through,
             plan.num_checkpoints,
@@ -119,10 +118,8 @@ class RecordedNetwork:
             inputs.network,
             calls[0].states.dtype,
             scales.dictionaries,
-            network_signature=called.signature,
             why_no_loop=SLIDES if plan.slides else STATES_KEPT if self.keeps_states else None,
             overlap=self.overlap if has_two_lanes(program) else "batch",
-            compiled=called.compiled,
         )
 
     def state_of(self, wave: Evaluate) -> Tensor:

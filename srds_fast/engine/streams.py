@@ -17,13 +17,13 @@ from torch import Tensor
 from .. import telemetry
 from ..solvers.contract import Evaluate
 from ..solvers.program import Program
-from .evaluator import Evaluator
+from .eager import Evaluator
 
 OVERLAPS = ("auto", "batch", "streams")
 
 
 class TwoLanes:
-    """Runs the coarse rows of a wave in one call and its other rows in another; see `engine.evaluator.Evaluator`.
+    """Runs the coarse rows of a wave in one call and its other rows in another; see `engine.eager.Evaluator`.
 
     Args:
         rows: runs the waves of `program.in_lanes()`.

@@ -219,19 +219,19 @@ class RowDenoiser:
         return m.reshape(wave.x.shape)
 
     def prepare(self) -> None:
-        """See `engine.evaluator.Evaluator`."""
+        """See `engine.eager.Evaluator`."""
         self._per_state.prepare(self._timesteps, self._num_samples)
 
     def constants(self) -> Iterator[Tensor]:
-        """See `engine.evaluator.Evaluator`."""
+        """See `engine.eager.Evaluator`."""
         return self._per_state.looked_up()
 
     def repeat(self, wave: Evaluate) -> None:
-        """See `engine.evaluator.Evaluator`."""
+        """See `engine.eager.Evaluator`."""
         self._cond_of(wave)
 
     def forget(self) -> None:
-        """See `engine.evaluator.Evaluator`."""
+        """See `engine.eager.Evaluator`."""
         for tiled in self._cond.values():
             tiled.forget()
 

@@ -97,8 +97,7 @@ class Graphs:
         """Record the loop graph of a call that has just run eagerly, and keep it if its replay gives the same.
 
         Args:
-            expected: result of the eager run, [batch, ...].
-            iterations: after how many each sample was done.
+            expected, iterations: see `compare`.
             whole: record all iterations that it could take, not just those it took.
 
         Returns:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...kernels.wave_update import NetworkInput
 from ...solvers.contract import Core, Evaluate
 from ...solvers.program import Program
-from ..evaluator import Evaluator
+from ..eager import Evaluator
 from .cache_key import hooked, network_key
 from .device_lock import in_a_replay
 from .recorder import why_no_recorder
@@ -26,8 +26,6 @@ class NetworkCalls:
     """The network calls of a run: what network graphs depend on besides the arguments of each call.
 
     Attributes:
-        networks: the networks that are called.
-        device: where they are.
         signature: by value, what the calls depend on besides their arguments and the modules.
         compiled: some network is run through torch.compile.
     """
@@ -64,9 +62,7 @@ class Capturable:
             waves. True: coarse rows run on a stream of their own.
         through: makes an eager evaluator of the same waves whose network calls go through a function.
         checkpoints: the most that a run has.
-        program: the waves.
-        network: format of the network's input.
-        dtype: of the network.
+        network, dtype: of the network's input.
         live: dictionaries of the networks, by identity, whose values are among the inputs.
         overlap: "batch"; "streams": coarse rows on a stream of their own; "auto": the faster of the two, measured.
         why_no_loop: why there can be no loop graph, or None.

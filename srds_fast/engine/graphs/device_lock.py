@@ -23,12 +23,7 @@ class DeviceBusy(CaptureFailed):
 
 @dataclass
 class _Lock:
-    """The lock of one device.
-
-    Attributes:
-        owner: the thread whose run is being replayed; None while there is none.
-        done: event after the last replay.
-    """
+    """The lock of one device, the thread whose run is being replayed, and an event after the last replay."""
 
     lock: Any = field(default_factory=threading.RLock)
     owner: int | None = None

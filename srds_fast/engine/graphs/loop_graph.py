@@ -34,12 +34,7 @@ SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.flo
 
 @dataclass(frozen=True)
 class Stretch:
-    """The waves up to one checkpoint: one launch.
-
-    Attributes:
-        waves: the number of each.
-        checkpoint: in memory that the replay of this stretch writes.
-    """
+    """The waves up to one checkpoint, by number: one launch, which writes the memory of the checkpoint."""
 
     graph: Graph
     waves: list[int]
@@ -50,6 +45,7 @@ class LoopGraph:
     """One graph from each checkpoint of a plan to the next, on static tensors.
 
     Args:
+        call: what is recorded.
         most_operations: the most that the whole recording may hold, about.
         streams: coarse rows run on a stream of their own.
 
@@ -87,11 +83,7 @@ class LoopGraph:
             _rehearse(call.begin(self._inputs, streams)[0], call.dtype)
 
     def extend_to(self, checkpoints: int) -> None:
-        """Record what is missing up to so many checkpoints, as far as a run goes.
-
-        Raises:
-            CaptureFailed: an operation cannot be recorded. Nothing more can be done with this recording.
-        """
+        """Record what is missing up to so many checkpoints. After a CaptureFailed the recording is of no use."""
         with device_lock(self.device):
             if self.broken:
                 raise CaptureFailed("The recording broke off. It is made anew.")
@@ -159,9 +151,9 @@ def copy_to(static: Iterable[Tensor], tensors: list[Tensor]) -> None:
 
 
 def _rehearse(core: Core, dtype: torch.dtype) -> None:
-    """Run a core to its end on outputs of zeros: no kernel may be loaded for the first time in a recording.
+    """Run a core to its end on zeros: no kernel may be loaded for the first time in a recording.
 
-    The eager run before may have ended earlier, and a replay may go further.
+    The eager run before may have ended earlier.
     """
     answer: Tensor | None = None
     with suppress(StopIteration):
@@ -248,11 +240,9 @@ def _to_host(tensor: Tensor | None) -> Tensor | None:
 
 
 def compare(captured: LoopGraph, call: Capturable, expected: Tensor, iterations: list[int]) -> None:
-    """Raise CaptureFailed if a replay on the call's own inputs does not give its result.
+    """Raise CaptureFailed if a replay on the call's own inputs does not give its result, [batch, ...].
 
-    Args:
-        expected: result of the eager run, [batch, ...].
-        iterations: after how many each sample was done.
+    iterations: after how many each sample was done.
     """
     answer: Answer = None
     with closing(replay(captured, call.inputs, EngineUse())) as core:

@@ -37,13 +37,7 @@ CHANGED = "the network's own attributes have changed while it ran: a replay woul
 
 @dataclass(frozen=True)
 class _CallGraph:
-    """The graph of one network call.
-
-    Attributes:
-        inputs: static tensors, in the order of the tensors among the arguments.
-        outputs: leaves of what the call returned; a replay writes the tensors among them.
-        structure: of the outputs.
-    """
+    """The graph of one network call: from its static inputs to the leaves of what the call returned."""
 
     graph: Graph
     inputs: list[Tensor]
@@ -93,12 +87,9 @@ class NetworkGraphs:
     def record(
         self, key: Hashable, function: Callable[..., Any], leaves: list[Any], structure: TreeSpec, expected: Any
     ) -> None:
-        """Record a call that has just been made eagerly, and keep its graph if a replay returns the same.
+        """Record a call that has just been made eagerly, and keep its graph if a replay returns what is expected.
 
-        Args:
-            key: see `key_of`.
-            leaves, structure: of the arguments.
-            expected: what the call returned.
+        leaves, structure: of the arguments.
 
         Raises:
             TooLarge: it would take too much memory, or one before it would have.

@@ -99,8 +99,7 @@ class GraphRunner:
     def network_calls(self, calls: NetworkCalls, *, weigh: bool = False) -> GraphedCalls | str:
         """Graphs for the network calls of one run, or why there can be none. `finish` ends the run.
 
-        Args:
-            weigh: before the first recording, see whether graphs can save time, unless they were asked for by name.
+        weigh: before the first recording, see whether graphs can save time, unless they were asked for by name.
         """
         found = calls.why_not() or self.graphs.network_graphs(calls.key(), calls)
         if isinstance(found, str):

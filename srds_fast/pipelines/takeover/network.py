@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engine.evaluator import Evaluator
+from ...engine.eager import Evaluator
 from ...engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ...engine.run import core_of
 from ...engine.streams import TwoLanes, has_two_lanes

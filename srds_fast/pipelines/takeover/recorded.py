@@ -35,7 +35,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Residu
 
 
 class Repeated:
-    """Repeats recorded calls for the rows of a wave. See `engine.evaluator.Evaluator`.
+    """Repeats recorded calls for the rows of a wave. See `engine.eager.Evaluator`.
 
     Args:
         calls: of the turn, in order.

@@ -133,10 +133,9 @@ def measure(
 ) -> CostCurve:
     """The curve of a network for batches like x, [batch, ...]: every row is one of it.
 
-    Narrow calls are timed first. No wider ones are made once long calls cost in proportion to their rows.
-
     Args:
-        program: a wave for each width, `program.of_widths`.
+        program: a wave for each width, from narrow to wide. No wider ones are run once long calls cost in proportion
+            to their rows.
         replayed: time recordings of the calls; the caller holds the device lock. Where a call cannot be recorded, all
             are timed eagerly.
     """

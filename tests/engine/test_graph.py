@@ -134,33 +134,6 @@ def test_an_unrepeatable_network_is_found_out_by_the_comparison(engine: str) -> 
     assert twins.fast.graphs.failed == 1
 
 
-def test_a_recording_leaves_the_networks_buffers_as_they_were(flux: Twins) -> None:
-    """Whether it fails or not: a network may count its calls in one."""
-
-    class Counts(nn.Module):
-        def __init__(self, layer: nn.Module, act: Callable[[Tensor], Tensor]) -> None:
-            super().__init__()
-            self.layer, self.act = layer, act
-            self.register_buffer("calls", torch.zeros(()))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            return self.act(self.layer(x)) * (1 + 0.01 * self.calls)
-
-    layer = put(flux, lambda y: y * (1.0 + 0.0 * y.sum().item()), kind=Counts)
-
-    def alone(each: Any) -> tuple[Tensor, float]:
-        layer.calls.zero_()
-        return flux.alone(each)[0], float(layer.calls)
-
-    for act in (UNCAPTURABLE["item"][0], torch.tanh):
-        layer.act = act
-        for _ in range(2):
-            (found, calls), (expected, expected_calls) = alone(flux.fast), alone(flux.eager)
-            assert torch.equal(found, expected)
-            assert calls == expected_calls
-
-
 def loose() -> Twins:
     """Needs one iteration, and more once it is scaled up: its network is changed in place."""
     twins = Twins(method="srds", tolerance=1e-5, num_blocks=4)

@@ -76,9 +76,7 @@ def within_memory(device: torch.device, name: str, make: Callable[[], T], held: 
     """Make a recording, and return it with the bytes that its device has less, 0 where that cannot be asked.
 
     Args:
-        device: where it is recorded.
         name: of its kind.
-        make: records.
         held: bytes that earlier recordings of the same network have taken.
 
     Raises:

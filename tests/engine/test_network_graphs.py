@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from diffusers import DDIMScheduler
 from tape import Tape
-from torch import Tensor, nn
 from twins import Twins
 
 import srds_fast
@@ -269,23 +267,6 @@ def test_an_interrupt_ends_a_sequential_run_where_it_stands() -> None:
     assert len(calls) == 3
     twins.fast._interrupt = False
     twins.replayed(2)
-
-
-def test_another_wave_may_have_another_call_in_another_thread_between_its_network_calls() -> None:
-    """What the graphs return is copied: the next replay, whoever makes it, overwrites nothing of this run's."""
-    network = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
-    graphs = srds_fast.Graphs()
-
-    def run(seed: int, engine: str, observer: Any = None) -> Tensor:
-        x = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(seed))
-        settings = {"engine": engine, "graphs": graphs, "num_blocks": 3, "exact": True, "observer": observer}
-        return srds_fast.sample(lambda x, t: network(x), x, DDIMScheduler(), 9, **settings).sample
-
-    nested: list[Tensor] = []
-    for _ in range(2):
-        found = run(0, "network-graphs", lambda _: nested.append(run(1, "network-graphs")))
-        assert torch.equal(found, run(0, "eager"))
-    assert all(torch.equal(each, run(1, "eager")) for each in nested)
 
 
 def test_the_older_name_is_accepted(tmp_path: Any) -> None:

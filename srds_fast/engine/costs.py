@@ -27,7 +27,7 @@ from ..solvers.convergence import Diverged
 from ..solvers.fixed_point.program import of_widths
 from ..solvers.method import plain_steps
 from ..solvers.program import Program
-from .evaluator import Evaluator
+from .eager import Evaluator
 from .graphs.device_lock import DeviceBusy, device_lock, in_a_replay
 from .graphs.recorder import recorder
 from .run import Run
@@ -95,8 +95,6 @@ def price(
     Args:
         key: of the kind of call, but for the state and the format of the network's input.
         evaluator: makes what runs the waves of a program.
-        state: starting noise, [batch, ...].
-        noise, inputs: of the call.
         dtype: of the network's output.
         replayed: whether the call will be replayed from graphs: nothing is then spent between network calls.
     """
@@ -135,10 +133,9 @@ def measure(
 ) -> CostCurve:
     """The curve of a network for batches like x, [batch, ...]: every row is one of it.
 
-    Narrow calls are timed first. No wider ones are made once long calls cost in proportion to their rows.
-
     Args:
-        program: a wave for each width, `program.of_widths`.
+        program: a wave for each width, from narrow to wide. No wider ones are run once long calls cost in proportion
+            to their rows.
         replayed: time recordings of the calls; the caller holds the device lock. Where a call cannot be recorded, all
             are timed eagerly.
     """

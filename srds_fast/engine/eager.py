@@ -1,8 +1,9 @@
-"""The eager engine: one network call a wave, in a Python loop."""
+"""The eager engine: what runs the network for a wave, and the loop over the waves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,14 +11,28 @@ from torch import Tensor
 from ..solvers.contract import Evaluate
 
 
+class Evaluator(Protocol):
+    """Runs the network for the waves of a program."""
+
+    def __call__(self, wave: Evaluate) -> Tensor:
+        """The network's output at a wave, [branches * rows, samples, ...]."""
+
+    def prepare(self) -> None:
+        """Copy to the device now what waves of the whole batch would copy later."""
+
+    def constants(self) -> Iterable[Tensor]:
+        """The tensors that were copied."""
+
+    def repeat(self, wave: Evaluate) -> None:
+        """Repeat the conditioning for the rows of a wave; narrower waves take a slice of it."""
+
+    def forget(self) -> None:
+        """Free the repeated conditioning."""
+
+
 @torch.no_grad()
 def drain(next_wave: Callable[[Tensor | None], Evaluate | None], evaluate: Callable[[Evaluate], Tensor]) -> None:
-    """Run waves until there are none left.
-
-    Args:
-        next_wave: given the output of the last wave (None at first), returns the next one, or None at the end.
-        evaluate: runs the network on a wave, returns [rows, samples, ...].
-    """
+    """Run waves until none is left. next_wave: takes the output of the last one, None at first."""
     wave = next_wave(None)
     while wave is not None:
         wave = next_wave(evaluate(wave))

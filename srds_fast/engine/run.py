@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import telemetry
 from ..planner.plan import Plan
 from ..schedulers.table import NoiseTable
-from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs
+from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged
 from ..solvers.convergence import Diverged, Monitor
 from ..solvers.method import plain_steps
 from ..solvers.program import Program
@@ -26,11 +26,7 @@ def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, inputs: 
 
 @dataclass
 class Counts:
-    """The cost of a call so far; a run that continues another one counts on.
-
-    Attributes:
-        waves, rows, peak_rows, evaluations, seconds, network_seconds: see `Report`.
-    """
+    """The cost of a call so far, in the fields of `Report`; a run that continues another one counts on."""
 
     waves: int = 0
     rows: int = 0
@@ -48,11 +44,7 @@ class Counts:
 
 @dataclass
 class EngineUse:
-    """What ran the waves of a run; written by the engine.
-
-    Attributes:
-        name, reason, overlap, capture_seconds, dropped_waves: see `engine`, `engine_reason` and so on of `Report`.
-    """
+    """What ran the waves of a run, written by the engine: `engine`, `engine_reason` and so on of `Report`."""
 
     name: str = "eager"
     reason: str | None = None
@@ -77,11 +69,7 @@ class Run:
         engine: continue to note here what runs the waves.
 
     Attributes:
-        plan: the same.
-        program: its waves.
         shown: iteration that the observer has seen last, -1 before the first.
-        counts: cost so far.
-        engine: what runs the waves.
         change, converged, iterations: see `change`, `converged` and `iterations_per_sample` of `Report`.
         sample: final samples in the dtype of the state, [batch, ...]; None until then.
         stopped: the run was ended early, by `stop`.
@@ -105,20 +93,16 @@ class Run:
         self.change, self.converged = self._monitor.change, self._monitor.converged
         self.iterations = self._monitor.iterations
         self._observer = observer
-        self.plan = plan
-        self.program = plan.program()
+        self.plan, self.program = plan, plan.program()
         self.counts = Counts() if counts is None else counts
         self.engine = EngineUse() if engine is None else engine
         self._handed_out: Evaluate | None = None
         self._started = time.perf_counter() if started is None else started
         self._seconds_before = self.counts.seconds
-        self.final_steps = 0
-        self.shown = -1
+        self.final_steps, self.shown, self.stopped = 0, -1, False
         self.newest: Tensor | None = None
         self.sample: Tensor | None = None
-        self.stopped = False
-        self._core = core_of(plan, x, noise, self.program, inputs)
-        self._ranges = telemetry.waves_of(self.program)
+        self._core = telemetry.ranged(core_of(plan, x, noise, self.program, inputs), self.program, self._is_waiting)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Hand in the network output of the last wave, get the next one; None when `sample` is there.
@@ -136,21 +120,18 @@ class Run:
             self.sample = stop.value
             self.final_steps = self.program.num_steps
             return None
-        except Diverged as what:
-            self._core.close()
-            raise Diverged(self._diagnosis(str(what))) from None
-        except BaseException:
+        except BaseException as what:
             self._core.close()  # a core that replays holds the lock of its device
+            if isinstance(what, Diverged):
+                raise Diverged(self._diagnosis(str(what))) from None
             raise
         finally:
             self.counts.seconds = self._seconds_before + time.perf_counter() - self._started
-            if self._ranges is not None and self._handed_out is None:
-                self._ranges.end()
 
     def close(self) -> None:
         """End without a sample, and free the memory of the waves."""
-        self._core.close()
         self._handed_out = None
+        self._core.close()
 
     def may_launch_ahead(self, iteration: int) -> bool:
         """True if the next iteration may launch before this one's change is read.
@@ -167,14 +148,9 @@ class Run:
 
     def follow(self, core: Core) -> None:
         """Take the waves from this core instead, which replays them; called before the first wave."""
-        self._core = core
-        if self._ranges is not None:
-            self._ranges.follow()
+        self._core = telemetry.ranged(core, self.program, self._is_waiting, replayed=True)
 
     def _advance(self, answer: Answer) -> Evaluate:
-        ranges = self._ranges
-        if ranges is not None:
-            ranges.advance()
         while True:
             event = self._core.send(answer)
             if isinstance(event, Evaluate):
@@ -182,18 +158,12 @@ class Run:
                 self.final_steps = self.program.final_steps[event.number - 1] if event.number else 0
                 self._count(event, 1)
                 self.counts.peak_rows = max(self.counts.peak_rows, len(event.positions))
-                if ranges is not None:
-                    ranges.wave(event.number)
                 return event
-            if ranges is not None:
-                ranges.checkpoint(event.iteration)
             answer = self._judge(event)
-            self._keep_newest(event)
+            self.newest = merged(self.newest, event.sample, event.samples)
             if self._observer is not None:
                 self._observer(event)
             self.shown = event.iteration
-            if ranges is not None:
-                ranges.judged(event.iteration, ends=answer == ())
 
     def received(self) -> None:
         """The wave handed out last has been run."""
@@ -201,12 +171,13 @@ class Run:
 
     def leave(self) -> None:
         """Take no more waves. The one handed out last has not been run, and is not counted."""
-        if self._ranges is not None:
-            self._ranges.end(dropped=self._handed_out is not None)
+        self._core.close()
         if self._handed_out is not None:
             self._count(self._handed_out, -1)
             self._handed_out = None
-        self._core.close()
+
+    def _is_waiting(self) -> bool:
+        return self._handed_out is not None
 
     def stop(self, sample: Tensor) -> None:
         """End here, with this sample, [batch, ...] in the dtype of the state."""
@@ -230,13 +201,6 @@ class Run:
         self._monitor.converged[:] = [enough] * len(checkpoint.samples)
         self._monitor.iterations[:] = [checkpoint.iteration] * len(checkpoint.samples)
         return () if last else None
-
-    def _keep_newest(self, checkpoint: Checkpoint) -> None:
-        if self.newest is None or len(self.newest) == len(checkpoint.sample):
-            self.newest = checkpoint.sample
-        else:  # samples that have finished keep what they had
-            self.newest = self.newest.clone()
-            self.newest[list(checkpoint.samples)] = checkpoint.sample
 
     def _count(self, wave: Evaluate, times: int) -> None:
         rows = len(wave.positions)

@@ -17,18 +17,15 @@ from torch import Tensor
 from .. import telemetry
 from ..solvers.contract import Evaluate
 from ..solvers.program import Program
-from .evaluator import Evaluator
+from .eager import Evaluator
 
 OVERLAPS = ("auto", "batch", "streams")
 
 
 class TwoLanes:
-    """Runs the coarse rows of a wave in one call and its other rows in another; see `engine.evaluator.Evaluator`.
+    """Runs the coarse rows of a wave in one call and its other rows in another, in parallel on a CUDA device.
 
-    Args:
-        rows: runs the waves of `program.in_lanes()`.
-        program: the waves.
-        device: on a CUDA device the two calls run in parallel.
+    See `engine.eager.Evaluator`. rows: runs the waves of `program.in_lanes()`.
     """
 
     def __init__(self, rows: Evaluator, program: Program, device: torch.device) -> None:
@@ -41,7 +38,6 @@ class TwoLanes:
         self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
     def __call__(self, wave: Evaluate) -> Tensor:
-        """The network's output at a wave, [branches * rows, samples, ...]."""
         x = wave.x.unflatten(0, (-1, len(wave.positions)))
         parts = [
             Evaluate(x[:, start:stop].flatten(0, 1), wave.positions[start:stop], wave.samples, number)

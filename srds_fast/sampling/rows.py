@@ -186,7 +186,7 @@ class RowDenoiser:
             )
         return m.reshape(wave.x.shape)
 
-    # for what follows see `engine.evaluator.Evaluator`
+    # for what follows see `engine.eager.Evaluator`
 
     def prepare(self) -> None:
         self._per_state.prepare(self._timesteps, self._num_samples)

@@ -18,7 +18,7 @@ from .. import telemetry
 from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs
 from ..engine.graphs.cache_key import function_key, modules_of
-from ..engine.graphs.capturable import Capturable, Through
+from ..engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, core_of
 from ..errors import DivergenceError, InvalidArgument
@@ -240,14 +240,13 @@ class _DenoiserNetwork:
         return Capturable(
             (plan.signature, noise, inputs.network, implementation(self.state.device)),
             {"x": self.state, **inputs.tensors(), **named},
-            modules_of(self.denoiser),
+            NetworkCalls(modules_of(self.denoiser), self.x.device, function_key(self.denoiser)),
             begin,
             through,
             plan.options.num_checkpoints(plan.max_iterations),
             program,
             inputs.network,
             self.dtype,
-            network_signature=function_key(self.denoiser),
             why_no_loop=SLIDES if plan.slides else STATES_KEPT if inputs.trajectory is not None else None,
         )
 

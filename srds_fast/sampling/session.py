@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.costs import Costs, price
-from ..engine.eager import drain
-from ..engine.evaluator import Evaluator
+from ..engine.eager import Evaluator, drain
 from ..engine.graphs.capturable import Capturable
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, Run

@@ -32,9 +32,9 @@ from .ranges import Timeline as Timeline
 from .ranges import call as call
 from .ranges import of_wave as of_wave
 from .ranges import phase as phase
+from .ranges import ranged as ranged
 from .ranges import recording as recording
 from .ranges import span as span
 from .ranges import unseen as unseen
-from .ranges import waves_of as waves_of
 from .watch import profile as profile
 from .watch import profile_as as profile_as

@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import profiler as torch_profiler
 
+from ..solvers.contract import Answer, Checkpoint, Core, Evaluate
+from ..solvers.program import Program
 from .watch import follow_environment, watching
-
-if TYPE_CHECKING:
-    from ..solvers.program import Program
 
 DOMAIN = "srds_fast"
 COLOURS = {
@@ -47,23 +47,14 @@ _thread = _Thread()
 
 
 class Timeline:
-    """Filled when a call has ended.
-
-    Attributes:
-        sums: see `Report.timeline`; None where nobody watched.
-    """
+    """The totals of a call, filled at its end: see `Report.timeline`. None where nobody watched."""
 
     sums: Sums | None = None
 
 
 @contextmanager
 def call(what: str, device: Callable[[], torch.device], timeline: Timeline) -> Iterator[None]:
-    """A call of this thread.
-
-    Args:
-        what: is called: a name for the trace.
-        device: gives the device of its network; called only if that is timed.
-        timeline: filled at the end.
+    """A call of this thread. what: its name in the trace; device: called only if the network's device is timed.
 
     Raises:
         InvalidArgument: what the environment asks for cannot be had, see `profile`.
@@ -111,9 +102,44 @@ def phase(name: str) -> None:
         _thread.calls[-1].phase(name, name)
 
 
-def waves_of(program: Program) -> Waves | None:
-    """The ranges of a run in the call of this thread; None where nobody watches."""
-    return Waves(_thread.calls[-1], program) if _thread.calls else None
+def ranged(core: Core, program: Program, waiting: Callable[[], bool], *, replayed: bool = False) -> Core:
+    """A core whose run has ranges in the call of this thread; the core itself where nobody watches.
+
+    Args:
+        waiting: whether the wave that was handed out last has not been run: it is then not counted.
+        replayed: waves are launched many at a time, and have no ranges.
+    """
+    return _ranged(_thread.calls[-1], core, program, waiting, replayed) if _thread.calls else core
+
+
+def _ranged(call: _Call, core: Core, program: Program, waiting: Callable[[], bool], replayed: bool) -> Core:
+    call.phase(f"iteration {program.first_iteration}", "iteration", program.first_iteration)
+    event: Evaluate | Checkpoint | None = None
+    answer: Answer = None
+    try:
+        while True:
+            if not (replayed or isinstance(event, Checkpoint)):
+                call.push("wave_update", "wave_update")
+            event = core.send(answer)
+            if isinstance(event, Checkpoint):
+                call.pop_to(3)
+                call.push("checkpoint", "checkpoint", event.iteration)
+            elif not replayed:
+                call.pop_to(2)
+                call.push(*of_wave(program, event.number))
+            answer = yield event
+            if isinstance(event, Checkpoint):
+                call.pause()
+                if answer != ():
+                    call.phase(f"iteration {event.iteration + 1}", "iteration", event.iteration + 1)
+    except StopIteration as stop:
+        sample: Tensor = stop.value
+        return sample
+    finally:
+        core.close()
+        if call.now == "iteration":
+            call.pop_to(2, dropped=waiting())
+            call.pause()
 
 
 def of_wave(program: Program, number: int) -> tuple[str, str, int]:
@@ -125,7 +151,7 @@ def of_wave(program: Program, number: int) -> tuple[str, str, int]:
 
 @dataclass(slots=True)
 class _Total:
-    """The total of a phase. events: of the device, at the start and the end of each of its ranges."""
+    """The total of a phase, with the events at the start and the end of each range on the device."""
 
     count: int = 0
     seconds: float = 0.0
@@ -133,20 +159,12 @@ class _Total:
 
 
 class _Call:
-    """The ranges of one call, in the thread that makes it: a stack.
-
-    Args:
-        what: is called.
-        device: timed if it is a CUDA device.
-
-    Attributes:
-        now: category of the phase that the call is in; "" between two.
-    """
+    """The ranges of one call, in the thread that makes it: a stack."""
 
     def __init__(self, what: str, device: torch.device) -> None:
         import nvtx
 
-        self.now = ""
+        self.now = ""  # category of the phase that the call is in
         self._device = device
         self._timed = device.type == "cuda"
         self._dropping = False  # what ends now was not run: it is not counted
@@ -158,7 +176,6 @@ class _Call:
 
     @contextmanager
     def span(self, name: str, category: str, payload: int | None) -> Iterator[None]:
-        """A range for the time of a context."""
         depth = len(self._open)
         self.push(name, category, payload)
         try:
@@ -208,14 +225,13 @@ class _Call:
         self._aside -= category in _ASIDE
 
     def phase(self, name: str, category: str, payload: int | None = None) -> None:
-        """Begin a phase, and end the one before; nothing if the call is in it already."""
+        """End the phase before and begin this one, unless the call is in it already."""
         if not self.now == category == name:
             self.pause()
             self.push(name, category, payload)
             self.now = category
 
     def pause(self) -> None:
-        """End the phase that the call is in."""
         self.pop_to(1)
         self.now = ""
 
@@ -252,50 +268,3 @@ class _Call:
             yield
         except RuntimeError as why:
             logger.warning("%s is not timed: %s", self._device, str(why).partition("\n")[0])
-
-
-class Waves:
-    """The ranges of a run: its iterations, their waves, and what is done in each."""
-
-    def __init__(self, call: _Call, program: Program) -> None:
-        self._call = call
-        self._program = program
-        self._begun = self._replayed = False
-
-    def follow(self) -> None:
-        """From now on waves are replayed: they are not run one by one."""
-        self._replayed = True
-
-    def advance(self) -> None:
-        """The solver takes an output, or begins."""
-        if not self._begun:
-            self._begun = True
-            self._iteration(self._program.first_iteration)
-        if not self._replayed:
-            self._call.push("wave_update", "wave_update")
-
-    def wave(self, number: int) -> None:
-        """A wave is handed out."""
-        if not self._replayed:
-            self._call.pop_to(2)
-            self._call.push(*of_wave(self._program, number))
-
-    def checkpoint(self, iteration: int) -> None:
-        """An iteration has given its sample; whether to stop is decided now."""
-        self._call.pop_to(3)
-        self._call.push("checkpoint", "checkpoint", iteration)
-
-    def judged(self, iteration: int, *, ends: bool) -> None:
-        """That is decided; ends: no sample goes on."""
-        self._call.pause()
-        if not ends:
-            self._iteration(iteration + 1)
-
-    def end(self, *, dropped: bool = False) -> None:
-        """The run is over, or left. dropped: the wave that was handed out last has not been run."""
-        if self._call.now == "iteration":
-            self._call.pop_to(2, dropped=dropped)
-            self._call.pause()
-
-    def _iteration(self, number: int) -> None:
-        self._call.phase(f"iteration {number}", "iteration", number)

@@ -95,62 +95,55 @@ class Report:
         """Largest number of iterations of any sample."""
         return max(self.iterations_per_sample, default=0)
 
-    def _phases(self) -> Iterator[str]:
-        for phase, found in (self.timeline or {}).items():
-            on_device = "" if found["device_seconds"] is None else f", {found['device_seconds']:.4f} on the device"
-            yield f"{phase:<12}{found['seconds']:.4f} seconds in {found['count']}{on_device}"
-
     def to_dict(self) -> dict[str, Any]:
         """All fields and `iterations`, as plain JSON types."""
         return {**asdict(self), "iterations": self.iterations}
 
     def __str__(self) -> str:
+        steps, waves, streams = self.num_inference_steps, self.waves, self.overlap == "streams"
+        fewer = f" ({steps / waves:.2f}x fewer than sequential)" if 0 < waves < steps else ""
+        held = "" if self.in_flight is None else f", {self.in_flight} in flight"
+        goal = "exact" if self.exact else f"tolerance {self.tolerance or 0.0:.2g}"
         lines = [
             ("method", self.method),
             ("engine", ", ".join(filter(None, (self.engine, self.path, self.kernels and f"{self.kernels} kernels")))),
-            ("steps", str(self.num_inference_steps)),
+            ("steps", str(steps)),
+            ("blocks", self.num_blocks and f"{self.num_blocks} ({self.coarse_solver} jumps{held})"),
+            ("iterations", self.iterations and str(self.iterations)),
+            ("waves", waves and f"{waves}{fewer}"),
+            ("rows", waves and f"{self.rows}, at most {self.peak_rows} in a wave"),
+            ("converged", self.converged and f"{sum(self.converged)} of {len(self.converged)} samples ({goal})"),
+            *self._changes(),
+            ("seconds", f"{self.seconds:.3f}"),
+            ("overlap", streams and "coarse rows on a separate stream"),
+            ("recording", self.capture_seconds and f"{self.capture_seconds:.3f} seconds, for later calls"),
+            (
+                "dropped",
+                self.dropped_waves and f"{self.dropped_waves} waves, launched before the decision to stop was known",
+            ),
+            ("predicted", None if self.predicted_seconds is None else f"{self.predicted_seconds:.3f}"),
+            ("overhead", None if self.overhead is None else f"{self.overhead:.2f} times the sum of c(rows)"),
+            *self._phases(),
+            ("plan", self.plan_reason),
+            ("planning", self.planning_seconds >= 0.01 and f"{self.planning_seconds:.3f} seconds"),
+            ("interrupted", self.interrupted and "yes"),
+            ("stock loop because" if self.method == "stock" else "step by step", self.fallback_reason),
+            ("driven because", self.drive_reason),
+            (f"{'eager' if self.engine == 'eager' else 'no loop graph'} because", self.engine_reason),
+            *(("left out", reason) for reason in self.left_out),
         ]
-        if self.num_blocks:
-            held = "" if self.in_flight is None else f", {self.in_flight} in flight"
-            lines.append(("blocks", f"{self.num_blocks} ({self.coarse_solver} jumps{held})"))
-        if self.iterations:
-            lines.append(("iterations", str(self.iterations)))
-        if self.waves:
-            ratio = f" ({self.num_inference_steps / self.waves:.2f}x fewer than sequential)"
-            lines.append(("waves", f"{self.waves}{ratio if self.waves < self.num_inference_steps else ''}"))
-            lines.append(("rows", f"{self.rows}, at most {self.peak_rows} in a wave"))
-        if self.converged:
-            goal = "exact" if self.exact else f"tolerance {self.tolerance:.2g}"
-            lines.append(("converged", f"{sum(self.converged)} of {len(self.converged)} samples ({goal})"))
+        shown = [(name, value) for name, value in lines if value]
+        width = max(len(name) for name, _ in shown)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in shown)
+
+    def _changes(self) -> Iterator[tuple[str, str]]:
         for number, changes in enumerate(self.change, start=1):
             known = [change for change in changes if change is not None]
             if known and number > len(self.change) - MOST_CHANGES:
-                lines.append((f"change {number}", f"mean {sum(known) / len(known):.2e}, largest {max(known):.2e}"))
-        lines.append(("seconds", f"{self.seconds:.3f}"))
-        if self.overlap == "streams":
-            lines.append(("overlap", "coarse rows on a separate stream"))
-        if self.capture_seconds:
-            lines.append(("recording", f"{self.capture_seconds:.3f} seconds, for later calls"))
-        if self.dropped_waves:
-            lines.append(("dropped", f"{self.dropped_waves} waves, launched before the decision to stop was known"))
-        if self.predicted_seconds is not None:
-            lines.append(("predicted", f"{self.predicted_seconds:.3f}"))
-        if self.overhead is not None:
-            lines.append(("overhead", f"{self.overhead:.2f} times the sum of c(rows)"))
-        if self.timeline is not None:
-            lines += [("time went" if not number else "", line) for number, line in enumerate(self._phases())]
-        if self.plan_reason is not None:
-            lines.append(("plan", self.plan_reason))
-        if self.planning_seconds >= 0.01:
-            lines.append(("planning", f"{self.planning_seconds:.3f} seconds"))
-        if self.interrupted:
-            lines.append(("interrupted", "yes"))
-        if self.fallback_reason is not None:
-            lines.append(("stock loop because" if self.method == "stock" else "step by step", self.fallback_reason))
-        if self.drive_reason is not None:
-            lines.append(("driven because", self.drive_reason))
-        if self.engine_reason is not None:
-            lines.append((f"{'eager' if self.engine == 'eager' else 'no loop graph'} because", self.engine_reason))
-        lines += [("left out", reason) for reason in self.left_out]
-        width = max(len(name) for name, _ in lines)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+                yield f"change {number}", f"mean {sum(known) / len(known):.2e}, largest {max(known):.2e}"
+
+    def _phases(self) -> Iterator[tuple[str, str]]:
+        for number, (phase, found) in enumerate((self.timeline or {}).items()):
+            on_device = "" if found["device_seconds"] is None else f", {found['device_seconds']:.4f} on the device"
+            line = f"{phase:<12}{found['seconds']:.4f} seconds in {found['count']}{on_device}"
+            yield "" if number else "time went", line

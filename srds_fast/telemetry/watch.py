@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,7 +27,6 @@ logger = logging.getLogger("srds_fast")
 watching: list[ChromeTrace | None] = []
 """Every `profile` that is open: its trace, or None for ranges alone."""
 
-_environment: ExitStack | None = None
 _starting = threading.RLock()
 
 
@@ -70,7 +70,7 @@ def profile_as(setting: str) -> AbstractContextManager[None]:
     """`profile` as a word: of the environment variable, and of the command line.
 
     Args:
-        setting: one of `RANGES`, for ranges alone; one of `NOTHING`; else the file to write.
+        setting: one of `RANGES`, for ranges alone; one of `NOTHING`; otherwise the file to write.
     """
     if setting.lower() in NOTHING:
         return nullcontext()
@@ -79,21 +79,19 @@ def profile_as(setting: str) -> AbstractContextManager[None]:
 
 def follow_environment() -> None:
     """At the first call: profile until the process exits, if its environment asks for it."""
-    global _environment
     with _starting:
-        if _environment is None:
-            opened = ExitStack()
-            opened.enter_context(profile_as(os.environ.get(VARIABLE, "")))
-            atexit.register(opened.close)
-            _environment = opened
+        _profile_until_exit()
+
+
+@cache  # an error is not kept: the next call asks again
+def _profile_until_exit() -> None:
+    opened = ExitStack()
+    opened.enter_context(profile_as(os.environ.get(VARIABLE, "")))
+    atexit.register(opened.close)
 
 
 class ChromeTrace:
-    """Records operations, kernels and ranges of all threads with the torch profiler, from now on until `write`.
-
-    Raises:
-        InvalidArgument: the file cannot be written, or a torch profiler is already running.
-    """
+    """Records operations, kernels and ranges of all threads with the torch profiler, from now on until `write`."""
 
     def __init__(self, path: Path) -> None:
         if path.is_dir() or not path.parent.is_dir():
@@ -131,11 +129,7 @@ class ChromeTrace:
                 self._stop()
 
     def write(self) -> None:
-        """Stop recording and write the file, whole or not at all.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Stop recording and write the file, whole or not at all: raises OSError."""
         with self._lock:
             self._stop()
             if self._profiler.kineto_results is not None:

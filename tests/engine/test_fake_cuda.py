@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import srds_fast
+from srds_fast.engine.graphs import network_graphs
 from srds_fast.engine.graphs.capturable import Capturable
 from srds_fast.engine.graphs.capture_checks import CaptureCheck, tensors_in
 from srds_fast.engine.graphs.loop_graph import LoopGraph
@@ -95,9 +96,13 @@ def capturable(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
 
 def on_device(call: Capturable) -> Capturable:
     """The call on the device, after what the eager run before a capture does."""
-    for network in call.networks:
+    for network in call.calls.networks:
         network.to(DEVICE)
-    here = replace(call, inputs={name: tensor.to(DEVICE) for name, tensor in call.inputs.items()})
+    here = replace(
+        call,
+        inputs={name: tensor.to(DEVICE) for name, tensor in call.inputs.items()},
+        calls=replace(call.calls, device=DEVICE),
+    )
     core, _ = here.begin(here.inputs, False)
     next(core)  # the eager run makes the tables
     return here
@@ -116,9 +121,9 @@ def record_loop(call: Capturable) -> tuple[LoopGraph, list[Watch]]:
 def record_network(call: Capturable) -> list[Watch]:
     """The network call of every width, with the arguments that an eager run gives it, on the device."""
     recorder = Recorder()
-    for network in call.networks:
+    for network in call.calls.networks:
         network.to(DEVICE)
-    graphs = NetworkGraphs(call.networks, recorder, DEVICE)
+    graphs = NetworkGraphs(replace(call.calls, device=DEVICE))
 
     def graphed(function: Any, name: Any) -> Any:
         def recorded(*args: Any, **kwargs: Any) -> Any:
@@ -130,8 +135,10 @@ def record_network(call: Capturable) -> list[Watch]:
         return recorded
 
     evaluate = call.through(graphed)
-    for width in call.widths:
-        evaluate(call.wave_of_zeros(width))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network_graphs, "recorder", lambda device: recorder)
+        for width in call.widths:
+            evaluate(call.wave_of_zeros(width))
     return recorder.guards
 
 
@@ -152,7 +159,7 @@ def check(guards: list[Watch]) -> None:
 
 def check_kind(call: Capturable, kind: str) -> None:
     if kind == "loop graph":
-        check_loop(*record_loop(call), len(call.positions))
+        check_loop(*record_loop(call), len(call.program))
     else:
         guards = record_network(call)
         assert len(guards) >= len(call.widths)
@@ -234,7 +241,7 @@ def test_a_network_that_needs_more_than_its_tensors_is_refused(
             return super().forward(change(self, sample), *args, **kwargs)
 
     call = capturable(tiny.ddim(), {"output_type": "pt"}, monkeypatch, num_blocks=3, max_iterations=1)
-    (network,) = call.networks
+    (network,) = call.calls.networks
     network.__class__ = Changed
     network.table = torch.ones(2)
     with pytest.raises(CaptureFailed, match=why):

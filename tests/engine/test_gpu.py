@@ -144,13 +144,6 @@ def test_kernels_of_methods_equal_their_references(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_run_on_is_the_sequential_sampler(method: str) -> None:
-    pipe = tiny.stable_diffusion().to("cuda")
-    expected = latents(srds_fast.compile(pipe, method="sequential", engine="eager"))
-    assert_near(latents(srds_fast.compile(pipe, method=METHODS[method], exact=True, engine="eager")), expected, 1e-3)
-
-
-@pytest.mark.parametrize("method", METHODS)
 def test_network_graphs_equal_an_eager_run(method: str) -> None:
     """Also of windows that slide."""
     pipe = tiny.stable_diffusion().to("cuda")
@@ -170,21 +163,6 @@ def test_replays_of_methods_are_eager_runs(method: str, scheduler: str) -> None:
     twins.first(num_inference_steps=STEPS)
     for seed in (1, 2):
         twins.replayed(seed, num_inference_steps=STEPS)
-
-
-def test_the_digits_are_within_the_tolerance_by_every_method() -> None:
-    pipe = zoo.load("digits").to("cuda")
-    call: dict[str, Any] = {"num_inference_steps": 50, "guidance_scale": 5.0, "output_type": "latent"}
-
-    def digits(each: Any) -> Tensor:
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in range(4)]
-        return torch.as_tensor(each(zoo.prompts("digits")[:4], generator=generators, **call).images)
-
-    expected = digits(srds_fast.compile(pipe, method="sequential"))
-    for method in ("srds", "collocation", "parataa"):
-        fast = srds_fast.compile(pipe, method=method)
-        assert float((digits(fast) - expected).abs().flatten(1).mean(1).max()) < 6e-3
-        assert fast.report.waves < 25
 
 
 def test_auto_measures_replays_and_predicts_their_memory() -> None:

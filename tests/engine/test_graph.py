@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +20,12 @@ from problems import scheduler
 from tape import Tape
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from twins import FIRST, SECONDS, STEPS, Act, Twins, differ, in_a_thread, put
+from twins import FIRST, SECONDS, Act, Twins, differ, in_a_thread, put
 
 import srds_fast
 from srds_fast import CaptureFailed, DivergenceError
 from srds_fast.engine import costs as pricing
-from srds_fast.engine.graphs.loop_graph import Replay
+from srds_fast.engine.graphs.loop_graph import LoopGraph
 from srds_fast.engine.run import Run
 from srds_fast.planner.choose import choose, fixed_at
 from srds_fast.planner.cost_curve import CostCurve
@@ -70,28 +71,6 @@ def test_compiled_networks(how: str, flux: Twins) -> None:
         found = flux.same(seed)
         if seed == 0:
             assert torch.allclose(found, before, rtol=1e-4, atol=1e-4)
-
-
-DRIVEN: dict[str, tuple[str, dict[str, Any], str]] = {
-    "callback": ("flux", {"callback_on_step_end": lambda pipe, step, time, given: given}, "called by the loop"),
-    "guidance_rescale": ("stable_diffusion", {"guidance_rescale": 0.7}, "not one weighted sum"),
-    "inpaint": ("stable_diffusion_inpaint", {}, "puts the known part of the image back"),
-}
-
-
-@pytest.mark.parametrize("name", DRIVEN)
-def test_driven_loops_replay_their_network_and_say_why(name: str) -> None:
-    pipeline, call, why = DRIVEN[name]
-    twins = Twins(pipeline, graphs={"strict": True}, method="sequential")
-    for _ in range(2):
-        twins.same(**call)
-        assert twins.report.engine == "network graphs"
-        assert twins.report.path == "drive"
-        assert why in twins.report.drive_reason
-        assert twins.report.engine_reason == f"the loop is driven: {twins.report.drive_reason}"
-    assert twins.counts == (1, 2)
-    automatic = srds_fast.compile(twins.pipe, method="sequential", strict=True)
-    assert torch.equal(twins.alone(automatic, **call)[0], twins.alone(twins.eager, **call)[0])
 
 
 def test_strict_refuses_hooks_and_offloading_and_auto_does_not(flux: Twins) -> None:
@@ -153,33 +132,6 @@ def test_an_unrepeatable_network_is_found_out_by_the_comparison(engine: str) -> 
         assert "differs from the eager run" in twins.report.engine_reason
         assert (twins.report.capture_seconds > 0) == tried
     assert twins.fast.graphs.failed == 1
-
-
-def test_a_recording_leaves_the_networks_buffers_as_they_were(flux: Twins) -> None:
-    """Whether it fails or not: a network may count its calls in one."""
-
-    class Counts(nn.Module):
-        def __init__(self, layer: nn.Module, act: Callable[[Tensor], Tensor]) -> None:
-            super().__init__()
-            self.layer, self.act = layer, act
-            self.register_buffer("calls", torch.zeros(()))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            return self.act(self.layer(x)) * (1 + 0.01 * self.calls)
-
-    layer = put(flux, lambda y: y * (1.0 + 0.0 * y.sum().item()), kind=Counts)
-
-    def alone(each: Any) -> tuple[Tensor, float]:
-        layer.calls.zero_()
-        return flux.alone(each)[0], float(layer.calls)
-
-    for act in (UNCAPTURABLE["item"][0], torch.tanh):
-        layer.act = act
-        for _ in range(2):
-            (found, calls), (expected, expected_calls) = alone(flux.fast), alone(flux.eager)
-            assert torch.equal(found, expected)
-            assert calls == expected_calls
 
 
 def loose() -> Twins:
@@ -449,39 +401,18 @@ def test_an_interrupted_first_call_is_not_recorded(flux: Twins) -> None:
     flux.first()
 
 
-class Bar:
-    """Stands for a progress bar, and may raise."""
-
-    def __init__(self) -> None:
-        self.totals: list[int] = []
-        self.updates: list[int] = []
-        self.error: Exception | None = None
-
-    def __call__(self, iterable: Any = None, total: int | None = None) -> Any:
-        self.totals.append(len(iterable) if total is None else total)
-        self.updates.append(0)
-        return nullcontext(self)
-
-    def update(self, steps: int = 1) -> None:
-        if self.error is not None:
-            raise self.error
-        self.updates[-1] += steps
-
-
-def test_a_progress_bar_reaches_its_total_and_its_error_gives_the_device_back(
-    flux: Twins, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_between_waves_gives_the_device_back(flux: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while the traceback of the error is kept, as sys.last_exc does."""
-    bar = Bar()
-    monkeypatch.setattr(type(flux.pipe), "progress_bar", lambda self, *args, **kwargs: bar(*args, **kwargs))
+
+    def fail(*_: Any) -> None:
+        raise ValueError("of the bar")
+
     flux.first()
-    flux.replayed(1)
-    assert bar.totals == [STEPS] * 4
-    assert bar.updates == [STEPS] * 4
-    bar.error = ValueError("of the bar")
-    with pytest.raises(ValueError, match="of the bar") as kept:
-        flux.alone(flux.fast)
-    bar.error = None
+    with monkeypatch.context() as patch:
+        bar = SimpleNamespace(update=fail)
+        patch.setattr(type(flux.pipe), "progress_bar", lambda *_, **__: nullcontext(bar))
+        with pytest.raises(ValueError, match="of the bar") as kept:
+            flux.alone(flux.fast)
     assert torch.equal(in_a_thread(lambda: flux.alone(flux.fast, 1)[0]), flux.alone(flux.eager, 1)[0])
     assert kept.value.__traceback__ is not None
 
@@ -597,7 +528,7 @@ def test_where_a_run_cannot_stop_yet_the_next_waves_are_launched_before_its_chan
         )
     twins.first()
     events: list[str] = []
-    for owner, name, event in ((Replay, "_launch", "launch"), (Run, "_judge", "read")):
+    for owner, name, event in ((LoopGraph, "launch", "launch"), (Run, "_judge", "read")):
         own = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *given, own=own, event=event: (events.append(event), own(*given))[1])
     if kind == "streamed":

@@ -63,7 +63,7 @@ def test_its_waves_need_nothing_of_the_host(method: str, name: str, monkeypatch:
     build, arguments = tiny.PIPELINES[name]
     grid.grid_of.cache_clear()
     call = capturable(build(), arguments, monkeypatch, method=METHODS[method], max_iterations=2)
-    check_loop(*record_loop(call), len(call.positions))
+    check_loop(*record_loop(call), len(call.program))
 
 
 class Launch:
@@ -93,7 +93,7 @@ def test_nor_do_the_kernels_of_its_waves(method: str, name: str, monkeypatch: py
     monkeypatch.setattr(fixed_point_wave, "implementation", lambda device: "triton")
     for module, each in ((sweep_kernel, "_sweep"), (mix_kernel, "_gram"), (mix_kernel, "_mix")):
         monkeypatch.setattr(module, each, Launch(each, launched))
-    check_loop(*record_loop(call), len(call.positions))
+    check_loop(*record_loop(call), len(call.program))
     rehearsed = recorded = 4
     assert launched == (rehearsed + recorded) * ["_sweep", "_gram", "_mix"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -56,26 +55,18 @@ class Store:
 
 
 # takes the store and [4, 6], returns [4, 6]
-# takes the store and [4, 6], returns [4, 6]
 OPERATIONS: dict[str, Callable[[Store, Tensor], Tensor]] = {
     "read": lambda s, h: h + s.x,
     "in place on an outside tensor": lambda s, h: h + s.x.mul_(0.9).add_(0.1),
     "in place on a view of one": lambda s, h: h * s.y[:, 1:3].T.tanh_().sum(),
     "in place on a made one": lambda s, h: (h + 1).sin_().clamp_(max=0.5),
-    "in place on a view of a made one": lambda s, h: (h * 1).chunk(2, 1)[0].neg_().repeat(1, 2),
     "copy to a row": lambda s, h: h + s.y[2].copy_(h[0]),
     "a number to a row": lambda s, h: (s.x.__setitem__(3, 0.75), h + s.x)[1],
     "index": lambda s, h: h[s.index],
-    "index_copy_": lambda s, h: h + s.y.index_copy_(0, s.index, h),
     "out": lambda s, h: torch.add(h, 1, out=s.y) * 1,
     "foreach": lambda s, h: torch._foreach_add([h, torch._foreach_mul([s.x, s.y], 0.5)[0]], 1.0)[0],
-    "several outputs": lambda s, h: torch.sort(h, dim=1).values + torch.max(h, 1, keepdim=True)[0],
     "split of an outside tensor": lambda s, h: h + s.x.split(3, 1)[1].sum() + s.x.chunk(2)[0][0],
-    "matmul": lambda s, h: (h @ s.x.T).softmax(1) @ s.y,
-    "expand": lambda s, h: h[:1].expand(4, 6) + h,
     "empty": lambda s, h: torch.empty_like(h).copy_(h).mul_(2),
-    "zeros": lambda s, h: h + torch.zeros_like(h).add_(1),
-    "complex": lambda s, h: torch.fft.ifft(torch.fft.fft(h) * 2).real,
 }
 
 
@@ -131,79 +122,46 @@ scalar = torch.tensor(3.0)
 generator = torch.Generator()
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "item": (lambda: scalar.item(), "_local_scalar_dense"),
-    "bool": (lambda: bool(scalar), "_local_scalar_dense"),
     "if": (lambda: 1 if scalar > 0 else 0, "_local_scalar_dense"),
-    "float": (lambda: float(scalar), "_local_scalar_dense"),
-    "__float__": (lambda: torch.Tensor.__float__(scalar), "_local_scalar_dense"),
-    "int": (lambda: int(scalar), "_local_scalar_dense"),
     "format": (lambda: f"{scalar:.1f}", "_local_scalar_dense"),
     "a tensor as a bound of a slice": (lambda: matrix[: vector[1]], "_local_scalar_dense"),
-    "a tensor as a list's index": (lambda: [1, 2, 3][vector[0]], "_local_scalar_dense"),
     "equal": (lambda: torch.equal(matrix, matrix), "aten.equal"),
-    "allclose": (lambda: torch.allclose(matrix, matrix), "aten.allclose"),
     "inverse": (lambda: torch.linalg.inv(matrix), "_linalg_check_errors"),
     "tolist": (lambda: matrix.tolist(), "Tensor.tolist"),
     "numpy": (lambda: matrix.numpy(), "Tensor.numpy"),
     "numpy.asarray": (lambda: numpy.asarray(matrix), "Tensor.__array__"),
-    "numpy.sin": (lambda: numpy.sin(matrix), "Tensor.__array__"),
     "dlpack": (lambda: numpy.from_dlpack(matrix), "Tensor.__dlpack__"),
     "tensor_split at a tensor": (lambda: matrix.tensor_split(vector), "tensor_split"),
-    "from_numpy": (lambda: torch.from_numpy(numpy.ones(3)), "lift_fresh"),
     "nonzero": (lambda: matrix.nonzero(), "aten.nonzero"),
-    "masked_select": (lambda: matrix.masked_select(matrix > 0), "aten.masked_select"),
     "a mask as an index": (lambda: matrix[mask], "aten.index.Tensor"),
-    "a byte mask": (lambda: matrix[mask.byte()], "aten.index.Tensor"),
     "a mask that is written through": (lambda: matrix.clone().index_put((mask,), scalar), "aten.index_put"),
     "unique": (lambda: matrix.unique(), "_unique2"),
-    "bincount": (lambda: vector.bincount(), "bincount"),
-    "repeats in a tensor": (lambda: vector.repeat_interleave(vector), "repeat_interleave"),
     "torch.tensor": (lambda: torch.tensor([1.0, 2.0]), "tensor makes a tensor from Python numbers"),
-    "torch.tensor of one number": (lambda: torch.tensor(1.0), "tensor makes a tensor from Python numbers"),
     "as_tensor": (lambda: torch.as_tensor([1.0]), "as_tensor makes a tensor from Python numbers"),
     "new_tensor": (lambda: matrix.new_tensor([1.0]), "new_tensor makes a tensor from Python numbers"),
-    "Tensor": (lambda: torch.Tensor([1.0, 2.0]), "lift_fresh"),
     "a list as an index": (lambda: matrix[[0, 2]], "lift_fresh"),
     "to another device": (lambda: matrix.to("meta"), "copies between cpu and meta"),
     "randn": (lambda: torch.randn(2), "aten.randn"),
-    "rand": (lambda: torch.rand(2), "aten.rand"),
-    "randint": (lambda: torch.randint(3, (2,)), "aten.randint"),
-    "randperm": (lambda: torch.randperm(3), "aten.randperm"),
     "randn_like": (lambda: torch.randn_like(matrix), "aten.randn_like"),
-    "randn of a generator": (lambda: torch.randn(2, generator=generator), "aten.randn.generator"),
     "normal_": (lambda: torch.empty(2).normal_(generator=generator), "aten.normal_"),
-    "bernoulli": (lambda: torch.bernoulli(matrix.sigmoid()), "aten.bernoulli"),
     "multinomial": (lambda: matrix.abs().multinomial(2), "aten.multinomial"),
     "dropout in training": (lambda: F.dropout(matrix, 0.5), "draws random numbers"),
     "attention that drops out": (
         lambda: F.scaled_dot_product_attention(matrix[None], matrix[None], matrix[None], dropout_p=0.1),
         "draws random numbers",
     ),
-    "rrelu in training": (lambda: F.rrelu(matrix, training=True), "draws random numbers"),
 }
 ALLOWED: dict[str, Callable[[], Any]] = {
     "attention": lambda: F.scaled_dot_product_attention(matrix[None], matrix[None], matrix[None], dropout_p=0.0),
     "dropout in eval": lambda: F.dropout(matrix, 0.5, training=False),
-    "dropout of nothing": lambda: F.dropout(matrix, 0.0, training=True),
-    "rrelu in eval": lambda: F.rrelu(matrix),
     "arange": lambda: torch.arange(3),
-    "zeros": lambda: torch.zeros(3),
-    "ones": lambda: torch.ones(3),
     "full": lambda: torch.full((3,), 2.0),
-    "linspace": lambda: torch.linspace(0, 1, 3),
-    "eye": lambda: torch.eye(3),
-    "index_select": lambda: matrix.index_select(0, vector),
     "a tensor of numbers as an index": lambda: matrix[vector, :2],
     "written through one": lambda: matrix.clone().index_put_((vector,), scalar),
-    "embedding": lambda: F.embedding(vector, matrix),
     "where": lambda: torch.where(matrix > 0, matrix, 0.0),
-    "masked_fill": lambda: matrix.masked_fill(mask, 0.0),
     "a number to a part": lambda: matrix.clone().__setitem__((slice(1, 2), 0), 1.0),
     "a number for a tensor": lambda: matrix * 2.0 + scalar,
-    "as_tensor of a tensor": lambda: torch.as_tensor(matrix),
-    "split": lambda: matrix.split(2),
     "tensor_split at a number": lambda: matrix.tensor_split(2),
-    "deepcopy": lambda: copy.deepcopy(matrix),
-    "data_ptr": lambda: matrix.data_ptr(),
     "len, shape, iteration": lambda: [len(row) + matrix.shape[0] for row in matrix],
 }
 
@@ -337,39 +295,29 @@ def nothing(net: Any) -> None:
     pass
 
 
-# what was done before, and what makes it another network
 FREEU = {"s1": 0.9, "s2": 0.2, "b1": 1.2, "b2": 1.4}
 # what was done before, and what makes it another network
 CHANGES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "data of a parameter": (nothing, lambda net: setattr(net.conv_in.weight, "data", net.conv_in.weight.data.clone())),
     "parameter": (nothing, lambda net: setattr(net.conv_in, "bias", nn.Parameter(net.conv_in.bias.detach().clone()))),
-    "parameter gone": (nothing, lambda net: setattr(net.conv_in, "bias", None)),
     "buffer": (nothing, lambda net: setattr(net, "position", net.position.clone())),
-    "module": (nothing, lambda net: setattr(net, "conv_act", nn.SiLU())),
     "class": (nothing, lambda net: setattr(net.conv_act, "__class__", nn.ReLU)),
     "forward of the class": (nothing, _other_forward),
     "LoRA loaded": (nothing, tiny.add_lora),
     "LoRA scale": (tiny.add_lora, lambda net: _each_lora(net, lambda layer: layer.set_scale("default", 0.5))),
-    "LoRA off": (tiny.add_lora, lambda net: net.disable_adapters()),
     "LoRA merged": (tiny.add_lora, lambda net: _each_lora(net, lambda layer: layer.merge())),
     "LoRA switched": (_two_loras, lambda net: net.set_adapter("default")),
-    "LoRA deleted": (_two_loras, lambda net: net.delete_adapters("default")),
     "IP-Adapter loaded": (nothing, _ip_adapter),
     "IP-Adapter scale": (_ip_adapter, lambda net: _ip_processor(net).scale.__setitem__(0, 0.3)),
-    "FreeU": (nothing, lambda net: net.enable_freeu(**FREEU)),
     "FreeU strength": (lambda net: net.enable_freeu(**FREEU), lambda net: net.enable_freeu(**FREEU | {"b2": 1.5})),
-    "FreeU off": (lambda net: net.enable_freeu(**FREEU), lambda net: net.disable_freeu()),
     "attention processor": (nothing, lambda net: net.set_attn_processor(AttnProcessor())),
     "attribute of a processor": (nothing, lambda net: setattr(next(iter(net.attn_processors.values())), "flag", True)),
-    "fused projections": (nothing, lambda net: net.fuse_qkv_projections()),
     "training of a part": (nothing, lambda net: net.mid_block.train()),
     "number": (nothing, lambda net: setattr(net, "number", 2.0)),
-    "new attribute": (nothing, lambda net: setattr(net, "another", 1)),
     "setting": (nothing, lambda net: setattr(net.settings, "strength", 0.5)),
     "object in an object": (nothing, lambda net: setattr(net.settings.inner, "factor", 3.0)),
     "set": (nothing, lambda net: net.names.add("c")),
     "plain tensor": (nothing, lambda net: setattr(net, "extra", net.extra.clone())),
-    "tensor in a list": (nothing, lambda net: net.listed["deep"].__setitem__(0, net.listed["deep"][0].clone())),
     "element of another list": (nothing, lambda net: setattr(net, "pairs", [[1, 2], 3])),
     "dtype": (nothing, lambda net: net.to(torch.bfloat16)),
     "channels_last": (nothing, lambda net: net.to(memory_format=torch.channels_last)),
@@ -409,19 +357,6 @@ def test_what_a_replay_sees_is_no_change(change: Callable[[Any], Any]) -> None:
     found = network_key(net)
     change(net)
     assert network_key(net) == found
-
-
-@pytest.mark.parametrize("name", ["stable_diffusion_3", "flux", "pixart", "dit", "ddpm"])
-def test_a_call_does_not_change_its_network(name: str) -> None:
-    build, call = tiny.PIPELINES[name]
-    pipe = build()
-    net = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    # the first call of Flux leaves an empty registry of hooks
-    pipe(**call, num_inference_steps=2)
-    found = network_key(net)
-    pipe(**call, num_inference_steps=2)
-    assert network_key(net) == found
-    assert hooked(net) is None
 
 
 def test_every_tensor_is_known() -> None:
@@ -479,14 +414,3 @@ def test_hooks_that_are_gone_are_forgotten() -> None:
     assert "forward" in vars(net.mid_block)
     assert hooked(net) is None
     assert hooked(torch.compile(nn.Linear(2, 2), backend="eager")) == "OptimizedModule"
-
-
-@pytest.mark.parametrize("register", ["register_module_forward_hook", "register_module_forward_pre_hook"])
-def test_a_hook_on_every_module_is_found(register: str) -> None:
-    net = nn.Linear(2, 2)
-    handle = getattr(nn.modules.module, register)(lambda *given: None)
-    try:
-        assert hooked(net) == "every module"
-    finally:
-        handle.remove()
-    assert hooked(net) is None

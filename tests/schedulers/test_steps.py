@@ -4,8 +4,14 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
+from srds_fast.schedulers import steps
 from srds_fast.schedulers.steps import first_order, second_order
 from srds_fast.schedulers.verify import noise_table
 
@@ -27,8 +33,22 @@ def test_one_step_in_coefficients_is_the_definition(prediction: str, clip: bool,
         torch.testing.assert_close(found, table.step(index, x[index], m[index])[0], rtol=1e-12, atol=1e-12)
 
 
-def test_the_2m_jump_is_diffusers_dpm_solver() -> None:
+@pytest.mark.parametrize("make", [DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler])
+def test_a_jump_over_two_nodes_lands_where_the_steps_between_do_for_a_constant_x0(make: type) -> None:
+    """With eps and x0 the same at both nodes, one jump and two steps are the same line."""
+    scheduler = make(**({"clip_sample": False} if make is DDIMScheduler else {}))
+    scheduler.set_timesteps(12)
+    table = noise_table(scheduler)
+    x0, eps = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = table.alpha[2] * x0 + table.sigma[2] * eps
+    m = (x0 - table.p[2] * x) / table.q[2]
+    jump = first_order(table, 2, 7)
+    torch.testing.assert_close(jump.a * x + jump.b * m, table.alpha_next[6] * x0 + table.sigma_next[6] * eps)
+
+
+def test_the_2m_jump_is_diffusers_dpm_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     """An oracle that shares no code: DPMSolverMultistep takes the boundaries as its own grid."""
+    monkeypatch.setattr(steps, "LONGEST_EXTRAPOLATION", math.inf)
     ddim = DDIMScheduler(clip_sample=False, timestep_spacing="trailing", **SD)
     ddim.set_timesteps(100)
     table = noise_table(ddim)
@@ -42,20 +62,23 @@ def test_the_2m_jump_is_diffusers_dpm_solver() -> None:
         here = bounds[block]
         m = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
         theirs = oracle.step(m, oracle.timesteps[block], theirs).prev_sample
-        a, b, c, d = second_order(table, bounds[block - 1] if block else None, here, here + 10, longest=math.inf)
+        a, b, c, d = second_order(table, bounds[block - 1] if block else None, here, here + 10)
         x0 = table.p[here] * ours + table.q[here] * m
         ours = a * ours + b * m + c * x0 + (d * x0_before if x0_before is not None else 0)
         x0_before = x0
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_the_2m_jump_does_not_extrapolate_far() -> None:
+def test_the_2m_jump_does_not_extrapolate_far(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit takes hold where a jump is longer than half the one before, and nowhere else."""
     ddim = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **SD)
     ddim.set_timesteps(100)
     table = noise_table(ddim)
-    assert second_order(table, 80, 90, 100) != second_order(table, 80, 90, 100, longest=math.inf)
-    assert second_order(table, 0, 50, 51) == second_order(table, 0, 50, 51, longest=math.inf)
+    long, short = ((80, 90, 100), (0, 50, 51))
+    limited = [second_order(table, *jump) for jump in (long, short)]
+    monkeypatch.setattr(steps, "LONGEST_EXTRAPOLATION", math.inf)
+    assert second_order(table, *long) != limited[0]
+    assert second_order(table, *short) == limited[1]
 
 
 def test_the_2m_jump_falls_to_first_order_where_a_log_snr_is_infinite() -> None:

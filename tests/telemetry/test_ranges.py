@@ -98,13 +98,6 @@ def test_waves_are_those_of_the_report(told: Found, name: str) -> None:
     assert len(call.of("wave_update")) == report.waves + 1
 
 
-def test_waves_are_coarse_or_fine_or_both(traced: Found) -> None:
-    for wave, each in zip(PROGRAM, traced["srds"][0].of("wave"), strict=True):
-        coarse, fine = any(row.coarse for row in wave.rows), any(row.fine for row in wave.rows)
-        assert each.category == ("mixed" if coarse and fine else "coarse" if coarse else "fine")
-    assert {wave.category for wave in traced["sequential"][0].of("wave")} == {"fine"}
-
-
 def test_iterations_end_with_their_checkpoint(told: Found) -> None:
     # sweeps of a fixed-point method are counted from 1
     for name, first in (("srds", 0), ("collocation", 1), ("replayed", 0)):

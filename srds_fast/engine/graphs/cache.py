@@ -6,15 +6,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ...errors import CaptureFailed
+from ..run import EngineUse
 from .capturable import Capturable, NetworkCalls
-from .device_lock import device_lock
-from .loop_graph import LoopGraph, Replay, compare
+from .device_lock import DeviceBusy, device_lock
+from .loop_graph import LoopGraph, compare, replay
 from .network_graphs import GraphedCalls, NetworkGraphs
 from .recorder import recorder, within_memory
 
@@ -52,10 +54,11 @@ class NoLoop(NamedTuple):
     Attributes:
         what: "failed": it cannot be recorded; "declined": it is not worth recording; "network graphs": it runs on
             these instead.
+        reason: None where nobody asked for a loop graph.
     """
 
     what: str
-    reason: str
+    reason: str | None
 
 
 @dataclass
@@ -94,8 +97,7 @@ class Graphs:
         """Record the loop graph of a call that has just run eagerly, and keep it if its replay gives the same.
 
         Args:
-            expected: result of the eager run, [batch, ...].
-            iterations: after how many each sample was done.
+            expected, iterations: see `compare`.
             whole: record all iterations that it could take, not just those it took.
 
         Returns:
@@ -123,34 +125,23 @@ class Graphs:
         """The graphs of network calls with this key, new ones if there are none; or why there can be none."""
         found = self.find(key)
         if isinstance(found, NoLoop):
+            assert found.reason is not None
             return found.reason
-        if isinstance(found, NetworkGraphs):
-            return found
-        return NetworkGraphs(calls.networks, recorder(calls.device), calls.device, compiled=calls.compiled)
+        return found if isinstance(found, NetworkGraphs) else NetworkGraphs(calls)
 
-    def count_network_graphs(self, calls: GraphedCalls) -> None:
-        """Calls were made through their graphs: keep these, or give them up."""
+    def keep_network_graphs(self, calls: GraphedCalls) -> None:
+        """A run has made its calls through these graphs: keep them, or give them up."""
         with self._lock:
             self.stats.seconds += calls.seconds
             self._count()
             is_new = calls.key not in self._kept
-        if calls.ended == "broken":
-            assert calls.reason is not None
-            self.give_up(calls.key, calls.reason)
-        elif calls.ended == "declined":
-            assert calls.reason is not None
-            self.remember(calls.key, "declined", calls.reason)
+        if calls.ended in ("failed", "declined"):
+            self.remember(calls.key, calls.ended, calls.reason)
         elif calls.ended == "changed":
             self.drop(calls.key)
         elif calls.recordings and is_new:
-            self._keep(calls.key, calls.graphs)
-
-    def give_up(self, key: Hashable, reason: str) -> None:
-        """Do not try again to record or replay what cannot be."""
-        with self._lock:
-            self.stats.failed += 1
-            self.drop(key)
-            self.remember(key, "failed", reason)
+            with suppress(DeviceBusy):  # the run is done: another one records these graphs
+                self._keep(calls.key, calls.graphs)
 
     def drop(self, key: Hashable) -> None:
         """Give a recording up."""
@@ -158,9 +149,12 @@ class Graphs:
             self._kept.pop(key, None)
             self._count()
 
-    def remember(self, key: Hashable, what: str, reason: str) -> None:
-        """From now on there is no loop graph for a key, see `NoLoop`."""
+    def remember(self, key: Hashable, what: str, reason: str | None) -> None:
+        """From now on calls with this key are not recorded, or not as a loop; see `NoLoop`."""
         with self._lock:
+            if what == "failed":
+                self.stats.failed += 1
+                self.drop(key)
             self._reasons[key] = NoLoop(what, reason)
             if len(self._reasons) > MOST_REASONS:
                 self._reasons.popitem(last=False)
@@ -194,10 +188,13 @@ def _recorded(call: Capturable, checkpoints: int) -> LoopGraph:
     """The loop graph of a call, with coarse rows on a stream of their own where that is wanted and faster."""
 
     def record(*, streams: bool) -> LoopGraph:
-        with within_memory(call.device, LoopGraph.name) as taken:
-            captured = LoopGraph(call, recorder(call.device), MOST_OPERATIONS, streams=streams)
+        def make() -> LoopGraph:
+            captured = LoopGraph(call, recorder(call.calls.device), MOST_OPERATIONS, streams=streams)
             captured.extend_to(checkpoints)
-        captured.nbytes = taken.nbytes
+            return captured
+
+        captured, nbytes = within_memory(call.calls.device, LoopGraph.name, make)
+        captured.nbytes = nbytes
         return captured
 
     if call.overlap == "batch":
@@ -221,9 +218,9 @@ def _seconds(captured: LoopGraph, call: Capturable) -> float:
     """The shortest of some replays of everything that was recorded."""
     from torch.utils.benchmark import Timer
 
-    def replay() -> None:
-        for _ in Replay(captured, call.inputs).core:
+    def run() -> None:
+        for _ in replay(captured, call.inputs, EngineUse()):
             pass
 
-    timer = Timer("replay()", globals={"replay": replay})
+    timer = Timer("run()", globals={"run": run})
     return min(timer.timeit(1).mean for _ in range(3))

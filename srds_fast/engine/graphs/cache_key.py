@@ -36,10 +36,8 @@ MOST_VISITED = 10_000
 def network_key(network: nn.Module, live: frozenset[int] = frozenset()) -> Hashable:
     """Where the tensors of a network lie, and what numbers, switches and processors its modules hold.
 
-    It waits for nothing and copies nothing: a few milliseconds of the host for a network of a thousand modules.
-
-    Args:
-        live: dictionaries, by identity, whose values are inputs of the recording: only their names count.
+    It takes a few milliseconds for a thousand modules. live: dictionaries, by identity, whose values are inputs of the
+    recording: only their names count.
     """
     return tuple(leaf if type(leaf) in PLAIN else _key_of(leaf) for leaf in _leaves_of(network, live))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ...kernels.wave_update import NetworkInput
 from ...solvers.contract import Core, Evaluate
 from ...solvers.program import Program
-from ..evaluator import Evaluator
+from ..eager import Evaluator
 from .cache_key import hooked, network_key
+from .device_lock import in_a_replay
 from .recorder import why_no_recorder
 
 Through = Callable[[Callable[..., Any], Hashable], Callable[..., Any]]
@@ -25,8 +26,6 @@ class NetworkCalls:
     """The network calls of a run: what network graphs depend on besides the arguments of each call.
 
     Attributes:
-        networks: the networks that are called.
-        device: where they are.
         signature: by value, what the calls depend on besides their arguments and the modules.
         compiled: some network is run through torch.compile.
     """
@@ -37,14 +36,16 @@ class NetworkCalls:
     compiled: bool = False
 
     def why_not(self) -> str | None:
-        """Why nothing of them can be recorded, or None."""
+        """Why nothing of them can be recorded or replayed now, or None."""
+        if in_a_replay(self.device):
+            return "it is made in the middle of another call, whose replay has the device"
         if (reason := why_no_recorder(self.device)) is not None:
             return reason
         part = next(filter(None, map(hooked, self.networks)), None)
         return None if part is None else f"a hook hangs on {part}: a replay would not call it"
 
     def key(self, live: frozenset[int] = frozenset()) -> Hashable:
-        """Equal for calls that the same graphs serve. live: see `Capturable`."""
+        """Equal for calls that the same graphs serve, whatever their plan. live: see `Capturable`."""
         networks = tuple(network_key(each, live) for each in self.networks)
         return self.device, self.compiled, self.signature, _process_state(), networks
 
@@ -54,25 +55,22 @@ class Capturable:
     """What a call asks to have recorded.
 
     Attributes:
-        signature: by value, everything that changes the loop graph besides `inputs` and `networks`.
+        signature: by value, everything that changes the loop graph besides `inputs` and `calls`.
         inputs: the tensors that differ from call to call, by name; "x" is the starting noise, [batch, ...].
-        networks: the networks that are called.
+        calls: the network calls alone.
         begin: given static tensors in the place of inputs, makes a core that has not begun and the evaluator of its
             waves. True: coarse rows run on a stream of their own.
         through: makes an eager evaluator of the same waves whose network calls go through a function.
         checkpoints: the most that a run has.
-        program: the waves.
-        network: format of the network's input.
-        dtype: of the network.
+        network, dtype: of the network's input.
         live: dictionaries of the networks, by identity, whose values are among the inputs.
-        network_signature, compiled: see `NetworkCalls`.
         overlap: "batch"; "streams": coarse rows on a stream of their own; "auto": the faster of the two, measured.
         why_no_loop: why there can be no loop graph, or None.
     """
 
     signature: Hashable
     inputs: Mapping[str, Tensor]
-    networks: tuple[nn.Module, ...]
+    calls: NetworkCalls
     begin: Callable[[Mapping[str, Tensor], bool], tuple[Core, Evaluator]]
     through: Callable[[Through], Callable[[Evaluate], Tensor]]
     checkpoints: int
@@ -80,41 +78,24 @@ class Capturable:
     network: NetworkInput
     dtype: torch.dtype
     live: frozenset[int] = frozenset()
-    network_signature: Hashable = None
-    compiled: bool = False
     overlap: str = "batch"
     why_no_loop: str | None = None
 
     @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return self.inputs["x"].device
-
-    @property
-    def positions(self) -> Sequence[tuple[int, ...]]:
-        """Of the rows of every wave."""
-        return self.program.positions
-
-    @property
     def widths(self) -> list[int]:
         """Of its waves, from narrow to wide."""
-        return sorted(set(map(len, self.positions)))
+        return sorted(set(map(len, self.program.positions)))
 
     def wave_of_zeros(self, width: int) -> Evaluate:
         """The first wave of this width, on zeros."""
         x = self.inputs["x"]
-        number = [len(positions) for positions in self.positions].index(width)
-        rows = self.network.empty(width, x).zero_()
-        return Evaluate(rows, self.positions[number], tuple(range(len(x))), number)
+        number, positions = next(each for each in enumerate(self.program.positions) if len(each[1]) == width)
+        return Evaluate(self.network.empty(width, x).zero_(), positions, tuple(range(len(x))), number)
 
     def key(self) -> Hashable:
         """Equal for calls that one loop graph serves."""
         layout = tuple((name, each.shape, each.stride(), each.dtype, each.device) for name, each in self.inputs.items())
-        return self.signature, layout, self.calls().key(self.live)
-
-    def calls(self) -> NetworkCalls:
-        """The network calls alone, whatever the plan."""
-        return NetworkCalls(self.networks, self.device, self.network_signature, self.compiled)
+        return self.signature, layout, self.calls.key(self.live)
 
 
 def _process_state() -> Hashable:

@@ -90,11 +90,7 @@ class CaptureCheck(TorchDispatchMode):
 
     @contextmanager
     def network(self, unseen: bool = False) -> Iterator[None]:
-        """Within it, operations are those of the network.
-
-        Args:
-            unseen: do not check them. The network is compiled, and torch would compile it anew under this mode.
-        """
+        """Within it, operations are those of the network. unseen: torch would compile it anew if they were checked."""
         self._in_network = True
         try:
             with self.unseen() if unseen else nullcontext():
@@ -228,7 +224,7 @@ def refuse_unknown_reads(
 ) -> None:
     """Raise CaptureFailed if the network read a tensor that nobody would compare before a replay.
 
-    It may read the inputs, the tensors of the networks, and memory made in earlier captures of the same recording.
+    made: memory of earlier captures of the same recording.
     """
     known = {*map(storage_of, inputs), *made}
     for network in networks:

@@ -23,12 +23,7 @@ class DeviceBusy(CaptureFailed):
 
 @dataclass
 class _Lock:
-    """The lock of one device.
-
-    Attributes:
-        owner: the thread whose run is being replayed; None while there is none.
-        done: event after the last replay.
-    """
+    """The lock of one device, the thread whose run is being replayed, and an event after the last replay."""
 
     lock: Any = field(default_factory=threading.RLock)
     owner: int | None = None
@@ -53,16 +48,14 @@ def device_lock(device: torch.device) -> Iterator[None]:
             f"another call has had the graphs of {device} for {LONGEST_WAIT:.0f} seconds: it may wait for this one"
         )
     try:
-        if device.type != "cuda":
-            yield
-            return
-        stream = torch.cuda.current_stream(device)
-        if mine.done is not None:
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        if stream is not None and mine.done is not None:
             stream.wait_event(mine.done)
         try:
             yield
         finally:
-            mine.done = stream.record_event()
+            if stream is not None:
+                mine.done = stream.record_event()
     finally:
         mine.lock.release()
 

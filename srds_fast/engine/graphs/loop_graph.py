@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ... import telemetry
 from ...errors import CaptureFailed
-from ...solvers.contract import Checkpoint, Core, Evaluate
+from ...solvers.contract import Answer, Checkpoint, Core, Evaluate, merged, samples_of
+from ..run import EngineUse
 from .capturable import Capturable
 from .capture_checks import CaptureCheck, refuse_unknown_reads
 from .device_lock import device_lock, replaying
@@ -33,12 +34,7 @@ SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.flo
 
 @dataclass(frozen=True)
 class Stretch:
-    """The waves up to one checkpoint: one launch.
-
-    Attributes:
-        waves: the number of each.
-        checkpoint: in memory that the replay of this stretch writes.
-    """
+    """The waves up to one checkpoint, by number: one launch, which writes the memory of the checkpoint."""
 
     graph: Graph
     waves: list[int]
@@ -49,6 +45,7 @@ class LoopGraph:
     """One graph from each checkpoint of a plan to the next, on static tensors.
 
     Args:
+        call: what is recorded.
         most_operations: the most that the whole recording may hold, about.
         streams: coarse rows run on a stream of their own.
 
@@ -70,15 +67,15 @@ class LoopGraph:
         self.nbytes = self.operations = 0
         self.reason: str | None = None
         self.broken = False
-        self.device, self.checkpoints, self.program = call.device, call.checkpoints, call.program
-        self._networks, self._compiled = call.networks, call.compiled
+        self.device, self.checkpoints, self.program = call.calls.device, call.checkpoints, call.program
+        self._calls = call.calls
         self._recorder, self._most_operations = recorder, most_operations
         self._inputs = {name: torch.empty_like(each).copy_(each) for name, each in call.inputs.items()}
         self._stretches: list[Stretch] = []
         self._made: set[Hashable] = set()
         self._core, self._evaluate = call.begin(self._inputs, streams)
         self._evaluate.prepare()
-        if call.compiled:  # torch compiles each width for itself, which no recording may hold
+        if call.calls.compiled:  # torch compiles each width for itself, which no recording may hold
             for width in call.widths:
                 self._evaluate(call.wave_of_zeros(width))
             self._evaluate.forget()
@@ -86,11 +83,7 @@ class LoopGraph:
             _rehearse(call.begin(self._inputs, streams)[0], call.dtype)
 
     def extend_to(self, checkpoints: int) -> None:
-        """Record what is missing up to so many checkpoints, as far as a run goes.
-
-        Raises:
-            CaptureFailed: an operation cannot be recorded. Nothing more can be done with this recording.
-        """
+        """Record what is missing up to so many checkpoints. After a CaptureFailed the recording is of no use."""
         with device_lock(self.device):
             if self.broken:
                 raise CaptureFailed("The recording broke off. It is made anew.")
@@ -103,10 +96,14 @@ class LoopGraph:
                 self.broken = True
                 raise
 
-    def stretch(self, number: int) -> Stretch:
-        """A stretch, recorded now if it has not been."""
+    def launch(self, number: int) -> Stretch:
+        """Replay a stretch, recorded now if it has not been."""
         self.extend_to(number + 1)
-        return self._stretches[number]
+        stretch = self._stretches[number]
+        iteration = self.program.first_iteration + number
+        with telemetry.span(f"replay {iteration}", "replay", len(stretch.waves)):
+            stretch.graph.replay()
+        return stretch
 
     def take(self, inputs: Mapping[str, Tensor]) -> None:
         """Copy the inputs of a run to where graphs read them."""
@@ -121,7 +118,7 @@ class LoopGraph:
                 waves.append(event.number)
                 self._refuse_length(check, len(waves))
                 with telemetry.span(*telemetry.of_wave(self.program, event.number)):
-                    with check.network(self._compiled):
+                    with check.network(self._calls.compiled):
                         output = self._evaluate(event)
                     with telemetry.span("wave_update", "wave_update"):
                         event = self._core.send(output)
@@ -131,7 +128,7 @@ class LoopGraph:
         with telemetry.span(f"iteration {iteration}", "iteration", iteration):
             graph, check, checkpoint = record(self._recorder, work)
         inputs = [*self._inputs.values(), *self._evaluate.constants()]
-        refuse_unknown_reads(check, inputs, self._networks, self._made)
+        refuse_unknown_reads(check, inputs, self._calls.networks, self._made)
         self._made |= check.made
         self.operations += check.operations
         return Stretch(graph, waves, checkpoint)
@@ -154,9 +151,9 @@ def copy_to(static: Iterable[Tensor], tensors: list[Tensor]) -> None:
 
 
 def _rehearse(core: Core, dtype: torch.dtype) -> None:
-    """Run a core to its end on outputs of zeros: no kernel may be loaded for the first time in a recording.
+    """Run a core to its end on zeros: no kernel may be loaded for the first time in a recording.
 
-    The eager run before may have ended earlier, and a replay may go further.
+    The eager run before may have ended earlier.
     """
     answer: Tensor | None = None
     with suppress(StopIteration):
@@ -165,65 +162,44 @@ def _rehearse(core: Core, dtype: torch.dtype) -> None:
             answer = torch.zeros_like(event.x, dtype=dtype) if isinstance(event, Evaluate) else None
 
 
-class Replay:
-    """One run of a recording, on other inputs of the same layout.
+def replay(
+    captured: LoopGraph,
+    inputs: Mapping[str, Tensor],
+    engine: EngineUse,
+    ahead: Callable[[int], bool] = lambda iteration: False,
+) -> Core:
+    """One run of a recording as a core: it hands out each wave when it has been launched, and ignores the answer.
 
     Args:
+        inputs: of the run, in the layout of those recorded.
+        engine: the waves that were launched ahead of a decision to stop are counted here.
         ahead: true for an iteration after which the next stretch is launched before the change is read. The device
             then does not pause, and the waves of one launch are wasted where the run stops: it pays where a stop is
             unlikely.
-
-    Attributes:
-        core: the run as a core: it hands out each wave when it has been launched, and ignores the answer.
-        dropped_waves: launched ahead of a decision to stop.
     """
-
-    def __init__(
-        self, captured: LoopGraph, inputs: Mapping[str, Tensor], ahead: Callable[[int], bool] = lambda iteration: False
-    ) -> None:
-        self.dropped_waves = 0
-        self._captured = captured
-        self._ahead = ahead
-        self.core = self._run(inputs)
-
-    def _run(self, inputs: Mapping[str, Tensor]) -> Core:
-        captured = self._captured
-        with replaying(captured.device):
-            captured.take(inputs)
-            running = samples = tuple(range(len(inputs["x"])))
-            result: Tensor | None = None
-            launched = False
-            for number in range(captured.checkpoints):
-                stretch = captured.stretch(number)
-                if not launched:
-                    self._launch(stretch, number)
-                launched, self.dropped_waves = False, 0
-                for wave in stretch.waves:
-                    yield Evaluate(inputs["x"], captured.program.positions[wave], samples, wave)
-                arriving = _Arriving(stretch.checkpoint)
-                last = number == captured.checkpoints - 1
-                if not last and self._ahead(stretch.checkpoint.iteration):
-                    following = captured.stretch(number + 1)
-                    self._launch(following, number + 1)
-                    launched, self.dropped_waves = True, len(following.waves)  # dropped if the run ends here
-                checkpoint = arriving.of(running)
-                answer = yield checkpoint
-                assert not isinstance(answer, Tensor)
-                if result is None or len(result) == len(running):
-                    result = checkpoint.sample
-                else:  # samples that are done keep what they had
-                    result = result.clone()
-                    result[list(running)] = checkpoint.sample
-                running = running if answer is None else tuple(running[position] for position in answer)
-                if last or not running:
-                    break
-            assert result is not None
-            return result
-
-    def _launch(self, stretch: Stretch, number: int) -> None:
-        iteration = self._captured.program.first_iteration + number
-        with telemetry.span(f"replay {iteration}", "replay", len(stretch.waves)):
-            stretch.graph.replay()
+    with replaying(captured.device):
+        captured.take(inputs)
+        running = samples = tuple(range(len(inputs["x"])))
+        result: Tensor | None = None
+        following: Stretch | None = None
+        for number in range(captured.checkpoints):
+            stretch = following or captured.launch(number)
+            following, engine.dropped_waves = None, 0
+            for wave in stretch.waves:
+                yield Evaluate(inputs["x"], captured.program.positions[wave], samples, wave)
+            arriving = _Arriving(stretch.checkpoint)
+            last = number == captured.checkpoints - 1
+            if not last and ahead(stretch.checkpoint.iteration):
+                following = captured.launch(number + 1)
+                engine.dropped_waves = len(following.waves)  # dropped if the run ends here
+            checkpoint = arriving.of(running)
+            answer = yield checkpoint
+            result = merged(result, checkpoint.sample, running)
+            running = tuple(running[position] for position in samples_of(answer, running))
+            if last or not running:
+                break
+        assert result is not None
+        return result
 
 
 class _Arriving:
@@ -264,27 +240,22 @@ def _to_host(tensor: Tensor | None) -> Tensor | None:
 
 
 def compare(captured: LoopGraph, call: Capturable, expected: Tensor, iterations: list[int]) -> None:
-    """Raise CaptureFailed if a replay on the call's own inputs does not give its result.
+    """Raise CaptureFailed if a replay on the call's own inputs does not give its result, [batch, ...].
 
-    Args:
-        expected: result of the eager run, [batch, ...].
-        iterations: after how many each sample was done.
+    iterations: after how many each sample was done.
     """
-    core = Replay(captured, call.inputs).core
-    found = torch.empty_like(expected)
-    try:
-        event: Any = next(core)
-        with suppress(StopIteration):
-            while True:
-                if isinstance(event, Evaluate):
-                    event = core.send(event.x)
-                    continue
-                running = range(len(event.samples))
-                done = [position for position in running if iterations[event.samples[position]] <= event.iteration]
-                found[[event.samples[position] for position in done]] = event.sample[done]
-                event = core.send(tuple(position for position in running if position not in done))
-    finally:
-        core.close()
+    answer: Answer = None
+    with closing(replay(captured, call.inputs, EngineUse())) as core:
+        while True:
+            try:
+                event = core.send(answer)
+            except StopIteration as stop:
+                found = stop.value
+                break
+            answer = None
+            if isinstance(event, Checkpoint):
+                running = enumerate(event.samples)
+                answer = tuple(place for place, sample in running if iterations[sample] > event.iteration)
     refuse_difference(found, expected, call.dtype)
 
 

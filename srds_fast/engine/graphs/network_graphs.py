@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ... import telemetry
 from ...errors import CaptureFailed
 from .cache_key import PLAIN
+from .capturable import NetworkCalls
 from .capture_checks import CaptureCheck, cannot_capture, failed, refuse_unknown_reads, tensors_in
 from .device_lock import DeviceBusy, device_lock
 from .loop_graph import copy_to, refuse_difference
-from .recorder import Graph, Recorder, TooLarge, record, within_memory
-from .utilisation import utilisation, why_not_worth
+from .recorder import Graph, TooLarge, record, recorder, within_memory
+from .utilisation import why_not_worth
 
 # graphs of one set of networks, the least recently used is given up first
 MOST_WIDTHS = 64
@@ -36,13 +37,7 @@ CHANGED = "the network's own attributes have changed while it ran: a replay woul
 
 @dataclass(frozen=True)
 class _CallGraph:
-    """The graph of one network call.
-
-    Attributes:
-        inputs: static tensors, in the order of the tensors among the arguments.
-        outputs: leaves of what the call returned; a replay writes the tensors among them.
-        structure: of the outputs.
-    """
+    """The graph of one network call: from its static inputs to the leaves of what the call returned."""
 
     graph: Graph
     inputs: list[Tensor]
@@ -69,14 +64,10 @@ class NetworkGraphs:
 
     name = "network graphs"
 
-    def __init__(
-        self, networks: Sequence[nn.Module], recorder: Recorder, device: torch.device, *, compiled: bool = False
-    ) -> None:
-        self.device = device
+    def __init__(self, calls: NetworkCalls) -> None:
+        self.device = calls.device
         self.nbytes = 0
-        self._networks = networks
-        self._recorder = recorder
-        self._compiled = compiled
+        self._calls = calls
         self._graphs: OrderedDict[Hashable, _CallGraph] = OrderedDict()
         self._buffers: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
         self._full: str | None = None
@@ -96,12 +87,9 @@ class NetworkGraphs:
     def record(
         self, key: Hashable, function: Callable[..., Any], leaves: list[Any], structure: TreeSpec, expected: Any
     ) -> None:
-        """Record a call that has just been made eagerly, and keep its graph if a replay returns the same.
+        """Record a call that has just been made eagerly, and keep its graph if a replay returns what is expected.
 
-        Args:
-            key: see `key_of`.
-            leaves, structure: of the arguments.
-            expected: what the call returned.
+        leaves, structure: of the arguments.
 
         Raises:
             TooLarge: it would take too much memory, or one before it would have.
@@ -111,15 +99,16 @@ class NetworkGraphs:
             raise TooLarge(self._full)
         with device_lock(self.device), telemetry.recording():
             try:
-                with within_memory(self.device, self.name, held=self.nbytes) as taken:
-                    made = self._record(function, leaves, structure)
+                made, taken = within_memory(
+                    self.device, self.name, lambda: self._record(function, leaves, structure), held=self.nbytes
+                )
             except TooLarge as why:
                 self._full = str(why)
                 raise
             found = made.replay([leaf for leaf in leaves if isinstance(leaf, Tensor)])
             for ours, theirs in zip(tensors_in(found), tensors_in(expected), strict=True):
                 refuse_difference(ours, theirs, theirs.dtype)
-            self.nbytes += taken.nbytes
+            self.nbytes += taken
             self._graphs[key] = made
             if len(self._graphs) > MOST_WIDTHS:
                 self._graphs.popitem(last=False)
@@ -130,11 +119,11 @@ class NetworkGraphs:
         args, kwargs = tree_unflatten(static, structure)
 
         def work(check: CaptureCheck) -> Any:
-            with check.network(self._compiled):
+            with check.network(self._calls.compiled):
                 return function(*args, **kwargs)
 
-        graph, check, found = record(self._recorder, work)
-        refuse_unknown_reads(check, inputs, self._networks)
+        graph, check, found = record(recorder(self.device), work)
+        refuse_unknown_reads(check, inputs, self._calls.networks)
         outputs, structure = tree_flatten(found)
         _refuse_unknown("returns", outputs)
         return _CallGraph(graph, inputs, outputs, structure)
@@ -164,7 +153,7 @@ class GraphedCalls:
         reason: why some calls were not replays, beyond the first of their width; None: all were.
         seconds: spent on recording.
         ended: why the rest of the run neither replays nor records. "busy": another call holds the device; "changed":
-            the network's own attributes have changed, and what this run recorded is of no use; "broken": the network
+            the network's own attributes have changed, and what this run recorded is of no use; "failed": the network
             cannot be recorded; "declined": graphs would save no time.
     """
 
@@ -216,7 +205,7 @@ class GraphedCalls:
             if self._weigh:
                 self._weigh = False
                 args, kwargs = tree_unflatten(leaves, structure)
-                self.reason = why_not_worth(utilisation(lambda: function(*args, **kwargs), self.graphs.device))
+                self.reason = why_not_worth(lambda: function(*args, **kwargs), self.graphs.device)
                 self.ended = None if self.reason is None else "declined"
             self._look_for_changes()
             if self.ended is None:
@@ -237,7 +226,7 @@ class GraphedCalls:
         if isinstance(why, DeviceBusy):
             self.ended = "busy"
         elif not isinstance(why, TooLarge) or not len(self.graphs):
-            self.ended = "broken"
+            self.ended = "failed"
 
 
 def key_of(name: Hashable, leaves: Sequence[Any], structure: TreeSpec) -> Hashable:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from typing import Protocol, TypeVar
 
@@ -12,6 +10,7 @@ import torch
 
 from ...errors import CaptureFailed
 from .capture_checks import CaptureCheck
+from .cuda import CudaRecorder
 
 T = TypeVar("T")
 
@@ -43,14 +42,8 @@ class Recorder(Protocol):
         """Give memory back to the device, if no recording is left."""
 
 
-def _cuda(device: torch.device) -> Recorder:
-    from .cuda import CudaRecorder
-
-    return CudaRecorder(device)
-
-
 # by type of device; tests add a recorder for the CPU
-RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": _cuda}
+RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaRecorder}
 
 
 @cache
@@ -79,32 +72,27 @@ class TooLarge(CaptureFailed):
     """A recording that would take too much memory or too long to make. A smaller one may do."""
 
 
-@dataclass
-class Taken:
-    """Bytes that a device has less after a recording; 0 where that cannot be asked."""
-
-    nbytes: int = 0
-
-
-@contextmanager
-def within_memory(device: torch.device, name: str, held: int = 0) -> Iterator[Taken]:
-    """Raise TooLarge at the end if a recording took more than `LARGEST_SHARE` of the device's free memory.
+def within_memory(device: torch.device, name: str, make: Callable[[], T], held: int = 0) -> tuple[T, int]:
+    """Make a recording, and return it with the bytes that its device has less, 0 where that cannot be asked.
 
     Args:
-        device: where it is recorded.
         name: of its kind.
         held: bytes that earlier recordings of the same network have taken.
+
+    Raises:
+        TooLarge: it took more than `LARGEST_SHARE` of the free memory.
     """
     free = free_memory(device)
-    taken = Taken()
-    yield taken
-    if free is not None:
-        taken.nbytes = max(0, free - (free_memory(device) or 0))
-        if held + taken.nbytes > LARGEST_SHARE * (held + free):
-            raise TooLarge(
-                f"The {name} would take {(held + taken.nbytes) / 2**30:.1f} of {(held + free) / 2**30:.1f} GiB that "
-                "are free. Room must be left to decode. Lower max_rows or max_graphs."
-            )
+    made = make()
+    if free is None:
+        return made, 0
+    taken = max(0, free - (free_memory(device) or 0))
+    if held + taken > LARGEST_SHARE * (held + free):
+        raise TooLarge(
+            f"The {name} would take {(held + taken) / 2**30:.1f} of {(held + free) / 2**30:.1f} GiB that are free. "
+            "Room must be left to decode. Lower max_rows or max_graphs."
+        )
+    return made, taken
 
 
 def free_memory(device: torch.device) -> int | None:

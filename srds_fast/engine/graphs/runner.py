@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,17 +18,16 @@ from ..run import EngineUse, Run
 from .cache import Graphs, NoLoop
 from .capturable import Capturable, NetworkCalls
 from .capture_checks import failed
-from .device_lock import DeviceBusy, in_a_replay
-from .loop_graph import LoopGraph, Replay
+from .device_lock import DeviceBusy
+from .loop_graph import LoopGraph, replay
 from .network_graphs import CHANGED, NOT_WHILE_SERVING, GraphedCalls, NetworkGraphs
 from .recorder import TooLarge
-from .utilisation import utilisation, why_not_worth
-
-T = TypeVar("T")
+from .utilisation import why_not_worth
 
 FIRST = "it is the first call of its kind: recorded for those to come"
 Eager = Callable[[Evaluate], Tensor]
-Advance = Callable[[Run, Eager], T]
+Advance = Callable[[Run, Eager], None]
+"""(run, evaluator) -> None: takes a run from wave to wave to its end."""
 
 
 @dataclass(frozen=True)
@@ -52,73 +50,58 @@ class GraphRunner:
     weighed: bool = False
     kind: str = "graph"
 
-    def run(self, call: Capturable, begin: Callable[[], Run], evaluate: Eager, advance: Advance[T]) -> T:
+    def run(self, call: Capturable, begin: Callable[[], Run], evaluate: Eager, advance: Advance) -> None:
         """Run a call on its recording if there is one, otherwise eagerly, and record it then.
 
         Args:
             call: what would be recorded.
             begin: makes the run; called again where a recording fails on the way and the run starts anew.
             evaluate: runs a wave eagerly.
-            advance: takes a run from wave to wave to its end, given what runs the waves; its result is returned.
+            advance: runs all waves of a run.
         """
-        reason = _why_not(call.calls())
-        if reason is not None:
-            return self._run_eagerly(reason, begin(), evaluate, advance)
-        if self.kind == "network-graphs":
-            return self._run_on_network_graphs(call, None, begin(), evaluate, advance)
-        key = call.key()
-        found = self.graphs.find(key)
+        key: Hashable = None
+        found: LoopGraph | NetworkGraphs | NoLoop | None
+        if (reason := call.calls.why_not()) is not None:
+            found = NoLoop("failed", reason)
+        elif self.kind == "network-graphs":
+            found = NoLoop("network graphs", None)
+        else:
+            key = call.key()
+            found = self.graphs.find(key)
         if isinstance(found, LoopGraph):
             try:
                 return self._replay(found, call, begin(), advance)
             except CaptureFailed as why:  # the device is busy, or the run has to go further than can be recorded
-                reason = str(why)
                 if not isinstance(why, DeviceBusy):
-                    self.graphs.give_up(key, reason)
+                    self.graphs.remember(key, "failed", str(why))
+                found = NoLoop("failed", str(why))
             except BaseException:
                 if found.broken:  # by an interrupt: the next call records anew
                     self.graphs.drop(key)
                 raise
-            return self._run_eagerly(reason, begin(), evaluate, advance)
         run = begin()
-        if isinstance(found, NoLoop):
-            if found.what == "network graphs":
-                return self._run_on_network_graphs(call, found.reason, run, evaluate, advance)
-            return self._run_eagerly(found.reason, run, evaluate, advance, notified=found.what == "declined")
-        done = advance(run, evaluate)
-        if not run.stopped:
-            run.engine.reason = self._record(key, call, run, evaluate)
-        return done
-
-    def _run_eagerly(self, reason: str, run: Run, evaluate: Eager, advance: Advance[T], *, notified: bool = False) -> T:
-        done = advance(run, evaluate)
-        if not notified:
-            self.refused(reason)
-        run.engine.reason = reason
-        return done
-
-    def _replay(self, captured: LoopGraph, call: Capturable, run: Run, advance: Advance[T]) -> T:
-        if self.whole:
-            captured.extend_to(call.checkpoints)
-        replay = Replay(captured, call.inputs, run.may_launch_ahead)
-        run.follow(replay.core)
-        run.engine.name, run.engine.reason = captured.name, captured.reason
-        run.engine.overlap = captured.overlap
-        try:
-            done = advance(run, lambda wave: wave.x)  # the graph has run it
-        finally:
-            replay.core.close()  # it holds the device, also if something raised between waves
-            run.engine.dropped_waves = replay.dropped_waves
-        self.graphs.count_replay()
-        return done
+        if not isinstance(found, NoLoop):
+            advance(run, evaluate)
+            if not run.stopped:
+                run.engine.reason = self._record(key, call, run, evaluate)
+            return None
+        if found.what == "network graphs":
+            graphed = self.network_calls(call.calls)
+            if isinstance(graphed, GraphedCalls):
+                return self._run_on_network_graphs(graphed, call, found.reason, run, advance)
+            found = NoLoop("failed", graphed)
+        advance(run, evaluate)
+        if found.what == "failed" and found.reason is not None:
+            self.refused(found.reason)
+        run.engine.reason = found.reason
+        return None
 
     def network_calls(self, calls: NetworkCalls, *, weigh: bool = False) -> GraphedCalls | str:
         """Graphs for the network calls of one run, or why there can be none. `finish` ends the run.
 
-        Args:
-            weigh: before the first recording, see whether graphs can save time, unless they were asked for by name.
+        weigh: before the first recording, see whether graphs can save time, unless they were asked for by name.
         """
-        found = _why_not(calls) or self.graphs.network_graphs(calls.key(), calls)
+        found = calls.why_not() or self.graphs.network_graphs(calls.key(), calls)
         if isinstance(found, str):
             return found
         return GraphedCalls(found, calls.key, records=self.lazy, weigh=weigh and self.weighed)
@@ -132,27 +115,35 @@ class GraphRunner:
             engine.name = "eager"
         if graphed.reason is not None or not graphed.replays:
             engine.reason = graphed.reason or FIRST
-        with suppress(DeviceBusy):  # the run is done: another one records these graphs
-            self.graphs.count_network_graphs(graphed)
+        self.graphs.keep_network_graphs(graphed)
+
+    def _replay(self, captured: LoopGraph, call: Capturable, run: Run, advance: Advance) -> None:
+        if self.whole:
+            captured.extend_to(call.checkpoints)
+        run.engine.name, run.engine.reason = captured.name, captured.reason
+        run.engine.overlap = captured.overlap
+        core = replay(captured, call.inputs, run.engine, run.may_launch_ahead)
+        run.follow(core)
+        try:
+            advance(run, lambda wave: wave.x)  # the graph has run it
+        finally:
+            core.close()  # it holds the device, also if something raised between waves
+        self.graphs.count_replay()
 
     def _run_on_network_graphs(
-        self, call: Capturable, no_loop: str | None, run: Run, evaluate: Eager, advance: Advance[T]
-    ) -> T:
+        self, graphed: GraphedCalls, call: Capturable, no_loop: str | None, run: Run, advance: Advance
+    ) -> None:
         """Run a call eagerly but for its network, whose calls replay graphs; those of new widths are recorded."""
-        graphed = self.network_calls(call.calls())
-        if isinstance(graphed, str):
-            return self._run_eagerly(graphed, run, evaluate, advance)
         run.engine.name, run.engine.reason, run.engine.overlap = NetworkGraphs.name, no_loop, "batch"
         through = call.through(graphed.through)
         try:
-            done = advance(run, through)
+            advance(run, through)
             if self.whole and not run.stopped:
                 _run_every_width(call, through)
         finally:
             self.finish(graphed, run.engine)
         if graphed.reason is not None:
             self.refused(graphed.reason)
-        return done
 
     def _record(self, key: Hashable, call: Capturable, run: Run, evaluate: Eager) -> str:
         """Record a call that has run eagerly, for later ones. Returns why it has not been a replay itself."""
@@ -166,9 +157,9 @@ class GraphRunner:
             started = time.perf_counter()
             try:
                 if self.weighed:
-                    width, _ = Counter(map(len, call.positions)).most_common(1)[0]
+                    width, _ = Counter(map(len, call.program.positions)).most_common(1)[0]
                     wave = call.wave_of_zeros(width)
-                    reason = why_not_worth(utilisation(lambda: evaluate(wave), call.device))
+                    reason = why_not_worth(lambda: evaluate(wave), call.calls.device)
                     if reason is not None:
                         self.graphs.remember(key, "declined", reason)
                         return reason
@@ -182,7 +173,7 @@ class GraphRunner:
             except Exception as why:  # the call is done: it must not fail for what would help later ones
                 reason = str(failed(why))
                 if not isinstance(why, DeviceBusy):
-                    self.graphs.give_up(key, reason)
+                    self.graphs.remember(key, "failed", reason)
             finally:
                 run.engine.capture_seconds = time.perf_counter() - started
         if reason is not None:
@@ -191,21 +182,13 @@ class GraphRunner:
 
     def _record_network(self, call: Capturable) -> str | None:
         """Record the network graphs of a call that has no loop graph. Returns why they are not recorded, or None."""
-        graphed = self.network_calls(call.calls())
+        graphed = self.network_calls(call.calls)
         if isinstance(graphed, str):
             return graphed
         with suppress(torch.OutOfMemoryError):  # this call was narrower; a wider one meets that itself
             _run_every_width(call, call.through(graphed.through))
-        with suppress(DeviceBusy):
-            self.graphs.count_network_graphs(graphed)
+        self.graphs.keep_network_graphs(graphed)
         return graphed.reason
-
-
-def _why_not(calls: NetworkCalls) -> str | None:
-    """Why a call cannot be replayed or recorded, or None."""
-    if in_a_replay(calls.device):
-        return "it is made in the middle of another call, whose replay has the device"
-    return calls.why_not()
 
 
 def _run_every_width(call: Capturable, evaluate: Eager) -> None:

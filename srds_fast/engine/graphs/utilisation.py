@@ -13,8 +13,9 @@ BUSY = 0.85
 CALLS = 3
 
 
-def why_not_worth(share: float) -> str | None:
-    """Why recording would gain nothing at this share, or None."""
+def why_not_worth(call: Callable[[], object], device: torch.device) -> str | None:
+    """Why recording a network call would gain nothing, or None; measured now."""
+    share = utilisation(call, device)
     if share < BUSY:
         return None
     return f"the device is busy for {share:.0%} of a network call: a graph would save next to nothing and take memory"

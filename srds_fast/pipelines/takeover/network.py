@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engine.evaluator import Evaluator
+from ...engine.eager import Evaluator
 from ...engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ...engine.run import core_of
 from ...engine.streams import TwoLanes, has_two_lanes
@@ -97,12 +97,11 @@ class RecordedNetwork:
             called = {network: graphed(replacements.get(network, network), id(network)) for network in factors}
             return Repeated(self.turn.calls, RowInputs(program, noise, state, called))
 
-        called = network_calls(tuple(factors), state.device, replacements)
         signature = plan.signature, noise, inputs.scaled, inputs.network, implementation(state.device)
         return Capturable(
             (*signature, signature_of(calls)),
             own | given,
-            tuple(factors),
+            network_calls(tuple(factors), state.device, replacements),
             begin,
             through,
             plan.options.num_checkpoints(plan.max_iterations),
@@ -110,10 +109,8 @@ class RecordedNetwork:
             inputs.network,
             calls[0].states.dtype,
             scales.dictionaries,
-            network_signature=called.signature,
             why_no_loop=SLIDES if plan.slides else STATES_KEPT if inputs.trajectory is not None else None,
             overlap=self.overlap if has_two_lanes(program) else "batch",
-            compiled=called.compiled,
         )
 
     def state_of(self, wave: Evaluate) -> Tensor:

@@ -30,7 +30,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Residu
 
 
 class Repeated:
-    """Repeats the recorded calls of a turn for the rows of a wave. See `engine.evaluator.Evaluator`.
+    """Repeats the recorded calls of a turn for the rows of a wave. See `engine.eager.Evaluator`.
 
     Args:
         around: makes a context manager for the calls of a wave.

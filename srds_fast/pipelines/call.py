@@ -281,8 +281,10 @@ def _stock_call(
     started = time.perf_counter()
     output = type(state.original).__call__(state.original, *args, **kwargs)
     state.last.report = Report(
-        *("stock", "stock", "stock"),
-        steps_of(arguments),
+        method="stock",
+        engine="stock",
+        path="stock",
+        num_inference_steps=steps_of(arguments),
         seconds=time.perf_counter() - started,
         fallback_reason=reason,
         left_out=[f"{name} was left out: the stock loop has no use for it" for name in own],

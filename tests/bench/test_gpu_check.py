@@ -93,7 +93,7 @@ def test_what_fails_loses_only_itself(tmp_path: Path) -> None:
         (Part("after", 20, python("pass"), needs="raises"), "left out: raises told nothing"),
         (Part("lacks", 20, python("pass"), program="no-such-program"), "left out: there is no no-such-program"),
         (Part("tests", 20, (*pytest_on, f"{tmp_path}/test_absent.py", str(tests)), "r.xml"), "FAILED: exit status 1"),
-        (Part("slow_tests", 25, (*pytest_on, str(slow)), "r.xml"), "CUT SHORT: after 25 s"),
+        (Part("slow_tests", 10, (*pytest_on, str(slow)), "r.xml"), "CUT SHORT: after 10 s"),
         (Part("of_slow", 20, python(WRITES, result), "result.json", needs="slow_tests"), "passed"),
         (Part("of_tests", 20, python("pass"), needs="tests"), "left out: tests failed"),
         (Part("of_others", 20, python("pass"), needs="not chosen"), "passed"),

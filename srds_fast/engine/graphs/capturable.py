@@ -15,7 +15,7 @@ from ...solvers.program import Program
 from ..eager import Evaluator
 from .cache_key import hooked, network_key
 from .device_lock import in_a_replay
-from .recorder import why_no_recorder
+from .recorder import RECORDERS
 
 Through = Callable[[Callable[..., Any], Hashable], Callable[..., Any]]
 """(network, its name among those of the call) -> what is called in its place."""
@@ -25,9 +25,7 @@ Through = Callable[[Callable[..., Any], Hashable], Callable[..., Any]]
 class NetworkCalls:
     """The network calls of a run: what network graphs depend on besides the arguments of each call.
 
-    Attributes:
-        signature: by value, what the calls depend on besides their arguments and the modules.
-        compiled: some network is run through torch.compile.
+    signature: by value, what else the calls depend on. compiled: some network is run through torch.compile.
     """
 
     networks: tuple[nn.Module, ...]
@@ -39,8 +37,8 @@ class NetworkCalls:
         """Why nothing of them can be recorded or replayed now, or None."""
         if in_a_replay(self.device):
             return "it is made in the middle of another call, whose replay has the device"
-        if (reason := why_no_recorder(self.device)) is not None:
-            return reason
+        if self.device.type not in RECORDERS:
+            return f"graphs need a CUDA device, and the network is on {self.device.type}"
         part = next(filter(None, map(hooked, self.networks)), None)
         return None if part is None else f"a hook hangs on {part}: a replay would not call it"
 

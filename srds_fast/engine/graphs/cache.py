@@ -79,7 +79,6 @@ class Graphs:
             return self._reasons.get(key)
 
     def count_replay(self) -> None:
-        """A call has run on a recording."""
         with self._lock:
             self.stats.replayed += 1
 
@@ -125,7 +124,6 @@ class Graphs:
                 self._keep(calls.key, calls.graphs)
 
     def drop(self, key: Hashable) -> None:
-        """Give a recording up."""
         with self._lock:
             self._kept.pop(key, None)
             self._count()

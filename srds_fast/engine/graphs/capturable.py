@@ -55,15 +55,12 @@ class Capturable:
     Attributes:
         signature: by value, everything that changes the loop graph besides `inputs` and `calls`.
         inputs: the tensors that differ from call to call, by name; "x" is the starting noise, [batch, ...].
-        calls: the network calls alone.
         begin: given static tensors in the place of inputs, makes a core that has not begun and the evaluator of its
             waves. True: coarse rows run on a stream of their own.
         through: makes an eager evaluator of the same waves whose network calls go through a function.
         checkpoints: the most that a run has.
-        network, dtype: of the network's input.
         live: dictionaries of the networks, by identity, whose values are among the inputs.
         overlap: "batch"; "streams": coarse rows on a stream of their own; "auto": the faster of the two, measured.
-        why_no_loop: why there can be no loop graph, or None.
     """
 
     signature: Hashable
@@ -81,7 +78,6 @@ class Capturable:
 
     @property
     def widths(self) -> list[int]:
-        """Of its waves, from narrow to wide."""
         return sorted(set(map(len, self.program.positions)))
 
     def wave_of_zeros(self, width: int) -> Evaluate:

@@ -1,10 +1,9 @@
 """The loop graph: the waves of a plan recorded once, from checkpoint to checkpoint, each replayed by one launch.
 
-A recording begins with the starting noise in a static tensor and ends with the sample of an iteration. It holds
-everything between: the core's memory, its updates, the network, and the conditioning repeated for the rows. A replay
-only needs new contents of the static tensors, and the host does nothing between two checkpoints. No sample leaves the
-batch before the run ends, since a narrower batch would be another recording; each keeps the value it had when it was
-done.
+A recording holds everything from the starting noise to the sample of an iteration: the core's memory, its updates, the
+network, and the conditioning repeated for the rows. A replay only needs new contents of the static tensors, and the
+host does nothing between two checkpoints. No sample leaves the batch before the run ends, since a narrower batch would
+be another recording; each keeps the value it had when it was done.
 """
 
 from __future__ import annotations

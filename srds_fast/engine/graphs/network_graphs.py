@@ -1,10 +1,8 @@
 """Network graphs: one graph of the network call for each width of a wave, replayed for every wave of that width.
 
-A graph holds a call of the network and nothing else. The tensors among its arguments (the rows, a timestep for each
-row, the conditioning repeated for the rows) are copied to static tensors before each replay, and the solver's update
-runs eagerly between the calls. A graph therefore serves every wave of its width, in any plan, and also plans whose
-waves are not known before the run: windows that slide, runs that keep their states, loops that are too long for one
-graph.
+A graph holds a call of the network and nothing else. The tensors among its arguments are copied to static tensors
+before each replay, and the solver's update runs eagerly between the calls. A graph therefore serves every wave of its
+width, in any plan, also where a loop graph cannot: windows that slide, runs that keep their states, long loops.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ class GraphRunner:
     """How a call may use graphs.
 
     Attributes:
-        graphs: the recordings there are.
         lazy: record calls of a kind that is new.
         refused: notified why a call runs eagerly; may raise.
         whole: record all iterations and all widths that a call could take.
@@ -181,7 +180,7 @@ class GraphRunner:
         return reason or FIRST
 
     def _record_network(self, call: Capturable) -> str | None:
-        """Record the network graphs of a call that has no loop graph. Returns why they are not recorded, or None."""
+        """Record the network graphs of a call that has no loop graph; returns why that failed, or None."""
         graphed = self.network_calls(call.calls)
         if isinstance(graphed, str):
             return graphed
@@ -192,6 +191,5 @@ class GraphRunner:
 
 
 def _run_every_width(call: Capturable, evaluate: Eager) -> None:
-    """Call the network once for each width of the plan, on zeros."""
     for width in call.widths:
         evaluate(call.wave_of_zeros(width))

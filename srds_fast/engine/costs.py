@@ -61,7 +61,6 @@ class Costs:
             return self._kept[key]
 
     def known(self, key: Hashable) -> bool:
-        """Whether the costs of a kind have been measured."""
         with self._lock:
             return (key, torch.get_num_threads()) in self._kept
 
@@ -94,7 +93,6 @@ def price(
 
     Args:
         key: of the kind of call, but for the state and the format of the network's input.
-        evaluator: makes what runs the waves of a program.
         dtype: of the network's output.
         replayed: whether the call will be replayed from graphs: nothing is then spent between network calls.
     """
@@ -134,10 +132,9 @@ def measure(
     """The curve of a network for batches like x, [batch, ...]: every row is one of it.
 
     Args:
-        program: a wave for each width, from narrow to wide. No wider ones are run once long calls cost in proportion
-            to their rows.
-        replayed: time recordings of the calls; the caller holds the device lock. Where a call cannot be recorded, all
-            are timed eagerly.
+        program: a wave for each width, from narrow to wide; see `SATURATED`.
+        replayed: time recordings of the calls, or eager calls where one cannot be recorded. The caller holds the
+            device lock.
     """
     if replayed:
         with suppress(CaptureFailed):
@@ -196,21 +193,20 @@ class _Call:
             graph, *_ = recorder(device).record(lambda check: evaluate(wave))
             self._make = graph.replay
             self._make()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            before = torch.cuda.memory_allocated(device)
-            torch.cuda.reset_peak_memory_stats(device)
+        if device.type != "cuda":
+            self.time()
+            return
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         self.time()
-        if device.type == "cuda":
-            self.nbytes = torch.cuda.max_memory_allocated(device) - before
+        self.nbytes = torch.cuda.max_memory_allocated(device) - before
 
     @property
     def seconds(self) -> float:
-        """The median of its times."""
         return statistics.median(self._times)
 
     def time(self) -> None:
-        """Make the call and time it."""
         started = time.perf_counter()
         self._make()
         if self._device.type == "cuda":

@@ -36,7 +36,7 @@ class Counts:
     network_seconds: float | None = None
 
     def add(self, rows: int, samples: int, times: int = 1) -> None:
-        """Count a wave; times: -1 takes it back."""
+        """Count a wave. times: -1 takes it back."""
         self.waves += times
         self.rows += times * rows
         self.evaluations += times * rows * samples
@@ -59,14 +59,10 @@ class Run:
     The clock runs from the first wave handed out, or from `started`, to the last output handed in.
 
     Args:
-        plan: what to run.
         x: starting noise in the dtype of the state, [batch, ...].
-        noise: table of the plan's steps.
-        inputs: further inputs of the solver.
         observer: called with every checkpoint.
         started: `time.perf_counter()` when the first wave began, if that was before the run was made.
-        counts: continue to count here.
-        engine: continue to note here what runs the waves.
+        counts, engine: of the run that this one continues.
 
     Attributes:
         shown: iteration that the observer has seen last, -1 before the first.
@@ -102,7 +98,7 @@ class Run:
         self.final_steps, self.shown, self.stopped = 0, -1, False
         self.newest: Tensor | None = None
         self.sample: Tensor | None = None
-        self._core = telemetry.ranged(core_of(plan, x, noise, self.program, inputs), self.program, self._is_waiting)
+        self._core = self._with_ranges(core_of(plan, x, noise, self.program, inputs))
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Hand in the network output of the last wave, get the next one; None when `sample` is there.
@@ -148,7 +144,10 @@ class Run:
 
     def follow(self, core: Core) -> None:
         """Take the waves from this core instead, which replays them; called before the first wave."""
-        self._core = telemetry.ranged(core, self.program, self._is_waiting, replayed=True)
+        self._core = self._with_ranges(core, replayed=True)
+
+    def _with_ranges(self, core: Core, *, replayed: bool = False) -> Core:
+        return telemetry.ranged(core, self.program, lambda: self._handed_out is not None, replayed=replayed)
 
     def _advance(self, answer: Answer) -> Evaluate:
         while True:
@@ -175,9 +174,6 @@ class Run:
         if self._handed_out is not None:
             self._count(self._handed_out, -1)
             self._handed_out = None
-
-    def _is_waiting(self) -> bool:
-        return self._handed_out is not None
 
     def stop(self, sample: Tensor) -> None:
         """End here, with this sample, [batch, ...] in the dtype of the state."""

@@ -23,9 +23,9 @@ OVERLAPS = ("auto", "batch", "streams")
 
 
 class TwoLanes:
-    """Runs the coarse rows of a wave in one call and its other rows in another, in parallel on a CUDA device.
+    """An `Evaluator` that runs coarse rows in one call and other rows in another, in parallel on a CUDA device.
 
-    See `engine.eager.Evaluator`. rows: runs the waves of `program.in_lanes()`.
+    rows: runs the waves of `program.in_lanes()`.
     """
 
     def __init__(self, rows: Evaluator, program: Program, device: torch.device) -> None:

@@ -105,9 +105,8 @@ def phase(name: str) -> None:
 def ranged(core: Core, program: Program, waiting: Callable[[], bool], *, replayed: bool = False) -> Core:
     """A core whose run has ranges in the call of this thread; the core itself where nobody watches.
 
-    Args:
-        waiting: whether the wave that was handed out last has not been run: it is then not counted.
-        replayed: waves are launched many at a time, and have no ranges.
+    waiting: whether the wave that was handed out last has not been run: it is then not counted. replayed: waves are
+    launched many at a time, and have no ranges.
     """
     return _ranged(_thread.calls[-1], core, program, waiting, replayed) if _thread.calls else core
 
@@ -190,22 +189,18 @@ class _Call:
         self._open.append(begun)
 
     def pop_to(self, depth: int, *, dropped: bool = False) -> None:
-        """End ranges, the innermost first, until so many are open. dropped: what they stand for was not run."""
+        """End ranges until so many are open. dropped: what they stand for was not run."""
         self._dropping = dropped
         while len(self._open) > depth:
             next(self._open.pop(), None)
 
     def _range(self, name: str, category: str, payload: int | None, of: str) -> Iterator[None]:
-        """One range: it begins, waits, and ends."""
         is_wave = name.startswith("wave ")
         phase = "wave" if is_wave else category
-        if phase not in self._totals and not self._aside:
-            self._totals[phase] = _Total()
-        total = None if self._aside else self._totals[phase]
+        total = None if self._aside else self._totals.setdefault(phase, _Total())
         self._aside += category in _ASIDE
-        self._nvtx.push_range(
-            self._nvtx.get_event_attributes(message=name, color=COLOURS[category], category=category, payload=payload)
-        )
+        attributes = {"message": name, "color": COLOURS[category], "category": category, "payload": payload}
+        self._nvtx.push_range(self._nvtx.get_event_attributes(**attributes))
         record = None
         if torch_profiler._is_profiler_enabled:
             of = f"{category}, {payload} {'row' if payload == 1 else 'rows'}" if is_wave else of

@@ -67,11 +67,7 @@ def profile(trace: str | os.PathLike[str] | None = None) -> Iterator[None]:
 
 
 def profile_as(setting: str) -> AbstractContextManager[None]:
-    """`profile` as a word: of the environment variable, and of the command line.
-
-    Args:
-        setting: one of `RANGES`, for ranges alone; one of `NOTHING`; otherwise the file to write.
-    """
+    """`profile` by a word of the environment or the command line: of `RANGES`, of `NOTHING`, or the file to write."""
     if setting.lower() in NOTHING:
         return nullcontext()
     return profile(None if setting.lower() in RANGES else setting)
@@ -96,9 +92,7 @@ class ChromeTrace:
     def __init__(self, path: Path) -> None:
         if path.is_dir() or not path.parent.is_dir():
             why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-            raise InvalidArgument(
-                f"{path} cannot be written: {why}. A trace is one file. Name a file in a folder that exists."
-            )
+            raise InvalidArgument(f"{path} cannot be written: {why}. Name a file in a folder that exists.")
         self._path = path
         self._lock = threading.Lock()
         self._calls = 0
@@ -123,9 +117,8 @@ class ChromeTrace:
         with self._lock:
             self._calls += 1
             if self._recording and self._calls == MOST_CALLS:
-                logger.warning(
-                    "The trace %s is full: it holds %d calls. Later ones are not in it.", self._path, self._calls
-                )
+                full = "The trace %s is full: it holds %d calls. Later ones are not in it."
+                logger.warning(full, self._path, self._calls)
                 self._stop()
 
     def write(self) -> None:

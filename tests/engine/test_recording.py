@@ -275,10 +275,6 @@ def _each_lora(net: Any, change: Callable[[Any], Any]) -> None:
             change(module)
 
 
-def _ip_adapter(net: Any) -> None:
-    tiny.add_ip_adapter(SimpleNamespace(unet=net))
-
-
 def _other_forward(net: Any) -> None:
     class Other(type(net)):  # type: ignore[misc]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -307,8 +303,11 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "LoRA scale": (tiny.add_lora, lambda net: _each_lora(net, lambda layer: layer.set_scale("default", 0.5))),
     "LoRA merged": (tiny.add_lora, lambda net: _each_lora(net, lambda layer: layer.merge())),
     "LoRA switched": (_two_loras, lambda net: net.set_adapter("default")),
-    "IP-Adapter loaded": (nothing, _ip_adapter),
-    "IP-Adapter scale": (_ip_adapter, lambda net: _ip_processor(net).scale.__setitem__(0, 0.3)),
+    "IP-Adapter loaded": (nothing, lambda net: tiny.add_ip_adapter(SimpleNamespace(unet=net))),
+    "IP-Adapter scale": (
+        lambda net: tiny.add_ip_adapter(SimpleNamespace(unet=net)),
+        lambda net: _ip_processor(net).scale.__setitem__(0, 0.3),
+    ),
     "FreeU strength": (lambda net: net.enable_freeu(**FREEU), lambda net: net.enable_freeu(**FREEU | {"b2": 1.5})),
     "attention processor": (nothing, lambda net: net.set_attn_processor(AttnProcessor())),
     "attribute of a processor": (nothing, lambda net: setattr(next(iter(net.attn_processors.values())), "flag", True)),
@@ -379,10 +378,6 @@ def test_a_quantized_tensor_has_a_network_key() -> None:
     assert network_key(sparse_linear) == network_key(sparse_linear)
 
 
-def _accelerate(net: Any) -> None:
-    add_hook_to_module(net.mid_block, AccelerateHook())
-
-
 HOOKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "forward": (lambda net: net.mid_block.register_forward_hook(lambda *given: None), "mid_block"),
     "before": (lambda net: net.conv_in.register_forward_pre_hook(lambda *given: None), "conv_in"),
@@ -391,7 +386,7 @@ HOOKS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda net: HookRegistry.check_if_exists_or_initialize(net.mid_block).register_hook(ModelHook(), "mine"),
         "mid_block",
     ),
-    "accelerate": (_accelerate, "mid_block"),
+    "accelerate": (lambda net: add_hook_to_module(net.mid_block, AccelerateHook()), "mid_block"),
     "forward of its own": (lambda net: setattr(net.conv_in, "forward", lambda x: x), "conv_in"),
 }
 
@@ -408,7 +403,7 @@ def test_a_hook_is_found(name: str) -> None:
 def test_hooks_that_are_gone_are_forgotten() -> None:
     """Accelerate leaves the class's own forward with the module."""
     net = tiny._unet()
-    _accelerate(net)
+    add_hook_to_module(net.mid_block, AccelerateHook())
     remove_hook_from_module(net, recurse=True)
     net.conv_in.register_forward_hook(lambda *given: None).remove()
     assert "forward" in vars(net.mid_block)

@@ -72,22 +72,15 @@ def test_replay_equals_eager(engine: str, scheduler: Any, policy: Policy) -> Non
     assert (graphs.stats.captured, graphs.stats.replayed) == (1, len(ran) - ran.count("eager"))
 
 
-def _lambda(policy: Policy) -> Any:
-    return lambda weight: lambda x, t, goal, weight=weight: weight * policy(x, t, goal)
+def _partial(policy: Policy, gain: float) -> Denoiser:
+    return functools.partial(lambda w, x, t, goal: w * policy(x, t, goal), gain)
 
 
-def _partial(policy: Policy) -> Any:
-    return lambda weight: functools.partial(lambda w, x, t, goal: w * policy(x, t, goal), weight)
+def _nested(policy: Policy, gain: float) -> Denoiser:
+    def scaled(x: Tensor) -> Tensor:
+        return gain * x
 
-
-def _nested(policy: Policy) -> Any:
-    def outer(weight: float) -> Denoiser:
-        def scaled(x: Tensor) -> Tensor:
-            return weight * x
-
-        return lambda x, t, goal: scaled(policy(x, t, goal))
-
-    return outer
+    return lambda x, t, goal: scaled(policy(x, t, goal))
 
 
 class Agent:
@@ -107,30 +100,26 @@ class Slots:
         self.gain = gain
 
 
-def _settings(kind: Callable[[float], Any]) -> Any:
-    def made(policy: Policy) -> Any:
-        def outer(gain: float) -> Denoiser:
-            settings = kind(gain)
-            return lambda x, t, goal: (
-                (settings["gain"] if isinstance(settings, dict) else settings.gain) * policy(x, t, goal)
-            )
-
-        return outer
-
-    return made
+def _dictionary(policy: Policy, gain: float) -> Denoiser:
+    settings = {"gain": gain}
+    return lambda x, t, goal: settings["gain"] * policy(x, t, goal)
 
 
-# makes, of a policy, what makes a denoiser that multiplies its output by a number
-SCALED: dict[str, Callable[[Policy], Callable[[float], Denoiser]]] = {
-    "lambda": _lambda,
+def _attribute(policy: Policy, settings: Any) -> Denoiser:
+    return lambda x, t, goal: settings.gain * policy(x, t, goal)
+
+
+# each makes, of a policy, a denoiser that multiplies its output by a number
+SCALED: dict[str, Callable[[Policy, float], Denoiser]] = {
+    "lambda": lambda policy, gain: lambda x, t, goal, gain=gain: gain * policy(x, t, goal),
     "partial": _partial,
     "nested function": _nested,
-    "method": lambda policy: lambda gain: Agent(policy, gain).act,
-    "object": lambda policy: lambda gain: Agent(policy, gain),
-    "dictionary": _settings(lambda gain: {"gain": gain}),
-    "namespace": _settings(lambda gain: SimpleNamespace(gain=gain)),
-    "slots": _settings(Slots),
-    "global": lambda policy: lambda gain: FunctionType(_global.__code__, {"GAIN": gain, "network": policy}),
+    "method": lambda policy, gain: Agent(policy, gain).act,
+    "object": Agent,
+    "dictionary": _dictionary,
+    "namespace": lambda policy, gain: _attribute(policy, SimpleNamespace(gain=gain)),
+    "slots": lambda policy, gain: _attribute(policy, Slots(gain)),
+    "global": lambda policy, gain: FunctionType(_global.__code__, {"GAIN": gain, "network": policy}),
 }
 
 
@@ -140,7 +129,7 @@ def _global(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("behind", SCALED)
 def test_what_is_behind_a_denoiser_is_compared_by_value(behind: str, policy: Policy) -> None:
-    make = SCALED[behind](policy)
+    make = functools.partial(SCALED[behind], policy)
     one, twin, other = map(make, (1.0, 1.0, 2.0))
     assert function_key(one) == function_key(twin) != function_key(other)
     assert modules_of(one) == (policy,)
@@ -161,8 +150,7 @@ def test_a_tensor_that_no_module_holds_is_refused_with_what_to_do(caplog: pytest
     assert sum("neither an argument nor held" in record.getMessage() for record in caplog.records) == 1
     assert (graphs.stats.captured, graphs.stats.failed) == (0, 1)
     reason = run(denoiser, 0, engine="graph", graphs=graphs).report.engine_reason
-    assert reason is not None
-    assert "Make it a parameter or a buffer" in reason
+    assert "Make it a parameter or a buffer" in (reason or "")
 
 
 def test_graphs_without_a_place_to_keep_them_are_refused(policy: Policy) -> None:
@@ -193,8 +181,7 @@ def test_what_cannot_be_looked_into_is_not_recorded(policy: Policy) -> None:
         assert same(denoiser, seed, "graph", graphs) == "eager"
         table[0] += 1
     reason = run(denoiser, engine="graph", graphs=graphs).report.engine_reason
-    assert reason is not None
-    assert "ndarray, of which it is not known what it holds" in reason
+    assert "ndarray, of which it is not known what it holds" in (reason or "")
 
 
 def test_a_call_in_the_middle_of_a_replay_runs_eagerly(policy: Policy) -> None:

@@ -271,16 +271,11 @@ def test_the_environment_is_asked_at_the_first_call(tmp_path: Path) -> None:
 
 
 class Clock:
-    """A CUDA device, as far as events see it: it comes to what it is given 5 ms after the event before.
-
-    Attributes:
-        failed: from now on it raises.
-        waited: how often the host has waited for it.
-    """
+    """A CUDA device, as far as events see it: each event comes 5 ms after the one before."""
 
     def __init__(self) -> None:
         self.capturing = self.failed = False
-        self.waited, self.now = 0, 0.0
+        self.waited, self.now = 0, 0.0  # waits of the host; milliseconds
 
     def event(self, enable_timing: bool) -> Event:
         return Event(self)
@@ -347,11 +342,8 @@ def test_a_device_that_fails_does_not_hide_why(
     clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture, early: bool
 ) -> None:
     timeline = telemetry.Timeline()
-    with (  # noqa: PT012
-        srds_fast.profile(tmp_path / "trace.json"),
-        pytest.raises(ValueError, match="its own"),
-        on_a_device(timeline),
-    ):
+    watched = srds_fast.profile(tmp_path / "trace.json")
+    with watched, pytest.raises(ValueError, match="its own"), on_a_device(timeline):  # noqa: PT012
         clock.failed = early
         with telemetry.span("network", "network", 1):
             clock.failed = True

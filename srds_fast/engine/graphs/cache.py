@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import CaptureFailed
 from ..run import EngineUse
-from .capturable import Capturable, NetworkCalls
+from .capturable import Capturable
 from .device_lock import DeviceBusy, device_lock
 from .loop_graph import LoopGraph, compare, replay
 from .network_graphs import GraphedCalls, NetworkGraphs
@@ -49,12 +49,9 @@ class GraphStats:
 
 
 class NoLoop(NamedTuple):
-    """Why calls of a kind have no loop graph.
+    """Why calls of a kind have no loop graph. reason: None where nobody asked for one.
 
-    Attributes:
-        what: "failed": it cannot be recorded; "declined": it is not worth recording; "network graphs": it runs on
-            these instead.
-        reason: None where nobody asked for a loop graph.
+    what: "failed": it cannot be recorded; "declined": it is not worth recording; "network graphs": it runs on these.
     """
 
     what: str
@@ -63,12 +60,7 @@ class NoLoop(NamedTuple):
 
 @dataclass
 class Graphs:
-    """Recordings kept from call to call. May be used from several threads.
-
-    Attributes:
-        max_graphs: recordings kept, the least recently used is given up first.
-        stats: what was done.
-    """
+    """At most `max_graphs` recordings kept from call to call. May be used from several threads."""
 
     max_graphs: int = 8
     stats: GraphStats = field(default_factory=GraphStats)
@@ -87,7 +79,6 @@ class Graphs:
             return self._reasons.get(key)
 
     def count_replay(self) -> None:
-        """A call has run on a recording."""
         with self._lock:
             self.stats.replayed += 1
 
@@ -102,9 +93,6 @@ class Graphs:
 
         Returns:
             why the recording is not kept, though a later call may be recorded; None: it is kept.
-
-        Raises:
-            CaptureFailed: it cannot be recorded, or a replay differs; TooLarge: network graphs may do.
         """
         started = time.perf_counter()
         before = call.key()
@@ -121,14 +109,6 @@ class Graphs:
         self._keep(key, captured)
         return None
 
-    def network_graphs(self, key: Hashable, calls: NetworkCalls) -> NetworkGraphs | str:
-        """The graphs of network calls with this key, new ones if there are none; or why there can be none."""
-        found = self.find(key)
-        if isinstance(found, NoLoop):
-            assert found.reason is not None
-            return found.reason
-        return found if isinstance(found, NetworkGraphs) else NetworkGraphs(calls)
-
     def keep_network_graphs(self, calls: GraphedCalls) -> None:
         """A run has made its calls through these graphs: keep them, or give them up."""
         with self._lock:
@@ -144,7 +124,6 @@ class Graphs:
                 self._keep(calls.key, calls.graphs)
 
     def drop(self, key: Hashable) -> None:
-        """Give a recording up."""
         with self._lock:
             self._kept.pop(key, None)
             self._count()
@@ -187,13 +166,13 @@ class Graphs:
 def _recorded(call: Capturable, checkpoints: int) -> LoopGraph:
     """The loop graph of a call, with coarse rows on a stream of their own where that is wanted and faster."""
 
-    def record(*, streams: bool) -> LoopGraph:
-        def make() -> LoopGraph:
-            captured = LoopGraph(call, recorder(call.calls.device), MOST_OPERATIONS, streams=streams)
-            captured.extend_to(checkpoints)
-            return captured
+    def make(streams: bool) -> LoopGraph:
+        captured = LoopGraph(call, recorder(call.calls.device), MOST_OPERATIONS, streams=streams)
+        captured.extend_to(checkpoints)
+        return captured
 
-        captured, nbytes = within_memory(call.calls.device, LoopGraph.name, make)
+    def record(*, streams: bool) -> LoopGraph:
+        captured, nbytes = within_memory(call.calls.device, LoopGraph.name, lambda: make(streams))
         captured.nbytes = nbytes
         return captured
 
@@ -218,9 +197,5 @@ def _seconds(captured: LoopGraph, call: Capturable) -> float:
     """The shortest of some replays of everything that was recorded."""
     from torch.utils.benchmark import Timer
 
-    def run() -> None:
-        for _ in replay(captured, call.inputs, EngineUse()):
-            pass
-
-    timer = Timer("run()", globals={"run": run})
+    timer = Timer("list(run())", globals={"run": lambda: replay(captured, call.inputs, EngineUse())})
     return min(timer.timeit(1).mean for _ in range(3))

@@ -36,8 +36,7 @@ MOST_VISITED = 10_000
 def network_key(network: nn.Module, live: frozenset[int] = frozenset()) -> Hashable:
     """Where the tensors of a network lie, and what numbers, switches and processors its modules hold.
 
-    It takes a few milliseconds for a thousand modules. live: dictionaries, by identity, whose values are inputs of the
-    recording: only their names count.
+    live: dictionaries, by identity, whose values are inputs of the recording: only their names count.
     """
     return tuple(leaf if type(leaf) in PLAIN else _key_of(leaf) for leaf in _leaves_of(network, live))
 
@@ -207,7 +206,7 @@ def _names(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            inner = _names(constant)
-            read |= inner[0]
-            names |= inner[1]
+            inner_read, inner_names = _names(constant)
+            read |= inner_read
+            names |= inner_names
     return frozenset(read), frozenset(names)

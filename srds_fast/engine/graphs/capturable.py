@@ -15,7 +15,7 @@ from ...solvers.program import Program
 from ..eager import Evaluator
 from .cache_key import hooked, network_key
 from .device_lock import in_a_replay
-from .recorder import why_no_recorder
+from .recorder import RECORDERS
 
 Through = Callable[[Callable[..., Any], Hashable], Callable[..., Any]]
 """(network, its name among those of the call) -> what is called in its place."""
@@ -25,9 +25,7 @@ Through = Callable[[Callable[..., Any], Hashable], Callable[..., Any]]
 class NetworkCalls:
     """The network calls of a run: what network graphs depend on besides the arguments of each call.
 
-    Attributes:
-        signature: by value, what the calls depend on besides their arguments and the modules.
-        compiled: some network is run through torch.compile.
+    signature: by value, what else the calls depend on. compiled: some network is run through torch.compile.
     """
 
     networks: tuple[nn.Module, ...]
@@ -39,8 +37,8 @@ class NetworkCalls:
         """Why nothing of them can be recorded or replayed now, or None."""
         if in_a_replay(self.device):
             return "it is made in the middle of another call, whose replay has the device"
-        if (reason := why_no_recorder(self.device)) is not None:
-            return reason
+        if self.device.type not in RECORDERS:
+            return f"graphs need a CUDA device, and the network is on {self.device.type}"
         part = next(filter(None, map(hooked, self.networks)), None)
         return None if part is None else f"a hook hangs on {part}: a replay would not call it"
 
@@ -57,15 +55,12 @@ class Capturable:
     Attributes:
         signature: by value, everything that changes the loop graph besides `inputs` and `calls`.
         inputs: the tensors that differ from call to call, by name; "x" is the starting noise, [batch, ...].
-        calls: the network calls alone.
         begin: given static tensors in the place of inputs, makes a core that has not begun and the evaluator of its
             waves. True: coarse rows run on a stream of their own.
         through: makes an eager evaluator of the same waves whose network calls go through a function.
         checkpoints: the most that a run has.
-        network, dtype: of the network's input.
         live: dictionaries of the networks, by identity, whose values are among the inputs.
         overlap: "batch"; "streams": coarse rows on a stream of their own; "auto": the faster of the two, measured.
-        why_no_loop: why there can be no loop graph, or None.
     """
 
     signature: Hashable
@@ -83,7 +78,6 @@ class Capturable:
 
     @property
     def widths(self) -> list[int]:
-        """Of its waves, from narrow to wide."""
         return sorted(set(map(len, self.program.positions)))
 
     def wave_of_zeros(self, width: int) -> Evaluate:

@@ -2,8 +2,7 @@
 
 A replay repeats the launches of a capture and nothing else. An operation that waits for the device, copies from or to
 the host, draws random numbers or has a shape that depends on values would break the capture, or be replayed with the
-values it had in the capture. Every operation of a capture passes through here, and such an operation is refused by name
-before it runs.
+values it had in the capture. Such an operation is refused by name before it runs.
 """
 
 from __future__ import annotations
@@ -198,7 +197,6 @@ def _devices(func: Any, args: Any, kwargs: dict[str, Any], numbers: Container[Ha
 
 
 def tensors_in(found: Any) -> Iterator[Tensor]:
-    """All tensors in nested lists, tuples and dictionaries."""
     return (leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor))
 
 
@@ -222,10 +220,7 @@ def storage_of(tensor: Tensor) -> Hashable:
 def refuse_unknown_reads(
     check: CaptureCheck, inputs: Iterable[Tensor], networks: Iterable[nn.Module], made: Iterable[Hashable] = ()
 ) -> None:
-    """Raise CaptureFailed if the network read a tensor that nobody would compare before a replay.
-
-    made: memory of earlier captures of the same recording.
-    """
+    """Refuse a network that read a tensor that nobody would compare before a replay. made: by earlier captures."""
     known = {*map(storage_of, inputs), *made}
     for network in networks:
         known.update(map(storage_of, tensors_of(network)))

@@ -24,9 +24,10 @@ class CudaRecorder:
         self._begin_pool()
 
     def record(self, work: Callable[[CaptureCheck], T]) -> tuple[_CudaGraph, CaptureCheck, T]:
-        """See `Recorder.record`."""
         with torch.cuda.device(self._device):
-            self._take_workspace()
+            with torch.cuda.stream(self._stream):  # allocated in a capture, cuBLAS's workspace would stay in the pool
+                one = torch.ones(8, 8, device=self._device)
+                torch.mm(one, one)
             graph: Any = torch.cuda.CUDAGraph()
             check = CaptureCheck()
             found: list[T] = []
@@ -41,7 +42,9 @@ class CudaRecorder:
                         failures.append(error)
             except Exception as error:  # ending a capture that broke raises an error of its own
                 failures.append(error)
-                self._give_pool_up()
+                with suppress(Exception):  # the allocator goes on using a pool whose capture was not ended
+                    torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
+                self._begin_pool()
             finally:
                 torch.cuda.set_stream(stream)  # a capture that broke stays in its stream
             if failures:
@@ -56,7 +59,6 @@ class CudaRecorder:
             return made, check, found[0]
 
     def release(self) -> None:
-        """See `Recorder.release`."""
         if not self._living:
             with torch.cuda.device(self._device):
                 self._begin_pool()
@@ -70,18 +72,6 @@ class CudaRecorder:
             self._keeper = torch.cuda.CUDAGraph()
             with warnings.catch_warnings(), self._capture(self._keeper):
                 warnings.simplefilter("ignore")  # it is empty
-
-    def _give_pool_up(self) -> None:
-        """Begin another pool: the allocator goes on using one whose capture was not ended."""
-        with suppress(Exception):
-            torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
-        self._begin_pool()
-
-    def _take_workspace(self) -> None:
-        """Allocate cuBLAS's workspace before a capture: allocated in one, it would stay in the pool."""
-        with torch.cuda.stream(self._stream):
-            one = torch.ones(8, 8, device=self._device)
-            torch.mm(one, one)
 
     def _capture(self, graph: Any) -> Any:
         # thread_local: other threads may allocate and synchronise during the capture

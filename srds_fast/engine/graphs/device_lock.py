@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -21,18 +20,16 @@ class DeviceBusy(CaptureFailed):
     """Another call holds the graphs of the device."""
 
 
-@dataclass
 class _Lock:
     """The lock of one device, the thread whose run is being replayed, and an event after the last replay."""
 
-    lock: Any = field(default_factory=threading.RLock)
-    owner: int | None = None
-    done: Any = None
+    def __init__(self, device: torch.device) -> None:
+        self.lock = threading.RLock()
+        self.owner: int | None = None
+        self.done: Any = None
 
 
-@cache
-def _lock_of(device: torch.device) -> _Lock:
-    return _Lock()
+_lock_of = cache(_Lock)
 
 
 @contextmanager

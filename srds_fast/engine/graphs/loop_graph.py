@@ -1,10 +1,9 @@
 """The loop graph: the waves of a plan recorded once, from checkpoint to checkpoint, each replayed by one launch.
 
-A recording begins with the starting noise in a static tensor and ends with the sample of an iteration. It holds
-everything between: the core's memory, its updates, the network, and the conditioning repeated for the rows. A replay
-only needs new contents of the static tensors, and the host does nothing between two checkpoints. No sample leaves the
-batch before the run ends, since a narrower batch would be another recording; each keeps the value it had when it was
-done.
+A recording holds everything from the starting noise to the sample of an iteration: the core's memory, its updates, the
+network, and the conditioning repeated for the rows. A replay only needs new contents of the static tensors, and the
+host does nothing between two checkpoints. No sample leaves the batch before the run ends, since a narrower batch would
+be another recording; each keeps the value it had when it was done.
 """
 
 from __future__ import annotations
@@ -45,16 +44,14 @@ class LoopGraph:
     """One graph from each checkpoint of a plan to the next, on static tensors.
 
     Args:
-        call: what is recorded.
         most_operations: the most that the whole recording may hold, about.
         streams: coarse rows run on a stream of their own.
 
     Attributes:
-        name: of the engine, for reports.
-        nbytes: memory that the device had less after the recording, where that can be asked.
+        inputs: static tensors, by name, that the graphs read.
+        nbytes: see `GraphStats`.
         operations: recorded so far; about as many as kernels.
         reason: why coarse rows do not run on a stream of their own though that was asked for, or None.
-        overlap: "streams" where they do, "batch" where they run with the others.
         broken: recording it further broke off; it is of no use any more.
     """
 
@@ -70,17 +67,17 @@ class LoopGraph:
         self.device, self.checkpoints, self.program = call.calls.device, call.checkpoints, call.program
         self._calls = call.calls
         self._recorder, self._most_operations = recorder, most_operations
-        self._inputs = {name: torch.empty_like(each).copy_(each) for name, each in call.inputs.items()}
+        self.inputs = {name: torch.empty_like(each).copy_(each) for name, each in call.inputs.items()}
         self._stretches: list[Stretch] = []
         self._made: set[Hashable] = set()
-        self._core, self._evaluate = call.begin(self._inputs, streams)
+        self._core, self._evaluate = call.begin(self.inputs, streams)
         self._evaluate.prepare()
         if call.calls.compiled:  # torch compiles each width for itself, which no recording may hold
             for width in call.widths:
                 self._evaluate(call.wave_of_zeros(width))
             self._evaluate.forget()
         if self.device.type != "cpu":
-            _rehearse(call.begin(self._inputs, streams)[0], call.dtype)
+            _rehearse(call.begin(self.inputs, streams)[0], call.dtype)
 
     def extend_to(self, checkpoints: int) -> None:
         """Record what is missing up to so many checkpoints. After a CaptureFailed the recording is of no use."""
@@ -105,10 +102,6 @@ class LoopGraph:
             stretch.graph.replay()
         return stretch
 
-    def take(self, inputs: Mapping[str, Tensor]) -> None:
-        """Copy the inputs of a run to where graphs read them."""
-        copy_to(self._inputs.values(), [inputs[name] for name in self._inputs])
-
     def _record_stretch(self, number: int) -> Stretch:
         waves: list[int] = []
 
@@ -127,7 +120,7 @@ class LoopGraph:
         iteration = self.program.first_iteration + number
         with telemetry.span(f"iteration {iteration}", "iteration", iteration):
             graph, check, checkpoint = record(self._recorder, work)
-        inputs = [*self._inputs.values(), *self._evaluate.constants()]
+        inputs = [*self.inputs.values(), *self._evaluate.constants()]
         refuse_unknown_reads(check, inputs, self._calls.networks, self._made)
         self._made |= check.made
         self.operations += check.operations
@@ -171,14 +164,13 @@ def replay(
     """One run of a recording as a core: it hands out each wave when it has been launched, and ignores the answer.
 
     Args:
-        inputs: of the run, in the layout of those recorded.
         engine: the waves that were launched ahead of a decision to stop are counted here.
         ahead: true for an iteration after which the next stretch is launched before the change is read. The device
             then does not pause, and the waves of one launch are wasted where the run stops: it pays where a stop is
             unlikely.
     """
     with replaying(captured.device):
-        captured.take(inputs)
+        copy_to(captured.inputs.values(), [inputs[name] for name in captured.inputs])
         running = samples = tuple(range(len(inputs["x"])))
         result: Tensor | None = None
         following: Stretch | None = None
@@ -222,14 +214,9 @@ class _Arriving:
         if len(running) == len(found.samples):
             return found
         index = torch.tensor(running)
+        sample = found.sample[index.to(found.sample.device)]
         change, stationary = (None if each is None else each[index] for each in (found.change, found.stationary))
-        return replace(
-            found,
-            sample=found.sample[index.to(found.sample.device)],
-            samples=running,
-            change=change,
-            stationary=stationary,
-        )
+        return replace(found, sample=sample, samples=running, change=change, stationary=stationary)
 
 
 def _to_host(tensor: Tensor | None) -> Tensor | None:

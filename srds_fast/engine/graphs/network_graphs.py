@@ -1,10 +1,8 @@
 """Network graphs: one graph of the network call for each width of a wave, replayed for every wave of that width.
 
-A graph holds a call of the network and nothing else. The tensors among its arguments (the rows, a timestep for each
-row, the conditioning repeated for the rows) are copied to static tensors before each replay, and the solver's update
-runs eagerly between the calls. A graph therefore serves every wave of its width, in any plan, and also plans whose
-waves are not known before the run: windows that slide, runs that keep their states, loops that are too long for one
-graph.
+A graph holds a call of the network and nothing else. The tensors among its arguments are copied to static tensors
+before each replay, and the solver's update runs eagerly between the calls. A graph therefore serves every wave of its
+width, in any plan, also where a loop graph cannot: windows that slide, runs that keep their states, long loops.
 """
 
 from __future__ import annotations
@@ -53,13 +51,9 @@ class _CallGraph:
 
 
 class NetworkGraphs:
-    """The graphs of the calls of some networks. May be used from several threads.
+    """The graphs of the calls of some networks: they read the tensors of these networks and their own inputs alone.
 
-    A graph may read the tensors of these networks and its own inputs, nothing else.
-
-    Attributes:
-        name: of the engine, for reports.
-        nbytes: memory that the device had less after recording, where that can be asked.
+    May be used from several threads. nbytes: see `GraphStats`.
     """
 
     name = "network graphs"
@@ -89,11 +83,7 @@ class NetworkGraphs:
     ) -> None:
         """Record a call that has just been made eagerly, and keep its graph if a replay returns what is expected.
 
-        leaves, structure: of the arguments.
-
-        Raises:
-            TooLarge: it would take too much memory, or one before it would have.
-            CaptureFailed: it cannot be recorded, or its replay differs.
+        leaves, structure: of the arguments. Raises TooLarge also where an earlier recording was too large.
         """
         if self._full is not None:
             raise TooLarge(self._full)
@@ -142,14 +132,12 @@ class GraphedCalls:
     """The network calls of one run, through graphs where there are any.
 
     Args:
-        graphs: of the networks.
         key_now: what the graphs depend on, now; `key` is what they depended on when the run began.
         records: record calls of a width that has no graph yet.
         weigh: before the first recording, see whether graphs can save time.
 
     Attributes:
-        replays: calls that were replays.
-        recordings: graphs made.
+        replays, recordings: how many calls were replays, and how many were recorded.
         reason: why some calls were not replays, beyond the first of their width; None: all were.
         seconds: spent on recording.
         ended: why the rest of the run neither replays nor records. "busy": another call holds the device; "changed":
@@ -162,8 +150,7 @@ class GraphedCalls:
     ) -> None:
         self.graphs = graphs
         self._weigh = weigh and not len(graphs)
-        self._records = records
-        self._key_now = key_now
+        self._key_now, self._records = key_now, records
         self.key = key_now()
         self.replays = self.recordings = 0
         self.reason: str | None = None
@@ -230,22 +217,13 @@ class GraphedCalls:
 
 
 def key_of(name: Hashable, leaves: Sequence[Any], structure: TreeSpec) -> Hashable:
-    """Equal for calls that one graph can make: the same layout of tensors, the same values of everything else.
-
-    Raises:
-        CaptureFailed: an argument is an object whose value is not known; it is named.
-    """
+    """Equal for calls that one graph can make: the same layout of tensors, the same values of everything else."""
     _refuse_unknown("is given", leaves)
-    return (
-        name,
-        structure,
-        tuple(
-            (leaf.shape, _dense_strides(leaf), leaf.dtype, leaf.device)
-            if isinstance(leaf, Tensor)
-            else (type(leaf), leaf)
-            for leaf in leaves
-        ),
+    layout = (
+        (leaf.shape, _dense_strides(leaf), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)
+        for leaf in leaves
     )
+    return name, structure, tuple(layout)
 
 
 def _refuse_unknown(how: str, leaves: Iterable[Any]) -> None:

@@ -48,13 +48,8 @@ RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaRecorder
 
 @cache
 def recorder(device: torch.device) -> Recorder:
-    """The recorder of a device, which has its index. `why_no_recorder` tells whether there is one."""
+    """The recorder of a device, which has its index. `NetworkCalls.why_not` tells whether there is one."""
     return RECORDERS[device.type](device)
-
-
-def why_no_recorder(device: torch.device) -> str | None:
-    """Why nothing can be recorded on a device, or None."""
-    return None if device.type in RECORDERS else f"graphs need a CUDA device, and the network is on {device.type}"
 
 
 def record(recorder: Recorder, work: Callable[[CaptureCheck], T]) -> tuple[Graph, CaptureCheck, T]:
@@ -75,12 +70,7 @@ class TooLarge(CaptureFailed):
 def within_memory(device: torch.device, name: str, make: Callable[[], T], held: int = 0) -> tuple[T, int]:
     """Make a recording, and return it with the bytes that its device has less, 0 where that cannot be asked.
 
-    Args:
-        name: of its kind.
-        held: bytes that earlier recordings of the same network have taken.
-
-    Raises:
-        TooLarge: it took more than `LARGEST_SHARE` of the free memory.
+    held: bytes that earlier recordings of the same network have taken. Raises TooLarge above `LARGEST_SHARE`.
     """
     free = free_memory(device)
     made = make()

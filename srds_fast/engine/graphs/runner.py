@@ -35,7 +35,6 @@ class GraphRunner:
     """How a call may use graphs.
 
     Attributes:
-        graphs: the recordings there are.
         lazy: record calls of a kind that is new.
         refused: notified why a call runs eagerly; may raise.
         whole: record all iterations and all widths that a call could take.
@@ -53,11 +52,7 @@ class GraphRunner:
     def run(self, call: Capturable, begin: Callable[[], Run], evaluate: Eager, advance: Advance) -> None:
         """Run a call on its recording if there is one, otherwise eagerly, and record it then.
 
-        Args:
-            call: what would be recorded.
-            begin: makes the run; called again where a recording fails on the way and the run starts anew.
-            evaluate: runs a wave eagerly.
-            advance: runs all waves of a run.
+        begin: makes the run; called again where a recording fails on the way and the run starts anew.
         """
         key: Hashable = None
         found: LoopGraph | NetworkGraphs | NoLoop | None
@@ -101,10 +96,14 @@ class GraphRunner:
 
         weigh: before the first recording, see whether graphs can save time, unless they were asked for by name.
         """
-        found = calls.why_not() or self.graphs.network_graphs(calls.key(), calls)
-        if isinstance(found, str):
-            return found
-        return GraphedCalls(found, calls.key, records=self.lazy, weigh=weigh and self.weighed)
+        if (reason := calls.why_not()) is not None:
+            return reason
+        found = self.graphs.find(calls.key())
+        if isinstance(found, NoLoop):
+            assert found.reason is not None
+            return found.reason
+        graphs = found if isinstance(found, NetworkGraphs) else NetworkGraphs(calls)
+        return GraphedCalls(graphs, calls.key, records=self.lazy, weigh=weigh and self.weighed)
 
     def finish(self, graphed: GraphedCalls, engine: EngineUse) -> None:
         """Keep the graphs that a run has recorded, and complete what is noted of its engine."""
@@ -181,7 +180,7 @@ class GraphRunner:
         return reason or FIRST
 
     def _record_network(self, call: Capturable) -> str | None:
-        """Record the network graphs of a call that has no loop graph. Returns why they are not recorded, or None."""
+        """Record the network graphs of a call that has no loop graph; returns why that failed, or None."""
         graphed = self.network_calls(call.calls)
         if isinstance(graphed, str):
             return graphed
@@ -192,6 +191,5 @@ class GraphRunner:
 
 
 def _run_every_width(call: Capturable, evaluate: Eager) -> None:
-    """Call the network once for each width of the plan, on zeros."""
     for width in call.widths:
         evaluate(call.wave_of_zeros(width))

@@ -19,10 +19,7 @@ from .state import Last, RandomState, bind, undecoded, with_state
 
 
 def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
-    """Choose the plan of a call and measure its costs, but run no waves. Random generators are restored.
-
-    Returns:
-        the session of the call, with `plan` and `pricing`.
+    """The session of a call, with its `plan` and `pricing`; no wave is run, and random generators are restored.
 
     Raises:
         InvalidArgument: the call runs on the stock loop, which has no plan.

@@ -77,11 +77,7 @@ def refinements(
     """Run a call and yield its checkpoints as refinements.
 
     The call runs in a separate thread, because a pipeline's loop cannot be suspended. Closing the iterator ends the
-    call at its next checkpoint and waits until it has ended.
-
-    Args:
-        call: makes the call; its argument observes the checkpoints.
-        dtype: of the latents in the refinements.
+    call at its next checkpoint and waits until it has ended. dtype: of the latents in the refinements.
     """
     arrived: queue.Queue[tuple[Checkpoint, Any] | BaseException | None] = queue.Queue()
     previews = PreviewStream()

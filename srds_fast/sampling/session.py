@@ -34,8 +34,7 @@ from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL, options_of
 from ..telemetry.report import Report
 
-Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]
-"""Runs all waves of a run with an evaluator."""
+Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]  # runs all waves of a run with an evaluator
 
 
 class Network(Protocol):
@@ -130,6 +129,7 @@ class Session:
 
     Raises:
         PlanMismatch: the given plan is not valid for the call.
+        DivergenceError: (`next`, `complete`) the method that the user chose diverged.
     """
 
     planner: Planner
@@ -163,11 +163,7 @@ class Session:
         self.run = self._reported = self._new_run(self.observer)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
-        """Take the output of the last wave and return the next wave; None when `run.sample` is complete.
-
-        Raises:
-            DivergenceError: the method that the user chose diverged.
-        """
+        """Take the output of the last wave and return the next wave; None when `run.sample` is complete."""
         try:
             return self.run.next(output)
         except Diverged as error:
@@ -175,11 +171,7 @@ class Session:
         return self.run.next(None)
 
     def complete(self, advance: Advance | None = None) -> Run:
-        """Run all waves, from a recording if there is one. advance: None: with no work between waves.
-
-        Raises:
-            DivergenceError: the method that the user chose diverged.
-        """
+        """Run all waves, from a recording if there is one. advance: None: with no work between waves."""
         assert self.network is not None
         advance = advance or (lambda run, evaluate: drain(run.next, evaluate))
         evaluate = self.network.evaluator(self.run.program)
@@ -301,8 +293,14 @@ class Session:
 
     def _first_or_new_run(self) -> Run:
         """The run; after a failed recording a new one, which repeats no checkpoint."""
+        shown, observer = self.run.shown, self.observer
+
+        def observe_unseen(checkpoint: Checkpoint) -> None:
+            if observer is not None and checkpoint.iteration > shown:
+                observer(checkpoint)
+
         if self._begun:
-            self.run = self._reported = self._new_run(_unseen_only(self.observer, self.run.shown))
+            self.run = self._reported = self._new_run(observer and observe_unseen)
         self._begun = True
         return self.run
 
@@ -337,13 +335,3 @@ class Session:
 def no_room(rows: int) -> str:
     """The message for a wave that ran out of memory. rows: of the widest that was tried."""
     return f"a wave of up to {rows} rows did not fit into the device's memory: pass max_rows, fewer than that"
-
-
-def _unseen_only(observer: Observer | None, shown: int) -> Observer | None:
-    """An observer of the checkpoints after iteration `shown`."""
-
-    def once(checkpoint: Checkpoint) -> None:
-        if observer is not None and checkpoint.iteration > shown:
-            observer(checkpoint)
-
-    return observer and once

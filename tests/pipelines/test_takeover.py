@@ -16,7 +16,7 @@ from torch import Tensor
 import srds_fast
 from srds_fast.pipelines import call as call_module
 from srds_fast.pipelines.networks import NetworkCall, network_family
-from srds_fast.pipelines.takeover.turn import GuidanceCache, RecordedTurn
+from srds_fast.pipelines.takeover.turn import RecordedTurn
 from srds_fast.sampling.rows import TiledConditioning
 
 # pipeline, arguments, the weights that its guidance means, in the order of its branches
@@ -140,7 +140,7 @@ def test_an_interrupted_sequential_run_gives_the_state_where_it_stands(scheduler
 def test_options_are_kept_as_they_were_when_the_call_was_made() -> None:
     """Flux puts other image embeddings into the same dictionary before the call of its negative prompt."""
     pipe = tiny.flux()
-    turn = RecordedTurn(GuidanceCache({}, None))
+    turn = RecordedTurn({}, None)
     family = network_family(pipe.transformer)
     assert family is not None
     states = torch.randn(1, 16, 4)

@@ -18,23 +18,15 @@ from .loop import LockstepLoop
 
 
 class StepCallback:
-    """Replaces the user's `callback_on_step_end` in one call.
-
-    Attributes:
-        notified: number of steps for which the user's function was called.
-    """
+    """Replaces the user's `callback_on_step_end` in one call."""
 
     def __init__(self, user: Callable[..., Any], lockstep: LockstepLoop) -> None:
-        self.notified = 0
+        self.notified = 0  # steps for which the user's function was called
         self._user = user
         self._lockstep = lockstep
 
     def __call__(self, pipe: Any, turn: int, timestep: Any, tensors: dict[str, Any]) -> Any:
-        """Called by the loop at the end of each turn, with row-shaped latents.
-
-        Returns:
-            the tensors that the loop must continue with; none if nothing changed.
-        """
+        """At the end of each turn, with row-shaped latents; returns the tensors that the loop must continue with."""
         lockstep, latents = self._lockstep, tensors.get("latents")
         inpainting = lockstep.inpainting
         while self.notified < lockstep.final_steps:

@@ -228,15 +228,9 @@ class LockstepLoop:
         return self._hand_out(dtype)
 
     def go_on_from(self, step: int, x: Tensor, reason: str) -> Tensor:
-        """Drop all results beyond a final step and continue from `x` one step at a time.
+        """Drop all results beyond a final step and continue from the state x [batch, ...] one step at a time.
 
-        Args:
-            step: the last step that is kept.
-            x: the state after it, [batch, ...], in the dtype of the pipe.
-            reason: for the report.
-
-        Returns:
-            x, in the form that the loop expects.
+        reason: for the report. Returns x in the form that the loop expects.
         """
         assert self.session is not None
         self.session.fall_back(reason)

@@ -64,8 +64,8 @@ def stock(why: str) -> Verdict:
 class Pipeline:
     """A row of the first table.
 
-    tiny: its entry in tiny.PIPELINES. schedulers: columns it is driven with. others: what becomes of other columns that
-    it can be called with. flow: its network predicts a velocity.
+    tiny: its entry in tiny.PIPELINES. schedulers: columns it is accelerated with. others: verdicts on other columns.
+    flow: its network predicts a velocity.
     """
 
     name: str
@@ -112,13 +112,10 @@ BY_NAME = {pipeline.name: pipeline for pipeline in PIPELINES}
 
 @dataclass(frozen=True)
 class Feature:
-    """A row of the second table: something a call asks for.
+    """A row of the second table: something a call asks for, run on rows of the first with their first scheduler.
 
-    Attributes:
-        pipelines: names of the rows of the first table that it is run on, with their first scheduler.
-        call: arguments of the call beside the pipeline's own.
-        prepare: (pipe) -> further arguments or None; may change the pipe first.
-        build: makes another pipe than the row's.
+    call: arguments beside the pipeline's own. prepare: (pipe) -> further arguments or None; may change the pipe.
+    build: makes another pipe than the row's.
     """
 
     name: str
@@ -256,13 +253,6 @@ REPLACEMENTS = {
     "Heun, KDPM2, LMS": "EulerDiscreteScheduler",
     "KDPM2Ancestral, DPMSolverSDE": "EulerAncestralDiscreteScheduler",
     "FlowMatchHeun, FlowMatchLCM": "FlowMatchEulerDiscreteScheduler",
-}
-REFUSED_PIPELINES = {
-    "StableDiffusionXLControlNetPipeline": "uses the step number i",
-    "FluxControlNetPipeline": "uses the step number i",
-    "StableDiffusionPAGPipeline": "uses the timestep",
-    "StableDiffusionPanoramaPipeline": "step",
-    "StableDiffusion3InpaintPipeline": "step number",
 }
 
 

@@ -49,8 +49,7 @@ class FastPipeline:
         """The states of this thread's last call with `keep_trajectory=True`, [steps + 1, batch, ...].
 
         Pass it as `warm_start=` to a call with the same seed and steps and a related prompt. Methods that refine all
-        points (collocation, parataa, paradigms) then start from it. The closer it is, the fewer waves they need. The
-        final sample is the same.
+        points (collocation, parataa, paradigms) then need fewer waves for the same sample.
         """
         return self._srds.last.trajectory
 
@@ -161,13 +160,11 @@ class FastPipeline:
 
         Without calibration a call estimates its error from the change per iteration, and may run one more iteration to
         confirm it. Calibration measures the difference to the sequential sample instead. It fixes the number of
-        iterations that keeps this share of the samples within the tolerance. Later calls with this number of steps then
-        all take the same time, and none runs an iteration to confirm.
+        iterations that keeps this share of the samples within the tolerance, for later calls with as many steps.
 
         Args:
             prompts: inputs like those of later calls, used in turn; each is a prompt, or a dict of arguments.
-            num_samples: number of calls of the sequential sampler and of every plan that may be the fastest; each call
-                has its own seed.
+            num_samples: number of calls, each with its own seed, of every plan that may be the fastest.
             quantile: share of the samples that must be within the tolerance.
             kwargs: arguments of the calls: `num_inference_steps`, `guidance_scale`, `height` and so on. No generator.
 
@@ -175,8 +172,7 @@ class FastPipeline:
             the plan, with all candidates in its `prediction`; `Plan.save` writes it for another process.
 
         Raises:
-            InvalidArgument: the call cannot be taken over, so nothing can be measured; or tolerance or quantile is
-                out of range.
+            InvalidArgument: the call cannot be taken over, or an argument is out of range.
         """
         return calibrate(self, prompts, num_samples, quantile, kwargs)
 

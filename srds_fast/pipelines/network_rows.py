@@ -25,11 +25,7 @@ class RowInputs:
     """
 
     def __init__(
-        self,
-        program: Program,
-        noise: NoiseTable,
-        state: Tensor,
-        replacements: Mapping[nn.Module, Callable[..., Any]],
+        self, program: Program, noise: NoiseTable, state: Tensor, replacements: Mapping[nn.Module, Callable[..., Any]]
     ) -> None:
         self._replacements = replacements
         self._peak_rows = program.peak_rows

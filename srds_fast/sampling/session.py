@@ -118,14 +118,13 @@ class Session:
 
     Attributes:
         state: starting noise, [batch, ...], in the dtype of the state.
-        path: how the waves are evaluated, for the report.
         network: None: the caller evaluates the waves, and costs cannot be measured.
         graphs: how graphs may be used; None: the waves run eagerly.
         started: `time.perf_counter()` at the first network call, if that was before the session was made.
         notify: called with the reason why the call falls back to one step after another; may raise.
         pricing: costs of the call; None if they were not measured.
         run: the current run; a recovery replaces it.
-        interrupted: the caller has ended the run early; for the report.
+        path, interrupted: for the report.
 
     Raises:
         PlanMismatch: the given plan is not valid for the call.

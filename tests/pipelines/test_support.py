@@ -175,16 +175,6 @@ def test_refused_schedulers_get_the_line_of_the_table(names: str, other: str) ->
         assert f"`pipe.scheduler = diffusers.{other}.from_config(pipe.scheduler.config)`" in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "reason"), support.REFUSED_PIPELINES.items())
-def test_pipelines_with_tricks_in_their_loop_are_refused_with_what_was_found(name: str, reason: str) -> None:
-    cls = getattr(diffusers, name)
-    pipe = object.__new__(cls)  # refused before any part is looked at
-    vars(pipe)["scheduler"] = support.SCHEDULERS["DDIM"]()
-    with pytest.raises(UnsupportedPipeline, match=reason) as caught:
-        srds_fast.compile(pipe, method="srds")
-    assert name in str(caught.value)
-
-
 def test_readme_holds_the_tables() -> None:
     readme = support.README.read_text()
     assert support.written(readme) == readme, "run `python tests/support.py`"

@@ -36,7 +36,8 @@ class StepCallback:
             # the tensors as they are in the stock loop
             real = {"latents": x, "mask": None if inpainting is None else inpainting.mask}
             shown = {name: value if real.get(name) is None else real[name] for name, value in tensors.items()}
-            kept, steering = {name: _copy(value) for name, value in shown.items()}, _steering(pipe)
+            # all tensors in it: the images of several ControlNets are a list
+            kept, steering = tree_map_only(Tensor, Tensor.clone, shown), _steering(pipe)
             outputs = self._user(pipe, step, lockstep.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
                 return outputs  # the loop raises the stock pipe's own error
@@ -64,10 +65,6 @@ def _steering(pipe: Any) -> dict[str, Any]:
     """The attributes of a pipe that steer its loop."""
     ignored = ("_interrupt", "_progress_bar_config", "_current_timestep")
     return {name: value for name, value in vars(pipe).items() if name[:1] == "_" and name not in ignored}
-
-
-def _copy(value: Any) -> Any:
-    return tree_map_only(Tensor, Tensor.clone, value)  # the images of several ControlNets are a list
 
 
 def _same(value: Any, kept: Any) -> bool:

@@ -98,9 +98,7 @@ class RecordedTurn:
     def read_guidance(self, m: Tensor, x: Tensor) -> str | None:
         """Find the weights of the branches; returns why the loop must be driven, or None.
 
-        Args:
-            m: the loop's guided output for the probes, [samples, ...].
-            x: the states that the scheduler steps, [samples, ...].
+        m: the loop's guided output for the probes. x: the states that the scheduler steps. Both [samples, ...].
         """
         probes: list[Tensor] = []
         for call, probe in self._probed:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tiny
 import torch
-from calls import denoiser
+from calls import denoiser, look
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -155,10 +155,6 @@ def _latents(pipe: Any) -> dict[str, Any]:
     return {"latents": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(9))}
 
 
-def _look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    return tensors
-
-
 def _change(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     return {"latents": tensors["latents"] * 1.05} if step == 3 else tensors
 
@@ -205,7 +201,7 @@ FEATURES = [
     Feature("LoRA with a scale", BOTH_KINDS, prepare=_scaled_lora),
     Feature("FreeU", UNETS, prepare=lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)),
     Feature("group offload (eagerly, with `engine_reason`)", ("StableDiffusion", "Flux"), prepare=_group_offload),
-    Feature("`callback_on_step_end` that looks", BOTH_KINDS, {"callback_on_step_end": _look}),
+    Feature("`callback_on_step_end` that looks", BOTH_KINDS, {"callback_on_step_end": look}),
     Feature(
         "`callback_on_step_end` that changes something",
         BOTH_KINDS,

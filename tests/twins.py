@@ -8,6 +8,7 @@ from typing import Any
 
 import tiny
 import torch
+from calls import denoiser
 from torch import Tensor, nn
 
 import srds_fast
@@ -41,7 +42,7 @@ class Twins:
 
     @property
     def network(self) -> Any:
-        return self.pipe.unet if hasattr(self.pipe, "unet") else self.pipe.transformer
+        return denoiser(self.pipe)
 
     @property
     def report(self) -> Any:

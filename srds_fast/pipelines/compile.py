@@ -134,9 +134,8 @@ class FastPipeline:
     def warmup(self, *args: Any, **kwargs: Any) -> Report:
         """Record the graphs that calls with arguments like these need, for all iterations they could take.
 
-        Takes the arguments of a call. Shapes, steps, and whether guidance is on must be those of later calls: pass the
-        same `num_inference_steps`, `height`, `width`, number of prompts and number of images. Other values do not
-        matter. Neither a given generator nor the global random state advances.
+        Takes the arguments of a call. Pass the `num_inference_steps`, `height`, `width`, numbers of prompts and images,
+        and a `guidance_scale` on or off as in later calls. No random generator advances.
 
         Returns:
             the report of the call; `engine_reason` says why nothing was recorded, if so.
@@ -217,8 +216,7 @@ def compile(
 
     Call the result as you call the pipeline: it takes the same arguments and returns the same output. Its class has the
     same name, and it shares the pipeline's attributes, so LoRA, `.to()` and the rest act on both. The pipeline itself
-    is not changed and can be called as before. No device work happens here. Compiling a compiled pipeline gives a new
-    one with the new settings.
+    is not changed. Compiling a compiled pipeline gives a new one with the new settings.
 
     Args:
         pipe: a diffusers pipeline. The loops of many are known; the source of other loops is checked.

@@ -9,7 +9,7 @@ import numpy
 import pytest
 import tiny
 import torch
-from calls import assert_close, denoiser, instances, watched
+from calls import assert_close, denoiser, instances, look, watched
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
@@ -42,10 +42,6 @@ def run(pipe: Any, call: dict[str, Any], **changed: Any) -> Tensor:
     return calls.latents(pipe, **{**call, **changed})
 
 
-def looks(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    return tensors
-
-
 @pytest.mark.parametrize("name", GUIDANCE)
 def test_the_weights_of_the_branches_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no call of the network spent, and equal to driving the loop."""
@@ -75,9 +71,9 @@ def test_the_weights_of_the_branches_are_found(name: str, monkeypatch: pytest.Mo
     ("pipeline", "more", "why"),
     [
         ("stable_diffusion_inpaint", {}, "puts the known part of the image back"),
-        ("stable_diffusion_inpaint", {"callback_on_step_end": looks}, "callback_on_step_end"),
+        ("stable_diffusion_inpaint", {"callback_on_step_end": look}, "callback_on_step_end"),
         ("stable_diffusion_inpaint_9", {}, "joins conditioning"),
-        ("stable_diffusion", {"callback_on_step_end": looks}, "callback_on_step_end"),
+        ("stable_diffusion", {"callback_on_step_end": look}, "callback_on_step_end"),
         # its loop puts zeros beside what the network returned, which is not there yet in a recorded turn
         ("stable_diffusion_controlnet", {"guess_mode": True}, "guess_mode"),
     ],
@@ -100,7 +96,7 @@ def test_a_controlnet_may_take_more_waves_than_steps_as_its_loop_turns_once(sett
     assert fast.report.path == "takeover"
     assert fast.report.in_flight == settings.get("in_flight")
     assert_close(found, run(pipe, call))
-    run(fast, call, callback_on_step_end=looks)
+    run(fast, call, callback_on_step_end=look)
     assert fast.report.path == "stock"
     assert "looks up its list of steps by turn" in fast.report.fallback_reason
 

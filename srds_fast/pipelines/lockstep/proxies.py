@@ -121,9 +121,8 @@ class TimestepsProxy(Tensor):
             "The pipeline's loop turned without a scheduler step. Such a loop cannot be driven from its scheduler. "
             "Run this call on the original pipeline."
         )
-        steps = lockstep.steps
+        steps, first = lockstep.steps, timesteps[0]
         lockstep.enter(self.start, timesteps)
-        first = timesteps[0]
         yield first
         if lockstep.steps == steps:
             # no denoising loop: SDXL reads the timesteps to find denoising_end; or every turn is skipped

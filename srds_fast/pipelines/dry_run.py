@@ -71,9 +71,7 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
 
         for sample in range(num_samples):
             run_call(eager, (), arguments(sample), keep)
-        return [
-            (iteration, torch.cat(samples)) for iteration, samples in outputs.items() if len(samples) == num_samples
-        ]
+        return [(iteration, torch.cat(given)) for iteration, given in outputs.items() if len(given) == num_samples]
 
     plan = calibrated(num_steps, planner.settings, stochastic, pricing, run, quantile)
     planner.calibrated[num_steps, stochastic] = plan, pricing.kind

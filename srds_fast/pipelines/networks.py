@@ -105,17 +105,12 @@ def unwrapped(module: Any) -> Any:
 
 @dataclass(frozen=True)
 class NetworkCall:
-    """One call of a network by a pipeline's loop.
-
-    Attributes:
-        arguments: by name, in order.
-        positional: how many of them are given by position: hooks on the network may depend on it.
-    """
+    """One call of a network by a pipeline's loop."""
 
     network: nn.Module
     family: Network
-    arguments: dict[str, Any]
-    positional: int = 0
+    arguments: dict[str, Any]  # by name, in order
+    positional: int = 0  # how many of them are given by position: hooks on the network may depend on it
 
     @property
     def states(self) -> Tensor:

@@ -45,10 +45,9 @@ class PreviewStream:
 
 @dataclass(eq=False)
 class Refinement:
-    """A whole image after one iteration.
+    """A whole image after one iteration; iteration 0 is the coarse sweep.
 
     Attributes:
-        iteration: 0 is the coarse sweep.
         latents: [batch, ...], in the pipeline's dtype.
         change: per sample, mean |x^p - x^(p-1)|; None at iteration 0.
     """

@@ -89,10 +89,9 @@ class Planner:
         return options_of(self.settings.method) if self.plan is None else self.plan.options
 
     def choose(self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None) -> Plan:
-        """The plan of a call of so many steps. pricing: measures its cost; None: that is impossible before the call.
+        """The plan of a call; PlanMismatch if the plan given is for another number of steps.
 
-        Raises:
-            PlanMismatch: the plan given is for another number of steps.
+        pricing: measures the cost of the call; None: that is impossible before the call.
         """
         if self.plan is not None:
             if self.plan.num_inference_steps != num_steps:

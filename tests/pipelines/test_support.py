@@ -18,6 +18,7 @@ from torch import Tensor
 import srds_fast
 from srds_fast import UnsupportedPipeline, UnsupportedScheduler
 from srds_fast.pipelines import call as call_module
+from srds_fast.pipelines.families import FAMILIES
 from srds_fast.schedulers import verify as noise
 
 MODES: dict[str, dict[str, Any]] = {
@@ -45,11 +46,7 @@ def run(pipe: Any, call: dict[str, Any]) -> tuple[Tensor, list[Tensor], list[Ten
     return torch.as_tensor(output[0]), seen, [*(each.get_state() for each in generators), torch.get_rng_state()]
 
 
-TAKEN_OVER = {
-    "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "PixArtAlphaPipeline",
-    "DiTPipeline", "DDIMPipeline", "DDPMPipeline", "StableDiffusionControlNetPipeline",
-}  # fmt: skip
+TAKEN_OVER = {name for name in FAMILIES if "Inpaint" not in name}
 
 
 def check(pipe: Any, call: dict[str, Any], verdict: Verdict, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:

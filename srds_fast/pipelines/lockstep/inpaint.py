@@ -15,14 +15,10 @@ from ...schedulers.table import NoiseTable
 
 
 class Inpainting:
-    """Takes mask, image and noise from the pipeline as it prepares them, and blends them into states.
-
-    Attributes:
-        mask: [branches * batch or batch, 1, ...], as in the stock loop.
-    """
+    """Takes mask, image and noise from the pipeline as it prepares them, and blends them into states."""
 
     def __init__(self, pipe: Any) -> None:
-        self.mask: Tensor | None = None
+        self.mask: Tensor | None = None  # [branches * batch or batch, 1, ...], as in the stock loop
         self._branches = 1
         self._image, self._noise = torch.empty(0), torch.empty(0)
         self._known: dict[int, Tensor] = {}

@@ -50,7 +50,7 @@ OUTSIDE = {
 
 
 class _Unknown(Exception):
-    """The source contains something that is not on the list; the text is the reason."""
+    """The source contains something that is not on the list; the message is the reason."""
 
 
 @functools.cache
@@ -333,9 +333,8 @@ class _Loop:
     def _check_memory(self) -> None:
         """Refuse variables, other than the sample, that keep a value between turns or after the loop."""
         after = [node for node in _in_order(self.call) if getattr(node, "lineno", 0) > (self.loop.end_lineno or 0)]
-        own = {self.sample}
-        for nodes, known, when in ((self.nodes, own | {self.time}, "the next turn"), (after, own, "after the loop")):
-            kept = {*self.assigned, self.time, self.index} - known
+        for nodes, new, when in ((self.nodes, self.time, "the next turn"), (after, None, "after the loop")):
+            kept = {*self.assigned, self.time, self.index} - {self.sample, new}
             for node in nodes:
                 if isinstance(node, ast.Name) and node.id in kept:
                     if isinstance(node.ctx, ast.Load):

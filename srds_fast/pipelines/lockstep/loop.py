@@ -281,7 +281,7 @@ class LockstepLoop:
         turn, num_samples = self.turn, len(x) // self.loop.copies
         if turn is not None:
             if turn.calls:
-                turn.read_guidance(m[:num_samples], x[:num_samples])
+                turn.drive_reason = turn.read_guidance(m[:num_samples], x[:num_samples])
                 m = m.to(turn.calls[0].states.dtype)  # noise is drawn in the dtype of the network's output
             self.drive_reason = turn.drive_reason
         if m.shape != x.shape:

@@ -18,6 +18,11 @@ def latents(pipe: Any, seed: int | list[int] = 0, **call: Any) -> torch.Tensor:
     return torch.as_tensor(pipe(**call, generator=generators if isinstance(seed, list) else generators[0])[0])
 
 
+def look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """A callback that changes nothing."""
+    return tensors
+
+
 def assert_close(found: torch.Tensor, expected: torch.Tensor, relative: float = 1e-5) -> None:
     """Equal but for rounding, relative to the largest value."""
     assert found.shape == expected.shape

@@ -31,8 +31,7 @@ def feed(
 ) -> tuple[Tensor, list[Evaluate], list[Checkpoint]]:
     """Run a core to its end.
 
-    keep: answers checkpoints with the samples that go on.
-    by_row: one network call per state, so that results do not depend on how wide a wave is.
+    keep: answers checkpoints with the samples that go on. by_row: one network call per state of a wave.
     """
     waves, checkpoints = [], []
     answer: Tensor | tuple[int, ...] | None = None
@@ -43,10 +42,8 @@ def feed(
                 waves.append(event)
                 x = event.x.flatten(0, 1)
                 t = grid.timesteps[list(event.positions)].repeat_interleave(event.x.shape[1])
-                if by_row:
-                    outputs = torch.cat([denoiser(*each) for each in zip(x.split(1), t.split(1), strict=True)])
-                else:
-                    outputs = denoiser(x, t)
+                size = 1 if by_row else len(x)
+                outputs = torch.cat([denoiser(*each) for each in zip(x.split(size), t.split(size), strict=True)])
                 answer = outputs.view_as(event.x).to(event.x.dtype)
             else:
                 checkpoints.append(event)

@@ -33,7 +33,7 @@ forms = pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 
 
 def sweeps_of(num_steps: int, options: FixedPoint, iterations: int | None = None) -> Sweeps:
-    """Nodes and all: of an exact run a plan makes every point a row."""
+    """The program of a run; by default all points are rows, as in an exact run."""
     if options.window is not None:
         return sweeps.windows(num_steps, options.window)
     return sweeps.fixed_point(num_steps, iterations or num_steps, options.num_nodes)
@@ -51,7 +51,7 @@ def states(denoiser: Denoiser, x: Tensor, grid: NoiseTable, inputs: SolverInputs
     return torch.stack(found)
 
 
-def inputs_of(name: str, x: Tensor, grid: NoiseTable) -> SolverInputs:
+def inputs_of(x: Tensor, grid: NoiseTable) -> SolverInputs:
     draws = draw_noise(grid, x, x.dtype, torch.Generator().manual_seed(3))
     return SolverInputs(draws=draws, trajectory=Trajectory(grid.num_steps))
 

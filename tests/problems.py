@@ -41,11 +41,9 @@ class LinearOde:
         return sigma * torch.linalg.inv(sigma**2 * identity + alpha**2 * self.covariance)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        rows = []
-        for state, alpha, sigma in zip(x, *noise_level(t, x.dtype), strict=True):
-            gain = self.gain(float(alpha), float(sigma)).to(x.dtype)
-            rows.append(gain @ (state - alpha * self.mean.to(x.dtype)))
-        return torch.stack(rows)
+        levels = zip(x, *noise_level(t, x.dtype), strict=True)
+        mean = self.mean.to(x.dtype)
+        return torch.stack([self.gain(float(a), float(s)).to(x.dtype) @ (state - a * mean) for state, a, s in levels])
 
     def solution(self, x: Tensor, num_steps: int) -> Tensor:
         """The DDIM solution, by composing the affine maps; shares no code with the package."""

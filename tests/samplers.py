@@ -57,7 +57,5 @@ def run(
     stock, denoiser, eta = SAMPLERS[name]
     stock.set_timesteps(num_steps)
     x = noise(batch, DIMENSIONS, seed=seed, dtype=dtype) * float(getattr(stock, "init_noise_sigma", 1.0))
-    generator = torch.Generator().manual_seed(seed)
-    return sample(
-        lambda x, t: denoiser(x, t).to(x.dtype), x, stock, num_steps, eta=eta, generator=generator, **how
-    ).sample
+    how |= {"eta": eta, "generator": torch.Generator().manual_seed(seed)}
+    return sample(lambda x, t: denoiser(x, t).to(x.dtype), x, stock, num_steps, **how).sample

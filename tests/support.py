@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tiny
 import torch
-from calls import denoiser
+from calls import denoiser, look
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -64,8 +64,8 @@ def stock(why: str) -> Verdict:
 class Pipeline:
     """A row of the first table.
 
-    tiny: its entry in tiny.PIPELINES. schedulers: columns it is driven with. others: what becomes of other columns that
-    it can be called with. flow: its network predicts a velocity.
+    tiny: its entry in tiny.PIPELINES. schedulers: columns it is accelerated with. others: verdicts on other columns.
+    flow: its network predicts a velocity.
     """
 
     name: str
@@ -112,13 +112,10 @@ BY_NAME = {pipeline.name: pipeline for pipeline in PIPELINES}
 
 @dataclass(frozen=True)
 class Feature:
-    """A row of the second table: something a call asks for.
+    """A row of the second table: something a call asks for, run on rows of the first with their first scheduler.
 
-    Attributes:
-        pipelines: names of the rows of the first table that it is run on, with their first scheduler.
-        call: arguments of the call beside the pipeline's own.
-        prepare: (pipe) -> further arguments or None; may change the pipe first.
-        build: makes another pipe than the row's.
+    call: arguments beside the pipeline's own. prepare: (pipe) -> further arguments or None; may change the pipe.
+    build: makes another pipe than the row's.
     """
 
     name: str
@@ -156,10 +153,6 @@ def _group_offload(pipe: Any) -> None:
 
 def _latents(pipe: Any) -> dict[str, Any]:
     return {"latents": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(9))}
-
-
-def _look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    return tensors
 
 
 def _change(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +201,7 @@ FEATURES = [
     Feature("LoRA with a scale", BOTH_KINDS, prepare=_scaled_lora),
     Feature("FreeU", UNETS, prepare=lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)),
     Feature("group offload (eagerly, with `engine_reason`)", ("StableDiffusion", "Flux"), prepare=_group_offload),
-    Feature("`callback_on_step_end` that looks", BOTH_KINDS, {"callback_on_step_end": _look}),
+    Feature("`callback_on_step_end` that looks", BOTH_KINDS, {"callback_on_step_end": look}),
     Feature(
         "`callback_on_step_end` that changes something",
         BOTH_KINDS,
@@ -256,13 +249,6 @@ REPLACEMENTS = {
     "Heun, KDPM2, LMS": "EulerDiscreteScheduler",
     "KDPM2Ancestral, DPMSolverSDE": "EulerAncestralDiscreteScheduler",
     "FlowMatchHeun, FlowMatchLCM": "FlowMatchEulerDiscreteScheduler",
-}
-REFUSED_PIPELINES = {
-    "StableDiffusionXLControlNetPipeline": "uses the step number i",
-    "FluxControlNetPipeline": "uses the step number i",
-    "StableDiffusionPAGPipeline": "uses the timestep",
-    "StableDiffusionPanoramaPipeline": "step",
-    "StableDiffusion3InpaintPipeline": "step number",
 }
 
 

@@ -52,7 +52,8 @@ class Tape(CaptureCheck):
         writes = func._schema.is_mutable
         for tensor in given if writes else ():
             if storage_of(tensor) not in self.made | self._before.keys():
-                whole = _whole(tensor)
+                # all of the memory that it lies in, as bytes
+                whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
                 self._before[storage_of(tensor)] = whole, whole.clone()
         out = func(*args, **kwargs)
         outputs = new_in(out, given)
@@ -74,11 +75,6 @@ class Tape(CaptureCheck):
         for tensor in self._made_tensors:
             if tensor.is_floating_point() or tensor.is_complex():
                 tensor.fill_(torch.nan)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """All of the memory that a tensor lies in, as bytes."""
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
 class TapeRecorder:

@@ -8,25 +8,20 @@ from typing import Any
 
 import tiny
 import torch
+from calls import denoiser
 from torch import Tensor, nn
 
 import srds_fast
 
 STEPS = 3
-# of a wait for another thread, long enough for any machine: a call takes a tenth of a second
-SECONDS = 60.0
+SECONDS = 60.0  # for another thread: far more than a call takes
 FIRST = "it is the first call of its kind"
 
 
 class Twins:
-    """A pipe compiled for graphs and compiled to run eagerly. Every call is made on both and has to give the same.
+    """A pipe compiled for graphs and compiled to run eagerly. Both must give the same result for every call.
 
-    Args:
-        name: in tiny.PIPELINES; Flux records fastest.
-        pipe: in the place of the one built.
-        graphs: settings of the graph engine alone.
-        engine: "graph" or "network-graphs".
-        settings: of both.
+    name: in tiny.PIPELINES; Flux records fastest. graphs: settings of the graph engine alone. settings: of both.
     """
 
     def __init__(
@@ -47,7 +42,7 @@ class Twins:
 
     @property
     def network(self) -> Any:
-        return self.pipe.unet if hasattr(self.pipe, "unet") else self.pipe.transformer
+        return denoiser(self.pipe)
 
     @property
     def report(self) -> Any:
@@ -59,7 +54,7 @@ class Twins:
         return self.fast.graphs.captured, self.fast.graphs.replayed
 
     def alone(self, each: Any, seed: int = 0, **call: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Result of one of them, and the states of its generator and of the global one afterwards."""
+        """The result of one of them, and the states of its generator and of the global one afterwards."""
         torch.manual_seed(7)
         generator = torch.Generator().manual_seed(seed)
         found = torch.as_tensor(each(**{**self.base, **call}, generator=generator)[0])
@@ -135,7 +130,7 @@ def put(twins: Twins, act: Callable[[Tensor], Tensor] | None = None, kind: Calla
 
 
 def in_a_thread(function: Callable[[], Any]) -> Any:
-    """What it returns in a thread of its own; fails where it does not end."""
+    """The result of a function in a separate thread; fails if it does not end."""
     results: list[Any] = []
 
     def work() -> None:

@@ -64,10 +64,7 @@ class Applied:
 
 @contextmanager
 def applied(networks: Iterable[nn.Module], options: NetworkOptions, device: torch.device) -> Iterator[Applied]:
-    """Apply the options to the networks of a call, and restore their attention afterwards.
-
-    device: where they run; an offloaded network may be on another device now.
-    """
+    """Apply the options to the networks that a call runs on a device, and restore their attention afterwards."""
     made = Applied()
     attention, channels_last, mode = options.attention, options.channels_last, options.torch_compile
     with ExitStack() as settings:
@@ -228,8 +225,7 @@ def _lay_out(network: nn.Module, channels_last: bool, _undo: ExitStack) -> list[
 class Compiled:
     """A network called through torch.compile; called directly if compilation fails (for example: no C++ compiler).
 
-    The network itself is not changed, and only weakly referenced: the caller keeps it alive. torch.compile itself
-    restores the process-wide flags that it changes.
+    The network itself is not changed, and only weakly referenced: the caller keeps it alive.
     """
 
     def __init__(self, network: nn.Module, mode: str) -> None:

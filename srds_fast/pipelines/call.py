@@ -32,7 +32,7 @@ from .lockstep.proxies import copy_with_proxies
 from .loop import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .state import OWN_ARGUMENTS, RandomState, bind, no_plan, steps_of
-from .takeover.turn import GuidanceCache, RecordedTurn, why_not
+from .takeover.turn import RecordedTurn, why_not
 
 
 def _guidance_key(cls: type, loop: Loop, network: Any, arguments: Arguments) -> Hashable | None:
@@ -98,10 +98,7 @@ def run_call(
 ) -> Any:
     """Call a compiled pipeline and store the report in its state.
 
-    Args:
-        fast: the compiled pipeline.
-        observer: called with every checkpoint.
-        warming: record everything that calls like this one will need.
+    observer: called with every checkpoint. warming: record everything that calls like this one will need.
     """
     last = fast._srds.last
     last.report = last.trajectory = last.session = None
@@ -196,8 +193,7 @@ def _lockstep(
     drive_reason = "callback_on_step_end is called by the loop, once per step" if calls_back else why_not(loop)
     turn = None
     if drive_reason is None:
-        kind = _guidance_key(type(state.original), loop, network, arguments)
-        turn = RecordedTurn(GuidanceCache(state.guidance, kind))
+        turn = RecordedTurn(state.guidance, _guidance_key(type(state.original), loop, network, arguments))
     graphs, engine_reason, on_gpu = None, _engine_reason(network), _graphs_on(network.device)
     if state.planner.engine in GRAPH_ENGINES or (state.planner.engine == "auto" and on_gpu):
         if engine_reason is not None:

@@ -49,8 +49,7 @@ class FastPipeline:
         """The states of this thread's last call with `keep_trajectory=True`, [steps + 1, batch, ...].
 
         Pass it as `warm_start=` to a call with the same seed and steps and a related prompt. Methods that refine all
-        points (collocation, parataa, paradigms) then start from it. The closer it is, the fewer waves they need. The
-        final sample is the same.
+        points (collocation, parataa, paradigms) then need fewer waves for the same sample.
         """
         return self._srds.last.trajectory
 
@@ -135,9 +134,8 @@ class FastPipeline:
     def warmup(self, *args: Any, **kwargs: Any) -> Report:
         """Record the graphs that calls with arguments like these need, for all iterations they could take.
 
-        Takes the arguments of a call. Shapes, steps, and whether guidance is on must be those of later calls: pass the
-        same `num_inference_steps`, `height`, `width`, number of prompts and number of images. Other values do not
-        matter. Neither a given generator nor the global random state advances.
+        Takes the arguments of a call. Pass the `num_inference_steps`, `height`, `width`, numbers of prompts and images,
+        and a `guidance_scale` on or off as in later calls. No random generator advances.
 
         Returns:
             the report of the call; `engine_reason` says why nothing was recorded, if so.
@@ -161,13 +159,11 @@ class FastPipeline:
 
         Without calibration a call estimates its error from the change per iteration, and may run one more iteration to
         confirm it. Calibration measures the difference to the sequential sample instead. It fixes the number of
-        iterations that keeps this share of the samples within the tolerance. Later calls with this number of steps then
-        all take the same time, and none runs an iteration to confirm.
+        iterations that keeps this share of the samples within the tolerance, for later calls with as many steps.
 
         Args:
             prompts: inputs like those of later calls, used in turn; each is a prompt, or a dict of arguments.
-            num_samples: number of calls of the sequential sampler and of every plan that may be the fastest; each call
-                has its own seed.
+            num_samples: number of calls, each with its own seed, of every plan that may be the fastest.
             quantile: share of the samples that must be within the tolerance.
             kwargs: arguments of the calls: `num_inference_steps`, `guidance_scale`, `height` and so on. No generator.
 
@@ -175,8 +171,7 @@ class FastPipeline:
             the plan, with all candidates in its `prediction`; `Plan.save` writes it for another process.
 
         Raises:
-            InvalidArgument: the call cannot be taken over, so nothing can be measured; or tolerance or quantile is
-                out of range.
+            InvalidArgument: the call cannot be taken over, or an argument is out of range.
         """
         return calibrate(self, prompts, num_samples, quantile, kwargs)
 
@@ -221,8 +216,7 @@ def compile(
 
     Call the result as you call the pipeline: it takes the same arguments and returns the same output. Its class has the
     same name, and it shares the pipeline's attributes, so LoRA, `.to()` and the rest act on both. The pipeline itself
-    is not changed and can be called as before. No device work happens here. Compiling a compiled pipeline gives a new
-    one with the new settings.
+    is not changed. Compiling a compiled pipeline gives a new one with the new settings.
 
     Args:
         pipe: a diffusers pipeline. The loops of many are known; the source of other loops is checked.

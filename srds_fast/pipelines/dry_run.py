@@ -19,10 +19,7 @@ from .state import Last, RandomState, bind, undecoded, with_state
 
 
 def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
-    """Choose the plan of a call and measure its costs, but run no waves. Random generators are restored.
-
-    Returns:
-        the session of the call, with `plan` and `pricing`.
+    """The session of a call, with its `plan` and `pricing`; no wave is run, and random generators are restored.
 
     Raises:
         InvalidArgument: the call runs on the stock loop, which has no plan.
@@ -74,9 +71,7 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
 
         for sample in range(num_samples):
             run_call(eager, (), arguments(sample), keep)
-        return [
-            (iteration, torch.cat(samples)) for iteration, samples in outputs.items() if len(samples) == num_samples
-        ]
+        return [(iteration, torch.cat(given)) for iteration, given in outputs.items() if len(given) == num_samples]
 
     plan = calibrated(num_steps, planner.settings, stochastic, pricing, run, quantile)
     planner.calibrated[num_steps, stochastic] = plan, pricing.kind

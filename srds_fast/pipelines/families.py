@@ -27,8 +27,7 @@ class Family:
 
     Attributes:
         loop: (pipe, arguments of the call) -> description of the loop.
-        decode: (pipe, final latents of the loop, arguments) -> PIL images, as at the end of the pipe's own call; None
-            if not known.
+        decode: (pipe, final latents of the loop, arguments) -> PIL images, as the pipe decodes; None if not known.
         stock_if: (pipe, arguments) -> why this call must run on the stock loop, or None.
     """
 

@@ -13,11 +13,7 @@ from torch import Tensor, nn
 class AdapterScales:
     """The scales of all LoRA layers of some networks. PEFT keeps one number per layer and adapter.
 
-    Args:
-        networks: maps each network to the factor of this call: "scale" in `cross_attention_kwargs` or similar.
-
-    Attributes:
-        dictionaries: ids of PEFT's dictionaries, whose numbers `read_from` replaces by tensors.
+    networks: maps each network to the factor of this call: "scale" in `cross_attention_kwargs` or similar.
     """
 
     def __init__(self, networks: Mapping[nn.Module, float]) -> None:
@@ -27,6 +23,7 @@ class AdapterScales:
             for module in network.modules()
             if isinstance(scaling := getattr(module, "scaling", None), dict) and hasattr(module, "scale_layer")
         ]
+        # PEFT's dictionaries, whose numbers `read_from` replaces by tensors
         self.dictionaries = frozenset(id(scaling) for scaling, _ in layers)
         self._entries = [(scaling, name, factor) for scaling, factor in layers for name in scaling]
 

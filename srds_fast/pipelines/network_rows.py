@@ -17,19 +17,10 @@ from .networks import PER_SAMPLE_OPTIONS, SHARED_OPTIONS, Network, NetworkCall
 
 
 class RowInputs:
-    """Makes the arguments of the network calls of one run.
-
-    Args:
-        state: starting noise, [batch, ...], in the dtype of the state.
-        replacements: maps a network to the callable to use instead.
-    """
+    """Makes the network calls of one run. state: starting noise. replacements: callables to use instead of networks."""
 
     def __init__(
-        self,
-        program: Program,
-        noise: NoiseTable,
-        state: Tensor,
-        replacements: Mapping[nn.Module, Callable[..., Any]],
+        self, program: Program, noise: NoiseTable, state: Tensor, replacements: Mapping[nn.Module, Callable[..., Any]]
     ) -> None:
         self._replacements = replacements
         self._peak_rows = program.peak_rows

@@ -29,8 +29,7 @@ class Network:
         state: name of the argument that holds the states.
         per_sample: arguments whose tensors have one entry per branch and sample; repeated for the rows.
         shared: arguments that hold for the whole call; passed on as they are.
-        options: arguments that are dictionaries of options: scalars, tensors shared by all rows (`SHARED_OPTIONS`) and
-            tensors with an entry per branch and sample (`PER_SAMPLE_OPTIONS`).
+        options: arguments that are dictionaries of scalars, SHARED_OPTIONS and PER_SAMPLE_OPTIONS.
         time: (the scheduler's timesteps, dtype of the latents) -> the network's time input.
         channels: the channel dimension of states and outputs.
         gives_residuals: its output is an input of another network, as with a ControlNet.
@@ -106,17 +105,12 @@ def unwrapped(module: Any) -> Any:
 
 @dataclass(frozen=True)
 class NetworkCall:
-    """One call of a network by a pipeline's loop.
-
-    Attributes:
-        arguments: by name, in order.
-        positional: how many of them are given by position: hooks on the network may depend on it.
-    """
+    """One call of a network by a pipeline's loop."""
 
     network: nn.Module
     family: Network
-    arguments: dict[str, Any]
-    positional: int = 0
+    arguments: dict[str, Any]  # by name, in order
+    positional: int = 0  # how many of them are given by position: hooks on the network may depend on it
 
     @property
     def states(self) -> Tensor:

@@ -30,9 +30,8 @@ def warn_eager(fast: Any, reason: str) -> None:
         f"This call cannot be replayed: {reason}. strict=True forbids to run it eagerly. "
         "Change what the reason names, pass engine='auto', or compile without strict."
     )
-    _warn_once(
-        fast, reason, f" runs eagerly: {reason}.", refusal if fast._srds.planner.engine in GRAPH_ENGINES else None
-    )
+    asked_for = fast._srds.planner.engine in GRAPH_ENGINES
+    _warn_once(fast, reason, f" runs eagerly: {reason}.", refusal if asked_for else None)
 
 
 def _unsupported(refusal: str) -> UnsupportedPipeline:

@@ -38,8 +38,6 @@ class State:
     """The state that `compile` adds to a pipeline: its settings, and what calls leave for later ones.
 
     Attributes:
-        original: the pipeline that was compiled.
-        graphs: the recordings.
         notified: reasons that were already logged.
         tokenizers: copies, one set per running call.
         guidance: known guidance weights, by kind of call.

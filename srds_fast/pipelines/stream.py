@@ -45,10 +45,9 @@ class PreviewStream:
 
 @dataclass(eq=False)
 class Refinement:
-    """A whole image after one iteration.
+    """A whole image after one iteration; iteration 0 is the coarse sweep.
 
     Attributes:
-        iteration: 0 is the coarse sweep.
         latents: [batch, ...], in the pipeline's dtype.
         change: per sample, mean |x^p - x^(p-1)|; None at iteration 0.
     """
@@ -77,11 +76,7 @@ def refinements(
     """Run a call and yield its checkpoints as refinements.
 
     The call runs in a separate thread, because a pipeline's loop cannot be suspended. Closing the iterator ends the
-    call at its next checkpoint and waits until it has ended.
-
-    Args:
-        call: makes the call; its argument observes the checkpoints.
-        dtype: of the latents in the refinements.
+    call at its next checkpoint and waits until it has ended. dtype: of the latents in the refinements.
     """
     arrived: queue.Queue[tuple[Checkpoint, Any] | BaseException | None] = queue.Queue()
     previews = PreviewStream()

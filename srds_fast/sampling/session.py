@@ -34,8 +34,7 @@ from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL, options_of
 from ..telemetry.report import Report
 
-Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]
-"""Runs all waves of a run with an evaluator."""
+Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]  # runs all waves of a run with an evaluator
 
 
 class Network(Protocol):
@@ -90,10 +89,9 @@ class Planner:
         return options_of(self.settings.method) if self.plan is None else self.plan.options
 
     def choose(self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None) -> Plan:
-        """The plan of a call of so many steps. pricing: measures its cost; None: that is impossible before the call.
+        """The plan of a call; PlanMismatch if the plan given is for another number of steps.
 
-        Raises:
-            PlanMismatch: the plan given is for another number of steps.
+        pricing: measures the cost of the call; None: that is impossible before the call.
         """
         if self.plan is not None:
             if self.plan.num_inference_steps != num_steps:
@@ -119,17 +117,17 @@ class Session:
 
     Attributes:
         state: starting noise, [batch, ...], in the dtype of the state.
-        path: how the waves are evaluated, for the report.
         network: None: the caller evaluates the waves, and costs cannot be measured.
         graphs: how graphs may be used; None: the waves run eagerly.
         started: `time.perf_counter()` at the first network call, if that was before the session was made.
         notify: called with the reason why the call falls back to one step after another; may raise.
         pricing: costs of the call; None if they were not measured.
         run: the current run; a recovery replaces it.
-        interrupted: the caller has ended the run early; for the report.
+        path, interrupted: for the report.
 
     Raises:
         PlanMismatch: the given plan is not valid for the call.
+        DivergenceError: (`next`, `complete`) the method that the user chose diverged.
     """
 
     planner: Planner
@@ -163,11 +161,7 @@ class Session:
         self.run = self._reported = self._new_run(self.observer)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
-        """Take the output of the last wave and return the next wave; None when `run.sample` is complete.
-
-        Raises:
-            DivergenceError: the method that the user chose diverged.
-        """
+        """Take the output of the last wave and return the next wave; None when `run.sample` is complete."""
         try:
             return self.run.next(output)
         except Diverged as error:
@@ -175,11 +169,7 @@ class Session:
         return self.run.next(None)
 
     def complete(self, advance: Advance | None = None) -> Run:
-        """Run all waves, from a recording if there is one. advance: None: with no work between waves.
-
-        Raises:
-            DivergenceError: the method that the user chose diverged.
-        """
+        """Run all waves, from a recording if there is one. advance: None: with no work between waves."""
         assert self.network is not None
         advance = advance or (lambda run, evaluate: drain(run.next, evaluate))
         evaluate = self.network.evaluator(self.run.program)
@@ -301,8 +291,14 @@ class Session:
 
     def _first_or_new_run(self) -> Run:
         """The run; after a failed recording a new one, which repeats no checkpoint."""
+        shown, observer = self.run.shown, self.observer
+
+        def observe_unseen(checkpoint: Checkpoint) -> None:
+            if observer is not None and checkpoint.iteration > shown:
+                observer(checkpoint)
+
         if self._begun:
-            self.run = self._reported = self._new_run(_unseen_only(self.observer, self.run.shown))
+            self.run = self._reported = self._new_run(observer and observe_unseen)
         self._begun = True
         return self.run
 
@@ -337,13 +333,3 @@ class Session:
 def no_room(rows: int) -> str:
     """The message for a wave that ran out of memory. rows: of the widest that was tried."""
     return f"a wave of up to {rows} rows did not fit into the device's memory: pass max_rows, fewer than that"
-
-
-def _unseen_only(observer: Observer | None, shown: int) -> Observer | None:
-    """An observer of the checkpoints after iteration `shown`."""
-
-    def once(checkpoint: Checkpoint) -> None:
-        if observer is not None and checkpoint.iteration > shown:
-            observer(checkpoint)
-
-    return observer and once

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from calls import assert_close, denoiser, latents, watched
+from calls import assert_close, denoiser, latents, look, watched
 from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
 from thinned import thinned_product
@@ -21,10 +21,6 @@ from srds_fast import UnsupportedPipeline
 
 STEPS = 9
 Callback = Callable[[Any, int, Any, dict[str, Any]], Any]
-
-
-def look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    return tensors
 
 
 def at(when: int | None, act: Callable[[Any, dict[str, Any]], dict[str, Any] | None]) -> Callback:

@@ -36,6 +36,10 @@ REFUSED = {
     "StableDiffusion3Pipeline": "`i > num_inference_steps * skip_layer_guidance_start`",
     "StableDiffusionLatentUpscalePipeline": "`self.scheduler.sigmas[i]`",
     "StableDiffusionSAGPipeline": "`self.pred_x0(latents, noise_pred_uncond, t)`",
+    "StableDiffusion3InpaintPipeline": "`i < len(timesteps) - 1`",
+    "StableDiffusionPAGPipeline": TIME,
+    "StableDiffusionPanoramaPipeline": NOT_ONE_LOOP,
+    "StableDiffusionXLControlNetPipeline": INDEX,
     "UniDiffuserPipeline": "_get_noise_pred",
     "WanPipeline": INDEX,
 }

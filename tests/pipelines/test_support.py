@@ -18,6 +18,7 @@ from torch import Tensor
 import srds_fast
 from srds_fast import UnsupportedPipeline, UnsupportedScheduler
 from srds_fast.pipelines import call as call_module
+from srds_fast.pipelines.families import FAMILIES
 from srds_fast.schedulers import verify as noise
 
 MODES: dict[str, dict[str, Any]] = {
@@ -45,11 +46,7 @@ def run(pipe: Any, call: dict[str, Any]) -> tuple[Tensor, list[Tensor], list[Ten
     return torch.as_tensor(output[0]), seen, [*(each.get_state() for each in generators), torch.get_rng_state()]
 
 
-TAKEN_OVER = {
-    "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "PixArtAlphaPipeline",
-    "DiTPipeline", "DDIMPipeline", "DDPMPipeline", "StableDiffusionControlNetPipeline",
-}  # fmt: skip
+TAKEN_OVER = {name for name in FAMILIES if "Inpaint" not in name}
 
 
 def check(pipe: Any, call: dict[str, Any], verdict: Verdict, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,16 +170,6 @@ def test_refused_schedulers_get_the_line_of_the_table(names: str, other: str) ->
         with pytest.raises(UnsupportedScheduler) as caught:
             srds_fast.compile(pipe, method="srds")
         assert f"`pipe.scheduler = diffusers.{other}.from_config(pipe.scheduler.config)`" in str(caught.value)
-
-
-@pytest.mark.parametrize(("name", "reason"), support.REFUSED_PIPELINES.items())
-def test_pipelines_with_tricks_in_their_loop_are_refused_with_what_was_found(name: str, reason: str) -> None:
-    cls = getattr(diffusers, name)
-    pipe = object.__new__(cls)  # refused before any part is looked at
-    vars(pipe)["scheduler"] = support.SCHEDULERS["DDIM"]()
-    with pytest.raises(UnsupportedPipeline, match=reason) as caught:
-        srds_fast.compile(pipe, method="srds")
-    assert name in str(caught.value)
 
 
 def test_readme_holds_the_tables() -> None:

@@ -9,14 +9,14 @@ import numpy
 import pytest
 import tiny
 import torch
-from calls import assert_close, denoiser, instances, watched
+from calls import assert_close, denoiser, instances, look, watched
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 import srds_fast
 from srds_fast.pipelines import call as call_module
 from srds_fast.pipelines.networks import NetworkCall, network_family
-from srds_fast.pipelines.takeover.turn import GuidanceCache, RecordedTurn
+from srds_fast.pipelines.takeover.turn import RecordedTurn
 from srds_fast.sampling.rows import TiledConditioning
 
 # pipeline, arguments, the weights that its guidance means, in the order of its branches
@@ -40,10 +40,6 @@ GUIDANCE: dict[str, tuple[str, dict[str, Any], list[float]]] = {
 
 def run(pipe: Any, call: dict[str, Any], **changed: Any) -> Tensor:
     return calls.latents(pipe, **{**call, **changed})
-
-
-def looks(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    return tensors
 
 
 @pytest.mark.parametrize("name", GUIDANCE)
@@ -75,9 +71,9 @@ def test_the_weights_of_the_branches_are_found(name: str, monkeypatch: pytest.Mo
     ("pipeline", "more", "why"),
     [
         ("stable_diffusion_inpaint", {}, "puts the known part of the image back"),
-        ("stable_diffusion_inpaint", {"callback_on_step_end": looks}, "callback_on_step_end"),
+        ("stable_diffusion_inpaint", {"callback_on_step_end": look}, "callback_on_step_end"),
         ("stable_diffusion_inpaint_9", {}, "joins conditioning"),
-        ("stable_diffusion", {"callback_on_step_end": looks}, "callback_on_step_end"),
+        ("stable_diffusion", {"callback_on_step_end": look}, "callback_on_step_end"),
         # its loop puts zeros beside what the network returned, which is not there yet in a recorded turn
         ("stable_diffusion_controlnet", {"guess_mode": True}, "guess_mode"),
     ],
@@ -100,7 +96,7 @@ def test_a_controlnet_may_take_more_waves_than_steps_as_its_loop_turns_once(sett
     assert fast.report.path == "takeover"
     assert fast.report.in_flight == settings.get("in_flight")
     assert_close(found, run(pipe, call))
-    run(fast, call, callback_on_step_end=looks)
+    run(fast, call, callback_on_step_end=look)
     assert fast.report.path == "stock"
     assert "looks up its list of steps by turn" in fast.report.fallback_reason
 
@@ -140,7 +136,7 @@ def test_an_interrupted_sequential_run_gives_the_state_where_it_stands(scheduler
 def test_options_are_kept_as_they_were_when_the_call_was_made() -> None:
     """Flux puts other image embeddings into the same dictionary before the call of its negative prompt."""
     pipe = tiny.flux()
-    turn = RecordedTurn(GuidanceCache({}, None))
+    turn = RecordedTurn({}, None)
     family = network_family(pipe.transformer)
     assert family is not None
     states = torch.randn(1, 16, 4)

@@ -99,7 +99,7 @@ def test_every_wave_begins_at_an_exact_point(name: str, options: FixedPoint) -> 
     """With all points as rows, after wave k the first k steps are exact."""
     stock, denoiser, eta = SAMPLERS[name]
     grid, x = table(12, stock, eta), noise(2, DIMENSIONS)
-    inputs = inputs_of(name, x, grid)
+    inputs = inputs_of(x, grid)
     expected = states(denoiser, x, grid, inputs)
     assert inputs.trajectory is not None
     trajectory = inputs.trajectory.x

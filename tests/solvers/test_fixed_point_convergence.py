@@ -52,7 +52,7 @@ def test_one_sweep_is_enough_for_the_data_it_is_made_for(method: type[FixedPoint
     stock, eta = ONE_SWEEP[name]
     grid, x = table(40, stock, eta), noise(2, DIMENSIONS)
     network = gaussian(grid, data_std, stock.config.prediction_type)
-    inputs = inputs_of(name, x, grid)
+    inputs = inputs_of(x, grid)
     expected = states(network, x, grid, inputs)[-1]
     for guess in (None, states(network, noise(2, DIMENSIONS, seed=9), grid, inputs)):
         options = method(data_std=data_std)
@@ -162,7 +162,7 @@ def test_a_window_leaves_no_step_with_a_larger_residual(
     }[form]
     stock, denoiser, eta = SAMPLERS[name]
     grid, x = table(60, stock, eta), noise(2, DIMENSIONS, seed=2)
-    inputs = inputs_of(name, x, grid)
+    inputs = inputs_of(x, grid)
     core = fixed_point(x, grid, sweeps_of(60, options), options, inputs)
     found, waves, checkpoints = feed(core, denoiser, grid)
     assert len(waves) < 60

@@ -18,23 +18,15 @@ from .loop import LockstepLoop
 
 
 class StepCallback:
-    """Replaces the user's `callback_on_step_end` in one call.
-
-    Attributes:
-        notified: number of steps for which the user's function was called.
-    """
+    """Replaces the user's `callback_on_step_end` in one call."""
 
     def __init__(self, user: Callable[..., Any], lockstep: LockstepLoop) -> None:
-        self.notified = 0
+        self.notified = 0  # steps for which the user's function was called
         self._user = user
         self._lockstep = lockstep
 
     def __call__(self, pipe: Any, turn: int, timestep: Any, tensors: dict[str, Any]) -> Any:
-        """Called by the loop at the end of each turn, with row-shaped latents.
-
-        Returns:
-            the tensors that the loop must continue with; none if nothing changed.
-        """
+        """At the end of each turn, with row-shaped latents; returns the tensors that the loop must continue with."""
         lockstep, latents = self._lockstep, tensors.get("latents")
         inpainting = lockstep.inpainting
         while self.notified < lockstep.final_steps:
@@ -44,7 +36,8 @@ class StepCallback:
             # the tensors as they are in the stock loop
             real = {"latents": x, "mask": None if inpainting is None else inpainting.mask}
             shown = {name: value if real.get(name) is None else real[name] for name, value in tensors.items()}
-            kept, steering = {name: _copy(value) for name, value in shown.items()}, _steering(pipe)
+            # all tensors in it: the images of several ControlNets are a list
+            kept, steering = tree_map_only(Tensor, Tensor.clone, shown), _steering(pipe)
             outputs = self._user(pipe, step, lockstep.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
                 return outputs  # the loop raises the stock pipe's own error
@@ -72,10 +65,6 @@ def _steering(pipe: Any) -> dict[str, Any]:
     """The attributes of a pipe that steer its loop."""
     ignored = ("_interrupt", "_progress_bar_config", "_current_timestep")
     return {name: value for name, value in vars(pipe).items() if name[:1] == "_" and name not in ignored}
-
-
-def _copy(value: Any) -> Any:
-    return tree_map_only(Tensor, Tensor.clone, value)  # the images of several ControlNets are a list
 
 
 def _same(value: Any, kept: Any) -> bool:

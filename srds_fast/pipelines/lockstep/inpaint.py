@@ -15,14 +15,10 @@ from ...schedulers.table import NoiseTable
 
 
 class Inpainting:
-    """Takes mask, image and noise from the pipeline as it prepares them, and blends them into states.
-
-    Attributes:
-        mask: [branches * batch or batch, 1, ...], as in the stock loop.
-    """
+    """Takes mask, image and noise from the pipeline as it prepares them, and blends them into states."""
 
     def __init__(self, pipe: Any) -> None:
-        self.mask: Tensor | None = None
+        self.mask: Tensor | None = None  # [branches * batch or batch, 1, ...], as in the stock loop
         self._branches = 1
         self._image, self._noise = torch.empty(0), torch.empty(0)
         self._known: dict[int, Tensor] = {}
@@ -40,13 +36,9 @@ class Inpainting:
         pipe.__dict__.update(prepare_latents=prepare_latents, prepare_mask_latents=prepare_mask_latents)
 
     def blend(self, x: Tensor, position: int, samples: tuple[int, ...], noise: NoiseTable, last: int) -> Tensor:
-        """The states with the known part pasted in.
+        """The states [samples, ...] at a position of the scheduler's grid, with the known part pasted in.
 
-        Args:
-            x: [samples, ...], states at `position` of the scheduler's grid.
-            samples: their indices in the batch.
-            noise: table of the whole grid.
-            last: the final position, where the known part has no noise.
+        samples: their indices in the batch. last: the final position, where the known part has no noise.
         """
         assert self.mask is not None
         if position not in self._known:

@@ -54,16 +54,11 @@ class LockstepLoop:
         drive_reason: why it turns once per wave.
         graphs: how the call may use graphs: a recorded turn all of them, a driven loop network graphs. None: eager.
         engine_reason: why it runs eagerly.
-        overlap: how the coarse rows of a recorded turn run: "batch", "streams" or "auto".
-        keep_states: keep the states of all steps, for callbacks.
         initial_guess: [steps + 1, batch, ...], initial states; None: the method's own initial guess.
         interrupted: called before every wave; True ends the call early.
         notify: called with the reason why the rest of the call runs step by step; may raise.
         replacements: maps a network to the callable to use instead.
         plan_only: choose the plan but run no waves: the loop gets its starting noise as the result.
-        session: plan, run and report of the call; None before the first step.
-        timesteps: of the steps in the loop; empty before the loop begins.
-        progress: shows the final steps on the pipe's progress bar.
     """
 
     original_scheduler: InitVar[Any]
@@ -86,11 +81,11 @@ class LockstepLoop:
     def __post_init__(self, original_scheduler: Any) -> None:
         self.scheduler = SchedulerProxy(copy_scheduler(original_scheduler), self)
         self.inpainting: Inpainting | None = None
-        self.session: Session | None = None
-        self.timesteps = torch.empty(0)
+        self.session: Session | None = None  # until the first step
+        self.timesteps = torch.empty(0)  # of the steps in the loop
         self.steps = 0
         self.finished = False
-        self.progress: Callable[[], None] = lambda: None
+        self.progress: Callable[[], None] = lambda: None  # shows the final steps on the pipe's progress bar
         self._start = self._calls = 0
         self._started: float | None = None
         self._wave: Evaluate | None = None
@@ -228,15 +223,9 @@ class LockstepLoop:
         return self._hand_out(dtype)
 
     def go_on_from(self, step: int, x: Tensor, reason: str) -> Tensor:
-        """Drop all results beyond a final step and continue from `x` one step at a time.
+        """Drop all results beyond a final step and continue from the state x [batch, ...] one step at a time.
 
-        Args:
-            step: the last step that is kept.
-            x: the state after it, [batch, ...], in the dtype of the pipe.
-            reason: for the report.
-
-        Returns:
-            x, in the form that the loop expects.
+        reason: for the report. Returns x in the form that the loop expects.
         """
         assert self.session is not None
         self.session.fall_back(reason)

@@ -50,9 +50,8 @@ class SchedulerProxy:
         """The real timesteps, but a loop over them, or over a slice, turns once per wave."""
         return TimestepsProxy.of(self.inner.timesteps, self._lockstep, 0)
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        scaled: Tensor = self._lockstep.scale(sample, timestep)
-        return scaled
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Any:
+        return self._lockstep.scale(sample, timestep)
 
     def _step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         options = dict(zip(self._options, args, strict=False)) | kwargs if args else kwargs
@@ -71,11 +70,12 @@ class SchedulerProxy:
             UnsupportedScheduler: an option changes the step in a way that the table does not know.
         """
 
-        def is_default(name: str, value: Any) -> bool:
-            default = self._defaults.get(name)
-            return value is default or (isinstance(value, bool | int | float) and bool(value == default))
-
-        options = {name: value for name, value in options.items() if not is_default(name, value)}
+        options = {
+            name: value
+            for name, value in options.items()
+            if value is not (default := self._defaults.get(name))
+            and not (isinstance(value, bool | int | float) and bool(value == default))
+        }
         clip_epsilon = bool(options.pop("use_clipped_model_output", False))
         eta, generator = float(options.pop("eta", 0.0)), options.pop("generator", None)
         for name, value in options.items():
@@ -121,9 +121,8 @@ class TimestepsProxy(Tensor):
             "The pipeline's loop turned without a scheduler step. Such a loop cannot be driven from its scheduler. "
             "Run this call on the original pipeline."
         )
-        steps = lockstep.steps
+        steps, first = lockstep.steps, timesteps[0]
         lockstep.enter(self.start, timesteps)
-        first = timesteps[0]
         yield first
         if lockstep.steps == steps:
             # no denoising loop: SDXL reads the timesteps to find denoising_end; or every turn is skipped
@@ -173,10 +172,8 @@ class NetworkProxy(nn.Module):
         super().__init__()
         self.network = network
         self.training = network.training
-        self._lockstep = lockstep
-        self._state = family.state
+        self._lockstep, self._family = lockstep, family
         self._names = list(inspect.signature(unwrapped(network).forward).parameters)
-        self._call_with = functools.partial(NetworkCall, network, family)
         if hasattr(network, "cache_context"):
             self.cache_context = network.cache_context  # loops look it up in every turn
 
@@ -187,10 +184,10 @@ class NetworkProxy(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # not nn.Module.__call__: the network runs its own hooks, and global hooks must run once
         arguments = dict(zip(self._names, args, strict=False)) | kwargs
-        states = arguments[self._state]
+        states = arguments[self._family.state]
         if isinstance(states, RowStates):
-            arguments[self._state] = states.as_subclass(Tensor)
-        return self._lockstep.call(self._call_with(arguments, len(args)))
+            arguments[self._family.state] = states.as_subclass(Tensor)
+        return self._lockstep.call(NetworkCall(self.network, self._family, arguments, len(args)))
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -238,12 +235,7 @@ def copy_scheduler(scheduler: Any) -> Any:
 
 
 def copy_with_proxies(pipe: Any, cls: Any, loop: Loop, lockstep: Any, parts: dict[str, Any]) -> Any:
-    """The shallow copy of a pipe that one call runs on, with proxies for its scheduler and its networks.
-
-    Args:
-        cls: the pipeline's own class.
-        parts: components that replace those of the pipe.
-    """
+    """The shallow copy of a pipe, of its own class, that one call runs on: with these parts, and with proxies."""
     twin = object.__new__(cls)
     networks = {}
     for name in loop.networks:

@@ -50,7 +50,7 @@ OUTSIDE = {
 
 
 class _Unknown(Exception):
-    """The source contains something that is not on the list; the text is the reason."""
+    """The source contains something that is not on the list; the message is the reason."""
 
 
 @functools.cache
@@ -138,14 +138,10 @@ def _header(loop: ast.For) -> tuple[str | None, str, str]:
 
 
 class _Harmless(ast.NodeTransformer):
-    """Removes code that is safe to skip: progress bar, interrupt, single-step code, callbacks.
-
-    Attributes:
-        returned: names to which callback_on_step_end may give a new value.
-    """
+    """Removes code that is safe to skip: progress bar, interrupt, single-step code, callbacks."""
 
     def __init__(self, index: str | None, time: str) -> None:
-        self.returned: set[str] = set()
+        self.returned: set[str] = set()  # names to which callback_on_step_end may give a new value
         self._callback = re.compile(
             r"callback_kwargs = \{\}"
             r"|for k in callback_on_step_end_tensor_inputs:\n    callback_kwargs\[k\] = locals\(\)\[k\]"
@@ -169,13 +165,7 @@ class _Harmless(ast.NodeTransformer):
 
 
 class _Loop:
-    """The loop of a `__call__`, `for index, time in enumerate(timesteps)`, and the meaning of its names.
-
-    Attributes:
-        nodes: of the loop's body without the harmless parts, in evaluation order.
-        sample: the variable that scheduler.step updates.
-        shaping: nodes that only change the type and shape of the timestep.
-    """
+    """The loop of a `__call__`, `for index, time in enumerate(timesteps)`, and the meaning of its names."""
 
     def __init__(self, call: ast.AST) -> None:
         self.call, self.loop = call, _the_loop(call)
@@ -183,12 +173,13 @@ class _Loop:
         harmless = _Harmless(self.index, self.time)
         harmless.generic_visit(self.loop)
         self.returned = harmless.returned
+        # without the harmless parts, in evaluation order
         self.nodes = [node for statement in self.loop.body for node in _in_order(statement)]
         self.names = [node for node in self.nodes if isinstance(node, ast.Name)]
         self.assigned = {name.id for name in self.names if isinstance(name.ctx, ast.Store)}
         self.parents = {child: node for node in self.nodes for child in ast.iter_child_nodes(node)}
-        self.sample = ""
-        self.shaping: set[ast.AST] = set()
+        self.sample = ""  # the variable that scheduler.step updates
+        self.shaping: set[ast.AST] = set()  # nodes that only change the type and shape of the timestep
 
     def check(self) -> None:
         """Raise _Unknown at the first thing that is not understood; the most useful reasons are checked first."""
@@ -223,19 +214,21 @@ class _Loop:
         while True:
             parent = self.parents[node]
             match parent:
-                case ast.Attribute(attr="shape") | ast.Assign(targets=[ast.Attribute(attr="_current_timestep")]):
+                case ast.Attribute(attr=attr) if attr in {"shape", *TYPE}:
                     return None
-                case ast.Attribute(attr=attr) if attr in TYPE:
+                case ast.Assign(targets=[ast.Attribute(attr="_current_timestep")]):
                     return None
-                case ast.Call(func=func) if _text(func) in ("isinstance", "torch.is_tensor"):
-                    return None
-                case ast.Call(func=func, args=args) if args[1:2] == [node] and _text(func) in TIME_TAKERS:
+                case ast.Call(func=func, args=args) if _text(func) in ("isinstance", "torch.is_tensor") or (
+                    args[1:2] == [node] and _text(func) in TIME_TAKERS
+                ):
                     return None
                 case ast.keyword(arg="timestep") if _text(getattr(self.parents[parent], "func", None)) in TIME_TAKERS:
                     return None
                 case ast.Assign(targets=[ast.Name(id=new)]):
                     return new
                 case ast.Attribute(attr=attr) if attr in TIME_METHODS:
+                    pass
+                case ast.List() | ast.Subscript(slice=ast.Constant(value=None)):
                     pass
                 case ast.Call(func=func) if func is node or _text(func) in TIME_FUNCTIONS:
                     pass
@@ -244,8 +237,6 @@ class _Loop:
                 ):
                     pass
                 case ast.IfExp(test=test) if test is not node:
-                    pass
-                case ast.List() | ast.Subscript(slice=ast.Constant(value=None)):
                     pass
                 case _:
                     _refuse("uses the timestep", self._around(node))
@@ -342,9 +333,8 @@ class _Loop:
     def _check_memory(self) -> None:
         """Refuse variables, other than the sample, that keep a value between turns or after the loop."""
         after = [node for node in _in_order(self.call) if getattr(node, "lineno", 0) > (self.loop.end_lineno or 0)]
-        own = {self.sample}
-        for nodes, known, when in ((self.nodes, own | {self.time}, "the next turn"), (after, own, "after the loop")):
-            kept = {*self.assigned, self.time, self.index} - known
+        for nodes, new, when in ((self.nodes, self.time, "the next turn"), (after, None, "after the loop")):
+            kept = {*self.assigned, self.time, self.index} - {self.sample, new}
             for node in nodes:
                 if isinstance(node, ast.Name) and node.id in kept:
                     if isinstance(node.ctx, ast.Load):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,11 +58,8 @@ class RecordedNetwork:
 
     def evaluator(self, program: Program) -> Evaluator:
         """The evaluator of a program's waves; with overlap="streams", coarse rows run on a separate stream."""
-
-        def repeated(program: Program) -> Repeated:
-            return Repeated(self.turn.calls, RowInputs(program, self.noise, self.state, self.replacements))
-
-        return _in_lanes(repeated, program, self.state, self.overlap == "streams" and has_two_lanes(program))
+        two_lanes = self.overlap == "streams" and has_two_lanes(program)
+        return _evaluator(self.turn.calls, program, self.noise, self.state, self.replacements, two_lanes)
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
         if self.noise.num_steps == 1:
@@ -85,13 +82,9 @@ class RecordedNetwork:
         def begin(static: Mapping[str, Tensor], two_lanes: bool) -> tuple[Core, Evaluator]:
             x = static["x"]
             around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
-
-            def repeated(program: Program) -> Repeated:
-                rows = RowInputs(program, noise, x, replacements)
-                return Repeated(with_tensors(calls, given, static), rows, around)
-
+            own_calls = with_tensors(calls, given, static)
             core = core_of(plan, x, noise, program, inputs.with_tensors(static))
-            return core, _in_lanes(repeated, program, x, two_lanes)
+            return core, _evaluator(own_calls, program, noise, x, replacements, two_lanes, around)
 
         def through(graphed: Through) -> Repeated:
             called = {network: graphed(replacements.get(network, network), id(network)) for network in factors}
@@ -122,12 +115,21 @@ class RecordedNetwork:
         """The predicted x0 of a single step, [samples, ...]: a loop with one step may read it."""
         weights = self.turn.weights
         assert weights is not None
-        _, x0 = self.noise.step(0, self.state_of(wave), torch.tensordot(weights, m.to(weights.dtype), dims=1))
-        return x0
+        return self.noise.step(0, self.state_of(wave), torch.tensordot(weights, m.to(weights.dtype), dims=1))[1]
 
 
-def _in_lanes(repeated: Callable[[Program], Repeated], program: Program, x: Tensor, two_lanes: bool) -> Evaluator:
-    return TwoLanes(repeated(program.in_lanes()), program, x.device) if two_lanes else repeated(program)
+def _evaluator(
+    calls: Sequence[NetworkCall],
+    program: Program,
+    noise: NoiseTable,
+    x: Tensor,
+    replacements: Mapping[nn.Module, Callable[..., Any]],
+    two_lanes: bool,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Evaluator:
+    rows = RowInputs(program.in_lanes() if two_lanes else program, noise, x, replacements)
+    repeated = Repeated(calls, rows, around)
+    return TwoLanes(repeated, program, x.device) if two_lanes else repeated
 
 
 def network_calls(

@@ -30,11 +30,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Residu
 
 
 class Repeated:
-    """Repeats the recorded calls of a turn for the rows of a wave. See `engine.eager.Evaluator`.
-
-    Args:
-        around: makes a context manager for the calls of a wave.
-    """
+    """Repeats the recorded calls of a turn for the rows of a wave, inside `around()`. See `engine.eager.Evaluator`."""
 
     def __init__(
         self,
@@ -46,28 +42,24 @@ class Repeated:
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """The network's output at a wave, branch by branch, [branches * rows, samples, ...]."""
-        with telemetry.span("network", "network", len(wave.positions)), self._around():
-            outputs = self._outputs(wave)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-    def _outputs(self, wave: Evaluate) -> list[Tensor]:
         outputs = []
         residuals: dict[Residuals, Any] = {}
-        for number, recorded in enumerate(self._calls):
-            call = self._at(recorded, wave)
-            for name, value in call.arguments.items():
-                if isinstance(value, Residuals):
-                    call.arguments[name] = residuals[value]
-            output = self._rows.call(wave, call)
-            if call.family.gives_residuals:
-                residuals[Residuals(number, "down")], residuals[Residuals(number, "mid")] = output
-                continue
-            m: Tensor = output[0] if isinstance(output, tuple) else output.sample
-            channels = call.family.channels
-            if m.shape[channels] > call.states.shape[channels]:  # extra channels are the predicted variance: drop them
-                m = m.narrow(channels, 0, call.states.shape[channels])
-            outputs.append(m.unflatten(0, (-1, len(wave.samples))))
-        return outputs
+        with telemetry.span("network", "network", len(wave.positions)), self._around():
+            for number, recorded in enumerate(self._calls):
+                call = self._at(recorded, wave)
+                for name, value in call.arguments.items():
+                    if isinstance(value, Residuals):
+                        call.arguments[name] = residuals[value]
+                output = self._rows.call(wave, call)
+                if call.family.gives_residuals:
+                    residuals[Residuals(number, "down")], residuals[Residuals(number, "mid")] = output
+                    continue
+                m: Tensor = output[0] if isinstance(output, tuple) else output.sample
+                channels, size = call.family.channels, call.states.shape[call.family.channels]
+                if m.shape[channels] > size:  # the extra channels are the predicted variance: drop them
+                    m = m.narrow(channels, 0, size)
+                outputs.append(m.unflatten(0, (-1, len(wave.samples))))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def prepare(self) -> None:
         for call in self._calls:

@@ -8,7 +8,7 @@ weights and combines the branches itself, and the recorded calls are repeated fo
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,34 +37,12 @@ def why_not(loop: Loop) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class GuidanceCache:
-    """Guidance weights by kind of call. Finding them waits for the device; calls of a known kind do not wait.
-
-    kind: everything the weights of this call can depend on; None: do not use the cache.
-    """
-
-    weights: dict[Hashable, Tensor]
-    kind: Hashable | None
-
-    def get(self, states: Tensor) -> Tensor | None:
-        """The weights for states like these, or None."""
-        key = self.kind, states.dtype, states.device
-        found = None if self.kind is None else self.weights.pop(key, None)
-        if found is not None:
-            self.weights[key] = found  # LRU: mark as most recent
-        return found
-
-    def put(self, states: Tensor, weights: Tensor) -> None:
-        """Store the weights for later calls."""
-        if self.kind is not None:
-            for oldest in list(self.weights)[: 1 - MAX_CACHED]:
-                self.weights.pop(oldest, None)
-            self.weights[self.kind, states.dtype, states.device] = weights
-
-
 class RecordedTurn:
     """The recorded calls of one turn, and the guidance that the loop applies to their outputs.
+
+    Args:
+        known: guidance weights of earlier calls. To find weights waits for the device; calls of a known kind do not.
+        kind: everything that the weights of this call can depend on; None: neither use nor extend `known`.
 
     Attributes:
         weights: [branches], of the guided sum; None before `read_guidance`, or if the guidance is not linear.
@@ -72,12 +50,13 @@ class RecordedTurn:
         drive_reason: why the loop must be driven; None if it can be taken over.
     """
 
-    def __init__(self, known: GuidanceCache) -> None:
+    def __init__(self, known: dict[Hashable, Tensor], kind: Hashable | None) -> None:
         self.calls: list[NetworkCall] = []
         self.weights: Tensor | None = None
         self.scaled = False
         self.drive_reason: str | None = None
-        self._known = known
+        self._known, self._kind = known, kind
+        self._key: Hashable | None = None
         self._remembered: Tensor | None = None
         self._probed: list[tuple[NetworkCall, Tensor]] = []
 
@@ -103,8 +82,11 @@ class RecordedTurn:
         self.calls.append(call)
         if call.family.gives_residuals:
             return Residuals(number, "down"), Residuals(number, "mid")
-        if not self._probed:
-            self._remembered = self._known.get(states)
+        if not self._probed and self._kind is not None:
+            self._key = self._kind, states.dtype, states.device
+            self._remembered = self._known.pop(self._key, None)
+            if self._remembered is not None:
+                self._known[self._key] = self._remembered  # LRU: mark as most recent
         probe = _probe_of(call, number, self._remembered is not None)
         self._probed.append((call, probe))
         if arguments.get("return_dict", True) is False:
@@ -116,9 +98,7 @@ class RecordedTurn:
     def read_guidance(self, m: Tensor, x: Tensor) -> str | None:
         """Find the weights of the branches; returns why the loop must be driven, or None.
 
-        Args:
-            m: the loop's guided output for the probes, [samples, ...].
-            x: the states that the scheduler steps, [samples, ...].
+        m: the loop's guided output for the probes. x: the states that the scheduler steps. Both [samples, ...].
         """
         probes: list[Tensor] = []
         for call, probe in self._probed:
@@ -134,8 +114,10 @@ class RecordedTurn:
         if len(weights) != len(probes):
             return "its network is called for other branches than in earlier calls of this kind"
         self.weights = weights.to(x.device, state_dtype(x.dtype))
-        if self._remembered is None:
-            self._known.put(self._probed[0][0].states, self.weights)
+        if self._remembered is None and self._key is not None:
+            for oldest in list(self._known)[: 1 - MAX_CACHED]:
+                self._known.pop(oldest, None)
+            self._known[self._key] = self.weights
         return None
 
     def inputs(self, inputs: SolverInputs, num_samples: int) -> SolverInputs:

@@ -10,9 +10,9 @@ medians; "x sequential": than our sequential loop (on a GPU the faster of its tw
 
 "p95": the difference to the stock loop's samples: of each sample the mean absolute one in grey levels (1 / 127.5), of
 these the 95th percentile. "within": the setting in the last column is the method's cheapest that keeps p95 within half
-a grey level for these samples; nobody knows it beforehand. "stops itself" finds it on the way, "its own stop" is the
-test of the SRDS paper, "auto" has its default tolerance. diffusers' ParaDiGMS always ends at an alpha of one: it is
-compared with a stock loop whose scheduler does.
+a grey level for these samples; nobody knows it beforehand. "stops itself" finds it on the way, "auto" has its default
+tolerance. diffusers' ParaDiGMS has the tolerance that was found for ours with the same window. It always ends at an
+alpha of one, so it is compared with a stock loop whose scheduler does.
 
 torch.compile is of the network, in the stock loop, with nothing compiled before (but "reduce-overhead" finds what
 "default" has compiled); what its first two calls take beyond later ones is shown apart. The policy is trained here in a

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.runner import STOCK
 from bench.speed import engines, kernels, never_slower, rows
-from bench.workloads.samplers import Loop, policy
+from bench.workloads.samplers import Loop
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,24 +70,6 @@ def test_engines(tmp_path: Path) -> None:
     for each in results:
         assert each["left_out"] is None
         assert each["overhead"] == pytest.approx(each["seconds"] / each["network_seconds"])
-
-
-def test_an_engine_that_fails_loses_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    workload = policy()
-    made = workload.ours
-
-    def ours(steps: int, settings: dict[str, Any]) -> Loop:
-        if settings["engine"] == "network-graphs":
-            raise torch.cuda.OutOfMemoryError("no memory")
-        loop = made(steps, settings)
-        return failing(loop, 2) if settings["engine"] == "graph" else loop
-
-    monkeypatch.setattr(workload, "ours", ours)
-    found = {each["peer"]: each["left_out"] for each in engines.of_workload("policy", workload, 6, 1)}
-    running = {peer for peer, why in found.items() if why is None}
-    assert running == {STOCK, *(f"{method}, eager" for method in engines.METHODS)}
-    assert found["srds, network-graphs"] == "OutOfMemoryError: no memory"
-    assert found["srds, graph"] == "OutOfMemoryError: no memory in call 3"
 
 
 def test_switches_differ_in_themselves_alone(tmp_path: Path) -> None:

@@ -75,16 +75,10 @@ def test_the_sequential_method_is_measured_if_not_asked_for(pipe: Any, monkeypat
     assert announced == ["4 steps, stock pipeline", *in_turn, *in_turn]
 
 
-@pytest.mark.parametrize(
-    ("times", "other", "words"),
-    [
-        ([1.0, 1.5], [2.0, 4.0], "2.00 times faster than"),
-        ([3.0, 5.0], [1.0, 2.0], "3.00 times slower than"),
-        ([1.0, 3.0], [2.0, 4.0], "neither clearly faster nor slower than"),
-    ],
-)
-def test_no_verdict_where_times_overlap(times: list[float], other: list[float], words: str) -> None:
-    assert verdict(times, other) == words
+def test_no_verdict_where_times_overlap() -> None:
+    assert verdict([1.0, 1.5], [2.0, 4.0]) == "2.00 times faster than"
+    assert verdict([3.0, 5.0], [1.0, 2.0]) == "3.00 times slower than"
+    assert verdict([1.0, 3.0], [2.0, 4.0]) == "neither clearly faster nor slower than"
 
 
 def test_seconds_that_lie_too_far_apart_are_called_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,48 +118,26 @@ def build_tokenizer() -> CLIPTokenizer:
 
 def build_vae() -> AutoencoderKL:
     """An untrained autoencoder between images ``[n, 3, 32, 32]`` and latents ``[n, 4, 8, 8]``."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 32),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=IMAGE_SIZE,
-    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    sizes = {"block_out_channels": (16, 32, 32), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 8}
+    return AutoencoderKL(**blocks, **sizes, sample_size=IMAGE_SIZE)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """An untrained text encoder from ids ``[n, 16]`` to states ``[n, 16, 64]``."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    widths = {"hidden_size": TEXT_WIDTH, "projection_dim": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH}
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": TOKENS}
+    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **tokens, **widths, **sizes))
 
 
 def build_unet() -> UNet2DConditionModel:
     """An untrained UNet that predicts the noise in latents ``[n, 4, 8, 8]`` from text states ``[n, 16, 64]``."""
+    down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+    latents = {"sample_size": 8, "in_channels": 4, "out_channels": 4}
+    sizes = {"block_out_channels": (48, 96), "layers_per_block": 1, "attention_head_dim": 4, "norm_num_groups": 16}
     return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(48, 96),
-        layers_per_block=1,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
+        **latents, **sizes, down_block_types=down, up_block_types=up, cross_attention_dim=TEXT_WIDTH
     )
 
 

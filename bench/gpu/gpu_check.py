@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import shlex
@@ -20,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from xml.etree import ElementTree
@@ -82,12 +82,12 @@ def parts(gpu: bool, smoke: bool) -> list[Part]:
         return part(name, seconds, quiet, *arguments, result="result.xml", **rest)
 
     workers = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
-    parallel = gpu and not smoke and workers > 1 and importlib.util.find_spec("xdist") is not None
+    parallel = gpu and not smoke and workers > 1 and find_spec("xdist") is not None
     side_by_side = ("-n", str(workers)) if parallel else ()
     some = ("-k", SMOKE_TESTS) if smoke else ()
     files = [path for path in sorted(Path("tests").rglob("test_*.py")) if path.parent.name != "kernels"]
-    marked = [path for path in files if path.name == "test_gpu.py" or (not smoke and "mark.gpu" in path.read_text())]
-    drawn = "--picture {out}/rows.png" if importlib.util.find_spec("matplotlib") is not None else ""
+    chosen = [path for path in files if path.name == "test_gpu.py" or (not smoke and "mark.gpu" in path.read_text())]
+    drawn = "--picture {out}/rows.png" if find_spec("matplotlib") is not None else ""
     traced = "digits --engine graph --trace {folder}/trace.json"
     # every kernel once, at its smallest
     once = tests("sanitizer", 240, "tests/kernels", "-k", SMOKE_TESTS)
@@ -95,28 +95,25 @@ def parts(gpu: bool, smoke: bool) -> list[Part]:
     checked = (*shlex.split("compute-sanitizer --report-api-errors no --error-exitcode 1"), *once.command)
     # every tensor an allocation of its own: beyond a tensor in a block of torch's lies another one
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    peers, policy, few = "bench.quality.peers", "--workloads policy", "--samples 4"
+    peers, engines, policy, few = "bench.quality.peers", "bench.speed.engines", "--workloads policy", "--samples 4"
     return [
         part("environment", 20, "python -m srds_fast.cli env --json", result="stdout"),
         tests("kernel_tests", 70, *side_by_side, "tests/kernels", *some,
               environment={} if gpu else {"TRITON_INTERPRET": "1"}),
-        tests("gpu_tests", 80, *side_by_side, "-m", "gpu", *map(str, marked)),
+        tests("gpu_tests", 80, *side_by_side, "-m", "gpu", *map(str, chosen)),
         # the network that takes longest last
-        bench("rows", 85, "bench.speed.rows", f"--networks digits policy sd15 dit sdxl {drawn}",
-              f"--rows 1 2 {drawn}"),
+        bench("rows", 85, "bench.speed.rows", f"--networks digits policy sd15 dit sdxl {drawn}", f"--rows 1 2 {drawn}"),
         bench("kernels", 75, "bench.speed.kernels", needs="kernel_tests"),
         bench("peers_digits", 120, peers, f"--workloads digits --steps 50 {few}", "--smoke --workloads digits"),
         # not sd15 in the smoke run: with diffusers' ParaDiGMS it takes a CPU longer
-        bench("peers_random", 70, peers, f"--workloads sd15 --steps 25 --no-compile {few}",
-              "--smoke --workloads dit"),
+        bench("peers_random", 70, peers, f"--workloads sd15 --steps 25 --no-compile {few}", "--smoke --workloads dit"),
         bench("busy", 60, "profiling.busy", "", policy),
         bench("profile", 60, "profiling.run", traced, f"{traced} --steps 6 --calls 1", keeps=("trace.json",)),
         part("nsys", 60, "bash profiling/nsys.sh digits --engine graph --steps 25", program="nsys",
              environment={"OUT": "{folder}"}, keeps=("digits.nsys-rep", "digits.txt"), shows=True),
-        bench("engines", 150, "bench.speed.engines", "--workloads digits policy sd15 dit --repeat 3 --steps 25",
-              policy),
+        bench("engines", 150, engines, "--workloads digits policy sd15 dit --repeat 3 --steps 25", policy),
         bench("peers_policy", 150, peers, f"{policy} --steps 100 --training-steps 500 {few}", f"--smoke {policy}"),
-        bench("switches", 240, "bench.speed.engines", "--switches --workloads digits sd15 --steps 25 --repeat 9",
+        bench("switches", 240, engines, "--switches --workloads digits sd15 --steps 25 --repeat 9",
               "--switches --workloads dit --steps 4"),
         once._replace(command=checked, program="compute-sanitizer", environment=alone),
     ]  # fmt: skip

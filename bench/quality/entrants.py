@@ -175,4 +175,4 @@ def diffusers_paradigms(workload: PipelineWorkload, steps: int, window: int, tol
         waves, rows = len(widths), sum(widths)
         return Report("paradigms", "diffusers", "stock", steps, waves=waves, rows=rows, peak_rows=max(widths))
 
-    return Loop(call, report)
+    return Loop(call, report, widths.copy)

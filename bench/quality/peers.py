@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch._inductor.utils import fresh_cache
 
-from bench.command import environment, parser, writable, write, written
+from bench.command import parser, writable, write, written
 from bench.pictures import latency_picture
 from bench.revision import revision
 from bench.runner import Row, measured, table
@@ -84,7 +84,6 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU ({platform.machine()})"
         run = {
-            "environment": environment(),
             "where": f"{device}, {torch.get_num_threads()} CPU thread, {options.samples} samples",
             # of the working folder: the code may have been laid out elsewhere
             "runs": [{"commit": revision(Path.cwd()), "arguments": sys.argv[1:] if arguments is None else arguments}],

@@ -130,7 +130,7 @@ def _row(each: Entrant, first: Entrant, running: Sequence[Entrant], trained: boo
     sequential = min((one.median for one in running if one.name.startswith(SEQUENTIAL)), default=None)
     expected = first.answers if first in running else []
     if each.reference is not None:
-        expected = [each.reference(sample) for sample in range(len(each.answers))]
+        expected = [each.reference(sample).double().cpu() for sample in range(len(each.answers))]
     off = difference(torch.cat(each.answers), torch.cat(expected)).quantile(0.95) if trained and expected else None
     lower, upper = (float(torch.tensor(each.seconds).double().quantile(share)) for share in (0.25, 0.75))
     last = each.reports[-1]

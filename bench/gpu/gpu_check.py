@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import shlex
@@ -20,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from xml.etree import ElementTree
@@ -37,29 +37,29 @@ LONGEST_LOG, LARGEST_FILE = 1_000_000, 15 * 2**20
 MOST_WORKERS = 8
 # one of each kernel
 SMOKE_TESTS = "test_a_kernel_runs or test_float64"
-# of the commands in the script's heading
-SECOND_CALL = ("busy", "profile", "nsys", "engines", "peers_policy")
-THIRD_CALL = ("switches", "sanitizer")
 
 
 class Part(NamedTuple):
-    """One thing to find out."""
+    """One thing to find out.
+
+    Attributes:
+        seconds: its limit.
+        command: {folder} is a folder of its own, {out} that of the results.
+        result: file in its folder with its figures: JSON, or .xml of pytest; what it prints is in "stdout".
+        needs: a part that must have run without a failed test, if it is chosen too.
+        program: that must be installed.
+        keeps: files of its folder that belong to the results, those that are there and not too large.
+        shows: what it prints belongs to the summary.
+    """
 
     name: str
-    # at most
     seconds: float
-    # {folder} is a folder of its own, {out} that of the results
     command: tuple[str, ...]
-    # file in its folder with its figures: JSON, or .xml of pytest; what it prints is in "stdout"
     result: str | None = None
-    # a part that must have run without a failed test, if it is chosen too
     needs: str | None = None
-    # that must be there
     program: str | None = None
     environment: dict[str, str] = {}  # noqa: RUF012
-    # files of its folder that belong to the results, those that are there and not too large
     keeps: tuple[str, ...] = ()
-    # what it prints belongs to the summary
     shows: bool = False
 
 
@@ -69,26 +69,25 @@ def parts(gpu: bool, smoke: bool) -> list[Part]:
     Without a GPU kernels are interpreted; smoke: the smallest size of everything.
     """
 
-    def part(name: str, seconds: float, command: str, *more: str, result: str | None = None, **rest: Any) -> Part:
-        return Part(name, 300 if smoke else seconds, (*shlex.split(command), *more), result, **rest)
+    def part(name: str, seconds: float, command: str, *more: str, **rest: Any) -> Part:
+        return Part(name, 300 if smoke else seconds, (*shlex.split(command), *more), **rest)
 
     def bench(name: str, seconds: float, module: str, full: str = "", small: str = "", **rest: Any) -> Part:
         command = f"python -m {module} --json {{folder}}/result.json {small if smoke else full}"
         return part(name, seconds, command, result="result.json", shows=True, **rest)
 
-    def tests(name: str, seconds: float, *arguments: str, **environment: str) -> Part:
+    def tests(name: str, seconds: float, *arguments: str, **rest: Any) -> Part:
         # a file that cannot be imported is one failure, and the others run
         quiet = "python -m pytest -q -p no:cacheprovider --junitxml={folder}/result.xml --continue-on-collection-errors"
-        return part(name, seconds, quiet, *arguments, result="result.xml", environment=environment)
+        return part(name, seconds, quiet, *arguments, result="result.xml", **rest)
 
     workers = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
-    parallel = gpu and not smoke and workers > 1 and importlib.util.find_spec("xdist") is not None
+    parallel = gpu and not smoke and workers > 1 and find_spec("xdist") is not None
     side_by_side = ("-n", str(workers)) if parallel else ()
-    interpreted = {} if gpu else {"TRITON_INTERPRET": "1"}
     some = ("-k", SMOKE_TESTS) if smoke else ()
     files = [path for path in sorted(Path("tests").rglob("test_*.py")) if path.parent.name != "kernels"]
-    marked = [path for path in files if path.name == "test_gpu.py" or (not smoke and "mark.gpu" in path.read_text())]
-    drawn = "--picture {out}/rows.png" if importlib.util.find_spec("matplotlib") is not None else ""
+    chosen = [path for path in files if path.name == "test_gpu.py" or (not smoke and "mark.gpu" in path.read_text())]
+    drawn = "--picture {out}/rows.png" if find_spec("matplotlib") is not None else ""
     traced = "digits --engine graph --trace {folder}/trace.json"
     # every kernel once, at its smallest
     once = tests("sanitizer", 240, "tests/kernels", "-k", SMOKE_TESTS)
@@ -96,27 +95,26 @@ def parts(gpu: bool, smoke: bool) -> list[Part]:
     checked = (*shlex.split("compute-sanitizer --report-api-errors no --error-exitcode 1"), *once.command)
     # every tensor an allocation of its own: beyond a tensor in a block of torch's lies another one
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    peers, policy, few = "bench.quality.peers", "--workloads policy", "--samples 4"
+    peers, engines, policy, few = "bench.quality.peers", "bench.speed.engines", "--workloads policy", "--samples 4"
     return [
         part("environment", 20, "python -m srds_fast.cli env --json", result="stdout"),
-        tests("kernel_tests", 70, *side_by_side, "tests/kernels", *some, **interpreted),
-        tests("gpu_tests", 80, *side_by_side, "-m", "gpu", *map(str, marked)),
+        tests("kernel_tests", 70, *side_by_side, "tests/kernels", *some,
+              environment={} if gpu else {"TRITON_INTERPRET": "1"}),
+        tests("gpu_tests", 80, *side_by_side, "-m", "gpu", *map(str, chosen)),
         # the network that takes longest last
-        bench("rows", 85, "bench.speed.rows", f"--networks digits policy sd15 dit sdxl {drawn}",
-              f"--rows 1 2 {drawn}"),
+        bench("rows", 85, "bench.speed.rows", f"--networks digits policy sd15 dit sdxl {drawn}", f"--rows 1 2 {drawn}"),
         bench("kernels", 75, "bench.speed.kernels", needs="kernel_tests"),
         bench("peers_digits", 120, peers, f"--workloads digits --steps 50 {few}", "--smoke --workloads digits"),
         # not sd15 in the smoke run: with diffusers' ParaDiGMS it takes a CPU longer
-        bench("peers_random", 70, peers, f"--workloads sd15 --steps 25 --no-compile {few}",
-              "--smoke --workloads dit"),
+        bench("peers_random", 70, peers, f"--workloads sd15 --steps 25 --no-compile {few}", "--smoke --workloads dit"),
         bench("busy", 60, "profiling.busy", "", policy),
         bench("profile", 60, "profiling.run", traced, f"{traced} --steps 6 --calls 1", keeps=("trace.json",)),
         part("nsys", 60, "bash profiling/nsys.sh digits --engine graph --steps 25", program="nsys",
              environment={"OUT": "{folder}"}, keeps=("digits.nsys-rep", "digits.txt"), shows=True),
-        bench("engines", 150, "bench.speed.engines", "--workloads digits policy sd15 dit --repeat 3 --steps 25",
-              policy),
+        bench("engines", 150, engines, "--workloads digits policy sd15 dit --repeat 3 --steps 25", policy),
         bench("peers_policy", 150, peers, f"{policy} --steps 100 --training-steps 500 {few}", f"--smoke {policy}"),
-        bench("switches", 240, "bench.speed.switches", "", "--workloads dit --switches 'late stop' --repeat 1"),
+        bench("switches", 240, engines, "--switches --workloads digits sd15 --steps 25 --repeat 9",
+              "--switches --workloads dit --steps 4"),
         once._replace(command=checked, program="compute-sanitizer", environment=alone),
     ]  # fmt: skip
 
@@ -130,8 +128,9 @@ def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) 
             folder = Path(temporary) / part.name
             folder.mkdir()
             left = budget - (time.monotonic() - begun)
-            why_not = _why_not(part, found["parts"], left)
-            if why_not is None:
+            if why_not := _why_not(part, found["parts"], left):
+                outcome = {"status": "left out", "why": why_not, "seconds": 0.0, "result": None}
+            else:
                 outcome = _ran(part, min(left, part.seconds), folder, out)
                 printed = "".join((folder / name).read_text(errors="replace") for name in ("stdout", "stderr"))
                 logs.write(f"===== {part.name}\n{printed[-LONGEST_LOG:]}\n")
@@ -139,8 +138,6 @@ def run(every: Sequence[Part], out: Path, budget: float, facts: dict[str, Any]) 
                 for file in (folder / name for name in part.keeps):
                     if file.is_file() and file.stat().st_size <= LARGEST_FILE:
                         shutil.copy(file, out)
-            else:
-                outcome = {"status": "left out", "why": why_not, "seconds": 0.0, "result": None}
             if part.needs is not None and part.needs not in {each.name for each in every}:
                 outcome["untested"] = part.needs
             found["parts"][part.name] = outcome
@@ -217,26 +214,26 @@ def _read(path: Path) -> Any:
     suite = next(ElementTree.parse(path).getroot().iter("testsuite"))
     # by its own numbers: a test that was interrupted is among the cases and looks like one that passed
     tests, failures, errors, skipped = (int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped"))
+    failed = failures + errors
     bad = [case for case in suite.iter("testcase") if {child.tag for child in case} & {"failure", "error"}]
     # a file that cannot be imported has no class
     names = ["::".join(filter(None, (case.get("classname"), case.get("name")))) for case in bad]
-    failed = failures + errors
     return {"passed": tests - failed - skipped, "failed": failed, "skipped": skipped, "failures": names}
 
 
 def summary(found: dict[str, Any]) -> list[str]:
     """How every part ended, then the tables they printed. Tables that do not fit are cut, the longest first."""
-    ended: dict[str, Any] = found["parts"]
+    ended = found["parts"]
     where = ended.get("environment", {}).get("result") or {}
     devices = [f"{each['name']}, driver {each['driver']}" for each in where.get("cuda_devices", [])]
     device = devices[0] if devices else "no GPU: tiny networks on a CPU, the figures mean nothing"
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "triton", "diffusers") if where.get(name))
     sizes = ", the smallest sizes (--smoke)" if found.get("smoke") else ""
-    good = [f"{name} {part['seconds']:.0f}" for name, part in ended.items() if part["status"] == "passed"]
+    good = ", ".join(f"{name} {part['seconds']:.0f}" for name, part in ended.items() if part["status"] == "passed")
     shown = [
         f"{device}; {versions}",
         f"commit {found.get('commit') or 'unknown'}{sizes}; {found['seconds']:.0f} s of {found['budget']:.0f}",
-        f"passed (in s): {', '.join(good) or 'nothing'}",
+        f"passed (in s): {good or 'nothing'}",
     ]
     for name, part in ended.items():
         if part["status"] != "passed":
@@ -269,16 +266,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.gpu and not options.smoke:
         parser.error(
             "torch can use no GPU here: torch.cuda.is_available() is false, or torch cannot be imported (see above). "
-            "Figures of a CPU would mean nothing. Name a Python whose torch has one in PYTHON=..., or pass --smoke to "
-            "see that everything runs."
+            "Name a Python whose torch has one in PYTHON=..., or pass --smoke to see that everything runs."
         )
     every = parts(options.gpu, options.smoke)
     names = [part.name for part in every]
     chosen = {"environment", *(names if options.parts is None else options.parts)}
     if unknown := sorted(chosen - set(names)):
-        raise SystemExit(
-            f"There is no part {', '.join(unknown)}. It would find out nothing. Take of {', '.join(names)}."
-        )
+        raise SystemExit(f"There is no part {', '.join(unknown)}. Take of {', '.join(names)}.")
 
     def stop(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)  # which also ends the part that runs

@@ -29,12 +29,13 @@ import torch
 from bench.command import Table, parser, writable, write, written
 from bench.pictures import waves_picture
 from bench.speed.timing import timed
-from bench.workloads.problems import PROBLEMS, Problem, problem
+from bench.workloads.problems import Problem, digits_problem, mixture
 
 from .contestants import CONTESTANTS
 from .search import Line, Point, cheapest, line
 
 BOUNDS = (0.5, 0.05)
+PROBLEMS = ("digits", "mixture")
 TABLE = Table(
     ("N/waves", 7), ("N/rows", 6), ("waves", 6), ("rows", 6), ("peak", 4), ("p95", 6), ("method", -36), ("at", -1)
 )
@@ -104,7 +105,10 @@ def main(arguments: list[str] | None = None) -> None:
         options.samples = saved["samples"]
         found = [Found(**{**each, "points": [Point(**point) for point in each["points"]]}) for each in saved["found"]]
     else:
-        problems = [problem(name, options.samples, options.guidance) for name in options.problems]
+        problems = [
+            digits_problem(options.samples, options.guidance)[1] if name == "digits" else mixture(options.samples)
+            for name in options.problems
+        ]
         about = {"samples": options.samples, "guidance": options.guidance, "bounds": BOUNDS}
         for each in measured(problems, options.steps, options.methods):
             found.append(each)

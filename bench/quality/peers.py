@@ -10,9 +10,9 @@ medians; "x sequential": than our sequential loop (on a GPU the faster of its tw
 
 "p95": the difference to the stock loop's samples: of each sample the mean absolute one in grey levels (1 / 127.5), of
 these the 95th percentile. "within": the setting in the last column is the method's cheapest that keeps p95 within half
-a grey level for these samples; nobody knows it beforehand. "stops itself" finds it on the way, "its own stop" is the
-test of the SRDS paper, "auto" has its default tolerance. diffusers' ParaDiGMS always ends at an alpha of one: it is
-compared with a stock loop whose scheduler does.
+a grey level for these samples; nobody knows it beforehand. "stops itself" finds it on the way, "auto" has its default
+tolerance. diffusers' ParaDiGMS has the tolerance that was found for ours with the same window. It always ends at an
+alpha of one, so it is compared with a stock loop whose scheduler does.
 
 torch.compile is of the network, in the stock loop, with nothing compiled before (but "reduce-overhead" finds what
 "default" has compiled); what its first two calls take beyond later ones is shown apart. The policy is trained here in a
@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch._inductor.utils import fresh_cache
 
-from bench.command import environment, parser, writable, write, written
+from bench.command import parser, writable, write, written
 from bench.pictures import latency_picture
 from bench.revision import revision
 from bench.runner import Row, measured, table
@@ -84,7 +84,6 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU ({platform.machine()})"
         run = {
-            "environment": environment(),
             "where": f"{device}, {torch.get_num_threads()} CPU thread, {options.samples} samples",
             # of the working folder: the code may have been laid out elsewhere
             "runs": [{"commit": revision(Path.cwd()), "arguments": sys.argv[1:] if arguments is None else arguments}],

@@ -87,13 +87,13 @@ def _counted(pipe: Any, turns: Turns, arguments: dict[str, Any], settings: dict[
     return found
 
 
-def read(file: Path = FILE) -> tuple[Found, tuple[str, ...] | None]:
-    """The counts of a file, and the names of those that can be compared with the torch here; None: all."""
+def read() -> tuple[Found, tuple[str, ...] | None]:
+    """The counts of the file, and the names of those that can be compared with the torch here; None: all."""
     try:
-        written = json.loads(file.read_text())
+        written = json.loads(FILE.read_text())
         return written["counts"], None if written["torch"] == MINOR else ALWAYS
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"{file} cannot be read: {error!r}. It holds the counts. Write it with `{REWRITE}`.") from None
+        raise SystemExit(f"{FILE} cannot be read: {error!r}. It holds the counts. Write it with `{REWRITE}`.") from None
 
 
 def differences(before: Found, after: Found, only: tuple[str, ...] | None = None) -> list[str]:
@@ -114,9 +114,8 @@ def differences(before: Found, after: Found, only: tuple[str, ...] | None = None
 
 def explained(lines: list[str]) -> str:
     """Differences as an error."""
-    heading = f"{len(lines)} counts are not those of {FILE.relative_to(FILE.parents[2])}:"
     advice = f"They are part of what a call costs. If that was meant, run `{REWRITE}` and commit the file."
-    return "\n".join([heading, *lines, advice])
+    return "\n".join([f"{len(lines)} counts are not those of {FILE.relative_to(FILE.parents[2])}:", *lines, advice])
 
 
 def table(found: Found) -> Iterator[str]:
@@ -135,12 +134,11 @@ def main(arguments: list[str] | None = None) -> None:
     does = options_of.add_mutually_exclusive_group()
     does.add_argument("--write", action="store_true", help="write the file anew")
     does.add_argument("--check", action="store_true", help="exit with 1 if anything differs from it")
-    options_of.add_argument("--file", type=Path, default=FILE, help="the file to write or to check, %(default)s")
     options = options_of.parse_args(arguments)
-    before, only = read(options.file) if options.check else ({}, None)
+    before, only = read() if options.check else ({}, None)
     found = measured()
     if options.write:
-        options.file.write_text(json.dumps({"torch": MINOR, "counts": found}, indent=1) + "\n")
+        FILE.write_text(json.dumps({"torch": MINOR, "counts": found}, indent=1) + "\n")
     elif options.check:
         if only is not None:
             print(f"The file is of another torch than {torch.__version__}: only {', '.join(only)} are compared.")

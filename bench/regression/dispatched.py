@@ -47,7 +47,7 @@ class Dispatched(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
-        self._in_kernel = False
+        self.in_kernel = False
         self._patches = ExitStack()
 
     def __enter__(self) -> Self:
@@ -65,16 +65,12 @@ class Dispatched(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         self.counts["operations"] += 1
-        if not self._in_kernel:
+        if not self.in_kernel:
             made = self._count_new(out, args, kwargs)
             view = not made and not func._schema.is_mutable
             self.counts["launches"] += not view and func.overloadpacket.__name__ not in _EMPTY
             self.counts["host_waits"] += _waits(func, args, kwargs)
         return out
-
-    def host_reads(self) -> None:
-        """The host reads a tensor."""
-        self.counts["host_waits"] += not self._in_kernel
 
     def _count_new(self, out: Any, args: Any, kwargs: Any) -> list[Tensor]:
         """Count the memory of the tensors in `out` that are not in the arguments, and return these tensors."""
@@ -87,17 +83,15 @@ class Dispatched(TorchDispatchMode):
         """The reference, counted as the kernel that it stands for; without one, as the operations that it is."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            if self._in_kernel or (name != "wave_update" and not args[0].fused):
+            if self.in_kernel or (name != "wave_update" and not args[0].fused):
                 return reference(*args, **kwargs)
             # with history, the inner products of `mix` are a launch of their own
             self.counts["launches"] += 2 if name == "mix" and args[0].history else 1
             if name == "wave_update":
                 self.counts["bytes_moved"] += _bytes_moved(*args)
-            self._in_kernel = True
-            try:
-                out = reference(*args, **kwargs)
-            finally:
-                self._in_kernel = False
+            self.in_kernel = True
+            out = reference(*args, **kwargs)
+            self.in_kernel = False
             self._count_new(out, args, kwargs)
             return out
 
@@ -105,13 +99,14 @@ class Dispatched(TorchDispatchMode):
 
 
 class _Reads(TorchFunctionMode):
+    """The host reads a tensor."""
+
     def __init__(self, dispatched: Dispatched) -> None:
         super().__init__()
         self._dispatched = dispatched
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _READS:
-            self._dispatched.host_reads()
+        self._dispatched.counts["host_waits"] += func in _READS and not self._dispatched.in_kernel
         return func(*args, **(kwargs or {}))
 
 

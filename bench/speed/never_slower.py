@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.command import parser, write
 from bench.runner import AUTO, SEQUENTIAL, measured, table, told
@@ -20,17 +20,11 @@ from bench.workloads.problems import Problem
 from bench.workloads.samplers import SAMPLES, SampledWorkload
 
 
-class Pixels(nn.Module):
-    """The UNet; what it returns is a tensor."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        down, up = ("DownBlock2D",) * 3, ("UpBlock2D",) * 3
-        channels = {"block_out_channels": (64, 128, 128), "layers_per_block": 2}
-        self.unet = UNet2DModel(sample_size=size, down_block_types=down, up_block_types=up, **channels)
+class Pixels(UNet2DModel):
+    """It returns a tensor."""
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        output: Tensor = self.unet(x, t).sample
+        output: Tensor = super().forward(x, t).sample
         return output
 
 
@@ -42,7 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = found.parse_args(arguments)
     torch.manual_seed(0)
     x = random((SAMPLES, 3, options.size, options.size))
-    samples = Problem("pixels", placed(Pixels(options.size), torch.float32), x, {}, DDIMScheduler())
+    blocks = {"down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3}
+    network = Pixels(sample_size=options.size, block_out_channels=(64, 128, 128), **blocks)
+    samples = Problem("pixels", placed(network, torch.float32), x, {}, DDIMScheduler())
     workload = SampledWorkload(samples, trained=False)
     every = [told(workload, options.steps, name, method=name) for name in (SEQUENTIAL, AUTO)]
     *_, rows = measured("pixels", workload, options.steps, options.rounds, every)

@@ -17,7 +17,6 @@ from .networks import DEVICE
 # more entries of a network call are no faster on a CPU, and leave its caches
 MOST_ENTRIES = 128
 GREY_LEVEL = 1 / 127.5
-PROBLEMS = ("digits", "mixture")
 
 
 class Problem(NamedTuple):
@@ -103,8 +102,3 @@ def mixture(samples: int, dimensions: int = 64, components: int = 5, spread: flo
         return eps
 
     return Problem(f"mixture of {components} Gaussians", denoiser, x, {}, scheduler)
-
-
-def problem(name: str, samples: int, guidance: float) -> Problem:
-    """One of `PROBLEMS`; guidance is of digits only."""
-    return digits_problem(samples, guidance)[1] if name == "digits" else mixture(samples)

@@ -48,18 +48,12 @@ class Loop:
     Attributes:
         call: sample number (default 0) -> the sample, [1, ...].
         report: -> that of the last call.
-        plan: -> the plan of its calls; None: it has none, and takes one row after another.
+        widths: -> rows of each wave, as planned.
     """
 
     call: Callable[..., Tensor]
     report: Callable[[], Report]
-    plan: Callable[[], Plan] | None = None
-
-    def widths(self) -> list[int]:
-        """Rows of each wave, as planned."""
-        if self.plan is None:
-            return [1] * self.report().waves
-        return [len(positions) for positions in self.plan().program().positions]
+    widths: Callable[[], list[int]]
 
 
 class Workload(ABC):
@@ -139,7 +133,7 @@ class PipelineWorkload(Workload):
     def ours(self, steps: int, settings: dict[str, Any]) -> Loop:
         fast = srds_fast.compile(self.pipe, **settings)
         call = partial(self.called, fast, steps)
-        return Loop(call, lambda: fast.report, lambda: fast.plan_for(**self.arguments(steps)))
+        return Loop(call, lambda: fast.report, lambda: _widths(fast.plan_for(**self.arguments(steps))))
 
     @torch.no_grad()
     def called(self, pipe: Any, steps: int, sample: int = 0) -> Tensor:
@@ -188,7 +182,7 @@ class SampledWorkload(Workload):
             reports[:] = [found.report]
             return found.sample
 
-        return Loop(call, lambda: reports[0], lambda: plan)
+        return Loop(call, lambda: reports[0], lambda: _widths(plan))
 
 
 class Undecoded:
@@ -205,7 +199,12 @@ class Undecoded:
 
 def one_by_one(call: Callable[..., Tensor], name: str, steps: int) -> Loop:
     """A loop that makes one network call after another."""
-    return Loop(call, lambda: Report(name, name, "stock", steps, waves=steps, rows=steps, peak_rows=1))
+    report = Report(name, name, "stock", steps, waves=steps, rows=steps, peak_rows=1)
+    return Loop(call, lambda: report, lambda: [1] * steps)
+
+
+def _widths(plan: Plan) -> list[int]:
+    return [len(positions) for positions in plan.program().positions]
 
 
 def digits() -> PipelineWorkload:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+from torch import Tensor
 
 from ..solvers.registry import DEFAULT, SEQUENTIAL
 from .converge import TIMED_CALLS, Convergence, converge
 from .loading import open_for, prompts_for, settings_of
 from .measure import Calls, Request, verdict
-from .output import about, cells, counted, show_table, warn_if_busy
+from .output import about, counted, show_table, small, warn_if_busy
 from .pictures import contact_sheet, convergence_plot
 
 WHEN_FASTER = """\
@@ -24,8 +27,7 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{args.steps} steps, {about(args, pipe, request.prompts)}", flush=True)
     result = converge(pipe, request, args.shown, settings_of(args))
-    _print_iterations(result)
-    _print_seconds(result)
+    _print(result)
     sheet, plot = args.out / "contact-sheet.png", args.out / "convergence.png"
     contact_sheet(result).save(sheet)
     print(f"\ncontact sheet     {sheet}")
@@ -36,26 +38,25 @@ def run(args: argparse.Namespace) -> None:
         print("convergence plot  not drawn, matplotlib is not installed: pip install 'srds-fast[plot]'")
 
 
-def _print_iterations(result: Convergence) -> None:
-    plan, stop = result.plan, result.final.report.iterations
+def _print(result: Convergence) -> None:
+    plan, final, sequential, stock = result.plan, result.final, result.sequential, result.stock
+    stop = final.report.iterations
+
+    def cells(spent: Any, images: Tensor) -> dict[str, object]:
+        counts = {"waves": spent.waves, "rows": spent.rows, "peak rows": spent.peak_rows}
+        return {**counts, **{name: small(value) for name, value in result.difference(images).items()}}
+
     print(f"SRDS: {plan.num_blocks} blocks, coarse solver {plan.coarse_solver}.")
-    rows = [
-        {
-            "iteration": stage.iteration,
-            **cells(stage.spent, result.difference(stage.images)),
-            "": "<- default tolerance stops here" if stage.iteration == stop else "",
-        }
-        for stage in result.stages
+    here = "<- default tolerance stops here"
+    iterations = [
+        {"iteration": number, **cells(spent, images), "": here if number == stop else ""}
+        for number, spent, images in result.stages
     ]
-    show_table(rows, text=["iteration", ""])
+    show_table(iterations, text=["iteration", ""])
     if stop > result.stages[-1].iteration:
         print(f"\nThe default tolerance stops after {stop} iterations; see them all with --iterations.")
-
-
-def _print_seconds(result: Convergence) -> None:
-    final, sequential, stock = result.final, result.sequential, result.stock
     rows: list[dict[str, object]] = [
-        {"final": name, **cells(done.report, result.difference(done.images)), **_seconds(done)}
+        {"final": name, **cells(done.report, done.images), **_seconds(done)}
         for name, done in ((DEFAULT, final), (SEQUENTIAL, sequential))
     ]
     rows.append({**dict.fromkeys(rows[0]), "final": "stock", **_seconds(stock)})

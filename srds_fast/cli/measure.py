@@ -34,17 +34,17 @@ class Request:
     def arguments(self) -> dict[str, Any]:
         """Arguments of a pipeline call, with new generators; what is left to the pipeline is not among them."""
         count = len(self.prompts)
-        asked: dict[str, Any] = {"prompt": list(self.prompts), "num_inference_steps": self.steps}
-        # on the CPU: then the noise is the same on every device and for every batch size
         seeds = range(self.seed, self.seed + count * self.images_per_prompt)
-        asked["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        if self.guidance is not None:
-            asked["guidance_scale"] = self.guidance
-        if self.images_per_prompt > 1:
-            asked["num_images_per_prompt"] = self.images_per_prompt
-        if self.negative_prompt is not None:
-            asked["negative_prompt"] = [self.negative_prompt] * count
-        return asked
+        asked = {
+            "prompt": list(self.prompts),
+            "num_inference_steps": self.steps,
+            # on the CPU: then the noise is the same on every device and for every batch size
+            "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            "guidance_scale": self.guidance,
+            "num_images_per_prompt": self.images_per_prompt if self.images_per_prompt > 1 else None,
+            "negative_prompt": None if self.negative_prompt is None else [self.negative_prompt] * count,
+        }
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 def grey_levels(images: Tensor, reference: Tensor) -> dict[str, float]:

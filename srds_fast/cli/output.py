@@ -44,12 +44,6 @@ def about(args: argparse.Namespace, pipe: Any, prompts: Sequence[str]) -> str:
     )
 
 
-def cells(spent: Any, difference: Mapping[str, float]) -> dict[str, object]:
-    """Cells for the waves and rows that a run made, and for its `grey_levels`."""
-    counts = {"waves": spent.waves, "rows": spent.rows, "peak rows": spent.peak_rows}
-    return {**counts, **{name: small(value) for name, value in difference.items()}}
-
-
 def warn_if_busy(calls: Iterable[Sequence[float]]) -> None:
     """Warn if the seconds of equal calls lie too far apart: the slowest of some took too many times the fastest."""
     spread = max(max(seconds) / min(seconds) for seconds in calls)

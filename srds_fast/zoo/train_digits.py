@@ -1,6 +1,6 @@
 """Train the bundled text-to-image pipeline "digits" from nothing, on one processor core.
 
-    python -m srds_fast.zoo.train_digits --out digits --sheet digits.png
+    python -m srds_fast.zoo.train_digits --out digits
 
 `card` describes data, networks and training. The result is an ordinary ``StableDiffusionPipeline``, saved in float16.
 Step counts, not minutes, are fixed, so that two runs on one machine do the same work.
@@ -13,7 +13,6 @@ import copy
 import math
 import re
 import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +25,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from tokenizers.pre_tokenizers import ByteLevel
@@ -65,7 +63,6 @@ class Recipe:
     unet_rate: float = 1e-3
     caption_dropout: float = 0.15
     ema_decay: float = 0.999
-    preview_every: int = 1500
 
 
 def real_digits() -> tuple[Tensor, Tensor]:
@@ -121,48 +118,26 @@ def build_tokenizer() -> CLIPTokenizer:
 
 def build_vae() -> AutoencoderKL:
     """An untrained autoencoder between images ``[n, 3, 32, 32]`` and latents ``[n, 4, 8, 8]``."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 32),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=IMAGE_SIZE,
-    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    sizes = {"block_out_channels": (16, 32, 32), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 8}
+    return AutoencoderKL(**blocks, **sizes, sample_size=IMAGE_SIZE)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """An untrained text encoder from ids ``[n, 16]`` to states ``[n, 16, 64]``."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    widths = {"hidden_size": TEXT_WIDTH, "projection_dim": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH}
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": TOKENS}
+    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **tokens, **widths, **sizes))
 
 
 def build_unet() -> UNet2DConditionModel:
     """An untrained UNet that predicts the noise in latents ``[n, 4, 8, 8]`` from text states ``[n, 16, 64]``."""
+    down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+    latents = {"sample_size": 8, "in_channels": 4, "out_channels": 4}
+    sizes = {"block_out_channels": (48, 96), "layers_per_block": 1, "attention_head_dim": 4, "norm_num_groups": 16}
     return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(48, 96),
-        layers_per_block=1,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
+        **latents, **sizes, down_block_types=down, up_block_types=up, cross_attention_dim=TEXT_WIDTH
     )
 
 
@@ -183,10 +158,11 @@ def optimise(
     """
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
     warm_up = min(200, horizon // 10 + 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(step / horizon, 1.0))),
-    )
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(step / horizon, 1.0)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     started, mean = time.perf_counter(), math.nan
     for done in range(1, steps + 1):
         loss = loss_of_step()
@@ -248,16 +224,9 @@ def standardise_latents(vae: AutoencoderKL, images: Tensor) -> None:
 
 
 def train_unet(
-    recipe: Recipe,
-    vae: AutoencoderKL,
-    images: Tensor,
-    labels: Tensor,
-    on_preview: Callable[[StableDiffusionPipeline], None],
+    recipe: Recipe, vae: AutoencoderKL, images: Tensor, labels: Tensor
 ) -> tuple[StableDiffusionPipeline, float]:
-    """The pipeline with a UNet and text encoder trained jointly, and the final loss (mean square of the noise).
-
-    ``on_preview`` gets the pipeline, with averaged weights, every ``recipe.preview_every`` steps.
-    """
+    """The pipeline with a UNet and text encoder trained jointly, and the final loss (mean square of the noise)."""
     tokenizer = build_tokenizer()
     # the noise schedule of Stable Diffusion 1 and 2, with DDIM's step
     scheduler = DDIMScheduler(
@@ -293,8 +262,6 @@ def train_unet(
         with torch.no_grad():
             for mean, value in zip(average.parameters(), trained.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
-        if done % recipe.preview_every == 0:
-            on_preview(pipeline)
 
     parameters, horizon = list(trained.parameters()), recipe.unet_horizon
     loss = optimise(parameters, loss_of_step, recipe.unet_steps, horizon, recipe.unet_rate, "denoiser", after_step)
@@ -310,12 +277,8 @@ def assemble(**parts: Any) -> StableDiffusionPipeline:
 def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     """Write a pipeline to a folder in float16, replacing what it holds; the pipeline itself stays in float32."""
     half = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("vae", "text_encoder", "unet")}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        fresh = Path(scratch) / folder.name
-        assemble(**half, tokenizer=pipeline.tokenizer, scheduler=pipeline.scheduler).save_pretrained(fresh)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    assemble(**half, tokenizer=pipeline.tokenizer, scheduler=pipeline.scheduler).save_pretrained(folder)
 
 
 def sample(pipeline: StableDiffusionPipeline, per_digit: int, seed: int, steps: int = 50) -> np.ndarray:
@@ -335,14 +298,6 @@ def recognised(images: np.ndarray) -> float:
     pooled = images.mean(axis=-1).reshape(-1, 8, IMAGE_SIZE // 8, 8, IMAGE_SIZE // 8).mean(axis=(2, 4))
     asked = np.repeat(np.arange(10), images.shape[1])
     return float(np.mean(classifier.predict(pooled.reshape(-1, 64)) == asked))
-
-
-def save_sheet(images: np.ndarray, path: Path) -> None:
-    """Write images, ``[10, n, 32, 32, 3]`` in 0..1, as one PNG: a row for each digit, doubled in size."""
-    rows, columns, height, width, _ = images.shape
-    sheet = images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
-    picture = Image.fromarray((sheet * 255).round().astype(np.uint8))
-    picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(path)
 
 
 def card(recipe: Recipe, measured: dict[str, str]) -> str:
@@ -397,7 +352,6 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write the pipeline to (it is replaced)")
-    parser.add_argument("--sheet", type=Path, help="PNG to write a contact sheet of samples to")
     parser.add_argument("--threads", type=int, default=1, help="processor threads")
     for field in fields(Recipe):
         flag = "--" + field.name.replace("_", "-")
@@ -410,15 +364,13 @@ def main() -> None:
     images, labels = real_digits()
     vae, vae_loss = train_vae(recipe, images)
     vae_seconds = time.perf_counter() - started
-    pipeline, unet_loss = train_unet(recipe, vae, images, labels, lambda preview: save(preview, arguments.out))
+    pipeline, unet_loss = train_unet(recipe, vae, images, labels)
     seconds, processor_seconds = time.perf_counter() - started, time.process_time()
     save(pipeline, arguments.out)
 
     pipeline = load_from(arguments.out, torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     samples = sample(pipeline, per_digit=20, seed=recipe.seed)
-    if arguments.sheet:
-        save_sheet(samples, arguments.sheet)
     parts = {"autoencoder": pipeline.vae, "text encoder": pipeline.text_encoder, "UNet": pipeline.unet}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     measured = {

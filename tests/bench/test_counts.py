@@ -54,10 +54,11 @@ def test_the_command(
 ) -> None:
     monkeypatch.setattr(counts, "measured", lambda: {FLUX: found[FLUX]})
     path = tmp_path / "counts.json"
+    monkeypatch.setattr(counts, "FILE", path)
     with pytest.raises(SystemExit, match=r"cannot be read.*--write"):
-        counts.main(["--check", "--file", str(path)])
-    counts.main(["--write", "--file", str(path)])
-    counts.main(["--check", "--file", str(path)])
+        counts.main(["--check"])
+    counts.main(["--write"])
+    counts.main(["--check"])
     assert "No count differs" in capsys.readouterr().out
     counts.main([])
     assert "Flux, flow, collocation" in capsys.readouterr().out
@@ -67,8 +68,8 @@ def test_the_command(
         changed["counts"][FLUX]["srds"][name] += 1
         path.write_text(json.dumps(changed))
         with pytest.raises(SystemExit, match=rf"Flux, flow, srds: {name} was \d+, is \d+\n.*--write"):
-            counts.main(["--check", "--file", str(path)])
+            counts.main(["--check"])
     # what torch makes of an operation, another torch may make otherwise
     path.write_text(json.dumps({**changed, "torch": "2.0"}))
-    counts.main(["--check", "--file", str(path)])
+    counts.main(["--check"])
     assert f"of another torch than {torch.__version__}" in capsys.readouterr().out

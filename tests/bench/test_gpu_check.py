@@ -158,7 +158,8 @@ def test_a_signal_ends_what_runs(tmp_path: Path, sent: signal.Signals) -> None:
 
 def test_limits_keep_within_the_nine_minutes() -> None:
     every = gpu_check.parts(gpu=True, smoke=False)
-    later = gpu_check.SECOND_CALL, gpu_check.THIRD_CALL
+    heading = (ROOT / "bench" / "gpu_check.sh").read_text()
+    later = [names.split() for names in re.findall(r"--parts ([a-z_ ]+?)  +#", heading)]
     first = [part for part in every if part.name not in {*later[0], *later[1]}]
     second, third = ([every[0], *(part for part in every if part.name in names)] for names in later)
     assert every == [*first, *second[1:], *third[1:]]
@@ -168,8 +169,6 @@ def test_limits_keep_within_the_nine_minutes() -> None:
         assert sum(part.seconds for part in call) <= gpu_check.BUDGET - 10
         written = {word for part in call for word in part.command if word.startswith("{out}/")}
         assert len(written) + sum(len(part.keeps) for part in call) + 3 <= 8, "few files, to be carried away"
-    for names in later:
-        assert f"--parts {' '.join(names)} " in (ROOT / "bench" / "gpu_check.sh").read_text()
 
 
 def test_results_are_small_files(tmp_path: Path) -> None:
@@ -216,6 +215,6 @@ def test_wrong_calls_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         gpu_check.main(["--out", str(tmp_path)])
     assert ended.value.code == 2
     assert "torch can use no GPU here" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match=r"There is no part engine\. .* Take of environment, "):
+    with pytest.raises(SystemExit, match=r"There is no part engine\. Take of environment, "):
         gpu_check.main(["--smoke", "--out", str(tmp_path), "--parts", "engine"])
     assert not list(tmp_path.iterdir())

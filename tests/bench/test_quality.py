@@ -83,7 +83,7 @@ def test_everyone_ran_or_says_why_not(tmp_path: Path) -> None:
     others = {runner.STOCK, *entrants.COMPILED.values(), *entrants.DIFFUSERS.values()}
     for workload in ("digits", "policy"):
         found = {each["peer"]: each for each in whole["results"] if each["workload"] == workload}
-        assert others | {entrants.OWN_STOP, runner.AUTO, *entrants.METHODS} <= set(found)
+        assert others | {runner.AUTO, *entrants.METHODS} <= set(found)
         assert (runner.BY_HAND in found) == (workload == "policy")
         left_out = {peer: each["left_out"] for peer, each in found.items() if each["left_out"] is not None}
         assert all(len(why) > 20 for why in left_out.values())
@@ -124,7 +124,7 @@ def test_what_is_found_is_run_again() -> None:
 
 def test_diffusers_paradigms_is_held_to_its_own_sequential_sample() -> None:
     workload = digits()
-    found = list(entrants.of_diffusers(workload, STEPS, samples=2, points={}))
+    found = list(entrants.of_diffusers(workload, STEPS, {}))
     assert [each.name for each in found] == list(entrants.DIFFUSERS.values())
     for each in found:
         assert each.reference is not None

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.runner import STOCK
-from bench.speed import engines, kernels, never_slower, rows, switches
-from bench.workloads.samplers import Loop, policy
+from bench.speed import engines, kernels, never_slower, rows
+from bench.workloads.samplers import Loop
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,9 +49,9 @@ def test_curves_are_written_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         (rows.main, ["--rows", "1", "0"], "Pass 1 or more"),
         (rows.main, ["--json", "no/such/folder.json"], "name a file in a folder that exists"),
-        (switches.main, ["--steps", "1"], "nothing to overlap"),
+        (engines.main, ["--switches", "--workloads", "policy"], "--switches is for pipelines"),
     ],
-    ids=["no rows", "no folder", "one step"],
+    ids=["no rows", "no folder", "no pipeline"],
 )
 def test_bad_arguments_are_refused(
     command: Callable[..., None], arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
@@ -73,31 +72,12 @@ def test_engines(tmp_path: Path) -> None:
         assert each["overhead"] == pytest.approx(each["seconds"] / each["network_seconds"])
 
 
-def test_an_engine_that_fails_loses_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    workload = policy()
-    made = workload.ours
-
-    def ours(steps: int, settings: dict[str, Any]) -> Loop:
-        if settings["engine"] == "network-graphs":
-            raise torch.cuda.OutOfMemoryError("no memory")
-        loop = made(steps, settings)
-        return failing(loop, 2) if settings["engine"] == "graph" else loop
-
-    monkeypatch.setattr(workload, "ours", ours)
-    found = {each["peer"]: each["left_out"] for each in engines.of_workload("policy", workload, 6, 1)}
-    running = {peer for peer, why in found.items() if why is None}
-    assert running == {STOCK, *(f"{method}, eager" for method in engines.METHODS)}
-    assert found["srds, network-graphs"] == "OutOfMemoryError: no memory"
-    assert found["srds, graph"] == "OutOfMemoryError: no memory in call 3"
-
-
 def test_switches_differ_in_themselves_alone(tmp_path: Path) -> None:
     """Those that can be had run the same waves; the others say why not."""
     written = tmp_path / "found.json"
-    on = ["streams", "late stop", "network graphs", "xformers"]
-    switches.main(["--workloads", "dit", "--steps", "4", "--repeat", "1", "--switches", *on, "--json", str(written)])
+    engines.main(["--switches", "--workloads", "dit", "--steps", "4", "--json", str(written)])
     found = {row["peer"]: row for row in json.loads(written.read_text())["results"]}
-    assert set(found) == {"off", *on}
+    assert set(found) == set(engines.SWITCHES)
     for name in ("streams", "late stop", "network graphs"):
         row = found[name]
         assert row["left_out"] is None

@@ -274,12 +274,10 @@ def test_a_mistake_is_told_in_one_line(
 
 
 def test_a_folder_without_a_pipeline(tmp_path: Path, capsys: Capture) -> None:
-    argv = ["generate", "a", "--model", str(tmp_path)]
-    assert main(argv) == 2
-    assert "no model_index.json" in complaint(capsys)
-    (tmp_path / "model_index.json").write_text("{broken")
-    assert main(argv) == 2
-    assert "cannot be loaded" in complaint(capsys)
+    for words in ("cannot be loaded: Error no file named model_index.json", "cannot be loaded: It looks like"):
+        assert main(["generate", "a", "--model", str(tmp_path)]) == 2
+        assert words in complaint(capsys)
+        (tmp_path / "model_index.json").write_text("{broken")
 
 
 def test_an_unsupported_pipeline_is_told_in_one_line(tmp_path: Path, capsys: Capture) -> None:

@@ -74,11 +74,7 @@ class Diverged(Exception):
 class Monitor:
     """Remembers the change of every sample and decides which samples continue.
 
-    Args:
-        num_samples: samples in the batch.
-        tolerance: bound of the estimated error.
-        bitwise: ignore estimates; stop a sample only if no boundary moved by a bit, or at the exact iteration.
-        contraction: what is assumed of r.
+    bitwise: ignore estimates; stop a sample only if no boundary moved by a bit, or at the exact iteration.
     """
 
     def __init__(self, num_samples: int, tolerance: float, bitwise: bool, contraction: Contraction = BLOCKS) -> None:
@@ -92,8 +88,7 @@ class Monitor:
     ) -> tuple[int, ...]:
         """Positions (into `samples`) that must continue after iteration p >= 1; the arguments as in `Checkpoint`.
 
-        Raises:
-            Diverged: a change is not finite, or a thousand times the first.
+        Raises Diverged if a change is not finite, or a thousand times the first.
         """
         if not all(map(math.isfinite, change)):
             raise Diverged("a sample is not finite")

@@ -88,31 +88,23 @@ class Method(ABC):
     weight: ClassVar[int] = 4
     scales: ClassVar[bool] = False
 
-    # what a method must tell
-
     @abstractmethod
     def most_iterations(self, target: Target) -> int:
         """Iterations at most, of options that `with_defaults` has filled."""
 
     @abstractmethod
     def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
-        """The waves for N steps.
+        """The waves for N steps; the caller cuts those wider than max_rows.
 
-        Args:
-            max_rows: widest wave allowed. The caller cuts waves that are wider.
-            bitwise: the run ends only if nothing moves by a bit.
+        bitwise: the run ends only if nothing moves by a bit.
         """
 
     @abstractmethod
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         """The generator that runs the program, not begun; see `contract`.
 
-        Args:
-            x: starting noise, [batch, ...]; its dtype is the dtype of the state.
-            bitwise: as for `program`; fill `Checkpoint.stationary`.
+        x: starting noise, [batch, ...], in the dtype of the state; bitwise: fill `Checkpoint.stationary`.
         """
-
-    # before a run
 
     def check(self, target: Target) -> None:
         """Raise InvalidArgument if a call asks for what the method cannot do. `num_steps` is not known yet."""
@@ -125,8 +117,6 @@ class Method(ABC):
     def with_defaults(self, target: Target) -> Self:
         """The options with everything filled in that was left open; raises InvalidArgument if N does not allow them."""
         return self
-
-    # a run
 
     @property
     def slides(self) -> bool:
@@ -155,8 +145,6 @@ class Method(ABC):
         """The fields of the Report that describe the method."""
         return {"options": self.to_dict()}
 
-    # planning
-
     def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
         """Options that the planner compares for method="auto"; none by default.
 
@@ -179,8 +167,6 @@ class Method(ABC):
     def same_iterations(self) -> Self:
         """These options without those that do not change how many iterations a run takes."""
         return self
-
-    # words
 
     def words(self) -> list[str]:
         """What distinguishes these options from others of the method, for the short name of a plan."""

@@ -183,12 +183,7 @@ def sequential(num_steps: int) -> Program:
 
 @lru_cache(maxsize=64, typed=True)
 def srds(
-    num_steps: int,
-    num_blocks: int,
-    num_iterations: int,
-    pipelined: bool = True,
-    *,
-    in_flight: int | None = None,
+    num_steps: int, num_blocks: int, num_iterations: int, pipelined: bool = True, *, in_flight: int | None = None
 ) -> Program:
     """SRDS (Selvam et al. 2024, algorithm 1) without the exact prefix.
 
@@ -201,13 +196,9 @@ def srds(
     Args:
         num_steps: N >= 1.
         num_blocks: B, 1 <= B <= N. B need not divide N.
-        num_iterations: p, 0 <= p <= B; p = B is exact.
-        pipelined: run ahead into the next iteration as soon as an input exists.
+        num_iterations: p, 0 <= p <= B; p = B is exact. Other numbers raise InvalidArgument.
         in_flight: iterations under way at once, pipelined: rows of iteration p wait for the sample of iteration
             p - in_flight, which may end the run. None: all, the fewest waves.
-
-    Raises:
-        InvalidArgument: a number is out of its range.
     """
     check_whole("num_steps", num_steps, 1)
     check_whole("num_blocks", num_blocks, 1, num_steps)
@@ -245,19 +236,17 @@ def srds(
     return Program(num_steps, bounds, num_iterations, tuple(waves))
 
 
-CoarseClock = dict[tuple[int, int], int]
-FineClock = dict[tuple[int, int, int], int]
-
-
-def _clock(size: list[int], num_iterations: int, pipelined: bool, in_flight: int) -> tuple[CoarseClock, FineClock]:
+def _clock(
+    size: list[int], num_iterations: int, pipelined: bool, in_flight: int
+) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int, int], int]]:
     """The earliest wave of each coarse jump (iteration, block) and of each fine step (iteration, block, step).
 
     The first step of a block costs no row: it takes the output that the jump takes. Plain, fine solves begin when the
     last jump before them has ended, and jumps when the last fine solve has.
     """
     num_blocks = len(size)
-    coarse: CoarseClock = {(0, block): block for block in range(num_blocks)}
-    fine: FineClock = {}
+    coarse = {(0, block): block for block in range(num_blocks)}
+    fine: dict[tuple[int, int, int], int] = {}
     given: list[int] = []  # the wave that completes the sample of each iteration, from the first on
     for iteration in range(1, num_iterations + 1):
         begins = given[iteration - 1 - in_flight] + 1 if iteration > in_flight else 0

@@ -46,18 +46,12 @@ class Specimen(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What a compiled specimen needs.
+    """What a compiled specimen needs."""
 
-    Attributes:
-        registers, spills: of a thread; spills in bytes, stored and loaded because registers do not suffice.
-        shared: bytes of shared memory of a program.
-        load_bits, store_bits: of each access to global memory by a thread, as in the PTX.
-    """
-
-    registers: int
-    spills: int
-    shared: int
-    load_bits: list[int]
+    registers: int  # of a thread
+    spills: int  # of a thread: bytes that it stores and loads because registers do not suffice
+    shared: int  # bytes of shared memory of a program
+    load_bits: list[int]  # of each access to global memory by a thread, as in the PTX
     store_bits: list[int]
 
 
@@ -71,8 +65,7 @@ def specimens() -> Iterator[tuple[str, Specimen]]:
 def compiled(specimen: Specimen, capability: int) -> Resources:
     """Compile a specimen for a compute capability (80 for sm_80) and read what it needs.
 
-    Raises:
-        RuntimeError: this process interprets kernels.
+    Raises RuntimeError in a process that interprets kernels.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 is set. Interpreted kernels cannot be compiled. Unset it.")

@@ -19,39 +19,27 @@ class Walk(NamedTuple):
     """The interpolation weights of the LOCAL nodes around each point, in the order in which the sweep kernel goes.
 
     From one point to the next, at most one of these nodes is replaced.
-
-    Attributes:
-        rows: [N - first, 3] int32. For each point: its row, if it is a node; the node that joins those around it; and
-            the position of that node. -1 where there is none.
-        weights: [N - first, LOCAL], of the nodes around the point, in order.
     """
 
+    # [N - first, 3] int32. For each point: its row, if it is a node; the node that joins those around it; and the
+    # position of that node. -1 where there is none.
     rows: Tensor
-    weights: Tensor
+    weights: Tensor  # [N - first, LOCAL], of the nodes around the point, in order
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Walk:
         return Walk(self.rows.to(device), self.weights.to(device, dtype))
 
 
 class Sweep(NamedTuple):
-    """The rows of one sweep; tensors are on the device.
+    """The rows of one sweep; tensors are on the device."""
 
-    Attributes:
-        first, last: positions of the first and of the last row.
-        positions: of all rows.
-        weights: [N - first, nodes], of each node in each point from `first` on; None: every point is a row.
-        walk: the same weights for the kernel.
-        next_positions: positions of the rows of the next wave; None: there is none, or the window slides.
-        next_rows: [N + 1] int32, the row of the next wave that each point is, -1 for none; None: the window slides.
-    """
-
-    first: int
-    last: int
-    positions: Tensor
-    weights: Tensor | None
-    walk: Walk | None
-    next_positions: Tensor | None
-    next_rows: Tensor | None
+    first: int  # position of the first row
+    last: int  # position of the last row
+    positions: Tensor  # of all rows
+    weights: Tensor | None  # [N - first, nodes], of each node in each point from `first` on; None: every point is a row
+    walk: Walk | None  # the same weights for the kernel
+    next_positions: Tensor | None  # of the rows of the next wave; None: there is none, or the window slides
+    next_rows: Tensor | None  # [N + 1] int32, each point's row in the next wave, -1 for none; None: the window slides
 
 
 @dataclass(frozen=True, eq=False)

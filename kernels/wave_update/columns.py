@@ -15,9 +15,8 @@ class Columns(NamedTuple):
     """One update. A term that no step of the table has is None, so that it is left out instead of multiplied by zero.
 
     Attributes:
-        keep, states: slots, of each step.
+        keep, states: slots, of each step; a, b, c, p, q: its coefficients, [steps, 1, ...].
         rows: of the network's output, of each step; None: step i reads row i.
-        a, b, c, p, q: coefficients, [steps, 1, ...].
         looks_back: keep, slot of x0_prev and d of each step that has one.
         noises: keep, entry of the noise and s of each step that has some.
         gathers: slots; None: the next input is what the steps make, in order.

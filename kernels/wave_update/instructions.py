@@ -49,7 +49,6 @@ class Instruction(NamedTuple):
     scale: float = 1.0
 
     def reads(self) -> set[int]:
-        """The slots that it reads."""
         return {self.state, self.before, self.new, self.old, self.compare} - {-1}
 
 
@@ -58,22 +57,15 @@ NUM_NUMBERS = len(Instruction._fields) - NUM_WORDS
 
 
 class Chains(NamedTuple):
-    """The instructions of all updates, on the device; the counts are on the host.
+    """The instructions of all updates, on the device; the counts are on the host."""
 
-    Attributes:
-        words, numbers: [instructions, ...], the integers and the coefficients of each.
-        starts: [chains + 1], the first instruction of each chain; first: [updates + 1], the first chain of each update.
-        wholes: [updates, 2], first and last iteration whose last boundary an update compares; 1, 0 for none.
-        counts, whole_counts: how many chains each update has, and how many such iterations.
-    """
-
-    words: Tensor
-    numbers: Tensor
-    starts: Tensor
-    first: Tensor
-    wholes: Tensor
-    counts: list[int]
-    whole_counts: list[int]
+    words: Tensor  # [instructions, ...], the integers of each
+    numbers: Tensor  # [instructions, ...], its coefficients
+    starts: Tensor  # [chains + 1], the first instruction of each chain
+    first: Tensor  # [updates + 1], the first chain of each update
+    wholes: Tensor  # [updates, 2], first and last iteration whose last boundary an update compares; 1, 0 for none
+    counts: list[int]  # chains of each update
+    whole_counts: list[int]  # such iterations of each update
 
 
 def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, clip: float | None) -> Chains:
@@ -82,9 +74,7 @@ def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, 
     flat = [instruction for of_update in of_updates for chain in of_update for instruction in chain]
     lengths = [len(chain) for of_update in of_updates for chain in of_update]
     counts = [len(of_update) for of_update in of_updates]
-    compared = [
-        [each.iteration for each in update.corrections if each.whole and each.compare is not None] for update in updates
-    ]
+    compared = [update.compared() for update in updates]
 
     def integers(values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32).to(device)

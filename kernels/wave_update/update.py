@@ -76,6 +76,10 @@ class Update(NamedTuple):
     corrections: tuple[Correction, ...] = ()
     gathers: tuple[Gather, ...] = ()
 
+    def compared(self) -> list[int]:
+        """The iterations whose last boundary it compares."""
+        return [each.iteration for each in self.corrections if each.whole and each.compare is not None]
+
 
 def check(number: int, update: Update, num_slots: int, num_iterations: int, clips: bool) -> None:
     """Raise InvalidArgument if update `number` breaks a rule above, or names what does not exist."""
@@ -114,6 +118,6 @@ def check(number: int, update: Update, num_slots: int, num_iterations: int, clip
         if each.slot in {slot for step in steps if step.keep in later for slot in (step.state, step.before)}:
             # the kernel makes and corrects a value at once
             refuse("has a correction of the state of a step that a later one corrects")
-    whole = [each.iteration for each in corrections if each.whole and each.compare is not None]
+    whole = update.compared()
     if whole and whole != list(range(whole[0], whole[0] + len(whole))):
         refuse("compares the last boundary in iterations that are not consecutive")

@@ -31,21 +31,13 @@ def x0_of(name: Name) -> Name:
 
 
 class Form(NamedTuple):
-    """What the updates of a run depend on, beside its program and its noise table.
+    """What the updates of a run depend on, beside its program and its noise table."""
 
-    Attributes:
-        spec: of the states.
-        history: an x0 to look back at is given with the starting noise.
-        scaled: the network's input is multiplied with the scheduler's input scale.
-        constrained: states are constrained after the steps of a wave, before its corrections.
-        bitwise: compare every boundary with the iteration before, not only the last one.
-    """
-
-    spec: TensorSpec
-    history: bool = False
-    scaled: bool = False
-    constrained: bool = False
-    bitwise: bool = False
+    spec: TensorSpec  # of the states
+    history: bool = False  # an x0 to look back at is given with the starting noise
+    scaled: bool = False  # the network's input is multiplied with the scheduler's input scale
+    constrained: bool = False  # states are constrained after the steps of a wave, before its corrections
+    bitwise: bool = False  # compare every boundary with the iteration before, not only the last one
 
     @classmethod
     def of(cls, x: Tensor, inputs: SolverInputs, bitwise: bool = False) -> Form:
@@ -63,16 +55,11 @@ class Completed(NamedTuple):
 
 @dataclass
 class CompiledWave:
-    """What a wave leaves in the memory, as (grid position, slot); while it is compiled, numbers of values for slots.
+    """What a wave leaves in the memory, as (grid position, slot); while it is compiled, numbers of values for slots."""
 
-    Attributes:
-        arrivals: what steps and jumps have made, before corrections: to be constrained.
-        states: after corrections: for the trajectory.
-        x0: predicted at these positions: for the trajectory of multistep schedulers.
-        completed: whole samples.
-    """
-
+    # what steps and jumps have made, before corrections: to be constrained
     arrivals: list[tuple[int, int]] = field(default_factory=list)
+    # for the trajectory: states after corrections, and the x0 of multistep schedulers
     states: list[tuple[int, int]] = field(default_factory=list)
     x0: list[tuple[int, int]] = field(default_factory=list)
     completed: list[Completed] = field(default_factory=list)
@@ -80,20 +67,14 @@ class CompiledWave:
 
 @dataclass(frozen=True)
 class CompiledProgram:
-    """What a run knows before its first wave.
-
-    Attributes:
-        waves: what each leaves.
-        table: the updates: the first one brings the starting noise to the network, then one for each wave, or two if
-            states are constrained.
-        jump_noises: first step, last step + 1, and weights [steps] of the noise that a jump adds up.
-        history: slot 1 holds the x0 given with the starting noise.
-    """
+    """What a run knows before its first wave."""
 
     waves: tuple[CompiledWave, ...]
+    # the first update brings the starting noise to the network; then one for each wave, two if states are constrained
     table: WaveTable
+    # first step, last step + 1, and weights [steps] of the noise that a jump adds up
     jump_noises: list[tuple[int, int, Tensor]]
-    history: bool
+    history: bool  # slot 1 holds the x0 given with the starting noise
 
     def noises(self, draws: Tensor | None) -> Tensor | None:
         """The noise of every step, and behind it that of the jumps, [steps + jumps, batch, ...]."""

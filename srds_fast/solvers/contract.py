@@ -23,19 +23,12 @@ from ..kernels.wave_update import AS_THE_STATE, NetworkInput
 
 
 class Evaluate(NamedTuple):
-    """One wave: evaluate the network at these rows.
+    """One wave: evaluate the network at these rows."""
 
-    Attributes:
-        x: [branches * rows, samples, ...], the network's input, in the format of `SolverInputs.network`.
-        positions: grid position of each row; selects timestep and input scale.
-        samples: which samples of the original batch these are, in order.
-        number: of the wave in its program.
-    """
-
-    x: Tensor
-    positions: tuple[int, ...]
-    samples: tuple[int, ...]
-    number: int
+    x: Tensor  # [branches * rows, samples, ...], the network's input, in the format of `SolverInputs.network`
+    positions: tuple[int, ...]  # grid position of each row; selects timestep and input scale
+    samples: tuple[int, ...]  # which samples of the original batch these are, in order
+    number: int  # of the wave in its program
 
 
 @dataclass(frozen=True)
@@ -91,11 +84,9 @@ class Trajectory:
         return torch.stack(states) if len(states) == len(self.x) else None
 
     def record(self, position: int, x: Tensor, samples: tuple[int, ...]) -> None:
-        """A newer state at a position, [samples, ...]."""
         self.x[position] = merged(self.x[position], x, samples)
 
     def record_x0(self, position: int, x0: Tensor, samples: tuple[int, ...]) -> None:
-        """A newer x0 predicted at a position, [samples, ...]."""
         self.x0[position] = merged(self.x0[position], x0, samples)
 
 

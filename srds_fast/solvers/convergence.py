@@ -14,20 +14,13 @@ from typing import NamedTuple
 
 
 class Contraction(NamedTuple):
-    """What is assumed of r.
+    """What is assumed of r."""
 
-    Attributes:
-        first: r before enough changes have been seen; 1: nothing is known then.
-        ratios: how many ratios of successive changes count; r follows from the largest.
-        caution: r is so many times that ratio: the next contraction may be weaker than the last.
-        smallest, slowest: bounds of r; the first, so that one lucky iteration does not end a run.
-    """
-
-    first: float
-    ratios: int = 1
-    caution: float = 2.0
-    smallest: float = 0.1
-    slowest: float = math.inf
+    first: float  # r before enough changes have been seen; 1: nothing is known then
+    ratios: int = 1  # how many ratios of successive changes count; r follows from the largest
+    caution: float = 2.0  # r is so many times that ratio: the next contraction may be weaker than the last
+    smallest: float = 0.1  # least r, so that one lucky iteration does not end a run
+    slowest: float = math.inf  # largest r
 
     @property
     def blind(self) -> int:

@@ -25,19 +25,14 @@ class Row(NamedTuple):
     """One network evaluation: the point `step` fine steps behind boundary `block` of iteration `iteration`.
 
     The fine solve that starts at boundary `block` of iteration p feeds boundary `block + 1` of iteration p + 1.
-
-    Attributes:
-        position: on the N-step grid (`bounds[block] + step`): selects timestep and coefficients.
-        coarse: the output makes the coarse jump across the block (only where step == 0).
-        fine: the output makes the fine step from `position` to the next.
     """
 
     iteration: int
     block: int
     step: int
-    position: int
-    coarse: bool
-    fine: bool
+    position: int  # on the N-step grid (`bounds[block] + step`): selects timestep and coefficients
+    coarse: bool  # the output makes the coarse jump across the block (only where step == 0)
+    fine: bool  # the output makes the fine step from `position` to the next
 
 
 class Boundary(NamedTuple):

@@ -25,24 +25,19 @@ CAPABILITIES = (80, 90, 100)
 class Specimen(NamedTuple):
     """One way to compile a kernel. Each module of this package named after an operation lists its own as SPECIMENS.
 
-    Attributes:
-        types: of arguments that are neither constant nor "i32", such as "*fp32". Pointers and sizes count as multiples
-            of 16, as they are for contiguous states of 16 elements and more; except those in `do_not_specialize`.
-        most_registers: upper bound, per thread.
-        wide: the fewest loads, and the fewest stores, of 16 bytes that the kernel must make.
-        fuses: products and sums may be rounded together.
-        registers: limit passed to the assembler; None: it decides.
+    Pointers and sizes count as multiples of 16, as they are for contiguous states of 16 elements and more; except those
+    in `do_not_specialize`.
     """
 
     name: str
     kernel: Any
-    types: dict[str, str]
+    types: dict[str, str]  # of arguments that are neither constant nor "i32", such as "*fp32"
     constants: dict[str, Any]
     num_warps: int
-    most_registers: int
-    wide: tuple[int, int]
-    fuses: bool = False
-    registers: int | None = None
+    most_registers: int  # upper bound, per thread
+    wide: tuple[int, int]  # the fewest loads, and the fewest stores, of 16 bytes that the kernel must make
+    fuses: bool = False  # products and sums may be rounded together
+    registers: int | None = None  # limit passed to the assembler; None: it decides
 
 
 class Resources(NamedTuple):

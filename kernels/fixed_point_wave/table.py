@@ -44,39 +44,25 @@ class Sweep(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The constants of a grid, on the device, in the dtype of the state. Columns, [N, 1, ...], broadcast over states.
+    """The constants of a grid, on the device, in the state's dtype. Columns, [N, 1, ...], broadcast over states."""
 
-    Attributes:
-        p, q, clip: x0 = p x + q m, between -clip and clip if that is not None.
-        response: derivative of the network's output at a point with respect to the point.
-        input_scale: the network's input is input_scale * x; None: it is x.
-        momentum, spread: of multistep and stochastic steps, as in `NoiseTable`; None: they have none.
-        scan: the steps of the sweep.
-        weight: [N + 1, 1], how much a point's movement counts in `SweepResult.change`: 1 for the last point, less for
-            points whose states have a larger standard deviation.
-        rows: for each wave, the positions of its rows.
-        sweeps: by the number of the sweep's last wave.
-        history: the most differences that are mixed, H.
-        regularisation: of the mixing, lambda.
-        longest: the first sweep that mixes the newest difference only.
-        numbers: [N, 9], what the kernel reads for each step: the scan's coefficients, response, momentum and spread.
-    """
-
-    p: Tensor
+    p: Tensor  # x0 = p x + q m, between -clip and clip if that is not None
     q: Tensor
     clip: float | None
-    response: Tensor
-    input_scale: Tensor | None
-    momentum: Tensor | None
-    spread: Tensor | None
-    scan: Scan
+    response: Tensor  # derivative of the network's output at a point with respect to the point
+    input_scale: Tensor | None  # the network's input is input_scale * x; None: it is x
+    momentum: Tensor | None  # of multistep steps, as in `NoiseTable`
+    spread: Tensor | None  # of stochastic steps, as in `NoiseTable`
+    scan: Scan  # the steps of the sweep
+    # [N + 1, 1], how much a point's movement counts in `SweepResult.change`: 1 for the last point, less for points
+    # whose states have a larger standard deviation
     weight: Tensor
-    rows: tuple[Tensor, ...]
-    sweeps: Mapping[int, Sweep]
-    history: int
-    regularisation: float
-    longest: int
-    numbers: Tensor
+    rows: tuple[Tensor, ...]  # for each wave, the positions of its rows
+    sweeps: Mapping[int, Sweep]  # by the number of the sweep's last wave
+    history: int  # the most differences that are mixed, H
+    regularisation: float  # of the mixing, lambda
+    longest: int  # the first sweep that mixes the newest difference only
+    numbers: Tensor  # [N, 9], what the kernel reads for each step: the scan's coefficients, response, momentum, spread
 
     @property
     def num_steps(self) -> int:

@@ -19,22 +19,16 @@ from .update import Update
 
 
 class Instruction(NamedTuple):
-    """One value; the fields are those of `Step`, `Correction` and `Gather`. -1: nothing to read or to write there.
-
-    Attributes:
-        new, old: slots of the bracket's terms.
-        keep: slot that the value is written to.
-        input_row: row of the next network call; scale: of it.
-    """
+    """One value; the fields are those of `Step`, `Correction` and `Gather`. -1: nothing to read or to write there."""
 
     state: int
     row: int = -1
     before: int = -1
     draw: int = -1
-    new: int = -1
+    new: int = -1  # slots of the bracket's terms
     old: int = -1
     keep: int = -1
-    input_row: int = -1
+    input_row: int = -1  # of the next network call
     compare: int = -1
     iteration: int = 0
     whole: int = 0

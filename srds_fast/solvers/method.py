@@ -65,28 +65,18 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Base of the options of a method. They check themselves in `__post_init__` and raise InvalidArgument.
+    """Base of the options of a method. They check themselves in `__post_init__` and raise InvalidArgument."""
 
-    Attributes:
-        name: by which users ask for it.
-        about: one line for lists of methods.
-        advice: what to try if the method does not settle.
-        takes_warm_start: it can begin with a trajectory, `SolverInputs.initial_guess`.
-        first_iteration: number of its first iteration; 0 if that is a coarse sweep.
-        tried: the fewest and the most iterations that calibration considers. Fewer are never enough; more take as many
-            waves as the sequential sampler.
-        weight: its `expected_iterations` count as much as so many observed runs.
-        scales: a run tells of runs with other options, see `iterations_from`.
-    """
-
-    name: ClassVar[str]
-    about: ClassVar[str]
-    advice: ClassVar[str] = "pass another method"
-    takes_warm_start: ClassVar[bool] = False
-    first_iteration: ClassVar[int] = 0
+    name: ClassVar[str]  # by which users ask for it
+    about: ClassVar[str]  # one line for lists of methods
+    advice: ClassVar[str] = "pass another method"  # what to try if the method does not settle
+    takes_warm_start: ClassVar[bool] = False  # it can begin with a trajectory, `SolverInputs.initial_guess`
+    first_iteration: ClassVar[int] = 0  # number of its first iteration; 0 if that is a coarse sweep
+    # the fewest and the most iterations that calibration considers: fewer are never enough, more take as many waves as
+    # the sequential sampler
     tried: ClassVar[tuple[int, int]] = (1, 5)
-    weight: ClassVar[int] = 4
-    scales: ClassVar[bool] = False
+    weight: ClassVar[int] = 4  # its `expected_iterations` count as much as so many observed runs
+    scales: ClassVar[bool] = False  # a run tells of runs with other options, see `iterations_from`
 
     @abstractmethod
     def most_iterations(self, target: Target) -> int:

@@ -67,21 +67,13 @@ class Spent(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """A list of waves. Iterate over it, or read its counts.
+    """A list of waves. Iterate over it, or read its counts."""
 
-    Attributes:
-        num_steps: N, fine steps of the sequential sampler.
-        bounds: grid position of each boundary, length B + 1, from 0 to N.
-        num_iterations: iterations after the coarse sweep (0: the coarse sweep alone).
-        waves: the waves, in the order they run.
-        first_iteration: number of the first iteration: 0, the coarse sweep, for those that have one.
-    """
-
-    num_steps: int
-    bounds: tuple[int, ...]
-    num_iterations: int
-    waves: tuple[Wave, ...]
-    first_iteration: ClassVar[int] = 0
+    num_steps: int  # N, fine steps of the sequential sampler
+    bounds: tuple[int, ...]  # grid position of each boundary, length B + 1, from 0 to N
+    num_iterations: int  # after the coarse sweep (0: the coarse sweep alone)
+    waves: tuple[Wave, ...]  # in the order they run
+    first_iteration: ClassVar[int] = 0  # number of the first iteration: 0, the coarse sweep, for those that have one
 
     def __iter__(self) -> Iterator[Wave]:
         return iter(self.waves)

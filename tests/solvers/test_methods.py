@@ -76,35 +76,26 @@ def test_the_same_call_gives_the_same_bits(options: Method) -> None:
     assert torch.equal(first, second)
 
 
-class Seen:
-    """A denoiser that remembers the grid positions of each of its calls."""
-
-    def __init__(self, num_steps: int) -> None:
-        stock = scheduler()
-        stock.set_timesteps(num_steps)
-        self.timesteps = stock.timesteps.tolist()
-        self.waves: list[tuple[int, ...]] = []
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.waves.append(tuple(self.timesteps.index(each) for each in t.tolist()))
-        return MIXTURE(x, t)
-
-
 @pytest.mark.parametrize("max_rows", [None, 4])
 @every
 def test_the_network_sees_the_rows_of_the_program(options: Method, max_rows: int | None) -> None:
-    plan, seen = plan_of(options, max_rows=max_rows), Seen(STEPS)
-    program = plan.program()
-    report = sample(seen, noise(1, DIMENSIONS), scheduler(), STEPS, method=options, max_rows=max_rows).report
+    plan, seen = plan_of(options, max_rows=max_rows), list[tuple[int, ...]]()
+    program, timesteps = plan.program(), table(STEPS).timesteps.tolist()
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(tuple(timesteps.index(each) for each in t.tolist()))
+        return MIXTURE(x, t)
+
+    report = sample(denoiser, noise(1, DIMENSIONS), scheduler(), STEPS, method=options, max_rows=max_rows).report
     if plan.slides:  # some waves are left out
         waves = iter(program.positions)
-        assert all(positions in waves for positions in seen.waves)
+        assert all(positions in waves for positions in seen)
     else:
         spent = program.spent(report.iterations or program.num_iterations)
-        assert seen.waves == list(program.positions[: spent.waves])
+        assert seen == list(program.positions[: spent.waves])
         assert spent == (report.waves, report.rows, report.peak_rows)
-    assert (report.waves, report.rows) == (len(seen.waves), sum(map(len, seen.waves)))
-    assert report.peak_rows == max(map(len, seen.waves)) <= (max_rows or STEPS)
+    assert (report.waves, report.rows) == (len(seen), sum(map(len, seen)))
+    assert report.peak_rows == max(map(len, seen)) <= (max_rows or STEPS)
     assert report.evaluations == report.rows
 
 

@@ -33,15 +33,14 @@ def check(found: Program) -> None:
             assert key in written, f"{what} reads {key}, which no earlier wave wrote"
 
     for number, wave in enumerate(found):
-        assert wave.rows, f"wave {number} is empty"
+        assert wave.rows
         outputs: set[tuple[object, ...]] = set()
         for row in wave.rows:
             where = f"wave {number}, {row}"
-            assert row.coarse or row.fine, f"{where} serves nothing"
-            assert row.position == found.bounds[row.block] + row.step < found.bounds[row.block + 1], where
-            assert not row.coarse or row.step == 0, f"{where}: a coarse jump starts at a boundary"
-            source = ("boundary", row.iteration, row.block) if row.step == 0 else ("point", *row[:3])
-            reads(where, source)
+            assert row.coarse or row.fine
+            assert row.position == found.bounds[row.block] + row.step < found.bounds[row.block + 1]
+            assert not row.coarse or row.step == 0
+            reads(where, ("boundary", row.iteration, row.block) if row.step == 0 else ("point", *row[:3]))
             if row.coarse:
                 if row.block > 0:
                     # boundary i is exact from iteration i on
@@ -49,7 +48,7 @@ def check(found: Program) -> None:
                 outputs |= {("jump", row.iteration, row.block), ("output", row.iteration, row.block)}
             if row.fine:
                 done = row.step + 1 == size[row.block]
-                key = ("solve", *row[:2]) if done else ("point", row.iteration, row.block, row.step + 1)
+                key = ("solve", *row[:2]) if done else ("point", *row[:2], row.step + 1)
                 assert key not in written | outputs, f"{where} writes {key} a second time"
                 outputs.add(key)
         written |= outputs

@@ -95,9 +95,7 @@ def _sliding(
 class Points:
     """The points of the grid, and what is known of each.
 
-    Attributes:
-        samples: which samples of the original batch still run, in order.
-        memory: the points, [N + 1, samples, ...], and what sweeps leave to later ones.
+    `samples` of the original batch still run; `memory` holds the points and what sweeps leave to later ones.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class Form(NamedTuple):
 
 
 class Completed(NamedTuple):
-    """A whole sample; compared: with that of the iteration before."""
+    """A completed value. compared: with that of the iteration before."""
 
     iteration: int
     slot: int
@@ -62,7 +62,7 @@ class CompiledWave:
     # for the trajectory: states after corrections, and the x0 of multistep schedulers
     states: list[tuple[int, int]] = field(default_factory=list)
     x0: list[tuple[int, int]] = field(default_factory=list)
-    completed: list[Completed] = field(default_factory=list)
+    completed: list[Completed] = field(default_factory=list)  # whole samples
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Compiler:
     def make_jump(
         self, row: int, name: Name, jump: Jump, arrives: int, x0: Name | None = None, *, leads: bool = False
     ) -> None:
-        """The jump of a row to a grid position; it looks back at x0. leads: the next jump looks back at its own x0."""
+        """The jump of a row, looking back at x0, to a grid position. leads: the next jump looks back at its x0."""
         value = self._make(row, name, jump.coefficients, x0, jump.draw, 0.0 if jump.draw is None else 1.0)
         self.wave.arrivals.append((arrives, value))
         if self.carries_x0 or leads:

@@ -18,9 +18,10 @@ MOST_STEPS = 10_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user asks for, see `compile`; `choose` turns it into a plan for one number of steps.
+    """What a user asks for; `choose` turns it into a plan for one number of steps. See `compile` for the meaning.
 
-    Raises InvalidArgument for a value that is out of its range or of no known name.
+    Raises:
+        InvalidArgument: a value is out of its range or of no known name.
     """
 
     method: str | Method = AUTO

@@ -45,7 +45,11 @@ METHODS: tuple[str, ...] = (AUTO, *BY_NAME)
 
 
 def options_of(method: Any) -> Method | None:
-    """Options of a method, given by its name or as options; None: the planner chooses."""
+    """Options of a method, given by its name or as options; None: the planner chooses.
+
+    Raises:
+        InvalidArgument: there is no such method.
+    """
     if type(method) in REGISTERED:
         options: Method = method
         return options
@@ -60,8 +64,12 @@ def options_of(method: Any) -> Method | None:
 def requested(method: Any, keywords: Mapping[str, Any]) -> tuple[Method, ...]:
     """The methods that a call may run: one, or those that "auto" may choose from.
 
-    method: name or options; keywords: num_blocks, coarse_solver, pipelined and in_flight, shorthand for SRDS. Raises
-    InvalidArgument for what is unknown, out of range, or does not go together.
+    Args:
+        method: name or options.
+        keywords: num_blocks, coarse_solver, pipelined and in_flight, as given to the call: shorthand for SRDS.
+
+    Raises:
+        InvalidArgument: there is no such method, a keyword is out of its range, or the two do not go together.
     """
     options, shorthand, default = options_of(method), SRDS(**keywords), SRDS()
     if options is None:
@@ -99,17 +107,25 @@ def check_warm_start_method(options: Method | None) -> None:
 
 def check_warm_start(found: Any, shape: tuple[int, ...]) -> None:
     """Raise InvalidArgument if a trajectory does not have the shape of a call's, (N + 1, batch, ...)."""
-    if (given := tuple(getattr(found, "shape", ()))) != shape:
+    if tuple(getattr(found, "shape", ())) != shape:
         raise InvalidArgument(
-            f"warm_start has shape {given}. It must be a trajectory of the same steps, {shape}: [steps + 1, batch, "
-            "...]. Keep one with keep_trajectory=True."
+            f"warm_start has shape {tuple(getattr(found, 'shape', ()))}. It must be a trajectory of the same steps, "
+            f"{shape}: [steps + 1, batch, ...]. Keep one with keep_trajectory=True."
         )
 
 
 def from_dict(method: Any, found: Any) -> Method:
-    """What `Method.to_dict` wrote; ValueError if it wrote no such thing. method: its name."""
+    """What `Method.to_dict` wrote. method: its name.
+
+    Raises:
+        ValueError: it wrote no such thing.
+    """
     cls = BY_NAME.get(method)
     if cls is None or not isinstance(found, dict) or set(found) != {field.name for field in fields(cls)}:
         raise ValueError(f"no options of {method}")
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    return cls(**{name: math.inf if value == "inf" else value for name, value in plain.items()})
+    return cls(
+        **{
+            name: math.inf if value == "inf" else tuple(value) if isinstance(value, list) else value
+            for name, value in found.items()
+        }
+    )

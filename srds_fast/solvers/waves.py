@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..kernels.wave_update import Buffers, wave_update
 from .compiler import CompiledProgram, Completed
-from .contract import Answer, Checkpoint, Core, Evaluate, SolverInputs, merged, output_of, samples_of
+from .contract import Answer, Checkpoint, Core, Evaluate, SolverInputs, output_of, samples_of
 from .program import Program
 
 
 class Waves:
     """The memory of one run, and what happens between its network calls.
 
-    `samples`: which samples of the original batch still run, in order.
+    Attributes:
+        samples: which samples of the original batch still run, in order.
     """
 
     def __init__(self, x: Tensor, program: Program, compiled: CompiledProgram, inputs: SolverInputs) -> None:
@@ -73,13 +75,16 @@ class Waves:
 def run(x: Tensor, program: Program, compiled: CompiledProgram, inputs: SolverInputs) -> Core:
     """Run a program with these updates: a checkpoint for every sample that it completes."""
     waves = Waves(x, program, compiled, inputs)
-    result = x
+    result = torch.empty_like(x)
     for number, wave in enumerate(compiled.waves):
         waves.advance(number, (yield waves.evaluate(number)))
         for completed in wave.completed:
             found = waves.checkpoint(completed)
             running = samples_of((yield found), found.samples)
-            result = merged(result, found.sample, found.samples)
+            if len(found.samples) == len(result):
+                result.copy_(found.sample)
+            else:
+                result[list(found.samples)] = found.sample
             if found.iteration == program.num_iterations or not running:
                 return result
             waves.keep(running)

@@ -27,7 +27,9 @@ if dispatch.interpreted():
 @pytest.fixture
 def device() -> torch.device:
     """Where the kernels run."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert dispatch.implementation(device) != "torch", "else a reference is compared with itself"
+    return device
 
 
 @pytest.fixture(autouse=True)

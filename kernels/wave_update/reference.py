@@ -25,7 +25,8 @@ def wave_update(
     stepped = None
     if update.steps:
         assert m is not None
-        m = m.to(memory.dtype)
+        if m.dtype != memory.dtype:  # here and below: even a conversion of nothing takes half a microsecond
+            m = m.to(memory.dtype)
         if guidance is not None:
             m = (guidance.view(-1, *[1] * m.ndim) * m.unflatten(0, (len(guidance), -1))).sum(0)
         single = update.steps[0] if len(update.steps) == 1 else None
@@ -69,7 +70,9 @@ def step(columns: Columns, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
 
 
 def _network_input(gathered: Tensor, scale: Tensor | None, network: NetworkInput) -> Tensor:
-    given = (gathered if scale is None else scale * gathered).to(network.dtype or gathered.dtype)
+    given = gathered if scale is None else scale * gathered
+    if network.dtype not in (None, given.dtype):
+        given = given.to(network.dtype)
     if network.branches > 1:
         given = torch.cat([given] * network.branches)
     return network.empty(len(gathered), gathered[0]).copy_(given) if network.channels_last else given

@@ -112,7 +112,8 @@ def run_call(
         raise
     finally:
         if last.report is not None:
-            last.report = replace(last.report, timeline=timeline.sums)
+            if timeline.sums is not None:
+                last.report = replace(last.report, timeline=timeline.sums)
             if diverged is not None:
                 diverged.report = last.report
 

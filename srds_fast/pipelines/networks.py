@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -103,9 +104,9 @@ def unwrapped(module: Any) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # not frozen: one is made for every wave, and that takes twice as long
 class NetworkCall:
-    """One call of a network by a pipeline's loop."""
+    """One call of a network by a pipeline's loop. Nothing changes it."""
 
     network: nn.Module
     family: Network
@@ -120,10 +121,9 @@ class NetworkCall:
 
     def through(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Call a function in the network's place, with other arguments of the same names."""
-        if not self.positional:
-            return function(**arguments)
-        by_position = [*arguments.values()][: self.positional]
-        return function(*by_position, **{name: arguments[name] for name in [*arguments][self.positional :]})
+        remaining = iter(arguments.items())
+        by_position = [value for _, value in islice(remaining, self.positional)]
+        return function(*by_position, **dict(remaining))
 
 
 def check_time(timesteps: Tensor, call: NetworkCall) -> None:

@@ -75,12 +75,13 @@ class PerState:
             self._num_samples = num_samples
             self._of_waves.clear()
         key = column, branches
-        if key not in self._of_waves:
+        of_waves = self._of_waves.get(key)  # once for every wave, and a tensor is slow to hash
+        if of_waves is None:
             positions = [position for of_wave in self._positions for position in of_wave * branches]
             index = torch.tensor(positions).repeat_interleave(num_samples).to(self._device)
             sizes = [len(of_wave) * branches * num_samples for of_wave in self._positions]
-            self._of_waves[key] = column[index].split(sizes)
-        return self._of_waves[key]
+            of_waves = self._of_waves[key] = column[index].split(sizes)
+        return of_waves
 
     def looked_up(self) -> Iterator[Tensor]:
         """All tensors computed so far."""

@@ -162,7 +162,10 @@ def sample(
         raise
     assert found is not None
     trajectory = None if inputs.trajectory is None else inputs.trajectory.stacked(state, found)
-    return SampleResult(found.to(x.dtype), replace(session.report(), timeline=timeline.sums), trajectory)
+    report = session.report()
+    if timeline.sums is not None:
+        report = replace(report, timeline=timeline.sums)
+    return SampleResult(found.to(x.dtype), report, trajectory)
 
 
 def _check(x: Any, cond: Mapping[str, Any], scheduler: Any, steps: Any, eta: Any, generator: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -244,7 +244,7 @@ class Session:
             num_inference_steps=plan.num_inference_steps,
             tolerance=plan.tolerance,
             exact=plan.exact,
-            **asdict(run.counts),
+            **vars(run.counts),
             change=self._reported.change,
             converged=run.converged,
             iterations_per_sample=run.iterations,

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 from .loop import LockstepLoop
 
@@ -36,8 +35,7 @@ class StepCallback:
             # the tensors as they are in the stock loop
             real = {"latents": x, "mask": None if inpainting is None else inpainting.mask}
             shown = {name: value if real.get(name) is None else real[name] for name, value in tensors.items()}
-            # all tensors in it: the images of several ControlNets are a list
-            kept, steering = tree_map_only(Tensor, Tensor.clone, shown), _steering(pipe)
+            kept, steering = {name: _copy(value) for name, value in shown.items()}, _steering(pipe)
             outputs = self._user(pipe, step, lockstep.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
                 return outputs  # the loop raises the stock pipe's own error
@@ -67,11 +65,18 @@ def _steering(pipe: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(pipe).items() if name[:1] == "_" and name not in ignored}
 
 
+# once for every tensor of every step: torch's pytree takes several times as long
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, list | tuple):  # the images of several ControlNets
+        return type(value)(map(_copy, value))
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def _same(value: Any, kept: Any) -> bool:
-    (leaves, structure), (kept_leaves, kept_structure) = tree_flatten(value), tree_flatten(kept)
-    return structure == kept_structure and all(
-        one.shape == other.shape and torch.equal(one, other)
-        if isinstance(one, Tensor) and isinstance(other, Tensor)
-        else one is other
-        for one, other in zip(leaves, kept_leaves, strict=True)
-    )
+    if isinstance(value, list | tuple) and isinstance(kept, list | tuple):
+        return len(value) == len(kept) and all(map(_same, value, kept))
+    if isinstance(value, Tensor) and isinstance(kept, Tensor):
+        return value.shape == kept.shape and torch.equal(value, kept)
+    return value is kept

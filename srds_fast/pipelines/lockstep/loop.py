@@ -135,7 +135,7 @@ class LockstepLoop:
 
         A second entry is the predicted x0, which a loop with a single step may read.
         """
-        if not len(self.timesteps):
+        if self.timesteps.numel() == 0:
             raise _not_driven("The pipeline steps its scheduler outside a loop over the timesteps")
         self.steps += 1
         if self._calls == 0:
@@ -175,7 +175,9 @@ class LockstepLoop:
         run.received()
         if self.interrupted() and (newest := self.newest()) is not None:
             return self.interrupt(newest, dtype)
-        self._wave = session.next(m[: len(m) // self.loop.copies].view_as(wave.x))
+        if self.loop.copies > 1:
+            m = m[: len(m) // self.loop.copies]
+        self._wave = session.next(m.view_as(wave.x))
         if session.run is not run:  # restarted step by step
             self._make_rows()
         return self._hand_out(dtype)
@@ -183,12 +185,13 @@ class LockstepLoop:
     def _run_all_waves(self, session: Session, network: RecordedNetwork, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Run all waves of a recorded turn; return the samples."""
         x0: list[Tensor] = []
+        single = len(self.timesteps) == 1
 
         def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
             self._wave = run.next(None)
             while self._wave is not None:
                 m = evaluate(self._wave)
-                if len(self.timesteps) == 1:
+                if single:
                     x0[:] = [network.x0_of(self._wave, m).to(dtype)]
                 run.received()
                 if self.interrupted() and (newest := self.newest()) is not None:

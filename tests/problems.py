@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,22 +43,6 @@ class LinearOde:
         levels = zip(x, *noise_level(t, x.dtype), strict=True)
         mean = self.mean.to(x.dtype)
         return torch.stack([self.gain(float(a), float(s)).to(x.dtype) @ (state - a * mean) for state, a, s in levels])
-
-    def solution(self, x: Tensor, num_steps: int) -> Tensor:
-        """The DDIM solution, by composing the affine maps; shares no code with the package."""
-        ddim = scheduler()
-        stride = 1000 // num_steps
-        for t in range((num_steps - 1) * stride, -1, -stride):
-            abar = float(ddim.alphas_cumprod[t])
-            abar_next = float(ddim.alphas_cumprod[t - stride]) if t >= stride else 1.0
-            alpha, sigma = math.sqrt(abar), math.sqrt(1 - abar)
-            alpha_next, sigma_next = math.sqrt(abar_next), math.sqrt(1 - abar_next)
-            gain = self.gain(alpha, sigma)
-            identity = torch.eye(len(self.mean), dtype=torch.float64)
-            step = alpha_next / alpha * (identity - sigma * gain) + sigma_next * gain
-            offset = (alpha_next / alpha * sigma - sigma_next) * alpha * (gain @ self.mean)
-            x = x @ step.T + offset
-        return x
 
 
 @dataclass(frozen=True)

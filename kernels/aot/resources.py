@@ -25,39 +25,28 @@ CAPABILITIES = (80, 90, 100)
 class Specimen(NamedTuple):
     """One way to compile a kernel. Each module of this package named after an operation lists its own as SPECIMENS.
 
-    Attributes:
-        types: of arguments that are neither constant nor "i32", such as "*fp32". Pointers and sizes count as multiples
-            of 16, as they are for contiguous states of 16 elements and more; except those in `do_not_specialize`.
-        most_registers: upper bound, per thread.
-        wide: the fewest loads, and the fewest stores, of 16 bytes that the kernel must make.
-        fuses: products and sums may be rounded together.
-        registers: limit passed to the assembler; None: it decides.
+    Pointers and sizes count as multiples of 16, as they are for contiguous states of 16 elements and more; except those
+    in `do_not_specialize`.
     """
 
     name: str
     kernel: Any
-    types: dict[str, str]
+    types: dict[str, str]  # of arguments that are neither constant nor "i32", such as "*fp32"
     constants: dict[str, Any]
     num_warps: int
-    most_registers: int
-    wide: tuple[int, int]
-    fuses: bool = False
-    registers: int | None = None
+    most_registers: int  # upper bound, per thread
+    wide: tuple[int, int]  # the fewest loads, and the fewest stores, of 16 bytes that the kernel must make
+    fuses: bool = False  # products and sums may be rounded together
+    registers: int | None = None  # limit passed to the assembler; None: it decides
 
 
 class Resources(NamedTuple):
-    """What a compiled specimen needs.
+    """What a compiled specimen needs."""
 
-    Attributes:
-        registers, spills: of a thread; spills in bytes, stored and loaded because registers do not suffice.
-        shared: bytes of shared memory of a program.
-        load_bits, store_bits: of each access to global memory by a thread, as in the PTX.
-    """
-
-    registers: int
-    spills: int
-    shared: int
-    load_bits: list[int]
+    registers: int  # of a thread
+    spills: int  # of a thread: bytes that it stores and loads because registers do not suffice
+    shared: int  # bytes of shared memory of a program
+    load_bits: list[int]  # of each access to global memory by a thread, as in the PTX
     store_bits: list[int]
 
 
@@ -71,8 +60,7 @@ def specimens() -> Iterator[tuple[str, Specimen]]:
 def compiled(specimen: Specimen, capability: int) -> Resources:
     """Compile a specimen for a compute capability (80 for sm_80) and read what it needs.
 
-    Raises:
-        RuntimeError: this process interprets kernels.
+    Raises RuntimeError in a process that interprets kernels.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 is set. Interpreted kernels cannot be compiled. Unset it.")

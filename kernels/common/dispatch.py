@@ -20,9 +20,7 @@ def implementation(device: torch.device) -> Implementation:
     SRDS_FAST_KERNELS=torch in the environment selects the references on CUDA too, for machines without a C compiler for
     Triton's launchers, or to find out whether a kernel is wrong. With TRITON_INTERPRET=1, set before the first import
     of triton, kernels are interpreted on the CPU, slowly: for tests.
-
-    Raises:
-        InvalidArgument: SRDS_FAST_KERNELS is neither "triton" nor "torch".
+    Raises InvalidArgument if SRDS_FAST_KERNELS is neither "triton" nor "torch".
     """
     asked = os.environ.get("SRDS_FAST_KERNELS") or "triton"
     if asked not in ("triton", "torch"):

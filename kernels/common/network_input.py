@@ -10,17 +10,11 @@ from torch import Tensor
 
 
 class NetworkInput(NamedTuple):
-    """The format in which the network expects its rows.
+    """The format in which the network expects its rows."""
 
-    Attributes:
-        dtype: of the input; None: that of the state.
-        branches: copies of each row, one per guidance branch. The batch is ordered as (branch, row, sample).
-        channels_last: use the channels-last memory format, for states [samples, channels, height, width] or with depth.
-    """
-
-    dtype: torch.dtype | None = None
-    branches: int = 1
-    channels_last: bool = False
+    dtype: torch.dtype | None = None  # None: that of the state
+    branches: int = 1  # copies of each row, one per guidance branch. The batch is ordered as (branch, row, sample).
+    channels_last: bool = False  # memory format, for states [samples, channels, height, width] or with depth
 
     def empty(self, rows: int, state: Tensor) -> Tensor:
         """An uninitialised input for so many rows, [branches * rows, samples, ...]; `state`: [samples, ...]."""

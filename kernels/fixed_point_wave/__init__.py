@@ -72,7 +72,6 @@ def fixed_point_wave(
     everywhere. Sums are taken in a fixed order, so two calls give the same bits. No launch needs a value from the host.
 
     Args:
-        table: of the grid.
         number: of the sweep's last wave.
         memory: of the run, written in place.
         m: network output at the rows, [branches * rows, samples, ...], float32, bfloat16, float16 or float64.
@@ -81,8 +80,7 @@ def fixed_point_wave(
         constrain: maps (points [points, samples, ...], position of the first) to points that meet the constraint.
         check_stationary: fill `SweepResult.stationary`.
 
-    Raises:
-        InvalidArgument: an argument does not fit the table or the memory; the error names it.
+    Raises InvalidArgument for an argument that does not fit the table or the memory.
     """
     wave = table.sweeps[number]
     branches = check_guidance(guidance, memory.m)

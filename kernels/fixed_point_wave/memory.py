@@ -11,19 +11,12 @@ from .table import Table
 
 
 class SweepResult(NamedTuple):
-    """What a sweep returns.
+    """What a sweep returns."""
 
-    Attributes:
-        sample: [samples, ...], the last point.
-        change: [samples], mean |x - x before| of the point that moved most, in units of its standard deviation.
-        stationary: [samples] bool, no point changed by a bit and none was interpolated; None unless asked for.
-        next_input: the network's input at the next wave, [branches * rows, samples, ...]; None if there is none.
-    """
-
-    sample: Tensor
-    change: Tensor
-    stationary: Tensor | None
-    next_input: Tensor | None
+    sample: Tensor  # [samples, ...], the last point
+    change: Tensor  # [samples], mean |x - x before| of the point that moved most, in units of its standard deviation
+    stationary: Tensor | None  # [samples] bool, no bit changed and no point was interpolated; None unless asked for
+    next_input: Tensor | None  # of the network at the next wave, [branches * rows, samples, ...]; None: there is none
 
 
 class Memory:
@@ -32,7 +25,6 @@ class Memory:
     Iterates and residuals lie in rings: a sweep neither allocates nor copies what later sweeps read.
 
     Args:
-        table: of the grid.
         x: starting noise, [samples, ...]; its dtype is the dtype of the state.
         draws: [N, samples, ...], fresh noise of stochastic steps.
         x0_prev: [samples, ...], the x0 before the first one, for multistep schedulers.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -75,16 +73,12 @@ def mixed(table: Table, memory: Memory, points: Tensor, first: int, last: int) -
     count = table.differences(memory.sweeps)
     if count == 0:
         return points
-
-    def differences(of: Callable[[int], Tensor]) -> Tensor:
-        found = points.new_empty(count, *points.shape)
-        for age, difference, ended in zip(reversed(range(count)), found.unbind(), memory.lasts[-count:], strict=True):
+    dx, dr = both = points.new_empty(2, count, *points.shape)
+    for of, found in zip((memory.iterate, memory.residual), both, strict=True):
+        for age, difference, ended in zip(reversed(range(count)), found, memory.lasts[-count:], strict=True):
             torch.sub(of(age)[window], of(age + 1)[window], out=difference)
             if ended < last:  # points that joined the window later have no residual from that sweep
                 difference[max(0, ended - first) :] = 0.0
-        return found
-
-    dx, dr = differences(memory.iterate), differences(memory.residual)
     mixed = anderson_mix(x[window], residual, dx, dr, table.regularisation)
     # The first point is exact if the one before it is. Copy it: x + (f - x) rounds, and is NaN where x is infinite.
     mixed[0] = points[0]

@@ -19,76 +19,50 @@ class Walk(NamedTuple):
     """The interpolation weights of the LOCAL nodes around each point, in the order in which the sweep kernel goes.
 
     From one point to the next, at most one of these nodes is replaced.
-
-    Attributes:
-        rows: [N - first, 3] int32. For each point: its row, if it is a node; the node that joins those around it; and
-            the position of that node. -1 where there is none.
-        weights: [N - first, LOCAL], of the nodes around the point, in order.
     """
 
+    # [N - first, 3] int32. For each point: its row, if it is a node; the node that joins those around it; and the
+    # position of that node. -1 where there is none.
     rows: Tensor
-    weights: Tensor
+    weights: Tensor  # [N - first, LOCAL], of the nodes around the point, in order
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Walk:
         return Walk(self.rows.to(device), self.weights.to(device, dtype))
 
 
 class Sweep(NamedTuple):
-    """The rows of one sweep; tensors are on the device.
+    """The rows of one sweep; tensors are on the device."""
 
-    Attributes:
-        first, last: positions of the first and of the last row.
-        positions: of all rows.
-        weights: [N - first, nodes], of each node in each point from `first` on; None: every point is a row.
-        walk: the same weights for the kernel.
-        next_positions: positions of the rows of the next wave; None: there is none, or the window slides.
-        next_rows: [N + 1] int32, the row of the next wave that each point is, -1 for none; None: the window slides.
-    """
-
-    first: int
-    last: int
-    positions: Tensor
-    weights: Tensor | None
-    walk: Walk | None
-    next_positions: Tensor | None
-    next_rows: Tensor | None
+    first: int  # position of the first row
+    last: int  # position of the last row
+    positions: Tensor  # of all rows
+    weights: Tensor | None  # [N - first, nodes], of each node in each point from `first` on; None: every point is a row
+    walk: Walk | None  # the same weights for the kernel
+    next_positions: Tensor | None  # of the rows of the next wave; None: there is none, or the window slides
+    next_rows: Tensor | None  # [N + 1] int32, each point's row in the next wave, -1 for none; None: the window slides
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The constants of a grid, on the device, in the dtype of the state. Columns, [N, 1, ...], broadcast over states.
+    """The constants of a grid, on the device, in the state's dtype. Columns, [N, 1, ...], broadcast over states."""
 
-    Attributes:
-        p, q, clip: x0 = p x + q m, between -clip and clip if that is not None.
-        response: derivative of the network's output at a point with respect to the point.
-        input_scale: the network's input is input_scale * x; None: it is x.
-        momentum, spread: of multistep and stochastic steps, as in `NoiseTable`; None: they have none.
-        scan: the steps of the sweep.
-        weight: [N + 1, 1], how much a point's movement counts in `SweepResult.change`: 1 for the last point, less for
-            points whose states have a larger standard deviation.
-        rows: for each wave, the positions of its rows.
-        sweeps: by the number of the sweep's last wave.
-        history: the most differences that are mixed, H.
-        regularisation: of the mixing, lambda.
-        longest: the first sweep that mixes the newest difference only.
-        numbers: [N, 9], what the kernel reads for each step: the scan's coefficients, response, momentum and spread.
-    """
-
-    p: Tensor
+    p: Tensor  # x0 = p x + q m, between -clip and clip if that is not None
     q: Tensor
     clip: float | None
-    response: Tensor
-    input_scale: Tensor | None
-    momentum: Tensor | None
-    spread: Tensor | None
-    scan: Scan
+    response: Tensor  # derivative of the network's output at a point with respect to the point
+    input_scale: Tensor | None  # the network's input is input_scale * x; None: it is x
+    momentum: Tensor | None  # of multistep steps, as in `NoiseTable`
+    spread: Tensor | None  # of stochastic steps, as in `NoiseTable`
+    scan: Scan  # the steps of the sweep
+    # [N + 1, 1], how much a point's movement counts in `SweepResult.change`: 1 for the last point, less for points
+    # whose states have a larger standard deviation
     weight: Tensor
-    rows: tuple[Tensor, ...]
-    sweeps: Mapping[int, Sweep]
-    history: int
-    regularisation: float
-    longest: int
-    numbers: Tensor
+    rows: tuple[Tensor, ...]  # for each wave, the positions of its rows
+    sweeps: Mapping[int, Sweep]  # by the number of the sweep's last wave
+    history: int  # the most differences that are mixed, H
+    regularisation: float  # of the mixing, lambda
+    longest: int  # the first sweep that mixes the newest difference only
+    numbers: Tensor  # [N, 9], what the kernel reads for each step: the scan's coefficients, response, momentum, spread
 
     @property
     def num_steps(self) -> int:

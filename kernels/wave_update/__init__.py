@@ -46,7 +46,6 @@ def wave_update(
     several steps read is read again from the cache, which adds a fifth over a whole run. `traffic` counts both.
 
     Args:
-        table: the updates.
         number: which update. Call one before a capture: the first call allocates what a launch needs.
         buffers: memory of the run, written in place.
         m: network output, [branches * rows, samples, ...], float32, bfloat16, float16 or float64. States that are
@@ -54,11 +53,8 @@ def wave_update(
         guidance: [branches], in the memory's dtype, weights of the branches in m's sum; None: one branch, weight 1.
         network: format of the next input.
 
-    Returns:
-        The next network input, [branches * rows, samples, ...]; None for an update without gathers.
-
-    Raises:
-        InvalidArgument: an argument does not fit the table or the buffers; the error names it.
+    Returns the next network input, [branches * rows, samples, ...]; None for an update without gathers. Raises
+    InvalidArgument for an argument that does not fit the table or the buffers.
     """
     if buffers.table is not table:
         raise InvalidArgument("buffers were made for another table. Slots differ. Make them from this one.")

@@ -18,19 +18,12 @@ from .table import WaveTable
 
 
 class Scratch(NamedTuple):
-    """What the launches of one run share.
+    """What the launches of one run share."""
 
-    Attributes:
-        ticket: [1] int32, counts the programs of a launch that are done; 0 between launches.
-        partial: sums of the change, one per program.
-        block: elements that a program takes at a time.
-        programs: side by side along a state.
-    """
-
-    ticket: Tensor
-    partial: Tensor
-    block: int
-    programs: int
+    ticket: Tensor  # [1] int32, counts the programs of a launch that are done; 0 between launches
+    partial: Tensor  # sums of the change, one per program
+    block: int  # elements that a program takes at a time
+    programs: int  # side by side along a state
 
 
 class Buffers:

@@ -12,30 +12,20 @@ from .update import Update
 
 
 class Columns(NamedTuple):
-    """One update. A term that no step of the table has is None, so that it is left out instead of multiplied by zero.
+    """One update. A term that no step of the table has is None: it is left out instead of multiplied by zero."""
 
-    Attributes:
-        keep, states: slots, of each step.
-        rows: of the network's output, of each step; None: step i reads row i.
-        a, b, c, p, q: coefficients, [steps, 1, ...].
-        looks_back: keep, slot of x0_prev and d of each step that has one.
-        noises: keep, entry of the noise and s of each step that has some.
-        gathers: slots; None: the next input is what the steps make, in order.
-        scale: input scale of each gather, [rows, 1, ...].
-    """
-
-    keep: Tensor
-    states: Tensor
-    rows: Tensor | None
-    a: Tensor | None
+    keep: Tensor  # slot of each step
+    states: Tensor  # slot of each step
+    rows: Tensor | None  # of the network's output, of each step; None: step i reads row i
+    a: Tensor | None  # coefficients, [steps, 1, ...], as b, c, p and q
     b: Tensor | None
     c: Tensor | None
     p: Tensor
     q: Tensor
-    looks_back: list[tuple[int, int, float]]
-    noises: list[tuple[int, int, float]]
-    gathers: Tensor | None
-    scale: Tensor | None
+    looks_back: list[tuple[int, int, float]]  # keep, slot of x0_prev and d of each step that has one
+    noises: list[tuple[int, int, float]]  # keep, entry of the noise and s of each step that has some
+    gathers: Tensor | None  # slots; None: the next input is what the steps make, in order
+    scale: Tensor | None  # input scale of each gather, [rows, 1, ...]
 
 
 def columns(

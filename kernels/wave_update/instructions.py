@@ -19,22 +19,16 @@ from .update import Update
 
 
 class Instruction(NamedTuple):
-    """One value; the fields are those of `Step`, `Correction` and `Gather`. -1: nothing to read or to write there.
-
-    Attributes:
-        new, old: slots of the bracket's terms.
-        keep: slot that the value is written to.
-        input_row: row of the next network call; scale: of it.
-    """
+    """One value; the fields are those of `Step`, `Correction` and `Gather`. -1: nothing to read or to write there."""
 
     state: int
     row: int = -1
     before: int = -1
     draw: int = -1
-    new: int = -1
+    new: int = -1  # slots of the bracket's terms
     old: int = -1
     keep: int = -1
-    input_row: int = -1
+    input_row: int = -1  # of the next network call
     compare: int = -1
     iteration: int = 0
     whole: int = 0
@@ -49,7 +43,6 @@ class Instruction(NamedTuple):
     scale: float = 1.0
 
     def reads(self) -> set[int]:
-        """The slots that it reads."""
         return {self.state, self.before, self.new, self.old, self.compare} - {-1}
 
 
@@ -58,22 +51,15 @@ NUM_NUMBERS = len(Instruction._fields) - NUM_WORDS
 
 
 class Chains(NamedTuple):
-    """The instructions of all updates, on the device; the counts are on the host.
+    """The instructions of all updates, on the device; the counts are on the host."""
 
-    Attributes:
-        words, numbers: [instructions, ...], the integers and the coefficients of each.
-        starts: [chains + 1], the first instruction of each chain; first: [updates + 1], the first chain of each update.
-        wholes: [updates, 2], first and last iteration whose last boundary an update compares; 1, 0 for none.
-        counts, whole_counts: how many chains each update has, and how many such iterations.
-    """
-
-    words: Tensor
-    numbers: Tensor
-    starts: Tensor
-    first: Tensor
-    wholes: Tensor
-    counts: list[int]
-    whole_counts: list[int]
+    words: Tensor  # [instructions, ...], the integers of each
+    numbers: Tensor  # [instructions, ...], its coefficients
+    starts: Tensor  # [chains + 1], the first instruction of each chain
+    first: Tensor  # [updates + 1], the first chain of each update
+    wholes: Tensor  # [updates, 2], first and last iteration whose last boundary an update compares; 1, 0 for none
+    counts: list[int]  # chains of each update
+    whole_counts: list[int]  # such iterations of each update
 
 
 def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, clip: float | None) -> Chains:
@@ -82,9 +68,7 @@ def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, 
     flat = [instruction for of_update in of_updates for chain in of_update for instruction in chain]
     lengths = [len(chain) for of_update in of_updates for chain in of_update]
     counts = [len(of_update) for of_update in of_updates]
-    compared = [
-        [each.iteration for each in update.corrections if each.whole and each.compare is not None] for update in updates
-    ]
+    compared = [update.compared() for update in updates]
 
     def integers(values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32).to(device)

@@ -143,12 +143,7 @@ def wave_update_kernel(
 
 
 def wave_update(
-    table: WaveTable,
-    number: int,
-    buffers: Buffers,
-    m: Tensor | None,
-    guidance: Tensor | None,
-    network: NetworkInput,
+    table: WaveTable, number: int, buffers: Buffers, m: Tensor | None, guidance: Tensor | None, network: NetworkInput
 ) -> Tensor | None:
     """See `srds_fast.kernels.wave_update.wave_update`."""
     chains, memory = table.chains, buffers.memory

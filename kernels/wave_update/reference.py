@@ -12,12 +12,7 @@ from .table import WaveTable
 
 
 def wave_update(
-    table: WaveTable,
-    number: int,
-    buffers: Buffers,
-    m: Tensor | None,
-    guidance: Tensor | None,
-    network: NetworkInput,
+    table: WaveTable, number: int, buffers: Buffers, m: Tensor | None, guidance: Tensor | None, network: NetworkInput
 ) -> Tensor | None:
     """See `srds_fast.kernels.wave_update.wave_update`."""
     update, columns = table.updates[number], table.columns[number]
@@ -53,7 +48,12 @@ def wave_update(
         return None
     gathered = stepped if columns.gathers is None else memory.index_select(0, columns.gathers)
     assert gathered is not None, "without slots to gather, the update has steps"
-    return _network_input(gathered, columns.scale, network)
+    given = gathered if columns.scale is None else columns.scale * gathered
+    if network.dtype not in (None, given.dtype):
+        given = given.to(network.dtype)
+    if network.branches > 1:
+        given = torch.cat([given] * network.branches)
+    return network.empty(len(gathered), gathered[0]).copy_(given) if network.channels_last else given
 
 
 def step(columns: Columns, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
@@ -67,12 +67,3 @@ def step(columns: Columns, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
         assert clip is not None
         stepped = stepped + columns.c * (columns.p * x + columns.q * m).clamp(-clip, clip)
     return stepped
-
-
-def _network_input(gathered: Tensor, scale: Tensor | None, network: NetworkInput) -> Tensor:
-    given = gathered if scale is None else scale * gathered
-    if network.dtype not in (None, given.dtype):
-        given = given.to(network.dtype)
-    if network.branches > 1:
-        given = torch.cat([given] * network.branches)
-    return network.empty(len(gathered), gathered[0]).copy_(given) if network.channels_last else given

@@ -22,44 +22,30 @@ from srds_fast.errors import InvalidArgument
 
 
 class Step(NamedTuple):
-    """x' = a x + b m + c clamp(p x + q m) + d x0_prev + s z.
+    """x' = a x + b m + c clamp(p x + q m) + d x0_prev + s z."""
 
-    Attributes:
-        keep, state: slots of x' and x; row: of the network's output m.
-        c: 0 if the table has no clip.
-        before, draw: slot of x0_prev, entry of the noise z; None: no such term.
-    """
-
-    keep: int
-    state: int
-    row: int
+    keep: int  # slot of x'
+    state: int  # slot of x
+    row: int  # of the network's output m
     a: float
     b: float
-    c: float = 0.0
+    c: float = 0.0  # 0 if the table has no clip
     d: float = 0.0
     p: float = 0.0
     q: float = 0.0
-    before: int | None = None
-    draw: int | None = None
+    before: int | None = None  # slot of x0_prev; None: no such term
+    draw: int | None = None  # entry of the noise z; None: no such term
     s: float = 0.0
 
 
 class Correction(NamedTuple):
-    """F + (G_new - G_old), written to the slot of F.
+    """F + (G_new - G_old), written to the slot of F."""
 
-    Attributes:
-        slot: of F and of the result.
-        bracket: slots of G_new and G_old; None: F is the result.
-        compare: slot of the same boundary an iteration before; None: it is not compared.
-        iteration: the one that makes this value.
-        whole: this is the last boundary: measure its mean absolute change. Of others, only whether a bit has changed.
-    """
-
-    slot: int
-    bracket: tuple[int, int] | None
-    compare: int | None = None
-    iteration: int = 0
-    whole: bool = False
+    slot: int  # of F and of the result
+    bracket: tuple[int, int] | None  # slots of G_new and G_old; None: F is the result
+    compare: int | None = None  # slot of the same boundary an iteration before; None: it is not compared
+    iteration: int = 0  # the one that makes this value
+    whole: bool = False  # the last boundary: measure its mean absolute change. Of others, only whether a bit changed
 
 
 class Gather(NamedTuple):
@@ -75,6 +61,10 @@ class Update(NamedTuple):
     steps: tuple[Step, ...] = ()
     corrections: tuple[Correction, ...] = ()
     gathers: tuple[Gather, ...] = ()
+
+    def compared(self) -> list[int]:
+        """The iterations whose last boundary it compares."""
+        return [each.iteration for each in self.corrections if each.whole and each.compare is not None]
 
 
 def check(number: int, update: Update, num_slots: int, num_iterations: int, clips: bool) -> None:
@@ -114,6 +104,6 @@ def check(number: int, update: Update, num_slots: int, num_iterations: int, clip
         if each.slot in {slot for step in steps if step.keep in later for slot in (step.state, step.before)}:
             # the kernel makes and corrects a value at once
             refuse("has a correction of the state of a step that a later one corrects")
-    whole = [each.iteration for each in corrections if each.whole and each.compare is not None]
+    whole = update.compared()
     if whole and whole != list(range(whole[0], whole[0] + len(whole))):
         refuse("compares the last boundary in iterations that are not consecutive")

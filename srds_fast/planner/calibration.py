@@ -28,12 +28,8 @@ def calibrated(
 ) -> Plan:
     """The fastest plan whose samples are within the tolerance of the sequential ones.
 
-    Args:
-        run: runs a plan for all samples.
-        quantile: share of the samples, 0 to 1, whose mean absolute difference must be within the tolerance.
-
-    Raises:
-        InvalidArgument: quantile or tolerance is out of range.
+    quantile: share of the samples, 0 to 1, whose mean absolute difference must be within the tolerance. Raises
+    InvalidArgument if it or the tolerance is out of range.
     """
     if not 0 < quantile <= 1:
         raise InvalidArgument(f"quantile is {quantile!r}. It is a share of the samples. Pass a number up to 1.")

@@ -17,20 +17,13 @@ from ..schedulers.table import NoiseTable
 
 @dataclass(frozen=True)
 class Context:
-    """What the costs and iterations of a plan depend on.
+    """What the costs and iterations of a plan depend on."""
 
-    Attributes:
-        device: its name.
-        torch, srds_fast: versions.
-        network: hash of the networks' classes, parameters' names and shapes; None where they are not known.
-        scheduler: hash of its steps.
-    """
-
-    device: str
-    torch: str
-    srds_fast: str
-    network: str | None
-    scheduler: str
+    device: str  # its name
+    torch: str  # version
+    srds_fast: str  # version
+    network: str | None  # hash of the networks' classes, parameters' names and shapes; None where they are not known
+    scheduler: str  # hash of its steps
 
     def check(self, here: Context) -> None:
         """Raise PlanMismatch naming what differs here; an unknown network differs from none."""

@@ -13,21 +13,13 @@ from ..errors import InvalidArgument
 
 @dataclass(frozen=True)
 class CostCurve:
-    """Seconds of one network call by its number of rows, as measured; never less for more rows.
+    """Seconds of one network call by its number of rows, as measured; never less for more rows."""
 
-    Attributes:
-        rows: widths that were measured, ascending.
-        seconds: of a call of each, the batch and guidance branches included.
-        how: "eager" or "replayed", from a graph.
-        nbytes: peak device memory of a call of each width; None where that cannot be measured.
-        most_rows: widest call there is memory for; None: no limit was met.
-    """
-
-    rows: tuple[int, ...]
-    seconds: tuple[float, ...]
-    how: str = "eager"
-    nbytes: tuple[int, ...] | None = None
-    most_rows: int | None = None
+    rows: tuple[int, ...]  # widths that were measured, ascending
+    seconds: tuple[float, ...]  # of a call of each, the batch and guidance branches included
+    how: str = "eager"  # or "replayed", from a graph
+    nbytes: tuple[int, ...] | None = None  # peak device memory of a call of each; None where that cannot be measured
+    most_rows: int | None = None  # widest call there is memory for; None: no limit was met
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in pairwise((0, *self.rows)))

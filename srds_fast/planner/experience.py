@@ -19,15 +19,10 @@ Shares = tuple[tuple[int, float], ...]
 
 @dataclass
 class Experience:
-    """Runs of one kind of call.
+    """Runs of one kind of call."""
 
-    Attributes:
-        version: grows when plans are to be compared again.
-        most_rows: of the widest wave that may fit into memory; None: none was too wide.
-    """
-
-    version: int = 0
-    most_rows: int | None = None
+    version: int = 0  # grows when plans are to be compared again
+    most_rows: int | None = None  # of the widest wave that may fit into memory; None: none was too wide
     _seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=MOST_RUNS))
     _taken: dict[Hashable, Counter[int]] = field(default_factory=dict)
 
@@ -52,10 +47,7 @@ class Experience:
             self.version += 1
 
     def iterations(self, plan: Plan, *, plain: bool) -> Shares:
-        """What runs of a plan will take: at first as with any network, and more and more as runs were seen to.
-
-        plain: of the steps, see `solvers.method.plain_steps`.
-        """
+        """What runs of a plan will take: at first as with any network, and more and more as runs were seen to."""
         options, contraction = plan.options, plan.options.contraction(plain=plain)
         stopping = Stopping(plan.num_inference_steps, plan.max_iterations, plan.tolerance, contraction)
         expected = () if plan.calibrated or plan.bitwise else options.expected_iterations(stopping)

@@ -38,40 +38,27 @@ def refuse_beside(plan: Plan | None, settings: Settings, defaults: Settings) -> 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a plan is predicted to take.
-
-    Attributes:
-        iterations: after which half of its runs are expected to have stopped; waves, rows, peak_rows: until then.
-        seconds: predicted, the mean over how many iterations runs are expected to take.
-        fixed_seconds: predicted where it is told before to end after so many iterations.
-        nbytes: memory that the widest network call takes, None where that was not measured.
-    """
+    """What a plan is predicted to take."""
 
     name: str
-    iterations: int
-    waves: int
+    iterations: int  # after which half of its runs are expected to have stopped
+    waves: int  # until then, as rows and peak_rows
     rows: int
     peak_rows: int
-    seconds: float
-    fixed_seconds: float
-    nbytes: int | None = None
+    seconds: float  # predicted, the mean over how many iterations runs are expected to take
+    fixed_seconds: float  # predicted for a run that always ends after these iterations
+    nbytes: int | None = None  # memory that the widest network call takes; None: not measured
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Why a plan was chosen.
-
-    Attributes:
-        candidates: those that were looked at closely, the fastest first.
-        curve: the costs it follows from.
-        earliest: iteration before which no run of it is expected to stop.
-    """
+    """Why a plan was chosen."""
 
     chosen: Candidate
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]  # those that were looked at closely, the fastest first
     why: str
-    curve: CostCurve
-    earliest: int = 1
+    curve: CostCurve  # the costs it follows from
+    earliest: int = 1  # iteration before which no run of it is expected to stop
 
     def __str__(self) -> str:
         lines = [f"chosen because it is {self.why}" if self.chosen.name != SEQUENTIAL else f"because {self.why}"]
@@ -142,7 +129,7 @@ class Plan:
 
     @property
     def slides(self) -> bool:
-        """Whether what a wave evaluates depends on the values found before."""
+        """See `Method.slides`."""
         return self.options.slides
 
     def program(self) -> Program:
@@ -183,11 +170,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan that `save` wrote.
-
-        Raises:
-            PlanMismatch: the file is no plan of this version.
-        """
+        """Read a plan that `save` wrote; PlanMismatch if the file is no plan of this version."""
         try:
             found = json.loads(Path(path).read_text())
             odd = sorted({"method", *(field.name for field in fields(cls))} ^ set(found))
@@ -205,5 +188,5 @@ class Plan:
 
 def _prediction(chosen: dict[str, Any], candidates: list[Any], curve: dict[str, Any], **rest: Any) -> Prediction:
     columns: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in curve.items()}
-    looked_at = tuple(Candidate(**each) for each in candidates)
-    return Prediction(Candidate(**chosen), looked_at, curve=CostCurve(**columns), **rest)
+    compared = tuple(Candidate(**each) for each in candidates)
+    return Prediction(Candidate(**chosen), compared, curve=CostCurve(**columns), **rest)

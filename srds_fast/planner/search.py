@@ -22,15 +22,12 @@ CLOSELY = 8
 
 @dataclass(frozen=True)
 class Known:
-    """What was found out of one kind of call, in numbers: it keeps no network and no tensor alive.
-
-    Attributes:
-        overhead: seconds that runs take outside the network, by signature of the plan.
-        plans: chosen before, by what was asked for, and the version of the experience that they follow from.
-    """
+    """What was found out of one kind of call, in numbers: it keeps no network and no tensor alive."""
 
     curve: CostCurve
+    # seconds that runs take outside the network, by signature of the plan
     overhead: dict[Hashable, float] = field(default_factory=dict)
+    # chosen before, by what was asked for, and the version of the experience that they follow from
     plans: dict[Hashable, tuple[int, Plan]] = field(default_factory=dict)
     experience: Experience = field(default_factory=Experience)
 
@@ -41,20 +38,13 @@ class Known:
 
 @dataclass(frozen=True)
 class Pricing:
-    """What a kind of call costs.
-
-    Attributes:
-        measure_overhead: seconds that a run of a plan takes outside the network; called where it may decide.
-        context: where costs were measured.
-        kind: of the calls.
-        plain: whether steps neither add noise, clip, nor look back, see `solvers.method.plain_steps`.
-    """
+    """What a kind of call costs."""
 
     known: Known
-    measure_overhead: Callable[[Plan], float]
+    measure_overhead: Callable[[Plan], float]  # seconds that a run takes outside the network; called where it decides
     context: Context
     kind: Hashable = None
-    plain: bool = True
+    plain: bool = True  # see `solvers.method.plain_steps`
 
     @property
     def most_rows(self) -> int | None:
@@ -70,7 +60,6 @@ class Pricing:
             self.known.experience.record(plan, report)
 
     def shares(self, plan: Plan) -> Shares:
-        """How many iterations runs of a plan will take."""
         return self.known.experience.iterations(plan, plain=self.plain)
 
     def expected(self, plan: Plan) -> int:
@@ -100,16 +89,12 @@ class Pricing:
 
 
 def _priced(plan: Plan, pricing: Pricing) -> Candidate:
-    """A plan with what it is predicted to take."""
     iteration = pricing.expected(plan)
     spent = until(plan, iteration).program().spent(iteration)
     seconds = pricing.expected_network(plan) + pricing.overhead(plan, iteration)
-    fixed_seconds, nbytes = (
-        pricing.of(fixed_at(plan, iteration), iteration),
-        pricing.known.curve.memory(spent.peak_rows),
-    )
-    counts = spent.waves, spent.rows, spent.peak_rows
-    return Candidate(plan.short(), iteration, *counts, seconds, fixed_seconds, nbytes)
+    fixed_seconds = pricing.of(fixed_at(plan, iteration), iteration)
+    nbytes = pricing.known.curve.memory(spent.peak_rows)
+    return Candidate(plan.short(), iteration, *spent, seconds, fixed_seconds, nbytes)
 
 
 def default_plan(num_steps: int, settings: Settings, stochastic: bool, pricing: Pricing) -> Plan:

@@ -18,10 +18,9 @@ MOST_STEPS = 10_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user asks for; `choose` turns it into a plan for one number of steps. See `compile` for the meaning.
+    """What a user asks for, see `compile`; `choose` turns it into a plan for one number of steps.
 
-    Raises:
-        InvalidArgument: a value is out of its range or of no known name.
+    Raises InvalidArgument for a value that is out of its range or of no known name.
     """
 
     method: str | Method = AUTO

@@ -91,10 +91,7 @@ def chained(noise: NoiseTable, previous: int | None, start: int, stop: int) -> t
 
     If a scheduler's steps add noise or use earlier outputs, there is no single formula for a jump. But its steps can be
     composed if x0 is known at each. Here x0 is constant from `start`, or it follows the line through the x0 at
-    `previous`, as in `second_order`.
-
-    Returns:
-        coefficients of the jump; weights of z at start .. stop - 1.
+    `previous`, as in `second_order`. Returns the coefficients of the jump, and the weights of z at start .. stop - 1.
     """
     column = noise.numbers
     log_snr: list[float] = (noise.alpha / noise.sigma).log().tolist()
@@ -131,5 +128,5 @@ class TensorSpec(NamedTuple):
         return cls(x.dtype, x.device, x.ndim)
 
     def column(self, values: Tensor) -> Tensor:
-        """Numbers [values] as a column [values, 1, ...] that broadcasts over states."""
+        """Numbers [values] as a column [values, 1, ...]."""
         return values.to(self.device, self.dtype).reshape(-1, *[1] * self.ndim)

@@ -23,19 +23,9 @@ class NoiseTable:
 
     with x0_prev the x0 of the previous step (multistep solvers) and z fresh noise (stochastic ones). A stochastic step
     ends at the noise level sqrt(sigma_next^2 + spread^2).
-
-    Attributes:
-        timesteps: [N], the network's time input, in the scheduler's own dtype and unit.
-        input_scale: [N], the network's input is input_scale * x (EulerDiscrete's scale_model_input).
-        clip: bound on the predicted x0, or None.
-        clip_epsilon: compute eps again from the clamped x0 (DDIM's use_clipped_model_output).
-        init_noise_sigma: standard deviation of the starting noise.
-        momentum: [N]; None if no step uses x0_prev.
-        spread: [N]; None if no step adds noise.
-        draws: [N] bool, the steps that draw noise from the generator (even if their spread is 0); None without spread.
     """
 
-    timesteps: Tensor
+    timesteps: Tensor  # the network's time input, in the scheduler's own dtype and unit
     alpha: Tensor
     sigma: Tensor
     alpha_next: Tensor
@@ -44,13 +34,13 @@ class NoiseTable:
     q: Tensor
     r: Tensor
     s: Tensor
-    input_scale: Tensor
-    clip: float | None = None
-    init_noise_sigma: float = 1.0
-    clip_epsilon: bool = False
-    momentum: Tensor | None = None
-    spread: Tensor | None = None
-    draws: Tensor | None = None
+    input_scale: Tensor  # the network's input is input_scale * x (EulerDiscrete's scale_model_input)
+    clip: float | None = None  # bound on the predicted x0
+    init_noise_sigma: float = 1.0  # standard deviation of the starting noise
+    clip_epsilon: bool = False  # compute eps again from the clamped x0 (DDIM's use_clipped_model_output)
+    momentum: Tensor | None = None  # None if no step uses x0_prev
+    spread: Tensor | None = None  # None if no step adds noise
+    draws: Tensor | None = None  # bool, steps that draw from the generator (even if their spread is 0)
 
     @property
     def num_steps(self) -> int:

@@ -30,8 +30,7 @@ def noise_table(scheduler: Any, *, clip_epsilon: bool = False, eta: float = 0.0)
         scheduler: a diffusers scheduler, or one with the same interface.
         clip_epsilon, eta: as DDIM's `use_clipped_model_output` and `eta`.
 
-    Raises:
-        UnsupportedScheduler: its class has no builder, an option is refused, or its step differs from the table.
+    Raises UnsupportedScheduler if its class has no builder, an option is refused, or its step differs from the table.
     """
     key = _cache_key(scheduler), clip_epsilon, eta
     table = _checked.get(key)

@@ -71,13 +71,12 @@ class Chords(Method):
             )
 
     def with_defaults(self, target: Target) -> Self:
-        steps = target.num_steps
-        if self.starts is not None and self.starts[-1] >= steps:
+        if self.starts is not None and self.starts[-1] >= target.num_steps:
             raise InvalidArgument(
-                f"A core begins at step {self.starts[-1]}, and there are {steps} steps. It would have none to take. "
-                "Pass other starts, or leave them out."
+                f"A core begins at step {self.starts[-1]}, and there are {target.num_steps} steps. "
+                "It would have none to take. Pass other starts, or leave them out."
             )
-        return replace(self, num_cores=min(self.num_cores, steps))
+        return replace(self, num_cores=min(self.num_cores, target.num_steps))
 
     def most_iterations(self, target: Target) -> int:
         return self.num_cores - 1
@@ -107,11 +106,7 @@ class Chords(Method):
 
 @dataclass(frozen=True)
 class Cores(Program):
-    """The waves of cores that begin at different steps.
-
-    Attributes:
-        starts: step at which each core begins, ascending from 0; the later it begins, the faster the core.
-    """
+    """The waves of cores that begin at different steps, `starts`, ascending from 0: the later, the faster the core."""
 
     starts: tuple[int, ...]
 
@@ -128,7 +123,6 @@ class Cores(Program):
         return row.iteration == self.num_iterations  # core 0
 
     def core(self, iteration: int) -> int:
-        """The core that arrives as number `iteration`."""
         return self.num_cores - 1 - iteration
 
     def span(self, core: int) -> int:
@@ -201,10 +195,9 @@ def chords(x: Tensor, noise: NoiseTable, program: Cores, inputs: SolverInputs = 
 
 @lru_cache(maxsize=64)
 def compiled(noise: NoiseTable, program: Cores, form: Form) -> CompiledProgram:
-    """The updates of a program.
+    """The updates of a program. Values are named (what, core): "state"; "old" and "new" are jumps across its span.
 
-    Values are named (what, core): "state"; "old" and "new", the jumps from where its span began, by itself and by the
-    slower core.
+    "old" jumps from where the core itself began the span, "new" from where the slower core was.
     """
     compiler = Compiler(noise, program, form, state=("state", 0))
     starts, num_cores = program.starts, program.num_cores

@@ -31,31 +31,22 @@ def x0_of(name: Name) -> Name:
 
 
 class Form(NamedTuple):
-    """What the updates of a run depend on, beside its program and its noise table.
+    """What the updates of a run depend on, beside its program and its noise table."""
 
-    Attributes:
-        spec: of the states.
-        history: an x0 to look back at is given with the starting noise.
-        scaled: the network's input is multiplied with the scheduler's input scale.
-        constrained: states are constrained after the steps of a wave, before its corrections.
-        bitwise: compare every boundary with the iteration before, not only the last one.
-    """
-
-    spec: TensorSpec
-    history: bool = False
-    scaled: bool = False
-    constrained: bool = False
-    bitwise: bool = False
+    spec: TensorSpec  # of the states
+    history: bool = False  # an x0 to look back at is given with the starting noise
+    scaled: bool = False  # the network's input is multiplied with the scheduler's input scale
+    constrained: bool = False  # states are constrained after the steps of a wave, before its corrections
+    bitwise: bool = False  # compare every boundary with the iteration before, not only the last one
 
     @classmethod
     def of(cls, x: Tensor, inputs: SolverInputs, bitwise: bool = False) -> Form:
-        """x: starting noise, [batch, ...]."""
         history, constrained = inputs.x0_prev is not None, inputs.constrain is not None
         return cls(TensorSpec.of(x), history, inputs.scaled, constrained, bitwise)
 
 
 class Completed(NamedTuple):
-    """A value that is complete: its iteration, its slot, and whether it is compared with the iteration before."""
+    """A completed value. compared: with that of the iteration before."""
 
     iteration: int
     slot: int
@@ -64,37 +55,26 @@ class Completed(NamedTuple):
 
 @dataclass
 class CompiledWave:
-    """What a wave leaves in the memory, as (grid position, slot); while it is compiled, numbers of values for slots.
+    """What a wave leaves in the memory, as (grid position, slot); while it is compiled, numbers of values for slots."""
 
-    Attributes:
-        arrivals: what steps and jumps have made, before corrections: to be constrained.
-        states: after corrections: for the trajectory.
-        x0: predicted at these positions: for the trajectory of multistep schedulers.
-        completed: whole samples.
-    """
-
+    # what steps and jumps have made, before corrections: to be constrained
     arrivals: list[tuple[int, int]] = field(default_factory=list)
+    # for the trajectory: states after corrections, and the x0 of multistep schedulers
     states: list[tuple[int, int]] = field(default_factory=list)
     x0: list[tuple[int, int]] = field(default_factory=list)
-    completed: list[Completed] = field(default_factory=list)
+    completed: list[Completed] = field(default_factory=list)  # whole samples
 
 
 @dataclass(frozen=True)
 class CompiledProgram:
-    """What a run knows before its first wave.
-
-    Attributes:
-        waves: what each leaves.
-        table: the updates: the first one brings the starting noise to the network, then one for each wave, or two if
-            states are constrained.
-        jump_noises: first step, last step + 1, and weights [steps] of the noise that a jump adds up.
-        history: slot 1 holds the x0 given with the starting noise, which is in slot 0.
-    """
+    """What a run knows before its first wave."""
 
     waves: tuple[CompiledWave, ...]
+    # the first update brings the starting noise to the network; then one for each wave, two if states are constrained
     table: WaveTable
+    # first step, last step + 1, and weights [steps] of the noise that a jump adds up
     jump_noises: list[tuple[int, int, Tensor]]
-    history: bool
+    history: bool  # slot 1 holds the x0 given with the starting noise
 
     def noises(self, draws: Tensor | None) -> Tensor | None:
         """The noise of every step, and behind it that of the jumps, [steps + jumps, batch, ...]."""
@@ -115,22 +95,14 @@ class Compiler:
     """Collects the waves of a program, in order.
 
     Within a wave come first its steps, each of which reads what earlier waves wrote, then its corrections, which also
-    read what these steps have written.
-
-    Args:
-        noise: table of N steps.
-        program: the waves.
-        form: see `Form`.
-        state: name of the starting noise.
-
-    Attributes:
-        carries_x0: the scheduler is a multistep one: an x0 belongs to every state.
-        wave: the one being compiled.
+    read what these steps have written. `wave` is the one being compiled.
     """
 
     def __init__(self, noise: NoiseTable, program: Program, form: Form, state: Name) -> None:
+        """state: name of the starting noise."""
         self._noise, self._program, self._form = noise, program, form
         self._fine = [fine_step(noise, index) for index in range(noise.num_steps)]
+        # a multistep scheduler: an x0 belongs to every state
         self.carries_x0 = any(step.d != 0.0 for step in self._fine)
         self._log_snr: list[float] = (noise.alpha / noise.sigma).log().tolist()
         self._jump_noises: list[tuple[int, int, list[float]]] = []
@@ -180,7 +152,9 @@ class Compiler:
         position, x0 = self._positions[row], x0_of(self._names[row])
         step = self._fine[position]
         if x0 in self._value and jumped_from is not None:
-            way = self._way_back(jumped_from, position)
+            here, just_before, far_before = (self._log_snr[each] for each in (position, position - 1, jumped_from))
+            way = (here - just_before) / (here - far_before)
+            way = way if math.isfinite(way) else 0.0
             step = step._replace(c=step.c + step.d * (1 - way), d=step.d * way)
         noisy = self._noise.spread is not None
         spread = self._noise.numbers["spread"][position] if noisy else 0.0
@@ -193,12 +167,7 @@ class Compiler:
     def make_jump(
         self, row: int, name: Name, jump: Jump, arrives: int, x0: Name | None = None, *, leads: bool = False
     ) -> None:
-        """The jump of a row to a grid position.
-
-        Args:
-            x0: that it looks back at.
-            leads: the next jump looks back at the x0 of this one.
-        """
+        """The jump of a row, looking back at x0, to a grid position. leads: the next jump looks back at its x0."""
         value = self._make(row, name, jump.coefficients, x0, jump.draw, 0.0 if jump.draw is None else 1.0)
         self.wave.arrivals.append((arrives, value))
         if self.carries_x0 or leads:
@@ -215,10 +184,7 @@ class Compiler:
     ) -> Completed:
         """Add a bracket, G_new - G_old, to a value, and that of their x0 to its x0; None: leave them.
 
-        Args:
-            compare: the value an iteration before, if there is one.
-            iteration, whole: as of `Correction`.
-            becomes: names that the value has from now on.
+        The arguments are those of `Correction`. becomes: names that the value has from now on.
         """
         self._value |= self._written_in_this_wave  # from here on, reads find what the steps of this wave have written
         value, before = self._read(name), self._read_if_there(compare)
@@ -241,15 +207,17 @@ class Compiler:
         def at(value: int | None) -> int | None:
             return None if value is None else slots[value]
 
-        def pair(values: tuple[int, int] | None) -> tuple[int, int] | None:
-            return None if values is None else (slots[values[0]], slots[values[1]])
-
         updates: list[Update] = []
         for steps, corrections, gathers in self._updates:
             update = Update(
                 tuple(v._replace(keep=slots[v.keep], state=slots[v.state], before=at(v.before)) for v in steps),
                 tuple(
-                    v._replace(slot=slots[v.slot], bracket=pair(v.bracket), compare=at(v.compare)) for v in corrections
+                    v._replace(
+                        slot=slots[v.slot],
+                        bracket=v.bracket and (slots[v.bracket[0]], slots[v.bracket[1]]),
+                        compare=at(v.compare),
+                    )
+                    for v in corrections
                 ),
                 tuple(v._replace(slot=slots[v.slot]) for v in gathers),
             )
@@ -298,17 +266,9 @@ class Compiler:
     def _read_if_there(self, name: Name | None) -> int | None:
         return None if name is None or name not in self._value else self._read(name)
 
-    def _way_back(self, before: int, start: int) -> float:
-        """How far the step before `start` lies from there towards `before`, in log-SNR."""
-        log_snr = self._log_snr
-        way = (log_snr[start] - log_snr[start - 1]) / (log_snr[start] - log_snr[before])
-        return way if math.isfinite(way) else 0.0
-
     def _slots(self) -> tuple[list[int], int]:
         """A slot for each value, and how many there are."""
-        slots: list[int] = []
-        free: list[int] = []
-        num_slots = 0
+        slots, free, num_slots = list[int](), list[int](), 0
         ends = sorted(range(len(self._last)), key=self._last.__getitem__, reverse=True)
         for first in self._first:
             while self._last[ends[-1]] < first:

@@ -23,44 +23,28 @@ from ..kernels.wave_update import AS_THE_STATE, NetworkInput
 
 
 class Evaluate(NamedTuple):
-    """One wave: evaluate the network at these rows.
+    """One wave: evaluate the network at these rows."""
 
-    Attributes:
-        x: [branches * rows, samples, ...], the network's input, in the format of `SolverInputs.network`.
-        positions: grid position of each row; selects timestep and input scale.
-        samples: which samples of the original batch these are, in order.
-        number: of the wave in its program.
-    """
-
-    x: Tensor
-    positions: tuple[int, ...]
-    samples: tuple[int, ...]
-    number: int
+    x: Tensor  # [branches * rows, samples, ...], the network's input, in the format of `SolverInputs.network`
+    positions: tuple[int, ...]  # grid position of each row; selects timestep and input scale
+    samples: tuple[int, ...]  # which samples of the original batch these are, in order
+    number: int  # of the wave in its program
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole sample after an iteration.
+    """A whole sample after an iteration."""
 
-    Attributes:
-        iteration: 0 is the coarse sweep.
-        sample: [samples, ...].
-        samples: which samples of the original batch these are, in order.
-        change: [samples], mean |x^p - x^(p-1)| of the final point; where all points are refined at once, of the one
-            that moved most, in units of its standard deviation for Gaussian data of deviation 1; None at iteration 0.
-        exact: the sample is the sequential one by construction.
-        stationary: [samples] bool, no boundary moved by a bit in this iteration, so no later one can; None if the core
-            was not asked to look.
-        settled: the method's own rule ended the run.
-    """
-
-    iteration: int
-    sample: Tensor
-    samples: tuple[int, ...]
+    iteration: int  # 0 is the coarse sweep
+    sample: Tensor  # [samples, ...]
+    samples: tuple[int, ...]  # which samples of the original batch these are, in order
+    # [samples], mean |x^p - x^(p-1)| of the final point; where all points are refined at once, of the one that moved
+    # most, in units of its standard deviation for Gaussian data of deviation 1; None at iteration 0
     change: Tensor | None
-    exact: bool
+    exact: bool  # the sample is the sequential one by construction
+    # [samples] bool, no boundary moved by a bit, so none will in later iterations; None if the core was not asked
     stationary: Tensor | None = None
-    settled: bool = False
+    settled: bool = False  # the method's own rule ended the run
 
 
 def merged(whole: Tensor | None, newest: Tensor, samples: tuple[int, ...]) -> Tensor:
@@ -91,11 +75,9 @@ class Trajectory:
         return torch.stack(states) if len(states) == len(self.x) else None
 
     def record(self, position: int, x: Tensor, samples: tuple[int, ...]) -> None:
-        """A newer state at a position, [samples, ...]."""
         self.x[position] = merged(self.x[position], x, samples)
 
     def record_x0(self, position: int, x0: Tensor, samples: tuple[int, ...]) -> None:
-        """A newer x0 predicted at a position, [samples, ...]."""
         self.x0[position] = merged(self.x0[position], x0, samples)
 
 

@@ -14,20 +14,13 @@ from typing import NamedTuple
 
 
 class Contraction(NamedTuple):
-    """What is assumed of r.
+    """What is assumed of r."""
 
-    Attributes:
-        first: r before enough changes have been seen; 1: nothing is known then.
-        ratios: how many ratios of successive changes count; r follows from the largest.
-        caution: r is so many times that ratio: the next contraction may be weaker than the last.
-        smallest, slowest: bounds of r; the first, so that one lucky iteration does not end a run.
-    """
-
-    first: float
-    ratios: int = 1
-    caution: float = 2.0
-    smallest: float = 0.1
-    slowest: float = math.inf
+    first: float  # r before enough changes have been seen; 1: nothing is known then
+    ratios: int = 1  # how many ratios of successive changes count; r follows from the largest
+    caution: float = 2.0  # r is so many times that ratio: the next contraction may be weaker than the last
+    smallest: float = 0.1  # least r, so that one lucky iteration does not end a run
+    slowest: float = math.inf  # largest r
 
     @property
     def blind(self) -> int:
@@ -74,11 +67,7 @@ class Diverged(Exception):
 class Monitor:
     """Remembers the change of every sample and decides which samples continue.
 
-    Args:
-        num_samples: samples in the batch.
-        tolerance: bound of the estimated error.
-        bitwise: ignore estimates; stop a sample only if no boundary moved by a bit, or at the exact iteration.
-        contraction: what is assumed of r.
+    bitwise: ignore estimates; stop a sample only if no boundary moved by a bit, or at the exact iteration.
     """
 
     def __init__(self, num_samples: int, tolerance: float, bitwise: bool, contraction: Contraction = BLOCKS) -> None:
@@ -92,8 +81,7 @@ class Monitor:
     ) -> tuple[int, ...]:
         """Positions (into `samples`) that must continue after iteration p >= 1; the arguments as in `Checkpoint`.
 
-        Raises:
-            Diverged: a change is not finite, or a thousand times the first.
+        Raises Diverged if a change is not finite, or a thousand times the first.
         """
         if not all(map(math.isfinite, change)):
             raise Diverged("a sample is not finite")

@@ -65,30 +65,18 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Base of the options of a method. They check themselves in `__post_init__` and raise InvalidArgument.
+    """Base of the options of a method. They check themselves in `__post_init__` and raise InvalidArgument."""
 
-    Attributes:
-        name: by which users ask for it.
-        about: one line for lists of methods.
-        advice: what to try if the method does not settle.
-        takes_warm_start: it can begin with a trajectory, `SolverInputs.initial_guess`.
-        first_iteration: number of its first iteration; 0 if that is a coarse sweep.
-        tried: the fewest and the most iterations that calibration considers. Fewer are never enough; more take as many
-            waves as the sequential sampler.
-        weight: its `expected_iterations` count as much as so many observed runs.
-        scales: a run tells of runs with other options, see `iterations_from`.
-    """
-
-    name: ClassVar[str]
-    about: ClassVar[str]
-    advice: ClassVar[str] = "pass another method"
-    takes_warm_start: ClassVar[bool] = False
-    first_iteration: ClassVar[int] = 0
+    name: ClassVar[str]  # by which users ask for it
+    about: ClassVar[str]  # one line for lists of methods
+    advice: ClassVar[str] = "pass another method"  # what to try if the method does not settle
+    takes_warm_start: ClassVar[bool] = False  # it can begin with a trajectory, `SolverInputs.initial_guess`
+    first_iteration: ClassVar[int] = 0  # number of its first iteration; 0 if that is a coarse sweep
+    # the fewest and the most iterations that calibration considers: fewer are never enough, more take as many waves as
+    # the sequential sampler
     tried: ClassVar[tuple[int, int]] = (1, 5)
-    weight: ClassVar[int] = 4
-    scales: ClassVar[bool] = False
-
-    # what a method must tell
+    weight: ClassVar[int] = 4  # its `expected_iterations` count as much as so many observed runs
+    scales: ClassVar[bool] = False  # a run tells of runs with other options, see `iterations_from`
 
     @abstractmethod
     def most_iterations(self, target: Target) -> int:
@@ -96,23 +84,17 @@ class Method(ABC):
 
     @abstractmethod
     def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
-        """The waves for N steps.
+        """The waves for N steps; the caller cuts those wider than max_rows.
 
-        Args:
-            max_rows: widest wave allowed. The caller cuts waves that are wider.
-            bitwise: the run ends only if nothing moves by a bit.
+        bitwise: the run ends only if nothing moves by a bit.
         """
 
     @abstractmethod
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         """The generator that runs the program, not begun; see `contract`.
 
-        Args:
-            x: starting noise, [batch, ...]; its dtype is the dtype of the state.
-            bitwise: as for `program`; fill `Checkpoint.stationary`.
+        x: starting noise, [batch, ...], in the dtype of the state; bitwise: fill `Checkpoint.stationary`.
         """
-
-    # before a run
 
     def check(self, target: Target) -> None:
         """Raise InvalidArgument if a call asks for what the method cannot do. `num_steps` is not known yet."""
@@ -125,8 +107,6 @@ class Method(ABC):
     def with_defaults(self, target: Target) -> Self:
         """The options with everything filled in that was left open; raises InvalidArgument if N does not allow them."""
         return self
-
-    # a run
 
     @property
     def slides(self) -> bool:
@@ -155,8 +135,6 @@ class Method(ABC):
         """The fields of the Report that describe the method."""
         return {"options": self.to_dict()}
 
-    # planning
-
     def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
         """Options that the planner compares for method="auto"; none by default.
 
@@ -179,8 +157,6 @@ class Method(ABC):
     def same_iterations(self) -> Self:
         """These options without those that do not change how many iterations a run takes."""
         return self
-
-    # words
 
     def words(self) -> list[str]:
         """What distinguishes these options from others of the method, for the short name of a plan."""

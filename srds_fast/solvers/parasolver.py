@@ -98,12 +98,7 @@ class ParaSolver(Method):
 class Intervals(Program):
     """The coarse start, then windows that slide by one sub-interval at the slowest.
 
-    A run whose windows slide further leaves waves out.
-
-    Attributes:
-        window: sub-intervals in a window, at most.
-        num_coarse: waves of the coarse start.
-        begins: of each wave, the sub-interval that its window begins at.
+    A run whose windows slide further leaves waves out. begins: the sub-interval that each wave's window begins at.
     """
 
     window: int
@@ -161,16 +156,10 @@ def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, tolerance: floa
 
 
 class _States:
-    """The states where sub-intervals begin, and how they are made.
-
-    Attributes:
-        samples: all of the batch: none stops before the others.
-        x: the states, [B + 1, batch, ...].
-        x0: [B + 1, batch, ...], the x0 that the step from each looks back at.
-    """
+    """The states where sub-intervals begin, x [B + 1, batch, ...], and x0, that the step from each looks back at."""
 
     def __init__(self, x: Tensor, noise: NoiseTable, program: Intervals, inputs: SolverInputs) -> None:
-        self.samples = tuple(range(len(x)))
+        self.samples = tuple(range(len(x)))  # none stops before the others
         self.x = x.new_zeros(program.num_blocks + 1, *x.shape)
         self.x0 = torch.zeros_like(self.x)
         self.x[0] = x
@@ -214,8 +203,7 @@ class _States:
     def refine(self, first: int, last: int) -> Generator[Evaluate, Answer, Tensor]:
         """Solve the sub-intervals of a window, and update the states behind each.
 
-        Returns:
-            root mean square over a state's elements of what each moved by, [last - first, batch].
+        Returns the root mean square over a state's elements of what each moved by, [last - first, batch].
         """
         program, inputs = self._program, self._inputs
         x, x0 = self.x[first:last].clone(), self.x0[first:last].clone()

@@ -25,19 +25,14 @@ class Row(NamedTuple):
     """One network evaluation: the point `step` fine steps behind boundary `block` of iteration `iteration`.
 
     The fine solve that starts at boundary `block` of iteration p feeds boundary `block + 1` of iteration p + 1.
-
-    Attributes:
-        position: on the N-step grid (`bounds[block] + step`): selects timestep and coefficients.
-        coarse: the output makes the coarse jump across the block (only where step == 0).
-        fine: the output makes the fine step from `position` to the next.
     """
 
     iteration: int
     block: int
     step: int
-    position: int
-    coarse: bool
-    fine: bool
+    position: int  # on the N-step grid (`bounds[block] + step`): selects timestep and coefficients
+    coarse: bool  # the output makes the coarse jump across the block (only where step == 0)
+    fine: bool  # the output makes the fine step from `position` to the next
 
 
 class Boundary(NamedTuple):
@@ -72,21 +67,13 @@ class Spent(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """A list of waves. Iterate over it, or read its counts.
+    """A list of waves. Iterate over it, or read its counts."""
 
-    Attributes:
-        num_steps: N, fine steps of the sequential sampler.
-        bounds: grid position of each boundary, length B + 1, from 0 to N.
-        num_iterations: iterations after the coarse sweep (0: the coarse sweep alone).
-        waves: the waves, in the order they run.
-        first_iteration: number of the first iteration: 0, the coarse sweep, for those that have one.
-    """
-
-    num_steps: int
-    bounds: tuple[int, ...]
-    num_iterations: int
-    waves: tuple[Wave, ...]
-    first_iteration: ClassVar[int] = 0
+    num_steps: int  # N, fine steps of the sequential sampler
+    bounds: tuple[int, ...]  # grid position of each boundary, length B + 1, from 0 to N
+    num_iterations: int  # after the coarse sweep (0: the coarse sweep alone)
+    waves: tuple[Wave, ...]  # in the order they run
+    first_iteration: ClassVar[int] = 0  # number of the first iteration: 0, the coarse sweep, for those that have one
 
     def __iter__(self) -> Iterator[Wave]:
         return iter(self.waves)
@@ -183,12 +170,7 @@ def sequential(num_steps: int) -> Program:
 
 @lru_cache(maxsize=64, typed=True)
 def srds(
-    num_steps: int,
-    num_blocks: int,
-    num_iterations: int,
-    pipelined: bool = True,
-    *,
-    in_flight: int | None = None,
+    num_steps: int, num_blocks: int, num_iterations: int, pipelined: bool = True, *, in_flight: int | None = None
 ) -> Program:
     """SRDS (Selvam et al. 2024, algorithm 1) without the exact prefix.
 
@@ -201,13 +183,9 @@ def srds(
     Args:
         num_steps: N >= 1.
         num_blocks: B, 1 <= B <= N. B need not divide N.
-        num_iterations: p, 0 <= p <= B; p = B is exact.
-        pipelined: run ahead into the next iteration as soon as an input exists.
+        num_iterations: p, 0 <= p <= B; p = B is exact. Other numbers raise InvalidArgument.
         in_flight: iterations under way at once, pipelined: rows of iteration p wait for the sample of iteration
             p - in_flight, which may end the run. None: all, the fewest waves.
-
-    Raises:
-        InvalidArgument: a number is out of its range.
     """
     check_whole("num_steps", num_steps, 1)
     check_whole("num_blocks", num_blocks, 1, num_steps)
@@ -245,19 +223,17 @@ def srds(
     return Program(num_steps, bounds, num_iterations, tuple(waves))
 
 
-CoarseClock = dict[tuple[int, int], int]
-FineClock = dict[tuple[int, int, int], int]
-
-
-def _clock(size: list[int], num_iterations: int, pipelined: bool, in_flight: int) -> tuple[CoarseClock, FineClock]:
+def _clock(
+    size: list[int], num_iterations: int, pipelined: bool, in_flight: int
+) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int, int], int]]:
     """The earliest wave of each coarse jump (iteration, block) and of each fine step (iteration, block, step).
 
     The first step of a block costs no row: it takes the output that the jump takes. Plain, fine solves begin when the
     last jump before them has ended, and jumps when the last fine solve has.
     """
     num_blocks = len(size)
-    coarse: CoarseClock = {(0, block): block for block in range(num_blocks)}
-    fine: FineClock = {}
+    coarse = {(0, block): block for block in range(num_blocks)}
+    fine: dict[tuple[int, int, int], int] = {}
     given: list[int] = []  # the wave that completes the sample of each iteration, from the first on
     for iteration in range(1, num_iterations + 1):
         begins = given[iteration - 1 - in_flight] + 1 if iteration > in_flight else 0

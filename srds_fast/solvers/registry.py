@@ -45,11 +45,7 @@ METHODS: tuple[str, ...] = (AUTO, *BY_NAME)
 
 
 def options_of(method: Any) -> Method | None:
-    """Options of a method, given by its name or as options; None: the planner chooses.
-
-    Raises:
-        InvalidArgument: there is no such method.
-    """
+    """Options of a method, given by its name or as options; None: the planner chooses."""
     if type(method) in REGISTERED:
         options: Method = method
         return options
@@ -64,12 +60,8 @@ def options_of(method: Any) -> Method | None:
 def requested(method: Any, keywords: Mapping[str, Any]) -> tuple[Method, ...]:
     """The methods that a call may run: one, or those that "auto" may choose from.
 
-    Args:
-        method: name or options.
-        keywords: num_blocks, coarse_solver, pipelined and in_flight, as given to the call: shorthand for SRDS.
-
-    Raises:
-        InvalidArgument: there is no such method, a keyword is out of its range, or the two do not go together.
+    method: name or options; keywords: num_blocks, coarse_solver, pipelined and in_flight, shorthand for SRDS. Raises
+    InvalidArgument for what is unknown, out of range, or does not go together.
     """
     options, shorthand, default = options_of(method), SRDS(**keywords), SRDS()
     if options is None:
@@ -107,25 +99,17 @@ def check_warm_start_method(options: Method | None) -> None:
 
 def check_warm_start(found: Any, shape: tuple[int, ...]) -> None:
     """Raise InvalidArgument if a trajectory does not have the shape of a call's, (N + 1, batch, ...)."""
-    if tuple(getattr(found, "shape", ())) != shape:
+    if (given := tuple(getattr(found, "shape", ()))) != shape:
         raise InvalidArgument(
-            f"warm_start has shape {tuple(getattr(found, 'shape', ()))}. It must be a trajectory of the same steps, "
-            f"{shape}: [steps + 1, batch, ...]. Keep one with keep_trajectory=True."
+            f"warm_start has shape {given}. It must be a trajectory of the same steps, {shape}: [steps + 1, batch, "
+            "...]. Keep one with keep_trajectory=True."
         )
 
 
 def from_dict(method: Any, found: Any) -> Method:
-    """What `Method.to_dict` wrote. method: its name.
-
-    Raises:
-        ValueError: it wrote no such thing.
-    """
+    """What `Method.to_dict` wrote; ValueError if it wrote no such thing. method: its name."""
     cls = BY_NAME.get(method)
     if cls is None or not isinstance(found, dict) or set(found) != {field.name for field in fields(cls)}:
         raise ValueError(f"no options of {method}")
-    return cls(
-        **{
-            name: math.inf if value == "inf" else tuple(value) if isinstance(value, list) else value
-            for name, value in found.items()
-        }
-    )
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return cls(**{name: math.inf if value == "inf" else value for name, value in plain.items()})

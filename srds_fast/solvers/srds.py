@@ -153,9 +153,9 @@ class SRDS(Method):
 
     def iterations_from(self, seen: Seen, stopping: Stopping) -> int | None:
         theirs = seen.options
-        if not isinstance(theirs, SRDS):
+        if not isinstance(theirs, SRDS) or theirs.coarse_solver != self.coarse_solver:
             return None
-        if (theirs.coarse_solver, seen.num_steps) != (self.coarse_solver, stopping.num_steps):
+        if seen.num_steps != stopping.num_steps:
             return None
         ratio = theirs._blocks / self._blocks
         scale = ratio ** ORDER[self.coarse_solver]

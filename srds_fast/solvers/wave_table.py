@@ -8,6 +8,7 @@ whatever its solve has come to since. The 2M jump looks back at the x0 of the ju
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -28,16 +29,19 @@ def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, f
     """The updates of `program.srds(...)` or `program.sequential(...)`. coarse_solver: of the jumps."""
     compiler = Compiler(noise, program, form, state=("state", 0, 0))
     bounds = program.bounds
-    jumps = _jumps(compiler, program, coarse_solver)
+    jumps: list[Jump] = []
+    if any(row.coarse for wave in program for row in wave.rows):
+        before = [None, *bounds] if coarse_solver == "2m" else [None] * len(bounds)
+        jumps = [compiler.jump(previous, *block) for previous, block in zip(before, pairwise(bounds), strict=False)]
     looks_back = [jump.coefficients.d != 0.0 for jump in jumps] + [False]
     for wave in program:
         compiler.begin([("state", row.iteration, row.block) for row in wave.rows])
         for index, (iteration, block, *_) in enumerate(wave.rows):
             if wave.rows[index].coarse:
                 # boundary i is exact from iteration i on: no later one jumps from it
-                before = x0_of(("jump", min(iteration, block - 1), block - 1)) if looks_back[block] else None
+                x0 = x0_of(("jump", min(iteration, block - 1), block - 1)) if looks_back[block] else None
                 name, leads = ("jump", iteration, block), looks_back[block + 1]
-                compiler.make_jump(index, name, jumps[block], bounds[block + 1], before, leads=leads)
+                compiler.make_jump(index, name, jumps[block], bounds[block + 1], x0, leads=leads)
         for index, (iteration, block, step, position, _, fine) in enumerate(wave.rows):
             if fine:
                 ends = position + 1 == bounds[block + 1]
@@ -50,17 +54,6 @@ def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, f
         for boundary in wave.boundaries:
             _complete(compiler, boundary, program, form.bitwise)
     return compiler.finish()
-
-
-def _jumps(compiler: Compiler, program: Program, coarse_solver: CoarseSolver) -> list[Jump]:
-    """The jump across each block; none if no row jumps."""
-    if not any(row.coarse for wave in program for row in wave.rows):
-        return []
-    bounds, second_order = program.bounds, coarse_solver == "2m"
-    return [
-        compiler.jump(bounds[block - 1] if second_order and block > 0 else None, bounds[block], bounds[block + 1])
-        for block in range(program.num_blocks)
-    ]
 
 
 def _complete(compiler: Compiler, boundary: Boundary, program: Program, bitwise: bool) -> None:

@@ -14,8 +14,7 @@ from .program import Program
 class Waves:
     """The memory of one run, and what happens between its network calls.
 
-    Attributes:
-        samples: which samples of the original batch still run, in order.
+    `samples`: which samples of the original batch still run, in order.
     """
 
     def __init__(self, x: Tensor, program: Program, compiled: CompiledProgram, inputs: SolverInputs) -> None:

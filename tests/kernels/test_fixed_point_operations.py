@@ -93,31 +93,11 @@ def test_outputs_are_those_that_the_steps_lead_along(noisy: bool) -> None:
     assert scan_of(9, clip=0.7).outputs(y, added) is None, "a clamp has no inverse"
 
 
-@pytest.mark.parametrize("order", [None, 1, 3, 9])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_the_first_point_knows_nothing_of_those_after_it(bad: float, order: int | None) -> None:
-    y, m, scan = randomly(10, *SHAPE, seed=1), randomly(9, *SHAPE, seed=2), scan_of(9, order=order)
-    expected = scan.points(y, m, 0)
-    y[4], m[6] = bad, bad
-    torch.testing.assert_close(scan.points(y, m, 0)[0], expected[0], rtol=1e-13, atol=1e-13)
-
-
 def mixing(window: int, shape: tuple[int, ...], history: int, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     """Arguments; shape: [samples, ...]."""
     x, residual = randomly(2, window, *shape, seed=0, dtype=dtype)
     dx, dr = randomly(2, history, window, *shape, seed=1, dtype=dtype)
     return {"x": x, "residual": residual, "dx": dx, "dr": dr, "regularisation": 1e-3}
-
-
-def test_weights_of_known_size() -> None:
-    """One difference dr = 1 everywhere, R = 3, n elements: g_i = 3 n (i + 1) / (n (i + 1) + lambda)."""
-    n, window, regularisation = 1500, 4, 250.0
-    ones = torch.ones(window, 1, n, dtype=torch.float64)
-    mixed = anderson_mix(torch.zeros_like(ones), 3 * ones, 0 * ones[None], ones[None], regularisation)
-    norms = n * torch.arange(1, window + 1, dtype=torch.float64)
-    expected = (3 - 3 * norms / (norms + regularisation)).view(-1, 1, 1).expand_as(mixed).clone()
-    expected[0] = 3.0  # the first point takes the plain update
-    torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("history", [1, 2, 3, 4, 5])

@@ -7,8 +7,6 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
 )
 
 from srds_fast.schedulers import steps
@@ -31,19 +29,6 @@ def test_one_step_in_coefficients_is_the_definition(prediction: str, clip: bool,
         x0 = table.p[index] * x[index] + table.q[index] * m[index]
         found = a * x[index] + b * m[index] + c * (x0 if table.clip is None else x0.clamp(-table.clip, table.clip))
         torch.testing.assert_close(found, table.step(index, x[index], m[index])[0], rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("make", [DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler])
-def test_a_jump_over_two_nodes_lands_where_the_steps_between_do_for_a_constant_x0(make: type) -> None:
-    """With eps and x0 the same at both nodes, one jump and two steps are the same line."""
-    scheduler = make(**({"clip_sample": False} if make is DDIMScheduler else {}))
-    scheduler.set_timesteps(12)
-    table = noise_table(scheduler)
-    x0, eps = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x = table.alpha[2] * x0 + table.sigma[2] * eps
-    m = (x0 - table.p[2] * x) / table.q[2]
-    jump = first_order(table, 2, 7)
-    torch.testing.assert_close(jump.a * x + jump.b * m, table.alpha_next[6] * x0 + table.sigma_next[6] * eps)
 
 
 def test_the_2m_jump_is_diffusers_dpm_solver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cores import assert_close, feed, table
-from fixed_points import (
-    FORMS,
-    forms,
-    inputs_of,
-    states,
-    sweeps_of,
-)
+from fixed_points import FORMS, forms, inputs_of, states, sweeps_of
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import noise, scheduler

@@ -56,9 +56,8 @@ def test_one_sweep_is_enough_for_the_data_it_is_made_for(method: type[FixedPoint
     expected = states(network, x, grid, inputs)[-1]
     for guess in (None, states(network, noise(2, DIMENSIONS, seed=9), grid, inputs)):
         options = method(data_std=data_std)
-        core = fixed_point(
-            x, grid, sweeps_of(40, options, 1), options, SolverInputs(draws=inputs.draws, initial_guess=guess)
-        )
+        given = SolverInputs(draws=inputs.draws, initial_guess=guess)
+        core = fixed_point(x, grid, sweeps_of(40, options, 1), options, given)
         assert_close(feed(core, network, grid)[0], expected, 1e-10)
 
 
@@ -151,9 +150,7 @@ def residuals(trajectory: Trajectory, x: Tensor, grid: NoiseTable, inputs: Solve
     ("window", "form", "name", "step_tolerance"),
     thinned_product([4, 15, 100], ["default", "published", "order"], ["ddim", "ddpm"], [1e-2, 1e-4]),
 )
-def test_a_window_leaves_no_step_with_a_larger_residual(
-    form: str, name: str, window: int, step_tolerance: float
-) -> None:
+def test_a_window_leaves_no_larger_residual(form: str, name: str, window: int, step_tolerance: float) -> None:
     how: dict[str, Any] = {"window": window, "step_tolerance": step_tolerance}
     options = {
         "default": ParaTAA(**how),

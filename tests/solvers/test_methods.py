@@ -76,35 +76,26 @@ def test_the_same_call_gives_the_same_bits(options: Method) -> None:
     assert torch.equal(first, second)
 
 
-class Seen:
-    """A denoiser that remembers the grid positions of each of its calls."""
-
-    def __init__(self, num_steps: int) -> None:
-        stock = scheduler()
-        stock.set_timesteps(num_steps)
-        self.timesteps = stock.timesteps.tolist()
-        self.waves: list[tuple[int, ...]] = []
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.waves.append(tuple(self.timesteps.index(each) for each in t.tolist()))
-        return MIXTURE(x, t)
-
-
 @pytest.mark.parametrize("max_rows", [None, 4])
 @every
 def test_the_network_sees_the_rows_of_the_program(options: Method, max_rows: int | None) -> None:
-    plan, seen = plan_of(options, max_rows=max_rows), Seen(STEPS)
-    program = plan.program()
-    report = sample(seen, noise(1, DIMENSIONS), scheduler(), STEPS, method=options, max_rows=max_rows).report
+    plan, seen = plan_of(options, max_rows=max_rows), list[tuple[int, ...]]()
+    program, timesteps = plan.program(), table(STEPS).timesteps.tolist()
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(tuple(timesteps.index(each) for each in t.tolist()))
+        return MIXTURE(x, t)
+
+    report = sample(denoiser, noise(1, DIMENSIONS), scheduler(), STEPS, method=options, max_rows=max_rows).report
     if plan.slides:  # some waves are left out
         waves = iter(program.positions)
-        assert all(positions in waves for positions in seen.waves)
+        assert all(positions in waves for positions in seen)
     else:
         spent = program.spent(report.iterations or program.num_iterations)
-        assert seen.waves == list(program.positions[: spent.waves])
+        assert seen == list(program.positions[: spent.waves])
         assert spent == (report.waves, report.rows, report.peak_rows)
-    assert (report.waves, report.rows) == (len(seen.waves), sum(map(len, seen.waves)))
-    assert report.peak_rows == max(map(len, seen.waves)) <= (max_rows or STEPS)
+    assert (report.waves, report.rows) == (len(seen), sum(map(len, seen)))
+    assert report.peak_rows == max(map(len, seen)) <= (max_rows or STEPS)
     assert report.evaluations == report.rows
 
 
@@ -121,15 +112,8 @@ def test_the_report_names_the_method_and_its_options(options: Method) -> None:
 @every
 def test_checkpoints_are_as_many_as_promised(options: Method) -> None:
     seen: list[int] = []
-    how: dict[str, Any] = {"method": options, "tolerance": 0.0}
-    sample(
-        MIXTURE,
-        noise(1, DIMENSIONS),
-        scheduler(),
-        STEPS,
-        observer=lambda checkpoint: seen.append(checkpoint.iteration),
-        **how,
-    )
+    how: dict[str, Any] = {"method": options, "tolerance": 0.0, "observer": lambda each: seen.append(each.iteration)}
+    sample(MIXTURE, noise(1, DIMENSIONS), scheduler(), STEPS, **how)
     plan = plan_of(options, tolerance=0.0)
     assert 1 <= len(seen) <= plan.options.num_checkpoints(plan.max_iterations)
     assert seen == sorted(set(seen))
@@ -254,16 +238,13 @@ def test_constraints_noise_and_history_reach_every_state(options: Method, stock:
     constrain, x0_prev = halves(noise(2, DIMENSIONS, seed=1), grid, x), noise(2, DIMENSIONS, seed=2)
     found, expected = Trajectory(STEPS), Trajectory(STEPS)
     plan = plan_of(options, tolerance=0.0)
-    core = plan.options.core(
-        x, grid, plan.program(), SolverInputs(draws, constrain, found, x0_prev, scaled=True), bitwise=True
-    )
-    sample = feed(core, mixture, grid)[0]
-    inputs = SolverInputs(draws, constrain, expected, x0_prev, scaled=True)
-    assert_close(sample, one_by_one(x, grid, mixture, inputs))
-    for ours, theirs in zip([*found.x[1:], *found.x0], [*expected.x[1:], *expected.x0], strict=True):
-        if theirs is not None:  # the others keep x0 for multistep schedulers only
-            assert ours is not None
-            assert_close(ours, theirs)
+    ours, theirs = (SolverInputs(draws, constrain, each, x0_prev, scaled=True) for each in (found, expected))
+    sample = feed(plan.options.core(x, grid, plan.program(), ours, bitwise=True), mixture, grid)[0]
+    assert_close(sample, one_by_one(x, grid, mixture, theirs))
+    for kept, wanted in zip([*found.x[1:], *found.x0], [*expected.x[1:], *expected.x0], strict=True):
+        if wanted is not None:  # the others keep x0 for multistep schedulers only
+            assert kept is not None
+            assert_close(kept, wanted)
 
 
 @every
@@ -343,19 +324,12 @@ def test_only_solvers_name_a_method_or_ask_for_its_class() -> None:
     assert not found, "\n".join(found)
 
 
+FUSED = [SRDS(), Chords(), Collocation(), ParaTAA()]
+PLAIN = [ParaTAA(order=3), ParaTAA.published(window=5), ParaDiGMS(), ParaSolver()]
+
+
 @pytest.mark.parametrize(
-    ("options", "kernels"),
-    [
-        (SRDS(), "triton"),
-        (Chords(), "triton"),
-        (Collocation(), "triton"),
-        (ParaTAA(), "triton"),
-        (ParaTAA(order=3), "torch"),
-        (ParaTAA.published(window=5), "torch"),
-        (ParaDiGMS(), "torch"),
-        (ParaSolver(), "torch"),
-    ],
-    ids=str,
+    ("options", "kernels"), [*((each, "triton") for each in FUSED), *((each, "torch") for each in PLAIN)], ids=str
 )
 def test_the_report_names_pytorch_if_no_kernel_runs(
     options: Method, kernels: str, monkeypatch: pytest.MonkeyPatch

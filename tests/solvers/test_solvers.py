@@ -10,7 +10,7 @@ import torch
 from cores import Denoiser, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import GaussianMixture, LinearOde, noise, sequential_by_scheduler
+from problems import GaussianMixture, noise
 from torch import Tensor
 
 from srds_fast.solvers import program
@@ -18,18 +18,9 @@ from srds_fast.solvers.program import Program
 from srds_fast.solvers.sequential import sequential
 from srds_fast.solvers.srds import srds
 
-LINEAR, MIXTURE = LinearOde.random(), GaussianMixture.random()
+MIXTURE = GaussianMixture.random()
 # to the bit, however wide a wave is
 feed = partial(cores.feed, by_row=True)
-
-
-@pytest.mark.parametrize("num_steps", [10, 25, 40])
-def test_sequential_is_the_closed_form_of_the_linear_ode(num_steps: int) -> None:
-    x = noise(2, 6)
-    grid = table(num_steps)
-    found, _, _ = feed(sequential(x, grid, program.sequential(num_steps)), LINEAR, grid)
-    # the closed form takes exact roots where the scheduler takes float32 ones
-    torch.testing.assert_close(found, LINEAR.solution(x, num_steps), rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=8)
@@ -90,19 +81,3 @@ def test_stationary_says_that_no_boundary_moved() -> None:
     assert stationary(lambda x, t: torch.zeros_like(x), torch.zeros(2, 3, dtype=torch.float64)) == [[True, True]] * 5
     # x0 = 0 and sigma = 0 at the end: the last point is 0 in every iteration, but the ones before it move
     assert stationary(lambda x, t: torch.tanh(x) * (t > 0).to(x)[:, None], noise(2, 3))[0] == [False, False]
-
-
-def test_short_blocks_and_2m_jumps_are_closer_at_equal_waves() -> None:
-    """What the default rests on: N = 100, 28 waves buy 2 iterations of 20 blocks with 2M, or of 10 with DDIM."""
-    num_steps = 100
-    x = noise(2, 64)
-    grid = table(num_steps)
-    expected = sequential_by_scheduler(MIXTURE, x, num_steps)
-
-    def error(blocks: int, coarse_solver: str) -> float:
-        plan = program.srds(num_steps, blocks, 2)
-        assert plan.num_waves == 28
-        found, _, _ = cores.feed(srds(x, grid, plan, coarse_solver), MIXTURE, grid)
-        return float((found - expected).abs().mean())
-
-    assert error(20, "2m") < error(10, "ddim") / 2

@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import torch
+from cores import table
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +15,6 @@ from hypothesis import strategies as st
 from srds_fast.kernels.wave_update import Update
 from srds_fast.kernels.wave_update.instructions import Instruction, chained, instructions
 from srds_fast.schedulers.steps import TensorSpec
-from srds_fast.schedulers.table import NoiseTable
-from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
 from srds_fast.solvers.compiler import Form
 from srds_fast.solvers.wave_table import compiled, wave_table
@@ -27,11 +26,6 @@ SCHEDULERS = {
     "euler ancestral": EulerAncestralDiscreteScheduler(),
 }
 ROUNDING = 1e-9
-
-
-def table(name: str, num_steps: int) -> NoiseTable:
-    SCHEDULERS[name].set_timesteps(num_steps)
-    return noise_table(SCHEDULERS[name])
 
 
 def clamp(value: float, clip: float) -> float:
@@ -97,7 +91,7 @@ def test_chains_give_what_the_stages_say(name: str, num_steps: int, data: st.Dat
     if data.draw(st.booleans()):
         waves = program.sequential(num_steps)
     waves = waves.limited_to(data.draw(st.sampled_from([None, 1, 3])))
-    noise = table(name, num_steps)
+    noise = table(num_steps, SCHEDULERS[name])
     spec = TensorSpec(torch.float64, torch.device("cpu"), 2)
     form = Form(spec, history=given_x0, scaled=True, constrained=constrained, bitwise=bitwise)
     found: Any = compiled(noise, waves, data.draw(st.sampled_from(["2m", "ddim"])), form)
@@ -139,7 +133,7 @@ def same(found: list[float], expected: list[float]) -> bool:
 def test_the_memory_does_not_grow_with_the_iterations() -> None:
     def slots(num_iterations: int) -> int:
         waves = program.srds(100, 20, num_iterations)
-        return wave_table(table("ddim", 100), waves, "2m", torch.zeros(1, 2, dtype=torch.float64)).num_slots
+        return wave_table(table(100), waves, "2m", torch.zeros(1, 2, dtype=torch.float64)).num_slots
 
     # 20 rows in the widest wave, and what they and the corrections leave for later waves
     assert slots(20) <= 3.5 * 20

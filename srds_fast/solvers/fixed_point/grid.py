@@ -119,9 +119,7 @@ def _sweeps(
 def interpolation(nodes: Tensor, points: Tensor) -> Tensor:
     """Weights of the values at nodes in the values at points, [points, nodes]: cubic through the four around each.
 
-    Args:
-        nodes: [K], descending; fewer than four make a polynomial of lower degree.
-        points: [P].
+    The nodes descend; fewer than four make a polynomial of lower degree.
     """
     size = min(LOCAL, len(nodes))
     after = torch.searchsorted(-nodes, -points, right=True)

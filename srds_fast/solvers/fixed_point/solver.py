@@ -36,9 +36,7 @@ def fixed_point(
 ) -> Core:
     """Sweeps over the grid with a whole sample after each; with a window, one at the end.
 
-    Args:
-        program: `program.fixed_point(N, ...)`, or `program.windows(N, ...)` for options with a window.
-        bitwise: fill `Checkpoint.stationary`; with a window: tolerate nothing.
+    bitwise: fill `Checkpoint.stationary`; with a window: tolerate nothing.
     """
     if options.window is not None:
         return (yield from _sliding(x, noise, program, options, inputs, bitwise))
@@ -97,9 +95,7 @@ def _sliding(
 class Points:
     """The points of the grid, and what is known of each.
 
-    Attributes:
-        samples: which samples of the original batch still run, in order.
-        memory: the points, [N + 1, samples, ...], and what sweeps leave to later ones.
+    `samples` of the original batch still run; `memory` holds the points and what sweeps leave to later ones.
     """
 
     def __init__(
@@ -127,7 +123,6 @@ class Points:
                 memory.before.copy_(guess)
 
     def evaluate(self, number: int) -> Evaluate:
-        """Wave `number`."""
         self._number = number
         given, self._entering = self._entering, None
         if given is None:  # no sweep has made it: the first one, a part of a wave, or samples have left
@@ -192,9 +187,8 @@ class Window(Points):
     def sweep(self) -> Tensor:
         """Move the points behind the first row, to the end of the window.
 
-        Returns:
-            root mean squares over a state's elements, [points, samples]: for ParaTAA of each step's residual before the
-            sweep, otherwise of what each point was moved by.
+        Returns root mean squares over a state's elements, [points, samples]: for ParaTAA of each step's residual before
+        the sweep, otherwise of what each point was moved by.
         """
         table, memory, inputs = self._table, self.memory, self._inputs
         wave = table.sweeps[self._number]

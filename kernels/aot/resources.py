@@ -41,8 +41,6 @@ class Specimen(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What a compiled specimen needs."""
-
     registers: int  # of a thread
     spills: int  # of a thread: bytes that it stores and loads because registers do not suffice
     shared: int  # bytes of shared memory of a program
@@ -58,10 +56,7 @@ def specimens() -> Iterator[tuple[str, Specimen]]:
 
 
 def compiled(specimen: Specimen, capability: int) -> Resources:
-    """Compile a specimen for a compute capability (80 for sm_80) and read what it needs.
-
-    Raises RuntimeError in a process that interprets kernels.
-    """
+    """What a specimen needs, compiled for a compute capability (80 for sm_80)."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 is set. Interpreted kernels cannot be compiled. Unset it.")
     import triton
@@ -106,7 +101,6 @@ def _widths(ptx: str, access: str) -> list[int]:
 
 
 def main() -> None:
-    """Print the table."""
     print(f"{'kernel':46}{'target':>8}{'registers':>11}{'bound':>7}{'spills':>8}{'shared':>8}{'load':>6}{'store':>7}")
     for (operation, specimen), capability in product(specimens(), CAPABILITIES):
         found = compiled(specimen, capability)

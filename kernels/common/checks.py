@@ -22,10 +22,7 @@ def check_tensor(
     shape: Sequence[int] | None = None,
     meaning: str = "",
 ) -> None:
-    """Raise InvalidArgument unless a tensor has one of these dtypes, this device and this shape (None: any).
-
-    meaning: of its dimensions, as in "[rows, samples, ...]".
-    """
+    """Raise InvalidArgument unless a tensor is like this. meaning: of its shape, as in "[rows, samples, ...]"."""
     if tensor.dtype not in dtypes:
         allowed = ", ".join(map(str, dtypes))
         raise InvalidArgument(f"{name} is {tensor.dtype}. It must be one of {allowed}. Convert it with .to().")

@@ -18,9 +18,8 @@ def implementation(device: torch.device) -> Implementation:
     """The implementation that runs for tensors on a device.
 
     SRDS_FAST_KERNELS=torch in the environment selects the references on CUDA too, for machines without a C compiler for
-    Triton's launchers, or to find out whether a kernel is wrong. With TRITON_INTERPRET=1, set before the first import
-    of triton, kernels are interpreted on the CPU, slowly: for tests.
-    Raises InvalidArgument if SRDS_FAST_KERNELS is neither "triton" nor "torch".
+    Triton's launchers, or to find out whether a kernel is wrong; other values than "triton" raise InvalidArgument. With
+    TRITON_INTERPRET=1, set before the first import of triton, kernels are interpreted on the CPU, slowly: for tests.
     """
     asked = os.environ.get("SRDS_FAST_KERNELS") or "triton"
     if asked not in ("triton", "torch"):
@@ -34,7 +33,6 @@ def implementation(device: torch.device) -> Implementation:
 
 @cache
 def interpreted() -> bool:
-    """Whether this process interprets kernels on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

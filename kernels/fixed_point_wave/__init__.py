@@ -71,15 +71,9 @@ def fixed_point_wave(
     products of all points at once. Steps whose correction reaches only some points (`Scan.order`) run the reference
     everywhere. Sums are taken in a fixed order, so two calls give the same bits. No launch needs a value from the host.
 
-    Args:
-        number: of the sweep's last wave.
-        memory: of the run, written in place.
-        m: network output at the rows, [branches * rows, samples, ...], float32, bfloat16, float16 or float64.
-        guidance: [branches], in the state's dtype, the weights w; None: one branch, weight 1.
-        network: format of the next input.
-        constrain: maps (points [points, samples, ...], position of the first) to points that meet the constraint.
-        check_stationary: fill `SweepResult.stationary`.
-
+    number: of the sweep's last wave. m: network output at the rows, [branches * rows, samples, ...], float32, bfloat16,
+    float16 or float64. guidance: [branches], in the state's dtype, the weights w; None: one branch, weight 1.
+    constrain: maps (points [points, samples, ...], position of the first) to points that meet the constraint.
     Raises InvalidArgument for an argument that does not fit the table or the memory.
     """
     wave = table.sweeps[number]

@@ -22,10 +22,8 @@ def anderson_mix(x: Tensor, residual: Tensor, dx: Tensor, dr: Tensor, regularisa
     Products, sums and the solution are in float64. In float32 their rounding errors outgrow lambda as soon as two
     differences are nearly parallel, and pivots may become negative. NaN stays in its sample.
 
-    Args:
-        x, residual: [W, samples, ...], float32 or float64, the iterate and R.
-        dx, dr: [H, W, samples, ...], H >= 1 differences of iterates, and of the residuals that belong to them.
-        regularisation: lambda > 0.
+    x and residual, R: [W, samples, ...]; dx and dr: [H, W, samples, ...], H >= 1 differences of iterates, and of the
+    residuals that belong to them; regularisation: lambda > 0.
     """
     history = len(dr)
     both = torch.cat([dr, residual[None]]).double().flatten(3).permute(1, 2, 0, 3)  # [W, samples, H + 1, elements]

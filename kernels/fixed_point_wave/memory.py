@@ -11,8 +11,6 @@ from .table import Table
 
 
 class SweepResult(NamedTuple):
-    """What a sweep returns."""
-
     sample: Tensor  # [samples, ...], the last point
     change: Tensor  # [samples], mean |x - x before| of the point that moved most, in units of its standard deviation
     stationary: Tensor | None  # [samples] bool, no bit changed and no point was interpolated; None unless asked for
@@ -23,17 +21,8 @@ class Memory:
     """The points of one run, the network's outputs at them, and the iterates of earlier sweeps.
 
     Iterates and residuals lie in rings: a sweep neither allocates nor copies what later sweeps read.
-
-    Args:
-        x: starting noise, [samples, ...]; its dtype is the dtype of the state.
-        draws: [N, samples, ...], fresh noise of stochastic steps.
-        x0_prev: [samples, ...], the x0 before the first one, for multistep schedulers.
-
-    Attributes:
-        m: [N, samples, ...], the network's output at the points; zero at first.
-        lasts: the step that each sweep so far ended with.
-        tickets: [samples] int32, how many programs of a launch are done, so that the last one of a sample knows that it
-            is the last; zero between launches.
+    x: starting noise, [samples, ...]; draws: [N, samples, ...], fresh noise of stochastic steps; x0_prev:
+    [samples, ...], the x0 before the first one, for multistep schedulers.
     """
 
     def __init__(self, table: Table, x: Tensor, draws: Tensor | None = None, x0_prev: Tensor | None = None) -> None:
@@ -41,11 +30,13 @@ class Memory:
         # one iterate for each difference, the newest, and the one that is being written
         self.iterates = x.new_empty(max(history, 1) + 2, *points)
         self.residuals = x.new_empty(history + 1 if history else 0, *points)
+        # the network's output at the points
         self.m = x.new_zeros(table.num_steps, *x.shape)
         self.draws = None if draws is None else draws.contiguous()
         self.x0_prev = None if x0_prev is None else x0_prev.contiguous()
-        self.lasts: list[int] = []
+        self.lasts: list[int] = []  # the step that each sweep so far ended with
         self._unbind_rings()
+        # how many programs of a launch are done, so that the last of a sample knows it is; zero between launches
         self.tickets = torch.zeros(len(x), dtype=torch.int32, device=x.device)
         self.before.zero_()
 
@@ -59,7 +50,6 @@ class Memory:
 
     @property
     def x(self) -> Tensor:
-        """The newest points."""
         return self.iterate(0)
 
     @property
@@ -69,12 +59,10 @@ class Memory:
 
     @property
     def after(self) -> Tensor:
-        """The points that are being written."""
         return self.iterate(-1)
 
     @property
     def sweeps(self) -> int:
-        """How many sweeps are done."""
         return len(self.lasts)
 
     def advance(self, last: int) -> None:

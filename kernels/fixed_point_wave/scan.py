@@ -33,16 +33,10 @@ class ScanStep(NamedTuple):
 
 
 class Scan:
-    """The steps of a grid, applied to a window of it.
+    """The steps of a grid, applied to a window of it; dtype, device and ndim are those of a state [samples, ...].
 
-    Args:
-        steps: one per step of the grid.
-        dtype, device, ndim: of a state [samples, ...].
-        clip: bound of the clamp; None leaves the term out.
-        order: how many points the correction of a step reaches, at least 1; None: all. The kernels support None only.
-
-    Attributes:
-        table: [N, 6], the coefficients, rounded once from float64.
+    clip: bound of the clamp; None leaves the term out. order: how many points the correction of a step reaches, at
+    least 1; None: all. The kernels support None only.
     """
 
     def __init__(
@@ -54,6 +48,7 @@ class Scan:
         clip: float | None = None,
         order: int | None = None,
     ) -> None:
+        # [N, 6], rounded once from float64
         self.table = torch.tensor(steps, dtype=torch.float64).to(device, dtype)
         self._columns = self.table.T.reshape(len(ScanStep._fields), len(steps), *[1] * ndim)
         self.order, self._clip = order, clip
@@ -65,12 +60,9 @@ class Scan:
         self._reach = (reach if order is None else reach.triu(1 - order)).to(device, dtype)
 
     def points(self, y: Tensor, m: Tensor, first: int, added: Tensor | None = None) -> Tensor:
-        """Points 1 .. W of the new iterate, [W, samples, ...].
+        """Points 1 .. W of the new iterate, [W, samples, ...]; y: the old one, [W + 1, samples, ...].
 
-        Args:
-            y: [W + 1, samples, ...], the old iterate; the new one begins at the same point.
-            m, added: [W, samples, ...], of y's dtype: the network's output at y's points; noise and momentum.
-            first: the step of the grid that the window begins with.
+        m, added: [W, samples, ...], of y's dtype: the network's output at y's points; noise and momentum.
         """
         last = first + len(m)
         x = self.stepped(y, m, first, added)
@@ -90,11 +82,8 @@ class Scan:
         return stepped
 
     def outputs(self, y: Tensor, added: Tensor | None = None) -> Tensor | None:
-        """The network's outputs for which the steps lead from each point y of the grid to the next, [N, samples, ...].
-
-        None if the steps clamp: then many outputs lead there.
-        """
-        if self._clip is not None:
+        """The network's outputs for which the steps lead from each point y to the next, [N, samples, ...]."""
+        if self._clip is not None:  # many outputs lead there
             return None
         a, b, *_ = self._columns
         led = y[1:] - a * y[:-1]

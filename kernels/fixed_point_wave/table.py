@@ -74,10 +74,8 @@ class Table:
         return self.scan.order is None
 
     def differences(self, sweeps: int) -> int:
-        """How many differences the next sweep mixes, after so many sweeps.
-
-        Old differences mislead where a sample has changed direction since, so late sweeps use the newest one only.
-        """
+        """How many differences the next sweep mixes, after so many sweeps."""
+        # Old differences mislead where a sample has changed direction since, so late sweeps use the newest one only.
         return min(sweeps, self.history if sweeps < self.longest else 1, self.history)
 
 

@@ -45,16 +45,11 @@ def wave_update(
     writes R values and their next inputs: 2 R (4 + e g) bytes per element of a state, the fewest possible. A row that
     several steps read is read again from the cache, which adds a fifth over a whole run. `traffic` counts both.
 
-    Args:
-        number: which update. Call one before a capture: the first call allocates what a launch needs.
-        buffers: memory of the run, written in place.
-        m: network output, [branches * rows, samples, ...], float32, bfloat16, float16 or float64. States that are
-            neither contiguous nor channels last are copied. None for an update without steps.
-        guidance: [branches], in the memory's dtype, weights of the branches in m's sum; None: one branch, weight 1.
-        network: format of the next input.
-
-    Returns the next network input, [branches * rows, samples, ...]; None for an update without gathers. Raises
-    InvalidArgument for an argument that does not fit the table or the buffers.
+    Call one before a capture: the first call allocates what a launch needs. m: network output, [branches * rows,
+    samples, ...], float32, bfloat16, float16 or float64, copied if it is neither contiguous nor channels last; None for
+    an update without steps. guidance: [branches], in the memory's dtype, weights of the branches in m's sum; None: one
+    branch, weight 1. Returns the next network input, [branches * rows, samples, ...]; None for an update without
+    gathers. Raises InvalidArgument for an argument that does not fit the table or the buffers.
     """
     if buffers.table is not table:
         raise InvalidArgument("buffers were made for another table. Slots differ. Make them from this one.")

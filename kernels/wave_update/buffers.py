@@ -18,8 +18,6 @@ from .table import WaveTable
 
 
 class Scratch(NamedTuple):
-    """What the launches of one run share."""
-
     ticket: Tensor  # [1] int32, counts the programs of a launch that are done; 0 between launches
     partial: Tensor  # sums of the change, one per program
     block: int  # elements that a program takes at a time
@@ -29,22 +27,15 @@ class Scratch(NamedTuple):
 class Buffers:
     """The memory of one run and the measurements in it. Concurrent runs each need their own.
 
-    Args:
-        table: the updates.
-        x: starting noise, [samples, ...], with the table's dtype, device and number of dimensions; kept in slot 0.
-        noises: [entries, samples, ...], the noise that the table refers to, with the dtype and device of x.
-        channels_last: lay out the memory as the network's input is, so that both are read and written in order.
+    x: starting noise, [samples, ...], kept in slot 0; noises: [entries, samples, ...], what the table refers to; both
+    with the table's dtype and device, or InvalidArgument is raised. channels_last: lay out the memory as the network's
+    input is, so that both are read and written in order.
 
     Attributes:
-        implementation: the one that runs the updates.
         memory: [slots, samples, ...], what updates leave for later ones.
         slots, rows: views of its slots, [samples, ...] and [1, samples, ...] each.
         change: [iterations + 1, samples], mean |x^p - x^(p-1)| of the last boundary.
         moved: [iterations + 1, samples] bool, whether any boundary of the iteration differs from the one before.
-        scratch: of the kernel; made at its first launch.
-
-    Raises:
-        InvalidArgument: x or noises do not fit the table.
     """
 
     def __init__(
@@ -70,7 +61,7 @@ class Buffers:
 
     def _view_memory(self) -> None:
         self.slots, self.rows = self.memory.unbind(), self.memory.split(1)
-        self.scratch: Scratch | None = None
+        self.scratch: Scratch | None = None  # of the kernel, made at its first launch
 
 
 def _check(table: WaveTable, x: Tensor, noises: Tensor | None) -> None:

@@ -63,7 +63,6 @@ class Chains(NamedTuple):
 
 
 def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, clip: float | None) -> Chains:
-    """The chains of all updates."""
     of_updates = [chained(instructions(update, clip)) for update in updates]
     flat = [instruction for of_update in of_updates for chain in of_update for instruction in chain]
     lengths = [len(chain) for of_update in of_updates for chain in of_update]

@@ -15,18 +15,9 @@ from .update import Update, check
 class WaveTable:
     """The updates of a program, and the tensors made from them. Made once and shared by all runs.
 
-    Args:
-        updates: in the order in which they run.
-        num_slots: slots of the memory that they refer to.
-        num_iterations: the largest iteration of a correction.
-        dtype: of the memory, float32 or float64; coefficients are cast to it once.
-        device: of the memory.
-        ndim: dimensions of a state [samples, ...].
-        clip: bound of p x + q m, or None.
-        records_moved: for each compared correction, record whether any bit has changed.
-
-    Raises:
-        InvalidArgument: an update breaks a rule of `update`.
+    num_iterations: the largest iteration of a correction; dtype: of the memory, float32 or float64, which coefficients
+    are cast to once; ndim: of a state [samples, ...]; clip: bound of p x + q m; records_moved: for each compared
+    correction, record whether any bit has changed. Raises InvalidArgument if an update breaks a rule of `update`.
     """
 
     def __init__(

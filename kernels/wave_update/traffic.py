@@ -9,15 +9,10 @@ from .table import WaveTable
 
 
 class Traffic(NamedTuple):
-    """Bytes per element of a state.
+    """Bytes per element of a state."""
 
-    Attributes:
-        moved: by the kernel: every load and store, including those that a cache answers.
-        fewest: possible: each value that the update does not make itself is read once, each result is written once.
-    """
-
-    moved: int
-    fewest: int
+    moved: int  # by the kernel: every load and store, including those that a cache answers
+    fewest: int  # possible: what the update does not make itself is read once, each result is written once
 
 
 def traffic(table: WaveTable, number: int, network_bytes: int, branches: int = 1, inputs: int = 1) -> Traffic:

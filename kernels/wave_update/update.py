@@ -56,8 +56,6 @@ class Gather(NamedTuple):
 
 
 class Update(NamedTuple):
-    """Everything that happens between two network calls."""
-
     steps: tuple[Step, ...] = ()
     corrections: tuple[Correction, ...] = ()
     gathers: tuple[Gather, ...] = ()

@@ -64,10 +64,7 @@ def calibrated(
 
 
 def needed(outputs: Sequence[tuple[int, Tensor]], reference: Tensor, tolerance: float, quantile: float) -> int | None:
-    """The first iteration from which on enough samples stay within the tolerance; None: not even the last are.
-
-    outputs: (iteration, samples); reference: the sequential samples, [num_samples, ...].
-    """
+    """The first iteration from which on enough samples stay within the tolerance; None: not even the last are."""
     found = None
     must = math.ceil(quantile * len(reference))  # samples that must be within
     for iteration, samples in reversed(outputs):

@@ -19,8 +19,6 @@ Shares = tuple[tuple[int, float], ...]
 
 @dataclass
 class Experience:
-    """Runs of one kind of call."""
-
     version: int = 0  # grows when plans are to be compared again
     most_rows: int | None = None  # of the widest wave that may fit into memory; None: none was too wide
     _seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=MOST_RUNS))

@@ -103,7 +103,6 @@ class Plan:
 
     @property
     def is_sequential(self) -> bool:
-        """Whether it is the sequential sampler."""
         return self.method == SEQUENTIAL
 
     @property
@@ -129,7 +128,6 @@ class Plan:
 
     @property
     def slides(self) -> bool:
-        """See `Method.slides`."""
         return self.options.slides
 
     def program(self) -> Program:

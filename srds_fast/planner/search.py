@@ -38,8 +38,6 @@ class Known:
 
 @dataclass(frozen=True)
 class Pricing:
-    """What a kind of call costs."""
-
     known: Known
     measure_overhead: Callable[[Plan], float]  # seconds that a run takes outside the network; called where it decides
     context: Context
@@ -118,9 +116,8 @@ def fastest(
 ) -> Plan:
     """The plan predicted to take least time, its `prediction` filled.
 
-    Args:
-        iterations: by signature of a plan, those that calibration found to be enough; plans without are left out.
-        before: the plan chosen with less known. Graphs of it may exist, so it stays while it is nearly as fast.
+    iterations: by signature of a plan, those that calibration found to be enough; plans without are left out. before:
+    the plan chosen with less known. Graphs of it may exist, so it stays while it is nearly as fast.
     """
     settings = within_memory(settings, pricing.most_rows)
     sequential, *others = candidates(num_steps, settings, stochastic, calibrated=iterations is not None)

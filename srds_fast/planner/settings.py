@@ -18,10 +18,7 @@ MOST_STEPS = 10_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user asks for, see `compile`; `choose` turns it into a plan for one number of steps.
-
-    Raises InvalidArgument for a value that is out of its range or of no known name.
-    """
+    """What a user asks for, see `compile`, checked; `choose` turns it into a plan for one number of steps."""
 
     method: str | Method = AUTO
     tolerance: float = 4e-3

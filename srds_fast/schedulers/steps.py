@@ -22,8 +22,6 @@ COARSE_SOLVERS: tuple[CoarseSolver, ...] = ("ddim", "2m")
 
 
 class Coefficients(NamedTuple):
-    """The coefficients of one step or jump."""
-
     a: float
     b: float
     c: float

@@ -55,10 +55,7 @@ class NoiseTable:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def part(self, start: int, stop: int, *, afresh: bool = True) -> NoiseTable:
-        """Steps start .. stop - 1 as a table, for img2img and `denoising_end`.
-
-        afresh: the first step has no x0_prev, as in a multistep scheduler that starts there.
-        """
+        """Steps start .. stop - 1, for img2img and `denoising_end`; afresh: the first step has no x0_prev."""
         if (start, stop) == (0, self.num_steps):
             return self
         key = start, stop, afresh

@@ -25,12 +25,8 @@ def noise_table(scheduler: Any, *, clip_epsilon: bool = False, eta: float = 0.0)
 
     The scheduler is not changed: the check runs on a copy and draws from a separate generator. Tables are cached by
     everything they depend on, so the calls of a pipeline check its scheduler once per number of steps.
-
-    Args:
-        scheduler: a diffusers scheduler, or one with the same interface.
-        clip_epsilon, eta: as DDIM's `use_clipped_model_output` and `eta`.
-
-    Raises UnsupportedScheduler if its class has no builder, an option is refused, or its step differs from the table.
+    clip_epsilon and eta are DDIM's `use_clipped_model_output` and `eta`. Raises UnsupportedScheduler if its class has
+    no builder, an option is refused, or its step differs from the table.
     """
     key = _cache_key(scheduler), clip_epsilon, eta
     table = _checked.get(key)
@@ -93,11 +89,7 @@ def check_scheduler(scheduler: Any) -> None:
 
 
 def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
-    """Compare every step of the table with the scheduler's own, on random samples at the table's noise level.
-
-    The bound allows for float32 rounding inside the scheduler; an unknown option gives far larger differences. Each
-    step must draw noise from its generator exactly if the table says so.
-    """
+    """Compare every step with the scheduler's own, on random samples; each must draw noise where the table says."""
     trial = copy.deepcopy(scheduler)
     trial.timesteps = trial.timesteps.cpu()
     if hasattr(trial, "set_begin_index"):  # img2img pipelines set another begin index
@@ -121,6 +113,7 @@ def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
         size = float(expected.abs().max())
         differences = found - expected, scaled - table.input_scale[index] * x
         difference = max(float(each.abs().max()) for each in differences)
+        # float32 rounding inside the scheduler is allowed for; an unknown option gives far larger differences
         close = math.isfinite(size) and difference <= 4e-6 * max(1.0, size, float(x.abs().max()))
         if not (close and torch.equal(noise.get_state(), expected_noise.get_state())):
             raise UnsupportedScheduler(

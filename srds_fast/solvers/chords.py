@@ -112,7 +112,6 @@ class Cores(Program):
 
     @property
     def num_cores(self) -> int:
-        """K, the rows of the widest wave."""
         return len(self.starts)
 
     @property

@@ -46,11 +46,9 @@ class Form(NamedTuple):
 
 
 class Completed(NamedTuple):
-    """A completed value. compared: with that of the iteration before."""
-
     iteration: int
     slot: int
-    compared: bool
+    compared: bool  # with that of the iteration before
 
 
 @dataclass
@@ -67,8 +65,6 @@ class CompiledWave:
 
 @dataclass(frozen=True)
 class CompiledProgram:
-    """What a run knows before its first wave."""
-
     waves: tuple[CompiledWave, ...]
     # the first update brings the starting noise to the network; then one for each wave, two if states are constrained
     table: WaveTable
@@ -85,10 +81,8 @@ class CompiledProgram:
 
 
 class Jump(NamedTuple):
-    """Coefficients of one jump, and the entry of the noise that it adds."""
-
     coefficients: Coefficients
-    draw: int | None = None
+    draw: int | None = None  # entry of the noise that it adds
 
 
 class Compiler:
@@ -99,7 +93,6 @@ class Compiler:
     """
 
     def __init__(self, noise: NoiseTable, program: Program, form: Form, state: Name) -> None:
-        """state: name of the starting noise."""
         self._noise, self._program, self._form = noise, program, form
         self._fine = [fine_step(noise, index) for index in range(noise.num_steps)]
         # a multistep scheduler: an x0 belongs to every state
@@ -117,10 +110,7 @@ class Compiler:
         self._updates: list[tuple[list[Step], list[Correction], list[Gather]]] = [([], [], [])]
 
     def jump(self, previous: int | None, start: int, stop: int, *, noisy: bool = True) -> Jump:
-        """A jump across the steps from `start` to `stop`, which looks back at the x0 at `previous`, if at any.
-
-        noisy: add the noise of the steps it replaces. Where two jumps are subtracted it would cancel.
-        """
+        """A jump from `start` to `stop`, looking back at the x0 at `previous`; noisy: with the noise of its steps."""
         noise = self._noise
         if noise.momentum is None and noise.spread is None:
             return Jump(second_order(noise, previous, start, stop))
@@ -146,8 +136,7 @@ class Compiler:
     def make_step(self, row: int, name: Name, jumped_from: int | None = None) -> int:
         """The fine step of a row, which looks back at the x0 of its state if there is one; returns the value.
 
-        jumped_from: a jump from there has led to the state. Its x0 stands for that of the step before, which lies
-            between the two along the log-SNR.
+        jumped_from: a jump from there led to the state. Its x0 stands for that of the step before, between the two.
         """
         position, x0 = self._positions[row], x0_of(self._names[row])
         step = self._fine[position]
@@ -182,10 +171,7 @@ class Compiler:
         whole: bool = False,
         becomes: Sequence[Name] = (),
     ) -> Completed:
-        """Add a bracket, G_new - G_old, to a value, and that of their x0 to its x0; None: leave them.
-
-        The arguments are those of `Correction`. becomes: names that the value has from now on.
-        """
+        """A `Correction` of a value, and of its x0. becomes: names that the value has from now on."""
         self._value |= self._written_in_this_wave  # from here on, reads find what the steps of this wave have written
         value, before = self._read(name), self._read_if_there(compare)
         pair = None if bracket is None else (self._read(bracket[0]), self._read(bracket[1]))
@@ -267,7 +253,6 @@ class Compiler:
         return None if name is None or name not in self._value else self._read(name)
 
     def _slots(self) -> tuple[list[int], int]:
-        """A slot for each value, and how many there are."""
         slots, free, num_slots = list[int](), list[int](), 0
         ends = sorted(range(len(self._last)), key=self._last.__getitem__, reverse=True)
         for first in self._first:

@@ -57,16 +57,12 @@ def merged(whole: Tensor | None, newest: Tensor, samples: tuple[int, ...]) -> Te
 
 
 class Trajectory:
-    """The states on the grid as they were last computed.
-
-    Attributes:
-        x: N + 1 entries [batch, ...]; entry i is the state at which step i departs, entry N the sample. None until it
-            has been computed.
-        x0: N entries [batch, ...]: the x0 that step i predicted, kept for multistep schedulers only.
-    """
+    """The states on the grid as they were last computed, [batch, ...] each; None before that."""
 
     def __init__(self, num_steps: int) -> None:
+        # entry i is the state at which step i departs, entry N the sample
         self.x: list[Tensor | None] = [None] * (num_steps + 1)
+        # the x0 that step i predicted, kept for multistep schedulers only
         self.x0: list[Tensor | None] = [None] * num_steps
 
     def stacked(self, start: Tensor, sample: Tensor) -> Tensor | None:
@@ -90,29 +86,18 @@ Inpainting keeps the known part of the image at the noise level of the position.
 
 @dataclass(frozen=True)
 class SolverInputs:
-    """What some calls need beyond a program and a noise table.
+    """What some calls need beyond a program and a noise table."""
 
-    Attributes:
-        draws: [N, batch, ...] in the dtype of the state: the fresh noise of every step, drawn before the first wave in
-            the order of the sequential sampler; None for deterministic schedulers.
-        constrain: applied to every state as it arrives.
-        trajectory: filled as the states are computed.
-        x0_prev: [batch, ...], the x0 that a multistep scheduler remembers at the start; None at the beginning of a
-            grid.
-        network: format of the network's input.
-        scaled: multiply it with the scheduler's input scale.
-        guidance: [branches], weights of the branches in the network's output; None: one branch, or done elsewhere.
-        initial_guess: [N + 1, batch, ...], states of a related sample; methods that refine all points begin with them
-            instead of their own first guess.
-    """
-
+    # [N, batch, ...] in the dtype of the state: the fresh noise of every step, drawn before the first wave in the order
+    # of the sequential sampler; None for deterministic schedulers
     draws: Tensor | None = None
-    constrain: Constrain | None = None
-    trajectory: Trajectory | None = None
-    x0_prev: Tensor | None = None
+    constrain: Constrain | None = None  # applied to every state as it arrives
+    trajectory: Trajectory | None = None  # filled as the states are computed
+    x0_prev: Tensor | None = None  # [batch, ...], what a multistep scheduler looks back at; None: the grid begins here
     network: NetworkInput = AS_THE_STATE
-    scaled: bool = False
-    guidance: Tensor | None = None
+    scaled: bool = False  # multiply the network's input with the scheduler's input scale
+    guidance: Tensor | None = None  # [branches], weights of the network's outputs; None: one branch, or done elsewhere
+    # [N + 1, batch, ...], states of a related sample: methods that refine all points begin with them
     initial_guess: Tensor | None = None
 
     def constrained(self, states: Tensor, positions: Iterable[int], samples: tuple[int, ...]) -> Tensor:
@@ -140,7 +125,6 @@ Core = Generator[Evaluate | Checkpoint, Answer, Tensor]
 
 
 def output_of(answer: Answer) -> Tensor:
-    """The network output that answers an Evaluate."""
     assert isinstance(answer, Tensor), "an Evaluate is answered with the network output"
     return answer
 

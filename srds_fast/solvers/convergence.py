@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 
 class Contraction(NamedTuple):
-    """What is assumed of r."""
-
     first: float  # r before enough changes have been seen; 1: nothing is known then
     ratios: int = 1  # how many ratios of successive changes count; r follows from the largest
     caution: float = 2.0  # r is so many times that ratio: the next contraction may be weaker than the last
@@ -45,10 +43,7 @@ DIVERGENCE_FACTOR = 1e3
 
 
 def estimated_error(changes: Sequence[float], contraction: Contraction = BLOCKS) -> float:
-    """Mean absolute error left after an iteration, from its change and those before it, the newest last.
-
-    Infinite while the changes shrink too little to say.
-    """
+    """Mean absolute error left after these changes, oldest first; infinite while they shrink too little to say."""
     change = changes[-1]
     if change == 0.0:
         return 0.0
@@ -65,10 +60,7 @@ class Diverged(Exception):
 
 
 class Monitor:
-    """Remembers the change of every sample and decides which samples continue.
-
-    bitwise: ignore estimates; stop a sample only if no boundary moved by a bit, or at the exact iteration.
-    """
+    """Decides which samples continue; bitwise: all in which a boundary moved by a bit, whatever the estimates."""
 
     def __init__(self, num_samples: int, tolerance: float, bitwise: bool, contraction: Contraction = BLOCKS) -> None:
         self.contraction, self.tolerance, self.bitwise = contraction, tolerance, bitwise

@@ -84,17 +84,11 @@ class Method(ABC):
 
     @abstractmethod
     def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
-        """The waves for N steps; the caller cuts those wider than max_rows.
-
-        bitwise: the run ends only if nothing moves by a bit.
-        """
+        """The waves, which the caller cuts at max_rows; bitwise: the run ends only if nothing moves by a bit."""
 
     @abstractmethod
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
-        """The generator that runs the program, not begun; see `contract`.
-
-        x: starting noise, [batch, ...], in the dtype of the state; bitwise: fill `Checkpoint.stationary`.
-        """
+        """The generator that runs the program, not begun; see `contract`. bitwise: fill `Checkpoint.stationary`."""
 
     def check(self, target: Target) -> None:
         """Raise InvalidArgument if a call asks for what the method cannot do. `num_steps` is not known yet."""
@@ -136,10 +130,7 @@ class Method(ABC):
         return {"options": self.to_dict()}
 
     def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
-        """Options that the planner compares for method="auto"; none by default.
-
-        calibrated: the iterations of each are to be measured, so options without a reliable stop may be given too.
-        """
+        """What the planner compares; calibrated: by measured iterations, so options without a reliable stop are too."""
         yield from ()
 
     def iterations_begun(self, num_steps: int, iteration: int, max_iterations: int) -> int:

@@ -96,14 +96,11 @@ class ParaSolver(Method):
 
 @dataclass(frozen=True)
 class Intervals(Program):
-    """The coarse start, then windows that slide by one sub-interval at the slowest.
-
-    A run whose windows slide further leaves waves out. begins: the sub-interval that each wave's window begins at.
-    """
+    """The coarse start, then windows; a run whose windows slide by more than one sub-interval leaves waves out."""
 
     window: int
     num_coarse: int
-    begins: tuple[int, ...]
+    begins: tuple[int, ...]  # the sub-interval that each wave's window begins at
 
     @cached_property
     def final_steps(self) -> tuple[int, ...]:
@@ -170,7 +167,6 @@ class _States:
         self._columns = _columns(noise, TensorSpec.of(x))
 
     def evaluate(self, number: int, rows: Tensor) -> Evaluate:
-        """Wave `number`. rows: the states that the network is evaluated at, [rows, batch, ...]."""
         network, positions = self._inputs.network, self._program.positions[number]
         if self._inputs.scaled:
             rows = rows * self._columns["input_scale"][list(positions)]
@@ -201,10 +197,7 @@ class _States:
             self.x0[block + 1] = self._last_x0
 
     def refine(self, first: int, last: int) -> Generator[Evaluate, Answer, Tensor]:
-        """Solve the sub-intervals of a window, and update the states behind each.
-
-        Returns the root mean square over a state's elements of what each moved by, [last - first, batch].
-        """
+        """Solve a window, and update the states behind; the root mean square of what each moved by, [states, batch]."""
         program, inputs = self._program, self._inputs
         x, x0 = self.x[first:last].clone(), self.x0[first:last].clone()
         for number in range(program.num_coarse, len(program)):

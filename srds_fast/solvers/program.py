@@ -83,7 +83,6 @@ class Program:
 
     @property
     def num_blocks(self) -> int:
-        """B, blocks the grid is cut into."""
         return len(self.bounds) - 1
 
     @property
@@ -113,12 +112,10 @@ class Program:
 
     @cached_property
     def num_rows(self) -> int:
-        """Network evaluations in all."""
         return sum(len(wave.rows) for wave in self.waves)
 
     @cached_property
     def peak_rows(self) -> int:
-        """Rows of the widest wave."""
         return max(len(wave.rows) for wave in self.waves)
 
     def spent(self, iteration: int) -> Spent:
@@ -180,12 +177,9 @@ def srds(
     After iteration p the boundaries 0..p are the sequential ones. So iteration p solves only the blocks p-1 and later,
     and boundary p takes the fine result with no correction (its two coarse terms are the same number).
 
-    Args:
-        num_steps: N >= 1.
-        num_blocks: B, 1 <= B <= N. B need not divide N.
-        num_iterations: p, 0 <= p <= B; p = B is exact. Other numbers raise InvalidArgument.
-        in_flight: iterations under way at once, pipelined: rows of iteration p wait for the sample of iteration
-            p - in_flight, which may end the run. None: all, the fewest waves.
+    1 <= B <= N, and B need not divide N; p = B is exact; other numbers raise InvalidArgument. in_flight: iterations
+    under way at once, pipelined: rows of iteration p wait for the sample of iteration p - in_flight, which may end the
+    run. None: all, the fewest waves.
     """
     check_whole("num_steps", num_steps, 1)
     check_whole("num_blocks", num_blocks, 1, num_steps)

@@ -58,11 +58,7 @@ def options_of(method: Any) -> Method | None:
 
 
 def requested(method: Any, keywords: Mapping[str, Any]) -> tuple[Method, ...]:
-    """The methods that a call may run: one, or those that "auto" may choose from.
-
-    method: name or options; keywords: num_blocks, coarse_solver, pipelined and in_flight, shorthand for SRDS. Raises
-    InvalidArgument for what is unknown, out of range, or does not go together.
-    """
+    """The methods that a call may run: one, or those that "auto" may choose from. keywords: shorthand for SRDS."""
     options, shorthand, default = options_of(method), SRDS(**keywords), SRDS()
     if options is None:
         # keywords narrow the choice to the method that takes them

@@ -21,10 +21,7 @@ def posterior_std(noise: NoiseTable, bounds: tuple[int, ...]) -> Tensor:
 
 
 def num_within(error: Tensor, bound: Tensor) -> int:
-    """How many states, from the first on, are within their bound in all samples. Waits for the device.
-
-    error: [states, samples]; bound: [states], float64 on the host.
-    """
+    """How many states, from the first on, are within their bound [states] in all samples. Waits for the device."""
     # NaN is within no bound
     within: list[bool] = (error.double().cpu() <= bound[:, None]).all(1).tolist()
     return [*within, False].index(False)

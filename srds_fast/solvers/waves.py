@@ -12,10 +12,7 @@ from .program import Program
 
 
 class Waves:
-    """The memory of one run, and what happens between its network calls.
-
-    `samples`: which samples of the original batch still run, in order.
-    """
+    """The memory of one run, of the `samples` of the original batch that still run."""
 
     def __init__(self, x: Tensor, program: Program, compiled: CompiledProgram, inputs: SolverInputs) -> None:
         self.samples = tuple(range(len(x)))
@@ -27,12 +24,10 @@ class Waves:
         self._next = self._update(0)
 
     def evaluate(self, number: int) -> Evaluate:
-        """Wave `number`, the next one."""
         assert self._next is not None, "a wave has rows"
         return Evaluate(self._next, self._program.positions[number], self.samples, number)
 
     def advance(self, number: int, answer: Answer) -> None:
-        """Take the network's output at wave `number`."""
         wave, slots, inputs = self._compiled.waves[number], self._buffers.slots, self._inputs
         m = output_of(answer)
         if inputs.constrain is None:

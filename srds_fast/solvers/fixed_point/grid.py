@@ -117,10 +117,7 @@ def _sweeps(
 
 
 def interpolation(nodes: Tensor, points: Tensor) -> Tensor:
-    """Weights of the values at nodes in the values at points, [points, nodes]: cubic through the four around each.
-
-    The nodes descend; fewer than four make a polynomial of lower degree.
-    """
+    """Weights of descending nodes at points, [points, nodes]: cubic through the four around, or of lower degree."""
     size = min(LOCAL, len(nodes))
     after = torch.searchsorted(-nodes, -points, right=True)
     begin = (after - size // 2).clamp(0, len(nodes) - size)

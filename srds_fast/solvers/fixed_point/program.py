@@ -12,10 +12,7 @@ from ..program import Boundary, Program, Row, Wave
 
 @dataclass(frozen=True)
 class Sweeps(Program):
-    """The waves of a fixed-point method: each one moves all points of a window, from the first that is not exact on.
-
-    There is one block, and a wave is an iteration.
-    """
+    """One block; each wave is an iteration that moves all points of a window, from the first that is not exact on."""
 
     first_iteration: ClassVar[int] = 1  # there is no coarse sweep
 
@@ -47,12 +44,8 @@ def fixed_point(num_steps: int, num_iterations: int, num_nodes: int | None = Non
     """Sweeps over the whole grid: ParaTAA with a full window, or, with nodes, collocation.
 
     After wave k the points 0 .. k + 1 are exact, and leave the program: N waves are the sequential sampler.
-
-    Args:
-        num_steps: N >= 1.
-        num_iterations: waves, 1 to N.
-        num_nodes: rows of a wave; the network's output between them is interpolated, and every other wave has its nodes
-            between those of the one before. None: every point that is not exact is a row.
+    num_nodes: rows of a wave; the network's output between them is interpolated, and every other wave has its nodes
+    between those of the one before. None: every point that is not exact is a row.
     """
     waves = []
     for number in range(num_iterations):
@@ -78,18 +71,14 @@ def windows(num_steps: int, window: int) -> Sweeps:
 
 def of_widths(num_steps: int, widths: Sequence[int]) -> Sweeps:
     """A wave for each number of rows, spread over the grid: to measure what network calls cost."""
-    waves = [
-        _sweep(number, tuple(sorted(index * num_steps // width for index in range(width))))
-        for number, width in enumerate(widths)
-    ]
+    waves = []
+    for number, width in enumerate(widths):
+        waves.append(_sweep(number, tuple(sorted(index * num_steps // width for index in range(width)))))
     return Sweeps(num_steps, (0, num_steps), len(waves), tuple(waves))
 
 
 def nodes(first: int, num_steps: int, num_nodes: int, *, between: bool) -> tuple[int, ...]:
-    """Positions of the nodes from `first` on: it itself, the last few, and between them evenly spaced ones.
-
-    between: shift the evenly spaced ones by half their distance.
-    """
+    """Positions of `first`, the last few, and evenly spaced ones, which `between` shifts by half their distance."""
     if num_steps - first <= num_nodes:
         return tuple(range(first, num_steps))
     end = num_steps - NODES_AT_THE_END

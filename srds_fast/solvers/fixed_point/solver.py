@@ -34,10 +34,7 @@ def fixed_point(
     *,
     bitwise: bool = False,
 ) -> Core:
-    """Sweeps over the grid with a whole sample after each; with a window, one at the end.
-
-    bitwise: fill `Checkpoint.stationary`; with a window: tolerate nothing.
-    """
+    """A whole sample after each sweep; with a window, one at the end. bitwise: a window tolerates nothing."""
     if options.window is not None:
         return (yield from _sliding(x, noise, program, options, inputs, bitwise))
     points = Points(x, noise, program, options, inputs)
@@ -93,10 +90,7 @@ def _sliding(
 
 
 class Points:
-    """The points of the grid, and what is known of each.
-
-    `samples` of the original batch still run; `memory` holds the points and what sweeps leave to later ones.
-    """
+    """The points of the grid, and what is known of each. `samples` of the original batch still run."""
 
     def __init__(
         self, x: Tensor, noise: NoiseTable, program: Sweeps, options: Parameters, inputs: SolverInputs
@@ -185,11 +179,7 @@ class Window(Points):
     """Points of which a window is moved at a time, in plain PyTorch: the host waits for the errors after every wave."""
 
     def sweep(self) -> Tensor:
-        """Move the points behind the first row, to the end of the window.
-
-        Returns root mean squares over a state's elements, [points, samples]: for ParaTAA of each step's residual before
-        the sweep, otherwise of what each point was moved by.
-        """
+        """Move the points behind the first row; the root mean square of each step's residual, or of its movement."""
         table, memory, inputs = self._table, self.memory, self._inputs
         wave = table.sweeps[self._number]
         first, last = wave.first, wave.last + 1

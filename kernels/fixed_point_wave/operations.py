@@ -73,8 +73,8 @@ def mixed(table: Table, memory: Memory, points: Tensor, first: int, last: int) -
     count = table.differences(memory.sweeps)
     if count == 0:
         return points
-    dx, dr = both = points.new_empty(2, count, *points.shape)
-    for of, found in zip((memory.iterate, memory.residual), both, strict=True):
+    dx, dr = points.new_empty(2, count, *points.shape)
+    for of, found in ((memory.iterate, dx), (memory.residual, dr)):
         for age, difference, ended in zip(reversed(range(count)), found, memory.lasts[-count:], strict=True):
             torch.sub(of(age)[window], of(age + 1)[window], out=difference)
             if ended < last:  # points that joined the window later have no residual from that sweep

@@ -71,7 +71,6 @@ class Costs:
                 known.settle()
 
     def clear(self) -> None:
-        """Forget all."""
         with self._lock:
             self._kept.clear()
 
@@ -91,10 +90,8 @@ def price(
 ) -> Pricing:
     """The costs of calls like one that is about to be made, measured if they are not known.
 
-    Args:
-        key: of the kind of call, but for the state and the format of the network's input.
-        dtype: of the network's output.
-        replayed: whether the call will be replayed from graphs: nothing is then spent between network calls.
+    key: of the kind of call, but for the state and the format of the network's input. dtype: of the network's output.
+    replayed: the call will be replayed from graphs: nothing is then spent between network calls.
     """
 
     def curve() -> CostCurve:
@@ -131,10 +128,8 @@ def measure(
 ) -> CostCurve:
     """The curve of a network for batches like x, [batch, ...]: every row is one of it.
 
-    Args:
-        program: a wave for each width, from narrow to wide; see `SATURATED`.
-        replayed: time recordings of the calls, or eager calls where one cannot be recorded. The caller holds the
-            device lock.
+    program: a wave for each width, from narrow to wide; see `SATURATED`. replayed: time recordings of the calls, or
+    eager calls where one cannot be recorded; the caller holds the device lock.
     """
     if replayed:
         with suppress(CaptureFailed):

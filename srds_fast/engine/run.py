@@ -58,19 +58,12 @@ class Run:
 
     The clock runs from the first wave handed out, or from `started`, to the last output handed in.
 
-    Args:
-        x: starting noise in the dtype of the state, [batch, ...].
-        observer: called with every checkpoint.
-        started: `time.perf_counter()` when the first wave began, if that was before the run was made.
-        counts, engine: of the run that this one continues.
-
-    Attributes:
-        shown: iteration that the observer has seen last, -1 before the first.
-        change, converged, iterations: see `change`, `converged` and `iterations_per_sample` of `Report`.
-        sample: final samples in the dtype of the state, [batch, ...]; None until then.
-        stopped: the run was ended early, by `stop`.
-        newest: the newest whole sample, [batch, ...]; None before the first.
-        final_steps: steps of the grid that no later wave changes, N at the end: for progress bars.
+    x: starting noise in the dtype of the state, [batch, ...]. counts, engine: of the run that this one continues.
+    started: `time.perf_counter()` when the first wave began, if that was before the run was made.
+    shown: iteration that the observer has seen last, -1 before the first.
+    change, converged, iterations: see `change`, `converged` and `iterations_per_sample` of `Report`.
+    sample: final samples in the dtype of the state, [batch, ...]; newest: the newest whole one; each None until then.
+    final_steps: steps of the grid that no later wave changes, N at the end: for progress bars.
     """
 
     def __init__(
@@ -105,8 +98,7 @@ class Run:
 
         Waits for the device only at checkpoints: the decision to stop reads the change.
 
-        Raises:
-            Diverged: the samples are not finite, or move away instead of settling. The message explains it to a user.
+        Raises Diverged where samples are not finite, or move away instead of settling; its message is for the user.
         """
         if output is not None:
             self.received()
@@ -130,12 +122,9 @@ class Run:
         self._core.close()
 
     def may_launch_ahead(self, iteration: int) -> bool:
-        """True if the next iteration may launch before this one's change is read.
-
-        False where an observer looks at every sample: the observer would wait for the next iteration as well.
-        """
+        """True if the next iteration may launch before this one's change is read."""
         plan = self.plan
-        if self._observer is not None:
+        if self._observer is not None:  # it would wait for the next iteration as well
             return False
         if plan.bitwise or plan.calibrated or iteration <= self._monitor.contraction.blind:
             return True

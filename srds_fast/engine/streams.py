@@ -6,7 +6,7 @@ use at the same time. Whether two narrow parallel calls are faster than one wide
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate, count, pairwise
 from typing import Any
@@ -30,6 +30,7 @@ class TwoLanes:
 
     def __init__(self, rows: Evaluator, program: Program, device: torch.device) -> None:
         self._rows = rows
+        self.prepare, self.constants, self.forget = rows.prepare, rows.constants, rows.forget
         numbers = count()
         # for each wave, its parts: their numbers in `in_lanes`, and their first and last row
         self._parts = [
@@ -55,17 +56,8 @@ class TwoLanes:
         outputs = [m.unflatten(0, (-1, len(part.positions))) for m, part in zip((coarse, fine), parts, strict=True)]
         return torch.cat(outputs, dim=1).flatten(0, 1)
 
-    def prepare(self) -> None:
-        self._rows.prepare()
-
-    def constants(self) -> Iterable[Tensor]:
-        return self._rows.constants()
-
     def repeat(self, wave: Evaluate) -> None:
         self._rows.repeat(wave._replace(number=self._parts[wave.number][0][0]))
-
-    def forget(self) -> None:
-        self._rows.forget()
 
 
 @contextmanager

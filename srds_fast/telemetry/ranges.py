@@ -56,8 +56,7 @@ class Timeline:
 def call(what: str, device: Callable[[], torch.device], timeline: Timeline) -> Iterator[None]:
     """A call of this thread. what: its name in the trace; device: called only if the network's device is timed.
 
-    Raises:
-        InvalidArgument: what the environment asks for cannot be had, see `profile`.
+    Raises InvalidArgument where what the environment asks for cannot be had, see `profile`.
     """
     follow_environment()
     if not watching:

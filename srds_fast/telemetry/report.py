@@ -103,6 +103,7 @@ class Report:
         steps, waves, streams = self.num_inference_steps, self.waves, self.overlap == "streams"
         fewer = f" ({steps / waves:.2f}x fewer than sequential)" if 0 < waves < steps else ""
         held = "" if self.in_flight is None else f", {self.in_flight} in flight"
+        dropped = f"{self.dropped_waves} waves, launched before the decision to stop was known"
         goal = "exact" if self.exact else f"tolerance {self.tolerance or 0.0:.2g}"
         lines = [
             ("method", self.method),
@@ -117,10 +118,7 @@ class Report:
             ("seconds", f"{self.seconds:.3f}"),
             ("overlap", streams and "coarse rows on a separate stream"),
             ("recording", self.capture_seconds and f"{self.capture_seconds:.3f} seconds, for later calls"),
-            (
-                "dropped",
-                self.dropped_waves and f"{self.dropped_waves} waves, launched before the decision to stop was known",
-            ),
+            ("dropped", self.dropped_waves and dropped),
             ("predicted", None if self.predicted_seconds is None else f"{self.predicted_seconds:.3f}"),
             ("overhead", None if self.overhead is None else f"{self.overhead:.2f} times the sum of c(rows)"),
             *self._phases(),

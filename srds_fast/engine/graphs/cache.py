@@ -29,14 +29,9 @@ MOST_OPERATIONS = 50_000
 class GraphStats:
     """What a compiled pipeline's graphs have done so far.
 
-    Attributes:
-        captured: recordings made. One is the loop graph of a plan at one shape, or all graphs of a network.
-        replayed: calls that ran on a recording.
-        evicted: recordings given up for others, the least recently used first.
-        failed: recordings that could not be made.
-        seconds: spent on recording.
-        held: recordings there are now.
-        nbytes: memory that the device had less after recording them, where that can be asked.
+    It counts recordings (one is the loop graph of a plan at one shape, or all graphs of a network), and in `replayed`
+    the calls that ran on one. evicted: given up for others. seconds: spent on recording. held: there are now; nbytes:
+    memory that the device had less after recording these, where that can be asked.
     """
 
     captured: int = 0
@@ -87,12 +82,8 @@ class Graphs:
     ) -> str | None:
         """Record the loop graph of a call that has just run eagerly, and keep it if its replay gives the same.
 
-        Args:
-            expected, iterations: see `compare`.
-            whole: record all iterations that it could take, not just those it took.
-
-        Returns:
-            why the recording is not kept, though a later call may be recorded; None: it is kept.
+        Returns why it is not kept, though a later call may be recorded, or None. expected, iterations: see `compare`.
+        whole: record all iterations that it could take, not just those it took.
         """
         started = time.perf_counter()
         before = call.key()

@@ -140,8 +140,7 @@ def modules_of(function: Callable[..., Any]) -> tuple[nn.Module, ...]:
 def function_key(function: Callable[..., Any]) -> Hashable:
     """Equal for functions of one code with the same values and modules behind them, such as lambdas made in a loop.
 
-    Raises:
-        ValueError: its result depends on an object that cannot be compared by value; it is named.
+    Raises ValueError, with the name of an object that its result depends on and that cannot be compared by value.
     """
     return tuple(map(_key_behind, _behind(function)))
 

@@ -52,15 +52,13 @@ class NetworkCalls:
 class Capturable:
     """What a call asks to have recorded.
 
-    Attributes:
-        signature: by value, everything that changes the loop graph besides `inputs` and `calls`.
-        inputs: the tensors that differ from call to call, by name; "x" is the starting noise, [batch, ...].
-        begin: given static tensors in the place of inputs, makes a core that has not begun and the evaluator of its
-            waves. True: coarse rows run on a stream of their own.
-        through: makes an eager evaluator of the same waves whose network calls go through a function.
-        checkpoints: the most that a run has.
-        live: dictionaries of the networks, by identity, whose values are among the inputs.
-        overlap: "batch"; "streams": coarse rows on a stream of their own; "auto": the faster of the two, measured.
+    signature: by value, everything that changes the loop graph besides `inputs` and `calls`.
+    inputs: the tensors that differ from call to call, by name; "x" is the starting noise, [batch, ...].
+    begin: given static tensors in the place of inputs, makes a core that has not begun and the evaluator of its waves.
+        True: coarse rows run on a stream of their own.
+    through: makes an eager evaluator of the same waves whose network calls go through a function.
+    checkpoints: the most that a run has. live: dictionaries of the networks, by identity, whose values are inputs.
+    overlap: "batch"; "streams": coarse rows on a stream of their own; "auto": the faster of the two, measured.
     """
 
     signature: Hashable

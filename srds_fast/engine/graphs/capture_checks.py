@@ -41,12 +41,9 @@ _NUMBERS = "makes a tensor from Python numbers, which a graph would freeze"
 class CaptureCheck(TorchDispatchMode):
     """Refuses operations that cannot be captured, and collects the tensors that are read from outside.
 
-    Attributes:
-        operations: run so far, about as many as launches.
-        made: memory that was allocated in this capture, as `storage_of` it.
-        read: tensors that existed before the capture, by memory, in the order of their first use. They are held, so
-            that no other tensor gets their memory.
-        read_by_network: those of them that the network reads.
+    operations: run so far, about as many as launches. made: memory that was allocated in this capture, as `storage_of`
+    it. read: tensors that existed before the capture, by memory, in the order of their first use; they are held, so
+    that no other tensor gets their memory. read_by_network: those of them that the network reads.
     """
 
     def __init__(self) -> None:
@@ -77,7 +74,11 @@ class CaptureCheck(TorchDispatchMode):
         if func in _FROM_PYTHON:  # a number, as in x[0] = 1.0: others were refused
             self._numbers.update(map(storage_of, given))
         for tensor in given:
-            self._note(tensor)
+            storage = storage_of(tensor)  # a view of an outside tensor is an outside tensor
+            if storage not in self.made and storage not in self._numbers:
+                self.read.setdefault(storage, tensor)
+                if self._in_network:
+                    self.read_by_network.setdefault(storage, tensor)
         out = self.execute(func, args, kwargs)
         self.operations += 1
         self.made.update(map(storage_of, new_in(out, given)))
@@ -91,21 +92,15 @@ class CaptureCheck(TorchDispatchMode):
     def network(self, unseen: bool = False) -> Iterator[None]:
         """Within it, operations are those of the network. unseen: torch would compile it anew if they were checked."""
         self._in_network = True
+        if unseen:  # both modes are left: compiled code is guarded by those that are on
+            self._functions.__exit__(None, None, None)
         try:
-            with self.unseen() if unseen else nullcontext():
+            with _disable_current_modes() if unseen else nullcontext():
                 yield
         finally:
+            if unseen:
+                self._functions.__enter__()
             self._in_network = False
-
-    @contextmanager
-    def unseen(self) -> Iterator[None]:
-        """Within it, operations are not checked. Both modes are left: compiled code is guarded by those that are on."""
-        self._functions.__exit__(None, None, None)
-        try:
-            with _disable_current_modes():
-                yield
-        finally:
-            self._functions.__enter__()
 
     def _refuse_lasting_writes(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         for argument, value in _arguments(func, args, kwargs):
@@ -113,13 +108,6 @@ class CaptureCheck(TorchDispatchMode):
                 continue
             if any(storage_of(tensor) not in self.made for tensor in tensors_in(value)):
                 raise _refusal(str(func), "writes to a tensor that outlasts the call")
-
-    def _note(self, tensor: Tensor) -> None:
-        storage = storage_of(tensor)  # a view of an outside tensor is an outside tensor
-        if storage not in self.made and storage not in self._numbers:
-            self.read.setdefault(storage, tensor)
-            if self._in_network:
-                self.read_by_network.setdefault(storage, tensor)
 
 
 class _Functions(TorchFunctionMode):
@@ -152,7 +140,6 @@ def refuse_uncapturable(func: Any, args: Any, kwargs: dict[str, Any], numbers: C
 
 
 def cannot_capture(why: str) -> CaptureFailed:
-    """The error of what cannot be captured."""
     return CaptureFailed(f"The loop cannot be captured: {why}. It runs eagerly; pass engine='eager' to leave it so.")
 
 
@@ -182,10 +169,8 @@ def _arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> Iterator[tuple[A
 
 def _draws(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     # torch marks attention and dropout as drawing even where nothing is dropped
-    return not any(
-        argument.name in _SWITCHES and value is not None and not value
-        for argument, value in _arguments(func, args, kwargs)
-    )
+    switches = [value for argument, value in _arguments(func, args, kwargs) if argument.name in _SWITCHES]
+    return not any(value is not None and not value for value in switches)
 
 
 def _devices(func: Any, args: Any, kwargs: dict[str, Any], numbers: Container[Hashable]) -> set[str]:
@@ -207,13 +192,10 @@ def new_in(out: Any, given: Iterable[Tensor]) -> list[Tensor]:
 
 
 def storage_of(tensor: Tensor) -> Hashable:
-    """Equal for tensors in the same memory, also after it was freed: a weak reference keeps its identity.
-
-    A tensor without memory of its own, such as a sparse one, stands for itself.
-    """
+    """Equal for tensors in the same memory, also after it was freed: a weak reference keeps its identity."""
     try:
         return StorageWeakRef(tensor.untyped_storage())
-    except (NotImplementedError, RuntimeError, ValueError):
+    except (NotImplementedError, RuntimeError, ValueError):  # it has no memory of its own, such as a sparse one
         return (id(tensor),)
 
 

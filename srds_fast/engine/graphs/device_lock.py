@@ -34,11 +34,7 @@ _lock_of = cache(_Lock)
 
 @contextmanager
 def device_lock(device: torch.device) -> Iterator[None]:
-    """Hold the graphs of a device: other threads wait for the host, and their streams for the device.
-
-    Raises:
-        DeviceBusy: the wait takes too long.
-    """
+    """Hold a device's graphs, or raise DeviceBusy. Other threads wait for the host, their streams for the device."""
     mine = _lock_of(device)
     if not mine.lock.acquire(timeout=LONGEST_WAIT):
         raise DeviceBusy(

@@ -43,16 +43,9 @@ class Stretch:
 class LoopGraph:
     """One graph from each checkpoint of a plan to the next, on static tensors.
 
-    Args:
-        most_operations: the most that the whole recording may hold, about.
-        streams: coarse rows run on a stream of their own.
-
-    Attributes:
-        inputs: static tensors, by name, that the graphs read.
-        nbytes: see `GraphStats`.
-        operations: recorded so far; about as many as kernels.
-        reason: why coarse rows do not run on a stream of their own though that was asked for, or None.
-        broken: recording it further broke off; it is of no use any more.
+    most_operations: the most that the whole recording may hold, about. operations: recorded so far; about as many as
+    kernels. streams: coarse rows run on a stream of their own; reason: why not, though that was asked for, or None.
+    broken: recording it further broke off; it is of no use any more. nbytes: see `GraphStats`.
     """
 
     name = "loop graph"
@@ -97,8 +90,7 @@ class LoopGraph:
         """Replay a stretch, recorded now if it has not been."""
         self.extend_to(number + 1)
         stretch = self._stretches[number]
-        iteration = self.program.first_iteration + number
-        with telemetry.span(f"replay {iteration}", "replay", len(stretch.waves)):
+        with telemetry.span(f"replay {self.program.first_iteration + number}", "replay", len(stretch.waves)):
             stretch.graph.replay()
         return stretch
 
@@ -144,10 +136,7 @@ def copy_to(static: Iterable[Tensor], tensors: list[Tensor]) -> None:
 
 
 def _rehearse(core: Core, dtype: torch.dtype) -> None:
-    """Run a core to its end on zeros: no kernel may be loaded for the first time in a recording.
-
-    The eager run before may have ended earlier.
-    """
+    """Run a core to its end on zeros, unlike the eager run: a recording must not load a kernel for the first time."""
     answer: Tensor | None = None
     with suppress(StopIteration):
         while True:
@@ -163,11 +152,9 @@ def replay(
 ) -> Core:
     """One run of a recording as a core: it hands out each wave when it has been launched, and ignores the answer.
 
-    Args:
-        engine: the waves that were launched ahead of a decision to stop are counted here.
-        ahead: true for an iteration after which the next stretch is launched before the change is read. The device
-            then does not pause, and the waves of one launch are wasted where the run stops: it pays where a stop is
-            unlikely.
+    engine: the waves that were launched ahead of a decision to stop are counted here. ahead: true for an iteration
+    after which the next stretch is launched before the change is read. The device then does not pause, and the waves of
+    one launch are wasted where the run stops: it pays where a stop is unlikely.
     """
     with replaying(captured.device):
         copy_to(captured.inputs.values(), [inputs[name] for name in captured.inputs])
@@ -241,8 +228,7 @@ def compare(captured: LoopGraph, call: Capturable, expected: Tensor, iterations:
                 break
             answer = None
             if isinstance(event, Checkpoint):
-                running = enumerate(event.samples)
-                answer = tuple(place for place, sample in running if iterations[sample] > event.iteration)
+                answer = tuple(i for i, sample in enumerate(event.samples) if iterations[sample] > event.iteration)
     refuse_difference(found, expected, call.dtype)
 
 

@@ -131,18 +131,12 @@ class NetworkGraphs:
 class GraphedCalls:
     """The network calls of one run, through graphs where there are any.
 
-    Args:
-        key_now: what the graphs depend on, now; `key` is what they depended on when the run began.
-        records: record calls of a width that has no graph yet.
-        weigh: before the first recording, see whether graphs can save time.
-
-    Attributes:
-        replays, recordings: how many calls were replays, and how many were recorded.
-        reason: why some calls were not replays, beyond the first of their width; None: all were.
-        seconds: spent on recording.
-        ended: why the rest of the run neither replays nor records. "busy": another call holds the device; "changed":
-            the network's own attributes have changed, and what this run recorded is of no use; "failed": the network
-            cannot be recorded; "declined": graphs would save no time.
+    key_now: what the graphs depend on, now; `key` is what they depended on when the run began. records: record calls of
+    a width that has no graph yet. weigh: before the first recording, see whether graphs can save time. seconds: spent
+    on recording. reason: why some calls were not replays, beyond the first of their width; None: all were.
+    ended: why the rest of the run neither replays nor records. "busy": another call holds the device; "changed": the
+    network's own attributes have changed, and what this run recorded is of no use; "failed": the network cannot be
+    recorded; "declined": graphs would save no time.
     """
 
     def __init__(

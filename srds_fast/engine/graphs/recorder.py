@@ -31,11 +31,8 @@ class Recorder(Protocol):
     def record(self, work: Callable[[CaptureCheck], T]) -> tuple[Graph, CaptureCheck, T]:
         """Run `work` once in Python, under a check that it is given. Its effects appear with the first replay.
 
-        Returns:
-            the graph, the check, and what `work` returned: replays write to the tensors in it.
-
-        Raises:
-            CaptureFailed: an operation cannot be repeated; nothing has been changed.
+        Returns the graph, the check, and what `work` returned: replays write to the tensors in it. Raises CaptureFailed
+        where an operation cannot be repeated; nothing has been changed then.
         """
 
     def release(self) -> None:

@@ -34,12 +34,9 @@ Advance = Callable[[Run, Eager], None]
 class GraphRunner:
     """How a call may use graphs.
 
-    Attributes:
-        lazy: record calls of a kind that is new.
-        refused: notified why a call runs eagerly; may raise.
-        whole: record all iterations and all widths that a call could take.
-        weighed: record only where launches take a good part of the time.
-        kind: "graph": a loop graph, or network graphs where there can be none; "network-graphs": these at once.
+    lazy: record calls of a kind that is new. refused: notified why a call runs eagerly; may raise. whole: record all
+    iterations and all widths that a call could take. weighed: record only where launches take a good part of the time.
+    kind: "graph": a loop graph, or network graphs where there can be none; "network-graphs": these at once.
     """
 
     graphs: Graphs

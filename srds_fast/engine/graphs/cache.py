@@ -27,30 +27,22 @@ MOST_OPERATIONS = 50_000
 
 @dataclass
 class GraphStats:
-    """What a compiled pipeline's graphs have done so far.
+    """What a compiled pipeline's graphs have done so far."""
 
-    It counts recordings (one is the loop graph of a plan at one shape, or all graphs of a network), and in `replayed`
-    the calls that ran on one. evicted: given up for others. seconds: spent on recording. held: there are now; nbytes:
-    memory that the device had less after recording these, where that can be asked.
-    """
-
-    captured: int = 0
-    replayed: int = 0
-    evicted: int = 0
-    failed: int = 0
-    seconds: float = 0.0
-    held: int = 0
-    nbytes: int = 0
+    captured: int = 0  # recordings made: one is the loop graph of a plan at one shape, or all graphs of a network
+    replayed: int = 0  # calls that ran on a recording
+    evicted: int = 0  # recordings given up for others, the least recently used first
+    failed: int = 0  # recordings that could not be made
+    seconds: float = 0.0  # spent on recording
+    held: int = 0  # recordings there are now
+    nbytes: int = 0  # memory that the device had less after recording them, where that can be asked
 
 
 class NoLoop(NamedTuple):
-    """Why calls of a kind have no loop graph. reason: None where nobody asked for one.
+    """Why calls of a kind have no loop graph."""
 
-    what: "failed": it cannot be recorded; "declined": it is not worth recording; "network graphs": it runs on these.
-    """
-
-    what: str
-    reason: str | None
+    what: str  # "failed": cannot be recorded; "declined": is not worth recording; "network graphs": runs on these
+    reason: str | None  # None where nobody asked for one
 
 
 @dataclass

@@ -23,15 +23,12 @@ Through = Callable[[Callable[..., Any], Hashable], Callable[..., Any]]
 
 @dataclass(frozen=True)
 class NetworkCalls:
-    """The network calls of a run: what network graphs depend on besides the arguments of each call.
-
-    signature: by value, what else the calls depend on. compiled: some network is run through torch.compile.
-    """
+    """The network calls of a run: what network graphs depend on besides the arguments of each call."""
 
     networks: tuple[nn.Module, ...]
     device: torch.device
-    signature: Hashable = None
-    compiled: bool = False
+    signature: Hashable = None  # by value, what else the calls depend on
+    compiled: bool = False  # some network is run through torch.compile
 
     def why_not(self) -> str | None:
         """Why nothing of them can be recorded or replayed now, or None."""
@@ -50,28 +47,22 @@ class NetworkCalls:
 
 @dataclass(frozen=True)
 class Capturable:
-    """What a call asks to have recorded.
+    """What a call asks to have recorded."""
 
-    signature: by value, everything that changes the loop graph besides `inputs` and `calls`.
-    inputs: the tensors that differ from call to call, by name; "x" is the starting noise, [batch, ...].
-    begin: given static tensors in the place of inputs, makes a core that has not begun and the evaluator of its waves.
-        True: coarse rows run on a stream of their own.
-    through: makes an eager evaluator of the same waves whose network calls go through a function.
-    checkpoints: the most that a run has. live: dictionaries of the networks, by identity, whose values are inputs.
-    overlap: "batch"; "streams": coarse rows on a stream of their own; "auto": the faster of the two, measured.
-    """
-
-    signature: Hashable
-    inputs: Mapping[str, Tensor]
+    signature: Hashable  # by value, everything that changes the loop graph besides `inputs` and `calls`
+    inputs: Mapping[str, Tensor]  # the tensors that differ from call to call; "x" is the starting noise, [batch, ...]
     calls: NetworkCalls
+    # given static tensors in the place of inputs, makes a core that has not begun and the evaluator of its waves;
+    # True: coarse rows run on a stream of their own
     begin: Callable[[Mapping[str, Tensor], bool], tuple[Core, Evaluator]]
+    # makes an eager evaluator of the same waves whose network calls go through a function
     through: Callable[[Through], Callable[[Evaluate], Tensor]]
-    checkpoints: int
+    checkpoints: int  # the most that a run has
     program: Program
     network: NetworkInput
     dtype: torch.dtype
-    live: frozenset[int] = frozenset()
-    overlap: str = "batch"
+    live: frozenset[int] = frozenset()  # dictionaries of the networks, by identity, whose values are among the inputs
+    overlap: str = "batch"  # or "streams": coarse rows on a stream of their own; "auto": the faster, measured
     why_no_loop: str | None = None
 
     @property

@@ -39,17 +39,13 @@ _NUMBERS = "makes a tensor from Python numbers, which a graph would freeze"
 
 
 class CaptureCheck(TorchDispatchMode):
-    """Refuses operations that cannot be captured, and collects the tensors that are read from outside.
-
-    operations: run so far, about as many as launches. made: memory that was allocated in this capture, as `storage_of`
-    it. read: tensors that existed before the capture, by memory, in the order of their first use; they are held, so
-    that no other tensor gets their memory. read_by_network: those of them that the network reads.
-    """
+    """Refuses operations that cannot be captured, and collects the tensors that are read from outside."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations = 0
-        self.made: set[Hashable] = set()
+        self.operations = 0  # run so far, about as many as launches
+        self.made: set[Hashable] = set()  # memory that was allocated in this capture, as `storage_of` it
+        # tensors that existed before, in the order of their first use: held, so that no other gets their memory
         self.read: dict[Hashable, Tensor] = {}
         self.read_by_network: dict[Hashable, Tensor] = {}
         self._in_network = False

@@ -43,9 +43,7 @@ class Stretch:
 class LoopGraph:
     """One graph from each checkpoint of a plan to the next, on static tensors.
 
-    most_operations: the most that the whole recording may hold, about. operations: recorded so far; about as many as
-    kernels. streams: coarse rows run on a stream of their own; reason: why not, though that was asked for, or None.
-    broken: recording it further broke off; it is of no use any more. nbytes: see `GraphStats`.
+    most_operations: the most that it may hold, about. streams: coarse rows run on a stream of their own.
     """
 
     name = "loop graph"
@@ -55,8 +53,8 @@ class LoopGraph:
     ) -> None:
         self.overlap = "streams" if streams else "batch"
         self.nbytes = self.operations = 0
-        self.reason: str | None = None
-        self.broken = False
+        self.reason: str | None = None  # why coarse rows have no stream of their own though that was asked for
+        self.broken = False  # recording it further broke off: it is of no use any more
         self.device, self.checkpoints, self.program = call.calls.device, call.checkpoints, call.program
         self._calls = call.calls
         self._recorder, self._most_operations = recorder, most_operations
@@ -101,7 +99,12 @@ class LoopGraph:
             event = self._core.send(None)
             while isinstance(event, Evaluate):
                 waves.append(event.number)
-                self._refuse_length(check, len(waves))
+                expected = check.operations / max(1, len(waves) - 1) * len(self.program)
+                if len(waves) > 1 and expected > self._most_operations:
+                    raise TooLarge(
+                        f"One graph of the loop would hold about {expected:.0f} operations. It would take long to make "
+                        "and much memory. There is a graph of the network for each width of a wave instead."
+                    )
                 with telemetry.span(*telemetry.of_wave(self.program, event.number)):
                     with check.network(self._calls.compiled):
                         output = self._evaluate(event)
@@ -117,14 +120,6 @@ class LoopGraph:
         self._made |= check.made
         self.operations += check.operations
         return Stretch(graph, waves, checkpoint)
-
-    def _refuse_length(self, check: CaptureCheck, waves: int) -> None:
-        expected = check.operations / max(1, waves - 1) * len(self.program)
-        if waves > 1 and expected > self._most_operations:
-            raise TooLarge(
-                f"One graph of the loop would hold about {expected:.0f} operations. It would take long to make and "
-                "much memory. There is a graph of the network for each width of a wave instead."
-            )
 
 
 def copy_to(static: Iterable[Tensor], tensors: list[Tensor]) -> None:

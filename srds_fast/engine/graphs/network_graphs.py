@@ -132,8 +132,7 @@ class GraphedCalls:
     """The network calls of one run, through graphs where there are any.
 
     key_now: what the graphs depend on, now; `key` is what they depended on when the run began. records: record calls of
-    a width that has no graph yet. weigh: before the first recording, see whether graphs can save time. seconds: spent
-    on recording. reason: why some calls were not replays, beyond the first of their width; None: all were.
+    a width that has no graph yet. weigh: before the first recording, see whether graphs can save time.
     ended: why the rest of the run neither replays nor records. "busy": another call holds the device; "changed": the
     network's own attributes have changed, and what this run recorded is of no use; "failed": the network cannot be
     recorded; "declined": graphs would save no time.
@@ -147,8 +146,8 @@ class GraphedCalls:
         self._key_now, self._records = key_now, records
         self.key = key_now()
         self.replays = self.recordings = 0
-        self.reason: str | None = None
-        self.seconds = 0.0
+        self.reason: str | None = None  # why calls were not replays, beyond the first of their width; None: all were
+        self.seconds = 0.0  # spent on recording
         self.ended: str | None = None
 
     def through(self, function: Callable[..., Any], name: Hashable = None) -> Callable[..., Any]:

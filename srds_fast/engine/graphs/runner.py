@@ -32,19 +32,14 @@ Advance = Callable[[Run, Eager], None]
 
 @dataclass(frozen=True)
 class GraphRunner:
-    """How a call may use graphs.
-
-    lazy: record calls of a kind that is new. refused: notified why a call runs eagerly; may raise. whole: record all
-    iterations and all widths that a call could take. weighed: record only where launches take a good part of the time.
-    kind: "graph": a loop graph, or network graphs where there can be none; "network-graphs": these at once.
-    """
+    """How a call may use graphs."""
 
     graphs: Graphs
-    lazy: bool
-    refused: Callable[[str], None]
-    whole: bool = False
-    weighed: bool = False
-    kind: str = "graph"
+    lazy: bool  # record calls of a kind that is new
+    refused: Callable[[str], None]  # notified why a call runs eagerly; may raise
+    whole: bool = False  # record all iterations and all widths that a call could take
+    weighed: bool = False  # record only where launches take a good part of the time
+    kind: str = "graph"  # a loop graph, or network graphs where there can be none; "network-graphs": these at once
 
     def run(self, call: Capturable, begin: Callable[[], Run], evaluate: Eager, advance: Advance) -> None:
         """Run a call on its recording if there is one, otherwise eagerly, and record it then.

@@ -23,7 +23,7 @@ def why_not_worth(call: Callable[[], object], device: torch.device) -> str | Non
 
 @torch.no_grad()
 def utilisation(call: Callable[[], object], device: torch.device) -> float:
-    """The share of a network call in which its CUDA device works: calls queued behind a pause, against launched ones."""
+    """The share of a network call in which its CUDA device works: calls queued behind a pause against launched ones."""
 
     def calls() -> None:
         for _ in range(CALLS):

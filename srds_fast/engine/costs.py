@@ -34,10 +34,11 @@ from .run import Run
 
 MOST_KEPT = 64
 WIDTHS = (1, 2, 4, 8, 16, 24, 32)
+# what measuring may take, in sequential calls; a wider call than the last is taken to cost in proportion to its rows
+BUDGET = 1.0
 # seconds; shorter calls are timed in rounds over all widths, so that a busy moment affects them alike, longer ones once
 SHORT = 0.05
 ROUNDS = 5
-ENOUGH_SECONDS = 0.5
 # a long call at this share of the time of as many single rows: wider ones cost in proportion to their rows
 SATURATED = 0.75
 
@@ -140,7 +141,10 @@ def measure(
 def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: NetworkInput, *, replayed: bool) -> CostCurve:
     calls: list[_Call] = []
     most_rows: int | None = None
+    left = math.inf  # seconds
     for number, positions in enumerate(program.positions):
+        if calls and left < 2 * calls[-1].seconds * len(positions) / calls[-1].rows:
+            break
         given = network.empty(len(positions), x)
         given.unflatten(0, (network.branches, -1)).copy_(x)
         wave = Evaluate(given, positions, tuple(range(len(x))), number)
@@ -151,16 +155,17 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
                 raise
             most_rows = calls[-1].rows
             break
+        left = BUDGET * program.num_steps * calls[0].seconds - 2 * sum(call.seconds for call in calls)
         in_proportion = [call.seconds >= SATURATED * call.rows * calls[0].seconds for call in calls[-2:]]
         if len(calls) >= 3 and calls[-1].seconds >= SHORT and all(in_proportion):
             break
-    started = time.perf_counter()
+    short = [call for call in calls if call.seconds < SHORT]
     for _ in range(ROUNDS):
-        for call in calls:
-            if call.seconds < SHORT:
-                call.time()
-        if time.perf_counter() - started > ENOUGH_SECONDS:
+        left -= sum(call.seconds for call in short)
+        if left < 0:
             break
+        for call in short:
+            call.time()
     evaluate.forget()
     memory = tuple(call.nbytes for call in calls if call.nbytes is not None)
     return CostCurve(

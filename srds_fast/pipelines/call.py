@@ -6,9 +6,8 @@ import functools
 import inspect
 import numbers
 import threading
-import time
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,11 +18,10 @@ from torch import Tensor, nn
 from .. import telemetry
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer
-from ..errors import DivergenceError, InvalidArgument, SrdsFastError, UnsupportedPipeline
+from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..planner.settings import GRAPH_ENGINES
 from ..sampling.session import no_room
 from ..solvers.registry import check_warm_start_method
-from ..telemetry.report import Report
 from . import acceleration
 from .families import Family, family_of
 from .lockstep.callbacks import StepCallback
@@ -31,7 +29,8 @@ from .lockstep.loop import LockstepLoop
 from .lockstep.proxies import copy_with_proxies
 from .loop import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out
-from .state import OWN_ARGUMENTS, RandomState, bind, no_plan, steps_of
+from .state import OWN_ARGUMENTS, RandomState, bind
+from .stock import TimedStockLoop, chosen_stock_call, kind_of_call, may_choose_stock, stock_call
 from .takeover.turn import RecordedTurn, why_not
 
 
@@ -130,10 +129,16 @@ def _run_call(
         check_warm_start_method(state.planner.options)
     reason = stock_reason(fast, family, arguments)
     if reason is not None:
-        return _stock_call(fast, args, kwargs, arguments, reason, own)
+        return stock_call(fast, args, kwargs, arguments, reason, own)
     random = RandomState(fast, arguments)
     loop, cls = family.loop(fast, arguments), type(state.original)
     networks: list[Any] = [getattr(fast, name) for name in loop.networks]
+    kind = None
+    if observer is None and not own and may_choose_stock(fast):
+        kind = kind_of_call(fast, arguments, networks[0])
+        chosen = None if kind is None else state.explorations.get(kind)
+        if chosen is not None and chosen.chose_stock:
+            return chosen_stock_call(fast, args, kwargs, arguments, chosen)
     with (
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
@@ -144,6 +149,8 @@ def _run_call(
         if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
             vars(fast)["_interrupt"] = False
         lockstep = _lockstep(fast, loop, arguments, networks, warming, observer, made.replacements, **own)
+        if kind is not None:
+            lockstep.stock = TimedStockLoop(fast, args, kwargs, arguments, tokenizers, random).seconds
         proxied = copy_with_proxies(fast, cls, loop, lockstep, tokenizers)
         # a callback sets the attribute of the copy, other threads set that of the original
         lockstep.interrupted = lambda: bool(getattr(proxied, "_interrupt", False) or vars(fast).get("_interrupt"))
@@ -169,12 +176,14 @@ def _run_call(
                 reason = f"Its loop, when driven, ended in {type(why).__name__}: {reason}"
         finally:
             lockstep.close()
+            if kind is not None and lockstep.session is not None and lockstep.session.exploration is not None:
+                state.explorations[kind] = lockstep.session.exploration
             # made.reasons grows during the call, in which compilation can fail
             state.last.report = lockstep.report(made.reasons)
             state.last.session = lockstep.session
             state.last.trajectory = lockstep.states() if own.get("keep_trajectory") else None
     random.restore()
-    return _stock_call(fast, args, kwargs, arguments, reason[:1].lower() + reason[1:], own)
+    return stock_call(fast, args, kwargs, arguments, reason[:1].lower() + reason[1:], own)
 
 
 def _lockstep(
@@ -224,6 +233,7 @@ def _lockstep(
         notify=functools.partial(warn_fallback, fast, "step by step"),
         replacements=replacements,
         plan_only=state.plan_only,
+        strict=state.strict,
     )
 
 
@@ -265,25 +275,3 @@ def _lora_lock(fast: Any, arguments: Arguments) -> AbstractContextManager[Any]:
             network = getattr(fast, "transformer", None) or fast.unet
             return _lora_locks.setdefault(network, threading.RLock())
     return nullcontext()
-
-
-def _stock_call(
-    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, reason: str, own: Iterable[str]
-) -> Any:
-    state = fast._srds
-    if state.quiet:
-        raise InvalidArgument(no_plan(reason))
-    warn_fallback(fast, "on its stock loop", reason)
-    telemetry.phase("stock")
-    started = time.perf_counter()
-    output = type(state.original).__call__(state.original, *args, **kwargs)
-    state.last.report = Report(
-        method="stock",
-        engine="stock",
-        path="stock",
-        num_inference_steps=steps_of(arguments),
-        seconds=time.perf_counter() - started,
-        fallback_reason=reason,
-        left_out=[f"{name} was left out: the stock loop has no use for it" for name in own],
-    )
-    return output

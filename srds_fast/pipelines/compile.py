@@ -15,6 +15,7 @@ from ..engine.graphs.cache import Graphs, GraphStats
 from ..engine.run import Observer
 from ..engine.streams import OVERLAPS
 from ..errors import InvalidArgument, UnsupportedPipeline
+from ..planner.exploration import EXPLORING
 from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
 from ..sampling.session import Planner
@@ -86,7 +87,8 @@ class FastPipeline:
         if reason is not None:
             raise InvalidArgument(no_plan(reason))
         stochastic = adds_noise(self.scheduler, float(arguments.get("eta") or 0.0))  # type: ignore[attr-defined]
-        return self._srds.planner.choose(steps_of(arguments), stochastic)
+        plan, _ = self._srds.planner.choose(steps_of(arguments), stochastic)
+        return plan
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Refinement]:
         """Call the pipeline and yield a whole image after every iteration; the last one is the result.
@@ -146,7 +148,8 @@ class FastPipeline:
             for _ in range(MOST_WARM_UPS):
                 recorded = self.graphs.captured
                 run_call(self, args, kwargs, warming=True)
-                if self.graphs.captured == recorded or not planner.settings.measures:
+                assert self.report is not None
+                if self.graphs.captured == recorded and self.report.plan_state != EXPLORING:
                     break
             planner.costs.settle()  # later calls keep the recorded plan until more is measured
         finally:
@@ -183,6 +186,7 @@ class FastPipeline:
         self._srds.graphs.clear()
         self._srds.planner.costs.clear()
         self._srds.planner.calibrated.clear()
+        self._srds.explorations.clear()
 
     @property
     def graphs(self) -> GraphStats:
@@ -211,6 +215,7 @@ def compile(
     overlap: str = "batch",
     plan: Plan | None = None,
     strict: bool = False,
+    explore: float = 3.0,
 ) -> Any:
     """A drop-in replacement for a diffusers pipeline that samples parallel in time.
 
@@ -221,9 +226,9 @@ def compile(
     Args:
         pipe: a diffusers pipeline. The loops of many are known; the source of other loops is checked.
         method: the name of a method, such as "srds" or "sequential" (our path, one row per wave), or its options; see
-            `srds_fast.methods`. "auto" chooses the fastest for this network on this device: the first call of a kind
-            measures the cost, with some tens of network calls. If the loop is driven, nothing can be measured before
-            the call: "auto" is then srds, or sequential below six steps.
+            `srds_fast.methods`. "auto" takes the fastest for this network on this device: the first call of a kind
+            measures what network calls cost, and the first three also time other plans, see `explore`. If the loop is
+            driven, nothing can be measured: "auto" is then srds, or sequential below six steps.
         tolerance: bound on the mean absolute difference to the sequential sample, per sample, in the units of the
             state (data in [-1, 1]: one grey level is 1 / 127.5). 0: iterate until the sample no longer changes.
         exact: iterate until the result equals the sequential one by construction.
@@ -249,7 +254,11 @@ def compile(
             a CUDA device in a parallel stream; "auto": batch, or the faster of the two where a loop graph is recorded.
         plan: a plan to run instead of choosing one for each number of steps; it fixes the settings from method to
             engine.
-        strict: raise if a call would run on the stock loop, or eagerly although engine="graph" was given.
+        strict: raise if a call would run on the stock loop, or eagerly although engine="graph" was given, or if the
+            method diverges, instead of starting again one step after another.
+        explore: the time that "auto" may spend on timing other plans, the sequential loop and the stock loop in the
+            first three calls of a kind, in sequential calls. The fastest is then kept. It may be the stock loop, whose
+            report has method "stock". 0: by measured network calls alone. `warmup` spends it before serving.
 
     Returns:
         The compiled pipeline. It adds the members of `FastPipeline`, such as `report`, `plan_for` and `stream`.
@@ -260,7 +269,17 @@ def compile(
         InvalidArgument: a setting is out of its range.
     """
     settings = Settings(
-        method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine, in_flight
+        method,
+        tolerance,
+        exact,
+        num_blocks,
+        max_iterations,
+        coarse_solver,
+        pipelined,
+        max_rows,
+        engine,
+        in_flight,
+        explore,
     )
     refuse_beside(plan, settings, Settings())
     switches = {"exact": exact, "pipelined": pipelined, "lazy_capture": lazy_capture, "strict": strict}

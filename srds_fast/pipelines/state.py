@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..engine.graphs.cache import Graphs
 from ..errors import InvalidArgument
+from ..planner.exploration import Exploration
 from ..planner.settings import MOST_STEPS
 from ..sampling.session import Planner, Session
 from ..telemetry.report import Report
@@ -41,6 +42,7 @@ class State:
         notified: reasons that were already logged.
         tokenizers: copies, one set per running call.
         guidance: known guidance weights, by kind of call.
+        explorations: by `stock.kind_of_call`: whether the next call of a kind is to run on the stock loop.
         quiet: show no progress bar; refuse calls that need the stock loop.
         plan_only: choose the plan of a call, but run no waves.
     """
@@ -56,6 +58,7 @@ class State:
     notified: set[str] = field(default_factory=set)
     tokenizers: TokenizerPool = field(default_factory=TokenizerPool)
     guidance: dict[Hashable, Tensor] = field(default_factory=dict)
+    explorations: dict[Hashable, Exploration] = field(default_factory=dict)
     quiet: bool = False
     plan_only: bool = False
 

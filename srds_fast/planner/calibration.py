@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import DivergenceError, InvalidArgument
 from .choose import candidates, fixed_at, within_memory
 from .plan import Plan
-from .search import Pricing, fastest
+from .search import Pricing, compare
 from .settings import Settings
 
 RunAll = Callable[[Plan], Sequence[tuple[int, Tensor]]]
@@ -60,7 +60,8 @@ def calibrated(
         found = needed(outputs, reference, settings.tolerance, quantile)
         if found is not None:
             enough[plan.signature] = found
-    return fastest(num_steps, settings, stochastic, pricing, enough)
+    plan, _ = compare(num_steps, settings, stochastic, pricing, enough)
+    return plan
 
 
 def needed(outputs: Sequence[tuple[int, Tensor]], reference: Tensor, tolerance: float, quantile: float) -> int | None:

@@ -11,13 +11,14 @@ from .choose import candidates, fixed_at, until, within_memory
 from .context import Context
 from .cost_curve import CostCurve
 from .experience import Experience, Shares
+from .exploration import Exploration
 from .plan import Candidate, Plan, Prediction
 from .settings import Settings
 
 # of the sequential sampler's time: a plan that saves less than this may be no faster, predictions err by as much
 WORTH = 0.95
 # plans whose time outside the network is measured: those that take least time inside it
-CLOSELY = 8
+CLOSELY = 4
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class Known:
     curve: CostCurve
     # seconds that runs take outside the network, by signature of the plan
     overhead: dict[Hashable, float] = field(default_factory=dict)
-    # chosen before, by what was asked for, and the version of the experience that they follow from
-    plans: dict[Hashable, tuple[int, Plan]] = field(default_factory=dict)
+    explorations: dict[Hashable, Exploration] = field(default_factory=dict)  # by what was asked for
     experience: Experience = field(default_factory=Experience)
 
     def settle(self) -> None:
-        """Keep the plans chosen so far, whatever was learnt since."""
-        self.plans.update({key: (self.experience.version, plan) for key, (_, plan) in tuple(self.plans.items())})
+        """Keep the plans chosen so far, whatever is learnt later."""
+        for each in tuple(self.explorations.values()):
+            each.freeze()
 
 
 @dataclass(frozen=True)
@@ -95,26 +96,34 @@ def _priced(plan: Plan, pricing: Pricing) -> Candidate:
     return Candidate(plan.short(), iteration, *spent, seconds, fixed_seconds, nbytes)
 
 
-def default_plan(num_steps: int, settings: Settings, stochastic: bool, pricing: Pricing) -> Plan:
-    """The fastest plan. It is kept until more is known, and then left only for one that is clearly faster."""
-    key = num_steps, settings, stochastic, pricing.context
-    version = pricing.known.experience.version
-    known_then, plan = pricing.known.plans.get(key, (None, None))
-    if plan is None or known_then != version:
-        plan = fastest(num_steps, settings, stochastic, pricing, before=plan)
-        pricing.known.plans[key] = version, plan
-    return plan
+def explored(num_steps: int, settings: Settings, stochastic: bool, pricing: Pricing) -> Exploration:
+    """The exploration of a kind of call, with predictions that follow from all that was learnt."""
+    key, known = (num_steps, settings, stochastic, pricing.context), pricing.known
+    version = known.experience.version
+    found = known.explorations.setdefault(key, Exploration(settings.explore))
+    narrower = (
+        found.version is not None
+        and pricing.most_rows is not None
+        and found.plan.program().peak_rows > pricing.most_rows
+    )
+    if narrower and found.settled:  # a wave of the plan did not fit into memory
+        found = known.explorations[key] = Exploration(settings.explore)
+    if found.version is None or (found.version != version and not found.settled):
+        before = None if found.version is None else found.plan
+        plan, compared = compare(num_steps, settings, stochastic, pricing, before=before)
+        found.predict(compared, plan, version)
+    return found
 
 
-def fastest(
+def compare(
     num_steps: int,
     settings: Settings,
     stochastic: bool,
     pricing: Pricing,
     iterations: Mapping[Hashable, int] | None = None,
     before: Plan | None = None,
-) -> Plan:
-    """The plan predicted to take least time, its `prediction` filled.
+) -> tuple[Plan, list[Plan]]:
+    """The plan predicted to take least time, and all that were looked at closely, each with its `prediction`.
 
     iterations: by signature of a plan, those that calibration found to be enough; plans without are left out. before:
     the plan chosen with less known. Graphs of it may exist, so it stays while it is nearly as fast.
@@ -138,10 +147,14 @@ def fastest(
     for candidate, plan in found:
         if plan.signature == kept and WORTH * candidate.seconds <= best.seconds:
             best, winner = candidate, plan
-    why = _why(best, reference, len(found) > 1, len(others) > 0, pricing.known.curve)
-    earliest, _ = pricing.shares(winner)[0]
-    prediction = Prediction(best, tuple(candidate for candidate, _ in found), why, pricing.known.curve, earliest)
-    return replace(winner, prediction=prediction, context=pricing.context)
+    all_candidates, curve = tuple(candidate for candidate, _ in found), pricing.known.curve
+
+    def predicted(candidate: Candidate, plan: Plan) -> Plan:
+        why = _why(candidate, reference, len(found) > 1, len(others) > 0, curve)
+        prediction = Prediction(candidate, all_candidates, why, curve, pricing.shares(plan)[0][0])
+        return replace(plan, prediction=prediction, context=pricing.context)
+
+    return predicted(best, winner), [predicted(*each) for each in found]
 
 
 def _why(best: Candidate, sequential: Candidate, compared: bool, had_choice: bool, curve: CostCurve) -> str:

@@ -30,6 +30,7 @@ class Settings:
     max_rows: int | None = None
     engine: str = "auto"
     in_flight: int | None = None
+    explore: float = 3.0
 
     def __post_init__(self) -> None:
         choice = self.methods
@@ -44,6 +45,15 @@ class Settings:
             raise InvalidArgument(
                 f"exact=True was given together with max_iterations={self.max_iterations}. An exact run takes as many "
                 "iterations as it has blocks. Leave one of the two out."
+            )
+        if (
+            isinstance(self.explore, bool)
+            or not isinstance(self.explore, int | float)
+            or not 0 <= self.explore < math.inf
+        ):
+            raise InvalidArgument(
+                f"explore is {self.explore!r}. It is the time that may be spent on timing other plans, in sequential "
+                "calls, so it is a number of 0 or more. Pass 0 to rely on predictions."
             )
         check_whole("max_iterations", self.max_iterations, 0, optional=True)
         check_whole("max_rows", self.max_rows, 1, optional=True)

@@ -6,6 +6,7 @@ import copy
 import functools
 import logging
 import math
+import time
 import weakref
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from ..engine.run import Observer, core_of
 from ..errors import DivergenceError, InvalidArgument
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
+from ..planner.exploration import Exploration
 from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
 from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
 from ..schedulers.table import NoiseTable
@@ -32,7 +34,7 @@ from ..solvers.contract import Core, SolverInputs, Trajectory
 from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
-from ..telemetry.report import Report
+from ..telemetry.report import Report, stock_report
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .session import Planner, Session
 
@@ -79,6 +81,8 @@ def sample(
     observer: Observer | None = None,
     warm_start: Tensor | None = None,
     keep_trajectory: bool = False,
+    explore: float = 3.0,
+    strict: bool = False,
 ) -> SampleResult:
     """Sample with a diffusion denoiser, parallel in time.
 
@@ -96,8 +100,8 @@ def sample(
             sample, or None for torch's global one. All noise is drawn before the first call, in the order of the
             sequential sampler.
         eta: DDIM's eta: 0 is deterministic, 1 adds the noise of DDPM.
-        method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, in_flight, max_rows, plan: as
-            in `srds_fast.compile`.
+        method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, in_flight, max_rows, plan,
+            explore: as in `srds_fast.compile`.
         engine: as in `srds_fast.compile`, but graphs need a place to be kept: see `graphs`.
         graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
             first call of a kind runs eagerly and is recorded, those after it are replayed. What the denoiser does in
@@ -108,6 +112,8 @@ def sample(
             refine all points (collocation, parataa, paradigms) start from it. The closer it is, the fewer waves they
             need. The final sample is the same.
         keep_trajectory: return the states of all steps, N + 1 times the memory of x.
+        strict: raise DivergenceError if the method diverges. Otherwise the call starts again, one step after another,
+            with the reason in the report.
 
     Returns:
         SampleResult with the samples and the report.
@@ -116,11 +122,20 @@ def sample(
         InvalidArgument: a setting, x, cond or the denoiser's output is not as described.
         UnsupportedScheduler: the scheduler or one of its options is not supported; the message holds the line to write.
         PlanMismatch: the plan is for another number of steps.
-        DivergenceError: the network returned NaN or Inf, or the method diverged; it holds the report. If method="auto"
-            chose the method, the call first tries again, one step after another.
+        DivergenceError: the network returned NaN or Inf; with `strict` also: the method diverged. It holds the report.
     """
     settings = Settings(
-        method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, max_rows, engine, in_flight
+        method,
+        tolerance,
+        exact,
+        num_blocks,
+        max_iterations,
+        coarse_solver,
+        pipelined,
+        max_rows,
+        engine,
+        in_flight,
+        explore,
     )
     refuse_beside(plan, settings, Settings(method=DEFAULT))
     cond = dict(cond or {})
@@ -145,6 +160,9 @@ def sample(
                 scaled=True,
                 initial_guess=warm_start,
             )
+            stock = None
+            if observer is None and not keep_trajectory and noise.spread is None:
+                stock = _StockLoop(denoiser, x, scheduler, cond)
             session = Session(
                 planner,
                 state,
@@ -155,7 +173,11 @@ def sample(
                 graphs=runner,
                 observer=observer,
                 notify=lambda reason: _log_once(f"sample goes step by step: {reason}"),
+                stock=None if stock is None else stock.seconds,
+                strict=strict,
             )
+            if stock is not None and session.exploration is not None and session.exploration.chose_stock:
+                return stock.result(session.exploration)
             found = session.complete().sample
     except DivergenceError as error:
         error.report = replace(error.report, timeline=timeline.sums)
@@ -198,6 +220,42 @@ def _check(x: Any, cond: Mapping[str, Any], scheduler: Any, steps: Any, eta: Any
 
 
 _costs = Costs()
+
+
+@dataclass(frozen=True)
+class _StockLoop:
+    """The loop that a user would write without this package: a denoiser and the steps of a scheduler."""
+
+    denoiser: Denoiser
+    x: Tensor
+    scheduler: Any  # with its timesteps set
+    cond: Mapping[str, Tensor]
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        scheduler, x = copy.deepcopy(self.scheduler), self.x
+        scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
+        for t in scheduler.timesteps:
+            m = self.denoiser(scale(x, t), t.to(x.device).expand(len(x)), **self.cond)
+            x = scheduler.step(m, t, x, return_dict=False)[0]
+        return x
+
+    def seconds(self) -> float:
+        return self._timed()[0]
+
+    def result(self, exploration: Exploration) -> SampleResult:
+        """The sample and the report of a call that runs on this loop, as an exploration has chosen."""
+        seconds, found = self._timed()
+        steps = len(self.scheduler.timesteps)
+        report = stock_report(steps, seconds, plan_reason=exploration.why, plan_state=exploration.state)
+        return SampleResult(found, report)
+
+    def _timed(self) -> tuple[float, Tensor]:
+        started = time.perf_counter()
+        found = self()
+        if found.is_cuda:
+            torch.cuda.synchronize(found.device)
+        return time.perf_counter() - started, found
 
 
 @dataclass(frozen=True)

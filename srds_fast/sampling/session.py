@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.costs import Costs, price
-from ..engine.eager import Evaluator, drain
+from ..engine.eager import Evaluator
 from ..engine.graphs.capturable import Capturable
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, Run
@@ -23,8 +24,9 @@ from ..errors import DivergenceError, PlanMismatch, UnsupportedPipeline
 from ..kernels.common.dispatch import implementation
 from ..planner.choose import choose
 from ..planner.context import context_of
+from ..planner.exploration import Exploration
 from ..planner.plan import Plan
-from ..planner.search import Pricing, default_plan
+from ..planner.search import Pricing, explored
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Checkpoint, Evaluate, SolverInputs
@@ -33,8 +35,7 @@ from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL, options_of
 from ..telemetry.report import Report
-
-Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]  # runs all waves of a run with an evaluator
+from .trials import Advance, TooSlow, Trials, all_waves, cut_off
 
 
 class Network(Protocol):
@@ -88,8 +89,10 @@ class Planner:
         """The options of the method asked for; None where the planner chooses it."""
         return options_of(self.settings.method) if self.plan is None else self.plan.options
 
-    def choose(self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None) -> Plan:
-        """The plan of a call; PlanMismatch if the plan given is for another number of steps.
+    def choose(
+        self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None
+    ) -> tuple[Plan, Exploration | None]:
+        """The plan of a call, and the exploration it comes from; PlanMismatch if the plan given is for other steps.
 
         pricing: measures the cost of the call; None: that is impossible before the call.
         """
@@ -99,14 +102,15 @@ class Planner:
                     f"The plan is for {self.plan.num_inference_steps} steps, this call has {num_steps}. A plan is "
                     "valid for one number of steps. Leave plan out, or make one for this number."
                 )
-            return self.plan
+            return self.plan, None
         if pricing is not None:
             plan, kind = self.calibrated.get((num_steps, stochastic), (None, None))
             if plan is not None and (kind, plan.context) == (pricing().kind, pricing().context):
-                return plan  # valid for calls of its own kind only
+                return plan, None  # valid for calls of its own kind only
             if self.settings.measures:
-                return default_plan(num_steps, self.settings, stochastic, pricing())
-        return choose(num_steps, self.settings, stochastic)
+                found = explored(num_steps, self.settings, stochastic, pricing())
+                return found.plan, found
+        return choose(num_steps, self.settings, stochastic), None
 
 
 @dataclass(eq=False)
@@ -121,13 +125,16 @@ class Session:
         graphs: how graphs may be used; None: the waves run eagerly.
         started: `time.perf_counter()` at the first network call, if that was before the session was made.
         notify: called with the reason why the call falls back to one step after another; may raise.
+        stock: runs the loop that the call would run on without this package, and returns its seconds; None: it cannot
+            be run beside this call, or the call needs what it does not give.
+        strict: raise a DivergenceError instead of starting again step by step.
         pricing: costs of the call; None if they were not measured.
         run: the current run; a recovery replaces it.
         path, interrupted: for the report.
 
     Raises:
         PlanMismatch: the given plan is not valid for the call.
-        DivergenceError: (`next`, `complete`) the method that the user chose diverged.
+        DivergenceError: (`next`, `complete`) the network returned NaN or Inf; with `strict` also: the method diverged.
     """
 
     planner: Planner
@@ -140,6 +147,8 @@ class Session:
     observer: Observer | None = None
     started: float | None = None
     notify: Callable[[str], None] = lambda reason: None
+    stock: Callable[[], float] | None = None
+    strict: bool = False
     pricing: Pricing | None = None
     interrupted: bool = False
 
@@ -147,7 +156,8 @@ class Session:
         self.stochastic = self.noise.spread is not None
         begun = time.perf_counter()
         measurable = self.network is not None and self.noise.num_steps > 1
-        self.plan = self.planner.choose(self.noise.num_steps, self.stochastic, self.price if measurable else None)
+        pricing = self.price if measurable else None
+        self.plan, self.exploration = self.planner.choose(self.noise.num_steps, self.stochastic, pricing)
         planning = time.perf_counter() - begun
         given = self.planner.plan
         if given is not None and given.context is not None:  # the other plans were made for this call
@@ -156,6 +166,7 @@ class Session:
         if self.started is not None:
             self.started += planning
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
+        self._exploring_seconds = 0.0
         self._fallback_reason: str | None = None
         self._begun = False
         self.run = self._reported = self._new_run(self.observer)
@@ -168,10 +179,45 @@ class Session:
             self._recover(error)
         return self.run.next(None)
 
-    def complete(self, advance: Advance | None = None) -> Run:
-        """Run all waves, from a recording if there is one. advance: None: with no work between waves."""
+    def complete(self, advance: Advance = all_waves) -> Run:
+        """Run all waves, from a recording if there is one. While the kind of call is explored, run other plans too."""
+        exploration, pricing = self.exploration, self.pricing
+        if exploration is None or pricing is None:
+            return self._complete(advance)
+        if self.stock is not None:
+            exploration.offer_stock()
+        # without lazy capture another plan would have no recording
+        explores = exploration.begin() and (self.graphs is None or self.graphs.lazy)
+        seconds = None
+        try:
+            if explores:
+                advance = cut_off(advance, exploration.sequential_seconds, self.plan)
+            run = self._complete(advance)
+            if not self.interrupted and not run.engine.capture_seconds:
+                seconds = run.counts.seconds
+                exploration.record(self.plan, seconds if self._fallback_reason is None else math.inf)
+            if explores and not self.interrupted:
+                trials = Trials(exploration, pricing, self._trial, self.stock)
+                self._exploring_seconds = trials.run_due()
+        finally:
+            exploration.end(self.plan, seconds)
+        return run
+
+    def _trial(self, plan: Plan) -> Session:
+        """The session of another run on this input, which nobody sees."""
+        return replace(
+            self,
+            planner=replace(self.planner, plan=replace(plan, prediction=None, context=None)),
+            inputs=replace(self.inputs, trajectory=None),
+            observer=None,
+            started=None,
+            notify=lambda reason: None,
+            stock=None,
+            strict=True,
+        )
+
+    def _complete(self, advance: Advance) -> Run:
         assert self.network is not None
-        advance = advance or (lambda run, evaluate: drain(run.next, evaluate))
         evaluate = self.network.evaluator(self.run.program)
         if isinstance(evaluate, TwoLanes):
             evaluate.prepare()
@@ -180,6 +226,11 @@ class Session:
             self._run_waves(evaluate, advance)
         except Diverged as error:
             self._recover(error)
+        except TooSlow as why:
+            if self.exploration is None:  # a trial
+                raise
+            self.run.close()
+            self.take_steps(f"{self.plan.short()} was cut off: {why}")
         except torch.OutOfMemoryError:
             rows = self.run.counts.peak_rows
             if rows <= 1 or self.run.sample is not None:
@@ -259,16 +310,17 @@ class Session:
             capture_seconds=run.engine.capture_seconds,
             dropped_waves=run.engine.dropped_waves,
             plan_reason=None if prediction is None else prediction.why,
+            plan_state=None if self.exploration is None else self.exploration.state,
             planning_seconds=self._planning_seconds,
+            exploring_seconds=self._exploring_seconds,
             **plan.options.reported(),
         )
 
     def _recover(self, error: Diverged) -> None:
-        """Start again step by step if the planner chose the method; raise a DivergenceError if the user chose it."""
-        plan = self.run.plan
+        """Start again step by step; raise a DivergenceError if that is what has diverged, or if the call is strict."""
         self._learn(completed=False)
         reported = DivergenceError(str(error), self.report())
-        if plan.prediction is None or plan.is_sequential:
+        if self.strict or self.run.plan.is_sequential:
             raise reported from None
         try:
             self.take_steps(str(error).partition(". ")[0])

@@ -35,7 +35,11 @@ class Report:
         predicted_seconds: the plan's prediction; None without measurements.
         network_seconds: expected cost of the network calls that ran, from earlier measurements: the sum of c(rows).
         plan_reason: why this plan was chosen; None without measurements.
+        plan_state: how the plan was chosen: "measured" (by c(rows) alone), "exploring" (other plans are still timed),
+            "frozen" (by the times of calls), "dropped" (it turned out slower, and was given up); None where the planner
+            had no choice, or could not measure.
         planning_seconds: time for measuring and choosing; not part of `seconds`.
+        exploring_seconds: time for running other plans; not part of `seconds`.
         options: of the method, by name.
         interrupted: `pipe._interrupt` or a callback ended the call early.
         fallback_reason: why the stock loop ran, or why the run continued step by step; None if neither happened.
@@ -80,7 +84,9 @@ class Report:
     dropped_waves: int = 0
     network_seconds: float | None = None
     plan_reason: str | None = None
+    plan_state: str | None = None
     planning_seconds: float = 0.0
+    exploring_seconds: float = 0.0
     options: dict[str, Any] | None = None
     timeline: dict[str, dict[str, float | int | None]] | None = None
     in_flight: int | None = None
@@ -122,8 +128,9 @@ class Report:
             ("predicted", None if self.predicted_seconds is None else f"{self.predicted_seconds:.3f}"),
             ("overhead", None if self.overhead is None else f"{self.overhead:.2f} times the sum of c(rows)"),
             *self._phases(),
-            ("plan", self.plan_reason),
+            ("plan", self.plan_reason and ", ".join(filter(None, (self.plan_state, self.plan_reason)))),
             ("planning", self.planning_seconds >= 0.01 and f"{self.planning_seconds:.3f} seconds"),
+            ("exploring", self.exploring_seconds and f"{self.exploring_seconds:.3f} seconds for other plans"),
             ("interrupted", self.interrupted and "yes"),
             ("stock loop because" if self.method == "stock" else "step by step", self.fallback_reason),
             ("driven because", self.drive_reason),
@@ -145,3 +152,8 @@ class Report:
             on_device = "" if found["device_seconds"] is None else f", {found['device_seconds']:.4f} on the device"
             line = f"{phase:<12}{found['seconds']:.4f} seconds in {found['count']}{on_device}"
             yield "" if number else "time went", line
+
+
+def stock_report(num_inference_steps: int, seconds: float, **rest: Any) -> Report:
+    """The report of a call that ran on the stock loop. rest: other fields."""
+    return Report("stock", "stock", "stock", num_inference_steps, seconds=seconds, **rest)

@@ -59,6 +59,7 @@ class LockstepLoop:
         notify: called with the reason why the rest of the call runs step by step; may raise.
         replacements: maps a network to the callable to use instead.
         plan_only: choose the plan but run no waves: the loop gets its starting noise as the result.
+        stock, strict: see `Session`.
     """
 
     original_scheduler: InitVar[Any]
@@ -77,6 +78,8 @@ class LockstepLoop:
     notify: Callable[[str], None] = lambda reason: None
     replacements: Mapping[nn.Module, Callable[..., Any]] = field(default_factory=dict)
     plan_only: bool = False
+    stock: Callable[[], float] | None = None
+    strict: bool = False
 
     def __post_init__(self, original_scheduler: Any) -> None:
         self.scheduler = SchedulerProxy(copy_scheduler(original_scheduler), self)
@@ -321,6 +324,8 @@ class LockstepLoop:
             observer=self.observer,
             started=self._started,
             notify=self.notify,
+            stock=self.stock,
+            strict=self.strict,
         )
         if self._network is None:
             self.loop.check_turns(session.plan)

@@ -1,0 +1,267 @@
+"""Exploration: the first calls of a kind time the plans that may be fastest, and the fastest stays.
+
+c(rows) predicts which plans are worth a run, but a prediction can be wrong: the machine was busy when one width was
+measured, or runs take more iterations than those of other networks do. So each of the first calls also runs other
+plans, the sequential one and the stock loop on its own input, and these times alone decide. Pure Python: nothing is run
+here.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import threading
+from collections import deque
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
+
+from .plan import Plan, Prediction
+
+logger = logging.getLogger("srds_fast")
+
+# key of the loop that calls run on without this package
+STOCK = "stock"
+MEASURED, EXPLORING, FROZEN, DROPPED = "measured", "exploring", "frozen", "dropped"
+# calls that may run other plans beside their own
+CALLS = 3
+# most plans that are timed beside the sequential one, and by how much they may be predicted to be slower than it
+PLANS, NEAR = 3, 1.25
+# one sequential call fits into a third of the budget for three
+ROUNDING = 1e-6
+# a way whose runs took this many times as long as those of the fastest is not run again
+LOST = 1.5
+# a plan is taken if it takes at most this share of the time of the sequential and of the stock loop
+WORTH = 0.97
+# a plan is dropped if SLOW of its last LAST calls took longer than the sequential loop
+LAST, SLOW = 5, 2
+
+
+class Exploration:
+    """The ways to make one kind of call, what they took, and which one calls take. May be used from several threads.
+
+    budget: what timing other ways may cost in all, in sequential calls; 0: predictions decide alone.
+    """
+
+    def __init__(self, budget: float) -> None:
+        self.state = EXPLORING if budget > 0 else MEASURED
+        self.version: int | None = None  # of the experience that the predictions follow from
+        self.spent = 0.0  # seconds that timing other ways has cost
+        self.calls = 0  # that explored
+        self._budget = budget
+        self._ways: dict[Hashable, Plan | None] = {}  # by signature; None: the stock loop
+        self._sequential: Hashable = None
+        self._choice: Hashable = None
+        self._why: str | None = None
+        self._seconds: dict[Hashable, list[float]] = {}  # of each run of a way; infinite if it was cut off
+        self._rounds: list[dict[Hashable, float]] = []  # the same, call by call: the machine was alike for all of one
+        self._slow: deque[bool] = deque(maxlen=LAST)
+        self._lock = threading.RLock()
+        self._running = 0  # calls under way; nothing is timed if two were at once
+        self._crowded = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether the choice is made for good."""
+        return self.state in (FROZEN, DROPPED)
+
+    @property
+    def chose_stock(self) -> bool:
+        """Whether calls are to run on the stock loop."""
+        return self.settled and self._choice == STOCK
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the next call, its `prediction` filled."""
+        with self._lock:
+            plan = self._plan(self._sequential if self._choice == STOCK else self._choice)
+            return replace(plan, prediction=replace(_prediction(plan), why=self.why))
+
+    @property
+    def why(self) -> str:
+        """Why this plan."""
+        if self._why is not None:
+            return self._why
+        why = _prediction(self._plan(self._choice)).why
+        return why if self.state == MEASURED else f"to be timed; predicted: {why}"
+
+    @property
+    def sequential_seconds(self) -> float:
+        """Of a sequential call, as timed; as predicted before."""
+        return self._estimate(self._sequential)
+
+    def predict(self, plans: Iterable[Plan], fastest: Plan, version: int) -> None:
+        """Take new predictions: plans with their `prediction`, one of them sequential, and the one to take by these.
+
+        What was timed is kept, also if it is not predicted to be among the fastest any more.
+        """
+        with self._lock:
+            self.version = version
+            compared = {plan.signature: plan for plan in plans}
+            self._sequential = next(key for key, plan in compared.items() if plan.is_sequential)
+            limit = NEAR * _predicted(compared[self._sequential])
+            near = sorted(
+                (key for key in compared if _predicted(compared[key]) <= limit),
+                key=lambda key: _predicted(compared[key]),
+            )
+            others = [key for key in near if key not in (self._sequential, fastest.signature)][: PLANS - 1]
+            kept = {self._sequential, fastest.signature, *others, *self._seconds}
+            timed = {key: plan for key, plan in self._ways.items() if key in self._seconds or key == STOCK}
+            self._ways = timed | {key: plan for key, plan in compared.items() if key in kept}
+            if self.state == MEASURED:
+                self._choice = fastest.signature
+            else:
+                self._lead()
+
+    def offer_stock(self) -> None:
+        """The stock loop can be timed, and calls of this kind can run on it."""
+        with self._lock:
+            if self.state == EXPLORING:
+                self._ways.setdefault(STOCK, None)
+
+    def begin(self) -> bool:
+        """A call begins; whether it explores. `end` ends it."""
+        with self._lock:
+            self._running += 1
+            self._crowded |= self._running > 1
+            if self.state != EXPLORING or self._crowded:
+                return False
+            self.calls += 1
+            self._rounds.append({})
+            if self.calls == 1:
+                seconds = self._budget * self.sequential_seconds
+                logger.info(
+                    f"The first {CALLS} calls of this kind run other plans too, to time them. That takes at most the "
+                    f"time of {self._budget:g} sequential calls, {seconds:.3g} seconds."
+                )
+            return True
+
+    def due(self) -> Plan | str | None:
+        """What else this call should run: a plan, or STOCK; None: nothing."""
+        with self._lock:
+            if self._crowded or self.state != EXPLORING or not self._rounds:
+                return None
+            allowed = self._budget * self.sequential_seconds * min(1.0, self.calls / CALLS)
+            for key in sorted(self._ways, key=self._order):
+                fits = self.spent + self._estimate(key) <= allowed * (1 + ROUNDING)
+                if fits and key not in self._rounds[-1] and not self._has_lost(key):
+                    return self._ways[key] or STOCK
+            return None
+
+    def record(self, way: Plan | str, seconds: float) -> None:
+        """A way took so many seconds in this call; infinite: it did not come to its end, or took too long."""
+        with self._lock:
+            key = way if isinstance(way, str) else way.signature
+            if self.state == EXPLORING and not self._crowded and key in self._ways:
+                self._rounds[-1][key] = seconds
+                self._seconds.setdefault(key, []).append(seconds)
+
+    def spend(self, seconds: float) -> None:
+        """Timing another way has cost so much."""
+        with self._lock:
+            self.spent += seconds
+
+    def end(self, plan: Plan, seconds: float | None) -> None:
+        """A call has ended. seconds: of its own run of the plan; None where they tell nothing of other calls."""
+        with self._lock:
+            if not self._crowded:
+                if self.state == EXPLORING:
+                    self._lead()
+                    enough = (len(self._seconds.get(key, ())) >= CALLS - 1 or self._has_lost(key) for key in self._ways)
+                    if self.calls >= CALLS or all(enough):
+                        self.freeze()
+                elif self.state == FROZEN and seconds is not None and plan.signature == self._choice:
+                    self._watch(plan, seconds)
+            self._running -= 1
+            self._crowded &= self._running > 0
+
+    def freeze(self) -> None:
+        """Decide for good: by the times taken, or by the predictions if there are none."""
+        with self._lock:
+            if self.settled or not self._ways:
+                return
+            self.state = FROZEN
+            if self._sequential in self._seconds:
+                base = self._base()
+                plans = [key for key in self._seconds if key not in (STOCK, self._sequential)]
+                best = min(plans, key=self._estimate, default=base)
+                self._choice = best if self._ratio(best, base) <= WORTH else base
+                self._why = self._told()
+            elif self._choice is not None:
+                self._why = self.why
+
+    def _watch(self, plan: Plan, seconds: float) -> None:
+        """Drop the plan if its calls turn out to be slower than the sequential loop."""
+        if plan.is_sequential or self._sequential not in self._seconds:
+            return
+        self._slow.append(seconds > self.sequential_seconds)
+        if sum(self._slow) >= SLOW:
+            self._choice, self.state = self._base(), DROPPED
+            self._why = (
+                f"{plan.short()} was dropped, as {SLOW} of its last {len(self._slow)} calls took longer than the "
+                f"sequential loop, which took {1e3 * self.sequential_seconds:.3g} ms"
+            )
+
+    def _base(self) -> Hashable:
+        """The sequential loop, or the stock loop if that is clearly faster."""
+        return STOCK if STOCK in self._seconds and self._ratio(STOCK, self._sequential) <= WORTH else self._sequential
+
+    def _lead(self) -> None:
+        """Let calls take the plan that is the fastest as far as is known."""
+        plans = [key for key in self._ways if key != STOCK]
+        self._choice = min(plans, key=lambda key: (self._estimate(key), key != self._sequential))
+
+    def _estimate(self, key: Hashable) -> float:
+        """Seconds of a way: the lower median of its runs; before, its prediction, corrected by what others took."""
+        if key in self._seconds:
+            return statistics.median_low(self._seconds[key])
+        timed = [each for each in self._seconds if each != STOCK and self._estimate(each) < math.inf]
+        off = [self._estimate(each) / max(_predicted(self._plan(each)), 1e-9) for each in timed]
+        plan = self._plan(self._sequential if key == STOCK else key)
+        return _predicted(plan) * (statistics.median_low(off) if off else 1.0)
+
+    def _plan(self, key: Hashable) -> Plan:
+        plan = self._ways[key]
+        assert plan is not None, "the stock loop has no plan"
+        return plan
+
+    def _ratio(self, key: Hashable, other: Hashable) -> float:
+        """Time of a way over that of another, which has been timed: the median over calls that ran both, if any did."""
+        both = [each for each in self._rounds if key in each and each.get(other, math.inf) < math.inf]
+        if both:
+            return statistics.median_low([each[key] / each[other] for each in both])
+        return self._estimate(key) / self._estimate(other)
+
+    def _has_lost(self, key: Hashable) -> bool:
+        fastest = min(map(self._estimate, self._seconds), default=math.inf)
+        return key in self._seconds and self._estimate(key) > LOST * fastest
+
+    def _order(self, key: Hashable) -> tuple[int, int, float]:
+        """The least timed way first; before the others, the two loops that they are compared with."""
+        loops = {self._sequential: 0, STOCK: 1}
+        return len(self._seconds.get(key, ())), loops.get(key, 2), self._estimate(key)
+
+    def _told(self) -> str:
+        """Why the choice was made, with the times."""
+        loops = (self._sequential, "the sequential loop"), (STOCK, "the stock loop")
+        faster = [
+            f"{self._ratio(key, self._choice):.2f} times faster than {name}"
+            for key, name in loops
+            if key in self._seconds and self._choice not in (STOCK, self._sequential)
+        ]
+        times = ", ".join(f"{self._name(key)} {1e3 * self._estimate(key):.3g}" for key in self._seconds)
+        why = " and ".join(faster) or f"nothing else took less than {WORTH:.0%} of its time"
+        return f"{why}, timed in {self.calls} call{'' if self.calls == 1 else 's'}; ms: {times}"
+
+    def _name(self, key: Hashable) -> str:
+        plan = self._ways[key]
+        return STOCK if plan is None else plan.short()
+
+
+def _prediction(plan: Plan) -> Prediction:
+    assert plan.prediction is not None
+    return plan.prediction
+
+
+def _predicted(plan: Plan) -> float:
+    return _prediction(plan).chosen.seconds

@@ -1,0 +1,119 @@
+"""Trials: a call of a kind that is being explored also runs other plans on its input, to time them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..engine.eager import drain
+from ..engine.run import Run
+from ..errors import DivergenceError
+from ..planner.exploration import LOST, Exploration
+from ..planner.plan import Plan
+from ..planner.search import Pricing
+from ..solvers.contract import Evaluate
+from ..telemetry.report import Report
+
+logger = logging.getLogger("srds_fast")
+
+Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]
+"""(run, evaluator) -> None: takes a run from wave to wave to its end."""
+
+
+class TooSlow(Exception):
+    """A run has taken so long that the sequential loop is faster for certain."""
+
+
+def all_waves(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
+    """The plain `Advance`."""
+    drain(run.next, evaluate)
+
+
+def cut_off(advance: Advance, sequential_seconds: float, plan: Plan) -> Advance:
+    """The same, but TooSlow is raised if the first wave takes longer than a sequential call, or all LOST times it."""
+    if plan.is_sequential:
+        return advance
+
+    def advance_until(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
+        begun, waves = time.perf_counter(), 0
+
+        def checked(wave: Evaluate) -> Tensor:
+            nonlocal waves
+            limit = sequential_seconds * (1.0 if waves == 1 else LOST)
+            if waves and time.perf_counter() - begun > limit:
+                raise TooSlow(f"{waves} of its waves took longer than {1e3 * limit:.3g} ms")
+            waves += 1
+            return evaluate(wave)
+
+        advance(run, checked)
+
+    return advance_until
+
+
+class Trial(Protocol):
+    """The session of a run that is only timed."""
+
+    run: Run
+
+    def complete(self, advance: Advance) -> Run:
+        """Run all waves."""
+
+    def report(self) -> Report:
+        """What was done."""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What a call of an explored kind can run beside its own plan.
+
+    trial: makes the session of a run of a plan on the input of the call. stock: runs the stock loop, and returns its
+    seconds; None: it cannot be run. pricing: learns from the runs.
+    """
+
+    exploration: Exploration
+    pricing: Pricing
+    trial: Callable[[Plan], Trial]
+    stock: Callable[[], float] | None
+
+    def run_due(self) -> float:
+        """Run all that is due in this call. Returns the seconds that it took."""
+        started = time.perf_counter()
+        while (way := self.exploration.due()) is not None:
+            begun = time.perf_counter()
+            seconds, recording = self._stock() if isinstance(way, str) else self._planned(way)
+            self.exploration.record(way, seconds)
+            self.exploration.spend(time.perf_counter() - begun - recording)
+        return time.perf_counter() - started
+
+    def _planned(self, plan: Plan) -> tuple[float, float]:
+        """Seconds of a run of a plan, infinite if it does not get to its end, and seconds spent on recording it."""
+        recording, advance = 0.0, cut_off(all_waves, self.exploration.sequential_seconds, plan)
+        for _ in range(2):  # the first run of a plan may be eager, and be recorded
+            trial = self.trial(plan)
+            try:
+                trial.complete(advance)
+            except (TooSlow, DivergenceError):
+                trial.run.close()
+                return math.inf, recording
+            report = trial.report()
+            if report.fallback_reason is not None:
+                return math.inf, recording
+            recording += report.capture_seconds
+            if not report.capture_seconds:
+                break
+        self.pricing.record(plan, report)
+        return report.seconds, recording
+
+    def _stock(self) -> tuple[float, float]:
+        assert self.stock is not None
+        try:
+            return self.stock(), 0.0
+        except Exception as why:  # the call itself is complete: it must not fail for what would help later ones
+            logger.warning("The stock loop could not be timed: %s. It is not considered.", why)
+            return math.inf, 0.0

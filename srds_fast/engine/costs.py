@@ -34,8 +34,8 @@ from .run import Run
 
 MOST_KEPT = 64
 WIDTHS = (1, 2, 4, 8, 16, 24, 32)
-# what measuring may take, in sequential calls; a wider call than the last is taken to cost in proportion to its rows
-BUDGET = 1.0
+# what measuring may take, in sequential calls, or in seconds if that is more
+BUDGET, BUDGET_SECONDS = 1.0, 0.02
 # seconds; shorter calls are timed in rounds over all widths, so that a busy moment affects them alike, longer ones once
 SHORT = 0.05
 ROUNDS = 5
@@ -143,6 +143,7 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
     most_rows: int | None = None
     left = math.inf  # seconds
     for number, positions in enumerate(program.positions):
+        # a wider call may take longer in proportion to its rows
         if calls and left < 2 * calls[-1].seconds * len(positions) / calls[-1].rows:
             break
         given = network.empty(len(positions), x)
@@ -155,7 +156,8 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
                 raise
             most_rows = calls[-1].rows
             break
-        left = BUDGET * program.num_steps * calls[0].seconds - 2 * sum(call.seconds for call in calls)
+        budget = max(BUDGET_SECONDS, BUDGET * program.num_steps * calls[0].seconds)
+        left = budget - 2 * sum(call.seconds for call in calls)
         in_proportion = [call.seconds >= SATURATED * call.rows * calls[0].seconds for call in calls[-2:]]
         if len(calls) >= 3 and calls[-1].seconds >= SHORT and all(in_proportion):
             break

@@ -54,6 +54,7 @@ class Exploration:
         self._choice: Hashable = None
         self._why: str | None = None
         self._seconds: dict[Hashable, list[float]] = {}  # of each run of a way; infinite if it was cut off
+        self._off: dict[Hashable, float] = {}  # time of the last run of a plan over its prediction, at least
         self._rounds: list[dict[Hashable, float]] = []  # the same, call by call: the machine was alike for all of one
         self._slow: deque[bool] = deque(maxlen=LAST)
         self._lock = threading.RLock()
@@ -108,10 +109,10 @@ class Exploration:
             kept = {self._sequential, fastest.signature, *others, *self._seconds}
             timed = {key: plan for key, plan in self._ways.items() if key in self._seconds or key == STOCK}
             self._ways = timed | {key: plan for key, plan in compared.items() if key in kept}
-            if self.state == MEASURED:
-                self._choice = fastest.signature
-            else:
+            if self._seconds:
                 self._lead()
+            else:
+                self._choice = fastest.signature
 
     def offer_stock(self) -> None:
         """The stock loop can be timed, and calls of this kind can run on it."""
@@ -131,8 +132,8 @@ class Exploration:
             if self.calls == 1:
                 seconds = self._budget * self.sequential_seconds
                 logger.info(
-                    f"The first {CALLS} calls of this kind run other plans too, to time them. That takes at most the "
-                    f"time of {self._budget:g} sequential calls, {seconds:.3g} seconds."
+                    f"The first {CALLS} calls of this kind run other plans too, to time them. That takes about "
+                    f"{self._budget:g} times as long as a sequential call, {seconds:.3g} seconds."
                 )
             return True
 
@@ -148,13 +149,16 @@ class Exploration:
                     return self._ways[key] or STOCK
             return None
 
-    def record(self, way: Plan | str, seconds: float) -> None:
-        """A way took so many seconds in this call; infinite: it did not come to its end, or took too long."""
+    def record(self, way: Plan | str, seconds: float, *, ended: bool = True) -> None:
+        """A way took so many seconds in this call. ended: False if it failed or was cut off after that time."""
         with self._lock:
             key = way if isinstance(way, str) else way.signature
             if self.state == EXPLORING and not self._crowded and key in self._ways:
-                self._rounds[-1][key] = seconds
-                self._seconds.setdefault(key, []).append(seconds)
+                found = seconds if ended else math.inf
+                self._rounds[-1][key] = found
+                self._seconds.setdefault(key, []).append(found)
+                if key != STOCK:
+                    self._off[key] = seconds / max(_predicted(self._plan(key)), 1e-9)
 
     def spend(self, seconds: float) -> None:
         """Timing another way has cost so much."""
@@ -215,10 +219,11 @@ class Exploration:
         """Seconds of a way: the lower median of its runs; before, its prediction, corrected by what others took."""
         if key in self._seconds:
             return statistics.median_low(self._seconds[key])
-        timed = [each for each in self._seconds if each != STOCK and self._estimate(each) < math.inf]
-        off = [self._estimate(each) / max(_predicted(self._plan(each)), 1e-9) for each in timed]
-        plan = self._plan(self._sequential if key == STOCK else key)
-        return _predicted(plan) * (statistics.median_low(off) if off else 1.0)
+        if key in (STOCK, self._sequential):
+            return _predicted(self._plan(self._sequential)) * self._off.get(self._sequential, 1.0)
+        # of other methods rather than of the sequential loop: the costs of wide calls are what may be wrong
+        methods = [off for each, off in self._off.items() if each != self._sequential]
+        return _predicted(self._plan(key)) * statistics.median(methods or self._off.values() or [1.0])
 
     def _plan(self, key: Hashable) -> Plan:
         plan = self._ways[key]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -191,11 +190,11 @@ class Session:
         seconds = None
         try:
             if explores:
-                advance = cut_off(advance, exploration.sequential_seconds, self.plan)
+                advance = cut_off(advance, exploration.sequential_seconds)
             run = self._complete(advance)
             if not self.interrupted and not run.engine.capture_seconds:
                 seconds = run.counts.seconds
-                exploration.record(self.plan, seconds if self._fallback_reason is None else math.inf)
+                exploration.record(self.plan, seconds, ended=self._fallback_reason is None)
             if explores and not self.interrupted:
                 trials = Trials(exploration, pricing, self._trial, self.stock)
                 self._exploring_seconds = trials.run_due()

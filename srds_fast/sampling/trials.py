@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,10 +34,8 @@ def all_waves(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
     drain(run.next, evaluate)
 
 
-def cut_off(advance: Advance, sequential_seconds: float, plan: Plan) -> Advance:
-    """The same, but TooSlow is raised if the first wave takes longer than a sequential call, or all LOST times it."""
-    if plan.is_sequential:
-        return advance
+def cut_off(advance: Advance, sequential_seconds: float) -> Advance:
+    """The same, but TooSlow ends a method whose first wave takes longer than a sequential call, or all LOST times it."""
 
     def advance_until(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
         begun, waves = time.perf_counter(), 0
@@ -46,7 +43,7 @@ def cut_off(advance: Advance, sequential_seconds: float, plan: Plan) -> Advance:
         def checked(wave: Evaluate) -> Tensor:
             nonlocal waves
             limit = sequential_seconds * (1.0 if waves == 1 else LOST)
-            if waves and time.perf_counter() - begun > limit:
+            if waves and not run.plan.is_sequential and time.perf_counter() - begun > limit:
                 raise TooSlow(f"{waves} of its waves took longer than {1e3 * limit:.3g} ms")
             waves += 1
             return evaluate(wave)
@@ -87,33 +84,36 @@ class Trials:
         while (way := self.exploration.due()) is not None:
             begun = time.perf_counter()
             seconds, recording = self._stock() if isinstance(way, str) else self._planned(way)
-            self.exploration.record(way, seconds)
-            self.exploration.spend(time.perf_counter() - begun - recording)
+            took = time.perf_counter() - begun - recording
+            self.exploration.record(way, took if seconds is None else seconds, ended=seconds is not None)
+            self.exploration.spend(took)
         return time.perf_counter() - started
 
-    def _planned(self, plan: Plan) -> tuple[float, float]:
-        """Seconds of a run of a plan, infinite if it does not get to its end, and seconds spent on recording it."""
-        recording, advance = 0.0, cut_off(all_waves, self.exploration.sequential_seconds, plan)
+    def _planned(self, plan: Plan) -> tuple[float | None, float]:
+        """Seconds of a run of a plan, None if it does not get to its end, and seconds spent on recording it."""
+        recording, advance = 0.0, cut_off(all_waves, self.exploration.sequential_seconds)
         for _ in range(2):  # the first run of a plan may be eager, and be recorded
             trial = self.trial(plan)
             try:
                 trial.complete(advance)
-            except (TooSlow, DivergenceError):
+            except Exception as why:  # the call is complete: it must not fail for what would help later ones
                 trial.run.close()
-                return math.inf, recording
+                if not isinstance(why, TooSlow | DivergenceError):
+                    logger.warning("%s failed when it was timed: %s. It is not taken.", plan.short(), why)
+                return None, recording
             report = trial.report()
             if report.fallback_reason is not None:
-                return math.inf, recording
+                return None, recording
             recording += report.capture_seconds
             if not report.capture_seconds:
                 break
         self.pricing.record(plan, report)
         return report.seconds, recording
 
-    def _stock(self) -> tuple[float, float]:
+    def _stock(self) -> tuple[float | None, float]:
         assert self.stock is not None
         try:
             return self.stock(), 0.0
-        except Exception as why:  # the call itself is complete: it must not fail for what would help later ones
-            logger.warning("The stock loop could not be timed: %s. It is not considered.", why)
-            return math.inf, 0.0
+        except Exception as why:
+            logger.warning("The stock loop failed when it was timed: %s. It is not taken.", why)
+            return None, 0.0

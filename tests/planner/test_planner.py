@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import math
 import threading
 import weakref
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from srds_fast.planner.choose import candidates, choose, until
 from srds_fast.planner.context import Context
 from srds_fast.planner.cost_curve import CostCurve
 from srds_fast.planner.experience import MOST_RUNS, Experience
-from srds_fast.planner.search import Known, Pricing, default_plan, fastest
+from srds_fast.planner.search import Known, Pricing, compare, explored
 from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.chords import Chords
@@ -43,6 +44,12 @@ MIXTURE = GaussianMixture.random()
 
 def pricing(curve: CostCurve, overhead: Callable[[srds_fast.Plan], float] = lambda plan: 0.0) -> Pricing:
     return Pricing(Known(curve), overhead, HERE)
+
+
+def fastest(*given: Any, **more: Any) -> srds_fast.Plan:
+    plan, compared = compare(*given, **more)
+    assert plan in compared
+    return plan
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 25, 100, 400])
@@ -211,7 +218,9 @@ class Network:
 
 
 def auto(network: Any, steps: int = 50, **settings: Any) -> srds_fast.Report:
-    return srds_fast.sample(network, noise(1, 64), scheduler(), steps, method="auto", **settings).report
+    return srds_fast.sample(
+        network, noise(1, 64), scheduler(), steps, method="auto", **{"explore": 0, **settings}
+    ).report
 
 
 def test_a_network_is_measured_once_and_not_kept_alive() -> None:
@@ -230,7 +239,8 @@ def test_a_network_is_measured_once_and_not_kept_alive() -> None:
     assert alive() is None
 
 
-def test_no_call_is_wider_than_allowed_or_than_the_network_takes() -> None:
+def test_no_call_is_wider_than_allowed_or_than_the_network_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pricing_module, "BUDGET", math.inf)
     network = Network()
     auto(network, 20, max_rows=3)
     assert 1 < network.widest <= 3
@@ -259,9 +269,9 @@ def test_costs_go_by_code_and_networks_not_by_what_is_closed_over() -> None:
 def test_a_wave_that_did_not_fit_bounds_the_plans_to_come() -> None:
     """And what did not fit has not diverged: its method is still compared."""
     priced = pricing(FREE)
-    assert default_plan(100, Settings(), False, priced).program().peak_rows > 8
+    assert explored(100, Settings(), False, priced).plan.program().peak_rows > 8
     priced.known.experience.record_oom(9)
-    narrow = default_plan(100, Settings(), False, priced)
+    narrow = explored(100, Settings(), False, priced).plan
     assert narrow.program().peak_rows <= 8
     assert narrow.method != "sequential"
     # other work has taken the memory since it was measured
@@ -284,8 +294,7 @@ def test_where_a_chosen_method_does_not_settle_the_steps_are_taken_one_by_one() 
     picard = Settings(method=ParaTAA(data_std=None, history=0), tolerance=1e-9)
     plan = choose(60, picard)
     with pytest.raises(srds_fast.DivergenceError):
-        srds_fast.sample(denoiser, x, scheduler(), 60, plan=plan)
-    plan = dataclasses.replace(plan, prediction=fastest(60, picard, False, pricing(FREE)).prediction)
+        srds_fast.sample(denoiser, x, scheduler(), 60, plan=plan, strict=True)
     found = srds_fast.sample(denoiser, x, scheduler(), 60, plan=plan)
     report = found.report
     assert "one after another" in report.fallback_reason
@@ -354,17 +363,17 @@ def test_a_plan_is_left_only_for_one_that_is_clearly_faster(slower: float, stays
 
 def test_what_takes_longer_than_expected_is_weighed_anew() -> None:
     settings, priced = Settings(), pricing(FREE)
-    plan = default_plan(100, settings, False, priced)
+    plan = explored(100, settings, False, priced).plan
     assert plan.method != "sequential"
     report = srds_fast.Report(plan.method, "eager", "sample", 100, iterations_per_sample=[60], converged=[True])
     for _ in range(4):
         priced.record(plan, report)
-    other = default_plan(100, settings, False, priced)
+    other = explored(100, settings, False, priced).plan
     assert other.signature != plan.signature
     for _ in range(4):
         priced.record(other, None)
-    assert default_plan(100, settings, False, priced).signature not in (plan.signature, other.signature)
-    as_expected = default_plan(50, settings, False, priced)
+    assert explored(100, settings, False, priced).plan.signature not in (plan.signature, other.signature)
+    as_expected = explored(50, settings, False, priced).plan
     expected_run = dataclasses.replace(report, iterations_per_sample=[priced.expected(as_expected)])
     priced.record(as_expected, expected_run)
-    assert default_plan(50, settings, False, priced).signature == as_expected.signature
+    assert explored(50, settings, False, priced).plan.signature == as_expected.signature

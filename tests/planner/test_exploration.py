@@ -1,0 +1,168 @@
+"""Exploration, with times that are given: it decides by times alone, within its budget, and for good."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import srds_fast
+from srds_fast.planner.choose import choose, plan_of
+from srds_fast.planner.cost_curve import CostCurve
+from srds_fast.planner.exploration import CALLS, DROPPED, EXPLORING, FROZEN, MEASURED, STOCK, WORTH, Exploration
+from srds_fast.planner.plan import Candidate, Plan, Prediction
+from srds_fast.planner.settings import Settings
+from srds_fast.solvers.fixed_point.options import ParaTAA
+from srds_fast.solvers.srds import SRDS
+
+CURVE = CostCurve((1,), (1e-3,))
+N = 50
+SEQUENTIAL = choose(N, Settings(method="sequential"))
+OTHERS = [plan_of(options, N, Settings(), stochastic=False) for options in (SRDS(), SRDS(num_blocks=7), ParaTAA())]
+PLANS = [SEQUENTIAL, *OTHERS]
+
+
+def predicted(seconds: Mapping[Plan, float]) -> list[Plan]:
+    """The plans, predicted to take so many seconds."""
+    found = {plan: Candidate(plan.short(), 1, 1, 1, 1, each, each) for plan, each in seconds.items()}
+    return [
+        replace(plan, prediction=Prediction(found[plan], tuple(found.values()), "cheap", CURVE)) for plan in seconds
+    ]
+
+
+def explored(seconds: Mapping[Plan, float], budget: float = 3.0, *, stock: bool = True) -> Exploration:
+    exploration, plans = Exploration(budget), predicted(seconds)
+    exploration.predict(plans, min(plans, key=lambda plan: plan.prediction.chosen.seconds), version=0)
+    if stock:
+        exploration.offer_stock()
+    return exploration
+
+
+def one_call(exploration: Exploration, took: Mapping[Plan | str, float]) -> None:
+    plan = exploration.plan
+    if exploration.begin():
+        exploration.record(plan, min(took[plan], 9.0), ended=took[plan] < math.inf)
+        while (way := exploration.due()) is not None:
+            exploration.record(way, min(took[way], 9.0), ended=took[way] < math.inf)
+            exploration.spend(min(took[way], 9.0))
+    exploration.end(plan, took[plan])
+
+
+times = st.floats(0.2, 5.0)
+
+
+@given(st.tuples(*[times] * 4), st.tuples(*[times] * 5), st.sampled_from([0.5, 1.0, 3.0, 20.0]))
+def test_the_fastest_that_was_timed_is_kept_within_the_budget(
+    guesses: tuple[float, ...], real: tuple[float, ...], budget: float
+) -> None:
+    """However wrong the predictions are: no call after exploring is slower than both loops, if it could time them."""
+    exploration = explored(dict(zip(PLANS, guesses, strict=True)), budget)
+    took = dict(zip([*PLANS, STOCK], real, strict=True))
+    for _ in range(CALLS):
+        assert exploration.state == EXPLORING or exploration.calls < CALLS
+        one_call(exploration, took)
+    assert exploration.state == FROZEN
+    last = max(real)  # what is not known may take longer than predicted
+    assert exploration.spent <= budget * max(guesses[0], real[0]) * (1 + 1e-5) + last
+    chosen = STOCK if exploration.chose_stock else exploration.plan
+    timed = set(exploration._seconds)
+    if SEQUENTIAL.signature in timed:
+        loops = [took[SEQUENTIAL]] + ([took[STOCK]] if STOCK in timed else [])
+        assert took[chosen] <= min(loops) / (WORTH if chosen in (STOCK, SEQUENTIAL) else 1.0)
+        if chosen not in (STOCK, SEQUENTIAL):
+            assert took[chosen] == min(took[plan] for plan in OTHERS if plan.signature in timed)
+    if budget >= 20 * CALLS * max(real) / real[0]:
+        assert timed == {*(plan.signature for plan in PLANS), STOCK}
+    before = exploration.plan
+    for _ in range(20):
+        one_call(exploration, took)
+    assert exploration.plan == before or exploration.state == DROPPED
+
+
+def test_a_wrong_prediction_costs_one_look() -> None:
+    """The case of the issue: predicted at 0.6 of sequential, it takes 1.9 times as long."""
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.6})
+    took = {SEQUENTIAL: 1.0, OTHERS[0]: 1.9, STOCK: 1.02}
+    one_call(exploration, took)
+    assert exploration.plan == SEQUENTIAL
+    for _ in range(2):
+        one_call(exploration, took)
+    assert (exploration.state, exploration.plan, exploration.chose_stock) == (FROZEN, SEQUENTIAL, False)
+    assert "nothing else took less than 97% of its time" in exploration.plan.prediction.why
+    assert "1.9e+03" in exploration.plan.prediction.why
+
+
+def test_the_reason_tells_measured_times_only_after_they_were_taken() -> None:
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.6})
+    took = {SEQUENTIAL: 2.0, OTHERS[0]: 1.0, STOCK: 2.2}
+    while exploration.state == EXPLORING:
+        assert exploration.plan.prediction.why == "to be timed; predicted: cheap"
+        one_call(exploration, took)
+    why = exploration.plan.prediction.why
+    assert "2.00 times faster than the sequential loop and 2.20 times faster than the stock loop" in why
+
+
+def test_the_stock_loop_is_taken_where_it_is_the_fastest() -> None:
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.9})
+    for _ in range(CALLS):
+        one_call(exploration, {SEQUENTIAL: 1.0, OTHERS[0]: 1.3, STOCK: 0.9})
+    assert exploration.chose_stock
+    assert exploration.plan == SEQUENTIAL, "for calls that the stock loop cannot serve"
+
+
+def test_a_plan_whose_calls_turn_slow_is_dropped_for_good() -> None:
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5})
+    fast = {SEQUENTIAL: 1.0, OTHERS[0]: 0.5, STOCK: 1.0}
+    slow = fast | {OTHERS[0]: 1.1}
+    for took in (fast, fast, fast, slow, fast, fast, fast, fast):
+        one_call(exploration, took)
+    assert exploration.state == FROZEN, "one slow call of five is an accident"
+    for took in (slow, fast, slow):
+        one_call(exploration, took)
+    assert (exploration.state, exploration.plan) == (DROPPED, SEQUENTIAL)
+    assert "2 of its last 5 calls" in exploration.plan.prediction.why
+    for _ in range(5):
+        one_call(exploration, fast)
+    assert (exploration.state, exploration.plan) == (DROPPED, SEQUENTIAL)
+
+
+def test_what_did_not_come_to_its_end_is_never_taken() -> None:
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5, OTHERS[1]: 0.6})
+    for _ in range(CALLS):
+        one_call(exploration, {SEQUENTIAL: 1.0, OTHERS[0]: math.inf, OTHERS[1]: math.inf, STOCK: math.inf})
+    assert exploration.plan == SEQUENTIAL
+    assert not exploration.chose_stock
+
+
+def test_calls_at_once_are_not_timed() -> None:
+    """They slow each other down."""
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5})
+    assert exploration.begin()
+    assert not exploration.begin()
+    exploration.record(OTHERS[0], 9.0)
+    assert exploration.due() is None
+    exploration.end(OTHERS[0], 9.0)
+    exploration.end(OTHERS[0], 9.0)
+    assert (exploration.state, exploration.plan) == (EXPLORING, OTHERS[0])
+    assert exploration.begin(), "alone again"
+    exploration.record(OTHERS[0], 0.5)
+    assert exploration.due() == SEQUENTIAL
+
+
+def test_without_a_budget_predictions_decide() -> None:
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5}, budget=0)
+    assert not exploration.begin()
+    assert exploration.due() is None
+    assert (exploration.state, exploration.plan.prediction.why) == (MEASURED, "cheap")
+    exploration.freeze()
+    assert (exploration.state, exploration.plan) == (FROZEN, OTHERS[0])
+
+
+@pytest.mark.parametrize("explore", [-1, math.inf, math.nan, "3", True, None])
+def test_a_budget_that_is_none_is_refused(explore: object) -> None:
+    with pytest.raises(srds_fast.InvalidArgument, match="explore"):
+        Settings(explore=explore)  # type: ignore[arg-type]

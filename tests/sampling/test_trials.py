@@ -1,0 +1,173 @@
+"""Calls that time other plans: on a clock that network calls advance, so that nothing depends on this machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from problems import GaussianMixture, noise, scheduler, sequential_by_scheduler
+from torch import Tensor
+
+import srds_fast
+from srds_fast import Report
+
+Seconds = Callable[[int, int, bool], float]
+MIXTURE = GaussianMixture.random()
+N = 40
+
+
+class TimedNetwork:
+    """A network whose calls advance the clock: `seconds(call, rows, stock)`, by default 1 for any number of rows."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int, int, bool], float] | None = None
+    ) -> None:
+        self.now, self.calls, self._seconds = 0.0, 0, seconds or (lambda call, rows, stock: 1.0)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        stock = t.stride() == (0,)  # the stock loop expands the timestep
+        self.now += self._seconds(self.calls, len(x), stock)
+        return MIXTURE(x, t)
+
+    def call(self, seed: int = 0, steps: int = N, **settings: object) -> tuple[Report, float]:
+        """The report of a call with method="auto", whose sample is checked, and its seconds."""
+        x, begun = noise(1, 64, seed=seed), self.now
+        found = srds_fast.sample(self, x, scheduler(), steps, method="auto", **settings)  # type: ignore[arg-type]
+        took = self.now - begun
+        expected = sequential_by_scheduler(MIXTURE, x, steps)
+        assert float((found.sample - expected).abs().mean()) < 0.05
+        return found.report, took
+
+
+def test_rows_for_nothing_are_explored_within_the_budget_then_the_fastest_plan_is_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    network = TimedNetwork(monkeypatch)
+    first = [network.call(seed) for seed in range(3)]
+    assert [report.plan_state for report, _ in first[:-1]] == ["exploring"] * 2
+    assert sum(took for _, took in first) <= 4 * 3 * N
+    assert sum(report.exploring_seconds for report, _ in first) <= 3 * N * (1 + 1e-5)
+    assert caplog.text.count("The first 3 calls of this kind") == 1
+    for seed in range(3, 10):
+        report, took = network.call(seed)
+        assert report.plan_state == "frozen"
+        assert took == report.seconds == report.waves < N / 2
+        assert "times faster than the sequential loop" in report.plan_reason
+        assert "frozen" in str(report)
+
+
+def test_where_rows_cost_in_full_no_call_after_the_third_is_slower_than_the_stock_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = TimedNetwork(monkeypatch, lambda call, rows, stock: float(rows))
+    assert sum(network.call(seed)[1] for seed in range(3)) <= 4 * 3 * N
+    for seed in range(3, 8):
+        report, took = network.call(seed)
+        assert (report.plan_state, took) == ("frozen", N)
+
+
+def test_costs_measured_at_a_good_moment_cost_one_wave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are free while they are measured; in the run a wave takes longer than all steps."""
+    measured = TimedNetwork(monkeypatch)
+    measured.call(explore=0)
+    waves = measured.calls
+    probing = TimedNetwork(monkeypatch)
+    report, _ = probing.call(explore=0)
+    measuring = waves - report.waves
+    network = TimedNetwork(monkeypatch, lambda call, rows, stock: 1.0 if call <= measuring or rows == 1 else 2.0 * N)
+    report, took = network.call()
+    assert "was cut off" in report.fallback_reason
+    assert report.method == "sequential"
+    assert report.seconds <= (1 + 2 + 2) * N, "what came before the first wide wave, that wave, and the steps"
+    for seed in range(1, 6):
+        report, took = network.call(seed)
+        assert report.fallback_reason is None
+    assert (report.plan_state, report.method, took) == ("frozen", "sequential", N)
+
+
+def test_the_stock_loop_is_taken_where_it_is_faster_than_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = TimedNetwork(monkeypatch, lambda call, rows, stock: 0.5 if stock else float(rows))
+    for seed in range(5):
+        report, took = network.call(seed)
+    assert (report.method, report.plan_state, took) == ("stock", "frozen", N / 2)
+    assert report.fallback_reason is None
+    seen: list[int] = []
+    report, took = network.call(observer=lambda checkpoint: seen.append(checkpoint.iteration))
+    assert (report.method, took) == ("sequential", N), "the stock loop has no checkpoints"
+    assert seen
+
+
+def test_an_observer_sees_the_run_of_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = TimedNetwork(monkeypatch)
+    seen: list[int] = []
+    report, _ = network.call(observer=lambda checkpoint: seen.append(checkpoint.iteration))
+    assert report.exploring_seconds > 0
+    assert seen == list(range(seen[0], report.iterations + 1))
+
+
+def test_a_plan_that_fails_when_it_is_timed_fails_no_call(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: set[int] = set()
+
+    def seconds(call: int, rows: int, stock: bool) -> float:
+        seen.add(rows)
+        return 1.0
+
+    network = TimedNetwork(monkeypatch, seconds)
+    network.call(explore=0)
+    own = set(seen)  # widths that are measured, and those of the call's own plan
+
+    def fail(call: int, rows: int, stock: bool) -> float:
+        if rows not in own:
+            raise RuntimeError("no kernel for this shape")
+        return 1.0
+
+    network = TimedNetwork(monkeypatch, fail)
+    reports = [network.call()[0] for _ in range(5)]
+    assert "failed when it was timed: no kernel for this shape" in caplog.text
+    assert [report.fallback_reason for report in reports] == [None] * 5
+    assert reports[-1].plan_state == "frozen"
+
+
+def test_two_threads_explore_one_kind_and_get_right_samples() -> None:
+    network, errors = MIXTURE, list[BaseException]()
+    xs = [noise(1, 64, seed=seed) for seed in range(8)]
+    expected = [sequential_by_scheduler(MIXTURE, x, N) for x in xs]
+
+    def serve(numbers: range) -> None:
+        try:
+            for number in numbers:
+                found = srds_fast.sample(network, xs[number], scheduler(), N, method="auto")
+                assert float((found.sample - expected[number]).abs().mean()) < 0.05
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=serve, args=(range(first, 8, 2),)) for first in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_method_that_diverges_is_an_error_only_if_strict(strict: bool) -> None:
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        return -30 * x
+
+    x, picard = noise(2, 8), srds_fast.methods.ParaTAA(data_std=None, history=0)
+    if strict:
+        with pytest.raises(srds_fast.DivergenceError):
+            srds_fast.sample(denoiser, x, scheduler(), 60, method=picard, tolerance=1e-9, strict=True)
+        return
+    found = srds_fast.sample(denoiser, x, scheduler(), 60, method=picard, tolerance=1e-9)
+    assert "one after another" in found.report.fallback_reason
+    expected = srds_fast.sample(denoiser, x, scheduler(), 60, method="sequential").sample
+    torch.testing.assert_close(found.sample, expected, rtol=0, atol=0)

@@ -35,7 +35,7 @@ def all_waves(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
 
 
 def cut_off(advance: Advance, sequential_seconds: float) -> Advance:
-    """The same, but TooSlow ends a method whose first wave takes longer than a sequential call, or all LOST times it."""
+    """The same, but TooSlow ends a method whose first wave takes longer than a sequential call, or all LOST times."""
 
     def advance_until(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
         begun, waves = time.perf_counter(), 0

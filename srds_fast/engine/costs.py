@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import threading
@@ -12,6 +13,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from .. import telemetry
@@ -19,6 +22,7 @@ from ..errors import CaptureFailed
 from ..kernels.wave_update import NetworkInput
 from ..planner.context import context_of
 from ..planner.cost_curve import CostCurve
+from ..planner.curve_cache import CurveCache
 from ..planner.plan import Plan
 from ..planner.search import Known, Pricing
 from ..schedulers.table import NoiseTable
@@ -31,6 +35,8 @@ from .eager import Evaluator
 from .graphs.device_lock import DeviceBusy, device_lock, in_a_replay
 from .graphs.recorder import recorder
 from .run import Run
+
+logger = logging.getLogger("srds_fast")
 
 MOST_KEPT = 64
 WIDTHS = (1, 2, 4, 8, 16, 24, 32)
@@ -88,16 +94,32 @@ def price(
     networks: Sequence[nn.Module] = (),
     max_rows: int | None = None,
     replayed: bool,
+    cache: CurveCache | None = None,
+    modules_found: Sequence[nn.Module] = (),
 ) -> Pricing:
     """The costs of calls like one that is about to be made, measured if they are not known.
 
     key: of the kind of call, but for the state and the format of the network's input. dtype: of the network's output.
-    replayed: the call will be replayed from graphs: nothing is then spent between network calls.
+    replayed: the call will be replayed from graphs: nothing is then spent between network calls. cache: for other
+    processes, which find the costs by the networks of `modules_found`.
     """
 
-    def curve() -> CostCurve:
+    def measured() -> CostCurve:
         widths = [width for width in WIDTHS if width <= (max_rows or width)]
-        return measure(evaluator, of_widths(noise.num_steps, widths), state, inputs.network, replayed=replayed)
+        started = time.perf_counter()
+        found = measure(evaluator, of_widths(noise.num_steps, widths), state, inputs.network, replayed=replayed)
+        logger.info("Measured network calls of %s rows in %.3g seconds.", found.rows, time.perf_counter() - started)
+        return found
+
+    def curve() -> CostCurve:
+        if cache is None:
+            return measured()
+        kind, context = (*of_call, replayed), context_of(state.device, noise, modules_found)
+        kept = cache.load(kind, context)
+        if kept is None:
+            kept = measured()
+            cache.save(kind, context, kept)
+        return kept
 
     def between(plan: Plan) -> float:
         if known.curve.how == "replayed":
@@ -142,6 +164,8 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
     calls: list[_Call] = []
     most_rows: int | None = None
     left = math.inf  # seconds
+    bar = Progress(transient=True, auto_refresh=False, console=Console(stderr=True))  # no thread beside the timings
+    task = bar.add_task("Measuring the network", total=len(program.positions))
     for number, positions in enumerate(program.positions):
         # a wider call may take longer in proportion to its rows
         if calls and left < 2 * calls[-1].seconds * len(positions) / calls[-1].rows:
@@ -156,11 +180,15 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
                 raise
             most_rows = calls[-1].rows
             break
+        if calls[0].seconds >= SHORT and bar.console.is_terminal:
+            bar.start()
+            bar.update(task, completed=len(calls), refresh=True)
         budget = max(BUDGET_SECONDS, BUDGET * program.num_steps * calls[0].seconds)
         left = budget - 2 * sum(call.seconds for call in calls)
         in_proportion = [call.seconds >= SATURATED * call.rows * calls[0].seconds for call in calls[-2:]]
         if len(calls) >= 3 and calls[-1].seconds >= SHORT and all(in_proportion):
             break
+    bar.stop()
     short = [call for call in calls if call.seconds < SHORT]
     for _ in range(ROUNDS):
         left -= sum(call.seconds for call in short)

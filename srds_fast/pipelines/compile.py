@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from ..engine.graphs.cache import Graphs, GraphStats
 from ..engine.run import Observer
 from ..engine.streams import OVERLAPS
 from ..errors import InvalidArgument, UnsupportedPipeline
+from ..planner.curve_cache import CurveCache
 from ..planner.exploration import EXPLORING
 from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
@@ -216,6 +218,7 @@ def compile(
     plan: Plan | None = None,
     strict: bool = False,
     explore: float = 3.0,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Any:
     """A drop-in replacement for a diffusers pipeline that samples parallel in time.
 
@@ -259,6 +262,8 @@ def compile(
         explore: the time that "auto" may spend on timing other plans, the sequential loop and the stock loop in the
             first three calls of a kind, in sequential calls. The fastest is then kept. It may be the stock loop, whose
             report has method "stock". 0: by measured network calls alone. `warmup` spends it before serving.
+        cache_dir: a folder where measured costs are kept for other processes, by device, versions, and the shapes of
+            network and call. Default: the folder that the environment variable SRDS_FAST_CACHE names, if any.
 
     Returns:
         The compiled pipeline. It adds the members of `FastPipeline`, such as `report`, `plan_for` and `stream`.
@@ -298,7 +303,15 @@ def compile(
     if overlap not in OVERLAPS:
         raise InvalidArgument(f"overlap is {overlap!r}. Known are {', '.join(OVERLAPS)}. Pass one of these.")
     graphs = Graphs(max_graphs)
-    state = State(original, Planner(settings, plan), strict, lazy_capture, graphs, network_options, overlap)
+    state = State(
+        original,
+        Planner(settings, plan, cache=CurveCache.of(cache_dir)),
+        strict,
+        lazy_capture,
+        graphs,
+        network_options,
+        overlap,
+    )
     return with_state(_fast_class(original.__class__), state)
 
 

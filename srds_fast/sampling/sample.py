@@ -6,6 +6,7 @@ import copy
 import functools
 import logging
 import math
+import os
 import time
 import weakref
 from collections.abc import Hashable, Mapping
@@ -25,6 +26,7 @@ from ..engine.run import Observer, core_of
 from ..errors import DivergenceError, InvalidArgument
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
+from ..planner.curve_cache import CurveCache
 from ..planner.exploration import Exploration
 from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
 from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
@@ -82,6 +84,7 @@ def sample(
     warm_start: Tensor | None = None,
     keep_trajectory: bool = False,
     explore: float = 3.0,
+    cache_dir: str | os.PathLike[str] | None = None,
     strict: bool = False,
 ) -> SampleResult:
     """Sample with a diffusion denoiser, parallel in time.
@@ -101,7 +104,7 @@ def sample(
             sequential sampler.
         eta: DDIM's eta: 0 is deterministic, 1 adds the noise of DDPM.
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, in_flight, max_rows, plan,
-            explore: as in `srds_fast.compile`.
+            explore, cache_dir: as in `srds_fast.compile`.
         engine: as in `srds_fast.compile`, but graphs need a place to be kept: see `graphs`.
         graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
             first call of a kind runs eagerly and is recorded, those after it are replayed. What the denoiser does in
@@ -140,7 +143,7 @@ def sample(
     refuse_beside(plan, settings, Settings(method=DEFAULT))
     cond = dict(cond or {})
     _check(x, cond, scheduler, num_inference_steps, eta, generator)
-    planner = Planner(settings, plan, _costs)
+    planner = Planner(settings, plan, _costs, CurveCache.of(cache_dir))
     if warm_start is not None:
         check_warm_start_method(planner.options)
         check_warm_start(warm_start, (num_inference_steps + 1, *x.shape))
@@ -277,6 +280,10 @@ class _DenoiserNetwork:
     @property
     def modules(self) -> tuple[nn.Module, ...]:
         return ()  # a denoiser may use modules that cannot be found
+
+    @property
+    def modules_found(self) -> tuple[nn.Module, ...]:
+        return modules_of(self.denoiser)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -23,6 +23,7 @@ from ..errors import DivergenceError, PlanMismatch, UnsupportedPipeline
 from ..kernels.common.dispatch import implementation
 from ..planner.choose import choose
 from ..planner.context import context_of
+from ..planner.curve_cache import CurveCache
 from ..planner.exploration import Exploration
 from ..planner.plan import Plan
 from ..planner.search import Pricing, explored
@@ -49,6 +50,10 @@ class Network(Protocol):
         """The networks that are called; a measured plan is valid for their shapes only. Empty if not known."""
 
     @property
+    def modules_found(self) -> Sequence[nn.Module]:
+        """The same, but perhaps not all: enough to find measured costs again."""
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the output."""
 
@@ -70,12 +75,14 @@ class Planner:
     Attributes:
         plan: the user's plan; None: choose one.
         costs: measurements of earlier calls.
+        cache: where measured costs are kept for other processes.
         calibrated: plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for.
     """
 
     settings: Settings
     plan: Plan | None = None
     costs: Costs = field(default_factory=Costs)
+    cache: CurveCache | None = None
     calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
 
     @property
@@ -377,6 +384,8 @@ class Session:
                 networks=network.modules,
                 max_rows=self.planner.settings.max_rows,
                 replayed=self.graphs is not None and self.state.is_cuda,
+                cache=self.planner.cache,
+                modules_found=network.modules_found,
             )
         return self.pricing
 

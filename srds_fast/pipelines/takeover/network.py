@@ -53,6 +53,10 @@ class RecordedNetwork:
         return list({id(recorded.network): recorded.network for recorded in self.turn.calls}.values())
 
     @property
+    def modules_found(self) -> list[nn.Module]:
+        return self.modules
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.turn.calls[0].states.dtype
 

@@ -58,7 +58,9 @@ class CurveCache:
             found = json.loads(path.read_text())
             if found["of"] != of:
                 raise ValueError("it is of another kind of call")
-            columns = {name: tuple(each) if isinstance(each, list) else each for name, each in found["curve"].items()}
+            columns: dict[str, Any] = {
+                name: tuple(each) if isinstance(each, list) else each for name, each in found["curve"].items()
+            }
             return CostCurve(**columns)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, InvalidArgument) as error:
             logger.warning("%s holds no curve that can be used: %s. Costs are measured anew.", path, error)

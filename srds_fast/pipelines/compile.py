@@ -151,7 +151,8 @@ class FastPipeline:
                 recorded = self.graphs.captured
                 run_call(self, args, kwargs, warming=True)
                 assert self.report is not None
-                if self.graphs.captured == recorded and self.report.plan_state != EXPLORING:
+                changing = self.graphs.captured > recorded or self.report.plan_state == EXPLORING
+                if not (changing and planner.settings.measures):
                     break
             planner.costs.settle()  # later calls keep the recorded plan until more is measured
         finally:

@@ -235,8 +235,8 @@ class Session:
         except TooSlow as why:
             if self.exploration is None:  # a trial
                 raise
-            self.run.close()
-            self.take_steps(f"{self.plan.short()} was cut off: {why}")
+            self.run.leave()
+            self.take_steps(f"{self.plan.short()} was cut off: {why}", tell=False)
         except torch.OutOfMemoryError:
             rows = self.run.counts.peak_rows
             if rows <= 1 or self.run.sample is not None:
@@ -259,8 +259,8 @@ class Session:
         evaluate.forget()
         return self.run
 
-    def take_steps(self, why: str) -> None:
-        """Start again, one step after another. why: for the report."""
+    def take_steps(self, why: str, *, tell: bool = True) -> None:
+        """Start again, one step after another. why: for the report. tell: the user too; strict calls raise then."""
         failed = self.run
         failed.counts.network_seconds = None
         self._fallback_reason = f"{why}. The steps were then taken one after another"
@@ -274,7 +274,8 @@ class Session:
             # a driven loop goes on to call the network as before
             engine=failed.engine if self.network is None else replace(failed.engine, name="eager", overlap="batch"),
         )
-        self.notify(self._fallback_reason)
+        if tell:
+            self.notify(self._fallback_reason)
 
     def fall_back(self, why: str) -> None:
         """Note that the rest of the call runs one step after another; only the first reason is kept."""

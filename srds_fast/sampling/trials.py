@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .. import telemetry
 from ..engine.eager import drain
 from ..engine.run import Run
 from ..errors import DivergenceError
@@ -82,8 +83,10 @@ class Trials:
         """Run all that is due in this call. Returns the seconds that it took."""
         started = time.perf_counter()
         while (way := self.exploration.due()) is not None:
+            telemetry.phase("explore")
             begun = time.perf_counter()
-            seconds, recording = self._stock() if isinstance(way, str) else self._planned(way)
+            with telemetry.unseen():  # waves of the report are those of the call
+                seconds, recording = self._stock() if isinstance(way, str) else self._planned(way)
             took = time.perf_counter() - begun - recording
             self.exploration.record(way, took if seconds is None else seconds, ended=seconds is not None)
             self.exploration.spend(took)

@@ -22,7 +22,8 @@ DOMAIN = "srds_fast"
 COLOURS = {
     "call": 0x7F7F7F, "encode": 0xC7C7C7, "trace": 0x8C564B, "plan": 0xE377C2, "iteration": 0x9467BD,
     "coarse": 0xFF7F0E, "fine": 0x1F77B4, "mixed": 0x2CA02C, "network": 0x17BECF, "wave_update": 0xD62728,
-    "checkpoint": 0xBCBD22, "replay": 0x1F77B4, "record": 0xE377C2, "decode": 0xC7C7C7, "stock": 0x7F7F7F,
+    "checkpoint": 0xBCBD22, "replay": 0x1F77B4, "record": 0xE377C2, "explore": 0x17BECF, "decode": 0xC7C7C7,
+    "stock": 0x7F7F7F,
 }  # fmt: skip
 """Of ranges in Nsight, by category."""
 
@@ -96,7 +97,7 @@ def recording() -> AbstractContextManager[None]:
 
 
 def phase(name: str) -> None:
-    """The call of this thread begins its next phase: encode, trace, plan, record, decode or stock."""
+    """The call of this thread begins its next phase: encode, trace, plan, record, explore, decode or stock."""
     if _thread.calls:
         _thread.calls[-1].phase(name, name)
 

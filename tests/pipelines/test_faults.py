@@ -59,7 +59,7 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], type[BaseException]]] = {
 @pytest.mark.parametrize(("at", "kind"), thinned_product([1, 2, 5, 8], FAULTS))
 def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(sd: Any, kind: str, at: int) -> None:
     act, error = FAULTS[kind]
-    fast = srds_fast.compile(sd, exact=True, method="srds")
+    fast = srds_fast.compile(sd, exact=True, method="srds", strict=True)
     expected = latents(sd)
     before = everything(sd)
     with fault(sd.unet, at, act), pytest.raises(error) as caught:
@@ -68,6 +68,15 @@ def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(sd: Any, 
     if isinstance(caught.value, DivergenceError):
         assert caught.value.report.waves >= at
     assert_close(latents(fast), expected)
+
+
+@pytest.mark.parametrize("at", [2, 5])
+def test_without_strict_the_steps_follow_what_diverged(sd: Any, at: int) -> None:
+    act, _ = FAULTS["nan"]
+    fast = srds_fast.compile(sd, exact=True, method="srds")
+    with fault(sd.unet, at, act):
+        assert_close(latents(fast), latents(sd))
+    assert "a sample is not finite. The steps were then taken one after another" in fast.report.fallback_reason
 
 
 @pytest.mark.parametrize("at", [1, 2, 8])

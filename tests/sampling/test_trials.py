@@ -84,6 +84,7 @@ def test_costs_measured_at_a_good_moment_cost_one_wave(monkeypatch: pytest.Monke
     report, took = network.call()
     assert "was cut off" in report.fallback_reason
     assert report.method == "sequential"
+    assert report.waves == 1 + N, "the wave that came too late to begin is not counted"
     assert report.seconds <= (1 + 2 + 2) * N, "what came before the first wide wave, that wave, and the steps"
     for seed in range(1, 6):
         report, took = network.call(seed)

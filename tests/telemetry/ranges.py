@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PHASES = ("encode", "trace", "plan", "iteration", "record", "decode", "stock")
+PHASES = ("encode", "trace", "plan", "iteration", "record", "explore", "decode", "stock")
 # what may lie directly in what
 INSIDE = {
     "call": PHASES,

@@ -76,6 +76,7 @@ def test_costs_are_measured_in_the_plan(tmp_path: Path) -> None:
     made.check()
     (plan,) = [each for each in made.inside if each.kind == "plan"]
     assert "network" in {each.kind for each in plan.walk()}
+    assert ("explore" in {each.kind for each in made.inside}) == (fast.report.exploring_seconds > 0)
     assert len(made.of("wave")) == len(made.of("network")) == fast.report.waves == counts(fast.report)["network"]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..errors import InvalidArgument
 from .networks import is_compiled, unwrapped
@@ -247,6 +248,7 @@ class Compiled:
         network: Any = self._network()
         if self.failure is not None:
             return network(*args, **kwargs)
+        _mark_rows((args, kwargs))
         try:
             return self._call(network, *args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as why:
@@ -255,6 +257,16 @@ class Compiled:
         output = network(*args, **kwargs)
         self.failure = f"torch_compile={self._mode!r} failed on {_name_of(network)}: {reason}"
         return output
+
+
+def _mark_rows(arguments: Any) -> None:
+    """Tell torch.compile that the number of rows differs from wave to wave: one version of the code serves all.
+
+    Only a batch of one entry is compiled apart, as torch compiles tensors of one entry for this number.
+    """
+    for leaf in tree_leaves(arguments):
+        if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) > 1:
+            torch._dynamo.maybe_mark_dynamic(leaf, 0)
 
 
 _numbers = itertools.count()

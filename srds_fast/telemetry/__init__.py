@@ -1,6 +1,6 @@
 """Profiling ranges: NVTX for Nsight, a Chrome trace for everybody else, totals per phase for the report.
 
-    call > encode | trace | plan | iteration p > wave k > network | wave_update | checkpoint | record | decode
+    call > encode | trace | plan | iteration p > wave k > network | wave_update | checkpoint | record | explore | decode
 
 - call: one call of a compiled pipeline, or of `sample`. It holds all others.
 - encode, decode: the pipeline's own code before and after its loop.
@@ -16,6 +16,7 @@
 - wave_update: the solver's work between two network calls, for every method. One more comes before the first wave.
 - checkpoint: the decision to stop; waits for the device. Payload: the iteration.
 - record: graphs are recorded, for later calls or for the rest of this one. It holds the ranges of the recorded waves.
+- explore: other plans are run, to time them; their ranges are left out.
 - stock: the pipeline's own loop, instead of all others, where a call cannot be accelerated.
 
 Replaying a graph runs no Python code: there an iteration holds one "replay p" for each launch (payload: number of

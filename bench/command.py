@@ -1,4 +1,4 @@
-"""What all commands share: their options, the tables they print, the JSON they write."""
+"""What all commands share: their options, and the JSON they write."""
 
 from __future__ import annotations
 
@@ -42,20 +42,3 @@ def write(path: Path | None, indent: int | None = 1, **found: Any) -> None:
     """
     if path is not None:
         path.write_text(json.dumps({"environment": environment(), **found}, indent=indent) + "\n")
-
-
-class Table:
-    """Columns of fixed width that can be printed line by line, before the last line is known.
-
-    Args:
-        columns: heading and least width of each column; a negative width aligns to the left.
-    """
-
-    def __init__(self, *columns: tuple[str, int]) -> None:
-        self._formats = [f"{'<' if width < 0 else '>'}{max(abs(width), len(heading))}" for heading, width in columns]
-        self.heading = self.line(*(heading for heading, _ in columns))
-
-    def line(self, *cells: object) -> str:
-        """One line. None is a dash, floats get two decimals."""
-        texts = ("-" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
-        return "  ".join(map(format, texts, self._formats)).rstrip()

@@ -11,18 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.command import Table
 from bench.speed.timing import reason, timed
 from bench.workloads.problems import difference
 from bench.workloads.samplers import Loop, Workload
 from srds_fast import Report
+from srds_fast.cli.output import show_table
 
 STOCK, SEQUENTIAL, BY_HAND, AUTO = "stock, eager", "sequential", "by hand", "auto"
 NOT_TIMED = "it was not timed: the run ended before"
-TABLE = Table(
-    ("x first", 0), ("x sequential", 0), ("p95", 6), ("within", 0), ("waves", 6), ("rows", 6), ("ms", 26),
-    ("compile s", 0), ("engine", -10), ("peer", -36), ("at", -1),
-)  # fmt: skip
 Row = dict[str, Any]
 """What an entrant took, ready for JSON: workload, steps, peer (its name), setting, and left_out, why it did not run.
 If it ran also:
@@ -155,21 +151,30 @@ def _row(each: Entrant, first: Entrant, running: Sequence[Entrant], trained: boo
     }
 
 
-def table(rows: Sequence[Row]) -> Iterator[str]:
-    """For every workload and number of steps the entrants, the fastest first."""
+def show(rows: Sequence[Row]) -> None:
+    """Print, for every workload and number of steps, the entrants, the fastest first, then those that did not run."""
     for workload, steps in dict.fromkeys((row["workload"], row["steps"]) for row in rows):
         here = [row for row in rows if (row["workload"], row["steps"]) == (workload, steps)]
-        yield f"{workload}, N = {steps}"
-        yield TABLE.heading
+        ran = [_cells(row) for row in here if row["left_out"] is None]
+        show_table(ran, text=("engine", "peer", "at"), title=f"\n{workload}, N = {steps}")
         for row in here:
             if row["left_out"] is not None:
-                yield f"left out: {row['peer']}: {row['left_out']}"
-                continue
-            over = row["over_stock"], row["over_sequential"]
-            off, compiling = row["difference"], row["compile_seconds"]
-            near = None if off is None else f"{off:.3f}", "yes" if row["within"] else None
-            ms, lower, upper = (f"{1e3 * row[name]:.1f}" for name in ("seconds", "lower", "upper"))
-            took = f"{row['waves']:.1f}", f"{row['rows']:.1f}", f"{ms} ({lower}..{upper})"
-            at = f"ran {row['method']}" if row["peer"] == AUTO else row["setting"]
-            compiled = None if compiling is None else f"{compiling:.0f}"
-            yield TABLE.line(*over, *near, *took, compiled, row["engine"], row["peer"], at)
+                print(f"left out: {row['peer']}: {row['left_out']}", flush=True)
+
+
+def _cells(row: Row) -> dict[str, object]:
+    ms, lower, upper = (f"{1e3 * row[name]:.1f}" for name in ("seconds", "lower", "upper"))
+    off, compiling = row["difference"], row["compile_seconds"]
+    return {
+        "x first": row["over_stock"],
+        "x sequential": row["over_sequential"],
+        "p95": None if off is None else f"{off:.3f}",
+        "within": "yes" if row["within"] else None,
+        "waves": f"{row['waves']:.1f}",
+        "rows": f"{row['rows']:.1f}",
+        "ms": f"{ms} ({lower}..{upper})",
+        "compile s": None if compiling is None else f"{compiling:.0f}",
+        "engine": row["engine"],
+        "peer": row["peer"],
+        "at": f"ran {row['method']}" if row["peer"] == AUTO else row["setting"],
+    }

@@ -177,7 +177,7 @@ def _ran(part: Part, seconds: float, folder: Path, out: Path) -> dict[str, Any]:
         if status == "passed":
             status, why = "FAILED", f"it left no result: {type(error).__name__}"
     texts = [(folder / name).read_text(errors="replace").splitlines() for name in ("stdout", "stderr")]
-    printed, errors = ([line for line in lines if line.strip()] for lines in texts)
+    printed, errors = ([line.rstrip() for line in lines if line.strip()] for lines in texts)
     if status != "passed":
         outcome |= {"why": why, "last_words": ((errors if status == "FAILED" else []) or printed)[-12:]}
     if part.shows:

@@ -35,7 +35,7 @@ from torch._inductor.utils import fresh_cache
 from bench.command import parser, writable, write, written
 from bench.pictures import latency_picture
 from bench.revision import revision
-from bench.runner import Row, measured, table
+from bench.runner import Row, measured, show
 from bench.workloads import demonstrations
 from bench.workloads.networks import DEVICE
 from bench.workloads.samplers import SAMPLES, WORKLOADS, Workload, policy
@@ -52,7 +52,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     found.add_argument("--workloads", nargs="*", choices=list(WORKLOADS), default=["digits", "policy"])
     found.add_argument("--steps", nargs="*", type=int, default=list(STEPS), help="policy: 100 at most")
     found.add_argument("--samples", type=int, default=SAMPLES, help=f"rounds, each another sample; at most {SAMPLES}")
-    found.add_argument("--weights", type=Path, help="of policy: kept there, trained only if the file does not exist")
     found.add_argument("--training-steps", type=int, default=demonstrations.TRAINING_STEPS, help="of policy")
     found.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes a minute each")
     found.add_argument("--picture", type=writable, help="PNG: latency against difference")
@@ -79,7 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.saved is not None:
         run = json.loads(options.saved.read_text())
         results = run["results"]
-        print(run["where"], *table(results), sep="\n")
+        print(run["where"])
+        show(results)
         write(options.json, **run)
     else:
         device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU ({platform.machine()})"
@@ -100,7 +100,7 @@ def _run(options: argparse.Namespace, run: dict[str, Any]) -> list[Row]:
     for name in options.workloads:
         torch.manual_seed(0)
         if name == "policy":
-            workload: Workload = policy(demonstrations.trained(options.weights, options.training_steps))
+            workload: Workload = policy(demonstrations.train(options.training_steps))
         else:
             workload = WORKLOADS[name]()
         # with an empty cache: torch.compile would read from disk what an earlier run has compiled
@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace, run: dict[str, Any]) -> list[Row]:
                 for found in measured(name, workload, steps, options.samples, every):
                     write(options.json, **run, results=results + found)
                 results += found
-                print(*table(found), sep="\n", flush=True)
+                show(found)
     return results
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from bench.command import parser, write
-from bench.runner import STOCK, Entrant, Row, measured, table, told
+from bench.runner import STOCK, Entrant, Row, measured, show, told
 from bench.workloads.methods import SRDS_TWICE, fixed_methods
 from bench.workloads.networks import SMALL
 from bench.workloads.samplers import WORKLOADS, Loop, Workload
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         for steps in options.steps:
             rows = (switched if options.switches else of_workload)(name, workload, steps, options.repeat)
             results += rows
-            print(*table(rows), sep="\n", flush=True)
+            show(rows)
             write(options.json, results=results)
 
 

@@ -25,10 +25,11 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 import srds_fast
-from bench.command import Table, parser
+from bench.command import parser
 from bench.workloads import pipelines
 from bench.workloads.methods import SRDS_TWICE
 from bench.workloads.pipelines import SD_DDIM, SD_EULER, network_of
+from srds_fast.cli.output import show_table
 
 STEPS = 100
 # all but Flux and DDIM run with guidance; latents of 4 x 4
@@ -137,18 +138,17 @@ def main(arguments: list[str] | None = None) -> None:
     found.add_argument("--steps", type=int, default=STEPS)
     found.add_argument("--device", default="cpu")
     options = found.parse_args(arguments)
-    table = Table(
-        ("pipeline", -12), ("loop", -11), ("wave/step", 0), ("call", 0), ("us a wave", 0), ("us a step", 0), ("rows", 0)
-    )
-    print(table.heading)
     for name in options.only:
         case = Case(name, options.device, options.steps)
         times = case.measured(options.repeat)
         step, stock = times["stock"]
+        rows: list[dict[str, object]] = []
         for method in METHODS:
             (wave, call), report = times[method], case.loops[method].report
-            about = f"{1e6 * wave:.0f}", f"{1e6 * step:.0f}", report.rows / report.waves
-            print(table.line(name, method, wave / step, call / stock, *about), flush=True)
+            over = {"loop": method, "wave/step": wave / step, "call": call / stock}
+            seconds = {"us a wave": f"{1e6 * wave:.0f}", "us a step": f"{1e6 * step:.0f}"}
+            rows.append({**over, **seconds, "rows": report.rows / report.waves})
+        show_table(rows, text=["loop"], title=f"\n{name}")
 
 
 if __name__ == "__main__":

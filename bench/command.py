@@ -1,9 +1,11 @@
-"""What all commands share: their options, and the JSON they write."""
+"""What all commands share: their options, the JSON they write, and the commit. It needs no package to be installed."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +44,13 @@ def write(path: Path | None, indent: int | None = 1, **found: Any) -> None:
     """
     if path is not None:
         path.write_text(json.dumps({"environment": environment(), **found}, indent=indent) + "\n")
+
+
+def revision(root: Path) -> str | None:
+    """The hash of the commit, "-dirty" behind it where tracked files differ; without git, COMMIT of the environment."""
+    # a copied checkout may belong to another user, and git refuses those by default
+    command = ["git", "-c", "safe.directory=*", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run([*command, "--abbrev=40"], capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("COMMIT") or None

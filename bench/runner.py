@@ -23,14 +23,13 @@ Row = dict[str, Any]
 """What an entrant took, ready for JSON: workload, steps, peer (its name), setting, and left_out, why it did not run.
 If it ran also:
 
-over_stock, over_sequential: how many times faster than the first entrant and than our sequential loop the median call
-is; None: they did not run.
+over_stock, over_sequential: the median call is so many times faster than the first entrant's and than our sequential
+loop's; None: they did not run.
 difference: p95 over the samples in grey levels; None: weights are random, or the reference did not run.
 within: its setting was searched for, to keep the difference within the bound.
-waves, rows: of a call, means; peak_rows: the most.
-seconds: of a call, the median; lower, upper: quartiles.
+waves, rows, peak_rows: of a call; means, and the most. seconds, lower, upper: of a call; median and quartiles.
 compile_seconds: what its first calls took beyond later ones; None: nothing was compiled.
-engine, method: that ran; engine_reason: why no faster engine ran.
+engine, engine_reason, method: of the last call's report.
 """
 
 
@@ -39,14 +38,12 @@ class Entrant:
     """One way to make a call, and what its calls took. If one raises, the reason is kept and it is not called again.
 
     Attributes:
-        name: for tables.
         make: makes the loop; None where `failed` says why there is none.
         setting: what it was told.
         bound: its setting was searched for: the cheapest within the bound.
         compiles: the first calls compile its network.
         reference: sample number -> what its sample is compared with, where that is not the first entrant's.
         failed: why it is not called (any more), or None.
-        loop: once it is made, until it fails.
         first_calls: seconds of the two calls that warm up.
         seconds, answers, reports: of every call after these.
     """
@@ -85,11 +82,6 @@ class Entrant:
                 self.seconds.append(seconds)
         except Exception as why:  # whatever an engine, a compiler or a device raises: others go on
             self.failed, self.loop = reason(why), None
-
-
-def left_out(name: str, why: str) -> Entrant:
-    """An entrant that does not run."""
-    return Entrant(name, None, failed=why)
 
 
 def told(workload: Workload, steps: int, name: str, setting: str = "", **settings: Any) -> Entrant:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from bench.workloads.methods import NEVER
 from srds_fast.methods import SRDS as SrdsOptions
-from srds_fast.planner.choose import choose
+from srds_fast.planner.choose import choose, fixed_at
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
 from srds_fast.solvers.chords import Chords
@@ -38,10 +38,12 @@ class Contestant(NamedTuple):
     tolerances: tuple[float, ...] = ()
     peer: bool = True
 
-    def plan(self, steps: int, tolerance: float | None = None) -> Plan:
-        """Its plan, with one of its tolerances where it has some."""
+    def plan(self, steps: int, tolerance: float | None = None, iteration: int | None = None) -> Plan:
+        """Its plan, with one of its tolerances where it has some, or to end with this iteration."""
         settings = Settings(method=self.method(steps) if callable(self.method) else self.method, tolerance=NEVER)
         plan = choose(steps, settings)
+        if iteration is not None:
+            return fixed_at(plan, min(iteration, plan.max_iterations))
         if tolerance is None:
             return plan
         if plan.slides:

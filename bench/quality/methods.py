@@ -18,7 +18,6 @@ N/waves is the speed-up where a call costs the same whatever its rows, N/rows wh
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -79,24 +78,19 @@ def show(found: Sequence[Found]) -> None:
             show_table(rows, text=("method", "at"), title=title)
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    found = parser("bench.quality.methods", __doc__)
-    found.add_argument("--problems", nargs="*", choices=PROBLEMS, default=list(PROBLEMS))
-    found.add_argument("--methods", nargs="*", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="METHOD")
-    found.add_argument("--steps", nargs="*", type=int, default=[25, 50, 100, 200])
-    found.add_argument("--samples", type=int, default=16)
-    found.add_argument("--from", dest="saved", type=written, help="JSON of this command: nothing is run")
-    found.add_argument("--picture", type=writable, help="PNG: difference against waves, for the most steps up to 100")
-    found.add_argument("--smoke", action="store_true", help="a tiny size: 5 steps, 2 samples, to see that it runs")
-    options = found.parse_args(arguments)
-    if options.smoke:
-        options.steps, options.samples = [5], 2
-    return options
-
-
 def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
-    options = _options(arguments)
+    told = parser("bench.quality.methods", __doc__)
+    told.add_argument("--problems", nargs="*", choices=PROBLEMS, default=list(PROBLEMS))
+    told.add_argument("--methods", nargs="*", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="METHOD")
+    told.add_argument("--steps", nargs="*", type=int, default=[25, 50, 100, 200])
+    told.add_argument("--samples", type=int, default=16)
+    told.add_argument("--from", dest="saved", type=written, help="JSON of this command: nothing is run")
+    told.add_argument("--picture", type=writable, help="PNG: difference against waves, for the most steps up to 100")
+    told.add_argument("--smoke", action="store_true", help="a tiny size: 5 steps, 2 samples, to see that it runs")
+    options = told.parse_args(arguments)
+    if options.smoke:
+        options.steps, options.samples = [5], 2
     found: list[Found] = []
     if options.saved is not None:
         saved = json.loads(options.saved.read_text())

@@ -32,9 +32,8 @@ from typing import Any
 import torch
 from torch._inductor.utils import fresh_cache
 
-from bench.command import parser, writable, write, written
+from bench.command import parser, revision, writable, write, written
 from bench.pictures import latency_picture
-from bench.revision import revision
 from bench.runner import Row, measured, show
 from bench.workloads import demonstrations
 from bench.workloads.networks import DEVICE

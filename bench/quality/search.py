@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from statistics import mean
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bench.workloads.problems import Problem, difference
-from srds_fast.planner.choose import fixed_at
 from srds_fast.planner.plan import Plan
 from srds_fast.solvers.contract import Checkpoint
 
@@ -83,19 +83,8 @@ def line(contestant: Contestant, problem: Problem, steps: int, reference: Tensor
 
 def cheapest(points: Line, bound: float) -> Point | None:
     """The point of fewest waves that is within the bound, as are all after it; None where there is none."""
-    within: Line = []
-    for point in reversed(points):
-        if point.difference > bound:
-            break
-        within.append(point)
+    within = takewhile(lambda point: point.difference <= bound, reversed(points))
     return min(within, key=lambda point: (point.waves, point.rows), default=None)
-
-
-def plan_of(contestant: Contestant, steps: int, point: Point) -> Plan:
-    """A plan that ends with this point."""
-    if point.iteration is None:
-        return contestant.plan(steps, point.tolerance)
-    return fixed_at(contestant.plan(steps), point.iteration)
 
 
 def _checkpoints(plan: Plan, problem: Problem, reference: Tensor, tightest: float) -> Iterator[Point]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -75,13 +76,8 @@ def of_wave_update(moved: int | None, device: torch.device) -> Subject:
     m = torch.randn(rows, 1, elements, device=device).half()
     buffers = wave_update.Buffers(table, torch.empty(1, elements, device=device))
     buffers.memory.normal_()
-
-    def run() -> Tensor:
-        return wave_update.wave_update(table, number, buffers, m, network=NETWORK)
-
-    def reference() -> Tensor:
-        return wave_update_reference.wave_update(table, number, buffers, m, None, NETWORK)
-
+    run = partial(wave_update.wave_update, table, number, buffers, m, network=NETWORK)
+    reference = partial(wave_update_reference.wave_update, table, number, buffers, m, None, NETWORK)
     return Subject(run, reference, buffers.memory, elements * each, rows)
 
 

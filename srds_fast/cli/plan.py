@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _request(args: argparse.Namespace) -> Request:
-    """One image is enough to measure what calls cost."""
+    # one image is enough to measure what calls cost
     return Request(prompts_for(args)[:1], args.steps, args.guidance, args.seed)
 
 

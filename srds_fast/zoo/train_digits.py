@@ -9,13 +9,12 @@ one machine do the same work.
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from sklearn.svm import SVC
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, HfArgumentParser
 
 from . import WORDS, load_from, prompts
 
@@ -290,17 +289,10 @@ def recognised(images: np.ndarray) -> float:
 
 def main() -> None:
     """Train, save, sample from what was saved, and print what was measured."""
-    parser = argparse.ArgumentParser(
-        description='Train the text-to-image pipeline "digits" on one processor core and save it in float16.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = HfArgumentParser(Recipe, description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the pipeline to")
     parser.add_argument("--threads", type=int, default=1, help="processor threads")
-    for field in fields(Recipe):
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=type(field.default), default=field.default, help="of the recipe")
-    arguments = parser.parse_args()
-    recipe = Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
+    recipe, arguments = parser.parse_args_into_dataclasses()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(recipe.seed)
     started = time.perf_counter()

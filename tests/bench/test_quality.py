@@ -112,7 +112,7 @@ def test_what_is_found_is_run_again() -> None:
     for name in ("srds, as published", "collocation (default)", "paradigms, window 10", "chords, 4 cores"):
         contestant = CONTESTANTS[name]
         for point in search.line(contestant, problem, STEPS, reference, (entrants.BOUND,)):
-            loop = workload.ours(STEPS, {"plan": search.plan_of(contestant, STEPS, point)})
+            loop = workload.ours(STEPS, {"plan": contestant.plan(STEPS, point.tolerance, point.iteration)})
             again, waves = [], []
             for sample in range(2):
                 again.append(loop.call(sample))

@@ -30,11 +30,11 @@ def writable(text: str) -> Path:
     return path
 
 
-def written(text: str) -> Path:
-    """An argument: a file that is there."""
+def written(text: str) -> Any:
+    """An argument: a file that `write` has written; its content."""
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"there is no file {text}: name one that --json has written")
-    return Path(text)
+    return json.loads(Path(text).read_text())
 
 
 def write(path: Path | None, indent: int | None = 1, **found: Any) -> None:

@@ -43,11 +43,9 @@ class Part(NamedTuple):
     """One thing to find out.
 
     Attributes:
-        seconds: its limit.
         command: {folder} is a folder of its own, {out} that of the results.
         result: file in its folder with its figures: JSON, or .xml of pytest; what it prints is in "stdout".
         needs: a part that must have run without a failed test, if it is chosen too.
-        program: that must be installed.
         keeps: files of its folder that belong to the results, those that are there and not too large.
         shows: what it prints belongs to the summary.
     """
@@ -161,7 +159,6 @@ def _why_not(part: Part, before: dict[str, Any], left: float) -> str | None:
 
 
 def _ran(part: Part, seconds: float, folder: Path, out: Path) -> dict[str, Any]:
-    """How it ended, with what it had written by then."""
 
     def filled(text: str) -> str:
         return text.replace("{folder}", str(folder)).replace("{out}", str(out))

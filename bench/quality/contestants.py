@@ -26,7 +26,6 @@ class Contestant(NamedTuple):
     """One method.
 
     Attributes:
-        name: for tables.
         method: its name or options, or a function of the number of steps that returns them.
         tolerances: from loose to tight, of a method that stops each sample by itself: there is a run for each. Of a
             sliding window they are its step_tolerance. (): the method is stopped from outside, at an iteration.

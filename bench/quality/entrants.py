@@ -98,7 +98,6 @@ def by_hand(workload: SampledWorkload, steps: int) -> Loop:
 
 
 def _fixed(steps: int) -> Settings:
-    """Fixed numbers of iterations, for random weights."""
     found: Settings = {WINDOW: (CONTESTANTS[WINDOW].plan(steps, WINDOW_TOLERANCE), f"tolerance {WINDOW_TOLERANCE:g}")}
     for name, iterations in ITERATIONS.items():
         plan = CONTESTANTS[name].plan(steps, iteration=iterations)

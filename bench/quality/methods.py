@@ -2,7 +2,6 @@
 
     python -m bench.quality.methods                                 # every method and problem, N = 25, 50, 100, 200
     python -m bench.quality.methods --problems digits --steps 100 --json methods.json --picture methods.png
-    python -m bench.quality.methods --from methods.json --picture methods.png    # the table again, nothing is run
 
 Problems: the bundled digits pipeline under guidance (ten prompts in turn), and a Gaussian mixture in closed form. The
 difference of a sample is the mean absolute one to the sequential sample, in grey levels (1 / 127.5 in units of x); its
@@ -18,7 +17,6 @@ N/waves is the speed-up where a call costs the same whatever its rows, N/rows wh
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +30,7 @@ from bench.workloads.problems import Problem, digits_problem, mixture
 from srds_fast.cli.output import show_table
 
 from .contestants import CONTESTANTS
-from .search import Line, Point, cheapest, line
+from .search import Point, cheapest, line
 
 BOUNDS = (0.5, 0.05)
 PROBLEMS = ("digits", "mixture")
@@ -46,7 +44,7 @@ class Found:
     problem: str
     steps: int
     method: str
-    points: Line
+    points: list[Point]
 
 
 def measured(problems: Sequence[Problem], steps: Sequence[int], methods: Sequence[str]) -> Iterator[Found]:
@@ -93,8 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.steps, options.samples = [5], 2
     found: list[Found] = []
     if options.saved is not None:
-        saved = json.loads(options.saved.read_text())
-        options.samples = saved["samples"]
+        saved, options.samples = options.saved, options.saved["samples"]
         found = [Found(**{**each, "points": [Point(**point) for point in each["points"]]}) for each in saved["found"]]
     else:
         problems = [

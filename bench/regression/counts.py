@@ -137,12 +137,11 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(explained(lines))
         print("No count differs.")
     else:
-        headings = {name: name.replace("_", " ") for name in ("waves", "rows", "peak_rows")}
-        headings |= {f"{name}_a_wave": name.replace("_", " ") for name in NAMES}
-        for pipeline, by_method in found.items():
+        shown = ("waves", "rows", "peak_rows", *(f"{name}_a_wave" for name in NAMES))
+        for pipeline, methods in found.items():
             rows = [
-                {"method": method, **{heading: counts[name] for name, heading in headings.items()}}
-                for method, counts in by_method.items()
+                {"method": method, **{name.removesuffix("_a_wave").replace("_", " "): counts[name] for name in shown}}
+                for method, counts in methods.items()
             ]
             show_table(rows, text=["method"], title=f"\n{pipeline}")
 

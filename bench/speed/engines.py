@@ -7,11 +7,9 @@
 Loops are called in turn in one process: stock diffusers; ours, sequential, SRDS and collocation with a fixed number of
 iterations, eager and replayed from a graph of the loop, or from graphs of the network. "overhead" is the median call
 over the sum of c(rows) of its waves, the network calls replayed from a graph in the same run: 1 leaves nothing to gain
-around the network. A loop that fails says why, and the others run. Convergence is not looked at. On a CPU networks are
-tiny, and what is meant to be replayed runs eagerly: the figures mean nothing there.
+around the network. On a CPU networks are tiny, and what is meant to be replayed runs eagerly: the figures mean nothing.
 
---switches compares SRDS replayed from a graph, "off", with the same waves and one other setting. A switch that was not
-applied says why.
+--switches compares SRDS replayed from a graph, "off", with the same waves and one other setting.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ replayed, the networks are tiny, and the figures mean nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -76,8 +75,6 @@ def main(arguments: list[str] | None = None) -> None:
     found.add_argument("--rows", nargs="*", type=int, default=list(ROWS))
     found.add_argument("--picture", type=writable, help="PNG: c(rows) / c(1) against rows")
     options = found.parse_args(arguments)
-    if options.picture is not None and find_spec("matplotlib") is None:
-        found.error("--picture needs matplotlib, which is not installed. Install the extra `plot`.")
     if any(each < 1 for each in options.rows):
         found.error(f"--rows has {min(options.rows)}. A call has at least one row. Pass 1 or more.")
     gpu = None if SMALL else torch.cuda.get_device_name()

@@ -23,7 +23,6 @@ TOKENS = 77
 
 
 def _with_only(kind: Any, **parts: Any) -> Any:
-    """A pipeline with these parts and no others."""
     needed = [each.name for each in inspect.signature(kind).parameters.values() if each.default is each.empty]
     return kind(**{**dict.fromkeys(needed), **parts})
 

@@ -24,11 +24,9 @@ class Problem(NamedTuple):
     """Arguments of `srds_fast.sample`.
 
     Attributes:
-        name: for tables.
         denoiser: the network, guidance inside.
         x: starting noise, [samples, ...].
         cond: tensors [samples, ...].
-        scheduler: DDIM.
     """
 
     name: str
@@ -45,7 +43,6 @@ class Problem(NamedTuple):
         return self.only(slice(sample, sample + 1))
 
     def sampled(self, steps: int, **settings: Any) -> srds_fast.SampleResult:
-        """The result of `srds_fast.sample` for it."""
         return srds_fast.sample(self.denoiser, self.x, self.scheduler, steps, cond=self.cond, **settings)
 
     def sequential(self, steps: int) -> Tensor:

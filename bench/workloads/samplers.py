@@ -119,7 +119,6 @@ class PipelineWorkload(Workload):
         pipe.set_progress_bar_config(disable=True)
 
     def arguments(self, steps: int, sample: int = 0) -> dict[str, Any]:
-        """All arguments of a call."""
         generator = torch.Generator(DEVICE).manual_seed(sample)
         return {**self.about(sample), "num_inference_steps": steps, "generator": generator}
 
@@ -192,7 +191,6 @@ class Undecoded:
     decoded: Tensor | None = None
 
     def decode(self, latents: Tensor) -> SimpleNamespace:
-        """The latents themselves."""
         self.decoded = latents
         return SimpleNamespace(sample=latents)
 

@@ -169,7 +169,7 @@ def test_one_that_fails_loses_only_itself(good: int, fails: str, capsys: pytest.
 def test_a_search_that_fails_loses_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     searched = entrants.line
 
-    def fails_in_paradigms(contestant: Contestant, *arguments: Any) -> search.Line:
+    def fails_in_paradigms(contestant: Contestant, *arguments: Any) -> list[Point]:
         if "paradigms" in contestant.name:
             raise torch.cuda.OutOfMemoryError("no memory")
         return searched(contestant, *arguments)

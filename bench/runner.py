@@ -18,7 +18,6 @@ from srds_fast import Report
 from srds_fast.cli.output import show_table
 
 STOCK, SEQUENTIAL, BY_HAND, AUTO = "stock, eager", "sequential", "by hand", "auto"
-NOT_TIMED = "it was not timed: the run ended before"
 Row = dict[str, Any]
 """What an entrant took, ready for JSON: workload, steps, peer (its name), setting, and left_out, why it did not run.
 If it ran also:
@@ -109,8 +108,9 @@ def measured(name: str, workload: Workload, steps: int, samples: int, every: Seq
         running = [each for each in every if each.failed is None and each.seconds]
         rows = [_row(each, every[0], running, workload.problem is not None) for each in running]
         rows.sort(key=lambda row: row["seconds"])
-        others = [each for each in every if each not in running]
-        rows += [{"peer": each.name, "setting": each.setting, "left_out": each.failed or NOT_TIMED} for each in others]
+        for each in every:
+            if each not in running:
+                rows.append({"peer": each.name, "setting": each.setting, "left_out": each.failed or "not timed yet"})
         yield [{"workload": name, "steps": steps, **row} for row in rows]
 
 

@@ -40,7 +40,6 @@ from srds_fast.solvers.wave_table import wave_table
 
 from .timing import copy_bandwidth, device_seconds, reason
 
-LATENT = 4 * 64 * 64
 SIZES = {"SD latent": None, "16 MB": 2**24, "64 MB": 2**26, "256 MB": 2**28}
 WINDOW = 10
 NETWORK = wave_update.NetworkInput(torch.float16)
@@ -108,8 +107,8 @@ def of_fixed_point_wave(moved: int | None, device: torch.device) -> Subject:
 
 
 def _elements(moved: int | None, each: int) -> int:
-    """Of a state, so that a call moves so many bytes; whole blocks of 1024."""
-    return LATENT if moved is None else math.ceil(moved / each / 1024) * 1024
+    """Of a state: a latent's, or whole blocks of 1024, so that a call moves so many bytes."""
+    return 4 * 64 * 64 if moved is None else math.ceil(moved / each / 1024) * 1024
 
 
 SUBJECTS = {"wave_update": of_wave_update, "fixed_point_wave": of_fixed_point_wave}

@@ -106,9 +106,7 @@ class PipelineWorkload(Workload):
     """A pipeline of diffusers under guidance.
 
     Args:
-        pipe: the pipeline.
         about: sample -> arguments of its call, but for steps and generator.
-        problem: see `Workload`.
     """
 
     entries = 2

@@ -56,7 +56,7 @@ def _request(args: argparse.Namespace) -> Request:
 
 
 def _check(pipe: Any, found: Plan, settings: dict[str, Any], request: Request) -> dict[Candidate, float]:
-    """Run every candidate for as many iterations as were predicted, and measure its loop: the fastest of some calls."""
+    """Run every candidate for as many iterations as were predicted: seconds of its loop, the fastest of some calls."""
     if found.prediction is None:
         raise InvalidArgument("There is no prediction to plot. Nothing was measured. Leave --unmeasured out.")
     plans = plans_of(found.prediction, found.num_inference_steps, settings, adds_noise(pipe.scheduler))

@@ -1,9 +1,11 @@
-"""What all commands share: their options, the tables they print, the JSON they write."""
+"""What all commands share: their options, the JSON they write, and the commit. It needs no package to be installed."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,11 @@ def writable(text: str) -> Path:
     return path
 
 
-def written(text: str) -> Path:
-    """An argument: a file that is there."""
+def written(text: str) -> Any:
+    """An argument: a file that `write` has written; its content."""
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"there is no file {text}: name one that --json has written")
-    return Path(text)
+    return json.loads(Path(text).read_text())
 
 
 def write(path: Path | None, indent: int | None = 1, **found: Any) -> None:
@@ -44,18 +46,11 @@ def write(path: Path | None, indent: int | None = 1, **found: Any) -> None:
         path.write_text(json.dumps({"environment": environment(), **found}, indent=indent) + "\n")
 
 
-class Table:
-    """Columns of fixed width that can be printed line by line, before the last line is known.
-
-    Args:
-        columns: heading and least width of each column; a negative width aligns to the left.
-    """
-
-    def __init__(self, *columns: tuple[str, int]) -> None:
-        self._formats = [f"{'<' if width < 0 else '>'}{max(abs(width), len(heading))}" for heading, width in columns]
-        self.heading = self.line(*(heading for heading, _ in columns))
-
-    def line(self, *cells: object) -> str:
-        """One line. None is a dash, floats get two decimals."""
-        texts = ("-" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
-        return "  ".join(map(format, texts, self._formats)).rstrip()
+def revision(root: Path) -> str | None:
+    """The hash of the commit, "-dirty" behind it where tracked files differ; without git, COMMIT of the environment."""
+    # a copied checkout may belong to another user, and git refuses those by default
+    command = ["git", "-c", "safe.directory=*", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run([*command, "--abbrev=40"], capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("COMMIT") or None

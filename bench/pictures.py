@@ -44,11 +44,10 @@ def waves_picture(title: str, steps: int, lines: Mapping[str, Sequence[tuple[flo
             shown[max(off, BEST / 10, *shown)] = waves
         style = {"color": colour, "linestyle": STYLES[number % len(STYLES)], "marker": "o", "markersize": 3}
         axes.plot(list(shown), list(shown.values()), label=name, **style)
-    axes.set(xscale="log", xlim=(WORST, BEST), xlabel=OFF)
-    axes.set(yscale="log", ylabel="waves (network calls one after another)")
+    axes.set(xscale="log", xlim=(WORST, BEST), xlabel=OFF, yscale="log", ylim=(4, steps))
+    axes.set_ylabel("waves (network calls one after another)")
     axes.set_yticks([tick for tick in (5, 10, 20, 50, 100, 200) if tick <= steps], minor=False)
     axes.set_yticks([], minor=True)
-    axes.set_ylim(4, steps)
     for bound, text in BOUNDS.items():
         _bound(axes, bound, text)
     _finish(figure, path)
@@ -124,14 +123,12 @@ def _figure(rows: int, columns: int, size: tuple[float, float], title: str) -> t
 
 
 def _bound(axes: Any, bound: float, text: str) -> None:
-    """A vertical line with its meaning beside it."""
     axes.axvline(bound, color="0.4", linestyle="--", linewidth=1, zorder=0)
     where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "rotation": 90, "va": "top"}
     axes.annotate(text, (bound, 1), xytext=(3, -6), fontsize=8, color="0.3", **where)
 
 
 def _finish(figure: Any, path: Path) -> None:
-    """Give every panel its legend, and write the figure as PNG."""
     for axes in figure.axes:
         if not axes.get_visible():
             continue

@@ -11,30 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.command import Table
 from bench.speed.timing import reason, timed
 from bench.workloads.problems import difference
 from bench.workloads.samplers import Loop, Workload
 from srds_fast import Report
+from srds_fast.cli.output import show_table
 
 STOCK, SEQUENTIAL, BY_HAND, AUTO = "stock, eager", "sequential", "by hand", "auto"
-NOT_TIMED = "it was not timed: the run ended before"
-TABLE = Table(
-    ("x first", 0), ("x sequential", 0), ("p95", 6), ("within", 0), ("waves", 6), ("rows", 6), ("ms", 26),
-    ("compile s", 0), ("engine", -10), ("peer", -36), ("at", -1),
-)  # fmt: skip
 Row = dict[str, Any]
 """What an entrant took, ready for JSON: workload, steps, peer (its name), setting, and left_out, why it did not run.
 If it ran also:
 
-over_stock, over_sequential: how many times faster than the first entrant and than our sequential loop the median call
-is; None: they did not run.
+over_stock, over_sequential: the median call is so many times faster than the first entrant's and than our sequential
+loop's; None: they did not run.
 difference: p95 over the samples in grey levels; None: weights are random, or the reference did not run.
 within: its setting was searched for, to keep the difference within the bound.
-waves, rows: of a call, means; peak_rows: the most.
-seconds: of a call, the median; lower, upper: quartiles.
+waves, rows, peak_rows: of a call; means, and the most. seconds, lower, upper: of a call; median and quartiles.
 compile_seconds: what its first calls took beyond later ones; None: nothing was compiled.
-engine, method: that ran; engine_reason: why no faster engine ran.
+engine, engine_reason, method: of the last call's report.
 """
 
 
@@ -43,14 +37,12 @@ class Entrant:
     """One way to make a call, and what its calls took. If one raises, the reason is kept and it is not called again.
 
     Attributes:
-        name: for tables.
         make: makes the loop; None where `failed` says why there is none.
         setting: what it was told.
         bound: its setting was searched for: the cheapest within the bound.
         compiles: the first calls compile its network.
         reference: sample number -> what its sample is compared with, where that is not the first entrant's.
         failed: why it is not called (any more), or None.
-        loop: once it is made, until it fails.
         first_calls: seconds of the two calls that warm up.
         seconds, answers, reports: of every call after these.
     """
@@ -91,11 +83,6 @@ class Entrant:
             self.failed, self.loop = reason(why), None
 
 
-def left_out(name: str, why: str) -> Entrant:
-    """An entrant that does not run."""
-    return Entrant(name, None, failed=why)
-
-
 def told(workload: Workload, steps: int, name: str, setting: str = "", **settings: Any) -> Entrant:
     """A loop of ours with these settings."""
     return Entrant(name, partial(workload.ours, steps, settings), setting)
@@ -121,8 +108,9 @@ def measured(name: str, workload: Workload, steps: int, samples: int, every: Seq
         running = [each for each in every if each.failed is None and each.seconds]
         rows = [_row(each, every[0], running, workload.problem is not None) for each in running]
         rows.sort(key=lambda row: row["seconds"])
-        others = [each for each in every if each not in running]
-        rows += [{"peer": each.name, "setting": each.setting, "left_out": each.failed or NOT_TIMED} for each in others]
+        for each in every:
+            if each not in running:
+                rows.append({"peer": each.name, "setting": each.setting, "left_out": each.failed or "not timed yet"})
         yield [{"workload": name, "steps": steps, **row} for row in rows]
 
 
@@ -155,21 +143,30 @@ def _row(each: Entrant, first: Entrant, running: Sequence[Entrant], trained: boo
     }
 
 
-def table(rows: Sequence[Row]) -> Iterator[str]:
-    """For every workload and number of steps the entrants, the fastest first."""
+def show(rows: Sequence[Row]) -> None:
+    """Print, for every workload and number of steps, the entrants, the fastest first, then those that did not run."""
     for workload, steps in dict.fromkeys((row["workload"], row["steps"]) for row in rows):
         here = [row for row in rows if (row["workload"], row["steps"]) == (workload, steps)]
-        yield f"{workload}, N = {steps}"
-        yield TABLE.heading
+        ran = [_cells(row) for row in here if row["left_out"] is None]
+        show_table(ran, text=("engine", "peer", "at"), title=f"\n{workload}, N = {steps}")
         for row in here:
             if row["left_out"] is not None:
-                yield f"left out: {row['peer']}: {row['left_out']}"
-                continue
-            over = row["over_stock"], row["over_sequential"]
-            off, compiling = row["difference"], row["compile_seconds"]
-            near = None if off is None else f"{off:.3f}", "yes" if row["within"] else None
-            ms, lower, upper = (f"{1e3 * row[name]:.1f}" for name in ("seconds", "lower", "upper"))
-            took = f"{row['waves']:.1f}", f"{row['rows']:.1f}", f"{ms} ({lower}..{upper})"
-            at = f"ran {row['method']}" if row["peer"] == AUTO else row["setting"]
-            compiled = None if compiling is None else f"{compiling:.0f}"
-            yield TABLE.line(*over, *near, *took, compiled, row["engine"], row["peer"], at)
+                print(f"left out: {row['peer']}: {row['left_out']}", flush=True)
+
+
+def _cells(row: Row) -> dict[str, object]:
+    ms, lower, upper = (f"{1e3 * row[name]:.1f}" for name in ("seconds", "lower", "upper"))
+    off, compiling = row["difference"], row["compile_seconds"]
+    return {
+        "x first": row["over_stock"],
+        "x sequential": row["over_sequential"],
+        "p95": None if off is None else f"{off:.3f}",
+        "within": "yes" if row["within"] else None,
+        "waves": f"{row['waves']:.1f}",
+        "rows": f"{row['rows']:.1f}",
+        "ms": f"{ms} ({lower}..{upper})",
+        "compile s": None if compiling is None else f"{compiling:.0f}",
+        "engine": row["engine"],
+        "peer": row["peer"],
+        "at": f"ran {row['method']}" if row["peer"] == AUTO else row["setting"],
+    }

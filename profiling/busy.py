@@ -18,11 +18,12 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bench.command import Table, parser, write
+from bench.command import parser, write
 from bench.speed.timing import timed
 from bench.workloads.methods import SRDS_TWICE
 from bench.workloads.networks import SMALL
 from bench.workloads.samplers import WORKLOADS, Loop
+from srds_fast.cli.output import show_table
 
 LOOPS: dict[str, dict[str, Any]] = {
     "sequential, eager": {"method": "sequential", "engine": "eager"},
@@ -64,20 +65,20 @@ def main(arguments: list[str] | None = None) -> None:
     found.add_argument("--steps", type=int, default=6 if SMALL else 25)
     found.add_argument("--calls", type=int, default=1 if SMALL else 5, help="that are timed")
     options = found.parse_args(arguments)
-    table = Table(("busy", 5), ("ms", 8), ("launched a wave", 0), ("loop", -20), ("ran", -12), ("of", -1))
-    print(table.heading)
     results: list[dict[str, Any]] = []
     for name in options.workloads:
         torch.manual_seed(0)
         workload = WORKLOADS[name]()
         loops = {"stock": workload.stock(options.steps)}
         loops |= {loop: workload.ours(options.steps, how) for loop, how in LOOPS.items()}
+        rows: list[dict[str, object]] = []
         for loop, made in loops.items():
-            each = {"workload": name, "steps": options.steps, "loop": loop, **measured(made, options.calls)}
-            results.append(each)
-            times = f"{1e3 * each['seconds']:.1f}", f"{each['launched_per_wave']:.0f}"
-            of = f"{name}, {options.steps} steps"
-            print(table.line(each["busy"], *times, each["loop"], each["engine"], of), flush=True)
+            each = measured(made, options.calls)
+            results.append({"workload": name, "steps": options.steps, "loop": loop, **each})
+            launched = f"{each['launched_per_wave']:.0f}"
+            times = {"busy": each["busy"], "ms": f"{1e3 * each['seconds']:.1f}", "launched a wave": launched}
+            rows.append({**times, "loop": loop, "ran": each["engine"]})
+        show_table(rows, text=("loop", "ran"), title=f"\n{name}, {options.steps} steps")
         write(options.json, results=results)
 
 

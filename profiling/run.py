@@ -58,13 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
     # graphs belong to a loop: those of this one are thrown away
     anew = options.engine != "eager" and not options.only_replays
     loop = workload.ours(options.steps, settings) if anew else warm
-
-    def captured() -> None:
-        for _ in range(options.calls + anew):
-            loop.call()
-
     with nullcontext() if SMALL else torch.cuda.profiler.profile(), srds_fast.profile(options.trace):
-        timed(captured)  # waits for the device before and after
+        # the device is waited for before and after
+        timed(lambda: [loop.call() for _ in range(options.calls + anew)])
     print(loop.report())
     write(options.json, workload=options.workload, report=loop.report().to_dict(), widths=loop.widths())
 

@@ -2,7 +2,7 @@
 
 All parts share one budget: a part is left out if less than half of its limit is left. Those of the first call fit into
 it together; the rest is for a second and a third one. What is known is written after every part. Only the standard
-library is imported, so that a broken installation is reported like anything else.
+library is needed, so that a broken installation is reported like anything else.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from xml.etree import ElementTree
 
-from bench.revision import revision
+from bench.command import revision
 
 BUDGET = 530.0
 # seconds that a part has to end by itself after it was interrupted; less of a short one
@@ -43,11 +43,9 @@ class Part(NamedTuple):
     """One thing to find out.
 
     Attributes:
-        seconds: its limit.
         command: {folder} is a folder of its own, {out} that of the results.
         result: file in its folder with its figures: JSON, or .xml of pytest; what it prints is in "stdout".
         needs: a part that must have run without a failed test, if it is chosen too.
-        program: that must be installed.
         keeps: files of its folder that belong to the results, those that are there and not too large.
         shows: what it prints belongs to the summary.
     """
@@ -161,7 +159,6 @@ def _why_not(part: Part, before: dict[str, Any], left: float) -> str | None:
 
 
 def _ran(part: Part, seconds: float, folder: Path, out: Path) -> dict[str, Any]:
-    """How it ended, with what it had written by then."""
 
     def filled(text: str) -> str:
         return text.replace("{folder}", str(folder)).replace("{out}", str(out))
@@ -177,7 +174,7 @@ def _ran(part: Part, seconds: float, folder: Path, out: Path) -> dict[str, Any]:
         if status == "passed":
             status, why = "FAILED", f"it left no result: {type(error).__name__}"
     texts = [(folder / name).read_text(errors="replace").splitlines() for name in ("stdout", "stderr")]
-    printed, errors = ([line for line in lines if line.strip()] for lines in texts)
+    printed, errors = ([line.rstrip() for line in lines if line.strip()] for lines in texts)
     if status != "passed":
         outcome |= {"why": why, "last_words": ((errors if status == "FAILED" else []) or printed)[-12:]}
     if part.shows:
@@ -258,7 +255,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; 1 if a part failed or was cut short, 2 if there is no GPU."""
     parser = argparse.ArgumentParser(prog="bash bench/gpu_check.sh", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="the smallest size of everything, on a CPU too")
-    parser.add_argument("--parts", nargs="*", help="these only, and the environment")
+    names = [part.name for part in parts(False, True)]
+    parser.add_argument("--parts", nargs="*", choices=names, default=names, help="these only, and the environment")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all parts")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--gpu", action="store_true", help="there is one")
@@ -268,11 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
             "torch can use no GPU here: torch.cuda.is_available() is false, or torch cannot be imported (see above). "
             "Name a Python whose torch has one in PYTHON=..., or pass --smoke to see that everything runs."
         )
-    every = parts(options.gpu, options.smoke)
-    names = [part.name for part in every]
-    chosen = {"environment", *(names if options.parts is None else options.parts)}
-    if unknown := sorted(chosen - set(names)):
-        raise SystemExit(f"There is no part {', '.join(unknown)}. Take of {', '.join(names)}.")
+    chosen = [part for part in parts(options.gpu, options.smoke) if part.name in ("environment", *options.parts)]
 
     def stop(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)  # which also ends the part that runs
@@ -281,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(each, stop)
     # of the working folder: the code has been laid out elsewhere
     facts = {"commit": revision(Path.cwd()), "smoke": options.smoke, "gpu": options.gpu}
-    found = run([part for part in every if part.name in chosen], options.out, options.budget, facts)
+    found = run(chosen, options.out, options.budget, facts)
     print((options.out / "summary.txt").read_text(), end="")
     return int(any(part["status"] in ("FAILED", "CUT SHORT") for part in found["parts"].values()))
 

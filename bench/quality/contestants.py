@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from bench.workloads.methods import NEVER
 from srds_fast.methods import SRDS as SrdsOptions
-from srds_fast.planner.choose import choose
+from srds_fast.planner.choose import choose, fixed_at
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
 from srds_fast.solvers.chords import Chords
@@ -26,7 +26,6 @@ class Contestant(NamedTuple):
     """One method.
 
     Attributes:
-        name: for tables.
         method: its name or options, or a function of the number of steps that returns them.
         tolerances: from loose to tight, of a method that stops each sample by itself: there is a run for each. Of a
             sliding window they are its step_tolerance. (): the method is stopped from outside, at an iteration.
@@ -38,10 +37,12 @@ class Contestant(NamedTuple):
     tolerances: tuple[float, ...] = ()
     peer: bool = True
 
-    def plan(self, steps: int, tolerance: float | None = None) -> Plan:
-        """Its plan, with one of its tolerances where it has some."""
+    def plan(self, steps: int, tolerance: float | None = None, iteration: int | None = None) -> Plan:
+        """Its plan, with one of its tolerances where it has some, or to end with this iteration."""
         settings = Settings(method=self.method(steps) if callable(self.method) else self.method, tolerance=NEVER)
         plan = choose(steps, settings)
+        if iteration is not None:
+            return fixed_at(plan, min(iteration, plan.max_iterations))
         if tolerance is None:
             return plan
         if plan.slides:

@@ -13,18 +13,17 @@ import torch
 from diffusers import DDIMParallelScheduler, DDIMScheduler, StableDiffusionParadigmsPipeline, StableDiffusionPipeline
 from torch import Tensor
 
-from bench.runner import AUTO, BY_HAND, SEQUENTIAL, STOCK, Entrant, left_out, told
+from bench.runner import AUTO, BY_HAND, SEQUENTIAL, STOCK, Entrant, told
 from bench.speed.timing import reason, timed
 from bench.workloads import demonstrations
 from bench.workloads.networks import SMALL
 from bench.workloads.problems import Problem
 from bench.workloads.samplers import Loop, PipelineWorkload, SampledWorkload, Workload, one_by_one
 from srds_fast import Report
-from srds_fast.planner.choose import fixed_at
 from srds_fast.planner.plan import Plan
 
 from .contestants import CONTESTANTS, DEFAULT, PAPER, SRDS
-from .search import cheapest, line, plan_of
+from .search import cheapest, line
 
 # grey levels, the 95th percentile of samples
 BOUND = 0.5
@@ -50,9 +49,9 @@ def entrants(workload: Workload, steps: int, samples: int, compiles: bool) -> It
     yield Entrant(STOCK, partial(workload.stock, steps))
     for mode, name in COMPILED.items():
         if not compiles:
-            yield left_out(name, "--smoke or --no-compile leaves it out")
+            yield Entrant(name, None, failed="--smoke or --no-compile leaves it out")
         elif SMALL and mode == "reduce-overhead":
-            yield left_out(name, "it is the default with CUDA graphs, and this is a CPU")
+            yield Entrant(name, None, failed="it is the default with CUDA graphs, and this is a CPU")
         else:
             network = torch.compile(workload.network, mode=mode, dynamic=False)
             yield Entrant(name, partial(workload.stock, steps, network), compiles=True)
@@ -66,7 +65,7 @@ def entrants(workload: Workload, steps: int, samples: int, compiles: bool) -> It
         yield told(workload, steps, name, method="sequential", engine=engine)
     for name, found in settings.items():
         if isinstance(found, str):
-            yield left_out(name, found)
+            yield Entrant(name, None, failed=found)
         else:
             plan, setting = found
             plan = replace(plan, engine="eager" if plan.slides else ENGINES[0])
@@ -99,30 +98,25 @@ def by_hand(workload: SampledWorkload, steps: int) -> Loop:
 
 
 def _fixed(steps: int) -> Settings:
-    """Fixed numbers of iterations, for random weights."""
     found: Settings = {WINDOW: (CONTESTANTS[WINDOW].plan(steps, WINDOW_TOLERANCE), f"tolerance {WINDOW_TOLERANCE:g}")}
     for name, iterations in ITERATIONS.items():
-        plan = CONTESTANTS[name].plan(steps)
-        plan = fixed_at(plan, min(iterations, plan.max_iterations))
+        plan = CONTESTANTS[name].plan(steps, iteration=iterations)
         found[name] = plan, f"iteration {plan.max_iterations}"
     return found
 
 
 def _searched(problem: Problem, steps: int) -> Settings:
     """The cheapest setting of every method within the bound; progress is told on stderr."""
-    try:
-        reference = problem.sequential(steps)
-    except Exception as why:
-        return dict.fromkeys(METHODS, f"there is no sequential sample to compare with: {reason(why)}")
+    reference = functools.cache(partial(problem.sequential, steps))
 
     def search(name: str) -> tuple[Plan, str] | str:
         try:
-            point = cheapest(line(CONTESTANTS[name], problem, steps, reference, (BOUND,)), BOUND)
+            point = cheapest(line(CONTESTANTS[name], problem, steps, reference(), (BOUND,)), BOUND)
         except Exception as why:  # whatever it raises: the others run
             return reason(why)
         if point is None:
             return f"not within {BOUND:g} grey levels before {steps} waves, or at any tolerance"
-        return plan_of(CONTESTANTS[name], steps, point), point.setting
+        return CONTESTANTS[name].plan(steps, point.tolerance, point.iteration), point.setting
 
     found: Settings = {}
     for name in METHODS:
@@ -139,12 +133,12 @@ def of_diffusers(workload: Workload, steps: int, settings: Settings) -> Iterator
     for window, name in DIFFUSERS.items():
         ours = settings.get(f"paradigms, window {window}")
         if not isinstance(workload, PipelineWorkload) or type(workload.pipe) is not StableDiffusionPipeline:
-            yield left_out(name, "diffusers has it for StableDiffusionPipeline only")
+            yield Entrant(name, None, failed="diffusers has it for StableDiffusionPipeline only")
         elif not isinstance(workload.pipe.scheduler, DDIMScheduler):
             kind = type(workload.pipe.scheduler).__name__
-            yield left_out(name, f"diffusers has it for DDIM and DDPM only, this is {kind}")
+            yield Entrant(name, None, failed=f"diffusers has it for DDIM and DDPM only, this is {kind}")
         elif isinstance(ours, str):
-            yield left_out(name, f"not tried: our ParaDiGMS, which runs the same waves, is left out: {ours}")
+            yield Entrant(name, None, failed=f"not tried: our ParaDiGMS with the same waves is left out: {ours}")
         else:
             tolerance = WINDOW_TOLERANCE if ours is None else ours[0].options.step_tolerance
             make = partial(diffusers_paradigms, workload, steps, window, tolerance)

@@ -2,7 +2,6 @@
 
     python -m bench.quality.methods                                 # every method and problem, N = 25, 50, 100, 200
     python -m bench.quality.methods --problems digits --steps 100 --json methods.json --picture methods.png
-    python -m bench.quality.methods --from methods.json --picture methods.png    # the table again, nothing is run
 
 Problems: the bundled digits pipeline under guidance (ten prompts in turn), and a Gaussian mixture in closed form. The
 difference of a sample is the mean absolute one to the sequential sample, in grey levels (1 / 127.5 in units of x); its
@@ -18,27 +17,24 @@ N/waves is the speed-up where a call costs the same whatever its rows, N/rows wh
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
-from bench.command import Table, parser, writable, write, written
+from bench.command import parser, writable, write, written
 from bench.pictures import waves_picture
 from bench.speed.timing import timed
 from bench.workloads.problems import Problem, digits_problem, mixture
+from srds_fast.cli.output import show_table
 
 from .contestants import CONTESTANTS
-from .search import Line, Point, cheapest, line
+from .search import Point, cheapest, line
 
 BOUNDS = (0.5, 0.05)
 PROBLEMS = ("digits", "mixture")
-TABLE = Table(
-    ("N/waves", 7), ("N/rows", 6), ("waves", 6), ("rows", 6), ("peak", 4), ("p95", 6), ("method", -36), ("at", -1)
-)
+HEADINGS = ("N/waves", "N/rows", "waves", "rows", "peak", "p95", "method", "at")
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Found:
     problem: str
     steps: int
     method: str
-    points: Line
+    points: list[Point]
 
 
 def measured(problems: Sequence[Problem], steps: Sequence[int], methods: Sequence[str]) -> Iterator[Found]:
@@ -62,58 +58,52 @@ def measured(problems: Sequence[Problem], steps: Sequence[int], methods: Sequenc
                 yield Found(posed.name, number, method, points)
 
 
-def table(found: Sequence[Found]) -> Iterator[str]:
-    """For every problem, number of steps and bound the methods, fewest waves first."""
+def show(found: Sequence[Found]) -> None:
+    """Print, for every problem, number of steps and bound, the methods, fewest waves first."""
     for posed, steps in dict.fromkeys((each.problem, each.steps) for each in found):
         here = [each for each in found if (each.problem, each.steps) == (posed, steps)]
         for bound in BOUNDS:
-            yield f"\n{posed}, N = {steps}, 95th percentile within {bound:g} grey levels"
-            yield TABLE.heading
-            reached = {each.method: cheapest(each.points, bound) for each in here}
-            for method in sorted(reached, key=lambda name: reached[name].waves if reached[name] else float("inf")):
-                point = reached[method]
-                if point is None:
-                    yield TABLE.line(*[None] * 6, method, None)
-                else:
+            rows: list[dict[str, object]] = []
+            reached = [(each.method, cheapest(each.points, bound)) for each in here]
+            for method, point in sorted(reached, key=lambda pair: pair[1].waves if pair[1] else float("inf")):
+                cells: list[object] = [*[None] * 6, method, None]
+                if point is not None:
                     counts = [f"{each:.4g}" for each in (point.waves, point.rows, point.peak_rows)]
-                    off, ratios = f"{point.difference:.3f}", (steps / point.waves, steps / point.rows)
-                    yield TABLE.line(*ratios, *counts, off, method, point.setting)
-
-
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    found = parser("bench.quality.methods", __doc__)
-    found.add_argument("--problems", nargs="*", choices=PROBLEMS, default=list(PROBLEMS))
-    found.add_argument("--methods", nargs="*", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="METHOD")
-    found.add_argument("--steps", nargs="*", type=int, default=[25, 50, 100, 200])
-    found.add_argument("--samples", type=int, default=16)
-    found.add_argument("--guidance", type=float, default=5.0, help="of digits")
-    found.add_argument("--from", dest="saved", type=written, help="JSON of this command: nothing is run")
-    found.add_argument("--picture", type=writable, help="PNG: difference against waves, for the most steps up to 100")
-    found.add_argument("--smoke", action="store_true", help="a tiny size: 5 steps, 2 samples, to see that it runs")
-    options = found.parse_args(arguments)
-    if options.smoke:
-        options.steps, options.samples = [5], 2
-    return options
+                    ratios = steps / point.waves, steps / point.rows
+                    cells = [*ratios, *counts, f"{point.difference:.3f}", method, point.setting]
+                rows.append(dict(zip(HEADINGS, cells, strict=True)))
+            title = f"\n{posed}, N = {steps}, 95th percentile within {bound:g} grey levels"
+            show_table(rows, text=("method", "at"), title=title)
 
 
 def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
-    options = _options(arguments)
+    told = parser("bench.quality.methods", __doc__)
+    told.add_argument("--problems", nargs="*", choices=PROBLEMS, default=list(PROBLEMS))
+    told.add_argument("--methods", nargs="*", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="METHOD")
+    told.add_argument("--steps", nargs="*", type=int, default=[25, 50, 100, 200])
+    told.add_argument("--samples", type=int, default=16)
+    told.add_argument("--from", dest="saved", type=written, help="JSON of this command: nothing is run")
+    told.add_argument("--picture", type=writable, help="PNG: difference against waves, for the most steps up to 100")
+    told.add_argument("--smoke", action="store_true", help="a tiny size: 5 steps, 2 samples, to see that it runs")
+    options = told.parse_args(arguments)
+    if options.smoke:
+        options.steps, options.samples = [5], 2
     found: list[Found] = []
     if options.saved is not None:
-        saved = json.loads(options.saved.read_text())
-        options.samples = saved["samples"]
+        saved, options.samples = options.saved, options.saved["samples"]
         found = [Found(**{**each, "points": [Point(**point) for point in each["points"]]}) for each in saved["found"]]
     else:
         problems = [
-            digits_problem(options.samples, options.guidance)[1] if name == "digits" else mixture(options.samples)
+            digits_problem(options.samples)[1] if name == "digits" else mixture(options.samples)
             for name in options.problems
         ]
-        about = {"samples": options.samples, "guidance": options.guidance, "bounds": BOUNDS}
+        about = {"samples": options.samples, "bounds": BOUNDS}
         for each in measured(problems, options.steps, options.methods):
             found.append(each)
             write(options.json, None, **about, found=[asdict(each) for each in found])
-    print(f"{options.samples} samples", *table(found), sep="\n")
+    print(f"{options.samples} samples")
+    show(found)
     if options.picture is not None:
         steps = max((each.steps for each in found if each.steps <= 100), default=max(each.steps for each in found))
         shown = [each for each in found if (each.problem, each.steps) == (found[0].problem, steps)]

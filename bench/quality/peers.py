@@ -2,7 +2,6 @@
 
     python -m bench.quality.peers                                       # digits and policy, 25, 50 and 100 steps
     python -m bench.quality.peers --workloads digits --steps 50 --json peers.json --picture peers.png
-    python -m bench.quality.peers --from peers.json --picture peers.png     # the table again, nothing is run
 
 All are timed in one process on the same network, one sample a call, in turn; every round has another prompt (or
 observation) and other noise. Nothing is encoded or decoded. "x first": times faster than the stock loop of diffusers,
@@ -22,7 +21,6 @@ minute. Workloads with random weights run fixed numbers of iterations, and their
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from contextlib import nullcontext
@@ -32,13 +30,12 @@ from typing import Any
 import torch
 from torch._inductor.utils import fresh_cache
 
-from bench.command import parser, writable, write, written
+from bench.command import parser, revision, writable, write, written
 from bench.pictures import latency_picture
-from bench.revision import revision
-from bench.runner import Row, measured, table
+from bench.runner import Row, measured, show
 from bench.workloads import demonstrations
 from bench.workloads.networks import DEVICE
-from bench.workloads.samplers import SAMPLES, WORKLOADS, Workload, policy
+from bench.workloads.samplers import SAMPLES, WORKLOADS, policy
 
 from .entrants import BOUND, entrants
 
@@ -47,12 +44,12 @@ STEPS = (25, 50, 100)
 MOST_STEPS = 1000
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> None:
+    torch.set_num_threads(1)
     found = parser("bench.quality.peers", __doc__)
     found.add_argument("--workloads", nargs="*", choices=list(WORKLOADS), default=["digits", "policy"])
     found.add_argument("--steps", nargs="*", type=int, default=list(STEPS), help="policy: 100 at most")
     found.add_argument("--samples", type=int, default=SAMPLES, help=f"rounds, each another sample; at most {SAMPLES}")
-    found.add_argument("--weights", type=Path, help="of policy: kept there, trained only if the file does not exist")
     found.add_argument("--training-steps", type=int, default=demonstrations.TRAINING_STEPS, help="of policy")
     found.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes a minute each")
     found.add_argument("--picture", type=writable, help="PNG: latency against difference")
@@ -62,25 +59,16 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     if options.smoke:
         options.steps, options.samples, options.training_steps, options.no_compile = [5], 2, 3, True
     if not 2 <= options.samples <= SAMPLES:
-        found.error(
-            f"--samples is {options.samples}. A workload has {SAMPLES}, and quartiles need 2. Pass 2 to {SAMPLES}."
-        )
+        found.error(f"--samples is {options.samples}. Quartiles need 2, a workload has {SAMPLES}. Pass 2 to {SAMPLES}.")
     for steps in options.steps:
         for name in options.workloads:
             most = demonstrations.scheduler().config.num_train_timesteps if name == "policy" else MOST_STEPS
             if not 1 <= steps <= most:
                 found.error(f"--steps is {steps}. The scheduler of {name} has {most}. Pass 1 to {most}.")
-    return options
-
-
-def main(arguments: list[str] | None = None) -> None:
-    torch.set_num_threads(1)
-    options = _options(arguments)
     if options.saved is not None:
-        run = json.loads(options.saved.read_text())
-        results = run["results"]
-        print(run["where"], *table(results), sep="\n")
-        write(options.json, **run)
+        run, results = options.saved, options.saved["results"]
+        print(run["where"])
+        show(results)
     else:
         device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU ({platform.machine()})"
         run = {
@@ -99,10 +87,8 @@ def _run(options: argparse.Namespace, run: dict[str, Any]) -> list[Row]:
     results: list[Row] = []
     for name in options.workloads:
         torch.manual_seed(0)
-        if name == "policy":
-            workload: Workload = policy(demonstrations.trained(options.weights, options.training_steps))
-        else:
-            workload = WORKLOADS[name]()
+        trained = name == "policy"
+        workload = policy(demonstrations.train(options.training_steps)) if trained else WORKLOADS[name]()
         # with an empty cache: torch.compile would read from disk what an earlier run has compiled
         with nullcontext() if options.no_compile else fresh_cache():
             for steps in options.steps:
@@ -111,7 +97,7 @@ def _run(options: argparse.Namespace, run: dict[str, Any]) -> list[Row]:
                 for found in measured(name, workload, steps, options.samples, every):
                     write(options.json, **run, results=results + found)
                 results += found
-                print(*table(found), sep="\n", flush=True)
+                show(found)
     return results
 
 

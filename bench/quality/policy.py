@@ -1,7 +1,6 @@
 """A robot policy: latency of one trajectory, 100 DDIM steps, batch 1, every method at its defaults.
 
-    python -m bench.quality.policy                          # trains for a minute, then measures
-    python -m bench.quality.policy --weights policy.pt --json policy.json    # trains only if the file does not exist
+    python -m bench.quality.policy --json policy.json       # trains for a minute, then measures
 
 A 1-D UNet over 16 actions of 7 dimensions, trained on synthetic demonstrations. Columns are those of
 `bench.quality.peers`, but the first loop is "by hand", the best sequential loop that one would write for this policy:
@@ -11,16 +10,13 @@ coefficients computed before, nothing but arithmetic between two network calls.
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from bench.command import parser, write
-from bench.runner import AUTO, BY_HAND, SEQUENTIAL, STOCK, Entrant, Row, measured, table, told
+from bench.runner import AUTO, BY_HAND, SEQUENTIAL, STOCK, Entrant, Row, measured, show, told
 from bench.workloads import demonstrations
 from bench.workloads.samplers import SAMPLES, policy
-from srds_fast.planner.choose import choose
-from srds_fast.planner.settings import Settings
 from srds_fast.solvers.fixed_point.options import Collocation
 
 from .entrants import by_hand
@@ -29,30 +25,23 @@ from .entrants import by_hand
 def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     found = parser("bench.quality.policy", __doc__)
-    found.add_argument("--weights", type=Path)
-    found.add_argument("--training-steps", type=int, default=demonstrations.TRAINING_STEPS)
-    found.add_argument("--steps", type=int, default=100)
-    found.add_argument("--rounds", type=int, default=SAMPLES, help=f"calls of every loop, at most {SAMPLES}")
     found.add_argument("--smoke", action="store_true", help="a tiny size: 10 steps, hardly trained, 2 rounds")
     options = found.parse_args(arguments)
-    if options.smoke:
-        options.steps, options.rounds, options.training_steps = 10, 2, 3
-    if not 1 <= options.rounds <= SAMPLES:
-        found.error(f"--rounds is {options.rounds}. There are {SAMPLES} samples. Pass 1 to {SAMPLES}.")
-    workload, steps = policy(demonstrations.trained(options.weights, options.training_steps)), options.steps
-    plans = {f"collocation, {n} nodes": choose(steps, Settings(method=Collocation(num_nodes=n))) for n in (16, 24)}
+    steps, rounds, training = (10, 2, 3) if options.smoke else (100, SAMPLES, demonstrations.TRAINING_STEPS)
+    workload = policy(demonstrations.train(training))
     every = [
         Entrant(BY_HAND, partial(by_hand, workload, steps)),
         Entrant(STOCK, partial(workload.stock, steps)),
         told(workload, steps, SEQUENTIAL, method="sequential"),
         told(workload, steps, "srds", method="srds"),
-        *(told(workload, steps, name, plan=plan) for name, plan in plans.items()),
+        *(told(workload, steps, f"collocation, {n} nodes", method=Collocation(num_nodes=n)) for n in (16, 24)),
         told(workload, steps, AUTO, method="auto"),
     ]
     results: list[Row] = []
-    for results in measured("policy", workload, steps, options.rounds, every):
+    for results in measured("policy", workload, steps, rounds, every):
         write(options.json, results=results)
-    print(f"{workload.parameters / 1e3:.0f} thousand parameters, {steps} steps", *table(results), sep="\n")
+    print(f"{workload.parameters / 1e3:.0f} thousand parameters, {steps} steps")
+    show(results)
 
 
 if __name__ == "__main__":

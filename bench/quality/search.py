@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from statistics import mean
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bench.workloads.problems import Problem, difference
-from srds_fast.planner.choose import fixed_at
 from srds_fast.planner.plan import Plan
 from srds_fast.solvers.contract import Checkpoint
 
@@ -50,14 +50,13 @@ class Point:
         return cls(setting, difference, waves, rows, max(each.peak_rows for each in spent), **number)
 
 
-Line = list[Point]
-
-
 class _Enough(Exception):
     """This run need not go on."""
 
 
-def line(contestant: Contestant, problem: Problem, steps: int, reference: Tensor, bounds: Sequence[float]) -> Line:
+def line(
+    contestant: Contestant, problem: Problem, steps: int, reference: Tensor, bounds: Sequence[float]
+) -> list[Point]:
     """The points of a method, cheapest first, until it is within the tightest bound or has run N waves.
 
     Args:
@@ -81,25 +80,13 @@ def line(contestant: Contestant, problem: Problem, steps: int, reference: Tensor
     return [points[each] for each in sorted(points, reverse=True)]
 
 
-def cheapest(points: Line, bound: float) -> Point | None:
+def cheapest(points: list[Point], bound: float) -> Point | None:
     """The point of fewest waves that is within the bound, as are all after it; None where there is none."""
-    within: Line = []
-    for point in reversed(points):
-        if point.difference > bound:
-            break
-        within.append(point)
+    within = takewhile(lambda point: point.difference <= bound, reversed(points))
     return min(within, key=lambda point: (point.waves, point.rows), default=None)
 
 
-def plan_of(contestant: Contestant, steps: int, point: Point) -> Plan:
-    """A plan that ends with this point."""
-    if point.iteration is None:
-        return contestant.plan(steps, point.tolerance)
-    return fixed_at(contestant.plan(steps), point.iteration)
-
-
 def _checkpoints(plan: Plan, problem: Problem, reference: Tensor, tightest: float) -> Iterator[Point]:
-    """One run of all samples together, a point at every checkpoint."""
     p95: dict[int, float] = {}
     errors = torch.full((len(reference),), torch.inf, dtype=torch.float64)
     program = plan.program()
@@ -122,7 +109,6 @@ def _checkpoints(plan: Plan, problem: Problem, reference: Tensor, tightest: floa
 
 
 def _stopped(contestant: Contestant, steps: int, tolerance: float, problem: Problem, reference: Tensor) -> Point:
-    """A run that stops each sample by itself."""
     plan = contestant.plan(steps, tolerance)
     spent: list[Any]
     if plan.slides:

@@ -17,18 +17,19 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import srds_fast
-from bench.command import Table, parser
+from bench.command import parser
 from bench.speed.host_time import Turns
 from bench.workloads import pipelines
 from bench.workloads.methods import fixed_methods
 from srds_fast import zoo
+from srds_fast.cli.output import show_table
 
 from .dispatched import NAMES, Dispatched
 
@@ -118,16 +119,6 @@ def explained(lines: list[str]) -> str:
     return "\n".join([f"{len(lines)} counts are not those of {FILE.relative_to(FILE.parents[2])}:", *lines, advice])
 
 
-def table(found: Found) -> Iterator[str]:
-    """One line for each method."""
-    shown = ("waves", "rows", "peak_rows", *(f"{name}_a_wave" for name in NAMES))
-    columns = Table(("", -32), *((name.removesuffix("_a_wave").replace("_", " "), 0) for name in shown))
-    yield columns.heading
-    for pipeline, by_method in found.items():
-        for method, counts in by_method.items():
-            yield columns.line(f"{pipeline}, {method}", *(counts[name] for name in shown))
-
-
 def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     options_of = parser("bench.regression.counts", __doc__, json=False)
@@ -146,7 +137,13 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(explained(lines))
         print("No count differs.")
     else:
-        print(*table(found), sep="\n")
+        shown = ("waves", "rows", "peak_rows", *(f"{name}_a_wave" for name in NAMES))
+        for pipeline, methods in found.items():
+            rows = [
+                {"method": method, **{name.removesuffix("_a_wave").replace("_", " "): counts[name] for name in shown}}
+                for method, counts in methods.items()
+            ]
+            show_table(rows, text=["method"], title=f"\n{pipeline}")
 
 
 if __name__ == "__main__":

@@ -38,11 +38,7 @@ _EMPTY = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty",
 
 
 class Dispatched(TorchDispatchMode):
-    """Counts what runs within it, on a CPU.
-
-    Attributes:
-        counts: name of `NAMES` -> the number so far.
-    """
+    """Counts what runs within it, on a CPU: `counts` has the number so far for each of `NAMES`."""
 
     def __init__(self) -> None:
         super().__init__()

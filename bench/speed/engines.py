@@ -7,11 +7,9 @@
 Loops are called in turn in one process: stock diffusers; ours, sequential, SRDS and collocation with a fixed number of
 iterations, eager and replayed from a graph of the loop, or from graphs of the network. "overhead" is the median call
 over the sum of c(rows) of its waves, the network calls replayed from a graph in the same run: 1 leaves nothing to gain
-around the network. A loop that fails says why, and the others run. Convergence is not looked at. On a CPU networks are
-tiny, and what is meant to be replayed runs eagerly: the figures mean nothing there.
+around the network. On a CPU networks are tiny, and what is meant to be replayed runs eagerly: the figures mean nothing.
 
---switches compares SRDS replayed from a graph, "off", with the same waves and one other setting. A switch that was not
-applied says why.
+--switches compares SRDS replayed from a graph, "off", with the same waves and one other setting.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from typing import Any
 import torch
 
 from bench.command import parser, write
-from bench.runner import STOCK, Entrant, Row, measured, table, told
+from bench.runner import STOCK, Entrant, Row, measured, show, told
 from bench.workloads.methods import SRDS_TWICE, fixed_methods
 from bench.workloads.networks import SMALL
 from bench.workloads.samplers import WORKLOADS, Loop, Workload
@@ -101,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         for steps in options.steps:
             rows = (switched if options.switches else of_workload)(name, workload, steps, options.repeat)
             results += rows
-            print(*table(rows), sep="\n", flush=True)
+            show(rows)
             write(options.json, results=results)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from statistics import mean
 from types import SimpleNamespace
 from typing import Any
@@ -25,10 +24,11 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 import srds_fast
-from bench.command import Table, parser
+from bench.command import parser
 from bench.workloads import pipelines
 from bench.workloads.methods import SRDS_TWICE
 from bench.workloads.pipelines import SD_DDIM, SD_EULER, network_of
+from srds_fast.cli.output import show_table
 
 STEPS = 100
 # all but Flux and DDIM run with guidance; latents of 4 x 4
@@ -51,31 +51,22 @@ LOOPS = ("stock", *METHODS)
 
 
 class Turns:
-    """Notes when each turn of the loop around a network begins and ends.
+    """Notes what a clock says when each turn of the loop around a network begins and ends."""
 
-    Args:
-        network: its `forward` is replaced.
-        clock: what is noted.
-    """
-
-    def __init__(self, network: Any, clock: Callable[[], Any]) -> None:
+    def __init__(self, network: torch.nn.Module, clock: Callable[[], Any]) -> None:
         self.clock = clock
-        self._calls: list[tuple[Any, Any]] = []
-        forward = network.forward
+        self._noted: list[Any] = []
 
-        @functools.wraps(forward)
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            started = self.clock()
-            output = forward(*args, **kwargs)
-            self._calls.append((started, self.clock()))
-            return output
+        def note(*_: Any) -> None:
+            self._noted.append(self.clock())
 
-        network.forward = noted
+        network.register_forward_pre_hook(note)
+        network.register_forward_hook(note)
 
     def take(self) -> list[tuple[Any, Any]]:
-        """The turns so far, which are then forgotten."""
-        calls, self._calls = self._calls, []
-        return [(before[1], after[0]) for before, after in pairwise(calls)]
+        """The turns so far, which are then forgotten: each from the end of a network call to the start of the next."""
+        noted, self._noted = self._noted, []
+        return list(zip(noted[1:-1:2], noted[2::2], strict=True))
 
 
 def return_zeros(network: Any) -> None:
@@ -100,13 +91,13 @@ class Case:
         turns: of the loops.
     """
 
-    def __init__(self, name: str, device: str = "cpu", steps: int = STEPS) -> None:
+    def __init__(self, name: str, steps: int = STEPS) -> None:
         make, size = PIPELINES[name]
-        pipe = make().to(device)
+        pipe = make()
         pipe.set_progress_bar_config(disable=True)
         self.arguments = {**size, "output_type": "pt", "num_inference_steps": steps}
         if name != "DDIM pixels":
-            text = {key: each.to(device) for key, each in pipelines.embedded_text(pipe).items()}
+            text = {key: each.cpu() for key, each in pipelines.embedded_text(pipe).items()}
             self.arguments |= {**text, "output_type": "latent"}
         return_zeros(network_of(pipe))
         self.turns = Turns(network_of(pipe), time.perf_counter)
@@ -135,20 +126,18 @@ def main(arguments: list[str] | None = None) -> None:
     found.add_argument("--repeat", type=int, default=30, help="calls of every loop")
     found.add_argument("--only", nargs="*", default=list(PIPELINES), choices=list(PIPELINES))
     found.add_argument("--steps", type=int, default=STEPS)
-    found.add_argument("--device", default="cpu")
     options = found.parse_args(arguments)
-    table = Table(
-        ("pipeline", -12), ("loop", -11), ("wave/step", 0), ("call", 0), ("us a wave", 0), ("us a step", 0), ("rows", 0)
-    )
-    print(table.heading)
     for name in options.only:
-        case = Case(name, options.device, options.steps)
+        case = Case(name, options.steps)
         times = case.measured(options.repeat)
         step, stock = times["stock"]
+        rows: list[dict[str, object]] = []
         for method in METHODS:
             (wave, call), report = times[method], case.loops[method].report
-            about = f"{1e6 * wave:.0f}", f"{1e6 * step:.0f}", report.rows / report.waves
-            print(table.line(name, method, wave / step, call / stock, *about), flush=True)
+            over = {"loop": method, "wave/step": wave / step, "call": call / stock}
+            seconds = {"us a wave": f"{1e6 * wave:.0f}", "us a step": f"{1e6 * step:.0f}"}
+            rows.append({**over, **seconds, "rows": report.rows / report.waves})
+        show_table(rows, text=["loop"], title=f"\n{name}")
 
 
 if __name__ == "__main__":

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from bench.command import Table, parser, write
+from bench.command import parser, write
 from bench.workloads.networks import DEVICE, SMALL
+from srds_fast.cli.output import show_table
 from srds_fast.kernels import fixed_point_wave, wave_update
 from srds_fast.kernels.fixed_point_wave import reference as fixed_point_wave_reference
 from srds_fast.kernels.wave_update import reference as wave_update_reference
@@ -38,14 +40,9 @@ from srds_fast.solvers.wave_table import wave_table
 
 from .timing import copy_bandwidth, device_seconds, reason
 
-LATENT = 4 * 64 * 64
 SIZES = {"SD latent": None, "16 MB": 2**24, "64 MB": 2**26, "256 MB": 2**28}
 WINDOW = 10
 NETWORK = wave_update.NetworkInput(torch.float16)
-TABLE = Table(
-    ("operation", -16), ("size", 9), ("rows", 0), ("us", 7), ("GB/s", 5), ("of copy", 0), ("x eager", 0),
-    ("x compiled", 0),
-)  # fmt: skip
 
 
 class Subject(NamedTuple):
@@ -78,13 +75,8 @@ def of_wave_update(moved: int | None, device: torch.device) -> Subject:
     m = torch.randn(rows, 1, elements, device=device).half()
     buffers = wave_update.Buffers(table, torch.empty(1, elements, device=device))
     buffers.memory.normal_()
-
-    def run() -> Tensor:
-        return wave_update.wave_update(table, number, buffers, m, network=NETWORK)
-
-    def reference() -> Tensor:
-        return wave_update_reference.wave_update(table, number, buffers, m, None, NETWORK)
-
+    run = partial(wave_update.wave_update, table, number, buffers, m, network=NETWORK)
+    reference = partial(wave_update_reference.wave_update, table, number, buffers, m, None, NETWORK)
     return Subject(run, reference, buffers.memory, elements * each, rows)
 
 
@@ -115,8 +107,8 @@ def of_fixed_point_wave(moved: int | None, device: torch.device) -> Subject:
 
 
 def _elements(moved: int | None, each: int) -> int:
-    """Of a state, so that a call moves so many bytes; whole blocks of 1024."""
-    return LATENT if moved is None else math.ceil(moved / each / 1024) * 1024
+    """Of a state: a latent's, or whole blocks of 1024, so that a call moves so many bytes."""
+    return 4 * 64 * 64 if moved is None else math.ceil(moved / each / 1024) * 1024
 
 
 SUBJECTS = {"wave_update": of_wave_update, "fixed_point_wave": of_fixed_point_wave}
@@ -143,18 +135,22 @@ def measured(name: str, size: str) -> dict[str, Any]:
     return {**row, "of_copy": moved / seconds / copy_bandwidth(moved // 2)}
 
 
-def line(row: dict[str, Any]) -> str:
+def cells(row: dict[str, Any]) -> dict[str, object]:
     seconds, compiled = row["seconds"], row["compiled"]
-    over = row["of_copy"], row["eager"] / seconds, None if compiled is None else compiled / seconds
-    times = f"{1e6 * seconds:.1f}", f"{row['bytes_per_second'] / 1e9:.0f}"
-    return TABLE.line(row["operation"], row["size"], row["rows"], *times, *over)
+    return {
+        **{name: row[name] for name in ("operation", "size", "rows")},
+        "us": f"{1e6 * seconds:.1f}",
+        "GB/s": f"{row['bytes_per_second'] / 1e9:.0f}",
+        "of copy": row["of_copy"],
+        "x eager": row["eager"] / seconds,
+        "x compiled": None if compiled is None else compiled / seconds,
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     found = parser("bench.speed.kernels", __doc__)
     found.add_argument("--sizes", nargs="*", choices=list(SIZES), default=["SD latent"] if SMALL else list(SIZES))
-    found.add_argument("--no-compile", action="store_true", help="leave out torch.compile of the references")
     options = found.parse_args(arguments)
     ceiling = copy_bandwidth()
     rows: list[dict[str, Any]] = []
@@ -162,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
         for size in options.sizes:
             rows.append(measured(name, size))
             write(options.json, copy_bytes_per_second=ceiling, rows=rows)
-    if not (SMALL or options.no_compile):
+    if not SMALL:
         for row in sorted(rows, key=lambda row: -row["bytes"]):
             subject = SUBJECTS[row["operation"]](SIZES[row["size"]], DEVICE)
             try:
@@ -171,7 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"torch.compile of {row['operation']}, {row['size']} failed: {reason(why)}")
             write(options.json, copy_bytes_per_second=ceiling, rows=rows)
     where = "a CPU, whose figures mean nothing" if SMALL else torch.cuda.get_device_name()
-    print(f"{where}, a copy of 256 MB: {ceiling / 1e9:.0f} GB/s", TABLE.heading, *map(line, rows), sep="\n")
+    title = f"{where}, a copy of 256 MB: {ceiling / 1e9:.0f} GB/s"
+    show_table([cells(row) for row in rows], text=["operation"], title=title)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@
 
 Where c(rows) / c(1) stays near 1 rows are free and parallel-in-time wins; where it grows as the rows do, one row keeps
 the device busy. Under guidance a row is two entries of the batch. A curve ends with the first call that takes longer
-than --longest, or that does not fit into memory. On a CUDA device times are medians by events; on a CPU nothing is
+than two seconds, or that does not fit into memory. On a CUDA device times are medians by events; on a CPU nothing is
 replayed, the networks are tiny, and the figures mean nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -74,17 +73,14 @@ def main(arguments: list[str] | None = None) -> None:
     found = parser("bench.speed.rows", __doc__)
     found.add_argument("--networks", nargs="*", choices=list(WORKLOADS), default=list(WORKLOADS))
     found.add_argument("--rows", nargs="*", type=int, default=list(ROWS))
-    found.add_argument("--longest", type=float, default=LONGEST, help="seconds of a call at which a curve ends")
     found.add_argument("--picture", type=writable, help="PNG: c(rows) / c(1) against rows")
     options = found.parse_args(arguments)
-    if options.picture is not None and find_spec("matplotlib") is None:
-        found.error("--picture needs matplotlib, which is not installed. Install the extra `plot`.")
     if any(each < 1 for each in options.rows):
         found.error(f"--rows has {min(options.rows)}. A call has at least one row. Pass 1 or more.")
     gpu = None if SMALL else torch.cuda.get_device_name()
     curves: list[dict[str, Any]] = []
     for name in options.networks:
-        curves.append(curve(name, options.rows, options.longest))
+        curves.append(curve(name, options.rows))
         print(*lines(curves[-1]), sep="\n", flush=True)
         write(options.json, gpu=gpu, curves=curves)
         if options.picture is not None:

@@ -8,11 +8,11 @@ prediction are as in Diffusion Policy (Chi et al. 2023); the network is smaller.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from .networks import PolicyNetwork
 
@@ -50,16 +50,20 @@ def demonstrations(observation: Tensor, generator: torch.Generator) -> Tensor:
     return middle + reach * (torch.where(side == 0, *ways) - middle) + 0.02 * noise
 
 
+def _averaged(mean: Tensor, new: Tensor, count: Tensor) -> Tensor:
+    return mean.lerp(new, 1 - min(EMA, int(count) / (int(count) + 10)))
+
+
 def train(steps: int = TRAINING_STEPS) -> PolicyNetwork:
     """Train for so many steps with fixed seeds; the weights returned are a moving average."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    learner, kept = (PolicyNetwork(ACTIONS, OBSERVATION, WIDTHS) for _ in range(2))
-    kept.load_state_dict(learner.state_dict())
+    learner = PolicyNetwork(ACTIONS, OBSERVATION, WIDTHS)
+    kept = AveragedModel(learner, avg_fn=_averaged)
     optimiser = torch.optim.AdamW(learner.parameters(), lr=RATE, weight_decay=1e-6)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     abar = scheduler().alphas_cumprod
-    for step in range(steps):
+    for _ in range(steps):
         observation = observations(BATCH, generator)
         x0, noise = demonstrations(observation, generator), torch.randn(BATCH, ACTIONS, HORIZON, generator=generator)
         t = torch.randint(len(abar), (BATCH,), generator=generator)
@@ -70,19 +74,6 @@ def train(steps: int = TRAINING_STEPS) -> PolicyNetwork:
         loss.backward()
         optimiser.step()
         schedule.step()
-        with torch.no_grad():
-            for mine, theirs in zip(kept.parameters(), learner.parameters(), strict=True):
-                mine.lerp_(theirs, 1 - min(EMA, step / (step + 10)))
-    return kept.eval()
-
-
-def trained(weights: Path | None, steps: int = TRAINING_STEPS) -> PolicyNetwork:
-    """The network, read from a file if it exists, otherwise trained and kept there."""
-    if weights is not None and weights.exists():
-        network = PolicyNetwork(ACTIONS, OBSERVATION, WIDTHS)
-        network.load_state_dict(torch.load(weights, weights_only=True))
-        return network.eval()
-    network = train(steps)
-    if weights is not None:
-        torch.save(network.state_dict(), weights)
+        kept.update_parameters(learner)
+    network: PolicyNetwork = kept.module.eval()
     return network

@@ -17,17 +17,16 @@ from .networks import DEVICE
 # more entries of a network call are no faster on a CPU, and leave its caches
 MOST_ENTRIES = 128
 GREY_LEVEL = 1 / 127.5
+GUIDANCE = 5.0
 
 
 class Problem(NamedTuple):
     """Arguments of `srds_fast.sample`.
 
     Attributes:
-        name: for tables.
         denoiser: the network, guidance inside.
         x: starting noise, [samples, ...].
         cond: tensors [samples, ...].
-        scheduler: DDIM.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Problem(NamedTuple):
         return self.only(slice(sample, sample + 1))
 
     def sampled(self, steps: int, **settings: Any) -> srds_fast.SampleResult:
-        """The result of `srds_fast.sample` for it."""
         return srds_fast.sample(self.denoiser, self.x, self.scheduler, steps, cond=self.cond, **settings)
 
     def sequential(self, steps: int) -> Tensor:
@@ -57,7 +55,7 @@ def difference(sample: Tensor, reference: Tensor) -> Tensor:
     return (sample.double() - reference.double()).abs().flatten(1).mean(1).cpu() / GREY_LEVEL
 
 
-def digits_problem(samples: int, guidance: float) -> tuple[Any, Problem]:
+def digits_problem(samples: int) -> tuple[Any, Problem]:
     """The bundled pipeline, and the problem it solves: ten prompts in turn, latents of 4 x 8 x 8, float32."""
     pipe: Any = zoo.load("digits").to(DEVICE)
     pipe.set_progress_bar_config(disable=True)
@@ -70,7 +68,7 @@ def digits_problem(samples: int, guidance: float) -> tuple[Any, Problem]:
     def some(x: Tensor, t: Tensor, text: Tensor, empty: Tensor) -> Tensor:
         m = pipe.unet(torch.cat([x, x]), torch.cat([t, t]), encoder_hidden_states=torch.cat([empty, text])).sample
         without, given = m.chunk(2)
-        guided: Tensor = without + guidance * (given - without)
+        guided: Tensor = without + GUIDANCE * (given - without)
         return guided
 
     def denoiser(x: Tensor, t: Tensor, text: Tensor, empty: Tensor) -> Tensor:
@@ -80,7 +78,7 @@ def digits_problem(samples: int, guidance: float) -> tuple[Any, Problem]:
     size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
     x = torch.randn(samples, channels, size, size, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    return pipe, Problem(f"digits, guidance {guidance:g}", denoiser, x, {"text": text, "empty": empty}, scheduler)
+    return pipe, Problem(f"digits, guidance {GUIDANCE:g}", denoiser, x, {"text": text, "empty": empty}, scheduler)
 
 
 def mixture(samples: int, dimensions: int = 64, components: int = 5, spread: float = 0.3) -> Problem:

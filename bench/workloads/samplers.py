@@ -34,9 +34,8 @@ from srds_fast.planner.settings import Settings
 
 from . import demonstrations, networks, pipelines
 from .networks import DEVICE, SMALL, PolicyNetwork
-from .problems import Problem, digits_problem
+from .problems import GUIDANCE, Problem, digits_problem
 
-GUIDANCE = 5.0
 # different samples of a workload: prompts, observations, noise
 SAMPLES = 16
 
@@ -107,9 +106,7 @@ class PipelineWorkload(Workload):
     """A pipeline of diffusers under guidance.
 
     Args:
-        pipe: the pipeline.
         about: sample -> arguments of its call, but for steps and generator.
-        problem: see `Workload`.
     """
 
     entries = 2
@@ -120,7 +117,6 @@ class PipelineWorkload(Workload):
         pipe.set_progress_bar_config(disable=True)
 
     def arguments(self, steps: int, sample: int = 0) -> dict[str, Any]:
-        """All arguments of a call."""
         generator = torch.Generator(DEVICE).manual_seed(sample)
         return {**self.about(sample), "num_inference_steps": steps, "generator": generator}
 
@@ -139,7 +135,8 @@ class PipelineWorkload(Workload):
     def called(self, pipe: Any, steps: int, sample: int = 0) -> Tensor:
         """The latents of a call of this pipeline, or of one with other parts."""
         images = pipe(**self.arguments(steps, sample)).images
-        latents: Tensor = pipe.vae.decoded if isinstance(pipe.vae, Undecoded) else images
+        vae = getattr(pipe, "vae", None)
+        latents: Tensor = vae.decoded if isinstance(vae, Undecoded) else images
         return latents
 
 
@@ -192,7 +189,6 @@ class Undecoded:
     decoded: Tensor | None = None
 
     def decode(self, latents: Tensor) -> SimpleNamespace:
-        """The latents themselves."""
         self.decoded = latents
         return SimpleNamespace(sample=latents)
 
@@ -209,7 +205,7 @@ def _widths(plan: Plan) -> list[int]:
 
 def digits() -> PipelineWorkload:
     """The bundled pipeline: ten prompts in turn."""
-    pipe, problem = digits_problem(SAMPLES, GUIDANCE)
+    pipe, problem = digits_problem(SAMPLES)
 
     def arguments(sample: int) -> dict[str, Any]:
         one = problem.one(sample)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from importlib import import_module
 
 from ..errors import SrdsFastError
@@ -22,12 +22,11 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     try:
-        profile: AbstractContextManager[None] = nullcontext()
-        if getattr(args, "profile", None) is not None:
-            from ..telemetry import profile_as
+        with ExitStack() as opened:
+            if getattr(args, "profile", None) is not None:
+                from ..telemetry import profile_as
 
-            profile = profile_as(args.profile)
-        with profile:
+                opened.enter_context(profile_as(args.profile))
             # imported only now: help and env must not wait for torch
             import_module(f".{args.command}", __package__).run(args)
     except KeyboardInterrupt:

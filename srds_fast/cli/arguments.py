@@ -60,7 +60,7 @@ def _generate(commands: Any) -> None:
     _option(add, "--images-per-prompt", "K", "images of each prompt", POSITIVE, 1)
     _settings(add)
     _option(add, "--out", "DIR", "folder to write to", Path, Path("generated"))
-    _switch(add, "--show-report", "print the whole report of the run")
+    add("--show-report", action="store_true", help="print the whole report of the run")
 
 
 def _compare(commands: Any) -> None:
@@ -97,7 +97,7 @@ def _plan(commands: Any) -> None:
     )
     _call(add, POSITIVE, required=True)
     _settings(add)
-    _switch(add, "--unmeasured", "run nothing: print the plan that is taken when no costs are known")
+    add("--unmeasured", action="store_true", help="run nothing: print the plan that is taken when no costs are known")
     _option(add, "--calibrate", "K", "measure with K samples how many iterations each plan needs", POSITIVE)
     _option(add, "--save", "FILE", "write the plan to FILE, for Plan.load", Path)
     _option(add, "--plot", "FILE", "run the candidates and plot measured over predicted times (PNG)", Path)
@@ -106,7 +106,7 @@ def _plan(commands: Any) -> None:
 def _env(commands: Any) -> None:
     more = "For bug reports, and to keep with measurements. It imports none of the packages."
     parser = _command(commands, "env", "print versions and hardware", more, "env", "env --json")
-    _switch(parser.add_argument, "--json", "as JSON")
+    parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _command(commands: Any, name: str, about: str, more: str, *examples: str) -> argparse.ArgumentParser:
@@ -118,7 +118,7 @@ def _command(commands: Any, name: str, about: str, more: str, *examples: str) ->
         # keeps the examples as they are written, and the column of options narrow
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=30),
     )
-    _switch(parser.add_argument, "--verbose", "show the traceback of an error")
+    parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -132,7 +132,7 @@ def _sampling_command(*args: Any) -> Any:
     _option(add, "--device", "DEVICE", "auto, cpu, cuda, cuda:1", str, "auto")
     dtypes = ["float16", "bfloat16", "float32", "float64"]
     _option(add, "--dtype", "DTYPE", f"dtype of the networks: {', '.join(dtypes)}", str, "float32", choices=dtypes)
-    _switch(add, "--ddim", "replace the scheduler of the model by DDIM (instead of PNDM, UniPC and others)")
+    add("--ddim", action="store_true", help="replace the model's scheduler (PNDM, UniPC and others) by DDIM")
     return parser.add_argument
 
 
@@ -148,7 +148,7 @@ def _settings(add: Any) -> None:
     _option(add, "--method", "METHOD", "name of a method, or auto; a name that is wrong lists all", str, "auto")
     bound = "bound of the mean absolute difference to the sequential latents, per sample"
     _option(add, "--tolerance", "T", bound, float, 4e-3)
-    _switch(add, "--exact", "run until the result is the sequential one")
+    add("--exact", action="store_true", help="run until the result is the sequential one")
     _option(add, "--iterations", "P", "iterations at most", NATURAL, dest="max_iterations")
     _waves(add)
 
@@ -165,10 +165,6 @@ def _option(add: Any, flag: str, metavar: str, about: str, type: Any = str, defa
     """Add an option that takes a value. argparse converts a default that is a string as if a user had typed it."""
     shown = about if default is None else f"{about} (%(default)s)"
     add(flag, metavar=metavar, help=shown, type=type, default=default, **more)
-
-
-def _switch(add: Any, flag: str, about: str) -> None:
-    add(flag, action="store_true", help=about)
 
 
 def _whole(text: str, least: int) -> int:

@@ -93,6 +93,6 @@ def _cells(entry: dict[str, Any]) -> dict[str, object]:
     return {
         **{name.replace("_", " "): entry[name] or None for name in shown},
         **{name: small(value) for name, value in entry["difference"].items()},
-        "ratio": f"{entry['ratio']:.2f}",
+        "ratio": entry["ratio"],
         "seconds": f"{entry['seconds']:.3f}",
     }

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..solvers.registry import DEFAULT, SEQUENTIAL
-from .converge import TIMED_CALLS, Convergence, converge
 from .loading import open_for, prompts_for, settings_of
-from .measure import Calls, Request, verdict
+from .measure import TIMED_CALLS, Calls, Convergence, Request, converge, verdict
 from .output import about, counted, show_table, small, warn_if_busy
 from .pictures import contact_sheet, convergence_plot
 
@@ -71,6 +70,5 @@ def _print(result: Convergence) -> None:
 
 
 def _seconds(done: Calls) -> dict[str, object]:
-    """Cells for the fastest and slowest loop and call."""
     both = {"loop s": done.loop_seconds, "call s": done.seconds}
     return {name: f"{min(times):.2f}-{max(times):.2f}" if times else None for name, times in both.items()}

@@ -16,14 +16,10 @@ from .. import zoo
 from ..errors import InvalidArgument, UnsupportedScheduler
 from ..pipelines.compile import compile
 
-SETTINGS = (
-    "method", "tolerance", "exact", "num_blocks", "max_iterations", "coarse_solver", "in_flight", "max_rows",
-)  # fmt: skip
-
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `compile`: those that the command knows."""
-    return {name: getattr(args, name) for name in SETTINGS if name in args}
+    """Those that are arguments of `compile`."""
+    return {name: value for name, value in vars(args).items() if name in inspect.signature(compile).parameters}
 
 
 def prompts_for(args: argparse.Namespace) -> tuple[str, ...]:

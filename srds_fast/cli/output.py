@@ -14,19 +14,21 @@ from rich.table import Table
 BELIEVABLE_SPREAD = 1.5
 
 
-def show_table(rows: Sequence[Mapping[str, object]], text: Collection[str] = ()) -> None:
+def show_table(rows: Sequence[Mapping[str, object]], text: Collection[str] = (), title: str = "") -> None:
     """Print rows under their headings; no cell is cut or wrapped.
 
     Args:
-        rows: cells by heading, the same headings in each row. None is printed as a dash.
+        rows: cells by heading, the same headings in each row. None is printed as a dash, a float with two decimals.
         text: headings of the columns that are aligned to the left; numbers are aligned to the right.
+        title: the line above the table.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in rows[0]:
+    for heading in next(iter(rows), {}):
         table.add_column(heading, justify="left" if heading in text else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row.values()))
-    print()
+        cells = (f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row.values())
+        table.add_row(*("-" if cell is None else str(cell) for cell in cells))
+    print(title)
     # wider than any table: the content decides how wide a table is, also where the output is a file
     Console(width=10_000, markup=False, emoji=False).print(table)
 

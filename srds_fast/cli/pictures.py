@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw, ImageFont
 
 from ..planner.plan import Candidate
 from ..solvers.registry import SEQUENTIAL
-from .converge import Convergence
+from .measure import Convergence
 from .output import small
 
 GAIN = 20
@@ -54,9 +54,8 @@ def contact_sheet(result: Convergence) -> Image.Image:
         x = left + number * (width + _GAP)
         for y, text, colour in ((_GAP, heading, _INK), (_GAP + _LINE, note, _FAINT)):
             draw.text((x + width // 2, y), text, _ACCENT if coloured else colour, font, anchor="mt")
-        pixels = (255 * images.float().expand(-1, 3, -1, -1)).round().to(torch.uint8).permute(0, 2, 3, 1)
-        for row, image in enumerate(pixels.numpy()):
-            tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+        for row, image in enumerate(VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(images))):
+            tile = image.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(tile, (x, top + row * (height + _GAP)))
     return sheet
 

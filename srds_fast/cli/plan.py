@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _request(args: argparse.Namespace) -> Request:
-    """One image is enough to measure what calls cost."""
+    # one image is enough to measure what calls cost
     return Request(prompts_for(args)[:1], args.steps, args.guidance, args.seed)
 
 
 def _check(pipe: Any, found: Plan, settings: dict[str, Any], request: Request) -> dict[Candidate, float]:
-    """Run every candidate for as many iterations as were predicted, and measure its loop: the fastest of some calls."""
+    """Run every candidate for as many iterations as were predicted: seconds of its loop, the fastest of some calls."""
     if found.prediction is None:
         raise InvalidArgument("There is no prediction to plot. Nothing was measured. Leave --unmeasured out.")
     plans = plans_of(found.prediction, found.num_inference_steps, settings, adds_noise(pipe.scheduler))

@@ -2,21 +2,19 @@
 
     python -m srds_fast.zoo.train_digits --out digits
 
-`card` describes data, networks and training. The result is an ordinary ``StableDiffusionPipeline``, saved in float16.
-Step counts, not minutes, are fixed, so that two runs on one machine do the same work.
+digits/README.md describes data, networks and training, and has the two tables that are printed at the end. The result
+is an ordinary ``StableDiffusionPipeline``, saved in float16. Step counts, not minutes, are fixed, so that two runs on
+one machine do the same work.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
 import math
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,8 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch.optim.swa_utils import AveragedModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, HfArgumentParser
 
 from . import WORDS, load_from, prompts
 
@@ -142,20 +141,21 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def optimise(
-    parameters: list[nn.Parameter],
+    trained: nn.Module,
     loss_of_step: Callable[[], Tensor],
     steps: int,
     horizon: int,
     rate: float,
     label: str,
-    after_step: Callable[[int], None] = lambda done: None,
+    average: AveragedModel | None = None,
 ) -> float:
     """Minimise a loss by AdamW with a short warm-up and a cosine decay; returns the running mean of the loss.
 
     Args:
         steps: taken; the learning rate would reach zero after `horizon` steps.
-        after_step: called with the number of steps done, after each.
+        average: of the weights, updated after every step.
     """
+    parameters = list(trained.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
     warm_up = min(200, horizon // 10 + 1)
 
@@ -174,7 +174,8 @@ def optimise(
         mean = loss.item() if math.isnan(mean) else 0.99 * mean + 0.01 * loss.item()
         if done % 100 == 0 or done == steps:
             print(f"{label} {done}/{steps}  loss {mean:.5f}  {time.perf_counter() - started:.0f} s", flush=True)
-        after_step(done)
+        if average is not None:
+            average.update_parameters(trained)
     return mean
 
 
@@ -189,8 +190,7 @@ def train_vae(recipe: Recipe, images: Tensor) -> tuple[AutoencoderKL, float]:
         divergence: Tensor = posterior.kl().sum() / posterior.mean.numel()
         return F.mse_loss(decoded, pixels) + recipe.kl_weight * divergence
 
-    steps = recipe.vae_steps
-    loss = optimise(list(vae.parameters()), loss_of_step, steps, steps, recipe.vae_rate, "autoencoder")
+    loss = optimise(vae, loss_of_step, recipe.vae_steps, recipe.vae_steps, recipe.vae_rate, "autoencoder")
     standardise_latents(vae.eval(), images)
     return vae, loss
 
@@ -235,9 +235,12 @@ def train_unet(
     )  # fmt: skip
     unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
     trained = nn.ModuleList([unet, text_encoder])
-    average = copy.deepcopy(trained).eval()
-    pipeline = assemble(vae=vae, text_encoder=average[1], tokenizer=tokenizer, unet=average[0], scheduler=scheduler)
 
+    def averaged(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        done = int(count) + 1
+        return mean.lerp(new, 1 - min(recipe.ema_decay, done / (done + 10)))
+
+    average = AveragedModel(trained, avg_fn=averaged)
     texts = [caption for digit in range(10) for caption in captions(digit)]
     phrasings = len(texts) // 10
     # padded as StableDiffusionPipeline pads them; the last is the empty caption
@@ -257,28 +260,11 @@ def train_unet(
         states = text_encoder(ids[caption])[0]
         return F.mse_loss(unet(noisy, times, states).sample, noise)
 
-    def after_step(done: int) -> None:
-        decay = min(recipe.ema_decay, done / (done + 10))
-        with torch.no_grad():
-            for mean, value in zip(average.parameters(), trained.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
-
-    parameters, horizon = list(trained.parameters()), recipe.unet_horizon
-    loss = optimise(parameters, loss_of_step, recipe.unet_steps, horizon, recipe.unet_rate, "denoiser", after_step)
-    return pipeline, loss
-
-
-def assemble(**parts: Any) -> StableDiffusionPipeline:
-    """The text-to-image pipeline of these parts, without a safety checker."""
+    steps = recipe.unet_steps, recipe.unet_horizon
+    loss = optimise(trained, loss_of_step, *steps, recipe.unet_rate, "denoiser", average)
+    averages = dict(zip(("unet", "text_encoder"), average.module.eval().children(), strict=True))
     without: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return StableDiffusionPipeline(**parts, **without)
-
-
-def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Write a pipeline to a folder in float16, replacing what it holds; the pipeline itself stays in float32."""
-    half = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("vae", "text_encoder", "unet")}
-    shutil.rmtree(folder, ignore_errors=True)
-    assemble(**half, tokenizer=pipeline.tokenizer, scheduler=pipeline.scheduler).save_pretrained(folder)
+    return StableDiffusionPipeline(vae=vae, **averages, tokenizer=tokenizer, scheduler=scheduler, **without), loss
 
 
 def sample(pipeline: StableDiffusionPipeline, per_digit: int, seed: int, steps: int = 50) -> np.ndarray:
@@ -300,91 +286,39 @@ def recognised(images: np.ndarray) -> float:
     return float(np.mean(classifier.predict(pooled.reshape(-1, 64)) == asked))
 
 
-def card(recipe: Recipe, measured: dict[str, str]) -> str:
-    """The README of the trained pipeline."""
-    settings = "\n".join(f"| {name} | {value} |" for name, value in asdict(recipe).items())
-    results = "\n".join(f"| {name} | {value} |" for name, value in measured.items())
-    return f"""# digits
-
-A `StableDiffusionPipeline` that draws handwritten digits (32x32 pixels, 4x8x8 latents) from captions such as
-"the digit seven" or "a handwritten 7". It is small enough to travel with the package and to run on a processor, and
-it is what the solvers of this library are tested and measured on. It knows nothing but digits.
-
-Load it with `srds_fast.zoo.load("digits")`, or with `StableDiffusionPipeline.from_pretrained` on this folder. The
-weights are stored in float16; run them in float32 or float64.
-
-## Recipe
-
-Written by `python -m srds_fast.zoo.train_digits`, on one processor core:
-
-1. data: the {len(load_digits().images):,} digits of scikit-learn's `load_digits`, upscaled (bicubic) from 8x8 to 32x32,
-   each slightly turned, scaled, shifted, and its stroke contrast changed, at random;
-2. tokenizer: CLIP byte-pair encoding with one token for each word of the captions;
-3. autoencoder: trained on pixel mean square and a small KL term, then its latents standardised;
-4. UNet and text encoder: trained jointly to predict the noise (uniform timesteps, scaled-linear betas 0.00085 to
-   0.012), captions dropped at random for classifier-free guidance, AdamW with cosine decay, averaged weights kept.
-
-| setting | value |
-| --- | --- |
-{settings}
-
-## Measured
-
-| what | value |
-| --- | --- |
-{results}
-
-"Recognised" is the share of 200 samples ("the digit zero" to "the digit nine", 20 each, 50 DDIM steps, guidance 3) in
-which a support vector classifier, trained on the real digits alone, finds the digit that the prompt asked for.
-
-## Licence
-
-The weights come under the licence of this package. The data are the UCI "Optical Recognition of Handwritten Digits"
-test set (E. Alpaydin and C. Kaynak, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0), as distributed with
-scikit-learn (BSD 3-clause).
-"""
-
-
 def main() -> None:
-    """Train, save, sample from what was saved, and write down what was measured."""
-    parser = argparse.ArgumentParser(
-        description='Train the text-to-image pipeline "digits" on one processor core and save it in float16.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the pipeline to (it is replaced)")
+    """Train, save, sample from what was saved, and print what was measured."""
+    parser = HfArgumentParser(Recipe, description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the pipeline to")
     parser.add_argument("--threads", type=int, default=1, help="processor threads")
-    for field in fields(Recipe):
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=type(field.default), default=field.default, help="of the recipe")
-    arguments = parser.parse_args()
-    recipe = Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
+    recipe, arguments = parser.parse_args_into_dataclasses()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(recipe.seed)
     started = time.perf_counter()
     images, labels = real_digits()
     vae, vae_loss = train_vae(recipe, images)
-    vae_seconds = time.perf_counter() - started
     pipeline, unet_loss = train_unet(recipe, vae, images, labels)
-    seconds, processor_seconds = time.perf_counter() - started, time.process_time()
-    save(pipeline, arguments.out)
+    seconds = time.perf_counter() - started
+    parts = {"autoencoder": pipeline.vae, "text encoder": pipeline.text_encoder, "UNet": pipeline.unet}
+    for part in parts.values():
+        part.half()
+    pipeline.save_pretrained(arguments.out)
 
     pipeline = load_from(arguments.out, torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     samples = sample(pipeline, per_digit=20, seed=recipe.seed)
-    parts = {"autoencoder": pipeline.vae, "text encoder": pipeline.text_encoder, "UNet": pipeline.unet}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     measured = {
         "parameters": f"{sum(counts.values()):,} (" + ", ".join(f"{n} {c:,}" for n, c in counts.items()) + ")",
-        "training time": f"{seconds:.0f} s, {vae_seconds:.0f} s of it for the autoencoder",
-        "processor time": f"{processor_seconds:.0f} s",
+        "training time": f"{seconds:.0f} s",
+        "processor time": f"{time.process_time():.0f} s",
         "final loss, autoencoder": f"{vae_loss:.5f}",
         "final loss, noise prediction": f"{unet_loss:.4f}",
         "latent scaling factor": f"{pipeline.vae.config.scaling_factor}",
         "recognised": f"{recognised(samples):.1%}",
     }
-    (arguments.out / "README.md").write_text(card(recipe, measured))
-    for name, value in measured.items():
-        print(f"{name}: {value}")
+    for table in (asdict(recipe), measured):
+        print("", *(f"| {name} | {value} |" for name, value in table.items()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_what_is_found_is_run_again() -> None:
     for name in ("srds, as published", "collocation (default)", "paradigms, window 10", "chords, 4 cores"):
         contestant = CONTESTANTS[name]
         for point in search.line(contestant, problem, STEPS, reference, (entrants.BOUND,)):
-            loop = workload.ours(STEPS, {"plan": search.plan_of(contestant, STEPS, point)})
+            loop = workload.ours(STEPS, {"plan": contestant.plan(STEPS, point.tolerance, point.iteration)})
             again, waves = [], []
             for sample in range(2):
                 again.append(loop.call(sample))
@@ -143,7 +143,7 @@ def measured(workload: Workload, every: list[Entrant], steps: int = STEPS) -> di
 
 @pytest.mark.parametrize("good", [1, 3], ids=["first call", "second round"])
 @pytest.mark.parametrize("fails", [runner.STOCK, "other", "compiled"])
-def test_one_that_fails_loses_only_itself(good: int, fails: str) -> None:
+def test_one_that_fails_loses_only_itself(good: int, fails: str, capsys: pytest.CaptureFixture[str]) -> None:
     workload = samplers.policy()
     every = [
         Entrant(runner.STOCK, lambda: workload.stock(STEPS)),
@@ -160,13 +160,16 @@ def test_one_that_fails_loses_only_itself(good: int, fails: str) -> None:
     ran = found[runner.SEQUENTIAL]
     assert (ran["over_sequential"], ran["over_stock"] is None) == (1.0, fails == runner.STOCK)
     assert ran["difference"] is None, "weights are random"
-    assert len(list(runner.table(list(found.values())))) == 2 + len(every)
+    runner.show(list(found.values()))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == f"left out: {fails}: {found[fails]['left_out']}"
+    assert len(printed) == 3 + len(every), "an empty line, the workload, headings and entrants"
 
 
 def test_a_search_that_fails_loses_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     searched = entrants.line
 
-    def fails_in_paradigms(contestant: Contestant, *arguments: Any) -> search.Line:
+    def fails_in_paradigms(contestant: Contestant, *arguments: Any) -> list[Point]:
         if "paradigms" in contestant.name:
             raise torch.cuda.OutOfMemoryError("no memory")
         return searched(contestant, *arguments)

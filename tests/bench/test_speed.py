@@ -109,7 +109,7 @@ def test_kernels_are_checked_and_written_row_by_row(tmp_path: Path, monkeypatch:
         kernels.main(["--sizes", "SD latent", "--json", str(written)])
     (row,) = json.loads(written.read_text())["rows"]
     assert row["bytes_per_second"] == pytest.approx(row["bytes"] / row["seconds"])
-    assert kernels.line({**row, "compiled": 3 * row["seconds"]}).split()[-1] == "3.00"
+    assert kernels.cells({**row, "compiled": 3 * row["seconds"]})["x compiled"] == pytest.approx(3.0)
     subject = kernels.SUBJECTS["wave_update"](None, kernels.DEVICE)
     with pytest.raises(AssertionError):
         kernels.checked(subject._replace(run=lambda: torch.zeros_like(subject.reference())))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from bench.quality.peers import MOST_STEPS
-from bench.workloads import demonstrations, networks
+from bench.workloads import networks
 from bench.workloads.samplers import WORKLOADS, PipelineWorkload
 
 STEPS = 4
@@ -69,10 +68,3 @@ def test_all_loops_have_one_answer_for_a_sample(name: str) -> None:
     call()
     assert {len(each) for each in given.values() if isinstance(each, torch.Tensor)} == {3 * workload.entries}
     assert len(given["timestep"].unique()) == 3 * workload.entries
-
-
-def test_a_policy_is_trained_once(tmp_path: Path) -> None:
-    weights = tmp_path / "weights.pt"
-    first = demonstrations.trained(weights, 2)
-    again = demonstrations.trained(weights, 10**9)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))

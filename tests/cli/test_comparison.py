@@ -10,8 +10,7 @@ import torch
 
 import srds_fast
 from srds_fast.cli.compare import compare
-from srds_fast.cli.converge import Convergence, converge
-from srds_fast.cli.measure import Calls, Request, grey_levels, verdict
+from srds_fast.cli.measure import Calls, Convergence, Request, converge, grey_levels, verdict
 from srds_fast.cli.output import show_table, small, warn_if_busy
 
 REQUEST = Request(prompts=("a", "b"), steps=16, guidance=3.0, seed=5)

@@ -159,7 +159,7 @@ class SampledWorkload(Workload):
 
         @torch.no_grad()
         def call(sample: int = 0) -> Tensor:
-            one = self.samples.one(sample)
+            one = self.samples.one(sample % len(self.samples.x))
             scheduler.set_timesteps(steps, device=DEVICE)
             state = one.x
             for t in scheduler.timesteps:
@@ -175,7 +175,7 @@ class SampledWorkload(Workload):
 
         @torch.no_grad()
         def call(sample: int = 0) -> Tensor:
-            found = self.samples.one(sample).sampled(steps, **settings, **kept)
+            found = self.samples.one(sample % len(self.samples.x)).sampled(steps, **settings, **kept)
             reports[:] = [found.report]
             return found.sample
 
@@ -203,12 +203,13 @@ def _widths(plan: Plan) -> list[int]:
     return [len(positions) for positions in plan.program().positions]
 
 
-def digits() -> PipelineWorkload:
-    """The bundled pipeline: ten prompts in turn."""
+def digits(batch: int = 1) -> PipelineWorkload:
+    """The bundled pipeline: ten prompts in turn, so many in a call."""
     pipe, problem = digits_problem(SAMPLES)
 
     def arguments(sample: int) -> dict[str, Any]:
-        one = problem.one(sample)
+        first = sample * batch % SAMPLES
+        one = problem.only(slice(first, first + batch))
         text = {"prompt_embeds": one.cond["text"], "negative_prompt_embeds": one.cond["empty"]}
         return {**text, "latents": one.x, "guidance_scale": GUIDANCE, "output_type": "latent"}
 

@@ -89,10 +89,16 @@ def test_switches_differ_in_themselves_alone(tmp_path: Path) -> None:
 
 def test_auto_against_the_sequential_loop(tmp_path: Path) -> None:
     written = tmp_path / "never.json"
-    never_slower.main(["--steps", "4", "--size", "16", "--rounds", "2", "--json", str(written)])
-    found = json.loads(written.read_text())
-    assert {each["peer"] for each in found["results"]} == {"sequential", "auto"}
-    assert all(each["plan_reason"] for each in found["reports"])
+    arguments = ["--calls", "4", "--training-steps", "1", "--json", str(written), "--busy"]
+    never_slower.main([*arguments, "--only", "digits 10", "policy 25"])
+    found = json.loads(written.read_text())["results"]
+    assert [each["workload"] for each in found] == ["digits 10", "policy 25"]
+    for each in found:
+        assert set(each["seconds"]) >= {"stock", "sequential", "auto", each["best"]}
+        seconds = each["seconds"]
+        assert each["over_stock"] == pytest.approx(seconds["auto"][3] / seconds["stock"][3])
+        assert each["first_calls"] == pytest.approx(sum(seconds["auto"][:3]) / sum(seconds["stock"][:3]))
+        assert each["over_best"] >= each["over_stock"] * seconds["stock"][3] / seconds["sequential"][3] * (1 - 1e-9)
 
 
 def test_kernels_are_checked_and_written_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

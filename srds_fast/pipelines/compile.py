@@ -17,9 +17,11 @@ from ..engine.streams import OVERLAPS
 from ..errors import InvalidArgument, UnsupportedPipeline
 from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
+from ..sampling.sample import costs_of_denoisers
 from ..sampling.session import Planner
 from ..schedulers.builders import adds_noise
 from ..schedulers.verify import check_scheduler
+from ..solvers.checks import check_one_of, check_whole
 from ..solvers.method import Method
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
@@ -176,13 +178,15 @@ class FastPipeline:
         return calibrate(self, prompts, num_samples, quantile, kwargs)
 
     def reset(self) -> None:
-        """Delete all recordings and free their memory; delete measured costs and calibrated plans.
+        """Delete all recordings and free their memory; delete calibrated plans and measured costs, also those that
+        `srds_fast.sample` has measured in this process.
 
         Running calls are not affected.
         """
         self._srds.graphs.clear()
         self._srds.planner.costs.clear()
         self._srds.planner.calibrated.clear()
+        costs_of_denoisers.clear()
 
     @property
     def graphs(self) -> GraphStats:
@@ -267,19 +271,14 @@ def compile(
     for name, switch in switches.items():
         if not isinstance(switch, bool):
             raise InvalidArgument(f"{name} is {switch!r}. It is a switch. Pass True or False.")
-    if isinstance(max_graphs, bool) or not isinstance(max_graphs, int) or max_graphs < 1:
-        raise InvalidArgument(
-            f"max_graphs is {max_graphs!r}. It must be a whole number, 1 or more. "
-            "To record nothing, pass engine='eager'."
-        )
+    check_whole("max_graphs", max_graphs, 1)
+    check_one_of("overlap", overlap, OVERLAPS)
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
     family_of(original)
     check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
-    if overlap not in OVERLAPS:
-        raise InvalidArgument(f"overlap is {overlap!r}. Known are {', '.join(OVERLAPS)}. Pass one of these.")
-    graphs = Graphs(max_graphs)
-    state = State(original, Planner(settings, plan), strict, lazy_capture, graphs, network_options, overlap)
+    planner = Planner(settings, plan)
+    state = State(original, planner, strict, lazy_capture, Graphs(max_graphs), network_options, overlap)
     return with_state(_fast_class(original.__class__), state)
 
 
@@ -291,7 +290,5 @@ def _fast_class(base: Any) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return run_call(self, args, kwargs)
 
-    members = {"__slots__": ("_srds",), "__call__": __call__, "__module__": base.__module__, "__doc__": base.__doc__}
-    cls = type(base.__name__, (FastPipeline, base), members)
-    cls.__qualname__ = base.__qualname__
-    return cls
+    shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(base.__name__, (FastPipeline, base), {"__slots__": ("_srds",), "__call__": __call__, **shown})

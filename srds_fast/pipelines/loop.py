@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UnsupportedPipeline
-from ..planner.plan import Plan
-
 Arguments = dict[str, Any]
 
 
@@ -30,12 +27,3 @@ class Loop:
     blends: bool = False
     counts: bool = False
     checked: bool = True
-
-    def check_turns(self, plan: Plan) -> None:
-        """Refuse a plan with more turns than steps, if the loop indexes a list with one entry per step."""
-        few_turns = plan.is_sequential or (plan.options.fits_turns and plan.max_rows is None)
-        if self.counts and not few_turns:
-            raise UnsupportedPipeline(
-                "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
-                "Use method='srds' with pipelined=True, and neither in_flight nor max_rows."
-            )

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..engine.graphs.cache import Graphs
-from ..errors import InvalidArgument
 from ..planner.settings import MOST_STEPS
 from ..sampling.session import Planner, Session
+from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .loop import Arguments
@@ -29,8 +29,7 @@ class Last(threading.local):
     session: Session | None = None
 
 
-OWN_ARGUMENTS = ("warm_start", "keep_trajectory")
-"""Call arguments that srds_fast adds to those of the pipeline."""
+OWN_ARGUMENTS = ("warm_start", "keep_trajectory")  # call arguments that srds_fast adds to those of the pipeline
 
 
 @dataclass
@@ -61,10 +60,7 @@ class State:
 
 
 def with_state(cls: type, state: State) -> Any:
-    """A compiled pipeline of a class that `compile` made.
-
-    It shares the dictionary of the original: an attribute set on one is set on both.
-    """
+    """A compiled pipeline. It shares the dictionary of the original: an attribute set on one is set on both."""
     fast: Any = object.__new__(cls)
     object.__setattr__(fast, "__dict__", vars(state.original))
     object.__setattr__(fast, "_srds", state)
@@ -87,13 +83,10 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **pipe_kwargs)
     bound.apply_defaults()
     arguments: Arguments = dict(bound.arguments)
-    extra: Arguments = arguments.pop("kwargs", {})
-    arguments |= extra
+    arguments |= arguments.pop("kwargs", {})
     steps = arguments.get("num_inference_steps")
-    if isinstance(steps, int) and not 1 <= steps <= MOST_STEPS:
-        raise InvalidArgument(
-            f"num_inference_steps is {steps}. A loop has 1 to {MOST_STEPS} steps. Pass such a number."
-        )
+    if isinstance(steps, int):
+        check_whole("num_inference_steps", steps, 1, MOST_STEPS)
     return arguments
 
 

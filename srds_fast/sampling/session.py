@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..engine.costs import Costs, price
 from ..engine.eager import Evaluator, drain
+from ..engine.graphs.cache import Graphs
 from ..engine.graphs.capturable import Capturable
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, Run
@@ -56,11 +57,7 @@ class Network(Protocol):
         """The evaluator that runs the waves of a program from Python."""
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
-        """Everything needed to record this call.
-
-        Raises:
-            ValueError: the call cannot be recorded; the message says why.
-        """
+        """Everything needed to record this call. A ValueError says why it cannot be recorded."""
 
 
 @dataclass
@@ -80,13 +77,21 @@ class Planner:
 
     @property
     def engine(self) -> str:
-        """The engine asked for."""
         return self.settings.engine if self.plan is None else self.plan.engine
 
     @property
     def options(self) -> Method | None:
         """The options of the method asked for; None where the planner chooses it."""
         return options_of(self.settings.method) if self.plan is None else self.plan.options
+
+    def graph_runner(
+        self, graphs: Graphs, on_gpu: bool, lazy: bool, refused: Callable[[str], None], whole: bool = False
+    ) -> GraphRunner | None:
+        """How a call may use graphs; None: it runs eagerly. on_gpu: whether graphs can save time."""
+        auto = self.engine == "auto"
+        if self.engine == "eager" or (auto and not on_gpu):
+            return None
+        return GraphRunner(graphs, lazy, refused, whole, weighed=auto, kind="graph" if auto else self.engine)
 
     def choose(self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None) -> Plan:
         """The plan of a call; PlanMismatch if the plan given is for another number of steps.
@@ -123,7 +128,6 @@ class Session:
         notify: called with the reason why the call falls back to one step after another; may raise.
         pricing: costs of the call; None if they were not measured.
         run: the current run; a recovery replaces it.
-        path, interrupted: for the report.
 
     Raises:
         PlanMismatch: the given plan is not valid for the call.
@@ -190,16 +194,15 @@ class Session:
             self.take_steps(no_room(rows))
         else:
             self._learn(completed=True)
+        evaluate.forget()
+        if self.run.sample is None:
+            # outside the handlers, because their exceptions keep the memory of the waves alive
+            evaluate = self.network.evaluator(self.run.program)
+            try:
+                advance(self.run, evaluate)
+            except Diverged as error:
+                raise DivergenceError(str(error), self.report()) from None
             evaluate.forget()
-            return self.run
-        # outside the handlers, because their exceptions keep the memory of the waves alive
-        evaluate.forget()
-        evaluate = self.network.evaluator(self.run.program)
-        try:
-            advance(self.run, evaluate)
-        except Diverged as error:
-            raise DivergenceError(str(error), self.report()) from None
-        evaluate.forget()
         return self.run
 
     def take_steps(self, why: str) -> None:
@@ -313,17 +316,16 @@ class Session:
     def price(self) -> Pricing:
         """The costs of the call, measured now if they are unknown."""
         if self.pricing is None:
-            network = self.network
-            assert network is not None
+            assert self.network is not None
             self.pricing = price(
                 self.planner.costs,
-                network.kind,
-                network.evaluator,
+                self.network.kind,
+                self.network.evaluator,
                 self.state,
                 self.noise,
                 self.inputs,
-                network.dtype,
-                networks=network.modules,
+                self.network.dtype,
+                networks=self.network.modules,
                 max_rows=self.planner.settings.max_rows,
                 replayed=self.graphs is not None and self.state.is_cuda,
             )

@@ -84,7 +84,6 @@ class LockstepLoop:
         self.session: Session | None = None  # until the first step
         self.timesteps = torch.empty(0)  # of the steps in the loop
         self.steps = 0
-        self.finished = False
         self.progress: Callable[[], None] = lambda: None  # shows the final steps on the pipe's progress bar
         self._start = self._calls = 0
         self._started: float | None = None
@@ -95,7 +94,6 @@ class LockstepLoop:
         self._network: RecordedNetwork | None = None
         self._noise: NoiseTable
         self._state: Tensor
-        self._draws: Tensor | None
         self._trajectory: Trajectory | None
         self._rows: RowInputs | None = None  # of a driven loop
         self._offset = 0
@@ -105,6 +103,11 @@ class LockstepLoop:
         """The current run; only after the first step."""
         assert self.session is not None
         return self.session.run
+
+    @property
+    def finished(self) -> bool:
+        """Whether the samples are there."""
+        return self.session is not None and self.run.sample is not None
 
     @property
     def final_steps(self) -> int:
@@ -159,14 +162,13 @@ class LockstepLoop:
         assert self._wave is not None
         if self.turn is not None and self.turn.calls:  # the recorded turn was answered with probes
             return (self._hand_out(x.dtype),)
-        x0: tuple[Tensor, ...] = ()
-        if len(self.timesteps) == 1:
-            _, found = self._noise.step(self._start, self._state, m[: len(self._state)].to(self._state.dtype))
-            x0 = (found.to(x.dtype),)
         if len(self._wave.positions) > 1:  # the turn that has just ended is not the first wave, but one more
             session.run.counts.add(1, len(self._state))
-            return (self._hand_out(x.dtype), *x0)
-        return (self._next(session, m, x.dtype), *x0)
+            return (self._hand_out(x.dtype),)
+        if len(self.timesteps) > 1:
+            return (self._next(session, m, x.dtype),)
+        x0 = self._noise.step(self._start, self._state, m[: len(self._state)].to(self._state.dtype))[1]
+        return self._next(session, m, x.dtype), x0.to(x.dtype)
 
     def _next(self, session: Session, m: Tensor, dtype: torch.dtype) -> Tensor:
         """Give the run the output of the current wave; return the next rows, or the samples."""
@@ -226,7 +228,7 @@ class LockstepLoop:
         return self._hand_out(dtype)
 
     def go_on_from(self, step: int, x: Tensor, reason: str) -> Tensor:
-        """Drop all results beyond a final step and continue from the state x [batch, ...] one step at a time.
+        """Drop all results beyond a final step; continue from the state x, [batch, ...], one step at a time.
 
         reason: for the report. Returns x in the form that the loop expects.
         """
@@ -239,12 +241,12 @@ class LockstepLoop:
         x0_prev = self._trajectory.x0[step - self._offset] if self._trajectory is not None else None
         self._offset, self._state = done, state
         rest = self._noise.part(self._start + done, self._start + len(self.timesteps), afresh=False)
-        draws = None if self._draws is None else self._draws[done:]
+        draws = self.session.inputs.draws
+        draws = None if draws is None else draws[done:]
         self.session.go_on_from(state, rest, self._inputs(draws, x.dtype, rest.num_steps, x0_prev))
         # new arguments: a callback may have changed the conditioning in place
         self._make_rows()
         self._wave = self.run.next(None)
-        self.finished = False
         return self._hand_out(x.dtype)
 
     def scale(self, x: Tensor, timestep: Any) -> Tensor:
@@ -271,8 +273,8 @@ class LockstepLoop:
                 return self._rows.call(self._wave, call)
         if self._started is None:
             self._started = time.perf_counter()
-        if self.turn is not None and self.session is None and self.turn.takes(call):
-            return self.turn.record(call)
+        if self.turn is not None and self.session is None and (probe := self.turn.record(call)) is not None:
+            return probe
         # the first wave is the starting noise alone: a plain call
         if not self.loop.checked:
             check_time(self.timesteps, call)
@@ -302,38 +304,36 @@ class LockstepLoop:
         self._state = state = x[:num_samples].to(state_dtype(x.dtype))
         # drawn for all copies, as in the stock step; the sample uses the first
         draws = draw_noise(noise, m, state.dtype, generator)
-        self._draws = None if draws is None else draws[:, :num_samples]
-        inputs = self._inputs(self._draws, x.dtype, noise.num_steps)
+        draws = None if draws is None else draws[:, :num_samples]
+        inputs = self._inputs(draws, x.dtype, noise.num_steps)
         if self.initial_guess is not None:
             check_warm_start(self.initial_guess, (noise.num_steps + 1, *state.shape))
-        if turn is not None and turn.linear:
+        if turn is not None and turn.weights is not None:
             inputs = turn.inputs(inputs, num_samples)
             self._network = RecordedNetwork(turn, state, noise, inputs, self.replacements, self.overlap)
         telemetry.phase("plan")
+        network, path = self._network, "drive" if self._network is None else "takeover"
         session = Session(
-            self.planner,
-            state,
-            noise,
-            inputs,
-            "drive" if self._network is None else "takeover",
-            network=self._network,
-            graphs=self.graphs,
-            observer=self.observer,
-            started=self._started,
-            notify=self.notify,
+            self.planner, state, noise, inputs, path, network, self.graphs, self.observer, self._started, self.notify
         )
-        if self._network is None:
-            self.loop.check_turns(session.plan)
+        plan = session.plan
+        few_turns = plan.is_sequential or (plan.options.fits_turns and plan.max_rows is None)
+        if network is None and self.loop.counts and not few_turns:
+            raise UnsupportedPipeline(
+                "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
+                "Use method='srds' with pipelined=True, and neither in_flight nor max_rows."
+            )
         self.session = session
-        if self._network is None:
+        if network is None:
             if self.graphs is not None:
-                self._graph_network_calls(self.graphs, session.run, state.device)
+                self._graph_network_calls(self.graphs, session.run)
             self._make_rows()
         return session
 
-    def _graph_network_calls(self, graphs: GraphRunner, run: Run, device: torch.device) -> None:
+    def _graph_network_calls(self, graphs: GraphRunner, run: Run) -> None:
         """Replay the network calls of the loop's turns from graphs; those of new widths are recorded."""
-        graphed = graphs.network_calls(network_calls(self.networks, device, self.replacements), weigh=True)
+        calls = network_calls(self.networks, self._state.device, self.replacements)
+        graphed = graphs.network_calls(calls, weigh=True)
         if isinstance(graphed, str):
             run.engine.reason = graphed
             graphs.refused(graphed)
@@ -358,7 +358,6 @@ class LockstepLoop:
         """End the call: keep the graphs that it has recorded."""
         if self._graphed is not None and self.graphs is not None:
             self.graphs.finish(self._graphed, self.run.engine)
-            self._graphed = None
 
     def _make_rows(self) -> None:
         """Make the arguments of the run's network calls anew."""
@@ -386,7 +385,6 @@ class LockstepLoop:
         """The next rows, or the samples, in the form that the loop expects."""
         if self._wave is None:
             assert self.run.sample is not None
-            self.finished = True
             telemetry.phase("decode")
             if self._rows is not None:
                 self._rows.forget()

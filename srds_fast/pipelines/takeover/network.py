@@ -29,20 +29,14 @@ from .turn import RecordedTurn
 
 @dataclass(frozen=True)
 class RecordedNetwork:
-    """See `srds_fast.sampling.session.Network`.
-
-    Attributes:
-        state: starting noise, [batch, ...], in the dtype of the state.
-        replacements: maps a network to the callable to use instead.
-        overlap: how coarse rows run: "batch", "streams", or "auto" (decided when a graph is recorded).
-    """
+    """See `srds_fast.sampling.session.Network`."""
 
     turn: RecordedTurn
-    state: Tensor
+    state: Tensor  # starting noise, [batch, ...], in the dtype of the state
     noise: NoiseTable
     inputs: SolverInputs
-    replacements: Mapping[nn.Module, Callable[..., Any]]
-    overlap: str
+    replacements: Mapping[nn.Module, Callable[..., Any]]  # maps a network to the callable to use instead
+    overlap: str  # how coarse rows run: "batch", "streams", or "auto" (decided when a graph is recorded)
 
     @property
     def kind(self) -> Hashable:
@@ -50,14 +44,13 @@ class RecordedNetwork:
 
     @property
     def modules(self) -> list[nn.Module]:
-        return list({id(recorded.network): recorded.network for recorded in self.turn.calls}.values())
+        return list(dict.fromkeys(recorded.network for recorded in self.turn.calls))
 
     @property
     def dtype(self) -> torch.dtype:
         return self.turn.calls[0].states.dtype
 
     def evaluator(self, program: Program) -> Evaluator:
-        """The evaluator of a program's waves; with overlap="streams", coarse rows run on a separate stream."""
         two_lanes = self.overlap == "streams" and has_two_lanes(program)
         return _evaluator(self.turn.calls, program, self.noise, self.state, self.replacements, two_lanes)
 

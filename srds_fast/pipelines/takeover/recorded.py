@@ -124,8 +124,7 @@ def with_tensors(
 def signature_of(calls: Iterable[NetworkCall]) -> Hashable:
     """Everything in calls that a recording depends on, except for the contents of their tensors.
 
-    Raises:
-        ValueError: an argument is an object whose value is not known; the message names it.
+    A ValueError names an argument that is an object of unknown contents.
     """
     first: dict[int, str] = {}
     found: list[Hashable] = []

@@ -27,10 +27,13 @@ from .families import Family, family_of
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
 from .lockstep.proxies import copy_with_proxies
-from .loop import Arguments, Loop
+from .networks import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out
-from .state import OWN_ARGUMENTS, RandomState, bind, no_plan, steps_of
+from .state import OWN_ARGUMENTS, RandomState, bind, steps_of
 from .takeover.turn import RecordedTurn, why_not
+
+
+_BY_TYPE = (str, list, tuple, dict, torch.Generator)
 
 
 def _guidance_key(cls: type, loop: Loop, network: Any, arguments: Arguments) -> Hashable | None:
@@ -46,11 +49,7 @@ def _guidance_key(cls: type, loop: Loop, network: Any, arguments: Arguments) -> 
             found.append((name, type(value), value))
         elif isinstance(value, list | tuple) and all(isinstance(each, numbers.Number) for each in value):
             found.append((name, type(value), repr(value)))
-        elif (
-            isinstance(value, str | list | tuple | dict | torch.Generator)
-            or getattr(value, "ndim", 0) > 0
-            or callable(value)
-        ):
+        elif isinstance(value, _BY_TYPE) or getattr(value, "ndim", 0) > 0 or callable(value):
             found.append((name, type(value), None))
         elif not type(value).__module__.startswith("PIL."):
             return None
@@ -69,6 +68,15 @@ def stock_reason(fast: Any, family: Family, arguments: Arguments) -> str | None:
         if getattr(network, "is_cache_enabled", False) or keeps_state:
             return f"a cache is enabled on the {name}: it takes the previous call for the previous step"
     return family.stock_if(fast, arguments)
+
+
+def refuse_stock_loop(reason: str | None) -> None:
+    """Raise InvalidArgument if there is a reason for the stock loop, where a plan or iterations are asked for."""
+    if reason is not None:
+        raise InvalidArgument(
+            f"This call has no plan: {reason}. It runs on the stock loop, which has no iterations to show either. "
+            "Change what the reason names."
+        )
 
 
 def _hooks(network: Any) -> Iterator[Any]:
@@ -136,9 +144,14 @@ def _run_call(
         if state.quiet:
             vars(proxied)["_progress_bar_config"] = {"disable": True}
         callback, given = None, (args, kwargs)
-        if arguments.get("callback_on_step_end") is not None:
-            callback = StepCallback(arguments["callback_on_step_end"], lockstep)
-            given = _with_callback(proxied, args, kwargs, None if state.plan_only else callback)
+        if (function := arguments.get("callback_on_step_end")) is not None:
+            callback = StepCallback(function, lockstep)
+            bound = inspect.signature(cls.__call__).bind(proxied, *args, **kwargs)
+            bound.arguments["callback_on_step_end"] = None if state.plan_only else callback
+            # diffusers' official callbacks name the tensors they need
+            if (names := getattr(function, "tensor_inputs", None)) is not None:
+                bound.arguments["callback_on_step_end_tensor_inputs"] = names
+            given = bound.args[1:], bound.kwargs
         try:
             telemetry.phase("encode")
             return cls.__call__(proxied, *given[0], **given[1])
@@ -205,18 +218,6 @@ def _lockstep(
     )
 
 
-def _with_callback(
-    proxied: Any, args: tuple[Any, ...], kwargs: dict[str, Any], callback: StepCallback | None
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    bound = inspect.signature(type(proxied).__call__).bind(proxied, *args, **kwargs)
-    # diffusers' official callbacks name the tensors they need
-    tensor_inputs = getattr(bound.arguments["callback_on_step_end"], "tensor_inputs", None)
-    if tensor_inputs is not None:
-        bound.arguments["callback_on_step_end_tensor_inputs"] = tensor_inputs
-    bound.arguments["callback_on_step_end"] = callback
-    return bound.args[1:], bound.kwargs
-
-
 def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
     """The reason for which the stock loop may succeed where this call failed, or None.
 
@@ -254,7 +255,7 @@ def _stock_call(
 ) -> Any:
     state = fast._srds
     if state.quiet:
-        raise InvalidArgument(no_plan(reason))
+        refuse_stock_loop(reason)
     warn_fallback(fast, "on its stock loop", reason)
     telemetry.phase("stock")
     started = time.perf_counter()

@@ -25,10 +25,10 @@ from ..solvers.checks import check_one_of, check_whole
 from ..solvers.method import Method
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
-from .call import run_call, stock_reason
+from .call import refuse_stock_loop, run_call, stock_reason
 from .dry_run import calibrate, planned
 from .families import family_of
-from .state import RandomState, State, bind, no_plan, steps_of, undecoded, with_state
+from .state import RandomState, State, bind, steps_of, undecoded, with_state
 from .stream import Refinement, refinements
 
 # most calls in one warm-up: a call may show that another plan is faster, which must then be recorded too
@@ -63,9 +63,8 @@ class FastPipeline:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """The same settings on a deep copy of the pipeline."""
         old = self._srds
-        original = copy.deepcopy(old.original, memo)
+        original, graphs = copy.deepcopy(old.original, memo), Graphs(old.graphs.max_graphs)
         planner = replace(old.planner, costs=Costs(), calibrated=dict(old.planner.calibrated))
-        graphs = Graphs(old.graphs.max_graphs)
         state = State(original, planner, old.strict, old.lazy_capture, graphs, old.network_options, old.overlap)
         return with_state(type(self), state)
 
@@ -84,9 +83,7 @@ class FastPipeline:
         if measure:
             return planned(self, args, kwargs).plan
         arguments = bind(self, args, kwargs)
-        reason = stock_reason(self, family_of(self._srds.original), arguments)
-        if reason is not None:
-            raise InvalidArgument(no_plan(reason))
+        refuse_stock_loop(stock_reason(self, family_of(self._srds.original), arguments))
         stochastic = adds_noise(self.scheduler, float(arguments.get("eta") or 0.0))  # type: ignore[attr-defined]
         return self._srds.planner.choose(steps_of(arguments), stochastic)
 
@@ -101,12 +98,7 @@ class FastPipeline:
         """
         arguments = bind(self, args, kwargs)
         state, family = self._srds, family_of(self._srds.original)
-        reason = stock_reason(self, family, arguments)
-        if reason is not None:
-            raise InvalidArgument(
-                f"This call cannot be streamed: {reason}. The stock loop has no iterations to show. "
-                "Leave the argument out, or call without stream."
-            )
+        refuse_stock_loop(stock_reason(self, family, arguments))
         reports: list[Report | None] = []
 
         def call(observer: Observer) -> None:

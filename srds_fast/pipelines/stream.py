@@ -6,7 +6,7 @@ import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,14 +85,12 @@ def refinements(
 
     def work() -> None:
         torch.set_num_threads(threads)  # a new thread starts with torch's default
-        end: BaseException | None = None
         try:
-            call(observe)
-        except _Abandoned:
-            pass
+            with suppress(_Abandoned):
+                call(observe)
+            arrived.put(None)
         except BaseException as error:  # handed to the reader, who raises it
-            end = error
-        arrived.put(end)
+            arrived.put(error)
 
     def images(latents: Tensor, mark: Any) -> list[Any]:
         with torch.no_grad(), _after(mark, latents, stream_on):

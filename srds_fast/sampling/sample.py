@@ -134,9 +134,8 @@ def sample(
             f"engine is {planner.engine!r} and graphs is None. A recording is useful only if later calls can find it. "
             "Keep graphs = srds_fast.Graphs() and pass it to each call."
         )
-    runner = None
-    if graphs is not None:
-        runner = planner.graph_runner(graphs, x.is_cuda, True, functools.partial(_log_once, "runs eagerly"))
+    eager = functools.partial(_log_once, "runs eagerly")
+    runner = None if graphs is None else planner.graph_runner(graphs, x.is_cuda, True, eager)
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_inference_steps)
     state = x.to(state_dtype(x.dtype))
@@ -152,17 +151,9 @@ def sample(
                 scaled=True,
                 initial_guess=warm_start,
             )
-            session = Session(
-                planner,
-                state,
-                noise,
-                inputs,
-                "sample",
-                network=_DenoiserNetwork(denoiser, x, state, noise, inputs, cond),
-                graphs=runner,
-                observer=observer,
-                notify=functools.partial(_log_once, "goes step by step"),
-            )
+            network = _DenoiserNetwork(denoiser, x, state, noise, inputs, cond, x.dtype)
+            notify = functools.partial(_log_once, "goes step by step")
+            session = Session(planner, state, noise, inputs, "sample", network, runner, observer, notify=notify)
             found = session.complete().sample
     except DivergenceError as error:
         error.report = replace(error.report, timeline=timeline.sums)
@@ -216,16 +207,13 @@ class _DenoiserNetwork:
     noise: NoiseTable
     inputs: SolverInputs
     cond: Mapping[str, Tensor]
+    dtype: torch.dtype
     modules: tuple[nn.Module, ...] = ()  # a denoiser may use modules that cannot be found
 
     @property
     def kind(self) -> Hashable:
         shapes = tuple((name, value.shape, value.dtype) for name, value in self.cond.items())
         return _cost_key(self.denoiser), shapes
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.x.dtype
 
     def evaluator(self, program: Program) -> RowDenoiser:
         return RowDenoiser(self.denoiser, self.x, self.noise, program, self.cond)

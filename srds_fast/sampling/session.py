@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -62,17 +62,12 @@ class Network(Protocol):
 
 @dataclass
 class Planner:
-    """Chooses the plan of a call.
-
-    Attributes:
-        plan: the user's plan; None: choose one.
-        costs: measurements of earlier calls.
-        calibrated: plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for.
-    """
+    """Chooses the plan of a call."""
 
     settings: Settings
-    plan: Plan | None = None
-    costs: Costs = field(default_factory=Costs)
+    plan: Plan | None = None  # the user's plan; None: choose one
+    costs: Costs = field(default_factory=Costs)  # measurements of earlier calls
+    # plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for
     calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
 
     @property
@@ -118,16 +113,8 @@ class Planner:
 class Session:
     """One sampling run.
 
-    Either `complete` runs all waves, or a caller that evaluates them itself takes them one by one with `next`.
-
-    Attributes:
-        state: starting noise, [batch, ...], in the dtype of the state.
-        network: None: the caller evaluates the waves, and costs cannot be measured.
-        graphs: how graphs may be used; None: the waves run eagerly.
-        started: `time.perf_counter()` at the first network call, if that was before the session was made.
-        notify: called with the reason why the call falls back to one step after another; may raise.
-        pricing: costs of the call; None if they were not measured.
-        run: the current run; a recovery replaces it.
+    Either `complete` runs all waves, or a caller that evaluates them itself takes them one by one with `next`. The
+    current `run` is replaced by a recovery.
 
     Raises:
         PlanMismatch: the given plan is not valid for the call.
@@ -135,16 +122,17 @@ class Session:
     """
 
     planner: Planner
-    state: Tensor
+    state: Tensor  # starting noise, [batch, ...], in the dtype of the state
     noise: NoiseTable
     inputs: SolverInputs
     path: str
-    network: Network | None = None
-    graphs: GraphRunner | None = None
+    network: Network | None = None  # None: the caller evaluates the waves, and costs cannot be measured
+    graphs: GraphRunner | None = None  # None: the waves run eagerly
     observer: Observer | None = None
-    started: float | None = None
+    started: float | None = None  # perf_counter() at the first network call, if that was before the session was made
+    # called with the reason why the call falls back to one step after another; may raise
     notify: Callable[[str], None] = lambda reason: None
-    pricing: Pricing | None = None
+    pricing: Pricing | None = None  # costs of the call; None if they were not measured
     interrupted: bool = False
 
     def __post_init__(self) -> None:
@@ -161,7 +149,6 @@ class Session:
             self.started += planning
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
         self._fallback_reason: str | None = None
-        self._begun = False
         self.run = self._reported = self._new_run(self.observer)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
@@ -288,22 +275,21 @@ class Session:
                 self.run.engine.reason = str(why)
             else:
                 with torch.no_grad():
-                    self.graphs.run(call, self._first_or_new_run, evaluate, advance)
+                    self.graphs.run(call, self._runs().__next__, evaluate, advance)
                 return
         advance(self.run, evaluate)
 
-    def _first_or_new_run(self) -> Run:
+    def _runs(self) -> Iterator[Run]:
         """The run; after a failed recording a new one, which repeats no checkpoint."""
+        yield self.run
         shown, observer = self.run.shown, self.observer
 
         def observe_unseen(checkpoint: Checkpoint) -> None:
             if observer is not None and checkpoint.iteration > shown:
                 observer(checkpoint)
 
-        if self._begun:
-            self.run = self._reported = self._new_run(observer and observe_unseen)
-        self._begun = True
-        return self.run
+        self.run = self._reported = self._new_run(observer and observe_unseen)
+        yield self.run
 
     def _new_run(self, observer: Observer | None) -> Run:
         return Run(self.plan, self.state, self.noise, self.inputs, observer, self.started)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
@@ -35,9 +35,8 @@ from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs, Trajectory
 from ...solvers.registry import check_warm_start
 from ...telemetry.report import Report
-from ..loop import Loop
 from ..network_rows import RowInputs
-from ..networks import NetworkCall, check_time
+from ..networks import Loop, NetworkCall, check_time
 from ..takeover.network import RecordedNetwork, network_calls
 from ..takeover.turn import RecordedTurn
 from .inpaint import Inpainting
@@ -46,40 +45,27 @@ from .proxies import RowStates, SchedulerProxy, copy_scheduler
 
 @dataclass(eq=False)
 class LockstepLoop:
-    """State of one call: the session, and the current wave of the pipeline's loop.
+    """State of one call: the session, and the current wave of the pipeline's loop."""
 
-    Attributes:
-        original_scheduler: the pipe's scheduler; it is copied.
-        turn: records the first turn for takeover; None: the loop turns once per wave.
-        drive_reason: why it turns once per wave.
-        graphs: how the call may use graphs: a recorded turn all of them, a driven loop network graphs. None: eager.
-        engine_reason: why it runs eagerly.
-        initial_guess: [steps + 1, batch, ...], initial states; None: the method's own initial guess.
-        interrupted: called before every wave; True ends the call early.
-        notify: called with the reason why the rest of the call runs step by step; may raise.
-        replacements: maps a network to the callable to use instead.
-        plan_only: choose the plan but run no waves: the loop gets its starting noise as the result.
-    """
-
-    original_scheduler: InitVar[Any]
+    original_scheduler: InitVar[Any]  # it is copied
     loop: Loop
     planner: Planner
     networks: Sequence[nn.Module]
-    observer: Observer | None = None
-    turn: RecordedTurn | None = None
-    drive_reason: str | None = None
-    graphs: GraphRunner | None = None
-    engine_reason: str | None = None
-    overlap: str = "batch"
-    keep_states: bool = False
-    initial_guess: Tensor | None = None
-    interrupted: Callable[[], bool] = lambda: False
-    notify: Callable[[str], None] = lambda reason: None
-    replacements: Mapping[nn.Module, Callable[..., Any]] = field(default_factory=dict)
-    plan_only: bool = False
+    observer: Observer | None
+    turn: RecordedTurn | None  # records the first turn for takeover; None: the loop turns once per wave
+    drive_reason: str | None  # why it turns once per wave
+    graphs: GraphRunner | None  # a recorded turn uses all of them, a driven loop network graphs. None: eager
+    engine_reason: str | None  # why it runs eagerly
+    overlap: str
+    keep_states: bool
+    initial_guess: Tensor | None  # [steps + 1, batch, ...], initial states; None: the method's own initial guess
+    notify: Callable[[str], None]  # called with the reason why the rest of the call runs step by step; may raise
+    replacements: Mapping[nn.Module, Callable[..., Any]]  # maps a network to the callable to use instead
+    plan_only: bool  # choose the plan but run no waves: the loop gets its starting noise as the result
 
     def __post_init__(self, original_scheduler: Any) -> None:
         self.scheduler = SchedulerProxy(copy_scheduler(original_scheduler), self)
+        self.interrupted: Callable[[], bool] = lambda: False  # called before every wave; True ends the call early
         self.inpainting: Inpainting | None = None
         self.session: Session | None = None  # until the first step
         self.timesteps = torch.empty(0)  # of the steps in the loop
@@ -187,13 +173,12 @@ class LockstepLoop:
     def _run_all_waves(self, session: Session, network: RecordedNetwork, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Run all waves of a recorded turn; return the samples."""
         x0: list[Tensor] = []
-        single = len(self.timesteps) == 1
 
         def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
             self._wave = run.next(None)
             while self._wave is not None:
                 m = evaluate(self._wave)
-                if single:
+                if len(self.timesteps) == 1:
                     x0[:] = [network.x0_of(self._wave, m).to(dtype)]
                 run.received()
                 if self.interrupted() and (newest := self.newest()) is not None:
@@ -203,7 +188,6 @@ class LockstepLoop:
                 self.progress()
 
         session.complete(advance)
-        self._wave = None
         return (self._hand_out(dtype), *x0)
 
     def newest(self) -> Tensor | None:
@@ -284,16 +268,16 @@ class LockstepLoop:
     def _begin(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> Session:
         """Make the session at the first step, when the number of steps, the noise and the samples are known."""
         turn, num_samples = self.turn, len(x) // self.loop.copies
-        if turn is not None:
-            if turn.calls:
-                turn.drive_reason = turn.read_guidance(m[:num_samples], x[:num_samples])
-                m = m.to(turn.calls[0].states.dtype)  # noise is drawn in the dtype of the network's output
-            self.drive_reason = turn.drive_reason
         if m.shape != x.shape:
             raise UnsupportedPipeline(
                 f"The pipeline steps latents of shape {tuple(x.shape)} with an output of shape {tuple(m.shape)}. It is "
                 "not known how the step uses the other channels. Run this call on the original pipeline."
             )
+        if turn is not None:
+            if turn.calls:
+                turn.drive_reason = turn.read_guidance(m[:num_samples], x[:num_samples])
+                m = m.to(turn.calls[0].states.dtype)  # noise is drawn in the dtype of the network's output
+            self.drive_reason = turn.drive_reason
         self._noise, generator = self.scheduler.table_and_generator(options)
         if self.loop.copies > 1 and bool((self._noise.input_scale != 1).any()):
             raise UnsupportedPipeline(

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ...kernels.wave_update import NetworkInput
 from ...sampling.rows import state_dtype
 from ...solvers.contract import SolverInputs
-from ..loop import Loop
-from ..networks import NetworkCall
+from ..networks import Loop, NetworkCall
 from .recorded import Residuals
 
 # relative bound on the error of linear guidance in float64: rounding gives 1e-16, a half-precision cast 1e-3
@@ -92,8 +91,6 @@ class RecordedTurn:
             if odd or call.states.shape[1:] != x.shape[1:]:
                 return "the input of its network is not the states alone"
             probes += probe.narrow(call.family.channels, 0, x.shape[call.family.channels]).chunk(branches)
-        if m.shape != x.shape:
-            return None  # the lockstep loop raises the error
         weights = self._remembered if self._remembered is not None else _weights_of(probes, m)
         if weights is None:
             return "its guidance is not one weighted sum of the network's outputs"

@@ -32,7 +32,7 @@ from .notices import warn_eager, warn_fallback, warn_left_out
 from .state import OWN_ARGUMENTS, RandomState, bind, steps_of
 from .takeover.turn import RecordedTurn, why_not
 
-
+# arguments whose contents guidance cannot depend on
 _BY_TYPE = (str, list, tuple, dict, torch.Generator)
 
 

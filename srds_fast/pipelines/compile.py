@@ -170,8 +170,7 @@ class FastPipeline:
         return calibrate(self, prompts, num_samples, quantile, kwargs)
 
     def reset(self) -> None:
-        """Delete all recordings and free their memory; delete calibrated plans and measured costs, also those that
-        `srds_fast.sample` has measured in this process.
+        """Free all recordings; delete calibrated plans and the costs measured by this pipeline and by `sample`.
 
         Running calls are not affected.
         """

@@ -30,8 +30,7 @@ def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session
         run_call(planning, args, {**kwargs, **undecoded(fast)})
     finally:
         random.restore()
-    session: Session | None = planning._srds.last.session
-    assert session is not None
+    session: Session = planning._srds.last.session
     return session
 
 

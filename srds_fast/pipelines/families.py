@@ -46,9 +46,8 @@ def _dit(_pipe: Any, arguments: Arguments) -> Loop:
 
 
 def _skipped_layers(_pipe: Any, arguments: Arguments) -> str | None:
-    if arguments.get("skip_guidance_layers") is None:
-        return None
-    return "skip_guidance_layers was given: it switches guidance on and off by step number"
+    given = arguments.get("skip_guidance_layers") is not None
+    return "skip_guidance_layers was given: it switches guidance on and off by step number" if given else None
 
 
 def _control_window(_pipe: Any, arguments: Arguments) -> str | None:

@@ -69,8 +69,7 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     bound.apply_defaults()
     arguments: Arguments = dict(bound.arguments)
     arguments |= arguments.pop("kwargs", {})
-    steps = arguments.get("num_inference_steps")
-    if isinstance(steps, int):
+    if isinstance(steps := arguments.get("num_inference_steps"), int):
         check_whole("num_inference_steps", steps, 1, MOST_STEPS)
     return arguments
 

@@ -108,7 +108,7 @@ def refinements(
                 # a checkpoint holds only the samples that still run; the others keep their latents
                 latents = checkpoint.sample.to(dtype, copy=True) if latents is None else latents.clone()
                 latents[list(checkpoint.samples)] = checkpoint.sample.to(dtype)
-            change: list[float | None] | None = None
+            change = None
             if checkpoint.change is not None:
                 by_sample = dict(zip(checkpoint.samples, checkpoint.change.tolist(), strict=True))
                 change = [by_sample.get(sample) for sample in range(len(latents))]

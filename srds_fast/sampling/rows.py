@@ -97,10 +97,7 @@ class TiledConditioning:
         self._of_rows: dict[int, Tensor] = {}
 
     def of(self, rows: int, samples: Sequence[int]) -> Tensor:
-        """The conditioning of a wave, [branches * rows * len(samples), ...], in the order of `PerState.of`.
-
-        samples: those that still run.
-        """
+        """For a wave of the samples that still run: [branches * rows * len(samples), ...], ordered as `PerState.of`."""
         if samples != self._samples:
             self._samples = samples
             self._of_rows.clear()

@@ -316,8 +316,7 @@ class LockstepLoop:
 
     def _graph_network_calls(self, graphs: GraphRunner, run: Run) -> None:
         """Replay the network calls of the loop's turns from graphs; those of new widths are recorded."""
-        calls = network_calls(self.networks, self._state.device, self.replacements)
-        graphed = graphs.network_calls(calls, weigh=True)
+        graphed = graphs.network_calls(network_calls(self.networks, self._state.device, self.replacements), weigh=True)
         if isinstance(graphed, str):
             run.engine.reason = graphed
             graphs.refused(graphed)

@@ -57,7 +57,7 @@ class RecordedNetwork:
     def capturable(self, plan: Plan, program: Program) -> Capturable:
         if self.noise.num_steps == 1:
             raise ValueError("a run of a single step has nothing between its waves")
-        state, noise, inputs = self.state, self.noise, self.inputs
+        state, noise, inputs, replacements = self.state, self.noise, self.inputs, self.replacements
         calls: list[NetworkCall] = []
         factors: dict[nn.Module, float] = {}
         for call, factor in map(unscaled, self.turn.calls):
@@ -70,7 +70,6 @@ class RecordedNetwork:
         own = {"x": state, **inputs.tensors()}
         if scales:
             own["adapter scales"] = scales.values(state.new_empty(0))
-        replacements = self.replacements
 
         def begin(static: Mapping[str, Tensor], two_lanes: bool) -> tuple[Core, Evaluator]:
             x = static["x"]

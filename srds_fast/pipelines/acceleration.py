@@ -138,7 +138,6 @@ def _held(
 
 
 def _why_no_attention(network: Any, name: str, device: torch.device) -> str | None:
-    """Why an attention cannot run here, or None."""
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else network.dtype
     if dtype.itemsize == 1:  # a storage dtype: diffusers converts the weights before it uses them
         dtype = torch.bfloat16
@@ -280,10 +279,8 @@ def compiled(network: nn.Module, mode: str) -> Compiled:
 
 
 def _name_of(network: object) -> str:
-    """The class name of the network, without torch.compile's wrapper."""
     return type(unwrapped(network)).__name__
 
 
 def _first_sentence(error: BaseException) -> str:
-    """The first sentence of an error message; the type of the error if the message is empty."""
     return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".:") or type(error).__name__

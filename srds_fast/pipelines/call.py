@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import telemetry
-from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer
 from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
-from ..planner.settings import GRAPH_ENGINES
 from ..sampling.session import no_room
 from ..solvers.registry import check_warm_start_method
 from . import acceleration
@@ -27,11 +25,14 @@ from .families import Family, family_of
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
 from .lockstep.proxies import copy_with_proxies
-from .loop import Arguments, Loop
+from .networks import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .state import OWN_ARGUMENTS, RandomState, bind
 from .stock import TimedStockLoop, chosen_stock_call, kind_of_call, may_choose_stock, stock_call
 from .takeover.turn import RecordedTurn, why_not
+
+# arguments whose contents guidance cannot depend on
+_BY_TYPE = (str, list, tuple, dict, torch.Generator)
 
 
 def _guidance_key(cls: type, loop: Loop, network: Any, arguments: Arguments) -> Hashable | None:
@@ -47,11 +48,7 @@ def _guidance_key(cls: type, loop: Loop, network: Any, arguments: Arguments) -> 
             found.append((name, type(value), value))
         elif isinstance(value, list | tuple) and all(isinstance(each, numbers.Number) for each in value):
             found.append((name, type(value), repr(value)))
-        elif (
-            isinstance(value, str | list | tuple | dict | torch.Generator)
-            or getattr(value, "ndim", 0) > 0
-            or callable(value)
-        ):
+        elif isinstance(value, _BY_TYPE) or getattr(value, "ndim", 0) > 0 or callable(value):
             found.append((name, type(value), None))
         elif not type(value).__module__.startswith("PIL."):
             return None
@@ -66,39 +63,27 @@ def stock_reason(fast: Any, family: Family, arguments: Arguments) -> str | None:
         return "callback_on_step_end was given and max_iterations=0: no fine step is computed, so it is never called"
     for name in family.loop(fast, {"guidance_scale": 0.0} | arguments).networks:
         network = getattr(fast, name)
-        if getattr(network, "is_cache_enabled", False) or any(_hooks(network, stateful=True)):
+        keeps_state = any(getattr(hook, "_is_stateful", False) for hook in _hooks(network))
+        if getattr(network, "is_cache_enabled", False) or keeps_state:
             return f"a cache is enabled on the {name}: it takes the previous call for the previous step"
     return family.stock_if(fast, arguments)
 
 
-def _hooks(network: Any, stateful: bool) -> Iterator[Any]:
-    """diffusers' hooks on the network and its submodules; stateful: those with state between calls, or without."""
+def _hooks(network: Any) -> Iterator[Any]:
+    """diffusers' hooks on the network and its submodules."""
     for module in network.modules():
         registry = module.__dict__.get("_diffusers_hook")
-        for hook in [] if registry is None else registry.hooks.values():
-            if bool(getattr(hook, "_is_stateful", False)) == stateful:
-                yield hook
+        yield from [] if registry is None else registry.hooks.values()
 
 
 def _graphs_on(device: torch.device) -> bool:
-    """Whether graphs can save time on this device."""
     return device.type == "cuda"
-
-
-def _engine_reason(network: Any) -> str | None:
-    """Why calls of this network cannot be recorded, or None."""
-    offloaded = any(hasattr(hook, "next_group") or hasattr(hook, "group") for hook in _hooks(network, stateful=False))
-    accelerate = any(hasattr(module, "_hf_hook") for module in network.modules())
-    return "the network is offloaded: hooks move its weights at every call" if offloaded or accelerate else None
 
 
 def run_call(
     fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None = None, *, warming: bool = False
 ) -> Any:
-    """Call a compiled pipeline and store the report in its state.
-
-    observer: called with every checkpoint. warming: record everything that calls like this one will need.
-    """
+    """Call a compiled pipeline and store its report. warming: record everything that calls like this one will need."""
     last = fast._srds.last
     last.report = last.trajectory = last.session = None
     timeline = telemetry.Timeline()
@@ -157,23 +142,23 @@ def _run_call(
         if state.quiet:
             vars(proxied)["_progress_bar_config"] = {"disable": True}
         callback, given = None, (args, kwargs)
-        if arguments.get("callback_on_step_end") is not None:
-            callback = StepCallback(arguments["callback_on_step_end"], lockstep)
-            given = _with_callback(proxied, args, kwargs, None if state.plan_only else callback)
+        if (function := arguments.get("callback_on_step_end")) is not None:
+            callback = StepCallback(function, lockstep)
+            bound = inspect.signature(cls.__call__).bind(proxied, *args, **kwargs)
+            bound.arguments["callback_on_step_end"] = None if state.plan_only else callback
+            # diffusers' official callbacks name the tensors they need
+            if (names := getattr(function, "tensor_inputs", None)) is not None:
+                bound.arguments["callback_on_step_end_tensor_inputs"] = names
+            given = bound.args[1:], bound.kwargs
         try:
             telemetry.phase("encode")
             return cls.__call__(proxied, *given[0], **given[1])
         except Exception as why:
             # a callback or a stream has already seen results of this call: it cannot start again
             seen = observer is not None or (callback is not None and callback.notified)
-            if seen or not _may_retry_on_stock_loop(lockstep, why):
+            reason = None if seen else _why_retry(lockstep, why)
+            if reason is None:
                 raise
-            reason = str(why).partition(". ")[0]
-            if isinstance(why, torch.OutOfMemoryError):
-                reason = no_room(lockstep.run.counts.peak_rows)
-                lockstep.run.close()
-            elif not isinstance(why, UnsupportedPipeline):
-                reason = f"Its loop, when driven, ended in {type(why).__name__}: {reason}"
         finally:
             lockstep.close()
             if kind is not None and lockstep.session is not None and lockstep.session.exploration is not None:
@@ -183,7 +168,7 @@ def _run_call(
             state.last.session = lockstep.session
             state.last.trajectory = lockstep.states() if own.get("keep_trajectory") else None
     random.restore()
-    return stock_call(fast, args, kwargs, arguments, reason[:1].lower() + reason[1:], own)
+    return stock_call(fast, args, kwargs, arguments, reason, own)
 
 
 def _lockstep(
@@ -204,19 +189,16 @@ def _lockstep(
     turn = None
     if drive_reason is None:
         turn = RecordedTurn(state.guidance, _guidance_key(type(state.original), loop, network, arguments))
-    graphs, engine_reason, on_gpu = None, _engine_reason(network), _graphs_on(network.device)
-    if state.planner.engine in GRAPH_ENGINES or (state.planner.engine == "auto" and on_gpu):
-        if engine_reason is not None:
+    on_gpu = _graphs_on(network.device)
+    eager = functools.partial(warn_eager, fast)
+    graphs = state.planner.graph_runner(state.graphs, on_gpu, state.lazy_capture or warming, eager, whole=warming)
+    engine_reason = None
+    groups = any(hasattr(hook, "next_group") or hasattr(hook, "group") for hook in _hooks(network))
+    if groups or any(hasattr(module, "_hf_hook") for module in network.modules()):
+        engine_reason = "the network is offloaded: hooks move its weights at every call"
+        if graphs is not None:
             warn_eager(fast, engine_reason)
-        else:
-            graphs = GraphRunner(
-                state.graphs,
-                state.lazy_capture or warming,
-                functools.partial(warn_eager, fast),
-                whole=warming,
-                weighed=state.planner.engine == "auto",
-                kind="graph" if state.planner.engine == "auto" else state.planner.engine,
-            )
+            graphs = None
     return LockstepLoop(
         fast.scheduler,
         loop,
@@ -237,32 +219,24 @@ def _lockstep(
     )
 
 
-def _with_callback(
-    proxied: Any, args: tuple[Any, ...], kwargs: dict[str, Any], callback: StepCallback | None
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with another callback_on_step_end."""
-    bound = inspect.signature(type(proxied).__call__).bind(proxied, *args, **kwargs)
-    # diffusers' official callbacks name the tensors they need
-    tensor_inputs = getattr(bound.arguments["callback_on_step_end"], "tensor_inputs", None)
-    if tensor_inputs is not None:
-        bound.arguments["callback_on_step_end_tensor_inputs"] = tensor_inputs
-    bound.arguments["callback_on_step_end"] = callback
-    return bound.args[1:], bound.kwargs
-
-
-def _may_retry_on_stock_loop(lockstep: LockstepLoop, error: Exception) -> bool:
-    """Whether the stock loop may succeed where this call failed.
+def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
+    """The reason for which the stock loop may succeed where this call failed, or None.
 
     A loop that was not read by hand may contain code that does not work with rows. So its shape and type errors count
     too; if such an error has another cause, the stock loop raises it again.
     """
+    what = str(error).partition(". ")[0]
     if isinstance(error, torch.OutOfMemoryError):  # the stock loop's waves have one row
-        started = lockstep.session is not None
-        return started and lockstep.run.sample is None and lockstep.run.counts.peak_rows > 1
+        if lockstep.session is None or lockstep.run.sample is not None or lockstep.run.counts.peak_rows <= 1:
+            return None
+        lockstep.run.close()
+        return no_room(lockstep.run.counts.peak_rows)
+    if isinstance(error, UnsupportedPipeline):
+        return what[:1].lower() + what[1:]
     misfits = (RuntimeError, ValueError, TypeError, IndexError)
-    return isinstance(error, UnsupportedPipeline) or (
-        not lockstep.loop.checked and isinstance(error, misfits) and not isinstance(error, SrdsFastError)
-    )
+    if lockstep.loop.checked or isinstance(error, SrdsFastError) or not isinstance(error, misfits):
+        return None
+    return f"its loop, when driven, ended in {type(error).__name__}: {what}"
 
 
 _lora_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()

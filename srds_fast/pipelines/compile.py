@@ -20,16 +20,19 @@ from ..planner.curve_cache import CurveCache
 from ..planner.exploration import EXPLORING
 from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
+from ..sampling.sample import costs_of_denoisers
 from ..sampling.session import Planner
 from ..schedulers.builders import adds_noise
 from ..schedulers.verify import check_scheduler
+from ..solvers.checks import check_one_of, check_whole
 from ..solvers.method import Method
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
 from .dry_run import calibrate, planned
 from .families import family_of
-from .state import RandomState, State, bind, no_plan, steps_of, undecoded, with_state
+from .state import RandomState, State, bind, steps_of, undecoded, with_state
+from .stock import refuse_stock_loop
 from .stream import Refinement, refinements
 
 # most calls in one warm-up: a call may show that another plan is faster, which must then be recorded too
@@ -64,9 +67,8 @@ class FastPipeline:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """The same settings on a deep copy of the pipeline."""
         old = self._srds
-        original = copy.deepcopy(old.original, memo)
+        original, graphs = copy.deepcopy(old.original, memo), Graphs(old.graphs.max_graphs)
         planner = replace(old.planner, costs=Costs(), calibrated=dict(old.planner.calibrated))
-        graphs = Graphs(old.graphs.max_graphs)
         state = State(original, planner, old.strict, old.lazy_capture, graphs, old.network_options, old.overlap)
         return with_state(type(self), state)
 
@@ -85,9 +87,7 @@ class FastPipeline:
         if measure:
             return planned(self, args, kwargs).plan
         arguments = bind(self, args, kwargs)
-        reason = stock_reason(self, family_of(self._srds.original), arguments)
-        if reason is not None:
-            raise InvalidArgument(no_plan(reason))
+        refuse_stock_loop(stock_reason(self, family_of(self._srds.original), arguments))
         stochastic = adds_noise(self.scheduler, float(arguments.get("eta") or 0.0))  # type: ignore[attr-defined]
         plan, _ = self._srds.planner.choose(steps_of(arguments), stochastic)
         return plan
@@ -103,12 +103,7 @@ class FastPipeline:
         """
         arguments = bind(self, args, kwargs)
         state, family = self._srds, family_of(self._srds.original)
-        reason = stock_reason(self, family, arguments)
-        if reason is not None:
-            raise InvalidArgument(
-                f"This call cannot be streamed: {reason}. The stock loop has no iterations to show. "
-                "Leave the argument out, or call without stream."
-            )
+        refuse_stock_loop(stock_reason(self, family, arguments))
         reports: list[Report | None] = []
 
         def call(observer: Observer) -> None:
@@ -182,7 +177,7 @@ class FastPipeline:
         return calibrate(self, prompts, num_samples, quantile, kwargs)
 
     def reset(self) -> None:
-        """Delete all recordings and free their memory; delete measured costs and calibrated plans.
+        """Free all recordings; delete calibrated plans and the costs measured by this pipeline and by `sample`.
 
         Running calls are not affected.
         """
@@ -190,6 +185,7 @@ class FastPipeline:
         self._srds.planner.costs.clear()
         self._srds.planner.calibrated.clear()
         self._srds.explorations.clear()
+        costs_of_denoisers.clear()
 
     @property
     def graphs(self) -> GraphStats:
@@ -292,27 +288,14 @@ def compile(
     for name, switch in switches.items():
         if not isinstance(switch, bool):
             raise InvalidArgument(f"{name} is {switch!r}. It is a switch. Pass True or False.")
-    if isinstance(max_graphs, bool) or not isinstance(max_graphs, int) or max_graphs < 1:
-        raise InvalidArgument(
-            f"max_graphs is {max_graphs!r}. It must be a whole number, 1 or more. "
-            "To record nothing, pass engine='eager'."
-        )
+    check_whole("max_graphs", max_graphs, 1)
+    check_one_of("overlap", overlap, OVERLAPS)
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
     family_of(original)
     check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
-    if overlap not in OVERLAPS:
-        raise InvalidArgument(f"overlap is {overlap!r}. Known are {', '.join(OVERLAPS)}. Pass one of these.")
-    graphs = Graphs(max_graphs)
-    state = State(
-        original,
-        Planner(settings, plan, cache=CurveCache.of(cache_dir)),
-        strict,
-        lazy_capture,
-        graphs,
-        network_options,
-        overlap,
-    )
+    planner = Planner(settings, plan, cache=CurveCache.of(cache_dir))
+    state = State(original, planner, strict, lazy_capture, Graphs(max_graphs), network_options, overlap)
     return with_state(_fast_class(original.__class__), state)
 
 
@@ -324,7 +307,5 @@ def _fast_class(base: Any) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return run_call(self, args, kwargs)
 
-    members = {"__slots__": ("_srds",), "__call__": __call__, "__module__": base.__module__, "__doc__": base.__doc__}
-    cls = type(base.__name__, (FastPipeline, base), members)
-    cls.__qualname__ = base.__qualname__
-    return cls
+    shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(base.__name__, (FastPipeline, base), {"__slots__": ("_srds",), "__call__": __call__, **shown})

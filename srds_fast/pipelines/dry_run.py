@@ -13,6 +13,7 @@ from ..errors import InvalidArgument
 from ..planner.calibration import calibrated
 from ..planner.plan import Plan
 from ..sampling.session import Session
+from ..solvers.checks import check_whole
 from ..solvers.contract import Checkpoint
 from .call import run_call
 from .state import Last, RandomState, bind, undecoded, with_state
@@ -21,8 +22,7 @@ from .state import Last, RandomState, bind, undecoded, with_state
 def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
     """The session of a call, with its `plan` and `pricing`; no wave is run, and random generators are restored.
 
-    Raises:
-        InvalidArgument: the call runs on the stock loop, which has no plan.
+    InvalidArgument: the call runs on the stock loop, which has no plan.
     """
     planning = _quiet(fast, plan_only=True)
     random = RandomState(fast, bind(fast, args, kwargs))
@@ -30,19 +30,16 @@ def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session
         run_call(planning, args, {**kwargs, **undecoded(fast)})
     finally:
         random.restore()
-    session: Session | None = planning._srds.last.session
-    assert session is not None
+    session: Session = planning._srds.last.session
     return session
 
 
 def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: float, kwargs: dict[str, Any]) -> Plan:
     """See `FastPipeline.calibrate`; also stores the plan in the state."""
     planner = fast._srds.planner
-    if not prompts or isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise InvalidArgument(
-            f"{len(prompts)} prompts and num_samples={num_samples!r} were given. Calibration needs at least one of "
-            "each. Pass prompts like those of later calls."
-        )
+    check_whole("num_samples", num_samples, 1)
+    if not prompts:
+        raise InvalidArgument("No prompts were given. Calibration runs them. Pass prompts like those of later calls.")
     if kwargs.get("generator") is not None:
         raise InvalidArgument("A generator was given. Calibration seeds every sample itself. Leave the generator out.")
     if planner.plan is not None:

@@ -17,22 +17,17 @@ from torch import Tensor
 
 from ..errors import UnsupportedPipeline
 from .lockstep.source_check import replaced, unknown_in_loop
-from .loop import Arguments, Loop
-from .networks import NETWORKS, network_family, unwrapped
+from .networks import NETWORKS, Arguments, Loop, network_family, unwrapped
 
 
 @dataclass(frozen=True)
 class Family:
-    """A pipeline class whose loop is known.
-
-    Attributes:
-        loop: (pipe, arguments of the call) -> description of the loop.
-        decode: (pipe, final latents of the loop, arguments) -> PIL images, as the pipe decodes; None if not known.
-        stock_if: (pipe, arguments) -> why this call must run on the stock loop, or None.
-    """
+    """A pipeline class whose loop is known. Its functions take the pipe and the arguments of a call."""
 
     loop: Callable[[Any, Arguments], Loop]
+    # the final latents of the loop -> PIL images, as the pipe decodes them; None if not known
     decode: Callable[[Any, Tensor, Arguments], Any] | None
+    # why this call must run on the stock loop, or None
     stock_if: Callable[[Any, Arguments], str | None] = lambda pipe, arguments: None
 
 
@@ -51,9 +46,8 @@ def _dit(_pipe: Any, arguments: Arguments) -> Loop:
 
 
 def _skipped_layers(_pipe: Any, arguments: Arguments) -> str | None:
-    if arguments.get("skip_guidance_layers") is None:
-        return None
-    return "skip_guidance_layers was given: it switches guidance on and off by step number"
+    given = arguments.get("skip_guidance_layers") is not None
+    return "skip_guidance_layers was given: it switches guidance on and off by step number" if given else None
 
 
 def _control_window(_pipe: Any, arguments: Arguments) -> str | None:
@@ -64,9 +58,8 @@ def _control_window(_pipe: Any, arguments: Arguments) -> str | None:
     return "control_guidance_start or _end was given: it switches the ControlNet by step number"
 
 
-def _decoded(pipe: Any, latents: Tensor, shift: float = 0.0) -> Tensor:
-    decoded: Tensor = pipe.vae.decode(latents / pipe.vae.config.scaling_factor + shift, return_dict=False)[0]
-    return decoded
+def _decoded(pipe: Any, latents: Tensor, shift: float = 0.0) -> Any:
+    return pipe.vae.decode(latents / pipe.vae.config.scaling_factor + shift, return_dict=False)[0]
 
 
 def _decode_sd(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:

@@ -17,15 +17,15 @@ class AdapterScales:
     """
 
     def __init__(self, networks: Mapping[nn.Module, float]) -> None:
-        layers: list[tuple[dict[str, Any], float]] = [
-            (scaling, factor)
+        self._entries: list[tuple[dict[str, Any], str, float]] = [
+            (scaling, name, factor)
             for network, factor in networks.items()
             for module in network.modules()
             if isinstance(scaling := getattr(module, "scaling", None), dict) and hasattr(module, "scale_layer")
+            for name in scaling
         ]
         # PEFT's dictionaries, whose numbers `read_from` replaces by tensors
-        self.dictionaries = frozenset(id(scaling) for scaling, _ in layers)
-        self._entries = [(scaling, name, factor) for scaling, factor in layers for name in scaling]
+        self.dictionaries = frozenset(id(scaling) for scaling, _, _ in self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)

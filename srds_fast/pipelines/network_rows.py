@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedPipeline
-from ..sampling.rows import PerState, TiledConditioning, input_scale
+from ..sampling.rows import PerState, TiledConditioning
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Evaluate
 from ..solvers.program import Program
@@ -26,7 +26,9 @@ class RowInputs:
         self._peak_rows = program.peak_rows
         self.num_samples = len(state)
         self._per_state = PerState(program, state.device)
-        self._input_scale = input_scale(noise, state)
+        self._input_scale: Tensor | None = None  # [N, 1, ...]; None if all are 1
+        if bool((noise.input_scale != 1.0).any()):
+            self._input_scale = noise.input_scale.to(state.dtype).to(state.device).reshape(-1, *[1] * (state.ndim - 1))
         self._timesteps = noise.timesteps.to(state.device)
         self._times: dict[tuple[Any, torch.dtype], Tensor] = {}
         self._tiled: dict[str, list[TiledConditioning]] = {}
@@ -40,7 +42,6 @@ class RowInputs:
         return scaled if scaled.dtype == x.dtype else scaled.to(x.dtype)  # the scale is kept in the state's dtype
 
     def call(self, wave: Evaluate, call: NetworkCall) -> Any:
-        """Make a call of the pipeline for the rows of a wave."""
         return call.through(self._replacements.get(call.network, call.network), self.arguments(wave, call))
 
     def arguments(self, wave: Evaluate, call: NetworkCall) -> dict[str, Any]:
@@ -91,11 +92,9 @@ class RowInputs:
         self._per_state.prepare(self._column(family, dtype), self.num_samples, branches)
 
     def constants(self) -> Iterator[Tensor]:
-        """The tensors computed by `prepare`."""
-        yield from self._per_state.looked_up()
+        return self._per_state.looked_up()
 
     def forget(self) -> None:
-        """Free the repeated conditioning."""
         self._tiled.clear()
 
     def _column(self, family: Network, dtype: torch.dtype) -> Tensor:

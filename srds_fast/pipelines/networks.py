@@ -1,4 +1,4 @@
-"""How each network family is called: which argument holds the states, which are per sample, and the unit of time.
+"""What a pipeline's loop calls, and how: which argument holds the states, which are per sample, the unit of time.
 
 The name of an argument decides whether it is repeated for the rows of a wave. Its shape would be ambiguous: the text
 ids of a transformer can have as many entries as the batch. An argument that is not listed here is refused.
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedPipeline
 
+Arguments = dict[str, Any]  # of a pipeline's call, by name
+
 
 def _thousandths(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
     """Flux takes t / 1000. As in its pipelines, t is first rounded to the dtype of the latents."""
@@ -24,25 +26,16 @@ def _thousandths(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class Network:
-    """How a network family is called.
+    """How a network family is called."""
 
-    Attributes:
-        state: name of the argument that holds the states.
-        per_sample: arguments whose tensors have one entry per branch and sample; repeated for the rows.
-        shared: arguments that hold for the whole call; passed on as they are.
-        options: arguments that are dictionaries of scalars, SHARED_OPTIONS and PER_SAMPLE_OPTIONS.
-        time: (the scheduler's timesteps, dtype of the latents) -> the network's time input.
-        channels: the channel dimension of states and outputs.
-        gives_residuals: its output is an input of another network, as with a ControlNet.
-    """
-
-    state: str
-    per_sample: frozenset[str]
-    shared: frozenset[str] = frozenset({"return_dict"})
-    options: frozenset[str] = frozenset()
+    state: str  # name of the argument that holds the states
+    per_sample: frozenset[str]  # arguments whose tensors have one entry per branch and sample; repeated for the rows
+    shared: frozenset[str] = frozenset({"return_dict"})  # arguments for the whole call, passed on as they are
+    options: frozenset[str] = frozenset()  # dictionaries of scalars, SHARED_OPTIONS and PER_SAMPLE_OPTIONS
+    # (the scheduler's timesteps, dtype of the latents) -> the network's time input
     time: Callable[[Tensor, torch.dtype], Tensor] = lambda timesteps, dtype: timesteps
-    channels: int = 1
-    gives_residuals: bool = False
+    channels: int = 1  # the channel dimension of states and outputs
+    gives_residuals: bool = False  # its output is an input of another network, as with a ControlNet
 
 
 PER_SAMPLE_OPTIONS = frozenset({"ip_adapter_image_embeds"})
@@ -86,6 +79,18 @@ NETWORKS = {
     "DiTTransformer2DModel": Network("hidden_states", frozenset({"class_labels"}), options=_CROSS_ATTENTION),
 }
 NETWORKS["MultiControlNetModel"] = NETWORKS["ControlNetModel"]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A description of a pipeline's loop."""
+
+    networks: tuple[str, ...]  # names of the components that the loop calls
+    copies: int = 1  # of the state in the loop (DiT has two under guidance)
+    joins: bool = False  # it may concatenate conditioning to the states along the channels
+    blends: bool = False  # it pastes the known part of an image back after every step (inpainting)
+    counts: bool = False  # it indexes a list that has one entry per step with its turn number
+    checked: bool = True  # it was read by hand; otherwise the first turn checks the timestep that it gives the network
 
 
 def network_family(module: object) -> Network | None:

@@ -10,18 +10,20 @@ from ..errors import CaptureFailed, SrdsFastError, UnsupportedPipeline
 from ..planner.settings import GRAPH_ENGINES
 
 logger = logging.getLogger("srds_fast")
+ADVICE = "Change what the reason names, or compile without strict."
 
 
 def warn_fallback(fast: Any, how: str, reason: str) -> None:
     """Warn that calls do not run in parallel, but "step by step" or "on its stock loop"."""
-    refusal = f"This call cannot be accelerated: {reason}. strict=True forbids to run it {how}."
-    _warn_once(fast, re.sub(r" at step \d+", "", reason), f" runs {how}: {reason}.", _unsupported(refusal))
+    kind = re.sub(r" at step \d+", "", reason)
+    refusal = f"This call cannot be accelerated: {reason}. strict=True forbids to run it {how}. {ADVICE}"
+    _warn_once(fast, kind, f" runs {how}: {reason}.", UnsupportedPipeline(refusal))
 
 
 def warn_left_out(fast: Any, reason: str) -> None:
     """Warn that a network option was not applied."""
-    refusal = f"The network cannot be made faster as asked: {reason}. strict=True forbids to leave it out."
-    _warn_once(fast, reason, f": {reason}.", _unsupported(refusal))
+    refusal = f"The network cannot be made faster as asked: {reason}. strict=True forbids to leave it out. {ADVICE}"
+    _warn_once(fast, reason, f": {reason}.", UnsupportedPipeline(refusal))
 
 
 def warn_eager(fast: Any, reason: str) -> None:
@@ -32,10 +34,6 @@ def warn_eager(fast: Any, reason: str) -> None:
     )
     asked_for = fast._srds.planner.engine in GRAPH_ENGINES
     _warn_once(fast, reason, f" runs eagerly: {reason}.", refusal if asked_for else None)
-
-
-def _unsupported(refusal: str) -> UnsupportedPipeline:
-    return UnsupportedPipeline(f"{refusal} Change what the reason names, or compile without strict.")
 
 
 def _warn_once(fast: Any, kind: str, message: str, refusal: SrdsFastError | None) -> None:

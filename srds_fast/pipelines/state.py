@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..engine.graphs.cache import Graphs
-from ..errors import InvalidArgument
 from ..planner.exploration import Exploration
 from ..planner.settings import MOST_STEPS
 from ..sampling.session import Planner, Session
+from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
-from .loop import Arguments
+from .networks import Arguments
 from .tokenizers import TokenizerPool
 
 
@@ -30,22 +30,12 @@ class Last(threading.local):
     session: Session | None = None
 
 
-OWN_ARGUMENTS = ("warm_start", "keep_trajectory")
-"""Call arguments that srds_fast adds to those of the pipeline."""
+OWN_ARGUMENTS = ("warm_start", "keep_trajectory")  # call arguments that srds_fast adds to those of the pipeline
 
 
 @dataclass
 class State:
-    """The state that `compile` adds to a pipeline: its settings, and what calls leave for later ones.
-
-    Attributes:
-        notified: reasons that were already logged.
-        tokenizers: copies, one set per running call.
-        guidance: known guidance weights, by kind of call.
-        explorations: by `stock.kind_of_call`: whether the next call of a kind is to run on the stock loop.
-        quiet: show no progress bar; refuse calls that need the stock loop.
-        plan_only: choose the plan of a call, but run no waves.
-    """
+    """The state that `compile` adds to a pipeline: its settings, and what calls leave for later ones."""
 
     original: Any
     planner: Planner
@@ -55,48 +45,35 @@ class State:
     network_options: NetworkOptions
     overlap: str
     last: Last = field(default_factory=Last)
-    notified: set[str] = field(default_factory=set)
+    notified: set[str] = field(default_factory=set)  # reasons that were already logged
     tokenizers: TokenizerPool = field(default_factory=TokenizerPool)
-    guidance: dict[Hashable, Tensor] = field(default_factory=dict)
+    guidance: dict[Hashable, Tensor] = field(default_factory=dict)  # known weights, by kind of call
+    # by `stock.kind_of_call`: whether the next call of a kind is to run on the stock loop
     explorations: dict[Hashable, Exploration] = field(default_factory=dict)
-    quiet: bool = False
-    plan_only: bool = False
+    quiet: bool = False  # show no progress bar; refuse calls that need the stock loop
+    plan_only: bool = False  # choose the plan of a call, but run no waves
 
 
 def with_state(cls: type, state: State) -> Any:
-    """A compiled pipeline of a class that `compile` made.
-
-    It shares the dictionary of the original: an attribute set on one is set on both.
-    """
+    """A compiled pipeline. It shares the dictionary of the original: an attribute set on one is set on both."""
     fast: Any = object.__new__(cls)
     object.__setattr__(fast, "__dict__", vars(state.original))
     object.__setattr__(fast, "_srds", state)
     return fast
 
 
-def no_plan(reason: str) -> str:
-    """The error of a call that must run on the stock loop, where its plan is asked for."""
-    return f"This call has no plan: {reason}. It runs on the stock loop. Change what the reason names."
-
-
 def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Arguments of a call by name, defaults filled in, **kwargs flattened.
 
-    Raises:
-        InvalidArgument: num_inference_steps is out of range.
-        TypeError: the arguments do not fit the pipeline's signature.
+    InvalidArgument: num_inference_steps is out of range. TypeError: the arguments do not fit the pipeline's signature.
     """
     pipe_kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
     bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **pipe_kwargs)
     bound.apply_defaults()
     arguments: Arguments = dict(bound.arguments)
-    extra: Arguments = arguments.pop("kwargs", {})
-    arguments |= extra
-    steps = arguments.get("num_inference_steps")
-    if isinstance(steps, int) and not 1 <= steps <= MOST_STEPS:
-        raise InvalidArgument(
-            f"num_inference_steps is {steps}. A loop has 1 to {MOST_STEPS} steps. Pass such a number."
-        )
+    arguments |= arguments.pop("kwargs", {})
+    if isinstance(steps := arguments.get("num_inference_steps"), int):
+        check_whole("num_inference_steps", steps, 1, MOST_STEPS)
     return arguments
 
 
@@ -121,8 +98,7 @@ class RandomState:
 
     def __init__(self, pipe: Any, arguments: Arguments) -> None:
         given = arguments.get("generator")
-        generators = [each for each in (given if isinstance(given, list | tuple) else [given]) if each is not None]
-        generators.append(torch.default_generator)
+        generators = [*(given if isinstance(given, list | tuple) else [given]), torch.default_generator]
         if pipe.device.type == "cuda":
             generators.append(torch.cuda.default_generators[pipe.device.index or 0])
         self._states = [(each, each.get_state()) for each in generators if isinstance(each, torch.Generator)]

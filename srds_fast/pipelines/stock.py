@@ -20,9 +20,18 @@ from ..planner.exploration import Exploration
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .lockstep.proxies import copy_scheduler
-from .loop import Arguments
+from .networks import Arguments
 from .notices import warn_fallback
-from .state import RandomState, no_plan, steps_of, undecoded
+from .state import RandomState, steps_of, undecoded
+
+
+def refuse_stock_loop(reason: str | None) -> None:
+    """Raise InvalidArgument if there is a reason for the stock loop, where a plan or iterations are asked for."""
+    if reason is not None:
+        raise InvalidArgument(
+            f"This call has no plan: {reason}. It runs on the stock loop, which has no iterations to show either. "
+            "Change what the reason names."
+        )
 
 
 def stock_call(
@@ -31,7 +40,7 @@ def stock_call(
     """Call the pipeline itself, for a reason. own: arguments of ours that it does not take."""
     state = fast._srds
     if state.quiet:
-        raise InvalidArgument(no_plan(reason))
+        refuse_stock_loop(reason)
     warn_fallback(fast, "on its stock loop", reason)
     left_out = [f"{name} was left out: the stock loop has no use for it" for name in own]
     return _called(fast, args, kwargs, arguments, fallback_reason=reason, left_out=left_out)

@@ -6,7 +6,7 @@ import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,30 +17,25 @@ from ..engine.run import Observer
 from ..solvers.contract import Checkpoint
 
 
-class PreviewStream:
-    """The CUDA stream on which refinements are decoded, while later waves still run; does nothing on a CPU."""
+def _mark(tensor: Tensor) -> Any:
+    """The computing thread: an event to wait for before another stream reads this tensor; None on a CPU."""
+    return torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
-    def __init__(self) -> None:
-        self._stream: Any = None
 
-    def mark(self, tensor: Tensor) -> Any:
-        """Called by the computing thread: an event to wait for before another stream reads this tensor."""
-        return torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
-
-    @contextmanager
-    def after(self, mark: Any, tensor: Tensor) -> Iterator[None]:
-        """Called by the reading thread: in the block, work on the tensor runs without delaying the run."""
-        if mark is None:
-            yield
-            return
-        stream = self._stream = self._stream or torch.cuda.Stream(tensor.device)
-        stream.wait_event(mark)
-        # the allocator must not reuse its memory before this stream has read it
-        tensor.record_stream(stream)
-        with torch.cuda.device(tensor.device), torch.cuda.stream(stream):
-            yield
-        # later work on the results uses the current stream, so that stream must wait
-        torch.cuda.current_stream(tensor.device).wait_stream(stream)
+@contextmanager
+def _after(mark: Any, tensor: Tensor, stream_on: Callable[[torch.device], Any]) -> Iterator[None]:
+    """The reading thread: in the block, work on the tensor runs on another stream and does not delay the run."""
+    if mark is None:
+        yield
+        return
+    stream = stream_on(tensor.device)
+    stream.wait_event(mark)
+    # the allocator must not reuse its memory before this stream has read it
+    tensor.record_stream(stream)
+    with torch.cuda.device(tensor.device), torch.cuda.stream(stream):
+        yield
+    # later work on the results uses the current stream, so that stream must wait
+    torch.cuda.current_stream(tensor.device).wait_stream(stream)
 
 
 @dataclass(eq=False)
@@ -79,28 +74,26 @@ def refinements(
     call at its next checkpoint and waits until it has ended. dtype: of the latents in the refinements.
     """
     arrived: queue.Queue[tuple[Checkpoint, Any] | BaseException | None] = queue.Queue()
-    previews = PreviewStream()
+    stream_on = functools.cache(torch.cuda.Stream)  # one stream for all refinements of the call
     abandoned = threading.Event()
     threads = torch.get_num_threads()
 
     def observe(checkpoint: Checkpoint) -> None:
         if abandoned.is_set():
             raise _Abandoned
-        arrived.put((checkpoint, previews.mark(checkpoint.sample)))
+        arrived.put((checkpoint, _mark(checkpoint.sample)))
 
     def work() -> None:
         torch.set_num_threads(threads)  # a new thread starts with torch's default
-        end: BaseException | None = None
         try:
-            call(observe)
-        except _Abandoned:
-            pass
+            with suppress(_Abandoned):
+                call(observe)
+            arrived.put(None)
         except BaseException as error:  # handed to the reader, who raises it
-            end = error
-        arrived.put(end)
+            arrived.put(error)
 
     def images(latents: Tensor, mark: Any) -> list[Any]:
-        with torch.no_grad(), previews.after(mark, latents):
+        with torch.no_grad(), _after(mark, latents, stream_on):
             return decode(latents)
 
     worker = threading.Thread(target=work, name="srds_fast.pipelines.stream", daemon=True)
@@ -111,15 +104,15 @@ def refinements(
             if isinstance(item, BaseException):
                 raise item
             checkpoint, mark = item
-            with previews.after(mark, checkpoint.sample):
+            with _after(mark, checkpoint.sample, stream_on):
                 # a checkpoint holds only the samples that still run; the others keep their latents
                 latents = checkpoint.sample.to(dtype, copy=True) if latents is None else latents.clone()
                 latents[list(checkpoint.samples)] = checkpoint.sample.to(dtype)
-            change: list[float | None] | None = None
+            change = None
             if checkpoint.change is not None:
                 by_sample = dict(zip(checkpoint.samples, checkpoint.change.tolist(), strict=True))
                 change = [by_sample.get(sample) for sample in range(len(latents))]
-            decoded = functools.partial(images, latents, previews.mark(latents))
+            decoded = functools.partial(images, latents, _mark(latents))
             yield Refinement(checkpoint.iteration, latents, change, decoded)
     finally:
         abandoned.set()

@@ -24,16 +24,11 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def draw_noise(noise: NoiseTable, like: Tensor, dtype: torch.dtype, generator: Generators = None) -> Tensor | None:
-    """The fresh noise of all steps, drawn in the order of the sequential sampler.
+    """The fresh noise of all N steps, [N, batch, ...], drawn in the order of the sequential sampler.
 
-    Args:
-        noise: table of N steps.
-        like: network output of one step, [batch, ...]: gives shape, device and the dtype of the draw.
-        dtype: of the state.
-        generator: one for the batch, one per sample, or None for torch's global one.
-
-    Returns:
-        [N, batch, ...] in the dtype of the state (N times the memory of the batch); None if no step draws noise.
+    like: network output of one step, [batch, ...]: gives shape, device and the dtype of the draw. dtype: of the state,
+    which the result has (N times the memory of the batch). generator: one for the batch, one per sample, or None for
+    torch's global one. Returns None if no step draws noise.
     """
     if noise.draws is None:
         return None
@@ -84,35 +79,11 @@ class PerState:
         return of_waves
 
     def looked_up(self) -> Iterator[Tensor]:
-        """All tensors computed so far."""
         return chain.from_iterable(self._of_waves.values())
 
 
-def input_scale(noise: NoiseTable, like: Tensor) -> Tensor | None:
-    """The factors applied to states before they enter the network, [N, 1, ...]; None if all are 1."""
-    if not bool((noise.input_scale != 1.0).any()):
-        return None
-    return noise.input_scale.to(like.dtype).to(like.device).reshape(-1, *[1] * (like.ndim - 1))
-
-
-def tile(tensor: Tensor, samples: Sequence[int], rows: int, num_samples: int, branches: int = 1) -> Tensor:
-    """Repeat conditioning for the rows of a wave.
-
-    Args:
-        tensor: [branches * num_samples, ...], guidance branches outermost.
-        samples: those that still run, of the `num_samples` in the whole batch.
-
-    Returns:
-        [branches * rows * len(samples), ...], in the order of `PerState.of`.
-    """
-    split = tensor.reshape(branches, 1, num_samples, *tensor.shape[1:])
-    if len(samples) < num_samples:
-        split = split[:, :, list(samples)]
-    return split.expand(-1, rows, *split.shape[2:]).flatten(0, 2)
-
-
 class TiledConditioning:
-    """Conditioning repeated for the rows of successive waves, as `tile` does it.
+    """Conditioning [branches * num_samples, ...], guidance branches outermost, repeated for the rows of waves.
 
     Most waves are one row wider or narrower than the one before. So what is used again is tiled once at peak width, and
     narrower waves take a slice. All rows of a branch are equal, so with two branches the slice around the middle holds
@@ -126,39 +97,37 @@ class TiledConditioning:
         self._of_rows: dict[int, Tensor] = {}
 
     def of(self, rows: int, samples: Sequence[int]) -> Tensor:
-        """The conditioning of a wave, with the values that `tile` returns."""
+        """For a wave of the samples that still run: [branches * rows * len(samples), ...], ordered as `PerState.of`."""
         if samples != self._samples:
             self._samples = samples
             self._of_rows.clear()
         if rows not in self._of_rows:
             if self._branches > 2:  # no slice is contiguous
                 self._of_rows.clear()
-            if self._branches > 2 or not self._of_rows:
+            if not self._of_rows:
                 self._of_rows[rows] = self._tile(rows)
             else:
                 if self._peak_rows not in self._of_rows:
                     self._of_rows[self._peak_rows] = self._tile(self._peak_rows)
-                before = (self._branches - 1) * len(self._samples)
+                peak, before = self._of_rows[self._peak_rows], (self._branches - 1) * len(samples)
                 middle = before * self._peak_rows
-                self._of_rows[rows] = self._of_rows[self._peak_rows][
-                    middle - before * rows : middle + rows * len(self._samples)
-                ]
+                self._of_rows[rows] = peak[middle - before * rows : middle + rows * len(samples)]
         return self._of_rows[rows]
 
     def forget(self) -> None:
-        """Free the tiled tensors."""
         self._of_rows.clear()
 
     def _tile(self, rows: int) -> Tensor:
-        return tile(self.tensor, self._samples, rows, self._num_samples, self._branches)
+        split = self.tensor.reshape(self._branches, 1, self._num_samples, *self.tensor.shape[1:])
+        if len(self._samples) < self._num_samples:
+            split = split[:, :, list(self._samples)]
+        return split.expand(-1, rows, *split.shape[2:]).flatten(0, 2)
 
 
 class RowDenoiser:
-    """Evaluates waves with the user's denoiser, `denoiser(x, t, **cond)`; see `srds_fast.sample`.
+    """An `engine.eager.Evaluator` that calls the user's `denoiser(x, t, **cond)`; see `srds_fast.sample`.
 
-    Args:
-        x: starting noise, [batch, ...].
-        cond: tensors of shape [batch, ...], by keyword.
+    x: starting noise, [batch, ...]. cond: tensors of shape [batch, ...], by keyword.
     """
 
     def __init__(
@@ -171,11 +140,7 @@ class RowDenoiser:
         self._cond = {name: TiledConditioning(value, len(x), 1, program.peak_rows) for name, value in cond.items()}
 
     def __call__(self, wave: Evaluate) -> Tensor:
-        """Network output of the wave, [rows, samples, ...].
-
-        Raises:
-            InvalidArgument: the denoiser did not return a tensor with the shape of its input.
-        """
+        """Network output of the wave, [rows, samples, ...]; InvalidArgument if it has not the shape of the input."""
         x, rows = wave.x.flatten(0, 1), len(wave.positions)
         with telemetry.span("network", "network", rows):
             m = self._denoiser(x, self._per_state.of(self._timesteps, wave), **self._cond_of(wave))
@@ -186,8 +151,6 @@ class RowDenoiser:
                 "the input's shape. Unpack the output object (`.sample`) or drop extra channels inside the denoiser."
             )
         return m.reshape(wave.x.shape)
-
-    # for what follows see `engine.eager.Evaluator`
 
     def prepare(self) -> None:
         self._per_state.prepare(self._timesteps, self._num_samples)

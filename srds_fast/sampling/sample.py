@@ -21,7 +21,6 @@ from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs
 from ..engine.graphs.cache_key import function_key, modules_of
 from ..engine.graphs.capturable import Capturable, NetworkCalls, Through
-from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, core_of
 from ..errors import DivergenceError, InvalidArgument
 from ..kernels.common.dispatch import implementation
@@ -32,6 +31,7 @@ from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
 from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table
+from ..solvers.checks import check_whole
 from ..solvers.contract import Core, SolverInputs, Trajectory
 from ..solvers.method import Method
 from ..solvers.program import Program
@@ -143,11 +143,17 @@ def sample(
     refuse_beside(plan, settings, Settings(method=DEFAULT))
     cond = dict(cond or {})
     _check(x, cond, scheduler, num_inference_steps, eta, generator)
-    planner = Planner(settings, plan, _costs, CurveCache.of(cache_dir))
+    planner = Planner(settings, plan, costs_of_denoisers, CurveCache.of(cache_dir))
     if warm_start is not None:
         check_warm_start_method(planner.options)
         check_warm_start(warm_start, (num_inference_steps + 1, *x.shape))
-    runner = _graph_runner(planner.engine, graphs, x)
+    if planner.engine in GRAPH_ENGINES and graphs is None:
+        raise InvalidArgument(
+            f"engine is {planner.engine!r} and graphs is None. A recording is useful only if later calls can find it. "
+            "Keep graphs = srds_fast.Graphs() and pass it to each call."
+        )
+    eager = functools.partial(_log_once, "runs eagerly")
+    runner = None if graphs is None else planner.graph_runner(graphs, x.is_cuda, True, eager)
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_inference_steps)
     state = x.to(state_dtype(x.dtype))
@@ -172,10 +178,10 @@ def sample(
                 noise,
                 inputs,
                 "sample",
-                network=_DenoiserNetwork(denoiser, x, state, noise, inputs, cond),
-                graphs=runner,
-                observer=observer,
-                notify=lambda reason: _log_once(f"sample goes step by step: {reason}"),
+                _DenoiserNetwork(denoiser, x, state, noise, inputs, cond, x.dtype),
+                runner,
+                observer,
+                notify=functools.partial(_log_once, "goes step by step"),
                 stock=None if stock is None else stock.seconds,
                 strict=strict,
             )
@@ -194,7 +200,6 @@ def sample(
 
 
 def _check(x: Any, cond: Mapping[str, Any], scheduler: Any, steps: Any, eta: Any, generator: Any) -> None:
-    """Raise InvalidArgument if an argument of `sample` is not as described."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
         found = f"{x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InvalidArgument(
@@ -208,8 +213,7 @@ def _check(x: Any, cond: Mapping[str, Any], scheduler: Any, steps: Any, eta: Any
                 f"cond[{name!r}] has {found}. Its first dimension must be the batch, {len(x)}. "
                 "Repeat a tensor that the samples share, or let the denoiser close over it."
             )
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
-        raise InvalidArgument(f"num_inference_steps is {steps!r}. It must be a whole number, 1 to {MOST_STEPS}.")
+    check_whole("num_inference_steps", steps, 1, MOST_STEPS)
     if not isinstance(eta, int | float) or not 0 <= eta < math.inf:
         raise InvalidArgument(f"eta is {eta!r}. It scales the noise of a step, so it is a number of 0 or more.")
     if isinstance(generator, list | tuple) and len(generator) != len(x):
@@ -222,7 +226,8 @@ def _check(x: Any, cond: Mapping[str, Any], scheduler: Any, steps: Any, eta: Any
         )
 
 
-_costs = Costs()
+# measured for the denoisers of all calls; `reset` of a compiled pipeline clears them
+costs_of_denoisers = Costs()
 
 
 @dataclass(frozen=True)
@@ -263,7 +268,7 @@ class _StockLoop:
 
 @dataclass(frozen=True)
 class _DenoiserNetwork:
-    """The user's denoiser as a session's network."""
+    """See `srds_fast.sampling.session.Network`."""
 
     denoiser: Denoiser
     x: Tensor
@@ -271,6 +276,8 @@ class _DenoiserNetwork:
     noise: NoiseTable
     inputs: SolverInputs
     cond: Mapping[str, Tensor]
+    dtype: torch.dtype
+    modules: tuple[nn.Module, ...] = ()  # a denoiser may use modules that cannot be found
 
     @property
     def kind(self) -> Hashable:
@@ -278,23 +285,14 @@ class _DenoiserNetwork:
         return _cost_key(self.denoiser), shapes
 
     @property
-    def modules(self) -> tuple[nn.Module, ...]:
-        return ()  # a denoiser may use modules that cannot be found
-
-    @property
     def modules_found(self) -> tuple[nn.Module, ...]:
         return modules_of(self.denoiser)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.inputs.network.dtype or self.state.dtype
 
     def evaluator(self, program: Program) -> RowDenoiser:
         return RowDenoiser(self.denoiser, self.x, self.noise, program, self.cond)
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
         inputs, noise, cond = self.inputs, self.noise, self.cond
-        named = {f"cond.{name}": value for name, value in cond.items()}
 
         def begin(static: Mapping[str, Tensor], two_lanes: bool) -> tuple[Core, RowDenoiser]:
             assert not two_lanes
@@ -307,7 +305,7 @@ class _DenoiserNetwork:
 
         return Capturable(
             (plan.signature, noise, inputs.network, implementation(self.state.device)),
-            {"x": self.state, **inputs.tensors(), **named},
+            {"x": self.state, **inputs.tensors(), **{f"cond.{name}": value for name, value in cond.items()}},
             NetworkCalls(modules_of(self.denoiser), self.x.device, function_key(self.denoiser)),
             begin,
             through,
@@ -330,23 +328,6 @@ def _cost_key(denoiser: Denoiser) -> Hashable:
         return object()
 
 
-def _graph_runner(engine: str, graphs: Graphs | None, x: Tensor) -> GraphRunner | None:
-    if engine in GRAPH_ENGINES and graphs is None:
-        raise InvalidArgument(
-            f"engine is {engine!r} and graphs is None. A recording is useful only if later calls can find it. "
-            "Keep graphs = srds_fast.Graphs() and pass it to each call."
-        )
-    if graphs is None or engine == "eager" or (engine == "auto" and not x.is_cuda):
-        return None
-    return GraphRunner(
-        graphs,
-        lazy=True,
-        refused=lambda reason: _log_once(f"sample runs eagerly: {reason}"),
-        weighed=engine == "auto",
-        kind="graph" if engine == "auto" else engine,
-    )
-
-
 @functools.cache
-def _log_once(message: str) -> None:
-    logger.warning(message)
+def _log_once(how: str, reason: str) -> None:
+    logger.warning("sample %s: %s", how, reason)

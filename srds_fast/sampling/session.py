@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..engine.costs import Costs, price
 from ..engine.eager import Evaluator
+from ..engine.graphs.cache import Graphs
 from ..engine.graphs.capturable import Capturable
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, Run
@@ -61,39 +62,37 @@ class Network(Protocol):
         """The evaluator that runs the waves of a program from Python."""
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
-        """Everything needed to record this call.
-
-        Raises:
-            ValueError: the call cannot be recorded; the message says why.
-        """
+        """Everything needed to record this call. A ValueError says why it cannot be recorded."""
 
 
 @dataclass
 class Planner:
-    """Chooses the plan of a call.
-
-    Attributes:
-        plan: the user's plan; None: choose one.
-        costs: measurements of earlier calls.
-        cache: where measured costs are kept for other processes.
-        calibrated: plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for.
-    """
+    """Chooses the plan of a call."""
 
     settings: Settings
-    plan: Plan | None = None
-    costs: Costs = field(default_factory=Costs)
-    cache: CurveCache | None = None
+    plan: Plan | None = None  # the user's plan; None: choose one
+    costs: Costs = field(default_factory=Costs)  # measurements of earlier calls
+    cache: CurveCache | None = None  # where measured costs are kept for other processes
+    # plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for
     calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
 
     @property
     def engine(self) -> str:
-        """The engine asked for."""
         return self.settings.engine if self.plan is None else self.plan.engine
 
     @property
     def options(self) -> Method | None:
         """The options of the method asked for; None where the planner chooses it."""
         return options_of(self.settings.method) if self.plan is None else self.plan.options
+
+    def graph_runner(
+        self, graphs: Graphs, on_gpu: bool, lazy: bool, refused: Callable[[str], None], whole: bool = False
+    ) -> GraphRunner | None:
+        """How a call may use graphs; None: it runs eagerly. on_gpu: whether graphs can save time."""
+        auto = self.engine == "auto"
+        if self.engine == "eager" or (auto and not on_gpu):
+            return None
+        return GraphRunner(graphs, lazy, refused, whole, weighed=auto, kind="graph" if auto else self.engine)
 
     def choose(
         self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None
@@ -123,20 +122,8 @@ class Planner:
 class Session:
     """One sampling run.
 
-    Either `complete` runs all waves, or a caller that evaluates them itself takes them one by one with `next`.
-
-    Attributes:
-        state: starting noise, [batch, ...], in the dtype of the state.
-        network: None: the caller evaluates the waves, and costs cannot be measured.
-        graphs: how graphs may be used; None: the waves run eagerly.
-        started: `time.perf_counter()` at the first network call, if that was before the session was made.
-        notify: called with the reason why the call falls back to one step after another; may raise.
-        stock: runs the loop that the call would run on without this package, and returns its seconds; None: it cannot
-            be run beside this call, or the call needs what it does not give.
-        strict: raise a DivergenceError instead of starting again step by step.
-        pricing: costs of the call; None if they were not measured.
-        run: the current run; a recovery replaces it.
-        path, interrupted: for the report.
+    Either `complete` runs all waves, or a caller that evaluates them itself takes them one by one with `next`. The
+    current `run` is replaced by a recovery.
 
     Raises:
         PlanMismatch: the given plan is not valid for the call.
@@ -144,18 +131,21 @@ class Session:
     """
 
     planner: Planner
-    state: Tensor
+    state: Tensor  # starting noise, [batch, ...], in the dtype of the state
     noise: NoiseTable
     inputs: SolverInputs
     path: str
-    network: Network | None = None
-    graphs: GraphRunner | None = None
+    network: Network | None = None  # None: the caller evaluates the waves, and costs cannot be measured
+    graphs: GraphRunner | None = None  # None: the waves run eagerly
     observer: Observer | None = None
-    started: float | None = None
+    started: float | None = None  # perf_counter() at the first network call, if that was before the session was made
+    # called with the reason why the call falls back to one step after another; may raise
     notify: Callable[[str], None] = lambda reason: None
+    # runs the loop that the call would run on without this package, and returns its seconds; None: it cannot be run
+    # beside this call, or does not give what is asked for
     stock: Callable[[], float] | None = None
-    strict: bool = False
-    pricing: Pricing | None = None
+    strict: bool = False  # raise a DivergenceError instead of starting again step by step
+    pricing: Pricing | None = None  # costs of the call; None if they were not measured
     interrupted: bool = False
 
     def __post_init__(self) -> None:
@@ -174,7 +164,6 @@ class Session:
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
         self._exploring_seconds = 0.0
         self._fallback_reason: str | None = None
-        self._begun = False
         self.run = self._reported = self._new_run(self.observer)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
@@ -247,16 +236,15 @@ class Session:
             self.take_steps(no_room(rows))
         else:
             self._learn(completed=True)
+        evaluate.forget()
+        if self.run.sample is None:
+            # outside the handlers, because their exceptions keep the memory of the waves alive
+            evaluate = self.network.evaluator(self.run.program)
+            try:
+                advance(self.run, evaluate)
+            except Diverged as error:
+                raise DivergenceError(str(error), self.report()) from None
             evaluate.forget()
-            return self.run
-        # outside the handlers, because their exceptions keep the memory of the waves alive
-        evaluate.forget()
-        evaluate = self.network.evaluator(self.run.program)
-        try:
-            advance(self.run, evaluate)
-        except Diverged as error:
-            raise DivergenceError(str(error), self.report()) from None
-        evaluate.forget()
         return self.run
 
     def take_steps(self, why: str, *, tell: bool = True) -> None:
@@ -344,22 +332,21 @@ class Session:
                 self.run.engine.reason = str(why)
             else:
                 with torch.no_grad():
-                    self.graphs.run(call, self._first_or_new_run, evaluate, advance)
+                    self.graphs.run(call, self._runs().__next__, evaluate, advance)
                 return
         advance(self.run, evaluate)
 
-    def _first_or_new_run(self) -> Run:
+    def _runs(self) -> Iterator[Run]:
         """The run; after a failed recording a new one, which repeats no checkpoint."""
+        yield self.run
         shown, observer = self.run.shown, self.observer
 
         def observe_unseen(checkpoint: Checkpoint) -> None:
             if observer is not None and checkpoint.iteration > shown:
                 observer(checkpoint)
 
-        if self._begun:
-            self.run = self._reported = self._new_run(observer and observe_unseen)
-        self._begun = True
-        return self.run
+        self.run = self._reported = self._new_run(observer and observe_unseen)
+        yield self.run
 
     def _new_run(self, observer: Observer | None) -> Run:
         return Run(self.plan, self.state, self.noise, self.inputs, observer, self.started)
@@ -372,21 +359,20 @@ class Session:
     def price(self) -> Pricing:
         """The costs of the call, measured now if they are unknown."""
         if self.pricing is None:
-            network = self.network
-            assert network is not None
+            assert self.network is not None
             self.pricing = price(
                 self.planner.costs,
-                network.kind,
-                network.evaluator,
+                self.network.kind,
+                self.network.evaluator,
                 self.state,
                 self.noise,
                 self.inputs,
-                network.dtype,
-                networks=network.modules,
+                self.network.dtype,
+                networks=self.network.modules,
                 max_rows=self.planner.settings.max_rows,
                 replayed=self.graphs is not None and self.state.is_cuda,
                 cache=self.planner.cache,
-                modules_found=network.modules_found,
+                modules_found=self.network.modules_found,
             )
         return self.pricing
 

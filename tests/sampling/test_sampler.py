@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from diffusers import (
     PNDMScheduler,
@@ -224,3 +225,13 @@ def test_a_plan_can_be_saved_and_fits_one_number_of_steps(tmp_path: Path) -> Non
     (tmp_path / "plan.json").write_text('{"method": "srds"}')
     with pytest.raises(PlanMismatch, match="max_iterations"):
         srds_fast.Plan.load(tmp_path / "plan.json")
+
+
+def test_reset_makes_a_call_measure_again() -> None:
+    network = Counting(MIXTURE)
+    for measures in (True, False, True):
+        network.calls.clear()
+        report = sample(network, noise(1, 64), scheduler(), 20, method="auto").report
+        assert (len(network.calls) > report.waves) == measures
+        if not measures:
+            srds_fast.compile(tiny.stable_diffusion()).reset()

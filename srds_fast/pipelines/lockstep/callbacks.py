@@ -65,9 +65,7 @@ def _steering(pipe: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(pipe).items() if name[:1] == "_" and name not in ignored}
 
 
-# once for every tensor of every step: torch's pytree takes several times as long
-
-
+# this and `_same` run for every tensor of every step: torch's pytree takes several times as long
 def _copy(value: Any) -> Any:
     if isinstance(value, list | tuple):  # the images of several ControlNets
         return type(value)(map(_copy, value))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
@@ -35,9 +35,8 @@ from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs, Trajectory
 from ...solvers.registry import check_warm_start
 from ...telemetry.report import Report
-from ..loop import Loop
 from ..network_rows import RowInputs
-from ..networks import NetworkCall, check_time
+from ..networks import Loop, NetworkCall, check_time
 from ..takeover.network import RecordedNetwork, network_calls
 from ..takeover.turn import RecordedTurn
 from .inpaint import Inpainting
@@ -46,48 +45,33 @@ from .proxies import RowStates, SchedulerProxy, copy_scheduler
 
 @dataclass(eq=False)
 class LockstepLoop:
-    """State of one call: the session, and the current wave of the pipeline's loop.
+    """State of one call: the session, and the current wave of the pipeline's loop."""
 
-    Attributes:
-        original_scheduler: the pipe's scheduler; it is copied.
-        turn: records the first turn for takeover; None: the loop turns once per wave.
-        drive_reason: why it turns once per wave.
-        graphs: how the call may use graphs: a recorded turn all of them, a driven loop network graphs. None: eager.
-        engine_reason: why it runs eagerly.
-        initial_guess: [steps + 1, batch, ...], initial states; None: the method's own initial guess.
-        interrupted: called before every wave; True ends the call early.
-        notify: called with the reason why the rest of the call runs step by step; may raise.
-        replacements: maps a network to the callable to use instead.
-        plan_only: choose the plan but run no waves: the loop gets its starting noise as the result.
-        stock, strict: see `Session`.
-    """
-
-    original_scheduler: InitVar[Any]
+    original_scheduler: InitVar[Any]  # it is copied
     loop: Loop
     planner: Planner
     networks: Sequence[nn.Module]
-    observer: Observer | None = None
-    turn: RecordedTurn | None = None
-    drive_reason: str | None = None
-    graphs: GraphRunner | None = None
-    engine_reason: str | None = None
-    overlap: str = "batch"
-    keep_states: bool = False
-    initial_guess: Tensor | None = None
-    interrupted: Callable[[], bool] = lambda: False
-    notify: Callable[[str], None] = lambda reason: None
-    replacements: Mapping[nn.Module, Callable[..., Any]] = field(default_factory=dict)
-    plan_only: bool = False
-    stock: Callable[[], float] | None = None
-    strict: bool = False
+    observer: Observer | None
+    turn: RecordedTurn | None  # records the first turn for takeover; None: the loop turns once per wave
+    drive_reason: str | None  # why it turns once per wave
+    graphs: GraphRunner | None  # a recorded turn uses all of them, a driven loop network graphs. None: eager
+    engine_reason: str | None  # why it runs eagerly
+    overlap: str
+    keep_states: bool
+    initial_guess: Tensor | None  # [steps + 1, batch, ...], initial states; None: the method's own initial guess
+    notify: Callable[[str], None]  # called with the reason why the rest of the call runs step by step; may raise
+    replacements: Mapping[nn.Module, Callable[..., Any]]  # maps a network to the callable to use instead
+    plan_only: bool  # choose the plan but run no waves: the loop gets its starting noise as the result
+    strict: bool  # see `Session`
+    stock: Callable[[], float] | None = None  # see `Session`
 
     def __post_init__(self, original_scheduler: Any) -> None:
         self.scheduler = SchedulerProxy(copy_scheduler(original_scheduler), self)
+        self.interrupted: Callable[[], bool] = lambda: False  # called before every wave; True ends the call early
         self.inpainting: Inpainting | None = None
         self.session: Session | None = None  # until the first step
         self.timesteps = torch.empty(0)  # of the steps in the loop
         self.steps = 0
-        self.finished = False
         self.progress: Callable[[], None] = lambda: None  # shows the final steps on the pipe's progress bar
         self._start = self._calls = 0
         self._started: float | None = None
@@ -98,7 +82,6 @@ class LockstepLoop:
         self._network: RecordedNetwork | None = None
         self._noise: NoiseTable
         self._state: Tensor
-        self._draws: Tensor | None
         self._trajectory: Trajectory | None
         self._rows: RowInputs | None = None  # of a driven loop
         self._offset = 0
@@ -108,6 +91,11 @@ class LockstepLoop:
         """The current run; only after the first step."""
         assert self.session is not None
         return self.session.run
+
+    @property
+    def finished(self) -> bool:
+        """Whether the samples are there."""
+        return self.session is not None and self.run.sample is not None
 
     @property
     def final_steps(self) -> int:
@@ -162,14 +150,13 @@ class LockstepLoop:
         assert self._wave is not None
         if self.turn is not None and self.turn.calls:  # the recorded turn was answered with probes
             return (self._hand_out(x.dtype),)
-        x0: tuple[Tensor, ...] = ()
-        if len(self.timesteps) == 1:
-            _, found = self._noise.step(self._start, self._state, m[: len(self._state)].to(self._state.dtype))
-            x0 = (found.to(x.dtype),)
         if len(self._wave.positions) > 1:  # the turn that has just ended is not the first wave, but one more
             session.run.counts.add(1, len(self._state))
-            return (self._hand_out(x.dtype), *x0)
-        return (self._next(session, m, x.dtype), *x0)
+            return (self._hand_out(x.dtype),)
+        if len(self.timesteps) > 1:
+            return (self._next(session, m, x.dtype),)
+        x0 = self._noise.step(self._start, self._state, m[: len(self._state)].to(self._state.dtype))[1]
+        return self._next(session, m, x.dtype), x0.to(x.dtype)
 
     def _next(self, session: Session, m: Tensor, dtype: torch.dtype) -> Tensor:
         """Give the run the output of the current wave; return the next rows, or the samples."""
@@ -188,13 +175,12 @@ class LockstepLoop:
     def _run_all_waves(self, session: Session, network: RecordedNetwork, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Run all waves of a recorded turn; return the samples."""
         x0: list[Tensor] = []
-        single = len(self.timesteps) == 1
 
         def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
             self._wave = run.next(None)
             while self._wave is not None:
                 m = evaluate(self._wave)
-                if single:
+                if len(self.timesteps) == 1:
                     x0[:] = [network.x0_of(self._wave, m).to(dtype)]
                 run.received()
                 if self.interrupted() and (newest := self.newest()) is not None:
@@ -204,7 +190,6 @@ class LockstepLoop:
                 self.progress()
 
         session.complete(advance)
-        self._wave = None
         return (self._hand_out(dtype), *x0)
 
     def newest(self) -> Tensor | None:
@@ -229,7 +214,7 @@ class LockstepLoop:
         return self._hand_out(dtype)
 
     def go_on_from(self, step: int, x: Tensor, reason: str) -> Tensor:
-        """Drop all results beyond a final step and continue from the state x [batch, ...] one step at a time.
+        """Drop all results beyond a final step; continue from the state x, [batch, ...], one step at a time.
 
         reason: for the report. Returns x in the form that the loop expects.
         """
@@ -242,12 +227,12 @@ class LockstepLoop:
         x0_prev = self._trajectory.x0[step - self._offset] if self._trajectory is not None else None
         self._offset, self._state = done, state
         rest = self._noise.part(self._start + done, self._start + len(self.timesteps), afresh=False)
-        draws = None if self._draws is None else self._draws[done:]
+        draws = self.session.inputs.draws
+        draws = None if draws is None else draws[done:]
         self.session.go_on_from(state, rest, self._inputs(draws, x.dtype, rest.num_steps, x0_prev))
         # new arguments: a callback may have changed the conditioning in place
         self._make_rows()
         self._wave = self.run.next(None)
-        self.finished = False
         return self._hand_out(x.dtype)
 
     def scale(self, x: Tensor, timestep: Any) -> Tensor:
@@ -274,8 +259,8 @@ class LockstepLoop:
                 return self._rows.call(self._wave, call)
         if self._started is None:
             self._started = time.perf_counter()
-        if self.turn is not None and self.session is None and self.turn.takes(call):
-            return self.turn.record(call)
+        if self.turn is not None and self.session is None and (probe := self.turn.record(call)) is not None:
+            return probe
         # the first wave is the starting noise alone: a plain call
         if not self.loop.checked:
             check_time(self.timesteps, call)
@@ -285,16 +270,16 @@ class LockstepLoop:
     def _begin(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> Session:
         """Make the session at the first step, when the number of steps, the noise and the samples are known."""
         turn, num_samples = self.turn, len(x) // self.loop.copies
-        if turn is not None:
-            if turn.calls:
-                turn.drive_reason = turn.read_guidance(m[:num_samples], x[:num_samples])
-                m = m.to(turn.calls[0].states.dtype)  # noise is drawn in the dtype of the network's output
-            self.drive_reason = turn.drive_reason
         if m.shape != x.shape:
             raise UnsupportedPipeline(
                 f"The pipeline steps latents of shape {tuple(x.shape)} with an output of shape {tuple(m.shape)}. It is "
                 "not known how the step uses the other channels. Run this call on the original pipeline."
             )
+        if turn is not None:
+            if turn.calls:
+                turn.drive_reason = turn.read_guidance(m[:num_samples], x[:num_samples])
+                m = m.to(turn.calls[0].states.dtype)  # noise is drawn in the dtype of the network's output
+            self.drive_reason = turn.drive_reason
         self._noise, generator = self.scheduler.table_and_generator(options)
         if self.loop.copies > 1 and bool((self._noise.input_scale != 1).any()):
             raise UnsupportedPipeline(
@@ -305,40 +290,46 @@ class LockstepLoop:
         self._state = state = x[:num_samples].to(state_dtype(x.dtype))
         # drawn for all copies, as in the stock step; the sample uses the first
         draws = draw_noise(noise, m, state.dtype, generator)
-        self._draws = None if draws is None else draws[:, :num_samples]
-        inputs = self._inputs(self._draws, x.dtype, noise.num_steps)
+        draws = None if draws is None else draws[:, :num_samples]
+        inputs = self._inputs(draws, x.dtype, noise.num_steps)
         if self.initial_guess is not None:
             check_warm_start(self.initial_guess, (noise.num_steps + 1, *state.shape))
-        if turn is not None and turn.linear:
+        if turn is not None and turn.weights is not None:
             inputs = turn.inputs(inputs, num_samples)
             self._network = RecordedNetwork(turn, state, noise, inputs, self.replacements, self.overlap)
         telemetry.phase("plan")
+        network, path = self._network, "drive" if self._network is None else "takeover"
         session = Session(
             self.planner,
             state,
             noise,
             inputs,
-            "drive" if self._network is None else "takeover",
-            network=self._network,
-            graphs=self.graphs,
-            observer=self.observer,
-            started=self._started,
-            notify=self.notify,
-            stock=self.stock,
-            strict=self.strict,
+            path,
+            network,
+            self.graphs,
+            self.observer,
+            self._started,
+            self.notify,
+            self.stock,
+            self.strict,
         )
-        if self._network is None:
-            self.loop.check_turns(session.plan)
+        plan = session.plan
+        few_turns = plan.is_sequential or (plan.options.fits_turns and plan.max_rows is None)
+        if network is None and self.loop.counts and not few_turns:
+            raise UnsupportedPipeline(
+                "The pipeline's loop looks up its list of steps by turn, and this plan may take more turns than steps. "
+                "Use method='srds' with pipelined=True, and neither in_flight nor max_rows."
+            )
         self.session = session
-        if self._network is None:
+        if network is None:
             if self.graphs is not None:
-                self._graph_network_calls(self.graphs, session.run, state.device)
+                self._graph_network_calls(self.graphs, session.run)
             self._make_rows()
         return session
 
-    def _graph_network_calls(self, graphs: GraphRunner, run: Run, device: torch.device) -> None:
+    def _graph_network_calls(self, graphs: GraphRunner, run: Run) -> None:
         """Replay the network calls of the loop's turns from graphs; those of new widths are recorded."""
-        graphed = graphs.network_calls(network_calls(self.networks, device, self.replacements), weigh=True)
+        graphed = graphs.network_calls(network_calls(self.networks, self._state.device, self.replacements), weigh=True)
         if isinstance(graphed, str):
             run.engine.reason = graphed
             graphs.refused(graphed)
@@ -363,7 +354,6 @@ class LockstepLoop:
         """End the call: keep the graphs that it has recorded."""
         if self._graphed is not None and self.graphs is not None:
             self.graphs.finish(self._graphed, self.run.engine)
-            self._graphed = None
 
     def _make_rows(self) -> None:
         """Make the arguments of the run's network calls anew."""
@@ -391,7 +381,6 @@ class LockstepLoop:
         """The next rows, or the samples, in the form that the loop expects."""
         if self._wave is None:
             assert self.run.sample is not None
-            self.finished = True
             telemetry.phase("decode")
             if self._rows is not None:
                 self._rows.forget()

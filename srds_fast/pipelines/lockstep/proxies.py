@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from ...errors import UnsupportedPipeline, UnsupportedScheduler
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
-from ..loop import Loop
-from ..networks import Network, NetworkCall, network_family, unwrapped
+from ..networks import Loop, Network, NetworkCall, network_family, unwrapped
 from .inpaint import Inpainting
 
 
@@ -69,7 +68,6 @@ class SchedulerProxy:
         Raises:
             UnsupportedScheduler: an option changes the step in a way that the table does not know.
         """
-
         options = {
             name: value
             for name, value in options.items()

@@ -199,7 +199,6 @@ class _Loop:
         self._check_outside()
 
     def _around(self, node: ast.AST) -> ast.AST:
-        """The expression around a node, shown in the reason."""
         parent = self.parents.get(node)
         return parent if isinstance(parent, ast.expr | ast.keyword) else node
 
@@ -268,7 +267,6 @@ class _Loop:
                 _refuse(f"reads {self.sample} after the step", statement)
 
     def _check_call(self, call: ast.Call) -> None:
-        """Refuse a call whose effect is not known."""
         name, options = _text(call.func), [_text(keyword) for keyword in call.keywords]
         owner, _, method = name.rpartition(".")
         if not (

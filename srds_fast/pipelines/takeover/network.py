@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,26 +23,20 @@ from ...solvers.program import Program
 from ..lora import AdapterScales
 from ..network_rows import RowInputs
 from ..networks import NetworkCall, is_compiled
-from .recorded import Repeated, kind_of, signature_of, tensors_of, unscaled, with_tensors
+from .recorded import Around, Repeated, kind_of, signature_of, tensors_of, unscaled, with_tensors
 from .turn import RecordedTurn
 
 
 @dataclass(frozen=True)
 class RecordedNetwork:
-    """See `srds_fast.sampling.session.Network`.
-
-    Attributes:
-        state: starting noise, [batch, ...], in the dtype of the state.
-        replacements: maps a network to the callable to use instead.
-        overlap: how coarse rows run: "batch", "streams", or "auto" (decided when a graph is recorded).
-    """
+    """See `srds_fast.sampling.session.Network`."""
 
     turn: RecordedTurn
-    state: Tensor
+    state: Tensor  # starting noise, [batch, ...], in the dtype of the state
     noise: NoiseTable
     inputs: SolverInputs
-    replacements: Mapping[nn.Module, Callable[..., Any]]
-    overlap: str
+    replacements: Mapping[nn.Module, Callable[..., Any]]  # maps a network to the callable to use instead
+    overlap: str  # how coarse rows run: "batch", "streams", or "auto" (decided when a graph is recorded)
 
     @property
     def kind(self) -> Hashable:
@@ -50,7 +44,7 @@ class RecordedNetwork:
 
     @property
     def modules(self) -> list[nn.Module]:
-        return list({id(recorded.network): recorded.network for recorded in self.turn.calls}.values())
+        return list(dict.fromkeys(recorded.network for recorded in self.turn.calls))
 
     @property
     def modules_found(self) -> list[nn.Module]:
@@ -61,14 +55,13 @@ class RecordedNetwork:
         return self.turn.calls[0].states.dtype
 
     def evaluator(self, program: Program) -> Evaluator:
-        """The evaluator of a program's waves; with overlap="streams", coarse rows run on a separate stream."""
         two_lanes = self.overlap == "streams" and has_two_lanes(program)
-        return _evaluator(self.turn.calls, program, self.noise, self.state, self.replacements, two_lanes)
+        return self._evaluator(self.turn.calls, program, self.state, two_lanes)
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
         if self.noise.num_steps == 1:
             raise ValueError("a run of a single step has nothing between its waves")
-        state, noise, inputs = self.state, self.noise, self.inputs
+        state, noise, inputs, replacements = self.state, self.noise, self.inputs, self.replacements
         calls: list[NetworkCall] = []
         factors: dict[nn.Module, float] = {}
         for call, factor in map(unscaled, self.turn.calls):
@@ -81,14 +74,13 @@ class RecordedNetwork:
         own = {"x": state, **inputs.tensors()}
         if scales:
             own["adapter scales"] = scales.values(state.new_empty(0))
-        replacements = self.replacements
 
         def begin(static: Mapping[str, Tensor], two_lanes: bool) -> tuple[Core, Evaluator]:
             x = static["x"]
             around = functools.partial(scales.read_from, static["adapter scales"]) if scales else nullcontext
             own_calls = with_tensors(calls, given, static)
             core = core_of(plan, x, noise, program, inputs.with_tensors(static))
-            return core, _evaluator(own_calls, program, noise, x, replacements, two_lanes, around)
+            return core, self._evaluator(own_calls, program, x, two_lanes, around)
 
         def through(graphed: Through) -> Repeated:
             called = {network: graphed(replacements.get(network, network), id(network)) for network in factors}
@@ -110,6 +102,13 @@ class RecordedNetwork:
             overlap=self.overlap if has_two_lanes(program) else "batch",
         )
 
+    def _evaluator(
+        self, calls: Sequence[NetworkCall], program: Program, x: Tensor, two_lanes: bool, around: Around = nullcontext
+    ) -> Evaluator:
+        rows = RowInputs(program.in_lanes() if two_lanes else program, self.noise, x, self.replacements)
+        repeated = Repeated(calls, rows, around)
+        return TwoLanes(repeated, program, x.device) if two_lanes else repeated
+
     def state_of(self, wave: Evaluate) -> Tensor:
         """The state of the first row, [samples, ...], computed from the network's input."""
         state = wave.x[0].to(self.state.dtype)
@@ -120,20 +119,6 @@ class RecordedNetwork:
         weights = self.turn.weights
         assert weights is not None
         return self.noise.step(0, self.state_of(wave), torch.tensordot(weights, m.to(weights.dtype), dims=1))[1]
-
-
-def _evaluator(
-    calls: Sequence[NetworkCall],
-    program: Program,
-    noise: NoiseTable,
-    x: Tensor,
-    replacements: Mapping[nn.Module, Callable[..., Any]],
-    two_lanes: bool,
-    around: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Evaluator:
-    rows = RowInputs(program.in_lanes() if two_lanes else program, noise, x, replacements)
-    repeated = Repeated(calls, rows, around)
-    return TwoLanes(repeated, program, x.device) if two_lanes else repeated
 
 
 def network_calls(

@@ -26,18 +26,14 @@ class Residuals:
     part: str
 
 
+Around = Callable[[], AbstractContextManager[None]]  # makes the context in which the calls of a wave are made
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Residuals)
 
 
 class Repeated:
     """Repeats the recorded calls of a turn for the rows of a wave, inside `around()`. See `engine.eager.Evaluator`."""
 
-    def __init__(
-        self,
-        calls: Sequence[NetworkCall],
-        rows: RowInputs,
-        around: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
+    def __init__(self, calls: Sequence[NetworkCall], rows: RowInputs, around: Around = nullcontext) -> None:
         self._calls, self._rows, self._around = calls, rows, around
 
     def __call__(self, wave: Evaluate) -> Tensor:
@@ -124,8 +120,7 @@ def with_tensors(
 def signature_of(calls: Iterable[NetworkCall]) -> Hashable:
     """Everything in calls that a recording depends on, except for the contents of their tensors.
 
-    Raises:
-        ValueError: an argument is an object whose value is not known; the message names it.
+    A ValueError names an argument that is an object of unknown contents.
     """
     first: dict[int, str] = {}
     found: list[Hashable] = []

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ...kernels.wave_update import NetworkInput
 from ...sampling.rows import state_dtype
 from ...solvers.contract import SolverInputs
-from ..loop import Loop
-from ..networks import NetworkCall
+from ..networks import Loop, NetworkCall
 from .recorded import Residuals
 
 # relative bound on the error of linear guidance in float64: rounding gives 1e-16, a half-precision cast 1e-3
@@ -27,7 +26,6 @@ MAX_CACHED = 64
 
 
 def why_not(loop: Loop) -> str | None:
-    """Why a loop cannot be taken over, or None."""
     if not loop.checked:
         return "its loop was not read by hand: it may differ from step to step"
     if loop.blends:
@@ -40,39 +38,26 @@ def why_not(loop: Loop) -> str | None:
 class RecordedTurn:
     """The recorded calls of one turn, and the guidance that the loop applies to their outputs.
 
-    Args:
-        known: guidance weights of earlier calls. To find weights waits for the device; calls of a known kind do not.
-        kind: everything that the weights of this call can depend on; None: neither use nor extend `known`.
-
-    Attributes:
-        weights: [branches], of the guided sum; None before `read_guidance`, or if the guidance is not linear.
-        scaled: the loop calls the scheduler's `scale_model_input`.
-        drive_reason: why the loop must be driven; None if it can be taken over.
+    known: guidance weights of earlier calls. To find weights waits for the device; calls of a known kind do not.
+    kind: everything that the weights of this call can depend on; None: neither use nor extend `known`.
     """
 
     def __init__(self, known: dict[Hashable, Tensor], kind: Hashable | None) -> None:
         self.calls: list[NetworkCall] = []
-        self.weights: Tensor | None = None
-        self.scaled = False
-        self.drive_reason: str | None = None
+        self.weights: Tensor | None = None  # [branches], of the guided sum; None if the guidance is not linear
+        self.scaled = False  # whether the loop calls the scheduler's `scale_model_input`
+        self.drive_reason: str | None = None  # why the loop must be driven
         self._known, self._kind = known, kind
         self._key: Hashable | None = None
         self._remembered: Tensor | None = None
         self._probed: list[tuple[NetworkCall, Tensor]] = []
 
-    @property
-    def linear(self) -> bool:
-        """Whether the recorded calls can be repeated for all waves."""
-        return bool(self.calls) and self.drive_reason is None and self.weights is not None
-
-    def takes(self, call: NetworkCall) -> bool:
-        """Whether a call of the first turn can be recorded."""
+    def record(self, call: NetworkCall) -> Any:
+        """Record a call of the first turn and return a probe as its output; None if the loop must be driven."""
         if call.arguments.get("guess_mode"):
             self.drive_reason = "its loop joins zeros to the ControlNet's output (guess_mode)"
-        return self.drive_reason is None
-
-    def record(self, call: NetworkCall) -> Any:
-        """Record a call and return a probe as its output."""
+        if self.drive_reason is not None:
+            return None
         number, states = len(self.calls), call.states
         # copy dictionaries: loops reuse one with other options for their next call
         arguments = {name: dict(value) if isinstance(value, dict) else value for name, value in call.arguments.items()}
@@ -106,8 +91,6 @@ class RecordedTurn:
             if odd or call.states.shape[1:] != x.shape[1:]:
                 return "the input of its network is not the states alone"
             probes += probe.narrow(call.family.channels, 0, x.shape[call.family.channels]).chunk(branches)
-        if m.shape != x.shape:
-            return None  # the lockstep loop raises the error
         weights = self._remembered if self._remembered is not None else _weights_of(probes, m)
         if weights is None:
             return "its guidance is not one weighted sum of the network's outputs"

@@ -30,7 +30,7 @@ class Network(nn.Module):
 
 def calls_beside_waves(folder: Any, monkeypatch: pytest.MonkeyPatch, network: Network | None = None) -> int:
     """Network calls that a first call of a fresh process makes in addition to its waves."""
-    monkeypatch.setattr(sample_module, "_costs", Costs())
+    monkeypatch.setattr(sample_module, "costs_of_denoisers", Costs())
     network = network or Network()
     x = noise(1, network.layer.in_features)
     found = srds_fast.sample(network, x, scheduler(), 20, method="auto", explore=0, cache_dir=folder)

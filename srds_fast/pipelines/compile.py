@@ -249,7 +249,7 @@ def compile(
         channels_last: True: channels-last weights in convolution networks; False: contiguous ones; None changes
             nothing. The layout stays after the call: to copy all weights twice a call would cost more than it saves.
         torch_compile: a mode of torch.compile for the networks, "default" or "max-autotune-no-cudagraphs"; graphs then
-            hold the compiled code. Every wave width is compiled separately: seconds to minutes in the first calls.
+            hold the compiled code. Compiling takes seconds to minutes, once or twice: the number of rows is dynamic.
         overlap: "batch": all rows of a wave in one network call; "streams": coarse rows in a separate network call, on
             a CUDA device in a parallel stream; "auto": batch, or the faster of the two where a loop graph is recorded.
         plan: a plan to run instead of choosing one for each number of steps; it fixes the settings from method to

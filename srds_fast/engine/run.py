@@ -60,6 +60,7 @@ class Run:
 
     x: starting noise in the dtype of the state, [batch, ...]. counts, engine: of the run that this one continues.
     started: `time.perf_counter()` when the first wave began, if that was before the run was made.
+    factor: of the tolerance, that estimated errors are compared with.
     shown: iteration that the observer has seen last, -1 before the first.
     change, converged, iterations: see `change`, `converged` and `iterations_per_sample` of `Report`.
     sample: final samples in the dtype of the state, [batch, ...]; newest: the newest whole one; each None until then.
@@ -76,9 +77,12 @@ class Run:
         started: float | None = None,
         counts: Counts | None = None,
         engine: EngineUse | None = None,
+        factor: float = 1.0,
     ) -> None:
         contraction = plan.options.contraction(plain=plain_steps(noise))
-        self._monitor = Monitor(len(x), plan.tolerance, plan.bitwise, contraction)
+        self._monitor = Monitor(len(x), factor * plan.tolerance, plan.bitwise, contraction)
+        # the arguments of `Monitor.judge` after iterations whose changes have not been read
+        self._unread: list[tuple[int, tuple[int, ...], Tensor, bool, Tensor | None]] = []
         self.change, self.converged = self._monitor.change, self._monitor.converged
         self.iterations = self._monitor.iterations
         self._observer = observer
@@ -171,19 +175,24 @@ class Run:
         self.final_steps = self.program.num_steps
 
     def _judge(self, checkpoint: Checkpoint) -> tuple[int, ...] | None:
-        if checkpoint.change is not None and not self.plan.calibrated:
-            change = checkpoint.change.tolist()
-            stationary = [False] * len(change) if checkpoint.stationary is None else checkpoint.stationary.tolist()
-            running = self._monitor.judge(
-                checkpoint.iteration, checkpoint.samples, change, checkpoint.exact, stationary
-            )
-            return () if checkpoint.iteration >= self.plan.max_iterations else running
-        # reading a value waits for the device; while iterations are to come, their change will show it
         last = checkpoint.exact or checkpoint.settled or checkpoint.iteration >= self.plan.max_iterations
+        if checkpoint.change is not None:
+            which = checkpoint.iteration, checkpoint.samples
+            self._unread.append((*which, checkpoint.change, checkpoint.exact, checkpoint.stationary))
+            # reading a change waits for the device: a run that takes all iterations reads them at its end
+            if self.plan.calibrated and not last:
+                return None
+            running: tuple[int, ...] = ()
+            for iteration, samples, changes, exact, rests in self._unread:
+                change = changes.tolist()
+                stationary = [False] * len(change) if rests is None else rests.tolist()
+                running = self._monitor.judge(iteration, samples, change, exact, stationary)
+            self._unread.clear()
+            return () if last else running
+        # while iterations are to come, their change will show what is not finite
         if last and not bool(checkpoint.sample.isfinite().all()):
             raise Diverged("a sample is not finite")
-        enough = checkpoint.exact or checkpoint.settled or (last and self.plan.calibrated)
-        self._monitor.converged[:] = [enough] * len(checkpoint.samples)
+        self._monitor.converged[:] = [checkpoint.exact or checkpoint.settled] * len(checkpoint.samples)
         self._monitor.iterations[:] = [checkpoint.iteration] * len(checkpoint.samples)
         return () if last else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import numbers
 import threading
 import weakref
@@ -81,16 +82,25 @@ def _graphs_on(device: torch.device) -> bool:
 
 
 def run_call(
-    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None = None, *, warming: bool = False
+    fast: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    observer: Observer | None = None,
+    *,
+    warming: bool = False,
+    auditing: bool = False,
 ) -> Any:
-    """Call a compiled pipeline and store its report. warming: record everything that calls like this one will need."""
+    """Call a compiled pipeline and store its report.
+
+    warming: record everything that calls like this one will need. auditing: compare it with its sequential sample.
+    """
     last = fast._srds.last
     last.report = last.trajectory = last.session = None
     timeline = telemetry.Timeline()
     diverged: DivergenceError | None = None
     try:
         with telemetry.call(type(fast).__name__, lambda: fast._execution_device, timeline):
-            return _run_call(fast, args, kwargs, observer, warming)
+            return _run_call(fast, args, kwargs, observer, warming, auditing)
     except DivergenceError as error:
         diverged = error
         raise
@@ -102,8 +112,13 @@ def run_call(
                 diverged.report = last.report
 
 
+def _is_due(share: float, number: int) -> bool:
+    """Whether the call with a number is one of a share of all calls."""
+    return math.floor((number + 1) * share) > math.floor(number * share)
+
+
 def _run_call(
-    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None, warming: bool
+    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None, warming: bool, auditing: bool
 ) -> Any:
     state = fast._srds
     family = family_of(state.original)  # a component may have been replaced since compile
@@ -134,6 +149,7 @@ def _run_call(
         if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
             vars(fast)["_interrupt"] = False
         lockstep = _lockstep(fast, loop, arguments, networks, warming, observer, made.replacements, **own)
+        lockstep.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
         if kind is not None:
             lockstep.stock = TimedStockLoop(fast, args, kwargs, arguments, tokenizers, random).seconds
         proxied = copy_with_proxies(fast, cls, loop, lockstep, tokenizers)

@@ -69,7 +69,9 @@ class FastPipeline:
         old = self._srds
         original, graphs = copy.deepcopy(old.original, memo), Graphs(old.graphs.max_graphs)
         planner = replace(old.planner, costs=Costs(), calibrated=dict(old.planner.calibrated))
-        state = State(original, planner, old.strict, old.lazy_capture, graphs, old.network_options, old.overlap)
+        state = State(
+            original, planner, old.strict, old.lazy_capture, graphs, old.network_options, old.overlap, old.audit
+        )
         return with_state(type(self), state)
 
     def plan_for(self, *args: Any, measure: bool = False, **kwargs: Any) -> Plan:
@@ -130,16 +132,27 @@ class FastPipeline:
 
         return iterate()
 
-    def warmup(self, *args: Any, **kwargs: Any) -> Report:
-        """Record the graphs that calls with arguments like these need, for all iterations they could take.
+    def warmup(self, *args: Any, audit: int = 0, **kwargs: Any) -> Report:
+        """Prepare calls with arguments like these: choose their plan, and record their graphs for all iterations.
 
         Takes the arguments of a call. Pass the `num_inference_steps`, `height`, `width`, numbers of prompts and images,
         and a `guidance_scale` on or off as in later calls. No random generator advances.
+
+        Args:
+            audit: so many calls, each with other noise, are also compared with their sequential samples. From 19
+                samples on, later calls of the kind stop by what this network showed: at most 5 % of samples like these
+                are expected to end beyond the tolerance (conformal risk control). `report.stop_rule` says so.
 
         Returns:
             the report of the call; `engine_reason` says why nothing was recorded, if so.
         """
         planner = self._srds.planner
+        check_whole("audit", audit, 0)
+        if audit > 1 and kwargs.get("latents") is not None:
+            raise InvalidArgument(
+                "audit and latents were given. Calls that begin with the same latents give the same sample, and tell "
+                "nothing new. Leave latents out."
+            )
         random = RandomState(self, bind(self, args, kwargs))
         try:
             for _ in range(MOST_WARM_UPS):
@@ -149,6 +162,8 @@ class FastPipeline:
                 changing = self.graphs.captured > recorded or self.report.plan_state == EXPLORING
                 if not (changing and planner.settings.measures):
                     break
+            for _ in range(audit):
+                run_call(self, args, kwargs, auditing=True)
             planner.costs.settle()  # later calls keep the recorded plan until more is measured
         finally:
             random.restore()
@@ -184,6 +199,7 @@ class FastPipeline:
         self._srds.graphs.clear()
         self._srds.planner.costs.clear()
         self._srds.planner.calibrated.clear()
+        self._srds.planner.audits.clear()
         self._srds.explorations.clear()
         costs_of_denoisers.clear()
 
@@ -216,6 +232,8 @@ def compile(
     strict: bool = False,
     explore: float = 3.0,
     cache_dir: str | os.PathLike[str] | None = None,
+    latency: str = "adaptive",
+    audit: float = 0.0,
 ) -> Any:
     """A drop-in replacement for a diffusers pipeline that samples parallel in time.
 
@@ -261,6 +279,11 @@ def compile(
             report has method "stock". 0: by measured network calls alone. `warmup` spends it before serving.
         cache_dir: a folder where measured costs are kept for other processes, by device, versions, and the shapes of
             network and call. Default: the folder that the environment variable SRDS_FAST_CACHE names, if any.
+        latency: "adaptive": a call stops where its estimated error is within the tolerance; "constant": every call
+            takes the same waves, for the iterations that the method mostly needs, or `max_iterations`, or what
+            `calibrate` found. `report.missed` counts the samples whose estimated error is beyond the tolerance then.
+        audit: share of the calls, 0 to 1, that are also compared with their sequential samples, see `warmup`. Such a
+            call takes longer by a sequential one and a parallel one.
 
     Returns:
         The compiled pipeline. It adds the members of `FastPipeline`, such as `report`, `plan_for` and `stream`.
@@ -282,7 +305,10 @@ def compile(
         engine,
         in_flight,
         explore,
+        latency,
     )
+    if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
+        raise InvalidArgument(f"audit is {audit!r}. It is a share of the calls. Pass a number from 0 to 1.")
     refuse_beside(plan, settings, Settings())
     switches = {"exact": exact, "pipelined": pipelined, "lazy_capture": lazy_capture, "strict": strict}
     for name, switch in switches.items():
@@ -295,7 +321,7 @@ def compile(
     check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
     planner = Planner(settings, plan, cache=CurveCache.of(cache_dir))
-    state = State(original, planner, strict, lazy_capture, Graphs(max_graphs), network_options, overlap)
+    state = State(original, planner, strict, lazy_capture, Graphs(max_graphs), network_options, overlap, audit)
     return with_state(_fast_class(original.__class__), state)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,8 @@ class State:
     graphs: Graphs
     network_options: NetworkOptions
     overlap: str
+    audit: float = 0.0  # the share of calls that are compared with their sequential samples
+    calls: Iterator[int] = field(default_factory=itertools.count)  # numbers of calls
     last: Last = field(default_factory=Last)
     notified: set[str] = field(default_factory=set)  # reasons that were already logged
     tokenizers: TokenizerPool = field(default_factory=TokenizerPool)

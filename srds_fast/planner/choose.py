@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..solvers.method import Method
+from ..solvers.method import Method, Stopping
 from ..solvers.registry import AUTO, BY_NAME, SEQUENTIAL, unmeasured
 from .plan import Candidate, Plan, Prediction
 from .settings import Settings
@@ -34,7 +34,12 @@ def plan_of(options: Method, num_steps: int, settings: Settings, stochastic: boo
         iterations = min(settings.max_iterations, iterations)
     iterations = max(options.first_iteration, iterations)
     asked = settings.max_rows, settings.engine, float(settings.tolerance), settings.exact
-    return Plan(options, num_steps, iterations, *asked)
+    plan = Plan(options, num_steps, iterations, *asked)
+    if settings.latency == "adaptive" or plan.slides:
+        return plan
+    stopping = Stopping(num_steps, iterations, plan.tolerance, options.contraction(plain=not stochastic))
+    expected = options.expected_iterations(stopping)
+    return fixed_at(plan, iterations if settings.max_iterations is not None or not expected else max(expected))
 
 
 def candidates(num_steps: int, settings: Settings, stochastic: bool, *, calibrated: bool = False) -> Iterator[Plan]:

@@ -38,7 +38,7 @@ class Experience:
             of_samples = [(math.inf,)] if report is None or not report.change else zip(*report.change, strict=True)
             changes = tuple(tuple(each for each in sample if each is not None) for sample in of_samples)
             self._seen.append(Seen(plan.options, plan.num_inference_steps, changes))
-        taken = self._taken.setdefault(_kind(plan), Counter())
+        taken = self._taken.setdefault(kind_of_run(plan), Counter())
         iterations = plan.max_iterations if report is None else report.iterations
         taken[iterations] += 1
         if taken[iterations] == 1 or taken.total().bit_count() == 1:
@@ -55,7 +55,7 @@ class Experience:
             runs = tuple(self._seen)  # a copy: another thread may add to it
             taken = Counter(each for run in runs if (each := options.iterations_from(run, stopping)) is not None)
         else:
-            taken = self._taken.get(_kind(plan), Counter())
+            taken = self._taken.get(kind_of_run(plan), Counter())
         found = {iteration: float(runs) for iteration, runs in taken.items()}
         for iteration in expected:
             found[iteration] = found.get(iteration, 0.0) + options.weight / len(expected)
@@ -63,6 +63,6 @@ class Experience:
         return tuple(sorted((iteration, runs / total) for iteration, runs in found.items()))
 
 
-def _kind(plan: Plan) -> Hashable:
+def kind_of_run(plan: Plan) -> Hashable:
     """What the iterations that a run takes depend on."""
     return replace(plan, options=plan.options.same_iterations()).signature, plan.tolerance

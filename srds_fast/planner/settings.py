@@ -12,6 +12,7 @@ from ..solvers.registry import AUTO, requested
 
 ENGINES: tuple[str, ...] = ("auto", "eager", "graph", "network-graphs")
 GRAPH_ENGINES = ENGINES[2:]
+LATENCIES = ("adaptive", "constant")
 # beyond this a number of steps is a mistake: schedulers would allocate, programs would be built, for hours
 MOST_STEPS = 10_000
 
@@ -31,11 +32,18 @@ class Settings:
     engine: str = "auto"
     in_flight: int | None = None
     explore: float = 3.0
+    latency: str = "adaptive"
 
     def __post_init__(self) -> None:
         choice = self.methods
         object.__setattr__(self, "engine", engine_name(self.engine))
         check_one_of("engine", self.engine, ENGINES)
+        check_one_of("latency", self.latency, LATENCIES)
+        if self.latency == "constant" and (self.exact or self.tolerance == 0):
+            raise InvalidArgument(
+                "latency='constant' was given together with exact=True or tolerance=0. Such runs end where nothing "
+                "moves, which takes as many waves as it takes. Leave one of the two out."
+            )
         if not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < math.inf:
             raise InvalidArgument(
                 f"tolerance is {self.tolerance!r}. It bounds a mean absolute error, so it is a number of 0 or more. "

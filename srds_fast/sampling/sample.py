@@ -85,6 +85,7 @@ def sample(
     keep_trajectory: bool = False,
     explore: float = 3.0,
     cache_dir: str | os.PathLike[str] | None = None,
+    latency: str = "adaptive",
     strict: bool = False,
 ) -> SampleResult:
     """Sample with a diffusion denoiser, parallel in time.
@@ -104,7 +105,7 @@ def sample(
             sequential sampler.
         eta: DDIM's eta: 0 is deterministic, 1 adds the noise of DDPM.
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, in_flight, max_rows, plan,
-            explore, cache_dir: as in `srds_fast.compile`.
+            explore, cache_dir, latency: as in `srds_fast.compile`.
         engine: as in `srds_fast.compile`, but graphs need a place to be kept: see `graphs`.
         graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
             first call of a kind runs eagerly and is recorded, those after it are replayed. What the denoiser does in
@@ -139,6 +140,7 @@ def sample(
         engine,
         in_flight,
         explore,
+        latency,
     )
     refuse_beside(plan, settings, Settings(method=DEFAULT))
     cond = dict(cond or {})

@@ -22,9 +22,11 @@ from ..engine.run import Observer, Run
 from ..engine.streams import TwoLanes
 from ..errors import DivergenceError, PlanMismatch, UnsupportedPipeline
 from ..kernels.common.dispatch import implementation
+from ..planner.audit import Audit
 from ..planner.choose import choose
 from ..planner.context import context_of
 from ..planner.curve_cache import CurveCache
+from ..planner.experience import kind_of_run
 from ..planner.exploration import Exploration
 from ..planner.plan import Plan
 from ..planner.search import Pricing, explored
@@ -32,11 +34,11 @@ from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Checkpoint, Evaluate, SolverInputs
 from ..solvers.convergence import Diverged
-from ..solvers.method import Method
+from ..solvers.method import Method, plain_steps
 from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL, options_of
 from ..telemetry.report import Report
-from .trials import Advance, TooSlow, Trials, all_waves, cut_off
+from .trials import Advance, TooSlow, Trials, all_waves, audit, cut_off
 
 
 class Network(Protocol):
@@ -74,6 +76,7 @@ class Planner:
     costs: Costs = field(default_factory=Costs)  # measurements of earlier calls
     cache: CurveCache | None = None  # where measured costs are kept for other processes
     # plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for
+    audits: dict[Hashable, Audit] = field(default_factory=dict)  # by kind of call and of run
     calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
 
     @property
@@ -144,6 +147,7 @@ class Session:
     # runs the loop that the call would run on without this package, and returns its seconds; None: it cannot be run
     # beside this call, or does not give what is asked for
     stock: Callable[[], float] | None = None
+    audited: bool = False  # compare this call with the sequential one, to learn when calls like it may stop
     strict: bool = False  # raise a DivergenceError instead of starting again step by step
     pricing: Pricing | None = None  # costs of the call; None if they were not measured
     interrupted: bool = False
@@ -164,6 +168,7 @@ class Session:
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
         self._exploring_seconds = 0.0
         self._fallback_reason: str | None = None
+        self._audit = self._audit_of(self.plan)
         self.run = self._reported = self._new_run(self.observer)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
@@ -176,9 +181,16 @@ class Session:
 
     def complete(self, advance: Advance = all_waves) -> Run:
         """Run all waves, from a recording if there is one. While the kind of call is explored, run other plans too."""
-        exploration, pricing = self.exploration, self.pricing
-        if exploration is None or pricing is None:
-            return self._complete(advance)
+        if self.exploration is None or self.pricing is None:
+            run = self._complete(advance)
+        else:
+            run = self._explore(advance, self.exploration, self.pricing)
+        if self.audited and self._audit is not None and not self.interrupted and self._fallback_reason is None:
+            contraction = self.plan.options.contraction(plain=plain_steps(self.noise))
+            audit(self._audit, self.plan, max(run.iterations), contraction, self._trial)
+        return run
+
+    def _explore(self, advance: Advance, exploration: Exploration, pricing: Pricing) -> Run:
         if self.stock is not None:
             exploration.offer_stock()
         # without lazy capture another plan would have no recording
@@ -198,16 +210,17 @@ class Session:
             exploration.end(self.plan, seconds)
         return run
 
-    def _trial(self, plan: Plan) -> Session:
-        """The session of another run on this input, which nobody sees."""
+    def _trial(self, plan: Plan, observer: Observer | None = None) -> Session:
+        """The session of another run on this input, which the user does not see."""
         return replace(
             self,
             planner=replace(self.planner, plan=replace(plan, prediction=None, context=None)),
             inputs=replace(self.inputs, trajectory=None),
-            observer=None,
+            observer=observer,
             started=None,
             notify=lambda reason: None,
             stock=None,
+            audited=False,
             strict=True,
         )
 
@@ -293,6 +306,7 @@ class Session:
             **vars(run.counts),
             change=self._reported.change,
             converged=run.converged,
+            stop_rule=None if self._audit is None else self._audit.rule,
             iterations_per_sample=run.iterations,
             predicted_seconds=None if prediction is None else prediction.chosen.seconds,
             interrupted=self.interrupted,
@@ -349,7 +363,17 @@ class Session:
         yield self.run
 
     def _new_run(self, observer: Observer | None) -> Run:
-        return Run(self.plan, self.state, self.noise, self.inputs, observer, self.started)
+        factor = 1.0 if self._audit is None else self._audit.factor
+        return Run(self.plan, self.state, self.noise, self.inputs, observer, self.started, factor=factor)
+
+    def _audit_of(self, plan: Plan) -> Audit | None:
+        """The audit of calls and runs like this one; None if nothing can be learnt of when they stop."""
+        known = self.audited or self.planner.audits
+        if not known or self.network is None or plan.is_sequential or plan.bitwise or plan.slides:
+            return None
+        key = self.network.kind, self.state.shape, kind_of_run(replace(plan, calibrated=False))
+        audits = self.planner.audits
+        return audits.setdefault(key, Audit(plan.tolerance)) if self.audited else audits.get(key)
 
     def _learn(self, *, completed: bool) -> None:
         # without lazy capture a new plan would have no recording, so do not learn

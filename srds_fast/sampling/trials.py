@@ -12,14 +12,21 @@ from torch import Tensor
 
 from .. import telemetry
 from ..engine.eager import drain
-from ..engine.run import Run
+from ..engine.run import Observer, Run
 from ..errors import DivergenceError
+from ..planner.audit import Audit
+from ..planner.choose import choose, fixed_at
 from ..planner.exploration import LOST, Exploration
 from ..planner.plan import Plan
 from ..planner.search import Pricing
-from ..solvers.contract import Evaluate
+from ..planner.settings import Settings
+from ..solvers.contract import Checkpoint, Evaluate
+from ..solvers.convergence import Contraction, estimated_error
+from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import Report
 
+# iterations that an audited run goes on after it would have stopped
+FURTHER = 3
 logger = logging.getLogger("srds_fast")
 
 Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]
@@ -64,6 +71,37 @@ class Trial(Protocol):
 
     def report(self) -> Report:
         """What was done."""
+
+
+def audit(
+    found: Audit, plan: Plan, iterations: int, contraction: Contraction, trial: Callable[[Plan, Observer | None], Trial]
+) -> None:
+    """Compare a run with the sequential sample of its input, some iterations further than it went.
+
+    iterations: that the run has taken. trial: makes the session of a run of a plan, which an observer follows.
+    """
+    seen: list[tuple[list[float], Tensor, bool]] = []
+
+    def keep(checkpoint: Checkpoint) -> None:
+        if checkpoint.change is not None:
+            seen.append((checkpoint.change.tolist(), checkpoint.sample.clone(), checkpoint.exact))
+
+    sequential = choose(plan.num_inference_steps, Settings(method=SEQUENTIAL))
+    telemetry.phase("explore")
+    try:
+        with telemetry.unseen():
+            trial(fixed_at(plan, min(plan.max_iterations, iterations + FURTHER)), keep).complete(all_waves)
+            reference = trial(sequential, None).complete(all_waves).sample
+    except DivergenceError:  # such a call takes the sequential steps
+        return
+    assert reference is not None
+    for sample, expected in enumerate(reference):
+        changes, errors = list[float](), list[tuple[float, float]]()
+        for change, samples, exact in seen:
+            changes.append(change[sample])
+            estimated = 0.0 if exact else estimated_error(changes, contraction)
+            errors.append((estimated, float((samples[sample] - expected).abs().double().mean())))
+        found.record(errors)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,9 @@ class Monitor:
         for sample, moved, rests in zip(samples, change, stationary, strict=True):
             self.change[-1][sample] = moved
             self.iterations[sample] = iteration
-            self.converged[sample] = exact or rests or (not self.bitwise and self._is_close(sample, moved))
+            close = exact or rests or (not self.bitwise and self._is_close(sample, moved))
+            # a run of constant latency goes on: changes that are rounding alone then say nothing
+            self.converged[sample] = close or self.converged[sample]
         return tuple(position for position, sample in enumerate(samples) if not self.converged[sample])
 
     def _is_close(self, sample: int, moved: float) -> bool:

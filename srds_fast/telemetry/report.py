@@ -30,7 +30,8 @@ class Report:
         evaluations: rows times the samples that still ran then.
         change: per iteration from 1 on, per sample: mean |x^p - x^(p-1)|, see `Checkpoint`; None if the sample had
             already finished.
-        converged: per sample: it reached the tolerance, or is exact.
+        converged: per sample: its estimated error is within the tolerance, or it is exact.
+        stop_rule: with audits: how the estimated error was compared with the tolerance, see `FastPipeline.warmup`.
         seconds: from the first to the last wave, including the network.
         predicted_seconds: the plan's prediction; None without measurements.
         network_seconds: expected cost of the network calls that ran, from earlier measurements: the sum of c(rows).
@@ -70,6 +71,7 @@ class Report:
     evaluations: int = 0
     change: list[list[float | None]] = field(default_factory=list)
     converged: list[bool] = field(default_factory=list)
+    stop_rule: str | None = None
     iterations_per_sample: list[int] = field(default_factory=list)
     seconds: float = 0.0
     predicted_seconds: float | None = None
@@ -101,9 +103,14 @@ class Report:
         """Largest number of iterations of any sample."""
         return max(self.iterations_per_sample, default=0)
 
+    @property
+    def missed(self) -> int:
+        """Samples that ended with an estimated error beyond the tolerance; calls of constant latency may have some."""
+        return sum(not each for each in self.converged)
+
     def to_dict(self) -> dict[str, Any]:
-        """All fields and `iterations`, as plain JSON types."""
-        return {**asdict(self), "iterations": self.iterations}
+        """All fields, `iterations` and `missed`, as plain JSON types."""
+        return {**asdict(self), "iterations": self.iterations, "missed": self.missed}
 
     def __str__(self) -> str:
         steps, waves, streams = self.num_inference_steps, self.waves, self.overlap == "streams"
@@ -120,6 +127,7 @@ class Report:
             ("waves", waves and f"{waves}{fewer}"),
             ("rows", waves and f"{self.rows}, at most {self.peak_rows} in a wave"),
             ("converged", self.converged and f"{sum(self.converged)} of {len(self.converged)} samples ({goal})"),
+            ("stopped by", self.stop_rule),
             *self._changes(),
             ("seconds", f"{self.seconds:.3f}"),
             ("overlap", streams and "coarse rows on a separate stream"),

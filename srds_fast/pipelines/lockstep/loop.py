@@ -64,6 +64,7 @@ class LockstepLoop:
     plan_only: bool  # choose the plan but run no waves: the loop gets its starting noise as the result
     strict: bool  # see `Session`
     stock: Callable[[], float] | None = None  # see `Session`
+    audited: bool = False  # see `Session`
 
     def __post_init__(self, original_scheduler: Any) -> None:
         self.scheduler = SchedulerProxy(copy_scheduler(original_scheduler), self)
@@ -310,8 +311,9 @@ class LockstepLoop:
             self.observer,
             self._started,
             self.notify,
-            self.stock,
-            self.strict,
+            stock=self.stock,
+            audited=self.audited,
+            strict=self.strict,
         )
         plan = session.plan
         few_turns = plan.is_sequential or (plan.options.fits_turns and plan.max_rows is None)

@@ -21,7 +21,7 @@ from bench.workloads import demonstrations
 from bench.workloads.samplers import SAMPLES, policy
 from srds_fast.planner.choose import choose
 from srds_fast.planner.settings import Settings
-from srds_fast.solvers.fixed_point.options import Collocation
+from srds_fast.solvers.collocation.options import Collocation
 
 from .entrants import by_hand
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not 1 <= options.rounds <= SAMPLES:
         found.error(f"--rounds is {options.rounds}. There are {SAMPLES} samples. Pass 1 to {SAMPLES}.")
     workload, steps = policy(demonstrations.trained(options.weights, options.training_steps)), options.steps
-    plans = {f"collocation, {n} nodes": choose(steps, Settings(method=Collocation(num_nodes=n))) for n in (16, 24)}
+    plans = {f"collocation, cover 1 / {n}": choose(steps, Settings(method=Collocation(cover=n))) for n in (1, 3)}
     every = [
         Entrant(BY_HAND, partial(by_hand, workload, steps)),
         Entrant(STOCK, partial(workload.stock, steps)),

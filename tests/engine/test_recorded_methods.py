@@ -16,11 +16,14 @@ import srds_fast
 from srds_fast.kernels import fixed_point_wave
 from srds_fast.solvers import chords
 from srds_fast.solvers.chords import Chords
+from srds_fast.solvers.collocation import table
+from srds_fast.solvers.collocation.options import Collocation
 from srds_fast.solvers.fixed_point import grid
-from srds_fast.solvers.fixed_point.options import Collocation, ParaTAA
+from srds_fast.solvers.fixed_point.options import ParaTAA
 
 METHODS = {
     "collocation": Collocation(num_nodes=6),
+    "nodes": ParaTAA(num_nodes=6),
     "parataa": ParaTAA(),
     "parataa, order 3": ParaTAA(order=3, history=1),
     "chords": Chords(3),
@@ -34,6 +37,7 @@ __all__ = ["_no_tables_of_the_device_are_kept"]
 def _nothing_of_the_device_is_kept() -> Iterator[None]:
     yield
     grid.grid_of.cache_clear()
+    table.secant_table.cache_clear()
     chords.compiled.cache_clear()
 
 
@@ -62,6 +66,7 @@ def test_a_replay_equals_an_eager_run_bit_for_bit(method: str, name: str) -> Non
 def test_its_waves_need_nothing_of_the_host(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build, arguments = tiny.PIPELINES[name]
     grid.grid_of.cache_clear()
+    table.secant_table.cache_clear()
     call = capturable(build(), arguments, monkeypatch, method=METHODS[method], max_iterations=2)
     check_loop(*record_loop(call), len(call.program))
 
@@ -82,7 +87,7 @@ class Launch:
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "ddpm"])
-@pytest.mark.parametrize("method", ["collocation", "parataa"])
+@pytest.mark.parametrize("method", ["nodes", "parataa"])
 def test_nor_do_the_kernels_of_its_waves(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which run in their order."""
     from srds_fast.kernels.fixed_point_wave import mix_kernel, sweep_kernel

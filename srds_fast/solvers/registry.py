@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import InvalidArgument
 from .chords import Chords
-from .fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
+from .collocation.options import Collocation
+from .fixed_point.options import FixedPoint, ParaDiGMS, ParaTAA
 from .method import Method
 from .parasolver import ParaSolver
 from .sequential import Sequential

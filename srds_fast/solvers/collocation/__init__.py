@@ -1,0 +1,1 @@
+"""Collocation: secant sweeps over all points of the grid, with the network asked at a skeleton of nodes."""

@@ -1,0 +1,146 @@
+"""The solver core of collocation: secant sweeps, with a whole sample after each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...kernels.common.network_input import AS_THE_STATE, NetworkInput
+from ...kernels.fixed_point_wave.operations import guided
+from ...schedulers.table import NoiseTable
+from ..contract import NO_INPUTS, Checkpoint, Core, Evaluate, SolverInputs, merged, output_of, samples_of
+from ..fixed_point.program import Sweeps
+from .sweep import ConstrainOne, Memory, move, predict_x0, update_outputs
+from .table import SecantTable
+
+# How much of what two interpolations differ by counts as an error. The cubic one is the better one: on the digits
+# pipeline and a robot policy the sum over the grid is 2 to 10 times the error that stays, 0.6 times on sharp mixtures.
+DOUBT = 0.5
+
+
+def collocation(
+    x: Tensor,
+    noise: NoiseTable,
+    program: Sweeps,
+    table: SecantTable,
+    inputs: SolverInputs = NO_INPUTS,
+    *,
+    bitwise: bool = False,
+) -> Core:
+    """Secant sweeps over the grid with a whole sample after each.
+
+    `Checkpoint.change` is that of the point that moved most, and the expected error of what was interpolated since the
+    network was last asked at a point: where a sample moves far after the cover was visited, no change shows it.
+
+    Args:
+        x: starting noise, [batch, ...], in the dtype of the state.
+        program: of `nodes.secant_sweeps`; its waves may be cut.
+        table: of the program.
+        bitwise: fill `Checkpoint.stationary`.
+    """
+    points = Points(x, noise, table, inputs)
+    result, got = x, list[Tensor]()
+    for number, wave in enumerate(program):
+        got.append(output_of((yield points.evaluate(number, program.positions[number]))))
+        if not wave.boundaries:  # a part of a wave that was too wide
+            continue
+        change, stationary = points.sweep(number, got, bitwise=bitwise)
+        got = []
+        iteration, samples, sample = wave.boundaries[0].iteration, points.samples, points.sample()
+        exact = iteration == program.exact_iteration
+        running = samples_of((yield Checkpoint(iteration, sample, samples, change, exact, stationary)), samples)
+        result = merged(result, sample, samples)
+        if number + 1 == len(program) or not running:
+            return result
+        points.keep(running)
+    raise AssertionError("a program ends with a checkpoint")
+
+
+class Points:
+    """The points of the grid, and what is known of each.
+
+    Attributes:
+        samples: which samples of the original batch still run, in order.
+    """
+
+    def __init__(self, x: Tensor, noise: NoiseTable, table: SecantTable, inputs: SolverInputs) -> None:
+        self.samples = tuple(range(len(x)))
+        self._shape, self._table, self._inputs = x.shape[1:], table, inputs
+        memory = self._memory = Memory(table, x.contiguous(), inputs.draws, inputs.x0_prev)
+        points = memory.points(0).unflatten(2, self._shape)
+        if inputs.initial_guess is None:
+            torch.mul(table.growth, x, out=points)
+            torch.mul(table.response, memory.points(0)[:-1], out=memory.expected)
+            return
+        guess = inputs.initial_guess.to(x)
+        torch.cat([x[None], guess[1:]], out=points)
+        if table.clip is None and table.momentum is None:
+            # the outputs that lead from each point of the guess to the next, and from its own starting noise on
+            flat = guess.flatten(2)
+            led = flat[1:] - table.a * flat[:-1]
+            if table.spread is not None and memory.draws is not None:
+                led = led - table.spread * memory.draws
+            torch.div(led, table.b, out=memory.output(1))
+            memory.expected[0] = table.response[0] * (memory.points(0)[0] - flat[0])
+        else:
+            torch.mul(table.response, memory.points(0)[:-1], out=memory.expected)
+
+    def evaluate(self, number: int, positions: tuple[int, ...]) -> Evaluate:
+        """Wave `number`."""
+        table, network = self._table, self._inputs.network
+        at = table.rows[number]
+        rows = self._memory.points(0).index_select(0, at).unflatten(2, self._shape)
+        if table.input_scale is not None:
+            rows = rows * table.input_scale.index_select(0, at)
+        given = network.empty(len(positions), rows[0])
+        given.unflatten(0, (network.branches, -1)).copy_(rows[None])
+        return Evaluate(given, positions, self.samples, number)
+
+    def sweep(self, number: int, got: list[Tensor], *, bitwise: bool) -> tuple[Tensor, Tensor | None]:
+        """Move all points, by the network's output at the rows of all parts of a wave; number: of its last part.
+
+        Returns:
+            see `Checkpoint.change` and `Checkpoint.stationary`.
+        """
+        table, memory, inputs = self._table, self._memory, self._inputs
+        wave = table.waves[number]
+        branches = 1 if inputs.guidance is None else len(inputs.guidance)
+        together = got[0]
+        if len(got) > 1:
+            together = torch.cat([each.unflatten(0, (branches, -1)) for each in got], 1).flatten(0, 1)
+        update_outputs(table, wave, memory, guided(together, inputs.guidance, memory.expected.dtype).flatten(2))
+        move(table, wave, memory, None if inputs.constrain is None else self._constrain)
+        moved = memory.points(-1) - memory.points(0)
+        doubt = (table.reach * memory.doubts).sum(0)
+        change = (table.weight * moved.abs().mean(2)).amax(0) + DOUBT * doubt
+        stationary = None
+        if bitwise:
+            stationary = (moved == 0).all(2).all(0) if wave.full else change.new_zeros(len(change), dtype=torch.bool)
+        if inputs.trajectory is not None:
+            self._record(wave.first)
+        memory.sweeps += 1
+        return change, stationary
+
+    def sample(self) -> Tensor:
+        """The last point, [samples, ...]."""
+        return self._memory.points(0)[-1].unflatten(1, self._shape).clone()
+
+    def keep(self, running: tuple[int, ...]) -> None:
+        """Go on with these positions of the samples only."""
+        if len(running) < len(self.samples):
+            self.samples = tuple(self.samples[position] for position in running)
+            self._memory.keep(torch.tensor(running, device=self._memory.expected.device))
+
+    def _constrain(self, states: Tensor, position: int) -> Tensor:
+        assert self._inputs.constrain is not None
+        return self._inputs.constrain(states.unflatten(1, self._shape), position, self.samples).flatten(1)
+
+    def _record(self, first: int) -> None:
+        """Tell the trajectory what the sweep has made, and the x0 that it was made from."""
+        trajectory, memory = self._inputs.trajectory, self._memory
+        assert trajectory is not None
+        states = memory.points(-1).unflatten(2, self._shape).clone()  # the memory is written again
+        for step in range(first, self._table.num_steps):
+            trajectory.record(step + 1, states[step + 1], self.samples)
+            x0 = predict_x0(self._table, memory, step)
+            trajectory.record_x0(step, x0.unflatten(1, self._shape), self.samples)

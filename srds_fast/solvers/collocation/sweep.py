@@ -1,0 +1,238 @@
+"""One secant sweep in plain PyTorch.
+
+A sweep takes the network's output at some points and moves all of them. It goes along the grid once, and carries the
+change of the point it stands on through the step from there, linearised where the last wave left the points:
+
+    d_{i+1} = f_i(x_i, m_i) - x_{i+1} + a_i d_i + b_i dm_i + e_i 1[|x0_i| <= clip] (p_i d_i + q_i dm_i)
+    dm_i    = r_i d_i + U_i (S_i' S_i + ridge_i I)^-1 S_i' d_i
+
+dm_i is what the network's output is expected to change by. r_i is its response for Gaussian data, a number. Where the
+point has moved already it is corrected by secants: S_i holds the last movements of the point, U_i what the output
+changed by beyond r_i times these. This is a multisecant method in each point (Fang and Saad 2009), with the expected
+response in the place of the identity, inside Newton's method for the whole grid, whose linear systems are solved by
+going along it. In the next wave the network's output is compared with what was expected: the surprise of the nodes is
+carried to the points between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .table import SecantTable, SecantWave
+
+ConstrainOne = Callable[[Tensor, int], Tensor]
+"""(states [samples, elements], position they have arrived at) -> states that meet the constraint."""
+
+
+class Secants(NamedTuple):
+    """What the points have learnt of their responses. h differences.
+
+    Attributes:
+        solve: [N, samples, h, elements], (S' S + ridge)^-1 S'.
+        response: [N, samples, elements, h], U.
+    """
+
+    solve: Tensor
+    response: Tensor
+
+
+class Memory:
+    """What a run keeps from sweep to sweep. Its tensors stay where they are, so that sweeps can be recorded.
+
+    Args:
+        table: of the grid.
+        x: starting noise, [samples, ...]; its dtype is the dtype of the state.
+        draws: [N, samples, ...], fresh noise of stochastic steps.
+        x0_prev: [samples, ...], the x0 before the first one, for multistep schedulers.
+
+    Attributes:
+        iterates: ring of [N + 1, samples, elements]: the points of the last waves, and those being written.
+        outputs: ring of [N, samples, elements]: the network's outputs at them.
+        expected: [N, samples, elements], what the outputs are expected to change by at the newest points.
+        doubts: [N, samples], mean error of the outputs that were carried to a point since the network was asked there.
+        sweeps: how many are done.
+    """
+
+    def __init__(self, table: SecantTable, x: Tensor, draws: Tensor | None, x0_prev: Tensor | None) -> None:
+        steps, flat = table.num_steps, x.flatten(1)
+        kept = max(1, table.history) + 1
+        self.iterates = x.new_zeros(kept + 1, steps + 1, *flat.shape)
+        self.outputs = x.new_zeros(kept, steps, *flat.shape)
+        self.expected = x.new_zeros(steps, *flat.shape)
+        self.doubts = x.new_zeros(steps, len(x))
+        self.draws = None if draws is None else draws.flatten(2)
+        self.x0_prev = None if x0_prev is None else x0_prev.flatten(1)
+        self.sweeps = 0
+
+    def points(self, age: int) -> Tensor:
+        """[N + 1, samples, elements]. Age 0 is the newest, -1 is being written."""
+        return self.iterates[(self.sweeps - age) % len(self.iterates)]
+
+    def output(self, age: int) -> Tensor:
+        """The network's outputs at `points(age)`, [N, samples, elements]; age 0 is written in this sweep."""
+        return self.outputs[(self.sweeps - age) % len(self.outputs)]
+
+    def keep(self, index: Tensor) -> None:
+        """Continue with the samples at these indices only."""
+        self.iterates, self.outputs = self.iterates.index_select(2, index), self.outputs.index_select(2, index)
+        self.expected, self.doubts = self.expected.index_select(1, index), self.doubts.index_select(1, index)
+        self.draws = None if self.draws is None else self.draws.index_select(1, index)
+        self.x0_prev = None if self.x0_prev is None else self.x0_prev.index_select(0, index)
+
+
+def update_outputs(table: SecantTable, wave: SecantWave, memory: Memory, got: Tensor) -> None:
+    """Write the network's outputs at the newest points, as far as they are known; got: at the rows of the wave.
+
+    Where the network was asked for the first time, the difference to what was carried there so far is its own, and is
+    added to the outputs of earlier waves too: no secant may take it for a response.
+    """
+    output = torch.add(memory.output(1), memory.expected, out=memory.output(0))
+    between = wave.interpolation
+    if between is not None:
+        positions = wave.positions.index_select(0, between.nodes)
+        surprise = (got.index_select(0, between.nodes) - output.index_select(0, positions)).flatten(1)
+        doubt = (between.doubt @ surprise).view_as(output[between.first :]).abs().mean(2)
+        memory.doubts[between.first :] += doubt
+        output[between.first :] += (between.weights @ surprise).view_as(output[between.first :])
+    memory.doubts.index_fill_(0, wave.positions, 0.0)
+    if len(wave.new):
+        own = got.index_select(0, wave.new) - output.index_select(0, wave.new_positions)
+        for age in range(1, _differences(table, memory) + 1):
+            memory.output(age).index_add_(0, wave.new_positions, own)
+    output.index_copy_(0, wave.positions, got)
+
+
+def secants(table: SecantTable, memory: Memory) -> Secants | None:
+    """What the last waves tell of the responses; None in the first one."""
+    count = _differences(table, memory)
+    if count == 0:
+        return None
+    points, outputs = ([of(age) for age in range(count + 1)] for of in (memory.points, memory.output))
+    moved = torch.stack([new[:-1] - old[:-1] for new, old in zip(points, points[1:], strict=False)], 2)
+    changed = torch.stack([new - old for new, old in zip(outputs, outputs[1:], strict=False)], 2)
+    beyond = changed - table.response[:, None] * moved  # as moved, [N, samples, h, elements]
+    norms, bounds = beyond.norm(dim=3, keepdim=True), table.largest[:, None] * moved.norm(dim=3, keepdim=True)
+    beyond *= (bounds / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
+    gram = moved @ moved.transpose(2, 3)
+    diagonal = gram.diagonal(dim1=2, dim2=3)
+    ridge = table.regularisation * diagonal.amax(2) + moved.shape[3] * table.smallest[:, :, 0]
+    diagonal += ridge[..., None]
+    return Secants(inverse(gram) @ moved, beyond.transpose(2, 3))
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """Inverses of positive definite matrices [..., h, h] by elimination: a library's may refuse NaN, or wait."""
+    size = matrix.shape[-1]
+    identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    rows = torch.cat([matrix, identity.expand_as(matrix)], -1)
+    for k in range(size):
+        pivot = rows[..., k : k + 1, :] / rows[..., k : k + 1, k : k + 1]
+        others = torch.arange(size, device=rows.device).ne(k).unsqueeze(-1)
+        rows = torch.where(others, rows - rows[..., k : k + 1] * pivot, pivot)
+    return rows[..., size:]
+
+
+def move(table: SecantTable, wave: SecantWave, memory: Memory, constrain: ConstrainOne | None = None) -> None:
+    """Write the points behind the first row into `memory.points(-1)`, and what is expected of the outputs there.
+
+    Where a point does not move, the next one is the sequential sampler's step from it, to the bit.
+    """
+    first, x, m = wave.first, memory.points(0), memory.output(0)
+    learnt = secants(table, memory)
+    here, output = x[first:-1], m[first:]
+    a, b, e, p, q, response = (
+        column[first:] for column in (table.a, table.b, table.e, table.p, table.q, table.response)
+    )
+    x0 = p * here + q * output
+    stepped = a * here + b * output
+    # derivatives of the step by the state with the output as it is, and by the output
+    by_state, by_output, inside = a, b, None
+    if table.clip is not None:
+        inside = (x0.abs() <= table.clip).to(x0.dtype)
+        x0 = x0.clamp(-table.clip, table.clip)
+        stepped = stepped + e * x0
+        by_state, by_output = a + e * p * inside, b + e * q * inside
+    if table.momentum is not None:
+        stepped = stepped + table.momentum[first:] * _with_before(table, memory, first, x0).diff(dim=0)
+    if table.spread is not None:
+        assert memory.draws is not None
+        stepped = stepped + table.spread[first:] * memory.draws[first:]
+    slopes = by_state + by_output * response
+    carried = None if learnt is None else by_output[..., None] * learnt.response[first:]
+    of_x0 = None if table.momentum is None else _x0_changes(p + q * response, q, inside, learnt, first)
+
+    after = memory.points(-1)
+    after[: first + 1] = x[: first + 1]
+    after[first + 1] = stepped[0]  # it departs from a point that is exact
+    if constrain is not None:
+        after[first + 1] = constrain(after[first + 1], first + 1)
+    change = after[first + 1] - x[first + 1]
+    x0_before = torch.zeros_like(change)
+    for index in range(1, table.num_steps - first):
+        step = first + index
+        more = slopes[index] * change
+        along = None
+        if learnt is not None and carried is not None:
+            along = learnt.solve[step] @ change[..., None]
+            more += (carried[index] @ along)[..., 0]
+        if of_x0 is not None and table.momentum is not None:
+            x0_change = of_x0.slopes[index] * change
+            if along is not None and of_x0.carried is not None:
+                x0_change += (of_x0.carried[index] @ along)[..., 0]
+            more += table.momentum[step] * (x0_change - x0_before)
+            x0_before = x0_change
+        following = torch.add(stepped[index], more, out=after[step + 1])
+        if constrain is not None:
+            following.copy_(constrain(following, step + 1))
+        change = following - x[step + 1]
+    _expect(table, memory, learnt, first)
+
+
+class _X0Changes(NamedTuple):
+    """How x0 changes with a point: by so much of its change, and of what secants learnt; see `move`."""
+
+    slopes: Tensor
+    carried: Tensor | None
+
+
+def _x0_changes(slope: Tensor, q: Tensor, inside: Tensor | None, learnt: Secants | None, first: int) -> _X0Changes:
+    carried = None if learnt is None else q[..., None] * learnt.response[first:]
+    if inside is not None:
+        slope = slope * inside
+        carried = None if carried is None else inside[..., None] * carried
+    return _X0Changes(slope, carried)
+
+
+def _with_before(table: SecantTable, memory: Memory, first: int, x0: Tensor) -> Tensor:
+    """x0 from step `first` on, with the one before it."""
+    if first > 0:
+        before = predict_x0(table, memory, first - 1)
+    else:
+        before = x0[0] if memory.x0_prev is None else memory.x0_prev
+    return torch.cat([before[None], x0])
+
+
+def predict_x0(table: SecantTable, memory: Memory, step: int) -> Tensor:
+    """x0 at the newest point where a step departs, [samples, elements], from the output that is known there."""
+    x0 = table.p[step] * memory.points(0)[step] + table.q[step] * memory.output(0)[step]
+    return x0 if table.clip is None else x0.clamp(-table.clip, table.clip)
+
+
+def _expect(table: SecantTable, memory: Memory, learnt: Secants | None, first: int) -> None:
+    """What the outputs are expected to change by, now that the points have moved."""
+    changes = memory.points(-1)[first + 1 : -1] - memory.points(0)[first + 1 : -1]
+    expected = memory.expected
+    expected[: first + 1] = 0.0
+    torch.mul(table.response[first + 1 :], changes, out=expected[first + 1 :])
+    if learnt is not None:
+        along = learnt.solve[first + 1 :] @ changes[..., None]
+        expected[first + 1 :] += (learnt.response[first + 1 :] @ along)[..., 0]
+
+
+def _differences(table: SecantTable, memory: Memory) -> int:
+    """How many earlier waves the secants of this one go through."""
+    return min(memory.sweeps, table.history)

@@ -1,0 +1,226 @@
+"""What collocation knows of the grid before its first wave: steps, expected responses, interpolation of surprises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...schedulers.steps import TensorSpec, first_order
+from ...schedulers.table import NoiseTable
+from ..fixed_point.grid import interpolation, responses
+from ..fixed_point.program import Sweeps
+
+# Bound of |x0's response that secants add to the expected one|. At high noise the network's output is the noise in x,
+# so that x0 may move by sigma / alpha of what x moves by; 20 where alpha is nearly zero.
+LARGEST_RESPONSE, LARGEST_RATIO = 3.0, 20.0
+# Movements of less than this, in standard deviations of the states, teach nothing: an eleventh of the default tolerance
+SMALLEST_MOVEMENT = 2e-4
+# Standard deviation of the data that expected responses are exact for. Data have 1 as latents are scaled, but given the
+# state, the text or the observation much less is open. Under a clip it is a share of its bound.
+DATA_STD, DATA_STD_OF_CLIP = 0.6, 0.3
+
+
+class Interpolation(NamedTuple):
+    """How the surprises of a wave are carried from its nodes to other points. Tensors are on the device.
+
+    Attributes:
+        first: position of the first of the points, which is the first of the nodes.
+        nodes: [K], rows of the wave that are nodes: those that an earlier wave has asked already. In the first one all
+            are.
+        weights: [N - first, K], cubic through the four nodes around each point.
+        doubt: [N - first, K], what these weights differ by from those of a piecewise linear curve.
+    """
+
+    first: int
+    nodes: Tensor
+    weights: Tensor
+    doubt: Tensor
+
+
+class SecantWave(NamedTuple):
+    """The rows of a sweep. Tensors are on the device, of positions int64.
+
+    Attributes:
+        first: position of the first row.
+        positions: [rows], of all rows.
+        interpolation: None where no row is a node, or all points are rows.
+        new, new_positions: rows that no wave before has asked, and where they are; empty in the first one.
+        full: all points from `first` on are rows.
+        next_positions: of the rows of the next wave; None: there is none.
+    """
+
+    first: int
+    positions: Tensor
+    interpolation: Interpolation | None
+    new: Tensor
+    new_positions: Tensor
+    full: bool
+    next_positions: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class SecantTable:
+    """The constants of a grid, on the device, in the dtype of the state.
+
+    The step from point i is f_i(x, m) = a_i x + b_i m + e_i clamp(p_i x + q_i m) + momentum and noise. Columns,
+    [N, 1, 1], broadcast over states [N, samples, elements].
+
+    Attributes:
+        a, b, e, p, q: of the steps.
+        clip: bound of the clamp; None: e is zero.
+        momentum, spread: of multistep and stochastic steps, as in `NoiseTable`; None: they have none.
+        response: r, the expected derivative of the network's output with respect to the state: (J - p) / q, where x0
+            responds with J = alpha s^2 / (alpha^2 s^2 + sigma^2) to x for Gaussian data of standard deviation s.
+        largest: bound of the response that secants add, as a factor of norms.
+        smallest: squared norm of an element's movement that teaches nothing.
+        input_scale: [N, 1, ...] as `network_input` takes it; the network's input is input_scale * x; None: it is x.
+        growth: [N + 1, 1, ...], of the first guess, from the starting noise on.
+        weight: [N + 1, 1], 1 for the last point, less for points whose states have a larger standard deviation.
+        reach: [N, 1], by how much an error of the output at each point moves the last point, expected.
+        rows: for each wave, the positions of its rows.
+        waves: by the number of a sweep's last wave.
+        history: most differences that secants go through.
+        regularisation: lambda, relative to the largest squared movement.
+    """
+
+    a: Tensor
+    b: Tensor
+    e: Tensor
+    p: Tensor
+    q: Tensor
+    clip: float | None
+    momentum: Tensor | None
+    spread: Tensor | None
+    response: Tensor
+    largest: Tensor
+    smallest: Tensor
+    input_scale: Tensor | None
+    growth: Tensor
+    weight: Tensor
+    reach: Tensor
+    rows: tuple[Tensor, ...]
+    waves: Mapping[int, SecantWave]
+    history: int
+    regularisation: float
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.a)
+
+
+@lru_cache(maxsize=32)
+def secant_table(
+    noise: NoiseTable,
+    program: Sweeps,
+    data_std: float | Literal["auto"],
+    history: int,
+    regularisation: float,
+    spec: TensorSpec,
+    *,
+    scaled: bool,
+) -> SecantTable:
+    """The table for states like these; scaled: the network's input is multiplied with the input scale."""
+    if data_std == "auto":
+        data_std = DATA_STD if noise.clip is None else DATA_STD_OF_CLIP * noise.clip
+    gain, c = responses(noise, data_std)
+    steps = [first_order(noise, index, index + 1) for index in range(noise.num_steps)]
+    a, b, e = (torch.tensor([getattr(step, name) for step in steps], dtype=torch.float64) for name in "abc")
+    level = (noise.alpha**2 + noise.sigma**2).sqrt()
+    at_end = (noise.alpha_next[-1:] ** 2 + noise.sigma_next[-1:] ** 2).sqrt()
+    ratio = (noise.sigma / noise.alpha).clamp(max=LARGEST_RATIO)
+    to_the_end = torch.cat([c.flip(0).cumprod(0).flip(0)[1:], c.new_ones(1)])
+    by_x0 = e if noise.momentum is None else e + noise.momentum
+
+    def column(values: Tensor) -> Tensor:
+        return values.to(spec.device, spec.dtype)[:, None, None]
+
+    return SecantTable(
+        *(column(each) for each in (a, b, e, noise.p, noise.q)),
+        clip=noise.clip,
+        momentum=None if noise.momentum is None else column(noise.momentum),
+        spread=None if noise.spread is None else column(noise.spread),
+        response=column((gain - noise.p) / noise.q),
+        largest=column((LARGEST_RESPONSE + ratio) / (level * noise.q.abs())),
+        smallest=column((SMALLEST_MOVEMENT * level) ** 2),
+        input_scale=spec.column(noise.input_scale) if scaled and bool((noise.input_scale != 1).any()) else None,
+        growth=spec.column(_growth(noise, gain)),
+        weight=(at_end / torch.cat([level, at_end])).to(spec.device, spec.dtype)[:, None],
+        reach=(to_the_end * (b + by_x0 * noise.q)).abs().to(spec.device, spec.dtype)[:, None],
+        rows=tuple(torch.tensor(positions, device=spec.device) for positions in program.positions),
+        waves=_waves(noise, program, spec),
+        history=history,
+        regularisation=regularisation,
+    )
+
+
+def _growth(noise: NoiseTable, gain: Tensor) -> Tensor:
+    """The sampler's path from 1, without noise, for Gaussian data: x0 is gain * x; float64, [N + 1]."""
+    keep = noise.sigma_next / noise.sigma
+    momentum = torch.zeros_like(keep) if noise.momentum is None else noise.momentum
+    x, x0_before, found = 1.0, None, [1.0]
+    for index, (k, j, m) in enumerate(zip(keep.tolist(), gain.tolist(), momentum.tolist(), strict=True)):
+        x0 = j * x
+        x = k * x + (float(noise.alpha_next[index]) - k * float(noise.alpha[index])) * x0
+        x += 0.0 if x0_before is None else m * (x0 - x0_before)
+        x0_before = x0
+        found.append(x)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> dict[int, SecantWave]:
+    # along the angle the output is smoother than along the steps or along the log-SNR
+    way = torch.atan2(noise.sigma, noise.alpha)
+    if not bool((way.diff() < -1e-9).all()):
+        way = -torch.arange(noise.num_steps, dtype=torch.float64)
+    found: dict[int, SecantWave] = {}
+    seen: set[int] = set()
+    positions: tuple[int, ...] = ()
+
+    def index(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=spec.device)
+
+    for number, wave in enumerate(program):
+        positions += program.positions[number]
+        if not wave.boundaries:  # a part of a wave that was too wide
+            continue
+        first, full = positions[0], len(positions) == noise.num_steps - positions[0]
+        nodes = [row for row, position in enumerate(positions) if not seen or position in seen]
+        new = [row for row in range(len(positions)) if row not in nodes]
+        between = None
+        if nodes and not full:
+            at, points = way[[positions[row] for row in nodes]], way[positions[nodes[0]] :]
+            weights = interpolation(at, points)
+            doubt = weights - _linear(at, points)
+            between = Interpolation(
+                positions[nodes[0]],
+                index(nodes),
+                weights.to(spec.device, spec.dtype),
+                doubt.to(spec.device, spec.dtype),
+            )
+        found[number] = SecantWave(
+            first,
+            index(list(positions)),
+            between,
+            index(new),
+            index([positions[row] for row in new]),
+            full,
+            index(list(program.positions[number + 1])) if number + 1 < len(program) else None,
+        )
+        seen |= set(positions)
+        positions = ()
+    return found
+
+
+def _linear(nodes: Tensor, points: Tensor) -> Tensor:
+    """Weights [points, nodes] of the values at descending nodes [K] in a piecewise linear curve through them."""
+    weights = torch.zeros(len(points), len(nodes), dtype=nodes.dtype)
+    if len(nodes) == 1:
+        return weights.fill_(1.0)
+    after = torch.searchsorted(-nodes, -points, right=True).clamp(1, len(nodes) - 1)
+    share = (points - nodes[after - 1]) / (nodes[after] - nodes[after - 1])
+    return weights.scatter_(1, after[:, None] - 1, 1 - share[:, None]).scatter_(1, after[:, None], share[:, None])

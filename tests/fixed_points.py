@@ -13,13 +13,13 @@ from srds_fast.sampling.rows import draw_noise
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.contract import NO_INPUTS, Checkpoint, Core, SolverInputs, Trajectory
 from srds_fast.solvers.fixed_point import program as sweeps
-from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
+from srds_fast.solvers.fixed_point.options import FixedPoint, ParaDiGMS, ParaTAA
 from srds_fast.solvers.fixed_point.program import Sweeps
 
 # all that a sweep does differently for some options
 FORMS: dict[str, FixedPoint] = {
-    "collocation": Collocation(num_nodes=6),
-    "collocation-picard": Collocation(num_nodes=5, data_std=None, history=0),
+    "nodes": ParaTAA(num_nodes=6),
+    "nodes-picard": ParaTAA(num_nodes=5, data_std=None, history=0),
     "parataa": ParaTAA(),
     "parataa-order": ParaTAA(order=3, history=5, data_std=math.inf),
     "parataa-window": ParaTAA(window=7, step_tolerance=1e-3),

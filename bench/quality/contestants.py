@@ -11,10 +11,10 @@ from srds_fast.planner.choose import choose, fixed_at
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
 from srds_fast.solvers.chords import Chords
-from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
+from srds_fast.solvers.collocation.options import Collocation
+from srds_fast.solvers.fixed_point.options import ParaDiGMS, ParaTAA
 
 PAPER, SRDS, DEFAULT = "srds, as published", "srds (default)", "collocation (default)"
-DEFAULT_NODES = Collocation().with_defaults(Settings().target(0)).num_nodes
 # from loose to tight; ParaTAA's is absolute, ParaDiGMS's in standard deviations of DDPM's posterior
 PARATAA_TOLERANCES = (0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 PARADIGMS_TOLERANCES = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -57,9 +57,9 @@ CONTESTANTS: dict[str, Contestant] = {
         Contestant(PAPER, SrdsOptions.published),
         Contestant(SRDS, "srds"),
         Contestant(f"{SRDS}, stops itself", "srds", TOLERANCES),
-        Contestant(DEFAULT, Collocation(num_nodes=DEFAULT_NODES)),
+        Contestant(DEFAULT, Collocation()),
         Contestant(f"{DEFAULT}, stops itself", Collocation(), TOLERANCES),
-        *(Contestant(f"collocation, {n} nodes", Collocation(num_nodes=n), peer=False) for n in (12, 16, 32)),
+        *(Contestant(f"collocation, cover 1 / {n}", Collocation(cover=n), peer=False) for n in (2, 3)),
         Contestant("parataa (default)", ParaTAA()),
         Contestant("parataa, as published", ParaTAA.published(), PARATAA_TOLERANCES),
         Contestant("paradigms, window 10", ParaDiGMS(window=10), PARADIGMS_TOLERANCES),

@@ -17,7 +17,7 @@ from bench.command import parser, write
 from bench.runner import AUTO, BY_HAND, SEQUENTIAL, STOCK, Entrant, Row, measured, show, told
 from bench.workloads import demonstrations
 from bench.workloads.samplers import SAMPLES, policy
-from srds_fast.solvers.fixed_point.options import Collocation
+from srds_fast.solvers.collocation.options import Collocation
 
 from .entrants import by_hand
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         Entrant(STOCK, partial(workload.stock, steps)),
         told(workload, steps, SEQUENTIAL, method="sequential"),
         told(workload, steps, "srds", method="srds"),
-        *(told(workload, steps, f"collocation, {n} nodes", method=Collocation(num_nodes=n)) for n in (16, 24)),
+        *(told(workload, steps, f"collocation, cover 1 / {n}", method=Collocation(cover=n)) for n in (1, 3)),
         told(workload, steps, AUTO, method="auto"),
     ]
     results: list[Row] = []

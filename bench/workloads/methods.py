@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 from srds_fast.solvers.chords import Chords
-from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
-from srds_fast.solvers.fixed_point.program import FEWEST_NODES
+from srds_fast.solvers.collocation.nodes import FEWEST_NODES
+from srds_fast.solvers.collocation.options import Collocation
+from srds_fast.solvers.fixed_point.options import ParaDiGMS, ParaTAA
 
 # no change falls below the first, every error is within the second
 NEVER, ALWAYS = 1e-30, 1e30

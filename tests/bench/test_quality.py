@@ -70,7 +70,7 @@ def test_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy.main(["--smoke", "--json", str(written)])
     assert "383 thousand parameters" in capsys.readouterr().out
     results = {each["peer"]: each for each in json.loads(written.read_text())["results"]}
-    assert {runner.STOCK, runner.AUTO, "srds", "collocation, 24 nodes"} <= set(results)
+    assert {runner.STOCK, runner.AUTO, "srds", "collocation, cover 1 / 3"} <= set(results)
     assert results[runner.SEQUENTIAL]["over_sequential"] == 1.0
     assert (results[runner.BY_HAND]["over_stock"], results[runner.STOCK]["difference"] < 1e-3) == (1.0, True)
 

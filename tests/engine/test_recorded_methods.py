@@ -16,8 +16,10 @@ import srds_fast
 from srds_fast.kernels import fixed_point_wave
 from srds_fast.solvers import chords
 from srds_fast.solvers.chords import Chords
+from srds_fast.solvers.collocation import table
+from srds_fast.solvers.collocation.options import Collocation
 from srds_fast.solvers.fixed_point import grid
-from srds_fast.solvers.fixed_point.options import Collocation, ParaTAA
+from srds_fast.solvers.fixed_point.options import ParaTAA
 
 METHODS = {
     "collocation": Collocation(num_nodes=6),
@@ -34,6 +36,7 @@ __all__ = ["_no_tables_of_the_device_are_kept"]
 def _nothing_of_the_device_is_kept() -> Iterator[None]:
     yield
     grid.grid_of.cache_clear()
+    table.secant_table.cache_clear()
     chords.compiled.cache_clear()
 
 
@@ -62,6 +65,7 @@ def test_a_replay_equals_an_eager_run_bit_for_bit(method: str, name: str) -> Non
 def test_its_waves_need_nothing_of_the_host(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build, arguments = tiny.PIPELINES[name]
     grid.grid_of.cache_clear()
+    table.secant_table.cache_clear()
     call = capturable(build(), arguments, monkeypatch, method=METHODS[method], max_iterations=2)
     check_loop(*record_loop(call), len(call.program))
 

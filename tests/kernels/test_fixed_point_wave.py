@@ -31,7 +31,7 @@ from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.fixed_point.grid import grid_of
-from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaTAA
+from srds_fast.solvers.fixed_point.options import FixedPoint, ParaTAA
 
 torch.set_num_threads(1)
 STEPS = 11
@@ -146,7 +146,7 @@ PROBLEMS = st.fixed_dictionaries(
             st.sampled_from([(7,), (300,), (5, 5, 5), (2, 6, 10)]),
         ),
         "options": st.builds(ParaTAA, history=st.integers(0, 5))
-        | st.builds(Collocation, history=st.integers(0, 5), num_nodes=st.sampled_from([5, 6, 9])),
+        | st.builds(ParaTAA, history=st.integers(0, 5), num_nodes=st.sampled_from([5, 6, 9])),
         "number": st.integers(0, STEPS - 1),
         "features": st.sets(st.sampled_from(FEATURES)),
         "begins": st.booleans(),
@@ -201,7 +201,7 @@ def test_steps_round_as_the_reference_does(
 @pytest.mark.parametrize("history", [0, 2])
 @pytest.mark.parametrize("nodes", [None, 6])
 def test_nan_stays_in_its_sample(device: torch.device, nodes: int | None, history: int) -> None:
-    options = ParaTAA(history=history) if nodes is None else Collocation(num_nodes=nodes, history=history)
+    options = ParaTAA(history=history) if nodes is None else ParaTAA(num_nodes=nodes, history=history)
     problem = Problem(device, (3, 20), options, branches=2)
     problem.m[1, 1, 5] = torch.nan
     (memory, found), (expected_memory, expected) = problem.both()
@@ -238,7 +238,7 @@ def test_points_may_be_constrained_between_sweep_and_mixing(device: torch.device
 @pytest.mark.parametrize("nodes", [None, 5])
 def test_what_does_not_move_is_stationary(device: torch.device, nodes: int | None) -> None:
     """The network's answer is always the same: after as many sweeps as there are steps nothing moves."""
-    options = ParaTAA(history=0) if nodes is None else Collocation(num_nodes=nodes, history=0)
+    options = ParaTAA(history=0) if nodes is None else ParaTAA(num_nodes=nodes, history=0)
     problem = Problem(device, (2, 7), options, number=0, steps=6)
     table = problem.table()
     memory = problem.memory(table)

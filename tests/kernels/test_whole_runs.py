@@ -24,7 +24,7 @@ from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
 from srds_fast.solvers.contract import Checkpoint, Core, Evaluate, SolverInputs
 from srds_fast.solvers.fixed_point import program as sweeps
-from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaTAA
+from srds_fast.solvers.fixed_point.options import FixedPoint, ParaTAA
 from srds_fast.solvers.fixed_point.solver import fixed_point
 from srds_fast.solvers.srds import srds
 
@@ -45,8 +45,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},
     "exact": {"method": "srds", "exact": True},
     "srds": {"method": "srds", "tolerance": 1e-4},
-    "collocation": {"method": Collocation(num_nodes=5, history=3), "max_iterations": 3},
-    "collocation, not mixed": {"method": Collocation(num_nodes=5, history=0), "max_iterations": 3},
+    "nodes": {"method": ParaTAA(num_nodes=5, history=3), "max_iterations": 3},
+    "nodes, not mixed": {"method": ParaTAA(num_nodes=5, history=0), "max_iterations": 3},
     "parataa": {"method": ParaTAA(), "max_iterations": 3},
     "picard": {"method": ParaTAA(history=0, data_std=None), "max_iterations": 3},
 }
@@ -66,7 +66,7 @@ METHODS: dict[str, dict[str, Any]] = {
         ("ddim", "collocation"),
         ("ddim clipped, eta", "parataa"),
         ("dpm++ 2m", "parataa"),
-        ("flow", "collocation, not mixed"),
+        ("flow", "nodes, not mixed"),
     ],
 )
 def test_a_whole_run_is_that_of_the_references(
@@ -130,7 +130,7 @@ def seen_of(core: Core, running: dict[int, tuple[int, ...]], network: NetworkInp
 
 @pytest.mark.parametrize(
     ("options", "max_rows"),
-    [(None, None), (Collocation(num_nodes=5), 3), (ParaTAA(), None)],
+    [(None, None), (ParaTAA(num_nodes=5), 3), (ParaTAA(), None)],
     ids=["srds", "collocation", "parataa"],
 )
 def test_samples_leave_and_the_rest_goes_on(

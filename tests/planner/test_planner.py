@@ -31,8 +31,9 @@ from srds_fast.planner.search import Known, Pricing, default_plan, fastest
 from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.chords import Chords
+from srds_fast.solvers.collocation.options import Collocation
 from srds_fast.solvers.contract import SolverInputs
-from srds_fast.solvers.fixed_point.options import Collocation, ParaDiGMS, ParaTAA
+from srds_fast.solvers.fixed_point.options import ParaDiGMS, ParaTAA
 from srds_fast.solvers.srds import SRDS
 
 HERE = Context("a device", "2.0", "0.1", None, "steps")
@@ -163,7 +164,7 @@ def test_the_iterations_needed_are_those_after_which_all_stay_within_the_toleran
     assert [needed([(1, one_off)], reference, 0.1, quantile) for quantile in (0.75, 0.95)] == [1, None]
 
 
-@pytest.mark.parametrize("method", ["srds", Collocation(12), ParaDiGMS(), Chords(2, (0, 5))], ids=str)
+@pytest.mark.parametrize("method", ["srds", Collocation(), ParaDiGMS(), Chords(2, (0, 5))], ids=str)
 def test_plans_come_back_from_json(method: Any, tmp_path: Path) -> None:
     plan = choose(20, Settings(method=method))
     if not plan.slides:

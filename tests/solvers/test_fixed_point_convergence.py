@@ -19,7 +19,7 @@ from srds_fast import sample
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.contract import NO_INPUTS, Checkpoint, Core, SolverInputs, Trajectory
 from srds_fast.solvers.fixed_point.grid import responses
-from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaTAA
+from srds_fast.solvers.fixed_point.options import FixedPoint, ParaTAA
 from srds_fast.solvers.fixed_point.solver import fixed_point
 
 
@@ -46,8 +46,8 @@ ONE_SWEEP = {
 
 @pytest.mark.parametrize("data_std", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("name", ONE_SWEEP)
-@pytest.mark.parametrize("method", [Collocation, ParaTAA])
-def test_one_sweep_is_enough_for_the_data_it_is_made_for(method: type[FixedPoint], name: str, data_std: float) -> None:
+@pytest.mark.parametrize("num_nodes", [None, 8])
+def test_one_sweep_is_enough_for_the_data_it_is_made_for(num_nodes: int | None, name: str, data_std: float) -> None:
     """From nothing, and from what the network makes of other noise."""
     stock, eta = ONE_SWEEP[name]
     grid, x = table(40, stock, eta), noise(2, DIMENSIONS)
@@ -55,7 +55,7 @@ def test_one_sweep_is_enough_for_the_data_it_is_made_for(method: type[FixedPoint
     inputs = inputs_of(x, grid)
     expected = states(network, x, grid, inputs)[-1]
     for guess in (None, states(network, noise(2, DIMENSIONS, seed=9), grid, inputs)):
-        options = method(data_std=data_std)
+        options = ParaTAA(data_std=data_std, num_nodes=num_nodes)
         given = SolverInputs(draws=inputs.draws, initial_guess=guess)
         core = fixed_point(x, grid, sweeps_of(40, options, 1), options, given)
         assert_close(feed(core, network, grid)[0], expected, 1e-10)
@@ -82,8 +82,8 @@ def test_the_response_of_a_step_is_its_derivative(name: str, data_std: float) ->
 
 
 @pytest.mark.parametrize("num_nodes", [12, 20])
-def test_collocation_takes_as_many_waves_for_any_number_of_steps(num_nodes: int) -> None:
-    options, x = Collocation(num_nodes=num_nodes), noise(4, DIMENSIONS)
+def test_nodes_take_as_many_waves_for_any_number_of_steps(num_nodes: int) -> None:
+    options, x = ParaTAA(num_nodes=num_nodes), noise(4, DIMENSIONS)
     for num_steps in (25, 100, 400):
         grid = table(num_steps)
         expected = states(MIXTURE, x, grid)[-1]
@@ -97,7 +97,7 @@ def test_collocation_takes_as_many_waves_for_any_number_of_steps(num_nodes: int)
 
 
 @pytest.mark.parametrize(
-    "options", [Collocation(), ParaTAA(), FORMS["paradigms-whole"]], ids=["collocation", "parataa", "paradigms-whole"]
+    "options", [ParaTAA(num_nodes=24), ParaTAA(), FORMS["paradigms-whole"]], ids=["nodes", "parataa", "paradigms-whole"]
 )
 def test_no_sample_stops_on_its_way_to_another_component(options: FixedPoint) -> None:
     """Where the mixture parts, the last point rests in a wrong component while points before it still turn."""
@@ -175,8 +175,8 @@ def test_a_window_leaves_no_larger_residual(form: str, name: str, window: int, s
 
 
 # between few nodes, or without a response, what is interpolated knows little of a guess
-RELATED = {**FORMS, "collocation": Collocation()}
-RELATED.pop("collocation-picard")
+RELATED = {**FORMS, "nodes": ParaTAA(num_nodes=24)}
+RELATED.pop("nodes-picard")
 
 
 @pytest.mark.parametrize("options", RELATED.values(), ids=RELATED)

@@ -14,7 +14,7 @@ from torch import Tensor
 from srds_fast import InvalidArgument
 from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.fixed_point.grid import interpolation
-from srds_fast.solvers.fixed_point.options import Collocation, FixedPoint, ParaDiGMS, ParaTAA
+from srds_fast.solvers.fixed_point.options import FixedPoint, ParaDiGMS, ParaTAA
 from srds_fast.solvers.fixed_point.program import Sweeps
 
 
@@ -94,9 +94,9 @@ def test_windows_begin_at_every_step(num_steps: int, window: int) -> None:
 @pytest.mark.parametrize(
     ("cls", "given", "says"),
     [
-        (Collocation, {"num_nodes": 4}, "num_nodes is 4. It must be a whole number, 5 or more"),
-        (Collocation, {"order": 3}, "num_nodes goes with neither window nor order"),
-        (Collocation, {"window": 5, "step_tolerance": 0.1}, "num_nodes goes with neither window nor order"),
+        (ParaTAA, {"num_nodes": 4}, "num_nodes is 4. It must be a whole number, 5 or more"),
+        (ParaTAA, {"num_nodes": 9, "order": 3}, "num_nodes goes with neither window nor order"),
+        (ParaTAA, {"num_nodes": 9, "window": 5, "step_tolerance": 0.1}, "num_nodes goes with neither window nor order"),
         (ParaTAA, {"history": 6}, "history is 6. It must be a whole number, 0 to 5"),
         (ParaTAA, {"order": 0}, "order is 0. It must be a whole number, 1 or more"),
         (ParaTAA, {"window": 5}, "Pass both or neither"),

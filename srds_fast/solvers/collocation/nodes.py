@@ -56,9 +56,7 @@ def cover(num_steps: int, nodes: tuple[int, ...], every: int | None = 1) -> dict
 
 
 @lru_cache(maxsize=64)
-def secant_sweeps(
-    num_steps: int, num_iterations: int, num_nodes: int | None = None, every: int | None = 1
-) -> Sweeps:
+def secant_sweeps(num_steps: int, num_iterations: int, num_nodes: int | None = None, every: int | None = 1) -> Sweeps:
     """The waves of collocation. Wave k begins at point k, which is exact then: N waves are the sequential sampler.
 
     Args:

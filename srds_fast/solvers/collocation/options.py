@@ -37,8 +37,8 @@ COVERS = (2, 3)
 class Collocation(Method):
     """Secant sweeps over all points of the grid; the network is asked at few nodes a wave, and at every point once.
 
-    Along a sampler of many steps the network's output is a smooth curve in a few directions, and a rough one that hardly
-    changes from wave to wave. A skeleton of nodes, the same in every wave, sees the first and carries it to all points
+    Along a sampler of many steps the network's output is a smooth curve, and a rough one that hardly changes from wave
+    to wave. A skeleton of nodes, the same in every wave, sees the first and carries it to all points
     by cubic interpolation; the second is known once each point has been asked. Between two waves, every point moves
     with the change of the one before it, through its step and through what the output is expected to answer: for
     Gaussian data, corrected by secants of the point's own movements.

@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...kernels.common.network_input import AS_THE_STATE, NetworkInput
 from ...kernels.fixed_point_wave.operations import guided
 from ...schedulers.table import NoiseTable
 from ..contract import NO_INPUTS, Checkpoint, Core, Evaluate, SolverInputs, merged, output_of, samples_of
 from ..fixed_point.program import Sweeps
-from .sweep import ConstrainOne, Memory, move, predict_x0, update_outputs
+from .sweep import Memory, move, predict_x0, update_outputs
 from .table import SecantTable
 
 # How much of what two interpolations differ by counts as an error. The cubic one is the better one: on the digits
 # pipeline and a robot policy the sum over the grid is 2 to 10 times the error that stays, 0.6 times on sharp mixtures.
-DOUBT = 0.5
+DOUBT = 1.0
 
 
 def collocation(
@@ -123,7 +122,8 @@ class Points:
 
     def sample(self) -> Tensor:
         """The last point, [samples, ...]."""
-        return self._memory.points(0)[-1].unflatten(1, self._shape).clone()
+        last: Tensor = self._memory.points(0)[-1].clone()
+        return last.view(len(last), *self._shape)
 
     def keep(self, running: tuple[int, ...]) -> None:
         """Go on with these positions of the samples only."""

@@ -111,9 +111,9 @@ def secants(table: SecantTable, memory: Memory) -> Secants | None:
     count = _differences(table, memory)
     if count == 0:
         return None
-    points, outputs = ([of(age) for age in range(count + 1)] for of in (memory.points, memory.output))
-    moved = torch.stack([new[:-1] - old[:-1] for new, old in zip(points, points[1:], strict=False)], 2)
-    changed = torch.stack([new - old for new, old in zip(outputs, outputs[1:], strict=False)], 2)
+    ages = range(count, -1, -1)
+    moved = torch.stack([memory.points(age)[:-1] for age in ages], 2).diff(dim=2)
+    changed = torch.stack([memory.output(age) for age in ages], 2).diff(dim=2)
     beyond = changed - table.response[:, None] * moved  # as moved, [N, samples, h, elements]
     norms, bounds = beyond.norm(dim=3, keepdim=True), table.largest[:, None] * moved.norm(dim=3, keepdim=True)
     beyond *= (bounds / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
@@ -210,10 +210,8 @@ def _x0_changes(slope: Tensor, q: Tensor, inside: Tensor | None, learnt: Secants
 def _with_before(table: SecantTable, memory: Memory, first: int, x0: Tensor) -> Tensor:
     """x0 from step `first` on, with the one before it."""
     if first > 0:
-        before = predict_x0(table, memory, first - 1)
-    else:
-        before = x0[0] if memory.x0_prev is None else memory.x0_prev
-    return torch.cat([before[None], x0])
+        return torch.cat([predict_x0(table, memory, first - 1)[None], x0])
+    return torch.cat([x0[:1] if memory.x0_prev is None else memory.x0_prev[None], x0])
 
 
 def predict_x0(table: SecantTable, memory: Memory, step: int) -> Tensor:

@@ -140,7 +140,11 @@ def secant_table(
         return values.to(spec.device, spec.dtype)[:, None, None]
 
     return SecantTable(
-        *(column(each) for each in (a, b, e, noise.p, noise.q)),
+        a=column(a),
+        b=column(b),
+        e=column(e),
+        p=column(noise.p),
+        q=column(noise.q),
         clip=noise.clip,
         momentum=None if noise.momentum is None else column(noise.momentum),
         spread=None if noise.spread is None else column(noise.spread),

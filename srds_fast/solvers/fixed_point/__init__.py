@@ -1,1 +1,1 @@
-"""Collocation, ParaTAA and ParaDiGMS."""
+"""ParaTAA and ParaDiGMS."""

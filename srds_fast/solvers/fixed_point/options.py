@@ -1,11 +1,11 @@
-"""Options of the fixed-point methods: collocation, ParaTAA and ParaDiGMS."""
+"""Options of the fixed-point methods: ParaTAA and ParaDiGMS."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from ..convergence import SWEEPS, Contraction
 from ..method import Method, Stopping, Target
 from ..program import Program
 from .parameters import Parameters
-from .program import FEWEST_NODES, Sweeps, fixed_point, windows
+from .program import Sweeps, fixed_point, windows
 from .solver import fixed_point as solve
 
 # of a run that has not settled: by then it has cost several times as much as the sequential sampler
@@ -25,12 +25,6 @@ HALF_A_GREY_LEVEL = 4e-3
 # on the digits pipeline, 25 to 100 steps, guidance 1 and 5
 EXPECTED_SWEEPS = 8
 REDUCED_BY_A_SWEEP = 3.0
-# nodes of collocation at this tolerance
-NODES = 24
-FEWEST_BY_TOLERANCE = 12
-# nodes that the planner compares, as shares of the default; fewer only where they are calibrated, as how many sweeps
-# they need differs from network to network
-SHARES = (0.5, 0.67, 0.83, 1.0, 1.33)
 
 
 @dataclass(frozen=True)
@@ -75,41 +69,6 @@ class FixedPoint(Parameters, Method):
 
     def words(self) -> list[str]:
         return [f"window {self.window}"] if self.slides else []
-
-
-@dataclass(frozen=True)
-class Collocation(FixedPoint):
-    """Fixed-point sweeps that evaluate few nodes of the grid a wave and interpolate the network's output between them.
-
-    Along a sampler of many steps the output is a smooth curve: a few of its points tell the others, whatever N. Every
-    wave takes other nodes than the one before, and what was evaluated earlier is corrected by what is learnt at the
-    nodes: so the limit is the N-step sampler, not an interpolation of it.
-    """
-
-    name: ClassVar[str] = "collocation"
-    about: ClassVar[str] = "refines all points at once, evaluates few nodes per wave"
-    interpolates: ClassVar[bool] = True
-
-    def with_defaults(self, target: Target) -> Self:
-        if self.num_nodes is not None or target.bitwise:
-            return self
-        # The error of interpolation falls with the square of the number of nodes: on the digits pipeline 24 leave about
-        # a quarter of the default tolerance at most.
-        asked = round(NODES * math.sqrt(HALF_A_GREY_LEVEL / target.tolerance))
-        return replace(self, num_nodes=max(FEWEST_BY_TOLERANCE, asked))
-
-    def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
-        if not target.leaves_choice(calibrated=calibrated):
-            return
-        usual = self.with_defaults(target).num_nodes
-        assert usual is not None
-        for share in SHARES:
-            num_nodes = max(FEWEST_NODES, round(share * usual))
-            if num_nodes < target.num_steps and (calibrated or share >= 1.0):
-                yield replace(self, num_nodes=num_nodes)
-
-    def words(self) -> list[str]:
-        return [f"{self.num_nodes or 'all'} nodes"]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from srds_fast.solvers.fixed_point.options import ParaTAA
 
 METHODS = {
     "collocation": Collocation(num_nodes=6),
+    "nodes": ParaTAA(num_nodes=6),
     "parataa": ParaTAA(),
     "parataa, order 3": ParaTAA(order=3, history=1),
     "chords": Chords(3),
@@ -86,7 +87,7 @@ class Launch:
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "ddpm"])
-@pytest.mark.parametrize("method", ["collocation", "parataa"])
+@pytest.mark.parametrize("method", ["nodes", "parataa"])
 def test_nor_do_the_kernels_of_its_waves(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which run in their order."""
     from srds_fast.kernels.fixed_point_wave import mix_kernel, sweep_kernel

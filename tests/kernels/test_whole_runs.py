@@ -63,7 +63,7 @@ METHODS: dict[str, dict[str, Any]] = {
         ("dpm++ 2m", "srds"),
         ("ddim eta", "srds"),
         ("euler", "srds"),
-        ("ddim", "collocation"),
+        ("ddim", "nodes"),
         ("ddim clipped, eta", "parataa"),
         ("dpm++ 2m", "parataa"),
         ("flow", "nodes, not mixed"),
@@ -131,7 +131,7 @@ def seen_of(core: Core, running: dict[int, tuple[int, ...]], network: NetworkInp
 @pytest.mark.parametrize(
     ("options", "max_rows"),
     [(None, None), (ParaTAA(num_nodes=5), 3), (ParaTAA(), None)],
-    ids=["srds", "collocation", "parataa"],
+    ids=["srds", "nodes", "parataa"],
 )
 def test_samples_leave_and_the_rest_goes_on(
     device: torch.device, options: FixedPoint | None, max_rows: int | None

@@ -17,7 +17,7 @@ from ..convergence import SECANTS, Contraction
 from ..fixed_point.program import Sweeps
 from ..method import Method, Stopping, Target
 from ..program import Program
-from .nodes import FEWEST_NODES, secant_sweeps
+from .nodes import FEWEST_NODES, secant_sweeps, skeleton
 from .solver import collocation
 from .table import secant_table
 
@@ -29,8 +29,10 @@ HALF_A_GREY_LEVEL = 4e-3
 # on the digits pipeline, 25 to 100 steps, guidance 1 and 5, and on a robot policy.
 EXPECTED_SWEEPS = 6
 REDUCED_BY_A_SWEEP = 3.0
-# covers that the planner compares where iterations are measured: smooth networks need no visit of every point
-COVERS = (2, 3)
+# What the planner compares besides the default where iterations are measured: smooth networks need no visit of every
+# point, nor more nodes for more steps. Where a tolerance stops the run, the doubt about what was never asked outweighs
+# the rows that are saved.
+COVERS, NODES_OF_SMOOTH = (2, 3), 18
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Collocation(Method):
         yield self
         if calibrated:
             yield from (replace(self, cover=every) for every in COVERS)
+            if len(skeleton(target.num_steps)) > NODES_OF_SMOOTH:
+                yield replace(self, num_nodes=NODES_OF_SMOOTH, cover=COVERS[-1])
 
     def iterations_begun(self, num_steps: int, iteration: int, max_iterations: int) -> int:
         return iteration

@@ -13,7 +13,8 @@ from .sweep import Memory, move, predict_x0, update_outputs
 from .table import SecantTable
 
 # How much of what two interpolations differ by counts as an error. The cubic one is the better one: on the digits
-# pipeline and a robot policy the sum over the grid is 2 to 10 times the error that stays, 0.6 times on sharp mixtures.
+# pipeline and a robot policy the sum over the grid is 2 to 10 times the error that stays, but on a sharp mixture it can
+# be less than the error. There 0 of 256 samples were beyond half a grey level with 1, 10 of them with 0.5.
 DOUBT = 1.0
 
 

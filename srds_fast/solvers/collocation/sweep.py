@@ -162,49 +162,64 @@ def move(table: SecantTable, wave: SecantWave, memory: Memory, constrain: Constr
         assert memory.draws is not None
         stepped = stepped + table.spread[first:] * memory.draws[first:]
     slopes = by_state + by_output * response
-    carried = None if learnt is None else by_output[..., None] * learnt.response[first:]
-    of_x0 = None if table.momentum is None else _x0_changes(p + q * response, q, inside, learnt, first)
+    of_x0 = _x0_changes(table, first, inside, learnt)
 
     after = memory.points(-1)
     after[: first + 1] = x[: first + 1]
     after[first + 1] = stepped[0]  # it departs from a point that is exact
     if constrain is not None:
         after[first + 1] = constrain(after[first + 1], first + 1)
-    change = after[first + 1] - x[first + 1]
+    # as columns [samples, elements, 1], one for each step: the loop below is all that the host does N times
+    old, new, steps, slope = (
+        each[..., None].unbind() for each in (x[first + 1 :], after[first + 1 :], stepped, slopes)
+    )
+    solve, response_of = (
+        ((), ())
+        if learnt is None
+        else (
+            learnt.solve[first:].unbind(),
+            (by_output[..., None] * learnt.response[first:]).unbind(),
+        )
+    )
+    change = new[0] - old[0]
     x0_before = torch.zeros_like(change)
     for index in range(1, table.num_steps - first):
-        step = first + index
-        more = slopes[index] * change
-        along = None
-        if learnt is not None and carried is not None:
-            along = learnt.solve[step] @ change[..., None]
-            more += (carried[index] @ along)[..., 0]
-        if of_x0 is not None and table.momentum is not None:
+        more = slope[index] * change
+        if learnt is not None:
+            along = torch.bmm(solve[index], change)
+            more.baddbmm_(response_of[index], along)
+        if of_x0 is not None:
             x0_change = of_x0.slopes[index] * change
-            if along is not None and of_x0.carried is not None:
-                x0_change += (of_x0.carried[index] @ along)[..., 0]
-            more += table.momentum[step] * (x0_change - x0_before)
+            if of_x0.carried is not None:
+                x0_change.baddbmm_(of_x0.carried[index], along)
+            more += of_x0.momentum[index] * (x0_change - x0_before)
             x0_before = x0_change
-        following = torch.add(stepped[index], more, out=after[step + 1])
+        torch.add(steps[index], more, out=new[index])
         if constrain is not None:
-            following.copy_(constrain(following, step + 1))
-        change = following - x[step + 1]
+            new[index].copy_(constrain(new[index][..., 0], first + index + 1)[..., None])
+        change = new[index] - old[index]
     _expect(table, memory, learnt, first)
 
 
 class _X0Changes(NamedTuple):
-    """How x0 changes with a point: by so much of its change, and of what secants learnt; see `move`."""
+    """How x0 changes with a point: by so much of its change, and of what secants learnt; by steps, see `move`."""
 
-    slopes: Tensor
-    carried: Tensor | None
+    slopes: tuple[Tensor, ...]
+    carried: tuple[Tensor, ...] | None
+    momentum: tuple[Tensor, ...]
 
 
-def _x0_changes(slope: Tensor, q: Tensor, inside: Tensor | None, learnt: Secants | None, first: int) -> _X0Changes:
-    carried = None if learnt is None else q[..., None] * learnt.response[first:]
+def _x0_changes(table: SecantTable, first: int, inside: Tensor | None, learnt: Secants | None) -> _X0Changes | None:
+    """None for schedulers without momentum."""
+    if table.momentum is None:
+        return None
+    slopes = table.p[first:] + table.q[first:] * table.response[first:]
+    carried = None if learnt is None else table.q[first:, ..., None] * learnt.response[first:]
     if inside is not None:
-        slope = slope * inside
+        slopes = slopes * inside
         carried = None if carried is None else inside[..., None] * carried
-    return _X0Changes(slope, carried)
+    momentum = table.momentum[first:, ..., None].unbind()
+    return _X0Changes(slopes[..., None].unbind(), None if carried is None else carried.unbind(), momentum)
 
 
 def _with_before(table: SecantTable, memory: Memory, first: int, x0: Tensor) -> Tensor:

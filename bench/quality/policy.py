@@ -17,8 +17,6 @@ from bench.command import parser, write
 from bench.runner import AUTO, BY_HAND, SEQUENTIAL, STOCK, Entrant, Row, measured, show, told
 from bench.workloads import demonstrations
 from bench.workloads.samplers import SAMPLES, policy
-from srds_fast.planner.choose import choose
-from srds_fast.planner.settings import Settings
 from srds_fast.solvers.collocation.options import Collocation
 
 from .entrants import by_hand
@@ -31,13 +29,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = found.parse_args(arguments)
     steps, rounds, training = (10, 2, 3) if options.smoke else (100, SAMPLES, demonstrations.TRAINING_STEPS)
     workload = policy(demonstrations.train(training))
-    plans = {f"collocation, cover 1 / {n}": choose(steps, Settings(method=Collocation(cover=n))) for n in (1, 3)}
     every = [
         Entrant(BY_HAND, partial(by_hand, workload, steps)),
         Entrant(STOCK, partial(workload.stock, steps)),
         told(workload, steps, SEQUENTIAL, method="sequential"),
         told(workload, steps, "srds", method="srds"),
-        *(told(workload, steps, name, plan=plan) for name, plan in plans.items()),
+        *(told(workload, steps, f"collocation, cover 1 / {n}", method=Collocation(cover=n)) for n in (1, 3)),
         told(workload, steps, AUTO, method="auto"),
     ]
     results: list[Row] = []

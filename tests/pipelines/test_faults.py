@@ -20,7 +20,7 @@ import srds_fast
 from srds_fast import DivergenceError
 from srds_fast.pipelines import call as call_module
 from srds_fast.sampling import session as session_module
-from srds_fast.solvers.fixed_point import solver as fixed_point
+from srds_fast.solvers.collocation import solver as collocation
 
 STEPS = 9
 latents = partial(calls.latents, prompt="a cat")
@@ -137,7 +137,7 @@ def test_what_the_waves_had_in_memory_is_let_go_before_the_steps_are_taken(
 ) -> None:
     alive: list[int] = []
     steps = session_module.Session.take_steps
-    made = instances(monkeypatch, fixed_point.Points, weakref.ref)
+    made = instances(monkeypatch, collocation.Points, weakref.ref)
 
     def looking(session: session_module.Session, why: str) -> None:
         steps(session, why)

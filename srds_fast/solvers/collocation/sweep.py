@@ -53,7 +53,10 @@ class Memory:
         iterates: ring of [N + 1, samples, elements]: the points of the last waves, and those being written.
         outputs: ring of [N, samples, elements]: the network's outputs at them.
         expected: [N, samples, elements], what the outputs are expected to change by at the newest points.
-        doubts: [N, samples], mean error of the outputs that were carried to a point since the network was asked there.
+        doubts: [N, samples], what two interpolations of the outputs that were carried to a point differ by, summed
+            since the network was asked there.
+        found: [2, samples], where it was asked for the first time: mean errors of what was carried there, and the
+            doubts there; sums over points, weighted with their reach.
         sweeps: how many are done.
     """
 
@@ -64,6 +67,7 @@ class Memory:
         self.outputs = x.new_zeros(kept, steps, *flat.shape)
         self.expected = x.new_zeros(steps, *flat.shape)
         self.doubts = x.new_zeros(steps, len(x))
+        self.found = x.new_zeros(2, len(x))
         self.draws = None if draws is None else draws.flatten(2)
         self.x0_prev = None if x0_prev is None else x0_prev.flatten(1)
         self.sweeps = 0
@@ -80,6 +84,7 @@ class Memory:
         """Continue with the samples at these indices only."""
         self.iterates, self.outputs = self.iterates.index_select(2, index), self.outputs.index_select(2, index)
         self.expected, self.doubts = self.expected.index_select(1, index), self.doubts.index_select(1, index)
+        self.found = self.found.index_select(1, index)
         self.draws = None if self.draws is None else self.draws.index_select(1, index)
         self.x0_prev = None if self.x0_prev is None else self.x0_prev.index_select(0, index)
 
@@ -98,12 +103,24 @@ def update_outputs(table: SecantTable, wave: SecantWave, memory: Memory, got: Te
         doubt = (between.doubt @ surprise).view_as(output[between.first :]).abs().mean(2)
         memory.doubts[between.first :] += doubt
         output[between.first :] += (between.weights @ surprise).view_as(output[between.first :])
-    memory.doubts.index_fill_(0, wave.positions, 0.0)
     if len(wave.new):
         own = got.index_select(0, wave.new) - output.index_select(0, wave.new_positions)
+        both = torch.stack([own.abs().mean(2), memory.doubts.index_select(0, wave.new_positions)])
+        memory.found += (table.reach.index_select(0, wave.new_positions) * both).sum(1)
         for age in range(1, _differences(table, memory) + 1):
             memory.output(age).index_add_(0, wave.new_positions, own)
+    memory.doubts.index_fill_(0, wave.positions, 0.0)
     output.index_copy_(0, wave.positions, got)
+
+
+def doubt(table: SecantTable, memory: Memory) -> Tensor:
+    """Expected error of the last point from all that was interpolated, [samples].
+
+    Doubts are in units of what was found to be wrong where the network was asked for the first time.
+    """
+    error, doubted = memory.found
+    scale = torch.where(doubted > 0, error / doubted, 1.0)
+    return scale * (table.reach * memory.doubts).sum(0)
 
 
 def secants(table: SecantTable, memory: Memory) -> Secants | None:

@@ -1,4 +1,4 @@
-"""Options of the fixed-point methods: collocation, ParaTAA and ParaDiGMS."""
+"""Options of the fixed-point methods: ParaTAA and ParaDiGMS."""
 
 from __future__ import annotations
 

@@ -29,15 +29,12 @@ class Parameters:
         history: differences to earlier iterates that triangular Anderson acceleration mixes, 0 to 5; 0: none. What has
             not settled in the first sweeps goes on with the newest alone.
         regularisation: lambda of the mixing, absolute.
-        num_nodes: rows of a wave; the network's output at the points between them is interpolated. None: all points,
-            or, of collocation, as many as the tolerance asks for.
+        num_nodes: rows of a wave; the network's output at the points between them is interpolated. None: all points.
         order: steps that the correction reaches along, the k of ParaTAA; None: to the end of the window.
         window: steps that are refined at a time. None: all, of which the sample's own change decides when to stop.
         step_tolerance: bound on the error of every step, by which a window slides, see the methods; with a window only.
     """
 
-    # the network's output is interpolated between nodes
-    interpolates: ClassVar[bool] = False
     # a window slides by the residuals of its steps, not by what its points moved by
     slides_by_residuals: ClassVar[bool] = False
     data_std: float | Literal["auto"] | None = "auto"
@@ -62,8 +59,7 @@ class Parameters:
                 f"window is {self.window} and step_tolerance is {self.step_tolerance}. A window slides by the errors "
                 "of its steps. Pass both or neither."
             )
-        nodes = self.num_nodes is not None or self.interpolates
-        if nodes and (self.window is not None or self.order is not None):
+        if self.num_nodes is not None and (self.window is not None or self.order is not None):
             raise InvalidArgument(
                 "num_nodes goes with neither window nor order. Nodes are spread over the whole grid. Leave these out."
             )

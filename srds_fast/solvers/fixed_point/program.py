@@ -41,7 +41,7 @@ MOST_DENSER_SWEEPS = 3
 
 @lru_cache(maxsize=64)
 def fixed_point(num_steps: int, num_iterations: int, num_nodes: int | None = None) -> Sweeps:
-    """Sweeps over the whole grid: ParaTAA with a full window, or, with nodes, collocation.
+    """Sweeps over the whole grid: ParaTAA with a full window, or nodes of it.
 
     After wave k the points 0 .. k + 1 are exact, and leave the program: N waves are the sequential sampler.
     num_nodes: rows of a wave; the network's output between them is interpolated, and every other wave has its nodes

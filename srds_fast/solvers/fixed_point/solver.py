@@ -1,4 +1,4 @@
-"""Fixed-point methods: every point of the grid is refined in every wave. ParaTAA, ParaDiGMS, collocation.
+"""Fixed-point methods: every point of the grid is refined in every wave. ParaTAA, ParaDiGMS.
 
     x_{i+1}^new = f_i(x_i^old) + c_i (x_i^new - x_i^old)
 

@@ -164,8 +164,7 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
     calls: list[_Call] = []
     most_rows: int | None = None
     left = math.inf  # seconds
-    bar = Progress(transient=True, auto_refresh=False, console=Console(stderr=True))  # no thread beside the timings
-    task = bar.add_task("Measuring the network", total=len(program.positions))
+    bar: Progress | None = None
     for number, positions in enumerate(program.positions):
         # a wider call may take longer in proportion to its rows
         if calls and left < 2 * calls[-1].seconds * len(positions) / calls[-1].rows:
@@ -180,15 +179,16 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
                 raise
             most_rows = calls[-1].rows
             break
-        if calls[0].seconds >= SHORT and bar.console.is_terminal:
-            bar.start()
-            bar.update(task, completed=len(calls), refresh=True)
+        if calls[0].seconds >= SHORT:
+            bar = bar or _bar(len(program.positions))
+            bar.update(bar.task_ids[0], completed=len(calls), refresh=True)
         budget = max(BUDGET_SECONDS, BUDGET * program.num_steps * calls[0].seconds)
         left = budget - 2 * sum(call.seconds for call in calls)
         in_proportion = [call.seconds >= SATURATED * call.rows * calls[0].seconds for call in calls[-2:]]
         if len(calls) >= 3 and calls[-1].seconds >= SHORT and all(in_proportion):
             break
-    bar.stop()
+    if bar is not None:
+        bar.stop()
     short = [call for call in calls if call.seconds < SHORT]
     for _ in range(ROUNDS):
         left -= sum(call.seconds for call in short)
@@ -205,6 +205,15 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
         memory if len(memory) == len(calls) else None,
         most_rows,
     )
+
+
+def _bar(widths: int) -> Progress:
+    """A bar on a terminal. It is drawn between two measurements: no thread runs beside them."""
+    console = Console(stderr=True)
+    bar = Progress(transient=True, auto_refresh=False, console=console, disable=not console.is_terminal)
+    bar.add_task("Measuring the network", total=widths)
+    bar.start()
+    return bar
 
 
 class _Call:

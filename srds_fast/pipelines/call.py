@@ -29,7 +29,7 @@ from .lockstep.proxies import copy_with_proxies
 from .networks import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .state import OWN_ARGUMENTS, RandomState, bind
-from .stock import TimedStockLoop, chosen_stock_call, kind_of_call, may_choose_stock, stock_call
+from .stock import TimedStockLoop, chosen_stock_call, kind_of_call, may_choose_stock, remember, stock_call
 from .takeover.turn import RecordedTurn, why_not
 
 # arguments whose contents guidance cannot depend on
@@ -178,7 +178,7 @@ def _run_call(
         finally:
             lockstep.close()
             if kind is not None and lockstep.session is not None and lockstep.session.exploration is not None:
-                state.explorations[kind] = lockstep.session.exploration
+                remember(state, kind, lockstep.session.exploration)
             # made.reasons grows during the call, in which compilation can fail
             state.last.report = lockstep.report(made.reasons)
             state.last.session = lockstep.session

@@ -6,7 +6,7 @@ import functools
 import inspect
 import time
 import weakref
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from numbers import Number
 from typing import Any
@@ -22,7 +22,9 @@ from .acceleration import NetworkOptions
 from .lockstep.proxies import copy_scheduler
 from .networks import Arguments
 from .notices import warn_fallback
-from .state import RandomState, steps_of, undecoded
+from .state import RandomState, State, steps_of, undecoded
+
+MOST_KINDS = 64
 
 
 def refuse_stock_loop(reason: str | None) -> None:
@@ -43,23 +45,50 @@ def stock_call(
         refuse_stock_loop(reason)
     warn_fallback(fast, "on its stock loop", reason)
     left_out = [f"{name} was left out: the stock loop has no use for it" for name in own]
-    return _called(fast, args, kwargs, arguments, fallback_reason=reason, left_out=left_out)
+    return _called(fast, state.original, args, kwargs, arguments, fallback_reason=reason, left_out=left_out)
 
 
 def chosen_stock_call(
     fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, chosen: Exploration
 ) -> Any:
-    """Call the pipeline itself, because it was the fastest."""
-    return _called(fast, args, kwargs, arguments, plan_reason=chosen.why, plan_state=chosen.state)
+    """Run the stock loop because it was the fastest, on a twin of the pipeline: calls may run in several threads."""
+
+    def interrupt() -> None:  # the user sets the attribute of the pipeline
+        if vars(fast).get("_interrupt"):
+            twin._interrupt = True
+
+    if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
+        vars(fast)["_interrupt"] = False
+    with fast._srds.tokenizers.borrow(fast) as tokenizers:
+        twin = _twin(fast, tokenizers, interrupt)
+        return _called(fast, twin, args, kwargs, arguments, plan_reason=chosen.why, plan_state=chosen.state)
 
 
-def _called(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, **reported: Any) -> Any:
-    state = fast._srds
+def _called(
+    fast: Any, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, **reported: Any
+) -> Any:
     telemetry.phase("stock")
     started = time.perf_counter()
-    output = type(state.original).__call__(state.original, *args, **kwargs)
-    state.last.report = stock_report(steps_of(arguments), time.perf_counter() - started, **reported)
+    output = type(pipe).__call__(pipe, *args, **kwargs)
+    fast._srds.last.report = stock_report(steps_of(arguments), time.perf_counter() - started, **reported)
     return output
+
+
+def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None]) -> Any:
+    """A shallow copy of the pipeline with these parts and its own scheduler, which calls `stepped` after each step."""
+    scheduler = copy_scheduler(fast.scheduler)
+    step = scheduler.step
+
+    @functools.wraps(step)  # pipelines look at its signature
+    def step_and_tell(*args: Any, **kwargs: Any) -> Any:
+        found = step(*args, **kwargs)
+        stepped()
+        return found
+
+    scheduler.step = step_and_tell
+    twin = object.__new__(type(fast.original))
+    vars(twin).update({**vars(fast), **parts, "scheduler": scheduler})
+    return twin
 
 
 @dataclass(frozen=True)
@@ -78,28 +107,21 @@ class TimedStockLoop:
 
     def seconds(self) -> float:
         """Seconds of all turns of the loop; encoding and decoding are left out. No random generator advances."""
-        cls, scheduler = type(self.fast.original), copy_scheduler(self.fast.scheduler)
         stepped: list[float] = []
-        step = scheduler.step
 
-        @functools.wraps(step)
-        def timed_step(*args: Any, **kwargs: Any) -> Any:
-            found = step(*args, **kwargs)
+        def note() -> None:
             if not stepped:
                 _wait(self.fast)
             stepped.append(time.perf_counter())
-            return found
 
-        scheduler.step = timed_step
-        twin = object.__new__(cls)
-        own = {"scheduler": scheduler, "_progress_bar_config": {"disable": True}}
-        vars(twin).update({**vars(self.fast), **self.parts, **own})
-        bound = inspect.signature(cls.__call__).bind(twin, *self.args, **self.kwargs)
+        twin = _twin(self.fast, {**self.parts, "_progress_bar_config": {"disable": True}}, note)
+        call = type(twin).__call__
+        bound = inspect.signature(call).bind(twin, *self.args, **self.kwargs)
         bound.arguments.update(undecoded(self.fast))
         now = RandomState(self.fast, self.arguments)
         self.random.restore()
         try:
-            cls.__call__(*bound.args, **bound.kwargs)
+            call(*bound.args, **bound.kwargs)
             _wait(self.fast)
             turns = len(stepped)
             # the first turn is taken to last as long as the others
@@ -112,11 +134,18 @@ def kind_of_call(fast: Any, arguments: Arguments, network: Any) -> Hashable | No
     """What the time of a call depends on, known before it begins; None if an argument is of an unknown type."""
     scheduler = fast.scheduler
     config = repr(sorted(scheduler.config.items()))
-    found = tuple((name, _kind(value)) for name, value in arguments.items())
+    found = tuple((name, _kind(value)) for name, value in arguments.items() if value is not fast)  # it is "self"
     if None in (kind for _, kind in found):
         return None
     threads = torch.get_num_threads()
     return weakref.ref(network), network.dtype, network.device, type(scheduler), config, threads, found
+
+
+def remember(state: State, kind: Hashable, exploration: Exploration) -> None:
+    """Where the next call of a kind finds whether it is to run on the stock loop."""
+    state.explorations[kind] = exploration
+    for oldest in list(state.explorations)[:-MOST_KINDS]:
+        state.explorations.pop(oldest, None)
 
 
 def may_choose_stock(fast: Any) -> bool:
@@ -126,10 +155,12 @@ def may_choose_stock(fast: Any) -> bool:
 
 
 def _kind(value: Any) -> Hashable | None:
-    if value is None or isinstance(value, Number):
+    if isinstance(value, Number):
         return type(value), value
-    if isinstance(value, str | torch.Generator):
-        return (type(value),)
+    if isinstance(value, str):
+        return (str,)
+    if value is None or isinstance(value, torch.Generator):
+        return (None,)
     if isinstance(value, Tensor):
         return value.shape, value.dtype
     if isinstance(value, dict) and not value:

@@ -231,7 +231,7 @@ def test_reset_makes_a_call_measure_again() -> None:
     network = Counting(MIXTURE)
     for measures in (True, False, True):
         network.calls.clear()
-        report = sample(network, noise(1, 64), scheduler(), 20, method="auto").report
+        report = sample(network, noise(1, 64), scheduler(), 20, method="auto", explore=0).report
         assert (len(network.calls) > report.waves) == measures
         if not measures:
             srds_fast.compile(tiny.stable_diffusion()).reset()

@@ -27,7 +27,7 @@ from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.collocation.nodes import FULL_FROM, cover, secant_sweeps, skeleton
 from srds_fast.solvers.collocation.options import Collocation
 from srds_fast.solvers.collocation.solver import Points
-from srds_fast.solvers.collocation.sweep import inverse
+from srds_fast.solvers.collocation.sweep import Memory, doubt, inverse
 from srds_fast.solvers.collocation.table import secant_table
 from srds_fast.solvers.contract import NO_INPUTS, Checkpoint, Core, SolverInputs
 from srds_fast.solvers.convergence import SECANTS, estimated_error
@@ -332,6 +332,17 @@ def test_doubts_are_of_points_that_were_interpolated() -> None:
         assert bool((doubts[list(positions)] == 0).all())
         assert bool((doubts >= 0).all())
         assert bool((doubts == 0).all()) == (number >= FULL_FROM)
+
+
+def test_doubts_count_as_much_as_the_first_visits_found_them_true() -> None:
+    grid, x, options = table(20), noise(3, DIMENSIONS), Collocation()
+    how = options.data_std, options.history, options.regularisation
+    constants = secant_table(grid, program_of(20, options), *how, TensorSpec.of(x), scaled=False)
+    memory = Memory(constants, x, None, None)
+    memory.doubts[4] = 0.5
+    memory.found.copy_(torch.tensor([[0.0, 1.0, 6.0], [0.0, 4.0, 2.0]]))
+    expected = 0.5 * constants.reach[4] * torch.tensor([1.0, 0.25, 3.0], dtype=torch.float64)
+    assert_close(doubt(constants, memory), expected)
 
 
 @pytest.mark.parametrize("max_rows", [1, 3, 5])

@@ -27,7 +27,7 @@ MOST_SWEEPS = 100
 HALF_A_GREY_LEVEL = 4e-3
 # Sweeps after which a tolerance of half a grey level mostly stops a run, and by what factor one more reduces the error:
 # on the digits pipeline, 25 to 100 steps, guidance 1 and 5, and on a robot policy.
-EXPECTED_SWEEPS = 6
+EXPECTED_SWEEPS = 7
 REDUCED_BY_A_SWEEP = 3.0
 # What the planner compares besides the default where iterations are measured: smooth networks need no visit of every
 # point, nor more nodes for more steps. Where a tolerance stops the run, the doubt about what was never asked outweighs

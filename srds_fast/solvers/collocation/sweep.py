@@ -100,8 +100,8 @@ def update_outputs(table: SecantTable, wave: SecantWave, memory: Memory, got: Te
     if between is not None:
         positions = wave.positions.index_select(0, between.nodes)
         surprise = (got.index_select(0, between.nodes) - output.index_select(0, positions)).flatten(1)
-        doubt = (between.doubt @ surprise).view_as(output[between.first :]).abs().mean(2)
-        memory.doubts[between.first :] += doubt
+        differ = (between.doubt @ surprise).view_as(output[between.first :])
+        memory.doubts[between.first :] += differ.abs().mean(2)
         output[between.first :] += (between.weights @ surprise).view_as(output[between.first :])
     if len(wave.new):
         own = got.index_select(0, wave.new) - output.index_select(0, wave.new_positions)
@@ -190,21 +190,17 @@ def move(table: SecantTable, wave: SecantWave, memory: Memory, constrain: Constr
     old, new, steps, slope = (
         each[..., None].unbind() for each in (x[first + 1 :], after[first + 1 :], stepped, slopes)
     )
-    solve, response_of = (
-        ((), ())
-        if learnt is None
-        else (
-            learnt.solve[first:].unbind(),
-            (by_output[..., None] * learnt.response[first:]).unbind(),
-        )
-    )
+    solve: tuple[Tensor, ...] = ()
+    carried: tuple[Tensor, ...] = ()
+    if learnt is not None:
+        solve, carried = learnt.solve[first:].unbind(), (by_output[..., None] * learnt.response[first:]).unbind()
     change = new[0] - old[0]
     x0_before = torch.zeros_like(change)
     for index in range(1, table.num_steps - first):
         more = slope[index] * change
         if learnt is not None:
             along = torch.bmm(solve[index], change)
-            more.baddbmm_(response_of[index], along)
+            more.baddbmm_(carried[index], along)
         if of_x0 is not None:
             x0_change = of_x0.slopes[index] * change
             if of_x0.carried is not None:

@@ -22,6 +22,7 @@ def posterior_std(noise: NoiseTable, bounds: tuple[int, ...]) -> Tensor:
 
 def num_within(error: Tensor, bound: Tensor) -> int:
     """How many states, from the first on, are within their bound [states] in all samples. Waits for the device."""
+    largest, bounds = error.amax(1).tolist(), bound.tolist()
     # NaN is within no bound
-    within: list[bool] = (error.double().cpu() <= bound[:, None]).all(1).tolist()
-    return [*within, False].index(False)
+    beyond = (index for index, most in enumerate(bounds) if not largest[index] <= most)
+    return next(beyond, len(bounds))

@@ -120,12 +120,12 @@ class Exploration:
             if self.state == EXPLORING:
                 self._ways.setdefault(STOCK, None)
 
-    def begin(self) -> bool:
+    def begin(self, *, may_explore: bool = True) -> bool:
         """A call begins; whether it explores. `end` ends it."""
         with self._lock:
             self._running += 1
             self._crowded |= self._running > 1
-            if self.state != EXPLORING or self._crowded:
+            if self.state != EXPLORING or self._crowded or not may_explore:
                 return False
             self.calls += 1
             self._rounds.append({})
@@ -165,11 +165,11 @@ class Exploration:
         with self._lock:
             self.spent += seconds
 
-    def end(self, plan: Plan, seconds: float | None) -> None:
+    def end(self, plan: Plan, seconds: float | None, *, explored: bool) -> None:
         """A call has ended. seconds: of its own run of the plan; None where they tell nothing of other calls."""
         with self._lock:
             if not self._crowded:
-                if self.state == EXPLORING:
+                if self.state == EXPLORING and explored:
                     self._lead()
                     enough = (len(self._seconds.get(key, ())) >= CALLS - 1 or self._has_lost(key) for key in self._ways)
                     if self.calls >= CALLS or all(enough):

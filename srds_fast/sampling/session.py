@@ -194,7 +194,7 @@ class Session:
         if self.stock is not None:
             exploration.offer_stock()
         # without lazy capture another plan would have no recording
-        explores = exploration.begin() and (self.graphs is None or self.graphs.lazy)
+        explores = exploration.begin(may_explore=self.graphs is None or self.graphs.lazy)
         seconds = None
         try:
             if explores:
@@ -202,12 +202,13 @@ class Session:
             run = self._complete(advance)
             if not self.interrupted and not run.engine.capture_seconds:
                 seconds = run.counts.seconds
-                exploration.record(self.plan, seconds, ended=self._fallback_reason is None)
+                if explores:
+                    exploration.record(self.plan, seconds, ended=self._fallback_reason is None)
             if explores and not self.interrupted:
                 trials = Trials(exploration, pricing, self._trial, self.stock)
                 self._exploring_seconds = trials.run_due()
         finally:
-            exploration.end(self.plan, seconds)
+            exploration.end(self.plan, seconds, explored=explores)
         return run
 
     def _trial(self, plan: Plan, observer: Observer | None = None) -> Session:

@@ -44,12 +44,13 @@ def explored(seconds: Mapping[Plan, float], budget: float = 3.0, *, stock: bool 
 
 def one_call(exploration: Exploration, took: Mapping[Plan | str, float]) -> None:
     plan = exploration.plan
-    if exploration.begin():
+    explores = exploration.begin()
+    if explores:
         exploration.record(plan, min(took[plan], 9.0), ended=took[plan] < math.inf)
         while (way := exploration.due()) is not None:
             exploration.record(way, min(took[way], 9.0), ended=took[way] < math.inf)
             exploration.spend(min(took[way], 9.0))
-    exploration.end(plan, took[plan])
+    exploration.end(plan, took[plan], explored=explores)
 
 
 times = st.floats(0.2, 5.0)
@@ -145,12 +146,20 @@ def test_calls_at_once_are_not_timed() -> None:
     assert not exploration.begin()
     exploration.record(OTHERS[0], 9.0)
     assert exploration.due() is None
-    exploration.end(OTHERS[0], 9.0)
-    exploration.end(OTHERS[0], 9.0)
+    exploration.end(OTHERS[0], 9.0, explored=True)
+    exploration.end(OTHERS[0], 9.0, explored=False)
     assert (exploration.state, exploration.plan) == (EXPLORING, OTHERS[0])
     assert exploration.begin(), "alone again"
     exploration.record(OTHERS[0], 0.5)
     assert exploration.due() == SEQUENTIAL
+
+
+def test_calls_that_may_not_explore_decide_nothing() -> None:
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5})
+    for _ in range(2 * CALLS):
+        assert not exploration.begin(may_explore=False)
+        exploration.end(OTHERS[0], 9.0, explored=False)
+    assert (exploration.state, exploration.plan) == (EXPLORING, OTHERS[0])
 
 
 def test_without_a_budget_predictions_decide() -> None:

@@ -29,7 +29,6 @@ from ..schedulers.table import NoiseTable
 from ..solvers.contract import Evaluate, SolverInputs
 from ..solvers.convergence import Diverged
 from ..solvers.fixed_point.program import of_widths
-from ..solvers.method import plain_steps
 from ..solvers.program import Program
 from .eager import Evaluator
 from .graphs.device_lock import DeviceBusy, device_lock, in_a_replay
@@ -142,7 +141,7 @@ def price(
         except DeviceBusy:
             replayed = False
     known = costs.of((*of_call, replayed), curve)
-    return Pricing(known, between, context_of(state.device, noise, networks), (*of_call, replayed), plain_steps(noise))
+    return Pricing(known, between, context_of(state.device, noise, networks), (*of_call, replayed))
 
 
 @torch.no_grad()

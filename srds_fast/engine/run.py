@@ -13,7 +13,6 @@ from ..planner.plan import Plan
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged
 from ..solvers.convergence import Diverged, Monitor
-from ..solvers.method import plain_steps
 from ..solvers.program import Program
 
 Observer = Callable[[Checkpoint], None]
@@ -79,8 +78,7 @@ class Run:
         engine: EngineUse | None = None,
         factor: float = 1.0,
     ) -> None:
-        contraction = plan.options.contraction(plain=plain_steps(noise))
-        self._monitor = Monitor(len(x), factor * plan.tolerance, plan.bitwise, contraction)
+        self._monitor = Monitor(len(x), factor * plan.tolerance, plan.bitwise, plan.options.contraction)
         # the arguments of `Monitor.judge` after iterations whose changes have not been read
         self._unread: list[tuple[int, tuple[int, ...], Tensor, bool, Tensor | None]] = []
         self.change, self.converged = self._monitor.change, self._monitor.converged

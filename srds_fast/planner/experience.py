@@ -44,10 +44,10 @@ class Experience:
         if taken[iterations] == 1 or taken.total().bit_count() == 1:
             self.version += 1
 
-    def iterations(self, plan: Plan, *, plain: bool) -> Shares:
+    def iterations(self, plan: Plan) -> Shares:
         """What runs of a plan will take: at first as with any network, and more and more as runs were seen to."""
-        options, contraction = plan.options, plan.options.contraction(plain=plain)
-        stopping = Stopping(plan.num_inference_steps, plan.max_iterations, plan.tolerance, contraction)
+        options = plan.options
+        stopping = Stopping(plan.num_inference_steps, plan.max_iterations, plan.tolerance, options.contraction)
         expected = () if plan.calibrated or plan.bitwise else options.expected_iterations(stopping)
         if not expected:
             return ((plan.max_iterations, 1.0),)

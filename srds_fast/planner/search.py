@@ -43,7 +43,6 @@ class Pricing:
     measure_overhead: Callable[[Plan], float]  # seconds that a run takes outside the network; called where it decides
     context: Context
     kind: Hashable = None
-    plain: bool = True  # see `solvers.method.plain_steps`
 
     @property
     def most_rows(self) -> int | None:
@@ -59,7 +58,7 @@ class Pricing:
             self.known.experience.record(plan, report)
 
     def shares(self, plan: Plan) -> Shares:
-        return self.known.experience.iterations(plan, plain=self.plain)
+        return self.known.experience.iterations(plan)
 
     def expected(self, plan: Plan) -> int:
         """Iterations that half of the runs will stop within."""

@@ -34,7 +34,7 @@ from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Checkpoint, Evaluate, SolverInputs
 from ..solvers.convergence import Diverged
-from ..solvers.method import Method, plain_steps
+from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL, options_of
 from ..telemetry.report import Report
@@ -186,8 +186,7 @@ class Session:
         else:
             run = self._explore(advance, self.exploration, self.pricing)
         if self.audited and self._audit is not None and not self.interrupted and self._fallback_reason is None:
-            contraction = self.plan.options.contraction(plain=plain_steps(self.noise))
-            audit(self._audit, self.plan, max(run.iterations), contraction, self._trial)
+            audit(self._audit, self.plan, max(run.iterations), self._trial)
         return run
 
     def _explore(self, advance: Advance, exploration: Exploration, pricing: Pricing) -> Run:

@@ -21,7 +21,7 @@ from ..planner.plan import Plan
 from ..planner.search import Pricing
 from ..planner.settings import Settings
 from ..solvers.contract import Checkpoint, Evaluate
-from ..solvers.convergence import Contraction, estimated_error
+from ..solvers.convergence import estimated_error
 from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import Report
 
@@ -73,9 +73,7 @@ class Trial(Protocol):
         """What was done."""
 
 
-def audit(
-    found: Audit, plan: Plan, iterations: int, contraction: Contraction, trial: Callable[[Plan, Observer | None], Trial]
-) -> None:
+def audit(found: Audit, plan: Plan, iterations: int, trial: Callable[[Plan, Observer | None], Trial]) -> None:
     """Compare a run with the sequential sample of its input, some iterations further than it went.
 
     iterations: that the run has taken. trial: makes the session of a run of a plan, which an observer follows.
@@ -99,7 +97,7 @@ def audit(
         changes, errors = list[float](), list[tuple[float, float]]()
         for change, samples, exact in seen:
             changes.append(change[sample])
-            estimated = 0.0 if exact else estimated_error(changes, contraction)
+            estimated = 0.0 if exact else estimated_error(changes, plan.options.contraction)
             errors.append((estimated, float((samples[sample] - expected).abs().double().mean())))
         found.record(errors)
 

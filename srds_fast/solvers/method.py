@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import InvalidArgument
 from ..schedulers.table import NoiseTable
 from .contract import Core, SolverInputs
-from .convergence import BLOCKS, BLOCKS_UNCALIBRATED, Contraction
+from .convergence import BLOCKS, Contraction
 from .program import Program
 
 
@@ -71,6 +71,7 @@ class Method(ABC):
     about: ClassVar[str]  # one line for lists of methods
     advice: ClassVar[str] = "pass another method"  # what to try if the method does not settle
     takes_warm_start: ClassVar[bool] = False  # it can begin with a trajectory, `SolverInputs.initial_guess`
+    contraction: ClassVar[Contraction] = BLOCKS  # how the error of a run is estimated
     first_iteration: ClassVar[int] = 0  # number of its first iteration; 0 if that is a coarse sweep
     # the fewest and the most iterations that calibration considers: fewer are never enough, more take as many waves as
     # the sequential sampler
@@ -121,10 +122,6 @@ class Method(ABC):
         """Whole samples of a run, at most."""
         return 1 if self.slides else max_iterations + 1 - self.first_iteration
 
-    def contraction(self, *, plain: bool) -> Contraction:
-        """How the error of a run is estimated. plain: of `plain_steps`."""
-        return BLOCKS if plain else BLOCKS_UNCALIBRATED
-
     def reported(self) -> dict[str, Any]:
         """The fields of the Report that describe the method."""
         return {"options": self.to_dict()}
@@ -164,8 +161,3 @@ class Method(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The options as plain JSON types; infinite numbers by name."""
         return {name: str(value) if value == math.inf else value for name, value in asdict(self).items()}
-
-
-def plain_steps(noise: NoiseTable) -> bool:
-    """Whether steps neither add noise, clip, nor look back: error estimates were calibrated on such steps."""
-    return noise.momentum is None and noise.spread is None and noise.clip is None

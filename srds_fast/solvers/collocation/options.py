@@ -58,6 +58,7 @@ class Collocation(Method):
     name: ClassVar[str] = "collocation"
     about: ClassVar[str] = "refines all points at once, asks at few nodes a wave and at every point once"
     takes_warm_start: ClassVar[bool] = True
+    contraction: ClassVar[Contraction] = SECANTS
     first_iteration: ClassVar[int] = Sweeps.first_iteration
     tried: ClassVar[tuple[int, int]] = (4, 12)
     num_nodes: int | None = None
@@ -89,9 +90,6 @@ class Collocation(Method):
     @property
     def fused(self) -> bool:
         return False
-
-    def contraction(self, *, plain: bool) -> Contraction:
-        return SECANTS
 
     def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
         if not target.leaves_choice(calibrated=calibrated):

@@ -33,6 +33,7 @@ class FixedPoint(Parameters, Method):
 
     name: ClassVar[str] = "fixed-point"
     takes_warm_start: ClassVar[bool] = True
+    contraction: ClassVar[Contraction] = SWEEPS
     first_iteration: ClassVar[int] = Sweeps.first_iteration
     tried: ClassVar[tuple[int, int]] = (4, 14)
 
@@ -55,9 +56,6 @@ class FixedPoint(Parameters, Method):
     @property
     def fused(self) -> bool:
         return not self.slides and self.order is None
-
-    def contraction(self, *, plain: bool) -> Contraction:
-        return SWEEPS
 
     def iterations_begun(self, num_steps: int, iteration: int, max_iterations: int) -> int:
         return iteration

@@ -75,8 +75,8 @@ class Planner:
     plan: Plan | None = None  # the user's plan; None: choose one
     costs: Costs = field(default_factory=Costs)  # measurements of earlier calls
     cache: CurveCache | None = None  # where measured costs are kept for other processes
-    # plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for
     audits: dict[Hashable, Audit] = field(default_factory=dict)  # by kind of call and of run
+    # plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for
     calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import telemetry
 from ..errors import InvalidArgument
 from ..planner.exploration import Exploration
+from ..sampling.trials import TurnClock
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .lockstep.proxies import copy_scheduler
@@ -105,27 +106,17 @@ class TimedStockLoop:
     parts: dict[str, Any]
     random: RandomState
 
-    def seconds(self) -> float:
-        """Seconds of all turns of the loop; encoding and decoding are left out. No random generator advances."""
-        stepped: list[float] = []
-
-        def note() -> None:
-            if not stepped:
-                _wait(self.fast)
-            stepped.append(time.perf_counter())
-
-        twin = _twin(self.fast, {**self.parts, "_progress_bar_config": {"disable": True}}, note)
+    def seconds(self, turns: int) -> float:
+        """Seconds of all turns of the loop, by its first ones. No random generator advances."""
+        clock = TurnClock(turns, self.fast.device)
+        twin = _twin(self.fast, {**self.parts, "_progress_bar_config": {"disable": True}}, clock.turned)
         call = type(twin).__call__
         bound = inspect.signature(call).bind(twin, *self.args, **self.kwargs)
         bound.arguments.update(undecoded(self.fast))
         now = RandomState(self.fast, self.arguments)
         self.random.restore()
         try:
-            call(*bound.args, **bound.kwargs)
-            _wait(self.fast)
-            turns = len(stepped)
-            # the first turn is taken to last as long as the others
-            return (time.perf_counter() - stepped[0]) * turns / (turns - 1)
+            return clock.seconds(lambda: call(*bound.args, **bound.kwargs))
         finally:
             now.restore()
 
@@ -170,8 +161,3 @@ def _kind(value: Any) -> Hashable | None:
         return None if None in kinds else (type(value), kinds)
     size = getattr(value, "size", None)
     return (type(value), size) if isinstance(size, tuple) else None
-
-
-def _wait(fast: Any) -> None:
-    if fast.device.type == "cuda":
-        torch.cuda.synchronize(fast.device)

@@ -26,7 +26,9 @@ MEASURED, EXPLORING, FROZEN, DROPPED = "measured", "exploring", "frozen", "dropp
 # calls that may run other plans beside their own
 CALLS = 3
 # most plans that are timed beside the sequential one, and by how much they may be predicted to be slower than it
-PLANS, NEAR = 3, 1.25
+PLANS, NEAR = 3, 1.5
+# all turns of a loop cost the same: this share of them, and no fewer than so many, tell what all of them take
+SHARE_OF_TURNS, FEWEST_TURNS = 0.25, 5
 # one sequential call fits into a third of the budget for three
 ROUNDING = 1e-6
 # a way whose runs took this many times as long as those of the fastest is not run again
@@ -35,6 +37,11 @@ LOST = 1.5
 WORTH = 0.97
 # a plan is dropped if SLOW of its last LAST calls took longer than the sequential loop
 LAST, SLOW = 5, 2
+
+
+def turns_to_time(turns: int) -> int:
+    """How many turns of a loop are run to time it; the first of them is not counted, as it may warm something up."""
+    return min(turns, max(FEWEST_TURNS, math.ceil(SHARE_OF_TURNS * turns)))
 
 
 class Exploration:
@@ -144,7 +151,7 @@ class Exploration:
                 return None
             allowed = self._budget * self.sequential_seconds * min(1.0, self.calls / CALLS)
             for key in sorted(self._ways, key=self._order):
-                fits = self.spent + self._estimate(key) <= allowed * (1 + ROUNDING)
+                fits = self.spent + self._cost(key) <= allowed * (1 + ROUNDING)
                 if fits and key not in self._rounds[-1] and not self._has_lost(key):
                     return self._ways[key] or STOCK
             return None
@@ -224,6 +231,13 @@ class Exploration:
         # of other methods rather than of the sequential loop: the costs of wide calls are what may be wrong
         methods = [off for each, off in self._off.items() if each != self._sequential]
         return _predicted(self._plan(key)) * statistics.median(methods or self._off.values() or [1.0])
+
+    def _cost(self, key: Hashable) -> float:
+        """Seconds that timing a way will take."""
+        if key not in (STOCK, self._sequential):
+            return self._estimate(key)
+        steps = self._plan(self._sequential).num_inference_steps
+        return self._estimate(key) * turns_to_time(steps) / steps
 
     def _plan(self, key: Hashable) -> Plan:
         plan = self._ways[key]

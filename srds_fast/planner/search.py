@@ -11,7 +11,7 @@ from .choose import candidates, fixed_at, until, within_memory
 from .context import Context
 from .cost_curve import CostCurve
 from .experience import Experience, Shares
-from .exploration import Exploration
+from .exploration import NEAR, Exploration
 from .plan import Candidate, Plan, Prediction
 from .settings import Settings
 
@@ -133,8 +133,8 @@ def compare(
         enough = ((plan, iterations.get(plan.signature)) for plan in others)
         others = [fixed_at(plan, count) for plan, count in enough if count is not None]
     by_network = {plan: pricing.expected_network(plan) for plan in others}
-    limit = pricing.expected_network(sequential) + pricing.overhead(sequential, 1)
-    # a plan that is slower than the sequential sampler in the network alone needs no closer look
+    limit = NEAR * (pricing.expected_network(sequential) + pricing.overhead(sequential, 1))
+    # a plan that is much slower than the sequential sampler in the network alone needs no closer look
     seen = sorted((plan for plan in others if by_network[plan] < limit), key=by_network.__getitem__)
     kept = None if before is None else before.signature
     closely = [sequential, *seen[:CLOSELY], *(plan for plan in seen[CLOSELY:] if plan.signature == kept)]
@@ -166,5 +166,5 @@ def _why(best: Candidate, sequential: Candidate, compared: bool, had_choice: boo
     if compared:
         return f"no other plan is predicted to take less than {WORTH:.0%} of its time: {how}"
     if had_choice:
-        return f"in the network alone every other plan would take longer: {how}"
+        return f"in the network alone every other plan would take over {NEAR} times as long: {how}"
     return f"no other plan comes within the tolerance, or none is asked for: {how}"

@@ -9,7 +9,7 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,6 +39,7 @@ from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_metho
 from ..telemetry.report import Report, stock_report
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .session import Planner, Session
+from .trials import TurnClock
 
 logger = logging.getLogger("srds_fast")
 
@@ -242,16 +243,19 @@ class _StockLoop:
     cond: Mapping[str, Tensor]
 
     @torch.no_grad()
-    def __call__(self) -> Tensor:
+    def __call__(self, turned: Callable[[], None] = lambda: None) -> Tensor:
         scheduler, x = copy.deepcopy(self.scheduler), self.x
         scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
         for t in scheduler.timesteps:
             m = self.denoiser(scale(x, t), t.to(x.device).expand(len(x)), **self.cond)
             x = scheduler.step(m, t, x, return_dict=False)[0]
+            turned()
         return x
 
-    def seconds(self) -> float:
-        return self._timed()[0]
+    def seconds(self, turns: int) -> float:
+        """Seconds of all turns, by the first ones."""
+        clock = TurnClock(turns, self.x.device)
+        return clock.seconds(lambda: self(clock.turned))
 
     def result(self, exploration: Exploration) -> SampleResult:
         """The sample and the report of a call that runs on this loop, as an exploration has chosen."""

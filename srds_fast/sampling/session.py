@@ -38,7 +38,7 @@ from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL, options_of
 from ..telemetry.report import Report
-from .trials import Advance, TooSlow, Trials, all_waves, audit, cut_off
+from .trials import Advance, TimeStock, TooSlow, Trials, all_waves, audit, cut_off
 
 
 class Network(Protocol):
@@ -146,7 +146,7 @@ class Session:
     notify: Callable[[str], None] = lambda reason: None
     # runs the loop that the call would run on without this package, and returns its seconds; None: it cannot be run
     # beside this call, or does not give what is asked for
-    stock: Callable[[], float] | None = None
+    stock: TimeStock | None = None
     audited: bool = False  # compare this call with the sequential one, to learn when calls like it may stop
     strict: bool = False  # raise a DivergenceError instead of starting again step by step
     pricing: Pricing | None = None  # costs of the call; None if they were not measured
@@ -170,6 +170,10 @@ class Session:
         self._fallback_reason: str | None = None
         self._audit = self._audit_of(self.plan)
         self.run = self._reported = self._new_run(self.observer)
+
+    @property
+    def device(self) -> torch.device:
+        return self.state.device
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Take the output of the last wave and return the next wave; None when `run.sample` is complete."""

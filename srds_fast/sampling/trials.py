@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .. import telemetry
@@ -16,7 +17,7 @@ from ..engine.run import Observer, Run
 from ..errors import DivergenceError
 from ..planner.audit import Audit
 from ..planner.choose import choose, fixed_at
-from ..planner.exploration import LOST, Exploration
+from ..planner.exploration import LOST, Exploration, turns_to_time
 from ..planner.plan import Plan
 from ..planner.search import Pricing
 from ..planner.settings import Settings
@@ -31,6 +32,10 @@ logger = logging.getLogger("srds_fast")
 
 Advance = Callable[[Run, Callable[[Evaluate], Tensor]], None]
 """(run, evaluator) -> None: takes a run from wave to wave to its end."""
+
+
+TimeStock = Callable[[int], float]
+"""(turns) -> seconds of a stock loop that takes so many turns."""
 
 
 class TooSlow(Exception):
@@ -61,10 +66,66 @@ def cut_off(advance: Advance, sequential_seconds: float) -> Advance:
     return advance_until
 
 
+class Enough(Exception):
+    """A loop has been timed by some of its turns. seconds: what all of them take."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+class TurnClock:
+    """Times a loop on a device, whose turns cost the same, by its first ones. turns: of the whole loop."""
+
+    def __init__(self, turns: int, device: torch.device) -> None:
+        self._turns, self._timed, self._device = turns, turns_to_time(turns), device
+        self._done, self._first = 0, 0.0
+
+    def seconds(self, loop: Callable[[], object]) -> float:
+        """Seconds of all turns of a loop that calls `turned`. Enough is raised in it."""
+        try:
+            loop()
+        except Enough as timed:
+            return timed.seconds
+        raise RuntimeError(f"it took {self._done} turns where {self._turns} were expected")
+
+    def turned(self) -> None:
+        """Call it after each turn. Raises Enough after the last of those that are timed."""
+        self._done += 1
+        if self._done not in (1, self._timed):
+            return
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        if self._timed > 1 and self._done == self._timed:
+            raise Enough((now - self._first) * self._turns / (self._timed - 1))
+        self._first = now
+
+
+def first_turns(advance: Advance, device: torch.device) -> Advance:
+    """The same, but Enough ends the run when it has been timed; a recording, which runs no single wave, goes on."""
+
+    def advance_some(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
+        clock = TurnClock(len(run.program), device)
+
+        def timed(wave: Evaluate) -> Tensor:
+            found = evaluate(wave)
+            clock.turned()
+            return found
+
+        advance(run, timed)
+
+    return advance_some
+
+
 class Trial(Protocol):
     """The session of a run that is only timed."""
 
     run: Run
+
+    @property
+    def device(self) -> torch.device:
+        """Of the state."""
 
     def complete(self, advance: Advance) -> Run:
         """Run all waves."""
@@ -106,14 +167,14 @@ def audit(found: Audit, plan: Plan, iterations: int, trial: Callable[[Plan, Obse
 class Trials:
     """What a call of an explored kind can run beside its own plan.
 
-    trial: makes the session of a run of a plan on the input of the call. stock: runs the stock loop, and returns its
-    seconds; None: it cannot be run. pricing: learns from the runs.
+    trial: makes the session of a run of a plan on the input of the call. stock: runs the stock loop of so many turns,
+    and returns their seconds; None: it cannot be run. pricing: learns from the runs.
     """
 
     exploration: Exploration
     pricing: Pricing
     trial: Callable[[Plan], Trial]
-    stock: Callable[[], float] | None
+    stock: TimeStock | None
 
     def run_due(self) -> float:
         """Run all that is due in this call. Returns the seconds that it took."""
@@ -130,11 +191,17 @@ class Trials:
 
     def _planned(self, plan: Plan) -> tuple[float | None, float]:
         """Seconds of a run of a plan, None if it does not get to its end, and seconds spent on recording it."""
-        recording, advance = 0.0, cut_off(all_waves, self.exploration.sequential_seconds)
+        recording = 0.0
         for _ in range(2):  # the first run of a plan may be eager, and be recorded
             trial = self.trial(plan)
+            advance = cut_off(all_waves, self.exploration.sequential_seconds)
+            if plan.is_sequential:
+                advance = first_turns(all_waves, trial.device)
             try:
                 trial.complete(advance)
+            except Enough as timed:
+                trial.run.close()
+                return timed.seconds, recording
             except Exception as why:  # the call is complete: it must not fail for what would help later ones
                 trial.run.close()
                 if not isinstance(why, TooSlow | DivergenceError):
@@ -152,7 +219,7 @@ class Trials:
     def _stock(self) -> tuple[float | None, float]:
         assert self.stock is not None
         try:
-            return self.stock(), 0.0
+            return self.stock(self.exploration.plan.num_inference_steps), 0.0
         except Exception as why:
             logger.warning("The stock loop failed when it was timed: %s. It is not taken.", why)
             return None, 0.0

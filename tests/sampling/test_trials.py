@@ -13,6 +13,8 @@ from torch import Tensor
 
 import srds_fast
 from srds_fast import Report
+from srds_fast.planner.exploration import turns_to_time
+from srds_fast.sampling.trials import TurnClock
 
 Seconds = Callable[[int, int, bool], float]
 MIXTURE = GaussianMixture.random()
@@ -50,7 +52,7 @@ def test_rows_for_nothing_are_explored_within_the_budget_then_the_fastest_plan_i
     caplog.set_level("INFO")
     network = TimedNetwork(monkeypatch)
     first = [network.call(seed) for seed in range(3)]
-    assert [report.plan_state for report, _ in first[:-1]] == ["exploring"] * 2
+    assert first[0][0].plan_state == "exploring"
     assert sum(took for _, took in first) <= 4 * 3 * N
     assert sum(report.exploring_seconds for report, _ in first) <= 3 * N * (1 + 1e-5)
     assert caplog.text.count("The first 3 calls of this kind") == 1
@@ -135,6 +137,30 @@ def test_a_plan_that_fails_when_it_is_timed_fails_no_call(
     assert "failed when it was timed: no kernel for this shape" in caplog.text
     assert [report.fallback_reason for report in reports] == [None] * 5
     assert reports[-1].plan_state == "frozen"
+
+
+@pytest.mark.parametrize("turns", [2, 5, 10, 100])
+def test_a_loop_is_timed_by_its_first_turns_without_what_the_very_first_one_takes(
+    monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    network = TimedNetwork(monkeypatch)  # its clock
+    done: list[int] = []
+    clock = TurnClock(turns, torch.device("cpu"))
+
+    def loop() -> None:
+        for turn in range(turns):
+            network.now += 50.0 if turn == 0 else 2.0
+            done.append(turn)
+            clock.turned()
+
+    assert clock.seconds(loop) == 2.0 * turns
+    assert len(done) == turns_to_time(turns) <= max(5, turns / 4)
+
+
+def test_a_loop_of_fewer_turns_than_were_expected_has_no_time() -> None:
+    clock = TurnClock(20, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="it took 3 turns where 20 were expected"):
+        clock.seconds(lambda: [clock.turned() for _ in range(3)])
 
 
 def test_two_threads_explore_one_kind_and_get_right_samples() -> None:

@@ -31,6 +31,7 @@ from ...errors import UnsupportedPipeline
 from ...kernels.wave_update import NetworkInput
 from ...sampling.rows import draw_noise, state_dtype
 from ...sampling.session import Planner, Session
+from ...sampling.trials import TimeStock
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs, Trajectory
 from ...solvers.registry import check_warm_start
@@ -63,7 +64,7 @@ class LockstepLoop:
     replacements: Mapping[nn.Module, Callable[..., Any]]  # maps a network to the callable to use instead
     plan_only: bool  # choose the plan but run no waves: the loop gets its starting noise as the result
     strict: bool  # see `Session`
-    stock: Callable[[], float] | None = None  # see `Session`
+    stock: TimeStock | None = None  # see `Session`
     audited: bool = False  # see `Session`
 
     def __post_init__(self, original_scheduler: Any) -> None:

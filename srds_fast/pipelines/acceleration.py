@@ -8,9 +8,7 @@ of the device, which changes the images.
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,12 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ..errors import InvalidArgument
-from .networks import is_compiled, unwrapped
+from .compiled import AUTO, MODES, Compiled, CompiledIfFaster, compiled, compiled_if_faster, first_sentence, name_of
+from .networks import is_compiled
 
-MODES = ("default", "max-autotune-no-cudagraphs")
 # each has a version for torch's attention (suffix "2_0") and one for xformers (prefix "XFormers")
 STOCK_PROCESSORS = ("AttnProcessor", "AttnAddedKVProcessor", "JointAttnProcessor")
 
@@ -44,10 +41,10 @@ class NetworkOptions:
                 f"attention is {self.attention!r}. diffusers has no attention backend of that name. "
                 "Pass 'auto', 'sdpa', 'xformers' or a value of diffusers' AttentionBackendName."
             )
-        if self.torch_compile not in (None, *MODES):
+        if self.torch_compile not in (None, AUTO, *MODES):
             raise InvalidArgument(
                 f"torch_compile is {self.torch_compile!r}. The mode of torch.compile must not capture CUDA graphs "
-                f"itself. Pass None or one of {', '.join(map(repr, MODES))}."
+                f"itself. Pass None or one of {', '.join(map(repr, (AUTO, *MODES)))}."
             )
         if not isinstance(self.channels_last, bool | None):
             raise InvalidArgument(
@@ -57,10 +54,29 @@ class NetworkOptions:
 
 @dataclass
 class Applied:
-    """The compiled versions to call instead of networks, and why options were not applied (after the call)."""
+    """What the options came to in a call.
 
-    replacements: dict[nn.Module, Compiled] = field(default_factory=dict)
-    reasons: list[str] = field(default_factory=list)
+    replacements: the compiled versions to call instead of networks. not_set: why settings could not be set. before: the
+    seconds of `compiling` when the call began.
+    """
+
+    replacements: dict[nn.Module, Compiled | CompiledIfFaster] = field(default_factory=dict)
+    not_set: list[str] = field(default_factory=list)
+    before: float = 0.0
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why options were not applied, as far as is known: networks are compiled when they are called."""
+        return [*self.not_set, *(each.failure for each in self.replacements.values() if each.failure is not None)]
+
+    @property
+    def compile_seconds(self) -> float:
+        """What choosing between networks and their compiled versions has taken in this call."""
+        return self.compiling() - self.before
+
+    def compiling(self) -> float:
+        """The same, since the networks were first called."""
+        return sum(each.seconds for each in self.replacements.values() if isinstance(each, CompiledIfFaster))
 
 
 @contextmanager
@@ -72,24 +88,22 @@ def applied(networks: Iterable[nn.Module], options: NetworkOptions, device: torc
         for network in networks:
             if attention != "auto":
                 if why := _why_no_attention(network, attention, device):
-                    made.reasons.append(f"attention={attention!r} cannot be used: {why}")
+                    made.not_set.append(f"attention={attention!r} cannot be used: {why}")
                 else:
-                    made.reasons += settings.enter_context(_held(network, "attention", attention, _switch_attention))
+                    made.not_set += settings.enter_context(_held(network, "attention", attention, _switch_attention))
             if channels_last is not None:
                 # a transformer's only convolution makes the patches: its stride equals its kernel size
                 if any(isinstance(each, nn.Conv2d) and each.kernel_size != each.stride for each in network.modules()):
-                    made.reasons += settings.enter_context(_held(network, "channels_last", channels_last, _lay_out))
+                    made.not_set += settings.enter_context(_held(network, "channels_last", channels_last, _lay_out))
                 else:
-                    left = f"channels_last={channels_last} changes nothing in {_name_of(network)}"
-                    made.reasons.append(f"{left}: it is no convolution network")
+                    left = f"channels_last={channels_last} changes nothing in {name_of(network)}"
+                    made.not_set.append(f"{left}: it is no convolution network")
             if mode is not None and is_compiled(network):
-                made.reasons.append(f"torch_compile={mode!r} was left out: {_name_of(network)} is compiled already")
+                made.not_set.append(f"torch_compile={mode!r} was left out: {name_of(network)} is compiled already")
             elif mode is not None:
-                made.replacements[network] = compiled(network, mode)
-        try:
-            yield made
-        finally:
-            made.reasons += [each.failure for each in made.replacements.values() if each.failure is not None]
+                made.replacements[network] = compiled_if_faster(network) if mode == AUTO else compiled(network, mode)
+        made.before = made.compiling()
+        yield made
 
 
 @dataclass
@@ -127,7 +141,7 @@ def _held(
         if hold.value == value:
             yield hold.reasons
         else:
-            left = f"{setting}={value!r} was not set on {_name_of(network)}"
+            left = f"{setting}={value!r} was not set on {name_of(network)}"
             yield [f"{left}: another call is using it with {setting}={hold.value!r}"]
     finally:
         with _lock:
@@ -146,7 +160,7 @@ def _why_no_attention(network: Any, name: str, device: torch.device) -> str | No
         for head_dim in sorted(head_dims) or [64]:
             _try_attention(_backend(name), head_dim, dtype, device)
     except Exception as why:  # attention libraries raise errors of many types
-        return _first_sentence(why)
+        return first_sentence(why)
     return None
 
 
@@ -176,7 +190,7 @@ def _switch_attention(network: nn.Module, name: str, undo: ExitStack) -> list[st
         else:
             undo.callback(setattr, owner, attribute, getattr(owner, attribute))
             setattr(owner, attribute, value)
-    left = f"attention={name!r} was left out where {_name_of(network)} has {', '.join(sorted(unchanged))}"
+    left = f"attention={name!r} was left out where {name_of(network)} has {', '.join(sorted(unchanged))}"
     return [left] if unchanged else []
 
 
@@ -220,67 +234,3 @@ def _lay_out(network: nn.Module, channels_last: bool, _undo: ExitStack) -> list[
         if plain and not weight.is_contiguous(memory_format=layout):
             parameter.data = weight.contiguous(memory_format=layout)
     return []
-
-
-class Compiled:
-    """A network called through torch.compile; called directly if compilation fails (for example: no C++ compiler).
-
-    The network itself is not changed, and only weakly referenced: the caller keeps it alive.
-    """
-
-    def __init__(self, network: nn.Module, mode: str) -> None:
-        self.failure: str | None = None  # why the network is called directly
-        self._mode = mode
-        self._network = weakref.ref(network)
-
-        # the network is an argument, because a closure would keep it alive
-        def call(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return network(*args, **kwargs)
-
-        # torch counts recompilations and caches shapes by file, line and name: each network needs its own name
-        call.__code__ = call.__code__.replace(co_name=f"call_{_name_of(network)}_{next(_numbers)}")
-        # torch accepts a mode or options, not both; the user may have enabled graphs for all compilations
-        options = {**torch._inductor.list_mode_options(mode), "triton.cudagraphs": False}
-        self._call = torch.compile(call, options=options)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        network: Any = self._network()
-        if self.failure is not None:
-            return network(*args, **kwargs)
-        _mark_rows((args, kwargs))
-        try:
-            return self._call(network, *args, **kwargs)
-        except torch._dynamo.exc.TorchDynamoException as why:
-            reason = _first_sentence(getattr(why, "inner_exception", why))
-        # torch also wraps errors of the network itself; this call raises such an error, and no failure is recorded
-        output = network(*args, **kwargs)
-        self.failure = f"torch_compile={self._mode!r} failed on {_name_of(network)}: {reason}"
-        return output
-
-
-def _mark_rows(arguments: Any) -> None:
-    """Tell torch.compile that the number of rows differs from wave to wave: one version of the code serves all.
-
-    Only a batch of one entry is compiled apart, as torch compiles tensors of one entry for this number.
-    """
-    for leaf in tree_leaves(arguments):
-        if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) > 1:
-            torch._dynamo.maybe_mark_dynamic(leaf, 0)
-
-
-_numbers = itertools.count()
-_compiled: weakref.WeakKeyDictionary[nn.Module, dict[str, Compiled]] = weakref.WeakKeyDictionary()
-
-
-def compiled(network: nn.Module, mode: str) -> Compiled:
-    """The compiled version of the network. Always the same object: captured graphs are valid for one object only."""
-    by_mode = _compiled.setdefault(network, {})
-    return by_mode.get(mode) or by_mode.setdefault(mode, Compiled(network, mode))
-
-
-def _name_of(network: object) -> str:
-    return type(unwrapped(network)).__name__
-
-
-def _first_sentence(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".:") or type(error).__name__

@@ -179,8 +179,8 @@ def _run_call(
             lockstep.close()
             if kind is not None and lockstep.session is not None and lockstep.session.exploration is not None:
                 remember(state, kind, lockstep.session.exploration)
-            # made.reasons grows during the call, in which compilation can fail
-            state.last.report = lockstep.report(made.reasons)
+            report = lockstep.report(made.reasons)
+            state.last.report = report and replace(report, compile_seconds=made.compile_seconds)
             state.last.session = lockstep.session
             state.last.trajectory = lockstep.states() if own.get("keep_trajectory") else None
     random.restore()

@@ -268,6 +268,8 @@ def compile(
             nothing. The layout stays after the call: to copy all weights twice a call would cost more than it saves.
         torch_compile: a mode of torch.compile for the networks, "default" or "max-autotune-no-cudagraphs"; graphs then
             hold the compiled code. Compiling takes seconds to minutes, once or twice: the number of rows is dynamic.
+            "auto": mode "default", but each number of rows runs whichever was faster when it first came, compiled code
+            or the network itself. What that takes is in the log and in `report.compile_seconds`.
         overlap: "batch": all rows of a wave in one network call; "streams": coarse rows in a separate network call, on
             a CUDA device in a parallel stream; "auto": batch, or the faster of the two where a loop graph is recorded.
         plan: a plan to run instead of choosing one for each number of steps; it fixes the settings from method to
@@ -320,7 +322,7 @@ def compile(
     family_of(original)
     check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
-    planner = Planner(settings, plan, cache=CurveCache.of(cache_dir))
+    planner = Planner(settings, plan, cache=CurveCache.of(cache_dir, network_options))
     state = State(original, planner, strict, lazy_capture, Graphs(max_graphs), network_options, overlap, audit)
     return with_state(_fast_class(original.__class__), state)
 

@@ -20,6 +20,7 @@ from ..planner.exploration import Exploration
 from ..sampling.trials import TurnClock
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
+from .compiled import AUTO
 from .lockstep.proxies import copy_scheduler
 from .networks import Arguments
 from .notices import warn_fallback
@@ -142,7 +143,9 @@ def remember(state: State, kind: Hashable, exploration: Exploration) -> None:
 def may_choose_stock(fast: Any) -> bool:
     """Whether the stock loop is an answer to calls of this pipeline: not if it lacks what was asked for."""
     state = fast._srds
-    return not (state.strict or state.quiet or state.plan_only) and state.network_options == NetworkOptions()
+    options = NetworkOptions(torch_compile=state.network_options.torch_compile)
+    asked = state.network_options != options or options.torch_compile not in (None, AUTO)
+    return not (state.strict or state.quiet or state.plan_only or asked)
 
 
 def _kind(value: Any) -> Hashable | None:

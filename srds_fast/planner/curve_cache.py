@@ -25,12 +25,16 @@ VARIABLE = "SRDS_FAST_CACHE"
 
 @dataclass(frozen=True)
 class CurveCache:
-    """A folder of curves. Those of networks that are not known by name and shape are not kept."""
+    """A folder of curves. Those of networks that are not known by name and shape are not kept.
+
+    options: how networks are run, in words: curves of other options are not found.
+    """
 
     folder: Path
+    options: str = ""
 
     @classmethod
-    def of(cls, cache_dir: str | os.PathLike[str] | None) -> CurveCache | None:
+    def of(cls, cache_dir: str | os.PathLike[str] | None, options: object = "") -> CurveCache | None:
         """The cache in a folder, which is made; in that of SRDS_FAST_CACHE, if None; None if neither is given.
 
         Raises InvalidArgument if there can be no such folder.
@@ -46,11 +50,11 @@ class CurveCache:
                 f"cache_dir is {given!r}, and there can be no such folder: {error}. Pass a folder that can be written "
                 f"to, or None; {VARIABLE} names it otherwise."
             ) from None
-        return cls(folder)
+        return cls(folder, str(options))
 
     def load(self, key: Hashable, context: Context) -> CostCurve | None:
         """The curve of a kind of call, measured in this context; None if there is none that can be used."""
-        of = _described(key, context)
+        of = self._described(key, context)
         path = self._path(of)
         if of is None or not path.exists():
             return None
@@ -68,7 +72,7 @@ class CurveCache:
 
     def save(self, key: Hashable, context: Context, curve: CostCurve) -> None:
         """Keep a curve. A folder that cannot be written to is a warning."""
-        of = _described(key, context)
+        of = self._described(key, context)
         if of is None:
             return
         try:
@@ -79,16 +83,15 @@ class CurveCache:
         except OSError as error:
             logger.warning("Costs could not be kept in %s: %s.", self.folder, error)
 
+    def _described(self, key: Hashable, context: Context) -> dict[str, Any] | None:
+        """The kind of call, the options and the context as JSON; None if the network is not known."""
+        if context.network is None:
+            return None
+        here = {name: value for name, value in asdict(context).items() if name != "scheduler"}  # c(rows) is the same
+        return {"call": repr(_stable(key)), "options": self.options, **here}
+
     def _path(self, of: Any) -> Path:
         return self.folder / f"costs-{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}.json"
-
-
-def _described(key: Hashable, context: Context) -> dict[str, Any] | None:
-    """The kind of call and the context as JSON; None if the network is not known."""
-    if context.network is None:
-        return None
-    here = {name: value for name, value in asdict(context).items() if name != "scheduler"}  # c(rows) is the same
-    return {"call": repr(_stable(key)), **here}
 
 
 def _stable(key: Any) -> Any:

@@ -41,6 +41,8 @@ class Report:
             had no choice, or could not measure.
         planning_seconds: time for measuring and choosing; not part of `seconds`.
         exploring_seconds: time for running other plans; not part of `seconds`.
+        compile_seconds: time for compiling networks and timing that, with torch_compile="auto"; what came in a wave is
+            part of `seconds`.
         options: of the method, by name.
         interrupted: `pipe._interrupt` or a callback ended the call early.
         fallback_reason: why the stock loop ran, or why the run continued step by step; None if neither happened.
@@ -89,6 +91,7 @@ class Report:
     plan_state: str | None = None
     planning_seconds: float = 0.0
     exploring_seconds: float = 0.0
+    compile_seconds: float = 0.0
     options: dict[str, Any] | None = None
     timeline: dict[str, dict[str, float | int | None]] | None = None
     in_flight: int | None = None
@@ -139,6 +142,7 @@ class Report:
             ("plan", self.plan_reason and ", ".join(filter(None, (self.plan_state, self.plan_reason)))),
             ("planning", self.planning_seconds >= 0.01 and f"{self.planning_seconds:.3f} seconds"),
             ("exploring", self.exploring_seconds and f"{self.exploring_seconds:.3f} seconds for other plans"),
+            ("compiling", self.compile_seconds and f"{self.compile_seconds:.3f} seconds"),
             ("interrupted", self.interrupted and "yes"),
             ("stock loop because" if self.method == "stock" else "step by step", self.fallback_reason),
             ("driven because", self.drive_reason),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 import srds_fast
 from srds_fast.errors import InvalidArgument
 from srds_fast.pipelines import acceleration
-from srds_fast.pipelines.acceleration import Applied, NetworkOptions, applied, compiled
+from srds_fast.pipelines.acceleration import Applied, NetworkOptions, applied
+from srds_fast.pipelines.compiled import compiled
 
 KINDS = ["stable_diffusion", "stable_diffusion_controlnet", "stable_diffusion_3", "flux", "pixart", "dit", "ddim"]
 # settings that change what a running call computes: (first call, a call during it)
@@ -59,7 +61,7 @@ def state_of(*networks: Any) -> list[Any]:
     ("option", "value", "message"),
     [
         *(("attention", name, r"^attention is .*\. diffusers has no .*\. Pass") for name in ("fast", "NATIVE", 1, [])),
-        *(("torch_compile", mode, "Pass None or one of 'default'") for mode in ("reduce-overhead", "fastest")),
+        *(("torch_compile", mode, "Pass None or one of 'auto', 'default'") for mode in ("reduce-overhead", "fastest")),
         *(("channels_last", value, "It is a switch. Pass True") for value in (1, "yes")),
     ],
 )
@@ -333,6 +335,16 @@ def test_what_cannot_be_compiled_is_called_as_it_is(monkeypatch: pytest.MonkeyPa
     ]
 
 
+def test_the_report_of_a_call_tells_that_compiling_failed_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        raise OSError("no compiler was found. Install one")
+
+    compile_with(monkeypatch, no_compiler)
+    fast = srds_fast.compile(tiny.ddim(), method="srds", torch_compile="default")
+    fast(num_inference_steps=4, output_type="pt")
+    assert fast.report.left_out == ["torch_compile='default' failed on UNet2DModel: no compiler was found"]
+
+
 def test_errors_of_the_network_itself_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_with(monkeypatch, "eager")
     fast = compiled(network := nn.Linear(2, 2), "default")
@@ -358,6 +370,80 @@ def test_waves_of_all_widths_need_two_compilations(monkeypatch: pytest.MonkeyPat
         assert fast.report.peak_rows > 4
         assert fast.report.left_out == []
     assert len(widths) == 2
+
+
+class Clock:
+    """Time that advances by the rows of calls: of the network itself, and of compiled code by so much a row."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, compiled_row: Callable[[int], float]) -> None:
+        self.now, self.compiled_calls = 0.0, list[int]()
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+        def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+            self.now += 60.0
+
+            def call(*args: Any) -> Any:
+                found = graph.forward(*args)
+                rows = len(found[0])
+                self.compiled_calls.append(rows)
+                self.now += rows * compiled_row(rows)
+                return found
+
+            return call
+
+        compile_with(monkeypatch, backend)
+
+    def network(self) -> nn.Module:
+        network = nn.Linear(2, 2)
+        network.register_forward_hook(lambda module, args, output: self.advance(len(output)))
+        return network
+
+    def advance(self, rows: int) -> None:
+        if not torch.compiler.is_compiling():
+            self.now += rows
+
+
+def test_auto_calls_compiled_code_for_the_numbers_of_rows_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, lambda rows: 0.5 if rows >= 4 else 2.0)
+    network = clock.network()
+    with torch.no_grad(), apply(network, torch_compile="auto") as made:
+        for rows in (1, 2, 8):
+            made.replacements[network](torch.ones(rows, 2))
+        clock.compiled_calls.clear()
+        for rows in (1, 2, 3, 8, 12, 15):
+            x = torch.randn(rows, 2)
+            torch.testing.assert_close(made.replacements[network](x), network(x))
+        assert clock.compiled_calls == [8, 12, 15]
+    assert made.reasons == []
+    assert made.compile_seconds > 60
+    with apply(network, torch_compile="auto") as again:
+        again.replacements[network](torch.ones(1, 2))
+    assert again.compile_seconds == 0, "it is decided"
+
+
+def test_auto_says_where_compiling_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, lambda rows: 1.25)
+    network = clock.network()
+    with torch.no_grad(), apply(network, torch_compile="auto") as made:
+        made.replacements[network](torch.ones(4, 2))
+        clock.compiled_calls.clear()
+        made.replacements[network](torch.ones(4, 2))
+    assert clock.compiled_calls == []
+    found = "compiled code takes 1.25 times as long as the network itself, at best"
+    assert made.reasons == [f"torch_compile='auto' changes nothing in Linear: {found}"]
+
+
+def test_calls_of_auto_tell_what_compiling_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_with(monkeypatch, "eager")
+    pipe = tiny.stable_diffusion()
+    fast = srds_fast.compile(pipe, method="srds", torch_compile="auto")
+    call: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 25, "guidance_scale": 1.0}
+    found = latents(fast, **call)
+    assert fast.report.compile_seconds > 0
+    assert "compiling" in str(fast.report)
+    assert_close(found, latents(srds_fast.compile(pipe, method="srds"), **call))
+    latents(fast, **call)
+    assert fast.report.compile_seconds == 0, "all is decided"
 
 
 @pytest.mark.parametrize(("mode", "precision"), [("default", "highest"), ("max-autotune-no-cudagraphs", "high")])

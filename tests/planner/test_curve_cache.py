@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from problems import noise, scheduler
 from torch import Tensor, nn
@@ -82,3 +83,18 @@ def test_a_network_that_is_not_known_is_not_kept(tmp_path: Path) -> None:
 
     srds_fast.sample(denoiser, torch.randn(1, 8), scheduler(), 20, method="auto", explore=0, cache_dir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_is_run_with_other_options_has_other_costs(tmp_path: Path) -> None:
+    counts = []
+    for options in ({}, {"channels_last": True}, {"channels_last": True}):
+        pipe = tiny.ddim()
+        calls: list[int] = []
+        pipe.unet.register_forward_hook(lambda *args, calls=calls: calls.append(1))
+        fast = srds_fast.compile(pipe, explore=0, cache_dir=tmp_path, **options)
+        fast(num_inference_steps=10, output_type="pt")
+        counts.append(len(calls) - fast.report.waves)
+    recording = counts[-1]
+    assert counts[0] > recording
+    assert counts[1] > recording
+    assert len(list(tmp_path.iterdir())) == 2

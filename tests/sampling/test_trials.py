@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import srds_fast
 from srds_fast import Report
 from srds_fast.planner.exploration import turns_to_time
 from srds_fast.sampling.trials import TurnClock
+from srds_fast.solvers.registry import BY_NAME, Method
 
 Seconds = Callable[[int, int, bool], float]
 MIXTURE = GaussianMixture.random()
@@ -182,6 +184,56 @@ def test_two_threads_explore_one_kind_and_get_right_samples() -> None:
     for thread in threads:
         thread.join()
     assert not errors
+
+
+def explicit(report: Report) -> Method:
+    """The options of the method that a report tells of."""
+    kind = BY_NAME[report.method]
+    told = report.options or {field.name: getattr(report, field.name) for field in fields(kind)}
+    return kind(**told)
+
+
+def test_threads_with_changing_shapes_and_plans_that_are_dropped_get_the_bits_of_the_reported_method(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turned_slow: list[bool] = []
+    network = TimedNetwork(monkeypatch, lambda call, rows, stock: 2.0 * N if turned_slow and rows > 2 else 1.0)
+    found: list[tuple[Tensor, int, srds_fast.SampleResult]] = []
+    errors: list[BaseException] = []
+
+    def call(number: int) -> None:
+        x, steps = noise(1 + number % 2, 64, seed=number), (N, 25, 30)[number // 2 % 3]
+        found.append((x, steps, srds_fast.sample(network, x, scheduler(), steps, method="auto")))
+
+    def work(numbers: Iterable[int]) -> None:
+        try:
+            for number in numbers:
+                call(number)
+        except BaseException as error:
+            errors.append(error)
+
+    def in_two_threads() -> None:
+        threads = [threading.Thread(target=work, args=(range(first, 12, 2),)) for first in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    four_kinds = [number for number in range(24) if number % 6 < 4]
+    work(four_kinds)
+    assert {result.report.plan_state for *_, result in found[-4:]} == {"frozen"}
+    in_two_threads()  # the other two kinds explore
+    turned_slow.append(True)
+    work(four_kinds)
+    assert {result.report.plan_state for *_, result in found[-4:]} == {"dropped"}
+    in_two_threads()
+    assert not errors
+    for x, steps, result in found:
+        told = expected = sequential_by_scheduler(MIXTURE, x, steps)
+        if result.report.method != "stock":
+            told = srds_fast.sample(MIXTURE, x, scheduler(), steps, method=explicit(result.report)).sample
+        assert torch.equal(result.sample, told)
+        assert float((result.sample - expected).abs().mean()) < 0.05
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -18,8 +18,6 @@ from srds_fast.solvers.fixed_point.program import Sweeps
 
 # all that a sweep does differently for some options
 FORMS: dict[str, FixedPoint] = {
-    "nodes": ParaTAA(num_nodes=6),
-    "nodes-picard": ParaTAA(num_nodes=5, data_std=None, history=0),
     "parataa": ParaTAA(),
     "parataa-order": ParaTAA(order=3, history=5, data_std=math.inf),
     "parataa-window": ParaTAA(window=7, step_tolerance=1e-3),
@@ -36,7 +34,7 @@ def sweeps_of(num_steps: int, options: FixedPoint, iterations: int | None = None
     """The program of a run; by default all points are rows, as in an exact run."""
     if options.window is not None:
         return sweeps.windows(num_steps, options.window)
-    return sweeps.fixed_point(num_steps, iterations or num_steps, options.num_nodes)
+    return sweeps.fixed_point(num_steps, iterations or num_steps)
 
 
 def states(denoiser: Denoiser, x: Tensor, grid: NoiseTable, inputs: SolverInputs = NO_INPUTS) -> Tensor:

@@ -8,29 +8,27 @@ import torch
 
 from ..fixed_point_wave.mix_kernel import BLOCK, NUM_WARPS, POINTS, REDUCED, _gram, _mix, gram_block
 from ..fixed_point_wave.sweep_kernel import STAGES, SWEEP_BLOCK, SWEEP_WARPS, _sweep
-from ..fixed_point_wave.table import LOCAL
 from .resources import Specimen
 
 
 def _of_sweep(
-    name: str, state: str, network: str, branches: int, most_registers: int, *, sparse: bool, extras: bool = False
+    name: str, state: str, network: str, branches: int, most_registers: int, *, extras: bool = False
 ) -> Specimen:
     block = SWEEP_BLOCK[torch.float32 if state == "fp32" else torch.float64]
     constants: dict[str, Any] = {
-        "ITERATES": 4, "BRANCHES": branches, "GUIDED": branches > 1, "SPARSE": sparse, "CLIPPED": extras,
+        "ITERATES": 4, "BRANCHES": branches, "GUIDED": branches > 1, "CLIPPED": extras,
         "NOISY": extras, "MOMENTUM": extras, "GIVEN": False, "DENSE": True, "STAGES": STAGES, "BLOCK": block,
     }  # fmt: skip
-    absent = {"guidance": branches == 1, "draws": not extras, "x0_prev": True, "walk": not sparse, "around": not sparse}
+    absent = {"guidance": branches == 1, "draws": not extras, "x0_prev": True}
     constants |= dict.fromkeys(name for name, is_absent in absent.items() if is_absent)
-    types = dict.fromkeys(("iterates", "outputs", "guidance", "draws", "numbers", "around"), f"*{state}")
-    types |= {"m": f"*{network}", "walk": "*i32", "positions": "*i64", "clip": "fp64"}
+    types = dict.fromkeys(("iterates", "outputs", "guidance", "draws", "numbers"), f"*{state}")
+    types |= {"m": f"*{network}", "clip": "fp64"}
     # accesses of 16 bytes by a thread to its elements of one state, and of one row
     each = block // (32 * SWEEP_WARPS)
     of_state, of_row = (each * int(dtype[2:]) // 128 for dtype in (state, network))
-    # first and next point; outputs and iterates of four nodes, of the next node and of the point; noise
-    states = 2 + sparse * (3 * (LOCAL + 1) + 2) + 3 * extras
-    rows = LOCAL + 2 if sparse else 1
-    wide = (states * of_state + branches * rows * of_row, 3 * of_state)
+    # first and next point; noise
+    states = 2 + 3 * extras
+    wide = (states * of_state + branches * of_row, 3 * of_state)
     return Specimen(f"sweep, {name}", _sweep, types, constants, SWEEP_WARPS, most_registers, wide)
 
 
@@ -64,13 +62,11 @@ def _of_mix(history: int, network: str, inputs: int, most_registers: int) -> Spe
     return Specimen(name, _mix, types, constants, NUM_WARPS, most_registers, wide)
 
 
-# a sweep between nodes holds many values: with one warp a program it may use all registers of a thread
 SPECIMENS = [
-    _of_sweep("2 branches", "fp32", "fp32", 2, 80, sparse=False),
-    _of_sweep("fp16, noise, clip", "fp32", "fp16", 1, 100, sparse=False, extras=True),
-    _of_sweep("nodes, 2 branches", "fp32", "fp16", 2, 220, sparse=True),
-    _of_sweep("nodes, everything", "fp32", "fp32", 3, 255, sparse=True, extras=True),
-    _of_sweep("nodes, float64", "fp64", "fp64", 1, 255, sparse=True, extras=True),
+    _of_sweep("2 branches", "fp32", "fp32", 2, 80),
+    _of_sweep("fp16, noise, clip", "fp32", "fp16", 1, 100, extras=True),
+    _of_sweep("everything, 3 branches", "fp32", "fp32", 3, 120, extras=True),
+    _of_sweep("everything, float64", "fp64", "fp64", 1, 120, extras=True),
     *(_of_gram(*each) for each in ((2, 100), (5, 176))),
     *(_of_mix(*each) for each in ((0, "fp16", 1, 56), (2, "fp16", 2, 80), (5, "fp32", 1, 112))),
 ]

@@ -13,10 +13,9 @@ from ..common.network_input import AS_THE_STATE, NetworkInput
 from . import reference
 from .memory import Memory, SweepResult
 from .scan import Scan, ScanStep
-from .table import LOCAL, Sweep, Table, step_numbers, walk
+from .table import Sweep, Table, step_numbers
 
 __all__ = [
-    "LOCAL",
     "Memory",
     "Scan",
     "ScanStep",
@@ -26,7 +25,6 @@ __all__ = [
     "bytes_per_element",
     "fixed_point_wave",
     "step_numbers",
-    "walk",
 ]
 
 
@@ -54,11 +52,9 @@ def fixed_point_wave(
 ) -> SweepResult:
     """One sweep over the grid: from the network's output at its rows to the network's input at the next wave.
 
-    At every point i from the first row on, with x the newest iterate and x' the one that it was made from:
+    At every point i from the first row on, with x the newest iterate:
 
-        e_i  = m_i + response_i (x_i - x'_i)                  expected output of the network
-        m_i <- sum_g w_g m_g                                  at a row: the network's output
-               e_i + sum_k weight_ik (m_k - e_k)              between rows: corrected by the errors at four rows
+        m_i  = sum_g w_g m_g                                  the network's output
         f_i  = a_i x_i + b_i m_i + e_i clamp(p_i x_i + q_i m_i) + momentum_i (x0_i - x0_{i-1}) + spread_i z_i
         y_{i+1} = f_i + c_i (y_i - x_i)                       the sweep, from the first row on, where y = x
 

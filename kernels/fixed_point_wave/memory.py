@@ -13,7 +13,7 @@ from .table import Table
 class SweepResult(NamedTuple):
     sample: Tensor  # [samples, ...], the last point
     change: Tensor  # [samples], mean |x - x before| of the point that moved most, in units of its standard deviation
-    stationary: Tensor | None  # [samples] bool, no bit changed and no point was interpolated; None unless asked for
+    stationary: Tensor | None  # [samples] bool, no bit changed; None unless asked for
     next_input: Tensor | None  # of the network at the next wave, [branches * rows, samples, ...]; None: there is none
 
 

@@ -132,10 +132,10 @@ def _solve(prefixes, weights, row, window, regularisation, H: tl.constexpr):
         tl.store(weights + row.to(tl.int64) * H + H - 1 - n, entry.to(weights.dtype.element_ty), mask)
 
 
-@triton.jit(do_not_specialize=["first", "window", "sweeps", "count", "interpolated", "tiles"])
+@triton.jit(do_not_specialize=["first", "window", "sweeps", "count", "tiles"])
 def _mix(
     iterates, residuals, weights, level, next_rows, scale, given, sample_out, partials, change, stationary, tickets,
-    first, window, sweeps, count, interpolated, tiles, elements, step, iterate_stride,
+    first, window, sweeps, count, tiles, elements, step, iterate_stride,
     given_branch, given_row, given_sample, given_inner, given_outer_stride, given_inner_stride,
     ITERATES: tl.constexpr, RESIDUALS: tl.constexpr, H: tl.constexpr, SCALED: tl.constexpr, INPUTS: tl.constexpr,
     INPUT_DENSE: tl.constexpr, POINTS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
@@ -219,9 +219,7 @@ def _mix(
             not_numbers += tl.sum((of_point != of_point).to(tl.int32), 0)
         largest = tl.where(not_numbers > 0, float("nan"), largest)
         tl.store(change + sample, largest)
-        # an interpolated point may still move in the next sweep, even if it has not moved in this one
-        is_stationary = (largest == 0) & (interpolated == 0)
-        tl.store(stationary + sample, is_stationary.to(tl.int8))
+        tl.store(stationary + sample, (largest == 0).to(tl.int8))
 
 
 def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, check_stationary: bool) -> SweepResult:
@@ -240,8 +238,8 @@ def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, check_
             memory.iterates, memory.residuals if table.history else None, weights, table.weight, wave.next_rows,
             table.input_scale, given, sample, x.new_empty(samples, window, tiles), change,
             stationary.view(torch.int8), memory.tickets,
-            first, window, memory.sweeps, table.differences(memory.sweeps), int(wave.weights is not None), tiles,
-            elements, x[0].numel(), memory.iterates.stride(0),
+            first, window, memory.sweeps, table.differences(memory.sweeps), tiles, elements, x[0].numel(),
+            memory.iterates.stride(0),
             len(given) // network.branches * given.stride(0), given.stride(0), given.stride(1), *layout,
             ITERATES=len(memory.iterates), RESIDUALS=max(1, len(memory.residuals)), H=table.history,
             SCALED=table.input_scale is not None, INPUTS=network.branches, INPUT_DENSE=layout == (elements, 0, 1),

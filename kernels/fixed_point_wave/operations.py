@@ -8,7 +8,7 @@ from torch import Tensor
 from ..common.network_input import NetworkInput
 from .anderson import anderson_mix
 from .memory import Memory
-from .table import Sweep, Table
+from .table import Table
 
 
 def guided(m: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -31,18 +31,6 @@ def network_input(table: Table, positions: Tensor, x: Tensor, network: NetworkIn
     given = network.empty(len(positions), x[0])
     given.unflatten(0, (network.branches, -1)).copy_(rows[None])
     return given
-
-
-def update_outputs(table: Table, wave: Sweep, memory: Memory, got: Tensor) -> None:
-    """Write the network's output at the newest points into `memory.m`: `got` at the rows, interpolated between them."""
-    if wave.weights is None:
-        memory.m[wave.first : wave.last + 1] = got
-        return
-    expected = memory.m + table.response * (memory.x[:-1] - memory.before[:-1])
-    surprise = (got - expected.index_select(0, wave.positions)).flatten(1)
-    learnt = (wave.weights @ surprise).view_as(expected[wave.first :])
-    torch.cat([expected[: wave.first], expected[wave.first :] + learnt], out=memory.m)
-    memory.m.index_copy_(0, wave.positions, got)
 
 
 def predict_x0(table: Table, x: Tensor, m: Tensor, first: int, last: int) -> Tensor:

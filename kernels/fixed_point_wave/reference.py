@@ -7,14 +7,14 @@ from torch import Tensor
 
 from ..common.network_input import NetworkInput
 from .memory import Memory, SweepResult
-from .operations import additions, guided, mixed, network_input, update_outputs
+from .operations import additions, guided, mixed, network_input
 from .table import Sweep, Table
 
 
 def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor | None) -> None:
     """Take the network's output, and write the points behind the first row into `memory.after`."""
-    update_outputs(table, wave, memory, guided(m, guidance, memory.m.dtype))
     first = wave.first
+    memory.m[first : wave.last + 1] = guided(m, guidance, memory.m.dtype)
     added = additions(table, memory, first, table.num_steps)
     points = table.scan.points(memory.x[first:], memory.m[first:], first, added)
     torch.cat([memory.x[: first + 1], points], out=memory.after)
@@ -29,8 +29,6 @@ def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, check_
     stationary = None
     if check_stationary:
         stationary = (moved == 0).flatten(2).all(2).all(0)
-        if wave.weights is not None:
-            stationary = torch.zeros_like(stationary)
     change = (table.weight * moved.abs().flatten(2).mean(2)).amax(0)
     memory.advance(table.num_steps)
     following = wave.next_positions

@@ -80,12 +80,3 @@ class Scan:
             f = f + e * torch.clamp(p * y[:-1] + q * m, -self._clip, self._clip)
         stepped: Tensor = f if added is None else f + added
         return stepped
-
-    def outputs(self, y: Tensor, added: Tensor | None = None) -> Tensor | None:
-        """The network's outputs for which the steps lead from each point y to the next, [N, samples, ...]."""
-        if self._clip is not None:  # many outputs lead there
-            return None
-        a, b, *_ = self._columns
-        led = y[1:] - a * y[:-1]
-        outputs: Tensor = (led if added is None else led - added) / b
-        return outputs

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..common.arithmetic import clamped, offsets, ring_slot
 from ..common.layout import with_inner_layout
 from .memory import Memory
-from .table import LOCAL, Sweep, Table
+from .table import Sweep, Table
 
 # Elements of a program. It waits for memory at every point, so many small programs hide the latency; with one warp no
 # warp waits for another. 8 elements a thread, so that half-precision rows move 16 bytes at once.
@@ -18,9 +18,8 @@ SWEEP_BLOCK = {torch.float32: 256, torch.float64: 128}
 SWEEP_WARPS = 1
 STAGES = 3
 
-# numbers of each step, in the order of `Table.numbers`: a, b, c, e, p, q, response, momentum, spread
-_NUMBERS = tl.constexpr(9)
-_LOCAL = tl.constexpr(LOCAL)
+# numbers of each step, in the order of `Table.numbers`: a, b, c, e, p, q, momentum, spread
+_NUMBERS = tl.constexpr(8)
 
 
 @triton.jit
@@ -37,11 +36,11 @@ def _combined(m, branch_stride, guidance, mask, BRANCHES: tl.constexpr, GUIDED: 
 
 @triton.jit(do_not_specialize=["first", "window", "sweeps", "tiles"])
 def _sweep(
-    iterates, outputs, m, guidance, draws, x0_prev, numbers, walk, around, positions,
+    iterates, outputs, m, guidance, draws, x0_prev, numbers,
     first, window, sweeps, tiles, elements, step, iterate_stride,
     m_branch, m_row, m_sample, m_inner, m_outer_stride, m_inner_stride,
     clip: tl.float64,
-    ITERATES: tl.constexpr, BRANCHES: tl.constexpr, GUIDED: tl.constexpr, SPARSE: tl.constexpr, CLIPPED: tl.constexpr,
+    ITERATES: tl.constexpr, BRANCHES: tl.constexpr, GUIDED: tl.constexpr, CLIPPED: tl.constexpr,
     NOISY: tl.constexpr, MOMENTUM: tl.constexpr, GIVEN: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -54,7 +53,6 @@ def _sweep(
     # offset of this program's first element in a grid point
     in_state = sample * elements + tile * BLOCK
     newest = ring_slot(iterates, sweeps, ITERATES, iterate_stride) + in_state
-    older = ring_slot(iterates, sweeps + ITERATES - 1, ITERATES, iterate_stride) + in_state
     written = ring_slot(iterates, sweeps + 1, ITERATES, iterate_stride) + in_state
     outputs += in_state
     if NOISY:
@@ -81,54 +79,11 @@ def _sweep(
             x0_before += tl.load(number - _NUMBERS + 5) * tl.load(outputs + place - step + lane, mask, 0)
             if CLIPPED:
                 x0_before = clamped(x0_before, bound)
-    if SPARSE:
-        # errors of the expected output at the nodes around the point
-        s0 = here
-        s1 = here
-        s2 = here
-        s3 = here
-        for k in tl.static_range(_LOCAL):
-            node = tl.full([], k, tl.int64)
-            position = tl.load(positions + node)
-            at_node = position * step + lane
-            expected = tl.load(outputs + at_node, mask, 0)
-            moved = tl.load(newest + at_node, mask, 0) - tl.load(older + at_node, mask, 0)
-            expected += tl.load(numbers + position * _NUMBERS + 6) * moved
-            s0 = s1
-            s1 = s2
-            s2 = s3
-            s3 = _combined(m + node * m_row + in_row, m_branch, guidance, mask, BRANCHES, GUIDED, dtype) - expected
 
     for i in tl.range(0, window, num_stages=STAGES):
         here = tl.load(newest + place + lane, mask, 0)
-        if SPARSE:
-            # a node further along may join those around the point; if none does, the loads are masked
-            node = tl.load(walk + 1).to(tl.int64)
-            at_node = tl.load(walk + 2).to(tl.int64) * step + lane
-            joins = node >= 0
-            loaded = mask & joins
-            expected = tl.load(outputs + at_node, loaded, 0)
-            moved = tl.load(newest + at_node, loaded, 0) - tl.load(older + at_node, loaded, 0)
-            expected += tl.load(numbers + tl.maximum(tl.load(walk + 2), 0) * _NUMBERS + 6) * moved
-            got = _combined(m + node * m_row + in_row, m_branch, guidance, loaded, BRANCHES, GUIDED, dtype)
-            s0 = tl.where(joins, s1, s0)
-            s1 = tl.where(joins, s2, s1)
-            s2 = tl.where(joins, s3, s2)
-            s3 = tl.where(joins, got - expected, s3)
-            row = tl.load(walk).to(tl.int64)
-            got = _combined(m + row * m_row + in_row, m_branch, guidance, mask & (row >= 0), BRANCHES, GUIDED, dtype)
-            output = tl.load(outputs + place + lane, mask, 0)
-            output += tl.load(number + 6) * (here - tl.load(older + place + lane, mask, 0))
-            learnt = tl.load(around) * s0
-            learnt += tl.load(around + 1) * s1
-            learnt += tl.load(around + 2) * s2
-            learnt += tl.load(around + 3) * s3
-            output = tl.where(row >= 0, got, output + learnt)
-            walk += 3
-            around += _LOCAL
-        else:
-            output = _combined(m + in_row, m_branch, guidance, mask, BRANCHES, GUIDED, dtype)
-            m += m_row
+        output = _combined(m + in_row, m_branch, guidance, mask, BRANCHES, GUIDED, dtype)
+        m += m_row
         tl.store(outputs + place + lane, output, mask)
         f = tl.load(number) * here + tl.load(number + 1) * output
         if CLIPPED or MOMENTUM:
@@ -140,13 +95,13 @@ def _sweep(
             if not GIVEN:
                 # the first step of all has no x0 before it
                 x0_before = tl.where(first + i == 0, x0, x0_before)
-            added = tl.load(number + 7) * (x0 - x0_before)
+            added = tl.load(number + 6) * (x0 - x0_before)
             x0_before = x0
             if NOISY:
-                added += tl.load(number + 8) * tl.load(draws + place + lane, mask, 0)
+                added += tl.load(number + 7) * tl.load(draws + place + lane, mask, 0)
             f += added
         elif NOISY:
-            f += tl.load(number + 8) * tl.load(draws + place + lane, mask, 0)
+            f += tl.load(number + 7) * tl.load(draws + place + lane, mask, 0)
         x = f + tl.load(number + 2) * (x - here)
         place += step
         tl.store(written + place + lane, x, mask)
@@ -155,21 +110,20 @@ def _sweep(
 
 def sweep(table: Table, wave: Sweep, memory: Memory, m: Tensor, guidance: Tensor | None) -> None:
     """See `reference.sweep`; one launch."""
-    x, walk, rows = memory.x, wave.walk, len(wave.positions)
+    x, rows = memory.x, len(wave.positions)
     m, layout = with_inner_layout(m, x)
     elements, block = x[0, 0].numel(), SWEEP_BLOCK[x.dtype]
     tiles = triton.cdiv(elements, block)
     with torch.cuda.device_of(x):  # Triton launches on the current device
         _sweep[(tiles * x.shape[1],)](
             memory.iterates, memory.m, m, guidance, memory.draws if table.spread is not None else None,
-            memory.x0_prev, table.numbers, None if walk is None else walk.rows, None if walk is None else walk.weights,
-            wave.positions,
+            memory.x0_prev, table.numbers,
             wave.first, table.num_steps - wave.first, memory.sweeps, tiles, elements, x[0].numel(),
             memory.iterates.stride(0),
             rows * m.stride(0), m.stride(0), m.stride(1), *layout,
             0.0 if table.clip is None else table.clip,
             ITERATES=len(memory.iterates), BRANCHES=1 if guidance is None else len(guidance),
-            GUIDED=guidance is not None, SPARSE=walk is not None, CLIPPED=table.clip is not None,
+            GUIDED=guidance is not None, CLIPPED=table.clip is not None,
             NOISY=table.spread is not None, MOMENTUM=table.momentum is not None, GIVEN=memory.x0_prev is not None,
             DENSE=layout == (elements, 0, 1), BLOCK=block, STAGES=STAGES,
             num_warps=SWEEP_WARPS,

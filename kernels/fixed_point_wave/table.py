@@ -11,33 +11,13 @@ from torch import Tensor
 
 from .scan import Scan
 
-# nodes that a local polynomial goes through: it is cubic. A sweep that interpolates has more nodes than these.
-LOCAL = 4
-
-
-class Walk(NamedTuple):
-    """The interpolation weights of the LOCAL nodes around each point, in the order in which the sweep kernel goes.
-
-    From one point to the next, at most one of these nodes is replaced.
-    """
-
-    # [N - first, 3] int32. For each point: its row, if it is a node; the node that joins those around it; and the
-    # position of that node. -1 where there is none.
-    rows: Tensor
-    weights: Tensor  # [N - first, LOCAL], of the nodes around the point, in order
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Walk:
-        return Walk(self.rows.to(device), self.weights.to(device, dtype))
-
 
 class Sweep(NamedTuple):
     """The rows of one sweep; tensors are on the device."""
 
     first: int  # position of the first row
     last: int  # position of the last row
-    positions: Tensor  # of all rows
-    weights: Tensor | None  # [N - first, nodes], of each node in each point from `first` on; None: every point is a row
-    walk: Walk | None  # the same weights for the kernel
+    positions: Tensor  # of all rows: every point from the first to the last
     next_positions: Tensor | None  # of the rows of the next wave; None: there is none, or the window slides
     next_rows: Tensor | None  # [N + 1] int32, each point's row in the next wave, -1 for none; None: the window slides
 
@@ -49,7 +29,6 @@ class Table:
     p: Tensor  # x0 = p x + q m, between -clip and clip if that is not None
     q: Tensor
     clip: float | None
-    response: Tensor  # derivative of the network's output at a point with respect to the point
     input_scale: Tensor | None  # the network's input is input_scale * x; None: it is x
     momentum: Tensor | None  # of multistep steps, as in `NoiseTable`
     spread: Tensor | None  # of stochastic steps, as in `NoiseTable`
@@ -62,7 +41,7 @@ class Table:
     history: int  # the most differences that are mixed, H
     regularisation: float  # of the mixing, lambda
     longest: int  # the first sweep that mixes the newest difference only
-    numbers: Tensor  # [N, 9], what the kernel reads for each step: the scan's coefficients, response, momentum, spread
+    numbers: Tensor  # [N, 8], what the kernel reads for each step: the scan's coefficients, momentum, spread
 
     @property
     def num_steps(self) -> int:
@@ -79,21 +58,7 @@ class Table:
         return min(sweeps, self.history if sweeps < self.longest else 1, self.history)
 
 
-def step_numbers(scan: Scan, response: Tensor, momentum: Tensor | None, spread: Tensor | None) -> Tensor:
+def step_numbers(scan: Scan, momentum: Tensor | None, spread: Tensor | None) -> Tensor:
     """`Table.numbers`."""
-    columns = [torch.zeros_like(response) if each is None else each for each in (response, momentum, spread)]
+    columns = [scan.table.new_zeros(len(scan.table)) if each is None else each for each in (momentum, spread)]
     return torch.cat([scan.table, *(column.flatten()[:, None] for column in columns)], 1)
-
-
-def walk(positions: tuple[int, ...], weights: Tensor) -> Walk:
-    """The walk of a sweep, on the CPU; positions: of the nodes; weights: see `Sweep`."""
-    points = torch.arange(len(weights)) + positions[0]
-    nodes = torch.tensor(positions)
-    # LOCAL nodes around each point, half of them behind it
-    passed = torch.searchsorted(nodes, points, right=True)
-    begin = (passed - LOCAL // 2).clamp(0, len(nodes) - LOCAL)
-    local = weights.gather(1, begin[:, None] + torch.arange(LOCAL))
-    row = torch.where(nodes[passed - 1] == points, passed - 1, -1)
-    joins = torch.where(begin.diff(prepend=begin[:1]) > 0, begin + LOCAL - 1, -1)
-    where = torch.where(joins >= 0, nodes[joins], -1)
-    return Walk(torch.stack([row, joins, where], 1).int(), local)

@@ -30,7 +30,6 @@ METHODS = {
 }
 # whose waves are kernels, and what their steps may do besides
 FUSED = {
-    "nodes": ParaTAA(num_nodes=8),
     "parataa": ParaTAA(),
     "parataa, 5 differences": ParaTAA(history=5),
     "picard": ParaDiGMS(window=None, step_tolerance=None),

@@ -23,7 +23,6 @@ from srds_fast.solvers.fixed_point.options import ParaTAA
 
 METHODS = {
     "collocation": Collocation(num_nodes=6),
-    "nodes": ParaTAA(num_nodes=6),
     "parataa": ParaTAA(),
     "parataa, order 3": ParaTAA(order=3, history=1),
     "chords": Chords(3),
@@ -87,13 +86,12 @@ class Launch:
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "ddpm"])
-@pytest.mark.parametrize("method", ["nodes", "parataa"])
-def test_nor_do_the_kernels_of_its_waves(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nor_do_the_kernels_of_its_waves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which run in their order."""
     from srds_fast.kernels.fixed_point_wave import mix_kernel, sweep_kernel
 
     build, arguments = tiny.PIPELINES[name]
-    call = capturable(build(), arguments, monkeypatch, method=METHODS[method], max_iterations=4)
+    call = capturable(build(), arguments, monkeypatch, method=METHODS["parataa"], max_iterations=4)
     launched: list[str] = []
     monkeypatch.setattr(fixed_point_wave, "implementation", lambda device: "triton")
     for module, each in ((sweep_kernel, "_sweep"), (mix_kernel, "_gram"), (mix_kernel, "_mix")):

@@ -85,14 +85,6 @@ def test_a_solution_is_returned_as_it_is(dtype: torch.dtype, clip: float | None,
     assert torch.equal(scan.points(moved, m, 0, z)[:12], y[1:13])
 
 
-@pytest.mark.parametrize("noisy", [False, True], ids=["plain", "noise"])
-def test_outputs_are_those_that_the_steps_lead_along(noisy: bool) -> None:
-    y, added, scan = randomly(10, *SHAPE, seed=1), randomly(9, *SHAPE, seed=3) if noisy else None, scan_of(9)
-    m = scan.outputs(y, added)
-    torch.testing.assert_close(scan.stepped(y, m, 0, added), y[1:], rtol=1e-12, atol=1e-12)
-    assert scan_of(9, clip=0.7).outputs(y, added) is None, "a clamp has no inverse"
-
-
 def mixing(window: int, shape: tuple[int, ...], history: int, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     """Arguments; shape: [samples, ...]."""
     x, residual = randomly(2, window, *shape, seed=0, dtype=dtype)

@@ -75,7 +75,7 @@ class Problem:
         self.device, self.shape, self.number, self.features, self.state = device, shape, number, features, state
         self.options = options or ParaTAA()
         self.noise = noise_of(steps, features)
-        self.program = sweeps.fixed_point(steps, steps, self.options.num_nodes)
+        self.program = sweeps.fixed_point(steps, steps)
         self.network = NetworkInput(network, branches, channels_last)
         self.begins, self.seed = begins and "momentum" in features, seed
         rows = len(self.program.positions[number])
@@ -145,8 +145,7 @@ PROBLEMS = st.fixed_dictionaries(
             st.integers(1, 2),
             st.sampled_from([(7,), (300,), (5, 5, 5), (2, 6, 10)]),
         ),
-        "options": st.builds(ParaTAA, history=st.integers(0, 5))
-        | st.builds(ParaTAA, history=st.integers(0, 5), num_nodes=st.sampled_from([5, 6, 9])),
+        "options": st.builds(ParaTAA, history=st.integers(0, 5)),
         "number": st.integers(0, STEPS - 1),
         "features": st.sets(st.sampled_from(FEATURES)),
         "begins": st.booleans(),
@@ -199,10 +198,8 @@ def test_steps_round_as_the_reference_does(
 
 
 @pytest.mark.parametrize("history", [0, 2])
-@pytest.mark.parametrize("nodes", [None, 6])
-def test_nan_stays_in_its_sample(device: torch.device, nodes: int | None, history: int) -> None:
-    options = ParaTAA(history=history) if nodes is None else ParaTAA(num_nodes=nodes, history=history)
-    problem = Problem(device, (3, 20), options, branches=2)
+def test_nan_stays_in_its_sample(device: torch.device, history: int) -> None:
+    problem = Problem(device, (3, 20), ParaTAA(history=history), branches=2)
     problem.m[1, 1, 5] = torch.nan
     (memory, found), (expected_memory, expected) = problem.both()
     assert found.change.isnan().tolist() == expected.change.isnan().tolist() == [False, True, False]
@@ -235,23 +232,20 @@ def test_points_may_be_constrained_between_sweep_and_mixing(device: torch.device
     assert_right(Problem(device), constrain=constrain)
 
 
-@pytest.mark.parametrize("nodes", [None, 5])
-def test_what_does_not_move_is_stationary(device: torch.device, nodes: int | None) -> None:
+def test_what_does_not_move_is_stationary(device: torch.device) -> None:
     """The network's answer is always the same: after as many sweeps as there are steps nothing moves."""
-    options = ParaTAA(history=0) if nodes is None else ParaTAA(num_nodes=nodes, history=0)
-    problem = Problem(device, (2, 7), options, number=0, steps=6)
+    problem = Problem(device, (2, 7), ParaTAA(history=0), number=0, steps=6)
     table = problem.table()
     memory = problem.memory(table)
     memory.lasts.clear()
     sweep = partial(fixed_point_wave, table, 0, memory, problem.m, check_stationary=True)
     seen = [sweep() for _ in range(8)]
     assert not seen[0].stationary.any()
-    assert bool(seen[-1].stationary.all()) == (nodes is None), "an interpolated point may still move"
-    if nodes is None:
-        assert not seen[-1].change.any()
-        assert torch.equal(seen[-1].sample, seen[-2].sample)
-        memory.x[3, 1, 2] += 1.0
-        assert sweep().stationary.tolist() == [True, False]
+    assert seen[-1].stationary.all()
+    assert not seen[-1].change.any()
+    assert torch.equal(seen[-1].sample, seen[-2].sample)
+    memory.x[3, 1, 2] += 1.0
+    assert sweep().stationary.tolist() == [True, False]
 
 
 def test_two_calls_give_the_same_bits(device: torch.device) -> None:

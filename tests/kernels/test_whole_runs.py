@@ -45,8 +45,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},
     "exact": {"method": "srds", "exact": True},
     "srds": {"method": "srds", "tolerance": 1e-4},
-    "nodes": {"method": ParaTAA(num_nodes=5, history=3), "max_iterations": 3},
-    "nodes, not mixed": {"method": ParaTAA(num_nodes=5, history=0), "max_iterations": 3},
+    "three differences": {"method": ParaTAA(history=3), "max_iterations": 3},
+    "not mixed": {"method": ParaTAA(history=0), "max_iterations": 3},
     "parataa": {"method": ParaTAA(), "max_iterations": 3},
     "picard": {"method": ParaTAA(history=0, data_std=None), "max_iterations": 3},
 }
@@ -63,10 +63,10 @@ METHODS: dict[str, dict[str, Any]] = {
         ("dpm++ 2m", "srds"),
         ("ddim eta", "srds"),
         ("euler", "srds"),
-        ("ddim", "nodes"),
+        ("ddim", "three differences"),
         ("ddim clipped, eta", "parataa"),
         ("dpm++ 2m", "parataa"),
-        ("flow", "nodes, not mixed"),
+        ("flow", "not mixed"),
     ],
 )
 def test_a_whole_run_is_that_of_the_references(
@@ -130,8 +130,8 @@ def seen_of(core: Core, running: dict[int, tuple[int, ...]], network: NetworkInp
 
 @pytest.mark.parametrize(
     ("options", "max_rows"),
-    [(None, None), (ParaTAA(num_nodes=5), 3), (ParaTAA(), None)],
-    ids=["srds", "nodes", "parataa"],
+    [(None, None), (ParaTAA(), 3), (ParaTAA(), None)],
+    ids=["srds", "narrow", "parataa"],
 )
 def test_samples_leave_and_the_rest_goes_on(
     device: torch.device, options: FixedPoint | None, max_rows: int | None
@@ -149,7 +149,7 @@ def test_samples_leave_and_the_rest_goes_on(
         if options is None:
             core = srds(x, noise, program.srds(8, 4, 4), inputs=inputs)
         else:
-            waves = sweeps.fixed_point(8, 5, options.num_nodes).limited_to(max_rows)
+            waves = sweeps.fixed_point(8, 5).limited_to(max_rows)
             core = fixed_point(x, noise, waves, options, inputs)
         return seen_of(core, {2: (0, 2), 4: (1,)}, network)
 

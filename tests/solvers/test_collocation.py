@@ -28,7 +28,7 @@ from srds_fast.solvers.collocation.nodes import FULL_FROM, cover, secant_sweeps,
 from srds_fast.solvers.collocation.options import Collocation
 from srds_fast.solvers.collocation.solver import Points
 from srds_fast.solvers.collocation.sweep import Memory, doubt, inverse
-from srds_fast.solvers.collocation.table import secant_table
+from srds_fast.solvers.collocation.table import cubic, secant_table
 from srds_fast.solvers.contract import NO_INPUTS, Checkpoint, Core, SolverInputs
 from srds_fast.solvers.convergence import SECANTS, estimated_error
 from srds_fast.solvers.fixed_point.program import Sweeps
@@ -412,3 +412,27 @@ def test_the_state_is_wider_than_what_the_network_sees(dtype: torch.dtype) -> No
 def test_bad_options_are_named(given: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
         Collocation(**given)
+
+
+@st.composite
+def descending(draw: st.DrawFn) -> Tensor:
+    gaps = draw(st.lists(st.floats(0.05, 1.0), min_size=2, max_size=14))
+    return -torch.tensor(gaps, dtype=torch.float64).cumsum(0)
+
+
+@given(descending(), st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(0, 99))
+def test_what_is_carried_between_nodes_is_exact_for_cubics(nodes: Tensor, where: list[float], seed: int) -> None:
+    points = nodes[0] + (nodes[-1] - nodes[0]) * torch.tensor(where, dtype=torch.float64)
+    weights = cubic(nodes, points)
+    assert weights.shape == (len(points), len(nodes))
+    assert int((weights != 0).sum(1).max()) <= 4
+    degree = min(4, len(nodes))
+    polynomial = torch.randn(degree, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    powers = torch.arange(degree)
+    # in the middle of the nodes, where powers are small
+    middle = nodes.mean()
+    at_nodes, at_points = ((each - middle)[:, None] ** powers @ polynomial for each in (nodes, points))
+    scale = float((weights.abs() @ at_nodes.abs()).max())
+    torch.testing.assert_close(weights @ at_nodes, at_points, rtol=0, atol=1e-9 * max(1.0, scale))
+    torch.testing.assert_close(weights.sum(1), torch.ones_like(points), rtol=0, atol=1e-9 * float(weights.abs().max()))
+    torch.testing.assert_close(cubic(nodes, nodes), torch.eye(len(nodes), dtype=torch.float64))

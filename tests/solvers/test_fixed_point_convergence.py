@@ -9,7 +9,7 @@ import pytest
 import torch
 from cores import Denoiser, assert_close, feed, table
 from diffusers import DDPMScheduler
-from fixed_points import FORMS, inputs_of, states, sweeps_of, waves_until
+from fixed_points import FORMS, forms, inputs_of, states, sweeps_of, waves_until
 from problems import noise, scheduler
 from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture
 from thinned import thinned_product
@@ -46,8 +46,7 @@ ONE_SWEEP = {
 
 @pytest.mark.parametrize("data_std", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("name", ONE_SWEEP)
-@pytest.mark.parametrize("num_nodes", [None, 8])
-def test_one_sweep_is_enough_for_the_data_it_is_made_for(num_nodes: int | None, name: str, data_std: float) -> None:
+def test_one_sweep_is_enough_for_the_data_it_is_made_for(name: str, data_std: float) -> None:
     """From nothing, and from what the network makes of other noise."""
     stock, eta = ONE_SWEEP[name]
     grid, x = table(40, stock, eta), noise(2, DIMENSIONS)
@@ -55,7 +54,7 @@ def test_one_sweep_is_enough_for_the_data_it_is_made_for(num_nodes: int | None, 
     inputs = inputs_of(x, grid)
     expected = states(network, x, grid, inputs)[-1]
     for guess in (None, states(network, noise(2, DIMENSIONS, seed=9), grid, inputs)):
-        options = ParaTAA(data_std=data_std, num_nodes=num_nodes)
+        options = ParaTAA(data_std=data_std)
         given = SolverInputs(draws=inputs.draws, initial_guess=guess)
         core = fixed_point(x, grid, sweeps_of(40, options, 1), options, given)
         assert_close(feed(core, network, grid)[0], expected, 1e-10)
@@ -81,24 +80,7 @@ def test_the_response_of_a_step_is_its_derivative(name: str, data_std: float) ->
         assert_close(c[index : index + 1], step(2.0) - step(1.0), 1e-9)
 
 
-@pytest.mark.parametrize("num_nodes", [12, 20])
-def test_nodes_take_as_many_waves_for_any_number_of_steps(num_nodes: int) -> None:
-    options, x = ParaTAA(num_nodes=num_nodes), noise(4, DIMENSIONS)
-    for num_steps in (25, 100, 400):
-        grid = table(num_steps)
-        expected = states(MIXTURE, x, grid)[-1]
-        core = fixed_point(x, grid, sweeps_of(num_steps, options, 20), options)
-        # 3 are found to be enough
-        assert waves_until(4e-3, core, MIXTURE, grid, expected) <= 5
-        report = sample(MIXTURE, x, scheduler(), num_steps, method=options).report
-        assert all(report.converged)
-        assert report.waves <= 6
-        assert report.peak_rows <= num_nodes
-
-
-@pytest.mark.parametrize(
-    "options", [ParaTAA(num_nodes=24), ParaTAA(), FORMS["paradigms-whole"]], ids=["nodes", "parataa", "paradigms-whole"]
-)
+@pytest.mark.parametrize("options", [ParaTAA(), FORMS["paradigms-whole"]], ids=["parataa", "paradigms-whole"])
 def test_no_sample_stops_on_its_way_to_another_component(options: FixedPoint) -> None:
     """Where the mixture parts, the last point rests in a wrong component while points before it still turn."""
     x = noise(64, DIMENSIONS, seed=5)
@@ -174,12 +156,7 @@ def test_a_window_leaves_no_larger_residual(form: str, name: str, window: int, s
     assert float(residuals(inputs.trajectory, x, grid, inputs).max()) <= step_tolerance * (1 + 1e-9)
 
 
-# between few nodes, or without a response, what is interpolated knows little of a guess
-RELATED = {**FORMS, "nodes": ParaTAA(num_nodes=24)}
-RELATED.pop("nodes-picard")
-
-
-@pytest.mark.parametrize("options", RELATED.values(), ids=RELATED)
+@forms
 def test_a_related_sample_is_a_good_guess(options: FixedPoint) -> None:
     grid, x = table(50), noise(2, DIMENSIONS)
     expected = states(MIXTURE, x, grid)[-1]
@@ -195,10 +172,10 @@ def test_a_related_sample_is_a_good_guess(options: FixedPoint) -> None:
     assert warm < cold
 
 
-@pytest.mark.parametrize("form", [name for name, options in FORMS.items() if options.num_nodes is None])
-def test_a_guess_that_is_the_answer_stands_still(form: str) -> None:
+@forms
+def test_a_guess_that_is_the_answer_stands_still(options: FixedPoint) -> None:
     """To the bit, where the network does not tell rows apart: nothing moves, and windows slide by all they hold."""
-    options, grid, x = FORMS[form], table(14), noise(2, DIMENSIONS)
+    grid, x = table(14), noise(2, DIMENSIONS)
     trajectory = Trajectory(14)
 
     def network(x: Tensor, t: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...schedulers.steps import TensorSpec, first_order
 from ...schedulers.table import NoiseTable
-from ..fixed_point.grid import interpolation, responses
+from ..fixed_point.grid import responses
 from ..fixed_point.program import Sweeps
 
 # Bound of |x0's response that secants add to the expected one|. At high noise the network's output is the noise in x,
@@ -23,6 +23,8 @@ SMALLEST_MOVEMENT = 2e-4
 # Standard deviation of the data that expected responses are exact for. Data have 1 as latents are scaled, but given the
 # state, the text or the observation much less is open. Under a clip it is a share of its bound.
 DATA_STD, DATA_STD_OF_CLIP = 0.6, 0.3
+# nodes that the curve through a point takes into account
+AROUND = 4
 
 
 class Interpolation(NamedTuple):
@@ -198,7 +200,7 @@ def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> dict[int, Se
         between = None
         if nodes and not full:
             at, points = way[[positions[row] for row in nodes]], way[positions[nodes[0]] :]
-            weights = interpolation(at, points)
+            weights = cubic(at, points)
             doubt = weights - _linear(at, points)
             between = Interpolation(
                 positions[nodes[0]],
@@ -218,6 +220,20 @@ def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> dict[int, Se
         seen |= set(positions)
         positions = ()
     return found
+
+
+def cubic(nodes: Tensor, points: Tensor) -> Tensor:
+    """Weights of descending nodes at points, [points, nodes]: cubic through the four around, or of lower degree."""
+    size = min(AROUND, len(nodes))
+    after = torch.searchsorted(-nodes, -points, right=True)
+    begin = (after - size // 2).clamp(0, len(nodes) - size)
+    index = begin[:, None] + torch.arange(size)
+    around = nodes[index]  # [P, size]
+    away = points[:, None, None] - around[:, None, :]  # of node b, once for each node a
+    apart = around[:, :, None] - around[:, None, :]
+    itself = torch.eye(size, dtype=torch.bool)
+    factors = torch.where(itself, 1.0, away / torch.where(itself, 1.0, apart))
+    return torch.zeros(len(points), len(nodes), dtype=nodes.dtype).scatter_(1, index, factors.prod(-1))
 
 
 def _linear(nodes: Tensor, points: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a fixed-point method knows of the grid before its first wave: responses, interpolation, the sweep."""
+"""What a fixed-point method knows of the grid before its first wave: responses, and the sweep."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...kernels.fixed_point_wave import LOCAL, Scan, ScanStep, Sweep, Table, step_numbers, walk
+from ...kernels.fixed_point_wave import Scan, ScanStep, Sweep, Table, step_numbers
 from ...schedulers.steps import TensorSpec, first_order
 from ...schedulers.table import NoiseTable
 from .parameters import Parameters
-from .program import MOST_SPARSE_SWEEPS, Sweeps
+from .program import Sweeps
 
-# Sweeps that mix more than the newest difference, if all points are rows. Nodes differ from wave to wave, and are mixed
-# like this as long as they are few.
-MIXINGS_OF_ALL = 5
+# sweeps that mix more than the newest difference
+MIXINGS = 5
 
 
 @lru_cache(maxsize=32)
@@ -30,7 +29,7 @@ def grid_of(
     data_std = options.data_std
     if data_std == "auto":
         data_std = 1.0 if noise.clip is None else 0.5 * noise.clip
-    response, c = responses(noise, data_std)
+    _, c = responses(noise, data_std)
     flows = data_std is not None and math.isfinite(data_std)
     growth = torch.cat([c.new_ones(1), c.cumprod(0) if flows else torch.ones_like(c)])
     # the scan is given momentum and fresh noise as additions
@@ -41,7 +40,6 @@ def grid_of(
         a, b, e, _ = first_order(noise, index, index + 1)
         steps.append(ScanStep(a, b, response_of_step, e, p, q))
     scan = Scan(steps, spec.dtype, spec.device, spec.ndim, noise.clip, options.order)
-    of_output = spec.column((response - noise.p) / noise.q)
     momentum, spread = (None if each is None else spec.column(each) for each in (noise.momentum, noise.spread))
     rows = tuple(torch.tensor(positions, device=spec.device) for positions in program.positions)
     # standard deviations of the states, for data of deviation 1
@@ -51,18 +49,17 @@ def grid_of(
         spec.column(noise.p),
         spec.column(noise.q),
         noise.clip,
-        of_output,
         spec.column(noise.input_scale) if scaled and bool((noise.input_scale != 1).any()) else None,
         momentum,
         spread,
         scan,
         (level[-1] / level).to(spec.device, spec.dtype)[:, None],
         rows,
-        _sweeps(noise, program, spec, rows, slides=options.window is not None),
+        _sweeps(program, spec, rows, slides=options.window is not None),
         options.history,
         options.regularisation,
-        MIXINGS_OF_ALL if options.num_nodes is None else MOST_SPARSE_SWEEPS,
-        step_numbers(scan, of_output, momentum, spread),
+        MIXINGS,
+        step_numbers(scan, momentum, spread),
     )
     return table, spec.column(growth)
 
@@ -85,46 +82,21 @@ def responses(noise: NoiseTable, data_std: float | None) -> tuple[Tensor, Tensor
     return response, keep + gain * response
 
 
-def _sweeps(
-    noise: NoiseTable, program: Sweeps, spec: TensorSpec, rows: tuple[Tensor, ...], *, slides: bool
-) -> dict[int, Sweep]:
-    # along the angle the output is smoother than along the steps or along the log-SNR
-    way = torch.atan2(noise.sigma, noise.alpha)
-    if not bool((way.diff() < -1e-9).all()):
-        way = -torch.arange(noise.num_steps, dtype=torch.float64)
+def _sweeps(program: Sweeps, spec: TensorSpec, rows: tuple[Tensor, ...], *, slides: bool) -> dict[int, Sweep]:
     found: dict[int, Sweep] = {}
     positions: tuple[int, ...] = ()
     for number, wave in enumerate(program):
         positions += program.positions[number]
         if not (slides or wave.boundaries):  # a part of a wave that was too wide
             continue
-        first, last, weights, walked = positions[0], positions[-1], None, None
-        if len(positions) < last + 1 - first:
-            weights = interpolation(way[list(positions)], way[first:])
-            walked = walk(positions, weights).to(spec.device, spec.dtype)
-            weights = weights.to(spec.device, spec.dtype)
         next_positions, rows_of_next = None, None
         if not slides:
-            rows_of_next = torch.full((noise.num_steps + 1,), -1, dtype=torch.int32)
+            rows_of_next = torch.full((program.num_steps + 1,), -1, dtype=torch.int32)
             if number + 1 < len(program):
                 next_positions, following = rows[number + 1], program.positions[number + 1]
                 rows_of_next[list(following)] = torch.arange(len(following), dtype=torch.int32)
             rows_of_next = rows_of_next.to(spec.device)
         at = torch.tensor(positions, device=spec.device)
-        found[number] = Sweep(first, last, at, weights, walked, next_positions, rows_of_next)
+        found[number] = Sweep(positions[0], positions[-1], at, next_positions, rows_of_next)
         positions = ()
     return found
-
-
-def interpolation(nodes: Tensor, points: Tensor) -> Tensor:
-    """Weights of descending nodes at points, [points, nodes]: cubic through the four around, or of lower degree."""
-    size = min(LOCAL, len(nodes))
-    after = torch.searchsorted(-nodes, -points, right=True)
-    begin = (after - size // 2).clamp(0, len(nodes) - size)
-    index = begin[:, None] + torch.arange(size)
-    around = nodes[index]  # [P, size]
-    away = points[:, None, None] - around[:, None, :]  # of node b, once for each node a
-    apart = around[:, :, None] - around[:, None, :]
-    itself = torch.eye(size, dtype=torch.bool)
-    factors = torch.where(itself, 1.0, away / torch.where(itself, 1.0, apart))
-    return torch.zeros(len(points), len(nodes), dtype=nodes.dtype).scatter_(1, index, factors.prod(-1))

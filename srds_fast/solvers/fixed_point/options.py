@@ -43,7 +43,7 @@ class FixedPoint(Parameters, Method):
     def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
         if self.window is not None:
             return windows(num_steps, min(self.window, max_rows or self.window))
-        return fixed_point(num_steps, max_iterations, None if bitwise else self.num_nodes)
+        return fixed_point(num_steps, max_iterations)
 
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         assert isinstance(program, Sweeps)

@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 
 from ...errors import InvalidArgument
 from ..checks import check_positive, check_whole
-from .program import FEWEST_NODES
 
 MOST_HISTORY = 5
 
@@ -29,7 +28,6 @@ class Parameters:
         history: differences to earlier iterates that triangular Anderson acceleration mixes, 0 to 5; 0: none. What has
             not settled in the first sweeps goes on with the newest alone.
         regularisation: lambda of the mixing, absolute.
-        num_nodes: rows of a wave; the network's output at the points between them is interpolated. None: all points.
         order: steps that the correction reaches along, the k of ParaTAA; None: to the end of the window.
         window: steps that are refined at a time. None: all, of which the sample's own change decides when to stop.
         step_tolerance: bound on the error of every step, by which a window slides, see the methods; with a window only.
@@ -40,14 +38,12 @@ class Parameters:
     data_std: float | Literal["auto"] | None = "auto"
     history: int = 2
     regularisation: float = 1e-3
-    num_nodes: int | None = None
     order: int | None = None
     window: int | None = None
     step_tolerance: float | None = None
 
     def __post_init__(self) -> None:
         check_whole("history", self.history, 0, MOST_HISTORY)
-        check_whole("num_nodes", self.num_nodes, FEWEST_NODES, optional=True)
         check_whole("order", self.order, 1, optional=True)
         check_whole("window", self.window, 1, optional=True)
         check_positive("regularisation", self.regularisation)
@@ -58,8 +54,4 @@ class Parameters:
             raise InvalidArgument(
                 f"window is {self.window} and step_tolerance is {self.step_tolerance}. A window slides by the errors "
                 "of its steps. Pass both or neither."
-            )
-        if self.num_nodes is not None and (self.window is not None or self.order is not None):
-            raise InvalidArgument(
-                "num_nodes goes with neither window nor order. Nodes are spread over the whole grid. Leave these out."
             )

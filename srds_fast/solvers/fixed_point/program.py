@@ -29,32 +29,14 @@ class Sweeps(Program):
         return (*(starts[wave.rows[0].iteration] for wave in self.waves[1:]), self.num_steps)
 
 
-# the last points of a grid lie far apart in log-SNR, and the network's output bends most there
-NODES_AT_THE_END = 3
-FEWEST_NODES = 2 + NODES_AT_THE_END
-# sweeps that evaluate nodes only. What has not settled by then does not interpolate: a sharp turn, and all points
-# settle it in a few sweeps more
-MOST_SPARSE_SWEEPS = 8
-# before that, sweeps of twice as many nodes
-MOST_DENSER_SWEEPS = 3
-
-
 @lru_cache(maxsize=64)
-def fixed_point(num_steps: int, num_iterations: int, num_nodes: int | None = None) -> Sweeps:
-    """Sweeps over the whole grid: ParaTAA with a full window, or nodes of it.
+def fixed_point(num_steps: int, num_iterations: int) -> Sweeps:
+    """Sweeps over the whole grid: ParaTAA with a full window. Every point that is not exact is a row.
 
     After wave k the points 0 .. k + 1 are exact, and leave the program: N waves are the sequential sampler.
-    num_nodes: rows of a wave; the network's output between them is interpolated, and every other wave has its nodes
-    between those of the one before. None: every point that is not exact is a row.
     """
-    waves = []
-    for number in range(num_iterations):
-        positions = tuple(range(number, num_steps))
-        if num_nodes is not None and number < MOST_SPARSE_SWEEPS + MOST_DENSER_SWEEPS:
-            denser = 1 if number < MOST_SPARSE_SWEEPS else 2
-            positions = nodes(number, num_steps, denser * num_nodes, between=number % 2 == 1)
-        waves.append(_sweep(number, positions))
-    return Sweeps(num_steps, (0, num_steps), num_iterations, tuple(waves))
+    waves = tuple(_sweep(number, tuple(range(number, num_steps))) for number in range(num_iterations))
+    return Sweeps(num_steps, (0, num_steps), num_iterations, waves)
 
 
 @lru_cache(maxsize=64)
@@ -75,18 +57,6 @@ def of_widths(num_steps: int, widths: Sequence[int]) -> Sweeps:
     for number, width in enumerate(widths):
         waves.append(_sweep(number, tuple(sorted(index * num_steps // width for index in range(width)))))
     return Sweeps(num_steps, (0, num_steps), len(waves), tuple(waves))
-
-
-def nodes(first: int, num_steps: int, num_nodes: int, *, between: bool) -> tuple[int, ...]:
-    """Positions of `first`, the last few, and evenly spaced ones, which `between` shifts by half their distance."""
-    if num_steps - first <= num_nodes:
-        return tuple(range(first, num_steps))
-    end = num_steps - NODES_AT_THE_END
-    inner = num_nodes - 1 - NODES_AT_THE_END
-    shift = 0.5 if between else 1.0
-    spacing = (end - first) / (inner + shift)
-    spread = {first + round((index + shift) * spacing) for index in range(inner)}
-    return tuple(sorted({first, *spread, *range(end, num_steps)}))
 
 
 def _sweep(number: int, positions: tuple[int, ...]) -> Wave:

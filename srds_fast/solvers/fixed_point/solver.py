@@ -2,11 +2,9 @@
 
     x_{i+1}^new = f_i(x_i^old) + c_i (x_i^new - x_i^old)
 
-f_i is the scheduler's step, c_i how it responds to the state it departs from (`grid.responses`). At a point that is no
-row of the wave, the network's output is what was known before, moved with the point and corrected by what is learnt at
-the rows around. Triangular Anderson acceleration (Tang et al. 2024) mixes the iterates. A point is made of points
-before it alone, and the first one that is not exact of an exact one and of what the network says there: so in every
-wave one more becomes exact, at least.
+f_i is the scheduler's step, c_i how it responds to the state it departs from (`grid.responses`). Triangular Anderson
+acceleration (Tang et al. 2024) mixes the iterates. A point is made of points before it alone, and the first one that is
+not exact of an exact one and of what the network says there: so in every wave one more becomes exact, at least.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.fixed_point_wave import Memory, SweepResult, fixed_point_wave
-from ...kernels.fixed_point_wave.operations import additions, guided, mixed, network_input, predict_x0, update_outputs
+from ...kernels.fixed_point_wave.operations import additions, guided, mixed, network_input, predict_x0
 from ...schedulers.steps import TensorSpec
 from ...schedulers.table import NoiseTable
 from ..contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged, output_of, samples_of
@@ -106,15 +104,8 @@ class Points:
         if inputs.initial_guess is None:
             torch.mul(growth, x, out=memory.x)
             return
-        guess = inputs.initial_guess.to(x)
-        torch.cat([x[None], guess[1:]], out=memory.x)
-        if table.momentum is None:
-            added = None if table.spread is None or memory.draws is None else table.spread * memory.draws
-            # from its own starting noise on: no output leads from another's to its first point
-            outputs = table.scan.outputs(guess, added)
-            if outputs is not None:
-                memory.m.copy_(outputs)
-                memory.before.copy_(guess)
+        # from its own starting noise on
+        torch.cat([x[None], inputs.initial_guess[1:].to(x)], out=memory.x)
 
     def evaluate(self, number: int) -> Evaluate:
         self._number = number
@@ -183,7 +174,7 @@ class Window(Points):
         table, memory, inputs = self._table, self.memory, self._inputs
         wave = table.sweeps[self._number]
         first, last = wave.first, wave.last + 1
-        update_outputs(table, wave, memory, guided(self._taken(), inputs.guidance, memory.m.dtype))
+        memory.m[first:last] = guided(self._taken(), inputs.guidance, memory.m.dtype)
         y, m, added = memory.x[first : last + 1], memory.m[first:last], additions(table, memory, first, last)
         points = moved = self._constrained(table.scan.points(y, m, first, added), first + 1)
         if self._options.slides_by_residuals:

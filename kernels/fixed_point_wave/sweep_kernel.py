@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.arithmetic import clamped, offsets, ring_slot
+from ..common.arithmetic import clamped, combined, offsets, ring_slot
 from ..common.layout import with_inner_layout
 from .memory import Memory
 from .table import LOCAL, Sweep, Table
@@ -21,18 +21,6 @@ STAGES = 3
 # numbers of each step, in the order of `Table.numbers`: a, b, c, e, p, q, response, momentum, spread
 _NUMBERS = tl.constexpr(9)
 _LOCAL = tl.constexpr(LOCAL)
-
-
-@triton.jit
-def _combined(m, branch_stride, guidance, mask, BRANCHES: tl.constexpr, GUIDED: tl.constexpr, dtype: tl.constexpr):
-    """The weighted sum of the guidance branches."""
-    output = tl.load(m, mask, 0).to(dtype)
-    if GUIDED:
-        output = tl.load(guidance) * output
-        for branch in tl.static_range(1, BRANCHES):
-            offset = tl.full([], branch, tl.int64) * branch_stride
-            output += tl.load(guidance + branch) * tl.load(m + offset, mask, 0).to(dtype)
-    return output
 
 
 @triton.jit(do_not_specialize=["first", "window", "sweeps", "tiles"])
@@ -97,7 +85,7 @@ def _sweep(
             s0 = s1
             s1 = s2
             s2 = s3
-            s3 = _combined(m + node * m_row + in_row, m_branch, guidance, mask, BRANCHES, GUIDED, dtype) - expected
+            s3 = combined(m + node * m_row + in_row, m_branch, guidance, mask, BRANCHES, GUIDED, dtype) - expected
 
     for i in tl.range(0, window, num_stages=STAGES):
         here = tl.load(newest + place + lane, mask, 0)
@@ -110,13 +98,13 @@ def _sweep(
             expected = tl.load(outputs + at_node, loaded, 0)
             moved = tl.load(newest + at_node, loaded, 0) - tl.load(older + at_node, loaded, 0)
             expected += tl.load(numbers + tl.maximum(tl.load(walk + 2), 0) * _NUMBERS + 6) * moved
-            got = _combined(m + node * m_row + in_row, m_branch, guidance, loaded, BRANCHES, GUIDED, dtype)
+            got = combined(m + node * m_row + in_row, m_branch, guidance, loaded, BRANCHES, GUIDED, dtype)
             s0 = tl.where(joins, s1, s0)
             s1 = tl.where(joins, s2, s1)
             s2 = tl.where(joins, s3, s2)
             s3 = tl.where(joins, got - expected, s3)
             row = tl.load(walk).to(tl.int64)
-            got = _combined(m + row * m_row + in_row, m_branch, guidance, mask & (row >= 0), BRANCHES, GUIDED, dtype)
+            got = combined(m + row * m_row + in_row, m_branch, guidance, mask & (row >= 0), BRANCHES, GUIDED, dtype)
             output = tl.load(outputs + place + lane, mask, 0)
             output += tl.load(number + 6) * (here - tl.load(older + place + lane, mask, 0))
             learnt = tl.load(around) * s0
@@ -127,7 +115,7 @@ def _sweep(
             walk += 3
             around += _LOCAL
         else:
-            output = _combined(m + in_row, m_branch, guidance, mask, BRANCHES, GUIDED, dtype)
+            output = combined(m + in_row, m_branch, guidance, mask, BRANCHES, GUIDED, dtype)
             m += m_row
         tl.store(outputs + place + lane, output, mask)
         f = tl.load(number) * here + tl.load(number + 1) * output

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
-from srds_fast.kernels.common.network_input import NetworkInput
+from srds_fast.kernels.common.network_input import NetworkInput, guided
 from srds_fast.kernels.fixed_point_wave import (
     Memory,
     SweepResult,
@@ -187,7 +187,7 @@ def test_steps_round_as_the_reference_does(
     table = problem.table()
     memory, expected = problem.memory(table), problem.memory(table)
     sweep_kernel.sweep(table, table.sweeps[number], memory, problem.m, problem.guidance)
-    expected.m[number:] = operations.guided(problem.m, problem.guidance, state)
+    expected.m[number:] = guided(problem.m, problem.guidance, state)
     added = operations.additions(table, expected, number, STEPS)
     y, m = expected.x[number:], expected.m[number:]
     points = scan_by_definition(y, m, table.scan.table[number:], added, table.clip)

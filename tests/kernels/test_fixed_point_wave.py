@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from definitions import randomly, references, scan_by_definition
-from diffusers import DDIMScheduler
+from definitions import noise_of, randomly, references, scan_by_definition
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,8 +25,6 @@ from srds_fast.kernels.fixed_point_wave import (
     sweep_kernel,
 )
 from srds_fast.schedulers.steps import TensorSpec
-from srds_fast.schedulers.table import NoiseTable
-from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.fixed_point.grid import grid_of
 from srds_fast.solvers.fixed_point.options import FixedPoint, ParaTAA
@@ -36,21 +32,6 @@ from srds_fast.solvers.fixed_point.options import FixedPoint, ParaTAA
 torch.set_num_threads(1)
 STEPS = 11
 FEATURES = ("clip", "momentum", "noise", "scaled")
-
-
-def noise_of(num_steps: int, features: Any) -> NoiseTable:
-    """Of steps that do all this."""
-    scheduler = DDIMScheduler(clip_sample="clip" in features)
-    scheduler.set_timesteps(num_steps)
-    noise = noise_table(scheduler)
-    numbers = torch.rand(3, num_steps, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    if "momentum" in features:
-        noise = replace(noise, momentum=0.5 * numbers[0])
-    if "noise" in features:
-        noise = replace(noise, spread=numbers[1])
-    if "scaled" in features:
-        noise = replace(noise, input_scale=0.5 + numbers[2])
-    return noise
 
 
 class Problem:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..common.arithmetic import combined, offsets, ring_slot
 from ..common.layout import Inner
 from .memory import Memory
-from .sizes import Sharing
+from .sizes import REGISTERS, Sharing
 from .table import LOCAL, SecantTable, SecantWave
 
 # of each step: a, b, e, p, q, response, largest, smallest, momentum, spread, reach
@@ -269,7 +269,7 @@ def learn(
         ITERATES=len(memory.iterates), OUTPUTS=len(memory.outputs), H=history,
         BRANCHES=1 if guidance is None else len(guidance), GUIDED=guidance is not None,
         SPARSE=wave.interpolation is not None, DENSE=layout == (elements, 0, 1), WHOLE=how.whole, BLOCK=how.block,
-        num_warps=how.warps,
+        num_warps=how.warps, maxnreg=REGISTERS,
         enable_fp_fusion=False,
     )  # fmt: skip
     if partials is not None:

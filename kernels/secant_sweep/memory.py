@@ -66,7 +66,8 @@ class Memory:
 
     def states(self, age: int) -> Tensor:
         """The same points, [N + 1, samples, ...]."""
-        return self.points(age).unflatten(2, self.shape)
+        points = self.points(age)
+        return points.view(*points.shape[:2], *self.shape)
 
     def output(self, age: int) -> Tensor:
         """The network's outputs at `points(age)`, [N, samples, elements]; age 0 is written in this sweep."""

@@ -16,7 +16,7 @@ from ..common.layout import with_inner_layout
 from ..common.network_input import NetworkInput
 from .learn_kernel import NUMBERS, beyond, learn, movements
 from .memory import Memory, SweepResult
-from .sizes import sharing
+from .sizes import REGISTERS, sharing
 from .table import SecantTable
 
 STAGES = 2
@@ -364,6 +364,7 @@ def secant_sweep(
         "CLIPPED": table.clip is not None, "NOISY": noisy, "MOMENTUM": momentum, "GIVEN": x0_prev is not None,
         "SCALED": table.input_scale is not None, "INPUTS": network.branches,
         "INPUT_DENSE": layout == (elements, 0, 1), "BLOCK": how.block, "num_warps": how.warps,
+        "maxnreg": REGISTERS,
         # round as the reference and the scheduler's own step do, to the bit
         "enable_fp_fusion": False,
     }  # fmt: skip

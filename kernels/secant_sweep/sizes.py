@@ -9,7 +9,7 @@ import torch
 # of a program that holds a whole sample: more of them wait for each other in every sum
 MOST_WARPS = 8
 # most registers of a thread: left to itself the assembler takes fewer than it needs
-REGISTERS = 192
+REGISTERS = 224
 # most programs that share a sample, where it is larger: every one adds up what all of them have summed
 MOST_PARTS = 256
 

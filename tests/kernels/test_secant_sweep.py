@@ -11,13 +11,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from srds_fast.kernels.common.network_input import NetworkInput
+from srds_fast.errors import InvalidArgument
+from srds_fast.kernels.common.network_input import NetworkInput, guided
 from srds_fast.kernels.secant_sweep import (
+    LOCAL,
     Memory,
     SecantTable,
     SweepResult,
+    bytes_per_element,
+    launches,
+    learn_kernel,
     secant_sweep,
     sizes,
+    walk_kernel,
 )
 from srds_fast.schedulers.steps import TensorSpec
 from srds_fast.solvers.collocation.nodes import FULL_FROM, secant_sweeps
@@ -144,11 +150,217 @@ def test_equals_reference(device: torch.device, problem: dict[str, Any]) -> None
     assert_right(Problem(device, **problem))
 
 
-@pytest.mark.parametrize("history", [0, 1, 2, 5])
-@pytest.mark.parametrize("features", [(), FEATURES], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    ("history", "features"), [(0, FEATURES), (1, ()), (2, FEATURES), (5, ("clip",))], ids=["0", "1", "2", "5"]
+)
 def test_samples_that_several_programs_share(
     device: torch.device, history: int, features: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One launch a step."""
+    """One launch a step; each program takes two tiles, the last one fewer."""
     monkeypatch.setattr(sizes, "MOST_WARPS", 1)
-    assert_right(Problem(device, (2, 5 * 128 - 5), history=history, features=features))
+    monkeypatch.setattr(sizes, "MOST_PARTS", 2)
+    size = sizes.sharing(1, torch.float64, history).block
+    problem = Problem(device, (2, 3 * size - 5), 2, history=history, features=features, steps=6, nodes=5)
+    assert sizes.sharing(3 * size - 5, torch.float64, history)[2:] == (2, 2)
+    assert_right(problem)
+
+
+def test_large_samples_in_single_precision_and_channels_last(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sizes, "MOST_WARPS", 0)
+    kinds: dict[str, Any] = {"state": torch.float32, "network": torch.float16, "channels_last": True}
+    assert_right(Problem(device, (1, 3, 10, 11), 2, branches=2, steps=6, nodes=5, features=("momentum",), **kinds))
+
+
+@pytest.mark.parametrize("features", [(), FEATURES], ids=["plain", "everything"])
+@pytest.mark.parametrize("number", [0, FULL])
+def test_waves_of_all_points(device: torch.device, number: int, features: tuple[str, ...]) -> None:
+    """And the first wave, in which all rows are nodes."""
+    assert_right(Problem(device, (2, 20), number, features=features, nodes=STEPS, begins=True))
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+@pytest.mark.parametrize("features", [(), FEATURES], ids=["plain", "everything"])
+def test_the_first_step_is_the_schedulers_to_the_bit(
+    device: torch.device, features: tuple[str, ...], large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It departs from a point that does not move; rows are the network's outputs to the bit, or their weighted sum."""
+    if large:
+        monkeypatch.setattr(sizes, "MOST_WARPS", 0)
+    problem = Problem(
+        device, (1, 300), features=features, branches=2, steps=8, state=torch.float32, network=torch.float32
+    )
+    (memory, _), (expected, _) = problem.both()
+    first, rows = problem.number, problem.table.rows[problem.number]
+    assert torch.equal(memory.points(0)[first : first + 2], expected.points(0)[first : first + 2])
+    assert torch.equal(memory.output(1)[rows], guided(problem.m, problem.guidance, torch.float32))
+    assert not bool(memory.expected[first].any())
+
+
+def test_what_the_kernel_reads_of_nodes_is_the_interpolation(device: torch.device) -> None:
+    table = Problem(device, steps=40, nodes=9).table
+    sparse = [wave for wave in table.waves.values() if wave.interpolation is not None]
+    assert len(sparse) == FULL_FROM
+    for wave in sparse:
+        between, (places, weights) = wave.interpolation, wave.around
+        assert between is not None
+        behind = between.first - wave.first
+        for number, dense in enumerate((between.weights, between.doubt)):
+            found = torch.zeros(len(dense), len(wave.positions), dtype=dense.dtype, device=device)
+            local = weights[behind:, number * LOCAL : (number + 1) * LOCAL]
+            found.scatter_add_(1, places[behind:, 2 : 2 + LOCAL].long(), local)
+            assert torch.equal(found[:, between.nodes], dense)
+        rows, positions = places[behind:, 2 : 2 + LOCAL].long(), places[behind:, 2 + LOCAL :].long()
+        assert torch.equal(wave.positions[rows], positions)
+        assert not bool(weights[:behind].any())
+        asked = places[:, 0] >= 0
+        assert torch.equal(wave.first + asked.nonzero()[:, 0], wave.positions)
+        assert torch.equal(places[asked, 0].long(), torch.arange(len(wave.positions), device=device))
+        assert torch.equal(wave.first + places[:, 1].nonzero()[:, 0], wave.new_positions)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_nan_stays_in_its_sample(device: torch.device, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if large:
+        monkeypatch.setattr(sizes, "MOST_WARPS", 0)
+    problem = Problem(device, (3, 150), branches=2, steps=6, nodes=5)
+    problem.m[1, 1, 5] = torch.nan
+    (memory, found), (expected_memory, expected) = problem.both()
+    assert found.change.isnan().tolist() == expected.change.isnan().tolist() == [False, True, False]
+    others, first = [0, 2], problem.number
+    torch.testing.assert_close(found.sample[others], expected.sample[others], rtol=1e-9, atol=1e-9)
+    ours, theirs = (each.points(0)[first:, others] for each in (memory, expected_memory))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_points_that_are_not_finite_spoil_none_before_them(device: torch.device) -> None:
+    problem = Problem(device, (1, 10), 2, history=3, steps=6, nodes=6)
+    memory = problem.memory()
+    for age in range(3):
+        memory.points(age)[4:] = torch.inf
+    secant_sweep(problem.table, 2, memory, problem.m)
+    assert bool(memory.points(0)[2:5].isfinite().all())
+    assert not bool(memory.points(0)[6].isfinite().any())
+
+
+def test_a_point_that_has_not_moved_has_learnt_nothing(device: torch.device) -> None:
+    """The response is then the expected one: what differs from it in the outputs has no movement to belong to."""
+    moved, still = Problem(device, history=3), Problem(device, history=3)
+    memory = still.memory()
+    memory.iterates[:] = memory.points(0).clone()
+    secant_sweep(still.table, 3, memory, still.m)
+    without = Problem(device, history=0)
+    plain = without.memory()
+    plain.points(0).copy_(moved.memory().points(0))
+    for each, theirs in ((plain.output(1), still.memory().output(1)), (plain.expected, still.memory().expected)):
+        each.copy_(theirs)
+    secant_sweep(without.table, 3, plain, without.m)
+    assert torch.equal(memory.points(0)[3:], plain.points(0)[3:])
+
+
+def test_what_does_not_move_is_stationary(device: torch.device) -> None:
+    """The network's answer is always the same: after as many sweeps as there are steps nothing moves."""
+    problem = Problem(device, (2, 7), 0, history=1, steps=5, nodes=5)
+    memory = problem.memory()
+    seen = []
+    for _ in range(7):
+        seen.append(secant_sweep(problem.table, 0, memory, problem.m, check_stationary=True))
+    assert not seen[0].stationary.any()
+    assert bool(seen[-1].stationary.all())
+    assert not seen[-1].change.any()
+    assert torch.equal(seen[-1].sample, seen[-2].sample)
+    memory.points(0)[3, 1, 2] += 1.0
+    assert secant_sweep(problem.table, 0, memory, problem.m, check_stationary=True).stationary.tolist() == [True, False]
+
+
+def test_nothing_is_stationary_that_was_interpolated(device: torch.device) -> None:
+    problem = Problem(device, (1, 7), 0, history=0, steps=20, nodes=5)
+    memory = problem.memory()
+    seen = [secant_sweep(problem.table, 0, memory, problem.m, check_stationary=True) for _ in range(3)]
+    assert not any(bool(each.stationary.any()) for each in seen)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_two_calls_give_the_same_bits(device: torch.device, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a sample those that it has alone."""
+    if large:
+        monkeypatch.setattr(sizes, "MOST_WARPS", 0)
+    problem = Problem(device, (2, 200), history=3, state=torch.float32, number=3, steps=6, nodes=5)
+    (memory, found), (again, other) = problem.run(), problem.run()
+    assert torch.equal(memory.points(0)[3:], again.points(0)[3:])
+    assert torch.equal(found.change, other.change)
+    assert torch.equal(found.next_input, other.next_input)
+    alone = problem.memory()
+    alone.keep(torch.tensor([1], device=device))
+    told = secant_sweep(problem.table, 3, alone, problem.m[:, 1:2], network=problem.network, caution=2.0)
+    assert torch.equal(told.sample, found.sample[1:2])
+    assert torch.equal(told.change, found.change[1:2])
+    assert torch.equal(alone.expected[3:, 0], memory.expected[3:, 1])
+
+
+def test_the_channels_that_a_sampler_wants(device: torch.device) -> None:
+    """Of a network that also predicts variances: rows are not contiguous."""
+    problem = Problem(device, (2, 3, 4, 5), branches=2, steps=6, nodes=5)
+    wide = problem.random(*problem.m.shape[:2], 6, 4, 5, dtype=torch.float32)
+    problem.m = wide[:, :, :3]
+    assert_right(problem)
+
+
+def test_a_constraint_is_met_by_the_reference(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(device, steps=6, nodes=5)
+    monkeypatch.setattr(walk_kernel, "secant_sweep", None)
+    memory, _ = problem.run(constrain=lambda states, position: torch.full_like(states, position))
+    assert [float(each.mean()) for each in memory.points(0)[4:]] == [4.0, 5.0, 6.0]
+
+
+def test_arguments_that_do_not_fit_are_named(device: torch.device) -> None:
+    problem = Problem(device)
+    memory = problem.memory()
+    for m, weights, says in (
+        (torch.zeros(3, 2, 7), None, r"m has shape \(3, 2, 7\)"),
+        (problem.m, torch.ones(1), "guidance is torch.float32"),
+    ):
+        guidance = None if weights is None else weights.to(device)
+        with pytest.raises(InvalidArgument, match=says):
+            secant_sweep(problem.table, problem.number, memory, m.to(device), guidance=guidance)
+
+
+def test_launches_and_bytes(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many launches as are counted."""
+    launched = []
+
+    def counted(module: Any, name: str) -> None:
+        kernel = getattr(module, name)
+
+        class Counted:
+            def __getitem__(self, grid: Any) -> Any:
+                launched.append(name)
+                return kernel[grid]
+
+        monkeypatch.setattr(module, name, Counted())
+
+    for name in ("_learn", "_solve"):
+        counted(learn_kernel, name)
+    for name in ("_walk", "_step", "_end"):
+        counted(walk_kernel, name)
+    for elements, steps in ((7, 5), (2000, 5)):
+        launched.clear()
+        problem = Problem(device, (1, elements), 1, history=1, steps=steps + 1, nodes=5)
+        problem.run()
+        assert len(launched) == launches(steps, elements, torch.float64, 1)
+    half, single = torch.float16, torch.float32
+    assert bytes_per_element(single, half, 0) == 28 + 4
+    assert bytes_per_element(single, half, 2) == 60 + 4
+    assert bytes_per_element(single, half, 2, branches=2) == bytes_per_element(single, half, 2) + 4
+
+
+def test_sharing() -> None:
+    """A latent is shared by programs of a warp, a video by few enough that each can add up what all have summed."""
+    single = torch.float32
+    assert sizes.sharing(28, single, 2) == (256, 1, 1, 1)
+    assert sizes.sharing(2048, single, 2) == (2048, 8, 1, 1)
+    assert sizes.sharing(4 * 64 * 64, single, 2) == (256, 1, 64, 1)
+    block, _, parts, tiles = sizes.sharing(16 * 21 * 60 * 104, single, 5)
+    assert parts <= sizes.MOST_PARTS
+    assert block * parts * tiles >= 16 * 21 * 60 * 104 > block * (parts - 1) * tiles

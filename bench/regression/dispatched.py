@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from srds_fast.engine.graphs.capture_checks import new_in, refuse_uncapturable, tensors_in
 from srds_fast.errors import CaptureFailed
 from srds_fast.kernels.fixed_point_wave import reference as fixed_point_wave
+from srds_fast.kernels.secant_sweep import launches
+from srds_fast.kernels.secant_sweep import reference as secant_sweep
 from srds_fast.kernels.wave_update import reference as wave_update
 from srds_fast.kernels.wave_update.traffic import traffic
 
@@ -37,6 +39,24 @@ _READS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 _EMPTY = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 
 
+def _of_secant_sweep(table: Any, number: int, memory: Any, *others: Any) -> int:
+    *_, constrain, _ = others
+    if constrain is not None:
+        return 0
+    steps, expected = table.num_steps - table.waves[number].first, memory.expected
+    return launches(steps, expected.shape[2], expected.dtype, table.history)
+
+
+_KERNELS: tuple[tuple[Any, str, Callable[..., int]], ...] = (
+    (wave_update, "wave_update", lambda *args: 1),
+    (fixed_point_wave, "sweep", lambda table, *others: int(table.fused)),
+    # with history, the inner products are a launch of their own
+    (fixed_point_wave, "mix", lambda table, *others: table.fused * (1 + (table.history > 0))),
+    (secant_sweep, "secant_sweep", _of_secant_sweep),
+)
+"""The references of our kernels, and of how many launches a call would be on a CUDA device; 0: no kernel runs."""
+
+
 class Dispatched(TorchDispatchMode):
     """Counts what runs within it, on a CPU: `counts` has the number so far for each of `NAMES`."""
 
@@ -47,8 +67,9 @@ class Dispatched(TorchDispatchMode):
         self._patches = ExitStack()
 
     def __enter__(self) -> Self:
-        for owner, name in ((wave_update, "wave_update"), (fixed_point_wave, "sweep"), (fixed_point_wave, "mix")):
-            self._patches.enter_context(patch.object(owner, name, self._as_kernel(name, getattr(owner, name))))
+        for owner, name, launches_of in _KERNELS:
+            reference = self._as_kernel(name, getattr(owner, name), launches_of)
+            self._patches.enter_context(patch.object(owner, name, reference))
         self._patches.enter_context(_Reads(self))
         super().__enter__()
         return self
@@ -75,14 +96,16 @@ class Dispatched(TorchDispatchMode):
         self.counts["bytes_allocated"] += sum(each.untyped_storage().nbytes() for each in made)
         return made
 
-    def _as_kernel(self, name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    def _as_kernel(
+        self, name: str, reference: Callable[..., Any], launches_of: Callable[..., int]
+    ) -> Callable[..., Any]:
         """The reference, counted as the kernel that it stands for; without one, as the operations that it is."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            if self.in_kernel or (name != "wave_update" and not args[0].fused):
+            made = 0 if self.in_kernel else launches_of(*args)
+            if not made:
                 return reference(*args, **kwargs)
-            # with history, the inner products of `mix` are a launch of their own
-            self.counts["launches"] += 2 if name == "mix" and args[0].history else 1
+            self.counts["launches"] += made
             if name == "wave_update":
                 self.counts["bytes_moved"] += _bytes_moved(*args)
             self.in_kernel = True

@@ -26,13 +26,17 @@ from torch import Tensor
 from bench.command import parser, write
 from bench.workloads.networks import DEVICE, SMALL
 from srds_fast.cli.output import show_table
-from srds_fast.kernels import fixed_point_wave, wave_update
+from srds_fast.kernels import fixed_point_wave, secant_sweep, wave_update
 from srds_fast.kernels.fixed_point_wave import reference as fixed_point_wave_reference
+from srds_fast.kernels.secant_sweep import reference as secant_sweep_reference
 from srds_fast.kernels.wave_update import reference as wave_update_reference
 from srds_fast.kernels.wave_update.traffic import traffic
 from srds_fast.schedulers.steps import TensorSpec
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
+from srds_fast.solvers.collocation.nodes import secant_sweeps
+from srds_fast.solvers.collocation.options import Collocation
+from srds_fast.solvers.collocation.table import secant_table
 from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.fixed_point.grid import grid_of
 from srds_fast.solvers.fixed_point.options import ParaTAA
@@ -106,12 +110,42 @@ def of_fixed_point_wave(moved: int | None, device: torch.device) -> Subject:
     return Subject(run, reference, memory.iterates, each * elements)
 
 
+def of_secant_sweep(moved: int | None, device: torch.device) -> Subject:
+    """Collocation's sweep in the middle of a run: 10 points, all rows, one half-precision row each in and out."""
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(WINDOW)
+    options, spec = Collocation(), TensorSpec(torch.float32, device, 2)
+    how = options.data_std, options.history, options.regularisation
+    waves = secant_sweeps(WINDOW, WINDOW)
+    table = secant_table(noise_table(scheduler), waves, *how, spec, scaled=False)
+    each = secant_sweep.bytes_per_element(torch.float32, torch.float16, table.history) * WINDOW
+    elements = _elements(moved, each)
+    memory = secant_sweep.Memory(table, torch.empty(1, elements, device=device), None, None)
+    for written in (memory.iterates, memory.outputs):
+        written.normal_()
+    m = torch.randn(WINDOW, 1, elements, device=device).half()
+
+    def run() -> Tensor:
+        memory.sweeps = table.history
+        return secant_sweep.secant_sweep(table, 0, memory, m, network=NETWORK).next_input
+
+    def reference() -> Tensor:
+        memory.sweeps = table.history
+        return secant_sweep_reference.secant_sweep(table, 0, memory, m, None, NETWORK, 1.0, None, False).next_input
+
+    return Subject(run, reference, memory.iterates, each * elements)
+
+
 def _elements(moved: int | None, each: int) -> int:
     """Of a state: a latent's, or whole blocks of 1024, so that a call moves so many bytes."""
     return 4 * 64 * 64 if moved is None else math.ceil(moved / each / 1024) * 1024
 
 
-SUBJECTS = {"wave_update": of_wave_update, "fixed_point_wave": of_fixed_point_wave}
+SUBJECTS = {
+    "wave_update": of_wave_update,
+    "fixed_point_wave": of_fixed_point_wave,
+    "secant_sweep": of_secant_sweep,
+}
 
 
 def checked(subject: Subject) -> None:

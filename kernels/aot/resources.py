@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-OPERATIONS = ("wave_update", "fixed_point_wave")
+OPERATIONS = ("wave_update", "fixed_point_wave", "secant_sweep")
 CAPABILITIES = (80, 90, 100)
 
 

@@ -39,3 +39,15 @@ def offsets(element, inner, outer_stride, inner_stride, DENSE: tl.constexpr):
 def ring_slot(ring, number, SLOTS: tl.constexpr, slot_stride):
     """The slot of a ring buffer that holds entry `number`."""
     return ring + (number % SLOTS).to(tl.int64) * slot_stride
+
+
+@triton.jit
+def combined(m, branch_stride, guidance, mask, BRANCHES: tl.constexpr, GUIDED: tl.constexpr, dtype: tl.constexpr):
+    """The weighted sum of the guidance branches."""
+    output = tl.load(m, mask, 0).to(dtype)
+    if GUIDED:
+        output = tl.load(guidance) * output
+        for branch in tl.static_range(1, BRANCHES):
+            offset = tl.full([], branch, tl.int64) * branch_stride
+            output += tl.load(guidance + branch) * tl.load(m + offset, mask, 0).to(dtype)
+    return output

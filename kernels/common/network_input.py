@@ -1,4 +1,4 @@
-"""The format of the network's input."""
+"""What the network is given, and what is made of its output before a sweep, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -33,3 +33,28 @@ def empty(
         return like.new_empty(*leading, *shape, dtype=dtype)
     channels, *space = shape
     return like.new_empty(*leading, *space, channels, dtype=dtype).movedim(-1, len(leading))
+
+
+def network_input(x: Tensor, positions: Tensor, scale: Tensor | None, network: NetworkInput) -> Tensor:
+    """The network's input at the points at these positions, [branches * rows, samples, ...].
+
+    x: points of the grid, [points, samples, ...]; scale: [points, 1, ...], what they are multiplied with; None: 1.
+    """
+    rows = x.index_select(0, positions)
+    if scale is not None:
+        rows = rows * scale.index_select(0, positions)
+    given = network.empty(len(positions), x[0])
+    given.unflatten(0, (network.branches, -1)).copy_(rows[None])
+    return given
+
+
+def guided(m: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The weighted sum of the guidance branches, [rows, samples, ...]; m: [branches * rows, samples, ...]."""
+    m = m.to(dtype)
+    if guidance is None:
+        return m
+    branches = m.unflatten(0, (len(guidance), -1))
+    m = guidance[0] * branches[0]
+    for weight, branch in zip(guidance[1:], branches[1:], strict=True):
+        m = m + weight * branch
+    return m

@@ -5,32 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common.network_input import NetworkInput
 from .anderson import anderson_mix
 from .memory import Memory
 from .table import Table
-
-
-def guided(m: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The weighted sum of the guidance branches, [rows, samples, ...]; m: [branches * rows, samples, ...]."""
-    m = m.to(dtype)
-    if guidance is None:
-        return m
-    branches = m.unflatten(0, (len(guidance), -1))
-    m = guidance[0] * branches[0]
-    for weight, branch in zip(guidance[1:], branches[1:], strict=True):
-        m = m + weight * branch
-    return m
-
-
-def network_input(table: Table, positions: Tensor, x: Tensor, network: NetworkInput) -> Tensor:
-    """The network's input at the points at these positions, [branches * rows, samples, ...]."""
-    rows = x.index_select(0, positions)
-    if table.input_scale is not None:
-        rows = rows * table.input_scale.index_select(0, positions)
-    given = network.empty(len(positions), x[0])
-    given.unflatten(0, (network.branches, -1)).copy_(rows[None])
-    return given
 
 
 def predict_x0(table: Table, x: Tensor, m: Tensor, first: int, last: int) -> Tensor:

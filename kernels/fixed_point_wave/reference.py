@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common.network_input import NetworkInput
+from ..common.network_input import NetworkInput, guided, network_input
 from .memory import Memory, SweepResult
-from .operations import additions, guided, mixed, network_input
+from .operations import additions, mixed
 from .table import Sweep, Table
 
 
@@ -32,5 +32,5 @@ def mix(table: Table, wave: Sweep, memory: Memory, network: NetworkInput, check_
     change = (table.weight * moved.abs().flatten(2).mean(2)).amax(0)
     memory.advance(table.num_steps)
     following = wave.next_positions
-    next_input = None if following is None else network_input(table, following, memory.x, network)
+    next_input = None if following is None else network_input(memory.x, following, table.input_scale, network)
     return SweepResult(after[-1].clone(), change, stationary, next_input)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.arithmetic import clamped, offsets, ring_slot
+from ..common.arithmetic import clamped, combined, offsets, ring_slot
 from ..common.layout import with_inner_layout
 from .memory import Memory
 from .table import Sweep, Table
@@ -20,18 +20,6 @@ STAGES = 3
 
 # numbers of each step, in the order of `Table.numbers`: a, b, c, e, p, q, momentum, spread
 _NUMBERS = tl.constexpr(8)
-
-
-@triton.jit
-def _combined(m, branch_stride, guidance, mask, BRANCHES: tl.constexpr, GUIDED: tl.constexpr, dtype: tl.constexpr):
-    """The weighted sum of the guidance branches."""
-    output = tl.load(m, mask, 0).to(dtype)
-    if GUIDED:
-        output = tl.load(guidance) * output
-        for branch in tl.static_range(1, BRANCHES):
-            offset = tl.full([], branch, tl.int64) * branch_stride
-            output += tl.load(guidance + branch) * tl.load(m + offset, mask, 0).to(dtype)
-    return output
 
 
 @triton.jit(do_not_specialize=["first", "window", "sweeps", "tiles"])
@@ -82,7 +70,7 @@ def _sweep(
 
     for i in tl.range(0, window, num_stages=STAGES):
         here = tl.load(newest + place + lane, mask, 0)
-        output = _combined(m + in_row, m_branch, guidance, mask, BRANCHES, GUIDED, dtype)
+        output = combined(m + in_row, m_branch, guidance, mask, BRANCHES, GUIDED, dtype)
         m += m_row
         tl.store(outputs + place + lane, output, mask)
         f = tl.load(number) * here + tl.load(number + 1) * output

@@ -300,6 +300,7 @@ class Session:
         """What the call has done until now. engine_reason: of the report, unless the engine has its own reason."""
         run, plan = self.run, self._reported.plan
         prediction = plan.prediction
+        fused = plan.options.fused(constrained=self.inputs.constrain is not None)
         return Report(
             method=plan.method,
             engine=run.engine.name,
@@ -316,7 +317,7 @@ class Session:
             interrupted=self.interrupted,
             fallback_reason=self._fallback_reason,
             engine_reason=run.engine.reason or engine_reason,
-            kernels=implementation(self.state.device) if plan.options.fused else "torch",
+            kernels=implementation(self.state.device) if fused else "torch",
             drive_reason=drive_reason,
             overlap=run.engine.overlap,
             left_out=list(left_out),

@@ -108,9 +108,11 @@ class Method(ABC):
         """Whether what a wave evaluates depends on the values found before: such waves are not recorded as one loop."""
         return False
 
-    @property
-    def fused(self) -> bool:
-        """Whether fused kernels do the arithmetic of its waves on a CUDA device. Otherwise PyTorch does."""
+    def fused(self, *, constrained: bool) -> bool:
+        """Whether fused kernels do the arithmetic of its waves on a CUDA device. Otherwise PyTorch does.
+
+        constrained: states are constrained as they arrive, see `SolverInputs.constrain`.
+        """
         return not self.slides
 
     @property

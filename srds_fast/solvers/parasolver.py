@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument
-from ..kernels.fixed_point_wave.operations import guided
+from ..kernels.common.network_input import guided
 from ..schedulers.steps import TensorSpec, chained, fine_step
 from ..schedulers.table import NoiseTable
 from .checks import check_positive, check_whole

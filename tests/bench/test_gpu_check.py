@@ -226,5 +226,5 @@ def test_the_smoke_tests_take_every_kernel() -> None:
     sources = {path.stem: path.read_text() for path in (ROOT / "tests" / "kernels").glob("test_*.py")}
     for name in gpu_check.SMOKE_TESTS.split(" or "):
         assert any(f"def {name}" in source for source in sources.values()), name
-    for kernel in ("test_wave_update", "test_fixed_point_wave"):
+    for kernel in ("test_wave_update", "test_fixed_point_wave", "test_secant_sweep"):
         assert any(f"def {name}" in sources[kernel] for name in gpu_check.SMOKE_TESTS.split(" or ")), kernel

@@ -30,6 +30,9 @@ METHODS = {
 }
 # whose waves are kernels, and what their steps may do besides
 FUSED = {
+    "collocation": Collocation(num_nodes=8),
+    "collocation, 5 differences": Collocation(num_nodes=8, history=5),
+    "collocation, responses": Collocation(history=0),
     "parataa": ParaTAA(),
     "parataa, 5 differences": ParaTAA(history=5),
     "picard": ParaDiGMS(window=None, step_tolerance=None),

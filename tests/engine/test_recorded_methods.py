@@ -13,7 +13,7 @@ from test_fake_cuda import _no_tables_of_the_device_are_kept, capturable, check_
 from twins import Twins
 
 import srds_fast
-from srds_fast.kernels import fixed_point_wave
+from srds_fast.kernels import fixed_point_wave, secant_sweep
 from srds_fast.solvers import chords
 from srds_fast.solvers.chords import Chords
 from srds_fast.solvers.collocation import table
@@ -86,19 +86,25 @@ class Launch:
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "ddpm"])
-def test_nor_do_the_kernels_of_its_waves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["collocation", "parataa"])
+def test_nor_do_the_kernels_of_its_waves(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which run in their order."""
     from srds_fast.kernels.fixed_point_wave import mix_kernel, sweep_kernel
+    from srds_fast.kernels.secant_sweep import learn_kernel, walk_kernel
 
     build, arguments = tiny.PIPELINES[name]
-    call = capturable(build(), arguments, monkeypatch, method=METHODS["parataa"], max_iterations=4)
+    call = capturable(build(), arguments, monkeypatch, method=METHODS[method], max_iterations=4)
     launched: list[str] = []
-    monkeypatch.setattr(fixed_point_wave, "implementation", lambda device: "triton")
-    for module, each in ((sweep_kernel, "_sweep"), (mix_kernel, "_gram"), (mix_kernel, "_mix")):
+    for operation in (fixed_point_wave, secant_sweep):
+        monkeypatch.setattr(operation, "implementation", lambda device: "triton")
+    kernels = [(sweep_kernel, "_sweep"), (mix_kernel, "_gram"), (mix_kernel, "_mix")]
+    if method == "collocation":
+        kernels = [(learn_kernel, "_learn"), (walk_kernel, "_walk")]
+    for module, each in kernels:
         monkeypatch.setattr(module, each, Launch(each, launched))
     check_loop(*record_loop(call), len(call.program))
     rehearsed = recorded = 4
-    assert launched == (rehearsed + recorded) * ["_sweep", "_gram", "_mix"]
+    assert launched == (rehearsed + recorded) * [each for _, each in kernels]
 
 
 def test_a_warm_start_is_an_input_of_the_recording() -> None:

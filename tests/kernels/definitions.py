@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from srds_fast.kernels.common import dispatch
+from srds_fast.schedulers.table import NoiseTable
+from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.fixed_point.grid import grid_of
 
 
@@ -41,3 +46,18 @@ def scan_by_definition(y: Tensor, m: Tensor, table: Tensor, added: Tensor | None
         x = f + c * (x - y[i])
         points.append(x)
     return torch.stack(points)
+
+
+def noise_of(num_steps: int, features: Any) -> NoiseTable:
+    """Of steps that do all this."""
+    scheduler = DDIMScheduler(clip_sample="clip" in features)
+    scheduler.set_timesteps(num_steps)
+    noise = noise_table(scheduler)
+    numbers = torch.rand(3, num_steps, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    if "momentum" in features:
+        noise = replace(noise, momentum=0.5 * numbers[0])
+    if "noise" in features:
+        noise = replace(noise, spread=numbers[1])
+    if "scaled" in features:
+        noise = replace(noise, input_scale=0.5 + numbers[2])
+    return noise

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from definitions import randomly, references, scan_by_definition
-from diffusers import DDIMScheduler
+from definitions import noise_of, randomly, references, scan_by_definition
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
-from srds_fast.kernels.common.network_input import NetworkInput
+from srds_fast.kernels.common.network_input import NetworkInput, guided
 from srds_fast.kernels.fixed_point_wave import (
     Memory,
     SweepResult,
@@ -27,8 +25,6 @@ from srds_fast.kernels.fixed_point_wave import (
     sweep_kernel,
 )
 from srds_fast.schedulers.steps import TensorSpec
-from srds_fast.schedulers.table import NoiseTable
-from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.fixed_point import program as sweeps
 from srds_fast.solvers.fixed_point.grid import grid_of
 from srds_fast.solvers.fixed_point.options import FixedPoint, ParaTAA
@@ -36,21 +32,6 @@ from srds_fast.solvers.fixed_point.options import FixedPoint, ParaTAA
 torch.set_num_threads(1)
 STEPS = 11
 FEATURES = ("clip", "momentum", "noise", "scaled")
-
-
-def noise_of(num_steps: int, features: Any) -> NoiseTable:
-    """Of steps that do all this."""
-    scheduler = DDIMScheduler(clip_sample="clip" in features)
-    scheduler.set_timesteps(num_steps)
-    noise = noise_table(scheduler)
-    numbers = torch.rand(3, num_steps, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    if "momentum" in features:
-        noise = replace(noise, momentum=0.5 * numbers[0])
-    if "noise" in features:
-        noise = replace(noise, spread=numbers[1])
-    if "scaled" in features:
-        noise = replace(noise, input_scale=0.5 + numbers[2])
-    return noise
 
 
 class Problem:
@@ -186,7 +167,7 @@ def test_steps_round_as_the_reference_does(
     table = problem.table()
     memory, expected = problem.memory(table), problem.memory(table)
     sweep_kernel.sweep(table, table.sweeps[number], memory, problem.m, problem.guidance)
-    expected.m[number:] = operations.guided(problem.m, problem.guidance, state)
+    expected.m[number:] = guided(problem.m, problem.guidance, state)
     added = operations.additions(table, expected, number, STEPS)
     y, m = expected.x[number:], expected.m[number:]
     points = scan_by_definition(y, m, table.scan.table[number:], added, table.clip)

@@ -22,10 +22,10 @@ import srds_fast
 from srds_fast.kernels.wave_update import NetworkInput, kernel
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
+from srds_fast.solvers.collocation.options import Collocation
 from srds_fast.solvers.contract import Checkpoint, Core, Evaluate, SolverInputs
-from srds_fast.solvers.fixed_point import program as sweeps
-from srds_fast.solvers.fixed_point.options import FixedPoint, ParaTAA
-from srds_fast.solvers.fixed_point.solver import fixed_point
+from srds_fast.solvers.fixed_point.options import ParaTAA
+from srds_fast.solvers.method import Method
 from srds_fast.solvers.srds import srds
 
 torch.set_num_threads(1)
@@ -48,6 +48,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "three differences": {"method": ParaTAA(history=3), "max_iterations": 3},
     "not mixed": {"method": ParaTAA(history=0), "max_iterations": 3},
     "parataa": {"method": ParaTAA(), "max_iterations": 3},
+    "secants": {"method": Collocation(num_nodes=5), "max_iterations": 5},
+    "five secants": {"method": Collocation(num_nodes=5, history=5, cover=2), "max_iterations": 6},
+    "responses, exact": {"method": Collocation(num_nodes=5, history=0), "exact": True},
     "picard": {"method": ParaTAA(history=0, data_std=None), "max_iterations": 3},
 }
 
@@ -67,6 +70,11 @@ METHODS: dict[str, dict[str, Any]] = {
         ("ddim clipped, eta", "parataa"),
         ("dpm++ 2m", "parataa"),
         ("flow", "not mixed"),
+        ("ddim", "secants"),
+        ("ddim clipped, eta", "secants"),
+        ("dpm++ 2m", "five secants"),
+        ("euler ancestral", "secants"),
+        ("flow", "responses, exact"),
     ],
 )
 def test_a_whole_run_is_that_of_the_references(
@@ -130,12 +138,10 @@ def seen_of(core: Core, running: dict[int, tuple[int, ...]], network: NetworkInp
 
 @pytest.mark.parametrize(
     ("options", "max_rows"),
-    [(None, None), (ParaTAA(), 3), (ParaTAA(), None)],
-    ids=["srds", "narrow", "parataa"],
+    [(None, None), (ParaTAA(), 3), (ParaTAA(), None), (Collocation(num_nodes=5), 3)],
+    ids=["srds", "narrow", "parataa", "secants"],
 )
-def test_samples_leave_and_the_rest_goes_on(
-    device: torch.device, options: FixedPoint | None, max_rows: int | None
-) -> None:
+def test_samples_leave_and_the_rest_goes_on(device: torch.device, options: Method | None, max_rows: int | None) -> None:
     """With two branches, in waves that are too wide, in half precision and channels last, from a guess."""
     stock = DDIMScheduler()
     stock.set_timesteps(8)
@@ -149,8 +155,8 @@ def test_samples_leave_and_the_rest_goes_on(
         if options is None:
             core = srds(x, noise, program.srds(8, 4, 4), inputs=inputs)
         else:
-            waves = sweeps.fixed_point(8, 5).limited_to(max_rows)
-            core = fixed_point(x, noise, waves, options, inputs)
+            waves = options.program(8, 5, max_rows=max_rows, bitwise=False).limited_to(max_rows)
+            core = options.core(x, noise, waves, inputs, bitwise=False)
         return seen_of(core, {2: (0, 2), 4: (1,)}, network)
 
     found = run()

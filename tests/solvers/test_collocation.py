@@ -22,12 +22,13 @@ from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture, run
 from torch import Tensor
 
 from srds_fast import InvalidArgument, sample
+from srds_fast.kernels.secant_sweep import Memory
+from srds_fast.kernels.secant_sweep.reference import doubt, inverse
 from srds_fast.schedulers.steps import TensorSpec
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.collocation.nodes import FULL_FROM, cover, secant_sweeps, skeleton
 from srds_fast.solvers.collocation.options import Collocation
 from srds_fast.solvers.collocation.solver import Points
-from srds_fast.solvers.collocation.sweep import Memory, doubt, inverse
 from srds_fast.solvers.collocation.table import cubic, secant_table
 from srds_fast.solvers.contract import NO_INPUTS, Checkpoint, Core, SolverInputs
 from srds_fast.solvers.convergence import SECANTS, estimated_error

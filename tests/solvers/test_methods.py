@@ -328,7 +328,7 @@ def test_only_solvers_name_a_method_or_ask_for_its_class() -> None:
     assert not found, "\n".join(found)
 
 
-FUSED = [SRDS(), Chords(), ParaTAA()]
+FUSED = [SRDS(), Chords(), ParaTAA(), Collocation()]
 PLAIN = [ParaTAA(order=3), ParaTAA.published(window=5), ParaDiGMS(), ParaSolver()]
 
 

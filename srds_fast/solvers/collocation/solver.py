@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...kernels.fixed_point_wave.operations import guided
+from ...kernels.common.network_input import network_input
+from ...kernels.secant_sweep import Memory, SecantTable, SweepResult, predict_x0, secant_sweep
 from ...schedulers.table import NoiseTable
 from ..contract import NO_INPUTS, Checkpoint, Core, Evaluate, SolverInputs, merged, output_of, samples_of
 from ..fixed_point.program import Sweeps
-from .sweep import Memory, doubt, move, predict_x0, update_outputs
-from .table import SecantTable
 
 # The error that interpolation leaves may be so many times what is expected: at half a grey level 2 of 384 samples were
 # beyond it with 2, 7 with 1. Half of them are of a mixture of sharp Gaussians, as all of the 2 are, half of a policy.
@@ -43,9 +42,9 @@ def collocation(
         got.append(output_of((yield points.evaluate(number, program.positions[number]))))
         if not wave.boundaries:  # a part of a wave that was too wide
             continue
-        change, stationary = points.sweep(number, got, bitwise=bitwise)
+        sample, change, stationary, _ = points.sweep(number, got, bitwise=bitwise)
         got = []
-        iteration, samples, sample = wave.boundaries[0].iteration, points.samples, points.sample()
+        iteration, samples = wave.boundaries[0].iteration, points.samples
         exact = iteration == program.exact_iteration
         running = samples_of((yield Checkpoint(iteration, sample, samples, change, exact, stationary)), samples)
         result = merged(result, sample, samples)
@@ -64,9 +63,10 @@ class Points:
 
     def __init__(self, x: Tensor, noise: NoiseTable, table: SecantTable, inputs: SolverInputs) -> None:
         self.samples = tuple(range(len(x)))
-        self._shape, self._table, self._inputs = x.shape[1:], table, inputs
+        self._table, self._inputs = table, inputs
+        self._entering: Tensor | None = None
         memory = self._memory = Memory(table, x.contiguous(), inputs.draws, inputs.x0_prev)
-        points = memory.points(0).unflatten(2, self._shape)
+        points = memory.states(0)
         if inputs.initial_guess is None:
             torch.mul(table.growth, x, out=points)
             torch.mul(table.response, memory.points(0)[:-1], out=memory.expected)
@@ -86,60 +86,51 @@ class Points:
 
     def evaluate(self, number: int, positions: tuple[int, ...]) -> Evaluate:
         """Wave `number`."""
-        table, network = self._table, self._inputs.network
-        at = table.rows[number]
-        rows = self._memory.points(0).index_select(0, at).unflatten(2, self._shape)
-        if table.input_scale is not None:
-            rows = rows * table.input_scale.index_select(0, at)
-        given = network.empty(len(positions), rows[0])
-        given.unflatten(0, (network.branches, -1)).copy_(rows[None])
+        given, self._entering = self._entering, None
+        if given is None:  # no sweep has made it: the first one, a part of a wave, or samples have left
+            table = self._table
+            given = network_input(self._memory.states(0), table.rows[number], table.input_scale, self._inputs.network)
         return Evaluate(given, positions, self.samples, number)
 
-    def sweep(self, number: int, got: list[Tensor], *, bitwise: bool) -> tuple[Tensor, Tensor | None]:
-        """Move all points, by the network's output at the rows of all parts of a wave; number: of its last part.
-
-        Returns:
-            see `Checkpoint.change` and `Checkpoint.stationary`.
-        """
-        table, memory, inputs = self._table, self._memory, self._inputs
-        wave = table.waves[number]
-        branches = 1 if inputs.guidance is None else len(inputs.guidance)
-        together = got[0]
+    def sweep(self, number: int, got: list[Tensor], *, bitwise: bool) -> SweepResult:
+        """Move all points, by the network's output at the rows of all parts of a wave; number: of its last part."""
+        inputs, together = self._inputs, got[0]
         if len(got) > 1:
+            branches = 1 if inputs.guidance is None else len(inputs.guidance)
             together = torch.cat([each.unflatten(0, (branches, -1)) for each in got], 1).flatten(0, 1)
-        update_outputs(table, wave, memory, guided(together, inputs.guidance, memory.expected.dtype).flatten(2))
-        move(table, wave, memory, None if inputs.constrain is None else self._constrain)
-        moved = memory.points(-1) - memory.points(0)
-        change = (table.weight * moved.abs().mean(2)).amax(0) + CAUTION * doubt(table, memory)
-        stationary = None
-        if bitwise:
-            stationary = (moved == 0).all(2).all(0) if wave.full else change.new_zeros(len(change), dtype=torch.bool)
+        found = secant_sweep(
+            self._table,
+            number,
+            self._memory,
+            together,
+            guidance=inputs.guidance,
+            network=inputs.network,
+            caution=CAUTION,
+            constrain=None if inputs.constrain is None else self._constrain,
+            check_stationary=bitwise,
+        )
         if inputs.trajectory is not None:
-            self._record(wave.first)
-        memory.sweeps += 1
-        return change, stationary
-
-    def sample(self) -> Tensor:
-        """The last point, [samples, ...]."""
-        last: Tensor = self._memory.points(0)[-1].clone()
-        return last.view(len(last), *self._shape)
+            self._record(self._table.waves[number].first)
+        self._entering = found.next_input
+        return found
 
     def keep(self, running: tuple[int, ...]) -> None:
         """Go on with these positions of the samples only."""
         if len(running) < len(self.samples):
             self.samples = tuple(self.samples[position] for position in running)
             self._memory.keep(torch.tensor(running, device=self._memory.expected.device))
+            self._entering = None
 
     def _constrain(self, states: Tensor, position: int) -> Tensor:
         assert self._inputs.constrain is not None
-        return self._inputs.constrain(states.unflatten(1, self._shape), position, self.samples).flatten(1)
+        return self._inputs.constrain(states.unflatten(1, self._memory.shape), position, self.samples).flatten(1)
 
     def _record(self, first: int) -> None:
         """Tell the trajectory what the sweep has made, and the x0 that it was made from."""
         trajectory, memory = self._inputs.trajectory, self._memory
         assert trajectory is not None
-        states = memory.points(-1).unflatten(2, self._shape).clone()  # the memory is written again
+        states = memory.states(0).clone()  # the memory is written again
         for step in range(first, self._table.num_steps):
             trajectory.record(step + 1, states[step + 1], self.samples)
-            x0 = predict_x0(self._table, memory, step)
-            trajectory.record_x0(step, x0.unflatten(1, self._shape), self.samples)
+            x0 = predict_x0(self._table, memory, step, age=1)
+            trajectory.record_x0(step, x0.unflatten(1, memory.shape), self.samples)

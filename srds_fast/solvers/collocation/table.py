@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ...kernels.secant_sweep.table import LOCAL, Interpolation, SecantTable, SecantWave, around, step_numbers
 from ...schedulers.steps import TensorSpec, first_order
 from ...schedulers.table import NoiseTable
 from ..fixed_point.grid import responses
@@ -23,96 +22,6 @@ SMALLEST_MOVEMENT = 2e-4
 # Standard deviation of the data that expected responses are exact for. Data have 1 as latents are scaled, but given the
 # state, the text or the observation much less is open. Under a clip it is a share of its bound.
 DATA_STD, DATA_STD_OF_CLIP = 0.6, 0.3
-# nodes that the curve through a point takes into account
-AROUND = 4
-
-
-class Interpolation(NamedTuple):
-    """How the surprises of a wave are carried from its nodes to other points. Tensors are on the device.
-
-    Attributes:
-        first: position of the first of the points, which is the first of the nodes.
-        nodes: [K], rows of the wave that are nodes: those that an earlier wave has asked already. In the first one all
-            are.
-        weights: [N - first, K], cubic through the four nodes around each point.
-        doubt: [N - first, K], what these weights differ by from those of a piecewise linear curve.
-    """
-
-    first: int
-    nodes: Tensor
-    weights: Tensor
-    doubt: Tensor
-
-
-class SecantWave(NamedTuple):
-    """The rows of a sweep. Tensors are on the device, of positions int64.
-
-    Attributes:
-        first: position of the first row.
-        positions: [rows], of all rows.
-        interpolation: None where no row is a node, or all points are rows.
-        new, new_positions: rows that no wave before has asked, and where they are; empty in the first one.
-        full: all points from `first` on are rows.
-        next_positions: of the rows of the next wave; None: there is none.
-    """
-
-    first: int
-    positions: Tensor
-    interpolation: Interpolation | None
-    new: Tensor
-    new_positions: Tensor
-    full: bool
-    next_positions: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class SecantTable:
-    """The constants of a grid, on the device, in the dtype of the state.
-
-    The step from point i is f_i(x, m) = a_i x + b_i m + e_i clamp(p_i x + q_i m) + momentum and noise. Columns,
-    [N, 1, 1], broadcast over states [N, samples, elements].
-
-    Attributes:
-        a, b, e, p, q: of the steps.
-        clip: bound of the clamp; None: e is zero.
-        momentum, spread: of multistep and stochastic steps, as in `NoiseTable`; None: they have none.
-        response: r, the expected derivative of the network's output with respect to the state: (J - p) / q, where x0
-            responds with J = alpha s^2 / (alpha^2 s^2 + sigma^2) to x for Gaussian data of standard deviation s.
-        largest: bound of the response that secants add, as a factor of norms.
-        smallest: squared norm of an element's movement that teaches nothing.
-        input_scale: [N, 1, ...] as `network_input` takes it; the network's input is input_scale * x; None: it is x.
-        growth: [N + 1, 1, ...], of the first guess, from the starting noise on.
-        weight: [N + 1, 1], 1 for the last point, less for points whose states have a larger standard deviation.
-        reach: [N, 1], by how much an error of the output at each point moves the last point, expected.
-        rows: for each wave, the positions of its rows.
-        waves: by the number of a sweep's last wave.
-        history: most differences that secants go through.
-        regularisation: lambda, relative to the largest squared movement.
-    """
-
-    a: Tensor
-    b: Tensor
-    e: Tensor
-    p: Tensor
-    q: Tensor
-    clip: float | None
-    momentum: Tensor | None
-    spread: Tensor | None
-    response: Tensor
-    largest: Tensor
-    smallest: Tensor
-    input_scale: Tensor | None
-    growth: Tensor
-    weight: Tensor
-    reach: Tensor
-    rows: tuple[Tensor, ...]
-    waves: Mapping[int, SecantWave]
-    history: int
-    regularisation: float
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.a)
 
 
 @lru_cache(maxsize=32)
@@ -141,26 +50,29 @@ def secant_table(
     def column(values: Tensor) -> Tensor:
         return values.to(spec.device, spec.dtype)[:, None, None]
 
+    momentum, spread = (None if each is None else column(each) for each in (noise.momentum, noise.spread))
+    steps_of = column(a), column(b), column(e), column(noise.p), column(noise.q)
+    response = column((gain - noise.p) / noise.q)
+    largest = column((LARGEST_RESPONSE + ratio) / (level * noise.q.abs()))
+    smallest = column((SMALLEST_MOVEMENT * level) ** 2)
+    reach = (to_the_end * (b + by_x0 * noise.q)).abs().to(spec.device, spec.dtype)[:, None]
     return SecantTable(
-        a=column(a),
-        b=column(b),
-        e=column(e),
-        p=column(noise.p),
-        q=column(noise.q),
+        *steps_of,
         clip=noise.clip,
-        momentum=None if noise.momentum is None else column(noise.momentum),
-        spread=None if noise.spread is None else column(noise.spread),
-        response=column((gain - noise.p) / noise.q),
-        largest=column((LARGEST_RESPONSE + ratio) / (level * noise.q.abs())),
-        smallest=column((SMALLEST_MOVEMENT * level) ** 2),
+        momentum=momentum,
+        spread=spread,
+        response=response,
+        largest=largest,
+        smallest=smallest,
         input_scale=spec.column(noise.input_scale) if scaled and bool((noise.input_scale != 1).any()) else None,
         growth=spec.column(_growth(noise, gain)),
         weight=(at_end / torch.cat([level, at_end])).to(spec.device, spec.dtype)[:, None],
-        reach=(to_the_end * (b + by_x0 * noise.q)).abs().to(spec.device, spec.dtype)[:, None],
+        reach=reach,
         rows=tuple(torch.tensor(positions, device=spec.device) for positions in program.positions),
         waves=_waves(noise, program, spec),
         history=history,
         regularisation=regularisation,
+        numbers=step_numbers([*steps_of, response, largest, smallest, momentum, spread, reach]),
     )
 
 
@@ -197,17 +109,21 @@ def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> dict[int, Se
         first, full = positions[0], len(positions) == noise.num_steps - positions[0]
         nodes = [row for row, position in enumerate(positions) if not seen or position in seen]
         new = [row for row in range(len(positions)) if row not in nodes]
-        between = None
-        if nodes and not full:
+        between, of_nodes = None, (torch.zeros(0), torch.zeros(0))
+        if full:
+            nodes = []
+        if nodes:
             at, points = way[[positions[row] for row in nodes]], way[positions[nodes[0]] :]
             weights = cubic(at, points)
-            doubt = weights - _linear(at, points)
+            of_nodes = weights, weights - _linear(at, points)
             between = Interpolation(
                 positions[nodes[0]],
                 index(nodes),
-                weights.to(spec.device, spec.dtype),
-                doubt.to(spec.device, spec.dtype),
+                *(each.to(spec.device, spec.dtype) for each in of_nodes),
             )
+        next_rows = torch.full((noise.num_steps + 1,), -1, dtype=torch.int32)
+        following = program.positions[number + 1] if number + 1 < len(program) else ()
+        next_rows[list(following)] = torch.arange(len(following), dtype=torch.int32)
         found[number] = SecantWave(
             first,
             index(list(positions)),
@@ -215,7 +131,9 @@ def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> dict[int, Se
             index(new),
             index([positions[row] for row in new]),
             full,
-            index(list(program.positions[number + 1])) if number + 1 < len(program) else None,
+            around(positions, new, nodes, *of_nodes, noise.num_steps).to(spec.device, spec.dtype),
+            index(list(following)) if following else None,
+            next_rows.to(spec.device),
         )
         seen |= set(positions)
         positions = ()
@@ -224,13 +142,13 @@ def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> dict[int, Se
 
 def cubic(nodes: Tensor, points: Tensor) -> Tensor:
     """Weights of descending nodes at points, [points, nodes]: cubic through the four around, or of lower degree."""
-    size = min(AROUND, len(nodes))
+    size = min(LOCAL, len(nodes))
     after = torch.searchsorted(-nodes, -points, right=True)
     begin = (after - size // 2).clamp(0, len(nodes) - size)
     index = begin[:, None] + torch.arange(size)
-    around = nodes[index]  # [P, size]
-    away = points[:, None, None] - around[:, None, :]  # of node b, once for each node a
-    apart = around[:, :, None] - around[:, None, :]
+    near = nodes[index]  # [P, size]
+    away = points[:, None, None] - near[:, None, :]  # of node b, once for each node a
+    apart = near[:, :, None] - near[:, None, :]
     itself = torch.eye(size, dtype=torch.bool)
     factors = torch.where(itself, 1.0, away / torch.where(itself, 1.0, apart))
     return torch.zeros(len(points), len(nodes), dtype=nodes.dtype).scatter_(1, index, factors.prod(-1))

@@ -53,8 +53,7 @@ class FixedPoint(Parameters, Method):
     def slides(self) -> bool:
         return self.window is not None
 
-    @property
-    def fused(self) -> bool:
+    def fused(self, *, constrained: bool) -> bool:
         return not self.slides and self.order is None
 
     def iterations_begun(self, num_steps: int, iteration: int, max_iterations: int) -> int:

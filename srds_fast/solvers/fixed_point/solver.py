@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...kernels.common.network_input import guided, network_input
 from ...kernels.fixed_point_wave import Memory, SweepResult, fixed_point_wave
-from ...kernels.fixed_point_wave.operations import additions, guided, mixed, network_input, predict_x0
+from ...kernels.fixed_point_wave.operations import additions, mixed, predict_x0
 from ...schedulers.steps import TensorSpec
 from ...schedulers.table import NoiseTable
 from ..contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged, output_of, samples_of
@@ -112,7 +113,7 @@ class Points:
         given, self._entering = self._entering, None
         if given is None:  # no sweep has made it: the first one, a part of a wave, or samples have left
             table = self._table
-            given = network_input(table, table.rows[number], self.memory.x, self._inputs.network)
+            given = network_input(self.memory.x, table.rows[number], table.input_scale, self._inputs.network)
         return Evaluate(given, self._program.positions[number], self.samples, number)
 
     def take(self, answer: Answer) -> None:

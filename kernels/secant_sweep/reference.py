@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.network_input import NetworkInput, guided, network_input
+from .memory import Memory, SweepResult
 from .table import SecantTable, SecantWave
 
 ConstrainOne = Callable[[Tensor, int], Tensor]
@@ -40,53 +42,30 @@ class Secants(NamedTuple):
     response: Tensor
 
 
-class Memory:
-    """What a run keeps from sweep to sweep. Its tensors stay where they are, so that sweeps can be recorded.
-
-    Args:
-        table: of the grid.
-        x: starting noise, [samples, ...]; its dtype is the dtype of the state.
-        draws: [N, samples, ...], fresh noise of stochastic steps.
-        x0_prev: [samples, ...], the x0 before the first one, for multistep schedulers.
-
-    Attributes:
-        iterates: ring of [N + 1, samples, elements]: the points of the last waves, and those being written.
-        outputs: ring of [N, samples, elements]: the network's outputs at them.
-        expected: [N, samples, elements], what the outputs are expected to change by at the newest points.
-        doubts: [N, samples], what two interpolations of the outputs that were carried to a point differ by, summed
-            since the network was asked there.
-        found: [2, samples], where it was asked for the first time: mean errors of what was carried there, and the
-            doubts there; sums over points, weighted with their reach.
-        sweeps: how many are done.
-    """
-
-    def __init__(self, table: SecantTable, x: Tensor, draws: Tensor | None, x0_prev: Tensor | None) -> None:
-        steps, flat = table.num_steps, x.flatten(1)
-        kept = max(1, table.history) + 1
-        self.iterates = x.new_zeros(kept + 1, steps + 1, *flat.shape)
-        self.outputs = x.new_zeros(kept, steps, *flat.shape)
-        self.expected = x.new_zeros(steps, *flat.shape)
-        self.doubts = x.new_zeros(steps, len(x))
-        self.found = x.new_zeros(2, len(x))
-        self.draws = None if draws is None else draws.flatten(2)
-        self.x0_prev = None if x0_prev is None else x0_prev.flatten(1)
-        self.sweeps = 0
-
-    def points(self, age: int) -> Tensor:
-        """[N + 1, samples, elements]. Age 0 is the newest, -1 is being written."""
-        return self.iterates[(self.sweeps - age) % len(self.iterates)]
-
-    def output(self, age: int) -> Tensor:
-        """The network's outputs at `points(age)`, [N, samples, elements]; age 0 is written in this sweep."""
-        return self.outputs[(self.sweeps - age) % len(self.outputs)]
-
-    def keep(self, index: Tensor) -> None:
-        """Continue with the samples at these indices only."""
-        self.iterates, self.outputs = self.iterates.index_select(2, index), self.outputs.index_select(2, index)
-        self.expected, self.doubts = self.expected.index_select(1, index), self.doubts.index_select(1, index)
-        self.found = self.found.index_select(1, index)
-        self.draws = None if self.draws is None else self.draws.index_select(1, index)
-        self.x0_prev = None if self.x0_prev is None else self.x0_prev.index_select(0, index)
+def secant_sweep(
+    table: SecantTable,
+    number: int,
+    memory: Memory,
+    m: Tensor,
+    guidance: Tensor | None,
+    network: NetworkInput,
+    caution: float,
+    constrain: ConstrainOne | None,
+    check_stationary: bool,
+) -> SweepResult:
+    """See `secant_sweep` of the package."""
+    wave = table.waves[number]
+    update_outputs(table, wave, memory, guided(m, guidance, memory.expected.dtype).flatten(2))
+    move(table, wave, memory, constrain)
+    moved = memory.points(-1) - memory.points(0)
+    change = (table.weight * moved.abs().mean(2)).amax(0) + caution * doubt(table, memory)
+    stationary = None
+    if check_stationary:
+        stationary = (moved == 0).all(2).all(0) if wave.full else change.new_zeros(len(change), dtype=torch.bool)
+    memory.sweeps += 1
+    states, following = memory.states(0), wave.next_positions
+    next_input = None if following is None else network_input(states, following, table.input_scale, network)
+    return SweepResult(states[-1].clone(), change, stationary, next_input)
 
 
 def update_outputs(table: SecantTable, wave: SecantWave, memory: Memory, got: Tensor) -> None:
@@ -107,7 +86,7 @@ def update_outputs(table: SecantTable, wave: SecantWave, memory: Memory, got: Te
         own = got.index_select(0, wave.new) - output.index_select(0, wave.new_positions)
         both = torch.stack([own.abs().mean(2), memory.doubts.index_select(0, wave.new_positions)])
         memory.found += (table.reach.index_select(0, wave.new_positions) * both).sum(1)
-        for age in range(1, _differences(table, memory) + 1):
+        for age in range(1, table.differences(memory.sweeps) + 1):
             memory.output(age).index_add_(0, wave.new_positions, own)
     memory.doubts.index_fill_(0, wave.positions, 0.0)
     output.index_copy_(0, wave.positions, got)
@@ -125,7 +104,7 @@ def doubt(table: SecantTable, memory: Memory) -> Tensor:
 
 def secants(table: SecantTable, memory: Memory) -> Secants | None:
     """What the last waves tell of the responses; None in the first one."""
-    count = _differences(table, memory)
+    count = table.differences(memory.sweeps)
     if count == 0:
         return None
     ages = range(count, -1, -1)
@@ -242,9 +221,9 @@ def _with_before(table: SecantTable, memory: Memory, first: int, x0: Tensor) -> 
     return torch.cat([x0[:1] if memory.x0_prev is None else memory.x0_prev[None], x0])
 
 
-def predict_x0(table: SecantTable, memory: Memory, step: int) -> Tensor:
-    """x0 at the newest point where a step departs, [samples, elements], from the output that is known there."""
-    x0 = table.p[step] * memory.points(0)[step] + table.q[step] * memory.output(0)[step]
+def predict_x0(table: SecantTable, memory: Memory, step: int, age: int = 0) -> Tensor:
+    """x0 at the point of this age where a step departs, [samples, elements], from the output that is known there."""
+    x0 = table.p[step] * memory.points(age)[step] + table.q[step] * memory.output(age)[step]
     return x0 if table.clip is None else x0.clamp(-table.clip, table.clip)
 
 
@@ -257,8 +236,3 @@ def _expect(table: SecantTable, memory: Memory, learnt: Secants | None, first: i
     if learnt is not None:
         along = learnt.solve[first + 1 :] @ changes[..., None]
         expected[first + 1 :] += (learnt.response[first + 1 :] @ along)[..., 0]
-
-
-def _differences(table: SecantTable, memory: Memory) -> int:
-    """How many earlier waves the secants of this one go through."""
-    return min(memory.sweeps, table.history)

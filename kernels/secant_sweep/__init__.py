@@ -42,7 +42,38 @@ def secant_sweep(
     constrain: ConstrainOne | None = None,
     check_stationary: bool = False,
 ) -> SweepResult:
-    """docstring"""
+    """One sweep over the grid: from the network's output at its rows to the network's input at the next wave.
+
+    At every point i from the first row on, with E_i the output of the last sweep and what it was expected to change by:
+
+        m_i <- sum_g w_g m_g                                    at a row: the network's output
+               E_i + sum_k weight_ik (m_k - E_k)                between rows: with the surprises of four nodes
+        d_{i+1} = f_i(x_i, m_i) - x_{i+1} + a_i d_i + b_i dm_i + e_i 1[|x0_i| <= clip] (p_i d_i + q_i dm_i)
+        dm_i    = r_i d_i + U_i (S_i' S_i + ridge_i I)^-1 S_i' d_i
+
+    where S_i are H movements of the point, U_i what its outputs changed by beyond r_i S_i, and f_i the scheduler's step
+    with its momentum and noise; see `reference`. Every point moves by d_i. Where a point does not move, the next one is
+    the sequential sampler's step from it, bitwise. NaN stays in its sample.
+
+    On CUDA the sweep is two launches. In the first a program owns a point of a sample: it updates the output, and sums
+    what the point has learnt over the elements. In the second a program owns a sample, and goes from point to point
+    with its change in registers. It moves 4 H + 7 states an element and point, 64 bytes with the row in and out at two
+    differences (`bytes_per_element`). Of samples that one program cannot hold (`sizes.sharing`) each step is a launch,
+    and three more. Where a constraint is given the reference runs. Sums are taken in a fixed order that the size of a
+    sample alone decides, so a sample has the same bits in every call and in every batch. No launch needs a value from
+    the host.
+
+    Args:
+        number: of the sweep's last wave.
+        m: network output at the rows, [branches * rows, samples, ...], float32, bfloat16, float16 or float64.
+        guidance: [branches], in the state's dtype, the weights w; None: one branch, weight 1.
+        caution: how many times the expected error of what was interpolated counts in `SweepResult.change`.
+        constrain: maps the states that arrive at a position to states that meet the constraint.
+        check_stationary: fill `SweepResult.stationary`.
+
+    Raises:
+        InvalidArgument: for an argument that does not fit the table or the memory.
+    """
     wave = table.waves[number]
     branches = check_guidance(guidance, memory.expected)
     shape = (branches * len(wave.positions), memory.expected.shape[1], *memory.shape)

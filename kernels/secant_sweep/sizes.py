@@ -57,11 +57,12 @@ def launches(steps: int, elements: int, dtype: torch.dtype, history: int) -> int
 def bytes_per_element(state: torch.dtype, network: torch.dtype, history: int, *, branches: int = 1) -> int:
     """Bytes that a sweep moves per element and point, if all points are rows of this wave and of the next.
 
-    What the learning launch reads: the newest point and H before it, the outputs at H of them (at one without history),
-    what the last output was expected to change by, and the row. It writes the output. The walk reads H + 1 points and
-    as many outputs, and writes the point, what its output is expected to change by, and the network's input. The first
-    visit of a point writes H outputs more. At points that are no rows the surprises of four nodes come from the cache.
+    The learning launch reads the H + 1 newest points, the outputs at H of them, what the last output was expected to
+    change by, and the row; it writes the output. The walk reads the same points and H + 1 outputs; it writes the point,
+    what its output is expected to change by, and the network's input. Without history the last output is read instead
+    of the points.
+
+    Not counted: a first visit writes the outputs of H waves again; at points that are no rows the surprises of four
+    nodes come from the cache; noise; where programs share a sample, H + 2 states more that each step reads.
     """
-    learning = (history + 1 if history else 0) + max(history, 1) + 2
-    walking = 2 * (history + 1) + 2
-    return (learning + walking) * state.itemsize + 2 * branches * network.itemsize
+    return (4 * history + 7) * state.itemsize + 2 * branches * network.itemsize

@@ -268,9 +268,9 @@ def _step(
             carried = tl.where(moves, carried, 0)
         x0_before = here
         x0_change = moved_by
-        kept = x0s
         if MOMENTUM:
-            kept += sample * elements + start + lane
+            # x0 and its change: read what the step before has kept, and write beside it
+            kept = x0s + (row % 2).to(tl.int64) * 2 * step + sample * elements + start + lane
             x0_before = _x0_before(
                 number, newest + at, ring_slot(outputs, sweeps + OUTPUTS - 1, OUTPUTS, output_stride) + at,
                 x0_prev + sample * elements + start + lane if GIVEN else x0_prev, first, step, mask & (row == 0), here,
@@ -283,6 +283,7 @@ def _step(
             (first + row == 0) & (not GIVEN), bound, mask, CLIPPED, MOMENTUM, NOISY,
         )  # fmt: skip
         if MOMENTUM:
+            kept = x0s + ((row + 1) % 2).to(tl.int64) * 2 * step + sample * elements + start + lane
             tl.store(kept, x0, mask)
             tl.store(kept + step, x0_change, mask)
         tl.store(expected + at, response * moved_by + carried, mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from srds_fast.kernels.wave_update import NetworkInput, kernel
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers import program
 from srds_fast.solvers.collocation.options import Collocation
-from srds_fast.solvers.contract import Checkpoint, Core, Evaluate, SolverInputs
+from srds_fast.solvers.contract import Checkpoint, Core, Evaluate, SolverInputs, Trajectory
 from srds_fast.solvers.fixed_point.options import ParaTAA
 from srds_fast.solvers.method import Method
 from srds_fast.solvers.srds import srds
@@ -149,15 +150,18 @@ def test_samples_leave_and_the_rest_goes_on(device: torch.device, options: Metho
     network = NetworkInput(torch.float16, 2, channels_last=True)
     x, guess = (randomly(*shape, 3, 2, 3, 3, seed=1, device=device) for shape in ((), (9,)))
     guidance = torch.tensor([-0.5, 1.5], dtype=torch.float64, device=device)
-    inputs = SolverInputs(network=network, scaled=True, guidance=guidance, initial_guess=guess if options else None)
+    common = SolverInputs(network=network, scaled=True, guidance=guidance, initial_guess=guess if options else None)
 
     def run() -> list[Tensor]:
+        inputs = replace(common, trajectory=Trajectory(8))
         if options is None:
             core = srds(x, noise, program.srds(8, 4, 4), inputs=inputs)
         else:
             waves = options.program(8, 5, max_rows=max_rows, bitwise=False).limited_to(max_rows)
             core = options.core(x, noise, waves, inputs, bitwise=False)
-        return seen_of(core, {2: (0, 2), 4: (1,)}, network)
+        seen = seen_of(core, {2: (0, 2), 4: (1,)}, network)
+        assert inputs.trajectory is not None
+        return seen + [each for each in (*inputs.trajectory.x, *inputs.trajectory.x0) if each is not None]
 
     found = run()
     with references():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from cores import assert_close, feed, one_by_one, table
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
@@ -340,3 +341,15 @@ def test_the_report_names_pytorch_if_no_kernel_runs(
 ) -> None:
     monkeypatch.setattr("srds_fast.sampling.session.implementation", lambda device: "triton")
     assert sample(mixture, noise(1, DIMENSIONS), scheduler(), 10, method=options).report.kernels == kernels
+
+
+@pytest.mark.parametrize(("options", "kernels"), [(Collocation(), "torch"), (ParaTAA(), "triton")], ids=str)
+def test_the_report_names_pytorch_if_a_constraint_keeps_the_kernel_from_running(
+    options: Method, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inpainting keeps the known part of every state as it arrives."""
+    monkeypatch.setattr("srds_fast.sampling.session.implementation", lambda device: "triton")
+    build, call = tiny.PIPELINES["stable_diffusion_inpaint"]
+    fast = srds_fast.compile(build(), method=options, max_iterations=2, engine="eager")
+    fast(**call, num_inference_steps=5)
+    assert fast.report.kernels == kernels

@@ -33,7 +33,7 @@ FUSED = {
     "nodes": ParaTAA(num_nodes=8),
     "parataa": ParaTAA(),
     "parataa, 5 differences": ParaTAA(history=5),
-    "picard": ParaDiGMS(window=None, step_tolerance=None),
+    "picard": ParaDiGMS(window=None),
 }
 SCHEDULERS: dict[str, Any] = {
     "ddim": None,

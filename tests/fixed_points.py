@@ -20,10 +20,11 @@ from srds_fast.solvers.fixed_point.program import Sweeps
 FORMS: dict[str, FixedPoint] = {
     "parataa": ParaTAA(),
     "parataa-order": ParaTAA(order=3, history=5, data_std=math.inf),
+    "paradigms-tolerance": ParaDiGMS(window=5, tolerance=4e-3),
     "parataa-window": ParaTAA(window=7, step_tolerance=1e-3),
     "parataa-published": ParaTAA.published(window=6, order=4),
-    "paradigms": ParaDiGMS(window=5),
-    "paradigms-whole": ParaDiGMS(window=None, step_tolerance=None),
+    "paradigms": ParaDiGMS(window=5, step_tolerance=0.1),
+    "paradigms-whole": ParaDiGMS(window=None),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ class Run:
         self.final_steps = self.program.num_steps
 
     def _judge(self, checkpoint: Checkpoint) -> tuple[int, ...] | None:
-        last = checkpoint.exact or checkpoint.settled or checkpoint.iteration >= self.plan.max_iterations
+        last = checkpoint.exact or checkpoint.error is not None or checkpoint.iteration >= self.plan.max_iterations
         if checkpoint.change is not None:
             which = checkpoint.iteration, checkpoint.samples
             self._unread.append((*which, checkpoint.change, checkpoint.exact, checkpoint.stationary))
@@ -190,7 +191,8 @@ class Run:
         # while iterations are to come, their change will show what is not finite
         if last and not bool(checkpoint.sample.isfinite().all()):
             raise Diverged("a sample is not finite")
-        self._monitor.converged[:] = [checkpoint.exact or checkpoint.settled] * len(checkpoint.samples)
+        errors = [math.inf] * len(checkpoint.samples) if checkpoint.error is None else checkpoint.error.tolist()
+        self._monitor.converged[:] = [checkpoint.exact or error <= self.plan.tolerance for error in errors]
         self._monitor.iterations[:] = [checkpoint.iteration] * len(checkpoint.samples)
         return () if last else None
 

@@ -44,7 +44,8 @@ class Checkpoint:
     exact: bool  # the sample is the sequential one by construction
     # [samples] bool, no boundary moved by a bit, so none will in later iterations; None if the core was not asked
     stationary: Tensor | None = None
-    settled: bool = False  # the method's own rule ended the run
+    # [samples], estimated mean absolute error, where the method itself ended the run; None: `change` decides
+    error: Tensor | None = None
 
 
 def merged(whole: Tensor | None, newest: Tensor, samples: tuple[int, ...]) -> Tensor:

@@ -38,7 +38,7 @@ from .checks import check_positive, check_whole
 from .contract import Answer, Checkpoint, Core, Evaluate, SolverInputs, output_of
 from .method import Method, Target
 from .program import Boundary, Program, Row, Wave, block_bounds
-from .sliding import num_within, posterior_std
+from .sliding import CarriedError, num_within, posterior_std, rms
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,14 @@ def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, tolerance: floa
         iteration += 1
         moved = yield from states.refine(first, last)
         # a state that moved too far was still made of states that had finished
-        first = min(last, first + num_within(moved, bound[first:last]) + 1)
+        passed = min(last - first, num_within(moved, bound[first:last]) + 1)
+        departed = torch.cat([torch.zeros_like(moved[:1]), moved[: passed - 1]])
+        states.carried.slide(departed)
+        first += passed
         entered, last = last, min(first + program.window, num_blocks)
         states.extrapolate(entered, last)
     sample = states.x[-1].clone()
-    yield Checkpoint(iteration, sample, states.samples, None, exact=False, settled=True)
+    yield Checkpoint(iteration, sample, states.samples, None, exact=False, error=states.carried.bound)
     return sample
 
 
@@ -165,6 +168,8 @@ class _States:
         self._last_x0 = self.x0[0]
         self._noise, self._program, self._inputs = noise, program, inputs
         self._columns = _columns(noise, TensorSpec.of(x))
+        assumed = torch.ones(program.num_blocks, dtype=torch.float64)
+        self.carried = CarriedError(noise, program.bounds, assumed, x)
 
     def evaluate(self, number: int, rows: Tensor) -> Evaluate:
         network, positions = self._inputs.network, self._program.positions[number]
@@ -208,13 +213,14 @@ class _States:
         self._last_x0 = x0[-1]
         behind = slice(first + 1, last + 1)
         positions = program.bounds[behind]
+        self.carried.see(first, self.x[first:last], x)
         moved = _update(self.x[behind], x)
         _update(self.x0[behind], x0)
         self.x[behind] = inputs.constrained(self.x[behind], positions, self.samples)
         if inputs.trajectory is not None:
             for position, state in zip(positions, self.x[behind].clone(), strict=True):
                 inputs.trajectory.record(position, state, self.samples)
-        return moved.square().flatten(2).mean(2).sqrt()
+        return rms(moved)
 
     def _step(self, positions: tuple[int, ...], x: Tensor, x0_before: Tensor, answer: Answer) -> tuple[Tensor, Tensor]:
         """The fine steps from these positions, and the x0 predicted there; [rows, batch, ...] each."""

@@ -35,7 +35,7 @@ FUSED = {
     "collocation, responses": Collocation(history=0),
     "parataa": ParaTAA(),
     "parataa, 5 differences": ParaTAA(history=5),
-    "picard": ParaDiGMS(window=None, step_tolerance=None),
+    "picard": ParaDiGMS(window=None),
 }
 SCHEDULERS: dict[str, Any] = {
     "ddim": None,

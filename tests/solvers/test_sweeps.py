@@ -52,8 +52,9 @@ def test_windows_begin_at_every_step(num_steps: int, window: int) -> None:
     [
         (ParaTAA, {"history": 6}, "history is 6. It must be a whole number, 0 to 5"),
         (ParaTAA, {"order": 0}, "order is 0. It must be a whole number, 1 or more"),
-        (ParaTAA, {"window": 5}, "Pass both or neither"),
-        (ParaTAA, {"step_tolerance": 1e-3}, "Pass both or neither"),
+        (ParaTAA, {"step_tolerance": 1e-3}, "step_tolerance is 0.001, and there is no window"),
+        (ParaDiGMS, {"window": None, "tolerance": 1e-3}, "tolerance is 0.001, and there is no window"),
+        (ParaDiGMS, {"tolerance": -1.0}, "tolerance is -1.0. It must be a positive number"),
         (ParaTAA, {"data_std": 0}, "data_std is 0. It must be a positive number"),
         (ParaTAA, {"data_std": math.nan}, "data_std is nan"),
         (ParaTAA, {"regularisation": math.inf}, "regularisation is inf"),

@@ -26,9 +26,7 @@ def grid_of(
 
     scaled: the network's input is multiplied with the input scale. The growth is [N + 1, 1, ...].
     """
-    data_std = options.data_std
-    if data_std == "auto":
-        data_std = 1.0 if noise.clip is None else 0.5 * noise.clip
+    data_std = data_std_of(noise, options)
     _, c = responses(noise, data_std)
     flows = data_std is not None and math.isfinite(data_std)
     growth = torch.cat([c.new_ones(1), c.cumprod(0) if flows else torch.ones_like(c)])
@@ -62,6 +60,21 @@ def grid_of(
         step_numbers(scan, momentum, spread),
     )
     return table, spec.column(growth)
+
+
+def usual_std(noise: NoiseTable) -> float:
+    """Standard deviation of Gaussian data that respond about as a network's do: less than that of all data, 1.
+
+    Given the state, and the text or the observation, much less is open.
+    """
+    return 0.6 if noise.clip is None else 0.3 * noise.clip
+
+
+def data_std_of(noise: NoiseTable, options: Parameters) -> float | None:
+    """`Parameters.data_std` as a number."""
+    if options.data_std == "auto":
+        return 1.0 if noise.clip is None else 0.5 * noise.clip
+    return options.data_std
 
 
 def responses(noise: NoiseTable, data_std: float | None) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -36,6 +36,11 @@ class FixedPoint(Parameters, Method):
     contraction: ClassVar[Contraction] = SWEEPS
     first_iteration: ClassVar[int] = Sweeps.first_iteration
     tried: ClassVar[tuple[int, int]] = (4, 14)
+
+    def with_defaults(self, target: Target) -> Self:
+        given = self.step_tolerance is not None or self.tolerance is not None
+        # nothing is tolerated in bitwise runs
+        return self if self.window is None or given or target.bitwise else replace(self, tolerance=target.tolerance)
 
     def most_iterations(self, target: Target) -> int:
         return target.num_steps if target.bitwise else min(target.num_steps, MOST_SWEEPS)
@@ -97,8 +102,10 @@ class ParaTAA(FixedPoint):
 class ParaDiGMS(FixedPoint):
     """ParaDiGMS (Shih et al., NeurIPS 2023): Picard iteration on a sliding window.
 
-    A step is finished if the mean square of what its point moved by is within step_tolerance^2 times the variance of
-    DDPM's posterior there; the window slides to the point after the last that is, as long as all before it are.
+    A step is finished if its point moved little enough; the window slides to the point after the last that did, as long
+    as all before it did. By default the bounds follow from the tolerance of the call (`sliding.shared_bounds`). With
+    step_tolerance, as published, the mean square of the movement must be within step_tolerance^2 times the variance of
+    DDPM's posterior there, which says little of the sample.
     """
 
     name: ClassVar[str] = "paradigms"
@@ -106,4 +113,8 @@ class ParaDiGMS(FixedPoint):
     data_std: float | Literal["auto"] | None = None
     history: int = 0
     window: int | None = 10
-    step_tolerance: float | None = 0.1
+
+    @classmethod
+    def published(cls, window: int = 10, step_tolerance: float = 0.1) -> ParaDiGMS:
+        """The authors' form, with the defaults of diffusers' pipeline of that name."""
+        return cls(window=window, step_tolerance=step_tolerance)

@@ -31,6 +31,8 @@ class Parameters:
         order: steps that the correction reaches along, the k of ParaTAA; None: to the end of the window.
         window: steps that are refined at a time. None: all, of which the sample's own change decides when to stop.
         step_tolerance: bound on the error of every step, by which a window slides, see the methods; with a window only.
+            None: bounds that keep the sample within `tolerance`.
+        tolerance: bound on the mean absolute error of a sample; with a window only. None: the tolerance of the call.
     """
 
     # a window slides by the residuals of its steps, not by what its points moved by
@@ -41,6 +43,7 @@ class Parameters:
     order: int | None = None
     window: int | None = None
     step_tolerance: float | None = None
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         check_whole("history", self.history, 0, MOST_HISTORY)
@@ -48,10 +51,12 @@ class Parameters:
         check_whole("window", self.window, 1, optional=True)
         check_positive("regularisation", self.regularisation)
         check_positive("step_tolerance", self.step_tolerance, optional=True)
+        check_positive("tolerance", self.tolerance, optional=True)
         if self.data_std != "auto":
             check_positive("data_std", self.data_std, optional=True, infinite=True)
-        if (self.window is None) != (self.step_tolerance is None):
-            raise InvalidArgument(
-                f"window is {self.window} and step_tolerance is {self.step_tolerance}. A window slides by the errors "
-                "of its steps. Pass both or neither."
-            )
+        for name in ("step_tolerance", "tolerance"):
+            if self.window is None and getattr(self, name) is not None:
+                raise InvalidArgument(
+                    f"{name} is {getattr(self, name)}, and there is no window. It bounds the errors of the steps that "
+                    "a window slides over. Pass a window too, or leave it out."
+                )

@@ -9,6 +9,8 @@ not exact of an exact one and of what the network says there: so in every wave o
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,17 @@ from ...kernels.fixed_point_wave.operations import additions, mixed, predict_x0
 from ...schedulers.steps import TensorSpec
 from ...schedulers.table import NoiseTable
 from ..contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged, output_of, samples_of
-from ..sliding import num_within, posterior_std
-from .grid import grid_of
+from ..sliding import (
+    CarriedError,
+    effect_of_errors,
+    effect_of_movements,
+    expected_responses,
+    num_within,
+    posterior_std,
+    rms,
+    shared_bounds,
+)
+from .grid import data_std_of, grid_of, responses
 from .parameters import Parameters
 from .program import Sweeps
 
@@ -58,34 +69,54 @@ def _sliding(
     x: Tensor, noise: NoiseTable, program: Sweeps, options: Parameters, inputs: SolverInputs, bitwise: bool
 ) -> Core:
     """The window begins at the first step that is not finished: the host waits for its errors after every wave."""
-    assert options.step_tolerance is not None
     points, num_steps = Window(x, noise, program, options, inputs), program.num_steps
-    by_residuals, tolerance = options.slides_by_residuals, 0.0 if bitwise else options.step_tolerance
-    deviation = posterior_std(noise, tuple(range(num_steps + 1)))
-    if by_residuals:
-        bound = tolerance * deviation.clamp(min=1.0)
-    else:  # ParaDiGMS compares a point with the step that departs from it
-        bound = tolerance * torch.cat([deviation[1:], deviation.new_zeros(1)])
+    by_residuals, bound = options.slides_by_residuals, _bounds(noise, options, bitwise=bitwise)
     # A mixed point is not the step from the one before it: the window slides to the first that moved, not past it.
     steps_alone = not by_residuals and options.history == 0
     first = sweeps = 0
     while first < num_steps:
         sweeps += 1
         points.take((yield points.evaluate(first)))
-        error = points.sweep()
+        found = points.sweep()
+        error = found.residual if by_residuals else found.movement
         last = first + len(error)
         finished = num_within(error, bound[first:last])
-        if not steps_alone:
+        if steps_alone:
+            # a point that moved too far was still made of steps that had finished
+            passed = min(last - first, finished + 1)
+            points.carried.slide(found.departed[:passed])
+        else:
             # errors are those of the points before the sweep, which may have made some of them larger
             points.put_back(first, finished)
+            # a residual belongs to its own step; the point behind the first row is exact if it is not put back
+            passed = max(1, finished)
+            residual = found.residual[:passed] if finished else torch.zeros_like(found.residual[:1])
+            points.carried.slide(found.departed[:passed], residual)
         points.record()
-        # a point that moved too far was still made of steps that had finished; a residual belongs to its own step
-        first = min(last, first + (finished + 1 if steps_alone else max(1, finished)))
+        first += passed
         if first < num_steps:
             points.enter(last, program.positions[first][-1] + 1)
     sample: Tensor = points.memory.x[-1].clone()
-    yield Checkpoint(sweeps, sample, points.samples, None, exact=False, settled=True)
+    yield Checkpoint(sweeps, sample, points.samples, None, exact=False, error=points.carried.bound)
     return sample
+
+
+def _bounds(noise: NoiseTable, options: Parameters, *, bitwise: bool) -> Tensor:
+    """Of the error of each step, by which the window slides; [N] float64."""
+    everywhere = tuple(range(noise.num_steps + 1))
+    if bitwise:
+        return torch.zeros(noise.num_steps, dtype=torch.float64)
+    if options.step_tolerance is None:
+        assert options.tolerance is not None, "with_defaults fills it in"
+        response, (_, assumed) = expected_responses(noise, everywhere), responses(noise, data_std_of(noise, options))
+        by_residuals = options.slides_by_residuals
+        effect = effect_of_errors(response) if by_residuals else effect_of_movements(response, assumed)
+        return shared_bounds(effect, options.tolerance)
+    deviation = posterior_std(noise, everywhere)
+    if options.slides_by_residuals:
+        return options.step_tolerance * deviation.clamp(min=1.0)
+    # ParaDiGMS compares a point with the step that departs from it
+    return options.step_tolerance * torch.cat([deviation[1:], deviation.new_zeros(1)])
 
 
 class Points:
@@ -167,27 +198,51 @@ class Points:
         return self._inputs.constrained(points, range(first, first + len(points)), self.samples)
 
 
-class Window(Points):
-    """Points of which a window is moved at a time, in plain PyTorch: the host waits for the errors after every wave."""
+class Swept(NamedTuple):
+    """What a sweep over a window found; root mean squares, [steps, samples].
 
-    def sweep(self) -> Tensor:
-        """Move the points behind the first row; the root mean square of each step's residual, or of its movement."""
+    Attributes:
+        residual: of each step, at the points before the sweep.
+        movement: of the point behind it.
+        departed: of the point where it departs; 0 for the first.
+    """
+
+    residual: Tensor
+    movement: Tensor
+    departed: Tensor
+
+
+class Window(Points):
+    """Points of which a window is moved at a time, in plain PyTorch: the host waits for the errors after every wave.
+
+    Attributes:
+        carried: the error of the point where the window begins.
+    """
+
+    def __init__(
+        self, x: Tensor, noise: NoiseTable, program: Sweeps, options: Parameters, inputs: SolverInputs
+    ) -> None:
+        super().__init__(x, noise, program, options, inputs)
+        _, assumed = responses(noise, data_std_of(noise, options))
+        self.carried = CarriedError(noise, tuple(range(noise.num_steps + 1)), assumed, x)
+
+    def sweep(self) -> Swept:
+        """Move the points behind the first row."""
         table, memory, inputs = self._table, self.memory, self._inputs
         wave = table.sweeps[self._number]
         first, last = wave.first, wave.last + 1
         memory.m[first:last] = guided(self._taken(), inputs.guidance, memory.m.dtype)
         y, m, added = memory.x[first : last + 1], memory.m[first:last], additions(table, memory, first, last)
-        points = moved = self._constrained(table.scan.points(y, m, first, added), first + 1)
-        if self._options.slides_by_residuals:
-            moved = self._constrained(table.scan.stepped(y, m, first, added), first + 1)
-        squared_error = (moved - y[1:]).square().flatten(2).sum(2)
+        points = self._constrained(table.scan.points(y, m, first, added), first + 1)
+        stepped = self._constrained(table.scan.stepped(y, m, first, added), first + 1)
+        self.carried.see(first, y[:-1], stepped)
+        residual, movement = rms(stepped - y[1:]), rms(points - y[1:])
         if table.history:
             # an affine combination of points that are constrained is, too
             points = mixed(table, memory, points, first, last)
         torch.cat([memory.x[: first + 1], points, memory.x[last + 1 :]], out=memory.after)
         memory.advance(last)
-        error: Tensor = (squared_error / y[0, 0].numel()).sqrt()
-        return error
+        return Swept(residual, movement, torch.cat([torch.zeros_like(movement[:1]), movement[:-1]]))
 
     def put_back(self, first: int, count: int) -> None:
         """So many points behind `first` as they were before the sweep."""

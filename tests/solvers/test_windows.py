@@ -1,0 +1,129 @@
+"""Windows that slide: bounds that follow from the tolerance asked for, and what is said of the error."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from cores import table
+from problems import GaussianMixture, noise, scheduler
+from samplers import run
+from torch import Tensor
+
+from srds_fast import sample
+from srds_fast.methods import ParaDiGMS, ParaSolver, ParaTAA
+from srds_fast.planner.choose import choose
+from srds_fast.planner.settings import Settings
+from srds_fast.solvers.sliding import (
+    CAUTION,
+    CAUTION_OF_SEEN,
+    CarriedError,
+    effect_of_movements,
+    expected_responses,
+    shared_bounds,
+)
+
+MIXTURE = GaussianMixture.random(64)
+SLIDING: dict[str, Any] = {
+    "paradigms": ParaDiGMS(),
+    "paradigms-history": ParaDiGMS(history=1),
+    "paradigms-published": ParaDiGMS.published(),
+    "parataa-window": ParaTAA(window=10),
+    "parataa-published": ParaTAA.published(window=10),
+    "parasolver": ParaSolver(),
+    "parasolver-intervals": ParaSolver(num_intervals=20),
+}
+
+
+@pytest.mark.parametrize("num_steps", [25, 50, 100])
+@pytest.mark.parametrize("method", [ParaDiGMS(), ParaTAA(window=10)], ids=["paradigms", "parataa"])
+def test_the_tolerance_asked_for_is_kept_in_few_waves(method: Any, num_steps: int) -> None:
+    x = noise(48, 64, seed=3)
+    expected, waves = sample(MIXTURE, x, scheduler(), num_steps, method="sequential").sample, []
+    for tolerance in (4e-2, 4e-3, 4e-4):
+        found = sample(MIXTURE, x, scheduler(), num_steps, method=method, tolerance=tolerance)
+        beyond = (found.sample - expected).abs().mean(1) > tolerance
+        # a sample that turns late may end near another centre, and no wave shows it
+        assert int(beyond.sum()) <= 1
+        assert found.report.missed <= 16
+        waves.append(found.report.waves)
+    assert waves[0] <= waves[1] <= waves[2] <= num_steps
+    assert waves[0] < waves[2]
+    assert waves[1] < num_steps
+
+
+@pytest.mark.parametrize("name", ["ddim-clip", "ddpm", "ddim-eta", "dpm", "euler", "flow"])
+def test_the_tolerance_is_kept_by_other_schedulers(name: str) -> None:
+    found, expected = (run(name, 40, batch=16, method=method) for method in ("paradigms", "sequential"))
+    assert float((found - expected).abs().mean(1).max()) <= 4e-3
+
+
+def amplifier(x: Tensor, t: Tensor) -> Tensor:
+    """A network with random weights: x0 follows x, which grows as the noise falls."""
+    return 0.1 * torch.tanh(x.roll(1, 1) - x) * (0.5 + t[:, None] / 2000)
+
+
+@pytest.mark.parametrize("denoiser", [amplifier, MIXTURE], ids=["amplifier", "mixture"])
+@pytest.mark.parametrize("name", SLIDING)
+def test_converged_is_said_only_where_the_sample_is_within_the_tolerance(name: str, denoiser: Any) -> None:
+    x = noise(16, 64, seed=2)
+    expected = sample(denoiser, x, scheduler(), 50, method="sequential").sample
+    for tolerance in (4e-2, 4e-3):
+        found = sample(denoiser, x, scheduler(), 50, method=SLIDING[name], tolerance=tolerance)
+        beyond = (found.sample - expected).abs().mean(1) > tolerance
+        silent = sum(bool(off) and said for off, said in zip(beyond, found.report.converged, strict=True))
+        assert silent <= (1 if denoiser is MIXTURE else 0)  # one turns late
+        assert found.report.missed == found.report.converged.count(False)
+    if name == "paradigms-published" and denoiser is amplifier:
+        assert found.report.missed == 16
+
+
+def test_bounds_add_up_to_the_tolerance_for_gaussian_data() -> None:
+    response = expected_responses(table(60), tuple(range(61)))
+    effect = effect_of_movements(response, torch.ones_like(response))
+    assert float(effect[-1]) == 0, "a movement of the sample itself leaves no error"
+    bounds = shared_bounds(effect, 4e-3)
+    assert float((effect * bounds).sum()) == pytest.approx(4e-3 / CAUTION, rel=0.05)
+    assert bool((bounds > 0).all() and bounds.isfinite().all())
+    # where every step answers as the update assumes, nothing is left whatever moves
+    assert bool(shared_bounds(torch.zeros(5, dtype=torch.float64), 4e-3).isfinite().all())
+
+
+def test_what_rows_show_is_carried_through_the_steps() -> None:
+    """Steps f(x) = 3 x: the first wave knows nothing of them, the second shows what they do to a movement."""
+    grid, everywhere, x = table(6), tuple(range(7)), noise(2, 7)
+    moved = x.new_tensor([[0.0, 0.0], [0.1, 0.2]])
+    states = noise(4, 2, 7)
+
+    def begun() -> CarriedError:
+        carried = CarriedError(grid, everywhere, torch.ones(6, dtype=torch.float64), x)
+        carried.see(0, states, 3 * states)
+        carried.slide(moved)
+        return carried
+
+    carried = begun()
+    again = states[2:] + noise(2, 2, 7, seed=1)
+    carried.see(2, again, 3 * again)
+    # of the second step 2 (3 x - x) times its movement; the third one amplifies it, and adds a residual
+    carried.slide(moved[:1], x.new_tensor([[0.01, 0.02]]))
+    torch.testing.assert_close(carried.bound, CAUTION_OF_SEEN * x.new_tensor([3 * 0.2 + 0.01, 3 * 0.4 + 0.02]))
+
+    follows = expected_responses(grid, everywhere, math.inf)
+    assert bool((follows > expected_responses(grid, everywhere)).all())
+    torch.testing.assert_close(
+        begun().bound, CAUTION_OF_SEEN * (follows[1] - 1) * moved[1], msg="nothing was seen twice"
+    )
+
+
+def test_the_tolerance_of_the_call_is_filled_in() -> None:
+    def filled(method: Any, **asked: Any) -> Any:
+        return choose(50, Settings(method=method, **asked)).options
+
+    assert filled("paradigms", tolerance=1e-2).tolerance == 1e-2
+    assert filled(ParaDiGMS(tolerance=1e-3), tolerance=1e-2).tolerance == 1e-3
+    assert filled(ParaDiGMS.published(), tolerance=1e-2) == ParaDiGMS(step_tolerance=0.1)
+    for untouched in (filled("paradigms", exact=True), filled("paradigms", tolerance=0)):
+        assert untouched == ParaDiGMS()
+    assert filled(ParaDiGMS(window=None)) == ParaDiGMS(window=None)

@@ -58,7 +58,6 @@ def _of_learn(
         "numbers",
         "weights",
         "doubts",
-        "visits",
         "solved",
         "partials",
     )
@@ -86,11 +85,11 @@ def _of_walk(
     }  # fmt: skip
     constants |= dict.fromkeys(name for name, is_absent in absent.items() if is_absent)
     tensors = (
-        "iterates", "outputs", "expected", "numbers", "draws", "x0_prev", "solved", "visits", "doubts", "found",
-        "level", "scale", "sample_out", "change", "along_sums", "moved_sums", "x0s",
+        "iterates", "outputs", "expected", "numbers", "draws", "x0_prev", "solved", "doubts",
+        "level", "scale", "sample_out", "change", "doubt", "along_sums", "moved_sums", "x0s",
     )  # fmt: skip
     types = dict.fromkeys(tensors, f"*{state}") | {"given": f"*{network}", "next_rows": "*i32", "stationary": "*i8"}
-    types |= {"clip": "fp64", "caution": "fp64"}
+    types["clip"] = "fp64"
     of_state, of_row = _accesses(options["BLOCK"], warps, state, network)
     # the point, its output, the next point, those of H waves and noise; in a step of its own also the point as it has
     # moved, the next point in H waves, and x0 before and its change
@@ -105,9 +104,9 @@ def _of_walk(
 def _of_sums(kernel: Any, history: int) -> Specimen:
     """Of the launches that add up what programs have summed that share a sample."""
     constants = {"H": history, "PARTS": MOST_PARTS} if kernel is _solve else {"POINTS": POINTS, "PARTS": MOST_PARTS}
-    tensors = ("numbers", "doubts", "visits", "solved", "partials", "found", "level", "moved_sums", "change")
+    tensors = ("numbers", "doubts", "solved", "partials", "level", "moved_sums", "change", "doubt")
     types = dict.fromkeys(tensors, "*fp32") | {"places": "*i32", "stationary": "*i8"}
-    types |= {"regularisation": "fp64", "caution": "fp64"}
+    types["regularisation"] = "fp64"
     name = f"sums of points, {history} differences" if kernel is _solve else "end"
     return Specimen(name, kernel, types, constants, 1, 96, (0, 0))
 

@@ -38,7 +38,6 @@ def secant_sweep(
     *,
     guidance: Tensor | None = None,
     network: NetworkInput = AS_THE_STATE,
-    caution: float = 1.0,
     constrain: ConstrainOne | None = None,
     check_stationary: bool = False,
 ) -> SweepResult:
@@ -67,7 +66,6 @@ def secant_sweep(
         number: of the sweep's last wave.
         m: network output at the rows, [branches * rows, samples, ...], float32, bfloat16, float16 or float64.
         guidance: [branches], in the state's dtype, the weights w; None: one branch, weight 1.
-        caution: how many times the expected error of what was interpolated counts in `SweepResult.change`.
         constrain: maps the states that arrive at a position to states that meet the constraint.
         check_stationary: fill `SweepResult.stationary`.
 
@@ -78,7 +76,7 @@ def secant_sweep(
     branches = check_guidance(guidance, memory.expected)
     shape = (branches * len(wave.positions), memory.expected.shape[1], *memory.shape)
     check_tensor("m", m, NETWORK_DTYPES, memory.expected.device, shape, "[branches * rows, samples, ...]")
-    how = guidance, network, caution
+    how = guidance, network
     if constrain is not None or implementation(m.device) == "torch":
         return reference.secant_sweep(table, number, memory, m, *how, constrain, check_stationary)
     from . import walk_kernel

@@ -90,25 +90,19 @@ def _inverse(matrix, H: tl.constexpr):
 
 @triton.jit
 def _finish(
-    sums, numbers, places, doubts, visits, solved, first, row, window, sample, samples, elements, regularisation,
-    H: tl.constexpr,
+    sums, numbers, places, doubts, solved, first, row, sample, samples, elements, regularisation, H: tl.constexpr,
 ):  # fmt: skip
-    """From the sums over the elements of a point: its doubt, what a first visit found, and its secants' weights."""
+    """From the sums over the elements of a point: its doubt, and the weights of its secants."""
     dtype: tl.constexpr = doubts.dtype.element_ty
     number = numbers + (first + row) * NUMBERS
     size = tl.full([], elements, dtype)
-    doubt = tl.load(doubts + (first + row) * samples + sample) + sums[1] / size
-    is_new = tl.load(places + row * _PLACES + 1) > 0
-    reach = tl.load(number + 10)
-    visits += row * samples + sample
-    tl.store(visits, tl.where(is_new, reach * (sums[0] / size), 0))
-    tl.store(visits + window * samples, tl.where(is_new, reach * doubt, 0))
+    doubt = tl.load(doubts + (first + row) * samples + sample) + sums[0] / size
     tl.store(doubts + (first + row) * samples + sample, tl.where(tl.load(places + row * _PLACES) >= 0, 0, doubt))
     if H > 0:
         # squared norms of movements are the diagonal of the Gram matrix, row a of its lower triangle begins at a(a+1)/2
-        largest_squared = sums[2 + H]
+        largest_squared = sums[1 + H]
         for a in tl.static_range(1, H):
-            squared = sums[2 + H + a * (a + 1) // 2 + a]
+            squared = sums[1 + H + a * (a + 1) // 2 + a]
             # a maximum ignores NaN, which must go on
             largest_squared = tl.where((squared > largest_squared) | (squared != squared), squared, largest_squared)
         ridge = tl.full([], regularisation, dtype) * largest_squared + size * tl.load(number + 7)
@@ -116,18 +110,18 @@ def _finish(
         for a in tl.static_range(H):
             for b in tl.static_range(H):
                 if a == b:
-                    entry = sums[2 + H + a * (a + 1) // 2 + a] + ridge
+                    entry = sums[1 + H + a * (a + 1) // 2 + a] + ridge
                 elif a > b:
-                    entry = sums[2 + H + a * (a + 1) // 2 + b]
+                    entry = sums[1 + H + a * (a + 1) // 2 + b]
                 else:
-                    entry = sums[2 + H + b * (b + 1) // 2 + a]
+                    entry = sums[1 + H + b * (b + 1) // 2 + a]
                 matrix = matrix + (entry,)
         inverse = _inverse(matrix, H)
         solved += (row * samples + sample) * H * H
         for a in tl.static_range(H):
             # no response may be larger than what the level of noise allows
-            bound = tl.load(number + 6) * tl.sqrt(sums[2 + H + a * (a + 1) // 2 + a])
-            norm = tl.sqrt(sums[2 + a])
+            bound = tl.load(number + 6) * tl.sqrt(sums[1 + H + a * (a + 1) // 2 + a])
+            norm = tl.sqrt(sums[1 + a])
             shorter = tl.where(norm > bound, bound / tl.where(norm > bound, norm, 1.0), 1.0)
             for b in tl.static_range(H):
                 tl.store(solved + a * H + b, shorter * inverse[a * H + b])
@@ -135,7 +129,7 @@ def _finish(
 
 @triton.jit(do_not_specialize=["first", "window", "sweeps", "count", "parts", "tiles", "samples"])
 def _learn(
-    iterates, outputs, expected, m, guidance, numbers, places, weights, doubts, visits, solved, partials,
+    iterates, outputs, expected, m, guidance, numbers, places, weights, doubts, solved, partials,
     first, window, sweeps, count, parts, tiles, samples, elements, step, iterate_stride, output_stride,
     m_branch, m_row, m_sample, m_inner, m_outer_stride, m_inner_stride,
     regularisation: tl.float64,
@@ -144,7 +138,7 @@ def _learn(
 ):  # fmt: skip
     dtype: tl.constexpr = iterates.dtype.element_ty
     PAIRS: tl.constexpr = H * (H + 1) // 2
-    SUMS: tl.constexpr = 2 + H + PAIRS
+    SUMS: tl.constexpr = 1 + H + PAIRS
     program = tl.program_id(0).to(tl.int64)
     part, sample, row = program % parts, program // parts % samples, program // parts // samples
     place = (first + row) * step + sample * elements
@@ -156,8 +150,8 @@ def _learn(
     newest = ring_slot(iterates, sweeps, ITERATES, iterate_stride)
     m += sample * m_sample
 
-    # errors of what was carried to a new point, differences of interpolations, squared norms of what outputs changed
-    # by beyond responses, the lower triangle of the Gram matrix row by row
+    # differences of interpolations, squared norms of what outputs changed by beyond responses, the lower triangle of
+    # the Gram matrix row by row
     sums = ()
     for _ in tl.static_range(SUMS):
         sums = sums + (tl.zeros([], dtype),)
@@ -171,7 +165,7 @@ def _learn(
         else:
             in_row = offsets(start.to(tl.int32) + lane, m_inner, m_outer_stride, m_inner_stride, False)
         output = tl.load(before + at, mask, 0) + tl.load(expected + at, mask, 0)
-        added = (sums[0], sums[1])
+        added = (sums[0],)
         if SPARSE:
             # surprises of the nodes around the point are carried to it
             carried = tl.zeros([BLOCK], dtype)
@@ -184,13 +178,12 @@ def _learn(
                 surprise -= tl.load(before + at_node, mask, 0) + tl.load(expected + at_node, mask, 0)
                 carried += tl.load(weights + row * 2 * _LOCAL + k) * surprise
                 differ += tl.load(weights + row * 2 * _LOCAL + _LOCAL + k) * surprise
-            added = (sums[0], sums[1] + tl.sum(tl.abs(differ), 0))
+            added = (sums[0] + tl.sum(tl.abs(differ), 0),)
             output += carried
         is_row = asked >= 0
         at_row = m + tl.maximum(asked, 0) * m_row + in_row
         got = combined(at_row, m_branch, guidance, mask & is_row, BRANCHES, GUIDED, dtype)
         own = tl.where(is_new, got - output, 0)
-        added = (added[0] + tl.sum(tl.abs(own), 0), added[1])
         output = tl.where(is_row, got, output)
         tl.store(written + at, output, mask)
         if H > 0:
@@ -200,16 +193,13 @@ def _learn(
                 outputs, at, output, own, is_new, moved, response, mask, sweeps, count, output_stride, OUTPUTS, H, True
             )
             for a in tl.static_range(H):
-                added = added + (sums[2 + a] + tl.sum(more[a] * more[a], 0),)
+                added = added + (sums[1 + a] + tl.sum(more[a] * more[a], 0),)
             for a in tl.static_range(H):
                 for b in tl.static_range(a + 1):
-                    added = added + (sums[2 + H + a * (a + 1) // 2 + b] + tl.sum(moved[a] * moved[b], 0),)
+                    added = added + (sums[1 + H + a * (a + 1) // 2 + b] + tl.sum(moved[a] * moved[b], 0),)
         sums = added
     if WHOLE:
-        _finish(
-            sums, numbers, places, doubts, visits, solved, first, row, window, sample, samples, elements,
-            regularisation, H,
-        )  # fmt: skip
+        _finish(sums, numbers, places, doubts, solved, first, row, sample, samples, elements, regularisation, H)
     else:
         for k in tl.static_range(SUMS):
             tl.store(partials + ((k * window + row) * samples + sample) * parts + part, sums[k])
@@ -217,13 +207,13 @@ def _learn(
 
 @triton.jit(do_not_specialize=["first", "window", "parts", "samples"])
 def _solve(
-    numbers, places, doubts, visits, solved, partials,
+    numbers, places, doubts, solved, partials,
     first, window, parts, samples, elements,
     regularisation: tl.float64,
     H: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """One program a point and sample adds up what the programs of `_learn` have summed."""
-    SUMS: tl.constexpr = 2 + H + H * (H + 1) // 2
+    SUMS: tl.constexpr = 1 + H + H * (H + 1) // 2
     program = tl.program_id(0).to(tl.int64)
     sample, row = program % samples, program // samples
     lane = tl.arange(0, PARTS)
@@ -231,9 +221,7 @@ def _solve(
     for k in tl.static_range(SUMS):
         of_parts = partials + ((k * window + row) * samples + sample) * parts
         sums = sums + (tl.sum(tl.load(of_parts + lane, lane < parts, 0), 0),)
-    _finish(
-        sums, numbers, places, doubts, visits, solved, first, row, window, sample, samples, elements, regularisation, H
-    )
+    _finish(sums, numbers, places, doubts, solved, first, row, sample, samples, elements, regularisation, H)
 
 
 def learn(
@@ -244,24 +232,23 @@ def learn(
     layout: Inner,
     guidance: Tensor | None,
     how: Sharing,
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor | None:
     """Write the outputs and doubts; one launch, two where several programs share a sample.
 
     m: network's output, whose states lie as `layout` says.
 
     Returns:
-        what first visits found, [2, points, samples]: errors of what was carried there and the doubts there, weighted
-        with their reach; and the weights of the secants, [points, samples, H, H]: with these the responses are
-        U weights S'. None without history.
+        the weights of the secants, [points, samples, H, H]: with these the responses are U weights S'. None without
+        history.
     """
     history, window, rows = table.history, table.num_steps - wave.first, len(wave.positions)
     _, samples, elements = memory.expected.shape
     new = memory.expected.new_empty
-    visits, solved = new(2, window, samples), new(window, samples, history, history) if history else None
-    partials = None if how.whole else new(2 + history + history * (history + 1) // 2, window, samples, how.parts)
+    solved = new(window, samples, history, history) if history else None
+    partials = None if how.whole else new(1 + history + history * (history + 1) // 2, window, samples, how.parts)
     _learn[(window * samples * how.parts,)](
         memory.iterates, memory.outputs, memory.expected, m, guidance, table.numbers, wave.around.places,
-        wave.around.weights, memory.doubts, visits, solved, partials,
+        wave.around.weights, memory.doubts, solved, partials,
         wave.first, window, memory.sweeps, table.differences(memory.sweeps), how.parts, how.tiles, samples, elements,
         samples * elements, memory.iterates.stride(0), memory.outputs.stride(0),
         rows * m.stride(0), m.stride(0), m.stride(1), *layout,
@@ -274,11 +261,11 @@ def learn(
     )  # fmt: skip
     if partials is not None:
         _solve[(window * samples,)](
-            table.numbers, wave.around.places, memory.doubts, visits, solved, partials,
+            table.numbers, wave.around.places, memory.doubts, solved, partials,
             wave.first, window, how.parts, samples, elements,
             table.regularisation,
             H=history, PARTS=triton.next_power_of_2(how.parts),
             num_warps=1,
             enable_fp_fusion=False,
         )  # fmt: skip
-    return visits, solved
+    return solved

@@ -14,14 +14,15 @@ class SweepResult(NamedTuple):
 
     Attributes:
         sample: [samples, ...], the last point.
-        change: [samples], mean |x - x before| of the point that moved most, in units of its standard deviation, and
-            the expected error of what was interpolated.
+        change: [samples], mean |x - x before| of the point that moved most, in units of its standard deviation.
+        doubt: [samples], expected error of the last point from all that was interpolated.
         stationary: [samples] bool, no bit changed and all points were rows; None unless asked for.
         next_input: of the network at the next wave, [branches * rows, samples, ...]; None: there is none.
     """
 
     sample: Tensor
     change: Tensor
+    doubt: Tensor
     stationary: Tensor | None
     next_input: Tensor | None
 
@@ -41,8 +42,6 @@ class Memory:
         expected: [N, samples, elements], what the outputs are expected to change by at the newest points.
         doubts: [N, samples], what two interpolations of the outputs that were carried to a point differ by, summed
             since the network was asked there.
-        found: [2, samples], where it was asked for the first time: mean errors of what was carried there, and the
-            doubts there; sums over points, weighted with their reach.
         shape: of a sample.
         sweeps: how many are done.
     """
@@ -55,7 +54,6 @@ class Memory:
         self.outputs = x.new_zeros(kept, steps, *flat.shape)
         self.expected = x.new_zeros(steps, *flat.shape)
         self.doubts = x.new_zeros(steps, len(x))
-        self.found = x.new_zeros(2, len(x))
         self.draws = None if draws is None else draws.flatten(2).contiguous()
         self.x0_prev = None if x0_prev is None else x0_prev.flatten(1).contiguous()
         self.sweeps = 0
@@ -77,6 +75,5 @@ class Memory:
         """Continue with the samples at these indices only."""
         self.iterates, self.outputs = self.iterates.index_select(2, index), self.outputs.index_select(2, index)
         self.expected, self.doubts = self.expected.index_select(1, index), self.doubts.index_select(1, index)
-        self.found = self.found.index_select(1, index)
         self.draws = None if self.draws is None else self.draws.index_select(1, index)
         self.x0_prev = None if self.x0_prev is None else self.x0_prev.index_select(0, index)

@@ -49,7 +49,6 @@ def secant_sweep(
     m: Tensor,
     guidance: Tensor | None,
     network: NetworkInput,
-    caution: float,
     constrain: ConstrainOne | None,
     check_stationary: bool,
 ) -> SweepResult:
@@ -58,14 +57,14 @@ def secant_sweep(
     update_outputs(table, wave, memory, guided(m, guidance, memory.expected.dtype).flatten(2))
     move(table, wave, memory, constrain)
     moved = memory.points(-1) - memory.points(0)
-    change = (table.weight * moved.abs().mean(2)).amax(0) + caution * doubt(table, memory)
+    change, doubt = (table.weight * moved.abs().mean(2)).amax(0), (table.reach * memory.doubts).sum(0)
     stationary = None
     if check_stationary:
         stationary = (moved == 0).all(2).all(0) if wave.full else change.new_zeros(len(change), dtype=torch.bool)
     memory.sweeps += 1
     states, following = memory.states(0), wave.next_positions
     next_input = None if following is None else network_input(states, following, table.input_scale, network)
-    return SweepResult(states[-1].clone(), change, stationary, next_input)
+    return SweepResult(states[-1].clone(), change, doubt, stationary, next_input)
 
 
 def update_outputs(table: SecantTable, wave: SecantWave, memory: Memory, got: Tensor) -> None:
@@ -84,22 +83,10 @@ def update_outputs(table: SecantTable, wave: SecantWave, memory: Memory, got: Te
         output[between.first :] += (between.weights @ surprise).view_as(output[between.first :])
     if len(wave.new):
         own = got.index_select(0, wave.new) - output.index_select(0, wave.new_positions)
-        both = torch.stack([own.abs().mean(2), memory.doubts.index_select(0, wave.new_positions)])
-        memory.found += (table.reach.index_select(0, wave.new_positions) * both).sum(1)
         for age in range(1, table.differences(memory.sweeps) + 1):
             memory.output(age).index_add_(0, wave.new_positions, own)
     memory.doubts.index_fill_(0, wave.positions, 0.0)
     output.index_copy_(0, wave.positions, got)
-
-
-def doubt(table: SecantTable, memory: Memory) -> Tensor:
-    """Expected error of the last point from all that was interpolated, [samples].
-
-    Doubts are in units of what was found to be wrong where the network was asked for the first time.
-    """
-    error, doubted = memory.found
-    scale = torch.where(doubted > 0, error / doubted, 1.0)
-    return scale * (table.reach * memory.doubts).sum(0)
 
 
 def secants(table: SecantTable, memory: Memory) -> Secants | None:

@@ -100,25 +100,18 @@ def _give(
 
 @triton.jit
 def _settle(
-    numbers, visits, doubts, found, change, stationary, largest, total, first, window, sample, samples, full, caution,
+    numbers, doubts, change, doubt, stationary, largest, total, first, window, sample, samples, full,
     POINTS: tl.constexpr,
 ):  # fmt: skip
     """The end of a sweep. largest: weighted movement of the point that moved most; total: zero if none moved."""
-    dtype: tl.constexpr = found.dtype.element_ty
-    error = tl.load(found + sample)
-    doubted = tl.load(found + samples + sample)
-    left = tl.zeros([], dtype)
+    left = tl.zeros([], doubt.dtype.element_ty)
     for first_row in range(0, window, POINTS):
         row = first_row + tl.arange(0, POINTS)
         at = row.to(tl.int64) * samples + sample
-        error += tl.sum(tl.load(visits + at, row < window, 0), 0)
-        doubted += tl.sum(tl.load(visits + window * samples + at, row < window, 0), 0)
         reach = tl.load(numbers + (first + row) * NUMBERS + 10, row < window, 0)
         left += tl.sum(reach * tl.load(doubts + first * samples + at, row < window, 0), 0)
-    tl.store(found + sample, error)
-    tl.store(found + samples + sample, doubted)
-    scale = tl.where(doubted > 0, error / tl.where(doubted > 0, doubted, 1.0), 1.0)
-    tl.store(change + sample, largest + tl.full([], caution, dtype) * (scale * left))
+    tl.store(change + sample, largest)
+    tl.store(doubt + sample, left)
     # an interpolated point may still move in the next sweep, even if it has not moved in this one
     tl.store(stationary + sample, ((total == 0) & (full > 0)).to(tl.int8))
 
@@ -131,11 +124,11 @@ def _larger(largest, value):
 
 @triton.jit(do_not_specialize=["first", "window", "sweeps", "count", "samples", "full"])
 def _walk(
-    iterates, outputs, expected, numbers, draws, x0_prev, solved, visits, doubts, found, level, next_rows, scale, given,
-    sample_out, change, stationary,
+    iterates, outputs, expected, numbers, draws, x0_prev, solved, doubts, level, next_rows, scale, given,
+    sample_out, change, doubt, stationary,
     first, window, sweeps, count, samples, full, elements, step, iterate_stride, output_stride,
     given_branch, given_row, given_sample, given_inner, given_outer_stride, given_inner_stride,
-    clip: tl.float64, caution: tl.float64,
+    clip: tl.float64,
     ITERATES: tl.constexpr, OUTPUTS: tl.constexpr, H: tl.constexpr, CLIPPED: tl.constexpr, NOISY: tl.constexpr,
     MOMENTUM: tl.constexpr, GIVEN: tl.constexpr, SCALED: tl.constexpr, INPUTS: tl.constexpr,
     INPUT_DENSE: tl.constexpr, POINTS: tl.constexpr, STAGES: tl.constexpr, BLOCK: tl.constexpr,
@@ -202,10 +195,7 @@ def _walk(
         largest = _larger(largest, tl.load(level + first + i + 1) * (summed / tl.full([], elements, dtype)))
         here = following
         number += NUMBERS
-    _settle(
-        numbers, visits, doubts, found, change, stationary, largest, total, first, window, sample, samples, full,
-        caution, POINTS,
-    )  # fmt: skip
+    _settle(numbers, doubts, change, doubt, stationary, largest, total, first, window, sample, samples, full, POINTS)
 
 
 @triton.jit(do_not_specialize=["first", "row", "window", "sweeps", "count", "samples", "parts", "tiles"])
@@ -310,13 +300,12 @@ def _step(
 
 @triton.jit(do_not_specialize=["first", "window", "samples", "parts", "full"])
 def _end(
-    numbers, visits, doubts, found, level, moved_sums, change, stationary,
+    numbers, doubts, level, moved_sums, change, doubt, stationary,
     first, window, samples, parts, full, elements,
-    caution: tl.float64,
     POINTS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """The end of a sweep whose steps were launches; one program a sample."""
-    dtype: tl.constexpr = found.dtype.element_ty
+    dtype: tl.constexpr = doubts.dtype.element_ty
     sample = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, PARTS)
     largest = tl.zeros([], dtype)
@@ -327,10 +316,7 @@ def _end(
         moved_sums += samples * parts
         total += summed
         largest = _larger(largest, tl.load(level + first + row + 1) * (summed / tl.full([], elements, dtype)))
-    _settle(
-        numbers, visits, doubts, found, change, stationary, largest, total, first, window, sample, samples, full,
-        caution, POINTS,
-    )  # fmt: skip
+    _settle(numbers, doubts, change, doubt, stationary, largest, total, first, window, sample, samples, full, POINTS)
 
 
 def secant_sweep(
@@ -340,7 +326,6 @@ def secant_sweep(
     m: Tensor,
     guidance: Tensor | None,
     network: NetworkInput,
-    caution: float,
     check_stationary: bool,
 ) -> SweepResult:
     """See `secant_sweep` of the package; two launches, or for large samples one a step and three more."""
@@ -352,7 +337,7 @@ def secant_sweep(
     given = network.empty(0 if wave.next_positions is None else len(wave.next_positions), states[0])
     _, layout = with_inner_layout(given, states)
     new = states.new_empty
-    sample, change = new(states.shape[1:]), new(samples)
+    sample, change, doubt = new(states.shape[1:]), new(samples), new(samples)
     stationary = torch.empty(samples, dtype=torch.bool, device=states.device)
     momentum, noisy = table.momentum is not None, table.spread is not None
     draws, x0_prev = memory.draws if noisy else None, memory.x0_prev if momentum else None
@@ -370,14 +355,14 @@ def secant_sweep(
         "enable_fp_fusion": False,
     }  # fmt: skip
     with torch.cuda.device_of(states):  # Triton launches on the current device
-        visits, solved = learn(table, wave, memory, m, layout_of_m, guidance, how)
+        solved = learn(table, wave, memory, m, layout_of_m, guidance, how)
         if how.whole:
             _walk[(samples,)](
-                memory.iterates, memory.outputs, memory.expected, table.numbers, draws, x0_prev, solved, visits,
-                memory.doubts, memory.found, table.weight, wave.next_rows, table.input_scale, given, sample, change,
+                memory.iterates, memory.outputs, memory.expected, table.numbers, draws, x0_prev, solved,
+                memory.doubts, table.weight, wave.next_rows, table.input_scale, given, sample, change, doubt,
                 stationary.view(torch.int8),
                 first, window, memory.sweeps, count, samples, full, elements, *rings, *of_given,
-                clip, caution,
+                clip,
                 POINTS=points, STAGES=STAGES, **options,
             )  # fmt: skip
         else:
@@ -396,12 +381,10 @@ def secant_sweep(
                     PARTS=parts, **options,
                 )  # fmt: skip
             _end[(samples,)](
-                table.numbers, visits, memory.doubts, memory.found, table.weight, moved, change,
-                stationary.view(torch.int8),
+                table.numbers, memory.doubts, table.weight, moved, change, doubt, stationary.view(torch.int8),
                 first, window, samples, how.parts, full, elements,
-                caution,
                 POINTS=points, PARTS=parts, num_warps=1, enable_fp_fusion=False,
             )  # fmt: skip
     memory.sweeps += 1
     next_input = None if wave.next_positions is None else given
-    return SweepResult(sample, change, stationary if check_stationary else None, next_input)
+    return SweepResult(sample, change, doubt, stationary if check_stationary else None, next_input)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .. import telemetry
@@ -81,7 +82,7 @@ class Run:
     ) -> None:
         self._monitor = Monitor(len(x), factor * plan.tolerance, plan.bitwise, plan.options.contraction)
         # the arguments of `Monitor.judge` after iterations whose changes have not been read
-        self._unread: list[tuple[int, tuple[int, ...], Tensor, bool, Tensor | None]] = []
+        self._unread: list[tuple[int, tuple[int, ...], Tensor, bool, Tensor | None, Tensor | None]] = []
         self.change, self.converged = self._monitor.change, self._monitor.converged
         self.iterations = self._monitor.iterations
         self._observer = observer
@@ -177,15 +178,19 @@ class Run:
         last = checkpoint.exact or checkpoint.error is not None or checkpoint.iteration >= self.plan.max_iterations
         if checkpoint.change is not None:
             which = checkpoint.iteration, checkpoint.samples
-            self._unread.append((*which, checkpoint.change, checkpoint.exact, checkpoint.stationary))
+            seen = checkpoint.change, checkpoint.exact, checkpoint.stationary, checkpoint.doubt
+            self._unread.append((*which, *seen))
             # reading a change waits for the device: a run that takes all iterations reads them at its end
             if self.plan.calibrated and not last:
                 return None
             running: tuple[int, ...] = ()
-            for iteration, samples, changes, exact, rests in self._unread:
-                change = changes.tolist()
+            for iteration, samples, changes, exact, rests, doubts in self._unread:
+                if doubts is None:
+                    change, doubt = changes.tolist(), None
+                else:  # together: each of them would wait for the device
+                    change, doubt = torch.stack([changes, doubts]).tolist()
                 stationary = [False] * len(change) if rests is None else rests.tolist()
-                running = self._monitor.judge(iteration, samples, change, exact, stationary)
+                running = self._monitor.judge(iteration, samples, change, exact, stationary, doubt)
             self._unread.clear()
             return () if last else running
         # while iterations are to come, their change will show what is not finite

@@ -139,11 +139,13 @@ def audit(found: Audit, plan: Plan, iterations: int, trial: Callable[[Plan, Obse
 
     iterations: that the run has taken. trial: makes the session of a run of a plan, which an observer follows.
     """
-    seen: list[tuple[list[float], Tensor, bool]] = []
+    seen: list[tuple[list[float], list[float], Tensor, bool]] = []
 
     def keep(checkpoint: Checkpoint) -> None:
         if checkpoint.change is not None:
-            seen.append((checkpoint.change.tolist(), checkpoint.sample.clone(), checkpoint.exact))
+            change, doubt = checkpoint.change, checkpoint.doubt
+            doubts = [0.0] * len(change) if doubt is None else doubt.tolist()
+            seen.append((change.tolist(), doubts, checkpoint.sample.clone(), checkpoint.exact))
 
     sequential = choose(plan.num_inference_steps, Settings(method=SEQUENTIAL))
     telemetry.phase("explore")
@@ -156,9 +158,9 @@ def audit(found: Audit, plan: Plan, iterations: int, trial: Callable[[Plan, Obse
     assert reference is not None
     for sample, expected in enumerate(reference):
         changes, errors = list[float](), list[tuple[float, float]]()
-        for change, samples, exact in seen:
+        for change, doubts, samples, exact in seen:
             changes.append(change[sample])
-            estimated = 0.0 if exact else estimated_error(changes, plan.options.contraction)
+            estimated = 0.0 if exact else estimated_error(changes, plan.options.contraction, doubts[sample])
             errors.append((estimated, float((samples[sample] - expected).abs().double().mean())))
         found.record(errors)
 

@@ -44,6 +44,8 @@ class Checkpoint:
     exact: bool  # the sample is the sequential one by construction
     # [samples] bool, no boundary moved by a bit, so none will in later iterations; None if the core was not asked
     stationary: Tensor | None = None
+    # [samples], expected mean absolute error of the sample that no change shows; None: there is none
+    doubt: Tensor | None = None
     # [samples], estimated mean absolute error, where the method itself ended the run; None: `change` decides
     error: Tensor | None = None
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 class Contraction(NamedTuple):
     first: float  # r before enough changes have been seen; 1: nothing is known then
+    fewest: int = 1  # changes before which no error is estimated
     ratios: int = 1  # how many ratios of successive changes count; r follows from the largest
     caution: float = 2.0  # r is so many times that ratio: the next contraction may be weaker than the last
     smallest: float = 0.0  # least r, so that one lucky iteration does not end a run
@@ -23,7 +24,7 @@ class Contraction(NamedTuple):
     @property
     def blind(self) -> int:
         """Iterations too early to estimate an error; only a sample that is bitwise stationary stops there."""
-        return self.ratios if self.first >= 1 else 0
+        return max(self.fewest - 1, self.ratios if self.first >= 1 else 0)
 
 
 # Parareal iterations. After the first the error may be as large as its change; later the contraction may be weaker than
@@ -35,25 +36,29 @@ BLOCKS = Contraction(first=0.5, smallest=0.3)
 # half a grey level: digits (25 to 100 steps, guidance 1 and 5) 0 of 264 samples beyond the tolerance; a mixture of five
 # sharp Gaussians in 64 dimensions 0 of 288 with all points, 5 of 288 with 24 nodes.
 SWEEPS = Contraction(first=1.0, ratios=2, smallest=0.2, slowest=0.9)
-# Secant sweeps converge faster than by any r, so the larger of two ratios needs no caution. Of 384 samples, half of a
-# robot policy, half of the mixture, at 50 and 100 steps, 2 were beyond the tolerance at 4e-3, 2 at 1e-3, none at 1e-2.
-# On the policy and on digits they stopped 0.8 to 1 wave after the earliest possible; with `SWEEPS` 1.8 to 2.6.
-SECANTS = Contraction(first=1.0, ratios=2, caution=1.0, slowest=0.9)
+# Secant sweeps converge faster than by any r, so the larger of two ratios needs no caution. Before the fourth wave some
+# points were never asked. Measured: see section 4 of the notes in bench/results.
+SECANTS = Contraction(first=1.0, fewest=4, ratios=2, caution=1.0, slowest=0.9)
 # a change that grew this much over the first one will not come back before the exact prefix reaches it
 DIVERGENCE_FACTOR = 1e3
 
 
-def estimated_error(changes: Sequence[float], contraction: Contraction = BLOCKS) -> float:
-    """Mean absolute error left after these changes, oldest first; infinite while they shrink too little to say."""
+def estimated_error(changes: Sequence[float], contraction: Contraction = BLOCKS, doubt: float = 0.0) -> float:
+    """Mean absolute error left after these changes, oldest first; infinite while they shrink too little to say.
+
+    doubt: expected error that no change shows. The two are independent, so their squares are added.
+    """
     change = changes[-1]
     if change == 0.0:
-        return 0.0
+        return doubt
+    if len(changes) < contraction.fewest:
+        return math.inf
     r = contraction.first
     if len(changes) > contraction.ratios:
         newest = changes[-1 - contraction.ratios :]
         observed = max(after / before if before else math.inf for before, after in pairwise(newest))
         r = min(contraction.slowest, max(contraction.smallest, contraction.caution * observed))
-    return change * r / (1 - r) if r < 1 else math.inf
+    return math.hypot(change * r / (1 - r), doubt) if r < 1 else math.inf
 
 
 class Diverged(Exception):
@@ -70,7 +75,13 @@ class Monitor:
         self.iterations = [0] * num_samples
 
     def judge(
-        self, iteration: int, samples: Sequence[int], change: Sequence[float], exact: bool, stationary: Sequence[bool]
+        self,
+        iteration: int,
+        samples: Sequence[int],
+        change: Sequence[float],
+        exact: bool,
+        stationary: Sequence[bool],
+        doubt: Sequence[float] | None = None,
     ) -> tuple[int, ...]:
         """Positions (into `samples`) that must continue after iteration p >= 1; the arguments as in `Checkpoint`.
 
@@ -79,16 +90,17 @@ class Monitor:
         if not all(map(math.isfinite, change)):
             raise Diverged("a sample is not finite")
         self.change.append([None] * len(self.converged))
-        for sample, moved, rests in zip(samples, change, stationary, strict=True):
+        doubt = [0.0] * len(samples) if doubt is None else doubt
+        for sample, moved, rests, doubted in zip(samples, change, stationary, doubt, strict=True):
             self.change[-1][sample] = moved
             self.iterations[sample] = iteration
-            close = exact or rests or (not self.bitwise and self._is_close(sample, moved))
+            close = exact or rests or (not self.bitwise and self._is_close(sample, moved, doubted))
             # a run of constant latency goes on: changes that are rounding alone then say nothing
             self.converged[sample] = close or self.converged[sample]
         return tuple(position for position, sample in enumerate(samples) if not self.converged[sample])
 
-    def _is_close(self, sample: int, moved: float) -> bool:
+    def _is_close(self, sample: int, moved: float, doubt: float) -> bool:
         if moved > DIVERGENCE_FACTOR * (self.change[0][sample] or math.inf):
             raise Diverged("the change of a sample has grown a thousandfold")
         changes = [seen for each in self.change if (seen := each[sample]) is not None]
-        return estimated_error(changes, self.contraction) <= self.tolerance
+        return estimated_error(changes, self.contraction, doubt) <= self.tolerance

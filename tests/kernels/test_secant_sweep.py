@@ -78,10 +78,9 @@ class Problem:
         draws = self.random(table.num_steps, *self.shape) if "noise" in self.features else None
         memory = Memory(table, self.random(*self.shape), draws, self.random(*self.shape) if self.begins else None)
         memory.sweeps = number
-        for written in (memory.iterates, memory.outputs, memory.expected, memory.doubts, memory.found):
+        for written in (memory.iterates, memory.outputs, memory.expected, memory.doubts):
             written.copy_(self.random(*written.shape))
         memory.doubts.abs_()
-        memory.found.abs_()
         # before the first row nothing moves, nor has it in the last sweep
         memory.expected[:number] = 0.0
         memory.doubts[:number] = 0.0
@@ -89,7 +88,7 @@ class Problem:
 
     def run(self, **how: Any) -> tuple[Memory, SweepResult]:
         memory = self.memory()
-        arguments = {"guidance": self.guidance, "network": self.network, "caution": 2.0, "check_stationary": True}
+        arguments = {"guidance": self.guidance, "network": self.network, "check_stationary": True}
         return memory, secant_sweep(self.table, self.number, memory, self.m, **{**arguments, **how})
 
     def both(self, **how: Any) -> list[tuple[Memory, SweepResult]]:
@@ -103,7 +102,7 @@ def assert_right(problem: Problem, **how: Any) -> None:
         """From the first row on: what lies before it is not read again."""
         outputs = [memory.output(age) for age in range(1, problem.history + 2)]
         of_points = [each[problem.number :] for each in (memory.points(0), memory.expected, memory.doubts, *outputs)]
-        return [*of_points, memory.found, found.sample, found.change]
+        return [*of_points, found.sample, found.change, found.doubt]
 
     (memory, found), (expected_memory, expected) = problem.both(**how)
     bound = 1e-9 if problem.state == torch.float64 else 5e-3
@@ -293,7 +292,7 @@ def test_two_calls_give_the_same_bits(device: torch.device, large: bool, monkeyp
     assert torch.equal(found.next_input, other.next_input)
     alone = problem.memory()
     alone.keep(torch.tensor([1], device=device))
-    told = secant_sweep(problem.table, 3, alone, problem.m[:, 1:2], network=problem.network, caution=2.0)
+    told = secant_sweep(problem.table, 3, alone, problem.m[:, 1:2], network=problem.network)
     assert torch.equal(told.sample, found.sample[1:2])
     assert torch.equal(told.change, found.change[1:2])
     assert torch.equal(alone.expected[3:, 0], memory.expected[3:, 1])

@@ -22,8 +22,7 @@ from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture, run
 from torch import Tensor
 
 from srds_fast import InvalidArgument, sample
-from srds_fast.kernels.secant_sweep import Memory
-from srds_fast.kernels.secant_sweep.reference import doubt, inverse
+from srds_fast.kernels.secant_sweep.reference import inverse
 from srds_fast.schedulers.steps import TensorSpec
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.collocation.nodes import FULL_FROM, cover, secant_sweeps, skeleton
@@ -302,11 +301,17 @@ def test_small_systems_are_inverted() -> None:
 
 
 def test_a_stop_by_the_larger_of_two_ratios() -> None:
-    assert math.isinf(estimated_error([1.0, 0.1], SECANTS))
-    assert estimated_error([1.0, 0.5, 0.05], SECANTS) == pytest.approx(0.05)
-    assert estimated_error([1.0, 0.01, 0.002], SECANTS) == pytest.approx(0.002 * 0.2 / 0.8)
-    assert estimated_error([1.0, 0.1, 0.5], SECANTS) == pytest.approx(9 * 0.5)
+    assert math.isinf(estimated_error([1.0, 0.1, 0.01], SECANTS)), "some points were never asked"
+    assert estimated_error([1.0, 1.0, 0.5, 0.05], SECANTS) == pytest.approx(0.05)
+    assert estimated_error([1.0, 1.0, 0.01, 0.002], SECANTS) == pytest.approx(0.002 * 0.2 / 0.8)
+    assert estimated_error([1.0, 1.0, 0.1, 0.5], SECANTS) == pytest.approx(9 * 0.5)
     assert estimated_error([1.0, 0.5, 0.0], SECANTS) == 0.0
+
+
+def test_what_no_change_shows_is_added_in_squares() -> None:
+    assert estimated_error([1.0, 1.0, 0.5, 0.03], SECANTS, 0.04) == pytest.approx(0.05)
+    assert estimated_error([1.0, 0.5, 0.0], SECANTS, 0.04) == 0.04
+    assert math.isinf(estimated_error([1.0, 0.5], SECANTS, 0.04))
 
 
 def test_samples_that_turn_late_are_not_stopped_at_rest() -> None:
@@ -333,17 +338,6 @@ def test_doubts_are_of_points_that_were_interpolated() -> None:
         assert bool((doubts[list(positions)] == 0).all())
         assert bool((doubts >= 0).all())
         assert bool((doubts == 0).all()) == (number >= FULL_FROM)
-
-
-def test_doubts_count_as_much_as_the_first_visits_found_them_true() -> None:
-    grid, x, options = table(20), noise(3, DIMENSIONS), Collocation()
-    how = options.data_std, options.history, options.regularisation
-    constants = secant_table(grid, program_of(20, options), *how, TensorSpec.of(x), scaled=False)
-    memory = Memory(constants, x, None, None)
-    memory.doubts[4] = 0.5
-    memory.found.copy_(torch.tensor([[0.0, 1.0, 6.0], [0.0, 4.0, 2.0]]))
-    expected = 0.5 * constants.reach[4] * torch.tensor([1.0, 0.25, 3.0], dtype=torch.float64)
-    assert_close(doubt(constants, memory), expected)
 
 
 @pytest.mark.parametrize("max_rows", [1, 3, 5])

@@ -180,9 +180,9 @@ class _Arriving:
     """A checkpoint on its way to the host: copies that later stretches do not overwrite."""
 
     def __init__(self, found: Checkpoint) -> None:
-        self._found = replace(
-            found, sample=found.sample.clone(), change=_to_host(found.change), stationary=_to_host(found.stationary)
-        )
+        change, stationary, doubt = map(_to_host, (found.change, found.stationary, found.doubt))
+        sample = found.sample.clone()
+        self._found = replace(found, sample=sample, change=change, stationary=stationary, doubt=doubt)
         # the copy to the host follows in the same stream: a stream of its own could not begin earlier
         self._event: Any = None
         if found.sample.is_cuda and found.change is not None:
@@ -197,8 +197,10 @@ class _Arriving:
             return found
         index = torch.tensor(running)
         sample = found.sample[index.to(found.sample.device)]
-        change, stationary = (None if each is None else each[index] for each in (found.change, found.stationary))
-        return replace(found, sample=sample, samples=running, change=change, stationary=stationary)
+        change, stationary, doubt = (
+            None if each is None else each[index] for each in (found.change, found.stationary, found.doubt)
+        )
+        return replace(found, sample=sample, samples=running, change=change, stationary=stationary, doubt=doubt)
 
 
 def _to_host(tensor: Tensor | None) -> Tensor | None:

@@ -11,10 +11,6 @@ from ...schedulers.table import NoiseTable
 from ..contract import NO_INPUTS, Checkpoint, Core, Evaluate, SolverInputs, merged, output_of, samples_of
 from ..fixed_point.program import Sweeps
 
-# The error that interpolation leaves may be so many times what is expected: at half a grey level 2 of 384 samples were
-# beyond it with 2, 7 with 1. Half of them are of a mixture of sharp Gaussians, as all of the 2 are, half of a policy.
-CAUTION = 2.0
-
 
 def collocation(
     x: Tensor,
@@ -27,8 +23,9 @@ def collocation(
 ) -> Core:
     """Secant sweeps over the grid with a whole sample after each.
 
-    `Checkpoint.change` is that of the point that moved most, and the expected error of what was interpolated since the
-    network was last asked at a point: where a sample moves far after the cover was visited, no change shows it.
+    `Checkpoint.change` is that of the point that moved most, `Checkpoint.doubt` the expected error of what was
+    interpolated since the network was last asked at a point: where a sample moves far after the cover was visited, no
+    change shows it.
 
     Args:
         x: starting noise, [batch, ...], in the dtype of the state.
@@ -42,12 +39,13 @@ def collocation(
         got.append(output_of((yield points.evaluate(number, program.positions[number]))))
         if not wave.boundaries:  # a part of a wave that was too wide
             continue
-        sample, change, stationary, _ = points.sweep(number, got, bitwise=bitwise)
+        found = points.sweep(number, got, bitwise=bitwise)
         got = []
         iteration, samples = wave.boundaries[0].iteration, points.samples
         exact = iteration == program.exact_iteration
-        running = samples_of((yield Checkpoint(iteration, sample, samples, change, exact, stationary)), samples)
-        result = merged(result, sample, samples)
+        checkpoint = Checkpoint(iteration, found.sample, samples, found.change, exact, found.stationary, found.doubt)
+        running = samples_of((yield checkpoint), samples)
+        result = merged(result, found.sample, samples)
         if number + 1 == len(program) or not running:
             return result
         points.keep(running)
@@ -105,7 +103,6 @@ class Points:
             together,
             guidance=inputs.guidance,
             network=inputs.network,
-            caution=CAUTION,
             constrain=None if inputs.constrain is None else self._constrain,
             check_stationary=bitwise,
         )

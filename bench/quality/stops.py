@@ -15,6 +15,7 @@ All samples of a problem run together, and each a little further than it would h
     oracle      each sample told from which wave on it stays within 0.5 grey levels; a mean
     over        waves by tolerance less those of the oracle
     beyond      samples that ended beyond the tolerance (0.51 grey levels) where the product stopped them
+    largest     difference of any sample there, in grey levels
 
 The difference of a sample is the mean absolute one to the sequential sample. Rows of "fixed" and "oracle" are of a run
 that is told before where it ends. The window of ParaDiGMS has no whole samples before its end: it is only stopped by
@@ -146,7 +147,7 @@ def show(found: Iterable[Recording]) -> None:
         rows.append(
             {"method": each.method, "problem": each.problem, "N": each.steps}
             | {name: cost and f"{cost.waves:.3g}/{cost.rows:.0f}" for name, cost in costs.items()}
-            | {"over": over, "samples": len(stops), "beyond": beyond}
+            | {"over": over, "samples": len(stops), "beyond": beyond, "largest": max(stop.error for stop in stops)}
         )
         totals.setdefault(each.method, []).append((len(stops), beyond, over))
     show_table(rows, text=("method", "problem"))

@@ -64,7 +64,7 @@ def test_what_was_recorded_is_read_and_judged_again(tmp_path: Path, capsys: pyte
     printed = capsys.readouterr()
     assert {each.stem for each in networks.iterdir()} == set(stops.TRAINED)
     table = [line.split() for line in printed.out.splitlines()]
-    assert sum(line[-2:-1] == ["2"] for line in table) == len(stops.PROBLEMS) * len(stops.METHODS)
+    assert sum(line[-3:-2] == ["2"] for line in table) == len(stops.PROBLEMS) * len(stops.METHODS)
     stops.main(["--from", str(path)])
     # above the table of the first run training tells its loss
     table_alone = capsys.readouterr().out

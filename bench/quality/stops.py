@@ -27,7 +27,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -57,9 +57,8 @@ METHODS: dict[str, Any] = {
 }
 # these evaluate every point in every wave, or sample by sample: fewer samples will do
 FEWER = ("parataa", "paradigms", "chords, 8 cores")
-NARROW = 0.1
-
-
+NARROW = 0.1  # standard deviation of a component, where that of the other mixture is 0.3
+# how each network is built, and how it is trained
 TRAINED: dict[str, tuple[Callable[[], nn.Module], Callable[..., nn.Module]]] = {
     "policy": (demonstrations.network, demonstrations.train),
     "other-policy": (demonstrations.network, untuned.train_other_policy),
@@ -72,9 +71,14 @@ class Networks:
 
     def __init__(self, folder: Path | None, steps: int | None) -> None:
         self._folder, self._steps = folder, steps
+        self._kept: dict[str, nn.Module] = {}
 
-    @cache  # noqa: B019
     def __call__(self, name: str) -> Any:
+        if name not in self._kept:
+            self._kept[name] = self._found(name)
+        return self._kept[name]
+
+    def _found(self, name: str) -> nn.Module:
         build, train = TRAINED[name]
         path = None if self._folder is None else self._folder / f"{name}.pt"
         if path is not None and path.exists():

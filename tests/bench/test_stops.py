@@ -59,19 +59,20 @@ def test_one_that_diverges_takes_the_sequential_steps_then() -> None:
 
 def test_what_was_recorded_is_read_and_judged_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, networks = tmp_path / "stops.json", tmp_path / "networks"
-    some = ["--smoke", "--networks", str(networks), "--json", str(path)]
-    stops.main(some)
+    problems = ["digits-guided", "narrow-mixture", "patches", "policy", "other-policy"]
+    some = ["--smoke", "--networks", str(networks)]
+    stops.main([*some, "--problems", *problems, "--json", str(path)])
     printed = capsys.readouterr()
     assert {each.stem for each in networks.iterdir()} == set(stops.TRAINED)
     table = [line.split() for line in printed.out.splitlines()]
-    assert sum(line[-3:-2] == ["2"] for line in table) == len(stops.PROBLEMS) * len(stops.METHODS)
+    assert sum(line[-3:-2] == ["2"] for line in table) == len(problems) * len(stops.METHODS)
     stops.main(["--from", str(path)])
     # above the table of the first run training tells its loss
     table_alone = capsys.readouterr().out
     assert "collocation" in table_alone
     assert printed.out.endswith(table_alone)
     # networks that are there are not trained again
-    stops.main([*some[:3], "--problems", "patches", "other-policy", "--methods", "srds"])
+    stops.main([*some, "--problems", "patches", "other-policy", "--methods", "srds"])
     again = capsys.readouterr()
     assert "trains" in printed.err
     assert "trains" not in again.err

@@ -8,6 +8,7 @@ prediction are as in Diffusion Policy (Chi et al. 2023); the network is smaller.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from diffusers import DDIMScheduler
@@ -54,18 +55,31 @@ def _averaged(mean: Tensor, new: Tensor, count: Tensor) -> Tensor:
     return mean.lerp(new, 1 - min(EMA, int(count) / (int(count) + 10)))
 
 
-def train(steps: int = TRAINING_STEPS) -> PolicyNetwork:
-    """Train for so many steps with fixed seeds; the weights returned are a moving average."""
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    learner = PolicyNetwork(ACTIONS, OBSERVATION, WIDTHS)
+def network() -> PolicyNetwork:
+    """An untrained one."""
+    return PolicyNetwork(ACTIONS, OBSERVATION, WIDTHS)
+
+
+def train(
+    steps: int = TRAINING_STEPS,
+    seed: int = 0,
+    demonstrated: Callable[[Tensor, torch.Generator], Tensor] = demonstrations,
+) -> PolicyNetwork:
+    """Train for so many steps with fixed seeds; the weights returned are a moving average.
+
+    Args:
+        demonstrated: (observations, generator) -> a trajectory of each, as `demonstrations`.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    learner = network()
     kept = AveragedModel(learner, avg_fn=_averaged)
     optimiser = torch.optim.AdamW(learner.parameters(), lr=RATE, weight_decay=1e-6)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     abar = scheduler().alphas_cumprod
     for _ in range(steps):
         observation = observations(BATCH, generator)
-        x0, noise = demonstrations(observation, generator), torch.randn(BATCH, ACTIONS, HORIZON, generator=generator)
+        x0, noise = demonstrated(observation, generator), torch.randn(BATCH, ACTIONS, HORIZON, generator=generator)
         t = torch.randint(len(abar), (BATCH,), generator=generator)
         level = abar[t][:, None, None]
         predicted = learner(level.sqrt() * x0 + (1 - level).sqrt() * noise, t, observation)
@@ -75,5 +89,5 @@ def train(steps: int = TRAINING_STEPS) -> PolicyNetwork:
         optimiser.step()
         schedule.step()
         kept.update_parameters(learner)
-    network: PolicyNetwork = kept.module.eval()
-    return network
+    trained: PolicyNetwork = kept.module.eval()
+    return trained

@@ -55,7 +55,29 @@ def difference(sample: Tensor, reference: Tensor) -> Tensor:
     return (sample.double() - reference.double()).abs().flatten(1).mean(1).cpu() / GREY_LEVEL
 
 
-def digits_problem(samples: int) -> tuple[Any, Problem]:
+def guided(network: Callable[[Tensor, Tensor, Tensor], Tensor], guidance: float) -> Callable[..., Tensor]:
+    """A denoiser of a network with classifier-free guidance; its conditions are "text" and "empty".
+
+    Args:
+        network: (x, t, condition) -> output, each [rows, ...].
+        guidance: 1: the network is asked with the condition only.
+    """
+
+    @torch.no_grad()
+    def some(x: Tensor, t: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+        if guidance == 1:
+            return network(x, t, text)
+        without, given = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([empty, text])).chunk(2)
+        return without + guidance * (given - without)
+
+    def denoiser(x: Tensor, t: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+        parts = zip(*(each.split(MOST_ENTRIES // 2) for each in (x, t, text, empty)), strict=True)
+        return torch.cat([some(*part) for part in parts])
+
+    return denoiser
+
+
+def digits_problem(samples: int, guidance: float = GUIDANCE) -> tuple[Any, Problem]:
     """The bundled pipeline, and the problem it solves: ten prompts in turn, latents of 4 x 8 x 8, float32."""
     pipe: Any = zoo.load("digits").to(DEVICE)
     pipe.set_progress_bar_config(disable=True)
@@ -64,21 +86,14 @@ def digits_problem(samples: int) -> tuple[Any, Problem]:
     with torch.no_grad():
         text, empty = pipe.encode_prompt(prompts, DEVICE, 1, True, [""] * samples)
 
-    @torch.no_grad()
-    def some(x: Tensor, t: Tensor, text: Tensor, empty: Tensor) -> Tensor:
-        m = pipe.unet(torch.cat([x, x]), torch.cat([t, t]), encoder_hidden_states=torch.cat([empty, text])).sample
-        without, given = m.chunk(2)
-        guided: Tensor = without + GUIDANCE * (given - without)
-        return guided
-
-    def denoiser(x: Tensor, t: Tensor, text: Tensor, empty: Tensor) -> Tensor:
-        parts = zip(*(each.split(MOST_ENTRIES // 2) for each in (x, t, text, empty)), strict=True)
-        return torch.cat([some(*part) for part in parts])
+    def network(x: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        found: Tensor = pipe.unet(x, t, encoder_hidden_states=states).sample
+        return found
 
     size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
     x = torch.randn(samples, channels, size, size, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    return pipe, Problem(f"digits, guidance {GUIDANCE:g}", denoiser, x, {"text": text, "empty": empty}, scheduler)
+    scheduler, cond = DDIMScheduler.from_config(pipe.scheduler.config), {"text": text, "empty": empty}
+    return pipe, Problem(f"digits, guidance {guidance:g}", guided(network, guidance), x, cond, scheduler)
 
 
 def mixture(samples: int, dimensions: int = 64, components: int = 5, spread: float = 0.3) -> Problem:

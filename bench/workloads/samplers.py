@@ -233,18 +233,18 @@ def dit() -> PipelineWorkload:
     return PipelineWorkload(pipe, lambda n: {"class_labels": [n], "guidance_scale": GUIDANCE, "output_type": "pt"})
 
 
-def policy(trained: PolicyNetwork | None = None) -> SampledWorkload:
+def policy(trained: PolicyNetwork | None = None, samples: int = SAMPLES) -> SampledWorkload:
     """A robot policy of Diffusion Policy's size with random weights; or a trained one of `demonstrations`."""
-    x = pipelines.random((SAMPLES, demonstrations.ACTIONS, demonstrations.HORIZON))
+    x = pipelines.random((samples, demonstrations.ACTIONS, demonstrations.HORIZON))
     if trained is None:
         network = PolicyNetwork(widths=(16, 32)) if SMALL else PolicyNetwork()
-        observation, scheduler = pipelines.random((SAMPLES, 64), seed=1), DDIMScheduler(clip_sample=False)
+        observation, scheduler = pipelines.random((samples, 64), seed=1), DDIMScheduler(clip_sample=False)
     else:
         network, scheduler = trained, demonstrations.scheduler()
-        observation = demonstrations.observations(SAMPLES, torch.Generator().manual_seed(1))
+        observation = demonstrations.observations(samples, torch.Generator().manual_seed(1))
     network = networks.placed(network, torch.float32)
-    samples = Problem("policy", network, x, {"observation": observation.to(DEVICE)}, scheduler)
-    return SampledWorkload(samples, trained is not None)
+    problem = Problem("policy", network, x, {"observation": observation.to(DEVICE)}, scheduler)
+    return SampledWorkload(problem, trained is not None)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {

@@ -47,10 +47,14 @@ class Stop(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One sample by iteration: `Checkpoint.change`, None where there is none, and errors as of `Stop`."""
+    """One sample by iteration: `change` and `doubt` of `Checkpoint`, and errors as of `Stop`.
+
+    A change is None where there is none; a doubt then is zero.
+    """
 
     changes: list[float | None]
     errors: list[float]
+    doubts: list[float]
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,8 @@ class Recording:
 
     def _stop(self, sample: Sample, tolerance: float, contraction: Contraction) -> Stop:
         judge = Judge(tolerance, contraction)
-        for index, (change, error) in enumerate(zip(*sample, strict=True)):
-            if judge.stops(self.iterations[index], change, self.exact[index]):
+        for index, (change, error, doubt) in enumerate(zip(*sample, strict=True)):
+            if judge.stops(self.iterations[index], change, self.exact[index], doubt):
                 waves, rows = self.stopped[index]
                 # after a method has diverged the product takes the sequential steps
                 diverged = Stop(waves + self.steps, rows + self.steps, 0.0)
@@ -123,13 +127,13 @@ class Judge:
         self.diverged = False
         self.further = 0  # iterations since it has stopped
 
-    def stops(self, iteration: int, change: float | None, exact: bool) -> bool:
+    def stops(self, iteration: int, change: float | None, exact: bool, doubt: float) -> bool:
         """Whether it stops here, or did before; arguments as in `Checkpoint`, all iterations in turn."""
         if self.diverged or self._monitor.converged[0]:
             self.further += 1
         elif change is not None:
             try:
-                self._monitor.judge(iteration, (0,), (change,), exact, (False,))
+                self._monitor.judge(iteration, (0,), (change,), exact, (False,), (doubt,))
             except Diverged:
                 self.diverged = True
         return self.diverged or self._monitor.converged[0]
@@ -152,13 +156,14 @@ def recorded(problem: Problem, method: str, plan: Plan, reference: Tensor) -> Re
         return found
     program, tolerance = plan.program(), plan.tolerance / GREY_LEVEL
     judges = [Judge(plan.tolerance, plan.options.contraction) for _ in reference]
-    found.samples.extend(Sample([], []) for _ in reference)
+    found.samples.extend(Sample([], [], []) for _ in reference)
 
-    def goes_on(number: int, change: float | None, error: float) -> bool:
-        judge, (changes, errors) = judges[number], found.samples[number]
+    def goes_on(number: int, change: float | None, error: float, doubt: float) -> bool:
+        judge, (changes, errors, doubts) = judges[number], found.samples[number]
         changes.append(change)
         errors.append(error)
-        if not judge.stops(found.iterations[-1], change, found.exact[-1]):
+        doubts.append(doubt)
+        if not judge.stops(found.iterations[-1], change, found.exact[-1], doubt):
             return True
         if judge.diverged or found.stopped[-1].waves >= found.steps:
             return False
@@ -174,7 +179,8 @@ def recorded(problem: Problem, method: str, plan: Plan, reference: Tensor) -> Re
         found.planned.append(Cost(*ended.spent(iteration)[:2]))
         errors = difference(checkpoint.sample, reference[list(checkpoint.samples)]).nan_to_num(math.inf).tolist()
         changes = [None] * len(errors) if checkpoint.change is None else checkpoint.change.tolist()
-        seen = enumerate(zip(checkpoint.samples, changes, errors, strict=True))
+        doubts = [0.0] * len(errors) if checkpoint.doubt is None else checkpoint.doubt.tolist()
+        seen = enumerate(zip(checkpoint.samples, changes, errors, doubts, strict=True))
         return tuple(position for position, each in seen if goes_on(*each))
 
     _run(problem, plan, keep)

@@ -17,6 +17,7 @@ class Contraction(NamedTuple):
     first: float  # r before enough changes have been seen; 1: nothing is known then
     ratios: int = 1  # how many ratios of successive changes count; r follows from the largest
     caution: float = 2.0  # r is so many times that ratio: the next contraction may be weaker than the last
+    early: float = 2.0  # the same in the first iteration that has so many ratios
     smallest: float = 0.0  # least r, so that one lucky iteration does not end a run
     slowest: float = math.inf  # largest r
 
@@ -38,6 +39,8 @@ SWEEPS = Contraction(first=1.0, ratios=2, smallest=0.2, slowest=0.9)
 # Secant sweeps converge faster than by any r, so the larger of two ratios needs no caution. Of 384 samples, half of a
 # robot policy, half of the mixture, at 50 and 100 steps, 2 were beyond the tolerance at 4e-3, 2 at 1e-3, none at 1e-2.
 # On the policy and on digits they stopped 0.8 to 1 wave after the earliest possible; with `SWEEPS` 1.8 to 2.6.
+# The third wave, the first with two ratios, comes before all points were asked: it needs caution. Of 4096 samples of
+# mixtures of narrow Gaussians, 25 to 200 steps in 8 or 32 dimensions, 18 were beyond a tolerance of 4e-2; without, 149.
 SECANTS = Contraction(first=1.0, ratios=2, caution=1.0, slowest=0.9)
 # a change that grew this much over the first one will not come back before the exact prefix reaches it
 DIVERGENCE_FACTOR = 1e3
@@ -52,7 +55,8 @@ def estimated_error(changes: Sequence[float], contraction: Contraction = BLOCKS)
     if len(changes) > contraction.ratios:
         newest = changes[-1 - contraction.ratios :]
         observed = max(after / before if before else math.inf for before, after in pairwise(newest))
-        r = min(contraction.slowest, max(contraction.smallest, contraction.caution * observed))
+        caution = contraction.early if len(changes) == contraction.ratios + 1 else contraction.caution
+        r = min(contraction.slowest, max(contraction.smallest, caution * observed))
     return change * r / (1 - r) if r < 1 else math.inf
 
 

@@ -65,8 +65,8 @@ def test_calls_of_a_pipeline_learn_and_stay_within_the_tolerance() -> None:
     first = srds_fast.compile(pipe, method="srds")
     first(**CALL, generator=torch.Generator().manual_seed(0))
     (change,) = first.report.change[0]
-    # the first change is beyond it, and the error behind it within
-    tolerance = 0.7 * change
+    # every first change is beyond it, and the error behind it within
+    tolerance = 0.4 * change
     fast = srds_fast.compile(pipe, method="srds", tolerance=tolerance, learn_stop=True)
     iterations = []
     for seed in range(FEWEST + 3):
@@ -76,8 +76,9 @@ def test_calls_of_a_pipeline_learn_and_stay_within_the_tolerance() -> None:
         assert float((found - expected).abs().mean()) <= tolerance
         iterations.append(fast.report.iterations)
         # the twentieth call takes a second iteration
-        assert ("learnt from" in fast.report.stop_rule) == (seed >= FEWEST and seed + 1 != REFRESHED_EVERY)
-    assert iterations[:FEWEST].count(1) < FEWEST
+        assert ("95%" in fast.report.stop_rule) == (seed >= FEWEST and seed + 1 != REFRESHED_EVERY)
+    assert 1 not in iterations[:FEWEST]
+    assert 1 in iterations[FEWEST:]
     fast.reset()
     fast(**CALL)
     assert f"0 of {FEWEST}" in fast.report.stop_rule

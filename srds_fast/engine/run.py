@@ -14,7 +14,7 @@ from .. import telemetry
 from ..planner.plan import Plan
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged
-from ..solvers.convergence import Diverged, Monitor
+from ..solvers.convergence import Contraction, Diverged, Monitor
 from ..solvers.program import Program
 
 Observer = Callable[[Checkpoint], None]
@@ -61,7 +61,8 @@ class Run:
 
     x: starting noise in the dtype of the state, [batch, ...]. counts, engine: of the run that this one continues.
     started: `time.perf_counter()` when the first wave began, if that was before the run was made.
-    factor: of the tolerance, that estimated errors are compared with.
+    factor: of the tolerance, that estimated errors are compared with. contraction: how they are estimated; None: as the
+    method does.
     shown: iteration that the observer has seen last, -1 before the first.
     change, converged, iterations: see `change`, `converged` and `iterations_per_sample` of `Report`.
     sample: final samples in the dtype of the state, [batch, ...]; newest: the newest whole one; each None until then.
@@ -79,8 +80,10 @@ class Run:
         counts: Counts | None = None,
         engine: EngineUse | None = None,
         factor: float = 1.0,
+        contraction: Contraction | None = None,
     ) -> None:
-        self._monitor = Monitor(len(x), factor * plan.tolerance, plan.bitwise, plan.options.contraction)
+        contraction = plan.options.contraction if contraction is None else contraction
+        self._monitor = Monitor(len(x), factor * plan.tolerance, plan.bitwise, contraction)
         # the arguments of `Monitor.judge` after iterations whose changes have not been read
         self._unread: list[tuple[int, tuple[int, ...], Tensor, bool, Tensor | None, Tensor | None]] = []
         self.change, self.converged = self._monitor.change, self._monitor.converged

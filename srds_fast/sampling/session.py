@@ -28,6 +28,7 @@ from ..planner.context import context_of
 from ..planner.curve_cache import CurveCache
 from ..planner.experience import kind_of_run
 from ..planner.exploration import Exploration
+from ..planner.first_stop import FirstStop
 from ..planner.plan import Plan
 from ..planner.search import Pricing, explored
 from ..planner.settings import Settings
@@ -76,6 +77,8 @@ class Planner:
     costs: Costs = field(default_factory=Costs)  # measurements of earlier calls
     cache: CurveCache | None = None  # where measured costs are kept for other processes
     audits: dict[Hashable, Audit] = field(default_factory=dict)  # by kind of call and of run
+    learn_stop: bool = False  # whether calls learn when later ones may stop after the first iteration
+    first_stops: dict[Hashable, FirstStop] = field(default_factory=dict)  # what they have learnt, as audits
     # plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for
     calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
 
@@ -169,6 +172,11 @@ class Session:
         self._exploring_seconds = 0.0
         self._fallback_reason: str | None = None
         self._audit = self._audit_of(self.plan)
+        self._first_stop = self._first_stop_of(self.plan)
+        self._contraction = self.plan.options.contraction
+        self._stop_rule = None if self._audit is None else self._audit.rule
+        if self._first_stop is not None:
+            self._contraction, self._stop_rule = self._first_stop.next_call(self._contraction)
         self.run = self._reported = self._new_run(self.observer)
 
     @property
@@ -189,7 +197,10 @@ class Session:
             run = self._complete(advance)
         else:
             run = self._explore(advance, self.exploration, self.pricing)
-        if self.audited and self._audit is not None and not self.interrupted and self._fallback_reason is None:
+        ended = not self.interrupted and self._fallback_reason is None
+        if self._first_stop is not None and ended:
+            self._first_stop.record(run.change)
+        if self.audited and self._audit is not None and ended:
             audit(self._audit, self.plan, max(run.iterations), self._trial)
         return run
 
@@ -218,7 +229,7 @@ class Session:
         """The session of another run on this input, which the user does not see."""
         return replace(
             self,
-            planner=replace(self.planner, plan=replace(plan, prediction=None, context=None)),
+            planner=replace(self.planner, plan=replace(plan, prediction=None, context=None), learn_stop=False),
             inputs=replace(self.inputs, trajectory=None),
             observer=observer,
             started=None,
@@ -311,7 +322,7 @@ class Session:
             **vars(run.counts),
             change=self._reported.change,
             converged=run.converged,
-            stop_rule=None if self._audit is None else self._audit.rule,
+            stop_rule=self._stop_rule,
             iterations_per_sample=run.iterations,
             predicted_seconds=None if prediction is None else prediction.chosen.seconds,
             interrupted=self.interrupted,
@@ -369,16 +380,29 @@ class Session:
 
     def _new_run(self, observer: Observer | None) -> Run:
         factor = 1.0 if self._audit is None else self._audit.factor
-        return Run(self.plan, self.state, self.noise, self.inputs, observer, self.started, factor=factor)
+        given = self.plan, self.state, self.noise, self.inputs, observer, self.started
+        return Run(*given, factor=factor, contraction=self._contraction)
 
     def _audit_of(self, plan: Plan) -> Audit | None:
         """The audit of calls and runs like this one; None if nothing can be learnt of when they stop."""
         known = self.audited or self.planner.audits
         if not known or self.network is None or plan.is_sequential or plan.bitwise or plan.slides:
             return None
-        key = self.network.kind, self.state.shape, kind_of_run(replace(plan, calibrated=False))
-        audits = self.planner.audits
+        key, audits = self._kind_of_run(self.network, plan), self.planner.audits
         return audits.setdefault(key, Audit(plan.tolerance)) if self.audited else audits.get(key)
+
+    def _first_stop_of(self, plan: Plan) -> FirstStop | None:
+        """What calls and runs like this one have shown of the stop after iteration 1; None if the call does not ask.
+
+        Audits tell more, so these go first.
+        """
+        asks = self.planner.learn_stop and plan.options.learns_first_stop and self._audit is None
+        if not asks or self.network is None or plan.bitwise or plan.calibrated:
+            return None
+        return self.planner.first_stops.setdefault(self._kind_of_run(self.network, plan), FirstStop())
+
+    def _kind_of_run(self, network: Network, plan: Plan) -> Hashable:
+        return network.kind, self.state.shape, kind_of_run(replace(plan, calibrated=False))
 
     def _learn(self, *, completed: bool) -> None:
         # without lazy capture a new plan would have no recording, so do not learn

@@ -77,6 +77,8 @@ class Method(ABC):
     # the sequential sampler
     tried: ClassVar[tuple[int, int]] = (1, 5)
     weight: ClassVar[int] = 4  # its `expected_iterations` count as much as so many observed runs
+    # its first change tells the second one about as well in every run of a kind, see `planner.first_stop`
+    learns_first_stop: ClassVar[bool] = False
     scales: ClassVar[bool] = False  # a run tells of runs with other options, see `iterations_from`
 
     @abstractmethod

@@ -65,6 +65,7 @@ class SRDS(Method):
     advice: ClassVar[str] = "pass another method, or coarse_solver='ddim' or more blocks for srds"
     weight: ClassVar[int] = 2  # less than for others: a run also tells by how far it stopped in time
     scales: ClassVar[bool] = True
+    learns_first_stop: ClassVar[bool] = True
     num_blocks: int | None = None
     coarse_solver: CoarseSolver | Literal["auto"] = "auto"
     pipelined: bool = True

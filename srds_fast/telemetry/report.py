@@ -31,7 +31,8 @@ class Report:
         change: per iteration from 1 on, per sample: mean |x^p - x^(p-1)|, see `Checkpoint`; None if the sample had
             already finished.
         converged: per sample: its estimated error is within the tolerance, or it is exact.
-        stop_rule: with audits: how the estimated error was compared with the tolerance, see `FastPipeline.warmup`.
+        stop_rule: with audits or learn_stop: how the estimated error was made and compared with the tolerance, see
+            `FastPipeline.warmup` and `compile`.
         seconds: from the first to the last wave, including the network.
         predicted_seconds: the plan's prediction; None without measurements.
         network_seconds: expected cost of the network calls that ran, from earlier measurements: the sum of c(rows).

@@ -131,7 +131,7 @@ def of_secant_sweep(moved: int | None, device: torch.device) -> Subject:
 
     def reference() -> Tensor:
         memory.sweeps = table.history
-        return secant_sweep_reference.secant_sweep(table, 0, memory, m, None, NETWORK, 1.0, None, False).next_input
+        return secant_sweep_reference.secant_sweep(table, 0, memory, m, None, NETWORK, None, False).next_input
 
     return Subject(run, reference, memory.iterates, each * elements)
 

@@ -244,11 +244,11 @@ FEATURES = [
 ]
 
 REPLACEMENTS = {
-    "PNDM, LCM, TCD": "DDIMScheduler",
-    "UniPC, DEIS, DPMSolverSinglestep": "DPMSolverMultistepScheduler",
-    "Heun, KDPM2, LMS": "EulerDiscreteScheduler",
-    "KDPM2Ancestral, DPMSolverSDE": "EulerAncestralDiscreteScheduler",
-    "FlowMatchHeun, FlowMatchLCM": "FlowMatchEulerDiscreteScheduler",
+    "PNDM, IPNDM": "DDIMScheduler",
+    "CogVideoXDPM": "CogVideoXDDIMScheduler",
+    "UniPC, DEIS, SASolver": "DPMSolverMultistepScheduler",
+    "LMS": "EulerDiscreteScheduler",
+    "DPMSolverSDE": "EulerAncestralDiscreteScheduler",
 }
 
 

@@ -24,7 +24,7 @@ import copy
 import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,6 @@ from .refusal import refused
 SMALL, LARGE = 2.0**-20, 2.0**20
 # of the check on random vectors, relative to the largest entry of the loop; what remains is rounding in float64
 TOLERANCE = 1e-10
-_TAKEN = ("model_output", "timestep", "sample")
 _OTHER_DRAWS = {
     torch.rand, torch.rand_like, torch.randint, torch.randint_like, torch.randperm, torch.normal, torch.bernoulli,
     torch.multinomial, torch.poisson, Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.exponential_,
@@ -52,6 +51,7 @@ class Triangles:
         of_x, of_m: [T, T], lower triangles. Row i gives x_{i+1}.
         of_z: [T, draws], the weights of the draws in the order in which they are made.
         draw_turns: the turn that makes each draw.
+        by_generator: all draws are made with the generator that the step is given.
         input_scale: [T], the network's input in a turn is input_scale * x.
         x0_of_x, x0_of_m: [T], the clean sample that the step itself reports is x0_of_x[i] * x_i + x0_of_m[i] * m_i;
             NaN where it reports none, or one that depends on other turns.
@@ -61,6 +61,7 @@ class Triangles:
     of_m: Tensor
     of_z: Tensor
     draw_turns: tuple[int, ...]
+    by_generator: bool
     input_scale: Tensor
     x0_of_x: Tensor
     x0_of_m: Tensor
@@ -128,16 +129,22 @@ def remember(cache: dict[Hashable, Any], key: Hashable, value: Any, at_most: int
 def _read_now(scheduler: Any, eta: float | None) -> Triangles:
     checked, outputs, draws = _random_loop(scheduler, eta)
     turns = len(outputs)
-    rows, large, x0, scales, draw_turns = _unit_loop(scheduler, eta, turns, len(draws))
+    loop = _unit_loop(scheduler, eta, turns, len(draws))
+    size = 2 * turns + len(draws)
+    of_each = torch.stack([each.flatten() for each in loop.samples])
+    rows, large = of_each[:, :size] / SMALL, of_each[:, size:] / LARGE
     if not torch.equal(rows.nan_to_num(), large.nan_to_num()):
         raise refused(
             scheduler,
             "its step is not linear: a larger sample is not treated as a smaller one is. It clips or thresholds, or "
             "adds something that depends on neither the sample nor the network",
         )
+    if len(loop.draw_turns) != len(draws):
+        raise refused(scheduler, "how often it draws noise depends on the sample")
     if not bool(rows.isfinite().all()):
         raise refused(scheduler, "its step divides by zero")
     at = torch.arange(turns)
+    x0 = torch.stack([each.flatten()[:size] for each in loop.x0]) / SMALL
     of_x0 = x0[at, at], x0[at, turns + at]
     alone = (x0 != 0).sum(1) <= (of_x0[0] != 0).int() + (of_x0[1] != 0).int()
     nothing = torch.full((turns,), torch.nan, dtype=torch.float64)
@@ -145,8 +152,9 @@ def _read_now(scheduler: Any, eta: float | None) -> Triangles:
         rows[:, :turns].clone(),
         rows[:, turns : 2 * turns].clone(),
         rows[:, 2 * turns :].clone(),
-        tuple(draw_turns),
-        scales,
+        tuple(loop.draw_turns),
+        loop.by_generator,
+        torch.stack([each.flatten()[turn] for turn, each in enumerate(loop.inputs)]) / SMALL,
         torch.where(alone, of_x0[0], nothing),
         torch.where(alone, of_x0[1], nothing),
     )
@@ -158,6 +166,41 @@ def _read_now(scheduler: Any, eta: float | None) -> Triangles:
             f"its step is not linear: a loop on random vectors is off by {off:.2g}, relative to the largest",
         )
     return found
+
+
+def draw_dtypes(scheduler: Any, eta: float | None = None) -> dict[torch.dtype, torch.dtype]:
+    """For each dtype of the network's output, the dtype in which the scheduler draws noise; nothing if it draws none.
+
+    A scheduler may draw in float32 whatever the network's dtype is. The same seed then gives other numbers.
+    """
+    found = dict[torch.dtype, torch.dtype]()
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        trial = fresh_copy(scheduler)
+        options = step_options(trial, eta)
+        x = torch.zeros(1, 8, 1, 1, dtype=dtype)
+        try:
+            with _FirstDraw():
+                for timestep in trial.timesteps:
+                    if hasattr(trial, "scale_model_input"):
+                        trial.scale_model_input(x, timestep)
+                    x = next_sample(trial.step(torch.zeros(x.shape, dtype=dtype), timestep, x, **options))
+        except _FirstDraw.Drawn as draw:
+            found[dtype] = draw.args[0]
+    return found
+
+
+class _FirstDraw(TorchFunctionMode):
+    """Ends a loop at its first normal draw, with the dtype of it."""
+
+    class Drawn(Exception):
+        pass
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.randn, torch.randn_like):
+            given = args[0].dtype if func is torch.randn_like else torch.get_default_dtype()
+            raise self.Drawn(kwargs.get("dtype") or given)
+        return func(*args, **kwargs)
 
 
 class InFloat64(TorchFunctionMode):
@@ -186,6 +229,7 @@ class _Probe(InFloat64):
         super().__init__(shape)
         self._draw = draw
         self.drawn = 0
+        self.by_generator = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.randn, torch.randn_like):
@@ -194,6 +238,7 @@ class _Probe(InFloat64):
             if shape != self.shape:
                 raise _Reason(f"it draws noise of shape {shape} for a sample of shape {self.shape}")
             self.drawn += 1
+            self.by_generator &= (kwargs or {}).get("generator") is not None
             return self._draw(self.drawn - 1)
         if func in _OTHER_DRAWS:
             raise _Reason("it draws random numbers that are not standard normal")
@@ -207,7 +252,7 @@ class _Reason(Exception):
 def _random_loop(scheduler: Any, eta: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """A loop on random vectors: its samples [T + 1, ...], outputs [T, ...] and draws [draws, ...]."""
     generator = torch.Generator().manual_seed(0)
-    shape = (1, 1, 1, 8)
+    shape = (1, 8, 1, 1)  # many channels: a step that leaves some out fails
     samples, outputs, draws = list[Tensor](), list[Tensor](), list[Tensor]()
 
     def normal() -> Tensor:
@@ -224,37 +269,37 @@ def _random_loop(scheduler: Any, eta: float | None) -> tuple[Tensor, Tensor, Ten
         draws.append(normal())
         return draws[-1].clone()
 
-    samples.append(_loop(scheduler, eta, shape, feed, draw)[0][-1])
+    samples.append(_loop(scheduler, eta, shape, feed, draw).samples[-1])
     return torch.stack(samples), torch.stack(outputs), torch.stack(draws) if draws else torch.zeros(0, *shape).double()
 
 
-def _unit_loop(
-    scheduler: Any, eta: float | None, turns: int, draws: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
-    """A loop on unit vectors, times SMALL and times LARGE side by side.
+class _Loop(NamedTuple):
+    """What each turn of a loop gave."""
 
-    Returns the rows of the triangles [T, 2 T + draws], as read from the small probe and from the large one, the x0 that
-    the steps report, input scales [T] and the turn of each draw.
-    """
+    samples: list[Tensor]  # returned by the step
+    x0: list[Tensor]  # reported by the step, NaN if it reports none
+    inputs: list[Tensor]  # of the network
+    draw_turns: list[int]  # the turn of each draw
+    by_generator: bool
+
+
+def _unit_loop(scheduler: Any, eta: float | None, turns: int, draws: int) -> _Loop:
+    """A loop on unit vectors, times SMALL and times LARGE side by side: vectors of 2 * (2 T + draws) entries."""
     size = 2 * turns + draws
 
     def unit(number: int) -> Tensor:
-        vector = torch.zeros(1, 1, 1, 2 * size, dtype=torch.float64)
-        if number < size:  # otherwise it draws more often than on random vectors, which shows in the number of draws
-            vector[..., number], vector[..., size + number] = SMALL, LARGE
+        vector = torch.zeros(1, 2 * size, 1, 1, dtype=torch.float64)
+        if number < size:  # otherwise it draws more often than on random vectors, which shows in the check
+            vector[:, number], vector[:, size + number] = SMALL, LARGE
         return vector
 
-    found, x0, scaled, draw_turns = _loop(
+    return _loop(
         scheduler,
         eta,
-        (1, 1, 1, 2 * size),
+        (1, 2 * size, 1, 1),
         lambda turn, before: (unit(turn), unit(turns + turn)),
         lambda number: unit(2 * turns + number),
     )
-    of_each = torch.stack([each.flatten() for each in found])
-    x0_rows = torch.stack([each.flatten()[:size] for each in x0])
-    scales = torch.stack([each.flatten()[turn] for turn, each in enumerate(scaled)])
-    return of_each[:, :size] / SMALL, of_each[:, size:] / LARGE, x0_rows / SMALL, scales / SMALL, draw_turns
 
 
 def _loop(
@@ -263,12 +308,8 @@ def _loop(
     shape: tuple[int, ...],
     feed: Callable[[int, Tensor | None], tuple[Tensor, Tensor]],
     draw: Callable[[int], Tensor],
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int]]:
-    """The loop on a copy of the scheduler, fed with the sample and the output of each turn.
-
-    Returns, for each turn, what the step returned, the x0 that it reported (NaN if none) and the network's input; and
-    the turn of each draw.
-    """
+) -> _Loop:
+    """The loop on a copy of the scheduler, fed with the sample and the output of each turn."""
     trial = fresh_copy(scheduler)
     options = step_options(trial, eta)
     nothing = torch.full(shape, torch.nan, dtype=torch.float64)
@@ -286,7 +327,7 @@ def _loop(
         except Exception as error:
             why = f"its step fails on a real-valued sample in turn {turn} ({type(error).__name__}: {error})"
             raise refused(scheduler, why) from error
-        after = output[0] if isinstance(output, tuple) else output.prev_sample
+        after = next_sample(output)
         if not isinstance(after, Tensor) or after.shape != shape or after.dtype != torch.float64:
             raise refused(scheduler, "its step does not return a sample of the given shape and type")
         found.append(after)
@@ -294,7 +335,7 @@ def _loop(
         x0.append(clean if isinstance(clean, Tensor) and clean.shape == shape else nothing)
         inputs.append(scaled)
         draw_turns += [turn] * (probe.drawn - drawn)
-    return found, x0, inputs, draw_turns
+    return _Loop(found, x0, inputs, draw_turns, probe.by_generator)
 
 
 def fresh_copy(scheduler: Any) -> Any:
@@ -307,17 +348,26 @@ def fresh_copy(scheduler: Any) -> Any:
     return trial
 
 
+def next_sample(output: Any) -> Any:
+    """The sample in what a step returns."""
+    return output[0] if isinstance(output, tuple) else output.prev_sample
+
+
 def step_options(scheduler: Any, eta: float | None) -> dict[str, Any]:
     """Options of a call of `step`. Raises UnsupportedScheduler if its arguments are not those of other schedulers."""
     if not hasattr(scheduler, "step"):
         raise refused(scheduler, "it has no `step`")
     parameters = inspect.signature(scheduler.step).parameters
-    needed = tuple(name for name, each in parameters.items() if each.default is each.empty)
-    if tuple(parameters)[:3] != _TAKEN or any(
-        name not in _TAKEN and parameters[name].kind is not inspect.Parameter.VAR_KEYWORD for name in needed
-    ):
-        raise refused(scheduler, f"its step takes ({', '.join(needed)}), where others take ({', '.join(_TAKEN)})")
-    options: dict[str, Any] = {"return_dict": True} if "return_dict" in parameters else {}
+    listed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [name for name, each in parameters.items() if each.default is each.empty and each.kind not in listed]
+    if len(needed) > 3:
+        taken = "(model_output, timestep, sample)"
+        raise refused(scheduler, f"its step takes ({', '.join(needed)}), where others take {taken}")
+    options: dict[str, Any] = {}
+    if "return_dict" in parameters:
+        options["return_dict"] = True  # the output then says which of its parts is x0
+    elif any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        options["return_dict"] = False  # a step that passes its arguments on, as loops call it
     if "generator" in parameters:
         options["generator"] = torch.Generator().manual_seed(0)
     if eta is not None and "eta" in parameters:

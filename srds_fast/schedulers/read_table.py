@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .memory import minimal_memory
 from .reader import Triangles, draw_dtypes, read
 from .refusal import refused
 from .table import NoiseTable
@@ -101,7 +102,8 @@ def _local_turns(scheduler: Any, triangles: Triangles) -> list[_Turn]:
         raise refused(scheduler, "its step draws noise from torch's global generator, not from the one of the call")
     far = max(float(each.tril(-2).abs().max()) for each in (triangles.of_x, triangles.of_m))
     if far > ROUNDING * float(triangles.of_x.abs().max()):
-        raise refused(scheduler, "its step looks back further than at the step before it")
+        carried = minimal_memory(triangles).carried
+        raise refused(scheduler, f"its step looks back further than at the step before it ({carried} vectors are kept)")
     if len(set(triangles.draw_turns)) < len(triangles.draw_turns):
         raise refused(scheduler, "a step of it draws noise more than once")
     spread = torch.zeros(triangles.turns, dtype=torch.float64)

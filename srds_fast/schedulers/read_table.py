@@ -16,11 +16,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedScheduler
 from .memory import minimal_memory
 from .reader import Triangles, draw_dtypes, read
 from .refusal import refused
@@ -36,11 +38,18 @@ ROUNDING = 1e-12
 
 
 def table_by_reading(scheduler: Any, eta: float | None = None) -> NoiseTable:
-    """The table of a scheduler whose `set_timesteps` has run.
+    """The table of a scheduler whose `set_timesteps` has run; that of one that clips x0 is read with clipping off.
 
     Raises UnsupportedScheduler, with the reason, if its step is not linear or if a table cannot say it.
     """
-    triangles = read(scheduler, eta)
+    try:
+        triangles = read(scheduler, eta)
+    except UnsupportedScheduler:
+        if not scheduler.config.get("clip_sample", False):
+            raise
+        linear = copy.deepcopy(scheduler)
+        linear.register_to_config(clip_sample=False)
+        return replace(table_by_reading(linear, eta), clip=float(scheduler.config.get("clip_sample_range", 1.0)))
     turns = _local_turns(scheduler, triangles)
     levels = _levels(scheduler, triangles)
     steps = _with_x0(scheduler, turns, levels, triangles)

@@ -19,17 +19,27 @@ _REPLACED_BY = {
 }
 
 
-# classes that are supported with these values of options only
-_DPM = {"thresholding": False, "variance_type": None, "algorithm_type": "dpmsolver++", "solver_order": 2}
-_OPTIONS: dict[str, dict[str, Any]] = {
+# values of options that are supported, by class; the first one is put into the line to write
+_DPM: dict[str, tuple[Any, ...]] = {
+    "thresholding": (False,),
+    "variance_type": (None,),
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "solver_order": (2, 1),
+}
+_THRESHOLDS: dict[str, tuple[Any, ...]] = {"thresholding": (False,)}
+_DDPM = {**_THRESHOLDS, "variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}
+_OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "DDIM": _THRESHOLDS,
+    "DDIMParallel": _THRESHOLDS,
+    "DDPM": _DDPM,
+    "DDPMParallel": _DDPM,
     "DPMSolverMultistep": _DPM,
     "DPMSolverSinglestep": _DPM,
     "EDMDPMSolverMultistep": _DPM,
-    "FlowMatchEulerDiscrete": {"invert_sigmas": False},
-    "HeunDiscrete": {"clip_sample": False},
-    "LCM": {"clip_sample": False, "thresholding": False},
-    "TCD": {"clip_sample": False, "thresholding": False},
-    "UnCLIP": {"clip_sample": False},
+    "FlowMatchEulerDiscrete": {"invert_sigmas": (False,)},
+    "LCM": _THRESHOLDS,
+    "TCD": _THRESHOLDS,
+    "UnCLIP": {"variance_type": ("fixed_small_log",)},
 }
 
 
@@ -38,11 +48,10 @@ def refused(scheduler: Any, reason: str) -> UnsupportedScheduler:
     name = type(scheduler).__name__
     kind = name.removesuffix("Scheduler")
     other = next((f"{each}Scheduler" for each, replaced in _REPLACED_BY.items() if kind in replaced), None)
-    needed = _OPTIONS.get(kind, {})
     options = "".join(
-        f", {option}={value!r}"
-        for option, value in needed.items()
-        if (given := scheduler.config.get(option, value)) != value and not (option == "solver_order" and given == 1)
+        f", {option}={values[0]!r}"
+        for option, values in _OPTIONS.get(kind, {}).items()
+        if scheduler.config.get(option, values[0]) not in values
     )
     if options:
         other = name

@@ -1,7 +1,6 @@
 """Makes the noise table of a scheduler, and checks it against the scheduler's own `step` before it is used.
 
-A builder's table may not know an option, and reading may not see one: either shows as a difference, and the scheduler
-is refused.
+What a builder does not know, or reading did not see, shows as a difference. The scheduler is then refused.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ _checked: dict[Hashable, NoiseTable] = {}
 
 
 def _build(scheduler: Any, clip_epsilon: bool, eta: float | None) -> NoiseTable:
-    name, builder = type(scheduler).__name__, builder_of(scheduler)
+    name = type(scheduler).__name__
     if eta and not takes_eta(scheduler):
         raise UnsupportedScheduler(
             f"{name} takes no eta, but {eta} was given. This scheduler sets its noise itself. "
             "Leave eta out, or use DDIMScheduler."
         )
-    options = {"eta": eta} if eta else {}
+    builder, options = builder_of(scheduler), {"eta": eta} if eta else {}
     table = table_by_reading(scheduler, eta) if builder is None else builder(scheduler, **options)
     columns = ("alpha_next", "sigma_next", "p", "q", "r", "s", "input_scale")
     if not all(math.isfinite(value) for name in columns for value in table.numbers[name]):
@@ -61,9 +60,15 @@ def _build(scheduler: Any, clip_epsilon: bool, eta: float | None) -> NoiseTable:
             "rescale_betas_zero_snr, or shift_terminal with one step. "
             "Use prediction_type='v_prediction', drop the option, or use more steps."
         )
-    if clip_epsilon:
-        table = replace(table, clip_epsilon=True)
-    _check_against(scheduler, table, eta)
+    table = replace(table, clip_epsilon=clip_epsilon or table.clip_epsilon)
+    try:
+        _check_against(scheduler, table, eta)
+    except UnsupportedScheduler:
+        if builder is not None or table.clip is None:
+            raise
+        # reading a step that clips does not tell whether its eps is that of the clipped x0
+        table = replace(table, clip_epsilon=not table.clip_epsilon)
+        _check_against(scheduler, table, eta)
     return table
 
 
@@ -102,7 +107,7 @@ def _check_against(scheduler: Any, table: NoiseTable, eta: float | None) -> None
     """Compare every step of a loop with the scheduler's own; each must draw noise where the table says."""
     trial = fresh_copy(scheduler)
     options = step_options(trial, eta)
-    if "use_clipped_model_output" in inspect.signature(trial.step).parameters:
+    if "use_clipped_model_output" in inspect.signature(trial.step).parameters and builder_of(trial) is not None:
         options["use_clipped_model_output"] = table.clip_epsilon
     noise = options.get("generator", torch.Generator())
     draw = torch.Generator().manual_seed(0)

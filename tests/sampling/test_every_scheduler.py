@@ -17,7 +17,9 @@ from srds_fast.schedulers.verify import noise_table
 
 STEPS, DIMENSIONS = 20, 8
 MIXTURE = GaussianMixture.random(DIMENSIONS)
-CLIPPED: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in ("DDIM", "DDPM", "DDIMParallel", "DDPMParallel")]
+CLIP = {"clip_sample": True, "clip_sample_range": 0.8}
+CLIPS = ("DDIM", "DDPM", "DDIMParallel", "DDPMParallel", "LCM", "TCD", "HeunDiscrete", "UnCLIP")
+CLIPPED: list[tuple[str, dict[str, Any]]] = [(name, CLIP) for name in CLIPS]
 ACCEPTED = [(name, config) for name, config in [*READ, *CLIPPED] if has_table(name, config)]
 METHODS = {
     "sequential": {"method": "sequential"},
@@ -60,5 +62,7 @@ def test_exact_is_the_schedulers_own_loop(case: tuple[str, dict[str, Any]], meth
     found = sample(denoiser, x, scheduler, steps, **given)
     assert bool(expected.isfinite().all())
     assert found.report.num_inference_steps == len(scheduler.timesteps)
-    assert float((found.sample - expected).abs().max() / expected.abs().max()) < (1e-5 if stochastic else 1e-9)
+    # a clipped x0 is read as x0 and eps of float32 coefficients, which add up to x only to seven digits
+    tolerance = 1e-5 if stochastic or config is CLIP else 1e-9
+    assert float((found.sample - expected).abs().max() / expected.abs().max()) < tolerance
     assert scheduler.__dict__.get("_step_index") is None

@@ -16,7 +16,6 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    HeunDiscreteScheduler,
     LCMScheduler,
     UnCLIPScheduler,
 )
@@ -184,9 +183,8 @@ REFUSED = [
     (DPMSolverMultistepScheduler(algorithm_type="dpmsolver", final_sigmas_type="sigma_min"), "algorithm_type"),
     (DPMSolverMultistepScheduler(variance_type="learned_range"), "variance_type"),
     (DPMSolverSinglestepScheduler(solver_order=3), "solver_order"),
-    (HeunDiscreteScheduler(clip_sample=True), "clip_sample"),
-    (LCMScheduler(clip_sample=True), "clip_sample"),
-    (UnCLIPScheduler(), "clip_sample"),
+    (LCMScheduler(thresholding=True), "thresholding"),
+    (UnCLIPScheduler(variance_type="learned_range"), "variance_type"),
     (DDPMScheduler(variance_type="learned_range"), "variance_type"),
 ]
 REPLACED = ("PNDM", "UniPCMultistep", "DEISMultistep", "LMSDiscrete", "CogVideoXDPM", "SASolver")

@@ -22,8 +22,11 @@ from diffusers import (
     FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     FluxImg2ImgPipeline,
+    HeunDiscreteScheduler,
+    LCMScheduler,
     PixArtSigmaPipeline,
     StableDiffusion3Img2ImgPipeline,
+    TCDScheduler,
 )
 
 README = Path(__file__).parent.parent / "README.md"
@@ -170,6 +173,9 @@ V_PREDICTION = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": Tru
 _zero_snr = _scheduler(lambda: DDIMScheduler(**tiny.SD_NOISE, **V_PREDICTION))
 _karras = _scheduler(lambda: DPMSolverMultistepScheduler(**VP, use_karras_sigmas=True, solver_type="heun"))
 _shifting = _scheduler(lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+_heun = _scheduler(lambda: HeunDiscreteScheduler(**VP))
+_sde = _scheduler(lambda: DPMSolverMultistepScheduler(**VP, algorithm_type="sde-dpmsolver++"))
+_lcm, _tcd = _scheduler(lambda: LCMScheduler(**VP)), _scheduler(lambda: TCDScheduler(**VP))
 BOTH_ENDS = {"denoising_start": 0.2, "denoising_end": 0.8}
 FEATURES = [
     Feature("guidance", GUIDED, {"guidance_scale": 4.0}),
@@ -186,6 +192,10 @@ FEATURES = [
     Feature("one step", (*TEXT, "DiT", "DDIM"), {"num_inference_steps": 1}),
     Feature("v-prediction, zero terminal SNR", ("StableDiffusion",), prepare=_zero_snr),
     Feature("Karras sigmas", UNETS, prepare=_karras),
+    Feature("Heun (two calls a step)", ("StableDiffusion", "StableDiffusionXLImg2Img"), prepare=_heun),
+    Feature("DPM-Solver++ SDE", UNETS, prepare=_sde),
+    Feature("LCM", ("StableDiffusion",), prepare=_lcm),
+    Feature("TCD with `eta`", ("StableDiffusion",), {"eta": 0.5}, _tcd),
     Feature("dynamic shifting", ("StableDiffusion3", "Flux"), prepare=_shifting),
     Feature("given `timesteps`", UNETS, {"timesteps": [900, 700, 500, 300, 150, 50]}, _scheduler(SCHEDULERS["Euler"])),
     Feature("given `sigmas`", ("StableDiffusion3", "Flux"), {"sigmas": [1.0, 0.8, 0.6, 0.4, 0.2, 0.1]}),
@@ -244,11 +254,11 @@ FEATURES = [
 ]
 
 REPLACEMENTS = {
-    "PNDM, LCM, TCD": "DDIMScheduler",
-    "UniPC, DEIS, DPMSolverSinglestep": "DPMSolverMultistepScheduler",
-    "Heun, KDPM2, LMS": "EulerDiscreteScheduler",
-    "KDPM2Ancestral, DPMSolverSDE": "EulerAncestralDiscreteScheduler",
-    "FlowMatchHeun, FlowMatchLCM": "FlowMatchEulerDiscreteScheduler",
+    "PNDM, IPNDM": "DDIMScheduler",
+    "CogVideoXDPM": "CogVideoXDDIMScheduler",
+    "UniPC, DEIS, SASolver": "DPMSolverMultistepScheduler",
+    "LMS": "EulerDiscreteScheduler",
+    "DPMSolverSDE": "EulerAncestralDiscreteScheduler",
 }
 
 

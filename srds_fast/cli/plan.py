@@ -10,7 +10,7 @@ from ..errors import InvalidArgument
 from ..pipelines.compile import compile
 from ..planner.choose import plans_of
 from ..planner.plan import Candidate, Plan
-from ..schedulers.builders import adds_noise
+from ..schedulers.verify import adds_noise
 from .loading import open_for, prompts_for, settings_of
 from .measure import Request, in_turn, label
 from .output import show_table

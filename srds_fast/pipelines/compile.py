@@ -22,8 +22,7 @@ from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
 from ..sampling.sample import costs_of_denoisers
 from ..sampling.session import Planner
-from ..schedulers.builders import adds_noise
-from ..schedulers.verify import check_scheduler
+from ..schedulers.verify import adds_noise, check_scheduler
 from ..solvers.checks import check_one_of, check_whole
 from ..solvers.method import Method
 from ..telemetry.report import Report
@@ -90,7 +89,7 @@ class FastPipeline:
             return planned(self, args, kwargs).plan
         arguments = bind(self, args, kwargs)
         refuse_stock_loop(stock_reason(self, family_of(self._srds.original), arguments))
-        stochastic = adds_noise(self.scheduler, float(arguments.get("eta") or 0.0))  # type: ignore[attr-defined]
+        stochastic = adds_noise(self.scheduler, arguments.get("eta"))  # type: ignore[attr-defined]
         plan, _ = self._srds.planner.choose(steps_of(arguments), stochastic)
         return plan
 

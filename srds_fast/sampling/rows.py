@@ -26,20 +26,21 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 def draw_noise(noise: NoiseTable, like: Tensor, dtype: torch.dtype, generator: Generators = None) -> Tensor | None:
     """The fresh noise of all N steps, [N, batch, ...], drawn in the order of the sequential sampler.
 
-    like: network output of one step, [batch, ...]: gives shape, device and the dtype of the draw. dtype: of the state,
-    which the result has (N times the memory of the batch). generator: one for the batch, one per sample, or None for
-    torch's global one. Returns None if no step draws noise.
+    like: network output of one step, [batch, ...]: gives shape, device and, by the table, the dtype of the draw.
+    dtype: of the state, which the result has (N times the memory of the batch). generator: one for the batch, one per
+    sample, or None for torch's global one. Returns None if no step draws noise.
     """
     if noise.draws is None:
         return None
     # as in diffusers: a list of one generator is for the whole batch, a longer list has one per sample
     many = generator if isinstance(generator, Sequence) else [generator]
     shape = like.shape if len(many) == 1 else like[:1].shape
+    drawn_in = noise.draw_dtypes.get(like.dtype, like.dtype)
 
     def drawn(each: torch.Generator | None) -> Tensor:
         # a CPU generator draws on the CPU, also for samples on another device: a seed gives the same noise everywhere
         device = like.device if each is None else each.device
-        return torch.randn(shape, generator=each, device=device, dtype=like.dtype).to(like.device)
+        return torch.randn(shape, generator=each, device=device, dtype=drawn_in).to(like.device)
 
     draws = torch.zeros(noise.num_steps, *like.shape, dtype=dtype, device=like.device)
     for index, draws_noise in enumerate(noise.draws.tolist()):

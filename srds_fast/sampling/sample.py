@@ -30,7 +30,7 @@ from ..planner.exploration import Exploration
 from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
 from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
 from ..schedulers.table import NoiseTable
-from ..schedulers.verify import noise_table
+from ..schedulers.verify import noise_table, takes_eta
 from ..solvers.checks import check_whole
 from ..solvers.contract import Core, SolverInputs, Trajectory
 from ..solvers.method import Method
@@ -68,7 +68,7 @@ def sample(
     *,
     cond: Mapping[str, Tensor] | None = None,
     generator: Generators = None,
-    eta: float = 0.0,
+    eta: float | None = None,
     method: str | Method = DEFAULT,
     tolerance: float = 4e-3,
     exact: bool = False,
@@ -99,12 +99,14 @@ def sample(
         x: starting noise, [batch, ...], any state shape: pixels, latents, action trajectories, audio, points. Multiply
             it by the scheduler's `init_noise_sigma` as usual. The state is kept in float32 (float64 if x is float64).
         scheduler: a diffusers scheduler of a supported class; it is copied, not changed.
-        num_inference_steps: N, fine steps of the sequential sampler.
+        num_inference_steps: N, fine steps of the sequential sampler. Of a scheduler with two network calls a step, as
+            Heun, each call is a step here: N becomes 2 N - 1.
         cond: tensors [batch, ...], gathered for the rows of each call and passed by name.
-        generator: draws the noise that stochastic schedulers (DDPM, EulerAncestral, DDIM with eta) add: one, one per
-            sample, or None for torch's global one. All noise is drawn before the first call, in the order of the
+        generator: draws the noise that stochastic schedulers (DDPM, EulerAncestral, LCM, DDIM with eta) add: one, one
+            per sample, or None for torch's global one. All noise is drawn before the first call, in the order of the
             sequential sampler.
-        eta: DDIM's eta: 0 is deterministic, 1 adds the noise of DDPM.
+        eta: of the step of DDIM, where 0 is deterministic and 1 adds the noise of DDPM, or of TCD. None: the step's own
+            default, 0 for DDIM and 0.3 for TCD.
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, in_flight, max_rows, plan,
             explore, cache_dir, latency: as in `srds_fast.compile`.
         engine: as in `srds_fast.compile`, but graphs need a place to be kept: see `graphs`.
@@ -149,7 +151,6 @@ def sample(
     planner = Planner(settings, plan, costs_of_denoisers, CurveCache.of(cache_dir))
     if warm_start is not None:
         check_warm_start_method(planner.options)
-        check_warm_start(warm_start, (num_inference_steps + 1, *x.shape))
     if planner.engine in GRAPH_ENGINES and graphs is None:
         raise InvalidArgument(
             f"engine is {planner.engine!r} and graphs is None. A recording is useful only if later calls can find it. "
@@ -164,7 +165,9 @@ def sample(
     try:
         with telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline):
             telemetry.phase("plan")
-            noise = noise_table(scheduler, eta=float(eta))
+            noise = noise_table(scheduler, eta=eta)
+            if warm_start is not None:
+                check_warm_start(warm_start, (noise.num_steps + 1, *x.shape))
             inputs = SolverInputs(
                 draws=draw_noise(noise, x, state.dtype, generator),
                 trajectory=Trajectory(noise.num_steps) if keep_trajectory else None,
@@ -174,7 +177,8 @@ def sample(
             )
             stock = None
             if observer is None and not keep_trajectory and noise.spread is None:
-                stock = _StockLoop(denoiser, x, scheduler, cond)
+                given = {} if eta is None or not takes_eta(scheduler) else {"eta": eta}
+                stock = _StockLoop(denoiser, x, scheduler, cond, given)
             session = Session(
                 planner,
                 state,
@@ -217,7 +221,7 @@ def _check(x: Any, cond: Mapping[str, Any], scheduler: Any, steps: Any, eta: Any
                 "Repeat a tensor that the samples share, or let the denoiser close over it."
             )
     check_whole("num_inference_steps", steps, 1, MOST_STEPS)
-    if not isinstance(eta, int | float) or not 0 <= eta < math.inf:
+    if eta is not None and (not isinstance(eta, int | float) or not 0 <= eta < math.inf):
         raise InvalidArgument(f"eta is {eta!r}. It scales the noise of a step, so it is a number of 0 or more.")
     if isinstance(generator, list | tuple) and len(generator) != len(x):
         raise InvalidArgument(
@@ -241,6 +245,7 @@ class _StockLoop:
     x: Tensor
     scheduler: Any  # with its timesteps set
     cond: Mapping[str, Tensor]
+    options: Mapping[str, float]  # of its step
 
     @torch.no_grad()
     def __call__(self, turned: Callable[[], None] = lambda: None) -> Tensor:
@@ -248,7 +253,7 @@ class _StockLoop:
         scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
         for t in scheduler.timesteps:
             m = self.denoiser(scale(x, t), t.to(x.device).expand(len(x)), **self.cond)
-            x = scheduler.step(m, t, x, return_dict=False)[0]
+            x = scheduler.step(m, t, x, **self.options, return_dict=False)[0]
             turned()
         return x
 

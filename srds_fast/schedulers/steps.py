@@ -60,6 +60,8 @@ def first_order(noise: NoiseTable, start: int, stop: int) -> Coefficients:
 # log-SNR than those before them, so the full extrapolation overshoots. On the digits pipeline (25 to 100 steps,
 # guidance 3 and 7.5) the limit reduces the difference to sequential after one iteration 4 to 23 times.
 LONGEST_EXTRAPOLATION = 0.5
+# an alpha or sigma that is zero but for float32 rounding in the scheduler
+NOTHING = 1e-7
 
 
 def second_order(noise: NoiseTable, previous: int | None, start: int, stop: int) -> Coefficients:
@@ -74,7 +76,7 @@ def second_order(noise: NoiseTable, previous: int | None, start: int, stop: int)
     column = noise.numbers
     alpha, sigma = column["alpha"][start], column["sigma"][start]
     alpha_next, sigma_next = column["alpha_next"][stop - 1], column["sigma_next"][stop - 1]
-    if 0.0 in (column["alpha"][previous], alpha, sigma_next):
+    if min(column["alpha"][previous], alpha, alpha_next, sigma_next) <= NOTHING:
         return first_order(noise, start, stop)
     here = math.log(alpha / sigma)
     width = math.log(alpha_next / sigma_next) - here

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -23,6 +25,9 @@ class NoiseTable:
 
     with x0_prev the x0 of the previous step (multistep solvers) and z fresh noise (stochastic ones). A stochastic step
     ends at the noise level sqrt(sigma_next^2 + spread^2).
+
+    A scheduler with two network calls a step (Heun, DPM-Solver singlestep) has a step here for each of them. What its
+    second call keeps of the first one is the first one's x0, so it is a step with momentum.
     """
 
     timesteps: Tensor  # the network's time input, in the scheduler's own dtype and unit
@@ -41,6 +46,7 @@ class NoiseTable:
     momentum: Tensor | None = None  # None if no step uses x0_prev
     spread: Tensor | None = None  # None if no step adds noise
     draws: Tensor | None = None  # bool, steps that draw from the generator (even if their spread is 0)
+    draw_dtypes: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)  # by the network's; else its own
 
     @property
     def num_steps(self) -> int:

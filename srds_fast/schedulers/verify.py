@@ -1,6 +1,6 @@
-"""Checks every noise table against the scheduler's own `step` before it is used.
+"""Makes the noise table of a scheduler, and checks it against the scheduler's own `step` before it is used.
 
-An option that the builder does not know shows as a difference, and the scheduler is refused.
+What a builder does not know, or reading did not see, shows as a difference. The scheduler is then refused.
 """
 
 from __future__ import annotations
@@ -13,28 +13,29 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import UnsupportedScheduler
 from .builders import builder_of
+from .read_table import table_by_reading
+from .reader import fresh_copy, next_sample, remember, state_key, step_options
+from .refusal import refused
 from .table import NoiseTable
 
 
-def noise_table(scheduler: Any, *, clip_epsilon: bool = False, eta: float = 0.0) -> NoiseTable:
+def noise_table(scheduler: Any, *, clip_epsilon: bool = False, eta: float | None = None) -> NoiseTable:
     """Table of a scheduler whose `set_timesteps` has run, checked against its own `step`.
 
     The scheduler is not changed: the check runs on a copy and draws from a separate generator. Tables are cached by
     everything they depend on, so the calls of a pipeline check its scheduler once per number of steps.
-    clip_epsilon and eta are DDIM's `use_clipped_model_output` and `eta`. Raises UnsupportedScheduler if its class has
-    no builder, an option is refused, or its step differs from the table.
+    clip_epsilon and eta are the options `use_clipped_model_output` and `eta` of DDIM's step; eta=None leaves the
+    default of the step, which is 0 for DDIM and 0.3 for TCD. Raises UnsupportedScheduler if the step cannot be said by
+    a table, or differs from it.
     """
-    key = _cache_key(scheduler), clip_epsilon, eta
+    key = state_key(scheduler), clip_epsilon, eta
     table = _checked.get(key)
     if table is None:
         table = _build(scheduler, clip_epsilon, eta)
-        for oldest in list(_checked)[: max(0, len(_checked) + 1 - MAX_CHECKED)]:
-            _checked.pop(oldest, None)
-        _checked[key] = table
+        remember(_checked, key, table, MAX_CHECKED)
     return table
 
 
@@ -43,81 +44,99 @@ MAX_CHECKED = 64
 _checked: dict[Hashable, NoiseTable] = {}
 
 
-def _cache_key(scheduler: Any) -> Hashable:
-    """Everything a table depends on, by value: class, an overridden step(), config and all tensors."""
-    state = vars(scheduler)
-    tensors = tuple(
-        (name, str(value.dtype), value.cpu().numpy().tobytes())
-        for name, value in sorted(state.items())
-        if isinstance(value, Tensor)
-    )
-    options = repr(sorted(scheduler.config.items()))
-    return type(scheduler), state.get("step"), options, scheduler.num_inference_steps, tensors
-
-
-def _build(scheduler: Any, clip_epsilon: bool, eta: float) -> NoiseTable:
-    _, builder = builder_of(scheduler)
-    if eta and "eta" not in inspect.signature(builder).parameters:
+def _build(scheduler: Any, clip_epsilon: bool, eta: float | None) -> NoiseTable:
+    name = type(scheduler).__name__
+    if eta and not takes_eta(scheduler):
         raise UnsupportedScheduler(
-            f"{type(scheduler).__name__} takes no eta, but {eta} was given. This scheduler sets its noise itself. "
+            f"{name} takes no eta, but {eta} was given. This scheduler sets its noise itself. "
             "Leave eta out, or use DDIMScheduler."
         )
-    table = builder(scheduler, **({"eta": eta} if eta else {}))
+    builder, options = builder_of(scheduler), {"eta": eta} if eta else {}
+    table = table_by_reading(scheduler, eta) if builder is None else builder(scheduler, **options)
     columns = ("alpha_next", "sigma_next", "p", "q", "r", "s", "input_scale")
     if not all(math.isfinite(value) for name in columns for value in table.numbers[name]):
         raise UnsupportedScheduler(
-            f"{type(scheduler).__name__} divides by zero in one of its {table.num_steps} steps. The cause may be "
-            "epsilon prediction with rescale_betas_zero_snr, or shift_terminal with one step. "
+            f"{name} divides by zero in one of its {table.num_steps} steps. The cause may be epsilon prediction with "
+            "rescale_betas_zero_snr, or shift_terminal with one step. "
             "Use prediction_type='v_prediction', drop the option, or use more steps."
         )
-    if clip_epsilon:
-        table = replace(table, clip_epsilon=True)
-    _check_against(scheduler, table, eta)
+    table = replace(table, clip_epsilon=clip_epsilon or table.clip_epsilon)
+    try:
+        _check_against(scheduler, table, eta)
+    except UnsupportedScheduler:
+        if builder is not None or table.clip is None:
+            raise
+        # reading a step that clips does not tell whether its eps is that of the clipped x0
+        table = replace(table, clip_epsilon=not table.clip_epsilon)
+        _check_against(scheduler, table, eta)
     return table
 
 
 def check_scheduler(scheduler: Any) -> None:
     """Raise UnsupportedScheduler unless a table of ten steps can be built on a copy of this scheduler.
 
-    One that needs more than a number of steps to set its timesteps (dynamic shifting) is checked in the first call.
+    One that cannot set ten timesteps without further arguments is checked in the first call.
     """
-    builder_of(scheduler)
-    trial = copy.deepcopy(scheduler)
-    if not trial.config.get("use_dynamic_shifting", False):
-        trial.set_timesteps(min(10, int(trial.config.num_train_timesteps)))
-        noise_table(trial)
+    trial_table(scheduler, None)
 
 
-def _check_against(scheduler: Any, table: NoiseTable, eta: float) -> None:
-    """Compare every step with the scheduler's own, on random samples; each must draw noise where the table says."""
+def adds_noise(scheduler: Any, eta: float | None = None) -> bool:
+    """Whether the scheduler's steps add fresh noise. eta: of the call; has no effect if the step does not take it."""
+    table = trial_table(scheduler, eta if takes_eta(scheduler) else None)
+    return table is not None and table.spread is not None
+
+
+def takes_eta(scheduler: Any) -> bool:
+    return "eta" in inspect.signature(scheduler.step).parameters
+
+
+def trial_table(scheduler: Any, eta: float | None) -> NoiseTable | None:
+    """The table of ten steps of a copy of this scheduler; None if it cannot set them without further arguments."""
     trial = copy.deepcopy(scheduler)
-    trial.timesteps = trial.timesteps.cpu()
-    if hasattr(trial, "set_begin_index"):  # img2img pipelines set another begin index
-        trial.set_begin_index(0)
-        trial._step_index = None
-    noise = torch.Generator().manual_seed(1)
-    known = {"use_clipped_model_output": table.clip_epsilon, "eta": eta, "generator": noise}
-    options: Any = {name: known[name] for name in known.keys() & inspect.signature(trial.step).parameters}
-    draw = torch.randn(3, 2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    steps = min(10, int(trial.config.get("num_train_timesteps", 10)))
+    # dynamic shifting needs a number that depends on the image; any one shows what its steps are
+    shift = {"mu": 1.0} if trial.config.get("use_dynamic_shifting", False) else {}
+    try:
+        trial.set_timesteps(steps, **shift)
+    except Exception:
+        return None
+    return noise_table(trial, eta=eta)
+
+
+def _check_against(scheduler: Any, table: NoiseTable, eta: float | None) -> None:
+    """Compare every step of a loop with the scheduler's own; each must draw noise where the table says."""
+    trial = fresh_copy(scheduler)
+    options = step_options(trial, eta)
+    if "use_clipped_model_output" in inspect.signature(trial.step).parameters and builder_of(trial) is not None:
+        options["use_clipped_model_output"] = table.clip_epsilon
+    noise = options.get("generator", torch.Generator())
+    draw = torch.Generator().manual_seed(0)
+    shape = (2, 3, 4, 4)
+    x = table.init_noise_sigma * torch.randn(shape, dtype=torch.float64, generator=draw)
     x0_prev = None
     for index in range(table.num_steps):
-        x0, eps, m = draw
-        x = table.alpha[index] * x0 + table.sigma[index] * eps
+        # an output with which x0 has the size of data, so that a clipped x0 is clipped here and there
+        x0 = torch.randn(shape, dtype=torch.float64, generator=draw)
+        m = (x0 - table.p[index] * x) / table.q[index]
         timestep = trial.timesteps[index]
         scaled = trial.scale_model_input(x, timestep) if hasattr(trial, "scale_model_input") else x
         expected_noise, z = noise.clone_state(), None
         if table.draws is not None and bool(table.draws[index]):
-            z = torch.randn(m.shape, dtype=m.dtype, generator=expected_noise)
-        expected = trial.step(m, timestep, x, **options, return_dict=False)[0].double()
+            drawn_in = table.draw_dtypes.get(m.dtype, m.dtype)
+            z = torch.randn(shape, dtype=drawn_in, generator=expected_noise).to(m.dtype)
+        expected = next_sample(trial.step(m, timestep, x, **options)).double()
         found, x0_prev = table.step(index, x, m, x0_prev, z)
-        size = float(expected.abs().max())
+        # x0 is a small difference of large numbers where there is much noise
+        terms = expected, x, table.alpha_next[index] * table.p[index] * x
+        size = max(float(each.abs().max()) for each in terms)
         differences = found - expected, scaled - table.input_scale[index] * x
         difference = max(float(each.abs().max()) for each in differences)
         # float32 rounding inside the scheduler is allowed for; an unknown option gives far larger differences
-        close = math.isfinite(size) and difference <= 4e-6 * max(1.0, size, float(x.abs().max()))
+        close = math.isfinite(size) and difference <= 4e-6 * max(1.0, size)
         if not (close and torch.equal(noise.get_state(), expected_noise.get_state())):
-            raise UnsupportedScheduler(
-                f"{type(scheduler).__name__} steps differently from its table: step {index} of {table.num_steps} is "
-                f"off by {difference:.2g}. An option in its config, or a changed step(), is not supported. "
-                f"Compare it with `diffusers.{builder_of(scheduler)[0]}()` and remove the option."
+            raise refused(
+                scheduler,
+                f"it steps differently from its table: step {index} of {table.num_steps} is off by {difference:.2g}. "
+                "An option in its config, or a changed step(), is not supported",
             )
+        x = expected

@@ -12,10 +12,14 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    UnCLIPScheduler,
 )
+from every_scheduler import READ, has_table, made
 from thinned import thinned, thinned_product
 
 import srds_fast.schedulers.verify as noise_module
@@ -172,17 +176,18 @@ def test_building_a_table_changes_nothing() -> None:
 
 REFUSED = [
     (DDIMScheduler(thresholding=True), "thresholding"),
-    (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
     (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
     (DPMSolverMultistepScheduler(solver_order=3), "solver_order"),
-    (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), "algorithm_type"),
+    (DPMSolverMultistepScheduler(thresholding=True), "thresholding"),
+    (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3), "solver_order"),
+    (DPMSolverMultistepScheduler(algorithm_type="dpmsolver", final_sigmas_type="sigma_min"), "algorithm_type"),
     (DPMSolverMultistepScheduler(variance_type="learned_range"), "variance_type"),
+    (DPMSolverSinglestepScheduler(solver_order=3), "solver_order"),
+    (LCMScheduler(thresholding=True), "thresholding"),
+    (UnCLIPScheduler(variance_type="learned_range"), "variance_type"),
     (DDPMScheduler(variance_type="learned_range"), "variance_type"),
 ]
-REPLACED = (
-    "PNDM", "UniPCMultistep", "DEISMultistep", "DPMSolverSinglestep", "LMSDiscrete", "HeunDiscrete", "KDPM2Discrete",
-    "KDPM2AncestralDiscrete", "LCM", "TCD", "FlowMatchHeunDiscrete",
-)  # fmt: skip
+REPLACED = ("PNDM", "UniPCMultistep", "DEISMultistep", "LMSDiscrete", "CogVideoXDPM", "SASolver")
 
 
 @pytest.mark.parametrize(
@@ -242,3 +247,33 @@ def test_a_division_by_zero_is_refused() -> None:
     scheduler.set_timesteps(1)
     with pytest.raises(UnsupportedScheduler, match="divides by zero"):
         noise_table(scheduler)
+
+
+@pytest.mark.parametrize(("name", "config"), thinned(READ), ids=str)
+def test_a_scheduler_that_was_read_is_a_table_or_refused(name: str, config: dict) -> None:
+    scheduler = made(name, config)
+    if not has_table(name, config):
+        with pytest.raises(UnsupportedScheduler, match=r"looks back further|what its step keeps|noise levels"):
+            noise_table(scheduler)
+        return
+    table = noise_table(scheduler)
+    walk(scheduler, table)
+    assert torch.equal(table.timesteps, scheduler.timesteps)
+    if name in ("UnCLIP", "DDPM"):  # their steps do not arrive where the next one starts
+        return
+    arrives = table.sigma_next if table.spread is None else (table.sigma_next**2 + table.spread**2).sqrt()
+    torch.testing.assert_close(table.alpha_next[:-1], table.alpha[1:], rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(arrives[:-1], table.sigma[1:], rtol=2e-4, atol=1e-5)
+
+
+def test_noise_is_drawn_in_the_dtype_of_the_scheduler() -> None:
+    """DPM-Solver++ SDE draws float32 whatever the network's dtype is; the same seed then gives other numbers."""
+    scheduler = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
+    scheduler.set_timesteps(5)
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        like = torch.zeros(2, 3, dtype=dtype)
+        drawn = draw_noise(noise_table(scheduler), like, torch.float64, torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        assert drawn is not None
+        for each in drawn:
+            assert torch.equal(each, torch.randn(2, 3, generator=generator).double())

@@ -75,7 +75,7 @@ class SchedulerProxy:
             and not (isinstance(value, bool | int | float) and bool(value == default))
         }
         clip_epsilon = bool(options.pop("use_clipped_model_output", False))
-        eta, generator = float(options.pop("eta", 0.0)), options.pop("generator", None)
+        eta, generator = options.pop("eta", None), options.pop("generator", None)
         for name, value in options.items():
             raise UnsupportedScheduler(
                 f"{type(self.inner).__name__}.step was given {name}={value!r}. The step then depends on more than "

@@ -1,0 +1,263 @@
+"""The noise table of a scheduler of any class, made from the numbers that its own step and its own `add_noise` give.
+
+`read` gives the steps as triangles. A table can say them if turn i needs, of what came before it, x_i and one more
+vector that is linear in x_{i-1} and m_{i-1}: the x0 of the step before. This covers first-order schedulers, multistep
+ones of order 2, and those with two network calls a step (Heun, KDPM2, DPM-Solver singlestep), whose second call is a
+turn of its own: what they keep of the first one is x0 and x_i in other words.
+
+The levels (alpha, sigma) at which the network is called come from adding noise to unit vectors. The x0 that the network
+predicts is, in this order: what the step reports; the parametrization that agrees best with the steps; what the steps
+themselves imply, as a step from level to level leaves a constant x0 on the line x = alpha * x0 + sigma * eps. The steps
+of a table are exact with any x0; jumps and guesses of the parallel methods are as good as x0 is.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedScheduler
+from .memory import minimal_memory
+from .reader import Triangles, draw_dtypes, read
+from .refusal import refused
+from .table import NoiseTable
+
+# relative difference at which two descriptions of x0 are the same. Those that are told apart differ by a multiple of
+# x0, while float32 coefficients of short steps determine x0 to two or three digits only
+SAME_X0 = 0.02
+# relative difference at which a parametrization describes something else, as the eps that DEIS keeps
+FAR = 0.3
+# relative size of a number that is rounding
+ROUNDING = 1e-12
+
+
+def table_by_reading(scheduler: Any, eta: float | None = None) -> NoiseTable:
+    """The table of a scheduler whose `set_timesteps` has run; that of one that clips x0 is read with clipping off.
+
+    Raises UnsupportedScheduler, with the reason, if its step is not linear or if a table cannot say it.
+    """
+    try:
+        triangles = read(scheduler, eta)
+    except UnsupportedScheduler:
+        if not scheduler.config.get("clip_sample", False):
+            raise
+        linear = copy.deepcopy(scheduler)
+        linear.register_to_config(clip_sample=False)
+        return replace(table_by_reading(linear, eta), clip=float(scheduler.config.get("clip_sample_range", 1.0)))
+    turns = _local_turns(scheduler, triangles)
+    levels = _levels(scheduler, triangles)
+    steps = _with_x0(scheduler, turns, levels, triangles)
+    alpha, sigma = levels.T
+    p, q, a, b, momentum = (torch.tensor(column, dtype=torch.float64) for column in zip(*steps, strict=True))
+    r, s = (1 - alpha * p) / sigma, -alpha * q / sigma
+    # a * x + b * m as a sum of x0 and eps
+    of_x0, of_eps = alpha * a + (1 - alpha * p) * b / q, sigma * (a - b * p / q)
+    of_eps = torch.where(of_eps.abs() < ROUNDING * sigma, 0.0, of_eps)  # a step that ends at x0 ends there exactly
+    draws = torch.zeros(len(turns), dtype=torch.bool)
+    draws[list(triangles.draw_turns)] = True
+    spread = torch.tensor([turn.spread for turn in turns], dtype=torch.float64)
+    return NoiseTable(
+        scheduler.timesteps.cpu(),
+        alpha,
+        sigma,
+        of_x0 - momentum,
+        of_eps,
+        p,
+        q,
+        r,
+        s,
+        input_scale=triangles.input_scale,
+        init_noise_sigma=float(getattr(scheduler, "init_noise_sigma", 1.0)),
+        momentum=momentum if bool(momentum.any()) else None,
+        spread=spread if bool(spread.any()) else None,
+        draws=draws if bool(draws.any()) else None,
+        draw_dtypes=draw_dtypes(scheduler, eta) if bool(draws.any()) else {},
+    )
+
+
+class _Turn(NamedTuple):
+    """x_{i+1} = a * x_i + b * m_i + e * x_{i-1} + f * m_{i-1} + spread * z_i."""
+
+    a: float
+    b: float
+    e: float
+    f: float
+    spread: float
+
+    @property
+    def first_order(self) -> bool:
+        return self.e == 0 and self.f == 0
+
+
+class _Step(NamedTuple):
+    """x0_i = p * x_i + q * m_i, and x_{i+1} = a * x_i + b * m_i - momentum * x0_{i-1} + spread * z_i."""
+
+    p: float
+    q: float
+    a: float
+    b: float
+    momentum: float
+
+
+def _local_turns(scheduler: Any, triangles: Triangles) -> list[_Turn]:
+    """The turns, if each looks back one turn at most and uses no noise but its own."""
+    if triangles.draw_turns and not triangles.by_generator:
+        raise refused(scheduler, "its step draws noise from torch's global generator, not from the one of the call")
+    far = max(float(each.tril(-2).abs().max()) for each in (triangles.of_x, triangles.of_m))
+    if far > ROUNDING * float(triangles.of_x.abs().max()):
+        carried = minimal_memory(triangles).carried
+        raise refused(scheduler, f"its step looks back further than at the step before it ({carried} vectors are kept)")
+    if len(set(triangles.draw_turns)) < len(triangles.draw_turns):
+        raise refused(scheduler, "a step of it draws noise more than once")
+    spread = torch.zeros(triangles.turns, dtype=torch.float64)
+    for number, turn in enumerate(triangles.draw_turns):
+        if bool(triangles.of_z[turn + 1 :, number].any()):
+            raise refused(scheduler, "its step uses noise that an earlier step drew")
+        spread[turn] = triangles.of_z[turn, number]
+    zero = torch.zeros(1, dtype=torch.float64)
+    columns = (
+        triangles.of_x.diag(),
+        triangles.of_m.diag(),
+        torch.cat((zero, triangles.of_x.diag(-1))),
+        torch.cat((zero, triangles.of_m.diag(-1))),
+        spread,
+    )
+    return [_Turn(*row) for row in torch.stack(columns, 1).tolist()]
+
+
+def _levels(scheduler: Any, triangles: Triangles) -> Tensor:
+    """alpha and sigma at which each turn calls the network, [T, 2], asked in float32 as schedulers compute them."""
+    trial = copy.deepcopy(scheduler)
+    timesteps = trial.timesteps = trial.timesteps.cpu()
+    data, noise = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+
+    def ask(at: Tensor) -> Tensor:
+        rows = data.expand(len(at), 2), noise.expand(len(at), 2)
+        if hasattr(trial, "add_noise"):
+            return trial.add_noise(rows[0], rows[1], at)  # type: ignore[no-any-return]
+        return trial.scale_noise(rows[0], at, rows[1])  # type: ignore[no-any-return]
+
+    if not hasattr(trial, "add_noise") and not hasattr(trial, "scale_noise"):
+        sigmas = getattr(trial, "sigmas", None)
+        if not isinstance(sigmas, Tensor) or len(sigmas) != len(timesteps) + 1 or float(sigmas.max()) > 1:
+            raise refused(scheduler, "its noise levels are not known, as it has no `add_noise` and no `scale_noise`")
+        return _between_data_and_noise(torch.stack((1 - sigmas[:-1], sigmas[:-1]), 1).cpu().double())
+    if not hasattr(trial, "set_begin_index"):
+        return _between_data_and_noise(ask(timesteps).double())
+    rows = []
+    for turn in range(len(timesteps)):  # by number, because several turns may have the same timestep
+        trial.set_begin_index(turn)
+        trial._step_index = None
+        rows.append(ask(timesteps[turn : turn + 1]))
+    levels = _between_data_and_noise(torch.cat(rows).double())
+    scale = triangles.input_scale
+    if bool((levels[:, 0] == 1).all()) and bool((scale != 1).all()):
+        # the network's input has unit variance. Where add_noise knows whole steps only (KDPM2), the scale knows more
+        last = int(scale.argmax())
+        sigma = (scale**-2 - scale[last] ** -2 + levels[last, 1] ** 2).clamp(min=0).sqrt()
+        other = (sigma - levels[:, 1]).abs() > SAME_X0 * (sigma + levels[last, 1])
+        levels[:, 1] = torch.where(other, sigma, levels[:, 1])
+    return levels
+
+
+def _between_data_and_noise(levels: Tensor) -> Tensor:
+    """Levels of a rectified flow with alpha = 1 - sigma exactly, where float32 has rounded it; others as they are."""
+    sigma = levels[:, 1]
+    if bool((levels.sum(1) - 1).abs().max() < 1e-6):
+        return torch.stack(((1 - sigma).clamp(min=0), sigma), 1)
+    return levels
+
+
+def _with_x0(scheduler: Any, turns: list[_Turn], levels: Tensor, triangles: Triangles) -> list[_Step]:
+    """The steps with the first description of x0 that goes with them."""
+    reported = torch.stack((triangles.x0_of_x, triangles.x0_of_m), 1)
+    if bool(reported.isfinite().all()) and bool((reported[:, 1] != 0).all()):
+        steps = _steps(turns, levels, reported)
+        if steps is not None:
+            return steps
+    implied = _steps(turns, levels, None)
+    assert implied is not None
+    fits = []
+    for x0 in _parametrizations(levels):
+        steps = _steps(turns, levels, x0)
+        if steps is not None:
+            fits.append((_distance(steps, implied, levels), steps))
+    if all(math.isfinite(number) for step in implied for number in step):
+        fits.append((SAME_X0, implied))
+    distance, steps = min(fits, key=lambda fit: fit[0], default=(math.inf, None))
+    if steps is None or distance > FAR:
+        raise refused(scheduler, "what its step keeps of the step before it is not the predicted clean sample")
+    return steps
+
+
+def _parametrizations(levels: Tensor) -> Iterator[Tensor]:
+    """Weights [T, 2] of x and m in x0, for what networks predict."""
+    alpha, sigma = levels.T
+    zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+    yield torch.stack((1 / alpha, -sigma / alpha), 1)  # eps
+    yield torch.stack((one, -sigma), 1)  # the velocity of rectified flow, or eps if alpha is 1
+    yield torch.stack((zero, one), 1)  # x0
+    yield torch.stack((alpha, -sigma), 1)  # v
+    variance = sigma**2 + 1
+    yield torch.stack((1 / variance, -sigma / variance.sqrt()), 1)  # v if alpha is 1
+    yield torch.stack((one, sigma), 1)  # the negative velocity
+
+
+def _distance(steps: list[_Step], implied: list[_Step], levels: Tensor) -> float:
+    """Median relative difference of x0 to the one that the steps imply, infinite if they imply none."""
+    sizes = levels.norm(dim=1).tolist()
+    differences = [
+        math.hypot((step.p - other.p) * size, step.q - other.q) / math.hypot(other.p * size, other.q)
+        for step, other, size in zip(steps, implied, sizes, strict=True)
+        if math.isfinite(other.p)
+    ]
+    return sorted(differences)[len(differences) // 2] if differences else math.inf
+
+
+def _steps(turns: list[_Turn], levels: Tensor, x0: Tensor | None) -> list[_Step] | None:
+    """The turns as steps with this x0 [T, 2], or with the x0 that they imply, NaN where that is not known.
+
+    Returns None if a given x0 is not what the turns keep.
+    """
+    numbers: list[list[float]] = levels.tolist()
+    given: list[list[float]] | None = None if x0 is None else x0.tolist()
+    if given is not None and not all(math.isfinite(p) and math.isfinite(q) and q != 0 for p, q in given):
+        return None
+    steps: list[_Step] = []
+    for index, turn in enumerate(turns):
+        a, momentum = turn.a, 0.0
+        if not turn.first_order:
+            looked = _look_back(turn, turns[index - 1], steps[-1], math.hypot(*numbers[index - 1]))
+            if looked is None and given is not None:
+                return None
+            a, momentum, steps[-1] = looked or (math.nan, math.nan, steps[-1])
+        p, q = given[index] if given is not None else _implied(a, turn, momentum, numbers[index : index + 2])
+        steps.append(_Step(p, q, a, turn.b, momentum))
+    return steps
+
+
+def _look_back(turn: _Turn, last: _Turn, before: _Step, size: float) -> tuple[float, float, _Step] | None:
+    """a and momentum of a turn that looks back, and the step before it with exactly the x0 that the turn keeps."""
+    momentum = -turn.f / before.q
+    if momentum and abs(-turn.e / momentum - before.p) * size <= SAME_X0 * max(1.0, abs(before.p) * size):
+        return turn.a, momentum, before._replace(p=-turn.e / momentum)
+    # x_{i-1} and m_{i-1} are x_i and x0_{i-1} in other words, if nothing else is in x_i
+    determinant = last.a * before.q - last.b * before.p
+    if not last.first_order or last.spread != 0 or not determinant:
+        return None
+    of_x = (turn.e * before.q - turn.f * before.p) / determinant
+    return turn.a + of_x, (last.b * turn.e - last.a * turn.f) / determinant, before
+
+
+def _implied(a: float, turn: _Turn, momentum: float, levels: list[list[float]]) -> tuple[float, float]:
+    """x0 of a turn that leaves a constant x0 where the next level has it. levels: here and next; the last one is x0."""
+    (alpha, sigma), (alpha_next, sigma_next) = levels if len(levels) == 2 else (levels[0], (1.0, 0.0))
+    keep = math.sqrt(max(0.0, sigma_next**2 - turn.spread**2)) / sigma if sigma else math.nan
+    gain = alpha_next - keep * alpha + momentum
+    return ((a - keep) / gain, turn.b / gain) if gain and turn.b else (math.nan, math.nan)

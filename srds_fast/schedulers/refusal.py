@@ -1,0 +1,64 @@
+"""What the error says about a scheduler that is not supported: what, why, and the line to write instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UnsupportedScheduler
+
+# supported schedulers, each with those of its kind that are not: they carry more than one x0 from step to step, draw
+# noise in their own way, or are called in their own way
+_REPLACED_BY = {
+    "DDIM": ("PNDM", "IPNDM"),
+    "CogVideoXDDIM": ("CogVideoXDPM",),
+    "DPMSolverMultistep": ("UniPCMultistep", "DEISMultistep", "SASolver", "DPMSolverSinglestep"),
+    "EulerDiscrete": ("LMSDiscrete",),
+    "EulerAncestralDiscrete": ("DPMSolverSDE",),
+    "EDMEuler": ("KarrasVe",),
+    "EDMDPMSolverMultistep": ("CosineDPMSolverMultistep",),
+}
+
+
+# values of options that are supported, by class; the first one is put into the line to write
+_DPM: dict[str, tuple[Any, ...]] = {
+    "thresholding": (False,),
+    "variance_type": (None,),
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "solver_order": (2, 1),
+}
+_THRESHOLDS: dict[str, tuple[Any, ...]] = {"thresholding": (False,)}
+_DDPM = {**_THRESHOLDS, "variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}
+_OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "DDIM": _THRESHOLDS,
+    "DDIMParallel": _THRESHOLDS,
+    "DDPM": _DDPM,
+    "DDPMParallel": _DDPM,
+    "DPMSolverMultistep": _DPM,
+    "DPMSolverSinglestep": _DPM,
+    "EDMDPMSolverMultistep": _DPM,
+    "FlowMatchEulerDiscrete": {"invert_sigmas": (False,)},
+    "LCM": _THRESHOLDS,
+    "TCD": _THRESHOLDS,
+    "UnCLIP": {"variance_type": ("fixed_small_log",)},
+}
+
+
+def refused(scheduler: Any, reason: str) -> UnsupportedScheduler:
+    """The error for a scheduler that is not supported. reason: a clause in plain words, without a full stop."""
+    name = type(scheduler).__name__
+    kind = name.removesuffix("Scheduler")
+    other = next((f"{each}Scheduler" for each, replaced in _REPLACED_BY.items() if kind in replaced), None)
+    options = "".join(
+        f", {option}={values[0]!r}"
+        for option, values in _OPTIONS.get(kind, {}).items()
+        if scheduler.config.get(option, values[0]) not in values
+    )
+    if options:
+        other = name
+    what_to_do = (
+        "Use a scheduler of another class if the network was trained for it, or run without srds_fast."
+        if other is None
+        else "Another scheduler changes the sample, so the choice is yours. Write "
+        f"`pipe.scheduler = diffusers.{other}.from_config(pipe.scheduler.config{options})`."
+    )
+    return UnsupportedScheduler(f"{name} is not supported: {reason}. {what_to_do}")

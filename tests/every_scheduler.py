@@ -1,0 +1,105 @@
+"""The scheduler classes of diffusers, each with configs and what becomes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers.schedulers
+
+STEPS = 20
+CLIPS, TAKES, FAILS = "clips or thresholds", "its step takes", "its step fails on a real-valued sample"
+UNCLIPPED = {"clip_sample": False}
+ORDERS: list[dict[str, Any]] = [{"solver_order": order} for order in (1, 2, 3)]
+SIGMAS: list[dict[str, Any]] = [{"use_karras_sigmas": True}, {"use_exponential_sigmas": True}]
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+V = {"prediction_type": "v_prediction"}
+DPM: list[dict[str, Any]] = [
+    *ORDERS,
+    *SIGMAS,
+    FLOW,
+    V,
+    {"algorithm_type": "sde-dpmsolver++"},
+    {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+    {"solver_type": "heun"},
+]
+
+# what becomes of each class, by config: None if it is read, else a part of the reason
+VERDICTS: dict[str, list[tuple[dict[str, Any], str | None]]] = {
+    "CMStochasticIterative": [({}, CLIPS), ({"clip_denoised": False}, None)],
+    "CogVideoXDDIM": [({}, None), (V, None), ({"rescale_betas_zero_snr": True, **V}, None)],
+    "CogVideoXDPM": [({}, TAKES)],
+    "DDIM": [({}, CLIPS), (UNCLIPPED, None), ({"thresholding": True}, CLIPS), ({**UNCLIPPED, **V}, None)],
+    "DDIMInverse": [({}, CLIPS), (UNCLIPPED, None)],
+    "DDIMParallel": [({}, CLIPS), (UNCLIPPED, None)],
+    "DDPM": [({}, CLIPS), (UNCLIPPED, None), ({**UNCLIPPED, "variance_type": "fixed_large"}, None)],
+    "DDPMParallel": [({}, CLIPS), (UNCLIPPED, None)],
+    "DDPMWuerstchen": [({}, FAILS)],
+    "DEISMultistep": [({}, None), *((each, None) for each in (*ORDERS, *SIGMAS, FLOW, V))],
+    "DPMSolverMultistep": [({}, None), *((each, None) for each in DPM), ({"thresholding": True}, CLIPS)],
+    "DPMSolverMultistepInverse": [({}, None)],
+    "DPMSolverSinglestep": [({}, None), *((each, None) for each in (*ORDERS, *SIGMAS, FLOW, V))],
+    "EDMDPMSolverMultistep": [({}, None), *((each, None) for each in (*ORDERS, {"algorithm_type": "sde-dpmsolver++"}))],
+    "EDMEuler": [({}, None), (V, None), ({"sigma_schedule": "exponential"}, None)],
+    "EulerAncestralDiscrete": [({}, None), (V, None)],
+    "EulerDiscrete": [({}, None), *((each, None) for each in (*SIGMAS, V))],
+    "FlowMapEulerDiscrete": [({}, None), ({"shift": 3.0}, None)],
+    "FlowMatchEulerDiscrete": [({}, None), ({"shift": 3.0}, None), ({"stochastic_sampling": True}, None)],
+    "FlowMatchHeunDiscrete": [({}, None), ({"shift": 3.0}, None)],
+    "FlowMatchLCM": [({}, None), ({"shift": 3.0}, None)],
+    "HeunDiscrete": [({}, None), *((each, None) for each in (*SIGMAS, V)), ({"clip_sample": True}, CLIPS)],
+    "IPNDM": [({}, None)],
+    "KDPM2AncestralDiscrete": [({}, None), *((each, None) for each in (*SIGMAS, V))],
+    "KDPM2Discrete": [({}, None), *((each, None) for each in (*SIGMAS, V))],
+    "KarrasVe": [({}, TAKES)],
+    "LCM": [({}, None), (V, None), ({"clip_sample": True}, CLIPS)],
+    "LMSDiscrete": [({}, None), ({"use_karras_sigmas": True}, None), (V, None)],
+    "LTXEulerAncestralRF": [({}, None), ({"eta": 0.0}, None)],
+    "MiniMaxH3": [({}, None)],
+    "PNDM": [({}, None), ({"skip_prk_steps": True}, None), ({**V, "skip_prk_steps": True}, None)],
+    "RePaint": [({}, TAKES)],
+    "SASolver": [({}, None), (V, None)],
+    "ScoreSdeVe": [({}, "it has no `step`")],
+    "ScoreSdeVp": [({}, "it has no `step`")],
+    "TCD": [({}, None), (V, None)],
+    "UnCLIP": [({}, CLIPS), (UNCLIPPED, None)],
+    "UniPCMultistep": [
+        ({}, None),
+        *((each, None) for each in (*ORDERS, *SIGMAS, FLOW, V)),
+        ({"disable_corrector": [0, 1]}, None),
+        ({"solver_type": "bh1"}, "divides by zero"),  # diffusers' own loop ends in NaN
+        ({"solver_type": "bh1", "final_sigmas_type": "sigma_min"}, None),
+        ({"predict_x0": False, "final_sigmas_type": "sigma_min"}, None),
+    ],
+}
+# made with arguments, for tokens, for two steps at most, or with a package that is not installed
+NOT_MADE = {
+    "Amused", "BlockRefinement", "ConsistencyDecoder", "CosineDPMSolverMultistep", "DPMSolverSDE", "DiscreteDDIM",
+    "EntropyBound", "HeliosDMD", "Helios", "Piflow", "RFD4Proteina", "SCM", "VQDiffusion",
+}  # fmt: skip
+
+
+def made(name: str, config: dict[str, Any], num_steps: int = STEPS) -> Any:
+    scheduler = getattr(diffusers.schedulers, f"{name}Scheduler")(**config)
+    if name == "CMStochasticIterative":
+        num_steps = 10
+    if hasattr(scheduler, "set_timesteps"):
+        scheduler.set_timesteps(num_steps)
+    return scheduler
+
+
+READ = [
+    (name, config)
+    for name, verdicts in VERDICTS.items()
+    if hasattr(diffusers.schedulers, f"{name}Scheduler")
+    for config, reason in verdicts
+    if reason is None
+]
+
+
+def has_table(name: str, config: dict[str, Any]) -> bool:
+    """Whether what is read of a scheduler is a table: it looks back one step at most, and at x0."""
+    if name in ("PNDM", "IPNDM", "LMSDiscrete", "UniPCMultistep", "SASolver", "DDIMInverse"):
+        return False
+    if name == "DEISMultistep" and config.get("solver_order") != 1:
+        return False
+    return config.get("algorithm_type") != "dpmsolver" and config.get("solver_order") != 3

@@ -30,7 +30,7 @@ from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
 from .dry_run import calibrate, planned
 from .families import family_of
-from .state import RandomState, State, bind, steps_of, undecoded, with_state
+from .state import RandomState, State, bind, turns_of, undecoded, with_state
 from .stock import refuse_stock_loop
 from .stream import Refinement, refinements
 
@@ -89,8 +89,9 @@ class FastPipeline:
             return planned(self, args, kwargs).plan
         arguments = bind(self, args, kwargs)
         refuse_stock_loop(stock_reason(self, family_of(self._srds.original), arguments))
-        stochastic = adds_noise(self.scheduler, arguments.get("eta"))  # type: ignore[attr-defined]
-        plan, _ = self._srds.planner.choose(steps_of(arguments), stochastic)
+        scheduler = self.scheduler  # type: ignore[attr-defined]
+        stochastic = adds_noise(scheduler, arguments.get("eta"))
+        plan, _ = self._srds.planner.choose(turns_of(scheduler, arguments), stochastic)
         return plan
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Refinement]:

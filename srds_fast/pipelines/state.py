@@ -90,6 +90,12 @@ def steps_of(arguments: Arguments) -> int:
     return steps
 
 
+def turns_of(scheduler: Any, arguments: Arguments) -> int:
+    """Number of turns of the loop: schedulers of second order, as Heun, take two a step, but for the last step."""
+    order: int = scheduler.order
+    return order * (steps_of(arguments) - 1) + 1
+
+
 def undecoded(fast: Any) -> dict[str, Any]:
     """Arguments with which a call skips decoding."""
     known = inspect.signature(type(fast.original).__call__).parameters

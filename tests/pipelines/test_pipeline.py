@@ -20,7 +20,9 @@ from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
     FluxControlNetPipeline,
+    HeunDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
 from torch import Tensor
@@ -211,6 +213,21 @@ def test_unknown_pipelines_and_patched_classes_are_refused(sd: Any, monkeypatch:
     for call in (lambda: srds_fast.compile(sd, method="srds"), lambda: latents(fast)):
         with pytest.raises(UnsupportedPipeline, match="replaced by code of test_pipeline"):
             call()
+
+
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_the_plan_of_a_scheduler_of_second_order_is_that_of_its_calls(strength: float | None) -> None:
+    call: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 8, "output_type": "latent"}
+    pipe = tiny.stable_diffusion()
+    if strength is not None:
+        pipe = StableDiffusionImg2ImgPipeline(**pipe.components)
+        call |= {"image": torch.rand(1, 3, 16, 16), "strength": strength}
+    pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    plan = srds_fast.compile(pipe, method="srds").plan_for(**call)
+    fast = srds_fast.compile(pipe, plan=plan)
+    fast(**call)
+    assert fast.report.num_inference_steps == plan.num_inference_steps > (8 if strength is None else 4)
+    assert fast.report.fallback_reason is None
 
 
 def test_a_plan_for_other_steps_is_refused_and_planning_does_no_device_work(sd: Any) -> None:

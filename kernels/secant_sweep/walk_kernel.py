@@ -370,7 +370,8 @@ def secant_sweep(
                 new(window, history, samples, how.parts) if history else None,
                 new(window, samples, how.parts),
             )
-            x0s, parts = new(2, samples, elements) if momentum else None, triton.next_power_of_2(how.parts)
+            # of every other step: x0 and its change
+            x0s, parts = new(2, 2, samples, elements) if momentum else None, triton.next_power_of_2(how.parts)
             for row in range(window):
                 _step[(samples * how.parts,)](
                     memory.iterates, memory.outputs, memory.expected, table.numbers, draws, x0_prev, solved,

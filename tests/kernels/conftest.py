@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -32,8 +32,32 @@ def device() -> torch.device:
     return device
 
 
+FENCE = 64
+
+
 @pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fenced_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Buffers of a shape lie between values that no kernel may write: it would write to somebody else's memory."""
+    fences: list[Tensor] = []
+
+    def fenced(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(tensor: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
+            size = torch.Size(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+            whole = make(tensor, size.numel() + 2 * FENCE, **kwargs)
+            for fence in (whole[:FENCE], whole[-FENCE:]):
+                fences.append(fence.fill_(77))
+            return whole[FENCE:-FENCE].view(size)
+
+        return made
+
+    for name in ("new_empty", "new_zeros"):
+        monkeypatch.setattr(Tensor, name, fenced(getattr(Tensor, name)))
+    yield
+    assert all(bool((fence == 77).all()) for fence in fences), "a kernel has written beyond the end of a buffer"
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(_fenced_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh buffers hold NaN, or 113 in integers, so that a value that a kernel forgets to write is noticed."""
 
     def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

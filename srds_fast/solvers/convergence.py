@@ -37,8 +37,8 @@ BLOCKS = Contraction(first=0.5, smallest=0.3)
 # sharp Gaussians in 64 dimensions 0 of 288 with all points, 5 of 288 with 24 nodes.
 SWEEPS = Contraction(first=1.0, ratios=2, smallest=0.2, slowest=0.9)
 # Secant sweeps converge faster than by any r, so the larger of two ratios needs no caution. Before the fourth wave some
-# points were never asked: of 4096 samples of mixtures of narrow Gaussians, 149 that stopped in the third were beyond
-# a tolerance of 4e-2. What stops cost, and how many samples miss: section 5 of the notes in bench/results.
+# points were never asked: while the third could end a run, 149 of 4096 samples of mixtures of narrow Gaussians ended
+# beyond a tolerance of 4e-2. How late stops come, and how many samples miss: section 5 of the notes in bench/results.
 SECANTS = Contraction(first=1.0, fewest=4, ratios=2, caution=1.0, slowest=0.9)
 # a change that grew this much over the first one will not come back before the exact prefix reaches it
 DIVERGENCE_FACTOR = 1e3

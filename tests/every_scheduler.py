@@ -19,6 +19,7 @@ DPM: list[dict[str, Any]] = [
     FLOW,
     V,
     {"algorithm_type": "sde-dpmsolver++"},
+    {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
     {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
     {"solver_type": "heun"},
 ]
@@ -97,9 +98,24 @@ READ = [
 
 
 def has_table(name: str, config: dict[str, Any]) -> bool:
-    """Whether what is read of a scheduler is a table: it looks back one step at most, and at x0."""
-    if name in ("PNDM", "IPNDM", "LMSDiscrete", "UniPCMultistep", "SASolver", "DDIMInverse"):
-        return False
-    if name == "DEISMultistep" and config.get("solver_order") != 1:
-        return False
-    return config.get("algorithm_type") != "dpmsolver" and config.get("solver_order") != 3
+    """Whether what is read of a scheduler is a table: its noise levels are known."""
+    return name != "DDIMInverse"
+
+
+# schedulers that carry more from step to step than one x0
+HISTORIES: list[tuple[str, dict[str, Any]]] = [
+    ("PNDM", {"skip_prk_steps": True}),
+    ("PNDM", {}),
+    ("IPNDM", {}),
+    ("UniPCMultistep", {}),
+    ("UniPCMultistep", {"solver_order": 3}),
+    ("UniPCMultistep", FLOW),
+    ("DEISMultistep", {}),
+    ("DEISMultistep", {"solver_order": 3}),
+    ("DPMSolverMultistep", {"solver_order": 3}),
+    ("DPMSolverMultistep", {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"}),
+    ("DPMSolverSinglestep", {"solver_order": 3}),
+    ("EDMDPMSolverMultistep", {"solver_order": 3}),
+    ("LMSDiscrete", {}),
+    ("SASolver", {}),
+]

@@ -22,7 +22,7 @@ class Columns(NamedTuple):
     c: Tensor | None
     p: Tensor
     q: Tensor
-    looks_back: list[tuple[int, int, float]]  # keep, slot of x0_prev and d of each step that has one
+    looks_back: list[tuple[int, int, float]]  # keep, slot and weight of everything that steps look back at
     noises: list[tuple[int, int, float]]  # keep, entry of the noise and s of each step that has some
     gathers: Tensor | None  # slots; None: the next input is what the steps make, in order
     scale: Tensor | None  # input scale of each gather, [rows, 1, ...]
@@ -59,7 +59,7 @@ def columns(
             c[n] if clip is not None else None,
             p[n],
             q[n],
-            [(step.keep, step.before, step.d) for step in update.steps if step.before is not None],
+            [(step.keep, slot, weight) for step in update.steps for slot, weight in step.looks_back],
             [(step.keep, step.draw, step.s) for step in update.steps if step.draw is not None],
             None if _gathers_steps(update) else gathers[n],
             scale[n] if scales_input else None,
@@ -71,6 +71,6 @@ def columns(
 def _gathers_steps(update: Update) -> bool:
     """Whether the next input is exactly what the batched formula gives: in its order, and with nothing added later."""
     later = {each.slot for each in update.corrections if each.bracket is not None}
-    later |= {step.keep for step in update.steps if step.before is not None or step.draw is not None}
+    later |= {step.keep for step in update.steps if step.looks_back or step.draw is not None}
     kept = [step.keep for step in update.steps]
     return bool(kept) and kept == [each.slot for each in update.gathers] and not later & set(kept)

@@ -1,7 +1,8 @@
 """An update as instructions for the kernel.
 
 An instruction makes one value, and does everything that is done to it: a step that is corrected and gathered goes from
-registers to each of its places, and is never read again. An instruction forms a chain with those of the same update
+registers to each of its places, and is never read again. A step that looks back at several vectors is an instruction
+for each, which adds it to what those before have made. An instruction forms a chain with those of the same update
 that write what it reads, or read what it writes. One program walks a chain in order; chains run side by side.
 """
 
@@ -19,7 +20,10 @@ from .update import Update
 
 
 class Instruction(NamedTuple):
-    """One value; the fields are those of `Step`, `Correction` and `Gather`. -1: nothing to read or to write there."""
+    """One value; the fields are those of `Step`, `Correction` and `Gather`. -1: nothing to read or to write there.
+
+    before, d: slot and weight of a vector that a step looks back at.
+    """
 
     state: int
     row: int = -1
@@ -85,10 +89,16 @@ def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, 
 
 def instructions(update: Update, clip: float | None = None) -> list[Instruction]:
     """The instructions of one update, in an order in which every value is written before it is read."""
-    found: dict[int, Instruction] = {}
+    parts, found = list[Instruction](), dict[int, Instruction]()
     for step in update.steps:
-        given = {name: -1 if value is None else value for name, value in step._asdict().items()}
-        found[step.keep] = Instruction(**given, clip=math.inf if clip is None else clip)
+        given = {name: -1 if value is None else value for name, value in step._asdict().items() if name != "looks_back"}
+        made = Instruction(**given, clip=math.inf if clip is None else clip)
+        for number, (slot, weight) in enumerate(step.looks_back):
+            if number > 0:
+                parts.append(made)
+                made = Instruction(step.keep, keep=step.keep)
+            made = made._replace(before=slot, d=weight)
+        found[step.keep] = made
     for each in update.corrections:
         corrected = found.pop(each.slot, Instruction(each.slot, keep=-1 if each.bracket is None else each.slot))
         new, old = (-1, -1) if each.bracket is None else each.bracket
@@ -104,7 +114,7 @@ def instructions(update: Update, clip: float | None = None) -> list[Instruction]
             found[gather.slot] = gathered._replace(input_row=row, scale=gather.scale)
         else:  # a second row takes the same state
             again.append(Instruction(gather.slot, input_row=row, scale=gather.scale))
-    return [*found.values(), *again]
+    return [*parts, *found.values(), *again]
 
 
 def chained(flat: list[Instruction]) -> list[list[Instruction]]:

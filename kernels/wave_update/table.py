@@ -38,7 +38,7 @@ class WaveTable:
         # no tensor has device "cuda", only "cuda:0": ask one
         self.device = torch.empty(0, device=device).device
         steps = [step for update in updates for step in update.steps]
-        self.looks_back = any(step.before is not None for step in steps)
+        self.looks_back = any(step.looks_back for step in steps)
         self.draws = max((step.draw + 1 for step in steps if step.draw is not None), default=0)
         self.num_rows = [1 + max((step.row for step in update.steps), default=-1) for update in updates]
 

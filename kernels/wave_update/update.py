@@ -4,7 +4,7 @@ Values lie in the slots of one memory, [slots, samples, ...]; the caller decides
 update has three stages. Each stage reads what the stages before it have written:
 
 1. *steps* make values from a state, a row of the network's output and what was kept before:
-   x' = a x + b m + c clamp(p x + q m) + d x0_prev + s z
+   x' = a x + b m + c clamp(p x + q m) + sum_k d_k v_k + s z, v_k what earlier steps have left, as their x0
 2. *corrections*, F + (G_new - G_old), are the Parareal correction of a boundary (Selvam et al. 2024, algorithm 1), in
    that order: the bracket is bitwise zero once its two terms agree, and then leaves F untouched. They also measure how
    far the boundary has moved since the iteration before.
@@ -22,7 +22,7 @@ from srds_fast.errors import InvalidArgument
 
 
 class Step(NamedTuple):
-    """x' = a x + b m + c clamp(p x + q m) + d x0_prev + s z."""
+    """x' = a x + b m + c clamp(p x + q m) + sum_k d_k v_k + s z."""
 
     keep: int  # slot of x'
     state: int  # slot of x
@@ -30,12 +30,14 @@ class Step(NamedTuple):
     a: float
     b: float
     c: float = 0.0  # 0 if the table has no clip
-    d: float = 0.0
     p: float = 0.0
     q: float = 0.0
-    before: int | None = None  # slot of x0_prev; None: no such term
+    looks_back: tuple[tuple[int, float], ...] = ()  # slot and weight of each v_k
     draw: int | None = None  # entry of the noise z; None: no such term
     s: float = 0.0
+
+    def reads(self) -> list[int]:
+        return [self.state, *(slot for slot, _ in self.looks_back)]
 
 
 class Correction(NamedTuple):
@@ -72,7 +74,7 @@ def check(number: int, update: Update, num_slots: int, num_iterations: int, clip
         raise InvalidArgument(f"updates[{number}] {what}. The entries of a stage run side by side. Use other slots.")
 
     steps, corrections = update.steps, update.corrections
-    slots = [slot for step in steps for slot in (step.keep, step.state, step.before)]
+    slots = [slot for step in steps for slot in (step.keep, *step.reads())]
     slots += [slot for each in corrections for slot in (each.slot, each.compare, *(each.bracket or ()))]
     slots += [each.slot for each in update.gathers]
     beyond = [slot for slot in slots if slot is not None and not 0 <= slot < num_slots]
@@ -90,7 +92,7 @@ def check(number: int, update: Update, num_slots: int, num_iterations: int, clip
     kept = {step.keep for step in steps}
     if len(kept) < len(steps):
         refuse("writes two steps to one slot")
-    if kept & {slot for step in steps for slot in (step.state, step.before)}:
+    if kept & {slot for step in steps for slot in step.reads()}:
         refuse("writes a step to a slot that another step reads")
     later = [each.slot for each in corrections]
     if len(set(later)) < len(later):
@@ -99,7 +101,7 @@ def check(number: int, update: Update, num_slots: int, num_iterations: int, clip
         later.remove(each.slot)
         if set(later) & {*(each.bracket or ()), each.compare}:
             refuse("has a correction that reads what a later one writes")
-        if each.slot in {slot for step in steps if step.keep in later for slot in (step.state, step.before)}:
+        if each.slot in {slot for step in steps if step.keep in later for slot in step.reads()}:
             # the kernel makes and corrects a value at once
             refuse("has a correction of the state of a step that a later one corrects")
     whole = update.compared()

@@ -49,7 +49,10 @@ def context_of(device: torch.device, noise: NoiseTable, networks: Sequence[nn.Mo
 
 @lru_cache(maxsize=64)
 def _digest_of_steps(noise: NoiseTable) -> str:
-    return _digest([noise.timesteps.tolist(), sorted(noise.numbers.items()), noise.clip, noise.clip_epsilon])
+    found = [noise.timesteps.tolist(), sorted(noise.numbers.items()), noise.clip, noise.clip_epsilon]
+    if noise.triangles is not None:
+        found += [each.tolist() for each in (noise.triangles.of_x, noise.triangles.of_m, noise.triangles.of_z)]
+    return _digest(found)
 
 
 def _digest(found: object) -> str:

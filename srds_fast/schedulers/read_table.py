@@ -1,9 +1,10 @@
 """The noise table of a scheduler of any class, made from the numbers that its own step and its own `add_noise` give.
 
-`read` gives the steps as triangles. A table can say them if turn i needs, of what came before it, x_i and one more
-vector that is linear in x_{i-1} and m_{i-1}: the x0 of the step before. This covers first-order schedulers, multistep
-ones of order 2, and those with two network calls a step (Heun, KDPM2, DPM-Solver singlestep), whose second call is a
-turn of its own: what they keep of the first one is x0 and x_i in other words.
+`read` gives the steps as triangles. The columns of a table say them if turn i needs, of what came before it, x_i and
+one more vector that is linear in x_{i-1} and m_{i-1}: the x0 of the step before. This covers first-order schedulers,
+multistep ones of order 2, and those with two network calls a step (Heun, KDPM2, DPM-Solver singlestep), whose second
+call is a turn of its own: what they keep of the first one is x0 and x_i in other words. The tables of all others have
+the triangles themselves, see `memory_table`.
 
 The levels (alpha, sigma) at which the network is called come from adding noise to unit vectors. The x0 that the network
 predicts is, in this order: what the step reports; the parametrization that agrees best with the steps; what the steps
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,16 +23,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedScheduler
-from .memory import minimal_memory
+from .levels import FAR, SAME_X0, levels_of, parametrizations
+from .memory_table import table_with_memory
 from .reader import Triangles, draw_dtypes, read
 from .refusal import refused
 from .table import NoiseTable
 
-# relative difference at which two descriptions of x0 are the same. Those that are told apart differ by a multiple of
-# x0, while float32 coefficients of short steps determine x0 to two or three digits only
-SAME_X0 = 0.02
-# relative difference at which a parametrization describes something else, as the eps that DEIS keeps
-FAR = 0.3
 # relative size of a number that is rounding
 ROUNDING = 1e-12
 
@@ -50,9 +46,13 @@ def table_by_reading(scheduler: Any, eta: float | None = None) -> NoiseTable:
         linear = copy.deepcopy(scheduler)
         linear.register_to_config(clip_sample=False)
         return replace(table_by_reading(linear, eta), clip=float(scheduler.config.get("clip_sample_range", 1.0)))
-    turns = _local_turns(scheduler, triangles)
-    levels = _levels(scheduler, triangles)
-    steps = _with_x0(scheduler, turns, levels, triangles)
+    if triangles.draw_turns and not triangles.by_generator:
+        raise refused(scheduler, "its step draws noise from torch's global generator, not from the one of the call")
+    levels = levels_of(scheduler, triangles)
+    turns = _local_turns(triangles)
+    steps = None if turns is None else _with_x0(turns, levels, triangles)
+    if turns is None or steps is None:
+        return table_with_memory(scheduler, triangles, levels, eta)
     alpha, sigma = levels.T
     p, q, a, b, momentum = (torch.tensor(column, dtype=torch.float64) for column in zip(*steps, strict=True))
     r, s = (1 - alpha * p) / sigma, -alpha * q / sigma
@@ -105,20 +105,17 @@ class _Step(NamedTuple):
     momentum: float
 
 
-def _local_turns(scheduler: Any, triangles: Triangles) -> list[_Turn]:
-    """The turns, if each looks back one turn at most and uses no noise but its own."""
-    if triangles.draw_turns and not triangles.by_generator:
-        raise refused(scheduler, "its step draws noise from torch's global generator, not from the one of the call")
+def _local_turns(triangles: Triangles) -> list[_Turn] | None:
+    """The turns, if each looks back one turn at most and uses no noise but its own; else None."""
     far = max(float(each.tril(-2).abs().max()) for each in (triangles.of_x, triangles.of_m))
     if far > ROUNDING * float(triangles.of_x.abs().max()):
-        carried = minimal_memory(triangles).carried
-        raise refused(scheduler, f"its step looks back further than at the step before it ({carried} vectors are kept)")
+        return None
     if len(set(triangles.draw_turns)) < len(triangles.draw_turns):
-        raise refused(scheduler, "a step of it draws noise more than once")
+        return None
     spread = torch.zeros(triangles.turns, dtype=torch.float64)
     for number, turn in enumerate(triangles.draw_turns):
         if bool(triangles.of_z[turn + 1 :, number].any()):
-            raise refused(scheduler, "its step uses noise that an earlier step drew")
+            return None
         spread[turn] = triangles.of_z[turn, number]
     zero = torch.zeros(1, dtype=torch.float64)
     columns = (
@@ -131,51 +128,8 @@ def _local_turns(scheduler: Any, triangles: Triangles) -> list[_Turn]:
     return [_Turn(*row) for row in torch.stack(columns, 1).tolist()]
 
 
-def _levels(scheduler: Any, triangles: Triangles) -> Tensor:
-    """alpha and sigma at which each turn calls the network, [T, 2], asked in float32 as schedulers compute them."""
-    trial = copy.deepcopy(scheduler)
-    timesteps = trial.timesteps = trial.timesteps.cpu()
-    data, noise = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-
-    def ask(at: Tensor) -> Tensor:
-        rows = data.expand(len(at), 2), noise.expand(len(at), 2)
-        if hasattr(trial, "add_noise"):
-            return trial.add_noise(rows[0], rows[1], at)  # type: ignore[no-any-return]
-        return trial.scale_noise(rows[0], at, rows[1])  # type: ignore[no-any-return]
-
-    if not hasattr(trial, "add_noise") and not hasattr(trial, "scale_noise"):
-        sigmas = getattr(trial, "sigmas", None)
-        if not isinstance(sigmas, Tensor) or len(sigmas) != len(timesteps) + 1 or float(sigmas.max()) > 1:
-            raise refused(scheduler, "its noise levels are not known, as it has no `add_noise` and no `scale_noise`")
-        return _between_data_and_noise(torch.stack((1 - sigmas[:-1], sigmas[:-1]), 1).cpu().double())
-    if not hasattr(trial, "set_begin_index"):
-        return _between_data_and_noise(ask(timesteps).double())
-    rows = []
-    for turn in range(len(timesteps)):  # by number, because several turns may have the same timestep
-        trial.set_begin_index(turn)
-        trial._step_index = None
-        rows.append(ask(timesteps[turn : turn + 1]))
-    levels = _between_data_and_noise(torch.cat(rows).double())
-    scale = triangles.input_scale
-    if bool((levels[:, 0] == 1).all()) and bool((scale != 1).all()):
-        # the network's input has unit variance. Where add_noise knows whole steps only (KDPM2), the scale knows more
-        last = int(scale.argmax())
-        sigma = (scale**-2 - scale[last] ** -2 + levels[last, 1] ** 2).clamp(min=0).sqrt()
-        other = (sigma - levels[:, 1]).abs() > SAME_X0 * (sigma + levels[last, 1])
-        levels[:, 1] = torch.where(other, sigma, levels[:, 1])
-    return levels
-
-
-def _between_data_and_noise(levels: Tensor) -> Tensor:
-    """Levels of a rectified flow with alpha = 1 - sigma exactly, where float32 has rounded it; others as they are."""
-    sigma = levels[:, 1]
-    if bool((levels.sum(1) - 1).abs().max() < 1e-6):
-        return torch.stack(((1 - sigma).clamp(min=0), sigma), 1)
-    return levels
-
-
-def _with_x0(scheduler: Any, turns: list[_Turn], levels: Tensor, triangles: Triangles) -> list[_Step]:
-    """The steps with the first description of x0 that goes with them."""
+def _with_x0(turns: list[_Turn], levels: Tensor, triangles: Triangles) -> list[_Step] | None:
+    """The steps with the first description of x0 that goes with them; None if they keep something else than x0."""
     reported = torch.stack((triangles.x0_of_x, triangles.x0_of_m), 1)
     if bool(reported.isfinite().all()) and bool((reported[:, 1] != 0).all()):
         steps = _steps(turns, levels, reported)
@@ -184,29 +138,14 @@ def _with_x0(scheduler: Any, turns: list[_Turn], levels: Tensor, triangles: Tria
     implied = _steps(turns, levels, None)
     assert implied is not None
     fits = []
-    for x0 in _parametrizations(levels):
+    for x0 in parametrizations(levels):
         steps = _steps(turns, levels, x0)
         if steps is not None:
             fits.append((_distance(steps, implied, levels), steps))
     if all(math.isfinite(number) for step in implied for number in step):
         fits.append((SAME_X0, implied))
     distance, steps = min(fits, key=lambda fit: fit[0], default=(math.inf, None))
-    if steps is None or distance > FAR:
-        raise refused(scheduler, "what its step keeps of the step before it is not the predicted clean sample")
-    return steps
-
-
-def _parametrizations(levels: Tensor) -> Iterator[Tensor]:
-    """Weights [T, 2] of x and m in x0, for what networks predict."""
-    alpha, sigma = levels.T
-    zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
-    yield torch.stack((1 / alpha, -sigma / alpha), 1)  # eps
-    yield torch.stack((one, -sigma), 1)  # the velocity of rectified flow, or eps if alpha is 1
-    yield torch.stack((zero, one), 1)  # x0
-    yield torch.stack((alpha, -sigma), 1)  # v
-    variance = sigma**2 + 1
-    yield torch.stack((1 / variance, -sigma / variance.sqrt()), 1)  # v if alpha is 1
-    yield torch.stack((one, sigma), 1)  # the negative velocity
+    return None if distance > FAR else steps
 
 
 def _distance(steps: list[_Step], implied: list[_Step], levels: Tensor) -> float:

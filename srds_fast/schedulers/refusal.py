@@ -6,13 +6,9 @@ from typing import Any
 
 from ..errors import UnsupportedScheduler
 
-# supported schedulers, each with those of its kind that are not: they carry more than one x0 from step to step, draw
-# noise in their own way, or are called in their own way
+# supported schedulers, each with those of its kind that are not: they draw noise or are called in their own way
 _REPLACED_BY = {
-    "DDIM": ("PNDM", "IPNDM"),
     "CogVideoXDDIM": ("CogVideoXDPM",),
-    "DPMSolverMultistep": ("UniPCMultistep", "DEISMultistep", "SASolver", "DPMSolverSinglestep"),
-    "EulerDiscrete": ("LMSDiscrete",),
     "EulerAncestralDiscrete": ("DPMSolverSDE",),
     "EDMEuler": ("KarrasVe",),
     "EDMDPMSolverMultistep": ("CosineDPMSolverMultistep",),
@@ -23,8 +19,6 @@ _REPLACED_BY = {
 _DPM: dict[str, tuple[Any, ...]] = {
     "thresholding": (False,),
     "variance_type": (None,),
-    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
-    "solver_order": (2, 1),
 }
 _THRESHOLDS: dict[str, tuple[Any, ...]] = {"thresholding": (False,)}
 _DDPM = {**_THRESHOLDS, "variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}

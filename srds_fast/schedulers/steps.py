@@ -4,12 +4,14 @@
 
 with x the state, m the network output at x, x0 the predicted clean sample and x0_prev the one at the previous step, or
 at the previous boundary for a jump. First-order steps and jumps use a and b, and c if x0 is clipped; DPM-Solver++(2M)
-also uses c and d. Coefficients are float64 here; `kernels.wave_update` does the arithmetic.
+also uses c and d. Coefficients are float64 here; `kernels.wave_update` does the arithmetic. Steps of schedulers that carry more than one
+x0 look back at several vectors, see `Vector`.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,12 +30,44 @@ class Coefficients(NamedTuple):
     d: float
 
 
-# x' = x0
-ITS_X0 = Coefficients(0.0, 0.0, 1.0, 0.0)
+class Vector(NamedTuple):
+    """A vector that a step makes: a * x + b * m + c * x0 + sum_k d[k] * (the k-th vector carried to it) + s * z."""
+
+    a: float
+    b: float
+    c: float
+    d: tuple[float, ...] = ()
+    s: float = 0.0
+
+
+ITS_X0 = Vector(0.0, 0.0, 1.0)
+
+
+class Made(NamedTuple):
+    """All that a step makes: the next state, and what is carried beside it."""
+
+    state: Vector
+    carried: tuple[Vector, ...]
+
+
+def made_by_step(noise: NoiseTable, index: int) -> Made:
+    """The scheduler's own step. With momentum, x0 is carried; with `memory`, what that says."""
+    if noise.memory is None:
+        a, b, c, d = fine_step(noise, index)
+        spread = 0.0 if noise.spread is None else noise.numbers["spread"][index]
+        if noise.momentum is None:
+            return Made(Vector(a, b, c, (), spread), ())
+        return Made(Vector(a, b, c, (d,), spread), (ITS_X0._replace(d=(0.0,)),))
+    memory = noise.memory
+    rows = zip(memory.keep[index].tolist(), memory.of_m[index].tolist(), memory.of_z[index].tolist(), strict=True)
+    state, *carried = (Vector(a, b, 0.0, tuple(d), *z) for (a, *d), b, z in rows)
+    return Made(state, tuple(carried))
 
 
 def fine_step(noise: NoiseTable, index: int) -> Coefficients:
-    """The scheduler's own step, without the fresh noise of a stochastic step."""
+    """The scheduler's own step, without fresh noise and without what `NoiseTable.memory` adds of earlier steps."""
+    if noise.triangles is not None:
+        return Coefficients(float(noise.triangles.of_x[index, index]), float(noise.triangles.of_m[index, index]), 0.0, 0.0)
     a, b, c, d = first_order(noise, index, index + 1)
     momentum = 0.0 if noise.momentum is None else noise.numbers["momentum"][index]
     return Coefficients(a, b, c + momentum, d - momentum)
@@ -81,6 +115,8 @@ def second_order(noise: NoiseTable, previous: int | None, start: int, stop: int)
     here = math.log(alpha / sigma)
     width = math.log(alpha_next / sigma_next) - here
     width_before = here - math.log(column["alpha"][previous] / column["sigma"][previous])
+    if width_before <= 0:  # two steps at one level
+        return first_order(noise, start, stop)
     half_inverse_ratio = 0.5 * min(width / width_before, LONGEST_EXTRAPOLATION)
     weight = -alpha_next * math.expm1(-width)
     return Coefficients(sigma_next / sigma, 0.0, weight * (1 + half_inverse_ratio), -weight * half_inverse_ratio)
@@ -114,6 +150,63 @@ def chained(noise: NoiseTable, previous: int | None, start: int, stop: int) -> t
         spread = 0.0 if noise.spread is None else column["spread"][index]
         weights = [*(keep * weight for weight in weights), spread]
     return Coefficients(a, 0.0, c, d), weights
+
+
+class Guess(NamedTuple):
+    """A carried vector where earlier steps are not known: x0 * (their x0) + eps * (their eps) + drift * change."""
+
+    x0: float
+    eps: float
+    drift: float
+
+
+def guessed_history(noise: NoiseTable, cut: int, far: int | None = None) -> list[Guess]:
+    """What is carried across the cut before step `cut`, as if eps had been the same in all earlier steps, and x0 too.
+
+    far: x0 may have been another one at this step. Between the two it goes along a line in log-SNR. drift is the weight
+    of how much the earlier x0 is more than the later one.
+    """
+    log_snr: list[float] = (noise.alpha / noise.sigma).log().tolist()
+
+    def share(index: int) -> float:
+        """Of the drift, at a step before the cut."""
+        if far is None or cut == noise.num_steps:
+            return 0.0
+        way = (log_snr[cut] - log_snr[index]) / (log_snr[cut] - log_snr[far]) if log_snr[cut] != log_snr[far] else 0.0
+        return min(way, 1.0) if math.isfinite(way) else 0.0
+
+    if noise.memory is None:
+        return [Guess(1.0, 0.0, share(cut - 1))] * noise.carried(cut)
+    if far is None:
+        return [Guess(*row, 0.0) for row in _constant_histories(noise)[cut].tolist()]
+    # the steps from `far` on, each a column of weights of the later x0, of the eps at `far`, and of the drift
+    column, carried = noise.numbers, _constant_histories(noise)[far]
+    carried = torch.cat((carried, carried[:, :1]), 1)
+    x = torch.tensor([column["alpha"][far], column["sigma"][far], column["alpha"][far]], dtype=torch.float64)
+    for index in range(far, cut):
+        x, carried = _led_on(noise, index, x, carried, x.new_tensor([1.0, 0.0, share(index)]))
+    # that eps is the one with which they lead to where the state is
+    here = x.new_tensor([column["alpha"][cut], column["sigma"][cut], 0.0])
+    of_eps = carried[:, 1:2] / x[1]
+    carried = carried + of_eps * (here - x)
+    return [Guess(*row) for row in carried.tolist()]
+
+
+@lru_cache(maxsize=32)
+def _constant_histories(noise: NoiseTable) -> list[Tensor]:
+    """For every cut what is carried, [vectors, 2], as weights of an x0 and an eps that all steps before share."""
+    found = [torch.zeros(0, 2, dtype=torch.float64)]
+    for index, level in enumerate(torch.stack((noise.alpha, noise.sigma), 1)):
+        found.append(_led_on(noise, index, level, found[-1], level.new_tensor([1.0, 0.0]))[1])
+    return found
+
+
+def _led_on(noise: NoiseTable, index: int, x: Tensor, carried: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """The state behind step `index` and what it carries on, from x, what is carried to it and its x0, all as weights."""
+    assert noise.memory is not None
+    m = (clean - noise.numbers["p"][index] * x) / noise.numbers["q"][index]
+    after = noise.memory.keep[index] @ torch.cat((x[None], carried)) + noise.memory.of_m[index][:, None] * m
+    return after[0], after[1:]
 
 
 class TensorSpec(NamedTuple):

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .memory import Memory, minimal_memory
+from .reader import Triangles
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseTable:
@@ -47,6 +50,7 @@ class NoiseTable:
     spread: Tensor | None = None  # None if no step adds noise
     draws: Tensor | None = None  # bool, steps that draw from the generator (even if their spread is 0)
     draw_dtypes: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)  # by the network's; else its own
+    triangles: Triangles | None = None  # the steps; None: x0_prev is all that they need of earlier ones
 
     @property
     def num_steps(self) -> int:
@@ -78,19 +82,44 @@ class NoiseTable:
         """Parts made so far. Each must stay the same object, because solvers cache by the identity of a table."""
         return {}
 
+    @cached_property
+    def memory(self) -> Memory | None:
+        """What is carried from step to step; None: nothing, or the last x0."""
+        return None if self.triangles is None else minimal_memory(self.triangles)
+
+    def carried(self, cut: int) -> int:
+        """Vectors that the steps from `cut` on, 0 to N, are given beside x."""
+        if self.memory is not None:
+            return self.memory.carried(cut)
+        return int(self.momentum is not None and cut > 0)
+
+    def predict_x0(self, index: int, x: Tensor, m: Tensor) -> Tensor:
+        """The clean sample that the network predicts with m at x, where step `index` departs."""
+        x0 = self.numbers["p"][index] * x + self.numbers["q"][index] * m
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
     def step(
-        self, index: int, x: Tensor, m: Tensor, x0_prev: Tensor | None = None, z: Tensor | None = None
+        self, index: int, x: Tensor, m: Tensor, carried: Tensor | None = None, z: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The sampler's step `index` and its x0, written as in the definition; to check schedulers and coefficients."""
+        """The sampler's step `index`, written as in the definition; to check schedulers and coefficients.
+
+        carried: what the step before has returned with its state, which for steps with momentum is its x0. Returns the
+        next state and what is carried beside it.
+        """
+        if self.memory is not None:
+            state = x[None] if carried is None else torch.cat((x[None], carried))
+            keep, of_m = self.memory.keep[index].to(x.dtype), self.memory.of_m[index].to(x.dtype)
+            after = torch.tensordot(keep, state, dims=1) + torch.tensordot(of_m, m, dims=0)
+            if z is not None:
+                after = after + torch.tensordot(self.memory.of_z[index].to(x.dtype), z[None], dims=1)
+            return after[0], after[1:]
         at = {name: column[index] for name, column in self.numbers.items()}
-        x0, eps = at["p"] * x + at["q"] * m, at["r"] * x + at["s"] * m
-        if self.clip is not None:
-            x0 = x0.clamp(-self.clip, self.clip)
-            if self.clip_epsilon:
-                eps = (x - at["alpha"] * x0) / at["sigma"]
+        x0, eps = self.predict_x0(index, x, m), at["r"] * x + at["s"] * m
+        if self.clip is not None and self.clip_epsilon:
+            eps = (x - at["alpha"] * x0) / at["sigma"]
         x = at["alpha_next"] * x0 + at["sigma_next"] * eps
-        if self.momentum is not None and x0_prev is not None:
-            x = x + at["momentum"] * (x0 - x0_prev)
+        if self.momentum is not None and carried is not None:
+            x = x + at["momentum"] * (x0 - carried)
         if self.spread is not None and z is not None:
             x = x + at["spread"] * z
         return x, x0

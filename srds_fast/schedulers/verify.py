@@ -113,7 +113,7 @@ def _check_against(scheduler: Any, table: NoiseTable, eta: float | None) -> None
     draw = torch.Generator().manual_seed(0)
     shape = (2, 3, 4, 4)
     x = table.init_noise_sigma * torch.randn(shape, dtype=torch.float64, generator=draw)
-    x0_prev = None
+    carried = None
     for index in range(table.num_steps):
         # an output with which x0 has the size of data, so that a clipped x0 is clipped here and there
         x0 = torch.randn(shape, dtype=torch.float64, generator=draw)
@@ -125,7 +125,7 @@ def _check_against(scheduler: Any, table: NoiseTable, eta: float | None) -> None
             drawn_in = table.draw_dtypes.get(m.dtype, m.dtype)
             z = torch.randn(shape, dtype=drawn_in, generator=expected_noise).to(m.dtype)
         expected = next_sample(trial.step(m, timestep, x, **options)).double()
-        found, x0_prev = table.step(index, x, m, x0_prev, z)
+        found, carried = table.step(index, x, m, carried, z)
         # x0 is a small difference of large numbers where there is much noise
         terms = expected, x, table.alpha_next[index] * table.p[index] * x
         size = max(float(each.abs().max()) for each in terms)

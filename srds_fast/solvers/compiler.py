@@ -16,7 +16,17 @@ import torch
 from torch import Tensor
 
 from ..kernels.wave_update import Correction, Gather, Step, Update, WaveTable
-from ..schedulers.steps import ITS_X0, Coefficients, TensorSpec, chained, fine_step, second_order
+from ..schedulers.steps import (
+    ITS_X0,
+    Coefficients,
+    Guess,
+    TensorSpec,
+    Vector,
+    chained,
+    guessed_history,
+    made_by_step,
+    second_order,
+)
 from ..schedulers.table import NoiseTable
 from .contract import SolverInputs
 from .program import Program
@@ -30,11 +40,17 @@ def x0_of(name: Name) -> Name:
     return (f"{what} x0", *where)
 
 
+def carried_by(name: Name, count: int) -> list[Name]:
+    """Names of the vectors that a scheduler with `NoiseTable.memory` carries beside a value."""
+    what, *where = name
+    return [(f"{what} carries {number}", *where) for number in range(count)]
+
+
 class Form(NamedTuple):
     """What the updates of a run depend on, beside its program and its noise table."""
 
     spec: TensorSpec  # of the states
-    history: bool = False  # an x0 to look back at is given with the starting noise
+    history: bool = False  # what is carried beside the state is given with the starting noise
     scaled: bool = False  # the network's input is multiplied with the scheduler's input scale
     constrained: bool = False  # states are constrained after the steps of a wave, before its corrections
     bitwise: bool = False  # compare every boundary with the iteration before, not only the last one
@@ -70,7 +86,7 @@ class CompiledProgram:
     table: WaveTable
     # first step, last step + 1, and weights [steps] of the noise that a jump adds up
     jump_noises: list[tuple[int, int, Tensor]]
-    history: bool  # slot 1 holds the x0 given with the starting noise
+    history: int  # slots, from 1 on, that hold what is given with the starting noise
 
     def noises(self, draws: Tensor | None) -> Tensor | None:
         """The noise of every step, and behind it that of the jumps, [steps + jumps, batch, ...]."""
@@ -94,13 +110,17 @@ class Compiler:
 
     def __init__(self, noise: NoiseTable, program: Program, form: Form, state: Name) -> None:
         self._noise, self._program, self._form = noise, program, form
-        self._fine = [fine_step(noise, index) for index in range(noise.num_steps)]
-        # a multistep scheduler: an x0 belongs to every state
-        self.carries_x0 = any(step.d != 0.0 for step in self._fine)
-        self._log_snr: list[float] = (noise.alpha / noise.sigma).log().tolist()
+        self._fine = [made_by_step(noise, index) for index in range(noise.num_steps)]
+        # a multistep scheduler: an x0, or what is carried, belongs to every state
+        self.carries = noise.memory is not None or any(weight != 0.0 for step in self._fine for weight in step.state.d)
+        self._guesses: dict[tuple[int, int | None], list[Guess]] = {}
         self._jump_noises: list[tuple[int, int, list[float]]] = []
-        self._history = form.history and self.carries_x0
-        given = [state, x0_of(state)] if self._history else [state]
+        given = [state]
+        if form.history and self.carries:
+            given += self._carried(state, len(self._fine[0].state.d))
+        self._history = len(given) - 1
+        # how many vectors are carried beside a value
+        self._counts: dict[Name, int] = {state: self._history}
         # values are numbered as they are written; first and last wave of each
         self._value = {name: number for number, name in enumerate(given)}
         self._written_in_this_wave: dict[Name, int] = {}
@@ -133,34 +153,64 @@ class Compiler:
             self._updates[-1][2].append(Gather(state, scales[position] if self._form.scaled else 1.0))
         self._updates.append(([], [], []))
 
-    def make_step(self, row: int, name: Name, jumped_from: int | None = None) -> int:
-        """The fine step of a row, which looks back at the x0 of its state if there is one; returns the value.
+    def make_step(self, row: int, name: Name, jumped_from: int | None = None, *, own_from: int = 0) -> int:
+        """The fine step of a row, and what it carries; it looks back at what its state carries. Returns the value.
 
-        jumped_from: a jump from there led to the state. Its x0 stands for that of the step before, between the two.
+        jumped_from: a jump from there led to the state. What earlier steps would have left is guessed: x0 goes along a
+        line from that of the jump to that of the state. own_from: what is carried on unchanged is copied if it was
+        there before the value of this number, see `num_values`.
         """
-        position, x0 = self._positions[row], x0_of(self._names[row])
-        step = self._fine[position]
-        if x0 in self._value and jumped_from is not None:
-            here, just_before, far_before = (self._log_snr[each] for each in (position, position - 1, jumped_from))
-            way = (here - just_before) / (here - far_before)
-            way = way if math.isfinite(way) else 0.0
-            step = step._replace(c=step.c + step.d * (1 - way), d=step.d * way)
-        noisy = self._noise.spread is not None
-        spread = self._noise.numbers["spread"][position] if noisy else 0.0
-        value = self._make(row, name, step, x0, position if noisy else None, spread)
-        self.wave.arrivals.append((position + 1, value))
-        if self.carries_x0:
-            self.wave.x0.append((position, self._make(row, x0_of(name), ITS_X0)))
-        return value
+        position, state = self._positions[row], self._names[row]
+        made = self._fine[position]
+        before = self._carried(state, len(made.state.d))
+        if jumped_from is not None or not all(each in self._value for each in before):
+            before = []
+        found = []
+        for index, vector in enumerate((made.state, *made.carried)):
+            kept = [number for number, weight in enumerate(vector.d) if weight != 0.0]
+            if index > 0 and before and vector == Vector(0.0, 0.0, 0.0, vector.d) and [vector.d[i] for i in kept] == [1]:
+                found.append(self._carry_on(row, before[kept[0]], own_from))
+                continue
+            target = name if index == 0 else self._carried(name, len(made.carried))[index - 1]
+            draws = self._noise.spread is not None and (index == 0 or vector.s != 0.0)
+            draw = position if draws else None
+            if before:
+                looks_back = [(before[number], vector.d[number]) for number in kept]
+                found.append(self._make(row, target, vector, looks_back, draw))
+            else:
+                found.append(self._make_alone(row, target, vector, state, jumped_from, draw))
+        self._note(name, found[1:])
+        self.wave.arrivals.append((position + 1, found[0]))
+        if self.carries and self._noise.memory is None:
+            self.wave.x0.append((position, found[1]))
+        return found[0]
 
     def make_jump(
         self, row: int, name: Name, jump: Jump, arrives: int, x0: Name | None = None, *, leads: bool = False
     ) -> None:
         """The jump of a row, looking back at x0, to a grid position. leads: the next jump looks back at its x0."""
-        value = self._make(row, name, jump.coefficients, x0, jump.draw, 0.0 if jump.draw is None else 1.0)
+        a, b, c, d = jump.coefficients
+        s = 0.0 if jump.draw is None else 1.0
+        looks_back = [] if x0 is None or x0 not in self._value else [(x0, d)]
+        vector = Vector(a, b, c if looks_back else c + d, (), s)
+        value = self._make(row, name, vector, looks_back, jump.draw)
         self.wave.arrivals.append((arrives, value))
-        if self.carries_x0 or leads:
-            self._make(row, x0_of(name), ITS_X0)
+        carried = []
+        if self.carries or leads:
+            carried.append(self._make(row, x0_of(name), ITS_X0))
+        if self._noise.memory is not None:
+            carried = []
+            # as if its x0, and the eps with which it arrives where it does, had been the same before
+            alpha, sigma = self._level(arrives)
+            for target, (clean, eps, _) in zip(
+                self._carried(name, self._noise.carried(arrives)), self._guess(arrives, None), strict=True
+            ):
+                share = eps / sigma
+                of_x0 = clean - share * alpha + share * vector.c
+                like = Vector(share * vector.a, share * vector.b, of_x0, (), share * vector.s)
+                scaled = [(each, share * weight) for each, weight in looks_back]
+                carried.append(self._make(row, target, like, scaled, jump.draw))
+        self._note(name, carried)
 
     def correct(
         self,
@@ -171,20 +221,34 @@ class Compiler:
         whole: bool = False,
         becomes: Sequence[Name] = (),
     ) -> Completed:
-        """A `Correction` of a value, and of its x0. becomes: names that the value has from now on."""
+        """A `Correction` of a value, and of all that it carries. becomes: names that the value has from now on."""
         self._value |= self._written_in_this_wave  # from here on, reads find what the steps of this wave have written
         value, before = self._read(name), self._read_if_there(compare)
         pair = None if bracket is None else (self._read(bracket[0]), self._read(bracket[1]))
         if pair is not None or before is not None:
             self._updates[-1][1].append(Correction(value, pair, before, iteration, whole))
         self._value |= dict.fromkeys(becomes, value)
-        if self.carries_x0:
-            x0 = self._read(x0_of(name))
-            if bracket is not None:
-                new, old = (self._read(x0_of(each)) for each in bracket)
-                self._updates[-1][1].append(Correction(x0, (new, old)))
-            self._value |= {x0_of(each): x0 for each in becomes}
+        if self.carries:
+            count = self._counts[name]
+            carried = self._carried(name, count)
+            vectors = [self._read(each) for each in carried]
+            # the newest first: the steps of this wave that make them may read the older ones as they are
+            for number in sorted(range(count), key=vectors.__getitem__, reverse=True) if bracket is not None else ():
+                new, old = (self._read(self._carried(of, count)[number]) for of in bracket or ())
+                self._updates[-1][1].append(Correction(vectors[number], (new, old)))
+            for other in becomes:
+                self._counts[other] = count
+                self._value |= {
+                    target: self._value[each] for target, each in zip(self._carried(other, count), carried, strict=True)
+                }
+                if x0_of(name) in self._value:
+                    self._value[x0_of(other)] = self._value[x0_of(name)]
         return Completed(iteration, value, before is not None)
+
+    @property
+    def num_values(self) -> int:
+        """Values made so far. They are numbered as they are made."""
+        return len(self._first)
 
     def finish(self) -> CompiledProgram:
         """The table, with a slot for every value."""
@@ -196,7 +260,14 @@ class Compiler:
         updates: list[Update] = []
         for steps, corrections, gathers in self._updates:
             update = Update(
-                tuple(v._replace(keep=slots[v.keep], state=slots[v.state], before=at(v.before)) for v in steps),
+                tuple(
+                    v._replace(
+                        keep=slots[v.keep],
+                        state=slots[v.state],
+                        looks_back=tuple((slots[each], weight) for each, weight in v.looks_back),
+                    )
+                    for v in steps
+                ),
                 tuple(
                     v._replace(
                         slot=slots[v.slot],
@@ -224,14 +295,61 @@ class Compiler:
         ]
         return CompiledProgram(tuple(self._waves), table, jump_noises, self._history)
 
-    def _make(
-        self, row: int, name: Name, step: Coefficients, x0: Name | None = None, draw: int | None = None, s: float = 0.0
+    def _carried(self, name: Name, count: int) -> list[Name]:
+        return carried_by(name, count) if self._noise.memory is not None else [x0_of(name)][:count]
+
+    def _note(self, name: Name, carried: Sequence[int]) -> None:
+        """Give the vectors that are carried beside a value their names."""
+        self._counts[name] = len(carried)
+        self._written_in_this_wave |= dict(zip(self._carried(name, len(carried)), carried, strict=True))
+
+    def _carry_on(self, row: int, name: Name, own_from: int) -> int:
+        """A vector that is carried on unchanged."""
+        value = self._read(name)
+        if value >= own_from:
+            return value
+        return self._make(row, None, Vector(0.0, 0.0, 0.0), [(name, 1.0)])
+
+    def _make_alone(
+        self, row: int, name: Name, vector: Vector, state: Name, jumped_from: int | None, draw: int | None
     ) -> int:
+        """A vector of a step to whose state nothing is carried: that is guessed from its own x0 and eps."""
+        position, x0 = self._positions[row], x0_of(state)
+        drifts = jumped_from is not None and x0 in self._value
+        guesses = self._guess(position, jumped_from if drifts else None) if vector.d else []
+        if len(guesses) < len(vector.d):  # at the beginning of the grid: the step's own x0
+            guesses = [Guess(1.0, 0.0, 0.0)]
+        a, b, c, _, s = vector
+        r, to_m, drift = self._noise.numbers["r"][position], self._noise.numbers["s"][position], 0.0
+        for weight, guess in zip(vector.d, guesses, strict=True):
+            share = guess.drift if drifts else 0.0
+            a, b, c = a + weight * guess.eps * r, b + weight * guess.eps * to_m, c + weight * (guess.x0 - share)
+            drift += weight * share
+        return self._make(row, name, Vector(a, b, c, (), s), [(x0, drift)] if drift != 0.0 else [], draw)
+
+    def _guess(self, cut: int, far: int | None) -> list[Guess]:
+        if (cut, far) not in self._guesses:
+            self._guesses[cut, far] = guessed_history(self._noise, cut, far)
+        return self._guesses[cut, far]
+
+    def _level(self, position: int) -> tuple[float, float]:
+        column, last = self._noise.numbers, position == self._noise.num_steps
+        if last:
+            return column["alpha_next"][-1], column["sigma_next"][-1]
+        return column["alpha"][position], column["sigma"][position]
+
+    def _make(
+        self,
+        row: int,
+        name: Name | None,
+        vector: Vector,
+        looks_back: Sequence[tuple[Name, float]] = (),
+        draw: int | None = None,
+    ) -> int:
+        """A new value of this name, or of none. looks_back: in the place of `vector.d`, by name."""
         noise, position = self._noise, self._positions[row]
-        before = self._read_if_there(x0)
-        a, b, c, d = step
-        if before is None:
-            c, d = c + d, 0.0
+        before = tuple((self._read(each), weight) for each, weight in looks_back)
+        a, b, c, _, s = vector
         p, q = noise.numbers["p"][position], noise.numbers["q"][position]
         if noise.clip is None and c != 0.0:  # x0 is linear in x and m: fewer products in each wave
             a, b, c = a + c * p, b + c * q, 0.0
@@ -240,8 +358,9 @@ class Compiler:
         value, number = len(self._first), len(self._waves) - 1
         self._first.append(number)
         self._last.append(number)
-        self._written_in_this_wave[name] = value
-        self._updates[-1][0].append(Step(value, self._states[row], row, a, b, c, d, p, q, before, draw, s))
+        if name is not None:
+            self._written_in_this_wave[name] = value
+        self._updates[-1][0].append(Step(value, self._states[row], row, a, b, c, p, q, before, draw, s))
         return value
 
     def _read(self, name: Name) -> int:

@@ -28,11 +28,12 @@ def wave_table(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver,
 def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, form: Form) -> CompiledProgram:
     """The updates of `program.srds(...)` or `program.sequential(...)`. coarse_solver: of the jumps."""
     compiler = Compiler(noise, program, form, state=("state", 0, 0))
-    bounds = program.bounds
+    bounds, whole_grid = program.bounds, program.num_blocks == 1
     jumps: list[Jump] = []
     if any(row.coarse for wave in program for row in wave.rows):
         before = [None, *bounds] if coarse_solver == "2m" else [None] * len(bounds)
         jumps = [compiler.jump(previous, *block) for previous, block in zip(before, pairwise(bounds), strict=False)]
+    begun: dict[tuple[int, int], int] = {}  # values made before each solve of a block
     looks_back = [jump.coefficients.d != 0.0 for jump in jumps] + [False]
     for wave in program:
         compiler.begin([("state", row.iteration, row.block) for row in wave.rows])
@@ -48,7 +49,10 @@ def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, f
                 # the coarse sweep has no fine step before a boundary
                 jumped_from = bounds[block - 1] if iteration == step == 0 < block else None
                 name = ("solved" if ends else "state", iteration, block)
-                value = compiler.make_step(index, name, jumped_from)
+                before = begun.setdefault((iteration, block), compiler.num_values)
+                # a correction changes what a solve has come to: nobody else may carry it
+                own_from = before if ends and not whole_grid else 0
+                value = compiler.make_step(index, name, jumped_from, own_from=own_from)
                 if not ends:
                     compiler.wave.states.append((position + 1, value))
         for boundary in wave.boundaries:

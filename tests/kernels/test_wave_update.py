@@ -45,8 +45,8 @@ def by_definition(
         x = memory[value.state]
         of_row = sum(weight * m[branch * rows + value.row] for branch, weight in enumerate(guidance))
         result = value.a * x + value.b * of_row + value.c * (value.p * x + value.q * of_row).clamp(-clip, clip)
-        if value.before is not None:
-            result = result + value.d * memory[value.before]
+        for slot, weight in value.looks_back:
+            result = result + weight * memory[slot]
         if value.draw is not None:
             result = result + value.s * noises[value.draw]
         made[value.keep] = result
@@ -94,10 +94,11 @@ class Case:
 
         def step(keep: int, row: int, term: int) -> Step:
             a, b, c, d, p, q, s = (number() for _ in range(7))
-            before = 5 if looks_back and term != 1 else None
+            # one vector, as the x0 of multistep schedulers, two and three
+            before = [(slot, d + number()) for slot in (5, 9, 8)[: row + 1]] if looks_back and term != 1 else []
             noise = row % 2 if noisy and term != 0 else None
             c = 0.0 if clip is None else c
-            return Step(keep, row, row, a, b, c, d if before else 0.0, p, q, before, noise, s if noisy else 0.0)
+            return Step(keep, row, row, a, b, c, p, q, tuple(before), noise, s if noisy else 0.0)
 
         # slots: 0-2 states, 3-9 from earlier waves, 10-15 written now
         steps = [step(10 + 2 * row + term, row, term) for row in range(rows) for term in range(2)]
@@ -342,7 +343,7 @@ STEP = Step(5, 0, 0, 1.0, 1.0)
     [
         (Update((STEP, STEP)), "two steps to one slot"),
         (Update((STEP, Step(6, 5, 0, 1.0, 1.0))), "a slot that another step reads"),
-        (Update((STEP, Step(6, 0, 0, 1.0, 1.0, before=5, d=1.0))), "a slot that another step reads"),
+        (Update((STEP, Step(6, 0, 0, 1.0, 1.0, looks_back=((4, 1.0), (5, 1.0))))), "a slot that another step reads"),
         (Update((), (Correction(3, (1, 2)), Correction(3, None, compare=4))), "two corrections in one slot"),
         (Update((STEP,), (Correction(3, (5, 2)), Correction(5, None, compare=4))), "reads what a later one writes"),
         (Update((STEP,), (Correction(0, (1, 2)), Correction(5, (3, 4)))), "state of a step that a later one corrects"),

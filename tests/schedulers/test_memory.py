@@ -14,7 +14,7 @@ from srds_fast.schedulers.reader import Triangles, read
 CARRIED = {
     "DEISMultistep": 2, "DPMSolverMultistep": 2, "DPMSolverMultistepInverse": 2, "DPMSolverSinglestep": 2,
     "EDMDPMSolverMultistep": 2, "FlowMatchHeunDiscrete": 2, "HeunDiscrete": 2, "IPNDM": 4, "KDPM2AncestralDiscrete": 2,
-    "KDPM2Discrete": 2, "LMSDiscrete": 4, "PNDM": 5, "SASolver": 3, "UniPCMultistep": 3,
+    "KDPM2Discrete": 2, "LMSDiscrete": 4, "PNDM": 6, "SASolver": 3, "UniPCMultistep": 3,
 }  # fmt: skip
 
 
@@ -39,11 +39,11 @@ def test_the_memory_walks_as_the_triangles_do(name: str, config: dict[str, Any])
 def test_known_schedulers_carry_what_is_known_of_them() -> None:
     for name, config in READ:
         if config == {}:
-            assert minimal_memory(read(made(name, config))).carried == CARRIED.get(name, 1), name
-    orders = {name: [minimal_memory(read(made(name, {"solver_order": order}))).carried for order in (1, 2, 3)]
+            assert minimal_memory(read(made(name, config))).vectors == CARRIED.get(name, 1), name
+    orders = {name: [minimal_memory(read(made(name, {"solver_order": order}))).vectors for order in (1, 2, 3)]
               for name in ("UniPCMultistep", "DEISMultistep", "DPMSolverMultistep")}  # fmt: skip
     assert orders == {"UniPCMultistep": [2, 3, 4], "DEISMultistep": [1, 2, 3], "DPMSolverMultistep": [1, 2, 3]}
-    assert minimal_memory(read(made("PNDM", {"skip_prk_steps": True}))).carried == 4
+    assert minimal_memory(read(made("PNDM", {"skip_prk_steps": True}))).vectors == 4
 
 
 def test_what_is_used_too_late_is_an_error() -> None:

@@ -177,17 +177,14 @@ def test_building_a_table_changes_nothing() -> None:
 REFUSED = [
     (DDIMScheduler(thresholding=True), "thresholding"),
     (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
-    (DPMSolverMultistepScheduler(solver_order=3), "solver_order"),
     (DPMSolverMultistepScheduler(thresholding=True), "thresholding"),
-    (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3), "solver_order"),
-    (DPMSolverMultistepScheduler(algorithm_type="dpmsolver", final_sigmas_type="sigma_min"), "algorithm_type"),
     (DPMSolverMultistepScheduler(variance_type="learned_range"), "variance_type"),
-    (DPMSolverSinglestepScheduler(solver_order=3), "solver_order"),
+    (DPMSolverSinglestepScheduler(thresholding=True), "thresholding"),
     (LCMScheduler(thresholding=True), "thresholding"),
     (UnCLIPScheduler(variance_type="learned_range"), "variance_type"),
     (DDPMScheduler(variance_type="learned_range"), "variance_type"),
 ]
-REPLACED = ("PNDM", "UniPCMultistep", "DEISMultistep", "LMSDiscrete", "CogVideoXDPM", "SASolver")
+REPLACED = ("CogVideoXDPM",)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +250,7 @@ def test_a_division_by_zero_is_refused() -> None:
 def test_a_scheduler_that_was_read_is_a_table_or_refused(name: str, config: dict) -> None:
     scheduler = made(name, config)
     if not has_table(name, config):
-        with pytest.raises(UnsupportedScheduler, match=r"looks back further|what its step keeps|noise levels"):
+        with pytest.raises(UnsupportedScheduler, match="noise levels"):
             noise_table(scheduler)
         return
     table = noise_table(scheduler)

@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 from cores import table
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +32,10 @@ SCHEDULERS = {
     "ddim, clipped": DDIMScheduler(clip_sample=True),
     "dpm++ 2m": DPMSolverMultistepScheduler(),
     "euler ancestral": EulerAncestralDiscreteScheduler(),
+    "pndm": PNDMScheduler(skip_prk_steps=True),
+    "unipc": UniPCMultistepScheduler(solver_order=3),
+    "lms": LMSDiscreteScheduler(),
+    "sa": SASolverScheduler(),
 }
 ROUNDING = 1e-9
 
@@ -49,7 +61,7 @@ class Numbers:
         for value in update.steps:
             x, output = slots[value.state], m[value.row]
             result = value.a * x + value.b * output + value.c * clamp(value.p * x + value.q * output, clip)
-            result += 0.0 if value.before is None else value.d * slots[value.before]
+            result += sum(weight * slots[slot] for slot, weight in value.looks_back)
             made[value.keep] = result + (0.0 if value.draw is None else value.s * noise[value.draw])
         assert len(made) == len(update.steps)
         for slot, result in made.items():
@@ -83,6 +95,8 @@ class Numbers:
 
 @given(st.sampled_from(list(SCHEDULERS)), st.integers(1, 16), st.data())
 def test_chains_give_what_the_stages_say(name: str, num_steps: int, data: st.DataObject) -> None:
+    noise = table(num_steps, SCHEDULERS[name])
+    num_steps = noise.num_steps
     num_blocks = data.draw(st.integers(1, num_steps))
     iterations = data.draw(st.integers(0, num_blocks))
     pipelined, bitwise, constrained, given_x0 = (data.draw(st.booleans()) for _ in range(4))
@@ -91,7 +105,6 @@ def test_chains_give_what_the_stages_say(name: str, num_steps: int, data: st.Dat
     if data.draw(st.booleans()):
         waves = program.sequential(num_steps)
     waves = waves.limited_to(data.draw(st.sampled_from([None, 1, 3])))
-    noise = table(num_steps, SCHEDULERS[name])
     spec = TensorSpec(torch.float64, torch.device("cpu"), 2)
     form = Form(spec, history=given_x0, scaled=True, constrained=constrained, bitwise=bitwise)
     found: Any = compiled(noise, waves, data.draw(st.sampled_from(["2m", "ddim"])), form)

@@ -118,7 +118,7 @@ class RecordedNetwork:
         """The predicted x0 of a single step, [samples, ...]: a loop with one step may read it."""
         weights = self.turn.weights
         assert weights is not None
-        return self.noise.step(0, self.state_of(wave), torch.tensordot(weights, m.to(weights.dtype), dims=1))[1]
+        return self.noise.predict_x0(0, self.state_of(wave), torch.tensordot(weights, m.to(weights.dtype), dims=1))
 
 
 def network_calls(

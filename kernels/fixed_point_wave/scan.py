@@ -36,7 +36,8 @@ class Scan:
     """The steps of a grid, applied to a window of it; dtype, device and ndim are those of a state [samples, ...].
 
     clip: bound of the clamp; None leaves the term out. order: how many points the correction of a step reaches, at
-    least 1; None: all. The kernels support None only.
+    least 1; None: all. reach: [N, N], how far the residual of each step moves the later points, where that does not
+    follow from c alone. The kernels support None only, of both.
     """
 
     def __init__(
@@ -47,16 +48,18 @@ class Scan:
         ndim: int,
         clip: float | None = None,
         order: int | None = None,
+        reach: Tensor | None = None,
     ) -> None:
         # [N, 6], rounded once from float64
         self.table = torch.tensor(steps, dtype=torch.float64).to(device, dtype)
         self._columns = self.table.T.reshape(len(ScanStep._fields), len(steps), *[1] * ndim)
         self.order, self._clip = order, clip
         # [N, N]: how far the residual of step j moves the point after step i > j; the diagonal is zero
-        reach = torch.zeros(len(steps), len(steps), dtype=torch.float64)
-        for i, step in enumerate(steps[1:], start=1):
-            reach[i, : i - 1] = step.c * reach[i - 1, : i - 1]
-            reach[i, i - 1] = step.c
+        if reach is None:
+            reach = torch.zeros(len(steps), len(steps), dtype=torch.float64)
+            for i, step in enumerate(steps[1:], start=1):
+                reach[i, : i - 1] = step.c * reach[i - 1, : i - 1]
+                reach[i, i - 1] = step.c
         self._reach = (reach if order is None else reach.triu(1 - order)).to(device, dtype)
 
     def points(self, y: Tensor, m: Tensor, first: int, added: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.look_back import LookBack
 from .scan import Scan
 
 
@@ -42,6 +43,7 @@ class Table:
     regularisation: float  # of the mixing, lambda
     longest: int  # the first sweep that mixes the newest difference only
     numbers: Tensor  # [N, 8], what the kernel reads for each step: the scan's coefficients, momentum, spread
+    look_back: LookBack | None = None  # what steps take of the points before theirs; None: nothing, or momentum
 
     @property
     def num_steps(self) -> int:
@@ -49,8 +51,8 @@ class Table:
 
     @property
     def fused(self) -> bool:
-        """Whether the kernels can run these sweeps: they need a correction that reaches all later points."""
-        return self.scan.order is None
+        """Whether the kernels can run these sweeps: a correction reaches all later points, a step looks at one x0."""
+        return self.scan.order is None and self.look_back is None
 
     def differences(self, sweeps: int) -> int:
         """How many differences the next sweep mixes, after so many sweeps."""

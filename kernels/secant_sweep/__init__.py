@@ -58,7 +58,8 @@ def secant_sweep(
     what the point has learnt over the elements. In the second a program owns a sample, and goes from point to point
     with its change in registers. It moves 4 H + 7 states an element and point, 64 bytes with the row in and out at two
     differences (`bytes_per_element`). Of samples that one program cannot hold (`sizes.sharing`) each step is a launch,
-    and three more. Where a constraint is given the reference runs. Sums are taken in a fixed order that the size of a
+    and three more. Where a constraint is given, or steps look back
+    further than at one x0, the reference runs. Sums are taken in a fixed order that the size of a
     sample alone decides, so a sample has the same bits in every call and in every batch. No launch needs a value from
     the host.
 
@@ -77,7 +78,7 @@ def secant_sweep(
     shape = (branches * len(wave.positions), memory.expected.shape[1], *memory.shape)
     check_tensor("m", m, NETWORK_DTYPES, memory.expected.device, shape, "[branches * rows, samples, ...]")
     how = guidance, network
-    if constrain is not None or implementation(m.device) == "torch":
+    if constrain is not None or table.look_back is not None or implementation(m.device) == "torch":
         return reference.secant_sweep(table, number, memory, m, *how, constrain, check_stationary)
     from . import walk_kernel
 

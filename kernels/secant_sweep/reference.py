@@ -144,14 +144,16 @@ def move(table: SecantTable, wave: SecantWave, memory: Memory, constrain: Constr
     if table.spread is not None:
         assert memory.draws is not None
         stepped = stepped + table.spread[first:] * memory.draws[first:]
+    if table.look_back is not None:
+        stepped = stepped + table.look_back.added(x, m, memory.draws, table.num_steps)[first:]
+    if table.look_back is not None:
+        _walk_back(table, memory, first, stepped, learnt, constrain)
+        _expect(table, memory, learnt, first)
+        return
     slopes = by_state + by_output * response
     of_x0 = _x0_changes(table, first, inside, learnt)
 
-    after = memory.points(-1)
-    after[: first + 1] = x[: first + 1]
-    after[first + 1] = stepped[0]  # it departs from a point that is exact
-    if constrain is not None:
-        after[first + 1] = constrain(after[first + 1], first + 1)
+    after = _begin(memory, first, stepped, constrain)
     # as columns [samples, elements, 1], one for each step: the loop below is all that the host does N times
     old, new, steps, slope = (
         each[..., None].unbind() for each in (x[first + 1 :], after[first + 1 :], stepped, slopes)
@@ -178,6 +180,43 @@ def move(table: SecantTable, wave: SecantWave, memory: Memory, constrain: Constr
             new[index].copy_(constrain(new[index][..., 0], first + index + 1)[..., None])
         change = new[index] - old[index]
     _expect(table, memory, learnt, first)
+
+
+def _begin(memory: Memory, first: int, stepped: Tensor, constrain: ConstrainOne | None) -> Tensor:
+    """The points that are written, up to the first that moves: it departs from a point that is exact."""
+    after = memory.points(-1)
+    after[: first + 1] = memory.points(0)[: first + 1]
+    after[first + 1] = stepped[0]
+    if constrain is not None:
+        after[first + 1] = constrain(after[first + 1], first + 1)
+    return after
+
+
+def _walk_back(
+    table: SecantTable,
+    memory: Memory,
+    first: int,
+    stepped: Tensor,
+    learnt: Secants | None,
+    constrain: ConstrainOne | None,
+) -> None:
+    """`move` for steps that look back at all points before: each moves with the changes of all of them."""
+    assert table.look_back is not None
+    x, after = memory.points(0), _begin(memory, first, stepped, constrain)
+    weights = table.look_back.weights(first, table.a.flatten(), table.b.flatten())
+    size = table.num_steps - first
+    # of the points, and of what their outputs answer
+    changes = x.new_zeros(2 * size, *x.shape[1:])
+    for index in range(1, size):
+        changes[index] = change = after[first + index] - x[first + index]
+        answer = torch.mul(table.response[first + index], change, out=changes[size + index])
+        if learnt is not None:
+            along = learnt.solve[first + index] @ change[..., None]
+            answer += (learnt.response[first + index] @ along)[..., 0]
+        more = (weights[index] @ changes.flatten(1)).view_as(change)
+        torch.add(stepped[index], more, out=after[first + index + 1])
+        if constrain is not None:
+            after[first + index + 1] = constrain(after[first + index + 1], first + index + 1)
 
 
 class _X0Changes(NamedTuple):

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.look_back import LookBack
+
 # nodes that a local polynomial goes through: it is cubic
 LOCAL = 4
 
@@ -96,6 +98,7 @@ class SecantTable:
         history: most differences that secants go through.
         regularisation: lambda, relative to the largest squared movement.
         numbers: [N, 11], what the kernel reads of each step, see `step_numbers`.
+        look_back: what steps take of the points before theirs; None: nothing, or momentum.
     """
 
     a: Tensor
@@ -118,6 +121,7 @@ class SecantTable:
     history: int
     regularisation: float
     numbers: Tensor
+    look_back: LookBack | None = None
 
     @property
     def num_steps(self) -> int:

@@ -311,7 +311,7 @@ class Session:
         """What the call has done until now. engine_reason: of the report, unless the engine has its own reason."""
         run, plan = self.run, self._reported.plan
         prediction = plan.prediction
-        fused = plan.options.fused(constrained=self.inputs.constrain is not None)
+        fused = plan.options.fused(self.noise, constrained=self.inputs.constrain is not None)
         return Report(
             method=plan.method,
             engine=run.engine.name,

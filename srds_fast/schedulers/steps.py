@@ -67,7 +67,9 @@ def made_by_step(noise: NoiseTable, index: int) -> Made:
 def fine_step(noise: NoiseTable, index: int) -> Coefficients:
     """The scheduler's own step, without fresh noise and without what `NoiseTable.memory` adds of earlier steps."""
     if noise.triangles is not None:
-        return Coefficients(float(noise.triangles.of_x[index, index]), float(noise.triangles.of_m[index, index]), 0.0, 0.0)
+        return Coefficients(
+            float(noise.triangles.of_x[index, index]), float(noise.triangles.of_m[index, index]), 0.0, 0.0
+        )
     a, b, c, d = first_order(noise, index, index + 1)
     momentum = 0.0 if noise.momentum is None else noise.numbers["momentum"][index]
     return Coefficients(a, b, c + momentum, d - momentum)

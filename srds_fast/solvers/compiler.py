@@ -168,7 +168,12 @@ class Compiler:
         found = []
         for index, vector in enumerate((made.state, *made.carried)):
             kept = [number for number, weight in enumerate(vector.d) if weight != 0.0]
-            if index > 0 and before and vector == Vector(0.0, 0.0, 0.0, vector.d) and [vector.d[i] for i in kept] == [1]:
+            if (
+                index > 0
+                and before
+                and vector == Vector(0.0, 0.0, 0.0, vector.d)
+                and [vector.d[i] for i in kept] == [1]
+            ):
                 found.append(self._carry_on(row, before[kept[0]], own_from))
                 continue
             target = name if index == 0 else self._carried(name, len(made.carried))[index - 1]

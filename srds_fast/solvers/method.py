@@ -110,7 +110,7 @@ class Method(ABC):
         """Whether what a wave evaluates depends on the values found before: such waves are not recorded as one loop."""
         return False
 
-    def fused(self, *, constrained: bool) -> bool:
+    def fused(self, noise: NoiseTable, *, constrained: bool) -> bool:
         """Whether fused kernels do the arithmetic of its waves on a CUDA device. Otherwise PyTorch does.
 
         constrained: states are constrained as they arrive, see `SolverInputs.constrain`.

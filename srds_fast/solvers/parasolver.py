@@ -16,7 +16,7 @@ Choices that the paper leaves open, or that differ from the authors' code:
   at step 0 and evaluates these rows again.
 - At least one sub-interval is left to the window, however many coarse steps are asked for.
 - x0 held constant means the scheduler's own steps with that x0, clipping and noise included (`steps.chained`).
-- Multistep schedulers: the x0 to look back at belongs to the state, and gets the same update.
+- Multistep schedulers: the x0 to look back at, or all that is carried, belongs to the state, and gets the same update.
 - Noise is drawn once for each fine step, as the sequential sampler draws it, so the limit is that sampler.
 """
 
@@ -32,7 +32,8 @@ from torch import Tensor
 
 from ..errors import InvalidArgument
 from ..kernels.common.network_input import guided
-from ..schedulers.steps import TensorSpec, chained, fine_step
+from ..schedulers.memory import Memory
+from ..schedulers.steps import TensorSpec, chained, fine_step, guessed_history
 from ..schedulers.table import NoiseTable
 from .checks import check_positive, check_whole
 from .contract import Answer, Checkpoint, Core, Evaluate, SolverInputs, output_of
@@ -146,30 +147,36 @@ def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, tolerance: floa
         # a state that moved too far was still made of states that had finished
         passed = min(last - first, num_within(moved, bound[first:last]) + 1)
         departed = torch.cat([torch.zeros_like(moved[:1]), moved[: passed - 1]])
-        states.carried.slide(departed)
+        states.error.slide(departed)
         first += passed
         entered, last = last, min(first + program.window, num_blocks)
         states.extrapolate(entered, last)
     sample = states.x[-1].clone()
-    yield Checkpoint(iteration, sample, states.samples, None, exact=False, error=states.carried.bound)
+    yield Checkpoint(iteration, sample, states.samples, None, exact=False, error=states.error.bound)
     return sample
 
 
 class _States:
-    """The states where sub-intervals begin, x [B + 1, batch, ...], and x0, that the step from each looks back at."""
+    """The states where sub-intervals begin, and what steps carry to them.
+
+    Attributes:
+        x: [B + 1, batch, ...], the states.
+        carried: [vectors, B + 1, batch, ...], x0 of the step before, or what `NoiseTable.memory` says; zero: nothing.
+    """
 
     def __init__(self, x: Tensor, noise: NoiseTable, program: Intervals, inputs: SolverInputs) -> None:
         self.samples = tuple(range(len(x)))  # none stops before the others
         self.x = x.new_zeros(program.num_blocks + 1, *x.shape)
-        self.x0 = torch.zeros_like(self.x)
+        most = 1 if noise.memory is None else noise.memory.vectors - 1
+        self.carried = x.new_zeros(most, *self.x.shape)
         self.x[0] = x
         if inputs.x0_prev is not None:
-            self.x0[0] = inputs.x0_prev
-        self._last_x0 = self.x0[0]
+            self.carried[0, 0] = inputs.x0_prev
+        self._last_x0 = torch.zeros_like(x)
         self._noise, self._program, self._inputs = noise, program, inputs
         self._columns = _columns(noise, TensorSpec.of(x))
         assumed = torch.ones(program.num_blocks, dtype=torch.float64)
-        self.carried = CarriedError(noise, program.bounds, assumed, x)
+        self.error = CarriedError(noise, program.bounds, assumed, x)
 
     def evaluate(self, number: int, rows: Tensor) -> Evaluate:
         network, positions = self._inputs.network, self._program.positions[number]
@@ -182,10 +189,11 @@ class _States:
     def jump(self, block: int, answer: Answer) -> None:
         """Cross a sub-interval with one network output: the coarse start."""
         start, stop = self._program.bounds[block : block + 2]
-        x, x0 = self._step((start,), self.x[block : block + 1], self.x0[block : block + 1], answer)
+        here = slice(block, block + 1)
+        x, carried, x0 = self._step((start,), self.x[here], self.carried[:, here], answer)
         self._last_x0 = x0[0]
         if stop - start == 1:
-            self.x[block + 1], self.x0[block + 1] = x[0], x0[0]
+            self.x[block + 1], self.carried[:, block + 1] = x[0], carried[:, 0]
         else:
             self.extrapolate(block, block + 1)
 
@@ -199,48 +207,74 @@ class _States:
             if noise.spread is not None and draws is not None:
                 x = x + torch.tensordot(draws.new_tensor(weights), draws[start:stop], dims=1)
             self.x[block + 1] = self._inputs.constrained(x[None], (stop,), self.samples)[0]
-            self.x0[block + 1] = self._last_x0
+            self.carried[:, block + 1] = self._guessed(stop, self.x[block + 1])
 
     def refine(self, first: int, last: int) -> Generator[Evaluate, Answer, Tensor]:
         """Solve a window, and update the states behind; the root mean square of what each moved by, [states, batch]."""
         program, inputs = self._program, self._inputs
-        x, x0 = self.x[first:last].clone(), self.x0[first:last].clone()
+        x, carried = self.x[first:last].clone(), self.carried[:, first:last].clone()
         for number in range(program.num_coarse, len(program)):
             if program.begins[number] == first:
                 inside = [row.block - first for row in program.waves[number].rows]
                 answer = yield self.evaluate(number, x[inside])
-                x[inside], x0[inside] = self._step(program.positions[number], x[inside], x0[inside], answer)
-        self._last_x0 = x0[-1]
+                found = self._step(program.positions[number], x[inside], carried[:, inside], answer)
+                x[inside], carried[:, inside] = found[:2]
+                if inside[-1] == last - 1 - first:
+                    self._last_x0 = found[2][-1]
         behind = slice(first + 1, last + 1)
         positions = program.bounds[behind]
-        self.carried.see(first, self.x[first:last], x)
+        self.error.see(first, self.x[first:last], x)
         moved = _update(self.x[behind], x)
-        _update(self.x0[behind], x0)
+        for values, solved in zip(self.carried[:, behind], carried, strict=True):
+            _update(values, solved)
         self.x[behind] = inputs.constrained(self.x[behind], positions, self.samples)
         if inputs.trajectory is not None:
             for position, state in zip(positions, self.x[behind].clone(), strict=True):
                 inputs.trajectory.record(position, state, self.samples)
         return rms(moved)
 
-    def _step(self, positions: tuple[int, ...], x: Tensor, x0_before: Tensor, answer: Answer) -> tuple[Tensor, Tensor]:
-        """The fine steps from these positions, and the x0 predicted there; [rows, batch, ...] each."""
-        inputs, rows, clip = self._inputs, list(positions), self._noise.clip
-        a, b, c, d, p, q, spread = (self._columns[name][rows] for name in ("a", "b", "c", "d", "p", "q", "spread"))
+    def _guessed(self, cut: int, x: Tensor) -> Tensor:
+        """What would be carried to a state x if the x0 predicted last had been that of all steps before."""
+        noise, x0 = self._noise, self._last_x0
+        found = torch.zeros_like(self.carried[:, 0])
+        if noise.memory is None:
+            return found + x0
+        if cut < noise.num_steps:
+            alpha, sigma = noise.numbers["alpha"][cut], noise.numbers["sigma"][cut]
+            for vector, guess in zip(found, guessed_history(noise, cut), strict=False):
+                vector.copy_(guess.x0 * x0 + guess.eps / sigma * (x - alpha * x0))
+        return found
+
+    def _step(
+        self, positions: tuple[int, ...], x: Tensor, carried: Tensor, answer: Answer
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The fine steps from these positions, what they carry, and the x0 predicted there; [.., rows, batch, ...]."""
+        inputs, rows, clip, column = self._inputs, list(positions), self._noise.clip, self._columns
         m = guided(output_of(answer), inputs.guidance, x.dtype)
-        x0 = p * x + q * m
+        x0 = column["p"][rows] * x + column["q"][rows] * m
         if clip is not None:
             x0 = x0.clamp(-clip, clip)
-        if positions[0] == 0 and inputs.x0_prev is None:  # there is no step before the first
-            x0_before = torch.cat([x0[:1], x0_before[1:]])
-        x = a * x + b * m + c * x0 + d * x0_before
-        if self._noise.spread is not None and inputs.draws is not None:
-            x = x + spread * inputs.draws[rows]
+        if self._noise.memory is None:
+            before = carried[0]
+            if positions[0] == 0 and inputs.x0_prev is None:  # there is no step before the first
+                before = torch.cat([x0[:1], before[1:]])
+            a, b, c, d = (column[name][rows] for name in "abcd")
+            x = a * x + b * m + c * x0 + d * before
+            if self._noise.spread is not None and inputs.draws is not None:
+                x = x + column["spread"][rows] * inputs.draws[rows]
+            carried = x0[None]
+        else:
+            made = torch.einsum("rkl,lr...->kr...", column["keep"][rows], torch.cat([x[None], carried]))
+            made = made + column["of_m"][:, rows] * m
+            if inputs.draws is not None:
+                made = made + column["of_z"][:, rows] * inputs.draws[rows]
+            x, carried = made[0], made[1:]
         x = inputs.constrained(x, [position + 1 for position in positions], self.samples)
         if inputs.trajectory is not None:
             for position, state, clean in zip(positions, x, x0, strict=True):
                 inputs.trajectory.record(position + 1, state, self.samples)
                 inputs.trajectory.record_x0(position, clean, self.samples)
-        return x, x0
+        return x, carried, x0
 
 
 def _update(values: Tensor, solved: Tensor) -> Tensor:
@@ -253,9 +287,31 @@ def _update(values: Tensor, solved: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _columns(noise: NoiseTable, spec: TensorSpec) -> dict[str, Tensor]:
-    """The coefficients of the fine steps and of the network's input, [N, 1, ...] each, for states like these."""
+    """The coefficients of the fine steps and of the network's input, [N, 1, ...] each, for states like these.
+
+    Of steps with `NoiseTable.memory` they are keep, [N, 1 + vectors, 1 + vectors], of_m and of_z, [1 + vectors, N, 1, ...].
+    """
+    named = {"p": noise.p, "q": noise.q, "input_scale": noise.input_scale}
+    if noise.memory is not None:
+        keep, of_m, of_z = _padded(noise.memory)
+        columns = {"of_m": of_m, "of_z": of_z}
+        found = {name: torch.stack([spec.column(each) for each in values]) for name, values in columns.items()}
+        found["keep"] = keep.to(spec.device, spec.dtype)
+        return found | {name: spec.column(values) for name, values in named.items()}
     steps = torch.tensor([fine_step(noise, index) for index in range(noise.num_steps)], dtype=torch.float64)
-    spread = torch.zeros_like(noise.p) if noise.spread is None else noise.spread
-    named = dict(zip("abcd", steps.unbind(1), strict=True))
-    named |= {"p": noise.p, "q": noise.q, "spread": spread, "input_scale": noise.input_scale}
+    named |= dict(zip("abcd", steps.unbind(1), strict=True))
+    named["spread"] = torch.zeros_like(noise.p) if noise.spread is None else noise.spread
     return {name: spec.column(values) for name, values in named.items()}
+
+
+def _padded(memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+    """The recursion with as many vectors in every step: keep [N, K, K], of_m and of_z [K, N]; zeros are added."""
+    steps, most = len(memory.keep), memory.vectors
+    keep, of_m, of_z = torch.zeros(steps, most, most), torch.zeros(most, steps), torch.zeros(most, steps)
+    keep, of_m, of_z = keep.double(), of_m.double(), of_z.double()
+    for index in range(steps):
+        rows, columns = memory.keep[index].shape
+        keep[index, :rows, :columns] = memory.keep[index]
+        of_m[:rows, index] = memory.of_m[index]
+        of_z[:rows, index] = memory.of_z[index].sum(1)  # of one draw at most
+    return keep, of_m, of_z

@@ -87,8 +87,8 @@ class Collocation(Method):
         table = secant_table(noise, program, *how, TensorSpec.of(x), scaled=inputs.scaled)
         return collocation(x, noise, program, table, inputs, bitwise=bitwise)
 
-    def fused(self, *, constrained: bool) -> bool:
-        return not constrained
+    def fused(self, noise: NoiseTable, *, constrained: bool) -> bool:
+        return not constrained and noise.triangles is None
 
     def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
         if not target.leaves_choice(calibrated=calibrated):

@@ -71,7 +71,7 @@ class Points:
             return
         guess = inputs.initial_guess.to(x)
         torch.cat([x[None], guess[1:]], out=points)
-        if table.clip is None and table.momentum is None:
+        if table.clip is None and table.momentum is None and table.look_back is None:
             # the outputs that lead from each point of the guess to the next, and from its own starting noise on
             flat = guess.flatten(2)
             led = flat[1:] - table.a * flat[:-1]

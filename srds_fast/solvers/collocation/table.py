@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.secant_sweep.table import LOCAL, Interpolation, SecantTable, SecantWave, around, step_numbers
-from ...schedulers.steps import TensorSpec, first_order
+from ...schedulers.steps import TensorSpec, fine_step, first_order
 from ...schedulers.table import NoiseTable
-from ..fixed_point.grid import responses
+from ..fixed_point.grid import look_back_of, propagation, responses
 from ..fixed_point.program import Sweeps
 
 # Bound of |x0's response that secants add to the expected one|. At high noise the network's output is the noise in x,
@@ -39,7 +39,11 @@ def secant_table(
     if data_std == "auto":
         data_std = DATA_STD if noise.clip is None else DATA_STD_OF_CLIP * noise.clip
     gain, c = responses(noise, data_std)
-    steps = [first_order(noise, index, index + 1) for index in range(noise.num_steps)]
+    looks_back = noise.triangles is not None
+    steps = [
+        fine_step(noise, index) if looks_back else first_order(noise, index, index + 1)
+        for index in range(noise.num_steps)
+    ]
     a, b, e = (torch.tensor([getattr(step, name) for step in steps], dtype=torch.float64) for name in "abc")
     level = (noise.alpha**2 + noise.sigma**2).sqrt()
     at_end = (noise.alpha_next[-1:] ** 2 + noise.sigma_next[-1:] ** 2).sqrt()
@@ -50,12 +54,16 @@ def secant_table(
     def column(values: Tensor) -> Tensor:
         return values.to(spec.device, spec.dtype)[:, None, None]
 
-    momentum, spread = (None if each is None else column(each) for each in (noise.momentum, noise.spread))
+    look_back = look_back_of(noise, spec)
+    momentum, spread = (None if each is None or looks_back else column(each) for each in (noise.momentum, noise.spread))
     steps_of = column(a), column(b), column(e), column(noise.p), column(noise.q)
     response = column((gain - noise.p) / noise.q)
     largest = column((LARGEST_RESPONSE + ratio) / (level * noise.q.abs()))
     smallest = column((SMALLEST_MOVEMENT * level) ** 2)
-    reach = (to_the_end * (b + by_x0 * noise.q)).abs().to(spec.device, spec.dtype)[:, None]
+    reach = to_the_end * (b + by_x0 * noise.q)
+    if noise.triangles is not None:
+        reach = propagation(noise, data_std)[-1] @ noise.triangles.of_m
+    reach = reach.abs().to(spec.device, spec.dtype)[:, None]
     return SecantTable(
         *steps_of,
         clip=noise.clip,
@@ -73,11 +81,18 @@ def secant_table(
         history=history,
         regularisation=regularisation,
         numbers=step_numbers([*steps_of, response, largest, smallest, momentum, spread, reach]),
+        look_back=look_back,
     )
 
 
 def _growth(noise: NoiseTable, gain: Tensor) -> Tensor:
     """The sampler's path from 1, without noise, for Gaussian data: x0 is gain * x; float64, [N + 1]."""
+    if noise.triangles is not None:
+        by_point = noise.triangles.of_x + noise.triangles.of_m * ((gain - noise.p) / noise.q)
+        path = torch.ones(noise.num_steps + 1, dtype=torch.float64)
+        for index in range(noise.num_steps):
+            path[index + 1] = by_point[index] @ path[:-1]  # what lies ahead has no weight
+        return path
     keep = noise.sigma_next / noise.sigma
     momentum = torch.zeros_like(keep) if noise.momentum is None else noise.momentum
     x, x0_before, found = 1.0, None, [1.0]

@@ -8,12 +8,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ...kernels.common.look_back import LookBack
 from ...kernels.fixed_point_wave import Scan, ScanStep, Sweep, Table, step_numbers
-from ...schedulers.steps import TensorSpec, first_order
+from ...schedulers.steps import TensorSpec, fine_step, first_order
 from ...schedulers.table import NoiseTable
 from .parameters import Parameters
 from .program import Sweeps
 
+# a step that gains less than this of x0 goes from a level to the same one
+SMALLEST_GAIN = 1e-9
 # sweeps that mix more than the newest difference
 MIXINGS = 5
 
@@ -30,15 +33,19 @@ def grid_of(
     _, c = responses(noise, data_std)
     flows = data_std is not None and math.isfinite(data_std)
     growth = torch.cat([c.new_ones(1), c.cumprod(0) if flows else torch.ones_like(c)])
-    # the scan is given momentum and fresh noise as additions
+    # the scan is given fresh noise, and what steps take of earlier ones, as additions
     steps = []
     for index, (response_of_step, p, q) in enumerate(
         zip(c.tolist(), noise.numbers["p"], noise.numbers["q"], strict=True)
     ):
-        a, b, e, _ = first_order(noise, index, index + 1)
+        a, b, e, _ = first_order(noise, index, index + 1) if noise.triangles is None else fine_step(noise, index)
         steps.append(ScanStep(a, b, response_of_step, e, p, q))
-    scan = Scan(steps, spec.dtype, spec.device, spec.ndim, noise.clip, options.order)
-    momentum, spread = (None if each is None else spec.column(each) for each in (noise.momentum, noise.spread))
+    reach = None if noise.triangles is None else propagation(noise, data_std).tril(-1)
+    scan = Scan(steps, spec.dtype, spec.device, spec.ndim, noise.clip, options.order, reach)
+    look_back = look_back_of(noise, spec)
+    momentum, spread = (
+        None if each is None or look_back is not None else spec.column(each) for each in (noise.momentum, noise.spread)
+    )
     rows = tuple(torch.tensor(positions, device=spec.device) for positions in program.positions)
     # standard deviations of the states, for data of deviation 1
     arrives = noise.alpha_next[-1:] ** 2 + noise.sigma_next[-1:] ** 2
@@ -58,6 +65,7 @@ def grid_of(
         options.regularisation,
         MIXINGS,
         step_numbers(scan, momentum, spread),
+        look_back,
     )
     return table, spec.column(growth)
 
@@ -93,6 +101,38 @@ def responses(noise: NoiseTable, data_std: float | None) -> tuple[Tensor, Tensor
     if noise.momentum is not None:
         gain = gain + noise.momentum
     return response, keep + gain * response
+
+
+def look_back_of(noise: NoiseTable, spec: TensorSpec) -> LookBack | None:
+    """What steps take of the points before theirs, for states like these; None: nothing, or momentum."""
+    triangles = noise.triangles
+    if triangles is None:
+        return None
+    of_z = None
+    if triangles.draw_turns:
+        of_z = torch.zeros_like(triangles.of_x)
+        of_z[:, list(triangles.draw_turns)] = triangles.of_z
+    found = LookBack(triangles.of_x.tril(-1), triangles.of_m.tril(-1), of_z)
+    return LookBack(*(None if each is None else each.to(spec.device, spec.dtype) for each in found))
+
+
+def propagation(noise: NoiseTable, data_std: float | None) -> Tensor:
+    """By how much an error of each step moves the point behind it and all later ones, [N, N] float64, for Gaussian data.
+
+    With x_{i+1} = sum_j A_ij x_j + B_ij m_j and an output that responds with M to its point, errors obey
+    e_i = r_i + sum_{1 <= j <= i} (A_ij + B_ij M_j) e_{j-1}, r the error of each step itself. data_std: as of
+    `responses`; None: with the M by which a first-order step passes on an error as it is.
+    """
+    assert noise.triangles is not None
+    response, _ = responses(noise, data_std)
+    if data_std is None:
+        keep = noise.sigma_next / noise.sigma
+        gain = noise.alpha_next - keep * noise.alpha
+        response = torch.where(gain.abs() > SMALLEST_GAIN, (1 - keep) / gain, 1.0)
+    by_point = noise.triangles.of_x + noise.triangles.of_m * ((response - noise.p) / noise.q)
+    passes_on = torch.cat((by_point[:, 1:], torch.zeros_like(by_point[:, :1])), 1)
+    identity = torch.eye(noise.num_steps, dtype=torch.float64)
+    return torch.linalg.solve_triangular(identity - passes_on, identity, upper=False, unitriangular=True)
 
 
 def _sweeps(program: Sweeps, spec: TensorSpec, rows: tuple[Tensor, ...], *, slides: bool) -> dict[int, Sweep]:

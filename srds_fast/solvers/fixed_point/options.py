@@ -58,8 +58,8 @@ class FixedPoint(Parameters, Method):
     def slides(self) -> bool:
         return self.window is not None
 
-    def fused(self, *, constrained: bool) -> bool:
-        return not self.slides and self.order is None
+    def fused(self, noise: NoiseTable, *, constrained: bool) -> bool:
+        return not self.slides and self.order is None and noise.triangles is None
 
     def iterations_begun(self, num_steps: int, iteration: int, max_iterations: int) -> int:
         return iteration

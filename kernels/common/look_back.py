@@ -1,0 +1,40 @@
+"""What steps take of all points before them, where a scheduler carries more from step to step than one x0."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LookBack(NamedTuple):
+    """Weights [N, N], strictly lower triangles: of the points and outputs before the one where a step departs.
+
+    of_z: of the draws, its own included; None: no step draws noise.
+    """
+
+    of_x: Tensor
+    of_m: Tensor
+    of_z: Tensor | None
+
+    def added(self, x: Tensor, m: Tensor, draws: Tensor | None, last: int) -> Tensor:
+        """What the steps before `last` add to that of their own point, [last, samples, ...].
+
+        x: points [>= last, samples, ...]; m, draws: the outputs there, and the noise of the steps. A step's row of the
+        products has the same length in every sweep over the whole grid, so that equal points give equal bits.
+        """
+        found = self.of_x[:last, :last] @ x[:last].flatten(1)
+        found.addmm_(self.of_m[:last, :last], m[:last].flatten(1))
+        if self.of_z is not None:
+            assert draws is not None
+            found.addmm_(self.of_z[:last, :last], draws[:last].flatten(1))
+        return found.view(last, *x.shape[1:])
+
+    def weights(self, first: int, a: Tensor, b: Tensor) -> Tensor:
+        """Of the points from `first` on and of the outputs there, [N - first, 2 * (N - first)], the diagonals included.
+
+        a, b: [N], what each step takes of its own point.
+        """
+        own = torch.cat((self.of_x + a.diag(), self.of_m + b.diag()), 0).unflatten(0, (2, -1))
+        return torch.cat(tuple(own[:, first:, first:]), 1)

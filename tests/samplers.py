@@ -13,6 +13,10 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
 )
 from problems import GaussianMixture, LinearOde, noise, scheduler
 from torch import Tensor
@@ -46,6 +50,10 @@ SAMPLERS: dict[str, tuple[Any, Denoiser, float]] = {
     "dpm": (DPMSolverMultistepScheduler(), mixture, 0.0),
     "euler": (EulerDiscreteScheduler(), mixture, 0.0),
     "euler-ancestral": (EulerAncestralDiscreteScheduler(), mixture, 0.0),
+    "lms": (LMSDiscreteScheduler(), mixture, 0.0),
+    "pndm": (PNDMScheduler(skip_prk_steps=True), mixture, 0.0),
+    "sa": (SASolverScheduler(), mixture, 0.0),
+    "unipc": (UniPCMultistepScheduler(solver_order=3), mixture, 0.0),
     "flow": (FlowMatchEulerDiscreteScheduler(), velocity, 0.0),
 }
 

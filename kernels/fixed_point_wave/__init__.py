@@ -64,8 +64,9 @@ def fixed_point_wave(
 
     On CUDA the sweep is one launch, in which a program owns some elements of one sample and goes from point to point.
     Everything after it is a second launch, point by point; with history, one more launch between them takes the inner
-    products of all points at once. Steps whose correction reaches only some points, or that look back further (`Table.fused`), run the reference
-    everywhere. Sums are taken in a fixed order, so two calls give the same bits. No launch needs a value from the host.
+    products of all points at once. Steps whose correction reaches only some points, or that look back further than at
+    one x0, run the reference everywhere (`Table.fused`). Sums are taken in a fixed order, so two calls give the same
+    bits. No launch needs a value from the host.
 
     number: of the sweep's last wave. m: network output at the rows, [branches * rows, samples, ...], float32, bfloat16,
     float16 or float64. guidance: [branches], in the state's dtype, the weights w; None: one branch, weight 1.

@@ -21,11 +21,11 @@ class Memory:
     """The points of one run, the network's outputs at them, and the iterates of earlier sweeps.
 
     Iterates and residuals lie in rings: a sweep neither allocates nor copies what later sweeps read.
-    x: starting noise, [samples, ...]; draws: [N, samples, ...], fresh noise of stochastic steps; x0_prev:
-    [samples, ...], the x0 before the first one, for multistep schedulers.
+    x: starting noise, [samples, ...]; draws: [N, samples, ...], fresh noise of stochastic steps; carried:
+    [vectors, samples, ...], what multistep schedulers have carried to it, with momentum the x0 before the first one.
     """
 
-    def __init__(self, table: Table, x: Tensor, draws: Tensor | None = None, x0_prev: Tensor | None = None) -> None:
+    def __init__(self, table: Table, x: Tensor, draws: Tensor | None = None, carried: Tensor | None = None) -> None:
         points, history = (table.num_steps + 1, *x.shape), table.history
         # one iterate for each difference, the newest, and the one that is being written
         self.iterates = x.new_empty(max(history, 1) + 2, *points)
@@ -33,7 +33,7 @@ class Memory:
         # the network's output at the points
         self.m = x.new_zeros(table.num_steps, *x.shape)
         self.draws = None if draws is None else draws.contiguous()
-        self.x0_prev = None if x0_prev is None else x0_prev.contiguous()
+        self.carried = None if carried is None else carried.contiguous()
         self.lasts: list[int] = []  # the step that each sweep so far ended with
         self._unbind_rings()
         # how many programs of a launch are done, so that the last of a sample knows it is; zero between launches
@@ -51,6 +51,10 @@ class Memory:
     @property
     def x(self) -> Tensor:
         return self.iterate(0)
+
+    @property
+    def x0_prev(self) -> Tensor | None:
+        return None if self.carried is None else self.carried[0]
 
     @property
     def before(self) -> Tensor:
@@ -75,7 +79,7 @@ class Memory:
         self._unbind_rings()
         self.m = self.m.index_select(1, index)
         self.draws = None if self.draws is None else self.draws.index_select(1, index)
-        self.x0_prev = None if self.x0_prev is None else self.x0_prev.index_select(0, index)
+        self.carried = None if self.carried is None else self.carried.index_select(1, index)
 
     def _unbind_rings(self) -> None:
         self._iterates, self._residuals = self.iterates.unbind(), self.residuals.unbind()

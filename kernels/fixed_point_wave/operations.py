@@ -19,7 +19,7 @@ def predict_x0(table: Table, x: Tensor, m: Tensor, first: int, last: int) -> Ten
 def additions(table: Table, memory: Memory, first: int, last: int) -> Tensor | None:
     """The noise and what the steps from `first` to `last` - 1 take of earlier ones; None if they add neither."""
     if table.look_back is not None:
-        return table.look_back.added(memory.x, memory.m, memory.draws, last)[first:]
+        return table.look_back.added(memory.x, memory.m, memory.draws, memory.carried, last)[first:]
     added = None
     if table.spread is not None:
         assert memory.draws is not None

@@ -34,7 +34,7 @@ class Memory:
         table: of the grid.
         x: starting noise, [samples, ...]; its dtype is the dtype of the state.
         draws: [N, samples, ...], fresh noise of stochastic steps.
-        x0_prev: [samples, ...], the x0 before the first one, for multistep schedulers.
+        carried: [vectors, samples, ...], what multistep schedulers have carried to x, with momentum the x0 before it.
 
     Attributes:
         iterates: ring of [N + 1, samples, elements]: the points of the last waves, and those being written.
@@ -46,7 +46,7 @@ class Memory:
         sweeps: how many are done.
     """
 
-    def __init__(self, table: SecantTable, x: Tensor, draws: Tensor | None, x0_prev: Tensor | None) -> None:
+    def __init__(self, table: SecantTable, x: Tensor, draws: Tensor | None, carried: Tensor | None) -> None:
         steps, flat = table.num_steps, x.flatten(1)
         self.shape = x.shape[1:]
         kept = max(1, table.history) + 1
@@ -55,8 +55,12 @@ class Memory:
         self.expected = x.new_zeros(steps, *flat.shape)
         self.doubts = x.new_zeros(steps, len(x))
         self.draws = None if draws is None else draws.flatten(2).contiguous()
-        self.x0_prev = None if x0_prev is None else x0_prev.flatten(1).contiguous()
+        self.carried = None if carried is None else carried.flatten(2).contiguous()
         self.sweeps = 0
+
+    @property
+    def x0_prev(self) -> Tensor | None:
+        return None if self.carried is None else self.carried[0]
 
     def points(self, age: int) -> Tensor:
         """[N + 1, samples, elements]. Age 0 is the newest, -1 is being written."""
@@ -76,4 +80,4 @@ class Memory:
         self.iterates, self.outputs = self.iterates.index_select(2, index), self.outputs.index_select(2, index)
         self.expected, self.doubts = self.expected.index_select(1, index), self.doubts.index_select(1, index)
         self.draws = None if self.draws is None else self.draws.index_select(1, index)
-        self.x0_prev = None if self.x0_prev is None else self.x0_prev.index_select(0, index)
+        self.carried = None if self.carried is None else self.carried.index_select(1, index)

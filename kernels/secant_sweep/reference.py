@@ -145,7 +145,7 @@ def move(table: SecantTable, wave: SecantWave, memory: Memory, constrain: Constr
         assert memory.draws is not None
         stepped = stepped + table.spread[first:] * memory.draws[first:]
     if table.look_back is not None:
-        stepped = stepped + table.look_back.added(x, m, memory.draws, table.num_steps)[first:]
+        stepped = stepped + table.look_back.added(x, m, memory.draws, memory.carried, table.num_steps)[first:]
     if table.look_back is not None:
         _walk_back(table, memory, first, stepped, learnt, constrain)
         _expect(table, memory, learnt, first)

@@ -43,7 +43,38 @@ class Memory:
 
     def carried(self, cut: int) -> int:
         """Vectors that are carried beside x across the cut before turn `cut`, 0 to T."""
-        return 0 if cut == 0 else len(self.of_m[cut - 1]) - 1
+        return (self.keep[cut].shape[1] if cut < len(self.keep) else len(self.of_m[-1])) - 1
+
+    def part(self, start: int, stop: int) -> Memory:
+        """Turns start .. stop - 1, to which the vectors are carried that the first of them is given."""
+        return Memory(self.keep[start:stop], self.of_m[start:stop], self.of_z[start:stop])
+
+    def of_given(self) -> Tensor | None:
+        """[T, vectors], what x_{i+1} takes of each vector that is carried to the first turn; None: there is none."""
+        count = self.carried(0)
+        if not count:
+            return None
+        carried, rows = torch.eye(count, dtype=torch.float64), []
+        for keep in self.keep:
+            after = keep[:, 1:] @ carried
+            rows.append(after[0])
+            carried = after[1:]
+        return torch.stack(rows)
+
+    def carried_by(self, x: Tensor, m: Tensor, draws: Tensor | None, given: Tensor | None) -> list[Tensor]:
+        """What each turn carries on, [vectors, ...], if these are its sample and its output.
+
+        x, m, draws: [turns, ...], of the first turns; given: [vectors, ...], what is carried to the first of them.
+        """
+        carried, found = x[:0] if given is None else given, []
+        for turn in range(len(m)):
+            keep, of_m, of_z = (each[turn][1:].to(x) for each in (self.keep, self.of_m, self.of_z))
+            carried = torch.tensordot(keep, torch.cat((x[turn : turn + 1], carried)), dims=1)
+            carried = carried + torch.tensordot(of_m, m[turn], dims=0)
+            if draws is not None:
+                carried = carried + torch.tensordot(of_z.sum(1), draws[turn], dims=0)  # of one draw at most
+            found.append(carried)
+        return found
 
 
 def minimal_memory(triangles: Triangles) -> Memory:

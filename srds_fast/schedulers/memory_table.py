@@ -8,15 +8,18 @@ next level, whatever a step makes of its history.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .levels import FAR, parametrizations
-from .reader import Triangles, draw_dtypes
+from .memory import minimal_memory
+from .reader import Triangles, draw_dtypes, read
 from .refusal import refused
 from .table import NoiseTable
 
@@ -31,15 +34,12 @@ def table_with_memory(scheduler: Any, triangles: Triangles, levels: Tensor, eta:
 
     Raises UnsupportedScheduler if the steps do not lead from level to level, or draw noise more than once in a turn.
     """
-    turns = triangles.turns
     if len(set(triangles.draw_turns)) < len(triangles.draw_turns):
         raise refused(scheduler, "a step of it draws noise more than once")
     p, q = _weights_of_x0(scheduler, triangles, levels).T
     alpha, sigma = levels.T
     alpha_next, sigma_next = torch.cat((levels[1:], _arrivals(triangles, levels, p, q)[-1:])).T
-    draws, spread = torch.zeros(turns, dtype=torch.bool), torch.zeros(turns, dtype=torch.float64)
-    for number, turn in enumerate(triangles.draw_turns):
-        draws[turn], spread[turn] = True, triangles.of_z[turn, number]
+    draws, spread = triangles.own_noise()
     # a stochastic step arrives at the next level with its noise
     sigma_next = (sigma_next**2 - spread**2).clamp(min=0).sqrt()
     sigma_next = torch.where(sigma_next < SINGLE_ROUNDING * sigma, 0.0, sigma_next)
@@ -60,6 +60,8 @@ def table_with_memory(scheduler: Any, triangles: Triangles, levels: Tensor, eta:
         draws=draws if noisy else None,
         draw_dtypes=draw_dtypes(scheduler, eta) if noisy else {},
         triangles=triangles,
+        memory=minimal_memory(triangles),
+        read_from=partial(read, copy.deepcopy(scheduler), eta),
     )
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +70,27 @@ class Triangles:
     def turns(self) -> int:
         return len(self.of_x)
 
+    def part(self, start: int, stop: int) -> Triangles:
+        """Turns start .. stop - 1, without what they take of those before."""
+        draws = [number for number, turn in enumerate(self.draw_turns) if start <= turn < stop]
+        return replace(
+            self,
+            of_x=self.of_x[start:stop, start:stop],
+            of_m=self.of_m[start:stop, start:stop],
+            of_z=self.of_z[start:stop, draws],
+            draw_turns=tuple(self.draw_turns[number] - start for number in draws),
+            input_scale=self.input_scale[start:stop],
+            x0_of_x=self.x0_of_x[start:stop],
+            x0_of_m=self.x0_of_m[start:stop],
+        )
+
+    def own_noise(self) -> tuple[Tensor, Tensor]:
+        """Which turns draw noise, [T] bool, and how much of its own draw each adds at once, [T]."""
+        draws, spread = torch.zeros(self.turns, dtype=torch.bool), torch.zeros(self.turns, dtype=torch.float64)
+        for number, turn in enumerate(self.draw_turns):
+            draws[turn], spread[turn] = True, self.of_z[turn, number]
+        return draws, spread
+
     def walk(self, x: Tensor, outputs: Tensor, draws: Tensor | None = None) -> Tensor:
         """All samples [T + 1, ...] from the first one, [...], the outputs [T, ...] and the draws [draws, ...]."""
         samples = x.new_zeros(self.turns + 1, x.numel())
@@ -83,17 +104,18 @@ class Triangles:
         return found
 
 
-def read(scheduler: Any, eta: float | None = None) -> Triangles:
+def read(scheduler: Any, eta: float | None = None, start: int = 0) -> Triangles:
     """Read the step of a scheduler whose `set_timesteps` has run. The scheduler is not changed.
 
     What was read is cached by everything that it depends on.
-    eta: given to a step that takes it; None leaves the step's own default.
+    eta: given to a step that takes it; None leaves the step's own default. start: the loop begins at this timestep, as
+    those of img2img do.
     Raises UnsupportedScheduler, with the reason in plain words, if it is not linear or cannot be called as others are.
     """
-    key = state_key(scheduler), eta
+    key = state_key(scheduler), eta, start
     found = _read.get(key)
     if found is None:
-        found = _read_now(scheduler, eta)
+        found = _read_now(scheduler, eta, start)
         remember(_read, key, found, MAX_READ)
     return found
 
@@ -126,10 +148,10 @@ def remember(cache: dict[Hashable, Any], key: Hashable, value: Any, at_most: int
     cache[key] = value
 
 
-def _read_now(scheduler: Any, eta: float | None) -> Triangles:
-    checked, outputs, draws = _random_loop(scheduler, eta)
+def _read_now(scheduler: Any, eta: float | None, start: int) -> Triangles:
+    checked, outputs, draws = _random_loop(scheduler, eta, start)
     turns = len(outputs)
-    loop = _unit_loop(scheduler, eta, turns, len(draws))
+    loop = _unit_loop(scheduler, eta, start, turns, len(draws))
     size = 2 * turns + len(draws)
     of_each = torch.stack([each.flatten() for each in loop.samples])
     rows, large = of_each[:, :size] / SMALL, of_each[:, size:] / LARGE
@@ -249,7 +271,7 @@ class _Reason(Exception):
     """Why a scheduler cannot be read, raised from inside its step."""
 
 
-def _random_loop(scheduler: Any, eta: float | None) -> tuple[Tensor, Tensor, Tensor]:
+def _random_loop(scheduler: Any, eta: float | None, start: int) -> tuple[Tensor, Tensor, Tensor]:
     """A loop on random vectors: its samples [T + 1, ...], outputs [T, ...] and draws [draws, ...]."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, 8, 1, 1)  # many channels: a step that leaves some out fails
@@ -269,7 +291,7 @@ def _random_loop(scheduler: Any, eta: float | None) -> tuple[Tensor, Tensor, Ten
         draws.append(normal())
         return draws[-1].clone()
 
-    samples.append(_loop(scheduler, eta, shape, feed, draw).samples[-1])
+    samples.append(_loop(scheduler, eta, start, shape, feed, draw).samples[-1])
     return torch.stack(samples), torch.stack(outputs), torch.stack(draws) if draws else torch.zeros(0, *shape).double()
 
 
@@ -283,7 +305,7 @@ class _Loop(NamedTuple):
     by_generator: bool
 
 
-def _unit_loop(scheduler: Any, eta: float | None, turns: int, draws: int) -> _Loop:
+def _unit_loop(scheduler: Any, eta: float | None, start: int, turns: int, draws: int) -> _Loop:
     """A loop on unit vectors, times SMALL and times LARGE side by side: vectors of 2 * (2 T + draws) entries."""
     size = 2 * turns + draws
 
@@ -296,6 +318,7 @@ def _unit_loop(scheduler: Any, eta: float | None, turns: int, draws: int) -> _Lo
     return _loop(
         scheduler,
         eta,
+        start,
         (1, 2 * size, 1, 1),
         lambda turn, before: (unit(turn), unit(turns + turn)),
         lambda number: unit(2 * turns + number),
@@ -305,17 +328,18 @@ def _unit_loop(scheduler: Any, eta: float | None, turns: int, draws: int) -> _Lo
 def _loop(
     scheduler: Any,
     eta: float | None,
+    start: int,
     shape: tuple[int, ...],
     feed: Callable[[int, Tensor | None], tuple[Tensor, Tensor]],
     draw: Callable[[int], Tensor],
 ) -> _Loop:
     """The loop on a copy of the scheduler, fed with the sample and the output of each turn."""
-    trial = fresh_copy(scheduler)
+    trial = fresh_copy(scheduler, start)
     options = step_options(trial, eta)
     nothing = torch.full(shape, torch.nan, dtype=torch.float64)
     found, x0, inputs, draw_turns = list[Tensor](), list[Tensor](), list[Tensor](), list[int]()
     probe = _Probe(shape, draw)
-    for turn, timestep in enumerate(trial.timesteps):
+    for turn, timestep in enumerate(trial.timesteps[start:]):
         x, m = feed(turn, found[-1] if found else None)
         drawn = probe.drawn
         try:
@@ -338,12 +362,12 @@ def _loop(
     return _Loop(found, x0, inputs, draw_turns, probe.by_generator)
 
 
-def fresh_copy(scheduler: Any) -> Any:
-    """A copy whose next step is the first one, with its timesteps on the CPU."""
+def fresh_copy(scheduler: Any, start: int = 0) -> Any:
+    """A copy whose next step is that of timestep `start`, as if it were the first, with its timesteps on the CPU."""
     trial = copy.deepcopy(scheduler)
     trial.timesteps = trial.timesteps.cpu()
     if hasattr(trial, "set_begin_index"):  # img2img pipelines set another begin index
-        trial.set_begin_index(0)
+        trial.set_begin_index(start)
         trial._step_index = None
     return trial
 

@@ -4,8 +4,8 @@
 
 with x the state, m the network output at x, x0 the predicted clean sample and x0_prev the one at the previous step, or
 at the previous boundary for a jump. First-order steps and jumps use a and b, and c if x0 is clipped; DPM-Solver++(2M)
-also uses c and d. Coefficients are float64 here; `kernels.wave_update` does the arithmetic. Steps of schedulers that carry more than one
-x0 look back at several vectors, see `Vector`.
+also uses c and d. Steps of schedulers that carry more than one x0 look back at several vectors, see `Vector`.
+Coefficients are float64 here; `kernels.wave_update` does the arithmetic.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def guessed_history(noise: NoiseTable, cut: int, far: int | None = None) -> list
     if noise.memory is None:
         return [Guess(1.0, 0.0, share(cut - 1))] * noise.carried(cut)
     if far is None:
-        return [Guess(*row, 0.0) for row in _constant_histories(noise)[cut].tolist()]
+        return [Guess(x0, eps, 0.0) for x0, eps in _constant_histories(noise)[cut].tolist()]
     # the steps from `far` on, each a column of weights of the later x0, of the eps at `far`, and of the drift
     column, carried = noise.numbers, _constant_histories(noise)[far]
     carried = torch.cat((carried, carried[:, :1]), 1)
@@ -197,14 +197,14 @@ def guessed_history(noise: NoiseTable, cut: int, far: int | None = None) -> list
 @lru_cache(maxsize=32)
 def _constant_histories(noise: NoiseTable) -> list[Tensor]:
     """For every cut what is carried, [vectors, 2], as weights of an x0 and an eps that all steps before share."""
-    found = [torch.zeros(0, 2, dtype=torch.float64)]
+    found = [torch.zeros(noise.carried(0), 2, dtype=torch.float64)]
     for index, level in enumerate(torch.stack((noise.alpha, noise.sigma), 1)):
         found.append(_led_on(noise, index, level, found[-1], level.new_tensor([1.0, 0.0]))[1])
     return found
 
 
 def _led_on(noise: NoiseTable, index: int, x: Tensor, carried: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """The state behind step `index` and what it carries on, from x, what is carried to it and its x0, all as weights."""
+    """The state behind step `index` and what it carries on. x, carried, clean: its own, and its x0, all as weights."""
     assert noise.memory is not None
     m = (clean - noise.numbers["p"][index] * x) / noise.numbers["q"][index]
     after = noise.memory.keep[index] @ torch.cat((x[None], carried)) + noise.memory.of_m[index][:, None] * m

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -51,6 +51,9 @@ class NoiseTable:
     draws: Tensor | None = None  # bool, steps that draw from the generator (even if their spread is 0)
     draw_dtypes: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)  # by the network's; else its own
     triangles: Triangles | None = None  # the steps; None: x0_prev is all that they need of earlier ones
+    memory: Memory | None = None  # the same as a recursion: what is carried from step to step
+    # the steps of a loop that begins at this one: its first steps know of no earlier ones
+    read_from: Callable[[int], Triangles] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -65,27 +68,43 @@ class NoiseTable:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def part(self, start: int, stop: int, *, afresh: bool = True) -> NoiseTable:
-        """Steps start .. stop - 1, for img2img and `denoising_end`; afresh: the first step has no x0_prev."""
+        """Steps start .. stop - 1, for img2img and `denoising_end`; afresh: nothing is carried to the first step.
+
+        Raises UnsupportedScheduler if a scheduler with `memory` cannot be read from there on.
+        """
         if (start, stop) == (0, self.num_steps):
             return self
         key = start, stop, afresh
         if key not in self._parts:
-            columns = {name: column[start:stop] for name, column in self._columns().items()}
+            columns: dict[str, Any] = {name: column[start:stop] for name, column in self._columns().items()}
             if "momentum" in columns and afresh:
                 columns["momentum"] = columns["momentum"].clone()
                 columns["momentum"][:1] = 0.0
+            if self.triangles is not None and self.memory is not None:
+                columns |= self._turns(start, stop, afresh=afresh or start == 0)
             self._parts[key] = replace(self, **columns)
         return self._parts[key]
+
+    def _turns(self, start: int, stop: int, *, afresh: bool) -> dict[str, Any]:
+        """What of a part of a table with memory is not a part of its columns."""
+        assert self.triangles is not None
+        assert self.memory is not None
+        if not afresh:
+            return {"triangles": self.triangles.part(start, stop), "memory": self.memory.part(start, stop)}
+        triangles = self.triangles
+        if start > 0:
+            assert self.read_from is not None
+            triangles = self.read_from(start)
+        triangles = triangles.part(0, stop - start)
+        found: dict[str, Any] = {"triangles": triangles, "memory": minimal_memory(triangles)}
+        if self.draws is not None:
+            found["draws"], found["spread"] = triangles.own_noise()
+        return found
 
     @cached_property
     def _parts(self) -> dict[tuple[int, int, bool], NoiseTable]:
         """Parts made so far. Each must stay the same object, because solvers cache by the identity of a table."""
         return {}
-
-    @cached_property
-    def memory(self) -> Memory | None:
-        """What is carried from step to step; None: nothing, or the last x0."""
-        return None if self.triangles is None else minimal_memory(self.triangles)
 
     def carried(self, cut: int) -> int:
         """Vectors that the steps from `cut` on, 0 to N, are given beside x."""

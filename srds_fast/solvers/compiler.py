@@ -7,7 +7,6 @@ another one. All this is done once per program, so that a wave is one call of `k
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -57,7 +56,7 @@ class Form(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, inputs: SolverInputs, bitwise: bool = False) -> Form:
-        history, constrained = inputs.x0_prev is not None, inputs.constrain is not None
+        history, constrained = inputs.carried is not None, inputs.constrain is not None
         return cls(TensorSpec.of(x), history, inputs.scaled, constrained, bitwise)
 
 
@@ -73,9 +72,9 @@ class CompiledWave:
 
     # what steps and jumps have made, before corrections: to be constrained
     arrivals: list[tuple[int, int]] = field(default_factory=list)
-    # for the trajectory: states after corrections, and the x0 of multistep schedulers
+    # for the trajectory: states after corrections, and what multistep schedulers carry beside them
     states: list[tuple[int, int]] = field(default_factory=list)
-    x0: list[tuple[int, int]] = field(default_factory=list)
+    carried: list[tuple[int, list[int]]] = field(default_factory=list)
     completed: list[Completed] = field(default_factory=list)  # whole samples
 
 
@@ -186,8 +185,8 @@ class Compiler:
                 found.append(self._make_alone(row, target, vector, state, jumped_from, draw))
         self._note(name, found[1:])
         self.wave.arrivals.append((position + 1, found[0]))
-        if self.carries and self._noise.memory is None:
-            self.wave.x0.append((position, found[1]))
+        if self.carries:
+            self.wave.carried.append((position + 1, found[1:]))
         return found[0]
 
     def make_jump(
@@ -288,8 +287,9 @@ class Compiler:
             else:
                 updates.append(update)
         for wave in self._waves:
-            for values in (wave.arrivals, wave.states, wave.x0):
+            for values in (wave.arrivals, wave.states):
                 values[:] = [(position, slots[value]) for position, value in values]
+            wave.carried[:] = [(position, [slots[each] for each in values]) for position, values in wave.carried]
             wave.completed[:] = [each._replace(slot=slots[each.slot]) for each in wave.completed]
         dtype, device, ndim = self._form.spec
         num_iterations, clip = self._program.num_iterations, self._noise.clip

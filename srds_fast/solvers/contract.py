@@ -65,8 +65,8 @@ class Trajectory:
     def __init__(self, num_steps: int) -> None:
         # entry i is the state at which step i departs, entry N the sample
         self.x: list[Tensor | None] = [None] * (num_steps + 1)
-        # the x0 that step i predicted, kept for multistep schedulers only
-        self.x0: list[Tensor | None] = [None] * num_steps
+        # what steps carry to entry i beside x, [batch, vectors, ...]; kept for multistep schedulers only
+        self.carried: list[Tensor | None] = [None] * (num_steps + 1)
 
     def stacked(self, start: Tensor, sample: Tensor) -> Tensor | None:
         """The states of a run, [N + 1, batch, ...], from the starting noise to the sample; None if it left some out."""
@@ -76,8 +76,9 @@ class Trajectory:
     def record(self, position: int, x: Tensor, samples: tuple[int, ...]) -> None:
         self.x[position] = merged(self.x[position], x, samples)
 
-    def record_x0(self, position: int, x0: Tensor, samples: tuple[int, ...]) -> None:
-        self.x0[position] = merged(self.x0[position], x0, samples)
+    def record_carried(self, position: int, carried: Tensor, samples: tuple[int, ...]) -> None:
+        """carried: [vectors, samples, ...]."""
+        self.carried[position] = merged(self.carried[position], carried.transpose(0, 1), samples)
 
 
 Constrain = Callable[[Tensor, int, tuple[int, ...]], Tensor]
@@ -96,7 +97,8 @@ class SolverInputs:
     draws: Tensor | None = None
     constrain: Constrain | None = None  # applied to every state as it arrives
     trajectory: Trajectory | None = None  # filled as the states are computed
-    x0_prev: Tensor | None = None  # [batch, ...], what a multistep scheduler looks back at; None: the grid begins here
+    # [vectors, batch, ...], what a multistep scheduler has carried to where the grid begins; None: it begins afresh
+    carried: Tensor | None = None
     network: NetworkInput = AS_THE_STATE
     scaled: bool = False  # multiply the network's input with the scheduler's input scale
     guidance: Tensor | None = None  # [branches], weights of the network's outputs; None: one branch, or done elsewhere

@@ -170,8 +170,8 @@ class _States:
         most = 1 if noise.memory is None else noise.memory.vectors - 1
         self.carried = x.new_zeros(most, *self.x.shape)
         self.x[0] = x
-        if inputs.x0_prev is not None:
-            self.carried[0, 0] = inputs.x0_prev
+        if inputs.carried is not None:
+            self.carried[: len(inputs.carried), 0] = inputs.carried
         self._last_x0 = torch.zeros_like(x)
         self._noise, self._program, self._inputs = noise, program, inputs
         self._columns = _columns(noise, TensorSpec.of(x))
@@ -256,7 +256,7 @@ class _States:
             x0 = x0.clamp(-clip, clip)
         if self._noise.memory is None:
             before = carried[0]
-            if positions[0] == 0 and inputs.x0_prev is None:  # there is no step before the first
+            if positions[0] == 0 and inputs.carried is None:  # there is no step before the first
                 before = torch.cat([x0[:1], before[1:]])
             a, b, c, d = (column[name][rows] for name in "abcd")
             x = a * x + b * m + c * x0 + d * before
@@ -271,9 +271,10 @@ class _States:
             x, carried = made[0], made[1:]
         x = inputs.constrained(x, [position + 1 for position in positions], self.samples)
         if inputs.trajectory is not None:
-            for position, state, clean in zip(positions, x, x0, strict=True):
-                inputs.trajectory.record(position + 1, state, self.samples)
-                inputs.trajectory.record_x0(position, clean, self.samples)
+            for row, position in enumerate(positions):
+                inputs.trajectory.record(position + 1, x[row], self.samples)
+                count = 1 if self._noise.memory is None else self._noise.memory.carried(position + 1)
+                inputs.trajectory.record_carried(position + 1, carried[:count, row], self.samples)
         return x, carried, x0
 
 
@@ -289,7 +290,8 @@ def _update(values: Tensor, solved: Tensor) -> Tensor:
 def _columns(noise: NoiseTable, spec: TensorSpec) -> dict[str, Tensor]:
     """The coefficients of the fine steps and of the network's input, [N, 1, ...] each, for states like these.
 
-    Of steps with `NoiseTable.memory` they are keep, [N, 1 + vectors, 1 + vectors], of_m and of_z, [1 + vectors, N, 1, ...].
+    With `NoiseTable.memory` those of the steps are keep, [N, 1 + vectors, 1 + vectors], and of_m and of_z,
+    [1 + vectors, N, 1, ...].
     """
     named = {"p": noise.p, "q": noise.q, "input_scale": noise.input_scale}
     if noise.memory is not None:

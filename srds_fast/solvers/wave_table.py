@@ -49,9 +49,9 @@ def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, f
                 # the coarse sweep has no fine step before a boundary
                 jumped_from = bounds[block - 1] if iteration == step == 0 < block else None
                 name = ("solved" if ends else "state", iteration, block)
-                before = begun.setdefault((iteration, block), compiler.num_values)
+                first = begun.setdefault((iteration, block), compiler.num_values)
                 # a correction changes what a solve has come to: nobody else may carry it
-                own_from = before if ends and not whole_grid else 0
+                own_from = first if ends and not whole_grid else 0
                 value = compiler.make_step(index, name, jumped_from, own_from=own_from)
                 if not ends:
                     compiler.wave.states.append((position + 1, value))

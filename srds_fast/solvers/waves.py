@@ -19,8 +19,8 @@ class Waves:
         self._program, self._compiled, self._inputs = program, compiled, inputs
         noises = compiled.noises(inputs.draws)
         self._buffers = Buffers(compiled.table, x, noises, channels_last=inputs.network.channels_last)
-        if compiled.history and inputs.x0_prev is not None:
-            self._buffers.slots[1].copy_(inputs.x0_prev)
+        if compiled.history and inputs.carried is not None:
+            self._buffers.memory[1 : 1 + compiled.history].copy_(inputs.carried)
         self._next = self._update(0)
 
     def evaluate(self, number: int) -> Evaluate:
@@ -40,8 +40,10 @@ class Waves:
         if inputs.trajectory is not None:
             for position, slot in wave.states:
                 inputs.trajectory.record(position, slots[slot].clone(), self.samples)
-            for position, slot in wave.x0:
-                inputs.trajectory.record_x0(position, slots[slot].clone(), self.samples)
+            for position, carried in wave.carried:
+                vectors = [slots[slot] for slot in carried]
+                found = torch.stack(vectors) if vectors else self._buffers.memory[:0]
+                inputs.trajectory.record_carried(position, found, self.samples)
 
     def checkpoint(self, completed: Completed) -> Checkpoint:
         """The sample that has just been completed; a copy."""

@@ -75,8 +75,8 @@ class Problem:
 
     def memory(self, table: Table) -> Memory:
         draws = self.random(table.num_steps, *self.shape) if "noise" in self.features else None
-        x0_prev = self.random(*self.shape) if self.begins else None
-        memory = Memory(table, self.random(*self.shape), draws, x0_prev)
+        carried = self.random(1, *self.shape) if self.begins else None
+        memory = Memory(table, self.random(*self.shape), draws, carried)
         memory.lasts += [table.num_steps] * self.number
         for written in (memory.iterates, memory.residuals, memory.m):
             written.copy_(self.random(*written.shape))

@@ -76,7 +76,7 @@ class Problem:
     def memory(self) -> Memory:
         table, number = self.table, self.number
         draws = self.random(table.num_steps, *self.shape) if "noise" in self.features else None
-        memory = Memory(table, self.random(*self.shape), draws, self.random(*self.shape) if self.begins else None)
+        memory = Memory(table, self.random(*self.shape), draws, self.random(1, *self.shape) if self.begins else None)
         memory.sweeps = number
         for written in (memory.iterates, memory.outputs, memory.expected, memory.doubts):
             written.copy_(self.random(*written.shape))

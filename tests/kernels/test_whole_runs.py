@@ -161,7 +161,7 @@ def test_samples_leave_and_the_rest_goes_on(device: torch.device, options: Metho
             core = options.core(x, noise, waves, inputs, bitwise=False)
         seen = seen_of(core, {2: (0, 2), 4: (1,)}, network)
         assert inputs.trajectory is not None
-        return seen + [each for each in (*inputs.trajectory.x, *inputs.trajectory.x0) if each is not None]
+        return seen + [each for each in (*inputs.trajectory.x, *inputs.trajectory.carried) if each is not None]
 
     found = run()
     with references():

@@ -14,7 +14,13 @@ import pytest
 import tiny
 import torch
 from cores import assert_close, feed, one_by_one, table
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from fixed_points import FORMS
 from problems import noise, scheduler
 from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture, run
@@ -220,7 +226,15 @@ def test_the_trajectory_of_an_exact_run_is_the_sequential_one(options: Method) -
     assert_close(found, expected)
 
 
-KINDS = ["ddim", "ddim-clip", "ddpm", "dpm"]
+KINDS: dict[str, Any] = {
+    "ddim": None,
+    "ddim-clip": DDIMScheduler(),
+    "ddpm": DDPMScheduler(),
+    "dpm": DPMSolverMultistepScheduler(),
+    "pndm": PNDMScheduler(skip_prk_steps=True),
+    "unipc": UniPCMultistepScheduler(solver_order=3),
+    "dpm-3-sde": DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3),
+}
 
 
 def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Constrain:
@@ -236,19 +250,22 @@ def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Constrain:
 
 
 @every
-@pytest.mark.parametrize("stock", [None, DDIMScheduler(), DDPMScheduler(), DPMSolverMultistepScheduler()], ids=KINDS)
+@pytest.mark.parametrize("stock", KINDS.values(), ids=KINDS)
 def test_constraints_noise_and_history_reach_every_state(options: Method, stock: Any) -> None:
     """As in inpainting, and where a run begins in the middle of the grid of a multistep solver."""
     grid, x = table(STEPS + 6, stock).part(6, STEPS + 6, afresh=False), noise(2, DIMENSIONS)
     draws = None if grid.spread is None else noise(STEPS, 2, DIMENSIONS, seed=3)
-    constrain, x0_prev = halves(noise(2, DIMENSIONS, seed=1), grid, x), noise(2, DIMENSIONS, seed=2)
+    constrain, carried = (
+        halves(noise(2, DIMENSIONS, seed=1), grid, x),
+        noise(max(1, grid.carried(0)), 2, DIMENSIONS, seed=2),
+    )
     found, expected = Trajectory(STEPS), Trajectory(STEPS)
     plan = plan_of(options, tolerance=0.0)
-    ours, theirs = (SolverInputs(draws, constrain, each, x0_prev, scaled=True) for each in (found, expected))
+    ours, theirs = (SolverInputs(draws, constrain, each, carried, scaled=True) for each in (found, expected))
     sample = feed(plan.options.core(x, grid, plan.program(), ours, bitwise=True), mixture, grid)[0]
     assert_close(sample, one_by_one(x, grid, mixture, theirs))
-    for kept, wanted in zip([*found.x[1:], *found.x0], [*expected.x[1:], *expected.x0], strict=True):
-        if wanted is not None:  # the others keep x0 for multistep schedulers only
+    for kept, wanted in zip([*found.x[1:], *found.carried], [*expected.x[1:], *expected.carried], strict=True):
+        if wanted is not None and wanted.numel():  # the others keep what is carried for multistep schedulers only
             assert kept is not None
             assert_close(kept, wanted)
 

@@ -82,7 +82,8 @@ class LockstepLoop:
         self._graphed: GraphedCalls | None = None
         # set at the first step
         self._network: RecordedNetwork | None = None
-        self._noise: NoiseTable
+        self._noise: NoiseTable  # of the scheduler's grid
+        self._steps: NoiseTable  # of the loop
         self._state: Tensor
         self._trajectory: Trajectory | None
         self._rows: RowInputs | None = None  # of a driven loop
@@ -157,7 +158,7 @@ class LockstepLoop:
             return (self._hand_out(x.dtype),)
         if len(self.timesteps) > 1:
             return (self._next(session, m, x.dtype),)
-        x0 = self._noise.step(self._start, self._state, m[: len(self._state)].to(self._state.dtype))[1]
+        x0 = self._noise.predict_x0(self._start, self._state, m[: len(self._state)].to(self._state.dtype))
         return self._next(session, m, x.dtype), x0.to(x.dtype)
 
     def _next(self, session: Session, m: Tensor, dtype: torch.dtype) -> Tensor:
@@ -226,12 +227,13 @@ class LockstepLoop:
         state = x.to(state_dtype(x.dtype))
         if done == len(self.timesteps):
             return self._end(state, x.dtype)
-        x0_prev = self._trajectory.x0[step - self._offset] if self._trajectory is not None else None
+        carried = self._trajectory.carried[done - self._offset] if self._trajectory is not None else None
         self._offset, self._state = done, state
-        rest = self._noise.part(self._start + done, self._start + len(self.timesteps), afresh=False)
+        rest = self._steps.part(done, len(self.timesteps), afresh=False)
         draws = self.session.inputs.draws
         draws = None if draws is None else draws[done:]
-        self.session.go_on_from(state, rest, self._inputs(draws, x.dtype, rest.num_steps, x0_prev))
+        carried = None if carried is None else carried.transpose(0, 1)
+        self.session.go_on_from(state, rest, self._inputs(draws, x.dtype, rest.num_steps, carried))
         # new arguments: a callback may have changed the conditioning in place
         self._make_rows()
         self._wave = self.run.next(None)
@@ -288,7 +290,7 @@ class LockstepLoop:
                 f"The pipeline's loop overwrites its latents with what {type(self.scheduler.inner).__name__} scales "
                 "for the network. They are not the scheduler's own. Use a scheduler that does not scale: DDIMScheduler."
             )
-        noise = self._noise.part(self._start, self._start + len(self.timesteps))
+        noise = self._steps = self._noise.part(self._start, self._start + len(self.timesteps))
         self._state = state = x[:num_samples].to(state_dtype(x.dtype))
         # drawn for all copies, as in the stock step; the sample uses the first
         draws = draw_noise(noise, m, state.dtype, generator)
@@ -360,12 +362,11 @@ class LockstepLoop:
 
     def _make_rows(self) -> None:
         """Make the arguments of the run's network calls anew."""
-        first, last = self._start + self._offset, self._start + len(self.timesteps)
-        noise = self._noise.part(first, last, afresh=not self._offset)
+        noise = self._steps.part(self._offset, len(self.timesteps), afresh=not self._offset)
         self._rows = RowInputs(self.run.program, noise, self._state, self.replacements)
 
     def _inputs(
-        self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, x0_prev: Tensor | None = None
+        self, draws: Tensor | None, dtype: torch.dtype, num_steps: int, carried: Tensor | None = None
     ) -> SolverInputs:
         constrain = None
         if self.inpainting is not None and self.inpainting.mask is not None:
@@ -377,7 +378,7 @@ class LockstepLoop:
 
         self._trajectory = Trajectory(num_steps) if self.keep_states else None
         return SolverInputs(
-            draws, constrain, self._trajectory, x0_prev, NetworkInput(dtype), initial_guess=self.initial_guess
+            draws, constrain, self._trajectory, carried, NetworkInput(dtype), initial_guess=self.initial_guess
         )
 
     def _hand_out(self, dtype: torch.dtype) -> Tensor:

@@ -61,9 +61,9 @@ class Points:
 
     def __init__(self, x: Tensor, noise: NoiseTable, table: SecantTable, inputs: SolverInputs) -> None:
         self.samples = tuple(range(len(x)))
-        self._table, self._inputs = table, inputs
+        self._noise, self._table, self._inputs = noise, table, inputs
         self._entering: Tensor | None = None
-        memory = self._memory = Memory(table, x.contiguous(), inputs.draws, inputs.x0_prev)
+        memory = self._memory = Memory(table, x.contiguous(), inputs.draws, inputs.carried)
         points = memory.states(0)
         if inputs.initial_guess is None:
             torch.mul(table.growth, x, out=points)
@@ -127,7 +127,10 @@ class Points:
         trajectory, memory = self._inputs.trajectory, self._memory
         assert trajectory is not None
         states = memory.states(0).clone()  # the memory is written again
-        for step in range(first, self._table.num_steps):
+        steps, carried = range(first, self._table.num_steps), None
+        if self._noise.memory is not None:
+            carried = self._noise.memory.carried_by(memory.points(1), memory.output(1), memory.draws, memory.carried)
+        for step in steps:
             trajectory.record(step + 1, states[step + 1], self.samples)
-            x0 = predict_x0(self._table, memory, step, age=1)
-            trajectory.record_x0(step, x0.unflatten(1, memory.shape), self.samples)
+            found = predict_x0(self._table, memory, step, age=1)[None] if carried is None else carried[step]
+            trajectory.record_carried(step + 1, found.unflatten(2, memory.shape), self.samples)

@@ -108,16 +108,17 @@ def look_back_of(noise: NoiseTable, spec: TensorSpec) -> LookBack | None:
     triangles = noise.triangles
     if triangles is None:
         return None
+    assert noise.memory is not None
     of_z = None
     if triangles.draw_turns:
         of_z = torch.zeros_like(triangles.of_x)
         of_z[:, list(triangles.draw_turns)] = triangles.of_z
-    found = LookBack(triangles.of_x.tril(-1), triangles.of_m.tril(-1), of_z)
+    found = LookBack(triangles.of_x.tril(-1), triangles.of_m.tril(-1), of_z, noise.memory.of_given())
     return LookBack(*(None if each is None else each.to(spec.device, spec.dtype) for each in found))
 
 
 def propagation(noise: NoiseTable, data_std: float | None) -> Tensor:
-    """By how much an error of each step moves the point behind it and all later ones, [N, N] float64, for Gaussian data.
+    """By how much an error of each step moves the points behind it, [N, N] float64, for Gaussian data.
 
     With x_{i+1} = sum_j A_ij x_j + B_ij m_j and an output that responds with M to its point, errors obey
     e_i = r_i + sum_{1 <= j <= i} (A_ij + B_ij M_j) e_{j-1}, r the error of each step itself. data_std: as of
@@ -132,7 +133,8 @@ def propagation(noise: NoiseTable, data_std: float | None) -> Tensor:
     by_point = noise.triangles.of_x + noise.triangles.of_m * ((response - noise.p) / noise.q)
     passes_on = torch.cat((by_point[:, 1:], torch.zeros_like(by_point[:, :1])), 1)
     identity = torch.eye(noise.num_steps, dtype=torch.float64)
-    return torch.linalg.solve_triangular(identity - passes_on, identity, upper=False, unitriangular=True)
+    found: Tensor = torch.linalg.solve_triangular(identity - passes_on, identity, upper=False, unitriangular=True)
+    return found
 
 
 def _sweeps(program: Sweeps, spec: TensorSpec, rows: tuple[Tensor, ...], *, slides: bool) -> dict[int, Sweep]:

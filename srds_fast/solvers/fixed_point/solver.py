@@ -127,12 +127,12 @@ class Points:
     ) -> None:
         self.samples = tuple(range(len(x)))
         table, growth = grid_of(noise, program, options, TensorSpec.of(x), scaled=inputs.scaled)
-        self._table, self._growth = table, growth
+        self._noise, self._table, self._growth = noise, table, growth
         self._program, self._options, self._inputs = program, options, inputs
         self._number = 0
         self._got: list[Tensor] = []
         self._entering: Tensor | None = None
-        memory = self.memory = Memory(table, x, inputs.draws, inputs.x0_prev)
+        memory = self.memory = Memory(table, x, inputs.draws, inputs.carried)
         if inputs.initial_guess is None:
             torch.mul(growth, x, out=memory.x)
             return
@@ -174,10 +174,17 @@ class Points:
             return
         states = memory.x.clone()  # the memory is written again
         wave = table.sweeps[self._number]
-        for step in range(wave.first, wave.last + 1):
+        steps = range(wave.first, wave.last + 1)
+        for step in steps:
             trajectory.record(step + 1, states[step + 1], self.samples)
+        if self._noise.memory is not None:
+            carried = self._noise.memory.carried_by(memory.before, memory.m[: steps.stop], memory.draws, memory.carried)
+            for step in steps:
+                trajectory.record_carried(step + 1, carried[step], self.samples)
+            return
+        for step in steps:
             x0 = predict_x0(table, memory.before, memory.m, step, step + 1)
-            trajectory.record_x0(step, x0[0], self.samples)
+            trajectory.record_carried(step + 1, x0, self.samples)
 
     def keep(self, running: tuple[int, ...]) -> None:
         """Go on with these positions of the samples only."""

@@ -16,6 +16,7 @@ from calls import denoiser, look
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -24,9 +25,12 @@ from diffusers import (
     FluxImg2ImgPipeline,
     HeunDiscreteScheduler,
     LCMScheduler,
+    LMSDiscreteScheduler,
     PixArtSigmaPipeline,
+    PNDMScheduler,
     StableDiffusion3Img2ImgPipeline,
     TCDScheduler,
+    UniPCMultistepScheduler,
 )
 
 README = Path(__file__).parent.parent / "README.md"
@@ -39,10 +43,12 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
     "DPM-Solver++ (1, 2)": lambda: DPMSolverMultistepScheduler(**VP),
     "DDPM": lambda: DDPMScheduler(**VP, clip_sample=False),
     "Euler ancestral": lambda: EulerAncestralDiscreteScheduler(**VP),
+    "PNDM": lambda: PNDMScheduler(**VP, skip_prk_steps=True),
+    "UniPC": lambda: UniPCMultistepScheduler(**VP),
     "flow-matching Euler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
 }
-NOISE = tuple(SCHEDULERS)[:5]
-FLOW = ("flow-matching Euler", "DPM-Solver++ (1, 2)")
+NOISE = tuple(SCHEDULERS)[:7]
+FLOW = ("flow-matching Euler", "DPM-Solver++ (1, 2)", "UniPC")
 FLOW_DPM = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 
 
@@ -80,8 +86,8 @@ class Pipeline:
     def build(self, scheduler: str) -> Any:
         pipe = tiny.PIPELINES[self.tiny][0]()
         pipe.scheduler = SCHEDULERS[scheduler]()
-        if self.flow and scheduler.startswith("DPM"):
-            pipe.scheduler = DPMSolverMultistepScheduler(**FLOW_DPM, use_dynamic_shifting=True)
+        if self.flow and scheduler in FLOW[1:]:
+            pipe.scheduler = type(pipe.scheduler)(**FLOW_DPM, use_dynamic_shifting=True)
         return pipe
 
     def verdict(self, scheduler: str) -> Verdict | None:
@@ -105,10 +111,10 @@ PIPELINES = [
     Pipeline("Flux, guidance-distilled", "flux_guidance", FLOW, flow=True),
     Pipeline("PixArtAlpha", "pixart", NOISE),
     Pipeline(
-        "DiT", "dit", ("DDIM", "DPM-Solver++ (1, 2)", "DDPM"), dict.fromkeys(("Euler", "Euler ancestral"), SCALED)
+        "DiT", "dit", ("DDIM", "DPM-Solver++ (1, 2)", "DDPM", "PNDM", "UniPC"), dict.fromkeys(("Euler", "Euler ancestral"), SCALED)
     ),
     Pipeline("DDIM", "ddim", ("DDIM",)),
-    Pipeline("DDPM", "ddpm", tuple(SCHEDULERS)),
+    Pipeline("DDPM", "ddpm", tuple(name for name in SCHEDULERS if name not in ("PNDM", "UniPC"))),
 ]
 BY_NAME = {pipeline.name: pipeline for pipeline in PIPELINES}
 
@@ -175,6 +181,10 @@ _karras = _scheduler(lambda: DPMSolverMultistepScheduler(**VP, use_karras_sigmas
 _shifting = _scheduler(lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
 _heun = _scheduler(lambda: HeunDiscreteScheduler(**VP))
 _sde = _scheduler(lambda: DPMSolverMultistepScheduler(**VP, algorithm_type="sde-dpmsolver++"))
+_prk = _scheduler(lambda: PNDMScheduler(**VP))
+_third = _scheduler(lambda: DPMSolverMultistepScheduler(**VP, solver_order=3))
+_deis = _scheduler(lambda: DEISMultistepScheduler(**VP, solver_order=3))
+_lms = _scheduler(lambda: LMSDiscreteScheduler(**VP))
 _lcm, _tcd = _scheduler(lambda: LCMScheduler(**VP)), _scheduler(lambda: TCDScheduler(**VP))
 BOTH_ENDS = {"denoising_start": 0.2, "denoising_end": 0.8}
 FEATURES = [
@@ -194,6 +204,10 @@ FEATURES = [
     Feature("Karras sigmas", UNETS, prepare=_karras),
     Feature("Heun (two calls a step)", ("StableDiffusion", "StableDiffusionXLImg2Img"), prepare=_heun),
     Feature("DPM-Solver++ SDE", UNETS, prepare=_sde),
+    Feature("PNDM with Runge-Kutta steps (four calls a step)", ("StableDiffusion",), prepare=_prk),
+    Feature("DPM-Solver++ of order 3", ("StableDiffusion", "StableDiffusionXLImg2Img"), prepare=_third),
+    Feature("DEIS of order 3", ("StableDiffusion",), prepare=_deis),
+    Feature("LMS", ("StableDiffusion", "StableDiffusionImg2Img"), prepare=_lms),
     Feature("LCM", ("StableDiffusion",), prepare=_lcm),
     Feature("TCD with `eta`", ("StableDiffusion",), {"eta": 0.5}, _tcd),
     Feature("dynamic shifting", ("StableDiffusion3", "Flux"), prepare=_shifting),
@@ -254,10 +268,7 @@ FEATURES = [
 ]
 
 REPLACEMENTS = {
-    "PNDM, IPNDM": "DDIMScheduler",
     "CogVideoXDPM": "CogVideoXDDIMScheduler",
-    "UniPC, DEIS, SASolver": "DPMSolverMultistepScheduler",
-    "LMS": "EulerDiscreteScheduler",
     "DPMSolverSDE": "EulerAncestralDiscreteScheduler",
 }
 

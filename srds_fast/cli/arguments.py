@@ -132,7 +132,7 @@ def _sampling_command(*args: Any) -> Any:
     _option(add, "--device", "DEVICE", "auto, cpu, cuda, cuda:1", str, "auto")
     dtypes = ["float16", "bfloat16", "float32", "float64"]
     _option(add, "--dtype", "DTYPE", f"dtype of the networks: {', '.join(dtypes)}", str, "float32", choices=dtypes)
-    add("--ddim", action="store_true", help="replace the model's scheduler (PNDM, UniPC and others) by DDIM")
+    add("--ddim", action="store_true", help="replace the model's scheduler by DDIM")
     return parser.add_argument
 
 

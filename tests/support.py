@@ -111,7 +111,10 @@ PIPELINES = [
     Pipeline("Flux, guidance-distilled", "flux_guidance", FLOW, flow=True),
     Pipeline("PixArtAlpha", "pixart", NOISE),
     Pipeline(
-        "DiT", "dit", ("DDIM", "DPM-Solver++ (1, 2)", "DDPM", "PNDM", "UniPC"), dict.fromkeys(("Euler", "Euler ancestral"), SCALED)
+        "DiT",
+        "dit",
+        ("DDIM", "DPM-Solver++ (1, 2)", "DDPM", "PNDM", "UniPC"),
+        dict.fromkeys(("Euler", "Euler ancestral"), SCALED),
     ),
     Pipeline("DDIM", "ddim", ("DDIM",)),
     Pipeline("DDPM", "ddpm", tuple(name for name in SCHEDULERS if name not in ("PNDM", "UniPC"))),

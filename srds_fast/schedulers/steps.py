@@ -174,7 +174,9 @@ def guessed_history(noise: NoiseTable, cut: int, far: int | None = None) -> list
         """Of the drift, at a step before the cut."""
         if far is None or cut == noise.num_steps:
             return 0.0
-        way = (log_snr[cut] - log_snr[index]) / (log_snr[cut] - log_snr[far]) if log_snr[cut] != log_snr[far] else 0.0
+        if log_snr[cut] == log_snr[far]:  # two steps at one level
+            return 1.0
+        way = (log_snr[cut] - log_snr[index]) / (log_snr[cut] - log_snr[far])
         return min(way, 1.0) if math.isfinite(way) else 0.0
 
     if noise.memory is None:

@@ -130,7 +130,7 @@ class NoiseTable:
             keep, of_m = self.memory.keep[index].to(x.dtype), self.memory.of_m[index].to(x.dtype)
             after = torch.tensordot(keep, state, dims=1) + torch.tensordot(of_m, m, dims=0)
             if z is not None:
-                after = after + torch.tensordot(self.memory.of_z[index].to(x.dtype), z[None], dims=1)
+                after = after + torch.tensordot(self.memory.of_z[index].sum(1).to(x.dtype), z, dims=0)
             return after[0], after[1:]
         at = {name: column[index] for name, column in self.numbers.items()}
         x0, eps = self.predict_x0(index, x, m), at["r"] * x + at["s"] * m

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from every_scheduler import READ, has_table, made
+from every_scheduler import HISTORIES, READ, has_table, made
 from problems import GaussianMixture
 from thinned import thinned_product
 from torch import Tensor
@@ -14,12 +14,15 @@ from torch import Tensor
 from srds_fast import sample
 from srds_fast.schedulers.reader import InFloat64, fresh_copy, next_sample, step_options
 from srds_fast.schedulers.verify import noise_table
+from srds_fast.solvers.registry import BY_NAME
 
 STEPS, DIMENSIONS = 20, 8
 MIXTURE = GaussianMixture.random(DIMENSIONS)
 CLIP = {"clip_sample": True, "clip_sample_range": 0.8}
 CLIPS = ("DDIM", "DDPM", "DDIMParallel", "DDPMParallel", "LCM", "TCD", "HeunDiscrete", "UnCLIP")
 CLIPPED: list[tuple[str, dict[str, Any]]] = [(name, CLIP) for name in CLIPS]
+# every method where steps need the most of earlier ones
+CASES = [(each, name) for each in HISTORIES for name in BY_NAME]
 ACCEPTED = [(name, config) for name, config in [*READ, *CLIPPED] if has_table(name, config)]
 METHODS = {
     "sequential": {"method": "sequential"},
@@ -48,21 +51,41 @@ def own_loop(scheduler: Any, denoiser: Any, x: Tensor, in_float64: bool) -> Tens
     return x
 
 
-@pytest.mark.parametrize(("case", "method"), thinned_product(ACCEPTED, METHODS), ids=str)
-def test_exact_is_the_schedulers_own_loop(case: tuple[str, dict[str, Any]], method: str) -> None:
+def difference(case: tuple[str, dict[str, Any]], dtype: torch.dtype, **how: Any) -> float:
+    """Of a sample to that of the scheduler's own loop, relative to the largest element."""
     name, config = case
     scheduler, denoiser = made(name, config, STEPS), network(name)
     x = torch.randn(2, DIMENSIONS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x *= float(getattr(scheduler, "init_noise_sigma", 1.0))
+    x = (x * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(dtype)
+
+    def rounded(x: Tensor, t: Tensor) -> Tensor:
+        return denoiser(x, t).to(dtype)
+
     # in what precision noise is drawn may depend on the rounding
-    stochastic = noise_table(scheduler).spread is not None
-    expected = own_loop(scheduler, denoiser, x, in_float64=not stochastic)
+    exactly = dtype == torch.float64 and noise_table(scheduler).spread is None
+    expected = own_loop(scheduler, rounded, x, in_float64=exactly)
     steps = scheduler.num_inference_steps if name == "CMStochasticIterative" else STEPS
-    given = {"generator": torch.Generator().manual_seed(5), **METHODS[method]}
-    found = sample(denoiser, x, scheduler, steps, **given)
+    found = sample(rounded, x, scheduler, steps, generator=torch.Generator().manual_seed(5), **how)
     assert bool(expected.isfinite().all())
     assert found.report.num_inference_steps == len(scheduler.timesteps)
-    # a clipped x0 is read as x0 and eps of float32 coefficients, which add up to x only to seven digits
-    tolerance = 1e-5 if stochastic or config is CLIP else 1e-9
-    assert float((found.sample - expected).abs().max() / expected.abs().max()) < tolerance
     assert scheduler.__dict__.get("_step_index") is None
+    return float((found.sample - expected).abs().max() / expected.abs().max())
+
+
+def tolerance(case: tuple[str, dict[str, Any]]) -> float:
+    """In float64."""
+    # a clipped x0 is read as x0 and eps of float32 coefficients, which add up to x only to seven digits
+    stochastic = noise_table(made(*case)).spread is not None
+    return 1e-5 if stochastic or case[1] is CLIP else 1e-9
+
+
+@pytest.mark.parametrize(("case", "method"), thinned_product(ACCEPTED, METHODS), ids=str)
+def test_exact_is_the_schedulers_own_loop(case: tuple[str, dict[str, Any]], method: str) -> None:
+    assert difference(case, torch.float64, **METHODS[method]) < tolerance(case)
+
+
+@pytest.mark.parametrize(("case", "method"), CASES, ids=str)
+def test_every_method_carries_what_the_scheduler_keeps(case: tuple[str, dict[str, Any]], method: str) -> None:
+    how = {"method": method, "tolerance": 0.0}
+    assert difference(case, torch.float64, **how) < (1e-5 if tolerance(case) == 1e-5 else 1e-11)
+    assert difference(case, torch.float32, **how) < 1e-5

@@ -19,12 +19,13 @@ from diffusers import (
     LCMScheduler,
     UnCLIPScheduler,
 )
-from every_scheduler import READ, has_table, made
+from every_scheduler import HISTORIES, READ, has_table, made
 from thinned import thinned, thinned_product
 
 import srds_fast.schedulers.verify as noise_module
 from srds_fast.errors import UnsupportedScheduler
 from srds_fast.sampling.rows import draw_noise
+from srds_fast.schedulers.reader import InFloat64, fresh_copy, next_sample, step_options
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import check_scheduler, noise_table
 
@@ -150,6 +151,53 @@ def test_a_part_of_a_table_walks_as_the_scheduler_that_begins_there(cls: type) -
         stock = scheduler.step(m, t, stock).prev_sample
         ours, x0 = part.step(index, ours, m, x0)
     torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "config"), HISTORIES, ids=str)
+def test_a_part_of_a_table_with_memory_is_the_loop_that_begins_there(name: str, config: dict) -> None:
+    """Its first steps are of lower order, as those of img2img; what ends earlier ends with the same steps."""
+    scheduler = made(name, config)
+    table = noise_table(scheduler)
+    part, whole = table.part(6, table.num_steps - 2), table.part(0, table.num_steps - 2)
+    for grid, start in ((part, 6), (whole, 0)):
+        trial = fresh_copy(scheduler, start)
+        options = step_options(trial, None)
+        stock = ours = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        generator, carried = options.get("generator", torch.Generator()).clone_state(), None
+        with InFloat64(tuple(stock.shape)):
+            for index, t in enumerate(trial.timesteps[start:-2]):
+                if hasattr(trial, "scale_model_input"):
+                    trial.scale_model_input(stock, t)
+                m, z = torch.tanh(stock), None
+                if grid.draws is not None and bool(grid.draws[index]):
+                    z = torch.randn(2, 3, generator=generator, dtype=grid.draw_dtypes.get(m.dtype, m.dtype)).double()
+                stock = next_sample(trial.step(m, t, stock, **options))
+                ours, carried = grid.step(index, ours, m, carried, z)
+        # in what precision noise is drawn may depend on the rounding
+        tolerance = 1e-9 if grid.draws is None else 1e-5
+        torch.testing.assert_close(ours, stock, rtol=tolerance, atol=tolerance)
+        assert torch.equal(grid.timesteps, scheduler.timesteps[start:-2])
+    assert table.part(6, table.num_steps - 2) is part, "solvers cache by the identity of a table"
+
+
+@pytest.mark.parametrize(("name", "config"), HISTORIES, ids=str)
+@pytest.mark.parametrize("cut", [1, 3, 9])
+def test_a_run_goes_on_with_what_is_carried(name: str, config: dict, cut: int) -> None:
+    table = noise_table(made(name, config))
+    generator = torch.Generator().manual_seed(0)
+    outputs, draws = torch.randn(2, table.num_steps, 5, dtype=torch.float64, generator=generator)
+    x, carried, states, given = draws[0], None, [], None
+    for index, (m, z) in enumerate(zip(outputs, draws, strict=True)):
+        given = (x, carried) if index == cut else given
+        x, carried = table.step(index, x, m, carried, z)
+        states.append(x)
+    assert given is not None
+    rest, (x, carried) = table.part(cut, table.num_steps, afresh=False), given
+    assert carried is not None
+    assert rest.carried(0) == table.carried(cut) == len(carried)
+    for index in range(rest.num_steps):
+        x, carried = rest.step(index, x, outputs[cut + index], carried, draws[cut + index])
+        assert torch.equal(x, states[cut + index])
 
 
 @pytest.mark.parametrize("clip", [True, False])

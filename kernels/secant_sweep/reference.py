@@ -153,7 +153,7 @@ def move(table: SecantTable, wave: SecantWave, memory: Memory, constrain: Constr
     slopes = by_state + by_output * response
     of_x0 = _x0_changes(table, first, inside, learnt)
 
-    after = _begin(memory, first, stepped, constrain)
+    after = _begin(memory, x, first, stepped, constrain)
     # as columns [samples, elements, 1], one for each step: the loop below is all that the host does N times
     old, new, steps, slope = (
         each[..., None].unbind() for each in (x[first + 1 :], after[first + 1 :], stepped, slopes)
@@ -182,10 +182,10 @@ def move(table: SecantTable, wave: SecantWave, memory: Memory, constrain: Constr
     _expect(table, memory, learnt, first)
 
 
-def _begin(memory: Memory, first: int, stepped: Tensor, constrain: ConstrainOne | None) -> Tensor:
+def _begin(memory: Memory, x: Tensor, first: int, stepped: Tensor, constrain: ConstrainOne | None) -> Tensor:
     """The points that are written, up to the first that moves: it departs from a point that is exact."""
     after = memory.points(-1)
-    after[: first + 1] = memory.points(0)[: first + 1]
+    after[: first + 1] = x[: first + 1]
     after[first + 1] = stepped[0]
     if constrain is not None:
         after[first + 1] = constrain(after[first + 1], first + 1)
@@ -202,7 +202,8 @@ def _walk_back(
 ) -> None:
     """`move` for steps that look back at all points before: each moves with the changes of all of them."""
     assert table.look_back is not None
-    x, after = memory.points(0), _begin(memory, first, stepped, constrain)
+    x = memory.points(0)
+    after = _begin(memory, x, first, stepped, constrain)
     weights = table.look_back.weights(first, table.a.flatten(), table.b.flatten())
     size = table.num_steps - first
     # of the points, and of what their outputs answer

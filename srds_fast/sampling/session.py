@@ -317,6 +317,7 @@ class Session:
             engine=run.engine.name,
             path=self.path,
             num_inference_steps=plan.num_inference_steps,
+            state_vectors=self.noise.state_vectors,
             tolerance=plan.tolerance,
             exact=plan.exact,
             **vars(run.counts),

@@ -106,6 +106,11 @@ class NoiseTable:
         """Parts made so far. Each must stay the same object, because solvers cache by the identity of a table."""
         return {}
 
+    @property
+    def state_vectors(self) -> int:
+        """The most vectors that are passed on from one step to the next, x included."""
+        return int(self.momentum is not None) + 1 if self.memory is None else self.memory.vectors
+
     def carried(self, cut: int) -> int:
         """Vectors that the steps from `cut` on, 0 to N, are given beside x."""
         if self.memory is not None:

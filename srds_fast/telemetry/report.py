@@ -24,6 +24,8 @@ class Report:
             "drive" (the pipeline's own loop, one turn a wave), "sample", or "stock".
         num_inference_steps, num_blocks, coarse_solver, pipelined, in_flight: of the plan (0 blocks, no solver: not
             SRDS).
+        state_vectors: what the scheduler passes on from step to step, in states: 1 for first-order ones, 2 for those that
+            keep one x0, 3 for UniPC, 4 for PNDM. Each row that parallel methods keep has as many.
         tolerance: the error bound that was set; exact: whether the run had to reach the sequential sample.
         iterations: largest number of iterations of any sample; iterations_per_sample: of each sample.
         waves: batched network calls; rows: evaluations at one (x, t), for any batch size; peak_rows: widest wave.
@@ -96,6 +98,7 @@ class Report:
     options: dict[str, Any] | None = None
     timeline: dict[str, dict[str, float | int | None]] | None = None
     in_flight: int | None = None
+    state_vectors: int = 1
 
     @property
     def overhead(self) -> float | None:

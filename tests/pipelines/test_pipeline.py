@@ -18,10 +18,10 @@ import torch
 from calls import assert_close, watched
 from diffusers import (
     AutoencoderKL,
+    CogVideoXDPMScheduler,
     EulerDiscreteScheduler,
     FluxControlNetPipeline,
     HeunDiscreteScheduler,
-    PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
@@ -174,12 +174,12 @@ def test_the_progress_bar_counts_steps(capsys: Any) -> None:
 
 @pytest.mark.parametrize(
     ("part", "error", "words"),
-    [("scheduler", UnsupportedScheduler, "PNDMScheduler"), ("unet", UnsupportedPipeline, "AutoencoderKL")],
+    [("scheduler", UnsupportedScheduler, "CogVideoXDPMScheduler"), ("unet", UnsupportedPipeline, "AutoencoderKL")],
 )
 def test_a_part_set_after_compile_is_refused_at_the_call(part: str, error: type[Exception], words: str) -> None:
     pipe = tiny.stable_diffusion()
     fast = srds_fast.compile(pipe, method="srds")
-    setattr(fast, part, PNDMScheduler(steps_offset=1, skip_prk_steps=True) if part == "scheduler" else pipe.vae)
+    setattr(fast, part, CogVideoXDPMScheduler(steps_offset=1) if part == "scheduler" else pipe.vae)
     with pytest.raises(error, match=words):
         latents(fast)
 

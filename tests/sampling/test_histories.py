@@ -124,3 +124,17 @@ def test_two_steps_at_one_level_tell_no_slope() -> None:
     assert table.sigma[1] == table.sigma[2]
     assert second_order(table, 1, 2, 5) == first_order(table, 2, 5)
     assert second_order(table, 0, 2, 5) != first_order(table, 2, 5)
+
+
+def test_the_report_says_what_is_carried_and_what_did_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of methods that refine all points, the kernels look back at one x0 at most."""
+    monkeypatch.setattr("srds_fast.sampling.session.implementation", lambda device: "triton")
+    cases = {"DDIM": 1, "DPMSolverMultistep": 2, "HeunDiscrete": 2, "UniPCMultistep": 3, "PNDM": 4}
+    for name, vectors in cases.items():
+        config = {"PNDM": {"skip_prk_steps": True}, "DDIM": {"clip_sample": False}}.get(name, {})
+        for method, looks_back in (("sequential", False), ("srds", False), ("parataa", True), ("collocation", True)):
+            scheduler = made(name, config)
+            x = noise(1, 8) * float(scheduler.init_noise_sigma)
+            report = sample(lambda x, t: MIXTURE(x, t.long()), x, scheduler, 12, method=method).report
+            assert report.state_vectors == vectors
+            assert report.kernels == ("torch" if looks_back and vectors > 2 else "triton")

@@ -190,12 +190,13 @@ def scaled(x: Tensor, t: Tensor) -> Tensor:
 
 
 @every
-def test_a_recording_gives_the_bits_of_an_eager_run(options: Method) -> None:
+@pytest.mark.parametrize("stock", [scheduler(), PNDMScheduler(skip_prk_steps=True)], ids=["ddim", "pndm"])
+def test_a_recording_gives_the_bits_of_an_eager_run(options: Method, stock: Any) -> None:
     graphs, how = Graphs(), {"method": options}
     for seed in range(3):
         x = noise(2, DIMENSIONS, seed=seed)
-        expected = sample(scaled, x, scheduler(), STEPS, **how)
-        found = sample(scaled, x, scheduler(), STEPS, engine="graph", graphs=graphs, **how)
+        expected = sample(scaled, x, stock, STEPS, **how)
+        found = sample(scaled, x, stock, STEPS, engine="graph", graphs=graphs, **how)
         assert torch.equal(found.sample, expected.sample)
         assert (found.report.waves, found.report.rows) == (expected.report.waves, expected.report.rows)
         replayed = "network graphs" if options.slides else "loop graph"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
 class LookBack(NamedTuple):
     """Weights [N, N], strictly lower triangles: of the points and outputs before the one where a step departs.
 
+    They may be of a longer type than the points: sums of large terms are then small.
     of_z: of the draws, its own included; None: no step draws noise. of_given: [N, vectors], of what is carried to the
     first point; None: nothing.
     """
@@ -27,20 +27,13 @@ class LookBack(NamedTuple):
         carried to the first point, [vectors, samples, ...]. A step's row of the products has the same length in every
         sweep over the whole grid, so that equal points give equal bits.
         """
-        found = self.of_x[:last, :last] @ x[:last].flatten(1)
-        found.addmm_(self.of_m[:last, :last], m[:last].flatten(1))
+        dtype = self.of_x.dtype
+        found = self.of_x[:last, :last] @ x[:last].flatten(1).to(dtype)
+        found.addmm_(self.of_m[:last, :last], m[:last].flatten(1).to(dtype))
         if self.of_z is not None:
             assert draws is not None
-            found.addmm_(self.of_z[:last, :last], draws[:last].flatten(1))
+            found.addmm_(self.of_z[:last, :last], draws[:last].flatten(1).to(dtype))
         if self.of_given is not None:
             assert given is not None
-            found.addmm_(self.of_given[:last], given.flatten(1))
-        return found.view(last, *x.shape[1:])
-
-    def weights(self, first: int, a: Tensor, b: Tensor) -> Tensor:
-        """Of the points from `first` on and of the outputs there, [N - first, 2 * (N - first)], the diagonals included.
-
-        a, b: [N], what each step takes of its own point.
-        """
-        own = torch.cat((self.of_x + a.diag(), self.of_m + b.diag()), 0).unflatten(0, (2, -1))
-        return torch.cat(tuple(own[:, first:, first:]), 1)
+            found.addmm_(self.of_given[:last], given.flatten(1).to(dtype))
+        return found.to(x.dtype).view(last, *x.shape[1:])

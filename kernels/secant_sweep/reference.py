@@ -204,20 +204,22 @@ def _walk_back(
     assert table.look_back is not None
     x = memory.points(0)
     after = _begin(memory, x, first, stepped, constrain)
-    weights = table.look_back.weights(first, table.a.flatten(), table.b.flatten())
     size = table.num_steps - first
-    # of the points, and of what their outputs answer
-    changes = x.new_zeros(2 * size, *x.shape[1:])
+    # of the points from the first row on, and what their outputs answer
+    changes, answers = x.new_zeros(2, size, *x.shape[1:])
     for index in range(1, size):
-        changes[index] = change = after[first + index] - x[first + index]
-        answer = torch.mul(table.response[first + index], change, out=changes[size + index])
+        row = first + index
+        changes[index] = change = after[row] - x[row]
+        answer = torch.mul(table.response[row], change, out=answers[index])
         if learnt is not None:
-            along = learnt.solve[first + index] @ change[..., None]
-            answer += (learnt.response[first + index] @ along)[..., 0]
-        more = (weights[index] @ changes.flatten(1)).view_as(change)
-        torch.add(stepped[index], more, out=after[first + index + 1])
+            along = learnt.solve[row] @ change[..., None]
+            answer += (learnt.response[row] @ along)[..., 0]
+        more = table.a[row] * change + table.b[row] * answer
+        for weights, earlier in ((table.look_back.of_x, changes), (table.look_back.of_m, answers)):
+            more += (weights[row : row + 1, first:].to(x.dtype) @ earlier.flatten(1)).view_as(more)
+        torch.add(stepped[index], more, out=after[row + 1])
         if constrain is not None:
-            after[first + index + 1] = constrain(after[first + index + 1], first + index + 1)
+            after[row + 1] = constrain(after[row + 1], row + 1)
 
 
 class _X0Changes(NamedTuple):

@@ -24,8 +24,8 @@ class Report:
             "drive" (the pipeline's own loop, one turn a wave), "sample", or "stock".
         num_inference_steps, num_blocks, coarse_solver, pipelined, in_flight: of the plan (0 blocks, no solver: not
             SRDS).
-        state_vectors: what the scheduler passes on from step to step, in states: 1 for first-order ones, 2 for those that
-            keep one x0, 3 for UniPC, 4 for PNDM. Each row that parallel methods keep has as many.
+        state_vectors: how many states the scheduler passes on from step to step: 1 for first-order ones, 2 for those
+            that keep one x0, 3 for UniPC, 4 for PNDM.
         tolerance: the error bound that was set; exact: whether the run had to reach the sequential sample.
         iterations: largest number of iterations of any sample; iterations_per_sample: of each sample.
         waves: batched network calls; rows: evaluations at one (x, t), for any batch size; peak_rows: widest wave.

@@ -17,6 +17,9 @@ from .program import Sweeps
 
 # a step that gains less than this of x0 goes from a level to the same one
 SMALLEST_GAIN = 1e-9
+# with larger weights than this, what earlier points add is computed in float64: the terms of UniPC with
+# predict_x0=False reach 150, and their sums 1
+LARGE_WEIGHT = 32.0
 # sweeps that mix more than the newest difference
 MIXINGS = 5
 
@@ -114,7 +117,9 @@ def look_back_of(noise: NoiseTable, spec: TensorSpec) -> LookBack | None:
         of_z = torch.zeros_like(triangles.of_x)
         of_z[:, list(triangles.draw_turns)] = triangles.of_z
     found = LookBack(triangles.of_x.tril(-1), triangles.of_m.tril(-1), of_z, noise.memory.of_given())
-    return LookBack(*(None if each is None else each.to(spec.device, spec.dtype) for each in found))
+    large = max(float(each.abs().max()) for each in found[:2]) > LARGE_WEIGHT
+    dtype = torch.float64 if large else spec.dtype
+    return LookBack(*(None if each is None else each.to(spec.device, dtype) for each in found))
 
 
 def propagation(noise: NoiseTable, data_std: float | None) -> Tensor:

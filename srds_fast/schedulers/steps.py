@@ -39,29 +39,28 @@ class Vector(NamedTuple):
     d: tuple[float, ...] = ()
     s: float = 0.0
 
+    @property
+    def carries_on(self) -> int | None:
+        """The number of the carried vector that this one is, unchanged; None: it is another one."""
+        kept = [number for number, weight in enumerate(self.d) if weight != 0.0]
+        alone = len(kept) == 1 and self._replace(d=()) == Vector(0.0, 0.0, 0.0) and self.d[kept[0]] == 1.0
+        return kept[0] if alone else None
+
 
 ITS_X0 = Vector(0.0, 0.0, 1.0)
 
 
-class Made(NamedTuple):
-    """All that a step makes: the next state, and what is carried beside it."""
-
-    state: Vector
-    carried: tuple[Vector, ...]
-
-
-def made_by_step(noise: NoiseTable, index: int) -> Made:
-    """The scheduler's own step. With momentum, x0 is carried; with `memory`, what that says."""
+def made_by_step(noise: NoiseTable, index: int) -> list[Vector]:
+    """The scheduler's own step: the next state, and what is carried beside it. With momentum that is x0."""
     if noise.memory is None:
         a, b, c, d = fine_step(noise, index)
         spread = 0.0 if noise.spread is None else noise.numbers["spread"][index]
         if noise.momentum is None:
-            return Made(Vector(a, b, c, (), spread), ())
-        return Made(Vector(a, b, c, (d,), spread), (ITS_X0._replace(d=(0.0,)),))
+            return [Vector(a, b, c, (), spread)]
+        return [Vector(a, b, c, (d,), spread), ITS_X0._replace(d=(0.0,))]
     memory = noise.memory
     rows = zip(memory.keep[index].tolist(), memory.of_m[index].tolist(), memory.of_z[index].tolist(), strict=True)
-    state, *carried = (Vector(a, b, 0.0, tuple(d), *z) for (a, *d), b, z in rows)
-    return Made(state, tuple(carried))
+    return [Vector(a, b, 0.0, tuple(d), *z) for (a, *d), b, z in rows]
 
 
 def fine_step(noise: NoiseTable, index: int) -> Coefficients:

@@ -111,12 +111,12 @@ class Compiler:
         self._noise, self._program, self._form = noise, program, form
         self._fine = [made_by_step(noise, index) for index in range(noise.num_steps)]
         # a multistep scheduler: an x0, or what is carried, belongs to every state
-        self.carries = noise.memory is not None or any(weight != 0.0 for step in self._fine for weight in step.state.d)
+        self.carries = noise.memory is not None or any(any(step[0].d) for step in self._fine)
         self._guesses: dict[tuple[int, int | None], list[Guess]] = {}
         self._jump_noises: list[tuple[int, int, list[float]]] = []
         given = [state]
         if form.history and self.carries:
-            given += self._carried(state, len(self._fine[0].state.d))
+            given += self._carried(state, len(self._fine[0][0].d))
         self._history = len(given) - 1
         # how many vectors are carried beside a value
         self._counts: dict[Name, int] = {state: self._history}
@@ -161,28 +161,22 @@ class Compiler:
         """
         position, state = self._positions[row], self._names[row]
         made = self._fine[position]
-        before = self._carried(state, len(made.state.d))
+        before = self._carried(state, len(made[0].d))
         if jumped_from is not None or not all(each in self._value for each in before):
             before = []
-        found = []
-        for index, vector in enumerate((made.state, *made.carried)):
-            kept = [number for number, weight in enumerate(vector.d) if weight != 0.0]
-            if (
-                index > 0
-                and before
-                and vector == Vector(0.0, 0.0, 0.0, vector.d)
-                and [vector.d[i] for i in kept] == [1]
-            ):
-                found.append(self._carry_on(row, before[kept[0]], own_from))
-                continue
-            target = name if index == 0 else self._carried(name, len(made.carried))[index - 1]
-            draws = self._noise.spread is not None and (index == 0 or vector.s != 0.0)
-            draw = position if draws else None
-            if before:
-                looks_back = [(before[number], vector.d[number]) for number in kept]
-                found.append(self._make(row, target, vector, looks_back, draw))
+        targets, found = [name, *self._carried(name, len(made) - 1)], list[int]()
+        for target, vector in zip(targets, made, strict=True):
+            carried_on = vector.carries_on if before else None
+            # of the state also where a step adds none of what it draws
+            draw = position if self._noise.spread is not None and (target is name or vector.s != 0.0) else None
+            if carried_on is not None:
+                value = self._carry_on(row, before[carried_on], own_from)
+            elif before:
+                looks_back = [(each, weight) for each, weight in zip(before, vector.d, strict=True) if weight != 0.0]
+                value = self._make(row, target, vector, looks_back, draw)
             else:
-                found.append(self._make_alone(row, target, vector, state, jumped_from, draw))
+                value = self._make_alone(row, target, vector, state, jumped_from, draw)
+            found.append(value)
         self._note(name, found[1:])
         self.wave.arrivals.append((position + 1, found[0]))
         if self.carries:
@@ -194,27 +188,29 @@ class Compiler:
     ) -> None:
         """The jump of a row, looking back at x0, to a grid position. leads: the next jump looks back at its x0."""
         a, b, c, d = jump.coefficients
-        s = 0.0 if jump.draw is None else 1.0
         looks_back = [] if x0 is None or x0 not in self._value else [(x0, d)]
-        vector = Vector(a, b, c if looks_back else c + d, (), s)
+        vector = Vector(a, b, c if looks_back else c + d, (), 0.0 if jump.draw is None else 1.0)
         value = self._make(row, name, vector, looks_back, jump.draw)
         self.wave.arrivals.append((arrives, value))
-        carried = []
-        if self.carries or leads:
-            carried.append(self._make(row, x0_of(name), ITS_X0))
-        if self._noise.memory is not None:
-            carried = []
-            # as if its x0, and the eps with which it arrives where it does, had been the same before
-            alpha, sigma = self._level(arrives)
-            for target, (clean, eps, _) in zip(
-                self._carried(name, self._noise.carried(arrives)), self._guess(arrives, None), strict=True
-            ):
-                share = eps / sigma
-                of_x0 = clean - share * alpha + share * vector.c
-                like = Vector(share * vector.a, share * vector.b, of_x0, (), share * vector.s)
-                scaled = [(each, share * weight) for each, weight in looks_back]
-                carried.append(self._make(row, target, like, scaled, jump.draw))
-        self._note(name, carried)
+        clean = [self._make(row, x0_of(name), ITS_X0)] if self.carries or leads else []
+        if self._noise.memory is None:
+            self._note(name, clean)
+        else:
+            self._note(name, self._history_of(row, name, vector, looks_back, jump.draw, arrives))
+
+    def _history_of(
+        self, row: int, name: Name, jump: Vector, looks_back: list[tuple[Name, float]], draw: int | None, arrives: int
+    ) -> list[int]:
+        """What a jump carries: as if its x0, and the eps with which it arrives where it does, had been so before."""
+        guesses, found = self._guess(arrives, None), list[int]()
+        alpha, sigma = self._level(arrives)
+        for target, guess in zip(self._carried(name, len(guesses)), guesses, strict=True):
+            share = guess.eps / sigma
+            c = guess.x0 + share * (jump.c - alpha)
+            scaled = [(each, share * weight) for each, weight in looks_back] if share else []
+            vector = Vector(share * jump.a, share * jump.b, c, (), share * jump.s)
+            found.append(self._make(row, target, vector, scaled, draw if share else None))
+        return found
 
     def correct(
         self,
@@ -234,18 +230,16 @@ class Compiler:
         self._value |= dict.fromkeys(becomes, value)
         if self.carries:
             count = self._counts[name]
-            carried = self._carried(name, count)
-            vectors = [self._read(each) for each in carried]
-            # the newest first: the steps of this wave that make them may read the older ones as they are
-            for number in sorted(range(count), key=vectors.__getitem__, reverse=True) if bracket is not None else ():
-                new, old = (self._read(self._carried(of, count)[number]) for of in bracket or ())
-                self._updates[-1][1].append(Correction(vectors[number], (new, old)))
+            vectors = [self._read(each) for each in self._carried(name, count)]
+            if bracket is not None:
+                pairs = zip(*(map(self._read, self._carried(of, count)) for of in bracket), strict=True)
+                # the newest first: the steps of this wave that make them may read the older ones as they are
+                newest_first = sorted(zip(vectors, pairs, strict=True), reverse=True)
+                self._updates[-1][1].extend(Correction(vector, of_jumps) for vector, of_jumps in newest_first)
             for other in becomes:
                 self._counts[other] = count
-                self._value |= {
-                    target: self._value[each] for target, each in zip(self._carried(other, count), carried, strict=True)
-                }
-                if x0_of(name) in self._value:
+                self._value |= dict(zip(self._carried(other, count), vectors, strict=True))
+                if x0_of(name) in self._value:  # of a jump
                     self._value[x0_of(other)] = self._value[x0_of(name)]
         return Completed(iteration, value, before is not None)
 

@@ -12,7 +12,7 @@ import torch
 from test_speed import failing
 
 from bench import runner
-from bench.quality import entrants, methods, peers, policy, search
+from bench.quality import entrants, histories, methods, peers, policy, search
 from bench.quality.contestants import CONTESTANTS, Contestant
 from bench.quality.search import Point
 from bench.runner import Entrant, Row
@@ -40,6 +40,18 @@ def test_every_method_runs_on_every_problem(tmp_path: Path) -> None:
         if last.iteration is not None:
             waves = [point.waves for point in points]
             assert waves == sorted(set(waves))
+
+
+def test_schedulers_that_carry_more_are_exact_and_within_the_tolerance(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    histories.main(["--smoke", "--json", str(path)])
+    found = json.loads(path.read_text())["results"]
+    assert [each["scheduler"] for each in found] == ["PNDM", "UniPC 2", "SASolver"]
+    assert [each["state_vectors"] for each in found] == [4, 3, 3]
+    for each in found:
+        assert max(each["sequential"], each["exact"]) < 1e-5
+        assert all(each[method]["waves"] <= each[method]["rows"] for method in histories.METHODS)
+        assert all(each[method]["grey_levels"] < 0.5 for method in histories.METHODS)
 
 
 def test_committed_results_are_read_sorted_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

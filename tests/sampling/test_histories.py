@@ -15,6 +15,7 @@ from problems import GaussianMixture, noise
 from torch import Tensor
 
 from srds_fast import sample
+from srds_fast.methods import SRDS
 from srds_fast.schedulers.steps import first_order, guessed_history, second_order
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.contract import Checkpoint
@@ -138,3 +139,16 @@ def test_the_report_says_what_is_carried_and_what_did_the_arithmetic(monkeypatch
             report = sample(lambda x, t: MIXTURE(x, t.long()), x, scheduler, 12, method=method).report
             assert report.state_vectors == vectors
             assert report.kernels == ("torch" if looks_back and vectors > 2 else "triton")
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("HeunDiscrete", {}), ("KDPM2Discrete", {}), ("PNDM", {}), ("UniPCMultistep", {})], ids=str
+)
+def test_blocks_may_hold_one_step_of_two_at_one_level(name: str, config: dict[str, Any]) -> None:
+    scheduler = made(name, config)
+    x, turns = noise(2, 8) * float(scheduler.init_noise_sigma), len(scheduler.timesteps)
+    found, expected = (
+        sample(lambda x, t: MIXTURE(x, t.long()), x, scheduler, 20, method=method, tolerance=0.0).sample
+        for method in (SRDS(num_blocks=turns), "sequential")
+    )
+    assert torch.equal(found, expected)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+
+from srds_fast.pipelines import call as call_module
+from srds_fast.pipelines.takeover.inferred import Inference
 
 
 def latents(pipe: Any, seed: int | list[int] = 0, **call: Any) -> torch.Tensor:
@@ -35,6 +39,18 @@ def denoiser(pipe: Any) -> Any:
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
+def drive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on no call is taken over: the pipelines' own loops make the turns."""
+    family_of = call_module.family_of
+
+    def driven(pipe: Any) -> Any:
+        family = family_of(pipe)
+        return replace(family, loop=lambda *given: replace(family.loop(*given), why_turns="this test drives it"))
+
+    monkeypatch.setattr(call_module, "family_of", driven)
+    monkeypatch.setattr(Inference, "found", lambda inference: "this test drives it")
+
+
 @contextmanager
 def watched(network: Any, look: Callable[[torch.Tensor], Any] = lambda states: None) -> Iterator[list[torch.Tensor]]:
     """The states that the network is given in the block, one tensor for each call; `look` sees them before it does."""
@@ -50,6 +66,11 @@ def watched(network: Any, look: Callable[[torch.Tensor], Any] = lambda states: N
         yield seen
     finally:
         handle.remove()
+
+
+def of_waves(seen: list[torch.Tensor], report: Any, per_wave: int = 1) -> list[torch.Tensor]:
+    """Of all that a network was `watched` to be given, what came after the check of its first call."""
+    return seen[report.check_calls * per_wave :]
 
 
 def instances(monkeypatch: pytest.MonkeyPatch, cls: type, keep: Callable[[Any], Any] = lambda made: made) -> list[Any]:

@@ -102,6 +102,8 @@ class Case:
         return_zeros(network_of(pipe))
         self.turns = Turns(network_of(pipe), time.perf_counter)
         self.loops = {"stock": pipe} | {method: srds_fast.compile(pipe, **how) for method, how in METHODS.items()}
+        for method in METHODS:
+            self.call(method)  # a first call also checks the network
 
     def call(self, loop: str) -> list[tuple[Any, Any]]:
         """Call a loop, and return its turns."""

@@ -125,7 +125,8 @@ def price(
             return 0.0
         try:
             with telemetry.unseen():
-                return between_calls(Run(plan, state, noise, replace(inputs, trajectory=None)).next, dtype)
+                run = Run(plan, state, noise, replace(inputs, trajectory=None))
+                return between_calls(run.next, dtype, 1 if inputs.guidance is None else len(inputs.guidance))
         except (Diverged, torch.OutOfMemoryError):
             return math.inf
 
@@ -253,14 +254,17 @@ class _Call:
 
 
 @torch.no_grad()
-def between_calls(next_wave: Callable[[Tensor | None], Evaluate | None], dtype: torch.dtype) -> float:
-    """Seconds that a run takes without its network: `next_wave`, its `Run.next`, is given zeros in this dtype."""
+def between_calls(next_wave: Callable[[Tensor | None], Evaluate | None], dtype: torch.dtype, branches: int) -> float:
+    """Seconds that a run takes without its network: `next_wave`, its `Run.next`, is given zeros.
+
+    dtype, branches: of the network's output.
+    """
     started = time.perf_counter()
     excluded = 0.0
     wave = next_wave(None)
     while wave is not None:
         begun = time.perf_counter()
-        answer = torch.zeros_like(wave.x, dtype=dtype)
+        answer = wave.x.new_zeros(branches * len(wave.positions), *wave.x.shape[1:], dtype=dtype)
         excluded += time.perf_counter() - begun
         wave = next_wave(answer)
     if answer.is_cuda:

@@ -81,6 +81,7 @@ class Run:
         engine: EngineUse | None = None,
         factor: float = 1.0,
         contraction: Contraction | None = None,
+        together: bool = False,
     ) -> None:
         contraction = plan.options.contraction if contraction is None else contraction
         self._monitor = Monitor(len(x), factor * plan.tolerance, plan.bitwise, contraction)
@@ -88,7 +89,7 @@ class Run:
         self._unread: list[tuple[int, tuple[int, ...], Tensor, bool, Tensor | None, Tensor | None]] = []
         self.change, self.converged = self._monitor.change, self._monitor.converged
         self.iterations = self._monitor.iterations
-        self._observer = observer
+        self._observer, self._together = observer, together
         self.plan, self.program = plan, plan.program()
         self.counts = Counts() if counts is None else counts
         self.engine = EngineUse() if engine is None else engine
@@ -195,6 +196,8 @@ class Run:
                 stationary = [False] * len(change) if rests is None else rests.tolist()
                 running = self._monitor.judge(iteration, samples, change, exact, stationary, doubt)
             self._unread.clear()
+            if self._together and running:
+                running = tuple(range(len(checkpoint.samples)))
             return () if last else running
         # while iterations are to come, their change will show what is not finite
         if last and not bool(checkpoint.sample.isfinite().all()):

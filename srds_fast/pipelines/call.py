@@ -23,14 +23,17 @@ from ..sampling.session import no_room
 from ..solvers.registry import check_warm_start_method
 from . import acceleration
 from .families import Family, family_of
+from .kinds import kind_of_loop
+from .lockstep.call_session import CallSettings
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
+from .lockstep.own_enumerate import with_own_enumerate
 from .lockstep.proxies import copy_with_proxies
 from .networks import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .state import OWN_ARGUMENTS, RandomState, bind
 from .stock import TimedStockLoop, chosen_stock_call, kind_of_call, may_choose_stock, remember, stock_call
-from .takeover.turn import RecordedTurn, why_not
+from .takeover.turn import RecordedTurn
 
 # arguments whose contents guidance cannot depend on
 _BY_TYPE = (str, list, tuple, dict, torch.Generator)
@@ -67,7 +70,7 @@ def stock_reason(fast: Any, family: Family, arguments: Arguments) -> str | None:
         keeps_state = any(getattr(hook, "_is_stateful", False) for hook in _hooks(network))
         if getattr(network, "is_cache_enabled", False) or keeps_state:
             return f"a cache is enabled on the {name}: it takes the previous call for the previous step"
-    return family.stock_if(fast, arguments)
+    return None
 
 
 def _hooks(network: Any) -> Iterator[Any]:
@@ -148,13 +151,15 @@ def _run_call(
             warn_left_out(fast, left_out)
         if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
             vars(fast)["_interrupt"] = False
-        lockstep = _lockstep(fast, loop, arguments, networks, warming, observer, made.replacements, **own)
-        lockstep.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
+        lockstep = _lockstep(fast, loop, arguments, networks, warming, observer, made.replacements, random, **own)
+        lockstep.settings.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
         if kind is not None:
-            lockstep.stock = TimedStockLoop(fast, args, kwargs, arguments, tokenizers, random).seconds
-        proxied = copy_with_proxies(fast, cls, loop, lockstep, tokenizers)
+            lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, tokenizers, random).seconds
+        proxied = copy_with_proxies(fast, cls, lockstep, tokenizers)
         # a callback sets the attribute of the copy, other threads set that of the original
-        lockstep.interrupted = lambda: bool(getattr(proxied, "_interrupt", False) or vars(fast).get("_interrupt"))
+        lockstep.settings.interrupted = lambda: bool(
+            getattr(proxied, "_interrupt", False) or vars(fast).get("_interrupt")
+        )
         if state.quiet:
             vars(proxied)["_progress_bar_config"] = {"disable": True}
         callback, given = None, (args, kwargs)
@@ -168,7 +173,10 @@ def _run_call(
             given = bound.args[1:], bound.kwargs
         try:
             telemetry.phase("encode")
-            return cls.__call__(proxied, *given[0], **given[1])
+            output = with_own_enumerate(cls.__call__)(proxied, *given[0], **given[1])
+            if not lockstep.finished:
+                raise UnsupportedPipeline("Its loop ended before its last step, or was not found.")
+            return output
         except Exception as why:
             # a callback or a stream has already seen results of this call: it cannot start again
             seen = observer is not None or (callback is not None and callback.notified)
@@ -182,9 +190,13 @@ def _run_call(
             report = lockstep.report(made.reasons)
             state.last.report = report and replace(report, compile_seconds=made.compile_seconds)
             state.last.session = lockstep.session
-            state.last.trajectory = lockstep.states() if own.get("keep_trajectory") else None
+            state.last.trajectory = lockstep.samples.states() if own.get("keep_trajectory") else None
     random.restore()
-    return stock_call(fast, args, kwargs, arguments, reason, own)
+    lockstep.restore_networks()
+    output = stock_call(fast, args, kwargs, arguments, reason, own)
+    if state.last.report is not None:
+        state.last.report = replace(state.last.report, **lockstep.beside_the_waves())
+    return output
 
 
 def _lockstep(
@@ -195,51 +207,60 @@ def _lockstep(
     warming: bool,
     observer: Observer | None,
     replacements: Mapping[nn.Module, Callable[..., Any]],
+    random: RandomState,
     warm_start: Tensor | None = None,
     keep_trajectory: bool = False,
 ) -> LockstepLoop:
-    """The loop of a call: taken over, driven if that is impossible; with graphs, eager if these are impossible."""
+    """The loop of a call: taken over, or making turns for rows; with graphs, eager if these are impossible."""
     state, network = fast._srds, networks[0]
     calls_back = arguments.get("callback_on_step_end") is not None
-    drive_reason = "callback_on_step_end is called by the loop, once per step" if calls_back else why_not(loop)
-    turn = None
+    drive_reason = "callback_on_step_end is called by the loop, once per step" if calls_back else loop.why_turns
+    recorded = None
     if drive_reason is None:
-        turn = RecordedTurn(state.guidance, _guidance_key(type(state.original), loop, network, arguments))
-    on_gpu = _graphs_on(network.device)
+        recorded = RecordedTurn(state.guidance, _guidance_key(type(state.original), loop, network, arguments))
+    on_gpu = _graphs_on(fast._execution_device)
     eager = functools.partial(warn_eager, fast)
     graphs = state.planner.graph_runner(state.graphs, on_gpu, state.lazy_capture or warming, eager, whole=warming)
     engine_reason = None
-    groups = any(hasattr(hook, "next_group") or hasattr(hook, "group") for hook in _hooks(network))
-    if groups or any(hasattr(module, "_hf_hook") for module in network.modules()):
+    groups = any(hasattr(hook, "next_group") or hasattr(hook, "group") for each in networks for hook in _hooks(each))
+    if groups or any(hasattr(module, "_hf_hook") for each in networks for module in each.modules()):
         engine_reason = "the network is offloaded: hooks move its weights at every call"
         if graphs is not None:
             warn_eager(fast, engine_reason)
             graphs = None
-    return LockstepLoop(
-        fast.scheduler,
-        loop,
+    settings = CallSettings(
         state.planner,
-        networks,
-        observer=observer,
-        turn=turn,
-        drive_reason=drive_reason,
-        graphs=graphs,
-        engine_reason=engine_reason,
+        observer,
+        graphs,
         overlap="batch" if state.overlap == "auto" and not on_gpu else state.overlap,
         keep_states=calls_back or keep_trajectory,
         initial_guess=warm_start,
         notify=functools.partial(warn_fallback, fast, "step by step"),
-        replacements=replacements,
         plan_only=state.plan_only,
         strict=state.strict,
+    )
+    return LockstepLoop(
+        fast.scheduler,
+        loop,
+        settings,
+        networks,
+        recorded,
+        drive_reason,
+        engine_reason,
+        replacements,
+        state.loops,
+        kind_of_loop(fast, arguments),
+        random.generators,
+        not calls_back,
+        state.checked,
     )
 
 
 def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
     """The reason for which the stock loop may succeed where this call failed, or None.
 
-    A loop that was not read by hand may contain code that does not work with rows. So its shape and type errors count
-    too; if such an error has another cause, the stock loop raises it again.
+    A loop may contain code that does not work with proxies or random numbers. So its own errors count too; if such an
+    error has another cause, the stock loop raises it again.
     """
     what = str(error).partition(". ")[0]
     if isinstance(error, torch.OutOfMemoryError):  # the stock loop's waves have one row
@@ -249,8 +270,8 @@ def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
         return no_room(lockstep.run.counts.peak_rows)
     if isinstance(error, UnsupportedPipeline):
         return what[:1].lower() + what[1:]
-    misfits = (RuntimeError, ValueError, TypeError, IndexError)
-    if lockstep.loop.checked or isinstance(error, SrdsFastError) or not isinstance(error, misfits):
+    # a loop that is taken over was read by hand
+    if (lockstep.recorded is not None and lockstep.drive_reason is None) or isinstance(error, SrdsFastError):
         return None
     return f"its loop, when driven, ended in {type(error).__name__}: {what}"
 

@@ -202,6 +202,7 @@ class FastPipeline:
         self._srds.planner.audits.clear()
         self._srds.planner.first_stops.clear()
         self._srds.explorations.clear()
+        self._srds.loops.clear()
         costs_of_denoisers.clear()
 
     @property
@@ -244,7 +245,7 @@ def compile(
     is not changed. Compiling a compiled pipeline gives a new one with the new settings.
 
     Args:
-        pipe: a diffusers pipeline. The loops of many are known; the source of other loops is checked.
+        pipe: a diffusers pipeline. Some loops are known; any other loop is rehearsed in the first call of a kind.
         method: the name of a method, such as "srds" or "sequential" (our path, one row per wave), or its options; see
             `srds_fast.methods`. "auto" takes the fastest for this network on this device: the first call of a kind
             measures what network calls cost, and the first three also time other plans, see `explore`. If the loop is
@@ -296,7 +297,7 @@ def compile(
         The compiled pipeline. It adds the members of `FastPipeline`, such as `report`, `plan_for` and `stream`.
 
     Raises:
-        UnsupportedPipeline: the loop or a network is not understood; the message says which part.
+        UnsupportedPipeline: it is no diffusers pipeline with a scheduler.
         UnsupportedScheduler: the scheduler is not supported; the message holds the line to write.
         InvalidArgument: a setting is out of its range.
     """

@@ -1,8 +1,7 @@
-"""The known diffusers pipelines: their loops, how they decode, and which calls need the stock loop.
+"""The diffusers pipelines whose loops are known, for takeover, and how they decode, for previews.
 
-For a pipeline class that is not listed, `lockstep.source_check` reads the source. A plain loop is driven; any other
-loop is refused, with the reason. To list a pipeline, read its loop by hand, add a `Family`, and add it to the test
-matrix.
+Any other loop makes turns for the rows of each wave, see `lockstep`. To list a pipeline, read its loop by hand, add a
+`Family`, and add it to the test matrix.
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UnsupportedPipeline
-from .lockstep.source_check import replaced, unknown_in_loop
-from .networks import NETWORKS, Arguments, Loop, network_family, unwrapped
+from .networks import Arguments, Loop, network_family, unwrapped
 
 
 @dataclass(frozen=True)
@@ -27,30 +25,31 @@ class Family:
     loop: Callable[[Any, Arguments], Loop]
     # the final latents of the loop -> PIL images, as the pipe decodes them; None if not known
     decode: Callable[[Any, Tensor, Arguments], Any] | None
-    # why this call must run on the stock loop, or None
-    stock_if: Callable[[Any, Arguments], str | None] = lambda pipe, arguments: None
 
 
-def _loop(*networks: str, **known: Any) -> Callable[[Any, Arguments], Loop]:
-    return lambda _pipe, _arguments: Loop(networks, **known)
+def _loop(
+    *networks: str, why_turns: Callable[[Arguments], str | None] = lambda arguments: None
+) -> Callable[[Any, Arguments], Loop]:
+    return lambda _pipe, arguments: Loop(networks, why_turns=why_turns(arguments))
 
 
 def _inpainting(pipe: Any, _arguments: Arguments) -> Loop:
     """A 9-channel network gets mask and image as channels; a 4-channel one gets neither."""
-    blends = pipe.unet.config.in_channels == 4
-    return Loop(("unet",), blends=blends, joins=not blends)
+    if pipe.unet.config.in_channels == 4:
+        return Loop(("unet",), why_turns="its loop puts the known part of the image back after every step")
+    return Loop(("unet",), why_turns="its loop joins conditioning to the states")
 
 
 def _dit(_pipe: Any, arguments: Arguments) -> Loop:
-    return Loop(("transformer",), copies=2 if arguments["guidance_scale"] > 1 else 1)
+    return Loop(("transformer",), copies=2 if arguments["guidance_scale"] > 1 else 1, overwrites=True)
 
 
-def _skipped_layers(_pipe: Any, arguments: Arguments) -> str | None:
+def _skipped_layers(arguments: Arguments) -> str | None:
     given = arguments.get("skip_guidance_layers") is not None
     return "skip_guidance_layers was given: it switches guidance on and off by step number" if given else None
 
 
-def _control_window(_pipe: Any, arguments: Arguments) -> str | None:
+def _control_window(arguments: Arguments) -> str | None:
     start, end = arguments.get("control_guidance_start", 0.0), arguments.get("control_guidance_end", 1.0)
     starts, ends = (each if isinstance(each, list) else [each] for each in (start, end))
     if all(each == 0.0 for each in starts) and all(each == 1.0 for each in ends):
@@ -118,11 +117,11 @@ FAMILIES = {
     "StableDiffusionPipeline": Family(_loop("unet"), _decode_sd),
     "StableDiffusionImg2ImgPipeline": Family(_loop("unet"), _decode_sd),
     "StableDiffusionInpaintPipeline": Family(_inpainting, _decode_sd),
-    "StableDiffusionControlNetPipeline": Family(_loop("unet", "controlnet", counts=True), _decode_sd, _control_window),
+    "StableDiffusionControlNetPipeline": Family(_loop("unet", "controlnet", why_turns=_control_window), _decode_sd),
     "StableDiffusionXLPipeline": Family(_loop("unet"), _decode_sdxl),
     "StableDiffusionXLImg2ImgPipeline": Family(_loop("unet"), _decode_sdxl),
     "StableDiffusionXLInpaintPipeline": Family(_inpainting, _decode_sdxl),
-    "StableDiffusion3Pipeline": Family(_loop("transformer"), _decode_shifted, _skipped_layers),
+    "StableDiffusion3Pipeline": Family(_loop("transformer", why_turns=_skipped_layers), _decode_shifted),
     "FluxPipeline": Family(_loop("transformer"), _decode_flux),
     "PixArtAlphaPipeline": Family(_loop("transformer"), _decode_pixart),
     "DiTPipeline": Family(_dit, _decode_dit),
@@ -135,7 +134,7 @@ def family_of(pipe: Any) -> Family:
     """The family of a pipeline, by the class that defines its `__call__`.
 
     Raises:
-        UnsupportedPipeline: it is no pipeline, its loop is not understood, or a network's family is unknown.
+        UnsupportedPipeline: it is no pipeline with a scheduler.
     """
     owner = next((cls for cls in type(pipe).__mro__ if "__call__" in cls.__dict__), None)
     name = type(pipe).__name__
@@ -143,30 +142,37 @@ def family_of(pipe: Any) -> Family:
         raise UnsupportedPipeline(
             f"{pipe.__name__} is a class. compile() takes an instance. Pass {pipe.__name__}.from_pretrained(...)."
         )
-    if owner is None or not hasattr(pipe, "scheduler"):
+    if owner is None or getattr(pipe, "scheduler", None) is None or not hasattr(pipe, "components"):
         raise UnsupportedPipeline(
             f"{name} is no diffusers pipeline with a scheduler. compile() drives a pipeline's own loop. "
             "Pass a DiffusionPipeline, or call srds_fast.sample with a denoiser."
         )
-    listed = FAMILIES.get(owner.__name__) if owner.__module__.startswith("diffusers.") else None
-    reason = replaced(owner.__call__) if listed else unknown_in_loop(owner.__call__)
-    if reason is not None:
-        raise UnsupportedPipeline(
-            f"{name} cannot be driven: {reason}. Run once per wave, this loop could give another image. "
-            "Call the pipeline as it is, or srds_fast.sample with its denoiser."
-        )
-    family = listed or Family(_unlisted_loop, None)
-    for component in family.loop(pipe, {"guidance_scale": 0.0}).networks:
-        network = getattr(pipe, component, None)
-        if network_family(network) is None:
-            raise UnsupportedPipeline(
-                f"The {component} of this {name} is a {type(unwrapped(network)).__name__}. Supported networks are "
-                f"{', '.join(NETWORKS)}. Call srds_fast.sample with it instead."
-            )
-    return family
+    listed = FAMILIES.get(owner.__name__)
+    if listed is None or not is_diffusers(owner.__call__):
+        return Family(_unlisted_loop, None)
+    networks = listed.loop(pipe, {"guidance_scale": 0.0}).networks
+    if not all(network_family(getattr(pipe, network, None)) for network in networks):
+        return Family(_unlisted_loop, listed.decode)
+    return listed
+
+
+def is_diffusers(call: Any) -> bool:
+    """Whether a pipeline's `__call__`, with its decorators, is all from diffusers or torch."""
+    function: Any = call
+    while function is not None:
+        # functools.wraps copies __module__, so only the globals show where the code comes from
+        module = str(getattr(function, "__globals__", {}).get("__name__", type(function).__module__))
+        if module.partition(".")[0] not in ("diffusers", "torch"):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
 
 
 def _unlisted_loop(pipe: Any, _arguments: Arguments) -> Loop:
-    """The loop of an unlisted pipeline whose source passed the check: it calls the pipe's denoiser."""
-    networks = tuple(name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None)
-    return Loop(networks, joins=True, checked=False)
+    """A loop that may call any network but the autoencoders."""
+    from diffusers import ModelMixin
+
+    parts = {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
+    models = [name for name, part in parts.items() if isinstance(unwrapped(part), ModelMixin)]
+    networks = [name for name in models if not hasattr(parts[name], "decode")]
+    return Loop(tuple(networks or models or parts), why_turns="its loop was not read by hand: its steps may differ")

@@ -26,20 +26,10 @@ class RowInputs:
         self._peak_rows = program.peak_rows
         self.num_samples = len(state)
         self._per_state = PerState(program, state.device)
-        self._input_scale: Tensor | None = None  # [N, 1, ...]; None if all are 1
-        if bool((noise.input_scale != 1.0).any()):
-            self._input_scale = noise.input_scale.to(state.dtype).to(state.device).reshape(-1, *[1] * (state.ndim - 1))
         self._timesteps = noise.timesteps.to(state.device)
         self._times: dict[tuple[Any, torch.dtype], Tensor] = {}
+        self._columns: dict[Tensor, Tensor] = {}
         self._tiled: dict[str, list[TiledConditioning]] = {}
-
-    def scale(self, wave: Evaluate, x: Tensor) -> Tensor:
-        """The states of a wave, [branches * rows * samples, ...], times their input scale."""
-        if self._input_scale is None:
-            return x
-        branches = x.shape[0] // (len(wave.positions) * len(wave.samples))
-        scaled = x * self._per_state.of(self._input_scale, wave, branches)
-        return scaled if scaled.dtype == x.dtype else scaled.to(x.dtype)  # the scale is kept in the state's dtype
 
     def call(self, wave: Evaluate, call: NetworkCall) -> Any:
         return call.through(self._replacements.get(call.network, call.network), self.arguments(wave, call))
@@ -56,10 +46,14 @@ class RowInputs:
             )
 
         def for_rows(name: str, value: Any) -> Any:
-            if value is None or name == family.state or name in family.shared:
+            if name == family.state:
+                return self._joined(wave, call, branches)
+            if value is None or name in family.shared:
                 return value
             if name in family.per_sample:
                 return self._repeat(wave, name, value, branches)
+            if name in family.columns:
+                return self._per_state.of(self._on_device(family.columns[name]), wave, branches)
             if name == "timestep":
                 return self._per_state.of(self._column(family, states.dtype), wave, branches)
             if name in family.options:
@@ -89,13 +83,29 @@ class RowInputs:
 
     def prepare(self, family: Network, dtype: torch.dtype, branches: int) -> None:
         """Compute the time inputs of a network family now, for every wave of the whole batch."""
-        self._per_state.prepare(self._column(family, dtype), self.num_samples, branches)
+        columns = [self._on_device(column) for column in family.columns.values()]
+        for column in columns or (self._column(family, dtype),):
+            self._per_state.prepare(column, self.num_samples, branches)
 
     def constants(self) -> Iterator[Tensor]:
         return self._per_state.looked_up()
 
     def forget(self) -> None:
         self._tiled.clear()
+
+    def _joined(self, wave: Evaluate, call: NetworkCall, branches: int) -> Tensor:
+        """The states with what is joined to them."""
+        joined = call.family.joined
+        if joined is None or call.rest is None:
+            return call.states
+        rest = self.repeated(wave, "joined to the states", call.rest, branches)
+        return torch.cat((call.states, rest) if joined.state_first else (rest, call.states), joined.dim)
+
+    def _on_device(self, column: Tensor) -> Tensor:
+        """A column of a family, always as the same tensor."""
+        if column not in self._columns:
+            self._columns[column] = column.to(self._timesteps.device)
+        return self._columns[column]
 
     def _column(self, family: Network, dtype: torch.dtype) -> Tensor:
         """The time inputs of a network of this family, [N]."""

@@ -1,20 +1,19 @@
-"""What a pipeline's loop calls, and how: which argument holds the states, which are per sample, the unit of time.
+"""How the networks of takeovers are called: which argument holds the states, which are per sample, the unit of time.
 
-The name of an argument decides whether it is repeated for the rows of a wave. Its shape would be ambiguous: the text
-ids of a transformer can have as many entries as the batch. An argument that is not listed here is refused.
+The name of an argument decides whether it is repeated for the rows of a wave. A network that is not listed here is
+called by turns of the pipeline's loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from ..errors import UnsupportedPipeline
 
 Arguments = dict[str, Any]  # of a pipeline's call, by name
 
@@ -22,6 +21,13 @@ Arguments = dict[str, Any]  # of a pipeline's call, by name
 def _thousandths(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
     """Flux takes t / 1000. As in its pipelines, t is first rounded to the dtype of the latents."""
     return timesteps.to(dtype) / 1000
+
+
+class Joined(NamedTuple):
+    """Where an argument holds the state and, beside it, what is the same in every step."""
+
+    dim: int
+    state_first: bool
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Network:
     # (the scheduler's timesteps, dtype of the latents) -> the network's time input
     time: Callable[[Tensor, torch.dtype], Tensor] = lambda timesteps, dtype: timesteps
     channels: int = 1  # the channel dimension of states and outputs
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # one number a step, [N] on the CPU, by argument
+    joined: Joined | None = None  # where `NetworkCall.rest` is joined to the states
     gives_residuals: bool = False  # its output is an input of another network, as with a ControlNet
 
 
@@ -87,10 +95,8 @@ class Loop:
 
     networks: tuple[str, ...]  # names of the components that the loop calls
     copies: int = 1  # of the state in the loop (DiT has two under guidance)
-    joins: bool = False  # it may concatenate conditioning to the states along the channels
-    blends: bool = False  # it pastes the known part of an image back after every step (inpainting)
-    counts: bool = False  # it indexes a list that has one entry per step with its turn number
-    checked: bool = True  # it was read by hand; otherwise the first turn checks the timestep that it gives the network
+    overwrites: bool = False  # it overwrites its state with what the scheduler scales for the network (DiT)
+    why_turns: str | None = None  # why its first turn is not all that it does in the others; None: it is
 
 
 def network_family(module: object) -> Network | None:
@@ -109,6 +115,13 @@ def unwrapped(module: Any) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
+def named_arguments(network: Any, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
+    """The arguments of a call of a network by name."""
+    # of the class: what a user puts in the place of `forward` may take (*args, **kwargs)
+    names = list(inspect.signature(type(unwrapped(network)).forward).parameters)[1:]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
 @dataclass(slots=True, eq=False)  # not frozen: one is made for every wave, and that takes twice as long
 class NetworkCall:
     """One call of a network by a pipeline's loop. Nothing changes it."""
@@ -117,6 +130,7 @@ class NetworkCall:
     family: Network
     arguments: dict[str, Any]  # by name, in order
     positional: int = 0  # how many of them are given by position: hooks on the network may depend on it
+    rest: Tensor | None = None  # what is joined to the states, [branches * samples, ...]
 
     @property
     def states(self) -> Tensor:
@@ -129,20 +143,3 @@ class NetworkCall:
         remaining = iter(arguments.items())
         by_position = [value for _, value in islice(remaining, self.positional)]
         return function(*by_position, **dict(remaining))
-
-
-def check_time(timesteps: Tensor, call: NetworkCall) -> None:
-    """Check that an unlisted loop gives its network, in the first turn, the timestep that rows will get."""
-    name = type(call.network).__name__
-    if "timestep" not in call.arguments:
-        raise UnsupportedPipeline(
-            f"The pipeline gives {name} no timestep. It could not tell rows at different times apart. "
-            "Run this call on the original pipeline."
-        )
-    given = torch.as_tensor(call.arguments["timestep"]).flatten()[:1].double().cpu()
-    expected = call.family.time(timesteps[:1], call.states.dtype).double().cpu()
-    if not torch.equal(given, expected):
-        raise UnsupportedPipeline(
-            f"The pipeline gives {name} the time {float(given)}, but {float(expected)} was expected. Its unit is not "
-            "known. Run this call on the original pipeline."
-        )

@@ -19,6 +19,8 @@ from ..sampling.session import Planner, Session
 from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
+from .lockstep.memory import LoopMemory
+from .network_checks import Checked
 from .networks import Arguments
 from .tokenizers import TokenizerPool
 
@@ -51,8 +53,10 @@ class State:
     notified: set[str] = field(default_factory=set)  # reasons that were already logged
     tokenizers: TokenizerPool = field(default_factory=TokenizerPool)
     guidance: dict[Hashable, Tensor] = field(default_factory=dict)  # known weights, by kind of call
+    loops: LoopMemory = field(default_factory=LoopMemory)  # what is known of loops that make turns for rows
     # by `stock.kind_of_call`: whether the next call of a kind is to run on the stock loop
     explorations: dict[Hashable, Exploration] = field(default_factory=dict)
+    checked: dict[Hashable, Checked] = field(default_factory=dict)  # networks, by kind of call
     quiet: bool = False  # show no progress bar; refuse calls that need the stock loop
     plan_only: bool = False  # choose the plan of a call, but run no waves
 
@@ -111,6 +115,10 @@ class RandomState:
         if pipe.device.type == "cuda":
             generators.append(torch.cuda.default_generators[pipe.device.index or 0])
         self._states = [(each, each.get_state()) for each in generators if isinstance(each, torch.Generator)]
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        return [generator for generator, _ in self._states]
 
     def restore(self) -> None:
         for generator, state in self._states:

@@ -87,6 +87,19 @@ class Planner:
         return self.settings.engine if self.plan is None else self.plan.engine
 
     @property
+    def measures(self) -> bool:
+        """Whether the plan of a call depends on what its network calls cost."""
+        return self.plan is None and self.settings.measures
+
+    def without_trials(self) -> Planner:
+        """The same for calls that can run no other plans beside their own: predictions decide alone."""
+        return replace(self, settings=replace(self.settings, explore=0.0))
+
+    @property
+    def max_rows(self) -> int | None:
+        return self.settings.max_rows if self.plan is None else self.plan.max_rows
+
+    @property
     def options(self) -> Method | None:
         """The options of the method asked for; None where the planner chooses it."""
         return options_of(self.settings.method) if self.plan is None else self.plan.options
@@ -152,6 +165,7 @@ class Session:
     stock: TimeStock | None = None
     audited: bool = False  # compare this call with the sequential one, to learn when calls like it may stop
     strict: bool = False  # raise a DivergenceError instead of starting again step by step
+    together: bool = False  # no sample leaves the batch before all have converged: they may depend on each other
     pricing: Pricing | None = None  # costs of the call; None if they were not measured
     interrupted: bool = False
 
@@ -159,7 +173,7 @@ class Session:
         self.stochastic = self.noise.spread is not None
         begun = time.perf_counter()
         measurable = self.network is not None and self.noise.num_steps > 1
-        pricing = self.price if measurable else None
+        pricing = self.price if measurable or self.pricing is not None else None
         self.plan, self.exploration = self.planner.choose(self.noise.num_steps, self.stochastic, pricing)
         planning = time.perf_counter() - begun
         given = self.planner.plan
@@ -382,7 +396,7 @@ class Session:
     def _new_run(self, observer: Observer | None) -> Run:
         factor = 1.0 if self._audit is None else self._audit.factor
         given = self.plan, self.state, self.noise, self.inputs, observer, self.started
-        return Run(*given, factor=factor, contraction=self._contraction)
+        return Run(*given, factor=factor, contraction=self._contraction, together=self.together)
 
     def _audit_of(self, plan: Plan) -> Audit | None:
         """The audit of calls and runs like this one; None if nothing can be learnt of when they stop."""

@@ -54,7 +54,7 @@ def table_by_reading(scheduler: Any, eta: float | None = None) -> NoiseTable:
     if turns is None or steps is None:
         return table_with_memory(scheduler, triangles, levels, eta)
     alpha, sigma = levels.T
-    p, q, a, b, momentum = (torch.tensor(column, dtype=torch.float64) for column in zip(*steps, strict=True))
+    p, q, a, b, momentum, recovered = (torch.tensor(column, dtype=torch.float64) for column in zip(*steps, strict=True))
     r, s = (1 - alpha * p) / sigma, -alpha * q / sigma
     # a * x + b * m as a sum of x0 and eps
     of_x0, of_eps = alpha * a + (1 - alpha * p) * b / q, sigma * (a - b * p / q)
@@ -75,6 +75,7 @@ def table_by_reading(scheduler: Any, eta: float | None = None) -> NoiseTable:
         input_scale=triangles.input_scale,
         init_noise_sigma=float(getattr(scheduler, "init_noise_sigma", 1.0)),
         momentum=momentum if bool(momentum.any()) else None,
+        recovered=recovered if bool(recovered.any()) else None,
         spread=spread if bool(spread.any()) else None,
         draws=draws if bool(draws.any()) else None,
         draw_dtypes=draw_dtypes(scheduler, eta) if bool(draws.any()) else {},
@@ -103,6 +104,7 @@ class _Step(NamedTuple):
     a: float
     b: float
     momentum: float
+    recovered: float = 0.0  # the part of a that stands for x_{i-1}; see `NoiseTable`
 
 
 def _local_turns(triangles: Triangles) -> list[_Turn] | None:
@@ -170,28 +172,28 @@ def _steps(turns: list[_Turn], levels: Tensor, x0: Tensor | None) -> list[_Step]
         return None
     steps: list[_Step] = []
     for index, turn in enumerate(turns):
-        a, momentum = turn.a, 0.0
+        a, momentum, recovered = turn.a, 0.0, 0.0
         if not turn.first_order:
             looked = _look_back(turn, turns[index - 1], steps[-1], math.hypot(*numbers[index - 1]))
             if looked is None and given is not None:
                 return None
-            a, momentum, steps[-1] = looked or (math.nan, math.nan, steps[-1])
+            a, momentum, steps[-1], recovered = looked or (math.nan, math.nan, steps[-1], 0.0)
         p, q = given[index] if given is not None else _implied(a, turn, momentum, numbers[index : index + 2])
-        steps.append(_Step(p, q, a, turn.b, momentum))
+        steps.append(_Step(p, q, a, turn.b, momentum, recovered))
     return steps
 
 
-def _look_back(turn: _Turn, last: _Turn, before: _Step, size: float) -> tuple[float, float, _Step] | None:
-    """a and momentum of a turn that looks back, and the step before it with exactly the x0 that the turn keeps."""
+def _look_back(turn: _Turn, last: _Turn, before: _Step, size: float) -> tuple[float, float, _Step, float] | None:
+    """Of a turn that looks back: a, momentum, the step before it with exactly the x0 that the turn keeps, recovered."""
     momentum = -turn.f / before.q
     if momentum and abs(-turn.e / momentum - before.p) * size <= SAME_X0 * max(1.0, abs(before.p) * size):
-        return turn.a, momentum, before._replace(p=-turn.e / momentum)
+        return turn.a, momentum, before._replace(p=-turn.e / momentum), 0.0
     # x_{i-1} and m_{i-1} are x_i and x0_{i-1} in other words, if nothing else is in x_i
     determinant = last.a * before.q - last.b * before.p
     if not last.first_order or last.spread != 0 or not determinant:
         return None
     of_x = (turn.e * before.q - turn.f * before.p) / determinant
-    return turn.a + of_x, (last.b * turn.e - last.a * turn.f) / determinant, before
+    return turn.a + of_x, (last.b * turn.e - last.a * turn.f) / determinant, before, of_x
 
 
 def _implied(a: float, turn: _Turn, momentum: float, levels: list[list[float]]) -> tuple[float, float]:

@@ -47,6 +47,8 @@ class NoiseTable:
     init_noise_sigma: float = 1.0  # standard deviation of the starting noise
     clip_epsilon: bool = False  # compute eps again from the clamped x0 (DDIM's use_clipped_model_output)
     momentum: Tensor | None = None  # None if no step uses x0_prev
+    # share of x in a step that stands for the x of the step before (Heun); None: no step has one
+    recovered: Tensor | None = None
     spread: Tensor | None = None  # None if no step adds noise
     draws: Tensor | None = None  # bool, steps that draw from the generator (even if their spread is 0)
     draw_dtypes: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)  # by the network's; else its own

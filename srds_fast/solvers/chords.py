@@ -88,10 +88,6 @@ class Chords(Method):
         assert isinstance(program, Cores)
         return chords(x, noise, program, inputs)
 
-    @property
-    def fits_turns(self) -> bool:
-        return True
-
     def num_checkpoints(self, max_iterations: int) -> int:
         return self.num_cores
 

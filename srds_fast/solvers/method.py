@@ -117,11 +117,6 @@ class Method(ABC):
         """
         return not self.slides
 
-    @property
-    def fits_turns(self) -> bool:
-        """Whether a loop of N turns has a turn for every wave of a parallel run, if `max_rows` cuts none."""
-        return False
-
     def num_checkpoints(self, max_iterations: int) -> int:
         """Whole samples of a run, at most."""
         return 1 if self.slides else max_iterations + 1 - self.first_iteration

@@ -118,10 +118,6 @@ class SRDS(Method):
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         return srds(x, noise, program, cast(CoarseSolver, self.coarse_solver), inputs, bitwise=bitwise)
 
-    @property
-    def fits_turns(self) -> bool:
-        return self.pipelined and self.in_flight is None
-
     def reported(self) -> dict[str, Any]:
         return self.to_dict()
 

@@ -21,7 +21,7 @@ class Report:
         kernels: what did the arithmetic between network calls: "triton", one launch a wave; "torch", where there is no
             CUDA device or no Triton; "triton interpreter", in tests; None where the stock loop ran.
         path: who fed the solver: "takeover" (our loop, with the calls that the pipeline's own made in one turn),
-            "drive" (the pipeline's own loop, one turn a wave), "sample", or "stock".
+            "drive" (the pipeline's own loop, with turns for the rows of each wave), "sample", or "stock".
         num_inference_steps, num_blocks, coarse_solver, pipelined, in_flight: of the plan (0 blocks, no solver: not
             SRDS).
         state_vectors: how many states the scheduler passes on from step to step: 1 for first-order ones, 2 for those
@@ -44,8 +44,13 @@ class Report:
             had no choice, or could not measure.
         planning_seconds: time for measuring and choosing; not part of `seconds`.
         exploring_seconds: time for running other plans; not part of `seconds`.
+        rehearsal_calls: network calls, beyond those of the waves, that showed what the loop asks of its network,
+            and how the calls of several rows become one. rehearsal_seconds: time for the rehearsal of the loop; not
+            part of `seconds`. Both are 0 where an earlier call of the kind has found that out.
         compile_seconds: time for compiling networks and timing that, with torch_compile="auto"; what came in a wave is
             part of `seconds`.
+        check_calls: network calls that checked, in the first call of a kind, whether the networks are functions of
+            their rows; check_seconds: the time for it. Neither is part of `waves` and `seconds`.
         options: of the method, by name.
         interrupted: `pipe._interrupt` or a callback ended the call early.
         fallback_reason: why the stock loop ran, or why the run continued step by step; None if neither happened.
@@ -94,7 +99,11 @@ class Report:
     plan_state: str | None = None
     planning_seconds: float = 0.0
     exploring_seconds: float = 0.0
+    rehearsal_calls: int = 0
+    rehearsal_seconds: float = 0.0
     compile_seconds: float = 0.0
+    check_calls: int = 0
+    check_seconds: float = 0.0
     options: dict[str, Any] | None = None
     timeline: dict[str, dict[str, float | int | None]] | None = None
     in_flight: int | None = None
@@ -124,6 +133,8 @@ class Report:
         fewer = f" ({steps / waves:.2f}x fewer than sequential)" if 0 < waves < steps else ""
         held = "" if self.in_flight is None else f", {self.in_flight} in flight"
         dropped = f"{self.dropped_waves} waves, launched before the decision to stop was known"
+        calls = f"{self.rehearsal_calls} network calls, {self.rehearsal_seconds:.3f} seconds"
+        rehearsed = calls if self.rehearsal_calls or self.rehearsal_seconds >= 0.01 else None
         goal = "exact" if self.exact else f"tolerance {self.tolerance or 0.0:.2g}"
         lines = [
             ("method", self.method),
@@ -146,7 +157,9 @@ class Report:
             ("plan", self.plan_reason and ", ".join(filter(None, (self.plan_state, self.plan_reason)))),
             ("planning", self.planning_seconds >= 0.01 and f"{self.planning_seconds:.3f} seconds"),
             ("exploring", self.exploring_seconds and f"{self.exploring_seconds:.3f} seconds for other plans"),
+            ("rehearsal", rehearsed and f"{rehearsed}, for later calls too"),
             ("compiling", self.compile_seconds and f"{self.compile_seconds:.3f} seconds"),
+            ("checking", self.check_calls and f"{self.check_seconds:.3f} seconds, {self.check_calls} network calls"),
             ("interrupted", self.interrupted and "yes"),
             ("stock loop because" if self.method == "stock" else "step by step", self.fallback_reason),
             ("driven because", self.drive_reason),

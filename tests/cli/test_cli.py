@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import CogVideoXDPMScheduler, StableDiffusionPAGPipeline
+from diffusers import CogVideoXDPMScheduler
 from PIL import Image
 
 import srds_fast
@@ -285,10 +285,6 @@ def test_an_unsupported_pipeline_is_told_in_one_line(tmp_path: Path, capsys: Cap
     unconditional.save_pretrained(tmp_path / "ddim")
     assert main(["generate", "a", "--model", str(tmp_path / "ddim")]) == 2
     assert "takes no prompt" in complaint(capsys)
-    guided = StableDiffusionPAGPipeline(**tiny.stable_diffusion().components, requires_safety_checker=False)
-    guided.save_pretrained(tmp_path / "pag")
-    assert main(["generate", "a", "--model", str(tmp_path / "pag")]) == 2
-    assert "StableDiffusionPAGPipeline cannot be driven: its loop uses the timestep" in complaint(capsys)
 
 
 def test_an_unsupported_scheduler_is_replaced_only_on_request(tmp_path: Path, capsys: Capture) -> None:

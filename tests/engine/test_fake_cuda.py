@@ -88,7 +88,7 @@ def capturable(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
         fast = srds_fast.compile(pipe, engine="eager", **{"method": "srds", **settings})
         fast(**call, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
     assert fast.report.path == "takeover"
-    network = made[0]._network
+    network = made[0].samples.network
     assert network is not None
     assert made[0].run is not None
     return network.capturable(made[0].run.plan, made[0].run.program)

@@ -85,7 +85,7 @@ def _change(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dic
 def test_a_loop_that_is_driven_replays_its_network(name: str, engine: str, launched: list[Tape]) -> None:
     """The first wave is the loop's own call, and runs eagerly."""
     twins = Twins(name, engine=engine, method="srds", num_blocks=2, max_iterations=1)
-    driven = {} if "inpaint" in name else {"callback_on_step_end": _look}
+    driven = {"callback_on_step_end": _look}
     twins.base["num_inference_steps"] = 6
     twins.same(0, **driven)
     assert twins.report.capture_seconds > 0

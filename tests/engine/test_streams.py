@@ -29,6 +29,7 @@ def test_two_calls_of_the_network_where_a_wave_has_both_kinds() -> None:
     pipe = tiny.flux()
     call = {**tiny.PIPELINES["flux"][1], "num_inference_steps": 6, "true_cfg_scale": 2.0, "negative_prompt": "dog"}
     fast = srds_fast.compile(pipe, engine="eager", method="srds", exact=True, num_blocks=3, overlap="streams")
+    fast(**call)  # checks the network
     widths: list[int] = []
     pipe.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: widths.append(len(kwargs["hidden_states"])), with_kwargs=True

@@ -11,7 +11,14 @@ import pytest
 import tiny
 import torch
 from calls import assert_close, denoiser, latents, look, watched
-from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from diffusers.callbacks import SDCFGCutoffCallback
 from thinned import thinned_product
 from torch import Tensor
@@ -89,6 +96,7 @@ def assert_as_stock(pipe: Any, call: dict[str, Any], callback: Callback, setting
     """The sample, and all that the callback is told, are those of the stock loop; returns the fallback reason."""
     expected, stock_told = listen(pipe, call, callback, **more)
     fast = srds_fast.compile(pipe, **{"method": "srds", **settings})
+    listen(fast, call, look, **more)  # finds out how the loop runs
     with watched(denoiser(pipe)) as calls:
         found, told = listen(fast, call, callback, **more)
     assert fast.report.waves == len(calls)
@@ -232,6 +240,7 @@ def test_an_interrupt_from_a_callback_gives_the_newest_whole_sample(sd: Any, set
 
 def test_an_interrupt_from_another_thread_ends_the_call_early(sd: Any) -> None:
     fast = srds_fast.compile(sd, tolerance=0.0, method="srds")
+    latents(fast, prompt="a cat", num_inference_steps=25)  # checks the network
 
     def interrupt_at_the_16th_wave(states: Tensor) -> None:
         if len(calls) == 16:
@@ -246,3 +255,20 @@ def test_an_interrupt_from_another_thread_ends_the_call_early(sd: Any) -> None:
     assert image.shape == (1, 4, 16, 16)
     latents(fast, prompt="a cat")
     assert not fast.report.interrupted
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "step"),
+    thinned_product([HeunDiscreteScheduler, KDPM2DiscreteScheduler, PNDMScheduler, UniPCMultistepScheduler], [3, 4]),
+)
+def test_latents_changed_between_two_calls_of_a_step_are_those_of_stock(scheduler: Any, step: int) -> None:
+    """What the second call keeps of the first one is not changed with them."""
+
+    def change(pipe: Any, now: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": tensors["latents"] * 1.05} if now == step else tensors
+
+    pipe = tiny.stable_diffusion(scheduler(**tiny.SD_BETAS))
+    call: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 8, "callback_on_step_end": change}
+    fast = srds_fast.compile(pipe, method="srds", exact=True)
+    assert_close(latents(fast, **call), latents(pipe, **call))
+    assert "the callback changed latents" in fast.report.fallback_reason

@@ -12,13 +12,12 @@ from typing import Any
 import calls
 import pytest
 import torch
-from calls import assert_close, everything, instances, watched
+from calls import assert_close, drive, everything, instances, watched
 from thinned import thinned_product
 from torch import Tensor, nn
 
 import srds_fast
 from srds_fast import DivergenceError
-from srds_fast.pipelines import call as call_module
 from srds_fast.sampling import session as session_module
 from srds_fast.solvers.collocation import solver as collocation
 
@@ -61,6 +60,7 @@ def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(sd: Any, 
     act, error = FAULTS[kind]
     fast = srds_fast.compile(sd, exact=True, method="srds", strict=True)
     expected = latents(sd)
+    latents(fast)  # checks the network
     before = everything(sd)
     with fault(sd.unet, at, act), pytest.raises(error) as caught:
         latents(fast)
@@ -74,6 +74,7 @@ def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(sd: Any, 
 def test_without_strict_the_steps_follow_what_diverged(sd: Any, at: int) -> None:
     act, _ = FAULTS["nan"]
     fast = srds_fast.compile(sd, exact=True, method="srds")
+    latents(fast)  # checks the network
     with fault(sd.unet, at, act):
         assert_close(latents(fast), latents(sd))
     assert "a sample is not finite. The steps were then taken one after another" in fast.report.fallback_reason
@@ -82,6 +83,7 @@ def test_without_strict_the_steps_follow_what_diverged(sd: Any, at: int) -> None
 @pytest.mark.parametrize("at", [1, 2, 8])
 def test_out_of_memory_at_any_wide_wave_ends_in_steps_of_one_row(sd: Any, at: int) -> None:
     fast = srds_fast.compile(sd, exact=True, method="srds")
+    latents(fast)  # checks the network
     expected, before = latents(sd), everything(sd)
     with fault(sd.unet, at, _raise(torch.OutOfMemoryError("no more"))):
         if at == 1:  # one row: the stock loop has no more room
@@ -111,7 +113,7 @@ def test_waves_that_do_not_fit_into_memory_are_taken_one_row_at_a_time(
     sd: Any, settings: dict[str, Any], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if path == "drive":
-        monkeypatch.setattr(call_module, "why_not", lambda loop: "to see it driven")
+        drive(monkeypatch)
     expected, before = latents(sd), everything(sd)
     fast = srds_fast.compile(sd, **settings)
     with room(sd.unet, 2):  # a row with guidance

@@ -10,14 +10,13 @@ import pytest
 import support
 import tiny
 import torch
-from calls import assert_close, denoiser, watched
+from calls import assert_close, denoiser, drive, of_waves, watched
 from support import DRIVEN, FEATURES, PIPELINES, SCHEDULERS, STEPS, Feature, Pipeline, Verdict
 from thinned import thinned, thinned_product
 from torch import Tensor
 
 import srds_fast
 from srds_fast import UnsupportedPipeline, UnsupportedScheduler
-from srds_fast.pipelines import call as call_module
 from srds_fast.pipelines.families import FAMILIES
 from srds_fast.schedulers import verify as noise
 
@@ -57,19 +56,31 @@ def check(pipe: Any, call: dict[str, Any], verdict: Verdict, mode: str, monkeypa
     method = "auto" if call.get("num_inference_steps") == 1 else "srds"  # one step is not cut into blocks
     fast = srds_fast.compile(pipe, **{"method": method, **MODES[mode]})
     if mode == "driven":
-        monkeypatch.setattr(call_module, "why_not", lambda loop: "this test drives it")
+        drive(monkeypatch)
     found, seen, states = run(fast, call)
+    if fast.report.rehearsal_seconds > 0 and verdict == DRIVEN:
+        # later calls know what the first one has found out
+        again, seen, states = run(fast, call)
+        assert fast.report.rehearsal_calls == 0
+        assert_close(again, found)
     report = fast.report
     if verdict == DRIVEN:
         assert report.fallback_reason is None
         assert report.path == ("takeover" if report.drive_reason is None else "drive")
         if report.path == "drive" and mode != "driven" and type(pipe).__name__ in TAKEN_OVER:
-            assert any(word in report.drive_reason for word in ("callback", "guidance", "guess_mode"))
-        samples = len(report.converged)
+            words = ("callback", "guidance", "network")
+            assert any(word in report.drive_reason for word in words)
+        samples, per_step = len(report.converged), len(stock_seen) // report.num_inference_steps
+        seen = of_waves(seen, report, per_step)
         per_evaluation, odd = divmod(sum(map(len, stock_seen)), report.num_inference_steps * samples)
-        assert odd == 0
-        assert sum(map(len, seen)) == report.evaluations * per_evaluation
-        assert len(seen) == report.waves * (len(stock_seen) // report.num_inference_steps)
+        if not odd:  # its calls are the same in all steps
+            rows, waves = sum(map(len, seen)), len(seen)
+            expected_rows, expected_waves = report.evaluations * per_evaluation, report.waves * per_step
+            if report.path == "drive":  # rows at a point that is known need no turn
+                assert rows <= expected_rows
+                assert waves <= expected_waves
+            else:
+                assert (rows, waves) == (expected_rows, expected_waves)
         assert report.evaluations == report.rows * samples
         assert all(report.converged)
     else:
@@ -95,6 +106,8 @@ CELLS = [
     for scheduler in SCHEDULERS
     if pipeline.verdict(scheduler)
     for mode in MODES
+    # turns of the loop know nothing of a scheduler that its own tests do not: two of each pipeline
+    if mode != "driven" or scheduler in pipeline.schedulers[:2]
 ]
 
 
@@ -125,6 +138,8 @@ def test_the_default_command_runs_every_pipeline_scheduler_feature_and_mode() ->
 @pytest.mark.parametrize(("name", "dtype"), thinned_product(tiny.PIPELINES, [torch.bfloat16, torch.float16]), ids=str)
 def test_half_precision_loses_no_more_than_stock_and_the_network_keeps_its_dtype(name: str, dtype: torch.dtype) -> None:
     """Stock rounds its latents after every step, here they stay in float32: neither is the other's reference."""
+    if (name, dtype) == ("ddpm", torch.bfloat16):
+        support.needs_diffusers("0.40", "DDPMPipeline cannot give arrays of bfloat16")
     build, call = tiny.PIPELINES[name]
     scheduler = support.SCHEDULERS["Euler"]() if name in ("stable_diffusion", "stable_diffusion_inpaint") else None
     pipe = build(scheduler)

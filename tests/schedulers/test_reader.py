@@ -87,7 +87,9 @@ def test_every_class_of_diffusers_has_a_verdict() -> None:
             continue
         try:
             scheduler = made(name, {})
-        except (TypeError, ImportError, ValueError, KeyError):
+        except ImportError:
+            continue  # it needs a library that is not installed
+        except (TypeError, ValueError, KeyError):
             assert name in NOT_MADE
             continue
         with pytest.raises(UnsupportedScheduler):

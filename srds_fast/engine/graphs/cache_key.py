@@ -48,15 +48,18 @@ def tensors_of(network: nn.Module) -> list[Tensor]:
 
 def _leaves_of(network: nn.Module, live: frozenset[int] = frozenset()) -> list[Any]:
     """All that the modules of a network hold: tensors, modules, plain values, and objects as `_Same`."""
-    found: list[Any] = []
-    for module in network.modules():
-        state = module.__dict__
-        found += (module, type(module), type(module).forward)
-        found += state["_parameters"].values()
-        found += state["_buffers"].values()
-        for name, value in state.items():
-            if name not in _MACHINERY:
-                _add_leaves(tuple(value) if id(value) in live else value, found, DEPTH)
+    return [leaf for module in network.modules() for leaf in leaves_of_module(module, live)]
+
+
+def leaves_of_module(module: nn.Module, live: frozenset[int] = frozenset()) -> list[Any]:
+    """All that a module itself holds, without what its submodules hold."""
+    state = module.__dict__
+    found: list[Any] = [module, type(module), type(module).forward]
+    found += state["_parameters"].values()
+    found += state["_buffers"].values()
+    for name, value in state.items():
+        if name not in _MACHINERY:
+            _add_leaves(tuple(value) if id(value) in live else value, found, DEPTH)
     return found
 
 

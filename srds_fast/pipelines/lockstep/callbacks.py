@@ -1,4 +1,4 @@
-"""`callback_on_step_end` in a loop that turns once per wave.
+"""`callback_on_step_end` in a loop that makes turns for the rows of waves.
 
 The user's function is called once for every final step, in order, with the state after that step. Only the timing
 differs: several steps may become final in one wave. If the function changes anything, all results beyond that step are
@@ -25,22 +25,19 @@ class StepCallback:
         self._lockstep = lockstep
 
     def __call__(self, pipe: Any, turn: int, timestep: Any, tensors: dict[str, Any]) -> Any:
-        """At the end of each turn, with row-shaped latents; returns the tensors that the loop must continue with."""
+        """At the end of each turn, of any step; returns the tensors that the loop must continue with."""
         lockstep, latents = self._lockstep, tensors.get("latents")
-        inpainting = lockstep.inpainting
         while self.notified < lockstep.final_steps:
             step, self.notified = self.notified, self.notified + 1
-            state = lockstep.state_after(step)
+            state = lockstep.samples.state_after(step)
             x = state.to(latents.dtype if isinstance(latents, Tensor) else pipe.dtype, copy=True)
-            # the tensors as they are in the stock loop
-            real = {"latents": x, "mask": None if inpainting is None else inpainting.mask}
-            shown = {name: value if real.get(name) is None else real[name] for name, value in tensors.items()}
+            shown = {name: x if name == "latents" else value for name, value in tensors.items()}
             kept, steering = {name: _copy(value) for name, value in shown.items()}, _steering(pipe)
             outputs = self._user(pipe, step, lockstep.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
                 return outputs  # the loop raises the stock pipe's own error
             if getattr(pipe, "_interrupt", False):
-                newest = lockstep.newest()
+                newest = lockstep.samples.newest()
                 return {"latents": lockstep.interrupt(state if newest is None else newest, x.dtype)}
             # the loop uses every tensor that is returned, even one that the callback was not given
             given = [*shown.items(), *outputs.items()]
@@ -50,9 +47,6 @@ class StepCallback:
             changed += [name.lstrip("_") for name in names if steering.get(name, ...) is not after.get(name, ...)]
             if changed:
                 outputs = dict(outputs)
-                mask = outputs.pop("mask", None)
-                if mask is not None and inpainting is not None:
-                    inpainting.mask = mask
                 reason = f"the callback changed {', '.join(changed)} at step {step}"
                 outputs["latents"] = lockstep.go_on_from(step, outputs.get("latents", x), reason)
                 return outputs

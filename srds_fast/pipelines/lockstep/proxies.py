@@ -1,4 +1,4 @@
-"""Proxies for parts of a pipe during one call: scheduler, timesteps, states, networks, progress bar.
+"""Proxies for parts of a pipe during one call: scheduler, timesteps, networks, progress bar.
 
 They pass what the pipeline's loop does to the call's `LockstepLoop`. Everything else goes to the real part.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -16,54 +16,96 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import UnsupportedPipeline, UnsupportedScheduler
+from ...errors import UnsupportedScheduler
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
-from ..networks import Loop, Network, NetworkCall, network_family, unwrapped
-from .inpaint import Inpainting
+from ..merging.rule import Call
+from .snapshots import snapshots
+from .turns import refused
 
 
 class SchedulerProxy:
-    """Replaces the pipe's scheduler in one call."""
+    """Replaces the pipe's scheduler in one call.
+
+    inner: the scheduler that answers everything but `step`; in a turn, one that is about to make the turn's step.
+    companions: proxies for the copies that the pipeline has made of it, for other states, by number from 1.
+    """
 
     def __init__(self, inner: Any, lockstep: Any) -> None:
-        self.inner = inner
-        if hasattr(inner, "order"):
-            self.order = inner.order  # loops look it up in every turn
-        self._lockstep = lockstep
-        self._defaults = {name: p.default for name, p in inspect.signature(inner.step).parameters.items()}
-        self._options = list(self._defaults)[3:]
+        vars(self).update(inner=inner, companions=[], number=0, _lockstep=lockstep, _snapshots=None)
+        parameters = inspect.signature(inner.step).parameters
+        vars(self)["_defaults"] = {name: each.default for name, each in parameters.items()}
         # pipelines inspect its signature to see which options the scheduler takes
-        self.step = functools.update_wrapper(functools.partial(self._step), inner.step)
+        vars(self)["step"] = functools.update_wrapper(functools.partial(self._step), inner.step)
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner":  # not set yet while this object is being copied
             raise AttributeError(name)
+        if name == "scale_model_input":
+            self._lockstep.scales_input()
         return getattr(self.inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.inner, name, value)
 
     def __len__(self) -> int:
         return len(self.inner)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A scheduler for another state that the loop steps beside this one."""
+        twin = SchedulerProxy(copy.deepcopy(self.inner, memo), self._lockstep)
+        self.companions.append(twin)
+        vars(twin)["number"] = self._lockstep.joint.count
+        self._lockstep.joint.count += 1
+        return twin
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """The scheduler's own class: pipelines use isinstance to tell schedulers apart."""
+        return type(self.inner)
+
     @property
     def timesteps(self) -> Tensor:
-        """The real timesteps, but a loop over them, or over a slice, turns once per wave."""
+        """The real timesteps, but a loop over them, or over a slice, makes the turns that are asked for."""
         return TimestepsProxy.of(self.inner.timesteps, self._lockstep, 0)
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Any:
-        return self._lockstep.scale(sample, timestep)
-
-    def _step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        options = dict(zip(self._options, args, strict=False)) | kwargs if args else kwargs
+    def _step(self, *args: Any, **kwargs: Any) -> Any:
+        options = dict(zip(self._defaults, args, strict=False)) | kwargs
         return_dict = options.pop("return_dict", True)
-        output = self._lockstep.step(model_output, sample, options)
+        try:
+            m, _, x = (options.pop(name) for name in ("model_output", "timestep", "sample"))
+        except KeyError as missing:
+            raise refused(f"it steps its scheduler without {missing}") from None
+        output = self._lockstep.joint.step(
+            self.number, m, x, lambda outputs, states: self._lockstep.step(outputs, states, options)
+        )
         if not return_dict:
             return output
         from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
         return SchedulerOutput(prev_sample=output[0])
 
-    def table_and_generator(self, options: dict[str, Any]) -> tuple[NoiseTable, Any]:
-        """The noise table for a step with these options, and the generator that the step was given.
+    def keep_snapshots(self, timesteps: Tensor, options: dict[str, Any], x: Tensor, m: Tensor) -> None:
+        """See `snapshots`; from now on the scheduler can be looked at before any step."""
+        vars(self)["_snapshots"] = snapshots(self.inner, timesteps, options, x, m)
+        for each in self.companions:
+            each.keep_snapshots(timesteps, options, x, m)
+
+    def look_before(self, step: int) -> None:
+        """Answer as a scheduler that is about to make this step."""
+        if self._snapshots is not None:
+            vars(self)["inner"] = self._snapshots.before(step)
+        for each in self.companions:
+            each.look_before(step)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the last step returns the sample."""
+        found: torch.dtype = self._snapshots.dtype
+        return found
+
+    def table(self, options: dict[str, Any]) -> NoiseTable:
+        """The noise table for steps with these options.
 
         Raises:
             UnsupportedScheduler: an option changes the step in a way that the table does not know.
@@ -75,17 +117,25 @@ class SchedulerProxy:
             and not (isinstance(value, bool | int | float) and bool(value == default))
         }
         clip_epsilon = bool(options.pop("use_clipped_model_output", False))
-        eta, generator = options.pop("eta", None), options.pop("generator", None)
+        eta, _ = options.pop("eta", None), options.pop("generator", None)
         for name, value in options.items():
             raise UnsupportedScheduler(
                 f"{type(self.inner).__name__}.step was given {name}={value!r}. The step then depends on more than "
                 "sample, network output and noise. Call the pipeline without it."
             )
-        return noise_table(self.inner, clip_epsilon=clip_epsilon, eta=eta), generator
+        found = noise_table(self.inner, clip_epsilon=clip_epsilon, eta=eta)
+        if any(noise_table(each.inner, clip_epsilon=clip_epsilon, eta=eta) is not found for each in self.companions):
+            raise refused("it steps several states on different grids")
+        if self.companions and found.draws is not None:
+            raise refused("its scheduler draws noise for several states")
+        return found
 
 
 class TimestepsProxy(Tensor):
-    """Timesteps whose iterator yields once per wave. Slices are proxies too; other results are plain tensors."""
+    """Timesteps whose iterator yields those of the turns that are asked for. Slices are proxies too.
+
+    Other results are plain tensors.
+    """
 
     lockstep: Any
     start: int
@@ -114,64 +164,37 @@ class TimestepsProxy(Tensor):
         return TimestepsProxy.of(self.as_subclass(Tensor).to(*args, **kwargs), self.lockstep, self.start)
 
     def __iter__(self) -> Iterator[Tensor]:
+        return (timestep for _, timestep in self.pairs())
+
+    def pairs(self, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """As `enumerate`: the number of each turn's step, counted from `first`, and its timestep."""
         timesteps, lockstep = self.as_subclass(Tensor), self.lockstep
-        no_step = UnsupportedPipeline(
-            "The pipeline's loop turned without a scheduler step. Such a loop cannot be driven from its scheduler. "
-            "Run this call on the original pipeline."
-        )
-        steps, first = lockstep.steps, timesteps[0]
         lockstep.enter(self.start, timesteps)
-        yield first
-        if lockstep.steps == steps:
+        done = lockstep.begin(0)
+        yield first, timesteps[0]
+        if lockstep.turns_done == done:
             # no denoising loop: SDXL reads the timesteps to find denoising_end; or every turn is skipped
-            for timestep in timesteps[1:]:
-                yield timestep
-                if lockstep.steps != steps:
-                    raise no_step
+            lockstep.leave()
+            for index, timestep in enumerate(timesteps[1:], start=1):
+                yield first + index, timestep
+                if lockstep.turns_done != done:
+                    raise refused("its loop turned without a scheduler step")
             return
-        while not lockstep.finished:
-            steps = lockstep.steps
-            yield first
-            if lockstep.steps == steps and not lockstep.finished:
-                raise no_step
-
-
-class RowStates(Tensor):
-    """States of a wave. Conditioning that a loop concatenates to them along the channels is repeated for the rows."""
-
-    lockstep: Any
-
-    @classmethod
-    def of(cls, states: Tensor, lockstep: Any) -> RowStates:
-        rows: RowStates = states.as_subclass(cls)
-        rows.lockstep = lockstep
-        return rows
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func not in (torch.cat, torch.concat):
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        parts = kwargs.get("tensors", args[0] if args else ())
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-        states = next(part for part in parts if isinstance(part, RowStates))
-        with torch._C.DisableTorchFunctionSubclass():
-            if dim == 0:  # one copy per guidance branch
-                return RowStates.of(torch.cat(parts, dim=0), states.lockstep)
-            plain = [part if isinstance(part, RowStates) else states.lockstep.for_rows(part, states) for part in parts]
-            return torch.cat(plain, dim=dim)
+        while (step := lockstep.next_step) is not None:
+            done = lockstep.begin(step)
+            yield first + step, timesteps[step]
+            if lockstep.turns_done == done:
+                raise refused("its loop turned without a scheduler step")
 
 
 class NetworkProxy(nn.Module):
     """Replaces one of the pipe's networks in one call. Calls go to the lockstep loop, all else to the network."""
 
-    def __init__(self, network: nn.Module, family: Network, lockstep: Any) -> None:
+    def __init__(self, network: nn.Module, lockstep: Any) -> None:
         super().__init__()
         self.network = network
         self.training = network.training
-        self._lockstep, self._family = lockstep, family
-        self._names = list(inspect.signature(unwrapped(network).forward).parameters)
+        self._lockstep = lockstep
         if hasattr(network, "cache_context"):
             self.cache_context = network.cache_context  # loops look it up in every turn
 
@@ -181,11 +204,7 @@ class NetworkProxy(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # not nn.Module.__call__: the network runs its own hooks, and global hooks must run once
-        arguments = dict(zip(self._names, args, strict=False)) | kwargs
-        states = arguments[self._family.state]
-        if isinstance(states, RowStates):
-            arguments[self._family.state] = states.as_subclass(Tensor)
-        return self._lockstep.call(NetworkCall(self.network, self._family, arguments, len(args)))
+        return self._lockstep.call(Call(self.__dict__["_modules"]["network"], args, kwargs))
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -196,33 +215,49 @@ class NetworkProxy(nn.Module):
         return self(*args, **kwargs)
 
 
-def progress_proxy(
-    progress_bar: Callable[..., Any], lockstep: Any, iterable: Any = None, total: int | None = None
-) -> Any:
+class ProgressProxy:
     """The pipe's own progress bar, but it counts final steps instead of turns of the loop."""
 
+    def __init__(self, progress_bar: Callable[..., Any], lockstep: Any) -> None:
+        self._progress_bar, self._lockstep = progress_bar, lockstep
+
+    def __call__(self, iterable: Any = None, total: int | None = None, **options: Any) -> Any:
+        if iterable is None:
+            return self._bar(total, options)
+        return _Shown(iterable, self._bar(len(iterable) if hasattr(iterable, "__len__") else total, options))
+
     @contextmanager
-    def step_bar() -> Iterator[Any]:
+    def _bar(self, total: int | None, options: dict[str, Any]) -> Iterator[Any]:
         shown = 0
 
         def update(_count: int = 1) -> None:
             nonlocal shown
-            if lockstep.final_steps > shown:
-                bar.update(lockstep.final_steps - shown)
-                shown = lockstep.final_steps
+            if self._lockstep.final_steps > shown:
+                bar.update(self._lockstep.final_steps - shown)
+                shown = self._lockstep.final_steps
 
-        with progress_bar(total=total if iterable is None else len(iterable)) as bar:
-            lockstep.progress = update
+        with self._progress_bar(total=total, **options) as bar:
+            self._lockstep.progress = update
             yield SimpleNamespace(update=update)
             update()
 
-    def turns() -> Iterator[Any]:
-        with step_bar() as bar:
-            for timestep in iterable:
-                yield timestep
-                bar.update()
 
-    return step_bar() if iterable is None else turns()
+class _Shown:
+    """An iterable whose progress is shown."""
+
+    def __init__(self, iterable: Iterable[Any], bar: Any) -> None:
+        self._iterable, self._bar = iterable, bar
+        if hasattr(iterable, "pairs"):
+            self.pairs = lambda first=0: self._with_bar(iterable.pairs(first))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._with_bar(self._iterable)
+
+    def _with_bar(self, entries: Iterable[Any]) -> Iterator[Any]:
+        with self._bar as bar:
+            for entry in entries:
+                yield entry
+                bar.update()
 
 
 def copy_scheduler(scheduler: Any) -> Any:
@@ -232,25 +267,19 @@ def copy_scheduler(scheduler: Any) -> Any:
     return twin
 
 
-def copy_with_proxies(pipe: Any, cls: Any, loop: Loop, lockstep: Any, parts: dict[str, Any]) -> Any:
+def copy_with_proxies(pipe: Any, cls: Any, lockstep: Any, parts: dict[str, Any]) -> Any:
     """The shallow copy of a pipe, of its own class, that one call runs on: with these parts, and with proxies."""
     twin = object.__new__(cls)
-    networks = {}
-    for name in loop.networks:
-        family = network_family(getattr(pipe, name))
-        assert family is not None, "compile() checks the family of every network"
-        networks[name] = NetworkProxy(getattr(pipe, name), family, lockstep)
+    networks = {name: NetworkProxy(part, lockstep) for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
     twin.__dict__.update(
         {
             **pipe.__dict__,
             **parts,
             **networks,
             "scheduler": lockstep.scheduler,
-            "progress_bar": functools.partial(progress_proxy, functools.partial(cls.progress_bar, twin), lockstep),
+            "progress_bar": ProgressProxy(functools.partial(cls.progress_bar, twin), lockstep),
             # offloading hooks belong to the networks, not to their proxies
             "maybe_free_model_hooks": functools.partial(cls.maybe_free_model_hooks, pipe),
         }
     )
-    if loop.blends:
-        lockstep.inpainting = Inpainting(twin)
     return twin

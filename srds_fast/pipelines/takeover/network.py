@@ -21,6 +21,7 @@ from ...schedulers.table import NoiseTable
 from ...solvers.contract import Core, Evaluate, SolverInputs
 from ...solvers.program import Program
 from ..lora import AdapterScales
+from ..network_checks import rows_at
 from ..network_rows import RowInputs
 from ..networks import NetworkCall, is_compiled
 from .recorded import Around, Repeated, kind_of, signature_of, tensors_of, unscaled, with_tensors
@@ -108,6 +109,20 @@ class RecordedNetwork:
         rows = RowInputs(program.in_lanes() if two_lanes else program, self.noise, x, self.replacements)
         repeated = Repeated(calls, rows, around)
         return TwoLanes(repeated, program, x.device) if two_lanes else repeated
+
+    @torch.no_grad()
+    def guided(self, steps: Sequence[int], states: Sequence[Tensor]) -> Tensor:
+        """The guided outputs of rows at these steps, made in one wave, [rows, samples, ...]."""
+        weights, given = self.turn.weights, self.inputs.network
+        assert weights is not None
+        scale = self.noise.numbers["input_scale"] if self.inputs.scaled else [1.0] * self.noise.num_steps
+        x = given.empty(len(steps), self.state)
+        rows = torch.stack([scale[step] * each.to(self.state.dtype) for step, each in zip(steps, states, strict=True)])
+        x.unflatten(0, (given.branches, -1)).copy_(rows)
+        evaluate = self.evaluator(rows_at(self.noise.num_steps, [tuple(steps)]))
+        m = evaluate(Evaluate(x, tuple(steps), tuple(range(len(self.state))), 0))
+        guided: Tensor = torch.tensordot(weights, m.unflatten(0, (len(weights), -1)).to(weights.dtype), dims=1)
+        return guided
 
     def state_of(self, wave: Evaluate) -> Tensor:
         """The state of the first row, [samples, ...], computed from the network's input."""

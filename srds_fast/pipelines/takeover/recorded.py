@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ... import telemetry
 from ...solvers.contract import Evaluate
@@ -50,7 +50,7 @@ class Repeated:
                 if call.family.gives_residuals:
                     residuals[Residuals(number, "down")], residuals[Residuals(number, "mid")] = output
                     continue
-                m: Tensor = output[0] if isinstance(output, tuple) else output.sample
+                m = _tensor_of(output)
                 channels, size = call.family.channels, call.states.shape[call.family.channels]
                 if m.shape[channels] > size:  # the extra channels are the predicted variance: drop them
                     m = m.narrow(channels, 0, size)
@@ -76,7 +76,15 @@ class Repeated:
         size = len(recorded.states) // self._rows.num_samples * len(wave.positions)
         states = (wave.x if size == len(wave.x) else wave.x[:size]).flatten(0, 1)
         arguments = {**recorded.arguments, recorded.family.state: states}
-        return NetworkCall(recorded.network, recorded.family, arguments, recorded.positional)
+        return NetworkCall(recorded.network, recorded.family, arguments, recorded.positional, recorded.rest)
+
+
+def _tensor_of(output: Any) -> Tensor:
+    """The first tensor of a network's output."""
+    if isinstance(output, Tensor):
+        return output
+    found: Tensor = output.sample if hasattr(output, "sample") else tree_leaves(output)[0]
+    return found
 
 
 def kind_of(call: NetworkCall) -> Hashable:
@@ -114,7 +122,11 @@ def with_tensors(
     def substitute(tensor: Tensor) -> Tensor:
         return by_id.get(id(tensor), tensor)
 
-    return [replace(call, arguments=tree_map_only(Tensor, substitute, call.arguments)) for call in calls]
+    def substituted(call: NetworkCall) -> NetworkCall:
+        arguments, rest = tree_map_only(Tensor, substitute, (call.arguments, call.rest))
+        return replace(call, arguments=arguments, rest=rest)
+
+    return list(map(substituted, calls))
 
 
 def signature_of(calls: Iterable[NetworkCall]) -> Hashable:
@@ -125,7 +137,8 @@ def signature_of(calls: Iterable[NetworkCall]) -> Hashable:
     first: dict[int, str] = {}
     found: list[Hashable] = []
     for call in calls:
-        found += (id(call.network), call.states.shape, call.states.dtype)
+        columns = tuple((name, tuple(column.tolist())) for name, column in call.family.columns.items())
+        found += (id(call.network), call.states.shape, call.states.dtype, columns)
     for path, value in _leaves_of(calls):
         if isinstance(value, Tensor):
             found.append((path, first.setdefault(id(value), path)))  # two arguments may be one tensor
@@ -140,8 +153,10 @@ def _leaves_of(calls: Iterable[NetworkCall]) -> Iterator[tuple[str, Any]]:
     """The values in arguments by path, without the states and the timestep, which differ between rows."""
     for number, call in enumerate(calls):
         for name, value in call.arguments.items():
-            if name not in (call.family.state, "timestep"):
+            if name not in (call.family.state, "timestep") and name not in call.family.columns:
                 yield from _leaves(f"{number}.{name}", value)
+        if call.rest is not None:
+            yield f"{number}.joined to {call.family.state}", call.rest
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:

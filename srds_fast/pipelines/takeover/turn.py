@@ -17,22 +17,12 @@ from torch import Tensor, nn
 from ...kernels.wave_update import NetworkInput
 from ...sampling.rows import state_dtype
 from ...solvers.contract import SolverInputs
-from ..networks import Loop, NetworkCall
+from ..networks import NetworkCall
 from .recorded import Residuals
 
 # relative bound on the error of linear guidance in float64: rounding gives 1e-16, a half-precision cast 1e-3
 LINEAR = 1e-9
 MAX_CACHED = 64
-
-
-def why_not(loop: Loop) -> str | None:
-    if not loop.checked:
-        return "its loop was not read by hand: it may differ from step to step"
-    if loop.blends:
-        return "its loop puts the known part of the image back after every step"
-    if loop.joins:
-        return "its loop joins conditioning to the states"
-    return None
 
 
 class RecordedTurn:

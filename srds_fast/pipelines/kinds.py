@@ -1,0 +1,71 @@
+"""Kinds of calls: everything that the turns of a loop can depend on, so that a rehearsal is made once for each."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Hashable
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .networks import Arguments
+
+_UNKNOWN = object()
+# what turns do not depend on: a rehearsal finds a loop that draws, whichever generator it draws from
+_BESIDE_THE_LOOP = ("callback_on_step_end", "generator", "output_type", "return_dict")
+
+
+def kind_of_loop(pipe: Any, arguments: Arguments) -> Hashable | None:
+    """The kind of a call: class and code of the pipeline, its parts, arguments by value, or by shape and type.
+
+    None if an argument or a part is of an unknown type.
+    """
+    cls = type(pipe.original)
+    code = getattr(inspect.unwrap(cls.__call__), "__code__", None)
+    parts = [(name, _of_part(part)) for name, part in vars(pipe).items() if name[0] != "_" and name != "scheduler"]
+    given = [
+        (name, _of_value(value, by_value="prompt" not in name))
+        for name, value in arguments.items()
+        if value is not pipe and name not in _BESIDE_THE_LOOP
+    ]
+    if any(kind is _UNKNOWN for _, kind in (*parts, *given)):
+        return None
+    return cls, code, type(pipe.scheduler), tuple(parts), tuple(given)
+
+
+def _of_part(part: Any) -> Hashable:
+    if isinstance(part, nn.Module):
+        return weakref.ref(part)
+    found = _of_value(part)
+    if found is not _UNKNOWN:
+        return found
+    # guiders and processors: their settings
+    settings = getattr(part, "__dict__", {})
+    return type(part), tuple((name, _of_setting(value)) for name, value in settings.items())
+
+
+def _of_setting(value: Any) -> Hashable:
+    found = _of_value(value)
+    return (type(value), id(value)) if found is _UNKNOWN else found
+
+
+def _of_value(value: Any, by_value: bool = True) -> Hashable:
+    if value is None or isinstance(value, Number | torch.dtype | torch.device):
+        return type(value), value
+    if isinstance(value, str):
+        return str, value if by_value else None
+    if isinstance(value, Tensor):
+        return Tensor, value.shape, value.dtype, value.device
+    if isinstance(value, torch.Generator):
+        return (torch.Generator,)
+    if isinstance(value, dict):
+        entries = [(key, _of_value(each, by_value)) for key, each in value.items()]
+        return _UNKNOWN if any(each is _UNKNOWN for _, each in entries) else (type(value), tuple(entries))
+    if isinstance(value, list | tuple):
+        found = [_of_value(each, by_value) for each in value]
+        return _UNKNOWN if any(each is _UNKNOWN for each in found) else (type(value), tuple(found))
+    size = getattr(value, "size", None)
+    return (type(value), size) if isinstance(size, tuple) else _UNKNOWN

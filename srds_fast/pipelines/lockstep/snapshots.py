@@ -1,0 +1,83 @@
+"""The scheduler as it is before each of its steps, for turns that are made in any order.
+
+A loop may ask its scheduler for more than a step: to scale the network's input, for a sigma, for the noise of another
+step. The answers depend on what the scheduler has stepped before. So a copy of it steps a sample of a single number
+through the whole grid, and what the copy holds before each step, and after the last one, is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...schedulers.reader import next_sample, remember, state_key
+from .turns import refused
+
+MOST_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """The attributes of a scheduler between its steps, and the dtype in which its last step returns the sample."""
+
+    kind: type
+    states: list[dict[str, Any]]
+    dtype: torch.dtype
+
+    def before(self, step: int) -> Any:
+        """A scheduler as it is before a step, and after the one before that. The loop may change it."""
+        twin: Any = object.__new__(self.kind)
+        vars(twin).update(_copied(self.states[step]))
+        return twin
+
+
+_kept: dict[Hashable, Snapshots] = {}
+
+
+def snapshots(scheduler: Any, timesteps: Tensor, options: dict[str, Any], x: Tensor, m: Tensor) -> Snapshots:
+    """Snapshots of a scheduler that is about to make its first step, from timesteps[0]; it is not changed.
+
+    options: of the step. x, m: sample and output of the first step, of which the dtypes count.
+    """
+    given = {name: value for name, value in options.items() if name != "generator"}
+    key = (
+        state_key(scheduler),
+        timesteps.cpu().numpy().tobytes(),
+        repr(given),
+        (x.dtype, m.dtype, x.device, x.ndim),
+    )
+    found = _kept.get(key)
+    if found is None:
+        found = _stepped(scheduler, timesteps, options, x, m)
+        remember(_kept, key, found, MOST_KEPT)
+    return found
+
+
+def _stepped(scheduler: Any, timesteps: Tensor, options: dict[str, Any], x: Tensor, m: Tensor) -> Snapshots:
+    twin: Any = object.__new__(type(scheduler))
+    vars(twin).update(_copied(vars(scheduler)))
+    if options.get("generator") is not None:
+        options = {**options, "generator": torch.Generator().manual_seed(0)}
+    sample, output = x.new_ones([1] * x.ndim), m.new_ones([1] * m.ndim)
+    states = []
+    devices = [x.device] if x.is_cuda else []
+    try:
+        with torch.random.fork_rng(devices):
+            for timestep in timesteps:
+                states.append(_copied(vars(twin)))
+                if hasattr(twin, "scale_model_input"):
+                    twin.scale_model_input(sample, timestep)
+                sample = next_sample(twin.step(output, timestep, sample, **{**options, "return_dict": False}))
+            states.append(_copied(vars(twin)))
+    except Exception as error:
+        raise refused(f"{type(scheduler).__name__} cannot step a single number ({error})") from error
+    return Snapshots(type(scheduler), states, sample.dtype)
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which lists are other lists: steps write into those, and into no tensor."""
+    return {name: list(value) if isinstance(value, list) else value for name, value in state.copy().items()}

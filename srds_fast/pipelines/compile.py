@@ -248,8 +248,8 @@ def compile(
         pipe: a diffusers pipeline. Some loops are known; any other loop is rehearsed in the first call of a kind.
         method: the name of a method, such as "srds" or "sequential" (our path, one row per wave), or its options; see
             `srds_fast.methods`. "auto" takes the fastest for this network on this device: the first call of a kind
-            measures what network calls cost, and the first three also time other plans, see `explore`. If the loop is
-            driven, nothing can be measured: "auto" is then srds, or sequential below six steps.
+            measures what network calls cost, and the first three also time other plans, see `explore`. If the loop
+            makes its own turns, no other plan is timed: merged calls and a turn are, unless the kind of call is unknown.
         tolerance: bound on the mean absolute difference to the sequential sample, per sample, in the units of the
             state (data in [-1, 1]: one grey level is 1 / 127.5). 0: iterate until the sample no longer changes.
         exact: iterate until the result equals the sequential one by construction.

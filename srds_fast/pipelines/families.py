@@ -1,6 +1,6 @@
 """The diffusers pipelines whose loops are known, for takeover, and how they decode, for previews.
 
-Any other loop makes turns for the rows of each wave, see `lockstep`. To list a pipeline, read its loop by hand, add a
+Any other loop is rehearsed, see `lockstep`. To list a pipeline, read its loop by hand, add a
 `Family`, and add it to the test matrix.
 """
 

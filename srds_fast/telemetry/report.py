@@ -46,7 +46,7 @@ class Report:
         exploring_seconds: time for running other plans; not part of `seconds`.
         rehearsal_calls: network calls, beyond those of the waves, that showed what the loop asks of its network,
             and how the calls of several rows become one. rehearsal_seconds: time for the rehearsal of the loop; not
-            part of `seconds`. Both are 0 where an earlier call of the kind has found that out.
+            part of `seconds`. Later calls of the kind make none of these calls, and only compare a few turns.
         compile_seconds: time for compiling networks and timing that, with torch_compile="auto"; what came in a wave is
             part of `seconds`.
         check_calls: network calls that checked, in the first call of a kind, whether the networks are functions of

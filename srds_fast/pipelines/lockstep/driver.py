@@ -179,7 +179,8 @@ class Driver:
         assert self._taken_over is not None
         network = self._taken_over.network(facts.takeover.turn(first), noise, inputs, len(first.x))
         if not first.turn.live:
-            yield from self._compare(facts.takeover, first, noise)
+            with self._timed():
+                yield from self._compare(facts.takeover, first, noise)
         if not facts.verified:
             with self._timed():
                 differ = yield from differs(network, self._passes, first, m)

@@ -6,8 +6,9 @@ that turn's step and timestep. Prompt encoding, guidance and decoding are the pi
 changed.
 
 With a `RecordedTurn` the loop turns only once: its network calls are recorded, and the session repeats them for the
-rows of all waves. If the guidance in that turn is not linear, or nothing is known of the loop, then the loop itself
-makes the turns of the rows of each wave, see `driver` and `rows`, after a rehearsal.
+rows of all waves. If the guidance in that turn is not linear, or nothing is known of the loop, it is rehearsed. If its
+turns allow it, the calls of one turn are then repeated, see `takeover.inferred`; otherwise the loop itself makes the
+turns of the rows of each wave, see `driver` and `rows`.
 """
 
 from __future__ import annotations

@@ -249,7 +249,8 @@ def compile(
         method: the name of a method, such as "srds" or "sequential" (our path, one row per wave), or its options; see
             `srds_fast.methods`. "auto" takes the fastest for this network on this device: the first call of a kind
             measures what network calls cost, and the first three also time other plans, see `explore`. If the loop
-            makes its own turns, no other plan is timed: merged calls and a turn are, unless the kind of call is unknown.
+            makes its own turns, no other plan is timed: merged calls and a turn are. Where the kind of call is unknown,
+            nothing is: "auto" is then srds, or sequential below six steps.
         tolerance: bound on the mean absolute difference to the sequential sample, per sample, in the units of the
             state (data in [-1, 1]: one grey level is 1 / 127.5). 0: iterate until the sample no longer changes.
         exact: iterate until the result equals the sequential one by construction.

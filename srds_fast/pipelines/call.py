@@ -8,7 +8,7 @@ import math
 import numbers
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -23,6 +23,7 @@ from ..sampling.session import no_room
 from ..solvers.registry import check_warm_start_method
 from . import acceleration
 from .families import Family, family_of
+from .hooks import execution_device, hooks_of, is_offloaded
 from .kinds import kind_of_loop
 from .lockstep.call_session import CallSettings
 from .lockstep.callbacks import StepCallback
@@ -67,17 +68,10 @@ def stock_reason(fast: Any, family: Family, arguments: Arguments) -> str | None:
         return "callback_on_step_end was given and max_iterations=0: no fine step is computed, so it is never called"
     for name in family.loop(fast, {"guidance_scale": 0.0} | arguments).networks:
         network = getattr(fast, name)
-        keeps_state = any(getattr(hook, "_is_stateful", False) for hook in _hooks(network))
+        keeps_state = any(getattr(hook, "_is_stateful", False) for hook in hooks_of(network))
         if getattr(network, "is_cache_enabled", False) or keeps_state:
             return f"a cache is enabled on the {name}: it takes the previous call for the previous step"
     return None
-
-
-def _hooks(network: Any) -> Iterator[Any]:
-    """diffusers' hooks on the network and its submodules."""
-    for module in network.modules():
-        registry = module.__dict__.get("_diffusers_hook")
-        yield from [] if registry is None else registry.hooks.values()
 
 
 def _graphs_on(device: torch.device) -> bool:
@@ -102,7 +96,7 @@ def run_call(
     timeline = telemetry.Timeline()
     diverged: DivergenceError | None = None
     try:
-        with telemetry.call(type(fast).__name__, lambda: fast._execution_device, timeline):
+        with telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline):
             return _run_call(fast, args, kwargs, observer, warming, auditing)
     except DivergenceError as error:
         diverged = error
@@ -133,7 +127,8 @@ def _run_call(
     reason = stock_reason(fast, family, arguments)
     if reason is not None:
         return stock_call(fast, args, kwargs, arguments, reason, own)
-    random = RandomState(fast, arguments)
+    device = execution_device(fast)
+    random = RandomState(arguments, device)
     loop, cls = family.loop(fast, arguments), type(state.original)
     networks: list[Any] = [getattr(fast, name) for name in loop.networks]
     kind = None
@@ -145,13 +140,15 @@ def _run_call(
     with (
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
-        acceleration.applied(networks, state.network_options, fast._execution_device) as made,
+        acceleration.applied(networks, state.network_options, device) as made,
     ):
         for left_out in made.reasons:
             warn_left_out(fast, left_out)
         if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
             vars(fast)["_interrupt"] = False
-        lockstep = _lockstep(fast, loop, arguments, networks, warming, observer, made.replacements, random, **own)
+        lockstep = _lockstep(
+            fast, loop, arguments, networks, device, warming, observer, made.replacements, random, **own
+        )
         lockstep.settings.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
         if kind is not None:
             lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, tokenizers, random).seconds
@@ -204,6 +201,7 @@ def _lockstep(
     loop: Loop,
     arguments: Arguments,
     networks: list[Any],
+    device: torch.device,
     warming: bool,
     observer: Observer | None,
     replacements: Mapping[nn.Module, Callable[..., Any]],
@@ -218,12 +216,11 @@ def _lockstep(
     recorded = None
     if drive_reason is None:
         recorded = RecordedTurn(state.guidance, _guidance_key(type(state.original), loop, network, arguments))
-    on_gpu = _graphs_on(fast._execution_device)
+    on_gpu = _graphs_on(device)
     eager = functools.partial(warn_eager, fast)
     graphs = state.planner.graph_runner(state.graphs, on_gpu, state.lazy_capture or warming, eager, whole=warming)
     engine_reason = None
-    groups = any(hasattr(hook, "next_group") or hasattr(hook, "group") for each in networks for hook in _hooks(each))
-    if groups or any(hasattr(module, "_hf_hook") for each in networks for module in each.modules()):
+    if any(map(is_offloaded, networks)):
         engine_reason = "the network is offloaded: hooks move its weights at every call"
         if graphs is not None:
             warn_eager(fast, engine_reason)

@@ -30,6 +30,7 @@ from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
 from .dry_run import calibrate, planned
 from .families import family_of
+from .hooks import execution_device
 from .state import RandomState, State, bind, turns_of, undecoded, with_state
 from .stock import refuse_stock_loop
 from .stream import Refinement, refinements
@@ -153,7 +154,7 @@ class FastPipeline:
                 "audit and latents were given. Calls that begin with the same latents give the same sample, and tell "
                 "nothing new. Leave latents out."
             )
-        random = RandomState(self, bind(self, args, kwargs))
+        random = RandomState(bind(self, args, kwargs), execution_device(self))
         try:
             for _ in range(MOST_WARM_UPS):
                 recorded = self.graphs.captured

@@ -21,6 +21,7 @@ from ..sampling.trials import TurnClock
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .compiled import AUTO
+from .hooks import execution_device
 from .lockstep.proxies import copy_scheduler
 from .networks import Arguments
 from .notices import warn_fallback
@@ -109,12 +110,13 @@ class TimedStockLoop:
 
     def seconds(self, turns: int) -> float:
         """Seconds of all turns of the loop, by its first ones. No random generator advances."""
-        clock = TurnClock(turns, self.fast.device)
+        device = execution_device(self.fast)
+        clock = TurnClock(turns, device)
         twin = _twin(self.fast, {**self.parts, "_progress_bar_config": {"disable": True}}, clock.turned)
         call = type(twin).__call__
         bound = inspect.signature(call).bind(twin, *self.args, **self.kwargs)
         bound.arguments.update(undecoded(self.fast))
-        now = RandomState(self.fast, self.arguments)
+        now = RandomState(self.arguments, device)
         self.random.restore()
         try:
             return clock.seconds(lambda: call(*bound.args, **bound.kwargs))
@@ -130,7 +132,8 @@ def kind_of_call(fast: Any, arguments: Arguments, network: Any) -> Hashable | No
     if None in (kind for _, kind in found):
         return None
     threads = torch.get_num_threads()
-    return weakref.ref(network), network.dtype, network.device, type(scheduler), config, threads, found
+    weights = next(network.parameters(), torch.empty(0))  # its properties look at every module
+    return weakref.ref(network), weights.dtype, weights.device, type(scheduler), config, threads, found
 
 
 def remember(state: State, kind: Hashable, exploration: Exploration) -> None:

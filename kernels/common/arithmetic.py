@@ -21,8 +21,8 @@ def rounded(value, dtype: tl.constexpr):
 
 @triton.jit
 def clamped(value, bound):
-    """`value` between -bound and bound. Comparisons with NaN are false, so NaN stays NaN."""
-    return tl.where(value > bound, bound, tl.where(value < -bound, -bound, value))
+    """`value` between -bound and bound. NaN stays NaN, as comparisons with it are false; infinity becomes NaN."""
+    return tl.where(value > bound, bound, tl.where(value < -bound, -bound, value)) + (value - value)
 
 
 @triton.jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common.clamping import clamped
 from .anderson import anderson_mix
 from .memory import Memory
 from .table import Table
@@ -13,7 +14,7 @@ from .table import Table
 def predict_x0(table: Table, x: Tensor, m: Tensor, first: int, last: int) -> Tensor:
     """x0 at the points from `first` to `last` - 1, from the network's output there."""
     x0 = table.p[first:last] * x[first:last] + table.q[first:last] * m[first:last]
-    return x0 if table.clip is None else x0.clamp(-table.clip, table.clip)
+    return clamped(x0, table.clip)
 
 
 def additions(table: Table, memory: Memory, first: int, last: int) -> Tensor | None:

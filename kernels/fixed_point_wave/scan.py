@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.clamping import clamped
+
 
 class ScanStep(NamedTuple):
     """Coefficients of one step: x' = a y + b m + e clamp(p y + q m, -clip, clip) + c (x - y).
@@ -80,6 +82,6 @@ class Scan:
         a, b, _, e, p, q = self._columns[:, first : first + len(m)]
         f = a * y[:-1] + b * m
         if self._clip is not None:
-            f = f + e * torch.clamp(p * y[:-1] + q * m, -self._clip, self._clip)
+            f = f + e * clamped(p * y[:-1] + q * m, self._clip)
         stepped: Tensor = f if added is None else f + added
         return stepped

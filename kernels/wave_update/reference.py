@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common.clamping import clamped
 from ..common.network_input import NetworkInput
 from .buffers import Buffers
 from .columns import Columns
@@ -64,6 +65,5 @@ def step(columns: Columns, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
     if columns.b is not None:
         stepped = stepped + columns.b * m
     if columns.c is not None:
-        assert clip is not None
-        stepped = stepped + columns.c * (columns.p * x + columns.q * m).clamp(-clip, clip)
+        stepped = stepped + columns.c * clamped(columns.p * x + columns.q * m, clip)
     return stepped

@@ -158,7 +158,7 @@ class Run:
             answer = self._judge(event)
             self.newest = merged(self.newest, event.sample, event.samples)
             if self._observer is not None:
-                self._observer(event)
+                self._observer(event.copied())
             self.shown = event.iteration
 
     def received(self) -> None:

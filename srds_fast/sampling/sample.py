@@ -114,7 +114,7 @@ def sample(
             first call of a kind runs eagerly and is recorded, those after it are replayed. What the denoiser does in
             Python is then not done again. Weights that it takes from modules it is, is bound to or names may change in
             any way; it must not read tensors from elsewhere.
-        observer: called with every `Checkpoint`.
+        observer: called with a copy of every `Checkpoint`.
         warm_start: [N + 1, batch, ...], the trajectory of a related sample with the same starting noise. Methods that
             refine all points (collocation, parataa, paradigms) start from it. The closer it is, the fewer waves they
             need. The final sample is the same.

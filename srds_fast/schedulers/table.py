@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.common.clamping import clamped
 from .memory import Memory, minimal_memory
 from .reader import Triangles
 
@@ -122,7 +123,8 @@ class NoiseTable:
     def predict_x0(self, index: int, x: Tensor, m: Tensor) -> Tensor:
         """The clean sample that the network predicts with m at x, where step `index` departs."""
         x0 = self.numbers["p"][index] * x + self.numbers["q"][index] * m
-        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+        found: Tensor = clamped(x0, self.clip)
+        return found
 
     def step(
         self, index: int, x: Tensor, m: Tensor, carried: Tensor | None = None, z: Tensor | None = None

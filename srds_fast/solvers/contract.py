@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,11 @@ class Checkpoint:
     doubt: Tensor | None = None
     # [samples], estimated mean absolute error, where the method itself ended the run; None: `change` decides
     error: Tensor | None = None
+
+    def copied(self) -> Checkpoint:
+        """The same with tensors of its own: who looks at it may write into it."""
+        found: dict[str, Any] = {name: each.clone() for name, each in vars(self).items() if isinstance(each, Tensor)}
+        return replace(self, **found)
 
 
 def merged(whole: Tensor | None, newest: Tensor, samples: tuple[int, ...]) -> Tensor:
@@ -105,6 +110,11 @@ class SolverInputs:
     # [N + 1, batch, ...], states of a related sample: methods that refine all points begin with them
     initial_guess: Tensor | None = None
 
+    @property
+    def branches(self) -> int:
+        """Of the guidance that the solver adds up."""
+        return 1 if self.guidance is None else len(self.guidance)
+
     def constrained(self, states: Tensor, positions: Iterable[int], samples: tuple[int, ...]) -> Tensor:
         """The states that have arrived at these grid positions, [positions, samples, ...], with the constraint."""
         constrain = self.constrain
@@ -132,6 +142,25 @@ Core = Generator[Evaluate | Checkpoint, Answer, Tensor]
 def output_of(answer: Answer) -> Tensor:
     assert isinstance(answer, Tensor), "an Evaluate is answered with the network output"
     return answer
+
+
+class Parts:
+    """The network's outputs at the parts of a wave, which was too wide for one call."""
+
+    def __init__(self) -> None:
+        self._outputs: list[Tensor] = []
+
+    def take(self, answer: Answer, *, last: bool) -> None:
+        """Take the next part. It is copied unless it is the last: a network may return one buffer in every call."""
+        m = output_of(answer)
+        self._outputs.append(m if last else m.clone())
+
+    def joined(self, branches: int) -> Tensor:
+        """The output at the whole wave, [branches * rows, samples, ...]; a new wave begins."""
+        outputs, self._outputs = self._outputs, []
+        if len(outputs) == 1:
+            return outputs[0]
+        return torch.cat([each.unflatten(0, (branches, -1)) for each in outputs], 1).flatten(0, 1)
 
 
 def samples_of(answer: Answer, samples: tuple[int, ...]) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument
+from ..kernels.common.clamping import clamped
 from ..kernels.common.network_input import guided
 from ..schedulers.memory import Memory
 from ..schedulers.steps import TensorSpec, chained, fine_step, guessed_history
@@ -249,11 +250,9 @@ class _States:
         self, positions: tuple[int, ...], x: Tensor, carried: Tensor, answer: Answer
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The fine steps from these positions, what they carry, and the x0 predicted there; [.., rows, batch, ...]."""
-        inputs, rows, clip, column = self._inputs, list(positions), self._noise.clip, self._columns
+        inputs, rows, column = self._inputs, list(positions), self._columns
         m = guided(output_of(answer), inputs.guidance, x.dtype)
-        x0 = column["p"][rows] * x + column["q"][rows] * m
-        if clip is not None:
-            x0 = x0.clamp(-clip, clip)
+        x0 = clamped(column["p"][rows] * x + column["q"][rows] * m, self._noise.clip)
         if self._noise.memory is None:
             before = carried[0]
             if positions[0] == 0 and inputs.carried is None:  # there is no step before the first

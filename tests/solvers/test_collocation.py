@@ -346,7 +346,7 @@ def test_doubts_are_of_points_that_were_interpolated() -> None:
     for number, positions in enumerate(program.positions):
         wave = points.evaluate(number, positions)
         t = grid.timesteps[list(positions)].repeat_interleave(2)
-        points.sweep(number, [MIXTURE(wave.x.flatten(0, 1), t).view_as(wave.x)], bitwise=False)
+        points.sweep(number, MIXTURE(wave.x.flatten(0, 1), t).view_as(wave.x), bitwise=False)
         doubts = points._memory.doubts
         assert bool((doubts[list(positions)] == 0).all())
         assert bool((doubts >= 0).all())

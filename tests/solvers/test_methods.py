@@ -174,12 +174,19 @@ def test_a_run_that_is_stopped_counts_what_was_run(options: Method) -> None:
 
 
 @every
-def test_nan_from_the_network_is_an_error_with_the_report(options: Method) -> None:
+@pytest.mark.parametrize(
+    ("value", "stock"),
+    [(math.nan, scheduler()), (math.inf, DDIMScheduler()), (-math.inf, DDPMScheduler())],
+    ids=["nan", "clipped", "clipped-noise"],
+)
+def test_nan_and_inf_from_the_network_are_an_error_with_the_report(options: Method, value: float, stock: Any) -> None:
+    """Also where the scheduler clips: the clamp would make infinity a number."""
+
     def broken(x: Tensor, t: Tensor) -> Tensor:
-        return torch.where(t[:, None] < 500, torch.nan, MIXTURE(x, t))
+        return torch.where(t[:, None] < 500, value, MIXTURE(x, t))
 
     with pytest.raises(DivergenceError, match="NaN or Inf") as caught:
-        sample(broken, noise(2, DIMENSIONS), scheduler(), STEPS, method=options)
+        sample(broken, noise(2, DIMENSIONS), stock, STEPS, method=options)
     assert caught.value.report.waves > 0
     assert not any(caught.value.report.converged)
 
@@ -187,6 +194,29 @@ def test_nan_from_the_network_is_an_error_with_the_report(options: Method) -> No
 def scaled(x: Tensor, t: Tensor) -> Tensor:
     """A network that can be recorded."""
     return x * (t[:, None] / 1000)
+
+
+@every
+@pytest.mark.parametrize("max_rows", [None, 4])
+def test_a_network_may_return_one_buffer_in_every_call_and_an_observer_may_write(
+    options: Method, max_rows: int | None
+) -> None:
+    """As a recorded network does, and as one who shows what an observer is given."""
+    buffer = torch.empty(STEPS * 2, DIMENSIONS, dtype=torch.float64)
+
+    def reused(x: Tensor, t: Tensor) -> Tensor:
+        return buffer[: len(x)].copy_(MIXTURE(x, t))
+
+    def scribble(checkpoint: Checkpoint) -> None:
+        for each in (checkpoint.sample, checkpoint.change, checkpoint.doubt, checkpoint.error):
+            if each is not None:
+                each.fill_(7.0)
+
+    x, how = noise(2, DIMENSIONS), {"method": options, "max_rows": max_rows}
+    expected = sample(MIXTURE, x, scheduler(), STEPS, **how)
+    found = sample(reused, x, scheduler(), STEPS, **how, observer=scribble)
+    assert torch.equal(found.sample, expected.sample)
+    assert found.report.change == expected.report.change
 
 
 @every

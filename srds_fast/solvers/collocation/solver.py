@@ -8,7 +8,7 @@ from torch import Tensor
 from ...kernels.common.network_input import network_input
 from ...kernels.secant_sweep import Memory, SecantTable, SweepResult, predict_x0, secant_sweep
 from ...schedulers.table import NoiseTable
-from ..contract import NO_INPUTS, Checkpoint, Core, Evaluate, SolverInputs, merged, output_of, samples_of
+from ..contract import NO_INPUTS, Checkpoint, Core, Evaluate, Parts, SolverInputs, merged, samples_of
 from ..fixed_point.program import Sweeps
 
 
@@ -33,14 +33,14 @@ def collocation(
         table: of the program.
         bitwise: fill `Checkpoint.stationary`.
     """
-    points = Points(x, noise, table, inputs)
-    result, got = x, list[Tensor]()
+    points, parts = Points(x, noise, table, inputs), Parts()
+    result = x
     for number, wave in enumerate(program):
-        got.append(output_of((yield points.evaluate(number, program.positions[number]))))
-        if not wave.boundaries:  # a part of a wave that was too wide
+        ends = bool(wave.boundaries)  # else it is a part of a wave that was too wide
+        parts.take((yield points.evaluate(number, program.positions[number])), last=ends)
+        if not ends:
             continue
-        found = points.sweep(number, got, bitwise=bitwise)
-        got = []
+        found = points.sweep(number, parts.joined(inputs.branches), bitwise=bitwise)
         iteration, samples = wave.boundaries[0].iteration, points.samples
         exact = iteration == program.exact_iteration
         checkpoint = Checkpoint(iteration, found.sample, samples, found.change, exact, found.stationary, found.doubt)
@@ -90,17 +90,14 @@ class Points:
             given = network_input(self._memory.states(0), table.rows[number], table.input_scale, self._inputs.network)
         return Evaluate(given, positions, self.samples, number)
 
-    def sweep(self, number: int, got: list[Tensor], *, bitwise: bool) -> SweepResult:
-        """Move all points, by the network's output at the rows of all parts of a wave; number: of its last part."""
-        inputs, together = self._inputs, got[0]
-        if len(got) > 1:
-            branches = 1 if inputs.guidance is None else len(inputs.guidance)
-            together = torch.cat([each.unflatten(0, (branches, -1)) for each in got], 1).flatten(0, 1)
+    def sweep(self, number: int, m: Tensor, *, bitwise: bool) -> SweepResult:
+        """Move all points, by the network's output at all rows of a wave; number: of its last part."""
+        inputs = self._inputs
         found = secant_sweep(
             self._table,
             number,
             self._memory,
-            together,
+            m,
             guidance=inputs.guidance,
             network=inputs.network,
             constrain=None if inputs.constrain is None else self._constrain,

@@ -19,7 +19,7 @@ from ...kernels.fixed_point_wave import Memory, SweepResult, fixed_point_wave
 from ...kernels.fixed_point_wave.operations import additions, mixed, predict_x0
 from ...schedulers.steps import TensorSpec
 from ...schedulers.table import NoiseTable
-from ..contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged, output_of, samples_of
+from ..contract import NO_INPUTS, Checkpoint, Core, Evaluate, Parts, SolverInputs, merged, samples_of
 from ..sliding import (
     CarriedError,
     effect_of_errors,
@@ -50,8 +50,9 @@ def fixed_point(
     points = Points(x, noise, program, options, inputs)
     result = x
     for number, wave in enumerate(program):
-        points.take((yield points.evaluate(number)))
-        if not wave.boundaries:  # a part of a wave that was too wide
+        ends = bool(wave.boundaries)  # else it is a part of a wave that was too wide
+        points.parts.take((yield points.evaluate(number)), last=ends)
+        if not ends:
             continue
         sample, change, stationary, _ = points.refine(bitwise)
         points.record()
@@ -76,7 +77,7 @@ def _sliding(
     first = sweeps = 0
     while first < num_steps:
         sweeps += 1
-        points.take((yield points.evaluate(first)))
+        points.parts.take((yield points.evaluate(first)), last=True)
         found = points.sweep()
         error = found.residual if by_residuals else found.movement
         last = first + len(error)
@@ -120,7 +121,11 @@ def _bounds(noise: NoiseTable, options: Parameters, *, bitwise: bool) -> Tensor:
 
 
 class Points:
-    """The points of the grid, and what is known of each. `samples` of the original batch still run."""
+    """The points of the grid, and what is known of each. `samples` of the original batch still run.
+
+    Attributes:
+        parts: what the network has returned since the last sweep; the next one uses all of it.
+    """
 
     def __init__(
         self, x: Tensor, noise: NoiseTable, program: Sweeps, options: Parameters, inputs: SolverInputs
@@ -130,7 +135,7 @@ class Points:
         self._noise, self._table, self._growth = noise, table, growth
         self._program, self._options, self._inputs = program, options, inputs
         self._number = 0
-        self._got: list[Tensor] = []
+        self.parts = Parts()
         self._entering: Tensor | None = None
         memory = self.memory = Memory(table, x, inputs.draws, inputs.carried)
         if inputs.initial_guess is None:
@@ -147,10 +152,6 @@ class Points:
             given = network_input(self.memory.x, table.rows[number], table.input_scale, self._inputs.network)
         return Evaluate(given, self._program.positions[number], self.samples, number)
 
-    def take(self, answer: Answer) -> None:
-        """The network's output at the wave evaluated last; the next sweep uses all taken since the last one."""
-        self._got.append(output_of(answer))
-
     def refine(self, bitwise: bool) -> SweepResult:
         """Move the points behind the first row, to the end of the grid."""
         inputs = self._inputs
@@ -158,7 +159,7 @@ class Points:
             self._table,
             self._number,
             self.memory,
-            self._taken(),
+            self.parts.joined(inputs.branches),
             guidance=inputs.guidance,
             network=inputs.network,
             constrain=None if inputs.constrain is None else self._constrained,
@@ -192,14 +193,6 @@ class Points:
             self.samples = tuple(self.samples[position] for position in running)
             self.memory.keep(torch.tensor(running, device=self.memory.x.device))
             self._entering = None
-
-    def _taken(self) -> Tensor:
-        """The network's output at all rows of a sweep, [branches * rows, samples, ...]."""
-        got, self._got = self._got, []
-        if len(got) == 1:
-            return got[0]
-        branches = 1 if self._inputs.guidance is None else len(self._inputs.guidance)
-        return torch.cat([each.unflatten(0, (branches, -1)) for each in got], 1).flatten(0, 1)
 
     def _constrained(self, points: Tensor, first: int) -> Tensor:
         return self._inputs.constrained(points, range(first, first + len(points)), self.samples)
@@ -238,7 +231,7 @@ class Window(Points):
         table, memory, inputs = self._table, self.memory, self._inputs
         wave = table.sweeps[self._number]
         first, last = wave.first, wave.last + 1
-        memory.m[first:last] = guided(self._taken(), inputs.guidance, memory.m.dtype)
+        memory.m[first:last] = guided(self.parts.joined(inputs.branches), inputs.guidance, memory.m.dtype)
         y, m, added = memory.x[first : last + 1], memory.m[first:last], additions(table, memory, first, last)
         points = self._constrained(table.scan.points(y, m, first, added), first + 1)
         stepped = self._constrained(table.scan.stepped(y, m, first, added), first + 1)

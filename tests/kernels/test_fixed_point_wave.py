@@ -178,10 +178,13 @@ def test_steps_round_as_the_reference_does(
     assert not torch.equal(memory.x[number + 1 :], points) or number == 0
 
 
+@pytest.mark.parametrize(("value", "features"), [(torch.nan, ()), (torch.nan, ("clip",)), (-torch.inf, ("clip",))])
 @pytest.mark.parametrize("history", [0, 2])
-def test_nan_stays_in_its_sample(device: torch.device, history: int) -> None:
-    problem = Problem(device, (3, 20), ParaTAA(history=history), branches=2)
-    problem.m[1, 1, 5] = torch.nan
+def test_what_is_not_finite_stays_in_its_sample(
+    device: torch.device, history: int, value: float, features: tuple[str, ...]
+) -> None:
+    problem = Problem(device, (3, 20), ParaTAA(history=history), features=features, branches=2)
+    problem.m[1, 1, 5] = value
     (memory, found), (expected_memory, expected) = problem.both()
     assert found.change.isnan().tolist() == expected.change.isnan().tolist() == [False, True, False]
     others = [0, 2]

@@ -219,12 +219,15 @@ def test_what_the_kernel_reads_of_nodes_is_the_interpolation(device: torch.devic
         assert torch.equal(wave.first + places[:, 1].nonzero()[:, 0], wave.new_positions)
 
 
+@pytest.mark.parametrize(("value", "features"), [(torch.nan, ()), (-torch.inf, ("clip",))])
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
-def test_nan_stays_in_its_sample(device: torch.device, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_finite_stays_in_its_sample(
+    device: torch.device, large: bool, value: float, features: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if large:
         monkeypatch.setattr(sizes, "MOST_WARPS", 0)
-    problem = Problem(device, (3, 150), branches=2, steps=6, nodes=5)
-    problem.m[1, 1, 5] = torch.nan
+    problem = Problem(device, (3, 150), features=features, branches=2, steps=6, nodes=5)
+    problem.m[1, 1, 5] = value
     (memory, found), (expected_memory, expected) = problem.both()
     assert found.change.isnan().tolist() == expected.change.isnan().tolist() == [False, True, False]
     others, first = [0, 2], problem.number

@@ -218,14 +218,15 @@ def test_memory_formats(device: torch.device, run: Any, channels_last: bool) -> 
         assert (with_inner_layout(m, memory)[0] is m) == (m_as is not mixed)
 
 
-def test_nan_stays_one_and_stays_where_it_is(device: torch.device) -> None:
-    """A NaN from the network is not clamped away, and no other sample sees it."""
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_stays_so_and_stays_where_it_is(device: torch.device, value: float) -> None:
+    """NaN and infinity from the network are not clamped away, and no other sample sees them."""
     case = Case(device, samples=3, noisy=False, looks_back=False)
     buffers, clean = case.buffers(), case.buffers()
     m = case.m.to(device)
     wave_update(case.table, 0, clean, m, network=case.network)
     m = m.clone()
-    m[1, 1] = math.nan
+    m[1, 1] = value
     wave_update(case.table, 0, buffers, m, network=case.network)
     assert bool(buffers.memory[12:14, 1].isnan().all())
     assert bool(buffers.change[2, 1].isnan())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
@@ -35,3 +35,15 @@ def thinned(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
 def thinned_product(*columns: Iterable[Any]) -> list[Any]:
     """The product of the columns, thinned."""
     return thinned(product(*columns))
+
+
+def by_pairs(first: Sequence[Any], second: Sequence[Any], third: Sequence[Any]) -> list[Any]:
+    """The product of three columns, of which the default command takes those that have every pair of values once.
+
+    Every value of the first column meets every one of the second, and each of both every one of the third if the
+    other is at least as long as that.
+    """
+    return [
+        pytest.param(a, b, c, marks=() if (i + j) % len(third) == k else pytest.mark.exhaustive)
+        for (i, a), (j, b), (k, c) in product(enumerate(first), enumerate(second), enumerate(third))
+    ]

@@ -3,6 +3,10 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# also of processes that tests start: workers and they share the cores, on which threads would wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# nor need a compiler that is called a few times processes of its own, each of which imports torch
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
 import tape

@@ -64,6 +64,7 @@ def pytest_collection_finish() -> None:
     # modules and collected tests stay: half a million objects that need not be walked again and again for garbage
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.hookimpl(optionalhook=True)  # also without pytest-xdist

@@ -91,8 +91,8 @@ def test_jumps_arrive_with_the_history_of_a_constant_x0(name: str, config: dict[
         torch.testing.assert_close(checkpoint.sample, found, rtol=0, atol=1e-4 * float(found.abs().max()))
 
 
-@pytest.mark.parametrize(("name", "config"), DETERMINISTIC, ids=str)
 @pytest.mark.parametrize(("far", "cut"), [(0, 1), (0, 7), (5, 6), (4, 9), (9, 15)])
+@pytest.mark.parametrize(("name", "config"), DETERMINISTIC, ids=str)
 def test_what_is_guessed_of_earlier_steps_is_their_history(
     name: str, config: dict[str, Any], far: int, cut: int
 ) -> None:

@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# also of processes that tests start: workers and they share the cores, on which threads would wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# nor need a compiler that is called a few times processes of its own, each of which imports torch
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+from typing import Any
 
 import pytest
 import tape
@@ -49,3 +56,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+    # the longest first: at the end one worker would wait for the other
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    # modules and collected tests stay: half a million objects that need not be walked again and again for garbage
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+
+
+@pytest.hookimpl(optionalhook=True)  # also without pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each worker gets neighbours, which share fixtures and cached results; who is done first takes from the others."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)

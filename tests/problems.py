@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,9 +16,15 @@ def scheduler(**config: object) -> DDIMScheduler:
     return DDIMScheduler(**{"clip_sample": False, **config})
 
 
+@functools.cache
+def alphas_cumprod() -> Tensor:
+    """Of `scheduler()`, which would take as long to make at every network call as the network itself."""
+    return scheduler().alphas_cumprod
+
+
 def noise_level(t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """alpha and sigma of `scheduler()` at timesteps t, [rows, 1]."""
-    abar = scheduler().alphas_cumprod[t].to(dtype)[:, None]
+    abar = alphas_cumprod()[t].to(dtype)[:, None]
     return abar.sqrt(), (1 - abar).sqrt()
 
 

@@ -55,7 +55,9 @@ def test_the_script_runs_its_parts_from_a_copy_of_the_code(tmp_path: Path) -> No
 
 
 @pytest.mark.exhaustive
-def test_the_whole_at_the_smallest_size(tmp_path: Path) -> None:
+def test_the_whole_at_the_smallest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # every part runs; what torch.compile makes of networks is looked at where each part is tested
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     done = script(tmp_path, "--smoke", "--budget", "1500")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu_check.json").read_text())

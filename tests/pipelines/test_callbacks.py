@@ -20,7 +20,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.callbacks import SDCFGCutoffCallback
-from thinned import thinned_product
+from thinned import thinned, thinned_product
 from torch import Tensor
 
 import srds_fast
@@ -110,7 +110,14 @@ def assert_as_stock(pipe: Any, call: dict[str, Any], callback: Callback, setting
 
 @pytest.mark.parametrize(
     ("callback_and_mode", "case"),
-    thinned_product(product(["look", *CHANGES], MODES), CASES),
+    # every callback in every case, and both in both modes
+    thinned(
+        ((callback, mode), case)
+        for (i, callback), (j, mode), (k, case) in product(
+            enumerate(["look", *CHANGES]), enumerate(MODES), enumerate(CASES)
+        )
+        if (i + k) % len(MODES) == j
+    ),
     ids=lambda value: "-".join(value),
 )
 def test_a_callback_sees_and_does_what_it_would_in_the_stock_loop(

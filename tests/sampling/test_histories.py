@@ -22,7 +22,8 @@ from srds_fast.solvers.contract import Checkpoint
 from srds_fast.solvers.registry import BY_NAME
 
 MIXTURE = GaussianMixture.random(8)
-DETERMINISTIC = [case for case in HISTORIES if noise_table(made(*case)).draws is None]
+# those that draw no noise; their tables are made by the tests: a process that runs none of these need not wait for them
+DETERMINISTIC = [(name, config) for name, config in HISTORIES if name != "SASolver" and "algorithm_type" not in config]
 
 
 class Adams(PNDMScheduler):
@@ -74,6 +75,7 @@ def test_jumps_arrive_with_the_history_of_a_constant_x0(name: str, config: dict[
     """Where x0 is the same everywhere, so is eps: the coarse sweep is the sample already, and no block corrects it."""
     scheduler, data, seen = made(name, config), noise(1, 8, seed=1), list[Checkpoint]()
     table, x = noise_table(scheduler), noise(2, 8) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    assert table.draws is None
 
     def point(scaled: Tensor, t: Tensor) -> Tensor:
         """The output of a network that predicts the same x0 at every state."""
@@ -89,8 +91,8 @@ def test_jumps_arrive_with_the_history_of_a_constant_x0(name: str, config: dict[
         torch.testing.assert_close(checkpoint.sample, found, rtol=0, atol=1e-4 * float(found.abs().max()))
 
 
-@pytest.mark.parametrize(("name", "config"), DETERMINISTIC, ids=str)
 @pytest.mark.parametrize(("far", "cut"), [(0, 1), (0, 7), (5, 6), (4, 9), (9, 15)])
+@pytest.mark.parametrize(("name", "config"), DETERMINISTIC, ids=str)
 def test_what_is_guessed_of_earlier_steps_is_their_history(
     name: str, config: dict[str, Any], far: int, cut: int
 ) -> None:

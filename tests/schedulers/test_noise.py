@@ -180,8 +180,8 @@ def test_a_part_of_a_table_with_memory_is_the_loop_that_begins_there(name: str, 
     assert table.part(6, table.num_steps - 2) is part, "solvers cache by the identity of a table"
 
 
-@pytest.mark.parametrize(("name", "config"), HISTORIES, ids=str)
 @pytest.mark.parametrize("cut", [1, 3, 9])
+@pytest.mark.parametrize(("name", "config"), HISTORIES, ids=str)
 def test_a_run_goes_on_with_what_is_carried(name: str, config: dict, cut: int) -> None:
     table = noise_table(made(name, config))
     generator = torch.Generator().manual_seed(0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from diffusers import (
 from fixed_points import FORMS
 from problems import noise, scheduler
 from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture, run
+from thinned import by_pairs
 from torch import Tensor
 
 import srds_fast
@@ -71,14 +73,21 @@ def plan_of(options: Method, **settings: Any) -> Plan:
     return plan
 
 
-@pytest.mark.parametrize("settings", [{"exact": True}, {"tolerance": 0.0}], ids=["exact", "tolerance-0"])
-@every
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_run_to_the_end_it_is_sequential(name: str, options: Method, settings: dict[str, Any]) -> None:
+@functools.cache
+def sequential_sample(name: str, num_steps: int) -> Tensor:
+    return run(name, num_steps, method="sequential")
+
+
+TO_THE_END = {"exact": {"exact": True}, "tolerance-0": {"tolerance": 0.0}}
+
+
+@pytest.mark.parametrize(("name", "options", "until"), by_pairs(list(SAMPLERS), list(OPTIONS), list(TO_THE_END)))
+def test_run_to_the_end_it_is_sequential(name: str, options: str, until: str) -> None:
+    method, settings = OPTIONS[options], TO_THE_END[until]
     for num_steps in (1, 2, 3, 5, 17):
-        if fitted(options, num_steps, **settings) is not None:
-            expected = run(name, num_steps, method="sequential")
-            assert_close(run(name, num_steps, method=options, **settings), expected)
+        if fitted(method, num_steps, **settings) is not None:
+            expected = sequential_sample(name, num_steps)
+            assert_close(run(name, num_steps, method=method, **settings), expected)
 
 
 @every
@@ -280,21 +289,28 @@ def halves(image: Tensor, grid: NoiseTable, noise: Tensor) -> Constrain:
     return constrain
 
 
-@every
-@pytest.mark.parametrize("stock", KINDS.values(), ids=KINDS)
-def test_constraints_noise_and_history_reach_every_state(options: Method, stock: Any) -> None:
-    """As in inpainting, and where a run begins in the middle of the grid of a multistep solver."""
-    grid, x = table(STEPS + 6, stock).part(6, STEPS + 6, afresh=False), noise(2, DIMENSIONS)
+@functools.cache
+def constrained_and_continued(kind: str) -> tuple[NoiseTable, Tensor, SolverInputs, Tensor]:
+    """The middle of a grid, where to start, with what, and the sequential sample; its trajectory is in the inputs."""
+    grid, x = table(STEPS + 6, KINDS[kind]).part(6, STEPS + 6, afresh=False), noise(2, DIMENSIONS)
     draws = None if grid.spread is None else noise(STEPS, 2, DIMENSIONS, seed=3)
-    constrain, carried = (
-        halves(noise(2, DIMENSIONS, seed=1), grid, x),
-        noise(max(1, grid.carried(0)), 2, DIMENSIONS, seed=2),
-    )
-    found, expected = Trajectory(STEPS), Trajectory(STEPS)
+    constrain = halves(noise(2, DIMENSIONS, seed=1), grid, x)
+    carried = noise(max(1, grid.carried(0)), 2, DIMENSIONS, seed=2)
+    inputs = SolverInputs(draws, constrain, Trajectory(STEPS), carried, scaled=True)
+    return grid, x, inputs, one_by_one(x, grid, mixture, inputs)
+
+
+@every
+@pytest.mark.parametrize("kind", KINDS)
+def test_constraints_noise_and_history_reach_every_state(options: Method, kind: str) -> None:
+    """As in inpainting, and where a run begins in the middle of the grid of a multistep solver."""
+    grid, x, inputs, expected_sample = constrained_and_continued(kind)
+    found, expected = Trajectory(STEPS), inputs.trajectory
+    assert expected is not None
     plan = plan_of(options, tolerance=0.0)
-    ours, theirs = (SolverInputs(draws, constrain, each, carried, scaled=True) for each in (found, expected))
+    ours = replace(inputs, trajectory=found)
     sample = feed(plan.options.core(x, grid, plan.program(), ours, bitwise=True), mixture, grid)[0]
-    assert_close(sample, one_by_one(x, grid, mixture, theirs))
+    assert_close(sample, expected_sample)
     for kept, wanted in zip([*found.x[1:], *found.carried], [*expected.x[1:], *expected.carried], strict=True):
         if wanted is not None and wanted.numel():  # the others keep what is carried for multistep schedulers only
             assert kept is not None

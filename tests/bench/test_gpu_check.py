@@ -76,7 +76,8 @@ def test_the_whole_at_the_smallest_size(tmp_path: Path, monkeypatch: pytest.Monk
         assert not part.get("printed") or any(line.startswith(f"--- {name}") for line in told)
 
 
-def test_what_fails_loses_only_itself(tmp_path: Path) -> None:
+def test_what_fails_loses_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # importing plugins takes longer than these tests
     tests, slow = tmp_path / "test_three.py", tmp_path / "test_slow.py"
     tests.write_text(
         "import pytest\ndef test_good(): pass\ndef test_bad(): assert 0\n@pytest.mark.skip\ndef test_left(): pass\n"
@@ -95,7 +96,7 @@ def test_what_fails_loses_only_itself(tmp_path: Path) -> None:
         (Part("after", 20, python("pass"), needs="raises"), "left out: raises told nothing"),
         (Part("lacks", 20, python("pass"), program="no-such-program"), "left out: there is no no-such-program"),
         (Part("tests", 20, (*pytest_on, f"{tmp_path}/test_absent.py", str(tests)), "r.xml"), "FAILED: exit status 1"),
-        (Part("slow_tests", 10, (*pytest_on, str(slow)), "r.xml"), "CUT SHORT: after 10 s"),
+        (Part("slow_tests", 15, (*pytest_on, str(slow)), "r.xml"), "CUT SHORT: after 15 s"),
         (Part("of_slow", 20, python(WRITES, result), "result.json", needs="slow_tests"), "passed"),
         (Part("of_tests", 20, python("pass"), needs="tests"), "left out: tests failed"),
         (Part("of_others", 20, python("pass"), needs="not chosen"), "passed"),

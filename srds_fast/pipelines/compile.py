@@ -28,8 +28,9 @@ from ..solvers.method import Method
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
+from .decoding import decoder_of
 from .dry_run import calibrate, planned
-from .families import family_of
+from .networks import check_pipeline, networks_of
 from .state import RandomState, State, bind, turns_of, undecoded, with_state
 from .stock import refuse_stock_loop
 from .stream import Refinement, refinements
@@ -88,7 +89,7 @@ class FastPipeline:
         if measure:
             return planned(self, args, kwargs).plan
         arguments = bind(self, args, kwargs)
-        refuse_stock_loop(stock_reason(self, family_of(self._srds.original), arguments))
+        refuse_stock_loop(stock_reason(self, arguments))
         scheduler = self.scheduler  # type: ignore[attr-defined]
         stochastic = adds_noise(scheduler, arguments.get("eta"))
         plan, _ = self._srds.planner.choose(turns_of(scheduler, arguments), stochastic)
@@ -104,8 +105,8 @@ class FastPipeline:
             InvalidArgument: the call would run on the stock loop, which has no iterations.
         """
         arguments = bind(self, args, kwargs)
-        state, family = self._srds, family_of(self._srds.original)
-        refuse_stock_loop(stock_reason(self, family, arguments))
+        state, decoder = self._srds, decoder_of(self._srds.original)
+        refuse_stock_loop(stock_reason(self, arguments))
         reports: list[Report | None] = []
 
         def call(observer: Observer) -> None:
@@ -115,15 +116,15 @@ class FastPipeline:
                 reports.append(state.last.report)  # `last` is local to this thread
 
         def decode(latents: Tensor) -> Any:
-            if family.decode is None:
+            if decoder is None:
                 raise UnsupportedPipeline(
                     f"It is not known how {type(self).__name__} decodes its latents. Refinement.latents are available. "
                     "Decode them as the pipeline does."
                 )
-            return family.decode(self, latents, arguments)
+            return decoder(self, latents, arguments)
 
         def iterate() -> Iterator[Refinement]:
-            network = getattr(self, family.loop(self, arguments).networks[0])
+            network = next(iter(networks_of(self).values()))
             try:
                 yield from refinements(call, network.dtype, decode)
             finally:
@@ -327,7 +328,7 @@ def compile(
     check_whole("max_graphs", max_graphs, 1)
     check_one_of("overlap", overlap, OVERLAPS)
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
-    family_of(original)
+    check_pipeline(original)
     check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
     planner = Planner(settings, plan, cache=CurveCache.of(cache_dir, network_options), learn_stop=learn_stop)

@@ -22,9 +22,8 @@ from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .compiled import AUTO
 from .lockstep.proxies import copy_scheduler
-from .networks import Arguments
 from .notices import warn_fallback
-from .state import RandomState, State, steps_of, undecoded
+from .state import Arguments, RandomState, State, steps_of, undecoded
 
 MOST_KINDS = 64
 

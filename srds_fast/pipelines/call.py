@@ -21,7 +21,7 @@ from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
 from ..solvers.registry import check_warm_start_method
 from . import acceleration
-from .kinds import kind_of_loop
+from .kinds import KindOfLoop, kind_of_loop
 from .lockstep.call_session import CallSettings
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
@@ -109,9 +109,9 @@ def _run_call(
         return stock_call(fast, args, kwargs, arguments, reason, own)
     random = RandomState(fast, arguments)
     cls, networks = type(state.original), list(networks_of(fast).values())
-    kind = None
-    if observer is None and not own and may_choose_stock(fast):
-        kind = kind_of_call(fast, arguments, networks[0])
+    loop, kind = kind_of_loop(fast, arguments), None
+    if observer is None and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
+        kind = kind_of_call(fast, loop, networks[0])
         chosen = None if kind is None else state.explorations.get(kind)
         if chosen is not None and chosen.chose_stock:
             return chosen_stock_call(fast, args, kwargs, arguments, chosen)
@@ -124,7 +124,7 @@ def _run_call(
             warn_left_out(fast, left_out)
         if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
             vars(fast)["_interrupt"] = False
-        lockstep = _lockstep(fast, arguments, networks, warming, observer, made.replacements, random, **own)
+        lockstep = _lockstep(fast, arguments, loop, networks, warming, observer, made.replacements, random, **own)
         lockstep.settings.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
         if kind is not None:
             lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, tokenizers, random).seconds
@@ -175,6 +175,7 @@ def _run_call(
 def _lockstep(
     fast: Any,
     arguments: Arguments,
+    kind: KindOfLoop | None,
     networks: list[Any],
     warming: bool,
     observer: Observer | None,
@@ -216,7 +217,7 @@ def _lockstep(
         engine_reason,
         replacements,
         state.loops,
-        kind_of_loop(fast, arguments),
+        kind,
         random.generators,
     )
 

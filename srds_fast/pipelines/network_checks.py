@@ -65,12 +65,20 @@ def check_answers(calls: Sequence[Callable[[], Any]], network: nn.Module) -> str
         return f"a call of its network changes what a part of it holds ({changed})"
     if apart(first, again):
         return TWO_ANSWERS
-    if (foreign := foreign_code([network])) is not None:
-        forward = [call() for call in calls]
-        # a counter with a period may give the same answers in the reverse order
-        for number in torch.randperm(len(calls), generator=torch.Generator().manual_seed(0)).tolist():
-            if apart(calls[number](), forward[number]):
-                return f"its network answers calls in another order differently ({foreign})"
+    return why_order_matters(calls, [network], apart)
+
+
+def why_order_matters(
+    calls: Sequence[Callable[[], Any]], networks: Sequence[nn.Module], apart: Callable[[Any, Any], bool]
+) -> str | None:
+    """Make calls in two orders, where foreign code stands in the networks. apart: whether two answers differ."""
+    if (foreign := foreign_code(networks)) is None:
+        return None
+    forward = [call() for call in calls]
+    # a counter with a period may give the same answers in the reverse order
+    for number in torch.randperm(len(calls), generator=torch.Generator().manual_seed(0)).tolist():
+        if apart(calls[number](), forward[number]):
+            return f"its network answers calls in another order differently ({foreign})"
     return None
 
 

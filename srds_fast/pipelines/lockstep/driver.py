@@ -21,6 +21,7 @@ from ...solvers.contract import Evaluate, SolverInputs
 from ...solvers.registry import SEQUENTIAL
 from ..kinds import KindOfLoop
 from ..merging.calls import MergedCalls
+from ..merging.rule import Call
 from ..network_checks import NO_CHECK, Undo
 from ..takeover.inferred import Inference
 from ..takeover.network import RecordedNetwork
@@ -65,7 +66,9 @@ class Driver:
         self._ready, self._taken_over, self._placeholders = ready, waves, placeholders
         self._key = None if kind is None else (kind, state_key(scheduler.inner), samples.start, len(samples.timesteps))
         self._known = None if self._key is None else memory.facts.get(self._key)
-        self._before = Undo(() if isinstance(self._known, Facts) else networks)
+        self._before = Undo(())
+        if not isinstance(self._known, Facts):
+            turns.watch = self._keep_networks
         self.seconds = 0.0  # that it took to find out how the loop works
         self.check = NO_CHECK  # of a takeover, in this call
         self.reason: str | None = None  # why the loop makes its own turns, where its turns showed it
@@ -90,8 +93,18 @@ class Driver:
     def _may_take_over(self) -> bool:
         return self._taken_over is not None and len(self._samples.timesteps) > 1
 
+    @property
+    def _in_order(self) -> bool:
+        """Whether rows are made one by one, as the loop makes its steps."""
+        options = self._samples.settings.planner.options
+        return options is not None and options.name == SEQUENTIAL
+
+    def _keep_networks(self, _call: Call) -> None:
+        """Before the first network call: the loop may have set something up on its networks."""
+        self._before, self._turns.watch = Undo(self._networks), lambda call: None
+
     def restore_networks(self) -> None:
-        """Give the networks back what they held before the loop: the stock loop follows."""
+        """Give the networks back what they held before the loop called them: the stock loop follows."""
         self._before.restore()
 
     def script(self, first: Ran, options: dict[str, Any]) -> Script:
@@ -203,9 +216,7 @@ class Driver:
         reason = yield from self._compared(network, inferred, first)
         if reason is None:
             return network
-        options = self._samples.settings.planner.options
-        in_order = options is not None and options.name == SEQUENTIAL
-        if inferred.copies > 1 or not (in_order or reason.startswith(OWN_TURNS)):
+        if inferred.copies > 1 or not (self._in_order or reason.startswith(OWN_TURNS)):
             raise UnsupportedPipeline(f"{reason[:1].upper()}{reason[1:]}. Run this call on the original pipeline.")
         self.reason = self._facts.takeover = reason
         return None
@@ -231,12 +242,11 @@ class Driver:
         """Why rows, made by repeated calls, are not what turns of the loop make; None: they are."""
         assert self._taken_over is not None
         planner, compared = self._samples.settings.planner, self._memory.compared
-        in_order = planner.options is not None and planner.options.name == SEQUENTIAL
-        merged = planner.max_rows != 1 and not in_order
-        kind = self._taken_over.kind_of_check(network, merged=merged)
+        merged = planner.max_rows != 1 and not self._in_order
+        kind = self._taken_over.kind_of_check(network), merged, self._in_order
         if kind not in compared:
             undo = Undo(network.modules)
-            found = yield from verified(network, inferred, self._passes, first, merged=merged)
+            found = yield from verified(network, inferred, self._passes, first, merged=merged, in_order=self._in_order)
             undo.restore()
             if found is None:
                 return None

@@ -40,12 +40,12 @@ class TakenOver:
         inputs = solver_inputs(inferred, variants, inputs, len(state))
         return RecordedNetwork(inferred, variants, state, noise, inputs, self._replacements, overlap)
 
-    def kind_of_check(self, network: RecordedNetwork, *, merged: bool) -> Hashable:
+    def kind_of_check(self, network: RecordedNetwork) -> Hashable:
         """What a comparison of rows with turns of the loop is valid for."""
         patterns = tuple(call.pattern.signature for call in network.calls)
         steps = tuple(each.steps for each in network.inferred.variants)
         decide = parts_that_decide(network.modules)
-        return network.kind, patterns, steps, network.state.shape, network.noise.num_steps, merged, decide
+        return network.kind, patterns, steps, network.state.shape, network.noise.num_steps, decide
 
     def run(self, network: RecordedNetwork) -> None:
         """Run all waves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..lockstep.placeholders import Placeholders
 from ..lockstep.rehearsal import Passes
 from ..lockstep.turns import Ran, Turn
 from ..merging.rounding import distance
-from ..network_checks import TWO_ANSWERS, Checked, Held, foreign_code
+from ..network_checks import TWO_ANSWERS, Checked, Held, why_order_matters
 from .calls import arguments_of, parts
 from .inferred import EXACT, cut, is_scaled, residual
 from .network import RecordedNetwork
@@ -87,7 +88,7 @@ class Agreement:
 
 
 def verified(
-    network: RecordedNetwork, inferred: Inferred, passes: Passes, first: Ran, *, merged: bool
+    network: RecordedNetwork, inferred: Inferred, passes: Passes, first: Ran, *, merged: bool, in_order: bool
 ) -> Generator[Turn, Ran, Checked | None]:
     """Compare rows with turns of the loop, which call the network: each row alone, and merged in one wave.
 
@@ -96,7 +97,7 @@ def verified(
 
     Args:
         first: the loop's first turn. If it was live, its answers count.
-        merged: whether waves of several rows are made at all.
+        merged: whether waves of several rows are made at all. in_order: rows are made as the loop makes its steps.
 
     Returns:
         what was found. None: the network gave NaN or Inf, or two rows did not fit into memory, as the run will find.
@@ -121,7 +122,7 @@ def verified(
     checks = _Checks(network, inferred, steps, rows, expected)
     held = Held(network.modules)
     try:
-        found = checks.reason(held, merged=merged)
+        found = checks.reason(held, in_order=in_order)
     except torch.OutOfMemoryError:
         return None
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as why:
@@ -146,7 +147,7 @@ class _Checks:
         self._bound = max(1.0, *(float(each.weights.abs().sum(1).max()) for each in inferred.variants))
         self.calls = 0
 
-    def reason(self, held: Held, *, merged: bool) -> str | None:
+    def reason(self, held: Held, *, in_order: bool) -> str | None:
         found = self._guided(self._steps, self._rows)
         if (changed := held.changed()) is not None:
             return f"a call of its network changes what a part of it holds ({changed})"
@@ -155,14 +156,10 @@ class _Checks:
             if not self._apart(torch.cat(alone), self._expected):
                 return LEAKS
             return TWO_ANSWERS if self._apart(self._guided(self._steps[:1], self._rows[:1]), alone[0]) else DIFFERS
-        if merged and (foreign := foreign_code(self._network.modules)) is not None:
-            steps, row = range(self._network.noise.num_steps), self._rows[0]
-            forward = [self._guided([step], [row]) for step in steps]
-            # a counter with a period may give the same answers in the reverse order
-            for step in torch.randperm(len(steps), generator=torch.Generator().manual_seed(0)).tolist():
-                if self._apart(self._guided([step], [row]), forward[step]):
-                    return f"its network answers calls in another order differently ({foreign})"
-        return None
+        if in_order:
+            return None
+        calls = [partial(self._guided, [step], self._rows[:1]) for step in range(self._network.noise.num_steps)]
+        return why_order_matters(calls, self._network.modules, self._apart)
 
     def _guided(self, steps: Sequence[int], rows: Sequence[Tensor]) -> Tensor:
         self.calls += sum(len(each.calls) for each in self._inferred.variants if set(each.steps) & set(steps))

@@ -7,7 +7,7 @@ import inspect
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -21,6 +21,7 @@ from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
 from ..solvers.registry import check_warm_start_method
 from . import acceleration
+from .hooks import execution_device, hooks_of, is_offloaded
 from .kinds import KindOfLoop, kind_of_loop
 from .lockstep.call_session import CallSettings
 from .lockstep.callbacks import StepCallback
@@ -41,17 +42,10 @@ def stock_reason(fast: Any, arguments: Arguments) -> str | None:
     if arguments.get("callback_on_step_end") is not None and fast._srds.planner.settings.max_iterations == 0:
         return "callback_on_step_end was given and max_iterations=0: no fine step is computed, so it is never called"
     for name, network in networks_of(fast).items():
-        keeps_state = any(getattr(hook, "_is_stateful", False) for hook in _hooks(network))
+        keeps_state = any(getattr(hook, "_is_stateful", False) for hook in hooks_of(network))
         if getattr(network, "is_cache_enabled", False) or keeps_state:
             return f"a cache is enabled on the {name}: it takes the previous call for the previous step"
     return None
-
-
-def _hooks(network: Any) -> Iterator[Any]:
-    """diffusers' hooks on the network and its submodules."""
-    for module in network.modules():
-        registry = module.__dict__.get("_diffusers_hook")
-        yield from [] if registry is None else registry.hooks.values()
 
 
 def _graphs_on(device: torch.device) -> bool:
@@ -76,7 +70,7 @@ def run_call(
     timeline = telemetry.Timeline()
     diverged: DivergenceError | None = None
     try:
-        with telemetry.call(type(fast).__name__, lambda: fast._execution_device, timeline):
+        with telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline):
             return _run_call(fast, args, kwargs, observer, warming, auditing)
     except DivergenceError as error:
         diverged = error
@@ -107,7 +101,8 @@ def _run_call(
     reason = stock_reason(fast, arguments)
     if reason is not None:
         return stock_call(fast, args, kwargs, arguments, reason, own)
-    random = RandomState(fast, arguments)
+    device = execution_device(fast)
+    random = RandomState(arguments, device)
     cls, networks = type(state.original), list(networks_of(fast).values())
     loop, kind = kind_of_loop(fast, arguments), None
     if observer is None and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
@@ -118,13 +113,15 @@ def _run_call(
     with (
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
-        acceleration.applied(networks, state.network_options, fast._execution_device) as made,
+        acceleration.applied(networks, state.network_options, device) as made,
     ):
         for left_out in made.reasons:
             warn_left_out(fast, left_out)
         if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
             vars(fast)["_interrupt"] = False
-        lockstep = _lockstep(fast, arguments, loop, networks, warming, observer, made.replacements, random, **own)
+        lockstep = _lockstep(
+            fast, arguments, loop, networks, device, warming, observer, made.replacements, random, **own
+        )
         lockstep.settings.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
         if kind is not None:
             lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, tokenizers, random).seconds
@@ -177,6 +174,7 @@ def _lockstep(
     arguments: Arguments,
     kind: KindOfLoop | None,
     networks: list[Any],
+    device: torch.device,
     warming: bool,
     observer: Observer | None,
     replacements: Mapping[nn.Module, Callable[..., Any]],
@@ -188,12 +186,11 @@ def _lockstep(
     state = fast._srds
     calls_back = arguments.get("callback_on_step_end") is not None
     drive_reason = "callback_on_step_end is called by the loop, once per step" if calls_back else None
-    on_gpu = _graphs_on(fast._execution_device)
+    on_gpu = _graphs_on(device)
     eager = functools.partial(warn_eager, fast)
     graphs = state.planner.graph_runner(state.graphs, on_gpu, state.lazy_capture or warming, eager, whole=warming)
     engine_reason = None
-    groups = any(hasattr(hook, "next_group") or hasattr(hook, "group") for each in networks for hook in _hooks(each))
-    if groups or any(hasattr(module, "_hf_hook") for each in networks for module in each.modules()):
+    if any(map(is_offloaded, networks)):
         engine_reason = "the network is offloaded: hooks move its weights at every call"
         if graphs is not None:
             warn_eager(fast, engine_reason)

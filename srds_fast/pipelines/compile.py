@@ -30,6 +30,7 @@ from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
 from .decoding import decoder_of
 from .dry_run import calibrate, planned
+from .hooks import execution_device
 from .networks import check_pipeline, networks_of
 from .state import RandomState, State, bind, turns_of, undecoded, with_state
 from .stock import refuse_stock_loop
@@ -154,7 +155,7 @@ class FastPipeline:
                 "audit and latents were given. Calls that begin with the same latents give the same sample, and tell "
                 "nothing new. Leave latents out."
             )
-        random = RandomState(self, bind(self, args, kwargs))
+        random = RandomState(bind(self, args, kwargs), execution_device(self))
         try:
             for _ in range(MOST_WARM_UPS):
                 recorded = self.graphs.captured
@@ -246,7 +247,7 @@ def compile(
     is not changed. Compiling a compiled pipeline gives a new one with the new settings.
 
     Args:
-        pipe: a diffusers pipeline. Some loops are known; any other loop is rehearsed in the first call of a kind.
+        pipe: a diffusers pipeline. Its loop is rehearsed in the first call of a kind.
         method: the name of a method, such as "srds" or "sequential" (our path, one row per wave), or its options; see
             `srds_fast.methods`. "auto" takes the fastest for this network on this device: the first call of a kind
             measures what network calls cost, and the first three also time other plans, see `explore`. If the loop

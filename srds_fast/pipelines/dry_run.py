@@ -16,6 +16,7 @@ from ..sampling.session import Session
 from ..solvers.checks import check_whole
 from ..solvers.contract import Checkpoint
 from .call import run_call
+from .hooks import execution_device
 from .state import Last, RandomState, bind, undecoded, with_state
 
 
@@ -25,7 +26,7 @@ def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session
     InvalidArgument: the call runs on the stock loop, which has no plan.
     """
     planning = _quiet(fast, plan_only=True)
-    random = RandomState(fast, bind(fast, args, kwargs))
+    random = RandomState(bind(fast, args, kwargs), execution_device(fast))
     try:
         run_call(planning, args, {**kwargs, **undecoded(fast)})
     finally:

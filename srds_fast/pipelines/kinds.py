@@ -43,7 +43,8 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
 
 def _of_part(part: Any) -> Hashable:
     if isinstance(part, nn.Module):
-        return weakref.ref(part)
+        weights = next(part.parameters(), None)  # `.to()` changes them, and not the module
+        return weakref.ref(part), None if weights is None else (weights.dtype, weights.device)
     found = _of_value(part)
     if found is not _UNKNOWN:
         return found

@@ -107,11 +107,11 @@ def undecoded(fast: Any) -> dict[str, Any]:
 class RandomState:
     """A copy of the state of all generators that a call may draw from, for a call that must start again."""
 
-    def __init__(self, pipe: Any, arguments: Arguments) -> None:
+    def __init__(self, arguments: Arguments, device: torch.device) -> None:
         given = arguments.get("generator")
         generators = [*(given if isinstance(given, list | tuple) else [given]), torch.default_generator]
-        if pipe.device.type == "cuda":
-            generators.append(torch.cuda.default_generators[pipe.device.index or 0])
+        if device.type == "cuda":
+            generators.append(torch.cuda.default_generators[device.index or 0])
         self._states = [(each, each.get_state()) for each in generators if isinstance(each, torch.Generator)]
 
     @property

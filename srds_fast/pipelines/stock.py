@@ -18,6 +18,7 @@ from ..sampling.trials import TurnClock
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .compiled import AUTO
+from .hooks import execution_device
 from .kinds import KindOfLoop
 from .lockstep.proxies import copy_scheduler
 from .notices import warn_fallback
@@ -106,12 +107,13 @@ class TimedStockLoop:
 
     def seconds(self, turns: int) -> float:
         """Seconds of all turns of the loop, by its first ones. No random generator advances."""
-        clock = TurnClock(turns, self.fast.device)
+        device = execution_device(self.fast)
+        clock = TurnClock(turns, device)
         twin = _twin(self.fast, {**self.parts, "_progress_bar_config": {"disable": True}}, clock.turned)
         call = type(twin).__call__
         bound = inspect.signature(call).bind(twin, *self.args, **self.kwargs)
         bound.arguments.update(undecoded(self.fast))
-        now = RandomState(self.fast, self.arguments)
+        now = RandomState(self.arguments, device)
         self.random.restore()
         try:
             return clock.seconds(lambda: call(*bound.args, **bound.kwargs))
@@ -124,7 +126,8 @@ def kind_of_call(fast: Any, kind: KindOfLoop | None, network: Any) -> Hashable |
     if kind is None:
         return None
     config = repr(sorted(fast.scheduler.config.items()))
-    return kind, config, torch.get_num_threads(), network.dtype, network.device
+    weights = next(network.parameters(), torch.empty(0))  # its properties look at every module
+    return kind, config, torch.get_num_threads(), weights.dtype, weights.device
 
 
 def remember(state: State, kind: Hashable, exploration: Exploration) -> None:

@@ -25,8 +25,8 @@ class Experience:
     _taken: dict[Hashable, Counter[int]] = field(default_factory=dict)
 
     def record_oom(self, rows: int) -> None:
-        """A wave of so many rows did not fit into memory."""
-        self.most_rows = max(1, min(rows - 1, self.most_rows or rows))
+        """A wave of so many rows did not fit into memory: later ones have half of them, as each try costs a call."""
+        self.most_rows = max(1, min(rows // 2, self.most_rows or rows))
         self.version += 1
 
     def record(self, plan: Plan, report: Report | None) -> None:

@@ -35,7 +35,7 @@ ROUNDING = 1e-6
 LOST = 1.5
 # a plan is taken if it takes at most this share of the time of the sequential and of the stock loop
 WORTH = 0.97
-# a plan is dropped if SLOW of its last LAST calls took longer than the sequential loop
+# a plan is dropped if SLOW of its last LAST calls took longer than the sequential loop, which is timed again first
 LAST, SLOW = 5, 2
 
 
@@ -63,7 +63,9 @@ class Exploration:
         self._seconds: dict[Hashable, list[float]] = {}  # of each run of a way; infinite if it was cut off
         self._off: dict[Hashable, float] = {}  # time of the last run of a plan over its prediction, at least
         self._rounds: list[dict[Hashable, float]] = []  # the same, call by call: the machine was alike for all of one
-        self._slow: deque[bool] = deque(maxlen=LAST)
+        self._last: deque[float] = deque(maxlen=LAST)  # seconds of the last calls of the choice
+        self._doubted: Hashable = None  # the plan that waits while a call times the sequential loop again
+        self._dropped: set[Hashable] = set()
         self._lock = threading.RLock()
         self._running = 0  # calls under way; nothing is timed if two were at once
         self._crowded = False
@@ -181,8 +183,11 @@ class Exploration:
                     enough = (len(self._seconds.get(key, ())) >= CALLS - 1 or self._has_lost(key) for key in self._ways)
                     if self.calls >= CALLS or all(enough):
                         self.freeze()
-                elif self.state == FROZEN and seconds is not None and plan.signature == self._choice:
-                    self._watch(plan, seconds)
+                elif self.settled and seconds is not None and plan.signature == self._choice:
+                    if self._doubted is None:
+                        self._watch(plan, seconds)
+                    else:
+                        self._judge(seconds)
             self._running -= 1
             self._crowded &= self._running > 0
 
@@ -193,25 +198,51 @@ class Exploration:
                 return
             self.state = FROZEN
             if self._sequential in self._seconds:
-                base = self._base()
-                plans = [key for key in self._seconds if key not in (STOCK, self._sequential)]
-                best = min(plans, key=self._estimate, default=base)
-                self._choice = best if self._ratio(best, base) <= WORTH else base
+                self._choice = self._fastest()
                 self._why = self._told()
             elif self._choice is not None:
                 self._why = self.why
 
     def _watch(self, plan: Plan, seconds: float) -> None:
-        """Drop the plan if its calls turn out to be slower than the sequential loop."""
+        """Doubt the plan if its calls turn out to be slower than the sequential loop was: the next call takes that."""
         if plan.is_sequential or self._sequential not in self._seconds:
             return
-        self._slow.append(seconds > self.sequential_seconds)
-        if sum(self._slow) >= SLOW:
-            self._choice, self.state = self._base(), DROPPED
+        self._last.append(seconds)
+        if self._are_slower_than(self.sequential_seconds):
+            self._doubted, self._choice = self._choice, self._sequential
             self._why = (
-                f"{plan.short()} was dropped, as {SLOW} of its last {len(self._slow)} calls took longer than the "
-                f"sequential loop, which took {1e3 * self.sequential_seconds:.3g} ms"
+                f"{SLOW} of the last {len(self._last)} calls of {plan.short()} took longer than the sequential loop "
+                f"did: this call times that again"
             )
+
+    def _judge(self, seconds: float) -> None:
+        """Drop the plan in doubt if its last calls were slower than the sequential loop, which takes so long now."""
+        doubted, self._doubted = self._doubted, None
+        # the machine may have become slower as a whole
+        factor = seconds / self.sequential_seconds
+        self._seconds = {key: [factor * each for each in taken] for key, taken in self._seconds.items()}
+        self._seconds[self._sequential], self._rounds = [seconds], []
+        name, last = self._plan(doubted).short(), len(self._last)
+        if self._are_slower_than(seconds):
+            self._dropped.add(doubted)
+            self._choice, self.state = self._fastest(), DROPPED
+            why = f"{name} was dropped, as {SLOW} of its last {last} calls took longer than the sequential loop"
+        else:
+            self._choice = doubted
+            why = f"{name} was kept, as fewer than {SLOW} of its last {last} calls took longer than the sequential loop"
+        self._why = f"{why}, which took {1e3 * seconds:.3g} ms"
+        self._last.clear()
+
+    def _are_slower_than(self, seconds: float) -> bool:
+        return sum(each > seconds for each in self._last) >= SLOW
+
+    def _fastest(self) -> Hashable:
+        """The fastest of the plans that were timed, or one of the loops if it saves too little."""
+        base = self._base()
+        out = {STOCK, self._sequential} | self._dropped
+        plans = [key for key in self._seconds if key not in out]
+        best = min(plans, key=self._estimate, default=base)
+        return best if self._ratio(best, base) <= WORTH else base
 
     def _base(self) -> Hashable:
         """The sequential loop, or the stock loop if that is clearly faster."""

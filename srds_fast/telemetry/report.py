@@ -40,8 +40,8 @@ class Report:
         network_seconds: expected cost of the network calls that ran, from earlier measurements: the sum of c(rows).
         plan_reason: why this plan was chosen; None without measurements.
         plan_state: how the plan was chosen: "measured" (by c(rows) alone), "exploring" (other plans are still timed),
-            "frozen" (by the times of calls), "dropped" (it turned out slower, and was given up); None where the planner
-            had no choice, or could not measure.
+            "frozen" (by the times of calls), "dropped" (a plan turned out slower, and gave way to the next best); None
+            where the planner had no choice, or could not measure.
         planning_seconds: time for measuring and choosing; not part of `seconds`.
         exploring_seconds: time for running other plans; not part of `seconds`.
         rehearsal_calls: network calls, beyond those of the waves, that showed what the loop asks of its network,

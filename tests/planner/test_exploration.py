@@ -124,11 +124,47 @@ def test_a_plan_whose_calls_turn_slow_is_dropped_for_good() -> None:
     assert exploration.state == FROZEN, "one slow call of five is an accident"
     for took in (slow, fast, slow):
         one_call(exploration, took)
+    assert (exploration.state, exploration.plan) == (FROZEN, SEQUENTIAL), "its call times that loop again"
+    assert "this call times that again" in exploration.plan.prediction.why
+    one_call(exploration, fast)
     assert (exploration.state, exploration.plan) == (DROPPED, SEQUENTIAL)
     assert "2 of its last 5 calls" in exploration.plan.prediction.why
     for _ in range(5):
         one_call(exploration, fast)
     assert (exploration.state, exploration.plan) == (DROPPED, SEQUENTIAL)
+
+
+def test_a_plan_stays_where_the_whole_machine_turned_slow() -> None:
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5})
+    fast = {SEQUENTIAL: 1.0, OTHERS[0]: 0.5, STOCK: 1.0}
+    slow = {way: 3.0 * seconds for way, seconds in fast.items()}
+    for took in (fast, fast, fast, slow, slow):
+        one_call(exploration, took)
+    assert exploration.plan == SEQUENTIAL
+    one_call(exploration, slow)
+    assert (exploration.state, exploration.plan) == (FROZEN, OTHERS[0])
+    assert "was kept" in exploration.plan.prediction.why
+    for _ in range(9):
+        one_call(exploration, slow)
+    assert (exploration.state, exploration.plan) == (FROZEN, OTHERS[0])
+
+
+@pytest.mark.parametrize("stock", [0.8, 1.0])
+def test_the_next_best_follows_a_dropped_plan(stock: float) -> None:
+    """After the last of them calls take the faster of the two loops."""
+    exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5, OTHERS[1]: 0.6})
+    took = {SEQUENTIAL: 1.0, OTHERS[0]: 0.5, OTHERS[1]: 0.6, STOCK: stock}
+    for _ in range(CALLS):
+        one_call(exploration, took)
+    for plan, following in (OTHERS[0], OTHERS[1]), (OTHERS[1], None):
+        assert exploration.plan == plan
+        took[plan] = 1.2
+        for _ in range(3):
+            one_call(exploration, took)
+        assert exploration.state == DROPPED
+        assert exploration.plan == (following or SEQUENTIAL)
+        assert plan.short() in exploration.plan.prediction.why
+    assert exploration.chose_stock == (stock < WORTH)
 
 
 def test_what_did_not_come_to_its_end_is_never_taken() -> None:

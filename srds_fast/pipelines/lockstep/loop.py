@@ -12,6 +12,7 @@ wave, see `driver` and `rows`.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, replace
@@ -60,12 +61,12 @@ class LockstepLoop:
         self.samples = CallSession(self.settings)
         self.joint = JointSteps()
         self.progress: Callable[[], None] = lambda: None  # shows the final steps on the pipe's progress bar
-        self._placeholders = Placeholders(self.memory.outputs, self._make_own)
+        make_own = functools.partial(self._make, own=True)
+        self._placeholders = Placeholders(self.memory.outputs, make_own)
         self._merged = MergedCalls(self.memory.rules, self._make)
-        self._turns = LoopTurns(self._placeholders, self._make_own, self.scheduler.look_before)
+        self._turns = LoopTurns(self._placeholders, make_own, self.scheduler.look_before)
         self._waves = TakenOver(self.samples, self.replacements, lambda: self.progress())
         self._driver: Driver | None = None
-        self._options: dict[str, Any] = {}  # of the first step
         self._graphed: GraphedCalls | None = None
 
     @property
@@ -100,7 +101,19 @@ class LockstepLoop:
         if self.session is None:
             telemetry.phase("trace")
             self.samples.start, self.samples.timesteps = start, timesteps
-            self._driver = self._make_driver()
+            self._driver = Driver(
+                self.samples,
+                self.scheduler,
+                self._turns,
+                self._merged,
+                self.memory,
+                self.networks,
+                self.generators,
+                self.kind,
+                self._graph_network_calls,
+                self._waves if self.drive_reason is None else None,
+                self._placeholders,
+            )
 
     def begin(self, step: int) -> int:
         """The turn of a step begins; returns the number of turns before it."""
@@ -134,11 +147,9 @@ class LockstepLoop:
         A second entry is the predicted x0, which a loop with a single step may read.
         """
         step = self.next_step
-        if self._turns.done == 0:
-            self._options = options
-            if self.joint.count > 1 and (self.settings.keep_states or self.settings.observer is not None):
-                raise refused("it steps several states at once, where a callback or a preview expects one")
-        sample = self._turns.step(m, x, self._script)
+        if self.joint.count > 1 and (self.settings.keep_states or self.settings.observer is not None):
+            raise refused("it steps several states at once, where a callback or a preview expects one")
+        sample = self._turns.step(m, x, lambda first: self._script(first, options))
         if step is not None:
             self.scheduler.look_before(step + 1)  # what the loop asks after its step
         if self.next_step is None:
@@ -148,37 +159,20 @@ class LockstepLoop:
         assert self._driver is not None
         return sample, self._driver.x0.to(sample.dtype)
 
-    def _make_own(self, call: Call) -> Any:
-        """Make a call of a turn now. Before the waves it shows what the loop does: code is compiled for waves alone."""
-        return call() if self.session is None else self._make(call)
-
-    def _make(self, call: Call) -> Any:
-        """Make a call of waves now."""
-        network = self.replacements.get(call.network, call.network)  # type: ignore[call-overload]
+    def _make(self, call: Call, own: bool = False) -> Any:
+        """Make a network call now. own: of a turn; before the waves it shows what the network itself does."""
+        network = call.network
+        if not own or self.session is not None:  # code is compiled for waves alone
+            network = self.replacements.get(network, network)  # type: ignore[call-overload]
         wave = self.samples.wave
         with telemetry.span("network", "network", 1 if wave is None else len(wave.positions)):
             return network(*call.args, **call.kwargs)
 
     # turns for the rows of waves
 
-    def _make_driver(self) -> Driver:
-        return Driver(
-            self.samples,
-            self.scheduler,
-            self._turns,
-            self._merged,
-            self.memory,
-            self.networks,
-            self.generators,
-            self.kind,
-            self._graph_network_calls,
-            self._waves if self.drive_reason is None else None,
-            self._placeholders,
-        )
-
-    def _script(self, first: Ran) -> Script:
+    def _script(self, first: Ran, options: dict[str, Any]) -> Script:
         assert self._driver is not None
-        return self._driver.script(first, self._options)
+        return self._driver.script(first, options)
 
     def _graph_network_calls(self, session: Session) -> None:
         """Replay the network calls of the loop's turns from graphs; those of new widths are recorded."""

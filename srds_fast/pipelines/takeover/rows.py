@@ -53,10 +53,8 @@ class VariantRows:
         found = self.outputs(wave)
         m = (found[0] if len(found) == 1 else torch.cat(found)).to(dtype)
         branches = m.unflatten(0, (-1, len(wave.positions)))
-        weights = self._per_state.of(self.of.weights, wave).unflatten(
-            0, branches.shape[1:3]
-        )  # [rows, samples, branches]
-        by_branch = weights.movedim(-1, 0).reshape(*branches.shape[:3], *[1] * (branches.ndim - 3))
+        weights = self._per_state.of(self.of.weights, wave).T  # [branches, rows * samples]
+        by_branch = weights.reshape(*branches.shape[:3], *[1] * (branches.ndim - 3))
         guided: Tensor = (by_branch * branches).sum(0)
         return guided
 

@@ -60,7 +60,7 @@ class Agreement:
 
     def holds(self) -> bool:
         """All that the turns showed is read from the device at once."""
-        return self._holds and bool(torch.stack(self._found).all())
+        return self._holds and bool(torch.stack([each.to(self._found[0].device) for each in self._found]).all())
 
     def _look_at_guidance(self, variant: Variant, outputs: Sequence[Sequence[Any]], ran: Ran, batch: int) -> None:
         used = [
@@ -82,9 +82,15 @@ class Agreement:
         elif isinstance(role, Answer):
             self._found.append((value == outputs[role.call][role.leaf]).all())
         elif isinstance(role, Column):
-            self._found.append(torch.as_tensor(value == role.numbers[step], device=x.device).all())
+            self._equal(value, role.numbers[step])
         elif not isinstance(role, ByStep) and value is not other:
-            self._found.append(torch.as_tensor(value == other, device=x.device).all())
+            self._equal(value, other)
+
+    def _equal(self, value: Any, other: Any) -> None:
+        if isinstance(value, Tensor):
+            self._found.append((value == other).all())
+        else:
+            self._holds = self._holds and bool(value == other)
 
 
 def verified(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from srds_fast.pipelines import call as call_module
 from srds_fast.pipelines.takeover.inferred import Inference
 
 
@@ -41,13 +39,6 @@ def denoiser(pipe: Any) -> Any:
 
 def drive(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on no call is taken over: the pipelines' own loops make the turns."""
-    family_of = call_module.family_of
-
-    def driven(pipe: Any) -> Any:
-        family = family_of(pipe)
-        return replace(family, loop=lambda *given: replace(family.loop(*given), why_turns="this test drives it"))
-
-    monkeypatch.setattr(call_module, "family_of", driven)
     monkeypatch.setattr(Inference, "found", lambda inference: "this test drives it")
 
 
@@ -68,9 +59,12 @@ def watched(network: Any, look: Callable[[torch.Tensor], Any] = lambda states: N
         handle.remove()
 
 
-def of_waves(seen: list[torch.Tensor], report: Any, per_wave: int = 1) -> list[torch.Tensor]:
-    """Of all that a network was `watched` to be given, what came after the check of its first call."""
-    return seen[report.check_calls * per_wave :]
+def of_waves(seen: list[torch.Tensor], report: Any, per_wave: int = 1, others: int = 0) -> list[torch.Tensor]:
+    """Of all that a network was `watched` to be given, what came after it was compared with turns of the loop.
+
+    per_wave: its calls in a turn. others: those of other networks, such as a ControlNet.
+    """
+    return seen[report.check_calls * per_wave // (per_wave + others) :]
 
 
 def instances(monkeypatch: pytest.MonkeyPatch, cls: type, keep: Callable[[Any], Any] = lambda made: made) -> list[Any]:

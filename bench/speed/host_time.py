@@ -17,11 +17,11 @@ import functools
 import time
 from collections.abc import Callable
 from statistics import mean
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers.models.unets.unet_2d import UNet2DOutput
 
 import srds_fast
 from bench.command import parser
@@ -77,7 +77,7 @@ def return_zeros(network: Any) -> None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         states = args[0] if args else kwargs["sample" if "sample" in kwargs else "hidden_states"]
         output = zeros(states.shape, dtype=states.dtype, device=states.device)
-        return (output,) if kwargs.get("return_dict") is False else SimpleNamespace(sample=output)
+        return (output,) if kwargs.get("return_dict") is False else UNet2DOutput(sample=output)
 
     network.forward = forward
 

@@ -18,8 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument
-from .compiled import AUTO, MODES, Compiled, CompiledIfFaster, compiled, compiled_if_faster, first_sentence, name_of
-from .networks import is_compiled
+from .compiled import (
+    AUTO,
+    MODES,
+    Compiled,
+    CompiledIfFaster,
+    compiled,
+    compiled_if_faster,
+    first_sentence,
+    is_compiled,
+    name_of,
+)
 
 # each has a version for torch's attention (suffix "2_0") and one for xformers (prefix "XFormers")
 STOCK_PROCESSORS = ("AttnProcessor", "AttnAddedKVProcessor", "JointAttnProcessor")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import numbers
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -22,52 +21,27 @@ from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
 from ..solvers.registry import check_warm_start_method
 from . import acceleration
-from .families import Family, family_of
 from .hooks import execution_device, hooks_of, is_offloaded
-from .kinds import kind_of_loop
+from .kinds import KindOfLoop, kind_of_loop
 from .lockstep.call_session import CallSettings
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
 from .lockstep.own_enumerate import with_own_enumerate
 from .lockstep.proxies import copy_with_proxies
-from .networks import Arguments, Loop
+from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
-from .state import OWN_ARGUMENTS, RandomState, bind
+from .state import OWN_ARGUMENTS, Arguments, RandomState, bind
 from .stock import TimedStockLoop, chosen_stock_call, kind_of_call, may_choose_stock, remember, stock_call
-from .takeover.turn import RecordedTurn
-
-# arguments whose contents guidance cannot depend on
-_BY_TYPE = (str, list, tuple, dict, torch.Generator)
+from .takeover.calls import SCALING
 
 
-def _guidance_key(cls: type, loop: Loop, network: Any, arguments: Arguments) -> Hashable | None:
-    """Everything the guidance of a call can depend on: the numbers by value, the other arguments by type.
-
-    None if it may depend on more: a subclass by the user, a number given as a tensor, an unknown object.
-    """
-    if not cls.__module__.startswith("diffusers."):
-        return None
-    found: list[Hashable] = [cls, loop, weakref.ref(network)]
-    for name, value in arguments.items():
-        if value is None or isinstance(value, numbers.Number):
-            found.append((name, type(value), value))
-        elif isinstance(value, list | tuple) and all(isinstance(each, numbers.Number) for each in value):
-            found.append((name, type(value), repr(value)))
-        elif isinstance(value, _BY_TYPE) or getattr(value, "ndim", 0) > 0 or callable(value):
-            found.append((name, type(value), None))
-        elif not type(value).__module__.startswith("PIL."):
-            return None
-    return tuple(found)
-
-
-def stock_reason(fast: Any, family: Family, arguments: Arguments) -> str | None:
+def stock_reason(fast: Any, arguments: Arguments) -> str | None:
     """Why this call must run on the stock loop, or None."""
     if arguments.get("callback") is not None:
         return "callback was given, which sees every step's latents: pass it as callback_on_step_end"
     if arguments.get("callback_on_step_end") is not None and fast._srds.planner.settings.max_iterations == 0:
         return "callback_on_step_end was given and max_iterations=0: no fine step is computed, so it is never called"
-    for name in family.loop(fast, {"guidance_scale": 0.0} | arguments).networks:
-        network = getattr(fast, name)
+    for name, network in networks_of(fast).items():
         keeps_state = any(getattr(hook, "_is_stateful", False) for hook in hooks_of(network))
         if getattr(network, "is_cache_enabled", False) or keeps_state:
             return f"a cache is enabled on the {name}: it takes the previous call for the previous step"
@@ -118,22 +92,21 @@ def _run_call(
     fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None, warming: bool, auditing: bool
 ) -> Any:
     state = fast._srds
-    family = family_of(state.original)  # a component may have been replaced since compile
+    check_pipeline(state.original)  # a component may have been replaced since compile
     arguments = bind(fast, args, kwargs)
     own = {name: kwargs[name] for name in OWN_ARGUMENTS if name in kwargs}
     kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
     if own.get("warm_start") is not None:
         check_warm_start_method(state.planner.options)
-    reason = stock_reason(fast, family, arguments)
+    reason = stock_reason(fast, arguments)
     if reason is not None:
         return stock_call(fast, args, kwargs, arguments, reason, own)
     device = execution_device(fast)
     random = RandomState(arguments, device)
-    loop, cls = family.loop(fast, arguments), type(state.original)
-    networks: list[Any] = [getattr(fast, name) for name in loop.networks]
-    kind = None
-    if observer is None and not own and may_choose_stock(fast):
-        kind = kind_of_call(fast, arguments, networks[0])
+    cls, networks = type(state.original), list(networks_of(fast).values())
+    loop, kind = kind_of_loop(fast, arguments), None
+    if observer is None and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
+        kind = kind_of_call(fast, loop, networks[0])
         chosen = None if kind is None else state.explorations.get(kind)
         if chosen is not None and chosen.chose_stock:
             return chosen_stock_call(fast, args, kwargs, arguments, chosen)
@@ -147,7 +120,7 @@ def _run_call(
         if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
             vars(fast)["_interrupt"] = False
         lockstep = _lockstep(
-            fast, loop, arguments, networks, device, warming, observer, made.replacements, random, **own
+            fast, arguments, loop, networks, device, warming, observer, made.replacements, random, **own
         )
         lockstep.settings.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
         if kind is not None:
@@ -198,8 +171,8 @@ def _run_call(
 
 def _lockstep(
     fast: Any,
-    loop: Loop,
     arguments: Arguments,
+    kind: KindOfLoop | None,
     networks: list[Any],
     device: torch.device,
     warming: bool,
@@ -210,12 +183,9 @@ def _lockstep(
     keep_trajectory: bool = False,
 ) -> LockstepLoop:
     """The loop of a call: taken over, or making turns for rows; with graphs, eager if these are impossible."""
-    state, network = fast._srds, networks[0]
+    state = fast._srds
     calls_back = arguments.get("callback_on_step_end") is not None
-    drive_reason = "callback_on_step_end is called by the loop, once per step" if calls_back else loop.why_turns
-    recorded = None
-    if drive_reason is None:
-        recorded = RecordedTurn(state.guidance, _guidance_key(type(state.original), loop, network, arguments))
+    drive_reason = "callback_on_step_end is called by the loop, once per step" if calls_back else None
     on_gpu = _graphs_on(device)
     eager = functools.partial(warn_eager, fast)
     graphs = state.planner.graph_runner(state.graphs, on_gpu, state.lazy_capture or warming, eager, whole=warming)
@@ -238,18 +208,14 @@ def _lockstep(
     )
     return LockstepLoop(
         fast.scheduler,
-        loop,
         settings,
         networks,
-        recorded,
         drive_reason,
         engine_reason,
         replacements,
         state.loops,
-        kind_of_loop(fast, arguments),
+        kind,
         random.generators,
-        not calls_back,
-        state.checked,
     )
 
 
@@ -267,8 +233,7 @@ def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
         return no_room(lockstep.run.counts.peak_rows)
     if isinstance(error, UnsupportedPipeline):
         return what[:1].lower() + what[1:]
-    # a loop that is taken over was read by hand
-    if (lockstep.recorded is not None and lockstep.drive_reason is None) or isinstance(error, SrdsFastError):
+    if isinstance(error, SrdsFastError) or lockstep.samples.network is not None:
         return None
     return f"its loop, when driven, ended in {type(error).__name__}: {what}"
 
@@ -278,7 +243,7 @@ _lora_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDi
 
 def _lora_lock(fast: Any, arguments: Arguments) -> AbstractContextManager[Any]:
     """A lock for calls that scale a LoRA: diffusers scales the layers in place around every network call."""
-    for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
+    for name in SCALING:
         if (arguments.get(name) or {}).get("scale", 1.0) != 1.0:
             network = getattr(fast, "transformer", None) or fast.unet
             return _lora_locks.setdefault(network, threading.RLock())

@@ -28,9 +28,10 @@ from ..solvers.method import Method
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
+from .decoding import decoder_of
 from .dry_run import calibrate, planned
-from .families import family_of
 from .hooks import execution_device
+from .networks import check_pipeline, networks_of
 from .state import RandomState, State, bind, turns_of, undecoded, with_state
 from .stock import refuse_stock_loop
 from .stream import Refinement, refinements
@@ -89,7 +90,7 @@ class FastPipeline:
         if measure:
             return planned(self, args, kwargs).plan
         arguments = bind(self, args, kwargs)
-        refuse_stock_loop(stock_reason(self, family_of(self._srds.original), arguments))
+        refuse_stock_loop(stock_reason(self, arguments))
         scheduler = self.scheduler  # type: ignore[attr-defined]
         stochastic = adds_noise(scheduler, arguments.get("eta"))
         plan, _ = self._srds.planner.choose(turns_of(scheduler, arguments), stochastic)
@@ -105,8 +106,8 @@ class FastPipeline:
             InvalidArgument: the call would run on the stock loop, which has no iterations.
         """
         arguments = bind(self, args, kwargs)
-        state, family = self._srds, family_of(self._srds.original)
-        refuse_stock_loop(stock_reason(self, family, arguments))
+        state, decoder = self._srds, decoder_of(self._srds.original)
+        refuse_stock_loop(stock_reason(self, arguments))
         reports: list[Report | None] = []
 
         def call(observer: Observer) -> None:
@@ -116,15 +117,15 @@ class FastPipeline:
                 reports.append(state.last.report)  # `last` is local to this thread
 
         def decode(latents: Tensor) -> Any:
-            if family.decode is None:
+            if decoder is None:
                 raise UnsupportedPipeline(
                     f"It is not known how {type(self).__name__} decodes its latents. Refinement.latents are available. "
                     "Decode them as the pipeline does."
                 )
-            return family.decode(self, latents, arguments)
+            return decoder(self, latents, arguments)
 
         def iterate() -> Iterator[Refinement]:
-            network = getattr(self, family.loop(self, arguments).networks[0])
+            network = next(iter(networks_of(self).values()))
             try:
                 yield from refinements(call, network.dtype, decode)
             finally:
@@ -246,7 +247,7 @@ def compile(
     is not changed. Compiling a compiled pipeline gives a new one with the new settings.
 
     Args:
-        pipe: a diffusers pipeline. Some loops are known; any other loop is rehearsed in the first call of a kind.
+        pipe: a diffusers pipeline. Its loop is rehearsed in the first call of a kind.
         method: the name of a method, such as "srds" or "sequential" (our path, one row per wave), or its options; see
             `srds_fast.methods`. "auto" takes the fastest for this network on this device: the first call of a kind
             measures what network calls cost, and the first three also time other plans, see `explore`. If the loop
@@ -328,7 +329,7 @@ def compile(
     check_whole("max_graphs", max_graphs, 1)
     check_one_of("overlap", overlap, OVERLAPS)
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
-    family_of(original)
+    check_pipeline(original)
     check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
     planner = Planner(settings, plan, cache=CurveCache.of(cache_dir, network_options), learn_stop=learn_stop)

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .networks import unwrapped
-
 MODES = ("default", "max-autotune-no-cudagraphs")
 # compile, and call what was compiled where that is faster
 AUTO = "auto"
@@ -153,6 +151,16 @@ def compiled(network: nn.Module, mode: str) -> Compiled:
 def compiled_if_faster(network: nn.Module) -> CompiledIfFaster:
     """See `CompiledIfFaster`. Always the same object for a network, as `compiled` is."""
     return _if_faster.get(network) or _if_faster.setdefault(network, CompiledIfFaster(network))
+
+
+def is_compiled(module: Any) -> bool:
+    """Whether a call of the module runs code from torch.compile."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def unwrapped(module: Any) -> Any:
+    """The module that torch.compile wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
 
 
 def name_of(network: object) -> str:

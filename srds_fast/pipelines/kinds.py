@@ -6,23 +6,27 @@ import inspect
 import weakref
 from collections.abc import Hashable
 from numbers import Number
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .networks import Arguments
+from .state import Arguments
 
 _UNKNOWN = object()
 # what turns do not depend on: a rehearsal finds a loop that draws, whichever generator it draws from
 _BESIDE_THE_LOOP = ("callback_on_step_end", "generator", "output_type", "return_dict")
 
 
-def kind_of_loop(pipe: Any, arguments: Arguments) -> Hashable | None:
-    """The kind of a call: class and code of the pipeline, its parts, arguments by value, or by shape and type.
+class KindOfLoop(NamedTuple):
+    """The kind of a call: its loop, and the arguments by value, or by shape and type."""
 
-    None if an argument or a part is of an unknown type.
-    """
+    loop: Hashable  # class and code of the pipeline, its parts, and the types of the arguments
+    given: Hashable
+
+
+def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
+    """The kind of a call; None if an argument or a part is of an unknown type."""
     cls = type(pipe.original)
     code = getattr(inspect.unwrap(cls.__call__), "__code__", None)
     parts = [(name, _of_part(part)) for name, part in vars(pipe).items() if name[0] != "_" and name != "scheduler"]
@@ -33,12 +37,14 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> Hashable | None:
     ]
     if any(kind is _UNKNOWN for _, kind in (*parts, *given)):
         return None
-    return cls, code, type(pipe.scheduler), tuple(parts), tuple(given)
+    types = tuple((name, type(arguments[name])) for name, _ in given)
+    return KindOfLoop((cls, code, type(pipe.scheduler), tuple(parts), types), tuple(given))
 
 
 def _of_part(part: Any) -> Hashable:
     if isinstance(part, nn.Module):
-        return weakref.ref(part)
+        weights = next(part.parameters(), None)  # `.to()` changes them, and not the module
+        return weakref.ref(part), None if weights is None else (weights.dtype, weights.device)
     found = _of_value(part)
     if found is not _UNKNOWN:
         return found
@@ -58,7 +64,7 @@ def _of_value(value: Any, by_value: bool = True) -> Hashable:
     if isinstance(value, str):
         return str, value if by_value else None
     if isinstance(value, Tensor):
-        return Tensor, value.shape, value.dtype, value.device
+        return Tensor, value.shape, value.dtype, value.device, value.item() if value.ndim == 0 else None
     if isinstance(value, torch.Generator):
         return (torch.Generator,)
     if isinstance(value, dict):

@@ -8,20 +8,15 @@ cache between steps) would give another image without an error. Such a call runs
 from __future__ import annotations
 
 import operator
-import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import CellType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..engine.eager import Evaluator
 from ..engine.graphs.cache_key import leaves_of_module
-from ..kernels.wave_update import NetworkInput
-from ..solvers.contract import Evaluate
-from ..solvers.program import Boundary, Program, Row, Wave
 from .merging.rounding import distance
 from .merging.rule import flatten
 
@@ -53,89 +48,6 @@ def parts_that_decide(networks: Iterable[nn.Module]) -> Hashable:
     return tuple(found)
 
 
-@torch.no_grad()
-def check_rows(
-    evaluator: Callable[[Program], Evaluator],
-    num_steps: int,
-    state: Tensor,
-    given: NetworkInput,
-    networks: Sequence[nn.Module],
-    *,
-    merged: bool = True,
-) -> Checked | None:
-    """Call the networks of a loop for two rows, alone and merged, and look at what that changes.
-
-    Where foreign code stands in a network, its answers to rows of all steps, one by one, are also compared with those
-    in another order: 2 N more calls.
-
-    Args:
-        evaluator: makes the evaluator of a program; see `sampling.session.Network`.
-        num_steps: N.
-        state: starting noise, [batch, ...].
-        given: the format of the network's input.
-        networks: all networks that are called.
-        merged: whether waves of several rows are made at all.
-
-    Returns:
-        what was found. None: the network gave NaN or Inf, or two rows did not fit into memory, as the run will find.
-    """
-    begun = time.perf_counter()
-    last = num_steps - 1
-    foreign = foreign_code(networks)
-    steps = range(num_steps) if foreign is not None else ()
-    # as in a run, the first wave has one row and the second more: torch.compile looks at offsets in storage, too
-    positions = [(0,), (0, last), (last,), *((step,) for step in steps)]
-    evaluate = evaluator(rows_at(num_steps, positions))
-    draw = torch.Generator().manual_seed(0)
-    # companions are unlike the row, and larger: what leaks from them then exceeds the rounding of half precision
-    other = 3 * torch.randn(state.shape, generator=draw).to(state)
-    calls = 0
-
-    def answers(number: int, *states: Tensor) -> Tensor:
-        """[branches, rows, samples, ...]"""
-        nonlocal calls
-        calls += 1
-        x = given.empty(len(states), state)
-        x.unflatten(0, (given.branches, -1)).copy_(torch.stack(states))
-        m = evaluate(Evaluate(x, positions[number], tuple(range(len(state))), number))
-        by_row: Tensor = m.unflatten(0, (-1, len(states)))
-        return by_row
-
-    def reason() -> str | None:
-        first, second = answers(0, state), answers(2, other)
-        if not bool(first.isfinite().all() and second.isfinite().all()):
-            raise FloatingPointError
-        if merged:
-            together, alone = answers(1, state, other), torch.cat((first, second), 1)
-            if distance(together.flatten(0, 2), alone.flatten(0, 2)) > 1:
-                return "the output of its network for a row depends on the other rows of the call"
-        before = _Held(networks)
-        again = answers(0, state)
-        if (changed := before.changed()) is not None:
-            return f"a call of its network changes what a part of it holds ({changed})"
-        if distance(again.flatten(0, 2), first.flatten(0, 2)) > 1:
-            return "its network gave two answers to the same call: it draws random numbers, or counts its calls"
-        if foreign is not None:
-            forward = [answers(3 + step, state) for step in steps]
-            # a counter with a period may give the same answers in the reverse order
-            for step in torch.randperm(num_steps, generator=draw).tolist():
-                if distance(answers(3 + step, state).flatten(0, 2), forward[step].flatten(0, 2)) > 1:
-                    return f"its network answers calls in another order differently ({foreign})"
-        return None
-
-    with _undone(networks):
-        try:
-            found = reason()
-        except FloatingPointError:
-            return None
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as why:
-            if isinstance(why, torch.OutOfMemoryError):
-                return None
-            found = f"its network cannot be called for two rows at once ({type(why).__name__}: {why})"
-    evaluate.forget()
-    return Checked(found, calls, time.perf_counter() - begun)
-
-
 def check_answers(calls: Sequence[Callable[[], Any]], network: nn.Module) -> str | None:
     """Why a network is no function of its arguments, a clause; None: nothing speaks against it.
 
@@ -147,18 +59,26 @@ def check_answers(calls: Sequence[Callable[[], Any]], network: nn.Module) -> str
         return max(map(distance, flatten(one)[0], flatten(other)[0]), default=0.0) > 1
 
     first = calls[0]()
-    before = _Held([network])
+    before = Held([network])
     again = calls[0]()
     if (changed := before.changed()) is not None:
         return f"a call of its network changes what a part of it holds ({changed})"
     if apart(first, again):
         return TWO_ANSWERS
-    if (foreign := foreign_code([network])) is not None:
-        forward = [call() for call in calls]
-        # a counter with a period may give the same answers in the reverse order
-        for number in torch.randperm(len(calls), generator=torch.Generator().manual_seed(0)).tolist():
-            if apart(calls[number](), forward[number]):
-                return f"its network answers calls in another order differently ({foreign})"
+    return why_order_matters(calls, [network], apart)
+
+
+def why_order_matters(
+    calls: Sequence[Callable[[], Any]], networks: Sequence[nn.Module], apart: Callable[[Any, Any], bool]
+) -> str | None:
+    """Make calls in two orders, where foreign code stands in the networks. apart: whether two answers differ."""
+    if (foreign := foreign_code(networks)) is None:
+        return None
+    forward = [call() for call in calls]
+    # a counter with a period may give the same answers in the reverse order
+    for number in torch.randperm(len(calls), generator=torch.Generator().manual_seed(0)).tolist():
+        if apart(calls[number](), forward[number]):
+            return f"its network answers calls in another order differently ({foreign})"
     return None
 
 
@@ -189,7 +109,7 @@ def _moves_weights(module: nn.Module) -> bool:
     return "_hf_hook" in module.__dict__ or "_diffusers_hook" in module.__dict__
 
 
-class _Held:
+class Held:
     """What the modules of some networks hold: numbers and switches by value, tensors and objects by identity."""
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
@@ -253,16 +173,6 @@ class Undo:
             cell.cell_contents = content
 
 
-@contextmanager
-def _undone(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """In the end, networks hold what they hold now."""
-    undo = Undo(networks)
-    try:
-        yield
-    finally:
-        undo.restore()
-
-
 def _equal(one: list[Any], other: list[Any]) -> bool:
     if len(one) != len(other):
         return False
@@ -270,12 +180,3 @@ def _equal(one: list[Any], other: list[Any]) -> bool:
         a is b or (not isinstance(a, Tensor | nn.Module) and type(a) is type(b) and a == b)
         for a, b in zip(one, other, strict=True)
     )
-
-
-def rows_at(num_steps: int, positions: Sequence[tuple[int, ...]]) -> Program:
-    """A program whose waves are rows at these steps."""
-    waves = [
-        Wave(tuple(Row(number, 0, step, step, coarse=False, fine=True) for step in steps), (Boundary(number, 1),))
-        for number, steps in enumerate(positions)
-    ]
-    return Program(num_steps, (0, num_steps), len(waves), tuple(waves))

@@ -20,9 +20,9 @@ from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .lockstep.memory import LoopMemory
-from .network_checks import Checked
-from .networks import Arguments
 from .tokenizers import TokenizerPool
+
+Arguments = dict[str, Any]  # of a pipeline's call, by name
 
 
 class Last(threading.local):
@@ -52,11 +52,9 @@ class State:
     last: Last = field(default_factory=Last)
     notified: set[str] = field(default_factory=set)  # reasons that were already logged
     tokenizers: TokenizerPool = field(default_factory=TokenizerPool)
-    guidance: dict[Hashable, Tensor] = field(default_factory=dict)  # known weights, by kind of call
-    loops: LoopMemory = field(default_factory=LoopMemory)  # what is known of loops that make turns for rows
+    loops: LoopMemory = field(default_factory=LoopMemory)  # what is known of loops
     # by `stock.kind_of_call`: whether the next call of a kind is to run on the stock loop
     explorations: dict[Hashable, Exploration] = field(default_factory=dict)
-    checked: dict[Hashable, Checked] = field(default_factory=dict)  # networks, by kind of call
     quiet: bool = False  # show no progress bar; refuse calls that need the stock loop
     plan_only: bool = False  # choose the plan of a call, but run no waves
 

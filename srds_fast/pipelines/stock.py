@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-import weakref
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from numbers import Number
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import telemetry
 from ..errors import InvalidArgument
@@ -22,10 +19,10 @@ from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .compiled import AUTO
 from .hooks import execution_device
+from .kinds import KindOfLoop
 from .lockstep.proxies import copy_scheduler
-from .networks import Arguments
 from .notices import warn_fallback
-from .state import RandomState, State, steps_of, undecoded
+from .state import Arguments, RandomState, State, steps_of, undecoded
 
 MOST_KINDS = 64
 
@@ -124,16 +121,13 @@ class TimedStockLoop:
             now.restore()
 
 
-def kind_of_call(fast: Any, arguments: Arguments, network: Any) -> Hashable | None:
+def kind_of_call(fast: Any, kind: KindOfLoop | None, network: Any) -> Hashable | None:
     """What the time of a call depends on, known before it begins; None if an argument is of an unknown type."""
-    scheduler = fast.scheduler
-    config = repr(sorted(scheduler.config.items()))
-    found = tuple((name, _kind(value)) for name, value in arguments.items() if value is not fast)  # it is "self"
-    if None in (kind for _, kind in found):
+    if kind is None:
         return None
-    threads = torch.get_num_threads()
+    config = repr(sorted(fast.scheduler.config.items()))
     weights = next(network.parameters(), torch.empty(0))  # its properties look at every module
-    return weakref.ref(network), weights.dtype, weights.device, type(scheduler), config, threads, found
+    return kind, config, torch.get_num_threads(), weights.dtype, weights.device
 
 
 def remember(state: State, kind: Hashable, exploration: Exploration) -> None:
@@ -149,21 +143,3 @@ def may_choose_stock(fast: Any) -> bool:
     options = NetworkOptions(torch_compile=state.network_options.torch_compile)
     asked = state.network_options != options or options.torch_compile not in (None, AUTO)
     return not (state.strict or state.quiet or state.plan_only or asked)
-
-
-def _kind(value: Any) -> Hashable | None:
-    if isinstance(value, Number):
-        return type(value), value
-    if isinstance(value, str):
-        return (str,)
-    if value is None or isinstance(value, torch.Generator):
-        return (None,)
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype
-    if isinstance(value, dict) and not value:
-        return (dict,)
-    if isinstance(value, list | tuple):
-        kinds = tuple(map(_kind, value))
-        return None if None in kinds else (type(value), kinds)
-    size = getattr(value, "size", None)
-    return (type(value), size) if isinstance(size, tuple) else None

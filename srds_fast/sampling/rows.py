@@ -53,10 +53,11 @@ class PerState:
     """The values that differ between rows (timestep, input scale), for the states of each wave of a program.
 
     All waves are looked up at once: one index per wave would cost a copy to the device in every wave.
+    positions: of the rows of each wave.
     """
 
-    def __init__(self, program: Program, device: torch.device) -> None:
-        self._positions = program.positions
+    def __init__(self, positions: Sequence[tuple[int, ...]], device: torch.device) -> None:
+        self._positions = positions
         self._device = device
         self._num_samples = 0
         self._of_waves: dict[tuple[Tensor, int], tuple[Tensor, ...]] = {}
@@ -136,7 +137,7 @@ class RowDenoiser:
     ) -> None:
         self._denoiser = denoiser
         self._timesteps = noise.timesteps.to(x.device)
-        self._per_state = PerState(program, x.device)
+        self._per_state = PerState(program.positions, x.device)
         self._num_samples = len(x)
         self._cond = {name: TiledConditioning(value, len(x), 1, program.peak_rows) for name, value in cond.items()}
 

@@ -4,8 +4,7 @@
 
 - call: one call of a compiled pipeline, or of `sample`. It holds all others.
 - encode, decode: the pipeline's own code before and after its loop.
-- trace: the one turn of the pipeline's loop that is recorded. If the loop is driven, it is the first turn, and it holds
-  the network call of the first wave.
+- trace: the first turn of the pipeline's loop. Where nothing is known of the loop, it holds network calls.
 - plan: choosing what to run, including the network calls that measure costs, and making tables and memory for it.
 - iteration p: the waves up to checkpoint p. For SRDS, iteration 0 is the coarse sweep. A method with a sliding window
   has one iteration; its checkpoint gives the number of sweeps. A run that starts again (after a callback that changed

@@ -20,7 +20,7 @@ class Report:
             "network graphs" (recorded for each width of a wave, one launch a network call); "stock".
         kernels: what did the arithmetic between network calls: "triton", one launch a wave; "torch", where there is no
             CUDA device or no Triton; "triton interpreter", in tests; None where the stock loop ran.
-        path: who fed the solver: "takeover" (our loop, with the calls that the pipeline's own made in one turn),
+        path: who fed the solver: "takeover" (our loop, with the network calls that turns of the pipeline's own made),
             "drive" (the pipeline's own loop, with turns for the rows of each wave), "sample", or "stock".
         num_inference_steps, num_blocks, coarse_solver, pipelined, in_flight: of the plan (0 blocks, no solver: not
             SRDS).
@@ -49,8 +49,9 @@ class Report:
             part of `seconds`. Later calls of the kind make none of these calls, and only compare a few turns.
         compile_seconds: time for compiling networks and timing that, with torch_compile="auto"; what came in a wave is
             part of `seconds`.
-        check_calls: network calls that checked, in the first call of a kind, whether the networks are functions of
-            their rows; check_seconds: the time for it. Neither is part of `waves` and `seconds`.
+        check_calls: network calls that compared, in the first call of a kind, rows with turns of the loop, which also
+            shows whether the networks are functions of their rows; check_seconds: the time for it. Neither is part of
+            `waves` and `seconds`.
         options: of the method, by name.
         interrupted: `pipe._interrupt` or a callback ended the call early.
         fallback_reason: why the stock loop ran, or why the run continued step by step; None if neither happened.

@@ -194,7 +194,7 @@ SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
 def test_nor_do_those_of_other_plans(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two prompts, on the pixel pipeline whose network is small."""
     scheduler, settings = SETTINGS[name]
-    call = capturable(tiny.ddim(scheduler), {"output_type": "pt", "batch_size": 2}, monkeypatch, **settings)
+    call = capturable(tiny.ddpm(scheduler), {"output_type": "pt", "batch_size": 2}, monkeypatch, **settings)
     check_kind(call, kind)
 
 

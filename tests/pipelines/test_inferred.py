@@ -15,36 +15,20 @@ from thinned import thinned_product
 from torch import Tensor, nn
 
 import srds_fast
-from srds_fast.pipelines import call as call_module
-from srds_fast.pipelines.families import Family, _unlisted_loop
 from srds_fast.pipelines.lockstep.placeholders import Placeholders
 from srds_fast.pipelines.lockstep.turns import Ran, Turn
 from srds_fast.pipelines.merging.rule import Call
-from srds_fast.pipelines.networks import Joined
-from srds_fast.pipelines.takeover.inferred import Inference, Inferred
+from srds_fast.pipelines.takeover.inferred import Inference
+from srds_fast.pipelines.takeover.roles import ByStep, Column, Inferred, Joined, PerSample, Shared, State
 
 # pipelines of the default command
 SOME = ("stable_diffusion", "stable_diffusion_controlnet", "flux_guidance", "pixart", "dit", "ddpm")
-# why the loops of some of the tests' pipelines make their own turns
-OWN_TURNS = {
-    "stable_diffusion_controlnet": "a network of it returns more than one tensor",
-    "stable_diffusion_controlnet_2": "a network of it returns more than one tensor",
-    # its loop keeps the state once for each branch
-    "dit": "its guidance is not one weighted sum of its network's outputs",
-}
 
 
-@pytest.fixture
-def _unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is known of any loop."""
-    monkeypatch.setattr(call_module, "family_of", lambda pipe: Family(_unlisted_loop, None))
-
-
-@pytest.mark.usefixtures("_unread")
 @pytest.mark.parametrize(
     "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.exhaustive) for name in tiny.PIPELINES]
 )
-def test_a_loop_that_nobody_has_read_gives_the_stock_sample(name: str) -> None:
+def test_the_first_call_of_a_kind_and_a_later_one_give_the_stock_sample(name: str) -> None:
     build, call = tiny.PIPELINES[name]
     pipe = build()
     fast = srds_fast.compile(pipe, method="srds", exact=True)
@@ -53,11 +37,9 @@ def test_a_loop_that_nobody_has_read_gives_the_stock_sample(name: str) -> None:
         with watched(denoiser(pipe)) as seen:
             assert_close(latents(fast, **call), expected, 2e-5)
         report = fast.report
-        assert (report.rehearsal_calls == 0) is known
+        assert (report.check_calls == 0) is known
+        assert report.rehearsal_calls == 0
         assert report.fallback_reason is None
-        if name in OWN_TURNS:
-            assert (report.path, report.drive_reason) == ("drive", OWN_TURNS[name])
-            continue
         assert (report.path, report.drive_reason) == ("takeover", None)
         if known:
             assert len(of_waves(seen, report)) == report.waves
@@ -114,13 +96,17 @@ def inferred(guide: Callable[[Tensor, Tensor, int], Tensor], **changed: Callable
     }
     placeholders = Placeholders({}, lambda call: call())
     inference = Inference(SCALE, placeholders)
-    for number in range(STEPS + 1):
-        step = number % STEPS
-        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(number))
+
+    def look(step: int, seed: int, again: int | None = None) -> None:
+        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
         call = Call(network, (), {name: make(x, step) for name, make in (given | changed).items()})
-        again = None if number < STEPS else 0  # the call has another answer
         output = placeholders.of(call, 0, changed=again == 0)
         inference.look(Ran(Turn(step, x, changed=again), [call], guide(output, x, step), x))
+
+    for step in range(STEPS):
+        look(step, step)
+    for step, number in inference.to_repeat():
+        look(step, STEPS + step, number)
     return inference.found()
 
 
@@ -132,10 +118,11 @@ def guided(output: Tensor, x: Tensor, step: int) -> Tensor:
 def test_states_times_and_weights_are_found() -> None:
     found = inferred(guided)
     assert isinstance(found, Inferred)
-    (family,) = found.families
-    assert (family.state, family.per_sample, family.joined, found.scaled) == ("x", {"condition"}, None, True)
-    assert torch.equal(family.columns["t"], torch.tensor([900, 800, 700, 600]))
-    assert torch.equal(found.weights, torch.tensor([-3.5, 4.5], dtype=torch.float64))
+    ((call,),) = (variant.calls for variant in found.variants)
+    times = Column((900, 800, 700, 600), torch.int64)
+    assert call.roles == {"x": State(), "t": times, "condition": PerSample()}
+    assert (call.branches, found.scaled) == (BRANCHES, True)
+    assert torch.equal(found.guidance, torch.tensor([-3.5, 4.5], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -148,20 +135,41 @@ def test_what_is_joined_to_the_state_is_found(first: bool) -> None:
     # its loop cuts off what the network returns for the image
     found = inferred(lambda m, x, step: guided(m, x, step)[:, : SHAPE[1]], x=joined)
     assert isinstance(found, Inferred)
-    assert (found.families[0].joined, found.scaled) == (Joined(1, first), False)
+    assert (found.variants[0].calls[0].roles["x"], found.scaled) == (State(Joined(1, first)), False)
+
+
+def test_what_the_step_decides_is_found() -> None:
+    """Weights, a tensor for each sample, and a number of Python that makes variants of the loop."""
+
+    def by_step(m: Tensor, x: Tensor, step: int) -> Tensor:
+        return (1 + 0.5 * step) * guided(m, x, step)
+
+    found = inferred(
+        by_step,
+        condition=lambda x, step: torch.arange(28.0).reshape(4, 7) * (step // 2),
+        scale=lambda x, step: 1.0 if step < 3 else 0.0,
+    )
+    assert isinstance(found, Inferred)
+    assert [variant.steps for variant in found.variants] == [(0, 1, 2), (3,)]
+    assert found.guidance is None
+    weights = torch.tensor([[-3.5, 4.5]], dtype=torch.float64) * torch.tensor([[1.0], [1.5], [2.0], [2.5]])
+    assert torch.allclose(found.variants[0].weights, weights)
+    roles = found.variants[0].calls[0].roles
+    assert (roles["condition"], roles["scale"]) == (ByStep((0, 0, 2, 2)), Shared())
+    assert found.shown_by == [0, 2, 3]
 
 
 @pytest.mark.parametrize(
     ("guide", "changed", "reason"),
     [
-        (lambda m, x, step: (1 + 0.1 * step) * guided(m, x, step), {}, "not the same in every step"),
-        (lambda m, x, step: guided(m, x, step) * guided(m, x, step).std(), {}, "not the same in every step"),
+        (lambda m, x, step: guided(m, x, step) * guided(m, x, step).std(), {}, "not one weighted sum"),
+        (lambda m, x, step: guided(m, x, step) * (m.std() if step == 2 else 1), {}, "not one weighted sum"),
         (lambda m, x, step: guided(m, x, step) + 0.01 * x, {}, "not one weighted sum"),
         (lambda m, x, step: guided(m, x, step).tanh(), {}, "not one weighted sum"),
-        (guided, {"x": lambda x, step: torch.cat([x, x]) ** 2}, "neither the state, nor a number"),
-        (guided, {"condition": lambda x, step: torch.full((4, 7), 1.0) * torch.arange(7) * step}, "neither the state"),
-        (guided, {"t": lambda x, step: torch.tensor(float(step)) if step else 0}, "a number in some steps only"),
-        (guided, {"scale": lambda x, step: torch.cat([x, x])}, "and some times a scale|in one argument"),
+        (guided, {"x": lambda x, step: torch.cat([x, x]) ** 2}, "depends on more than the step"),
+        (guided, {"t": lambda x, step: x.mean()}, "depends on more than the step"),
+        (guided, {"condition": lambda x, step: torch.ones(7, 4) * torch.arange(4) * step}, "not one for each sample"),
+        (guided, {"scale": lambda x, step: torch.cat([x, x])}, "and some times a scale"),
     ],
 )
 def test_what_cannot_be_repeated_has_its_reason(

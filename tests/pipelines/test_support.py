@@ -17,7 +17,6 @@ from torch import Tensor
 
 import srds_fast
 from srds_fast import UnsupportedPipeline, UnsupportedScheduler
-from srds_fast.pipelines.families import FAMILIES
 from srds_fast.schedulers import verify as noise
 
 MODES: dict[str, dict[str, Any]] = {
@@ -45,9 +44,6 @@ def run(pipe: Any, call: dict[str, Any]) -> tuple[Tensor, list[Tensor], list[Ten
     return torch.as_tensor(output[0]), seen, [*(each.get_state() for each in generators), torch.get_rng_state()]
 
 
-TAKEN_OVER = {name for name in FAMILIES if "Inpaint" not in name}
-
-
 def check(pipe: Any, call: dict[str, Any], verdict: Verdict, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell: equal to stock, rows as reported, nothing of the user's touched."""
     scheduler, config = pipe.scheduler, copy.deepcopy(dict(pipe.scheduler.config))
@@ -58,7 +54,7 @@ def check(pipe: Any, call: dict[str, Any], verdict: Verdict, mode: str, monkeypa
     if mode == "driven":
         drive(monkeypatch)
     found, seen, states = run(fast, call)
-    if fast.report.rehearsal_seconds > 0 and verdict == DRIVEN:
+    if fast.report.path == "drive" and verdict == DRIVEN:
         # later calls know what the first one has found out
         again, seen, states = run(fast, call)
         assert fast.report.rehearsal_calls == 0
@@ -67,11 +63,10 @@ def check(pipe: Any, call: dict[str, Any], verdict: Verdict, mode: str, monkeypa
     if verdict == DRIVEN:
         assert report.fallback_reason is None
         assert report.path == ("takeover" if report.drive_reason is None else "drive")
-        if report.path == "drive" and mode != "driven" and type(pipe).__name__ in TAKEN_OVER:
-            words = ("callback", "guidance", "network")
-            assert any(word in report.drive_reason for word in words)
+        if report.path == "drive" and mode != "driven":
+            assert any(word in report.drive_reason for word in ("callback", "guidance", "network", "step", "tensors"))
         samples, per_step = len(report.converged), len(stock_seen) // report.num_inference_steps
-        seen = of_waves(seen, report, per_step)
+        seen = of_waves(seen, report, per_step, hasattr(pipe, "controlnet"))
         per_evaluation, odd = divmod(sum(map(len, stock_seen)), report.num_inference_steps * samples)
         if not odd:  # its calls are the same in all steps
             rows, waves = sum(map(len, seen)), len(seen)

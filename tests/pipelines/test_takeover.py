@@ -14,8 +14,10 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor
 
 import srds_fast
-from srds_fast.pipelines.networks import NetworkCall, network_family
-from srds_fast.pipelines.takeover.turn import RecordedTurn
+from srds_fast.pipelines.merging.rule import Call
+from srds_fast.pipelines.takeover.calls import arguments_of
+from srds_fast.pipelines.takeover.inferred import Inference
+from srds_fast.pipelines.takeover.network import RecordedNetwork
 from srds_fast.sampling.rows import TiledConditioning
 
 # pipeline, arguments, the weights that its guidance means, in the order of its branches
@@ -43,24 +45,25 @@ def run(pipe: Any, call: dict[str, Any], **changed: Any) -> Tensor:
 
 @pytest.mark.parametrize("name", GUIDANCE)
 def test_the_weights_of_the_branches_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no call of the network spent, and equal to driving the loop."""
+    """Equal to driving the loop."""
     pipeline, arguments, weights = GUIDANCE[name]
     build, call = tiny.PIPELINES[pipeline]
     pipe = build()
     fast = srds_fast.compile(pipe, exact=True, method="srds")
-    made = instances(monkeypatch, RecordedTurn)
+    made = instances(monkeypatch, RecordedNetwork)
     before = torch.get_rng_state()
     with watched(denoiser(pipe)) as seen:
         found = run(fast, call | arguments)
     assert torch.equal(torch.get_rng_state(), before), "probes have a generator of their own"
     assert fast.report.path == "takeover"
     assert fast.report.drive_reason is None
-    assert made[0].weights is not None
-    torch.testing.assert_close(made[0].weights.double(), torch.tensor(weights).double(), rtol=1e-7, atol=1e-7)
-    per_wave = sum(not call.family.gives_residuals for call in made[0].calls)
-    assert len(of_waves(seen, fast.report, per_wave)) == fast.report.waves * per_wave
+    torch.testing.assert_close(made[0].inferred.guidance, torch.tensor(weights).double(), rtol=1e-7, atol=1e-7)
+    per_wave = sum(call.pattern.output is not None for call in made[0].calls)
+    others = len(made[0].calls) - per_wave
+    assert len(of_waves(seen, fast.report, per_wave, others)) == fast.report.waves * per_wave
 
     drive(monkeypatch)
+    fast.reset()
     run(fast, call | arguments)  # finds out how the loop runs
     driven = run(fast, call | arguments)
     assert fast.report.path == "drive"
@@ -74,7 +77,7 @@ def test_the_weights_of_the_branches_are_found(name: str, monkeypatch: pytest.Mo
         ("stable_diffusion_inpaint", {"callback_on_step_end": look}, "callback_on_step_end"),
         ("stable_diffusion", {"guidance_rescale": 0.7}, "not one weighted sum"),
         ("stable_diffusion", {"callback_on_step_end": look}, "callback_on_step_end"),
-        ("stable_diffusion_controlnet", {"guess_mode": True}, "returns more than one tensor"),
+        ("stable_diffusion_controlnet", {"guess_mode": True}, "depends on more than the step"),
     ],
 )
 def test_what_is_not_taken_over_says_why(pipeline: str, more: dict[str, Any], why: str) -> None:
@@ -106,7 +109,8 @@ def test_a_single_step_that_is_asked_for_x0(method: str) -> None:
     pipe = tiny.pixart(DDIMScheduler())
     fast = srds_fast.compile(pipe, method=method)
     assert_close(*(run(each, call, num_inference_steps=1) for each in (fast, pipe)))
-    assert fast.report.path == "takeover"
+    assert fast.report.drive_reason == "it has a single step"
+    assert fast.report.rehearsal_calls == fast.report.check_calls == 0
 
 
 @pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
@@ -122,6 +126,7 @@ def test_an_interrupted_sequential_run_gives_the_state_where_it_stands(scheduler
     call = {"prompt": "a cat", "height": 32, "width": 32, "output_type": "latent"}
     run(pipe, call, callback_on_step_end=note)
     fast = srds_fast.compile(pipe, method="sequential")
+    run(fast, call)
     with watched(pipe.unet, lambda states: setattr(fast, "_interrupt", len(seen) == 5)) as seen:
         found = run(fast, call)
     assert fast.report.path == "takeover"
@@ -133,18 +138,12 @@ def test_an_interrupted_sequential_run_gives_the_state_where_it_stands(scheduler
 
 def test_options_are_kept_as_they_were_when_the_call_was_made() -> None:
     """Flux puts other image embeddings into the same dictionary before the call of its negative prompt."""
-    pipe = tiny.flux()
-    turn = RecordedTurn({}, None)
-    family = network_family(pipe.transformer)
-    assert family is not None
-    states = torch.randn(1, 16, 4)
-    options = {"ip_adapter_image_embeds": [torch.zeros(1)]}
-    for embeddings in ([torch.ones(1)], [torch.full((1,), 2.0)]):
-        options["ip_adapter_image_embeds"] = embeddings
-        arguments = {"hidden_states": states, "joint_attention_kwargs": options, "return_dict": False}
-        (probe,) = turn.record(NetworkCall(pipe.transformer, family, arguments))
-        assert probe.shape == states.shape
-    found = [call.arguments["joint_attention_kwargs"]["ip_adapter_image_embeds"] for call in turn.calls]
+    options = {"ip_adapter_image_embeds": [torch.ones(1)]}
+    first = Call(torch.nn.ReLU(), (), {"joint_attention_kwargs": options})
+    assert first.kind is not None
+    options["ip_adapter_image_embeds"] = [torch.full((1,), 2.0)]
+    second = Call(torch.nn.ReLU(), (), {"joint_attention_kwargs": options})
+    found = [arguments_of(call)["joint_attention_kwargs"]["ip_adapter_image_embeds"] for call in (first, second)]
     assert [float(embeddings[0]) for embeddings in found] == [1.0, 2.0]
 
 
@@ -190,12 +189,14 @@ def test_guidance_of_a_subclass_is_found_anew_in_every_call() -> None:
         assert_close(*(run(each, call, guidance_scale=3.0, num_inference_steps=2) for each in (fast, pipe)))
 
 
-def test_weights_are_remembered_and_no_probe_is_made_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kind_of_call_is_rehearsed_once_and_another_kind_calls_no_network_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     build, call = tiny.PIPELINES["stable_diffusion"]
-    fast = srds_fast.compile(build(), method="sequential")
-    solved: list[int] = []
-    solve = torch.linalg.solve
-    monkeypatch.setattr(torch.linalg, "solve", lambda *given: (solved.append(1), solve(*given))[1])
-    results = [run(fast, call, guidance_scale=scale, num_inference_steps=2) for scale in (5.0, 5.0, 3.0, 5.0)]
-    assert len(solved) == 2
+    fast = srds_fast.compile(build(), method="srds", exact=True)
+    made, results, checks = instances(monkeypatch, Inference), [], []
+    for scale in (5.0, 5.0, 3.0, 5.0):
+        results.append(run(fast, call, guidance_scale=scale))
+        checks.append((len(made), fast.report.check_calls, fast.report.rehearsal_calls))
+    assert checks == [(1, 3, 0), (1, 0, 0), (2, 0, 0), (2, 0, 0)]
     assert [torch.equal(results[0], each) for each in results] == [True, True, False, True]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .turns import Ran
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _FACTOR = 0x5851F42D4C957F2D  # of a linear congruential generator: odd, so no bit of a product is lost
 _PLAIN = (bool, int, float, str, type(None))
+_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_modules")
 
 
 class Digests:
@@ -57,17 +59,37 @@ def digest(tensor: Tensor) -> Tensor:
     return found
 
 
-def hooks_of(network: nn.Module) -> Hashable:
-    """What a loop may change on a network around single calls: hooks, replaced functions, switches."""
-    return tuple(_of_module(module) for module in network.modules())
+class Switches:
+    """What a loop may change on networks around single calls: hooks, replaced functions, switches."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        self._before = {network: [_Before(module) for module in network.modules()] for network in networks}
+
+    def changed(self, network: Any) -> bool:
+        """Whether something of them is not what it was."""
+        return any(module.changed() for module in self._before.get(network, ()))
 
 
-def _of_module(module: nn.Module) -> Hashable:
-    attributes = vars(module)
-    hooks = (tuple(attributes.get(name, ())) for name in ("_forward_hooks", "_forward_pre_hooks"))
-    plain: Sequence[tuple[str, Any]] = [
+class _Before:
+    """What a module held."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._now: dict[str, Any] = vars(module)
+        self._held = self._now.copy()
+        self._tables = [(self._now[name], dict(self._now[name])) for name in _TABLES]
+
+    def changed(self) -> bool:
+        for now, before in self._tables:  # without `any`, which takes as long again: it is asked at every call
+            if now.keys() != before.keys():
+                return True
+        if all(map(operator.is_, self._now.values(), self._held.values())) and len(self._now) == len(self._held):
+            return False
+        return _plain(self._now) != _plain(self._held)
+
+
+def _plain(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
         (name, value if isinstance(value, _PLAIN) else id(value))
         for name, value in attributes.items()
         if isinstance(value, _PLAIN) or name in ("forward", "processor")
     ]
-    return (*hooks, *plain)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,13 +18,17 @@ from ...sampling.session import Session, no_room
 from ...schedulers.reader import state_key
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs
+from ...solvers.registry import SEQUENTIAL
+from ..kinds import KindOfLoop
 from ..merging.calls import MergedCalls
-from ..network_checks import Undo
-from ..takeover.inferred import Inference, Inferred
+from ..merging.rule import Call
+from ..network_checks import NO_CHECK, Undo
+from ..takeover.inferred import Inference
 from ..takeover.network import RecordedNetwork
-from ..takeover.verify import differs
+from ..takeover.roles import Inferred
+from ..takeover.verify import LEAKS, OWN_TURNS, Agreement, verified
 from .call_session import CallSession, refuse_other_shapes
-from .digests import hooks_of
+from .digests import Switches
 from .memory import LoopMemory
 from .placeholders import Placeholders
 from .proxies import SchedulerProxy
@@ -51,7 +56,7 @@ class Driver:
         memory: LoopMemory,
         networks: Sequence[nn.Module],
         generators: list[torch.Generator],
-        kind: Hashable | None,
+        kind: KindOfLoop | None,
         ready: Callable[[Session], None],
         waves: TakenOver | None,
         placeholders: Placeholders,
@@ -59,62 +64,77 @@ class Driver:
         self._samples, self._scheduler, self._turns, self._merged = samples, scheduler, turns, merged
         self._memory, self._networks, self._generators = memory, networks, generators
         self._ready, self._taken_over, self._placeholders = ready, waves, placeholders
-        steps = len(samples.timesteps)
-        self._key = None if kind is None else (kind, state_key(scheduler.inner), samples.start, steps)
+        self._key = None if kind is None else (kind, state_key(scheduler.inner), samples.start, len(samples.timesteps))
         self._known = None if self._key is None else memory.facts.get(self._key)
-        changed = () if isinstance(self._known, Facts) else networks  # what may call networks of an unknown kind
-        self._before = Undo(changed)
-        self._hooks: dict[Any, Hashable] = {network: hooks_of(network) for network in changed}
+        self._before = Undo(())
+        if not isinstance(self._known, Facts):
+            turns.watch = self._keep_networks
         self.seconds = 0.0  # that it took to find out how the loop works
-        self.verifying_calls = 0  # that compared a takeover with turns of the loop
+        self.check = NO_CHECK  # of a takeover, in this call
         self.reason: str | None = None  # why the loop makes its own turns, where its turns showed it
         self.x0: Tensor  # predicted in the only step
+        self._switches: Switches  # of the networks, as their first calls have left them
         self._passes: Passes
         self._rehearsal: Rehearsal
         self._facts: Facts
         self._rows: RowTurns
 
     @property
-    def will_take_over(self) -> bool:
-        """Whether the first turn is only to show its network calls."""
-        return self._may_take_over and isinstance(self._known, Facts) and not isinstance(self._known.takeover, str)
+    def begins_live(self) -> bool:
+        """Whether the first turn calls its network. Otherwise it is only to show its network calls."""
+        if not self._may_take_over or isinstance(self._known, str):
+            return True
+        if self._known is not None:
+            return not self._known.taken_over
+        # of a new loop it counts as a row to compare with, and shows what the network returns
+        return self._key is not None and self._key[0].loop not in self._memory.rehearsed
 
     @property
     def _may_take_over(self) -> bool:
-        return self._taken_over is not None and self._key is not None and len(self._samples.timesteps) > 1
+        return self._taken_over is not None and len(self._samples.timesteps) > 1
+
+    @property
+    def _in_order(self) -> bool:
+        """Whether rows are made one by one, as the loop makes its steps."""
+        options = self._samples.settings.planner.options
+        return options is not None and options.name == SEQUENTIAL
+
+    def _keep_networks(self, _call: Call) -> None:
+        """Before the first network call: the loop may have set something up on its networks."""
+        self._before, self._turns.watch = Undo(self._networks), lambda call: None
 
     def restore_networks(self) -> None:
-        """Give the networks back what they held before the loop: the stock loop follows."""
+        """Give the networks back what they held before the loop called them: the stock loop follows."""
         self._before.restore()
 
-    def script(self, first: Ran, options: dict[str, Any], dtype: torch.dtype | None) -> Script:
-        """The turns of a call after its first one.
-
-        options: of the scheduler's step. dtype: of the network's output, where the first turn was answered with probes;
-        None: its output is real.
-        """
-        samples, scheduler, steps = self._samples, self._scheduler, len(self._samples.timesteps)
-        x, m = first.x.clone(), first.m.to(dtype or first.m.dtype, copy=True)
+    def script(self, first: Ran, options: dict[str, Any]) -> Script:
+        """The turns of a call after its first one. options: of the scheduler's step."""
+        begun, samples, scheduler = time.perf_counter(), self._samples, self._scheduler
+        steps = len(samples.timesteps)
+        x, m = first.x.clone(), first.m.clone()
+        first = replace(first, x=x, m=m)
         refuse_other_shapes(m, x)
-        undo = Undo(() if isinstance(self._known, Facts) else self._networks)
+        changed = () if isinstance(self._known, Facts) else self._networks  # what may call networks of an unknown kind
+        undo, self._switches = Undo(changed), Switches(changed)
         table, generator = scheduler.table(options), options.get("generator")
         scheduler.keep_snapshots(samples.timesteps, options, x, m)
-        self._passes, self.x0 = Passes(steps), x
-        if samples.settings.plan_only:
-            samples.make(*samples.begin(table, generator, m, x, len(x)))
-            samples.stop(samples.state)
-            return x
+        self._passes, self.x0, self._facts = Passes(steps), x, Facts()
         self._rehearsal = Rehearsal(self._turns, self._passes, x, self._generators)
-        with self._timed():
-            yield from self._rehearse(table.part(samples.start, samples.start + steps))
-        noise, inputs = samples.begin(table, generator, m, x, len(x))
-        if (network := (yield from self._inferred(first, m, noise, inputs))) is not None:
-            undo.restore()
+        if steps > 1:
+            with self._timed():
+                yield from self._rehearse(table.part(samples.start, samples.start + steps))
+        inferred = self._to_take_over()
+        copies = 1 if inferred is None else inferred.copies
+        noise, inputs = samples.begin(table, generator, m, x, len(x) // copies)
+        if inferred is not None and (network := (yield from self._taken(inferred, first, noise, inputs))) is not None:
+            self._before.restore()
+            if first.turn.live:  # its network calls were none of the run
+                samples.started = begun
             self._exclude_own_time()
             assert self._taken_over is not None
-            self._taken_over.run(network, x.dtype)
-            return (yield from self._last_turn())
-        if dtype is not None or not first.turn.live:
+            self._taken_over.run(network)
+            return (yield from self._last_turn(copies))
+        if not first.turn.live:
             m = (yield from self._passes.turn(Turn(0, x, live=True))).m.clone()
         if steps == 1:
             self.x0 = samples.x0(m)
@@ -122,7 +142,7 @@ class Driver:
         self._rows.remember(x, m)
         planner = samples.settings.planner
         plan, _ = planner.choose(steps, noise.spread is not None)
-        measured = planner.measures and self._key is not None and steps > 1
+        measured = (planner.measures or samples.settings.plan_only) and self._key is not None and steps > 1
         if measured or not plan.is_sequential:
             with self._timed():
                 yield from self._look_at_networks(x, measured or plan.program().peak_rows > 1)
@@ -130,6 +150,9 @@ class Driver:
         self._exclude_own_time()
         pricing = (yield from self._price(noise, inputs, m)) if measured else None
         session = samples.make(noise, inputs, pricing=pricing)
+        if samples.settings.plan_only:
+            samples.stop(samples.state)
+            return x
         if (alone := self._rows.why_alone()) and planner.options is None:
             session.take_steps(f"rows of the network would be called one by one: {alone[0]}", tell=False)
         self._ready(session)
@@ -156,7 +179,7 @@ class Driver:
 
     def _exclude_own_time(self) -> None:
         if self._samples.started is not None:
-            self._samples.started += self.seconds
+            self._samples.started += self.seconds + self.check.seconds
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -166,46 +189,69 @@ class Driver:
         finally:
             self.seconds += time.perf_counter() - started
 
-    def _inferred(
-        self, first: Ran, m: Tensor, noise: NoiseTable, inputs: SolverInputs
-    ) -> Generator[Turn, Ran, RecordedNetwork | None]:
-        """The network calls of the first turn, to be repeated for rows; None if the loop makes its own turns."""
-        facts = self._facts
+    def _to_take_over(self) -> Inferred | None:
+        """How the loop calls its networks, if it is to be taken over."""
+        found = self._facts.takeover
         if not self._may_take_over:
-            return None
-        if isinstance(facts.takeover, str) or facts.copies:
-            self.reason = facts.takeover if isinstance(facts.takeover, str) else "it writes into its own tensors"
-            return None
+            self.reason = None if self._taken_over is None else "it has a single step"
+        elif isinstance(found, str):
+            self.reason = found
+        elif self._facts.copies:
+            self.reason = "it writes into its own tensors"
+        else:
+            return found
+        return None
+
+    def _taken(
+        self, inferred: Inferred, first: Ran, noise: NoiseTable, inputs: SolverInputs
+    ) -> Generator[Turn, Ran, RecordedNetwork | None]:
+        """The network calls of the loop, to be repeated for rows; None if it makes its own turns."""
         assert self._taken_over is not None
-        network = self._taken_over.network(facts.takeover.turn(first), noise, inputs, len(first.x))
-        if not first.turn.live:
-            with self._timed():
-                yield from self._compare(facts.takeover, first, noise)
-        if not facts.verified:
-            with self._timed():
-                differ = yield from differs(network, self._passes, first, m)
-            self.verifying_calls = 2 * len(first.calls)
-            if differ:
-                self.reason = facts.takeover = "its network calls, repeated for rows, give something else"
-                return None
-            facts.verified = True
-        return network
-
-    def _compare(self, known: Inferred, first: Ran, noise: NoiseTable) -> Generator[Turn, Ran, None]:
-        """Compare three turns of this call with what another call of its kind has shown.
-
-        The kind does not tell what tensors hold: a mask may be empty in one call only.
-        """
-        inference = Inference(noise.numbers["input_scale"], self._placeholders)
-        inference.look(first)
         try:
-            for step in {1, noise.num_steps - 1}:
-                inference.look((yield from self._passes.checked(Turn(step, self._rehearsal.probe(step)))))
-            if not inference.agrees_with(known):
-                raise StateChanged("The loop of this call does something else than in an earlier call of its kind.")
+            turns = yield from self._shown(inferred, first, noise)
         except StateChanged:
             self._memory.facts.pop(self._key, None)
             raise
+        network = self._taken_over.network(inferred, turns, noise, inputs)
+        reason = yield from self._compared(network, inferred, first)
+        if reason is None:
+            return network
+        if inferred.copies > 1 or not (self._in_order or reason.startswith(OWN_TURNS)):
+            raise UnsupportedPipeline(f"{reason[:1].upper()}{reason[1:]}. Run this call on the original pipeline.")
+        self.reason = self._facts.takeover = reason
+        return None
+
+    def _shown(self, inferred: Inferred, first: Ran, noise: NoiseTable) -> Generator[Turn, Ran, dict[int, Ran]]:
+        """Turns that show the network calls of this call, by step.
+
+        Raises StateChanged if they do not do what another call of the kind has shown.
+        """
+        agreement = Agreement(inferred, self._placeholders, noise.numbers["input_scale"])
+        turns, known = {0: first}, isinstance(self._known, Facts)
+        if not first.turn.live:
+            agreement.look(first)
+        # the last step comes last: the loop then goes on from it with the sample
+        for step in sorted({*inferred.shown_by, *([noise.num_steps - 1] if known else [])} - {0}):
+            turns[step] = yield from self._passes.checked(Turn(step, self._rehearsal.probe(step)))
+            agreement.look(turns[step])
+        if known and not agreement.holds():
+            raise StateChanged("The loop of this call does something else than in an earlier call of its kind.")
+        return turns
+
+    def _compared(self, network: RecordedNetwork, inferred: Inferred, first: Ran) -> Generator[Turn, Ran, str | None]:
+        """Why rows, made by repeated calls, are not what turns of the loop make; None: they are."""
+        assert self._taken_over is not None
+        planner, compared = self._samples.settings.planner, self._memory.compared
+        merged = planner.max_rows != 1 and not self._in_order
+        kind = self._taken_over.kind_of_check(network), merged, self._in_order
+        if kind not in compared:
+            undo = Undo(network.modules)
+            found = yield from verified(network, inferred, self._passes, first, merged=merged, in_order=self._in_order)
+            undo.restore()
+            if found is None:
+                return None
+            self.check = compared[kind] = found
+        return compared[kind].reason
 
     def _price(self, noise: NoiseTable, inputs: SolverInputs, m: Tensor) -> Generator[Turn, Ran, Pricing]:
         """The costs of this call, of which turns make the rows."""
@@ -238,7 +284,12 @@ class Driver:
         try:
             if known is None:
                 inference = Inference(noise.numbers["input_scale"], self._placeholders)
-                known, self._samples.arrivals = yield from self._rehearsal.run(self._hooks, inference)
+                loop = None if key is None else key[0].loop
+                known, self._samples.arrivals = yield from self._rehearsal.run(
+                    self._switches, inference, again=loop is not None and loop in self._memory.rehearsed
+                )
+                if loop is not None:
+                    self._memory.rehearsed[loop] = True
                 if key is not None:
                     self._memory.facts[key] = known
             else:
@@ -256,6 +307,8 @@ class Driver:
             yield from self._rows.look_at_networks(x, merge)
         except torch.OutOfMemoryError:
             raise UnsupportedPipeline(f"{no_room(2)}.") from None
+        if self.reason == LEAKS and self._rows.why_alone():
+            raise UnsupportedPipeline(f"{LEAKS[:1].upper()}{LEAKS[1:]}. Run this call on the original pipeline.")
 
     def _waves(self, session: Session, wave: Evaluate | None = None) -> Script:
         """Run all waves, from this one or from the first; return the samples."""
@@ -273,11 +326,11 @@ class Driver:
             samples.wave = session.next(m)
         return (yield from self._last_turn())
 
-    def _last_turn(self) -> Script:
-        """What the loop does after its last step, on the samples."""
+    def _last_turn(self, copies: int = 1) -> Script:
+        """What the loop does after its last step, on the samples. copies: of these that it keeps."""
         run, last = self._samples.run, self._passes.steps - 1
         assert run.sample is not None
-        sample = run.sample.to(self._scheduler.dtype)
+        sample = torch.cat([run.sample.to(self._scheduler.dtype)] * copies)
         midway = run.plan.is_sequential and run.stopped  # the state of another step
         if self._passes.last != last and not midway:
             yield Turn(last, sample)

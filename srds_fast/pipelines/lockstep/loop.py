@@ -5,17 +5,17 @@ A call runs on a shallow copy of the pipe, in which proxies replace the schedule
 that turn's step and timestep. Prompt encoding, guidance and decoding are the pipe's own code. No object of the user is
 changed.
 
-With a `RecordedTurn` the loop turns only once: its network calls are recorded, and the session repeats them for the
-rows of all waves. If the guidance in that turn is not linear, or nothing is known of the loop, it is rehearsed. If its
-turns allow it, the calls of one turn are then repeated, see `takeover.inferred`; otherwise the loop itself makes the
-turns of the rows of each wave, see `driver` and `rows`.
+The first call of a kind rehearses the loop. If its turns allow it, the session repeats the network calls of a few of
+them for the rows of all waves, see `takeover.inferred`; otherwise the loop itself makes the turns of the rows of each
+wave, see `driver` and `rows`.
 """
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, replace
 from typing import Any
 
 import torch
@@ -27,12 +27,11 @@ from ...engine.run import Run
 from ...engine.streams import has_two_lanes
 from ...sampling.session import Session
 from ...telemetry.report import Report
+from ..kinds import KindOfLoop
 from ..merging.calls import MergedCalls
 from ..merging.rule import Call
-from ..network_checks import Checked
-from ..networks import Loop, NetworkCall, named_arguments, network_family
+from ..network_checks import NO_CHECK
 from ..takeover.network import network_calls
-from ..takeover.turn import RecordedTurn
 from .call_session import CallSession, CallSettings
 from .driver import Driver
 from .joint import JointSteps
@@ -48,30 +47,26 @@ class LockstepLoop:
     """State of one call, as the proxies see it."""
 
     original_scheduler: InitVar[Any]  # it is copied
-    loop: Loop  # as far as it is known
     settings: CallSettings
     networks: Sequence[nn.Module]  # those that the loop calls
-    recorded: RecordedTurn | None  # records the first turn for takeover; None: the loop makes turns for all rows
-    drive_reason: str | None  # why it does
+    drive_reason: str | None  # why the loop makes its own turns; None: it is taken over, if its turns allow it
     engine_reason: str | None  # why it runs eagerly
     replacements: Mapping[nn.Module, Callable[..., Any]]  # maps a network to the callable to use instead
     memory: LoopMemory  # of earlier calls
-    kind: Hashable | None  # everything the loop depends on beyond its scheduler; None: remember nothing
+    kind: KindOfLoop | None  # everything the loop depends on beyond its scheduler; None: remember nothing
     generators: list[torch.Generator]  # all that the loop may draw from
-    may_take_over: bool  # whether a loop that was not read by hand is taken over, if its rehearsal allows it
-    checked: dict[Hashable, Checked] = field(default_factory=dict)  # networks, by kind of call; it is extended
 
     def __post_init__(self, original_scheduler: Any) -> None:
         self.scheduler = SchedulerProxy(copy_scheduler(original_scheduler), self)
         self.samples = CallSession(self.settings)
         self.joint = JointSteps()
         self.progress: Callable[[], None] = lambda: None  # shows the final steps on the pipe's progress bar
-        self._placeholders = Placeholders(self.memory.outputs, self._make)
+        make_own = functools.partial(self._make, own=True)
+        self._placeholders = Placeholders(self.memory.outputs, make_own)
         self._merged = MergedCalls(self.memory.rules, self._make)
-        self._turns = LoopTurns(self._placeholders, self._make, self.scheduler.look_before)
-        self._waves = TakenOver(self.samples, self.replacements, self.checked, lambda: self.progress())
+        self._turns = LoopTurns(self._placeholders, make_own, self.scheduler.look_before)
+        self._waves = TakenOver(self.samples, self.replacements, lambda: self.progress())
         self._driver: Driver | None = None
-        self._options: dict[str, Any] = {}  # of the first step
         self._graphed: GraphedCalls | None = None
 
     @property
@@ -106,12 +101,23 @@ class LockstepLoop:
         if self.session is None:
             telemetry.phase("trace")
             self.samples.start, self.samples.timesteps = start, timesteps
-            if self.recorded is None:
-                self._make_driver()
+            self._driver = Driver(
+                self.samples,
+                self.scheduler,
+                self._turns,
+                self._merged,
+                self.memory,
+                self.networks,
+                self.generators,
+                self.kind,
+                self._graph_network_calls,
+                self._waves if self.drive_reason is None else None,
+                self._placeholders,
+            )
 
     def begin(self, step: int) -> int:
         """The turn of a step begins; returns the number of turns before it."""
-        self._turns.begin(step, live=self._driver is None or not self._driver.will_take_over)
+        self._turns.begin(step, live=self._driver is None or self._driver.begins_live)
         return self._turns.done
 
     def leave(self) -> None:
@@ -133,19 +139,7 @@ class LockstepLoop:
         """A network call of the pipeline."""
         if self._turns.under_way and self.samples.started is None:
             self.samples.started = time.perf_counter()
-        if self._turns.under_way and self.recorded is not None and self.session is None:
-            family = network_family(call.network)
-            if family is not None:
-                arguments = named_arguments(call.network, call.args, call.kwargs)
-                named = NetworkCall(call.network, family, arguments, len(call.args))  # type: ignore[arg-type]
-                if (probe := self.recorded.record(named)) is not None:
-                    return probe
         return self._turns.call(call)
-
-    def scales_input(self) -> None:
-        """The loop asks its scheduler to scale the network's input."""
-        if self.recorded is not None and self._turns.under_way:
-            self.recorded.scaled = True
 
     def step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
         """Take the guided output of a turn; return the state for the next turn, or the samples.
@@ -153,16 +147,9 @@ class LockstepLoop:
         A second entry is the predicted x0, which a loop with a single step may read.
         """
         step = self.next_step
-        if self._turns.done == 0:
-            self._options = options
-            if self.joint.count > 1 and (self.settings.keep_states or self.settings.observer is not None):
-                raise refused("it steps several states at once, where a callback or a preview expects one")
-            if self.recorded is not None and self.recorded.calls:
-                found = self._take_over(self.recorded, m, x)
-                if found is not None:
-                    self._turns.end()
-                    return found
-        sample = self._turns.step(m, x, self._script)
+        if self.joint.count > 1 and (self.settings.keep_states or self.settings.observer is not None):
+            raise refused("it steps several states at once, where a callback or a preview expects one")
+        sample = self._turns.step(m, x, lambda first: self._script(first, options))
         if step is not None:
             self.scheduler.look_before(step + 1)  # what the loop asks after its step
         if self.next_step is None:
@@ -172,61 +159,20 @@ class LockstepLoop:
         assert self._driver is not None
         return sample, self._driver.x0.to(sample.dtype)
 
-    def _make(self, call: Call) -> Any:
-        """Make a network call now."""
-        network = self.replacements.get(call.network, call.network)  # type: ignore[call-overload]
+    def _make(self, call: Call, own: bool = False) -> Any:
+        """Make a network call now. own: of a turn; before the waves it shows what the network itself does."""
+        network = call.network
+        if not own or self.session is not None:  # code is compiled for waves alone
+            network = self.replacements.get(network, network)  # type: ignore[call-overload]
         wave = self.samples.wave
         with telemetry.span("network", "network", 1 if wave is None else len(wave.positions)):
             return network(*call.args, **call.kwargs)
 
-    # takeover
-
-    def _take_over(self, recorded: RecordedTurn, m: Tensor, x: Tensor) -> tuple[Tensor, ...] | None:
-        """Run all waves with the calls of the recorded turn; None if that is impossible."""
-        samples, table, batch = self.samples, self.scheduler.table(self._options), len(x) // self.loop.copies
-        if m.shape == x.shape:
-            recorded.drive_reason = recorded.read_guidance(m[:batch], x[:batch])
-        if self.loop.overwrites and bool((table.input_scale != 1).any()):
-            recorded.drive_reason = "its loop overwrites its latents with what the scheduler scales for the network"
-        if m.shape != x.shape or recorded.drive_reason is not None:
-            return None
-        # noise is drawn in the dtype of the network's output
-        m = m.to(recorded.calls[0].states.dtype)
-        noise, inputs = samples.begin(table, self._options.get("generator"), m, x, batch)
-        x0 = self._waves.run(self._waves.network(recorded, noise, inputs, batch), x.dtype)
-        assert self.run.sample is not None
-        return self._in_loop(self.run.sample, x.dtype), self._in_loop(x0, x.dtype)
-
-    def _in_loop(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
-        """The samples in the form that the loop expects."""
-        copies = self.loop.copies
-        return torch.cat([sample.to(dtype)] * copies) if copies > 1 else sample.to(dtype)
-
     # turns for the rows of waves
 
-    def _make_driver(self) -> Driver:
-        self._driver = Driver(
-            self.samples,
-            self.scheduler,
-            self._turns,
-            self._merged,
-            self.memory,
-            self.networks,
-            self.generators,
-            self.kind,
-            self._graph_network_calls,
-            self._waves if self.may_take_over else None,
-            self._placeholders,
-        )
-        return self._driver
-
-    def _script(self, first: Ran) -> Script:
-        driver, dtype = self._driver or self._make_driver(), None
-        if self.recorded is not None:
-            self.drive_reason = self.recorded.drive_reason
-            if self.recorded.calls:  # they were answered with probes, in float64
-                dtype = self.recorded.calls[0].states.dtype
-        return driver.script(first, self._options, dtype)
+    def _script(self, first: Ran, options: dict[str, Any]) -> Script:
+        assert self._driver is not None
+        return self._driver.script(first, options)
 
     def _graph_network_calls(self, session: Session) -> None:
         """Replay the network calls of the loop's turns from graphs; those of new widths are recorded."""
@@ -243,7 +189,12 @@ class LockstepLoop:
             network: graphed.through(self.replacements.get(network, network), id(network)) for network in self.networks
         }
         engine.name = graphed.graphs.name
-        engine.reason = f"the loop is driven: {self.drive_reason}"
+        engine.reason = f"the loop is driven: {self._why_turns}"
+
+    @property
+    def _why_turns(self) -> str | None:
+        """Why the loop makes its own turns."""
+        return self.drive_reason if self._driver is None or self._driver.reason is None else self._driver.reason
 
     def interrupt(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
         """A callback ends the call early with this sample; returns it in the form that the loop expects."""
@@ -286,18 +237,16 @@ class LockstepLoop:
             why = "a graph of the network holds all rows of a wave" if taken_over else "the loop is driven"
             left_out = [*left_out, f"overlap='streams' was left out: {why}"]
         left_out = [*left_out, *(f"rows are called one by one: {reason}" for reason in self._merged.reasons())]
-        if self._driver is not None and self._driver.reason is not None:
-            self.drive_reason = self._driver.reason
-        report = self.session.report(None if taken_over else self.drive_reason, self.engine_reason, left_out)
+        report = self.session.report(None if taken_over else self._why_turns, self.engine_reason, left_out)
         return replace(report, **self.beside_the_waves())
 
     def beside_the_waves(self) -> dict[str, Any]:
         """Fields of the report: what it took to find out how the loop and its networks work."""
-        verifying = 0 if self._driver is None else self._driver.verifying_calls
+        check = NO_CHECK if self._driver is None else self._driver.check
         return {
-            "check_calls": self._waves.check.calls,
-            "check_seconds": self._waves.check.seconds,
-            "rehearsal_calls": self._placeholders.network_calls + self._merged.search_calls + verifying,
+            "check_calls": check.calls,
+            "check_seconds": check.seconds,
+            "rehearsal_calls": self._placeholders.network_calls + self._merged.search_calls,
             "rehearsal_seconds": 0.0 if self._driver is None else self._driver.seconds,
         }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..merging.search import Found
+from ..network_checks import Checked
 from .rehearsal import Facts
 
 MOST_KEPT = 256
@@ -27,13 +28,16 @@ class LoopMemory:
     """Facts of rehearsals, or why there are none, by kind of call; the others by kind of network call.
 
     outputs: what calls return. rules: how they are merged. checked: why their network is no function of its arguments.
+    rehearsed: loops, by `KindOfLoop.loop`. compared: what rows gave beside turns, by `TakenOver.kind_of_check`.
     """
 
     facts: Recent[Facts | str] = field(default_factory=Recent)
     outputs: Recent[Any] = field(default_factory=Recent)
     rules: Recent[Found] = field(default_factory=Recent)
     checked: Recent[str | None] = field(default_factory=Recent)
+    rehearsed: Recent[bool] = field(default_factory=Recent)
+    compared: Recent[Checked] = field(default_factory=Recent)
 
     def clear(self) -> None:
-        for each in (self.facts, self.outputs, self.rules, self.checked):
+        for each in vars(self).values():
             each.clear()

@@ -41,8 +41,6 @@ class SchedulerProxy:
     def __getattr__(self, name: str) -> Any:
         if name == "inner":  # not set yet while this object is being copied
             raise AttributeError(name)
-        if name == "scale_model_input":
-            self._lockstep.scales_input()
         return getattr(self.inner, name)
 
     def __setattr__(self, name: str, value: Any) -> None:

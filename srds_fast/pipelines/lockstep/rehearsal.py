@@ -12,22 +12,23 @@ No network is called, except for one call of each kind, to learn what it returns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...errors import UnsupportedPipeline
 from ..merging.rule import Call, kind_of, same
-from ..takeover.inferred import Inference, Inferred
+from ..takeover.inferred import Inference
+from ..takeover.roles import Inferred
 from .constraint import Arrival, Probes, arrival
-from .digests import Digests, hooks_of
+from .digests import Digests, Switches
 from .turns import LoopTurns, Ran, Turn, refused
 
 # that are made in another order; a loop of few steps makes them several times
-FEWEST_TURNS = 16
+FEWEST_TURNS, FEW_TURNS = 16, 4
 
 Needs = tuple[frozenset[int], ...]  # by call of a turn: the calls whose answers its arguments depend on
 
@@ -56,7 +57,10 @@ class Facts:
     replaces: bool = False
     copies: bool = False
     takeover: Inferred | str = "its loop was not looked at"  # or why it is not taken over, a clause
-    verified: bool = False  # a takeover gave what turns of the loop gave
+
+    @property
+    def taken_over(self) -> bool:
+        return not isinstance(self.takeover, str) and not self.copies
 
 
 @dataclass
@@ -123,24 +127,26 @@ class Rehearsal:
         self.seconds = 0.0
 
     def run(
-        self, hooks: Mapping[Any, Hashable], inference: Inference
+        self, switches: Switches, inference: Inference, *, again: bool
     ) -> Generator[Turn, Ran, tuple[Facts, list[Arrival]]]:
-        """All passes; returns what they found. hooks: by network, as they were before the loop."""
+        """All passes; returns what they found.
+
+        switches: of the networks, as they were before the loop. again: the loop was rehearsed with other arguments.
+        """
 
         changed = dict[str, None]()
 
         def look(call: Call) -> None:
             # not refused here: the loop may put the network back after the call
-            network: Any = call.network
-            if network in hooks and hooks[network] != hooks_of(network):
+            if switches.changed(call.network):
                 changed[type(call.network).__name__] = None
 
         states = [each.get_state() for each in self._generators]
         self._turns.watch = look
         self._look = inference.look
         found = yield from self._in_order(0)
-        for number in range(len(found.digests[0]) - 1):  # other answers: guidance may look like a weighted sum once
-            inference.look((yield from self._turn(Turn(0, self._probe(0, 0), changed=number))))
+        for step, number in inference.to_repeat():
+            inference.look((yield from self._turn(Turn(step, self._probe(step, 1), changed=number))))
         self._look = lambda ran: None
         self._turns.watch = lambda call: None
         if changed:
@@ -150,7 +156,7 @@ class Rehearsal:
         if facts.replaces:
             self._passes.ordered = True
             arrivals = yield from self._arrivals(found)
-        for step in self._other_order():
+        for step in self._other_order(again):
             ran = yield from self._turn(Turn(step, self._probe(step, 0)))
             self._compare(step, found.digests[step], self._digests.of(ran))
         for kinds, steps in found.turns.items():
@@ -185,9 +191,15 @@ class Rehearsal:
         """In the loop's own order, from the second step; a state arrives at the end before the first step's turn."""
         return [*range(1, self._passes.steps), 0]
 
-    def _other_order(self) -> Iterator[int]:
-        """All steps, each at least once and most of them in another order: no counter has so irregular a period."""
+    def _other_order(self, again: bool) -> Iterator[int]:
+        """All steps, each at least once and most of them in another order: no counter has so irregular a period.
+
+        again: a few of them, as the loop had no counter before; momentum shows in each.
+        """
         draw = torch.Generator().manual_seed(0)
+        if again:
+            yield from torch.randperm(self._passes.steps, generator=draw)[:FEW_TURNS].tolist()
+            return
         for _ in range(-(-FEWEST_TURNS // self._passes.steps)):
             yield from torch.randperm(self._passes.steps, generator=draw).tolist()
 

@@ -37,7 +37,7 @@ class Call:
         leaves, spec = self.flat
         # bound methods are made anew each time they are looked up
         owner = weakref.ref(getattr(self.network, "__self__", self.network))
-        return owner, str(spec), tuple(map(_kind_of_leaf, leaves))
+        return owner, spec, tuple(map(_kind_of_leaf, leaves))
 
     def tensors(self) -> Iterator[Tensor]:
         """The tensors among its arguments."""

@@ -1,1 +1,1 @@
-"""Takeover: one turn of the pipeline's loop is recorded, then our own loop runs all waves."""
+"""Takeover: the network calls of a few turns of the pipeline's loop are repeated by a loop of our own, in waves."""

@@ -23,12 +23,16 @@ from ..sampling.session import no_room
 from ..solvers.registry import check_warm_start_method
 from . import acceleration
 from .families import Family, family_of
+from .guiders import own_guiders
 from .kinds import kind_of_loop
 from .lockstep.call_session import CallSettings
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
 from .lockstep.own_enumerate import with_own_enumerate
 from .lockstep.proxies import copy_with_proxies
+from .modular.arguments import is_modular
+from .modular.blocks import driven, without_progress_bar, without_proxies
+from .modular.errors_log import held_back
 from .networks import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .state import OWN_ARGUMENTS, RandomState, bind
@@ -146,7 +150,9 @@ def _run_call(
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
         acceleration.applied(networks, state.network_options, fast._execution_device) as made,
+        held_back() if is_modular(fast) else nullcontext(),
     ):
+        parts = {**tokenizers, **own_guiders(fast), **(without_progress_bar(fast) if state.quiet else {})}
         for left_out in made.reasons:
             warn_left_out(fast, left_out)
         if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
@@ -154,14 +160,14 @@ def _run_call(
         lockstep = _lockstep(fast, loop, arguments, networks, warming, observer, made.replacements, random, **own)
         lockstep.settings.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
         if kind is not None:
-            lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, tokenizers, random).seconds
-        proxied = copy_with_proxies(fast, cls, lockstep, tokenizers)
+            lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, parts, random).seconds
+        proxied = copy_with_proxies(fast, cls, lockstep, parts)
+        if is_modular(fast):
+            proxied._blocks = driven(proxied._blocks, lockstep)
         # a callback sets the attribute of the copy, other threads set that of the original
         lockstep.settings.interrupted = lambda: bool(
             getattr(proxied, "_interrupt", False) or vars(fast).get("_interrupt")
         )
-        if state.quiet:
-            vars(proxied)["_progress_bar_config"] = {"disable": True}
         callback, given = None, (args, kwargs)
         if (function := arguments.get("callback_on_step_end")) is not None:
             callback = StepCallback(function, lockstep)
@@ -176,7 +182,7 @@ def _run_call(
             output = with_own_enumerate(cls.__call__)(proxied, *given[0], **given[1])
             if not lockstep.finished:
                 raise UnsupportedPipeline("Its loop ended before its last step, or was not found.")
-            return output
+            return without_proxies(output) if is_modular(fast) else output
         except Exception as why:
             # a callback or a stream has already seen results of this call: it cannot start again
             seen = observer is not None or (callback is not None and callback.notified)

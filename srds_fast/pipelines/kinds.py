@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .modular.arguments import is_modular
 from .networks import Arguments
 
 _UNKNOWN = object()
@@ -26,6 +27,8 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> Hashable | None:
     cls = type(pipe.original)
     code = getattr(inspect.unwrap(cls.__call__), "__code__", None)
     parts = [(name, _of_part(part)) for name, part in vars(pipe).items() if name[0] != "_" and name != "scheduler"]
+    if is_modular(pipe):
+        parts += [("blocks", _of_blocks(pipe._blocks)), ("config", _of_settings(pipe.config))]
     given = [
         (name, _of_value(value, by_value="prompt" not in name))
         for name, value in arguments.items()
@@ -43,13 +46,24 @@ def _of_part(part: Any) -> Hashable:
     if found is not _UNKNOWN:
         return found
     # guiders and processors: their settings
-    settings = getattr(part, "__dict__", {})
-    return type(part), tuple((name, _of_setting(value)) for name, value in settings.items())
+    return type(part), _of_settings(getattr(part, "__dict__", {}))
+
+
+def _of_settings(settings: Mapping[str, Any]) -> Hashable:
+    return tuple((name, _of_setting(value)) for name, value in settings.items())
 
 
 def _of_setting(value: Any) -> Hashable:
     found = _of_value(value)
     return (type(value), id(value)) if found is _UNKNOWN else found
+
+
+def _of_blocks(block: Any) -> Hashable:
+    """Class, code and settings of a modular pipeline's block, and of those in it."""
+    settings = {name: value for name, value in vars(block).items() if name not in ("sub_blocks", "_progress_bar_config")}
+    code = getattr(inspect.unwrap(type(block).__call__), "__code__", None)
+    inner = tuple((name, _of_blocks(each)) for name, each in (block.sub_blocks or {}).items())
+    return type(block), code, _of_settings(settings), inner
 
 
 def _of_value(value: Any, by_value: bool = True) -> Hashable:

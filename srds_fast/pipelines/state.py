@@ -20,6 +20,7 @@ from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .lockstep.memory import LoopMemory
+from .modular.arguments import bind_modular, is_modular
 from .network_checks import Checked
 from .networks import Arguments
 from .tokenizers import TokenizerPool
@@ -75,10 +76,13 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     InvalidArgument: num_inference_steps is out of range. TypeError: the arguments do not fit the pipeline's signature.
     """
     pipe_kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
-    bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **pipe_kwargs)
-    bound.apply_defaults()
-    arguments: Arguments = dict(bound.arguments)
-    arguments |= arguments.pop("kwargs", {})
+    if is_modular(fast.original):
+        arguments = bind_modular(fast.original, args, pipe_kwargs)
+    else:
+        bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **pipe_kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        arguments |= arguments.pop("kwargs", {})
     if isinstance(steps := arguments.get("num_inference_steps"), int):
         check_whole("num_inference_steps", steps, 1, MOST_STEPS)
     return arguments

@@ -21,7 +21,9 @@ from ..sampling.trials import TurnClock
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .compiled import AUTO
+from .guiders import own_guiders
 from .lockstep.proxies import copy_scheduler
+from .modular.blocks import without_progress_bar
 from .networks import Arguments
 from .notices import warn_fallback
 from .state import RandomState, State, steps_of, undecoded
@@ -62,7 +64,7 @@ def chosen_stock_call(
     if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
         vars(fast)["_interrupt"] = False
     with fast._srds.tokenizers.borrow(fast) as tokenizers:
-        twin = _twin(fast, tokenizers, interrupt)
+        twin = _twin(fast, {**tokenizers, **own_guiders(fast)}, interrupt)
         return _called(fast, twin, args, kwargs, arguments, plan_reason=chosen.why, plan_state=chosen.state)
 
 
@@ -110,7 +112,7 @@ class TimedStockLoop:
     def seconds(self, turns: int) -> float:
         """Seconds of all turns of the loop, by its first ones. No random generator advances."""
         clock = TurnClock(turns, self.fast.device)
-        twin = _twin(self.fast, {**self.parts, "_progress_bar_config": {"disable": True}}, clock.turned)
+        twin = _twin(self.fast, {**self.parts, **without_progress_bar(self.fast)}, clock.turned)
         call = type(twin).__call__
         bound = inspect.signature(call).bind(twin, *self.args, **self.kwargs)
         bound.arguments.update(undecoded(self.fast))

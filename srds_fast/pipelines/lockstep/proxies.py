@@ -277,9 +277,11 @@ def copy_with_proxies(pipe: Any, cls: Any, lockstep: Any, parts: dict[str, Any])
             **parts,
             **networks,
             "scheduler": lockstep.scheduler,
-            "progress_bar": ProgressProxy(functools.partial(cls.progress_bar, twin), lockstep),
-            # offloading hooks belong to the networks, not to their proxies
-            "maybe_free_model_hooks": functools.partial(cls.maybe_free_model_hooks, pipe),
         }
     )
+    if hasattr(cls, "progress_bar"):  # the blocks of a modular pipeline have it instead
+        vars(twin)["progress_bar"] = ProgressProxy(functools.partial(cls.progress_bar, twin), lockstep)
+    if hasattr(cls, "maybe_free_model_hooks"):
+        # offloading hooks belong to the networks, not to their proxies
+        vars(twin)["maybe_free_model_hooks"] = functools.partial(cls.maybe_free_model_hooks, pipe)
     return twin

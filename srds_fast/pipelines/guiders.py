@@ -1,0 +1,32 @@
+"""Guiders: components that combine the outputs of a network's calls, and count the steps of the loop meanwhile."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from .lockstep.proxies import NetworkProxy
+
+
+def own_guiders(pipe: Any) -> dict[str, Any]:
+    """The pipe's guiders by component name, as copies for one call: a loop writes its step into them."""
+    return {name: _own(part) for name, part in vars(pipe).items() if _is_guider(part)}
+
+
+def _is_guider(part: Any) -> bool:
+    return any(cls.__name__ == "BaseGuidance" for cls in type(part).__mro__)
+
+
+def _own(guider: Any) -> Any:
+    twin = copy.deepcopy(guider)
+    # they look for the layers to put hooks on
+    for name in ("prepare_models", "cleanup_models"):
+        if hasattr(twin, name):
+            setattr(twin, name, functools.partial(_on_network, getattr(twin, name)))
+    return twin
+
+
+def _on_network(function: Callable[[Any], None], network: Any) -> None:
+    function(network.network if type(network) is NetworkProxy else network)

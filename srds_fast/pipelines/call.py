@@ -67,9 +67,14 @@ def stock_reason(fast: Any, family: Family, arguments: Arguments) -> str | None:
     """Why this call must run on the stock loop, or None."""
     if arguments.get("callback") is not None:
         return "callback was given, which sees every step's latents: pass it as callback_on_step_end"
+    if arguments.get("callback_on_step_end") is not None and is_modular(fast):
+        return "callback_on_step_end was given, which diffusers' own blocks of a modular pipeline do not call"
     if arguments.get("callback_on_step_end") is not None and fast._srds.planner.settings.max_iterations == 0:
         return "callback_on_step_end was given and max_iterations=0: no fine step is computed, so it is never called"
-    for name in family.loop(fast, {"guidance_scale": 0.0} | arguments).networks:
+    names = family.loop(fast, {"guidance_scale": 0.0} | arguments).networks
+    if not names:
+        return "it has no network: its loop has nothing to call"
+    for name in names:
         network = getattr(fast, name)
         keeps_state = any(getattr(hook, "_is_stateful", False) for hook in _hooks(network))
         if getattr(network, "is_cache_enabled", False) or keeps_state:

@@ -91,7 +91,7 @@ class FastPipeline:
         refuse_stock_loop(stock_reason(self, family_of(self._srds.original), arguments))
         scheduler = self.scheduler  # type: ignore[attr-defined]
         stochastic = adds_noise(scheduler, arguments.get("eta"))
-        plan, _ = self._srds.planner.choose(turns_of(scheduler, arguments), stochastic)
+        plan, _ = self._srds.planner.choose(turns_of(self, arguments), stochastic)
         return plan
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Refinement]:

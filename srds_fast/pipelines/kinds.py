@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from numbers import Number
 from typing import Any
 
@@ -49,13 +49,21 @@ def _of_part(part: Any) -> Hashable:
     return type(part), _of_settings(getattr(part, "__dict__", {}))
 
 
-def _of_settings(settings: Mapping[str, Any]) -> Hashable:
-    return tuple((name, _of_setting(value)) for name, value in settings.items())
+def _of_settings(settings: Mapping[str, Any], of_unknown: Callable[[Any], Hashable] | None = None) -> Hashable:
+    found = {name: _of_value(value) for name, value in settings.items()}
+    return tuple(
+        (name, (of_unknown or _of_object)(settings[name]) if kind is _UNKNOWN else kind) for name, kind in found.items()
+    )
 
 
-def _of_setting(value: Any) -> Hashable:
-    found = _of_value(value)
-    return (type(value), id(value)) if found is _UNKNOWN else found
+def _of_object(value: Any) -> Hashable:
+    """A setting that is an object: by its own settings, as each stock call of a guider may make another momentum."""
+    held = getattr(value, "__dict__", None)
+    return _identity(value) if callable(value) or held is None else (type(value), _of_settings(held, _identity))
+
+
+def _identity(value: Any) -> Hashable:
+    return type(value), id(value)
 
 
 def _of_blocks(block: Any) -> Hashable:

@@ -20,7 +20,7 @@ from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .lockstep.memory import LoopMemory
-from .modular.arguments import bind_modular, is_modular
+from .modular.arguments import bind_modular, is_modular, with_defaults
 from .network_checks import Checked
 from .networks import Arguments
 from .tokenizers import TokenizerPool
@@ -88,8 +88,10 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     return arguments
 
 
-def steps_of(arguments: Arguments) -> int:
+def steps_of(fast: Any, arguments: Arguments) -> int:
     """Number of steps in the loop, from the arguments alone: `denoising_start` and `_end` also need the scheduler."""
+    if is_modular(fast.original):
+        arguments = with_defaults(fast.original, arguments)
     given = arguments.get("timesteps")
     given = arguments.get("sigmas") if given is None else given
     steps = int(arguments["num_inference_steps"] if given is None else len(given))
@@ -98,10 +100,10 @@ def steps_of(arguments: Arguments) -> int:
     return steps
 
 
-def turns_of(scheduler: Any, arguments: Arguments) -> int:
+def turns_of(fast: Any, arguments: Arguments) -> int:
     """Number of turns of the loop: schedulers of second order, as Heun, take two a step, but for the last step."""
-    order: int = scheduler.order
-    return order * (steps_of(arguments) - 1) + 1
+    order: int = fast.scheduler.order
+    return order * (steps_of(fast, arguments) - 1) + 1
 
 
 def undecoded(fast: Any) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _called(
     telemetry.phase("stock")
     started = time.perf_counter()
     output = type(pipe).__call__(pipe, *args, **kwargs)
-    fast._srds.last.report = stock_report(steps_of(arguments), time.perf_counter() - started, **reported)
+    fast._srds.last.report = stock_report(steps_of(fast, arguments), time.perf_counter() - started, **reported)
     return output
 
 

@@ -1,4 +1,4 @@
-"""The arguments of a call of a modular pipeline: those of the blocks that the call will run."""
+"""The arguments of a call of a modular pipeline: inputs of its blocks."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ def is_modular(pipe: Any) -> bool:
 
 
 def bind_modular(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """The inputs of the blocks by name: what the call gives, what its `state` holds, and defaults.
+    """The inputs by name that the call gives or its `state` holds, without defaults.
 
-    Which blocks run depends on the inputs, and so do the defaults: image-to-image has a strength, text-to-image none.
     TypeError: the arguments do not fit the signature of a modular pipeline.
     """
     call = inspect.signature(type(pipe).__call__).bind(pipe, *args, **kwargs).arguments
-    given: Arguments = dict(call.get("kwargs", {}))
-    blocks: Any = pipe._blocks
-    groups = {each.kwargs_type for each in blocks.inputs if each.kwargs_type is not None}
-    for group in groups & given.keys():  # several inputs in one dictionary
-        given |= given.pop(group)
     state = call.get("state")
-    given = ({} if state is None else state.values) | given
-    given = {name: value for name, value in given.items() if value is not None}  # None stands for the default
-    defaults = {each.name: each.default for each in _that_run(blocks, given).inputs if each.name is not None}
-    arguments = defaults | given
-    if arguments.get("num_inference_steps") is None and arguments.get("timesteps") is None:
-        # no block of it sets the number of steps: the loop takes the timesteps that the scheduler has
-        arguments["num_inference_steps"] = len(pipe.scheduler.timesteps)
-    return arguments
+    arguments: Arguments = dict(call.get("kwargs", {}))
+    return arguments if state is None else state.values | arguments
 
 
-def _that_run(blocks: Any, given: Arguments) -> Any:
+def with_defaults(pipe: Any, arguments: Arguments) -> Arguments:
+    """The arguments with the defaults of the blocks that such a call runs.
+
+    Which blocks these are depends on the arguments: image-to-image has a strength, text-to-image none. To find them
+    takes some ten milliseconds.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}  # None stands for the default
+    blocks: Any = pipe._blocks
     try:
-        return blocks.get_execution_blocks(**given) or blocks
+        blocks = blocks.get_execution_blocks(**given) or blocks
     except NotImplementedError:  # a single block
-        return blocks
+        pass
+    found = {each.name: each.default for each in blocks.inputs if each.name is not None} | given
+    if found.get("num_inference_steps") is None:  # its loop takes the timesteps that the scheduler has
+        found["num_inference_steps"] = len(pipe.scheduler.timesteps)
+    return found

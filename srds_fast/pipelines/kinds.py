@@ -68,7 +68,8 @@ def _identity(value: Any) -> Hashable:
 
 def _of_blocks(block: Any) -> Hashable:
     """Class, code and settings of a modular pipeline's block, and of those in it."""
-    settings = {name: value for name, value in vars(block).items() if name not in ("sub_blocks", "_progress_bar_config")}
+    beside = ("sub_blocks", "_progress_bar_config")
+    settings = {name: value for name, value in vars(block).items() if name not in beside}
     code = getattr(inspect.unwrap(type(block).__call__), "__code__", None)
     inner = tuple((name, _of_blocks(each)) for name, each in (block.sub_blocks or {}).items())
     return type(block), code, _of_settings(settings), inner

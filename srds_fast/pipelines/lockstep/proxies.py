@@ -211,7 +211,7 @@ class NetworkProxy(nn.Module):
         """The network's own class: pipelines use isinstance to tell one ControlNet from several."""
         return type(self.__dict__["_modules"]["network"])
 
-    @property
+    @property  # type: ignore[override]
     def forward(self) -> Callable[..., Any]:
         """With the network's own signature: loops look which arguments it takes."""
         network: Any = self.__dict__["_modules"]["network"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from typing import Any
 
 from ..networks import Arguments
@@ -32,10 +33,8 @@ def with_defaults(pipe: Any, arguments: Arguments) -> Arguments:
     """
     given = {name: value for name, value in arguments.items() if value is not None}  # None stands for the default
     blocks: Any = pipe._blocks
-    try:
+    with suppress(NotImplementedError):  # by a pipeline of a single block
         blocks = blocks.get_execution_blocks(**given) or blocks
-    except NotImplementedError:  # a single block
-        pass
     found = {each.name: each.default for each in blocks.inputs if each.name is not None} | given
     if found.get("num_inference_steps") is None:  # its loop takes the timesteps that the scheduler has
         found["num_inference_steps"] = len(pipe.scheduler.timesteps)

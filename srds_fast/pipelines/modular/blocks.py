@@ -61,9 +61,10 @@ def _plain(value: Any) -> Any:
 
 def _copied(block: Any, change: Callable[[Any], None], class_of: Callable[[type, Any], type]) -> Any:
     cls: Any = type(block)
-    twin = object.__new__(class_of(cls, cls.__call__))
-    # what a block keeps in a list or a dictionary of its own must not stay there if the stock loop follows
-    vars(twin).update({name: copy.copy(each) if type(each) in (dict, list) else each for name, each in vars(block).items()})
+    twin: Any = object.__new__(class_of(cls, cls.__call__))
+    for name, value in vars(block).items():
+        # what a block keeps in a list or a dictionary of its own must not stay there if the stock loop follows
+        vars(twin)[name] = copy.copy(value) if type(value) in (dict, list) else value
     if block.sub_blocks:
         twin.sub_blocks = copy.copy(block.sub_blocks)
         for name, each in block.sub_blocks.items():

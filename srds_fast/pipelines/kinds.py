@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from numbers import Number
 from typing import Any
 
@@ -49,21 +49,23 @@ def _of_part(part: Any) -> Hashable:
     return type(part), _of_settings(getattr(part, "__dict__", {}))
 
 
-def _of_settings(settings: Mapping[str, Any], of_unknown: Callable[[Any], Hashable] | None = None) -> Hashable:
-    found = {name: _of_value(value) for name, value in settings.items()}
-    return tuple(
-        (name, (of_unknown or _of_object)(settings[name]) if kind is _UNKNOWN else kind) for name, kind in found.items()
-    )
+def _of_settings(settings: Mapping[str, Any], objects: bool = True) -> Hashable:
+    """objects: look into settings that are objects, but not deeper; False: such a setting is known by its identity."""
+    found = []
+    for name, value in settings.items():
+        kind = _of_value(value)
+        if kind is _UNKNOWN:
+            kind = _of_object(value) if objects else (type(value), id(value))
+        found.append((name, kind))
+    return tuple(found)
 
 
 def _of_object(value: Any) -> Hashable:
-    """A setting that is an object: by its own settings, as each stock call of a guider may make another momentum."""
+    """By its own settings: each stock call makes another momentum for its guider."""
     held = getattr(value, "__dict__", None)
-    return _identity(value) if callable(value) or held is None else (type(value), _of_settings(held, _identity))
-
-
-def _identity(value: Any) -> Hashable:
-    return type(value), id(value)
+    if callable(value) or held is None:
+        return type(value), id(value)
+    return type(value), _of_settings(held, objects=False)
 
 
 def _of_blocks(block: Any) -> Hashable:

@@ -211,8 +211,8 @@ class NetworkProxy(nn.Module):
         """The network's own class: pipelines use isinstance to tell one ControlNet from several."""
         return type(self.__dict__["_modules"]["network"])
 
-    @property  # type: ignore[override]
-    def forward(self) -> Callable[..., Any]:
+    @property
+    def forward(self) -> Callable[..., Any]:  # type: ignore[override]
         """With the network's own signature: loops look which arguments it takes."""
         network: Any = self.__dict__["_modules"]["network"]
         return functools.update_wrapper(functools.partial(NetworkProxy.__call__, self), network.forward)

@@ -6,26 +6,24 @@ import inspect
 from contextlib import suppress
 from typing import Any
 
-from ..networks import Arguments
-
 
 def is_modular(pipe: Any) -> bool:
     """Whether it is a diffusers ModularPipeline. By name: an import of the class would cost other pipelines time."""
     return any(cls.__name__ == "ModularPipeline" for cls in type(pipe).__mro__)
 
 
-def bind_modular(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+def bind_modular(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The inputs by name that the call gives or its `state` holds, without defaults.
 
     TypeError: the arguments do not fit the signature of a modular pipeline.
     """
     call = inspect.signature(type(pipe).__call__).bind(pipe, *args, **kwargs).arguments
     state = call.get("state")
-    arguments: Arguments = dict(call.get("kwargs", {}))
+    arguments: dict[str, Any] = dict(call.get("kwargs", {}))
     return arguments if state is None else state.values | arguments
 
 
-def with_defaults(pipe: Any, arguments: Arguments) -> Arguments:
+def with_defaults(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments with the defaults of the blocks that such a call runs.
 
     Which blocks these are depends on the arguments: image-to-image has a strength, text-to-image none. To find them

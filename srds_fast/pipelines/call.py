@@ -33,6 +33,7 @@ from .lockstep.proxies import copy_with_proxies
 from .modular.arguments import is_modular
 from .modular.blocks import driven, without_progress_bar, without_proxies
 from .modular.errors_log import held_back
+from .modular.preview import LoopState
 from .networks import Arguments, Loop
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .state import OWN_ARGUMENTS, RandomState, bind
@@ -101,10 +102,12 @@ def run_call(
     *,
     warming: bool = False,
     auditing: bool = False,
+    loop_state: LoopState | None = None,
 ) -> Any:
     """Call a compiled pipeline and store its report.
 
     warming: record everything that calls like this one will need. auditing: compare it with its sequential sample.
+    loop_state: gets what previews of a modular pipeline need.
     """
     last = fast._srds.last
     last.report = last.trajectory = last.session = None
@@ -112,7 +115,7 @@ def run_call(
     diverged: DivergenceError | None = None
     try:
         with telemetry.call(type(fast).__name__, lambda: fast._execution_device, timeline):
-            return _run_call(fast, args, kwargs, observer, warming, auditing)
+            return _run_call(fast, args, kwargs, observer, warming, auditing, loop_state)
     except DivergenceError as error:
         diverged = error
         raise
@@ -130,7 +133,13 @@ def _is_due(share: float, number: int) -> bool:
 
 
 def _run_call(
-    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None, warming: bool, auditing: bool
+    fast: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    observer: Observer | None,
+    warming: bool,
+    auditing: bool,
+    loop_state: LoopState | None,
 ) -> Any:
     state = fast._srds
     family = family_of(state.original)  # a component may have been replaced since compile
@@ -168,7 +177,7 @@ def _run_call(
             lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, parts, random).seconds
         proxied = copy_with_proxies(fast, cls, lockstep, parts)
         if is_modular(fast):
-            proxied._blocks = driven(proxied._blocks, lockstep)
+            proxied._blocks = driven(proxied._blocks, lockstep, loop_state)
         # a callback sets the attribute of the copy, other threads set that of the original
         lockstep.settings.interrupted = lambda: bool(
             getattr(proxied, "_interrupt", False) or vars(fast).get("_interrupt")

@@ -30,6 +30,8 @@ from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
 from .dry_run import calibrate, planned
 from .families import family_of
+from .modular.arguments import is_modular
+from .modular.preview import LoopState
 from .state import RandomState, State, bind, turns_of, undecoded, with_state
 from .stock import refuse_stock_loop
 from .stream import Refinement, refinements
@@ -107,14 +109,17 @@ class FastPipeline:
         state, family = self._srds, family_of(self._srds.original)
         refuse_stock_loop(stock_reason(self, family, arguments))
         reports: list[Report | None] = []
+        loop_state = LoopState()
 
         def call(observer: Observer) -> None:
             try:
-                run_call(self, args, {**kwargs, **undecoded(self)}, observer)
+                run_call(self, args, {**kwargs, **undecoded(self)}, observer, loop_state=loop_state)
             finally:
                 reports.append(state.last.report)  # `last` is local to this thread
 
         def decode(latents: Tensor) -> Any:
+            if is_modular(state.original):
+                return loop_state.decode(state.original, latents)
             if family.decode is None:
                 raise UnsupportedPipeline(
                     f"It is not known how {type(self).__name__} decodes its latents. Refinement.latents are available. "

@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import modulars
+import numpy as np
 import pytest
 import torch
 from calls import assert_close
@@ -276,6 +277,21 @@ def test_an_error_of_a_block_is_raised_and_logged(flux: Any, caplog: pytest.LogC
     with pytest.raises(ValueError, match="prompt"):
         made(fast, **{**FLUX, "prompt": 3})
     assert "Error in block" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_previews_are_decoded_by_the_blocks_behind_the_loop(name: str) -> None:
+    pipe, call = pipeline(name, STEPS)
+    fast, output = srds_fast.compile(pipe, **EXACT), "videos" if name == "wan" else "images"
+    generator = torch.Generator().manual_seed(0)
+    *_, last = fast.stream(**call, num_inference_steps=STEPS, generator=generator)
+    expected = made(pipe, **call, output=output, output_type="pil")
+    (found,), (expected,) = (last.images, expected)
+    if name == "flux":
+        found, expected = [found], [expected]
+    for one, other in zip(found, expected, strict=True):
+        assert int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max()) <= 1
+    assert fast.report.path == "takeover"
 
 
 def test_warm_start_and_copies(flux: Any) -> None:

@@ -17,16 +17,22 @@ from torch import Tensor
 from ..lockstep.own_enumerate import with_own_enumerate
 from ..lockstep.proxies import ProgressProxy, SchedulerProxy, TimestepsProxy
 from .arguments import is_modular
+from .preview import LoopState
+
+_BEGIN = "_srds_fast_begin"  # the attribute of a loop's copy that is called when the loop begins
 
 
-def driven(blocks: Any, lockstep: Any) -> Any:
-    """The blocks for a call whose turns a `LockstepLoop` decides."""
+def driven(blocks: Any, lockstep: Any, loop_state: LoopState | None) -> Any:
+    """The blocks for a call whose turns a `LockstepLoop` decides. loop_state: gets what previews need."""
 
     def drive(block: Any) -> None:
         if hasattr(block, "progress_bar"):
             block.progress_bar = ProgressProxy(block.progress_bar, lockstep)
+            if loop_state is not None:
+                vars(block)[_BEGIN] = lambda state: loop_state.enter(twin, block, state)
 
-    return _copied(blocks, drive, _by_step)
+    twin = _copied(blocks, drive, _by_step)
+    return twin
 
 
 def without_progress_bar(pipe: Any) -> dict[str, Any]:
@@ -79,5 +85,12 @@ def _by_step(cls: type, call: Any) -> type:
     code = getattr(inspect.unwrap(call), "__code__", None)
     if code is None or "enumerate" not in code.co_names:
         return cls
+    run = with_own_enumerate(call)
+
+    @functools.wraps(call)
+    def __call__(self: Any, components: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+        vars(self).get(_BEGIN, lambda state: None)(state)
+        return run(self, components, state, *args, **kwargs)
+
     shown = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(cls.__name__, (cls,), {"__call__": with_own_enumerate(call), **shown})
+    return type(cls.__name__, (cls,), {"__call__": __call__, **shown})

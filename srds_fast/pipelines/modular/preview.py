@@ -1,0 +1,45 @@
+"""Previews of a modular pipeline: its own blocks behind the loop, run on the latents of an iteration."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import UnsupportedPipeline
+
+SHOWN = ("images", "videos")  # the outputs of blocks that decode
+
+
+class LoopState:
+    """What a call's pipeline state holds when its denoising loop begins, and the blocks that follow the loop."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._following: list[Any] = []
+
+    def enter(self, blocks: Any, loop: Any, state: Any) -> None:
+        """The loop begins. blocks: of the whole call; state: as the loop is given it."""
+        run = list(blocks.get_execution_blocks(**state.values).sub_blocks.values())
+        at = next((number for number, each in enumerate(run) if each is loop), None)
+        self._values, self._following = dict(state.values), [] if at is None else run[at + 1 :]
+
+    def decode(self, pipe: Any, latents: Tensor) -> Any:
+        """PIL images, as the blocks make them of latents, [batch, ...].
+
+        UnsupportedPipeline: no block follows the loop.
+        """
+        from diffusers.modular_pipelines import PipelineState
+
+        outputs = {each.name for block in self._following for each in block.intermediate_outputs}
+        shown = next((name for name in SHOWN if name in outputs), None)
+        if shown is None:
+            raise UnsupportedPipeline(
+                f"No block of {type(pipe).__name__} decodes the latents of its loop. Refinement.latents are available."
+            )
+        state = PipelineState(values={**self._values, "latents": latents, "output_type": "pil"})
+        pipe = copy.copy(pipe)  # a block may set attributes
+        for block in self._following:
+            _, state = block(pipe, state)
+        return state.get(shown)

@@ -250,7 +250,8 @@ def compile(
     is not changed. Compiling a compiled pipeline gives a new one with the new settings.
 
     Args:
-        pipe: a diffusers pipeline. Some loops are known; any other loop is rehearsed in the first call of a kind.
+        pipe: a diffusers pipeline, modular or not. Some loops are known; any other loop is rehearsed in the first call
+            of a kind.
         method: the name of a method, such as "srds" or "sequential" (our path, one row per wave), or its options; see
             `srds_fast.methods`. "auto" takes the fastest for this network on this device: the first call of a kind
             measures what network calls cost, and the first three also time other plans, see `explore`. If the loop

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import UnsupportedPipeline
@@ -40,6 +41,10 @@ class LoopState:
             )
         state = PipelineState(values={**self._values, "latents": latents, "output_type": "pil"})
         pipe = copy.copy(pipe)  # a block may set attributes
+        for name, part in pipe.components.items():
+            # it is cast to float32 in place: not the one that the running call uses
+            if getattr(getattr(part, "config", None), "force_upcast", False) and part.dtype == torch.float16:
+                vars(pipe)[name] = copy.deepcopy(part)
         for block in self._following:
             _, state = block(pipe, state)
         return state.get(shown)

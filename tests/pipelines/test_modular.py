@@ -253,6 +253,30 @@ def test_outputs_are_those_of_the_pipeline(flux: Any) -> None:
     assert torch.equal(again, state.latents)
 
 
+def test_pipelines_of_single_steps_pass_their_states_on(flux: Any) -> None:
+    """Text, loop and decoder as pipelines of their own, the way that nodes of a graph use them."""
+    blocks = diffusers.FluxAutoBlocks()
+    text = modulars.ready(blocks.sub_blocks.pop("text_encoder"), flux.components, ())
+    loop = modulars.ready(blocks, flux.components, ("decode", "vae_encoder"))
+    state = text(prompt=FLUX["prompt"], max_sequence_length=16)
+    fast = srds_fast.compile(loop, **EXACT, strict=True)
+    size = {"height": 16, "width": 16, "num_inference_steps": STEPS}
+    generator = torch.Generator()
+    found = fast(state, "latents", generator=generator.manual_seed(0), **size)
+    assert_close(found, loop(state, "latents", generator=generator.manual_seed(0), **size))
+    *_, last = fast.stream(state, generator=generator.manual_seed(0), **size)
+    with pytest.raises(UnsupportedPipeline, match="No block of FluxModularPipeline decodes"):
+        assert last.images
+    only = loop._blocks.sub_blocks["denoise"].sub_blocks["denoise"]
+    inner = srds_fast.compile(modulars.ready(only, flux.components, ()), **EXACT)
+    flux.scheduler.set_timesteps(STEPS, mu=1.0)
+    inputs = {"latents": torch.zeros(1, 16, 4), "timesteps": flux.scheduler.timesteps, "num_inference_steps": STEPS}
+    ids = {"img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(16, 3), "guidance": torch.ones(1)}
+    inner(**state.get_by_kwargs("denoiser_input_fields"), **inputs, **ids)
+    assert "outside of one loop over the timesteps" in inner.report.fallback_reason
+    assert inner.report.num_inference_steps == STEPS
+
+
 def test_plans_and_errors(flux: Any) -> None:
     fast = srds_fast.compile(flux, method="srds")
     assert fast.original is flux

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,34 +18,39 @@ class LoopState:
     """What a call's pipeline state holds when its denoising loop begins, and the blocks that follow the loop."""
 
     def __init__(self) -> None:
-        self._values: dict[str, Any] = {}
+        self._state: Any = None
         self._following: list[Any] = []
 
     def enter(self, blocks: Any, loop: Any, state: Any) -> None:
         """The loop begins. blocks: of the whole call; state: as the loop is given it."""
-        run = list(blocks.get_execution_blocks(**state.values).sub_blocks.values())
-        at = next((number for number, each in enumerate(run) if each is loop), None)
-        self._values, self._following = dict(state.values), [] if at is None else run[at + 1 :]
+        with suppress(NotImplementedError):  # by a pipeline that is nothing but a loop
+            run = list(blocks.get_execution_blocks(**state.values).sub_blocks.values())
+            if any(each is loop for each in run):
+                self._state, self._following = _copied(state), run[run.index(loop) + 1 :]
 
     def decode(self, pipe: Any, latents: Tensor) -> Any:
         """PIL images, as the blocks make them of latents, [batch, ...].
 
-        UnsupportedPipeline: no block follows the loop.
+        UnsupportedPipeline: no block that decodes follows the loop.
         """
-        from diffusers.modular_pipelines import PipelineState
-
         outputs = {each.name for block in self._following for each in block.intermediate_outputs}
         shown = next((name for name in SHOWN if name in outputs), None)
         if shown is None:
             raise UnsupportedPipeline(
                 f"No block of {type(pipe).__name__} decodes the latents of its loop. Refinement.latents are available."
             )
-        state = PipelineState(values={**self._values, "latents": latents, "output_type": "pil"})
         pipe = copy.copy(pipe)  # a block may set attributes
         for name, part in pipe.components.items():
             # it is cast to float32 in place: not the one that the running call uses
             if getattr(getattr(part, "config", None), "force_upcast", False) and part.dtype == torch.float16:
                 vars(pipe)[name] = copy.deepcopy(part)
+        state = _copied(self._state, latents=latents, output_type="pil")
         for block in self._following:
             _, state = block(pipe, state)
         return state.get(shown)
+
+
+def _copied(state: Any, **changes: Any) -> Any:
+    twin = copy.copy(state)
+    twin.values = {**state.values, **changes}
+    return twin

@@ -12,11 +12,16 @@ from .lockstep.proxies import NetworkProxy
 
 def own_guiders(pipe: Any) -> dict[str, Any]:
     """The pipe's guiders by component name, as copies for one call: a loop writes its step into them."""
-    return {name: _own(part) for name, part in vars(pipe).items() if _is_guider(part)}
+    return {name: _own(guider) for name, guider in guiders_of(pipe).items()}
 
 
-def _is_guider(part: Any) -> bool:
-    return any(cls.__name__ == "BaseGuidance" for cls in type(part).__mro__)
+def guiders_of(pipe: Any) -> dict[str, Any]:
+    """The pipe's guiders by component name."""
+    return {
+        name: part
+        for name, part in vars(pipe).items()
+        if any(cls.__name__ == "BaseGuidance" for cls in type(part).__mro__)
+    }
 
 
 def _own(guider: Any) -> Any:

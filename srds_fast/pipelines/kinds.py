@@ -26,7 +26,7 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> Hashable | None:
     """
     cls = type(pipe.original)
     code = getattr(inspect.unwrap(cls.__call__), "__code__", None)
-    parts = [(name, _of_part(part)) for name, part in vars(pipe).items() if name[0] != "_" and name != "scheduler"]
+    parts = [(name, kind_of_part(part)) for name, part in vars(pipe).items() if name[0] != "_" and name != "scheduler"]
     if is_modular(pipe):
         parts += [("blocks", _of_blocks(pipe._blocks)), ("config", _of_settings(pipe.config))]
     given = [
@@ -39,7 +39,8 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> Hashable | None:
     return cls, code, type(pipe.scheduler), tuple(parts), tuple(given)
 
 
-def _of_part(part: Any) -> Hashable:
+def kind_of_part(part: Any) -> Hashable:
+    """A network by identity, anything else by its settings."""
     if isinstance(part, nn.Module):
         return weakref.ref(part)
     found = _of_value(part)

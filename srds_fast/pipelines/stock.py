@@ -21,7 +21,8 @@ from ..sampling.trials import TurnClock
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .compiled import AUTO
-from .guiders import own_guiders
+from .guiders import guiders_of, own_guiders
+from .kinds import kind_of_part
 from .lockstep.proxies import copy_scheduler
 from .modular.blocks import without_progress_bar
 from .networks import Arguments
@@ -131,8 +132,8 @@ def kind_of_call(fast: Any, arguments: Arguments, network: Any) -> Hashable | No
     found = tuple((name, _kind(value)) for name, value in arguments.items() if value is not fast)  # it is "self"
     if None in (kind for _, kind in found):
         return None
-    threads = torch.get_num_threads()
-    return weakref.ref(network), network.dtype, network.device, type(scheduler), config, threads, found
+    threads, guiders = torch.get_num_threads(), tuple(map(kind_of_part, guiders_of(fast).values()))
+    return weakref.ref(network), network.dtype, network.device, type(scheduler), config, threads, guiders, found
 
 
 def remember(state: State, kind: Hashable, exploration: Exploration) -> None:

@@ -107,7 +107,7 @@ def run_call(
     """Call a compiled pipeline and store its report.
 
     warming: record everything that calls like this one will need. auditing: compare it with its sequential sample.
-    loop_state: gets what previews of a modular pipeline need.
+    loop_state: gets what previews of a modular pipeline need, instead of the output.
     """
     last = fast._srds.last
     last.report = last.trajectory = last.session = None
@@ -177,6 +177,8 @@ def _run_call(
             lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, parts, random).seconds
         proxied = copy_with_proxies(fast, cls, lockstep, parts)
         if is_modular(fast):
+            if loop_state is None and state.quiet:  # nobody sees its output
+                loop_state = LoopState()
             proxied._blocks = driven(proxied._blocks, lockstep, loop_state)
         # a callback sets the attribute of the copy, other threads set that of the original
         lockstep.settings.interrupted = lambda: bool(

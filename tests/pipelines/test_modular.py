@@ -304,8 +304,12 @@ def test_an_error_of_a_block_is_raised_and_logged(flux: Any, caplog: pytest.LogC
 def test_previews_are_decoded_by_the_blocks_behind_the_loop(name: str) -> None:
     pipe, call = pipeline(name, STEPS)
     fast, output = srds_fast.compile(pipe, **EXACT), "videos" if name == "wan" else "images"
-    generator = torch.Generator().manual_seed(0)
+    generator, decoded = torch.Generator().manual_seed(0), []
+    handle = pipe.vae.decoder.register_forward_hook(lambda *given: decoded.append(1))
     *_, last = fast.stream(**call, num_inference_steps=STEPS, generator=generator)
+    assert fast.plan_for(**call, num_inference_steps=STEPS, measure=True).num_inference_steps == STEPS
+    handle.remove()
+    assert not decoded  # but when images are asked for
     expected = made(pipe, **call, output=output, output_type="pil")
     (found,), (expected,) = (last.images, expected)
     if name == "flux":

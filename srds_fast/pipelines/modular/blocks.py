@@ -23,7 +23,10 @@ _BEGIN = "_srds_fast_begin"  # the attribute of a loop's copy that is called whe
 
 
 def driven(blocks: Any, lockstep: Any, loop_state: LoopState | None) -> Any:
-    """The blocks for a call whose turns a `LockstepLoop` decides. loop_state: gets what previews need."""
+    """The blocks for a call whose turns a `LockstepLoop` decides.
+
+    loop_state: gets what previews need, and the blocks that follow the loop are not run.
+    """
 
     def drive(block: Any) -> None:
         if hasattr(block, "progress_bar"):

@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from .lockstep.proxies import NetworkProxy
 
 
@@ -25,7 +27,8 @@ def guiders_of(pipe: Any) -> dict[str, Any]:
 
 
 def _own(guider: Any) -> Any:
-    twin = copy.deepcopy(guider)
+    networks = {id(part): part for part in vars(guider).values() if isinstance(part, nn.Module)}
+    twin = copy.deepcopy(guider, networks)  # it shares its networks
     # they look for the layers to put hooks on
     for name in ("prepare_models", "cleanup_models"):
         if hasattr(twin, name):

@@ -319,6 +319,16 @@ def test_previews_are_decoded_by_the_blocks_behind_the_loop(name: str) -> None:
     assert fast.report.path == "takeover"
 
 
+def test_an_interrupt_ends_the_call(flux: Any) -> None:
+    fast = srds_fast.compile(flux, **EXACT, strict=True)
+    for refinement in fast.stream(**FLUX, num_inference_steps=STEPS):
+        assert refinement.iteration == 0
+        fast._interrupt = True
+    assert fast.report.interrupted
+    made(fast, **FLUX)
+    assert not fast.report.interrupted
+
+
 def test_warm_start_and_copies(flux: Any) -> None:
     fast = copy.deepcopy(srds_fast.compile(flux, method="parataa"))
     assert fast.transformer is not flux.transformer

@@ -30,7 +30,7 @@ from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
 from .lockstep.own_enumerate import with_own_enumerate
 from .lockstep.proxies import copy_with_proxies
-from .modular.arguments import is_modular
+from .modular.arguments import is_modular, why_stock
 from .modular.blocks import driven, without_progress_bar, without_proxies
 from .modular.errors_log import held_back
 from .modular.preview import LoopState
@@ -68,8 +68,8 @@ def stock_reason(fast: Any, family: Family, arguments: Arguments) -> str | None:
     """Why this call must run on the stock loop, or None."""
     if arguments.get("callback") is not None:
         return "callback was given, which sees every step's latents: pass it as callback_on_step_end"
-    if arguments.get("callback_on_step_end") is not None and is_modular(fast):
-        return "callback_on_step_end was given, which diffusers' own blocks of a modular pipeline do not call"
+    if is_modular(fast) and (why := why_stock(fast, arguments)) is not None:
+        return why
     if arguments.get("callback_on_step_end") is not None and fast._srds.planner.settings.max_iterations == 0:
         return "callback_on_step_end was given and max_iterations=0: no fine step is computed, so it is never called"
     names = family.loop(fast, {"guidance_scale": 0.0} | arguments).networks

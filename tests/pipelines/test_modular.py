@@ -141,6 +141,14 @@ def test_other_guiders_run_on_the_stock_loop_with_the_reason(
         made(srds_fast.compile(pipe, **EXACT, strict=True), **WAN)
 
 
+def test_a_cache_of_the_loop_runs_on_the_stock_loop() -> None:
+    pipe, call = pipeline("qwen-image 2.1", STEPS)
+    call = {name: value for name, value in call.items() if name != "use_kv_cache"}  # it is the default
+    fast = srds_fast.compile(pipe, **EXACT)
+    assert torch.equal(made(fast, **call), made(pipe, **call))
+    assert "pass use_kv_cache=False" in fast.report.fallback_reason
+
+
 # blocks of the user
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +22,25 @@ def bind_modular(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
     state = call.get("state")
     arguments: dict[str, Any] = dict(call.get("kwargs", {}))
     return arguments if state is None else state.values | arguments
+
+
+def why_stock(pipe: Any, arguments: dict[str, Any]) -> str | None:
+    """Why a call of a modular pipeline must run on its own loop, or None."""
+    if arguments.get("callback_on_step_end") is not None:
+        return "callback_on_step_end was given, which diffusers' own blocks of a modular pipeline do not call"
+    for loop in _loops(pipe._blocks):
+        for each in loop.loop_inputs:
+            given = arguments.get(each.name)
+            if each.name == "use_kv_cache" and (each.default if given is None else given):
+                return "its network keeps keys and values of the first step for the others: pass use_kv_cache=False"
+    return None
+
+
+def _loops(block: Any) -> Iterator[Any]:
+    if hasattr(block, "loop_inputs"):
+        yield block
+    for each in block.sub_blocks.values():
+        yield from _loops(each)
 
 
 def with_defaults(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 import srds_fast
 from srds_fast import InvalidArgument, UnsupportedPipeline
 
-STEPS, MANY = 5, 50
+STEPS, MANY = 4, 50
 EXACT: dict[str, Any] = {"method": "srds", "exact": True}
 
 
@@ -66,7 +66,7 @@ def wan() -> Any:
 FLUX, WAN = (modulars.PIPELINES[name][1] for name in ("flux", "wan"))
 
 
-@pytest.mark.parametrize("name", ["flux", "wan", "z-image"])
+@pytest.mark.parametrize("name", ["flux", "z-image"])
 def test_fifty_steps_take_fewer_waves(name: str) -> None:
     pipe, call = pipeline(name, MANY)
     fast = srds_fast.compile(pipe, method="srds", strict=True)
@@ -329,10 +329,14 @@ def test_previews_are_decoded_by_the_blocks_behind_the_loop(name: str) -> None:
 
 def test_an_interrupt_ends_the_call(flux: Any) -> None:
     fast = srds_fast.compile(flux, **EXACT, strict=True)
-    for refinement in fast.stream(**FLUX, num_inference_steps=STEPS):
-        assert refinement.iteration == 0
-        fast._interrupt = True
+    made(fast, **FLUX)  # no later call rehearses
+    waves = fast.report.waves
+    handle = flux.transformer.register_forward_hook(lambda *given: setattr(fast, "_interrupt", True))
+    found = made(fast, **FLUX)
+    handle.remove()
     assert fast.report.interrupted
+    assert fast.report.waves < waves
+    assert bool(found.isfinite().all())
     made(fast, **FLUX)
     assert not fast.report.interrupted
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import modulars
 import pytest
 import tiny
 
@@ -33,8 +34,11 @@ def test_there_are_two_commands_and_ci_runs_the_second_as_printed() -> None:
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_every_python_block_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    block = blocks("python")[number]
     names: dict[str, object] = {"pipe": tiny.stable_diffusion()}
-    exec(compile(blocks("python")[number], f"README.md, block {number}", "exec"), names)
+    if "compile(modular" in block:
+        names["modular"] = modulars.sdxl()
+    exec(compile(block, f"README.md, block {number}", "exec"), names)
 
 
 def test_the_first_screen_says_when_it_does_not_help() -> None:

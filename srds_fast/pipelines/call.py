@@ -21,6 +21,7 @@ from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
 from ..solvers.registry import check_warm_start_method
 from . import acceleration
+from .guiders import own_guiders
 from .hooks import execution_device, hooks_of, is_offloaded
 from .kinds import KindOfLoop, kind_of_loop
 from .lockstep.call_session import CallSettings
@@ -28,6 +29,10 @@ from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
 from .lockstep.own_enumerate import with_own_enumerate
 from .lockstep.proxies import copy_with_proxies
+from .modular.arguments import is_modular, why_stock
+from .modular.blocks import driven, without_progress_bar, without_proxies
+from .modular.errors_log import held_back
+from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .state import OWN_ARGUMENTS, Arguments, RandomState, bind
@@ -39,9 +44,14 @@ def stock_reason(fast: Any, arguments: Arguments) -> str | None:
     """Why this call must run on the stock loop, or None."""
     if arguments.get("callback") is not None:
         return "callback was given, which sees every step's latents: pass it as callback_on_step_end"
+    if is_modular(fast) and (why := why_stock(fast, arguments)) is not None:
+        return why
     if arguments.get("callback_on_step_end") is not None and fast._srds.planner.settings.max_iterations == 0:
         return "callback_on_step_end was given and max_iterations=0: no fine step is computed, so it is never called"
-    for name, network in networks_of(fast).items():
+    networks = networks_of(fast)
+    if not networks:
+        return "it has no network: its loop has nothing to call"
+    for name, network in networks.items():
         keeps_state = any(getattr(hook, "_is_stateful", False) for hook in hooks_of(network))
         if getattr(network, "is_cache_enabled", False) or keeps_state:
             return f"a cache is enabled on the {name}: it takes the previous call for the previous step"
@@ -60,10 +70,12 @@ def run_call(
     *,
     warming: bool = False,
     auditing: bool = False,
+    loop_state: LoopState | None = None,
 ) -> Any:
     """Call a compiled pipeline and store its report.
 
     warming: record everything that calls like this one will need. auditing: compare it with its sequential sample.
+    loop_state: gets what previews of a modular pipeline need, instead of the output.
     """
     last = fast._srds.last
     last.report = last.trajectory = last.session = None
@@ -71,7 +83,7 @@ def run_call(
     diverged: DivergenceError | None = None
     try:
         with telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline):
-            return _run_call(fast, args, kwargs, observer, warming, auditing)
+            return _run_call(fast, args, kwargs, observer, warming, auditing, loop_state)
     except DivergenceError as error:
         diverged = error
         raise
@@ -89,7 +101,13 @@ def _is_due(share: float, number: int) -> bool:
 
 
 def _run_call(
-    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], observer: Observer | None, warming: bool, auditing: bool
+    fast: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    observer: Observer | None,
+    warming: bool,
+    auditing: bool,
+    loop_state: LoopState | None,
 ) -> Any:
     state = fast._srds
     check_pipeline(state.original)  # a component may have been replaced since compile
@@ -114,7 +132,9 @@ def _run_call(
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
         acceleration.applied(networks, state.network_options, device) as made,
+        held_back() if is_modular(fast) else nullcontext(),
     ):
+        parts = {**tokenizers, **own_guiders(fast), **(without_progress_bar(fast) if state.quiet else {})}
         for left_out in made.reasons:
             warn_left_out(fast, left_out)
         if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
@@ -124,14 +144,16 @@ def _run_call(
         )
         lockstep.settings.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
         if kind is not None:
-            lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, tokenizers, random).seconds
-        proxied = copy_with_proxies(fast, cls, lockstep, tokenizers)
+            lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, parts, random).seconds
+        proxied = copy_with_proxies(fast, cls, lockstep, parts)
+        if is_modular(fast):
+            if loop_state is None and state.quiet:  # nobody sees its output
+                loop_state = LoopState()
+            proxied._blocks = driven(proxied._blocks, lockstep, loop_state)
         # a callback sets the attribute of the copy, other threads set that of the original
         lockstep.settings.interrupted = lambda: bool(
             getattr(proxied, "_interrupt", False) or vars(fast).get("_interrupt")
         )
-        if state.quiet:
-            vars(proxied)["_progress_bar_config"] = {"disable": True}
         callback, given = None, (args, kwargs)
         if (function := arguments.get("callback_on_step_end")) is not None:
             callback = StepCallback(function, lockstep)
@@ -146,7 +168,7 @@ def _run_call(
             output = with_own_enumerate(cls.__call__)(proxied, *given[0], **given[1])
             if not lockstep.finished:
                 raise UnsupportedPipeline("Its loop ended before its last step, or was not found.")
-            return output
+            return without_proxies(output) if is_modular(fast) else output
         except Exception as why:
             # a callback or a stream has already seen results of this call: it cannot start again
             seen = observer is not None or (callback is not None and callback.notified)

@@ -31,6 +31,8 @@ from .call import run_call, stock_reason
 from .decoding import decoder_of
 from .dry_run import calibrate, planned
 from .hooks import execution_device
+from .modular.arguments import is_modular
+from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
 from .state import RandomState, State, bind, turns_of, undecoded, with_state
 from .stock import refuse_stock_loop
@@ -93,7 +95,7 @@ class FastPipeline:
         refuse_stock_loop(stock_reason(self, arguments))
         scheduler = self.scheduler  # type: ignore[attr-defined]
         stochastic = adds_noise(scheduler, arguments.get("eta"))
-        plan, _ = self._srds.planner.choose(turns_of(scheduler, arguments), stochastic)
+        plan, _ = self._srds.planner.choose(turns_of(self, arguments), stochastic)
         return plan
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Refinement]:
@@ -109,14 +111,17 @@ class FastPipeline:
         state, decoder = self._srds, decoder_of(self._srds.original)
         refuse_stock_loop(stock_reason(self, arguments))
         reports: list[Report | None] = []
+        loop_state = LoopState()
 
         def call(observer: Observer) -> None:
             try:
-                run_call(self, args, {**kwargs, **undecoded(self)}, observer)
+                run_call(self, args, {**kwargs, **undecoded(self)}, observer, loop_state=loop_state)
             finally:
                 reports.append(state.last.report)  # `last` is local to this thread
 
         def decode(latents: Tensor) -> Any:
+            if is_modular(state.original):
+                return loop_state.decode(state.original, latents)
             if decoder is None:
                 raise UnsupportedPipeline(
                     f"It is not known how {type(self).__name__} decodes its latents. Refinement.latents are available. "
@@ -247,7 +252,7 @@ def compile(
     is not changed. Compiling a compiled pipeline gives a new one with the new settings.
 
     Args:
-        pipe: a diffusers pipeline. Its loop is rehearsed in the first call of a kind.
+        pipe: a diffusers pipeline, modular or not. Its loop is rehearsed in the first call of a kind.
         method: the name of a method, such as "srds" or "sequential" (our path, one row per wave), or its options; see
             `srds_fast.methods`. "auto" takes the fastest for this network on this device: the first call of a kind
             measures what network calls cost, and the first three also time other plans, see `explore`. If the loop

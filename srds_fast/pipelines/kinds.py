@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from numbers import Number
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .modular.arguments import is_modular
 from .state import Arguments
 
 _UNKNOWN = object()
@@ -29,7 +30,9 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
     """The kind of a call; None if an argument or a part is of an unknown type."""
     cls = type(pipe.original)
     code = getattr(inspect.unwrap(cls.__call__), "__code__", None)
-    parts = [(name, _of_part(part)) for name, part in vars(pipe).items() if name[0] != "_" and name != "scheduler"]
+    parts = [(name, kind_of_part(part)) for name, part in vars(pipe).items() if name[0] != "_" and name != "scheduler"]
+    if is_modular(pipe):
+        parts += [("blocks", _of_blocks(pipe._blocks)), ("config", _of_settings(pipe.config))]
     given = [
         (name, _of_value(value, by_value="prompt" not in name))
         for name, value in arguments.items()
@@ -41,7 +44,8 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
     return KindOfLoop((cls, code, type(pipe.scheduler), tuple(parts), types), tuple(given))
 
 
-def _of_part(part: Any) -> Hashable:
+def kind_of_part(part: Any) -> Hashable:
+    """A network by identity, anything else by its settings."""
     if isinstance(part, nn.Module):
         weights = next(part.parameters(), None)  # `.to()` changes them, and not the module
         return weakref.ref(part), None if weights is None else (weights.dtype, weights.device)
@@ -49,13 +53,35 @@ def _of_part(part: Any) -> Hashable:
     if found is not _UNKNOWN:
         return found
     # guiders and processors: their settings
-    settings = getattr(part, "__dict__", {})
-    return type(part), tuple((name, _of_setting(value)) for name, value in settings.items())
+    return type(part), _of_settings(getattr(part, "__dict__", {}))
 
 
-def _of_setting(value: Any) -> Hashable:
-    found = _of_value(value)
-    return (type(value), id(value)) if found is _UNKNOWN else found
+def _of_settings(settings: Mapping[str, Any], objects: bool = True) -> Hashable:
+    """objects: look into settings that are objects, but not deeper; False: such a setting is known by its identity."""
+    found = []
+    for name, value in settings.items():
+        kind = _of_value(value)
+        if kind is _UNKNOWN:
+            kind = _of_object(value) if objects else (type(value), id(value))
+        found.append((name, kind))
+    return tuple(found)
+
+
+def _of_object(value: Any) -> Hashable:
+    """By its own settings: each stock call makes another momentum for its guider."""
+    held = getattr(value, "__dict__", None)
+    if callable(value) or held is None:
+        return type(value), id(value)
+    return type(value), _of_settings(held, objects=False)
+
+
+def _of_blocks(block: Any) -> Hashable:
+    """Class, code and settings of a modular pipeline's block, and of those in it."""
+    beside = ("sub_blocks", "_progress_bar_config")
+    settings = {name: value for name, value in vars(block).items() if name not in beside}
+    code = getattr(inspect.unwrap(type(block).__call__), "__code__", None)
+    inner = tuple((name, _of_blocks(each)) for name, each in (block.sub_blocks or {}).items())
+    return type(block), code, _of_settings(settings), inner
 
 
 def _of_value(value: Any, by_value: bool = True) -> Hashable:

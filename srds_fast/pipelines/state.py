@@ -20,6 +20,7 @@ from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .lockstep.memory import LoopMemory
+from .modular.arguments import bind_modular, is_modular, with_defaults
 from .tokenizers import TokenizerPool
 
 Arguments = dict[str, Any]  # of a pipeline's call, by name
@@ -73,17 +74,22 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     InvalidArgument: num_inference_steps is out of range. TypeError: the arguments do not fit the pipeline's signature.
     """
     pipe_kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
-    bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **pipe_kwargs)
-    bound.apply_defaults()
-    arguments: Arguments = dict(bound.arguments)
-    arguments |= arguments.pop("kwargs", {})
+    if is_modular(fast.original):
+        arguments = bind_modular(fast.original, args, pipe_kwargs)
+    else:
+        bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **pipe_kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        arguments |= arguments.pop("kwargs", {})
     if isinstance(steps := arguments.get("num_inference_steps"), int):
         check_whole("num_inference_steps", steps, 1, MOST_STEPS)
     return arguments
 
 
-def steps_of(arguments: Arguments) -> int:
+def steps_of(fast: Any, arguments: Arguments) -> int:
     """Number of steps in the loop, from the arguments alone: `denoising_start` and `_end` also need the scheduler."""
+    if is_modular(fast.original):
+        arguments = with_defaults(fast.original, arguments)
     given = arguments.get("timesteps")
     given = arguments.get("sigmas") if given is None else given
     steps = int(arguments["num_inference_steps"] if given is None else len(given))
@@ -92,10 +98,10 @@ def steps_of(arguments: Arguments) -> int:
     return steps
 
 
-def turns_of(scheduler: Any, arguments: Arguments) -> int:
+def turns_of(fast: Any, arguments: Arguments) -> int:
     """Number of turns of the loop: schedulers of second order, as Heun, take two a step, but for the last step."""
-    order: int = scheduler.order
-    return order * (steps_of(arguments) - 1) + 1
+    order: int = fast.scheduler.order
+    return order * (steps_of(fast, arguments) - 1) + 1
 
 
 def undecoded(fast: Any) -> dict[str, Any]:

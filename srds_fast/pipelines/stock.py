@@ -18,9 +18,11 @@ from ..sampling.trials import TurnClock
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .compiled import AUTO
+from .guiders import own_guiders
 from .hooks import execution_device
 from .kinds import KindOfLoop
 from .lockstep.proxies import copy_scheduler
+from .modular.blocks import without_progress_bar
 from .notices import warn_fallback
 from .state import Arguments, RandomState, State, steps_of, undecoded
 
@@ -60,7 +62,7 @@ def chosen_stock_call(
     if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
         vars(fast)["_interrupt"] = False
     with fast._srds.tokenizers.borrow(fast) as tokenizers:
-        twin = _twin(fast, tokenizers, interrupt)
+        twin = _twin(fast, {**tokenizers, **own_guiders(fast)}, interrupt)
         return _called(fast, twin, args, kwargs, arguments, plan_reason=chosen.why, plan_state=chosen.state)
 
 
@@ -70,7 +72,7 @@ def _called(
     telemetry.phase("stock")
     started = time.perf_counter()
     output = type(pipe).__call__(pipe, *args, **kwargs)
-    fast._srds.last.report = stock_report(steps_of(arguments), time.perf_counter() - started, **reported)
+    fast._srds.last.report = stock_report(steps_of(fast, arguments), time.perf_counter() - started, **reported)
     return output
 
 
@@ -109,7 +111,7 @@ class TimedStockLoop:
         """Seconds of all turns of the loop, by its first ones. No random generator advances."""
         device = execution_device(self.fast)
         clock = TurnClock(turns, device)
-        twin = _twin(self.fast, {**self.parts, "_progress_bar_config": {"disable": True}}, clock.turned)
+        twin = _twin(self.fast, {**self.parts, **without_progress_bar(self.fast)}, clock.turned)
         call = type(twin).__call__
         bound = inspect.signature(call).bind(twin, *self.args, **self.kwargs)
         bound.arguments.update(undecoded(self.fast))

@@ -209,8 +209,11 @@ class NetworkProxy(nn.Module):
         """The network's own class: pipelines use isinstance to tell one ControlNet from several."""
         return type(self.__dict__["_modules"]["network"])
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self(*args, **kwargs)
+    @property
+    def forward(self) -> Callable[..., Any]:  # type: ignore[override]
+        """With the network's own signature: loops look which arguments it takes."""
+        network: Any = self.__dict__["_modules"]["network"]
+        return functools.update_wrapper(functools.partial(NetworkProxy.__call__, self), network.forward)
 
 
 class ProgressProxy:
@@ -275,9 +278,11 @@ def copy_with_proxies(pipe: Any, cls: Any, lockstep: Any, parts: dict[str, Any])
             **parts,
             **networks,
             "scheduler": lockstep.scheduler,
-            "progress_bar": ProgressProxy(functools.partial(cls.progress_bar, twin), lockstep),
-            # offloading hooks belong to the networks, not to their proxies
-            "maybe_free_model_hooks": functools.partial(cls.maybe_free_model_hooks, pipe),
         }
     )
+    if hasattr(cls, "progress_bar"):  # the blocks of a modular pipeline have it instead
+        vars(twin)["progress_bar"] = ProgressProxy(functools.partial(cls.progress_bar, twin), lockstep)
+    if hasattr(cls, "maybe_free_model_hooks"):
+        # offloading hooks belong to the networks, not to their proxies
+        vars(twin)["maybe_free_model_hooks"] = functools.partial(cls.maybe_free_model_hooks, pipe)
     return twin

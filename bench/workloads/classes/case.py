@@ -23,6 +23,7 @@ class Case:
         call: the arguments of a call but `num_inference_steps` and `generator`.
         note: what tells it from other cases of its class.
         options: other arguments of the class's constructor.
+        attributes: of the pipeline, set after that.
     """
 
     cls: str
@@ -30,6 +31,7 @@ class Case:
     call: dict[str, Any]
     note: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -45,7 +47,9 @@ class Case:
         torch.manual_seed(seed)
         parts = {**self.parts(), **self.options}
         parts["scheduler"] = scheduler or parts["scheduler"]
-        return ready(cls(**_taken(cls, parts)))
+        pipe = ready(cls(**_taken(cls, parts)))
+        vars(pipe).update(self.attributes)
+        return pipe
 
 
 def pipeline_class(name: str) -> Any:

@@ -19,7 +19,6 @@ from .parts import (
     guided,
     heard,
     image,
-    mask,
     mask_picture,
     masks,
     numbers,
@@ -46,10 +45,11 @@ _SD3 = {
 }
 
 
-def sd3() -> dict[str, Any]:
+def sd3(channels: int = 4) -> dict[str, Any]:
+    sizes = {**_SD3, "in_channels": channels, "out_channels": channels}
     return {
-        "transformer": diffusers.SD3Transformer2DModel(**_SD3, out_channels=4),
-        "vae": flow_vae(),
+        "transformer": diffusers.SD3Transformer2DModel(**sizes),
+        "vae": flow_vae(latent_channels=channels),
         "text_encoder": clip(CLIPTextModelWithProjection),
         "text_encoder_2": clip(CLIPTextModelWithProjection),
         # narrower than both CLIP encoders together it would cut the second off
@@ -151,18 +151,23 @@ _QWEN_SIZES = {
 }
 
 
-def qwen_image() -> dict[str, Any]:
+def qwen_image(base_dim: int = 24, dim_mult: tuple[int, ...] = (1, 2, 4)) -> dict[str, Any]:
     network = diffusers.QwenImageTransformer2DModel(**_QWEN_SIZES)
     autoencoder = diffusers.AutoencoderKLQwenImage(
-        base_dim=24,
+        base_dim=base_dim,
         z_dim=4,
-        dim_mult=[1, 2, 4],
+        dim_mult=list(dim_mult),
         num_res_blocks=1,
-        temperal_downsample=[False, True],
+        temperal_downsample=[False] * (len(dim_mult) - 2) + [True],
         latents_mean=[0.0] * 4,
         latents_std=[1.0] * 4,
     )
     return {"transformer": heard(network), "vae": autoencoder, "scheduler": shifting(0.5, 0.9, 0.02)}
+
+
+def qwen_edit() -> dict[str, Any]:
+    """The image to edit is enlarged to a megapixel: its latents are a 32nd as large."""
+    return qwen_image(base_dim=1, dim_mult=(1,) * 6)
 
 
 def qwen_controlnet() -> dict[str, Any]:
@@ -302,7 +307,12 @@ def cogview_4() -> dict[str, Any]:
         rope_axes_dim=(64, 64),
     )
     scheduler = flow(
-        1.0, base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear", base_image_seq_len=256
+        1.0,
+        base_shift=0.25,
+        max_shift=0.75,
+        use_dynamic_shifting=True,
+        time_shift_type="linear",
+        base_image_seq_len=256,
     )
     return {"transformer": heard(network), "vae": vae(), "scheduler": scheduler}
 
@@ -359,16 +369,24 @@ _HIDREAM = {
 CASES = [
     Case("StableDiffusion3Pipeline", sd3, _SD3_CALL),
     Case("StableDiffusion3Img2ImgPipeline", sd3, {**_SD3_TEXT, "image": image(), "strength": 0.8}),
-    Case("StableDiffusion3InpaintPipeline", sd3, {**_SD3_CALL, "image": picture(), "mask_image": mask_picture()}),
+    Case(
+        "StableDiffusion3InpaintPipeline",
+        lambda: sd3(16),
+        {**_SD3_CALL, "image": picture(), "mask_image": mask_picture()},
+    ),
     Case("StableDiffusion3ControlNetPipeline", sd3_controlnet, {**_SD3_CALL, **_CONTROL, "control_image": image()}),
-    Case("StableDiffusion3PAGPipeline", sd3, {**_SD3_CALL, "pag_scale": 0.9}, options={"pag_applied_layers": "blocks.1"}),
+    Case(
+        "StableDiffusion3PAGPipeline", sd3, {**_SD3_CALL, "pag_scale": 0.9}, options={"pag_applied_layers": "blocks.1"}
+    ),
     Case("FluxPipeline", flux, _FLUX_TEXT, "schnell"),
     Case("FluxPipeline", flux_dev, _FLUX_TEXT),
     Case("FluxImg2ImgPipeline", flux_dev, {**_FLUX_TEXT, **_FROM_IMAGE}),
     Case("FluxInpaintPipeline", flux_dev, {**_FLUX_TEXT, **_INPAINT}),
     Case("FluxControlNetPipeline", flux_controlnet, {**_FLUX_TEXT, **_CONTROL}),
     Case("FluxControlPipeline", lambda: flux(True, 8), {**_FLUX_TEXT, "control_image": image(16)}),
-    Case("FluxFillPipeline", lambda: flux(True, 12), {**_FLUX_TEXT, "image": picture(16), "mask_image": mask_picture(16)}),
+    Case(
+        "FluxFillPipeline", lambda: flux(True, 12), {**_FLUX_TEXT, "image": picture(16), "mask_image": mask_picture(16)}
+    ),
     Case("FluxKontextPipeline", flux_dev, {**_FLUX_TEXT, "image": picture(16), "max_area": 256, "_auto_resize": False}),
     Case("Flux2Pipeline", flux_2, {"prompt_embeds": numbers(1, 8, 16), "output_type": "latent", **SMALL}),
     Case("Flux2KleinPipeline", lambda: flux_2(False), guided(4.0, 16, 8, **SMALL)),
@@ -379,6 +397,8 @@ CASES = [
     Case("QwenImageImg2ImgPipeline", qwen_image, {**QWEN, "image": picture(), "strength": 0.8}),
     Case("QwenImageInpaintPipeline", qwen_image, {**QWEN, "image": picture(), "mask_image": mask_picture()}),
     Case("QwenImageControlNetPipeline", qwen_controlnet, {**QWEN, **_CONTROL, "control_image": picture()}),
+    Case("QwenImageEditPipeline", qwen_edit, {**QWEN, "image": picture(), "height": 256, "width": 256}),
+    Case("QwenImageEditPlusPipeline", qwen_edit, {**QWEN, "image": [picture()], "height": 256, "width": 256}),
     Case("ZImagePipeline", z_image, Z_IMAGE),
     Case("ZImageImg2ImgPipeline", z_image, {**Z_IMAGE, "image": picture(), "strength": 0.8}),
     Case("ZImageInpaintPipeline", z_image, {**Z_IMAGE, "image": picture(), "mask_image": mask_picture()}),
@@ -389,7 +409,8 @@ CASES = [
     Case("AuraFlowPipeline", aura_flow, guided(3.5, tokens=11, **masks(11), **IMAGE)),
     Case("LuminaPipeline", lumina_next, guided(4.0, **masks(), **IMAGE)),
     Case("Lumina2Pipeline", lumina_2, guided(4.0, **masks(), **IMAGE, cfg_trunc_ratio=0.7)),
-    Case("HiDreamImagePipeline", hidream, _HIDREAM),
+    # it makes every image as large as this says
+    Case("HiDreamImagePipeline", hidream, _HIDREAM, attributes={"default_sample_size": 16}),
     Case("CogView4Pipeline", cogview_4, guided(5.0, **IMAGE)),
     Case("PRXPipeline", prx, guided(4.0, **masks(), **IMAGE, use_resolution_binning=False)),
 ]

@@ -38,9 +38,7 @@ def shifting(base: float, most: float, terminal: float | None = None) -> diffuse
 
 
 def flow_unipc(shift: float = 3.0) -> diffusers.UniPCMultistepScheduler:
-    return diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-    )
+    return diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
 
 
 # ---- text and image encoders

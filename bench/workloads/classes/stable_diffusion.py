@@ -20,6 +20,7 @@ from .parts import (
     clip_tokenizer,
     clip_vision,
     frames_of,
+    guided,
     heard,
     image,
     mask,
@@ -239,7 +240,9 @@ CASES = [
     Case("StableDiffusionInpaintPipeline", sd, _INPAINT, "4 channels"),
     Case("StableDiffusionDepth2ImgPipeline", lambda: sd(5), {**_FROM_IMAGE, "depth_map": numbers(1, 16, 16)}),
     Case("StableDiffusionUpscalePipeline", upscale, {**_GUIDED, "image": image(16)}),
-    Case("StableDiffusionImageVariationPipeline", image_variation, {"image": image(), "output_type": "latent", **IMAGE}),
+    Case(
+        "StableDiffusionImageVariationPipeline", image_variation, {"image": image(), "output_type": "latent", **IMAGE}
+    ),
     Case("StableDiffusionInstructPix2PixPipeline", instruct, {**_GUIDED, "image": image()}),
     Case("StableDiffusionControlNetPipeline", sd_controlnet, {**_SIZED, "image": image()}),
     Case("StableDiffusionControlNetImg2ImgPipeline", sd_controlnet, {**_FROM_IMAGE, "control_image": image()}),
@@ -271,7 +274,7 @@ CASES = [
     Case("AnimateDiffSDXLPipeline", animatediff_sdxl, _VIDEO),
     Case("TextToVideoSDPipeline", text_to_video, _VIDEO),
     Case("VideoToVideoSDPipeline", text_to_video, {**_GUIDED, "video": frames_of(4), "strength": 0.8}),
-    Case("I2VGenXLPipeline", i2vgen_xl, {**_VIDEO, **IMAGE, "image": picture()}),
+    Case("I2VGenXLPipeline", i2vgen_xl, guided(**IMAGE, num_frames=4, image=picture())),
     Case(
         "StableVideoDiffusionPipeline",
         stable_video,

@@ -25,10 +25,10 @@ import diffusers
 import torch
 
 from bench.command import parser
+from bench.quality.every_scheduler import verdicts
 from bench.quality.support_page import PAGE, page
 from bench.quality.verdicts import FAILED, WRONG, Cell, at_length, by_scheduler, varied
 from bench.workloads.classes import CASES, VARIATIONS
-from bench.quality.every_scheduler import verdicts
 from srds_fast.environment import environment
 
 FILE = Path(__file__).parents[1] / "results" / "support.json"
@@ -52,7 +52,10 @@ def cells(names: Sequence[str], steps: int, length: int) -> Iterator[Cell]:
 
 def line(found: Cell) -> str:
     """A cell as text."""
-    runs = [f"{name}: {run.verdict} {run.difference} {run.error or ''} {run.waves or ''}" for name, run in found.runs.items()]
+    runs = [
+        f"{name}: {run.verdict} {run.difference} {run.error or ''} {run.waves or ''}"
+        for name, run in found.runs.items()
+    ]
     reasons = dict.fromkeys(run.reason for run in found.runs.values() if run.reason)
     head = f"{found.case} | {found.change} | {found.scheduler} | N = {found.steps}, {found.turns} turns"
     return "\n    ".join([head, "; ".join(runs), *reasons, *([found.reason] if found.reason else [])])

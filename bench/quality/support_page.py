@@ -24,12 +24,12 @@ its popular checkpoints have. Its result is compared with that of the stock pipe
 
 | word | meaning |
 | --- | --- |
-| exact | equal but for rounding: the largest difference is below 1e-5 of the largest value |
+| exact | equal but for rounding: no difference above 1e-5 of the largest value, or above 1e-9 where all is in float64 |
 | within | the mean absolute difference is within the tolerance of the call, 4e-3 |
 | beyond | the error was estimated to be within the tolerance, and is larger: so many tolerances |
 | stock: reason | the call ran on the stock loop |
 | refused: reason | `compile` raised an error, which says what to do |
-| – | the stock pipeline does not run with this scheduler |
+| - | the stock pipeline does not run with this scheduler |
 
 """
 
@@ -52,7 +52,7 @@ def _word(cell: Cell, method: str) -> str:
     """The verdict of one run, with what it needs to be understood."""
     run = cell.runs.get(method)
     if run is None:
-        return "–"
+        return "-"
     if run.verdict in (STOCK, REFUSED, FAILED):
         return f"{run.verdict}: {run.reason}"
     return f"{run.verdict} {run.error:g}" if run.verdict == BEYOND else run.verdict
@@ -99,12 +99,13 @@ def _pipelines(cells: Sequence[Cell]) -> str:
     number = counts(cells)
     told = ", ".join(f"{number[verdict]} {verdict}" for verdict in ORDER if verdict not in (FAILED, WRONG))
     text = (
-        f"## Pipelines\n\nOf {number['classes']} classes {number['accelerated']} take fewer waves than steps with at "
-        f"least one of two methods at their defaults; {number['stock']} run on the stock loop or are refused. Of all "
-        f"{number['calls']} calls on this page {told}, {number[WRONG]} are wrong and {number[FAILED]} failed.\n\n"
-        "How: *taken over* calls are made again by our own loop, from what one rehearsal of the pipeline's loop showed; "
-        "*its own loop* makes the turns for the rows of each wave. Waves: of so many turns of the stock loop at "
-        "N = 50. Difference: the largest of `exact=True` over all methods at N = 9, relative to the largest value.\n"
+        f"## Pipelines\n\nOf {number['classes']} classes {number['accelerated']} take fewer waves than the stock loop "
+        f"has turns, with one of two methods at their defaults; {number['stock']} run on the stock loop or are "
+        f"refused. All {number['calls']} calls of this page: {told}, {number[WRONG]} wrong, "
+        f"{number[FAILED]} failed.\n\n"
+        "How: *taken over*: our own loop makes the network calls that a rehearsal of the pipeline's loop showed; *its "
+        "own loop*: that makes the turns for the rows of each wave. Waves: at N = 50. Difference: the largest of "
+        "`exact=True` over all methods at N = 9, relative to the largest value.\n"
     )
     rows = []
     for case, group in _own(cells).items():
@@ -113,10 +114,12 @@ def _pipelines(cells: Sequence[Cell]) -> str:
         if run is None:
             continue
         refused = run.verdict in (REFUSED, FAILED)
-        exact = [each.difference for name, each in short.runs.items() if "exact" in name and each.difference is not None]
+        exact = [
+            each.difference for name, each in short.runs.items() if "exact" in name and each.difference is not None
+        ]
         waves = [_waves(long, method) for method in ("srds", "collocation")]
         how = run.verdict if refused else PATHS[run.path or "stock"]
-        cells_of = [case, short.scheduler, how, *waves, f"{max(exact):.0e}" if exact else "–", run.reason or ""]
+        cells_of = [case, short.scheduler, how, *waves, f"{max(exact):.0e}" if exact else "-", run.reason or ""]
         rows.append(cells_of)
     header = ["pipeline", "scheduler", "how", "waves, srds", "waves, collocation", "difference", "reason"]
     return f"{text}\n{_table(header, rows)}"
@@ -125,7 +128,7 @@ def _pipelines(cells: Sequence[Cell]) -> str:
 def _waves(cell: Cell, method: str) -> str:
     run = cell.runs.get(method)
     if run is None or run.waves is None or run.path == "stock":
-        return "–"
+        return "-"
     return f"{run.waves} of {cell.turns}"
 
 
@@ -154,7 +157,9 @@ def _both(exact: str, default: str) -> str:
 
 def _schedulers(cells: Sequence[Cell]) -> str:
     """Pipelines by scheduler, one table for each kind."""
-    text = "## Pipelines by scheduler\n\nAt N = 9: srds with `exact=True`, then collocation with the default tolerance.\n"
+    text = (
+        "## Pipelines by scheduler\n\nAt N = 9: srds with `exact=True`, then collocation with the default tolerance.\n"
+    )
     parts = [text]
     for title, known in (("Noise, velocity or sample prediction", DIFFUSION), ("Flow matching", MATCHING)):
         of_case = dict[str, dict[str, str]]()
@@ -162,37 +167,37 @@ def _schedulers(cells: Sequence[Cell]) -> str:
             if not each.change and each.scheduler in known and "srds, exact" in each.runs:
                 verdict = _both(_brief(each, "srds, exact"), _brief(each, "collocation"))
                 of_case.setdefault(each.case, {})[each.scheduler] = verdict
-        rows = [[case, *(found.get(name, "–") for name in known)] for case, found in of_case.items()]
+        rows = [[case, *(found.get(name, "-") for name in known)] for case, found in of_case.items()]
         parts.append(f"### {title}\n\n{_table(['pipeline', *known], rows)}")
     return "\n".join(parts)
 
 
 def _variations(cells: Sequence[Cell]) -> str:
     text = (
-        "## Other grids, parts of a grid, other sizes\n\nSteps given by the user, a part of the steps, other numbers of "
-        "images and frames, other guidance. At N = 9 where the call does not say it: sequential, srds with "
-        "`exact=True`, collocation with the default tolerance.\n"
+        "## Other grids, parts of a grid, other sizes\n\nSteps given by the user, a part of the steps, other numbers "
+        "of images and frames, other guidance; N = 9 where the call does not say it. Collocation has the default "
+        "tolerance.\n"
     )
+    methods = (SEQUENTIAL, "srds, exact", "collocation")
     rows = [
-        [each.case, each.change, each.scheduler, str(each.turns or "–"), *map(lambda name: _word(each, name), names)]
-        for names in [(SEQUENTIAL, "srds, exact", "collocation")]
+        [each.case, each.change, each.scheduler, str(each.turns or "-"), *(_word(each, name) for name in methods)]
         for each in cells
         if each.change and each.runs
     ]
-    header = ["pipeline", "call", "scheduler", "turns", SEQUENTIAL, "srds, exact", "collocation"]
+    header = ["pipeline", "call", "scheduler", "turns", *methods]
     return f"{text}\n{_table(header, rows)}"
 
 
 def _classes_of_schedulers(rows: Sequence[dict[str, Any]]) -> str:
     text = (
-        "## Schedulers\n\nEvery class of `diffusers.schedulers`, by srds and collocation with `exact=True` on a smooth "
-        "function, against its own loop. Vectors: states that it passes on from step to step. A class that clips is also "
-        "shown without that where clipping is not supported.\n"
+        "## Schedulers\n\nEvery class of `diffusers.schedulers`, by srds and collocation with `exact=True` on a "
+        "smooth function, against its own loop. Vectors: states that it passes on from step to step. A class that "
+        "clips is also shown without that where clipping is not supported.\n"
     )
     shown = []
     for row in rows:
         options = ", ".join(f"{name}={value}" for name, value in row["config"].items())
         verdict = row["verdict"] if row["verdict"] == EXACT else f"{row['verdict']}: {row.get('reason', '')}"
-        about = [str(row.get("turns", "–")), str(row.get("vectors", "–")), "yes" if row.get("noise") else ""]
+        about = [str(row.get("turns", "-")), str(row.get("vectors", "-")), "yes" if row.get("noise") else ""]
         shown.append([row["scheduler"], options, verdict, *about])
     return f"{text}\n{_table(['class', 'options', 'verdict', 'turns', 'vectors', 'draws noise'], shown)}"

@@ -440,7 +440,8 @@ def test_what_is_known_of_a_loop_is_seen_not_to_be_true_of_another_mask() -> Non
     build, call = modern.PIPELINES["flux inpaint"]
     pipe = build()
     fast = srds_fast.compile(pipe, method="srds", exact=True)
-    nothing = PIL.Image.new("L", (32, 32), 255)  # nothing of the image is known: the loop keeps all of its state
+    # nothing of the image is known: the loop keeps all of its state
+    nothing = PIL.Image.new("L", call["mask_image"].size, 255)
     reasons = []
     for mask in (nothing, call["mask_image"], call["mask_image"], nothing):
         found = latents(fast, **{**call, "mask_image": mask})

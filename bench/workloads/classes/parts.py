@@ -11,7 +11,6 @@ from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import (
-    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -82,6 +81,8 @@ def t5(width: int = 32) -> T5EncoderModel:
 
 def clip_vision(width: int = 32, kind: type = CLIPVisionModelWithProjection) -> dict[str, Any]:
     """An image encoder and its processor, for images of 32 x 32 pixels."""
+    from transformers import CLIPImageProcessor  # it warns of a package that is not needed here
+
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37, "patch_size": 16}
     config = CLIPVisionConfig(hidden_size=width, projection_dim=width, image_size=32, **sizes)
     return {"image_encoder": kind(config), "feature_extractor": CLIPImageProcessor(crop_size=32, size=32)}

@@ -70,11 +70,11 @@ def sdxl(unet_channels: int = 4) -> dict[str, Any]:
     }
 
 
-def sd_controlnet(num_controlnets: int = 1, unet_channels: int = 4) -> dict[str, Any]:
-    parts = sd(unet_channels)
+def sd_controlnet(num_controlnets: int = 1) -> dict[str, Any]:
+    parts = sd()
     controlnets = []
     for _ in range(num_controlnets):
-        net = diffusers.ControlNetModel.from_unet(unet(), conditioning_embedding_out_channels=(8, 16))
+        net = diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(8, 16))
         controlnets.append(net)
         for conv in (net.controlnet_cond_embedding.conv_out, *net.controlnet_down_blocks, net.controlnet_mid_block):
             # zero at the start of training: as built, a ControlNet changes nothing

@@ -177,7 +177,7 @@ class LockstepLoop:
         network = self.replacements.get(call.network, call.network)  # type: ignore[call-overload]
         wave = self.samples.wave
         with telemetry.span("network", "network", 1 if wave is None else len(wave.positions)):
-            return network(*call.args, **call.kwargs)
+            return call(network)
 
     # takeover
 

@@ -80,7 +80,7 @@ def test_the_command_replaces_what_it_measures_again(
     assert {each["steps"] for each in sana} == {4}
     assert {run["verdict"] for each in sana for run in each.get("runs", {}).values()} <= {"exact", "within"}
     assert support.PAGE.read_text() == page(found)
-    assert "SanaPipeline | timesteps" in capsys.readouterr().out
+    assert "SanaPipeline |  | Flow DPM++ 2M | N = 4, 4 turns" in capsys.readouterr().out
 
 
 def test_a_difference_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

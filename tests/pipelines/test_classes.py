@@ -16,7 +16,7 @@ STEPS = 5
 SOME = (
     "KandinskyV22Pipeline",
     "StableDiffusionXLAdapterPipeline",
-    "ChromaPipeline",
+    "BriaPipeline",
     "MochiPipeline",
     "AudioLDM2Pipeline",
 )

@@ -65,7 +65,6 @@ VARIATIONS = [
     Variation("QwenImagePipeline", "sigmas", {"sigmas": FLOW_SIGMAS}),
     Variation("QwenImageInpaintPipeline", "strength 0.6", {"strength": 0.6}),
     Variation("ZImagePipeline", "cfg_normalization", {"cfg_normalization": True}),
-    Variation("SanaPipeline", "timesteps", {"timesteps": AYS_SD}),
     Variation("CogView4Pipeline", "sigmas", {"sigmas": FLOW_SIGMAS}),
     Variation("WanPipeline", "one frame", {"num_frames": 1}),
     Variation("WanPipeline", "17 frames", {"num_frames": 17}),

@@ -24,7 +24,7 @@ its popular checkpoints have. Its result is compared with that of the stock pipe
 
 | word | meaning |
 | --- | --- |
-| exact | equal but for rounding: no difference above 1e-5 of the largest value, or above 1e-9 where all is in float64 |
+| exact | equal but for rounding: no difference above 1e-5 of the largest value, or above 1e-6 where all is in float64 |
 | within | the mean absolute difference is within the tolerance of the call, 4e-3 |
 | beyond | the error was estimated to be within the tolerance, and is larger: so many tolerances |
 | stock: reason | the call ran on the stock loop |

@@ -8,6 +8,8 @@ may come out: wrong, or failed, where the call raised.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,12 +21,14 @@ from torch import Tensor
 import srds_fast
 from bench.workloads.classes import CASES, Case, Variation
 from srds_fast.errors import SrdsFastError, UnsupportedScheduler
+from srds_fast.schedulers.reader import InFloat64
 from srds_fast.solvers.registry import BY_NAME, SEQUENTIAL
 
 EXACT, WITHIN, BEYOND, STOCK, REFUSED = "exact", "within", "beyond", "stock", "refused"
 WRONG, FAILED = "wrong", "failed"
-# of the largest value, in float32, and in float64 where the steps of a network or scheduler enlarge rounding
-ROUNDING, ROUNDING_64 = 1e-5, 1e-9
+# of the largest value, in float32; and in float64, where steps or network enlarge rounding. Coefficients that a
+# scheduler keeps in float32 stay so
+ROUNDING, ROUNDING_64 = 1e-5, 1e-6
 # a difference in float32 that may be rounding
 DOUBTFUL = 1e-3
 # of compile, and what its estimate of the error may miss it by
@@ -198,16 +202,32 @@ def _short(number: float | None) -> float | None:
 
 
 def in_float64(case: Case, scheduler: Any, call: dict[str, Any], steps: int, settings: dict[str, Any]) -> float | None:
-    """The difference to stock where networks, conditioning and states are in float64; None if these calls raise."""
+    """The difference to stock where all is in float64, in the scheduler too; None if these calls raise."""
     pipe = case.build()
-    pipe.scheduler = scheduler
+    pipe.scheduler = copy.deepcopy(scheduler)
     pipe.to(torch.float64)
     given = {name: _doubled(value) for name, value in call.items()}
     try:
-        expected = called(pipe, given, steps)
-        return relative(called(srds_fast.compile(pipe, **settings), given, steps), expected)
+        with InFloat64(_shape_of_state(pipe, given, steps)):
+            expected = called(pipe, given, steps)
+            return relative(called(srds_fast.compile(pipe, **settings), given, steps), expected)
     except Exception:  # not all classes run in float64
         return None
+
+
+def _shape_of_state(pipe: Any, call: dict[str, Any], steps: int) -> tuple[int, ...]:
+    """The shape of what the stock loop gives to its scheduler."""
+    shapes, step = list[tuple[int, ...]](), pipe.scheduler.step
+
+    @functools.wraps(step)
+    def seen(m: Tensor, t: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        shapes.append(tuple(x.shape))
+        return step(m, t, x, *args, **kwargs)
+
+    pipe.scheduler.step = seen
+    called(pipe, call, steps)
+    del pipe.scheduler.step
+    return shapes[0]
 
 
 def _doubled(value: Any) -> Any:

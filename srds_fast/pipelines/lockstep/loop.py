@@ -68,7 +68,9 @@ class LockstepLoop:
         self.progress: Callable[[], None] = lambda: None  # shows the final steps on the pipe's progress bar
         self._placeholders = Placeholders(self.memory.outputs, self._make)
         self._merged = MergedCalls(self.memory.rules, self._make)
-        self._turns = LoopTurns(self._placeholders, self._make, self.scheduler.look_before)
+        self._turns = LoopTurns(
+            self._placeholders, self._make, self.scheduler.look_before, lambda: self.scheduler.keeps_sample
+        )
         self._waves = TakenOver(self.samples, self.replacements, self.checked, lambda: self.progress())
         self._driver: Driver | None = None
         self._options: dict[str, Any] = {}  # of the first step

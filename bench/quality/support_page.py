@@ -76,20 +76,18 @@ def is_accelerated(cell: Cell) -> bool:
 
 
 def counts(cells: Sequence[Cell]) -> dict[str, int]:
-    """Of the classes: how many there are, how many take fewer waves at many steps, and how many run as stock.
+    """Of the classes: how many there are, and how many take fewer waves at many steps. Of all calls: the verdicts.
 
     A class with several cases counts once, by the best of them.
     """
-    best = dict[str, str]()
+    best = dict[str, bool]()
     for case, group in _own(cells).items():
         name = case.partition(",")[0]
-        kind = "accelerated" if is_accelerated(group[-1]) else "stock"
-        best[name] = "accelerated" if "accelerated" in (kind, best.get(name)) else kind
+        best[name] = best.get(name, False) or is_accelerated(group[-1])
     verdicts = [run.verdict for each in cells for run in each.runs.values()]
     return {
         "classes": len(best),
-        "accelerated": sum(kind == "accelerated" for kind in best.values()),
-        "stock": sum(kind == "stock" for kind in best.values()),
+        "accelerated": sum(best.values()),
         "calls": len(verdicts),
         **{verdict: verdicts.count(verdict) for verdict in ORDER},
     }
@@ -100,7 +98,7 @@ def _pipelines(cells: Sequence[Cell]) -> str:
     told = ", ".join(f"{number[verdict]} {verdict}" for verdict in ORDER if verdict not in (FAILED, WRONG))
     text = (
         f"## Pipelines\n\nOf {number['classes']} classes {number['accelerated']} take fewer waves than the stock loop "
-        f"has turns, with one of two methods at their defaults; {number['stock']} run on the stock loop or are "
+        f"has turns, with one of two methods at their defaults; the others run on the stock loop or are "
         f"refused. All {number['calls']} calls of this page: {told}, {number[WRONG]} wrong, "
         f"{number[FAILED]} failed.\n\n"
         "How: *taken over*: our own loop makes the network calls that a rehearsal of the pipeline's loop showed; *its "

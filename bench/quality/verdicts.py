@@ -220,9 +220,10 @@ def _shape_of_state(pipe: Any, call: dict[str, Any], steps: int) -> tuple[int, .
     shapes, step = list[tuple[int, ...]](), pipe.scheduler.step
 
     @functools.wraps(step)
-    def seen(m: Tensor, t: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        x: Tensor = kwargs["sample"] if "sample" in kwargs else args[2]
         shapes.append(tuple(x.shape))
-        return step(m, t, x, *args, **kwargs)
+        return step(*args, **kwargs)
 
     pipe.scheduler.step = seen
     called(pipe, call, steps)

@@ -30,7 +30,7 @@ def test_every_case_was_measured_and_nothing_is_wrong() -> None:
     number = counts(CELLS)
     assert (number["wrong"], number["failed"]) == (0, 0)
     assert number["accelerated"] >= 50
-    assert number["accelerated"] + number["stock"] == number["classes"] == len({case.cls for case in CASES.values()})
+    assert number["classes"] == len({case.cls for case in CASES.values()})
     assert {(each.case, each.change) for each in CELLS} == {
         *((name, "") for name in CASES),
         *((each.case, each.note) for each in VARIATIONS),

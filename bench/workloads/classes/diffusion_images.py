@@ -231,7 +231,7 @@ def ddpm() -> dict[str, Any]:
 
 
 def consistency() -> dict[str, Any]:
-    scheduler = diffusers.CMStochasticIterativeScheduler(num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0)
+    scheduler = diffusers.CMStochasticIterativeScheduler(num_train_timesteps=60, sigma_min=0.002, sigma_max=80.0)
     return {"unet": pixel_unet(num_class_embeds=10), "scheduler": scheduler}
 
 

@@ -44,7 +44,12 @@ VERDICTS: dict[str, list[tuple[dict[str, Any], str | None]]] = {
     "EulerAncestralDiscrete": [({}, None), (V, None)],
     "EulerDiscrete": [({}, None), *((each, None) for each in (*SIGMAS, V))],
     "FlowMapEulerDiscrete": [({}, None), ({"shift": 3.0}, None)],
-    "FlowMatchEulerDiscrete": [({}, None), ({"shift": 3.0}, None), ({"stochastic_sampling": True}, None)],
+    "FlowMatchEulerDiscrete": [
+        ({}, None),
+        ({"shift": 3.0}, None),
+        ({"invert_sigmas": True}, None),
+        ({"stochastic_sampling": True}, None),
+    ],
     "FlowMatchHeunDiscrete": [({}, None), ({"shift": 3.0}, None)],
     "FlowMatchLCM": [({}, None), ({"shift": 3.0}, None)],
     "HeunDiscrete": [({}, None), *((each, None) for each in (*SIGMAS, V)), ({"clip_sample": True}, CLIPS)],

@@ -21,6 +21,12 @@ FAR = 0.3
 
 def levels_of(scheduler: Any, triangles: Triangles) -> Tensor:
     """alpha and sigma at which each turn calls the network, [T, 2], asked in float32 as schedulers compute them."""
+    levels = _asked(scheduler, triangles)
+    # Mochi's sigmas are the share of the data, which `scale_noise` does not know
+    return levels.flip(1) if scheduler.config.get("invert_sigmas", False) else levels
+
+
+def _asked(scheduler: Any, triangles: Triangles) -> Tensor:
     trial = copy.deepcopy(scheduler)
     timesteps = trial.timesteps = trial.timesteps.cpu()
     data, noise = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])

@@ -30,7 +30,6 @@ _OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
     "DPMSolverMultistep": _DPM,
     "DPMSolverSinglestep": _DPM,
     "EDMDPMSolverMultistep": _DPM,
-    "FlowMatchEulerDiscrete": {"invert_sigmas": (False,)},
     "LCM": _THRESHOLDS,
     "TCD": _THRESHOLDS,
     "UnCLIP": {"variance_type": ("fixed_small_log",)},

@@ -253,7 +253,7 @@ class Plain:
 
 def network() -> Any:
     """A small UNet with all that a module may hold."""
-    made = tiny._unet().eval()
+    made = tiny.unet().eval()
     made.extra = numbers(2)
     made.listed = {"deep": [numbers(3), {"deeper": numbers(4)}]}
     made.settings = Plain()
@@ -393,7 +393,7 @@ HOOKS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_a_hook_is_found(name: str) -> None:
-    net = tiny._unet()
+    net = tiny.unet()
     assert hooked(net) is None
     hang, where = HOOKS[name]
     hang(net)
@@ -402,7 +402,7 @@ def test_a_hook_is_found(name: str) -> None:
 
 def test_hooks_that_are_gone_are_forgotten() -> None:
     """Accelerate leaves the class's own forward with the module."""
-    net = tiny._unet()
+    net = tiny.unet()
     add_hook_to_module(net.mid_block, AccelerateHook())
     remove_hook_from_module(net, recurse=True)
     net.conv_in.register_forward_hook(lambda *given: None).remove()

@@ -146,6 +146,18 @@ def test_rows_that_share_different_things_are_not_merged() -> None:
     assert merged.network_calls == before + 2
 
 
+def test_a_network_may_take_from_the_list_that_it_is_given() -> None:
+    """As a UNet does with the features of an adapter; the call can be made again."""
+
+    def network(x: Tensor, features: list[Tensor]) -> Tensor:
+        return x + features.pop(0)
+
+    call = Call(network, (torch.zeros(2),), {"features": [torch.ones(2), torch.zeros(2)]})
+    assert torch.equal(call(), torch.ones(2))
+    assert torch.equal(call(), torch.ones(2))
+    assert torch.equal(call(lambda x, features: x + len(features)), torch.full((2,), 2.0))
+
+
 def test_rows_at_the_same_point_find_no_rule() -> None:
     call = calls_of(Plain(), float)[1]
     merged = MergedCalls({})

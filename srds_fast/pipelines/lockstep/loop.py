@@ -64,7 +64,9 @@ class LockstepLoop:
         make_own = functools.partial(self._make, own=True)
         self._placeholders = Placeholders(self.memory.outputs, make_own)
         self._merged = MergedCalls(self.memory.rules, self._make)
-        self._turns = LoopTurns(self._placeholders, make_own, self.scheduler.look_before)
+        self._turns = LoopTurns(
+            self._placeholders, make_own, self.scheduler.look_before, lambda: self.scheduler.keeps_sample
+        )
         self._waves = TakenOver(self.samples, self.replacements, lambda: self.progress())
         self._driver: Driver | None = None
         self._graphed: GraphedCalls | None = None
@@ -166,7 +168,7 @@ class LockstepLoop:
             network = self.replacements.get(network, network)  # type: ignore[call-overload]
         wave = self.samples.wave
         with telemetry.span("network", "network", 1 if wave is None else len(wave.positions)):
-            return network(*call.args, **call.kwargs)
+            return call(network)
 
     # turns for the rows of waves
 

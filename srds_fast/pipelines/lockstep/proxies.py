@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import UnsupportedScheduler
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
 from ..merging.rule import Call
@@ -41,6 +40,8 @@ class SchedulerProxy:
     def __getattr__(self, name: str) -> Any:
         if name == "inner":  # not set yet while this object is being copied
             raise AttributeError(name)
+        if name == "scale_model_input" and not hasattr(self.inner, name):
+            return lambda sample, *_: sample  # a loop that asks for `type(scheduler)` does not know this class
         return getattr(self.inner, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -97,6 +98,11 @@ class SchedulerProxy:
             each.look_before(step)
 
     @property
+    def keeps_sample(self) -> bool:
+        """It keeps the very tensor that its step is given, for a later step."""
+        return self._snapshots is not None and self._snapshots.keeps_sample
+
+    @property
     def dtype(self) -> torch.dtype:
         """In which the last step returns the sample."""
         found: torch.dtype = self._snapshots.dtype
@@ -106,7 +112,8 @@ class SchedulerProxy:
         """The noise table for steps with these options.
 
         Raises:
-            UnsupportedScheduler: an option changes the step in a way that the table does not know.
+            UnsupportedScheduler: there is no table for this scheduler.
+            UnsupportedPipeline: an option changes the step in a way that a table does not know.
         """
         options = {
             name: value
@@ -116,11 +123,8 @@ class SchedulerProxy:
         }
         clip_epsilon = bool(options.pop("use_clipped_model_output", False))
         eta, _ = options.pop("eta", None), options.pop("generator", None)
-        for name, value in options.items():
-            raise UnsupportedScheduler(
-                f"{type(self.inner).__name__}.step was given {name}={value!r}. The step then depends on more than "
-                "sample, network output and noise. Call the pipeline without it."
-            )
+        for name in options:
+            raise refused(f"it gives `step` of {type(self.inner).__name__} the argument {name}, which a table has not")
         found = noise_table(self.inner, clip_epsilon=clip_epsilon, eta=eta)
         if any(noise_table(each.inner, clip_epsilon=clip_epsilon, eta=eta) is not found for each in self.companions):
             raise refused("it steps several states on different grids")

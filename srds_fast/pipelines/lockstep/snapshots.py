@@ -22,11 +22,15 @@ MOST_KEPT = 8
 
 @dataclass(frozen=True)
 class Snapshots:
-    """The attributes of a scheduler between its steps, and the dtype in which its last step returns the sample."""
+    """The attributes of a scheduler between its steps, and the dtype in which its last step returns the sample.
+
+    keeps_sample: it keeps the very tensor that its step is given, for a later step.
+    """
 
     kind: type
     states: list[dict[str, Any]]
     dtype: torch.dtype
+    keeps_sample: bool
 
     def before(self, step: int) -> Any:
         """A scheduler as it is before a step, and after the one before that. The loop may change it."""
@@ -63,7 +67,7 @@ def _stepped(scheduler: Any, timesteps: Tensor, options: dict[str, Any], x: Tens
     if options.get("generator") is not None:
         options = {**options, "generator": torch.Generator().manual_seed(0)}
     sample, output = x.new_ones([1] * x.ndim), m.new_ones([1] * m.ndim)
-    states = []
+    states, keeps_sample = list[dict[str, Any]](), False
     devices = [x.device] if x.is_cuda else []
     try:
         with torch.random.fork_rng(devices):
@@ -71,11 +75,13 @@ def _stepped(scheduler: Any, timesteps: Tensor, options: dict[str, Any], x: Tens
                 states.append(_copied(vars(twin)))
                 if hasattr(twin, "scale_model_input"):
                     twin.scale_model_input(sample, timestep)
-                sample = next_sample(twin.step(output, timestep, sample, **{**options, "return_dict": False}))
+                after = next_sample(twin.step(output, timestep, sample, **{**options, "return_dict": False}))
+                keeps_sample |= any(value is sample for value in vars(twin).values())
+                sample = after
             states.append(_copied(vars(twin)))
     except Exception as error:
         raise refused(f"{type(scheduler).__name__} cannot step a single number ({error})") from error
-    return Snapshots(type(scheduler), states, sample.dtype)
+    return Snapshots(type(scheduler), states, sample.dtype, keeps_sample)
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

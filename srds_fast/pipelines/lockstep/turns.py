@@ -57,7 +57,11 @@ class LoopTurns:
     """
 
     def __init__(
-        self, placeholders: Placeholders, make: Callable[[Call], Any], begin: Callable[[int], None] = lambda step: None
+        self,
+        placeholders: Placeholders,
+        make: Callable[[Call], Any],
+        begin: Callable[[int], None] = lambda step: None,
+        scheduler_keeps_sample: Callable[[], bool] = lambda: False,
     ) -> None:
         self.watch: Callable[[Call], None] = lambda call: None  # called at each recorded call
         self.turn: Turn | None = None  # the one under way, or the one that comes next
@@ -67,6 +71,10 @@ class LoopTurns:
         self._script: Script | None = None
         self._calls: list[Call] = []
         self._handed: Tensor | None = None
+        self._scheduler_keeps_sample = scheduler_keeps_sample
+        self._given: Tensor | None = (
+            None  # the state that the scheduler was given last; held, so its memory is not reused
+        )
         self._before: list[tuple[Tensor, int]] = []  # arguments of the turn before, with their versions then
         self.under_way = self._ended = False
 
@@ -108,6 +116,7 @@ class LoopTurns:
             raise refused("it steps its scheduler outside of one loop over the timesteps, or twice in one turn")
         self.under_way = False
         self.done += 1
+        self._see_overwriting(x)
         self._keep_arguments(x)
         ran = Ran(self.turn, self._calls, m, x)
         if self._script is None:
@@ -144,7 +153,17 @@ class LoopTurns:
         """End the script, which may hold the tensors of a wave."""
         if self._script is not None:
             self._script.close()
-        self._calls, self._before, self.turn = [], [], None
+        self._calls, self._before, self.turn, self._given = [], [], None, None
+
+    def _see_overwriting(self, x: Tensor) -> None:
+        """Refuse a loop that writes each state into one tensor, if its scheduler keeps that one for a later step."""
+        last, self._given = self._given, x
+        if last is None or not self._scheduler_keeps_sample():
+            return
+        own = x.untyped_storage().data_ptr()
+        handed = None if self._handed is None else self._handed.untyped_storage().data_ptr()
+        if own == last.untyped_storage().data_ptr() and own != handed:
+            raise refused("it writes each state into a tensor that its scheduler has kept for a later step")
 
     def _keep_arguments(self, x: Tensor) -> None:
         """See that the arguments of recorded calls stay as they are until the calls are made."""

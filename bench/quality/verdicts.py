@@ -1,0 +1,313 @@
+"""A class of diffusers, a scheduler and the methods: each call compared with the stock pipeline's, and its verdict.
+
+exact: equal to the stock result but for rounding; a call in float64 tells where float32 leaves a doubt.
+within: the mean absolute difference is within the tolerance. beyond: it was estimated to be, and is up to ten times as
+large. stock: the call ran on the stock loop, for the reason given. refused: `compile` raised the reason. Nothing else
+may come out: wrong, or failed, where the call raised.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+import srds_fast
+from bench.workloads.classes import CASES, Case, Variation
+from srds_fast.errors import SrdsFastError, UnsupportedScheduler
+from srds_fast.schedulers.reader import InFloat64
+from srds_fast.solvers.registry import BY_NAME, SEQUENTIAL
+
+EXACT, WITHIN, BEYOND, STOCK, REFUSED = "exact", "within", "beyond", "stock", "refused"
+WRONG, FAILED = "wrong", "failed"
+# of the largest value, in float32; and in float64, where steps or network enlarge rounding. Coefficients that a
+# scheduler keeps in float32 stay so
+ROUNDING, ROUNDING_64 = 1e-5, 1e-6
+# a difference in float32 that may be rounding
+DOUBTFUL = 1e-3
+# of compile, and what its estimate of the error may miss it by
+TOLERANCE, ESTIMATE = 4e-3, 10
+
+ONE = {"sequential": {"method": SEQUENTIAL}}
+FEW: dict[str, dict[str, Any]] = {
+    "srds, exact": {"method": "srds", "exact": True},
+    "collocation": {"method": "collocation"},
+}
+LONG: dict[str, dict[str, Any]] = {"srds": {"method": "srds"}, "collocation": {"method": "collocation"}}
+EVERY: dict[str, dict[str, Any]] = ONE | {
+    name + end: {"method": name, "exact": exact}
+    for name in BY_NAME
+    if name != SEQUENTIAL
+    for end, exact in ((", exact", True), ("", False))
+}
+
+
+@dataclass
+class Run:
+    """A call.
+
+    Attributes:
+        difference: the largest one to stock, relative to the largest value.
+        in_float64: the same where all is in float64; None: it was not asked for.
+        error: the mean absolute difference in tolerances, where the call was to be within one.
+        waves, path: of the report.
+        reason: why it ran on the stock loop, or why that was not taken over, or what was raised.
+    """
+
+    verdict: str
+    difference: float | None = None
+    in_float64: float | None = None
+    error: float | None = None
+    waves: int | None = None
+    path: str | None = None
+    reason: str | None = None
+
+
+@dataclass
+class Cell:
+    """A case with a scheduler and a call, and what became of it by each method.
+
+    Attributes:
+        change: what the call asks for beyond the case's own; "" if nothing.
+        own: the scheduler is the case's own.
+        steps: `num_inference_steps`; turns: how often the stock loop steps.
+        reason: why the stock pipeline does not run with this scheduler, or None.
+    """
+
+    case: str
+    change: str
+    scheduler: str
+    own: bool
+    steps: int
+    turns: int | None = None
+    reason: str | None = None
+    runs: dict[str, Run] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        found = {**asdict(self), "runs": {name: _said(asdict(run)) for name, run in self.runs.items()}}
+        return _said(found)
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Cell:
+        return cls(**{**found, "runs": {name: Run(**run) for name, run in found.get("runs", {}).items()}})
+
+
+def _said(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if value not in (None, {}, "") or name == "change"}
+
+
+# ---- schedulers
+
+_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+# what a pipeline that predicts noise, velocity or the sample may be given, and what one of flow matching may
+DIFFUSION = {
+    "DDIM": "DDIMScheduler",
+    "Euler": "EulerDiscreteScheduler",
+    "DPM++ 2M": "DPMSolverMultistepScheduler",
+    "UniPC": "UniPCMultistepScheduler",
+    "Heun": "HeunDiscreteScheduler",
+    "PNDM": "PNDMScheduler",
+}
+MATCHING = {
+    "Flow Euler": "FlowMatchEulerDiscreteScheduler",
+    "Flow Heun": "FlowMatchHeunDiscreteScheduler",
+    "Flow UniPC": "UniPCMultistepScheduler",
+    "Flow DPM++ 2M": "DPMSolverMultistepScheduler",
+}
+
+
+def matches_flow(scheduler: Any) -> bool:
+    return "Flow" in type(scheduler).__name__ or bool(scheduler.config.get("use_flow_sigmas", False))
+
+
+def others(scheduler: Any) -> dict[str, Any]:
+    """Other schedulers for the network of this one, by their short names."""
+    config, found = scheduler.config, {}
+    if not matches_flow(scheduler):
+        for name, cls in DIFFUSION.items():
+            if cls != type(scheduler).__name__:
+                # a scheduler that clips by default would clip latents too, which are not within -1 and 1
+                found[name] = getattr(diffusers, cls).from_config({"clip_sample": False, **config})
+        return found
+    shift = float(config.get("flow_shift") or config.get("shift") or 1.0)
+    for name, cls in MATCHING.items():
+        if cls == type(scheduler).__name__:
+            continue
+        options = {"shift": shift} if "Flow" in cls else {**_FLOW, "flow_shift": shift}
+        found[name] = getattr(diffusers, cls)(**options)
+    return found
+
+
+# ---- calls
+
+
+def called(pipe: Any, call: dict[str, Any], steps: int) -> Tensor:
+    """What a call returns first, in float64; the same random numbers for every call."""
+    torch.manual_seed(7)
+    given = {} if {"sigmas", "timesteps"} & set(call) else {"num_inference_steps": steps}
+    found = pipe(**call, **given, generator=torch.Generator().manual_seed(0))[0]
+    return torch.as_tensor(found[0] if isinstance(found, list | tuple) else found).double()
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    if found.shape != expected.shape or not bool(found.isfinite().all()):
+        return float("inf")
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def verdict_of(difference: float, error: float | None) -> str:
+    """error: None where the call had to be exact."""
+    if difference <= ROUNDING:
+        return EXACT
+    if error is None or error > ESTIMATE or difference == float("inf"):
+        return WRONG
+    return WITHIN if error <= 1 else BEYOND
+
+
+def run(pipe: Any, call: dict[str, Any], steps: int, expected: Tensor, settings: dict[str, Any]) -> tuple[Run, int]:
+    """One call, and how many turns it reports."""
+    try:
+        fast = srds_fast.compile(pipe, **settings)
+    except UnsupportedScheduler as why:
+        return Run(REFUSED, reason=first_sentence(why)), 0
+    try:
+        found = called(fast, call, steps)
+    except Exception as why:
+        kind = REFUSED if isinstance(why, SrdsFastError) else FAILED
+        return Run(kind, reason=f"{type(why).__name__}: {first_sentence(why)}"), 0
+    report = fast.report
+    difference, error = relative(found, expected), None
+    if not (settings.get("exact") or settings["method"] == SEQUENTIAL or difference == float("inf")):
+        error = float((found - expected).abs().mean()) / TOLERANCE
+    verdict, reason = verdict_of(difference, error), report.fallback_reason
+    if report.path == "stock" and verdict == EXACT:
+        verdict = STOCK
+    elif reason is None and report.path == "drive":
+        reason = report.drive_reason
+    return (
+        Run(verdict, _short(difference), None, _short(error), report.waves or None, report.path, reason),
+        report.num_inference_steps,
+    )
+
+
+def _short(number: float | None) -> float | None:
+    return None if number is None else float(f"{number:.1e}")
+
+
+def in_float64(case: Case, scheduler: Any, call: dict[str, Any], steps: int, settings: dict[str, Any]) -> float | None:
+    """The difference to stock where all is in float64, in the scheduler too; None if these calls raise."""
+    pipe = case.build()
+    pipe.scheduler = copy.deepcopy(scheduler)
+    pipe.to(torch.float64)
+    given = {name: _doubled(value) for name, value in call.items()}
+    try:
+        with InFloat64(_shape_of_state(pipe, given, steps)):
+            expected = called(pipe, given, steps)
+            return relative(called(srds_fast.compile(pipe, **settings), given, steps), expected)
+    except Exception:  # not all classes run in float64
+        return None
+
+
+def _shape_of_state(pipe: Any, call: dict[str, Any], steps: int) -> tuple[int, ...]:
+    """The shape of what the stock loop gives to its scheduler."""
+    shapes, step = list[tuple[int, ...]](), pipe.scheduler.step
+
+    @functools.wraps(step)
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        x: Tensor = kwargs["sample"] if "sample" in kwargs else args[2]
+        shapes.append(tuple(x.shape))
+        return step(*args, **kwargs)
+
+    pipe.scheduler.step = seen
+    called(pipe, call, steps)
+    del pipe.scheduler.step
+    return shapes[0]
+
+
+def _doubled(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_doubled(each) for each in value]
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def first_sentence(why: object) -> str:
+    """What an error says first, without what it says to do."""
+    lines = str(why).strip().splitlines() or [""]
+    return lines[0].partition(". ")[0].rstrip(".")[:300]
+
+
+def cell(
+    case: Case,
+    pipe: Any,
+    name: str,
+    steps: int,
+    methods: Iterable[str],
+    change: str = "",
+    own: bool = True,
+    **call: Any,
+) -> Cell:
+    """A case with the scheduler that its pipeline has; name: of that scheduler; call: other arguments."""
+    found = Cell(case.name, change, name, own, steps)
+    given = {**case.call, **call}
+    try:
+        expected = called(pipe, given, steps)
+        if not bool(expected.isfinite().all()):
+            raise ValueError("the stock loop ends in NaN or infinity")
+    except Exception as why:
+        found.reason = f"{type(why).__name__}: {first_sentence(why)}"
+        return found
+    every = EVERY | LONG | FEW
+    for method in methods:
+        ran, turns = run(pipe, given, steps, expected, every[method])
+        if ran.verdict == WRONG and (ran.difference or 1) < DOUBTFUL:
+            ran.in_float64 = _short(in_float64(case, pipe.scheduler, given, steps, every[method]))
+            if ran.in_float64 is not None and ran.in_float64 <= ROUNDING_64:
+                ran.verdict = EXACT
+        found.runs[method] = ran
+        found.turns = found.turns or turns or None
+    return found
+
+
+def short_name(scheduler: Any) -> str:
+    """The name of a scheduler in the tables."""
+    table = MATCHING if matches_flow(scheduler) else DIFFUSION
+    known = {cls: name for name, cls in table.items()}
+    cls = type(scheduler).__name__
+    return known.get(cls, cls.removesuffix("Scheduler"))
+
+
+def by_scheduler(case: Case, steps: int) -> Iterator[Cell]:
+    """A case with its own scheduler by every method, and with the others of its kind by two."""
+    pipe = case.build()
+    own = pipe.scheduler
+    yield cell(case, pipe, short_name(own), steps, EVERY)
+    if not hasattr(own, "set_timesteps"):
+        return
+    for name, scheduler in others(own).items():
+        pipe = case.build()
+        pipe.scheduler = scheduler
+        yield cell(case, pipe, name, steps, FEW, own=False)
+
+
+def at_length(case: Case, steps: int) -> Cell:
+    """A case with its own scheduler and many steps: how many waves are left of them."""
+    pipe = case.build()
+    return cell(case, pipe, short_name(pipe.scheduler), steps, LONG)
+
+
+def varied(variation: Variation, steps: int) -> Cell:
+    """A call for another grid of steps, or another size."""
+    case = CASES[variation.case]
+    pipe = case.build()
+    if variation.scheduler is not None:
+        pipe.scheduler = getattr(diffusers, variation.scheduler).from_config(pipe.scheduler.config)
+    name = short_name(pipe.scheduler)
+    own = variation.scheduler is None
+    return cell(case, pipe, name, steps, [*ONE, *FEW], variation.note, own, **variation.call)

@@ -83,7 +83,6 @@ def written(found: Sequence[Cell], names: Sequence[str]) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
     options_of = parser("bench.quality.support", __doc__, json=False)
     options_of.add_argument("--only", nargs="*", metavar="PART", help="cases whose names contain one of these")
@@ -123,4 +122,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # what each of some thousand calls would tell
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.getLogger("srds_fast").setLevel(logging.ERROR)
+    diffusers.utils.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
     main()

@@ -1,6 +1,6 @@
 """The matrix of support: every popular class of diffusers, with its schedulers, by every method, against stock.
 
-    python -m bench.quality.support --write                    # all of it, three quarters of an hour on one core
+    python -m bench.quality.support --write                    # all of it, about half an hour on one idle core
     python -m bench.quality.support --only Flux Wan            # some of the cases, printed as they come
     python -m bench.quality.support --only Flux Wan --write    # the rest of the committed file stays
 

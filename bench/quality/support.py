@@ -1,6 +1,6 @@
 """The matrix of support: every popular class of diffusers, with its schedulers, by every method, against stock.
 
-    python -m bench.quality.support --write                    # all of it, three quarters of an hour on one core
+    python -m bench.quality.support --write                    # all of it, about half an hour on one idle core
     python -m bench.quality.support --only Flux Wan            # some of the cases, printed as they come
     python -m bench.quality.support --only Flux Wan --write    # the rest of the committed file stays
 
@@ -74,16 +74,15 @@ def to_json(found: dict[str, Any]) -> str:
 def written(found: Sequence[Cell], names: Sequence[str]) -> dict[str, Any]:
     """The content of the committed file with these cells in the place of those of the cases that ran."""
     before = json.loads(FILE.read_text()) if FILE.exists() else {"cells": [], "schedulers": []}
-    kept = [each for each in before["cells"] if each["case"] not in names]
+    kept = [each for each in before["cells"] if each["case"] not in names and each["case"] in CASES]
     every = [*kept, *(each.to_dict() for each in found)]
-    order = {name: number for number, name in enumerate(CASES)}
-    every.sort(key=lambda each: order.get(each["case"], len(order)))
+    order = list(CASES)
+    every.sort(key=lambda each: order.index(each["case"]))
     versions = {**environment(), "diffusers": diffusers.__version__}
     return {"environment": versions, "cells": every, "schedulers": before["schedulers"]}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
     options_of = parser("bench.quality.support", __doc__, json=False)
     options_of.add_argument("--only", nargs="*", metavar="PART", help="cases whose names contain one of these")
@@ -93,9 +92,6 @@ def main(arguments: list[str] | None = None) -> None:
     options_of.add_argument("--schedulers", action="store_true", help="only the table of schedulers; written")
     options_of.add_argument("--page", action="store_true", help="only write the page, from the committed file")
     options = options_of.parse_args(arguments)
-    logging.getLogger("srds_fast").setLevel(logging.ERROR)
-    diffusers.utils.logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
     if options.page or options.schedulers:
         content = json.loads(FILE.read_text())
         if options.schedulers:
@@ -112,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.write:
             FILE.write_text(to_json(written(found, sorted(ran))))
     if options.write:
-        content = written(found, names)
+        content = written(found, sorted(ran))
         if not options.only:
             content["schedulers"] = verdicts()
         FILE.write_text(to_json(content))
@@ -123,4 +119,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # what each of some thousand calls would tell
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.getLogger("srds_fast").setLevel(logging.ERROR)
+    diffusers.utils.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
     main()

@@ -224,7 +224,6 @@ def test_building_a_table_changes_nothing() -> None:
 
 REFUSED = [
     (DDIMScheduler(thresholding=True), "thresholding"),
-    (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
     (DPMSolverMultistepScheduler(thresholding=True), "thresholding"),
     (DPMSolverMultistepScheduler(variance_type="learned_range"), "variance_type"),
     (DPMSolverSinglestepScheduler(thresholding=True), "thresholding"),

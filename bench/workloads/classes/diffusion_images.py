@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-from diffusers.pipelines.stable_cascade.pipeline_stable_cascade import PaellaVQModel
 from transformers import CLIPTextModelWithProjection
 
 from .case import Case
@@ -171,6 +170,8 @@ def cascade_prior() -> dict[str, Any]:
 
 
 def cascade_decoder() -> dict[str, Any]:
+    from diffusers.pipelines.stable_cascade.pipeline_stable_cascade import PaellaVQModel
+
     network = diffusers.StableCascadeUNet(
         **_CASCADE, in_channels=4, out_channels=4, patch_size=2, effnet_in_channels=16
     )

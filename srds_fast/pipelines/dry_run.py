@@ -43,6 +43,11 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
         raise InvalidArgument("No prompts were given. Calibration runs them. Pass prompts like those of later calls.")
     if kwargs.get("generator") is not None:
         raise InvalidArgument("A generator was given. Calibration seeds every sample itself. Leave the generator out.")
+    if kwargs.get("callback_on_step_end") is not None:
+        raise InvalidArgument(
+            "callback_on_step_end was given. The loop is driven for it, and calibration would call it for every sample "
+            "of every plan. Leave it out."
+        )
     if planner.plan is not None:
         raise InvalidArgument("The pipeline was compiled with a plan, which fixes every setting. Compile it without.")
 
@@ -55,8 +60,8 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
     pricing = session.pricing
     if pricing is None:
         raise InvalidArgument(
-            "The loop of this call is driven, or has a single step. The cost of its network calls cannot be measured "
-            "before the call. Leave callbacks out, or pass max_iterations instead."
+            "This call has a single step, or an argument of a type that is not known. The cost of its network calls "
+            "cannot be measured before the call. Pass max_iterations instead."
         )
     num_steps, stochastic = session.plan.num_inference_steps, session.stochastic
 

@@ -28,7 +28,7 @@ from .lockstep.call_session import CallSettings
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
 from .lockstep.own_enumerate import with_own_enumerate
-from .lockstep.proxies import copy_with_proxies
+from .lockstep.proxies import UsesWithheld, copy_with_proxies
 from .modular.arguments import is_modular, why_stock
 from .modular.blocks import driven, without_progress_bar, without_proxies
 from .modular.errors_log import held_back
@@ -253,7 +253,7 @@ def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
             return None
         lockstep.run.close()
         return no_room(lockstep.run.counts.peak_rows)
-    if isinstance(error, UnsupportedPipeline):
+    if isinstance(error, UnsupportedPipeline | UsesWithheld):
         return what[:1].lower() + what[1:]
     if isinstance(error, SrdsFastError) or lockstep.samples.network is not None:
         return None

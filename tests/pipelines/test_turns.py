@@ -52,8 +52,12 @@ class OwnLoop(DDIMPipeline):
         self.scheduler.set_timesteps(num_inference_steps)
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             m = self.output(i, t, x)
-            x = self.after(i, self.scheduler.step(m, t, x, return_dict=False)[0])
-        return (x,)
+            x, *self._beside = self.scheduler.step(m, t, x, return_dict=False)
+            x = self.after(i, x)
+        return (self.end(x),)
+
+    def end(self, x: Tensor) -> Tensor:
+        return x
 
     def output(self, i: int, t: Tensor, x: Tensor) -> Tensor:
         found: Tensor = self.unet(self.scheduler.scale_model_input(x, t), t).sample
@@ -132,6 +136,20 @@ class TwoStates(OwnLoop):
         return (torch.cat([x.flatten(), y.flatten()]),)
 
 
+class ReadsX0(OwnLoop):
+    """It uses the x0 that each step returns."""
+
+    def after(self, i: int, x: Tensor) -> Tensor:
+        return x + 0.1 * self._beside[0]
+
+
+class EndsWithX0(OwnLoop):
+    """As the loop of latent consistency models."""
+
+    def end(self, x: Tensor) -> Tensor:
+        return self._beside[0] + 0
+
+
 class Momentum(OwnLoop):
     def output(self, i: int, t: Tensor, x: Tensor) -> Tensor:
         m = super().output(i, t, x)
@@ -207,6 +225,7 @@ FAULTS: dict[type[OwnLoop], str] = {
     SwitchesLayers: "changes the UNet2DModel around single calls",
     TwoSteps: "or twice in one turn",
     Leaves: "ended before its last step",
+    ReadsX0: "uses what its scheduler's step returns beside the sample",
 }
 
 
@@ -322,6 +341,16 @@ def test_what_is_refused_once_is_refused_without_another_rehearsal(monkeypatch: 
         turns.append(made[0].made)
     assert turns[0] > STEPS
     assert turns[1] == 0
+
+
+@pytest.mark.parametrize("is_sample", [True, False])
+def test_a_loop_ends_with_x0_where_that_is_the_sample(is_sample: bool) -> None:
+    pipe = own(EndsWithX0, DDIMScheduler(**tiny.SD_NOISE | {"set_alpha_to_one": is_sample}))
+    expected = latents(pipe)
+    fast = srds_fast.compile(pipe, method="srds", exact=True)
+    assert_close(latents(fast), expected)
+    assert (fast.report.path == "stock") != is_sample
+    assert is_sample or "beside the sample" in fast.report.fallback_reason
 
 
 def test_a_plan_that_cannot_pay_takes_one_step_after_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ class LockstepLoop:
     def step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
         """Take the guided output of a turn; return the state for the next turn, or the samples.
 
-        A second entry is the predicted x0, which a loop with a single step may read.
+        The other entries are those that the scheduler's own step returns. A loop may read them after the last step.
         """
         step = self.next_step
         if self.joint.count > 1 and (self.settings.keep_states or self.settings.observer is not None):
@@ -157,7 +157,7 @@ class LockstepLoop:
         if self.next_step is None:
             telemetry.phase("decode")
         if len(self.timesteps) > 1:
-            return (sample,)
+            return sample, *self.scheduler.beside(sample, last=self.next_step is None)
         assert self._driver is not None
         return sample, self._driver.x0.to(sample.dtype)
 

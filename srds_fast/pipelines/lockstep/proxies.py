@@ -16,11 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import SrdsFastError
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
 from ..merging.rule import Call
 from .snapshots import snapshots
 from .turns import refused
+
+
+class UsesWithheld(SrdsFastError):
+    """A loop has used what its scheduler's step returns in stock alone.
+
+    It is no UnsupportedPipeline: operators of tensors take a TypeError for an operation that they do not know.
+    """
+
+
+class Withheld(Tensor):
+    """A value that a step returns in stock alone, as x0: a loop may have it, but not use it."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise UsesWithheld(str(refused("it uses what its scheduler's step returns beside the sample")))
 
 
 class SchedulerProxy:
@@ -96,6 +112,14 @@ class SchedulerProxy:
             vars(self)["inner"] = self._snapshots.before(step)
         for each in self.companions:
             each.look_before(step)
+
+    def beside(self, sample: Tensor, *, last: bool) -> tuple[Tensor, ...]:
+        """What a step returns beside the sample. Known is only an x0 that is the sample, as after the last step."""
+        if self._snapshots is None:
+            return ()
+        known = last and self._snapshots.ends_alike
+        value = sample if known else torch.empty(0).as_subclass(Withheld)
+        return tuple(value for _ in range(1, self._snapshots.returns))
 
     @property
     def keeps_sample(self) -> bool:

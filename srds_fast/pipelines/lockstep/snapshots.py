@@ -24,13 +24,17 @@ MOST_KEPT = 8
 class Snapshots:
     """The attributes of a scheduler between its steps, and the dtype in which its last step returns the sample.
 
-    keeps_sample: it keeps the very tensor that its step is given, for a later step.
+    keeps_sample: it keeps the very tensor that its step is given, for a later step. returns: how many values a step
+    returns. ends_alike: all values of the last step are equal, as the sample and the predicted x0 of a scheduler that
+    ends at x0.
     """
 
     kind: type
     states: list[dict[str, Any]]
     dtype: torch.dtype
     keeps_sample: bool
+    returns: int
+    ends_alike: bool
 
     def before(self, step: int) -> Any:
         """A scheduler as it is before a step, and after the one before that. The loop may change it."""
@@ -68,6 +72,7 @@ def _stepped(scheduler: Any, timesteps: Tensor, options: dict[str, Any], x: Tens
         options = {**options, "generator": torch.Generator().manual_seed(0)}
     sample, output = x.new_ones([1] * x.ndim), m.new_ones([1] * m.ndim)
     states, keeps_sample = list[dict[str, Any]](), False
+    returned: tuple[Any, ...] = ()
     devices = [x.device] if x.is_cuda else []
     try:
         with torch.random.fork_rng(devices):
@@ -75,13 +80,14 @@ def _stepped(scheduler: Any, timesteps: Tensor, options: dict[str, Any], x: Tens
                 states.append(_copied(vars(twin)))
                 if hasattr(twin, "scale_model_input"):
                     twin.scale_model_input(sample, timestep)
-                after = next_sample(twin.step(output, timestep, sample, **{**options, "return_dict": False}))
+                returned = twin.step(output, timestep, sample, **{**options, "return_dict": False})
                 keeps_sample |= any(value is sample for value in vars(twin).values())
-                sample = after
+                sample = next_sample(returned)
             states.append(_copied(vars(twin)))
     except Exception as error:
         raise refused(f"{type(scheduler).__name__} cannot step a single number ({error})") from error
-    return Snapshots(type(scheduler), states, sample.dtype, keeps_sample)
+    alike = all(isinstance(each, Tensor) and torch.equal(each, sample) for each in returned)
+    return Snapshots(type(scheduler), states, sample.dtype, keeps_sample, len(returned), alike)
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

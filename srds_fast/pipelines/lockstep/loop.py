@@ -166,6 +166,8 @@ class LockstepLoop:
         network = call.network
         if not own or self.session is not None:  # code is compiled for waves alone
             network = self.replacements.get(network, network)  # type: ignore[call-overload]
+        elif self.drive_reason is None:  # it is part of no wave
+            return call()
         wave = self.samples.wave
         with telemetry.span("network", "network", 1 if wave is None else len(wave.positions)):
             return call(network)

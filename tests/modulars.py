@@ -13,8 +13,9 @@ import modern
 import pytest
 import tiny
 import torch
-from modern import numbers, ones
 from torch import nn
+
+from bench.workloads.classes.parts import flow, heard, mask_picture, numbers, ones, picture
 
 
 def ready(blocks: Any, parts: dict[str, Any], without: tuple[str, ...] = ("text_encoder",)) -> Any:
@@ -66,7 +67,7 @@ def _flux_2_parts() -> dict[str, Any]:
         timestep_guidance_channels=16,
         axes_dims_rope=[4, 4, 4, 4],
     )
-    return {"transformer": modern._spoken(transformer), "vae": _vae_2(), "scheduler": _shifted()}
+    return {"transformer": heard(transformer), "vae": _vae_2(), "scheduler": _shifted()}
 
 
 def _vae_2() -> Any:
@@ -100,7 +101,7 @@ def _flux_3_parts() -> dict[str, Any]:
         mlp_ratio=2.0,
         axes_dims_rope=(4, 4, 4, 4),
     )
-    return {"transformer": modern._spoken(transformer), "vae": _vae_2(), "scheduler": modern._flow(1.0)}
+    return {"transformer": heard(transformer), "vae": _vae_2(), "scheduler": flow(1.0)}
 
 
 def _krea_2_parts() -> dict[str, Any]:
@@ -121,7 +122,7 @@ def _krea_2_parts() -> dict[str, Any]:
         num_refiner_text_blocks=1,
         axes_dims_rope=(4, 6, 6),
     )
-    return {"transformer": modern._spoken(transformer), "vae": modern.qwen_image().vae, "scheduler": _shifted()}
+    return {"transformer": heard(transformer), "vae": modern.PIPELINES["qwen-image"][0]().vae, "scheduler": _shifted()}
 
 
 def _ernie_parts() -> dict[str, Any]:
@@ -135,17 +136,17 @@ def _ernie_parts() -> dict[str, Any]:
         text_in_dim=16,
         rope_axes_dim=(4, 6, 6),
     )
-    return {"transformer": modern._spoken(transformer), "vae": _vae_2(), "scheduler": modern._flow()}
+    return {"transformer": heard(transformer), "vae": _vae_2(), "scheduler": flow()}
 
 
 def _ideogram_parts() -> dict[str, Any]:
     def network(seed: int) -> Any:
         sizes = {"num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2, "intermediate_size": 32}
         inputs = {"in_channels": 4, "adaln_dim": 16, "llm_features_dim": 16, "mrope_section": (4, 2, 2)}
-        return modern._spoken(diffusers.Ideogram4Transformer2DModel(**sizes, **inputs), seed)
+        return heard(diffusers.Ideogram4Transformer2DModel(**sizes, **inputs), seed)
 
     both = {"transformer": network(5), "unconditional_transformer": network(6)}
-    return {**both, "vae": _vae_2(), "scheduler": modern._flow(1.0)}
+    return {**both, "vae": _vae_2(), "scheduler": flow(1.0)}
 
 
 def _qwen_2_1_parts() -> dict[str, Any]:
@@ -168,7 +169,7 @@ def _qwen_2_1_parts() -> dict[str, Any]:
         latents_mean=[0.0] * 4,
         latents_std=[1.0] * 4,
     )
-    return {"transformer": modern._spoken(transformer), "vae": vae, "scheduler": _shifted()}
+    return {"transformer": heard(transformer), "vae": vae, "scheduler": _shifted()}
 
 
 def _helios_parts() -> dict[str, Any]:
@@ -181,7 +182,7 @@ def _helios_parts() -> dict[str, Any]:
         num_layers=1,
         rope_dim=(4, 4, 4),
     )
-    parts = {"transformer": modern._spoken(transformer), "vae": modern.wan().vae}
+    parts = {"transformer": heard(transformer), "vae": modern.PIPELINES["wan"][0]().vae}
     return {**parts, "scheduler": diffusers.HeliosScheduler(stages=1)}
 
 
@@ -192,30 +193,36 @@ def _wan_unipc() -> Any:
 sdxl = _from("StableDiffusionXLAutoBlocks", tiny._sdxl)
 flux = _from("FluxAutoBlocks", lambda: tiny._flux(guidance_embeds=True))
 sd3 = _from("StableDiffusion3AutoBlocks", tiny._sd3)
-wan = _from("WanBlocks", modern.wan, "text_encoder", scheduler=_wan_unipc)
-qwen_image = _from("QwenImageAutoBlocks", modern.qwen_image, "text_encoder")
-z_image = _from("ZImageAutoBlocks", modern.z_image, "text_encoder")
+wan = _from("WanBlocks", modern.PIPELINES["wan"][0], "text_encoder", scheduler=_wan_unipc)
+qwen_image = _from("QwenImageAutoBlocks", modern.PIPELINES["qwen-image"][0], "text_encoder")
+z_image = _from("ZImageAutoBlocks", modern.PIPELINES["z-image"][0], "text_encoder")
 flux_2 = _from("Flux2AutoBlocks", _flux_2_parts, "text_encoder")
 
-_TEXT = {"prompt": "a fox", "height": 32, "width": 32}
-_FROM_IMAGE = {"image": modern._picture(), "strength": 0.8}
-_MASKED = {**_FROM_IMAGE, "mask_image": modern._mask()}
-_CONTROL = {**_TEXT, "control_image": modern._picture()}
+_IMAGE = {"height": 32, "width": 32}
+_TEXT = {"prompt": "a fox", **_IMAGE}
+_FROM_IMAGE = {"image": picture(), "strength": 0.8}
+_MASKED = {**_FROM_IMAGE, "mask_image": mask_picture()}
+_CONTROL = {**_TEXT, "control_image": picture()}
 _T5 = {"max_sequence_length": 16}
 _FLUX = {"prompt": "a fox", "height": 16, "width": 16, **_T5}
 _EMBEDS = {"prompt_embeds": numbers(1, 16, 32), "negative_prompt_embeds": numbers(1, 16, 32, seed=2)}
-_VIDEO = {**_EMBEDS, **modern._VIDEO}
-_QWEN = {name: value for name, value in modern._QWEN.items() if name not in ("true_cfg_scale", "output_type")}
+_MASKS = {"prompt_attention_mask": ones(1, 16), "negative_prompt_attention_mask": ones(1, 16)}
+_VIDEO = {**_EMBEDS, "height": 16, "width": 16, "num_frames": 9}
+_QWEN = {
+    name: value
+    for name, value in modern.PIPELINES["qwen-image"][1].items()
+    if name not in ("true_cfg_scale", "output_type")
+}
 _FLUX_2 = {"prompt_embeds": numbers(1, 7, 16), "height": 16, "width": 16}
 _FLUX_2_GUIDED = {**_FLUX_2, "negative_prompt_embeds": numbers(1, 7, 16, seed=2)}
-_Z_IMAGE = {"prompt_embeds": [numbers(9, 16)], "negative_prompt_embeds": [numbers(6, 16)], **modern._IMAGE}
-_ERNIE = {"prompt_embeds": [numbers(7, 16)], "negative_prompt_embeds": [numbers(5, 16, seed=2)], **modern._IMAGE}
+_Z_IMAGE = {"prompt_embeds": [numbers(9, 16)], "negative_prompt_embeds": [numbers(6, 16)], **_IMAGE}
+_ERNIE = {"prompt_embeds": [numbers(7, 16)], "negative_prompt_embeds": [numbers(5, 16, seed=2)], **_IMAGE}
 _KREA = {
     "prompt_embeds": numbers(1, 7, 2, 16),
     "prompt_embeds_mask": ones(1, 7).bool(),
     "negative_prompt_embeds": numbers(1, 7, 2, 16, seed=2),
     "negative_prompt_embeds_mask": ones(1, 7).bool(),
-    **modern._IMAGE,
+    **_IMAGE,
 }
 QWEN_2_1 = {
     **_QWEN,
@@ -229,21 +236,21 @@ PIPELINES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "sdxl": (sdxl, _TEXT),
     "sdxl, from an image": (sdxl, {**_TEXT, **_FROM_IMAGE}),
     "sdxl, masked": (sdxl, {**_TEXT, **_MASKED}),
-    "sdxl controlnet": (_from("StableDiffusionXLAutoBlocks", modern.sdxl_controlnet), _CONTROL),
+    "sdxl controlnet": (_from("StableDiffusionXLAutoBlocks", modern.PIPELINES["sdxl controlnet"][0]), _CONTROL),
     "sd3": (sd3, {**_TEXT, **_T5}),
     "sd3, from an image": (sd3, {**_TEXT, **_T5, **_FROM_IMAGE}),
     "flux": (flux, _FLUX),
     "flux, from an image": (flux, {**_FLUX, **_FROM_IMAGE}),
     "flux kontext": (
         _from("FluxKontextAutoBlocks", lambda: tiny._flux(guidance_embeds=True)),
-        {**_FLUX, "image": modern._picture(), "max_area": 256, "_auto_resize": False},
+        {**_FLUX, "image": picture(), "max_area": 256, "_auto_resize": False},
     ),
     "flux 2": (flux_2, _FLUX_2),
     "flux 2 klein": (_from("Flux2KleinAutoBlocks", _flux_2_parts, "text_encoder"), _FLUX_2),
     "flux 2 klein base": (_from("Flux2KleinBaseAutoBlocks", _flux_2_parts, "text_encoder"), _FLUX_2_GUIDED),
     "flux 3": (_from("Flux3AutoBlocks", _flux_3_parts, "text_encoder", "prompt_upsampler"), _FLUX_2_GUIDED),
     "wan": (wan, _VIDEO),
-    "wan 2.2": (_from("Wan22Blocks", modern.wan_2_2, "text_encoder"), _VIDEO),
+    "wan 2.2": (_from("Wan22Blocks", modern.PIPELINES["wan 2.2"][0], "text_encoder"), _VIDEO),
     "qwen-image": (qwen_image, _QWEN),
     "qwen-image, from an image": (qwen_image, {**_QWEN, **_FROM_IMAGE}),
     "qwen-image, masked": (qwen_image, {**_QWEN, **_MASKED}),
@@ -251,12 +258,18 @@ PIPELINES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "z-image": (z_image, _Z_IMAGE),
     "z-image, from an image": (z_image, {**_Z_IMAGE, **_FROM_IMAGE}),
     "ltx": (
-        _from("LTXAutoBlocks", modern.ltx, "text_encoder"),
-        {**_EMBEDS, **modern._MASKS, **modern._IMAGE, "num_frames": 9},
+        _from("LTXAutoBlocks", modern.PIPELINES["ltx"][0], "text_encoder"),
+        {
+            **_EMBEDS,
+            "prompt_attention_mask": ones(1, 16),
+            "negative_prompt_attention_mask": ones(1, 16),
+            **_IMAGE,
+            "num_frames": 9,
+        },
     ),
     "hunyuanvideo 1.5": (
-        _from("HunyuanVideo15AutoBlocks", modern.hunyuan_video_1_5, "text_encoder"),
-        {name: value for name, value in modern._HUNYUAN.items() if name != "output_type"},
+        _from("HunyuanVideo15AutoBlocks", modern.PIPELINES["hunyuanvideo 1.5"][0], "text_encoder"),
+        {name: value for name, value in modern.PIPELINES["hunyuanvideo 1.5"][1].items() if name != "output_type"},
     ),
     "krea 2": (_from("Krea2AutoBlocks", _krea_2_parts, "text_encoder"), _KREA),
     "ernie-image": (_from("ErnieImageAutoBlocks", _ernie_parts, "text_encoder", "prompt_enhancer"), _ERNIE),

@@ -39,7 +39,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[Range]]
         "NVTX_RECORDING": str(recording),
         "SRDS_FAST_PROFILE": "nvtx",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[2:0:-1])),
     }
     ran = subprocess.run(
         [sys.executable, profiled.__file__], env=environment, capture_output=True, text=True, timeout=300

@@ -75,7 +75,10 @@ def check(pipe: Any, call: dict[str, Any], verdict: Verdict, mode: str, monkeypa
                 assert rows <= expected_rows
                 assert waves <= expected_waves
             else:
-                assert (rows, waves) == (expected_rows, expected_waves)
+                assert rows == expected_rows
+                # a wave over steps with and without a ControlNet calls its networks once for each of both
+                windows = "control_guidance_start" in call
+                assert expected_waves <= waves <= expected_waves * (1 + windows)
         assert report.evaluations == report.rows * samples
         assert all(report.converged)
     else:

@@ -25,14 +25,14 @@ from .turns import refused
 
 
 class UsesWithheld(SrdsFastError):
-    """A loop has used what its scheduler's step returns in stock alone.
+    """A loop has used a value that is known in the stock loop alone.
 
-    It is no UnsupportedPipeline: operators of tensors take a TypeError for an operation that they do not know.
+    This is no UnsupportedPipeline, which is a TypeError: a tensor's operators turn a TypeError into another error.
     """
 
 
 class Withheld(Tensor):
-    """A value that a step returns in stock alone, as x0: a loop may have it, but not use it."""
+    """Stands for a value, such as x0, that a step returns in the stock loop alone. Its use is an error."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

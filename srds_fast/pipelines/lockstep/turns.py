@@ -72,9 +72,8 @@ class LoopTurns:
         self._calls: list[Call] = []
         self._handed: Tensor | None = None
         self._scheduler_keeps_sample = scheduler_keeps_sample
-        self._given: Tensor | None = (
-            None  # the state that the scheduler was given last; held, so its memory is not reused
-        )
+        # the state that the scheduler was given last; held, so that no other tensor gets its memory
+        self._given: Tensor | None = None
         self._before: list[tuple[Tensor, int]] = []  # arguments of the turn before, with their versions then
         self.under_way = self._ended = False
 

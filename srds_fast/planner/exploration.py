@@ -61,7 +61,7 @@ class Exploration:
         self._choice: Hashable = None
         self._why: str | None = None
         self._seconds: dict[Hashable, list[float]] = {}  # of each run of a way; infinite if it was cut off
-        self._off: dict[Hashable, float] = {}  # time of the last run of a plan over its prediction, at least
+        self._took: dict[Hashable, float] = {}  # seconds of the last run of a plan, until it ended or was cut off
         self._rounds: list[dict[Hashable, float]] = []  # the same, call by call: the machine was alike for all of one
         self._last: deque[float] = deque(maxlen=LAST)  # seconds of the last calls of the choice
         self._doubted: Hashable = None  # the plan that waits while a call times the sequential loop again
@@ -109,15 +109,8 @@ class Exploration:
             self.version = version
             compared = {plan.signature: plan for plan in plans}
             self._sequential = next(key for key, plan in compared.items() if plan.is_sequential)
-            limit = NEAR * _predicted(compared[self._sequential])
-            near = sorted(
-                (key for key in compared if _predicted(compared[key]) <= limit),
-                key=lambda key: _predicted(compared[key]),
-            )
-            others = [key for key in near if key not in (self._sequential, fastest.signature)][: PLANS - 1]
-            kept = {self._sequential, fastest.signature, *others, *self._seconds}
             timed = {key: plan for key, plan in self._ways.items() if key in self._seconds or key == STOCK}
-            self._ways = timed | {key: plan for key, plan in compared.items() if key in kept}
+            self._ways = {**timed, **compared}
             if self._seconds:
                 self._lead()
             else:
@@ -154,7 +147,7 @@ class Exploration:
             allowed = self._budget * self.sequential_seconds * min(1.0, self.calls / CALLS)
             for key in sorted(self._ways, key=self._order):
                 fits = self.spent + self._cost(key) <= allowed * (1 + ROUNDING)
-                if fits and key not in self._rounds[-1] and not self._has_lost(key):
+                if fits and key not in self._rounds[-1] and not self._is_out(key):
                     return self._ways[key] or STOCK
             return None
 
@@ -167,7 +160,7 @@ class Exploration:
                 self._rounds[-1][key] = found
                 self._seconds.setdefault(key, []).append(found)
                 if key != STOCK:
-                    self._off[key] = seconds / max(_predicted(self._plan(key)), 1e-9)
+                    self._took[key] = seconds
 
     def spend(self, seconds: float) -> None:
         """Timing another way has cost so much."""
@@ -180,8 +173,7 @@ class Exploration:
             if not self._crowded:
                 if self.state == EXPLORING and explored:
                     self._lead()
-                    enough = (len(self._seconds.get(key, ())) >= CALLS - 1 or self._has_lost(key) for key in self._ways)
-                    if self.calls >= CALLS or all(enough):
+                    if self.calls >= CALLS or all(map(self._is_known, self._ways)):
                         self.freeze()
                 elif self.settled and seconds is not None and plan.signature == self._choice:
                     if self._doubted is None:
@@ -257,11 +249,25 @@ class Exploration:
         """Seconds of a way: the lower median of its runs; before, its prediction, corrected by what others took."""
         if key in self._seconds:
             return statistics.median_low(self._seconds[key])
-        if key in (STOCK, self._sequential):
-            return _predicted(self._plan(self._sequential)) * self._off.get(self._sequential, 1.0)
-        # of other methods rather than of the sequential loop: the costs of wide calls are what may be wrong
-        methods = [off for each, off in self._off.items() if each != self._sequential]
-        return _predicted(self._plan(key)) * statistics.median(methods or self._off.values() or [1.0])
+        predicted = self._plan(self._sequential if key == STOCK else key)
+        return _predicted(predicted) * self._correction(_width(predicted))
+
+    def _correction(self, width: float) -> float:
+        """What plans with waves of so many rows take over their predictions: between what runs of others took.
+
+        The costs of wide calls are what may be wrong, so plans whose waves are as wide tell most.
+        """
+        found: dict[float, list[float]] = {} if self._sequential in self._took else {1.0: [1.0]}
+        for key, took in self._took.items():
+            plan, seconds = self._plan(key), min(took, self._estimate(key))
+            found.setdefault(_width(plan), []).append(seconds / max(_predicted(plan), 1e-9))
+        at = {each: statistics.median(ratios) for each, ratios in found.items()}
+        below = max((each for each in at if each <= width), default=min(at))
+        above = min((each for each in at if each >= width), default=max(at))
+        if below >= above:
+            return at[above]
+        share = math.log(width / below) / math.log(above / below)
+        return at[below] + share * (at[above] - at[below])
 
     def _cost(self, key: Hashable) -> float:
         """Seconds that timing a way will take."""
@@ -282,14 +288,30 @@ class Exploration:
             return statistics.median_low([each[key] / each[other] for each in both])
         return self._estimate(key) / self._estimate(other)
 
+    def _is_known(self, key: Hashable) -> bool:
+        """Whether no call needs to time this way (again)."""
+        return len(self._seconds.get(key, ())) >= CALLS - 1 or self._is_out(key)
+
+    def _is_out(self, key: Hashable) -> bool:
+        """Whether a way has lost, or is not worth a first run by what is known so far."""
+        if key in self._seconds or key in (STOCK, self._sequential):
+            return self._has_lost(key)
+        plans = sum(each not in (STOCK, self._sequential) for each in self._seconds)
+        return plans >= PLANS or self._estimate(key) > NEAR * self.sequential_seconds
+
     def _has_lost(self, key: Hashable) -> bool:
         fastest = min(map(self._estimate, self._seconds), default=math.inf)
         return key in self._seconds and self._estimate(key) > LOST * fastest
 
-    def _order(self, key: Hashable) -> tuple[int, int, float]:
-        """The least timed way first; before the others, the two loops that they are compared with."""
+    def _order(self, key: Hashable) -> tuple[int, int, bool, float]:
+        """The least timed way first; before the others, the two loops that they are compared with.
+
+        Of plans never timed, those of a method that no run has tried come first: the iterations of each method are
+        predicted in their own way, so one run of it tells more than runs of a second plan of another method.
+        """
         loops = {self._sequential: 0, STOCK: 1}
-        return len(self._seconds.get(key, ())), loops.get(key, 2), self._estimate(key)
+        tried = key not in loops and self._plan(key).method in {self._plan(each).method for each in self._took}
+        return len(self._seconds.get(key, ())), loops.get(key, 2), tried, self._estimate(key)
 
     def _told(self) -> str:
         """Why the choice was made, with the times."""
@@ -315,3 +337,9 @@ def _prediction(plan: Plan) -> Prediction:
 
 def _predicted(plan: Plan) -> float:
     return _prediction(plan).chosen.seconds
+
+
+def _width(plan: Plan) -> float:
+    """Rows of a wave, the mean."""
+    chosen = _prediction(plan).chosen
+    return max(1.0, chosen.rows / max(chosen.waves, 1))

@@ -19,6 +19,9 @@ from .settings import Settings
 WORTH = 0.95
 # plans whose time outside the network is measured: those that take least time inside it
 CLOSELY = 4
+# how many times as much rows beyond the first may cost while another process takes a part of the machine; costs that
+# were measured beside one may be as much too high
+BUSY = 1.5
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,14 @@ class Pricing:
         reached = zip(iterations, accumulate(shares), strict=True)
         return next((iteration for iteration, share in reached if share >= 0.5), plan.max_iterations)
 
-    def network(self, plan: Plan, iteration: int) -> float:
-        """Seconds in the network of a run that ends with an iteration."""
-        return sum(map(self.known.curve, until(plan, iteration).program().widths(iteration)))
+    def network(self, plan: Plan, iteration: int, dearer: float = 1.0) -> float:
+        """Seconds in the network of a run that ends with an iteration, if rows beyond the first cost so much more."""
+        one = (1.0 - dearer) * self.known.curve(1)
+        return sum(one + dearer * self.known.curve(rows) for rows in until(plan, iteration).program().widths(iteration))
 
-    def expected_network(self, plan: Plan) -> float:
+    def expected_network(self, plan: Plan, dearer: float = 1.0) -> float:
         """Seconds that runs will spend in the network, the mean over how many iterations they take."""
-        return sum(share * self.network(plan, iteration) for iteration, share in self.shares(plan))
+        return sum(share * self.network(plan, iteration, dearer) for iteration, share in self.shares(plan))
 
     def overhead(self, plan: Plan, iteration: int) -> float:
         """Seconds outside the network of a run that ends with an iteration."""
@@ -135,9 +139,10 @@ def compare(
     by_network = {plan: pricing.expected_network(plan) for plan in others}
     limit = NEAR * (pricing.expected_network(sequential) + pricing.overhead(sequential, 1))
     # a plan that is much slower than the sequential sampler in the network alone needs no closer look
-    seen = sorted((plan for plan in others if by_network[plan] < limit), key=by_network.__getitem__)
+    near = (plan for plan in others if pricing.expected_network(plan, 1 / BUSY) < limit)
+    seen = sorted(near, key=by_network.__getitem__)
     kept = None if before is None else before.signature
-    closely = [sequential, *seen[:CLOSELY], *(plan for plan in seen[CLOSELY:] if plan.signature == kept)]
+    closely = [sequential, *_shortlist(seen, pricing, kept)]
     found = sorted(((_priced(plan, pricing), plan) for plan in closely), key=lambda pair: pair[0].seconds)
     reference = next(candidate for candidate, plan in found if plan.is_sequential)
     best, winner = found[0]
@@ -154,6 +159,18 @@ def compare(
         return replace(plan, prediction=prediction, context=pricing.context)
 
     return predicted(best, winner), [predicted(*each) for each in found]
+
+
+def _shortlist(plans: list[Plan], pricing: Pricing, kept: Hashable) -> list[Plan]:
+    """The plans to look at closely, of those that are sorted by their time in the network.
+
+    The costs are those of one moment, and iterations are predicted for each method in its own way. So the best plan of
+    each method is among them, and the best one if rows cost more: what runs take can then decide.
+    """
+    best_of = {plan.method: plan for plan in reversed(plans)}
+    if_busy = min(plans, key=lambda plan: pricing.expected_network(plan, BUSY), default=None)
+    wanted = [*plans[:CLOSELY], *best_of.values(), if_busy]
+    return [plan for plan in plans if plan in wanted or plan.signature == kept]
 
 
 def _why(best: Candidate, sequential: Candidate, compared: bool, had_choice: bool, curve: CostCurve) -> str:

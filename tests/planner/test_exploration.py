@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import srds_fast
-from srds_fast.planner.choose import choose, plan_of
+from srds_fast.planner.choose import candidates, choose, plan_of
+from srds_fast.planner.context import Context
 from srds_fast.planner.cost_curve import CostCurve
 from srds_fast.planner.exploration import CALLS, DROPPED, EXPLORING, FROZEN, MEASURED, STOCK, WORTH, Exploration
 from srds_fast.planner.plan import Candidate, Plan, Prediction
+from srds_fast.planner.search import Known, Pricing, compare
 from srds_fast.planner.settings import Settings
 from srds_fast.solvers.fixed_point.options import ParaTAA
 from srds_fast.solvers.srds import SRDS
@@ -211,3 +213,29 @@ def test_without_a_budget_predictions_decide() -> None:
 def test_a_budget_that_is_none_is_refused(explore: object) -> None:
     with pytest.raises(srds_fast.InvalidArgument, match="explore"):
         Settings(explore=explore)  # type: ignore[arg-type]
+
+
+def growing(share: float) -> Pricing:
+    """Costs of a network where each row beyond the first takes this share of the first."""
+    rows = (1, 2, 4, 8, 16, 32, 64)
+    curve = CostCurve(rows, tuple(1e-3 * (1.0 + share * (each - 1)) for each in rows))
+    return Pricing(Known(curve), lambda plan: 0.0, Context("a device", "2.0", "0.1", None, "steps"))
+
+
+@pytest.mark.parametrize("steps", [25, 50, 100])
+@pytest.mark.parametrize("slower", ["srds", "collocation", "none"])
+@pytest.mark.parametrize(("measured", "real"), [(0.05, 0.02), (0.05, 0.3), (0.1, 0.2), (0.3, 0.02), (0.3, 0.6)])
+def test_costs_measured_at_a_bad_moment_do_not_hide_the_fastest_plan(
+    steps: int, slower: str, measured: float, real: float
+) -> None:
+    """Another process slowed the measurement, or calls; and one method takes 1.2 times as long as predicted."""
+    settings, true_costs = Settings(), growing(real)
+    fastest, compared = compare(steps, settings, False, growing(measured))
+    exploration = Exploration(budget=3.0)
+    exploration.predict(compared, fastest, version=0)
+    every = list(candidates(steps, settings, stochastic=False))
+    took = {plan: true_costs.expected_network(plan) * (1.2 if plan.method == slower else 1.0) for plan in every}
+    for _ in range(CALLS):
+        one_call(exploration, took)
+    assert exploration.state == FROZEN
+    assert took[exploration.plan] <= 1.08 * min(took.values())

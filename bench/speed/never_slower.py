@@ -5,7 +5,8 @@
 
 Every workload is called 20 times by the stock loop, by "auto" and by the fixed plans that were fastest in two calls
 before, in turn. Shares are of total times: calls 4 to 20 of "auto" over those of the stock loop and of the best fixed
-plan, and its calls 1 to 3, in which it explores, over those of the stock loop.
+plan, and its calls 1 to 3, in which it explores, over those of the stock loop. "Pairs" are the medians of the shares
+of single calls, which an interruption of a few calls by other processes does not change.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -136,11 +138,16 @@ def compared(name: str, workload: Workload, steps: int, calls: int) -> dict[str,
     def later(each: Entrant) -> float:
         return sum(each.seconds[EXPLORED:])
 
+    def pairs(each: Entrant) -> float:
+        return median(ours / its for ours, its in zip(auto.seconds[EXPLORED:], each.seconds[EXPLORED:], strict=True))
+
     best, last = min(fixed, key=later), auto.reports[-1]
     return {
         "workload": name,
         "over_stock": later(auto) / later(stock),
         "over_best": later(auto) / later(best),
+        "pairs_stock": pairs(stock),
+        "pairs_best": pairs(best),
         "first_calls": sum(auto.seconds[:EXPLORED]) / sum(stock.seconds[:EXPLORED]),
         "stock_ms": 1e3 * later(stock) / (calls - EXPLORED),
         "best": best.name,
@@ -176,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "stock_ms": "stock ms",
         "over_stock": "4-20 over stock",
         "over_best": "over best fixed",
+        "pairs_stock": "pairs, stock",
+        "pairs_best": "pairs, best",
         "first_calls": "1-3 over stock",
         "method": "auto ran",
         "best": "best fixed",

@@ -23,7 +23,7 @@ from ..planner.settings import Settings
 from ..sampling.sample import costs_of_denoisers
 from ..sampling.session import Planner
 from ..schedulers.verify import adds_noise, check_scheduler
-from ..solvers.checks import check_one_of, check_whole
+from ..solvers.checks import check_number, check_one_of, check_switch, check_whole
 from ..solvers.method import Method
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
@@ -323,14 +323,11 @@ def compile(
         explore,
         latency,
     )
-    if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
-        raise InvalidArgument(f"audit is {audit!r}. It is a share of the calls. Pass a number from 0 to 1.")
+    check_number("audit", audit, 0, 1, why="It is a share of the calls.")
     refuse_beside(plan, settings, Settings())
-    switches = {"exact": exact, "pipelined": pipelined, "lazy_capture": lazy_capture, "strict": strict}
-    switches["learn_stop"] = learn_stop
-    for name, switch in switches.items():
-        if not isinstance(switch, bool):
-            raise InvalidArgument(f"{name} is {switch!r}. It is a switch. Pass True or False.")
+    check_switch("lazy_capture", lazy_capture)
+    check_switch("strict", strict)
+    check_switch("learn_stop", learn_stop)
     check_whole("max_graphs", max_graphs, 1)
     check_one_of("overlap", overlap, OVERLAPS)
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe

@@ -39,6 +39,8 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
     """See `FastPipeline.calibrate`; also stores the plan in the state."""
     planner = fast._srds.planner
     check_whole("num_samples", num_samples, 1)
+    if isinstance(prompts, str | dict):
+        prompts = [prompts]
     if not prompts:
         raise InvalidArgument("No prompts were given. Calibration runs them. Pass prompts like those of later calls.")
     if kwargs.get("generator") is not None:

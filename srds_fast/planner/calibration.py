@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DivergenceError, InvalidArgument
+from ..solvers.checks import check_number, check_positive
 from .choose import candidates, fixed_at, within_memory
 from .plan import Plan
 from .search import Pricing, compare
@@ -31,8 +32,8 @@ def calibrated(
     quantile: share of the samples, 0 to 1, whose mean absolute difference must be within the tolerance. Raises
     InvalidArgument if it or the tolerance is out of range.
     """
-    if not 0 < quantile <= 1:
-        raise InvalidArgument(f"quantile is {quantile!r}. It is a share of the samples. Pass a number up to 1.")
+    check_positive("quantile", quantile)
+    check_number("quantile", quantile, 0, 1, why="It is a share of the samples.")
     if settings.exact or settings.tolerance == 0:
         raise InvalidArgument(
             "exact=True or tolerance=0 was given. Such runs stop where nothing moves, and have nothing to calibrate. "

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import weakref
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidArgument
+from . import json_files
 from .context import Context
 from .cost_curve import CostCurve
 
@@ -21,6 +21,14 @@ logger = logging.getLogger("srds_fast")
 
 VARIABLE = "SRDS_FAST_CACHE"
 """The environment variable that names the folder if no argument does."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a file holds."""
+
+    of: dict[str, Any]  # the kind of call, see `CurveCache._described`
+    curve: CostCurve
 
 
 @dataclass(frozen=True)
@@ -59,14 +67,11 @@ class CurveCache:
         if of is None or not path.exists():
             return None
         try:
-            found = json.loads(path.read_text())
-            if found["of"] != of:
+            found = json_files.build(_Kept, json_files.read(path))
+            if found.of != of:
                 raise ValueError("it is of another kind of call")
-            columns: dict[str, Any] = {
-                name: tuple(each) if isinstance(each, list) else each for name, each in found["curve"].items()
-            }
-            return CostCurve(**columns)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, InvalidArgument) as error:
+            return found.curve
+        except (OSError, ValueError) as error:
             logger.warning("%s holds no curve that can be used: %s. Costs are measured anew.", path, error)
             return None
 
@@ -76,10 +81,7 @@ class CurveCache:
         if of is None:
             return
         try:
-            # a reader never sees half a file
-            with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".tmp", delete=False) as file:
-                file.write(json.dumps({"of": of, "curve": asdict(curve)}, indent=2) + "\n")
-            os.replace(file.name, self._path(of))
+            json_files.write(self._path(of), asdict(_Kept(of, curve)))
         except OSError as error:
             logger.warning("Costs could not be kept in %s: %s.", self.folder, error)
 

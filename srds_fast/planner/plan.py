@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from ..errors import InvalidArgument, PlanMismatch
 from ..schedulers.steps import CoarseSolver
-from ..solvers.method import Method
+from ..solvers.checks import check_number, check_one_of, check_whole
+from ..solvers.method import Method, Target
 from ..solvers.program import Program
-from ..solvers.registry import SEQUENTIAL, from_dict
+from ..solvers.registry import BY_NAME, SEQUENTIAL
+from . import json_files
 from .context import Context
 from .cost_curve import CostCurve
-from .settings import Settings, engine_name
+from .settings import ENGINES, MOST_STEPS, Settings
 
 # why a plan cannot be recorded
 SLIDES = "its window slides by what is found in every wave, which a replay cannot look at"
@@ -162,29 +162,34 @@ class Plan:
         return [*lines, *(f"  {note}" for note in self.options.notes(most))]
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        found = {"method": self.method, **asdict(self), "options": self.options.to_dict()}
-        Path(path).write_text(json.dumps(found, indent=2) + "\n")
+        """Write the plan as JSON. An older file stays as it is until the new one is complete."""
+        json_files.write(Path(path), {"method": self.method, **asdict(self), "options": self.options.to_dict()})
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read a plan that `save` wrote; PlanMismatch if the file is no plan of this version."""
         try:
-            found = json.loads(Path(path).read_text())
-            odd = sorted({"method", *(field.name for field in fields(cls))} ^ set(found))
-            if odd:
-                raise ValueError(f"it differs in {', '.join(odd)}")
-            found["options"] = from_dict(found.pop("method"), found["options"])
-            found["engine"] = engine_name(found["engine"])
-            found["prediction"] = found["prediction"] and _prediction(**found["prediction"])
-            found["context"] = found["context"] and Context(**found["context"])
-            return cls(**found)
-        except (ValueError, TypeError, KeyError) as error:  # the first also where it is not JSON
+            found = json_files.read(Path(path))
+            if not isinstance(found, dict):
+                raise ValueError(f"it holds a {type(found).__name__}")
+            method = found.pop("method", None)
+            check_one_of("method", method, tuple(BY_NAME))
+            options = json_files.build(BY_NAME[method], found.pop("options", None))
+            plan = json_files.build(cls, found, options=options)
+            plan._check()
+            return plan
+        except ValueError as error:  # also where it is not JSON, and where options refuse a value
             what = f"{path} holds no plan of this version: {error}"
             raise PlanMismatch(f"{what}. Write it anew with Plan.save(path).") from error
 
-
-def _prediction(chosen: dict[str, Any], candidates: list[Any], curve: dict[str, Any], **rest: Any) -> Prediction:
-    columns: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in curve.items()}
-    compared = tuple(Candidate(**each) for each in candidates)
-    return Prediction(Candidate(**chosen), compared, curve=CostCurve(**columns), **rest)
+    def _check(self) -> None:
+        """Raise InvalidArgument if no settings lead to this plan."""
+        check_whole("num_inference_steps", self.num_inference_steps, 1, MOST_STEPS)
+        check_whole("max_rows", self.max_rows, 1, optional=True)
+        check_number("tolerance", self.tolerance, 0)
+        check_one_of("engine", self.engine, ENGINES)
+        target = Target(self.num_inference_steps, self.tolerance, self.exact)
+        if (complete := self.options.with_defaults(target)) != self.options:
+            raise InvalidArgument(f"its options are {self.options}. Those of a plan are complete, such as {complete}.")
+        fewest = complete.first_iteration
+        check_whole("max_iterations", self.max_iterations, fewest, max(fewest, complete.most_iterations(target)))

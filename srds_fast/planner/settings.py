@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ..errors import InvalidArgument
-from ..solvers.checks import check_one_of, check_whole
+from ..solvers.checks import check_number, check_one_of, check_switch, check_whole
 from ..solvers.method import Method, Target
 from ..solvers.registry import AUTO, requested
 
@@ -15,6 +14,10 @@ GRAPH_ENGINES = ENGINES[2:]
 LATENCIES = ("adaptive", "constant")
 # beyond this a number of steps is a mistake: schedulers would allocate, programs would be built, for hours
 MOST_STEPS = 10_000
+TOLERANCE = "It bounds a mean absolute error: 4e-3 is half a grey level of 256, and 0 means to run until nothing moves."
+EXPLORE = (
+    "It is the time that may be spent on timing other plans, in sequential calls, and 0 means to rely on predictions."
+)
 
 
 @dataclass(frozen=True)
@@ -39,29 +42,18 @@ class Settings:
         object.__setattr__(self, "engine", engine_name(self.engine))
         check_one_of("engine", self.engine, ENGINES)
         check_one_of("latency", self.latency, LATENCIES)
+        check_switch("exact", self.exact)
+        check_number("tolerance", self.tolerance, 0, why=TOLERANCE)
+        check_number("explore", self.explore, 0, why=EXPLORE)
         if self.latency == "constant" and (self.exact or self.tolerance == 0):
             raise InvalidArgument(
                 "latency='constant' was given together with exact=True or tolerance=0. Such runs end where nothing "
                 "moves, which takes as many waves as it takes. Leave one of the two out."
             )
-        if not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < math.inf:
-            raise InvalidArgument(
-                f"tolerance is {self.tolerance!r}. It bounds a mean absolute error, so it is a number of 0 or more. "
-                "Pass 0 to run until nothing moves, or leave it at 4e-3 (half a grey level)."
-            )
         if self.exact and self.max_iterations is not None:
             raise InvalidArgument(
                 f"exact=True was given together with max_iterations={self.max_iterations}. An exact run takes as many "
                 "iterations as it has blocks. Leave one of the two out."
-            )
-        if (
-            isinstance(self.explore, bool)
-            or not isinstance(self.explore, int | float)
-            or not 0 <= self.explore < math.inf
-        ):
-            raise InvalidArgument(
-                f"explore is {self.explore!r}. It is the time that may be spent on timing other plans, in sequential "
-                "calls, so it is a number of 0 or more. Pass 0 to rely on predictions."
             )
         check_whole("max_iterations", self.max_iterations, 0, optional=True)
         check_whole("max_rows", self.max_rows, 1, optional=True)

@@ -142,15 +142,16 @@ class RowDenoiser:
         self._cond = {name: TiledConditioning(value, len(x), 1, program.peak_rows) for name, value in cond.items()}
 
     def __call__(self, wave: Evaluate) -> Tensor:
-        """Network output of the wave, [rows, samples, ...]; InvalidArgument if it has not the shape of the input."""
+        """Network output of the wave, [rows, samples, ...]; InvalidArgument if it is no prediction."""
         x, rows = wave.x.flatten(0, 1), len(wave.positions)
         with telemetry.span("network", "network", rows):
             m = self._denoiser(x, self._per_state.of(self._timesteps, wave), **self._cond_of(wave))
-        if not isinstance(m, Tensor) or m.shape != x.shape:
-            found = f"shape {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
+        if not isinstance(m, Tensor) or m.shape != x.shape or not m.is_floating_point():
+            found = f"{m.dtype}, shape {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
             raise InvalidArgument(
-                f"The denoiser returned {found} for an input of shape {tuple(x.shape)}. It must return one tensor of "
-                "the input's shape. Unpack the output object (`.sample`) or drop extra channels inside the denoiser."
+                f"The denoiser returned {found} for an input of {x.dtype}, shape {tuple(x.shape)}. It must return one "
+                "floating-point tensor of the input's shape. Unpack the output object (`.sample`) or drop extra "
+                "channels inside the denoiser."
             )
         return m.reshape(wave.x.shape)
 

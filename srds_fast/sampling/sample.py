@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import math
 import os
 import time
 import weakref
@@ -28,15 +27,16 @@ from ..kernels.wave_update import NetworkInput
 from ..planner.curve_cache import CurveCache
 from ..planner.exploration import Exploration
 from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
-from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
+from ..planner.settings import GRAPH_ENGINES, Settings
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table, takes_eta
-from ..solvers.checks import check_whole
+from ..solvers.checks import check_switch
 from ..solvers.contract import Core, SolverInputs, Trajectory
 from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
 from ..telemetry.report import Report, stock_report
+from .arguments import check_conditioning, check_functions, check_generator, check_noise, check_scheduler
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .session import Planner, Session
 from .trials import TurnClock
@@ -146,8 +146,16 @@ def sample(
         latency,
     )
     refuse_beside(plan, settings, Settings(method=DEFAULT))
-    cond = dict(cond or {})
-    _check(x, cond, scheduler, num_inference_steps, eta, generator)
+    cond = {} if cond is None else cond
+    check_switch("keep_trajectory", keep_trajectory)
+    check_switch("strict", strict)
+    check_functions(denoiser, observer)
+    check_noise(x)
+    check_conditioning(cond, len(x))
+    check_scheduler(scheduler, num_inference_steps, eta)
+    check_generator(generator, len(x))
+    if not isinstance(graphs, Graphs | None):
+        raise InvalidArgument(f"graphs is {graphs!r}. Keep graphs = srds_fast.Graphs() and pass it to each call.")
     planner = Planner(settings, plan, costs_of_denoisers, CurveCache.of(cache_dir))
     if warm_start is not None:
         check_warm_start_method(planner.options)
@@ -204,33 +212,6 @@ def sample(
     if timeline.sums is not None:
         report = replace(report, timeline=timeline.sums)
     return SampleResult(found.to(x.dtype), report, trajectory)
-
-
-def _check(x: Any, cond: Mapping[str, Any], scheduler: Any, steps: Any, eta: Any, generator: Any) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
-        found = f"{x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InvalidArgument(
-            f"x is {found}. It must be a floating-point tensor [batch, ...] with at least one sample. "
-            "Add a batch dimension with x.unsqueeze(0) if there is none."
-        )
-    for name, value in cond.items():
-        if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(x):
-            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise InvalidArgument(
-                f"cond[{name!r}] has {found}. Its first dimension must be the batch, {len(x)}. "
-                "Repeat a tensor that the samples share, or let the denoiser close over it."
-            )
-    check_whole("num_inference_steps", steps, 1, MOST_STEPS)
-    if eta is not None and (not isinstance(eta, int | float) or not 0 <= eta < math.inf):
-        raise InvalidArgument(f"eta is {eta!r}. It scales the noise of a step, so it is a number of 0 or more.")
-    if isinstance(generator, list | tuple) and len(generator) != len(x):
-        raise InvalidArgument(
-            f"{len(generator)} generators were given for {len(x)} samples. Pass one for each sample, or a single one."
-        )
-    if isinstance(scheduler, type) or not hasattr(scheduler, "set_timesteps"):
-        raise InvalidArgument(
-            f"scheduler is {scheduler!r}. It must be an instance of a diffusers scheduler. Pass DDIMScheduler()."
-        )
 
 
 # measured for the denoisers of all calls; `reset` of a compiled pipeline clears them

@@ -30,3 +30,17 @@ def check_one_of(name: str, value: object, known: Sequence[str]) -> None:
     """The value is one of the known names."""
     if value not in known:
         raise InvalidArgument(f"{name} is {value!r}. Known are {', '.join(known)}. Pass one of these.")
+
+
+def check_number(name: str, value: object, low: float, high: float = math.inf, *, why: str = "") -> None:
+    """The value is a finite number from `low` to `high`. why: a sentence that says what it is for."""
+    number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else value
+    if not (low <= number <= high and number < math.inf):
+        allowed = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
+        raise InvalidArgument(f"{name} is {value!r}. {why}{' ' * bool(why)}It must be a number, {allowed}.")
+
+
+def check_switch(name: str, value: object) -> None:
+    """The value is True or False."""
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{name} is {value!r}. It is a switch. Pass True or False.")

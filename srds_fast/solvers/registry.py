@@ -6,9 +6,7 @@ A new method is its own file, and here its import, its entry in `REGISTERED` and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from ..errors import InvalidArgument
@@ -101,12 +99,3 @@ def check_warm_start(found: Any, shape: tuple[int, ...]) -> None:
             f"warm_start has shape {given}. It must be a trajectory of the same steps, {shape}: [steps + 1, batch, "
             "...]. Keep one with keep_trajectory=True."
         )
-
-
-def from_dict(method: Any, found: Any) -> Method:
-    """What `Method.to_dict` wrote; ValueError if it wrote no such thing. method: its name."""
-    cls = BY_NAME.get(method)
-    if cls is None or not isinstance(found, dict) or set(found) != {field.name for field in fields(cls)}:
-        raise ValueError(f"no options of {method}")
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    return cls(**{name: math.inf if value == "inf" else value for name, value in plain.items()})

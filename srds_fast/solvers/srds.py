@@ -19,7 +19,7 @@ from ..errors import InvalidArgument
 from ..schedulers.steps import COARSE_SOLVERS, CoarseSolver
 from ..schedulers.table import NoiseTable
 from . import program as programs
-from .checks import check_one_of, check_whole
+from .checks import check_one_of, check_switch, check_whole
 from .compiler import Form
 from .contract import NO_INPUTS, Core, SolverInputs
 from .convergence import estimated_error
@@ -75,8 +75,7 @@ class SRDS(Method):
         check_one_of("coarse_solver", self.coarse_solver, ("auto", *COARSE_SOLVERS))
         check_whole("num_blocks", self.num_blocks, 1, optional=True)
         check_whole("in_flight", self.in_flight, 1, optional=True)
-        if not isinstance(self.pipelined, bool):
-            raise InvalidArgument(f"pipelined is {self.pipelined!r}. It is a switch. Pass True or False.")
+        check_switch("pipelined", self.pipelined)
         if not self.pipelined:
             self._refuse_in_flight("pipelined=False")
 

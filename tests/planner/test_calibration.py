@@ -78,6 +78,16 @@ def test_calibration_fixes_the_iterations_of_its_kind_of_call_alone(pipe: Any, m
     assert not any(entry for entry in fast._srds.planner.calibrated)
 
 
+def test_one_prompt_is_that_prompt_and_not_its_letters(pipe: Any) -> None:
+    encoded: list[list[int]] = []
+    pipe.text_encoder.register_forward_pre_hook(lambda encoder, given: encoded.append(given[0].flatten().tolist()))
+    for prompts in (["a cat"], "a cat", {"prompt": "a cat"}):
+        fast = srds_fast.compile(pipe, method="srds", num_blocks=2)
+        fast.calibrate(prompts, num_inference_steps=4, num_samples=1)
+        seen, encoded[:] = {tuple(each) for each in encoded}, []
+        assert seen == {tuple(pipe.tokenizer(text, padding="max_length").input_ids) for text in ("a cat", "")}
+
+
 def test_calibration_chooses_the_sequential_sampler_where_rows_are_dear(pipe: Any) -> None:
     assert calibrated(srds_fast.compile(pipe), CostCurve((1, 32), (1.0, 32.0))).method == "sequential"
 
@@ -89,6 +99,7 @@ def test_calibration_chooses_the_sequential_sampler_where_rows_are_dear(pipe: An
         ({"method": "paradigms"}, {"num_samples": 1}, "slides"),
         ({}, {"num_samples": 0}, "num_samples"),
         ({}, {"quantile": 0.0}, "quantile"),
+        ({}, {"quantile": "95 %"}, "quantile"),
         ({"exact": True}, {}, "nothing to calibrate"),
         ({}, {"generator": 3}, "generator"),
     ],

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import math
 import threading
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,10 +29,8 @@ from srds_fast.planner.experience import MOST_RUNS, Experience
 from srds_fast.planner.search import Known, Pricing, compare, explored
 from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.verify import noise_table
-from srds_fast.solvers.chords import Chords
-from srds_fast.solvers.collocation.options import Collocation
 from srds_fast.solvers.contract import SolverInputs
-from srds_fast.solvers.fixed_point.options import ParaDiGMS, ParaTAA
+from srds_fast.solvers.fixed_point.options import ParaTAA
 from srds_fast.solvers.srds import SRDS
 
 HERE = Context("a device", "2.0", "0.1", None, "steps")
@@ -170,30 +166,6 @@ def test_the_iterations_needed_are_those_after_which_all_stay_within_the_toleran
     outputs = [(number, torch.full((4, 3), error)) for number, error in enumerate((0.5, 0.05, 0.2, 0.05, 0.01), 1)]
     assert [needed(outputs, reference, tolerance, 1.0) for tolerance in (0.1, 0.3, 0.001)] == [4, 2, None]
     assert [needed([(1, one_off)], reference, 0.1, quantile) for quantile in (0.75, 0.95)] == [1, None]
-
-
-@pytest.mark.parametrize("method", ["srds", Collocation(), ParaDiGMS(), Chords(2, (0, 5))], ids=str)
-def test_plans_come_back_from_json(method: Any, tmp_path: Path) -> None:
-    plan = choose(20, Settings(method=method))
-    if not plan.slides:
-        plan = fastest(20, Settings(method=method), False, pricing(FREE))
-    plan.save(tmp_path / "plan.json")
-    found = srds_fast.Plan.load(tmp_path / "plan.json")
-    assert found == plan
-    assert (found.prediction, found.context) == (plan.prediction, plan.context)
-    assert str(found) == str(plan)
-    assert found.program() == plan.program()
-
-
-@pytest.mark.parametrize(
-    "change", [{"method": "magic"}, {"options": {"num_nodes": 3}}, {"options": None}, {"more": 1}, "no JSON"], ids=str
-)
-def test_a_plan_that_is_none_is_refused(change: Any, tmp_path: Path) -> None:
-    file = tmp_path / "plan.json"
-    choose(20, Settings(method="collocation")).save(file)
-    file.write_text(change if isinstance(change, str) else json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(srds_fast.PlanMismatch, match="holds no plan of this version"):
-        srds_fast.Plan.load(file)
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Context)])

@@ -20,6 +20,7 @@ from torch import Tensor
 import srds_fast
 from srds_fast import DivergenceError, InvalidArgument, PlanMismatch, UnsupportedScheduler, sample
 from srds_fast.solvers.convergence import estimated_error
+from srds_fast.solvers.registry import METHODS
 
 MIXTURE = GaussianMixture.random()
 LINEAR = LinearOde.random()
@@ -190,6 +191,25 @@ GOOD = {"x": noise(2, 64), "steps": 10}
         ({"engine": "tpu"}, "eager"),
         ({"denoiser": lambda x, t: x[:1]}, "input's shape"),
         ({"denoiser": lambda x, t: (x,)}, "tuple"),
+        ({"denoiser": None}, "denoiser is None"),
+        ({"x": noise(2, 64).to_sparse()}, "layout"),
+        ({"x": noise(2, 64).to("meta")}, "meta"),
+        ({"steps": True}, "num_inference_steps"),
+        ({"cond": [1]}, "cond is"),
+        ({"cond": {3: noise(2, 64)}}, "a string"),
+        ({"exact": "False"}, "exact is 'False'"),
+        ({"pipelined": "no"}, "pipelined is 'no'"),
+        ({"strict": 1}, "strict is 1"),
+        ({"keep_trajectory": "no"}, "keep_trajectory"),
+        ({"tolerance": True}, "tolerance is True"),
+        ({"explore": "3"}, "explore is '3'"),
+        ({"eta": True}, "eta is True"),
+        ({"eta": -1.0}, "eta is -1.0"),
+        ({"max_rows": 2.5}, "max_rows"),
+        ({"observer": 3}, "observer is 3"),
+        ({"generator": 3}, "generator is 3"),
+        ({"generator": [torch.Generator()]}, "1 generators"),
+        ({"graphs": 3}, "graphs is 3"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
@@ -198,6 +218,13 @@ def test_bad_input_is_named(change: dict, says: str) -> None:
     denoiser, x, steps = given.pop("denoiser"), given.pop("x"), given.pop("steps")
     with pytest.raises(InvalidArgument, match=says):
         sample(denoiser, x, scheduler(), steps, **given)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool], ids=str)
+def test_an_output_that_is_no_real_number_is_refused(method: str, dtype: torch.dtype) -> None:
+    with pytest.raises(InvalidArgument, match=f"returned {dtype}"):
+        sample(lambda x, t: MIXTURE(x, t).to(dtype), noise(1, 64), scheduler(), 10, method=method)
 
 
 def test_an_unsupported_scheduler_is_refused() -> None:
@@ -223,7 +250,7 @@ def test_a_plan_can_be_saved_and_fits_one_number_of_steps(tmp_path: Path) -> Non
     with pytest.raises(PlanMismatch, match="40 steps"):
         sample(MIXTURE, noise(1, 64), scheduler(), 41, plan=loaded)
     (tmp_path / "plan.json").write_text('{"method": "srds"}')
-    with pytest.raises(PlanMismatch, match="max_iterations"):
+    with pytest.raises(PlanMismatch, match="fields of SRDS"):
         srds_fast.Plan.load(tmp_path / "plan.json")
 
 

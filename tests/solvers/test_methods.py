@@ -38,7 +38,7 @@ from srds_fast.planner.settings import Settings
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.contract import Checkpoint, Constrain, Core, SolverInputs, Trajectory
 from srds_fast.solvers.method import Method, Target
-from srds_fast.solvers.registry import BY_NAME, METHODS, REGISTERED, from_dict, options_of
+from srds_fast.solvers.registry import BY_NAME, METHODS, REGISTERED, options_of
 
 STEPS = 17
 PACKAGE = Path(srds_fast.__file__).parent
@@ -315,13 +315,6 @@ def test_constraints_noise_and_history_reach_every_state(options: Method, kind: 
         if wanted is not None and wanted.numel():  # the others keep what is carried for multistep schedulers only
             assert kept is not None
             assert_close(kept, wanted)
-
-
-@every
-def test_options_come_back_from_json(options: Method) -> None:
-    assert from_dict(options.name, json.loads(json.dumps(options.to_dict()))) == options
-    with pytest.raises(ValueError, match="no options of"):
-        from_dict(options.name, {"no such option": 1})
 
 
 @registered

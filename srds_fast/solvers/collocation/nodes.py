@@ -43,7 +43,7 @@ def skeleton(num_steps: int, num_nodes: int | None = None) -> tuple[int, ...]:
     """Positions of the nodes that every wave has; num_nodes: about how many, None: as many as N asks for."""
     rule = _rule(num_steps)
     dense = _dense(num_steps, rule.tail if num_nodes is None else num_nodes / 3)
-    body = rule.body if num_nodes is None else max(2, num_nodes - len(dense))
+    body = rule.body if num_nodes is None else max(2, min(num_nodes, num_steps) - len(dense))
     return tuple(sorted({*dense, *(round(index * dense[-1] / body) for index in range(body))}))
 
 

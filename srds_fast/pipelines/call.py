@@ -78,7 +78,7 @@ def run_call(
     loop_state: gets what previews of a modular pipeline need, instead of the output.
     """
     last = fast._srds.last
-    last.report = last.trajectory = last.session = None
+    last.report = last.trajectory = last.session = last.exploration = None
     timeline = telemetry.Timeline()
     diverged: DivergenceError | None = None
     try:
@@ -127,6 +127,7 @@ def _run_call(
         kind = kind_of_call(fast, loop, networks[0])
         chosen = None if kind is None else state.explorations.get(kind)
         if chosen is not None and chosen.chose_stock:
+            state.last.exploration = chosen
             return chosen_stock_call(fast, args, kwargs, arguments, chosen)
     with (
         _lora_lock(fast, arguments),
@@ -182,6 +183,7 @@ def _run_call(
             report = lockstep.report(made.reasons)
             state.last.report = report and replace(report, compile_seconds=made.compile_seconds)
             state.last.session = lockstep.session
+            state.last.exploration = None if lockstep.session is None else lockstep.session.exploration
             state.last.trajectory = lockstep.samples.states() if own.get("keep_trajectory") else None
     random.restore()
     lockstep.restore_networks()

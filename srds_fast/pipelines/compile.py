@@ -139,13 +139,17 @@ class FastPipeline:
 
         return iterate()
 
-    def warmup(self, *args: Any, audit: int = 0, **kwargs: Any) -> Report:
+    def warmup(self, *args: Any, audit: int = 0, freeze: bool = True, **kwargs: Any) -> Report:
         """Prepare calls with arguments like these: choose their plan, and record their graphs for all iterations.
 
         Takes the arguments of a call. Pass the `num_inference_steps`, `height`, `width`, numbers of prompts and images,
         and a `guidance_scale` on or off as in later calls. No random generator advances.
 
         Args:
+            freeze: keep the plan of this kind of call for good: the same seed then gives the same bits, in threads with
+                as many torch threads. It is not dropped if it turns out slower than the sequential loop later; a wave
+                that does not fit into memory still ends it, and `report.plan_changed` says so. `reset` gives it up.
+                False: later calls go on learning, may take other plans, and say so in `report.plan_changed`.
             audit: so many calls, each with other noise, are also compared with their sequential samples. From 19
                 samples on, later calls of the kind stop by what this network showed: at most 5 % of samples like these
                 are expected to end beyond the tolerance (conformal risk control). `report.stop_rule` says so.
@@ -155,6 +159,8 @@ class FastPipeline:
         """
         planner = self._srds.planner
         check_whole("audit", audit, 0)
+        if not isinstance(freeze, bool):
+            raise InvalidArgument(f"freeze is {freeze!r}. It is a switch. Pass True or False.")
         if audit > 1 and kwargs.get("latents") is not None:
             raise InvalidArgument(
                 "audit and latents were given. Calls that begin with the same latents give the same sample, and tell "
@@ -171,7 +177,8 @@ class FastPipeline:
                     break
             for _ in range(audit):
                 run_call(self, args, kwargs, auditing=True)
-            planner.costs.settle()  # later calls keep the recorded plan until more is measured
+            if freeze and self._srds.last.exploration is not None:
+                self._srds.last.exploration.hold()
         finally:
             random.restore()
         assert self.report is not None

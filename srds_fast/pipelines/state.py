@@ -32,6 +32,7 @@ class Last(threading.local):
     report: Report | None = None
     trajectory: Tensor | None = None
     session: Session | None = None
+    exploration: Exploration | None = None
 
 
 OWN_ARGUMENTS = ("warm_start", "keep_trajectory")  # call arguments that srds_fast adds to those of the pipeline

@@ -13,7 +13,7 @@ import torch
 
 from .. import telemetry
 from ..errors import InvalidArgument
-from ..planner.exploration import Exploration
+from ..planner.exploration import STOCK, Exploration
 from ..sampling.trials import TurnClock
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
@@ -63,7 +63,8 @@ def chosen_stock_call(
         vars(fast)["_interrupt"] = False
     with fast._srds.tokenizers.borrow(fast) as tokenizers:
         twin = _twin(fast, {**tokenizers, **own_guiders(fast)}, interrupt)
-        return _called(fast, twin, args, kwargs, arguments, plan_reason=chosen.why, plan_state=chosen.state)
+        plan = {"plan_reason": chosen.why, "plan_state": chosen.state, "plan_changed": chosen.taken(STOCK)}
+        return _called(fast, twin, args, kwargs, arguments, **plan)
 
 
 def _called(
@@ -133,9 +134,13 @@ def kind_of_call(fast: Any, kind: KindOfLoop | None, network: Any) -> Hashable |
 
 
 def remember(state: State, kind: Hashable, exploration: Exploration) -> None:
-    """Where the next call of a kind finds whether it is to run on the stock loop."""
+    """Where the next call of a kind finds whether it is to run on the stock loop.
+
+    The oldest kinds are given up first, but for those whose choice must stay.
+    """
     state.explorations[kind] = exploration
-    for oldest in list(state.explorations)[:-MOST_KINDS]:
+    given_up = [each for each, known in list(state.explorations.items()) if not known.held]
+    for oldest in given_up[: max(0, len(state.explorations) - MOST_KINDS)]:
         state.explorations.pop(oldest, None)
 
 

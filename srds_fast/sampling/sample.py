@@ -26,7 +26,7 @@ from ..errors import DivergenceError, InvalidArgument
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
 from ..planner.curve_cache import CurveCache
-from ..planner.exploration import Exploration
+from ..planner.exploration import STOCK, Exploration
 from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
 from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
 from ..schedulers.table import NoiseTable
@@ -36,7 +36,7 @@ from ..solvers.contract import Core, SolverInputs, Trajectory
 from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
-from ..telemetry.report import Report, stock_report
+from ..telemetry.report import BY_SEQUENTIAL, Report, stock_report
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .session import Planner, Session
 from .trials import TurnClock
@@ -266,7 +266,15 @@ class _StockLoop:
         """The sample and the report of a call that runs on this loop, as an exploration has chosen."""
         seconds, found = self._timed()
         steps = len(self.scheduler.timesteps)
-        report = stock_report(steps, seconds, plan_reason=exploration.why, plan_state=exploration.state)
+        report = stock_report(
+            steps,
+            seconds,
+            plan_reason=exploration.why,
+            plan_state=exploration.state,
+            plan_changed=exploration.taken(STOCK),
+            stopped_by=[BY_SEQUENTIAL] * len(found),
+            estimated_error=[None] * len(found),
+        )
         return SampleResult(found, report)
 
     def _timed(self) -> tuple[float, Tensor]:

@@ -38,7 +38,7 @@ from ..solvers.convergence import Diverged
 from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL, options_of
-from ..telemetry.report import Report
+from ..telemetry.report import BY_INTERRUPT, SEQUENTIAL_LOOP, Report
 from .trials import Advance, TimeStock, TooSlow, Trials, all_waves, audit, cut_off
 
 
@@ -185,6 +185,8 @@ class Session:
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
         self._exploring_seconds = 0.0
         self._fallback_reason: str | None = None
+        self._plan_changed: str | None = None
+        self._begun = False
         self._audit = self._audit_of(self.plan)
         self._first_stop = self._first_stop_of(self.plan)
         self._contraction = self.plan.options.contraction
@@ -199,14 +201,22 @@ class Session:
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Take the output of the last wave and return the next wave; None when `run.sample` is complete."""
+        self._begin()
         try:
             return self.run.next(output)
         except Diverged as error:
             self._recover(error)
         return self.run.next(None)
 
+    def _begin(self) -> None:
+        """The call takes its plan: note it if the one before took another."""
+        if self.exploration is not None and not self._begun:
+            self._plan_changed = self.exploration.taken(self.plan)
+        self._begun = True
+
     def complete(self, advance: Advance = all_waves) -> Run:
         """Run all waves, from a recording if there is one. While the kind of call is explored, run other plans too."""
+        self._begin()
         if self.exploration is None or self.pricing is None:
             run = self._complete(advance)
         else:
@@ -325,6 +335,8 @@ class Session:
         """What the call has done until now. engine_reason: of the report, unless the engine has its own reason."""
         run, plan = self.run, self._reported.plan
         prediction = plan.prediction
+        stopped_by, estimated_error = self._stops()
+        baseline, baseline_seconds = self._baseline()
         fused = plan.options.fused(self.noise, constrained=self.inputs.constrain is not None)
         return Report(
             method=plan.method,
@@ -336,10 +348,13 @@ class Session:
             exact=plan.exact,
             **vars(run.counts),
             change=self._reported.change,
-            converged=run.converged,
+            stopped_by=stopped_by,
+            estimated_error=estimated_error,
             stop_rule=self._stop_rule,
             iterations_per_sample=run.iterations,
             predicted_seconds=None if prediction is None else prediction.chosen.seconds,
+            baseline=baseline,
+            baseline_seconds=baseline_seconds,
             interrupted=self.interrupted,
             fallback_reason=self._fallback_reason,
             engine_reason=run.engine.reason or engine_reason,
@@ -351,10 +366,31 @@ class Session:
             dropped_waves=run.engine.dropped_waves,
             plan_reason=None if prediction is None else prediction.why,
             plan_state=None if self.exploration is None else self.exploration.state,
+            plan_changed=self._plan_changed,
             planning_seconds=self._planning_seconds,
             exploring_seconds=self._exploring_seconds,
             **plan.options.reported(),
         )
+
+    def _stops(self) -> tuple[list[str], list[float | None]]:
+        """Why the run of each sample ended, and its estimated error; empty if there is no sample."""
+        run, before = self.run, self._reported
+        unknown: list[float | None] = [None] * len(self.state)
+        if run.sample is None:
+            return [], []
+        if self.interrupted:
+            return [BY_INTERRUPT] * len(unknown), unknown
+        if run is not before and (before.sample is not None or before.plan.slides):
+            # the run was left at a state that was no better than this
+            return before.stopped_by, unknown
+        return run.stopped_by, run.estimated_error
+
+    def _baseline(self) -> tuple[str | None, float | None]:
+        """The loop to compare this call with, and its seconds; None where none was timed, or where it is what ran."""
+        found = None if self.exploration is None or self.interrupted else self.exploration.baseline
+        if found is None or (self._reported.plan.is_sequential and found[0] == SEQUENTIAL_LOOP):
+            return None, None
+        return found
 
     def _recover(self, error: Diverged) -> None:
         """Start again step by step; raise a DivergenceError if that is what has diverged, or if the call is strict."""

@@ -220,7 +220,7 @@ def _lockstep(
             warn_eager(fast, engine_reason)
             graphs = None
     settings = CallSettings(
-        state.planner,
+        state.planner if observer is None else state.planner.with_previews(),
         observer,
         graphs,
         overlap="batch" if state.overlap == "auto" and not on_gpu else state.overlap,

@@ -105,11 +105,17 @@ class FastPipeline:
         call. `report` is set in the thread that iterates.
 
         Raises:
-            InvalidArgument: the call would run on the stock loop, which has no iterations.
+            InvalidArgument: the call would run on the stock loop, one step after another, or in a window that slides:
+                these have no iterations to show. method="auto" takes the default method where one of them is faster.
         """
         arguments = bind(self, args, kwargs)
         state, decoder = self._srds, decoder_of(self._srds.original)
         refuse_stock_loop(stock_reason(self, arguments))
+        if (options := state.planner.options) is not None and not options.shows_iterations:
+            raise InvalidArgument(
+                f"method={options.name!r} shows no iterations: it has no whole image before its end. Compile with "
+                "method='auto', 'srds' or 'collocation', or call the pipeline."
+            )
         reports: list[Report | None] = []
         loop_state = LoopState()
 

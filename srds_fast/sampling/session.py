@@ -37,7 +37,7 @@ from ..solvers.contract import Checkpoint, Evaluate, SolverInputs
 from ..solvers.convergence import Diverged
 from ..solvers.method import Method
 from ..solvers.program import Program
-from ..solvers.registry import SEQUENTIAL, options_of
+from ..solvers.registry import DEFAULT, SEQUENTIAL, options_of
 from ..telemetry.report import BY_INTERRUPT, SEQUENTIAL_LOOP, Report
 from .trials import Advance, TimeStock, TooSlow, Trials, all_waves, audit, cut_off
 
@@ -82,6 +82,13 @@ class Planner:
     # plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for
     calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
 
+    previews: bool = False  # somebody looks at the iterations of the call: a plan without any is no answer
+    left_out: list[str] = field(default_factory=list)  # of a call with previews: what was not taken, and why
+
+    def with_previews(self) -> Planner:
+        """The same for one call whose iterations somebody looks at."""
+        return replace(self, previews=True, left_out=[])
+
     @property
     def engine(self) -> str:
         return self.settings.engine if self.plan is None else self.plan.engine
@@ -120,6 +127,15 @@ class Planner:
 
         pricing: measures the cost of the call; None: that is impossible before the call.
         """
+        plan, exploration = self._fastest(num_steps, stochastic, pricing)
+        if self.previews and self.options is None and num_steps > 1 and not plan.options.shows_iterations:
+            self.left_out[:] = [f"{plan.short()} was left out, which is the fastest here: it has no iterations to show"]
+            return choose(num_steps, replace(self.settings, method=DEFAULT), stochastic), None
+        return plan, exploration
+
+    def _fastest(
+        self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None
+    ) -> tuple[Plan, Exploration | None]:
         if self.plan is not None:
             if self.plan.num_inference_steps != num_steps:
                 raise PlanMismatch(
@@ -361,7 +377,7 @@ class Session:
             kernels=implementation(self.state.device) if fused else "torch",
             drive_reason=drive_reason,
             overlap=run.engine.overlap,
-            left_out=list(left_out),
+            left_out=[*self.planner.left_out, *left_out],
             capture_seconds=run.engine.capture_seconds,
             dropped_waves=run.engine.dropped_waves,
             plan_reason=None if prediction is None else prediction.why,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.costs import price
-from ...errors import UnsupportedPipeline
+from ...errors import InvalidArgument, UnsupportedPipeline
 from ...planner.search import Pricing
 from ...sampling.session import Session, no_room
 from ...schedulers.reader import state_key
@@ -154,6 +154,11 @@ class Driver:
             samples.stop(samples.state)
             return x
         if (alone := self._rows.why_alone()) and planner.options is None:
+            if planner.previews:
+                raise InvalidArgument(
+                    f"This call has no iterations to show: rows of the network would be called one by one, as "
+                    f"{alone[0]}. One step after another is then fastest. Call the pipeline, or name a method."
+                )
             session.take_steps(f"rows of the network would be called one by one: {alone[0]}", tell=False)
         self._ready(session)
         return (yield from self._waves(session))

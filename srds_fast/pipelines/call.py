@@ -19,6 +19,7 @@ from .. import telemetry
 from ..engine.run import Observer
 from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
+from ..schedulers.private_draws import PrivateDraws
 from ..solvers.registry import check_warm_start_method
 from . import acceleration
 from .guiders import own_guiders
@@ -71,10 +72,12 @@ def run_call(
     warming: bool = False,
     auditing: bool = False,
     loop_state: LoopState | None = None,
+    draws: PrivateDraws | None = None,
 ) -> Any:
     """Call a compiled pipeline and store its report.
 
     warming: record everything that calls like this one will need. auditing: compare it with its sequential sample.
+    draws: what the pipeline draws without a generator, for calls that must leave the global ones alone.
     loop_state: gets what previews of a modular pipeline need, instead of the output.
     """
     last = fast._srds.last
@@ -82,8 +85,8 @@ def run_call(
     timeline = telemetry.Timeline()
     diverged: DivergenceError | None = None
     try:
-        with telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline):
-            return _run_call(fast, args, kwargs, observer, warming, auditing, loop_state)
+        with telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline), draws or nullcontext():
+            return _run_call(fast, args, kwargs, observer, warming, auditing, loop_state, draws)
     except DivergenceError as error:
         diverged = error
         raise
@@ -108,6 +111,7 @@ def _run_call(
     warming: bool,
     auditing: bool,
     loop_state: LoopState | None,
+    draws: PrivateDraws | None,
 ) -> Any:
     state = fast._srds
     check_pipeline(state.original)  # a component may have been replaced since compile
@@ -143,6 +147,7 @@ def _run_call(
         lockstep = _lockstep(
             fast, arguments, loop, networks, device, warming, observer, made.replacements, random, **own
         )
+        lockstep.settings.draws = draws
         lockstep.settings.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
         if kind is not None:
             lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, parts, random).seconds
@@ -185,9 +190,9 @@ def _run_call(
             state.last.session = lockstep.session
             state.last.exploration = None if lockstep.session is None else lockstep.session.exploration
             state.last.trajectory = lockstep.samples.states() if own.get("keep_trajectory") else None
-    random.restore()
     lockstep.restore_networks()
-    output = stock_call(fast, args, kwargs, arguments, reason, own)
+    with random.replayed():
+        output = stock_call(fast, args, kwargs, arguments, reason, own)
     if state.last.report is not None:
         state.last.report = replace(state.last.report, **lockstep.beside_the_waves())
     return output
@@ -239,7 +244,7 @@ def _lockstep(
         replacements,
         state.loops,
         kind,
-        random.generators,
+        [generator for generator, _ in random.given],
     )
 
 

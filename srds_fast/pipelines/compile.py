@@ -22,6 +22,7 @@ from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
 from ..sampling.sample import costs_of_denoisers
 from ..sampling.session import Planner
+from ..schedulers.private_draws import PrivateDraws
 from ..schedulers.verify import adds_noise, check_scheduler
 from ..solvers.checks import check_one_of, check_whole
 from ..solvers.method import Method
@@ -30,11 +31,10 @@ from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
 from .decoding import decoder_of
 from .dry_run import calibrate, planned
-from .hooks import execution_device
 from .modular.arguments import is_modular
 from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
-from .state import RandomState, State, bind, turns_of, undecoded, with_state
+from .state import State, bind, turns_of, undecoded, with_own_generators, with_state
 from .stock import refuse_stock_loop
 from .stream import Refinement, refinements
 
@@ -172,21 +172,19 @@ class FastPipeline:
                 "audit and latents were given. Calls that begin with the same latents give the same sample, and tell "
                 "nothing new. Leave latents out."
             )
-        random = RandomState(bind(self, args, kwargs), execution_device(self))
-        try:
-            for _ in range(MOST_WARM_UPS):
-                recorded = self.graphs.captured
-                run_call(self, args, kwargs, warming=True)
-                assert self.report is not None
-                changing = self.graphs.captured > recorded or self.report.plan_state == EXPLORING
-                if not (changing and planner.settings.measures):
-                    break
-            for _ in range(audit):
-                run_call(self, args, kwargs, auditing=True)
-            if freeze and self._srds.last.exploration is not None:
-                self._srds.last.exploration.hold()
-        finally:
-            random.restore()
+        args, kwargs = with_own_generators(self, args, kwargs, bind(self, args, kwargs))
+        draws = PrivateDraws()
+        for _ in range(MOST_WARM_UPS):
+            recorded = self.graphs.captured
+            run_call(self, args, kwargs, warming=True, draws=draws)
+            assert self.report is not None
+            changing = self.graphs.captured > recorded or self.report.plan_state == EXPLORING
+            if not (changing and planner.settings.measures):
+                break
+        for _ in range(audit):
+            run_call(self, args, kwargs, auditing=True, draws=draws)
+        if freeze and self._srds.last.exploration is not None:
+            self._srds.last.exploration.hold()
         assert self.report is not None
         return self.report
 

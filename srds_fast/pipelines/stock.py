@@ -6,6 +6,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from .. import telemetry
 from ..errors import InvalidArgument
 from ..planner.exploration import STOCK, Exploration
 from ..sampling.trials import TurnClock
+from ..schedulers.private_draws import PrivateDraws
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .compiled import AUTO
@@ -24,7 +26,7 @@ from .kinds import KindOfLoop
 from .lockstep.proxies import copy_scheduler
 from .modular.blocks import without_progress_bar
 from .notices import warn_fallback
-from .state import Arguments, RandomState, State, steps_of, undecoded
+from .state import Arguments, RandomState, State, steps_of, undecoded, with_own_generators
 
 MOST_KINDS = 64
 
@@ -110,18 +112,37 @@ class TimedStockLoop:
 
     def seconds(self, turns: int) -> float:
         """Seconds of all turns of the loop, by its first ones. No random generator advances."""
-        device = execution_device(self.fast)
-        clock = TurnClock(turns, device)
+        clock, draws = TurnClock(turns, execution_device(self.fast)), self.random.private()
         twin = _twin(self.fast, {**self.parts, **without_progress_bar(self.fast)}, clock.turned)
+        args, kwargs = with_own_generators(self.fast, self.args, self.kwargs, self.arguments)
         call = type(twin).__call__
-        bound = inspect.signature(call).bind(twin, *self.args, **self.kwargs)
+        bound = inspect.signature(call).bind(twin, *args, **kwargs)
         bound.arguments.update(undecoded(self.fast))
-        now = RandomState(self.arguments, device)
-        self.random.restore()
-        try:
+        with draws, ExitStack() as timed:
+            twin.scheduler.step = _in_private(twin.scheduler.step, draws, timed)
             return clock.seconds(lambda: call(*bound.args, **bound.kwargs))
-        finally:
-            now.restore()
+
+
+def _in_private(step: Callable[..., Any], draws: PrivateDraws, timed: ExitStack) -> Callable[..., Any]:
+    """The scheduler's step of a loop within `draws`. After the first step `timed` leaves them, but for steps that draw.
+
+    What is timed then calls functions as a call of the user does. Nothing else in the loop draws: one that does makes
+    no turns for rows, and its stock loop is not timed.
+    """
+    first, noisy = True, False
+
+    @functools.wraps(step)
+    def step_in_private(*args: Any, **kwargs: Any) -> Any:
+        nonlocal first, noisy
+        with draws if noisy else nullcontext():
+            before = draws.drawn
+            found = step(*args, **kwargs)
+        if first:
+            first, noisy = False, draws.drawn > before
+            timed.enter_context(draws.paused())
+        return found
+
+    return step_in_private
 
 
 def kind_of_call(fast: Any, kind: KindOfLoop | None, network: Any) -> Hashable | None:
@@ -129,7 +150,7 @@ def kind_of_call(fast: Any, kind: KindOfLoop | None, network: Any) -> Hashable |
     if kind is None:
         return None
     config = repr(sorted(fast.scheduler.config.items()))
-    weights = next(network.parameters(), torch.empty(0))  # its properties look at every module
+    weights = next(network.parameters(), torch.empty(0, device="cpu"))  # its properties look at every module
     return kind, config, torch.get_num_threads(), weights.dtype, weights.device
 
 

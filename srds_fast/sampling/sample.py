@@ -159,7 +159,8 @@ def sample(
     eager = functools.partial(_log_once, "runs eagerly")
     runner = None if graphs is None else planner.graph_runner(graphs, x.is_cuda, True, eager)
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(num_inference_steps)
+    with torch.device("cpu"):  # whatever the default device is
+        scheduler.set_timesteps(num_inference_steps)
     state = x.to(state_dtype(x.dtype))
     timeline = telemetry.Timeline()
     try:

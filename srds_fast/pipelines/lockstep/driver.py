@@ -15,6 +15,7 @@ from ...engine.costs import price
 from ...errors import InvalidArgument, UnsupportedPipeline
 from ...planner.search import Pricing
 from ...sampling.session import Session, no_room
+from ...schedulers.private_draws import PrivateDraws
 from ...schedulers.reader import state_key
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs
@@ -42,7 +43,8 @@ from .turns import LoopTurns, Ran, Script, Turn
 class Driver:
     """Writes the script. It is made before the loop's first turn, when no network has been called.
 
-    networks: those that the loop calls. generators: all that it may draw from. kind: everything it depends on beyond
+    networks: those that the loop calls. generators: those of the caller that it may draw
+    from. kind: everything it depends on beyond
     its scheduler; None: remember nothing. ready: called when the first wave comes. waves: runs those of a call that is
     taken over; None: the loop must make its own turns. placeholders: the answers in turns of a rehearsal.
     """
@@ -290,9 +292,10 @@ class Driver:
             if known is None:
                 inference = Inference(noise.numbers["input_scale"], self._placeholders)
                 loop = None if key is None else key[0].loop
-                known, self._samples.arrivals = yield from self._rehearsal.run(
-                    self._switches, inference, again=loop is not None and loop in self._memory.rehearsed
-                )
+                again = loop is not None and loop in self._memory.rehearsed
+                with self._private_draws() as draws:
+                    found = yield from self._rehearsal.run(self._switches, inference, draws, again=again)
+                known, self._samples.arrivals = found
                 if loop is not None:
                     self._memory.rehearsed[loop] = True
                 if key is not None:
@@ -306,6 +309,18 @@ class Driver:
                 self._memory.facts[key] = str(why)
             raise
         self._facts, self._passes.arrivals = known, self._samples.arrivals
+
+    @contextmanager
+    def _private_draws(self) -> Iterator[PrivateDraws]:
+        """In the block, what the loop draws without a generator is drawn beside torch's global ones."""
+        settings = self._samples.settings
+        before = settings.draws
+        settings.draws = PrivateDraws() if before is None else before
+        try:
+            with settings.draws as draws:
+                yield draws
+        finally:
+            settings.draws = before
 
     def _look_at_networks(self, x: Tensor, merge: bool) -> Generator[Turn, Ran, None]:
         try:

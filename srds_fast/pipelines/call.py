@@ -37,7 +37,15 @@ from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .state import OWN_ARGUMENTS, Arguments, RandomState, bind
-from .stock import TimedStockLoop, chosen_stock_call, kind_of_call, may_choose_stock, remember, stock_call
+from .stock import (
+    TimedStockLoop,
+    chosen_stock_call,
+    kind_of_call,
+    may_choose_stock,
+    remember,
+    remember_refused,
+    stock_call,
+)
 from .takeover.calls import SCALING
 
 
@@ -130,6 +138,8 @@ def _run_call(
     if observer is None and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
         kind = kind_of_call(fast, loop, networks[0])
         chosen = None if kind is None else state.explorations.get(kind)
+        if kind in state.refused:
+            return stock_call(fast, args, kwargs, arguments, state.refused[kind], own)
         if chosen is not None and chosen.chose_stock:
             state.last.exploration = chosen
             return chosen_stock_call(fast, args, kwargs, arguments, chosen)
@@ -191,6 +201,8 @@ def _run_call(
             state.last.exploration = None if lockstep.session is None else lockstep.session.exploration
             state.last.trajectory = lockstep.samples.states() if own.get("keep_trajectory") else None
     lockstep.restore_networks()
+    if kind is not None and lockstep.refused:
+        remember_refused(state, kind, reason)
     with random.replayed():
         output = stock_call(fast, args, kwargs, arguments, reason, own)
     if state.last.report is not None:

@@ -20,8 +20,8 @@ from ..planner.curve_cache import CurveCache
 from ..planner.exploration import EXPLORING
 from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
+from ..sampling.planner import Planner
 from ..sampling.sample import costs_of_denoisers
-from ..sampling.session import Planner
 from ..schedulers.private_draws import PrivateDraws
 from ..schedulers.verify import adds_noise, check_scheduler
 from ..solvers.checks import check_one_of, check_whole
@@ -220,6 +220,7 @@ class FastPipeline:
         self._srds.planner.audits.clear()
         self._srds.planner.first_stops.clear()
         self._srds.explorations.clear()
+        self._srds.refused.clear()
         self._srds.loops.clear()
         costs_of_denoisers.clear()
 

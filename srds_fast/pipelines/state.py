@@ -16,7 +16,8 @@ from torch import Tensor
 from ..engine.graphs.cache import Graphs
 from ..planner.exploration import Exploration
 from ..planner.settings import MOST_STEPS
-from ..sampling.session import Planner, Session
+from ..sampling.planner import Planner
+from ..sampling.session import Session
 from ..schedulers.private_draws import PrivateDraws, Replayed, global_generator
 from ..solvers.checks import check_whole
 from ..telemetry.report import Report
@@ -59,6 +60,8 @@ class State:
     loops: LoopMemory = field(default_factory=LoopMemory)  # what is known of loops
     # by `stock.kind_of_call`: whether the next call of a kind is to run on the stock loop
     explorations: dict[Hashable, Exploration] = field(default_factory=dict)
+    # by the same: why calls of a kind run on the stock loop, as their rehearsal has shown
+    refused: dict[Hashable, str] = field(default_factory=dict)
     quiet: bool = False  # show no progress bar; refuse calls that need the stock loop
     plan_only: bool = False  # choose the plan of a call, but run no waves
 

@@ -165,6 +165,13 @@ def remember(state: State, kind: Hashable, exploration: Exploration) -> None:
         state.explorations.pop(oldest, None)
 
 
+def remember_refused(state: State, kind: Hashable, reason: str) -> None:
+    """Where the next call of a kind finds why it cannot leave its stock loop; it need not begin twice then."""
+    state.refused[kind] = reason
+    for oldest in list(state.refused)[:-MOST_KINDS]:
+        state.refused.pop(oldest, None)
+
+
 def may_choose_stock(fast: Any) -> bool:
     """Whether the stock loop is an answer to calls of this pipeline: not if it lacks what was asked for."""
     state = fast._srds

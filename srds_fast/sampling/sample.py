@@ -37,8 +37,9 @@ from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
 from ..telemetry.report import BY_SEQUENTIAL, Report, stock_report
+from .planner import Planner
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
-from .session import Planner, Session
+from .session import Session
 from .trials import TurnClock
 
 logger = logging.getLogger("srds_fast")

@@ -92,6 +92,11 @@ class Driver:
         return self._key is not None and self._key[0].loop not in self._memory.rehearsed
 
     @property
+    def refused(self) -> bool:
+        """Whether a rehearsal, of this call or of an earlier one, has shown that no call of the kind can be made."""
+        return self._key is not None and isinstance(self._memory.facts.get(self._key), str)
+
+    @property
     def _may_take_over(self) -> bool:
         return self._taken_over is not None and len(self._samples.timesteps) > 1
 

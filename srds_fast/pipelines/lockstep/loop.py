@@ -232,6 +232,11 @@ class LockstepLoop:
         self.samples.go_on_from(step, x)
         return self._turns.follow(self._driver.rest())
 
+    @property
+    def refused(self) -> bool:
+        """Whether no call of this kind can leave its stock loop."""
+        return self._driver is not None and self._driver.refused
+
     def restore_networks(self) -> None:
         """Give the networks back what they held before the loop: the stock loop follows."""
         if self._driver is not None:

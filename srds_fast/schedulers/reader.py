@@ -138,8 +138,11 @@ def state_key(scheduler: Any) -> Hashable:
     def by_value(value: Any) -> Hashable:
         if isinstance(value, Tensor) and value.is_meta:
             raise refused(scheduler, "it has tensors on the meta device, which hold no numbers")
-        array = value.cpu().numpy() if isinstance(value, Tensor) else value
-        return (str(array.dtype), array.tobytes()) if hasattr(array, "tobytes") else repr(value)
+        if not isinstance(value, Tensor):
+            return (str(value.dtype), value.tobytes()) if hasattr(value, "tobytes") else repr(value)
+        # numpy has no bfloat16
+        numbers = (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
+        return value.dtype, numbers.tobytes()
 
     values = [
         (name, by_value(value))

@@ -204,7 +204,8 @@ class Run:
         if last and not bool(checkpoint.sample.isfinite().all()):
             raise Diverged("a sample is not finite")
         errors = [math.inf] * len(checkpoint.samples) if checkpoint.error is None else checkpoint.error.tolist()
-        self._monitor.exact[:] = [checkpoint.exact] * len(errors)
+        # a window that slides where nothing moves by a bit leaves nothing behind
+        self._monitor.exact[:] = [checkpoint.exact or (self.plan.bitwise and error == 0.0) for error in errors]
         self._monitor.errors[:] = errors
         self._monitor.iterations[:] = [checkpoint.iteration] * len(checkpoint.samples)
         return () if last else None

@@ -229,14 +229,14 @@ class Report:
         """What ran, waves and rows against N, seconds, and against which loop, if one was timed."""
         steps = f"{self.num_inference_steps} step{'' if self.num_inference_steps == 1 else 's'}"
         ran = f"{self.waves} waves ({self.rows} rows) for {steps}" if self.waves else steps
-        found = f"{self.method}: {ran}, {self.seconds:.2g} s"
+        found = f"{self.method}: {ran}, {_time(self.seconds)}"
         if self.speedup is None:
             return found
-        faster = f"{self.speedup:.2g}x faster" if self.speedup >= 1 else f"{1 / self.speedup:.2g}x slower"
+        faster = f"{self.speedup:.2f}x faster" if self.speedup >= 1 else f"{1 / self.speedup:.2f}x slower"
         own = "the sequential loop"
         if self.baseline == STOCK_LOOP:
             own = "denoiser and scheduler alone" if self.path == "sample" else "this pipeline's own loop"
-        return f"{found}, {faster} than {own} ({self.baseline_seconds:.2g} s, measured)"
+        return f"{found}, {faster} than {own} ({_time(self.baseline_seconds or 0.0)}, measured)"
 
     def _changes(self) -> Iterator[tuple[str, str]]:
         for number, changes in enumerate(self.change, start=1):
@@ -249,6 +249,10 @@ class Report:
             on_device = "" if found["device_seconds"] is None else f", {found['device_seconds']:.4f} on the device"
             line = f"{phase:<12}{found['seconds']:.4f} seconds in {found['count']}{on_device}"
             yield "" if number else "time went", line
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
 
 
 def stock_report(num_inference_steps: int, seconds: float, **rest: Any) -> Report:

@@ -53,12 +53,12 @@ class Scan:
         reach: Tensor | None = None,
     ) -> None:
         # [N, 6], rounded once from float64
-        self.table = torch.tensor(steps, dtype=torch.float64).to(device, dtype)
+        self.table = torch.tensor(steps, dtype=torch.float64, device="cpu").to(device, dtype)
         self._columns = self.table.T.reshape(len(ScanStep._fields), len(steps), *[1] * ndim)
         self.order, self._clip = order, clip
         # [N, N]: how far the residual of step j moves the point after step i > j; the diagonal is zero
         if reach is None:
-            reach = torch.zeros(len(steps), len(steps), dtype=torch.float64)
+            reach = torch.zeros(len(steps), len(steps), dtype=torch.float64, device="cpu")
             for i, step in enumerate(steps[1:], start=1):
                 reach[i, : i - 1] = step.c * reach[i - 1, : i - 1]
                 reach[i, i - 1] = step.c

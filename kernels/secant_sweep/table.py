@@ -151,20 +151,20 @@ def around(
     `Interpolation`, [points, nodes]; of no nodes: nothing is interpolated.
     """
     first = positions[0]
-    places = torch.zeros(num_steps - first, 2 + 2 * LOCAL, dtype=torch.int32)
+    places = torch.zeros(num_steps - first, 2 + 2 * LOCAL, dtype=torch.int32, device="cpu")
     places[:, 0] = -1
-    at = torch.tensor(positions) - first
-    places[at, 0] = torch.arange(len(positions), dtype=torch.int32)
+    at = torch.tensor(positions, device="cpu") - first
+    places[at, 0] = torch.arange(len(positions), dtype=torch.int32, device="cpu")
     places[at[list(new)], 1] = 1
     places[:, 2 + LOCAL :] = first
-    local = torch.zeros(num_steps - first, 2, LOCAL, dtype=weights.dtype)
+    local = torch.zeros(num_steps - first, 2, LOCAL, dtype=weights.dtype, device="cpu")
     if len(nodes):
-        where, rows = torch.tensor([positions[row] for row in nodes]), torch.tensor(nodes)
-        points = torch.arange(int(where[0]), num_steps)
+        where, rows = torch.tensor([positions[row] for row in nodes], device="cpu"), torch.tensor(nodes, device="cpu")
+        points = torch.arange(int(where[0]), num_steps, device="cpu")
         # as many nodes behind a point as before it, where there are as many
         size = min(LOCAL, len(nodes))
         begin = (torch.searchsorted(where, points, right=True) - size // 2).clamp(0, len(nodes) - size)
-        index = begin[:, None] + torch.arange(size)
+        index = begin[:, None] + torch.arange(size, device="cpu")
         behind = points - first
         places[behind, 2 : 2 + size] = rows[index].int()
         places[behind, 2 + LOCAL : 2 + LOCAL + size] = where[index].int()

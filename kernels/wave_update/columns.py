@@ -35,7 +35,7 @@ def columns(
 
     def split(lists: list[list[Any]], wanted: torch.dtype, *trailing: int) -> list[Tensor]:
         exact = torch.float64 if wanted.is_floating_point else wanted  # coefficients are rounded once
-        flat = torch.tensor([number for each in lists for number in each], dtype=exact)
+        flat = torch.tensor([number for each in lists for number in each], dtype=exact, device="cpu")
         return list(flat.to(wanted).to(device).reshape(-1, *trailing).split([len(each) for each in lists]))
 
     def of_steps(name: str) -> list[list[Any]]:

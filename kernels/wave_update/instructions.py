@@ -74,11 +74,13 @@ def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, 
     compared = [update.compared() for update in updates]
 
     def integers(values: list[Any]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32).to(device)
+        return torch.tensor(values, dtype=torch.int32, device="cpu").to(device)
 
     return Chains(
         integers([[int(word) for word in instruction[:NUM_WORDS]] for instruction in flat]).reshape(-1, NUM_WORDS),
-        torch.tensor([instruction[NUM_WORDS:] for instruction in flat], dtype=torch.float64).to(dtype).to(device),
+        torch.tensor([instruction[NUM_WORDS:] for instruction in flat], dtype=torch.float64, device="cpu")
+        .to(dtype)
+        .to(device),
         integers(list(accumulate(lengths, initial=0))),
         integers(list(accumulate(counts, initial=0))),
         integers([[iterations[0], iterations[-1]] if iterations else [1, 0] for iterations in compared]),

@@ -49,7 +49,10 @@ SATURATED = 0.75
 
 
 class Costs:
-    """Costs by kind of call; the least recently used are given up first. May be used from several threads."""
+    """Costs by kind of call; the least recently used are given up first, but for those of plans that must stay.
+
+    May be used from several threads.
+    """
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, Known] = OrderedDict()
@@ -61,20 +64,15 @@ class Costs:
         with self._lock:  # held while it is measured: two measurements at once would disturb each other
             if key not in self._kept:
                 self._kept[key] = Known(make())
-                if len(self._kept) > MOST_KEPT:
-                    self._kept.popitem(last=False)
+                given_up = [each for each, known in self._kept.items() if not known.held and each != key]
+                for each in given_up[: max(0, len(self._kept) - MOST_KEPT)]:
+                    del self._kept[each]
             self._kept.move_to_end(key)
             return self._kept[key]
 
     def known(self, key: Hashable) -> bool:
         with self._lock:
             return (key, torch.get_num_threads()) in self._kept
-
-    def settle(self) -> None:
-        """Keep the plans that were chosen until more is learnt."""
-        with self._lock:
-            for known in self._kept.values():
-                known.settle()
 
     def clear(self) -> None:
         with self._lock:

@@ -16,6 +16,7 @@ from ..schedulers.table import NoiseTable
 from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged
 from ..solvers.convergence import Contraction, Diverged, Monitor
 from ..solvers.program import Program
+from ..telemetry.report import BY_EXACT, BY_ITERATIONS, BY_OWN_RULE, BY_SEQUENTIAL, BY_TOLERANCE, SURE
 
 Observer = Callable[[Checkpoint], None]
 
@@ -64,7 +65,7 @@ class Run:
     factor: of the tolerance, that estimated errors are compared with. contraction: how they are estimated; None: as the
     method does.
     shown: iteration that the observer has seen last, -1 before the first.
-    change, converged, iterations: see `change`, `converged` and `iterations_per_sample` of `Report`.
+    change, iterations: see `change` and `iterations_per_sample` of `Report`.
     sample: final samples in the dtype of the state, [batch, ...]; newest: the newest whole one; each None until then.
     final_steps: steps of the grid that no later wave changes, N at the end: for progress bars.
     """
@@ -87,8 +88,8 @@ class Run:
         self._monitor = Monitor(len(x), factor * plan.tolerance, plan.bitwise, contraction)
         # the arguments of `Monitor.judge` after iterations whose changes have not been read
         self._unread: list[tuple[int, tuple[int, ...], Tensor, bool, Tensor | None, Tensor | None]] = []
-        self.change, self.converged = self._monitor.change, self._monitor.converged
-        self.iterations = self._monitor.iterations
+        self.change, self.iterations = self._monitor.change, self._monitor.iterations
+        self._factor = factor
         self._observer, self._together = observer, together
         self.plan, self.program = plan, plan.program()
         self.counts = Counts() if counts is None else counts
@@ -203,9 +204,31 @@ class Run:
         if last and not bool(checkpoint.sample.isfinite().all()):
             raise Diverged("a sample is not finite")
         errors = [math.inf] * len(checkpoint.samples) if checkpoint.error is None else checkpoint.error.tolist()
-        self._monitor.converged[:] = [checkpoint.exact or error <= self.plan.tolerance for error in errors]
+        # a window that slides where nothing moves by a bit leaves nothing behind
+        self._monitor.exact[:] = [checkpoint.exact or (self.plan.bitwise and error == 0.0) for error in errors]
+        self._monitor.errors[:] = errors
         self._monitor.iterations[:] = [checkpoint.iteration] * len(checkpoint.samples)
         return () if last else None
+
+    @property
+    def stopped_by(self) -> list[str]:
+        """See `Report`; of a run that has ended by itself."""
+        return list(map(self._stopped_by, self._monitor.exact, self._monitor.converged))
+
+    @property
+    def estimated_error(self) -> list[float | None]:
+        """See `Report`."""
+        found = zip(self.stopped_by, self._monitor.errors, strict=True)
+        return [error / self._factor if by not in SURE and error < math.inf else None for by, error in found]
+
+    def _stopped_by(self, exact: bool, close: bool) -> str:
+        if self.plan.is_sequential:
+            return BY_SEQUENTIAL
+        if exact:
+            return BY_EXACT
+        if self.plan.slides:
+            return BY_OWN_RULE
+        return BY_TOLERANCE if close and not self.plan.calibrated else BY_ITERATIONS
 
     def _count(self, wave: Evaluate, times: int) -> None:
         rows = len(wave.positions)

@@ -19,6 +19,7 @@ from .. import telemetry
 from ..engine.run import Observer
 from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
+from ..schedulers.private_draws import PrivateDraws
 from ..solvers.registry import check_warm_start_method
 from . import acceleration
 from .guiders import own_guiders
@@ -36,7 +37,15 @@ from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .state import OWN_ARGUMENTS, Arguments, RandomState, bind
-from .stock import TimedStockLoop, chosen_stock_call, kind_of_call, may_choose_stock, remember, stock_call
+from .stock import (
+    TimedStockLoop,
+    chosen_stock_call,
+    kind_of_call,
+    may_choose_stock,
+    remember,
+    remember_refused,
+    stock_call,
+)
 from .takeover.calls import SCALING
 
 
@@ -71,19 +80,21 @@ def run_call(
     warming: bool = False,
     auditing: bool = False,
     loop_state: LoopState | None = None,
+    draws: PrivateDraws | None = None,
 ) -> Any:
     """Call a compiled pipeline and store its report.
 
     warming: record everything that calls like this one will need. auditing: compare it with its sequential sample.
+    draws: what the pipeline draws without a generator, for calls that must leave the global ones alone.
     loop_state: gets what previews of a modular pipeline need, instead of the output.
     """
     last = fast._srds.last
-    last.report = last.trajectory = last.session = None
+    last.report = last.trajectory = last.session = last.exploration = None
     timeline = telemetry.Timeline()
     diverged: DivergenceError | None = None
     try:
-        with telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline):
-            return _run_call(fast, args, kwargs, observer, warming, auditing, loop_state)
+        with telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline), draws or nullcontext():
+            return _run_call(fast, args, kwargs, observer, warming, auditing, loop_state, draws)
     except DivergenceError as error:
         diverged = error
         raise
@@ -108,6 +119,7 @@ def _run_call(
     warming: bool,
     auditing: bool,
     loop_state: LoopState | None,
+    draws: PrivateDraws | None,
 ) -> Any:
     state = fast._srds
     check_pipeline(state.original)  # a component may have been replaced since compile
@@ -126,7 +138,10 @@ def _run_call(
     if observer is None and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
         kind = kind_of_call(fast, loop, networks[0])
         chosen = None if kind is None else state.explorations.get(kind)
+        if kind in state.refused:
+            return stock_call(fast, args, kwargs, arguments, state.refused[kind], own)
         if chosen is not None and chosen.chose_stock:
+            state.last.exploration = chosen
             return chosen_stock_call(fast, args, kwargs, arguments, chosen)
     with (
         _lora_lock(fast, arguments),
@@ -142,6 +157,7 @@ def _run_call(
         lockstep = _lockstep(
             fast, arguments, loop, networks, device, warming, observer, made.replacements, random, **own
         )
+        lockstep.settings.draws = draws
         lockstep.settings.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
         if kind is not None:
             lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, parts, random).seconds
@@ -182,10 +198,13 @@ def _run_call(
             report = lockstep.report(made.reasons)
             state.last.report = report and replace(report, compile_seconds=made.compile_seconds)
             state.last.session = lockstep.session
+            state.last.exploration = None if lockstep.session is None else lockstep.session.exploration
             state.last.trajectory = lockstep.samples.states() if own.get("keep_trajectory") else None
-    random.restore()
     lockstep.restore_networks()
-    output = stock_call(fast, args, kwargs, arguments, reason, own)
+    if kind is not None and lockstep.refused:
+        remember_refused(state, kind, reason)
+    with random.replayed():
+        output = stock_call(fast, args, kwargs, arguments, reason, own)
     if state.last.report is not None:
         state.last.report = replace(state.last.report, **lockstep.beside_the_waves())
     return output
@@ -218,7 +237,7 @@ def _lockstep(
             warn_eager(fast, engine_reason)
             graphs = None
     settings = CallSettings(
-        state.planner,
+        state.planner if observer is None else state.planner.with_previews(),
         observer,
         graphs,
         overlap="batch" if state.overlap == "auto" and not on_gpu else state.overlap,
@@ -237,7 +256,7 @@ def _lockstep(
         replacements,
         state.loops,
         kind,
-        random.generators,
+        [generator for generator, _ in random.given],
     )
 
 

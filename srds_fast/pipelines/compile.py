@@ -20,8 +20,9 @@ from ..planner.curve_cache import CurveCache
 from ..planner.exploration import EXPLORING
 from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
+from ..sampling.planner import Planner
 from ..sampling.sample import costs_of_denoisers
-from ..sampling.session import Planner
+from ..schedulers.private_draws import PrivateDraws
 from ..schedulers.verify import adds_noise, check_scheduler
 from ..solvers.checks import check_number, check_one_of, check_switch, check_whole
 from ..solvers.method import Method
@@ -30,11 +31,10 @@ from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
 from .decoding import decoder_of
 from .dry_run import calibrate, planned
-from .hooks import execution_device
 from .modular.arguments import is_modular
 from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
-from .state import RandomState, State, bind, turns_of, undecoded, with_state
+from .state import State, bind, turns_of, undecoded, with_own_generators, with_state
 from .stock import refuse_stock_loop
 from .stream import Refinement, refinements
 
@@ -105,11 +105,17 @@ class FastPipeline:
         call. `report` is set in the thread that iterates.
 
         Raises:
-            InvalidArgument: the call would run on the stock loop, which has no iterations.
+            InvalidArgument: the call would run on the stock loop, one step after another, or in a window that slides:
+                these have no iterations to show. method="auto" takes the default method where one of them is faster.
         """
         arguments = bind(self, args, kwargs)
         state, decoder = self._srds, decoder_of(self._srds.original)
         refuse_stock_loop(stock_reason(self, arguments))
+        if (options := state.planner.options) is not None and not options.shows_iterations:
+            raise InvalidArgument(
+                f"method={options.name!r} shows no iterations: it has no whole image before its end. Compile with "
+                "method='auto', 'srds' or 'collocation', or call the pipeline."
+            )
         reports: list[Report | None] = []
         loop_state = LoopState()
 
@@ -139,13 +145,17 @@ class FastPipeline:
 
         return iterate()
 
-    def warmup(self, *args: Any, audit: int = 0, **kwargs: Any) -> Report:
+    def warmup(self, *args: Any, audit: int = 0, freeze: bool = True, **kwargs: Any) -> Report:
         """Prepare calls with arguments like these: choose their plan, and record their graphs for all iterations.
 
         Takes the arguments of a call. Pass the `num_inference_steps`, `height`, `width`, numbers of prompts and images,
         and a `guidance_scale` on or off as in later calls. No random generator advances.
 
         Args:
+            freeze: keep the plan of this kind of call for good: the same seed then gives the same bits, in threads with
+                as many torch threads. It is not dropped if it turns out slower than the sequential loop later; a wave
+                that does not fit into memory still ends it, and `report.plan_changed` says so. `reset` gives it up.
+                False: later calls go on learning, may take other plans, and say so in `report.plan_changed`.
             audit: so many calls, each with other noise, are also compared with their sequential samples. From 19
                 samples on, later calls of the kind stop by what this network showed: at most 5 % of samples like these
                 are expected to end beyond the tolerance (conformal risk control). `report.stop_rule` says so.
@@ -155,25 +165,26 @@ class FastPipeline:
         """
         planner = self._srds.planner
         check_whole("audit", audit, 0)
+        if not isinstance(freeze, bool):
+            raise InvalidArgument(f"freeze is {freeze!r}. It is a switch. Pass True or False.")
         if audit > 1 and kwargs.get("latents") is not None:
             raise InvalidArgument(
                 "audit and latents were given. Calls that begin with the same latents give the same sample, and tell "
                 "nothing new. Leave latents out."
             )
-        random = RandomState(bind(self, args, kwargs), execution_device(self))
-        try:
-            for _ in range(MOST_WARM_UPS):
-                recorded = self.graphs.captured
-                run_call(self, args, kwargs, warming=True)
-                assert self.report is not None
-                changing = self.graphs.captured > recorded or self.report.plan_state == EXPLORING
-                if not (changing and planner.settings.measures):
-                    break
-            for _ in range(audit):
-                run_call(self, args, kwargs, auditing=True)
-            planner.costs.settle()  # later calls keep the recorded plan until more is measured
-        finally:
-            random.restore()
+        args, kwargs = with_own_generators(self, args, kwargs, bind(self, args, kwargs))
+        draws = PrivateDraws()
+        for _ in range(MOST_WARM_UPS):
+            recorded = self.graphs.captured
+            run_call(self, args, kwargs, warming=True, draws=draws)
+            assert self.report is not None
+            changing = self.graphs.captured > recorded or self.report.plan_state == EXPLORING
+            if not (changing and planner.settings.measures):
+                break
+        for _ in range(audit):
+            run_call(self, args, kwargs, auditing=True, draws=draws)
+        if freeze and self._srds.last.exploration is not None:
+            self._srds.last.exploration.hold()
         assert self.report is not None
         return self.report
 
@@ -209,6 +220,7 @@ class FastPipeline:
         self._srds.planner.audits.clear()
         self._srds.planner.first_stops.clear()
         self._srds.explorations.clear()
+        self._srds.refused.clear()
         self._srds.loops.clear()
         costs_of_denoisers.clear()
 

@@ -32,7 +32,10 @@ def _decode_sdxl(pipe: Any, latents: Tensor, _arguments: Arguments) -> Any:
         vae, latents = copy.deepcopy(vae).float(), latents.float()
     mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
     if mean is not None and deviation is not None:
-        shift, scale = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, deviation))
+        shift, scale = (
+            torch.tensor(each, dtype=torch.float32, device="cpu").view(1, -1, 1, 1).to(latents)
+            for each in (mean, deviation)
+        )
         latents = latents * scale / vae.config.scaling_factor + shift
     else:
         latents = latents / vae.config.scaling_factor

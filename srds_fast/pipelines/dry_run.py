@@ -13,24 +13,21 @@ from ..errors import InvalidArgument
 from ..planner.calibration import calibrated
 from ..planner.plan import Plan
 from ..sampling.session import Session
+from ..schedulers.private_draws import PrivateDraws
 from ..solvers.checks import check_whole
 from ..solvers.contract import Checkpoint
 from .call import run_call
-from .hooks import execution_device
-from .state import Last, RandomState, bind, undecoded, with_state
+from .state import Last, bind, undecoded, with_own_generators, with_state
 
 
 def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
-    """The session of a call, with its `plan` and `pricing`; no wave is run, and random generators are restored.
+    """The session of a call, with its `plan` and `pricing`; no wave is run, and no random generator advances.
 
     InvalidArgument: the call runs on the stock loop, which has no plan.
     """
     planning = _quiet(fast, plan_only=True)
-    random = RandomState(bind(fast, args, kwargs), execution_device(fast))
-    try:
-        run_call(planning, args, {**kwargs, **undecoded(fast)})
-    finally:
-        random.restore()
+    args, kwargs = with_own_generators(fast, args, kwargs, bind(fast, args, kwargs))
+    run_call(planning, args, {**kwargs, **undecoded(fast)}, draws=PrivateDraws())
     session: Session = planning._srds.last.session
     return session
 
@@ -75,7 +72,7 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
             outputs.setdefault(checkpoint.iteration, []).append(checkpoint.sample.clone())
 
         for sample in range(num_samples):
-            run_call(eager, (), arguments(sample), keep)
+            run_call(eager, (), arguments(sample), keep, draws=PrivateDraws())
         return [(iteration, torch.cat(given)) for iteration, given in outputs.items() if len(given) == num_samples]
 
     plan = calibrated(num_steps, planner.settings, stochastic, pricing, run, quantile)

@@ -32,7 +32,9 @@ class AdapterScales:
 
     def values(self, like: Tensor) -> Tensor:
         """The scales of this call, [entries], with the dtype and device of `like`."""
-        return torch.tensor([scaling[name] * factor for scaling, name, factor in self._entries]).to(like)
+        return torch.tensor(
+            [scaling[name] * factor for scaling, name, factor in self._entries], dtype=torch.float32, device="cpu"
+        ).to(like)
 
     @contextmanager
     def read_from(self, values: Tensor) -> Iterator[None]:

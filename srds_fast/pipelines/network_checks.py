@@ -76,7 +76,7 @@ def why_order_matters(
         return None
     forward = [call() for call in calls]
     # a counter with a period may give the same answers in the reverse order
-    for number in torch.randperm(len(calls), generator=torch.Generator().manual_seed(0)).tolist():
+    for number in torch.randperm(len(calls), generator=torch.Generator().manual_seed(0), device="cpu").tolist():
         if apart(calls[number](), forward[number]):
             return f"its network answers calls in another order differently ({foreign})"
     return None

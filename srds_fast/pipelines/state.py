@@ -6,6 +6,7 @@ import inspect
 import itertools
 import threading
 from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor
 from ..engine.graphs.cache import Graphs
 from ..planner.exploration import Exploration
 from ..planner.settings import MOST_STEPS
-from ..sampling.session import Planner, Session
+from ..sampling.planner import Planner
+from ..sampling.session import Session
+from ..schedulers.private_draws import PrivateDraws, Replayed, global_generator
 from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
@@ -32,6 +35,7 @@ class Last(threading.local):
     report: Report | None = None
     trajectory: Tensor | None = None
     session: Session | None = None
+    exploration: Exploration | None = None
 
 
 OWN_ARGUMENTS = ("warm_start", "keep_trajectory")  # call arguments that srds_fast adds to those of the pipeline
@@ -56,6 +60,8 @@ class State:
     loops: LoopMemory = field(default_factory=LoopMemory)  # what is known of loops
     # by `stock.kind_of_call`: whether the next call of a kind is to run on the stock loop
     explorations: dict[Hashable, Exploration] = field(default_factory=dict)
+    # by the same: why calls of a kind run on the stock loop, as their rehearsal has shown
+    refused: dict[Hashable, str] = field(default_factory=dict)
     quiet: bool = False  # show no progress bar; refuse calls that need the stock loop
     plan_only: bool = False  # choose the plan of a call, but run no waves
 
@@ -111,19 +117,50 @@ def undecoded(fast: Any) -> dict[str, Any]:
 
 
 class RandomState:
-    """A copy of the state of all generators that a call may draw from, for a call that must start again."""
+    """The random numbers of a call that may have to start again: where all generators that it may draw from begin.
+
+    given: those that the caller passed, each with its state. shared: states of torch's global ones, by device.
+    """
 
     def __init__(self, arguments: Arguments, device: torch.device) -> None:
-        given = arguments.get("generator")
-        generators = [*(given if isinstance(given, list | tuple) else [given]), torch.default_generator]
-        if device.type == "cuda":
-            generators.append(torch.cuda.default_generators[device.index or 0])
-        self._states = [(each, each.get_state()) for each in generators if isinstance(each, torch.Generator)]
+        generator = arguments.get("generator")
+        generators = generator if isinstance(generator, list | tuple) else [generator]
+        self.given = [(each, each.get_state()) for each in generators if isinstance(each, torch.Generator)]
+        shared = {each: global_generator(each) for each in {torch.device("cpu"), device}}
+        self.shared = {each: found.get_state() for each, found in shared.items() if found is not None}
 
-    @property
-    def generators(self) -> list[torch.Generator]:
-        return [generator for generator, _ in self._states]
-
-    def restore(self) -> None:
-        for generator, state in self._states:
+    def replayed(self) -> AbstractContextManager[object]:
+        """In this context the call draws its numbers again. The global generators are not put back."""
+        for generator, state in self.given:
             generator.set_state(state)
+        advanced = any(not torch.equal(_state_of(device), state) for device, state in self.shared.items())
+        return Replayed(self.shared) if advanced else nullcontext()
+
+    def private(self) -> PrivateDraws:
+        """In this context draws that name no generator are the call's, and leave the global generators alone."""
+        return PrivateDraws(self.shared)
+
+
+def _state_of(device: torch.device) -> Tensor:
+    found = global_generator(device)
+    assert found is not None
+    return found.get_state()
+
+
+def with_own_generators(
+    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call with copies of the caller's generators: what they draw does not advance those."""
+    generator = arguments.get("generator")
+    several = isinstance(generator, list | tuple)
+    given: list[Any] = list(generator) if isinstance(generator, list | tuple) else [generator]
+    # one that is given twice stays one
+    copies = {id(each): each.clone_state() for each in given if isinstance(each, torch.Generator)}
+    if not copies:
+        return args, kwargs
+    own = [copies.get(id(each), each) for each in given] if several else copies[id(generator)]
+    if args and "generator" not in kwargs and not is_modular(fast.original):
+        place = list(inspect.signature(type(fast.original).__call__).parameters).index("generator") - 1
+        if place < len(args):
+            return (*args[:place], own, *args[place + 1 :]), kwargs
+    return args, {**kwargs, "generator": own}

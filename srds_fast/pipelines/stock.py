@@ -6,6 +6,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 
 from .. import telemetry
 from ..errors import InvalidArgument
-from ..planner.exploration import Exploration
+from ..planner.exploration import STOCK, Exploration
 from ..sampling.trials import TurnClock
+from ..schedulers.private_draws import PrivateDraws
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .compiled import AUTO
@@ -24,7 +26,7 @@ from .kinds import KindOfLoop
 from .lockstep.proxies import copy_scheduler
 from .modular.blocks import without_progress_bar
 from .notices import warn_fallback
-from .state import Arguments, RandomState, State, steps_of, undecoded
+from .state import Arguments, RandomState, State, steps_of, undecoded, with_own_generators
 
 MOST_KINDS = 64
 
@@ -63,7 +65,8 @@ def chosen_stock_call(
         vars(fast)["_interrupt"] = False
     with fast._srds.tokenizers.borrow(fast) as tokenizers:
         twin = _twin(fast, {**tokenizers, **own_guiders(fast)}, interrupt)
-        return _called(fast, twin, args, kwargs, arguments, plan_reason=chosen.why, plan_state=chosen.state)
+        plan = {"plan_reason": chosen.why, "plan_state": chosen.state, "plan_changed": chosen.taken(STOCK)}
+        return _called(fast, twin, args, kwargs, arguments, **plan)
 
 
 def _called(
@@ -109,18 +112,37 @@ class TimedStockLoop:
 
     def seconds(self, turns: int) -> float:
         """Seconds of all turns of the loop, by its first ones. No random generator advances."""
-        device = execution_device(self.fast)
-        clock = TurnClock(turns, device)
+        clock, draws = TurnClock(turns, execution_device(self.fast)), self.random.private()
         twin = _twin(self.fast, {**self.parts, **without_progress_bar(self.fast)}, clock.turned)
+        args, kwargs = with_own_generators(self.fast, self.args, self.kwargs, self.arguments)
         call = type(twin).__call__
-        bound = inspect.signature(call).bind(twin, *self.args, **self.kwargs)
+        bound = inspect.signature(call).bind(twin, *args, **kwargs)
         bound.arguments.update(undecoded(self.fast))
-        now = RandomState(self.arguments, device)
-        self.random.restore()
-        try:
+        with draws, ExitStack() as timed:
+            twin.scheduler.step = _in_private(twin.scheduler.step, draws, timed)
             return clock.seconds(lambda: call(*bound.args, **bound.kwargs))
-        finally:
-            now.restore()
+
+
+def _in_private(step: Callable[..., Any], draws: PrivateDraws, timed: ExitStack) -> Callable[..., Any]:
+    """The scheduler's step of a loop within `draws`. After the first step `timed` leaves them, but for steps that draw.
+
+    What is timed then calls functions as a call of the user does. Nothing else in the loop draws: one that does makes
+    no turns for rows, and its stock loop is not timed.
+    """
+    first, noisy = True, False
+
+    @functools.wraps(step)
+    def step_in_private(*args: Any, **kwargs: Any) -> Any:
+        nonlocal first, noisy
+        with draws if noisy else nullcontext():
+            before = draws.drawn
+            found = step(*args, **kwargs)
+        if first:
+            first, noisy = False, draws.drawn > before
+            timed.enter_context(draws.paused())
+        return found
+
+    return step_in_private
 
 
 def kind_of_call(fast: Any, kind: KindOfLoop | None, network: Any) -> Hashable | None:
@@ -128,15 +150,26 @@ def kind_of_call(fast: Any, kind: KindOfLoop | None, network: Any) -> Hashable |
     if kind is None:
         return None
     config = repr(sorted(fast.scheduler.config.items()))
-    weights = next(network.parameters(), torch.empty(0))  # its properties look at every module
+    weights = next(network.parameters(), torch.empty(0, device="cpu"))  # its properties look at every module
     return kind, config, torch.get_num_threads(), weights.dtype, weights.device
 
 
 def remember(state: State, kind: Hashable, exploration: Exploration) -> None:
-    """Where the next call of a kind finds whether it is to run on the stock loop."""
+    """Where the next call of a kind finds whether it is to run on the stock loop.
+
+    The oldest kinds are given up first, but for those whose choice must stay.
+    """
     state.explorations[kind] = exploration
-    for oldest in list(state.explorations)[:-MOST_KINDS]:
+    given_up = [each for each, known in list(state.explorations.items()) if not known.held]
+    for oldest in given_up[: max(0, len(state.explorations) - MOST_KINDS)]:
         state.explorations.pop(oldest, None)
+
+
+def remember_refused(state: State, kind: Hashable, reason: str) -> None:
+    """Where the next call of a kind finds why it cannot leave its stock loop; it need not begin twice then."""
+    state.refused[kind] = reason
+    for oldest in list(state.refused)[:-MOST_KINDS]:
+        state.refused.pop(oldest, None)
 
 
 def may_choose_stock(fast: Any) -> bool:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
 
+from ..telemetry.report import SEQUENTIAL_LOOP, STOCK_LOOP
 from .plan import Plan, Prediction
 
 logger = logging.getLogger("srds_fast")
@@ -66,6 +67,9 @@ class Exploration:
         self._last: deque[float] = deque(maxlen=LAST)  # seconds of the last calls of the choice
         self._doubted: Hashable = None  # the plan that waits while a call times the sequential loop again
         self._dropped: set[Hashable] = set()
+        self._held = False  # the choice stays, also if it turns out slower
+        self._corrected = False  # times are no longer as measured: the machine has become slower or faster
+        self._last_way: tuple[Hashable, str] | None = None  # that a call of the user took, and its name
         self._lock = threading.RLock()
         self._running = 0  # calls under way; nothing is timed if two were at once
         self._crowded = False
@@ -94,6 +98,34 @@ class Exploration:
             return self._why
         why = _prediction(self._plan(self._choice)).why
         return why if self.state == MEASURED else f"to be timed; predicted: {why}"
+
+    @property
+    def held(self) -> bool:
+        """Whether the choice stays whatever later calls take, see `hold`."""
+        return self._held
+
+    @property
+    def baseline(self) -> tuple[str, float] | None:
+        """The loop to compare calls with, the stock loop if it was timed, and the seconds that it took."""
+        with self._lock:
+            loops = (STOCK, STOCK_LOOP), (self._sequential, SEQUENTIAL_LOOP)
+            for key, name in loops[1:] if self._corrected else loops:
+                if self._seconds.get(key) and self._estimate(key) < math.inf:
+                    return name, self._estimate(key)
+            return None
+
+    def taken(self, way: Plan | str) -> str | None:
+        """A call of the user takes a way. Returns the name of the way that the one before it took, if another."""
+        with self._lock:
+            before = self._last_way
+            self._last_way = (way, way) if isinstance(way, str) else (way.signature, way.short())
+            return None if before is None or before[0] == self._last_way[0] else before[1]
+
+    def replace(self, other: Exploration) -> None:
+        """Take the place of another exploration of the same kind of call."""
+        if other.held:
+            self.hold()
+        self._last_way = other._last_way
 
     @property
     def sequential_seconds(self) -> float:
@@ -175,7 +207,7 @@ class Exploration:
                     self._lead()
                     if self.calls >= CALLS or all(map(self._is_known, self._ways)):
                         self.freeze()
-                elif self.settled and seconds is not None and plan.signature == self._choice:
+                elif self.settled and not self._held and seconds is not None and plan.signature == self._choice:
                     if self._doubted is None:
                         self._watch(plan, seconds)
                     else:
@@ -195,6 +227,14 @@ class Exploration:
             elif self._choice is not None:
                 self._why = self.why
 
+    def hold(self) -> None:
+        """Decide for good, and keep the choice also if it turns out slower: equal calls then give equal bits."""
+        with self._lock:
+            if self._doubted is not None:
+                self._choice, self._doubted = self._doubted, None
+            self.freeze()
+            self._held, self._last_way = True, None
+
     def _watch(self, plan: Plan, seconds: float) -> None:
         """Doubt the plan if its calls turn out to be slower than the sequential loop was: the next call takes that."""
         if plan.is_sequential or self._sequential not in self._seconds:
@@ -213,7 +253,7 @@ class Exploration:
         # the machine may have become slower as a whole
         factor = seconds / self.sequential_seconds
         self._seconds = {key: [factor * each for each in taken] for key, taken in self._seconds.items()}
-        self._seconds[self._sequential], self._rounds = [seconds], []
+        self._seconds[self._sequential], self._rounds, self._corrected = [seconds], [], True
         name, last = self._plan(doubted).short(), len(self._last)
         if self._are_slower_than(seconds):
             self._dropped.add(doubted)

@@ -34,10 +34,10 @@ class Known:
     explorations: dict[Hashable, Exploration] = field(default_factory=dict)  # by what was asked for
     experience: Experience = field(default_factory=Experience)
 
-    def settle(self) -> None:
-        """Keep the plans chosen so far, whatever is learnt later."""
-        for each in tuple(self.explorations.values()):
-            each.freeze()
+    @property
+    def held(self) -> bool:
+        """Whether a plan chosen by this must stay."""
+        return any(each.held for each in tuple(self.explorations.values()))
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,16 @@ def explored(num_steps: int, settings: Settings, stochastic: bool, pricing: Pric
         and pricing.most_rows is not None
         and found.plan.program().peak_rows > pricing.most_rows
     )
+    replaced = None
     if narrower and found.settled:  # a wave of the plan did not fit into memory
-        found = known.explorations[key] = Exploration(settings.explore)
+        replaced, found = found, Exploration(settings.explore)
+        known.explorations[key] = found
     if found.version is None or (found.version != version and not found.settled):
         before = None if found.version is None else found.plan
         plan, compared = compare(num_steps, settings, stochastic, pricing, before=before)
         found.predict(compared, plan, version)
+    if replaced is not None:
+        found.replace(replaced)
     return found
 
 

@@ -75,7 +75,7 @@ class PerState:
         of_waves = self._of_waves.get(key)  # once for every wave, and a tensor is slow to hash
         if of_waves is None:
             positions = [position for of_wave in self._positions for position in of_wave * branches]
-            index = torch.tensor(positions).repeat_interleave(num_samples).to(self._device)
+            index = torch.tensor(positions, device="cpu").repeat_interleave(num_samples).to(self._device)
             sizes = [len(of_wave) * branches * num_samples for of_wave in self._positions]
             of_waves = self._of_waves[key] = column[index].split(sizes)
         return of_waves

@@ -25,7 +25,7 @@ from ..errors import DivergenceError, InvalidArgument
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
 from ..planner.curve_cache import CurveCache
-from ..planner.exploration import Exploration
+from ..planner.exploration import STOCK, Exploration
 from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
 from ..planner.settings import GRAPH_ENGINES, Settings
 from ..schedulers.table import NoiseTable
@@ -35,10 +35,11 @@ from ..solvers.contract import Core, SolverInputs, Trajectory
 from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
-from ..telemetry.report import Report, stock_report
+from ..telemetry.report import BY_SEQUENTIAL, Report, stock_report
 from .arguments import check_conditioning, check_functions, check_generator, check_noise, check_scheduler
+from .planner import Planner
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
-from .session import Planner, Session
+from .session import Session
 from .trials import TurnClock
 
 logger = logging.getLogger("srds_fast")
@@ -167,7 +168,8 @@ def sample(
     eager = functools.partial(_log_once, "runs eagerly")
     runner = None if graphs is None else planner.graph_runner(graphs, x.is_cuda, True, eager)
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(num_inference_steps)
+    with torch.device("cpu"):  # whatever the default device is
+        scheduler.set_timesteps(num_inference_steps)
     state = x.to(state_dtype(x.dtype))
     timeline = telemetry.Timeline()
     try:
@@ -247,7 +249,15 @@ class _StockLoop:
         """The sample and the report of a call that runs on this loop, as an exploration has chosen."""
         seconds, found = self._timed()
         steps = len(self.scheduler.timesteps)
-        report = stock_report(steps, seconds, plan_reason=exploration.why, plan_state=exploration.state)
+        report = stock_report(
+            steps,
+            seconds,
+            plan_reason=exploration.why,
+            plan_state=exploration.state,
+            plan_changed=exploration.taken(STOCK),
+            stopped_by=[BY_SEQUENTIAL] * len(found),
+            estimated_error=[None] * len(found),
+        )
         return SampleResult(found, report)
 
     def _timed(self) -> tuple[float, Tensor]:

@@ -7,38 +7,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..engine.costs import Costs, price
+from ..engine.costs import price
 from ..engine.eager import Evaluator
-from ..engine.graphs.cache import Graphs
 from ..engine.graphs.capturable import Capturable
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, Run
 from ..engine.streams import TwoLanes
-from ..errors import DivergenceError, PlanMismatch, UnsupportedPipeline
+from ..errors import DivergenceError, UnsupportedPipeline
 from ..kernels.common.dispatch import implementation
 from ..planner.audit import Audit
 from ..planner.choose import choose
 from ..planner.context import context_of
-from ..planner.curve_cache import CurveCache
 from ..planner.experience import kind_of_run
 from ..planner.exploration import Exploration
 from ..planner.first_stop import FirstStop
 from ..planner.plan import Plan
-from ..planner.search import Pricing, explored
+from ..planner.search import Pricing
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Checkpoint, Evaluate, SolverInputs
 from ..solvers.convergence import Diverged
-from ..solvers.method import Method
 from ..solvers.program import Program
-from ..solvers.registry import SEQUENTIAL, options_of
-from ..telemetry.report import Report
+from ..solvers.registry import SEQUENTIAL
+from ..telemetry.report import BY_INTERRUPT, SEQUENTIAL_LOOP, Report
+from .planner import Planner
 from .trials import Advance, TimeStock, TooSlow, Trials, all_waves, audit, cut_off
 
 
@@ -66,75 +64,6 @@ class Network(Protocol):
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
         """Everything needed to record this call. A ValueError says why it cannot be recorded."""
-
-
-@dataclass
-class Planner:
-    """Chooses the plan of a call."""
-
-    settings: Settings
-    plan: Plan | None = None  # the user's plan; None: choose one
-    costs: Costs = field(default_factory=Costs)  # measurements of earlier calls
-    cache: CurveCache | None = None  # where measured costs are kept for other processes
-    audits: dict[Hashable, Audit] = field(default_factory=dict)  # by kind of call and of run
-    learn_stop: bool = False  # whether calls learn when later ones may stop after the first iteration
-    first_stops: dict[Hashable, FirstStop] = field(default_factory=dict)  # what they have learnt, as audits
-    # plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for
-    calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
-
-    @property
-    def engine(self) -> str:
-        return self.settings.engine if self.plan is None else self.plan.engine
-
-    @property
-    def measures(self) -> bool:
-        """Whether the plan of a call depends on what its network calls cost."""
-        return self.plan is None and self.settings.measures
-
-    def without_trials(self) -> Planner:
-        """The same for calls that can run no other plans beside their own: predictions decide alone."""
-        return replace(self, settings=replace(self.settings, explore=0.0))
-
-    @property
-    def max_rows(self) -> int | None:
-        return self.settings.max_rows if self.plan is None else self.plan.max_rows
-
-    @property
-    def options(self) -> Method | None:
-        """The options of the method asked for; None where the planner chooses it."""
-        return options_of(self.settings.method) if self.plan is None else self.plan.options
-
-    def graph_runner(
-        self, graphs: Graphs, on_gpu: bool, lazy: bool, refused: Callable[[str], None], whole: bool = False
-    ) -> GraphRunner | None:
-        """How a call may use graphs; None: it runs eagerly. on_gpu: whether graphs can save time."""
-        auto = self.engine == "auto"
-        if self.engine == "eager" or (auto and not on_gpu):
-            return None
-        return GraphRunner(graphs, lazy, refused, whole, weighed=auto, kind="graph" if auto else self.engine)
-
-    def choose(
-        self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None
-    ) -> tuple[Plan, Exploration | None]:
-        """The plan of a call, and the exploration it comes from; PlanMismatch if the plan given is for other steps.
-
-        pricing: measures the cost of the call; None: that is impossible before the call.
-        """
-        if self.plan is not None:
-            if self.plan.num_inference_steps != num_steps:
-                raise PlanMismatch(
-                    f"The plan is for {self.plan.num_inference_steps} steps, this call has {num_steps}. A plan is "
-                    "valid for one number of steps. Leave plan out, or make one for this number."
-                )
-            return self.plan, None
-        if pricing is not None:
-            plan, kind = self.calibrated.get((num_steps, stochastic), (None, None))
-            if plan is not None and (kind, plan.context) == (pricing().kind, pricing().context):
-                return plan, None  # valid for calls of its own kind only
-            if self.settings.measures:
-                found = explored(num_steps, self.settings, stochastic, pricing())
-                return found.plan, found
-        return choose(num_steps, self.settings, stochastic), None
 
 
 @dataclass(eq=False)
@@ -185,6 +114,8 @@ class Session:
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
         self._exploring_seconds = 0.0
         self._fallback_reason: str | None = None
+        self._plan_changed: str | None = None
+        self._begun = False
         self._audit = self._audit_of(self.plan)
         self._first_stop = self._first_stop_of(self.plan)
         self._contraction = self.plan.options.contraction
@@ -199,14 +130,22 @@ class Session:
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Take the output of the last wave and return the next wave; None when `run.sample` is complete."""
+        self._begin()
         try:
             return self.run.next(output)
         except Diverged as error:
             self._recover(error)
         return self.run.next(None)
 
+    def _begin(self) -> None:
+        """The call takes its plan: note it if the one before took another."""
+        if self.exploration is not None and not self._begun:
+            self._plan_changed = self.exploration.taken(self.plan)
+        self._begun = True
+
     def complete(self, advance: Advance = all_waves) -> Run:
         """Run all waves, from a recording if there is one. While the kind of call is explored, run other plans too."""
+        self._begin()
         if self.exploration is None or self.pricing is None:
             run = self._complete(advance)
         else:
@@ -325,6 +264,8 @@ class Session:
         """What the call has done until now. engine_reason: of the report, unless the engine has its own reason."""
         run, plan = self.run, self._reported.plan
         prediction = plan.prediction
+        stopped_by, estimated_error = self._stops()
+        baseline, baseline_seconds = self._baseline()
         fused = plan.options.fused(self.noise, constrained=self.inputs.constrain is not None)
         return Report(
             method=plan.method,
@@ -336,25 +277,49 @@ class Session:
             exact=plan.exact,
             **vars(run.counts),
             change=self._reported.change,
-            converged=run.converged,
+            stopped_by=stopped_by,
+            estimated_error=estimated_error,
             stop_rule=self._stop_rule,
             iterations_per_sample=run.iterations,
             predicted_seconds=None if prediction is None else prediction.chosen.seconds,
+            baseline=baseline,
+            baseline_seconds=baseline_seconds,
             interrupted=self.interrupted,
             fallback_reason=self._fallback_reason,
             engine_reason=run.engine.reason or engine_reason,
             kernels=implementation(self.state.device) if fused else "torch",
             drive_reason=drive_reason,
             overlap=run.engine.overlap,
-            left_out=list(left_out),
+            left_out=[*self.planner.left_out, *left_out],
             capture_seconds=run.engine.capture_seconds,
             dropped_waves=run.engine.dropped_waves,
             plan_reason=None if prediction is None else prediction.why,
             plan_state=None if self.exploration is None else self.exploration.state,
+            plan_changed=self._plan_changed,
             planning_seconds=self._planning_seconds,
             exploring_seconds=self._exploring_seconds,
             **plan.options.reported(),
         )
+
+    def _stops(self) -> tuple[list[str], list[float | None]]:
+        """Why the run of each sample ended, and its estimated error; empty if there is no sample."""
+        run, before = self.run, self._reported
+        unknown: list[float | None] = [None] * len(self.state)
+        if run.sample is None:
+            return [], []
+        if self.interrupted:
+            return [BY_INTERRUPT] * len(unknown), unknown
+        if run is not before and (before.sample is not None or before.plan.slides):
+            # the run was left at a state that was no better than this
+            return before.stopped_by, unknown
+        return run.stopped_by, run.estimated_error
+
+    def _baseline(self) -> tuple[str | None, float | None]:
+        """The loop to compare this call with, and its seconds; None where none was timed, or where it is what ran."""
+        found = None if self.exploration is None or self.interrupted else self.exploration.baseline
+        if found is None or (self._reported.plan.is_sequential and found[0] == SEQUENTIAL_LOOP):
+            return None, None
+        return found
 
     def _recover(self, error: Diverged) -> None:
         """Start again step by step; raise a DivergenceError if that is what has diverged, or if the call is strict."""

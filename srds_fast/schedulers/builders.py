@@ -64,7 +64,7 @@ def ddim(scheduler: Any, eta: float = 0.0) -> NoiseTable:
         clip=float(config.clip_sample_range) if config.clip_sample else None,
         init_noise_sigma=float(scheduler.init_noise_sigma),
         spread=deviation.double() if eta else None,
-        draws=torch.ones(len(timesteps), dtype=torch.bool) if eta else None,
+        draws=torch.ones(len(timesteps), dtype=torch.bool, device="cpu") if eta else None,
     )  # fmt: skip
 
 

@@ -29,7 +29,10 @@ def levels_of(scheduler: Any, triangles: Triangles) -> Tensor:
 def _asked(scheduler: Any, triangles: Triangles) -> Tensor:
     trial = copy.deepcopy(scheduler)
     timesteps = trial.timesteps = trial.timesteps.cpu()
-    data, noise = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    data, noise = (
+        torch.tensor([[1.0, 0.0]], dtype=torch.float32, device="cpu"),
+        torch.tensor([[0.0, 1.0]], dtype=torch.float32, device="cpu"),
+    )
 
     def ask(at: Tensor) -> Tensor:
         rows = data.expand(len(at), 2), noise.expand(len(at), 2)

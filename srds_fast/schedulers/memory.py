@@ -54,7 +54,7 @@ class Memory:
         count = self.carried(0)
         if not count:
             return None
-        carried, rows = torch.eye(count, dtype=torch.float64), []
+        carried, rows = torch.eye(count, dtype=torch.float64, device="cpu"), []
         for keep in self.keep:
             after = keep[:, 1:] @ carried
             rows.append(after[0])
@@ -85,8 +85,8 @@ def minimal_memory(triangles: Triangles) -> Memory:
     turns = triangles.turns
     rows = torch.cat((triangles.of_x, triangles.of_m, triangles.of_z), 1)
     # the turn that each column comes from: samples, outputs, draws
-    source = torch.tensor([*range(turns), *range(turns), *triangles.draw_turns])
-    unit = torch.eye(rows.shape[1], dtype=torch.float64)
+    source = torch.tensor([*range(turns), *range(turns), *triangles.draw_turns], device="cpu")
+    unit = torch.eye(rows.shape[1], dtype=torch.float64, device="cpu")
     before = rows[:0]
     keep, of_m, of_z = list[Tensor](), list[Tensor](), list[Tensor]()
     for turn in range(turns):

@@ -96,7 +96,7 @@ def _distance(triangles: Triangles, levels: Tensor, x0: Tensor) -> float:
 
 def _arrivals(triangles: Triangles, levels: Tensor, p: Tensor, q: Tensor) -> Tensor:
     """alpha and sigma, [T, 2], that each step arrives at if x0 and eps have been the same in all turns so far."""
-    unit = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    unit = torch.tensor([[1.0, 0.0]], dtype=torch.float64, device="cpu")
     outputs = (unit - p[:, None] * levels) / q[:, None]
     alpha, sigma = (triangles.of_x @ levels + triangles.of_m @ outputs).T
     return torch.stack((alpha, (sigma**2 + (triangles.of_z**2).sum(1)).sqrt()), 1)

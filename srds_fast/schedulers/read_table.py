@@ -54,14 +54,16 @@ def table_by_reading(scheduler: Any, eta: float | None = None) -> NoiseTable:
     if turns is None or steps is None:
         return table_with_memory(scheduler, triangles, levels, eta)
     alpha, sigma = levels.T
-    p, q, a, b, momentum, recovered = (torch.tensor(column, dtype=torch.float64) for column in zip(*steps, strict=True))
+    p, q, a, b, momentum, recovered = (
+        torch.tensor(column, dtype=torch.float64, device="cpu") for column in zip(*steps, strict=True)
+    )
     r, s = (1 - alpha * p) / sigma, -alpha * q / sigma
     # a * x + b * m as a sum of x0 and eps
     of_x0, of_eps = alpha * a + (1 - alpha * p) * b / q, sigma * (a - b * p / q)
     of_eps = torch.where(of_eps.abs() < ROUNDING * sigma, 0.0, of_eps)  # a step that ends at x0 ends there exactly
-    draws = torch.zeros(len(turns), dtype=torch.bool)
+    draws = torch.zeros(len(turns), dtype=torch.bool, device="cpu")
     draws[list(triangles.draw_turns)] = True
-    spread = torch.tensor([turn.spread for turn in turns], dtype=torch.float64)
+    spread = torch.tensor([turn.spread for turn in turns], dtype=torch.float64, device="cpu")
     return NoiseTable(
         scheduler.timesteps.cpu(),
         alpha,
@@ -114,12 +116,12 @@ def _local_turns(triangles: Triangles) -> list[_Turn] | None:
         return None
     if len(set(triangles.draw_turns)) < len(triangles.draw_turns):
         return None
-    spread = torch.zeros(triangles.turns, dtype=torch.float64)
+    spread = torch.zeros(triangles.turns, dtype=torch.float64, device="cpu")
     for number, turn in enumerate(triangles.draw_turns):
         if bool(triangles.of_z[turn + 1 :, number].any()):
             return None
         spread[turn] = triangles.of_z[turn, number]
-    zero = torch.zeros(1, dtype=torch.float64)
+    zero = torch.zeros(1, dtype=torch.float64, device="cpu")
     columns = (
         triangles.of_x.diag(),
         triangles.of_m.diag(),

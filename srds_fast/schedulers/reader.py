@@ -86,7 +86,10 @@ class Triangles:
 
     def own_noise(self) -> tuple[Tensor, Tensor]:
         """Which turns draw noise, [T] bool, and how much of its own draw each adds at once, [T]."""
-        draws, spread = torch.zeros(self.turns, dtype=torch.bool), torch.zeros(self.turns, dtype=torch.float64)
+        draws, spread = (
+            torch.zeros(self.turns, dtype=torch.bool, device="cpu"),
+            torch.zeros(self.turns, dtype=torch.float64, device="cpu"),
+        )
         for number, turn in enumerate(self.draw_turns):
             draws[turn], spread[turn] = True, self.of_z[turn, number]
         return draws, spread
@@ -126,19 +129,33 @@ _read: dict[Hashable, Triangles] = {}
 
 
 def state_key(scheduler: Any) -> Hashable:
-    """Everything that a scheduler's steps depend on, by value: class, an overridden step(), config, arrays, numbers."""
+    """Everything that a scheduler's steps depend on, by value: class, an overridden step(), config, arrays, numbers.
+
+    Also torch's default dtype, which a step may make tensors in. Raises UnsupportedScheduler if an array holds nothing.
+    """
     state = vars(scheduler)
 
     def by_value(value: Any) -> Hashable:
-        array = value.cpu().numpy() if isinstance(value, Tensor) else value
-        return (str(array.dtype), array.tobytes()) if hasattr(array, "tobytes") else repr(value)
+        if isinstance(value, Tensor) and value.is_meta:
+            raise refused(scheduler, "it has tensors on the meta device, which hold no numbers")
+        if not isinstance(value, Tensor):
+            return (str(value.dtype), value.tobytes()) if hasattr(value, "tobytes") else repr(value)
+        # numpy has no bfloat16
+        numbers = (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
+        return value.dtype, numbers.tobytes()
 
     values = [
         (name, by_value(value))
         for name, value in sorted(state.items())
         if isinstance(value, bool | int | float | str | list | tuple) or hasattr(value, "dtype")
     ]
-    return type(scheduler), state.get("step"), repr(sorted(scheduler.config.items())), tuple(values)
+    return (
+        type(scheduler),
+        state.get("step"),
+        repr(sorted(scheduler.config.items())),
+        tuple(values),
+        torch.get_default_dtype(),
+    )
 
 
 def remember(cache: dict[Hashable, Any], key: Hashable, value: Any, at_most: int) -> None:
@@ -165,11 +182,11 @@ def _read_now(scheduler: Any, eta: float | None, start: int) -> Triangles:
         raise refused(scheduler, "how often it draws noise depends on the sample")
     if not bool(rows.isfinite().all()):
         raise refused(scheduler, "its step divides by zero")
-    at = torch.arange(turns)
+    at = torch.arange(turns, device="cpu")
     x0 = torch.stack([each.flatten()[:size] for each in loop.x0]) / SMALL
     of_x0 = x0[at, at], x0[at, turns + at]
     alone = (x0 != 0).sum(1) <= (of_x0[0] != 0).int() + (of_x0[1] != 0).int()
-    nothing = torch.full((turns,), torch.nan, dtype=torch.float64)
+    nothing = torch.full((turns,), torch.nan, dtype=torch.float64, device="cpu")
     found = Triangles(
         rows[:, :turns].clone(),
         rows[:, turns : 2 * turns].clone(),
@@ -199,13 +216,13 @@ def draw_dtypes(scheduler: Any, eta: float | None = None) -> dict[torch.dtype, t
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         trial = fresh_copy(scheduler)
         options = step_options(trial, eta)
-        x = torch.zeros(1, 8, 1, 1, dtype=dtype)
+        x = torch.zeros(1, 8, 1, 1, dtype=dtype, device="cpu")
         try:
             with _FirstDraw():
                 for timestep in trial.timesteps:
                     if hasattr(trial, "scale_model_input"):
                         trial.scale_model_input(x, timestep)
-                    x = next_sample(trial.step(torch.zeros(x.shape, dtype=dtype), timestep, x, **options))
+                    x = next_sample(trial.step(torch.zeros(x.shape, dtype=dtype, device="cpu"), timestep, x, **options))
         except _FirstDraw.Drawn as draw:
             found[dtype] = draw.args[0]
     return found
@@ -278,7 +295,7 @@ def _random_loop(scheduler: Any, eta: float | None, start: int) -> tuple[Tensor,
     samples, outputs, draws = list[Tensor](), list[Tensor](), list[Tensor]()
 
     def normal() -> Tensor:
-        return torch.empty(shape, dtype=torch.float64).normal_(generator=generator)
+        return torch.empty(shape, dtype=torch.float64, device="cpu").normal_(generator=generator)
 
     def feed(turn: int, before: Tensor | None) -> tuple[Tensor, Tensor]:
         x = normal() * float(getattr(scheduler, "init_noise_sigma", 1.0)) if before is None else before
@@ -292,7 +309,11 @@ def _random_loop(scheduler: Any, eta: float | None, start: int) -> tuple[Tensor,
         return draws[-1].clone()
 
     samples.append(_loop(scheduler, eta, start, shape, feed, draw).samples[-1])
-    return torch.stack(samples), torch.stack(outputs), torch.stack(draws) if draws else torch.zeros(0, *shape).double()
+    return (
+        torch.stack(samples),
+        torch.stack(outputs),
+        torch.stack(draws) if draws else torch.zeros(0, *shape, device="cpu").double(),
+    )
 
 
 class _Loop(NamedTuple):
@@ -310,7 +331,7 @@ def _unit_loop(scheduler: Any, eta: float | None, start: int, turns: int, draws:
     size = 2 * turns + draws
 
     def unit(number: int) -> Tensor:
-        vector = torch.zeros(1, 2 * size, 1, 1, dtype=torch.float64)
+        vector = torch.zeros(1, 2 * size, 1, 1, dtype=torch.float64, device="cpu")
         if number < size:  # otherwise it draws more often than on random vectors, which shows in the check
             vector[:, number], vector[:, size + number] = SMALL, LARGE
         return vector
@@ -336,7 +357,7 @@ def _loop(
     """The loop on a copy of the scheduler, fed with the sample and the output of each turn."""
     trial = fresh_copy(scheduler, start)
     options = step_options(trial, eta)
-    nothing = torch.full(shape, torch.nan, dtype=torch.float64)
+    nothing = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
     found, x0, inputs, draw_turns = list[Tensor](), list[Tensor](), list[Tensor](), list[int]()
     probe = _Probe(shape, draw)
     for turn, timestep in enumerate(trial.timesteps[start:]):

@@ -185,7 +185,9 @@ def guessed_history(noise: NoiseTable, cut: int, far: int | None = None) -> list
     # the steps from `far` on, each a column of weights of the later x0, of the eps at `far`, and of the drift
     column, carried = noise.numbers, _constant_histories(noise)[far]
     carried = torch.cat((carried, carried[:, :1]), 1)
-    x = torch.tensor([column["alpha"][far], column["sigma"][far], column["alpha"][far]], dtype=torch.float64)
+    x = torch.tensor(
+        [column["alpha"][far], column["sigma"][far], column["alpha"][far]], dtype=torch.float64, device="cpu"
+    )
     for index in range(far, cut):
         x, carried = _led_on(noise, index, x, carried, x.new_tensor([1.0, 0.0, share(index)]))
     # that eps is the one with which they lead to where the state is
@@ -198,7 +200,7 @@ def guessed_history(noise: NoiseTable, cut: int, far: int | None = None) -> list
 @lru_cache(maxsize=32)
 def _constant_histories(noise: NoiseTable) -> list[Tensor]:
     """For every cut what is carried, [vectors, 2], as weights of an x0 and an eps that all steps before share."""
-    found = [torch.zeros(noise.carried(0), 2, dtype=torch.float64)]
+    found = [torch.zeros(noise.carried(0), 2, dtype=torch.float64, device="cpu")]
     for index, level in enumerate(torch.stack((noise.alpha, noise.sigma), 1)):
         found.append(_led_on(noise, index, level, found[-1], level.new_tensor([1.0, 0.0]))[1])
     return found

@@ -16,6 +16,7 @@ import torch
 
 from ..errors import UnsupportedScheduler
 from .builders import builder_of
+from .private_draws import PrivateDraws
 from .read_table import table_by_reading
 from .reader import fresh_copy, next_sample, remember, state_key, step_options
 from .refusal import refused
@@ -34,7 +35,8 @@ def noise_table(scheduler: Any, *, clip_epsilon: bool = False, eta: float | None
     key = state_key(scheduler), clip_epsilon, eta
     table = _checked.get(key)
     if table is None:
-        table = _build(scheduler, clip_epsilon, eta)
+        with torch.device("cpu"), PrivateDraws():  # a step may make tensors and draw where it is told nothing
+            table = _build(scheduler, clip_epsilon, eta)
         remember(_checked, key, table, MAX_CHECKED)
     return table
 
@@ -97,7 +99,8 @@ def trial_table(scheduler: Any, eta: float | None) -> NoiseTable | None:
     # dynamic shifting needs a number that depends on the image; any one shows what its steps are
     shift = {"mu": 1.0} if trial.config.get("use_dynamic_shifting", False) else {}
     try:
-        trial.set_timesteps(steps, **shift)
+        with torch.device("cpu"):
+            trial.set_timesteps(steps, **shift)
     except Exception:
         return None
     return noise_table(trial, eta=eta)
@@ -112,18 +115,18 @@ def _check_against(scheduler: Any, table: NoiseTable, eta: float | None) -> None
     noise = options.get("generator", torch.Generator())
     draw = torch.Generator().manual_seed(0)
     shape = (2, 3, 4, 4)
-    x = table.init_noise_sigma * torch.randn(shape, dtype=torch.float64, generator=draw)
+    x = table.init_noise_sigma * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
     carried = None
     for index in range(table.num_steps):
         # an output with which x0 has the size of data, so that a clipped x0 is clipped here and there
-        x0 = torch.randn(shape, dtype=torch.float64, generator=draw)
+        x0 = torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
         m = (x0 - table.p[index] * x) / table.q[index]
         timestep = trial.timesteps[index]
         scaled = trial.scale_model_input(x, timestep) if hasattr(trial, "scale_model_input") else x
         expected_noise, z = noise.clone_state(), None
         if table.draws is not None and bool(table.draws[index]):
             drawn_in = table.draw_dtypes.get(m.dtype, m.dtype)
-            z = torch.randn(shape, dtype=drawn_in, generator=expected_noise).to(m.dtype)
+            z = torch.randn(shape, dtype=drawn_in, generator=expected_noise, device="cpu").to(m.dtype)
         expected = next_sample(trial.step(m, timestep, x, **options)).double()
         found, carried = table.step(index, x, m, carried, z)
         # x0 is a small difference of large numbers where there is much noise

@@ -73,6 +73,8 @@ class Monitor:
         self.contraction, self.tolerance, self.bitwise = contraction, tolerance, bitwise
         self.change: list[list[float | None]] = []
         self.converged = [False] * num_samples
+        self.exact = [False] * num_samples  # by construction, or because nothing moved by a bit
+        self.errors = [math.inf] * num_samples  # estimated after the last iteration; infinite: not known
         self.iterations = [0] * num_samples
 
     def judge(
@@ -95,8 +97,8 @@ class Monitor:
         for sample, moved, rests, doubted in zip(samples, change, stationary, doubt, strict=True):
             self.change[-1][sample] = moved
             self.iterations[sample] = iteration
+            self.exact[sample] = exact or rests
             close = exact or rests or (not self.bitwise and self._is_close(sample, moved, doubted))
-            # a run of constant latency goes on: changes that are rounding alone then say nothing
             self.converged[sample] = close or self.converged[sample]
         return tuple(position for position, sample in enumerate(samples) if not self.converged[sample])
 
@@ -104,4 +106,7 @@ class Monitor:
         if moved > DIVERGENCE_FACTOR * (self.change[0][sample] or math.inf):
             raise Diverged("the change of a sample has grown a thousandfold")
         changes = [seen for each in self.change if (seen := each[sample]) is not None]
-        return estimated_error(changes, self.contraction, doubt) <= self.tolerance
+        error = estimated_error(changes, self.contraction, doubt)
+        # a run of constant latency goes on: changes that are rounding alone then say nothing
+        self.errors[sample] = min(error, self.errors[sample]) if self.converged[sample] else error
+        return error <= self.tolerance

@@ -110,6 +110,11 @@ class Method(ABC):
         """Whether what a wave evaluates depends on the values found before: such waves are not recorded as one loop."""
         return False
 
+    @property
+    def shows_iterations(self) -> bool:
+        """Whether a run has whole samples before its end."""
+        return not self.slides
+
     def fused(self, noise: NoiseTable, *, constrained: bool) -> bool:
         """Whether fused kernels do the arithmetic of its waves on a CUDA device. Otherwise PyTorch does.
 

@@ -176,7 +176,7 @@ class _States:
         self._last_x0 = torch.zeros_like(x)
         self._noise, self._program, self._inputs = noise, program, inputs
         self._columns = _columns(noise, TensorSpec.of(x))
-        assumed = torch.ones(program.num_blocks, dtype=torch.float64)
+        assumed = torch.ones(program.num_blocks, dtype=torch.float64, device="cpu")
         self.error = CarriedError(noise, program.bounds, assumed, x)
 
     def evaluate(self, number: int, rows: Tensor) -> Evaluate:
@@ -299,7 +299,9 @@ def _columns(noise: NoiseTable, spec: TensorSpec) -> dict[str, Tensor]:
         found = {name: torch.stack([spec.column(each) for each in values]) for name, values in columns.items()}
         found["keep"] = keep.to(spec.device, spec.dtype)
         return found | {name: spec.column(values) for name, values in named.items()}
-    steps = torch.tensor([fine_step(noise, index) for index in range(noise.num_steps)], dtype=torch.float64)
+    steps = torch.tensor(
+        [fine_step(noise, index) for index in range(noise.num_steps)], dtype=torch.float64, device="cpu"
+    )
     named |= dict(zip("abcd", steps.unbind(1), strict=True))
     named["spread"] = torch.zeros_like(noise.p) if noise.spread is None else noise.spread
     return {name: spec.column(values) for name, values in named.items()}
@@ -308,8 +310,11 @@ def _columns(noise: NoiseTable, spec: TensorSpec) -> dict[str, Tensor]:
 def _padded(memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
     """The recursion with as many vectors in every step: keep [N, K, K], of_m and of_z [K, N]; zeros are added."""
     steps, most = len(memory.keep), memory.vectors
-    keep, of_m, of_z = torch.zeros(steps, most, most), torch.zeros(most, steps), torch.zeros(most, steps)
-    keep, of_m, of_z = keep.double(), of_m.double(), of_z.double()
+    keep, of_m, of_z = (
+        torch.zeros(steps, most, most, dtype=torch.float64, device="cpu"),
+        torch.zeros(most, steps, dtype=torch.float64, device="cpu"),
+        torch.zeros(most, steps, dtype=torch.float64, device="cpu"),
+    )
     for index in range(steps):
         rows, columns = memory.keep[index].shape
         keep[index, :rows, :columns] = memory.keep[index]

@@ -24,6 +24,10 @@ class Sequential(Method):
     name: ClassVar[str] = "sequential"
     about: ClassVar[str] = "one row per wave, in our loop"
 
+    @property
+    def shows_iterations(self) -> bool:
+        return False
+
     def most_iterations(self, target: Target) -> int:
         return 1
 

@@ -108,6 +108,10 @@ def test_samples_that_are_all_the_same_are_refused() -> None:
         fast.warmup("a cat", audit=3, latents=torch.zeros(1, 4, 8, 8))
 
 
+def stops(report: srds_fast.Report) -> list[tuple[str, float | None]]:
+    return list(zip(report.stopped_by, report.estimated_error, strict=True))
+
+
 @pytest.mark.parametrize("method", ["srds", "collocation", "parataa", "chords"])
 def test_calls_of_constant_latency_take_the_same_waves_and_count_what_they_miss(method: str) -> None:
     counts = set()
@@ -115,7 +119,9 @@ def test_calls_of_constant_latency_take_the_same_waves_and_count_what_they_miss(
         x = noise(2, 64, seed=seed)
         report = srds_fast.sample(MIXTURE, x, scheduler(), 40, method=method, latency="constant", tolerance=1e-3).report
         counts.add((report.waves, report.rows, report.evaluations))
-        assert report.missed == report.converged.count(False) == report.to_dict()["missed"]
+        beyond = [by != "exact" and not (error or math.inf) <= 1e-3 for by, error in stops(report)]
+        assert report.missed == sum(beyond) == report.to_dict()["missed"]
+        assert report.converged == [by == "exact" for by in report.stopped_by], "so many were taken in any case"
         assert len(report.change) > 0
     assert len(counts) == 1
     short: dict[str, Any] = {"method": method, "latency": "constant", "tolerance": 1e-9, "max_iterations": 2}

@@ -239,3 +239,62 @@ def test_costs_measured_at_a_bad_moment_do_not_hide_the_fastest_plan(
         one_call(exploration, took)
     assert exploration.state == FROZEN
     assert took[exploration.plan] <= 1.08 * min(took.values())
+
+
+def took() -> dict[Plan | str, float]:
+    return {SEQUENTIAL: 1.0, STOCK: 1.0, **dict.fromkeys(OTHERS, 0.5), OTHERS[0]: 0.4}
+
+
+@pytest.mark.parametrize("calls", [0, 1, CALLS])
+def test_a_choice_that_is_held_stays_whatever_later_calls_take(calls: int) -> None:
+    exploration = explored(dict.fromkeys(PLANS, 1.0) | {OTHERS[0]: 0.5})
+    for _ in range(calls):
+        one_call(exploration, took())
+    exploration.hold()
+    assert exploration.state == FROZEN
+    chosen = exploration.plan.signature
+    for _ in range(10):
+        one_call(exploration, took() | dict.fromkeys(OTHERS, 5.0))
+        assert exploration.plan.signature == chosen
+    assert exploration.state == FROZEN, "without `hold` it would be dropped"
+
+
+def test_a_plan_in_doubt_is_kept_when_it_is_held() -> None:
+    exploration = explored(dict.fromkeys(PLANS, 1.0) | {OTHERS[0]: 0.5})
+    for _ in range(CALLS):
+        one_call(exploration, took())
+    chosen = exploration.plan.signature
+    while not exploration.plan.is_sequential:
+        one_call(exploration, took() | dict.fromkeys(OTHERS, 5.0))
+    exploration.hold()
+    assert exploration.plan.signature == chosen
+
+
+def test_a_call_is_told_when_the_one_before_took_another_way() -> None:
+    exploration = explored(dict.fromkeys(PLANS, 1.0))
+    srds, sequential = OTHERS[0], SEQUENTIAL
+    assert exploration.taken(sequential) is None, "the first one"
+    assert exploration.taken(sequential) is None
+    assert exploration.taken(srds) == "sequential"
+    assert exploration.taken(STOCK) == srds.short()
+    assert exploration.taken(STOCK) is None
+    exploration.hold()
+    assert exploration.taken(srds) is None, "calls after a warm-up are compared with each other"
+    after = explored(dict.fromkeys(PLANS, 1.0))
+    after.replace(exploration)
+    assert after.held
+    assert after.taken(sequential) == srds.short(), "in place of one whose waves did not fit into memory"
+
+
+def test_calls_are_compared_with_the_stock_loop_or_with_ours_if_that_was_timed() -> None:
+    exploration = explored(dict.fromkeys(PLANS, 1.0) | {OTHERS[0]: 0.5})
+    assert exploration.baseline is None
+    for _ in range(CALLS):
+        one_call(exploration, took() | {STOCK: 0.9})
+    assert exploration.baseline == ("stock", 0.9)
+    for _ in range(10):
+        one_call(exploration, took() | dict.fromkeys(OTHERS, 5.0) | {SEQUENTIAL: 2.0})
+    assert exploration.baseline == ("sequential", 2.0), "the stock loop was not timed since the machine slowed down"
+    without = explored(dict.fromkeys(PLANS, 1.0), stock=False)
+    one_call(without, took())
+    assert without.baseline == ("sequential", 1.0)

@@ -339,7 +339,7 @@ def test_what_takes_longer_than_expected_is_weighed_anew() -> None:
     settings, priced = Settings(), pricing(FREE)
     plan = explored(100, settings, False, priced).plan
     assert plan.method != "sequential"
-    report = srds_fast.Report(plan.method, "eager", "sample", 100, iterations_per_sample=[60], converged=[True])
+    report = srds_fast.Report(plan.method, "eager", "sample", 100, iterations_per_sample=[60])
     for _ in range(4):
         priced.record(plan, report)
     other = explored(100, settings, False, priced).plan

@@ -47,7 +47,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[Range]]
     assert ran.returncode == 0, ran.stderr
     fields = [json.loads(line) for line in ran.stdout.splitlines()]
     for each in fields:
-        del each["iterations"], each["missed"]
+        del each["iterations"], each["missed"], each["converged"], each["speedup"]
     return told_to_a_tool(recording), [Report(**each) for each in fields]
 
 

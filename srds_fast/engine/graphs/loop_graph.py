@@ -195,7 +195,7 @@ class _Arriving:
         found = self._found
         if len(running) == len(found.samples):
             return found
-        index = torch.tensor(running)
+        index = torch.tensor(running, device="cpu")
         sample = found.sample[index.to(found.sample.device)]
         change, stationary, doubt = (
             None if each is None else each[index] for each in (found.change, found.stationary, found.doubt)

@@ -15,9 +15,11 @@ from ...engine.run import Observer, Run
 from ...errors import UnsupportedPipeline
 from ...kernels.wave_update import NetworkInput
 from ...planner.search import Pricing
+from ...sampling.planner import Planner
 from ...sampling.rows import Generators, draw_noise, state_dtype
-from ...sampling.session import Planner, Session
+from ...sampling.session import Session
 from ...sampling.trials import TimeStock
+from ...schedulers.private_draws import PrivateDraws
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Constrain, Evaluate, SolverInputs, Trajectory
 from ...solvers.registry import check_warm_start
@@ -40,6 +42,7 @@ class CallSettings:
     strict: bool  # see `Session`
     stock: TimeStock | None = None  # see `Session`
     audited: bool = False  # see `Session`
+    draws: PrivateDraws | None = None  # what the loop draws without a generator; None: from the global ones
     interrupted: Callable[[], bool] = lambda: False  # asked before every wave; True ends the call early
 
 
@@ -63,7 +66,7 @@ class CallSession:
     def __init__(self, settings: CallSettings) -> None:
         self.settings = settings
         self.session: Session | None = None
-        self.timesteps = torch.empty(0)
+        self.timesteps = torch.empty(0, device="cpu")
         self.start = self.offset = 0
         self.arrivals: list[Arrival] = []
         self.started: float | None = None
@@ -96,6 +99,8 @@ class CallSession:
         self._noise = table
         noise = self._steps = table.part(self.start, self.start + len(self.timesteps))
         self.state = x[:batch].to(state_dtype(x.dtype))
+        if generator is None and self.settings.draws is not None:
+            generator = self.settings.draws.of(m.device)
         draws = draw_noise(noise, m, self.state.dtype, generator)
         if (guess := self.settings.initial_guess) is not None:
             check_warm_start(guess, (noise.num_steps + 1, *self.state.shape))

@@ -48,12 +48,15 @@ class Probes:
     def __init__(self, x: Tensor) -> None:
         self._x = x.new_empty(()).expand(x.shape)
         equal = [next(first for first in range(len(x)) if torch.equal(x[first], x[other])) for other in range(len(x))]
-        self._equal = None if equal == list(range(len(x))) else torch.tensor(equal)
+        self._equal = None if equal == list(range(len(x))) else torch.tensor(equal, device="cpu")
 
     def __call__(self, number: int) -> Tensor:
         """The state with a number, always the same."""
         x, generator = self._x, torch.Generator().manual_seed(number)
-        drawn = torch.randn(x.shape, generator=generator)
-        sizes = 10.0 ** (SMALLEST + (LARGEST - SMALLEST) * torch.rand(x.shape, generator=generator))
+        drawn = torch.randn(x.shape, generator=generator, dtype=torch.float32, device="cpu")
+        sizes = 10.0 ** (
+            SMALLEST
+            + (LARGEST - SMALLEST) * torch.rand(x.shape, generator=generator, dtype=torch.float32, device="cpu")
+        )
         found = drawn * sizes if self._equal is None else (drawn * sizes)[self._equal]
         return found.to(device=x.device, dtype=x.dtype)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.costs import price
-from ...errors import UnsupportedPipeline
+from ...errors import InvalidArgument, UnsupportedPipeline
 from ...planner.search import Pricing
 from ...sampling.session import Session, no_room
+from ...schedulers.private_draws import PrivateDraws
 from ...schedulers.reader import state_key
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs
@@ -42,7 +43,8 @@ from .turns import LoopTurns, Ran, Script, Turn
 class Driver:
     """Writes the script. It is made before the loop's first turn, when no network has been called.
 
-    networks: those that the loop calls. generators: all that it may draw from. kind: everything it depends on beyond
+    networks: those that the loop calls. generators: those of the caller that it may draw
+    from. kind: everything it depends on beyond
     its scheduler; None: remember nothing. ready: called when the first wave comes. waves: runs those of a call that is
     taken over; None: the loop must make its own turns. placeholders: the answers in turns of a rehearsal.
     """
@@ -88,6 +90,11 @@ class Driver:
             return not self._known.taken_over
         # of a new loop it counts as a row to compare with, and shows what the network returns
         return self._key is not None and self._key[0].loop not in self._memory.rehearsed
+
+    @property
+    def refused(self) -> bool:
+        """Whether a rehearsal, of this call or of an earlier one, has shown that no call of the kind can be made."""
+        return self._key is not None and isinstance(self._memory.facts.get(self._key), str)
 
     @property
     def _may_take_over(self) -> bool:
@@ -154,6 +161,11 @@ class Driver:
             samples.stop(samples.state)
             return x
         if (alone := self._rows.why_alone()) and planner.options is None:
+            if planner.previews:
+                raise InvalidArgument(
+                    f"This call has no iterations to show: rows of the network would be called one by one, as "
+                    f"{alone[0]}. One step after another is then fastest. Call the pipeline, or name a method."
+                )
             session.take_steps(f"rows of the network would be called one by one: {alone[0]}", tell=False)
         self._ready(session)
         return (yield from self._waves(session))
@@ -285,9 +297,10 @@ class Driver:
             if known is None:
                 inference = Inference(noise.numbers["input_scale"], self._placeholders)
                 loop = None if key is None else key[0].loop
-                known, self._samples.arrivals = yield from self._rehearsal.run(
-                    self._switches, inference, again=loop is not None and loop in self._memory.rehearsed
-                )
+                again = loop is not None and loop in self._memory.rehearsed
+                with self._private_draws() as draws:
+                    found = yield from self._rehearsal.run(self._switches, inference, draws, again=again)
+                known, self._samples.arrivals = found
                 if loop is not None:
                     self._memory.rehearsed[loop] = True
                 if key is not None:
@@ -301,6 +314,18 @@ class Driver:
                 self._memory.facts[key] = str(why)
             raise
         self._facts, self._passes.arrivals = known, self._samples.arrivals
+
+    @contextmanager
+    def _private_draws(self) -> Iterator[PrivateDraws]:
+        """In the block, what the loop draws without a generator is drawn beside torch's global ones."""
+        settings = self._samples.settings
+        before = settings.draws
+        settings.draws = PrivateDraws() if before is None else before
+        try:
+            with settings.draws as draws:
+                yield draws
+        finally:
+            settings.draws = before
 
     def _look_at_networks(self, x: Tensor, merge: bool) -> Generator[Turn, Ran, None]:
         try:

@@ -54,7 +54,7 @@ class LockstepLoop:
     replacements: Mapping[nn.Module, Callable[..., Any]]  # maps a network to the callable to use instead
     memory: LoopMemory  # of earlier calls
     kind: KindOfLoop | None  # everything the loop depends on beyond its scheduler; None: remember nothing
-    generators: list[torch.Generator]  # all that the loop may draw from
+    generators: list[torch.Generator]  # of the caller, that the loop may draw from
 
     def __post_init__(self, original_scheduler: Any) -> None:
         self.scheduler = SchedulerProxy(copy_scheduler(original_scheduler), self)
@@ -148,6 +148,12 @@ class LockstepLoop:
 
         The other entries are those that the scheduler's own step returns. A loop may read them after the last step.
         """
+        if (draws := self.settings.draws) is None:
+            return self._step(m, x, options)
+        with draws.paused():  # they are for the code of the loop
+            return self._step(m, x, options)
+
+    def _step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
         step = self.next_step
         if self.joint.count > 1 and (self.settings.keep_states or self.settings.observer is not None):
             raise refused("it steps several states at once, where a callback or a preview expects one")
@@ -168,6 +174,9 @@ class LockstepLoop:
             network = self.replacements.get(network, network)  # type: ignore[call-overload]
         elif self.drive_reason is None:  # it is part of no wave
             return call()
+        if (draws := self.settings.draws) is not None:
+            with draws.paused():
+                return call(network)
         wave = self.samples.wave
         with telemetry.span("network", "network", 1 if wave is None else len(wave.positions)):
             return call(network)
@@ -222,6 +231,11 @@ class LockstepLoop:
             return x
         self.samples.go_on_from(step, x)
         return self._turns.follow(self._driver.rest())
+
+    @property
+    def refused(self) -> bool:
+        """Whether no call of this kind can leave its stock loop."""
+        return self._driver is not None and self._driver.refused
 
     def restore_networks(self) -> None:
         """Give the networks back what they held before the loop: the stock loop follows."""

@@ -44,7 +44,7 @@ class Placeholders:
         generator = torch.Generator().manual_seed(seed)
 
         def numbers(shape: Tensor) -> Tensor:
-            drawn = torch.randn(shape.shape, generator=generator)
+            drawn = torch.randn(shape.shape, generator=generator, dtype=torch.float32, device="cpu")
             return drawn.to(device=shape.device, dtype=shape.dtype)
 
         return tree_map_only(Tensor, numbers, self._known[kind])

@@ -118,7 +118,7 @@ class SchedulerProxy:
         if self._snapshots is None:
             return ()
         known = last and self._snapshots.ends_alike
-        value = sample if known else torch.empty(0).as_subclass(Withheld)
+        value = sample if known else torch.empty(0, device="cpu").as_subclass(Withheld)
         return tuple(value for _ in range(1, self._snapshots.returns))
 
     @property

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedPipeline
+from ...schedulers.private_draws import PrivateDraws
 from ..merging.rule import Call, kind_of, same
 from ..takeover.inferred import Inference
 from ..takeover.roles import Inferred
@@ -116,7 +117,7 @@ class Passes:
 class Rehearsal:
     """Rehearses the loop of one call.
 
-    x: the state of the first step. generators: all that the loop may draw from.
+    x: the state of the first step. generators: those of the caller that the loop may draw from.
     """
 
     def __init__(self, turns: LoopTurns, passes: Passes, x: Tensor, generators: list[torch.Generator]) -> None:
@@ -127,11 +128,12 @@ class Rehearsal:
         self.seconds = 0.0
 
     def run(
-        self, switches: Switches, inference: Inference, *, again: bool
+        self, switches: Switches, inference: Inference, draws: PrivateDraws, *, again: bool
     ) -> Generator[Turn, Ran, tuple[Facts, list[Arrival]]]:
         """All passes; returns what they found.
 
-        switches: of the networks, as they were before the loop. again: the loop was rehearsed with other arguments.
+        draws: of the loop's code meanwhile. switches: of the networks, as they were before the loop. again: the loop
+            was rehearsed with other arguments.
         """
 
         changed = dict[str, None]()
@@ -141,7 +143,7 @@ class Rehearsal:
             if switches.changed(call.network):
                 changed[type(call.network).__name__] = None
 
-        states = [each.get_state() for each in self._generators]
+        states, drawn = [each.get_state() for each in self._generators], draws.drawn
         self._turns.watch = look
         self._look = inference.look
         found = yield from self._in_order(0)
@@ -164,7 +166,8 @@ class Rehearsal:
                 facts.places.setdefault(kind, []).extend(Place(step, number) for step in sorted(steps))
             step = steps[0]
             facts.needs[kinds] = yield from self.needs(Turn(step, self._probe(step, 0)), found.digests[step])
-        if not all(torch.equal(each.get_state(), state) for each, state in zip(self._generators, states, strict=True)):
+        same = (torch.equal(each.get_state(), state) for each, state in zip(self._generators, states, strict=True))
+        if draws.drawn > drawn or not all(same):
             raise refused("it draws random numbers in its loop")
         return facts, arrivals
 
@@ -198,10 +201,10 @@ class Rehearsal:
         """
         draw = torch.Generator().manual_seed(0)
         if again:
-            yield from torch.randperm(self._passes.steps, generator=draw)[:FEW_TURNS].tolist()
+            yield from torch.randperm(self._passes.steps, generator=draw, device="cpu")[:FEW_TURNS].tolist()
             return
         for _ in range(-(-FEWEST_TURNS // self._passes.steps)):
-            yield from torch.randperm(self._passes.steps, generator=draw).tolist()
+            yield from torch.randperm(self._passes.steps, generator=draw, device="cpu").tolist()
 
     def probe(self, step: int) -> Tensor:
         """The state of random numbers from which the turn of a step is made first."""

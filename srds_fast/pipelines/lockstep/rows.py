@@ -63,7 +63,7 @@ class RowTurns:
                 # the same call in other steps: those of other guidance branches differ in their conditioning
                 alike = [place for place in places if place.number == places[0].number]
                 for place in places[1:] if foreign else (alike[-1], alike[len(alike) // 2]):
-                    state = x + x.std() * torch.randn(x.shape, generator=draw).to(x)
+                    state = x + x.std() * torch.randn(x.shape, generator=draw, dtype=torch.float32, device="cpu").to(x)
                     call = yield from self._call_at(place, state, kind)
                     calls += [] if call is None else [call]
                 if merge:

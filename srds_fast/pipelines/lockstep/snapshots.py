@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...schedulers.private_draws import PrivateDraws
 from ...schedulers.reader import next_sample, remember, state_key
 from .turns import refused
 
@@ -73,9 +74,8 @@ def _stepped(scheduler: Any, timesteps: Tensor, options: dict[str, Any], x: Tens
     sample, output = x.new_ones([1] * x.ndim), m.new_ones([1] * m.ndim)
     states, keeps_sample = list[dict[str, Any]](), False
     returned: tuple[Any, ...] = ()
-    devices = [x.device] if x.is_cuda else []
     try:
-        with torch.random.fork_rng(devices):
+        with PrivateDraws():
             for timestep in timesteps:
                 states.append(_copied(vars(twin)))
                 if hasattr(twin, "scale_model_input"):

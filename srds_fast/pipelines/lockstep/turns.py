@@ -80,7 +80,7 @@ class LoopTurns:
     def begin(self, step: int, *, live: bool = True) -> None:
         """The body of the loop begins. live: of its first turn, for which there is no script yet."""
         if self.turn is None:
-            self.turn = Turn(step, torch.empty(0), live=live)
+            self.turn = Turn(step, torch.empty(0, device="cpu"), live=live)
         self._calls, self.under_way = [], True
         self._begin(step)
 

@@ -194,7 +194,9 @@ def perturbed(rule: MergeRule, call: Call, same: list[bool]) -> Call:
         size = float(value.float().std())
         if not math.isfinite(size) or size == 0:
             return value
-        noise = torch.randn(value.shape, generator=draw).to(value.device, value.dtype)
+        noise = torch.randn(value.shape, generator=draw, dtype=torch.float32, device="cpu").to(
+            value.device, value.dtype
+        )
         return value + size * noise if equal else 3 * value
 
     def changed(way: Way, leaf: Any, equal: bool) -> Any:

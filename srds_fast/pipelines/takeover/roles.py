@@ -49,7 +49,7 @@ class Column:
 
     @cached_property
     def tensor(self) -> Tensor:
-        return torch.tensor(self.numbers, dtype=self.dtype)
+        return torch.tensor(self.numbers, dtype=self.dtype, device="cpu")
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def verified(
     steps = sorted({0, last, *(variant.steps[-1] for variant in inferred.variants)}) if merged else [0]
     batch = len(network.state)
     # companions are unlike the row, and larger: what leaks from them then exceeds the rounding of half precision
-    other = 3 * torch.randn(network.state.shape, generator=draw).to(first.x)
+    other = 3 * torch.randn(network.state.shape, generator=draw, dtype=torch.float32, device="cpu").to(first.x)
     rows, expected, calls = list[Tensor](), list[Tensor](), len(first.calls) * first.turn.live
     for step in steps:
         ran = first

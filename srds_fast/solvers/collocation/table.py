@@ -44,7 +44,9 @@ def secant_table(
         fine_step(noise, index) if looks_back else first_order(noise, index, index + 1)
         for index in range(noise.num_steps)
     ]
-    a, b, e = (torch.tensor([getattr(step, name) for step in steps], dtype=torch.float64) for name in "abc")
+    a, b, e = (
+        torch.tensor([getattr(step, name) for step in steps], dtype=torch.float64, device="cpu") for name in "abc"
+    )
     level = (noise.alpha**2 + noise.sigma**2).sqrt()
     at_end = (noise.alpha_next[-1:] ** 2 + noise.sigma_next[-1:] ** 2).sqrt()
     ratio = (noise.sigma / noise.alpha).clamp(max=LARGEST_RATIO)
@@ -89,7 +91,7 @@ def _growth(noise: NoiseTable, gain: Tensor) -> Tensor:
     """The sampler's path from 1, without noise, for Gaussian data: x0 is gain * x; float64, [N + 1]."""
     if noise.triangles is not None:
         by_point = noise.triangles.of_x + noise.triangles.of_m * ((gain - noise.p) / noise.q)
-        path = torch.ones(noise.num_steps + 1, dtype=torch.float64)
+        path = torch.ones(noise.num_steps + 1, dtype=torch.float64, device="cpu")
         for index in range(noise.num_steps):
             path[index + 1] = by_point[index] @ path[:-1]  # what lies ahead has no weight
         return path
@@ -102,14 +104,14 @@ def _growth(noise: NoiseTable, gain: Tensor) -> Tensor:
         x += 0.0 if x0_before is None else m * (x0 - x0_before)
         x0_before = x0
         found.append(x)
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> dict[int, SecantWave]:
     # along the angle the output is smoother than along the steps or along the log-SNR
     way = torch.atan2(noise.sigma, noise.alpha)
     if not bool((way.diff() < -1e-9).all()):
-        way = -torch.arange(noise.num_steps, dtype=torch.float64)
+        way = -torch.arange(noise.num_steps, dtype=torch.float64, device="cpu")
     found: dict[int, SecantWave] = {}
     seen: set[int] = set()
     positions: tuple[int, ...] = ()
@@ -124,7 +126,10 @@ def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> dict[int, Se
         first, full = positions[0], len(positions) == noise.num_steps - positions[0]
         nodes = [row for row, position in enumerate(positions) if not seen or position in seen]
         new = [row for row in range(len(positions)) if row not in nodes]
-        between, of_nodes = None, (torch.zeros(0), torch.zeros(0))
+        between, of_nodes = (
+            None,
+            (torch.zeros(0, dtype=torch.float32, device="cpu"), torch.zeros(0, dtype=torch.float32, device="cpu")),
+        )
         if full:
             nodes = []
         if nodes:
@@ -136,9 +141,9 @@ def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> dict[int, Se
                 index(nodes),
                 *(each.to(spec.device, spec.dtype) for each in of_nodes),
             )
-        next_rows = torch.full((noise.num_steps + 1,), -1, dtype=torch.int32)
+        next_rows = torch.full((noise.num_steps + 1,), -1, dtype=torch.int32, device="cpu")
         following = program.positions[number + 1] if number + 1 < len(program) else ()
-        next_rows[list(following)] = torch.arange(len(following), dtype=torch.int32)
+        next_rows[list(following)] = torch.arange(len(following), dtype=torch.int32, device="cpu")
         found[number] = SecantWave(
             first,
             index(list(positions)),
@@ -160,18 +165,18 @@ def cubic(nodes: Tensor, points: Tensor) -> Tensor:
     size = min(LOCAL, len(nodes))
     after = torch.searchsorted(-nodes, -points, right=True)
     begin = (after - size // 2).clamp(0, len(nodes) - size)
-    index = begin[:, None] + torch.arange(size)
+    index = begin[:, None] + torch.arange(size, device="cpu")
     near = nodes[index]  # [P, size]
     away = points[:, None, None] - near[:, None, :]  # of node b, once for each node a
     apart = near[:, :, None] - near[:, None, :]
-    itself = torch.eye(size, dtype=torch.bool)
+    itself = torch.eye(size, dtype=torch.bool, device="cpu")
     factors = torch.where(itself, 1.0, away / torch.where(itself, 1.0, apart))
-    return torch.zeros(len(points), len(nodes), dtype=nodes.dtype).scatter_(1, index, factors.prod(-1))
+    return torch.zeros(len(points), len(nodes), dtype=nodes.dtype, device="cpu").scatter_(1, index, factors.prod(-1))
 
 
 def _linear(nodes: Tensor, points: Tensor) -> Tensor:
     """Weights [points, nodes] of the values at descending nodes [K] in a piecewise linear curve through them."""
-    weights = torch.zeros(len(points), len(nodes), dtype=nodes.dtype)
+    weights = torch.zeros(len(points), len(nodes), dtype=nodes.dtype, device="cpu")
     if len(nodes) == 1:
         return weights.fill_(1.0)
     after = torch.searchsorted(-nodes, -points, right=True).clamp(1, len(nodes) - 1)

@@ -137,7 +137,7 @@ def propagation(noise: NoiseTable, data_std: float | None) -> Tensor:
         response = torch.where(gain.abs() > SMALLEST_GAIN, (1 - keep) / gain, 1.0)
     by_point = noise.triangles.of_x + noise.triangles.of_m * ((response - noise.p) / noise.q)
     passes_on = torch.cat((by_point[:, 1:], torch.zeros_like(by_point[:, :1])), 1)
-    identity = torch.eye(noise.num_steps, dtype=torch.float64)
+    identity = torch.eye(noise.num_steps, dtype=torch.float64, device="cpu")
     found: Tensor = torch.linalg.solve_triangular(identity - passes_on, identity, upper=False, unitriangular=True)
     return found
 
@@ -151,10 +151,10 @@ def _sweeps(program: Sweeps, spec: TensorSpec, rows: tuple[Tensor, ...], *, slid
             continue
         next_positions, rows_of_next = None, None
         if not slides:
-            rows_of_next = torch.full((program.num_steps + 1,), -1, dtype=torch.int32)
+            rows_of_next = torch.full((program.num_steps + 1,), -1, dtype=torch.int32, device="cpu")
             if number + 1 < len(program):
                 next_positions, following = rows[number + 1], program.positions[number + 1]
-                rows_of_next[list(following)] = torch.arange(len(following), dtype=torch.int32)
+                rows_of_next[list(following)] = torch.arange(len(following), dtype=torch.int32, device="cpu")
             rows_of_next = rows_of_next.to(spec.device)
         at = torch.tensor(positions, device=spec.device)
         found[number] = Sweep(positions[0], positions[-1], at, next_positions, rows_of_next)

@@ -106,7 +106,7 @@ def _bounds(noise: NoiseTable, options: Parameters, *, bitwise: bool) -> Tensor:
     """Of the error of each step, by which the window slides; [N] float64."""
     everywhere = tuple(range(noise.num_steps + 1))
     if bitwise:
-        return torch.zeros(noise.num_steps, dtype=torch.float64)
+        return torch.zeros(noise.num_steps, dtype=torch.float64, device="cpu")
     if options.step_tolerance is None:
         assert options.tolerance is not None, "with_defaults fills it in"
         response, (_, assumed) = expected_responses(noise, everywhere), responses(noise, data_std_of(noise, options))

@@ -38,8 +38,8 @@ BLOCKS = Contraction(first=0.75, ratios=2, smallest=0.5, least_share=0.1)
 # ratio says nothing. They end in small movements that no longer shrink.
 SWEEPS = Contraction(fewest=3, ratios=3, smallest=0.3, slowest=0.9)
 # Secant sweeps converge faster than by any r, so the largest of three ratios needs no caution. Before the fourth wave
-# some points were never asked.
-SECANTS = Contraction(fewest=4, ratios=3, caution=1.0, smallest=0.4, slowest=0.9)
+# some points were never asked; at a loose tolerance, trained policies that turned late had come to rest in the fourth.
+SECANTS = Contraction(fewest=5, ratios=3, caution=1.0, smallest=0.4, slowest=0.9)
 # Where changes shrink less than in the wave before, the network is rough, and what was interpolated is worth less: the
 # doubt counts the square of that factor, at most this one squared.
 MOST_SLOWING = 20.0
@@ -65,7 +65,7 @@ def estimated_error(changes: Sequence[float], contraction: Contraction = BLOCKS,
         r = min(contraction.slowest, max(contraction.smallest, contraction.caution * observed))
         change = max(change, contraction.least_share * changes[-2])
     if doubt:
-        doubt *= _slowing(changes, max(2, contraction.blind)) ** 2
+        doubt *= _slowing(changes, max(2, contraction.blind - 1)) ** 2
     return math.hypot(change * r / (1 - r), doubt) if r < 1 else math.inf
 
 

@@ -39,11 +39,17 @@ class Cost(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """A sample that has stopped by itself; error: its `difference` to the sequential one, in grey levels."""
+    """A sample that has stopped by itself.
+
+    Attributes:
+        error: its `difference` to the sequential one, in grey levels.
+        told: the report says that it is within the tolerance.
+    """
 
     waves: float
     rows: float
     error: float
+    told: bool = True
 
 
 class Sample(NamedTuple):
@@ -143,12 +149,13 @@ def mean_cost(costs: Sequence[Cost | Stop]) -> Cost:
     return Cost(mean(each.waves for each in costs), mean(each.rows for each in costs))
 
 
-def recorded(problem: Problem, method: str, plan: Plan, reference: Tensor) -> Recording:
+def recorded(problem: Problem, method: str, plan: Plan, reference: Tensor, further: int | None = FURTHER) -> Recording:
     """Run each sample until it has stopped by the product's rule and is within the tolerance, or has taken N waves.
 
     Args:
         plan: as a user gets it.
         reference: the sequential samples.
+        further: iterations after that; None: none, also where it has stopped beyond the tolerance.
     """
     found = Recording(problem.name, plan.num_inference_steps, method)
     if plan.slides:
@@ -165,9 +172,9 @@ def recorded(problem: Problem, method: str, plan: Plan, reference: Tensor) -> Re
         doubts.append(doubt)
         if not judge.stops(found.iterations[-1], change, found.exact[-1], doubt):
             return True
-        if judge.diverged or found.stopped[-1].waves >= found.steps:
+        if judge.diverged or found.stopped[-1].waves >= found.steps or further is None:
             return False
-        return judge.further < FURTHER or max(errors[-1 - FURTHER :]) > tolerance
+        return judge.further < further or max(errors[-1 - further :]) > tolerance
 
     def keep(checkpoint: Checkpoint) -> tuple[int, ...]:
         iteration = checkpoint.iteration
@@ -207,4 +214,5 @@ def _ends(problem: Problem, plan: Plan, reference: Tensor) -> Iterator[Stop]:
     # sample by sample: the window of a batch would slide as its slowest sample does
     for sample, expected in enumerate(reference.split(1)):
         found = problem.one(sample).sampled(plan.num_inference_steps, plan=plan)
-        yield Stop(found.report.waves, found.report.rows, float(difference(found.sample, expected)))
+        error = float(difference(found.sample, expected))
+        yield Stop(found.report.waves, found.report.rows, error, all(found.report.converged))

@@ -14,32 +14,35 @@ from typing import NamedTuple
 
 
 class Contraction(NamedTuple):
-    first: float  # r before enough changes have been seen; 1: nothing is known then
+    first: float = 1.0  # r after the first change, where there is no ratio of two; 1: nothing is known then
     fewest: int = 1  # changes before which no error is estimated
-    ratios: int = 1  # how many ratios of successive changes count; r follows from the largest
+    ratios: int = 1  # how many ratios of successive changes count, at most; r follows from the largest
     caution: float = 2.0  # r is so many times that ratio: the next contraction may be weaker than the last
     smallest: float = 0.0  # least r, so that one lucky iteration does not end a run
     slowest: float = math.inf  # largest r
+    least_share: float = 0.0  # a change counts as no less than this share of the one before: it may be small by chance
 
     @property
     def blind(self) -> int:
         """Iterations too early to estimate an error; only a sample that is bitwise stationary stops there."""
-        return max(self.fewest - 1, self.ratios if self.first >= 1 else 0)
+        return self.fewest - 1
 
 
-# Parareal iterations. After the first the error may be as large as its change; later the contraction may be weaker than
-# the one before. With 0.15 in the place of `first`, and 0.1 in that of `smallest`, one of five samples of a mixture of
-# narrow Gaussians ended beyond a tolerance of 4e-2, up to twelve times; with these, one of 256.
-BLOCKS = Contraction(first=0.5, smallest=0.3)
+# How often samples end beyond the tolerance with these: section 5 of the notes in bench/results. Constants were chosen
+# on other mixtures, other starting noise and the same trained networks.
+#
+# Parareal iterations. Changes may alternate, so that a small one is followed by a larger one: two ratios count, and a
+# tenth of the change before. After the first iteration the error may be three times its change.
+BLOCKS = Contraction(first=0.75, ratios=2, smallest=0.5, least_share=0.1)
 # Fixed-point methods begin with iterates that have little to do with the sample, and may rest before they move on: one
-# ratio says nothing. They end in small movements that no longer shrink, because successive waves have other nodes. At
-# half a grey level: digits (25 to 100 steps, guidance 1 and 5) 0 of 264 samples beyond the tolerance; a mixture of five
-# sharp Gaussians in 64 dimensions 0 of 288 with all points, 5 of 288 with 24 nodes.
-SWEEPS = Contraction(first=1.0, ratios=2, smallest=0.2, slowest=0.9)
-# Secant sweeps converge faster than by any r, so the larger of two ratios needs no caution. Before the fourth wave some
-# points were never asked: while the third could end a run, 149 of 4096 samples of mixtures of narrow Gaussians ended
-# beyond a tolerance of 4e-2. How late stops come, and how many samples miss: section 5 of the notes in bench/results.
-SECANTS = Contraction(first=1.0, fewest=4, ratios=2, caution=1.0, slowest=0.9)
+# ratio says nothing. They end in small movements that no longer shrink.
+SWEEPS = Contraction(fewest=3, ratios=3, smallest=0.3, slowest=0.9)
+# Secant sweeps converge faster than by any r, so the largest of three ratios needs no caution. Before the fourth wave
+# some points were never asked; at a loose tolerance, trained policies that turned late had come to rest in the fourth.
+SECANTS = Contraction(fewest=5, ratios=3, caution=1.0, smallest=0.4, slowest=0.9)
+# Where changes shrink less than in the wave before, the network is rough, and what was interpolated is worth less: the
+# doubt counts the square of that factor, at most this one squared.
+MOST_SLOWING = 20.0
 # a change that grew this much over the first one will not come back before the exact prefix reaches it
 DIVERGENCE_FACTOR = 1e3
 
@@ -47,7 +50,8 @@ DIVERGENCE_FACTOR = 1e3
 def estimated_error(changes: Sequence[float], contraction: Contraction = BLOCKS, doubt: float = 0.0) -> float:
     """Mean absolute error left after these changes, oldest first; infinite while they shrink too little to say.
 
-    doubt: expected error that no change shows. The two are independent, so their squares are added.
+    doubt: expected error that no change shows; it counts more where changes shrink less than before. The two are
+    independent, so their squares are added.
     """
     change = changes[-1]
     if change == 0.0:
@@ -55,11 +59,25 @@ def estimated_error(changes: Sequence[float], contraction: Contraction = BLOCKS,
     if len(changes) < contraction.fewest:
         return math.inf
     r = contraction.first
-    if len(changes) > contraction.ratios:
+    if len(changes) > 1:
         newest = changes[-1 - contraction.ratios :]
         observed = max(after / before if before else math.inf for before, after in pairwise(newest))
         r = min(contraction.slowest, max(contraction.smallest, contraction.caution * observed))
+        change = max(change, contraction.least_share * changes[-2])
+    if doubt:
+        doubt *= _slowing(changes, max(2, contraction.blind - 1)) ** 2
     return math.hypot(change * r / (1 - r), doubt) if r < 1 else math.inf
+
+
+def _slowing(changes: Sequence[float], first: int) -> float:
+    """The largest factor between a ratio of successive changes and the ratio before, 1 to `MOST_SLOWING`.
+
+    first: index of the first change whose ratio counts.
+    """
+    most = 1.0
+    for before, between, after in zip(changes[first - 2 :], changes[first - 1 :], changes[first:], strict=False):
+        most = max(most, after * before / between**2 if between else MOST_SLOWING)
+    return min(most, MOST_SLOWING)
 
 
 class Diverged(Exception):

@@ -176,6 +176,7 @@ class _States:
         self._last_x0 = torch.zeros_like(x)
         self._noise, self._program, self._inputs = noise, program, inputs
         self._columns = _columns(noise, TensorSpec.of(x))
+        self._weights = _weights_of_carried(self._columns, program.bounds)
         assumed = torch.ones(program.num_blocks, dtype=torch.float64, device="cpu")
         self.error = CarriedError(noise, program.bounds, assumed, x)
 
@@ -224,7 +225,12 @@ class _States:
                     self._last_x0 = found[2][-1]
         behind = slice(first + 1, last + 1)
         positions = program.bounds[behind]
-        self.error.see(first, self.x[first:last], x)
+        arrived = x
+        if self._weights is not None:
+            # a step answers to what it departs from, and to what is carried to it: only the first is looked for
+            weights, brought = self._weights[:, first:last], self.carried[:, first:last]
+            arrived = x - torch.einsum("vb,vb...->b...", weights, brought)
+        self.error.see(first, self.x[first:last], arrived)
         moved = _update(self.x[behind], x)
         for values, solved in zip(self.carried[:, behind], carried, strict=True):
             _update(values, solved)
@@ -275,6 +281,13 @@ class _States:
                 count = 1 if self._noise.memory is None else self._noise.memory.carried(position + 1)
                 inputs.trajectory.record_carried(position + 1, carried[:count, row], self.samples)
         return x, carried, x0
+
+
+def _weights_of_carried(columns: dict[str, Tensor], bounds: tuple[int, ...]) -> Tensor | None:
+    """Of what is carried to each sub-interval, in its first step, [vectors, B]; None: steps take nothing of it."""
+    starts = list(bounds[:-1])
+    found = columns["keep"][starts, 0, 1:].mT if "keep" in columns else columns["d"].flatten(1)[None, starts, 0]
+    return found if bool(found.any()) else None
 
 
 def _update(values: Tensor, solved: Tensor) -> Tensor:

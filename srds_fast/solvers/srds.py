@@ -43,6 +43,8 @@ ORDER = {"2m": 2, "ddim": 1}
 FIRST_CHANGE = {"2m": 0.1, "ddim": 0.65}
 # about how far samples lie apart in it
 SPREAD = (0.6, 1.0, 1.7)
+# a further change is about this share of the one before
+SHRINKS = 0.1
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class SRDS(Method):
 def _stops(changes: list[float], stopping: Stopping) -> int:
     """The iteration after which a sample stops; changes that were not seen shrink as the last ones did."""
     contraction = stopping.contraction
-    shrinks = changes[-1] / changes[-2] if len(changes) > 1 and changes[-2] else contraction.first / contraction.caution
+    shrinks = changes[-1] / changes[-2] if len(changes) > 1 and changes[-2] else SHRINKS
     for iteration in range(1, stopping.max_iterations):
         if len(changes) < iteration:
             changes.append(changes[-1] * shrinks)

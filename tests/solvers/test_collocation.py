@@ -300,11 +300,12 @@ def test_small_systems_are_inverted() -> None:
 # the estimated error
 
 
-def test_a_stop_by_the_larger_of_two_ratios() -> None:
-    assert math.isinf(estimated_error([1.0, 0.1, 0.01], SECANTS)), "some points were never asked"
-    assert estimated_error([1.0, 1.0, 0.5, 0.05], SECANTS) == pytest.approx(0.05)
-    assert estimated_error([1.0, 1.0, 0.01, 0.002], SECANTS) == pytest.approx(0.002 * 0.2 / 0.8)
-    assert estimated_error([1.0, 1.0, 0.1, 0.5], SECANTS) == pytest.approx(9 * 0.5)
+def test_a_stop_by_the_largest_of_three_ratios() -> None:
+    assert math.isinf(estimated_error([1.0, 0.1, 0.01, 0.001], SECANTS)), "the last points have just been asked"
+    assert estimated_error([2.0, 1.0, 0.1, 0.05, 0.005], SECANTS) == pytest.approx(0.005)
+    assert estimated_error([2.0, 1.0, 0.1, 0.01, 0.006], SECANTS) == pytest.approx(0.006 * 0.6 / 0.4)
+    assert estimated_error([2.0, 1.0, 0.1, 0.01, 0.001], SECANTS) == pytest.approx(0.001 * 0.4 / 0.6)
+    assert estimated_error([2.0, 1.0, 1.0, 0.1, 0.5], SECANTS) == pytest.approx(9 * 0.5)
     assert estimated_error([1.0, 0.5, 0.0], SECANTS) == 0.0
 
 
@@ -322,7 +323,7 @@ def test_loose_tolerances_are_kept_where_samples_turn_late() -> None:
 
 
 def test_what_no_change_shows_is_added_in_squares() -> None:
-    assert estimated_error([1.0, 1.0, 0.5, 0.03], SECANTS, 0.04) == pytest.approx(0.05)
+    assert estimated_error([0.48, 0.24, 0.12, 0.06, 0.03], SECANTS, 0.04) == pytest.approx(0.05)
     assert estimated_error([1.0, 0.5, 0.0], SECANTS, 0.04) == 0.04
     assert math.isinf(estimated_error([1.0, 0.5], SECANTS, 0.04))
 

@@ -12,6 +12,7 @@ from problems import GaussianMixture, noise, scheduler
 from samplers import run
 from torch import Tensor
 
+from bench.workloads import sharp
 from srds_fast import sample
 from srds_fast.methods import ParaDiGMS, ParaSolver, ParaTAA
 from srds_fast.planner.choose import choose
@@ -78,6 +79,21 @@ def test_converged_is_said_only_where_the_sample_is_within_the_tolerance(name: s
         assert found.report.missed == found.report.converged.count(False)
     if name == "paradigms-published" and denoiser is amplifier:
         assert found.report.missed == 16
+
+
+@pytest.mark.parametrize("method", [ParaDiGMS(), ParaSolver()], ids=["paradigms", "parasolver"])
+def test_what_a_multistep_scheduler_carries_is_not_taken_for_the_answer_of_a_step(method: Any) -> None:
+    """What is carried moves as well, and may hide how a step answers to the state that it departs from."""
+    silent = said = 0
+    for problem in (sharp.modes(32, scheduler=sharp.multistep), sharp.modes(32, 40, 32, 0.2, sharp.multistep)):
+        expected = problem.sequential(50)
+        for tolerance in (4e-3, 4e-4):
+            found = problem.sampled(50, method=method, tolerance=tolerance)
+            beyond = (found.sample - expected).abs().mean(1) > tolerance
+            silent += sum(bool(off) and told for off, told in zip(beyond, found.report.converged, strict=True))
+            said += sum(found.report.converged)
+    assert silent <= 1
+    assert said > 32, "it is said of some"
 
 
 def test_bounds_add_up_to_the_tolerance_for_gaussian_data() -> None:

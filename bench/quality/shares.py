@@ -1,0 +1,256 @@
+"""Shares: how many samples end beyond the tolerance, by method, number of blocks, network, steps and tolerance.
+
+    python -m bench.quality.shares --networks build/networks       # trains what is not there yet
+    python -m bench.quality.shares --problems clipped flow --methods srds --every-row
+    python -m bench.quality.shares --from shares.json              # the tables of a run before
+
+Networks are trained ones, smooth mixtures, and sharp ones: mixtures of few narrow Gaussians under DDIM, DPM-Solver++
+and flow matching, and tanh under the default clip of DDIMScheduler. No constant of a rule was chosen on these mixtures,
+nor with this starting noise. A sample is beyond if its mean absolute difference to the sequential sample is larger than
+the tolerance: one that ends in another mode of a mixture is. Every method of the registry that iterates is asked, in
+its default form; SRDS also with few and with many blocks and as published, CHORDS also with 8 cores. "auto" takes one
+of these. Networks of images are asked by a few of them. Methods whose window slides run one sample after another, as
+their windows would slide together.
+
+A row is a method, a network, a number of steps and a tolerance. Its samples run in one batch, once, and are judged at
+every tolerance as `bench.quality.stops` judges them. Methods with a window do not keep to a tolerance by their changes:
+"told" are those samples beyond it that their report calls within. Elsewhere that is all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from bench.command import parser, write, written
+from bench.speed.timing import timed
+from bench.workloads import sharp
+from bench.workloads.problems import GREY_LEVEL, Problem
+from srds_fast.cli.output import show_table
+from srds_fast.planner.choose import choose
+from srds_fast.planner.settings import Settings
+from srds_fast.solvers.chords import Chords
+from srds_fast.solvers.method import Method
+from srds_fast.solvers.registry import REGISTERED
+from srds_fast.solvers.sequential import Sequential
+from srds_fast.solvers.srds import SRDS
+
+from .recordings import Stop, recorded
+from .stops import PROBLEMS, Networks
+
+TOLERANCES = (4e-2, 4e-3, 4e-4)
+# rows with a larger share are listed
+MOST_OF_A_ROW = 0.02
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A problem, and how it is asked.
+
+    Attributes:
+        kind: "trained", "smooth" or "sharp".
+        make: (samples, networks) -> the problem.
+        steps: numbers of steps that it is solved with.
+        samples: in one batch; one_by_one: of methods that take one after another.
+        methods: None: all.
+    """
+
+    kind: str
+    make: Callable[[int, Networks], Problem]
+    steps: tuple[int, ...]
+    samples: int
+    one_by_one: int
+    methods: tuple[str, ...] | None = None
+
+
+# a row of a network of images costs many times one of the others
+OF_IMAGES = ("srds", "srds, few blocks", "collocation", "parataa")
+
+
+def _images(name: str) -> Kind:
+    return Kind("trained", PROBLEMS[name], (25,), 32, 8, OF_IMAGES)
+
+
+def _policy(name: str) -> Kind:
+    return Kind("trained", PROBLEMS[name], (25, 50), 96, 24)
+
+
+def _closed(kind: str, make: Callable[[int], Problem]) -> Kind:
+    return Kind(kind, lambda samples, networks: make(samples), (20, 25, 50, 100), 128, 24)
+
+
+FLOW = FlowMatchEulerDiscreteScheduler
+KINDS: dict[str, Kind] = {
+    "digits-guided": _images("digits-guided"),
+    "patches": _images("patches"),
+    "patches-guided": _images("patches-guided"),
+    "policy": _policy("policy"),
+    "other-policy": _policy("other-policy"),
+    "mixture": _closed("smooth", lambda samples: PROBLEMS["mixture"](samples, Networks(None, None))),
+    "4-modes": _closed("sharp", partial(sharp.modes, count=4, size=16, std=0.15)),
+    "8-modes": _closed("sharp", partial(sharp.modes, count=8, size=8, std=0.1)),
+    "40-modes": _closed("sharp", partial(sharp.modes, count=40, size=32, std=0.2)),
+    "multistep": _closed("sharp", partial(sharp.modes, count=8, size=8, std=0.1, scheduler=sharp.multistep)),
+    "flow": _closed("sharp", partial(sharp.modes, count=8, size=8, std=0.1, scheduler=FLOW)),
+    "clipped": _closed("sharp", sharp.clipped),
+}
+
+
+def variants(steps: int) -> dict[str, Method]:
+    """What is asked for N steps, by name; forms that are the same are left out."""
+    found: dict[str, Method] = {each.name: each() for each in REGISTERED if each is not Sequential}
+    usual = max(1, round(steps / max(2, round(math.sqrt(steps) / 2))))
+    found["srds, few blocks"] = SRDS(num_blocks=max(2, round(math.sqrt(steps) / 1.3)))
+    if usual < steps // 2:
+        found["srds, many blocks"] = SRDS(num_blocks=steps // 2)
+    return found | {"srds, published": SRDS.published(steps), "chords, 8 cores": Chords(num_cores=8)}
+
+
+METHODS = tuple(variants(100))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A row: its samples, how many of them are beyond the tolerance, the worst error in tolerances, mean waves."""
+
+    method: str
+    problem: str
+    steps: int
+    tolerance: float
+    samples: int
+    beyond: int
+    told: int
+    worst: float
+    waves: float
+
+    @classmethod
+    def of(cls, method: str, problem: str, steps: int, tolerance: float, stops: Sequence[Stop]) -> Share:
+        errors = [stop.error * GREY_LEVEL / tolerance for stop in stops]
+        beyond = [stop.told for stop, error in zip(stops, errors, strict=True) if error > 1]
+        waves = sum(stop.waves for stop in stops) / len(stops)
+        return cls(method, problem, steps, tolerance, len(stops), len(beyond), sum(beyond), max(errors), waves)
+
+    @property
+    def share(self) -> float:
+        """Of the samples that are beyond the tolerance and told to be within."""
+        return self.told / self.samples
+
+
+def shares(problems: Sequence[str], methods: Sequence[str], networks: Networks, smoke: bool) -> Iterator[Share]:
+    """Every method on every problem; progress is told on stderr. smoke: 8 steps, few samples."""
+    for name in problems:
+        kind = KINDS[name]
+        samples = 2 if smoke else kind.samples
+        posed = kind.make(samples, networks)._replace(name=name)
+        for steps in (8,) if smoke else kind.steps:
+            reference = posed.sequential(steps)
+            for method, options in variants(steps).items():
+                if method in methods and (kind.methods is None or method in kind.methods):
+                    asked = posed, method, options, steps, reference, min(samples, kind.one_by_one)
+                    seconds, found = timed(partial(judged, *asked))
+                    print(f"{name}, {steps} steps, {method}: {seconds:.1f} s", file=sys.stderr)
+                    yield from found
+
+
+def judged(
+    posed: Problem, method: str, options: Method, steps: int, reference: torch.Tensor, one_by_one: int
+) -> list[Share]:
+    plans = {tolerance: choose(steps, Settings(method=options, tolerance=tolerance)) for tolerance in TOLERANCES}
+    tightest = plans[min(TOLERANCES)]
+    if not tightest.slides:
+        whole = recorded(posed, method, tightest, reference, further=None)
+    found = []
+    for tolerance, plan in plans.items():
+        if plan.slides:
+            some = slice(one_by_one)
+            stops = recorded(posed.only(some), method, plan, reference[some]).ends
+        else:
+            stops = whole.stops(tolerance, plan.options.contraction)
+        found.append(Share.of(method, posed.name, steps, tolerance, stops))
+    return found
+
+
+def show(found: Sequence[Share], every_row: bool) -> None:
+    """Print the shares by method and network, those of every method, and what misses a goal."""
+    if every_row:
+        show_table([_line(each) | {"waves": each.waves} for each in found], text=("method", "network"))
+        print()
+    rows, by_method = [], []
+    for method in dict.fromkeys(each.method for each in found):
+        theirs = [each for each in found if each.method == method]
+        by_method.append({"method": method} | _by_tolerance(theirs))
+        for name in dict.fromkeys(each.problem for each in theirs):
+            rows.append({"method": method, "network": name} | _by_tolerance([e for e in theirs if e.problem == name]))
+    show_table(rows, text=("method", "network"))
+    print()
+    show_table(by_method, text=("method",))
+    print()
+    missed = [each for each in found if each.share > MOST_OF_A_ROW]
+    if missed:
+        print(f"rows with more than {MOST_OF_A_ROW:.0%} beyond:")
+        show_table([_line(each) for each in missed], text=("method", "network"))
+    for kind in dict.fromkeys(each.kind for each in KINDS.values()):
+        _total(kind, [each for each in found if KINDS[each.problem].kind == kind])
+    _total("all", found)
+
+
+def _line(share: Share) -> dict[str, object]:
+    place = {"method": share.method, "network": share.problem, "N": share.steps, "tolerance": share.tolerance}
+    counts = {"samples": share.samples, "beyond": share.beyond, "told": share.told, "share": f"{share.share:.1%}"}
+    return place | counts | {"worst": f"{share.worst:.1f}"}
+
+
+def _by_tolerance(rows: Sequence[Share]) -> dict[str, object]:
+    found: dict[str, object] = {"samples": sum(each.samples for each in rows) // len(TOLERANCES)}
+    for tolerance in TOLERANCES:
+        here = [each for each in rows if each.tolerance == tolerance]
+        share = sum(each.told for each in here) / sum(each.samples for each in here)
+        waves = sum(each.waves * each.samples for each in here) / sum(each.samples for each in here)
+        found[f"{tolerance:.0e}"] = f"{share:.1%} {max(each.worst for each in here):.1f}"
+        found[f"waves {tolerance:.0e}"] = f"{waves:.2f}"
+    return found
+
+
+def _total(name: str, rows: Iterable[Share]) -> None:
+    rows = list(rows)
+    if rows:
+        samples, told, beyond = (sum(getattr(each, what) for each in rows) for what in ("samples", "told", "beyond"))
+        largest = max(rows, key=lambda each: each.share)
+        worst = max(each.worst for each in rows)
+        print(
+            f"{name}: {told} of {samples} beyond and told to be within, {told / samples:.2%}; {beyond - told} more "
+            f"beyond and told so; at most {largest.share:.1%} in a row of {len(rows)}; worst {worst:.1f} tolerances"
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    torch.set_num_threads(1)
+    told = parser("bench.quality.shares", __doc__)
+    told.add_argument("--problems", nargs="*", choices=list(KINDS), default=list(KINDS), metavar="PROBLEM")
+    told.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS, metavar="METHOD")
+    told.add_argument("--networks", type=Path, metavar="FOLDER", help="where trained networks are kept")
+    told.add_argument("--training-steps", type=int, help="of every network; left out: as many as each needs")
+    told.add_argument("--every-row", action="store_true", help="print every row, with its mean waves")
+    told.add_argument("--from", dest="saved", type=written, help="JSON of this command: nothing is run")
+    told.add_argument("--smoke", action="store_true", help="a tiny size: 8 steps, 2 samples, hardly trained")
+    options = told.parse_args(arguments)
+    found: list[Share] = []
+    if options.saved is not None:
+        found = [Share(**each) for each in options.saved["shares"]]
+    else:
+        networks = Networks(options.networks, 3 if options.smoke else options.training_steps)
+        for each in shares(options.problems, options.methods, networks, options.smoke):
+            found.append(each)
+            write(options.json, None, shares=[asdict(one) for one in found])
+    show(found, options.every_row)
+
+
+if __name__ == "__main__":
+    main()

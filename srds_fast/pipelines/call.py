@@ -35,6 +35,7 @@ from .modular.errors_log import held_back
 from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
+from .replaced import why_replaced
 from .state import OWN_ARGUMENTS, Arguments, RandomState, bind
 from .stock import TimedStockLoop, chosen_stock_call, kind_of_call, may_choose_stock, remember, stock_call
 from .takeover.calls import SCALING
@@ -45,6 +46,8 @@ def stock_reason(fast: Any, arguments: Arguments) -> str | None:
     if arguments.get("callback") is not None:
         return "callback was given, which sees every step's latents: pass it as callback_on_step_end"
     if is_modular(fast) and (why := why_stock(fast, arguments)) is not None:
+        return why
+    if (why := why_replaced(fast)) is not None:
         return why
     if arguments.get("callback_on_step_end") is not None and fast._srds.planner.settings.max_iterations == 0:
         return "callback_on_step_end was given and max_iterations=0: no fine step is computed, so it is never called"
@@ -247,7 +250,7 @@ def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
     A loop may contain code that does not work with proxies or random numbers. So its own errors count too; if such an
     error has another cause, the stock loop raises it again.
     """
-    what = str(error).partition(". ")[0]
+    what = str(error).partition(". ")[0].rstrip(".")
     if isinstance(error, torch.OutOfMemoryError):  # the stock loop's waves have one row
         if lockstep.session is None or lockstep.run.sample is not None or lockstep.run.counts.peak_rows <= 1:
             return None

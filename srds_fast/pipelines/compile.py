@@ -22,6 +22,7 @@ from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
 from ..sampling.sample import costs_of_denoisers
 from ..sampling.session import Planner
+from ..schedulers.reader import replaced_methods
 from ..schedulers.verify import adds_noise, check_scheduler
 from ..solvers.checks import check_one_of, check_whole
 from ..solvers.method import Method
@@ -335,7 +336,8 @@ def compile(
     check_one_of("overlap", overlap, OVERLAPS)
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
     check_pipeline(original)
-    check_scheduler(original.scheduler)
+    if not replaced_methods(original.scheduler):  # calls then run on the stock loop
+        check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
     planner = Planner(settings, plan, cache=CurveCache.of(cache_dir, network_options), learn_stop=learn_stop)
     state = State(original, planner, strict, lazy_capture, Graphs(max_graphs), network_options, overlap, audit)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Hashable, Mapping
+from functools import partial
 from numbers import Number
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,8 @@ from .modular.arguments import is_modular
 from .state import Arguments
 
 _UNKNOWN = object()
+# longer tensors are conditioning, which is known by its shape: a call may show that it is used in another way
+MOST_SETTINGS = 8
 # what turns do not depend on: a rehearsal finds a loop that draws, whichever generator it draws from
 _BESIDE_THE_LOOP = ("callback_on_step_end", "generator", "output_type", "return_dict")
 
@@ -52,6 +56,8 @@ def kind_of_part(part: Any) -> Hashable:
     found = _of_value(part)
     if found is not _UNKNOWN:
         return found
+    if isinstance(part, FunctionType | MethodType | partial):  # a method that the user has replaced
+        return part
     # guiders and processors: their settings
     return type(part), _of_settings(getattr(part, "__dict__", {}))
 
@@ -90,7 +96,9 @@ def _of_value(value: Any, by_value: bool = True) -> Hashable:
     if isinstance(value, str):
         return str, value if by_value else None
     if isinstance(value, Tensor):
-        return Tensor, value.shape, value.dtype, value.device, value.item() if value.ndim == 0 else None
+        # a few numbers are settings: a guidance scale may be given as a tensor
+        held = tuple(value.flatten().tolist()) if value.numel() <= MOST_SETTINGS else None
+        return Tensor, value.shape, value.dtype, value.device, held
     if isinstance(value, torch.Generator):
         return (torch.Generator,)
     if isinstance(value, dict):

@@ -24,6 +24,7 @@ from .kinds import KindOfLoop
 from .lockstep.proxies import copy_scheduler
 from .modular.blocks import without_progress_bar
 from .notices import warn_fallback
+from .replaced import bound_methods
 from .state import Arguments, RandomState, State, steps_of, undecoded
 
 MOST_KINDS = 64
@@ -89,7 +90,7 @@ def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None]) -> Any:
 
     scheduler.step = step_and_tell
     twin = object.__new__(type(fast.original))
-    vars(twin).update({**vars(fast), **parts, "scheduler": scheduler})
+    vars(twin).update({**vars(fast), **bound_methods(fast, twin), **parts, "scheduler": scheduler})
     return twin
 
 

@@ -22,13 +22,14 @@ from ..engine.graphs.cache import Graphs
 from ..engine.graphs.cache_key import function_key, modules_of
 from ..engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ..engine.run import Observer, core_of
-from ..errors import DivergenceError, InvalidArgument
+from ..errors import DivergenceError, InvalidArgument, UnsupportedScheduler
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
 from ..planner.curve_cache import CurveCache
 from ..planner.exploration import Exploration
 from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
 from ..planner.settings import GRAPH_ENGINES, MOST_STEPS, Settings
+from ..schedulers.reader import replaced_methods
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table, takes_eta
 from ..solvers.checks import check_whole
@@ -230,6 +231,11 @@ def _check(x: Any, cond: Mapping[str, Any], scheduler: Any, steps: Any, eta: Any
     if isinstance(scheduler, type) or not hasattr(scheduler, "set_timesteps"):
         raise InvalidArgument(
             f"scheduler is {scheduler!r}. It must be an instance of a diffusers scheduler. Pass DDIMScheduler()."
+        )
+    if replaced := replaced_methods(scheduler):
+        raise UnsupportedScheduler(
+            f"{replaced[0]} of this {type(scheduler).__name__} was replaced on the object. The steps are read from a "
+            "copy, which the function was not made for. Put it into a subclass, and pass an object of that."
         )
 
 

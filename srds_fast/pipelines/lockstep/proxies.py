@@ -20,6 +20,7 @@ from ...errors import SrdsFastError
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
 from ..merging.rule import Call
+from ..replaced import bound_methods
 from .snapshots import snapshots
 from .turns import refused
 
@@ -261,9 +262,9 @@ class ProgressProxy:
 
         def update(_count: int = 1) -> None:
             nonlocal shown
-            if self._lockstep.final_steps > shown:
-                bar.update(self._lockstep.final_steps - shown)
-                shown = self._lockstep.final_steps
+            while shown < self._lockstep.final_steps:  # one by one, as a bar of the user's may count
+                bar.update()
+                shown += 1
 
         with self._progress_bar(total=total, **options) as bar:
             self._lockstep.progress = update
@@ -303,14 +304,15 @@ def copy_with_proxies(pipe: Any, cls: Any, lockstep: Any, parts: dict[str, Any])
     twin.__dict__.update(
         {
             **pipe.__dict__,
+            **bound_methods(pipe, twin),
             **parts,
             **networks,
             "scheduler": lockstep.scheduler,
         }
     )
     if hasattr(cls, "progress_bar"):  # the blocks of a modular pipeline have it instead
-        vars(twin)["progress_bar"] = ProgressProxy(functools.partial(cls.progress_bar, twin), lockstep)
+        vars(twin)["progress_bar"] = ProgressProxy(twin.progress_bar, lockstep)
     if hasattr(cls, "maybe_free_model_hooks"):
         # offloading hooks belong to the networks, not to their proxies
-        vars(twin)["maybe_free_model_hooks"] = functools.partial(cls.maybe_free_model_hooks, pipe)
+        vars(twin)["maybe_free_model_hooks"] = pipe.maybe_free_model_hooks
     return twin

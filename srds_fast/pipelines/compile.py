@@ -20,8 +20,8 @@ from ..planner.curve_cache import CurveCache
 from ..planner.exploration import EXPLORING
 from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
+from ..sampling.planner import Planner
 from ..sampling.sample import costs_of_denoisers
-from ..sampling.session import Planner
 from ..schedulers.reader import replaced_methods
 from ..schedulers.verify import adds_noise, check_scheduler
 from ..solvers.checks import check_one_of, check_whole
@@ -183,7 +183,8 @@ class FastPipeline:
 
         Without calibration a call estimates its error from the change per iteration, and may run one more iteration to
         confirm it. Calibration measures the difference to the sequential sample instead. It fixes the number of
-        iterations that keeps this share of the samples within the tolerance, for later calls with as many steps.
+        iterations that keeps this share of the samples within the tolerance, for later calls with as many steps, the
+        same guidance, and as many images and tokens. Other calls do not use the plan, as `report.left_out` says.
 
         Args:
             prompts: inputs like those of later calls, used in turn; each is a prompt, or a dict of arguments.

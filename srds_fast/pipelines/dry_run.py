@@ -76,8 +76,9 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
             run_call(eager, (), arguments(sample), keep)
         return [(iteration, torch.cat(given)) for iteration, given in outputs.items() if len(given) == num_samples]
 
-    plan = calibrated(num_steps, planner.settings, stochastic, pricing, run, quantile)
-    planner.calibrated[num_steps, stochastic] = plan, pricing.kind
+    context = session.context()
+    plan = replace(calibrated(num_steps, planner.settings, stochastic, pricing, run, quantile), context=context)
+    planner.calibrated[num_steps, stochastic, pricing.kind, context] = plan
     return plan
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..engine.graphs.cache import Graphs
 from ..planner.exploration import Exploration
 from ..planner.settings import MOST_STEPS
-from ..sampling.session import Planner, Session
+from ..sampling.planner import Planner
+from ..sampling.session import Session
 from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions

@@ -38,8 +38,9 @@ from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
 from ..telemetry.report import Report, stock_report
+from .planner import Planner
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
-from .session import Planner, Session
+from .session import Session
 from .trials import TurnClock
 
 logger = logging.getLogger("srds_fast")
@@ -300,6 +301,10 @@ class _DenoiserNetwork:
     def kind(self) -> Hashable:
         shapes = tuple((name, value.shape, value.dtype) for name, value in self.cond.items())
         return _cost_key(self.denoiser), shapes
+
+    @property
+    def conditions(self) -> Hashable:
+        return tuple((name, value.shape, value.dtype) for name, value in self.cond.items())
 
     @property
     def modules_found(self) -> tuple[nn.Module, ...]:

@@ -7,38 +7,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..engine.costs import Costs, price
+from ..engine.costs import price
 from ..engine.eager import Evaluator
-from ..engine.graphs.cache import Graphs
 from ..engine.graphs.capturable import Capturable
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, Run
 from ..engine.streams import TwoLanes
-from ..errors import DivergenceError, PlanMismatch, UnsupportedPipeline
+from ..errors import DivergenceError, UnsupportedPipeline
 from ..kernels.common.dispatch import implementation
 from ..planner.audit import Audit
 from ..planner.choose import choose
-from ..planner.context import context_of
-from ..planner.curve_cache import CurveCache
+from ..planner.context import KIND_OF_CALL, Context, context_of
 from ..planner.experience import kind_of_run
 from ..planner.exploration import Exploration
 from ..planner.first_stop import FirstStop
 from ..planner.plan import Plan
-from ..planner.search import Pricing, explored
+from ..planner.search import Pricing
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Checkpoint, Evaluate, SolverInputs
 from ..solvers.convergence import Diverged
-from ..solvers.method import Method
 from ..solvers.program import Program
-from ..solvers.registry import SEQUENTIAL, options_of
+from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import Report
+from .planner import Planner
 from .trials import Advance, TimeStock, TooSlow, Trials, all_waves, audit, cut_off
 
 
@@ -48,6 +46,10 @@ class Network(Protocol):
     @property
     def kind(self) -> Hashable:
         """Everything the cost of a call depends on, except the shape of the state."""
+
+    @property
+    def conditions(self) -> Hashable:
+        """What decides how many iterations a calibrated plan needs: guidance, and the shapes of the conditioning."""
 
     @property
     def modules(self) -> Sequence[nn.Module]:
@@ -66,75 +68,6 @@ class Network(Protocol):
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
         """Everything needed to record this call. A ValueError says why it cannot be recorded."""
-
-
-@dataclass
-class Planner:
-    """Chooses the plan of a call."""
-
-    settings: Settings
-    plan: Plan | None = None  # the user's plan; None: choose one
-    costs: Costs = field(default_factory=Costs)  # measurements of earlier calls
-    cache: CurveCache | None = None  # where measured costs are kept for other processes
-    audits: dict[Hashable, Audit] = field(default_factory=dict)  # by kind of call and of run
-    learn_stop: bool = False  # whether calls learn when later ones may stop after the first iteration
-    first_stops: dict[Hashable, FirstStop] = field(default_factory=dict)  # what they have learnt, as audits
-    # plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for
-    calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
-
-    @property
-    def engine(self) -> str:
-        return self.settings.engine if self.plan is None else self.plan.engine
-
-    @property
-    def measures(self) -> bool:
-        """Whether the plan of a call depends on what its network calls cost."""
-        return self.plan is None and self.settings.measures
-
-    def without_trials(self) -> Planner:
-        """The same for calls that can run no other plans beside their own: predictions decide alone."""
-        return replace(self, settings=replace(self.settings, explore=0.0))
-
-    @property
-    def max_rows(self) -> int | None:
-        return self.settings.max_rows if self.plan is None else self.plan.max_rows
-
-    @property
-    def options(self) -> Method | None:
-        """The options of the method asked for; None where the planner chooses it."""
-        return options_of(self.settings.method) if self.plan is None else self.plan.options
-
-    def graph_runner(
-        self, graphs: Graphs, on_gpu: bool, lazy: bool, refused: Callable[[str], None], whole: bool = False
-    ) -> GraphRunner | None:
-        """How a call may use graphs; None: it runs eagerly. on_gpu: whether graphs can save time."""
-        auto = self.engine == "auto"
-        if self.engine == "eager" or (auto and not on_gpu):
-            return None
-        return GraphRunner(graphs, lazy, refused, whole, weighed=auto, kind="graph" if auto else self.engine)
-
-    def choose(
-        self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None
-    ) -> tuple[Plan, Exploration | None]:
-        """The plan of a call, and the exploration it comes from; PlanMismatch if the plan given is for other steps.
-
-        pricing: measures the cost of the call; None: that is impossible before the call.
-        """
-        if self.plan is not None:
-            if self.plan.num_inference_steps != num_steps:
-                raise PlanMismatch(
-                    f"The plan is for {self.plan.num_inference_steps} steps, this call has {num_steps}. A plan is "
-                    "valid for one number of steps. Leave plan out, or make one for this number."
-                )
-            return self.plan, None
-        if pricing is not None:
-            plan, kind = self.calibrated.get((num_steps, stochastic), (None, None))
-            if plan is not None and (kind, plan.context) == (pricing().kind, pricing().context):
-                return plan, None  # valid for calls of its own kind only
-            if self.settings.measures:
-                found = explored(num_steps, self.settings, stochastic, pricing())
-                return found.plan, found
-        return choose(num_steps, self.settings, stochastic), None
 
 
 @dataclass(eq=False)
@@ -174,12 +107,11 @@ class Session:
         begun = time.perf_counter()
         measurable = self.network is not None and self.noise.num_steps > 1
         pricing = self.price if measurable or self.pricing is not None else None
-        self.plan, self.exploration = self.planner.choose(self.noise.num_steps, self.stochastic, pricing)
+        self.plan, self.exploration = self.planner.choose(self.noise.num_steps, self.stochastic, pricing, self.context)
         planning = time.perf_counter() - begun
         given = self.planner.plan
         if given is not None and given.context is not None:  # the other plans were made for this call
-            modules = () if self.network is None else self.network.modules
-            given.context.check(context_of(self.state.device, self.noise, modules))
+            given.context.check(self.context())
         if self.started is not None:
             self.started += planning
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
@@ -196,6 +128,14 @@ class Session:
     @property
     def device(self) -> torch.device:
         return self.state.device
+
+    def context(self) -> Context:
+        """What a plan for this call depends on."""
+        network = self.network
+        if network is None:
+            return context_of(self.device, self.noise)
+        conditions = tuple(self.state.shape), network.conditions
+        return context_of(self.device, self.noise, network.modules, conditions)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Take the output of the last wave and return the next wave; None when `run.sample` is complete."""
@@ -326,6 +266,9 @@ class Session:
         run, plan = self.run, self._reported.plan
         prediction = plan.prediction
         fused = plan.options.fused(self.noise, constrained=self.inputs.constrain is not None)
+        calibrated = self.planner.calibrated.values()
+        if self.planner.has_calibrated(self.noise.num_steps, self.stochastic) and self.plan not in calibrated:
+            left_out = [*left_out, f"a calibrated plan was left out: it is for {KIND_OF_CALL}"]
         return Report(
             method=plan.method,
             engine=run.engine.name,

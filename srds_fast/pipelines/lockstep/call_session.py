@@ -15,8 +15,9 @@ from ...engine.run import Observer, Run
 from ...errors import UnsupportedPipeline
 from ...kernels.wave_update import NetworkInput
 from ...planner.search import Pricing
+from ...sampling.planner import Planner
 from ...sampling.rows import Generators, draw_noise, state_dtype
-from ...sampling.session import Planner, Session
+from ...sampling.session import Session
 from ...sampling.trials import TimeStock
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Constrain, Evaluate, SolverInputs, Trajectory

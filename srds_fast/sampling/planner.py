@@ -1,0 +1,102 @@
+"""Chooses the plan of a call: the one given, a calibrated one, or the best of those whose costs are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+
+from ..engine.costs import Costs
+from ..engine.graphs.cache import Graphs
+from ..engine.graphs.runner import GraphRunner
+from ..errors import PlanMismatch
+from ..planner.audit import Audit
+from ..planner.choose import choose
+from ..planner.context import Context
+from ..planner.curve_cache import CurveCache
+from ..planner.exploration import Exploration
+from ..planner.first_stop import FirstStop
+from ..planner.plan import Plan
+from ..planner.search import Pricing, explored
+from ..planner.settings import Settings
+from ..solvers.method import Method
+from ..solvers.registry import options_of
+
+
+@dataclass
+class Planner:
+    """Chooses the plan of a call."""
+
+    settings: Settings
+    plan: Plan | None = None  # the user's plan; None: choose one
+    costs: Costs = field(default_factory=Costs)  # measurements of earlier calls
+    cache: CurveCache | None = None  # where measured costs are kept for other processes
+    audits: dict[Hashable, Audit] = field(default_factory=dict)  # by kind of call and of run
+    learn_stop: bool = False  # whether calls learn when later ones may stop after the first iteration
+    first_stops: dict[Hashable, FirstStop] = field(default_factory=dict)  # what they have learnt, as audits
+    # plans by number of steps, whether steps add noise, kind of calls as priced, and context
+    calibrated: dict[tuple[int, bool, Hashable, Context], Plan] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> str:
+        return self.settings.engine if self.plan is None else self.plan.engine
+
+    @property
+    def measures(self) -> bool:
+        """Whether the plan of a call depends on what its network calls cost."""
+        return self.plan is None and self.settings.measures
+
+    def without_trials(self) -> Planner:
+        """The same for calls that can run no other plans beside their own: predictions decide alone."""
+        return replace(self, settings=replace(self.settings, explore=0.0))
+
+    @property
+    def max_rows(self) -> int | None:
+        return self.settings.max_rows if self.plan is None else self.plan.max_rows
+
+    @property
+    def options(self) -> Method | None:
+        """The options of the method asked for; None where the planner chooses it."""
+        return options_of(self.settings.method) if self.plan is None else self.plan.options
+
+    def graph_runner(
+        self, graphs: Graphs, on_gpu: bool, lazy: bool, refused: Callable[[str], None], whole: bool = False
+    ) -> GraphRunner | None:
+        """How a call may use graphs; None: it runs eagerly. on_gpu: whether graphs can save time."""
+        auto = self.engine == "auto"
+        if self.engine == "eager" or (auto and not on_gpu):
+            return None
+        return GraphRunner(graphs, lazy, refused, whole, weighed=auto, kind="graph" if auto else self.engine)
+
+    def choose(
+        self,
+        num_steps: int,
+        stochastic: bool,
+        pricing: Callable[[], Pricing] | None = None,
+        context: Callable[[], Context] | None = None,
+    ) -> tuple[Plan, Exploration | None]:
+        """The plan of a call, and the exploration it comes from; PlanMismatch if the plan given is for other steps.
+
+        pricing: measures the cost of the call; None: that is impossible before the call. context: of the call, with
+        what a calibrated plan depends on; None: that of its costs.
+        """
+        if self.plan is not None:
+            if self.plan.num_inference_steps != num_steps:
+                raise PlanMismatch(
+                    f"The plan is for {self.plan.num_inference_steps} steps, this call has {num_steps}. A plan is "
+                    "valid for one number of steps. Leave plan out, or make one for this number."
+                )
+            return self.plan, None
+        if pricing is not None:
+            if self.has_calibrated(num_steps, stochastic):
+                here = pricing().context if context is None else context()
+                plan = self.calibrated.get((num_steps, stochastic, pricing().kind, here))
+                if plan is not None:
+                    return plan, None  # valid for calls of its own kind only
+            if self.settings.measures:
+                found = explored(num_steps, self.settings, stochastic, pricing())
+                return found.plan, found
+        return choose(num_steps, self.settings, stochastic), None
+
+    def has_calibrated(self, num_steps: int, stochastic: bool) -> bool:
+        """Whether a plan was calibrated for so many steps, of whichever kind of calls."""
+        return any(key[:2] == (num_steps, stochastic) for key in self.calibrated)

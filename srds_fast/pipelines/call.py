@@ -28,7 +28,7 @@ from .lockstep.call_session import CallSettings
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
 from .lockstep.own_enumerate import with_own_enumerate
-from .lockstep.proxies import UsesWithheld, copy_with_proxies
+from .lockstep.proxies import UsesWithheld, copy_with_proxies, tell
 from .modular.arguments import is_modular, why_stock
 from .modular.blocks import driven, without_progress_bar, without_proxies
 from .modular.errors_log import held_back
@@ -171,6 +171,8 @@ def _run_call(
             output = with_own_enumerate(cls.__call__)(proxied, *given[0], **given[1])
             if not lockstep.finished:
                 raise UnsupportedPipeline("Its loop ended before its last step, or was not found.")
+            if not state.quiet:
+                tell(fast, proxied)
             return without_proxies(output) if is_modular(fast) else output
         except Exception as why:
             # a callback or a stream has already seen results of this call: it cannot start again

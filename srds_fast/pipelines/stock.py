@@ -21,7 +21,7 @@ from .compiled import AUTO
 from .guiders import own_guiders
 from .hooks import execution_device
 from .kinds import KindOfLoop
-from .lockstep.proxies import copy_scheduler
+from .lockstep.proxies import copy_scheduler, tell
 from .modular.blocks import without_progress_bar
 from .notices import warn_fallback
 from .replaced import bound_methods
@@ -64,7 +64,9 @@ def chosen_stock_call(
         vars(fast)["_interrupt"] = False
     with fast._srds.tokenizers.borrow(fast) as tokenizers:
         twin = _twin(fast, {**tokenizers, **own_guiders(fast)}, interrupt)
-        return _called(fast, twin, args, kwargs, arguments, plan_reason=chosen.why, plan_state=chosen.state)
+        output = _called(fast, twin, args, kwargs, arguments, plan_reason=chosen.why, plan_state=chosen.state)
+        tell(fast, twin)
+        return output
 
 
 def _called(

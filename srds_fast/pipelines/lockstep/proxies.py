@@ -114,6 +114,10 @@ class SchedulerProxy:
         for each in self.companions:
             each.look_before(step)
 
+    def after(self, step: int) -> Any:
+        """A plain scheduler that has made this step, for a user to look at. Only where there are snapshots."""
+        return self._snapshots.before(step + 1, own=True)
+
     def beside(self, sample: Tensor, *, last: bool) -> tuple[Tensor, ...]:
         """What a step returns beside the sample. Known is only an x0 that is the sample, as after the last step."""
         if self._snapshots is None:
@@ -288,6 +292,18 @@ class _Shown:
             for entry in entries:
                 yield entry
                 bar.update()
+
+
+def tell(pipe: Any, twin: Any) -> None:
+    """Leave a call's settings where users read them afterwards, as the stock call does: `num_timesteps` and the like.
+
+    twin: the copy of the pipe that the call ran on.
+    """
+    told = (type(None), bool, int, float, str, dict, list, tuple, Tensor)
+    for name, value in vars(twin).items():
+        is_shown = name[:1] == "_" and isinstance(getattr(type(pipe), name[1:], None), property)
+        if is_shown and type(value) in told and (name != "_interrupt" or name not in vars(pipe)):
+            vars(pipe)[name] = value  # but not over an interrupt by another thread
 
 
 def copy_scheduler(scheduler: Any) -> Any:

@@ -13,6 +13,10 @@ class InvalidArgument(SrdsFastError, ValueError):
     """An argument is out of its range or of the wrong shape."""
 
 
+class UnknownArgument(InvalidArgument, TypeError):
+    """A call was given a keyword that its pipeline does not know."""
+
+
 class UnsupportedPipeline(SrdsFastError, TypeError):
     """`compile` cannot accelerate this object, or strict=True forbids a fallback."""
 

@@ -20,6 +20,7 @@ from ..sampling.session import Session
 from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
+from .keywords import refuse_unknown
 from .lockstep.memory import LoopMemory
 from .modular.arguments import bind_modular, is_modular, with_defaults
 from .tokenizers import TokenizerPool
@@ -72,10 +73,13 @@ def with_state(cls: type, state: State) -> Any:
 def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Arguments of a call by name, defaults filled in, **kwargs flattened.
 
-    InvalidArgument: num_inference_steps is out of range. TypeError: the arguments do not fit the pipeline's signature.
+    InvalidArgument: num_inference_steps is out of range. UnknownArgument: the pipeline does not know a keyword.
+    TypeError: the arguments do not fit the pipeline's signature.
     """
     pipe_kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
-    if is_modular(fast.original):
+    modular = is_modular(fast.original)
+    refuse_unknown(fast.original, pipe_kwargs, OWN_ARGUMENTS, modular)
+    if modular:
         arguments = bind_modular(fast.original, args, pipe_kwargs)
     else:
         bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **pipe_kwargs)

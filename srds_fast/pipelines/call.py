@@ -20,6 +20,7 @@ from ..engine.run import Observer
 from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
 from ..solvers.registry import check_warm_start_method
+from ..telemetry.report import Report, stock_report
 from . import acceleration
 from .guiders import own_guiders
 from .hooks import execution_device, hooks_of, is_offloaded
@@ -37,7 +38,16 @@ from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .replaced import why_replaced
 from .state import OWN_ARGUMENTS, Arguments, RandomState, bind
-from .stock import TimedStockLoop, chosen_stock_call, kind_of_call, may_choose_stock, remember, stock_call
+from .stock import (
+    NO_STEP,
+    TimedStockLoop,
+    chosen_stock_call,
+    kind_of_call,
+    may_choose_stock,
+    refuse_stock_loop,
+    remember,
+    stock_call,
+)
 from .takeover.calls import SCALING
 
 
@@ -166,10 +176,15 @@ def _run_call(
             if (names := getattr(function, "tensor_inputs", None)) is not None:
                 bound.arguments["callback_on_step_end_tensor_inputs"] = names
             given = bound.args[1:], bound.kwargs
+        without_steps: Report | None = None
         try:
             telemetry.phase("encode")
             output = with_own_enumerate(cls.__call__)(proxied, *given[0], **given[1])
-            if not lockstep.finished:
+            if lockstep.had_no_step:
+                if observer is not None:
+                    refuse_stock_loop(NO_STEP)
+                without_steps = stock_report(0, 0.0, fallback_reason=NO_STEP)
+            elif not lockstep.finished:
                 raise UnsupportedPipeline("Its loop ended before its last step, or was not found.")
             if not state.quiet:
                 tell(fast, proxied)
@@ -184,7 +199,7 @@ def _run_call(
             lockstep.close()
             if kind is not None and lockstep.session is not None and lockstep.session.exploration is not None:
                 remember(state, kind, lockstep.session.exploration)
-            report = lockstep.report(made.reasons)
+            report = lockstep.report(made.reasons) or without_steps
             state.last.report = report and replace(report, compile_seconds=made.compile_seconds)
             state.last.session = lockstep.session
             state.last.trajectory = lockstep.samples.states() if own.get("keep_trajectory") else None

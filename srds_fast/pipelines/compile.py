@@ -36,7 +36,7 @@ from .modular.arguments import is_modular
 from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
 from .state import RandomState, State, bind, turns_of, undecoded, with_state
-from .stock import refuse_stock_loop
+from .stock import NO_STEP, refuse_stock_loop
 from .stream import Refinement, refinements
 
 # most calls in one warm-up: a call may show that another plan is faster, which must then be recorded too
@@ -96,7 +96,9 @@ class FastPipeline:
         refuse_stock_loop(stock_reason(self, arguments))
         scheduler = self.scheduler  # type: ignore[attr-defined]
         stochastic = adds_noise(scheduler, arguments.get("eta"))
-        plan, _ = self._srds.planner.choose(turns_of(self, arguments), stochastic)
+        turns = turns_of(self, arguments)
+        refuse_stock_loop(None if turns else NO_STEP)
+        plan, _ = self._srds.planner.choose(turns, stochastic)
         return plan
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Refinement]:

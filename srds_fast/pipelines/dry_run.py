@@ -18,6 +18,7 @@ from ..solvers.contract import Checkpoint
 from .call import run_call
 from .hooks import execution_device
 from .state import Last, RandomState, bind, undecoded, with_state
+from .stock import NO_STEP, refuse_stock_loop
 
 
 def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
@@ -31,7 +32,9 @@ def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session
         run_call(planning, args, {**kwargs, **undecoded(fast)})
     finally:
         random.restore()
-    session: Session = planning._srds.last.session
+    session: Session | None = planning._srds.last.session
+    refuse_stock_loop(None if session is not None else NO_STEP)
+    assert session is not None
     return session
 
 

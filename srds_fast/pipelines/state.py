@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import threading
@@ -92,21 +93,56 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
 
 
 def steps_of(fast: Any, arguments: Arguments) -> int:
-    """Number of steps in the loop, from the arguments alone: `denoising_start` and `_end` also need the scheduler."""
-    if is_modular(fast.original):
-        arguments = with_defaults(fast.original, arguments)
-    given = arguments.get("timesteps")
-    given = arguments.get("sigmas") if given is None else given
-    steps = int(arguments["num_inference_steps"] if given is None else len(given))
-    if arguments.get("strength") is not None and arguments.get("denoising_start") is None:
-        return max(1, min(int(steps * arguments["strength"]), steps))
-    return steps
+    """Number of steps in the loop; 0: a `strength` leaves none."""
+    return -(-turns_of(fast, arguments) // fast.scheduler.order)
 
 
 def turns_of(fast: Any, arguments: Arguments) -> int:
     """Number of turns of the loop: schedulers of second order, as Heun, take two a step, but for the last step."""
+    if is_modular(fast.original):
+        arguments = with_defaults(fast.original, arguments)
     order: int = fast.scheduler.order
-    return order * (steps_of(fast, arguments) - 1) + 1
+    given = {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
+    whole = int(arguments["num_inference_steps"]) if not given else len(next(iter(given.values())))
+    start, end = (arguments.get(f"denoising_{name}") for name in ("start", "end"))
+    steps = whole
+    if arguments.get("strength") is not None and start is None:
+        steps = min(int(whole * arguments["strength"]), whole)
+    if steps > 0 and (_is_share(start) or _is_share(end)):
+        timesteps = _timesteps(fast.scheduler, given or {"num_inference_steps": whole})
+        if timesteps is not None:
+            return _between(timesteps[order * (whole - steps) :], fast.scheduler, start, end)
+    return order * (steps - 1) + 1 if steps > 0 else 0
+
+
+def _is_share(value: Any) -> bool:
+    """Whether a `denoising_start` or `_end` has an effect."""
+    return isinstance(value, float) and 0 < value < 1
+
+
+def _timesteps(scheduler: Any, given: dict[str, Any]) -> Tensor | None:
+    """The timesteps of a call; None if the scheduler asks for more than the arguments tell."""
+    trial = copy.deepcopy(scheduler)
+    try:
+        trial.set_timesteps(**given)
+    except Exception:
+        return None
+    found: Tensor = trial.timesteps
+    return found
+
+
+def _between(timesteps: Tensor, scheduler: Any, start: Any, end: Any) -> int:
+    """How many timesteps lie between two shares of the noise schedule, as the pipelines of SDXL count them."""
+    trained = scheduler.config.num_train_timesteps
+    count = len(timesteps)
+    if _is_share(start):
+        count = int((timesteps < round(trained - start * trained)).sum())
+        if scheduler.order == 2 and count % 2 == 0:  # not between the two turns of a step
+            count += 1
+    if _is_share(end):
+        left_out = len(timesteps) - count
+        count = int((timesteps[left_out:] >= round(trained - end * trained)).sum())
+    return count
 
 
 def undecoded(fast: Any) -> dict[str, Any]:

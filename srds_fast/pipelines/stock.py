@@ -30,6 +30,9 @@ from .state import Arguments, RandomState, State, steps_of, undecoded
 MOST_KINDS = 64
 
 
+NO_STEP = "its loop has no step"
+
+
 def refuse_stock_loop(reason: str | None) -> None:
     """Raise InvalidArgument if there is a reason for the stock loop, where a plan or iterations are asked for."""
     if reason is not None:

@@ -40,6 +40,6 @@ class DivergenceError(SrdsFastError, ArithmeticError):
         report: a `srds_fast.Report` of the call until then.
     """
 
-    def __init__(self, message: str, report: Any) -> None:
+    def __init__(self, message: str, report: Any = None) -> None:  # unpickled from the message, then given its report
         super().__init__(message)
         self.report = report

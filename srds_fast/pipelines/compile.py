@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs, GraphStats
 from ..engine.run import Observer
 from ..engine.streams import OVERLAPS
@@ -41,6 +40,7 @@ from .stream import Refinement, refinements
 
 # most calls in one warm-up: a call may show that another plan is faster, which must then be recorded too
 MOST_WARM_UPS = 4
+logger = logging.getLogger("srds_fast")
 
 
 class FastPipeline:
@@ -68,15 +68,25 @@ class FastPipeline:
         """The pipeline that was compiled."""
         return self._srds.original
 
+    def __copy__(self) -> Any:
+        """The same settings on a shallow copy of the pipeline."""
+        return _made(copy.copy(self.original), *self._settings)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """The same settings on a deep copy of the pipeline."""
-        old = self._srds
-        original, graphs = copy.deepcopy(old.original, memo), Graphs(old.graphs.max_graphs)
-        planner = replace(old.planner, costs=Costs(), calibrated=dict(old.planner.calibrated), first_stops={})
-        state = State(
-            original, planner, old.strict, old.lazy_capture, graphs, old.network_options, old.overlap, old.audit
-        )
-        return with_state(type(self), state)
+        return _made(copy.deepcopy(self.original, memo), *self._settings)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as the pipeline and the settings: what was measured and recorded belongs to this process."""
+        return _made, (self.original, *self._settings)
+
+    @property
+    def _settings(self) -> tuple[Any, ...]:
+        """What `_made` takes beside the pipeline."""
+        state, planner = self._srds, self._srds.planner
+        planned = planner.settings, planner.plan, planner.cache, planner.learn_stop
+        run = state.strict, state.lazy_capture, state.graphs.max_graphs, state.network_options, state.overlap
+        return *planned, *run, state.audit
 
     def plan_for(self, *args: Any, measure: bool = False, **kwargs: Any) -> Plan:
         """The plan that a call with these arguments would run.
@@ -342,7 +352,26 @@ def compile(
     if not replaced_methods(original.scheduler):  # calls then run on the stock loop
         check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
-    planner = Planner(settings, plan, cache=CurveCache.of(cache_dir, network_options), learn_stop=learn_stop)
+    cache = CurveCache.of(cache_dir, network_options)
+    run = strict, lazy_capture, max_graphs, network_options, overlap
+    return _made(original, settings, plan, cache, learn_stop, *run, audit)
+
+
+def _made(
+    original: Any,
+    settings: Settings,
+    plan: Plan | None,
+    cache: CurveCache | None,
+    learn_stop: bool,
+    strict: bool,
+    lazy_capture: bool,
+    max_graphs: int,
+    network_options: NetworkOptions,
+    overlap: str,
+    audit: float,
+) -> Any:
+    """The compiled pipeline, with settings that were checked, and nothing measured or recorded."""
+    planner = Planner(settings, plan, cache=cache, learn_stop=learn_stop)
     state = State(original, planner, strict, lazy_capture, Graphs(max_graphs), network_options, overlap, audit)
     return with_state(_fast_class(original.__class__), state)
 
@@ -355,5 +384,13 @@ def _fast_class(base: Any) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return run_call(self, args, kwargs)
 
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:  # `from_pipe` and `from_pretrained` come here
+        logger.warning(
+            "The class of a compiled %s makes pipelines that are not compiled: write srds_fast.compile(pipe).",
+            base.__name__,
+        )
+        return base(*args, **kwargs)
+
     shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(base.__name__, (FastPipeline, base), {"__slots__": ("_srds",), "__call__": __call__, **shown})
+    methods = {"__call__": __call__, "__new__": __new__}
+    return type(base.__name__, (FastPipeline, base), {"__slots__": ("_srds",), **methods, **shown})

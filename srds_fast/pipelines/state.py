@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..engine.graphs.cache import Graphs
+from ..errors import InvalidArgument
 from ..planner.exploration import Exploration
 from ..planner.settings import MOST_STEPS
 from ..sampling.planner import Planner
@@ -93,16 +94,25 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
 
 
 def steps_of(fast: Any, arguments: Arguments) -> int:
-    """Number of steps in the loop; 0: a `strength` leaves none."""
-    return -(-turns_of(fast, arguments) // fast.scheduler.order)
+    """Number of steps in the loop; 0: a `strength` leaves none. InvalidArgument: it is not known."""
+    order: int = fast.scheduler.order
+    return -(-turns_of(fast, arguments) // order)
 
 
 def turns_of(fast: Any, arguments: Arguments) -> int:
-    """Number of turns of the loop: schedulers of second order, as Heun, take two a step, but for the last step."""
+    """Number of turns of the loop: schedulers of second order, as Heun, take two a step, but for the last step.
+
+    InvalidArgument: the arguments do not tell.
+    """
     if is_modular(fast.original):
         arguments = with_defaults(fast.original, arguments)
+    if arguments.get("num_inference_steps") is None and not _grids(arguments):
+        raise InvalidArgument(
+            f"It is not known how many steps this call of {type(fast).__name__} takes: it has no num_inference_steps. "
+            "Give it, or ask plan_for with measure=True, which runs the loop up to its first step."
+        )
     order: int = fast.scheduler.order
-    given = {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
+    given = _grids(arguments)
     whole = int(arguments["num_inference_steps"]) if not given else len(next(iter(given.values())))
     start, end = (arguments.get(f"denoising_{name}") for name in ("start", "end"))
     steps = whole
@@ -113,6 +123,11 @@ def turns_of(fast: Any, arguments: Arguments) -> int:
         if timesteps is not None:
             return _between(timesteps[order * (whole - steps) :], fast.scheduler, start, end)
     return order * (steps - 1) + 1 if steps > 0 else 0
+
+
+def _grids(arguments: Arguments) -> dict[str, Any]:
+    """The timesteps or sigmas that a call gives instead of a number of steps."""
+    return {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
 
 
 def _is_share(value: Any) -> bool:

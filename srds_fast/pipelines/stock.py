@@ -78,7 +78,12 @@ def _called(
     telemetry.phase("stock")
     started = time.perf_counter()
     output = type(pipe).__call__(pipe, *args, **kwargs)
-    fast._srds.last.report = stock_report(steps_of(fast, arguments), time.perf_counter() - started, **reported)
+    seconds = time.perf_counter() - started
+    try:
+        steps = steps_of(fast, arguments)
+    except InvalidArgument:  # a class of the user's may give it another name
+        steps = len(pipe.scheduler.timesteps)
+    fast._srds.last.report = stock_report(steps, seconds, **reported)
     return output
 
 

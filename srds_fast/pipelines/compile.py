@@ -34,9 +34,10 @@ from .hooks import execution_device
 from .modular.arguments import is_modular
 from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
-from .state import RandomState, State, bind, turns_of, undecoded, with_state
+from .state import RandomState, State, bind, undecoded, with_state
 from .stock import NO_STEP, refuse_stock_loop
 from .stream import Refinement, refinements
+from .turn_counts import turns_of
 
 # most calls in one warm-up: a call may show that another plan is faster, which must then be recorded too
 MOST_WARM_UPS = 4

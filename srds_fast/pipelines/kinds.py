@@ -35,6 +35,7 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
     cls = type(pipe.original)
     code = getattr(inspect.unwrap(cls.__call__), "__code__", None)
     parts = [(name, kind_of_part(part)) for name, part in vars(pipe).items() if name[0] != "_" and name != "scheduler"]
+    parts += [(name, value) for name, value in vars(pipe).items() if name[0] == "_" and _is_setting(cls, name, value)]
     if is_modular(pipe):
         parts += [("blocks", _of_blocks(pipe._blocks)), ("config", _of_settings(pipe.config))]
     given = [
@@ -46,6 +47,12 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
         return None
     types = tuple((name, type(arguments[name])) for name, _ in given)
     return KindOfLoop((cls, code, type(pipe.scheduler), tuple(parts), types), tuple(given))
+
+
+def _is_setting(cls: Any, name: str, value: Any) -> bool:
+    """Whether a private attribute is one that a loop of the user's may read, not a mark that a call has left."""
+    left = name == "_interrupt" or isinstance(getattr(cls, name[1:], None), property)
+    return isinstance(value, Number | str) and not left
 
 
 def kind_of_part(part: Any) -> Hashable:
@@ -94,7 +101,7 @@ def _of_value(value: Any, by_value: bool = True) -> Hashable:
     if value is None or isinstance(value, Number | torch.dtype | torch.device):
         return type(value), value
     if isinstance(value, str):
-        return str, value if by_value else None
+        return str, value if by_value else bool(value)
     if isinstance(value, Tensor):
         # a few numbers are settings: a guidance scale may be given as a tensor
         held = tuple(value.flatten().tolist()) if value.numel() <= MOST_SETTINGS else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import threading
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..engine.graphs.cache import Graphs
-from ..errors import InvalidArgument
 from ..planner.exploration import Exploration
 from ..planner.settings import MOST_STEPS
 from ..sampling.planner import Planner
@@ -24,7 +22,7 @@ from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .keywords import refuse_unknown
 from .lockstep.memory import LoopMemory
-from .modular.arguments import bind_modular, is_modular, with_defaults
+from .modular.arguments import bind_modular, is_modular
 from .tokenizers import TokenizerPool
 
 Arguments = dict[str, Any]  # of a pipeline's call, by name
@@ -91,73 +89,6 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     if isinstance(steps := arguments.get("num_inference_steps"), int):
         check_whole("num_inference_steps", steps, 1, MOST_STEPS)
     return arguments
-
-
-def steps_of(fast: Any, arguments: Arguments) -> int:
-    """Number of steps in the loop; 0: a `strength` leaves none. InvalidArgument: it is not known."""
-    order: int = fast.scheduler.order
-    return -(-turns_of(fast, arguments) // order)
-
-
-def turns_of(fast: Any, arguments: Arguments) -> int:
-    """Number of turns of the loop: schedulers of second order, as Heun, take two a step, but for the last step.
-
-    InvalidArgument: the arguments do not tell.
-    """
-    if is_modular(fast.original):
-        arguments = with_defaults(fast.original, arguments)
-    if arguments.get("num_inference_steps") is None and not _grids(arguments):
-        raise InvalidArgument(
-            f"It is not known how many steps this call of {type(fast).__name__} takes: it has no num_inference_steps. "
-            "Give it, or ask plan_for with measure=True, which runs the loop up to its first step."
-        )
-    order: int = fast.scheduler.order
-    given = _grids(arguments)
-    whole = int(arguments["num_inference_steps"]) if not given else len(next(iter(given.values())))
-    start, end = (arguments.get(f"denoising_{name}") for name in ("start", "end"))
-    steps = whole
-    if arguments.get("strength") is not None and start is None:
-        steps = min(int(whole * arguments["strength"]), whole)
-    if steps > 0 and (_is_share(start) or _is_share(end)):
-        timesteps = _timesteps(fast.scheduler, given or {"num_inference_steps": whole})
-        if timesteps is not None:
-            return _between(timesteps[order * (whole - steps) :], fast.scheduler, start, end)
-    return order * (steps - 1) + 1 if steps > 0 else 0
-
-
-def _grids(arguments: Arguments) -> dict[str, Any]:
-    """The timesteps or sigmas that a call gives instead of a number of steps."""
-    return {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
-
-
-def _is_share(value: Any) -> bool:
-    """Whether a `denoising_start` or `_end` has an effect."""
-    return isinstance(value, float) and 0 < value < 1
-
-
-def _timesteps(scheduler: Any, given: dict[str, Any]) -> Tensor | None:
-    """The timesteps of a call; None if the scheduler asks for more than the arguments tell."""
-    trial = copy.deepcopy(scheduler)
-    try:
-        trial.set_timesteps(**given)
-    except Exception:
-        return None
-    found: Tensor = trial.timesteps
-    return found
-
-
-def _between(timesteps: Tensor, scheduler: Any, start: Any, end: Any) -> int:
-    """How many timesteps lie between two shares of the noise schedule, as the pipelines of SDXL count them."""
-    trained = scheduler.config.num_train_timesteps
-    count = len(timesteps)
-    if _is_share(start):
-        count = int((timesteps < round(trained - start * trained)).sum())
-        if scheduler.order == 2 and count % 2 == 0:  # not between the two turns of a step
-            count += 1
-    if _is_share(end):
-        left_out = len(timesteps) - count
-        count = int((timesteps[left_out:] >= round(trained - end * trained)).sum())
-    return count
 
 
 def undecoded(fast: Any) -> dict[str, Any]:

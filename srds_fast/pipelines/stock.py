@@ -25,7 +25,8 @@ from .lockstep.proxies import copy_scheduler, tell
 from .modular.blocks import without_progress_bar
 from .notices import warn_fallback
 from .replaced import bound_methods
-from .state import Arguments, RandomState, State, steps_of, undecoded
+from .state import Arguments, RandomState, State, undecoded
+from .turn_counts import steps_of
 
 MOST_KINDS = 64
 

@@ -360,7 +360,7 @@ class Session:
         return self.planner.first_stops.setdefault(self._kind_of_run(self.network, plan), FirstStop())
 
     def _kind_of_run(self, network: Network, plan: Plan) -> Hashable:
-        return network.kind, self.state.shape, kind_of_run(replace(plan, calibrated=False))
+        return network.kind, network.conditions, self.state.shape, kind_of_run(replace(plan, calibrated=False))
 
     def _learn(self, *, completed: bool) -> None:
         # without lazy capture a new plan would have no recording, so do not learn

@@ -30,6 +30,7 @@ from peft.utils import get_peft_model_state_dict
 from support import needs_diffusers
 
 import srds_fast
+from bench.workloads.classes import CASES
 from srds_fast import InvalidArgument, UnsupportedPipeline
 from srds_fast.pipelines.lockstep.loop import LockstepLoop
 
@@ -262,6 +263,18 @@ def test_a_plan_knows_how_many_steps_strength_leaves() -> None:
     assert fast.plan_for(**call, num_inference_steps=10, strength=1.0).program().num_waves == fast.report.waves
     assert fast.plan_for(**call, num_inference_steps=30).coarse_solver == "2m"
     assert fast.plan_for(**call, num_inference_steps=30, eta=0.5).coarse_solver == "ddim"
+
+
+@pytest.mark.parametrize("steps", [8, 10])
+@pytest.mark.parametrize("name", ["FluxImg2ImgPipeline", "StableDiffusion3Img2ImgPipeline"])
+def test_a_plan_knows_how_a_family_rounds_its_strength(name: str, steps: int) -> None:
+    case = CASES[name]
+    fast = srds_fast.compile(case.build(), method="sequential")
+    for strength in (0.35, 0.55, 0.9):
+        call = {**case.call, "num_inference_steps": steps, "strength": strength}
+        plan = fast.plan_for(**call)
+        latents(fast, **{"prompt": "a cat", **call})
+        assert plan.num_inference_steps == fast.report.num_inference_steps
 
 
 SHARES: list[dict[str, Any]] = [

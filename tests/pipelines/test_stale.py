@@ -10,6 +10,7 @@ import tiny
 import tokenizers
 import torch
 from calls import assert_close, latents
+from diffusers import DDIMPipeline
 
 import srds_fast
 
@@ -27,6 +28,29 @@ def test_every_call_is_guided_by_its_own_scale(sd: Any, given: Callable[[float],
     for scale in (2.0, 9.0, 2.0):
         call = {"prompt": "a cat", "guidance_scale": given(scale), "num_inference_steps": 5}
         assert_close(latents(fast, **call), latents(sd, **call))
+        assert fast.report.path == "takeover"
+
+
+class Weighted(DDIMPipeline):
+    """A user's loop that reads an attribute of its own."""
+
+    @torch.no_grad()
+    def __call__(self, num_inference_steps: int = 9, generator: Any = None, output_type: str = "pt") -> Any:
+        x = torch.randn(1, 3, 16, 16, generator=generator)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for number, t in enumerate(self.scheduler.timesteps):
+            weight = self._weight if number < 5 else 1.0
+            x = self.scheduler.step(weight * self.unet(x, t).sample, t, x).prev_sample
+        return (x,)
+
+
+def test_a_loop_reads_its_own_attributes_as_they_are_now() -> None:
+    plain = tiny.ddim()
+    pipe = Weighted(plain.unet, plain.scheduler)
+    fast = srds_fast.compile(pipe, method="sequential")
+    for weight in (0.9, 0.5, 0.9):
+        pipe._weight = weight
+        assert_close(latents(fast), latents(pipe), relative=1e-4)
         assert fast.report.path == "takeover"
 
 

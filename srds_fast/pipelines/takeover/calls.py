@@ -133,7 +133,8 @@ def conditions_of(call: NetworkCall) -> Hashable:
     for path, value in _leaves_of([call]):
         if isinstance(value, Tensor):
             number = value.ndim < 2 and value.is_floating_point()
-            found.append((path, tuple(value.shape), str(value.dtype), value.tolist() if number else None))
+            held = tuple(value.flatten().tolist()) if number else None
+            found.append((path, tuple(value.shape), str(value.dtype), held))
         else:
             found.append((path, value if isinstance(value, _PLAIN) else type(value).__name__))
     return call.length, tuple(found)

@@ -1,4 +1,4 @@
-"""Methods that a user has replaced on a pipeline object or on its scheduler.
+"""Functions that a user has put on a pipeline object or on its scheduler, most often in the place of a method.
 
 A call runs on copies of both. A function on the object acts on the object that it was made for: wrapped
 `prepare_latents` reads the user's scheduler, which has not been set for this call. So functions of a pipeline are bound
@@ -10,37 +10,46 @@ would not ask it for its steps one by one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..schedulers.reader import replaced_methods
+from .network_checks import KNOWN
+
+# objects at most in which a pipeline is looked for
+MOST_LOOKED_AT = 10_000
+_PLAIN = (type(None), bool, int, float, str, bytes, ModuleType, type, nn.Module, Tensor)
+_PACKAGES = (*KNOWN, "builtins", "collections", "functools", "numpy", "tokenizers", "PIL")
 
 
 def why_replaced(pipe: Any) -> str | None:
     """Why a replaced method keeps a call from running on copies, a clause; None: nothing does."""
     if names := replaced_methods(pipe.scheduler):
         return f"{names[0]} of its scheduler was replaced on the object: put it into a class of your own"
-    for name, function in _methods(pipe):
+    for name, function in _functions(pipe):
         if _reaches(_bound_to(function, pipe, object()), pipe):
             return (
-                f"{name} was replaced on the pipeline by a function that uses the pipeline itself: put it into a class "
-                "of your own"
+                f"{name} was put on the pipeline object, and uses the pipeline itself: make it a method of a class of "
+                "your own"
             )
     return None
 
 
-def bound_methods(pipe: Any, twin: Any) -> dict[str, Any]:
-    """The replaced methods of a pipeline by name, for a copy of it."""
-    return {name: _bound_to(function, pipe, twin) for name, function in _methods(pipe)}
+def bound_functions(pipe: Any, twin: Any) -> dict[str, Any]:
+    """The user's functions on a pipeline by name, for a copy of it."""
+    return {name: _bound_to(function, pipe, twin) for name, function in _functions(pipe)}
 
 
-def _methods(pipe: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
-    cls = type(pipe)
+def _functions(pipe: Any) -> Iterator[tuple[str, Any]]:
+    """Functions among the attributes of a pipeline, and objects of the user's that may have methods."""
     for name, value in list(vars(pipe).items()):
-        if callable(value) and not isinstance(value, nn.Module) and callable(getattr(cls, name, None)):
+        if isinstance(value, _PLAIN) or name == "scheduler":
+            continue
+        package = type(value).__module__.partition(".")[0]
+        if isinstance(value, FunctionType | MethodType | functools.partial) or package not in _PACKAGES:
             yield name, value
 
 
@@ -82,11 +91,11 @@ def _bound_cell(cell: CellType, pipe: Any, twin: Any) -> CellType:
 def _reaches(function: Any, pipe: Any) -> bool:
     """Whether a function can find the pipeline: in its closure, its arguments, its objects, or a global variable."""
     waiting, seen = [function], set[int]()
-    while waiting:
+    while waiting and len(seen) < MOST_LOOKED_AT:
         value = waiting.pop()
         if _is(value, pipe):
             return True
-        if id(value) not in seen and not isinstance(value, ModuleType | type | nn.Module | Tensor):
+        if id(value) not in seen and not isinstance(value, _PLAIN):
             seen.add(id(value))
             waiting += _held_by(value)
     return False

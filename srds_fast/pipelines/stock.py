@@ -24,7 +24,7 @@ from .kinds import KindOfLoop
 from .lockstep.proxies import copy_scheduler, tell
 from .modular.blocks import without_progress_bar
 from .notices import warn_fallback
-from .replaced import bound_methods
+from .replaced import bound_functions
 from .state import Arguments, RandomState, State, undecoded
 from .turn_counts import steps_of
 
@@ -101,7 +101,7 @@ def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None]) -> Any:
 
     scheduler.step = step_and_tell
     twin = object.__new__(type(fast.original))
-    vars(twin).update({**vars(fast), **bound_methods(fast, twin), **parts, "scheduler": scheduler})
+    vars(twin).update({**vars(fast), **bound_functions(fast, twin), **parts, "scheduler": scheduler})
     return twin
 
 
@@ -152,8 +152,11 @@ def remember(state: State, kind: Hashable, exploration: Exploration) -> None:
 
 
 def may_choose_stock(fast: Any) -> bool:
-    """Whether the stock loop is an answer to calls of this pipeline: not if it lacks what was asked for."""
+    """Whether the stock loop is an answer to calls of this pipeline: not if it lacks what was asked for.
+
+    Nor is it timed where functions of the user's would then be called once more, and might count.
+    """
     state = fast._srds
     options = NetworkOptions(torch_compile=state.network_options.torch_compile)
     asked = state.network_options != options or options.torch_compile not in (None, AUTO)
-    return not (state.strict or state.quiet or state.plan_only or asked)
+    return not (state.strict or state.quiet or state.plan_only or asked or bound_functions(fast, fast))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument
 from .modular.arguments import is_modular, with_defaults
-from .replaced import bound_methods
+from .replaced import bound_functions
 from .state import Arguments
 
 
@@ -69,7 +69,7 @@ def _left_by_the_image(fast: Any, timesteps: Tensor, whole: int, strength: Any, 
     scheduler = copy.deepcopy(fast.scheduler)
     scheduler.timesteps = timesteps
     twin: Any = object.__new__(type(fast.original))
-    vars(twin).update({**vars(fast), **bound_methods(fast, twin), "scheduler": scheduler})
+    vars(twin).update({**vars(fast), **bound_functions(fast, twin), "scheduler": scheduler})
     known = {"num_inference_steps": whole, "timesteps": timesteps, "device": timesteps.device}
     known |= {"strength": strength, "denoising_start": start if _is_share(start) else None}
     try:

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from calls import assert_close, latents
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
 import srds_fast
 from srds_fast import InvalidArgument, UnsupportedPipeline, UnsupportedScheduler
@@ -146,6 +146,43 @@ def an_object(pipe: Any) -> None:
     pipe.prepare_latents = Weaker(pipe)
 
 
+class Holder:
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    def weight(self) -> Any:
+        return 0.9 * self.pipe.scheduler.init_noise_sigma / self.pipe.scheduler.init_noise_sigma
+
+
+class Helped(StableDiffusionPipeline):
+    """A class of the user's whose methods use what it has put on itself."""
+
+    weigh: Any = None
+
+    def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
+        found: Any = super().prepare_latents(*args, **kwargs)
+        return found if self.weigh is None else found * self.weigh()
+
+
+def own_sigma(pipe: Any) -> Any:
+    return 0.5 + 0.01 * pipe.scheduler.num_inference_steps
+
+
+def test_functions_and_objects_beside_the_methods_see_the_call_too() -> None:
+    pipe = Helped(**tiny.stable_diffusion(euler()).components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    fast = srds_fast.compile(pipe, method="sequential")
+    for weigh, path in (
+        (lambda: 0.9, "takeover"),
+        (functools.partial(own_sigma, pipe), "takeover"),
+        (types.MethodType(own_sigma, pipe), "takeover"),
+        (Holder(pipe).weight, "stock"),
+    ):
+        pipe.weigh = weigh
+        assert_close(latents(fast, prompt="a cat"), latents(pipe, prompt="a cat"))
+        assert fast.report.path == path
+
+
 FOLLOWED = (closure, over_a_function, method, partial, without_the_pipe)
 
 
@@ -163,7 +200,7 @@ def test_a_replaced_method_of_a_pipeline_is_obeyed(replace: Wrap, on: str) -> No
     if replace in FOLLOWED:
         assert fast.report.path == "takeover"
     else:
-        assert "prepare_latents was replaced on the pipeline" in reason
+        assert "prepare_latents was put on the pipeline object, and uses the pipeline itself" in reason
 
 
 def test_a_counter_of_a_replaced_method_counts() -> None:
@@ -176,8 +213,9 @@ def test_a_counter_of_a_replaced_method_counts() -> None:
         return plain(*args, **kwargs)
 
     pipe.encode_prompt = counted
-    latents(srds_fast.compile(pipe, method="sequential"), prompt="a cat")
-    assert count == 1
+    for number, settings in enumerate(({"method": "sequential"}, {}), start=1):
+        latents(srds_fast.compile(pipe, **settings), prompt="a cat")
+        assert count == number
 
 
 class Bar:

@@ -43,6 +43,18 @@ def test_an_auto_call_of_a_pipeline_measures_once_and_equals_stock(pipe: Any) ->
     assert plans_of(plan.prediction, 20, {}, stochastic=False).keys() == set(plan.prediction.candidates)
 
 
+def test_auto_measures_two_network_calls_a_step() -> None:
+    """True guidance of Flux: the output of a turn is a sum of what two calls return."""
+    build, call = tiny.PIPELINES["flux"]
+    pipe, call = build(), {**call, "negative_prompt": "a dog", "true_cfg_scale": 3.0, "num_inference_steps": 8}
+    fast = srds_fast.compile(pipe, explore=0)
+    assert fast.plan_for(**call, measure=True).prediction is not None
+    found, expected = (each(**{**call, **seeded()})[0] for each in (fast, pipe))
+    assert float((found - expected).abs().mean()) <= 4e-3
+    assert fast.report.path == "takeover"
+    assert fast.report.plan_state == "measured"
+
+
 def calibrated(fast: Any, curve: CostCurve) -> srds_fast.Plan:
     """Calibrated for 12 steps as if calls cost what the curve says."""
     fast.plan_for("a cat", num_inference_steps=12, measure=True)

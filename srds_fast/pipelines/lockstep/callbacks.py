@@ -83,7 +83,8 @@ class StepCallback:
 def _same_numbers(value: Any, kept: Tensor) -> bool:
     if not isinstance(value, Tensor) or value.shape != kept.shape:
         return False
-    return torch.equal(value.nan_to_num(), kept.nan_to_num())  # between two levels a scheduler may have none
+    numbers = value.to(kept.device).nan_to_num()  # between two levels a scheduler may have none
+    return torch.equal(numbers, kept.nan_to_num())
 
 
 def _steering(pipe: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ...errors import SrdsFastError
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
 from ..merging.rule import Call
-from ..replaced import bound_methods
+from ..replaced import bound_functions
 from .snapshots import snapshots
 from .turns import refused
 
@@ -320,7 +320,7 @@ def copy_with_proxies(pipe: Any, cls: Any, lockstep: Any, parts: dict[str, Any])
     twin.__dict__.update(
         {
             **pipe.__dict__,
-            **bound_methods(pipe, twin),
+            **bound_functions(pipe, twin),
             **parts,
             **networks,
             "scheduler": lockstep.scheduler,

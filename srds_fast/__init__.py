@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import InvalidArgument as InvalidArgument
     from .errors import PlanMismatch as PlanMismatch
     from .errors import SrdsFastError as SrdsFastError
+    from .errors import UnknownArgument as UnknownArgument
     from .errors import UnsupportedPipeline as UnsupportedPipeline
     from .errors import UnsupportedScheduler as UnsupportedScheduler
     from .pipelines.compile import compile as compile
@@ -45,6 +46,7 @@ _HOME = {
     "InvalidArgument": "errors",
     "PlanMismatch": "errors",
     "SrdsFastError": "errors",
+    "UnknownArgument": "errors",
     "UnsupportedPipeline": "errors",
     "UnsupportedScheduler": "errors",
 }

@@ -13,6 +13,10 @@ class InvalidArgument(SrdsFastError, ValueError):
     """An argument is out of its range or of the wrong shape."""
 
 
+class UnknownArgument(InvalidArgument, TypeError):
+    """A call was given a keyword that its pipeline does not know."""
+
+
 class UnsupportedPipeline(SrdsFastError, TypeError):
     """`compile` cannot accelerate this object, or strict=True forbids a fallback."""
 
@@ -36,6 +40,6 @@ class DivergenceError(SrdsFastError, ArithmeticError):
         report: a `srds_fast.Report` of the call until then.
     """
 
-    def __init__(self, message: str, report: Any) -> None:
+    def __init__(self, message: str, report: Any = None) -> None:  # unpickled from the message, then given its report
         super().__init__(message)
         self.report = report

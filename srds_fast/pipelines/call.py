@@ -21,6 +21,7 @@ from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
 from ..schedulers.private_draws import PrivateDraws
 from ..solvers.registry import check_warm_start_method
+from ..telemetry.report import Report, stock_report
 from . import acceleration
 from .guiders import own_guiders
 from .hooks import execution_device, hooks_of, is_offloaded
@@ -29,19 +30,22 @@ from .lockstep.call_session import CallSettings
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
 from .lockstep.own_enumerate import with_own_enumerate
-from .lockstep.proxies import UsesWithheld, copy_with_proxies
+from .lockstep.proxies import UsesWithheld, copy_with_proxies, tell
 from .modular.arguments import is_modular, why_stock
 from .modular.blocks import driven, without_progress_bar, without_proxies
 from .modular.errors_log import held_back
 from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
+from .replaced import why_replaced
 from .state import OWN_ARGUMENTS, Arguments, RandomState, bind
 from .stock import (
+    NO_STEP,
     TimedStockLoop,
     chosen_stock_call,
     kind_of_call,
     may_choose_stock,
+    refuse_stock_loop,
     remember,
     remember_refused,
     stock_call,
@@ -54,6 +58,8 @@ def stock_reason(fast: Any, arguments: Arguments) -> str | None:
     if arguments.get("callback") is not None:
         return "callback was given, which sees every step's latents: pass it as callback_on_step_end"
     if is_modular(fast) and (why := why_stock(fast, arguments)) is not None:
+        return why
+    if (why := why_replaced(fast)) is not None:
         return why
     if arguments.get("callback_on_step_end") is not None and fast._srds.planner.settings.max_iterations == 0:
         return "callback_on_step_end was given and max_iterations=0: no fine step is computed, so it is never called"
@@ -179,11 +185,18 @@ def _run_call(
             if (names := getattr(function, "tensor_inputs", None)) is not None:
                 bound.arguments["callback_on_step_end_tensor_inputs"] = names
             given = bound.args[1:], bound.kwargs
+        without_steps: Report | None = None
         try:
             telemetry.phase("encode")
             output = with_own_enumerate(cls.__call__)(proxied, *given[0], **given[1])
-            if not lockstep.finished:
+            if lockstep.had_no_step:
+                if observer is not None:
+                    refuse_stock_loop(NO_STEP)
+                without_steps = stock_report(0, 0.0, fallback_reason=NO_STEP)
+            elif not lockstep.finished:
                 raise UnsupportedPipeline("Its loop ended before its last step, or was not found.")
+            if not state.quiet:
+                tell(fast, proxied)
             return without_proxies(output) if is_modular(fast) else output
         except Exception as why:
             # a callback or a stream has already seen results of this call: it cannot start again
@@ -195,7 +208,7 @@ def _run_call(
             lockstep.close()
             if kind is not None and lockstep.session is not None and lockstep.session.exploration is not None:
                 remember(state, kind, lockstep.session.exploration)
-            report = lockstep.report(made.reasons)
+            report = lockstep.report(made.reasons) or without_steps
             state.last.report = report and replace(report, compile_seconds=made.compile_seconds)
             state.last.session = lockstep.session
             state.last.exploration = None if lockstep.session is None else lockstep.session.exploration
@@ -266,7 +279,7 @@ def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
     A loop may contain code that does not work with proxies or random numbers. So its own errors count too; if such an
     error has another cause, the stock loop raises it again.
     """
-    what = str(error).partition(". ")[0]
+    what = str(error).partition(". ")[0].rstrip(".")
     if isinstance(error, torch.OutOfMemoryError):  # the stock loop's waves have one row
         if lockstep.session is None or lockstep.run.sample is not None or lockstep.run.counts.peak_rows <= 1:
             return None

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs, GraphStats
 from ..engine.run import Observer
 from ..engine.streams import OVERLAPS
@@ -23,6 +22,7 @@ from ..planner.settings import Settings
 from ..sampling.planner import Planner
 from ..sampling.sample import costs_of_denoisers
 from ..schedulers.private_draws import PrivateDraws
+from ..schedulers.reader import replaced_methods
 from ..schedulers.verify import adds_noise, check_scheduler
 from ..solvers.checks import check_number, check_one_of, check_switch, check_whole
 from ..solvers.method import Method
@@ -34,12 +34,14 @@ from .dry_run import calibrate, planned
 from .modular.arguments import is_modular
 from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
-from .state import State, bind, turns_of, undecoded, with_own_generators, with_state
-from .stock import refuse_stock_loop
+from .state import State, bind, undecoded, with_own_generators, with_state
+from .stock import NO_STEP, refuse_stock_loop
 from .stream import Refinement, refinements
+from .turn_counts import turns_of
 
 # most calls in one warm-up: a call may show that another plan is faster, which must then be recorded too
 MOST_WARM_UPS = 4
+logger = logging.getLogger("srds_fast")
 
 
 class FastPipeline:
@@ -67,15 +69,25 @@ class FastPipeline:
         """The pipeline that was compiled."""
         return self._srds.original
 
+    def __copy__(self) -> Any:
+        """The same settings on a shallow copy of the pipeline."""
+        return _made(copy.copy(self.original), *self._settings)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """The same settings on a deep copy of the pipeline."""
-        old = self._srds
-        original, graphs = copy.deepcopy(old.original, memo), Graphs(old.graphs.max_graphs)
-        planner = replace(old.planner, costs=Costs(), calibrated=dict(old.planner.calibrated), first_stops={})
-        state = State(
-            original, planner, old.strict, old.lazy_capture, graphs, old.network_options, old.overlap, old.audit
-        )
-        return with_state(type(self), state)
+        return _made(copy.deepcopy(self.original, memo), *self._settings)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as the pipeline and the settings: what was measured and recorded belongs to this process."""
+        return _made, (self.original, *self._settings)
+
+    @property
+    def _settings(self) -> tuple[Any, ...]:
+        """What `_made` takes beside the pipeline."""
+        state, planner = self._srds, self._srds.planner
+        planned = planner.settings, planner.plan, planner.cache, planner.learn_stop
+        run = state.strict, state.lazy_capture, state.graphs.max_graphs, state.network_options, state.overlap
+        return *planned, *run, state.audit
 
     def plan_for(self, *args: Any, measure: bool = False, **kwargs: Any) -> Plan:
         """The plan that a call with these arguments would run.
@@ -95,7 +107,9 @@ class FastPipeline:
         refuse_stock_loop(stock_reason(self, arguments))
         scheduler = self.scheduler  # type: ignore[attr-defined]
         stochastic = adds_noise(scheduler, arguments.get("eta"))
-        plan, _ = self._srds.planner.choose(turns_of(self, arguments), stochastic)
+        turns = turns_of(self, arguments)
+        refuse_stock_loop(None if turns else NO_STEP)
+        plan, _ = self._srds.planner.choose(turns, stochastic)
         return plan
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Refinement]:
@@ -193,7 +207,8 @@ class FastPipeline:
 
         Without calibration a call estimates its error from the change per iteration, and may run one more iteration to
         confirm it. Calibration measures the difference to the sequential sample instead. It fixes the number of
-        iterations that keeps this share of the samples within the tolerance, for later calls with as many steps.
+        iterations that keeps this share of the samples within the tolerance, for later calls with as many steps, the
+        same guidance, and as many images and tokens. Other calls do not use the plan, as `report.left_out` says.
 
         Args:
             prompts: inputs like those of later calls, used in turn; each is a prompt, or a dict of arguments.
@@ -344,9 +359,29 @@ def compile(
     check_one_of("overlap", overlap, OVERLAPS)
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
     check_pipeline(original)
-    check_scheduler(original.scheduler)
+    if not replaced_methods(original.scheduler):  # calls then run on the stock loop
+        check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
-    planner = Planner(settings, plan, cache=CurveCache.of(cache_dir, network_options), learn_stop=learn_stop)
+    cache = CurveCache.of(cache_dir, network_options)
+    run = strict, lazy_capture, max_graphs, network_options, overlap
+    return _made(original, settings, plan, cache, learn_stop, *run, audit)
+
+
+def _made(
+    original: Any,
+    settings: Settings,
+    plan: Plan | None,
+    cache: CurveCache | None,
+    learn_stop: bool,
+    strict: bool,
+    lazy_capture: bool,
+    max_graphs: int,
+    network_options: NetworkOptions,
+    overlap: str,
+    audit: float,
+) -> Any:
+    """The compiled pipeline, with settings that were checked, and nothing measured or recorded."""
+    planner = Planner(settings, plan, cache=cache, learn_stop=learn_stop)
     state = State(original, planner, strict, lazy_capture, Graphs(max_graphs), network_options, overlap, audit)
     return with_state(_fast_class(original.__class__), state)
 
@@ -359,5 +394,13 @@ def _fast_class(base: Any) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return run_call(self, args, kwargs)
 
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:  # `from_pipe` and `from_pretrained` come here
+        logger.warning(
+            "The class of a compiled %s makes pipelines that are not compiled: write srds_fast.compile(pipe).",
+            base.__name__,
+        )
+        return base(*args, **kwargs)
+
     shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(base.__name__, (FastPipeline, base), {"__slots__": ("_srds",), "__call__": __call__, **shown})
+    methods = {"__call__": __call__, "__new__": __new__}
+    return type(base.__name__, (FastPipeline, base), {"__slots__": ("_srds",), **methods, **shown})

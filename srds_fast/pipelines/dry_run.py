@@ -18,6 +18,7 @@ from ..solvers.checks import check_whole
 from ..solvers.contract import Checkpoint
 from .call import run_call
 from .state import Last, bind, undecoded, with_own_generators, with_state
+from .stock import NO_STEP, refuse_stock_loop
 
 
 def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
@@ -28,7 +29,9 @@ def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session
     planning = _quiet(fast, plan_only=True)
     args, kwargs = with_own_generators(fast, args, kwargs, bind(fast, args, kwargs))
     run_call(planning, args, {**kwargs, **undecoded(fast)}, draws=PrivateDraws())
-    session: Session = planning._srds.last.session
+    session: Session | None = planning._srds.last.session
+    refuse_stock_loop(None if session is not None else NO_STEP)
+    assert session is not None
     return session
 
 
@@ -75,8 +78,9 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
             run_call(eager, (), arguments(sample), keep, draws=PrivateDraws())
         return [(iteration, torch.cat(given)) for iteration, given in outputs.items() if len(given) == num_samples]
 
-    plan = calibrated(num_steps, planner.settings, stochastic, pricing, run, quantile)
-    planner.calibrated[num_steps, stochastic] = plan, pricing.kind
+    context = session.context()
+    plan = replace(calibrated(num_steps, planner.settings, stochastic, pricing, run, quantile), context=context)
+    planner.calibrated[num_steps, stochastic, pricing.kind, context] = plan
     return plan
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Hashable, Mapping
+from functools import partial
 from numbers import Number
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,8 @@ from .modular.arguments import is_modular
 from .state import Arguments
 
 _UNKNOWN = object()
+# longer tensors are conditioning, which is known by its shape: a call may show that it is used in another way
+MOST_SETTINGS = 8
 # what turns do not depend on: a rehearsal finds a loop that draws, whichever generator it draws from
 _BESIDE_THE_LOOP = ("callback_on_step_end", "generator", "output_type", "return_dict")
 
@@ -31,6 +35,7 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
     cls = type(pipe.original)
     code = getattr(inspect.unwrap(cls.__call__), "__code__", None)
     parts = [(name, kind_of_part(part)) for name, part in vars(pipe).items() if name[0] != "_" and name != "scheduler"]
+    parts += [(name, value) for name, value in vars(pipe).items() if name[0] == "_" and _is_setting(cls, name, value)]
     if is_modular(pipe):
         parts += [("blocks", _of_blocks(pipe._blocks)), ("config", _of_settings(pipe.config))]
     given = [
@@ -44,6 +49,12 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
     return KindOfLoop((cls, code, type(pipe.scheduler), tuple(parts), types), tuple(given))
 
 
+def _is_setting(cls: Any, name: str, value: Any) -> bool:
+    """Whether a private attribute is one that a loop of the user's may read, not a mark that a call has left."""
+    left = name == "_interrupt" or isinstance(getattr(cls, name[1:], None), property)
+    return isinstance(value, Number | str) and not left
+
+
 def kind_of_part(part: Any) -> Hashable:
     """A network by identity, anything else by its settings."""
     if isinstance(part, nn.Module):
@@ -52,6 +63,8 @@ def kind_of_part(part: Any) -> Hashable:
     found = _of_value(part)
     if found is not _UNKNOWN:
         return found
+    if isinstance(part, FunctionType | MethodType | partial):  # a method that the user has replaced
+        return part
     # guiders and processors: their settings
     return type(part), _of_settings(getattr(part, "__dict__", {}))
 
@@ -88,9 +101,11 @@ def _of_value(value: Any, by_value: bool = True) -> Hashable:
     if value is None or isinstance(value, Number | torch.dtype | torch.device):
         return type(value), value
     if isinstance(value, str):
-        return str, value if by_value else None
+        return str, value if by_value else bool(value)
     if isinstance(value, Tensor):
-        return Tensor, value.shape, value.dtype, value.device, value.item() if value.ndim == 0 else None
+        # a few numbers are settings: a guidance scale may be given as a tensor
+        held = tuple(value.flatten().tolist()) if value.numel() <= MOST_SETTINGS else None
+        return Tensor, value.shape, value.dtype, value.device, held
     if isinstance(value, torch.Generator):
         return (torch.Generator,)
     if isinstance(value, dict):

@@ -24,6 +24,10 @@ from .merging.rule import flatten
 KNOWN = ("torch", "diffusers", "transformers", "accelerate", "peft", "xformers", "srds_fast")
 
 
+# levels of dictionaries and lists in what a module holds, below which a check may leave changes
+MOST_DEEP = 3
+
+
 class Checked(NamedTuple):
     """What a check found."""
 
@@ -144,12 +148,15 @@ class Undo:
     """Gives modules, attention processors and functions in the place of `forward` back what they hold now.
 
     A network that counts its calls or keeps something from one for the next would otherwise begin the pipeline's own
-    loop with what the calls of a check have left. Tensors that a call writes to in place stay as it leaves them.
+    loop with what the calls of a check have left. Random generators begin where they are now, those of `generators`
+    too. Tensors that a call writes to in place stay as it leaves them.
     """
 
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
+    def __init__(self, networks: Iterable[nn.Module], generators: Iterable[torch.Generator] = ()) -> None:
         self._kept: list[tuple[Any, Any]] = []  # dictionaries and lists, each with a copy
         self._cells: list[tuple[CellType, Any]] = []
+        self._random = {id(each): (each, each.get_state()) for each in generators}
+        self._seen = set[int]()  # dictionaries and lists
         for network in networks:
             for module in network.modules():
                 if not _moves_weights(module):
@@ -162,7 +169,19 @@ class Undo:
             with suppress(ValueError):  # the variable has no value yet
                 self._cells.append((cell, cell.cell_contents))
                 values.append(cell.cell_contents)
-        self._kept += [(value, value.copy()) for value in (*held, *values) if type(value) in (dict, list)]
+        for value in (*held, *values):
+            self._keep_value(value, MOST_DEEP)
+
+    def _keep_value(self, value: Any, deep: int) -> None:
+        """A generator, a dictionary or a list, and what is in these: patches of attention nest their options."""
+        if isinstance(value, torch.Generator):
+            self._random.setdefault(id(value), (value, value.get_state()))
+        elif type(value) in (dict, list) and id(value) not in self._seen:
+            self._seen.add(id(value))
+            self._kept.append((value, value.copy()))
+            if deep:
+                for each in value.values() if isinstance(value, dict) else value:
+                    self._keep_value(each, deep - 1)
 
     def restore(self) -> None:
         for value, before in self._kept:
@@ -171,6 +190,8 @@ class Undo:
                 value.extend(before) if isinstance(value, list) else value.update(before)
         for cell, content in self._cells:
             cell.cell_contents = content
+        for generator, state in self._random.values():
+            generator.set_state(state)
 
 
 def _equal(one: list[Any], other: list[Any]) -> bool:

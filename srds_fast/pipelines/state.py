@@ -22,8 +22,9 @@ from ..schedulers.private_draws import PrivateDraws, Replayed, global_generator
 from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
+from .keywords import refuse_unknown
 from .lockstep.memory import LoopMemory
-from .modular.arguments import bind_modular, is_modular, with_defaults
+from .modular.arguments import bind_modular, is_modular
 from .tokenizers import TokenizerPool
 
 Arguments = dict[str, Any]  # of a pipeline's call, by name
@@ -77,10 +78,13 @@ def with_state(cls: type, state: State) -> Any:
 def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Arguments of a call by name, defaults filled in, **kwargs flattened.
 
-    InvalidArgument: num_inference_steps is out of range. TypeError: the arguments do not fit the pipeline's signature.
+    InvalidArgument: num_inference_steps is out of range. UnknownArgument: the pipeline does not know a keyword.
+    TypeError: the arguments do not fit the pipeline's signature.
     """
     pipe_kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
-    if is_modular(fast.original):
+    modular = is_modular(fast.original)
+    refuse_unknown(fast.original, pipe_kwargs, OWN_ARGUMENTS, modular)
+    if modular:
         arguments = bind_modular(fast.original, args, pipe_kwargs)
     else:
         bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **pipe_kwargs)
@@ -90,24 +94,6 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     if isinstance(steps := arguments.get("num_inference_steps"), int):
         check_whole("num_inference_steps", steps, 1, MOST_STEPS)
     return arguments
-
-
-def steps_of(fast: Any, arguments: Arguments) -> int:
-    """Number of steps in the loop, from the arguments alone: `denoising_start` and `_end` also need the scheduler."""
-    if is_modular(fast.original):
-        arguments = with_defaults(fast.original, arguments)
-    given = arguments.get("timesteps")
-    given = arguments.get("sigmas") if given is None else given
-    steps = int(arguments["num_inference_steps"] if given is None else len(given))
-    if arguments.get("strength") is not None and arguments.get("denoising_start") is None:
-        return max(1, min(int(steps * arguments["strength"]), steps))
-    return steps
-
-
-def turns_of(fast: Any, arguments: Arguments) -> int:
-    """Number of turns of the loop: schedulers of second order, as Heun, take two a step, but for the last step."""
-    order: int = fast.scheduler.order
-    return order * (steps_of(fast, arguments) - 1) + 1
 
 
 def undecoded(fast: Any) -> dict[str, Any]:

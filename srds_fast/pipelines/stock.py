@@ -23,12 +23,17 @@ from .compiled import AUTO
 from .guiders import own_guiders
 from .hooks import execution_device
 from .kinds import KindOfLoop
-from .lockstep.proxies import copy_scheduler
+from .lockstep.proxies import copy_scheduler, tell
 from .modular.blocks import without_progress_bar
 from .notices import warn_fallback
-from .state import Arguments, RandomState, State, steps_of, undecoded, with_own_generators
+from .replaced import bound_functions
+from .state import Arguments, RandomState, State, undecoded, with_own_generators
+from .turn_counts import steps_of
 
 MOST_KINDS = 64
+
+
+NO_STEP = "its loop has no step"
 
 
 def refuse_stock_loop(reason: str | None) -> None:
@@ -66,7 +71,9 @@ def chosen_stock_call(
     with fast._srds.tokenizers.borrow(fast) as tokenizers:
         twin = _twin(fast, {**tokenizers, **own_guiders(fast)}, interrupt)
         plan = {"plan_reason": chosen.why, "plan_state": chosen.state, "plan_changed": chosen.taken(STOCK)}
-        return _called(fast, twin, args, kwargs, arguments, **plan)
+        output = _called(fast, twin, args, kwargs, arguments, **plan)
+        tell(fast, twin)
+        return output
 
 
 def _called(
@@ -75,7 +82,12 @@ def _called(
     telemetry.phase("stock")
     started = time.perf_counter()
     output = type(pipe).__call__(pipe, *args, **kwargs)
-    fast._srds.last.report = stock_report(steps_of(fast, arguments), time.perf_counter() - started, **reported)
+    seconds = time.perf_counter() - started
+    try:
+        steps = steps_of(fast, arguments)
+    except InvalidArgument:  # a class of the user's may give it another name
+        steps = len(pipe.scheduler.timesteps)
+    fast._srds.last.report = stock_report(steps, seconds, **reported)
     return output
 
 
@@ -92,7 +104,7 @@ def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None]) -> Any:
 
     scheduler.step = step_and_tell
     twin = object.__new__(type(fast.original))
-    vars(twin).update({**vars(fast), **parts, "scheduler": scheduler})
+    vars(twin).update({**vars(fast), **bound_functions(fast, twin), **parts, "scheduler": scheduler})
     return twin
 
 
@@ -173,8 +185,11 @@ def remember_refused(state: State, kind: Hashable, reason: str) -> None:
 
 
 def may_choose_stock(fast: Any) -> bool:
-    """Whether the stock loop is an answer to calls of this pipeline: not if it lacks what was asked for."""
+    """Whether the stock loop is an answer to calls of this pipeline: not if it lacks what was asked for.
+
+    Nor is it timed where functions of the user's would then be called once more, and might count.
+    """
     state = fast._srds
     options = NetworkOptions(torch_compile=state.network_options.torch_compile)
     asked = state.network_options != options or options.torch_compile not in (None, AUTO)
-    return not (state.strict or state.quiet or state.plan_only or asked)
+    return not (state.strict or state.quiet or state.plan_only or asked or bound_functions(fast, fast))

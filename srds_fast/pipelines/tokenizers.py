@@ -2,6 +2,9 @@
 
 A fast tokenizer has one padding and truncation state for all threads, and pipelines change it in every call. Two calls
 that share a tokenizer can get each other's padding, without an error. So each call borrows copies.
+
+A copy is used as long as its original holds what it held when the copy was made: users load and unload tokens, and set
+lengths and sides, between calls.
 """
 
 from __future__ import annotations
@@ -11,6 +14,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# longer dictionaries and lists, such as vocabularies, are known by identity and length
+MOST_ENTRIES = 64
+# what decides nothing, or is set by every call
+_BESIDE = ("init_inputs", "init_kwargs", "deprecation_warnings")
+# of the Rust object of a fast tokenizer; `padding` and `truncation` are set by every call
+_STAGES = ("normalizer", "pre_tokenizer", "post_processor")
 
 
 class TokenizerPool:
@@ -24,8 +34,7 @@ class TokenizerPool:
     def borrow(self, pipe: Any) -> Iterator[dict[str, Any]]:
         """The pipe's tokenizers by component name, as copies that no other call uses meanwhile."""
         originals = {name: part for name, part in vars(pipe).items() if name.startswith("tokenizer") and callable(part)}
-        # textual inversion adds tokens to a tokenizer: older copies are stale then
-        state = [(name, id(original), len(original)) for name, original in originals.items()]
+        state = {name: _held_by(original) for name, original in originals.items()}
         with self._lock:
             self._free = [(copied_state, copies) for copied_state, copies in self._free if copied_state == state]
             copies = self._free.pop()[1] if self._free else None
@@ -36,3 +45,32 @@ class TokenizerPool:
         finally:
             with self._lock:
                 self._free.append((state, copies))
+
+
+def _held_by(tokenizer: Any) -> Any:
+    """What decides the tokens that a tokenizer makes of a text: equal to an earlier result if nothing has changed."""
+    held = {name: _held(value) for name, value in vars(tokenizer).items() if name not in _BESIDE}
+    added = repr(getattr(tokenizer, "added_tokens_decoder", None))  # textual inversion adds tokens and removes them
+    backend = getattr(tokenizer, "_tokenizer", None)
+    stages = [_state_of(getattr(backend, name, None)) for name in _STAGES]
+    return _by_identity(tokenizer), held, added, stages
+
+
+def _held(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return type(value), value
+    if isinstance(value, dict | list | tuple) and len(value) <= MOST_ENTRIES:
+        if isinstance(value, dict):
+            return [(key, _held(each)) for key, each in value.items()]
+        return [_held(each) for each in value]
+    return _by_identity(value), len(value) if hasattr(value, "__len__") else None
+
+
+def _by_identity(value: Any) -> Any:
+    """Equal for the same object only, which is kept alive: its number is given to no other one."""
+    return id(value), value
+
+
+def _state_of(stage: Any) -> Any:
+    """A stage of a fast tokenizer: its Python object is made anew whenever it is asked for."""
+    return stage.__getstate__() if hasattr(type(stage), "__setstate__") else stage

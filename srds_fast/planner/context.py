@@ -14,6 +14,8 @@ from .._version import __version__
 from ..errors import PlanMismatch
 from ..schedulers.table import NoiseTable
 
+KIND_OF_CALL = "another guidance, batch, or shape of the conditioning than those of this call"
+
 
 @dataclass(frozen=True)
 class Context:
@@ -24,27 +26,37 @@ class Context:
     srds_fast: str  # version
     network: str | None  # hash of the networks' classes, parameters' names and shapes; None where they are not known
     scheduler: str  # hash of its steps
+    call: str | None = None  # hash of guidance, batch and conditioning, on which the iterations of a calibration depend
 
     def check(self, here: Context) -> None:
         """Raise PlanMismatch naming what differs here; an unknown network differs from none."""
         for field in fields(self):
             then, now = getattr(self, field.name), getattr(here, field.name)
             if then != now and None not in (then, now):
+                what = f"made for another {field.name}: {then}, and this is {now}. Its prediction was"
+                if field.name == "call":
+                    what = f"calibrated for {KIND_OF_CALL}. Its number of iterations was"
                 raise PlanMismatch(
-                    f"The plan was made for another {field.name}: {then}, and this is {now}. Its prediction was "
-                    "measured there. Make a new one with calibrate or plan_for(measure=True), or leave plan out."
+                    f"The plan was {what} measured there. Make a new one with calibrate or plan_for(measure=True), or "
+                    "leave plan out."
                 )
 
 
-def context_of(device: torch.device, noise: NoiseTable, networks: Sequence[nn.Module] = ()) -> Context:
-    """The context of calls with these steps and networks on a device."""
+def context_of(
+    device: torch.device, noise: NoiseTable, networks: Sequence[nn.Module] = (), conditions: object = None
+) -> Context:
+    """The context of calls with these steps and networks on a device.
+
+    conditions: see `srds_fast.sampling.session.Network`, with the shape of the state; None: they do not count.
+    """
     threads = torch.get_num_threads()
     name = f"{device.type}, {threads} thread{'' if threads == 1 else 's'}"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     parameters = [[(name, tuple(p.shape), str(p.dtype)) for name, p in each.named_parameters()] for each in networks]
     digests = [_digest((type(each).__name__, of)) for each, of in zip(networks, parameters, strict=True)]
-    return Context(name, torch.__version__, __version__, "-".join(digests) or None, _digest_of_steps(noise))
+    call = None if conditions is None else _digest(conditions)
+    return Context(name, torch.__version__, __version__, "-".join(digests) or None, _digest_of_steps(noise), call)
 
 
 @lru_cache(maxsize=64)

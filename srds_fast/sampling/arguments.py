@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, UnsupportedScheduler
 from ..planner.settings import MOST_STEPS
+from ..schedulers.reader import replaced_methods
 from ..solvers.checks import check_number, check_whole
 
 
@@ -55,6 +56,11 @@ def check_scheduler(scheduler: Any, steps: Any, eta: Any) -> None:
     if isinstance(scheduler, type) or not hasattr(scheduler, "set_timesteps"):
         raise InvalidArgument(
             f"scheduler is {scheduler!r}. It must be an instance of a diffusers scheduler. Pass DDIMScheduler()."
+        )
+    if replaced := replaced_methods(scheduler):
+        raise UnsupportedScheduler(
+            f"{replaced[0]} of this {type(scheduler).__name__} was replaced on the object. The steps are read from a "
+            "copy, which the function was not made for. Put it into a subclass, and pass an object of that."
         )
 
 

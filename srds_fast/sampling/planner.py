@@ -11,6 +11,7 @@ from ..engine.graphs.runner import GraphRunner
 from ..errors import PlanMismatch
 from ..planner.audit import Audit
 from ..planner.choose import choose
+from ..planner.context import Context
 from ..planner.curve_cache import CurveCache
 from ..planner.exploration import Exploration
 from ..planner.first_stop import FirstStop
@@ -32,8 +33,8 @@ class Planner:
     audits: dict[Hashable, Audit] = field(default_factory=dict)  # by kind of call and of run
     learn_stop: bool = False  # whether calls learn when later ones may stop after the first iteration
     first_stops: dict[Hashable, FirstStop] = field(default_factory=dict)  # what they have learnt, as audits
-    # plans by (number of steps, whether steps add noise), each with the kind of calls it is valid for
-    calibrated: dict[tuple[int, bool], tuple[Plan, Hashable]] = field(default_factory=dict)
+    # plans by number of steps, whether steps add noise, kind of calls as priced, and context
+    calibrated: dict[tuple[int, bool, Hashable, Context], Plan] = field(default_factory=dict)
 
     previews: bool = False  # somebody looks at the iterations of the call: a plan without any is no answer
     left_out: list[str] = field(default_factory=list)  # of a call with previews: what was not taken, and why
@@ -74,20 +75,29 @@ class Planner:
         return GraphRunner(graphs, lazy, refused, whole, weighed=auto, kind="graph" if auto else self.engine)
 
     def choose(
-        self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None = None
+        self,
+        num_steps: int,
+        stochastic: bool,
+        pricing: Callable[[], Pricing] | None = None,
+        context: Callable[[], Context] | None = None,
     ) -> tuple[Plan, Exploration | None]:
         """The plan of a call, and the exploration it comes from; PlanMismatch if the plan given is for other steps.
 
-        pricing: measures the cost of the call; None: that is impossible before the call.
+        pricing: measures the cost of the call; None: that is impossible before the call. context: of the call, with
+            what a calibrated plan depends on; None: that of its costs.
         """
-        plan, exploration = self._fastest(num_steps, stochastic, pricing)
+        plan, exploration = self._fastest(num_steps, stochastic, pricing, context)
         if self.previews and self.options is None and num_steps > 1 and not plan.options.shows_iterations:
             self.left_out[:] = [f"{plan.short()} was left out, which is the fastest here: it has no iterations to show"]
             return choose(num_steps, replace(self.settings, method=DEFAULT), stochastic), None
         return plan, exploration
 
     def _fastest(
-        self, num_steps: int, stochastic: bool, pricing: Callable[[], Pricing] | None
+        self,
+        num_steps: int,
+        stochastic: bool,
+        pricing: Callable[[], Pricing] | None,
+        context: Callable[[], Context] | None,
     ) -> tuple[Plan, Exploration | None]:
         if self.plan is not None:
             if self.plan.num_inference_steps != num_steps:
@@ -97,10 +107,16 @@ class Planner:
                 )
             return self.plan, None
         if pricing is not None:
-            plan, kind = self.calibrated.get((num_steps, stochastic), (None, None))
-            if plan is not None and (kind, plan.context) == (pricing().kind, pricing().context):
-                return plan, None  # valid for calls of its own kind only
+            if self.has_calibrated(num_steps, stochastic):
+                here = pricing().context if context is None else context()
+                plan = self.calibrated.get((num_steps, stochastic, pricing().kind, here))
+                if plan is not None:
+                    return plan, None  # valid for calls of its own kind only
             if self.settings.measures:
                 found = explored(num_steps, self.settings, stochastic, pricing())
                 return found.plan, found
         return choose(num_steps, self.settings, stochastic), None
+
+    def has_calibrated(self, num_steps: int, stochastic: bool) -> bool:
+        """Whether a plan was calibrated for so many steps, of whichever kind of calls."""
+        return any(key[:2] == (num_steps, stochastic) for key in self.calibrated)

@@ -287,6 +287,10 @@ class _DenoiserNetwork:
         return _cost_key(self.denoiser), shapes
 
     @property
+    def conditions(self) -> Hashable:
+        return tuple((name, value.shape, value.dtype) for name, value in self.cond.items())
+
+    @property
     def modules_found(self) -> tuple[nn.Module, ...]:
         return modules_of(self.denoiser)
 

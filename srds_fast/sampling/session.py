@@ -23,7 +23,7 @@ from ..errors import DivergenceError, UnsupportedPipeline
 from ..kernels.common.dispatch import implementation
 from ..planner.audit import Audit
 from ..planner.choose import choose
-from ..planner.context import context_of
+from ..planner.context import KIND_OF_CALL, Context, context_of
 from ..planner.experience import kind_of_run
 from ..planner.exploration import Exploration
 from ..planner.first_stop import FirstStop
@@ -46,6 +46,10 @@ class Network(Protocol):
     @property
     def kind(self) -> Hashable:
         """Everything the cost of a call depends on, except the shape of the state."""
+
+    @property
+    def conditions(self) -> Hashable:
+        """What decides how many iterations a calibrated plan needs: guidance, and the shapes of the conditioning."""
 
     @property
     def modules(self) -> Sequence[nn.Module]:
@@ -103,12 +107,11 @@ class Session:
         begun = time.perf_counter()
         measurable = self.network is not None and self.noise.num_steps > 1
         pricing = self.price if measurable or self.pricing is not None else None
-        self.plan, self.exploration = self.planner.choose(self.noise.num_steps, self.stochastic, pricing)
+        self.plan, self.exploration = self.planner.choose(self.noise.num_steps, self.stochastic, pricing, self.context)
         planning = time.perf_counter() - begun
         given = self.planner.plan
         if given is not None and given.context is not None:  # the other plans were made for this call
-            modules = () if self.network is None else self.network.modules
-            given.context.check(context_of(self.state.device, self.noise, modules))
+            given.context.check(self.context())
         if self.started is not None:
             self.started += planning
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
@@ -127,6 +130,14 @@ class Session:
     @property
     def device(self) -> torch.device:
         return self.state.device
+
+    def context(self) -> Context:
+        """What a plan for this call depends on."""
+        network = self.network
+        if network is None:
+            return context_of(self.device, self.noise)
+        conditions = tuple(self.state.shape), network.conditions
+        return context_of(self.device, self.noise, network.modules, conditions)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Take the output of the last wave and return the next wave; None when `run.sample` is complete."""
@@ -267,6 +278,9 @@ class Session:
         stopped_by, estimated_error = self._stops()
         baseline, baseline_seconds = self._baseline()
         fused = plan.options.fused(self.noise, constrained=self.inputs.constrain is not None)
+        calibrated = self.planner.calibrated.values()
+        if self.planner.has_calibrated(self.noise.num_steps, self.stochastic) and self.plan not in calibrated:
+            left_out = [*left_out, f"a calibrated plan was left out: it is for {KIND_OF_CALL}"]
         return Report(
             method=plan.method,
             engine=run.engine.name,
@@ -382,7 +396,7 @@ class Session:
         return self.planner.first_stops.setdefault(self._kind_of_run(self.network, plan), FirstStop())
 
     def _kind_of_run(self, network: Network, plan: Plan) -> Hashable:
-        return network.kind, self.state.shape, kind_of_run(replace(plan, calibrated=False))
+        return network.kind, network.conditions, self.state.shape, kind_of_run(replace(plan, calibrated=False))
 
     def _learn(self, *, completed: bool) -> None:
         # without lazy capture a new plan would have no recording, so do not learn

@@ -24,6 +24,7 @@ import copy
 import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -129,33 +130,38 @@ _read: dict[Hashable, Triangles] = {}
 
 
 def state_key(scheduler: Any) -> Hashable:
-    """Everything that a scheduler's steps depend on, by value: class, an overridden step(), config, arrays, numbers.
+    """Everything that a scheduler's steps depend on: class and methods, and by value config, arrays, numbers.
 
     Also torch's default dtype, which a step may make tensors in. Raises UnsupportedScheduler if an array holds nothing.
     """
-    state = vars(scheduler)
+    if any(isinstance(value, Tensor) and value.is_meta for value in vars(scheduler).values()):
+        raise refused(scheduler, "it has tensors on the meta device, which hold no numbers")
+    methods = [each for cls in type(scheduler).__mro__ for each in vars(cls).values() if isinstance(each, FunctionType)]
+    state = sorted((name, value) for name, value in vars(scheduler).items() if value is not scheduler.config)
+    values = [(name, _by_value(value)) for name, value in state]
+    config = repr(sorted(scheduler.config.items()))
+    return type(scheduler), tuple(methods), config, tuple(values), torch.get_default_dtype()
 
-    def by_value(value: Any) -> Hashable:
-        if isinstance(value, Tensor) and value.is_meta:
-            raise refused(scheduler, "it has tensors on the meta device, which hold no numbers")
-        if not isinstance(value, Tensor):
-            return (str(value.dtype), value.tobytes()) if hasattr(value, "tobytes") else repr(value)
-        # numpy has no bfloat16
+
+def _by_value(value: Any) -> Hashable:
+    if isinstance(value, dict):
+        return tuple((name, _by_value(each)) for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_by_value, value))
+    if isinstance(value, Tensor):  # numpy has no bfloat16
         numbers = (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
-        return value.dtype, numbers.tobytes()
+        return str(value.dtype), numbers.shape, numbers.tobytes()
+    if hasattr(value, "tobytes"):
+        return str(value.dtype), value.shape, value.tobytes()
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    return value if callable(value) else str(type(value))
 
-    values = [
-        (name, by_value(value))
-        for name, value in sorted(state.items())
-        if isinstance(value, bool | int | float | str | list | tuple) or hasattr(value, "dtype")
-    ]
-    return (
-        type(scheduler),
-        state.get("step"),
-        repr(sorted(scheduler.config.items())),
-        tuple(values),
-        torch.get_default_dtype(),
-    )
+
+def replaced_methods(scheduler: Any) -> list[str]:
+    """The methods of its class that were replaced on the object. A copy has the same function, made for the object."""
+    cls = type(scheduler)
+    return [name for name, value in vars(scheduler).items() if callable(value) and callable(getattr(cls, name, None))]
 
 
 def remember(cache: dict[Hashable, Any], key: Hashable, value: Any, at_most: int) -> None:

@@ -21,6 +21,7 @@ from diffusers import (
     AutoPipelineForInpainting,
     EulerDiscreteScheduler,
     FirstBlockCacheConfig,
+    HeunDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
 )
@@ -29,6 +30,7 @@ from peft.utils import get_peft_model_state_dict
 from support import needs_diffusers
 
 import srds_fast
+from bench.workloads.classes import CASES
 from srds_fast import InvalidArgument, UnsupportedPipeline
 from srds_fast.pipelines.lockstep.loop import LockstepLoop
 
@@ -261,6 +263,63 @@ def test_a_plan_knows_how_many_steps_strength_leaves() -> None:
     assert fast.plan_for(**call, num_inference_steps=10, strength=1.0).program().num_waves == fast.report.waves
     assert fast.plan_for(**call, num_inference_steps=30).coarse_solver == "2m"
     assert fast.plan_for(**call, num_inference_steps=30, eta=0.5).coarse_solver == "ddim"
+
+
+@pytest.mark.parametrize("steps", [8, 10])
+@pytest.mark.parametrize("name", ["FluxImg2ImgPipeline", "StableDiffusion3Img2ImgPipeline"])
+def test_a_plan_knows_how_a_family_rounds_its_strength(name: str, steps: int) -> None:
+    case = CASES[name]
+    fast = srds_fast.compile(case.build(), method="sequential")
+    for strength in (0.35, 0.55, 0.9):
+        call = {**case.call, "num_inference_steps": steps, "strength": strength}
+        plan = fast.plan_for(**call)
+        latents(fast, **{"prompt": "a cat", **call})
+        assert plan.num_inference_steps == fast.report.num_inference_steps
+
+
+SHARES: list[dict[str, Any]] = [
+    {"denoising_end": 0.8},
+    {"denoising_start": 0.7},
+    {"denoising_start": 0.3, "denoising_end": 0.7},
+    {"denoising_end": 0.6, "strength": 0.8},
+    {"denoising_end": 1.0},
+]
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=str)
+@pytest.mark.parametrize("scheduler", [None, HeunDiscreteScheduler])
+def test_a_plan_knows_how_many_steps_a_part_of_the_schedule_leaves(shares: dict[str, Any], scheduler: Any) -> None:
+    name = "stable_diffusion_xl_img2img" if {"denoising_start", "strength"} & set(shares) else "stable_diffusion_xl"
+    build, call = tiny.PIPELINES[name]
+    pipe = build(scheduler and scheduler(**tiny.SD_BETAS))
+    fast = srds_fast.compile(pipe, method="sequential")
+    call = {**call, "num_inference_steps": 10, **shares}
+    plan = fast.plan_for(**call)
+    expected = latents(pipe, **call)
+    assert_close(latents(fast, **call), expected)
+    assert plan.num_inference_steps == fast.report.num_inference_steps
+    given = srds_fast.compile(pipe, plan=plan)
+    assert_close(latents(given, **call), expected)
+    assert given.report.method == "sequential"
+
+
+def test_a_call_without_a_step_has_a_report_and_no_plan() -> None:
+    build, call = tiny.PIPELINES["stable_diffusion_img2img"]
+    pipe = build()
+    call = {**call, "num_inference_steps": 10, "strength": 0.05}
+    fast = srds_fast.compile(pipe, method="srds", strict=True)
+    assert torch.equal(latents(fast, **call), latents(pipe, **call))
+    report = fast.report
+    assert (report.num_inference_steps, report.waves, report.fallback_reason) == (0, 0, "its loop has no step")
+    asked = (fast.plan_for, partial(fast.plan_for, measure=True), lambda **call: list(fast.stream(**call)))
+    for ask in asked:
+        with pytest.raises(InvalidArgument, match="its loop has no step"):
+            ask(**call)
+    assert fast.warmup(**call).waves == 0
+    with_callback = {**call, "callback": lambda *given: None, "callback_steps": 1}
+    loose = srds_fast.compile(pipe, method="srds")
+    latents(loose, **with_callback)
+    assert loose.report.num_inference_steps == 0
 
 
 def test_calls_on_the_stock_loop_have_no_plan_and_a_failed_call_no_report(sd: Any) -> None:

@@ -111,6 +111,49 @@ def test_such_a_network_runs_on_the_pipelines_own_loop(change: Callable[[nn.Modu
         latents(srds_fast.compile(changed(), method=method, strict=True), **CALL)
 
 
+def drawing(unet: nn.Module, begun: bool) -> None:
+    """As random token merging: from a generator of its own, for batches of an even size. begun: it exists already."""
+    block = unet.mid_block
+    plain, block.info = block.forward, {"args": {"generator": torch.Generator().manual_seed(4) if begun else None}}
+
+    def drawn(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        options = block.info["args"]
+        if options["generator"] is None:
+            options["generator"] = torch.Generator().set_state(torch.get_rng_state())
+        if len(hidden) % 2 == 0:
+            kept = torch.rand(hidden.shape[1:], generator=options["generator"]) > 0.3
+            hidden = hidden * kept
+        return plain(hidden, *args, **kwargs)
+
+    block.forward = drawn
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "guidance", "path"),
+    [
+        ({}, 5.0, "stock"),
+        ({"method": "srds"}, 5.0, "stock"),
+        ({"method": "srds"}, 1.0, "stock"),
+        ({"method": "sequential"}, 5.0, "drive"),
+    ],
+)
+def test_a_network_that_draws_from_a_generator_of_its_own_draws_what_it_would_unchecked(
+    settings: dict[str, Any], guidance: float, path: str, begun: bool
+) -> None:
+    found = []
+    for compiled in (False, True):
+        pipe: Any = tiny.stable_diffusion()
+        drawing(pipe.unet, begun)
+        pipe = srds_fast.compile(pipe, **settings) if compiled else pipe
+        torch.manual_seed(7)
+        call = {"prompt": "a cat", "num_inference_steps": 8, "guidance_scale": guidance}
+        found.append([latents(pipe, **call) for _ in range(2)])
+    for ours, expected in zip(found[1], found[0], strict=True):
+        assert_close(ours, expected)
+    assert pipe.report.path == path
+
+
 def test_a_forward_replaced_by_one_that_only_watches_is_checked_and_run_in_waves() -> None:
     pipe, seen = tiny.stable_diffusion(), list[int]()
     expected = latents(pipe, **CALL)

@@ -43,6 +43,18 @@ def test_an_auto_call_of_a_pipeline_measures_once_and_equals_stock(pipe: Any) ->
     assert plans_of(plan.prediction, 20, {}, stochastic=False).keys() == set(plan.prediction.candidates)
 
 
+def test_auto_measures_two_network_calls_a_step() -> None:
+    """True guidance of Flux: the output of a turn is a sum of what two calls return."""
+    build, call = tiny.PIPELINES["flux"]
+    pipe, call = build(), {**call, "negative_prompt": "a dog", "true_cfg_scale": 3.0, "num_inference_steps": 8}
+    fast = srds_fast.compile(pipe, explore=0)
+    assert fast.plan_for(**call, measure=True).prediction is not None
+    found, expected = (each(**{**call, **seeded()})[0] for each in (fast, pipe))
+    assert float((found - expected).abs().mean()) <= 4e-3
+    assert fast.report.path == "takeover"
+    assert fast.report.plan_state == "measured"
+
+
 def calibrated(fast: Any, curve: CostCurve) -> srds_fast.Plan:
     """Calibrated for 12 steps as if calls cost what the curve says."""
     fast.plan_for("a cat", num_inference_steps=12, measure=True)
@@ -66,9 +78,20 @@ def test_calibration_fixes_the_iterations_of_its_kind_of_call_alone(pipe: Any, m
         assert fast.report.stopped_by == ["fixed iterations"]
         assert fast.report.converged == [False], "calibration, of other samples, is no estimate of this one"
         assert fast.report.waves == plan.program().spent(plan.max_iterations).waves
-    for other in ({"prompt": ["a cat", "a dog"]}, {"prompt": "a cat", "guidance_scale": 1.0}):
+    embeds = torch.randn(1, 154, 32, generator=torch.Generator().manual_seed(2))
+    for other in (
+        {"prompt": ["a cat", "a dog"]},
+        {"prompt": "a cat", "guidance_scale": 1.0},
+        {"prompt": "a cat", "guidance_scale": 7.0},
+        {"prompt_embeds": embeds, "negative_prompt_embeds": 0 * embeds},
+    ):
         fast(**other, num_inference_steps=12, **seeded())
         assert fast.report.plan_reason != plan.prediction.why
+        assert "a calibrated plan was left out: it is for another guidance, batch" in fast.report.left_out[-1]
+        with pytest.raises(srds_fast.PlanMismatch, match="calibrated for another guidance, batch"):
+            srds_fast.compile(pipe, plan=plan)(**other, num_inference_steps=12, **seeded())
+    fast("a ship", num_inference_steps=12, **seeded())
+    assert (fast.report.plan_reason, fast.report.left_out) == (plan.prediction.why, [])
     threads = torch.get_num_threads()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: threads + 1)
@@ -87,6 +110,18 @@ def test_one_prompt_is_that_prompt_and_not_its_letters(pipe: Any) -> None:
         fast.calibrate(prompts, num_inference_steps=4, num_samples=1)
         seen, encoded[:] = {tuple(each) for each in encoded}, []
         assert seen == {tuple(pipe.tokenizer(text, padding="max_length").input_ids) for text in ("a cat", "")}
+
+
+def test_two_calibrations_stand_side_by_side_and_know_an_embedded_guidance() -> None:
+    """Flux gives its guidance to the network, which makes other samples need other iterations."""
+    build, call = tiny.PIPELINES["flux_guidance"]
+    fast = srds_fast.compile(build(), method="srds", num_blocks=3)
+    call = {name: value for name, value in call.items() if name != "prompt"} | {"num_inference_steps": 6}
+    plans = [fast.calibrate(["a cat"], num_samples=1, **call, guidance_scale=scale) for scale in (1.5, 6.0)]
+    assert plans[0].context != plans[1].context
+    for scale, left_out in ((1.5, 0), (6.0, 0), (3.0, 1)):
+        fast(prompt="a dog", **call, guidance_scale=scale, generator=torch.Generator().manual_seed(0))
+        assert len(fast.report.left_out) == left_out
 
 
 def test_calibration_chooses_the_sequential_sampler_where_rows_are_dear(pipe: Any) -> None:

@@ -57,6 +57,13 @@ def test_iteration_1_stops_where_the_quantile_says_so_and_some_calls_go_on() -> 
         assert estimated_error([1.0, 0.1], contraction) == estimated_error([1.0, 0.1], BLOCKS)
 
 
+def test_another_guidance_learns_anew() -> None:
+    learning = srds_fast.compile(tiny.stable_diffusion(), method="srds", tolerance=1e-6, learn_stop=True)
+    for number, scale in enumerate((2.0, 2.0, 8.0, 2.0)):
+        learning(**{**CALL, "guidance_scale": scale}, generator=torch.Generator().manual_seed(number))
+        assert f"{(0, 1, 0, 2)[number]} of {FEWEST}" in learning.report.stop_rule
+
+
 CALL: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 12, "guidance_scale": 1.0, "output_type": "latent"}
 
 

@@ -170,9 +170,9 @@ def test_the_iterations_needed_are_those_after_which_all_stay_within_the_toleran
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Context)])
 def test_a_plan_made_elsewhere_names_what_differs(field: str) -> None:
-    here = dataclasses.replace(HERE, network="a network")
+    here = dataclasses.replace(HERE, network="a network", call="a call")
     here.check(here)
-    with pytest.raises(srds_fast.PlanMismatch, match=f"another {field}"):
+    with pytest.raises(srds_fast.PlanMismatch, match=f"another {'guidance' if field == 'call' else field}"):
         dataclasses.replace(here, **{field: "else"}).check(here)
     dataclasses.replace(here, network=None).check(here)
 

@@ -7,12 +7,14 @@ dropped, and the rest of the call runs step by step, as the stock loop would.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...errors import UnsupportedPipeline
 from .loop import LockstepLoop
 
 
@@ -33,7 +35,8 @@ class StepCallback:
             x = state.to(latents.dtype if isinstance(latents, Tensor) else pipe.dtype, copy=True)
             shown = {name: x if name == "latents" else value for name, value in tensors.items()}
             kept, steering = {name: _copy(value) for name, value in shown.items()}, _steering(pipe)
-            outputs = self._user(pipe, step, lockstep.timesteps[step], dict(shown))
+            with self._standing_at(pipe, step):
+                outputs = self._user(pipe, step, lockstep.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
                 return outputs  # the loop raises the stock pipe's own error
             if getattr(pipe, "_interrupt", False):
@@ -51,6 +54,37 @@ class StepCallback:
                 outputs["latents"] = lockstep.go_on_from(step, outputs.get("latents", x), reason)
                 return outputs
         return {}
+
+    @contextmanager
+    def _standing_at(self, pipe: Any, step: int) -> Iterator[None]:
+        """The pipe as it is at the end of a step of the stock loop, with a plain scheduler that has made that step.
+
+        UnsupportedPipeline: the user's function has changed the scheduler. The other steps were read from it before.
+        """
+        held = vars(pipe)
+        kept = {name: held[name] for name in ("scheduler", "_current_timestep") if name in held}
+        held["scheduler"] = scheduler = self._lockstep.scheduler.after(step)
+        if kept.get("_current_timestep") is not None:
+            held["_current_timestep"] = self._lockstep.timesteps[step]
+        before = {name: value.clone() for name, value in vars(scheduler).items() if isinstance(value, Tensor)}
+        try:
+            yield
+            after = vars(held["scheduler"])
+            changed = [name for name, value in before.items() if not _same_numbers(after.get(name), value)]
+        finally:
+            held.update(kept)
+        if changed:
+            raise UnsupportedPipeline(
+                f"The callback changed {changed[0]} of the scheduler at step {step}. The steps of a call are read from "
+                "its scheduler before the first one. Call the pipeline itself, or give the call other timesteps."
+            )
+
+
+def _same_numbers(value: Any, kept: Tensor) -> bool:
+    if not isinstance(value, Tensor) or value.shape != kept.shape:
+        return False
+    numbers = value.to(kept.device).nan_to_num()  # between two levels a scheduler may have none
+    return torch.equal(numbers, kept.nan_to_num())
 
 
 def _steering(pipe: Any) -> dict[str, Any]:

@@ -257,7 +257,7 @@ class Driver:
         merged = planner.max_rows != 1 and not self._in_order
         kind = self._taken_over.kind_of_check(network), merged, self._in_order
         if kind not in compared:
-            undo = Undo(network.modules)
+            undo = Undo(network.modules, self._generators)
             found = yield from verified(network, inferred, self._passes, first, merged=merged, in_order=self._in_order)
             undo.restore()
             if found is None:

@@ -70,6 +70,7 @@ class LockstepLoop:
         self._waves = TakenOver(self.samples, self.replacements, lambda: self.progress())
         self._driver: Driver | None = None
         self._graphed: GraphedCalls | None = None
+        self._strayed = False  # a network of the loop was called outside of it
 
     @property
     def session(self) -> Session | None:
@@ -85,6 +86,11 @@ class LockstepLoop:
     def finished(self) -> bool:
         """Whether the samples are there, and the loop has got them."""
         return self.session is not None and self.run.sample is not None and self.next_step is None
+
+    @property
+    def had_no_step(self) -> bool:
+        """Whether the call has ended without a step: its loop was empty, and its networks were not called elsewhere."""
+        return self.session is None and self._turns.done == 0 and not self._strayed
 
     @property
     def timesteps(self) -> Tensor:
@@ -139,7 +145,9 @@ class LockstepLoop:
 
     def call(self, call: Call) -> Any:
         """A network call of the pipeline."""
-        if self._turns.under_way and self.samples.started is None:
+        if not self._turns.under_way:
+            self._strayed = self._strayed or any(call.network is each for each in self.networks)
+        elif self.samples.started is None:
             self.samples.started = time.perf_counter()
         return self._turns.call(call)
 

@@ -20,6 +20,7 @@ from ...errors import SrdsFastError
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
 from ..merging.rule import Call
+from ..replaced import bound_functions
 from .snapshots import snapshots
 from .turns import refused
 
@@ -112,6 +113,10 @@ class SchedulerProxy:
             vars(self)["inner"] = self._snapshots.before(step)
         for each in self.companions:
             each.look_before(step)
+
+    def after(self, step: int) -> Any:
+        """A plain scheduler that has made this step, for a user to look at. Only where there are snapshots."""
+        return self._snapshots.before(step + 1, own=True)
 
     def beside(self, sample: Tensor, *, last: bool) -> tuple[Tensor, ...]:
         """What a step returns beside the sample. Known is only an x0 that is the sample, as after the last step."""
@@ -261,9 +266,9 @@ class ProgressProxy:
 
         def update(_count: int = 1) -> None:
             nonlocal shown
-            if self._lockstep.final_steps > shown:
-                bar.update(self._lockstep.final_steps - shown)
-                shown = self._lockstep.final_steps
+            while shown < self._lockstep.final_steps:  # one by one, as a bar of the user's may count
+                bar.update()
+                shown += 1
 
         with self._progress_bar(total=total, **options) as bar:
             self._lockstep.progress = update
@@ -289,6 +294,18 @@ class _Shown:
                 bar.update()
 
 
+def tell(pipe: Any, twin: Any) -> None:
+    """Leave a call's settings where users read them afterwards, as the stock call does: `num_timesteps` and the like.
+
+    twin: the copy of the pipe that the call ran on.
+    """
+    told = (type(None), bool, int, float, str, dict, list, tuple, Tensor)
+    for name, value in vars(twin).items():
+        is_shown = name[:1] == "_" and isinstance(getattr(type(pipe), name[1:], None), property)
+        if is_shown and type(value) in told and (name != "_interrupt" or name not in vars(pipe)):
+            vars(pipe)[name] = value  # but not over an interrupt by another thread
+
+
 def copy_scheduler(scheduler: Any) -> Any:
     """A deep copy. dict.copy() is atomic, which matters if another thread sets timesteps on the original."""
     twin = object.__new__(type(scheduler))
@@ -303,14 +320,15 @@ def copy_with_proxies(pipe: Any, cls: Any, lockstep: Any, parts: dict[str, Any])
     twin.__dict__.update(
         {
             **pipe.__dict__,
+            **bound_functions(pipe, twin),
             **parts,
             **networks,
             "scheduler": lockstep.scheduler,
         }
     )
     if hasattr(cls, "progress_bar"):  # the blocks of a modular pipeline have it instead
-        vars(twin)["progress_bar"] = ProgressProxy(functools.partial(cls.progress_bar, twin), lockstep)
+        vars(twin)["progress_bar"] = ProgressProxy(twin.progress_bar, lockstep)
     if hasattr(cls, "maybe_free_model_hooks"):
         # offloading hooks belong to the networks, not to their proxies
-        vars(twin)["maybe_free_model_hooks"] = functools.partial(cls.maybe_free_model_hooks, pipe)
+        vars(twin)["maybe_free_model_hooks"] = pipe.maybe_free_model_hooks
     return twin

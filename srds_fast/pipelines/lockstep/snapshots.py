@@ -37,10 +37,16 @@ class Snapshots:
     returns: int
     ends_alike: bool
 
-    def before(self, step: int) -> Any:
-        """A scheduler as it is before a step, and after the one before that. The loop may change it."""
+    def before(self, step: int, *, own: bool = False) -> Any:
+        """A scheduler as it is before a step, and after the one before that. The loop may change it.
+
+        own: its tensors are copies too, into which a user may write.
+        """
         twin: Any = object.__new__(self.kind)
-        vars(twin).update(_copied(self.states[step]))
+        state = _copied(self.states[step])
+        if own:
+            state = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+        vars(twin).update(state)
         return twin
 
 

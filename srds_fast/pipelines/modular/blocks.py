@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..lockstep.own_enumerate import with_own_enumerate
 from ..lockstep.proxies import ProgressProxy, SchedulerProxy, TimestepsProxy
@@ -41,7 +42,8 @@ def driven(blocks: Any, lockstep: Any, loop_state: LoopState | None) -> Any:
 def without_progress_bar(pipe: Any) -> dict[str, Any]:
     """Attributes with which a copy of a pipeline, modular or not, shows no progress bar."""
     if not is_modular(pipe):
-        return {"_progress_bar_config": {"disable": True}}
+        own = {"progress_bar": functools.partial(tqdm, disable=True)} if "progress_bar" in vars(pipe) else {}
+        return {"_progress_bar_config": {"disable": True}, **own}
 
     def silence(block: Any) -> None:
         if hasattr(block, "progress_bar"):

@@ -127,6 +127,19 @@ def kind_of(call: NetworkCall) -> Hashable:
     return weakref.ref(call.network), call.length, call.dtype, shapes
 
 
+def conditions_of(call: NetworkCall) -> Hashable:
+    """Numbers among the arguments of a call, such as an embedded guidance scale, and the shapes of its tensors."""
+    found: list[Hashable] = []
+    for path, value in _leaves_of([call]):
+        if isinstance(value, Tensor):
+            number = value.ndim < 2 and value.is_floating_point()
+            held = tuple(value.flatten().tolist()) if number else None
+            found.append((path, tuple(value.shape), str(value.dtype), held))
+        else:
+            found.append((path, value if isinstance(value, _PLAIN) else type(value).__name__))
+    return call.length, tuple(found)
+
+
 def unscaled(call: NetworkCall) -> tuple[NetworkCall, float]:
     """The call without the factor that it applies to the scales of LoRA layers, and the factor."""
     for name in SCALING:

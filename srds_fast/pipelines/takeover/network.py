@@ -23,7 +23,7 @@ from ...solvers.contract import Core, Evaluate, SolverInputs
 from ...solvers.program import Boundary, Program, Row, Wave
 from ..compiled import is_compiled
 from ..lora import AdapterScales
-from .calls import Calls, NetworkCall, kind_of, signature_of, tensors_of, unscaled, with_tensors
+from .calls import Calls, NetworkCall, conditions_of, kind_of, signature_of, tensors_of, unscaled, with_tensors
 from .roles import Inferred
 from .rows import Around, Repeated
 
@@ -51,6 +51,11 @@ class RecordedNetwork:
     @property
     def kind(self) -> Hashable:
         return tuple(map(kind_of, self.calls))
+
+    @property
+    def conditions(self) -> Hashable:
+        weights = tuple(tuple(each.weights.flatten().tolist()) for each in self.variants)
+        return weights, tuple(map(conditions_of, self.calls))
 
     @property
     def modules(self) -> list[nn.Module]:

@@ -22,13 +22,13 @@ from ...solvers.registry import SEQUENTIAL
 from ..kinds import KindOfLoop
 from ..merging.calls import MergedCalls
 from ..merging.rule import Call
-from ..network_checks import NO_CHECK, Undo
+from ..module_state import ModuleState, NetworkChanged, WeightsWritten
+from ..network_checks import NO_CHECK
 from ..takeover.inferred import Inference
 from ..takeover.network import RecordedNetwork
 from ..takeover.roles import Inferred
 from ..takeover.verify import LEAKS, OWN_TURNS, Agreement, verified
 from .call_session import CallSession, refuse_other_shapes
-from .digests import Switches
 from .memory import LoopMemory
 from .placeholders import Placeholders
 from .proxies import SchedulerProxy
@@ -66,14 +66,14 @@ class Driver:
         self._ready, self._taken_over, self._placeholders = ready, waves, placeholders
         self._key = None if kind is None else (kind, state_key(scheduler.inner), samples.start, len(samples.timesteps))
         self._known = None if self._key is None else memory.facts.get(self._key)
-        self._before = Undo(())
-        if not isinstance(self._known, Facts):
-            turns.watch = self._keep_networks
+        self._before: ModuleState | None = None  # of the networks, before they were first called
+        self._hook_changes = self._loop_changes = False  # whether a hook, or the loop itself, changes them
+        turns.watch = self._keep_networks
         self.seconds = 0.0  # that it took to find out how the loop works
         self.check = NO_CHECK  # of a takeover, in this call
         self.reason: str | None = None  # why the loop makes its own turns, where its turns showed it
         self.x0: Tensor  # predicted in the only step
-        self._switches: Switches  # of the networks, as their first calls have left them
+        self._called: ModuleState  # of the networks, as their first calls have left them
         self._passes: Passes
         self._rehearsal: Rehearsal
         self._facts: Facts
@@ -101,11 +101,18 @@ class Driver:
 
     def _keep_networks(self, _call: Call) -> None:
         """Before the first network call: the loop may have set something up on its networks."""
-        self._before, self._turns.watch = Undo(self._networks), lambda call: None
+        self._before, self._turns.watch = ModuleState(self._networks), lambda call: None
 
     def restore_networks(self) -> None:
-        """Give the networks back what they held before the loop called them: the stock loop follows."""
-        self._before.restore()
+        """Give the networks back what they held before the loop called them: the stock loop follows.
+
+        WeightsWritten: the loop or a hook has written to weights.
+        """
+        if self._before is None:
+            return
+        self._before.restore(hooks=self._hook_changes)
+        if (self._hook_changes or self._loop_changes) and (part := self._before.changed()) is not None:
+            raise WeightsWritten(part)
 
     def script(self, first: Ran, options: dict[str, Any]) -> Script:
         """The turns of a call after its first one. options: of the scheduler's step."""
@@ -115,7 +122,7 @@ class Driver:
         first = replace(first, x=x, m=m)
         refuse_other_shapes(m, x)
         changed = () if isinstance(self._known, Facts) else self._networks  # what may call networks of an unknown kind
-        undo, self._switches = Undo(changed), Switches(changed)
+        self._called = ModuleState(changed)
         table, generator = scheduler.table(options), options.get("generator")
         scheduler.keep_snapshots(samples.timesteps, options, x, m)
         self._passes, self.x0, self._facts = Passes(steps), x, Facts()
@@ -127,12 +134,17 @@ class Driver:
         copies = 1 if inferred is None else inferred.copies
         noise, inputs = samples.begin(table, generator, m, x, len(x) // copies)
         if inferred is not None and (network := (yield from self._taken(inferred, first, noise, inputs))) is not None:
-            self._before.restore()
+            held = self._before or ModuleState(self._networks)
+            if not isinstance(self._known, Facts):  # it was found out in this call
+                held.restore()
             if first.turn.live:  # its network calls were none of the run
                 samples.started = begun
             self._exclude_own_time()
             assert self._taken_over is not None
-            self._taken_over.run(network)
+            try:
+                self._taken_over.run(network, held)
+            except NetworkChanged as why:
+                raise self._by_hook(why) from None
             return (yield from self._last_turn(copies))
         if not first.turn.live:
             m = (yield from self._passes.turn(Turn(0, x, live=True))).m.clone()
@@ -146,7 +158,7 @@ class Driver:
         if measured or not plan.is_sequential:
             with self._timed():
                 yield from self._look_at_networks(x, measured or plan.program().peak_rows > 1)
-        undo.restore()
+        self._called.restore()
         self._exclude_own_time()
         pricing = (yield from self._price(noise, inputs, m)) if measured else None
         session = samples.make(noise, inputs, pricing=pricing)
@@ -176,6 +188,12 @@ class Driver:
         if samples.was_interrupted() or (wave := session.next(m[None])) is None:
             return (yield from self._last_turn())
         return (yield from self._waves(session, wave))
+
+    def _by_hook(self, why: NetworkChanged) -> UnsupportedPipeline:
+        """Why the stock loop makes a call: a hook that changes its network must be called in the loop's own order."""
+        self._hook_changes = True
+        what = str(why)
+        return UnsupportedPipeline(f"{what[:1].upper()}{what[1:]}, perhaps by a hook. Call the pipeline itself.")
 
     def _exclude_own_time(self) -> None:
         if self._samples.started is not None:
@@ -245,7 +263,7 @@ class Driver:
         merged = planner.max_rows != 1 and not self._in_order
         kind = self._taken_over.kind_of_check(network), merged, self._in_order
         if kind not in compared:
-            undo = Undo(network.modules)
+            undo = ModuleState(network.modules)
             found = yield from verified(network, inferred, self._passes, first, merged=merged, in_order=self._in_order)
             undo.restore()
             if found is None:
@@ -286,7 +304,7 @@ class Driver:
                 inference = Inference(noise.numbers["input_scale"], self._placeholders)
                 loop = None if key is None else key[0].loop
                 known, self._samples.arrivals = yield from self._rehearsal.run(
-                    self._switches, inference, again=loop is not None and loop in self._memory.rehearsed
+                    self._called, inference, again=loop is not None and loop in self._memory.rehearsed
                 )
                 if loop is not None:
                     self._memory.rehearsed[loop] = True
@@ -297,6 +315,7 @@ class Driver:
                 if known.replaces:
                     self._samples.arrivals = yield from self._rehearsal.arrivals()
         except UnsupportedPipeline as why:
+            self._loop_changes = self._rehearsal.changes_networks
             if key is not None:
                 self._memory.facts[key] = str(why)
             raise
@@ -313,6 +332,7 @@ class Driver:
     def _waves(self, session: Session, wave: Evaluate | None = None) -> Script:
         """Run all waves, from this one or from the first; return the samples."""
         samples = self._samples
+        held = None if samples.in_order else ModuleState(self._networks)
         samples.wave = session.next(None) if wave is None else wave
         while (wave := samples.wave) is not None:
             try:
@@ -324,7 +344,28 @@ class Driver:
             if samples.was_interrupted():
                 break
             samples.wave = session.next(m)
+            looks = samples.wave is None or samples.settings.calls_back or (held is not None and held.foreign_hook)
+            if looks and held is not None and (part := held.changed()) is not None:
+                self._leave_waves(NetworkChanged(part), held)
+                held = None
         return (yield from self._last_turn())
+
+    def _leave_waves(self, why: NetworkChanged, held: ModuleState) -> None:
+        """Rows were evaluated by a network that has changed since: go on with the steps, one after another.
+
+        They begin with the first one, or after those that a callback was told of.
+        """
+        samples = self._samples
+        assert samples.session is not None
+        samples.end_replays()
+        if not samples.told:
+            if held.foreign_hook is not None:
+                raise self._by_hook(why)
+            samples.session.take_steps(str(why))
+        else:
+            samples.session.fall_back(f"{why}, after step {samples.told - 1}")
+            samples.go_on_from(samples.told - 1, samples.state_after(samples.told - 1))
+        samples.wave = samples.session.next(None)
 
     def _last_turn(self, copies: int = 1) -> Script:
         """What the loop does after its last step, on the samples. copies: of these that it keeps."""

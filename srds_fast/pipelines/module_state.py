@@ -7,13 +7,14 @@ writes to a tensor. A write through `.data`, or by code that is not torch's, is 
 
 from __future__ import annotations
 
+import dis
 import functools
 import math
 import operator
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import chain
-from types import CellType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +29,35 @@ KNOWN = ("torch", "diffusers", "transformers", "accelerate", "peft", "xformers",
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _CONTAINERS = (list, dict, set, tuple, frozenset)
 _version = operator.attrgetter("_version")
+
+
+def foreign_hooks(module: nn.Module) -> list[Any]:
+    """The hooks of a module that are from packages that are not known."""
+    tables = [table for name in _HOOKS if (table := module.__dict__[name])]
+    return [each for table in tables for each in table.values() if package_of(getattr(each, "func", each)) not in KNOWN]
+
+
+def only_watches(hook: Any) -> bool:
+    """Whether a hook returns nothing, so that it changes neither what a module is given nor what it returns."""
+    function = getattr(hook, "func", hook)
+    function = getattr(function, "__func__", function)
+    if not isinstance(function, FunctionType):
+        function = type(function).__call__
+    return isinstance(function, FunctionType) and _returns_nothing(function.__code__)
+
+
+@functools.lru_cache(maxsize=256)
+def _returns_nothing(code: CodeType) -> bool:
+    before = None
+    for each in dis.get_instructions(code):
+        if each.opname == "RETURN_CONST" and each.argval is not None:
+            return False
+        if each.opname == "RETURN_VALUE":
+            nothing = before is not None and before.opname == "LOAD_CONST" and before.argval is None
+            if each.is_jump_target or not nothing:
+                return False
+        before = each
+    return True
 
 
 class NetworkChanged(Exception):
@@ -60,8 +90,8 @@ class ModuleState:
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         self.foreign_hook: str | None = None
-        # what modules hold, what functions in the place of `forward` read, and what hooks read
-        self._modules, self._functions, self._hooks = self._all = _Held(), _Held(), _Held()
+        # what modules hold; what functions read that take part in their calls; what hooks read that watch these
+        self._modules, self._functions, self._watching = self._all = _Held(), _Held(), _Held()
         seen: set[int] = set()
         for network in networks:
             waiting: list[tuple[str, nn.Module]] = [(type(network).__name__, network)]
@@ -91,10 +121,9 @@ class ModuleState:
                 held.look_into(name, value, DEPTH)
         if (forward := state.get("forward")) is not None and not moved:
             self._functions.look_behind(name, forward)
-        for hook in chain.from_iterable(state[table].values() for table in _HOOKS):
-            if package_of(getattr(hook, "func", hook)) not in KNOWN:
-                self.foreign_hook = self.foreign_hook or name
-                self._hooks.look_behind(name, hook)
+        for hook in foreign_hooks(module):
+            self.foreign_hook = self.foreign_hook or name
+            (self._watching if only_watches(hook) else self._functions).look_behind(name, hook)
 
     def is_same(self) -> bool:
         """Whether modules hold the very objects that they held, and no tensor was written to."""
@@ -112,14 +141,14 @@ class ModuleState:
         """The same, where no network is called: what hooks and functions read counts, too, and so does every tensor."""
         return next((name for each in self._all if (name := each.changed()) is not None), None)
 
-    def restore(self, *, hooks: bool = False) -> None:
-        """Give modules, attention processors and functions in the place of `forward` back what they held.
+    def restore(self, *, watching: bool = False) -> None:
+        """Give modules, attention processors, functions in the place of `forward` and hooks back what they held.
 
         A network that counts its calls or keeps something from one for the next would otherwise begin the pipeline's
         own loop with what other calls have left. Tensors that were written to stay as they are.
-        hooks: give back what hooks have kept, too: as if they had not been called.
+        watching: also hooks that only watch. They are otherwise left with what they have seen of a check.
         """
-        for each in self._all if hooks else self._all[:2]:
+        for each in self._all if watching else self._all[:2]:
             each.restore()
 
 

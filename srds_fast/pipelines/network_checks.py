@@ -15,7 +15,7 @@ from torch import nn
 
 from .merging.rounding import distance
 from .merging.rule import flatten
-from .module_state import KNOWN, ModuleState, package_of
+from .module_state import KNOWN, ModuleState, foreign_hooks, only_watches, package_of
 
 
 class Checked(NamedTuple):
@@ -38,6 +38,8 @@ def parts_that_decide(networks: Iterable[nn.Module]) -> Hashable:
         if (module := waiting.pop()) is not None:
             state = module.__dict__
             found += (type(module), state.get("forward"), state.get("processor"))
+            if state["_forward_hooks"] or state["_forward_pre_hooks"]:
+                found += (each for each in foreign_hooks(module) if not only_watches(each))
             waiting += state["_modules"].values()
     return tuple(found)
 
@@ -95,3 +97,4 @@ def _code_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
         yield "a replaced forward", getattr(forward, "func", forward)
     if (processor := state.get("processor")) is not None:
         yield "the attention processor", type(processor)
+    yield from (("a hook", each) for each in foreign_hooks(module) if not only_watches(each))

@@ -110,7 +110,7 @@ class Driver:
         """
         if self._before is None:
             return
-        self._before.restore(hooks=self._hook_changes)
+        self._before.restore(watching=True)
         if (self._hook_changes or self._loop_changes) and (part := self._before.changed()) is not None:
             raise WeightsWritten(part)
 
@@ -332,7 +332,8 @@ class Driver:
     def _waves(self, session: Session, wave: Evaluate | None = None) -> Script:
         """Run all waves, from this one or from the first; return the samples."""
         samples = self._samples
-        held = None if samples.in_order else ModuleState(self._networks)
+        held = ModuleState(self._networks)
+        looks = not samples.in_order or (held.foreign_hook is not None and not samples.settings.calls_back)
         samples.wave = session.next(None) if wave is None else wave
         while (wave := samples.wave) is not None:
             try:
@@ -344,10 +345,10 @@ class Driver:
             if samples.was_interrupted():
                 break
             samples.wave = session.next(m)
-            looks = samples.wave is None or samples.settings.calls_back or (held is not None and held.foreign_hook)
-            if looks and held is not None and (part := held.changed()) is not None:
+            due = samples.wave is None or samples.settings.calls_back or held.foreign_hook is not None
+            if looks and due and (part := held.changed()) is not None:
                 self._leave_waves(NetworkChanged(part), held)
-                held = None
+                looks = False
         return (yield from self._last_turn())
 
     def _leave_waves(self, why: NetworkChanged, held: ModuleState) -> None:

@@ -61,7 +61,7 @@ class TakenOver:
             return
 
         def look_for_change() -> None:
-            if not samples.in_order and (part := held.changed()) is not None:
+            if (held.foreign_hook is not None or not samples.in_order) and (part := held.changed()) is not None:
                 raise NetworkChanged(part)
 
         def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:

@@ -11,7 +11,7 @@ import dis
 import functools
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from types import CellType, CodeType, FunctionType, MethodType
@@ -90,8 +90,8 @@ class ModuleState:
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         self.foreign_hook: str | None = None
-        # what modules hold; what functions read that take part in their calls; what hooks read that watch these
-        self._modules, self._functions, self._watching = self._all = _Held(), _Held(), _Held()
+        # what modules hold; what is read by functions in the place of `forward`, by hooks, and by hooks that only watch
+        self._modules, self._functions, self._hooks, self._watching = self._all = _Held(), _Held(), _Held(), _Held()
         seen: set[int] = set()
         for network in networks:
             waiting: list[tuple[str, nn.Module]] = [(type(network).__name__, network)]
@@ -107,7 +107,7 @@ class ModuleState:
 
     def _look_at(self, name: str, module: nn.Module) -> None:
         state, held = module.__dict__, self._modules
-        held.add(name, state)
+        held.add(name, state, tuple(each for each in state if each not in MACHINERY))
         for table in ("_modules", *_HOOKS):
             held.add(name, state[table])
         if moved := not OFFLOADING.isdisjoint(state):  # in every call its weights are moved
@@ -123,22 +123,24 @@ class ModuleState:
             self._functions.look_behind(name, forward)
         for hook in foreign_hooks(module):
             self.foreign_hook = self.foreign_hook or name
-            (self._watching if only_watches(hook) else self._functions).look_behind(name, hook)
+            (self._watching if only_watches(hook) else self._hooks).look_behind(name, hook)
 
     def is_same(self) -> bool:
-        """Whether modules hold the very objects that they held, and no tensor was written to."""
-        return self._modules.is_same()
+        """Whether all hold the very objects that they held, and no tensor was written to."""
+        return all(each.is_same() for each in self._all)
 
-    def changed(self) -> str | None:
+    def changed(self, *, in_order: bool = False) -> str | None:
         """The name of a part that holds something else now, or None. Equal numbers, and lists of them, are the same.
 
         Tensors that a network keeps where there was nothing before, or on another device, are no change: networks of
-        diffusers keep what they have computed from the shape of their input.
+        diffusers keep what they have computed from the shape of their input. What functions read is none either.
+        in_order: networks are called in the order of the stock loop, where hooks may count their calls.
         """
-        return self._modules.changed(may_keep=True)
+        found = self._modules.changed(may_keep=True)
+        return self._hooks.changed() if found is None and not in_order else found
 
     def changed_exactly(self) -> str | None:
-        """The same, where no network is called: what hooks and functions read counts, too, and so does every tensor."""
+        """The same, where no network is called: what functions read counts, too, and so does every tensor."""
         return next((name for each in self._all if (name := each.changed()) is not None), None)
 
     def restore(self, *, watching: bool = False) -> None:
@@ -148,7 +150,7 @@ class ModuleState:
         own loop with what other calls have left. Tensors that were written to stay as they are.
         watching: also hooks that only watch. They are otherwise left with what they have seen of a check.
         """
-        for each in self._all if watching else self._all[:2]:
+        for each in self._all if watching else self._all[:3]:
             each.restore()
 
 
@@ -162,10 +164,14 @@ class _Held:
         self._names: list[str] = []
         self._live: list[Any] = []  # containers
         self._before: list[Any] = []  # a copy of each
+        self._attributes: list[tuple[Callable[[Any], tuple[Any, ...]], dict[str, Any]]] = []
         self._cells: list[tuple[str, CellType, Any]] = []
         self._globals: list[tuple[str, dict[str, Any], str, Any]] = []
 
-    def add(self, name: str, container: Any) -> None:
+    def add(self, name: str, container: Any, attributes: tuple[str, ...] = ()) -> None:
+        """attributes: those that count, where the container is the dictionary of a module."""
+        if attributes:
+            self._attributes.append((operator.itemgetter("_modules", *attributes), container))
         self._names.append(name)
         self._live.append(container)
         self._before.append(container.copy())
@@ -222,12 +228,17 @@ class _Held:
     def complete(self) -> None:
         """All that is to be held was added."""
         # live views: they are compared without a line of Python for each
-        self._views = [each.values() if isinstance(each, dict) else each for each in self._live]
-        self._flat = list(chain.from_iterable(self._views))
-        self._lengths = list(map(len, self._views))
+        own = {id(state) for _, state in self._attributes}
+        views = [each.values() if isinstance(each, dict) else each for each in self._live if id(each) not in own]
+        self._views, self._lengths = list(filter(len, views)), list(map(len, self._live))
+        self._flat = list(self._values())
         self.tensors = [each for each in self.tensors if _counts_writes(each[1])]
         self._counted: list[Any] = [tensor for _, tensor in self.tensors]
         self._writes = self._writes_now()
+
+    def _values(self) -> Iterator[Any]:
+        attributes = [getter(state) for getter, state in self._attributes]
+        return chain(chain.from_iterable(attributes), chain.from_iterable(self._views))
 
     def _writes_now(self) -> list[int]:
         """Of every tensor, how often it was written to, and where it lies."""
@@ -237,13 +248,13 @@ class _Held:
     def is_same(self) -> bool:
         try:
             return (
-                self._lengths == list(map(len, self._views))
-                and all(map(operator.is_, chain.from_iterable(self._views), self._flat))
+                self._lengths == list(map(len, self._live))
+                and all(map(operator.is_, self._values(), self._flat))
                 and self._writes == self._writes_now()
                 and all(cell.cell_contents is value for _, cell, value in self._cells)
                 and all(names.get(each, ...) is value for _, names, each, value in self._globals)
             )
-        except (RuntimeError, ValueError):  # another thread adds to a dictionary; a variable was deleted
+        except (RuntimeError, ValueError, KeyError):  # another thread adds to a dictionary; a variable was deleted
             return False
 
     def changed(self, *, may_keep: bool = False) -> str | None:

@@ -38,8 +38,6 @@ def parts_that_decide(networks: Iterable[nn.Module]) -> Hashable:
         if (module := waiting.pop()) is not None:
             state = module.__dict__
             found += (type(module), state.get("forward"), state.get("processor"))
-            if state["_forward_hooks"] or state["_forward_pre_hooks"]:
-                found += (each for each in foreign_hooks(module) if not only_watches(each))
             waiting += state["_modules"].values()
     return tuple(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -138,6 +139,11 @@ def test_a_network_that_a_callback_exchanged_stays_exchanged() -> None:
     assert fast.unet is fast.original.unet
 
 
+def test_attention_processors_that_a_callback_sets_stay_where_compile_was_given_others() -> None:
+    fast, _ = changed_at(*CHANGES["attention processors"], method="srds", attention="sdpa")
+    assert {type(each) for each in fast.unet.attn_processors.values()} == {Halved}
+
+
 def test_an_interrupt_beside_a_change_ends_the_call() -> None:
     def act(pipe: Any) -> None:
         CHANGES["FreeU"][1](pipe)
@@ -251,6 +257,13 @@ def test_a_hook_that_changes_its_network_is_called_as_in_stock(
         expected, found = latents(pipe, **CALL), latents(fast, **CALL)
         assert float((found - expected).abs().mean()) < 1e-4
         assert fast.report.method in ("stock", "sequential")
+
+
+def test_a_hook_whose_count_no_variable_shows_is_found_by_calls_in_another_order() -> None:
+    pipe, strengths = tiny.stable_diffusion(), itertools.cycle([3.0] * 6 + [1.0] * (STEPS - 6))
+    pipe.unet.mid_block.register_forward_hook(lambda module, given, found: found * next(strengths))
+    with pytest.raises(srds_fast.UnsupportedPipeline, match=r"in another order differently \(a hook of mid_block"):
+        latents(srds_fast.compile(pipe, method="srds", strict=True), **CALL)
 
 
 def test_a_hook_that_writes_to_weights_is_an_error() -> None:

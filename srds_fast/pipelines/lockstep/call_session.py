@@ -22,6 +22,7 @@ from ...sampling.trials import TimeStock
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Constrain, Evaluate, SolverInputs, Trajectory
 from ...solvers.registry import check_warm_start
+from ..module_state import ModuleState
 from ..takeover.network import RecordedNetwork
 from .constraint import Arrival
 
@@ -69,6 +70,7 @@ class CallSession:
         self.start = self.offset = 0
         self.arrivals: list[Arrival] = []
         self.started: float | None = None
+        self.held: ModuleState | None = None  # by the networks, when all rows so far were evaluated by them
         self.told = 0  # final steps that a callback was told of
         self.wave: Evaluate | None = None  # the one that is run now
         self.network: RecordedNetwork | None = None  # in a takeover

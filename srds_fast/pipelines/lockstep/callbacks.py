@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..module_state import ModuleState
 from .loop import LockstepLoop
 from .proxies import NetworkProxy
 
@@ -26,13 +25,10 @@ class StepCallback:
 
     def __init__(self, user: Callable[..., Any], lockstep: LockstepLoop, shared: dict[str, Any]) -> None:
         self._user, self._lockstep, self._shared = user, lockstep, shared
-        self._networks: ModuleState | None = None  # what they hold, as far as rows were evaluated ahead
 
     def __call__(self, pipe: Any, turn: int, timestep: Any, tensors: dict[str, Any]) -> Any:
         """At the end of each turn, of any step; returns the tensors that the loop must continue with."""
         lockstep, samples, latents = self._lockstep, self._lockstep.samples, tensors.get("latents")
-        if samples.told < lockstep.final_steps:
-            self._look_at_networks()
         while samples.told < lockstep.final_steps:
             step, samples.told = samples.told, samples.told + 1
             state = samples.state_after(step)
@@ -53,7 +49,9 @@ class StepCallback:
             after = _steering(pipe)
             names = sorted(steering.keys() | after.keys())
             changed += [name.lstrip("_") for name in names if steering.get(name, ...) is not after.get(name, ...)]
-            if self._networks is not None and (part := self._networks.changed_exactly()) is not None:
+            # where each step is evaluated after the one before was told, the loop goes on with what it finds
+            held = None if samples.in_order else samples.held
+            if held is not None and (part := held.changed_exactly()) is not None:
                 samples.end_replays()
                 changed.append(part)
             if changed:
@@ -62,13 +60,6 @@ class StepCallback:
                 outputs["latents"] = lockstep.go_on_from(step, outputs.get("latents", x), reason)
                 return outputs
         return {}
-
-    def _look_at_networks(self) -> None:
-        """See what the networks hold before the user's function is called."""
-        if self._lockstep.samples.in_order:  # no row is evaluated ahead
-            self._networks = None
-        elif self._networks is None or self._networks.changed_exactly() is not None:
-            self._networks = ModuleState(self._lockstep.networks)
 
     def _take_over(self, pipe: Any, before: dict[str, Any]) -> None:
         """Give the pipe of the call what the function has set on the user's own pipeline, and the other way round."""

@@ -332,8 +332,9 @@ class Driver:
     def _waves(self, session: Session, wave: Evaluate | None = None) -> Script:
         """Run all waves, from this one or from the first; return the samples."""
         samples = self._samples
-        held = ModuleState(self._networks)
-        looks = not samples.in_order or (held.foreign_hook is not None and not samples.settings.calls_back)
+        if wave is None:  # otherwise a callback has changed something, and the rest runs step by step
+            held = self._before if isinstance(self._known, Facts) else None
+            samples.held = held or ModuleState(self._networks)
         samples.wave = session.next(None) if wave is None else wave
         while (wave := samples.wave) is not None:
             try:
@@ -345,17 +346,29 @@ class Driver:
             if samples.was_interrupted():
                 break
             samples.wave = session.next(m)
-            due = samples.wave is None or samples.settings.calls_back or held.foreign_hook is not None
-            if looks and due and (part := held.changed()) is not None:
-                self._leave_waves(NetworkChanged(part), held)
-                looks = False
+            self._look_for_change()
         return (yield from self._last_turn())
 
-    def _leave_waves(self, why: NetworkChanged, held: ModuleState) -> None:
-        """Rows were evaluated by a network that has changed since: go on with the steps, one after another.
+    def _look_for_change(self) -> None:
+        """After a wave: whether rows were evaluated by networks that have changed since.
 
-        They begin with the first one, or after those that a callback was told of.
+        This is seen at the end, before a callback is told of steps, and, where a hook might change a network, always.
         """
+        samples, held = self._samples, self._samples.held
+        assert held is not None
+        hooked = held.foreign_hook is not None
+        told = samples.settings.calls_back and samples.final_steps > samples.told
+        if samples.in_order and (samples.settings.calls_back or not hooked):
+            return
+        if not (samples.wave is None or told or hooked):
+            return
+        if (part := held.changed(in_order=samples.in_order)) is not None:
+            self._leave_waves(NetworkChanged(part), held)
+        if told and not held.is_same():  # what the networks hold as the callback is called
+            samples.held = ModuleState(self._networks)
+
+    def _leave_waves(self, why: NetworkChanged, held: ModuleState) -> None:
+        """Go on with the steps, one after another: from the first one, or after those that a callback was told of."""
         samples = self._samples
         assert samples.session is not None
         samples.end_replays()

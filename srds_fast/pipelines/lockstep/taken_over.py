@@ -61,7 +61,9 @@ class TakenOver:
             return
 
         def look_for_change() -> None:
-            if (held.foreign_hook is not None or not samples.in_order) and (part := held.changed()) is not None:
+            if held.foreign_hook is None and samples.in_order:
+                return
+            if (part := held.changed(in_order=samples.in_order)) is not None:
                 raise NetworkChanged(part)
 
         def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:

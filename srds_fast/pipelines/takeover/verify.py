@@ -156,7 +156,7 @@ class _Checks:
 
     def reason(self, held: ModuleState, *, in_order: bool) -> str | None:
         found = self._guided(self._steps, self._rows)
-        if (changed := held.changed()) is not None:
+        if (changed := held.changed(in_order=in_order)) is not None:
             return f"a call of its network changes what a part of it holds ({changed})"
         if self._apart(found, self._expected):
             alone = [self._guided([step], [row]) for step, row in zip(self._steps, self._rows, strict=True)]

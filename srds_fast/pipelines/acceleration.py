@@ -197,10 +197,15 @@ def _switch_attention(network: nn.Module, name: str, undo: ExitStack) -> list[st
         if value is None:
             unchanged.add(type(module.processor).__name__)
         else:
-            undo.callback(setattr, owner, attribute, getattr(owner, attribute))
+            undo.callback(_put_back, owner, attribute, value, getattr(owner, attribute))
             setattr(owner, attribute, value)
     left = f"attention={name!r} was left out where {name_of(network)} has {', '.join(sorted(unchanged))}"
     return [left] if unchanged else []
+
+
+def _put_back(owner: Any, attribute: str, value: Any, before: Any) -> None:
+    if getattr(owner, attribute) is value:  # a callback may have set another one, which stays
+        setattr(owner, attribute, before)
 
 
 def _equivalent(module: Any, backend: str) -> object | None:

@@ -35,6 +35,7 @@ from .modular.arguments import is_modular, why_stock
 from .modular.blocks import driven, without_progress_bar, without_proxies
 from .modular.errors_log import held_back
 from .modular.preview import LoopState
+from .module_state import WeightsWritten
 from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .replaced import why_replaced
@@ -178,7 +179,7 @@ def _run_call(
         )
         callback, given = None, (args, kwargs)
         if (function := arguments.get("callback_on_step_end")) is not None:
-            callback = StepCallback(function, lockstep)
+            callback = StepCallback(function, lockstep, vars(fast))
             bound = inspect.signature(cls.__call__).bind(proxied, *args, **kwargs)
             bound.arguments["callback_on_step_end"] = None if state.plan_only else callback
             # diffusers' official callbacks name the tensors they need
@@ -200,7 +201,7 @@ def _run_call(
             return without_proxies(output) if is_modular(fast) else output
         except Exception as why:
             # a callback or a stream has already seen results of this call: it cannot start again
-            seen = observer is not None or (callback is not None and callback.notified)
+            seen = observer is not None or (callback is not None and lockstep.samples.told > 0)
             reason = None if seen else _why_retry(lockstep, why)
             if reason is None:
                 raise
@@ -255,6 +256,7 @@ def _lockstep(
         graphs,
         overlap="batch" if state.overlap == "auto" and not on_gpu else state.overlap,
         keep_states=calls_back or keep_trajectory,
+        calls_back=calls_back,
         initial_guess=warm_start,
         notify=functools.partial(warn_fallback, fast, "step by step"),
         plan_only=state.plan_only,
@@ -285,7 +287,7 @@ def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
             return None
         lockstep.run.close()
         return no_room(lockstep.run.counts.peak_rows)
-    if isinstance(error, UnsupportedPipeline | UsesWithheld):
+    if isinstance(error, UnsupportedPipeline | UsesWithheld) and not isinstance(error, WeightsWritten):
         return what[:1].lower() + what[1:]
     if isinstance(error, SrdsFastError) or lockstep.samples.network is not None:
         return None

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-_NAMES = "_hf_hook", "_diffusers_hook"
+# attributes that hold them
+OFFLOADING = frozenset({"_hf_hook", "_diffusers_hook"})
 
 
 def hooked(root: nn.Module) -> list[nn.Module]:
@@ -20,7 +21,7 @@ def hooked(root: nn.Module) -> list[nn.Module]:
     found, left = [], [root]
     while left:
         module = left.pop()
-        if any(name in module.__dict__ for name in _NAMES):
+        if not OFFLOADING.isdisjoint(module.__dict__):
             found.append(module)
         left += [child for child in module._modules.values() if child is not None]
     return found

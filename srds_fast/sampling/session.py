@@ -229,14 +229,23 @@ class Session:
         else:
             self._learn(completed=True)
         evaluate.forget()
-        if self.run.sample is None:
-            # outside the handlers, because their exceptions keep the memory of the waves alive
-            evaluate = self.network.evaluator(self.run.program)
-            try:
-                advance(self.run, evaluate)
-            except Diverged as error:
-                raise DivergenceError(str(error), self.report()) from None
-            evaluate.forget()
+        # outside the handlers, because their exceptions keep the memory of the waves alive
+        return self.run if self.run.sample is not None else self._complete_steps(advance)
+
+    def complete_in_steps(self, why: str, advance: Advance = all_waves) -> Run:
+        """Drop what was computed and start again, one step after another. why: as of `take_steps`."""
+        self.run.close()
+        self.take_steps(why)
+        return self._complete_steps(advance)
+
+    def _complete_steps(self, advance: Advance) -> Run:
+        assert self.network is not None
+        evaluate = self.network.evaluator(self.run.program)
+        try:
+            advance(self.run, evaluate)
+        except Diverged as error:
+            raise DivergenceError(str(error), self.report()) from None
+        evaluate.forget()
         return self.run
 
     def take_steps(self, why: str, *, tell: bool = True) -> None:

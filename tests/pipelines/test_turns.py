@@ -193,6 +193,21 @@ class SwitchesLayers(OwnLoop):
                 hook.remove()
 
 
+class FadesOut(OwnLoop):
+    """It changes its network for the steps that follow."""
+
+    def output(self, i: int, t: Tensor, x: Tensor) -> Tensor:
+        self.unet.conv_norm_out.eps = 1e-6 if i < 4 else 10.0
+        return super().output(i, t, x)
+
+
+class WritesWeights(OwnLoop):
+    def output(self, i: int, t: Tensor, x: Tensor) -> Tensor:
+        if i == 4:
+            self.unet.conv_out.weight.mul_(0.5)
+        return super().output(i, t, x)
+
+
 class TwoSteps(OwnLoop):
     def after(self, i: int, x: Tensor) -> Tensor:
         if i % 2 == 0:
@@ -223,6 +238,7 @@ FAULTS: dict[type[OwnLoop], str] = {
     SoftMask: "in another way than by replacing a part of them",
     Bounded: "in another way than by replacing a part of them",
     SwitchesLayers: "changes the UNet2DModel around single calls",
+    FadesOut: "changes the UNet2DModel around single calls",
     TwoSteps: "or twice in one turn",
     Leaves: "ended before its last step",
     ReadsX0: "uses what its scheduler's step returns beside the sample",
@@ -273,6 +289,12 @@ def test_a_loop_that_keeps_more_than_its_state_runs_as_stock(cls: type[OwnLoop])
     assert "cannot be made" in fast.report.fallback_reason or "loop ended" in fast.report.fallback_reason
     with pytest.raises(UnsupportedPipeline, match=FAULTS[cls]):
         called(srds_fast.compile(own(cls), method="srds", strict=True))
+
+
+def test_a_loop_that_writes_to_weights_is_an_error() -> None:
+    """What they held before is not known, so the stock loop cannot follow."""
+    with pytest.raises(UnsupportedPipeline, match=r"UNet2DModel\.conv_out\.weight was written to in the call"):
+        latents(srds_fast.compile(own(WritesWeights), method="srds"))
 
 
 def test_a_loop_that_writes_into_what_its_scheduler_keeps_runs_as_stock() -> None:

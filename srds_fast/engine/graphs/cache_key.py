@@ -22,9 +22,9 @@ from torch.nn.modules import module as _module
 
 PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
 # attributes of every module: its parts are visited one by one, its hooks by `hooked`
-_MACHINERY = frozenset(nn.Module().__dict__) - {"training"}
+MACHINERY = frozenset(nn.Module().__dict__) - {"training"}
 # their attributes are not part of a key
-_OPAQUE = (nn.Module, Tensor, type, FunctionType, MethodType, ModuleType)
+OPAQUE = (nn.Module, Tensor, type, FunctionType, MethodType, ModuleType)
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _FUNCTIONS = (FunctionType, MethodType, functools.partial)
 # how deep objects in objects are visited; deeper ones are compared by identity
@@ -58,7 +58,7 @@ def leaves_of_module(module: nn.Module, live: frozenset[int] = frozenset()) -> l
     found += state["_parameters"].values()
     found += state["_buffers"].values()
     for name, value in state.items():
-        if name not in _MACHINERY:
+        if name not in MACHINERY:
             _add_leaves(tuple(value) if id(value) in live else value, found, DEPTH)
     return found
 
@@ -104,7 +104,7 @@ class _Same:
 
 def _parts(value: Any) -> Collection[Any]:
     """The elements of a container, or the names and values of an object's attributes; none of an opaque object."""
-    if isinstance(value, _OPAQUE):
+    if isinstance(value, OPAQUE):
         return ()
     if isinstance(value, list | tuple):
         return value
@@ -196,9 +196,14 @@ def _parts_behind(value: Any) -> Iterator[Any]:
             if isinstance(found, ModuleType):  # of its attributes, plain values that the code may read
                 yield from (each for other in sorted(names) if type(each := getattr(found, other, None)) in PLAIN)
     elif not inspect.isroutine(value):
-        if callable(value) and not isinstance(value, _OPAQUE):
+        if callable(value) and not isinstance(value, OPAQUE):
             yield type(value).__call__
         yield from _parts(value)
+
+
+def global_names(code: CodeType) -> frozenset[str]:
+    """The globals that a function reads, and those that the functions in it read."""
+    return _names(code)[0]
 
 
 @functools.lru_cache(maxsize=256)

@@ -199,7 +199,11 @@ class GraphedCalls:
 
     def _look_for_changes(self) -> None:
         if self._key_now() != self.key:
-            self.ended, self.reason = "changed", CHANGED
+            self.end_as_changed()
+
+    def end_as_changed(self) -> None:
+        """The networks have changed: the rest of the run calls them as they are now."""
+        self.ended, self.reason = "changed", CHANGED
 
     def _give_up(self, why: CaptureFailed) -> None:
         self.reason = str(why)

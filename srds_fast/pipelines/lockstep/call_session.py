@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import telemetry
 from ...engine.graphs.loop_graph import LoopGraph
+from ...engine.graphs.network_graphs import GraphedCalls
 from ...engine.graphs.runner import GraphRunner
 from ...engine.run import Observer, Run
 from ...errors import UnsupportedPipeline
@@ -23,6 +24,7 @@ from ...schedulers.private_draws import PrivateDraws
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Constrain, Evaluate, SolverInputs, Trajectory
 from ...solvers.registry import check_warm_start
+from ..module_state import ModuleState
 from ..takeover.network import RecordedNetwork
 from .constraint import Arrival
 
@@ -36,6 +38,7 @@ class CallSettings:
     graphs: GraphRunner | None  # a recorded turn uses all of them, turns for rows network graphs. None: eager
     overlap: str
     keep_states: bool
+    calls_back: bool  # a callback is told of every step, with its state: `keep_states` is set, too
     initial_guess: Tensor | None  # [steps + 1, batch, ...], initial states; None: the method's own initial guess
     notify: Callable[[str], None]  # called with the reason why the rest of the call runs step by step; may raise
     plan_only: bool  # choose the plan but run no waves: the loop gets its starting noise as the result
@@ -70,8 +73,11 @@ class CallSession:
         self.start = self.offset = 0
         self.arrivals: list[Arrival] = []
         self.started: float | None = None
+        self.held: ModuleState | None = None  # by the networks, when all rows so far were evaluated by them
+        self.told = 0  # final steps that a callback was told of
         self.wave: Evaluate | None = None  # the one that is run now
         self.network: RecordedNetwork | None = None  # in a takeover
+        self.graphed: GraphedCalls | None = None  # the network calls of the loop's own turns, through graphs
         self.state: Tensor  # starting noise, [batch, ...], in the dtype of the state
         self._noise: NoiseTable  # of the scheduler's grid
         self._steps: NoiseTable  # of the loop
@@ -82,6 +88,17 @@ class CallSession:
         """The current run; only after the first step."""
         assert self.session is not None
         return self.session.run
+
+    @property
+    def in_order(self) -> bool:
+        """Each step is evaluated after the one before has settled, as in the stock loop, and by the network itself."""
+        ended = self.graphed is not None and self.graphed.ended is not None
+        return self.run.plan.is_sequential and (ended or self.run.engine.name == "eager")
+
+    def end_replays(self) -> None:
+        """A network holds something else now: its graphs do what it did before."""
+        if self.graphed is not None:
+            self.graphed.end_as_changed()
 
     @property
     def final_steps(self) -> int:

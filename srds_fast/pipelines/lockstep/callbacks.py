@@ -1,8 +1,8 @@
 """`callback_on_step_end` in a loop that makes turns for the rows of waves.
 
 The user's function is called once for every final step, in order, with the state after that step. Only the timing
-differs: several steps may become final in one wave. If the function changes anything, all results beyond that step are
-dropped, and the rest of the call runs step by step, as the stock loop would.
+differs: several steps may become final in one wave. If the function changes anything, also what the networks hold, all
+results beyond that step are dropped, and the rest of the call runs step by step, as the stock loop would.
 """
 
 from __future__ import annotations
@@ -12,42 +12,51 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import UnsupportedPipeline
 from .loop import LockstepLoop
+from .proxies import NetworkProxy
 
 
 class StepCallback:
-    """Replaces the user's `callback_on_step_end` in one call."""
+    """Replaces the user's `callback_on_step_end` in one call.
 
-    def __init__(self, user: Callable[..., Any], lockstep: LockstepLoop) -> None:
-        self.notified = 0  # steps for which the user's function was called
-        self._user = user
-        self._lockstep = lockstep
+    shared: the attributes of the user's own pipeline, of which the call has a copy.
+    """
+
+    def __init__(self, user: Callable[..., Any], lockstep: LockstepLoop, shared: dict[str, Any]) -> None:
+        self._user, self._lockstep, self._shared = user, lockstep, shared
 
     def __call__(self, pipe: Any, turn: int, timestep: Any, tensors: dict[str, Any]) -> Any:
         """At the end of each turn, of any step; returns the tensors that the loop must continue with."""
-        lockstep, latents = self._lockstep, tensors.get("latents")
-        while self.notified < lockstep.final_steps:
-            step, self.notified = self.notified, self.notified + 1
-            state = lockstep.samples.state_after(step)
+        lockstep, samples, latents = self._lockstep, self._lockstep.samples, tensors.get("latents")
+        while samples.told < lockstep.final_steps:
+            step, samples.told = samples.told, samples.told + 1
+            state = samples.state_after(step)
             x = state.to(latents.dtype if isinstance(latents, Tensor) else pipe.dtype, copy=True)
             shown = {name: x if name == "latents" else value for name, value in tensors.items()}
             kept, steering = {name: _copy(value) for name, value in shown.items()}, _steering(pipe)
+            shared = self._shared.copy()
             with self._standing_at(pipe, step):
                 outputs = self._user(pipe, step, lockstep.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
                 return outputs  # the loop raises the stock pipe's own error
             if getattr(pipe, "_interrupt", False):
-                newest = lockstep.samples.newest()
+                newest = samples.newest()
                 return {"latents": lockstep.interrupt(state if newest is None else newest, x.dtype)}
             # the loop uses every tensor that is returned, even one that the callback was not given
             given = [*shown.items(), *outputs.items()]
             changed = sorted({name for name, value in given if name not in kept or not _same(value, kept[name])})
+            self._take_over(pipe, shared)
             after = _steering(pipe)
             names = sorted(steering.keys() | after.keys())
             changed += [name.lstrip("_") for name in names if steering.get(name, ...) is not after.get(name, ...)]
+            # where each step is evaluated after the one before was told, the loop goes on with what it finds
+            held = None if samples.in_order else samples.held
+            if held is not None and (part := held.changed_exactly()) is not None:
+                samples.end_replays()
+                changed.append(part)
             if changed:
                 outputs = dict(outputs)
                 reason = f"the callback changed {', '.join(changed)} at step {step}"
@@ -79,6 +88,16 @@ class StepCallback:
                 "its scheduler before the first one. Call the pipeline itself, or give the call other timesteps."
             )
 
+    def _take_over(self, pipe: Any, before: dict[str, Any]) -> None:
+        """Give the pipe of the call what the function has set on the user's own pipeline, and the other way round."""
+        for name, value in self._shared.copy().items():
+            if value is not before.get(name, ...) and name not in _IGNORED:
+                vars(pipe)[name] = value
+        for name, value in vars(pipe).copy().items():
+            if isinstance(value, nn.Module) and type(value) is not NetworkProxy:
+                self._shared[name] = value
+                vars(pipe)[name] = NetworkProxy(value, self._lockstep)
+
 
 def _same_numbers(value: Any, kept: Tensor) -> bool:
     if not isinstance(value, Tensor) or value.shape != kept.shape:
@@ -87,10 +106,16 @@ def _same_numbers(value: Any, kept: Tensor) -> bool:
     return torch.equal(numbers, kept.nan_to_num())
 
 
+_IGNORED = ("_interrupt", "_progress_bar_config", "_current_timestep", "_num_timesteps", "scheduler")
+
+
 def _steering(pipe: Any) -> dict[str, Any]:
-    """The attributes of a pipe that steer its loop."""
-    ignored = ("_interrupt", "_progress_bar_config", "_current_timestep")
-    return {name: value for name, value in vars(pipe).items() if name[:1] == "_" and name not in ignored}
+    """The attributes of a pipe that steer its loop, and its networks."""
+    return {
+        name: value
+        for name, value in vars(pipe).items()
+        if (name[:1] == "_" and name not in _IGNORED) or isinstance(value, NetworkProxy)
+    }
 
 
 # this and `_same` run for every tensor of every step: torch's pytree takes several times as long

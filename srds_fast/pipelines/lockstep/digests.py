@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import weakref
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..merging.rule import kind_of
@@ -17,7 +16,6 @@ from .turns import Ran
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _FACTOR = 0x5851F42D4C957F2D  # of a linear congruential generator: odd, so no bit of a product is lost
 _PLAIN = (bool, int, float, str, type(None))
-_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_modules")
 
 
 class Digests:
@@ -57,39 +55,3 @@ def digest(tensor: Tensor) -> Tensor:
     places = torch.arange(1, 2 * bits.numel(), 2, device=bits.device)
     found: Tensor = ((bits + places) * (places * _FACTOR)).sum()
     return found
-
-
-class Switches:
-    """What a loop may change on networks around single calls: hooks, replaced functions, switches."""
-
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
-        self._before = {network: [_Before(module) for module in network.modules()] for network in networks}
-
-    def changed(self, network: Any) -> bool:
-        """Whether something of them is not what it was."""
-        return any(module.changed() for module in self._before.get(network, ()))
-
-
-class _Before:
-    """What a module held."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._now: dict[str, Any] = vars(module)
-        self._held = self._now.copy()
-        self._tables = [(self._now[name], dict(self._now[name])) for name in _TABLES]
-
-    def changed(self) -> bool:
-        for now, before in self._tables:  # without `any`, which takes as long again: it is asked at every call
-            if now.keys() != before.keys():
-                return True
-        if all(map(operator.is_, self._now.values(), self._held.values())) and len(self._now) == len(self._held):
-            return False
-        return _plain(self._now) != _plain(self._held)
-
-
-def _plain(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [
-        (name, value if isinstance(value, _PLAIN) else id(value))
-        for name, value in attributes.items()
-        if isinstance(value, _PLAIN) or name in ("forward", "processor")
-    ]

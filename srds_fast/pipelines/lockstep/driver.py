@@ -23,13 +23,13 @@ from ...solvers.registry import SEQUENTIAL
 from ..kinds import KindOfLoop
 from ..merging.calls import MergedCalls
 from ..merging.rule import Call
-from ..network_checks import NO_CHECK, Undo
+from ..module_state import ModuleState, NetworkChanged, WeightsWritten
+from ..network_checks import NO_CHECK
 from ..takeover.inferred import Inference
 from ..takeover.network import RecordedNetwork
 from ..takeover.roles import Inferred
 from ..takeover.verify import LEAKS, OWN_TURNS, Agreement, verified
 from .call_session import CallSession, refuse_other_shapes
-from .digests import Switches
 from .memory import LoopMemory
 from .placeholders import Placeholders
 from .proxies import SchedulerProxy
@@ -68,14 +68,14 @@ class Driver:
         self._ready, self._taken_over, self._placeholders = ready, waves, placeholders
         self._key = None if kind is None else (kind, state_key(scheduler.inner), samples.start, len(samples.timesteps))
         self._known = None if self._key is None else memory.facts.get(self._key)
-        self._before = Undo(())
-        if not isinstance(self._known, Facts):
-            turns.watch = self._keep_networks
+        self._before: ModuleState | None = None  # of the networks, before they were first called
+        self._hook_changes = self._loop_changes = False  # whether a hook, or the loop itself, changes them
+        turns.watch = self._keep_networks
         self.seconds = 0.0  # that it took to find out how the loop works
         self.check = NO_CHECK  # of a takeover, in this call
         self.reason: str | None = None  # why the loop makes its own turns, where its turns showed it
         self.x0: Tensor  # predicted in the only step
-        self._switches: Switches  # of the networks, as their first calls have left them
+        self._called: ModuleState  # of the networks, as their first calls have left them
         self._passes: Passes
         self._rehearsal: Rehearsal
         self._facts: Facts
@@ -108,11 +108,18 @@ class Driver:
 
     def _keep_networks(self, _call: Call) -> None:
         """Before the first network call: the loop may have set something up on its networks."""
-        self._before, self._turns.watch = Undo(self._networks), lambda call: None
+        self._before, self._turns.watch = ModuleState(self._networks), lambda call: None
 
     def restore_networks(self) -> None:
-        """Give the networks back what they held before the loop called them: the stock loop follows."""
-        self._before.restore()
+        """Give the networks back what they held before the loop called them: the stock loop follows.
+
+        WeightsWritten: the loop or a hook has written to weights.
+        """
+        if self._before is None:
+            return
+        self._before.restore(watching=True)
+        if (self._hook_changes or self._loop_changes) and (part := self._before.changed()) is not None:
+            raise WeightsWritten(part)
 
     def script(self, first: Ran, options: dict[str, Any]) -> Script:
         """The turns of a call after its first one. options: of the scheduler's step."""
@@ -122,7 +129,7 @@ class Driver:
         first = replace(first, x=x, m=m)
         refuse_other_shapes(m, x)
         changed = () if isinstance(self._known, Facts) else self._networks  # what may call networks of an unknown kind
-        undo, self._switches = Undo(changed), Switches(changed)
+        self._called = ModuleState(changed)
         table, generator = scheduler.table(options), options.get("generator")
         scheduler.keep_snapshots(samples.timesteps, options, x, m)
         self._passes, self.x0, self._facts = Passes(steps), x, Facts()
@@ -134,12 +141,17 @@ class Driver:
         copies = 1 if inferred is None else inferred.copies
         noise, inputs = samples.begin(table, generator, m, x, len(x) // copies)
         if inferred is not None and (network := (yield from self._taken(inferred, first, noise, inputs))) is not None:
-            self._before.restore()
+            held = self._before or ModuleState(self._networks)
+            if not isinstance(self._known, Facts):  # it was found out in this call
+                held.restore()
             if first.turn.live:  # its network calls were none of the run
                 samples.started = begun
             self._exclude_own_time()
             assert self._taken_over is not None
-            self._taken_over.run(network)
+            try:
+                self._taken_over.run(network, held)
+            except NetworkChanged as why:
+                raise self._by_hook(why) from None
             return (yield from self._last_turn(copies))
         if not first.turn.live:
             m = (yield from self._passes.turn(Turn(0, x, live=True))).m.clone()
@@ -153,7 +165,7 @@ class Driver:
         if measured or not plan.is_sequential:
             with self._timed():
                 yield from self._look_at_networks(x, measured or plan.program().peak_rows > 1)
-        undo.restore()
+        self._called.restore()
         self._exclude_own_time()
         pricing = (yield from self._price(noise, inputs, m)) if measured else None
         session = samples.make(noise, inputs, pricing=pricing)
@@ -188,6 +200,12 @@ class Driver:
         if samples.was_interrupted() or (wave := session.next(m[None])) is None:
             return (yield from self._last_turn())
         return (yield from self._waves(session, wave))
+
+    def _by_hook(self, why: NetworkChanged) -> UnsupportedPipeline:
+        """Why the stock loop makes a call: a hook that changes its network must be called in the loop's own order."""
+        self._hook_changes = True
+        what = str(why)
+        return UnsupportedPipeline(f"{what[:1].upper()}{what[1:]}, perhaps by a hook. Call the pipeline itself.")
 
     def _exclude_own_time(self) -> None:
         if self._samples.started is not None:
@@ -257,7 +275,7 @@ class Driver:
         merged = planner.max_rows != 1 and not self._in_order
         kind = self._taken_over.kind_of_check(network), merged, self._in_order
         if kind not in compared:
-            undo = Undo(network.modules, self._generators)
+            undo = ModuleState(network.modules, self._generators)
             found = yield from verified(network, inferred, self._passes, first, merged=merged, in_order=self._in_order)
             undo.restore()
             if found is None:
@@ -299,7 +317,7 @@ class Driver:
                 loop = None if key is None else key[0].loop
                 again = loop is not None and loop in self._memory.rehearsed
                 with self._private_draws() as draws:
-                    found = yield from self._rehearsal.run(self._switches, inference, draws, again=again)
+                    found = yield from self._rehearsal.run(self._called, inference, draws, again=again)
                 known, self._samples.arrivals = found
                 if loop is not None:
                     self._memory.rehearsed[loop] = True
@@ -310,6 +328,7 @@ class Driver:
                 if known.replaces:
                     self._samples.arrivals = yield from self._rehearsal.arrivals()
         except UnsupportedPipeline as why:
+            self._loop_changes = self._rehearsal.changes_networks
             if key is not None:
                 self._memory.facts[key] = str(why)
             raise
@@ -338,6 +357,9 @@ class Driver:
     def _waves(self, session: Session, wave: Evaluate | None = None) -> Script:
         """Run all waves, from this one or from the first; return the samples."""
         samples = self._samples
+        if wave is None:  # otherwise a callback has changed something, and the rest runs step by step
+            held = self._before if isinstance(self._known, Facts) else None
+            samples.held = held or ModuleState(self._networks)
         samples.wave = session.next(None) if wave is None else wave
         while (wave := samples.wave) is not None:
             try:
@@ -349,7 +371,40 @@ class Driver:
             if samples.was_interrupted():
                 break
             samples.wave = session.next(m)
+            self._look_for_change()
         return (yield from self._last_turn())
+
+    def _look_for_change(self) -> None:
+        """After a wave: whether rows were evaluated by networks that have changed since.
+
+        This is seen at the end, before a callback is told of steps, and, where a hook might change a network, always.
+        """
+        samples, held = self._samples, self._samples.held
+        assert held is not None
+        hooked = held.foreign_hook is not None
+        told = samples.settings.calls_back and samples.final_steps > samples.told
+        if samples.in_order and (samples.settings.calls_back or not hooked):
+            return
+        if not (samples.wave is None or told or hooked):
+            return
+        if (part := held.changed(in_order=samples.in_order)) is not None:
+            self._leave_waves(NetworkChanged(part), held)
+        if told and not held.is_same():  # what the networks hold as the callback is called
+            samples.held = ModuleState(self._networks)
+
+    def _leave_waves(self, why: NetworkChanged, held: ModuleState) -> None:
+        """Go on with the steps, one after another: from the first one, or after those that a callback was told of."""
+        samples = self._samples
+        assert samples.session is not None
+        samples.end_replays()
+        if not samples.told:
+            if held.foreign_hook is not None:
+                raise self._by_hook(why)
+            samples.session.take_steps(str(why))
+        else:
+            samples.session.fall_back(f"{why}, after step {samples.told - 1}")
+            samples.go_on_from(samples.told - 1, samples.state_after(samples.told - 1))
+        samples.wave = samples.session.next(None)
 
     def _last_turn(self, copies: int = 1) -> Script:
         """What the loop does after its last step, on the samples. copies: of these that it keeps."""

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from ... import telemetry
-from ...engine.graphs.network_graphs import GraphedCalls
 from ...engine.run import Run
 from ...engine.streams import has_two_lanes
 from ...sampling.session import Session
@@ -69,7 +68,6 @@ class LockstepLoop:
         )
         self._waves = TakenOver(self.samples, self.replacements, lambda: self.progress())
         self._driver: Driver | None = None
-        self._graphed: GraphedCalls | None = None
         self._strayed = False  # a network of the loop was called outside of it
 
     @property
@@ -205,7 +203,7 @@ class LockstepLoop:
             engine.reason = graphed
             graphs.refused(graphed)
             return
-        self._graphed = graphed
+        self.samples.graphed = graphed
         self.replacements = {
             network: graphed.through(self.replacements.get(network, network), id(network)) for network in self.networks
         }
@@ -279,5 +277,5 @@ class LockstepLoop:
     def close(self) -> None:
         """End the call: keep the graphs that it has recorded."""
         self._turns.close()
-        if self._graphed is not None and self.settings.graphs is not None:
-            self.settings.graphs.finish(self._graphed, self.run.engine)
+        if self.samples.graphed is not None and self.settings.graphs is not None:
+            self.settings.graphs.finish(self.samples.graphed, self.run.engine)

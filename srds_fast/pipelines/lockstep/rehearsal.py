@@ -22,10 +22,11 @@ from torch import Tensor
 from ...errors import UnsupportedPipeline
 from ...schedulers.private_draws import PrivateDraws
 from ..merging.rule import Call, kind_of, same
+from ..module_state import ModuleState
 from ..takeover.inferred import Inference
 from ..takeover.roles import Inferred
 from .constraint import Arrival, Probes, arrival
-from .digests import Digests, Switches
+from .digests import Digests
 from .turns import LoopTurns, Ran, Turn, refused
 
 # that are made in another order; a loop of few steps makes them several times
@@ -125,23 +126,24 @@ class Rehearsal:
         self._digests = Digests()
         self._look: Callable[[Ran], None] = lambda ran: None
         self.made = 0  # turns
+        self.changes_networks = False  # the loop does, between network calls
         self.seconds = 0.0
 
     def run(
-        self, switches: Switches, inference: Inference, draws: PrivateDraws, *, again: bool
+        self, networks: ModuleState, inference: Inference, draws: PrivateDraws, *, again: bool
     ) -> Generator[Turn, Ran, tuple[Facts, list[Arrival]]]:
         """All passes; returns what they found.
 
-        draws: of the loop's code meanwhile. switches: of the networks, as they were before the loop. again: the loop
-            was rehearsed with other arguments.
+        networks: what they held before the loop. draws: of the loop's code meanwhile. again: the loop was rehearsed
+            with other arguments.
         """
 
         changed = dict[str, None]()
 
         def look(call: Call) -> None:
             # not refused here: the loop may put the network back after the call
-            if switches.changed(call.network):
-                changed[type(call.network).__name__] = None
+            if (part := networks.changed()) is not None:
+                changed[part.partition(".")[0]] = None
 
         states, drawn = [each.get_state() for each in self._generators], draws.drawn
         self._turns.watch = look
@@ -151,6 +153,7 @@ class Rehearsal:
             inference.look((yield from self._turn(Turn(step, self._probe(step, 1), changed=number))))
         self._look = lambda ran: None
         self._turns.watch = lambda call: None
+        self.changes_networks = bool(changed)
         if changed:
             raise refused(f"it changes the {' and the '.join(changed)} around single calls, by hooks or attributes")
         facts = Facts(replaces=bool(found.arrived), copies=self._turns.copies, takeover=inference.found())

@@ -12,6 +12,7 @@ from ...engine.run import Run
 from ...sampling.rows import state_dtype
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs
+from ..module_state import ModuleState, NetworkChanged
 from ..network_checks import parts_that_decide
 from ..takeover.calls import bound
 from ..takeover.network import RecordedNetwork, solver_inputs
@@ -47,14 +48,23 @@ class TakenOver:
         decide = parts_that_decide(network.modules)
         return network.kind, patterns, steps, network.state.shape, network.noise.num_steps, decide
 
-    def run(self, network: RecordedNetwork) -> None:
-        """Run all waves."""
+    def run(self, network: RecordedNetwork, held: ModuleState) -> None:
+        """Run all waves. held: by the networks, as the run begins.
+
+        NetworkChanged: a hook hangs on a network, and perhaps has changed it: its calls must be made in order.
+        """
         samples = self._samples
         session = samples.make(network.noise, network.inputs, network)
         if samples.settings.plan_only:
             session.price()
             samples.stop(samples.state)
             return
+
+        def look_for_change() -> None:
+            if held.foreign_hook is None and samples.in_order:
+                return
+            if (part := held.changed(in_order=samples.in_order)) is not None:
+                raise NetworkChanged(part)
 
         def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
             samples.wave = run.next(None)
@@ -65,6 +75,13 @@ class TakenOver:
                     return
                 samples.wave = run.next(m)
                 self._progress()
+                if samples.wave is None or held.foreign_hook is not None:
+                    look_for_change()
 
-        session.complete(advance)
+        try:
+            session.complete(advance)
+        except NetworkChanged as why:
+            if held.foreign_hook is not None:
+                raise
+            session.complete_in_steps(str(why), advance)
         telemetry.phase("decode")

@@ -127,7 +127,7 @@ class LoopTurns:
         """Leave the script for another one; returns the state for what comes next."""
         if self._script is not None:
             self._script.close()
-        self._script = script
+        self._script, self._ended = script, False
         return self._next(None)
 
     def _next(self, ran: Ran | None) -> Tensor:

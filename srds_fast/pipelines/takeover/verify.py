@@ -15,7 +15,8 @@ from ..lockstep.placeholders import Placeholders
 from ..lockstep.rehearsal import Passes
 from ..lockstep.turns import Ran, Turn
 from ..merging.rounding import distance
-from ..network_checks import TWO_ANSWERS, Checked, Held, why_order_matters
+from ..module_state import ModuleState
+from ..network_checks import TWO_ANSWERS, Checked, why_order_matters
 from .calls import arguments_of, parts
 from .inferred import EXACT, cut, is_scaled, residual
 from .network import RecordedNetwork
@@ -126,7 +127,7 @@ def verified(
     if not all(bool(each.isfinite().all()) for each in expected):
         return None
     checks = _Checks(network, inferred, steps, rows, expected)
-    held = Held(network.modules)
+    held = ModuleState(network.modules)
     try:
         found = checks.reason(held, in_order=in_order)
     except torch.OutOfMemoryError:
@@ -153,9 +154,9 @@ class _Checks:
         self._bound = max(1.0, *(float(each.weights.abs().sum(1).max()) for each in inferred.variants))
         self.calls = 0
 
-    def reason(self, held: Held, *, in_order: bool) -> str | None:
+    def reason(self, held: ModuleState, *, in_order: bool) -> str | None:
         found = self._guided(self._steps, self._rows)
-        if (changed := held.changed()) is not None:
+        if (changed := held.changed(in_order=in_order)) is not None:
             return f"a call of its network changes what a part of it holds ({changed})"
         if self._apart(found, self._expected):
             alone = [self._guided([step], [row]) for step, row in zip(self._steps, self._rows, strict=True)]

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
+from calls import assert_close
 from tape import Tape
+from torch import Tensor
 from twins import Twins
 
 import srds_fast
@@ -107,6 +110,52 @@ def test_a_callback_that_changes_the_latents_goes_on_with_graphs(launched: list[
         assert "the callback changed latents at step 3" in twins.report.fallback_reason
     assert twins.report.engine == "network graphs"
     assert len(launched) == twins.report.waves - 1
+
+
+@pytest.mark.parametrize("method", ["srds", "sequential"])
+def test_a_callback_that_changes_the_network_ends_the_replays(method: str, launched: list[Tape]) -> None:
+    """A graph would go on with the number that it was recorded with."""
+    twins = Twins("flux", engine="network-graphs", method=method)
+    twins.base["num_inference_steps"] = 8
+    norm = twins.network.norm_out.norm
+    before = norm.eps
+
+    def change(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        norm.eps = 0.5 if step == 3 else norm.eps
+        return tensors
+
+    def found(each: Any, seed: int, **call: Any) -> Tensor:
+        norm.eps = before
+        return twins.alone(each, seed, **call)[0]
+
+    for seed in range(3):
+        launched.clear()
+        expected = found(twins.eager, seed, callback_on_step_end=change)
+        assert torch.equal(found(twins.fast, seed, callback_on_step_end=change), expected)
+        assert "FluxTransformer2DModel.norm_out.norm.eps at step 3" in twins.report.fallback_reason
+    assert 0 < len(launched) < twins.report.waves
+    assert not torch.equal(expected, found(twins.eager, 2))
+    norm.eps = before
+    twins.same(3, callback_on_step_end=_look)
+
+
+def test_a_network_that_another_thread_changes_is_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    twins = Twins("flux")
+    twins.first(0)
+    twins.replayed(1)
+    norm, received = twins.network.norm_out.norm, Run.received
+
+    def switch(run: Run) -> None:
+        norm.eps = 0.5
+        received(run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "received", switch)
+        found = twins.alone(twins.fast, 2)[0]
+    assert "norm_out.norm.eps was changed in the middle of the call" in twins.report.fallback_reason
+    assert twins.report.engine == "eager"
+    # a loop of one row a wave gives the same but for rounding
+    assert_close(found, twins.alone(twins.eager, 2)[0])
 
 
 def test_a_driven_loop_on_a_busy_device_records_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

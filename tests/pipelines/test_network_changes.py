@@ -244,6 +244,25 @@ def scales() -> Any:
     return pipe
 
 
+def test_a_callback_sees_what_a_hook_does_by_the_time_of_the_step() -> None:
+    """What the callback was told stands; the steps after that are made one after another."""
+
+    def told(fast: Any) -> tuple[Tensor, list[Tensor]]:
+        seen: list[Tensor] = []
+
+        def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            seen.append(tensors["latents"].clone())
+            return tensors
+
+        return latents(fast, **CALL, callback_on_step_end=callback), seen
+
+    pipe, fast = switches_by_time(), srds_fast.compile(switches_by_time(), method="srds")
+    for _ in range(2):
+        (expected, stock_seen), (found, seen) = told(pipe), told(fast)
+        assert float((found - expected).abs().mean()) < 4e-3
+        assert len(seen) == len(stock_seen)
+
+
 @pytest.mark.parametrize("path", ["takeover", "drive"])
 @pytest.mark.parametrize(("build", "method"), thinned_product([switches, switches_by_time, scales], MODES))
 def test_a_hook_that_changes_its_network_is_called_as_in_stock(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
 from ..merging.rule import Call, kind_of
 
@@ -20,7 +20,7 @@ class Placeholders:
 
     def __init__(self, known: MutableMapping[Hashable, Any], make: Callable[[Call], Any]) -> None:
         self._known, self._make = known, make
-        self._drawn: dict[Hashable, Any] = {}
+        self._drawn: dict[Hashable, tuple[list[Any], TreeSpec]] = {}
         self.network_calls = 0  # that were made to learn what a kind of call returns
 
     def learn(self, call: Call, output: Any) -> None:
@@ -31,14 +31,23 @@ class Placeholders:
 
     def of(self, call: Call, number: int, *, changed: bool = False) -> Any:
         """The placeholder for the call with a number in its turn: always the same numbers, or `changed` ones."""
+        leaves, structure = self._of(call, number, changed)
+        # the loop may write into it
+        return tree_unflatten([leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+
+    def leaves_of(self, call: Call, number: int, *, changed: bool = False) -> list[Any]:
+        """The leaves of the placeholder, only to be read."""
+        return self._of(call, number, changed)[0]
+
+    def _of(self, call: Call, number: int, changed: bool) -> tuple[list[Any], TreeSpec]:
         kind = kind_of(call)
         if kind not in self._known:
             self.network_calls += 1
             self.learn(call, self._make(call))
         key = kind, number, changed
         if key not in self._drawn:
-            self._drawn[key] = self._draw(kind, 2 * number + changed)
-        return tree_map_only(Tensor, torch.clone, self._drawn[key])  # the loop may write into it
+            self._drawn[key] = tree_flatten(self._draw(kind, 2 * number + changed))
+        return self._drawn[key]
 
     def _draw(self, kind: Hashable, seed: int) -> Any:
         generator = torch.Generator().manual_seed(seed)

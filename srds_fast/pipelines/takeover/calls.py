@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only, tree_unflatten
 
 from ...sampling.rows import state_dtype
 from ..lockstep.turns import Ran
-from ..merging.rule import Call, leaves_of
+from ..merging.rule import Call, is_list, leaves_of
 from .roles import Answer, ByStep, Column, Inferred, Joined, Pattern, Shared, State, Variant
 
 Arguments = dict[int | str, Any]  # of a network call, by position or name
@@ -71,6 +71,11 @@ def arguments_of(call: Call) -> Arguments:
     """The arguments of a call, by position or name, as they were when it was made: loops reuse dictionaries."""
     args, kwargs = tree_unflatten(*leaves_of(call))
     return {**dict(enumerate(args)), **kwargs}
+
+
+def parts_of(call: Call) -> list[Any]:
+    """The leaves of `arguments_of`, without putting the arguments together once more."""
+    return [part for leaf in leaves_of(call)[0] for part in (leaf if is_list(leaf) else [leaf])]
 
 
 def parts(value: Tensor, x: Tensor) -> Iterator[tuple[Joined | None, Tensor, Tensor | None]]:

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_structure, tree_unflatten
 
 from ..lockstep.placeholders import Placeholders
 from ..lockstep.turns import Ran
 from ..merging.rule import kind_of, same
-from .calls import arguments_of, parts
+from .calls import arguments_of, parts, parts_of
 from .roles import Answer, ByStep, Column, Inferred, Joined, Pattern, PerSample, Role, Shared, State, Variant
 
 # by the dtype of the networks' outputs: bound on the relative residual of a weighted sum, and the digits of its weights
@@ -125,18 +125,18 @@ class Inference:
     def _look(self, ran: Ran) -> None:
         step, x = ran.turn.step, self._state_of(ran)
         outputs = [
-            tree_leaves(self._placeholders.of(call, number, changed=ran.turn.changed == number))
+            self._placeholders.leaves_of(call, number, changed=ran.turn.changed == number)
             for number, call in enumerate(ran.calls)
         ]
-        arguments = [tree_flatten(arguments_of(call)) for call in ran.calls]
+        arguments = [parts_of(call) for call in ran.calls]
         kinds = tuple(map(kind_of, ran.calls))
         turns = self._turns.get(kinds)
         if turns is None:
             columns = _columns(outputs, x)
-            specs = [spec for _, spec in arguments]
-            turns = self._turns[kinds] = _Turns([list(map(_Leaf, leaves)) for leaves, _ in arguments], specs, columns)
+            specs = [tree_structure(arguments_of(call)) for call in ran.calls]
+            turns = self._turns[kinds] = _Turns([list(map(_Leaf, leaves)) for leaves in arguments], specs, columns)
         self._look_at_guidance(turns, outputs, ran, x)
-        for number, ((leaves, _), known) in enumerate(zip(arguments, turns.calls, strict=True)):
+        for number, (leaves, known) in enumerate(zip(arguments, turns.calls, strict=True)):
             for leaf, value in zip(known, leaves, strict=True):
                 self._look_at(leaf, value, step, x, outputs[:number])
 

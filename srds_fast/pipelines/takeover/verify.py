@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ..lockstep.placeholders import Placeholders
 from ..lockstep.rehearsal import Passes
@@ -17,7 +16,7 @@ from ..lockstep.turns import Ran, Turn
 from ..merging.rounding import distance
 from ..module_state import ModuleState
 from ..network_checks import TWO_ANSWERS, Checked, why_order_matters
-from .calls import arguments_of, parts
+from .calls import parts, parts_of
 from .inferred import EXACT, cut, is_scaled, residual
 from .network import RecordedNetwork
 from .roles import Answer, ByStep, Column, Inferred, Role, State, Variant
@@ -51,9 +50,9 @@ class Agreement:
         if self._known.copies > 1:
             copied = [each.unflatten(0, (self._known.copies, -1)) == each[:batch] for each in (ran.x, ran.m)]
             self._found += [each.all() for each in copied]
-        outputs = [tree_leaves(self._placeholders.of(call, number)) for number, call in enumerate(ran.calls)]
+        outputs = [self._placeholders.leaves_of(call, number) for number, call in enumerate(ran.calls)]
         self._look_at_guidance(variant, outputs, ran, batch)
-        given = [tree_leaves(list(arguments_of(call).values())) for call in ran.calls]
+        given = list(map(parts_of, ran.calls))
         first = self._first.setdefault(variant, given)
         for leaves, before, pattern in zip(given, first, variant.calls, strict=True):
             for value, other, role in zip(leaves, before, pattern.leaves, strict=True):

@@ -27,6 +27,8 @@ from .hooks import OFFLOADING
 
 # packages whose code keeps nothing between calls, unless an attribute of a module shows it
 KNOWN = ("torch", "diffusers", "transformers", "accelerate", "peft", "xformers", "srds_fast")
+# methods of lists, sets and dictionaries that return nothing
+COLLECT = ("append", "add", "extend", "insert", "update", "clear", "discard")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _CONTAINERS = (list, dict, set, tuple, frozenset)
 _version = operator.attrgetter("_version")
@@ -49,16 +51,33 @@ def only_watches(hook: Any) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _returns_nothing(code: CodeType) -> bool:
-    before = None
+    before: list[dis.Instruction] = []
     for each in dis.get_instructions(code):
         if each.opname == "RETURN_CONST" and each.argval is not None:
             return False
         if each.opname == "RETURN_VALUE":
-            nothing = before is not None and before.opname == "LOAD_CONST" and before.argval is None
-            if each.is_jump_target or not nothing:
+            nothing = before and before[-1].opname == "LOAD_CONST" and before[-1].argval is None
+            if each.is_jump_target or not (nothing or _method_called_last(before) in COLLECT):
                 return False
-        before = each
+        before.append(each)
     return True
+
+
+def _method_called_last(before: list[dis.Instruction]) -> str | None:
+    """The name of the method whose result these instructions end with, as in `lambda *given: seen.append(given)`."""
+    if not before or before[-1].opname != "CALL":
+        return None
+    arguments, rest = before[-1].arg, before[:-1]
+    if rest and rest[-1].opname == "PRECALL":  # in Python 3.11, a part of CALL
+        rest.pop()
+    for each in reversed(rest):
+        if arguments == 0 and each.opname in ("LOAD_METHOD", "LOAD_ATTR"):
+            return str(each.argval)
+        assert arguments is not None
+        arguments -= dis.stack_effect(each.opcode, each.arg, jump=False)
+        if arguments < 0 or each.is_jump_target:
+            return None
+    return None
 
 
 class NetworkChanged(Exception):

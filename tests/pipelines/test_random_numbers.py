@@ -44,9 +44,11 @@ def in_a_thread(function: Callable[[], None]) -> None:
 @contextmanager
 def others_draw(network: nn.Module, drawn: list[Tensor]) -> Iterator[None]:
     """In the block another thread draws from the global generator in each of the network's calls."""
-    with_hook = network.register_forward_pre_hook(
-        lambda module, args: in_a_thread(lambda: drawn.append(torch.randn(4)))
-    )
+
+    def draw(module: nn.Module, args: Any) -> None:
+        in_a_thread(lambda: drawn.append(torch.randn(4)))
+
+    with_hook = network.register_forward_pre_hook(draw)
     try:
         yield
     finally:

@@ -247,8 +247,7 @@ FEATURES = [
     ),
     Feature(
         "a pipeline not listed: InstructPix2Pix",
-        ("StableDiffusion",),
-        {"image": tiny.image()},
+        ("StableDiffusionImg2Img",),
         build=tiny.stable_diffusion_instruct,
     ),
     _unlisted("PixArtAlpha", PixArtSigmaPipeline),

@@ -71,18 +71,18 @@ class FastPipeline:
 
     def __copy__(self) -> Any:
         """The same settings on a shallow copy of the pipeline."""
-        return _made(copy.copy(self.original), *self._settings)
+        return _made(copy.copy(self.original), *self._srds_settings)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """The same settings on a deep copy of the pipeline."""
-        return _made(copy.deepcopy(self.original, memo), *self._settings)
+        return _made(copy.deepcopy(self.original, memo), *self._srds_settings)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled as the pipeline and the settings: what was measured and recorded belongs to this process."""
-        return _made, (self.original, *self._settings)
+        return _made, (self.original, *self._srds_settings)
 
     @property
-    def _settings(self) -> tuple[Any, ...]:
+    def _srds_settings(self) -> tuple[Any, ...]:
         """What `_made` takes beside the pipeline."""
         state, planner = self._srds, self._srds.planner
         planned = planner.settings, planner.plan, planner.cache, planner.learn_stop

@@ -75,6 +75,8 @@ def _strings(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, str):
             yield constant
+        elif isinstance(constant, tuple | frozenset):  # names that it goes through
+            yield from (each for each in constant if isinstance(each, str))
         elif isinstance(constant, CodeType):
             yield from _strings(constant)
 

@@ -115,4 +115,8 @@ def _of_value(value: Any, by_value: bool = True) -> Hashable:
         found = [_of_value(each, by_value) for each in value]
         return _UNKNOWN if any(each is _UNKNOWN for each in found) else (type(value), tuple(found))
     size = getattr(value, "size", None)
-    return (type(value), size) if isinstance(size, tuple) else _UNKNOWN
+    if isinstance(size, tuple):  # an image
+        return type(value), size, getattr(value, "mode", None)
+    if isinstance(size, int) and hasattr(value, "tobytes"):  # an array
+        return type(value), str(value.dtype), value.shape, value.tobytes() if size <= MOST_SETTINGS else None
+    return _UNKNOWN

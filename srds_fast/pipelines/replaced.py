@@ -89,11 +89,11 @@ def _bound_cell(cell: CellType, pipe: Any, twin: Any) -> CellType:
 
 
 def _reaches(function: Any, pipe: Any) -> bool:
-    """Whether a function can find the pipeline: in its closure, its arguments, its objects, or a global variable."""
+    """Whether a function can find the pipeline or its scheduler: in its closure, arguments, objects, or globals."""
     waiting, seen = [function], set[int]()
     while waiting and len(seen) < MOST_LOOKED_AT:
         value = waiting.pop()
-        if _is(value, pipe):
+        if _is(value, pipe) or value is pipe.scheduler:
             return True
         if id(value) not in seen and not isinstance(value, _PLAIN):
             seen.add(id(value))

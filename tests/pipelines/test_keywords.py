@@ -57,7 +57,11 @@ class Passing(StableDiffusionPipeline):
 
 class Looking(DDIMPipeline):
     def __call__(self, *args: Any, **rest: Any) -> Any:
-        steps = rest["steps"] if "steps" in rest else rest.get("number", 4)
+        steps = 4
+        if "steps" in rest:
+            steps = rest["steps"]
+        for name in ("number", "count"):
+            steps = rest.get(name, steps)
         return super().__call__(*args, num_inference_steps=steps)
 
 
@@ -67,7 +71,7 @@ def test_it_is_read_from_the_code_which_other_keywords_a_pipeline_knows() -> Non
     fast("a cat", num_inference_steps=2, guidance_scale=2.0, output_type="latent")
     plain = tiny.ddim()
     looking = srds_fast.compile(Looking(plain.unet, plain.scheduler), method="sequential")
-    for known in ("steps", "number"):
+    for known in ("steps", "number", "count"):
         looking(**{known: 3})
     with pytest.raises(UnknownArgument, match="Did you mean steps"):
         looking(step=3)

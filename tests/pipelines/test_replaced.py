@@ -134,6 +134,11 @@ def over_a_global(pipe: Any) -> None:
     pipe.prepare_latents = lambda *args, **kwargs: 0.9 * holder["plain"](*args, **kwargs)
 
 
+def with_the_scheduler(pipe: Any) -> None:
+    plain, scheduler = pipe.prepare_latents, pipe.scheduler
+    pipe.prepare_latents = lambda *args, **kwargs: 0.03 * scheduler.init_noise_sigma * plain(*args, **kwargs)
+
+
 class Weaker:
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -186,7 +191,7 @@ def test_functions_and_objects_beside_the_methods_see_the_call_too() -> None:
 FOLLOWED = (closure, over_a_function, method, partial, without_the_pipe)
 
 
-@pytest.mark.parametrize("replace", [*FOLLOWED, over_a_global, an_object])
+@pytest.mark.parametrize("replace", [*FOLLOWED, over_a_global, with_the_scheduler, an_object])
 @pytest.mark.parametrize("on", ["original", "compiled"])
 def test_a_replaced_method_of_a_pipeline_is_obeyed(replace: Wrap, on: str) -> None:
     """Where it can be bound to the copy that a call runs on, the call is taken over; otherwise it runs on stock."""

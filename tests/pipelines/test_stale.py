@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import tokenizers
@@ -14,10 +15,11 @@ from diffusers import DDIMPipeline
 
 import srds_fast
 
-GUIDANCE = {
+GUIDANCE: dict[str, Callable[[float], Any]] = {
     "a number": float,
     "no dimension": torch.tensor,
     "one element": lambda value: torch.tensor([value]),
+    "a number of numpy": np.float32,
     "one element of many dimensions": lambda value: torch.tensor(value).reshape(1, 1, 1, 1),
 }
 

@@ -167,7 +167,7 @@ def _run_call(
         lockstep.settings.draws = draws
         lockstep.settings.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
         if kind is not None:
-            lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, parts, random).seconds
+            lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, parts).seconds
         proxied = copy_with_proxies(fast, cls, lockstep, parts)
         if is_modular(fast):
             if loop_state is None and state.quiet:  # nobody sees its output

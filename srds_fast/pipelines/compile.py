@@ -21,7 +21,6 @@ from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
 from ..sampling.planner import Planner
 from ..sampling.sample import costs_of_denoisers
-from ..schedulers.private_draws import PrivateDraws
 from ..schedulers.reader import replaced_methods
 from ..schedulers.verify import adds_noise, check_scheduler
 from ..solvers.checks import check_number, check_one_of, check_switch, check_whole
@@ -34,7 +33,8 @@ from .dry_run import calibrate, planned
 from .modular.arguments import is_modular
 from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
-from .state import State, bind, undecoded, with_own_generators, with_state
+from .own_draws import with_own_draws
+from .state import State, bind, undecoded, with_state
 from .stock import NO_STEP, refuse_stock_loop
 from .stream import Refinement, refinements
 from .turn_counts import turns_of
@@ -186,8 +186,7 @@ class FastPipeline:
                 "audit and latents were given. Calls that begin with the same latents give the same sample, and tell "
                 "nothing new. Leave latents out."
             )
-        args, kwargs = with_own_generators(self, args, kwargs, bind(self, args, kwargs))
-        draws = PrivateDraws()
+        (args, kwargs), draws = with_own_draws(self, args, kwargs, bind(self, args, kwargs))
         for _ in range(MOST_WARM_UPS):
             recorded = self.graphs.captured
             run_call(self, args, kwargs, warming=True, draws=draws)

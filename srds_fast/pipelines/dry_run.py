@@ -13,11 +13,11 @@ from ..errors import InvalidArgument
 from ..planner.calibration import calibrated
 from ..planner.plan import Plan
 from ..sampling.session import Session
-from ..schedulers.private_draws import PrivateDraws
 from ..solvers.checks import check_whole
 from ..solvers.contract import Checkpoint
 from .call import run_call
-from .state import Last, bind, undecoded, with_own_generators, with_state
+from .own_draws import with_own_draws
+from .state import Last, bind, undecoded, with_state
 from .stock import NO_STEP, refuse_stock_loop
 
 
@@ -27,8 +27,8 @@ def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session
     InvalidArgument: the call runs on the stock loop, which has no plan.
     """
     planning = _quiet(fast, plan_only=True)
-    args, kwargs = with_own_generators(fast, args, kwargs, bind(fast, args, kwargs))
-    run_call(planning, args, {**kwargs, **undecoded(fast)}, draws=PrivateDraws())
+    (args, kwargs), draws = with_own_draws(fast, args, kwargs, bind(fast, args, kwargs))
+    run_call(planning, args, {**kwargs, **undecoded(fast)}, draws=draws)
     session: Session | None = planning._srds.last.session
     refuse_stock_loop(None if session is not None else NO_STEP)
     assert session is not None
@@ -75,7 +75,8 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
             outputs.setdefault(checkpoint.iteration, []).append(checkpoint.sample.clone())
 
         for sample in range(num_samples):
-            run_call(eager, (), arguments(sample), keep, draws=PrivateDraws())
+            (_, given), draws = with_own_draws(fast, (), arguments(sample), bind(fast, (), arguments(sample)))
+            run_call(eager, (), given, keep, draws=draws)
         return [(iteration, torch.cat(given)) for iteration, given in outputs.items() if len(given) == num_samples]
 
     context = session.context()

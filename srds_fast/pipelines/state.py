@@ -18,7 +18,7 @@ from ..planner.exploration import Exploration
 from ..planner.settings import MOST_STEPS
 from ..sampling.planner import Planner
 from ..sampling.session import Session
-from ..schedulers.private_draws import PrivateDraws, Replayed, global_generator
+from ..schedulers.private_draws import Replayed, global_generator
 from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
@@ -122,31 +122,8 @@ class RandomState:
         advanced = any(not torch.equal(_state_of(device), state) for device, state in self.shared.items())
         return Replayed(self.shared) if advanced else nullcontext()
 
-    def private(self) -> PrivateDraws:
-        """In this context draws that name no generator are the call's, and leave the global generators alone."""
-        return PrivateDraws(self.shared)
-
 
 def _state_of(device: torch.device) -> Tensor:
     found = global_generator(device)
     assert found is not None
     return found.get_state()
-
-
-def with_own_generators(
-    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with copies of the caller's generators: what they draw does not advance those."""
-    generator = arguments.get("generator")
-    several = isinstance(generator, list | tuple)
-    given: list[Any] = list(generator) if isinstance(generator, list | tuple) else [generator]
-    # one that is given twice stays one
-    copies = {id(each): each.clone_state() for each in given if isinstance(each, torch.Generator)}
-    if not copies:
-        return args, kwargs
-    own = [copies.get(id(each), each) for each in given] if several else copies[id(generator)]
-    if args and "generator" not in kwargs and not is_modular(fast.original):
-        place = list(inspect.signature(type(fast.original).__call__).parameters).index("generator") - 1
-        if place < len(args):
-            return (*args[:place], own, *args[place + 1 :]), kwargs
-    return args, {**kwargs, "generator": own}

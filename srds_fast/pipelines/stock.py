@@ -26,8 +26,9 @@ from .kinds import KindOfLoop
 from .lockstep.proxies import copy_scheduler, tell
 from .modular.blocks import without_progress_bar
 from .notices import warn_fallback
+from .own_draws import with_own_draws
 from .replaced import bound_functions
-from .state import Arguments, RandomState, State, undecoded, with_own_generators
+from .state import Arguments, State, undecoded
 from .turn_counts import steps_of
 
 MOST_KINDS = 64
@@ -112,7 +113,7 @@ def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None]) -> Any:
 class TimedStockLoop:
     """Times the stock loop of a call that is under way: the pipeline's own code, on a shallow copy of it.
 
-    parts: of the copy, that belong to this call. random: the generators as they were when the call began.
+    parts: of the copy, that belong to this call.
     """
 
     fast: Any
@@ -120,18 +121,18 @@ class TimedStockLoop:
     kwargs: dict[str, Any]
     arguments: Arguments
     parts: dict[str, Any]
-    random: RandomState
 
     def seconds(self, turns: int) -> float:
         """Seconds of all turns of the loop, by its first ones. No random generator advances."""
-        clock, draws = TurnClock(turns, execution_device(self.fast)), self.random.private()
+        clock = TurnClock(turns, execution_device(self.fast))
         twin = _twin(self.fast, {**self.parts, **without_progress_bar(self.fast)}, clock.turned)
-        args, kwargs = with_own_generators(self.fast, self.args, self.kwargs, self.arguments)
+        (args, kwargs), draws = with_own_draws(self.fast, self.args, self.kwargs, self.arguments)
         call = type(twin).__call__
         bound = inspect.signature(call).bind(twin, *args, **kwargs)
         bound.arguments.update(undecoded(self.fast))
-        with draws, ExitStack() as timed:
-            twin.scheduler.step = _in_private(twin.scheduler.step, draws, timed)
+        with draws or nullcontext(), ExitStack() as timed:
+            if draws is not None:
+                twin.scheduler.step = _in_private(twin.scheduler.step, draws, timed)
             return clock.seconds(lambda: call(*bound.args, **bound.kwargs))
 
 

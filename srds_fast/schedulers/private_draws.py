@@ -35,9 +35,15 @@ def global_generator(device: torch.device) -> torch.Generator | None:
         return torch.default_generator
     if device.type == "cuda":
         torch.cuda.init()
-        index = torch.cuda.current_device() if device.index is None else device.index
-        return torch.cuda.default_generators[index]
+        return torch.cuda.default_generators[indexed(device).index or 0]
     return None
+
+
+def indexed(device: torch.device) -> torch.device:
+    """A device as tensors tell it: "cuda" is the current one."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 class PrivateDraws(TorchFunctionMode):
@@ -51,11 +57,12 @@ class PrivateDraws(TorchFunctionMode):
     def __init__(self, states: Mapping[torch.device, Tensor] | None = None) -> None:
         super().__init__()
         self.drawn = self._entered = 0
-        self._states = {} if states is None else states
+        self._states = {indexed(device): state for device, state in (states or {}).items()}
         self._copies: dict[torch.device, torch.Generator] = {}
 
     def of(self, device: torch.device) -> torch.Generator:
         """The generator for draws on a device."""
+        device = indexed(device)
         if device not in self._copies:
             shared, state = global_generator(device), self._states.get(device)
             self._copies[device] = torch.Generator(device) if shared is None else shared.clone_state()
@@ -121,10 +128,11 @@ class Replayed(PrivateDraws):
 
     def __init__(self, states: Mapping[torch.device, Tensor]) -> None:
         super().__init__(states)
-        shared = {device: global_generator(device) for device in states}
+        shared = {device: global_generator(device) for device in self._states}
         self._reached = {device: each.get_state() for device, each in shared.items() if each is not None}
 
     def of(self, device: torch.device) -> torch.Generator:
+        device = indexed(device)
         generator = super().of(device)
         reached, shared = self._reached.get(device), global_generator(device)
         if reached is not None and shared is not None and torch.equal(generator.get_state(), reached):

@@ -19,6 +19,7 @@ from diffusers import (
     LCMScheduler,
 )
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import srds_fast
 
@@ -82,8 +83,10 @@ def unseeded(cls: type[Unseeded] = Unseeded) -> Any:
     return tiny.ready(cls(pipe.unet, pipe.scheduler))
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize(
+    ("beside", "scheduler"),
+    [("warmup", "deterministic"), ("warmup", "noisy"), ("audits", "ancestral"), ("plan", "ancestral")],
+)
 def test_what_prepares_calls_advances_no_generator_and_rewinds_none(beside: str, scheduler: str) -> None:
     pipe = tiny.stable_diffusion(SCHEDULERS[scheduler]())
     for given in (False, True):
@@ -182,3 +185,17 @@ def test_reading_a_scheduler_draws_nothing(make: Callable[[], Any]) -> None:
     with suppress(srds_fast.UnsupportedScheduler):
         srds_fast.compile(pipe)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_warm_up_leaves_code_warm_that_the_user_has_compiled() -> None:
+    """Torch compiles code anew in a context that looks at its functions."""
+    pipe, counter = tiny.stable_diffusion(), CompileCounter()
+    pipe.vae.decoder.compile(backend=counter)
+    call = {"num_inference_steps": 6, "output_type": "pt"}
+    fast, before = srds_fast.compile(pipe, method="srds"), torch.get_rng_state()
+    fast.warmup("a cat", **call)
+    assert torch.equal(torch.get_rng_state(), before)
+    warm = counter.frame_count
+    assert warm > 0
+    fast("a cat", **call)
+    assert counter.frame_count == warm

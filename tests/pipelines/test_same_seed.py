@@ -83,6 +83,7 @@ def test_a_changed_plan_is_told(sd: Any) -> None:
     fast = srds_fast.compile(sd)
     fast.warmup(**CALL, freeze=False)
     exploration = exploration_of(fast)
+    exploration.freeze()
     take(exploration, "sequential")
     latents(fast, **CALL)
     latents(fast, **CALL)

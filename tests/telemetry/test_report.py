@@ -130,7 +130,6 @@ def test_interrupted_and_changed_runs_are_not_called_converged() -> None:
     latents(fast, prompt="a cat", callback_on_step_end=change(0))
     assert fast.report.fallback_reason is not None
     assert fast.report.stopped_by == ["sequential"], "step 0 was exact, and all others followed it"
-    latents(srds_fast.compile(fast, method="srds", tolerance=1e9), prompt="a cat", callback_on_step_end=change(7))
     late = srds_fast.compile(fast, method="srds", tolerance=1e9)
     latents(late, prompt="a cat", callback_on_step_end=change(7))
     assert late.report.stopped_by == ["tolerance"], "the state that it went on from was as good as the run was"
@@ -156,11 +155,13 @@ def test_a_speedup_is_told_only_of_loops_that_were_timed() -> None:
     for report in reports:
         if report.method == "stock":
             assert report.speedup is None, "of itself"
+        if report.speedup is None:  # on a busy machine nothing may have fitted into what exploring may take
             continue
-        assert report.baseline == STOCK_LOOP
+        assert report.baseline in (STOCK_LOOP, SEQUENTIAL_LOOP)
         assert report.baseline_seconds >= STEPS * 2e-3
         assert report.speedup == report.baseline_seconds / report.seconds == report.to_dict()["speedup"]
-        assert "denoiser and scheduler alone" in str(report).splitlines()[0]
+        own = "denoiser and scheduler alone" if report.baseline == STOCK_LOOP else "the sequential loop"
+        assert own in str(report).splitlines()[0]
         assert "measured)" in str(report).splitlines()[0]
     predicted = srds_fast.sample(slowly(2e-3), x, scheduler(), STEPS, method="auto", explore=0.0).report
     assert predicted.predicted_seconds is not None

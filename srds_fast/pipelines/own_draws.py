@@ -1,0 +1,61 @@
+"""Calls beside those of a user (warm-ups, plans, timed loops) with random numbers of their own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..schedulers.private_draws import PrivateDraws
+from .hooks import execution_device
+from .modular.arguments import is_modular
+from .state import Arguments
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def with_own_draws(
+    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments
+) -> tuple[Call, PrivateDraws | None]:
+    """The arguments of a call with copies of the caller's generators, and a context for draws that name none.
+
+    The context is None where it would spoil what the caller has compiled: torch compiles such code anew for a context
+    like this. Draws without a generator are then given one as an argument, if the pipeline takes any.
+    """
+    draws = PrivateDraws()
+    given = arguments.get("generator")
+    generators: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    # one that is given twice stays one
+    copies = {id(each): each.clone_state() for each in generators if isinstance(each, torch.Generator)}
+    own = [copies.get(id(each), each) for each in generators]
+    if copies:
+        return _with_generator(fast, args, kwargs, own if isinstance(given, list | tuple) else own[0]), (
+            None if any(_compiled(fast)) else draws
+        )
+    if given is None and _takes_generator(fast) and any(_compiled(fast)):
+        return _with_generator(fast, args, kwargs, draws.of(execution_device(fast))), None
+    return (args, kwargs), draws
+
+
+def _takes_generator(fast: Any) -> bool:
+    return is_modular(fast.original) or "generator" in inspect.signature(type(fast.original).__call__).parameters
+
+
+def _with_generator(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], generator: Any) -> Call:
+    if args and "generator" not in kwargs and not is_modular(fast.original):
+        place = list(inspect.signature(type(fast.original).__call__).parameters).index("generator") - 1
+        if place < len(args):
+            return (*args[:place], generator, *args[place + 1 :]), kwargs
+    return args, {**kwargs, "generator": generator}
+
+
+def _compiled(fast: Any) -> Iterator[bool]:
+    """For each part of a pipeline and what was set on it: whether the user has compiled it."""
+    for part in vars(fast).values():
+        for module in part.modules() if isinstance(part, nn.Module) else ():
+            held = vars(module)
+            yield held.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules
+            yield any(hasattr(each, "_torchdynamo_orig_callable") for each in held.values() if callable(each))

@@ -36,8 +36,8 @@ _version = operator.attrgetter("_version")
 
 def foreign_hooks(module: nn.Module) -> list[Any]:
     """The hooks of a module that are from packages that are not known."""
-    tables = [table for name in _HOOKS if (table := module.__dict__[name])]
-    return [each for table in tables for each in table.values() if package_of(getattr(each, "func", each)) not in KNOWN]
+    hooks = [hook for name in _HOOKS if (table := module.__dict__[name]) for hook in list(table.values())]
+    return [each for each in hooks if package_of(getattr(each, "func", each)) not in KNOWN]
 
 
 def only_watches(hook: Any) -> bool:
@@ -121,7 +121,7 @@ class ModuleState:
                 if id(module) not in seen:
                     seen.add(id(module))
                     self._look_at(name, module)
-                    children = module.__dict__["_modules"].items()
+                    children = list(module.__dict__["_modules"].items())
                     waiting += [(f"{name}.{child}", each) for child, each in children if each is not None]
         for each in self._all:
             each.complete()
@@ -130,7 +130,8 @@ class ModuleState:
 
     def _look_at(self, name: str, module: nn.Module) -> None:
         state, held = module.__dict__, self._modules
-        held.add(name, state, tuple(each for each in state if each not in MACHINERY))
+        attributes = {each: value for each, value in list(state.items()) if each not in MACHINERY}
+        held.add(name, state, tuple(attributes))
         for table in ("_modules", *_HOOKS):
             held.add(name, state[table])
         if moved := not OFFLOADING.isdisjoint(state):  # in every call its weights are moved
@@ -138,18 +139,18 @@ class ModuleState:
         else:
             for table in ("_parameters", "_buffers"):
                 held.add(name, state[table])
-                held.tensors += ((f"{name}.{each}", tensor) for each, tensor in state[table].items())
-        for attribute, value in state.items():
-            if type(value) not in PLAIN and attribute not in MACHINERY and attribute not in OFFLOADING:
+                held.tensors += [(f"{name}.{each}", tensor) for each, tensor in list(state[table].items())]
+        for attribute, value in attributes.items():
+            if type(value) not in PLAIN and attribute not in OFFLOADING:
                 held.look_into(name, value, DEPTH)
-        if (forward := state.get("forward")) is not None and not moved:
+        if (forward := attributes.get("forward")) is not None and not moved:
             self._functions.look_behind(name, forward)
         for hook in foreign_hooks(module):
             self.foreign_hook = self.foreign_hook or name
             (self._watching if only_watches(hook) else self._hooks).look_behind(name, hook)
 
     def is_same(self) -> bool:
-        """Whether all hold the very objects that they held, and no tensor was written to."""
+        """Whether all hold what they held, and no tensor was written to."""
         return all(each.is_same() for each in self._all)
 
     def changed(self, *, in_order: bool = False) -> str | None:
@@ -191,6 +192,7 @@ class _Held:
         self._names: list[str] = []
         self._live: list[Any] = []  # containers
         self._before: list[Any] = []  # a copy of each
+        self._views: list[Any] = []
         self._attributes: list[tuple[Callable[[Any], tuple[Any, ...]], dict[str, Any]]] = []
         self._cells: list[tuple[str, CellType, Any]] = []
         self._globals: list[tuple[str, dict[str, Any], str, Any]] = []
@@ -199,9 +201,11 @@ class _Held:
         """attributes: those that count, where the container is the dictionary of a module."""
         if attributes:
             self._attributes.append((operator.itemgetter("_modules", *attributes), container))
+        elif container:  # live views: they are compared without a line of Python for each
+            self._views.append(container.values() if isinstance(container, dict) else container)
         self._names.append(name)
         self._live.append(container)
-        self._before.append(container.copy())
+        self._before.append(dict(container) if isinstance(container, dict) else container.copy())
 
     def look_into(self, name: str, value: Any, depth: int) -> None:
         """Hold a container or an object of a part, and those in it. depth: of objects in objects."""
@@ -257,10 +261,7 @@ class _Held:
 
     def complete(self) -> None:
         """All that is to be held was added."""
-        # live views: they are compared without a line of Python for each
-        own = {id(state) for _, state in self._attributes}
-        views = [each.values() if isinstance(each, dict) else each for each in self._live if id(each) not in own]
-        self._views, self._lengths = list(filter(len, views)), list(map(len, self._live))
+        self._lengths = list(map(len, self._live))
         self._flat = list(self._values())
         self.tensors = [each for each in self.tensors if _counts_writes(each[1])]
         self._counted: list[Any] = [tensor for _, tensor in self.tensors]
@@ -279,12 +280,12 @@ class _Held:
         try:
             return (
                 self._lengths == list(map(len, self._live))
-                and all(map(operator.is_, self._values(), self._flat))
+                and list(self._values()) == self._flat  # the same object is equal to itself, and not looked at
                 and self._writes == self._writes_now()
                 and all(cell.cell_contents is value for _, cell, value in self._cells)
                 and all(names.get(each, ...) is value for _, names, each, value in self._globals)
             )
-        except (RuntimeError, ValueError, KeyError):  # another thread adds to a dictionary; a variable was deleted
+        except (RuntimeError, ValueError, KeyError):  # tensors are not the same; another thread adds or deletes
             return False
 
     def changed(self, *, may_keep: bool = False) -> str | None:

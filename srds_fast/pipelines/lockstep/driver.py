@@ -385,11 +385,11 @@ class Driver:
         told = samples.settings.calls_back and samples.final_steps > samples.told
         if samples.in_order and (samples.settings.calls_back or not hooked):
             return
-        if not (samples.wave is None or told or hooked):
+        if not (samples.wave is None or told or hooked) or (told and held.is_same()):
             return
         if (part := held.changed(in_order=samples.in_order)) is not None:
             self._leave_waves(NetworkChanged(part), held)
-        if told and not held.is_same():  # what the networks hold as the callback is called
+        if told:  # what the networks hold as the callback is called
             samples.held = ModuleState(self._networks)
 
     def _leave_waves(self, why: NetworkChanged, held: ModuleState) -> None:

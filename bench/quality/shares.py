@@ -118,7 +118,13 @@ METHODS = tuple(variants(100))
 
 @dataclass(frozen=True)
 class Share:
-    """A row: its samples, how many of them are beyond the tolerance, the worst error in tolerances, mean waves."""
+    """A row.
+
+    Attributes:
+        beyond: so many samples are beyond the tolerance; told: so many of them are told to be within.
+        worst: the largest error of a sample that is told to be within, in tolerances.
+        waves: mean.
+    """
 
     method: str
     problem: str
@@ -134,8 +140,9 @@ class Share:
     def of(cls, method: str, problem: str, steps: int, tolerance: float, stops: Sequence[Stop]) -> Share:
         errors = [stop.error * GREY_LEVEL / tolerance for stop in stops]
         beyond = [stop.told for stop, error in zip(stops, errors, strict=True) if error > 1]
+        worst = max((error for stop, error in zip(stops, errors, strict=True) if stop.told), default=0.0)
         waves = sum(stop.waves for stop in stops) / len(stops)
-        return cls(method, problem, steps, tolerance, len(stops), len(beyond), sum(beyond), max(errors), waves)
+        return cls(method, problem, steps, tolerance, len(stops), len(beyond), sum(beyond), worst, waves)
 
     @property
     def share(self) -> float:
@@ -162,6 +169,7 @@ def shares(problems: Sequence[str], methods: Sequence[str], networks: Networks, 
 def judged(
     posed: Problem, method: str, options: Method, steps: int, reference: torch.Tensor, one_by_one: int
 ) -> list[Share]:
+    """The row of each tolerance. reference: the sequential samples; one_by_one: see `Kind`."""
     plans = {tolerance: choose(steps, Settings(method=options, tolerance=tolerance)) for tolerance in TOLERANCES}
     tightest = plans[min(TOLERANCES)]
     if not tightest.slides:
@@ -202,7 +210,7 @@ def show(found: Sequence[Share], every_row: bool) -> None:
 
 
 def _line(share: Share) -> dict[str, object]:
-    place = {"method": share.method, "network": share.problem, "N": share.steps, "tolerance": share.tolerance}
+    place = {"method": share.method, "network": share.problem, "N": share.steps, "tolerance": f"{share.tolerance:.0e}"}
     counts = {"samples": share.samples, "beyond": share.beyond, "told": share.told, "share": f"{share.share:.1%}"}
     return place | counts | {"worst": f"{share.worst:.1f}"}
 

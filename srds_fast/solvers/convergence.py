@@ -28,8 +28,8 @@ class Contraction(NamedTuple):
         return self.fewest - 1
 
 
-# How often samples end beyond the tolerance with these: section 5 of the notes in bench/results. Constants were chosen
-# on other mixtures, other starting noise and the same trained networks.
+# How often samples end beyond the tolerance with these, and on what they were chosen: section 5 of the notes in
+# bench/results.
 #
 # Parareal iterations. Changes may alternate, so that a small one is followed by a larger one: two ratios count, and a
 # tenth of the change before. After the first iteration the error may be three times its change.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,8 @@ from .hooks import OFFLOADING
 # packages whose code keeps nothing between calls, unless an attribute of a module shows it
 KNOWN = ("torch", "diffusers", "transformers", "accelerate", "peft", "xformers", "srds_fast")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# what hooks that count or keep what they see end with
+_RETURN_NOTHING = {"append", "extend", "insert", "update", "put", "put_nowait", "set", "clear", "setattr", "print"}
 _CONTAINERS = (list, dict, set, tuple, frozenset)
 _version = operator.attrgetter("_version")
 
@@ -48,6 +51,8 @@ def only_watches(hook: Any) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _returns_nothing(code: CodeType) -> bool:
+    if code.co_name == "<lambda>" and _first_call(code) in _RETURN_NOTHING:
+        return True
     before = None
     for each in dis.get_instructions(code):
         if each.opname == "RETURN_CONST" and each.argval is not None:
@@ -58,6 +63,18 @@ def _returns_nothing(code: CodeType) -> bool:
                 return False
         before = each
     return True
+
+
+def _first_call(code: CodeType) -> str | None:
+    """The name of what an expression begins by calling, as in `seen.append(x)`, if the call is all of it."""
+    beside = ("RESUME", "COPY_FREE_VARS", "PUSH_NULL", "PRECALL", "CACHE")
+    first, *others = (each for each in dis.get_instructions(code) if each.opname not in beside)
+    if len(others) < 2 or not others[-2].opname.startswith("CALL") or others[-1].is_jump_target:
+        return None
+    name: str | None = first.argval if first.opname == "LOAD_GLOBAL" else None
+    for each in itertools.takewhile(lambda each: each.opname in ("LOAD_ATTR", "LOAD_METHOD"), others):
+        name = each.argval
+    return name
 
 
 class NetworkChanged(Exception):

@@ -27,9 +27,21 @@ from .hooks import OFFLOADING
 
 # packages whose code keeps nothing between calls, unless an attribute of a module shows it
 KNOWN = ("torch", "diffusers", "transformers", "accelerate", "peft", "xformers", "srds_fast")
-# methods of lists, sets and dictionaries that return nothing
-COLLECT = ("append", "add", "extend", "insert", "update", "clear", "discard")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# what hooks that count or keep what they see end with
+_RETURN_NOTHING = (
+    "append",
+    "add",
+    "extend",
+    "insert",
+    "update",
+    "put",
+    "put_nowait",
+    "set",
+    "clear",
+    "setattr",
+    "print",
+)
 _CONTAINERS = (list, dict, set, tuple, frozenset)
 _version = operator.attrgetter("_version")
 
@@ -57,21 +69,21 @@ def _returns_nothing(code: CodeType) -> bool:
             return False
         if each.opname == "RETURN_VALUE":
             nothing = before and before[-1].opname == "LOAD_CONST" and before[-1].argval is None
-            if each.is_jump_target or not (nothing or _method_called_last(before) in COLLECT):
+            if each.is_jump_target or not (nothing or _called_last(before) in _RETURN_NOTHING):
                 return False
         before.append(each)
     return True
 
 
-def _method_called_last(before: list[dis.Instruction]) -> str | None:
-    """The name of the method whose result these instructions end with, as in `lambda *given: seen.append(given)`."""
+def _called_last(before: list[dis.Instruction]) -> str | None:
+    """The name of the method or function whose result these instructions end with, as in `lambda *given: seen.append(given)`."""
     if not before or before[-1].opname != "CALL":
         return None
     arguments, rest = before[-1].arg, before[:-1]
     if rest and rest[-1].opname == "PRECALL":  # in Python 3.11, a part of CALL
         rest.pop()
     for each in reversed(rest):
-        if arguments == 0 and each.opname in ("LOAD_METHOD", "LOAD_ATTR"):
+        if arguments == 0 and each.opname in ("LOAD_METHOD", "LOAD_ATTR", "LOAD_GLOBAL"):
             return str(each.argval)
         assert arguments is not None
         arguments -= dis.stack_effect(each.opcode, each.arg, jump=False)

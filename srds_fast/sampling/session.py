@@ -37,7 +37,7 @@ from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import BY_INTERRUPT, SEQUENTIAL_LOOP, Report
 from .planner import Planner
-from .trials import Advance, TimeStock, TooSlow, Trials, all_waves, audit, cut_off
+from .trials import Advance, StartAgain, TimeStock, TooSlow, Trials, all_waves, audit, cut_off
 
 
 class Network(Protocol):
@@ -218,39 +218,31 @@ class Session:
                 raise
             self.run.leave()
             self.take_steps(f"{self.plan.short()} was cut off: {why}", tell=False)
+        except StartAgain as why:
+            self.take_steps(str(why))
         except torch.OutOfMemoryError:
             rows = self.run.counts.peak_rows
             if rows <= 1 or self.run.sample is not None:
                 raise
-            self.run.close()
             if self.pricing is not None:
                 self.pricing.known.experience.record_oom(rows)
             self.take_steps(no_room(rows))
         else:
             self._learn(completed=True)
         evaluate.forget()
-        # outside the handlers, because their exceptions keep the memory of the waves alive
-        return self.run if self.run.sample is not None else self._complete_steps(advance)
-
-    def complete_in_steps(self, why: str, advance: Advance = all_waves) -> Run:
-        """Drop what was computed and start again, one step after another. why: as of `take_steps`."""
-        self.run.close()
-        self.take_steps(why)
-        return self._complete_steps(advance)
-
-    def _complete_steps(self, advance: Advance) -> Run:
-        assert self.network is not None
-        evaluate = self.network.evaluator(self.run.program)
-        try:
-            advance(self.run, evaluate)
-        except Diverged as error:
-            raise DivergenceError(str(error), self.report()) from None
-        evaluate.forget()
+        if self.run.sample is None:  # outside the handlers: their exceptions keep the memory of the waves alive
+            evaluate = self.network.evaluator(self.run.program)
+            try:
+                advance(self.run, evaluate)
+            except Diverged as error:
+                raise DivergenceError(str(error), self.report()) from None
+            evaluate.forget()
         return self.run
 
     def take_steps(self, why: str, *, tell: bool = True) -> None:
         """Start again, one step after another. why: for the report. tell: the user too; strict calls raise then."""
         failed = self.run
+        failed.close()
         failed.counts.network_seconds = None
         self._fallback_reason = f"{why}. The steps were then taken one after another"
         self.run = self._reported = Run(
@@ -282,8 +274,7 @@ class Session:
         self, drive_reason: str | None = None, engine_reason: str | None = None, left_out: Sequence[str] = ()
     ) -> Report:
         """What the call has done until now. engine_reason: of the report, unless the engine has its own reason."""
-        run, plan = self.run, self._reported.plan
-        prediction = plan.prediction
+        run, plan, prediction = self.run, self._reported.plan, self._reported.plan.prediction
         stopped_by, estimated_error = self._stops()
         baseline, baseline_seconds = self._baseline()
         fused = plan.options.fused(self.noise, constrained=self.inputs.constrain is not None)

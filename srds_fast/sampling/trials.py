@@ -42,6 +42,10 @@ class TooSlow(Exception):
     """A run has taken so long that the sequential loop is faster for certain."""
 
 
+class StartAgain(Exception):
+    """What a run has computed does not count. The message says why, as a clause."""
+
+
 def all_waves(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
     """The plain `Advance`."""
     drain(run.next, evaluate)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import srds_fast
 from srds_fast.engine.run import Run
+from srds_fast.pipelines.module_state import only_watches
 
 STEPS, WHEN = 12, 5
 CALL: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": STEPS, "guidance_scale": 4.0}
@@ -283,6 +284,37 @@ def test_a_hook_whose_count_no_variable_shows_is_found_by_calls_in_another_order
     pipe.unet.mid_block.register_forward_hook(lambda module, given, found: found * next(strengths))
     with pytest.raises(srds_fast.UnsupportedPipeline, match=r"in another order differently \(a hook of mid_block"):
         latents(srds_fast.compile(pipe, method="srds", strict=True), **CALL)
+
+
+def _nothing(module: Any, given: Any) -> None:
+    if given:
+        return
+
+
+@pytest.mark.parametrize(
+    ("hook", "watches"),
+    [
+        (_nothing, True),
+        (lambda *given: [].append(given), True),
+        (lambda module, given: module.seen.append(str(given)), True),
+        (lambda module, given: setattr(module, "seen", 1), True),
+        (lambda module, given, found: found.mul([].append(1) or 2), False),
+        (lambda module, given, found: [].append(1) or 2 * found, False),
+        (lambda module, given, found: found if module.training else None, False),
+        (lambda module, given, found: torch.add(found, 1), False),
+    ],
+)
+def test_hooks_that_only_watch_are_told_from_those_that_take_part(hook: Any, watches: bool) -> None:
+    assert only_watches(hook) == watches
+
+
+def test_a_hook_that_counts_calls_changes_nothing_of_how_a_call_runs() -> None:
+    pipe, seen = tiny.stable_diffusion(), list[int]()
+    pipe.unet.register_forward_pre_hook(lambda *given: seen.append(1))
+    fast = srds_fast.compile(pipe, method="srds")
+    latents(fast, **CALL)
+    assert fast.report.fallback_reason is None
+    assert len(seen) == fast.report.waves + fast.report.check_calls
 
 
 def test_a_hook_that_writes_to_weights_is_an_error() -> None:

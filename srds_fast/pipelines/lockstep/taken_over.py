@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ... import telemetry
 from ...engine.run import Run
 from ...sampling.rows import state_dtype
+from ...sampling.trials import StartAgain
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs
 from ..module_state import ModuleState, NetworkChanged
@@ -64,7 +65,8 @@ class TakenOver:
             if held.foreign_hook is None and samples.in_order:
                 return
             if (part := held.changed(in_order=samples.in_order)) is not None:
-                raise NetworkChanged(part)
+                why = NetworkChanged(part)
+                raise StartAgain(str(why)) if held.foreign_hook is None else why
 
         def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
             samples.wave = run.next(None)
@@ -78,10 +80,5 @@ class TakenOver:
                 if samples.wave is None or held.foreign_hook is not None:
                     look_for_change()
 
-        try:
-            session.complete(advance)
-        except NetworkChanged as why:
-            if held.foreign_hook is not None:
-                raise
-            session.complete_in_steps(str(why), advance)
+        session.complete(advance)
         telemetry.phase("decode")

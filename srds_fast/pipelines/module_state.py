@@ -29,19 +29,8 @@ from .hooks import OFFLOADING
 KNOWN = ("torch", "diffusers", "transformers", "accelerate", "peft", "xformers", "srds_fast")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # what hooks that count or keep what they see end with
-_RETURN_NOTHING = (
-    "append",
-    "add",
-    "extend",
-    "insert",
-    "update",
-    "put",
-    "put_nowait",
-    "set",
-    "clear",
-    "setattr",
-    "print",
-)
+_COLLECT = ("append", "add", "extend", "insert", "update", "put", "put_nowait", "clear")
+_RETURN_NOTHING = (*_COLLECT, "set", "setattr", "print")
 _CONTAINERS = (list, dict, set, tuple, frozenset)
 _version = operator.attrgetter("_version")
 
@@ -68,15 +57,17 @@ def _returns_nothing(code: CodeType) -> bool:
         if each.opname == "RETURN_CONST" and each.argval is not None:
             return False
         if each.opname == "RETURN_VALUE":
-            nothing = before and before[-1].opname == "LOAD_CONST" and before[-1].argval is None
-            if each.is_jump_target or not (nothing or _called_last(before) in _RETURN_NOTHING):
+            if each.is_jump_target or not before:
+                return False
+            nothing = before[-1].opname == "LOAD_CONST" and before[-1].argval is None
+            if not nothing and _called_last(before) not in _RETURN_NOTHING:
                 return False
         before.append(each)
     return True
 
 
 def _called_last(before: list[dis.Instruction]) -> str | None:
-    """The name of the method or function whose result these instructions end with, as in `lambda *given: seen.append(given)`."""
+    """The name of the function whose result these instructions end with, as in `lambda *given: seen.append(given)`."""
     if not before or before[-1].opname != "CALL":
         return None
     arguments, rest = before[-1].arg, before[:-1]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ... import telemetry
+from ...engine.graphs.network_graphs import CHANGED
 from ...engine.run import Run
 from ...sampling.rows import state_dtype
 from ...sampling.trials import StartAgain
@@ -66,6 +67,8 @@ class TakenOver:
                 return
             if (part := held.changed(in_order=samples.in_order)) is not None:
                 why = NetworkChanged(part)
+                if samples.settings.graphs is not None:  # nothing is recorded of such a run
+                    samples.run.engine.reason = CHANGED
                 raise StartAgain(str(why)) if held.foreign_hook is None else why
 
         def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:

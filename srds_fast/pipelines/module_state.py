@@ -28,8 +28,8 @@ from .hooks import OFFLOADING
 # packages whose code keeps nothing between calls, unless an attribute of a module shows it
 KNOWN = ("torch", "diffusers", "transformers", "accelerate", "peft", "xformers", "srds_fast")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-# what hooks that count or keep what they see end with
-_COLLECT = ("append", "add", "extend", "insert", "update", "put", "put_nowait", "clear")
+# what hooks that count or keep what they see end with; not "add", which is also a name of what returns a tensor
+_COLLECT = ("append", "extend", "insert", "update", "put", "put_nowait", "clear")
 _RETURN_NOTHING = (*_COLLECT, "set", "setattr", "print")
 _CONTAINERS = (list, dict, set, tuple, frozenset)
 _version = operator.attrgetter("_version")

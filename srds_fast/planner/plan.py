@@ -15,7 +15,7 @@ from ..solvers.registry import BY_NAME, SEQUENTIAL
 from . import json_files
 from .context import Context
 from .cost_curve import CostCurve
-from .settings import ENGINES, MOST_STEPS, Settings
+from .settings import ENGINES, MOST_STEPS, Settings, engine_name
 
 # why a plan cannot be recorded
 SLIDES = "its window slides by what is found in every wave, which a replay cannot look at"
@@ -175,6 +175,8 @@ class Plan:
             method = found.pop("method", None)
             check_one_of("method", method, tuple(BY_NAME))
             options = json_files.build(BY_NAME[method], found.pop("options", None))
+            if isinstance(found.get("engine"), str):
+                found["engine"] = engine_name(found["engine"])
             plan = json_files.build(cls, found, options=options)
             plan._check()
             return plan

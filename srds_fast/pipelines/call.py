@@ -30,7 +30,7 @@ from .lockstep.call_session import CallSettings
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
 from .lockstep.own_enumerate import with_own_enumerate
-from .lockstep.proxies import UsesWithheld, copy_with_proxies, tell
+from .lockstep.proxies import UsesWithheld, copy_with_proxies
 from .modular.arguments import is_modular, why_stock
 from .modular.blocks import driven, without_progress_bar, without_proxies
 from .modular.errors_log import held_back
@@ -39,6 +39,7 @@ from .module_state import WeightsWritten
 from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
 from .replaced import why_replaced
+from .shown import settings_of
 from .state import OWN_ARGUMENTS, Arguments, RandomState, bind
 from .stock import (
     NO_STEP,
@@ -97,6 +98,7 @@ def run_call(
     """
     last = fast._srds.last
     last.report = last.trajectory = last.session = last.exploration = None
+    last.settings = {}
     timeline = telemetry.Timeline()
     diverged: DivergenceError | None = None
     try:
@@ -196,8 +198,7 @@ def _run_call(
                 without_steps = stock_report(0, 0.0, fallback_reason=NO_STEP)
             elif not lockstep.finished:
                 raise UnsupportedPipeline("Its loop ended before its last step, or was not found.")
-            if not state.quiet:
-                tell(fast, proxied)
+            state.last.settings = settings_of(proxied)
             return without_proxies(output) if is_modular(fast) else output
         except Exception as why:
             # a callback or a stream has already seen results of this call: it cannot start again

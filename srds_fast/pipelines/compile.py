@@ -34,6 +34,7 @@ from .modular.arguments import is_modular
 from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
 from .own_draws import with_own_draws
+from .shown import shown_properties
 from .state import State, bind, undecoded, with_state
 from .stock import NO_STEP, refuse_stock_loop
 from .stream import Refinement, refinements
@@ -402,4 +403,5 @@ def _fast_class(base: Any) -> type:
 
     shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     methods = {"__call__": __call__, "__new__": __new__}
-    return type(base.__name__, (FastPipeline, base), {"__slots__": ("_srds",), **methods, **shown})
+    own = {"__slots__": ("_srds",), **shown_properties(base), **methods, **shown}
+    return type(base.__name__, (FastPipeline, base), own)

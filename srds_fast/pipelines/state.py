@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import itertools
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class Last(threading.local):
     trajectory: Tensor | None = None
     session: Session | None = None
     exploration: Exploration | None = None
+    settings: Mapping[str, Any] = MappingProxyType({})  # of the call, that the pipeline's own properties show
 
 
 OWN_ARGUMENTS = ("warm_start", "keep_trajectory")  # call arguments that srds_fast adds to those of the pipeline

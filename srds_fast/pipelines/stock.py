@@ -23,11 +23,12 @@ from .compiled import AUTO
 from .guiders import own_guiders
 from .hooks import execution_device
 from .kinds import KindOfLoop
-from .lockstep.proxies import copy_scheduler, tell
+from .lockstep.proxies import copy_scheduler
 from .modular.blocks import without_progress_bar
 from .notices import warn_fallback
 from .own_draws import with_own_draws
 from .replaced import bound_functions
+from .shown import settings_of
 from .state import Arguments, State, undecoded
 from .turn_counts import steps_of
 
@@ -73,7 +74,7 @@ def chosen_stock_call(
         twin = _twin(fast, {**tokenizers, **own_guiders(fast)}, interrupt)
         plan = {"plan_reason": chosen.why, "plan_state": chosen.state, "plan_changed": chosen.taken(STOCK)}
         output = _called(fast, twin, args, kwargs, arguments, **plan)
-        tell(fast, twin)
+        fast._srds.last.settings = settings_of(twin)
         return output
 
 

@@ -281,8 +281,8 @@ class Exploration:
         return STOCK if STOCK in self._seconds and self._ratio(STOCK, self._sequential) <= WORTH else self._sequential
 
     def _lead(self) -> None:
-        """Let calls take the plan that is the fastest as far as is known."""
-        plans = [key for key in self._ways if key != STOCK]
+        """Let calls take the fastest plan of those that have run: a call must not end in an error of a new one."""
+        plans = [self._sequential, *(key for key in self._seconds if key != STOCK)]
         self._choice = min(plans, key=lambda key: (self._estimate(key), key != self._sequential))
 
     def _estimate(self, key: Hashable) -> float:

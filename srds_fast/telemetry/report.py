@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..solvers.registry import SEQUENTIAL
+
 # the printed table shows the changes of the last iterations only
 MOST_CHANGES = 4
 
 # why the run of a sample ended
-BY_EXACT, BY_SEQUENTIAL, BY_TOLERANCE = "exact", "sequential", "tolerance"
+BY_EXACT, BY_SEQUENTIAL, BY_TOLERANCE = "exact", SEQUENTIAL, "tolerance"
 BY_OWN_RULE, BY_ITERATIONS, BY_INTERRUPT = "method's own rule", "fixed iterations", "interrupted"
 # such a sample is the sequential one up to rounding: no error is estimated
 SURE = (BY_EXACT, BY_SEQUENTIAL)
@@ -19,7 +21,7 @@ SURE = (BY_EXACT, BY_SEQUENTIAL)
 ROUNDING = 1e-9
 
 # loops that calls are compared with
-STOCK_LOOP, SEQUENTIAL_LOOP = "stock", "sequential"
+STOCK_LOOP, SEQUENTIAL_LOOP = "stock", SEQUENTIAL
 
 
 @dataclass(frozen=True)

@@ -294,18 +294,6 @@ class _Shown:
                 bar.update()
 
 
-def tell(pipe: Any, twin: Any) -> None:
-    """Leave a call's settings where users read them afterwards, as the stock call does: `num_timesteps` and the like.
-
-    twin: the copy of the pipe that the call ran on.
-    """
-    told = (type(None), bool, int, float, str, dict, list, tuple, Tensor)
-    for name, value in vars(twin).items():
-        is_shown = name[:1] == "_" and isinstance(getattr(type(pipe), name[1:], None), property)
-        if is_shown and type(value) in told and (name != "_interrupt" or name not in vars(pipe)):
-            vars(pipe)[name] = value  # but not over an interrupt by another thread
-
-
 def copy_scheduler(scheduler: Any) -> Any:
     """A deep copy. dict.copy() is atomic, which matters if another thread sets timesteps on the original."""
     twin = object.__new__(type(scheduler))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import weakref
 from collections.abc import Hashable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Number
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,8 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
     cls = type(pipe.original)
     code = getattr(inspect.unwrap(cls.__call__), "__code__", None)
     parts = [(name, kind_of_part(part)) for name, part in vars(pipe).items() if name[0] != "_" and name != "scheduler"]
-    parts += [(name, value) for name, value in vars(pipe).items() if name[0] == "_" and _is_setting(cls, name, value)]
+    own = [(name, value) for name, value in vars(pipe).items() if name[0] == "_" and isinstance(value, Number | str)]
+    parts += [(name, value) for name, value in own if name not in _set_by(code)]
     if is_modular(pipe):
         parts += [("blocks", _of_blocks(pipe._blocks)), ("config", _of_settings(pipe.config))]
     given = [
@@ -49,10 +51,11 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
     return KindOfLoop((cls, code, type(pipe.scheduler), tuple(parts), types), tuple(given))
 
 
-def _is_setting(cls: Any, name: str, value: Any) -> bool:
-    """Whether a private attribute is one that a loop of the user's may read, not a mark that a call has left."""
-    left = name == "_interrupt" or isinstance(getattr(cls, name[1:], None), property)
-    return isinstance(value, Number | str) and not left
+@lru_cache(maxsize=64)
+def _set_by(code: CodeType | None) -> frozenset[str]:
+    """The attributes that a loop sets before it reads them: marks that a call has left, and no settings of its user."""
+    found = [] if code is None else dis.get_instructions(code)
+    return frozenset({"_interrupt", *(each.argval for each in found if each.opname == "STORE_ATTR")})
 
 
 def kind_of_part(part: Any) -> Hashable:

@@ -86,8 +86,8 @@ def test_replay_equals_eager_with_every_scheduler(scheduler: str) -> None:
 @pytest.mark.parametrize("batch", [{"prompt": ["a", "b c"]}, {"num_images_per_prompt": 2}], ids=["prompts", "images"])
 def test_samples_that_finish_apart(batch: dict[str, Any]) -> None:
     """Eager narrows its batch as samples finish, and rounds otherwise; a replay keeps it as wide as it was."""
-    twins = Twins(method="srds", tolerance=3e-4, num_blocks=4)
-    twins.base["num_inference_steps"] = 8
+    twins = Twins(method="srds", tolerance=1e-3, num_blocks=5)
+    twins.base["num_inference_steps"] = 10
 
     def call(seed: int) -> dict[str, Any]:
         latents = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(seed))

@@ -134,6 +134,25 @@ def test_waves_that_do_not_fit_into_memory_are_taken_one_row_at_a_time(
     assert everything(sd) == before
 
 
+@pytest.mark.parametrize("method", ["srds", "collocation"])
+def test_waves_of_a_loop_that_calls_back_are_evaluated_in_parts_that_fit(sd: Any, method: str) -> None:
+    """Callbacks have seen steps of the call, so it cannot begin again."""
+    told: list[int] = []
+
+    def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        told.append(step)
+        return tensors
+
+    fast, expected = srds_fast.compile(sd, method=method, exact=True), latents(sd)
+    for rows in (3, STEPS):  # with guidance, two of the network's batch each
+        told.clear()
+        with room(sd.unet, 2 * rows):
+            assert_close(latents(fast, callback_on_step_end=tell), expected)
+        assert told == list(range(STEPS))
+        assert (fast.report.method, fast.report.fallback_reason) == (method, None)
+        assert ("evaluated in parts" in "".join(fast.report.left_out)) == (rows < STEPS)
+
+
 def test_what_the_waves_had_in_memory_is_let_go_before_the_steps_are_taken(
     sd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

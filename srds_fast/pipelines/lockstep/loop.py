@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ... import telemetry
 from ...engine.run import Run
 from ...engine.streams import has_two_lanes
-from ...sampling.session import Session
+from ...sampling.session import Session, no_room
 from ...telemetry.report import Report
 from ..kinds import KindOfLoop
 from ..merging.calls import MergedCalls
@@ -261,6 +261,8 @@ class LockstepLoop:
             why = "a graph of the network holds all rows of a wave" if taken_over else "the loop is driven"
             left_out = [*left_out, f"overlap='streams' was left out: {why}"]
         left_out = [*left_out, *(f"rows are called one by one: {reason}" for reason in self._merged.reasons())]
+        if (rows := self._merged.too_wide) is not None:
+            left_out = [*left_out, f"waves were evaluated in parts: {no_room(rows)}"]
         report = self.session.report(None if taken_over else self._why_turns, self.engine_reason, left_out)
         return replace(report, **self.beside_the_waves())
 
@@ -275,7 +277,10 @@ class LockstepLoop:
         }
 
     def close(self) -> None:
-        """End the call: keep the graphs that it has recorded."""
+        """End the call: keep the graphs that it has recorded, and how many rows fit into memory."""
         self._turns.close()
+        pricing = None if self.session is None else self.session.pricing
+        if self._merged.too_wide is not None and pricing is not None:
+            pricing.known.experience.record_oom(self._merged.too_wide)
         if self.samples.graphed is not None and self.settings.graphs is not None:
             self.settings.graphs.finish(self.samples.graphed, self.run.engine)

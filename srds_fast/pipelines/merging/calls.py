@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, MutableMapping, Sequence
 from typing import Any
 
+import torch
+
 from .rule import Call, kind_of, same_call
 from .search import Found, find_rule
 
@@ -21,6 +23,7 @@ class MergedCalls:
     ) -> None:
         self._found, self._make = found, make
         self._reasons: dict[str, None] = {}
+        self.too_wide: int | None = None  # fewest calls that did not fit into memory as one
         self.network_calls = 0  # all of them
         self.search_calls = 0  # those of them that looked for rules
 
@@ -68,13 +71,27 @@ class MergedCalls:
         rest = list(calls)
         while rest:
             together = [rest[0], *(each for each in rest[1:] if rule and rule.may_merge(calls[rest[0]], calls[each]))]
+            together = together[: self._most]
             if rule is None or len(together) == 1:
                 outputs[rest[0]] = self.alone(calls[rest[0]])
+            elif merged := self._if_it_fits(rule.merge([calls[number] for number in together])):
+                outputs |= dict(zip(together, rule.split(merged[0], len(together)), strict=True))
             else:
-                merged = self.alone(rule.merge([calls[number] for number in together]))
-                outputs |= dict(zip(together, rule.split(merged, len(together)), strict=True))
+                self.too_wide = len(together)
             rest = [number for number in rest if number not in outputs]
         return outputs
+
+    @property
+    def _most(self) -> int | None:
+        """How many calls may become one: half of those that did not fit, as each try costs a call."""
+        return None if self.too_wide is None else max(1, self.too_wide // 2)
+
+    def _if_it_fits(self, call: Call) -> list[Any]:
+        """The output of a call, in a list that is empty if there is no memory for it."""
+        try:
+            return [self.alone(call)]
+        except torch.OutOfMemoryError:  # what comes next is not done here: the error keeps the memory of the call alive
+            return []
 
     def alone(self, call: Call) -> Any:
         """Make one call."""

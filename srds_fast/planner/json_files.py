@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
+import secrets
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -18,17 +18,15 @@ MOST_BYTES = 2**20
 
 def write(path: Path, found: Any) -> None:
     """Write JSON. An older file stays as it is until the new one is complete. Raises OSError."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
+    # not by `tempfile`, whose files are readable for their owner alone
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with beside.open("x") as file:
             file.write(json.dumps(found, indent=2) + "\n")
-            file.close()
-            # a temporary file is readable for its owner alone: give it the rights that a new file would have
-            os.umask(mask := os.umask(0))
-            os.chmod(file.name, 0o666 & ~mask)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path) -> Any:

@@ -129,7 +129,7 @@ class FastPipeline:
         if (options := state.planner.options) is not None and not options.shows_iterations:
             raise InvalidArgument(
                 f"method={options.name!r} shows no iterations: it has no whole image before its end. Compile with "
-                "method='auto', 'srds' or 'collocation', or call the pipeline."
+                "method='auto', or call the pipeline."
             )
         reports: list[Report | None] = []
         loop_state = LoopState()
@@ -180,8 +180,7 @@ class FastPipeline:
         """
         planner = self._srds.planner
         check_whole("audit", audit, 0)
-        if not isinstance(freeze, bool):
-            raise InvalidArgument(f"freeze is {freeze!r}. It is a switch. Pass True or False.")
+        check_switch("freeze", freeze)
         if audit > 1 and kwargs.get("latents") is not None:
             raise InvalidArgument(
                 "audit and latents were given. Calls that begin with the same latents give the same sample, and tell "
@@ -212,6 +211,7 @@ class FastPipeline:
 
         Args:
             prompts: inputs like those of later calls, used in turn; each is a prompt, or a dict of arguments.
+                One alone may be given.
             num_samples: number of calls, each with its own seed, of every plan that may be the fastest.
             quantile: share of the samples that must be within the tolerance.
             kwargs: arguments of the calls: `num_inference_steps`, `guidance_scale`, `height` and so on. No generator.

@@ -11,7 +11,7 @@ import dis
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from types import CellType, CodeType, FunctionType, MethodType
@@ -130,6 +130,13 @@ class ModuleState:
             each.complete()
         every = chain(generators, *(each.generators for each in self._all))
         self._random = [(each, each.get_state()) for each in dict.fromkeys(every)]
+
+    def is_as_new(self) -> bool:
+        """Whether another `ModuleState` of the networks would hold the same. To make one takes 20 times as long.
+
+        Random generators are always read anew.
+        """
+        return not self._random and all(each.is_same(_identical) for each in self._all)
 
     def _look_at(self, name: str, module: nn.Module) -> None:
         state, held = module.__dict__, self._modules
@@ -279,11 +286,12 @@ class _Held:
         found = list(map(_version, self._counted))
         return found if self.moved else found + list(map(Tensor.data_ptr, self._counted))
 
-    def is_same(self) -> bool:
+    def is_same(self, same: Callable[[Sequence[Any], Sequence[Any]], bool] = operator.eq) -> bool:
+        """same: compares two lists of values. The same object is equal to itself, and not looked at."""
         try:
             return (
                 self._lengths == list(map(len, self._live))
-                and list(self._values()) == self._flat  # the same object is equal to itself, and not looked at
+                and same(list(self._values()), self._flat)
                 and self._writes == self._writes_now()
                 and all(cell.cell_contents is value for _, cell, value in self._cells)
                 and all(names.get(each, ...) is value for _, names, each, value in self._globals)
@@ -337,8 +345,11 @@ def _is_held(now: Any, before: Any) -> bool:
     """Whether a container holds the same objects as its copy."""
     if isinstance(now, dict) and list(now) != list(before):
         return False
-    values = (each.values() if isinstance(each, dict) else each for each in (now, before))
-    return len(now) == len(before) and all(map(operator.is_, *values))
+    return _identical(*(each.values() if isinstance(each, dict) else each for each in (now, before)))
+
+
+def _identical(now: Any, before: Any) -> bool:
+    return len(now) == len(before) and all(map(operator.is_, now, before))
 
 
 def _difference(now: Any, before: Any, may_keep: bool) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 import srds_fast
 from srds_fast.engine.run import Run
+from srds_fast.pipelines.lockstep.memory import LoopMemory
 from srds_fast.pipelines.module_state import only_watches
 
 STEPS, WHEN = 12, 5
@@ -336,3 +339,31 @@ def test_a_hook_that_writes_to_weights_is_an_error() -> None:
     pipe.unet.register_forward_pre_hook(write)
     with pytest.raises(srds_fast.UnsupportedPipeline, match=r"conv_out\.weight was written to in the call"):
         latents(fast, **CALL)
+
+
+BETWEEN: dict[str, Callable[[nn.Sequential], Any]] = {
+    "an equal attribute": lambda network: setattr(network, "sizes", [1, 2]),
+    "a list": lambda network: network.sizes.append(3),
+    "a hook": lambda network: network[1].register_forward_hook(lambda *given: None),
+    "a weight": lambda network: network[0].weight.add_(1),
+    "a submodule": lambda network: network.append(nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("change", BETWEEN.values(), ids=list(BETWEEN))
+@torch.no_grad()
+def test_what_networks_hold_is_looked_at_anew_where_a_call_finds_something_else(change: Callable[[Any], Any]) -> None:
+    network, memory = nn.Sequential(nn.Linear(2, 2), nn.Dropout()), LoopMemory()
+    network.sizes = [1, 2]
+    held = memory.held_by([network])
+    assert memory.held_by([network]) is held
+    change(network)
+    other = memory.held_by([network])
+    assert other is not held
+    assert memory.held_by([network]) is other
+    assert memory.held_by([network, nn.ReLU()]) is not other
+    memory.held_by([network])
+    weight = weakref.ref(network[0].weight)
+    del network, held, other
+    gc.collect()
+    assert weight() is None, "weights live no longer than their network"

@@ -108,7 +108,7 @@ class Driver:
 
     def _keep_networks(self, _call: Call) -> None:
         """Before the first network call: the loop may have set something up on its networks."""
-        self._before, self._turns.watch = ModuleState(self._networks), lambda call: None
+        self._before, self._turns.watch = self._memory.held_by(self._networks), lambda call: None
 
     def restore_networks(self) -> None:
         """Give the networks back what they held before the loop called them: the stock loop follows.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import weakref
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from torch import nn
+
 from ..merging.search import Found
+from ..module_state import ModuleState
 from ..network_checks import Checked
 from .rehearsal import Facts
 
@@ -37,6 +41,22 @@ class LoopMemory:
     checked: Recent[str | None] = field(default_factory=Recent)
     rehearsed: Recent[bool] = field(default_factory=Recent)
     compared: Recent[Checked] = field(default_factory=Recent)
+    # what the networks of the last call held, behind weak references to them
+    held: list[tuple[list[weakref.ref[nn.Module]], ModuleState]] = field(default_factory=list)
+
+    def held_by(self, networks: Sequence[nn.Module]) -> ModuleState:
+        """What networks hold now. It is looked at anew only where they hold something else than in the last call."""
+        for alive, known in self.held:
+            same = len(alive) == len(networks) and all(one() is each for one, each in zip(alive, networks, strict=True))
+            if same and known.is_as_new():
+                return known
+        found = ModuleState(networks)
+        self.held = [([weakref.ref(each, self._drop) for each in networks], found)]
+        return found
+
+    def _drop(self, _network: Any) -> None:
+        """A network is gone: its weights are not kept."""
+        self.held.clear()
 
     def clear(self) -> None:
         for each in vars(self).values():

@@ -5,9 +5,9 @@
     python -m bench.quality.support --only Flux Wan --write    # the rest of the committed file stays
 
 `--write` puts the figures into bench/results/support.json, and what they say into the page
-srds_fast/pipelines/SUPPORT.md. The words of a verdict are explained in `verdicts.py`. With few steps each case runs by
-every method, exact and with the default tolerance, and by two methods with the other schedulers of its kind; with many
-steps it runs by two methods, which shows the waves.
+srds_fast/pipelines/SUPPORT.md and into the file srds_fast/pipelines/known_classes.json. The words of a verdict are
+explained in `verdicts.py`. With few steps each case runs by every method, exact and with the default tolerance, and by
+two methods with the other schedulers of its kind; with many steps it runs by two methods, which shows the waves.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from bench.quality.support_page import PAGE, page
 from bench.quality.verdicts import FAILED, WRONG, Cell, at_length, by_scheduler, varied
 from bench.workloads.classes import CASES, VARIATIONS
 from srds_fast.environment import environment
+from srds_fast.pipelines import known_classes
+from srds_fast.pipelines.lockstep.rehearsal import ORDER
 
 FILE = Path(__file__).parents[1] / "results" / "support.json"
 STEPS, LENGTH = 9, 50
@@ -82,6 +84,28 @@ def written(found: Sequence[Cell], names: Sequence[str]) -> dict[str, Any]:
     return {"environment": versions, "cells": every, "schedulers": before["schedulers"]}
 
 
+def known_good(cells: Sequence[Cell]) -> dict[str, str]:
+    """Digests by class, of those that run in turns, in no call of which a turn depended on the order of turns."""
+    reasons, runs_in_turns = dict[str, set[str]](), dict[str, bool]()
+    for each in cells:
+        name = each.case.partition(",")[0]
+        reasons.setdefault(name, set()).update(run.reason or "" for run in each.runs.values())
+        runs_in_turns[name] = runs_in_turns.get(name, False) or any(
+            run.path in ("takeover", "drive") for run in each.runs.values()
+        )
+    good = [name for name, of in reasons.items() if runs_in_turns[name] and not any(ORDER in why for why in of)]
+    return {name: known_classes.digest_of(getattr(diffusers, name)) for name in sorted(good)}
+
+
+def write(content: dict[str, Any]) -> None:
+    """Write what follows from the content of the committed file: the page, and the classes that are known."""
+    PAGE.write_text(page(content))
+    versions = {"diffusers": content["environment"]["diffusers"]}
+    if versions["diffusers"] == diffusers.__version__:
+        classes = known_good([Cell.from_dict(each) for each in content["cells"]])
+        known_classes.FILE.write_text(json.dumps({**versions, "classes": classes}, indent=1) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     options_of = parser("bench.quality.support", __doc__, json=False)
@@ -90,15 +114,16 @@ def main(arguments: list[str] | None = None) -> None:
     options_of.add_argument("--length", type=int, default=LENGTH, help="many steps, for the waves; 0: none")
     options_of.add_argument("--write", action="store_true", help="write the committed file and the page anew")
     options_of.add_argument("--schedulers", action="store_true", help="only the table of schedulers; written")
-    options_of.add_argument("--page", action="store_true", help="only write the page, from the committed file")
+    options_of.add_argument("--page", action="store_true", help="only write what follows from the committed file")
     options = options_of.parse_args(arguments)
     if options.page or options.schedulers:
         content = json.loads(FILE.read_text())
         if options.schedulers:
             content["schedulers"] = verdicts()
             FILE.write_text(to_json(content))
-        PAGE.write_text(page(content))
+        write(content)
         return
+    known_classes.digests().clear()  # every loop is rehearsed in full
     names = [name for name in CASES if not options.only or any(part in name for part in options.only)]
     found, ran = list[Cell](), set[str]()
     for each in cells(names, options.steps, options.length):
@@ -112,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not options.only:
             content["schedulers"] = verdicts()
         FILE.write_text(to_json(content))
-        PAGE.write_text(page(content))
+        write(content)
     bad = [each for each in found if any(run.verdict in (WRONG, FAILED) for run in each.runs.values())]
     for each in bad:
         print(f"wrong or failed: {each.case}, {each.change}, {each.scheduler}")

@@ -26,6 +26,7 @@ from . import acceleration
 from .guiders import own_guiders
 from .hooks import execution_device, hooks_of, is_offloaded
 from .kinds import KindOfLoop, kind_of_loop
+from .known_classes import is_known
 from .lockstep.call_session import CallSettings
 from .lockstep.callbacks import StepCallback
 from .lockstep.loop import LockstepLoop
@@ -272,6 +273,7 @@ def _lockstep(
         replacements,
         state.loops,
         kind,
+        functools.partial(is_known, fast, networks),
         [generator for generator, _ in random.given],
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .known_classes import is_of_diffusers
 from .state import Arguments
 
 Decode = Callable[[Any, Tensor, Arguments], Any]
@@ -94,16 +95,4 @@ DECODE: dict[str, Decode] = {
 def decoder_of(pipe: Any) -> Decode | None:
     """How a pipeline decodes, by the class that defines its `__call__`; None if that is not known."""
     owner = next(cls for cls in type(pipe).__mro__ if "__call__" in cls.__dict__)
-    return DECODE.get(owner.__name__) if _is_diffusers(owner.__call__) else None
-
-
-def _is_diffusers(call: Any) -> bool:
-    """Whether a pipeline's `__call__`, with its decorators, is all from diffusers or torch."""
-    function: Any = call
-    while function is not None:
-        # functools.wraps copies __module__, so only the globals show where the code comes from
-        module = str(getattr(function, "__globals__", {}).get("__name__", type(function).__module__))
-        if module.partition(".")[0] not in ("diffusers", "torch"):
-            return False
-        function = getattr(function, "__wrapped__", None)
-    return True
+    return DECODE.get(owner.__name__) if is_of_diffusers(owner.__call__) else None

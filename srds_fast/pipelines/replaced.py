@@ -29,7 +29,7 @@ def why_replaced(pipe: Any) -> str | None:
     """Why a replaced method keeps a call from running on copies, a clause; None: nothing does."""
     if names := replaced_methods(pipe.scheduler):
         return f"{names[0]} of its scheduler was replaced on the object: put it into a class of your own"
-    for name, function in _functions(pipe):
+    for name, function in functions_of(pipe):
         if _reaches(_bound_to(function, pipe, object()), pipe):
             return (
                 f"{name} was put on the pipeline object, and uses the pipeline itself: make it a method of a class of "
@@ -40,10 +40,10 @@ def why_replaced(pipe: Any) -> str | None:
 
 def bound_functions(pipe: Any, twin: Any) -> dict[str, Any]:
     """The user's functions on a pipeline by name, for a copy of it."""
-    return {name: _bound_to(function, pipe, twin) for name, function in _functions(pipe)}
+    return {name: _bound_to(function, pipe, twin) for name, function in functions_of(pipe)}
 
 
-def _functions(pipe: Any) -> Iterator[tuple[str, Any]]:
+def functions_of(pipe: Any) -> Iterator[tuple[str, Any]]:
     """Functions among the attributes of a pipeline, and objects of the user's that may have methods."""
     for name, value in list(vars(pipe).items()):
         if isinstance(value, _PLAIN) or name == "scheduler":

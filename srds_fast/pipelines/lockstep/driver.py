@@ -43,10 +43,10 @@ from .turns import LoopTurns, Ran, Script, Turn
 class Driver:
     """Writes the script. It is made before the loop's first turn, when no network has been called.
 
-    networks: those that the loop calls. generators: those of the caller that it may draw
-    from. kind: everything it depends on beyond
-    its scheduler; None: remember nothing. ready: called when the first wave comes. waves: runs those of a call that is
-    taken over; None: the loop must make its own turns. placeholders: the answers in turns of a rehearsal.
+    networks: those that the loop calls. generators: those of the caller that it may draw from. kind: everything it
+    depends on beyond its scheduler; None: remember nothing. is_known: see `known_classes`. ready: called when the first
+    wave comes. waves: runs those of a call that is taken over; None: the loop must make its own turns. placeholders:
+    the answers in turns of a rehearsal.
     """
 
     def __init__(
@@ -59,13 +59,14 @@ class Driver:
         networks: Sequence[nn.Module],
         generators: list[torch.Generator],
         kind: KindOfLoop | None,
+        is_known: Callable[[], bool],
         ready: Callable[[Session], None],
         waves: TakenOver | None,
         placeholders: Placeholders,
     ) -> None:
         self._samples, self._scheduler, self._turns, self._merged = samples, scheduler, turns, merged
         self._memory, self._networks, self._generators = memory, networks, generators
-        self._ready, self._taken_over, self._placeholders = ready, waves, placeholders
+        self._is_known, self._ready, self._taken_over, self._placeholders = is_known, ready, waves, placeholders
         self._key = None if kind is None else (kind, state_key(scheduler.inner), samples.start, len(samples.timesteps))
         self._known = None if self._key is None else memory.facts.get(self._key)
         self._before: ModuleState | None = None  # of the networks, before they were first called
@@ -315,7 +316,7 @@ class Driver:
             if known is None:
                 inference = Inference(noise.numbers["input_scale"], self._placeholders)
                 loop = None if key is None else key[0].loop
-                again = loop is not None and loop in self._memory.rehearsed
+                again = (loop is not None and loop in self._memory.rehearsed) or self._is_known()
                 with self._private_draws() as draws:
                     found = yield from self._rehearsal.run(self._called, inference, draws, again=again)
                 known, self._samples.arrivals = found

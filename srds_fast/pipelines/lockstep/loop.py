@@ -53,6 +53,7 @@ class LockstepLoop:
     replacements: Mapping[nn.Module, Callable[..., Any]]  # maps a network to the callable to use instead
     memory: LoopMemory  # of earlier calls
     kind: KindOfLoop | None  # everything the loop depends on beyond its scheduler; None: remember nothing
+    is_known: Callable[[], bool]  # whether its loop was rehearsed in full before, see `known_classes`
     generators: list[torch.Generator]  # of the caller, that the loop may draw from
 
     def __post_init__(self, original_scheduler: Any) -> None:
@@ -116,6 +117,7 @@ class LockstepLoop:
                 self.networks,
                 self.generators,
                 self.kind,
+                self.is_known,
                 self._graph_network_calls,
                 self._waves if self.drive_reason is None else None,
                 self._placeholders,

@@ -29,7 +29,8 @@ from .constraint import Arrival, Probes, arrival
 from .digests import Digests
 from .turns import LoopTurns, Ran, Turn, refused
 
-# that are made in another order; a loop of few steps makes them several times
+ORDER = "when the steps are made in another order"
+# turns that are made so; a loop of few steps makes them several times
 FEWEST_TURNS, FEW_TURNS = 16, 4
 
 Needs = tuple[frozenset[int], ...]  # by call of a turn: the calls whose answers its arguments depend on
@@ -135,7 +136,7 @@ class Rehearsal:
         """All passes; returns what they found.
 
         networks: what they held before the loop. draws: of the loop's code meanwhile. again: the loop was rehearsed
-            with other arguments.
+            with other arguments, or is one of `known_classes`.
         """
 
         changed = dict[str, None]()
@@ -251,8 +252,8 @@ class Rehearsal:
         if first[:-1] != again[:-1]:
             what = "calls its network with other input"
         raise refused(
-            f"step {step} {what} when the steps are made in another order: the loop keeps something from step to step, "
-            "such as momentum or a counter, or draws random numbers"
+            f"step {step} {what} {ORDER}: the loop keeps something from step to step, such as momentum or a counter, "
+            "or draws random numbers"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import diffusers.schedulers
 
 STEPS = 20
-CLIPS, TAKES, FAILS = "clips or thresholds", "its step takes", "its step fails on a real-valued sample"
+CLIPS, TAKES, FAILS = "clips or thresholds", "its step takes", "its step was tried from each of its timesteps"
 UNCLIPPED = {"clip_sample": False}
 ORDERS: list[dict[str, Any]] = [{"solver_order": order} for order in (1, 2, 3)]
 SIGMAS: list[dict[str, Any]] = [{"use_karras_sigmas": True}, {"use_exponential_sigmas": True}]

@@ -294,7 +294,13 @@ def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
         return what[:1].lower() + what[1:]
     if isinstance(error, SrdsFastError) or lockstep.samples.network is not None:
         return None
-    return f"its loop, when driven, ended in {type(error).__name__}: {what}"
+    ended = f"ended in {type(error).__name__}: {what}"
+    if (part := lockstep.set_up) is not None:
+        return (
+            f"its loop puts hooks or other code into {part} and uses what these see in a call of the network, beside "
+            f"its output: without such calls it {ended}"
+        )
+    return f"its loop works with its own network and scheduler only: with others in their place it {ended}"
 
 
 _lora_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()

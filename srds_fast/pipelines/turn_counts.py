@@ -16,8 +16,7 @@ from .state import Arguments
 
 def steps_of(fast: Any, arguments: Arguments) -> int:
     """Number of steps in the loop; 0: a `strength` leaves none. InvalidArgument: it is not known."""
-    order: int = fast.scheduler.order
-    return -(-turns_of(fast, arguments) // order)
+    return -(-turns_of(fast, arguments) // _order(fast))
 
 
 def turns_of(fast: Any, arguments: Arguments) -> int:
@@ -36,14 +35,18 @@ def turns_of(fast: Any, arguments: Arguments) -> int:
     whole = int(arguments["num_inference_steps"]) if not given else len(next(iter(given.values())))
     strength, start, end = (arguments.get(name) for name in ("strength", "denoising_start", "denoising_end"))
     if (strength is None or strength == 1) and not _is_share(start) and not _is_share(end):
-        return int(fast.scheduler.order * (whole - 1) + 1)
+        return _order(fast) * (whole - 1) + 1
     timesteps = _timesteps(fast, given or {"num_inference_steps": whole})
     if timesteps is not None:
         if strength is not None or _is_share(start):
             timesteps = _left_by_the_image(fast, timesteps, whole, strength, start)
         return _before(timesteps, fast.scheduler, end)
     steps = whole if strength is None else min(int(whole * strength), whole)
-    return fast.scheduler.order * (steps - 1) + 1 if steps > 0 else 0
+    return _order(fast) * (steps - 1) + 1 if steps > 0 else 0
+
+
+def _order(fast: Any) -> int:
+    return int(getattr(fast.scheduler, "order", 1))  # a few schedulers of first order do not say so
 
 
 def _is_share(value: Any) -> bool:
@@ -77,7 +80,7 @@ def _left_by_the_image(fast: Any, timesteps: Tensor, whole: int, strength: Any, 
         found: Tensor = twin.get_timesteps(**{name: known[name] for name in asked})[0]
     except Exception:  # another signature, or no such method
         steps = whole if strength is None else min(int(whole * strength), whole)
-        return timesteps[fast.scheduler.order * (whole - steps) :]
+        return timesteps[_order(fast) * (whole - steps) :]
     return found
 
 

@@ -376,7 +376,10 @@ def _loop(
         except _Reason as reason:
             raise refused(scheduler, str(reason)) from None
         except Exception as error:
-            why = f"its step fails on a real-valued sample in turn {turn} ({type(error).__name__}: {error})"
+            why = (
+                "its step was tried from each of its timesteps with one sample of random numbers, and failed at number "
+                f"{turn} ({type(error).__name__}: {error})"
+            )
             raise refused(scheduler, why) from error
         after = next_sample(output)
         if not isinstance(after, Tensor) or after.shape != shape or after.dtype != torch.float64:

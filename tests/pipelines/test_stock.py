@@ -10,6 +10,7 @@ import tiny
 import torch
 
 import srds_fast
+from bench.workloads.classes import CASES
 from srds_fast.planner.exploration import STOCK
 
 N = 10
@@ -94,3 +95,26 @@ def test_stock_calls_in_threads_have_schedulers_of_their_own_and_can_be_interrup
     images(fast, 0)
     handle.remove()
     assert len(calls) == 3
+
+
+REASONS = {
+    # its loop reads the attention that a processor of its own has kept
+    "StableDiffusionSAGPipeline": "into UNet2DConditionModel.mid_block.attentions.0 and uses what these see",
+    "StableDiffusionPanoramaPipeline": "copies what its scheduler holds and puts it back, to step parts of its state",
+    # its scheduler has no `order`
+    "KandinskyV22PriorPipeline": "the argument prev_timestep, and what the step makes of it is not known",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_the_reason_says_what_in_the_loop_was_found(name: str) -> None:
+    case = CASES[name]
+    pipe = case.build()
+    fast = srds_fast.compile(pipe, method="srds")
+
+    def called(each: Any) -> torch.Tensor:
+        return torch.as_tensor(each(**case.call, num_inference_steps=3, generator=torch.Generator().manual_seed(0))[0])
+
+    assert torch.equal(called(fast), called(pipe))
+    assert REASONS[name] in fast.report.fallback_reason
+    assert fast.report.num_inference_steps >= 3

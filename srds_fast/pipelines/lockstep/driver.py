@@ -111,6 +111,10 @@ class Driver:
         """Before the first network call: the loop may have set something up on its networks."""
         self._before, self._turns.watch = self._memory.held_by(self._networks), lambda call: None
 
+    def changed(self) -> str | None:
+        """The part of a network that holds something else than before its first call, or None."""
+        return None if self._before is None else self._before.changed()
+
     def restore_networks(self) -> None:
         """Give the networks back what they held before the loop called them: the stock loop follows.
 
@@ -119,7 +123,7 @@ class Driver:
         if self._before is None:
             return
         self._before.restore(watching=True)
-        if (self._hook_changes or self._loop_changes) and (part := self._before.changed()) is not None:
+        if (self._hook_changes or self._loop_changes) and (part := self.changed()) is not None:
             raise WeightsWritten(part)
 
     def script(self, first: Ran, options: dict[str, Any]) -> Script:

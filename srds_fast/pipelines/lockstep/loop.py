@@ -240,6 +240,18 @@ class LockstepLoop:
         self.samples.go_on_from(step, x)
         return self._turns.follow(self._driver.rest())
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A loop that copies what its scheduler holds would copy this."""
+        raise refused(
+            "it copies what its scheduler holds and puts it back, to step parts of its state, such as the views of a "
+            "panorama, one after another with one scheduler"
+        )
+
+    @property
+    def set_up(self) -> str | None:
+        """The part of a network where a loop that has raised had set something up, such as a hook, or None."""
+        return None if self._driver is None else self._driver.changed()
+
     @property
     def refused(self) -> bool:
         """Whether no call of this kind can leave its stock loop."""

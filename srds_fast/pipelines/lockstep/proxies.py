@@ -153,7 +153,10 @@ class SchedulerProxy:
         clip_epsilon = bool(options.pop("use_clipped_model_output", False))
         eta, _ = options.pop("eta", None), options.pop("generator", None)
         for name in options:
-            raise refused(f"it gives `step` of {type(self.inner).__name__} the argument {name}, which a table has not")
+            raise refused(
+                f"it gives the step of its {type(self.inner).__name__} the argument {name}, and what the step makes of "
+                "it is not known: leave out what brings it in, if an argument of the call does"
+            )
         found = noise_table(self.inner, clip_epsilon=clip_epsilon, eta=eta)
         if any(noise_table(each.inner, clip_epsilon=clip_epsilon, eta=eta) is not found for each in self.companions):
             raise refused("it steps several states on different grids")

@@ -253,7 +253,7 @@ class Rehearsal:
             what = "calls its network with other input"
         raise refused(
             f"step {step} {what} {ORDER}: the loop keeps something from step to step, such as momentum or a counter, "
-            "or draws random numbers"
+            "or draws random numbers: switch this off, if a setting brings it in"
         )
 
 

@@ -195,6 +195,6 @@ def _mapped(call: Call, function: Callable[[Tensor], Tensor]) -> Call:
 def refused(why: str) -> UnsupportedPipeline:
     """Why the loop cannot run in turns; `why` is a sentence without its first capital and its full stop."""
     return UnsupportedPipeline(
-        f"The turns of this pipeline's loop cannot be made for any step and state: {why}. Its steps then depend on "
-        "more than they are given. Call the pipeline itself."
+        f"The loop of this pipeline cannot run in parallel: {why}. Its steps then depend on more than their timestep "
+        "and their state. Call the pipeline itself."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,14 @@ class WritesInPlace(OwnLoop):
 
     def after(self, i: int, x: Tensor) -> Tensor:
         return self._kept.copy_(x)
+
+
+class Slow(WritesInPlace):
+    """Its own code takes a hundredth of a second a turn, at least."""
+
+    def after(self, i: int, x: Tensor) -> Tensor:
+        time.sleep(0.01)
+        return super().after(i, x)
 
 
 class TwoStates(OwnLoop):
@@ -286,9 +295,18 @@ def test_a_loop_that_keeps_more_than_its_state_runs_as_stock(cls: type[OwnLoop])
     found = called(fast)
     assert torch.equal(found, expected)
     assert fast.report.method == "stock"
-    assert "cannot be made" in fast.report.fallback_reason or "loop ended" in fast.report.fallback_reason
+    assert "cannot run in parallel" in fast.report.fallback_reason or "loop ended" in fast.report.fallback_reason
     with pytest.raises(UnsupportedPipeline, match=FAULTS[cls]):
         called(srds_fast.compile(own(cls), method="srds", strict=True))
+
+
+def test_the_loops_own_code_counts_in_what_turns_cost() -> None:
+    fast = srds_fast.compile(own(Slow))
+    for _ in range(2):  # a later call makes no rehearsal that shows it
+        latents(fast)
+        assert fast.report.path == "drive"
+        session = fast._srds.last.session
+        assert session.pricing.measure_overhead(session.plan) >= STEPS * 0.01
 
 
 def test_a_loop_that_writes_to_weights_is_an_error() -> None:

@@ -309,7 +309,7 @@ class Driver:
             replayed=False,
         )
         levels = max((1 + max(map(len, needs), default=0) for needs in self._facts.needs.values()), default=1)
-        return with_turns(pricing, self._rehearsal.seconds / max(self._rehearsal.made, 1), levels + 1)
+        return with_turns(pricing, self._facts.turn_seconds, levels + 1)
 
     def _rehearse(self, noise: NoiseTable) -> Generator[Turn, Ran, None]:
         """Find out what the turns of the loop depend on, or remember it."""

@@ -12,7 +12,8 @@ No network is called, except for one call of each kind, to learn what it returns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterator
+import time
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -59,6 +60,7 @@ class Facts:
     places: dict[Hashable, list[Place]] = field(default_factory=dict)
     replaces: bool = False
     copies: bool = False
+    turn_seconds: float = 0.0  # of the loop's own code
     takeover: Inferred | str = "its loop was not looked at"  # or why it is not taken over, a clause
 
     @property
@@ -122,13 +124,13 @@ class Rehearsal:
     x: the state of the first step. generators: those of the caller that the loop may draw from.
     """
 
-    def __init__(self, turns: LoopTurns, passes: Passes, x: Tensor, generators: list[torch.Generator]) -> None:
+    def __init__(self, turns: LoopTurns, passes: Passes, x: Tensor, generators: Sequence[torch.Generator]) -> None:
         self._turns, self._passes, self._probes, self._generators = turns, passes, Probes(x), generators
         self._digests = Digests()
         self._look: Callable[[Ran], None] = lambda ran: None
-        self.made = 0  # turns
+        self._made = 0  # turns
         self.changes_networks = False  # the loop does, between network calls
-        self.seconds = 0.0
+        self._seconds = 0.0  # that they took
 
     def run(
         self, networks: ModuleState, inference: Inference, draws: PrivateDraws, *, again: bool
@@ -173,6 +175,7 @@ class Rehearsal:
         same = (torch.equal(each.get_state(), state) for each, state in zip(self._generators, states, strict=True))
         if draws.drawn > drawn or not all(same):
             raise refused("it draws random numbers in its loop")
+        facts.turn_seconds = self._seconds / self._made
         return facts, arrivals
 
     def arrivals(self) -> Generator[Turn, Ran, list[Arrival]]:
@@ -218,8 +221,10 @@ class Rehearsal:
         return self._probes(2 * step + number)
 
     def _turn(self, turn: Turn) -> Generator[Turn, Ran, Ran]:
-        self.made += 1
-        return (yield from self._passes.turn(turn))
+        started = time.perf_counter()
+        ran = yield from self._passes.turn(turn)
+        self._made, self._seconds = self._made + 1, self._seconds + time.perf_counter() - started
+        return ran
 
     def _in_order(self, number: int) -> Generator[Turn, Ran, _Pass]:
         found = _Pass()

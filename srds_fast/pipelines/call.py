@@ -7,13 +7,11 @@ import inspect
 import math
 import threading
 import weakref
-from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from .. import telemetry
 from ..engine.run import Observer
@@ -25,7 +23,7 @@ from ..telemetry.report import Report, stock_report
 from . import acceleration
 from .guiders import own_guiders
 from .hooks import execution_device, hooks_of, is_offloaded
-from .kinds import KindOfLoop, kind_of_loop
+from .kinds import kind_of_loop
 from .known_classes import is_known
 from .lockstep.call_session import CallSettings
 from .lockstep.callbacks import StepCallback
@@ -39,6 +37,7 @@ from .modular.preview import LoopState
 from .module_state import WeightsWritten
 from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
+from .previews import Previews
 from .replaced import why_replaced
 from .shown import settings_of
 from .state import OWN_ARGUMENTS, Arguments, RandomState, bind
@@ -50,7 +49,6 @@ from .stock import (
     may_choose_stock,
     refuse_stock_loop,
     remember,
-    remember_refused,
     stock_call,
 )
 from .takeover.calls import SCALING
@@ -88,14 +86,14 @@ def run_call(
     *,
     warming: bool = False,
     auditing: bool = False,
-    loop_state: LoopState | None = None,
+    previews: LoopState | Previews | None = None,
     draws: PrivateDraws | None = None,
 ) -> Any:
     """Call a compiled pipeline and store its report.
 
     warming: record everything that calls like this one will need. auditing: compare it with its sequential sample.
     draws: what the pipeline draws without a generator, for calls that must leave the global ones alone.
-    loop_state: gets what previews of a modular pipeline need, instead of the output.
+    previews: get what they need; of a modular pipeline instead of the output.
     """
     last = fast._srds.last
     last.report = last.trajectory = last.session = last.exploration = None
@@ -104,7 +102,7 @@ def run_call(
     diverged: DivergenceError | None = None
     try:
         with telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline), draws or nullcontext():
-            return _run_call(fast, args, kwargs, observer, warming, auditing, loop_state, draws)
+            return _run_call(fast, args, kwargs, observer, warming, auditing, previews, draws)
     except DivergenceError as error:
         diverged = error
         raise
@@ -128,7 +126,7 @@ def _run_call(
     observer: Observer | None,
     warming: bool,
     auditing: bool,
-    loop_state: LoopState | None,
+    previews: LoopState | Previews | None,
     draws: PrivateDraws | None,
 ) -> Any:
     state = fast._srds
@@ -143,6 +141,8 @@ def _run_call(
         return stock_call(fast, args, kwargs, arguments, reason, own)
     device = execution_device(fast)
     random = RandomState(arguments, device)
+    if isinstance(previews, Previews):
+        previews.random = random
     cls, networks = type(state.original), list(networks_of(fast).values())
     loop, kind = kind_of_loop(fast, arguments), None
     if observer is None and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
@@ -156,7 +156,7 @@ def _run_call(
     with (
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
-        acceleration.applied(networks, state.network_options, device) as made,
+        acceleration.applied(networks, state.options.network_options, device) as made,
         held_back() if is_modular(fast) else nullcontext(),
     ):
         parts = {**tokenizers, **own_guiders(fast), **(without_progress_bar(fast) if state.quiet else {})}
@@ -164,18 +164,30 @@ def _run_call(
             warn_left_out(fast, left_out)
         if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
             vars(fast)["_interrupt"] = False
+        due = not state.plan_only and _is_due(state.options.audit, next(state.calls))
         lockstep = _lockstep(
-            fast, arguments, loop, networks, device, warming, observer, made.replacements, random, **own
+            fast,
+            networks,
+            device,
+            warming,
+            observer,
+            calls_back=arguments.get("callback_on_step_end") is not None,
+            replacements=made.replacements,
+            generators=[generator for generator, _ in random.given],
+            kind=loop,
+            draws=draws,
+            audited=auditing or due,
+            seen=previews.seen if isinstance(previews, Previews) else None,
+            stock=None if kind is None else TimedStockLoop(fast, args, kwargs, arguments, parts).seconds,
+            initial_guess=own.get("warm_start"),
+            keep_states=bool(own.get("keep_trajectory")),
         )
-        lockstep.settings.draws = draws
-        lockstep.settings.audited = auditing or (not state.plan_only and _is_due(state.audit, next(state.calls)))
-        if kind is not None:
-            lockstep.settings.stock = TimedStockLoop(fast, args, kwargs, arguments, parts).seconds
         proxied = copy_with_proxies(fast, cls, lockstep, parts)
         if is_modular(fast):
-            if loop_state is None and state.quiet:  # nobody sees its output
-                loop_state = LoopState()
-            proxied._blocks = driven(proxied._blocks, lockstep, loop_state)
+            if previews is None and state.quiet:  # nobody sees its output
+                previews = LoopState(fast)
+            assert not isinstance(previews, Previews)
+            proxied._blocks = driven(proxied._blocks, lockstep, previews)
         # a callback sets the attribute of the copy, other threads set that of the original
         lockstep.settings.interrupted = lambda: bool(
             getattr(proxied, "_interrupt", False) or vars(fast).get("_interrupt")
@@ -216,9 +228,10 @@ def _run_call(
             state.last.session = lockstep.session
             state.last.exploration = None if lockstep.session is None else lockstep.session.exploration
             state.last.trajectory = lockstep.samples.states() if own.get("keep_trajectory") else None
-    lockstep.restore_networks()
-    if kind is not None and lockstep.refused:
-        remember_refused(state, kind, reason)
+    if (driver := lockstep.driver) is not None:
+        driver.restore_networks()
+        if kind is not None and driver.refused:
+            state.refused[kind] = reason
     with random.replayed():
         output = stock_call(fast, args, kwargs, arguments, reason, own)
     if state.last.report is not None:
@@ -228,24 +241,22 @@ def _run_call(
 
 def _lockstep(
     fast: Any,
-    arguments: Arguments,
-    kind: KindOfLoop | None,
     networks: list[Any],
     device: torch.device,
     warming: bool,
     observer: Observer | None,
-    replacements: Mapping[nn.Module, Callable[..., Any]],
-    random: RandomState,
-    warm_start: Tensor | None = None,
-    keep_trajectory: bool = False,
+    *,
+    calls_back: bool,
+    keep_states: bool,
+    **asked: Any,
 ) -> LockstepLoop:
-    """The loop of a call: taken over, or making turns for rows; with graphs, eager if these are impossible."""
-    state = fast._srds
-    calls_back = arguments.get("callback_on_step_end") is not None
-    drive_reason = "callback_on_step_end is called by the loop, once per step" if calls_back else None
-    on_gpu = _graphs_on(device)
-    eager = functools.partial(warn_eager, fast)
-    graphs = state.planner.graph_runner(state.graphs, on_gpu, state.lazy_capture or warming, eager, whole=warming)
+    """The loop of a call: taken over, or making turns for rows; with graphs, eager if these are impossible.
+
+    asked: other fields of `CallSettings`.
+    """
+    state, on_gpu = fast._srds, _graphs_on(device)
+    options, eager = state.options, functools.partial(warn_eager, fast)
+    graphs = state.planner.graph_runner(state.graphs, on_gpu, options.lazy_capture or warming, eager, whole=warming)
     engine_reason = None
     if any(map(is_offloaded, networks)):
         engine_reason = "the network is offloaded: hooks move its weights at every call"
@@ -256,26 +267,20 @@ def _lockstep(
         state.planner if observer is None else state.planner.with_previews(),
         observer,
         graphs,
-        overlap="batch" if state.overlap == "auto" and not on_gpu else state.overlap,
-        keep_states=calls_back or keep_trajectory,
+        overlap="batch" if options.overlap == "auto" and not on_gpu else options.overlap,
+        keep_states=calls_back or keep_states,
         calls_back=calls_back,
-        initial_guess=warm_start,
         notify=functools.partial(warn_fallback, fast, "step by step"),
         plan_only=state.plan_only,
-        strict=state.strict,
+        strict=options.strict,
+        networks=networks,
+        memory=state.loops,
+        is_known=functools.partial(is_known, fast, networks),
+        drive_reason="callback_on_step_end is called by the loop, once per step" if calls_back else None,
+        engine_reason=engine_reason,
+        **asked,
     )
-    return LockstepLoop(
-        fast.scheduler,
-        settings,
-        networks,
-        drive_reason,
-        engine_reason,
-        replacements,
-        state.loops,
-        kind,
-        functools.partial(is_known, fast, networks),
-        [generator for generator, _ in random.given],
-    )
+    return LockstepLoop(fast.scheduler, settings)
 
 
 def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
@@ -295,7 +300,7 @@ def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
     if isinstance(error, SrdsFastError) or lockstep.samples.network is not None:
         return None
     ended = f"ended in {type(error).__name__}: {what}"
-    if (part := lockstep.set_up) is not None:
+    if lockstep.driver is not None and (part := lockstep.driver.changed()) is not None:
         return (
             f"its loop puts hooks or other code into {part} and uses what these see in a call of the network, beside "
             f"its output: without such calls it {ended}"

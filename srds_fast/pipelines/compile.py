@@ -11,15 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engine.graphs.cache import Graphs, GraphStats
+from ..engine.graphs.cache import GraphStats
 from ..engine.run import Observer
 from ..engine.streams import OVERLAPS
-from ..errors import InvalidArgument, UnsupportedPipeline
+from ..errors import InvalidArgument
 from ..planner.curve_cache import CurveCache
 from ..planner.exploration import EXPLORING
 from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
-from ..sampling.planner import Planner
 from ..sampling.sample import costs_of_denoisers
 from ..schedulers.reader import replaced_methods
 from ..schedulers.verify import adds_noise, check_scheduler
@@ -28,14 +27,14 @@ from ..solvers.method import Method
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
-from .decoding import decoder_of
 from .dry_run import calibrate, planned
 from .modular.arguments import is_modular
 from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
 from .own_draws import with_own_draws
+from .previews import Previews
 from .shown import shown_properties
-from .state import State, bind, undecoded, with_state
+from .state import Options, State, bind, new_state, undecoded, with_state
 from .stock import NO_STEP, refuse_stock_loop
 from .stream import Refinement, refinements
 from .turn_counts import turns_of
@@ -72,23 +71,15 @@ class FastPipeline:
 
     def __copy__(self) -> Any:
         """The same settings on a shallow copy of the pipeline."""
-        return _made(copy.copy(self.original), *self._srds_settings)
+        return _made(copy.copy(self.original), self._srds.options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """The same settings on a deep copy of the pipeline."""
-        return _made(copy.deepcopy(self.original, memo), *self._srds_settings)
+        return _made(copy.deepcopy(self.original, memo), self._srds.options)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled as the pipeline and the settings: what was measured and recorded belongs to this process."""
-        return _made, (self.original, *self._srds_settings)
-
-    @property
-    def _srds_settings(self) -> tuple[Any, ...]:
-        """What `_made` takes beside the pipeline."""
-        state, planner = self._srds, self._srds.planner
-        planned = planner.settings, planner.plan, planner.cache, planner.learn_stop
-        run = state.strict, state.lazy_capture, state.graphs.max_graphs, state.network_options, state.overlap
-        return *planned, *run, state.audit
+        return _made, (self.original, self._srds.options)
 
     def plan_for(self, *args: Any, measure: bool = False, **kwargs: Any) -> Plan:
         """The plan that a call with these arguments would run.
@@ -124,7 +115,7 @@ class FastPipeline:
                 these have no iterations to show. method="auto" takes the default method where one of them is faster.
         """
         arguments = bind(self, args, kwargs)
-        state, decoder = self._srds, decoder_of(self._srds.original)
+        state = self._srds
         refuse_stock_loop(stock_reason(self, arguments))
         if (options := state.planner.options) is not None and not options.shows_iterations:
             raise InvalidArgument(
@@ -132,28 +123,18 @@ class FastPipeline:
                 "method='auto', or call the pipeline."
             )
         reports: list[Report | None] = []
-        loop_state = LoopState()
+        previews = LoopState(state.original) if is_modular(state.original) else Previews(self, args, kwargs, arguments)
 
         def call(observer: Observer) -> None:
             try:
-                run_call(self, args, {**kwargs, **undecoded(self)}, observer, loop_state=loop_state)
+                run_call(self, args, {**kwargs, **undecoded(self)}, observer, previews=previews)
             finally:
                 reports.append(state.last.report)  # `last` is local to this thread
-
-        def decode(latents: Tensor) -> Any:
-            if is_modular(state.original):
-                return loop_state.decode(state.original, latents)
-            if decoder is None:
-                raise UnsupportedPipeline(
-                    f"It is not known how {type(self).__name__} decodes its latents. Refinement.latents are available. "
-                    "Decode them as the pipeline does."
-                )
-            return decoder(self, latents, arguments)
 
         def iterate() -> Iterator[Refinement]:
             network = next(iter(networks_of(self).values()))
             try:
-                yield from refinements(call, network.dtype, decode)
+                yield from refinements(call, network.dtype, previews.decode)
             finally:
                 if reports:
                     state.last.report = reports[-1]
@@ -363,27 +344,12 @@ def compile(
         check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
     cache = CurveCache.of(cache_dir, network_options)
-    run = strict, lazy_capture, max_graphs, network_options, overlap
-    return _made(original, settings, plan, cache, learn_stop, *run, audit)
+    learned, recorded = (plan, cache, learn_stop), (strict, lazy_capture, max_graphs)
+    return _made(original, Options(settings, *learned, *recorded, network_options, overlap, audit))
 
 
-def _made(
-    original: Any,
-    settings: Settings,
-    plan: Plan | None,
-    cache: CurveCache | None,
-    learn_stop: bool,
-    strict: bool,
-    lazy_capture: bool,
-    max_graphs: int,
-    network_options: NetworkOptions,
-    overlap: str,
-    audit: float,
-) -> Any:
-    """The compiled pipeline, with settings that were checked, and nothing measured or recorded."""
-    planner = Planner(settings, plan, cache=cache, learn_stop=learn_stop)
-    state = State(original, planner, strict, lazy_capture, Graphs(max_graphs), network_options, overlap, audit)
-    return with_state(_fast_class(original.__class__), state)
+def _made(original: Any, options: Options) -> Any:
+    return with_state(_fast_class(original.__class__), new_state(original, options))
 
 
 @functools.cache

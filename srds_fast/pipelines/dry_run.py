@@ -68,7 +68,11 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
     num_steps, stochastic = session.plan.num_inference_steps, session.stochastic
 
     def run(plan: Plan) -> list[tuple[int, Tensor]]:
-        eager = _quiet(fast, planner=replace(planner, plan=replace(plan, engine="eager")), strict=True)
+        eager = _quiet(
+            fast,
+            planner=replace(planner, plan=replace(plan, engine="eager")),
+            options=replace(fast._srds.options, strict=True),
+        )
         outputs: dict[int, list[Tensor]] = {}
 
         def keep(checkpoint: Checkpoint) -> None:

@@ -84,10 +84,14 @@ def _called_last(before: list[dis.Instruction]) -> str | None:
 
 
 class NetworkChanged(Exception):
-    """A part of a network holds something else than at the beginning of a run. The message is a clause."""
+    """A part of a network holds something else than at the beginning of a run. The message is a clause.
 
-    def __init__(self, part: str) -> None:
+    by_hook: a hook of the user's hangs on the networks, and may have changed it.
+    """
+
+    def __init__(self, part: str, by_hook: bool) -> None:
         super().__init__(f"{part} was changed in the middle of the call")
+        self.by_hook = by_hook
 
 
 class WeightsWritten(UnsupportedPipeline):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import UnsupportedPipeline
@@ -31,3 +33,12 @@ def networks_of(pipe: Any) -> dict[str, Any]:
     parts = {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
     models = {name: part for name, part in parts.items() if isinstance(unwrapped(part), ModelMixin)}
     return {name: part for name, part in models.items() if not hasattr(part, "decode")} or models or parts
+
+
+def upcast_copies(pipe: Any) -> dict[str, Any]:
+    """Copies of the parts that a pipeline casts to float32 in place, for a preview: the running call uses them."""
+    return {
+        name: copy.deepcopy(part)
+        for name, part in pipe.components.items()
+        if getattr(getattr(part, "config", None), "force_upcast", False) and part.dtype == torch.float16
+    }

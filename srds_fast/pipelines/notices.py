@@ -38,7 +38,7 @@ def warn_eager(fast: Any, reason: str) -> None:
 
 def _warn_once(fast: Any, kind: str, message: str, refusal: SrdsFastError | None) -> None:
     """Log a warning of a kind once for this compiled pipeline; with strict=True raise the refusal instead."""
-    if fast._srds.strict and refusal is not None:
+    if fast._srds.options.strict and refusal is not None:
         raise refusal
     if kind not in fast._srds.notified:
         fast._srds.notified.add(kind)

@@ -12,24 +12,32 @@ from torch import nn
 from ..schedulers.private_draws import PrivateDraws
 from .hooks import execution_device
 from .modular.arguments import is_modular
-from .state import Arguments
+from .state import Arguments, RandomState
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def with_own_draws(
-    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments
+    fast: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    arguments: Arguments,
+    random: RandomState | None = None,
 ) -> tuple[Call, PrivateDraws | None]:
     """The arguments of a call with copies of the caller's generators, and a context for draws that name none.
 
     The context is None where it would spoil what the caller has compiled: torch compiles such code anew for a context
     like this. Draws without a generator are then given one as an argument, if the pipeline takes any.
+
+    random: where the copies begin; None: where the generators are.
     """
-    draws = PrivateDraws()
+    draws = PrivateDraws(None if random is None else random.shared)
     given = arguments.get("generator")
     generators: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
     # one that is given twice stays one
     copies = {id(each): each.clone_state() for each in generators if isinstance(each, torch.Generator)}
+    for each, state in [] if random is None else random.given:
+        copies[id(each)].set_state(state)
     own = [copies.get(id(each), each) for each in generators]
     if copies:
         return _with_generator(fast, args, kwargs, own if isinstance(given, list | tuple) else own[0]), (

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..engine.graphs.cache_key import global_names
 from ..schedulers.reader import replaced_methods
 from .network_checks import KNOWN
 
@@ -41,6 +42,13 @@ def why_replaced(pipe: Any) -> str | None:
 def bound_functions(pipe: Any, twin: Any) -> dict[str, Any]:
     """The user's functions on a pipeline by name, for a copy of it."""
     return {name: _bound_to(function, pipe, twin) for name, function in functions_of(pipe)}
+
+
+def shallow_copy(pipe: Any, cls: type, **parts: Any) -> Any:
+    """A copy of a pipeline, of this class, for one call: with these parts, and the user's functions bound to it."""
+    twin: Any = object.__new__(cls)
+    vars(twin).update({**vars(pipe), **bound_functions(pipe, twin), **parts})
+    return twin
 
 
 def functions_of(pipe: Any) -> Iterator[tuple[str, Any]]:
@@ -106,7 +114,7 @@ def _held_by(value: Any) -> Iterator[Any]:
         yield from value.__closure__ or ()
         yield from value.__defaults__ or ()
         yield from (value.__kwdefaults__ or {}).values()
-        yield from (value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__)
+        yield from (value.__globals__[name] for name in global_names(value.__code__) & value.__globals__.keys())
     elif isinstance(value, CellType):
         try:
             yield value.cell_contents
@@ -122,11 +130,3 @@ def _held_by(value: Any) -> Iterator[Any]:
         yield from value
     elif isinstance(held := getattr(value, "__dict__", None), dict):
         yield from held.values()
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """The global names that code asks for, in functions within it too."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)

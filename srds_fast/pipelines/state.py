@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ..engine.graphs.cache import Graphs
+from ..planner.curve_cache import CurveCache
 from ..planner.exploration import Exploration
-from ..planner.settings import MOST_STEPS
+from ..planner.plan import Plan
+from ..planner.settings import MOST_STEPS, Settings
 from ..sampling.planner import Planner
 from ..sampling.session import Session
 from ..schedulers.private_draws import Replayed, global_generator
@@ -24,7 +26,7 @@ from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .keywords import refuse_unknown
-from .lockstep.memory import LoopMemory
+from .lockstep.memory import LoopMemory, Recent
 from .modular.arguments import bind_modular, is_modular
 from .tokenizers import TokenizerPool
 
@@ -44,18 +46,30 @@ class Last(threading.local):
 OWN_ARGUMENTS = ("warm_start", "keep_trajectory")  # call arguments that srds_fast adds to those of the pipeline
 
 
-@dataclass
-class State:
-    """The state that `compile` adds to a pipeline: its settings, and what calls leave for later ones."""
+@dataclass(frozen=True)
+class Options:
+    """What `compile` was asked for, checked. See there."""
 
-    original: Any
-    planner: Planner
+    settings: Settings
+    plan: Plan | None
+    cache: CurveCache | None
+    learn_stop: bool
     strict: bool
     lazy_capture: bool
-    graphs: Graphs
+    max_graphs: int
     network_options: NetworkOptions
     overlap: str
-    audit: float = 0.0  # the share of calls that are compared with their sequential samples
+    audit: float
+
+
+@dataclass
+class State:
+    """The state that `compile` adds to a pipeline: its options, and what calls leave for later ones."""
+
+    original: Any
+    options: Options
+    planner: Planner
+    graphs: Graphs
     calls: Iterator[int] = field(default_factory=itertools.count)  # numbers of calls
     last: Last = field(default_factory=Last)
     notified: set[str] = field(default_factory=set)  # reasons that were already logged
@@ -64,9 +78,15 @@ class State:
     # by `stock.kind_of_call`: whether the next call of a kind is to run on the stock loop
     explorations: dict[Hashable, Exploration] = field(default_factory=dict)
     # by the same: why calls of a kind run on the stock loop, as their rehearsal has shown
-    refused: dict[Hashable, str] = field(default_factory=dict)
+    refused: Recent[str] = field(default_factory=Recent)
     quiet: bool = False  # show no progress bar; refuse calls that need the stock loop
     plan_only: bool = False  # choose the plan of a call, but run no waves
+
+
+def new_state(original: Any, options: Options) -> State:
+    """With nothing measured and nothing recorded."""
+    planner = Planner(options.settings, options.plan, cache=options.cache, learn_stop=options.learn_stop)
+    return State(original, options, planner, Graphs(options.max_graphs))
 
 
 def with_state(cls: type, state: State) -> Any:

@@ -27,13 +27,12 @@ from .lockstep.proxies import copy_scheduler
 from .modular.blocks import without_progress_bar
 from .notices import warn_fallback
 from .own_draws import with_own_draws
-from .replaced import bound_functions
+from .replaced import functions_of, shallow_copy
 from .shown import settings_of
 from .state import Arguments, State, undecoded
 from .turn_counts import steps_of
 
 MOST_KINDS = 64
-
 
 NO_STEP = "its loop has no step"
 
@@ -105,9 +104,7 @@ def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None]) -> Any:
         return found
 
     scheduler.step = step_and_tell
-    twin = object.__new__(type(fast.original))
-    vars(twin).update({**vars(fast), **bound_functions(fast, twin), **parts, "scheduler": scheduler})
-    return twin
+    return shallow_copy(fast, type(fast.original), **parts, scheduler=scheduler)
 
 
 @dataclass(frozen=True)
@@ -179,19 +176,12 @@ def remember(state: State, kind: Hashable, exploration: Exploration) -> None:
         state.explorations.pop(oldest, None)
 
 
-def remember_refused(state: State, kind: Hashable, reason: str) -> None:
-    """Where the next call of a kind finds why it cannot leave its stock loop; it need not begin twice then."""
-    state.refused[kind] = reason
-    for oldest in list(state.refused)[:-MOST_KINDS]:
-        state.refused.pop(oldest, None)
-
-
 def may_choose_stock(fast: Any) -> bool:
     """Whether the stock loop is an answer to calls of this pipeline: not if it lacks what was asked for.
 
     Nor is it timed where functions of the user's would then be called once more, and might count.
     """
     state = fast._srds
-    options = NetworkOptions(torch_compile=state.network_options.torch_compile)
-    asked = state.network_options != options or options.torch_compile not in (None, AUTO)
-    return not (state.strict or state.quiet or state.plan_only or asked or bound_functions(fast, fast))
+    options = NetworkOptions(torch_compile=state.options.network_options.torch_compile)
+    asked = state.options.network_options != options or options.torch_compile not in (None, AUTO)
+    return not (state.options.strict or state.quiet or state.plan_only or asked or any(functions_of(fast)))

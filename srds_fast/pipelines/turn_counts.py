@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument
 from .modular.arguments import is_modular, with_defaults
-from .replaced import bound_functions
+from .replaced import shallow_copy
 from .state import Arguments
 
 
@@ -71,8 +71,7 @@ def _left_by_the_image(fast: Any, timesteps: Tensor, whole: int, strength: Any, 
     """The timesteps that the pipeline's own `get_timesteps` leaves of a grid: families round in their own ways."""
     scheduler = copy.deepcopy(fast.scheduler)
     scheduler.timesteps = timesteps
-    twin: Any = object.__new__(type(fast.original))
-    vars(twin).update({**vars(fast), **bound_functions(fast, twin), "scheduler": scheduler})
+    twin = shallow_copy(fast, type(fast.original), scheduler=scheduler)
     known = {"num_inference_steps": whole, "timesteps": timesteps, "device": timesteps.device}
     known |= {"strength": strength, "denoising_start": start if _is_share(start) else None}
     try:

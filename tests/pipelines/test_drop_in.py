@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -185,6 +187,40 @@ def test_every_pipeline_streams_whole_images_of_its_own(name: str) -> None:
     assert seen[0].change is None
     assert [each.change for each in seen[1:]] == fast.report.change
     assert f"Refinement(iteration=1, latents={tuple(seen[1].latents.shape)}, change=[" in repr(seen[1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LatentConsistencyModelPipeline",  # decodes what its last step returns beside the sample
+        "WanPipeline",  # videos
+        "QwenImagePipeline",  # its own loop makes the turns
+        pytest.param("StableDiffusionXLInpaintPipeline, 4 channels", marks=pytest.mark.exhaustive),
+        pytest.param("AudioLDM2Pipeline", marks=pytest.mark.exhaustive),
+        pytest.param("HiDreamImagePipeline", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_preview_of_any_class_is_what_its_own_code_makes_of_the_latents(name: str) -> None:
+    case = CASES[name]
+    pipe = case.build()
+    call = {**case.call, "num_inference_steps": 4}
+    call.pop("output_type", None)
+    fast = srds_fast.compile(pipe, method="srds", exact=True)
+    encoders = [part for name, part in vars(pipe).items() if name.startswith("text_encoder") and part is not None]
+    state = torch.get_rng_state()
+    *_, last = fast.stream(**call, generator=torch.Generator().manual_seed(0))
+    torch.set_rng_state(state)
+    with ExitStack() as hooked:
+        for each in encoders:
+            handle = each.register_forward_hook(lambda *given: pytest.fail("encoded again"))
+            hooked.callback(handle.remove)
+        found = last.images
+    assert torch.equal(torch.get_rng_state(), state)
+    shown = {"output_type": "pil"} if "output_type" in inspect.signature(type(pipe).__call__).parameters else {}
+    expected = pipe(**call, **shown, generator=torch.Generator().manual_seed(0))[0]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.shape(ours) == np.shape(theirs)
+        assert_same_image([ours], [theirs])
 
 
 def test_previews_of_a_half_precision_vae_leave_it_as_it_is() -> None:

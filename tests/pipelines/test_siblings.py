@@ -37,7 +37,7 @@ def test_a_copy_has_the_settings_and_gives_the_same_bits(again: Callable[[Any], 
     assert type(twin) is type(fast)
     assert twin.original is not fast.original
     assert (twin.unet is fast.unet) == (again is copy.copy)
-    assert twin._srds_settings == fast._srds_settings
+    assert twin._srds.options == fast._srds.options
     assert torch.equal(latents(twin, **CALL), latents(fast, **CALL) if expected is None else expected)
     assert (twin.report.num_blocks, twin.report.exact) == (3, True)
     twin.scheduler = EulerDiscreteScheduler(**tiny.SD_BETAS)

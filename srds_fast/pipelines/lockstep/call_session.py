@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ... import telemetry
 from ...engine.graphs.loop_graph import LoopGraph
@@ -24,9 +25,11 @@ from ...schedulers.private_draws import PrivateDraws
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Constrain, Evaluate, SolverInputs, Trajectory
 from ...solvers.registry import check_warm_start
-from ..module_state import ModuleState
-from ..takeover.network import RecordedNetwork
+from ..kinds import KindOfLoop
+from ..module_state import ModuleState, NetworkChanged
+from ..takeover.network import RecordedNetwork, network_calls
 from .constraint import Arrival
+from .memory import LoopMemory
 
 
 @dataclass
@@ -43,9 +46,18 @@ class CallSettings:
     notify: Callable[[str], None]  # called with the reason why the rest of the call runs step by step; may raise
     plan_only: bool  # choose the plan but run no waves: the loop gets its starting noise as the result
     strict: bool  # see `Session`
+    networks: Sequence[nn.Module]  # those that the loop calls
+    replacements: Mapping[nn.Module, Callable[..., Any]]  # maps a network to the callable to use instead
+    generators: Sequence[torch.Generator]  # of the caller, that the loop may draw from
+    memory: LoopMemory  # of earlier calls
+    kind: KindOfLoop | None  # everything the loop depends on beyond its scheduler; None: remember nothing
+    is_known: Callable[[], bool]  # whether its loop was rehearsed in full before, see `known_classes`
+    drive_reason: str | None  # why the loop makes its own turns; None: it is taken over, if its turns allow it
+    engine_reason: str | None  # why it runs eagerly
     stock: TimeStock | None = None  # see `Session`
     audited: bool = False  # see `Session`
     draws: PrivateDraws | None = None  # what the loop draws without a generator; None: from the global ones
+    seen: list[tuple[Any, Any]] | None = None  # gets modules called before the loop, with what they returned
     interrupted: Callable[[], bool] = lambda: False  # asked before every wave; True ends the call early
 
 
@@ -74,6 +86,7 @@ class CallSession:
         self.arrivals: list[Arrival] = []
         self.started: float | None = None
         self.held: ModuleState | None = None  # by the networks, when all rows so far were evaluated by them
+        self.progress: Callable[[], None] = lambda: None  # shows the final steps on the pipe's progress bar
         self.told = 0  # final steps that a callback was told of
         self.wave: Evaluate | None = None  # the one that is run now
         self.network: RecordedNetwork | None = None  # in a takeover
@@ -94,6 +107,42 @@ class CallSession:
         """Each step is evaluated after the one before has settled, as in the stock loop, and by the network itself."""
         ended = self.graphed is not None and self.graphed.ended is not None
         return self.run.plan.is_sequential and (ended or self.run.engine.name == "eager")
+
+    def graph_network_calls(self, why: str | None) -> None:
+        """Replay the network calls of the loop's own turns from graphs. why: the loop makes its own turns."""
+        settings, engine = self.settings, self.run.engine
+        if settings.graphs is None:
+            return
+        calls = network_calls(settings.networks, self.state.device, settings.replacements)
+        graphed = settings.graphs.network_calls(calls, weigh=True)
+        if isinstance(graphed, str):
+            engine.reason = graphed
+            settings.graphs.refused(graphed)
+            return
+        self.graphed = graphed
+        settings.replacements = {
+            network: graphed.through(settings.replacements.get(network, network), id(network))
+            for network in settings.networks
+        }
+        engine.name = graphed.graphs.name
+        engine.reason = f"the loop is driven: {why}"
+
+    def change(self) -> NetworkChanged | None:
+        """After a wave: what was changed in a network since rows were first evaluated by it, or None.
+
+        This is seen at the end, before a callback is told of steps, and, where a hook might change a network, always.
+        """
+        held, calls_back = self.held, self.settings.calls_back
+        assert held is not None
+        hooked, told = held.foreign_hook is not None, calls_back and self.final_steps > self.told
+        if self.in_order and (calls_back or not hooked):
+            return None
+        if not (self.wave is None or told or hooked) or (told and held.is_same()):
+            return None
+        part = held.changed(in_order=self.in_order)
+        if told:  # what the networks hold as the callback is called
+            self.held = ModuleState(self.settings.networks)
+        return None if part is None else NetworkChanged(part, hooked)
 
     def end_replays(self) -> None:
         """A network holds something else now: its graphs do what it did before."""

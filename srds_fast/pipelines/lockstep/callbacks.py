@@ -31,7 +31,7 @@ class StepCallback:
     def __call__(self, pipe: Any, turn: int, timestep: Any, tensors: dict[str, Any]) -> Any:
         """At the end of each turn, of any step; returns the tensors that the loop must continue with."""
         lockstep, samples, latents = self._lockstep, self._lockstep.samples, tensors.get("latents")
-        while samples.told < lockstep.final_steps:
+        while samples.told < samples.final_steps:
             step, samples.told = samples.told, samples.told + 1
             state = samples.state_after(step)
             x = state.to(latents.dtype if isinstance(latents, Tensor) else pipe.dtype, copy=True)
@@ -39,7 +39,7 @@ class StepCallback:
             kept, steering = {name: _copy(value) for name, value in shown.items()}, _steering(pipe)
             shared = self._shared.copy()
             with self._standing_at(pipe, step):
-                outputs = self._user(pipe, step, lockstep.timesteps[step], dict(shown))
+                outputs = self._user(pipe, step, samples.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
                 return outputs  # the loop raises the stock pipe's own error
             if getattr(pipe, "_interrupt", False):
@@ -74,7 +74,7 @@ class StepCallback:
         kept = {name: held[name] for name in ("scheduler", "_current_timestep") if name in held}
         held["scheduler"] = scheduler = self._lockstep.scheduler.after(step)
         if kept.get("_current_timestep") is not None:
-            held["_current_timestep"] = self._lockstep.timesteps[step]
+            held["_current_timestep"] = self._lockstep.samples.timesteps[step]
         before = {name: value.clone() for name, value in vars(scheduler).items() if isinstance(value, Tensor)}
         try:
             yield

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...engine.costs import price
 from ...errors import InvalidArgument, UnsupportedPipeline
@@ -20,7 +20,6 @@ from ...schedulers.reader import state_key
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs
 from ...solvers.registry import SEQUENTIAL
-from ..kinds import KindOfLoop
 from ..merging.calls import MergedCalls
 from ..merging.rule import Call
 from ..module_state import ModuleState, NetworkChanged, WeightsWritten
@@ -30,12 +29,11 @@ from ..takeover.network import RecordedNetwork
 from ..takeover.roles import Inferred
 from ..takeover.verify import LEAKS, OWN_TURNS, Agreement, verified
 from .call_session import CallSession, refuse_other_shapes
-from .memory import LoopMemory
 from .placeholders import Placeholders
 from .proxies import SchedulerProxy
 from .rehearsal import Facts, Passes, Rehearsal, StateChanged, kinds_of
 from .rows import RowTurns
-from .taken_over import TakenOver
+from .taken_over import kind_of_check, recorded, run_waves
 from .turn_costs import CallsOfTurns, with_turns
 from .turns import LoopTurns, Ran, Script, Turn
 
@@ -43,10 +41,7 @@ from .turns import LoopTurns, Ran, Script, Turn
 class Driver:
     """Writes the script. It is made before the loop's first turn, when no network has been called.
 
-    networks: those that the loop calls. generators: those of the caller that it may draw from. kind: everything it
-    depends on beyond its scheduler; None: remember nothing. is_known: see `known_classes`. ready: called when the first
-    wave comes. waves: runs those of a call that is taken over; None: the loop must make its own turns. placeholders:
-    the answers in turns of a rehearsal.
+    placeholders: the answers in turns of a rehearsal.
     """
 
     def __init__(
@@ -55,26 +50,19 @@ class Driver:
         scheduler: SchedulerProxy,
         turns: LoopTurns,
         merged: MergedCalls,
-        memory: LoopMemory,
-        networks: Sequence[nn.Module],
-        generators: list[torch.Generator],
-        kind: KindOfLoop | None,
-        is_known: Callable[[], bool],
-        ready: Callable[[Session], None],
-        waves: TakenOver | None,
         placeholders: Placeholders,
     ) -> None:
         self._samples, self._scheduler, self._turns, self._merged = samples, scheduler, turns, merged
-        self._memory, self._networks, self._generators = memory, networks, generators
-        self._is_known, self._ready, self._taken_over, self._placeholders = is_known, ready, waves, placeholders
+        self._settings, self._placeholders = samples.settings, placeholders
+        self._networks, self._memory, kind = self._settings.networks, self._settings.memory, self._settings.kind
         self._key = None if kind is None else (kind, state_key(scheduler.inner), samples.start, len(samples.timesteps))
-        self._known = None if self._key is None else memory.facts.get(self._key)
+        self._known = None if self._key is None else self._memory.facts.get(self._key)
         self._before: ModuleState | None = None  # of the networks, before they were first called
         self._hook_changes = self._loop_changes = False  # whether a hook, or the loop itself, changes them
         turns.watch = self._keep_networks
         self.seconds = 0.0  # that it took to find out how the loop works
         self.check = NO_CHECK  # of a takeover, in this call
-        self.reason: str | None = None  # why the loop makes its own turns, where its turns showed it
+        self.reason = self._settings.drive_reason  # why the loop makes its own turns
         self.x0: Tensor  # predicted in the only step
         self._called: ModuleState  # of the networks, as their first calls have left them
         self._passes: Passes
@@ -94,17 +82,17 @@ class Driver:
 
     @property
     def refused(self) -> bool:
-        """Whether a rehearsal, of this call or of an earlier one, has shown that no call of the kind can be made."""
+        """Whether a rehearsal, of this call or an earlier one, has shown that the kind must run on its stock loop."""
         return self._key is not None and isinstance(self._memory.facts.get(self._key), str)
 
     @property
     def _may_take_over(self) -> bool:
-        return self._taken_over is not None and len(self._samples.timesteps) > 1
+        return self._settings.drive_reason is None and len(self._samples.timesteps) > 1
 
     @property
     def _in_order(self) -> bool:
         """Whether rows are made one by one, as the loop makes its steps."""
-        options = self._samples.settings.planner.options
+        options = self._settings.planner.options
         return options is not None and options.name == SEQUENTIAL
 
     def _keep_networks(self, _call: Call) -> None:
@@ -138,7 +126,7 @@ class Driver:
         table, generator = scheduler.table(options), options.get("generator")
         scheduler.keep_snapshots(samples.timesteps, options, x, m)
         self._passes, self.x0, self._facts = Passes(steps), x, Facts()
-        self._rehearsal = Rehearsal(self._turns, self._passes, x, self._generators)
+        self._rehearsal = Rehearsal(self._turns, self._passes, x, self._settings.generators)
         if steps > 1:
             with self._timed():
                 yield from self._rehearse(table.part(samples.start, samples.start + steps))
@@ -146,15 +134,14 @@ class Driver:
         copies = 1 if inferred is None else inferred.copies
         noise, inputs = samples.begin(table, generator, m, x, len(x) // copies)
         if inferred is not None and (network := (yield from self._taken(inferred, first, noise, inputs))) is not None:
-            held = self._before or ModuleState(self._networks)
+            samples.held = self._before or ModuleState(self._networks)
             if not isinstance(self._known, Facts):  # it was found out in this call
-                held.restore()
+                samples.held.restore()
             if first.turn.live:  # its network calls were none of the run
                 samples.started = begun
             self._exclude_own_time()
-            assert self._taken_over is not None
             try:
-                self._taken_over.run(network, held)
+                run_waves(samples, network)
             except NetworkChanged as why:
                 raise self._by_hook(why) from None
             return (yield from self._last_turn(copies))
@@ -164,9 +151,9 @@ class Driver:
             self.x0 = samples.x0(m)
         self._rows = RowTurns(self._turns, self._passes, self._rehearsal, self._facts, self._merged, self._memory)
         self._rows.remember(x, m)
-        planner = samples.settings.planner
+        planner = self._settings.planner
         plan, _ = planner.choose(steps, noise.spread is not None)
-        measured = (planner.measures or samples.settings.plan_only) and self._key is not None and steps > 1
+        measured = (planner.measures or self._settings.plan_only) and self._key is not None and steps > 1
         if measured or not plan.is_sequential:
             with self._timed():
                 yield from self._look_at_networks(x, measured or plan.program().peak_rows > 1)
@@ -174,7 +161,7 @@ class Driver:
         self._exclude_own_time()
         pricing = (yield from self._price(noise, inputs, m)) if measured else None
         session = samples.make(noise, inputs, pricing=pricing)
-        if samples.settings.plan_only:
+        if self._settings.plan_only:
             samples.stop(samples.state)
             return x
         if (alone := self._rows.why_alone()) and planner.options is None:
@@ -184,7 +171,7 @@ class Driver:
                     f"{alone[0]}. One step after another is then fastest. Call the pipeline, or name a method."
                 )
             session.take_steps(f"rows of the network would be called one by one: {alone[0]}", tell=False)
-        self._ready(session)
+        samples.graph_network_calls(self.reason)
         return (yield from self._waves(session))
 
     def rest(self) -> Script:
@@ -228,7 +215,7 @@ class Driver:
         """How the loop calls its networks, if it is to be taken over."""
         found = self._facts.takeover
         if not self._may_take_over:
-            self.reason = None if self._taken_over is None else "it has a single step"
+            self.reason = self._settings.drive_reason or "it has a single step"
         elif isinstance(found, str):
             self.reason = found
         elif self._facts.copies:
@@ -241,13 +228,12 @@ class Driver:
         self, inferred: Inferred, first: Ran, noise: NoiseTable, inputs: SolverInputs
     ) -> Generator[Turn, Ran, RecordedNetwork | None]:
         """The network calls of the loop, to be repeated for rows; None if it makes its own turns."""
-        assert self._taken_over is not None
         try:
             turns = yield from self._shown(inferred, first, noise)
         except StateChanged:
             self._memory.facts.pop(self._key, None)
             raise
-        network = self._taken_over.network(inferred, turns, noise, inputs)
+        network = recorded(self._samples, inferred, turns, noise, inputs)
         reason = yield from self._compared(network, inferred, first)
         if reason is None:
             return network
@@ -275,12 +261,11 @@ class Driver:
 
     def _compared(self, network: RecordedNetwork, inferred: Inferred, first: Ran) -> Generator[Turn, Ran, str | None]:
         """Why rows, made by repeated calls, are not what turns of the loop make; None: they are."""
-        assert self._taken_over is not None
-        planner, compared = self._samples.settings.planner, self._memory.compared
+        planner, compared = self._settings.planner, self._memory.compared
         merged = planner.max_rows != 1 and not self._in_order
-        kind = self._taken_over.kind_of_check(network), merged, self._in_order
+        kind = kind_of_check(network), merged, self._in_order
         if kind not in compared:
-            undo = ModuleState(network.modules, self._generators)
+            undo = ModuleState(network.modules, self._settings.generators)
             found = yield from verified(network, inferred, self._passes, first, merged=merged, in_order=self._in_order)
             undo.restore()
             if found is None:
@@ -295,7 +280,7 @@ class Driver:
             ran = yield from self._passes.turn(Turn(step, samples.state.to(m.dtype)))
             turns += [ran] if not turns or kinds_of(ran) == kinds_of(turns[0]) else []
         calls = CallsOfTurns([each.calls for each in turns], self._merged)
-        planner = samples.settings.planner
+        planner = self._settings.planner
         pricing = price(
             planner.costs,
             ("turns", self._key),
@@ -320,7 +305,7 @@ class Driver:
             if known is None:
                 inference = Inference(noise.numbers["input_scale"], self._placeholders)
                 loop = None if key is None else key[0].loop
-                again = (loop is not None and loop in self._memory.rehearsed) or self._is_known()
+                again = (loop is not None and loop in self._memory.rehearsed) or self._settings.is_known()
                 with self._private_draws() as draws:
                     found = yield from self._rehearsal.run(self._called, inference, draws, again=again)
                 known, self._samples.arrivals = found
@@ -342,7 +327,7 @@ class Driver:
     @contextmanager
     def _private_draws(self) -> Iterator[PrivateDraws]:
         """In the block, what the loop draws without a generator is drawn beside torch's global ones."""
-        settings = self._samples.settings
+        settings = self._settings
         before = settings.draws
         settings.draws = PrivateDraws() if before is None else before
         try:
@@ -376,34 +361,17 @@ class Driver:
             if samples.was_interrupted():
                 break
             samples.wave = session.next(m)
-            self._look_for_change()
+            if (why := samples.change()) is not None:
+                self._leave_waves(why)
         return (yield from self._last_turn())
 
-    def _look_for_change(self) -> None:
-        """After a wave: whether rows were evaluated by networks that have changed since.
-
-        This is seen at the end, before a callback is told of steps, and, where a hook might change a network, always.
-        """
-        samples, held = self._samples, self._samples.held
-        assert held is not None
-        hooked = held.foreign_hook is not None
-        told = samples.settings.calls_back and samples.final_steps > samples.told
-        if samples.in_order and (samples.settings.calls_back or not hooked):
-            return
-        if not (samples.wave is None or told or hooked) or (told and held.is_same()):
-            return
-        if (part := held.changed(in_order=samples.in_order)) is not None:
-            self._leave_waves(NetworkChanged(part), held)
-        if told:  # what the networks hold as the callback is called
-            samples.held = ModuleState(self._networks)
-
-    def _leave_waves(self, why: NetworkChanged, held: ModuleState) -> None:
+    def _leave_waves(self, why: NetworkChanged) -> None:
         """Go on with the steps, one after another: from the first one, or after those that a callback was told of."""
         samples = self._samples
         assert samples.session is not None
         samples.end_replays()
         if not samples.told:
-            if held.foreign_hook is not None:
+            if why.by_hook:
                 raise self._by_hook(why)
             samples.session.take_steps(str(why))
         else:

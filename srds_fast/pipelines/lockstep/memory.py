@@ -32,7 +32,7 @@ class LoopMemory:
     """Facts of rehearsals, or why there are none, by kind of call; the others by kind of network call.
 
     outputs: what calls return. rules: how they are merged. checked: why their network is no function of its arguments.
-    rehearsed: loops, by `KindOfLoop.loop`. compared: what rows gave beside turns, by `TakenOver.kind_of_check`.
+    rehearsed: loops, by `KindOfLoop.loop`. compared: what rows gave beside turns, by `taken_over.kind_of_check`.
     """
 
     facts: Recent[Facts | str] = field(default_factory=Recent)

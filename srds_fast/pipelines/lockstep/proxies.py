@@ -20,7 +20,7 @@ from ...errors import SrdsFastError
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
 from ..merging.rule import Call
-from ..replaced import bound_functions
+from ..replaced import shallow_copy
 from .snapshots import snapshots
 from .turns import refused
 
@@ -202,22 +202,24 @@ class TimestepsProxy(Tensor):
 
     def pairs(self, first: int = 0) -> Iterator[tuple[int, Tensor]]:
         """As `enumerate`: the number of each turn's step, counted from `first`, and its timestep."""
-        timesteps, lockstep = self.as_subclass(Tensor), self.lockstep
-        lockstep.enter(self.start, timesteps)
-        done = lockstep.begin(0)
+        timesteps, turns = self.as_subclass(Tensor), self.lockstep.turns
+        self.lockstep.enter(self.start, timesteps)
+        done = turns.done
+        turns.begin(0)
         yield first, timesteps[0]
-        if lockstep.turns_done == done:
+        if turns.done == done:
             # no denoising loop: SDXL reads the timesteps to find denoising_end; or every turn is skipped
-            lockstep.leave()
+            turns.leave()
             for index, timestep in enumerate(timesteps[1:], start=1):
                 yield first + index, timestep
-                if lockstep.turns_done != done:
+                if turns.done != done:
                     raise refused("its loop turned without a scheduler step")
             return
-        while (step := lockstep.next_step) is not None:
-            done = lockstep.begin(step)
+        while (step := turns.next_step) is not None:
+            done = turns.done
+            turns.begin(step)
             yield first + step, timesteps[step]
-            if lockstep.turns_done == done:
+            if turns.done == done:
                 raise refused("its loop turned without a scheduler step")
 
 
@@ -269,12 +271,12 @@ class ProgressProxy:
 
         def update(_count: int = 1) -> None:
             nonlocal shown
-            while shown < self._lockstep.final_steps:  # one by one, as a bar of the user's may count
+            while shown < self._lockstep.samples.final_steps:  # one by one, as a bar of the user's may count
                 bar.update()
                 shown += 1
 
         with self._progress_bar(total=total, **options) as bar:
-            self._lockstep.progress = update
+            self._lockstep.samples.progress = update
             yield SimpleNamespace(update=update)
             update()
 
@@ -306,17 +308,8 @@ def copy_scheduler(scheduler: Any) -> Any:
 
 def copy_with_proxies(pipe: Any, cls: Any, lockstep: Any, parts: dict[str, Any]) -> Any:
     """The shallow copy of a pipe, of its own class, that one call runs on: with these parts, and with proxies."""
-    twin = object.__new__(cls)
     networks = {name: NetworkProxy(part, lockstep) for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
-    twin.__dict__.update(
-        {
-            **pipe.__dict__,
-            **bound_functions(pipe, twin),
-            **parts,
-            **networks,
-            "scheduler": lockstep.scheduler,
-        }
-    )
+    twin = shallow_copy(pipe, cls, **{**parts, **networks}, scheduler=lockstep.scheduler)
     if hasattr(cls, "progress_bar"):  # the blocks of a modular pipeline have it instead
         vars(twin)["progress_bar"] = ProgressProxy(twin.progress_bar, lockstep)
     if hasattr(cls, "maybe_free_model_hooks"):

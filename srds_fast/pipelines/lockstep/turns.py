@@ -65,6 +65,7 @@ class LoopTurns:
     ) -> None:
         self.watch: Callable[[Call], None] = lambda call: None  # called at each recorded call
         self.turn: Turn | None = None  # the one under way, or the one that comes next
+        self.begins_live = True  # whether the first turn, for which there is no script yet, calls its networks
         self.done = 0  # turns that have reached the scheduler's step
         self.copies = False  # keep copies of all arguments: the loop writes into them later
         self._placeholders, self._make, self._begin = placeholders, make, begin
@@ -77,15 +78,20 @@ class LoopTurns:
         self._before: list[tuple[Tensor, int]] = []  # arguments of the turn before, with their versions then
         self.under_way = self._ended = False
 
-    def begin(self, step: int, *, live: bool = True) -> None:
-        """The body of the loop begins. live: of its first turn, for which there is no script yet."""
+    @property
+    def next_step(self) -> int | None:
+        """The step of the turn under way, or of the one that comes next; None: the loop ends."""
+        return None if self.turn is None else self.turn.step
+
+    def begin(self, step: int) -> None:
+        """The body of the loop begins."""
         if self.turn is None:
-            self.turn = Turn(step, torch.empty(0, device="cpu"), live=live)
+            self.turn = Turn(step, torch.empty(0, device="cpu"), live=self.begins_live)
         self._calls, self.under_way = [], True
         self._begin(step)
 
     def leave(self) -> None:
-        """The loop was none after all, or has ended."""
+        """The loop has only read its timesteps, or has ended."""
         self.under_way = False
         if self.done == 0:
             self.turn = None

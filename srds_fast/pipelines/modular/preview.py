@@ -9,10 +9,10 @@ import copy
 from contextlib import suppress
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ...errors import UnsupportedPipeline
+from ..networks import upcast_copies
 
 SHOWN = ("images", "videos")  # the outputs of blocks that decode
 
@@ -20,7 +20,8 @@ SHOWN = ("images", "videos")  # the outputs of blocks that decode
 class LoopState:
     """What a call's pipeline state holds when its denoising loop begins, and the blocks that follow the loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
         self._state: Any = None
         self._following: list[Any] = []
 
@@ -33,7 +34,7 @@ class LoopState:
                 self._state, self._following = _copied(state), following
                 _take_out(blocks, {id(each) for each in following})
 
-    def decode(self, pipe: Any, latents: Tensor) -> Any:
+    def decode(self, latents: Tensor) -> Any:
         """PIL images, as the blocks make them of latents, [batch, ...].
 
         UnsupportedPipeline: no block that decodes follows the loop.
@@ -42,13 +43,11 @@ class LoopState:
         shown = next((name for name in SHOWN if name in outputs), None)
         if shown is None:
             raise UnsupportedPipeline(
-                f"No block of {type(pipe).__name__} decodes the latents of its loop. Refinement.latents are available."
+                f"No block of {type(self._pipe).__name__} decodes the latents of its loop. Refinement.latents are "
+                "available."
             )
-        pipe = copy.copy(pipe)  # a block may set attributes
-        for name, part in pipe.components.items():
-            # it is cast to float32 in place: not the one that the running call uses
-            if getattr(getattr(part, "config", None), "force_upcast", False) and part.dtype == torch.float16:
-                vars(pipe)[name] = copy.deepcopy(part)
+        pipe = copy.copy(self._pipe)  # a block may set attributes
+        vars(pipe).update(upcast_copies(pipe))
         state = _copied(self._state, latents=latents, output_type="pil")
         for block in self._following:
             _, state = block(pipe, state)

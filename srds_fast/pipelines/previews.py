@@ -1,0 +1,90 @@
+"""Previews: a pipeline's own call is made once more, in which the loop is one that ends in given latents.
+
+So whatever a pipeline does after its loop is done for a preview too: blending, decoding, a safety checker. Modules that
+were called before the loop, such as text encoders, are not called again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .guiders import own_guiders
+from .lockstep.joint import JointSteps
+from .lockstep.own_enumerate import with_own_enumerate
+from .lockstep.placeholders import Placeholders
+from .lockstep.proxies import SchedulerProxy, copy_scheduler, copy_with_proxies
+from .lockstep.turns import LoopTurns, Ran, Script, Turn
+from .merging.rule import Call
+from .modular.blocks import without_progress_bar
+from .networks import upcast_copies
+from .own_draws import with_own_draws
+from .state import Arguments, RandomState
+
+
+class Previews:
+    """Makes previews of a call with these arguments.
+
+    seen: the modules that the call has called before its loop, with what they returned. random: where its random
+    numbers begin. The call sets both.
+    """
+
+    def __init__(self, fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments) -> None:
+        self._fast, self._args, self._kwargs, self._arguments = fast, args, kwargs, arguments
+        self.seen: list[tuple[Any, Any]] = []
+        self.random: RandomState | None = None
+
+    def decode(self, latents: Tensor) -> Any:
+        """What the call returns first, as PIL images, where these are the final latents of its loop, [batch, ...]."""
+        fast, cls = self._fast, type(self._fast.original)
+        (args, kwargs), draws = with_own_draws(fast, self._args, self._kwargs, self._arguments, self.random)
+        with fast._srds.tokenizers.borrow(fast) as tokenizers, draws or nullcontext():
+            parts = {**tokenizers, **own_guiders(fast), **without_progress_bar(fast), **upcast_copies(fast)}
+            loop = _GivenEnd(fast.scheduler, latents, list(self.seen), fast._srds.loops.outputs)
+            twin = copy_with_proxies(fast, cls, loop, parts)
+            vars(twin).update(parts, maybe_free_model_hooks=lambda: None)  # the call itself still runs
+            call = with_own_enumerate(cls.__call__)
+            bound = inspect.signature(call).bind(twin, *args, **kwargs)
+            known = inspect.signature(cls.__call__).parameters
+            shown = {"output_type": "pil", "return_dict": True, "callback_on_step_end": None}
+            bound.arguments.update({name: value for name, value in shown.items() if name in known})
+            return call(*bound.args, **bound.kwargs)[0]
+
+
+class _GivenEnd:
+    """In the place of a `LockstepLoop`: turns of the first and the last step without networks, then the latents."""
+
+    def __init__(self, scheduler: Any, latents: Tensor, seen: list[tuple[Any, Any]], outputs: Any) -> None:
+        self.scheduler = SchedulerProxy(copy_scheduler(scheduler), self)
+        self.joint, self.samples = JointSteps(), SimpleNamespace(final_steps=0, progress=None)
+        self._latents, self._seen = latents, seen
+        self._timesteps = torch.empty(0, device="cpu")
+        self.turns = LoopTurns(Placeholders(outputs, Call.__call__), Call.__call__, self.scheduler.look_before)
+        self.turns.begins_live = False
+
+    def enter(self, _start: int, timesteps: Tensor) -> None:
+        self._timesteps = timesteps
+
+    def call(self, call: Call) -> Any:
+        if not self.turns.under_way and self._seen and self._seen[0][0] is call.network:
+            return self._seen.pop(0)[1]
+        return self.turns.call(call)
+
+    def step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
+        if self.turns.done == 0:
+            self.scheduler.keep_snapshots(self._timesteps, options, x, m)
+        step = self.turns.next_step or 0
+        sample = self.turns.step(m, x, self._script)
+        self.scheduler.look_before(step + 1)
+        return sample, *self.scheduler.beside(sample, last=self.turns.next_step is None)
+
+    def _script(self, first: Ran) -> Script:
+        x, last = first.x, len(self._timesteps) - 1
+        if last > 0:
+            yield Turn(last, x)
+        return torch.cat([self._latents.to(self.scheduler.dtype)] * (len(x) // len(self._latents)))

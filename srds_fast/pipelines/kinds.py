@@ -37,7 +37,8 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
     code = getattr(inspect.unwrap(cls.__call__), "__code__", None)
     parts = [(name, kind_of_part(part)) for name, part in vars(pipe).items() if name[0] != "_" and name != "scheduler"]
     own = [(name, value) for name, value in vars(pipe).items() if name[0] == "_" and isinstance(value, Number | str)]
-    parts += [(name, value) for name, value in own if name not in _set_by(code)]
+    marks = set_by(cls)
+    parts += [(name, value) for name, value in own if name not in marks]
     if is_modular(pipe):
         parts += [("blocks", _of_blocks(pipe._blocks)), ("config", _of_settings(pipe.config))]
     given = [
@@ -51,11 +52,15 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
     return KindOfLoop((cls, code, type(pipe.scheduler), tuple(parts), types), tuple(given))
 
 
+def set_by(cls: type) -> set[str]:
+    """The attributes that the loop of a pipeline's class sets: marks of a call, and no settings of its user."""
+    calls = [inspect.unwrap(each.__dict__["__call__"]) for each in cls.__mro__ if "__call__" in each.__dict__]
+    return {"_interrupt"}.union(*(_stored_by(code) for call in calls if (code := getattr(call, "__code__", None))))
+
+
 @lru_cache(maxsize=64)
-def _set_by(code: CodeType | None) -> frozenset[str]:
-    """The attributes that a loop sets before it reads them: marks that a call has left, and no settings of its user."""
-    found = [] if code is None else dis.get_instructions(code)
-    return frozenset({"_interrupt", *(each.argval for each in found if each.opname == "STORE_ATTR")})
+def _stored_by(code: CodeType) -> frozenset[str]:
+    return frozenset(each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR")
 
 
 def kind_of_part(part: Any) -> Hashable:

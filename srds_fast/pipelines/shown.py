@@ -10,16 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
+from .kinds import set_by
+
 _TOLD = (type(None), bool, int, float, str, dict, list, tuple, Tensor)
 
 
 def settings_of(twin: Any) -> dict[str, Any]:
-    """The private attributes that properties of a pipeline read. twin: the copy of the pipe that a call ran on."""
-    return {
-        name: value
-        for name, value in vars(twin).items()
-        if name[:1] == "_" and name != "_interrupt" and type(value) in _TOLD and _is_property(type(twin), name[1:])
-    }
+    """What a call has set on the copy of the pipe that it ran on, for its properties to read."""
+    marks = set_by(type(twin)) - {"_interrupt"}
+    return {name: value for name, value in vars(twin).items() if name in marks and type(value) in _TOLD}
 
 
 def shown_properties(base: type) -> dict[str, property]:

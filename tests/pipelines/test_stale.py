@@ -11,7 +11,7 @@ import tiny
 import tokenizers
 import torch
 from calls import assert_close, latents
-from diffusers import DDIMPipeline
+from diffusers import DDIMPipeline, StableDiffusionPipeline
 
 import srds_fast
 
@@ -54,6 +54,27 @@ def test_a_loop_reads_its_own_attributes_as_they_are_now() -> None:
         pipe._weight = weight
         assert_close(latents(fast), latents(pipe), relative=1e-4)
         assert fast.report.path == "takeover"
+
+
+class Called(StableDiffusionPipeline):
+    """Its call is the one that it inherits."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+@pytest.mark.parametrize("cls", [StableDiffusionPipeline, Called])
+def test_what_a_stock_call_leaves_on_the_pipeline_makes_no_new_kind(sd: Any, cls: type) -> None:
+    """Such as the guidance scale, which a loop sets before it reads it."""
+    pipe = cls(**sd.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    fast = srds_fast.compile(pipe, method="srds")
+    latents(fast, prompt="a cat")
+    assert fast.report.check_calls > 0
+    latents(pipe, prompt="a cat", guidance_scale=2.5)
+    latents(fast, prompt="a cat")
+    assert fast.report.check_calls == 0
+    assert (fast.guidance_scale, pipe.guidance_scale) == (7.5, 2.5)
 
 
 def shorter(pipe: Any) -> None:

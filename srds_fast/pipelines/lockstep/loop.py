@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -103,13 +104,7 @@ class LockstepLoop:
 
         The other entries are those that the scheduler's own step returns. A loop may read them after the last step.
         """
-        if (draws := self.settings.draws) is None:
-            return self._step(m, x, options)
-        with draws.paused():  # they are for the code of the loop
-            return self._step(m, x, options)
-
-    def _step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
-        step = self.turns.next_step
+        step, draws = self.turns.next_step, self.settings.draws
         if self.joint.count > 1 and (self.settings.keep_states or self.settings.observer is not None):
             raise refused("it steps several states at once, where a callback or a preview expects one")
 
@@ -117,7 +112,8 @@ class LockstepLoop:
             assert self.driver is not None
             return self.driver.script(first, options)
 
-        sample = self.turns.step(m, x, script)
+        with nullcontext() if draws is None else draws.paused():  # they are for the code of the loop
+            sample = self.turns.step(m, x, script)
         if step is not None:
             self.scheduler.look_before(step + 1)  # what the loop asks after its step
         if self.turns.next_step is None:
@@ -140,11 +136,6 @@ class LockstepLoop:
         wave = self.samples.wave
         with telemetry.span("network", "network", 1 if wave is None else len(wave.positions)):
             return call(network)
-
-    @property
-    def _why_turns(self) -> str | None:
-        """Why the loop makes its own turns."""
-        return self.settings.drive_reason if self.driver is None else self.driver.reason
 
     def interrupt(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
         """A callback ends the call early with this sample; returns it in the form that the loop expects."""
@@ -191,7 +182,8 @@ class LockstepLoop:
         left_out = [*left_out, *(f"rows are called one by one: {reason}" for reason in self._merged.reasons())]
         if (rows := self._merged.too_wide) is not None:
             left_out = [*left_out, f"waves were evaluated in parts: {no_room(rows)}"]
-        report = self.session.report(None if taken_over else self._why_turns, self.settings.engine_reason, left_out)
+        why_turns = None if taken_over or self.driver is None else self.driver.reason
+        report = self.session.report(why_turns, self.settings.engine_reason, left_out)
         return replace(report, **self.beside_the_waves())
 
     def beside_the_waves(self) -> dict[str, Any]:

@@ -33,7 +33,6 @@ from .lockstep.proxies import UsesWithheld, copy_with_proxies
 from .modular.arguments import is_modular, why_stock
 from .modular.blocks import driven, without_progress_bar, without_proxies
 from .modular.errors_log import held_back
-from .modular.preview import LoopState
 from .module_state import WeightsWritten
 from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
@@ -86,14 +85,14 @@ def run_call(
     *,
     warming: bool = False,
     auditing: bool = False,
-    previews: LoopState | Previews | None = None,
+    previews: Previews | None = None,
     draws: PrivateDraws | None = None,
 ) -> Any:
     """Call a compiled pipeline and store its report.
 
     warming: record everything that calls like this one will need. auditing: compare it with its sequential sample.
     draws: what the pipeline draws without a generator, for calls that must leave the global ones alone.
-    previews: get what they need; of a modular pipeline instead of the output.
+    previews: get what they need; the call need not decode its output.
     """
     last = fast._srds.last
     last.report = last.trajectory = last.session = last.exploration = None
@@ -126,7 +125,7 @@ def _run_call(
     observer: Observer | None,
     warming: bool,
     auditing: bool,
-    previews: LoopState | Previews | None,
+    previews: Previews | None,
     draws: PrivateDraws | None,
 ) -> Any:
     state = fast._srds
@@ -141,7 +140,7 @@ def _run_call(
         return stock_call(fast, args, kwargs, arguments, reason, own)
     device = execution_device(fast)
     random = RandomState(arguments, device)
-    if isinstance(previews, Previews):
+    if previews is not None:
         previews.random = random
     cls, networks = type(state.original), list(networks_of(fast).values())
     loop, kind = kind_of_loop(fast, arguments), None
@@ -177,17 +176,14 @@ def _run_call(
             kind=loop,
             draws=draws,
             audited=auditing or due,
-            seen=previews.seen if isinstance(previews, Previews) else None,
+            seen=None if previews is None else previews.seen,
             stock=None if kind is None else TimedStockLoop(fast, args, kwargs, arguments, parts).seconds,
             initial_guess=own.get("warm_start"),
             keep_states=bool(own.get("keep_trajectory")),
         )
         proxied = copy_with_proxies(fast, cls, lockstep, parts)
         if is_modular(fast):
-            if previews is None and state.quiet:  # nobody sees its output
-                previews = LoopState(fast)
-            assert not isinstance(previews, Previews)
-            proxied._blocks = driven(proxied._blocks, lockstep, previews)
+            proxied._blocks = driven(proxied._blocks, lockstep, whole=previews is None and not state.quiet)
         # a callback sets the attribute of the copy, other threads set that of the original
         lockstep.settings.interrupted = lambda: bool(
             getattr(proxied, "_interrupt", False) or vars(fast).get("_interrupt")

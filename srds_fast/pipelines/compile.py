@@ -28,8 +28,6 @@ from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
 from .dry_run import calibrate, planned
-from .modular.arguments import is_modular
-from .modular.preview import LoopState
 from .networks import check_pipeline, networks_of
 from .own_draws import with_own_draws
 from .previews import Previews
@@ -123,7 +121,7 @@ class FastPipeline:
                 "method='auto', or call the pipeline."
             )
         reports: list[Report | None] = []
-        previews = LoopState(state.original) if is_modular(state.original) else Previews(self, args, kwargs, arguments)
+        previews = Previews(self, args, kwargs, arguments)
 
         def call(observer: Observer) -> None:
             try:

@@ -6,7 +6,9 @@ were called before the loop, such as text encoders, are not called again.
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections.abc import Container
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedPipeline
 from .guiders import own_guiders
 from .lockstep.joint import JointSteps
 from .lockstep.own_enumerate import with_own_enumerate
@@ -21,10 +24,13 @@ from .lockstep.placeholders import Placeholders
 from .lockstep.proxies import SchedulerProxy, copy_scheduler, copy_with_proxies
 from .lockstep.turns import LoopTurns, Ran, Script, Turn
 from .merging.rule import Call
-from .modular.blocks import without_progress_bar
+from .modular.arguments import is_modular
+from .modular.blocks import driven, without_progress_bar
 from .networks import upcast_copies
 from .own_draws import with_own_draws
 from .state import Arguments, RandomState
+
+SHOWN = ("images", "videos")  # the outputs of blocks that decode
 
 
 class Previews:
@@ -35,12 +41,18 @@ class Previews:
     """
 
     def __init__(self, fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments) -> None:
+        if is_modular(fast):
+            call = inspect.signature(type(fast.original).__call__).bind(fast, *args, **kwargs).arguments
+            args, kwargs = (_own(call.get("state")),), call.get("kwargs", {})
         self._fast, self._args, self._kwargs, self._arguments = fast, args, kwargs, arguments
         self.seen: list[tuple[Any, Any]] = []
         self.random: RandomState | None = None
 
     def decode(self, latents: Tensor) -> Any:
-        """What the call returns first, as PIL images, where these are the final latents of its loop, [batch, ...]."""
+        """PIL images, as the call makes them of the final latents of its loop, [batch, ...].
+
+        UnsupportedPipeline: a modular pipeline of which no block decodes.
+        """
         fast, cls = self._fast, type(self._fast.original)
         (args, kwargs), draws = with_own_draws(fast, self._args, self._kwargs, self._arguments, self.random)
         with fast._srds.tokenizers.borrow(fast) as tokenizers, draws or nullcontext():
@@ -48,12 +60,36 @@ class Previews:
             loop = _GivenEnd(fast.scheduler, latents, list(self.seen), fast._srds.loops.outputs)
             twin = copy_with_proxies(fast, cls, loop, parts)
             vars(twin).update(parts, maybe_free_model_hooks=lambda: None)  # the call itself still runs
-            call = with_own_enumerate(cls.__call__)
-            bound = inspect.signature(call).bind(twin, *args, **kwargs)
-            known = inspect.signature(cls.__call__).parameters
-            shown = {"output_type": "pil", "return_dict": True, "callback_on_step_end": None}
-            bound.arguments.update({name: value for name, value in shown.items() if name in known})
-            return call(*bound.args, **bound.kwargs)[0]
+            call = inspect.signature(cls.__call__).bind(twin, *args, **kwargs)
+            if is_modular(fast):
+                twin._blocks = driven(twin._blocks, loop, whole=True)
+                return self._of_blocks(twin, call.arguments)
+            call.arguments.update(_as_images(inspect.signature(cls.__call__).parameters))
+            return with_own_enumerate(cls.__call__)(*call.args, **call.kwargs)[0]
+
+    def _of_blocks(self, pipe: Any, arguments: dict[str, Any]) -> Any:
+        given = {**arguments.get("kwargs", {}), **_as_images({each.name for each in pipe._blocks.inputs})}
+        state = type(pipe).__call__(pipe, _own(arguments.get("state")), **given)
+        found = next((value for name in SHOWN if (value := state.get(name)) is not None), None)
+        if found is None:
+            raise UnsupportedPipeline(
+                f"No block of {type(pipe).__name__} decodes the latents of its loop. Refinement.latents are available."
+            )
+        return found
+
+
+def _as_images(known: Container[str]) -> dict[str, Any]:
+    """Arguments with which a call that knows these makes PIL images, and tells nobody."""
+    shown = {"output_type": "pil", "return_dict": True, "callback_on_step_end": None}
+    return {name: value for name, value in shown.items() if name in known}
+
+
+def _own(state: Any) -> Any:
+    """A copy of a modular pipeline's state, into which a call writes."""
+    twin = copy.copy(state)
+    if twin is not None:
+        twin.values = dict(state.values)
+    return twin
 
 
 class _GivenEnd:

@@ -18,22 +18,19 @@ from tqdm.auto import tqdm
 from ..lockstep.own_enumerate import with_own_enumerate
 from ..lockstep.proxies import ProgressProxy, SchedulerProxy, TimestepsProxy
 from .arguments import is_modular
-from .preview import LoopState
+from .following import take_out_following
 
 _BEGIN = "_srds_fast_begin"  # the attribute of a loop's copy that is called when the loop begins
 
 
-def driven(blocks: Any, lockstep: Any, loop_state: LoopState | None) -> Any:
-    """The blocks for a call whose turns a `LockstepLoop` decides.
-
-    loop_state: gets what previews need, and the blocks that follow the loop are not run.
-    """
+def driven(blocks: Any, lockstep: Any, *, whole: bool) -> Any:
+    """The blocks for a call whose turns a `LockstepLoop` decides. whole: run those that follow the loop, too."""
 
     def drive(block: Any) -> None:
         if hasattr(block, "progress_bar"):
             block.progress_bar = ProgressProxy(block.progress_bar, lockstep)
-            if loop_state is not None:
-                vars(block)[_BEGIN] = lambda state: loop_state.enter(twin, block, state)
+            if not whole:
+                vars(block)[_BEGIN] = lambda state: take_out_following(twin, block, state)
 
     twin = _copied(blocks, drive, _by_step)
     return twin

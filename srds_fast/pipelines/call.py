@@ -82,17 +82,13 @@ def run_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     observer: Observer | None = None,
-    *,
-    warming: bool = False,
-    auditing: bool = False,
-    previews: Previews | None = None,
     draws: PrivateDraws | None = None,
+    **asked: Any,
 ) -> Any:
     """Call a compiled pipeline and store its report.
 
-    warming: record everything that calls like this one will need. auditing: compare it with its sequential sample.
     draws: what the pipeline draws without a generator, for calls that must leave the global ones alone.
-    previews: get what they need; the call need not decode its output.
+    asked: see `_run_call`.
     """
     last = fast._srds.last
     last.report = last.trajectory = last.session = last.exploration = None
@@ -101,7 +97,7 @@ def run_call(
     diverged: DivergenceError | None = None
     try:
         with telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline), draws or nullcontext():
-            return _run_call(fast, args, kwargs, observer, warming, auditing, previews, draws)
+            return _run_call(fast, args, kwargs, observer, draws, **asked)
     except DivergenceError as error:
         diverged = error
         raise
@@ -123,11 +119,17 @@ def _run_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     observer: Observer | None,
-    warming: bool,
-    auditing: bool,
-    previews: Previews | None,
     draws: PrivateDraws | None,
+    *,
+    warming: bool = False,
+    auditing: bool = False,
+    previews: Previews | None = None,
 ) -> Any:
+    """The call itself.
+
+    warming: record everything that calls like this one will need. auditing: compare it with its sequential sample.
+    previews: get what they need; the call need not decode its output.
+    """
     state = fast._srds
     check_pipeline(state.original)  # a component may have been replaced since compile
     arguments = bind(fast, args, kwargs)
@@ -145,7 +147,7 @@ def _run_call(
     cls, networks = type(state.original), list(networks_of(fast).values())
     loop, kind = kind_of_loop(fast, arguments), None
     if observer is None and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
-        kind = kind_of_call(fast, loop, networks[0])
+        kind = kind_of_call(fast, loop)
         chosen = None if kind is None else state.explorations.get(kind)
         if kind in state.refused:
             return stock_call(fast, args, kwargs, arguments, state.refused[kind], own)
@@ -163,7 +165,7 @@ def _run_call(
             warn_left_out(fast, left_out)
         if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
             vars(fast)["_interrupt"] = False
-        due = not state.plan_only and _is_due(state.options.audit, next(state.calls))
+        audited = auditing or (not state.plan_only and _is_due(state.options.audit, next(state.calls)))
         lockstep = _lockstep(
             fast,
             networks,
@@ -175,7 +177,7 @@ def _run_call(
             generators=[generator for generator, _ in random.given],
             kind=loop,
             draws=draws,
-            audited=auditing or due,
+            audited=audited,
             seen=None if previews is None else previews.seen,
             stock=None if kind is None else TimedStockLoop(fast, args, kwargs, arguments, parts).seconds,
             initial_guess=own.get("warm_start"),

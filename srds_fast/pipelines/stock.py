@@ -156,13 +156,9 @@ def _in_private(step: Callable[..., Any], draws: PrivateDraws, timed: ExitStack)
     return step_in_private
 
 
-def kind_of_call(fast: Any, kind: KindOfLoop | None, network: Any) -> Hashable | None:
+def kind_of_call(fast: Any, kind: KindOfLoop | None) -> Hashable | None:
     """What the time of a call depends on, known before it begins; None if an argument is of an unknown type."""
-    if kind is None:
-        return None
-    config = repr(sorted(fast.scheduler.config.items()))
-    weights = next(network.parameters(), torch.empty(0, device="cpu"))  # its properties look at every module
-    return kind, config, torch.get_num_threads(), weights.dtype, weights.device
+    return None if kind is None else (kind, repr(sorted(fast.scheduler.config.items())), torch.get_num_threads())
 
 
 def remember(state: State, kind: Hashable, exploration: Exploration) -> None:

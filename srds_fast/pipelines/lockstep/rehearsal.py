@@ -128,7 +128,7 @@ class Rehearsal:
         self._turns, self._passes, self._probes, self._generators = turns, passes, Probes(x), generators
         self._digests = Digests()
         self._look: Callable[[Ran], None] = lambda ran: None
-        self._made = 0  # turns
+        self.made = 0  # turns
         self.changes_networks = False  # the loop does, between network calls
         self._seconds = 0.0  # that they took
 
@@ -175,7 +175,7 @@ class Rehearsal:
         same = (torch.equal(each.get_state(), state) for each, state in zip(self._generators, states, strict=True))
         if draws.drawn > drawn or not all(same):
             raise refused("it draws random numbers in its loop")
-        facts.turn_seconds = self._seconds / self._made
+        facts.turn_seconds = self._seconds / self.made
         return facts, arrivals
 
     def arrivals(self) -> Generator[Turn, Ran, list[Arrival]]:
@@ -223,7 +223,7 @@ class Rehearsal:
     def _turn(self, turn: Turn) -> Generator[Turn, Ran, Ran]:
         started = time.perf_counter()
         ran = yield from self._passes.turn(turn)
-        self._made, self._seconds = self._made + 1, self._seconds + time.perf_counter() - started
+        self.made, self._seconds = self.made + 1, self._seconds + time.perf_counter() - started
         return ran
 
     def _in_order(self, number: int) -> Generator[Turn, Ran, _Pass]:

@@ -18,6 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,18 @@ def written(found: Sequence[Cell], names: Sequence[str]) -> dict[str, Any]:
     return {"environment": versions, "cells": every, "schedulers": before["schedulers"]}
 
 
+@contextmanager
+def rehearsed_in_full() -> Iterator[None]:
+    """In the block no class is known."""
+    known = known_classes.digests()
+    kept = dict(known)
+    known.clear()
+    try:
+        yield
+    finally:
+        known.update(kept)
+
+
 def known_good(cells: Sequence[Cell]) -> dict[str, str]:
     """Digests by class, of those that run in turns, in no call of which a turn depended on the order of turns."""
     reasons, runs_in_turns = dict[str, set[str]](), dict[str, bool]()
@@ -123,15 +136,15 @@ def main(arguments: list[str] | None = None) -> None:
             FILE.write_text(to_json(content))
         write(content)
         return
-    known_classes.digests().clear()  # every loop is rehearsed in full
     names = [name for name in CASES if not options.only or any(part in name for part in options.only)]
     found, ran = list[Cell](), set[str]()
-    for each in cells(names, options.steps, options.length):
-        found.append(each)
-        ran.add(each.case)
-        print(line(each), flush=True)
-        if options.write:
-            FILE.write_text(to_json(written(found, sorted(ran))))
+    with rehearsed_in_full():
+        for each in cells(names, options.steps, options.length):
+            found.append(each)
+            ran.add(each.case)
+            print(line(each), flush=True)
+            if options.write:
+                FILE.write_text(to_json(written(found, sorted(ran))))
     if options.write:
         content = written(found, sorted(ran))
         if not options.only:

@@ -14,6 +14,7 @@ from bench.quality import every_scheduler, support, support_page, verdicts
 from bench.quality.support_page import PAGE, counts, page
 from bench.quality.verdicts import Cell, Run, cell
 from bench.workloads.classes import CASES, VARIATIONS, Case
+from srds_fast.pipelines import known_classes
 
 FOUND = json.loads(support.FILE.read_text())
 CELLS = [Cell.from_dict(each) for each in FOUND["cells"]]
@@ -63,8 +64,9 @@ def test_the_verdict_of_a_scheduler(name: str, config: dict[str, Any], found: di
 def test_the_command_replaces_what_it_measures_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module, name in ((support, "FILE"), (support, "PAGE")):
-        monkeypatch.setattr(module, name, tmp_path / name)
+    known = dict(known_classes.digests())
+    for module, name in ((support, "FILE"), (support, "PAGE"), (known_classes, "FILE")):
+        monkeypatch.setattr(module, name, tmp_path / f"{module.__name__} {name}")
     kept = [each for each in FOUND["cells"] if each["case"] in ("DDIMPipeline", "SanaPipeline")]
     support.FILE.write_text(support.to_json({**FOUND, "cells": kept}))
     monkeypatch.setattr(
@@ -80,6 +82,10 @@ def test_the_command_replaces_what_it_measures_again(
     assert {each["steps"] for each in sana} == {4}
     assert {run["verdict"] for each in sana for run in each.get("runs", {}).values()} <= {"exact", "within"}
     assert support.PAGE.read_text() == page(found)
+    classes = json.loads(known_classes.FILE.read_text())["classes"]
+    named = {name: getattr(diffusers, name) for name in ("DDIMPipeline", "SanaPipeline")}
+    assert classes == {name: known_classes.digest_of(cls) for name, cls in named.items()}
+    assert known_classes.digests() == known
     assert "SanaPipeline |  | Flow DPM++ 2M | N = 4, 4 turns" in capsys.readouterr().out
 
 

@@ -53,14 +53,15 @@ class Stop(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One sample by iteration: `change` and `doubt` of `Checkpoint`, and errors as of `Stop`.
+    """One sample by iteration: the signs of `Checkpoint`, and errors as of `Stop`.
 
-    A change is None where there is none; a doubt then is zero.
+    A change is None where there is none; a doubt then is zero, a ratio one.
     """
 
     changes: list[float | None]
     errors: list[float]
     doubts: list[float]
+    ratios: list[float]
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class Recording:
 
     def _stop(self, sample: Sample, tolerance: float, contraction: Contraction) -> Stop:
         judge = Judge(tolerance, contraction)
-        for index, (change, error, doubt) in enumerate(zip(*sample, strict=True)):
-            if judge.stops(self.iterations[index], change, self.exact[index], doubt):
+        for index, (change, error, *signs) in enumerate(zip(*sample, strict=True)):
+            if judge.stops(self.iterations[index], change, self.exact[index], *signs):
                 waves, rows = self.stopped[index]
                 # after a method has diverged the product takes the sequential steps
                 diverged = Stop(waves + self.steps, rows + self.steps, 0.0)
@@ -133,13 +134,13 @@ class Judge:
         self.diverged = False
         self.further = 0  # iterations since it has stopped
 
-    def stops(self, iteration: int, change: float | None, exact: bool, doubt: float) -> bool:
+    def stops(self, iteration: int, change: float | None, exact: bool, doubt: float, ratio: float) -> bool:
         """Whether it stops here, or did before; arguments as in `Checkpoint`, all iterations in turn."""
         if self.diverged or self._monitor.converged[0]:
             self.further += 1
         elif change is not None:
             try:
-                self._monitor.judge(iteration, (0,), (change,), exact, (False,), (doubt,))
+                self._monitor.judge(iteration, (0,), (change,), exact, (False,), (doubt,), (ratio,))
             except Diverged:
                 self.diverged = True
         return self.diverged or self._monitor.converged[0]
@@ -163,14 +164,15 @@ def recorded(problem: Problem, method: str, plan: Plan, reference: Tensor, furth
         return found
     program, tolerance = plan.program(), plan.tolerance / GREY_LEVEL
     judges = [Judge(plan.tolerance, plan.options.contraction) for _ in reference]
-    found.samples.extend(Sample([], [], []) for _ in reference)
+    found.samples.extend(Sample([], [], [], []) for _ in reference)
 
-    def goes_on(number: int, change: float | None, error: float, doubt: float) -> bool:
-        judge, (changes, errors, doubts) = judges[number], found.samples[number]
+    def goes_on(number: int, change: float | None, error: float, doubt: float, ratio: float) -> bool:
+        judge, (changes, errors, doubts, ratios) = judges[number], found.samples[number]
         changes.append(change)
         errors.append(error)
         doubts.append(doubt)
-        if not judge.stops(found.iterations[-1], change, found.exact[-1], doubt):
+        ratios.append(ratio)
+        if not judge.stops(found.iterations[-1], change, found.exact[-1], doubt, ratio):
             return True
         if judge.diverged or found.stopped[-1].waves >= found.steps or further is None:
             return False
@@ -185,9 +187,11 @@ def recorded(problem: Problem, method: str, plan: Plan, reference: Tensor, furth
         ended = replace(plan, max_iterations=iteration).program() if plan.method == "srds" else program
         found.planned.append(Cost(*ended.spent(iteration)[:2]))
         errors = difference(checkpoint.sample, reference[list(checkpoint.samples)]).nan_to_num(math.inf).tolist()
-        changes = [None] * len(errors) if checkpoint.change is None else checkpoint.change.tolist()
-        doubts = [0.0] * len(errors) if checkpoint.doubt is None else checkpoint.doubt.tolist()
-        seen = enumerate(zip(checkpoint.samples, changes, errors, doubts, strict=True))
+        changes: list[float | None] = [None] * len(errors)
+        doubts, ratios = [0.0] * len(errors), [1.0] * len(errors)
+        if checkpoint.change is not None:
+            changes[:], doubts, ratios = checkpoint.signs()
+        seen = enumerate(zip(checkpoint.samples, changes, errors, doubts, ratios, strict=True))
         return tuple(position for position, each in seen if goes_on(*each))
 
     _run(problem, plan, keep)

@@ -11,7 +11,7 @@ from .resources import Specimen
 def _specimen(name: str, *, m: str = "fp16", state: str = "fp32", **features: bool | int) -> Specimen:
     pointers = {"memory": state, "m": m, "noise": state, "guidance": "fp32", "input": m, "numbers": state}
     pointers |= {"change": state, "moved": "i8", "partial": state}
-    integers = ("words", "starts", "first", "wholes", "ticket")
+    integers = ("words", "starts", "first", "measured", "ticket")
     constants: dict[str, bool | int] = {
         "HAS_M": True, "BRANCHES": 1, "GUIDED": False, "CLIPS": False, "LOOKS_BACK": False,
         "HAS_NOISE": False, "RECORDS_MOVED": False, "GATHERS": True, "INPUTS": 1, "M_DENSE": True, "INPUT_DENSE": True,

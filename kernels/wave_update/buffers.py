@@ -34,7 +34,7 @@ class Buffers:
     Attributes:
         memory: [slots, samples, ...], what updates leave for later ones.
         slots, rows: views of its slots, [samples, ...] and [1, samples, ...] each.
-        change: [iterations + 1, samples], mean |x^p - x^(p-1)| of the last boundary.
+        change: [entries, samples], mean |x^p - x^(p-1)| of the boundaries that are measured.
         moved: [iterations + 1, samples] bool, whether any boundary of the iteration differs from the one before.
     """
 
@@ -46,8 +46,8 @@ class Buffers:
         self.memory = empty(x, [table.num_slots, len(x)], x.shape[1:], x.dtype, channels_last)
         if noises is not None:  # laid out as the memory
             self.noises = empty(x, noises.shape[:2], noises.shape[2:], x.dtype, channels_last).copy_(noises)
-        self.change = x.new_zeros(table.num_iterations + 1, len(x))
-        self.moved = torch.zeros_like(self.change, dtype=torch.bool)
+        self.change = x.new_zeros(table.num_changes, len(x))
+        self.moved = torch.zeros(table.num_iterations + 1, len(x), dtype=torch.bool, device=x.device)
         self._view_memory()
         self.slots[0].copy_(x)
 

@@ -35,7 +35,7 @@ class Instruction(NamedTuple):
     input_row: int = -1  # of the next network call
     compare: int = -1
     iteration: int = 0
-    whole: int = 0
+    change: int = -1
     a: float = 1.0
     b: float = 0.0
     c: float = 0.0
@@ -61,9 +61,11 @@ class Chains(NamedTuple):
     numbers: Tensor  # [instructions, ...], its coefficients
     starts: Tensor  # [chains + 1], the first instruction of each chain
     first: Tensor  # [updates + 1], the first chain of each update
-    wholes: Tensor  # [updates, 2], first and last iteration whose last boundary an update compares; 1, 0 for none
+    # [updates, 3], first and last entry of the changes that an update measures, 1 and 0 for none, and how many of its
+    # chains measure one
+    measured: Tensor
     counts: list[int]  # chains of each update
-    whole_counts: list[int]  # such iterations of each update
+    measured_counts: list[int]  # changes of each update
 
 
 def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, clip: float | None) -> Chains:
@@ -71,7 +73,8 @@ def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, 
     flat = [instruction for of_update in of_updates for chain in of_update for instruction in chain]
     lengths = [len(chain) for of_update in of_updates for chain in of_update]
     counts = [len(of_update) for of_update in of_updates]
-    compared = [update.compared() for update in updates]
+    measured = [update.measured() for update in updates]
+    measuring = [sum(any(each.change >= 0 for each in chain) for chain in of_update) for of_update in of_updates]
 
     def integers(values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device="cpu").to(device)
@@ -83,9 +86,11 @@ def chains(updates: Sequence[Update], dtype: torch.dtype, device: torch.device, 
         .to(device),
         integers(list(accumulate(lengths, initial=0))),
         integers(list(accumulate(counts, initial=0))),
-        integers([[iterations[0], iterations[-1]] if iterations else [1, 0] for iterations in compared]),
+        integers(
+            [[*((found[0], found[-1]) if found else (1, 0)), by] for found, by in zip(measured, measuring, strict=True)]
+        ),
         counts,
-        [len(iterations) for iterations in compared],
+        list(map(len, measured)),
     )
 
 
@@ -104,10 +109,10 @@ def instructions(update: Update, clip: float | None = None) -> list[Instruction]
     for each in update.corrections:
         corrected = found.pop(each.slot, Instruction(each.slot, keep=-1 if each.bracket is None else each.slot))
         new, old = (-1, -1) if each.bracket is None else each.bracket
-        compare = -1 if each.compare is None else each.compare
+        compare, change = (-1 if entry is None else entry for entry in (each.compare, each.change))
         # popped and added again, so that it comes after the values that its bracket and its comparison read
         found[each.slot] = corrected._replace(
-            new=new, old=old, compare=compare, iteration=each.iteration, whole=int(each.whole)
+            new=new, old=old, compare=compare, iteration=each.iteration, change=change
         )
     again = []
     for row, gather in enumerate(update.gathers):
@@ -123,9 +128,8 @@ def chained(flat: list[Instruction]) -> list[list[Instruction]]:
     """Group instructions into chains, each in the order given."""
 
     def linked(one: Instruction, other: Instruction) -> bool:
-        # one of them reads what the other writes; or both measure the change, which one program must add up
-        reads = one.keep in other.reads() or other.keep in one.reads()
-        return reads or bool(one.whole and other.whole)
+        # one of them reads what the other writes
+        return one.keep in other.reads() or other.keep in one.reads()
 
     found: list[list[Instruction]] = []
     for instruction in flat:

@@ -33,7 +33,7 @@ _NUMBERS = tl.constexpr(NUM_NUMBERS)
 @triton.jit(do_not_specialize=["number", "rows", "input_rows"])
 def wave_update_kernel(
     memory_ptr, m_ptr, noise_ptr, guidance_ptr, input_ptr,
-    words_ptr, numbers_ptr, starts_ptr, first_ptr, wholes_ptr,  # see `instructions.Chains`
+    words_ptr, numbers_ptr, starts_ptr, first_ptr, measured_ptr,  # see `instructions.Chains`
     change_ptr, moved_ptr, partial_ptr, ticket_ptr,
     number, rows, input_rows, elements, slot_stride,
     m_row_stride, m_sample_stride, m_inner, m_outer_stride, m_inner_stride,
@@ -45,7 +45,7 @@ def wave_update_kernel(
     # the chains of one block of elements run side by side: what several of them read comes from the cache
     sample, chain, program = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     samples, programs = tl.num_programs(0), tl.num_programs(2)
-    first_whole = tl.load(wholes_ptr + 2 * number)
+    first_entry = tl.load(measured_ptr + 3 * number)
     first_chain = tl.load(first_ptr + number)
     tickets = 0
     if first_chain + chain < tl.load(first_ptr + number + 1):
@@ -64,7 +64,7 @@ def wave_update_kernel(
             input_row = tl.load(word + 7)
             compare = tl.load(word + 8).to(tl.int64)
             iteration = tl.load(word + 9)
-            whole = tl.load(word + 10)
+            change = tl.load(word + 10)
             coefficient = numbers_ptr + i * _NUMBERS
             a = tl.load(coefficient)
             b = tl.load(coefficient + 1)
@@ -120,10 +120,10 @@ def wave_update_kernel(
                 differs |= (compared & (value != previous)).to(tl.int32)
             if RECORDS_MOVED:
                 tl.store(moved_ptr + iteration * samples + sample, 1, mask=tl.max(differs, 0) > 0)
-            if whole > 0 and compare >= 0:
-                partial = ((iteration - first_whole) * samples + sample) * programs + program
+            if change >= 0:
+                partial = ((change - first_entry) * samples + sample) * programs + program
                 tl.store(partial_ptr + partial, tl.sum(distance, 0))
-                tickets = programs * samples
+                tickets = programs * samples * tl.load(measured_ptr + 3 * number + 2)
             # barrier: the next instruction may read this write from another thread
             tl.debug_barrier()
     if tickets > 0:
@@ -132,13 +132,13 @@ def wave_update_kernel(
             # the last program: all others have written their part
             part = tl.arange(0, PARTS)
             # load these again instead of keeping them in registers
-            first_whole = tl.load(wholes_ptr + 2 * number)
-            last_whole = tl.load(wholes_ptr + 2 * number + 1)
-            for iteration in range(first_whole, last_whole + 1):
+            first_entry = tl.load(measured_ptr + 3 * number)
+            last_entry = tl.load(measured_ptr + 3 * number + 1)
+            for entry in range(first_entry, last_entry + 1):
                 for of_sample in range(samples):
-                    parts = partial_ptr + ((iteration - first_whole) * samples + of_sample) * programs + part
+                    parts = partial_ptr + ((entry - first_entry) * samples + of_sample) * programs + part
                     mean = tl.sum(tl.load(parts, mask=part < programs, other=0.0, cache_modifier=".cg"), 0) / elements
-                    tl.store(change_ptr + iteration * samples + of_sample, mean)
+                    tl.store(change_ptr + entry * samples + of_sample, mean)
             tl.store(ticket_ptr, 0)
 
 
@@ -162,7 +162,7 @@ def wave_update(
         wave_update_kernel[(memory.shape[1], chains.counts[number], scratch.programs)](
             memory, m_given, memory if buffers.noises is None else buffers.noises,
             memory if guidance is None else guidance, out_given,
-            chains.words, chains.numbers, chains.starts, chains.first, chains.wholes,
+            chains.words, chains.numbers, chains.starts, chains.first, chains.measured,
             buffers.change, buffers.moved.view(torch.int8), scratch.partial, scratch.ticket,
             number, len(m_given) // branches, len(out_given) // network.branches, elements,
             memory.shape[1] * elements,
@@ -184,5 +184,5 @@ def _scratch(table: WaveTable, buffers: Buffers) -> Scratch:
     large = elements >= LARGE_STATE and memory.dtype == torch.float32  # float64 takes twice the registers
     block = LARGE_BLOCK if large else SMALL_BLOCK
     programs = min(MOST_PROGRAMS, triton.cdiv(elements, block))
-    partial = memory.new_empty(max(1, *table.chains.whole_counts) * memory.shape[1] * programs)
+    partial = memory.new_empty(max(1, *table.chains.measured_counts) * memory.shape[1] * programs)
     return Scratch(torch.zeros(1, dtype=torch.int32, device=memory.device), partial, block, programs)

@@ -37,12 +37,12 @@ def wave_update(
     for keep, draw, s in columns.noises:
         assert buffers.noises is not None
         slots[keep].add_(buffers.noises[draw], alpha=s)
-    for slot, bracket, compare, iteration, whole in update.corrections:
+    for slot, bracket, compare, iteration, change in update.corrections:
         if bracket is not None:
             new, old = bracket
             slots[slot].add_(slots[new] - slots[old])
-        if compare is not None and whole:
-            torch.mean((slots[slot] - slots[compare]).abs().flatten(1), 1, out=buffers.change[iteration])
+        if compare is not None and change is not None:
+            torch.mean((slots[slot] - slots[compare]).abs().flatten(1), 1, out=buffers.change[change])
         if compare is not None and table.records_moved:
             buffers.moved[iteration] |= (slots[slot] != slots[compare]).flatten(1).any(1)
     if not update.gathers:

@@ -17,7 +17,8 @@ class WaveTable:
 
     num_iterations: the largest iteration of a correction; dtype: of the memory, float32 or float64, which coefficients
     are cast to once; ndim: of a state [samples, ...]; clip: bound of p x + q m; records_moved: for each compared
-    correction, record whether any bit has changed. Raises InvalidArgument if an update breaks a rule of `update`.
+    correction, record whether any bit has changed. num_changes: entries of the changes that corrections measure. Raises
+    InvalidArgument if an update breaks a rule of `update`.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class WaveTable:
         steps = [step for update in updates for step in update.steps]
         self.looks_back = any(step.looks_back for step in steps)
         self.draws = max((step.draw + 1 for step in steps if step.draw is not None), default=0)
+        self.num_changes = 1 + max((entry for update in updates for entry in update.measured()), default=-1)
         self.num_rows = [1 + max((step.row for step in update.steps), default=-1) for update in updates]
 
     @cached_property

@@ -47,7 +47,7 @@ class Correction(NamedTuple):
     bracket: tuple[int, int] | None  # slots of G_new and G_old; None: F is the result
     compare: int | None = None  # slot of the same boundary an iteration before; None: it is not compared
     iteration: int = 0  # the one that makes this value
-    whole: bool = False  # the last boundary: measure its mean absolute change. Of others, only whether a bit changed
+    change: int | None = None  # entry of `Buffers.change` for its mean absolute change; None: it is not measured
 
 
 class Gather(NamedTuple):
@@ -62,9 +62,9 @@ class Update(NamedTuple):
     corrections: tuple[Correction, ...] = ()
     gathers: tuple[Gather, ...] = ()
 
-    def compared(self) -> list[int]:
-        """The iterations whose last boundary it compares."""
-        return [each.iteration for each in self.corrections if each.whole and each.compare is not None]
+    def measured(self) -> list[int]:
+        """The entries of `Buffers.change` that it writes."""
+        return [each.change for each in self.corrections if each.change is not None]
 
 
 def check(number: int, update: Update, num_slots: int, num_iterations: int, clips: bool) -> None:
@@ -104,6 +104,8 @@ def check(number: int, update: Update, num_slots: int, num_iterations: int, clip
         if each.slot in {slot for step in steps if step.keep in later for slot in step.reads()}:
             # the kernel makes and corrects a value at once
             refuse("has a correction of the state of a step that a later one corrects")
-    whole = update.compared()
-    if whole and whole != list(range(whole[0], whole[0] + len(whole))):
-        refuse("compares the last boundary in iterations that are not consecutive")
+    measured = update.measured()
+    if measured and measured != list(range(measured[0], measured[0] + len(measured))):
+        refuse("measures changes whose entries are not consecutive")
+    if any(each.compare is None for each in corrections if each.change is not None):
+        refuse("measures the change of a value that it does not compare")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from .. import telemetry
@@ -86,8 +85,8 @@ class Run:
     ) -> None:
         contraction = plan.options.contraction if contraction is None else contraction
         self._monitor = Monitor(len(x), factor * plan.tolerance, plan.bitwise, contraction)
-        # the arguments of `Monitor.judge` after iterations whose changes have not been read
-        self._unread: list[tuple[int, tuple[int, ...], Tensor, bool, Tensor | None, Tensor | None]] = []
+        # after iterations whose changes have not been read; without their samples
+        self._unread: list[Checkpoint] = []
         self.change, self.iterations = self._monitor.change, self._monitor.iterations
         self._factor = factor
         self._observer, self._together = observer, together
@@ -182,20 +181,16 @@ class Run:
     def _judge(self, checkpoint: Checkpoint) -> tuple[int, ...] | None:
         last = checkpoint.exact or checkpoint.error is not None or checkpoint.iteration >= self.plan.max_iterations
         if checkpoint.change is not None:
-            which = checkpoint.iteration, checkpoint.samples
-            seen = checkpoint.change, checkpoint.exact, checkpoint.stationary, checkpoint.doubt
-            self._unread.append((*which, *seen))
+            self._unread.append(replace(checkpoint, sample=checkpoint.change))
             # reading a change waits for the device: a run that takes all iterations reads them at its end
             if self.plan.calibrated and not last:
                 return None
             running: tuple[int, ...] = ()
-            for iteration, samples, changes, exact, rests, doubts in self._unread:
-                if doubts is None:
-                    change, doubt = changes.tolist(), None
-                else:  # together: each of them would wait for the device
-                    change, doubt = torch.stack([changes, doubts]).tolist()
-                stationary = [False] * len(change) if rests is None else rests.tolist()
-                running = self._monitor.judge(iteration, samples, change, exact, stationary, doubt)
+            for seen in self._unread:
+                change, doubt, ratio = seen.signs()
+                stationary = [False] * len(change) if seen.stationary is None else seen.stationary.tolist()
+                judged = seen.iteration, seen.samples, change, seen.exact, stationary
+                running = self._monitor.judge(*judged, doubt, ratio)
             self._unread.clear()
             if self._together and running:
                 running = tuple(range(len(checkpoint.samples)))

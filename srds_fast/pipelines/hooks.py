@@ -45,12 +45,13 @@ def execution_device(pipe: Any) -> torch.device:
     """The device that the networks of a pipeline run on.
 
     diffusers' own property looks at every module four times, which takes some milliseconds: it is asked only where
-    there are hooks.
+    there are hooks, or parts on several devices.
     """
-    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    parts = [part for part in vars(pipe).values() if isinstance(part, nn.Module)]
     if not any(hooked(part) for part in parts):
-        for part in parts:
-            for tensor in itertools.chain(part.parameters(), part.buffers()):
-                return tensor.device
+        first = [next(itertools.chain(part.parameters(), part.buffers()), None) for part in parts]
+        devices = {tensor.device for tensor in first if tensor is not None}
+        if len(devices) == 1:
+            return devices.pop()
     found: torch.device = pipe._execution_device
     return found

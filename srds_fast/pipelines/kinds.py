@@ -20,8 +20,23 @@ from .state import Arguments
 _UNKNOWN = object()
 # longer tensors are conditioning, which is known by its shape: a call may show that it is used in another way
 MOST_SETTINGS = 8
+# longer lists of a part, such as the 49,000 merges of a tokenizer, are known by identity and length: every call asks
+MOST_ENTRIES = 64
 # what turns do not depend on: a rehearsal finds a loop that draws, whichever generator it draws from
 _BESIDE_THE_LOOP = ("callback_on_step_end", "generator", "output_type", "return_dict")
+
+
+class _Same:
+    """Equal for the same object only, which is kept alive: its number is given to no other one."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other._value is self._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
 
 
 class KindOfLoop(NamedTuple):
@@ -81,7 +96,8 @@ def _of_settings(settings: Mapping[str, Any], objects: bool = True) -> Hashable:
     """objects: look into settings that are objects, but not deeper; False: such a setting is known by its identity."""
     found = []
     for name, value in settings.items():
-        kind = _of_value(value)
+        long = isinstance(value, dict | list | tuple | set | frozenset) and len(value) > MOST_ENTRIES
+        kind = (type(value), _Same(value), len(value)) if long else _of_value(value)
         if kind is _UNKNOWN:
             kind = _of_object(value) if objects else (type(value), id(value))
         found.append((name, kind))

@@ -44,7 +44,9 @@ class FirstStop:
         if quantile is None:
             return contraction, f"the estimated error; {seen} of {FEWEST} samples that iteration 1 is learnt from"
         if self._calls % REFRESHED_EVERY == 0:
-            return contraction._replace(fewest=2), "the estimated error, from iteration 2 on: to keep learning"
+            return contraction._replace(
+                fewest=2, first=0.0
+            ), "the estimated error, from iteration 2 on: to keep learning"
         # the estimate is c_1 r / (1 - r)
         learnt = contraction._replace(first=quantile / (1 + quantile))
         return learnt, f"the estimated error; iteration 1: learnt from {seen} samples, {COVERED:.0%}"

@@ -143,13 +143,11 @@ def audit(found: Audit, plan: Plan, iterations: int, trial: Callable[[Plan, Obse
 
     iterations: that the run has taken. trial: makes the session of a run of a plan, which an observer follows.
     """
-    seen: list[tuple[list[float], list[float], Tensor, bool]] = []
+    seen: list[Checkpoint] = []
 
     def keep(checkpoint: Checkpoint) -> None:
         if checkpoint.change is not None:
-            change, doubt = checkpoint.change, checkpoint.doubt
-            doubts = [0.0] * len(change) if doubt is None else doubt.tolist()
-            seen.append((change.tolist(), doubts, checkpoint.sample.clone(), checkpoint.exact))
+            seen.append(checkpoint.copied())
 
     sequential = choose(plan.num_inference_steps, Settings(method=SEQUENTIAL))
     telemetry.phase("explore")
@@ -160,12 +158,14 @@ def audit(found: Audit, plan: Plan, iterations: int, trial: Callable[[Plan, Obse
     except DivergenceError:  # such a call takes the sequential steps
         return
     assert reference is not None
+    of_samples = [each.signs() for each in seen]
     for sample, expected in enumerate(reference):
         changes, errors = list[float](), list[tuple[float, float]]()
-        for change, doubts, samples, exact in seen:
-            changes.append(change[sample])
-            estimated = 0.0 if exact else estimated_error(changes, plan.options.contraction, doubts[sample])
-            errors.append((estimated, float((samples[sample] - expected).abs().double().mean())))
+        for each, signs in zip(seen, of_samples, strict=True):
+            change, *others = (found[sample] for found in signs)
+            changes.append(change)
+            estimated = 0.0 if each.exact else estimated_error(changes, plan.options.contraction, *others)
+            errors.append((estimated, float((each.sample[sample] - expected).abs().double().mean())))
         found.record(errors)
 
 

@@ -27,6 +27,7 @@ from ..schedulers.steps import (
     second_order,
 )
 from ..schedulers.table import NoiseTable
+from .ahead import Ahead
 from .contract import SolverInputs
 from .program import Program
 
@@ -61,9 +62,16 @@ class Form(NamedTuple):
 
 
 class Completed(NamedTuple):
+    """A boundary as an iteration leaves it; its last one is a whole sample.
+
+    change: entry of its change since the iteration before; None: it is not measured.
+    ahead: see `ahead.Ahead`.
+    """
+
     iteration: int
     slot: int
-    compared: bool  # with that of the iteration before
+    change: int | None
+    ahead: Ahead | None = None
 
 
 @dataclass
@@ -120,6 +128,7 @@ class Compiler:
         self._history = len(given) - 1
         # how many vectors are carried beside a value
         self._counts: dict[Name, int] = {state: self._history}
+        self._num_changes = 0
         # values are numbered as they are written; first and last wave of each
         self._value = {name: number for number, name in enumerate(given)}
         self._written_in_this_wave: dict[Name, int] = {}
@@ -218,15 +227,22 @@ class Compiler:
         bracket: tuple[Name, Name] | None,
         compare: Name | None = None,
         iteration: int = 0,
-        whole: bool = False,
+        measured: bool = False,
         becomes: Sequence[Name] = (),
     ) -> Completed:
-        """A `Correction` of a value, and of all that it carries. becomes: names that the value has from now on."""
+        """A `Correction` of a value, and of all that it carries.
+
+        measured: by how much it differs from `compare`. becomes: names that the value has from now on.
+        """
         self._value |= self._written_in_this_wave  # from here on, reads find what the steps of this wave have written
         value, before = self._read(name), self._read_if_there(compare)
         pair = None if bracket is None else (self._read(bracket[0]), self._read(bracket[1]))
+        change = None
+        if measured and before is not None:
+            change = self._num_changes
+            self._num_changes += 1
         if pair is not None or before is not None:
-            self._updates[-1][1].append(Correction(value, pair, before, iteration, whole))
+            self._updates[-1][1].append(Correction(value, pair, before, iteration, change))
         self._value |= dict.fromkeys(becomes, value)
         if self.carries:
             count = self._counts[name]
@@ -241,7 +257,7 @@ class Compiler:
                 self._value |= dict(zip(self._carried(other, count), vectors, strict=True))
                 if x0_of(name) in self._value:  # of a jump
                     self._value[x0_of(other)] = self._value[x0_of(name)]
-        return Completed(iteration, value, before is not None)
+        return Completed(iteration, value, change)
 
     @property
     def num_values(self) -> int:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.wave_update import AS_THE_STATE, NetworkInput
+from .ahead import Ahead
 
 
 class Evaluate(NamedTuple):
@@ -46,12 +47,36 @@ class Checkpoint:
     stationary: Tensor | None = None
     # [samples], expected mean absolute error of the sample that no change shows; None: there is none
     doubt: Tensor | None = None
+    # what changes at boundaries say of the next change of the sample, and these, [entries, samples]; None: nothing
+    ahead: Ahead | None = None
+    changes: Tensor | None = None
     # [samples], estimated mean absolute error, where the method itself ended the run; None: `change` decides
     error: Tensor | None = None
 
     def copied(self) -> Checkpoint:
         """The same with tensors of its own: who looks at it may write into it."""
-        found: dict[str, Any] = {name: each.clone() for name, each in vars(self).items() if isinstance(each, Tensor)}
+        return self.mapped(Tensor.clone, *vars(self))
+
+    def signs(self) -> tuple[list[float], list[float], list[float]]:
+        """Change, doubt and the ratio of `ahead` of each sample, for `estimated_error`. Waits once for the device."""
+        assert self.change is not None
+        doubt, ratio = [0.0] * len(self.samples), [1.0] * len(self.samples)
+        if self.ahead is not None and self.changes is not None:
+            changes = self.changes.tolist()
+            change, ratio = changes[self.ahead.last], list(map(self.ahead.ratio, zip(*changes, strict=True)))
+        elif self.doubt is None:
+            change = self.change.tolist()
+        else:
+            change, doubt = torch.stack([self.change, self.doubt]).tolist()
+        return change, doubt, ratio
+
+    def measured(self, take: Callable[[Tensor], Tensor]) -> Checkpoint:
+        """The same with another tensor in the place of each that was measured; samples are its last dimension."""
+        return self.mapped(take, "change", "stationary", "doubt", "changes", "error")
+
+    def mapped(self, take: Callable[[Tensor], Tensor], *names: str) -> Checkpoint:
+        """The same with another tensor in the place of each of these fields that is one."""
+        found: dict[str, Any] = {name: take(each) for name in names if isinstance(each := getattr(self, name), Tensor)}
         return replace(self, **found)
 
 

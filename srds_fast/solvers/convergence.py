@@ -14,11 +14,14 @@ from typing import NamedTuple
 
 
 class Contraction(NamedTuple):
-    first: float = 1.0  # r after the first change, where there is no ratio of two; 1: nothing is known then
+    # least r at the earliest estimate, and r itself where one change has no ratio yet; 1: nothing is known then
+    first: float = 1.0
+    first_caution: float = 1.0  # there, caution is so many times as large
     fewest: int = 1  # changes before which no error is estimated
     ratios: int = 1  # how many ratios of successive changes count, at most; r follows from the largest
     caution: float = 2.0  # r is so many times that ratio: the next contraction may be weaker than the last
     smallest: float = 0.0  # least r, so that one lucky iteration does not end a run
+    smallest_later: float = 0.0  # the same beyond `LATER` changes
     slowest: float = math.inf  # largest r
     least_share: float = 0.0  # a change counts as no less than this share of the one before: it may be small by chance
 
@@ -36,10 +39,16 @@ class Contraction(NamedTuple):
 BLOCKS = Contraction(first=0.75, ratios=2, smallest=0.5, least_share=0.1)
 # Fixed-point methods begin with iterates that have little to do with the sample, and may rest before they move on: one
 # ratio says nothing. They end in small movements that no longer shrink.
-SWEEPS = Contraction(fewest=3, ratios=3, smallest=0.3, slowest=0.9)
-# Secant sweeps converge faster than by any r, so the largest of three ratios needs no caution. Before the fourth wave
-# some points were never asked; at a loose tolerance, trained policies that turned late had come to rest in the fourth.
-SECANTS = Contraction(fewest=5, ratios=3, caution=1.0, smallest=0.4, slowest=0.9)
+SWEEPS = Contraction(first=0.3, fewest=3, ratios=3, smallest=0.3, slowest=0.9)
+# Secant sweeps converge faster than by any r, so the larger of two ratios needs no caution. Before the fourth wave some
+# points were never asked; at a loose tolerance, trained policies that turned late had come to rest in it.
+# Once all points are asked in every wave, changes shrink by the same share for long.
+SECANTS = Contraction(
+    first=0.6, first_caution=1.5, fewest=4, ratios=2, caution=1.0, smallest=0.3, smallest_later=0.6, slowest=0.9
+)
+LATER = 8
+# Secant sweeps visit points for the first time until the fourth wave: how much the changes before shrank says little.
+FIRST_SLOWING = 3
 # Where changes shrink less than in the wave before, the network is rough, and what was interpolated is worth less: the
 # doubt counts the square of that factor, at most this one squared.
 MOST_SLOWING = 20.0
@@ -47,34 +56,38 @@ MOST_SLOWING = 20.0
 DIVERGENCE_FACTOR = 1e3
 
 
-def estimated_error(changes: Sequence[float], contraction: Contraction = BLOCKS, doubt: float = 0.0) -> float:
+def estimated_error(
+    changes: Sequence[float], contraction: Contraction = BLOCKS, doubt: float = 0.0, ratio: float = 1.0
+) -> float:
     """Mean absolute error left after these changes, oldest first; infinite while they shrink too little to say.
 
     doubt: expected error that no change shows; it counts more where changes shrink less than before. The two are
-    independent, so their squares are added.
+    independent, so their squares are added. ratio: what the next iteration says of r; 1 or more: nothing.
     """
     change = changes[-1]
     if change == 0.0:
         return doubt
     if len(changes) < contraction.fewest:
         return math.inf
-    r = contraction.first
+    r = min(contraction.first, ratio)
     if len(changes) > 1:
         newest = changes[-1 - contraction.ratios :]
         observed = max(after / before if before else math.inf for before, after in pairwise(newest))
-        r = min(contraction.slowest, max(contraction.smallest, contraction.caution * observed))
+        smallest, caution = contraction.smallest, contraction.caution
+        if len(changes) == contraction.fewest:
+            smallest, caution = max(smallest, contraction.first), caution * contraction.first_caution
+        elif len(changes) > LATER:
+            smallest = max(smallest, contraction.smallest_later)
+        r = min(contraction.slowest, max(smallest, caution * observed))
         change = max(change, contraction.least_share * changes[-2])
     if doubt:
-        doubt *= _slowing(changes, max(2, contraction.blind - 1)) ** 2
+        doubt *= _slowing(changes) ** 2
     return math.hypot(change * r / (1 - r), doubt) if r < 1 else math.inf
 
 
-def _slowing(changes: Sequence[float], first: int) -> float:
-    """The largest factor between a ratio of successive changes and the ratio before, 1 to `MOST_SLOWING`.
-
-    first: index of the first change whose ratio counts.
-    """
-    most = 1.0
+def _slowing(changes: Sequence[float]) -> float:
+    """The largest factor between a ratio of successive changes and the ratio before, 1 to `MOST_SLOWING`."""
+    most, first = 1.0, FIRST_SLOWING
     for before, between, after in zip(changes[first - 2 :], changes[first - 1 :], changes[first:], strict=False):
         most = max(most, after * before / between**2 if between else MOST_SLOWING)
     return min(most, MOST_SLOWING)
@@ -103,6 +116,7 @@ class Monitor:
         exact: bool,
         stationary: Sequence[bool],
         doubt: Sequence[float] | None = None,
+        ratio: Sequence[float] | None = None,
     ) -> tuple[int, ...]:
         """Positions (into `samples`) that must continue after iteration p >= 1; the arguments as in `Checkpoint`.
 
@@ -112,19 +126,20 @@ class Monitor:
             raise Diverged("a sample is not finite")
         self.change.append([None] * len(self.converged))
         doubt = [0.0] * len(samples) if doubt is None else doubt
-        for sample, moved, rests, doubted in zip(samples, change, stationary, doubt, strict=True):
+        ratio = [1.0] * len(samples) if ratio is None else ratio
+        for sample, moved, rests, *signs in zip(samples, change, stationary, doubt, ratio, strict=True):
             self.change[-1][sample] = moved
             self.iterations[sample] = iteration
             self.exact[sample] = exact or rests
-            close = exact or rests or (not self.bitwise and self._is_close(sample, moved, doubted))
+            close = exact or rests or (not self.bitwise and self._is_close(sample, moved, *signs))
             self.converged[sample] = close or self.converged[sample]
         return tuple(position for position, sample in enumerate(samples) if not self.converged[sample])
 
-    def _is_close(self, sample: int, moved: float, doubt: float) -> bool:
+    def _is_close(self, sample: int, moved: float, doubt: float, ratio: float) -> bool:
         if moved > DIVERGENCE_FACTOR * (self.change[0][sample] or math.inf):
             raise Diverged("the change of a sample has grown a thousandfold")
         changes = [seen for each in self.change if (seen := each[sample]) is not None]
-        error = estimated_error(changes, self.contraction, doubt)
+        error = estimated_error(changes, self.contraction, doubt, ratio)
         # a run of constant latency goes on: changes that are rounding alone then say nothing
         self.errors[sample] = min(error, self.errors[sample]) if self.converged[sample] else error
         return error <= self.tolerance

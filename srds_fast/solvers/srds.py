@@ -19,6 +19,7 @@ from ..errors import InvalidArgument
 from ..schedulers.steps import COARSE_SOLVERS, CoarseSolver
 from ..schedulers.table import NoiseTable
 from . import program as programs
+from .ahead import CAUTION, SMALLEST, watched
 from .checks import check_one_of, check_switch, check_whole
 from .compiler import Form
 from .contract import NO_INPUTS, Core, SolverInputs
@@ -147,7 +148,8 @@ class SRDS(Method):
         first = FIRST_CHANGE[self.coarse_solver] / self._blocks ** ORDER[self.coarse_solver]
         if self.coarse_solver == "2m":
             first *= stopping.num_steps
-        return tuple(_stops([scale * first], stopping) for scale in SPREAD)
+        ahead = self._looks_ahead(stopping.num_steps)
+        return tuple(_stops([scale * first], stopping, ahead) for scale in SPREAD)
 
     def iterations_from(self, seen: Seen, stopping: Stopping) -> int | None:
         theirs = seen.options
@@ -159,8 +161,13 @@ class SRDS(Method):
         scale = ratio ** ORDER[self.coarse_solver]
         # first-order jumps correct each other by as much less as there are fewer of them
         further = ratio if self.coarse_solver == "ddim" else 1.0
+        ahead = self._looks_ahead(stopping.num_steps)
         return max(
-            _stops([scale * further**number * change for number, change in enumerate(changes)], stopping)
+            _stops(
+                [scale * further**number * change for number, change in enumerate(changes)],
+                stopping,
+                ahead and (ratio != 1.0 or len(changes) == 1),  # else it has looked, and gone on
+            )
             for changes in seen.changes
         )
 
@@ -182,20 +189,30 @@ class SRDS(Method):
             return ["(rows begun for later iterations included: fewer with a smaller max_iterations or in_flight)"]
         return []
 
+    def _looks_ahead(self, num_steps: int) -> bool:
+        """Whether a run may stop after iteration 1, by what iteration 2 says of it."""
+        blocks = self._blocks
+        waves = programs.srds(num_steps, blocks, min(2, blocks), self.pipelined, in_flight=self.in_flight)
+        return watched(waves) is not None
+
     @property
     def _blocks(self) -> int:
         assert self.num_blocks is not None, "with_defaults fills it in"
         return self.num_blocks
 
 
-def _stops(changes: list[float], stopping: Stopping) -> int:
-    """The iteration after which a sample stops; changes that were not seen shrink as the last ones did."""
+def _stops(changes: list[float], stopping: Stopping, ahead: bool) -> int:
+    """The iteration after which a sample stops; changes that were not seen shrink as the last ones did.
+
+    ahead: the first change may be enough, if the next iteration says so.
+    """
     contraction = stopping.contraction
     shrinks = changes[-1] / changes[-2] if len(changes) > 1 and changes[-2] else SHRINKS
     for iteration in range(1, stopping.max_iterations):
         if len(changes) < iteration:
             changes.append(changes[-1] * shrinks)
-        if estimated_error(changes[:iteration], contraction) <= stopping.tolerance:
+        ratio = max(SMALLEST, CAUTION * shrinks) if ahead else 1.0
+        if estimated_error(changes[:iteration], contraction, ratio=ratio) <= stopping.tolerance:
             return iteration
     return stopping.max_iterations
 

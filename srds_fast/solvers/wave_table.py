@@ -15,7 +15,8 @@ from torch import Tensor
 from ..kernels.wave_update import WaveTable
 from ..schedulers.steps import CoarseSolver, TensorSpec
 from ..schedulers.table import NoiseTable
-from .compiler import CompiledProgram, Compiler, Form, Jump, x0_of
+from .ahead import ITERATION, Ahead, Watched, watched
+from .compiler import CompiledProgram, Compiler, Completed, Form, Jump, x0_of
 from .program import Boundary, Program
 
 
@@ -35,6 +36,8 @@ def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, f
         jumps = [compiler.jump(previous, *block) for previous, block in zip(before, pairwise(bounds), strict=False)]
     begun: dict[tuple[int, int], int] = {}  # values made before each solve of a block
     looks_back = [jump.coefficients.d != 0.0 for jump in jumps] + [False]
+    # an exact run does not estimate its error
+    tells, changes = None if form.bitwise else watched(program), dict[Boundary, int]()
     for wave in program:
         compiler.begin([("state", row.iteration, row.block) for row in wave.rows])
         for index, (iteration, block, *_) in enumerate(wave.rows):
@@ -56,21 +59,34 @@ def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, f
                 if not ends:
                     compiler.wave.states.append((position + 1, value))
         for boundary in wave.boundaries:
-            _complete(compiler, boundary, program, form.bitwise)
+            whole = boundary.boundary == program.num_blocks
+            measured = whole or (tells is not None and tells.includes(boundary))
+            completed = _complete(compiler, boundary, program, form.bitwise or measured, measured)
+            if completed.change is not None:
+                changes[boundary] = completed.change
+            if whole:
+                compiler.wave.completed.append(completed)
+        if tells is not None:  # the boundaries of later iterations come last in a wave
+            found = compiler.wave.completed
+            found[:] = [each._replace(ahead=_ahead(tells, each, changes)) for each in found]
     return compiler.finish()
 
 
-def _complete(compiler: Compiler, boundary: Boundary, program: Program, bitwise: bool) -> None:
+def _ahead(tells: Watched, completed: Completed, changes: dict[Boundary, int]) -> Ahead | None:
+    if completed.iteration != ITERATION or completed.change is None:
+        return None
+    return tells.ahead(changes, completed.change)
+
+
+def _complete(compiler: Compiler, boundary: Boundary, program: Program, compared: bool, measured: bool) -> Completed:
     """The value at a boundary, of its parts: F(x^(p-1)) + (G(x^p) - G(x^(p-1)))."""
     iteration, block = boundary.iteration, boundary.boundary - 1
-    whole = boundary.boundary == program.num_blocks
     new, old = ("jump", iteration, block), ("jump", iteration - 1, block)
-    compare = ("completed", iteration - 1, boundary.boundary) if bitwise or whole else None
+    compare = ("completed", iteration - 1, boundary.boundary) if compared else None
     becomes = [("state", *boundary), ("completed", *boundary)]
     # the coarse sweep has no solve to correct; in the exact prefix both jumps are the same
     name = ("solved", iteration - 1, block) if iteration > 0 else new
     bracket = (new, old) if 0 < iteration <= block else None
-    completed = compiler.correct(name, bracket, compare, iteration, whole, becomes)
+    completed = compiler.correct(name, bracket, compare, iteration, measured, becomes)
     compiler.wave.states.append((program.bounds[boundary.boundary], completed.slot))
-    if whole:
-        compiler.wave.completed.append(completed)
+    return completed

@@ -53,8 +53,8 @@ def by_definition(
     memory = memory.clone()
     for slot, result in made.items():
         memory[slot] = result
-    change = torch.zeros(4, memory.shape[1], dtype=torch.float64)
-    moved = torch.zeros_like(change, dtype=torch.bool)
+    change = torch.zeros(len(update.measured()), memory.shape[1], dtype=torch.float64)
+    moved = torch.zeros(4, memory.shape[1], dtype=torch.bool)
     for each in update.corrections:
         if each.bracket is not None:
             new, old = each.bracket
@@ -62,8 +62,8 @@ def by_definition(
         if each.compare is not None:
             distance = (memory[each.slot] - memory[each.compare]).abs().flatten(1)
             moved[each.iteration] |= (distance > 0).any(1)
-            if each.whole:
-                change[each.iteration] = distance.mean(1)
+            if each.change is not None:
+                change[each.change] = distance.mean(1)
     return memory, change, moved
 
 
@@ -104,12 +104,12 @@ class Case:
         steps = [step(10 + 2 * row + term, row, term) for row in range(rows) for term in range(2)]
         corrections = []
         if corrected:
-            corrections.append(Correction(3, (4, 6), compare=7, iteration=1))
+            corrections.append(Correction(3, (4, 6), compare=7, iteration=1, change=0 if rows > 1 else None))
             if rows:
                 corrections.append(Correction(11, (10, 4)))
             if rows > 1:
-                corrections.append(Correction(13, (12, 10), compare=8, iteration=2, whole=True))
-                corrections.append(Correction(9, None, compare=13, iteration=3, whole=True))
+                corrections.append(Correction(13, (12, 10), compare=8, iteration=2, change=1))
+                corrections.append(Correction(9, None, compare=13, iteration=3, change=2))
             corrections.append(Correction(0, (1, 2)))  # a state: steps must read it before it is corrected
         slots = [11, 3, 11, 0] if rows else [3, 0, 0]
         self.update = Update(

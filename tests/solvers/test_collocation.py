@@ -300,13 +300,16 @@ def test_small_systems_are_inverted() -> None:
 # the estimated error
 
 
-def test_a_stop_by_the_largest_of_three_ratios() -> None:
-    assert math.isinf(estimated_error([1.0, 0.1, 0.01, 0.001], SECANTS)), "the last points have just been asked"
-    assert estimated_error([2.0, 1.0, 0.1, 0.05, 0.005], SECANTS) == pytest.approx(0.005)
+def test_a_stop_by_the_larger_of_two_ratios() -> None:
+    assert math.isinf(estimated_error([1.0, 0.1, 0.01], SECANTS)), "some points were never asked"
+    assert estimated_error([1.0, 0.1, 0.01, 0.001], SECANTS) == pytest.approx(0.001 * 0.6 / 0.4), "they have just been"
+    assert estimated_error([1.0, 1.0, 0.5, 0.1], SECANTS) == pytest.approx(0.1 * 0.75 / 0.25), "with caution"
+    assert estimated_error([2.0, 1.0, 1.0, 0.5, 0.05], SECANTS) == pytest.approx(0.05)
     assert estimated_error([2.0, 1.0, 0.1, 0.01, 0.006], SECANTS) == pytest.approx(0.006 * 0.6 / 0.4)
-    assert estimated_error([2.0, 1.0, 0.1, 0.01, 0.001], SECANTS) == pytest.approx(0.001 * 0.4 / 0.6)
+    assert estimated_error([2.0, 1.0, 0.1, 0.01, 0.001], SECANTS) == pytest.approx(0.001 * 0.3 / 0.7)
     assert estimated_error([2.0, 1.0, 1.0, 0.1, 0.5], SECANTS) == pytest.approx(9 * 0.5)
     assert estimated_error([1.0, 0.5, 0.0], SECANTS) == 0.0
+    assert estimated_error([10.0**-wave for wave in range(9)], SECANTS) == pytest.approx(1e-8 * 0.6 / 0.4), "all points"
 
 
 def test_loose_tolerances_are_kept_where_samples_turn_late() -> None:

@@ -50,10 +50,10 @@ class Numbers:
     def __init__(self, slots: list[float]) -> None:
         self.slots = list(slots)
         self.inputs: dict[int, float] = {}
-        self.distances: dict[tuple[int, bool], list[float]] = {}
+        self.distances: dict[tuple[int, int], list[float]] = {}
 
-    def compare(self, iteration: int, whole: bool, slot: float, before: float) -> None:
-        self.distances.setdefault((iteration, whole), []).append(abs(slot - before))
+    def compare(self, iteration: int, change: int, slot: float, before: float) -> None:
+        self.distances.setdefault((iteration, change), []).append(abs(slot - before))
 
     def in_stages(self, update: Update, m: list[float], noise: list[float], clip: float) -> None:
         """As `kernels.wave_update.update` says."""
@@ -71,7 +71,9 @@ class Numbers:
                 new, old = each.bracket
                 slots[each.slot] += slots[new] - slots[old]
             if each.compare is not None:
-                self.compare(each.iteration, each.whole, slots[each.slot], slots[each.compare])
+                self.compare(
+                    each.iteration, -1 if each.change is None else each.change, slots[each.slot], slots[each.compare]
+                )
         for row, gather in enumerate(update.gathers):
             self.inputs[row] = gather.scale * slots[gather.slot]
 
@@ -90,7 +92,7 @@ class Numbers:
             assert each.input_row not in self.inputs
             self.inputs[each.input_row] = each.scale * value
         if each.compare >= 0:
-            self.compare(each.iteration, bool(each.whole), value, slots[each.compare])
+            self.compare(each.iteration, each.change, value, slots[each.compare])
 
 
 @given(st.sampled_from(list(SCHEDULERS)), st.integers(1, 16), st.data())
@@ -130,8 +132,6 @@ def test_chains_give_what_the_stages_say(name: str, num_steps: int, data: st.Dat
         assert numbers.distances.keys() == expected.distances.keys()
         for key, distances in expected.distances.items():
             assert same(sorted(numbers.distances[key]), sorted(distances))
-        wholes = [chain for chain in chains if any(each.whole and each.compare >= 0 for each in chain)]
-        assert len(wholes) <= 1, "one program adds up the change"
         memory = expected.slots
 
 
@@ -148,6 +148,6 @@ def test_the_memory_does_not_grow_with_the_iterations() -> None:
         waves = program.srds(100, 20, num_iterations)
         return wave_table(table(100), waves, "2m", torch.zeros(1, 2, dtype=torch.float64)).num_slots
 
-    # 20 rows in the widest wave, and what they and the corrections leave for later waves
-    assert slots(20) <= 3.5 * 20
+    # 20 rows in the widest wave, and what they, the corrections and the comparisons read later
+    assert slots(20) <= 3.6 * 20
     assert slots(20) <= slots(10) + 5

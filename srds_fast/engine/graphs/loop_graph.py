@@ -180,9 +180,7 @@ class _Arriving:
     """A checkpoint on its way to the host: copies that later stretches do not overwrite."""
 
     def __init__(self, found: Checkpoint) -> None:
-        change, stationary, doubt = map(_to_host, (found.change, found.stationary, found.doubt))
-        sample = found.sample.clone()
-        self._found = replace(found, sample=sample, change=change, stationary=stationary, doubt=doubt)
+        self._found = replace(found.measured(_to_host), sample=found.sample.clone())
         # the copy to the host follows in the same stream: a stream of its own could not begin earlier
         self._event: Any = None
         if found.sample.is_cuda and found.change is not None:
@@ -197,15 +195,12 @@ class _Arriving:
             return found
         index = torch.tensor(running, device="cpu")
         sample = found.sample[index.to(found.sample.device)]
-        change, stationary, doubt = (
-            None if each is None else each[index] for each in (found.change, found.stationary, found.doubt)
-        )
-        return replace(found, sample=sample, samples=running, change=change, stationary=stationary, doubt=doubt)
+        return replace(found.measured(lambda each: each[..., index]), sample=sample, samples=running)
 
 
-def _to_host(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or not tensor.is_cuda:
-        return None if tensor is None else tensor.clone()
+def _to_host(tensor: Tensor) -> Tensor:
+    if not tensor.is_cuda:
+        return tensor.clone()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
 

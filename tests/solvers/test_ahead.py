@@ -1,0 +1,116 @@
+"""What iteration 2 says of the sample that iteration 1 gives."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from cores import feed, table
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import GaussianMixture, noise
+from torch import Tensor
+
+from srds_fast.solvers import program
+from srds_fast.solvers.ahead import BOUNDARIES, SMALLEST, Ahead, watched
+from srds_fast.solvers.contract import SolverInputs, Trajectory
+from srds_fast.solvers.convergence import Monitor, estimated_error
+from srds_fast.solvers.program import Boundary
+from srds_fast.solvers.srds import srds
+
+
+class EveryState(Trajectory):
+    """All states at each position of the grid; at a boundary one of each iteration, from the coarse sweep on."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__(num_steps)
+        self.arrived: dict[int, list[Tensor]] = {}
+
+    def record(self, position: int, x: Tensor, samples: tuple[int, ...]) -> None:
+        self.arrived.setdefault(position, []).append(x)
+
+
+@given(st.integers(1, 60), st.data())
+def test_what_tells_is_known_when_it_is_asked(num_steps: int, data: st.DataObject) -> None:
+    num_blocks = data.draw(st.integers(1, num_steps))
+    iterations = data.draw(st.integers(0, num_blocks))
+    pipelined = data.draw(st.booleans())
+    in_flight = data.draw(st.sampled_from([None, 1, 2])) if pipelined else None
+    waves = program.srds(num_steps, num_blocks, iterations, pipelined, in_flight=in_flight)
+    waves = waves.limited_to(data.draw(st.sampled_from([None, 1, 3])))
+    found = watched(waves)
+    if iterations < 2 or not pipelined or in_flight == 1:
+        assert found is None, "iteration 2 has not begun"
+    if found is not None:
+        done: list[Boundary] = []
+        for wave in waves:
+            done += wave.boundaries
+            if Boundary(1, num_blocks) in wave.boundaries:
+                break
+        tell = [each for each in done if found.includes(each)]
+        assert len(tell) == 2 * BOUNDARIES, "so many of each iteration"
+        assert found.last == max(each.boundary for each in done if each.iteration == 2)
+        assert found.blocks == num_blocks - found.last
+
+
+def test_it_is_made_of_the_changes_at_the_last_boundaries_that_both_iterations_have_passed() -> None:
+    waves = program.srds(50, 12, 3)
+    tells, grid = watched(waves), table(50)
+    assert tells is not None
+    mixture, x = GaussianMixture.random(dimensions=8), noise(3, 8)
+    kept = EveryState(50)
+    core = srds(x, grid, waves, inputs=SolverInputs(trajectory=kept, scaled=True))
+    _, _, checkpoints = feed(core, mixture, grid)
+    found = next(each for each in checkpoints if each.iteration == 1)
+    assert found.ahead is not None
+    assert [each.ahead for each in checkpoints if each.iteration != 1] == [None] * 3
+
+    def change(iteration: int, boundary: int) -> Tensor:
+        of_iterations = kept.arrived[waves.bounds[boundary]]
+        return (of_iterations[iteration] - of_iterations[iteration - 1]).abs().mean(1)
+
+    known = range(tells.first, tells.last + 1)
+    told, _, ratios = found.signs()
+    assert told == change(1, 12).tolist()
+    for sample, ratio in enumerate(ratios):
+        now, following = ([float(change(number, each)[sample]) for each in known] for number in (1, 2))
+        assert ratio == pytest.approx(ratio_of(now, following, told[sample], 12 - known[-1]))
+
+
+def ratio_of(now: list[float], following: list[float], last: float, blocks: int = 1) -> float:
+    entries = tuple(range(2 * BOUNDARIES + 1))
+    ahead = Ahead(entries[:BOUNDARIES], entries[BOUNDARIES:-1], entries[-1], blocks)
+    return ahead.ratio([*now, *following, last])
+
+
+def test_ratios_that_stay_are_expected_to_stay() -> None:
+    assert ratio_of([1.0] * 4, [0.2] * 4, 1.0) == pytest.approx(0.3), "with some caution"
+    assert ratio_of([1.0] * 4, [1e-6] * 4, 1.0) == SMALLEST, "what is not seen is not zero"
+
+
+def test_ratios_that_grow_are_expected_to_go_on() -> None:
+    growing = ratio_of([1.0] * 4, [1e-3, 3e-3, 9e-3, 27e-3], 1.0, blocks=2)
+    assert growing == pytest.approx(1.5 * 27e-3 * 3**4)
+    assert growing > 1.0, "nothing is promised"
+    assert math.isinf(ratio_of([1.0] * 4, [0.0, 0.0, 0.0, 1e-9], 1.0))
+
+
+def test_a_last_change_beyond_all_that_was_compared_says_less() -> None:
+    assert ratio_of([1.0] * 4, [0.1] * 4, 2.0) == pytest.approx(0.15)
+    assert ratio_of([1.0] * 4, [0.1] * 4, 6.0) == pytest.approx(0.15 * 9)
+
+
+@pytest.mark.parametrize(
+    ("now", "following"),
+    [([0.0] * 4, [0.0] * 4), ([0.0] * 4, [1.0] * 4), ([1.0] * 4, [0.0] * 4), ([1.0] * 4, [math.nan] * 4)],
+)
+def test_without_changes_nothing_is_said(now: list[float], following: list[float]) -> None:
+    assert math.isinf(ratio_of(now, following, 1.0))
+
+
+def test_a_sample_stops_after_its_first_change_if_the_next_iteration_promises_that() -> None:
+    assert estimated_error([0.01], ratio=0.2) == pytest.approx(0.0025)
+    assert estimated_error([0.01], ratio=math.inf) == estimated_error([0.01]), "else as without"
+    assert estimated_error([1.0, 0.1], ratio=0.1) == estimated_error([1.0, 0.1]), "its own ratio is better"
+    monitor = Monitor(2, tolerance=4e-3, bitwise=False)
+    assert monitor.judge(1, (0, 1), [0.01, 0.01], False, [False] * 2, ratio=[0.2, 0.5]) == (1,)

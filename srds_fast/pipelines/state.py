@@ -23,6 +23,7 @@ from ..schedulers.private_draws import Replayed, global_generator
 from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
+from .interrupts import Interrupts
 from .keywords import refuse_unknown
 from .lockstep.memory import LoopMemory
 from .modular.arguments import bind_modular, is_modular
@@ -55,6 +56,7 @@ class State:
     graphs: Graphs
     network_options: NetworkOptions
     overlap: str
+    interrupts: Interrupts  # of the original, however often it is compiled
     audit: float = 0.0  # the share of calls that are compared with their sequential samples
     calls: Iterator[int] = field(default_factory=itertools.count)  # numbers of calls
     last: Last = field(default_factory=Last)

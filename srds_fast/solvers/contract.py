@@ -48,11 +48,12 @@ class Checkpoint:
     doubt: Tensor | None = None
     # [samples], estimated mean absolute error, where the method itself ended the run; None: `change` decides
     error: Tensor | None = None
+    final: bool = False  # of what observers are shown: the run ends with this sample
 
-    def copied(self) -> Checkpoint:
+    def copied(self, *, final: bool) -> Checkpoint:
         """The same with tensors of its own: who looks at it may write into it."""
         found: dict[str, Any] = {name: each.clone() for name, each in vars(self).items() if isinstance(each, Tensor)}
-        return replace(self, **found)
+        return replace(self, final=final, **found)
 
 
 def merged(whole: Tensor | None, newest: Tensor, samples: tuple[int, ...]) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import telemetry
+from ...engine import cancellation
 from ...engine.run import Run
 from ...engine.streams import has_two_lanes
 from ...sampling.session import Session, no_room
@@ -175,6 +176,9 @@ class LockstepLoop:
 
     def _make(self, call: Call, own: bool = False) -> Any:
         """Make a network call now. own: of a turn; before the waves it shows what the network itself does."""
+        watch = cancellation.current()
+        if watch is not None:
+            watch.look_within() if own else watch.look()
         network = call.network
         if not own or self.session is not None:  # code is compiled for waves alone
             network = self.replacements.get(network, network)  # type: ignore[call-overload]
@@ -242,6 +246,11 @@ class LockstepLoop:
     def refused(self) -> bool:
         """Whether no call of this kind can leave its stock loop."""
         return self._driver is not None and self._driver.refused
+
+    def put_back(self) -> None:
+        """The call is left: give the networks back what they held if it has not come to its first wave."""
+        if self._driver is not None:
+            self._driver.put_back()
 
     def restore_networks(self) -> None:
         """Give the networks back what they held before the loop: the stock loop follows."""

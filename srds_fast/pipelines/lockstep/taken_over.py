@@ -74,11 +74,7 @@ class TakenOver:
         def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
             samples.wave = run.next(None)
             while samples.wave is not None:
-                m = evaluate(samples.wave)
-                run.received()
-                if samples.was_interrupted():
-                    return
-                samples.wave = run.next(m)
+                samples.wave = run.next(evaluate(samples.wave))
                 self._progress()
                 if samples.wave is None or held.foreign_hook is not None:
                     look_for_change()

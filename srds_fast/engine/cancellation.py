@@ -197,7 +197,9 @@ class watching:
         # the calls around this one look at what they were asked
         around = () if parent is None else parent.asked
         asked = (*(each for each in _asked.get() if each not in around), *own)
-        self._watch = Watch(asked, interrupted, parent) if asked or interrupted is not None else None
+        # the waves of a call within another one are no waves of that
+        looks = asked or interrupted is not None or parent is not None
+        self._watch = Watch(asked, interrupted, parent) if looks else None
 
     def __enter__(self) -> Watch | None:
         if self._watch is not None:
@@ -210,7 +212,7 @@ class watching:
             else:
                 return self._watch
             raise why
-        return current()
+        return None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -218,6 +220,7 @@ class watching:
         if self._watch is None:
             return
         _watch.reset(self._token)
+        self._watch.asked, self._watch.interrupted = (), None  # reports of the call hold its run
         if isinstance(error, Ended) and error.watch is self._watch:
             why, context = error.why, error.why.__context__
             try:

@@ -254,7 +254,8 @@ def sampled(
                 return stock.result(session.exploration)
             found = session.complete().sample
     except DivergenceError as error:
-        error.report = replace(error.report, timeline=timeline.sums)
+        if error.report is not None:  # it is from the run, and not from a function of the user's
+            error.report = replace(error.report, timeline=timeline.sums)
         raise
     except Cancelled as error:
         error.report = None if session is None else replace(session.report(), timeline=timeline.sums)

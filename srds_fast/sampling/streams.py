@@ -29,8 +29,8 @@ def stream(denoiser: Denoiser, x: Tensor, scheduler: Any, num_inference_steps: i
 
     Raises:
         TypeError: `sample` has no such argument.
-        InvalidArgument: x is no noise, or `observer` or `keep_trajectory` was given. Errors of `sample` itself come with
-            the first refinement.
+        InvalidArgument: x is no noise, or `observer` or `keep_trajectory` was given. Others are those of `sample`, and
+            come with the first refinement.
     """
     return Stream(_source(denoiser, x, scheduler, num_inference_steps, settings))
 

@@ -6,8 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from problems import GaussianMixture, noise, scheduler
+from torch import Tensor, nn
 
 import srds_fast
+
+STEPS, SHAPE = 16, (2, 8)
+MIXTURE = GaussianMixture.random(8)
 
 
 class Flag:
@@ -61,3 +66,19 @@ def cancelled(call: Callable[[Flag], Any], at: int) -> srds_fast.Cancelled:
         call(flag)
     assert (flag.calls, flag.after) == (at, 0)
     return caught.value
+
+
+class Network(nn.Module):
+    """Predicts eps; `seen` is called in every call."""
+
+    def __init__(self, seen: Callable[[], Any] = lambda: None) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.seen()
+        return MIXTURE(x, t.long())
+
+
+def sample(network: Any, each: Any = srds_fast.sample, steps: int = STEPS, **settings: Any) -> Any:
+    return each(network, noise(*SHAPE), scheduler(), steps, **settings)

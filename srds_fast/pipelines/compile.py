@@ -183,7 +183,8 @@ class FastPipeline:
                 are expected to end beyond the tolerance (conformal risk control). `report.stop_rule` says so.
 
         Returns:
-            the report of the call; `engine_reason` says why nothing was recorded, if so.
+            the report of the call; `engine_reason` says why nothing was recorded, if so. An interrupt ends the warm-up,
+            with the report of the call that it has ended.
         """
         planner = self._srds.planner
         check_whole("audit", audit, 0)
@@ -194,19 +195,27 @@ class FastPipeline:
                 "nothing new. Leave latents out."
             )
         (args, kwargs), draws = with_own_draws(self, args, kwargs, bind(self, args, kwargs))
+
+        def called(*, warming: bool = False, auditing: bool = False) -> Report:
+            run_call(self, args, kwargs, warming=warming, auditing=auditing, draws=draws)
+            assert self.report is not None
+            return self.report
+
         for _ in range(MOST_WARM_UPS):
             recorded = self.graphs.captured
-            run_call(self, args, kwargs, warming=True, draws=draws)
-            assert self.report is not None
-            changing = self.graphs.captured > recorded or self.report.plan_state == EXPLORING
+            report = called(warming=True)
+            if report.interrupted:
+                return report
+            changing = self.graphs.captured > recorded or report.plan_state == EXPLORING
             if not (changing and planner.settings.measures):
                 break
         for _ in range(audit):
-            run_call(self, args, kwargs, auditing=True, draws=draws)
+            report = called(auditing=True)
+            if report.interrupted:
+                return report
         if freeze and self._srds.last.exploration is not None:
             self._srds.last.exploration.hold()
-        assert self.report is not None
-        return self.report
+        return report
 
     def calibrate(self, prompts: Sequence[Any], *, num_samples: int = 8, quantile: float = 0.95, **kwargs: Any) -> Plan:
         """Measure how many iterations each plan needs on this network, and use the fastest plan for later calls.

@@ -49,6 +49,54 @@ def test_an_interrupted_first_call_returns_what_it_has(
     assert not fast.report.interrupted
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_an_interrupted_trial_changes_nothing_of_the_sample(sd: Any, share: float) -> None:
+    """A first call with "auto" measures, runs, and times other plans."""
+    whole, flag = Flag(), Flag()
+
+    def interrupt(*_: Any) -> None:
+        flag.called()
+        if flag.is_set():
+            fast._interrupt = True
+
+    def count(*_: Any) -> None:
+        whole.called()
+
+    hook = sd.unet.register_forward_pre_hook(count)
+    latents(srds_fast.compile(sd))
+    hook.remove()
+    fast, flag = srds_fast.compile(sd), Flag(int(share * whole.calls))
+    hook = sd.unet.register_forward_pre_hook(interrupt)
+    found = latents(fast)
+    hook.remove()
+    assert flag.after <= 1
+    if not fast.report.interrupted:
+        assert float((found - latents(sd)).abs().mean()) <= 4e-3
+
+
+@pytest.mark.parametrize("what", ["calibrate", "plan_for", "warmup"])
+def test_an_interrupt_ends_what_makes_several_calls(sd: Any, what: str) -> None:
+    fast, flag = srds_fast.compile(sd), Flag(6)
+
+    def interrupt(*_: Any) -> None:
+        flag.called()
+        if flag.calls == 6:
+            fast._interrupt = True
+
+    hook = sd.unet.register_forward_pre_hook(interrupt)
+    if what == "warmup":
+        assert fast.warmup("a cat", num_inference_steps=STEPS).interrupted
+    elif what == "plan_for":
+        with pytest.raises(srds_fast.Cancelled, match="interrupted"):
+            fast.plan_for("a cat", measure=True, num_inference_steps=STEPS)
+    else:
+        with pytest.raises(srds_fast.Cancelled, match="interrupted"):
+            fast.calibrate("a cat", num_samples=1, num_inference_steps=STEPS)
+    hook.remove()
+    assert flag.after <= 1
+    assert float((latents(fast) - latents(sd)).abs().mean()) <= 4e-3
+
+
 class Turns:
     """Two threads whose network calls take turns: the first `held` waits in its call with a number."""
 

@@ -79,6 +79,7 @@ class Driver:
         self.x0: Tensor  # predicted in the only step
         self._to_begin: tuple[NoiseTable, Any]  # the table of the whole grid, and the generator of the steps
         self._begun: tuple[NoiseTable, SolverInputs] | None = None  # of the loop's steps, once the noise is drawn
+        self._first: Ran  # turn
         self._called: ModuleState  # of the networks, as their first calls have left them
         self._passes: Passes
         self._rehearsal: Rehearsal
@@ -133,23 +134,23 @@ class Driver:
     def script(self, first: Ran, options: dict[str, Any]) -> Script:
         """The turns of a call after its first one. options: of the scheduler's step."""
         first = replace(first, x=first.x.clone(), m=first.m.clone())
-        try:
-            return (yield from self._script(first, options))
-        except Interrupted:
-            return (yield from self._interrupted(first))
+        return self._with_what_there_is(self._script(first, options), first)
 
-    def _interrupted(self, first: Ran) -> Script:
-        """After an interrupt: the loop goes on with the sample that there is."""
-        samples = self._samples
-        if samples.session is None:  # before the first wave
-            self.put_back()
-            noise, inputs = self._begun or samples.begin(*self._to_begin, first.m, first.x, len(first.x))
-            samples.make(noise, inputs)
-            samples.interrupt(samples.state)
-            return first.x
-        if samples.run.sample is None:  # otherwise the run was complete, and others were timed
-            samples.interrupt(samples.newest())
-        return (yield from self._last_turn(len(first.x) // len(samples.state)))
+    def _with_what_there_is(self, script: Script, first: Ran) -> Script:
+        """The script; after an interrupt the loop goes on with the sample that there is."""
+        samples, self._first = self._samples, first
+        try:
+            return (yield from script)
+        except Interrupted:
+            if samples.session is None:  # before the first wave
+                self.put_back()
+                noise, inputs = self._begun or samples.begin(*self._to_begin, first.m, first.x, len(first.x))
+                samples.make(noise, inputs)
+                samples.interrupt(samples.state)
+                return first.x
+            if samples.run.sample is None:  # otherwise the run was complete, and others were timed
+                samples.interrupt(samples.newest())
+            return (yield from self._last_turn(len(first.x) // len(samples.state)))
 
     def _script(self, first: Ran, options: dict[str, Any]) -> Script:
         begun, samples, scheduler = time.perf_counter(), self._samples, self._scheduler
@@ -217,11 +218,7 @@ class Driver:
 
         The state departs as it is: the loop has done all that it does after its step.
         """
-        try:
-            return (yield from self._rest())
-        except Interrupted:
-            self._samples.interrupt(self._samples.newest())
-            return (yield from self._last_turn())
+        return self._with_what_there_is(self._rest(), self._first)
 
     def _rest(self) -> Script:
         samples = self._samples

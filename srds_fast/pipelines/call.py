@@ -182,8 +182,10 @@ def _run_call(
                 loop_state = LoopState()
             proxied._blocks = driven(proxied._blocks, lockstep, loop_state)
 
+        own_marks = vars(proxied)
+
         def interrupted() -> bool:  # a callback sets the attribute of the copy
-            return bool(getattr(proxied, NAME, False)) or running.is_asked()
+            return bool(own_marks.get(NAME)) or running.is_asked()
 
         watch = cancellation.current()
         assert watch is not None

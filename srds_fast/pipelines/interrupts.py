@@ -28,11 +28,11 @@ class RunningCall:
     def __init__(self, interrupts: Interrupts) -> None:
         self.asked = self.itself = False
         self.threads = threading.get_ident(), reader.get()
-        self._interrupts = interrupts
+        self._interrupts, self._attributes = interrupts, interrupts.attributes
 
     def is_asked(self) -> bool:
         """Whether it is to end early, by now."""
-        if not self.asked:
+        if self._attributes.get(NAME):
             self._interrupts.look()
         return self.asked
 
@@ -40,7 +40,7 @@ class RunningCall:
         """Ask it to."""
         self.asked = True
         if self.itself:
-            self._interrupts.attributes[NAME] = True
+            self._attributes[NAME] = True
 
 
 class Interrupts:

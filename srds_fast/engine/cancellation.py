@@ -165,8 +165,8 @@ def using(*, cancel: Cancel | None = None, on_wave: OnWave | None = None) -> Ite
             the rows of the wave; and how many steps of the call's own run are settled, which no later wave changes.
             An exception that it raises ends the call with that exception. It runs in the thread of the call. Where a
             call falls back to the pipeline's own loop, each network call counts as a wave of one row, and the settled
-            steps are what the scheduler tells of them, or 0. In such a loop every module is looked at, which costs
-            about 1 us a module and network call.
+            steps are what the scheduler tells of them, or 0. Such a loop is a little slower than without: torch calls
+            the look at every module of the network.
 
     Raises:
         InvalidArgument: cancel has no `is_set`, or on_wave cannot be called.

@@ -15,7 +15,9 @@ from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import zoo as zoo
+    from .engine.cancellation import using as using
     from .engine.graphs.cache import Graphs as Graphs
+    from .errors import Cancelled as Cancelled
     from .errors import CaptureFailed as CaptureFailed
     from .errors import DivergenceError as DivergenceError
     from .errors import InvalidArgument as InvalidArgument
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from .planner.plan import Plan as Plan
     from .sampling.sample import SampleResult as SampleResult
     from .sampling.sample import sample as sample
+    from .sampling.streams import astream as astream
+    from .sampling.streams import stream as stream
     from .solvers import program as program
     from .telemetry import profile as profile
     from .telemetry.report import Report as Report
@@ -36,11 +40,15 @@ if TYPE_CHECKING:
 _HOME = {
     "compile": "pipelines.compile",
     "sample": "sampling.sample",
+    "stream": "sampling.streams",
+    "astream": "sampling.streams",
+    "using": "engine.cancellation",
     "profile": "telemetry",
     "SampleResult": "sampling.sample",
     "Plan": "planner.plan",
     "Report": "telemetry.report",
     "Graphs": "engine.graphs.cache",
+    "Cancelled": "errors",
     "CaptureFailed": "errors",
     "DivergenceError": "errors",
     "InvalidArgument": "errors",

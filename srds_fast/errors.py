@@ -43,3 +43,27 @@ class DivergenceError(SrdsFastError, ArithmeticError):
     def __init__(self, message: str, report: Any = None) -> None:  # unpickled from the message, then given its report
         super().__init__(message)
         self.report = report
+
+
+class Cancelled(SrdsFastError):
+    """The call was cancelled: `cancel.is_set()` was true before a wave.
+
+    Attributes:
+        waves: waves that were begun, of the run and of all that the call does beside it.
+        settled_steps: steps of the run that no later wave would have changed.
+        report: of `sample`, a `srds_fast.Report` of the call until then; of a compiled pipeline that is its `report`.
+    """
+
+    def __init__(self, message: str, waves: int = 0, settled_steps: int = 0, report: Any = None) -> None:
+        super().__init__(message)
+        self.waves, self.settled_steps, self.report = waves, settled_steps, report
+
+    @classmethod
+    def after(cls, waves: int, settled_steps: int) -> Cancelled:
+        """With the message for so many waves and steps."""
+        return cls(
+            f"The call was cancelled after {waves} waves, with {settled_steps} steps settled. What it was given as "
+            "cancel is set. Clear it, or pass another one, before the next call.",
+            waves,
+            settled_steps,
+        )

@@ -30,6 +30,7 @@ from ..solvers.contract import Evaluate, SolverInputs
 from ..solvers.convergence import Diverged
 from ..solvers.fixed_point.program import of_widths
 from ..solvers.program import Program
+from . import cancellation
 from .eager import Evaluator
 from .graphs.device_lock import DeviceBusy, device_lock, in_a_replay
 from .graphs.recorder import recorder
@@ -124,6 +125,7 @@ def price(
         try:
             with telemetry.unseen():
                 run = Run(plan, state, noise, replace(inputs, trajectory=None))
+                run.watch = None  # no network is called
                 return between_calls(run.next, dtype, 1 if inputs.guidance is None else len(inputs.guidance))
         except (Diverged, torch.OutOfMemoryError):
             return math.inf
@@ -224,9 +226,11 @@ class _Call:
         self._times: list[float] = []
         self._make: Callable[[], object] = lambda: evaluate(wave)
         if replayed or not warm:  # warm up: lazy initialisation must be neither timed nor captured
+            cancellation.wave(self.rows)
             self._make()
         if replayed:
             evaluate.prepare()
+            cancellation.look()
             graph, *_ = recorder(device).record(lambda check: evaluate(wave))
             self._make = graph.replay
             self._make()
@@ -244,6 +248,7 @@ class _Call:
         return statistics.median(self._times)
 
     def time(self) -> None:
+        cancellation.wave(self.rows)
         started = time.perf_counter()
         self._make()
         if self._device.type == "cuda":

@@ -16,6 +16,7 @@ from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, So
 from ..solvers.convergence import Contraction, Diverged, Monitor
 from ..solvers.program import Program
 from ..telemetry.report import BY_EXACT, BY_ITERATIONS, BY_OWN_RULE, BY_SEQUENTIAL, BY_TOLERANCE, SURE
+from . import cancellation
 
 Observer = Callable[[Checkpoint], None]
 
@@ -62,11 +63,13 @@ class Run:
     x: starting noise in the dtype of the state, [batch, ...]. counts, engine: of the run that this one continues.
     started: `time.perf_counter()` when the first wave began, if that was before the run was made.
     factor: of the tolerance, that estimated errors are compared with. contraction: how they are estimated; None: as the
-    method does.
+    method does. settled_before: steps of the call that were done before this run began.
     shown: iteration that the observer has seen last, -1 before the first.
     change, iterations: see `change` and `iterations_per_sample` of `Report`.
     sample: final samples in the dtype of the state, [batch, ...]; newest: the newest whole one; each None until then.
     final_steps: steps of the grid that no later wave changes, N at the end: for progress bars.
+    handed_out: the wave that is run now.
+    watch: looks before every wave whether the call is to end; None: nobody asks.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Run:
         factor: float = 1.0,
         contraction: Contraction | None = None,
         together: bool = False,
+        settled_before: int = 0,
     ) -> None:
         contraction = plan.options.contraction if contraction is None else contraction
         self._monitor = Monitor(len(x), factor * plan.tolerance, plan.bitwise, contraction)
@@ -89,11 +93,12 @@ class Run:
         self._unread: list[Checkpoint] = []
         self.change, self.iterations = self._monitor.change, self._monitor.iterations
         self._factor = factor
+        self.watch, self._settled_before, self._replays = cancellation.current(), settled_before, False
         self._observer, self._together = observer, together
         self.plan, self.program = plan, plan.program()
         self.counts = Counts() if counts is None else counts
         self.engine = EngineUse() if engine is None else engine
-        self._handed_out: Evaluate | None = None
+        self.handed_out: Evaluate | None = None
         self._started = time.perf_counter() if started is None else started
         self._seconds_before = self.counts.seconds
         self.final_steps, self.shown, self.stopped = 0, -1, False
@@ -115,9 +120,13 @@ class Run:
         except StopIteration as stop:
             self.sample = stop.value
             self.final_steps = self.program.num_steps
+            if self.watch is not None:
+                self.watch.settle(self._settled_before + self.final_steps)
             return None
         except BaseException as what:
             self._core.close()  # a core that replays holds the lock of its device
+            if isinstance(what, cancellation.Ended):
+                self.leave()
             if isinstance(what, Diverged):
                 raise Diverged(self._diagnosis(str(what))) from None
             raise
@@ -126,7 +135,7 @@ class Run:
 
     def close(self) -> None:
         """End without a sample, and free the memory of the waves."""
-        self._handed_out = None
+        self.handed_out = None
         self._core.close()
 
     def may_launch_ahead(self, iteration: int) -> bool:
@@ -141,36 +150,40 @@ class Run:
 
     def follow(self, core: Core) -> None:
         """Take the waves from this core instead, which replays them; called before the first wave."""
-        self._core = self._with_ranges(core, replayed=True)
+        self._core, self._replays = self._with_ranges(core, replayed=True), True
 
     def _with_ranges(self, core: Core, *, replayed: bool = False) -> Core:
-        return telemetry.ranged(core, self.program, lambda: self._handed_out is not None, replayed=replayed)
+        return telemetry.ranged(core, self.program, lambda: self.handed_out is not None, replayed=replayed)
 
     def _advance(self, answer: Answer) -> Evaluate:
         while True:
             event = self._core.send(answer)
             if isinstance(event, Evaluate):
-                self._handed_out = event
+                self.handed_out = event
                 self.final_steps = self.program.final_steps[event.number - 1] if event.number else 0
                 self._count(event, 1)
+                if self.watch is not None:
+                    settled = self._settled_before + self.final_steps
+                    # a replayed wave is launched already: its sample is waited for
+                    self.watch.wave(len(event.positions), settled, interrupts=not self._replays)
                 self.counts.peak_rows = max(self.counts.peak_rows, len(event.positions))
                 return event
             answer = self._judge(event)
             self.newest = merged(self.newest, event.sample, event.samples)
             if self._observer is not None:
-                self._observer(event.copied())
+                self._observer(event.copied(final=answer == ()))
             self.shown = event.iteration
 
     def received(self) -> None:
         """The wave handed out last has been run."""
-        self._handed_out = None
+        self.handed_out = None
 
     def leave(self) -> None:
         """Take no more waves. The one handed out last has not been run, and is not counted."""
         self._core.close()
-        if self._handed_out is not None:
-            self._count(self._handed_out, -1)
-            self._handed_out = None
+        if self.handed_out is not None:
+            self._count(self.handed_out, -1)
+            self.handed_out = None
 
     def stop(self, sample: Tensor) -> None:
         """End here, with this sample, [batch, ...] in the dtype of the state."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import telemetry
+from ..engine import cancellation
 from ..engine.run import Observer
 from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
@@ -23,6 +24,7 @@ from ..telemetry.report import Report, stock_report
 from . import acceleration
 from .guiders import own_guiders
 from .hooks import execution_device, hooks_of, is_offloaded
+from .interrupts import NAME, RunningCall
 from .kinds import kind_of_loop
 from .known_classes import is_known
 from .lockstep.call_session import CallSettings
@@ -96,8 +98,13 @@ def run_call(
     timeline = telemetry.Timeline()
     diverged: DivergenceError | None = None
     try:
-        with telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline), draws or nullcontext():
-            return _run_call(fast, args, kwargs, observer, draws, **asked)
+        with (
+            fast._srds.interrupts.running() as running,
+            cancellation.watching(interrupted=running.is_asked),
+            telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline),
+            draws or nullcontext(),
+        ):
+            return _run_call(fast, args, kwargs, observer, draws, running, **asked)
     except DivergenceError as error:
         diverged = error
         raise
@@ -120,6 +127,7 @@ def _run_call(
     kwargs: dict[str, Any],
     observer: Observer | None,
     draws: PrivateDraws | None,
+    running: RunningCall,
     *,
     warming: bool = False,
     auditing: bool = False,
@@ -139,7 +147,7 @@ def _run_call(
         check_warm_start_method(state.planner.options)
     reason = stock_reason(fast, arguments)
     if reason is not None:
-        return stock_call(fast, args, kwargs, arguments, reason, own)
+        return stock_call(fast, args, kwargs, arguments, reason, own, running)
     device = execution_device(fast)
     random = RandomState(arguments, device)
     if previews is not None:
@@ -150,10 +158,10 @@ def _run_call(
         kind = kind_of_call(fast, loop)
         chosen = None if kind is None else state.explorations.get(kind)
         if kind in state.refused:
-            return stock_call(fast, args, kwargs, arguments, state.refused[kind], own)
+            return stock_call(fast, args, kwargs, arguments, state.refused[kind], own, running)
         if chosen is not None and chosen.chose_stock:
             state.last.exploration = chosen
-            return chosen_stock_call(fast, args, kwargs, arguments, chosen)
+            return chosen_stock_call(fast, args, kwargs, arguments, chosen, running)
     with (
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
@@ -163,8 +171,6 @@ def _run_call(
         parts = {**tokenizers, **own_guiders(fast), **(without_progress_bar(fast) if state.quiet else {})}
         for left_out in made.reasons:
             warn_left_out(fast, left_out)
-        if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
-            vars(fast)["_interrupt"] = False
         audited = auditing or (not state.plan_only and _is_due(state.options.audit, next(state.calls)))
         lockstep = _lockstep(
             fast,
@@ -186,13 +192,17 @@ def _run_call(
         proxied = copy_with_proxies(fast, cls, lockstep, parts)
         if is_modular(fast):
             proxied._blocks = driven(proxied._blocks, lockstep, whole=previews is None and not state.quiet)
-        # a callback sets the attribute of the copy, other threads set that of the original
-        lockstep.settings.interrupted = lambda: bool(
-            getattr(proxied, "_interrupt", False) or vars(fast).get("_interrupt")
-        )
+        own_marks = vars(proxied)
+
+        def interrupted() -> bool:  # a callback sets the attribute of the copy
+            return bool(own_marks.get(NAME)) or running.is_asked()
+
+        watch = cancellation.current()
+        assert watch is not None
+        watch.interrupted = interrupted
         callback, given = None, (args, kwargs)
         if (function := arguments.get("callback_on_step_end")) is not None:
-            callback = StepCallback(function, lockstep, vars(fast))
+            callback = StepCallback(function, lockstep, vars(fast), interrupted)
             bound = inspect.signature(cls.__call__).bind(proxied, *args, **kwargs)
             bound.arguments["callback_on_step_end"] = None if state.plan_only else callback
             # diffusers' official callbacks name the tensors they need
@@ -217,6 +227,10 @@ def _run_call(
             reason = None if seen else _why_retry(lockstep, why)
             if reason is None:
                 raise
+        except BaseException:  # cancelled, Ctrl-C
+            if lockstep.driver is not None:
+                lockstep.driver.put_back()
+            raise
         finally:
             lockstep.close()
             if kind is not None and lockstep.session is not None and lockstep.session.exploration is not None:
@@ -231,7 +245,7 @@ def _run_call(
         if kind is not None and driver.refused:
             state.refused[kind] = reason
     with random.replayed():
-        output = stock_call(fast, args, kwargs, arguments, reason, own)
+        output = stock_call(fast, args, kwargs, arguments, reason, own, running)
     if state.last.report is not None:
         state.last.report = replace(state.last.report, **lockstep.beside_the_waves())
     return output

@@ -6,11 +6,14 @@ import copy
 import functools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 
+from ..engine import cancellation
+from ..engine.cancellation import Cancel, OnWave
 from ..engine.graphs.cache import GraphStats
 from ..engine.run import Observer
 from ..engine.streams import OVERLAPS
@@ -20,6 +23,7 @@ from ..planner.exploration import EXPLORING
 from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
 from ..sampling.sample import costs_of_denoisers
+from ..sampling.stream import AsyncStream, Source, Stream
 from ..schedulers.reader import replaced_methods
 from ..schedulers.verify import adds_noise, check_scheduler
 from ..solvers.checks import check_number, check_one_of, check_switch, check_whole
@@ -28,13 +32,13 @@ from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
 from .dry_run import calibrate, planned
+from .interrupts import NAME, interrupt_property
 from .networks import check_pipeline, networks_of
 from .own_draws import with_own_draws
 from .previews import Previews
 from .shown import shown_properties
 from .state import Options, State, bind, new_state, undecoded, with_state
 from .stock import NO_STEP, refuse_stock_loop
-from .stream import Refinement, refinements
 from .turn_counts import turns_of
 
 # most calls in one warm-up: a call may show that another plan is faster, which must then be recorded too
@@ -102,42 +106,45 @@ class FastPipeline:
         plan, _ = self._srds.planner.choose(turns, stochastic)
         return plan
 
-    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Refinement]:
+    def using(self, *, cancel: Cancel | None = None, on_wave: OnWave | None = None) -> AbstractContextManager[None]:
+        """In the block, or in a function with it as its decorator, calls can be cancelled, and tell of their waves.
+
+        `srds_fast.using`, where `cancel` and `on_wave` are described: it reaches every call of this package in this
+        thread or asyncio task, not those of this pipeline alone.
+        """
+        return cancellation.using(cancel=cancel, on_wave=on_wave)
+
+    def stream(self, *args: Any, **kwargs: Any) -> Stream:
         """Call the pipeline and yield a whole image after every iteration; the last one is the result.
 
-        Takes the arguments of a call; `output_type` and `return_dict` have no effect. Closing the iterator ends the
-        call. `report` is set in the thread that iterates.
+        Takes the arguments of a call; `output_type` and `return_dict` have no effect. Leaving the loop, or `close()`
+        from any thread, ends the call at its next wave. `report` is set in the thread that iterates. A method that has
+        no whole image before its end ("sequential", windows that slide) gives one refinement, the result.
 
         Raises:
-            InvalidArgument: the call would run on the stock loop, one step after another, or in a window that slides:
-                these have no iterations to show. method="auto" takes the default method where one of them is faster.
+            InvalidArgument: the call would run on the stock loop, which has no iterations to show. method="auto" takes
+                the default method where a method without iterations is faster.
         """
+        return Stream(self._source(args, kwargs))
+
+    def astream(self, *args: Any, **kwargs: Any) -> AsyncStream:
+        """The same for asyncio: `async for refinement in fast.astream(prompt)`, see `AsyncStream`."""
+        return AsyncStream(self._source(args, kwargs))
+
+    def _source(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
         arguments = bind(self, args, kwargs)
         state = self._srds
         refuse_stock_loop(stock_reason(self, arguments))
-        if (options := state.planner.options) is not None and not options.shows_iterations:
-            raise InvalidArgument(
-                f"method={options.name!r} shows no iterations: it has no whole image before its end. Compile with "
-                "method='auto', or call the pipeline."
-            )
-        reports: list[Report | None] = []
         previews = Previews(self, args, kwargs, arguments)
 
         def call(observer: Observer) -> None:
-            try:
-                run_call(self, args, {**kwargs, **undecoded(self)}, observer, previews=previews)
-            finally:
-                reports.append(state.last.report)  # `last` is local to this thread
+            run_call(self, args, {**kwargs, **undecoded(self)}, observer, previews=previews)
 
-        def iterate() -> Iterator[Refinement]:
-            network = next(iter(networks_of(self).values()))
-            try:
-                yield from refinements(call, network.dtype, previews.decode)
-            finally:
-                if reports:
-                    state.last.report = reports[-1]
+        def ended(report: Report | None) -> None:
+            state.last.report = report  # `last` is local to a thread
 
-        return iterate()
+        network = next(iter(networks_of(self).values()))
+        return Source(call, lambda: state.last.report, ended, network.dtype, previews.decode)
 
     def warmup(self, *args: Any, audit: int = 0, freeze: bool = True, **kwargs: Any) -> Report:
         """Prepare calls with arguments like these: choose their plan, and record their graphs for all iterations.
@@ -155,7 +162,8 @@ class FastPipeline:
                 are expected to end beyond the tolerance (conformal risk control). `report.stop_rule` says so.
 
         Returns:
-            the report of the call; `engine_reason` says why nothing was recorded, if so.
+            the report of the call; `engine_reason` says why nothing was recorded, if so. An interrupt ends the warm-up,
+            with the report of the call that it has ended.
         """
         planner = self._srds.planner
         check_whole("audit", audit, 0)
@@ -166,19 +174,27 @@ class FastPipeline:
                 "nothing new. Leave latents out."
             )
         (args, kwargs), draws = with_own_draws(self, args, kwargs, bind(self, args, kwargs))
+
+        def called(*, warming: bool = False, auditing: bool = False) -> Report:
+            run_call(self, args, kwargs, warming=warming, auditing=auditing, draws=draws)
+            assert self.report is not None
+            return self.report
+
         for _ in range(MOST_WARM_UPS):
             recorded = self.graphs.captured
-            run_call(self, args, kwargs, warming=True, draws=draws)
-            assert self.report is not None
-            changing = self.graphs.captured > recorded or self.report.plan_state == EXPLORING
+            report = called(warming=True)
+            if report.interrupted:
+                return report
+            changing = self.graphs.captured > recorded or report.plan_state == EXPLORING
             if not (changing and planner.settings.measures):
                 break
         for _ in range(audit):
-            run_call(self, args, kwargs, auditing=True, draws=draws)
+            report = called(auditing=True)
+            if report.interrupted:
+                return report
         if freeze and self._srds.last.exploration is not None:
             self._srds.last.exploration.hold()
-        assert self.report is not None
-        return self.report
+        return report
 
     def calibrate(self, prompts: Sequence[Any], *, num_samples: int = 8, quantile: float = 0.95, **kwargs: Any) -> Plan:
         """Measure how many iterations each plan needs on this network, and use the fastest plan for later calls.
@@ -366,6 +382,6 @@ def _fast_class(base: Any) -> type:
         return base(*args, **kwargs)
 
     shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    methods = {"__call__": __call__, "__new__": __new__}
+    methods = {"__call__": __call__, "__new__": __new__, NAME: interrupt_property()}
     own = {"__slots__": ("_srds",), **shown_properties(base), **methods, **shown}
     return type(base.__name__, (FastPipeline, base), own)

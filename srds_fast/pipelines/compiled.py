@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..engine import cancellation
+
 MODES = ("default", "max-autotune-no-cudagraphs")
 # compile, and call what was compiled where that is faster
 AUTO = "auto"
@@ -110,6 +112,7 @@ class CompiledIfFaster:
         network: Any = self._network()
 
         def timed(call: Any) -> float:
+            cancellation.look_within()
             started = time.perf_counter()
             call(*args, **kwargs)
             if device.type == "cuda":

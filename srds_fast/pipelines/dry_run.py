@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument
+from ..errors import Cancelled, InvalidArgument
 from ..planner.calibration import calibrated
 from ..planner.plan import Plan
 from ..sampling.session import Session
@@ -29,6 +29,7 @@ def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session
     planning = _quiet(fast, plan_only=True)
     (args, kwargs), draws = with_own_draws(fast, args, kwargs, bind(fast, args, kwargs))
     run_call(planning, args, {**kwargs, **undecoded(fast)}, draws=draws)
+    _refuse_interrupted(planning)
     session: Session | None = planning._srds.last.session
     refuse_stock_loop(None if session is not None else NO_STEP)
     assert session is not None
@@ -81,12 +82,23 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
         for sample in range(num_samples):
             (_, given), draws = with_own_draws(fast, (), arguments(sample), bind(fast, (), arguments(sample)))
             run_call(eager, (), given, keep, draws=draws)
+            _refuse_interrupted(eager)
         return [(iteration, torch.cat(given)) for iteration, given in outputs.items() if len(given) == num_samples]
 
     context = session.context()
     plan = replace(calibrated(num_steps, planner.settings, stochastic, pricing, run, quantile), context=context)
     planner.calibrated[num_steps, stochastic, pricing.kind, context] = plan
     return plan
+
+
+def _refuse_interrupted(fast: Any) -> None:
+    """Raise Cancelled if the last call was interrupted: what it has done is no measurement."""
+    report = fast._srds.last.report
+    if report is not None and report.interrupted:
+        raise Cancelled(
+            "Planning was interrupted, as `_interrupt` was set. Nothing of it is kept. Call it again.",
+            report.waves,
+        )
 
 
 def _quiet(fast: Any, **changes: Any) -> Any:

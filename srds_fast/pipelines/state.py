@@ -25,6 +25,7 @@ from ..schedulers.private_draws import Replayed, global_generator
 from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
+from .interrupts import Interrupts, interrupts_of
 from .keywords import refuse_unknown
 from .lockstep.memory import LoopMemory, Recent
 from .modular.arguments import bind_modular, is_modular
@@ -70,6 +71,7 @@ class State:
     options: Options
     planner: Planner
     graphs: Graphs
+    interrupts: Interrupts  # of the original, however often it is compiled
     calls: Iterator[int] = field(default_factory=itertools.count)  # numbers of calls
     last: Last = field(default_factory=Last)
     notified: set[str] = field(default_factory=set)  # reasons that were already logged
@@ -86,7 +88,7 @@ class State:
 def new_state(original: Any, options: Options) -> State:
     """With nothing measured and nothing recorded."""
     planner = Planner(options.settings, options.plan, cache=options.cache, learn_stop=options.learn_stop)
-    return State(original, options, planner, Graphs(options.max_graphs))
+    return State(original, options, planner, Graphs(options.max_graphs), interrupts_of(original))
 
 
 def with_state(cls: type, state: State) -> Any:

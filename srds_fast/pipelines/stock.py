@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Hashable, Iterable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .. import telemetry
+from ..engine import cancellation
+from ..engine.cancellation import Watch
 from ..errors import InvalidArgument
 from ..planner.exploration import STOCK, Exploration
 from ..sampling.trials import TurnClock
@@ -22,9 +26,12 @@ from .acceleration import NetworkOptions
 from .compiled import AUTO
 from .guiders import own_guiders
 from .hooks import execution_device
+from .interrupts import RunningCall
 from .kinds import KindOfLoop
-from .lockstep.proxies import copy_scheduler
+from .lockstep.proxies import NetworkProxy, copy_scheduler
+from .merging.rule import Call
 from .modular.blocks import without_progress_bar
+from .networks import networks_of
 from .notices import warn_fallback
 from .own_draws import with_own_draws
 from .replaced import functions_of, shallow_copy
@@ -47,30 +54,96 @@ def refuse_stock_loop(reason: str | None) -> None:
 
 
 def stock_call(
-    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, reason: str, own: Iterable[str]
+    fast: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    arguments: Arguments,
+    reason: str,
+    own: Iterable[str],
+    running: RunningCall,
 ) -> Any:
-    """Call the pipeline itself, for a reason. own: arguments of ours that it does not take."""
+    """Call the pipeline itself, for a reason. own: arguments of ours that it does not take. running: this call."""
     state = fast._srds
     if state.quiet:
         refuse_stock_loop(reason)
     warn_fallback(fast, "on its stock loop", reason)
     left_out = [f"{name} was left out: the stock loop has no use for it" for name in own]
-    return _called(fast, state.original, args, kwargs, arguments, fallback_reason=reason, left_out=left_out)
+    with state.interrupts.on_pipeline_itself(running), _looked_at(fast, running):
+        return _called(fast, state.original, args, kwargs, arguments, fallback_reason=reason, left_out=left_out)
+
+
+@contextmanager
+def _looked_at(fast: Any, running: RunningCall) -> Iterator[None]:
+    """In the block, what is to end this call is looked at before every network call of its pipeline.
+
+    The pipeline is the user's own, and no copy. Its networks may be called by other threads too, so nothing is hung on
+    them: the hook is torch's global one, which costs every module of the call a look, while somebody asks for it.
+    """
+    watch = cancellation.current()
+    if not running.asked and (watch is None or not watch.asks):
+        yield
+        return
+    networks = set(map(id, networks_of(fast).values()))
+
+    def look(module: nn.Module, args: Any) -> None:
+        if id(module) in networks and cancellation.current() is watch:
+            if running.asked:
+                running.end_early()  # the loop has taken its mark away when it began
+            if watch is not None:
+                step = getattr(fast.scheduler, "step_index", None)
+                watch.wave(1, step if isinstance(step, int) else None, interrupts=False)
+
+    hook = register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class _StockWaves:
+    """Looks, before the network calls of a twin's loop, whether its call is to end; see `NetworkProxy`."""
+
+    def __init__(self, watch: Watch, *, interrupts: bool) -> None:
+        self._watch, self._interrupts = watch, interrupts
+        self._steps, self._begun = 0, False
+
+    def parts(self, fast: Any) -> dict[str, Any]:
+        """Proxies of the networks, for the twin; none where nobody asks."""
+        return {name: NetworkProxy(each, self) for name, each in networks_of(fast).items()} if self._watch.asks else {}
+
+    def call(self, call: Call) -> Any:
+        if self._begun:
+            self._watch.look_within()
+        else:
+            self._watch.wave(1, self._steps, interrupts=self._interrupts)
+            self._begun = True
+        return call()
+
+    def stepped(self) -> None:
+        """The scheduler has made a step."""
+        self._steps, self._begun = self._steps + 1, False
 
 
 def chosen_stock_call(
-    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, chosen: Exploration
+    fast: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    arguments: Arguments,
+    chosen: Exploration,
+    running: RunningCall,
 ) -> Any:
     """Run the stock loop because it was the fastest, on a twin of the pipeline: calls may run in several threads."""
+    watch = cancellation.current()
+    assert watch is not None  # a call of a pipeline has one
+    waves = _StockWaves(watch, interrupts=False)
 
-    def interrupt() -> None:  # the user sets the attribute of the pipeline
-        if vars(fast).get("_interrupt"):
+    def stepped() -> None:
+        waves.stepped()
+        if running.is_asked():
             twin._interrupt = True
 
-    if vars(fast).get("_interrupt"):  # left by the previous call; every stock call resets it too
-        vars(fast)["_interrupt"] = False
     with fast._srds.tokenizers.borrow(fast) as tokenizers:
-        twin = _twin(fast, {**tokenizers, **own_guiders(fast)}, interrupt)
+        twin = _twin(fast, {**tokenizers, **own_guiders(fast), **waves.parts(fast)}, stepped)
         plan = {"plan_reason": chosen.why, "plan_state": chosen.state, "plan_changed": chosen.taken(STOCK)}
         output = _called(fast, twin, args, kwargs, arguments, **plan)
         fast._srds.last.settings = settings_of(twin)
@@ -122,8 +195,16 @@ class TimedStockLoop:
 
     def seconds(self, turns: int) -> float:
         """Seconds of all turns of the loop, by its first ones. No random generator advances."""
-        clock = TurnClock(turns, execution_device(self.fast))
-        twin = _twin(self.fast, {**self.parts, **without_progress_bar(self.fast)}, clock.turned)
+        clock, watch = TurnClock(turns, execution_device(self.fast)), cancellation.current()
+        assert watch is not None  # a call of a pipeline has one
+        waves = _StockWaves(watch, interrupts=True)
+
+        def stepped() -> None:
+            waves.stepped()
+            watch.look()
+            clock.turned()
+
+        twin = _twin(self.fast, {**self.parts, **without_progress_bar(self.fast), **waves.parts(self.fast)}, stepped)
         (args, kwargs), draws = with_own_draws(self.fast, self.args, self.kwargs, self.arguments)
         call = type(twin).__call__
         bound = inspect.signature(call).bind(twin, *args, **kwargs)

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import telemetry
+from ..engine import cancellation
+from ..engine.cancellation import Cancel, OnWave
 from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs
 from ..engine.graphs.cache_key import function_key, modules_of
 from ..engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ..engine.run import Observer, core_of
-from ..errors import DivergenceError, InvalidArgument
+from ..errors import Cancelled, DivergenceError, InvalidArgument
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
 from ..planner.curve_cache import CurveCache
@@ -89,6 +91,8 @@ def sample(
     cache_dir: str | os.PathLike[str] | None = None,
     latency: str = "adaptive",
     strict: bool = False,
+    cancel: Cancel | None = None,
+    on_wave: OnWave | None = None,
 ) -> SampleResult:
     """Sample with a diffusion denoiser, parallel in time.
 
@@ -122,6 +126,7 @@ def sample(
         keep_trajectory: return the states of all steps, N + 1 times the memory of x.
         strict: raise DivergenceError if the method diverges. Otherwise the call starts again, one step after another,
             with the reason in the report.
+        cancel, on_wave: as in `srds_fast.using`, for this call.
 
     Returns:
         SampleResult with the samples and the report.
@@ -131,7 +136,44 @@ def sample(
         UnsupportedScheduler: the scheduler or one of its options is not supported; the message holds the line to write.
         PlanMismatch: the plan is for another number of steps.
         DivergenceError: the network returned NaN or Inf; with `strict` also: the method diverged. It holds the report.
+        Cancelled: `cancel` was set before a wave. It holds the report.
     """
+    return sampled(**locals())
+
+
+def sampled(
+    denoiser: Denoiser,
+    x: Tensor,
+    scheduler: Any,
+    num_inference_steps: int,
+    *,
+    cond: Mapping[str, Tensor] | None,
+    generator: Generators,
+    eta: float | None,
+    method: str | Method,
+    tolerance: float,
+    exact: bool,
+    num_blocks: int | None,
+    max_iterations: int | None,
+    coarse_solver: str,
+    pipelined: bool,
+    in_flight: int | None,
+    max_rows: int | None,
+    engine: str,
+    graphs: Graphs | None,
+    plan: Plan | None,
+    observer: Observer | None,
+    warm_start: Tensor | None,
+    keep_trajectory: bool,
+    explore: float,
+    cache_dir: str | os.PathLike[str] | None,
+    latency: str,
+    strict: bool,
+    cancel: Cancel | None,
+    on_wave: OnWave | None,
+    previews: bool = False,
+) -> SampleResult:
+    """`sample`. previews: the observer's iterations are what is asked for, see `Planner.with_previews`."""
     settings = Settings(
         method,
         tolerance,
@@ -158,6 +200,8 @@ def sample(
     if not isinstance(graphs, Graphs | None):
         raise InvalidArgument(f"graphs is {graphs!r}. Keep graphs = srds_fast.Graphs() and pass it to each call.")
     planner = Planner(settings, plan, costs_of_denoisers, CurveCache.of(cache_dir))
+    if previews:
+        planner = planner.with_previews()
     if warm_start is not None:
         check_warm_start_method(planner.options)
     if planner.engine in GRAPH_ENGINES and graphs is None:
@@ -172,8 +216,12 @@ def sample(
         scheduler.set_timesteps(num_inference_steps)
     state = x.to(state_dtype(x.dtype))
     timeline = telemetry.Timeline()
+    session: Session | None = None
     try:
-        with telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline):
+        with (
+            cancellation.watching(cancel, on_wave),
+            telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline),
+        ):
             telemetry.phase("plan")
             noise = noise_table(scheduler, eta=eta)
             if warm_start is not None:
@@ -206,7 +254,11 @@ def sample(
                 return stock.result(session.exploration)
             found = session.complete().sample
     except DivergenceError as error:
-        error.report = replace(error.report, timeline=timeline.sums)
+        if error.report is not None:  # it is from the run, and not from a function of the user's
+            error.report = replace(error.report, timeline=timeline.sums)
+        raise
+    except Cancelled as error:
+        error.report = None if session is None else replace(session.report(), timeline=timeline.sums)
         raise
     assert found is not None
     trajectory = None if inputs.trajectory is None else inputs.trajectory.stacked(state, found)
@@ -232,9 +284,11 @@ class _StockLoop:
 
     @torch.no_grad()
     def __call__(self, turned: Callable[[], None] = lambda: None) -> Tensor:
-        scheduler, x = copy.deepcopy(self.scheduler), self.x
+        scheduler, x, watch = copy.deepcopy(self.scheduler), self.x, cancellation.current()
         scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
-        for t in scheduler.timesteps:
+        for step, t in enumerate(scheduler.timesteps):
+            if watch is not None:
+                watch.wave(1, step)
             m = self.denoiser(scale(x, t), t.to(x.device).expand(len(x)), **self.cond)
             x = scheduler.step(m, t, x, **self.options, return_dict=False)[0]
             turned()

@@ -161,7 +161,7 @@ class Session:
             run = self._complete(advance)
         else:
             run = self._explore(advance, self.exploration, self.pricing)
-        ended = not self.interrupted and self._fallback_reason is None
+        ended = self._fallback_reason is None
         if self._first_stop is not None and ended:
             self._first_stop.record(run.change)
         if self.audited and self._audit is not None and ended:
@@ -178,11 +178,11 @@ class Session:
             if explores:
                 advance = cut_off(advance, exploration.sequential_seconds)
             run = self._complete(advance)
-            if not self.interrupted and not run.engine.capture_seconds:
+            if not run.engine.capture_seconds:
                 seconds = run.counts.seconds
                 if explores:
                     exploration.record(self.plan, seconds, ended=self._fallback_reason is None)
-            if explores and not self.interrupted:
+            if explores:
                 trials = Trials(exploration, pricing, self._trial, self.stock)
                 self._exploring_seconds = trials.run_due()
         finally:
@@ -268,7 +268,8 @@ class Session:
         """Leave the run and continue from a state, [batch, ...], with the remaining steps one after another."""
         self.run.leave()
         plan = choose(noise.num_steps, Settings(method=SEQUENTIAL))
-        self.run = Run(plan, state, noise, inputs, counts=self.run.counts, engine=self.run.engine)
+        done = self.noise.num_steps - noise.num_steps
+        self.run = Run(plan, state, noise, inputs, counts=self.run.counts, engine=self.run.engine, settled_before=done)
 
     def report(
         self, drive_reason: str | None = None, engine_reason: str | None = None, left_out: Sequence[str] = ()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import telemetry
+from ..engine import cancellation
 from ..engine.eager import drain
 from ..engine.run import Observer, Run
 from ..errors import DivergenceError
@@ -147,12 +148,12 @@ def audit(found: Audit, plan: Plan, iterations: int, trial: Callable[[Plan, Obse
 
     def keep(checkpoint: Checkpoint) -> None:
         if checkpoint.change is not None:
-            seen.append(checkpoint.copied())
+            seen.append(checkpoint.copied(final=checkpoint.final))
 
     sequential = choose(plan.num_inference_steps, Settings(method=SEQUENTIAL))
     telemetry.phase("explore")
     try:
-        with telemetry.unseen():
+        with telemetry.unseen(), cancellation.aside():
             trial(fixed_at(plan, min(plan.max_iterations, iterations + FURTHER)), keep).complete(all_waves)
             reference = trial(sequential, None).complete(all_waves).sample
     except DivergenceError:  # such a call takes the sequential steps
@@ -188,7 +189,7 @@ class Trials:
         while (way := self.exploration.due()) is not None:
             telemetry.phase("explore")
             begun = time.perf_counter()
-            with telemetry.unseen():  # waves of the report are those of the call
+            with telemetry.unseen(), cancellation.aside():  # waves of the report are those of the call
                 seconds, recording = self._stock() if isinstance(way, str) else self._planned(way)
             took = time.perf_counter() - begun - recording
             self.exploration.record(way, took if seconds is None else seconds, ended=seconds is not None)

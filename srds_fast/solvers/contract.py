@@ -52,10 +52,11 @@ class Checkpoint:
     changes: Tensor | None = None
     # [samples], estimated mean absolute error, where the method itself ended the run; None: `change` decides
     error: Tensor | None = None
+    final: bool = False  # of what observers are shown: the run ends with this sample
 
-    def copied(self) -> Checkpoint:
+    def copied(self, *, final: bool) -> Checkpoint:
         """The same with tensors of its own: who looks at it may write into it."""
-        return self.mapped(Tensor.clone, *vars(self))
+        return replace(self.mapped(Tensor.clone, *vars(self)), final=final)
 
     def signs(self) -> tuple[list[float], list[float], list[float]]:
         """Change, doubt and the ratio of `ahead` of each sample, for `estimated_error`. Waits once for the device."""

@@ -528,7 +528,8 @@ def test_waves_launched_ahead_of_a_stop_are_dropped_and_reported(
 
 
 @pytest.mark.parametrize(
-    ("kind", "ahead"), [("blind", [True, True, True, False, False]), ("calibrated", [True] * 5), ("streamed", [False] * 5)]
+    ("kind", "ahead"),
+    [("blind", [True, True, True, False, False]), ("calibrated", [True] * 5), ("streamed", [False] * 5)],
 )
 def test_where_a_run_cannot_stop_yet_the_next_waves_are_launched_before_its_change_is_read(
     kind: str, ahead: list[bool], monkeypatch: pytest.MonkeyPatch

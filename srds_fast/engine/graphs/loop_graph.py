@@ -20,6 +20,7 @@ from torch import Tensor
 from ... import telemetry
 from ...errors import CaptureFailed
 from ...solvers.contract import Answer, Checkpoint, Core, Evaluate, merged, samples_of
+from .. import cancellation
 from ..run import EngineUse
 from .capturable import Capturable
 from .capture_checks import CaptureCheck, refuse_unknown_reads
@@ -65,6 +66,7 @@ class LoopGraph:
         self._evaluate.prepare()
         if call.calls.compiled:  # torch compiles each width for itself, which no recording may hold
             for width in call.widths:
+                cancellation.wave(width)
                 self._evaluate(call.wave_of_zeros(width))
             self._evaluate.forget()
         if self.device.type != "cpu":
@@ -85,7 +87,8 @@ class LoopGraph:
                 raise
 
     def launch(self, number: int) -> Stretch:
-        """Replay a stretch, recorded now if it has not been."""
+        """Replay a stretch, recorded now if it has not been. Raises `cancellation.Left`."""
+        cancellation.look()
         self.extend_to(number + 1)
         stretch = self._stretches[number]
         with telemetry.span(f"replay {self.program.first_iteration + number}", "replay", len(stretch.waves)):
@@ -105,6 +108,7 @@ class LoopGraph:
                         f"One graph of the loop would hold about {expected:.0f} operations. It would take long to make "
                         "and much memory. There is a graph of the network for each width of a wave instead."
                     )
+                cancellation.look()
                 with telemetry.span(*telemetry.of_wave(self.program, event.number)):
                     with check.network(self._calls.compiled):
                         output = self._evaluate(event)

@@ -19,6 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ... import telemetry
 from ...errors import CaptureFailed
+from .. import cancellation
 from .cache_key import PLAIN
 from .capturable import NetworkCalls
 from .capture_checks import CaptureCheck, cannot_capture, failed, refuse_unknown_reads, tensors_in
@@ -107,6 +108,7 @@ class NetworkGraphs:
         static = [self._static(i, leaf) if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]
         inputs = [leaf for leaf in static if isinstance(leaf, Tensor)]
         args, kwargs = tree_unflatten(static, structure)
+        cancellation.look()
 
         def work(check: CaptureCheck) -> Any:
             with check.network(self._calls.compiled):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ... import telemetry
 from ...errors import CaptureFailed
 from ...solvers.contract import Evaluate
+from .. import cancellation
 from ..run import EngineUse, Run
 from .cache import Graphs, NoLoop
 from .capturable import Capturable, NetworkCalls
@@ -69,8 +70,7 @@ class GraphRunner:
         run = begin()
         if not isinstance(found, NoLoop):
             advance(run, evaluate)
-            if not run.stopped:
-                run.engine.reason = self._record(key, call, run, evaluate)
+            run.engine.reason = self._record(key, call, run, evaluate)
             return None
         if found.what == "network graphs":
             graphed = self.network_calls(call.calls)
@@ -129,7 +129,7 @@ class GraphRunner:
         through = call.through(graphed.through)
         try:
             advance(run, through)
-            if self.whole and not run.stopped:
+            if self.whole:
                 _run_every_width(call, through)
         finally:
             self.finish(graphed, run.engine)
@@ -184,4 +184,5 @@ class GraphRunner:
 
 def _run_every_width(call: Capturable, evaluate: Eager) -> None:
     for width in call.widths:
+        cancellation.wave(width)
         evaluate(call.wave_of_zeros(width))

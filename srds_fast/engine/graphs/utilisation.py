@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from .. import cancellation
+
 # Above this share nothing is recorded. Elsewhere graphs were measured to gain a quarter to a half at shares of 0.3 to
 # 0.6; on networks that keep their device busy they gained nothing and took gigabytes.
 BUSY = 0.85
@@ -27,6 +29,7 @@ def utilisation(call: Callable[[], object], device: torch.device) -> float:
 
     def calls() -> None:
         for _ in range(CALLS):
+            cancellation.look()
             call()
 
     with torch.cuda.device(device):

@@ -23,7 +23,7 @@ from ...sampling.session import Session
 from ...sampling.trials import TimeStock
 from ...schedulers.private_draws import PrivateDraws
 from ...schedulers.table import NoiseTable
-from ...solvers.contract import Constrain, Evaluate, SolverInputs, Trajectory
+from ...solvers.contract import Checkpoint, Constrain, Evaluate, SolverInputs, Trajectory
 from ...solvers.registry import check_warm_start
 from ..kinds import KindOfLoop
 from ..module_state import ModuleState, NetworkChanged
@@ -58,7 +58,6 @@ class CallSettings:
     audited: bool = False  # see `Session`
     draws: PrivateDraws | None = None  # what the loop draws without a generator; None: from the global ones
     seen: list[tuple[Any, Any]] | None = None  # gets modules called before the loop, with what they returned
-    interrupted: Callable[[], bool] = lambda: False  # asked before every wave; True ends the call early
 
 
 def refuse_other_shapes(m: Tensor, x: Tensor) -> None:
@@ -221,28 +220,29 @@ class CallSession:
         assert state is not None, "a final step has been computed"
         return state
 
-    def newest(self) -> Tensor | None:
-        """The newest whole sample, [batch, ...]; in an eager sequential run, the current state."""
-        run = self.run
-        if run.newest is not None or not run.plan.is_sequential or self.wave is None:
-            return run.newest
-        if self.network is None:
-            return self.wave.x[0]
-        # a replay hands out no states between checkpoints
-        return self.network.state_of(self.wave) if run.engine.name != LoopGraph.name else None
+    def newest(self) -> Tensor:
+        """The newest whole sample, [batch, ...]; before the first one, the state that has come furthest for certain.
 
-    def was_interrupted(self) -> bool:
-        """End the run early with the newest whole sample, if the user asks for that."""
-        if not self.settings.interrupted() or (newest := self.newest()) is None:
-            return False
-        self.interrupt(newest)
-        return True
+        That is where the wave under way departs first: the stock loop would return such a state, too. A replay hands
+        out no states before its first sample: there it is the starting noise.
+        """
+        run, wave = self.run, self.run.handed_out
+        if run.newest is not None:
+            return run.newest
+        if wave is None or run.engine.name == LoopGraph.name:
+            return self.state
+        row = wave.positions.index(min(wave.positions))
+        return wave.x[row] if self.network is None else self.network.state_of(wave, row)
 
     def interrupt(self, sample: Tensor) -> None:
         """End the run early with this sample."""
         assert self.session is not None
         self.session.interrupted = True
+        iteration = max(self.run.shown, 0)
         self.stop(sample)
+        if (observer := self.settings.observer) is not None:
+            found = Checkpoint(iteration, sample, tuple(range(len(sample))), None, exact=False)
+            observer(found.copied(final=True))
 
     def stop(self, sample: Tensor) -> None:
         """End the run with this sample."""

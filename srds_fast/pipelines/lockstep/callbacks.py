@@ -22,11 +22,14 @@ from .proxies import NetworkProxy
 class StepCallback:
     """Replaces the user's `callback_on_step_end` in one call.
 
-    shared: the attributes of the user's own pipeline, of which the call has a copy.
+    shared: the attributes of the user's own pipeline, of which the call has a copy. interrupted: whether the call is
+    to end early.
     """
 
-    def __init__(self, user: Callable[..., Any], lockstep: LockstepLoop, shared: dict[str, Any]) -> None:
-        self._user, self._lockstep, self._shared = user, lockstep, shared
+    def __init__(
+        self, user: Callable[..., Any], lockstep: LockstepLoop, shared: dict[str, Any], interrupted: Callable[[], bool]
+    ) -> None:
+        self._user, self._lockstep, self._shared, self._asked = user, lockstep, shared, interrupted
 
     def __call__(self, pipe: Any, turn: int, timestep: Any, tensors: dict[str, Any]) -> Any:
         """At the end of each turn, of any step; returns the tensors that the loop must continue with."""
@@ -42,8 +45,8 @@ class StepCallback:
                 outputs = self._user(pipe, step, samples.timesteps[step], dict(shown))
             if not isinstance(outputs, dict):
                 return outputs  # the loop raises the stock pipe's own error
-            if getattr(pipe, "_interrupt", False):
-                newest = samples.newest()
+            if self._asked():
+                newest = samples.run.newest
                 return {"latents": lockstep.interrupt(state if newest is None else newest, x.dtype)}
             # the loop uses every tensor that is returned, even one that the callback was not given
             given = [*shown.items(), *outputs.items()]

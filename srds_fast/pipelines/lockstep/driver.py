@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...engine import cancellation
+from ...engine.cancellation import Interrupted
 from ...engine.costs import price
 from ...errors import InvalidArgument, UnsupportedPipeline
 from ...planner.search import Pricing
@@ -64,6 +66,9 @@ class Driver:
         self.check = NO_CHECK  # of a takeover, in this call
         self.reason = self._settings.drive_reason  # why the loop makes its own turns
         self.x0: Tensor  # predicted in the only step
+        self._to_begin: tuple[NoiseTable, Any]  # the table of the whole grid, and the generator of the steps
+        self._begun: tuple[NoiseTable, SolverInputs] | None = None  # of the loop's steps, once the noise is drawn
+        self._first: Ran  # turn
         self._called: ModuleState  # of the networks, as their first calls have left them
         self._passes: Passes
         self._rehearsal: Rehearsal
@@ -103,6 +108,11 @@ class Driver:
         """The part of a network that holds something else than before its first call, or None."""
         return None if self._before is None else self._before.changed()
 
+    def put_back(self) -> None:
+        """Give the networks back what they held, if the call is left before its first wave."""
+        if self._before is not None and self._samples.session is None:
+            self._before.restore()
+
     def restore_networks(self) -> None:
         """Give the networks back what they held before the loop called them: the stock loop follows.
 
@@ -116,14 +126,34 @@ class Driver:
 
     def script(self, first: Ran, options: dict[str, Any]) -> Script:
         """The turns of a call after its first one. options: of the scheduler's step."""
+        first = replace(first, x=first.x.clone(), m=first.m.clone())
+        return self._with_what_there_is(self._script(first, options), first)
+
+    def _with_what_there_is(self, script: Script, first: Ran) -> Script:
+        """The script; after an interrupt the loop goes on with the sample that there is."""
+        samples, self._first = self._samples, first
+        try:
+            return (yield from script)
+        except Interrupted:
+            if samples.session is None:  # before the first wave
+                self.put_back()
+                noise, inputs = self._begun or samples.begin(*self._to_begin, first.m, first.x, len(first.x))
+                samples.make(noise, inputs)
+                samples.interrupt(samples.state)
+                return first.x
+            if samples.run.sample is None:  # otherwise the run was complete, and others were timed
+                samples.interrupt(samples.newest())
+            return (yield from self._last_turn(len(first.x) // len(samples.state)))
+
+    def _script(self, first: Ran, options: dict[str, Any]) -> Script:
         begun, samples, scheduler = time.perf_counter(), self._samples, self._scheduler
         steps = len(samples.timesteps)
-        x, m = first.x.clone(), first.m.clone()
-        first = replace(first, x=x, m=m)
+        x, m = first.x, first.m
         refuse_other_shapes(m, x)
         changed = () if isinstance(self._known, Facts) else self._networks  # what may call networks of an unknown kind
         self._called = ModuleState(changed)
-        table, generator = scheduler.table(options), options.get("generator")
+        table, generator = self._to_begin = scheduler.table(options), options.get("generator")
+        self._begun = None
         scheduler.keep_snapshots(samples.timesteps, options, x, m)
         self._passes, self.x0, self._facts = Passes(steps), x, Facts()
         self._rehearsal = Rehearsal(self._turns, self._passes, x, self._settings.generators)
@@ -132,7 +162,7 @@ class Driver:
                 yield from self._rehearse(table.part(samples.start, samples.start + steps))
         inferred = self._to_take_over()
         copies = 1 if inferred is None else inferred.copies
-        noise, inputs = samples.begin(table, generator, m, x, len(x) // copies)
+        noise, inputs = self._begun = samples.begin(table, generator, m, x, len(x) // copies)
         if inferred is not None and (network := (yield from self._taken(inferred, first, noise, inputs))) is not None:
             samples.held = self._before or ModuleState(self._networks)
             if not isinstance(self._known, Facts):  # it was found out in this call
@@ -146,6 +176,7 @@ class Driver:
                 raise self._by_hook(why) from None
             return (yield from self._last_turn(copies))
         if not first.turn.live:
+            cancellation.look()
             m = (yield from self._passes.turn(Turn(0, x, live=True))).m.clone()
         if steps == 1:
             self.x0 = samples.x0(m)
@@ -179,6 +210,9 @@ class Driver:
 
         The state departs as it is: the loop has done all that it does after its step.
         """
+        return self._with_what_there_is(self._rest(), self._first)
+
+    def _rest(self) -> Script:
         samples = self._samples
         session = samples.session
         assert session is not None
@@ -188,8 +222,7 @@ class Driver:
         m = (yield Turn(samples.offset, samples.wave.x[0], live=True)).m.clone()
         if self._facts.replaces:  # the callback may have changed the mask
             samples.arrivals = self._passes.arrivals = yield from self._rehearsal.arrivals()
-        session.run.received()
-        if samples.was_interrupted() or (wave := session.next(m[None])) is None:
+        if (wave := session.next(m[None])) is None:
             return (yield from self._last_turn())
         return (yield from self._waves(session, wave))
 
@@ -266,8 +299,11 @@ class Driver:
         kind = kind_of_check(network), merged, self._in_order
         if kind not in compared:
             undo = ModuleState(network.modules, self._settings.generators)
-            found = yield from verified(network, inferred, self._passes, first, merged=merged, in_order=self._in_order)
-            undo.restore()
+            try:
+                how = {"merged": merged, "in_order": self._in_order}
+                found = yield from verified(network, inferred, self._passes, first, **how)
+            finally:
+                undo.restore()
             if found is None:
                 return None
             self.check = compared[kind] = found
@@ -357,9 +393,6 @@ class Driver:
             except StateChanged:
                 self._memory.facts.pop(self._key, None)
                 raise
-            session.run.received()
-            if samples.was_interrupted():
-                break
             samples.wave = session.next(m)
             if (why := samples.change()) is not None:
                 self._leave_waves(why)
@@ -384,7 +417,7 @@ class Driver:
         run, last = self._samples.run, self._passes.steps - 1
         assert run.sample is not None
         sample = torch.cat([run.sample.to(self._scheduler.dtype)] * copies)
-        midway = run.plan.is_sequential and run.stopped  # the state of another step
+        midway = run.stopped and run.newest is None  # the state of another step
         if self._passes.last != last and not midway:
             yield Turn(last, sample)
         return sample

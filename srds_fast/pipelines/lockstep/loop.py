@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ... import telemetry
+from ...engine import cancellation
 from ...engine.run import Run
 from ...engine.streams import has_two_lanes
 from ...sampling.session import Session, no_room
@@ -125,6 +126,9 @@ class LockstepLoop:
 
     def _make(self, call: Call, own: bool = False) -> Any:
         """Make a network call now. own: of a turn; before the waves it shows what the network itself does."""
+        watch = cancellation.current()
+        if watch is not None:
+            watch.look_within() if own else watch.look()
         network = call.network
         if not own or self.session is not None:  # code is compiled for waves alone
             network = self.settings.replacements.get(network, network)  # type: ignore[call-overload]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...engine import cancellation
 from ...errors import UnsupportedPipeline
 from ..merging.calls import MergedCalls
 from ..merging.rule import Call, kind_of, same_call
@@ -79,6 +80,7 @@ class RowTurns:
         return found if found is not None and kind_of(found) == kind else None
 
     def _alone(self, call: Call) -> Any:
+        cancellation.wave(1)
         self._merged.search_calls += 1
         return self._merged.alone(call)
 

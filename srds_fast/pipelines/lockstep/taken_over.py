@@ -53,11 +53,7 @@ def run_waves(samples: CallSession, network: RecordedNetwork) -> None:
     def advance(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
         samples.wave = run.next(None)
         while samples.wave is not None:
-            m = evaluate(samples.wave)
-            run.received()
-            if samples.was_interrupted():
-                return
-            samples.wave = run.next(m)
+            samples.wave = run.next(evaluate(samples.wave))
             samples.progress()
             if (why := samples.change()) is not None:
                 if samples.settings.graphs is not None:  # nothing is recorded of such a run

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...engine import cancellation
 from .rounding import distance
 from .rule import Call, Layout, MergeRule, Way, call_of, flatten, is_list, leaves_of, same
 
@@ -149,6 +150,7 @@ class _Search:
 
     def _outputs(self, call: Call) -> list[Any]:
         self.network_calls += 1
+        cancellation.wave(1)
         leaves, _ = flatten(call())
         if len(leaves) != len(self.alone[0]):
             raise ValueError("the merged call returned something else")

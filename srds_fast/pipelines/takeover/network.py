@@ -148,10 +148,10 @@ class RecordedNetwork:
         found: Tensor = torch.tensordot(of_state, m.unflatten(0, (len(weights), -1)).to(of_state.dtype), dims=1)
         return found
 
-    def state_of(self, wave: Evaluate) -> Tensor:
-        """The state of the first row, [samples, ...], computed from the network's input."""
-        state = wave.x[0].to(self.state.dtype)
-        return state / self.noise.numbers["input_scale"][wave.positions[0]] if self.inputs.scaled else state
+    def state_of(self, wave: Evaluate, row: int) -> Tensor:
+        """The state of a row, [samples, ...], computed from the network's input."""
+        state = wave.x[row].to(self.state.dtype)
+        return state / self.noise.numbers["input_scale"][wave.positions[row]] if self.inputs.scaled else state
 
 
 def solver_inputs(inferred: Inferred, variants: Sequence[Calls], inputs: SolverInputs, batch: int) -> SolverInputs:

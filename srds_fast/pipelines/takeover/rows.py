@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ... import telemetry
+from ...engine import cancellation
 from ...sampling.rows import PerState, TiledConditioning
 from ...solvers.contract import Evaluate
 from .calls import Calls, NetworkCall
@@ -38,6 +39,8 @@ class VariantRows:
         answers: list[list[Any]] = []
         found = []
         for call in self.of.calls:
+            if answers:  # further calls of a wave
+                cancellation.look_within()
             output = self._made(call, wave, answers)
             leaves = [output] if isinstance(output, Tensor) else tree_leaves(output)
             answers.append(leaves)
@@ -181,6 +184,8 @@ class Repeated:
             by_row: dict[int, Tensor] = {}
             for variant, of in zip(self._variants, self._rows, strict=True):
                 if rows := of[wave.number]:
+                    if by_row:
+                        cancellation.look_within()
                     by_row |= dict(zip(rows, variant.guided(_part(wave, rows), self._guide), strict=True))
             return torch.stack([by_row[row] for row in range(len(wave.positions))])
 

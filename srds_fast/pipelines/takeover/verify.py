@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...engine import cancellation
 from ..lockstep.placeholders import Placeholders
 from ..lockstep.rehearsal import Passes
 from ..lockstep.turns import Ran, Turn
@@ -119,6 +120,7 @@ def verified(
         ran = first
         if step != 0 or not first.turn.live:
             given = first.x if step == 0 else torch.cat([other] * inferred.copies)
+            cancellation.look()
             ran = yield from passes.turn(Turn(step, given, live=True))
             calls += len(ran.calls)
         rows.append(ran.x[:batch].clone())
@@ -168,6 +170,7 @@ class _Checks:
         return why_order_matters(calls, self._network.modules, self._apart)
 
     def _guided(self, steps: Sequence[int], rows: Sequence[Tensor]) -> Tensor:
+        cancellation.wave(len(steps))
         self.calls += sum(len(each.calls) for each in self._inferred.variants if set(each.steps) & set(steps))
         return self._network.guided(steps, rows)
 

@@ -1,0 +1,271 @@
+"""Streams of `sample`: what they give, and how they are left, by any thread or task."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from cancelling import MIXTURE, STEPS, Flag, Network, sample
+from problems import scheduler
+from torch import Tensor
+
+import srds_fast
+from srds_fast.sampling.stream import AsyncStream, Stream
+from srds_fast.solvers.registry import BY_NAME
+
+SECONDS = 60.0  # for another thread: far more than a call takes
+
+
+@pytest.mark.parametrize("method", BY_NAME)
+def test_a_stream_ends_with_the_final_refinement_which_is_the_sample(method: str) -> None:
+    expected = sample(Network(), method=method)
+    with sample(Network(), srds_fast.stream, method=method) as stream:
+        found = list(stream)
+    assert [each.final for each in found] == [False] * (len(found) - 1) + [True]
+    assert torch.equal(found[-1].latents, expected.sample)
+    assert found[-1].latents.dtype == expected.sample.dtype
+    assert stream.report.waves == expected.report.waves
+    with pytest.raises(srds_fast.InvalidArgument, match="decoder"):
+        _ = found[-1].images
+
+
+def test_a_stream_of_auto_shows_iterations() -> None:
+    assert len(list(sample(Network(), srds_fast.stream, method="auto", explore=0))) > 1
+
+
+def test_arguments_of_streams_are_checked() -> None:
+    with pytest.raises(TypeError, match="tolerence"):
+        sample(Network(), srds_fast.stream, tolerence=1.0)
+    for each in (srds_fast.stream, srds_fast.astream):
+        with pytest.raises(srds_fast.InvalidArgument, match="observer"):
+            sample(Network(), each, observer=print)
+        with pytest.raises(srds_fast.InvalidArgument, match="x is"):
+            each(Network(), None, scheduler(), STEPS)
+    with pytest.raises(srds_fast.InvalidArgument, match="tolerance"):
+        next(sample(Network(), srds_fast.stream, tolerance=-1.0))
+
+
+class Gate:
+    """A network that waits in its call with a number until it is let go."""
+
+    def __init__(self, at: int) -> None:
+        self.calls, self._at = 0, at
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self._at:
+            self.reached.set()
+            assert self.open.wait(SECONDS)
+        return MIXTURE(x, t.long())
+
+
+def test_a_stream_is_closed_by_another_thread_while_its_reader_waits() -> None:
+    gate, read = Gate(3), list[Any]()
+    stream: Stream = sample(gate, srds_fast.stream, method="srds")
+    reader = threading.Thread(target=lambda: read.extend(stream))
+    reader.start()
+    assert gate.reached.wait(SECONDS)
+    closer = threading.Thread(target=stream.close)
+    closer.start()
+    while not stream._worker.left.is_set():
+        pass
+    gate.open.set()
+    closer.join(SECONDS)
+    reader.join(SECONDS)
+    assert (reader.is_alive(), closer.is_alive(), read) == (False, False, [])
+    assert gate.calls == 3
+    assert list(stream) == []
+    stream.close()
+
+
+@pytest.mark.parametrize("how", ["break", "forgotten", "error", "from its own call"])
+def test_a_stream_that_is_left_ends_within_a_wave(how: str) -> None:
+    gate, closes = Gate(12), list[Callable[[], None]]()
+
+    def close(wave: int, rows: int, settled: int) -> None:
+        if closes and wave == 11:
+            closes[0]()
+
+    stream: Stream = sample(gate, srds_fast.stream, exact=True, on_wave=close)
+    worker = stream._worker
+    gate.open = worker.left  # the call goes on as soon as it is to end
+    if how == "from its own call":
+        closes.append(stream.close)
+        list(stream)
+    elif how == "error":
+        with contextlib.suppress(KeyError), stream:
+            for _ in stream:
+                raise KeyError
+    elif how == "forgotten":
+        next(stream)
+    else:
+        for _ in stream:
+            break
+    del stream, closes[:]
+    gc.collect()
+    assert worker._thread is not None
+    worker._thread.join(SECONDS)
+    assert not worker._thread.is_alive()
+    assert gate.calls <= 12 < sample(Gate(-1), exact=True).report.waves
+
+
+def test_a_stream_that_was_closed_before_it_began_makes_no_call() -> None:
+    gate = Gate(1)
+    stream: Stream = sample(gate, srds_fast.stream)
+    stream.close()
+    assert (list(stream), gate.calls) == ([], 0)
+
+
+def test_errors_and_cancelled_calls_reach_the_reader() -> None:
+    flag = Flag(4)
+    with pytest.raises(srds_fast.Cancelled):
+        list(sample(Network(flag.called), srds_fast.stream, cancel=flag))
+    assert flag.after == 0
+    flag = Flag(4)
+    with srds_fast.using(cancel=flag):
+        stream = sample(Network(flag.called), srds_fast.stream)
+    with pytest.raises(srds_fast.Cancelled):  # the call was made in the block
+        list(stream)
+
+    def broken() -> None:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        list(sample(Network(broken), srds_fast.stream))
+
+
+CTRL_C = """
+import os, signal, torch, srds_fast
+from diffusers import DDIMScheduler
+
+calls = 0
+
+def network(x, t):
+    global calls
+    calls += 1
+    if calls == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+        while not stream._worker.left.is_set():  # until the waiting thread has seen it
+            pass
+    return 0.1 * x
+
+x, scheduler = torch.randn(1, 4), DDIMScheduler()
+for method in ("sequential", "srds"):
+    calls = 0
+    stream = srds_fast.stream(network, x, scheduler, 40, method=method)
+    try:
+        list(stream)
+    except KeyboardInterrupt:
+        print(method, calls)
+    calls = 10
+    (*_, last) = srds_fast.stream(network, x, scheduler, 40, method=method)
+    assert torch.equal(last.latents, srds_fast.sample(network, x, scheduler, 40, method=method).sample)
+"""
+
+
+def test_ctrl_c_ends_a_stream_within_a_wave_and_the_next_one_is_right() -> None:
+    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, timeout=SECONDS)
+    assert done.stdout.split() == ["sequential", "3", "srds", "3"], done.stderr
+
+
+# asyncio
+
+
+async def read(stream: AsyncStream) -> list[Any]:
+    return [each async for each in stream]
+
+
+def test_an_async_stream_gives_what_a_stream_gives_while_other_tasks_run() -> None:
+    beats: list[int] = []
+
+    async def both() -> list[list[Any]]:
+        async def beat() -> None:
+            while True:
+                beats.append(1)
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(beat())
+        found = await asyncio.gather(*(read(sample(Network(), srds_fast.astream)) for _ in range(3)))
+        other.cancel()
+        return found
+
+    expected = list(sample(Network(), srds_fast.stream))
+    for found in asyncio.run(both()):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert (ours.iteration, ours.change, ours.final) == (theirs.iteration, theirs.change, theirs.final)
+            assert torch.equal(ours.latents, theirs.latents)
+    assert beats
+
+
+@pytest.mark.parametrize("how", ["the task is cancelled", "closed by another task", "left", "timeout"])
+def test_an_async_stream_ends_within_a_wave(how: str) -> None:
+    gate = Gate(3)
+
+    async def main() -> None:
+        stream: AsyncStream = sample(gate, srds_fast.astream, method="srds", exact=True)
+        if how == "left":
+            gate.open.set()
+            async with stream:
+                async for each in stream:
+                    assert not each.final
+                    break
+            assert await read(stream) == []
+            return
+        reader = asyncio.create_task(read(stream))
+        await asyncio.to_thread(gate.reached.wait, SECONDS)
+        if how == "closed by another task":
+            closer = asyncio.create_task(stream.aclose())
+        elif how == "timeout":
+            closer = asyncio.create_task(asyncio.wait_for(reader, 0.0))
+        else:
+            reader.cancel()
+            closer = reader
+        while not stream._worker.left.is_set():
+            await asyncio.sleep(0)
+        gate.open.set()
+        done = await asyncio.gather(closer, reader, return_exceptions=True)
+        if how == "closed by another task":
+            assert done == [None, []]
+        else:
+            assert isinstance(done[1], asyncio.CancelledError)
+        assert stream._worker._thread is not None
+        assert gate.calls == 3
+        assert await read(stream) == []
+
+    asyncio.run(main())
+    before = gate.calls
+    assert before < sample(Gate(-1), method="srds", exact=True).report.waves
+
+
+def test_errors_reach_the_task_and_each_task_has_its_own_flag() -> None:
+    flags = [Flag(5), Flag(), Flag(2)]
+
+    async def one(flag: Flag) -> Any:
+        with srds_fast.using(cancel=flag):
+            await asyncio.sleep(0)
+            return await asyncio.to_thread(partial(sample, Network(flag.called)))
+
+    async def streamed(flag: Flag) -> Any:
+        with srds_fast.using(cancel=flag):
+            return (await read(sample(Network(flag.called), srds_fast.astream)))[-1]
+
+    async def main(each: Callable[[Flag], Any]) -> list[Any]:
+        return await asyncio.gather(*(each(flag) for flag in flags), return_exceptions=True)
+
+    for each in (one, streamed):
+        flags[:] = [Flag(5), Flag(), Flag(2)]
+        first, second, third = asyncio.run(main(each))
+        assert isinstance(first, srds_fast.Cancelled)
+        assert isinstance(third, srds_fast.Cancelled)
+        assert torch.equal(getattr(second, "latents", getattr(second, "sample", None)), sample(Network()).sample)
+        assert [flag.after for flag in flags] == [0, 0, 0]

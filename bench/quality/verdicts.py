@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -221,7 +222,7 @@ def _shape_of_state(pipe: Any, call: dict[str, Any], steps: int) -> tuple[int, .
 
     @functools.wraps(step)
     def seen(*args: Any, **kwargs: Any) -> Any:
-        x: Tensor = kwargs["sample"] if "sample" in kwargs else args[2]
+        x: Tensor = inspect.signature(step).bind(*args, **kwargs).arguments["sample"]
         shapes.append(tuple(x.shape))
         return step(*args, **kwargs)
 

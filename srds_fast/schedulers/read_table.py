@@ -25,34 +25,33 @@ from torch import Tensor
 from ..errors import UnsupportedScheduler
 from .levels import FAR, SAME_X0, levels_of, parametrizations
 from .memory_table import table_with_memory
+from .own_loop import StepCall
 from .reader import Triangles, draw_dtypes, read
-from .refusal import refused
+from .step_noise import StepNoise
 from .table import NoiseTable
 
 # relative size of a number that is rounding
 ROUNDING = 1e-12
 
 
-def table_by_reading(scheduler: Any, eta: float | None = None) -> NoiseTable:
+def table_by_reading(scheduler: Any, call: StepCall) -> NoiseTable:
     """The table of a scheduler whose `set_timesteps` has run; that of one that clips x0 is read with clipping off.
 
     Raises UnsupportedScheduler, with the reason, if its step is not linear or if a table cannot say it.
     """
     try:
-        triangles = read(scheduler, eta)
+        triangles = read(scheduler, call).with_one_draw()
     except UnsupportedScheduler:
         if not scheduler.config.get("clip_sample", False):
             raise
         linear = copy.deepcopy(scheduler)
         linear.register_to_config(clip_sample=False)
-        return replace(table_by_reading(linear, eta), clip=float(scheduler.config.get("clip_sample_range", 1.0)))
-    if triangles.draw_turns and not triangles.by_generator:
-        raise refused(scheduler, "its step draws noise from torch's global generator, not from the one of the call")
+        return replace(table_by_reading(linear, call), clip=float(scheduler.config.get("clip_sample_range", 1.0)))
     levels = levels_of(scheduler, triangles)
     turns = _local_turns(triangles)
     steps = None if turns is None else _with_x0(turns, levels, triangles)
     if turns is None or steps is None:
-        return table_with_memory(scheduler, triangles, levels, eta)
+        return table_with_memory(scheduler, call, levels)
     alpha, sigma = levels.T
     p, q, a, b, momentum, recovered = (
         torch.tensor(column, dtype=torch.float64, device="cpu") for column in zip(*steps, strict=True)
@@ -65,7 +64,7 @@ def table_by_reading(scheduler: Any, eta: float | None = None) -> NoiseTable:
     draws[list(triangles.draw_turns)] = True
     spread = torch.tensor([turn.spread for turn in turns], dtype=torch.float64, device="cpu")
     return NoiseTable(
-        scheduler.timesteps.cpu(),
+        scheduler.timesteps.cpu()[: triangles.turns],
         alpha,
         sigma,
         of_x0 - momentum,
@@ -80,7 +79,8 @@ def table_by_reading(scheduler: Any, eta: float | None = None) -> NoiseTable:
         recovered=recovered if bool(recovered.any()) else None,
         spread=spread if bool(spread.any()) else None,
         draws=draws if bool(draws.any()) else None,
-        draw_dtypes=draw_dtypes(scheduler, eta) if bool(draws.any()) else {},
+        draw_dtypes=draw_dtypes(scheduler, call, triangles.turns) if bool(draws.any()) else {},
+        step_noise=StepNoise.where_needed(scheduler, call),
     )
 
 
@@ -113,8 +113,6 @@ def _local_turns(triangles: Triangles) -> list[_Turn] | None:
     """The turns, if each looks back one turn at most and uses no noise but its own; else None."""
     far = max(float(each.tril(-2).abs().max()) for each in (triangles.of_x, triangles.of_m))
     if far > ROUNDING * float(triangles.of_x.abs().max()):
-        return None
-    if len(set(triangles.draw_turns)) < len(triangles.draw_turns):
         return None
     spread = torch.zeros(triangles.turns, dtype=torch.float64, device="cpu")
     for number, turn in enumerate(triangles.draw_turns):

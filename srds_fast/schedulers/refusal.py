@@ -6,12 +6,9 @@ from typing import Any
 
 from ..errors import UnsupportedScheduler
 
-# supported schedulers, each with those of its kind that are not: they draw noise or are called in their own way
+# supported schedulers, each with those of its kind that are not: their steps are called in their own way
 _REPLACED_BY = {
-    "CogVideoXDDIM": ("CogVideoXDPM",),
-    "EulerAncestralDiscrete": ("DPMSolverSDE",),
     "EDMEuler": ("KarrasVe",),
-    "EDMDPMSolverMultistep": ("CosineDPMSolverMultistep",),
 }
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ..kernels.common.clamping import clamped
 from .memory import Memory, minimal_memory
+from .own_loop import StepCall
 from .reader import Triangles
+from .step_noise import StepNoise
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,10 @@ class NoiseTable:
     recovered: Tensor | None = None
     spread: Tensor | None = None  # None if no step adds noise
     draws: Tensor | None = None  # bool, steps that draw from the generator (even if their spread is 0)
-    draw_dtypes: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)  # by the network's; else its own
+    # of the draws, by the dtypes of the network's output and of the sample; else that of the output
+    draw_dtypes: Mapping[tuple[torch.dtype, torch.dtype], torch.dtype] = field(default_factory=dict)
+    call: StepCall = field(default_factory=StepCall)  # how a loop calls the step
+    step_noise: StepNoise | None = None  # asks the steps for their noise; None: a step draws once, from the generator
     triangles: Triangles | None = None  # the steps; None: x0_prev is all that they need of earlier ones
     memory: Memory | None = None  # the same as a recursion: what is carried from step to step
     # the steps of a loop that begins at this one: its first steps know of no earlier ones
@@ -66,6 +71,11 @@ class NoiseTable:
     def numbers(self) -> dict[str, list[float]]:
         """The float64 columns as lists, because reading a number from a list is much faster."""
         return {name: column.tolist() for name, column in self._columns().items() if name != "timesteps"}
+
+    @property
+    def spreads(self) -> list[float]:
+        """The size of the noise that each step adds."""
+        return self.numbers.get("spread", [0.0] * self.num_steps)
 
     def _columns(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -85,6 +95,8 @@ class NoiseTable:
                 columns["momentum"][:1] = 0.0
             if self.triangles is not None and self.memory is not None:
                 columns |= self._turns(start, stop, afresh=afresh or start == 0)
+            if self.step_noise is not None and start > 0:
+                columns["step_noise"] = self.step_noise.begun_at(start)
             self._parts[key] = replace(self, **columns)
         return self._parts[key]
 

@@ -131,7 +131,7 @@ class Driver:
         changed = () if isinstance(self._known, Facts) else self._networks  # what may call networks of an unknown kind
         self._called = ModuleState(changed)
         table, generator = scheduler.table(options), options.get("generator")
-        scheduler.keep_snapshots(samples.timesteps, options, x, m)
+        scheduler.keep_snapshots(samples.start, steps, table.call, x, m)
         self._passes, self.x0, self._facts = Passes(steps), x, Facts()
         self._rehearsal = Rehearsal(self._turns, self._passes, x, self._generators)
         if steps > 1:

@@ -163,6 +163,8 @@ class LockstepLoop:
         step = self.next_step
         if self.joint.count > 1 and (self.settings.keep_states or self.settings.observer is not None):
             raise refused("it steps several states at once, where a callback or a preview expects one")
+        if self.session is None and step is not None and self._turns.under_way:
+            self.scheduler.check_given(options, self.timesteps, step)
         sample = self._turns.step(m, x, lambda first: self._script(first, options))
         if step is not None:
             self.scheduler.look_before(step + 1)  # what the loop asks after its step

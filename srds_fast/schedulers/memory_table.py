@@ -40,7 +40,8 @@ def table_with_memory(scheduler: Any, call: StepCall, levels: Tensor) -> NoiseTa
     def read_from(start: int) -> Triangles:
         return read(scheduler, call, start).with_one_draw()
 
-    triangles = read_from(0)
+    as_read = read(scheduler, call)
+    triangles = as_read.with_one_draw()
     p, q = _weights_of_x0(scheduler, triangles, levels).T
     alpha, sigma = levels.T
     alpha_next, sigma_next = torch.cat((levels[1:], _arrivals(triangles, levels, p, q)[-1:])).T
@@ -64,7 +65,7 @@ def table_with_memory(scheduler: Any, call: StepCall, levels: Tensor) -> NoiseTa
         spread=spread if noisy else None,
         draws=draws if noisy else None,
         draw_dtypes=draw_dtypes(scheduler, call, triangles.turns) if noisy else {},
-        step_noise=StepNoise.where_needed(scheduler, call),
+        step_noise=StepNoise.where_needed(scheduler, call, as_read),
         triangles=triangles,
         memory=minimal_memory(triangles),
         read_from=read_from,

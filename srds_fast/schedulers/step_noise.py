@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .own_loop import OwnLoop, StepCall
-from .reader import read
+from .reader import Triangles
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +27,9 @@ class StepNoise:
     start: int = 0
 
     @classmethod
-    def where_needed(cls, scheduler: Any, call: StepCall) -> StepNoise | None:
-        """None: the noise is one draw of each step at most, by the generator that it is given."""
-        return None if read(scheduler, call).draws_once else cls(copy.deepcopy(scheduler), call)
+    def where_needed(cls, scheduler: Any, call: StepCall, steps: Triangles) -> StepNoise | None:
+        """None: the noise is one draw of each step at most, by the generator that it is given. steps: as read."""
+        return None if steps.draws_once else cls(copy.deepcopy(scheduler), call)
 
     def begun_at(self, start: int) -> StepNoise:
         """Of a loop that begins later; start: counted from where this one begins."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.common.clamping import clamped
+from ..kernels.common.clamping import Clip, clamped
 from .memory import Memory, minimal_memory
 from .own_loop import StepCall
 from .reader import Triangles
@@ -24,8 +24,8 @@ class NoiseTable:
     Step i starts at (alpha[i], sigma[i]), where the network is evaluated, and ends at (alpha_next[i], sigma_next[i]).
     Some schedulers do not end where the next step starts, as DDIM with "trailing" spacing.
 
-    From the network output m at x: x0 = p * x + q * m (then clamped to +-clip, if set), eps = r * x + s * m, and the
-    sampler's step is
+    From the network output m at x: x0 = p * x + q * m (then clamped to +-clip, or thresholded, if set), eps = r * x +
+    s * m, and the sampler's step is
 
         x' = alpha_next * x0 + sigma_next * eps + momentum * (x0 - x0_prev) + spread * z
 
@@ -46,7 +46,7 @@ class NoiseTable:
     r: Tensor
     s: Tensor
     input_scale: Tensor  # the network's input is input_scale * x (EulerDiscrete's scale_model_input)
-    clip: float | None = None  # bound on the predicted x0
+    clip: Clip | None = None  # what bounds the predicted x0
     init_noise_sigma: float = 1.0  # standard deviation of the starting noise
     clip_epsilon: bool = False  # compute eps again from the clamped x0 (DDIM's use_clipped_model_output)
     momentum: Tensor | None = None  # None if no step uses x0_prev
@@ -135,7 +135,7 @@ class NoiseTable:
     def predict_x0(self, index: int, x: Tensor, m: Tensor) -> Tensor:
         """The clean sample that the network predicts with m at x, where step `index` departs."""
         x0 = self.numbers["p"][index] * x + self.numbers["q"][index] * m
-        found: Tensor = clamped(x0, self.clip)
+        found: Tensor = clamped(x0, self.clip, leading=1)
         return found
 
     def step(

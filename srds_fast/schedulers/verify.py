@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedScheduler
-from .builders import builder_of
+from ..kernels.common.clamping import Clip, range_of
+from .builders import builder_of, clip_of
 from .own_loop import OwnLoop, StepCall
 from .private_draws import PrivateDraws, Seeded
 from .read_table import table_by_reading
@@ -72,15 +74,26 @@ def _build(scheduler: Any, clip_epsilon: bool, call: StepCall) -> NoiseTable:
             "Use prediction_type='v_prediction', drop the option, or use more steps."
         )
     table = replace(table, clip_epsilon=clip_epsilon or table.clip_epsilon, call=call)
-    try:
-        _check_against(scheduler, table, call)
-    except UnsupportedScheduler:
-        if builder is not None or table.clip is None:
-            raise
-        # reading a step that clips does not tell whether its eps is that of the clipped x0
-        table = replace(table, clip_epsilon=not table.clip_epsilon)
-        _check_against(scheduler, table, call)
-    return table
+    candidates = [table] if builder is not None or table.clip is None else list(_clipping(scheduler, table))
+    for candidate in candidates[:-1]:
+        with suppress(UnsupportedScheduler):
+            _check_against(scheduler, candidate, call)
+            return candidate
+    _check_against(scheduler, candidates[-1], call)
+    return candidates[-1]
+
+
+def _clipping(scheduler: Any, table: NoiseTable) -> Iterator[NoiseTable]:
+    """What a step that clips may do: reading it does not tell whether its eps is that of the clipped x0.
+
+    Nor does it tell a clamp from a threshold that depends on all elements.
+    """
+    clips: list[Clip | None] = [table.clip]
+    if scheduler.config.get("thresholding", False):
+        clips.append(clip_of(scheduler.config))
+    for clip in clips:
+        yield replace(table, clip=clip)
+        yield replace(table, clip=clip, clip_epsilon=not table.clip_epsilon)
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -129,12 +142,12 @@ def _check_against(scheduler: Any, table: NoiseTable, call: StepCall) -> None:
             like = zeros, zeros.dtype, zeros.dtype, noise.clone_state()
             asked = list(table.step_noise.of(table.spreads, *like))
     x = table.init_noise_sigma * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
-    carried = None
+    carried, reach = None, 1.0 if table.clip is None else max(1.0, range_of(table.clip))
     with Seeded():
         loop = OwnLoop(scheduler, call, generator=noise, options=options)
         for index in range(table.num_steps):
-            # an output with which x0 has the size of data, so that a clipped x0 is clipped here and there
-            x0 = torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
+            # an output with which x0 has the size of data, or of its bound, so that it is clipped here and there
+            x0 = reach * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
             m = (x0 - table.p[index] * x) / table.q[index]
             scaled, expected_noise, z = loop.scaled(x), noise.clone_state(), None
             if asked is not None:

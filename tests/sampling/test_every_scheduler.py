@@ -21,7 +21,13 @@ STEPS, DIMENSIONS = 20, 8
 MIXTURE = GaussianMixture.random(DIMENSIONS)
 CLIP = {"clip_sample": True, "clip_sample_range": 0.8}
 CLIPS = ("DDIM", "DDPM", "DDIMParallel", "DDPMParallel", "LCM", "TCD", "HeunDiscrete", "UnCLIP")
-CLIPPED: list[tuple[str, dict[str, Any]]] = [(name, CLIP) for name in CLIPS]
+THRESHOLD = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5}
+THRESHOLDS = ("DDIM", "DDPM", "LCM", "DPMSolverMultistep", "DPMSolverSinglestep", "EDMDPMSolverMultistep")
+CLIPPED: list[tuple[str, dict[str, Any]]] = [
+    *((name, CLIP) for name in CLIPS),
+    *((name, THRESHOLD) for name in THRESHOLDS),
+    ("CMStochasticIterative", {}),
+]
 # every method where steps need the most of earlier ones
 CASES = [(each, name) for each in HISTORIES for name in BY_NAME]
 ACCEPTED = [(name, config) for name, config in [*READ, *CLIPPED] if has_table(name, config)]
@@ -57,11 +63,12 @@ def difference(case: tuple[str, dict[str, Any]], dtype: torch.dtype, **how: Any)
     """Of a sample to that of the scheduler's own loop, relative to the largest element."""
     name, config = case
     scheduler, denoiser = made(name, config, STEPS), network(name)
-    x = torch.randn(2, DIMENSIONS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shape = (2, DIMENSIONS, 1) if config is THRESHOLD else (2, DIMENSIONS)  # it wants channels and elements
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = (x * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(dtype)
 
     def rounded(x: Tensor, t: Tensor) -> Tensor:
-        return denoiser(x, t).to(dtype)
+        return denoiser(x.flatten(1), t).view_as(x).to(dtype)
 
     # in what precision noise is drawn may depend on the rounding
     exactly = dtype == torch.float64 and noise_table(scheduler).spread is None
@@ -82,7 +89,7 @@ def tolerance(case: tuple[str, dict[str, Any]]) -> float:
     """In float64."""
     # a clipped x0 is read as x0 and eps of float32 coefficients, which add up to x only to seven digits
     stochastic = noise_table(made(*case)).spread is not None
-    return 1e-5 if stochastic or case[1] is CLIP else 1e-9
+    return 1e-5 if stochastic or case in CLIPPED else 1e-9
 
 
 @pytest.mark.parametrize(("case", "method"), thinned_product(ACCEPTED, METHODS), ids=str)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import diffusers
 import pytest
@@ -11,11 +12,9 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    LCMScheduler,
     UnCLIPScheduler,
 )
 from every_scheduler import HISTORIES, READ, has_table, made
@@ -222,11 +221,7 @@ def test_building_a_table_changes_nothing() -> None:
 
 
 REFUSED = [
-    (DDIMScheduler(thresholding=True), "thresholding"),
-    (DPMSolverMultistepScheduler(thresholding=True), "thresholding"),
     (DPMSolverMultistepScheduler(variance_type="learned_range"), "variance_type"),
-    (DPMSolverSinglestepScheduler(thresholding=True), "thresholding"),
-    (LCMScheduler(thresholding=True), "thresholding"),
     (UnCLIPScheduler(variance_type="learned_range"), "variance_type"),
     (DDPMScheduler(variance_type="learned_range"), "variance_type"),
 ]
@@ -241,6 +236,37 @@ def test_what_is_refused_is_named_with_a_line_that_works(scheduler: object, says
     pipe = SimpleNamespace(scheduler=scheduler)
     exec(line, {"diffusers": diffusers, "pipe": pipe})
     check_scheduler(pipe.scheduler)
+
+
+@pytest.mark.parametrize("name", ["UniPCMultistep", "DEISMultistep"])
+def test_a_clipped_x0_among_more_that_is_kept_is_refused_with_that_reason(name: str) -> None:
+    with pytest.raises(UnsupportedScheduler, match="clips x0, and needs more"):
+        check_scheduler(made(name, {"thresholding": True, "solver_order": 3}))
+
+
+@pytest.mark.parametrize("bound", [0.3, 1.0, 7.5])
+def test_the_bound_of_an_unknown_class_that_clips_is_read(bound: float) -> None:
+    class Clips(EulerDiscreteScheduler):
+        def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+            index = 0 if self.step_index is None else self.step_index
+            sigma = self.sigmas[index]
+            x0 = (sample - sigma * model_output).clamp(-bound, bound)
+            return super().step((sample - x0) / sigma, timestep, sample)
+
+    scheduler = Clips()
+    scheduler.set_timesteps(9)
+    assert noise_table(scheduler).clip == bound
+
+
+def test_a_step_that_bends_x0_otherwise_is_refused() -> None:
+    class Bends(EulerDiscreteScheduler):
+        def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+            index = 0 if self.step_index is None else self.step_index
+            sigma = self.sigmas[index]
+            return super().step((sample - torch.tanh(sample - sigma * model_output)) / sigma, timestep, sample)
+
+    with pytest.raises(UnsupportedScheduler, match=r"not linear|steps differently"):
+        check_scheduler(Bends())
 
 
 def test_a_changed_step_is_noticed() -> None:
@@ -297,7 +323,7 @@ def test_a_scheduler_that_was_read_is_a_table_or_refused(name: str, config: dict
     table = noise_table(scheduler)
     walk(scheduler, table)
     assert torch.equal(table.timesteps, scheduler.timesteps[: table.num_steps])
-    if name in ("UnCLIP", "DDPM"):  # their steps do not arrive where the next one starts
+    if name in ("UnCLIP", "DDPM", "CMStochasticIterative"):  # their steps do not arrive where the next one starts
         return
     arrives = table.sigma_next if table.spread is None else (table.sigma_next**2 + table.spread**2).sqrt()
     torch.testing.assert_close(table.alpha_next[:-1], table.alpha[1:], rtol=2e-4, atol=1e-5)

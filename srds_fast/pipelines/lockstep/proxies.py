@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SrdsFastError
+from ...kernels.common.clamping import Threshold
 from ...schedulers.own_loop import OTHER_TIMESTEPS, RETURNED, StepCall, is_known
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
@@ -170,6 +171,8 @@ class SchedulerProxy:
             raise refused("it steps several states on different grids")
         if self.companions and found.draws is not None:
             raise refused("its scheduler draws noise for several states")
+        if self.companions and isinstance(found.clip, Threshold):
+            raise refused("its scheduler thresholds several states, each by its own elements")
         return found
 
     def check_given(self, options: dict[str, Any], timesteps: Tensor, step: int) -> None:

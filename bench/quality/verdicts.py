@@ -308,7 +308,8 @@ def varied(variation: Variation, steps: int) -> Cell:
     case = CASES[variation.case]
     pipe = case.build()
     if variation.scheduler is not None:
-        pipe.scheduler = getattr(diffusers, variation.scheduler).from_config(pipe.scheduler.config)
+        cls = getattr(diffusers, variation.scheduler)
+        pipe.scheduler = cls.from_config(pipe.scheduler.config, **variation.options)
     name = short_name(pipe.scheduler)
     own = variation.scheduler is None
     return cell(case, pipe, name, steps, [*ONE, *FEW], variation.note, own, **variation.call)

@@ -88,10 +88,10 @@ def table_by_reading(scheduler: Any, call: StepCall) -> NoiseTable:
         draw_dtypes=draw_dtypes(scheduler, call, triangles.turns) if bool(draws.any()) else {},
         step_noise=StepNoise.where_needed(scheduler, call, as_read),
     )
-    return table if clips is None else replace(table, clip=_bound(scheduler, table, clips))
+    return table if clips is None else replace(table, clip=_bound(scheduler, call, table, clips))
 
 
-def _bound(scheduler: Any, table: NoiseTable, not_linear: UnsupportedScheduler) -> float:
+def _bound(scheduler: Any, call: StepCall, table: NoiseTable, not_linear: UnsupportedScheduler) -> float:
     """The bound of x0, from what the first step makes of zero noise and of an x0 far beyond any bound.
 
     Raises `not_linear` if its size does not look like one; the check of the table tells whether it is.
@@ -99,7 +99,7 @@ def _bound(scheduler: Any, table: NoiseTable, not_linear: UnsupportedScheduler) 
     column, found = {name: values[0] for name, values in table.numbers.items()}, list[float]()
     for x0 in (0.0, FAR_BEYOND, 2 * FAR_BEYOND):
         m = torch.full((1, 1, 1, 1), x0 / column["q"], dtype=torch.float64, device="cpu")
-        loop = OwnLoop(scheduler, table.call, generator=torch.Generator().manual_seed(0))
+        loop = OwnLoop(scheduler, call, generator=torch.Generator().manual_seed(0))
         with Seeded(), InFloat64(tuple(m.shape)):
             x = torch.zeros_like(m)
             loop.scaled(x)

@@ -36,6 +36,8 @@ from .refusal import refused
 
 # powers of two: scaling by them is exact, so a linear scheduler returns the same bits
 SMALL, LARGE = 2.0**-20, 2.0**20
+# so small that no x0 reaches a bound, though steps divide by an alpha of 1e-5
+TINY = 2.0**-60
 # of the check on random vectors, relative to the largest entry of the loop; what remains is rounding in float64
 TOLERANCE = 1e-10
 _OTHER_DRAWS = {
@@ -186,7 +188,9 @@ def remember(cache: dict[Hashable, Any], key: Hashable, value: Any, at_most: int
 
 
 def _read_now(scheduler: Any, call: StepCall, start: int, near_zero: bool) -> Triangles:
-    turns, scale = len(scheduler.timesteps) - start, SMALL if near_zero else 1.0
+    turns = len(scheduler.timesteps) - start
+    # large numbers beside the small ones would raise the threshold of all
+    small, large, scale = (TINY, 0.0, TINY) if near_zero else (SMALL, LARGE, 1.0)
     try:
         checked, outputs, draws = _random_loop(scheduler, call, start, turns, scale)
     except _NoStep as last:
@@ -195,11 +199,11 @@ def _read_now(scheduler: Any, call: StepCall, start: int, near_zero: bool) -> Tr
         # the last timestep may be where the last step arrives, and have no step of its own
         turns -= 1
         checked, outputs, draws = _random_loop(scheduler, call, start, turns, scale)
-    loop = _unit_loop(scheduler, call, start, turns, len(draws))
+    loop = _unit_loop(scheduler, call, start, turns, len(draws), small, large)
     size = 2 * turns + len(draws)
     of_each = torch.stack([each.flatten() for each in loop.samples])
-    rows, large = of_each[:, :size] / SMALL, of_each[:, size:] / LARGE
-    if not near_zero and not torch.equal(rows.nan_to_num(), large.nan_to_num()):
+    rows, of_large = of_each[:, :size] / small, of_each[:, size:]
+    if not near_zero and not torch.equal(rows.nan_to_num(), (of_large / large).nan_to_num()):
         raise refused(
             scheduler,
             "its step is not linear: a larger sample is not treated as a smaller one is. It clips or thresholds, or "
@@ -210,7 +214,7 @@ def _read_now(scheduler: Any, call: StepCall, start: int, near_zero: bool) -> Tr
     if not bool(rows.isfinite().all()):
         raise refused(scheduler, "its step divides by zero")
     at = torch.arange(turns, device="cpu")
-    x0 = torch.stack([each.flatten()[:size] for each in loop.x0]) / SMALL
+    x0 = torch.stack([each.flatten()[:size] for each in loop.x0]) / small
     of_x0 = x0[at, at], x0[at, turns + at]
     alone = (x0 != 0).sum(1) <= (of_x0[0] != 0).int() + (of_x0[1] != 0).int()
     nothing = torch.full((turns,), torch.nan, dtype=torch.float64, device="cpu")
@@ -220,7 +224,7 @@ def _read_now(scheduler: Any, call: StepCall, start: int, near_zero: bool) -> Tr
         rows[:, 2 * turns :].clone(),
         tuple(loop.draw_turns),
         loop.by_generator,
-        torch.stack([each.flatten()[turn] for turn, each in enumerate(loop.inputs)]) / SMALL,
+        torch.stack([each.flatten()[turn] for turn, each in enumerate(loop.inputs)]) / small,
         torch.where(alone, of_x0[0], nothing),
         torch.where(alone, of_x0[1], nothing),
     )
@@ -296,6 +300,7 @@ class _Probe(InFloat64):
         super().__init__(shape)
         self._draw, self._generator = draw, generator
         self._seeds = torch.Generator().manual_seed(0)
+        self._seen: dict[bytes, int] = {}  # draws by states of other generators
         self.drawn = 0
         self.by_generator = True
 
@@ -304,8 +309,15 @@ class _Probe(InFloat64):
             shape = _size(args, kwargs or {})
             if shape != self.shape:
                 raise _Reason(f"it draws noise of shape {shape} for a sample of shape {self.shape}")
+            generator = (kwargs or {}).get("generator")
+            self.by_generator &= generator is self._generator
+            if generator is not None and generator is not self._generator:
+                state = generator.get_state().numpy().tobytes()
+                func(*args, **(kwargs or {}))  # it goes on
+                if state in self._seen:  # the same numbers, drawn once more
+                    return self._draw(self._seen[state])
+                self._seen[state] = self.drawn
             self.drawn += 1
-            self.by_generator &= (kwargs or {}).get("generator") is self._generator
             return self._draw(self.drawn - 1)
         if func is torch.randint and math.prod((kwargs or {}).get("size", args[-1])) == 1:
             return func(*args, **{**(kwargs or {}), "generator": self._seeds})  # a seed for other draws
@@ -348,8 +360,9 @@ def _random_loop(scheduler: Any, call: StepCall, start: int, turns: int, scale: 
         return x, m
 
     def draw(number: int) -> Tensor:
-        draws.append(normal())
-        return draws[-1].clone()
+        if number == len(draws):
+            draws.append(normal())
+        return draws[number].clone()
 
     samples.append(_loop(scheduler, call, start, turns, shape, feed, draw).samples[-1])
     return (
@@ -369,14 +382,14 @@ class _Loop(NamedTuple):
     by_generator: bool
 
 
-def _unit_loop(scheduler: Any, call: StepCall, start: int, turns: int, draws: int) -> _Loop:
-    """A loop on unit vectors, times SMALL and times LARGE side by side: vectors of 2 * (2 T + draws) entries."""
+def _unit_loop(scheduler: Any, call: StepCall, start: int, turns: int, draws: int, small: float, large: float) -> _Loop:
+    """A loop on unit vectors, times a small and a large number side by side: vectors of 2 * (2 T + draws) entries."""
     size = 2 * turns + draws
 
     def unit(number: int) -> Tensor:
         vector = torch.zeros(1, 2 * size, 1, 1, dtype=torch.float64, device="cpu")
         if number < size:  # otherwise it draws more often than on random vectors, which shows in the check
-            vector[:, number], vector[:, size + number] = SMALL, LARGE
+            vector[:, number], vector[:, size + number] = small, large
         return vector
 
     return _loop(

@@ -142,12 +142,14 @@ def _check_against(scheduler: Any, table: NoiseTable, call: StepCall) -> None:
             like = zeros, zeros.dtype, zeros.dtype, noise.clone_state()
             asked = list(table.step_noise.of(table.spreads, *like))
     x = table.init_noise_sigma * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
-    carried, reach = None, 1.0 if table.clip is None else max(1.0, range_of(table.clip))
+    carried = None
     with Seeded():
         loop = OwnLoop(scheduler, call, generator=noise, options=options)
         for index in range(table.num_steps):
-            # an output with which x0 has the size of data, or of its bound, so that it is clipped here and there
-            x0 = reach * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
+            # an output with which x0 has the size of data. If it is clipped, of its bound, and in every second step far
+            # beyond: a threshold is no clamp where most elements are beyond 1
+            size_of_x0 = 1.0 if table.clip is None else max(1.0, range_of(table.clip)) * (1.0 if index % 2 else 8.0)
+            x0 = size_of_x0 * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
             m = (x0 - table.p[index] * x) / table.q[index]
             scaled, expected_noise, z = loop.scaled(x), noise.clone_state(), None
             if asked is not None:

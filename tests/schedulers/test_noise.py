@@ -22,6 +22,7 @@ from thinned import thinned, thinned_product
 
 import srds_fast.schedulers.verify as noise_module
 from srds_fast.errors import UnsupportedScheduler
+from srds_fast.kernels.common.clamping import Threshold
 from srds_fast.sampling.rows import draw_noise
 from srds_fast.schedulers.own_loop import OwnLoop, StepCall
 from srds_fast.schedulers.reader import InFloat64
@@ -256,6 +257,19 @@ def test_the_bound_of_an_unknown_class_that_clips_is_read(bound: float) -> None:
     scheduler = Clips()
     scheduler.set_timesteps(9)
     assert noise_table(scheduler).clip == bound
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.995])
+def test_a_threshold_is_told_from_a_clamp(quantile: float) -> None:
+    """With few steps and a low quantile, one large number among small ones would raise the threshold of all."""
+    scheduler = DPMSolverMultistepScheduler(
+        thresholding=True,
+        dynamic_thresholding_ratio=quantile,
+        sample_max_value=1.5,
+        beta_schedule="squaredcos_cap_v2",
+    )
+    scheduler.set_timesteps(9)
+    assert noise_table(scheduler).clip == Threshold(quantile, 1.5)
 
 
 def test_a_step_that_bends_x0_otherwise_is_refused() -> None:

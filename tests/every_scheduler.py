@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import diffusers.schedulers
 
 STEPS = 20
-CLIPS, TAKES, FAILS = "clips or thresholds", "its step takes", "its step was tried from each of its timesteps"
+CLIPS, TAKES = "clips or thresholds", "its step takes"
 UNCLIPPED = {"clip_sample": False}
 ORDERS: list[dict[str, Any]] = [{"solver_order": order} for order in (1, 2, 3)]
 SIGMAS: list[dict[str, Any]] = [{"use_karras_sigmas": True}, {"use_exponential_sigmas": True}]
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 V = {"prediction_type": "v_prediction"}
+ZERO_SNR = {"rescale_betas_zero_snr": True, **V}
 DPM: list[dict[str, Any]] = [
     *ORDERS,
     *SIGMAS,
@@ -27,17 +29,23 @@ DPM: list[dict[str, Any]] = [
 # what becomes of each class, by config: None if it is read, else a part of the reason
 VERDICTS: dict[str, list[tuple[dict[str, Any], str | None]]] = {
     "CMStochasticIterative": [({}, CLIPS), ({"clip_denoised": False}, None)],
-    "CogVideoXDDIM": [({}, None), (V, None), ({"rescale_betas_zero_snr": True, **V}, None)],
-    "CogVideoXDPM": [({}, TAKES)],
+    "CogVideoXDDIM": [({}, None), (V, None), (ZERO_SNR, None)],
+    "CogVideoXDPM": [
+        ({}, None),
+        (V, None),
+        ({**ZERO_SNR, "timestep_spacing": "trailing"}, None),
+    ],
+    "CosineDPMSolverMultistep": [({}, None)],
     "DDIM": [({}, CLIPS), (UNCLIPPED, None), ({"thresholding": True}, CLIPS), ({**UNCLIPPED, **V}, None)],
     "DDIMInverse": [({}, CLIPS), (UNCLIPPED, None)],
     "DDIMParallel": [({}, CLIPS), (UNCLIPPED, None)],
     "DDPM": [({}, CLIPS), (UNCLIPPED, None), ({**UNCLIPPED, "variance_type": "fixed_large"}, None)],
     "DDPMParallel": [({}, CLIPS), (UNCLIPPED, None)],
-    "DDPMWuerstchen": [({}, FAILS)],
+    "DDPMWuerstchen": [({}, None), ({"scaler": 2.0}, None)],
     "DEISMultistep": [({}, None), *((each, None) for each in (*ORDERS, *SIGMAS, FLOW, V))],
     "DPMSolverMultistep": [({}, None), *((each, None) for each in DPM), ({"thresholding": True}, CLIPS)],
     "DPMSolverMultistepInverse": [({}, None)],
+    "DPMSolverSDE": [({}, None), (V, None), ({"use_karras_sigmas": True, "noise_sampler_seed": 3}, None)],
     "DPMSolverSinglestep": [({}, None), *((each, None) for each in (*ORDERS, *SIGMAS, FLOW, V))],
     "EDMDPMSolverMultistep": [({}, None), *((each, None) for each in (*ORDERS, {"algorithm_type": "sde-dpmsolver++"}))],
     "EDMEuler": [({}, None), (V, None), ({"sigma_schedule": "exponential"}, None)],
@@ -79,9 +87,13 @@ VERDICTS: dict[str, list[tuple[dict[str, Any], str | None]]] = {
 }
 # made with arguments, for tokens, for two steps at most, or with a package that is not installed
 NOT_MADE = {
-    "Amused", "BlockRefinement", "ConsistencyDecoder", "CosineDPMSolverMultistep", "DPMSolverSDE", "DiscreteDDIM",
+    "Amused", "BlockRefinement", "ConsistencyDecoder", "DiscreteDDIM",
     "EntropyBound", "HeliosDMD", "Helios", "Piflow", "RFD4Proteina", "SCM", "VQDiffusion",
 }  # fmt: skip
+
+
+# whose noise follows a path of their own: a package makes it of many draws
+BROWNIAN = {"CosineDPMSolverMultistep", "DPMSolverSDE"}
 
 
 def made(name: str, config: dict[str, Any], num_steps: int = STEPS) -> Any:
@@ -93,10 +105,17 @@ def made(name: str, config: dict[str, Any], num_steps: int = STEPS) -> Any:
     return scheduler
 
 
+def is_there(name: str) -> bool:
+    """Whether this installation of diffusers has the class, and the package that it needs."""
+    cls = getattr(diffusers.schedulers, f"{name}Scheduler", None)
+    needed = set(getattr(cls, "_backends", ())) - {"torch"}  # a class that stands in for one whose package is missing
+    return cls is not None and all(map(importlib.util.find_spec, needed))
+
+
 READ = [
     (name, config)
     for name, verdicts in VERDICTS.items()
-    if hasattr(diffusers.schedulers, f"{name}Scheduler")
+    if is_there(name)
     for config, reason in verdicts
     if reason is None
 ]

@@ -278,8 +278,7 @@ FEATURES = [
 ]
 
 REPLACEMENTS = {
-    "CogVideoXDPM": "CogVideoXDDIMScheduler",
-    "DPMSolverSDE": "EulerAncestralDiscreteScheduler",
+    "KarrasVe": "EDMEulerScheduler",
 }
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import srds_fast
 from srds_fast.errors import UnsupportedScheduler
-from srds_fast.schedulers.reader import fresh_copy, next_sample, step_options
+from srds_fast.schedulers.own_loop import OwnLoop
+from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import noise_table
 
 from .verdicts import EXACT, FAILED, REFUSED, ROUNDING, WRONG, first_sentence
@@ -35,15 +36,12 @@ def network(x: Tensor, t: Tensor) -> Tensor:
     return torch.tanh(x) * (0.5 + torch.sigmoid(t.to(x))[:, None] / 4)
 
 
-def own_loop(scheduler: Any, x: Tensor) -> Tensor:
+def own_loop(scheduler: Any, table: NoiseTable, x: Tensor) -> Tensor:
     """The scheduler's own steps, one after another."""
-    trial = fresh_copy(scheduler)
-    options = step_options(trial, None)
-    if "generator" in options:
-        options["generator"] = torch.Generator().manual_seed(5)
-    for t in trial.timesteps:
-        scaled = trial.scale_model_input(x, t) if hasattr(trial, "scale_model_input") else x
-        x = next_sample(trial.step(network(scaled, t.expand(len(x))), t, x, **options))
+    torch.manual_seed(5)  # for noise that does not come from the generator
+    loop = OwnLoop(scheduler, table.call, generator=torch.Generator().manual_seed(5))
+    for t in table.timesteps:
+        x = loop.step(network(loop.scaled(x), t.expand(len(x))), x)
     return x
 
 
@@ -66,15 +64,16 @@ def verdict(name: str, config: dict[str, Any]) -> dict[str, Any]:
     x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
     off, vectors = 0.0, 1
     try:
-        expected = own_loop(scheduler, x)
+        expected = own_loop(scheduler, table, x)
         for method in METHODS:
+            torch.manual_seed(5)
             noise = torch.Generator().manual_seed(5)
             found = srds_fast.sample(network, x, scheduler, steps, method=method, exact=True, generator=noise)
             off = max(off, float((found.sample - expected).abs().max() / expected.abs().max()))
             vectors = found.report.state_vectors
     except Exception as why:
         return {**row, "verdict": FAILED, "reason": f"{type(why).__name__}: {first_sentence(why)}"}
-    about = {"turns": len(scheduler.timesteps), "vectors": vectors, "noise": table.spread is not None}
+    about = {"turns": table.num_steps, "vectors": vectors, "noise": table.spread is not None}
     return {**row, "verdict": EXACT if off <= ROUNDING else WRONG, "difference": float(f"{off:.1e}"), **about}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -221,7 +222,7 @@ def _shape_of_state(pipe: Any, call: dict[str, Any], steps: int) -> tuple[int, .
 
     @functools.wraps(step)
     def seen(*args: Any, **kwargs: Any) -> Any:
-        x: Tensor = kwargs["sample"] if "sample" in kwargs else args[2]
+        x: Tensor = inspect.signature(step).bind(*args, **kwargs).arguments["sample"]
         shapes.append(tuple(x.shape))
         return step(*args, **kwargs)
 
@@ -307,7 +308,8 @@ def varied(variation: Variation, steps: int) -> Cell:
     case = CASES[variation.case]
     pipe = case.build()
     if variation.scheduler is not None:
-        pipe.scheduler = getattr(diffusers, variation.scheduler).from_config(pipe.scheduler.config)
+        cls = getattr(diffusers, variation.scheduler)
+        pipe.scheduler = cls.from_config(pipe.scheduler.config, **variation.options)
     name = short_name(pipe.scheduler)
     own = variation.scheduler is None
     return cell(case, pipe, name, steps, [*ONE, *FEW], variation.note, own, **variation.call)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.clamping import clamped
+from ..common.clamping import Clip, clamped
 
 
 class ScanStep(NamedTuple):
@@ -48,7 +48,7 @@ class Scan:
         dtype: torch.dtype,
         device: torch.device,
         ndim: int,
-        clip: float | None = None,
+        clip: Clip | None = None,
         order: int | None = None,
         reach: Tensor | None = None,
     ) -> None:

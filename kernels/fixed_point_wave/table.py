@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.clamping import Clip, Threshold
 from ..common.look_back import LookBack
 from .scan import Scan
 
@@ -27,9 +28,9 @@ class Sweep(NamedTuple):
 class Table:
     """The constants of a grid, on the device, in the state's dtype. Columns, [N, 1, ...], broadcast over states."""
 
-    p: Tensor  # x0 = p x + q m, between -clip and clip if that is not None
+    p: Tensor  # x0 = p x + q m, which clip bounds if that is not None
     q: Tensor
-    clip: float | None
+    clip: Clip | None
     input_scale: Tensor | None  # the network's input is input_scale * x; None: it is x
     momentum: Tensor | None  # of multistep steps, as in `NoiseTable`
     spread: Tensor | None  # of stochastic steps, as in `NoiseTable`
@@ -51,8 +52,11 @@ class Table:
 
     @property
     def fused(self) -> bool:
-        """Whether the kernels can run these sweeps: a correction reaches all later points, a step looks at one x0."""
-        return self.scan.order is None and self.look_back is None
+        """Whether the kernels can run these sweeps: a correction reaches all later points, a step looks at one x0.
+
+        Nor is that x0 thresholded, which takes all elements of a sample.
+        """
+        return self.scan.order is None and self.look_back is None and not isinstance(self.clip, Threshold)
 
     def differences(self, sweeps: int) -> int:
         """How many differences the next sweep mixes, after so many sweeps."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..common.checks import NETWORK_DTYPES, check_guidance, check_tensor
+from ..common.clamping import Threshold
 from ..common.dispatch import implementation
 from ..common.network_input import AS_THE_STATE, NetworkInput
 from . import reference
@@ -78,7 +79,8 @@ def secant_sweep(
     shape = (branches * len(wave.positions), memory.expected.shape[1], *memory.shape)
     check_tensor("m", m, NETWORK_DTYPES, memory.expected.device, shape, "[branches * rows, samples, ...]")
     how = guidance, network
-    if constrain is not None or table.look_back is not None or implementation(m.device) == "torch":
+    alone = constrain is None and table.look_back is None and not isinstance(table.clip, Threshold)
+    if not alone or implementation(m.device) == "torch":
         return reference.secant_sweep(table, number, memory, m, *how, constrain, check_stationary)
     from . import walk_kernel
 

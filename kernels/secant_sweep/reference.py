@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.clamping import clamped
+from ..common.clamping import clamp_slope, clamped
 from ..common.network_input import NetworkInput, guided, network_input
 from .memory import Memory, SweepResult
 from .table import SecantTable, SecantWave
@@ -136,7 +136,7 @@ def move(table: SecantTable, wave: SecantWave, memory: Memory, constrain: Constr
     # derivatives of the step by the state with the output as it is, and by the output
     by_state, by_output, inside = a, b, None
     if table.clip is not None:
-        inside = (x0.abs() <= table.clip).to(x0.dtype)
+        inside = clamp_slope(x0, table.clip)
         x0 = clamped(x0, table.clip)
         stepped = stepped + e * x0
         by_state, by_output = a + e * p * inside, b + e * q * inside
@@ -254,7 +254,7 @@ def _with_before(table: SecantTable, memory: Memory, first: int, x0: Tensor) -> 
 def predict_x0(table: SecantTable, memory: Memory, step: int, age: int = 0) -> Tensor:
     """x0 at the point of this age where a step departs, [samples, elements], from the output that is known there."""
     x0 = table.p[step] * memory.points(age)[step] + table.q[step] * memory.output(age)[step]
-    return clamped(x0, table.clip)
+    return clamped(x0, table.clip, leading=1)
 
 
 def _expect(table: SecantTable, memory: Memory, learnt: Secants | None, first: int) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.clamping import Clip
 from ..common.look_back import LookBack
 
 # nodes that a local polynomial goes through: it is cubic
@@ -83,7 +84,7 @@ class SecantTable:
 
     Attributes:
         a, b, e, p, q: of the steps.
-        clip: bound of the clamp; None: e is zero.
+        clip: what bounds x0; None: e is zero.
         momentum, spread: of multistep and stochastic steps, as in `NoiseTable`; None: they have none.
         response: r, the expected derivative of the network's output with respect to the state: (J - p) / q, where x0
             responds with J = alpha s^2 / (alpha^2 s^2 + sigma^2) to x for Gaussian data of standard deviation s.
@@ -106,7 +107,7 @@ class SecantTable:
     e: Tensor
     p: Tensor
     q: Tensor
-    clip: float | None
+    clip: Clip | None
     momentum: Tensor | None
     spread: Tensor | None
     response: Tensor

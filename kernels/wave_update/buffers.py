@@ -12,6 +12,7 @@ from torch import Tensor
 from srds_fast.errors import InvalidArgument
 
 from ..common.checks import MOST_ELEMENTS, check_tensor
+from ..common.clamping import Threshold
 from ..common.dispatch import implementation
 from ..common.network_input import empty
 from .table import WaveTable
@@ -42,7 +43,9 @@ class Buffers:
         self, table: WaveTable, x: Tensor, noises: Tensor | None = None, *, channels_last: bool = False
     ) -> None:
         _check(table, x, noises)
-        self.table, self.noises, self.implementation = table, noises, implementation(x.device)
+        self.table, self.noises = table, noises
+        # the kernel knows no more than one element of a sample at a time
+        self.implementation = "torch" if isinstance(table.clip, Threshold) else implementation(x.device)
         self.memory = empty(x, [table.num_slots, len(x)], x.shape[1:], x.dtype, channels_last)
         if noises is not None:  # laid out as the memory
             self.noises = empty(x, noises.shape[:2], noises.shape[2:], x.dtype, channels_last).copy_(noises)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.clamping import Clip
 from .update import Update
 
 
@@ -29,7 +30,7 @@ class Columns(NamedTuple):
 
 
 def columns(
-    updates: Sequence[Update], ndim: int, dtype: torch.dtype, device: torch.device, clip: float | None
+    updates: Sequence[Update], ndim: int, dtype: torch.dtype, device: torch.device, clip: Clip | None
 ) -> list[Columns]:
     """The columns of all updates. Each column is copied to the device once for all updates."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common.clamping import clamped
+from ..common.clamping import Clip, clamped
 from ..common.network_input import NetworkInput
 from .buffers import Buffers
 from .columns import Columns
@@ -57,7 +57,7 @@ def wave_update(
     return network.empty(len(gathered), gathered[0]).copy_(given) if network.channels_last else given
 
 
-def step(columns: Columns, x: Tensor, m: Tensor, clip: float | None) -> Tensor:
+def step(columns: Columns, x: Tensor, m: Tensor, clip: Clip | None) -> Tensor:
     """a x + b m + c clamp(p x + q m) of all steps; x: their states, [steps, samples, ...]; m: [rows, samples, ...]."""
     if columns.rows is not None:
         m = m.index_select(0, columns.rows)

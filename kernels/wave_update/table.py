@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from ..common.clamping import Clip, Threshold
 from .columns import Columns, columns
 from .instructions import Chains, chains
 from .update import Update, check
@@ -16,7 +17,7 @@ class WaveTable:
     """The updates of a program, and the tensors made from them. Made once and shared by all runs.
 
     num_iterations: the largest iteration of a correction; dtype: of the memory, float32 or float64, which coefficients
-    are cast to once; ndim: of a state [samples, ...]; clip: bound of p x + q m; records_moved: for each compared
+    are cast to once; ndim: of a state [samples, ...]; clip: what bounds p x + q m; records_moved: for each compared
     correction, record whether any bit has changed. num_changes: entries of the changes that corrections measure. Raises
     InvalidArgument if an update breaks a rule of `update`.
     """
@@ -29,7 +30,7 @@ class WaveTable:
         dtype: torch.dtype,
         device: torch.device,
         ndim: int,
-        clip: float | None = None,
+        clip: Clip | None = None,
         records_moved: bool = False,
     ) -> None:
         for number, update in enumerate(updates):
@@ -52,4 +53,5 @@ class WaveTable:
     @cached_property
     def chains(self) -> Chains:
         """For the kernel: chains of instructions, one program for each."""
+        assert not isinstance(self.clip, Threshold), "the reference runs"
         return chains(self.updates, self.dtype, self.device, self.clip)

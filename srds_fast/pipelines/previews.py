@@ -99,12 +99,12 @@ class _GivenEnd:
         self.scheduler = SchedulerProxy(copy_scheduler(scheduler), self)
         self.joint, self.samples = JointSteps(), SimpleNamespace(final_steps=0, progress=None)
         self._latents, self._seen = latents, seen
-        self._timesteps = torch.empty(0, device="cpu")
+        self._start, self._timesteps = 0, torch.empty(0, device="cpu")
         self.turns = LoopTurns(Placeholders(outputs, Call.__call__), Call.__call__, self.scheduler.look_before)
         self.turns.begins_live = False
 
-    def enter(self, _start: int, timesteps: Tensor) -> None:
-        self._timesteps = timesteps
+    def enter(self, start: int, timesteps: Tensor) -> None:
+        self._start, self._timesteps = start, timesteps
 
     def call(self, call: Call) -> Any:
         if not self.turns.under_way and self._seen and self._seen[0][0] is call.network:
@@ -113,7 +113,8 @@ class _GivenEnd:
 
     def step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
         if self.turns.done == 0:
-            self.scheduler.keep_snapshots(self._timesteps, options, x, m)
+            call = self.scheduler.table(options).call
+            self.scheduler.keep_snapshots(self._start, len(self._timesteps), call, x, m)
         step = self.turns.next_step or 0
         sample = self.turns.step(m, x, self._script)
         self.scheduler.look_before(step + 1)

@@ -23,26 +23,41 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def draw_noise(noise: NoiseTable, like: Tensor, dtype: torch.dtype, generator: Generators = None) -> Tensor | None:
+def draw_noise(
+    noise: NoiseTable,
+    like: Tensor,
+    dtype: torch.dtype,
+    generator: Generators = None,
+    *,
+    sample_dtype: torch.dtype | None = None,
+) -> Tensor | None:
     """The fresh noise of all N steps, [N, batch, ...], drawn in the order of the sequential sampler.
 
     like: network output of one step, [batch, ...]: gives shape, device and, by the table, the dtype of the draw.
     dtype: of the state, which the result has (N times the memory of the batch). generator: one for the batch, one per
-    sample, or None for torch's global one. Returns None if no step draws noise.
+    sample, or None for torch's global one. sample_dtype: of the sample that the stock step is given; None: that of
+    `like`. Returns None if no step draws noise.
     """
     if noise.draws is None:
         return None
+    sample_dtype = like.dtype if sample_dtype is None else sample_dtype
+    draws = torch.zeros(noise.num_steps, *like.shape, dtype=dtype, device=like.device)
+    if noise.step_noise is not None:
+        for draw, added in zip(
+            draws, noise.step_noise.of(noise.spreads, like, dtype, sample_dtype, generator), strict=True
+        ):
+            draw.copy_(added)
+        return draws
     # as in diffusers: a list of one generator is for the whole batch, a longer list has one per sample
     many = generator if isinstance(generator, Sequence) else [generator]
     shape = like.shape if len(many) == 1 else like[:1].shape
-    drawn_in = noise.draw_dtypes.get(like.dtype, like.dtype)
+    drawn_in = noise.draw_dtypes.get((like.dtype, sample_dtype), like.dtype)
 
     def drawn(each: torch.Generator | None) -> Tensor:
         # a CPU generator draws on the CPU, also for samples on another device: a seed gives the same noise everywhere
         device = like.device if each is None else each.device
         return torch.randn(shape, generator=each, device=device, dtype=drawn_in).to(like.device)
 
-    draws = torch.zeros(noise.num_steps, *like.shape, dtype=dtype, device=like.device)
     for index, draws_noise in enumerate(noise.draws.tolist()):
         if draws_noise:
             draws[index] = torch.cat([drawn(each) for each in many]).to(dtype)

@@ -30,8 +30,9 @@ from ..planner.curve_cache import CurveCache
 from ..planner.exploration import STOCK, Exploration
 from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
 from ..planner.settings import GRAPH_ENGINES, Settings
+from ..schedulers.own_loop import OwnLoop
 from ..schedulers.table import NoiseTable
-from ..schedulers.verify import noise_table, takes_eta
+from ..schedulers.verify import noise_table
 from ..solvers.checks import check_switch
 from ..solvers.contract import Core, SolverInputs, Trajectory
 from ..solvers.method import Method
@@ -235,8 +236,7 @@ def sampled(
             )
             stock = None
             if observer is None and not keep_trajectory and noise.spread is None:
-                given = {} if eta is None or not takes_eta(scheduler) else {"eta": eta}
-                stock = _StockLoop(denoiser, x, scheduler, cond, given)
+                stock = _StockLoop(denoiser, x, scheduler, cond, noise)
             session = Session(
                 planner,
                 state,
@@ -280,17 +280,16 @@ class _StockLoop:
     x: Tensor
     scheduler: Any  # with its timesteps set
     cond: Mapping[str, Tensor]
-    options: Mapping[str, float]  # of its step
+    noise: NoiseTable
 
     @torch.no_grad()
     def __call__(self, turned: Callable[[], None] = lambda: None) -> Tensor:
-        scheduler, x, watch = copy.deepcopy(self.scheduler), self.x, cancellation.current()
-        scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
-        for step, t in enumerate(scheduler.timesteps):
+        loop, x, watch = OwnLoop(self.scheduler, self.noise.call), self.x, cancellation.current()
+        for step, t in enumerate(self.noise.timesteps):
             if watch is not None:
                 watch.wave(1, step)
-            m = self.denoiser(scale(x, t), t.to(x.device).expand(len(x)), **self.cond)
-            x = scheduler.step(m, t, x, **self.options, return_dict=False)[0]
+            m = self.denoiser(loop.scaled(x), t.to(x.device).expand(len(x)), **self.cond)
+            x = loop.step(m, x)
             turned()
         return x
 
@@ -302,7 +301,7 @@ class _StockLoop:
     def result(self, exploration: Exploration) -> SampleResult:
         """The sample and the report of a call that runs on this loop, as an exploration has chosen."""
         seconds, found = self._timed()
-        steps = len(self.scheduler.timesteps)
+        steps = self.noise.num_steps
         report = stock_report(
             steps,
             seconds,

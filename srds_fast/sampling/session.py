@@ -20,6 +20,7 @@ from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, Run
 from ..engine.streams import TwoLanes
 from ..errors import DivergenceError, UnsupportedPipeline
+from ..kernels.common.clamping import Threshold
 from ..kernels.common.dispatch import implementation
 from ..planner.audit import Audit
 from ..planner.choose import choose
@@ -279,6 +280,7 @@ class Session:
         stopped_by, estimated_error = self._stops()
         baseline, baseline_seconds = self._baseline()
         fused = plan.options.fused(self.noise, constrained=self.inputs.constrain is not None)
+        fused &= not isinstance(self.noise.clip, Threshold)
         calibrated = self.planner.calibrated.values()
         if self.planner.has_calibrated(self.noise.num_steps, self.stochastic) and self.plan not in calibrated:
             left_out = [*left_out, f"a calibrated plan was left out: it is for {KIND_OF_CALL}"]

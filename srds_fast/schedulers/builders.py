@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedScheduler
+from ..kernels.common.clamping import Clip, Threshold
 from .table import NoiseTable
 
 Builder = Callable[..., NoiseTable]
@@ -38,7 +39,6 @@ def builder_of(scheduler: Any) -> Builder | None:
 def ddim(scheduler: Any, eta: float = 0.0) -> NoiseTable:
     """Song et al. 2021, eq. (12) and (16): alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t), noise of deviation eta."""
     config, timesteps, abar_table = scheduler.config, scheduler.timesteps.cpu(), scheduler.alphas_cumprod.cpu()
-    refuse_option(scheduler, "thresholding", False)
     arrive = timesteps - config.num_train_timesteps // scheduler.num_inference_steps
     if int(timesteps.max()) >= len(abar_table):
         raise UnsupportedScheduler(
@@ -61,7 +61,7 @@ def ddim(scheduler: Any, eta: float = 0.0) -> NoiseTable:
     return NoiseTable(
         timesteps, alpha, sigma, alpha_next, sigma_next, p, q, r, s,
         input_scale=one,
-        clip=float(config.clip_sample_range) if config.clip_sample else None,
+        clip=clip_of(config),
         init_noise_sigma=float(scheduler.init_noise_sigma),
         spread=deviation.double() if eta else None,
         draws=torch.ones(len(timesteps), dtype=torch.bool, device="cpu") if eta else None,
@@ -72,7 +72,6 @@ def ddim(scheduler: Any, eta: float = 0.0) -> NoiseTable:
 def ddpm(scheduler: Any) -> NoiseTable:
     """Ho et al. 2020, eq. (6) and (7): the posterior mean c0 * x0 + c1 * x, and its noise."""
     config, timesteps, abar_table = scheduler.config, scheduler.timesteps.cpu(), scheduler.alphas_cumprod.cpu()
-    refuse_option(scheduler, "thresholding", False)
     variance_type = config.variance_type
     if variance_type not in ("fixed_small", "fixed_small_log", "fixed_large"):
         raise UnsupportedScheduler(
@@ -99,7 +98,7 @@ def ddpm(scheduler: Any) -> NoiseTable:
         # c1 * x expressed by x0 and its eps: x = alpha * x0 + sigma * eps
         timesteps, alpha, sigma, of_x0 + of_x * alpha, of_x * sigma, p, q, (1 - alpha * p) / sigma, -alpha * q / sigma,
         input_scale=one,
-        clip=float(config.clip_sample_range) if config.clip_sample else None,
+        clip=clip_of(config),
         init_noise_sigma=float(scheduler.init_noise_sigma),
         clip_epsilon=True,
         spread=spread.double() * draws,
@@ -107,16 +106,11 @@ def ddpm(scheduler: Any) -> NoiseTable:
     )  # fmt: skip
 
 
-def refuse_option(scheduler: Any, option: str, needed: object) -> None:
-    """Raise UnsupportedScheduler, with the line to write, if a config option differs from `needed`."""
-    value = scheduler.config.get(option, needed)
-    if value != needed:
-        name = type(scheduler).__name__
-        raise UnsupportedScheduler(
-            f"{name} with {option}={value!r} is not supported. The step is then not an elementwise function of sample "
-            f"and network output. Write `pipe.scheduler = diffusers.{name}.from_config(pipe.scheduler.config, "
-            f"{option}={needed!r})`."
-        )
+def clip_of(config: Any) -> Clip | None:
+    """What bounds x0, by a scheduler's config."""
+    if config.get("thresholding", False):
+        return Threshold(float(config.dynamic_thresholding_ratio), float(config.sample_max_value))
+    return float(config.clip_sample_range) if config.clip_sample else None
 
 
 def of_prediction(scheduler: Any, **known: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -28,7 +28,8 @@ def levels_of(scheduler: Any, triangles: Triangles) -> Tensor:
 
 def _asked(scheduler: Any, triangles: Triangles) -> Tensor:
     trial = copy.deepcopy(scheduler)
-    timesteps = trial.timesteps = trial.timesteps.cpu()
+    trial.timesteps = trial.timesteps.cpu()
+    timesteps = trial.timesteps[: triangles.turns]
     data, noise = (
         torch.tensor([[1.0, 0.0]], dtype=torch.float32, device="cpu"),
         torch.tensor([[0.0, 1.0]], dtype=torch.float32, device="cpu"),

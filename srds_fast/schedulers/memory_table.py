@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +18,10 @@ from torch import Tensor
 
 from .levels import FAR, parametrizations
 from .memory import minimal_memory
+from .own_loop import StepCall
 from .reader import Triangles, draw_dtypes, read
 from .refusal import refused
+from .step_noise import StepNoise
 from .table import NoiseTable
 
 # relative size of a number that is rounding
@@ -29,13 +30,18 @@ ROUNDING = 1e-12
 SINGLE_ROUNDING = 1e-6
 
 
-def table_with_memory(scheduler: Any, triangles: Triangles, levels: Tensor, eta: float | None) -> NoiseTable:
+def table_with_memory(scheduler: Any, call: StepCall, levels: Tensor) -> NoiseTable:
     """The table of these steps. levels: [T, 2], alpha and sigma where each turn calls the network.
 
-    Raises UnsupportedScheduler if the steps do not lead from level to level, or draw noise more than once in a turn.
+    Raises UnsupportedScheduler if the steps do not lead from level to level.
     """
-    if len(set(triangles.draw_turns)) < len(triangles.draw_turns):
-        raise refused(scheduler, "a step of it draws noise more than once")
+    scheduler = copy.deepcopy(scheduler)
+
+    def read_from(start: int) -> Triangles:
+        return read(scheduler, call, start).with_one_draw()
+
+    as_read = read(scheduler, call)
+    triangles = as_read.with_one_draw()
     p, q = _weights_of_x0(scheduler, triangles, levels).T
     alpha, sigma = levels.T
     alpha_next, sigma_next = torch.cat((levels[1:], _arrivals(triangles, levels, p, q)[-1:])).T
@@ -45,7 +51,7 @@ def table_with_memory(scheduler: Any, triangles: Triangles, levels: Tensor, eta:
     sigma_next = torch.where(sigma_next < SINGLE_ROUNDING * sigma, 0.0, sigma_next)
     noisy = bool(draws.any())
     return NoiseTable(
-        scheduler.timesteps.cpu(),
+        scheduler.timesteps.cpu()[: triangles.turns],
         alpha,
         sigma,
         alpha_next,
@@ -58,10 +64,11 @@ def table_with_memory(scheduler: Any, triangles: Triangles, levels: Tensor, eta:
         init_noise_sigma=float(getattr(scheduler, "init_noise_sigma", 1.0)),
         spread=spread if noisy else None,
         draws=draws if noisy else None,
-        draw_dtypes=draw_dtypes(scheduler, eta) if noisy else {},
+        draw_dtypes=draw_dtypes(scheduler, call, triangles.turns) if noisy else {},
+        step_noise=StepNoise.where_needed(scheduler, call, as_read),
         triangles=triangles,
         memory=minimal_memory(triangles),
-        read_from=partial(read, copy.deepcopy(scheduler), eta),
+        read_from=read_from,
     )
 
 

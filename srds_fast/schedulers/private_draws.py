@@ -119,6 +119,18 @@ class PrivateDraws(TorchFunctionMode):
         _push_all([*modes[:at], self, *modes[at:]])
 
 
+class Seeded(PrivateDraws):
+    """The same draws each time that such a context is entered, also inside others of these contexts."""
+
+    def of(self, device: torch.device) -> torch.Generator:
+        if device not in self._copies:
+            self._copies[device] = torch.Generator(device).manual_seed(0)
+        return self._copies[device]
+
+    def _push(self) -> None:
+        _push_all([*_without(self), self])
+
+
 class Replayed(PrivateDraws):
     """For code that runs again: it draws the numbers of before again, and then goes on with the global generators.
 

@@ -14,7 +14,6 @@ of a table are exact with any x0; jumps and guesses of the parallel methods are 
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -25,34 +24,40 @@ from torch import Tensor
 from ..errors import UnsupportedScheduler
 from .levels import FAR, SAME_X0, levels_of, parametrizations
 from .memory_table import table_with_memory
-from .reader import Triangles, draw_dtypes, read
+from .own_loop import OwnLoop, StepCall
+from .private_draws import Seeded
+from .reader import InFloat64, Triangles, draw_dtypes, read
 from .refusal import refused
+from .step_noise import StepNoise
 from .table import NoiseTable
 
 # relative size of a number that is rounding
 ROUNDING = 1e-12
+# an x0 that every step clips that clips at all
+FAR_BEYOND = 2.0**12
 
 
-def table_by_reading(scheduler: Any, eta: float | None = None) -> NoiseTable:
-    """The table of a scheduler whose `set_timesteps` has run; that of one that clips x0 is read with clipping off.
+def table_by_reading(scheduler: Any, call: StepCall) -> NoiseTable:
+    """The table of a scheduler whose `set_timesteps` has run; of one that clips x0, the bound is read, too.
 
     Raises UnsupportedScheduler, with the reason, if its step is not linear or if a table cannot say it.
     """
+    clips = None
     try:
-        triangles = read(scheduler, eta)
-    except UnsupportedScheduler:
-        if not scheduler.config.get("clip_sample", False):
-            raise
-        linear = copy.deepcopy(scheduler)
-        linear.register_to_config(clip_sample=False)
-        return replace(table_by_reading(linear, eta), clip=float(scheduler.config.get("clip_sample_range", 1.0)))
-    if triangles.draw_turns and not triangles.by_generator:
-        raise refused(scheduler, "its step draws noise from torch's global generator, not from the one of the call")
+        as_read = read(scheduler, call)
+    except UnsupportedScheduler as not_linear:
+        try:
+            as_read, clips = read(scheduler, call, near_zero=True), not_linear
+        except UnsupportedScheduler:
+            raise not_linear from None
+    triangles = as_read.with_one_draw()
     levels = levels_of(scheduler, triangles)
     turns = _local_turns(triangles)
     steps = None if turns is None else _with_x0(turns, levels, triangles)
     if turns is None or steps is None:
-        return table_with_memory(scheduler, triangles, levels, eta)
+        if clips is not None:
+            raise refused(scheduler, "its step clips x0, and needs more of earlier steps than one x0") from clips
+        return table_with_memory(scheduler, call, levels)
     alpha, sigma = levels.T
     p, q, a, b, momentum, recovered = (
         torch.tensor(column, dtype=torch.float64, device="cpu") for column in zip(*steps, strict=True)
@@ -64,8 +69,8 @@ def table_by_reading(scheduler: Any, eta: float | None = None) -> NoiseTable:
     draws = torch.zeros(len(turns), dtype=torch.bool, device="cpu")
     draws[list(triangles.draw_turns)] = True
     spread = torch.tensor([turn.spread for turn in turns], dtype=torch.float64, device="cpu")
-    return NoiseTable(
-        scheduler.timesteps.cpu(),
+    table = NoiseTable(
+        scheduler.timesteps.cpu()[: triangles.turns],
         alpha,
         sigma,
         of_x0 - momentum,
@@ -80,8 +85,35 @@ def table_by_reading(scheduler: Any, eta: float | None = None) -> NoiseTable:
         recovered=recovered if bool(recovered.any()) else None,
         spread=spread if bool(spread.any()) else None,
         draws=draws if bool(draws.any()) else None,
-        draw_dtypes=draw_dtypes(scheduler, eta) if bool(draws.any()) else {},
+        draw_dtypes=draw_dtypes(scheduler, call, triangles.turns) if bool(draws.any()) else {},
+        step_noise=StepNoise.where_needed(scheduler, call, as_read),
     )
+    return table if clips is None else replace(table, clip=_bound(scheduler, call, table, clips))
+
+
+def _bound(scheduler: Any, call: StepCall, table: NoiseTable, not_linear: UnsupportedScheduler) -> float:
+    """The bound of x0, from what the first step makes of zero noise and of an x0 far beyond any bound.
+
+    Raises `not_linear` if its size does not look like one; the check of the table tells whether it is.
+    """
+    column, found = {name: values[0] for name, values in table.numbers.items()}, list[float]()
+    for x0 in (0.0, FAR_BEYOND, 2 * FAR_BEYOND):
+        m = torch.full((1, 1, 1, 1), x0 / column["q"], dtype=torch.float64, device="cpu")
+        loop = OwnLoop(scheduler, call, generator=torch.Generator().manual_seed(0))
+        with Seeded(), InFloat64(tuple(m.shape)):
+            x = torch.zeros_like(m)
+            loop.scaled(x)
+            found.append(float(loop.step(m, x)))
+    of_nothing, once, twice = found
+    # as in the step of a table: eps is that of the output, or made again from the clipped x0
+    of_output = column["sigma_next"] * column["s"] * FAR_BEYOND / column["q"]
+    by_x0, beside = column["alpha_next"], of_output
+    if abs(twice - once) < abs(of_output) / 2:
+        by_x0, beside = by_x0 - column["sigma_next"] * column["alpha"] / column["sigma"], 0.0
+    bound = (once - of_nothing - beside) / by_x0 if by_x0 else math.nan
+    if not 0 < bound < FAR_BEYOND / 2:
+        raise not_linear
+    return float(f"{bound:.6g}")
 
 
 class _Turn(NamedTuple):
@@ -114,8 +146,6 @@ def _local_turns(triangles: Triangles) -> list[_Turn] | None:
     far = max(float(each.tril(-2).abs().max()) for each in (triangles.of_x, triangles.of_m))
     if far > ROUNDING * float(triangles.of_x.abs().max()):
         return None
-    if len(set(triangles.draw_turns)) < len(triangles.draw_turns):
-        return None
     spread = torch.zeros(triangles.turns, dtype=torch.float64, device="cpu")
     for number, turn in enumerate(triangles.draw_turns):
         if bool(triangles.of_z[turn + 1 :, number].any()):
@@ -142,7 +172,9 @@ def _with_x0(turns: list[_Turn], levels: Tensor, triangles: Triangles) -> list[_
     implied = _steps(turns, levels, None)
     assert implied is not None
     fits = []
-    for x0 in parametrizations(levels):
+    ends = torch.cat((levels[1:, 0], levels.new_ones(1)))
+    arrives = torch.tensor([[turn.a, turn.b] for turn in turns], dtype=torch.float64, device="cpu") / ends[:, None]
+    for x0 in (*parametrizations(levels), arrives):  # steps of consistency models arrive at x0, but for noise
         steps = _steps(turns, levels, x0)
         if steps is not None:
             fits.append((_distance(steps, implied, levels), steps))

@@ -20,8 +20,7 @@ Cost: two loops of T turns, one of them on vectors of 4 T + 2 * (number of draws
 
 from __future__ import annotations
 
-import copy
-import inspect
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from types import FunctionType
@@ -31,10 +30,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..errors import UnsupportedScheduler
+from .own_loop import OwnLoop, StepCall
 from .refusal import refused
 
 # powers of two: scaling by them is exact, so a linear scheduler returns the same bits
 SMALL, LARGE = 2.0**-20, 2.0**20
+# so small that no x0 reaches a bound, though steps divide by an alpha of 1e-5
+TINY = 2.0**-60
 # of the check on random vectors, relative to the largest entry of the loop; what remains is rounding in float64
 TOLERANCE = 1e-10
 _OTHER_DRAWS = {
@@ -85,6 +88,19 @@ class Triangles:
             x0_of_m=self.x0_of_m[start:stop],
         )
 
+    @property
+    def draws_once(self) -> bool:
+        """Each turn draws at most once, with the generator that its step is given."""
+        return not self.draw_turns or (self.by_generator and len(set(self.draw_turns)) == len(self.draw_turns))
+
+    def with_one_draw(self) -> Triangles:
+        """The same steps, where all noise that a turn adds is one draw, the weight of which is the size of it."""
+        if self.draws_once:
+            return self
+        sizes = self.of_z.norm(dim=1)
+        turns = sorted({*self.draw_turns, *(turn for turn, size in enumerate(sizes.tolist()) if size > 0)})
+        return replace(self, of_z=sizes.diag()[:, turns], draw_turns=tuple(turns))
+
     def own_noise(self) -> tuple[Tensor, Tensor]:
         """Which turns draw noise, [T] bool, and how much of its own draw each adds at once, [T]."""
         draws, spread = (
@@ -108,18 +124,18 @@ class Triangles:
         return found
 
 
-def read(scheduler: Any, eta: float | None = None, start: int = 0) -> Triangles:
+def read(scheduler: Any, call: StepCall | None = None, start: int = 0, *, near_zero: bool = False) -> Triangles:
     """Read the step of a scheduler whose `set_timesteps` has run. The scheduler is not changed.
 
     What was read is cached by everything that it depends on.
-    eta: given to a step that takes it; None leaves the step's own default. start: the loop begins at this timestep, as
-    those of img2img do.
+    call: how a loop calls the step; None: as `StepCall.of` finds. start: the loop begins at this timestep, as those of
+    img2img do. near_zero: only what it does to small numbers has to be linear, as of one that clips.
     Raises UnsupportedScheduler, with the reason in plain words, if it is not linear or cannot be called as others are.
     """
-    key = state_key(scheduler), eta, start
+    key = state_key(scheduler), call, start, near_zero
     found = _read.get(key)
     if found is None:
-        found = _read_now(scheduler, eta, start)
+        found = _read_now(scheduler, StepCall.of(scheduler) if call is None else call, start, near_zero)
         remember(_read, key, found, MAX_READ)
     return found
 
@@ -171,14 +187,23 @@ def remember(cache: dict[Hashable, Any], key: Hashable, value: Any, at_most: int
     cache[key] = value
 
 
-def _read_now(scheduler: Any, eta: float | None, start: int) -> Triangles:
-    checked, outputs, draws = _random_loop(scheduler, eta, start)
-    turns = len(outputs)
-    loop = _unit_loop(scheduler, eta, start, turns, len(draws))
+def _read_now(scheduler: Any, call: StepCall, start: int, near_zero: bool) -> Triangles:
+    turns = len(scheduler.timesteps) - start
+    # large numbers beside the small ones would raise the threshold of all
+    small, large, scale = (TINY, 0.0, TINY) if near_zero else (SMALL, LARGE, 1.0)
+    try:
+        checked, outputs, draws = _random_loop(scheduler, call, start, turns, scale)
+    except _NoStep as last:
+        if last.turn != turns - 1 or turns < 2:
+            raise last.refused from last
+        # the last timestep may be where the last step arrives, and have no step of its own
+        turns -= 1
+        checked, outputs, draws = _random_loop(scheduler, call, start, turns, scale)
+    loop = _unit_loop(scheduler, call, start, turns, len(draws), small, large)
     size = 2 * turns + len(draws)
     of_each = torch.stack([each.flatten() for each in loop.samples])
-    rows, large = of_each[:, :size] / SMALL, of_each[:, size:] / LARGE
-    if not torch.equal(rows.nan_to_num(), large.nan_to_num()):
+    rows, of_large = of_each[:, :size] / small, of_each[:, size:]
+    if not near_zero and not torch.equal(rows.nan_to_num(), (of_large / large).nan_to_num()):
         raise refused(
             scheduler,
             "its step is not linear: a larger sample is not treated as a smaller one is. It clips or thresholds, or "
@@ -189,7 +214,7 @@ def _read_now(scheduler: Any, eta: float | None, start: int) -> Triangles:
     if not bool(rows.isfinite().all()):
         raise refused(scheduler, "its step divides by zero")
     at = torch.arange(turns, device="cpu")
-    x0 = torch.stack([each.flatten()[:size] for each in loop.x0]) / SMALL
+    x0 = torch.stack([each.flatten()[:size] for each in loop.x0]) / small
     of_x0 = x0[at, at], x0[at, turns + at]
     alone = (x0 != 0).sum(1) <= (of_x0[0] != 0).int() + (of_x0[1] != 0).int()
     nothing = torch.full((turns,), torch.nan, dtype=torch.float64, device="cpu")
@@ -199,7 +224,7 @@ def _read_now(scheduler: Any, eta: float | None, start: int) -> Triangles:
         rows[:, 2 * turns :].clone(),
         tuple(loop.draw_turns),
         loop.by_generator,
-        torch.stack([each.flatten()[turn] for turn, each in enumerate(loop.inputs)]) / SMALL,
+        torch.stack([each.flatten()[turn] for turn, each in enumerate(loop.inputs)]) / small,
         torch.where(alone, of_x0[0], nothing),
         torch.where(alone, of_x0[1], nothing),
     )
@@ -213,24 +238,25 @@ def _read_now(scheduler: Any, eta: float | None, start: int) -> Triangles:
     return found
 
 
-def draw_dtypes(scheduler: Any, eta: float | None = None) -> dict[torch.dtype, torch.dtype]:
-    """For each dtype of the network's output, the dtype in which the scheduler draws noise; nothing if it draws none.
+def draw_dtypes(scheduler: Any, call: StepCall, turns: int) -> dict[tuple[torch.dtype, torch.dtype], torch.dtype]:
+    """In which dtype the scheduler draws noise, by the dtypes of the network's output and of the sample.
 
-    A scheduler may draw in float32 whatever the network's dtype is. The same seed then gives other numbers.
+    Nothing if it draws none. A scheduler may draw in float32 whatever these are. The same seed then gives other
+    numbers.
     """
-    found = dict[torch.dtype, torch.dtype]()
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        trial = fresh_copy(scheduler)
-        options = step_options(trial, eta)
-        x = torch.zeros(1, 8, 1, 1, dtype=dtype, device="cpu")
+    found = dict[tuple[torch.dtype, torch.dtype], torch.dtype]()
+    dtypes = torch.float16, torch.bfloat16, torch.float32, torch.float64
+    # loops convert outputs to float32 for guidance, and states back to the dtype of the network
+    for output, sample in (*((each, each) for each in dtypes), *((torch.float32, each) for each in dtypes[:2])):
+        loop = OwnLoop(scheduler, call, generator=torch.Generator().manual_seed(0))
+        x = torch.zeros(1, 8, 1, 1, dtype=sample, device="cpu")
         try:
             with _FirstDraw():
-                for timestep in trial.timesteps:
-                    if hasattr(trial, "scale_model_input"):
-                        trial.scale_model_input(x, timestep)
-                    x = next_sample(trial.step(torch.zeros(x.shape, dtype=dtype, device="cpu"), timestep, x, **options))
+                for _ in range(turns):
+                    loop.scaled(x)
+                    x = loop.step(torch.zeros(x.shape, dtype=output, device="cpu"), x).to(sample)
         except _FirstDraw.Drawn as draw:
-            found[dtype] = draw.args[0]
+            found[output, sample] = draw.args[0]
     return found
 
 
@@ -270,38 +296,61 @@ class InFloat64(TorchFunctionMode):
 class _Probe(InFloat64):
     """Also makes the normal draws itself, by `draw(number of the draw)`, and refuses all others."""
 
-    def __init__(self, shape: tuple[int, ...], draw: Callable[[int], Tensor]) -> None:
+    def __init__(self, shape: tuple[int, ...], draw: Callable[[int], Tensor], generator: torch.Generator) -> None:
         super().__init__(shape)
-        self._draw = draw
+        self._draw, self._generator = draw, generator
+        self._seeds = torch.Generator().manual_seed(0)
+        self._seen: dict[bytes, int] = {}  # draws by states of other generators
         self.drawn = 0
         self.by_generator = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.randn, torch.randn_like):
-            given = args[0] if args else (kwargs or {})["size"]
-            shape = tuple(given.shape if isinstance(given, Tensor) else args if isinstance(given, int) else given)
+            shape = _size(args, kwargs or {})
             if shape != self.shape:
                 raise _Reason(f"it draws noise of shape {shape} for a sample of shape {self.shape}")
+            generator = (kwargs or {}).get("generator")
+            self.by_generator &= generator is self._generator
+            if generator is not None and generator is not self._generator:
+                state = generator.get_state().numpy().tobytes()
+                func(*args, **(kwargs or {}))  # it goes on
+                if state in self._seen:  # the same numbers, drawn once more
+                    return self._draw(self._seen[state])
+                self._seen[state] = self.drawn
             self.drawn += 1
-            self.by_generator &= (kwargs or {}).get("generator") is not None
             return self._draw(self.drawn - 1)
+        if func is torch.randint and math.prod((kwargs or {}).get("size", args[-1])) == 1:
+            return func(*args, **{**(kwargs or {}), "generator": self._seeds})  # a seed for other draws
         if func in _OTHER_DRAWS:
             raise _Reason("it draws random numbers that are not standard normal")
         return super().__torch_function__(func, types, args, kwargs)
+
+
+def _size(args: Any, kwargs: Any) -> tuple[int, ...]:
+    """The shape that `randn` or `randn_like` is asked for."""
+    given = args[0] if args else kwargs["size"]
+    return tuple(given.shape if isinstance(given, Tensor) else args if isinstance(given, int) else given)
 
 
 class _Reason(Exception):
     """Why a scheduler cannot be read, raised from inside its step."""
 
 
-def _random_loop(scheduler: Any, eta: float | None, start: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A loop on random vectors: its samples [T + 1, ...], outputs [T, ...] and draws [draws, ...]."""
+class _NoStep(Exception):
+    """The step of a turn has failed."""
+
+    def __init__(self, turn: int, refused: UnsupportedScheduler) -> None:
+        self.turn, self.refused = turn, refused
+
+
+def _random_loop(scheduler: Any, call: StepCall, start: int, turns: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A loop on random vectors of this scale: its samples [T + 1, ...], outputs [T, ...] and draws [draws, ...]."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, 8, 1, 1)  # many channels: a step that leaves some out fails
     samples, outputs, draws = list[Tensor](), list[Tensor](), list[Tensor]()
 
     def normal() -> Tensor:
-        return torch.empty(shape, dtype=torch.float64, device="cpu").normal_(generator=generator)
+        return scale * torch.empty(shape, dtype=torch.float64, device="cpu").normal_(generator=generator)
 
     def feed(turn: int, before: Tensor | None) -> tuple[Tensor, Tensor]:
         x = normal() * float(getattr(scheduler, "init_noise_sigma", 1.0)) if before is None else before
@@ -311,10 +360,11 @@ def _random_loop(scheduler: Any, eta: float | None, start: int) -> tuple[Tensor,
         return x, m
 
     def draw(number: int) -> Tensor:
-        draws.append(normal())
-        return draws[-1].clone()
+        if number == len(draws):
+            draws.append(normal())
+        return draws[number].clone()
 
-    samples.append(_loop(scheduler, eta, start, shape, feed, draw).samples[-1])
+    samples.append(_loop(scheduler, call, start, turns, shape, feed, draw).samples[-1])
     return (
         torch.stack(samples),
         torch.stack(outputs),
@@ -332,20 +382,21 @@ class _Loop(NamedTuple):
     by_generator: bool
 
 
-def _unit_loop(scheduler: Any, eta: float | None, start: int, turns: int, draws: int) -> _Loop:
-    """A loop on unit vectors, times SMALL and times LARGE side by side: vectors of 2 * (2 T + draws) entries."""
+def _unit_loop(scheduler: Any, call: StepCall, start: int, turns: int, draws: int, small: float, large: float) -> _Loop:
+    """A loop on unit vectors, times a small and a large number side by side: vectors of 2 * (2 T + draws) entries."""
     size = 2 * turns + draws
 
     def unit(number: int) -> Tensor:
         vector = torch.zeros(1, 2 * size, 1, 1, dtype=torch.float64, device="cpu")
         if number < size:  # otherwise it draws more often than on random vectors, which shows in the check
-            vector[:, number], vector[:, size + number] = SMALL, LARGE
+            vector[:, number], vector[:, size + number] = small, large
         return vector
 
     return _loop(
         scheduler,
-        eta,
+        call,
         start,
+        turns,
         (1, 2 * size, 1, 1),
         lambda turn, before: (unit(turn), unit(turns + turn)),
         lambda number: unit(2 * turns + number),
@@ -354,25 +405,26 @@ def _unit_loop(scheduler: Any, eta: float | None, start: int, turns: int, draws:
 
 def _loop(
     scheduler: Any,
-    eta: float | None,
+    call: StepCall,
     start: int,
+    turns: int,
     shape: tuple[int, ...],
     feed: Callable[[int, Tensor | None], tuple[Tensor, Tensor]],
     draw: Callable[[int], Tensor],
 ) -> _Loop:
     """The loop on a copy of the scheduler, fed with the sample and the output of each turn."""
-    trial = fresh_copy(scheduler, start)
-    options = step_options(trial, eta)
+    generator = torch.Generator().manual_seed(0)
+    loop = OwnLoop(scheduler, call, start, generator=generator)
     nothing = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
     found, x0, inputs, draw_turns = list[Tensor](), list[Tensor](), list[Tensor](), list[int]()
-    probe = _Probe(shape, draw)
-    for turn, timestep in enumerate(trial.timesteps[start:]):
+    probe = _Probe(shape, draw, generator)
+    for turn in range(turns):
         x, m = feed(turn, found[-1] if found else None)
         drawn = probe.drawn
         try:
             with probe:
-                scaled = trial.scale_model_input(x.clone(), timestep) if hasattr(trial, "scale_model_input") else x
-                output = trial.step(m, timestep, x, **options)
+                scaled = loop.scaled(x.clone())
+                after = loop.step(m, x)
         except _Reason as reason:
             raise refused(scheduler, str(reason)) from None
         except Exception as error:
@@ -380,50 +432,11 @@ def _loop(
                 "its step was tried from each of its timesteps with one sample of random numbers, and failed at number "
                 f"{turn} ({type(error).__name__}: {error})"
             )
-            raise refused(scheduler, why) from error
-        after = next_sample(output)
+            raise _NoStep(turn, refused(scheduler, why)) from error
         if not isinstance(after, Tensor) or after.shape != shape or after.dtype != torch.float64:
             raise refused(scheduler, "its step does not return a sample of the given shape and type")
         found.append(after)
-        clean = getattr(output, "pred_original_sample", None)
-        x0.append(clean if isinstance(clean, Tensor) and clean.shape == shape else nothing)
+        x0.append(loop.clean if isinstance(loop.clean, Tensor) and loop.clean.shape == shape else nothing)
         inputs.append(scaled)
         draw_turns += [turn] * (probe.drawn - drawn)
     return _Loop(found, x0, inputs, draw_turns, probe.by_generator)
-
-
-def fresh_copy(scheduler: Any, start: int = 0) -> Any:
-    """A copy whose next step is that of timestep `start`, as if it were the first, with its timesteps on the CPU."""
-    trial = copy.deepcopy(scheduler)
-    trial.timesteps = trial.timesteps.cpu()
-    if hasattr(trial, "set_begin_index"):  # img2img pipelines set another begin index
-        trial.set_begin_index(start)
-        trial._step_index = None
-    return trial
-
-
-def next_sample(output: Any) -> Any:
-    """The sample in what a step returns."""
-    return output[0] if isinstance(output, tuple) else output.prev_sample
-
-
-def step_options(scheduler: Any, eta: float | None) -> dict[str, Any]:
-    """Options of a call of `step`. Raises UnsupportedScheduler if its arguments are not those of other schedulers."""
-    if not hasattr(scheduler, "step"):
-        raise refused(scheduler, "it has no `step`")
-    parameters = inspect.signature(scheduler.step).parameters
-    listed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [name for name, each in parameters.items() if each.default is each.empty and each.kind not in listed]
-    if len(needed) > 3:
-        taken = "(model_output, timestep, sample)"
-        raise refused(scheduler, f"its step takes ({', '.join(needed)}), where others take {taken}")
-    options: dict[str, Any] = {}
-    if "return_dict" in parameters:
-        options["return_dict"] = True  # the output then says which of its parts is x0
-    elif any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
-        options["return_dict"] = False  # a step that passes its arguments on, as loops call it
-    if "generator" in parameters:
-        options["generator"] = torch.Generator().manual_seed(0)
-    if eta is not None and "eta" in parameters:
-        options["eta"] = eta
-    return options

@@ -6,32 +6,21 @@ from typing import Any
 
 from ..errors import UnsupportedScheduler
 
-# supported schedulers, each with those of its kind that are not: they draw noise or are called in their own way
+# supported schedulers, each with those of its kind that are not: their steps are called in their own way
 _REPLACED_BY = {
-    "CogVideoXDDIM": ("CogVideoXDPM",),
-    "EulerAncestralDiscrete": ("DPMSolverSDE",),
     "EDMEuler": ("KarrasVe",),
-    "EDMDPMSolverMultistep": ("CosineDPMSolverMultistep",),
 }
 
 
 # values of options that are supported, by class; the first one is put into the line to write
-_DPM: dict[str, tuple[Any, ...]] = {
-    "thresholding": (False,),
-    "variance_type": (None,),
-}
-_THRESHOLDS: dict[str, tuple[Any, ...]] = {"thresholding": (False,)}
-_DDPM = {**_THRESHOLDS, "variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}
+_DPM: dict[str, tuple[Any, ...]] = {"variance_type": (None,)}
+_DDPM: dict[str, tuple[Any, ...]] = {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}
 _OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "DDIM": _THRESHOLDS,
-    "DDIMParallel": _THRESHOLDS,
     "DDPM": _DDPM,
     "DDPMParallel": _DDPM,
     "DPMSolverMultistep": _DPM,
     "DPMSolverSinglestep": _DPM,
     "EDMDPMSolverMultistep": _DPM,
-    "LCM": _THRESHOLDS,
-    "TCD": _THRESHOLDS,
     "UnCLIP": {"variance_type": ("fixed_small_log",)},
 }
 

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.common.clamping import clamped
+from ..kernels.common.clamping import Clip, clamped
 from .memory import Memory, minimal_memory
+from .own_loop import StepCall
 from .reader import Triangles
+from .step_noise import StepNoise
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +24,8 @@ class NoiseTable:
     Step i starts at (alpha[i], sigma[i]), where the network is evaluated, and ends at (alpha_next[i], sigma_next[i]).
     Some schedulers do not end where the next step starts, as DDIM with "trailing" spacing.
 
-    From the network output m at x: x0 = p * x + q * m (then clamped to +-clip, if set), eps = r * x + s * m, and the
-    sampler's step is
+    From the network output m at x: x0 = p * x + q * m (then clamped to +-clip, or thresholded, if set), eps = r * x +
+    s * m, and the sampler's step is
 
         x' = alpha_next * x0 + sigma_next * eps + momentum * (x0 - x0_prev) + spread * z
 
@@ -44,7 +46,7 @@ class NoiseTable:
     r: Tensor
     s: Tensor
     input_scale: Tensor  # the network's input is input_scale * x (EulerDiscrete's scale_model_input)
-    clip: float | None = None  # bound on the predicted x0
+    clip: Clip | None = None  # what bounds the predicted x0
     init_noise_sigma: float = 1.0  # standard deviation of the starting noise
     clip_epsilon: bool = False  # compute eps again from the clamped x0 (DDIM's use_clipped_model_output)
     momentum: Tensor | None = None  # None if no step uses x0_prev
@@ -52,7 +54,10 @@ class NoiseTable:
     recovered: Tensor | None = None
     spread: Tensor | None = None  # None if no step adds noise
     draws: Tensor | None = None  # bool, steps that draw from the generator (even if their spread is 0)
-    draw_dtypes: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)  # by the network's; else its own
+    # of the draws, by the dtypes of the network's output and of the sample; else that of the output
+    draw_dtypes: Mapping[tuple[torch.dtype, torch.dtype], torch.dtype] = field(default_factory=dict)
+    call: StepCall = field(default_factory=StepCall)  # how a loop calls the step
+    step_noise: StepNoise | None = None  # asks the steps for their noise; None: a step draws once, from the generator
     triangles: Triangles | None = None  # the steps; None: x0_prev is all that they need of earlier ones
     memory: Memory | None = None  # the same as a recursion: what is carried from step to step
     # the steps of a loop that begins at this one: its first steps know of no earlier ones
@@ -66,6 +71,11 @@ class NoiseTable:
     def numbers(self) -> dict[str, list[float]]:
         """The float64 columns as lists, because reading a number from a list is much faster."""
         return {name: column.tolist() for name, column in self._columns().items() if name != "timesteps"}
+
+    @property
+    def spreads(self) -> list[float]:
+        """The size of the noise that each step adds."""
+        return self.numbers.get("spread", [0.0] * self.num_steps)
 
     def _columns(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -85,6 +95,8 @@ class NoiseTable:
                 columns["momentum"][:1] = 0.0
             if self.triangles is not None and self.memory is not None:
                 columns |= self._turns(start, stop, afresh=afresh or start == 0)
+            if self.step_noise is not None and start > 0:
+                columns["step_noise"] = self.step_noise.begun_at(start)
             self._parts[key] = replace(self, **columns)
         return self._parts[key]
 
@@ -123,7 +135,7 @@ class NoiseTable:
     def predict_x0(self, index: int, x: Tensor, m: Tensor) -> Tensor:
         """The clean sample that the network predicts with m at x, where step `index` departs."""
         x0 = self.numbers["p"][index] * x + self.numbers["q"][index] * m
-        found: Tensor = clamped(x0, self.clip)
+        found: Tensor = clamped(x0, self.clip, leading=1)
         return found
 
     def step(

@@ -8,35 +8,46 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import UnsupportedScheduler
-from .builders import builder_of
-from .private_draws import PrivateDraws
+from ..kernels.common.clamping import Clip, range_of
+from .builders import builder_of, clip_of
+from .own_loop import OwnLoop, StepCall
+from .private_draws import PrivateDraws, Seeded
 from .read_table import table_by_reading
-from .reader import fresh_copy, next_sample, remember, state_key, step_options
+from .reader import remember, state_key
 from .refusal import refused
 from .table import NoiseTable
 
 
-def noise_table(scheduler: Any, *, clip_epsilon: bool = False, eta: float | None = None) -> NoiseTable:
+def noise_table(
+    scheduler: Any,
+    *,
+    clip_epsilon: bool = False,
+    eta: float | None = None,
+    asked: frozenset[str] = frozenset(),
+    dtype: torch.dtype | None = None,
+) -> NoiseTable:
     """Table of a scheduler whose `set_timesteps` has run, checked against its own `step`.
 
     The scheduler is not changed: the check runs on a copy and draws from a separate generator. Tables are cached by
     everything they depend on, so the calls of a pipeline check its scheduler once per number of steps.
     clip_epsilon and eta are the options `use_clipped_model_output` and `eta` of DDIM's step; eta=None leaves the
-    default of the step, which is 0 for DDIM and 0.3 for TCD. Raises UnsupportedScheduler if the step cannot be said by
-    a table, or differs from it.
+    default of the step, which is 0 for DDIM and 0.3 for TCD. asked, dtype: see `StepCall`. Raises UnsupportedScheduler
+    if the step cannot be said by a table, or differs from it.
     """
-    key = state_key(scheduler), clip_epsilon, eta
+    key = state_key(scheduler), clip_epsilon, eta, asked, dtype
     table = _checked.get(key)
     if table is None:
         with torch.device("cpu"), PrivateDraws():  # a step may make tensors and draw where it is told nothing
-            table = _build(scheduler, clip_epsilon, eta)
+            table = _build(scheduler, clip_epsilon, StepCall.of(scheduler, eta, asked, dtype))
         remember(_checked, key, table, MAX_CHECKED)
     return table
 
@@ -46,15 +57,15 @@ MAX_CHECKED = 64
 _checked: dict[Hashable, NoiseTable] = {}
 
 
-def _build(scheduler: Any, clip_epsilon: bool, eta: float | None) -> NoiseTable:
-    name = type(scheduler).__name__
+def _build(scheduler: Any, clip_epsilon: bool, call: StepCall) -> NoiseTable:
+    name, eta = type(scheduler).__name__, call.eta
     if eta and not takes_eta(scheduler):
         raise UnsupportedScheduler(
             f"{name} takes no eta, but {eta} was given. This scheduler sets its noise itself. "
             "Leave eta out, or use DDIMScheduler."
         )
     builder, options = builder_of(scheduler), {"eta": eta} if eta else {}
-    table = table_by_reading(scheduler, eta) if builder is None else builder(scheduler, **options)
+    table = table_by_reading(scheduler, call) if builder is None else builder(scheduler, **options)
     columns = ("alpha_next", "sigma_next", "p", "q", "r", "s", "input_scale")
     if not all(math.isfinite(value) for name in columns for value in table.numbers[name]):
         raise UnsupportedScheduler(
@@ -62,16 +73,27 @@ def _build(scheduler: Any, clip_epsilon: bool, eta: float | None) -> NoiseTable:
             "rescale_betas_zero_snr, or shift_terminal with one step. "
             "Use prediction_type='v_prediction', drop the option, or use more steps."
         )
-    table = replace(table, clip_epsilon=clip_epsilon or table.clip_epsilon)
-    try:
-        _check_against(scheduler, table, eta)
-    except UnsupportedScheduler:
-        if builder is not None or table.clip is None:
-            raise
-        # reading a step that clips does not tell whether its eps is that of the clipped x0
-        table = replace(table, clip_epsilon=not table.clip_epsilon)
-        _check_against(scheduler, table, eta)
-    return table
+    table = replace(table, clip_epsilon=clip_epsilon or table.clip_epsilon, call=call)
+    candidates = [table] if builder is not None or table.clip is None else list(_clipping(scheduler, table))
+    for candidate in candidates[:-1]:
+        with suppress(UnsupportedScheduler):
+            _check_against(scheduler, candidate, call)
+            return candidate
+    _check_against(scheduler, candidates[-1], call)
+    return candidates[-1]
+
+
+def _clipping(scheduler: Any, table: NoiseTable) -> Iterator[NoiseTable]:
+    """What a step that clips may do: reading it does not tell whether its eps is that of the clipped x0.
+
+    Nor does it tell a clamp from a threshold that depends on all elements.
+    """
+    clips: list[Clip | None] = [table.clip]
+    if scheduler.config.get("thresholding", False):
+        clips.append(clip_of(scheduler.config))
+    for clip in clips:
+        yield replace(table, clip=clip)
+        yield replace(table, clip=clip, clip_epsilon=not table.clip_epsilon)
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -106,40 +128,50 @@ def trial_table(scheduler: Any, eta: float | None) -> NoiseTable | None:
     return noise_table(trial, eta=eta)
 
 
-def _check_against(scheduler: Any, table: NoiseTable, eta: float | None) -> None:
+def _check_against(scheduler: Any, table: NoiseTable, call: StepCall) -> None:
     """Compare every step of a loop with the scheduler's own; each must draw noise where the table says."""
-    trial = fresh_copy(scheduler)
-    options = step_options(trial, eta)
-    if "use_clipped_model_output" in inspect.signature(trial.step).parameters and builder_of(trial) is not None:
+    options = {}
+    if "use_clipped_model_output" in inspect.signature(scheduler.step).parameters and builder_of(scheduler) is not None:
         options["use_clipped_model_output"] = table.clip_epsilon
-    noise = options.get("generator", torch.Generator())
-    draw = torch.Generator().manual_seed(0)
     shape = (2, 3, 4, 4)
+    draw, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    asked: list[Tensor] | None = None
+    if table.step_noise is not None:  # the draws of all steps first, of which the loop repeats the numbers
+        with Seeded():
+            zeros = torch.zeros(shape, dtype=torch.float64, device="cpu")
+            like = zeros, zeros.dtype, zeros.dtype, noise.clone_state()
+            asked = list(table.step_noise.of(table.spreads, *like))
     x = table.init_noise_sigma * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
     carried = None
-    for index in range(table.num_steps):
-        # an output with which x0 has the size of data, so that a clipped x0 is clipped here and there
-        x0 = torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
-        m = (x0 - table.p[index] * x) / table.q[index]
-        timestep = trial.timesteps[index]
-        scaled = trial.scale_model_input(x, timestep) if hasattr(trial, "scale_model_input") else x
-        expected_noise, z = noise.clone_state(), None
-        if table.draws is not None and bool(table.draws[index]):
-            drawn_in = table.draw_dtypes.get(m.dtype, m.dtype)
-            z = torch.randn(shape, dtype=drawn_in, generator=expected_noise, device="cpu").to(m.dtype)
-        expected = next_sample(trial.step(m, timestep, x, **options)).double()
-        found, carried = table.step(index, x, m, carried, z)
-        # x0 is a small difference of large numbers where there is much noise
-        terms = expected, x, table.alpha_next[index] * table.p[index] * x
-        size = max(float(each.abs().max()) for each in terms)
-        differences = found - expected, scaled - table.input_scale[index] * x
-        difference = max(float(each.abs().max()) for each in differences)
-        # float32 rounding inside the scheduler is allowed for; an unknown option gives far larger differences
-        close = math.isfinite(size) and difference <= 4e-6 * max(1.0, size)
-        if not (close and torch.equal(noise.get_state(), expected_noise.get_state())):
-            raise refused(
-                scheduler,
-                f"it steps differently from its table: step {index} of {table.num_steps} is off by {difference:.2g}. "
-                "An option in its config, or a changed step(), is not supported",
-            )
-        x = expected
+    with Seeded():
+        loop = OwnLoop(scheduler, call, generator=noise, options=options)
+        for index in range(table.num_steps):
+            # an output with which x0 has the size of data. If it is clipped, of its bound, and in every second step far
+            # beyond: a threshold is no clamp where most elements are beyond 1
+            size_of_x0 = 1.0 if table.clip is None else max(1.0, range_of(table.clip)) * (1.0 if index % 2 else 8.0)
+            x0 = size_of_x0 * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
+            m = (x0 - table.p[index] * x) / table.q[index]
+            scaled, expected_noise, z = loop.scaled(x), noise.clone_state(), None
+            if asked is not None:
+                z = asked[index]
+            elif table.draws is not None and bool(table.draws[index]):
+                drawn_in = table.draw_dtypes.get((m.dtype, x.dtype), m.dtype)
+                z = torch.randn(shape, dtype=drawn_in, generator=expected_noise, device="cpu").to(m.dtype)
+            expected = loop.step(m, x).double()
+            found, carried = table.step(index, x, m, carried, z)
+            # x0 is a small difference of large numbers where there is much noise
+            terms = expected, x, table.alpha_next[index] * table.p[index] * x
+            size = max(float(each.abs().max()) for each in terms)
+            differences = found - expected, scaled - table.input_scale[index] * x
+            difference = max(float(each.abs().max()) for each in differences)
+            # float32 rounding inside the scheduler is allowed for; an unknown option gives far larger differences
+            close = math.isfinite(size) and difference <= 4e-6 * max(1.0, size)
+            same = asked is not None or torch.equal(noise.get_state(), expected_noise.get_state())
+            if not (close and same):
+                raise refused(
+                    scheduler,
+                    f"it steps differently from its table: step {index} of {table.num_steps} is off by "
+                    f"{difference:.2g}. "
+                    "An option in its config, or a changed step(), is not supported",
+                )
+            x = expected

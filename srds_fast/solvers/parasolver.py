@@ -212,7 +212,7 @@ class _States:
             self.carried[:, block + 1] = self._guessed(stop, self.x[block + 1])
 
     def refine(self, first: int, last: int) -> Generator[Evaluate, Answer, Tensor]:
-        """Solve a window, and update the states behind; the root mean square of what each moved by, [states, batch]."""
+        """Solve a window, and update the states behind; by how much each has moved, [states, batch]."""
         program, inputs = self._program, self._inputs
         x, carried = self.x[first:last].clone(), self.carried[:, first:last].clone()
         for number in range(program.num_coarse, len(program)):
@@ -231,14 +231,19 @@ class _States:
             weights, brought = self._weights[:, first:last], self.carried[:, first:last]
             arrived = x - torch.einsum("vb,vb...->b...", weights, brought)
         self.error.see(first, self.x[first:last], arrived)
-        moved = _update(self.x[behind], x)
-        for values, solved in zip(self.carried[:, behind], carried, strict=True):
-            _update(values, solved)
+        moved = rms(_update(self.x[behind], x))
+        moved_along = torch.stack(
+            [_update(values, solved) for values, solved in zip(self.carried[:, behind], carried, strict=True)]
+        )
+        if self._weights is not None:
+            # a state may stay where it is while what is carried to it moves, and with that where its step arrives
+            brought = torch.einsum("vb,vb...->b...", self._weights[:, behind], moved_along)
+            moved = torch.maximum(moved, rms(brought))
         self.x[behind] = inputs.constrained(self.x[behind], positions, self.samples)
         if inputs.trajectory is not None:
             for position, state in zip(positions, self.x[behind].clone(), strict=True):
                 inputs.trajectory.record(position, state, self.samples)
-        return rms(moved)
+        return moved
 
     def _guessed(self, cut: int, x: Tensor) -> Tensor:
         """What would be carried to a state x if the x0 predicted last had been that of all steps before."""
@@ -284,10 +289,13 @@ class _States:
 
 
 def _weights_of_carried(columns: dict[str, Tensor], bounds: tuple[int, ...]) -> Tensor | None:
-    """Of what is carried to each sub-interval, in its first step, [vectors, B]; None: steps take nothing of it."""
+    """Of what is carried to each sub-interval, in its first step, [vectors, B + 1], and to the end, where it is zero.
+
+    None: steps take nothing of what is carried.
+    """
     starts = list(bounds[:-1])
     found = columns["keep"][starts, 0, 1:].mT if "keep" in columns else columns["d"].flatten(1)[None, starts, 0]
-    return found if bool(found.any()) else None
+    return torch.cat((found, torch.zeros_like(found[:, :1])), 1) if bool(found.any()) else None
 
 
 def _update(values: Tensor, solved: Tensor) -> Tensor:

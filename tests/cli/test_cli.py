@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import CogVideoXDPMScheduler
+from diffusers import RePaintScheduler
 from PIL import Image
 
 import srds_fast
@@ -288,8 +288,8 @@ def test_an_unsupported_pipeline_is_told_in_one_line(tmp_path: Path, capsys: Cap
 
 
 def test_an_unsupported_scheduler_is_replaced_only_on_request(tmp_path: Path, capsys: Capture) -> None:
-    model, out = tmp_path / "cogvideox", tmp_path / "out"
-    tiny.stable_diffusion(CogVideoXDPMScheduler(steps_offset=1)).save_pretrained(model)
+    model, out = tmp_path / "repaint", tmp_path / "out"
+    tiny.stable_diffusion(RePaintScheduler()).save_pretrained(model)
     argv = ["generate", "a", "--steps", "4", "--method", "srds", "--model", str(model), "--out", str(out)]
     assert main(argv) == 2
     assert complaint(capsys).endswith("On the command line: --ddim.")

@@ -16,9 +16,9 @@ import tiny
 import torch
 from calls import assert_close, of_waves, watched
 from diffusers import (
-    DDIMScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    RePaintScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
@@ -173,14 +173,14 @@ def test_the_progress_bar_counts_steps(capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("part", "error", "words"),
     [
-        ("scheduler", UnsupportedScheduler, "thresholding"),
+        ("scheduler", UnsupportedScheduler, "its step takes"),
         ("scheduler", UnsupportedPipeline, "no diffusers pipeline"),
     ],
 )
 def test_a_part_set_after_compile_is_refused_at_the_call(part: str, error: type[Exception], words: str) -> None:
     pipe = tiny.stable_diffusion()
     fast = srds_fast.compile(pipe, method="srds")
-    setattr(fast, part, DDIMScheduler(steps_offset=1, thresholding=True) if error is UnsupportedScheduler else None)
+    setattr(fast, part, RePaintScheduler() if error is UnsupportedScheduler else None)
     with pytest.raises(error, match=words):
         latents(fast)
 

@@ -12,7 +12,8 @@ from thinned import thinned_product
 from torch import Tensor
 
 from srds_fast import sample
-from srds_fast.schedulers.reader import InFloat64, fresh_copy, next_sample, step_options
+from srds_fast.schedulers.own_loop import OwnLoop
+from srds_fast.schedulers.reader import InFloat64
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.registry import BY_NAME
 
@@ -20,7 +21,13 @@ STEPS, DIMENSIONS = 20, 8
 MIXTURE = GaussianMixture.random(DIMENSIONS)
 CLIP = {"clip_sample": True, "clip_sample_range": 0.8}
 CLIPS = ("DDIM", "DDPM", "DDIMParallel", "DDPMParallel", "LCM", "TCD", "HeunDiscrete", "UnCLIP")
-CLIPPED: list[tuple[str, dict[str, Any]]] = [(name, CLIP) for name in CLIPS]
+THRESHOLD = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5}
+THRESHOLDS = ("DDIM", "DDPM", "LCM", "DPMSolverMultistep", "DPMSolverSinglestep", "EDMDPMSolverMultistep")
+CLIPPED: list[tuple[str, dict[str, Any]]] = [
+    *((name, CLIP) for name in CLIPS),
+    *((name, THRESHOLD) for name in THRESHOLDS),
+    ("CMStochasticIterative", {}),
+]
 # every method where steps need the most of earlier ones
 CASES = [(each, name) for each in HISTORIES for name in BY_NAME]
 ACCEPTED = [(name, config) for name, config in [*READ, *CLIPPED] if has_table(name, config)]
@@ -43,14 +50,12 @@ _own_samples: dict[tuple[str, torch.dtype], Tensor] = {}
 
 def own_loop(scheduler: Any, denoiser: Any, x: Tensor, in_float64: bool) -> Tensor:
     """The scheduler's own loop; in_float64: it does not round to float32, as `sample` does not."""
-    trial = fresh_copy(scheduler)
-    options = step_options(trial, None)
-    if "generator" in options:
-        options["generator"] = torch.Generator().manual_seed(5)
+    table = noise_table(scheduler)
+    torch.manual_seed(5)  # for noise that does not come from the generator
+    loop = OwnLoop(scheduler, table.call, generator=torch.Generator().manual_seed(5))
     with InFloat64(tuple(x.shape) if in_float64 else ()):
-        for t in trial.timesteps:
-            scaled = trial.scale_model_input(x, t) if hasattr(trial, "scale_model_input") else x
-            x = next_sample(trial.step(denoiser(scaled, t.expand(len(x))), t, x, **options))
+        for t in table.timesteps:
+            x = loop.step(denoiser(loop.scaled(x), t.expand(len(x))), x)
     return x
 
 
@@ -58,11 +63,12 @@ def difference(case: tuple[str, dict[str, Any]], dtype: torch.dtype, **how: Any)
     """Of a sample to that of the scheduler's own loop, relative to the largest element."""
     name, config = case
     scheduler, denoiser = made(name, config, STEPS), network(name)
-    x = torch.randn(2, DIMENSIONS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shape = (2, DIMENSIONS, 1) if config is THRESHOLD else (2, DIMENSIONS)  # it wants channels and elements
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = (x * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(dtype)
 
     def rounded(x: Tensor, t: Tensor) -> Tensor:
-        return denoiser(x, t).to(dtype)
+        return denoiser(x.flatten(1), t).view_as(x).to(dtype)
 
     # in what precision noise is drawn may depend on the rounding
     exactly = dtype == torch.float64 and noise_table(scheduler).spread is None
@@ -71,9 +77,10 @@ def difference(case: tuple[str, dict[str, Any]], dtype: torch.dtype, **how: Any)
         _own_samples[key] = own_loop(scheduler, rounded, x, in_float64=exactly)
     expected = _own_samples[key]
     steps = scheduler.num_inference_steps if name == "CMStochasticIterative" else STEPS
+    torch.manual_seed(5)
     found = sample(rounded, x, scheduler, steps, generator=torch.Generator().manual_seed(5), **how)
     assert bool(expected.isfinite().all())
-    assert found.report.num_inference_steps == len(scheduler.timesteps)
+    assert found.report.num_inference_steps == noise_table(scheduler).num_steps
     assert scheduler.__dict__.get("_step_index") is None
     return float((found.sample - expected).abs().max() / expected.abs().max())
 
@@ -82,7 +89,7 @@ def tolerance(case: tuple[str, dict[str, Any]]) -> float:
     """In float64."""
     # a clipped x0 is read as x0 and eps of float32 coefficients, which add up to x only to seven digits
     stochastic = noise_table(made(*case)).spread is not None
-    return 1e-5 if stochastic or case[1] is CLIP else 1e-9
+    return 1e-5 if stochastic or case in CLIPPED else 1e-9
 
 
 @pytest.mark.parametrize(("case", "method"), thinned_product(ACCEPTED, METHODS), ids=str)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from diffusers import (
-    CogVideoXDPMScheduler,
+    RePaintScheduler,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -228,10 +228,10 @@ def test_an_output_that_is_no_real_number_is_refused(method: str, dtype: torch.d
 
 
 def test_an_unsupported_scheduler_is_refused() -> None:
-    with pytest.raises(UnsupportedScheduler, match="CogVideoXDPMScheduler"):
-        sample(MIXTURE, noise(1, 64), CogVideoXDPMScheduler(), 10)
+    with pytest.raises(UnsupportedScheduler, match="RePaintScheduler"):
+        sample(MIXTURE, noise(1, 64), RePaintScheduler(), 10)
     with pytest.raises(InvalidArgument, match="an instance of a diffusers scheduler"):
-        sample(MIXTURE, noise(1, 64), CogVideoXDPMScheduler, 10)
+        sample(MIXTURE, noise(1, 64), RePaintScheduler, 10)
 
 
 def test_a_plan_can_be_saved_and_fits_one_number_of_steps(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import diffusers
 import pytest
@@ -12,11 +12,9 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    LCMScheduler,
     UnCLIPScheduler,
 )
 from every_scheduler import HISTORIES, READ, has_table, made
@@ -24,8 +22,10 @@ from thinned import thinned, thinned_product
 
 import srds_fast.schedulers.verify as noise_module
 from srds_fast.errors import UnsupportedScheduler
+from srds_fast.kernels.common.clamping import Threshold
 from srds_fast.sampling.rows import draw_noise
-from srds_fast.schedulers.reader import InFloat64, fresh_copy, next_sample, step_options
+from srds_fast.schedulers.own_loop import OwnLoop, StepCall
+from srds_fast.schedulers.reader import InFloat64
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import check_scheduler, noise_table
 
@@ -113,23 +113,21 @@ def test_the_table_walks_as_the_scheduler_does(case: tuple[type, dict], num_step
 def test_the_table_walks_as_ddim_with_eta_does(config: dict, eta: float) -> None:
     scheduler = DDIMScheduler(**config)
     scheduler.set_timesteps(20)
-    walk(scheduler, noise_table(scheduler, eta=eta), eta=eta)
+    walk(scheduler, noise_table(scheduler, eta=eta))
 
 
-def walk(scheduler: object, table: NoiseTable, **options: float) -> None:
+def walk(scheduler: object, table: NoiseTable) -> None:
     """Both walk the same outputs and draw the same noise, which each takes from a generator of its own."""
     draw = torch.Generator().manual_seed(1)
     stock_noise, our_noise = (torch.Generator().manual_seed(2) for _ in range(2))
-    if "generator" in inspect.signature(scheduler.step).parameters:
-        options["generator"] = stock_noise
+    loop = OwnLoop(scheduler, table.call, generator=stock_noise)
     stock = ours = torch.randn(2, 3, 4, 4, generator=draw, dtype=torch.float64) * table.init_noise_sigma
     draws = draw_noise(table, stock, torch.float64, our_noise)
     x0 = None
-    for index, t in enumerate(scheduler.timesteps):
+    for index in range(table.num_steps):
         m = torch.randn(ours.shape, generator=draw, dtype=torch.float64)
-        scaled = scheduler.scale_model_input(stock, t) if hasattr(scheduler, "scale_model_input") else stock
-        torch.testing.assert_close(table.input_scale[index] * ours, scaled, rtol=1e-5, atol=1e-5)
-        stock = scheduler.step(m, t, stock, **options).prev_sample
+        torch.testing.assert_close(table.input_scale[index] * ours, loop.scaled(stock), rtol=1e-5, atol=1e-5)
+        stock = loop.step(m, stock)
         ours, x0 = table.step(index, ours, m, x0, None if draws is None else draws[index])
     # DDIM and DDPM step in the dtype of the sample; the others round the sample to float32
     tolerance = 1e-10 if type(scheduler) in (DDIMScheduler, DDPMScheduler) else 1e-5
@@ -160,18 +158,19 @@ def test_a_part_of_a_table_with_memory_is_the_loop_that_begins_there(name: str, 
     table = noise_table(scheduler)
     part, whole = table.part(6, table.num_steps - 2), table.part(0, table.num_steps - 2)
     for grid, start in ((part, 6), (whole, 0)):
-        trial = fresh_copy(scheduler, start)
-        options = step_options(trial, None)
+        generator = torch.Generator().manual_seed(0)
+        loop = OwnLoop(scheduler, StepCall.of(scheduler), start, generator=generator.clone_state())
         stock = ours = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        generator, carried = options.get("generator", torch.Generator()).clone_state(), None
+        carried = None
         with InFloat64(tuple(stock.shape)):
-            for index, t in enumerate(trial.timesteps[start:-2]):
-                if hasattr(trial, "scale_model_input"):
-                    trial.scale_model_input(stock, t)
+            for index in range(grid.num_steps):
+                loop.scaled(stock)
                 m, z = torch.tanh(stock), None
                 if grid.draws is not None and bool(grid.draws[index]):
-                    z = torch.randn(2, 3, generator=generator, dtype=grid.draw_dtypes.get(m.dtype, m.dtype)).double()
-                stock = next_sample(trial.step(m, t, stock, **options))
+                    z = torch.randn(
+                        2, 3, generator=generator, dtype=grid.draw_dtypes.get((m.dtype, m.dtype), m.dtype)
+                    ).double()
+                stock = loop.step(m, stock)
                 ours, carried = grid.step(index, ours, m, carried, z)
         # in what precision noise is drawn may depend on the rounding
         tolerance = 1e-9 if grid.draws is None else 1e-5
@@ -223,22 +222,13 @@ def test_building_a_table_changes_nothing() -> None:
 
 
 REFUSED = [
-    (DDIMScheduler(thresholding=True), "thresholding"),
-    (DPMSolverMultistepScheduler(thresholding=True), "thresholding"),
     (DPMSolverMultistepScheduler(variance_type="learned_range"), "variance_type"),
-    (DPMSolverSinglestepScheduler(thresholding=True), "thresholding"),
-    (LCMScheduler(thresholding=True), "thresholding"),
     (UnCLIPScheduler(variance_type="learned_range"), "variance_type"),
     (DDPMScheduler(variance_type="learned_range"), "variance_type"),
 ]
-REPLACED = ("CogVideoXDPM",)
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "says"),
-    [*REFUSED, *((getattr(diffusers, f"{name}Scheduler")(), name) for name in REPLACED)],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
+@pytest.mark.parametrize(("scheduler", "says"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
 def test_what_is_refused_is_named_with_a_line_that_works(scheduler: object, says: str) -> None:
     with pytest.raises(UnsupportedScheduler, match=says) as caught:
         check_scheduler(scheduler)
@@ -247,6 +237,50 @@ def test_what_is_refused_is_named_with_a_line_that_works(scheduler: object, says
     pipe = SimpleNamespace(scheduler=scheduler)
     exec(line, {"diffusers": diffusers, "pipe": pipe})
     check_scheduler(pipe.scheduler)
+
+
+@pytest.mark.parametrize("name", ["UniPCMultistep", "DEISMultistep"])
+def test_a_clipped_x0_among_more_that_is_kept_is_refused_with_that_reason(name: str) -> None:
+    with pytest.raises(UnsupportedScheduler, match="clips x0, and needs more"):
+        check_scheduler(made(name, {"thresholding": True, "solver_order": 3}))
+
+
+@pytest.mark.parametrize("bound", [0.3, 1.0, 7.5])
+def test_the_bound_of_an_unknown_class_that_clips_is_read(bound: float) -> None:
+    class Clips(EulerDiscreteScheduler):
+        def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+            index = 0 if self.step_index is None else self.step_index
+            sigma = self.sigmas[index]
+            x0 = (sample - sigma * model_output).clamp(-bound, bound)
+            return super().step((sample - x0) / sigma, timestep, sample)
+
+    scheduler = Clips()
+    scheduler.set_timesteps(9)
+    assert noise_table(scheduler).clip == bound
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.995])
+def test_a_threshold_is_told_from_a_clamp(quantile: float) -> None:
+    """With few steps and a low quantile, one large number among small ones would raise the threshold of all."""
+    scheduler = DPMSolverMultistepScheduler(
+        thresholding=True,
+        dynamic_thresholding_ratio=quantile,
+        sample_max_value=1.5,
+        beta_schedule="squaredcos_cap_v2",
+    )
+    scheduler.set_timesteps(9)
+    assert noise_table(scheduler).clip == Threshold(quantile, 1.5)
+
+
+def test_a_step_that_bends_x0_otherwise_is_refused() -> None:
+    class Bends(EulerDiscreteScheduler):
+        def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+            index = 0 if self.step_index is None else self.step_index
+            sigma = self.sigmas[index]
+            return super().step((sample - torch.tanh(sample - sigma * model_output)) / sigma, timestep, sample)
+
+    with pytest.raises(UnsupportedScheduler, match=r"not linear|steps differently"):
+        check_scheduler(Bends())
 
 
 def test_a_changed_step_is_noticed() -> None:
@@ -302,8 +336,8 @@ def test_a_scheduler_that_was_read_is_a_table_or_refused(name: str, config: dict
         return
     table = noise_table(scheduler)
     walk(scheduler, table)
-    assert torch.equal(table.timesteps, scheduler.timesteps)
-    if name in ("UnCLIP", "DDPM"):  # their steps do not arrive where the next one starts
+    assert torch.equal(table.timesteps, scheduler.timesteps[: table.num_steps])
+    if name in ("UnCLIP", "DDPM", "CMStochasticIterative"):  # their steps do not arrive where the next one starts
         return
     arrives = table.sigma_next if table.spread is None else (table.sigma_next**2 + table.spread**2).sqrt()
     torch.testing.assert_close(table.alpha_next[:-1], table.alpha[1:], rtol=2e-4, atol=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # "Align Your Steps" for Stable Diffusion 1 and XL, as diffusers has them
@@ -21,16 +21,19 @@ class Variation:
         note: what is changed, in words.
         call: other arguments; without `num_inference_steps` the grid has as many steps as is asked for.
         scheduler: a scheduler of diffusers to make from the case's own, where that does not take the arguments.
+        options: what that scheduler is given beyond the config of the case's own.
     """
 
     case: str
     note: str
     call: dict[str, Any]
     scheduler: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 DPM = "DPMSolverMultistepScheduler"
 EULER = "EulerDiscreteScheduler"
+COGVIDEOX_DPM = "CogVideoXDPMScheduler"
 
 VARIATIONS = [
     Variation("StableDiffusionPipeline", "timesteps (AYS)", {"timesteps": AYS_SD}, DPM),
@@ -74,6 +77,11 @@ VARIATIONS = [
     Variation("LTXPipeline", "17 frames, guidance_rescale", {"num_frames": 17, "guidance_rescale": 0.3}),
     Variation("CogVideoXPipeline", "use_dynamic_cfg", {"use_dynamic_cfg": True}),
     Variation("CogVideoXVideoToVideoPipeline", "strength 0.5", {"strength": 0.5}),
+    Variation("CogVideoXPipeline", "two draws a step", {}, COGVIDEOX_DPM),
+    Variation("CogVideoXVideoToVideoPipeline", "two draws a step, strength 0.5", {"strength": 0.5}, COGVIDEOX_DPM),
+    Variation("CogView3PlusPipeline", "two draws a step", {}, COGVIDEOX_DPM),
+    Variation("IFPipeline", "noise of fixed size", {}, "DDPMScheduler", {"variance_type": "fixed_small"}),
+    Variation("IFPipeline", "noise of fixed size", {}, DPM, {"variance_type": None}),
     Variation("MochiPipeline", "13 frames", {"num_frames": 13}),
     Variation("AudioLDM2Pipeline", "two waveforms", {"num_waveforms_per_prompt": 2}),
 ]

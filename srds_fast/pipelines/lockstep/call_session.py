@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,9 +165,8 @@ class CallSession:
         self._noise = table
         noise = self._steps = table.part(self.start, self.start + len(self.timesteps))
         self.state = x[:batch].to(state_dtype(x.dtype))
-        if generator is None and self.settings.draws is not None:
-            generator = self.settings.draws.of(m.device)
-        draws = draw_noise(noise, m, self.state.dtype, generator)
+        with self.settings.draws or nullcontext():
+            draws = draw_noise(noise, m, self.state.dtype, generator, sample_dtype=x.dtype)
         if (guess := self.settings.initial_guess) is not None:
             check_warm_start(guess, (noise.num_steps + 1, *self.state.shape))
         telemetry.phase("plan")

@@ -154,7 +154,7 @@ class Driver:
         self._called = ModuleState(changed)
         table, generator = self._to_begin = scheduler.table(options), options.get("generator")
         self._begun = None
-        scheduler.keep_snapshots(samples.timesteps, options, x, m)
+        scheduler.keep_snapshots(samples.start, steps, table.call, x, m)
         self._passes, self.x0, self._facts = Passes(steps), x, Facts()
         self._rehearsal = Rehearsal(self._turns, self._passes, x, self._settings.generators)
         if steps > 1:

@@ -108,6 +108,8 @@ class LockstepLoop:
         step, draws = self.turns.next_step, self.settings.draws
         if self.joint.count > 1 and (self.settings.keep_states or self.settings.observer is not None):
             raise refused("it steps several states at once, where a callback or a preview expects one")
+        if self.session is None and step is not None and self.turns.under_way:
+            self.scheduler.check_given(options, self.samples.timesteps, step)
 
         def script(first: Ran) -> Script:
             assert self.driver is not None

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SrdsFastError
+from ...kernels.common.clamping import Threshold
+from ...schedulers.own_loop import OTHER_TIMESTEPS, RETURNED, StepCall, is_known
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
 from ..merging.rule import Call
@@ -89,7 +91,8 @@ class SchedulerProxy:
         options = dict(zip(self._defaults, args, strict=False)) | kwargs
         return_dict = options.pop("return_dict", True)
         try:
-            m, _, x = (options.pop(name) for name in ("model_output", "timestep", "sample"))
+            m, x = options.pop("model_output"), options.pop("sample")
+            options["timestep"]
         except KeyError as missing:
             raise refused(f"it steps its scheduler without {missing}") from None
         output = self._lockstep.joint.step(
@@ -101,11 +104,11 @@ class SchedulerProxy:
 
         return SchedulerOutput(prev_sample=output[0])
 
-    def keep_snapshots(self, timesteps: Tensor, options: dict[str, Any], x: Tensor, m: Tensor) -> None:
+    def keep_snapshots(self, start: int, steps: int, call: StepCall, x: Tensor, m: Tensor) -> None:
         """See `snapshots`; from now on the scheduler can be looked at before any step."""
-        vars(self)["_snapshots"] = snapshots(self.inner, timesteps, options, x, m)
+        vars(self)["_snapshots"] = snapshots(self.inner, start, steps, call, x, m)
         for each in self.companions:
-            each.keep_snapshots(timesteps, options, x, m)
+            each.keep_snapshots(start, steps, call, x, m)
 
     def look_before(self, step: int) -> None:
         """Answer as a scheduler that is about to make this step."""
@@ -151,18 +154,47 @@ class SchedulerProxy:
             and not (isinstance(value, bool | int | float) and bool(value == default))
         }
         clip_epsilon = bool(options.pop("use_clipped_model_output", False))
-        eta, _ = options.pop("eta", None), options.pop("generator", None)
+        eta, timestep, _ = options.pop("eta", None), options.pop("timestep"), options.pop("generator", None)
         for name in options:
-            raise refused(
-                f"it gives the step of its {type(self.inner).__name__} the argument {name}, and what the step makes of "
-                "it is not known: leave out what brings it in, if an argument of the call does"
-            )
-        found = noise_table(self.inner, clip_epsilon=clip_epsilon, eta=eta)
-        if any(noise_table(each.inner, clip_epsilon=clip_epsilon, eta=eta) is not found for each in self.companions):
+            if not is_known(name):
+                raise refused(
+                    f"it gives the step of its {type(self.inner).__name__} the argument {name}, and what the step makes of "
+                    "it is not known: leave out what brings it in, if an argument of the call does"
+                )
+        # rounded timesteps may give other steps
+        rounded = isinstance(timestep, Tensor) and timestep.dtype != self.inner.timesteps.dtype
+        dtype = timestep.dtype if rounded else None
+
+        def table_of(scheduler: Any) -> NoiseTable:
+            return noise_table(scheduler, clip_epsilon=clip_epsilon, eta=eta, asked=frozenset(options), dtype=dtype)
+
+        found = table_of(self.inner)
+        if any(table_of(each.inner) is not found for each in self.companions):
             raise refused("it steps several states on different grids")
         if self.companions and found.draws is not None:
             raise refused("its scheduler draws noise for several states")
+        if self.companions and isinstance(found.clip, Threshold):
+            raise refused("its scheduler thresholds several states, each by its own elements")
         return found
+
+    def check_given(self, options: dict[str, Any], timesteps: Tensor, step: int) -> None:
+        """Refuse a loop that gives the step of a turn other arguments than a table is made for.
+
+        options: the arguments. timesteps: of all turns.
+        """
+        given = {name: options[name] for name in OTHER_TIMESTEPS if name in options}
+        if not hasattr(self.inner, "set_begin_index"):  # others count their steps
+            given["timestep"] = options["timestep"]
+        for name, value in given.items():
+            turn = step + OTHER_TIMESTEPS.get(name, 0)
+            known = timesteps[turn : turn + 1] if turn >= 0 else timesteps[:0]
+            if isinstance(value, Tensor):
+                known, value = known.to(value.dtype), value.flatten()[:1].tolist()
+            if known.tolist() != (value if isinstance(value, list) else [] if value is None else [value]):
+                raise refused(f"at step {step} the {name} that it gives its scheduler is not one of its loop")
+        for name, value in options.items():
+            if name.startswith(RETURNED) and not (value is None or isinstance(value, Withheld)):
+                raise refused(f"the {name} that it gives its scheduler is not what the step before has returned")
 
 
 class TimestepsProxy(Tensor):

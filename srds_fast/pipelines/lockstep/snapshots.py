@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...schedulers.own_loop import OwnLoop, StepCall
 from ...schedulers.private_draws import PrivateDraws
-from ...schedulers.reader import next_sample, remember, state_key
+from ...schedulers.reader import remember, state_key
 from .turns import refused
 
 MOST_KEPT = 8
@@ -53,47 +54,39 @@ class Snapshots:
 _kept: dict[Hashable, Snapshots] = {}
 
 
-def snapshots(scheduler: Any, timesteps: Tensor, options: dict[str, Any], x: Tensor, m: Tensor) -> Snapshots:
-    """Snapshots of a scheduler that is about to make its first step, from timesteps[0]; it is not changed.
+def snapshots(scheduler: Any, start: int, steps: int, call: StepCall, x: Tensor, m: Tensor) -> Snapshots:
+    """Snapshots of a scheduler that is about to make these steps of its grid; it is not changed.
 
-    options: of the step. x, m: sample and output of the first step, of which the dtypes count.
+    call: how the loop calls the step. x, m: sample and output of the first step, of which the dtypes count.
     """
-    given = {name: value for name, value in options.items() if name != "generator"}
-    key = (
-        state_key(scheduler),
-        timesteps.cpu().numpy().tobytes(),
-        repr(given),
-        (x.dtype, m.dtype, x.device, x.ndim),
-    )
+    key = state_key(scheduler), start, steps, call, (x.dtype, m.dtype, x.device, x.ndim)
     found = _kept.get(key)
     if found is None:
-        found = _stepped(scheduler, timesteps, options, x, m)
+        found = _stepped(scheduler, start, steps, call, x, m)
         remember(_kept, key, found, MOST_KEPT)
     return found
 
 
-def _stepped(scheduler: Any, timesteps: Tensor, options: dict[str, Any], x: Tensor, m: Tensor) -> Snapshots:
+def _stepped(scheduler: Any, start: int, steps: int, call: StepCall, x: Tensor, m: Tensor) -> Snapshots:
     twin: Any = object.__new__(type(scheduler))
     vars(twin).update(_copied(vars(scheduler)))
-    if options.get("generator") is not None:
-        options = {**options, "generator": torch.Generator().manual_seed(0)}
+    generator, options = torch.Generator().manual_seed(0), {"return_dict": False}
+    loop = OwnLoop(twin, call, start, copied=False, device=x.device, generator=generator, options=options)
     sample, output = x.new_ones([1] * x.ndim), m.new_ones([1] * m.ndim)
     states, keeps_sample = list[dict[str, Any]](), False
-    returned: tuple[Any, ...] = ()
     try:
         with PrivateDraws():
-            for timestep in timesteps:
+            for _ in range(steps):
                 states.append(_copied(vars(twin)))
-                if hasattr(twin, "scale_model_input"):
-                    twin.scale_model_input(sample, timestep)
-                returned = twin.step(output, timestep, sample, **{**options, "return_dict": False})
+                loop.scaled(sample)
+                after = loop.step(output, sample)
                 keeps_sample |= any(value is sample for value in vars(twin).values())
-                sample = next_sample(returned)
+                sample = after
             states.append(_copied(vars(twin)))
     except Exception as error:
         raise refused(f"{type(scheduler).__name__} cannot step a single number ({error})") from error
-    alike = all(isinstance(each, Tensor) and torch.equal(each, sample) for each in returned)
-    return Snapshots(type(scheduler), states, sample.dtype, keeps_sample, len(returned), alike)
+    alike = all(isinstance(each, Tensor) and torch.equal(each, sample) for each in loop.returned)
+    return Snapshots(type(scheduler), states, sample.dtype, keeps_sample, len(loop.returned), alike)
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...kernels.common.clamping import range_of
 from ...kernels.secant_sweep.table import LOCAL, Interpolation, SecantTable, SecantWave, around, step_numbers
 from ...schedulers.steps import TensorSpec, fine_step, first_order
 from ...schedulers.table import NoiseTable
@@ -37,7 +38,7 @@ def secant_table(
 ) -> SecantTable:
     """The table for states like these; scaled: the network's input is multiplied with the input scale."""
     if data_std == "auto":
-        data_std = DATA_STD if noise.clip is None else DATA_STD_OF_CLIP * noise.clip
+        data_std = DATA_STD if noise.clip is None else DATA_STD_OF_CLIP * range_of(noise.clip)
     gain, c = responses(noise, data_std)
     looks_back = noise.triangles is not None
     steps = [

@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ...kernels.common.clamping import range_of
 from ...kernels.common.look_back import LookBack
 from ...kernels.fixed_point_wave import Scan, ScanStep, Sweep, Table, step_numbers
 from ...schedulers.steps import TensorSpec, fine_step, first_order
@@ -78,13 +79,13 @@ def usual_std(noise: NoiseTable) -> float:
 
     Given the state, and the text or the observation, much less is open.
     """
-    return 0.6 if noise.clip is None else 0.3 * noise.clip
+    return 0.6 if noise.clip is None else 0.3 * range_of(noise.clip)
 
 
 def data_std_of(noise: NoiseTable, options: Parameters) -> float | None:
     """`Parameters.data_std` as a number."""
     if options.data_std == "auto":
-        return 1.0 if noise.clip is None else 0.5 * noise.clip
+        return 1.0 if noise.clip is None else 0.5 * range_of(noise.clip)
     return options.data_std
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -31,3 +32,8 @@ def networks_of(pipe: Any) -> dict[str, Any]:
     parts = {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
     models = {name: part for name, part in parts.items() if isinstance(unwrapped(part), ModelMixin)}
     return {name: part for name, part in models.items() if not hasattr(part, "decode")} or models or parts
+
+
+def training(networks: Iterable[nn.Module]) -> bool:
+    """Whether a part of a network is in training mode: it may drop out, and draws random numbers for it."""
+    return any(module.training for network in networks for module in network.modules())

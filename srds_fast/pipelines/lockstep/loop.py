@@ -15,7 +15,9 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from ..kinds import KindOfLoop
 from ..merging.calls import MergedCalls
 from ..merging.rule import Call
 from ..network_checks import NO_CHECK
+from ..networks import training
 from ..takeover.network import network_calls
 from .call_session import CallSession, CallSettings
 from .driver import Driver
@@ -154,9 +157,7 @@ class LockstepLoop:
 
         The other entries are those that the scheduler's own step returns. A loop may read them after the last step.
         """
-        if (draws := self.settings.draws) is None:
-            return self._step(m, x, options)
-        with draws.paused():  # they are for the code of the loop
+        with self._without_draws():
             return self._step(m, x, options)
 
     def _step(self, m: Tensor, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -180,12 +181,21 @@ class LockstepLoop:
             network = self.replacements.get(network, network)  # type: ignore[call-overload]
         elif self.drive_reason is None:  # it is part of no wave
             return call()
-        if (draws := self.settings.draws) is not None:
-            with draws.paused():
+        if self.settings.draws is not None:  # nothing is measured beside the calls of a user
+            with self._without_draws():
                 return call(network)
         wave = self.samples.wave
         with telemetry.span("network", "network", 1 if wave is None else len(wave.positions)):
             return call(network)
+
+    def _without_draws(self) -> AbstractContextManager[object]:
+        """Draws of our own are for the code of the loop, and for networks in training mode, which may drop out."""
+        draws = self.settings.draws
+        return nullcontext() if draws is None or self._networks_train else draws.paused()
+
+    @cached_property
+    def _networks_train(self) -> bool:
+        return training(self.networks)
 
     # turns for the rows of waves
 

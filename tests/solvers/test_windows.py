@@ -150,7 +150,7 @@ def test_the_largest_answer_of_all_waves_counts() -> None:
 
 @pytest.mark.parametrize("name", ["clipped", "multistep", "40-modes"])
 def test_parasolver_keeps_to_the_tolerance_of_the_call(name: str) -> None:
-    """By its published bounds it takes as many waves whatever the tolerance, and 12 of 32 of "40-modes" are beyond 4e-4."""
+    """By its published bounds it takes as many waves for every tolerance: 12 of 32 "40-modes" are then beyond 4e-4."""
     problem = {
         "clipped": sharp.clipped(32, seed=3),
         "multistep": sharp.modes(32, seed=3, scheduler=sharp.multistep),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from statistics import mean
@@ -214,9 +214,44 @@ def _run(problem: Problem, plan: Plan, keep: Callable[[Checkpoint], tuple[int, .
             answer = evaluate(event) if isinstance(event, Evaluate) else keep(event)
 
 
-def _ends(problem: Problem, plan: Plan, reference: Tensor) -> Iterator[Stop]:
-    # sample by sample: the window of a batch would slide as its slowest sample does
-    for sample, expected in enumerate(reference.split(1)):
-        found = problem.one(sample).sampled(plan.num_inference_steps, plan=plan)
-        error = float(difference(found.sample, expected))
-        yield Stop(found.report.waves, found.report.rows, error, all(found.report.converged))
+@torch.no_grad()
+def _ends(problem: Problem, plan: Plan, reference: Tensor) -> list[Stop]:
+    """Run all samples at the same time, each as if it were alone: the window of a batch slides as its slowest does.
+
+    The rows of all windows are evaluated in one network call.
+    """
+    scheduler = copy.deepcopy(problem.scheduler)
+    scheduler.set_timesteps(plan.num_inference_steps)
+    noise, program, x = noise_table(scheduler), plan.program(), problem.x
+    inputs = SolverInputs(network=NetworkInput(x.dtype), scaled=True)
+    cores = [core_of(plan, each, noise, program, inputs) for each in x.to(state_dtype(x.dtype)).split(1)]
+    answers: list[Answer] = [None] * len(cores)
+    waves, rows, ends = [0] * len(cores), [0] * len(cores), {}
+    while len(ends) < len(cores):
+        asked: dict[int, Evaluate] = {}
+        for sample in [each for each in range(len(cores)) if each not in ends]:
+            event = cores[sample].send(answers[sample])
+            if isinstance(event, Evaluate):
+                asked[sample] = event
+                waves[sample] += 1
+                rows[sample] += len(event.positions)
+            else:
+                ends[sample] = event
+        if asked:
+            counts = [len(each.positions) for each in asked.values()]
+            t = noise.timesteps[[position for each in asked.values() for position in each.positions]].to(x.device)
+            which = torch.tensor(list(asked)).repeat_interleave(torch.tensor(counts)).to(x.device)
+            cond = {name: value[which] for name, value in problem.cond.items()}
+            found = problem.denoiser(torch.cat([each.x.flatten(0, 1) for each in asked.values()]), t, **cond)
+            for sample, output in zip(asked, found.split(counts), strict=True):
+                answers[sample] = output.reshape(asked[sample].x.shape)
+    return [_end(ends[each], waves[each], rows[each], reference[each, None], plan) for each in range(len(cores))]
+
+
+def _end(checkpoint: Checkpoint, waves: int, rows: int, expected: Tensor, plan: Plan) -> Stop:
+    if not bool(checkpoint.sample.isfinite().all()):
+        # the product takes the sequential steps then
+        return Stop(waves + plan.num_inference_steps, rows + plan.num_inference_steps, 0.0)
+    assert checkpoint.error is not None, "a window that slides ends a run by itself"
+    told = float(checkpoint.error) <= plan.tolerance
+    return Stop(waves, rows, float(difference(checkpoint.sample, expected)), told)

@@ -1,6 +1,6 @@
 """Shares: how many samples end beyond the tolerance, by method, number of blocks, network, steps and tolerance.
 
-    python -m bench.quality.shares --networks build/networks       # trains what is not there yet
+    python -m bench.quality.shares --networks build/networks --jobs 4       # trains what is not there yet
     python -m bench.quality.shares --problems clipped flow --methods srds --every-row
     python -m bench.quality.shares --from shares.json              # the tables of a run before
 
@@ -10,12 +10,12 @@ centres and other starting noise, but on the same trained networks and the same 
 wave was found on the policies of this command. A sample is beyond if its mean absolute difference to the sequential
 sample is larger than the tolerance: one that ends in another mode of a mixture is. Every method of the registry that
 iterates is asked, in its default form; SRDS also with few and with many blocks and as published, CHORDS also with 8
-cores. "auto" takes one of these. Networks of images are asked by a few of them. Methods whose window slides run one
-sample after another, as their windows would slide together.
+cores. "auto" takes one of these. Networks of images are asked by a few of them.
 
 A row is a method, a network, a number of steps and a tolerance. Its samples run in one batch, once, and are judged at
-every tolerance as `bench.quality.stops` judges them. Methods with a window do not keep to a tolerance by their changes:
-"told" are those samples beyond it that their report calls within. Elsewhere that is all of them.
+every tolerance as `bench.quality.stops` judges them. Methods whose window slides run once for every tolerance, each
+sample with a window of its own: "told" are those samples beyond it that their report calls within. Elsewhere that is
+all of them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -59,7 +62,7 @@ class Kind:
         kind: "trained", "smooth" or "sharp".
         make: (samples, networks) -> the problem.
         steps: numbers of steps that it is solved with.
-        samples: in one batch; one_by_one: of methods that take one after another.
+        samples: in one batch.
         methods: None: all.
     """
 
@@ -67,7 +70,6 @@ class Kind:
     make: Callable[[int, Networks], Problem]
     steps: tuple[int, ...]
     samples: int
-    one_by_one: int
     methods: tuple[str, ...] | None = None
 
 
@@ -76,15 +78,15 @@ OF_IMAGES = ("srds", "srds, few blocks", "collocation", "parataa")
 
 
 def _images(name: str) -> Kind:
-    return Kind("trained", PROBLEMS[name], (25,), 32, 8, OF_IMAGES)
+    return Kind("trained", PROBLEMS[name], (25,), 100, OF_IMAGES)
 
 
 def _policy(name: str) -> Kind:
-    return Kind("trained", PROBLEMS[name], (25, 50), 96, 24)
+    return Kind("trained", PROBLEMS[name], (25, 50), 128)
 
 
 def _closed(kind: str, make: Callable[[int], Problem]) -> Kind:
-    return Kind(kind, lambda samples, networks: make(samples), (20, 25, 50, 100), 128, 24)
+    return Kind(kind, lambda samples, networks: make(samples), (20, 25, 50, 100), 128)
 
 
 FLOW = FlowMatchEulerDiscreteScheduler
@@ -151,26 +153,40 @@ class Share:
         return self.told / self.samples
 
 
-def shares(problems: Sequence[str], methods: Sequence[str], networks: Networks, smoke: bool) -> Iterator[Share]:
-    """Every method on every problem; progress is told on stderr. smoke: 8 steps, few samples."""
+def shares(
+    problems: Sequence[str], methods: Sequence[str], networks: Networks, smoke: bool, jobs: int = 1
+) -> Iterator[Share]:
+    """Every method on every problem; progress is told on stderr.
+
+    smoke: 8 steps, few samples. jobs: processes that take one problem after another.
+    """
+    rows = partial(rows_of, methods=methods, networks=networks, smoke=smoke)
+    if jobs == 1:
+        yield from chain.from_iterable(map(rows, problems))
+        return
     for name in problems:
-        kind = KINDS[name]
-        samples = 2 if smoke else kind.samples
-        posed = kind.make(samples, networks)._replace(name=name)
-        for steps in (8,) if smoke else kind.steps:
-            reference = posed.sequential(steps)
-            for method, options in variants(steps).items():
-                if method in methods and (kind.methods is None or method in kind.methods):
-                    asked = posed, method, options, steps, reference, min(samples, kind.one_by_one)
-                    seconds, found = timed(partial(judged, *asked))
-                    print(f"{name}, {steps} steps, {method}: {seconds:.1f} s", file=sys.stderr)
-                    yield from found
+        KINDS[name].make(1, networks)  # networks that are not there yet are trained once
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        yield from chain.from_iterable(pool.map(rows, problems))
 
 
-def judged(
-    posed: Problem, method: str, options: Method, steps: int, reference: torch.Tensor, one_by_one: int
-) -> list[Share]:
-    """The row of each tolerance. reference: the sequential samples; one_by_one: see `Kind`."""
+def rows_of(name: str, methods: Sequence[str], networks: Networks, smoke: bool) -> list[Share]:
+    """The rows of a problem."""
+    rows: list[Share] = []
+    kind = KINDS[name]
+    posed = kind.make(2 if smoke else kind.samples, networks)._replace(name=name)
+    for steps in (8,) if smoke else kind.steps:
+        reference = posed.sequential(steps)
+        for method, options in variants(steps).items():
+            if method in methods and (kind.methods is None or method in kind.methods):
+                seconds, found = timed(partial(judged, posed, method, options, steps, reference))
+                print(f"{name}, {steps} steps, {method}: {seconds:.1f} s", file=sys.stderr)
+                rows.extend(found)
+    return rows
+
+
+def judged(posed: Problem, method: str, options: Method, steps: int, reference: torch.Tensor) -> list[Share]:
+    """The row of each tolerance. reference: the sequential samples."""
     plans = {tolerance: choose(steps, Settings(method=options, tolerance=tolerance)) for tolerance in TOLERANCES}
     tightest = plans[min(TOLERANCES)]
     if not tightest.slides:
@@ -178,8 +194,7 @@ def judged(
     found = []
     for tolerance, plan in plans.items():
         if plan.slides:
-            some = slice(one_by_one)
-            stops = recorded(posed.only(some), method, plan, reference[some]).ends
+            stops = recorded(posed, method, plan, reference).ends
         else:
             stops = whole.stops(tolerance, plan.options.contraction)
         found.append(Share.of(method, posed.name, steps, tolerance, stops))
@@ -246,6 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
     told.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS, metavar="METHOD")
     told.add_argument("--networks", type=Path, metavar="FOLDER", help="where trained networks are kept")
     told.add_argument("--training-steps", type=int, help="of every network; left out: as many as each needs")
+    told.add_argument("--jobs", type=int, default=1, help="processes, of one thread each (default: 1)")
     told.add_argument("--every-row", action="store_true", help="print every row, with its mean waves")
     told.add_argument("--from", dest="saved", type=written, help="JSON of this command: nothing is run")
     told.add_argument("--smoke", action="store_true", help="a tiny size: 8 steps, 2 samples, hardly trained")
@@ -255,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = [Share(**each) for each in options.saved["shares"]]
     else:
         networks = Networks(options.networks, 3 if options.smoke else options.training_steps)
-        for each in shares(options.problems, options.methods, networks, options.smoke):
+        for each in shares(options.problems, options.methods, networks, options.smoke, options.jobs):
             found.append(each)
             write(options.json, None, shares=[asdict(one) for one in found])
     show(found, options.every_row)

@@ -31,13 +31,15 @@ NO_CHECK = Checked(None, 0, 0.0)
 
 
 def parts_that_decide(networks: Iterable[nn.Module]) -> Hashable:
-    """What a user may replace in networks: a check is valid for these."""
+    """What a user may replace in networks, or hang on them: a check is valid for these."""
     found: list[Any] = []
     waiting: list[nn.Module | None] = list(networks)
     while waiting:  # every call asks, and this takes a third of the time of `modules()`
         if (module := waiting.pop()) is not None:
             state = module.__dict__
             found += (type(module), state.get("forward"), state.get("processor"))
+            if state["_forward_hooks"] or state["_forward_pre_hooks"]:
+                found += [_code_of_hook(each) for each in foreign_hooks(module) if not only_watches(each)]
             waiting += state["_modules"].values()
     return tuple(found)
 
@@ -84,6 +86,14 @@ def foreign_code(networks: Iterable[nn.Module]) -> str | None:
                 if (package := package_of(code)) not in KNOWN:
                     return f"{what} of {name or type(module).__name__} is from {package}"
     return None
+
+
+def _code_of_hook(hook: Any) -> Hashable:
+    """The code of a hook: one that is hung up anew for every call is the same. What it reads `ModuleState` compares."""
+    function = getattr(hook, "func", hook)
+    function = getattr(function, "__func__", function)
+    code: Hashable = getattr(function, "__code__", None)
+    return type(hook) if code is None else code
 
 
 def _code_of(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,3 +43,8 @@ def upcast_copies(pipe: Any) -> dict[str, Any]:
         for name, part in pipe.components.items()
         if getattr(getattr(part, "config", None), "force_upcast", False) and part.dtype == torch.float16
     }
+
+
+def training(networks: Iterable[nn.Module]) -> bool:
+    """Whether a part of a network is in training mode: it may drop out, and draws random numbers for it."""
+    return any(module.training for network in networks for module in network.modules())

@@ -12,8 +12,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+# Torch has no public way to ask which modes a thread is in, or to put one below others: `with` enters a mode on top,
+# and whatever is on top is left. A user's code may enter modes in our context and leave them after it, so their order
+# has to be changed. `DeviceContext` is what `torch.set_default_device` enters: no mode may come below it.
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # they take a generator by keyword
 _DRAWS = {
@@ -27,6 +33,40 @@ _LIKE: dict[Any, Callable[..., Tensor]] = {
     torch.rand_like: Tensor.uniform_,
     torch.randint_like: Tensor.random_,
 }
+
+
+def _always(args: Any, kwargs: Any) -> bool:
+    return True
+
+
+def _asked(name: str, place: int) -> Callable[[Any, Any], bool]:
+    """Whether this argument, at this place, is not zero; one that is left out counts as such."""
+    return lambda args, kwargs: bool(args[place] if len(args) > place else kwargs.get(name, True))
+
+
+# they draw inside of them and take no generator; when they do
+_INSIDE: dict[Any, Callable[[Any, Any], bool]] = {
+    **dict.fromkeys(
+        (
+            functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d,
+            functional.alpha_dropout, functional.feature_alpha_dropout,
+        ),
+        _asked("training", 2),
+    ),
+    **dict.fromkeys(
+        (
+            torch.dropout, torch.dropout_, torch.feature_dropout, torch.feature_dropout_, torch.alpha_dropout,
+            torch.alpha_dropout_, torch.feature_alpha_dropout, torch.feature_alpha_dropout_, torch.native_dropout,
+        ),
+        _asked("train", 2),
+    ),
+    functional.scaled_dot_product_attention: lambda args, kwargs: bool(
+        args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
+    ),
+    functional.multi_head_attention_forward: _asked("training", 14),
+    functional.rrelu: _asked("training", 3),
+    **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, functional.gumbel_softmax), _always),
+}  # fmt: skip
 
 
 def global_generator(device: torch.device) -> torch.Generator | None:
@@ -74,6 +114,9 @@ class PrivateDraws(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _LIKE:
             return self._like(func, args, kwargs)
+        if (draws := _INSIDE.get(func)) is not None and draws(args, kwargs):
+            with _Below(self):
+                return func(*args, **kwargs)
         if func in _DRAWS and kwargs.get("generator") is None and (device := _device(args, kwargs)).type != "meta":
             self.drawn += 1
             kwargs = {**kwargs, "generator": self.of(device)}
@@ -110,7 +153,8 @@ class PrivateDraws(TorchFunctionMode):
 
     def __exit__(self, *error: object) -> None:
         self._entered -= 1
-        _push_all(_without(self))
+        if not self._entered:
+            _push_all(_without(self))
 
     def _push(self) -> None:
         """Come below other modes, so that these can be left before this one; the default device stays below all."""
@@ -129,6 +173,32 @@ class Seeded(PrivateDraws):
 
     def _push(self) -> None:
         _push_all([*_without(self), self])
+
+
+class _Below(TorchDispatchMode):
+    """What functions of `_INSIDE` call: operators that take a generator. Fused attention on a GPU calls none."""
+
+    def __init__(self, draws: PrivateDraws) -> None:
+        super().__init__()
+        self._draws = draws
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.native_dropout.default:
+            return self._dropout(*args)
+        takes = any(argument.name == "generator" for argument in func._schema.arguments)
+        if takes and kwargs.get("generator") is None and (device := _device(args, kwargs)).type != "meta":
+            self._draws.drawn += 1
+            kwargs = {**kwargs, "generator": self._draws.of(device)}
+        return func(*args, **kwargs)
+
+    def _dropout(self, x: Tensor, share: float, train: bool | None) -> tuple[Tensor, Tensor]:
+        keep = torch.ones_like(x)
+        if train is not False:
+            self._draws.drawn += 1
+            keep = keep.bernoulli_(1 - share, generator=self._draws.of(x.device))
+            x = x * keep / (1 - share if share < 1 else 1.0)
+        return x.clone(), keep.bool()
 
 
 class Replayed(PrivateDraws):

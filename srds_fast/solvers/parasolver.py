@@ -8,8 +8,10 @@ of F. The first state of the window is exact if nothing is tolerated, so each it
 
 First the network is asked at the beginnings of the first few sub-intervals, one after another. All states behind them
 follow from the x0 predicted last, held constant. A state that enters the window later follows in the same way from the
-x0 predicted at the end of the window. As in the authors' code, a state is finished if the mean square of its movement
-is within step_tolerance^2 times the variance of DDPM's posterior from there to the next state.
+x0 predicted at the end of the window. A state is finished if it moved little enough: by default the bounds follow from
+the tolerance of the call (`sliding.shared_bounds`). With step_tolerance, as in the authors' code, the mean square of
+its movement must be within step_tolerance^2 times the variance of DDPM's posterior from there to the next state, which
+says little of the sample.
 
 Choices that the paper leaves open, or that differ from the authors' code:
 - If a sub-interval is one step, the coarse start is exact, and the window begins behind it. The authors' window begins
@@ -23,7 +25,7 @@ Choices that the paper leaves open, or that differ from the authors' code:
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import ClassVar, Self
 
@@ -40,7 +42,15 @@ from .checks import check_positive, check_whole
 from .contract import Answer, Checkpoint, Core, Evaluate, SolverInputs, output_of
 from .method import Method, Target
 from .program import Boundary, Program, Row, Wave, block_bounds
-from .sliding import CarriedError, num_within, posterior_std, rms
+from .sliding import (
+    CarriedError,
+    effect_of_movements,
+    expected_responses,
+    num_within,
+    posterior_std,
+    rms,
+    shared_bounds,
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,8 @@ class ParaSolver(Method):
         num_coarse: sub-intervals that the coarse start crosses, one network call each.
         window: sub-intervals that are refined at a time.
         step_tolerance: bound on the movement of a state, in standard deviations of DDPM's posterior; the window slides
-            over states within it.
+            over states within it. None: bounds that keep the sample within `tolerance`.
+        tolerance: bound on the mean absolute error of a sample. None: the tolerance of the call.
         num_intervals: sub-intervals the steps are cut into. None: one for each step, as in the authors' experiments.
     """
 
@@ -60,14 +71,21 @@ class ParaSolver(Method):
     first_iteration: ClassVar[int] = 1
     num_coarse: int = 5
     window: int = 10
-    step_tolerance: float = 0.05
+    step_tolerance: float | None = None
+    tolerance: float | None = None
     num_intervals: int | None = None
 
     def __post_init__(self) -> None:
         check_whole("num_coarse", self.num_coarse, 1)
         check_whole("window", self.window, 1)
         check_whole("num_intervals", self.num_intervals, 1, optional=True)
-        check_positive("step_tolerance", self.step_tolerance)
+        check_positive("step_tolerance", self.step_tolerance, optional=True)
+        check_positive("tolerance", self.tolerance, optional=True)
+
+    @classmethod
+    def published(cls, window: int = 10, step_tolerance: float = 0.05) -> ParaSolver:
+        """The authors' form, with the defaults of their command line."""
+        return cls(window=window, step_tolerance=step_tolerance)
 
     def with_defaults(self, target: Target) -> Self:
         if (self.num_intervals or 0) > target.num_steps:
@@ -75,7 +93,9 @@ class ParaSolver(Method):
                 f"num_intervals is {self.num_intervals} for {target.num_steps} steps. A sub-interval holds at least "
                 f"one step. Pass at most {target.num_steps}, or leave it out."
             )
-        return self
+        given = self.step_tolerance is not None or self.tolerance is not None
+        # nothing is tolerated in bitwise runs
+        return self if given or target.bitwise else replace(self, tolerance=target.tolerance)
 
     def most_iterations(self, target: Target) -> int:
         return self.num_intervals or target.num_steps
@@ -86,7 +106,19 @@ class ParaSolver(Method):
 
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         assert isinstance(program, Intervals)
-        return parasolver(x, noise, program, 0.0 if bitwise else self.step_tolerance, inputs)
+        return parasolver(x, noise, program, self._bounds(noise, program, bitwise=bitwise), inputs)
+
+    def _bounds(self, noise: NoiseTable, program: Intervals, *, bitwise: bool) -> Tensor:
+        """Of the movement of the state behind each sub-interval, by which the window slides; [B] float64."""
+        if bitwise:
+            return torch.zeros(program.num_blocks, dtype=torch.float64, device="cpu")
+        if self.step_tolerance is None:
+            assert self.tolerance is not None, "with_defaults fills it in"
+            response = expected_responses(noise, program.bounds)
+            return shared_bounds(effect_of_movements(response, torch.ones_like(response)), self.tolerance)
+        deviation = posterior_std(noise, program.bounds)
+        # of the state behind each sub-interval: from there to the next one; the sample has none
+        return self.step_tolerance * torch.cat([deviation[1:], deviation[-1:]])
 
     @property
     def slides(self) -> bool:
@@ -130,8 +162,11 @@ def intervals(num_steps: int, num_intervals: int, num_coarse: int, window: int) 
     return Intervals(num_steps, bounds, num_intervals, tuple(waves), window, num_coarse, tuple(begins))
 
 
-def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, tolerance: float, inputs: SolverInputs) -> Core:
-    """Run a program of `intervals`; one checkpoint, the sample. tolerance: 0 makes it the sequential one."""
+def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, bound: Tensor, inputs: SolverInputs) -> Core:
+    """Run a program of `intervals`; one checkpoint, the sample.
+
+    bound: of the movement of the state behind each sub-interval, [B]; zeros make the sample the sequential one.
+    """
     states = _States(x, noise, program, inputs)
     # the first window begins behind the coarse start where that was exact
     num_blocks, first, iteration = program.num_blocks, program.begins[program.num_coarse], 0
@@ -139,9 +174,6 @@ def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, tolerance: floa
         states.jump(block, (yield states.evaluate(block, states.x[block : block + 1])))
     states.extrapolate(program.num_coarse, num_blocks)
     last = min(first + program.window, num_blocks)
-    deviation = posterior_std(noise, program.bounds)
-    # of the state behind each sub-interval: from there to the next one; the sample has none
-    bound = tolerance * torch.cat([deviation[1:], deviation[-1:]])
     while first < num_blocks:
         iteration += 1
         moved = yield from states.refine(first, last)

@@ -64,8 +64,10 @@ class CarriedError:
     """The error of the state where a window begins, estimated as the window slides.
 
     A row that two waves have asked tells how its step answers: |change of what it arrives at| / |change of what it
-    departs from|. Rows asked once are taken to answer as the nearest that was asked twice, and no less than for
-    Gaussian data; if there is none at all, as if x0 followed the state.
+    departs from|. The error need not go the way of the newest movement, so the largest answer of all waves counts:
+    where a scheduler clips x0, the elements that moved last may be those that the clamp holds. Rows asked once are
+    taken to answer as the nearest that was asked twice, and no less than for Gaussian data; if there is none at all,
+    as if x0 followed the state.
 
     Args:
         noise, bounds: steps go from each of these grid positions to the next.
@@ -80,6 +82,8 @@ class CarriedError:
         self._assumed = assumed.to(x)[:, None]
         self._first, self._departed, self._arrived = 0, x[:0, None], x[:0, None]
         self._growth = self._missed = x.new_zeros(0, len(x))  # of the rows of the newest wave: c, and |c - k|
+        # the largest that any wave has shown of a step, [steps, samples] each; 0: none has
+        self._shown_growth, self._shown_missed = x.new_zeros(2, len(assumed), len(x))
         self._nearest: Tensor | None = None  # c of the last row that was asked twice, [samples]
         # what was passed before any row was asked twice: first step, and the arguments of `slide`
         self._waiting: list[tuple[int, Tensor, Tensor | None]] = []
@@ -97,8 +101,14 @@ class CarriedError:
             answer = arrived[:both] - self._arrived[before]
             beyond = answer - assumed[:both].view(-1, *[1] * (moved.dim() - 1)) * moved
             size, least = rms(moved), SMALLEST_MOVEMENT * rms(departed[:both])
-            growth[:both] = torch.where(size > least, rms(answer) / size, growth[:both])
-            missed[:both] = torch.where(size > least, rms(beyond) / size, missed[:both])
+            shown_growth, shown_missed = (
+                each[first : first + both] for each in (self._shown_growth, self._shown_missed)
+            )
+            for shown, answered in (shown_growth, answer), (shown_missed, beyond):
+                shown.copy_(torch.where(size > least, torch.maximum(shown, rms(answered) / size), shown))
+            known = shown_growth + shown_missed > 0
+            growth[:both] = torch.where(known, shown_growth, growth[:both])
+            missed[:both] = torch.where(known, shown_missed, missed[:both])
             self._catch_up(growth[0])
             self._nearest = growth[both - 1]
         self._growth, self._missed = growth, missed

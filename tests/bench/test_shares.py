@@ -20,14 +20,14 @@ ASKED = ("mixture", "8-modes", "40-modes", "multistep", "flow", "clipped")
 STEPS, SAMPLES = 20, 64
 
 
-@pytest.mark.parametrize("method", ["srds", "collocation", "parataa", "chords, 8 cores"])
+@pytest.mark.parametrize("method", ["srds", "collocation", "parataa", "chords, 8 cores", "parasolver"])
 def test_the_tolerance_is_kept(method: str) -> None:
     """At most 2 % of each row, and 1 % of all."""
     asked = told = 0
     for name in ASKED:
         problem = KINDS[name].make(SAMPLES, NETWORKS)
         options, reference = shares.variants(STEPS)[method], problem.sequential(STEPS)
-        for row in shares.judged(problem, method, options, STEPS, reference, one_by_one=0):
+        for row in shares.judged(problem, method, options, STEPS, reference):
             assert row.told <= 1, row
             asked, told = asked + row.samples, told + row.told
     assert asked == len(ASKED) * len(TOLERANCES) * SAMPLES

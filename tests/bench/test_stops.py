@@ -25,7 +25,7 @@ def test_a_recording_is_stopped_where_the_product_stops(method: str) -> None:
     stopped = found.stops(plan.tolerance, plan.options.contraction)
     for sample, stop in enumerate(stopped):
         alone = problem.one(sample).sampled(STEPS, plan=plan)
-        assert (stop.waves, stop.rows) == (alone.report.waves, alone.report.rows)
+        assert (stop.waves, stop.rows, stop.told) == (alone.report.waves, alone.report.rows, alone.report.converged[0])
         assert stop.error == pytest.approx(float(difference(alone.sample, reference[sample, None])), rel=1e-3, abs=1e-6)
     # a looser tolerance is judged from the same recording
     if not plan.slides:

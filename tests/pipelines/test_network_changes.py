@@ -286,11 +286,32 @@ def test_a_hook_that_changes_its_network_is_called_as_in_stock(
         assert alone or fast.report.method in ("stock", "sequential")
 
 
-def test_a_hook_whose_count_no_variable_shows_is_found_by_calls_in_another_order() -> None:
+@pytest.mark.parametrize("late", [False, True], ids=["before the first call", "after it"])
+@pytest.mark.parametrize("path", ["takeover", "drive"])
+def test_a_hook_whose_count_no_variable_shows_is_found_by_calls_in_another_order(
+    path: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path == "drive":
+        drive(monkeypatch)
     pipe, strengths = tiny.stable_diffusion(), itertools.cycle([3.0] * 6 + [1.0] * (STEPS - 6))
+    fast = srds_fast.compile(pipe, method="srds", strict=True)
+    if late:
+        latents(fast, **CALL)
     pipe.unet.mid_block.register_forward_hook(lambda module, given, found: found * next(strengths))
     with pytest.raises(srds_fast.UnsupportedPipeline, match=r"in another order differently \(a hook of mid_block"):
-        latents(srds_fast.compile(pipe, method="srds", strict=True), **CALL)
+        latents(fast, **CALL)
+
+
+def test_a_hook_that_is_hung_up_anew_for_every_call_brings_no_new_check() -> None:
+    pipe = tiny.stable_diffusion()
+    fast, checks = srds_fast.compile(pipe, method="srds"), []
+    for _ in range(3):
+        hook = pipe.unet.mid_block.register_forward_hook(lambda module, given, found: found * 0.5)
+        latents(fast, **CALL)
+        hook.remove()
+        checks.append(fast.report.check_calls)
+    assert checks[0] > 0
+    assert checks[1:] == [0, 0]
 
 
 def _nothing(module: Any, given: Any) -> None:

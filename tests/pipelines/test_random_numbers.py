@@ -105,6 +105,36 @@ def test_what_prepares_calls_advances_no_generator_and_rewinds_none(beside: str,
         assert all(torch.equal(each, torch.randn(4)) for each in drawn), "as if nobody else had drawn"
 
 
+def dropping_out() -> Any:
+    pipe = tiny.stable_diffusion()
+    for module in pipe.unet.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+            module.train()
+    return pipe
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_networks_that_drop_out_advance_no_generator_beside_a_call(beside: str) -> None:
+    fast, before = srds_fast.compile(dropping_out()), torch.get_rng_state()
+    with suppress(srds_fast.SrdsFastError):  # it has no plan
+        BESIDE[beside](fast, **CALL)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("method", ["auto", "srds"])
+def test_a_network_that_drops_out_gives_the_bits_of_stock(method: str) -> None:
+    pipe = dropping_out()
+    torch.manual_seed(5)
+    expected, after = pipe("a cat", **CALL)[0], torch.get_rng_state()
+    fast = srds_fast.compile(pipe, method=method)
+    for _ in range(2):
+        torch.manual_seed(5)
+        assert torch.equal(fast("a cat", **CALL)[0], expected)
+        assert torch.equal(torch.get_rng_state(), after)
+        assert "draws random numbers" in fast.report.fallback_reason
+
+
 @pytest.mark.parametrize("cls", [Unseeded, DrawsInItsLoop])
 def test_a_pipeline_that_takes_no_generator_is_prepared_beside_the_global_one(cls: type[Unseeded]) -> None:
     fast, before = srds_fast.compile(unseeded(cls)), torch.get_rng_state()

@@ -19,7 +19,7 @@ from srds_fast.schedulers.table import NoiseTable
 from srds_fast.solvers.contract import SolverInputs
 from srds_fast.solvers.parasolver import intervals
 from srds_fast.solvers.program import block_bounds
-from srds_fast.solvers.sliding import posterior_std
+from srds_fast.solvers.sliding import effect_of_movements, expected_responses, posterior_std, shared_bounds
 
 STEPS = 24
 SCHEDULERS = {
@@ -55,6 +55,17 @@ class Reference:
     def call(self, index: int, x: Tensor) -> Tensor:
         return mixture(x, self.grid.timesteps[index].expand(len(x)))
 
+    def allowed(self) -> list[float]:
+        """By how much the state behind each sub-interval may move."""
+        if self.options.step_tolerance is None:
+            response = expected_responses(self.grid, tuple(self.bounds))
+            assert self.options.tolerance is not None
+            return shared_bounds(
+                effect_of_movements(response, torch.ones_like(response)), self.options.tolerance
+            ).tolist()
+        deviation = posterior_std(self.grid, tuple(self.bounds)).tolist()
+        return [self.options.step_tolerance * each for each in [*deviation[1:], deviation[-1]]]
+
     def run(self, x: Tensor) -> Tensor:
         options, bounds, count = self.options, self.bounds, len(self.bounds) - 1
         states: list[Tensor] = [x]
@@ -72,7 +83,7 @@ class Reference:
         for block in range(len(states) - 1, count):
             states.append(self.coast(block, states[block], newest))
             cleans.append(newest)
-        deviation = posterior_std(self.grid, bounds)
+        allowed = self.allowed()
         first = len(self.calls) if count == self.grid.num_steps else 0
         last = min(first + options.window, count)
         while first < count:
@@ -98,8 +109,7 @@ class Reference:
                 drift, drift_x0 = drift + state - before, drift_x0 + clean - before_x0
                 moved.append(drift.square().mean(1).sqrt())
             for block in range(first, last):
-                bound = options.step_tolerance * deviation[min(block + 1, count - 1)]
-                if not bool((moved[block - first] <= bound).all()):
+                if not bool((moved[block - first] <= allowed[block]).all()):
                     break
             first = block + 1
             entered, last = last, min(first + options.window, count)
@@ -111,12 +121,14 @@ class Reference:
 @pytest.mark.parametrize(
     "options",
     [
-        ParaSolver(),
+        ParaSolver(tolerance=4e-3),
+        ParaSolver(tolerance=0.1, num_intervals=9),
+        ParaSolver.published(),
         ParaSolver(num_coarse=2, window=6, step_tolerance=0.5),
         ParaSolver(num_coarse=3, window=4, step_tolerance=0.3, num_intervals=9),
         ParaSolver(num_coarse=1, window=20, step_tolerance=2.0, num_intervals=6),
     ],
-    ids=["default", "loose", "intervals", "all-intervals"],
+    ids=["tolerance", "tolerance-intervals", "published", "loose", "intervals", "all-intervals"],
 )
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_it_does_what_the_paper_says(name: str, options: ParaSolver) -> None:

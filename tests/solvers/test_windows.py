@@ -133,6 +133,38 @@ def test_what_rows_show_is_carried_through_the_steps() -> None:
     )
 
 
+def test_the_largest_answer_of_all_waves_counts() -> None:
+    """Steps f(x, y) = (3 x, 0): the newest movement is along y, as where a clamp holds the elements that moved last."""
+
+    def stepped(states: Tensor) -> Tensor:
+        return states * states.new_tensor([3.0, 0.0])
+
+    x, states = noise(1, 2), noise(4, 1, 2)
+    carried = CarriedError(table(6), tuple(range(7)), torch.ones(6, dtype=torch.float64), x)
+    for along in ([0.0, 0.0], [0.1, 0.0], [0.0, 0.1]):
+        states = states + states.new_tensor(along)
+        carried.see(0, states, stepped(states))
+    carried.slide(x.new_tensor([[0.0], [0.1], [0.0]]))
+    torch.testing.assert_close(carried.bound, CAUTION_OF_SEEN * x.new_tensor([3 * (3 - 1) * 0.1]))
+
+
+@pytest.mark.parametrize("name", ["clipped", "multistep", "40-modes"])
+def test_parasolver_keeps_to_the_tolerance_of_the_call(name: str) -> None:
+    """By its published bounds it takes as many waves for every tolerance: 12 of 32 "40-modes" are then beyond 4e-4."""
+    problem = {
+        "clipped": sharp.clipped(32, seed=3),
+        "multistep": sharp.modes(32, seed=3, scheduler=sharp.multistep),
+        "40-modes": sharp.modes(32, 40, 32, 0.2, seed=3),
+    }[name]
+    expected, waves = problem.sequential(25), []
+    for tolerance in (4e-2, 4e-4):
+        found = problem.sampled(25, method="parasolver", tolerance=tolerance)
+        beyond = (found.sample - expected).abs().mean(1) > tolerance
+        assert int(beyond.sum()) <= 1
+        waves.append(found.report.waves)
+    assert waves[0] < waves[1] <= 25
+
+
 def test_the_tolerance_of_the_call_is_filled_in() -> None:
     def filled(method: Any, **asked: Any) -> Any:
         return choose(50, Settings(method=method, **asked)).options
@@ -143,3 +175,6 @@ def test_the_tolerance_of_the_call_is_filled_in() -> None:
     for untouched in (filled("paradigms", exact=True), filled("paradigms", tolerance=0)):
         assert untouched == ParaDiGMS()
     assert filled(ParaDiGMS(window=None)) == ParaDiGMS(window=None)
+    assert filled("parasolver", tolerance=1e-2).tolerance == 1e-2
+    assert filled(ParaSolver.published(), tolerance=1e-2) == ParaSolver(step_tolerance=0.05)
+    assert filled("parasolver", exact=True) == ParaSolver()

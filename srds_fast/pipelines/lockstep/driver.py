@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..merging.calls import MergedCalls
 from ..merging.rule import Call
 from ..module_state import ModuleState, NetworkChanged, WeightsWritten
 from ..network_checks import NO_CHECK
+from ..networks import training
 from ..takeover.inferred import Inference
 from ..takeover.network import RecordedNetwork
 from ..takeover.roles import Inferred
@@ -186,7 +187,7 @@ class Driver:
         plan, _ = planner.choose(steps, noise.spread is not None)
         measured = (planner.measures or self._settings.plan_only) and self._key is not None and steps > 1
         if measured or not plan.is_sequential:
-            with self._timed():
+            with self._timed(), self._draws_of_checks():
                 yield from self._look_at_networks(x, measured or plan.program().peak_rows > 1)
         self._called.restore()
         self._exclude_own_time()
@@ -301,7 +302,8 @@ class Driver:
             undo = ModuleState(network.modules, self._settings.generators)
             try:
                 how = {"merged": merged, "in_order": self._in_order}
-                found = yield from verified(network, inferred, self._passes, first, **how)
+                with self._draws_of_checks():
+                    found = yield from verified(network, inferred, self._passes, first, **how)
             finally:
                 undo.restore()
             if found is None:
@@ -371,6 +373,10 @@ class Driver:
                 yield draws
         finally:
             settings.draws = before
+
+    def _draws_of_checks(self) -> AbstractContextManager[object]:
+        """For network calls that stock does not make: networks that drop out draw in them too."""
+        return self._private_draws() if training(self._networks) else nullcontext()
 
     def _look_at_networks(self, x: Tensor, merge: bool) -> Generator[Turn, Ran, None]:
         try:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from ...telemetry.report import Report
 from ..merging.calls import MergedCalls
 from ..merging.rule import Call
 from ..network_checks import NO_CHECK
+from ..networks import training
 from .call_session import CallSession, CallSettings
 from .driver import Driver
 from .joint import JointSteps
@@ -105,7 +107,7 @@ class LockstepLoop:
 
         The other entries are those that the scheduler's own step returns. A loop may read them after the last step.
         """
-        step, draws = self.turns.next_step, self.settings.draws
+        step = self.turns.next_step
         if self.joint.count > 1 and (self.settings.keep_states or self.settings.observer is not None):
             raise refused("it steps several states at once, where a callback or a preview expects one")
         if self.session is None and step is not None and self.turns.under_way:
@@ -115,7 +117,7 @@ class LockstepLoop:
             assert self.driver is not None
             return self.driver.script(first, options)
 
-        with nullcontext() if draws is None else draws.paused():  # they are for the code of the loop
+        with self._without_draws():
             sample = self.turns.step(m, x, script)
         if step is not None:
             self.scheduler.look_before(step + 1)  # what the loop asks after its step
@@ -136,12 +138,21 @@ class LockstepLoop:
             network = self.settings.replacements.get(network, network)  # type: ignore[call-overload]
         elif self.settings.drive_reason is None:  # it is part of no wave
             return call()
-        if (draws := self.settings.draws) is not None:
-            with draws.paused():
+        if self.settings.draws is not None:  # nothing is measured beside the calls of a user
+            with self._without_draws():
                 return call(network)
         wave = self.samples.wave
         with telemetry.span("network", "network", 1 if wave is None else len(wave.positions)):
             return call(network)
+
+    def _without_draws(self) -> AbstractContextManager[object]:
+        """Draws of our own are for the code of the loop, and for networks in training mode, which may drop out."""
+        draws = self.settings.draws
+        return nullcontext() if draws is None or self._networks_train else draws.paused()
+
+    @cached_property
+    def _networks_train(self) -> bool:
+        return training(self.settings.networks)
 
     def interrupt(self, sample: Tensor, dtype: torch.dtype) -> Tensor:
         """A callback ends the call early with this sample; returns it in the form that the loop expects."""

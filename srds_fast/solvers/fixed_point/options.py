@@ -67,7 +67,7 @@ class FixedPoint(Parameters, Method):
     def expected_iterations(self, stopping: Stopping) -> tuple[int, ...]:
         more = math.log(HALF_A_GREY_LEVEL / stopping.tolerance) / math.log(REDUCED_BY_A_SWEEP)
         most = stopping.max_iterations
-        return (max(min(3, most), min(most, EXPECTED_SWEEPS + math.ceil(more))),)
+        return (max(min(self.contraction.fewest, most), min(most, EXPECTED_SWEEPS + math.ceil(more))),)
 
     def words(self) -> list[str]:
         return [f"window {self.window}"] if self.slides else []

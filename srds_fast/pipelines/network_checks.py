@@ -88,11 +88,11 @@ def foreign_code(networks: Iterable[nn.Module]) -> str | None:
     return None
 
 
-def _code_of_hook(hook: Any) -> Hashable:
+def _code_of_hook(hook: Any) -> Any:
     """The code of a hook: one that is hung up anew for every call is the same. What it reads `ModuleState` compares."""
     function = getattr(hook, "func", hook)
     function = getattr(function, "__func__", function)
-    code: Hashable = getattr(function, "__code__", None)
+    code = getattr(function, "__code__", None)
     return type(hook) if code is None else code
 
 

@@ -158,8 +158,8 @@ class SchedulerProxy:
         for name in options:
             if not is_known(name):
                 raise refused(
-                    f"it gives the step of its {type(self.inner).__name__} the argument {name}, and what the step makes "
-                    "of it is not known: leave out what brings it in, if an argument of the call does"
+                    f"it gives the step of its {type(self.inner).__name__} the argument {name}, and what it makes "
+                    "of that is not known: leave out what brings it in, if an argument of the call does"
                 )
         # rounded timesteps may give other steps
         rounded = isinstance(timestep, Tensor) and timestep.dtype != self.inner.timesteps.dtype

@@ -26,6 +26,8 @@ CAUTION, SMALLEST = 1.5, 0.1
 BLOCKS_MORE = 2
 # changes of the last boundary that are more than so many times those of the known boundaries say little: as its square
 MOST_GROWTH = 2.0
+# A larger change, mean absolute, may have taken a sample to another mode of the data: nothing is said of it.
+LARGEST = 0.04
 ITERATION = 1
 
 
@@ -47,7 +49,9 @@ class Ahead(NamedTuple):
         changes: of the sample, by entry.
         """
         now, following = ([changes[entry] for entry in entries] for entries in (self.now, self.following))
-        if not (min(*now, *following) > 0.0 and all(map(math.isfinite, (*now, *following)))):
+        if changes[self.last] > LARGEST or not (
+            min(*now, *following) > 0.0 and all(map(math.isfinite, (*now, *following)))
+        ):
             return math.inf
         ratios = [after / before for before, after in zip(now, following, strict=True)]
         growth = max(1.0, *(after / before for before, after in pairwise(ratios)))

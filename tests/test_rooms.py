@@ -23,6 +23,7 @@ ROOMS = (
     "zoo",
     "kernels",
     "environment",
+    "files",
     "errors",
     "_version",
 )

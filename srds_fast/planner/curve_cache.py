@@ -76,13 +76,13 @@ class CurveCache:
             return None
 
     def save(self, key: Hashable, context: Context, curve: CostCurve) -> None:
-        """Keep a curve. A folder that cannot be written to is a warning."""
+        """Keep a curve. A file that cannot be written is a warning."""
         of = self._described(key, context)
         if of is None:
             return
         try:
             json_files.write(self._path(of), asdict(_Kept(of, curve)))
-        except OSError as error:
+        except (OSError, InvalidArgument) as error:
             logger.warning("Costs could not be kept in %s: %s.", self.folder, error)
 
     def _described(self, key: Hashable, context: Context) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from ..errors import InvalidArgument, PlanMismatch
+from ..files import path_of
 from ..schedulers.steps import CoarseSolver
 from ..solvers.checks import check_number, check_one_of, check_whole
 from ..solvers.method import Method, Target
@@ -162,14 +163,23 @@ class Plan:
         return [*lines, *(f"  {note}" for note in self.options.notes(most))]
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON. An older file stays as it is until the new one is complete."""
-        json_files.write(Path(path), {"method": self.method, **asdict(self), "options": self.options.to_dict()})
+        """Write the plan as JSON. An older file stays as it is until the new one is complete.
+
+        Raises InvalidArgument if the path is no place for a file, or is a symbolic link; OSError if writing fails.
+        """
+        json_files.write(
+            path_of("path", path), {"method": self.method, **asdict(self), "options": self.options.to_dict()}
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan that `save` wrote; PlanMismatch if the file is no plan of this version."""
+        """Read a plan that `save` wrote.
+
+        Raises PlanMismatch if the file is no plan of this version; OSError if it cannot be read.
+        """
+        place = path_of("path", path)
         try:
-            found = json_files.read(Path(path))
+            found = json_files.read(place)
             if not isinstance(found, dict):
                 raise ValueError(f"it holds a {type(found).__name__}")
             method = found.pop("method", None)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UnsupportedScheduler
+from ..errors import InvalidArgument, UnsupportedScheduler
 from .builders import builder_of
 from .private_draws import PrivateDraws
 from .read_table import table_by_reading
@@ -30,7 +30,7 @@ def noise_table(scheduler: Any, *, clip_epsilon: bool = False, eta: float | None
     everything they depend on, so the calls of a pipeline check its scheduler once per number of steps.
     clip_epsilon and eta are the options `use_clipped_model_output` and `eta` of DDIM's step; eta=None leaves the
     default of the step, which is 0 for DDIM and 0.3 for TCD. Raises UnsupportedScheduler if the step cannot be said by
-    a table, or differs from it.
+    a table, or differs from it, and InvalidArgument if eta is out of its range.
     """
     key = state_key(scheduler), clip_epsilon, eta
     table = _checked.get(key)
@@ -52,6 +52,11 @@ def _build(scheduler: Any, clip_epsilon: bool, eta: float | None) -> NoiseTable:
         raise UnsupportedScheduler(
             f"{name} takes no eta, but {eta} was given. This scheduler sets its noise itself. "
             "Leave eta out, or use DDIMScheduler."
+        )
+    if eta is not None and not (isinstance(eta, int | float) and 0.0 <= eta <= 1.0) and takes_eta(scheduler):
+        raise InvalidArgument(
+            f"eta is {eta!r}. It scales the noise that a step of {name} adds, which has room for no more than that of "
+            "DDPM, at 1. Pass a number from 0 to 1."
         )
     builder, options = builder_of(scheduler), {"eta": eta} if eta else {}
     table = table_by_reading(scheduler, eta) if builder is None else builder(scheduler, **options)

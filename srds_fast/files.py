@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import InvalidArgument
+from .errors import InvalidArgument, shown
 
 
 def path_of(name: str, given: object) -> Path:
     """A path that a user gave as this argument. Raises InvalidArgument if it is none."""
     if isinstance(given, str | os.PathLike):
         return Path(given)
-    raise InvalidArgument(f"{name} is {given!r}. It must be the path of a file. Pass a string or a Path.")
+    raise InvalidArgument(f"{name} is {shown(given)}. It must be the path of a file. Pass a string or a Path.")
 
 
 def check_file(path: Path) -> None:
@@ -30,12 +30,16 @@ def check_file(path: Path) -> None:
     except OSError as error:  # a name that is too long
         why = str(error)
     if why is not None:
-        raise InvalidArgument(f"{str(path)!r} cannot be written: {why}. Name a file in a folder that exists.")
+        raise InvalidArgument(f"{shown(str(path))} cannot be written: {why}. Name a file in a folder that exists.")
 
 
 def _hindrance(path: Path) -> str | None:
     if "\0" in str(path):
         return "its name holds a null byte"
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return "its name holds half of a surrogate pair"
     if path.is_symlink():
         return "it is a symbolic link, which is not followed"
     if path.exists():

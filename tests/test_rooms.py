@@ -23,6 +23,7 @@ ROOMS = (
     "zoo",
     "kernels",
     "environment",
+    "caches",
     "files",
     "errors",
     "_version",

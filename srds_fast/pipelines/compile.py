@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import caches
 from ..engine.graphs.cache import Graphs, GraphStats
 from ..engine.run import Observer
 from ..engine.streams import OVERLAPS
@@ -225,19 +226,14 @@ class FastPipeline:
         return calibrate(self, prompts, num_samples, quantile, kwargs)
 
     def reset(self) -> None:
-        """Free all recordings; delete calibrated plans and the costs measured by this pipeline and by `sample`.
+        """Empty every cache: recordings, calibrated plans, measured costs and all else that calls have left.
 
+        Those that all calls of the process share, such as tables and the costs measured by `sample`, are emptied too.
         Running calls are not affected.
         """
-        self._srds.graphs.clear()
-        self._srds.planner.costs.clear()
-        self._srds.planner.calibrated.clear()
-        self._srds.planner.audits.clear()
-        self._srds.planner.first_stops.clear()
-        self._srds.explorations.clear()
-        self._srds.refused.clear()
-        self._srds.loops.clear()
+        self._srds.clear()
         costs_of_denoisers.clear()
+        caches.clear()
 
     @property
     def graphs(self) -> GraphStats:
@@ -355,7 +351,7 @@ def compile(
     check_switch("lazy_capture", lazy_capture)
     check_switch("strict", strict)
     check_switch("learn_stop", learn_stop)
-    check_whole("max_graphs", max_graphs, 1)
+    graphs = Graphs(max_graphs)
     check_one_of("overlap", overlap, OVERLAPS)
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
     check_pipeline(original)
@@ -363,7 +359,7 @@ def compile(
         check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
     cache = CurveCache.of(cache_dir, network_options)
-    run = strict, lazy_capture, max_graphs, network_options, overlap
+    run = strict, lazy_capture, graphs, network_options, overlap
     return _made(original, settings, plan, cache, learn_stop, *run, audit)
 
 
@@ -375,14 +371,14 @@ def _made(
     learn_stop: bool,
     strict: bool,
     lazy_capture: bool,
-    max_graphs: int,
+    graphs: Graphs,
     network_options: NetworkOptions,
     overlap: str,
     audit: float,
 ) -> Any:
     """The compiled pipeline, with settings that were checked, and nothing measured or recorded."""
     planner = Planner(settings, plan, cache=cache, learn_stop=learn_stop)
-    state = State(original, planner, strict, lazy_capture, Graphs(max_graphs), network_options, overlap, audit)
+    state = State(original, planner, strict, lazy_capture, graphs, network_options, overlap, audit)
     return with_state(_fast_class(original.__class__), state)
 
 

@@ -6,7 +6,7 @@ import dis
 import inspect
 import weakref
 from collections.abc import Hashable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from numbers import Number
 from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..caches import cached
 from .modular.arguments import is_modular
 from .state import Arguments
 
@@ -51,7 +52,7 @@ def kind_of_loop(pipe: Any, arguments: Arguments) -> KindOfLoop | None:
     return KindOfLoop((cls, code, type(pipe.scheduler), tuple(parts), types), tuple(given))
 
 
-@lru_cache(maxsize=64)
+@cached
 def _set_by(code: CodeType | None) -> frozenset[str]:
     """The attributes that a loop sets before it reads them: marks that a call has left, and no settings of its user."""
     found = [] if code is None else dis.get_instructions(code)

@@ -29,11 +29,8 @@ from .notices import warn_fallback
 from .own_draws import with_own_draws
 from .replaced import bound_functions
 from .shown import settings_of
-from .state import Arguments, State, undecoded
+from .state import Arguments, undecoded
 from .turn_counts import steps_of
-
-MOST_KINDS = 64
-
 
 NO_STEP = "its loop has no step"
 
@@ -166,24 +163,6 @@ def kind_of_call(fast: Any, kind: KindOfLoop | None, network: Any) -> Hashable |
     config = repr(sorted(fast.scheduler.config.items()))
     weights = next(network.parameters(), torch.empty(0, device="cpu"))  # its properties look at every module
     return kind, config, torch.get_num_threads(), weights.dtype, weights.device
-
-
-def remember(state: State, kind: Hashable, exploration: Exploration) -> None:
-    """Where the next call of a kind finds whether it is to run on the stock loop.
-
-    The oldest kinds are given up first, but for those whose choice must stay.
-    """
-    state.explorations[kind] = exploration
-    given_up = [each for each, known in list(state.explorations.items()) if not known.held]
-    for oldest in given_up[: max(0, len(state.explorations) - MOST_KINDS)]:
-        state.explorations.pop(oldest, None)
-
-
-def remember_refused(state: State, kind: Hashable, reason: str) -> None:
-    """Where the next call of a kind finds why it cannot leave its stock loop; it need not begin twice then."""
-    state.refused[kind] = reason
-    for oldest in list(state.refused)[:-MOST_KINDS]:
-        state.refused.pop(oldest, None)
 
 
 def may_choose_stock(fast: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -72,7 +73,7 @@ def converted(hint: Any, value: Any, name: str) -> Any:
     elif hint is float and value == str(math.inf):  # JSON has no such number
         return math.inf
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return float(value)
     elif type(value) is (origin or hint):  # int, str, bool, None, and objects of any content
         return value

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 
+from ..caches import Cache
 from ..telemetry.report import Report
 from .choose import candidates, fixed_at, until, within_memory
 from .context import Context
@@ -30,14 +32,17 @@ class Known:
 
     curve: CostCurve
     # seconds that runs take outside the network, by signature of the plan
-    overhead: dict[Hashable, float] = field(default_factory=dict)
-    explorations: dict[Hashable, Exploration] = field(default_factory=dict)  # by what was asked for
+    overhead: Cache[float] = field(default_factory=partial(Cache, "seconds outside the network"))
+    # by what was asked for
+    explorations: Cache[Exploration] = field(
+        default_factory=partial(Cache, "explorations", stays=lambda each: each.held)
+    )
     experience: Experience = field(default_factory=Experience)
 
     @property
     def held(self) -> bool:
         """Whether a plan chosen by this must stay."""
-        return any(each.held for each in tuple(self.explorations.values()))
+        return any(each.held for each in self.explorations.values())
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,10 @@ class Pricing:
     def overhead(self, plan: Plan, iteration: int) -> float:
         """Seconds outside the network of a run that ends with an iteration."""
         ended, measured = fixed_at(plan, iteration), self.known.overhead
-        if ended.signature not in measured:
-            measured[ended.signature] = self.measure_overhead(ended)
-        return measured[ended.signature]
+        seconds = measured.get(ended.signature)
+        if seconds is None:
+            seconds = measured[ended.signature] = self.measure_overhead(ended)
+        return seconds
 
     def of(self, plan: Plan, iteration: int) -> float:
         """Predicted seconds of a run that ends with an iteration."""

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import telemetry
+from ..caches import cached
 from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs
 from ..engine.graphs.cache_key import function_key, modules_of
 from ..engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ..engine.run import Observer, core_of
-from ..errors import DivergenceError, InvalidArgument
+from ..errors import DivergenceError, InvalidArgument, shown
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
 from ..planner.curve_cache import CurveCache
@@ -36,7 +37,14 @@ from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
 from ..telemetry.report import BY_SEQUENTIAL, Report, stock_report
-from .arguments import check_conditioning, check_functions, check_generator, check_noise, check_scheduler
+from .arguments import (
+    check_conditioning,
+    check_functions,
+    check_generator,
+    check_noise,
+    check_scheduler,
+    check_signature,
+)
 from .planner import Planner
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .session import Session
@@ -153,10 +161,11 @@ def sample(
     check_functions(denoiser, observer)
     check_noise(x)
     check_conditioning(cond, len(x))
+    check_signature(denoiser, cond)
     check_scheduler(scheduler, num_inference_steps, eta)
     check_generator(generator, len(x))
     if not isinstance(graphs, Graphs | None):
-        raise InvalidArgument(f"graphs is {graphs!r}. Keep graphs = srds_fast.Graphs() and pass it to each call.")
+        raise InvalidArgument(f"graphs is {shown(graphs)}. Keep graphs = srds_fast.Graphs() and pass it to each call.")
     planner = Planner(settings, plan, costs_of_denoisers, CurveCache.of(cache_dir))
     if warm_start is not None:
         check_warm_start_method(planner.options)
@@ -334,6 +343,6 @@ def _cost_key(denoiser: Denoiser) -> Hashable:
         return object()
 
 
-@functools.cache
+@cached
 def _log_once(how: str, reason: str) -> None:
     logger.warning("sample %s: %s", how, reason)

@@ -8,17 +8,17 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ..errors import InvalidArgument, UnsupportedScheduler
+from ..caches import Cache, of_process
+from ..errors import InvalidArgument, UnsupportedScheduler, shown
 from .builders import builder_of
 from .private_draws import PrivateDraws
 from .read_table import table_by_reading
-from .reader import fresh_copy, next_sample, remember, state_key, step_options
+from .reader import fresh_copy, next_sample, state_key, step_options
 from .refusal import refused
 from .table import NoiseTable
 
@@ -37,13 +37,13 @@ def noise_table(scheduler: Any, *, clip_epsilon: bool = False, eta: float | None
     if table is None:
         with torch.device("cpu"), PrivateDraws():  # a step may make tensors and draw where it is told nothing
             table = _build(scheduler, clip_epsilon, eta)
-        remember(_checked, key, table, MAX_CHECKED)
+        _checked[key] = table
     return table
 
 
 # a check runs every step of the scheduler, which is too slow for every call
 MAX_CHECKED = 64
-_checked: dict[Hashable, NoiseTable] = {}
+_checked: Cache[NoiseTable] = of_process("tables of schedulers", MAX_CHECKED)
 
 
 def _build(scheduler: Any, clip_epsilon: bool, eta: float | None) -> NoiseTable:
@@ -55,8 +55,8 @@ def _build(scheduler: Any, clip_epsilon: bool, eta: float | None) -> NoiseTable:
         )
     if eta is not None and not (isinstance(eta, int | float) and 0.0 <= eta <= 1.0) and takes_eta(scheduler):
         raise InvalidArgument(
-            f"eta is {eta!r}. It scales the noise that a step of {name} adds, which has room for no more than that of "
-            "DDPM, at 1. Pass a number from 0 to 1."
+            f"eta is {shown(eta)}. It scales the noise that a step of {name} adds, which has room for no more than that "
+            "of DDPM, at 1. Pass a number from 0 to 1."
         )
     builder, options = builder_of(scheduler), {"eta": eta} if eta else {}
     table = table_by_reading(scheduler, eta) if builder is None else builder(scheduler, **options)

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from ..caches import cached
 from ..errors import InvalidArgument
 from ..kernels.common.clamping import clamped
 from ..kernels.common.network_input import guided
@@ -110,7 +111,7 @@ class Intervals(Program):
         return (*(self.bounds[begin] for begin in self.begins[1:]), self.num_steps)
 
 
-@lru_cache(maxsize=64, typed=True)
+@cached
 def intervals(num_steps: int, num_intervals: int, num_coarse: int, window: int) -> Intervals:
     """The waves of ParaSolver: those of the coarse start, and for each window as many as its longest sub-interval."""
     bounds = block_bounds(num_steps, num_intervals)
@@ -298,7 +299,7 @@ def _update(values: Tensor, solved: Tensor) -> Tensor:
     return moved
 
 
-@lru_cache(maxsize=32)
+@cached
 def _columns(noise: NoiseTable, spec: TensorSpec) -> dict[str, Tensor]:
     """The coefficients of the fine steps and of the network's input, [N, 1, ...] each, for states like these.
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import ClassVar, NamedTuple
 
+from ..caches import cached
 from ..errors import InvalidArgument
-from .checks import check_whole
+from .checks import check_switch, check_whole
 
 
 class Row(NamedTuple):
@@ -156,7 +157,7 @@ def block_bounds(num_steps: int, num_blocks: int) -> tuple[int, ...]:
     return tuple(block * num_steps // num_blocks for block in range(num_blocks + 1))
 
 
-@lru_cache(maxsize=64, typed=True)
+@cached
 def sequential(num_steps: int) -> Program:
     """The sequential sampler: N waves of one row."""
     check_whole("num_steps", num_steps, 1)
@@ -165,7 +166,7 @@ def sequential(num_steps: int) -> Program:
     return Program(num_steps, (0, num_steps), 1, tuple(waves))
 
 
-@lru_cache(maxsize=64, typed=True)
+@cached
 def srds(
     num_steps: int, num_blocks: int, num_iterations: int, pipelined: bool = True, *, in_flight: int | None = None
 ) -> Program:
@@ -185,6 +186,7 @@ def srds(
     check_whole("num_blocks", num_blocks, 1, num_steps)
     check_whole("num_iterations", num_iterations, 0, num_blocks)
     check_whole("in_flight", in_flight, 1, optional=True)
+    check_switch("pipelined", pipelined)
     if in_flight is not None and not pipelined:
         raise InvalidArgument(
             f"in_flight={in_flight} was given together with pipelined=False. No iteration begins early then. "

@@ -7,15 +7,15 @@ through the whole grid, and what the copy holds before each step, and after the 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...caches import Cache, of_process
 from ...schedulers.private_draws import PrivateDraws
-from ...schedulers.reader import next_sample, remember, state_key
+from ...schedulers.reader import next_sample, state_key
 from .turns import refused
 
 MOST_KEPT = 8
@@ -50,7 +50,7 @@ class Snapshots:
         return twin
 
 
-_kept: dict[Hashable, Snapshots] = {}
+_kept: Cache[Snapshots] = of_process("schedulers between steps", MOST_KEPT)
 
 
 def snapshots(scheduler: Any, timesteps: Tensor, options: dict[str, Any], x: Tensor, m: Tensor) -> Snapshots:
@@ -68,7 +68,7 @@ def snapshots(scheduler: Any, timesteps: Tensor, options: dict[str, Any], x: Ten
     found = _kept.get(key)
     if found is None:
         found = _stepped(scheduler, timesteps, options, x, m)
-        remember(_kept, key, found, MOST_KEPT)
+        _kept[key] = found
     return found
 
 

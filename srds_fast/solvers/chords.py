@@ -67,7 +67,8 @@ class Chords(Method):
         ascending = whole and starts[:1] == (0,) and all(before < after for before, after in pairwise(starts))
         if not ascending or len(starts) != self.num_cores:
             raise InvalidArgument(
-                f"starts is {shown(self.starts)}. It must be {self.num_cores} steps, ascending, the first 0. Pass such steps."
+                f"starts is {shown(self.starts)}. It must be {self.num_cores} steps, ascending, the first 0. "
+                "Pass such steps."
             )
 
     def with_defaults(self, target: Target) -> Self:

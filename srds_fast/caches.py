@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -241,16 +242,30 @@ def _forget(entries: dict[Hashable, _Entry]) -> None:
 
 # classes, code and modules of others are not held by a cache alone
 _OF_OTHERS = (type, ModuleType, CodeType, FunctionType, MethodType, BuiltinFunctionType, weakref.ref, Enum)
-_ATOMS = (int, float, complex, bool, type(None), str, bytes)
+# bytes of the most frequent objects, which hold nothing; whole numbers may be a few bytes longer
+_SMALL = {int: 32, float: 24, bool: 0, type(None): 0}
+
+
+# entries of a long list that are looked at, where none holds a tensor: to count a million rows takes a second
+SAMPLED = 32
+
+
+class _HoldsTensors(Exception):
+    """Views of one storage count once, which a sample cannot tell."""
 
 
 def size_of(found: Any) -> int:
     """Bytes of host memory that an object takes with all that it holds, but for networks: these are the user's."""
-    seen, total, ahead = set[int](), 0, [found]
+    return _size_of([found], set())
+
+
+def _size_of(ahead: list[Any], seen: set[int], *, tensors: bool = True) -> int:
+    total = 0
     while ahead:
         each = ahead.pop()
-        if isinstance(each, _ATOMS):
-            total += sys.getsizeof(each)
+        small = _SMALL.get(type(each))
+        if small is not None:
+            total += small
             continue
         if id(each) in seen or isinstance(each, (*_OF_OTHERS, Cache)):  # other caches count their own
             continue
@@ -259,9 +274,19 @@ def size_of(found: Any) -> int:
         if isinstance(each, dict):
             ahead += each.keys()
             ahead += each.values()
-        elif isinstance(each, list | tuple | set | frozenset):
+        elif isinstance(each, list | tuple):
+            if len(each) > 2 * SAMPLED:
+                with suppress(_HoldsTensors):
+                    sample = list(each[:: len(each) // SAMPLED])
+                    count = len(sample)
+                    total += len(each) * _size_of(sample, set(), tensors=False) // count
+                    continue
+            ahead += each
+        elif isinstance(each, set | frozenset):
             ahead += each
         elif hasattr(each, "untyped_storage"):
+            if not tensors:
+                raise _HoldsTensors
             total += _of_tensor(each, seen)
         elif not hasattr(each, "named_parameters"):
             if isinstance(each, MutableMapping) or type(each).__name__ == "deque":

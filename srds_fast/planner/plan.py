@@ -18,6 +18,10 @@ from .context import Context
 from .cost_curve import CostCurve
 from .settings import ENGINES, MOST_STEPS, Settings, engine_name
 
+# of a program with the updates of its waves: 1.1 GB for a million rows
+BYTES_OF_A_ROW = 2**10
+# of a program: 2 GiB. More takes minutes to make
+MOST_ROWS = 2**21
 # why a plan cannot be recorded
 SLIDES = "its window slides by what is found in every wave, which a replay cannot look at"
 STATES_KEPT = "the states on the way are kept, which a replay does not tell"
@@ -132,10 +136,30 @@ class Plan:
         return self.options.slides
 
     def program(self) -> Program:
-        """The waves of this plan, if nothing stops it earlier."""
+        """The waves of this plan, if nothing stops it earlier. Raises InvalidArgument if these take too much memory."""
         steps, iterations = self.num_inference_steps, self.max_iterations
+        if self.rows > MOST_ROWS:
+            raise InvalidArgument(
+                f"{self.short()} has up to {self.rows:,} rows for {steps} steps, whose program would take about "
+                f"{self.rows * BYTES_OF_A_ROW / 2**30:.1f} GiB of host memory. The most is "
+                f"{MOST_ROWS * BYTES_OF_A_ROW / 2**30:.1f} GiB. Pass fewer max_iterations, num_blocks or steps, or "
+                "method='sequential'."
+            )
         whole = self.options.program(steps, iterations, max_rows=self.max_rows, bitwise=self.bitwise)
         return whole.limited_to(self.max_rows)
+
+    @property
+    def rows(self) -> int:
+        """Rows of its program, at most: told without making it."""
+        return self.options.rows(self.num_inference_steps, self.max_iterations)
+
+    def widths(self, iteration: int) -> list[int]:
+        """Rows of each wave of a run that stops after `iteration`; as of its program, and most often without it."""
+        cut, steps = self.max_rows, self.num_inference_steps
+        whole = self.options.widths(steps, iteration, self.max_iterations, max_rows=cut, bitwise=self.bitwise)
+        if cut is None or max(whole) <= cut:
+            return whole
+        return [rows for width in whole for rows in (*[cut] * (width // cut), width % cut) if rows]
 
     def short(self) -> str:
         """Its name among candidates."""

@@ -114,8 +114,8 @@ def sample(
         generator: draws the noise that stochastic schedulers (DDPM, EulerAncestral, LCM, DDIM with eta) add: one, one
             per sample, or None for torch's global one. All noise is drawn before the first call, in the order of the
             sequential sampler.
-        eta: of the step of DDIM, where 0 is deterministic and 1 adds the noise of DDPM, or of TCD. None: the step's own
-            default, 0 for DDIM and 0.3 for TCD.
+        eta: 0 to 1, of the step of DDIM, where 0 is deterministic and 1 adds the noise of DDPM, or of TCD. None: the
+            step's own default, 0 for DDIM and 0.3 for TCD.
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, in_flight, max_rows, plan,
             explore, cache_dir, latency: as in `srds_fast.compile`.
         engine: as in `srds_fast.compile`, but graphs need a place to be kept: see `graphs`.

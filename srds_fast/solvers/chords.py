@@ -85,6 +85,9 @@ class Chords(Method):
     def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
         return chords_program(num_steps, self.starts or chord_starts(num_steps, self.num_cores))
 
+    def rows(self, num_steps: int, max_iterations: int) -> int:
+        return num_steps * self.num_cores
+
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         assert isinstance(program, Cores)
         return chords(x, noise, program, inputs)

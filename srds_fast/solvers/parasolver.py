@@ -85,6 +85,9 @@ class ParaSolver(Method):
         window = min(self.window, max_rows or self.window)
         return intervals(num_steps, self.num_intervals or num_steps, self.num_coarse, window)
 
+    def rows(self, num_steps: int, max_iterations: int) -> int:
+        return num_steps * self.window + self.num_coarse
+
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         assert isinstance(program, Intervals)
         return parasolver(x, noise, program, 0.0 if bitwise else self.step_tolerance, inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import tiny
 import torch
 from faults import FAULTS, Calls, every_wave
 from problems import GaussianMixture, noise, scheduler
-from thinned import thinned_product
+from thinned import thinned, thinned_product
 from torch import Tensor, nn
 
 import srds_fast
@@ -68,7 +69,15 @@ def own_error(run: Callable[[Calls], object], fault: str) -> tuple[type[BaseExce
     return ()
 
 
-@pytest.mark.parametrize(("method", "fault", "name"), thinned_product(BY_NAME, FAULTS, PIPELINES))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every method with every fault, on one of the pipelines; with `--hypothesis-profile full`, on each of them."""
+    if metafunc.function is test_pipelines:
+        full = metafunc.config.getoption("--hypothesis-profile") == "full"
+        names, pairs = list(PIPELINES), enumerate(product(BY_NAME, FAULTS))
+        cases = [(*pair, name) for number, pair in pairs for name in (names if full else [names[number % len(names)]])]
+        metafunc.parametrize(("method", "fault", "name"), thinned(cases))
+
+
 def test_pipelines(method: str, fault: str, name: str) -> None:
     build, call = tiny.PIPELINES[name]
     pipe = build()

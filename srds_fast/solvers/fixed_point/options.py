@@ -35,7 +35,7 @@ class FixedPoint(Parameters, Method):
     takes_warm_start: ClassVar[bool] = True
     contraction: ClassVar[Contraction] = SWEEPS
     first_iteration: ClassVar[int] = Sweeps.first_iteration
-    seconds_of_a_row: ClassVar[float] = 1e-6  # a wave is one update of all points
+    seconds_of_a_row: ClassVar[float] = 5e-6  # a wave is one update of all points
     tried: ClassVar[tuple[int, int]] = (4, 14)
 
     def with_defaults(self, target: Target) -> Self:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from . import caches as caches
     from . import zoo as zoo
     from .engine.cancellation import using as using
     from .engine.graphs.cache import Graphs as Graphs
@@ -58,7 +59,7 @@ _HOME = {
     "UnsupportedPipeline": "errors",
     "UnsupportedScheduler": "errors",
 }
-_MODULES = {"kernels": "kernels", "methods": "methods", "program": "solvers.program", "zoo": "zoo"}
+_MODULES = {"caches": "caches", "kernels": "kernels", "methods": "methods", "program": "solvers.program", "zoo": "zoo"}
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+MOST_SHOWN = 200  # characters
+
+
+def shown(value: object) -> str:
+    """A value of the user's in a message: shortened, and by its type alone if it cannot be shown."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
 
 class SrdsFastError(Exception):
     """Base class of the errors of this package."""

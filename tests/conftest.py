@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # timings on shared machines jitter: a slow example is no failure
-for profile, examples in (("default", 25), ("exhaustive", 100)):
+for profile, examples in (("default", 25), ("exhaustive", 100), ("full", 700)):
     settings.register_profile(
         profile, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
@@ -28,7 +28,8 @@ def exhaustive(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    settings.load_profile("exhaustive" if exhaustive(config) else "default")
+    chosen = config.getoption("--hypothesis-profile")
+    settings.load_profile(chosen or ("exhaustive" if exhaustive(config) else "default"))
 
 
 # graphs need a CUDA device: on the CPU the tests record with tapes

@@ -23,6 +23,8 @@ ROOMS = (
     "zoo",
     "kernels",
     "environment",
+    "caches",
+    "files",
     "errors",
     "_version",
 )

@@ -100,7 +100,7 @@ def _plan(commands: Any) -> None:
     add("--unmeasured", action="store_true", help="run nothing: print the plan that is taken when no costs are known")
     _option(add, "--calibrate", "K", "measure with K samples how many iterations each plan needs", POSITIVE)
     _option(add, "--save", "FILE", "write the plan to FILE, for Plan.load", Path)
-    _option(add, "--plot", "FILE", "run the candidates and plot measured over predicted times (PNG)", Path)
+    _option(add, "--plot", "FILE", "run the candidates and plot measured over predicted times (PNG)", _picture)
 
 
 def _env(commands: Any) -> None:
@@ -175,6 +175,12 @@ def _whole(text: str, least: int) -> int:
 
 POSITIVE = partial(_whole, least=1)
 NATURAL = partial(_whole, least=0)
+
+
+def _picture(text: str) -> Path:
+    if Path(text).suffix.lower() == ".png":
+        return Path(text)
+    raise argparse.ArgumentTypeError(f"{text!r} does not end in .png: plots are written as PNG")
 
 
 def _numbers(text: str) -> list[int]:

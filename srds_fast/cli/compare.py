@@ -11,6 +11,7 @@ import torch
 
 from ..environment import environment
 from ..errors import InvalidArgument
+from ..files import check_file, new_file
 from ..methods import SRDS
 from ..pipelines.compile import compile
 from ..solvers.registry import AUTO, DEFAULT, REGISTERED, SEQUENTIAL
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = prompts_for(args)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
+        check_file(args.json)
     print(
         f"{about(args, pipe, prompts)}\n"
         "iterations: of the image that needed most. seconds: of the denoising loop, the fastest of "
@@ -53,7 +55,8 @@ def run(args: argparse.Namespace) -> None:
         asked = {name: getattr(args, name) for name in ("guidance", "seed", "dtype", "calls")}
         where = {"device": str(pipe.device), "threads": torch.get_num_threads(), "environment": environment()}
         document = {"prompts": prompts, **asked, "entries": entries, **where}
-        args.json.write_text(json.dumps(document, indent=2) + "\n")
+        with new_file(args.json) as unfinished:
+            unfinished.write_text(json.dumps(document, indent=2) + "\n")
         print(f"\n{args.json}")
 
 

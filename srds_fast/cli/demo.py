@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..files import check_file, new_file
 from ..solvers.registry import DEFAULT, SEQUENTIAL
 from .loading import open_for, prompts_for, settings_of
 from .measure import TIMED_CALLS, Calls, Convergence, Request, converge, verdict
@@ -24,11 +25,14 @@ def run(args: argparse.Namespace) -> None:
     pipe = open_for(args, args.steps)
     request = Request(prompts_for(args), args.steps, args.guidance, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
+    sheet, plot = args.out / "contact-sheet.png", args.out / "convergence.png"
+    for path in (sheet, plot):
+        check_file(path)
     print(f"{args.steps} steps, {about(args, pipe, request.prompts)}", flush=True)
     result = converge(pipe, request, args.shown, settings_of(args))
     _print(result)
-    sheet, plot = args.out / "contact-sheet.png", args.out / "convergence.png"
-    contact_sheet(result).save(sheet)
+    with new_file(sheet) as unfinished:
+        contact_sheet(result).save(unfinished)
     print(f"\ncontact sheet     {sheet}")
     try:
         convergence_plot(result, plot)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
+from ..files import new_file
 from ..pipelines.compile import compile
 from .loading import open_for, settings_of
 from .measure import Request, label
@@ -22,7 +23,8 @@ def run(args: argparse.Namespace) -> None:
     for number, image in enumerate(fast(**request.arguments()).images):
         slug = re.sub(r"\W+", "-", args.prompts[number // args.images_per_prompt].lower()).strip("-")[:60] or "image"
         path = args.out / f"{slug}-seed{args.seed + number}.png"
-        image.save(path)
+        with new_file(path) as unfinished:
+            image.save(unfinished)
         print(path)
     report = fast.report
     summary = f"{report.method}: {report.waves} waves for {report.num_inference_steps} steps, {report.seconds:.2f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,9 @@ def open_for(args: argparse.Namespace, steps: int) -> Any:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InvalidArgument(f"There is no device {name!r}. Use auto, cpu, cuda or cuda:1.") from error
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):  # PyTorch knows more, such as meta, that compute nothing
+        raise InvalidArgument(f"There is no device {name!r}. Use auto, cpu, cuda or cuda:1.")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InvalidArgument(f"There is no device {name!r}. PyTorch sees {torch.cuda.device_count()} CUDA devices.")
     return device

@@ -13,6 +13,7 @@ from typing import Any
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw, ImageFont
 
+from ..files import new_file
 from ..planner.plan import Candidate
 from ..solvers.registry import SEQUENTIAL
 from .measure import Convergence
@@ -81,7 +82,7 @@ def convergence_plot(result: Convergence, path: Path) -> None:
     axes.set_xlabel("waves (network calls one after another); numbers at the points: iteration")
     axes.set_title(f"{steps} steps, {result.plan.num_blocks} blocks, coarse solver {result.plan.coarse_solver}")
     axes.legend(frameon=False)
-    figure.savefig(path)
+    _write(figure, path)
 
 
 def prediction_plot(measured: Mapping[Candidate, float], path: Path) -> None:
@@ -95,7 +96,12 @@ def prediction_plot(measured: Mapping[Candidate, float], path: Path) -> None:
         axes.plot(*point, **style)
         axes.annotate(candidate.name, point, xytext=(6, -3), textcoords="offset points", fontsize=8)
     axes.set(xlim=(0, most), ylim=(0, most), xlabel="predicted, ms", ylabel="measured, ms")
-    figure.savefig(path)
+    _write(figure, path)
+
+
+def _write(figure: Any, path: Path) -> None:
+    with new_file(path) as unfinished:
+        figure.savefig(unfinished, format="png")
 
 
 def _figure(height: float) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import zoo
 from ..errors import InvalidArgument
+from ..files import check_file
 from ..pipelines.compile import compile
 from ..planner.choose import plans_of
 from ..planner.plan import Candidate, Plan
@@ -21,6 +22,9 @@ TIMED_CALLS = 3
 
 def run(args: argparse.Namespace) -> None:
     """Print the plan of a call; save and plot it if asked."""
+    for path in (args.save, args.plot):
+        if path is not None:  # before minutes of measuring
+            check_file(path)
     pipe = open_for(args, args.steps)
     label(pipe, "plan")
     settings = settings_of(args)

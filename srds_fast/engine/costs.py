@@ -7,7 +7,6 @@ import math
 import statistics
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +17,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from .. import telemetry
+from ..caches import Cache
 from ..errors import CaptureFailed
 from ..kernels.wave_update import NetworkInput
 from ..planner.context import context_of
@@ -56,20 +56,17 @@ class Costs:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, Known] = OrderedDict()
+        self._kept: Cache[Known] = Cache("costs of networks", MOST_KEPT, stays=lambda known: known.held)
         self._lock = threading.RLock()
 
     def of(self, key: Hashable, make: Callable[[], CostCurve]) -> Known:
         """The costs of a kind of call; its curve is measured now if it has not been."""
         key = key, torch.get_num_threads()
         with self._lock:  # held while it is measured: two measurements at once would disturb each other
-            if key not in self._kept:
-                self._kept[key] = Known(make())
-                given_up = [each for each, known in self._kept.items() if not known.held and each != key]
-                for each in given_up[: max(0, len(self._kept) - MOST_KEPT)]:
-                    del self._kept[each]
-            self._kept.move_to_end(key)
-            return self._kept[key]
+            found = self._kept.get(key)
+            if found is None:
+                found = self._kept[key] = Known(make())
+            return found
 
     def known(self, key: Hashable) -> bool:
         with self._lock:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidArgument
+from ..caches import cached
+from ..errors import InvalidArgument, shown
 from .compiled import (
     AUTO,
     MODES,
@@ -45,19 +46,25 @@ class NetworkOptions:
     def __post_init__(self) -> None:
         from diffusers.models.attention_dispatch import AttentionBackendName
 
-        if self.attention not in ["auto", "sdpa", *(each.value for each in AttentionBackendName)]:
+        if not isinstance(self.attention, str) or self.attention not in [
+            "auto",
+            "sdpa",
+            *(each.value for each in AttentionBackendName),
+        ]:
             raise InvalidArgument(
-                f"attention is {self.attention!r}. diffusers has no attention backend of that name. "
+                f"attention is {shown(self.attention)}. diffusers has no attention backend of that name. "
                 "Pass 'auto', 'sdpa', 'xformers' or a value of diffusers' AttentionBackendName."
             )
-        if self.torch_compile not in (None, AUTO, *MODES):
+        mode = self.torch_compile
+        if mode is not None and (not isinstance(mode, str) or mode not in (AUTO, *MODES)):
             raise InvalidArgument(
-                f"torch_compile is {self.torch_compile!r}. The mode of torch.compile must not capture CUDA graphs "
+                f"torch_compile is {shown(self.torch_compile)}. The mode of torch.compile must not capture CUDA graphs "
                 f"itself. Pass None or one of {', '.join(map(repr, (AUTO, *MODES)))}."
             )
         if not isinstance(self.channels_last, bool | None):
             raise InvalidArgument(
-                f"channels_last is {self.channels_last!r}. It is a switch. Pass True, False, or None to change nothing."
+                f"channels_last is {shown(self.channels_last)}. It is a switch. "
+                "Pass True, False, or None to change nothing."
             )
 
 
@@ -173,7 +180,7 @@ def _why_no_attention(network: Any, name: str, device: torch.device) -> str | No
     return None
 
 
-@functools.cache
+@cached
 def _try_attention(backend: str, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
     """Compute one small attention. The cache remembers a success, not a failure."""
     from diffusers.models import attention_dispatch as dispatch

@@ -7,6 +7,7 @@ import inspect
 import math
 import threading
 import weakref
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -49,7 +50,6 @@ from .stock import (
     kind_of_call,
     may_choose_stock,
     refuse_stock_loop,
-    remember,
     stock_call,
 )
 from .takeover.calls import SCALING
@@ -234,7 +234,7 @@ def _run_call(
         finally:
             lockstep.close()
             if kind is not None and lockstep.session is not None and lockstep.session.exploration is not None:
-                remember(state, kind, lockstep.session.exploration)
+                state.explorations[kind] = lockstep.session.exploration
             report = lockstep.report(made.reasons) or without_steps
             state.last.report = report and replace(report, compile_seconds=made.compile_seconds)
             state.last.session = lockstep.session
@@ -326,7 +326,8 @@ _lora_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDi
 def _lora_lock(fast: Any, arguments: Arguments) -> AbstractContextManager[Any]:
     """A lock for calls that scale a LoRA: diffusers scales the layers in place around every network call."""
     for name in SCALING:
-        if (arguments.get(name) or {}).get("scale", 1.0) != 1.0:
+        options = arguments.get(name)
+        if isinstance(options, Mapping) and options.get("scale", 1.0) != 1.0:
             network = getattr(fast, "transformer", None) or fast.unet
             return _lora_locks.setdefault(network, threading.RLock())
     return nullcontext()

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import caches
 from ..engine import cancellation
 from ..engine.cancellation import Cancel, OnWave
 from ..engine.graphs.cache import GraphStats
@@ -220,19 +221,14 @@ class FastPipeline:
         return calibrate(self, prompts, num_samples, quantile, kwargs)
 
     def reset(self) -> None:
-        """Free all recordings; delete calibrated plans and the costs measured by this pipeline and by `sample`.
+        """Empty every cache: recordings, calibrated plans, measured costs and all else that calls have left.
 
+        Those that all calls of the process share, such as tables and the costs measured by `sample`, are emptied too.
         Running calls are not affected.
         """
-        self._srds.graphs.clear()
-        self._srds.planner.costs.clear()
-        self._srds.planner.calibrated.clear()
-        self._srds.planner.audits.clear()
-        self._srds.planner.first_stops.clear()
-        self._srds.explorations.clear()
-        self._srds.refused.clear()
-        self._srds.loops.clear()
+        self._srds.clear()
         costs_of_denoisers.clear()
+        caches.clear()
 
     @property
     def graphs(self) -> GraphStats:
@@ -350,7 +346,6 @@ def compile(
     check_switch("lazy_capture", lazy_capture)
     check_switch("strict", strict)
     check_switch("learn_stop", learn_stop)
-    check_whole("max_graphs", max_graphs, 1)
     check_one_of("overlap", overlap, OVERLAPS)
     original = pipe.original if isinstance(pipe, FastPipeline) else pipe
     check_pipeline(original)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import dis
-import functools
 import inspect
 import itertools
 import weakref
@@ -15,10 +14,12 @@ from collections.abc import Collection, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
+from ..caches import Cache, cached, of_process
 from ..errors import UnknownArgument
 
 _LOOKED_UP = ("get", "pop")  # methods of a dictionary that ask for one name
-_inputs: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+# by modular pipeline
+_inputs: Cache[set[str]] = of_process("inputs of modular pipelines")
 
 
 def refuse_unknown(pipe: Any, given: Mapping[str, Any], own: Collection[str], modular: bool) -> None:
@@ -44,7 +45,7 @@ def _advice(name: str, value: Any, known: Collection[str], own: Collection[str])
     return f"Did you mean {close[0]}?" if close else "It would have no effect. Leave it out."
 
 
-@functools.lru_cache(maxsize=64)
+@cached
 def _keywords_of(call: Any) -> frozenset[str] | None:
     """The keywords that a pipeline's `__call__` knows; None if it passes those that it does not name to another."""
     parameters = inspect.signature(call).parameters.values()
@@ -84,8 +85,9 @@ def _strings(code: CodeType) -> Iterator[str]:
 def _inputs_of(pipe: Any, given: Mapping[str, Any]) -> set[str]:
     """The inputs that the blocks of a modular pipeline take. To ask for them takes milliseconds."""
     blocks, call = pipe._blocks, inspect.signature(type(pipe).__call__).parameters
-    found = _inputs.get(blocks)
+    key = weakref.ref(blocks)
+    found = _inputs.get(key)
     if found is None or not found.issuperset(given):
         names = [name for each in blocks.inputs for name in (each.name, each.kwargs_type)]
-        _inputs[blocks] = found = {name for name in names if name is not None} | set(call)
+        _inputs[key] = found = {name for name in names if name is not None} | set(call)
     return found

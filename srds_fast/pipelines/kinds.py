@@ -6,7 +6,7 @@ import dis
 import inspect
 import weakref
 from collections.abc import Hashable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from numbers import Number
 from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..caches import cached
 from .modular.arguments import is_modular
 from .state import Arguments
 
@@ -73,7 +74,7 @@ def set_by(cls: type) -> set[str]:
     return {"_interrupt"}.union(*(_stored_by(code) for call in calls if (code := getattr(call, "__code__", None))))
 
 
-@lru_cache(maxsize=64)
+@cached
 def _stored_by(code: CodeType) -> frozenset[str]:
     return frozenset(each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR")
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..caches import cached
 from ..engine.graphs.cache_key import DEPTH, MACHINERY, OPAQUE, PLAIN, global_names
 from ..errors import UnsupportedPipeline
 from .hooks import OFFLOADING
@@ -50,7 +51,7 @@ def only_watches(hook: Any) -> bool:
     return isinstance(function, FunctionType) and _returns_nothing(function.__code__)
 
 
-@functools.lru_cache(maxsize=256)
+@cached
 def _returns_nothing(code: CodeType) -> bool:
     before: list[dis.Instruction] = []
     for each in dis.get_instructions(code):

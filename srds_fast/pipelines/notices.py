@@ -41,5 +41,5 @@ def _warn_once(fast: Any, kind: str, message: str, refusal: SrdsFastError | None
     if fast._srds.options.strict and refusal is not None:
         raise refusal
     if kind not in fast._srds.notified:
-        fast._srds.notified.add(kind)
+        fast._srds.notified[kind] = True
         logger.warning("%s%s", type(fast).__name__, message)

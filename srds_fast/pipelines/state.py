@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import itertools
 import threading
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..caches import Cache
 from ..engine.graphs.cache import Graphs
 from ..planner.curve_cache import CurveCache
 from ..planner.exploration import Exploration
@@ -27,10 +29,11 @@ from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .interrupts import Interrupts, interrupts_of
 from .keywords import refuse_unknown
-from .lockstep.memory import LoopMemory, Recent
+from .lockstep.memory import LoopMemory
 from .modular.arguments import bind_modular, is_modular
 from .tokenizers import TokenizerPool
 
+MOST_KINDS = 64
 Arguments = dict[str, Any]  # of a pipeline's call, by name
 
 
@@ -74,15 +77,24 @@ class State:
     interrupts: Interrupts  # of the original, however often it is compiled
     calls: Iterator[int] = field(default_factory=itertools.count)  # numbers of calls
     last: Last = field(default_factory=Last)
-    notified: set[str] = field(default_factory=set)  # reasons that were already logged
+    notified: Cache[bool] = field(default_factory=partial(Cache, "warnings"))  # by reasons that were already logged
     tokenizers: TokenizerPool = field(default_factory=TokenizerPool)
     loops: LoopMemory = field(default_factory=LoopMemory)  # what is known of loops
     # by `stock.kind_of_call`: whether the next call of a kind is to run on the stock loop
-    explorations: dict[Hashable, Exploration] = field(default_factory=dict)
+    explorations: Cache[Exploration] = field(
+        default_factory=lambda: Cache("kinds of calls", MOST_KINDS, stays=lambda each: each.held)
+    )
     # by the same: why calls of a kind run on the stock loop, as their rehearsal has shown
-    refused: Recent[str] = field(default_factory=Recent)
+    refused: Cache[str] = field(default_factory=lambda: Cache("kinds on the stock loop", MOST_KINDS))
     quiet: bool = False  # show no progress bar; refuse calls that need the stock loop
     plan_only: bool = False  # choose the plan of a call, but run no waves
+
+    def clear(self) -> None:
+        """Forget everything that calls have left for later ones, but for the report of the last one."""
+        planner = self.planner
+        learnt = planner.costs, planner.calibrated, planner.audits, planner.first_stops
+        for each in (self.graphs, *learnt, self.notified, self.tokenizers, self.loops, self.explorations, self.refused):
+            each.clear()
 
 
 def new_state(original: Any, options: Options) -> State:

@@ -36,10 +36,8 @@ from .notices import warn_fallback
 from .own_draws import with_own_draws
 from .replaced import functions_of, shallow_copy
 from .shown import settings_of
-from .state import Arguments, State, undecoded
+from .state import Arguments, undecoded
 from .turn_counts import steps_of
-
-MOST_KINDS = 64
 
 NO_STEP = "its loop has no step"
 
@@ -240,17 +238,6 @@ def _in_private(step: Callable[..., Any], draws: PrivateDraws, timed: ExitStack)
 def kind_of_call(fast: Any, kind: KindOfLoop | None) -> Hashable | None:
     """What the time of a call depends on, known before it begins; None if an argument is of an unknown type."""
     return None if kind is None else (kind, repr(sorted(fast.scheduler.config.items())), torch.get_num_threads())
-
-
-def remember(state: State, kind: Hashable, exploration: Exploration) -> None:
-    """Where the next call of a kind finds whether it is to run on the stock loop.
-
-    The oldest kinds are given up first, but for those whose choice must stay.
-    """
-    state.explorations[kind] = exploration
-    given_up = [each for each, known in list(state.explorations.items()) if not known.held]
-    for oldest in given_up[: max(0, len(state.explorations) - MOST_KINDS)]:
-        state.explorations.pop(oldest, None)
 
 
 def may_choose_stock(fast: Any) -> bool:

@@ -10,13 +10,18 @@ lengths and sides, between calls.
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..caches import Cache
+
 # longer dictionaries and lists, such as vocabularies, are known by identity and length
 MOST_ENTRIES = 64
+# of the vocabulary, with its merges
+BYTES_OF_A_TOKEN = 500
 # what decides nothing, or is set by every call
 _BESIDE = ("init_inputs", "init_kwargs", "deprecation_warnings")
 # of the Rust object of a fast tokenizer; `padding` and `truncation` are set by every call
@@ -28,7 +33,13 @@ class TokenizerPool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free: list[tuple[Any, dict[str, Any]]] = []
+        # by number; each with what the originals held when it was made
+        self._free: Cache[tuple[Any, dict[str, Any]]] = Cache("copies of tokenizers", size=_size_of)
+        self._numbers = itertools.count()
+
+    def clear(self) -> None:
+        """Give up the copies that no call uses."""
+        self._free.clear()
 
     @contextmanager
     def borrow(self, pipe: Any) -> Iterator[dict[str, Any]]:
@@ -36,15 +47,23 @@ class TokenizerPool:
         originals = {name: part for name, part in vars(pipe).items() if name.startswith("tokenizer") and callable(part)}
         state = {name: _held_by(original) for name, original in originals.items()}
         with self._lock:
-            self._free = [(copied_state, copies) for copied_state, copies in self._free if copied_state == state]
-            copies = self._free.pop()[1] if self._free else None
+            for number, (copied_state, _) in self._free.items():
+                if copied_state != state:
+                    del self._free[number]
+            copies = self._free.popitem()[1][1] if self._free else None
         if copies is None:
             copies = {name: copy.deepcopy(original) for name, original in originals.items()}
         try:
             yield copies
         finally:
             with self._lock:
-                self._free.append((state, copies))
+                self._free[next(self._numbers)] = state, copies
+
+
+def _size_of(entry: Any) -> int:
+    """Bytes of copies, most of them in Rust, where they cannot be asked for: by the number of their tokens."""
+    _, (_, copies) = entry
+    return BYTES_OF_A_TOKEN * sum(len(each) if hasattr(each, "__len__") else 0 for each in copies.values())
 
 
 def _held_by(tokenizer: Any) -> Any:

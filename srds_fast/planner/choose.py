@@ -8,7 +8,7 @@ from typing import Any
 
 from ..solvers.method import Method, Stopping
 from ..solvers.registry import AUTO, BY_NAME, SEQUENTIAL, unmeasured
-from .plan import Candidate, Plan, Prediction
+from .plan import MOST_ROWS, Candidate, Plan, Prediction
 from .settings import Settings
 
 # with fewer steps no method saves waves
@@ -51,7 +51,9 @@ def candidates(num_steps: int, settings: Settings, stochastic: bool, *, calibrat
         target = settings.target(num_steps, stochastic=stochastic)
         for method in settings.methods:
             for options in method.candidates(target, calibrated=calibrated):
-                yield plan_of(options, num_steps, settings, stochastic)
+                plan = plan_of(options, num_steps, settings, stochastic)
+                if plan.rows <= MOST_ROWS:
+                    yield plan
 
 
 def fixed_at(plan: Plan, iteration: int) -> Plan:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 
 import torch
 from torch import nn
 
 from .._version import __version__
+from ..caches import cached
 from ..errors import PlanMismatch
 from ..schedulers.table import NoiseTable
 
@@ -59,7 +59,7 @@ def context_of(
     return Context(name, torch.__version__, __version__, "-".join(digests) or None, _digest_of_steps(noise), call)
 
 
-@lru_cache(maxsize=64)
+@cached
 def _digest_of_steps(noise: NoiseTable) -> str:
     found = [noise.timesteps.tolist(), sorted(noise.numbers.items()), noise.clip, noise.clip_epsilon]
     if noise.triangles is not None:

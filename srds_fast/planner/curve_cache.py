@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, shown
 from . import json_files
 from .context import Context
 from .cost_curve import CostCurve
@@ -53,10 +53,10 @@ class CurveCache:
         try:
             folder = Path(given)
             folder.mkdir(parents=True, exist_ok=True)
-        except (TypeError, OSError) as error:
+        except (TypeError, ValueError, OSError) as error:  # no path, a null byte, no such folder
             raise InvalidArgument(
-                f"cache_dir is {given!r}, and there can be no such folder: {error}. Pass a folder that can be written "
-                f"to, or None; {VARIABLE} names it otherwise."
+                f"cache_dir is {shown(given)}, and there can be no such folder: {error}. Pass a folder that can be "
+                f"written to, or None; {VARIABLE} names it otherwise."
             ) from None
         return cls(folder, str(options))
 
@@ -76,13 +76,13 @@ class CurveCache:
             return None
 
     def save(self, key: Hashable, context: Context, curve: CostCurve) -> None:
-        """Keep a curve. A folder that cannot be written to is a warning."""
+        """Keep a curve. A file that cannot be written is a warning."""
         of = self._described(key, context)
         if of is None:
             return
         try:
             json_files.write(self._path(of), asdict(_Kept(of, curve)))
-        except OSError as error:
+        except (OSError, InvalidArgument) as error:
             logger.warning("Costs could not be kept in %s: %s.", self.folder, error)
 
     def _described(self, key: Hashable, context: Context) -> dict[str, Any] | None:

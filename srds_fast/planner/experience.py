@@ -6,7 +6,9 @@ import math
 from collections import Counter, deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+from ..caches import Cache
 from ..solvers.method import Seen, Stopping
 from ..telemetry.report import Report
 from .plan import Plan
@@ -22,7 +24,7 @@ class Experience:
     version: int = 0  # grows when plans are to be compared again
     most_rows: int | None = None  # of the widest wave that may fit into memory; None: none was too wide
     _seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=MOST_RUNS))
-    _taken: dict[Hashable, Counter[int]] = field(default_factory=dict)
+    _taken: Cache[Counter[int]] = field(default_factory=partial(Cache, "iterations of runs"))
 
     def record_oom(self, rows: int) -> None:
         """A wave of so many rows did not fit into memory: later ones have half of them, as each try costs a call."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ..files import new_file
 
 T = TypeVar("T")
 # plans and curves are a few thousand bytes long
@@ -17,16 +18,9 @@ MOST_BYTES = 2**20
 
 
 def write(path: Path, found: Any) -> None:
-    """Write JSON. An older file stays as it is until the new one is complete. Raises OSError."""
-    # not by `tempfile`, whose files are readable for their owner alone
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with beside.open("x") as file:
-            file.write(json.dumps(found, indent=2) + "\n")
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    """Write JSON; see `files.new_file`. Raises OSError, and InvalidArgument if the path is no place for a file."""
+    with new_file(path) as unfinished:
+        unfinished.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def read(path: Path) -> Any:
@@ -79,7 +73,7 @@ def converted(hint: Any, value: Any, name: str) -> Any:
     elif hint is float and value == str(math.inf):  # JSON has no such number
         return math.inf
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return float(value)
     elif type(value) is (origin or hint):  # int, str, bool, None, and objects of any content
         return value

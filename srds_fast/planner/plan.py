@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from ..errors import InvalidArgument, PlanMismatch
+from ..files import path_of
 from ..schedulers.steps import CoarseSolver
 from ..solvers.checks import check_number, check_one_of, check_whole
 from ..solvers.method import Method, Target
@@ -17,6 +18,10 @@ from .context import Context
 from .cost_curve import CostCurve
 from .settings import ENGINES, MOST_STEPS, Settings, engine_name
 
+# of a program with the updates of its waves: 1.1 GB for a million rows
+BYTES_OF_A_ROW = 2**10
+# of a program: 2 GiB. More takes minutes to make
+MOST_ROWS = 2**21
 # why a plan cannot be recorded
 SLIDES = "its window slides by what is found in every wave, which a replay cannot look at"
 STATES_KEPT = "the states on the way are kept, which a replay does not tell"
@@ -131,10 +136,30 @@ class Plan:
         return self.options.slides
 
     def program(self) -> Program:
-        """The waves of this plan, if nothing stops it earlier."""
+        """The waves of this plan, if nothing stops it earlier. Raises InvalidArgument if these take too much memory."""
         steps, iterations = self.num_inference_steps, self.max_iterations
+        if self.rows > MOST_ROWS:
+            raise InvalidArgument(
+                f"{self.short()} has up to {self.rows:,} rows for {steps} steps, whose program would take about "
+                f"{self.rows * BYTES_OF_A_ROW / 2**30:.1f} GiB of host memory. The most is "
+                f"{MOST_ROWS * BYTES_OF_A_ROW / 2**30:.1f} GiB. Pass fewer max_iterations, num_blocks or steps, or "
+                "method='sequential'."
+            )
         whole = self.options.program(steps, iterations, max_rows=self.max_rows, bitwise=self.bitwise)
         return whole.limited_to(self.max_rows)
+
+    @property
+    def rows(self) -> int:
+        """Rows of its program, at most: told without making it."""
+        return self.options.rows(self.num_inference_steps, self.max_iterations)
+
+    def widths(self, iteration: int) -> list[int]:
+        """Rows of each wave of a run that stops after `iteration`; as of its program, and most often without it."""
+        cut, steps = self.max_rows, self.num_inference_steps
+        whole = self.options.widths(steps, iteration, self.max_iterations, max_rows=cut, bitwise=self.bitwise)
+        if cut is None or max(whole) <= cut:
+            return whole
+        return [rows for width in whole for rows in (*[cut] * (width // cut), width % cut) if rows]
 
     def short(self) -> str:
         """Its name among candidates."""
@@ -162,14 +187,23 @@ class Plan:
         return [*lines, *(f"  {note}" for note in self.options.notes(most))]
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON. An older file stays as it is until the new one is complete."""
-        json_files.write(Path(path), {"method": self.method, **asdict(self), "options": self.options.to_dict()})
+        """Write the plan as JSON. An older file stays as it is until the new one is complete.
+
+        Raises InvalidArgument if the path is no place for a file, or is a symbolic link; OSError if writing fails.
+        """
+        json_files.write(
+            path_of("path", path), {"method": self.method, **asdict(self), "options": self.options.to_dict()}
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan that `save` wrote; PlanMismatch if the file is no plan of this version."""
+        """Read a plan that `save` wrote.
+
+        Raises PlanMismatch if the file is no plan of this version; OSError if it cannot be read.
+        """
+        place = path_of("path", path)
         try:
-            found = json_files.read(Path(path))
+            found = json_files.read(place)
             if not isinstance(found, dict):
                 raise ValueError(f"it holds a {type(found).__name__}")
             method = found.pop("method", None)

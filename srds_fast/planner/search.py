@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 
+from ..caches import Cache
+from ..solvers.program import Spent
 from ..telemetry.report import Report
 from .choose import candidates, fixed_at, until, within_memory
 from .context import Context
@@ -19,6 +23,8 @@ from .settings import Settings
 WORTH = 0.95
 # plans whose time outside the network is measured: those that take least time inside it
 CLOSELY = 4
+# what that may take, in seconds, or in sequential calls if these are more
+CLOSELY_SECONDS, CLOSELY_CALLS = 2.0, 3.0
 # how many times as much rows beyond the first may cost while another process takes a part of the machine; costs that
 # were measured beside one may be as much too high
 BUSY = 1.5
@@ -30,14 +36,17 @@ class Known:
 
     curve: CostCurve
     # seconds that runs take outside the network, by signature of the plan
-    overhead: dict[Hashable, float] = field(default_factory=dict)
-    explorations: dict[Hashable, Exploration] = field(default_factory=dict)  # by what was asked for
+    overhead: Cache[float] = field(default_factory=partial(Cache, "seconds outside the network"))
+    # by what was asked for
+    explorations: Cache[Exploration] = field(
+        default_factory=partial(Cache, "explorations", stays=lambda each: each.held)
+    )
     experience: Experience = field(default_factory=Experience)
 
     @property
     def held(self) -> bool:
         """Whether a plan chosen by this must stay."""
-        return any(each.held for each in tuple(self.explorations.values()))
+        return any(each.held for each in self.explorations.values())
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ class Pricing:
     def network(self, plan: Plan, iteration: int, dearer: float = 1.0) -> float:
         """Seconds in the network of a run that ends with an iteration, if rows beyond the first cost so much more."""
         one = (1.0 - dearer) * self.known.curve(1)
-        return sum(one + dearer * self.known.curve(rows) for rows in until(plan, iteration).program().widths(iteration))
+        return sum(one + dearer * self.known.curve(rows) for rows in until(plan, iteration).widths(iteration))
 
     def expected_network(self, plan: Plan, dearer: float = 1.0) -> float:
         """Seconds that runs will spend in the network, the mean over how many iterations they take."""
@@ -81,9 +90,10 @@ class Pricing:
     def overhead(self, plan: Plan, iteration: int) -> float:
         """Seconds outside the network of a run that ends with an iteration."""
         ended, measured = fixed_at(plan, iteration), self.known.overhead
-        if ended.signature not in measured:
-            measured[ended.signature] = self.measure_overhead(ended)
-        return measured[ended.signature]
+        seconds = measured.get(ended.signature)
+        if seconds is None:
+            seconds = measured[ended.signature] = self.measure_overhead(ended)
+        return seconds
 
     def of(self, plan: Plan, iteration: int) -> float:
         """Predicted seconds of a run that ends with an iteration."""
@@ -92,11 +102,29 @@ class Pricing:
 
 def _priced(plan: Plan, pricing: Pricing) -> Candidate:
     iteration = pricing.expected(plan)
-    spent = until(plan, iteration).program().spent(iteration)
+    widths = until(plan, iteration).widths(iteration)
+    spent = Spent(len(widths), sum(widths), max(widths))
     seconds = pricing.expected_network(plan) + pricing.overhead(plan, iteration)
     fixed_seconds = pricing.of(fixed_at(plan, iteration), iteration)
     nbytes = pricing.known.curve.memory(spent.peak_rows)
     return Candidate(plan.short(), iteration, *spent, seconds, fixed_seconds, nbytes)
+
+
+def _priced_in_time(sequential: Plan, others: list[Plan], pricing: Pricing) -> list[tuple[Candidate, Plan]]:
+    """The plans with what they are predicted to take, the fastest first.
+
+    To look at a plan closely and to run it, its program must be made. With thousands of steps and a fast network that
+    takes longer than several sequential calls. Plans beyond the time for that are left out.
+    """
+    begun = time.perf_counter()
+    reference = _priced(sequential, pricing)
+    budget = max(CLOSELY_SECONDS, CLOSELY_CALLS * reference.seconds)
+    found = [(reference, sequential)]
+    for plan in others:
+        expected = plan.options.seconds_of_a_row * plan.rows
+        if time.perf_counter() - begun + expected < budget:
+            found.append((_priced(plan, pricing), plan))
+    return sorted(found, key=lambda pair: pair[0].seconds)
 
 
 def explored(num_steps: int, settings: Settings, stochastic: bool, pricing: Pricing) -> Exploration:
@@ -146,8 +174,7 @@ def compare(
     near = (plan for plan in others if pricing.expected_network(plan, 1 / BUSY) < limit)
     seen = sorted(near, key=by_network.__getitem__)
     kept = None if before is None else before.signature
-    closely = [sequential, *_shortlist(seen, pricing, kept)]
-    found = sorted(((_priced(plan, pricing), plan) for plan in closely), key=lambda pair: pair[0].seconds)
+    found = _priced_in_time(sequential, _shortlist(seen, pricing, kept), pricing)
     reference = next(candidate for candidate, plan in found if plan.is_sequential)
     best, winner = found[0]
     if not winner.is_sequential and best.seconds > WORTH * reference.seconds:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument, UnsupportedScheduler
+from ..errors import InvalidArgument, UnsupportedScheduler, shown
 from ..planner.settings import MOST_STEPS
 from ..schedulers.reader import replaced_methods
 from ..solvers.checks import check_number, check_whole
@@ -17,9 +18,25 @@ from ..solvers.checks import check_number, check_whole
 def check_functions(denoiser: Any, observer: Any) -> None:
     """The denoiser can be called, and so can the observer if there is one."""
     if not callable(denoiser):
-        raise InvalidArgument(f"denoiser is {denoiser!r}. Pass a function (x, t) or a module.")
+        raise InvalidArgument(f"denoiser is {shown(denoiser)}. Pass a function (x, t) or a module.")
     if observer is not None and not callable(observer):
-        raise InvalidArgument(f"observer is {observer!r}. Pass a function that takes a Checkpoint, or None.")
+        raise InvalidArgument(f"observer is {shown(observer)}. Pass a function that takes a Checkpoint, or None.")
+
+
+def check_signature(denoiser: Any, cond: Mapping[str, Any]) -> None:
+    """The denoiser takes x, t and every name of cond, as far as its signature tells."""
+    try:
+        signature = inspect.signature(denoiser)
+    except (TypeError, ValueError):  # of a builtin
+        return
+    try:
+        signature.bind(None, None, **dict.fromkeys(cond))
+    except TypeError as error:
+        given = ", ".join(["x", "t", *(f"{name}=..." for name in cond)])
+        raise InvalidArgument(
+            f"denoiser cannot be called as denoiser({given}): {error}. It must take the rows, their timesteps, and "
+            "every name of cond. Pass such a function."
+        ) from None
 
 
 def check_noise(x: Any) -> None:
@@ -38,13 +55,13 @@ def check_noise(x: Any) -> None:
 def check_conditioning(cond: Any, batch: int) -> None:
     """cond names tensors [batch, ...]."""
     if not isinstance(cond, Mapping):
-        raise InvalidArgument(f"cond is {cond!r}. It names tensors. Pass a dict such as {{'labels': labels}}.")
+        raise InvalidArgument(f"cond is {shown(cond)}. It names tensors. Pass a dict such as {{'labels': labels}}.")
     for name, value in cond.items():
         if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != batch or not isinstance(name, str):
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InvalidArgument(
-                f"cond[{name!r}] has {found}. Its name must be a string, and its first dimension the batch, {batch}. "
-                "Repeat a tensor that the samples share, or let the denoiser close over it."
+                f"cond[{shown(name)}] has {found}. Its name must be a string, and its first dimension the batch, "
+                f"{batch}. Repeat a tensor that the samples share, or let the denoiser close over it."
             )
 
 
@@ -55,7 +72,7 @@ def check_scheduler(scheduler: Any, steps: Any, eta: Any) -> None:
         check_number("eta", eta, 0, why="It scales the noise of a step.")
     if isinstance(scheduler, type) or not hasattr(scheduler, "set_timesteps"):
         raise InvalidArgument(
-            f"scheduler is {scheduler!r}. It must be an instance of a diffusers scheduler. Pass DDIMScheduler()."
+            f"scheduler is {shown(scheduler)}. It must be an instance of a diffusers scheduler. Pass DDIMScheduler()."
         )
     if replaced := replaced_methods(scheduler):
         raise UnsupportedScheduler(
@@ -69,7 +86,7 @@ def check_generator(generator: Any, batch: int) -> None:
     several = isinstance(generator, list | tuple)
     if not all(isinstance(each, torch.Generator | None) for each in (generator if several else [generator])):
         raise InvalidArgument(
-            f"generator is {generator!r}. It must be a torch.Generator, one for each sample, or None. Pass "
+            f"generator is {shown(generator)}. It must be a torch.Generator, one for each sample, or None. Pass "
             "torch.Generator(device).manual_seed(seed)."
         )
     if several and len(generator) != batch:

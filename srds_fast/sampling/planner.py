@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, cast
 
+from ..caches import Cache
 from ..engine.costs import Costs
 from ..engine.graphs.cache import Graphs
 from ..engine.graphs.runner import GraphRunner
@@ -22,6 +25,11 @@ from ..solvers.method import Method
 from ..solvers.registry import DEFAULT, options_of
 
 
+def _stays(value: object) -> bool:
+    """What a user has spent calls on."""
+    return True
+
+
 @dataclass
 class Planner:
     """Chooses the plan of a call."""
@@ -30,11 +38,12 @@ class Planner:
     plan: Plan | None = None  # the user's plan; None: choose one
     costs: Costs = field(default_factory=Costs)  # measurements of earlier calls
     cache: CurveCache | None = None  # where measured costs are kept for other processes
-    audits: dict[Hashable, Audit] = field(default_factory=dict)  # by kind of call and of run
+    audits: Cache[Audit] = field(default_factory=partial(Cache, "audits", stays=_stays))  # by kind of call and of run
+    # what they have learnt, as audits, is in `first_stops`
     learn_stop: bool = False  # whether calls learn when later ones may stop after the first iteration
-    first_stops: dict[Hashable, FirstStop] = field(default_factory=dict)  # what they have learnt, as audits
+    first_stops: Cache[FirstStop] = field(default_factory=partial(Cache, "first stops"))
     # plans by number of steps, whether steps add noise, kind of calls as priced, and context
-    calibrated: dict[tuple[int, bool, Hashable, Context], Plan] = field(default_factory=dict)
+    calibrated: Cache[Plan] = field(default_factory=partial(Cache, "calibrated plans", stays=_stays))
 
     previews: bool = False  # somebody looks at the iterations of the call: a plan without any is no answer
     left_out: list[str] = field(default_factory=list)  # of a call with previews: what was not taken, and why
@@ -119,4 +128,4 @@ class Planner:
 
     def has_calibrated(self, num_steps: int, stochastic: bool) -> bool:
         """Whether a plan was calibrated for so many steps, of whichever kind of calls."""
-        return any(key[:2] == (num_steps, stochastic) for key in self.calibrated)
+        return any(cast(Any, key)[:2] == (num_steps, stochastic) for key in self.calibrated)

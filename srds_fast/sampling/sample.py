@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import telemetry
+from ..caches import cached
 from ..engine import cancellation
 from ..engine.cancellation import Cancel, OnWave
 from ..engine.costs import Costs
@@ -23,7 +24,7 @@ from ..engine.graphs.cache import Graphs
 from ..engine.graphs.cache_key import function_key, modules_of
 from ..engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ..engine.run import Observer, core_of
-from ..errors import Cancelled, DivergenceError, InvalidArgument
+from ..errors import Cancelled, DivergenceError, InvalidArgument, shown
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
 from ..planner.curve_cache import CurveCache
@@ -39,7 +40,14 @@ from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
 from ..telemetry.report import BY_SEQUENTIAL, Report, stock_report
-from .arguments import check_conditioning, check_functions, check_generator, check_noise, check_scheduler
+from .arguments import (
+    check_conditioning,
+    check_functions,
+    check_generator,
+    check_noise,
+    check_scheduler,
+    check_signature,
+)
 from .planner import Planner
 from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
 from .session import Session
@@ -111,8 +119,8 @@ def sample(
         generator: draws the noise that stochastic schedulers (DDPM, EulerAncestral, LCM, DDIM with eta) add: one, one
             per sample, or None for torch's global one. All noise is drawn before the first call, in the order of the
             sequential sampler.
-        eta: of the step of DDIM, where 0 is deterministic and 1 adds the noise of DDPM, or of TCD. None: the step's own
-            default, 0 for DDIM and 0.3 for TCD.
+        eta: 0 to 1, of the step of DDIM, where 0 is deterministic and 1 adds the noise of DDPM, or of TCD. None: the
+            step's own default, 0 for DDIM and 0.3 for TCD.
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, in_flight, max_rows, plan,
             explore, cache_dir, latency: as in `srds_fast.compile`.
         engine: as in `srds_fast.compile`, but graphs need a place to be kept: see `graphs`.
@@ -196,10 +204,11 @@ def sampled(
     check_functions(denoiser, observer)
     check_noise(x)
     check_conditioning(cond, len(x))
+    check_signature(denoiser, cond)
     check_scheduler(scheduler, num_inference_steps, eta)
     check_generator(generator, len(x))
     if not isinstance(graphs, Graphs | None):
-        raise InvalidArgument(f"graphs is {graphs!r}. Keep graphs = srds_fast.Graphs() and pass it to each call.")
+        raise InvalidArgument(f"graphs is {shown(graphs)}. Keep graphs = srds_fast.Graphs() and pass it to each call.")
     planner = Planner(settings, plan, costs_of_denoisers, CurveCache.of(cache_dir))
     if previews:
         planner = planner.with_previews()
@@ -387,6 +396,6 @@ def _cost_key(denoiser: Denoiser) -> Hashable:
         return object()
 
 
-@functools.cache
+@cached
 def _log_once(how: str, reason: str) -> None:
     logger.warning("sample %s: %s", how, reason)

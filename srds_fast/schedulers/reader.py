@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..caches import Cache, of_process
 from ..errors import UnsupportedScheduler
 from .own_loop import OwnLoop, StepCall
 from .refusal import refused
@@ -136,13 +137,13 @@ def read(scheduler: Any, call: StepCall | None = None, start: int = 0, *, near_z
     found = _read.get(key)
     if found is None:
         found = _read_now(scheduler, StepCall.of(scheduler) if call is None else call, start, near_zero)
-        remember(_read, key, found, MAX_READ)
+        _read[key] = found
     return found
 
 
 # three lower triangles of 1000 turns are 24 MB
 MAX_READ = 8
-_read: dict[Hashable, Triangles] = {}
+_read: Cache[Triangles] = of_process("steps that were read", MAX_READ)
 
 
 def state_key(scheduler: Any) -> Hashable:
@@ -178,13 +179,6 @@ def replaced_methods(scheduler: Any) -> list[str]:
     """The methods of its class that were replaced on the object. A copy has the same function, made for the object."""
     cls = type(scheduler)
     return [name for name, value in vars(scheduler).items() if callable(value) and callable(getattr(cls, name, None))]
-
-
-def remember(cache: dict[Hashable, Any], key: Hashable, value: Any, at_most: int) -> None:
-    """Add to a cache and remove the oldest entries beyond `at_most`."""
-    for oldest in list(cache)[: max(0, len(cache) + 1 - at_most)]:
-        cache.pop(oldest, None)
-    cache[key] = value
 
 
 def _read_now(scheduler: Any, call: StepCall, start: int, near_zero: bool) -> Triangles:

@@ -11,12 +11,12 @@ Coefficients are float64 here; `kernels.wave_update` does the arithmetic.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..caches import cached
 from .table import NoiseTable
 
 CoarseSolver = Literal["ddim", "2m"]
@@ -197,7 +197,7 @@ def guessed_history(noise: NoiseTable, cut: int, far: int | None = None) -> list
     return [Guess(*row) for row in carried.tolist()]
 
 
-@lru_cache(maxsize=32)
+@cached
 def _constant_histories(noise: NoiseTable) -> list[Tensor]:
     """For every cut what is carried, [vectors, 2], as weights of an x0 and an eps that all steps before share."""
     found = [torch.zeros(noise.carried(0), 2, dtype=torch.float64, device="cpu")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedScheduler
+from ..caches import Cache, of_process
+from ..errors import InvalidArgument, UnsupportedScheduler, shown
 from ..kernels.common.clamping import Clip, range_of
 from .builders import builder_of, clip_of
 from .own_loop import OwnLoop, StepCall
 from .private_draws import PrivateDraws, Seeded
 from .read_table import table_by_reading
-from .reader import remember, state_key
+from .reader import state_key
 from .refusal import refused
 from .table import NoiseTable
 
@@ -41,20 +42,20 @@ def noise_table(
     everything they depend on, so the calls of a pipeline check its scheduler once per number of steps.
     clip_epsilon and eta are the options `use_clipped_model_output` and `eta` of DDIM's step; eta=None leaves the
     default of the step, which is 0 for DDIM and 0.3 for TCD. asked, dtype: see `StepCall`. Raises UnsupportedScheduler
-    if the step cannot be said by a table, or differs from it.
+    if the step cannot be said by a table, or differs from it, and InvalidArgument if eta is out of its range.
     """
     key = state_key(scheduler), clip_epsilon, eta, asked, dtype
     table = _checked.get(key)
     if table is None:
         with torch.device("cpu"), PrivateDraws():  # a step may make tensors and draw where it is told nothing
             table = _build(scheduler, clip_epsilon, StepCall.of(scheduler, eta, asked, dtype))
-        remember(_checked, key, table, MAX_CHECKED)
+        _checked[key] = table
     return table
 
 
 # a check runs every step of the scheduler, which is too slow for every call
 MAX_CHECKED = 64
-_checked: dict[Hashable, NoiseTable] = {}
+_checked: Cache[NoiseTable] = of_process("tables of schedulers", MAX_CHECKED)
 
 
 def _build(scheduler: Any, clip_epsilon: bool, call: StepCall) -> NoiseTable:
@@ -63,6 +64,11 @@ def _build(scheduler: Any, clip_epsilon: bool, call: StepCall) -> NoiseTable:
         raise UnsupportedScheduler(
             f"{name} takes no eta, but {eta} was given. This scheduler sets its noise itself. "
             "Leave eta out, or use DDIMScheduler."
+        )
+    if eta is not None and not (isinstance(eta, int | float) and 0.0 <= eta <= 1.0) and takes_eta(scheduler):
+        raise InvalidArgument(
+            f"eta is {shown(eta)}. It scales the noise that a step of {name} adds, which has room for no more than "
+            "that of DDPM, at 1. Pass a number from 0 to 1."
         )
     builder, options = builder_of(scheduler), {"eta": eta} if eta else {}
     table = table_by_reading(scheduler, call) if builder is None else builder(scheduler, **options)
@@ -142,7 +148,7 @@ def _check_against(scheduler: Any, table: NoiseTable, call: StepCall) -> None:
             like = zeros, zeros.dtype, zeros.dtype, noise.clone_state()
             asked = list(table.step_noise.of(table.spreads, *like))
     x = table.init_noise_sigma * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
-    carried = None
+    carried, number = None, table.numbers
     with Seeded():
         loop = OwnLoop(scheduler, call, generator=noise, options=options)
         for index in range(table.num_steps):
@@ -150,7 +156,7 @@ def _check_against(scheduler: Any, table: NoiseTable, call: StepCall) -> None:
             # beyond: a threshold is no clamp where most elements are beyond 1
             size_of_x0 = 1.0 if table.clip is None else max(1.0, range_of(table.clip)) * (1.0 if index % 2 else 8.0)
             x0 = size_of_x0 * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
-            m = (x0 - table.p[index] * x) / table.q[index]
+            m = (x0 - number["p"][index] * x) / number["q"][index]
             scaled, expected_noise, z = loop.scaled(x), noise.clone_state(), None
             if asked is not None:
                 z = asked[index]
@@ -160,10 +166,9 @@ def _check_against(scheduler: Any, table: NoiseTable, call: StepCall) -> None:
             expected = loop.step(m, x).double()
             found, carried = table.step(index, x, m, carried, z)
             # x0 is a small difference of large numbers where there is much noise
-            terms = expected, x, table.alpha_next[index] * table.p[index] * x
-            size = max(float(each.abs().max()) for each in terms)
-            differences = found - expected, scaled - table.input_scale[index] * x
-            difference = max(float(each.abs().max()) for each in differences)
+            largest_x = _largest(x)
+            size = max(_largest(expected), largest_x, abs(number["alpha_next"][index] * number["p"][index]) * largest_x)
+            difference = max(_largest(found - expected), _largest(scaled - number["input_scale"][index] * x))
             # float32 rounding inside the scheduler is allowed for; an unknown option gives far larger differences
             close = math.isfinite(size) and difference <= 4e-6 * max(1.0, size)
             same = asked is not None or torch.equal(noise.get_state(), expected_noise.get_state())
@@ -175,3 +180,7 @@ def _check_against(scheduler: Any, table: NoiseTable, call: StepCall) -> None:
                     "An option in its config, or a changed step(), is not supported",
                 )
             x = expected
+
+
+def _largest(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, math.inf))

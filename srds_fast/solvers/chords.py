@@ -21,13 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar, Self
 
 from torch import Tensor
 
-from ..errors import InvalidArgument
+from ..caches import cached
+from ..errors import InvalidArgument, shown
 from ..schedulers.table import NoiseTable
 from .checks import check_whole
 from .compiler import CompiledProgram, Compiler, Form
@@ -61,13 +61,14 @@ class Chords(Method):
         check_whole("num_cores", self.num_cores, 1)
         if self.starts is None:
             return
-        starts = tuple(self.starts)
+        starts = tuple(self.starts) if isinstance(self.starts, list | tuple) else ()
         object.__setattr__(self, "starts", starts)
         whole = all(isinstance(start, int) and not isinstance(start, bool) for start in starts)
         ascending = whole and starts[:1] == (0,) and all(before < after for before, after in pairwise(starts))
         if not ascending or len(starts) != self.num_cores:
             raise InvalidArgument(
-                f"starts is {starts}. It must be {self.num_cores} steps, ascending, the first 0. Pass such steps."
+                f"starts is {shown(self.starts)}. It must be {self.num_cores} steps, ascending, the first 0. "
+                "Pass such steps."
             )
 
     def with_defaults(self, target: Target) -> Self:
@@ -83,6 +84,9 @@ class Chords(Method):
 
     def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
         return chords_program(num_steps, self.starts or chord_starts(num_steps, self.num_cores))
+
+    def rows(self, num_steps: int, max_iterations: int) -> int:
+        return num_steps * self.num_cores
 
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         assert isinstance(program, Cores)
@@ -131,7 +135,7 @@ class Cores(Program):
         return range(self.starts[core], self.num_steps - self.span(core) + 1, self.span(core))
 
 
-@lru_cache(maxsize=64)
+@cached
 def chords_program(num_steps: int, starts: tuple[int, ...]) -> Cores:
     """N waves; those until the fastest of the K cores arrives are K - 1 + N - starts[-1]. starts: as of `Cores`."""
     waves = []
@@ -188,7 +192,7 @@ def chords(x: Tensor, noise: NoiseTable, program: Cores, inputs: SolverInputs = 
     return (yield from run(x, program, compiled(noise, program, Form.of(x, inputs)), inputs))
 
 
-@lru_cache(maxsize=64)
+@cached
 def compiled(noise: NoiseTable, program: Cores, form: Form) -> CompiledProgram:
     """The updates of a program. Values are named (what, core): "state"; "old" and "new" are jumps across its span.
 

@@ -79,6 +79,7 @@ class Method(ABC):
     weight: ClassVar[int] = 4  # its `expected_iterations` count as much as so many observed runs
     # its first change tells the second one about as well in every run of a kind, see `planner.first_stop`
     learns_first_stop: ClassVar[bool] = False
+    seconds_of_a_row: ClassVar[float] = 2e-5  # to make a row of its program and the update behind it, once, about
     scales: ClassVar[bool] = False  # a run tells of runs with other options, see `iterations_from`
 
     @abstractmethod
@@ -100,6 +101,16 @@ class Method(ABC):
                 f"max_iterations was given together with a window of {self.name}. Its window slides until the last "
                 "step has settled. Leave it out, or give the method no window."
             )
+
+    def widths(
+        self, num_steps: int, iteration: int, max_iterations: int, *, max_rows: int | None, bitwise: bool
+    ) -> list[int]:
+        """Rows of each wave of a run that stops after `iteration`; the caller cuts waves as those of the program."""
+        return self.program(num_steps, max_iterations, max_rows=max_rows, bitwise=bitwise).widths(iteration)
+
+    def rows(self, num_steps: int, max_iterations: int) -> int:
+        """Rows of the program, at most: told without making it."""
+        return num_steps * max_iterations
 
     def with_defaults(self, target: Target) -> Self:
         """The options with everything filled in that was left open; raises InvalidArgument if N does not allow them."""

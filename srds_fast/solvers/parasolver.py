@@ -26,12 +26,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from ..caches import cached
 from ..errors import InvalidArgument
 from ..kernels.common.clamping import clamped
 from ..kernels.common.network_input import guided
@@ -104,6 +105,9 @@ class ParaSolver(Method):
         window = min(self.window, max_rows or self.window)
         return intervals(num_steps, self.num_intervals or num_steps, self.num_coarse, window)
 
+    def rows(self, num_steps: int, max_iterations: int) -> int:
+        return num_steps * self.window + self.num_coarse
+
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         assert isinstance(program, Intervals)
         return parasolver(x, noise, program, self._bounds(noise, program, bitwise=bitwise), inputs)
@@ -142,7 +146,7 @@ class Intervals(Program):
         return (*(self.bounds[begin] for begin in self.begins[1:]), self.num_steps)
 
 
-@lru_cache(maxsize=64, typed=True)
+@cached
 def intervals(num_steps: int, num_intervals: int, num_coarse: int, window: int) -> Intervals:
     """The waves of ParaSolver: those of the coarse start, and for each window as many as its longest sub-interval."""
     bounds = block_bounds(num_steps, num_intervals)
@@ -338,7 +342,7 @@ def _update(values: Tensor, solved: Tensor) -> Tensor:
     return moved
 
 
-@lru_cache(maxsize=32)
+@cached
 def _columns(noise: NoiseTable, spec: TensorSpec) -> dict[str, Tensor]:
     """The coefficients of the fine steps and of the network's input, [N, 1, ...] each, for states like these.
 

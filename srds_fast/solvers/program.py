@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import ClassVar, NamedTuple
 
+from ..caches import cached
 from ..errors import InvalidArgument
-from .checks import check_whole
+from .checks import check_switch, check_whole
 
 
 class Row(NamedTuple):
@@ -156,7 +157,7 @@ def block_bounds(num_steps: int, num_blocks: int) -> tuple[int, ...]:
     return tuple(block * num_steps // num_blocks for block in range(num_blocks + 1))
 
 
-@lru_cache(maxsize=64, typed=True)
+@cached
 def sequential(num_steps: int) -> Program:
     """The sequential sampler: N waves of one row."""
     check_whole("num_steps", num_steps, 1)
@@ -165,7 +166,7 @@ def sequential(num_steps: int) -> Program:
     return Program(num_steps, (0, num_steps), 1, tuple(waves))
 
 
-@lru_cache(maxsize=64, typed=True)
+@cached
 def srds(
     num_steps: int, num_blocks: int, num_iterations: int, pipelined: bool = True, *, in_flight: int | None = None
 ) -> Program:
@@ -185,6 +186,7 @@ def srds(
     check_whole("num_blocks", num_blocks, 1, num_steps)
     check_whole("num_iterations", num_iterations, 0, num_blocks)
     check_whole("in_flight", in_flight, 1, optional=True)
+    check_switch("pipelined", pipelined)
     if in_flight is not None and not pipelined:
         raise InvalidArgument(
             f"in_flight={in_flight} was given together with pipelined=False. No iteration begins early then. "
@@ -192,22 +194,23 @@ def srds(
         )
     bounds = block_bounds(num_steps, num_blocks)
     size = [stop - start for start, stop in pairwise(bounds)]
-    coarse_at, fine_at = _clock(size, num_iterations, pipelined, in_flight or num_blocks)
+    coarse_at, solve_at, _ = _clock(size, num_iterations, pipelined, in_flight or num_blocks)
 
     rows: defaultdict[int, list[Row]] = defaultdict(list)
     for (iteration, block), wave in coarse_at.items():
-        fine = (iteration, block, 0) in fine_at
+        fine = (iteration, block) in solve_at
         rows[wave].append(Row(iteration, block, 0, bounds[block], coarse=True, fine=fine))
-    for (iteration, block, step), wave in fine_at.items():
-        if step > 0:
-            rows[wave].append(Row(iteration, block, step, bounds[block] + step, coarse=False, fine=True))
+    for (iteration, block), wave in solve_at.items():
+        for step in range(1, size[block]):
+            row = Row(iteration, block, step, bounds[block] + step, coarse=False, fine=True)
+            rows[wave + step - 1].append(row)
 
     completed: defaultdict[int, list[Boundary]] = defaultdict(list)
     for iteration in range(num_iterations + 1):
         for block in range(max(0, iteration - 1), num_blocks):
             needs = [coarse_at[iteration, block]] if block >= iteration else []
             if iteration > 0:
-                needs.append(fine_at[iteration - 1, block, size[block] - 1])
+                needs.append(_solved(coarse_at, solve_at, size, iteration - 1, block))
             completed[max(needs)].append(Boundary(iteration, block + 1))
 
     waves = []
@@ -217,28 +220,57 @@ def srds(
     return Program(num_steps, bounds, num_iterations, tuple(waves))
 
 
+def srds_widths(
+    num_steps: int, num_blocks: int, num_iterations: int, pipelined: bool, in_flight: int | None, iteration: int
+) -> list[int]:
+    """`Program.widths(iteration)` of `srds(...)`, without making a row."""
+    size = [stop - start for start, stop in pairwise(block_bounds(num_steps, num_blocks))]
+    coarse_at, solve_at, given = _clock(size, num_iterations, pipelined, in_flight or num_blocks)
+    waves = num_blocks if iteration == 0 else given[iteration - 1] + 1
+    more = [0] * (max(given, default=num_blocks) + 2)  # rows of a wave, less those of the wave before
+    for wave in coarse_at.values():
+        more[wave] += 1
+        more[wave + 1] -= 1
+    for (_, block), wave in solve_at.items():
+        more[wave] += 1
+        more[wave + size[block] - 1] -= 1
+    return list(accumulate(more))[:waves]
+
+
+def srds_rows(num_steps: int, num_blocks: int, num_iterations: int) -> int:
+    """`num_rows` of `srds(...)`, at most: every iteration solves one block less, and takes a jump less."""
+    solved = sum(num_blocks - iteration for iteration in range(num_iterations))
+    return solved * -(-num_steps // num_blocks) + num_blocks
+
+
+def _solved(
+    coarse_at: dict[tuple[int, int], int], solve_at: dict[tuple[int, int], int], size: list[int], solve: int, block: int
+) -> int:
+    """The wave with the last fine step of a solve, which is that of the jump where a block has one step."""
+    return coarse_at[solve, block] if size[block] == 1 else solve_at[solve, block] + size[block] - 2
+
+
 def _clock(
     size: list[int], num_iterations: int, pipelined: bool, in_flight: int
-) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int, int], int]]:
-    """The earliest wave of each coarse jump (iteration, block) and of each fine step (iteration, block, step).
+) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], int], list[int]]:
+    """The earliest waves: of each coarse jump (iteration, block), of the second fine step of each solve (iteration,
+    block), and the one that completes the sample of each iteration, from the first on.
 
     The first step of a block costs no row: it takes the output that the jump takes. Plain, fine solves begin when the
     last jump before them has ended, and jumps when the last fine solve has.
     """
     num_blocks = len(size)
     coarse = {(0, block): block for block in range(num_blocks)}
-    fine: dict[tuple[int, int, int], int] = {}
-    given: list[int] = []  # the wave that completes the sample of each iteration, from the first on
+    solves: dict[tuple[int, int], int] = {}
+    given: list[int] = []
     for iteration in range(1, num_iterations + 1):
         begins = given[iteration - 1 - in_flight] + 1 if iteration > in_flight else 0
         solve, blocks = iteration - 1, range(iteration - 1, num_blocks)
         starts = [max(coarse[solve, block] + 1, begins) for block in blocks]
         if not pipelined:
             starts = [max(starts)] * len(blocks)
-        for block, start in zip(blocks, starts, strict=True):
-            fine[solve, block, 0] = coarse[solve, block]
-            fine |= {(solve, block, step): start + step - 1 for step in range(1, size[block])}
-        solved = [fine[solve, block, size[block] - 1] for block in blocks]
+        solves |= {(solve, block): start for block, start in zip(blocks, starts, strict=True)}
+        solved = [_solved(coarse, solves, size, solve, block) for block in blocks]
         if not pipelined:
             solved = [max(solved)] * len(blocks)
         now = begins
@@ -246,4 +278,4 @@ def _clock(
             now = coarse[iteration, boundary] = max(now, solved[boundary - iteration] + 1)
             now += 1
         given.append(max(solved[-1], now - 1))
-    return coarse, fine
+    return coarse, solves, given

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, shown
 from .chords import Chords
 from .collocation.options import Collocation
 from .fixed_point.options import FixedPoint, ParaDiGMS, ParaTAA
@@ -51,7 +51,7 @@ def options_of(method: Any) -> Method | None:
     if isinstance(method, str) and method in METHODS:
         return None if method == AUTO else BY_NAME[method]()
     raise InvalidArgument(
-        f"method is {method!r}. Known are {', '.join(METHODS)}, and the options in srds_fast.methods. "
+        f"method is {shown(method)}. Known are {', '.join(METHODS)}, and the options in srds_fast.methods. "
         "Pass one of these."
     )
 
@@ -69,7 +69,7 @@ def requested(method: Any, keywords: Mapping[str, Any]) -> tuple[Method, ...]:
     for name in keywords:
         if getattr(shorthand, name) != getattr(default, name) and name not in ignored:
             raise InvalidArgument(
-                f"{name} was given together with method={method!r}. This keyword is shorthand for method='srds'. "
+                f"{name} was given together with method={shown(method)}. This keyword is shorthand for method='srds'. "
                 "Leave one of the two out."
             )
     return (options,)

@@ -117,6 +117,15 @@ class SRDS(Method):
     def program(self, num_steps: int, max_iterations: int, *, max_rows: int | None, bitwise: bool) -> Program:
         return programs.srds(num_steps, self._blocks, max_iterations, self.pipelined, in_flight=self.in_flight)
 
+    def widths(
+        self, num_steps: int, iteration: int, max_iterations: int, *, max_rows: int | None, bitwise: bool
+    ) -> list[int]:
+        ways = self.pipelined, self.in_flight
+        return programs.srds_widths(num_steps, self._blocks, max_iterations, *ways, iteration)
+
+    def rows(self, num_steps: int, max_iterations: int) -> int:
+        return programs.srds_rows(num_steps, self._blocks, max_iterations)
+
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         return srds(x, noise, program, cast(CoarseSolver, self.coarse_solver), inputs, bitwise=bitwise)
 

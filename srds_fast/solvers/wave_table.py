@@ -7,11 +7,11 @@ whatever its solve has come to since. The 2M jump looks back at the x0 of the ju
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import pairwise
 
 from torch import Tensor
 
+from ..caches import cached
 from ..kernels.wave_update import WaveTable
 from ..schedulers.steps import CoarseSolver, TensorSpec
 from ..schedulers.table import NoiseTable
@@ -25,7 +25,7 @@ def wave_table(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver,
     return compiled(noise, program, coarse_solver, Form(TensorSpec.of(x), scaled=True)).table
 
 
-@lru_cache(maxsize=64)
+@cached
 def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, form: Form) -> CompiledProgram:
     """The updates of `program.srds(...)` or `program.sequential(...)`. coarse_solver: of the jumps."""
     compiler = Compiler(noise, program, form, state=("state", 0, 0))

@@ -15,6 +15,7 @@ import torch
 from torch.autograd import profiler as torch_profiler
 
 from ..errors import InvalidArgument
+from ..files import check_file, new_file, path_of
 
 VARIABLE = "SRDS_FAST_PROFILE"
 RANGES = ("1", "true", "on", "yes", "nvtx")
@@ -46,10 +47,10 @@ def profile(trace: str | os.PathLike[str] | None = None) -> Iterator[None]:
             is replaced by the number of the process: several would overwrite each other's file.
 
     Raises:
-        InvalidArgument: the file cannot be written, as its folder does not exist; or another trace or torch profiler is
-            running in this process.
+        InvalidArgument: the file cannot be written, as its folder does not exist or it is a symbolic link; or another
+            trace or torch profiler is running in this process.
     """
-    kept = None if trace is None else ChromeTrace(Path(str(trace).replace("{pid}", str(os.getpid()))))
+    kept = None if trace is None else ChromeTrace(path_of("trace", trace))
     watching.append(kept)
     failed = True
     try:
@@ -60,7 +61,7 @@ def profile(trace: str | os.PathLike[str] | None = None) -> Iterator[None]:
         try:
             if kept is not None:
                 kept.write()
-        except OSError as why:
+        except (OSError, InvalidArgument) as why:
             if not failed:
                 raise
             logger.warning("The trace was not written: %s", why)  # the first error says more
@@ -90,9 +91,8 @@ class ChromeTrace:
     """Records operations, kernels and ranges of all threads with the torch profiler, from now on until `write`."""
 
     def __init__(self, path: Path) -> None:
-        if path.is_dir() or not path.parent.is_dir():
-            why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-            raise InvalidArgument(f"{path} cannot be written: {why}. Name a file in a folder that exists.")
+        path = Path(str(path).replace("{pid}", str(os.getpid())))
+        check_file(path)
         self._path = path
         self._lock = threading.Lock()
         self._calls = 0
@@ -122,13 +122,12 @@ class ChromeTrace:
                 self._stop()
 
     def write(self) -> None:
-        """Stop recording and write the file, whole or not at all: raises OSError."""
+        """Stop recording and write the file; raises as `files.new_file`."""
         with self._lock:
             self._stop()
             if self._profiler.kineto_results is not None:
-                unfinished = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
-                self._profiler.export_chrome_trace(str(unfinished))  # logs its own failures and raises nothing
-                unfinished.replace(self._path)
+                with new_file(self._path) as unfinished:
+                    self._profiler.export_chrome_trace(str(unfinished))  # logs its own failures and raises nothing
 
     def _stop(self) -> None:
         if not self._recording:

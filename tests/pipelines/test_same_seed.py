@@ -11,7 +11,7 @@ from calls import latents
 
 import srds_fast
 from srds_fast.engine import costs
-from srds_fast.pipelines import stock
+from srds_fast.pipelines import state
 from srds_fast.planner.exploration import STOCK, Exploration
 
 CALL: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 10}
@@ -100,7 +100,7 @@ def test_a_changed_plan_is_told(sd: Any) -> None:
 
 def test_the_plan_of_a_warm_kind_is_kept_when_others_are_given_up(sd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "MOST_KEPT", 2)
-    monkeypatch.setattr(stock, "MOST_KINDS", 2)
+    monkeypatch.setattr(state, "MOST_KINDS", 2)
     fast = srds_fast.compile(sd, explore=0.0)
     fast.warmup(**CALL)
     kept = exploration_of(fast)

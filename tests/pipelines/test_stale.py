@@ -123,6 +123,6 @@ def test_a_tokenizer_that_has_not_changed_is_copied_once() -> None:
     seen = []
     for prompt in ("a cat", "a rather longer prompt"):
         latents(fast, prompt=prompt, num_inference_steps=2)
-        ((_, copies),) = fast._srds.tokenizers._free
+        ((_, copies),) = fast._srds.tokenizers._free.values()
         seen.append(copies["tokenizer"])
     assert seen[0] is seen[1] is not pipe.tokenizer

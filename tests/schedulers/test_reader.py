@@ -109,8 +109,8 @@ def test_reading_changes_nothing() -> None:
             assert torch.equal(value, after) if isinstance(value, torch.Tensor) else value == after, key
 
 
-def test_what_was_read_is_kept_until_anything_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "_read", {})
+def test_what_was_read_is_kept_until_anything_changes() -> None:
+    reader_module._read.clear()
     scheduler = made("DDIM", UNCLIPPED)
     first = read(scheduler)
     assert read(copy.deepcopy(scheduler)) is first

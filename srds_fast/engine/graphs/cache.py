@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ...caches import Cache
 from ...errors import CaptureFailed
+from ...solvers.checks import check_whole
 from ..run import EngineUse
 from .capturable import Capturable
 from .device_lock import DeviceBusy, device_lock
@@ -47,14 +49,18 @@ class NoLoop(NamedTuple):
 
 @dataclass
 class Graphs:
-    """At most `max_graphs` recordings kept from call to call. May be used from several threads."""
+    """At most `max_graphs` recordings kept from call to call. May be used from several threads.
+
+    Raises InvalidArgument if `max_graphs` is no whole number, 1 or more.
+    """
 
     max_graphs: int = 8
     stats: GraphStats = field(default_factory=GraphStats)
 
     def __post_init__(self) -> None:
+        check_whole("max_graphs", self.max_graphs, 1)
         self._kept: OrderedDict[Hashable, LoopGraph | NetworkGraphs] = OrderedDict()
-        self._reasons: OrderedDict[Hashable, NoLoop] = OrderedDict()
+        self._reasons: Cache[NoLoop] = Cache("why there are no graphs", MOST_REASONS)
         self._lock = threading.RLock()
 
     def find(self, key: Hashable) -> LoopGraph | NetworkGraphs | NoLoop | None:
@@ -118,8 +124,6 @@ class Graphs:
                 self.stats.failed += 1
                 self.drop(key)
             self._reasons[key] = NoLoop(what, reason)
-            if len(self._reasons) > MOST_REASONS:
-                self._reasons.popitem(last=False)
 
     def clear(self) -> None:
         """Give all recordings up, and forget what could not be recorded."""

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
+from ...caches import cached
+
 PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
 # attributes of every module: its parts are visited one by one, its hooks by `hooked`
 MACHINERY = frozenset(nn.Module().__dict__) - {"training"}
@@ -206,7 +208,7 @@ def global_names(code: CodeType) -> frozenset[str]:
     return _names(code)[0]
 
 
-@functools.lru_cache(maxsize=256)
+@cached
 def _names(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
     """The globals that a function reads, and all names in it, among them those of attributes."""
     read = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}

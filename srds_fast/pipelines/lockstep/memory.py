@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from torch import nn
 
+from ...caches import Cache
 from ..merging.search import Found
 from ..module_state import ModuleState
 from ..network_checks import Checked
 from .rehearsal import Facts
-
-MOST_KEPT = 256
-Value = TypeVar("Value")
-
-
-class Recent(dict[Hashable, Value]):
-    """A dictionary that drops its oldest entries."""
-
-    def __setitem__(self, key: Hashable, value: Value) -> None:
-        super().__setitem__(key, value)
-        while len(self) > MOST_KEPT:
-            self.pop(next(iter(self)), None)  # another thread may have been faster
 
 
 @dataclass
@@ -35,12 +25,12 @@ class LoopMemory:
     rehearsed: loops, by `KindOfLoop.loop`. compared: what rows gave beside turns, by `taken_over.kind_of_check`.
     """
 
-    facts: Recent[Facts | str] = field(default_factory=Recent)
-    outputs: Recent[Any] = field(default_factory=Recent)
-    rules: Recent[Found] = field(default_factory=Recent)
-    checked: Recent[str | None] = field(default_factory=Recent)
-    rehearsed: Recent[bool] = field(default_factory=Recent)
-    compared: Recent[Checked] = field(default_factory=Recent)
+    facts: Cache[Facts | str] = field(default_factory=partial(Cache, "loops: facts"))
+    outputs: Cache[Any] = field(default_factory=partial(Cache, "loops: outputs"))
+    rules: Cache[Found] = field(default_factory=partial(Cache, "loops: rules"))
+    checked: Cache[str | None] = field(default_factory=partial(Cache, "loops: checked"))
+    rehearsed: Cache[bool] = field(default_factory=partial(Cache, "loops: rehearsed"))
+    compared: Cache[Checked] = field(default_factory=partial(Cache, "loops: compared"))
     # what the networks of the last call held, behind weak references to them
     held: list[tuple[list[weakref.ref[nn.Module]], ModuleState]] = field(default_factory=list)
 

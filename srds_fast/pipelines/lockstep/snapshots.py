@@ -7,16 +7,16 @@ through the whole grid, and what the copy holds before each step, and after the 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...caches import Cache, of_process
 from ...schedulers.own_loop import OwnLoop, StepCall
 from ...schedulers.private_draws import PrivateDraws
-from ...schedulers.reader import remember, state_key
+from ...schedulers.reader import state_key
 from .turns import refused
 
 MOST_KEPT = 8
@@ -51,7 +51,7 @@ class Snapshots:
         return twin
 
 
-_kept: dict[Hashable, Snapshots] = {}
+_kept: Cache[Snapshots] = of_process("schedulers between steps", MOST_KEPT)
 
 
 def snapshots(scheduler: Any, start: int, steps: int, call: StepCall, x: Tensor, m: Tensor) -> Snapshots:
@@ -63,7 +63,7 @@ def snapshots(scheduler: Any, start: int, steps: int, call: StepCall, x: Tensor,
     found = _kept.get(key)
     if found is None:
         found = _stepped(scheduler, start, steps, call, x, m)
-        remember(_kept, key, found, MOST_KEPT)
+        _kept[key] = found
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...caches import cached
 from ..lockstep.own_enumerate import with_own_enumerate
 from ..lockstep.proxies import ProgressProxy, SchedulerProxy, TimestepsProxy
 from .arguments import is_modular
@@ -81,7 +82,7 @@ def _copied(block: Any, change: Callable[[Any], None], class_of: Callable[[type,
     return twin
 
 
-@functools.lru_cache(maxsize=256)
+@cached
 def _by_step(cls: type, call: Any) -> type:
     """The class, or where its `__call__` uses `enumerate`, a subclass that numbers turns by their steps."""
     code = getattr(inspect.unwrap(call), "__code__", None)

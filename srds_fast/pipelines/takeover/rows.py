@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ... import telemetry
 from ...engine import cancellation
+from ...errors import InvalidArgument
 from ...sampling.rows import PerState, TiledConditioning
 from ...solvers.contract import Evaluate
 from .calls import Calls, NetworkCall
@@ -45,7 +46,7 @@ class VariantRows:
             leaves = [output] if isinstance(output, Tensor) else tree_leaves(output)
             answers.append(leaves)
             if call.pattern.output is not None:
-                m = leaves[call.pattern.output]
+                m = _checked(leaves, call, wave)
                 if m.shape[1] > wave.x.shape[2]:  # the other channels are the predicted variance
                     m = m.narrow(1, 0, wave.x.shape[2])
                 found.append(m.unflatten(0, (-1, len(wave.samples))))
@@ -206,6 +207,30 @@ class Repeated:
     def forget(self) -> None:
         for each in self._variants:
             each.forget()
+
+
+def _checked(leaves: Sequence[Any], call: NetworkCall, wave: Evaluate) -> Tensor:
+    """The output that guidance uses; InvalidArgument if it is none for the rows of the wave, as it was before."""
+    number = call.pattern.output
+    assert number is not None
+    m = leaves[number] if number < len(leaves) else None
+    inner, rows = wave.x.shape[2:], call.pattern.branches * len(wave.positions) * len(wave.samples)
+    # it may have more channels: those of a predicted variance
+    if (
+        isinstance(m, Tensor)
+        and m.is_floating_point()
+        and m.ndim == len(inner) + 1
+        and len(m) == rows
+        and m.shape[1] >= inner[0]
+        and m.shape[2:] == inner[1:]
+    ):
+        return m
+    found = f"{m.dtype}, shape {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
+    raise InvalidArgument(
+        f"The network {type(call.network).__name__} returned {found} for {rows} rows, each of a state of shape "
+        f"{tuple(inner)}. It must return floating-point predictions of that shape, as it did in the first call of its "
+        "kind. Look at hooks on it."
+    )
 
 
 def _rows_of(calls: Calls, positions: tuple[int, ...]) -> list[int]:

@@ -8,9 +8,9 @@ cover was visited come there.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
+from ...caches import cached
 from ..fixed_point.program import Sweeps
 from ..program import Boundary, Row, Wave
 
@@ -55,7 +55,7 @@ def cover(num_steps: int, nodes: tuple[int, ...], every: int | None = 1) -> dict
     return {wave: tuple(others[share :: len(waves)]) for share, wave in enumerate(waves)}
 
 
-@lru_cache(maxsize=64)
+@cached
 def secant_sweeps(num_steps: int, num_iterations: int, num_nodes: int | None = None, every: int | None = 1) -> Sweeps:
     """The waves of collocation. Wave k begins at point k, which is exact then: N waves are the sequential sampler.
 

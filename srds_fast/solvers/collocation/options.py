@@ -60,6 +60,7 @@ class Collocation(Method):
     takes_warm_start: ClassVar[bool] = True
     contraction: ClassVar[Contraction] = SECANTS
     first_iteration: ClassVar[int] = Sweeps.first_iteration
+    seconds_of_a_row: ClassVar[float] = 5e-6  # a wave is one update of all points
     tried: ClassVar[tuple[int, int]] = (4, 12)
     num_nodes: int | None = None
     cover: int | None = 1

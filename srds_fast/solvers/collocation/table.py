@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ...caches import cached
 from ...kernels.common.clamping import range_of
 from ...kernels.secant_sweep.table import LOCAL, Interpolation, SecantTable, SecantWave, around, step_numbers
 from ...schedulers.steps import TensorSpec, fine_step, first_order
@@ -25,7 +25,7 @@ SMALLEST_MOVEMENT = 2e-4
 DATA_STD, DATA_STD_OF_CLIP = 0.6, 0.3
 
 
-@lru_cache(maxsize=32)
+@cached
 def secant_table(
     noise: NoiseTable,
     program: Sweeps,

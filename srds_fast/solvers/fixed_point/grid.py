@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ...caches import cached
 from ...kernels.common.clamping import range_of
 from ...kernels.common.look_back import LookBack
 from ...kernels.fixed_point_wave import Scan, ScanStep, Sweep, Table, step_numbers
@@ -25,7 +25,7 @@ LARGE_WEIGHT = 32.0
 MIXINGS = 5
 
 
-@lru_cache(maxsize=32)
+@cached
 def grid_of(
     noise: NoiseTable, program: Sweeps, options: Parameters, spec: TensorSpec, *, scaled: bool
 ) -> tuple[Table, Tensor]:

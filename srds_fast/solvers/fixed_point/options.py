@@ -35,6 +35,7 @@ class FixedPoint(Parameters, Method):
     takes_warm_start: ClassVar[bool] = True
     contraction: ClassVar[Contraction] = SWEEPS
     first_iteration: ClassVar[int] = Sweeps.first_iteration
+    seconds_of_a_row: ClassVar[float] = 5e-6  # a wave is one update of all points
     tried: ClassVar[tuple[int, int]] = (4, 14)
 
     def with_defaults(self, target: Target) -> Self:
@@ -49,6 +50,18 @@ class FixedPoint(Parameters, Method):
         if self.window is not None:
             return windows(num_steps, min(self.window, max_rows or self.window))
         return fixed_point(num_steps, max_iterations)
+
+    def widths(
+        self, num_steps: int, iteration: int, max_iterations: int, *, max_rows: int | None, bitwise: bool
+    ) -> list[int]:
+        if self.window is not None:
+            return super().widths(num_steps, iteration, max_iterations, max_rows=max_rows, bitwise=bitwise)
+        return [num_steps - number for number in range(iteration)]
+
+    def rows(self, num_steps: int, max_iterations: int) -> int:
+        if self.window is not None:
+            return num_steps * self.window
+        return sum(num_steps - number for number in range(max_iterations))
 
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         assert isinstance(program, Sweeps)

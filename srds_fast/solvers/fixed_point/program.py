@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import ClassVar
 
+from ...caches import cached
 from ..program import Boundary, Program, Row, Wave
 
 
@@ -29,7 +30,7 @@ class Sweeps(Program):
         return (*(starts[wave.rows[0].iteration] for wave in self.waves[1:]), self.num_steps)
 
 
-@lru_cache(maxsize=64)
+@cached
 def fixed_point(num_steps: int, num_iterations: int) -> Sweeps:
     """Sweeps over the whole grid: ParaTAA with a full window. Every point that is not exact is a row.
 
@@ -39,7 +40,7 @@ def fixed_point(num_steps: int, num_iterations: int) -> Sweeps:
     return Sweeps(num_steps, (0, num_steps), num_iterations, waves)
 
 
-@lru_cache(maxsize=64)
+@cached
 def windows(num_steps: int, window: int) -> Sweeps:
     """Sweeps over a window of steps that slides by the values found (ParaDiGMS, ParaTAA); at the slowest, by one step.
 

@@ -92,7 +92,8 @@ def _code_of_hook(hook: Any) -> Hashable:
     """The code of a hook: one that is hung up anew for every call is the same. What it reads `ModuleState` compares."""
     function = getattr(hook, "func", hook)
     function = getattr(function, "__func__", function)
-    return getattr(function, "__code__", type(hook))
+    found: Hashable = getattr(function, "__code__", None)
+    return type(hook) if found is None else found
 
 
 def _code_of(module: nn.Module) -> Iterator[tuple[str, Any]]:

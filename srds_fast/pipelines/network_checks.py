@@ -88,12 +88,11 @@ def foreign_code(networks: Iterable[nn.Module]) -> str | None:
     return None
 
 
-def _code_of_hook(hook: Any) -> Hashable:
+def _code_of_hook(hook: Any) -> Any:
     """The code of a hook: one that is hung up anew for every call is the same. What it reads `ModuleState` compares."""
     function = getattr(hook, "func", hook)
     function = getattr(function, "__func__", function)
-    found: Hashable = getattr(function, "__code__", None)
-    return type(hook) if found is None else found
+    return getattr(function, "__code__", type(hook))
 
 
 def _code_of(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -7,10 +7,10 @@
 Networks are trained ones, smooth mixtures, and sharp ones: mixtures of few narrow Gaussians under DDIM, DPM-Solver++
 and flow matching, and tanh under the default clip of DDIMScheduler. The constants of the rules were chosen with other
 centres and other starting noise, but on the same trained networks and the same tanh; that collocation takes a fifth
-wave was found on the policies of this command. A sample is beyond if its mean absolute difference to the sequential
-sample is larger than the tolerance: one that ends in another mode of a mixture is. Every method of the registry that
-iterates is asked, in its default form; SRDS also with few and with many blocks and as published, CHORDS also with 8
-cores. "auto" takes one of these. Networks of images are asked by a few of them.
+wave and ParaTAA a sixth was found on the policies of this command. A sample is beyond if its mean absolute difference
+to the sequential sample is larger than the tolerance: one that ends in another mode of a mixture is. Every method of
+the registry that iterates is asked, in its default form; SRDS also with few and with many blocks and as published,
+CHORDS also with 8 cores. "auto" takes one of these. Networks of images are asked by a few of them.
 
 A row is a method, a network, a number of steps and a tolerance. Its samples run in one batch, once, and are judged at
 every tolerance as `bench.quality.stops` judges them. Methods whose window slides run once for every tolerance, each

@@ -27,7 +27,11 @@ latents = partial(calls.latents, prompt="a cat")
 
 @contextmanager
 def fault(network: nn.Module, at: int, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Does something to the output of the network's call with a number."""
+    """Does something to the output of the network's call with a number, from 1 on; 0: to none.
+
+    A hook that may change an output brings a check of the network. `checked` has it made before, so that the numbers are
+    those of waves.
+    """
     calls = itertools.count(1)
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
@@ -38,6 +42,19 @@ def fault(network: nn.Module, at: int, act: Callable[[Tensor], Tensor]) -> Itera
         yield
     finally:
         handle.remove()
+
+
+def checked(sd: Any, at: int, **settings: Any) -> Any:
+    """A compiled pipeline whose network is checked without a fault's hook and with it, and whose run has wave `at`."""
+    fast = srds_fast.compile(sd, exact=True, method="srds", **settings)
+    latents(fast)
+    for _ in range(2):
+        with fault(sd.unet, 0, lambda output: output):
+            latents(fast)
+    report = fast.report
+    assert (report.method, report.fallback_reason, report.check_calls) == ("srds", None, 0)
+    assert report.waves >= at
+    return fast
 
 
 def _raise(error: BaseException) -> Callable[[Tensor], Tensor]:
@@ -58,9 +75,7 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], type[BaseException]]] = {
 @pytest.mark.parametrize(("at", "kind"), thinned_product([1, 2, 5, 8], FAULTS))
 def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(sd: Any, kind: str, at: int) -> None:
     act, error = FAULTS[kind]
-    fast = srds_fast.compile(sd, exact=True, method="srds", strict=True)
-    expected = latents(sd)
-    latents(fast)  # checks the network
+    fast, expected = checked(sd, at, strict=True), latents(sd)
     before = everything(sd)
     with fault(sd.unet, at, act), pytest.raises(error) as caught:
         latents(fast)
@@ -73,8 +88,7 @@ def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(sd: Any, 
 @pytest.mark.parametrize("at", [2, 5])
 def test_without_strict_the_steps_follow_what_diverged(sd: Any, at: int) -> None:
     act, _ = FAULTS["nan"]
-    fast = srds_fast.compile(sd, exact=True, method="srds")
-    latents(fast)  # checks the network
+    fast = checked(sd, at)
     with fault(sd.unet, at, act):
         assert_close(latents(fast), latents(sd))
     assert "a sample is not finite. The steps were then taken one after another" in fast.report.fallback_reason
@@ -82,8 +96,7 @@ def test_without_strict_the_steps_follow_what_diverged(sd: Any, at: int) -> None
 
 @pytest.mark.parametrize("at", [1, 2, 8])
 def test_out_of_memory_at_any_wide_wave_ends_in_steps_of_one_row(sd: Any, at: int) -> None:
-    fast = srds_fast.compile(sd, exact=True, method="srds")
-    latents(fast)  # checks the network
+    fast = checked(sd, at)
     expected, before = latents(sd), everything(sd)
     with fault(sd.unet, at, _raise(torch.OutOfMemoryError("no more"))):
         if at == 1:  # one row: the stock loop has no more room

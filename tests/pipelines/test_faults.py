@@ -29,8 +29,8 @@ latents = partial(calls.latents, prompt="a cat")
 def fault(network: nn.Module, at: int, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Does something to the output of the network's call with a number, from 1 on; 0: to none.
 
-    A hook that may change an output brings a check of the network. `checked` has it made before, so that the numbers are
-    those of waves.
+    A hook that may change an output brings a check of the network. `checked` has it made before, so that the numbers
+    are those of waves.
     """
     calls = itertools.count(1)
 

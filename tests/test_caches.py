@@ -28,6 +28,7 @@ CONTAINERS = (dict, list, set, frozenset, tuple, deque, Cache, weakref.WeakKeyDi
 BY_DESIGN = {
     "srds_fast.pipelines.compile._fast_class": "the class of a compiled pipeline",
     "srds_fast.pipelines.acceleration._shared": "attention processors",
+    "srds_fast.pipelines.known_classes.digests": "a file of the package",
     "srds_fast.pipelines.compiled._compiled": "compiled networks, as long as the network lives",
     "srds_fast.pipelines.compiled._if_faster": "the same",
     "srds_fast.pipelines.call._lora_locks": "locks, as long as the network lives",

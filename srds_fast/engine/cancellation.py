@@ -14,13 +14,14 @@ for a fault of the network. At the end of the call it becomes the exception that
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
-from ..errors import Cancelled, InvalidArgument
+from ..errors import Cancelled, InvalidArgument, shown
 
 
 class Cancel(Protocol):
@@ -44,12 +45,29 @@ class _Asked:
     def __post_init__(self) -> None:
         if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
             raise InvalidArgument(
-                f"cancel is {self.cancel!r}. It is asked by is_set() before every wave. Pass a threading.Event()."
+                f"cancel is {shown(self.cancel)}. It is asked by is_set() before every wave. Pass a threading.Event()."
             )
         if self.on_wave is not None and not callable(self.on_wave):
             raise InvalidArgument(
-                f"on_wave is {self.on_wave!r}. It is called before every wave. Pass a function (wave, rows, settled)."
+                f"on_wave is {shown(self.on_wave)}. It is called before every wave. Pass a function "
+                "(wave, rows, settled)."
             )
+        if self.on_wave is not None and not _takes(self.on_wave, 3):
+            raise InvalidArgument(
+                f"on_wave is {shown(self.on_wave)}, which cannot be called with three numbers. Pass a function "
+                "(wave, rows, settled)."
+            )
+
+
+def _takes(function: Any, arguments: int) -> bool:
+    """Whether it can be called with so many, as far as its signature tells."""
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except TypeError:
+        return False
+    except ValueError:  # of a builtin; a class of these is not called for its effect
+        return not isinstance(function, type)
+    return True
 
 
 class Left(BaseException):

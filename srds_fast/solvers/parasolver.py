@@ -268,12 +268,10 @@ class _States:
             arrived = x - torch.einsum("vb,vb...->b...", weights, brought)
         self.error.see(first, self.x[first:last], arrived)
         moved = rms(_update(self.x[behind], x))
-        moved_along = torch.stack(
-            [_update(values, solved) for values, solved in zip(self.carried[:, behind], carried, strict=True)]
-        )
-        if self._weights is not None:
+        moved_along = [_update(values, solved) for values, solved in zip(self.carried[:, behind], carried, strict=True)]
+        if self._weights is not None and moved_along:
             # a state may stay where it is while what is carried to it moves, and with that where its step arrives
-            brought = torch.einsum("vb,vb...->b...", self._weights[:, behind], moved_along)
+            brought = torch.einsum("vb,vb...->b...", self._weights[:, behind], torch.stack(moved_along))
             moved = torch.maximum(moved, rms(brought))
         self.x[behind] = inputs.constrained(self.x[behind], positions, self.samples)
         if inputs.trajectory is not None:

@@ -199,7 +199,7 @@ class SRDS(Method):
         return []
 
     def _looks_ahead(self, num_steps: int) -> bool:
-        """Whether a run may stop after iteration 1, by what iteration 2 says of it: roughly, where `watched` finds any."""
+        """Whether a run may stop after iteration 1 by what iteration 2 says of it; about where `watched` finds any."""
         passed = self._blocks + 1 - math.ceil(num_steps / self._blocks)
         return self.pipelined and self.in_flight != 1 and BOUNDARIES < passed < self._blocks
 

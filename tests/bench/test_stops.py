@@ -38,7 +38,7 @@ def recording(*errors: list[float], changes: list[float | None] | None = None) -
     most = max(len(each) for each in errors)
     costs = [Cost(3 + number, 30 + number) for number in range(most)]
     seen = [None, *(changes or [1.0] * most)]
-    samples = [Sample(seen[: len(each)], each, [0.0] * len(each)) for each in errors]
+    samples = [Sample(seen[: len(each)], each, [0.0] * len(each), [1.0] * len(each)) for each in errors]
     planned = [Cost(waves - 1, rows - 10) for waves, rows in costs]
     return Recording("a problem", 20, "srds", list(range(most)), [False] * most, costs, planned, samples)
 

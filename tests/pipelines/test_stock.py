@@ -101,8 +101,6 @@ REASONS = {
     # its loop reads the attention that a processor of its own has kept
     "StableDiffusionSAGPipeline": "into UNet2DConditionModel.mid_block.attentions.0 and uses what these see",
     "StableDiffusionPanoramaPipeline": "copies what its scheduler holds and puts it back, to step parts of its state",
-    # its scheduler has no `order`
-    "KandinskyV22PriorPipeline": "the argument prev_timestep, and what the step makes of it is not known",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -21,6 +22,7 @@ import srds_fast
 from srds_fast import DivergenceError, InvalidArgument, PlanMismatch, UnsupportedScheduler, sample
 from srds_fast.solvers.convergence import estimated_error
 from srds_fast.solvers.registry import METHODS
+from srds_fast.solvers.srds import SRDS
 
 MIXTURE = GaussianMixture.random()
 LINEAR = LinearOde.random()
@@ -97,16 +99,18 @@ def test_any_state_shape(shape: tuple[int, ...]) -> None:
 def test_conditioning_follows_its_sample_after_others_have_left() -> None:
     shift = noise(4, 64, seed=5) * torch.tensor([0.1, 3.0, 1.0, 0.0], dtype=torch.float64)[:, None]
     x = noise(4, 64)
-    probe = sample(MIXTURE, x, scheduler(), 60, cond={"shift": shift}, tolerance=0.0, max_iterations=1).report
+    # one in flight: no iteration says that the one before is enough
+    settings: dict[str, Any] = {"method": SRDS(in_flight=1), "cond": {"shift": shift}}
+    probe = sample(MIXTURE, x, scheduler(), 60, **settings, tolerance=0.0, max_iterations=1).report
     assert (probe.stopped_by, [len(change) for change in probe.change]) == (["fixed iterations"] * 4, [4])
     # a tolerance that lets some samples go after the first iteration, not all
     tolerance = estimated_error([sorted(probe.change[0])[2]])
-    together = sample(MIXTURE, x, scheduler(), 60, cond={"shift": shift}, tolerance=tolerance)
+    together = sample(MIXTURE, x, scheduler(), 60, **settings, tolerance=tolerance)
     assert sorted(together.report.iterations_per_sample) == [1, 1, 1, 2]
     assert together.report.evaluations < 4 * together.report.rows
     for one in range(4):
         cond = {"shift": shift[one : one + 1]}
-        alone = sample(MIXTURE, x[one : one + 1], scheduler(), 60, cond=cond, tolerance=tolerance)
+        alone = sample(MIXTURE, x[one : one + 1], scheduler(), 60, **{**settings, "cond": cond}, tolerance=tolerance)
         torch.testing.assert_close(alone.sample[0], together.sample[one], rtol=1e-10, atol=1e-10)
         assert alone.report.iterations == together.report.iterations_per_sample[one]
 

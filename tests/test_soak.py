@@ -40,7 +40,13 @@ def sampled(number: int, method: str) -> Tensor:
     return srds_fast.sample(MIXTURES[size], x, scheduler(), steps, method=method).sample
 
 
-@pytest.mark.parametrize("calls", [48, pytest.param(1000, marks=pytest.mark.exhaustive)])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """48 calls; with `-m exhaustive` 240 as well, and with `--hypothesis-profile full` 1,000 in their place."""
+    if metafunc.function is test_memory_is_flat:
+        many = 1000 if metafunc.config.getoption("--hypothesis-profile") == "full" else 240
+        metafunc.parametrize("calls", [48, pytest.param(many, marks=pytest.mark.exhaustive)])
+
+
 def test_memory_is_flat(calls: int) -> None:
     """Of `sample` and of a pipeline; objects that the collector knows stand for memory."""
     pipe = tiny.ddim()

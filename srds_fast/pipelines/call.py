@@ -20,6 +20,7 @@ from ..engine.run import Observer
 from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
 from ..schedulers.private_draws import PrivateDraws
+from ..solvers.checks import check_switch
 from ..solvers.registry import check_warm_start_method
 from ..telemetry.report import Report, stock_report
 from . import acceleration
@@ -143,6 +144,7 @@ def _run_call(
     arguments = bind(fast, args, kwargs)
     own = {name: kwargs[name] for name in OWN_ARGUMENTS if name in kwargs}
     kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
+    check_switch("keep_trajectory", own.get("keep_trajectory", False))
     if own.get("warm_start") is not None:
         check_warm_start_method(state.planner.options)
     reason = stock_reason(fast, arguments)

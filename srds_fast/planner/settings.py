@@ -78,4 +78,4 @@ class Settings:
 
 def engine_name(name: str) -> str:
     """The current name of an engine: "wave-graphs" is the old name of "network-graphs"."""
-    return "network-graphs" if name == "wave-graphs" else name
+    return "network-graphs" if isinstance(name, str) and name == "wave-graphs" else name

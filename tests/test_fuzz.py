@@ -118,7 +118,7 @@ def fields_of(method: type[Method]) -> tuple[str, ...]:
     )
 )
 def test_sample(arguments: dict[str, Any]) -> None:
-    theirs = [arguments.get(name) for name in ("denoiser", "observer")]
+    theirs = [arguments.get(name) for name in ("denoiser", "observer", "on_wave")]
     try:
         result = srds_fast.sample(**arguments)
     except SrdsFastError:

@@ -82,7 +82,7 @@ class Cache(MutableMapping[Hashable, Value]):
 
     def __setitem__(self, key: Hashable, value: Value) -> None:
         with _lock:
-            self.pop(key, None)
+            self.pop(key)
             entry = self._entries[key] = _Entry(value, 0, next(_uses))
             self._measure(key, entry)
             self._drop_one_of_many(key)
@@ -99,7 +99,17 @@ class Cache(MutableMapping[Hashable, Value]):
     def __delitem__(self, key: Hashable) -> None:
         global _total
         with _lock:
-            _total -= self._entries.pop(key).nbytes
+            entry = self._entries.pop(key)
+            _total -= entry.nbytes  # before its value goes, which may hold caches of its own
+
+    def pop(self, key: Hashable, default: Any = None) -> Any:
+        """The value of a key, which is gone then, or `default`; it does not count as a use."""
+        with _lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return default
+            del self[key]
+            return entry.value
 
     def __iter__(self) -> Iterator[Hashable]:
         with _lock:
@@ -237,7 +247,8 @@ def _evict() -> None:
 def _forget(entries: dict[Hashable, _Entry]) -> None:
     global _total
     with _lock:
-        _total -= sum(entry.nbytes for entry in entries.values())
+        nbytes = sum(entry.nbytes for entry in entries.values())
+        _total -= nbytes
 
 
 # classes, code and modules of others are not held by a cache alone

@@ -62,7 +62,7 @@ class Cancelled(SrdsFastError):
     Attributes:
         waves: waves that were begun, of the run and of all that the call does beside it.
         settled_steps: steps of the run that no later wave would have changed.
-        report: of `sample`, a `srds_fast.Report` of the call until then; of a compiled pipeline that is its `report`.
+        report: of `sample`, a `srds_fast.Report` of the call until then. None of a compiled pipeline: see its `report`.
     """
 
     def __init__(self, message: str, waves: int = 0, settled_steps: int = 0, report: Any = None) -> None:

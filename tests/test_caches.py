@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import sys
 import weakref
@@ -237,3 +238,33 @@ def test_arguments_are_told_apart_by_their_types() -> None:
         return type(given).__name__
 
     assert [kind(1), kind(True), kind(1.0), kind(1)] == ["int", "bool", "float", "int"]
+
+
+class Owner:
+    """A value that keeps something in a cache of its own."""
+
+    def __init__(self) -> None:
+        self.kept: caches.Cache[bytes] = caches.Cache("of a value")
+        self.kept["key"] = bytes(1000)
+
+
+def test_what_a_value_has_kept_is_not_counted_after_it() -> None:
+    gc.collect()
+    before = caches._total
+    values: caches.Cache[Owner] = caches.Cache("values with caches", most=2)
+    for number in range(10):
+        values[number] = Owner()
+    gc.collect()
+    assert caches._total == sum(caches.sizes().values())
+    values.clear()
+    del values
+    gc.collect()
+    assert caches._total == before
+
+
+def test_a_key_that_is_gone_has_a_default() -> None:
+    values: caches.Cache[int] = caches.Cache("numbers")
+    assert values.pop("key", None) is None
+    values["key"] = 1
+    assert values.pop("key") == 1
+    assert len(values) == 0

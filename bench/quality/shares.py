@@ -6,8 +6,9 @@
 
 Networks are trained ones, smooth mixtures, and sharp ones: mixtures of few narrow Gaussians under DDIM, DPM-Solver++
 and flow matching, and tanh under the default clip of DDIMScheduler. The constants of the rules were chosen with other
-centres and other starting noise, but on the same trained networks and the same tanh; that collocation takes a fifth
-wave and ParaTAA a sixth was found on the policies of this command. A sample is beyond if its mean absolute difference
+centres and other starting noise, but on the same trained networks and the same tanh. Found on networks of this command
+were that collocation is careful in its fourth wave and ParaTAA takes a sixth (policies), and after how large a change
+SRDS says nothing ahead (DPM-Solver++). A sample is beyond if its mean absolute difference
 to the sequential sample is larger than the tolerance: one that ends in another mode of a mixture is. Every method of
 the registry that iterates is asked, in its default form; SRDS also with few and with many blocks and as published,
 CHORDS also with 8 cores. "auto" takes one of these. Networks of images are asked by a few of them.

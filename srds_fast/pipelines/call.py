@@ -159,8 +159,9 @@ def _run_call(
     if observer is None and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
         kind = kind_of_call(fast, loop)
         chosen = None if kind is None else state.explorations.get(kind)
-        if kind in state.refused:
-            return stock_call(fast, args, kwargs, arguments, state.refused[kind], own, running)
+        refused = None if kind is None else state.refused.get(kind)
+        if refused is not None:
+            return stock_call(fast, args, kwargs, arguments, refused, own, running)
         if chosen is not None and chosen.chose_stock:
             state.last.exploration = chosen
             return chosen_stock_call(fast, args, kwargs, arguments, chosen, running)

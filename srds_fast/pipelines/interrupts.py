@@ -80,7 +80,10 @@ class Interrupts:
         try:
             yield
         finally:
-            call.itself = False
+            with self._lock:
+                call.itself = False
+                if len(self._running) > 1:  # its mark is not for the others
+                    self.attributes[NAME] = False
 
     def look(self) -> None:
         """Give a mark that was set on the attributes to the call that it is meant for."""

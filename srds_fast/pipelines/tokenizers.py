@@ -49,8 +49,9 @@ class TokenizerPool:
         with self._lock:
             for number, (copied_state, _) in self._free.items():
                 if copied_state != state:
-                    del self._free[number]
-            copies = self._free.popitem()[1][1] if self._free else None
+                    self._free.pop(number)
+            taken = next((self._free.pop(number) for number, _ in self._free.items()), None)
+            copies = None if taken is None else taken[1]
         if copies is None:
             copies = {name: copy.deepcopy(original) for name, original in originals.items()}
         try:

@@ -39,12 +39,10 @@ class Planner:
     costs: Costs = field(default_factory=Costs)  # measurements of earlier calls
     cache: CurveCache | None = None  # where measured costs are kept for other processes
     audits: Cache[Audit] = field(default_factory=partial(Cache, "audits", stays=_stays))  # by kind of call and of run
-    # what they have learnt, as audits, is in `first_stops`
     learn_stop: bool = False  # whether calls learn when later ones may stop after the first iteration
-    first_stops: Cache[FirstStop] = field(default_factory=partial(Cache, "first stops"))
+    first_stops: Cache[FirstStop] = field(default_factory=partial(Cache, "first stops"))  # by the same
     # plans by number of steps, whether steps add noise, kind of calls as priced, and context
     calibrated: Cache[Plan] = field(default_factory=partial(Cache, "calibrated plans", stays=_stays))
-
     previews: bool = False  # somebody looks at the iterations of the call: a plan without any is no answer
     left_out: list[str] = field(default_factory=list)  # of a call with previews: what was not taken, and why
 

@@ -167,6 +167,7 @@ class Seeded(PrivateDraws):
     """The same draws each time that such a context is entered, also inside others of these contexts."""
 
     def of(self, device: torch.device) -> torch.Generator:
+        device = indexed(device)
         if device not in self._copies:
             self._copies[device] = torch.Generator(device).manual_seed(0)
         return self._copies[device]

@@ -547,7 +547,9 @@ def test_where_a_run_cannot_stop_yet_the_next_waves_are_launched_before_its_chan
     events: list[str] = []
     for owner, name, event in ((LoopGraph, "launch", "launch"), (Run, "_judge", "read")):
         own = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *given, own=own, event=event: (events.append(event), own(*given))[1])
+        monkeypatch.setattr(
+            owner, name, lambda *given, own=own, event=event, **how: (events.append(event), own(*given, **how))[1]
+        )
     if kind == "streamed":
         refinements(twins, twins.fast)
     else:

@@ -15,6 +15,7 @@ from cancelling import Flag
 from test_stock import chosen
 
 import srds_fast
+from srds_fast.pipelines.interrupts import Interrupts
 from srds_fast.solvers.registry import BY_NAME
 
 STEPS, SECONDS = 9, 60.0
@@ -238,3 +239,18 @@ def test_a_fallback_to_the_stock_loop_is_interrupted_by_its_thread(sd: Any) -> N
     latents(fast, callback=print, callback_steps=99)
     hook.remove()
     assert flag.calls == 3
+
+
+class Pipe:
+    def __init__(self) -> None:
+        self._interrupt = False
+
+
+def test_the_mark_of_a_call_on_the_pipeline_itself_is_not_for_others() -> None:
+    pipe = Pipe()
+    interrupts = Interrupts(pipe)
+    with interrupts.running() as other, interrupts.running() as stock:
+        with interrupts.on_pipeline_itself(stock):
+            stock.end_early()
+            assert pipe._interrupt
+        assert not other.is_asked()

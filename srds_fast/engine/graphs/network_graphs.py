@@ -108,7 +108,7 @@ class NetworkGraphs:
         static = [self._static(i, leaf) if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]
         inputs = [leaf for leaf in static if isinstance(leaf, Tensor)]
         args, kwargs = tree_unflatten(static, structure)
-        cancellation.look()
+        cancellation.look_within()
 
         def work(check: CaptureCheck) -> Any:
             with check.network(self._calls.compiled):

@@ -29,7 +29,7 @@ def utilisation(call: Callable[[], object], device: torch.device) -> float:
 
     def calls() -> None:
         for _ in range(CALLS):
-            cancellation.look()
+            cancellation.look_within()
             call()
 
     with torch.cuda.device(device):

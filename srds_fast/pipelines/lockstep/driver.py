@@ -298,7 +298,8 @@ class Driver:
         planner, compared = self._settings.planner, self._memory.compared
         merged = planner.max_rows != 1 and not self._in_order
         kind = kind_of_check(network), merged, self._in_order
-        if kind not in compared:
+        checked = compared.get(kind)
+        if checked is None:
             undo = ModuleState(network.modules, self._settings.generators)
             try:
                 how = {"merged": merged, "in_order": self._in_order}
@@ -308,8 +309,8 @@ class Driver:
                 undo.restore()
             if found is None:
                 return None
-            self.check = compared[kind] = found
-        return compared[kind].reason
+            checked = self.check = compared[kind] = found
+        return checked.reason
 
     def _price(self, noise: NoiseTable, inputs: SolverInputs, m: Tensor) -> Generator[Turn, Ran, Pricing]:
         """The costs of this call, of which turns make the rows."""

@@ -24,6 +24,8 @@ from .memory import LoopMemory
 from .rehearsal import Facts, Passes, Place, Rehearsal, kinds_of
 from .turns import LoopTurns, Ran, Turn, refused
 
+_UNKNOWN = "?"
+
 
 class RowTurns:
     """Evaluates waves. first: the loop's first turn, which was made with the network."""
@@ -58,7 +60,8 @@ class RowTurns:
                 continue
             network: Any = first.network
             decides = kind, merge, parts_that_decide([network])
-            if decides not in self._memory.checked:
+            reason = self._memory.checked.get(decides, _UNKNOWN)
+            if reason is _UNKNOWN:
                 calls = [first]
                 foreign = foreign_code([network]) is not None
                 # the same call in other steps: those of other guidance branches differ in their conditioning
@@ -69,8 +72,9 @@ class RowTurns:
                     calls += [] if call is None else [call]
                 if merge:
                     self._merged.learn([(first, other) for other in (calls[-1], calls[len(calls) // 2])])
-                self._memory.checked[decides] = check_answers([partial(self._alone, call) for call in calls], network)
-            if (reason := self._memory.checked[decides]) is not None:
+                reason = check_answers([partial(self._alone, call) for call in calls], network)
+                self._memory.checked[decides] = reason
+            if reason is not None:
                 raise UnsupportedPipeline(f"{reason[:1].upper()}{reason[1:]}. Run this call on the original pipeline.")
 
     def _call_at(self, place: Place, state: Tensor, kind: Hashable) -> Generator[Turn, Ran, Call | None]:

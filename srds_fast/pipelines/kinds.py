@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..caches import cached
+from ..engine.graphs.cache_key import Same
 from .modular.arguments import is_modular
 from .state import Arguments
 
@@ -25,19 +26,6 @@ MOST_SETTINGS = 8
 MOST_ENTRIES = 64
 # what turns do not depend on: a rehearsal finds a loop that draws, whichever generator it draws from
 _BESIDE_THE_LOOP = ("callback_on_step_end", "generator", "output_type", "return_dict")
-
-
-class _Same:
-    """Equal for the same object only, which is kept alive: its number is given to no other one."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other._value is self._value
-
-    def __hash__(self) -> int:
-        return id(self._value)
 
 
 class KindOfLoop(NamedTuple):
@@ -98,7 +86,7 @@ def _of_settings(settings: Mapping[str, Any], objects: bool = True) -> Hashable:
     found = []
     for name, value in settings.items():
         long = isinstance(value, dict | list | tuple | set | frozenset) and len(value) > MOST_ENTRIES
-        kind = (type(value), _Same(value), len(value)) if long else _of_value(value)
+        kind = (type(value), Same(value), len(value)) if long else _of_value(value)
         if kind is _UNKNOWN:
             kind = _of_object(value) if objects else (type(value), id(value))
         found.append((name, kind))

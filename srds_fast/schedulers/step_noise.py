@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +47,8 @@ class StepNoise:
         loop = OwnLoop(self.scheduler, self.call, self.start, device=like.device, generator=generator)
         for size in sizes:
             x = torch.zeros_like(like, dtype=sample_dtype)
-            loop.scaled(x)
-            added = loop.step(torch.zeros_like(like), x).to(dtype)
+            # a step may make tensors where it is told nothing; on the meta device they hold no numbers
+            with torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
+                loop.scaled(x)
+                added = loop.step(torch.zeros_like(like), x).to(dtype)
             yield added / size if size else torch.zeros_like(added)

@@ -49,7 +49,7 @@ def tensors_of(network: nn.Module) -> list[Tensor]:
 
 
 def _leaves_of(network: nn.Module, live: frozenset[int] = frozenset()) -> list[Any]:
-    """All that the modules of a network hold: tensors, modules, plain values, and objects as `_Same`."""
+    """All that the modules of a network hold: tensors, modules, plain values, and objects as `Same`."""
     return [leaf for module in network.modules() for leaf in leaves_of_module(module, live)]
 
 
@@ -72,7 +72,7 @@ def _add_leaves(value: Any, found: list[Any], depth: int) -> None:
     if isinstance(value, _CONTAINERS):
         found += (type(value), len(value))
     else:  # an attention processor or a configuration has settings of its own
-        found.append(_Same(value))
+        found.append(Same(value))
         if not depth:
             return
         depth -= 1
@@ -85,11 +85,11 @@ def _key_of(leaf: Any) -> Hashable:
         try:
             return leaf.data_ptr(), leaf.dtype, leaf.shape, leaf.stride()
         except (RuntimeError, ValueError):  # quantized, which is several tensors; or lazy, which is not made yet
-            return _Same(leaf), type(leaf)
+            return Same(leaf), type(leaf)
     return weakref.ref(leaf) if isinstance(leaf, nn.Module) else leaf
 
 
-class _Same:
+class Same:
     """An object by identity. It is held: after its end, another object may get its id."""
 
     __slots__ = ("value",)
@@ -98,7 +98,7 @@ class _Same:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
+        return isinstance(other, Same) and self.value is other.value
 
     def __hash__(self) -> int:
         return id(self.value)
@@ -158,7 +158,7 @@ def _key_behind(value: Any) -> Hashable:
     if isinstance(value, (*_CONTAINERS, *_FUNCTIONS)):
         return type(value).__name__  # its parts follow
     if isinstance(value, (type, ModuleType)) or inspect.isroutine(value):
-        return _Same(value)
+        return Same(value)
     if not _attributes_of(value):
         raise ValueError(f"behind the denoiser is a {type(value).__name__}, of which it is not known what it holds")
     return type(value).__name__

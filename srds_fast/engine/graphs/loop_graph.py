@@ -86,12 +86,12 @@ class LoopGraph:
                 self.broken = True
                 raise
 
-    def launch(self, number: int, *, ahead: bool = False) -> Stretch:
+    def launch(self, number: int, *, early: bool = False) -> Stretch:
         """Replay a stretch, recorded now if it has not been. Raises `cancellation.Left`.
 
-        ahead: the sample of the stretch before has not been handed out, which an interrupt waits for.
+        early: no sample has been handed out yet; an interrupt waits for the first one.
         """
-        cancellation.look_within() if ahead else cancellation.look()
+        cancellation.look_within() if early else cancellation.look()
         self.extend_to(number + 1)
         stretch = self._stretches[number]
         with telemetry.span(f"replay {self.program.first_iteration + number}", "replay", len(stretch.waves)):
@@ -171,7 +171,7 @@ def replay(
             arriving = _Arriving(stretch.checkpoint)
             last = number == captured.checkpoints - 1
             if not last and ahead(stretch.checkpoint.iteration):
-                following = captured.launch(number + 1, ahead=True)
+                following = captured.launch(number + 1, early=number == 0)
                 engine.dropped_waves = len(following.waves)  # dropped if the run ends here
             checkpoint = arriving.of(running)
             answer = yield checkpoint

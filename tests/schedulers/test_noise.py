@@ -122,7 +122,9 @@ def walk(scheduler: object, table: NoiseTable) -> None:
     stock_noise, our_noise = (torch.Generator().manual_seed(2) for _ in range(2))
     loop = OwnLoop(scheduler, table.call, generator=stock_noise)
     stock = ours = torch.randn(2, 3, 4, 4, generator=draw, dtype=torch.float64) * table.init_noise_sigma
+    torch.manual_seed(2)  # some draw from the global generator
     draws = draw_noise(table, stock, torch.float64, our_noise)
+    torch.manual_seed(2)
     x0 = None
     for index in range(table.num_steps):
         m = torch.randn(ours.shape, generator=draw, dtype=torch.float64)

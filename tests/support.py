@@ -1,6 +1,6 @@
-"""What is supported, as data: the test matrix runs every cell of it, and README's tables are written from it.
+"""What is supported, as data: the test matrix runs every cell of it, and the guide's tables are written from it.
 
-python tests/support.py          # writes the tables into README.md
+python tests/support.py          # writes the tables into srds_fast/pipelines/README.md
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from diffusers import (
 )
 from packaging.version import Version
 
-README = Path(__file__).parent.parent / "README.md"
+GUIDE = Path(__file__).parent.parent / "srds_fast" / "pipelines" / "README.md"
 STEPS = 9
 
 VP = {**tiny.SD_BETAS, "steps_offset": 1}
@@ -283,7 +283,7 @@ REPLACEMENTS = {
 
 
 def tables() -> str:
-    """README's tables."""
+    """the guide's tables."""
     lines = ["| pipeline | " + " | ".join(SCHEDULERS) + " |", "| --- |" + " --- |" * len(SCHEDULERS)]
     for pipeline in PIPELINES:
         verdicts = (pipeline.verdict(scheduler) for scheduler in SCHEDULERS)
@@ -302,9 +302,9 @@ BEGIN, END = "<!-- tables from tests/support.py -->", "<!-- end of the tables --
 
 
 def written(readme: str) -> str:
-    """README with the tables in their place."""
+    """The guide with the tables in their place."""
     return f"{readme.partition(BEGIN)[0]}{BEGIN}\n\n{tables()}\n\n{END}{readme.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text()))
+    GUIDE.write_text(written(GUIDE.read_text()))

@@ -1,4 +1,4 @@
-"""The support matrix: every cell of README's tables, against the stock pipeline."""
+"""The support matrix: every cell of the guide's tables, against the stock pipeline."""
 
 from __future__ import annotations
 
@@ -200,6 +200,6 @@ def test_refused_schedulers_get_the_line_of_the_table(names: str, other: str) ->
         assert f"`pipe.scheduler = diffusers.{other}.from_config(pipe.scheduler.config)`" in str(caught.value)
 
 
-def test_readme_holds_the_tables() -> None:
-    readme = support.README.read_text()
-    assert support.written(readme) == readme, "run `python tests/support.py`"
+def test_the_guide_holds_the_tables() -> None:
+    guide = support.GUIDE.read_text()
+    assert support.written(guide) == guide, "run `python tests/support.py`"

@@ -283,7 +283,7 @@ REPLACEMENTS = {
 
 
 def tables() -> str:
-    """the guide's tables."""
+    """The guide's tables."""
     lines = ["| pipeline | " + " | ".join(SCHEDULERS) + " |", "| --- |" + " --- |" * len(SCHEDULERS)]
     for pipeline in PIPELINES:
         verdicts = (pipeline.verdict(scheduler) for scheduler in SCHEDULERS)

@@ -23,15 +23,16 @@ from typing import NamedTuple
 from .convergence import Signs
 from .program import Boundary, Program
 
-# boundaries that count: four ratios, three factors between them
-BOUNDARIES = 4
+# boundaries that count: three ratios, two factors between them
+BOUNDARIES = 3
 # the next change is so many times what the ratios say, and never a smaller share
-CAUTION, SMALLEST = 1.5, 0.1
+CAUTION, SMALLEST = 1.6, 0.1
 # Ratios that grow are expected to grow as fast until the last boundary, and this many blocks further: the network
 # changes fast there.
-BLOCKS_MORE = 2
-# changes of the last boundary that are more than so many times those of the known boundaries say little: as its square
-MOST_GROWTH = 2.0
+BLOCKS_MORE = 3
+# Changes of the last boundary that are more than so many times those of the known boundaries say little: the share
+# counts the fourth power of the rest of that factor.
+MOST_GROWTH, GROWTH_POWER = 3.0, 4
 # A larger change, mean absolute, may have taken a sample to another mode of the data: nothing is said of it.
 LARGEST = 0.04
 ITERATION = 1
@@ -61,7 +62,7 @@ class Ahead(NamedTuple):
             return math.inf
         ratios = [after / before for before, after in zip(now, following, strict=True)]
         growth = max(1.0, *(after / before for before, after in pairwise(ratios)))
-        rises = max(1.0, changes[self.last] / (MOST_GROWTH * max(now))) ** 2
+        rises = max(1.0, changes[self.last] / (MOST_GROWTH * max(now))) ** GROWTH_POWER
         try:
             found = CAUTION * max(ratios) * growth ** (self.blocks + BLOCKS_MORE) * rises
         except OverflowError:

@@ -20,6 +20,8 @@ from .modular.arguments import is_modular
 from .state import Arguments
 
 _UNKNOWN = object()
+# the types of most settings; every call asks for some hundred values
+_PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
 # longer tensors are conditioning, which is known by its shape: a call may show that it is used in another way
 MOST_SETTINGS = 8
 # longer lists of a part, such as the 49,000 merges of a tokenizer, are known by identity and length: every call asks
@@ -111,6 +113,8 @@ def _of_blocks(block: Any) -> Hashable:
 
 
 def _of_value(value: Any, by_value: bool = True) -> Hashable:
+    if by_value and type(value) in _PLAIN:
+        return type(value), value
     if value is None or isinstance(value, Number | torch.dtype | torch.device):
         return type(value), value
     if isinstance(value, str):

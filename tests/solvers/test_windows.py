@@ -20,6 +20,7 @@ from srds_fast.planner.settings import Settings
 from srds_fast.solvers.sliding import (
     CAUTION,
     CAUTION_OF_SEEN,
+    LOOSEST,
     CarriedError,
     effect_of_movements,
     expected_responses,
@@ -103,6 +104,7 @@ def test_bounds_add_up_to_the_tolerance_for_gaussian_data() -> None:
     bounds = shared_bounds(effect, 4e-3)
     assert float((effect * bounds).sum()) == pytest.approx(4e-3 / CAUTION, rel=0.05)
     assert bool((bounds > 0).all() and bounds.isfinite().all())
+    assert torch.equal(shared_bounds(effect, 4e-2), shared_bounds(effect, LOOSEST))
     # where every step answers as the update assumes, nothing is left whatever moves
     assert bool(shared_bounds(torch.zeros(5, dtype=torch.float64), 4e-3).isfinite().all())
 

@@ -18,7 +18,10 @@ class Contraction(NamedTuple):
     first: float = 1.0
     first_caution: float = 1.0  # there, caution is so many times as large
     fewest: int = 1  # changes before which no error is estimated
-    ratios: int = 1  # how many ratios of successive changes count, at most; r follows from the largest
+    # How many ratios of successive changes count, at most. r follows from the largest; averaged: from the newest, or
+    # from their geometric mean where that is larger.
+    ratios: int = 1
+    averaged: bool = False
     caution: float = 2.0  # r is so many times that ratio: the next contraction may be weaker than the last
     smallest: float = 0.0  # least r, so that one lucky iteration does not end a run
     smallest_later: float = 0.0  # the same beyond `LATER` changes
@@ -45,11 +48,19 @@ BLOCKS = Contraction(first=0.75, ratios=2, smallest=0.5, least_share=0.05, least
 # ratio says nothing. They end in small movements that no longer shrink. At a loose tolerance, one of a thousand samples
 # of a trained policy came to rest until the fifth sweep, far away, and moved on in the sixth.
 SWEEPS = Contraction(first=0.3, fewest=6, ratios=3, smallest=0.3, slowest=0.9)
-# Secant sweeps converge faster than by any r, so the larger of two ratios needs no caution. Before the fourth wave some
-# points were never asked; at a loose tolerance, trained policies that turned late had come to rest in it.
-# Once all points are asked in every wave, changes shrink by the same share for long.
+# Secant sweeps converge faster than by any r, so two ratios need no caution, and the older one counts half. Before the
+# fourth wave some points were never asked; at a loose tolerance, trained policies that turned late had come to rest in
+# it. Once all points are asked in every wave, changes shrink by the same share for long.
 SECANTS = Contraction(
-    first=0.6, first_caution=1.5, fewest=4, ratios=2, caution=1.0, smallest=0.3, smallest_later=0.6, slowest=0.9
+    first=0.6,
+    first_caution=1.5,
+    fewest=4,
+    ratios=2,
+    averaged=True,
+    caution=1.0,
+    smallest=0.3,
+    smallest_later=0.6,
+    slowest=0.9,
 )
 LATER = 8
 # Secant sweeps visit points for the first time until the fourth wave: how much the changes before shrank says little.
@@ -86,8 +97,8 @@ def estimated_error(
 ) -> float:
     """Mean absolute error left after these changes, oldest first; infinite while they shrink too little to say.
 
-    The others as in `Signs`, of the newest iteration. A doubt counts more where changes shrink less than before. It is
-    independent of the change, so their squares are added.
+    The others as in `Signs`, of the newest iteration. A doubt counts more where changes shrink less than before; it, or
+    what the changes say, whichever is larger.
     """
     change = changes[-1]
     if change == 0.0:
@@ -96,8 +107,10 @@ def estimated_error(
         return math.inf
     r = min(contraction.first, ratio)
     if len(changes) > 1:
-        newest = changes[-1 - contraction.ratios :]
-        observed = max(after / before if before else math.inf for before, after in pairwise(newest))
+        ratios = [after / before if before else math.inf for before, after in pairwise(changes)][-contraction.ratios :]
+        if contraction.averaged:
+            ratios = [ratios[-1], math.prod(ratios) ** (1 / len(ratios))]
+        observed = max(ratios)
         smallest, caution = contraction.smallest, contraction.caution
         if len(changes) == contraction.fewest:
             smallest, caution = max(smallest, contraction.first), caution * contraction.first_caution
@@ -108,7 +121,7 @@ def estimated_error(
     change = max(change, contraction.least_of_boundary * boundary)
     if doubt:
         doubt *= _slowing(changes) ** 2
-    return math.hypot(change * r / (1 - r), doubt) if r < 1 else math.inf
+    return max(change * r / (1 - r), doubt) if r < 1 else math.inf
 
 
 def _slowing(changes: Sequence[float]) -> float:

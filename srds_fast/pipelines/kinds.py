@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
 from numbers import Number
 from types import CodeType, FunctionType, MethodType
@@ -20,6 +20,8 @@ from .modular.arguments import is_modular
 from .state import Arguments
 
 _UNKNOWN = object()
+# the types of most settings; every call asks for some hundred values
+_PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
 # longer tensors are conditioning, which is known by its shape: a call may show that it is used in another way
 MOST_SETTINGS = 8
 # longer lists of a part, such as the 49,000 merges of a tokenizer, are known by identity and length: every call asks
@@ -111,6 +113,8 @@ def _of_blocks(block: Any) -> Hashable:
 
 
 def _of_value(value: Any, by_value: bool = True) -> Hashable:
+    if by_value and type(value) in _PLAIN:
+        return type(value), value
     if value is None or isinstance(value, Number | torch.dtype | torch.device):
         return type(value), value
     if isinstance(value, str):
@@ -122,14 +126,24 @@ def _of_value(value: Any, by_value: bool = True) -> Hashable:
     if isinstance(value, torch.Generator):
         return (torch.Generator,)
     if isinstance(value, dict):
-        entries = [(key, _of_value(each, by_value)) for key, each in value.items()]
-        return _UNKNOWN if any(each is _UNKNOWN for _, each in entries) else (type(value), tuple(entries))
+        found = _of_values(value.values(), by_value)
+        return _UNKNOWN if found is None else (type(value), tuple(value), found)
     if isinstance(value, list | tuple):
-        found = [_of_value(each, by_value) for each in value]
-        return _UNKNOWN if any(each is _UNKNOWN for each in found) else (type(value), tuple(found))
+        found = _of_values(value, by_value)
+        return _UNKNOWN if found is None else (type(value), found)
     size = getattr(value, "size", None)
     if isinstance(size, tuple):  # an image
         return type(value), size, getattr(value, "mode", None)
     if isinstance(size, int) and hasattr(value, "tobytes"):  # an array
         return type(value), str(value.dtype), value.shape, value.tobytes() if size <= MOST_SETTINGS else None
     return _UNKNOWN
+
+
+def _of_values(values: Iterable[Any], by_value: bool) -> tuple[Hashable, ...] | None:
+    """None: one of them is of an unknown type."""
+    found = []
+    for value in values:
+        if (kind := _of_value(value, by_value)) is _UNKNOWN:
+            return None
+        found.append(kind)
+    return tuple(found)

@@ -163,7 +163,7 @@ def audit(found: Audit, plan: Plan, iterations: int, trial: Callable[[Plan, Obse
     for sample, expected in enumerate(reference):
         changes, errors = list[float](), list[tuple[float, float]]()
         for each, signs in zip(seen, of_samples, strict=True):
-            change, *others = (found[sample] for found in signs)
+            change, *others = signs[sample]
             changes.append(change)
             estimated = 0.0 if each.exact else estimated_error(changes, plan.options.contraction, *others)
             errors.append((estimated, float((each.sample[sample] - expected).abs().double().mean())))

@@ -27,7 +27,7 @@ from ..schedulers.steps import (
     second_order,
 )
 from ..schedulers.table import NoiseTable
-from .ahead import Ahead
+from .ahead import Told
 from .contract import SolverInputs
 from .program import Program
 
@@ -65,13 +65,13 @@ class Completed(NamedTuple):
     """A boundary as an iteration leaves it; its last one is a whole sample.
 
     change: entry of its change since the iteration before; None: it is not measured.
-    ahead: see `ahead.Ahead`.
+    told: see `ahead.Told`.
     """
 
     iteration: int
     slot: int
     change: int | None
-    ahead: Ahead | None = None
+    told: Told | None = None
 
 
 @dataclass

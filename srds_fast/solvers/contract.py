@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..kernels.wave_update import AS_THE_STATE, NetworkInput
-from .ahead import Ahead
+from .ahead import Told
+from .convergence import Signs
 
 
 class Evaluate(NamedTuple):
@@ -47,8 +48,8 @@ class Checkpoint:
     stationary: Tensor | None = None
     # [samples], expected mean absolute error of the sample that no change shows; None: there is none
     doubt: Tensor | None = None
-    # what changes at boundaries say of the next change of the sample, and these, [entries, samples]; None: nothing
-    ahead: Ahead | None = None
+    # what changes at boundaries say of the sample, and these, [entries, samples]; None: nothing
+    told: Told | None = None
     changes: Tensor | None = None
     # [samples], estimated mean absolute error, where the method itself ended the run; None: `change` decides
     error: Tensor | None = None
@@ -58,18 +59,14 @@ class Checkpoint:
         """The same with tensors of its own: who looks at it may write into it."""
         return replace(self.mapped(Tensor.clone, *vars(self)), final=final)
 
-    def signs(self) -> tuple[list[float], list[float], list[float]]:
-        """Change, doubt and the ratio of `ahead` of each sample, for `estimated_error`. Waits once for the device."""
+    def signs(self) -> list[Signs]:
+        """Of each sample. Waits once for the device."""
         assert self.change is not None
-        doubt, ratio = [0.0] * len(self.samples), [1.0] * len(self.samples)
-        if self.ahead is not None and self.changes is not None:
-            changes = self.changes.tolist()
-            change, ratio = changes[self.ahead.last], list(map(self.ahead.ratio, zip(*changes, strict=True)))
-        elif self.doubt is None:
-            change = self.change.tolist()
-        else:
-            change, doubt = torch.stack([self.change, self.doubt]).tolist()
-        return change, doubt, ratio
+        if self.told is not None and self.changes is not None:
+            return [self.told.signs(each) for each in zip(*self.changes.tolist(), strict=True)]
+        if self.doubt is None:
+            return list(map(Signs, self.change.tolist()))
+        return list(map(Signs, *torch.stack([self.change, self.doubt]).tolist()))
 
     def measured(self, take: Callable[[Tensor], Tensor]) -> Checkpoint:
         """The same with another tensor in the place of each that was measured; samples are its last dimension."""

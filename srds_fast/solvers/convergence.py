@@ -18,12 +18,18 @@ class Contraction(NamedTuple):
     first: float = 1.0
     first_caution: float = 1.0  # there, caution is so many times as large
     fewest: int = 1  # changes before which no error is estimated
-    ratios: int = 1  # how many ratios of successive changes count, at most; r follows from the largest
+    # How many ratios of successive changes count, at most. r follows from the largest; averaged: from the newest, or
+    # from their geometric mean where that is larger.
+    ratios: int = 1
+    averaged: bool = False
     caution: float = 2.0  # r is so many times that ratio: the next contraction may be weaker than the last
     smallest: float = 0.0  # least r, so that one lucky iteration does not end a run
     smallest_later: float = 0.0  # the same beyond `LATER` changes
     slowest: float = math.inf  # largest r
-    least_share: float = 0.0  # a change counts as no less than this share of the one before: it may be small by chance
+    # a change counts as no less than this share of the one before, and this of that of the boundary before the last, in
+    # the same iteration: it may be small by chance
+    least_share: float = 0.0
+    least_of_boundary: float = 0.0
 
     @property
     def blind(self) -> int:
@@ -35,17 +41,26 @@ class Contraction(NamedTuple):
 # bench/results.
 #
 # Parareal iterations. Changes may alternate, so that a small one is followed by a larger one: two ratios count, and a
-# tenth of the change before. After the first iteration the error may be three times its change.
-BLOCKS = Contraction(first=0.75, ratios=2, smallest=0.5, least_share=0.1)
+# twentieth of the change before. What the boundary before the last has changed by, the next iteration solves from.
+# After the first iteration the error may be three times its change.
+BLOCKS = Contraction(first=0.75, ratios=2, smallest=0.5, least_share=0.05, least_of_boundary=0.6)
 # Fixed-point methods begin with iterates that have little to do with the sample, and may rest before they move on: one
 # ratio says nothing. They end in small movements that no longer shrink. At a loose tolerance, one of a thousand samples
 # of a trained policy came to rest until the fifth sweep, far away, and moved on in the sixth.
 SWEEPS = Contraction(first=0.3, fewest=6, ratios=3, smallest=0.3, slowest=0.9)
-# Secant sweeps converge faster than by any r, so the larger of two ratios needs no caution. Before the fourth wave some
-# points were never asked; at a loose tolerance, trained policies that turned late had come to rest in it.
-# Once all points are asked in every wave, changes shrink by the same share for long.
+# Secant sweeps converge faster than by any r, so two ratios need no caution, and the older one counts half. Before the
+# fourth wave some points were never asked; at a loose tolerance, trained policies that turned late had come to rest in
+# it. Once all points are asked in every wave, changes shrink by the same share for long.
 SECANTS = Contraction(
-    first=0.6, first_caution=1.5, fewest=4, ratios=2, caution=1.0, smallest=0.3, smallest_later=0.6, slowest=0.9
+    first=0.6,
+    first_caution=1.5,
+    fewest=4,
+    ratios=2,
+    averaged=True,
+    caution=1.0,
+    smallest=0.3,
+    smallest_later=0.6,
+    slowest=0.9,
 )
 LATER = 8
 # Secant sweeps visit points for the first time until the fourth wave: how much the changes before shrank says little.
@@ -57,13 +72,33 @@ MOST_SLOWING = 20.0
 DIVERGENCE_FACTOR = 1e3
 
 
+class Signs(NamedTuple):
+    """What an iteration shows of the error of a sample.
+
+    Attributes:
+        change: see `Checkpoint`.
+        doubt: expected error that no change shows.
+        ratio: what the next iteration says of r; 1 or more: nothing.
+        boundary: the change of the boundary before the last, in the same iteration; 0: it is not known.
+    """
+
+    change: float
+    doubt: float = 0.0
+    ratio: float = 1.0
+    boundary: float = 0.0
+
+
 def estimated_error(
-    changes: Sequence[float], contraction: Contraction = BLOCKS, doubt: float = 0.0, ratio: float = 1.0
+    changes: Sequence[float],
+    contraction: Contraction = BLOCKS,
+    doubt: float = 0.0,
+    ratio: float = 1.0,
+    boundary: float = 0.0,
 ) -> float:
     """Mean absolute error left after these changes, oldest first; infinite while they shrink too little to say.
 
-    doubt: expected error that no change shows; it counts more where changes shrink less than before. The two are
-    independent, so their squares are added. ratio: what the next iteration says of r; 1 or more: nothing.
+    The others as in `Signs`, of the newest iteration. A doubt counts more where changes shrink less than before; it, or
+    what the changes say, whichever is larger.
     """
     change = changes[-1]
     if change == 0.0:
@@ -72,8 +107,10 @@ def estimated_error(
         return math.inf
     r = min(contraction.first, ratio)
     if len(changes) > 1:
-        newest = changes[-1 - contraction.ratios :]
-        observed = max(after / before if before else math.inf for before, after in pairwise(newest))
+        ratios = [after / before if before else math.inf for before, after in pairwise(changes)][-contraction.ratios :]
+        if contraction.averaged:
+            ratios = [ratios[-1], math.prod(ratios) ** (1 / len(ratios))]
+        observed = max(ratios)
         smallest, caution = contraction.smallest, contraction.caution
         if len(changes) == contraction.fewest:
             smallest, caution = max(smallest, contraction.first), caution * contraction.first_caution
@@ -81,9 +118,10 @@ def estimated_error(
             smallest = max(smallest, contraction.smallest_later)
         r = min(contraction.slowest, max(smallest, caution * observed))
         change = max(change, contraction.least_share * changes[-2])
+    change = max(change, contraction.least_of_boundary * boundary)
     if doubt:
         doubt *= _slowing(changes) ** 2
-    return math.hypot(change * r / (1 - r), doubt) if r < 1 else math.inf
+    return max(change * r / (1 - r), doubt) if r < 1 else math.inf
 
 
 def _slowing(changes: Sequence[float]) -> float:
@@ -113,34 +151,31 @@ class Monitor:
         self,
         iteration: int,
         samples: Sequence[int],
-        change: Sequence[float],
+        signs: Sequence[Signs],
         exact: bool,
         stationary: Sequence[bool],
-        doubt: Sequence[float] | None = None,
-        ratio: Sequence[float] | None = None,
     ) -> tuple[int, ...]:
-        """Positions (into `samples`) that must continue after iteration p >= 1; the arguments as in `Checkpoint`.
+        """Positions (into `samples`) that must continue after iteration p >= 1; the others as in `Checkpoint`.
 
         Raises Diverged if a change is not finite, or a thousand times the first.
         """
-        if not all(map(math.isfinite, change)):
+        if not all(math.isfinite(each.change) for each in signs):
             raise Diverged("a sample is not finite")
         self.change.append([None] * len(self.converged))
-        doubt = [0.0] * len(samples) if doubt is None else doubt
-        ratio = [1.0] * len(samples) if ratio is None else ratio
-        for sample, moved, rests, *signs in zip(samples, change, stationary, doubt, ratio, strict=True):
-            self.change[-1][sample] = moved
+        for sample, shown, rests in zip(samples, signs, stationary, strict=True):
+            self.change[-1][sample] = shown.change
             self.iterations[sample] = iteration
             self.exact[sample] = exact or rests
-            close = exact or rests or (not self.bitwise and self._is_close(sample, moved, *signs))
+            close = exact or rests or (not self.bitwise and self._is_close(sample, shown))
             self.converged[sample] = close or self.converged[sample]
         return tuple(position for position, sample in enumerate(samples) if not self.converged[sample])
 
-    def _is_close(self, sample: int, moved: float, doubt: float, ratio: float) -> bool:
+    def _is_close(self, sample: int, signs: Signs) -> bool:
+        moved, *others = signs
         if moved > DIVERGENCE_FACTOR * (self.change[0][sample] or math.inf):
             raise Diverged("the change of a sample has grown a thousandfold")
         changes = [seen for each in self.change if (seen := each[sample]) is not None]
-        error = estimated_error(changes, self.contraction, doubt, ratio)
+        error = estimated_error(changes, self.contraction, *others)
         # a run of constant latency goes on: changes that are rounding alone then say nothing
         self.errors[sample] = min(error, self.errors[sample]) if self.converged[sample] else error
         return error <= self.tolerance

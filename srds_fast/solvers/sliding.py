@@ -20,6 +20,9 @@ from .fixed_point.grid import responses, usual_std
 # Networks answer a movement with several times what Gaussian data do: bounds are such that for these the error would be
 # so many times less than the tolerance.
 CAUTION = 20.0
+# No tolerance gives looser bounds than this one. Where a trained policy turns late, an error of an early state grows a
+# thousand times, in a direction in which nothing has moved, so no row shows it.
+LOOSEST = 1e-2
 # The error may be so many times what the rows have shown.
 CAUTION_OF_SEEN = 4.0
 # no state has less than this share of the largest effect, so that bounds stay finite
@@ -56,6 +59,7 @@ def shared_bounds(effect: Tensor, tolerance: float) -> Tensor:
     networks may amplify; with bounds as of the posterior's standard deviation, runs took one wave more for as small
     errors. tolerance: of the mean absolute error of the sample.
     """
+    tolerance = min(tolerance, LOOSEST)
     root = effect.clamp(min=max(LEAST_EFFECT * float(effect.max()), torch.finfo(effect.dtype).tiny)).sqrt()
     return tolerance / (CAUTION * root.sum() * root)
 

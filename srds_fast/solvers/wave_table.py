@@ -15,7 +15,7 @@ from ..caches import cached
 from ..kernels.wave_update import WaveTable
 from ..schedulers.steps import CoarseSolver, TensorSpec
 from ..schedulers.table import NoiseTable
-from .ahead import ITERATION, Ahead, Watched, watched
+from .ahead import Tells
 from .compiler import CompiledProgram, Compiler, Completed, Form, Jump, x0_of
 from .program import Boundary, Program
 
@@ -37,7 +37,7 @@ def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, f
     begun: dict[tuple[int, int], int] = {}  # values made before each solve of a block
     looks_back = [jump.coefficients.d != 0.0 for jump in jumps] + [False]
     # an exact run does not estimate its error
-    tells, changes = None if form.bitwise else watched(program), dict[Boundary, int]()
+    tells, changes = None if form.bitwise else Tells(program), dict[Boundary, int]()
     for wave in program:
         compiler.begin([("state", row.iteration, row.block) for row in wave.rows])
         for index, (iteration, block, *_) in enumerate(wave.rows):
@@ -60,7 +60,7 @@ def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, f
                     compiler.wave.states.append((position + 1, value))
         for boundary in wave.boundaries:
             whole = boundary.boundary == program.num_blocks
-            measured = whole or (tells is not None and tells.includes(boundary))
+            measured = whole or (tells is not None and boundary in tells)
             completed = _complete(compiler, boundary, program, form.bitwise or measured, measured)
             if completed.change is not None:
                 changes[boundary] = completed.change
@@ -68,14 +68,8 @@ def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, f
                 compiler.wave.completed.append(completed)
         if tells is not None:  # the boundaries of later iterations come last in a wave
             found = compiler.wave.completed
-            found[:] = [each._replace(ahead=_ahead(tells, each, changes)) for each in found]
+            found[:] = [each._replace(told=tells.told(each.iteration, changes)) for each in found]
     return compiler.finish()
-
-
-def _ahead(tells: Watched, completed: Completed, changes: dict[Boundary, int]) -> Ahead | None:
-    if completed.iteration != ITERATION or completed.change is None:
-        return None
-    return tells.ahead(changes, completed.change)
 
 
 def _complete(compiler: Compiler, boundary: Boundary, program: Program, compared: bool, measured: bool) -> Completed:

@@ -47,15 +47,15 @@ class Waves:
 
     def checkpoint(self, completed: Completed) -> Checkpoint:
         """The sample that has just been completed; a copy."""
-        iteration, slot, entry, ahead = completed
+        iteration, slot, entry, told = completed
         sample, buffers = self._buffers.slots[slot].clone(), self._buffers
         change = stationary = None
         if entry is not None:
             change = buffers.change[entry]
             stationary = ~buffers.moved[iteration] if self._compiled.table.records_moved else None
         exact = iteration == self._program.exact_iteration
-        changes = None if ahead is None else buffers.change
-        return Checkpoint(iteration, sample, self.samples, change, exact, stationary, changes=changes, ahead=ahead)
+        changes = None if told is None else buffers.change
+        return Checkpoint(iteration, sample, self.samples, change, exact, stationary, told=told, changes=changes)
 
     def keep(self, running: tuple[int, ...]) -> None:
         """Continue with the samples at these positions only."""

@@ -9,7 +9,7 @@ import pytest
 from bench.regression.dispatched import Dispatched
 from bench.speed import host_time
 from bench.speed.host_time import PIPELINES, Case
-from srds_fast.solvers.ahead import watched
+from srds_fast.solvers.ahead import Tells
 
 
 def counts(case: Case, loop: str) -> list[Counter[str]]:
@@ -27,14 +27,14 @@ def test_a_wave_dispatches_little_and_never_waits(name: str) -> None:
     for method in ("srds", "srds plain"):
         waves = counts(case, method)
         program = case.loops[method].plan_for(**case.arguments).program()
-        tells = watched(program)
+        tells = Tells(program)
         assert len(waves) == len(program) - 2
         # the first two repeat the conditioning; the end of an iteration is judged by the host
         for turn, wave in list(zip(waves, program.waves[1:], strict=False))[2:]:
             if program.num_blocks not in [completed.boundary for completed in wave.boundaries]:
                 jumps = sum(row.coarse for row in wave.rows)
-                # whatever the number of rows; a boundary that tells of the next iteration is compared
-                told = sum(tells is not None and tells.includes(each) for each in wave.boundaries)
+                # whatever the number of rows; a boundary that tells of a sample is compared
+                told = sum(each in tells for each in wave.boundaries)
                 assert turn["operations"] <= most + 8 + jumps + 2 * len(wave.boundaries) + 4 * told
                 assert not turn["host_waits"]
 

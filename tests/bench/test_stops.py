@@ -12,7 +12,7 @@ from bench.quality import stops
 from bench.quality.recordings import Cost, Recording, Sample, Stop, recorded
 from bench.workloads import demonstrations, untuned
 from bench.workloads.problems import difference, mixture
-from srds_fast.solvers.convergence import BLOCKS
+from srds_fast.solvers.convergence import BLOCKS, Signs
 
 STEPS = 12
 
@@ -37,8 +37,8 @@ def recording(*errors: list[float], changes: list[float | None] | None = None) -
     """Iterations 0, 1, .. of 3, 4, .. waves if one is stopped there, and of a wave less if it is planned."""
     most = max(len(each) for each in errors)
     costs = [Cost(3 + number, 30 + number) for number in range(most)]
-    seen = [None, *(changes or [1.0] * most)]
-    samples = [Sample(seen[: len(each)], each, [0.0] * len(each), [1.0] * len(each)) for each in errors]
+    shown = [each and Signs(each) for each in (None, *(changes or [1.0] * most))]
+    samples = [Sample(shown[: len(each)], each) for each in errors]
     planned = [Cost(waves - 1, rows - 10) for waves, rows in costs]
     return Recording("a problem", 20, "srds", list(range(most)), [False] * most, costs, planned, samples)
 

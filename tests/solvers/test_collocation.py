@@ -300,11 +300,11 @@ def test_small_systems_are_inverted() -> None:
 # the estimated error
 
 
-def test_a_stop_by_the_larger_of_two_ratios() -> None:
+def test_a_stop_by_the_newest_ratio_or_the_mean_of_two() -> None:
     assert math.isinf(estimated_error([1.0, 0.1, 0.01], SECANTS)), "some points were never asked"
     assert estimated_error([1.0, 0.1, 0.01, 0.001], SECANTS) == pytest.approx(0.001 * 0.6 / 0.4), "they have just been"
-    assert estimated_error([1.0, 1.0, 0.5, 0.1], SECANTS) == pytest.approx(0.1 * 0.75 / 0.25), "with caution"
-    assert estimated_error([2.0, 1.0, 1.0, 0.5, 0.05], SECANTS) == pytest.approx(0.05)
+    assert estimated_error([1.0, 0.9, 0.9, 0.45], SECANTS) == pytest.approx(0.45 * 0.9 / 0.1), "with caution"
+    assert estimated_error([2.0, 1.0, 1.0, 0.8, 0.16], SECANTS) == pytest.approx(0.16 * 0.4 / 0.6), "the mean of both"
     assert estimated_error([2.0, 1.0, 0.1, 0.01, 0.006], SECANTS) == pytest.approx(0.006 * 0.6 / 0.4)
     assert estimated_error([2.0, 1.0, 0.1, 0.01, 0.001], SECANTS) == pytest.approx(0.001 * 0.3 / 0.7)
     assert estimated_error([2.0, 1.0, 1.0, 0.1, 0.5], SECANTS) == pytest.approx(9 * 0.5)
@@ -325,8 +325,9 @@ def test_loose_tolerances_are_kept_where_samples_turn_late() -> None:
     assert beyond <= 3
 
 
-def test_what_no_change_shows_is_added_in_squares() -> None:
-    assert estimated_error([0.48, 0.24, 0.12, 0.06, 0.03], SECANTS, 0.04) == pytest.approx(0.05)
+def test_what_no_change_shows_counts_where_it_is_larger() -> None:
+    assert estimated_error([0.48, 0.24, 0.12, 0.06, 0.03], SECANTS, 0.04) == pytest.approx(0.04)
+    assert estimated_error([0.48, 0.24, 0.12, 0.06, 0.03], SECANTS, 0.02) == pytest.approx(0.03)
     assert estimated_error([1.0, 0.5, 0.0], SECANTS, 0.04) == 0.04
     assert math.isinf(estimated_error([1.0, 0.5], SECANTS, 0.04))
 

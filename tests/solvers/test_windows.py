@@ -20,6 +20,7 @@ from srds_fast.planner.settings import Settings
 from srds_fast.solvers.sliding import (
     CAUTION,
     CAUTION_OF_SEEN,
+    LOOSEST,
     CarriedError,
     effect_of_movements,
     expected_responses,
@@ -50,7 +51,8 @@ def test_the_tolerance_asked_for_is_kept_in_few_waves(method: Any, num_steps: in
         assert int(beyond.sum()) <= 1
         assert found.report.missed <= 16
         waves.append(found.report.waves)
-    assert waves[0] <= waves[1] <= waves[2] <= num_steps
+    # windows begin elsewhere with other bounds, and may so reach the end one wave later
+    assert waves[0] - 1 <= waves[1] <= waves[2] <= num_steps
     assert waves[0] < waves[2]
     assert waves[1] < num_steps
 
@@ -103,6 +105,7 @@ def test_bounds_add_up_to_the_tolerance_for_gaussian_data() -> None:
     bounds = shared_bounds(effect, 4e-3)
     assert float((effect * bounds).sum()) == pytest.approx(4e-3 / CAUTION, rel=0.05)
     assert bool((bounds > 0).all() and bounds.isfinite().all())
+    assert torch.equal(shared_bounds(effect, 4e-2), shared_bounds(effect, LOOSEST))
     # where every step answers as the update assumes, nothing is left whatever moves
     assert bool(shared_bounds(torch.zeros(5, dtype=torch.float64), 4e-3).isfinite().all())
 

@@ -121,11 +121,20 @@ class Passes:
 class Rehearsal:
     """Rehearses the loop of one call.
 
-    x: the state of the first step. generators: those of the caller that the loop may draw from.
+    x: the state of the first step. output: the shape of its output. generators: those of the caller that the loop may
+    draw from.
     """
 
-    def __init__(self, turns: LoopTurns, passes: Passes, x: Tensor, generators: Sequence[torch.Generator]) -> None:
+    def __init__(
+        self,
+        turns: LoopTurns,
+        passes: Passes,
+        x: Tensor,
+        output: torch.Size,
+        generators: Sequence[torch.Generator],
+    ) -> None:
         self._turns, self._passes, self._probes, self._generators = turns, passes, Probes(x), generators
+        self._output = output
         self._digests = Digests()
         self._look: Callable[[Ran], None] = lambda ran: None
         self.made = 0  # turns
@@ -231,7 +240,7 @@ class Rehearsal:
         for step in self._order:
             given = self._probe(step, number)
             ran = yield from self._turn(Turn(step, given))
-            if ran.x.shape != given.shape or ran.m.shape != given.shape:
+            if ran.x.shape != given.shape or ran.m.shape != self._output:
                 raise refused(f"at step {step} its latents have another shape than at the first step")
             found.digests[step] = self._digests.of(ran)
             self._look(ran)

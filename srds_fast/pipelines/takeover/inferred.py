@@ -124,6 +124,8 @@ class Inference:
 
     def _look(self, ran: Ran) -> None:
         step, x = ran.turn.step, self._state_of(ran)
+        if ran.m.shape != ran.x.shape:
+            raise _NotTakenOver("its scheduler takes the size of its noise from the network")
         outputs = [
             self._placeholders.leaves_of(call, number, changed=ran.turn.changed == number)
             for number, call in enumerate(ran.calls)

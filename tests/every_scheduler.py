@@ -127,6 +127,11 @@ def has_table(name: str, config: dict[str, Any]) -> bool:
     return name != "DDIMInverse"
 
 
+def is_sampled(name: str, config: dict[str, Any]) -> bool:
+    """Whether `sample` takes it: SCM sets its timesteps by more than their number."""
+    return has_table(name, config) and name != "SCM"
+
+
 # schedulers that carry more from step to step than one x0
 HISTORIES: list[tuple[str, dict[str, Any]]] = [
     ("PNDM", {"skip_prk_steps": True}),

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .merging.rounding import distance
-from .merging.rule import flatten
+from ..engine.merging.rounding import distance
+from ..engine.merging.rule import flatten
 from .module_state import KNOWN, ModuleState, foreign_hooks, only_watches, package_of
 
 

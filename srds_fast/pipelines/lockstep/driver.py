@@ -14,6 +14,8 @@ from torch import Tensor
 from ...engine import cancellation
 from ...engine.cancellation import Interrupted
 from ...engine.costs import price
+from ...engine.merging.calls import MergedCalls
+from ...engine.merging.rule import Call
 from ...errors import InvalidArgument, UnsupportedPipeline
 from ...planner.search import Pricing
 from ...sampling.session import Session, no_room
@@ -22,8 +24,6 @@ from ...schedulers.reader import state_key
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs
 from ...solvers.registry import SEQUENTIAL
-from ..merging.calls import MergedCalls
-from ..merging.rule import Call
 from ..module_state import ModuleState, NetworkChanged, WeightsWritten
 from ..network_checks import NO_CHECK
 from ..networks import training
@@ -34,7 +34,7 @@ from ..takeover.verify import LEAKS, OWN_TURNS, Agreement, verified
 from .call_session import CallSession, refuse_other_shapes
 from .placeholders import Placeholders
 from .proxies import SchedulerProxy
-from .rehearsal import Facts, Passes, Rehearsal, StateChanged, kinds_of
+from .rehearsal import Facts, Passes, Rehearsal, StateChanged
 from .rows import RowTurns
 from .taken_over import kind_of_check, recorded, run_waves
 from .turn_costs import CallsOfTurns, with_turns
@@ -329,7 +329,7 @@ class Driver:
         samples, turns = self._samples, list[Ran]()
         for step in (0, noise.num_steps - 1):
             ran = yield from self._passes.turn(Turn(step, samples.state.to(m.dtype)))
-            turns += [ran] if not turns or kinds_of(ran) == kinds_of(turns[0]) else []
+            turns += [ran] if not turns or ran.kinds == turns[0].kinds else []
         calls = CallsOfTurns([each.calls for each in turns], self._merged)
         planner = self._settings.planner
         pricing = price(

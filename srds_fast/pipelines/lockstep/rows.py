@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ...engine import cancellation
+from ...engine.merging.calls import MergedCalls
+from ...engine.merging.rule import Call, same_call
 from ...errors import UnsupportedPipeline
-from ..merging.calls import MergedCalls
-from ..merging.rule import Call, kind_of, same_call
 from ..network_checks import check_answers, foreign_code, parts_that_decide
 from .digests import Digests
 from .memory import LoopMemory
-from .rehearsal import Facts, Passes, Place, Rehearsal, kinds_of
+from .rehearsal import Facts, Passes, Place, Rehearsal
 from .turns import LoopTurns, Ran, Turn, refused
 
 _UNKNOWN = "?"
@@ -82,7 +82,7 @@ class RowTurns:
         """The network call at a place, in a turn from this state."""
         ran = yield from self._passes.turn(Turn(place.step, state))
         found = ran.calls[place.number] if place.number < len(ran.calls) else None
-        return found if found is not None and kind_of(found) == kind else None
+        return found if found is not None and found.kind == kind else None
 
     def _alone(self, call: Call) -> Any:
         cancellation.wave(1)
@@ -133,7 +133,7 @@ class RowTurns:
         needs = []
         for turn in turns:
             ran = yield from self._passes.checked(turn)
-            if (kinds := kinds_of(ran)) not in self._facts.needs:
+            if (kinds := ran.kinds) not in self._facts.needs:
                 digests = Digests().of(ran)
                 self._facts.needs[kinds] = yield from self._rehearsal.needs(turn, digests)
             calls.append(ran.calls)

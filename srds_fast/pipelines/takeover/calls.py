@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only, tree_unflatten
 
+from ...engine.merging.rule import Call, is_list
 from ...sampling.rows import state_dtype
 from ..lockstep.turns import Ran
-from ..merging.rule import Call, is_list, leaves_of
 from .roles import Answer, ByStep, Column, Inferred, Joined, Pattern, Shared, State, Variant
 
 Arguments = dict[int | str, Any]  # of a network call, by position or name
@@ -69,13 +69,13 @@ def bound(inferred: Inferred, turns: Mapping[int, Ran], weights: torch.dtype) ->
 
 def arguments_of(call: Call) -> Arguments:
     """The arguments of a call, by position or name, as they were when it was made: loops reuse dictionaries."""
-    args, kwargs = tree_unflatten(*leaves_of(call))
+    args, kwargs = tree_unflatten(*call.flat)
     return {**dict(enumerate(args)), **kwargs}
 
 
 def parts_of(call: Call) -> list[Any]:
     """The leaves of `arguments_of`, without putting the arguments together once more."""
-    return [part for leaf in leaves_of(call)[0] for part in (leaf if is_list(leaf) else [leaf])]
+    return [part for leaf in call.flat[0] for part in (leaf if is_list(leaf) else [leaf])]
 
 
 def parts(value: Tensor, x: Tensor) -> Iterator[tuple[Joined | None, Tensor, Tensor | None]]:

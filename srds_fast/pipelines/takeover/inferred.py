@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_structure, tree_unflatten
 
+from ...engine.merging.rule import same
 from ..lockstep.placeholders import Placeholders
-from ..lockstep.turns import Ran
-from ..merging.rule import kind_of, same
+from ..lockstep.turns import Kinds, Ran
 from .calls import arguments_of, parts, parts_of
 from .roles import Answer, ByStep, Column, Inferred, Joined, Pattern, PerSample, Role, Shared, State, Variant
 
@@ -30,7 +30,6 @@ MOST_VALUES = 3
 MOST_BYTES = 1 << 28
 
 Way = tuple[State, bool]  # how an argument may hold the state, and whether it is times the scheduler's input scale
-Kinds = tuple[Hashable, ...]
 
 
 class _NotTakenOver(Exception):
@@ -131,7 +130,7 @@ class Inference:
             for number, call in enumerate(ran.calls)
         ]
         arguments = [parts_of(call) for call in ran.calls]
-        kinds = tuple(map(kind_of, ran.calls))
+        kinds = ran.kinds
         turns = self._turns.get(kinds)
         if turns is None:
             columns = _columns(outputs, x)

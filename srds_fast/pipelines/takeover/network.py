@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...engine.compiled import is_compiled
 from ...engine.eager import Evaluator
+from ...engine.graphs.adapter_scales import AdapterScales
 from ...engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ...engine.run import core_of
 from ...engine.streams import TwoLanes, has_two_lanes
@@ -21,8 +23,6 @@ from ...planner.plan import SLIDES, STATES_KEPT, Plan
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Core, Evaluate, SolverInputs
 from ...solvers.program import Boundary, Program, Row, Wave
-from ..compiled import is_compiled
-from ..lora import AdapterScales
 from .calls import Calls, NetworkCall, conditions_of, kind_of, signature_of, tensors_of, unscaled, with_tensors
 from .roles import Inferred
 from .rows import Around, Repeated

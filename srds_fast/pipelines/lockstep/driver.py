@@ -18,6 +18,7 @@ from ...engine.merging.calls import MergedCalls
 from ...engine.merging.rule import Call
 from ...errors import InvalidArgument, UnsupportedPipeline
 from ...planner.search import Pricing
+from ...sampling.recorded.roles import Inferred
 from ...sampling.session import Session, no_room
 from ...schedulers.private_draws import PrivateDraws
 from ...schedulers.reader import state_key
@@ -29,7 +30,6 @@ from ..network_checks import NO_CHECK
 from ..networks import training
 from ..takeover.inferred import Inference
 from ..takeover.network import RecordedNetwork
-from ..takeover.roles import Inferred
 from ..takeover.verify import LEAKS, OWN_TURNS, Agreement, verified
 from .call_session import CallSession, refuse_other_shapes
 from .placeholders import Placeholders

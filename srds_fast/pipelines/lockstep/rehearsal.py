@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ...engine.merging.rule import Call, same
 from ...errors import UnsupportedPipeline
+from ...sampling.recorded.roles import Inferred
 from ...schedulers.private_draws import PrivateDraws
 from ..module_state import ModuleState
 from ..takeover.inferred import Inference
-from ..takeover.roles import Inferred
 from .constraint import Arrival, Probes, arrival
 from .digests import Digests
 from .turns import Kinds, LoopTurns, Ran, Turn, refused

@@ -17,10 +17,22 @@ from torch import Tensor
 from torch.utils._pytree import tree_structure, tree_unflatten
 
 from ...engine.merging.rule import same
+from ...sampling.recorded.roles import (
+    Answer,
+    ByStep,
+    Column,
+    Inferred,
+    Joined,
+    Pattern,
+    PerSample,
+    Role,
+    Shared,
+    State,
+    Variant,
+)
 from ..lockstep.placeholders import Placeholders
 from ..lockstep.turns import Kinds, Ran
 from .calls import arguments_of, parts, parts_of
-from .roles import Answer, ByStep, Column, Inferred, Joined, Pattern, PerSample, Role, Shared, State, Variant
 
 # by the dtype of the networks' outputs: bound on the relative residual of a weighted sum, and the digits of its weights
 EXACT = {torch.float64: (1e-12, 12), torch.float32: (1e-5, 6), torch.float16: (4e-3, 3), torch.bfloat16: (3e-2, 2)}

@@ -20,12 +20,21 @@ from ...engine.streams import TwoLanes, has_two_lanes
 from ...kernels.common.dispatch import implementation
 from ...kernels.wave_update import NetworkInput
 from ...planner.plan import SLIDES, STATES_KEPT, Plan
+from ...sampling.recorded.calls import (
+    Calls,
+    NetworkCall,
+    conditions_of,
+    kind_of,
+    signature_of,
+    tensors_of,
+    with_tensors,
+)
+from ...sampling.recorded.roles import Inferred
+from ...sampling.recorded.rows import Around, Repeated
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Core, Evaluate, SolverInputs
 from ...solvers.program import Boundary, Program, Row, Wave
-from .calls import Calls, NetworkCall, conditions_of, kind_of, signature_of, tensors_of, unscaled, with_tensors
-from .roles import Inferred
-from .rows import Around, Repeated
+from .calls import unscaled
 
 # a weight of one branch that is 1, but for rounding
 LINEAR = 1e-9

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...engine import cancellation
 from ...engine.merging.rounding import distance
+from ...sampling.recorded.roles import Answer, ByStep, Column, Inferred, Role, State, Variant
 from ..lockstep.placeholders import Placeholders
 from ..lockstep.rehearsal import Passes
 from ..lockstep.turns import Ran, Turn
@@ -20,7 +21,6 @@ from ..network_checks import TWO_ANSWERS, Checked, why_order_matters
 from .calls import parts, parts_of
 from .inferred import EXACT, cut, is_scaled, residual
 from .network import RecordedNetwork
-from .roles import Answer, ByStep, Column, Inferred, Role, State, Variant
 
 # why a loop makes its own turns
 DIFFERS = "its network calls, repeated for rows, give something else"

@@ -40,7 +40,7 @@ class LearnedVariance:
         low, high = float(self.low[index]), float(self.high[index])
         return (0.5 * (low + (v + 1) * (0.5 * (high - low)))).exp()
 
-    def x0(self, x0: Tensor) -> Tensor:
+    def bounded(self, x0: Tensor) -> Tensor:
         """The bounded x0, [batch, ...]."""
         found: Tensor = clamped(x0, self.clip, leading=1)
         return found

@@ -155,7 +155,7 @@ class NoiseTable:
             return m
         at = {name: column[index] for name, column in self.numbers.items()}
         m, v = m.to(x.dtype).chunk(2, dim=1)
-        x0 = self.learned.x0(at["p"] * x + at["q"] * m)
+        x0 = self.learned.bounded(at["p"] * x + at["q"] * m)
         if z is not None and self.spread is not None and at["spread"]:
             of_x0 = at["alpha_next"] - at["sigma_next"] * at["alpha"] / at["sigma"]
             x0 = x0 + (self.learned.size(index, v) - at["spread"]) * z / of_x0

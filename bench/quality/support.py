@@ -3,7 +3,7 @@
     python -m bench.quality.support --write                    # all of it, about half an hour on one idle core
     python -m bench.quality.support --only Flux Wan            # some of the cases, printed as they come
     python -m bench.quality.support --only Flux Wan --write    # the rest of the committed file stays
-    python -m bench.quality.support --own --write              # every pipeline with its own scheduler, a third of it
+    python -m bench.quality.support --own --write              # every pipeline with its own scheduler, about half of it
 
 `--write` puts the figures into bench/results/support.json, and what they say into the page
 srds_fast/pipelines/SUPPORT.md and into the file srds_fast/pipelines/known_classes.json. What stays is marked there as

@@ -74,6 +74,7 @@ VERDICTS: dict[str, list[tuple[dict[str, Any], str | None]]] = {
     "SASolver": [({}, None), (V, None)],
     "ScoreSdeVe": [({}, "it has no `step`")],
     "ScoreSdeVp": [({}, "it has no `step`")],
+    "SCM": [({}, None)],
     "TCD": [({}, None), (V, None)],
     "UnCLIP": [({}, CLIPS), (UNCLIPPED, None)],
     "UniPCMultistep": [
@@ -88,7 +89,7 @@ VERDICTS: dict[str, list[tuple[dict[str, Any], str | None]]] = {
 # made with arguments, for tokens, for two steps at most, or with a package that is not installed
 NOT_MADE = {
     "Amused", "BlockRefinement", "ConsistencyDecoder", "DiscreteDDIM",
-    "EntropyBound", "HeliosDMD", "Helios", "Piflow", "RFD4Proteina", "SCM", "VQDiffusion",
+    "EntropyBound", "HeliosDMD", "Helios", "Piflow", "RFD4Proteina", "VQDiffusion",
 }  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def made(name: str, config: dict[str, Any], num_steps: int = STEPS) -> Any:
     if name == "CMStochasticIterative":
         num_steps = 10
     if hasattr(scheduler, "set_timesteps"):
-        scheduler.set_timesteps(num_steps)
+        scheduler.set_timesteps(num_steps, **({"intermediate_timesteps": None} if name == "SCM" else {}))
     return scheduler
 
 
@@ -124,6 +125,11 @@ READ = [
 def has_table(name: str, config: dict[str, Any]) -> bool:
     """Whether what is read of a scheduler is a table: its noise levels are known."""
     return name != "DDIMInverse"
+
+
+def is_sampled(name: str, config: dict[str, Any]) -> bool:
+    """Whether `sample` takes it: SCM sets its timesteps by more than their number."""
+    return has_table(name, config) and name != "SCM"
 
 
 # schedulers that carry more from step to step than one x0

@@ -20,7 +20,7 @@ from .verdicts import EXACT, FAILED, REFUSED, ROUNDING, WRONG, first_sentence
 STEPS = 20
 # of a scheduler that is made with arguments, or that takes fewer steps
 CONFIGS: dict[str, dict[str, Any]] = {"AmusedScheduler": {"mask_token_id": 1}}
-FEWER = {"CMStochasticIterativeScheduler": 10}
+FEWER = {"CMStochasticIterativeScheduler": 10, "SCMScheduler": 2}
 # options by which a class clips or thresholds, and what leaves that out
 UNCLIPPED = {"clip_sample": False, "clip_denoised": False}
 METHODS = ("srds", "collocation")

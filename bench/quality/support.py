@@ -3,11 +3,13 @@
     python -m bench.quality.support --write                    # all of it, about half an hour on one idle core
     python -m bench.quality.support --only Flux Wan            # some of the cases, printed as they come
     python -m bench.quality.support --only Flux Wan --write    # the rest of the committed file stays
+    python -m bench.quality.support --own --write              # every pipeline with its own scheduler, about half of it
 
 `--write` puts the figures into bench/results/support.json, and what they say into the page
-srds_fast/pipelines/SUPPORT.md and into the file srds_fast/pipelines/known_classes.json. The words of a verdict are
-explained in `verdicts.py`. With few steps each case runs by every method, exact and with the default tolerance, and by
-two methods with the other schedulers of its kind; with many steps it runs by two methods, which shows the waves.
+srds_fast/pipelines/SUPPORT.md and into the file srds_fast/pipelines/known_classes.json. What stays is marked there as
+of an earlier run. The words of a verdict are explained in `verdicts.py`. With few steps each case runs by every method,
+exact and with the default tolerance, and by two methods with the other schedulers of its kind; with many steps it runs
+by two methods, which shows the waves.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ import torch
 from bench.command import parser
 from bench.quality.every_scheduler import verdicts
 from bench.quality.support_page import PAGE, page
-from bench.quality.verdicts import FAILED, WRONG, Cell, at_length, by_scheduler, varied
+from bench.quality.verdicts import FAILED, WRONG, Cell, at_length, by_every_method, by_scheduler, varied
 from bench.workloads.classes import CASES, VARIATIONS
 from srds_fast.environment import environment
 from srds_fast.pipelines import known_classes
@@ -38,19 +41,20 @@ FILE = Path(__file__).parents[1] / "results" / "support.json"
 STEPS, LENGTH = 9, 50
 
 
-def cells(names: Sequence[str], steps: int, length: int) -> Iterator[Cell]:
-    """All cells of these cases. A case that this installation cannot build is told on stderr."""
+def cells(names: Sequence[str], steps: int, length: int, own: bool = False) -> Iterator[Cell]:
+    """All cells of these cases. A case that this installation cannot build is told on stderr. own: see `--own`."""
     for name in names:
         case = CASES[name]
         try:
-            case.build()
+            yield by_every_method(case, steps)
         except ImportError as why:
             print(f"left out: {why}", file=sys.stderr)
             continue
-        yield from by_scheduler(case, steps)
         if length:
             yield at_length(case, length)
-        yield from (varied(each, steps) for each in VARIATIONS if each.case == name)
+        if not own:
+            yield from by_scheduler(case, steps)
+            yield from (varied(each, steps) for each in VARIATIONS if each.case == name)
 
 
 def line(found: Cell) -> str:
@@ -74,11 +78,18 @@ def to_json(found: dict[str, Any]) -> str:
     return head + "\n}\n"
 
 
-def written(found: Sequence[Cell], names: Sequence[str]) -> dict[str, Any]:
-    """The content of the committed file with these cells in the place of those of the cases that ran."""
+def written(found: Sequence[Cell], names: Collection[str], own: bool) -> dict[str, Any]:
+    """The content of the committed file with these cells in the place of those of the cases that ran. own: see `--own`.
+
+    Those that stay are of an earlier run.
+    """
     before = json.loads(FILE.read_text()) if FILE.exists() else {"cells": [], "schedulers": []}
-    kept = [each for each in before["cells"] if each["case"] not in names and each["case"] in CASES]
-    every = [*kept, *(each.to_dict() for each in found)]
+    kept = [
+        each
+        for each in map(Cell.from_dict, before["cells"])
+        if each.case in CASES and not (each.case in names and (each.as_shipped or not own))
+    ]
+    every = [*(replace(each, earlier=True).to_dict() for each in kept), *(each.to_dict() for each in found)]
     order = list(CASES)
     every.sort(key=lambda each: order.index(each["case"]))
     versions = {**environment(), "diffusers": diffusers.__version__}
@@ -123,6 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     options_of = parser("bench.quality.support", __doc__, json=False)
     options_of.add_argument("--only", nargs="*", metavar="PART", help="cases whose names contain one of these")
+    options_of.add_argument("--own", action="store_true", help="only with a pipeline's own scheduler and call")
     options_of.add_argument("--steps", type=int, default=STEPS, help="few steps, for the products")
     options_of.add_argument("--length", type=int, default=LENGTH, help="many steps, for the waves; 0: none")
     options_of.add_argument("--write", action="store_true", help="write the committed file and the page anew")
@@ -139,14 +151,14 @@ def main(arguments: list[str] | None = None) -> None:
     names = [name for name in CASES if not options.only or any(part in name for part in options.only)]
     found, ran = list[Cell](), set[str]()
     with rehearsed_in_full():
-        for each in cells(names, options.steps, options.length):
+        for each in cells(names, options.steps, options.length, options.own):
             found.append(each)
             ran.add(each.case)
             print(line(each), flush=True)
             if options.write:
-                FILE.write_text(to_json(written(found, sorted(ran))))
+                FILE.write_text(to_json(written(found, ran, options.own)))
     if options.write:
-        content = written(found, sorted(ran))
+        content = written(found, ran, options.own)
         if not options.only:
             content["schedulers"] = verdicts()
         FILE.write_text(to_json(content))

@@ -30,6 +30,7 @@ its popular checkpoints have. Its result is compared with that of the stock pipe
 | stock: reason | the call ran on the stock loop |
 | refused: reason | `compile` raised an error, which says what to do |
 | - | the stock pipeline does not run with this scheduler |
+| * | measured in an earlier run than the rest |
 
 """
 
@@ -58,11 +59,15 @@ def _word(cell: Cell, method: str) -> str:
     return f"{run.verdict} {run.error:g}" if run.verdict == BEYOND else run.verdict
 
 
+def _marked(text: str, cell: Cell) -> str:
+    return f"{text} *" if cell.earlier else text
+
+
 def _own(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     """Cells with the case's own scheduler and call, by case: that of few steps, then that of many."""
     found = dict[str, list[Cell]]()
     for each in cells:
-        if each.own and not each.change:
+        if each.as_shipped:
             found.setdefault(each.case, []).append(each)
     return {case: sorted(group, key=lambda each: each.steps) for case, group in found.items()}
 
@@ -117,7 +122,14 @@ def _pipelines(cells: Sequence[Cell]) -> str:
         ]
         waves = [_waves(long, method) for method in ("srds", "collocation")]
         how = run.verdict if refused else PATHS[run.path or "stock"]
-        cells_of = [case, short.scheduler, how, *waves, f"{max(exact):.0e}" if exact else "-", run.reason or ""]
+        cells_of = [
+            _marked(case, short),
+            short.scheduler,
+            how,
+            *waves,
+            f"{max(exact):.0e}" if exact else "-",
+            run.reason or "",
+        ]
         rows.append(cells_of)
     header = ["pipeline", "scheduler", "how", "waves, srds", "waves, collocation", "difference", "reason"]
     return f"{text}\n{_table(header, rows)}"
@@ -141,7 +153,7 @@ def _methods(cells: Sequence[Cell]) -> str:
         if not group[0].runs:
             continue
         pairs = [[_brief(group[0], f"{name}, exact"), _brief(group[0], name)] for name in others]
-        rows.append([case, _brief(group[0], SEQUENTIAL), *(_both(*pair) for pair in pairs)])
+        rows.append([_marked(case, group[0]), _brief(group[0], SEQUENTIAL), *(_both(*pair) for pair in pairs)])
     return f"{text}\n{_table(['pipeline', SEQUENTIAL, *others], rows)}"
 
 
@@ -164,7 +176,7 @@ def _schedulers(cells: Sequence[Cell]) -> str:
         for each in cells:
             if not each.change and each.scheduler in known and "srds, exact" in each.runs:
                 verdict = _both(_brief(each, "srds, exact"), _brief(each, "collocation"))
-                of_case.setdefault(each.case, {})[each.scheduler] = verdict
+                of_case.setdefault(each.case, {})[each.scheduler] = _marked(verdict, each)
         rows = [[case, *(found.get(name, "-") for name in known)] for case, found in of_case.items()]
         parts.append(f"### {title}\n\n{_table(['pipeline', *known], rows)}")
     return "\n".join(parts)
@@ -178,7 +190,13 @@ def _variations(cells: Sequence[Cell]) -> str:
     )
     methods = (SEQUENTIAL, "srds, exact", "collocation")
     rows = [
-        [each.case, each.change, each.scheduler, str(each.turns or "-"), *(_word(each, name) for name in methods)]
+        [
+            _marked(each.case, each),
+            each.change,
+            each.scheduler,
+            str(each.turns or "-"),
+            *(_word(each, name) for name in methods),
+        ]
         for each in cells
         if each.change and each.runs
     ]

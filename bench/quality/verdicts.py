@@ -79,6 +79,7 @@ class Cell:
         own: the scheduler is the case's own.
         steps: `num_inference_steps`; turns: how often the stock loop steps.
         reason: why the stock pipeline does not run with this scheduler, or None.
+        earlier: it was measured in a run before that of the file.
     """
 
     case: str
@@ -88,7 +89,13 @@ class Cell:
     steps: int
     turns: int | None = None
     reason: str | None = None
+    earlier: bool = False
     runs: dict[str, Run] = field(default_factory=dict)
+
+    @property
+    def as_shipped(self) -> bool:
+        """With the case's own scheduler and call."""
+        return self.own and not self.change
 
     def to_dict(self) -> dict[str, Any]:
         found = {**asdict(self), "runs": {name: _said(asdict(run)) for name, run in self.runs.items()}}
@@ -100,7 +107,11 @@ class Cell:
 
 
 def _said(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if value not in (None, {}, "") or name == "change"}
+    return {
+        name: value
+        for name, value in found.items()
+        if (value not in (None, {}, "") or name == "change") and (value or name != "earlier")
+    }
 
 
 # ---- schedulers
@@ -284,11 +295,15 @@ def short_name(scheduler: Any) -> str:
     return known.get(cls, cls.removesuffix("Scheduler"))
 
 
-def by_scheduler(case: Case, steps: int) -> Iterator[Cell]:
-    """A case with its own scheduler by every method, and with the others of its kind by two."""
+def by_every_method(case: Case, steps: int) -> Cell:
+    """A case with its own scheduler by every method."""
     pipe = case.build()
-    own = pipe.scheduler
-    yield cell(case, pipe, short_name(own), steps, EVERY)
+    return cell(case, pipe, short_name(pipe.scheduler), steps, EVERY)
+
+
+def by_scheduler(case: Case, steps: int) -> Iterator[Cell]:
+    """A case with the other schedulers of its kind by two methods."""
+    own = case.build().scheduler
     if not hasattr(own, "set_timesteps"):
         return
     for name, scheduler in others(own).items():

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..caches import cached
-from ..errors import InvalidArgument, shown
-from .compiled import (
+from ..engine.compiled import (
     AUTO,
     MODES,
     Compiled,
@@ -30,6 +29,7 @@ from .compiled import (
     is_compiled,
     name_of,
 )
+from ..errors import InvalidArgument, shown
 
 # each has a version for torch's attention (suffix "2_0") and one for xformers (prefix "XFormers")
 STOCK_PROCESSORS = ("AttnProcessor", "AttnAddedKVProcessor", "JointAttnProcessor")

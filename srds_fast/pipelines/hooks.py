@@ -1,16 +1,31 @@
-"""Hooks of accelerate and diffusers on a pipeline's modules: those that move weights, or keep a state between calls."""
+"""Hooks on the modules of a pipeline: those of accelerate and diffusers, and those of the user.
+
+Hooks of accelerate and diffusers move weights, or keep a state between calls. A hook of the user's may change what a
+module is given or returns, or only watch, which its bytecode tells.
+"""
 
 from __future__ import annotations
 
+import dis
 import itertools
 from collections.abc import Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..caches import cached
+
 # attributes that hold them
 OFFLOADING = frozenset({"_hf_hook", "_diffusers_hook"})
+# attributes that hold torch's own
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# packages whose code keeps nothing between calls, unless an attribute of a module shows it
+KNOWN = ("torch", "diffusers", "transformers", "accelerate", "peft", "xformers", "srds_fast")
+# what hooks that count or keep what they see end with; not "add", which is also a name of what returns a tensor
+_COLLECT = ("append", "extend", "insert", "update", "put", "put_nowait", "clear")
+_RETURN_NOTHING = (*_COLLECT, "set", "setattr", "print")
 
 
 def hooked(root: nn.Module) -> list[nn.Module]:
@@ -55,3 +70,71 @@ def execution_device(pipe: Any) -> torch.device:
             return devices.pop()
     found: torch.device = pipe._execution_device
     return found
+
+
+def package_of(code: Any) -> str:
+    """The package that a function, a class or an object is from."""
+    return str(getattr(code, "__module__", None) or type(code).__module__).partition(".")[0]
+
+
+def foreign_hooks(module: nn.Module) -> list[Any]:
+    """The hooks of a module that are from packages that are not known."""
+    hooks = [hook for name in HOOKS if (table := module.__dict__[name]) for hook in list(table.values())]
+    return [each for each in hooks if package_of(getattr(each, "func", each)) not in KNOWN]
+
+
+def acting_hooks(module: nn.Module) -> list[Any]:
+    """Those of them that may change what a module is given, or what it returns."""
+    return [each for each in foreign_hooks(module) if not only_watches(each)]
+
+
+def only_watches(hook: Any) -> bool:
+    """Whether a hook returns nothing, so that it changes neither what a module is given nor what it returns."""
+    function = _function_of(hook)
+    if not isinstance(function, FunctionType):
+        function = type(function).__call__
+    return isinstance(function, FunctionType) and _returns_nothing(function.__code__)
+
+
+def code_of_hook(hook: Any) -> Any:
+    """The code of a hook: one that is hung up anew for every call is the same. What it reads `ModuleState` compares."""
+    code = getattr(_function_of(hook), "__code__", None)
+    return type(hook) if code is None else code
+
+
+def _function_of(hook: Any) -> Any:
+    function = getattr(hook, "func", hook)
+    return getattr(function, "__func__", function)
+
+
+@cached
+def _returns_nothing(code: CodeType) -> bool:
+    before: list[dis.Instruction] = []
+    for each in dis.get_instructions(code):
+        if each.opname == "RETURN_CONST" and each.argval is not None:
+            return False
+        if each.opname == "RETURN_VALUE":
+            if each.is_jump_target or not before:
+                return False
+            nothing = before[-1].opname == "LOAD_CONST" and before[-1].argval is None
+            if not nothing and _called_last(before) not in _RETURN_NOTHING:
+                return False
+        before.append(each)
+    return True
+
+
+def _called_last(before: list[dis.Instruction]) -> str | None:
+    """The name of the function whose result these instructions end with, as in `lambda *given: seen.append(given)`."""
+    if not before or before[-1].opname != "CALL":
+        return None
+    arguments, rest = before[-1].arg, before[:-1]
+    if rest and rest[-1].opname == "PRECALL":  # in Python 3.11, a part of CALL
+        rest.pop()
+    for each in reversed(rest):
+        if arguments == 0 and each.opname in ("LOAD_METHOD", "LOAD_ATTR", "LOAD_GLOBAL"):
+            return str(each.argval)
+        assert arguments is not None
+        arguments -= dis.stack_effect(each.opcode, each.arg, jump=False)
+        if arguments < 0 or each.is_jump_target:
+            return None
+    return None

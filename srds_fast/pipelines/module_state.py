@@ -7,81 +7,25 @@ writes to a tensor. A write through `.data`, or by code that is not torch's, is 
 
 from __future__ import annotations
 
-import dis
 import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
-from types import CellType, CodeType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..caches import cached
 from ..engine.graphs.cache_key import DEPTH, MACHINERY, OPAQUE, PLAIN, global_names
 from ..errors import UnsupportedPipeline
-from .hooks import OFFLOADING
+from .hooks import HOOKS, KNOWN, OFFLOADING, foreign_hooks, only_watches, package_of
 
-# packages whose code keeps nothing between calls, unless an attribute of a module shows it
-KNOWN = ("torch", "diffusers", "transformers", "accelerate", "peft", "xformers", "srds_fast")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-# what hooks that count or keep what they see end with; not "add", which is also a name of what returns a tensor
-_COLLECT = ("append", "extend", "insert", "update", "put", "put_nowait", "clear")
-_RETURN_NOTHING = (*_COLLECT, "set", "setattr", "print")
 _CONTAINERS = (list, dict, set, tuple, frozenset)
 _version = operator.attrgetter("_version")
-
-
-def foreign_hooks(module: nn.Module) -> list[Any]:
-    """The hooks of a module that are from packages that are not known."""
-    hooks = [hook for name in _HOOKS if (table := module.__dict__[name]) for hook in list(table.values())]
-    return [each for each in hooks if package_of(getattr(each, "func", each)) not in KNOWN]
-
-
-def only_watches(hook: Any) -> bool:
-    """Whether a hook returns nothing, so that it changes neither what a module is given nor what it returns."""
-    function = getattr(hook, "func", hook)
-    function = getattr(function, "__func__", function)
-    if not isinstance(function, FunctionType):
-        function = type(function).__call__
-    return isinstance(function, FunctionType) and _returns_nothing(function.__code__)
-
-
-@cached
-def _returns_nothing(code: CodeType) -> bool:
-    before: list[dis.Instruction] = []
-    for each in dis.get_instructions(code):
-        if each.opname == "RETURN_CONST" and each.argval is not None:
-            return False
-        if each.opname == "RETURN_VALUE":
-            if each.is_jump_target or not before:
-                return False
-            nothing = before[-1].opname == "LOAD_CONST" and before[-1].argval is None
-            if not nothing and _called_last(before) not in _RETURN_NOTHING:
-                return False
-        before.append(each)
-    return True
-
-
-def _called_last(before: list[dis.Instruction]) -> str | None:
-    """The name of the function whose result these instructions end with, as in `lambda *given: seen.append(given)`."""
-    if not before or before[-1].opname != "CALL":
-        return None
-    arguments, rest = before[-1].arg, before[:-1]
-    if rest and rest[-1].opname == "PRECALL":  # in Python 3.11, a part of CALL
-        rest.pop()
-    for each in reversed(rest):
-        if arguments == 0 and each.opname in ("LOAD_METHOD", "LOAD_ATTR", "LOAD_GLOBAL"):
-            return str(each.argval)
-        assert arguments is not None
-        arguments -= dis.stack_effect(each.opcode, each.arg, jump=False)
-        if arguments < 0 or each.is_jump_target:
-            return None
-    return None
 
 
 class NetworkChanged(Exception):
@@ -103,11 +47,6 @@ class WeightsWritten(UnsupportedPipeline):
             f"{part} was written to in the call, by the pipeline's loop or by a hook. What it held before is not "
             "known, so the call cannot start again. Load the weights again, and call the original pipeline."
         )
-
-
-def package_of(code: Any) -> str:
-    """The package that a function, a class or an object is from."""
-    return str(getattr(code, "__module__", None) or type(code).__module__).partition(".")[0]
 
 
 class ModuleState:
@@ -147,7 +86,7 @@ class ModuleState:
         state, held = module.__dict__, self._modules
         attributes = {each: value for each, value in list(state.items()) if each not in MACHINERY}
         held.add(name, state, tuple(attributes))
-        for table in ("_modules", *_HOOKS):
+        for table in ("_modules", *HOOKS):
             held.add(name, state[table])
         if moved := not OFFLOADING.isdisjoint(state):  # in every call its weights are moved
             held.moved = True

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .merging.rounding import distance
-from .merging.rule import flatten
-from .module_state import KNOWN, ModuleState, foreign_hooks, only_watches, package_of
+from ..engine.merging.rounding import distance
+from ..engine.merging.rule import flatten
+from .hooks import KNOWN, acting_hooks, code_of_hook, package_of
+from .module_state import ModuleState
 
 
 class Checked(NamedTuple):
@@ -39,7 +40,7 @@ def parts_that_decide(networks: Iterable[nn.Module]) -> Hashable:
             state = module.__dict__
             found += (type(module), state.get("forward"), state.get("processor"))
             if state["_forward_hooks"] or state["_forward_pre_hooks"]:
-                found += [_code_of_hook(each) for each in foreign_hooks(module) if not only_watches(each)]
+                found += map(code_of_hook, acting_hooks(module))
             waiting += state["_modules"].values()
     return tuple(found)
 
@@ -88,14 +89,6 @@ def foreign_code(networks: Iterable[nn.Module]) -> str | None:
     return None
 
 
-def _code_of_hook(hook: Any) -> Any:
-    """The code of a hook: one that is hung up anew for every call is the same. What it reads `ModuleState` compares."""
-    function = getattr(hook, "func", hook)
-    function = getattr(function, "__func__", function)
-    code = getattr(function, "__code__", None)
-    return type(hook) if code is None else code
-
-
 def _code_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
     state = module.__dict__
     yield "the class", type(module)
@@ -105,4 +98,4 @@ def _code_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
         yield "a replaced forward", getattr(forward, "func", forward)
     if (processor := state.get("processor")) is not None:
         yield "the attention processor", type(processor)
-    yield from (("a hook", each) for each in foreign_hooks(module) if not only_watches(each))
+    yield from (("a hook", each) for each in acting_hooks(module))

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..engine.compiled import unwrapped
 from ..errors import UnsupportedPipeline
-from .compiled import unwrapped
 
 
 def check_pipeline(pipe: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.merging.rule import Call
 from ..errors import UnsupportedPipeline
 from .guiders import own_guiders
 from .lockstep.joint import JointSteps
@@ -23,7 +24,6 @@ from .lockstep.own_enumerate import with_own_enumerate
 from .lockstep.placeholders import Placeholders
 from .lockstep.proxies import SchedulerProxy, copy_scheduler, copy_with_proxies
 from .lockstep.turns import LoopTurns, Ran, Script, Turn
-from .merging.rule import Call
 from .modular.arguments import is_modular
 from .modular.blocks import driven, without_progress_bar
 from .networks import upcast_copies

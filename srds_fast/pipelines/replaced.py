@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..engine.graphs.cache_key import global_names
 from ..schedulers.reader import replaced_methods
-from .network_checks import KNOWN
+from .hooks import KNOWN
 
 # objects at most in which a pipeline is looked for
 MOST_LOOKED_AT = 10_000

@@ -17,19 +17,19 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from .. import telemetry
 from ..engine import cancellation
 from ..engine.cancellation import Watch
+from ..engine.compiled import AUTO
+from ..engine.merging.rule import Call
 from ..errors import InvalidArgument
 from ..planner.exploration import STOCK, Exploration
 from ..sampling.trials import TurnClock
 from ..schedulers.private_draws import PrivateDraws
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
-from .compiled import AUTO
 from .guiders import own_guiders
 from .hooks import execution_device
 from .interrupts import RunningCall
 from .kinds import KindOfLoop
 from .lockstep.proxies import NetworkProxy, copy_scheduler
-from .merging.rule import Call
 from .modular.blocks import without_progress_bar
 from .networks import networks_of
 from .notices import warn_fallback

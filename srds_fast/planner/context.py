@@ -62,6 +62,8 @@ def context_of(
 @cached
 def _digest_of_steps(noise: NoiseTable) -> str:
     found = [noise.timesteps.tolist(), sorted(noise.numbers.items()), noise.clip, noise.clip_epsilon]
+    if noise.learned is not None:
+        found += [noise.learned.low.tolist(), noise.learned.high.tolist(), noise.learned.clip]
     if noise.triangles is not None:
         found += [each.tolist() for each in (noise.triangles.of_x, noise.triangles.of_m, noise.triangles.of_z)]
     return _digest(found)

@@ -32,6 +32,7 @@ from ..planner.exploration import STOCK, Exploration
 from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
 from ..planner.settings import GRAPH_ENGINES, Settings
 from ..schedulers.own_loop import OwnLoop
+from ..schedulers.refusal import refused
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table
 from ..solvers.checks import check_switch
@@ -234,6 +235,8 @@ def sampled(
         ):
             telemetry.phase("plan")
             noise = noise_table(scheduler, eta=eta)
+            if noise.learned is not None:
+                raise refused(scheduler, "its steps take the size of their noise from further channels of the network")
             if warm_start is not None:
                 check_warm_start(warm_start, (noise.num_steps + 1, *x.shape))
             inputs = SolverInputs(

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..errors import UnsupportedScheduler
 from ..kernels.common.clamping import Clip, Threshold
+from .learned_variance import LearnedVariance
+from .refusal import refused
 from .table import NoiseTable
 
 Builder = Callable[..., NoiseTable]
@@ -73,12 +75,8 @@ def ddpm(scheduler: Any) -> NoiseTable:
     """Ho et al. 2020, eq. (6) and (7): the posterior mean c0 * x0 + c1 * x, and its noise."""
     config, timesteps, abar_table = scheduler.config, scheduler.timesteps.cpu(), scheduler.alphas_cumprod.cpu()
     variance_type = config.variance_type
-    if variance_type not in ("fixed_small", "fixed_small_log", "fixed_large"):
-        raise UnsupportedScheduler(
-            f"DDPMScheduler with variance_type={variance_type!r} is not supported. The noise of a step then depends "
-            "on the network. Write `pipe.scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config, "
-            "variance_type='fixed_small')`."
-        )
+    if variance_type not in ("fixed_small", "fixed_small_log", "fixed_large", "learned_range"):
+        raise refused(scheduler, f"variance_type={variance_type!r} is not known")
     before = [int(scheduler.previous_timestep(t)) for t in scheduler.timesteps]
     abar = abar_table[timesteps]
     abar_next = torch.stack([abar_table[t] if t >= 0 else scheduler.one.cpu() for t in before])
@@ -86,8 +84,14 @@ def ddpm(scheduler: Any) -> NoiseTable:
     kept = abar / abar_next
     of_x0 = (abar_next**0.5 * (1 - kept) / (1 - abar)).double()
     of_x = (kept**0.5 * (1 - abar_next) / (1 - abar)).double()
-    variance = torch.stack([scheduler._get_variance(t) for t in timesteps])
-    spread = variance if variance_type == "fixed_small_log" else variance**0.5
+    learned, clip = None, clip_of(config)
+    if variance_type == "learned_range":
+        small = torch.stack([scheduler._get_variance(t, variance_type="fixed_small") for t in timesteps])
+        learned, clip = LearnedVariance(small.log().double(), (1 - kept).log().double(), clip), None
+        spread = learned.middle
+    else:
+        variance = torch.stack([scheduler._get_variance(t) for t in timesteps])
+        spread = variance if variance_type == "fixed_small_log" else variance**0.5
     draws = timesteps > 0
     alpha, sigma = abar.sqrt().double(), (1 - abar).sqrt().double()
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
@@ -98,9 +102,10 @@ def ddpm(scheduler: Any) -> NoiseTable:
         # c1 * x expressed by x0 and its eps: x = alpha * x0 + sigma * eps
         timesteps, alpha, sigma, of_x0 + of_x * alpha, of_x * sigma, p, q, (1 - alpha * p) / sigma, -alpha * q / sigma,
         input_scale=one,
-        clip=clip_of(config),
+        clip=clip,
         init_noise_sigma=float(scheduler.init_noise_sigma),
         clip_epsilon=True,
+        learned=learned,
         spread=spread.double() * draws,
         draws=draws,
     )  # fmt: skip

@@ -47,6 +47,8 @@ def _asked(scheduler: Any, triangles: Triangles) -> Tensor:
             levels = torch.stack((alphas, betas), 1)[:-1].cpu().double()
             if bool((levels.norm(dim=1) - 1).abs().max() < 1e-6):  # those of each turn (IPNDM)
                 return levels
+        if (of_velocity := _of_velocity(scheduler, triangles)) is not None:
+            return of_velocity
         if not isinstance(sigmas, Tensor) or len(sigmas) != len(timesteps) + 1 or float(sigmas.max()) > 1:
             raise refused(scheduler, "its noise levels are not known, as it has no `add_noise` and no `scale_noise`")
         return _between_data_and_noise(torch.stack((1 - sigmas[:-1], sigmas[:-1]), 1).cpu().double())
@@ -66,6 +68,19 @@ def _asked(scheduler: Any, triangles: Triangles) -> Tensor:
         other = (sigma - levels[:, 1]).abs() > SAME_X0 * (sigma + levels[last, 1])
         levels[:, 1] = torch.where(other, sigma, levels[:, 1])
     return levels
+
+
+def _of_velocity(scheduler: Any, triangles: Triangles) -> Tensor | None:
+    """Levels on a circle, where the step reports x0 = cos(t) * x - sin(t) * m (TrigFlow, Lu and Song 2024, eq. 6).
+
+    There x = cos(t) * x0 + sin(t) * noise, with noise of the standard deviation `sigma_data`. None: it does not.
+    """
+    levels = torch.stack((triangles.x0_of_x, -triangles.x0_of_m), 1)
+    # not so with NaN, where none is reported. A rounded angle may begin beyond pure noise
+    if not bool((levels.norm(dim=1) - 1).abs().max() < 1e-6) or bool((levels < -1e-5).any()):
+        return None
+    levels[:, 1] *= float(scheduler.config.get("sigma_data", 1.0))
+    return levels.clamp(min=0)
 
 
 def _between_data_and_noise(levels: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ _REPLACED_BY = {
 
 # values of options that are supported, by class; the first one is put into the line to write
 _DPM: dict[str, tuple[Any, ...]] = {"variance_type": (None,)}
-_DDPM: dict[str, tuple[Any, ...]] = {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}
+_DDPM: dict[str, tuple[Any, ...]] = {
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")
+}
 _OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
     "DDPM": _DDPM,
     "DDPMParallel": _DDPM,

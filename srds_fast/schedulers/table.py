@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.common.clamping import Clip, clamped
+from .learned_variance import LearnedVariance
 from .memory import Memory, minimal_memory
 from .own_loop import StepCall
 from .reader import Triangles
@@ -57,6 +58,7 @@ class NoiseTable:
     # of the draws, by the dtypes of the network's output and of the sample; else that of the output
     draw_dtypes: Mapping[tuple[torch.dtype, torch.dtype], torch.dtype] = field(default_factory=dict)
     call: StepCall = field(default_factory=StepCall)  # how a loop calls the step
+    learned: LearnedVariance | None = None  # the network also predicts how large the noise is, see `folded`
     step_noise: StepNoise | None = None  # asks the steps for their noise; None: a step draws once, from the generator
     triangles: Triangles | None = None  # the steps; None: x0_prev is all that they need of earlier ones
     memory: Memory | None = None  # the same as a recursion: what is carried from step to step
@@ -95,6 +97,8 @@ class NoiseTable:
                 columns["momentum"][:1] = 0.0
             if self.triangles is not None and self.memory is not None:
                 columns |= self._turns(start, stop, afresh=afresh or start == 0)
+            if self.learned is not None:
+                columns["learned"] = self.learned.part(start, stop)
             if self.step_noise is not None and start > 0:
                 columns["step_noise"] = self.step_noise.begun_at(start)
             self._parts[key] = replace(self, **columns)
@@ -137,6 +141,25 @@ class NoiseTable:
         x0 = self.numbers["p"][index] * x + self.numbers["q"][index] * m
         found: Tensor = clamped(x0, self.clip, leading=1)
         return found
+
+    def prediction_of(self, m: Tensor, x: Tensor) -> Tensor:
+        """What a network returns, [batch, channels, ...], without the variance that it predicts."""
+        return m if self.learned is None else m.narrow(1, 0, x.shape[1])
+
+    def folded(self, index: int, x: Tensor, m: Tensor, z: Tensor | None) -> Tensor:
+        """The output with which `step` and the solvers make of x what step `index` makes of m, which holds a variance.
+
+        x, z: [batch, channels, ...], as `step` takes them. m: [batch, 2 * channels, ...], or as x without `learned`.
+        """
+        if self.learned is None:
+            return m
+        at = {name: column[index] for name, column in self.numbers.items()}
+        m, v = m.to(x.dtype).chunk(2, dim=1)
+        x0 = self.learned.bounded(at["p"] * x + at["q"] * m)
+        if z is not None and self.spread is not None and at["spread"]:
+            of_x0 = at["alpha_next"] - at["sigma_next"] * at["alpha"] / at["sigma"]
+            x0 = x0 + (self.learned.size(index, v) - at["spread"]) * z / of_x0
+        return (x0 - at["p"] * x) / at["q"]
 
     def step(
         self, index: int, x: Tensor, m: Tensor, carried: Tensor | None = None, z: Tensor | None = None

@@ -149,12 +149,13 @@ def _check_against(scheduler: Any, table: NoiseTable, call: StepCall) -> None:
             asked = list(table.step_noise.of(table.spreads, *like))
     x = table.init_noise_sigma * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
     carried, number = None, table.numbers
+    clip = table.clip if table.learned is None else table.learned.clip
     with Seeded():
         loop = OwnLoop(scheduler, call, generator=noise, options=options)
         for index in range(table.num_steps):
             # an output with which x0 has the size of data. If it is clipped, of its bound, and in every second step far
             # beyond: a threshold is no clamp where most elements are beyond 1
-            size_of_x0 = 1.0 if table.clip is None else max(1.0, range_of(table.clip)) * (1.0 if index % 2 else 8.0)
+            size_of_x0 = 1.0 if clip is None else max(1.0, range_of(clip)) * (1.0 if index % 2 else 8.0)
             x0 = size_of_x0 * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
             m = (x0 - number["p"][index] * x) / number["q"][index]
             scaled, expected_noise, z = loop.scaled(x), noise.clone_state(), None
@@ -163,7 +164,10 @@ def _check_against(scheduler: Any, table: NoiseTable, call: StepCall) -> None:
             elif table.draws is not None and bool(table.draws[index]):
                 drawn_in = table.draw_dtypes.get((m.dtype, x.dtype), m.dtype)
                 z = torch.randn(shape, dtype=drawn_in, generator=expected_noise, device="cpu").to(m.dtype)
+            if table.learned is not None:
+                m = torch.cat((m, torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")), 1)
             expected = loop.step(m, x).double()
+            m = table.folded(index, x, m, z)
             found, carried = table.step(index, x, m, carried, z)
             # x0 is a small difference of large numbers where there is much noise
             largest_x = _largest(x)

@@ -18,10 +18,10 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 import srds_fast
+from srds_fast.engine.compiled import compiled
 from srds_fast.errors import InvalidArgument
 from srds_fast.pipelines import acceleration
 from srds_fast.pipelines.acceleration import Applied, NetworkOptions, applied
-from srds_fast.pipelines.compiled import compiled
 
 KINDS = ["stable_diffusion", "stable_diffusion_controlnet", "stable_diffusion_3", "flux", "pixart", "dit", "ddim"]
 # settings that change what a running call computes: (first call, a call during it)

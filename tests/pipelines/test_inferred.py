@@ -15,11 +15,11 @@ from thinned import thinned_product
 from torch import Tensor, nn
 
 import srds_fast
+from srds_fast.engine.merging.rule import Call
 from srds_fast.pipelines.lockstep.placeholders import Placeholders
 from srds_fast.pipelines.lockstep.turns import Ran, Turn
-from srds_fast.pipelines.merging.rule import Call
 from srds_fast.pipelines.takeover.inferred import Inference
-from srds_fast.pipelines.takeover.roles import ByStep, Column, Inferred, Joined, PerSample, Shared, State
+from srds_fast.sampling.recorded.roles import ByStep, Column, Inferred, Joined, PerSample, Shared, State
 
 # pipelines of the default command
 SOME = ("stable_diffusion", "stable_diffusion_controlnet", "flux_guidance", "pixart", "dit", "ddpm")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import srds_fast
 from srds_fast.engine.run import Run
+from srds_fast.pipelines.hooks import only_watches
 from srds_fast.pipelines.lockstep.memory import LoopMemory
-from srds_fast.pipelines.module_state import only_watches
 
 STEPS, WHEN = 12, 5
 CALL: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": STEPS, "guidance_scale": 4.0}

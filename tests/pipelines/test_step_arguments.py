@@ -50,6 +50,20 @@ def test_two_draws_a_step_leave_the_generator_where_stock_does(how: dict[str, An
         assert fast.report.path != "stock"
 
 
+@pytest.mark.parametrize("name", ["IFPipeline", "SanaSprintPipeline"])
+def test_the_size_of_the_noise_or_the_level_is_known_to_the_step_alone(name: str) -> None:
+    """Deep Floyd's network predicts how much noise a step adds; SCM tells no noise level but by its x0."""
+    call = CASES[name].call
+    expected, state = called(CASES[name].build(), call)
+    for how in ({"method": "sequential"}, {"method": "srds", "exact": True}):
+        fast = srds_fast.compile(CASES[name].build(), **how)
+        for _ in range(2):  # the second call knows its kind
+            found, ours = called(fast, call)
+            assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+            assert torch.equal(ours, state)
+            assert fast.report.path == "drive"
+
+
 @pytest.mark.parametrize("name", ["CogVideoXPipeline", "StableCascadePriorPipeline"])
 def test_half_precision_loses_no_more_than_stock(name: str) -> None:
     """The loop of the one converts outputs, that of the other its timesteps: draws and steps then differ by more."""

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor
 
 import srds_fast
-from srds_fast.pipelines.merging.rule import Call
+from srds_fast.engine.merging.rule import Call
 from srds_fast.pipelines.takeover.calls import arguments_of
 from srds_fast.pipelines.takeover.inferred import Inference
 from srds_fast.pipelines.takeover.network import RecordedNetwork

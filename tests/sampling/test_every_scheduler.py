@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from every_scheduler import HISTORIES, READ, has_table, made
+from every_scheduler import HISTORIES, READ, is_sampled, made
 from problems import GaussianMixture
 from thinned import thinned_product
 from torch import Tensor
@@ -30,7 +30,7 @@ CLIPPED: list[tuple[str, dict[str, Any]]] = [
 ]
 # every method where steps need the most of earlier ones
 CASES = [(each, name) for each in HISTORIES for name in BY_NAME]
-ACCEPTED = [(name, config) for name, config in [*READ, *CLIPPED] if has_table(name, config)]
+ACCEPTED = [(name, config) for name, config in [*READ, *CLIPPED] if is_sampled(name, config)]
 METHODS = {
     "sequential": {"method": "sequential"},
     "srds": {"method": "srds", "exact": True},

@@ -12,7 +12,7 @@ import tiny
 import torch
 from calls import assert_close, latents
 from diffusers import DDIMScheduler, DDPMWuerstchenScheduler
-from every_scheduler import READ, has_table, made
+from every_scheduler import READ, is_sampled, made
 from fixed_points import FORMS
 from torch import Tensor
 
@@ -42,7 +42,7 @@ METHODS: dict[str, Method] = {method.name: method() for method in REGISTERED} | 
 defaults = pytest.mark.parametrize("default", DEFAULTS.values(), ids=DEFAULTS)
 # of this one the noise is a path whose package, torchsde, recurses without end for times in bfloat16
 RECURSES = "CosineDPMSolverMultistep"
-SCHEDULERS = {name: config for name, config in reversed(READ) if has_table(name, config) and name != RECURSES}
+SCHEDULERS = {name: config for name, config in reversed(READ) if is_sampled(name, config) and name != RECURSES}
 WEIGHTS = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) / 8**0.5
 NOISE = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
 

@@ -20,6 +20,7 @@ from diffusers import (
 from every_scheduler import HISTORIES, READ, has_table, made
 from thinned import thinned, thinned_product
 
+import srds_fast
 import srds_fast.schedulers.verify as noise_module
 from srds_fast.errors import UnsupportedScheduler
 from srds_fast.kernels.common.clamping import Threshold
@@ -211,6 +212,30 @@ def test_clipped_epsilon_is_ddims_own(clip: bool) -> None:
     torch.testing.assert_close(table.step(3, x, m)[0], stock, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("bound", [{"clip_sample": False}, {"clip_sample": True}, {"thresholding": True}], ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_noise_of_a_predicted_size_is_ddpms_own(prediction: str, bound: dict[str, Any]) -> None:
+    scheduler = DDPMScheduler(variance_type="learned_range", prediction_type=prediction, **bound)
+    scheduler.set_timesteps(10)
+    table = noise_table(scheduler)
+    for index in (0, 5, 9):  # the last one adds no noise
+        x, m, v = torch.randn(3, 2, 3, 4, 4, dtype=torch.float64)
+        both = torch.cat((3 * m, v), 1)
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(x.shape, dtype=torch.float64, generator=generator.clone_state())
+        stock = scheduler.step(both, scheduler.timesteps[index], x, generator=generator).prev_sample
+        found = table.step(index, x, table.folded(index, x, both, z), None, z)[0]
+        torch.testing.assert_close(found, stock, rtol=1e-5, atol=1e-5)
+        part = table.part(index, 10)
+        torch.testing.assert_close(part.folded(0, x, both, z), table.folded(index, x, both, z))
+
+
+def test_sample_takes_no_predicted_size_of_noise() -> None:
+    scheduler = DDPMScheduler(variance_type="learned_range")
+    with pytest.raises(UnsupportedScheduler, match="further channels"):
+        srds_fast.sample(lambda x, t: x, torch.zeros(1, 3, 4, 4), scheduler, 4)
+
+
 def test_building_a_table_changes_nothing() -> None:
     scheduler = EulerDiscreteScheduler()
     scheduler.set_timesteps(9)
@@ -226,7 +251,7 @@ def test_building_a_table_changes_nothing() -> None:
 REFUSED = [
     (DPMSolverMultistepScheduler(variance_type="learned_range"), "variance_type"),
     (UnCLIPScheduler(variance_type="learned_range"), "variance_type"),
-    (DDPMScheduler(variance_type="learned_range"), "variance_type"),
+    (DDPMScheduler(variance_type="learned"), "variance_type"),
 ]
 
 

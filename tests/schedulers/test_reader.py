@@ -18,7 +18,7 @@ from srds_fast.schedulers.own_loop import OwnLoop, StepCall
 from srds_fast.schedulers.reader import InFloat64, read
 
 # schedulers that list one timestep more than they have steps: where the last step arrives
-LISTS_ITS_END = {"DDPMWuerstchen"}
+LISTS_ITS_END = {"DDPMWuerstchen", "SCM"}
 
 
 def own_loop(scheduler: Any, eta: float | None = None, in_float64: bool = True) -> tuple[torch.Tensor, ...]:

@@ -82,6 +82,7 @@ VARIATIONS = [
     Variation("CogView3PlusPipeline", "two draws a step", {}, COGVIDEOX_DPM),
     Variation("IFPipeline", "noise of fixed size", {}, "DDPMScheduler", {"variance_type": "fixed_small"}),
     Variation("IFPipeline", "noise of fixed size", {}, DPM, {"variance_type": None}),
+    Variation("KandinskyV22Pipeline", "predicted noise", {}, "DDPMScheduler", {"variance_type": "learned_range"}),
     Variation("MochiPipeline", "13 frames", {"num_frames": 13}),
     Variation("AudioLDM2Pipeline", "two waveforms", {"num_waveforms_per_prompt": 2}),
 ]

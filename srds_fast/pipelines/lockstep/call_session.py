@@ -61,9 +61,12 @@ class CallSettings:
     seen: list[tuple[Any, Any]] | None = None  # gets modules called before the loop, with what they returned
 
 
-def refuse_other_shapes(m: Tensor, x: Tensor) -> None:
-    """Raise UnsupportedPipeline unless the first step's output and state have the same shape."""
-    if m.shape != x.shape:
+def refuse_other_shapes(m: Tensor, x: Tensor, *, learned: bool) -> None:
+    """Raise UnsupportedPipeline unless the first step's output and state have the same shape.
+
+    learned: the output also holds a predicted variance, see `NoiseTable.learned`.
+    """
+    if m.shape != (x.shape if not learned else (len(x), 2 * x.shape[1], *x.shape[2:])):
         raise UnsupportedPipeline(
             f"The pipeline steps latents of shape {tuple(x.shape)} with an output of shape {tuple(m.shape)}. It is "
             "not known how the step uses the other channels. Run this call on the original pipeline."
@@ -161,7 +164,7 @@ class CallSession:
 
         Noise is drawn for all copies of the batch, as the stock step does; the sample uses the first.
         """
-        refuse_other_shapes(m, x)
+        m = table.prediction_of(m, x)
         self._noise = table
         noise = self._steps = table.part(self.start, self.start + len(self.timesteps))
         self.state = x[:batch].to(state_dtype(x.dtype))
@@ -174,7 +177,8 @@ class CallSession:
 
     def x0(self, m: Tensor) -> Tensor:
         """The predicted x0 of the first step, [batch, ...]."""
-        return self._noise.predict_x0(self.start, self.state, m.to(self.state.dtype))
+        m = self._noise.folded(self.start, self.state, m.to(self.state.dtype), None)
+        return self._noise.predict_x0(self.start, self.state, m)
 
     def make(
         self,

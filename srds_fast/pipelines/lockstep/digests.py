@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..merging.rule import kind_of
 from .turns import Ran
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -30,7 +29,7 @@ class Digests:
         leaves = [tree_leaves(tree) for tree in trees]
         tensors = [leaf for each in leaves for leaf in each if isinstance(leaf, Tensor)]
         numbers = iter(torch.stack([self._of_tensor(each) for each in tensors]).tolist())  # one wait for the device
-        kinds = [*map(kind_of, ran.calls), (ran.m.shape, ran.m.dtype)]
+        kinds = [*ran.kinds, (ran.m.shape, ran.m.dtype)]
 
         def of_leaf(leaf: Any) -> Hashable:
             return next(numbers) if isinstance(leaf, Tensor) else leaf if isinstance(leaf, _PLAIN) else None

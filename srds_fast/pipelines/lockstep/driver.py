@@ -14,27 +14,27 @@ from torch import Tensor
 from ...engine import cancellation
 from ...engine.cancellation import Interrupted
 from ...engine.costs import price
+from ...engine.merging.calls import MergedCalls
+from ...engine.merging.rule import Call
 from ...errors import InvalidArgument, UnsupportedPipeline
 from ...planner.search import Pricing
+from ...sampling.recorded.roles import Inferred
 from ...sampling.session import Session, no_room
 from ...schedulers.private_draws import PrivateDraws
 from ...schedulers.reader import state_key
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs
 from ...solvers.registry import SEQUENTIAL
-from ..merging.calls import MergedCalls
-from ..merging.rule import Call
 from ..module_state import ModuleState, NetworkChanged, WeightsWritten
 from ..network_checks import NO_CHECK
 from ..networks import training
 from ..takeover.inferred import Inference
 from ..takeover.network import RecordedNetwork
-from ..takeover.roles import Inferred
 from ..takeover.verify import LEAKS, OWN_TURNS, Agreement, verified
 from .call_session import CallSession, refuse_other_shapes
 from .placeholders import Placeholders
 from .proxies import SchedulerProxy
-from .rehearsal import Facts, Passes, Rehearsal, StateChanged, kinds_of
+from .rehearsal import Facts, Passes, Rehearsal, StateChanged
 from .rows import RowTurns
 from .taken_over import kind_of_check, recorded, run_waves
 from .turn_costs import CallsOfTurns, with_turns
@@ -150,14 +150,14 @@ class Driver:
         begun, samples, scheduler = time.perf_counter(), self._samples, self._scheduler
         steps = len(samples.timesteps)
         x, m = first.x, first.m
-        refuse_other_shapes(m, x)
         changed = () if isinstance(self._known, Facts) else self._networks  # what may call networks of an unknown kind
         self._called = ModuleState(changed)
         table, generator = self._to_begin = scheduler.table(options), options.get("generator")
         self._begun = None
+        refuse_other_shapes(m, x, learned=table.learned is not None)
         scheduler.keep_snapshots(samples.start, steps, table.call, x, m)
         self._passes, self.x0, self._facts = Passes(steps), x, Facts()
-        self._rehearsal = Rehearsal(self._turns, self._passes, x, self._settings.generators)
+        self._rehearsal = Rehearsal(self._turns, self._passes, x, m.shape, self._settings.generators)
         if steps > 1:
             with self._timed():
                 yield from self._rehearse(table.part(samples.start, samples.start + steps))
@@ -181,8 +181,10 @@ class Driver:
             m = (yield from self._passes.turn(Turn(0, x, live=True))).m.clone()
         if steps == 1:
             self.x0 = samples.x0(m)
-        self._rows = RowTurns(self._turns, self._passes, self._rehearsal, self._facts, self._merged, self._memory)
-        self._rows.remember(x, m)
+        self._rows = RowTurns(
+            self._turns, self._passes, self._rehearsal, self._facts, self._merged, self._memory, self._folded
+        )
+        self._rows.remember(x, self._folded(0, x, m))
         planner = self._settings.planner
         plan, _ = planner.choose(steps, noise.spread is not None)
         measured = (planner.measures or self._settings.plan_only) and self._key is not None and steps > 1
@@ -220,12 +222,22 @@ class Driver:
         samples.wave = session.next(None)
         assert samples.wave is not None
         self._passes.last = samples.offset
-        m = (yield Turn(samples.offset, samples.wave.x[0], live=True)).m.clone()
+        ran = yield Turn(samples.offset, samples.wave.x[0], live=True)
+        m = self._folded(samples.offset, samples.wave.x[0], ran.m.clone())
         if self._facts.replaces:  # the callback may have changed the mask
             samples.arrivals = self._passes.arrivals = yield from self._rehearsal.arrivals()
         if (wave := session.next(m[None])) is None:
             return (yield from self._last_turn())
         return (yield from self._waves(session, wave))
+
+    def _folded(self, step: int, x: Tensor, m: Tensor) -> Tensor:
+        """What the solvers are given as the output m of a turn from x; see `NoiseTable.folded`."""
+        assert self._begun is not None
+        noise, inputs = self._begun
+        if noise.learned is None:
+            return m
+        assert inputs.draws is not None
+        return noise.folded(step, x.to(self._samples.state.dtype), m, inputs.draws[step])
 
     def _by_hook(self, why: NetworkChanged) -> UnsupportedPipeline:
         """Why the stock loop makes a call: a hook that changes its network must be called in the loop's own order."""
@@ -317,7 +329,7 @@ class Driver:
         samples, turns = self._samples, list[Ran]()
         for step in (0, noise.num_steps - 1):
             ran = yield from self._passes.turn(Turn(step, samples.state.to(m.dtype)))
-            turns += [ran] if not turns or kinds_of(ran) == kinds_of(turns[0]) else []
+            turns += [ran] if not turns or ran.kinds == turns[0].kinds else []
         calls = CallsOfTurns([each.calls for each in turns], self._merged)
         planner = self._settings.planner
         pricing = price(

@@ -25,12 +25,12 @@ from torch import Tensor
 
 from ... import telemetry
 from ...engine import cancellation
+from ...engine.merging.calls import MergedCalls
+from ...engine.merging.rule import Call
 from ...engine.run import Run
 from ...engine.streams import has_two_lanes
 from ...sampling.session import Session, no_room
 from ...telemetry.report import Report
-from ..merging.calls import MergedCalls
-from ..merging.rule import Call
 from ..network_checks import NO_CHECK
 from ..networks import training
 from .call_session import CallSession, CallSettings

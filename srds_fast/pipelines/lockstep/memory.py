@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ...caches import Cache
-from ..merging.search import Found
+from ...engine.merging.search import Found
 from ..module_state import ModuleState
 from ..network_checks import Checked
 from .rehearsal import Facts

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
-from ..merging.rule import Call, kind_of
+from ...engine.merging.rule import Call
 
 
 class Placeholders:
@@ -25,7 +25,7 @@ class Placeholders:
 
     def learn(self, call: Call, output: Any) -> None:
         """Remember what a call returned, unless its kind is known."""
-        kind = kind_of(call)
+        kind = call.kind
         if kind not in self._known:
             self._known[kind] = tree_map_only(Tensor, _shape_only, output)
 
@@ -40,7 +40,7 @@ class Placeholders:
         return self._of(call, number, changed)[0]
 
     def _of(self, call: Call, number: int, changed: bool) -> tuple[list[Any], TreeSpec]:
-        kind = kind_of(call)
+        kind = call.kind
         if kind not in self._known:
             self.network_calls += 1
             self.learn(call, self._make(call))

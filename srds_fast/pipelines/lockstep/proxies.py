@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...engine.merging.rule import Call
 from ...errors import SrdsFastError
 from ...kernels.common.clamping import Threshold
 from ...schedulers.own_loop import OTHER_TIMESTEPS, RETURNED, StepCall, is_known
 from ...schedulers.table import NoiseTable
 from ...schedulers.verify import noise_table
-from ..merging.rule import Call
 from ..replaced import shallow_copy
 from .snapshots import snapshots
 from .turns import refused

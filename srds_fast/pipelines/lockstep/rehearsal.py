@@ -20,15 +20,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...engine.merging.rule import Call, same
 from ...errors import UnsupportedPipeline
+from ...sampling.recorded.roles import Inferred
 from ...schedulers.private_draws import PrivateDraws
-from ..merging.rule import Call, kind_of, same
 from ..module_state import ModuleState
 from ..takeover.inferred import Inference
-from ..takeover.roles import Inferred
 from .constraint import Arrival, Probes, arrival
 from .digests import Digests
-from .turns import LoopTurns, Ran, Turn, refused
+from .turns import Kinds, LoopTurns, Ran, Turn, refused
 
 ORDER = "when the steps are made in another order"
 # turns that are made so; a loop of few steps makes them several times
@@ -45,7 +45,6 @@ class Place(NamedTuple):
 
 
 Digest = tuple[Hashable, ...]  # of a turn, see `Digests`
-Kinds = tuple[Hashable, ...]  # of the network calls of a turn
 
 
 @dataclass
@@ -121,11 +120,20 @@ class Passes:
 class Rehearsal:
     """Rehearses the loop of one call.
 
-    x: the state of the first step. generators: those of the caller that the loop may draw from.
+    x: the state of the first step. output: the shape of its output. generators: those of the caller that the loop may
+    draw from.
     """
 
-    def __init__(self, turns: LoopTurns, passes: Passes, x: Tensor, generators: Sequence[torch.Generator]) -> None:
+    def __init__(
+        self,
+        turns: LoopTurns,
+        passes: Passes,
+        x: Tensor,
+        output: torch.Size,
+        generators: Sequence[torch.Generator],
+    ) -> None:
         self._turns, self._passes, self._probes, self._generators = turns, passes, Probes(x), generators
+        self._output = output
         self._digests = Digests()
         self._look: Callable[[Ran], None] = lambda ran: None
         self.made = 0  # turns
@@ -231,11 +239,11 @@ class Rehearsal:
         for step in self._order:
             given = self._probe(step, number)
             ran = yield from self._turn(Turn(step, given))
-            if ran.x.shape != given.shape or ran.m.shape != given.shape:
+            if ran.x.shape != given.shape or ran.m.shape != self._output:
                 raise refused(f"at step {step} its latents have another shape than at the first step")
             found.digests[step] = self._digests.of(ran)
             self._look(ran)
-            found.turns.setdefault(kinds_of(ran), []).append(step)
+            found.turns.setdefault(ran.kinds, []).append(step)
             if not same(ran.x, given):
                 found.arrived[step] = ran.x.clone()
         return found
@@ -260,8 +268,3 @@ class Rehearsal:
             f"step {step} {what} {ORDER}: the loop keeps something from step to step, such as momentum or a counter, "
             "or draws random numbers: switch this off, if a setting brings it in"
         )
-
-
-def kinds_of(ran: Ran) -> Kinds:
-    """The kinds of a turn's network calls, in order."""
-    return tuple(map(kind_of, ran.calls))

@@ -7,7 +7,7 @@ answers, gives the row's guided output. A wave of a single row needs one turn, i
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from ...engine import cancellation
+from ...engine.merging.calls import MergedCalls
+from ...engine.merging.rule import Call, same_call
 from ...errors import UnsupportedPipeline
-from ..merging.calls import MergedCalls
-from ..merging.rule import Call, kind_of, same_call
 from ..network_checks import check_answers, foreign_code, parts_that_decide
 from .digests import Digests
 from .memory import LoopMemory
-from .rehearsal import Facts, Passes, Place, Rehearsal, kinds_of
+from .rehearsal import Facts, Passes, Place, Rehearsal
 from .turns import LoopTurns, Ran, Turn, refused
 
 _UNKNOWN = "?"
 
 
 class RowTurns:
-    """Evaluates waves. first: the loop's first turn, which was made with the network."""
+    """Evaluates waves. folded: what the solvers are given, of a step, its state and the output of its turn."""
 
     def __init__(
         self,
@@ -38,9 +38,10 @@ class RowTurns:
         facts: Facts,
         merged: MergedCalls,
         memory: LoopMemory,
+        folded: Callable[[int, Tensor, Tensor], Tensor],
     ) -> None:
         self._turns, self._passes, self._rehearsal, self._facts, self._merged = turns, passes, rehearsal, facts, merged
-        self._memory = memory
+        self._memory, self._folded = memory, folded
         self._first: tuple[Tensor, Tensor] | None = None
 
     def remember(self, x: Tensor, m: Tensor) -> None:
@@ -81,7 +82,7 @@ class RowTurns:
         """The network call at a place, in a turn from this state."""
         ran = yield from self._passes.turn(Turn(place.step, state))
         found = ran.calls[place.number] if place.number < len(ran.calls) else None
-        return found if found is not None and kind_of(found) == kind else None
+        return found if found is not None and found.kind == kind else None
 
     def _alone(self, call: Call) -> Any:
         cancellation.wave(1)
@@ -101,11 +102,11 @@ class RowTurns:
         if len(numbers) == 1:
             (number,) = numbers
             ran = yield from self._passes.checked(Turn(steps[number], states[number], live=True))
-            outputs[number] = ran.m
+            outputs[number] = self._folded(steps[number], states[number], ran.m)
         elif numbers:
             found = yield from self._together([Turn(steps[number], states[number]) for number in numbers])
             for number, m in zip(numbers, found, strict=True):
-                outputs[number] = m
+                outputs[number] = self._folded(steps[number], states[number], m)
         outputs = [outputs[number] if output is None else output for number, output in zip(same, outputs, strict=True)]
         return torch.stack([output for output in outputs if output is not None])
 
@@ -132,7 +133,7 @@ class RowTurns:
         needs = []
         for turn in turns:
             ran = yield from self._passes.checked(turn)
-            if (kinds := kinds_of(ran)) not in self._facts.needs:
+            if (kinds := ran.kinds) not in self._facts.needs:
                 digests = Digests().of(ran)
                 self._facts.needs[kinds] = yield from self._rehearsal.needs(turn, digests)
             calls.append(ran.calls)

@@ -72,7 +72,10 @@ def _stepped(scheduler: Any, start: int, steps: int, call: StepCall, x: Tensor, 
     vars(twin).update(_copied(vars(scheduler)))
     generator, options = torch.Generator().manual_seed(0), {"return_dict": False}
     loop = OwnLoop(twin, call, start, copied=False, device=x.device, generator=generator, options=options)
-    sample, output = x.new_ones([1] * x.ndim), m.new_ones([1] * m.ndim)
+    sizes = [1] * m.ndim
+    if m.shape != x.shape:  # it also holds a predicted variance
+        sizes[1] = m.shape[1] // x.shape[1]
+    sample, output = x.new_ones([1] * x.ndim), m.new_ones(sizes)
     states, keeps_sample = list[dict[str, Any]](), False
     try:
         with PrivateDraws():

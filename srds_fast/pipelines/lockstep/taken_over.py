@@ -9,6 +9,7 @@ from torch import Tensor
 from ... import telemetry
 from ...engine.graphs.network_graphs import CHANGED
 from ...engine.run import Run
+from ...sampling.recorded.roles import Inferred
 from ...sampling.rows import state_dtype
 from ...sampling.trials import StartAgain
 from ...schedulers.table import NoiseTable
@@ -16,7 +17,6 @@ from ...solvers.contract import Evaluate, SolverInputs
 from ..network_checks import parts_that_decide
 from ..takeover.calls import bound
 from ..takeover.network import RecordedNetwork, solver_inputs
-from ..takeover.roles import Inferred
 from .call_session import CallSession
 from .turns import Ran
 

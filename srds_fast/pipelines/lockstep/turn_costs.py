@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...engine.merging.calls import MergedCalls
+from ...engine.merging.rule import Call
 from ...planner.plan import Plan
 from ...planner.search import Pricing
 from ...solvers.contract import Evaluate
-from ..merging.calls import MergedCalls
-from ..merging.rule import Call
 
 
 class CallsOfTurns:

@@ -11,7 +11,7 @@ sent what that turn did. So a script reads as if it called the loop's body.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from ...engine.merging.rule import Call
 from ...errors import UnsupportedPipeline
-from ..merging.rule import Call
 from .placeholders import Placeholders
+
+Kinds = tuple[Hashable, ...]  # of the network calls of a turn
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Ran:
     calls: Sequence[Call]
     m: Tensor  # the guided output that the scheduler was given
     x: Tensor  # the state that the scheduler was given
+
+    @property
+    def kinds(self) -> Kinds:
+        """The kinds of the network calls, in order."""
+        return tuple(call.kind for call in self.calls)
 
 
 Script = Generator[Turn, Ran, Tensor]

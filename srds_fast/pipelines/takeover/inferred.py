@@ -16,11 +16,23 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_structure, tree_unflatten
 
+from ...engine.merging.rule import same
+from ...sampling.recorded.roles import (
+    Answer,
+    ByStep,
+    Column,
+    Inferred,
+    Joined,
+    Pattern,
+    PerSample,
+    Role,
+    Shared,
+    State,
+    Variant,
+)
 from ..lockstep.placeholders import Placeholders
-from ..lockstep.turns import Ran
-from ..merging.rule import kind_of, same
+from ..lockstep.turns import Kinds, Ran
 from .calls import arguments_of, parts, parts_of
-from .roles import Answer, ByStep, Column, Inferred, Joined, Pattern, PerSample, Role, Shared, State, Variant
 
 # by the dtype of the networks' outputs: bound on the relative residual of a weighted sum, and the digits of its weights
 EXACT = {torch.float64: (1e-12, 12), torch.float32: (1e-5, 6), torch.float16: (4e-3, 3), torch.bfloat16: (3e-2, 2)}
@@ -30,7 +42,6 @@ MOST_VALUES = 3
 MOST_BYTES = 1 << 28
 
 Way = tuple[State, bool]  # how an argument may hold the state, and whether it is times the scheduler's input scale
-Kinds = tuple[Hashable, ...]
 
 
 class _NotTakenOver(Exception):
@@ -124,12 +135,14 @@ class Inference:
 
     def _look(self, ran: Ran) -> None:
         step, x = ran.turn.step, self._state_of(ran)
+        if ran.m.shape != ran.x.shape:
+            raise _NotTakenOver("its scheduler takes the size of its noise from the network")
         outputs = [
             self._placeholders.leaves_of(call, number, changed=ran.turn.changed == number)
             for number, call in enumerate(ran.calls)
         ]
         arguments = [parts_of(call) for call in ran.calls]
-        kinds = tuple(map(kind_of, ran.calls))
+        kinds = ran.kinds
         turns = self._turns.get(kinds)
         if turns is None:
             columns = _columns(outputs, x)

@@ -11,21 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...engine.compiled import is_compiled
 from ...engine.eager import Evaluator
+from ...engine.graphs.adapter_scales import AdapterScales
 from ...engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ...engine.run import core_of
 from ...engine.streams import TwoLanes, has_two_lanes
 from ...kernels.common.dispatch import implementation
 from ...kernels.wave_update import NetworkInput
 from ...planner.plan import SLIDES, STATES_KEPT, Plan
+from ...sampling.recorded.calls import (
+    Calls,
+    NetworkCall,
+    conditions_of,
+    kind_of,
+    signature_of,
+    tensors_of,
+    with_tensors,
+)
+from ...sampling.recorded.roles import Inferred
+from ...sampling.recorded.rows import Around, Repeated
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Core, Evaluate, SolverInputs
 from ...solvers.program import Boundary, Program, Row, Wave
-from ..compiled import is_compiled
-from ..lora import AdapterScales
-from .calls import Calls, NetworkCall, conditions_of, kind_of, signature_of, tensors_of, unscaled, with_tensors
-from .roles import Inferred
-from .rows import Around, Repeated
+from .calls import unscaled
 
 # a weight of one branch that is 1, but for rounding
 LINEAR = 1e-9

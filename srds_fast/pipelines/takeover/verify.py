@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from ...engine import cancellation
+from ...engine.merging.rounding import distance
+from ...sampling.recorded.roles import Answer, ByStep, Column, Inferred, Role, State, Variant
 from ..lockstep.placeholders import Placeholders
 from ..lockstep.rehearsal import Passes
 from ..lockstep.turns import Ran, Turn
-from ..merging.rounding import distance
 from ..module_state import ModuleState
 from ..network_checks import TWO_ANSWERS, Checked, why_order_matters
 from .calls import parts, parts_of
 from .inferred import EXACT, cut, is_scaled, residual
 from .network import RecordedNetwork
-from .roles import Answer, ByStep, Column, Inferred, Role, State, Variant
 
 # why a loop makes its own turns
 DIFFERS = "its network calls, repeated for rows, give something else"
@@ -45,7 +45,7 @@ class Agreement:
         """Take a turn into account."""
         variant = self._known.of_step[ran.turn.step]
         batch, odd = divmod(len(ran.x), self._known.copies)
-        if odd or variant.kinds != tuple(call.kind for call in ran.calls):
+        if odd or variant.kinds != ran.kinds:
             self._holds = False
             return
         if self._known.copies > 1:

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from srds_fast.pipelines.merging.calls import MergedCalls
-from srds_fast.pipelines.merging.rule import Call, Layout, MergeRule, Way
-from srds_fast.pipelines.merging.search import find_rule
+from srds_fast.engine.merging.calls import MergedCalls
+from srds_fast.engine.merging.rule import Call, Layout, MergeRule, Way
+from srds_fast.engine.merging.search import find_rule
 
 BATCH, SIZE = 2, 5
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..engine import cancellation
+from . import cancellation
 
 MODES = ("default", "max-autotune-no-cudagraphs")
 # compile, and call what was compiled where that is faster

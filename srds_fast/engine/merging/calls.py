@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .rule import Call, kind_of, same_call
+from .rule import Call, same_call
 from .search import Found, find_rule
 
 
@@ -32,7 +32,7 @@ class MergedCalls:
         outputs: dict[int, Any] = {}
         by_kind: dict[Hashable, list[int]] = {}
         for number, call in enumerate(calls):
-            by_kind.setdefault(kind_of(call), []).append(number)
+            by_kind.setdefault(call.kind, []).append(number)
         for kind, numbers in by_kind.items():
             outputs |= self._of_kind(kind, {number: calls[number] for number in numbers})
         return [outputs[number] for number in range(len(calls))]
@@ -43,7 +43,7 @@ class MergedCalls:
         for pair in pairs:
             found = find_rule(pair, [self.alone(each) for each in pair])
             self.network_calls += found.network_calls
-            self._found[kind_of(pair[0])] = found
+            self._found[pair[0].kind] = found
             if found.rule is not None:
                 break
         self.search_calls += self.network_calls - before

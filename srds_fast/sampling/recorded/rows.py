@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from ... import telemetry
 from ...engine import cancellation
 from ...errors import InvalidArgument
-from ...sampling.rows import PerState, TiledConditioning
 from ...solvers.contract import Evaluate
+from ..rows import PerState, TiledConditioning
 from .calls import Calls, NetworkCall
 from .roles import Answer, ByStep, Column, PerSample, State
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...engine import cancellation
+from .. import cancellation
 from .rounding import distance
-from .rule import Call, Layout, MergeRule, Way, call_of, flatten, is_list, leaves_of, same
+from .rule import Call, Layout, MergeRule, Way, call_of, flatten, is_list, same
 
 # how far a call of equal rows may be from a call of one, and other rows from what equal ones showed, in such units
 SAME_ROWS, SEVERAL_TIMES = 30.0, 5.0
@@ -49,7 +49,7 @@ class _Search:
     def __init__(self, calls: Sequence[Call], alone: Sequence[Any]) -> None:
         self.calls, self.alone = calls, [flatten(each)[0] for each in alone]
         self.spec = flatten(alone[0])[1]
-        self.flat = [leaves_of(call)[0] for call in calls]
+        self.flat = [call.flat[0] for call in calls]
         self.network_calls = 0
         self.reason: str | None = None
         self.batch = self._batch()
@@ -187,7 +187,7 @@ def split_of(alone: Any, merged: Any) -> Way | None:
 
 def perturbed(rule: MergeRule, call: Call, same: list[bool]) -> Call:
     """The call with another state and other conditioning: everything that is joined, except for times and masks."""
-    leaves, spec = leaves_of(call)
+    leaves, spec = call.flat
     draw = torch.Generator().manual_seed(0)
 
     def other(value: Tensor, equal: bool) -> Tensor:

@@ -36,7 +36,7 @@ class Call:
 
     @cached_property
     def kind(self) -> Hashable:
-        """See `kind_of`."""
+        """What a rule is valid for: the network, names, shapes and dtypes of the arguments, and what is no number."""
         leaves, spec = self.flat
         # bound methods are made anew each time they are looked up
         owner = weakref.ref(getattr(self.network, "__self__", self.network))
@@ -80,8 +80,8 @@ class MergeRule:
 
     def merge(self, calls: Sequence[Call]) -> Call:
         """One call for calls that `may_merge`."""
-        flat = [leaves_of(call)[0] for call in calls]
-        spec = leaves_of(calls[0])[1]
+        flat = [call.flat[0] for call in calls]
+        spec = calls[0].flat[1]
         device = _device_of(flat[0])
         flat = [
             [
@@ -95,7 +95,7 @@ class MergeRule:
 
     def may_merge(self, one: Call, other: Call) -> bool:
         """Whether everything that two calls of the kind would share is the same."""
-        pairs = zip(leaves_of(one)[0], leaves_of(other)[0], strict=True)
+        pairs = zip(one.flat[0], other.flat[0], strict=True)
         return all(same(*pair) for way, pair in zip(self.ways, pairs, strict=True) if way is Way.SHARE)
 
     def split(self, output: Any, count: int) -> list[Any]:
@@ -135,15 +135,6 @@ class MergeRule:
             return list(leaf.chunk(count, dim))
         by_entry = leaf.unflatten(dim, (self.batch, count, -1))
         return [by_entry.select(dim + 1, row).flatten(dim, dim + 1) for row in range(count)]
-
-
-def kind_of(call: Call) -> Hashable:
-    """What a rule is valid for: the network, the names, shapes and dtypes of the arguments, and what is no number."""
-    return call.kind
-
-
-def leaves_of(call: Call) -> tuple[list[Any], TreeSpec]:
-    return call.flat
 
 
 def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
@@ -192,4 +183,4 @@ def same(one: Any, other: Any) -> bool:
 
 
 def same_call(one: Call, other: Call) -> bool:
-    return all(map(same, leaves_of(one)[0], leaves_of(other)[0]))
+    return all(map(same, one.flat[0], other.flat[0]))

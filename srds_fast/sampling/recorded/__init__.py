@@ -1,0 +1,1 @@
+"""Network calls that were recorded once, repeated for the rows of waves."""

@@ -26,6 +26,7 @@ ROOMS = (
     "caches",
     "files",
     "errors",
+    "words",
     "_version",
 )
 

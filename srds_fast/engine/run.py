@@ -16,6 +16,7 @@ from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, So
 from ..solvers.convergence import Contraction, Diverged, Monitor
 from ..solvers.program import Program
 from ..telemetry.report import BY_EXACT, BY_ITERATIONS, BY_OWN_RULE, BY_SEQUENTIAL, BY_TOLERANCE, SURE
+from ..words import counted
 from . import cancellation
 
 Observer = Callable[[Checkpoint], None]
@@ -248,11 +249,11 @@ class Run:
     def _diagnosis(self, what: str) -> str:
         if self.plan.is_sequential:
             return (
-                f"At the end of {self.program.num_steps} sequential steps {what}. The network returned NaN or "
-                "Inf. Check its weights and dtype on a single call."
+                f"At the end of {counted(self.program.num_steps, 'sequential step')} {what}. The network returned NaN "
+                "or Inf. Check its weights and dtype on a single call."
             )
         return (
-            f"After {self.counts.waves} waves of {self.plan.method} {what}. The network returned NaN or Inf, or the "
-            "method is unstable on this schedule. Run method='sequential' to see whether the network is at fault; if "
-            f"it is not, {self.plan.options.advice}."
+            f"After {counted(self.counts.waves, 'wave')} of {self.plan.method} {what}. The network returned NaN or "
+            "Inf, or the method is unstable on this schedule. Run method='sequential' to see whether the network is "
+            f"at fault; if it is not, {self.plan.options.advice}."
         )

@@ -37,7 +37,7 @@ def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session
 
 
 def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: float, kwargs: dict[str, Any]) -> Plan:
-    """See `FastPipeline.calibrate`; also stores the plan in the state."""
+    """See `Compiled.calibrate`; also stores the plan in the state."""
     planner = fast._srds.planner
     check_whole("num_samples", num_samples, 1)
     if isinstance(prompts, str | dict):

@@ -17,6 +17,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import replace
 
 from ..telemetry.report import SEQUENTIAL_LOOP, STOCK_LOOP
+from ..words import counted
 from .plan import Plan, Prediction
 
 logger = logging.getLogger("srds_fast")
@@ -243,8 +244,8 @@ class Exploration:
         if self._are_slower_than(self.sequential_seconds):
             self._doubted, self._choice = self._choice, self._sequential
             self._why = (
-                f"{SLOW} of the last {len(self._last)} calls of {plan.short()} took longer than the sequential loop "
-                f"did: this call times that again"
+                f"{SLOW} of the last {counted(len(self._last), 'call')} of {plan.short()} took longer than the "
+                "sequential loop did: this call times that again"
             )
 
     def _judge(self, seconds: float) -> None:
@@ -363,7 +364,7 @@ class Exploration:
         ]
         times = ", ".join(f"{self._name(key)} {1e3 * self._estimate(key):.3g}" for key in self._seconds)
         why = " and ".join(faster) or f"nothing else took less than {WORTH:.0%} of its time"
-        return f"{why}, timed in {self.calls} call{'' if self.calls == 1 else 's'}; ms: {times}"
+        return f"{why}, timed in {counted(self.calls, 'call')}; ms: {times}"
 
     def _name(self, key: Hashable) -> str:
         plan = self._ways[key]

@@ -23,6 +23,7 @@ from ..planner.search import Pricing, explored
 from ..planner.settings import Settings
 from ..solvers.method import Method
 from ..solvers.registry import DEFAULT, options_of
+from ..words import counted
 
 
 def _stays(value: object) -> bool:
@@ -109,8 +110,8 @@ class Planner:
         if self.plan is not None:
             if self.plan.num_inference_steps != num_steps:
                 raise PlanMismatch(
-                    f"The plan is for {self.plan.num_inference_steps} steps, this call has {num_steps}. A plan is "
-                    "valid for one number of steps. Leave plan out, or make one for this number."
+                    f"The plan is for {counted(self.plan.num_inference_steps, 'step')}, this call has {num_steps}. A "
+                    "plan is valid for one number of steps. Leave plan out, or make one for this number."
                 )
             return self.plan, None
         if pricing is not None:

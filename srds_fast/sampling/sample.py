@@ -314,6 +314,7 @@ class _StockLoop:
         report = stock_report(
             steps,
             seconds,
+            path="sample",
             plan_reason=exploration.why,
             plan_state=exploration.state,
             plan_changed=exploration.taken(STOCK),

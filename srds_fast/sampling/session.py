@@ -37,6 +37,7 @@ from ..solvers.convergence import Diverged
 from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import BY_INTERRUPT, SEQUENTIAL_LOOP, Report
+from ..words import counted
 from .planner import Planner
 from .trials import Advance, StartAgain, TimeStock, TooSlow, Trials, all_waves, audit, cut_off
 
@@ -278,7 +279,7 @@ class Session:
         """What the call has done until now. engine_reason: of the report, unless the engine has its own reason."""
         run, plan, prediction = self.run, self._reported.plan, self._reported.plan.prediction
         stopped_by, estimated_error = self._stops()
-        baseline, baseline_seconds = self._baseline()
+        baseline, baseline_seconds, estimated_baseline_seconds = self._baseline()
         fused = plan.options.fused(self.noise, constrained=self.inputs.constrain is not None)
         fused &= not isinstance(self.noise.clip, Threshold)
         calibrated = self.planner.calibrated.values()
@@ -296,11 +297,13 @@ class Session:
             change=self._reported.change,
             stopped_by=stopped_by,
             estimated_error=estimated_error,
+            fixed_by=self._fixed_by(),
             stop_rule=self._stop_rule,
             iterations_per_sample=run.iterations,
             predicted_seconds=None if prediction is None else prediction.chosen.seconds,
             baseline=baseline,
             baseline_seconds=baseline_seconds,
+            estimated_baseline_seconds=estimated_baseline_seconds,
             interrupted=self.interrupted,
             fallback_reason=self._fallback_reason,
             engine_reason=run.engine.reason or engine_reason,
@@ -310,6 +313,7 @@ class Session:
             left_out=[*self.planner.left_out, *left_out],
             capture_seconds=run.engine.capture_seconds,
             dropped_waves=run.engine.dropped_waves,
+            plan=plan.short(),
             plan_reason=None if prediction is None else prediction.why,
             plan_state=None if self.exploration is None else self.exploration.state,
             plan_changed=self._plan_changed,
@@ -331,12 +335,29 @@ class Session:
             return before.stopped_by, unknown
         return run.stopped_by, run.estimated_error
 
-    def _baseline(self) -> tuple[str | None, float | None]:
-        """The loop to compare this call with, and its seconds; None where none was timed, or where it is what ran."""
-        found = None if self.exploration is None or self.interrupted else self.exploration.baseline
-        if found is None or (self._reported.plan.is_sequential and found[0] == SEQUENTIAL_LOOP):
-            return None, None
-        return found
+    def _fixed_by(self) -> str | None:
+        """See `Report`."""
+        plan, context = self._reported.plan, self._reported.plan.context
+        if not plan.calibrated or plan.is_sequential:
+            return None
+        if context is not None and context.call is not None:  # only calibrated plans are bound to a kind of call
+            return f"calibrated at a tolerance of {plan.tolerance:.2g}"
+        return "as latency='constant' asks"
+
+    def _baseline(self) -> tuple[str | None, float | None, float | None]:
+        """The loop to compare this call with, its seconds, and those of the sequential loop as predicted.
+
+        Each is None where it is not known, where that loop is what the call was to run, or where there is no sample.
+        """
+        if self.interrupted or self.run.sample is None:
+            return None, None, None
+        found = None if self.exploration is None else self.exploration.baseline
+        if self.plan.is_sequential:
+            return (None, None, None) if found is None or found[0] == SEQUENTIAL_LOOP else (*found, None)
+        prediction = self.plan.prediction
+        compared = () if prediction is None else prediction.candidates
+        predicted = next((each.seconds for each in compared if each.name == SEQUENTIAL), None)
+        return (None, None, predicted) if found is None else (*found, predicted)
 
     def _recover(self, error: Diverged) -> None:
         """Start again step by step; raise a DivergenceError if that is what has diverged, or if the call is strict."""
@@ -429,4 +450,6 @@ class Session:
 
 def no_room(rows: int) -> str:
     """The message for a wave that ran out of memory. rows: of the widest that was tried."""
-    return f"a wave of up to {rows} rows did not fit into the device's memory: pass max_rows, fewer than that"
+    return (
+        f"a wave of up to {counted(rows, 'row')} did not fit into the device's memory: pass max_rows, fewer than that"
+    )

@@ -26,6 +26,7 @@ from ..solvers.contract import Checkpoint, Evaluate
 from ..solvers.convergence import estimated_error
 from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import Report
+from ..words import counted
 
 # iterations that an audited run goes on after it would have stopped
 FURTHER = 3
@@ -62,7 +63,7 @@ def cut_off(advance: Advance, sequential_seconds: float) -> Advance:
             nonlocal waves
             limit = sequential_seconds * (1.0 if waves == 1 else LOST)
             if waves and not run.plan.is_sequential and time.perf_counter() - begun > limit:
-                raise TooSlow(f"{waves} of its waves took longer than {1e3 * limit:.3g} ms")
+                raise TooSlow(f"its first {counted(waves, 'wave')} took longer than {1e3 * limit:.3g} ms")
             waves += 1
             return evaluate(wave)
 
@@ -92,7 +93,7 @@ class TurnClock:
             loop()
         except Enough as timed:
             return timed.seconds
-        raise RuntimeError(f"it took {self._done} turns where {self._turns} were expected")
+        raise RuntimeError(f"it took {counted(self._done, 'turn')} where {self._turns} were expected")
 
     def turned(self) -> None:
         """Call it after each turn. Raises Enough after the last of those that are timed."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import log as _log
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from .telemetry import profile as profile
     from .telemetry.report import Report as Report
 
+
+_log.configure()
 
 _HOME = {
     "compile": "pipelines.compile",

@@ -24,6 +24,8 @@ ROOMS = (
     "kernels",
     "environment",
     "caches",
+    "progress",
+    "log",
     "files",
     "errors",
     "words",

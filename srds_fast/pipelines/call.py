@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import math
 import threading
 import weakref
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .. import telemetry
+from .. import progress, telemetry
 from ..engine import cancellation
 from ..engine.run import Observer
 from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
@@ -54,6 +55,8 @@ from .stock import (
     stock_call,
 )
 from .takeover.calls import SCALING
+
+logger = logging.getLogger("srds_fast")
 
 
 def stock_reason(fast: Any, arguments: Arguments) -> str | None:
@@ -104,6 +107,7 @@ def run_call(
             cancellation.watching(interrupted=running.is_asked),
             telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline),
             draws or nullcontext(),
+            progress.configured_by(fast),
         ):
             return _run_call(fast, args, kwargs, observer, draws, running, **asked)
     except DivergenceError as error:
@@ -115,6 +119,7 @@ def run_call(
                 last.report = replace(last.report, timeline=timeline.sums)
             if diverged is not None:
                 diverged.report = last.report
+            logger.debug("%s: %s", type(fast).__name__, last.report)
 
 
 def _is_due(share: float, number: int) -> bool:
@@ -156,15 +161,18 @@ def _run_call(
         previews.random = random
     cls, networks = type(state.original), list(networks_of(fast).values())
     loop, kind = kind_of_loop(fast, arguments), None
-    if observer is None and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
+    seen = observer is None or previews is not None  # other observers are there for iterations
+    if seen and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
         kind = kind_of_call(fast, loop)
         chosen = None if kind is None else state.explorations.get(kind)
         refused = None if kind is None else state.refused.get(kind)
         if refused is not None:
+            if observer is not None:
+                refuse_stock_loop(refused)
             return stock_call(fast, args, kwargs, arguments, refused, own, running)
         if chosen is not None and chosen.chose_stock:
             state.last.exploration = chosen
-            return chosen_stock_call(fast, args, kwargs, arguments, chosen, running)
+            return chosen_stock_call(fast, args, kwargs, arguments, chosen, running, observer)
     with (
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
@@ -181,6 +189,7 @@ def _run_call(
             device,
             warming,
             observer,
+            previews is not None,
             calls_back=arguments.get("callback_on_step_end") is not None,
             replacements=made.replacements,
             generators=[generator for generator, _ in random.given],
@@ -188,7 +197,9 @@ def _run_call(
             draws=draws,
             audited=audited,
             seen=None if previews is None else previews.seen,
-            stock=None if kind is None else TimedStockLoop(fast, args, kwargs, arguments, parts).seconds,
+            stock=None
+            if kind is None or observer is not None
+            else TimedStockLoop(fast, args, kwargs, arguments, parts).seconds,
             initial_guess=own.get("warm_start"),
             keep_states=bool(own.get("keep_trajectory")),
         )
@@ -260,6 +271,7 @@ def _lockstep(
     device: torch.device,
     warming: bool,
     observer: Observer | None,
+    previews: bool,
     *,
     calls_back: bool,
     keep_states: bool,
@@ -279,8 +291,9 @@ def _lockstep(
             warn_eager(fast, engine_reason)
             graphs = None
     settings = CallSettings(
-        state.planner if observer is None else state.planner.with_previews(),
+        state.planner,
         observer,
+        previews,
         graphs,
         overlap="batch" if options.overlap == "auto" and not on_gpu else options.overlap,
         keep_states=calls_back or keep_states,

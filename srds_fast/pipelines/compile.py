@@ -141,12 +141,13 @@ class Compiled(Generic[P], _Pipeline):
         """Call the pipeline and yield a whole image after every iteration; the last one is the result.
 
         Takes the arguments of a call; `output_type` and `return_dict` have no effect. Leaving the loop, or `close()`
-        from any thread, ends the call at its next wave. `report` is set in the thread that iterates. A method that has
-        no whole image before its end ("sequential", windows that slide) gives one refinement, the result.
+        from any thread, ends the call at its next wave. `report` is set in the thread that iterates. Where the method
+        has no whole image before its end ("sequential", windows that slide, or the stock loop where it was the
+        fastest), the images on the way are what the network predicts after every few steps: `refinement.kind` is
+        "x0 preview" then, and "iteration" elsewhere.
 
         Raises:
-            InvalidArgument: the call would run on the stock loop, which has no iterations to show. method="auto" takes
-                the default method where a method without iterations is faster.
+            InvalidArgument: the call cannot be accelerated, and would run on the stock loop for that reason.
         """
         return Stream(self._source(args, kwargs))
 

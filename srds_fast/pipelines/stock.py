@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from .. import telemetry
 from ..engine import cancellation
 from ..engine.cancellation import Watch
+from ..engine.run import Observer
 from ..errors import InvalidArgument
 from ..planner.exploration import STOCK, Exploration
 from ..sampling.trials import TurnClock
@@ -37,6 +38,7 @@ from .own_draws import with_own_draws
 from .replaced import functions_of, shallow_copy
 from .shown import settings_of
 from .state import Arguments, undecoded
+from .stock_previews import StockPreviews
 from .turn_counts import steps_of
 
 NO_STEP = "its loop has no step"
@@ -129,8 +131,12 @@ def chosen_stock_call(
     arguments: Arguments,
     chosen: Exploration,
     running: RunningCall,
+    observer: Observer | None,
 ) -> Any:
-    """Run the stock loop because it was the fastest, on a twin of the pipeline: calls may run in several threads."""
+    """Run the stock loop because it was the fastest, on a twin of the pipeline: calls may run in several threads.
+
+    observer: of a stream.
+    """
     watch = cancellation.current()
     assert watch is not None  # a call of a pipeline has one
     waves = _StockWaves(watch, interrupts=False)
@@ -142,9 +148,14 @@ def chosen_stock_call(
 
     with fast._srds.tokenizers.borrow(fast) as tokenizers:
         twin = _twin(fast, {**tokenizers, **own_guiders(fast), **waves.parts(fast)}, stepped)
+        previews = None if observer is None else StockPreviews(observer)
+        if previews is not None:
+            previews.look_at(twin.scheduler)
         plan = {"plan_reason": chosen.why, "plan_state": chosen.state, "plan_changed": chosen.taken(STOCK)}
         output = _called(fast, twin, args, kwargs, arguments, **plan)
         fast._srds.last.settings = settings_of(twin)
+        if previews is not None:
+            previews.end()
         return output
 
 

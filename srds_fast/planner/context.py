@@ -48,7 +48,7 @@ def context_of(
 ) -> Context:
     """The context of calls with these steps and networks on a device.
 
-    conditions: see `srds_fast.sampling.session.Network`, with the shape of the state; None: they do not count.
+    conditions: see `srds_fast.sampling.network.Network`, with the shape of the state; None: they do not count.
     """
     threads = torch.get_num_threads()
     name = f"{device.type}, {counted(threads, 'thread')}"

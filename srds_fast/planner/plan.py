@@ -25,6 +25,7 @@ BYTES_OF_A_ROW = 2**10
 MOST_ROWS = 2**21
 # why a plan cannot be recorded
 SLIDES = "its window slides by what is found in every wave, which a replay cannot look at"
+PREVIEWS = "a stream shows what the network predicts on the way, which a replay does not tell"
 STATES_KEPT = "the states on the way are kept, which a replay does not tell"
 
 
@@ -126,6 +127,15 @@ class Plan:
     def bitwise(self) -> bool:
         """Stop only where nothing moves by a bit."""
         return self.exact or self.tolerance == 0.0
+
+    @property
+    def fixed_by(self) -> str | None:
+        """Why its runs end after `max_iterations`, however the samples change, as a clause; None: they need not."""
+        if not self.calibrated or self.is_sequential:
+            return None
+        if self.context is not None and self.context.call is not None:  # `calibrate` alone asks for a kind of call
+            return f"calibrated at a tolerance of {self.tolerance:.2g}"
+        return "as latency='constant' asks"
 
     @property
     def signature(self) -> Hashable:

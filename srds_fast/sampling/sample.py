@@ -24,6 +24,7 @@ from ..engine.graphs.cache import Graphs
 from ..engine.graphs.cache_key import function_key, modules_of
 from ..engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ..engine.run import Observer, core_of
+from ..engine.x0_previews import Due, preview
 from ..errors import Cancelled, DivergenceError, InvalidArgument, shown
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
@@ -35,7 +36,7 @@ from ..schedulers.own_loop import OwnLoop
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table
 from ..solvers.checks import check_switch
-from ..solvers.contract import Core, SolverInputs, Trajectory
+from ..solvers.contract import Checkpoint, Core, SolverInputs, Trajectory
 from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
@@ -182,7 +183,7 @@ def sampled(
     on_wave: OnWave | None,
     previews: bool = False,
 ) -> SampleResult:
-    """`sample`. previews: the observer's iterations are what is asked for, see `Planner.with_previews`."""
+    """`sample`. previews: the observer is shown predicted x0 too, see `Session`."""
     settings = Settings(
         method,
         tolerance,
@@ -210,8 +211,6 @@ def sampled(
     if not isinstance(graphs, Graphs | None):
         raise InvalidArgument(f"graphs is {shown(graphs)}. Keep graphs = srds_fast.Graphs() and pass it to each call.")
     planner = Planner(settings, plan, costs_of_denoisers, CurveCache.of(cache_dir))
-    if previews:
-        planner = planner.with_previews()
     if warm_start is not None:
         check_warm_start_method(planner.options)
     if planner.engine in GRAPH_ENGINES and graphs is None:
@@ -244,7 +243,7 @@ def sampled(
                 initial_guess=warm_start,
             )
             stock = None
-            if observer is None and not keep_trajectory and noise.spread is None:
+            if (observer is None or previews) and not keep_trajectory and noise.spread is None:
                 stock = _StockLoop(denoiser, x, scheduler, cond, noise)
             session = Session(
                 planner,
@@ -257,10 +256,11 @@ def sampled(
                 observer,
                 notify=functools.partial(_log_once, "goes step by step"),
                 stock=None if stock is None else stock.seconds,
+                previews=previews,
                 strict=strict,
             )
             if stock is not None and session.exploration is not None and session.exploration.chose_stock:
-                return stock.result(session.exploration)
+                return stock.result(session.exploration, observer)
             found = session.complete().sample
     except DivergenceError as error:
         if error.report is not None:  # it is from the run, and not from a function of the user's
@@ -274,6 +274,7 @@ def sampled(
     report = session.report()
     if timeline.sums is not None:
         report = replace(report, timeline=timeline.sums)
+    logger.debug("sample: %s", report)
     return SampleResult(found.to(x.dtype), report, trajectory)
 
 
@@ -292,24 +293,28 @@ class _StockLoop:
     noise: NoiseTable
 
     @torch.no_grad()
-    def __call__(self, turned: Callable[[], None] = lambda: None) -> Tensor:
+    def __call__(self, turned: Callable[[int, Tensor, Tensor], None]) -> Tensor:
+        """turned: told the number of each step, the state that it departs from, and the network's output there."""
         loop, x, watch = OwnLoop(self.scheduler, self.noise.call), self.x, cancellation.current()
         for step, t in enumerate(self.noise.timesteps):
             if watch is not None:
                 watch.wave(1, step)
             m = self.denoiser(loop.scaled(x), t.to(x.device).expand(len(x)), **self.cond)
+            turned(step, x, m)
             x = loop.step(m, x)
-            turned()
         return x
 
     def seconds(self, turns: int) -> float:
         """Seconds of all turns, by the first ones."""
         clock = TurnClock(turns, self.x.device)
-        return clock.seconds(lambda: self(clock.turned))
+        return clock.seconds(lambda: self(lambda *_: clock.turned()))
 
-    def result(self, exploration: Exploration) -> SampleResult:
-        """The sample and the report of a call that runs on this loop, as an exploration has chosen."""
-        seconds, found = self._timed()
+    def result(self, exploration: Exploration, observer: Observer | None) -> SampleResult:
+        """The sample and the report of a call that runs on this loop, as an exploration has chosen.
+
+        observer: of a stream.
+        """
+        seconds, found = self._timed(observer)
         steps = self.noise.num_steps
         report = stock_report(
             steps,
@@ -323,9 +328,17 @@ class _StockLoop:
         )
         return SampleResult(found, report)
 
-    def _timed(self) -> tuple[float, Tensor]:
+    def _timed(self, observer: Observer | None) -> tuple[float, Tensor]:
+        due, samples, dtype = Due(self.noise.num_steps), tuple(range(len(self.x))), state_dtype(self.x.dtype)
+
+        def show(step: int, x: Tensor, m: Tensor) -> None:
+            if observer is not None and due.is_now(step + 1):
+                observer(preview(step + 1, self.noise.predict_x0(step, x.to(dtype), m.to(dtype)), samples))
+
         started = time.perf_counter()
-        found = self()
+        found = self(show)
+        if observer is not None:
+            observer(Checkpoint(0, found, samples, None, exact=True).copied(final=True))
         if found.is_cuda:
             torch.cuda.synchronize(found.device)
         return time.perf_counter() - started, found
@@ -333,7 +346,7 @@ class _StockLoop:
 
 @dataclass(frozen=True)
 class _DenoiserNetwork:
-    """See `srds_fast.sampling.session.Network`."""
+    """See `srds_fast.sampling.network.Network`."""
 
     denoiser: Denoiser
     x: Tensor

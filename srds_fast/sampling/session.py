@@ -8,14 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine.costs import price
 from ..engine.eager import Evaluator
-from ..engine.graphs.capturable import Capturable
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, Run
 from ..engine.streams import TwoLanes
@@ -28,48 +27,18 @@ from ..planner.context import KIND_OF_CALL, Context, context_of
 from ..planner.experience import kind_of_run
 from ..planner.exploration import Exploration
 from ..planner.first_stop import FirstStop
-from ..planner.plan import Plan
+from ..planner.plan import PREVIEWS, Plan
 from ..planner.search import Pricing
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Checkpoint, Evaluate, SolverInputs
 from ..solvers.convergence import Diverged
-from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import BY_INTERRUPT, SEQUENTIAL_LOOP, Report
 from ..words import counted
+from .network import Network
 from .planner import Planner
 from .trials import Advance, StartAgain, TimeStock, TooSlow, Trials, all_waves, audit, cut_off
-
-
-class Network(Protocol):
-    """The network of a call, able to evaluate rows."""
-
-    @property
-    def kind(self) -> Hashable:
-        """Everything the cost of a call depends on, except the shape of the state."""
-
-    @property
-    def conditions(self) -> Hashable:
-        """What decides how many iterations a calibrated plan needs: guidance, and the shapes of the conditioning."""
-
-    @property
-    def modules(self) -> Sequence[nn.Module]:
-        """The networks that are called; a measured plan is valid for their shapes only. Empty if not known."""
-
-    @property
-    def modules_found(self) -> Sequence[nn.Module]:
-        """The same, but perhaps not all: enough to find measured costs again."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the output."""
-
-    def evaluator(self, program: Program) -> Evaluator:
-        """The evaluator that runs the waves of a program from Python."""
-
-    def capturable(self, plan: Plan, program: Program) -> Capturable:
-        """Everything needed to record this call. A ValueError says why it cannot be recorded."""
 
 
 @dataclass(eq=False)
@@ -99,6 +68,7 @@ class Session:
     # beside this call, or does not give what is asked for
     stock: TimeStock | None = None
     audited: bool = False  # compare this call with the sequential one, to learn when calls like it may stop
+    previews: bool = False  # show the observer predicted x0 too, where a run has no whole sample before its end
     strict: bool = False  # raise a DivergenceError instead of starting again step by step
     together: bool = False  # no sample leaves the batch before all have converged: they may depend on each other
     pricing: Pricing | None = None  # costs of the call; None if they were not measured
@@ -202,6 +172,7 @@ class Session:
             notify=lambda reason: None,
             stock=None,
             audited=False,
+            previews=False,
             strict=True,
         )
 
@@ -256,6 +227,7 @@ class Session:
             counts=failed.counts,
             # a driven loop goes on to call the network as before
             engine=failed.engine if self.network is None else replace(failed.engine, name="eager", overlap="batch"),
+            previews=self.previews,
         )
         if tell:
             self.notify(self._fallback_reason)
@@ -297,7 +269,7 @@ class Session:
             change=self._reported.change,
             stopped_by=stopped_by,
             estimated_error=estimated_error,
-            fixed_by=self._fixed_by(),
+            fixed_by=plan.fixed_by,
             stop_rule=self._stop_rule,
             iterations_per_sample=run.iterations,
             predicted_seconds=None if prediction is None else prediction.chosen.seconds,
@@ -310,7 +282,7 @@ class Session:
             kernels=implementation(self.state.device) if fused else "torch",
             drive_reason=drive_reason,
             overlap=run.engine.overlap,
-            left_out=[*self.planner.left_out, *left_out],
+            left_out=list(left_out),
             capture_seconds=run.engine.capture_seconds,
             dropped_waves=run.engine.dropped_waves,
             plan=plan.short(),
@@ -334,15 +306,6 @@ class Session:
             # the run was left at a state that was no better than this
             return before.stopped_by, unknown
         return run.stopped_by, run.estimated_error
-
-    def _fixed_by(self) -> str | None:
-        """See `Report`."""
-        plan, context = self._reported.plan, self._reported.plan.context
-        if not plan.calibrated or plan.is_sequential:
-            return None
-        if context is not None and context.call is not None:  # only calibrated plans are bound to a kind of call
-            return f"calibrated at a tolerance of {plan.tolerance:.2g}"
-        return "as latency='constant' asks"
 
     def _baseline(self) -> tuple[str | None, float | None, float | None]:
         """The loop to compare this call with, its seconds, and those of the sequential loop as predicted.
@@ -375,6 +338,9 @@ class Session:
         if self.graphs is not None:
             try:
                 call = self.network.capturable(self.plan, self.run.program)
+                if self.previews and not self.plan.options.shows_iterations:
+                    # with a key of its own: calls that nobody looks at have a loop graph
+                    call = replace(call, signature=(call.signature, PREVIEWS), why_no_loop=call.why_no_loop or PREVIEWS)
             except ValueError as why:
                 self.graphs.refused(str(why))
                 self.run.engine.reason = str(why)
@@ -399,7 +365,8 @@ class Session:
     def _new_run(self, observer: Observer | None) -> Run:
         factor = 1.0 if self._audit is None else self._audit.factor
         given = self.plan, self.state, self.noise, self.inputs, observer, self.started
-        return Run(*given, factor=factor, contraction=self._contraction, together=self.together)
+        how = partial(Run, factor=factor, contraction=self._contraction)
+        return how(*given, together=self.together, previews=self.previews)
 
     def _audit_of(self, plan: Plan) -> Audit | None:
         """The audit of calls and runs like this one; None if nothing can be learnt of when they stop."""

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .. import telemetry
+from .. import progress, telemetry
 from ..engine import cancellation
 from ..engine.eager import drain
 from ..engine.run import Observer, Run
@@ -187,14 +187,16 @@ class Trials:
     def run_due(self) -> float:
         """Run all that is due in this call. Returns the seconds that it took."""
         started = time.perf_counter()
-        while (way := self.exploration.due()) is not None:
-            telemetry.phase("explore")
-            begun = time.perf_counter()
-            with telemetry.unseen(), cancellation.aside():  # waves of the report are those of the call
-                seconds, recording = self._stock() if isinstance(way, str) else self._planned(way)
-            took = time.perf_counter() - begun - recording
-            self.exploration.record(way, took if seconds is None else seconds, ended=seconds is not None)
-            self.exploration.spend(took)
+        with progress.bar("Timing other plans", self.exploration.seconds_left, unit="s") as bar:
+            while (way := self.exploration.due()) is not None:
+                telemetry.phase("explore")
+                begun = time.perf_counter()
+                with telemetry.unseen(), cancellation.aside():  # waves of the report are those of the call
+                    seconds, recording = self._stock() if isinstance(way, str) else self._planned(way)
+                took = time.perf_counter() - begun - recording
+                self.exploration.record(way, took if seconds is None else seconds, ended=seconds is not None)
+                self.exploration.spend(took)
+                bar.update(took)
         return time.perf_counter() - started
 
     def _planned(self, plan: Plan) -> tuple[float | None, float]:

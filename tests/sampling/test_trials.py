@@ -51,13 +51,14 @@ class TimedNetwork:
 def test_rows_for_nothing_are_explored_within_the_budget_then_the_fastest_plan_is_kept(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "srds_fast")
     network = TimedNetwork(monkeypatch)
     first = [network.call(seed) for seed in range(3)]
     assert first[0][0].plan_state == "exploring"
     assert sum(took for _, took in first) <= 4 * 3 * N
     assert sum(report.exploring_seconds for report, _ in first) <= 3 * N * (1 + 1e-5)
     assert caplog.text.count("The first 3 calls of this kind") == 1
+    assert caplog.text.count("Plan chosen for calls of") == 2, "by predictions, and for good"
     for seed in range(3, 10):
         report, took = network.call(seed)
         assert report.plan_state == "frozen"

@@ -39,6 +39,7 @@ class CallSettings:
 
     planner: Planner
     observer: Observer | None
+    previews: bool  # the observer is shown predicted x0 too, see `Session`
     graphs: GraphRunner | None  # a recorded turn uses all of them, turns for rows network graphs. None: eager
     overlap: str
     keep_states: bool
@@ -201,6 +202,7 @@ class CallSession:
             settings.notify,
             stock=settings.stock,
             audited=settings.audited,
+            previews=settings.previews,
             strict=settings.strict,
             together=network is None,
             pricing=pricing,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...engine import cancellation
 from ...engine.cancellation import Interrupted
 from ...engine.costs import price
-from ...errors import InvalidArgument, UnsupportedPipeline
+from ...errors import UnsupportedPipeline
 from ...planner.search import Pricing
 from ...sampling.session import Session, no_room
 from ...schedulers.private_draws import PrivateDraws
@@ -197,11 +197,6 @@ class Driver:
             samples.stop(samples.state)
             return x
         if (alone := self._rows.why_alone()) and planner.options is None:
-            if planner.previews:
-                raise InvalidArgument(
-                    f"This call has no iterations to show: rows of the network would be called one by one, as "
-                    f"{alone[0]}. One step after another is then fastest. Call the pipeline, or name a method."
-                )
             session.take_steps(f"rows of the network would be called one by one: {alone[0]}", tell=False)
         samples.graph_network_calls(self.reason)
         return (yield from self._waves(session))

@@ -330,8 +330,8 @@ def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
     ended = f"ended in {type(error).__name__}: {what}"
     if lockstep.driver is not None and (part := lockstep.driver.changed()) is not None:
         return (
-            f"its loop puts hooks or other code into {part} and uses what these see in a call of the network, beside "
-            f"its output: without such calls it {ended}"
+            f"its loop puts hooks or other code into {part} and uses what these see in network calls: without such "
+            f"calls it {ended}"
         )
     return f"its loop works with its own network and scheduler only: with others in their place it {ended}"
 

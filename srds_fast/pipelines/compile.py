@@ -194,7 +194,7 @@ class Compiled(Generic[P], _Pipeline):
         check_switch("freeze", freeze)
         if audit > 1 and kwargs.get("latents") is not None:
             raise InvalidArgument(
-                "audit and latents were given. Calls that begin with the same latents give the same sample, and tell "
+                "audit and latents were given. Calls with the same latents give the same sample, so they show "
                 "nothing new. Leave latents out."
             )
         (args, kwargs), draws = with_own_draws(self, args, kwargs, bind(self, args, kwargs))

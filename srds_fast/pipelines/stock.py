@@ -48,8 +48,8 @@ def refuse_stock_loop(reason: str | None) -> None:
     """Raise InvalidArgument if there is a reason for the stock loop, where a plan or iterations are asked for."""
     if reason is not None:
         raise InvalidArgument(
-            f"This call has no plan: {reason}. It runs on the stock loop, which has no iterations to show either. "
-            "Change what the reason names."
+            f"This call has no plan and no previews: {reason}. It would run in the pipeline's own loop. Change what "
+            "the reason names."
         )
 
 
@@ -66,8 +66,8 @@ def stock_call(
     state = fast._srds
     if state.quiet:
         refuse_stock_loop(reason)
-    warn_fallback(fast, "on its stock loop", reason)
-    left_out = [f"{name} was left out: the stock loop has no use for it" for name in own]
+    warn_fallback(fast, "in its own loop, without srds_fast", reason)
+    left_out = [f"{name} has no effect: the pipeline's own loop does not use it" for name in own]
     with state.interrupts.on_pipeline_itself(running), _looked_at(fast, running):
         return _called(fast, state.original, args, kwargs, arguments, fallback_reason=reason, left_out=left_out)
 

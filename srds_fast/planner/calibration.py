@@ -47,14 +47,14 @@ def calibrated(
     check_number("quantile", quantile, 0, 1, why="It is a share of the samples.")
     if settings.exact or settings.tolerance == 0:
         raise InvalidArgument(
-            "exact=True or tolerance=0 was given. Such runs stop where nothing moves, and have nothing to calibrate. "
-            "Give a tolerance."
+            "exact=True or tolerance=0 was given. Such runs stop when nothing changes any more, so there is nothing "
+            "to calibrate. Give a tolerance."
         )
     settings = within_memory(settings, pricing.most_rows)
     sequential, *others = candidates(num_steps, settings, stochastic, calibrated=True)
     if others and all(plan.slides for plan in others):
         raise InvalidArgument(
-            "A method was asked for whose window slides by a tolerance of its own. It has no iterations to fix. "
+            "The window of this method slides by a tolerance of its own. It has no number of iterations to fix. "
             "Calibrate method='auto', or a method without a window."
         )
     limit = pricing.of(sequential, 1)

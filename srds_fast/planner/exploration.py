@@ -99,7 +99,7 @@ class Exploration:
         if self._why is not None:
             return self._why
         why = _prediction(self._plan(self._choice)).why
-        return why if self.state == MEASURED else f"to be timed; predicted: {why}"
+        return why if self.state == MEASURED else f"predicted, and not timed yet: {why}"
 
     @property
     def held(self) -> bool:
@@ -275,7 +275,7 @@ class Exploration:
             self._doubted, self._choice = self._choice, self._sequential
             self._why = (
                 f"{SLOW} of the last {counted(len(self._last), 'call')} of {plan.short()} took longer than the "
-                "sequential loop did: this call times that again"
+                "sequential loop, which this call times again"
             )
 
     def _judge(self, seconds: float) -> None:
@@ -386,7 +386,7 @@ class Exploration:
 
     def _told(self) -> str:
         """Why the choice was made, with the times."""
-        loops = (self._sequential, "the sequential loop"), (STOCK, "the stock loop")
+        loops = (self._sequential, "the sequential loop"), (STOCK, "the loop without srds_fast")
         faster = [
             f"{self._ratio(key, self._choice):.2f} times faster than {name}"
             for key, name in loops

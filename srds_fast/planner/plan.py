@@ -24,9 +24,9 @@ BYTES_OF_A_ROW = 2**10
 # of a program: 2 GiB. More takes minutes to make
 MOST_ROWS = 2**21
 # why a plan cannot be recorded
-SLIDES = "its window slides by what is found in every wave, which a replay cannot look at"
-PREVIEWS = "a stream shows what the network predicts on the way, which a replay does not tell"
-STATES_KEPT = "the states on the way are kept, which a replay does not tell"
+SLIDES = "each wave decides how far its window slides, and a replay cannot decide"
+PREVIEWS = "a stream shows what the network predicts on the way, and a replay does not give that"
+STATES_KEPT = "the states of all steps are kept, and a replay does not give them"
 
 
 def refuse_beside(plan: Plan | None, settings: Settings, defaults: Settings) -> None:

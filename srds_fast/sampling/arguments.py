@@ -92,6 +92,6 @@ def check_generator(generator: Any, batch: int) -> None:
         )
     if several and len(generator) != batch:
         raise InvalidArgument(
-            f"{counted(len(generator), 'generator')} and {counted(batch, 'sample')} were given. Pass one for each "
-            "sample, or a single one."
+            f"There are {counted(len(generator), 'generator')} for {counted(batch, 'sample')}. Pass one for each "
+            "sample, or a single generator."
         )

@@ -126,9 +126,9 @@ def sample(
             explore, cache_dir, latency: as in `srds_fast.compile`.
         engine: as in `srds_fast.compile`, but graphs need a place to be kept: see `graphs`.
         graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
-            first call of a kind runs eagerly and is recorded, those after it are replayed. What the denoiser does in
-            Python is then not done again. Weights that it takes from modules it is, is bound to or names may change in
-            any way; it must not read tensors from elsewhere.
+            first call of a kind runs without graphs and is recorded; later ones are replayed. What the denoiser does
+            in Python is then not done again. Weights that it takes from modules it is, is bound to or names may change
+            in any way; it must not read tensors from elsewhere.
         observer: called with a copy of every `Checkpoint`.
         warm_start: [N + 1, batch, ...], the trajectory of a related sample with the same starting noise. Methods that
             refine all points (collocation, parataa, paradigms) start from it. The closer it is, the fewer waves they
@@ -218,7 +218,7 @@ def sampled(
             f"engine is {planner.engine!r} and graphs is None. A recording is useful only if later calls can find it. "
             "Keep graphs = srds_fast.Graphs() and pass it to each call."
         )
-    eager = functools.partial(_log_once, "runs eagerly")
+    eager = functools.partial(_log_once, "runs without graphs")
     runner = None if graphs is None else planner.graph_runner(graphs, x.is_cuda, True, eager)
     scheduler = copy.deepcopy(scheduler)
     with torch.device("cpu"):  # whatever the default device is
@@ -254,7 +254,7 @@ def sampled(
                 _DenoiserNetwork(denoiser, x, state, noise, inputs, cond, x.dtype),
                 runner,
                 observer,
-                notify=functools.partial(_log_once, "goes step by step"),
+                notify=functools.partial(_log_once, "runs step by step"),
                 stock=None if stock is None else stock.seconds,
                 previews=previews,
                 strict=strict,

@@ -190,7 +190,7 @@ class Session:
             if self.exploration is None:  # a trial
                 raise
             self.run.leave()
-            self.take_steps(f"{self.plan.short()} was cut off: {why}", tell=False)
+            self.take_steps(f"{self.plan.short()} was stopped: {why}", tell=False)
         except StartAgain as why:
             self.take_steps(str(why))
         except torch.OutOfMemoryError:
@@ -417,6 +417,4 @@ class Session:
 
 def no_room(rows: int) -> str:
     """The message for a wave that ran out of memory. rows: of the widest that was tried."""
-    return (
-        f"a wave of up to {counted(rows, 'row')} did not fit into the device's memory: pass max_rows, fewer than that"
-    )
+    return f"a wave of up to {counted(rows, 'row')} did not fit into the device's memory: pass a smaller max_rows"

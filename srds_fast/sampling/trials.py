@@ -215,7 +215,7 @@ class Trials:
             except Exception as why:  # the call is complete: it must not fail for what would help later ones
                 trial.run.close()
                 if not isinstance(why, TooSlow | DivergenceError):
-                    logger.warning("%s failed when it was timed: %s. It is not taken.", plan.short(), why)
+                    logger.warning("%s failed when it was timed: %s. It is not used.", plan.short(), why)
                 return None, recording
             report = trial.report()
             if report.fallback_reason is not None:
@@ -231,5 +231,5 @@ class Trials:
         try:
             return self.stock(self.exploration.plan.num_inference_steps), 0.0
         except Exception as why:
-            logger.warning("The stock loop failed when it was timed: %s. It is not taken.", why)
+            logger.warning("The loop without srds_fast failed when it was timed: %s. It is not used.", why)
             return None, 0.0

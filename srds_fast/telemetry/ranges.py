@@ -262,4 +262,4 @@ class _Call:
         try:
             yield
         except RuntimeError as why:
-            logger.warning("%s is not timed: %s", self._device, str(why).partition("\n")[0])
+            logger.warning("The ranges on %s have no device times: %s", self._device, str(why).partition("\n")[0])

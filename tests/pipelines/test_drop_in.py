@@ -360,7 +360,7 @@ def test_a_call_without_a_step_has_a_report_and_no_plan() -> None:
 
 def test_calls_on_the_stock_loop_have_no_plan_and_a_failed_call_no_report(sd: Any) -> None:
     fast = srds_fast.compile(sd, method="srds", num_blocks=9)
-    with pytest.raises(InvalidArgument, match="has no plan: callback was given"):
+    with pytest.raises(InvalidArgument, match="has no plan and no previews: callback was given"):
         fast.plan_for("a", callback=lambda *given: None)
     latents(fast)
     assert fast.report is not None

@@ -87,7 +87,7 @@ def test_costs_measured_at_a_good_moment_cost_one_wave(monkeypatch: pytest.Monke
     measuring = waves - report.waves
     network = TimedNetwork(monkeypatch, lambda call, rows, stock: 1.0 if call <= measuring or rows == 1 else 2.0 * N)
     report, took = network.call()
-    assert "was cut off" in report.fallback_reason
+    assert "was stopped" in report.fallback_reason
     assert report.method == "sequential"
     assert report.waves == 1 + N, "the wave that came too late to begin is not counted"
     assert report.seconds <= (1 + 2 + 2) * N, "what came before the first wide wave, that wave, and the steps"

@@ -96,8 +96,8 @@ class Graphs:
             self.stats.seconds += time.perf_counter() - started
         if call.key() != before:
             return (
-                "The recording is not kept: the network changed while it was made. What it holds may be of two "
-                "networks. The next call of its kind is recorded anew."
+                "The recording was dropped: the network changed while it was made. It may hold parts of two "
+                "networks. The next call of this kind is recorded again."
             )
         self._keep(key, captured)
         return None

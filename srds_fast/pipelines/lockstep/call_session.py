@@ -126,7 +126,7 @@ class CallSession:
             for network in settings.networks
         }
         engine.name = graphed.graphs.name
-        engine.reason = f"the loop is driven: {why}"
+        engine.reason = f"the pipeline's own loop runs for the rows: {why}"
 
     def change(self) -> NetworkChanged | None:
         """After a wave: what was changed in a network since rows were first evaluated by it, or None.

@@ -197,7 +197,7 @@ class Driver:
             samples.stop(samples.state)
             return x
         if (alone := self._rows.why_alone()) and planner.options is None:
-            session.take_steps(f"rows of the network would be called one by one: {alone[0]}", tell=False)
+            session.take_steps(f"the network would be called for one row at a time: {alone[0]}", tell=False)
         samples.graph_network_calls(self.reason)
         return (yield from self._waves(session))
 

@@ -36,5 +36,10 @@ def _of_diffusers() -> logging.Logger | None:
 
 
 def configure() -> None:
-    """Let the logger follow diffusers. It stays the object that it is: a user may have asked for it before."""
-    logging.getLogger(NAME).__class__ = _Logger
+    """Let the logger follow diffusers. It stays the object that it is: a user may have asked for it before.
+
+    A class of the user's for loggers stays too.
+    """
+    logger = logging.getLogger(NAME)
+    if type(logger) is logging.Logger:
+        logger.__class__ = _Logger

@@ -40,9 +40,9 @@ def bar(what: str, total: float | None = None, unit: str = "it") -> Iterator[Any
     # None: on a terminal alone
     hidden = True if _open.get() else asked.pop("disable", None)
     token = _open.set(True)
-    shown = {"leave": False, "delay": DELAY, "unit": unit, **asked, "desc": what, "disable": hidden, "total": total}
+    usual = {"leave": False, "delay": DELAY, "unit": unit, "unit_scale": isinstance(total, float)}  # in three digits
     try:
-        with tqdm(**shown) as made:
+        with tqdm(**{**usual, **asked, "desc": what, "disable": hidden, "total": total}) as made:
             yield made
     finally:
         _open.reset(token)

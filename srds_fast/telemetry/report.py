@@ -322,9 +322,10 @@ class Report:
             ("recording", self.capture_seconds, "to record graphs"),
             ("compiling", self.compile_seconds, "to compile networks"),
         )
-        told = {"rehearsal": self.rehearsal_calls, "checking": self.check_calls}
+        calls = {"rehearsal": self.rehearsal_calls, "checking": self.check_calls}
         for name, seconds, what in found:
-            if seconds >= SHORT or told.get(name):
+            # every call spends a little on these two
+            if seconds > (SHORT if name in ("planning", "rehearsal") else 0.0) or calls.get(name):
                 yield name, f"{duration(seconds)} {what} (not part of the time above)"
 
     def _changes(self) -> Iterator[tuple[str, str]]:

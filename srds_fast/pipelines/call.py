@@ -161,8 +161,8 @@ def _run_call(
         previews.random = random
     cls, networks = type(state.original), list(networks_of(fast).values())
     loop, kind = kind_of_loop(fast, arguments), None
-    seen = observer is None or previews is not None  # other observers are there for iterations
-    if seen and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
+    any_loop = observer is None or previews is not None  # other observers are there for iterations
+    if any_loop and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
         kind = kind_of_call(fast, loop)
         chosen = None if kind is None else state.explorations.get(kind)
         refused = None if kind is None else state.refused.get(kind)

@@ -14,6 +14,7 @@ from ..sampling.rows import state_dtype
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table
 from ..solvers.contract import Checkpoint
+from .lockstep.proxies import copy_scheduler
 
 
 class StockPreviews:
@@ -43,7 +44,9 @@ class StockPreviews:
     def _show(self, scheduler: Any, given: dict[str, Any]) -> None:
         m, x = given["model_output"], given["sample"]
         if self._table is None:
-            self._table = noise_table(scheduler, eta=given.get("eta"))
+            own = copy_scheduler(scheduler)
+            del own.step  # the scheduler's own step is read, which is not looked at
+            self._table = noise_table(own, eta=given.get("eta"))
             found = (scheduler.timesteps == given["timestep"]).nonzero()
             self._start = int(found[0]) if len(found) else 0
             self._due = Due(self._table.num_steps - self._start)

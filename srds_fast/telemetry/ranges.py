@@ -204,7 +204,7 @@ class _Call:
         self._nvtx.push_range(self._nvtx.get_event_attributes(**attributes))
         record = None
         if torch_profiler._is_profiler_enabled:
-            of = f"{category}, {counted(payload, 'row')}" if is_wave else of
+            of = f"{category}, {counted(payload, 'row')}" if is_wave and payload is not None else of
             # torch.profiler.record_function would be an operation: a graph that is recorded would hold it
             record = torch.autograd._record_function_with_args_enter(f"{name} ({of})" if of else name)
         event = self._event() if self._timed and total is not None and category in _ON_DEVICE else None

@@ -11,10 +11,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import log as _log
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import caches as caches
+    from . import methods as methods
     from . import zoo as zoo
     from .engine.cancellation import using as using
     from .engine.graphs.cache import Graphs as Graphs
@@ -27,10 +29,14 @@ if TYPE_CHECKING:
     from .errors import UnknownArgument as UnknownArgument
     from .errors import UnsupportedPipeline as UnsupportedPipeline
     from .errors import UnsupportedScheduler as UnsupportedScheduler
+    from .pipelines.compile import Compiled as Compiled
     from .pipelines.compile import compile as compile
     from .planner.plan import Plan as Plan
     from .sampling.sample import SampleResult as SampleResult
     from .sampling.sample import sample as sample
+    from .sampling.stream import AsyncStream as AsyncStream
+    from .sampling.stream import Refinement as Refinement
+    from .sampling.stream import Stream as Stream
     from .sampling.streams import astream as astream
     from .sampling.streams import stream as stream
     from .solvers import program as program
@@ -38,13 +44,19 @@ if TYPE_CHECKING:
     from .telemetry.report import Report as Report
 
 
+_log.configure()
+
 _HOME = {
     "compile": "pipelines.compile",
+    "Compiled": "pipelines.compile",
     "sample": "sampling.sample",
     "stream": "sampling.streams",
     "astream": "sampling.streams",
     "using": "engine.cancellation",
     "profile": "telemetry",
+    "Stream": "sampling.stream",
+    "AsyncStream": "sampling.stream",
+    "Refinement": "sampling.stream",
     "SampleResult": "sampling.sample",
     "Plan": "planner.plan",
     "Report": "telemetry.report",
@@ -73,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(["__version__", *__all__])

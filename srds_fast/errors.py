@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .words import counted
+
 MOST_SHOWN = 200  # characters
 
 
@@ -73,8 +75,8 @@ class Cancelled(SrdsFastError):
     def after(cls, waves: int, settled_steps: int) -> Cancelled:
         """With the message for so many waves and steps."""
         return cls(
-            f"The call was cancelled after {waves} waves, with {settled_steps} steps settled. What it was given as "
-            "cancel is set. Clear it, or pass another one, before the next call.",
+            f"The call was cancelled after {counted(waves, 'wave')}, with {counted(settled_steps, 'step')} finished. "
+            "The event that was given as cancel is set. Clear it, or pass another one, before the next call.",
             waves,
             settled_steps,
         )

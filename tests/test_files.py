@@ -90,7 +90,7 @@ def test_kept_costs_follow_no_link_either(tmp_path: Path, caplog: pytest.LogCapt
     kept.symlink_to(secret)
     cache.save("kind", context, CostCurve((1,), (2e-3,)))
     assert secret.read_text() == before
-    assert "Costs could not be kept" in caplog.text
+    assert "Costs could not be written" in caplog.text
 
 
 @pytest.mark.parametrize(

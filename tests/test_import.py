@@ -29,6 +29,11 @@ def test_every_public_name_resolves() -> None:
         assert getattr(srds_fast, name) is not None, name
 
 
+def test_only_public_names_are_shown() -> None:
+    assert set(dir(srds_fast)) == {"__version__", *srds_fast.__all__}
+    assert {"compile", "sample", "Compiled", "Report", "Stream", "errors"} - set(dir(srds_fast)) == {"errors"}
+
+
 def test_the_packages_that_are_installed_are_the_folders() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     files = [*ROOT.glob("srds_fast/**/__init__.py"), *ROOT.glob("kernels/**/__init__.py")]

@@ -24,8 +24,11 @@ ROOMS = (
     "kernels",
     "environment",
     "caches",
+    "progress",
+    "log",
     "files",
     "errors",
+    "words",
     "_version",
 )
 

@@ -15,7 +15,7 @@ import srds_fast
 
 STEPS = 3
 SECONDS = 60.0  # for another thread: far more than a call takes
-FIRST = "it is the first call of its kind"
+FIRST = "this is the first call of its kind"
 
 
 class Twins:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
+from srds_fast.words import counted
 
 from ..common.checks import NETWORK_DTYPES, check_guidance, check_tensor
 from ..common.network_input import AS_THE_STATE, NetworkInput
@@ -55,14 +56,18 @@ def wave_update(
         raise InvalidArgument("buffers were made for another table. Slots differ. Make them from this one.")
     branches = check_guidance(guidance, buffers.memory)
     if not 0 <= number < len(table.updates):
-        raise InvalidArgument(f"number is {number}. The table has {len(table.updates)} updates. Pass one of them.")
+        raise InvalidArgument(
+            f"number is {number}. The table has {counted(len(table.updates), 'update')}. Pass one of them."
+        )
     rows = table.num_rows[number] * branches
     if m is not None:
         # an update without steps ignores m
         shape = (rows or len(m), *buffers.slots[0].shape)
         check_tensor("m", m, NETWORK_DTYPES, buffers.memory.device, shape, "[branches * rows, samples, ...]")
     elif rows:
-        raise InvalidArgument(f"m is None. Update {number} makes values from {rows} rows. Pass the network's output.")
+        raise InvalidArgument(
+            f"m is None. Update {number} makes values from {counted(rows, 'row')}. Pass the network's output."
+        )
     if buffers.implementation == "torch":
         return reference.wave_update(table, number, buffers, m, guidance, network)
     from . import kernel

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from srds_fast.errors import InvalidArgument
+from srds_fast.words import counted
 
 from ..common.checks import MOST_ELEMENTS, check_tensor
 from ..common.clamping import Threshold
@@ -76,12 +77,16 @@ def _check(table: WaveTable, x: Tensor, noises: Tensor | None) -> None:
         )
     elements = math.prod(x.shape[1:])
     if elements > MOST_ELEMENTS:
-        raise InvalidArgument(f"x has {elements} elements a sample. The most is {MOST_ELEMENTS}. Split the samples.")
+        raise InvalidArgument(
+            f"x has {counted(elements, 'element')} a sample. The most is {MOST_ELEMENTS}. Split the samples."
+        )
     entries = 0 if noises is None else len(noises)
     if noises is not None:
         check_tensor("noises", noises, (table.dtype,), table.device, (entries, *x.shape), "[entries, samples, ...]")
     if table.draws > entries:
-        raise InvalidArgument(f"noises has {entries} entries. The table refers to {table.draws}. Pass as many.")
+        raise InvalidArgument(
+            f"noises has {counted(entries, 'entry', 'entries')}. The table refers to {table.draws}. Pass as many."
+        )
 
 
 def _samples(tensor: Tensor, index: Tensor) -> Tensor:

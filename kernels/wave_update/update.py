@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from srds_fast.errors import InvalidArgument
+from srds_fast.words import counted
 
 
 class Step(NamedTuple):
@@ -82,8 +83,8 @@ def check(number: int, update: Update, num_slots: int, num_iterations: int, clip
     beyond += [each for step in steps for each in (step.row, step.draw or 0) if each < 0]
     if beyond:
         raise InvalidArgument(
-            f"updates[{number}] names {beyond[0]}. The table has {num_slots} slots and {num_iterations} iterations, "
-            "and rows count from 0. Name one of them."
+            f"updates[{number}] names {beyond[0]}. The table has {counted(num_slots, 'slot')} and "
+            f"{counted(num_iterations, 'iteration')}, and rows count from 0. Name one of them."
         )
     if not clips and any(step.c != 0.0 for step in steps):
         raise InvalidArgument(

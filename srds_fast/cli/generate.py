@@ -27,5 +27,6 @@ def run(args: argparse.Namespace) -> None:
             image.save(unfinished)
         print(path)
     report = fast.report
+    assert report is not None
     summary = f"{report.method}: {report.waves} waves for {report.num_inference_steps} steps, {report.seconds:.2f} s"
     print(f"\n{report if args.show_report else summary}")

@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..words import counted
+
 # the first call's warm-up and the usual jitter do not explain a larger spread of equal calls
 BELIEVABLE_SPREAD = 1.5
 
@@ -54,11 +56,6 @@ def warn_if_busy(calls: Iterable[Sequence[float]]) -> None:
             f"\nWarning: equal calls differ by up to {spread:.1f} times in their seconds. Something else kept this "
             "machine busy.\nMeasure again when it is idle."
         )
-
-
-def counted(number: int, thing: str) -> str:
-    """1 image, 2 images."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def small(number: float) -> str:

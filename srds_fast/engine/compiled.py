@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..words import counted
 from . import cancellation
 
 MODES = ("default", "max-autotune-no-cudagraphs")
@@ -24,7 +25,7 @@ PAIRS, WORTH = 3, 0.97
 logger = logging.getLogger("srds_fast")
 
 
-class Compiled:
+class CompiledNetwork:
     """A network called through torch.compile; called directly if compilation fails (for example: no C++ compiler).
 
     The network itself is not changed, and only weakly referenced: the caller keeps it alive.
@@ -127,10 +128,10 @@ class CompiledIfFaster:
         if self._compiled.failure is None:
             ratio = statistics.median(timed(self._compiled) / timed(network) for _ in range(PAIRS))
             logger.info(
-                "torch.compile of %s: the first call of %d rows took %.3g seconds, later ones take %.2f times as long "
+                "torch.compile of %s: the first call of %s took %.3g seconds, later ones take %.2f times as long "
                 "as the network itself.",
                 name_of(network),
-                rows,
+                counted(rows, "row"),
                 compiling,
                 ratio,
             )
@@ -142,13 +143,13 @@ class CompiledIfFaster:
 
 _numbers = itertools.count()
 _if_faster: weakref.WeakKeyDictionary[nn.Module, CompiledIfFaster] = weakref.WeakKeyDictionary()
-_compiled: weakref.WeakKeyDictionary[nn.Module, dict[str, Compiled]] = weakref.WeakKeyDictionary()
+_compiled: weakref.WeakKeyDictionary[nn.Module, dict[str, CompiledNetwork]] = weakref.WeakKeyDictionary()
 
 
-def compiled(network: nn.Module, mode: str) -> Compiled:
+def compiled(network: nn.Module, mode: str) -> CompiledNetwork:
     """The compiled version of the network. Always the same object: captured graphs are valid for one object only."""
     by_mode = _compiled.setdefault(network, {})
-    return by_mode.get(mode) or by_mode.setdefault(mode, Compiled(network, mode))
+    return by_mode.get(mode) or by_mode.setdefault(mode, CompiledNetwork(network, mode))
 
 
 def compiled_if_faster(network: nn.Module) -> CompiledIfFaster:

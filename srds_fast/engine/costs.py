@@ -12,11 +12,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
-from .. import telemetry
+from .. import progress, telemetry
 from ..caches import Cache
 from ..errors import CaptureFailed
 from ..kernels.wave_update import NetworkInput
@@ -30,6 +28,7 @@ from ..solvers.contract import Evaluate, SolverInputs
 from ..solvers.convergence import Diverged
 from ..solvers.fixed_point.program import of_widths
 from ..solvers.program import Program
+from ..words import counted, duration
 from . import cancellation
 from .eager import Evaluator
 from .graphs.device_lock import DeviceBusy, device_lock, in_a_replay
@@ -103,7 +102,12 @@ def price(
         widths = [width for width in WIDTHS if width <= (max_rows or width)]
         started = time.perf_counter()
         found = measure(evaluator, of_widths(noise.num_steps, widths), state, inputs.network, replayed=replayed)
-        logger.info("Measured network calls of %s rows in %.3g seconds.", found.rows, time.perf_counter() - started)
+        logger.debug("Network calls of %s rows take %s seconds.", found.rows, found.seconds)
+        logger.info(
+            "Measured how long a network call takes with 1 to %s, in %s.",
+            counted(found.rows[-1], "row"),
+            duration(time.perf_counter() - started),
+        )
         return found
 
     def curve() -> CostCurve:
@@ -151,17 +155,27 @@ def measure(
     program: a wave for each width, from narrow to wide; see `SATURATED`. replayed: time recordings of the calls, or
     eager calls where one cannot be recorded; the caller holds the device lock.
     """
-    if replayed:
-        with suppress(CaptureFailed):
-            return _measured(evaluator(program), program, x, network, replayed=True)
-    return _measured(evaluator(program), program, x, network, replayed=False)
+    with progress.bar("Measuring the network", len(program.positions)) as bar:
+        if replayed:
+            with suppress(CaptureFailed):
+                return _measured(evaluator(program), program, x, network, bar.update, replayed=True)
+        bar.reset()
+        return _measured(evaluator(program), program, x, network, bar.update, replayed=False)
 
 
-def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: NetworkInput, *, replayed: bool) -> CostCurve:
+def _measured(
+    evaluate: Evaluator,
+    program: Program,
+    x: Tensor,
+    network: NetworkInput,
+    done: Callable[[], object],
+    *,
+    replayed: bool,
+) -> CostCurve:
+    """done: told of each width that was measured."""
     calls: list[_Call] = []
     most_rows: int | None = None
     left = math.inf  # seconds
-    bar: Progress | None = None
     for number, positions in enumerate(program.positions):
         # a wider call may take longer in proportion to its rows
         if calls and left < 2 * calls[-1].seconds * len(positions) / calls[-1].rows:
@@ -176,16 +190,12 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
                 raise
             most_rows = calls[-1].rows
             break
-        if calls[0].seconds >= SHORT:
-            bar = bar or _bar(len(program.positions))
-            bar.update(bar.task_ids[0], completed=len(calls), refresh=True)
+        done()
         budget = max(BUDGET_SECONDS, BUDGET * program.num_steps * calls[0].seconds)
         left = budget - 2 * sum(call.seconds for call in calls)
         in_proportion = [call.seconds >= SATURATED * call.rows * calls[0].seconds for call in calls[-2:]]
         if len(calls) >= 3 and calls[-1].seconds >= SHORT and all(in_proportion):
             break
-    if bar is not None:
-        bar.stop()
     short = [call for call in calls if call.seconds < SHORT]
     for _ in range(ROUNDS):
         left -= sum(call.seconds for call in short)
@@ -202,15 +212,6 @@ def _measured(evaluate: Evaluator, program: Program, x: Tensor, network: Network
         memory if len(memory) == len(calls) else None,
         most_rows,
     )
-
-
-def _bar(widths: int) -> Progress:
-    """A bar on a terminal. It is drawn between two measurements: no thread runs beside them."""
-    console = Console(stderr=True)
-    bar = Progress(transient=True, auto_refresh=False, console=console, disable=not console.is_terminal)
-    bar.add_task("Measuring the network", total=widths)
-    bar.start()
-    return bar
 
 
 class _Call:

@@ -16,7 +16,9 @@ from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, So
 from ..solvers.convergence import Contraction, Diverged, Monitor
 from ..solvers.program import Program
 from ..telemetry.report import BY_EXACT, BY_ITERATIONS, BY_OWN_RULE, BY_SEQUENTIAL, BY_TOLERANCE, SURE
+from ..words import counted
 from . import cancellation
+from .x0_previews import X0Previews
 
 Observer = Callable[[Checkpoint], None]
 
@@ -64,6 +66,7 @@ class Run:
     started: `time.perf_counter()` when the first wave began, if that was before the run was made.
     factor: of the tolerance, that estimated errors are compared with. contraction: how they are estimated; None: as the
     method does. settled_before: steps of the call that were done before this run began.
+    previews: show the observer predicted x0 too, where the method has no whole sample before its end.
     shown: iteration that the observer has seen last, -1 before the first.
     change, iterations: see `change` and `iterations_per_sample` of `Report`.
     sample: final samples in the dtype of the state, [batch, ...]; newest: the newest whole one; each None until then.
@@ -86,6 +89,7 @@ class Run:
         contraction: Contraction | None = None,
         together: bool = False,
         settled_before: int = 0,
+        previews: bool = False,
     ) -> None:
         contraction = plan.options.contraction if contraction is None else contraction
         self._monitor = Monitor(len(x), factor * plan.tolerance, plan.bitwise, contraction)
@@ -104,6 +108,9 @@ class Run:
         self.final_steps, self.shown, self.stopped = 0, -1, False
         self.newest: Tensor | None = None
         self.sample: Tensor | None = None
+        self._previews: X0Previews | None = None
+        if previews and observer is not None and not plan.options.shows_iterations:
+            self._previews = X0Previews(noise, inputs, x.dtype, observer)
         self._core = self._with_ranges(core_of(plan, x, noise, self.program, inputs))
 
     def next(self, output: Tensor | None) -> Evaluate | None:
@@ -114,6 +121,8 @@ class Run:
         Raises Diverged where samples are not finite, or move away instead of settling; its message is for the user.
         """
         if output is not None:
+            if self._previews is not None and self.handed_out is not None:
+                self._previews.look(self.handed_out, output)
             self.received()
         try:
             return self._advance(output)
@@ -150,7 +159,7 @@ class Run:
 
     def follow(self, core: Core) -> None:
         """Take the waves from this core instead, which replays them; called before the first wave."""
-        self._core, self._replays = self._with_ranges(core, replayed=True), True
+        self._core, self._replays, self._previews = self._with_ranges(core, replayed=True), True, None
 
     def _with_ranges(self, core: Core, *, replayed: bool = False) -> Core:
         return telemetry.ranged(core, self.program, lambda: self.handed_out is not None, replayed=replayed)
@@ -247,11 +256,11 @@ class Run:
     def _diagnosis(self, what: str) -> str:
         if self.plan.is_sequential:
             return (
-                f"At the end of {self.program.num_steps} sequential steps {what}. The network returned NaN or "
-                "Inf. Check its weights and dtype on a single call."
+                f"At the end of {counted(self.program.num_steps, 'sequential step')} {what}. The network returned NaN "
+                "or Inf. Check its weights and dtype on a single call."
             )
         return (
-            f"After {self.counts.waves} waves of {self.plan.method} {what}. The network returned NaN or Inf, or the "
-            "method is unstable on this schedule. Run method='sequential' to see whether the network is at fault; if "
-            f"it is not, {self.plan.options.advice}."
+            f"After {counted(self.counts.waves, 'wave')} of {self.plan.method} {what}. The network returned NaN or "
+            "Inf, or the method is unstable on this schedule. Run method='sequential' to see whether the network is "
+            f"at fault; if it is not, {self.plan.options.advice}."
         )

@@ -21,8 +21,8 @@ from ..caches import cached
 from ..engine.compiled import (
     AUTO,
     MODES,
-    Compiled,
     CompiledIfFaster,
+    CompiledNetwork,
     compiled,
     compiled_if_faster,
     first_sentence,
@@ -76,7 +76,7 @@ class Applied:
     seconds of `compiling` when the call began.
     """
 
-    replacements: dict[nn.Module, Compiled | CompiledIfFaster] = field(default_factory=dict)
+    replacements: dict[nn.Module, CompiledNetwork | CompiledIfFaster] = field(default_factory=dict)
     not_set: list[str] = field(default_factory=list)
     before: float = 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import math
 import threading
 import weakref
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .. import telemetry
+from .. import progress, telemetry
 from ..engine import cancellation
 from ..engine.run import Observer
 from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
@@ -54,6 +55,8 @@ from .stock import (
     stock_call,
 )
 from .takeover.calls import SCALING
+
+logger = logging.getLogger("srds_fast")
 
 
 def stock_reason(fast: Any, arguments: Arguments) -> str | None:
@@ -104,6 +107,7 @@ def run_call(
             cancellation.watching(interrupted=running.is_asked),
             telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline),
             draws or nullcontext(),
+            progress.configured_by(fast),
         ):
             return _run_call(fast, args, kwargs, observer, draws, running, **asked)
     except DivergenceError as error:
@@ -115,6 +119,7 @@ def run_call(
                 last.report = replace(last.report, timeline=timeline.sums)
             if diverged is not None:
                 diverged.report = last.report
+            logger.debug("%s: %s", type(fast).__name__, last.report)
 
 
 def _is_due(share: float, number: int) -> bool:
@@ -151,15 +156,20 @@ def _run_call(
     if reason is not None:
         return stock_call(fast, args, kwargs, arguments, reason, own, running)
     loop, kind = kind_of_loop(fast, arguments), None
-    if observer is None and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
+    any_loop = observer is None or previews is not None  # other observers are there for iterations
+    if any_loop and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
         kind = kind_of_call(fast, loop)
         chosen = None if kind is None else state.explorations.get(kind)
         refused = None if kind is None else state.refused.get(kind)
         if refused is not None:
+            if observer is not None:
+                refuse_stock_loop(refused)
             return stock_call(fast, args, kwargs, arguments, refused, own, running)
         if chosen is not None and chosen.chose_stock:
             state.last.exploration = chosen
-            return chosen_stock_call(fast, args, kwargs, arguments, chosen, running)
+            if previews is not None:
+                previews.random = RandomState(arguments, execution_device(fast))
+            return chosen_stock_call(fast, args, kwargs, arguments, chosen, running, observer)
     device = execution_device(fast)
     random = RandomState(arguments, device)
     if previews is not None:
@@ -181,6 +191,7 @@ def _run_call(
             device,
             warming,
             observer,
+            previews is not None,
             calls_back=arguments.get("callback_on_step_end") is not None,
             replacements=made.replacements,
             generators=[generator for generator, _ in random.given],
@@ -188,7 +199,9 @@ def _run_call(
             draws=draws,
             audited=audited,
             seen=None if previews is None else previews.seen,
-            stock=None if kind is None else TimedStockLoop(fast, args, kwargs, arguments, parts).seconds,
+            stock=None
+            if kind is None or observer is not None
+            else TimedStockLoop(fast, args, kwargs, arguments, parts).seconds,
             initial_guess=own.get("warm_start"),
             keep_states=bool(own.get("keep_trajectory")),
         )
@@ -260,6 +273,7 @@ def _lockstep(
     device: torch.device,
     warming: bool,
     observer: Observer | None,
+    previews: bool,
     *,
     calls_back: bool,
     keep_states: bool,
@@ -279,8 +293,9 @@ def _lockstep(
             warn_eager(fast, engine_reason)
             graphs = None
     settings = CallSettings(
-        state.planner if observer is None else state.planner.with_previews(),
+        state.planner,
         observer,
+        previews,
         graphs,
         overlap="batch" if options.overlap == "auto" and not on_gpu else options.overlap,
         keep_states=calls_back or keep_states,
@@ -317,8 +332,8 @@ def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
     ended = f"ended in {type(error).__name__}: {what}"
     if lockstep.driver is not None and (part := lockstep.driver.changed()) is not None:
         return (
-            f"its loop puts hooks or other code into {part} and uses what these see in a call of the network, beside "
-            f"its output: without such calls it {ended}"
+            f"its loop puts hooks or other code into {part} and uses what these see in network calls: without such "
+            f"calls it {ended}"
         )
     return f"its loop works with its own network and scheduler only: with others in their place it {ended}"
 

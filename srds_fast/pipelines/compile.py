@@ -6,9 +6,9 @@ import copy
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from torch import Tensor
 
@@ -47,11 +47,32 @@ MOST_WARM_UPS = 4
 logger = logging.getLogger("srds_fast")
 
 
-class FastPipeline:
+P = TypeVar("P", covariant=True)  # the class of the pipeline
+T = TypeVar("T")  # the same, as an argument
+A = ParamSpec("A")  # arguments of its call
+R = TypeVar("R")  # what it returns
+
+if TYPE_CHECKING:
+    # Python has no type for "a P with more members": a type checker knows those of every pipeline, and takes the others
+    # of P as Any
+    from diffusers import DiffusionPipeline as _Pipeline
+else:
+    _Pipeline = object
+
+
+class Compiled(Generic[P], _Pipeline):
     """The members that `compile` adds. An instance also belongs to the pipeline's class and shares its attributes."""
 
     __slots__ = ()
     _srds: State
+
+    if TYPE_CHECKING:  # a compiled pipeline has the call of its own class
+
+        @overload
+        def __call__(self: Compiled[Callable[A, R]], *args: A.args, **kwargs: A.kwargs) -> R: ...
+        @overload
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     @property
     def report(self) -> Report | None:
@@ -68,9 +89,10 @@ class FastPipeline:
         return self._srds.last.trajectory
 
     @property
-    def original(self) -> Any:
+    def original(self) -> P:
         """The pipeline that was compiled."""
-        return self._srds.original
+        original: P = self._srds.original
+        return original
 
     def __copy__(self) -> Any:
         """The same settings on a shallow copy of the pipeline."""
@@ -100,7 +122,7 @@ class FastPipeline:
             return planned(self, args, kwargs).plan
         arguments = bind(self, args, kwargs)
         refuse_stock_loop(stock_reason(self, arguments))
-        scheduler = self.scheduler  # type: ignore[attr-defined]
+        scheduler = self.scheduler
         stochastic = adds_noise(scheduler, arguments.get("eta"))
         turns = turns_of(self, arguments)
         refuse_stock_loop(None if turns else NO_STEP)
@@ -119,12 +141,13 @@ class FastPipeline:
         """Call the pipeline and yield a whole image after every iteration; the last one is the result.
 
         Takes the arguments of a call; `output_type` and `return_dict` have no effect. Leaving the loop, or `close()`
-        from any thread, ends the call at its next wave. `report` is set in the thread that iterates. A method that has
-        no whole image before its end ("sequential", windows that slide) gives one refinement, the result.
+        from any thread, ends the call at its next wave. `report` is set in the thread that iterates. Where the method
+        has no whole image before its end ("sequential", windows that slide, or the stock loop where it was the
+        fastest), the images on the way are what the network predicts after every few steps: `refinement.kind` is
+        "x0 preview" then, and "iteration" elsewhere.
 
         Raises:
-            InvalidArgument: the call would run on the stock loop, which has no iterations to show. method="auto" takes
-                the default method where a method without iterations is faster.
+            InvalidArgument: the call cannot be accelerated, and would run on the stock loop for that reason.
         """
         return Stream(self._source(args, kwargs))
 
@@ -171,7 +194,7 @@ class FastPipeline:
         check_switch("freeze", freeze)
         if audit > 1 and kwargs.get("latents") is not None:
             raise InvalidArgument(
-                "audit and latents were given. Calls that begin with the same latents give the same sample, and tell "
+                "audit and latents were given. Calls with the same latents give the same sample, so they show "
                 "nothing new. Leave latents out."
             )
         (args, kwargs), draws = with_own_draws(self, args, kwargs, bind(self, args, kwargs))
@@ -237,7 +260,7 @@ class FastPipeline:
 
 
 def compile(
-    pipe: Any,
+    pipe: T,
     *,
     method: str | Method = "auto",
     tolerance: float = 4e-3,
@@ -262,7 +285,7 @@ def compile(
     latency: str = "adaptive",
     audit: float = 0.0,
     learn_stop: bool = False,
-) -> Any:
+) -> Compiled[T]:
     """A drop-in replacement for a diffusers pipeline that samples parallel in time.
 
     Call the result as you call the pipeline: it takes the same arguments and returns the same output. Its class has the
@@ -320,7 +343,7 @@ def compile(
             sequential sample. The same seed may then give another sample, within the tolerance, than it gave before.
 
     Returns:
-        The compiled pipeline. It adds the members of `FastPipeline`, such as `report`, `plan_for` and `stream`.
+        The compiled pipeline. It adds the members of `Compiled`, such as `report`, `plan_for` and `stream`.
 
     Raises:
         UnsupportedPipeline: it is no diffusers pipeline with a scheduler.
@@ -347,14 +370,15 @@ def compile(
     check_switch("strict", strict)
     check_switch("learn_stop", learn_stop)
     check_one_of("overlap", overlap, OVERLAPS)
-    original = pipe.original if isinstance(pipe, FastPipeline) else pipe
+    original: Any = pipe.original if isinstance(pipe, Compiled) else pipe
     check_pipeline(original)
     if not replaced_methods(original.scheduler):  # calls then run on the stock loop
         check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
     cache = CurveCache.of(cache_dir, network_options)
     learned, recorded = (plan, cache, learn_stop), (strict, lazy_capture, max_graphs)
-    return _made(original, Options(settings, *learned, *recorded, network_options, overlap, audit))
+    made: Compiled[T] = _made(original, Options(settings, *learned, *recorded, network_options, overlap, audit))
+    return made
 
 
 def _made(original: Any, options: Options) -> Any:
@@ -379,4 +403,4 @@ def _fast_class(base: Any) -> type:
     shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     methods = {"__call__": __call__, "__new__": __new__, NAME: interrupt_property()}
     own = {"__slots__": ("_srds",), **shown_properties(base), **methods, **shown}
-    return type(base.__name__, (FastPipeline, base), own)
+    return type(base.__name__, (Compiled, base), own)

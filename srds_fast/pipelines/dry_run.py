@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,16 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import progress
 from ..errors import Cancelled, InvalidArgument
 from ..planner.calibration import calibrated
 from ..planner.plan import Plan
 from ..sampling.session import Session
 from ..solvers.checks import check_whole
 from ..solvers.contract import Checkpoint
+from ..words import counted
 from .call import run_call
 from .own_draws import with_own_draws
 from .state import Last, bind, undecoded, with_state
 from .stock import NO_STEP, refuse_stock_loop
+
+logger = logging.getLogger("srds_fast")
 
 
 def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
@@ -37,7 +42,7 @@ def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session
 
 
 def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: float, kwargs: dict[str, Any]) -> Plan:
-    """See `FastPipeline.calibrate`; also stores the plan in the state."""
+    """See `Compiled.calibrate`; also stores the plan in the state."""
     planner = fast._srds.planner
     check_whole("num_samples", num_samples, 1)
     if isinstance(prompts, str | dict):
@@ -83,10 +88,14 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
             (_, given), draws = with_own_draws(fast, (), arguments(sample), bind(fast, (), arguments(sample)))
             run_call(eager, (), given, keep, draws=draws)
             _refuse_interrupted(eager)
+            bar.update()
         return [(iteration, torch.cat(given)) for iteration, given in outputs.items() if len(given) == num_samples]
 
     context = session.context()
-    plan = replace(calibrated(num_steps, planner.settings, stochastic, pricing, run, quantile), context=context)
+    given = num_steps, planner.settings, stochastic, pricing, run, quantile
+    with progress.configured_by(fast), progress.bar("Calibrating", unit="call") as bar:
+        plan = replace(calibrated(*given, lambda plans: bar.reset(total=plans * num_samples)), context=context)
+    logger.info("Calibrated for %s: %s.", counted(num_steps, "step"), plan.short())
     planner.calibrated[num_steps, stochastic, pricing.kind, context] = plan
     return plan
 

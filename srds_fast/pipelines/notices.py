@@ -16,24 +16,26 @@ ADVICE = "Change what the reason names, or compile without strict."
 def warn_fallback(fast: Any, how: str, reason: str) -> None:
     """Warn that calls do not run in parallel, but "step by step" or "on its stock loop"."""
     kind = re.sub(r" at step \d+", "", reason)
-    refusal = f"This call cannot be accelerated: {reason}. strict=True forbids to run it {how}. {ADVICE}"
+    refusal = f"This call cannot be accelerated: {reason}. strict=True does not allow to run it {how}. {ADVICE}"
     _warn_once(fast, kind, f" runs {how}: {reason}.", UnsupportedPipeline(refusal))
 
 
 def warn_left_out(fast: Any, reason: str) -> None:
     """Warn that a network option was not applied."""
-    refusal = f"The network cannot be made faster as asked: {reason}. strict=True forbids to leave it out. {ADVICE}"
+    refusal = (
+        f"The network cannot be made faster as asked: {reason}. strict=True does not allow to leave it out. {ADVICE}"
+    )
     _warn_once(fast, reason, f": {reason}.", UnsupportedPipeline(refusal))
 
 
 def warn_eager(fast: Any, reason: str) -> None:
     """Warn that calls run eagerly; an error with strict=True only if a graph engine was given by name."""
     refusal = CaptureFailed(
-        f"This call cannot be replayed: {reason}. strict=True forbids to run it eagerly. "
+        f"This call cannot use graphs: {reason}. strict=True does not allow to run it without them. "
         "Change what the reason names, pass engine='auto', or compile without strict."
     )
     asked_for = fast._srds.planner.engine in GRAPH_ENGINES
-    _warn_once(fast, reason, f" runs eagerly: {reason}.", refusal if asked_for else None)
+    _warn_once(fast, reason, f" runs without graphs: {reason}.", refusal if asked_for else None)
 
 
 def _warn_once(fast: Any, kind: str, message: str, refusal: SrdsFastError | None) -> None:

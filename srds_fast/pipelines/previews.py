@@ -73,7 +73,7 @@ class Previews:
         found = next((value for name in SHOWN if (value := state.get(name)) is not None), None)
         if found is None:
             raise UnsupportedPipeline(
-                f"No block of {type(pipe).__name__} decodes the latents of its loop. Refinement.latents are available."
+                f"No block of {type(pipe).__name__} decodes the latents of its loop. Use Refinement.latents."
             )
         return found
 

@@ -19,6 +19,7 @@ from ..engine import cancellation
 from ..engine.cancellation import Watch
 from ..engine.compiled import AUTO
 from ..engine.merging.rule import Call
+from ..engine.run import Observer
 from ..errors import InvalidArgument
 from ..planner.exploration import STOCK, Exploration
 from ..sampling.trials import TurnClock
@@ -37,6 +38,7 @@ from .own_draws import with_own_draws
 from .replaced import functions_of, shallow_copy
 from .shown import settings_of
 from .state import Arguments, undecoded
+from .stock_previews import StockPreviews
 from .turn_counts import steps_of
 
 NO_STEP = "its loop has no step"
@@ -46,8 +48,8 @@ def refuse_stock_loop(reason: str | None) -> None:
     """Raise InvalidArgument if there is a reason for the stock loop, where a plan or iterations are asked for."""
     if reason is not None:
         raise InvalidArgument(
-            f"This call has no plan: {reason}. It runs on the stock loop, which has no iterations to show either. "
-            "Change what the reason names."
+            f"This call has no plan and no previews: {reason}. It would run in the pipeline's own loop. Change what "
+            "the reason names."
         )
 
 
@@ -64,8 +66,8 @@ def stock_call(
     state = fast._srds
     if state.quiet:
         refuse_stock_loop(reason)
-    warn_fallback(fast, "on its stock loop", reason)
-    left_out = [f"{name} was left out: the stock loop has no use for it" for name in own]
+    warn_fallback(fast, "in its own loop, without srds_fast", reason)
+    left_out = [f"{name} has no effect: the pipeline's own loop does not use it" for name in own]
     with state.interrupts.on_pipeline_itself(running), _looked_at(fast, running):
         return _called(fast, state.original, args, kwargs, arguments, fallback_reason=reason, left_out=left_out)
 
@@ -129,8 +131,12 @@ def chosen_stock_call(
     arguments: Arguments,
     chosen: Exploration,
     running: RunningCall,
+    observer: Observer | None,
 ) -> Any:
-    """Run the stock loop because it was the fastest, on a twin of the pipeline: calls may run in several threads."""
+    """Run the stock loop because it was the fastest, on a twin of the pipeline: calls may run in several threads.
+
+    observer: of a stream.
+    """
     watch = cancellation.current()
     assert watch is not None  # a call of a pipeline has one
     waves = _StockWaves(watch, interrupts=False)
@@ -142,9 +148,14 @@ def chosen_stock_call(
 
     with fast._srds.tokenizers.borrow(fast) as tokenizers:
         twin = _twin(fast, {**tokenizers, **own_guiders(fast), **waves.parts(fast)}, stepped)
+        previews = None if observer is None else StockPreviews(observer)
+        if previews is not None:
+            previews.look_at(twin.scheduler)
         plan = {"plan_reason": chosen.why, "plan_state": chosen.state, "plan_changed": chosen.taken(STOCK)}
         output = _called(fast, twin, args, kwargs, arguments, **plan)
         fast._srds.last.settings = settings_of(twin)
+        if previews is not None:
+            previews.end()
         return output
 
 

@@ -30,7 +30,7 @@ def turns_of(fast: Any, arguments: Arguments) -> int:
     if not given and arguments.get("num_inference_steps") is None:
         raise InvalidArgument(
             f"It is not known how many steps this call of {type(fast).__name__} takes: it has no num_inference_steps. "
-            "Give it, or ask plan_for with measure=True, which runs the loop up to its first step."
+            "Give it, or call plan_for with measure=True, which runs the loop up to its first step."
         )
     whole = int(arguments["num_inference_steps"]) if not given else len(next(iter(given.values())))
     strength, start, end = (arguments.get(name) for name in ("strength", "denoising_start", "denoising_end"))

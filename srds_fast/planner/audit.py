@@ -54,7 +54,9 @@ class Audit:
     def rule(self) -> str:
         """How runs stop, for the report."""
         if self.num_samples < FEWEST:
-            return f"the estimated error; {self.num_samples} of {FEWEST} samples that another rule needs are audited"
+            return (
+                f"by the estimated error; {self.num_samples} of {FEWEST} samples were audited that another rule needs"
+            )
         return (
             f"{self.factor:.2g} times the tolerance bounds the estimated error: at most {MISSES:.0%} of samples "
             f"like the {self.num_samples} audited ones are expected to end beyond the tolerance"

@@ -7,6 +7,7 @@ same time, and none runs an iteration only to confirm.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
 
@@ -15,20 +16,30 @@ from torch import Tensor
 
 from ..errors import DivergenceError, InvalidArgument
 from ..solvers.checks import check_number, check_positive
+from ..words import counted
 from .choose import candidates, fixed_at, within_memory
 from .plan import Plan
 from .search import Pricing, compare
 from .settings import Settings
+
+logger = logging.getLogger("srds_fast")
 
 RunAll = Callable[[Plan], Sequence[tuple[int, Tensor]]]
 """plan -> (iteration, samples [num_samples, ...]) after each iteration, of the samples to calibrate with."""
 
 
 def calibrated(
-    num_steps: int, settings: Settings, stochastic: bool, pricing: Pricing, run: RunAll, quantile: float
+    num_steps: int,
+    settings: Settings,
+    stochastic: bool,
+    pricing: Pricing,
+    run: RunAll,
+    quantile: float,
+    begins: Callable[[int], object] = lambda plans: None,
 ) -> Plan:
     """The fastest plan whose samples are within the tolerance of the sequential ones.
 
+    begins: told how many plans are going to be run.
     quantile: share of the samples, 0 to 1, whose mean absolute difference must be within the tolerance. Raises
     InvalidArgument if it or the tolerance is out of range.
     """
@@ -36,29 +47,35 @@ def calibrated(
     check_number("quantile", quantile, 0, 1, why="It is a share of the samples.")
     if settings.exact or settings.tolerance == 0:
         raise InvalidArgument(
-            "exact=True or tolerance=0 was given. Such runs stop where nothing moves, and have nothing to calibrate. "
-            "Give a tolerance."
+            "exact=True or tolerance=0 was given. Such runs stop when nothing changes any more, so there is nothing "
+            "to calibrate. Give a tolerance."
         )
     settings = within_memory(settings, pricing.most_rows)
     sequential, *others = candidates(num_steps, settings, stochastic, calibrated=True)
     if others and all(plan.slides for plan in others):
         raise InvalidArgument(
-            "A method was asked for whose window slides by a tolerance of its own. It has no iterations to fix. "
+            "The window of this method slides by a tolerance of its own. It has no number of iterations to fix. "
             "Calibrate method='auto', or a method without a window."
         )
-    _, reference = run(sequential)[-1]
     limit = pricing.of(sequential, 1)
+
+    def may_be_faster(plan: Plan) -> bool:
+        """With the fewest iterations that may be enough."""
+        return not plan.slides and pricing.network(plan, min(plan.max_iterations, plan.options.tried[0])) <= limit
+
+    others = [plan for plan in others if may_be_faster(plan)]
+    begins(1 + len(others))
+    _, reference = run(sequential)[-1]
     enough: dict[Hashable, int] = {}
     for plan in others:
-        fewest, most = plan.options.tried
-        # skip plans that are too slow even with the fewest iterations
-        if plan.slides or pricing.network(plan, min(plan.max_iterations, fewest)) > limit:
-            continue
         try:
-            outputs = run(fixed_at(plan, min(most, plan.max_iterations)))
+            outputs = run(fixed_at(plan, min(plan.options.tried[1], plan.max_iterations)))
         except (DivergenceError, torch.OutOfMemoryError):
             continue
         found = needed(outputs, reference, settings.tolerance, quantile)
+        logger.debug(
+            "Calibration: %s needs %s.", plan.short(), "more" if found is None else counted(found, "iteration")
+        )
         if found is not None:
             enough[plan.signature] = found
     plan, _ = compare(num_steps, settings, stochastic, pricing, enough)

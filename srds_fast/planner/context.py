@@ -13,6 +13,7 @@ from .._version import __version__
 from ..caches import cached
 from ..errors import PlanMismatch
 from ..schedulers.table import NoiseTable
+from ..words import counted
 
 KIND_OF_CALL = "another guidance, batch, or shape of the conditioning than those of this call"
 
@@ -47,10 +48,10 @@ def context_of(
 ) -> Context:
     """The context of calls with these steps and networks on a device.
 
-    conditions: see `srds_fast.sampling.session.Network`, with the shape of the state; None: they do not count.
+    conditions: see `srds_fast.sampling.network.Network`, with the shape of the state; None: they do not count.
     """
     threads = torch.get_num_threads()
-    name = f"{device.type}, {threads} thread{'' if threads == 1 else 's'}"
+    name = f"{device.type}, {counted(threads, 'thread')}"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     parameters = [[(name, tuple(p.shape), str(p.dtype)) for name, p in each.named_parameters()] for each in networks]

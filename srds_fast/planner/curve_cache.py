@@ -72,7 +72,7 @@ class CurveCache:
                 raise ValueError("it is of another kind of call")
             return found.curve
         except (OSError, ValueError) as error:
-            logger.warning("%s holds no curve that can be used: %s. Costs are measured anew.", path, error)
+            logger.warning("%s holds no usable costs: %s. They are measured again.", path, error)
             return None
 
     def save(self, key: Hashable, context: Context, curve: CostCurve) -> None:
@@ -83,7 +83,7 @@ class CurveCache:
         try:
             json_files.write(self._path(of), asdict(_Kept(of, curve)))
         except (OSError, InvalidArgument) as error:
-            logger.warning("Costs could not be kept in %s: %s.", self.folder, error)
+            logger.warning("Costs could not be written to %s: %s.", self.folder, error)
 
     def _described(self, key: Hashable, context: Context) -> dict[str, Any] | None:
         """The kind of call, the options and the context as JSON; None if the network is not known."""

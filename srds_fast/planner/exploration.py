@@ -17,6 +17,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import replace
 
 from ..telemetry.report import SEQUENTIAL_LOOP, STOCK_LOOP
+from ..words import counted, duration
 from .plan import Plan, Prediction
 
 logger = logging.getLogger("srds_fast")
@@ -67,6 +68,7 @@ class Exploration:
         self._last: deque[float] = deque(maxlen=LAST)  # seconds of the last calls of the choice
         self._doubted: Hashable = None  # the plan that waits while a call times the sequential loop again
         self._dropped: set[Hashable] = set()
+        self._logged: tuple[Hashable, bool, Hashable] | None = None  # what the log was told of the choice
         self._held = False  # the choice stays, also if it turns out slower
         self._corrected = False  # times are no longer as measured: the machine has become slower or faster
         self._last_way: tuple[Hashable, str] | None = None  # that a call of the user took, and its name
@@ -97,7 +99,7 @@ class Exploration:
         if self._why is not None:
             return self._why
         why = _prediction(self._plan(self._choice)).why
-        return why if self.state == MEASURED else f"to be timed; predicted: {why}"
+        return why if self.state == MEASURED else f"predicted, and not timed yet: {why}"
 
     @property
     def held(self) -> bool:
@@ -147,6 +149,10 @@ class Exploration:
                 self._lead()
             else:
                 self._choice = fastest.signature
+            for plan in compared.values():
+                if plan.signature == self._choice and plan.prediction is not None:
+                    logger.debug("Predicted for %s:\n%s", counted(plan.num_inference_steps, "step"), plan.prediction)
+            self._log_choice()
 
     def offer_stock(self) -> None:
         """The stock loop can be timed, and calls of this kind can run on it."""
@@ -166,8 +172,9 @@ class Exploration:
             if self.calls == 1:
                 seconds = self._budget * self.sequential_seconds
                 logger.info(
-                    f"The first {CALLS} calls of this kind run other plans too, to time them. That takes about "
-                    f"{self._budget:g} times as long as a sequential call, {seconds:.3g} seconds."
+                    "The first %d calls of this kind also run other plans, to time them. This takes about %s in all.",
+                    CALLS,
+                    duration(seconds),
                 )
             return True
 
@@ -176,15 +183,27 @@ class Exploration:
         with self._lock:
             if self._crowded or self.state != EXPLORING or not self._rounds:
                 return None
-            allowed = self._budget * self.sequential_seconds * min(1.0, self.calls / CALLS)
+            allowed = self._allowed
             for key in sorted(self._ways, key=self._order):
                 fits = self.spent + self._cost(key) <= allowed * (1 + ROUNDING)
                 if fits and key not in self._rounds[-1] and not self._is_out(key):
                     return self._ways[key] or STOCK
             return None
 
+    @property
+    def seconds_left(self) -> float:
+        """What this call may spend on timing other ways, at most."""
+        return max(0.0, self._allowed - self.spent)
+
+    @property
+    def _allowed(self) -> float:
+        """Seconds that the calls so far may spend in all."""
+        return self._budget * self.sequential_seconds * min(1.0, self.calls / CALLS)
+
     def record(self, way: Plan | str, seconds: float, *, ended: bool = True) -> None:
         """A way took so many seconds in this call. ended: False if it failed or was cut off after that time."""
+        name, how = way if isinstance(way, str) else way.short(), "took" if ended else "was ended after"
+        logger.debug("Timed: %s %s %s.", name, how, duration(seconds))
         with self._lock:
             key = way if isinstance(way, str) else way.signature
             if self.state == EXPLORING and not self._crowded and key in self._ways:
@@ -212,6 +231,7 @@ class Exploration:
                         self._watch(plan, seconds)
                     else:
                         self._judge(seconds)
+                self._log_choice()
             self._running -= 1
             self._crowded &= self._running > 0
 
@@ -234,6 +254,17 @@ class Exploration:
                 self._choice, self._doubted = self._doubted, None
             self.freeze()
             self._held, self._last_way = True, None
+            self._log_choice()
+
+    def _log_choice(self) -> None:
+        """Log the plan that the next call takes, if it is another than before, or now chosen for good."""
+        told = self._choice, self.settled, self._doubted
+        if told == self._logged or not self._ways:
+            return
+        before, self._logged = self._logged, told
+        steps = counted(self._plan(self._sequential).num_inference_steps, "step")
+        what = "chosen" if before is None or before[0] == self._choice else "changed"
+        logger.info("Plan %s for calls of %s: %s, %s: %s.", what, steps, self._name(self._choice), self.state, self.why)
 
     def _watch(self, plan: Plan, seconds: float) -> None:
         """Doubt the plan if its calls turn out to be slower than the sequential loop was: the next call takes that."""
@@ -243,8 +274,8 @@ class Exploration:
         if self._are_slower_than(self.sequential_seconds):
             self._doubted, self._choice = self._choice, self._sequential
             self._why = (
-                f"{SLOW} of the last {len(self._last)} calls of {plan.short()} took longer than the sequential loop "
-                f"did: this call times that again"
+                f"{SLOW} of the last {counted(len(self._last), 'call')} of {plan.short()} took longer than the "
+                "sequential loop, which this call times again"
             )
 
     def _judge(self, seconds: float) -> None:
@@ -355,7 +386,7 @@ class Exploration:
 
     def _told(self) -> str:
         """Why the choice was made, with the times."""
-        loops = (self._sequential, "the sequential loop"), (STOCK, "the stock loop")
+        loops = (self._sequential, "the sequential loop"), (STOCK, "the loop without srds_fast")
         faster = [
             f"{self._ratio(key, self._choice):.2f} times faster than {name}"
             for key, name in loops
@@ -363,7 +394,7 @@ class Exploration:
         ]
         times = ", ".join(f"{self._name(key)} {1e3 * self._estimate(key):.3g}" for key in self._seconds)
         why = " and ".join(faster) or f"nothing else took less than {WORTH:.0%} of its time"
-        return f"{why}, timed in {self.calls} call{'' if self.calls == 1 else 's'}; ms: {times}"
+        return f"{why}, timed in {counted(self.calls, 'call')}; ms: {times}"
 
     def _name(self, key: Hashable) -> str:
         plan = self._ways[key]

@@ -42,14 +42,15 @@ class FirstStop:
         self._calls += 1
         seen, quantile = len(self._ratios), self.quantile
         if quantile is None:
-            return contraction, f"the estimated error; {seen} of {FEWEST} samples that iteration 1 is learnt from"
+            rule = f"by the estimated error; {seen} of {FEWEST} samples were seen that learning about iteration 1 needs"
+            return contraction, rule
         if self._calls % REFRESHED_EVERY == 0:
-            return contraction._replace(
-                fewest=2, first=0.0
-            ), "the estimated error, from iteration 2 on: to keep learning"
+            rule = "by the estimated error, but not after iteration 1: this call measures what comes after it"
+            return contraction._replace(fewest=2, first=0.0), rule
         # the estimate is c_1 r / (1 - r)
         learnt = contraction._replace(first=quantile / (1 + quantile))
-        return learnt, f"the estimated error; iteration 1: learnt from {seen} samples, {COVERED:.0%}"
+        bound = f"a bound that holds for {COVERED:.0%} of {seen} earlier samples"
+        return learnt, f"by the estimated error; after iteration 1 by {bound}"
 
     def record(self, change: Sequence[Sequence[float | None]]) -> None:
         """Learn from a run. change: see `Report.change`."""

@@ -13,6 +13,7 @@ from ..solvers.checks import check_number, check_one_of, check_whole
 from ..solvers.method import Method, Target
 from ..solvers.program import Program
 from ..solvers.registry import BY_NAME, SEQUENTIAL
+from ..words import counted
 from . import json_files
 from .context import Context
 from .cost_curve import CostCurve
@@ -23,8 +24,9 @@ BYTES_OF_A_ROW = 2**10
 # of a program: 2 GiB. More takes minutes to make
 MOST_ROWS = 2**21
 # why a plan cannot be recorded
-SLIDES = "its window slides by what is found in every wave, which a replay cannot look at"
-STATES_KEPT = "the states on the way are kept, which a replay does not tell"
+SLIDES = "each wave decides how far its window slides, and a replay cannot decide"
+PREVIEWS = "a stream shows what the network predicts on the way, and a replay does not give that"
+STATES_KEPT = "the states of all steps are kept, and a replay does not give them"
 
 
 def refuse_beside(plan: Plan | None, settings: Settings, defaults: Settings) -> None:
@@ -127,6 +129,15 @@ class Plan:
         return self.exact or self.tolerance == 0.0
 
     @property
+    def fixed_by(self) -> str | None:
+        """Why its runs end after `max_iterations`, however the samples change, as a clause; None: they need not."""
+        if not self.calibrated or self.is_sequential:
+            return None
+        if self.context is not None and self.context.call is not None:  # `calibrate` alone asks for a kind of call
+            return f"calibrated at a tolerance of {self.tolerance:.2g}"
+        return "as latency='constant' asks"
+
+    @property
     def signature(self) -> Hashable:
         """What a recording depends on: all but when to stop."""
         return self.options, self.num_inference_steps, self.max_iterations, self.max_rows, self.bitwise
@@ -140,8 +151,8 @@ class Plan:
         steps, iterations = self.num_inference_steps, self.max_iterations
         if self.rows > MOST_ROWS:
             raise InvalidArgument(
-                f"{self.short()} has up to {self.rows:,} rows for {steps} steps, whose program would take about "
-                f"{self.rows * BYTES_OF_A_ROW / 2**30:.1f} GiB of host memory. The most is "
+                f"{self.short()} has up to {counted(self.rows, 'row')} for {counted(steps, 'step')}, whose program "
+                f"would take about {self.rows * BYTES_OF_A_ROW / 2**30:.1f} GiB of host memory. The most is "
                 f"{MOST_ROWS * BYTES_OF_A_ROW / 2**30:.1f} GiB. Pass fewer max_iterations, num_blocks or steps, or "
                 "method='sequential'."
             )
@@ -163,7 +174,7 @@ class Plan:
 
     def short(self) -> str:
         """Its name among candidates."""
-        fixed = [f"{self.max_iterations} iterations"] if self.calibrated and not self.is_sequential else []
+        fixed = [counted(self.max_iterations, "iteration")] if self.calibrated and not self.is_sequential else []
         return ", ".join([self.method, *self.options.words(), *fixed])
 
     def __str__(self) -> str:
@@ -172,13 +183,14 @@ class Plan:
     def _counts(self) -> list[str]:
         steps, most = self.num_inference_steps, self.max_iterations
         if self.is_sequential:
-            return [f"{self.method}: {steps} waves of one row"]
+            return [f"{self.method}: {counted(steps, 'wave')} of one row"]
         waves = self.program()
         if self.slides:
-            bounds = f"windows of at most {waves.peak_rows} rows, at most {waves.num_waves} waves"
-            return [f"{self.method}: {steps} steps, {bounds}: how far a window slides is found on the way"]
-        what = ", ".join([*self.options.details(), f"{'' if self.calibrated else 'at most '}{most} iterations"])
-        lines = [f"{self.method}: {steps} steps, {what} (sequential: {steps} waves)"]
+            bounds = f"windows of at most {counted(waves.peak_rows, 'row')}, at most {counted(waves.num_waves, 'wave')}"
+            return [f"{self.method}: {counted(steps, 'step')}, {bounds}: how far a window slides is found on the way"]
+        bound = f"{'' if self.calibrated else 'at most '}{counted(most, 'iteration')}"
+        what = ", ".join([*self.options.details(), bound])
+        lines = [f"{self.method}: {counted(steps, 'step')}, {what} (sequential: {counted(steps, 'wave')})"]
         fewest, _ = self.options.tried
         for iteration in [*range(fewest, min(most, 4 + fewest)), most]:
             spent = waves.spent(iteration)

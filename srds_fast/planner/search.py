@@ -11,6 +11,7 @@ from itertools import accumulate
 from ..caches import Cache
 from ..solvers.program import Spent
 from ..telemetry.report import Report
+from ..words import counted
 from .choose import candidates, fixed_at, until, within_memory
 from .context import Context
 from .cost_curve import CostCurve
@@ -206,13 +207,14 @@ def _shortlist(plans: list[Plan], pricing: Pricing, kept: Hashable) -> list[Plan
 
 def _why(best: Candidate, sequential: Candidate, compared: bool, had_choice: bool, curve: CostCurve) -> str:
     growth = curve(curve.rows[-1]) / curve(1)
-    how = f"a call of {curve.rows[-1]} rows takes {growth:.1f} times as long as one of one row ({curve.how})"
+    most = counted(curve.rows[-1], "row")
+    how = f"a network call of {most} takes {growth:.1f} times as long as a call of one row ({curve.how})"
     if curve.most_rows is not None:  # the network raised, or there was no memory
-        how += f"; calls of more than {curve.most_rows} rows failed"
+        how += f"; calls of more than {counted(curve.most_rows, 'row')} failed"
     if best is not sequential:
         return f"{sequential.seconds / best.seconds:.2f} times faster than sequential: {how}"
     if compared:
         return f"no other plan is predicted to take less than {WORTH:.0%} of its time: {how}"
     if had_choice:
-        return f"in the network alone every other plan would take over {NEAR} times as long: {how}"
-    return f"no other plan comes within the tolerance, or none is asked for: {how}"
+        return f"every other plan would spend over {NEAR} times as long in the network: {how}"
+    return f"the settings or the tolerance allow no other plan: {how}"

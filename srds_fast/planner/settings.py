@@ -14,10 +14,8 @@ GRAPH_ENGINES = ENGINES[2:]
 LATENCIES = ("adaptive", "constant")
 # beyond this a number of steps is a mistake: schedulers would allocate, programs would be built, for hours
 MOST_STEPS = 10_000
-TOLERANCE = "It bounds a mean absolute error: 4e-3 is half a grey level of 256, and 0 means to run until nothing moves."
-EXPLORE = (
-    "It is the time that may be spent on timing other plans, in sequential calls, and 0 means to rely on predictions."
-)
+TOLERANCE = "It bounds a mean absolute error: 4e-3 is half a grey level of 256; 0 means to run until nothing changes."
+EXPLORE = "It is the time for timing other plans, counted in sequential calls; 0 means to rely on predictions."
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,8 @@ class Settings:
         check_number("explore", self.explore, 0, why=EXPLORE)
         if self.latency == "constant" and (self.exact or self.tolerance == 0):
             raise InvalidArgument(
-                "latency='constant' was given together with exact=True or tolerance=0. Such runs end where nothing "
-                "moves, which takes as many waves as it takes. Leave one of the two out."
+                "latency='constant' was given together with exact=True or tolerance=0. Such runs end when nothing "
+                "changes any more, and how many waves that takes is not known before. Leave one of the two out."
             )
         if self.exact and self.max_iterations is not None:
             raise InvalidArgument(

@@ -13,6 +13,7 @@ from ..errors import InvalidArgument, UnsupportedScheduler, shown
 from ..planner.settings import MOST_STEPS
 from ..schedulers.reader import replaced_methods
 from ..solvers.checks import check_number, check_whole
+from ..words import counted
 
 
 def check_functions(denoiser: Any, observer: Any) -> None:
@@ -91,5 +92,6 @@ def check_generator(generator: Any, batch: int) -> None:
         )
     if several and len(generator) != batch:
         raise InvalidArgument(
-            f"{len(generator)} generators were given for {batch} samples. Pass one for each sample, or a single one."
+            f"There are {counted(len(generator), 'generator')} for {counted(batch, 'sample')}. Pass one for each "
+            "sample, or a single generator."
         )

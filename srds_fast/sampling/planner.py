@@ -22,7 +22,8 @@ from ..planner.plan import Plan
 from ..planner.search import Pricing, explored
 from ..planner.settings import Settings
 from ..solvers.method import Method
-from ..solvers.registry import DEFAULT, options_of
+from ..solvers.registry import options_of
+from ..words import counted
 
 
 def _stays(value: object) -> bool:
@@ -43,12 +44,6 @@ class Planner:
     first_stops: Cache[FirstStop] = field(default_factory=partial(Cache, "first stops"))  # by the same
     # plans by number of steps, whether steps add noise, kind of calls as priced, and context
     calibrated: Cache[Plan] = field(default_factory=partial(Cache, "calibrated plans", stays=_stays))
-    previews: bool = False  # somebody looks at the iterations of the call: a plan without any is no answer
-    left_out: list[str] = field(default_factory=list)  # of a call with previews: what was not taken, and why
-
-    def with_previews(self) -> Planner:
-        """The same for one call whose iterations somebody looks at."""
-        return replace(self, previews=True, left_out=[])
 
     @property
     def engine(self) -> str:
@@ -93,24 +88,11 @@ class Planner:
         pricing: measures the cost of the call; None: that is impossible before the call. context: of the call, with
             what a calibrated plan depends on; None: that of its costs.
         """
-        plan, exploration = self._fastest(num_steps, stochastic, pricing, context)
-        if self.previews and self.options is None and num_steps > 1 and not plan.options.shows_iterations:
-            self.left_out[:] = [f"{plan.short()} was left out, which is the fastest here: it has no iterations to show"]
-            return choose(num_steps, replace(self.settings, method=DEFAULT), stochastic), None
-        return plan, exploration
-
-    def _fastest(
-        self,
-        num_steps: int,
-        stochastic: bool,
-        pricing: Callable[[], Pricing] | None,
-        context: Callable[[], Context] | None,
-    ) -> tuple[Plan, Exploration | None]:
         if self.plan is not None:
             if self.plan.num_inference_steps != num_steps:
                 raise PlanMismatch(
-                    f"The plan is for {self.plan.num_inference_steps} steps, this call has {num_steps}. A plan is "
-                    "valid for one number of steps. Leave plan out, or make one for this number."
+                    f"The plan is for {counted(self.plan.num_inference_steps, 'step')}, this call has {num_steps}. A "
+                    "plan is valid for one number of steps. Leave plan out, or make one for this number."
                 )
             return self.plan, None
         if pricing is not None:

@@ -24,6 +24,7 @@ from ..engine.graphs.cache import Graphs
 from ..engine.graphs.cache_key import function_key, modules_of
 from ..engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ..engine.run import Observer, core_of
+from ..engine.x0_previews import Due, preview
 from ..errors import Cancelled, DivergenceError, InvalidArgument, shown
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
@@ -36,7 +37,7 @@ from ..schedulers.refusal import refused
 from ..schedulers.table import NoiseTable
 from ..schedulers.verify import noise_table
 from ..solvers.checks import check_switch
-from ..solvers.contract import Core, SolverInputs, Trajectory
+from ..solvers.contract import Checkpoint, Core, SolverInputs, Trajectory
 from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
@@ -126,9 +127,9 @@ def sample(
             explore, cache_dir, latency: as in `srds_fast.compile`.
         engine: as in `srds_fast.compile`, but graphs need a place to be kept: see `graphs`.
         graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
-            first call of a kind runs eagerly and is recorded, those after it are replayed. What the denoiser does in
-            Python is then not done again. Weights that it takes from modules it is, is bound to or names may change in
-            any way; it must not read tensors from elsewhere.
+            first call of a kind runs without graphs and is recorded; later ones are replayed. What the denoiser does
+            in Python is then not done again. Weights that it takes from modules it is, is bound to or names may change
+            in any way; it must not read tensors from elsewhere.
         observer: called with a copy of every `Checkpoint`.
         warm_start: [N + 1, batch, ...], the trajectory of a related sample with the same starting noise. Methods that
             refine all points (collocation, parataa, paradigms) start from it. The closer it is, the fewer waves they
@@ -183,7 +184,7 @@ def sampled(
     on_wave: OnWave | None,
     previews: bool = False,
 ) -> SampleResult:
-    """`sample`. previews: the observer's iterations are what is asked for, see `Planner.with_previews`."""
+    """`sample`. previews: the observer is shown predicted x0 too, see `Session`."""
     settings = Settings(
         method,
         tolerance,
@@ -211,8 +212,6 @@ def sampled(
     if not isinstance(graphs, Graphs | None):
         raise InvalidArgument(f"graphs is {shown(graphs)}. Keep graphs = srds_fast.Graphs() and pass it to each call.")
     planner = Planner(settings, plan, costs_of_denoisers, CurveCache.of(cache_dir))
-    if previews:
-        planner = planner.with_previews()
     if warm_start is not None:
         check_warm_start_method(planner.options)
     if planner.engine in GRAPH_ENGINES and graphs is None:
@@ -220,7 +219,7 @@ def sampled(
             f"engine is {planner.engine!r} and graphs is None. A recording is useful only if later calls can find it. "
             "Keep graphs = srds_fast.Graphs() and pass it to each call."
         )
-    eager = functools.partial(_log_once, "runs eagerly")
+    eager = functools.partial(_log_once, "runs without graphs")
     runner = None if graphs is None else planner.graph_runner(graphs, x.is_cuda, True, eager)
     scheduler = copy.deepcopy(scheduler)
     with torch.device("cpu"):  # whatever the default device is
@@ -247,7 +246,7 @@ def sampled(
                 initial_guess=warm_start,
             )
             stock = None
-            if observer is None and not keep_trajectory and noise.spread is None:
+            if (observer is None or previews) and not keep_trajectory and noise.spread is None:
                 stock = _StockLoop(denoiser, x, scheduler, cond, noise)
             session = Session(
                 planner,
@@ -258,12 +257,13 @@ def sampled(
                 _DenoiserNetwork(denoiser, x, state, noise, inputs, cond, x.dtype),
                 runner,
                 observer,
-                notify=functools.partial(_log_once, "goes step by step"),
+                notify=functools.partial(_log_once, "runs step by step"),
                 stock=None if stock is None else stock.seconds,
+                previews=previews,
                 strict=strict,
             )
             if stock is not None and session.exploration is not None and session.exploration.chose_stock:
-                return stock.result(session.exploration)
+                return stock.result(session.exploration, observer)
             found = session.complete().sample
     except DivergenceError as error:
         if error.report is not None:  # it is from the run, and not from a function of the user's
@@ -277,6 +277,7 @@ def sampled(
     report = session.report()
     if timeline.sums is not None:
         report = replace(report, timeline=timeline.sums)
+    logger.debug("sample: %s", report)
     return SampleResult(found.to(x.dtype), report, trajectory)
 
 
@@ -295,28 +296,33 @@ class _StockLoop:
     noise: NoiseTable
 
     @torch.no_grad()
-    def __call__(self, turned: Callable[[], None] = lambda: None) -> Tensor:
+    def __call__(self, turned: Callable[[int, Tensor, Tensor], None]) -> Tensor:
+        """turned: told the number of each step, the state that it departs from, and the network's output there."""
         loop, x, watch = OwnLoop(self.scheduler, self.noise.call), self.x, cancellation.current()
         for step, t in enumerate(self.noise.timesteps):
             if watch is not None:
                 watch.wave(1, step)
             m = self.denoiser(loop.scaled(x), t.to(x.device).expand(len(x)), **self.cond)
+            turned(step, x, m)
             x = loop.step(m, x)
-            turned()
         return x
 
     def seconds(self, turns: int) -> float:
         """Seconds of all turns, by the first ones."""
         clock = TurnClock(turns, self.x.device)
-        return clock.seconds(lambda: self(clock.turned))
+        return clock.seconds(lambda: self(lambda *_: clock.turned()))
 
-    def result(self, exploration: Exploration) -> SampleResult:
-        """The sample and the report of a call that runs on this loop, as an exploration has chosen."""
-        seconds, found = self._timed()
+    def result(self, exploration: Exploration, observer: Observer | None) -> SampleResult:
+        """The sample and the report of a call that runs on this loop, as an exploration has chosen.
+
+        observer: of a stream.
+        """
+        seconds, found = self._timed(observer)
         steps = self.noise.num_steps
         report = stock_report(
             steps,
             seconds,
+            path="sample",
             plan_reason=exploration.why,
             plan_state=exploration.state,
             plan_changed=exploration.taken(STOCK),
@@ -325,9 +331,17 @@ class _StockLoop:
         )
         return SampleResult(found, report)
 
-    def _timed(self) -> tuple[float, Tensor]:
+    def _timed(self, observer: Observer | None) -> tuple[float, Tensor]:
+        due, samples, dtype = Due(self.noise.num_steps), tuple(range(len(self.x))), state_dtype(self.x.dtype)
+
+        def show(step: int, x: Tensor, m: Tensor) -> None:
+            if observer is not None and due.is_now(step + 1):
+                observer(preview(step + 1, self.noise.predict_x0(step, x.to(dtype), m.to(dtype)), samples))
+
         started = time.perf_counter()
-        found = self()
+        found = self(show)
+        if observer is not None:
+            observer(Checkpoint(0, found, samples, None, exact=True).copied(final=True))
         if found.is_cuda:
             torch.cuda.synchronize(found.device)
         return time.perf_counter() - started, found
@@ -335,7 +349,7 @@ class _StockLoop:
 
 @dataclass(frozen=True)
 class _DenoiserNetwork:
-    """See `srds_fast.sampling.session.Network`."""
+    """See `srds_fast.sampling.network.Network`."""
 
     denoiser: Denoiser
     x: Tensor

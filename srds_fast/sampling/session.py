@@ -8,14 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine.costs import price
 from ..engine.eager import Evaluator
-from ..engine.graphs.capturable import Capturable
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, Run
 from ..engine.streams import TwoLanes
@@ -28,47 +27,18 @@ from ..planner.context import KIND_OF_CALL, Context, context_of
 from ..planner.experience import kind_of_run
 from ..planner.exploration import Exploration
 from ..planner.first_stop import FirstStop
-from ..planner.plan import Plan
+from ..planner.plan import PREVIEWS, Plan
 from ..planner.search import Pricing
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Checkpoint, Evaluate, SolverInputs
 from ..solvers.convergence import Diverged
-from ..solvers.program import Program
 from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import BY_INTERRUPT, SEQUENTIAL_LOOP, Report
+from ..words import counted
+from .network import Network
 from .planner import Planner
 from .trials import Advance, StartAgain, TimeStock, TooSlow, Trials, all_waves, audit, cut_off
-
-
-class Network(Protocol):
-    """The network of a call, able to evaluate rows."""
-
-    @property
-    def kind(self) -> Hashable:
-        """Everything the cost of a call depends on, except the shape of the state."""
-
-    @property
-    def conditions(self) -> Hashable:
-        """What decides how many iterations a calibrated plan needs: guidance, and the shapes of the conditioning."""
-
-    @property
-    def modules(self) -> Sequence[nn.Module]:
-        """The networks that are called; a measured plan is valid for their shapes only. Empty if not known."""
-
-    @property
-    def modules_found(self) -> Sequence[nn.Module]:
-        """The same, but perhaps not all: enough to find measured costs again."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the output."""
-
-    def evaluator(self, program: Program) -> Evaluator:
-        """The evaluator that runs the waves of a program from Python."""
-
-    def capturable(self, plan: Plan, program: Program) -> Capturable:
-        """Everything needed to record this call. A ValueError says why it cannot be recorded."""
 
 
 @dataclass(eq=False)
@@ -98,6 +68,7 @@ class Session:
     # beside this call, or does not give what is asked for
     stock: TimeStock | None = None
     audited: bool = False  # compare this call with the sequential one, to learn when calls like it may stop
+    previews: bool = False  # show the observer predicted x0 too, where a run has no whole sample before its end
     strict: bool = False  # raise a DivergenceError instead of starting again step by step
     together: bool = False  # no sample leaves the batch before all have converged: they may depend on each other
     pricing: Pricing | None = None  # costs of the call; None if they were not measured
@@ -201,6 +172,7 @@ class Session:
             notify=lambda reason: None,
             stock=None,
             audited=False,
+            previews=False,
             strict=True,
         )
 
@@ -218,7 +190,7 @@ class Session:
             if self.exploration is None:  # a trial
                 raise
             self.run.leave()
-            self.take_steps(f"{self.plan.short()} was cut off: {why}", tell=False)
+            self.take_steps(f"{self.plan.short()} was stopped: {why}", tell=False)
         except StartAgain as why:
             self.take_steps(str(why))
         except torch.OutOfMemoryError:
@@ -255,6 +227,7 @@ class Session:
             counts=failed.counts,
             # a driven loop goes on to call the network as before
             engine=failed.engine if self.network is None else replace(failed.engine, name="eager", overlap="batch"),
+            previews=self.previews,
         )
         if tell:
             self.notify(self._fallback_reason)
@@ -278,7 +251,7 @@ class Session:
         """What the call has done until now. engine_reason: of the report, unless the engine has its own reason."""
         run, plan, prediction = self.run, self._reported.plan, self._reported.plan.prediction
         stopped_by, estimated_error = self._stops()
-        baseline, baseline_seconds = self._baseline()
+        baseline, baseline_seconds, estimated_baseline_seconds = self._baseline()
         fused = plan.options.fused(self.noise, constrained=self.inputs.constrain is not None)
         fused &= not isinstance(self.noise.clip, Threshold)
         calibrated = self.planner.calibrated.values()
@@ -296,20 +269,23 @@ class Session:
             change=self._reported.change,
             stopped_by=stopped_by,
             estimated_error=estimated_error,
+            fixed_by=plan.fixed_by,
             stop_rule=self._stop_rule,
             iterations_per_sample=run.iterations,
             predicted_seconds=None if prediction is None else prediction.chosen.seconds,
             baseline=baseline,
             baseline_seconds=baseline_seconds,
+            estimated_baseline_seconds=estimated_baseline_seconds,
             interrupted=self.interrupted,
             fallback_reason=self._fallback_reason,
             engine_reason=run.engine.reason or engine_reason,
             kernels=implementation(self.state.device) if fused else "torch",
             drive_reason=drive_reason,
             overlap=run.engine.overlap,
-            left_out=[*self.planner.left_out, *left_out],
+            left_out=list(left_out),
             capture_seconds=run.engine.capture_seconds,
             dropped_waves=run.engine.dropped_waves,
+            plan=plan.short(),
             plan_reason=None if prediction is None else prediction.why,
             plan_state=None if self.exploration is None else self.exploration.state,
             plan_changed=self._plan_changed,
@@ -331,12 +307,20 @@ class Session:
             return before.stopped_by, unknown
         return run.stopped_by, run.estimated_error
 
-    def _baseline(self) -> tuple[str | None, float | None]:
-        """The loop to compare this call with, and its seconds; None where none was timed, or where it is what ran."""
-        found = None if self.exploration is None or self.interrupted else self.exploration.baseline
-        if found is None or (self._reported.plan.is_sequential and found[0] == SEQUENTIAL_LOOP):
-            return None, None
-        return found
+    def _baseline(self) -> tuple[str | None, float | None, float | None]:
+        """The loop to compare this call with, its seconds, and those of the sequential loop as predicted.
+
+        Each is None where it is not known, where that loop is what the call was to run, or where there is no sample.
+        """
+        if self.interrupted or self.run.sample is None:
+            return None, None, None
+        found = None if self.exploration is None else self.exploration.baseline
+        if self.plan.is_sequential:
+            return (None, None, None) if found is None or found[0] == SEQUENTIAL_LOOP else (*found, None)
+        prediction = self.plan.prediction
+        compared = () if prediction is None else prediction.candidates
+        predicted = next((each.seconds for each in compared if each.name == SEQUENTIAL), None)
+        return (None, None, predicted) if found is None else (*found, predicted)
 
     def _recover(self, error: Diverged) -> None:
         """Start again step by step; raise a DivergenceError if that is what has diverged, or if the call is strict."""
@@ -354,6 +338,9 @@ class Session:
         if self.graphs is not None:
             try:
                 call = self.network.capturable(self.plan, self.run.program)
+                if self.previews and not self.plan.options.shows_iterations:
+                    # with a key of its own: calls that nobody looks at have a loop graph
+                    call = replace(call, signature=(call.signature, PREVIEWS), why_no_loop=call.why_no_loop or PREVIEWS)
             except ValueError as why:
                 self.graphs.refused(str(why))
                 self.run.engine.reason = str(why)
@@ -378,7 +365,8 @@ class Session:
     def _new_run(self, observer: Observer | None) -> Run:
         factor = 1.0 if self._audit is None else self._audit.factor
         given = self.plan, self.state, self.noise, self.inputs, observer, self.started
-        return Run(*given, factor=factor, contraction=self._contraction, together=self.together)
+        how = partial(Run, factor=factor, contraction=self._contraction)
+        return how(*given, together=self.together, previews=self.previews)
 
     def _audit_of(self, plan: Plan) -> Audit | None:
         """The audit of calls and runs like this one; None if nothing can be learnt of when they stop."""
@@ -429,4 +417,4 @@ class Session:
 
 def no_room(rows: int) -> str:
     """The message for a wave that ran out of memory. rows: of the widest that was tried."""
-    return f"a wave of up to {rows} rows did not fit into the device's memory: pass max_rows, fewer than that"
+    return f"a wave of up to {counted(rows, 'row')} did not fit into the device's memory: pass a smaller max_rows"

@@ -1,4 +1,4 @@
-"""Streams: a whole image after every iteration, while the call is still running in a thread of its own.
+"""Streams: a whole image after every iteration, or every few steps, while the call still runs in a thread of its own.
 
 A pipeline's loop cannot be suspended, so the call runs in a worker thread, in a copy of the context in which the stream
 was made. It ends at its next wave once the stream is closed, whoever closes it.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..engine import cancellation
 from ..engine.run import Observer
-from ..solvers.contract import Checkpoint
+from ..solvers.contract import ITERATION, Checkpoint
 from ..telemetry.report import Report
 
 # the thread that reads the stream whose call this is; None: the call is no stream's
@@ -53,11 +53,15 @@ def _after(mark: Any, tensor: Tensor, stream_on: Callable[[torch.device], Any]) 
 
 @dataclass(eq=False)
 class Refinement:
-    """A whole image after one iteration; iteration 0 is the coarse sweep.
+    """A whole image: after an iteration, or as the network predicts it in the middle of a run.
 
     Attributes:
+        kind: "iteration": the sample after an iteration; the final one too. "x0 preview", of methods that have no whole
+            sample before their end, as "sequential": the clean image that the network predicts in the middle of the
+            run, blurred at first. A run has up to seven of them, before every eighth part of its steps.
+        iteration: its number, 0 for the coarse sweep; of an "x0 preview": the steps that are done.
         latents: [batch, ...]: of a pipeline, its latents in its dtype; of `sample`, the state in the dtype of x.
-        change: per sample, mean |x^p - x^(p-1)|; None at iteration 0.
+        change: per sample, mean |x^p - x^(p-1)|; None at iteration 0 and of an "x0 preview".
         final: this is the result of the call, and no refinement follows.
     """
 
@@ -66,10 +70,12 @@ class Refinement:
     change: list[float | None] | None
     final: bool
     _decode: Callable[[], list[Any]]
+    kind: str = ITERATION
 
     def __repr__(self) -> str:
         shape = tuple(self.latents.shape)
-        return f"Refinement(iteration={self.iteration}, latents={shape}, change={self.change}, final={self.final})"
+        what = f"kind={self.kind!r}, iteration={self.iteration}, latents={shape}"
+        return f"Refinement({what}, change={self.change}, final={self.final})"
 
     @functools.cached_property
     def images(self) -> list[Any]:
@@ -158,7 +164,7 @@ class _Refinements:
             by_sample = dict(zip(checkpoint.samples, checkpoint.change.tolist(), strict=True))
             change = [by_sample.get(sample) for sample in range(len(latents))]
         images = functools.partial(self._images, latents, _mark(latents))
-        return Refinement(checkpoint.iteration, latents, change, checkpoint.final, images)
+        return Refinement(checkpoint.iteration, latents, change, checkpoint.final, images, checkpoint.kind)
 
     def _images(self, latents: Tensor, mark: Any) -> list[Any]:
         with torch.no_grad(), _after(mark, latents, self._stream_on):

@@ -20,8 +20,8 @@ def stream(denoiser: Denoiser, x: Tensor, scheduler: Any, num_inference_steps: i
     """`sample`, as an iterator over a whole sample after every iteration; the last one is the result.
 
     The call runs in another thread. Closing the stream, from any thread, ends it at its next wave. `report` of the
-    stream is that of the call once it has ended. A method without iterations to show, as "sequential", gives one
-    refinement, at its end; method="auto" takes the default method where such a one is fastest.
+    stream is that of the call once it has ended. A method without whole samples on the way, as "sequential", gives the
+    x0 that the network predicts after every few steps: `Refinement.kind` says which of the two it is.
 
     Args:
         denoiser, x, scheduler, num_inference_steps: as of `sample`.

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .. import telemetry
+from .. import progress, telemetry
 from ..engine import cancellation
 from ..engine.eager import drain
 from ..engine.run import Observer, Run
@@ -26,6 +26,7 @@ from ..solvers.contract import Checkpoint, Evaluate
 from ..solvers.convergence import estimated_error
 from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import Report
+from ..words import counted
 
 # iterations that an audited run goes on after it would have stopped
 FURTHER = 3
@@ -62,7 +63,7 @@ def cut_off(advance: Advance, sequential_seconds: float) -> Advance:
             nonlocal waves
             limit = sequential_seconds * (1.0 if waves == 1 else LOST)
             if waves and not run.plan.is_sequential and time.perf_counter() - begun > limit:
-                raise TooSlow(f"{waves} of its waves took longer than {1e3 * limit:.3g} ms")
+                raise TooSlow(f"its first {counted(waves, 'wave')} took longer than {1e3 * limit:.3g} ms")
             waves += 1
             return evaluate(wave)
 
@@ -92,7 +93,7 @@ class TurnClock:
             loop()
         except Enough as timed:
             return timed.seconds
-        raise RuntimeError(f"it took {self._done} turns where {self._turns} were expected")
+        raise RuntimeError(f"it took {counted(self._done, 'turn')} where {self._turns} were expected")
 
     def turned(self) -> None:
         """Call it after each turn. Raises Enough after the last of those that are timed."""
@@ -186,14 +187,16 @@ class Trials:
     def run_due(self) -> float:
         """Run all that is due in this call. Returns the seconds that it took."""
         started = time.perf_counter()
-        while (way := self.exploration.due()) is not None:
-            telemetry.phase("explore")
-            begun = time.perf_counter()
-            with telemetry.unseen(), cancellation.aside():  # waves of the report are those of the call
-                seconds, recording = self._stock() if isinstance(way, str) else self._planned(way)
-            took = time.perf_counter() - begun - recording
-            self.exploration.record(way, took if seconds is None else seconds, ended=seconds is not None)
-            self.exploration.spend(took)
+        with progress.bar("Timing other plans", self.exploration.seconds_left, unit="s") as bar:
+            while (way := self.exploration.due()) is not None:
+                telemetry.phase("explore")
+                begun = time.perf_counter()
+                with telemetry.unseen(), cancellation.aside():  # waves of the report are those of the call
+                    seconds, recording = self._stock() if isinstance(way, str) else self._planned(way)
+                took = time.perf_counter() - begun - recording
+                self.exploration.record(way, took if seconds is None else seconds, ended=seconds is not None)
+                self.exploration.spend(took)
+                bar.update(took)
         return time.perf_counter() - started
 
     def _planned(self, plan: Plan) -> tuple[float | None, float]:
@@ -212,7 +215,7 @@ class Trials:
             except Exception as why:  # the call is complete: it must not fail for what would help later ones
                 trial.run.close()
                 if not isinstance(why, TooSlow | DivergenceError):
-                    logger.warning("%s failed when it was timed: %s. It is not taken.", plan.short(), why)
+                    logger.warning("%s failed when it was timed: %s. It is not used.", plan.short(), why)
                 return None, recording
             report = trial.report()
             if report.fallback_reason is not None:
@@ -228,5 +231,5 @@ class Trials:
         try:
             return self.stock(self.exploration.plan.num_inference_steps), 0.0
         except Exception as why:
-            logger.warning("The stock loop failed when it was timed: %s. It is not taken.", why)
+            logger.warning("The loop without srds_fast failed when it was timed: %s. It is not used.", why)
             return None, 0.0

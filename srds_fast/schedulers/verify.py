@@ -67,8 +67,8 @@ def _build(scheduler: Any, clip_epsilon: bool, call: StepCall) -> NoiseTable:
         )
     if eta is not None and not (isinstance(eta, int | float) and 0.0 <= eta <= 1.0) and takes_eta(scheduler):
         raise InvalidArgument(
-            f"eta is {shown(eta)}. It scales the noise that a step of {name} adds, which has room for no more than "
-            "that of DDPM, at 1. Pass a number from 0 to 1."
+            f"eta is {shown(eta)}. It scales the noise that a step of {name} adds, and 1 adds as much as DDPM. Pass a "
+            "number from 0 to 1."
         )
     builder, options = builder_of(scheduler), {"eta": eta} if eta else {}
     table = table_by_reading(scheduler, call) if builder is None else builder(scheduler, **options)

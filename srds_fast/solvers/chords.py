@@ -29,6 +29,7 @@ from torch import Tensor
 from ..caches import cached
 from ..errors import InvalidArgument, shown
 from ..schedulers.table import NoiseTable
+from ..words import counted
 from .checks import check_whole
 from .compiler import CompiledProgram, Compiler, Form
 from .contract import NO_INPUTS, Core, SolverInputs
@@ -67,14 +68,14 @@ class Chords(Method):
         ascending = whole and starts[:1] == (0,) and all(before < after for before, after in pairwise(starts))
         if not ascending or len(starts) != self.num_cores:
             raise InvalidArgument(
-                f"starts is {shown(self.starts)}. It must be {self.num_cores} steps, ascending, the first 0. "
-                "Pass such steps."
+                f"starts is {shown(self.starts)}. It must be {counted(self.num_cores, 'step')}, ascending, the first "
+                "0. Pass such steps."
             )
 
     def with_defaults(self, target: Target) -> Self:
         if self.starts is not None and self.starts[-1] >= target.num_steps:
             raise InvalidArgument(
-                f"A core begins at step {self.starts[-1]}, and there are {target.num_steps} steps. "
+                f"A core begins at step {self.starts[-1]}, of {counted(target.num_steps, 'step')}. "
                 "It would have none to take. Pass other starts, or leave them out."
             )
         return replace(self, num_cores=min(self.num_cores, target.num_steps))
@@ -101,7 +102,7 @@ class Chords(Method):
             yield from (Chords(cores) for cores in PLANNED if cores <= target.num_steps)
 
     def words(self) -> list[str]:
-        return [f"{self.num_cores} cores"]
+        return [counted(self.num_cores, "core")]
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,15 @@ class Evaluate(NamedTuple):
     number: int  # of the wave in its program
 
 
+# what an observer is shown
+ITERATION, X0_PREVIEW = "iteration", "x0 preview"
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole sample after an iteration."""
+    """A whole sample after an iteration; streams are also shown x0 that were predicted in the middle of a run."""
 
-    iteration: int  # 0 is the coarse sweep
+    iteration: int  # 0 is the coarse sweep; of a predicted x0: steps that are done
     sample: Tensor  # [samples, ...]
     samples: tuple[int, ...]  # which samples of the original batch these are, in order
     # [samples], mean |x^p - x^(p-1)| of the final point; where all points are refined at once, of the one that moved
@@ -54,6 +58,7 @@ class Checkpoint:
     # [samples], estimated mean absolute error, where the method itself ended the run; None: `change` decides
     error: Tensor | None = None
     final: bool = False  # of what observers are shown: the run ends with this sample
+    kind: str = ITERATION  # or X0_PREVIEW, which no core yields
 
     def copied(self, *, final: bool) -> Checkpoint:
         """The same with tensors of its own: who looks at it may write into it."""

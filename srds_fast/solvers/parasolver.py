@@ -39,6 +39,7 @@ from ..kernels.common.network_input import guided
 from ..schedulers.memory import Memory
 from ..schedulers.steps import TensorSpec, chained, fine_step, guessed_history
 from ..schedulers.table import NoiseTable
+from ..words import counted
 from .checks import check_positive, check_whole
 from .contract import Answer, Checkpoint, Core, Evaluate, SolverInputs, output_of
 from .method import Method, Target
@@ -91,8 +92,8 @@ class ParaSolver(Method):
     def with_defaults(self, target: Target) -> Self:
         if (self.num_intervals or 0) > target.num_steps:
             raise InvalidArgument(
-                f"num_intervals is {self.num_intervals} for {target.num_steps} steps. A sub-interval holds at least "
-                f"one step. Pass at most {target.num_steps}, or leave it out."
+                f"num_intervals is {self.num_intervals} for {counted(target.num_steps, 'step')}. A sub-interval holds "
+                f"at least one step. Pass at most {target.num_steps}, or leave it out."
             )
         given = self.step_tolerance is not None or self.tolerance is not None
         # nothing is tolerated in bitwise runs

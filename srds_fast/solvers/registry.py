@@ -87,7 +87,7 @@ def check_warm_start_method(options: Method | None) -> None:
     if options is None or not options.takes_warm_start:
         *others, last = (repr(each.name) for each in REGISTERED if each.takes_warm_start)
         raise InvalidArgument(
-            "warm_start was given to a method that does not refine all points at once. It could not begin with them. "
+            "warm_start was given. This method cannot start from a trajectory. "
             f"Pass method={', '.join(others)} or {last}."
         )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import InvalidArgument
 from ..schedulers.steps import COARSE_SOLVERS, CoarseSolver
 from ..schedulers.table import NoiseTable
+from ..words import counted
 from . import program as programs
 from .ahead import BOUNDARIES, CAUTION, SMALLEST
 from .checks import check_one_of, check_switch, check_whole
@@ -103,7 +104,7 @@ class SRDS(Method):
         blocks = self.num_blocks or max(1, round(steps / max(2, round(math.sqrt(steps) / 2))))
         if blocks > steps:
             raise InvalidArgument(
-                f"num_blocks is {blocks} for {steps} steps. A block holds at least one step. "
+                f"num_blocks is {blocks} for {counted(steps, 'step')}. A block holds at least one step. "
                 f"Pass at most {steps}, or leave it out."
             )
         solver = self.coarse_solver
@@ -185,14 +186,14 @@ class SRDS(Method):
 
     def words(self) -> list[str]:
         held = [] if self.in_flight is None else [f"{self.in_flight} in flight"]
-        return [f"{self.num_blocks} blocks, {self.coarse_solver} jumps", *held]
+        return [f"{counted(self._blocks, 'block')}, {self.coarse_solver} jumps", *held]
 
     def details(self) -> list[str]:
-        return [f"{self.num_blocks} blocks", f"coarse solver {self.coarse_solver}"]
+        return [counted(self._blocks, "block"), f"coarse solver {self.coarse_solver}"]
 
     def notes(self, max_iterations: int) -> list[str]:
         if self.in_flight is not None and max_iterations > self.in_flight:
-            ones = "one iteration" if self.in_flight == 1 else f"{self.in_flight} iterations"
+            ones = counted(self.in_flight, "iteration")
             return [f"({ones} in flight: later ones begin when those before were not enough)"]
         if self.pipelined and max_iterations > 1:
             return ["(rows begun for later iterations included: fewer with a smaller max_iterations or in_flight)"]

@@ -16,6 +16,7 @@ from torch.autograd import profiler as torch_profiler
 
 from ..solvers.contract import Answer, Checkpoint, Core, Evaluate
 from ..solvers.program import Program
+from ..words import counted
 from .watch import follow_environment, watching
 
 DOMAIN = "srds_fast"
@@ -203,7 +204,7 @@ class _Call:
         self._nvtx.push_range(self._nvtx.get_event_attributes(**attributes))
         record = None
         if torch_profiler._is_profiler_enabled:
-            of = f"{category}, {payload} {'row' if payload == 1 else 'rows'}" if is_wave else of
+            of = f"{category}, {counted(payload, 'row')}" if is_wave and payload is not None else of
             # torch.profiler.record_function would be an operation: a graph that is recorded would hold it
             record = torch.autograd._record_function_with_args_enter(f"{name} ({of})" if of else name)
         event = self._event() if self._timed and total is not None and category in _ON_DEVICE else None
@@ -262,4 +263,4 @@ class _Call:
         try:
             yield
         except RuntimeError as why:
-            logger.warning("%s is not timed: %s", self._device, str(why).partition("\n")[0])
+            logger.warning("The ranges on %s have no device times: %s", self._device, str(why).partition("\n")[0])

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..solvers.registry import SEQUENTIAL
-
-# the printed table shows the changes of the last iterations only
-MOST_CHANGES = 4
+from ..words import counted, duration
+from . import layout
 
 # why the run of a sample ended
 BY_EXACT, BY_SEQUENTIAL, BY_TOLERANCE = "exact", SEQUENTIAL, "tolerance"
@@ -20,13 +19,27 @@ SURE = (BY_EXACT, BY_SEQUENTIAL)
 # an estimate is divided by a factor that audits found, which may round it up
 ROUNDING = 1e-9
 
+# the table shows the changes of the last iterations only
+MOST_CHANGES = 4
+# a time shorter than this is no news, in seconds
+SHORT = 0.01
+# what `engine` and `path` mean, for the table
+ENGINES = {
+    "eager": "eager (each wave is called from Python)",
+    "loop graph": "loop graph (recorded before, with all waves up to a checkpoint)",
+    "network graphs": "network graphs (one recorded before for each width of a wave)",
+}
+PATHS = {
+    "takeover": "ours, in the place of the pipeline's own loop (takeover)",
+    "drive": "the pipeline's own, which runs for the rows of each wave (drive)",
+}
 # loops that calls are compared with
 STOCK_LOOP, SEQUENTIAL_LOOP = "stock", SEQUENTIAL
 
 
 @dataclass(frozen=True)
 class Report:
-    """The report of a call. `print(report)` shows a table; `report.to_dict()` is ready for JSON.
+    """The report of a call. `print(report)` and notebooks show a table; `report.to_dict()` is ready for JSON.
 
     Attributes:
         method: its name, or "stock" when the pipeline's own loop ran.
@@ -35,7 +48,8 @@ class Report:
         kernels: what did the arithmetic between network calls: "triton", one launch a wave; "torch", where there is no
             CUDA device or no Triton; "triton interpreter", in tests; None where the stock loop ran.
         path: who fed the solver: "takeover" (our loop, with the network calls that turns of the pipeline's own made),
-            "drive" (the pipeline's own loop, with turns for the rows of each wave), "sample", or "stock".
+            "drive" (the pipeline's own loop, with turns for the rows of each wave), "sample" (also where its stock
+            loop ran), or "stock".
         num_inference_steps, num_blocks, coarse_solver, pipelined, in_flight: of the plan (0 blocks, no solver: not
             SRDS).
         state_vectors: how many states the scheduler passes on from step to step: 1 for first-order ones, 2 for those
@@ -51,18 +65,22 @@ class Report:
             error came within the tolerance); "method's own rule" (a window slid to the end: ParaDiGMS, ParaTAA,
             ParaSolver); "fixed iterations" (all that the plan has: a calibrated one, latency="constant", or
             max_iterations); "interrupted". Empty if there is no sample, or if the pipeline's own loop ran.
+        fixed_by: where the number of fixed iterations comes from, as a clause; None where the plan allows no more.
         estimated_error: per sample: mean |x - sequential x| as estimated, in the units of the state; with audits,
             divided by the factor that they found. None where nothing was estimated: the sample is exact or sequential,
             too few changes were seen, or a callback changed the run after it.
         stop_rule: with audits or learn_stop: how the estimated error was made and compared with the tolerance, see
-            `FastPipeline.warmup` and `compile`.
+            `Compiled.warmup` and `compile`.
         seconds: from the first to the last wave, including the network; of a stock loop: of the whole call.
         predicted_seconds: the plan's prediction, made before the call; None without measurements.
         baseline, baseline_seconds: the loop that calls of this kind were compared with, and what it took, by the first
             of its turns in earlier calls or beside this one, in this process: "stock" (the pipeline's own, or of
-            `sample` the denoiser's and the scheduler's), else "sequential" (ours). None where neither was timed, or
-            where it is what ran.
+            `sample` the denoiser's and the scheduler's), else "sequential" (ours). None where neither was timed, where
+            it is what the call was to run, or where there is no sample.
+        estimated_baseline_seconds: what the sequential loop is predicted to take, from measured network calls; None
+            without measurements, and where `baseline_seconds` would be None because of what ran. Never in `speedup`.
         network_seconds: expected cost of the network calls that ran, from earlier measurements: the sum of c(rows).
+        plan: method and options of the plan, by the name that lists of plans give it; None where the stock loop ran.
         plan_reason: why this plan was chosen; None without measurements.
         plan_state: how the plan was chosen: "measured" (by c(rows) alone), "exploring" (other plans are still timed),
             "frozen" (for good, by the times of calls, or by c(rows) where none were taken), "dropped" (a plan turned
@@ -116,6 +134,7 @@ class Report:
     predicted_seconds: float | None = None
     baseline: str | None = None
     baseline_seconds: float | None = None
+    estimated_baseline_seconds: float | None = None
     interrupted: bool = False
     fallback_reason: str | None = None
     engine_reason: str | None = None
@@ -126,6 +145,7 @@ class Report:
     capture_seconds: float = 0.0
     dropped_waves: int = 0
     network_seconds: float | None = None
+    plan: str | None = None
     plan_reason: str | None = None
     plan_state: str | None = None
     plan_changed: str | None = None
@@ -140,6 +160,7 @@ class Report:
     timeline: dict[str, dict[str, float | int | None]] | None = None
     in_flight: int | None = None
     state_vectors: int = 1
+    fixed_by: str | None = None
 
     @property
     def overhead(self) -> float | None:
@@ -185,60 +206,127 @@ class Report:
         return {**asdict(self), **{name: getattr(self, name) for name in names}}
 
     def __str__(self) -> str:
-        streams = self.overlap == "streams"
-        held = "" if self.in_flight is None else f", {self.in_flight} in flight"
-        dropped = f"{self.dropped_waves} waves, launched before the decision to stop was known"
-        calls = f"{self.rehearsal_calls} network calls, {self.rehearsal_seconds:.3f} seconds"
-        rehearsed = calls if self.rehearsal_calls or self.rehearsal_seconds >= 0.01 else None
-        goal = "exact" if self.exact else f"tolerance {self.tolerance or 0.0:.2g}"
-        counted = Counter(self.stopped_by)
-        stopped = ", ".join(by if len(counted) == 1 else f"{by} ({number})" for by, number in counted.items())
-        estimates = [error for error in self.estimated_error if error is not None]
+        return layout.plain(self._headline(), list(self._table()))
+
+    def _repr_html_(self) -> str:
+        return layout.html(self._headline(), list(self._table()))
+
+    @property
+    def _own_loop(self) -> str:
+        """What the user would call without this package."""
+        return "a plain loop of the denoiser and the scheduler" if self.path == "sample" else "this pipeline's own loop"
+
+    def _headline(self) -> str:
+        """The time, and against what: a loop that was timed, an estimate, or nothing."""
+        took = duration(self.seconds)
+        if self.method == STOCK_LOOP:
+            return f"{took}, on {self._own_loop}"
+        if self.interrupted:
+            return f"{took}, until the call was interrupted"
+        if not self.stopped_by:
+            return f"{took}, until the call ended without a sample"
+        if self.baseline_seconds:
+            loop = self._own_loop if self.baseline == STOCK_LOOP else "one step after another"
+            return f"{took}, {_compared(self.seconds, self.baseline_seconds, loop)}, measured)"
+        if self.estimated_baseline_seconds:
+            compared = _compared(self.seconds, self.estimated_baseline_seconds, "one step after another")
+            return f"{took}, {compared}, estimated)"
+        return f"{took}; {self._own_loop} was not timed"
+
+    def _table(self) -> Iterator[tuple[str, str]]:
+        """(name, text) of what ran and why, without what did not happen."""
         lines = [
-            ("engine", ", ".join(filter(None, (self.engine, self.path, self.kernels and f"{self.kernels} kernels")))),
-            ("blocks", self.num_blocks and f"{self.num_blocks} ({self.coarse_solver} jumps{held})"),
-            ("iterations", self.iterations and str(self.iterations)),
-            ("rows", self.waves and f"at most {self.peak_rows} in a wave"),
-            ("stopped by", stopped),
-            ("estimated", estimates and f"error at most {max(estimates):.2e} ({goal})"),
-            ("converged", self.converged and f"{sum(self.converged)} of {len(self.converged)} samples ({goal})"),
+            ("method", self._method()),
+            ("network calls", self.waves and self._calls()),
+            ("loop", _because(PATHS.get(self.path), self.drive_reason)),
+            ("stop", self._stops()),
+            ("error", self._error()),
             ("stop rule", self.stop_rule),
             *self._changes(),
-            ("overlap", streams and "coarse rows on a separate stream"),
-            ("recording", self.capture_seconds and f"{self.capture_seconds:.3f} seconds, for later calls"),
-            ("dropped", self.dropped_waves and dropped),
-            ("predicted", None if self.predicted_seconds is None else f"{self.predicted_seconds:.3f} seconds"),
-            ("overhead", None if self.overhead is None else f"{self.overhead:.2f} times the sum of c(rows)"),
-            *self._phases(),
-            ("plan", self.plan_reason and ", ".join(filter(None, (self.plan_state, self.plan_reason)))),
+            ("fallback", self.fallback_reason),
+            ("engine", _because(ENGINES.get(self.engine), self.engine_reason)),
+            ("arithmetic", self.kernels and f"{self.kernels} kernels"),
+            ("overlap", self.overlap == "streams" and "coarse rows run on a CUDA stream of their own"),
+            ("plan", self.plan_reason and ": ".join(filter(None, (self.plan_state, self.plan_reason)))),
             ("plan changed", self.plan_changed and f"the call before this one ran {self.plan_changed}"),
-            ("planning", self.planning_seconds >= 0.01 and f"{self.planning_seconds:.3f} seconds"),
-            ("exploring", self.exploring_seconds and f"{self.exploring_seconds:.3f} seconds for other plans"),
-            ("rehearsal", rehearsed and f"{rehearsed}, for later calls too"),
-            ("compiling", self.compile_seconds and f"{self.compile_seconds:.3f} seconds"),
-            ("checking", self.check_calls and f"{self.check_seconds:.3f} seconds, {self.check_calls} network calls"),
-            ("interrupted", self.interrupted and "yes"),
-            ("stock loop because" if self.method == "stock" else "step by step", self.fallback_reason),
-            ("driven because", self.drive_reason),
-            (f"{'eager' if self.engine == 'eager' else 'no loop graph'} because", self.engine_reason),
-            *(("left out", reason) for reason in self.left_out),
+            ("predicted", self._predicted()),
+            ("overhead", self.overhead and f"{self.overhead:.2f} times what its network calls were predicted to take"),
+            (
+                "dropped",
+                self.dropped_waves and f"{counted(self.dropped_waves, 'wave')}, begun too early",
+            ),
+            ("left out", "; ".join(self.left_out)),
+            *self._beside(),
+            *self._phases(),
         ]
-        shown = [(name, value) for name, value in lines if value]
-        width = max(len(name) for name, _ in shown)
-        return "\n".join([self._summary(), *(f"{name:<{width}}  {value}" for name, value in shown)])
+        yield from ((name, text) for name, text in lines if text)
 
-    def _summary(self) -> str:
-        """What ran, waves and rows against N, seconds, and against which loop, if one was timed."""
-        steps = f"{self.num_inference_steps} step{'' if self.num_inference_steps == 1 else 's'}"
-        ran = f"{self.waves} waves ({self.rows} rows) for {steps}" if self.waves else steps
-        found = f"{self.method}: {ran}, {_time(self.seconds)}"
-        if self.speedup is None:
-            return found
-        faster = f"{self.speedup:.2f}x faster" if self.speedup >= 1 else f"{1 / self.speedup:.2f}x slower"
-        own = "the sequential loop"
-        if self.baseline == STOCK_LOOP:
-            own = "denoiser and scheduler alone" if self.path == "sample" else "this pipeline's own loop"
-        return f"{found}, {faster} than {own} ({_time(self.baseline_seconds or 0.0)}, measured)"
+    def _method(self) -> str:
+        steps = counted(self.num_inference_steps, "step")
+        if self.method == STOCK_LOOP:
+            return f"none: {self._own_loop} ran, {steps}"
+        iterations = f", {counted(self.iterations, 'iteration')}" if self.iterations else ""
+        return f"{self.plan or self.method}{iterations}"
+
+    def _calls(self) -> str:
+        steps = counted(self.num_inference_steps, "step")
+        calls = f"{counted(self.waves, 'wave')} for {steps}; {counted(self.rows, 'row')}"
+        return calls if self.peak_rows <= 1 else f"{calls}, at most {self.peak_rows} in one wave"
+
+    def _stops(self) -> str:
+        """Why the samples ended, and how many for which reason where these differ."""
+        found = Counter(map(self._stop, self.stopped_by, self.estimated_error, self._within))
+        if len(found) == 1:
+            return next(iter(found))
+        return "; ".join(f"{words}: {counted(samples, 'sample')}" for words, samples in found.items())
+
+    def _stop(self, by: str, error: float | None, within: bool) -> str:
+        if by == BY_SEQUENTIAL:
+            return "exact: the steps were taken one after another"
+        if by == BY_TOLERANCE:
+            return "within tolerance (estimated)"
+        if by == BY_OWN_RULE:
+            if error is None or not self.tolerance:
+                return "own rule, not compared with the tolerance"
+            return f"own rule, {'within' if within else 'beyond'} tolerance (estimated)"
+        if by == BY_ITERATIONS:
+            return f"fixed iterations, {self.fixed_by or 'as many as were allowed'}"
+        return by
+
+    def _error(self) -> str | None:
+        known = [error for error in self.estimated_error if error is not None]
+        goal = "the run had to be exact" if self.exact else f"tolerance {self.tolerance or 0.0:.2g}"
+        beyond = f", beyond it or unknown: {counted(self.missed, 'sample')}" if self.missed else ""
+        if known:
+            return f"estimated, {max(known):.2e} at most; {goal}{beyond}"
+        return f"not estimated; {goal}{beyond}" if beyond else None
+
+    def _predicted(self) -> str | None:
+        if self.predicted_seconds is None:
+            return None
+        plan = f"{duration(self.predicted_seconds)} for this plan"
+        base = self.estimated_baseline_seconds
+        return f"{plan}, {duration(base)} one step after another" if base and self.method != SEQUENTIAL else plan
+
+    def _beside(self) -> Iterator[tuple[str, str]]:
+        """What the call did beside its run, most of it once for a kind of call; no part of its seconds."""
+        found = (
+            ("planning", self.planning_seconds, "to measure and to choose"),
+            ("exploring", self.exploring_seconds, "to time other plans"),
+            (
+                "rehearsal",
+                self.rehearsal_seconds,
+                f"to watch the loop, {counted(self.rehearsal_calls, 'network call')}",
+            ),
+            ("checking", self.check_seconds, f"to compare rows, {counted(self.check_calls, 'network call')}"),
+            ("recording", self.capture_seconds, "to record graphs"),
+            ("compiling", self.compile_seconds, "to compile networks"),
+        )
+        calls = {"rehearsal": self.rehearsal_calls, "checking": self.check_calls}
+        for name, seconds, what in found:
+            # every call spends a little on these two
+            if seconds > (SHORT if name in ("planning", "rehearsal") else 0.0) or calls.get(name):
+                yield name, f"{duration(seconds)} {what} (not part of the time above)"
 
     def _changes(self) -> Iterator[tuple[str, str]]:
         for number, changes in enumerate(self.change, start=1):
@@ -248,15 +336,23 @@ class Report:
 
     def _phases(self) -> Iterator[tuple[str, str]]:
         for number, (phase, found) in enumerate((self.timeline or {}).items()):
-            on_device = "" if found["device_seconds"] is None else f", {found['device_seconds']:.4f} on the device"
-            line = f"{phase:<12}{found['seconds']:.4f} seconds in {found['count']}{on_device}"
+            on_device = "" if found["device_seconds"] is None else f", {found['device_seconds']:.4f} s on the device"
+            line = f"{phase:<12}{found['seconds']:.4f} s, {counted(int(found['count'] or 0), 'time')}{on_device}"
             yield "" if number else "time went", line
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
+def _compared(seconds: float, others: float, loop: str) -> str:
+    """How a time compares with that of a loop; the bracket is left open."""
+    ratio, word = (others / seconds, "faster than") if seconds <= others else (seconds / others, "slower than")
+    times = f"{ratio:.2f}" if ratio < 1.095 else f"{ratio:.1f}"
+    how = "as fast as" if times == "1.00" else f"{times}x {word}"
+    return f"{how} {loop} ({duration(others)}"
 
 
-def stock_report(num_inference_steps: int, seconds: float, **rest: Any) -> Report:
+def _because(what: str | None, reason: str | None) -> str | None:
+    return what if what is None or reason is None else f"{what}, because {reason}"
+
+
+def stock_report(num_inference_steps: int, seconds: float, *, path: str = STOCK_LOOP, **rest: Any) -> Report:
     """The report of a call that ran on the stock loop. rest: other fields."""
-    return Report("stock", "stock", "stock", num_inference_steps, seconds=seconds, **rest)
+    return Report(STOCK_LOOP, STOCK_LOOP, path, num_inference_steps, seconds=seconds, **rest)

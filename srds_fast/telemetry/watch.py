@@ -16,6 +16,7 @@ from torch.autograd import profiler as torch_profiler
 
 from ..errors import InvalidArgument
 from ..files import check_file, new_file, path_of
+from ..words import counted
 
 VARIABLE = "SRDS_FAST_PROFILE"
 RANGES = ("1", "true", "on", "yes", "nvtx")
@@ -117,8 +118,8 @@ class ChromeTrace:
         with self._lock:
             self._calls += 1
             if self._recording and self._calls == MOST_CALLS:
-                full = "The trace %s is full: it holds %d calls. Later ones are not in it."
-                logger.warning(full, self._path, self._calls)
+                full = "The trace %s is full: it holds %s. Later ones are not in it."
+                logger.warning(full, self._path, counted(self._calls, "call"))
                 self._stop()
 
     def write(self) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, HfArgumentParser
 
+from .. import progress
 from . import WORDS, load_from, prompts
 
 IMAGE_SIZE = 32
@@ -164,18 +165,22 @@ def optimise(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     started, mean = time.perf_counter(), math.nan
-    for done in range(1, steps + 1):
-        loss = loss_of_step()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        mean = loss.item() if math.isnan(mean) else 0.99 * mean + 0.01 * loss.item()
-        if done % 100 == 0 or done == steps:
-            print(f"{label} {done}/{steps}  loss {mean:.5f}  {time.perf_counter() - started:.0f} s", flush=True)
-        if average is not None:
-            average.update_parameters(trained)
+    with progress.bar(label, steps, unit="step") as bar:
+        for done in range(1, steps + 1):
+            loss = loss_of_step()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            mean = loss.item() if math.isnan(mean) else 0.99 * mean + 0.01 * loss.item()
+            bar.update()
+            if done % 100 == 0 or done == steps:
+                bar.set_postfix(loss=f"{mean:.5f}")
+                if bar.disable:  # for a log file
+                    print(f"{label} {done}/{steps}  loss {mean:.5f}  {time.perf_counter() - started:.0f} s", flush=True)
+            if average is not None:
+                average.update_parameters(trained)
     return mean
 
 

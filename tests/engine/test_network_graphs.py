@@ -95,7 +95,7 @@ def test_a_loop_that_is_driven_replays_its_network(name: str, engine: str, launc
     launched.clear()
     twins.same(1, **driven)
     assert (twins.report.path, twins.report.engine) == ("drive", "network graphs")
-    assert twins.report.engine_reason == f"the loop is driven: {twins.report.drive_reason}"
+    assert twins.report.engine_reason == f"the pipeline's own loop runs for the rows: {twins.report.drive_reason}"
     assert twins.report.capture_seconds == 0
     calls_a_wave = 2 if "controlnet" in name else 1
     assert len(launched) >= calls_a_wave * (twins.report.waves - 1) > 0
@@ -213,7 +213,7 @@ def test_what_no_loop_graph_can_hold_runs_on_network_graphs(settings: dict[str, 
     for seed in (1, 2):
         twins.same(seed, **call)
         assert twins.report.engine == "network graphs"
-        assert "replay cannot look at" in twins.report.engine_reason or "replay does not" in twins.report.engine_reason
+        assert "replay cannot decide" in twins.report.engine_reason or "replay does not" in twins.report.engine_reason
     assert twins.counts == (1, 2)
 
 
@@ -236,7 +236,7 @@ def test_memory_is_left_for_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None
     twins.first(0)
     twins.same(1)
     assert twins.report.engine == "network graphs"
-    assert "Room must be left to decode" in twins.report.engine_reason
+    assert "Decoding needs memory too" in twins.report.engine_reason
     assert twins.fast.graphs.nbytes == 2 * widths_of(twins)
     some = Twins("flux", engine="network-graphs", method="srds", num_blocks=4, exact=True)
     some.base["num_inference_steps"] = 8

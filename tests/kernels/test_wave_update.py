@@ -321,7 +321,7 @@ def test_what_does_not_fit_is_named(device: torch.device) -> None:
         ("x is on meta", (x.to("meta"), noises)),
         ("x has shape", (x[0], noises)),
         ("x has shape", (x[:0], noises[:, :0])),
-        ("noises has 1 entries", (x, noises[:1])),
+        (r"noises has 1 entry", (x, noises[:1])),
         ("noises has shape", (x, noises[:, :1])),
         ("noises is torch.float16", (x, noises.half())),
         ("noises is on meta", (x, noises.to("meta"))),

@@ -186,7 +186,23 @@ def test_every_pipeline_streams_whole_images_of_its_own(name: str) -> None:
     assert_same_image(seen[-1].images, expected)
     assert seen[0].change is None
     assert [each.change for each in seen[1:]] == fast.report.change
-    assert f"Refinement(iteration=1, latents={tuple(seen[1].latents.shape)}, change=[" in repr(seen[1])
+    shape = tuple(seen[1].latents.shape)
+    assert f"Refinement(kind='iteration', iteration=1, latents={shape}, change=[" in repr(seen[1])
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion_inpaint", "flux", "dit"])
+def test_one_step_after_another_streams_predicted_images(name: str) -> None:
+    build, call = tiny.PIPELINES[name]
+    call = {**call, "num_inference_steps": 4}
+    call.pop("output_type")
+    fast = srds_fast.compile(build(), method="sequential")
+    *previews, last = fast.stream(**call, generator=torch.Generator().manual_seed(0))
+    expected = fast(**call, generator=torch.Generator().manual_seed(0)).images
+    assert [(each.kind, each.iteration) for each in previews] == [("x0 preview", done) for done in (1, 2, 3)]
+    assert [len(each.images) for each in previews] == [len(expected)] * 3
+    assert_same_image(last.images, expected)
+    distances = [float((each.latents - last.latents).abs().mean()) for each in previews]
+    assert distances[-1] < distances[0]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +285,7 @@ def test_offloading_is_named_as_the_reason_for_the_eager_engine(offload: Callabl
     for _ in range(2):  # model offloading sets its hooks anew after every call
         assert_close(latents(fast, num_inference_steps=3), expected)
         assert "offloaded" in fast.report.engine_reason
-        assert "eager because" in str(fast.report)
+        assert "(each wave is called from Python), because" in str(fast.report)
         assert_close(latents(pipe, num_inference_steps=3), expected)
 
 
@@ -360,7 +376,7 @@ def test_a_call_without_a_step_has_a_report_and_no_plan() -> None:
 
 def test_calls_on_the_stock_loop_have_no_plan_and_a_failed_call_no_report(sd: Any) -> None:
     fast = srds_fast.compile(sd, method="srds", num_blocks=9)
-    with pytest.raises(InvalidArgument, match="has no plan: callback was given"):
+    with pytest.raises(InvalidArgument, match="has no plan and no previews: callback was given"):
         fast.plan_for("a", callback=lambda *given: None)
     latents(fast)
     assert fast.report is not None

@@ -169,7 +169,7 @@ def test_what_the_step_decides_is_found() -> None:
         (guided, {"x": lambda x, step: torch.cat([x, x]) ** 2}, "depends on more than the step"),
         (guided, {"t": lambda x, step: x.mean()}, "depends on more than the step"),
         (guided, {"condition": lambda x, step: torch.ones(7, 4) * torch.arange(4) * step}, "not one for each sample"),
-        (guided, {"scale": lambda x, step: torch.cat([x, x])}, "and some times a scale"),
+        (guided, {"scale": lambda x, step: torch.cat([x, x])}, "with different scales"),
     ],
 )
 def test_what_cannot_be_repeated_has_its_reason(

@@ -281,7 +281,9 @@ def test_a_hook_that_changes_its_network_is_called_as_in_stock(
     pipe, fast = build(), srds_fast.compile(build(), **MODES[method])
     for _ in range(2):
         expected, found = latents(pipe, **CALL), latents(fast, **CALL)
-        alone = build is switches_by_time and "rows are called one by one" in "".join(fast.report.left_out)
+        alone = build is switches_by_time and "the network is called for one row at a time" in "".join(
+            fast.report.left_out
+        )
         assert float((found - expected).abs().mean()) < (4e-3 if alone else 1e-4)
         assert alone or fast.report.method in ("stock", "sequential")
 

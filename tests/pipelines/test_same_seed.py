@@ -118,25 +118,46 @@ def test_the_plan_of_a_warm_kind_is_kept_when_others_are_given_up(sd: Any, monke
     assert exploration_of(fast) is not kept
 
 
-def test_a_stream_shows_iterations_also_where_the_sequential_loop_is_fastest(sd: Any) -> None:
+@pytest.mark.parametrize("choice", ["sequential", STOCK])
+def test_a_stream_runs_what_a_call_runs_and_shows_predicted_images(sd: Any, choice: str) -> None:
     fast = srds_fast.compile(sd)
     fast.warmup(**CALL)
-    take(exploration_of(fast), "sequential")
-    generator = torch.Generator().manual_seed(0)
-    seen = list(fast.stream(**CALL, generator=generator))
-    assert len(seen) > 1
-    assert fast.report.method == "srds"
-    assert any("no iterations to show" in reason for reason in fast.report.left_out)
-    expected = latents(sd, **CALL)
-    assert float((torch.as_tensor(seen[-1].latents) - expected).abs().mean()) <= 4e-3
-    assert len(list(fast.stream(prompt="a cat", num_inference_steps=3))) > 1, "of few steps too"
-    latents(fast, **CALL)
-    assert fast.report.method == "sequential"
+    if choice == STOCK:
+        exploration_of(fast)._choice = STOCK
+    else:
+        take(exploration_of(fast), choice)
+    *previews, last = fast.stream(**CALL, generator=torch.Generator().manual_seed(0))
+    assert fast.report.method == choice
+    assert [each.kind for each in previews] == ["x0 preview"] * 4, "of ten steps after each second, but the last"
+    assert [each.iteration for each in previews] == [2, 4, 6, 8]
+    assert (last.kind, last.final) == ("iteration", True)
+    assert torch.equal(last.latents, latents(fast, **CALL))
+    assert fast.report.method == choice
+    expected = fast(**CALL, generator=torch.Generator().manual_seed(0)).images
+    assert last.images == expected
+    assert previews[-1].images[0].size == expected[0].size
+    assert previews[-1].images != expected
+    # the last of them is nearly there, the first is not
+    distances = [float((each.latents - last.latents).abs().mean()) for each in previews]
+    assert distances[-1] < distances[0]
 
 
-@pytest.mark.parametrize("method", ["sequential", "paradigms"])
-def test_a_stream_of_a_method_without_whole_samples_before_its_end_gives_the_result(sd: Any, method: str) -> None:
-    fast = srds_fast.compile(sd, method=method)
-    (only,) = fast.stream(**CALL, generator=torch.Generator().manual_seed(0))
-    assert only.final
-    assert torch.equal(only.latents, latents(fast, **CALL))
+def test_a_stream_of_the_stock_loop_can_be_left(sd: Any) -> None:
+    fast = srds_fast.compile(sd)
+    fast.warmup(**CALL)
+    exploration_of(fast)._choice = STOCK
+    calls = list[int]()
+    handle = sd.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        with fast.stream(**CALL, generator=torch.Generator().manual_seed(0)) as stream:
+            next(stream)
+    finally:
+        handle.remove()
+    assert len(calls) < 10
+
+
+def test_a_window_that_slides_is_shown_by_what_it_has_left_behind(sd: Any) -> None:
+    fast = srds_fast.compile(sd, method="paradigms")
+    *previews, last = fast.stream(**CALL, generator=torch.Generator().manual_seed(0))
+    assert {each.kind for each in previews} <= {"x0 preview"}
+    assert torch.equal(last.latents, latents(fast, **CALL))

@@ -64,7 +64,6 @@ def test_a_call_whose_kind_chose_the_stock_loop_is_the_stock_call(sd: Any, caplo
     for more in ({"guidance_scale": 3.0}, {"num_images_per_prompt": 2}, {"height": 24}):
         images(fast, **more)
         assert fast.report.method != "stock", "another kind of call"
-    assert len(list(fast.stream("a cat", num_inference_steps=N))) > 0, "streams need iterations"
     fast("a cat", **CALL, keep_trajectory=True)
     assert fast.trajectory is not None
     fast.reset()

@@ -67,7 +67,7 @@ def test_the_weights_of_the_branches_are_found(name: str, monkeypatch: pytest.Mo
     run(fast, call | arguments)  # finds out how the loop runs
     driven = run(fast, call | arguments)
     assert fast.report.path == "drive"
-    assert "driven because  this test drives it" in str(fast.report)
+    assert "(drive), because this test drives it" in str(fast.report)
     assert_close(found, driven, 2e-6)
 
 

@@ -56,7 +56,7 @@ def test_widths_of_srds(steps: int, data: st.DataObject) -> None:
 def test_a_program_that_takes_too_much_memory_is_refused_before_it_is_made() -> None:
     """Fifty million rows, and 47 GiB."""
     sampler = scheduler(num_train_timesteps=MOST_STEPS)
-    with pytest.raises(InvalidArgument, match=r"50,005,000 rows for 10000 steps.*47\.7 GiB.*The most is 2\.0 GiB"):
+    with pytest.raises(InvalidArgument, match=r"50,005,000 rows for 10,000 steps.*47\.7 GiB.*The most is 2\.0 GiB"):
         srds_fast.sample(lambda x, t: x, torch.ones(1, 2), sampler, MOST_STEPS, method="parataa", exact=True)
 
 

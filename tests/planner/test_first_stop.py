@@ -50,7 +50,7 @@ def test_iteration_1_stops_where_the_quantile_says_so_and_some_calls_go_on() -> 
     for number, (contraction, rule) in enumerate(found, start=1):
         if number % REFRESHED_EVERY:
             assert estimated_error([0.04], contraction) == pytest.approx(0.004)
-            assert f"learnt from {MOST_KEPT} samples, 95%" in rule
+            assert f"holds for 95% of {MOST_KEPT} earlier samples" in rule
         else:
             assert math.isinf(estimated_error([1e-9], contraction))
         # later iterations are judged as before

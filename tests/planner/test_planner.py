@@ -67,7 +67,7 @@ def test_rows_for_nothing_give_the_fewest_waves_and_costly_rows_fewer_rows_or_th
     free, costly = (fastest(50, Settings(), False, pricing(curve)) for curve in (FREE, LINEAR))
     assert free.prediction.chosen.waves == min(each.waves for each in free.prediction.candidates) < 50 / 4
     assert costly.method == "sequential"
-    assert "every other plan would take over 1.5 times as long" in costly.prediction.why
+    assert "every other plan would spend over 1.5 times as long" in costly.prediction.why
     dear, settings = CostCurve((1, 8, 32), (1e-3, 2.4e-3, 8e-3)), Settings(max_iterations=3)
     held, ahead = (fastest(50, settings, False, pricing(curve)).options.in_flight for curve in (dear, FREE))
     assert held == 2

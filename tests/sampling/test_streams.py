@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from cancelling import MIXTURE, STEPS, Flag, Network, sample
-from problems import scheduler
+from cancelling import MIXTURE, SHAPE, STEPS, Flag, Network, sample
+from diffusers import EulerDiscreteScheduler
+from problems import alphas_cumprod, noise, scheduler
 from torch import Tensor
 
 import srds_fast
+from srds_fast.planner.exploration import STOCK
+from srds_fast.sampling.sample import costs_of_denoisers
 from srds_fast.sampling.stream import AsyncStream, Stream
 from srds_fast.solvers.registry import BY_NAME
 
@@ -30,7 +33,11 @@ def test_a_stream_ends_with_the_final_refinement_which_is_the_sample(method: str
     expected = sample(Network(), method=method)
     with sample(Network(), srds_fast.stream, method=method) as stream:
         found = list(stream)
+    assert len(found) > 1
     assert [each.final for each in found] == [False] * (len(found) - 1) + [True]
+    *before, last = (each.kind for each in found)
+    assert set(before) == {"iteration" if BY_NAME[method]().shows_iterations else "x0 preview"}
+    assert last == "iteration"
     assert torch.equal(found[-1].latents, expected.sample)
     assert found[-1].latents.dtype == expected.sample.dtype
     assert stream.report.waves == expected.report.waves
@@ -38,8 +45,39 @@ def test_a_stream_ends_with_the_final_refinement_which_is_the_sample(method: str
         _ = found[-1].images
 
 
-def test_a_stream_of_auto_shows_iterations() -> None:
-    assert len(list(sample(Network(), srds_fast.stream, method="auto", explore=0))) > 1
+class Point:
+    """A network that knows a single clean sample predicts it at every step.
+
+    It is given x of unit variance: DDIM's own, and that of Euler after its scaling.
+    """
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha = alphas_cumprod()[t.long()].sqrt()[:, None]
+        return (x - alpha * 0.5) / (1 - alpha**2).sqrt()
+
+
+EULER = EulerDiscreteScheduler(timestep_spacing="leading")
+
+
+@pytest.mark.parametrize("grid", [scheduler(), EULER], ids=["ddim", "euler"])
+@pytest.mark.parametrize("loop", ["sequential", STOCK])
+def test_a_stream_runs_the_fastest_plan_and_shows_what_the_network_predicts(grid: Any, loop: str) -> None:
+    network = Point()
+    call = partial(srds_fast.sample, network, grid.init_noise_sigma * noise(*SHAPE), grid, STEPS, method="auto")
+    call()
+    known = list(costs_of_denoisers._kept.values())[-1]
+    for each in known.explorations.values():
+        each.state, each._choice, each._why = "frozen", STOCK if loop == STOCK else each._sequential, "of a test"
+    expected = call()
+    with srds_fast.stream(*call.args, method="auto") as stream:
+        *previews, last = stream
+    assert expected.report.method == stream.report.method == loop
+    assert torch.equal(last.latents, expected.sample)
+    assert (last.final, last.kind) == (True, "iteration")
+    assert [each.iteration for each in previews] == list(range(2, STEPS, 2)), "up to seven"
+    for each in previews:
+        assert (each.kind, each.final, each.change) == ("x0 preview", False, None)
+        torch.testing.assert_close(each.latents, torch.full(SHAPE, 0.5), atol=2e-4, rtol=0, check_dtype=False)
 
 
 def test_arguments_of_streams_are_checked() -> None:

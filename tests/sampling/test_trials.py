@@ -51,13 +51,14 @@ class TimedNetwork:
 def test_rows_for_nothing_are_explored_within_the_budget_then_the_fastest_plan_is_kept(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "srds_fast")
     network = TimedNetwork(monkeypatch)
     first = [network.call(seed) for seed in range(3)]
     assert first[0][0].plan_state == "exploring"
     assert sum(took for _, took in first) <= 4 * 3 * N
     assert sum(report.exploring_seconds for report, _ in first) <= 3 * N * (1 + 1e-5)
     assert caplog.text.count("The first 3 calls of this kind") == 1
+    assert caplog.text.count("Plan chosen for calls of") == 2, "by predictions, and for good"
     for seed in range(3, 10):
         report, took = network.call(seed)
         assert report.plan_state == "frozen"
@@ -86,7 +87,7 @@ def test_costs_measured_at_a_good_moment_cost_one_wave(monkeypatch: pytest.Monke
     measuring = waves - report.waves
     network = TimedNetwork(monkeypatch, lambda call, rows, stock: 1.0 if call <= measuring or rows == 1 else 2.0 * N)
     report, took = network.call()
-    assert "was cut off" in report.fallback_reason
+    assert "was stopped" in report.fallback_reason
     assert report.method == "sequential"
     assert report.waves == 1 + N, "the wave that came too late to begin is not counted"
     assert report.seconds <= (1 + 2 + 2) * N, "what came before the first wide wave, that wave, and the steps"

@@ -248,7 +248,7 @@ def test_a_warm_start_is_taken_or_refused(options: Method) -> None:
     cold = sample(MIXTURE, x, scheduler(), STEPS, keep_trajectory=True, **how)
     assert cold.trajectory is not None
     if not options.takes_warm_start:
-        with pytest.raises(InvalidArgument, match="warm_start was given to a method"):
+        with pytest.raises(InvalidArgument, match="This method cannot start from a trajectory"):
             sample(MIXTURE, x, scheduler(), STEPS, warm_start=cold.trajectory, **how)
         return
     warm = sample(MIXTURE, x, scheduler(), STEPS, warm_start=cold.trajectory, **how)

@@ -116,5 +116,5 @@ def test_eta_is_ddims_alone_and_generators_fit_the_batch() -> None:
         srds_fast.sample(denoiser, noise(1, 64), DDPMScheduler(), 5, eta=0.5)
     with pytest.raises(srds_fast.InvalidArgument, match="eta is -1"):
         srds_fast.sample(denoiser, noise(1, 64), DDIMScheduler(), 5, eta=-1)
-    with pytest.raises(srds_fast.InvalidArgument, match="2 generators were given for 3 samples"):
+    with pytest.raises(srds_fast.InvalidArgument, match="2 generators for 3 samples"):
         sample("ddpm", 5, [torch.Generator(), torch.Generator()])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 import time
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import tiny
@@ -74,7 +77,7 @@ def test_a_window_that_slides_by_a_bound_of_its_own_says_so() -> None:
     assert report.stopped_by == ["method's own rule"] * 6
     assert not any(report.converged)
     assert report.missed == 6
-    assert "method's own rule" in str(report)
+    assert "own rule, beyond tolerance (estimated)" in str(report)
 
 
 def test_samples_of_a_batch_stop_for_their_own_reasons() -> None:
@@ -88,7 +91,8 @@ def test_samples_of_a_batch_stop_for_their_own_reasons() -> None:
         denoiser, noise(2, DIMENSIONS), scheduler(), STEPS, cond={"still": still}, method="srds"
     ).report
     assert report.stopped_by == ["exact", "tolerance"] or report.stopped_by == ["tolerance", "tolerance"]
-    assert str(report).count("stopped by") == 1
+    if report.stopped_by[0] == "exact":
+        assert "exact: 1 sample; within tolerance (estimated): 1 sample" in str(report)
 
 
 def test_a_run_that_starts_again_step_by_step_is_sequential() -> None:
@@ -157,9 +161,7 @@ class Clock:
 def test_a_speedup_is_told_only_of_loops_that_were_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     _, report = run(method="srds")
     assert report.speedup is report.baseline is report.baseline_seconds is None
-    first = str(report).splitlines()[0]
-    assert first.startswith(f"srds: {report.waves} waves ({report.rows} rows) for {STEPS} steps, ")
-    assert "measured" not in first
+    assert str(report).splitlines()[0].endswith("; a plain loop of the denoiser and the scheduler was not timed")
     clock, x = Clock(2e-3), noise(1, DIMENSIONS)
     monkeypatch.setattr(time, "perf_counter", clock)
     reports = [srds_fast.sample(clock.denoiser, x, scheduler(), STEPS, method="auto").report for _ in range(4)]
@@ -169,23 +171,105 @@ def test_a_speedup_is_told_only_of_loops_that_were_timed(monkeypatch: pytest.Mon
         assert report.baseline_seconds == pytest.approx(STEPS * 2e-3, rel=1e-2)
         assert report.seconds == pytest.approx(report.waves * 2e-3, rel=1e-2)
         assert report.speedup == report.baseline_seconds / report.seconds == report.to_dict()["speedup"] > 1
-        own = "denoiser and scheduler alone" if report.baseline == STOCK_LOOP else "the sequential loop"
+        own = "a plain loop of the denoiser" if report.baseline == STOCK_LOOP else "one step after another"
         assert own in str(report).splitlines()[0]
         assert "measured)" in str(report).splitlines()[0]
-    predicted = srds_fast.sample(Clock(2e-3).denoiser, x, scheduler(), STEPS, method="auto", explore=0.0).report
+    predicted = srds_fast.sample(clock.denoiser, x, scheduler(), STEPS, method="auto", explore=0.0).report
     assert predicted.predicted_seconds is not None
-    assert predicted.speedup is None, "a prediction is no measurement"
+    assert predicted.speedup is predicted.baseline_seconds is None, "a prediction is no measurement"
+    assert predicted.estimated_baseline_seconds == pytest.approx(STEPS * 2e-3, rel=1e-2)
+    assert "x faster than one step after another (80 ms, estimated)" in str(predicted).splitlines()[0]
+
+
+def made(**fields: Any) -> srds_fast.Report:
+    """A report of a call of one sample."""
+    given = {"method": "collocation", "engine": "eager", "path": "takeover", "num_inference_steps": 50, "waves": 8}
+    ended = {"stopped_by": ["tolerance"], "estimated_error": [1e-3], "iterations_per_sample": [3], "tolerance": 4e-3}
+    return srds_fast.Report(**{**given, **ended, "rows": 174, "peak_rows": 25, "seconds": 0.41, **fields})
+
+
+def first_line(**fields: Any) -> str:
+    return str(made(**fields)).splitlines()[0]
 
 
 @pytest.mark.parametrize(
-    ("baseline", "words"), [(STOCK_LOOP, "this pipeline's own loop"), (SEQUENTIAL_LOOP, "the sequ")]
+    ("loop", "words"),
+    [
+        ({"baseline": STOCK_LOOP}, "this pipeline's own loop"),
+        ({"baseline": STOCK_LOOP, "path": "sample"}, "a plain loop of the denoiser and the scheduler"),
+        ({"baseline": SEQUENTIAL_LOOP}, "one step after another"),
+    ],
 )
-@pytest.mark.parametrize(("seconds", "factor"), [(0.41, "1.71x faster than"), (1.4, "2.00x slower than")])
-def test_the_first_line_says_what_ran_and_against_what(baseline: str, words: str, seconds: float, factor: str) -> None:
-    report = srds_fast.Report(
-        "collocation", "eager", "takeover", 50, waves=8, rows=174, seconds=seconds, baseline=baseline,
-        baseline_seconds=0.70,
-    )  # fmt: skip
-    first = str(report).splitlines()[0]
-    assert first.startswith(f"collocation: 8 waves (174 rows) for 50 steps, {seconds:.2f} s, {factor} {words}")
-    assert first.endswith("(0.70 s, measured)")
+@pytest.mark.parametrize(
+    ("seconds", "how"),
+    [
+        (0.41, "0.41 s, 1.7x faster than"),
+        (0.84, "0.84 s, 1.2x slower than"),
+        (0.68, "0.68 s, 1.03x faster than"),
+        (0.701, "0.70 s, as fast as"),
+    ],
+)
+def test_the_first_line_compares_with_a_loop_that_was_timed(
+    loop: dict[str, str], words: str, seconds: float, how: str
+) -> None:
+    assert first_line(seconds=seconds, baseline_seconds=0.70, **loop) == f"{how} {words} (0.70 s, measured)"
+    estimated = first_line(seconds=seconds, estimated_baseline_seconds=0.70)
+    assert estimated == f"{how} one step after another (0.70 s, estimated)"
+    both = first_line(seconds=seconds, baseline_seconds=0.70, estimated_baseline_seconds=5.0, **loop)
+    assert both.endswith("measured)")
+
+
+def test_the_first_line_claims_nothing_that_is_not_known() -> None:
+    assert first_line() == "0.41 s; this pipeline's own loop was not timed"
+    assert first_line(method="stock", path="stock", stopped_by=[], estimated_error=[]) == (
+        "0.41 s, on this pipeline's own loop"
+    )
+    assert first_line(interrupted=True, baseline=STOCK_LOOP, baseline_seconds=1.0) == (
+        "0.41 s, until the call was interrupted"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "within tolerance (estimated)"),
+        ({"stopped_by": ["exact"], "estimated_error": [None]}, "exact"),
+        ({"stopped_by": ["sequential"], "estimated_error": [None]}, "exact: the steps were taken one after another"),
+        ({"stopped_by": ["method's own rule"], "estimated_error": [None]}, "own rule, not compared with the tolerance"),
+        ({"stopped_by": ["method's own rule"]}, "own rule, within tolerance (estimated)"),
+        ({"stopped_by": ["method's own rule"], "estimated_error": [1.0]}, "own rule, beyond tolerance (estimated)"),
+        ({"stopped_by": ["fixed iterations"]}, "fixed iterations, as many as were allowed"),
+        (
+            {"stopped_by": ["fixed iterations"], "fixed_by": "calibrated at a tolerance of 0.004"},
+            "fixed iterations, calibrated at a tolerance of 0.004",
+        ),
+    ],
+)
+def test_the_table_says_by_what_a_sample_ended(fields: dict[str, Any], words: str) -> None:
+    assert re.search(rf"^stop +{re.escape(words)}$", str(made(**fields)), re.MULTILINE)
+
+
+def test_what_fixes_iterations_is_told() -> None:
+    _, report = run(method="srds", latency="constant")
+    assert report.fixed_by == "as latency='constant' asks"
+    _, report = run(method="srds", max_iterations=1, tolerance=1e-9)
+    assert report.fixed_by is None
+
+
+def test_one_is_singular_and_more_are_plural() -> None:
+    ones = str(made(waves=1, rows=1, peak_rows=1, num_inference_steps=1, iterations_per_sample=[1], dropped_waves=1))
+    assert re.search(r"\b1 (waves|rows|steps|iterations|samples|network calls|times)\b", ones) is None
+    assert "1 wave for 1 step; 1 row" in ones
+    assert "collocation, 1 iteration" in ones
+    assert "8 waves for 50 steps; 174 rows, at most 25 in one wave" in str(made())
+
+
+def test_a_notebook_shows_the_same_table_escaped_and_loads_nothing() -> None:
+    report = made(fallback_reason="<script src='http://x'>alert(1)</script> & more", left_out=["<b>"])
+    found = report._repr_html_()
+    assert "<script" not in found
+    assert "&lt;script src=&#x27;http://x&#x27;&gt;" in found
+    ElementTree.fromstring(found)  # well-formed
+    for line in str(report).splitlines()[1:]:
+        assert html.escape(line.split("  ", 1)[1].strip()) in found
+    assert not re.search(r"<(img|link|iframe|object|script)|url\(|@import| on\w+=", found)

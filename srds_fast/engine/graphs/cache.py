@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -15,12 +16,15 @@ from torch import Tensor
 from ...caches import Cache
 from ...errors import CaptureFailed
 from ...solvers.checks import check_whole
+from ...words import counted
 from ..run import EngineUse
 from .capturable import Capturable
 from .device_lock import DeviceBusy, device_lock
 from .loop_graph import LoopGraph, compare, replay
 from .network_graphs import GraphedCalls, NetworkGraphs
 from .recorder import recorder, within_memory
+
+logger = logging.getLogger("srds_fast")
 
 MOST_REASONS = 128
 # in one loop graph: at some hundred bytes and nanoseconds each, more takes longer to make than it saves
@@ -92,8 +96,8 @@ class Graphs:
             self.stats.seconds += time.perf_counter() - started
         if call.key() != before:
             return (
-                "The recording is not kept: the network changed while it was made. What it holds may be of two "
-                "networks. The next call of its kind is recorded anew."
+                "The recording was dropped: the network changed while it was made. It may hold parts of two "
+                "networks. The next call of this kind is recorded again."
             )
         self._keep(key, captured)
         return None
@@ -114,8 +118,10 @@ class Graphs:
 
     def drop(self, key: Hashable) -> None:
         with self._lock:
-            self._kept.pop(key, None)
+            given_up = self._kept.pop(key, None)
             self._count()
+        if given_up is not None:
+            logger.info("Dropped a recording (%s): it cannot be used any more.", given_up.name)
 
     def remember(self, key: Hashable, what: str, reason: str | None) -> None:
         """From now on calls with this key are not recorded, or not as a loop; see `NoLoop`."""
@@ -128,6 +134,8 @@ class Graphs:
     def clear(self) -> None:
         """Give all recordings up, and forget what could not be recorded."""
         with self._lock:
+            if self._kept:
+                logger.info("Dropped all %s.", counted(len(self._kept), "recording"))
             devices = {captured.device for captured in self._kept.values()}
             self._kept.clear()
             self._reasons.clear()
@@ -141,9 +149,12 @@ class Graphs:
             self._kept[key] = captured
             self.stats.captured += 1
             while len(self._kept) > self.max_graphs:
-                self._kept.popitem(last=False)
+                _, given_up = self._kept.popitem(last=False)
                 self.stats.evicted += 1
+                logger.info("Dropped a recording (%s): max_graphs=%d are kept.", given_up.name, self.max_graphs)
             self._count()
+            logger.info("Made a recording (%s) for later calls; %d kept.", captured.name, self.stats.held)
+            logger.debug("Recordings hold %.1f MiB.", self.stats.nbytes / 2**20)
 
     def _count(self) -> None:
         self.stats.held = len(self._kept)

@@ -160,7 +160,7 @@ def _key_behind(value: Any) -> Hashable:
     if isinstance(value, (type, ModuleType)) or inspect.isroutine(value):
         return Same(value)
     if not _attributes_of(value):
-        raise ValueError(f"behind the denoiser is a {type(value).__name__}, of which it is not known what it holds")
+        raise ValueError(f"the denoiser refers to a {type(value).__name__}, whose contents are not known")
     return type(value).__name__
 
 
@@ -175,7 +175,7 @@ def _behind(function: Callable[..., Any]) -> Iterator[Any]:
                 continue
             seen[id(value)] = value
             if len(seen) > MOST_VISITED:
-                raise ValueError(f"more than {MOST_VISITED} objects are behind the denoiser")
+                raise ValueError(f"the denoiser refers to more than {MOST_VISITED} objects")
             waiting += _parts_behind(value)
         yield value
 

@@ -33,11 +33,11 @@ class NetworkCalls:
     def why_not(self) -> str | None:
         """Why nothing of them can be recorded or replayed now, or None."""
         if in_a_replay(self.device):
-            return "it is made in the middle of another call, whose replay has the device"
+            return "it runs inside another call, which replays a graph on the same device"
         if self.device.type not in RECORDERS:
             return f"graphs need a CUDA device, and the network is on {self.device.type}"
         part = next(filter(None, map(hooked, self.networks)), None)
-        return None if part is None else f"a hook hangs on {part}: a replay would not call it"
+        return None if part is None else f"{part} has a hook, which a replay would not call"
 
     def key(self, live: frozenset[int] = frozenset()) -> Hashable:
         """Equal for calls that the same graphs serve, whatever their plan. live: see `Capturable`."""

@@ -35,7 +35,7 @@ _FROM_NUMBERS = {torch.tensor, Tensor.new_tensor}
 _FROM_ANY = {torch.as_tensor, torch.asarray}
 # arguments that switch random numbers on and off
 _SWITCHES = ("dropout_p", "dropout", "p", "train", "training")
-_NUMBERS = "makes a tensor from Python numbers, which a graph would freeze"
+_NUMBERS = "makes a tensor from Python numbers, and a replay would always use the first ones"
 
 
 class CaptureCheck(TorchDispatchMode):
@@ -103,7 +103,7 @@ class CaptureCheck(TorchDispatchMode):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             if any(storage_of(tensor) not in self.made for tensor in tensors_in(value)):
-                raise _refusal(str(func), "writes to a tensor that outlasts the call")
+                raise _refusal(str(func), "writes to a tensor that is kept after the call")
 
 
 class _Functions(TorchFunctionMode):
@@ -136,7 +136,9 @@ def refuse_uncapturable(func: Any, args: Any, kwargs: dict[str, Any], numbers: C
 
 
 def cannot_capture(why: str) -> CaptureFailed:
-    return CaptureFailed(f"The loop cannot be captured: {why}. It runs eagerly; pass engine='eager' to leave it so.")
+    return CaptureFailed(
+        f"The loop cannot be recorded: {why}. The call runs without graphs. Pass engine='eager' to keep it so."
+    )
 
 
 def failed(error: Exception) -> CaptureFailed:
@@ -206,5 +208,6 @@ def refuse_unknown_reads(
         if storage not in known:
             raise cannot_capture(
                 f"the network reads a tensor of shape {tuple(tensor.shape)} that is neither an argument nor held by "
-                "one of its modules. Another tensor in its place would not be noticed. Make it a parameter or a buffer"
+                "one of its modules. A replay would not notice another tensor in its place. Make it a parameter or a "
+                "buffer"
             )

@@ -38,7 +38,8 @@ def device_lock(device: torch.device) -> Iterator[None]:
     mine = _lock_of(device)
     if not mine.lock.acquire(timeout=LONGEST_WAIT):
         raise DeviceBusy(
-            f"another call has had the graphs of {device} for {LONGEST_WAIT:.0f} seconds: it may wait for this one"
+            f"another call has used the graphs of {device} for over {LONGEST_WAIT:.0f} seconds, and may wait for this "
+            "call"
         )
     try:
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None

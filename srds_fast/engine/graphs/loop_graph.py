@@ -76,7 +76,7 @@ class LoopGraph:
         """Record what is missing up to so many checkpoints. After a CaptureFailed the recording is of no use."""
         with device_lock(self.device):
             if self.broken:
-                raise CaptureFailed("The recording broke off. It is made anew.")
+                raise CaptureFailed("The recording was interrupted. The next call records again.")
             missing = range(len(self._stretches), min(checkpoints, self.checkpoints))
             try:
                 with telemetry.recording() if missing else nullcontext():
@@ -108,8 +108,8 @@ class LoopGraph:
                 expected = check.operations / max(1, len(waves) - 1) * len(self.program)
                 if len(waves) > 1 and expected > self._most_operations:
                     raise TooLarge(
-                        f"One graph of the loop would hold about {expected:.0f} operations. It would take long to make "
-                        "and much memory. There is a graph of the network for each width of a wave instead."
+                        f"One graph of the loop would hold about {expected:.0f} operations. It would take too much "
+                        "time and memory. Each number of rows gets a graph of the network instead."
                     )
                 cancellation.look()
                 with telemetry.span(*telemetry.of_wave(self.program, event.number)):
@@ -238,6 +238,6 @@ def refuse_difference(found: Tensor, expected: Tensor, dtype: torch.dtype) -> No
     difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
     if not difference <= SAME.get(dtype, 0.0) * largest:
         raise CaptureFailed(
-            f"The loop is not captured: its replay differs from the eager run by {difference:.2g} where values reach "
-            f"{largest:.2g}. Something in the network is not repeated by a replay. It runs eagerly."
+            f"The recorded loop is not used: its replay differs from the eager run by {difference:.2g} where values "
+            f"reach {largest:.2g}. A replay leaves out something that the network does. The call runs without graphs."
         )

@@ -30,8 +30,8 @@ from .utilisation import why_not_worth
 
 # graphs of one set of networks, the least recently used is given up first
 MOST_WIDTHS = 64
-NOT_WHILE_SERVING = "nothing is recorded while serving (lazy_capture=False): make a call like it in warmup()"
-CHANGED = "the network's own attributes have changed while it ran: a replay would not change them"
+NOT_WHILE_SERVING = "lazy_capture=False was given, so calls record nothing: make a call like this one in warmup()"
+CHANGED = "the network changed its own attributes while it ran, and a replay would not change them"
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def key_of(name: Hashable, leaves: Sequence[Any], structure: TreeSpec) -> Hashab
 def _refuse_unknown(how: str, leaves: Iterable[Any]) -> None:
     for leaf in leaves:
         if not isinstance(leaf, Tensor) and type(leaf) not in PLAIN:
-            raise cannot_capture(f"the network {how} a {type(leaf).__name__}, of which it is not known what it holds")
+            raise cannot_capture(f"the network {how} a {type(leaf).__name__}, whose contents are not known")
 
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:

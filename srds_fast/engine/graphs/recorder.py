@@ -77,7 +77,7 @@ def within_memory(device: torch.device, name: str, make: Callable[[], T], held: 
     if held + taken > LARGEST_SHARE * (held + free):
         raise TooLarge(
             f"The {name} would take {(held + taken) / 2**30:.1f} of {(held + free) / 2**30:.1f} GiB that are free. "
-            "Room must be left to decode. Lower max_rows or max_graphs."
+            "Decoding needs memory too. Lower max_rows or max_graphs."
         )
     return made, taken
 

@@ -25,7 +25,7 @@ from .network_graphs import CHANGED, NOT_WHILE_SERVING, GraphedCalls, NetworkGra
 from .recorder import TooLarge
 from .utilisation import why_not_worth
 
-FIRST = "it is the first call of its kind: recorded for those to come"
+FIRST = "this is the first call of its kind, which was recorded for later calls"
 Eager = Callable[[Evaluate], Tensor]
 Advance = Callable[[Run, Eager], None]
 """(run, evaluator) -> None: takes a run from wave to wave to its end."""

@@ -20,7 +20,7 @@ def why_not_worth(call: Callable[[], object], device: torch.device) -> str | Non
     share = utilisation(call, device)
     if share < BUSY:
         return None
-    return f"the device is busy for {share:.0%} of a network call: a graph would save next to nothing and take memory"
+    return f"the device is busy for {share:.0%} of a network call, so a graph would save almost no time"
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ class CallSettings:
 
     planner: Planner
     observer: Observer | None
+    previews: bool  # the observer is shown predicted x0 too, see `Session`
     graphs: GraphRunner | None  # a recorded turn uses all of them, turns for rows network graphs. None: eager
     overlap: str
     keep_states: bool
@@ -128,7 +129,7 @@ class CallSession:
             for network in settings.networks
         }
         engine.name = graphed.graphs.name
-        engine.reason = f"the loop is driven: {why}"
+        engine.reason = f"the pipeline's own loop runs for the rows: {why}"
 
     def change(self) -> NetworkChanged | None:
         """After a wave: what was changed in a network since rows were first evaluated by it, or None.
@@ -205,6 +206,7 @@ class CallSession:
             settings.notify,
             stock=settings.stock,
             audited=settings.audited,
+            previews=settings.previews,
             strict=settings.strict,
             together=network is None,
             pricing=pricing,

@@ -35,8 +35,8 @@ def arrival(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Arri
     kept = (of_u == u) & (of_v == v)
     if not bool((kept | (of_u == of_v)).all()):
         raise refused(
-            "between two steps it changes its latents in another way than by replacing a part of them, which "
-            "must be numbers that do not depend on them: a mask, if one was given, must be 0 or 1 everywhere"
+            "between two steps it changes its latents in another way than by replacing a part of them with values "
+            "that do not depend on them (a mask must be 0 or 1 everywhere)"
         )
     return Arrival(kept, of_u)
 

@@ -16,7 +16,7 @@ from ...engine.cancellation import Interrupted
 from ...engine.costs import price
 from ...engine.merging.calls import MergedCalls
 from ...engine.merging.rule import Call
-from ...errors import InvalidArgument, UnsupportedPipeline
+from ...errors import UnsupportedPipeline
 from ...planner.search import Pricing
 from ...sampling.recorded.roles import Inferred
 from ...sampling.session import Session, no_room
@@ -199,12 +199,7 @@ class Driver:
             samples.stop(samples.state)
             return x
         if (alone := self._rows.why_alone()) and planner.options is None:
-            if planner.previews:
-                raise InvalidArgument(
-                    f"This call has no iterations to show: rows of the network would be called one by one, as "
-                    f"{alone[0]}. One step after another is then fastest. Call the pipeline, or name a method."
-                )
-            session.take_steps(f"rows of the network would be called one by one: {alone[0]}", tell=False)
+            session.take_steps(f"the network would be called for one row at a time: {alone[0]}", tell=False)
         samples.graph_network_calls(self.reason)
         return (yield from self._waves(session))
 

@@ -196,7 +196,10 @@ class LockstepLoop:
         ):
             why = "a graph of the network holds all rows of a wave" if taken_over else "the loop is driven"
             left_out = [*left_out, f"overlap='streams' was left out: {why}"]
-        left_out = [*left_out, *(f"rows are called one by one: {reason}" for reason in self._merged.reasons())]
+        left_out = [
+            *left_out,
+            *(f"the network is called for one row at a time: {reason}" for reason in self._merged.reasons()),
+        ]
         if (rows := self._merged.too_wide) is not None:
             left_out = [*left_out, f"waves were evaluated in parts: {no_room(rows)}"]
         why_turns = None if taken_over or self.driver is None else self.driver.reason

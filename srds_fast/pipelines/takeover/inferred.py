@@ -124,7 +124,7 @@ class Inference:
             ]
             scaled = set.intersection(*({scaled for _, scaled in each} for each in ways)) if ways else set()
             if not scaled:
-                raise _NotTakenOver("its networks are not given the state, or some as it is and some times a scale")
+                raise _NotTakenOver("its networks are not given the state, or are given it with different scales")
             times_scale = min(scaled)  # as it is, where both are the same
             variants = [
                 each for kinds, turns in self._turns.items() for each in self._variants(kinds, turns, times_scale)
@@ -247,7 +247,7 @@ class Inference:
                 used[call] = leaf
                 kept.append(part)
         if not kept:
-            raise _NotTakenOver("its guidance is nothing that its network returns")
+            raise _NotTakenOver("its guidance does not come from the outputs of its network")
         weights = table.new_zeros(len(self._scale), sum(part.shape[1] for part in kept))
         weights[sorted(turns.weights)] = torch.cat(kept, 1)
         return used, weights

@@ -42,7 +42,7 @@ LINEAR = 1e-9
 
 @dataclass(frozen=True)
 class RecordedNetwork:
-    """See `srds_fast.sampling.session.Network`. inferred: of the loop, whose calls are the variants."""
+    """See `srds_fast.sampling.network.Network`. inferred: of the loop, whose calls are the variants."""
 
     inferred: Inferred
     variants: Sequence[Calls]

@@ -14,6 +14,7 @@ from ... import telemetry
 from ...engine import cancellation
 from ...errors import InvalidArgument
 from ...solvers.contract import Evaluate
+from ...words import counted
 from ..rows import PerState, TiledConditioning
 from .calls import Calls, NetworkCall
 from .roles import Answer, ByStep, Column, PerSample, State
@@ -227,9 +228,9 @@ def _checked(leaves: Sequence[Any], call: NetworkCall, wave: Evaluate) -> Tensor
         return m
     found = f"{m.dtype}, shape {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
     raise InvalidArgument(
-        f"The network {type(call.network).__name__} returned {found} for {rows} rows, each of a state of shape "
-        f"{tuple(inner)}. It must return floating-point predictions of that shape, as it did in the first call of its "
-        "kind. Look at hooks on it."
+        f"The network {type(call.network).__name__} returned {found} for {counted(rows, 'row')}, each of a state of "
+        f"shape {tuple(inner)}. It must return floating-point predictions of that shape, as it did in the first call "
+        "of its kind. Look at hooks on it."
     )
 
 

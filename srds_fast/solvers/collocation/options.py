@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...schedulers.steps import TensorSpec
 from ...schedulers.table import NoiseTable
+from ...words import counted
 from ..checks import check_positive, check_whole
 from ..contract import Core, SolverInputs
 from ..convergence import SECANTS, Contraction
@@ -109,5 +110,5 @@ class Collocation(Method):
         return (max(min(3, most), min(most, EXPECTED_SWEEPS + math.ceil(more))),)
 
     def words(self) -> list[str]:
-        nodes = [] if self.num_nodes is None else [f"{self.num_nodes} nodes"]
+        nodes = [] if self.num_nodes is None else [counted(self.num_nodes, "node")]
         return nodes + ([] if self.cover == 1 else ["no cover" if self.cover is None else f"cover 1 / {self.cover}"])

@@ -163,7 +163,6 @@ def device_of(name: str) -> torch.device:
         raise InvalidArgument(f"There is no device {name!r}. Use auto, cpu, cuda or cuda:1.")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InvalidArgument(
-            f"There is no device {name!r}. PyTorch sees {torch.cuda.device_count()} CUDA devices. Use cpu or one of them."
-        )
+        seen = torch.cuda.device_count()
+        raise InvalidArgument(f"There is no device {name!r}. PyTorch sees {seen} CUDA devices. Use cpu or one of them.")
     return device

@@ -14,13 +14,7 @@ import diffusers
 import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from .. import zoo
 from ..errors import InvalidArgument, PlanMismatch, UnsupportedScheduler
@@ -101,7 +95,7 @@ def _from_hub(args: argparse.Namespace, steps: int, dtype: torch.dtype) -> Any:
     def text_of(name: str) -> str | None:
         try:
             path = huggingface_hub.hf_hub_download(model, name, local_files_only=offline is not None)
-        except (EntryNotFoundError, LocalEntryNotFoundError):
+        except Exception:  # it has none, or it cannot be reached
             return None
         return _text_of(Path(path))
 

@@ -38,7 +38,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "DPM-Solver": {"color": "#8a6d00", "marker": "s", "linestyle": "-"},
     "DDIM, torch.compile": {"color": "0.35", "marker": "v", "linestyle": ":"},
     "srds_fast, SRDS": {"color": OURS, "marker": "o", "linestyle": "-"},
-    "srds_fast, torch.compile": {"color": OURS, "marker": "v", "linestyle": ":"},
     "srds_fast, auto": {"color": CHOSEN, "marker": "D", "linestyle": "none"},
 }
 

@@ -159,25 +159,38 @@ def _ranking(axes: Any, peers: Sequence[str], here: Mapping[str, Mapping[str, An
 def tradeoff_picture(document: Mapping[str, Any], path: Path) -> None:
     """Draw difference over seconds: a line for each way to make an image sooner.
 
+    What gives the same image lies at the lower edge, and no line leads there: nothing lies between.
+
     Args:
         document: as `bench.quality.tradeoff` writes it.
     """
-    figure, ((axes,),) = _figure(1, 1, (12.5, 8.5))
+    title = f"One image of {document['steps']} DDIM steps, sooner: bundled digits, {document['where']}, medians"
+    figure, ((axes,),) = _figure(1, 1, (12.5, 8.5), title)
     rows = [row for row in document["results"] if row["left_out"] is None]
-    labels = []
+    labels: list[tuple[str, tuple[float, float], str]] = []
+    lines = []
     for name in dict.fromkeys(row["line"] for row in rows):
+        style = next(style for begins, style in WAYS.items() if name.startswith(begins))
         here = sorted((row for row in rows if row["line"] == name), key=lambda row: row["seconds"])
         points = [(row["seconds"], max(row["grey_levels"]["mean"], SAME)) for row in here]
-        style = next(style for begins, style in WAYS.items() if name.startswith(begins))
-        axes.plot(*zip(*points, strict=True), linewidth=2.2, markersize=9, label=name, **style)
-        labels += [(row["setting"], *point) for row, point in zip(here, points, strict=True)]
+        labels += [(row["setting"], point, style["color"]) for row, point in zip(here, points, strict=True)]
+        line = [point for point in points if point[1] > SAME]
+        same = [point for point in points if point[1] <= SAME]
+        for some, linestyle in ((line, style["linestyle"]), (same, "none")):
+            if some:
+                label = name if some is line or not line else None
+                shown = {**style, "linestyle": linestyle, "label": label}
+                axes.plot(*zip(*some, strict=True), linewidth=2.2, markersize=10, **shown)
+        lines += [line, *([point] for point in same)]
     axes.axhline(0.5, color="0.35", linestyle="--", linewidth=1.2, zorder=0, label="half a grey level")
-    axes.set(yscale="log", xlim=(0, None), xlabel="seconds an image (median)")
+    axes.set(yscale="log", xlim=(0, None), xlabel="seconds an image", ylim=(SAME / 2, None))
     axes.set_ylabel(f"grey levels from the {document['steps']}-step image")
     axes.margins(y=0.1)
-    _numbers(axes.yaxis)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    place(axes, labels, fontsize=FONT - 3)
+    ticks = [tick for tick in (0.01, 0.1, 1, 10) if tick > SAME]
+    axes.set_yticks([SAME, *ticks], ["the same", *(f"{tick:g}" for tick in ticks)])
+    axes.set_yticks([], minor=True)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT - 1)
+    place(axes, labels, lines, fontsize=FONT - 2)
     figure.savefig(path)
 
 

@@ -59,7 +59,7 @@ def entrants(workload: PipelineWorkload, steps: int, compiles: bool) -> Iterator
     other.scheduler = DPMSolverMultistepScheduler.from_config(workload.pipe.scheduler.config)
     for fewer in FEWER_2M:
         yield SECOND, f"{fewer} steps", Entrant(f"{SECOND}, {fewer}", partial(_stock_of, workload, other, fewer))
-    yield AUTO, "default tolerance", Entrant(AUTO, partial(_warmed, workload, steps))
+    yield AUTO, "auto", Entrant(AUTO, partial(_warmed, workload, steps))
     for iteration in ITERATIONS:
         plan = CONTESTANTS[SRDS].plan(steps, iteration=iteration)
         name = f"{FIXED}, {iteration}"

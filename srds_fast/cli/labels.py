@@ -40,27 +40,40 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return found
 
 
-def place(axes: Any, labels: Sequence[tuple[str, float, float]], avoid: Sequence[Any] = (), **style: Any) -> list[Any]:
-    """Write each label beside its point (text, x, y), where it covers no other label, no line between the points, and
-    nothing to avoid.
+Point = tuple[float, float]
+
+
+def place(
+    axes: Any,
+    labels: Sequence[tuple[str, Point, str]],
+    lines: Sequence[Sequence[Point]],
+    avoid: Sequence[Any] = (),
+    **style: Any,
+) -> list[Any]:
+    """Write each label beside its point, where it covers no other label, no line, and nothing to avoid.
 
     The first free place is taken, the nearest first; where there is none, the last one is. Call it when the axes have
     their limits, their size and all else that is in them.
 
     Args:
+        labels: (text, point, colour).
+        lines: the points that each line of the plot connects.
         avoid: artists of matplotlib.
-        style: of the labels.
+        style: of all labels.
 
     Returns:
         the labels, matplotlib annotations.
     """
     axes.figure.draw_without_rendering()  # the layout decides where points lie
     taken = [each.get_window_extent() for each in avoid]
-    points = [axes.transData.transform((x, y)) for _, x, y in labels]
-    points += [a + (b - a) * part / PARTS for a, b in itertools.pairwise(points) for part in range(PARTS)]
+    covered = []
+    for line in lines:
+        points = [axes.transData.transform(point) for point in line]
+        covered += points
+        covered += [a + (b - a) * part / PARTS for a, b in itertools.pairwise(points) for part in range(PARTS)]
     written = []
-    for text, x, y in labels:
-        label = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", **style)
+    for text, point, colour in labels:
+        label = axes.annotate(text, point, (0, 0), textcoords="offset points", color=colour, **style)
         for distance, (right, up) in itertools.product(DISTANCES, DIRECTIONS):
             label.set_ha(("right", "center", "left")[right + 1])
             label.set_va(("top", "center", "bottom")[up + 1])
@@ -68,7 +81,7 @@ def place(axes: Any, labels: Sequence[tuple[str, float, float]], avoid: Sequence
             box = label.get_window_extent().padded(FREE)
             inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and axes.bbox.containsy(box.y1)
             free = inside and not any(box.overlaps(each) for each in taken)
-            if free and not any(box.contains(*point) for point in points):
+            if free and not any(box.contains(*each) for each in covered):
                 break
         taken.append(label.get_window_extent().padded(FREE))
         written.append(label)

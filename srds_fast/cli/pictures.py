@@ -114,9 +114,10 @@ def convergence_plot(points: Sequence[Point], marks: Mapping[str, float], x: str
     axes.set_ylabel("difference to sequential,\ngrey levels")
     axes.set_title(title, fontsize=_FONT)
     axes.margins(y=0.12)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    labels = [(point.label, at, y) for point, at, y in zip(points, places, p95, strict=True)]
-    place(axes, labels, avoid=lines, fontsize=_FONT - 2)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=_FONT - 1)
+    upper = list(zip(places, p95, strict=True))
+    labels = [(point.label, at, "0.1") for point, at in zip(points, upper, strict=True)]
+    place(axes, labels, [upper, list(zip(places, mean, strict=True))], avoid=lines, fontsize=_FONT - 2)
     _write(figure, path)
 
 
@@ -131,7 +132,7 @@ def prediction_plot(measured: Mapping[Candidate, float], path: Path) -> None:
         axes.plot(seconds, row, "o", color=_BLUE, label="measured" if not row else None)
     axes.set_yticks(range(len(order)), [candidate.name for candidate in order])
     axes.set(xlim=(0, None), xlabel="ms of the denoising loop")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=_FONT - 1)
     _write(figure, path)
 
 

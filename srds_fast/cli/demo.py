@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, Protocol
 
 from ..environment import environment
 from ..errors import InvalidArgument
 from ..files import check_file, check_folder
 from ..solvers.registry import AUTO
+from ..telemetry.report import Report
 from .checks import STEPS, check_place, check_steps, prompts_of, request_of, settings_of
 from .convergence import check_walk
 from .demo_image import image
@@ -20,32 +22,18 @@ from .pictures import CONTACT_SHEET, CONVERGENCE
 
 
 class Part(Protocol):
-    """What one part of the demo has measured: calls of ours and of whoever uses the model today, in turn."""
+    """What one part of the demo has measured: a dataclass with times of ours and of whoever uses the model today.
 
-    @property
-    def seconds(self) -> float:
-        """Of a warmed-up call of ours, the median."""
+    Its text says in a few lines what was gained, or that nothing was.
+    """
 
     @property
     def ratio(self) -> float:
         """How many times as long the other call takes: the median of pairs. Above 1 ours is faster."""
 
-    @property
-    def difference(self) -> float:
-        """Of our result to the other one; `line` says in which unit."""
 
-    @property
-    def pays_back(self) -> int | None:
-        """After how many calls the time of the warm-up is saved; None: never."""
-
-    @property
-    def line(self) -> str:
-        """All of it in one line."""
-
-
-MEASURED = ("seconds", "ratio", "difference", "pays_back", "line")
-# the arguments, the pipeline of --model and the call that is asked for -> what was measured; a part that brings its own
-# model needs the first alone
+# each is given the arguments, the pipeline of --model and the call that is asked for; a part that brings its own model
+# needs no more than the device: "policy": lambda args, pipe, request: policy_demo(device=pipe.device)
 PARTS: dict[str, Callable[[argparse.Namespace, Any, Request], Part]] = {"image": image}
 
 
@@ -68,9 +56,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for name, part in PARTS.items():
         measured = part(args, pipe, request)
-        print(f"\n{measured.line}", flush=True)
-        found[name] = {each: getattr(measured, each) for each in MEASURED}
+        print(f"\n{measured}", flush=True)
+        found[name] = {**_fields(measured), "text": str(measured)}
     return {"parts": found, "out": str(args.out), "environment": environment()}
+
+
+def _fields(part: Any) -> dict[str, Any]:
+    """What was measured as plain JSON types."""
+    found = {each.name: getattr(part, each.name) for each in fields(part)}
+    return {name: value.to_dict() if isinstance(value, Report) else value for name, value in found.items()}
 
 
 def _batch(args: argparse.Namespace, prompts: tuple[str, ...]) -> tuple[str, ...]:

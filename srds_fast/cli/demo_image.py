@@ -25,10 +25,13 @@ STREAMS = 2
 
 @dataclass(frozen=True)
 class ImagePart:
-    """What was measured; see `demo.Part`. The difference is in grey levels, of the image that is furthest off.
+    """What was measured; see `demo.Part`.
 
     Attributes:
+        seconds: of a warmed-up call of ours, the median.
         stock_seconds: of the pipeline's own call, the median.
+        ratio: the median over the pairs of their seconds over ours.
+        difference: to the pipeline's own image, in grey levels, of the image that is furthest off.
         warmup_seconds: of `warmup`, which also chooses the plan.
         report: of the last call of ours.
     """
@@ -50,8 +53,7 @@ class ImagePart:
         """After how many calls the warm-up has cost less time than was saved; None: never."""
         return math.ceil(self.warmup_seconds / (self.stock_seconds - self.seconds)) if self.wins else None
 
-    @property
-    def line(self) -> str:
+    def __str__(self) -> str:
         """What was gained, or that nothing was."""
         ours, stock = seconds_of(self.seconds), seconds_of(self.stock_seconds)
         if not self.wins:

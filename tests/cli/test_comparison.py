@@ -89,12 +89,12 @@ def part(seconds: float, method: str = "srds") -> ImagePart:
 
 def test_the_warm_up_pays_back_when_it_is_saved() -> None:
     assert part(1.5).pays_back == 6
-    assert "pays back after 6 calls" in part(1.5).line
-    assert "1.33 times faster" in part(1.5).line
+    assert "pays back after 6 calls" in str(part(1.5))
+    assert "1.33 times faster" in str(part(1.5))
     # equal to the pipeline's own loop, or that loop itself: nothing is saved, whatever the clock says
     for found in (part(2.0), part(2.5), part(1.9, "stock")):
         assert found.pays_back is None
-        assert found.line.startswith("Image: nothing is faster here than the pipeline's own call (2.00 s).")
+        assert str(found).startswith("Image: nothing is faster here than the pipeline's own call (2.00 s).")
 
 
 @given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.001, 0.2))

@@ -51,11 +51,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     lines = {**ABOUT, PLAN: f"{args.plan}: {plan.short()}" if plan else ""}
     print("\n".join(f"  {name:<12}{lines[name]}" for name in next(iter(settings.values()))), flush=True)
     entries: list[dict[str, Any]] = []
-    with progress(sum(1 + args.calls * len({SEQUENTIAL, *each}) for each in settings.values())) as told:
-        for steps, each in settings.items():
+    for steps, each in settings.items():
+        with progress(1 + args.calls * len({SEQUENTIAL, *each})) as told:
             measured = compare(pipe, request_of(args, prompts, steps), each, args.calls, told)
-            show_table([_cells(entry) for entry in measured], text=["method"])
-            entries += measured
+        show_table([_cells(entry) for entry in measured], text=["method"])
+        entries += measured
     warn_if_busy((entry["seconds"], entry["slowest"]) for entry in entries)
     asked = {"guidance": guidance_of(args), **{name: getattr(args, name) for name in ("seed", "dtype", "calls")}}
     where = {"device": str(pipe.device), "threads": torch.get_num_threads(), "environment": environment()}

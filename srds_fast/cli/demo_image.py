@@ -64,7 +64,7 @@ class ImagePart:
             )
         return (
             f"Image: {ours} instead of {stock}: {self.ratio:.2f} times faster than the pipeline's own call (median of "
-            f"{counted(PAIRS, 'pair')}), {small(self.difference)} grey levels from its image. The warm-up of "
+            f"{counted(PAIRS, 'pair')}), at most {small(self.difference)} grey levels from its image. The warm-up of "
             f"{seconds_of(self.warmup_seconds)} pays back after {counted(self.pays_back or 0, 'call')}."
         )
 

@@ -40,6 +40,8 @@ def show_table(rows: Sequence[Mapping[str, object]], text: Collection[str] = (),
 def progress(total: int) -> Iterator[Callable[[str], None]]:
     """A bar on stderr with the time left, on a terminal only. Gives a function that is told what begins next.
 
+    Print nothing in the block, as it would run into the bar.
+
     The bar is drawn when it is told, and not by a thread, which would disturb what is measured.
 
     Args:
@@ -47,13 +49,21 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
     """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     bar = Progress(
-        *columns, console=Console(stderr=True), transient=True, auto_refresh=False, disable=not sys.stderr.isatty()
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+        auto_refresh=False,
+        redirect_stdout=False,  # else rich would send to stderr what is printed meanwhile
+        redirect_stderr=False,
     )
     with bar:
-        task = bar.add_task("", total=total, completed=-1)
+        task, begun = bar.add_task("", total=total, visible=False), 0
 
         def told(text: str) -> None:
-            bar.update(task, description=text, advance=1, refresh=True)
+            nonlocal begun
+            bar.update(task, description=text, completed=begun, visible=True, refresh=True)
+            begun += 1
 
         yield told
 

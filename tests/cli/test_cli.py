@@ -212,6 +212,18 @@ def test_generate_gives_every_image_its_own_seed(folder: str, tmp_path: Path, ca
     assert {Path(each["path"]).name for each in found["images"]} == set(images)
 
 
+def test_a_terminal_sees_the_steps_settle(folder: str, tmp_path: Path, capsys: Capture, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich looks at this too
+    argv = ["generate", "--model", folder, "--prompt", "a", "--steps", "6", "--method", "srds", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    printed = capsys.readouterr()
+    assert "a-seed0.png" in printed.out
+    shown = [int(done) for done in re.findall(r"(\d+)/6", printed.err)]
+    assert shown == sorted(shown)
+    assert shown[-1] > 0
+
+
 def test_plan_prints_and_saves_the_plan_of_the_call(folder: str, tmp_path: Path, capsys: Capture) -> None:
     argv = ["plan", "--model", folder, "--steps", "30", "--blocks", "6", "--iterations", "2", "--coarse-solver", "ddim"]
     assert main([*argv, "--save", str(tmp_path / "plan.json")]) == 0

@@ -1,25 +1,45 @@
-"""Pictures of what was measured: waves, latency and c(rows). They need matplotlib, the extra `plot`.
+"""Pictures of what was measured: waves, latency, quality and c(rows). They need matplotlib, the extra `plot`.
 
-pyplot is not used: it would choose a window system for the whole process.
+Every line and point has its name beside it, and no two names overlap. Text is readable at half size. pyplot is not
+used: it would choose a window system for the whole process.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import product
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from srds_fast.cli.labels import place, spread
+from srds_fast.cli.output import small
 
 # each has a colour of matplotlib's cycle of ten
 FAMILIES = (
     "collocation", "srds", "parataa", "paradigms", "chords", "stock", "by hand", "sequential", "diffusers", "auto"
 )  # fmt: skip
 # the members of a family have one colour and differ in these
-STYLES, MARKERS = ("-", "--", ":", "-."), "osD^v"
+STYLES = ("-", "--", ":", "-.")
 OFF = "difference to sequential, grey levels, 95th percentile of samples"
 BOUNDS = {0.5: "half a grey level", 0.05: "a twentieth"}
-# grey levels: larger differences are left out, smaller ones have the same samples but for rounding
-WORST, BEST, SAME = 10.0, 0.02, 1e-3
+# grey levels: larger differences are left out, and lines end at the smaller one
+WORST, BEST = 10.0, 0.02
+# what is not ours, of the entrants of `bench.quality.peers`
+THEIRS = ("stock", "by hand", "diffusers")
+OURS, OTHERS, CHOSEN = "#0064b4", "0.25", "#c2410c"
+# points
+FONT = 14
+# a difference this small is none: the same image but for rounding
+SAME = 1e-3
+# of the ways of `bench.quality.tradeoff`, by how the names of theirs begin
+WAYS: dict[str, dict[str, Any]] = {
+    "fewer steps": {"color": "0.35", "marker": "o", "linestyle": "-"},
+    "DPM-Solver": {"color": "#8a6d00", "marker": "s", "linestyle": "-"},
+    "DDIM, torch.compile": {"color": "0.35", "marker": "v", "linestyle": ":"},
+    "srds_fast, SRDS": {"color": OURS, "marker": "o", "linestyle": "-"},
+    "srds_fast, auto": {"color": CHOSEN, "marker": "D", "linestyle": "none"},
+}
 
 
 def styles(names: Iterable[str]) -> Iterator[tuple[str, str, int]]:
@@ -37,56 +57,141 @@ def waves_picture(title: str, steps: int, lines: Mapping[str, Sequence[tuple[flo
     Args:
         lines: method -> (difference, waves), the difference falling.
     """
-    figure, ((axes,),) = _figure(1, 1, (8.6, 5.2), title)
+    figure, ((axes,),) = _figure(1, 1, (12.5, 8.0), title)
+    ends = []
     for name, colour, number in styles(lines):
         shown: dict[float, float] = {}
         for off, waves in reversed(lines[name]):  # no point counts for more than those behind it
             shown[max(off, BEST / 10, *shown)] = waves
-        style = {"color": colour, "linestyle": STYLES[number % len(STYLES)], "marker": "o", "markersize": 3}
-        axes.plot(list(shown), list(shown.values()), label=name, **style)
+        axes.plot(list(shown), list(shown.values()), color=colour, linestyle=STYLES[number % 4], linewidth=2)
+        ends.append((name, colour, *_end(list(shown.items()))))
     axes.set(xscale="log", xlim=(WORST, BEST), xlabel=OFF, yscale="log", ylim=(4, steps))
     axes.set_ylabel("waves (network calls one after another)")
     axes.set_yticks([tick for tick in (5, 10, 20, 50, 100, 200) if tick <= steps], minor=False)
     axes.set_yticks([], minor=True)
-    for bound, text in BOUNDS.items():
-        _bound(axes, bound, text)
-    _finish(figure, path)
+    for bound in BOUNDS:
+        axes.axvline(bound, color="0.35", linestyle="--", linewidth=1.2, zorder=0)
+    _numbers(axes.xaxis, axes.yaxis)
+    _name_lines(axes, ends)
+    _names_above(axes, BOUNDS)
+    figure.savefig(path)
+
+
+def _end(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Where a line leaves the picture at `BEST`, or else its last point; points: (difference, waves), rising."""
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x0 <= BEST < x1:
+            share = math.log(BEST / x0) / math.log(x1 / x0)
+            return BEST, math.exp(math.log(y0) + share * math.log(y1 / y0))
+    return points[0]
 
 
 def latency_picture(title: str, results: Sequence[Mapping[str, Any]], bound: float, path: Path) -> None:
-    """Draw a panel for every workload and number of steps: milliseconds of each peer over its difference.
+    """Draw a line for every peer and a panel for every workload and number of steps: times faster than the stock loop.
 
     Args:
-        results: rows of `runner`; those without a difference, and those that did not run, are not drawn.
+        results: rows of `runner`; those without a difference are not drawn.
         bound: grey levels, the equal difference.
 
     Raises:
         SystemExit: there is nothing to draw.
     """
     drawn = [each for each in results if each["left_out"] is None and each["difference"] is not None]
+    stock = {_panel(each): each["seconds"] for each in drawn if each["over_stock"] == 1.0}
+    drawn = [each for each in drawn if _panel(each) in stock]
     if not drawn:
         raise SystemExit(
             "There is nothing to draw. A picture shows differences, which workloads with random weights do not have. "
             "Run digits or policy, or leave --picture out."
         )
     workloads, steps = (list(dict.fromkeys(each[name] for each in drawn)) for name in ("workload", "steps"))
-    heading = f"{title}\nlower is faster, left is nearer to the sequential sample; hollow: it stops by another test"
-    figure, panels = _figure(len(steps), len(workloads), (8.2 * len(workloads), 5.2 * len(steps)), heading)
-    for axes, (number, workload) in zip(panels.flat, product(steps, workloads), strict=True):
-        here = {each["peer"]: each for each in drawn if (each["workload"], each["steps"]) == (workload, number)}
-        axes.set_visible(bool(here))
-        for peer, colour, member in styles(sorted(here)):
-            each = here[peer]
-            times = f"{each['over_stock']:.2f}x  " if each["over_stock"] else ""
-            ms, lower, upper = (1e3 * each[name] for name in ("seconds", "lower", "upper"))
-            full = each["within"] or peer.startswith(("stock", "by hand", "sequential", "diffusers", "auto"))
-            style = {"color": colour, "ecolor": (colour, 0.4), "linestyle": "", "marker": MARKERS[member % 5]}
-            style |= {"markerfacecolor": colour if full else "white", "label": f"{times}{peer}"}
-            axes.errorbar(max(each["difference"], SAME), ms, yerr=[[ms - lower], [upper - ms]], **style)
-        axes.set(title=f"{workload}, {number} steps", xscale="log", yscale="log", xlabel=OFF)
-        axes.set_ylabel("ms a call, median and quartiles")
-        _bound(axes, bound, f"equal difference: {bound:g}")
-    _finish(figure, path)
+    peers = {workload: _ranked(each for each in drawn if each["workload"] == workload) for workload in workloads}
+    heights = [1 + len(peers[workload]) for workload in workloads]
+    heading = (
+        f"{title}\ntimes faster than the stock loop, median and quartiles; at the right the difference to its sample,\n"
+        f"grey levels, 95th percentile: all that have a setting have the fastest within {bound:g}"
+    )
+    size = 6.0 + 3.6 * len(steps), 1.6 + 0.34 * sum(heights)
+    figure, panels = _figure(len(workloads), len(steps), size, heading, {"height_ratios": heights})
+    for workload, line in zip(workloads, panels, strict=True):
+        for number, axes in zip(steps, line, strict=True):
+            here = {each["peer"]: each for each in drawn if _panel(each) == (workload, number)}
+            _ranking(axes, peers[workload], here, stock.get((workload, number), 0.0))
+            axes.set_title(f"{workload}, {number} steps", fontsize=FONT)
+            if axes is not line[0]:
+                axes.tick_params(labelleft=False)
+    figure.savefig(path)
+
+
+def _panel(row: Mapping[str, Any]) -> tuple[str, int]:
+    return row["workload"], row["steps"]
+
+
+def _ranked(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of the peers, the slowest first: by the mean logarithm of their ratios to the stock loop."""
+    ratios: dict[str, list[float]] = {}
+    for row in rows:
+        ratios.setdefault(row["peer"], []).append(math.log(row["over_stock"]))
+    return sorted(ratios, key=lambda peer: sum(ratios[peer]) / len(ratios[peer]))
+
+
+def _ranking(axes: Any, peers: Sequence[str], here: Mapping[str, Mapping[str, Any]], stock: float) -> None:
+    for row, peer in enumerate(peers):
+        found = here.get(peer)
+        text = "-" if found is None else "same" if found["difference"] < SAME else small(found["difference"])
+        axes.text(0.98, row, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=FONT - 3)
+        if found is not None:
+            colour = CHOSEN if peer == "auto" else OTHERS if peer.startswith(THEIRS) else OURS
+            low, ratio, high = (stock / found[name] for name in ("upper", "seconds", "lower"))
+            axes.plot([low, high], [row, row], color=colour, linewidth=2, alpha=0.5)
+            axes.plot(ratio, row, "o", color=colour, markersize=7)
+    axes.axvline(1.0, color="0.35", linestyle="--", linewidth=1.2, zorder=0)
+    axes.set_yticks(range(len(peers)), peers, fontsize=FONT - 2)
+    ratios = [stock / each[name] for each in here.values() for name in ("upper", "lower")] or [1.0]
+    low, high = 0.9 * min(ratios), max(ratios)
+    # room for the differences, at the right
+    axes.set(xscale="log", ylim=(-0.7, len(peers) - 0.3), xlim=(low, 2 * high))
+    axes.set_xticks([tick for tick in (0.25, 0.5, 1, 2, 4, 8) if low <= tick <= high])
+    axes.set_xticks([], minor=True)
+    _numbers(axes.xaxis)
+
+
+def tradeoff_picture(document: Mapping[str, Any], path: Path) -> None:
+    """Draw difference over seconds: a line for each way to make an image sooner.
+
+    What gives the same image lies at the lower edge, and no line leads there: nothing lies between.
+
+    Args:
+        document: as `bench.quality.tradeoff` writes it.
+    """
+    title = f"One image of {document['steps']} DDIM steps, sooner: bundled digits, {document['where']}, medians"
+    figure, ((axes,),) = _figure(1, 1, (12.5, 8.5), title)
+    rows = [row for row in document["results"] if row["left_out"] is None]
+    labels: list[tuple[str, tuple[float, float], str]] = []
+    lines = []
+    for name in dict.fromkeys(row["line"] for row in rows):
+        style = next(style for begins, style in WAYS.items() if name.startswith(begins))
+        here = sorted((row for row in rows if row["line"] == name), key=lambda row: row["seconds"])
+        points = [(row["seconds"], max(row["grey_levels"]["mean"], SAME)) for row in here]
+        labels += [(row["setting"], point, style["color"]) for row, point in zip(here, points, strict=True)]
+        line = [point for point in points if point[1] > SAME]
+        same = [point for point in points if point[1] <= SAME]
+        for some, linestyle in ((line, style["linestyle"]), (same, "none")):
+            if some:
+                label = name if some is line or not line else None
+                shown = {**style, "linestyle": linestyle, "label": label}
+                axes.plot(*zip(*some, strict=True), linewidth=2.2, markersize=10, **shown)
+        lines += [line, *([point] for point in same)]
+    axes.axhline(0.5, color="0.35", linestyle="--", linewidth=1.2, zorder=0, label="half a grey level")
+    axes.set(yscale="log", xlim=(0, None), xlabel="seconds an image", ylim=(SAME / 2, None))
+    axes.set_ylabel(f"grey levels from the {document['steps']}-step image")
+    axes.margins(y=0.1)
+    ticks = [tick for tick in (0.01, 0.1, 1, 10) if tick > SAME]
+    axes.set_yticks([SAME, *ticks], ["the same", *(f"{tick:g}" for tick in ticks)])
+    axes.set_yticks([], minor=True)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT - 1)
+    place(axes, labels, lines, fontsize=FONT - 2)
+    figure.savefig(path)
 
 
 def rows_picture(title: str, curves: Sequence[dict[str, Any]], path: Path) -> None:
@@ -98,43 +203,68 @@ def rows_picture(title: str, curves: Sequence[dict[str, Any]], path: Path) -> No
     hows = {"eager": "called from Python", "replayed": "replayed from a graph"}
     shown = [how for how in hows if any(curve[how] for curve in curves)]
     most = max((max(curve["rows"]) for curve in curves if curve["rows"]), default=1)
-    figure, (panels,) = _figure(1, len(shown), (6.6 * len(shown), 4.6), title)
+    figure, (panels,) = _figure(1, len(shown), (10.5 * len(shown), 6.5), title)
     for how, axes in zip(shown, panels, strict=True):
-        axes.plot([1, most], [1, 1], color="0.4", linestyle="--", label="rows are free")
-        axes.plot([1, most], [1, most], color="0.4", linestyle=":", label="rows cost as much as one by one")
+        ends = [("rows are free", "0.4", most, 1.0), ("rows cost as one by one", "0.4", most, float(most))]
+        axes.plot([1, most], [1, 1], color="0.4", linestyle="--")
+        axes.plot([1, most], [1, most], color="0.4", linestyle=":")
         for number, curve in enumerate(curves):
             if curve[how]:
                 first = curve[how][0] / curve["rows"][0]
-                label = f"{curve['network']}, {1e3 * first:.3g} ms a row"
                 times = [seconds / first for seconds in curve[how]]
-                axes.plot(curve["rows"], times, "o-", label=label, color=f"C{number}", markersize=4)
-        axes.set(title=hows[how], xlabel="rows of a call", ylabel="c(rows) / c(1)")
+                axes.plot(curve["rows"], times, "o-", color=f"C{number}", markersize=5)
+                ends.append((f"{curve['network']}, {1e3 * first:.3g} ms", f"C{number}", curve["rows"][-1], times[-1]))
+        axes.set(title=hows[how], xlabel="rows of a call", ylabel="c(rows) / c(1)", xlim=(1, most))
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
-    _finish(figure, path)
+        _numbers(axes.xaxis, axes.yaxis)
+        _name_lines(axes, ends)
+    figure.savefig(path)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], title: str) -> tuple[Any, Any]:
+def _figure(rows: int, columns: int, size: tuple[float, float], title: str = "", ratios: Any = None) -> tuple[Any, Any]:
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    with rc_context({"font.size": FONT}):
+        figure = Figure(figsize=size, dpi=100, layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, gridspec_kw=ratios)
+    figure.suptitle(title, fontsize=FONT)
+    for axes in panels.flat:
+        axes.grid(True, which="major", color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, panels
 
 
-def _bound(axes: Any, bound: float, text: str) -> None:
-    axes.axvline(bound, color="0.4", linestyle="--", linewidth=1, zorder=0)
-    where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "rotation": 90, "va": "top"}
-    axes.annotate(text, (bound, 1), xytext=(3, -6), fontsize=8, color="0.3", **where)
+def _numbers(*axes: Any) -> None:
+    """Write ticks as plain numbers, not as powers."""
+    for axis in axes:
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
 
 
-def _finish(figure: Any, path: Path) -> None:
-    for axes in figure.axes:
-        if not axes.get_visible():
-            continue
-        axes.grid(True, which="major", color="0.92", linewidth=0.6)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("{x:g}" if axis is axes.yaxis else "")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
-    figure.savefig(path)
+def _name_lines(axes: Any, ends: Sequence[tuple[str, str, float, float]]) -> None:
+    """Write names to the right of the axes, in the order in which lines end there, and lead from each end to its name.
+
+    The leading lines go along one height to the edge, and from there to names in the same order: none crosses another.
+
+    Args:
+        ends: (name, colour, x, y).
+    """
+    inverse = axes.transAxes.inverted()
+    at = [inverse.transform(axes.transData.transform((x, y))) for _, _, x, y in ends]
+    step = 1.35 * FONT / 72 / (0.8 * axes.figure.get_figheight())  # a line of text, as a share of the axes
+    heights = spread([float(y) for _, y in at], step, 0.0, 1.0)
+    for (name, colour, _, _), (x, y), height in zip(ends, at, heights, strict=True):
+        axes.plot([x, 1.0], [y, y], color=colour, linestyle=":", linewidth=1, transform=axes.transAxes)
+        way = {"arrowstyle": "-", "color": colour, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate(
+            name, (1.0, y), (1.035, height), xycoords="axes fraction", textcoords="axes fraction", color=colour,
+            va="center", fontsize=FONT - 1, annotation_clip=False, arrowprops={**way, "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def _names_above(axes: Any, names: Mapping[float, str]) -> None:
+    """Write the name of each vertical line above the axes."""
+    for x, name in names.items():
+        axes.text(x, 1.01, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=FONT - 2)

@@ -33,6 +33,19 @@ def check_file(path: Path) -> None:
         raise InvalidArgument(f"{shown(str(path))} cannot be written: {why}. Name a file in a folder that exists.")
 
 
+def check_folder(path: Path) -> None:
+    """Raise InvalidArgument if there is no folder of this name and none can be made."""
+    try:
+        nearest = next(each for each in (path, *path.parents) if each.is_symlink() or each.exists())
+        why = None if nearest.is_dir() else f"{nearest} is no folder"
+        if why is None and not os.access(nearest, os.W_OK):
+            why = f"you may not write to {nearest}"
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a null byte
+        why = str(error)
+    if why is not None:
+        raise InvalidArgument(f"{shown(str(path))} cannot be a folder: {why}. Name another one.")
+
+
 def _hindrance(path: Path) -> str | None:
     if "\0" in str(path):
         return "its name holds a null byte"

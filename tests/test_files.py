@@ -140,7 +140,7 @@ def test_nothing_is_written_in_another_way() -> None:
 
 @pytest.mark.parametrize("name", ["meta", "xla", "cuda:-1", "cuda:99999999999999999999", "cpu:0x", "gpu", "cuda:", ""])
 def test_a_device_that_is_none_is_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "a prompt", "--device", name]) == 2
+    assert main(["generate", "--prompt", "a prompt", "--device", name]) == 2
     assert f"There is no device {name!r}." in capsys.readouterr().err
 
 

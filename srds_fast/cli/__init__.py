@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from importlib import import_module
 
-from ..errors import SrdsFastError
-from .arguments import parser
+from ..errors import CaptureFailed, DivergenceError, SrdsFastError
+from .arguments import STDOUT, USER_MISTAKE, parsed
 
-USER_MISTAKE = 2
+FAILED = 1
 INTERRUPTED = 130
 
 
@@ -18,17 +18,30 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        Exit code: 0, 2 after a mistake of the user, 130 after Ctrl-C.
+        Exit code: 0; 1 after a run that failed; 2 after a mistake of the user; 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: with 0 after --help and --version; with 2 where the command line itself is wrong.
     """
-    args = parser().parse_args(argv)
+    args = parsed(sys.argv[1:] if argv is None else argv)
     try:
         with ExitStack() as opened:
             if getattr(args, "profile", None) is not None:
                 from ..telemetry import profile_as
 
                 opened.enter_context(profile_as(args.profile))
+            if args.json is not None:
+                from .documents import check_json
+
+                check_json(args.json)
+            if args.json == STDOUT:  # the document alone goes to stdout
+                opened.enter_context(redirect_stdout(sys.stderr))
             # imported only now: help and env must not wait for torch
-            import_module(f".{args.command}", __package__).run(args)
+            document = import_module(f".{args.command}", __package__).run(args)
+        if args.json is not None:
+            from .documents import write_json
+
+            write_json(document, args.json)
     except KeyboardInterrupt:
         print("srds-fast: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -36,5 +49,5 @@ def main(argv: list[str] | None = None) -> int:
         if args.verbose:
             traceback.print_exc()
         print(f"srds-fast: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_MISTAKE
+        return FAILED if isinstance(error, DivergenceError | CaptureFailed) else USER_MISTAKE
     return 0

@@ -1,78 +1,79 @@
-"""`srds-fast demo`: how SRDS comes to the sequential images, iteration by iteration."""
+"""`srds-fast demo`: what this machine gains; with --method, how that method converges."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, Protocol
 
-from torch import Tensor
+from ..environment import environment
+from ..errors import InvalidArgument
+from ..files import check_file, check_folder
+from ..solvers.registry import AUTO
+from ..telemetry.report import Report
+from .checks import STEPS, check_place, check_steps, prompts_of, request_of, settings_of
+from .convergence import check_walk
+from .demo_image import image
+from .demo_walk import walk
+from .loading import open_for
+from .measure import Request
+from .pictures import CONTACT_SHEET, CONVERGENCE
 
-from ..files import check_file, new_file
-from ..solvers.registry import DEFAULT, SEQUENTIAL
-from .loading import open_for, prompts_for, settings_of
-from .measure import TIMED_CALLS, Calls, Convergence, Request, converge, verdict
-from .output import about, counted, show_table, small, warn_if_busy
-from .pictures import contact_sheet, convergence_plot
 
-WHEN_FASTER = """\
-When is SRDS faster? It makes fewer waves than the sequential loop, but evaluates more rows, many in one wave. On a CPU,
-or on a GPU that one row keeps busy, time grows with the rows and the sequential loop wins. SRDS can only win where a
-wide batch costs little more than one row, as a small network on a large GPU should. This run measured it."""
+class Part(Protocol):
+    """What one part of the demo has measured: a dataclass with times of ours and of whoever uses the model today.
+
+    Its text says in a few lines what was gained, or that nothing was.
+    """
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the other call takes: the median of pairs. Above 1 ours is faster."""
 
 
-def run(args: argparse.Namespace) -> None:
-    """Print how SRDS converges to the images of the stock pipeline, and draw it."""
-    pipe = open_for(args, args.steps)
-    request = Request(prompts_for(args), args.steps, args.guidance, args.seed)
+# each is given the arguments, the pipeline of --model and the call that is asked for; a part that brings its own model
+# needs no more than the device: "policy": lambda args, pipe, request: policy_demo(device=pipe.device)
+PARTS: dict[str, Callable[[argparse.Namespace, Any, Request], Part]] = {"image": image}
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Print what is gained, or how a method converges, and draw it."""
+    check_place(args)
+    steps, prompts = check_steps(args.steps or STEPS), prompts_of(args)
+    method = args.method or AUTO
+    settings = settings_of(args, steps)
+    check_walk(method)
+    request = request_of(args, _batch(args, prompts), steps)
+    check_folder(args.out)
+    for name in (CONTACT_SHEET, CONVERGENCE):
+        if args.out.is_dir():
+            check_file(args.out / name)
+    pipe = open_for(args, steps)
     args.out.mkdir(parents=True, exist_ok=True)
-    sheet, plot = args.out / "contact-sheet.png", args.out / "convergence.png"
-    for path in (sheet, plot):
-        check_file(path)
-    print(f"{args.steps} steps, {about(args, pipe, request.prompts)}", flush=True)
-    result = converge(pipe, request, args.shown, settings_of(args))
-    _print(result)
-    with new_file(sheet) as unfinished:
-        contact_sheet(result).save(unfinished)
-    print(f"\ncontact sheet     {sheet}")
-    try:
-        convergence_plot(result, plot)
-        print(f"convergence plot  {plot}")
-    except ImportError:
-        print("convergence plot  not drawn, matplotlib is not installed: pip install 'srds-fast[plot]'")
+    if method != AUTO:
+        return {**walk(args, pipe, request, settings), "environment": environment()}
+    found = {}
+    for name, part in PARTS.items():
+        measured = part(args, pipe, request)
+        print(f"\n{measured}", flush=True)
+        found[name] = {**_fields(measured), "text": str(measured)}
+    return {"parts": found, "out": str(args.out), "environment": environment()}
 
 
-def _print(result: Convergence) -> None:
-    plan, final, sequential, stock = result.plan, result.final, result.sequential, result.stock
-    stop = final.report.iterations
-
-    def cells(spent: Any, images: Tensor) -> dict[str, object]:
-        counts = {"waves": spent.waves, "rows": spent.rows, "peak rows": spent.peak_rows}
-        return {**counts, **{name: small(value) for name, value in result.difference(images).items()}}
-
-    print(f"SRDS: {plan.num_blocks} blocks, coarse solver {plan.coarse_solver}.")
-    here = "<- default tolerance stops here"
-    iterations = [
-        {"iteration": number, **cells(spent, images), "": here if number == stop else ""}
-        for number, spent, images in result.stages
-    ]
-    show_table(iterations, text=["iteration", ""])
-    if stop > result.stages[-1].iteration:
-        print(f"\nThe default tolerance stops after {stop} iterations; see them all with --iterations.")
-    rows: list[dict[str, object]] = [
-        {"final": name, **cells(done.report, done.images), **_seconds(done)}
-        for name, done in ((DEFAULT, final), (SEQUENTIAL, sequential))
-    ]
-    rows.append({**dict.fromkeys(rows[0]), "final": "stock", **_seconds(stock)})
-    show_table(rows, text=["final"])
-    print(
-        "loop s: the denoising loop. call s: the whole call, with prompt encoding and decoding. Both: fastest and "
-        f"slowest of\n{counted(TIMED_CALLS, 'call')}, in turn, after an untimed one.\n\n"
-        f"This run: the SRDS loop was {verdict(final.loop_seconds, sequential.loop_seconds)} the sequential loop, "
-        f"and the\nwhole call {verdict(final.seconds, stock.seconds)} that of the stock pipeline.\n{WHEN_FASTER}"
-    )
-    warn_if_busy(done.seconds for done in (final, sequential, stock))
+def _fields(part: Any) -> dict[str, Any]:
+    """What was measured as plain JSON types."""
+    found = {each.name: getattr(part, each.name) for each in fields(part)}
+    return {name: value.to_dict() if isinstance(value, Report) else value for name, value in found.items()}
 
 
-def _seconds(done: Calls) -> dict[str, object]:
-    both = {"loop s": done.loop_seconds, "call s": done.seconds}
-    return {name: f"{min(times):.2f}-{max(times):.2f}" if times else None for name, times in both.items()}
+def _batch(args: argparse.Namespace, prompts: tuple[str, ...]) -> tuple[str, ...]:
+    """The prompts of one call: one for each image."""
+    given = bool(args.prompt) or args.prompts is not None
+    if given and args.batch is not None and args.batch < len(prompts):
+        raise InvalidArgument(
+            f"--batch is {args.batch}, and {len(prompts)} prompts were given. Each prompt is one image. Ask for more "
+            "images or give fewer prompts."
+        )
+    count = args.batch or (len(prompts) if given else 1)
+    return tuple(prompts[number % len(prompts)] for number in range(count))

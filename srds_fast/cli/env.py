@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
+from typing import Any
 
 from ..environment import environment
 
 
-def run(args: argparse.Namespace) -> None:
-    """Print one line for each package and device, or everything as JSON."""
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Print one line for each package and device."""
     found = environment()
-    if args.json:
-        print(json.dumps(found, indent=2))
-        return
-    devices = found.pop("cuda_devices")
     lines = {name: "not installed" if value is None else value for name, value in found.items()}
+    del lines["cuda_devices"]
     lines |= {
         f"cuda:{number}": "{name}, driver {driver}, {memory_mib} MiB".format(**device)
-        for number, device in enumerate(devices)
+        for number, device in enumerate(found["cuda_devices"])
     } or {"cuda": "no device"}
-    for name, value in lines.items():
-        print(f"{name:<14}{value}")
+    if args.json is None:
+        for name, value in lines.items():
+            print(f"{name:<14}{value}")
+    return found

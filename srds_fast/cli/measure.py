@@ -1,25 +1,17 @@
 """Measuring calls: how far from the sequential image, in how many seconds. Nothing is printed here.
 
-Every difference is to the output of the stock pipeline with the same seeds.
+Every difference is to the output of the pipeline's own call with the same seeds.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from ..pipelines.compile import compile
-from ..planner.plan import Plan
-from ..solvers.program import Spent
-from ..solvers.registry import DEFAULT, SEQUENTIAL
-
-TIMED_CALLS = 2
 
 
 @dataclass(frozen=True)
@@ -92,24 +84,22 @@ class Calls:
         return self
 
 
-def in_turn(stock: Any, pipes: Mapping[str, Any], request: Request, rounds: int) -> list[Calls]:
+Told = Callable[[str], None]
+"""Told what begins next, see `output.progress`."""
+
+
+def in_turn(pipes: Mapping[str, Any], request: Request, rounds: int, told: Told) -> list[Calls]:
     """Call every pipeline once a round, so that a busy minute of the machine disturbs all of them alike.
 
     Args:
-        stock: the pipeline they are made of, or that is one of them.
-        pipes: by the name that the progress bar shows.
+        pipes: by the name that `told` is given before each call.
     """
     calls = {name: Calls(pipe) for name, pipe in pipes.items()}
     for _ in range(rounds):
         for name, done in calls.items():
-            label(stock, name)
+            told(name)
             done.add(request)
     return list(calls.values())
-
-
-def label(pipe: Any, text: str) -> None:
-    """Label the progress bar of a pipeline, and of all compiled from it. It is shown on a terminal only."""
-    pipe.set_progress_bar_config(desc=text, leave=False, disable=not sys.stderr.isatty())
 
 
 def verdict(seconds: Sequence[float], other: Sequence[float]) -> str:
@@ -120,61 +110,3 @@ def verdict(seconds: Sequence[float], other: Sequence[float]) -> str:
     if min(seconds) > max(other):
         return f"{ratio:.2f} times slower than"
     return "neither clearly faster nor slower than"
-
-
-class Stage(NamedTuple):
-    """The images [n, channels, height, width] in [0, 1] after one iteration."""
-
-    iteration: int
-    spent: Spent
-    images: Tensor
-
-
-class Convergence(NamedTuple):
-    """SRDS on the way to the sequential images.
-
-    Attributes:
-        plan: what `final` was run with; it may stop earlier.
-        stages: iteration 0 and later, run on beyond the tolerance.
-        sequential: the compiled pipeline, method "sequential".
-        final: the compiled pipeline, method "srds", stopped by the default tolerance.
-    """
-
-    request: Request
-    plan: Plan
-    stages: list[Stage]
-    stock: Calls
-    sequential: Calls
-    final: Calls
-
-    def difference(self, images: Tensor) -> dict[str, float]:
-        """`grey_levels` to the images of the stock pipeline."""
-        return grey_levels(images, self.stock.images)
-
-
-def converge(pipe: Any, request: Request, num_iterations: int, settings: Mapping[str, Any]) -> Convergence:
-    """Sample with the stock pipeline, with the compiled one sequentially, and with SRDS, iteration by iteration.
-
-    Every timed call comes after an untimed run of its kind and decodes only its result.
-
-    Args:
-        num_iterations: to look at, whatever the tolerance would say.
-        settings: of `compile`, for SRDS.
-    """
-    fast = compile(pipe, **settings, method=DEFAULT)
-    plan = fast.plan_for(**request.arguments())
-    label(pipe, "warm-up")
-    Calls(pipe).add(replace(request, steps=min(2, request.steps)))
-    label(pipe, "SRDS, iteration by iteration")
-    shown = min(num_iterations, plan.num_blocks)
-    patient = compile(pipe, **settings, method=DEFAULT, tolerance=0.0, max_iterations=shown)
-    program = plan.program()
-    # also the warm-up of SRDS
-    stages = []
-    for look in patient.stream(**request.arguments()):
-        with torch.no_grad():
-            images = pipe.vae.decode(look.latents / pipe.vae.config.scaling_factor).sample
-        pixels = pipe.image_processor.postprocess(images, output_type="pt").cpu()
-        stages.append(Stage(look.iteration, program.spent(look.iteration), pixels))
-    pipes = {"stock pipeline": pipe, SEQUENTIAL: compile(pipe, method=SEQUENTIAL), "SRDS": fast}
-    return Convergence(request, plan, stages, *in_turn(pipe, pipes, request, TIMED_CALLS))

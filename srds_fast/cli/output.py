@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..words import counted
@@ -35,16 +38,53 @@ def show_table(rows: Sequence[Mapping[str, object]], text: Collection[str] = (),
     Console(width=10_000, markup=False, emoji=False).print(table)
 
 
-def about(args: argparse.Namespace, pipe: Any, prompts: Sequence[str]) -> str:
-    """What is sampled, on what, and how differences are measured."""
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr with the time left, on a terminal only. Gives a function that is told what begins next.
+
+    Print nothing in the block, as it would run into the bar.
+
+    The bar is drawn when it is told, and not by a thread, which would disturb what is measured.
+
+    Args:
+        total: how often it is told.
+    """
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bar = Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+        auto_refresh=False,
+        redirect_stdout=False,  # else rich would send to stderr what is printed meanwhile
+        redirect_stderr=False,
+    )
+    with bar:
+        task, begun = bar.add_task("", total=total, visible=False), 0
+
+        def told(text: str) -> None:
+            nonlocal begun
+            bar.update(task, description=text, completed=begun, visible=True, refresh=True)
+            begun += 1
+
+        yield told
+
+
+def about(args: argparse.Namespace, pipe: Any, prompts: Sequence[str], guidance: float | None) -> str:
+    """What is sampled, and on what."""
     images, where = counted(len(prompts), "image"), f"{pipe.device}, {counted(torch.get_num_threads(), 'thread')}"
     if pipe.device.type == "cuda":
         where = torch.cuda.get_device_name(pipe.device)
+    scale = "the pipeline's own guidance" if guidance is None else f"guidance {guidance:g}"
+    return f"{images}, {scale}, seed {args.seed} for the first, {args.dtype} on {where}"
+
+
+def about_differences(prompts: Sequence[str]) -> str:
+    """How differences are measured."""
     return (
-        f"{images}, guidance {args.guidance:g}, seed {args.seed} for the first, {args.dtype} on {where}.\n"
-        "mean, p95, max: difference to the stock pipeline with the same seeds, in grey levels. Each image gives one\n"
-        "value, its mean absolute difference before rounding to 8 bits; the columns are mean, 95th percentile and\n"
-        f"maximum over {images}."
+        "mean, p95, max: difference to the pipeline's own call with the same seeds, in grey levels. Each image gives\n"
+        "one value, its mean absolute difference before rounding to 8 bits; the columns are mean, 95th percentile and\n"
+        f"maximum over {counted(len(prompts), 'image')}."
     )
 
 
@@ -61,3 +101,10 @@ def warn_if_busy(calls: Iterable[Sequence[float]]) -> None:
 def small(number: float) -> str:
     """A number of any size in few characters: 12.3, 0.651, 2.1e-05."""
     return f"{number:.3g}" if number == 0 or number >= 0.0995 else f"{number:.2g}"
+
+
+def seconds_of(seconds: float) -> str:
+    """Seconds in few characters: 12 s, 0.65 s, 21 ms."""
+    if seconds < 0.1:
+        return f"{1e3 * seconds:.2g} ms"
+    return f"{seconds:.2f} s" if seconds < 9.95 else f"{seconds:.0f} s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from ..errors import InvalidArgument, PlanMismatch
 from ..files import path_of
@@ -203,9 +204,11 @@ class Plan:
 
         Raises InvalidArgument if the path is no place for a file, or is a symbolic link; OSError if writing fails.
         """
-        json_files.write(
-            path_of("path", path), {"method": self.method, **asdict(self), "options": self.options.to_dict()}
-        )
+        json_files.write(path_of("path", path), self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON types, as `save` writes it."""
+        return {"method": self.method, **asdict(self), "options": self.options.to_dict()}
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

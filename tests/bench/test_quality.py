@@ -12,7 +12,7 @@ import torch
 from test_speed import failing
 
 from bench import runner
-from bench.quality import entrants, histories, methods, peers, policy, search
+from bench.quality import entrants, histories, methods, peers, policy, search, tradeoff
 from bench.quality.contestants import CONTESTANTS, Contestant
 from bench.quality.search import Point
 from bench.runner import Entrant, Row
@@ -55,7 +55,7 @@ def test_schedulers_that_carry_more_are_exact_and_within_the_tolerance(tmp_path:
 
 
 def test_committed_results_are_read_sorted_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = [tmp_path / name for name in ("waves.png", "latency.png")]
+    pictures = [tmp_path / name for name in ("waves.png", "latency.png", "tradeoff.png")]
     methods.main(["--from", str(RESULTS / "methods-digits.json"), "--picture", str(pictures[0])])
     printed = capsys.readouterr().out
     assert "digits, guidance 5, N = 100" in printed
@@ -66,7 +66,28 @@ def test_committed_results_are_read_sorted_and_drawn(tmp_path: Path, capsys: pyt
         assert ratios == sorted(ratios, reverse=True)
     peers.main(["--from", str(RESULTS / "peers-cpu.json"), "--picture", str(pictures[1])])
     assert "policy, N = 100" in capsys.readouterr().out
+    tradeoff.main(["--from", str(RESULTS / "tradeoff-cpu.json"), "--picture", str(pictures[2])])
+    assert "srds_fast, auto" in capsys.readouterr().out
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_ways_to_make_an_image_sooner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"STEPS": 6, "FEWER": (3,), "FEWER_2M": (4,), "ITERATIONS": (0, 1)}.items():
+        monkeypatch.setattr(tradeoff, name, value)
+    path = tmp_path / "tradeoff.json"
+    tradeoff.main(["--smoke", "--json", str(path), "--picture", str(tmp_path / "tradeoff.png")])
+    document = json.loads(path.read_text())
+    assert (document["steps"], document["samples"]) == (6, 2)
+    found = {(row["line"], row["setting"]): row for row in document["results"]}
+    assert all(row["left_out"] is None and row["lower"] <= row["seconds"] <= row["upper"] for row in found.values())
+    off = {key: row["grey_levels"]["mean"] for key, row in found.items()}
+    assert off[tradeoff.DDIM, "6 steps"] == 0.0
+    assert off[tradeoff.FIXED, "iteration 1"] < off[tradeoff.FIXED, "iteration 0"]
+    assert min(off[tradeoff.DDIM, "3 steps"], off[tradeoff.SECOND, "4 steps"]) > 0.5
+    assert off[tradeoff.AUTO, "auto"] < 0.5
+    assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_cheapest_needs_the_points_behind_it_within_the_bound() -> None:

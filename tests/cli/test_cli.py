@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import huggingface_hub
 import numpy as np
 import pytest
+import safetensors
 import tiny
 import torch
-from diffusers import RePaintScheduler
+from diffusers import DiffusionPipeline, HeunDiscreteScheduler, RePaintScheduler
+from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 from PIL import Image
 
 import srds_fast
 import srds_fast.cli.generate
-from srds_fast.cli import main
+from srds_fast.cli import FAILED, INTERRUPTED, main
+from srds_fast.cli.arguments import USER_MISTAKE, parsed
+from srds_fast.errors import DivergenceError
 
 Capture, Patch = pytest.CaptureFixture[str], pytest.MonkeyPatch
 PROMPTS = ["--prompt", "a", "--prompt", "b"]
@@ -64,16 +71,70 @@ def test_help_teaches_by_example(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    examples = capsys.readouterr().out.split("examples:\n")[1]
+    shown = capsys.readouterr().out
+    examples = shown.split("examples:\n")[1]
     assert all(line.startswith(f"  srds-fast {command}") for line in examples.splitlines())
+    # the same in every command
+    assert "--json [FILE]" in shown
+    if command != "env":
+        for spelling in ("--model NAME|DIR|ID", "--prompt TEXT", "--prompts FILE", "--steps N", "--method NAME"):
+            assert spelling in shown
 
 
-@pytest.mark.parametrize("argv", [[], ["paint"], ["plan"], ["plan", "--steps", "0"], ["plan", "--steps", "ten"]])
-def test_wrong_usage_ends_with_2(argv: list[str], capsys: Capture) -> None:
+@pytest.mark.parametrize("command", ["demo", "generate", "compare", "plan"])
+def test_examples_are_commands(command: str, capsys: Capture) -> None:
+    """The parser takes what help shows."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    for line in capsys.readouterr().out.split("examples:\n")[1].splitlines():
+        assert parsed(shlex.split(line, comments=True)[1:]).command == command
+
+
+def test_help_tells_the_exit_codes(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    codes = re.findall(r"^  (\d+) ", capsys.readouterr().out, flags=re.MULTILINE)
+    assert codes == ["0", str(FAILED), str(USER_MISTAKE), str(INTERRUPTED)]
+
+
+USAGE = {
+    "": "No command was given. Use one of demo, generate",
+    "demp": "There is no command 'demp'. Did you mean demo?",
+    "--nonsense": "No command was given",
+    "plan --steps 0": "'0' is not a whole number, 1 or more",
+    "plan --steps ten": "'ten' is not a whole number, 1 or more",
+    "plan --plot plan.jpg": "does not end in .png",
+    "plan --unmeasured --plot p.png": "--unmeasured and --plot were given",
+    "plan --unmeasured --calibrate 2": "--unmeasured and --calibrate were given",
+    "generate a-cat": "A prompt is given as --prompt 'a-cat'",
+    "generate --promt a": "no option --promt. Did you mean --prompt?",
+    "generate --tolerence=0.1": "no option --tolerence. Did you mean --tolerance?",
+    "compare --methods srds": "no option --methods. Did you mean --method?",
+    "env --jsn": "no option --jsn. Did you mean --json?",
+    "generate --tol 0.1": "no option --tol.",
+    "generate --prompt": "expected one argument.",
+    "generate --tolerance nan": "'nan' is not a number",
+    "generate --dtype float8": "'float8' is not known",
+    "generate --seed 99999999999999999999": "is too large",
+    "generate --exact --tolerance 0.1": "--exact and --tolerance were given",
+    "plan --method exact --tolerance 0.1": "--exact and --tolerance were given",
+    "generate --exact --iterations 0": "--exact and --iterations were given",
+    "generate --plan p.json --method srds": "--plan and --method were given",
+    "generate --plan p.json --iterations 0": "--plan and --iterations were given",
+    "generate --plan p.json --steps 9": "--plan and --steps were given",
+    "compare --plan p.json --steps 9": "--plan and --steps were given",
+    "demo --iterations 0": "Add --method srds",
+}
+
+
+@pytest.mark.parametrize("line", USAGE)
+def test_wrong_usage_is_told_in_one_line(line: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(argv)
+        main(line.split())
     assert stop.value.code == 2
-    assert "usage: srds-fast" in capsys.readouterr().err
+    told = complaint(capsys)
+    assert USAGE[line] in told
+    assert re.search(r"[.?] See `srds-fast( \w+)? --help`\.$", told)
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["env"], ["demo", "--help"]])
@@ -125,7 +186,9 @@ def test_generate_writes_what_the_pipeline_draws(folder: str, tmp_path: Path, ca
     out = tmp_path / "new" / "images"
     options = ["--steps", "8", "--guidance", "3", "--negative-prompt", "no", "--exact", "--method", "srds"]
     options += ["--show-report", "--profile", str(tmp_path / "trace.json")]
-    assert main(["generate", "A cat!", "b", "--model", folder, "--out", str(out), *options]) == 0
+    (tmp_path / "prompts.txt").write_text("\n  b \n")
+    options += ["--prompt", "A cat!", "--prompts", str(tmp_path / "prompts.txt")]
+    assert main(["generate", "--model", folder, "--out", str(out), *options]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     assert sorted(path.name for path in out.iterdir()) == ["a-cat-seed0.png", "b-seed1.png"]
@@ -138,12 +201,27 @@ def test_generate_writes_what_the_pipeline_draws(folder: str, tmp_path: Path, ca
 
 
 def test_generate_gives_every_image_its_own_seed(folder: str, tmp_path: Path, capsys: Capture) -> None:
-    argv = ["generate", "a", "b", "--images-per-prompt", "2", "--seed", "3", "--steps", "6", "--method", "sequential"]
-    assert main([*argv, "--model", folder, "--out", str(tmp_path)]) == 0
+    argv = ["generate", *PROMPTS, "--images-per-prompt", "2", "--seed", "3", "--steps", "6", "--method", "sequential"]
+    assert main([*argv, "--model", folder, "--out", str(tmp_path), "--json"]) == 0
     images = {path.name: opened(path).tobytes() for path in tmp_path.iterdir()}
     assert sorted(images) == ["a-seed3.png", "a-seed4.png", "b-seed5.png", "b-seed6.png"]
     assert len(set(images.values())) == 4
-    assert "sequential: 6 waves for 6 steps" in capsys.readouterr().out
+    found = json.loads(capsys.readouterr().out)
+    assert (found["report"]["method"], found["report"]["waves"]) == ("sequential", 6)
+    assert [(each["prompt"], each["seed"]) for each in found["images"]] == list(zip("aabb", range(3, 7), strict=True))
+    assert {Path(each["path"]).name for each in found["images"]} == set(images)
+
+
+def test_a_terminal_sees_the_steps_settle(folder: str, tmp_path: Path, capsys: Capture, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich looks at this too
+    argv = ["generate", "--model", folder, "--prompt", "a", "--steps", "6", "--method", "srds", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    printed = capsys.readouterr()
+    assert "a-seed0.png" in printed.out
+    shown = [int(done) for done in re.findall(r"(\d+)/6", printed.err)]
+    assert shown == sorted(shown)
+    assert shown[-1] > 0
 
 
 def test_plan_prints_and_saves_the_plan_of_the_call(folder: str, tmp_path: Path, capsys: Capture) -> None:
@@ -167,13 +245,41 @@ def test_plan_measures_calibrates_and_plots(folder: str, tmp_path: Path, capsys:
     assert main([*argv, "--calibrate", "1", "--save", str(tmp_path / "plan.json")]) == 0
     assert srds_fast.Plan.load(tmp_path / "plan.json").context is not None
     capsys.readouterr()
-    assert main([*argv, "--unmeasured", "--plot", str(plot)]) == 2
-    assert "Leave --unmeasured out" in complaint(capsys)
+
+
+def test_a_saved_plan_is_run_by_generate_and_compare(folder: str, tmp_path: Path, capsys: Capture) -> None:
+    plan = str(tmp_path / "plan.json")
+    place = ["--model", folder, "--prompt", "a"]
+    asked = ["--steps", "9", "--method", "srds", "--blocks", "3", "--iterations", "1"]
+    assert main(["plan", "--model", folder, *asked, "--save", plan, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"] == json.loads(Path(plan).read_text())
+    assert main(["generate", *place, "--plan", plan, "--out", str(tmp_path / "out"), "--json"]) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)["report"]
+    assert [report[name] for name in ("num_inference_steps", "num_blocks", "iterations")] == [9, 3, 1]
+    assert "a-seed0.png" in printed.err
+    assert main(["compare", *place, "--plan", plan, "--method", "sequential", "--calls", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["entries"]
+    assert [(row["method"], row["steps"], row["blocks"], row["ran"]) for row in rows] == [
+        ("sequential", 9, 0, "sequential"),
+        ("plan", 9, 3, "srds"),
+    ]
+
+
+def test_a_plan_of_a_second_order_loop_finds_its_steps(tmp_path: Path, capsys: Capture) -> None:
+    model, plan = str(tmp_path / "heun"), str(tmp_path / "plan.json")
+    tiny.stable_diffusion(HeunDiscreteScheduler()).save_pretrained(model)
+    assert main(["plan", "--model", model, "--steps", "5", "--method", "srds", "--save", plan]) == 0
+    assert srds_fast.Plan.load(plan).num_inference_steps == 9
+    argv = ["generate", "--model", model, "--prompt", "a", "--plan", plan, "--out", str(tmp_path / "out"), "--json"]
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert json.loads(capsys.readouterr().out)["report"]["num_inference_steps"] == 9
 
 
 def test_compare_writes_the_table_it_prints(folder: str, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "deep" / "table.json"
-    argv = ["compare", "--steps", "4,9", "--methods", "sequential,paper,exact", "--calls", "1", *PROMPTS]
+    argv = ["compare", "--steps", "4,9", "--method", "sequential,paper", "--method", "exact", "--calls", "1", *PROMPTS]
     assert main([*argv, "--model", folder, "--json", str(file)]) == 0
     document = json.loads(file.read_text())
     assert document["prompts"] == ["a", "b"]
@@ -198,84 +304,125 @@ def test_compare_writes_the_table_it_prints(folder: str, tmp_path: Path, capsys:
             assert entry["waves"] == entry["steps"]
 
 
-def test_demo_draws_and_tells_where_the_tolerance_stops(folder: str, tmp_path: Path, capsys: Capture) -> None:
-    argv = ["demo", "--model", folder, *PROMPTS, "--steps", "12", "--blocks", "4", "--iterations", "9"]
-    assert main([*argv, "--out", str(tmp_path)]) == 0
+def test_demo_times_one_image_as_a_user_makes_it(folder: str, tmp_path: Path, capsys: Capture) -> None:
+    argv = ["demo", "--model", folder, "--prompt", "a", "--steps", "5", "--out", str(tmp_path), "--json"]
+    assert main(argv) == 0
+    printed = capsys.readouterr()
+    (part,) = json.loads(printed.out)["parts"].values()
+    assert min(part["seconds"], part["ratio"]) > 0
+    assert part["difference"] < 0.5
+    assert part["report"]["num_inference_steps"] == 5
+    assert printed.err.splitlines()[-1] == part["text"]
+    assert ("nothing is faster here" in part["text"]) != ("pays back after" in part["text"])
+    assert {path.name for path in tmp_path.iterdir()} == {"contact-sheet.png", "convergence.png"}
+
+
+def test_demo_of_a_method_draws_and_tells_where_the_tolerance_stops(
+    folder: str, tmp_path: Path, capsys: Capture
+) -> None:
+    argv = ["demo", "--model", folder, *PROMPTS, "--method", "srds", "--steps", "12", "--blocks", "4"]
+    assert main([*argv, "--iterations", "9", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     stages = cells(out, "iteration")
     assert [int(line[1]) for line in stages] == [4, 6, 8, 10, 12]
     (final,) = (line for line in out.splitlines() if line.startswith("srds "))
     (marked,) = (line for line in stages if "<-" in line)
     assert final.split()[1:4] == marked[1:4]
-    assert "This run: the SRDS loop was " in out
+    assert "This run: the loop of srds was " in out
     assert str(tmp_path / "contact-sheet.png") in out
-
-    sheet = opened(tmp_path / "contact-sheet.png")
-    sequential, tile = stock_images(["a", "b"], 12, guidance_scale=3.0), 96
-    step = tile + 8
-    for row, image in enumerate(sequential):
-        top = 50 + row * step
-        shown = sheet[top : top + tile, -step - 8 - step : -step - 8 - 8]
-        assert abs(shown[::3, ::3] - image).max() <= 1
-        assert np.array_equal(shown, shown[::3, ::3].repeat(3, 0).repeat(3, 1))
-    assert sheet.shape[0] == 50 + 2 * step
-    columns = 5 + 3
-    assert sheet[60, -columns * step - 8 - 20 : -columns * step - 8].min() == 255  # the margin: no ninth column
-    assert opened(tmp_path / "convergence.png").shape == (675, 1125, 3)
+    # from the left: five iterations, the final images, the sequential ones
+    sheet, tile = opened(tmp_path / "contact-sheet.png"), 4 * 32
+    assert sheet.shape[0] == 76 + 2 * (tile + 12)
+    for row, image in enumerate(stock_images(["a", "b"], 12, guidance_scale=7.5)):
+        scale = tile // len(image)
+        expected = image.repeat(scale, 0).repeat(scale, 1)
+        shown = sheet[76 + row * (tile + 12) :][: len(expected)]
+        places = [x for x in range(shown.shape[1] - len(expected)) if near(shown[:, x : x + len(expected)], expected)]
+        assert len(places) >= 3, "the last iteration, which is exact, the final image and the sequential one"
+    assert opened(tmp_path / "convergence.png").shape == (750, 1125, 3)
 
 
-def test_demo_without_matplotlib_and_with_fewer_iterations_than_the_tolerance_takes(
-    folder: str, tmp_path: Path, capsys: Capture, monkeypatch: Patch
+def near(shown: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(abs(shown - expected).max() <= 1)
+
+
+@pytest.mark.parametrize("method", ["collocation", "chords"])
+def test_demo_shows_any_method_that_has_iterations_without_matplotlib(
+    method: str, folder: str, tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    argv = ["demo", "--model", folder, "--prompt", "a", "--steps", "9", "--blocks", "3", "--iterations", "0"]
+    argv = ["demo", "--model", folder, "--prompt", "a", "--method", method, "--steps", "9", "--iterations", "1"]
     assert main([*argv, "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "see them all with --iterations" in out
-    assert "<-" not in out
+    assert cells(out, "iteration")
     assert "pip install 'srds-fast[plot]'" in out.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["contact-sheet.png"]
 
 
 def test_the_bundled_digits_converge(tmp_path: Path, capsys: Capture) -> None:
-    assert main(["demo", "--steps", "9", "--iterations", "2", "--out", str(tmp_path)]) == 0
+    argv = ["demo", "--method", "srds", "--batch", "2", "--steps", "9", "--iterations", "2", "--out", str(tmp_path)]
+    assert main(argv) == 0
     out = capsys.readouterr().out
     p95 = [float(line[5]) for line in cells(out, "iteration")]
     assert p95 == sorted(p95, reverse=True)
     (final,) = (line.split() for line in out.splitlines() if line.startswith("srds "))
     assert float(final[6]) < 0.5
-    assert opened(tmp_path / "contact-sheet.png").shape[0] == 50 + 10 * 104
 
 
+ASKED = ["--model", "FOLDER", "--prompt", "a"]
 MISTAKES = {
-    "no such model": (["generate", "a", "--model", "nowhere"], "no model 'nowhere'"),
-    "no such device": (["generate", "a", "--device", "toaster"], "no device 'toaster'"),
-    "no such card": (["generate", "a", "--device", "cuda:99"], "no device 'cuda:99'"),
-    "no such method": (["compare", "--methods", "srds,magic"], "no method 'magic'"),
+    "no such model": (["generate", "--model", "digitz"], "no model 'digitz'. Did you mean digits?"),
+    "no such folder": (["generate", "--model", "./nowhere"], "no model './nowhere'"),
+    "no such device": (["generate", "--device", "toaster"], "no device 'toaster'"),
+    "no such card": (["generate", "--device", "cuda:99"], "no device 'cuda:99'"),
+    "no such method": (["generate", "--method", "colocation"], "no method 'colocation'. Did you mean collocation?"),
+    "one of the methods": (["compare", "--method", "srds,magic"], "no method 'magic'"),
     "no prompt for a folder": (["compare", "--model", "FOLDER"], "Give a --prompt"),
-    "blocks": (["generate", "a", "--model", "FOLDER", "--steps", "8", "--blocks", "9"], "num_blocks is 9"),
-    "solver": (["generate", "a", "--model", "FOLDER", "--coarse-solver", "magic"], "coarse_solver is 'magic'"),
-    "tolerance": (["generate", "a", "--model", "FOLDER", "--tolerance", "-1"], "tolerance is -1.0"),
-    "steps": (["generate", "a", "--model", "FOLDER", "--steps", "5000"], "5000 steps are too many"),
-    "a file in the way": (["generate", "a", "--model", "FOLDER", "--out", "taken"], "taken"),
+    "no prompt for a hub model": (["demo", "--model", "owner/name"], "Give a --prompt"),
+    "no file of prompts": (["generate", "--prompts", "nowhere.txt"], "cannot be read: No such file"),
+    "no prompt in the file": (["generate", "--prompts", "taken"], "holds no prompt"),
+    "no plan": (["generate", "--plan", "nowhere.json"], "srds-fast plan --save FILE"),
+    "a broken plan": (["compare", "--plan", "taken"], "holds no plan of this version"),
+    "blocks": (["generate", "--steps", "8", "--blocks", "9"], "--blocks is 9"),
+    "blocks of a folder": (["generate", *ASKED, "--steps", "8", "--blocks", "9"], "num_blocks is 9"),
+    "blocks of another method": (["plan", "--method", "chords", "--blocks", "2"], "together with --method chords"),
+    "solver": (["generate", *ASKED, "--coarse-solver", "magic"], "--coarse-solver is 'magic'"),
+    "tolerance": (["generate", *ASKED, "--tolerance", "-1"], "--tolerance is -1.0"),
+    "steps": (["generate", *ASKED, "--steps", "5000"], "5000 steps are too many"),
+    "steps of any model": (["plan", "--steps", "20000"], "20000 steps are too many"),
+    "a file in the way": (["generate", *ASKED, "--out", "taken"], "taken is no folder"),
+    "a file in the way of the demo": (["demo", *ASKED, "--out", "taken/in"], "taken is no folder"),
+    "a file in the way of JSON": (["env", "--json", "taken/x.json"], "taken is no folder"),
+    "no folder": (["plan", "--save", "nowhere/plan.json"], "no folder nowhere"),
+    "no iterations": (["demo", "--method", "paradigms"], "no whole image before its end"),
+    "fewer images": (["demo", "--batch", "1", "--prompt", "a", "--prompt", "b"], "--batch is 1"),
+    "a plot of one plan": (["plan", "--method", "srds", "--plot", "p.png"], "candidates of auto"),
 }
 
 
+def never(*_: Any, **__: Any) -> None:
+    raise AssertionError("nothing may be loaded")
+
+
 @pytest.mark.parametrize(("argv", "words"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_is_told_in_one_line(
+def test_a_mistake_is_told_in_one_line_before_weights_are_loaded(
     folder: str, tmp_path: Path, argv: list[str], words: str, capsys: Capture, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").touch()
+    if words != "num_blocks is 9":  # how many turns the loop of a folder takes is known of the loaded pipeline alone
+        monkeypatch.setattr(torch, "load", never)
+        monkeypatch.setattr(safetensors, "safe_open", never)
+        monkeypatch.setattr(DiffusionPipeline, "from_pretrained", never)
     assert main([folder if word == "FOLDER" else word for word in argv]) == 2
     assert words in complaint(capsys)
 
 
 def test_a_folder_without_a_pipeline(tmp_path: Path, capsys: Capture) -> None:
     for words in ("cannot be loaded: Error no file named model_index.json", "cannot be loaded: It looks like"):
-        assert main(["generate", "a", "--model", str(tmp_path)]) == 2
+        assert main(["generate", "--prompt", "a", "--model", str(tmp_path)]) == 2
         assert words in complaint(capsys)
         (tmp_path / "model_index.json").write_text("{broken")
 
@@ -283,14 +430,14 @@ def test_a_folder_without_a_pipeline(tmp_path: Path, capsys: Capture) -> None:
 def test_an_unsupported_pipeline_is_told_in_one_line(tmp_path: Path, capsys: Capture) -> None:
     unconditional = tiny.ddim()
     unconditional.save_pretrained(tmp_path / "ddim")
-    assert main(["generate", "a", "--model", str(tmp_path / "ddim")]) == 2
+    assert main(["generate", "--prompt", "a", "--model", str(tmp_path / "ddim")]) == 2
     assert "takes no prompt" in complaint(capsys)
 
 
 def test_an_unsupported_scheduler_is_replaced_only_on_request(tmp_path: Path, capsys: Capture) -> None:
     model, out = tmp_path / "repaint", tmp_path / "out"
     tiny.stable_diffusion(RePaintScheduler()).save_pretrained(model)
-    argv = ["generate", "a", "--steps", "4", "--method", "srds", "--model", str(model), "--out", str(out)]
+    argv = ["generate", "--prompt", "a", "--steps", "4", "--method", "srds", "--model", str(model), "--out", str(out)]
     assert main(argv) == 2
     assert complaint(capsys).endswith("On the command line: --ddim.")
     assert main([*argv, "--ddim"]) == 0
@@ -298,8 +445,68 @@ def test_an_unsupported_scheduler_is_replaced_only_on_request(tmp_path: Path, ca
     assert [path.name for path in out.iterdir()] == ["a-seed0.png"]
 
 
+HUB = {
+    "out of reach": (ConnectionError("Name or service not known"), "cannot be reached (Name or service not known)"),
+    "offline": (OfflineModeIsEnabled("offline mode is enabled"), "cannot be reached (HF_HUB_OFFLINE is set)"),
+    "missing": (RepositoryNotFoundError("404", response=Mock()), "the hub has none that you may read"),
+    "gated": (GatedRepoError("403", response=Mock()), "lets only some accounts read"),
+}
+
+
+@pytest.mark.parametrize(("error", "words"), HUB.values(), ids=HUB.keys())
+def test_a_model_of_the_hub_that_cannot_be_had_is_told_in_one_line(
+    error: Exception, words: str, tmp_path: Path, capsys: Capture, monkeypatch: Patch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "model_info", fails)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", never)
+    assert main(["generate", "--model", "owner/name", "--prompt", "a"]) == 2
+    told = complaint(capsys)
+    assert words in told
+    assert "'owner/name'" in told
+
+
+def test_a_downloaded_model_of_the_hub_is_run_without_the_hub(
+    folder: str, tmp_path: Path, capsys: Capture, monkeypatch: Patch
+) -> None:
+    """And its configurations alone tell that it has no so many steps."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    asked: dict[str, Any] = {}
+
+    def loaded(name: str, **options: Any) -> Any:
+        asked.update(options, name=name)
+        return tiny.stable_diffusion()
+
+    monkeypatch.setattr(huggingface_hub, "model_info", fails)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda _, file, **__: str(Path(folder, file)))
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", loaded)
+    argv = ["generate", "--model", "owner/name", "--prompt", "a", "--out", str(tmp_path), "--method", "sequential"]
+    assert main([*argv, "--steps", "3"]) == 0
+    assert (asked["name"], asked["local_files_only"]) == ("owner/name", True)
+    asked.clear()
+    capsys.readouterr()
+    assert main([*argv, "--steps", "2000"]) == 2
+    assert "2000 steps are too many" in complaint(capsys)
+    assert not asked
+
+
+def test_a_run_that_fails_ends_with_1(capsys: Capture, monkeypatch: Patch) -> None:
+    def diverges(*_: object) -> None:
+        raise DivergenceError("The network returned NaN.")
+
+    monkeypatch.setattr(srds_fast.cli.generate, "open_for", diverges)
+    assert main(["generate"]) == 1
+    assert complaint(capsys) == "srds-fast: The network returned NaN."
+
+
 def test_verbose_shows_where_the_error_came_from(capsys: Capture) -> None:
-    assert main(["generate", "a", "--model", "nowhere", "--verbose"]) == 2
+    assert main(["generate", "--model", "nowhere", "--verbose"]) == 2
     error = capsys.readouterr().err
     assert "Traceback" in error
     assert error.splitlines()[-1].startswith("srds-fast: There is no model")
@@ -310,5 +517,5 @@ def test_ctrl_c_ends_with_130(capsys: Capture, monkeypatch: Patch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(srds_fast.cli.generate, "open_for", interrupted)
-    assert main(["generate", "a"]) == 130
+    assert main(["generate", "--prompt", "a"]) == 130
     assert capsys.readouterr().err == "srds-fast: interrupted\n"

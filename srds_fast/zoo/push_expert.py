@@ -42,9 +42,9 @@ class Expert:
         return cls(chance.choice((-1, 1)), chance.uniform(0.045, 0.065), chance.uniform(0.05, 0.12))
 
     def action(self, task: PushTask) -> Point:
-        """Where it moves the pusher now."""
+        """The way that the pusher is to go now, x and y."""
         if task.distance < ARRIVED:
-            return task.pusher
+            return 0.0, 0.0
         to_goal = math.atan2(task.goal[1] - task.disc[1], task.goal[0] - task.disc[0])
         here = math.atan2(task.pusher[1] - task.disc[1], task.pusher[0] - task.disc[0])
         away = math.dist(task.pusher, task.disc)
@@ -63,7 +63,7 @@ class Expert:
         """Of the way to the target, as much as a step may be long."""
         way = math.dist(start, target)
         share = min(1.0, self.speed / way) if way else 0.0
-        return start[0] + share * (target[0] - start[0]), start[1] + share * (target[1] - start[1])
+        return share * (target[0] - start[0]), share * (target[1] - start[1])
 
 
 Demonstration = tuple[list[tuple[float, ...]], list[Point]]
@@ -78,16 +78,17 @@ def demonstration(seed: int, stumble: float = 0.015, rest: int = 4) -> Demonstra
         rest: steps after the disc has arrived.
 
     Returns:
-        The state before each step, as the task shows it, and the action.
+        The state before each step, as the task shows it, and where the step was to bring the pusher, x and y.
     """
     task, chance = PushTask(seed), random.Random(f"expert {seed}")
     expert = Expert.drawn(chance)
     states: list[tuple[float, ...]] = []
-    actions: list[Point] = []
+    targets: list[Point] = []
     while len(states) < LONGEST and rest:
         states.append(task.observation()[-1])
-        actions.append(expert.action(task))
-        x, y = actions[-1]
+        dx, dy = expert.action(task)
+        x, y = task.pusher[0] + dx, task.pusher[1] + dy
+        targets.append((x, y))
         rest -= task.distance < 3 * ARRIVED
-        task.step((x + chance.gauss(0, stumble), y + chance.gauss(0, stumble)))
-    return states, actions
+        task.move((x + chance.gauss(0, stumble), y + chance.gauss(0, stumble)))
+    return states, targets

@@ -107,7 +107,10 @@ class PushPolicy(nn.Module):
         return x
 
     def chunk(self, trajectory: Tensor) -> Tensor:
-        """Of a predicted trajectory [n, horizon, action_dim] the actions to carry out, [n, n_action_steps, ...]."""
+        """Of a predicted trajectory [n, horizon, action_dim] the actions to carry out, [n, n_action_steps, action_dim].
+
+        Those of the bundled policy are ways from where the pusher is, as `PushTask.run` takes them.
+        """
         start = self.config.n_obs_steps - 1
         return trajectory[:, start : start + self.config.n_action_steps]
 

@@ -106,26 +106,29 @@ class PushTask:
         """
         return self._before, self._seen()
 
-    def step(self, action: Sequence[float]) -> None:
-        """Move the pusher towards a point, x and y, as far as `REACH` and the edge of the plane allow."""
-        x, y = (min(1.0, max(-1.0, float(each))) for each in action)
-        way = math.dist(self.pusher, (x, y))
-        share = 1.0 if way <= REACH else REACH / way
-        target = (
-            self.pusher[0] + share * (x - self.pusher[0]),
-            self.pusher[1] + share * (y - self.pusher[1]),
-        )
-        self._before = self._seen()
-        self.disc = push(self.pusher, self.disc, target)
-        self.pusher = target
-        self.steps += 1
-
     def run(self, actions: Iterable[Sequence[float]]) -> None:
-        """Take a step for each action, until the episode is over."""
-        for action in actions:
+        """Take a step for each action, until the episode is over.
+
+        Args:
+            actions: x and y of the ways from where the pusher is now, before the first of them, to where each step is
+                to bring it. A step goes only as far as `REACH` and the edge of the plane allow.
+        """
+        a, b = self.pusher
+        for x, y in actions:
             if self.done:
                 return
-            self.step(action)
+            self.move((a + float(x), b + float(y)))
+
+    def move(self, target: Point) -> None:
+        """Take a step towards this point, whether or not the episode is over."""
+        x, y = (min(1.0, max(-1.0, each)) for each in target)
+        way = math.dist(self.pusher, (x, y))
+        share = 1.0 if way <= REACH else REACH / way
+        reached = self.pusher[0] + share * (x - self.pusher[0]), self.pusher[1] + share * (y - self.pusher[1])
+        self._before = self._seen()
+        self.disc = push(self.pusher, self.disc, reached)
+        self.pusher = reached
+        self.steps += 1
 
     def _seen(self) -> tuple[float, ...]:
         (a, b), (x, y), (u, v) = self.pusher, self.disc, self.goal

@@ -36,11 +36,11 @@ class Recipe:
     """
 
     seed: int = 0
-    demonstrations: int = 3000
-    steps: int = 3000
-    horizon: int = 3150
-    batch: int = 128
-    rate: float = 2e-3
+    demonstrations: int = 1500
+    steps: int = 2000
+    horizon: int = 2100
+    batch: int = 64
+    rate: float = 1.5e-3
     ema_decay: float = 0.995
 
 
@@ -48,16 +48,18 @@ def windows(config: PolicyConfig, demonstrations: range) -> tuple[Tensor, Tensor
     """Every piece of the demonstrations with these seeds that the policy could meet.
 
     Returns:
-        Observations [n, n_obs_steps, 6] and the actions [n, horizon, 2] from the first observed step on, float32.
+        Observations [n, n_obs_steps, 6] and the actions [n, horizon, 2] from the first observed step on, float32. An
+        action is the way from where the pusher is at the last observed step.
         Before the first and after the last step of a demonstration that step is repeated.
     """
     observed, done = [], []
     for seed in demonstrations:
-        states, actions = (torch.tensor(each) for each in demonstration(seed))
+        states, targets = (torch.tensor(each) for each in demonstration(seed))
         now, last = torch.arange(len(states))[:, None], len(states) - 1
         first = 1 - config.n_obs_steps
         observed.append(states[(now + torch.arange(first, 1)).clamp(0, last)])
-        done.append(actions[(now + torch.arange(first, first + config.horizon)).clamp(0, last)])
+        planned = targets[(now + torch.arange(first, first + config.horizon)).clamp(0, last)]
+        done.append(planned - states[:, None, :2])
     return torch.cat(observed), torch.cat(done)
 
 

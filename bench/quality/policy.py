@@ -3,7 +3,8 @@
     python -m bench.quality.policy --json bench/results/policy.json
 
 Two measurements, of every method at its defaults. Success: episodes of the push task, each with a seed of its own; the
-interval is Wilson's, of 95 %; "other end" counts the episodes that end otherwise than with the sequential sampler.
+interval is Wilson's, of 95 %; "other end" counts the episodes that end otherwise than with the first of the methods,
+the sequential sampler.
 Calls: the policy decides for states that it meets in its episodes, one robot at a time, all methods in turn on the same
 state and noise; "max" and "mean" are of the differences between its actions and those of the stock loop. A step of the
 pusher is 0.05 long, and the disc has arrived within 0.05 of the goal.
@@ -149,11 +150,12 @@ def main(arguments: list[str] | None = None) -> None:
     found.add_argument("--episodes", type=int, default=100, help="seeds 0 and up")
     found.add_argument("--calls", type=int, default=20, help="timed calls of every method")
     found.add_argument("--schedulers", nargs="+", choices=SCHEDULERS, default=list(SCHEDULERS))
+    found.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside the stock loop")
     options = found.parse_args(arguments)
     policy, rows = zoo.load("policy").to(DEVICE), []
     for name in options.schedulers:
         scheduler = SCHEDULERS[name].from_config(policy.noise_scheduler.config)
-        stock, *others = (Decider(policy, scheduler, options.steps, method) for method in (STOCK, *METHODS))
+        stock, *others = (Decider(policy, scheduler, options.steps, method) for method in (STOCK, *options.methods))
         states = states_met(policy, stock.trajectory, options.calls)
         failed = {each.method: _try(partial(each.actions, states[0], 0))[1] for each in others}
         calls = called([stock, *(each for each in others if failed[each.method] is None)], states)

@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from .. import zoo
+from ..planner.exploration import STOCK
 from ..sampling.sample import sample
 from ..solvers.registry import AUTO
 from ..telemetry.report import Report
@@ -56,9 +57,12 @@ class PolicyDemo:
     def __str__(self) -> str:
         stock, auto = (statistics.median(each) for each in (self.stock_seconds, self.auto_seconds))
         head = f"Robot policy, {self.steps} DDIM steps, one robot, medians of {counted(len(self.auto_seconds), 'call')}"
-        work = f"{self.report.method}, {self.report.waves} waves"
+        own = self.report.method == STOCK
+        work = "the same loop" if own else f"{self.report.method}, {counted(self.report.waves, 'wave')}"
         lines = [f"own loop {stock:.3f} s, auto {auto:.3f} s ({work}), actions differ by {self.max_difference:.1g}"]
-        if self.wins and self.pays_back_after is not None:
+        if own:
+            lines.append("nothing gained here: auto runs the own loop, as it found nothing faster")
+        elif self.wins and self.pays_back_after is not None:
             after = counted(self.pays_back_after, "call")
             cost = f"choosing the plan took {self.warm_up_seconds:.2f} s more and pays back after {after}"
             lines.append(f"{self.ratio:.1f} times faster; {cost}")

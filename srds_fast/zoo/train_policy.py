@@ -8,6 +8,7 @@ counts, not minutes, are fixed, so that two runs on one machine do the same work
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,11 +33,13 @@ FIRST_DEMONSTRATION = 1_000_000
 class Recipe:
     """Everything that decides the outcome of a training run.
 
-    The learning rate would reach zero after `horizon` steps.
+    The learning rate would reach zero after `horizon` steps. Each round begins with the full rate again, from the
+    weights and the averages of the one before: a run may be made longer by rounds.
     """
 
     seed: int = 0
     demonstrations: int = 1500
+    rounds: int = 1
     steps: int = 2000
     horizon: int = 2100
     batch: int = 64
@@ -78,7 +81,10 @@ def train(recipe: Recipe, config: PolicyConfig, checkpoint: Path | None = None) 
         noisy = policy.noise_scheduler.add_noise(actions[chosen], noise, times)
         return F.mse_loss(policy.denoiser(noisy, times, observations[chosen]), noise)
 
-    loss = optimise(policy.unet, loss_of_step, recipe.steps, recipe.horizon, recipe.rate, "policy", average, checkpoint)
+    loss, plan = math.nan, (recipe.steps, recipe.horizon, recipe.rate)
+    for number in range(recipe.rounds):
+        saved = None if checkpoint is None else checkpoint.with_suffix(f".{number}.pt")
+        loss = optimise(policy.unet, loss_of_step, *plan, f"policy, round {number + 1}", average, saved)
     policy.unet.load_state_dict(average.module.state_dict())
     return policy.eval(), loss
 
@@ -88,7 +94,7 @@ def main() -> None:
     parser = HfArgumentParser(Recipe, description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the policy to")
     parser.add_argument("--threads", type=int, default=1, help="processor threads")
-    parser.add_argument("--checkpoint", type=Path, help="file to continue from, written every 250 steps")
+    parser.add_argument("--checkpoint", type=Path, help="to continue from, written every 250 steps, one file a round")
     recipe, arguments = parser.parse_args_into_dataclasses()
     torch.set_num_threads(arguments.threads)
     started = time.perf_counter()

@@ -22,10 +22,14 @@ def test_pairs_are_timed_and_compared(found: PolicyDemo) -> None:
 
 
 def test_it_says_when_it_pays_back_or_that_nothing_is_gained(found: PolicyDemo) -> None:
-    won = replace(found, stock_seconds=[0.4] * 3, auto_seconds=[0.1] * 3, ratio=4.0, warm_up_seconds=0.7)
+    ran = replace(found.report, method="collocation", waves=7)
+    won = replace(found, report=ran, stock_seconds=[0.4] * 3, auto_seconds=[0.1] * 3, ratio=4.0, warm_up_seconds=0.7)
     assert str(replace(won, pays_back_after=3)).endswith(
         "4.0 times faster; choosing the plan took 0.70 s more and pays back after 3 calls"
     )
-    lost = replace(found, ratio=0.8, pays_back_after=None)
+    lost = replace(found, report=ran, ratio=0.8, pays_back_after=None)
+    same = replace(found, report=replace(ran, method="stock"))
     assert (won.wins, lost.wins) == (True, False)
     assert str(lost).endswith("nothing gained here: auto takes 1.25 times as long as the own loop")
+    assert str(same).endswith("auto runs the own loop, as it found nothing faster")
+    assert "(collocation, 7 waves)" in str(won)

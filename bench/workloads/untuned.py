@@ -15,10 +15,10 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from sklearn.datasets import load_sample_images
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from srds_fast import zoo
-from srds_fast.zoo.train_digits import Recipe, optimise
+from srds_fast.zoo.train_digits import Recipe
+from srds_fast.zoo.training import averaged, optimise
 
 from . import demonstrations
 from .networks import DEVICE, PolicyNetwork, placed
@@ -69,10 +69,6 @@ def train_patches(steps: int = PATCH_STEPS) -> UNet2DModel:
     learner = patches_network()
     scheduler, images, dropout = patches_scheduler(), photographs(), Recipe().caption_dropout
 
-    def averaged(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        done = int(count) + 1
-        return mean.lerp(new, 1 - min(PATCH_EMA, done / (done + 10)))
-
     def loss_of_step() -> Tensor:
         which = torch.randint(CLASSES, (PATCH_BATCH,))
         x0 = patches(images, which)
@@ -82,7 +78,7 @@ def train_patches(steps: int = PATCH_STEPS) -> UNet2DModel:
         predicted = learner(scheduler.add_noise(x0, noise, times), times, class_labels=which).sample
         return torch.nn.functional.mse_loss(predicted, noise)
 
-    average = AveragedModel(learner, avg_fn=averaged)
+    average = averaged(learner, PATCH_EMA)
     optimise(learner, loss_of_step, steps, steps, PATCH_RATE, "patches", average)
     trained: UNet2DModel = average.module.eval()
     return trained

@@ -9,11 +9,9 @@ one machine do the same work.
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,11 +25,10 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, HfArgumentParser
 
-from .. import progress
 from . import WORDS, load_from, prompts
+from .training import averaged, optimise
 
 IMAGE_SIZE = 32
 TOKENS = 16
@@ -141,49 +138,6 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def optimise(
-    trained: nn.Module,
-    loss_of_step: Callable[[], Tensor],
-    steps: int,
-    horizon: int,
-    rate: float,
-    label: str,
-    average: AveragedModel | None = None,
-) -> float:
-    """Minimise a loss by AdamW with a short warm-up and a cosine decay; returns the running mean of the loss.
-
-    Args:
-        steps: taken; the learning rate would reach zero after `horizon` steps.
-        average: of the weights, updated after every step.
-    """
-    parameters = list(trained.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
-    warm_up = min(200, horizon // 10 + 1)
-
-    def factor(step: int) -> float:
-        return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(step / horizon, 1.0)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    started, mean = time.perf_counter(), math.nan
-    with progress.bar(label, steps, unit="step") as bar:
-        for done in range(1, steps + 1):
-            loss = loss_of_step()
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            mean = loss.item() if math.isnan(mean) else 0.99 * mean + 0.01 * loss.item()
-            bar.update()
-            if done % 100 == 0 or done == steps:
-                bar.set_postfix(loss=f"{mean:.5f}")
-                if bar.disable:  # for a log file
-                    print(f"{label} {done}/{steps}  loss {mean:.5f}  {time.perf_counter() - started:.0f} s", flush=True)
-            if average is not None:
-                average.update_parameters(trained)
-    return mean
-
-
 def train_vae(recipe: Recipe, images: Tensor) -> tuple[AutoencoderKL, float]:
     """The autoencoder, trained on augmented images, and its final loss (pixel mean square plus KL term)."""
     vae = build_vae()
@@ -241,11 +195,7 @@ def train_unet(
     unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
     trained = nn.ModuleList([unet, text_encoder])
 
-    def averaged(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        done = int(count) + 1
-        return mean.lerp(new, 1 - min(recipe.ema_decay, done / (done + 10)))
-
-    average = AveragedModel(trained, avg_fn=averaged)
+    average = averaged(trained, recipe.ema_decay)
     texts = [caption for digit in range(10) for caption in captions(digit)]
     phrasings = len(texts) // 10
     # padded as StableDiffusionPipeline pads them; the last is the empty caption

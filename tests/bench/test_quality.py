@@ -100,12 +100,21 @@ def test_cheapest_needs_the_points_behind_it_within_the_bound() -> None:
 
 def test_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = tmp_path / "policy.json"
-    policy.main(["--smoke", "--json", str(written)])
-    assert "383 thousand parameters" in capsys.readouterr().out
-    results = {each["peer"]: each for each in json.loads(written.read_text())["results"]}
-    assert {runner.STOCK, runner.AUTO, "srds", "collocation, cover 1 / 3"} <= set(results)
-    assert results[runner.SEQUENTIAL]["over_sequential"] == 1.0
-    assert (results[runner.BY_HAND]["over_stock"], results[runner.STOCK]["difference"] < 1e-3) == (1.0, True)
+    few = ["--steps", "6", "--episodes", "2", "--calls", "2", "--schedulers", "DDIM"]
+    policy.main([*few, "--methods", runner.SEQUENTIAL, runner.AUTO, "srds", "--json", str(written)])
+    assert "push task, DDIM, N = 6" in capsys.readouterr().out
+    results = {each["method"]: each for each in json.loads(written.read_text())["results"]}
+    assert set(results) == {policy.STOCK, runner.SEQUENTIAL, runner.AUTO, "srds"}
+    sequential = results[runner.SEQUENTIAL]
+    assert (sequential["other_end"], sequential["episodes"], sequential["waves"]) == (0, 2, 6)
+    assert sequential["max_difference"] < 1e-4
+    assert all(0 <= each["waves"] <= each["rows"] for each in results.values())
+    assert all(each["mean_difference"] < 4e-3 for each in results.values())
+
+
+def test_wilson_intervals() -> None:
+    assert policy.wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert policy.wilson(100, 100) == pytest.approx((0.9630, 1.0), abs=1e-4)
 
 
 def test_everyone_ran_or_says_why_not(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_importing_the_zoo_imports_no_diffusers_and_loading_asks_no_network() ->
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "import srds_fast.zoo as zoo\n"
         "assert 'diffusers' not in sys.modules\n"
-        "zoo.load('digits')\n"
+        "zoo.load('digits'), zoo.load('policy')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -79,11 +80,12 @@ def test_each_word_is_one_token_and_each_digit_its_own(digits: StableDiffusionPi
 
 
 @pytest.mark.parametrize("call", [zoo.load, zoo.prompts])
-def test_names_are_known_and_others_refused_with_what_exists(call: Callable[[str], object]) -> None:
+def test_names_are_known_and_others_refused_with_what_exists(call: Callable[[Any], object]) -> None:
     assert zoo.names() == ["digits"]
     assert zoo.prompts("digits")[7] == "the digit seven"
-    with pytest.raises(ValueError, match="digits"):
-        call("letters")
+    for name in ("letters", ["digits"]):
+        with pytest.raises(ValueError, match="digits"):
+            call(name)
 
 
 def test_the_prompted_digits_are_recognised(digits: StableDiffusionPipeline) -> None:

@@ -18,6 +18,12 @@ def names_of_builtins(package: Any) -> list[str]:
     return [name for name, member in inspect.getmembers(package) if language.core.is_builtin(member)]
 
 
+@functools.cache
+def languages(function: Any) -> list[Any]:
+    """Those that a function names: functions of Triton's own are written in a part of what kernels are written in."""
+    return [each for each in list(function.__globals__.values()) if each is language or each is language.core]
+
+
 def patch_builtins(package: Any, builder: Any, scope: Any) -> None:
     """As Triton's own, which walks the whole of the package at every call."""
     for name in names_of_builtins(package):
@@ -38,16 +44,17 @@ def quicker() -> None:
         tensor.__index__ = lambda self: int(self.handle.data.item())
 
     def once(function: Any) -> Any:
-        """A kernel replaces the language for the functions that it calls too, so their calls need not."""
-        if language.core.is_builtin(language.load):
+        """What a kernel, or a call before, has replaced of the language is not replaced again for this call."""
+        if any(language.core.is_builtin(each.load) for each in languages(function)):
             return patch_language(function)
         return interpreter._LangPatchScope()
 
     def known(dtype: Any) -> Any:
         """Triton's own makes a table of all dtypes at every call."""
-        if dtype.name not in np_dtypes:
-            np_dtypes[dtype.name] = np_dtype(dtype)
-        return np_dtypes[dtype.name]
+        name = str(dtype)
+        if name not in np_dtypes:
+            np_dtypes[name] = np_dtype(dtype)
+        return np_dtypes[name]
 
     def checked(self: Any, one: Any, other: Any, operation: Any) -> None:
         """An integer that overflows is an error, as with Triton's own check, which is made of ten operations."""

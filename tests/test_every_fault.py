@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import srds_fast
 from srds_fast.solvers.registry import BY_NAME
 
-STEPS = 7
+STEPS = 5
 MIXTURE = GaussianMixture.random(dimensions=8)
 # class, arguments of a call, name of the network: with and without guidance, and with clipped pixels
 PIPELINES = {

@@ -37,13 +37,16 @@ def thinned_product(*columns: Iterable[Any]) -> list[Any]:
     return thinned(product(*columns))
 
 
-def by_pairs(first: Sequence[Any], second: Sequence[Any], third: Sequence[Any]) -> list[Any]:
-    """The product of three columns, of which the default command takes those that have every pair of values once.
+def by_pairs(first: Sequence[Any], second: Sequence[Any], third: Sequence[Any], share: int = 1) -> list[Any]:
+    """Cases of three columns: every pair of values of the first two, and the values of the third in turn.
 
-    Every value of the first column meets every one of the second, and each of both every one of the third if the
-    other is at least as long as that.
+    So a value of the third column meets every value of another one that is at least as long as the third. The default
+    command takes one case in `share`.
     """
+    turns = len(third)
     return [
-        pytest.param(a, b, c, marks=() if (i + j) % len(third) == k else pytest.mark.exhaustive)
-        for (i, a), (j, b), (k, c) in product(enumerate(first), enumerate(second), enumerate(third))
+        pytest.param(
+            a, b, third[(i + j) % turns], marks=() if (i + j) // turns % share == 0 else pytest.mark.exhaustive
+        )
+        for (i, a), (j, b) in product(enumerate(first), enumerate(second))
     ]

@@ -78,7 +78,7 @@ def _counted(pipe: Any, turns: Turns, arguments: dict[str, Any], settings: dict[
 
     call()  # fills caches
     with Dispatched() as dispatched:
-        turns.clock = dispatched.counts.copy
+        turns.clock = dispatched.around_calls
         waves = [after - before for before, after in call()]
     report = fast.report
     found = {"waves": report.waves, "rows": report.rows, "peak_rows": report.peak_rows}

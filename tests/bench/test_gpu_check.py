@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import re
@@ -54,14 +56,46 @@ def test_the_script_runs_its_parts_from_a_copy_of_the_code(tmp_path: Path) -> No
     assert done.stdout.endswith(told)
 
 
+class Accepted(Exception):
+    """Arguments were read without a complaint."""
+
+
+@pytest.mark.parametrize("smoke", [False, True], ids=["whole", "smoke"])
+@pytest.mark.parametrize("gpu", [False, True], ids=["CPU", "GPU"])
+def test_commands_take_the_arguments_of_their_parts(
+    gpu: bool, smoke: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they then do is looked at in the tests of each."""
+    read = argparse.ArgumentParser.parse_args
+
+    def only_read(self: argparse.ArgumentParser, *given: Any) -> None:
+        read(self, *given)
+        raise Accepted
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_read)
+    asked = []
+    for part in gpu_check.parts(gpu, smoke):
+        python, _, module, *arguments = part.command
+        if python == "python" and module.startswith(("bench.", "profiling.")):
+            given = [each.replace("{folder}", str(tmp_path)).replace("{out}", str(tmp_path)) for each in arguments]
+            with pytest.raises(Accepted):
+                importlib.import_module(module).main(given)
+            asked.append(part.name)
+    assert asked == [part.name for part in gpu_check.parts(gpu, smoke) if part.shows and part.program is None]
+
+
+# whose commands no other test runs at this size, or that share the folder of the results
+TOGETHER = ("environment", "kernel_tests", "gpu_tests", "rows", "peers_random", "profile", "nsys", "sanitizer")
+
+
 @pytest.mark.exhaustive
-def test_the_whole_at_the_smallest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # every part runs; what torch.compile makes of networks is looked at where each part is tested
+def test_parts_of_many_kinds_run_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what torch.compile makes of networks is looked at where each part is tested
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    done = script(tmp_path, "--smoke", "--budget", "1500")
+    done = script(tmp_path, "--smoke", "--budget", "1500", "--parts", *TOGETHER)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu_check.json").read_text())
-    assert list(found["parts"]) == [part.name for part in gpu_check.parts(gpu=False, smoke=True)]
+    assert tuple(found["parts"]) == TOGETHER
     for name, part in found["parts"].items():
         programs = {"nsys": "nsys", "sanitizer": "compute-sanitizer"}
         assert part["status"] == "passed" or part["why"] == f"there is no {programs.get(name)}", part

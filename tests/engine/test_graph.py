@@ -578,7 +578,7 @@ def test_what_is_recorded_in_warmup_alone_serves_the_plan_that_warmup_came_to(mo
     monkeypatch.setattr(pricing, "between_calls", lambda *arguments: 0.0)
     twins = Twins()
     fast = srds_fast.compile(twins.pipe, engine="graph", lazy_capture=False, strict=True)
-    call = {**twins.base, "num_inference_steps": 50}
+    call = {**twins.base, "num_inference_steps": 25}
     fast.warmup(**call)
     recorded = fast.graphs.captured
     for seed in range(3):

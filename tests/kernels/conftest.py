@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,29 +12,9 @@ from torch import Tensor
 from srds_fast.kernels.common import dispatch
 
 if dispatch.interpreted():
-    # Triton 3.6 under numpy 2.4 treats a bound of range() as an array: give it an index
-    from triton.runtime import interpreter
+    from interpreting import quicker
 
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, *scope: Any) -> None:
-        patch(tensor, *scope)
-        tensor.__index__ = lambda self: int(self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patched
-
-    @functools.cache
-    def names_of_builtins(package: Any) -> list[str]:
-        return [name for name, member in inspect.getmembers(package) if interpreter.tl.core.is_builtin(member)]
-
-    def patch_builtins(package: Any, builder: Any, scope: Any) -> None:
-        """As Triton's own, which walks the whole of Triton's language at every call of a function in a kernel."""
-        for name in names_of_builtins(package):
-            member = getattr(package, name)
-            if interpreter.tl.core.is_builtin(member):
-                interpreter._patch_attr(package, name, member, builder, scope)
-
-    interpreter._patch_builtin = patch_builtins
+    quicker()
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from srds_fast.solvers.method import Method
 from srds_fast.solvers.srds import srds
 
 torch.set_num_threads(1)
+STEPS = 7
 SCHEDULERS = {
     "ddim": scheduler(),
     "ddim clipped": DDIMScheduler(),
@@ -82,7 +83,7 @@ def test_a_whole_run_is_that_of_the_references(
     name: str, method: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock, eta = SCHEDULERS[name], float(name.endswith("eta"))
-    stock.set_timesteps(9)
+    stock.set_timesteps(STEPS)
     x = randomly(2, 12, seed=1, device=device) * float(getattr(stock, "init_noise_sigma", 1.0))
     curve = 1 + 2 * randomly(1, 12, seed=2, device=device).abs()
     launches = []
@@ -98,7 +99,7 @@ def test_a_whole_run_is_that_of_the_references(
 
     def sample() -> srds_fast.SampleResult:
         generator = torch.Generator().manual_seed(0)
-        return srds_fast.sample(denoiser, x, stock, 9, eta=eta, generator=generator, **METHODS[method])
+        return srds_fast.sample(denoiser, x, stock, STEPS, eta=eta, generator=generator, **METHODS[method])
 
     monkeypatch.setattr(kernel, "wave_update_kernel", Counted())
     found = sample()

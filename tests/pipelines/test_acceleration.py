@@ -110,7 +110,7 @@ class AttnProcessor(stock.AttnProcessor):
 
 
 def test_sdpa_replaces_the_processors_that_compute_the_same_and_leaves_others_with_a_reason() -> None:
-    pipe = tiny.stable_diffusion()
+    pipe = tiny.stable_diffusion(**tiny.BLOCKS)  # which attend in three places
     embeds = tiny.add_ip_adapter(pipe)
     attentions = [each for each in pipe.unet.modules() if isinstance(each, stock.Attention)]
     plain, unscaled, own = [each for each in attentions if "IP" not in type(each.processor).__name__][:3]

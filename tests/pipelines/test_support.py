@@ -119,13 +119,10 @@ CELLS = [
 
 
 def cases_of(feature: Feature) -> list[tuple[Feature, Pipeline, str]]:
-    """A feature on its first pipeline in all modes, and on the others in one of them, in turn."""
-    return [
-        (feature, support.BY_NAME[name], mode)
-        for number, name in enumerate(feature.pipelines)
-        for turn, mode in enumerate(MODES)
-        if number == 0 or turn == number % len(MODES)
-    ]
+    """A feature in all modes and on all its pipelines, each in turn."""
+    names, modes = feature.pipelines, tuple(MODES)
+    turns = range(max(len(names), len(modes)))
+    return [(feature, support.BY_NAME[names[turn % len(names)]], modes[turn % len(modes)]) for turn in turns]
 
 
 @pytest.mark.parametrize(("pipeline", "scheduler", "mode"), thinned(CELLS), ids=name_of)

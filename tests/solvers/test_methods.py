@@ -25,7 +25,7 @@ from diffusers import (
 from fixed_points import FORMS
 from problems import noise, scheduler
 from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture, run
-from thinned import by_pairs
+from thinned import by_pairs, thinned_product
 from torch import Tensor
 
 import srds_fast
@@ -81,7 +81,9 @@ def sequential_sample(name: str, num_steps: int) -> Tensor:
 TO_THE_END = {"exact": {"exact": True}, "tolerance-0": {"tolerance": 0.0}}
 
 
-@pytest.mark.parametrize(("name", "options", "until"), by_pairs(list(SAMPLERS), list(OPTIONS), list(TO_THE_END)))
+@pytest.mark.parametrize(
+    ("name", "options", "until"), by_pairs(list(SAMPLERS), list(OPTIONS), list(TO_THE_END), share=4)
+)
 def test_run_to_the_end_it_is_sequential(name: str, options: str, until: str) -> None:
     method, settings = OPTIONS[options], TO_THE_END[until]
     for num_steps in (1, 2, 3, 5, 17):
@@ -300,10 +302,10 @@ def constrained_and_continued(kind: str) -> tuple[NoiseTable, Tensor, SolverInpu
     return grid, x, inputs, one_by_one(x, grid, mixture, inputs)
 
 
-@every
-@pytest.mark.parametrize("kind", KINDS)
-def test_constraints_noise_and_history_reach_every_state(options: Method, kind: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), thinned_product(OPTIONS, KINDS))
+def test_constraints_noise_and_history_reach_every_state(name: str, kind: str) -> None:
     """As in inpainting, and where a run begins in the middle of the grid of a multistep solver."""
+    options = OPTIONS[name]
     grid, x, inputs, expected_sample = constrained_and_continued(kind)
     found, expected = Trajectory(STEPS), inputs.trajectory
     assert expected is not None

@@ -15,6 +15,7 @@ from diffusers import (
     EulerDiscreteScheduler,
 )
 from problems import GaussianMixture, noise
+from thinned import by_pairs
 from torch import Tensor
 
 import srds_fast
@@ -65,9 +66,12 @@ def sample(name: str, num_steps: int, generator: Any = None, **settings: Any) ->
     return srds_fast.sample(denoiser, start(name, num_steps), SCHEDULERS[name], num_steps, **options)
 
 
-@pytest.mark.parametrize("settings", [{"method": "sequential"}, {"exact": True}, {"exact": True, "pipelined": False}])
-@pytest.mark.parametrize("num_steps", [1, 7, 20])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(
+    ("name", "num_steps", "settings"),
+    by_pairs(
+        list(SCHEDULERS), [1, 7, 20], [{"method": "sequential"}, {"exact": True}, {"exact": True, "pipelined": False}]
+    ),
+)
 def test_equals_the_stock_loop(name: str, num_steps: int, settings: dict[str, Any]) -> None:
     stock_noise, our_noise = (torch.Generator().manual_seed(5) for _ in range(2))
     expected = stock(name, num_steps, stock_noise)

@@ -18,7 +18,7 @@ from torch.nn import functional
 # and whatever is on top is left. A user's code may enter modes in our context and leave them after it, so their order
 # has to be changed. `DeviceContext` is what `torch.set_default_device` enters: no mode may come below it.
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
-from torch.utils._device import DeviceContext
+from torch.utils._device import DeviceContext, _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # they take a generator by keyword
@@ -157,14 +157,27 @@ class PrivateDraws(TorchFunctionMode):
             _push_all(_without(self))
 
     def _push(self) -> None:
-        """Come below other modes, so that these can be left before this one; the default device stays below all."""
+        """Come below modes of others, so that these can be left before this one; the default device stays below all.
+
+        Of these contexts the one entered last comes first: what draws in it uses its generators.
+        """
         modes = _without(self)
-        at = int(bool(modes) and isinstance(modes[0], DeviceContext))
+        below = [number for number, each in enumerate(modes, start=1) if isinstance(each, PrivateDraws)]
+        at = max(below, default=int(bool(modes) and isinstance(modes[0], DeviceContext)))
         _push_all([*modes[:at], self, *modes[at:]])
 
 
 class Seeded(PrivateDraws):
-    """The same draws each time that such a context is entered, also inside others of these contexts."""
+    """The same draws by every such context, whatever others it is in; tensors for which no device is named are on the
+    CPU.
+
+    The steps of schedulers run in it by the thousand: two modes for the two would take twice the time.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _device_constructors() and (kwargs is None or kwargs.get("device") is None):
+            kwargs = {**(kwargs or {}), "device": "cpu"}
+        return super().__torch_function__(func, types, args, kwargs)
 
     def of(self, device: torch.device) -> torch.Generator:
         device = indexed(device)

@@ -164,25 +164,46 @@ class NoiseTable:
     def step(
         self, index: int, x: Tensor, m: Tensor, carried: Tensor | None = None, z: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The sampler's step `index`, written as in the definition; to check schedulers and coefficients.
+        """The sampler's step `index`: `steps` of a single one, without its first dimension."""
+        after, carried = self.steps(index, x[None], m[None], carried, None if z is None else z[None])
+        return after[0], carried
 
-        carried: what the step before has returned with its state, which for steps with momentum is its x0. Returns the
-        next state and what is carried beside it.
+    def steps(
+        self, first: int, x: Tensor, m: Tensor, carried: Tensor | None = None, z: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The sampler's steps from `first` on, written as in the definition; to check schedulers and coefficients.
+
+        x, m, z: what each is given, [steps, samples, ...]. carried: what the step before the first has returned with
+        its state, which for steps with momentum is its x0. Returns the next states, [steps, samples, ...], and what is
+        carried beside the last one.
         """
         if self.memory is not None:
-            state = x[None] if carried is None else torch.cat((x[None], carried))
-            keep, of_m = self.memory.keep[index].to(x.dtype), self.memory.of_m[index].to(x.dtype)
-            after = torch.tensordot(keep, state, dims=1) + torch.tensordot(of_m, m, dims=0)
-            if z is not None:
-                after = after + torch.tensordot(self.memory.of_z[index].sum(1).to(x.dtype), z, dims=0)
-            return after[0], after[1:]
-        at = {name: column[index] for name, column in self.numbers.items()}
-        x0, eps = self.predict_x0(index, x, m), at["r"] * x + at["s"] * m
+            after = []
+            for turn, (state, output) in enumerate(zip(x, m, strict=True)):
+                draw = None if z is None else z[turn]
+                found, carried = self._turn(self.memory, first + turn, state, output, carried, draw)
+                after.append(found)
+            assert carried is not None
+            return torch.stack(after), carried
+        shape = -1, *[1] * (x.ndim - 1)
+        at = {name: each[first : first + len(x)].to(x).view(shape) for name, each in self._columns().items()}
+        x0, eps = clamped(at["p"] * x + at["q"] * m, self.clip), at["r"] * x + at["s"] * m
         if self.clip is not None and self.clip_epsilon:
             eps = (x - at["alpha"] * x0) / at["sigma"]
         x = at["alpha_next"] * x0 + at["sigma_next"] * eps
-        if self.momentum is not None and carried is not None:
-            x = x + at["momentum"] * (x0 - carried)
+        if self.momentum is not None:
+            x = x + at["momentum"] * (x0 - torch.cat([x0[:1] if carried is None else carried[None], x0[:-1]]))
         if self.spread is not None and z is not None:
             x = x + at["spread"] * z
-        return x, x0
+        return x, x0[-1]
+
+    @staticmethod
+    def _turn(
+        memory: Memory, index: int, x: Tensor, m: Tensor, carried: Tensor | None, z: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        state = x[None] if carried is None else torch.cat((x[None], carried))
+        after = torch.tensordot(memory.keep[index].to(x.dtype), state, dims=1)
+        after = after + torch.tensordot(memory.of_m[index].to(x.dtype), m, dims=0)
+        if z is not None:
+            after = after + torch.tensordot(memory.of_z[index].sum(1).to(x.dtype), z, dims=0)
+        return after[0], after[1:]

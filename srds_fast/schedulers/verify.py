@@ -47,19 +47,23 @@ def noise_table(
     key = state_key(scheduler), clip_epsilon, eta, asked, dtype
     table = _checked.get(key)
     if table is None:
-        with torch.device("cpu"), PrivateDraws():  # a step may make tensors and draw where it is told nothing
-            table = _build(scheduler, clip_epsilon, StepCall.of(scheduler, eta, asked, dtype))
-        _checked[key] = table
+        table = _checked[key] = _build(scheduler, clip_epsilon, eta, asked, dtype)
     return table
 
 
+# samples, channels, height, width of the states of a check
+SHAPE = (2, 3, 4, 4)
+# steps of a scheduler that are compared at a time
+CHUNK = 256
 # a check runs every step of the scheduler, which is too slow for every call
 MAX_CHECKED = 64
 _checked: Cache[NoiseTable] = of_process("tables of schedulers", MAX_CHECKED)
 
 
-def _build(scheduler: Any, clip_epsilon: bool, call: StepCall) -> NoiseTable:
-    name, eta = type(scheduler).__name__, call.eta
+def _build(
+    scheduler: Any, clip_epsilon: bool, eta: float | None, asked: frozenset[str], dtype: torch.dtype | None
+) -> NoiseTable:
+    name = type(scheduler).__name__
     if eta and not takes_eta(scheduler):
         raise UnsupportedScheduler(
             f"{name} takes no eta, but {eta} was given. This scheduler sets its noise itself. "
@@ -71,7 +75,9 @@ def _build(scheduler: Any, clip_epsilon: bool, call: StepCall) -> NoiseTable:
             "number from 0 to 1."
         )
     builder, options = builder_of(scheduler), {"eta": eta} if eta else {}
-    table = table_by_reading(scheduler, call) if builder is None else builder(scheduler, **options)
+    with torch.device("cpu"), PrivateDraws():  # a step may make tensors and draw where it is told nothing
+        call = StepCall.of(scheduler, eta, asked, dtype)
+        table = table_by_reading(scheduler, call) if builder is None else builder(scheduler, **options)
     columns = ("alpha_next", "sigma_next", "p", "q", "r", "s", "input_scale")
     if not all(math.isfinite(value) for name in columns for value in table.numbers[name]):
         raise UnsupportedScheduler(
@@ -139,52 +145,101 @@ def _check_against(scheduler: Any, table: NoiseTable, call: StepCall) -> None:
     options = {}
     if "use_clipped_model_output" in inspect.signature(scheduler.step).parameters and builder_of(scheduler) is not None:
         options["use_clipped_model_output"] = table.clip_epsilon
-    shape = (2, 3, 4, 4)
     draw, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     asked: list[Tensor] | None = None
     if table.step_noise is not None:  # the draws of all steps first, of which the loop repeats the numbers
         with Seeded():
-            zeros = torch.zeros(shape, dtype=torch.float64, device="cpu")
-            like = zeros, zeros.dtype, zeros.dtype, noise.clone_state()
-            asked = list(table.step_noise.of(table.spreads, *like))
-    x = table.init_noise_sigma * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
-    carried, number = None, table.numbers
-    clip = table.clip if table.learned is None else table.learned.clip
-    with Seeded():
+            zeros = torch.zeros(SHAPE, dtype=torch.float64, device="cpu")
+            asked = list(table.step_noise.of(table.spreads, zeros, zeros.dtype, zeros.dtype, noise.clone_state()))
+    x = table.init_noise_sigma * torch.randn(SHAPE, dtype=torch.float64, generator=draw, device="cpu")
+    carried: Tensor | None = None
+    steps = Seeded()
+    with steps:
         loop = OwnLoop(scheduler, call, generator=noise, options=options)
-        for index in range(table.num_steps):
-            # an output with which x0 has the size of data. If it is clipped, of its bound, and in every second step far
-            # beyond: a threshold is no clamp where most elements are beyond 1
-            size_of_x0 = 1.0 if clip is None else max(1.0, range_of(clip)) * (1.0 if index % 2 else 8.0)
-            x0 = size_of_x0 * torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")
-            m = (x0 - number["p"][index] * x) / number["q"][index]
-            scaled, expected_noise, z = loop.scaled(x), noise.clone_state(), None
-            if asked is not None:
-                z = asked[index]
-            elif table.draws is not None and bool(table.draws[index]):
-                drawn_in = table.draw_dtypes.get((m.dtype, x.dtype), m.dtype)
-                z = torch.randn(shape, dtype=drawn_in, generator=expected_noise, device="cpu").to(m.dtype)
-            if table.learned is not None:
-                m = torch.cat((m, torch.randn(shape, dtype=torch.float64, generator=draw, device="cpu")), 1)
-            expected = loop.step(m, x).double()
-            m = table.folded(index, x, m, z)
-            found, carried = table.step(index, x, m, carried, z)
-            # x0 is a small difference of large numbers where there is much noise
-            largest_x = _largest(x)
-            size = max(_largest(expected), largest_x, abs(number["alpha_next"][index] * number["p"][index]) * largest_x)
-            difference = max(_largest(found - expected), _largest(scaled - number["input_scale"][index] * x))
-            # float32 rounding inside the scheduler is allowed for; an unknown option gives far larger differences
-            close = math.isfinite(size) and difference <= 4e-6 * max(1.0, size)
-            same = asked is not None or torch.equal(noise.get_state(), expected_noise.get_state())
-            if not (close and same):
-                raise refused(
-                    scheduler,
-                    f"it steps differently from its table: step {index} of {table.num_steps} is off by "
-                    f"{difference:.2g}. "
-                    "An option in its config, or a changed step(), is not supported",
-                )
-            x = expected
+    for begin in range(0, table.num_steps, CHUNK):
+        stop, expected_noise = min(begin + CHUNK, table.num_steps), noise.clone_state()
+        free, of_x = _outputs(table, begin, stop, draw)
+        # what a network that predicts the size of the noise returns beside that
+        predicted = free if table.learned is None else torch.randn(free.shape, generator=draw, device="cpu").to(free)
+        seen: list[tuple[Tensor, ...]] = []
+        try:
+            with steps:  # and nothing else in it: every operation takes longer there
+                for of_m, share in zip(free, of_x, strict=True):
+                    m = torch.add(of_m, x, alpha=share)
+                    if table.learned is not None:
+                        m = torch.cat((m, predicted[len(seen)]), 1)
+                    scaled, after = loop.scaled(x), loop.step(m, x).to(torch.float64, copy=True)
+                    seen.append((x, m, scaled, after))
+                    x = after
+        except Exception:  # a step before it that differs says more
+            if seen:
+                _compare(scheduler, table, begin, seen, carried, asked, expected_noise, noise=None)
+            raise
+        carried = _compare(scheduler, table, begin, seen, carried, asked, expected_noise, noise)
 
 
-def _largest(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, math.inf))
+def _outputs(table: NoiseTable, begin: int, stop: int, draw: torch.Generator) -> tuple[Tensor, list[float]]:
+    """Outputs with which x0 has the size of data: this plus these times x, for steps begin .. stop - 1.
+
+    If x0 is clipped, it has the size of its bound, and in every second step it is far beyond: a threshold is no clamp
+    where most elements are beyond 1.
+    """
+    clip = table.clip if table.learned is None else table.learned.clip
+    far, rows = 1.0 if clip is None else 8.0 * max(1.0, range_of(clip)), slice(begin, stop)
+    sizes = torch.tensor([far if index % 2 == 0 else max(1.0, far / 8.0) for index in range(begin, stop)])
+    x0 = torch.randn((stop - begin, *SHAPE), dtype=torch.float64, generator=draw, device="cpu")
+    of_x0 = (sizes.double().cpu() / table.q[rows]).view(-1, *[1] * len(SHAPE))
+    return of_x0 * x0, (-table.p[rows] / table.q[rows]).tolist()
+
+
+def _compare(
+    scheduler: Any,
+    table: NoiseTable,
+    begin: int,
+    seen: list[tuple[Tensor, ...]],
+    carried: Tensor | None,
+    asked: list[Tensor] | None,
+    expected_noise: torch.Generator,
+    noise: torch.Generator | None,
+) -> Tensor:
+    """Raise UnsupportedScheduler where steps from `begin` on differ from the table; returns what they carry on.
+
+    seen: x, the network's output, the scaled x and the next x of each. noise: the generator that they drew from;
+    expected_noise: the same before them. None: not all steps were made, so how often they drew is not known.
+    """
+    x, m, scaled, expected = (torch.stack(each) for each in zip(*seen, strict=True))
+    count, z = len(x), None
+    if asked is not None:
+        z = torch.stack(asked[begin : begin + count])
+    elif table.draws is not None:
+        drawn_in = table.draw_dtypes.get((m.dtype, x.dtype), m.dtype)
+        z = torch.zeros_like(x)
+        for index in table.draws[begin : begin + count].nonzero()[:, 0].tolist():
+            z[index] = torch.randn(SHAPE, dtype=drawn_in, generator=expected_noise, device="cpu")
+    if table.learned is not None:
+        draws = [None] * count if z is None else z
+        m = torch.stack([table.folded(begin + turn, x[turn], m[turn], draws[turn]) for turn in range(count)])
+    found, carried = table.steps(begin, x, m, carried, z)
+    columns = {name: getattr(table, name)[begin : begin + count] for name in ("alpha_next", "p", "input_scale")}
+    # x0 is a small difference of large numbers where there is much noise
+    at_x0 = (columns["alpha_next"] * columns["p"]).abs().clamp(min=1.0) * _largest(x)
+    size = torch.maximum(_largest(expected), at_x0)
+    scale = columns["input_scale"].view(-1, *[1] * len(SHAPE))
+    difference = torch.maximum(_largest(found - expected), _largest(scaled - scale * x))
+    # float32 rounding inside the scheduler is allowed for; an unknown option gives far larger differences
+    close = size.isfinite() & (difference <= 4e-6 * size.clamp(min=1.0))
+    drew = asked is None and noise is not None and not torch.equal(noise.get_state(), expected_noise.get_state())
+    if drew or not bool(close.all()):
+        first = int((~close).int().argmax())
+        raise refused(
+            scheduler,
+            f"it steps differently from its table: step {begin + first} of {table.num_steps} is off by "
+            f"{float(difference[first]):.2g}. "
+            "An option in its config, or a changed step(), is not supported",
+        )
+    return carried
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Of each step, [steps]; NaN where there is one."""
+    return values.abs().flatten(1).amax(1)

@@ -320,6 +320,25 @@ def test_a_changed_step_is_noticed() -> None:
         check_scheduler(Nudged(clip_sample=False))
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_of_the_steps_compared_together_the_first_that_differs_is_named(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a step behind it fails altogether."""
+
+    class Nudged(DDIMScheduler):
+        def step(self, m: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+            (x, *rest) = super().step(m, timestep, *args, **kwargs)
+            number = self.timesteps.tolist().index(timestep)
+            if fails and number == 7:
+                raise ValueError("broken")
+            return (x * 1.0001 if number == 6 else x, *rest)
+
+    monkeypatch.setattr(noise_module, "CHUNK", 4)
+    with pytest.raises(UnsupportedScheduler, match=r"steps differently .* step 6 of 10"):
+        check_scheduler(Nudged(clip_sample=False))
+
+
 def test_a_table_is_checked_once_and_again_when_anything_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[int] = []
     check = noise_module._check_against

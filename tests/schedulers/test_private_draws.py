@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from srds_fast.schedulers.private_draws import PrivateDraws
+from srds_fast.schedulers.private_draws import PrivateDraws, Seeded
 
 X, WORDS = torch.linspace(-1, 1, 128).reshape(2, 4, 4, 4), torch.linspace(-1, 1, 24).reshape(3, 2, 4)
 ATTENTION, LAYERS = nn.MultiheadAttention(4, 2, dropout=0.5), nn.LSTM(4, 4, 2, dropout=0.5)
@@ -89,3 +91,27 @@ def test_it_stays_until_it_is_left_as_often_as_it_was_entered() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.randn(1)
     assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_of_nested_contexts_the_inner_one_draws() -> None:
+    """With its own states, also where a mode of somebody else lies between the two."""
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    cpu = torch.device("cpu")
+    state = torch.Generator().manual_seed(7).get_state()
+    expected = torch.randn(3, generator=torch.Generator().manual_seed(7))
+    for between in (nullcontext(), Mode()):
+        with PrivateDraws() as outer:
+            with between, PrivateDraws({cpu: state}) as inner:
+                assert torch.equal(torch.randn(3), expected)
+            torch.randn(3)
+        assert (outer.drawn, inner.drawn) == (1, 1)
+
+
+def test_tensors_made_in_seeded_contexts_are_on_the_cpu() -> None:
+    with torch.device("meta"), Seeded():
+        assert {torch.ones(2).device.type, torch.randn(2).device.type, torch.arange(2).device.type} == {"cpu"}
+        assert torch.ones(2, device="meta").is_meta

@@ -11,6 +11,7 @@ import torch
 from ..environment import environment
 from ..pipelines.compile import compile
 from ..solvers.registry import SEQUENTIAL
+from ..words import counted
 from .checks import (
     ABOUT,
     check_place,
@@ -24,7 +25,7 @@ from .checks import (
 )
 from .loading import open_for, steps_for
 from .measure import Calls, Request, Told, grey_levels, in_turn
-from .output import about, about_differences, counted, progress, show_table, small, warn_if_busy
+from .output import about, about_differences, progress, show_table, small, warn_if_busy
 
 STEPS = (25, 50, 100)
 METHODS = (SEQUENTIAL, "paper", "srds", "collocation")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument
-from ..pipelines.compile import FastPipeline, compile
+from ..pipelines.compile import Compiled, compile
 from ..planner.plan import Plan
 from ..sampling.stream import Refinement
 from ..solvers.program import Spent
@@ -68,7 +68,7 @@ class Convergence(NamedTuple):
         return grey_levels(images, self.stock.images)
 
 
-def streamed(fast: FastPipeline, request: Request) -> list[Look]:
+def streamed(fast: Compiled[Any], request: Request) -> list[Look]:
     """The previews of one call. They are decoded after its end, so that decoding disturbs no time."""
     started, seen = time.perf_counter(), []
     for refinement in fast.stream(**request.arguments()):

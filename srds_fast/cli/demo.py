@@ -15,6 +15,7 @@ from ..telemetry.report import Report
 from .checks import STEPS, check_place, check_steps, prompts_of, request_of, settings_of
 from .convergence import check_walk
 from .demo_image import image
+from .demo_policy import policy_demo
 from .demo_walk import walk
 from .loading import open_for
 from .measure import Request
@@ -32,9 +33,11 @@ class Part(Protocol):
         """How many times as long the other call takes: the median of pairs. Above 1 ours is faster."""
 
 
-# each is given the arguments, the pipeline of --model and the call that is asked for; a part that brings its own model
-# needs no more than the device: "policy": lambda args, pipe, request: policy_demo(device=pipe.device)
-PARTS: dict[str, Callable[[argparse.Namespace, Any, Request], Part]] = {"image": image}
+# each is given the arguments, the pipeline of --model and the call that is asked for
+PARTS: dict[str, Callable[[argparse.Namespace, Any, Request], Part]] = {
+    "image": image,
+    "policy": lambda args, pipe, request: policy_demo(device=pipe.device),
+}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

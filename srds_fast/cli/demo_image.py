@@ -13,10 +13,11 @@ from typing import Any
 from ..pipelines.compile import compile
 from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import STOCK_LOOP, Report
+from ..words import counted
 from .checks import settings_of
 from .convergence import Look, streamed
 from .measure import Calls, Request, grey_levels
-from .output import about, counted, progress, seconds_of, show_table, small, warn_if_busy
+from .output import about, progress, seconds_of, show_table, small, warn_if_busy
 from .pictures import Column, Point, contact_sheet, convergence_plot, draw
 
 PAIRS = 5
@@ -104,7 +105,7 @@ def image(args: argparse.Namespace, pipe: Any, request: Request) -> ImagePart:
     )
     warn_if_busy([stock.seconds, ours.seconds])
     looks = _earliest(runs)
-    draw(args.out, _sheet(request, found, looks, ours, stock), _plotted(found, looks, stock, fast.report.method))
+    draw(args.out, _sheet(request, found, looks, ours, stock), _plotted(found, looks, stock, found.report.method))
     return found
 
 

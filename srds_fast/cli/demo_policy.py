@@ -17,7 +17,7 @@ from ..planner.exploration import STOCK
 from ..sampling.sample import sample
 from ..solvers.registry import AUTO
 from ..telemetry.report import Report
-from .output import counted
+from ..words import counted
 
 # untimed calls of "auto", which time its plans; a choice that is still open after the first is asked for again
 FEWEST_WARM_UPS, MOST_WARM_UPS = 2, 6

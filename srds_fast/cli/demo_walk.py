@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ..solvers.registry import SEQUENTIAL
+from ..words import counted
 from .convergence import TIMED_CALLS, TIMES_TOLD, Convergence, converge
 from .measure import Calls, Request, verdict
-from .output import about, about_differences, counted, progress, seconds_of, show_table, small, warn_if_busy
+from .output import about, about_differences, progress, seconds_of, show_table, small, warn_if_busy
 from .pictures import Column, Point, contact_sheet, convergence_plot, draw
 
 ITERATIONS = 4

@@ -24,6 +24,7 @@ ROOMS = (
     "kernels",
     "environment",
     "caches",
+    "clock",
     "files",
     "errors",
     "_version",

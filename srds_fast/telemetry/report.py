@@ -89,6 +89,9 @@ class Report:
         left_out: the options that were not applied, each with its reason.
         capture_seconds: time for recording graphs for later calls; not part of `seconds`.
         dropped_waves: waves that graphs ran before the decision to stop was known; not part of `waves`.
+        ranks: processes that shared the rows. rank_units: entries of network batches (row, guidance branch and sample)
+            that this rank evaluated, that all ranks evaluated, and that the busiest rank of each wave did, summed;
+            gather_seconds: what this rank spent on waiting for others and on gathering outputs, part of `seconds`.
         timeline: under `srds_fast.profile`, the ranges of the call summed by phase: "count", "seconds" on the host, and
             "device_seconds" measured by events (None unless a trace is written on a CUDA device). Phases are those of
             `telemetry`, with all waves as one phase. Phases are nested, so their sum is not the total.
@@ -139,6 +142,9 @@ class Report:
     options: dict[str, Any] | None = None
     timeline: dict[str, dict[str, float | int | None]] | None = None
     in_flight: int | None = None
+    ranks: int = 1
+    rank_units: list[int] = field(default_factory=list)
+    gather_seconds: float = 0.0
     state_vectors: int = 1
 
     @property
@@ -205,6 +211,7 @@ class Report:
             ("stop rule", self.stop_rule),
             *self._changes(),
             ("overlap", streams and "coarse rows on a separate stream"),
+            ("ranks", self.ranks > 1 and self._shares()),
             ("recording", self.capture_seconds and f"{self.capture_seconds:.3f} seconds, for later calls"),
             ("dropped", self.dropped_waves and dropped),
             ("predicted", None if self.predicted_seconds is None else f"{self.predicted_seconds:.3f} seconds"),
@@ -245,6 +252,11 @@ class Report:
             known = [change for change in changes if change is not None]
             if known and number > len(self.change) - MOST_CHANGES:
                 yield f"change {number}", f"mean {sum(known) / len(known):.2e}, largest {max(known):.2e}"
+
+    def _shares(self) -> str:
+        own, of_all, busiest = self.rank_units or (0, 0, 0)
+        balance = f", balance {of_all / (self.ranks * busiest):.0%}" if busiest else ""
+        return f"{self.ranks}, this one had {own} of {of_all} units{balance}; gathering took {_time(self.gather_seconds)}"
 
     def _phases(self) -> Iterator[tuple[str, str]]:
         for number, (phase, found) in enumerate((self.timeline or {}).items()):

@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from ... import clock
 from ...errors import Cancelled, RankError, RankFailed, RankMismatch
 from .. import cancellation
 from .ranks import DTYPES, Doing, Header, Ranks, Status, mismatch
 
 
+class Work(NamedTuple):
+    """What ranks have done: entries that this one evaluated, that all did, that the busiest one of each wave did."""
+
+    own: int = 0
+    of_all: int = 0
+    busiest: int = 0
+    seconds: float = 0.0  # spent on waiting for the others and on gathering
+
+    def since(self, before: Work) -> Work:
+        return Work(*(now - then for now, then in zip(self, before, strict=True)))
+
+
 @dataclass(eq=False)
 class SharedCall:
-    """What one rank knows of a call.
-
-    interrupted: whether any rank was interrupted. units: entries that this rank and all ranks have evaluated. seconds:
-    spent on waiting for others and on gathering. gathers: how many there were.
-    """
+    """What one rank knows of a call. interrupted: whether any rank was interrupted."""
 
     ranks: Ranks
     asks: Callable[[], bool] = lambda: False  # whether this rank was interrupted
     interrupted: bool = False
-    units: int = 0
-    of_all: int = 0
-    most: int = 0
-    seconds: float = 0.0
-    gathers: int = 0
+    work: Work = Work()
     told: bool = field(default=False, repr=False)  # all ranks know how the call has ended
 
     def compare(self, digests: Mapping[str, str]) -> None:
@@ -54,7 +61,7 @@ class SharedCall:
 
     def take(self, tensor: Tensor) -> Tensor:
         """The tensor of rank 0."""
-        self._exchange(Header(Doing.TAKE))
+        self._exchange(Header(Doing.TAKE, size=tensor.numel()))
         return self.ranks.take(tensor)
 
     def outputs(
@@ -72,30 +79,32 @@ class SharedCall:
             for number, part in enumerate(shares[self.ranks.rank]):
                 if part.stop > part.start:
                     parts.append(run(number, part))
+            status = Status.WELL
         except torch.OutOfMemoryError as why:
             error, status = why, Status.NO_MEMORY
-        else:
-            status = Status.WELL
+        except Exception as why:
+            error, status = why, Status.FAILED
+            self._cause = f"{type(why).__name__}: {why}"
         own = None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts)
         began = time.perf_counter()
         dtype = 0 if own is None else DTYPES.index(own.dtype)
-        headers = self._exchange(Header(Doing.GATHER, status, self.asks(), dtype))
+        size = sum(lengths) * math.prod(shape)
+        headers = self._exchange(Header(Doing.GATHER, status, size, self.asks(), dtype))
+        if error is not None and all(each.status is Status.FAILED for each in headers):
+            raise error  # as it would be raised in one process
         if any(each.status is Status.NO_MEMORY for each in headers):
             short = [rank for rank, each in enumerate(headers) if each.status is Status.NO_MEMORY]
             raise error or torch.OutOfMemoryError(f"the wave did not fit into the memory of rank {short[0]}")
         if own is None:
             own = torch.empty(0, *shape, dtype=DTYPES[max(each.dtype for each in headers)], device=device)
         found = self.ranks.gather(own, counts)
-        self.seconds += time.perf_counter() - began
-        self.gathers += 1
-        self.units += counts[self.ranks.rank]
-        self.of_all += sum(counts)
-        self.most += max(counts)
+        more = counts[self.ranks.rank], sum(counts), max(counts), time.perf_counter() - began
+        self.work = Work(*(before + each for before, each in zip(self.work, more, strict=True)))
         return joined(found, shares, lengths)
 
     def leave(self, error: BaseException) -> None:
         """Tell the others that this rank leaves the call; raises what all ranks raise, if this rank alone fails."""
-        if self.told:
+        if self.told or isinstance(error, RankError):
             return
         cancelled = isinstance(error, cancellation.Ended) and isinstance(error.why, Cancelled)
         own = error.why if isinstance(error, cancellation.Ended) else error
@@ -112,14 +121,15 @@ class SharedCall:
         headers = self.ranks.headers(own)
         self.interrupted |= any(each.wants for each in headers)
         failed = [rank for rank, each in enumerate(headers) if each.status in (Status.FAILED, Status.CANCELLED)]
+        if len(failed) == len(headers):  # all alike: each raises its own error
+            return headers
         if failed:
             self.told = True
             causes = self.ranks.words(self._cause)
-            if len(failed) < len(headers):
-                self._raise(failed[0], headers[failed[0]].status, causes[failed[0]])
-        elif any(each.doing is not own.doing for each in headers):
+            self._raise(failed[0], headers[failed[0]].status, causes[failed[0]])
+        elif not all(each.agrees_with(own) for each in headers):
             self.told = True
-            raise mismatch(headers, self.ranks.rank)
+            raise self._ended(mismatch(headers))
         return headers
 
     def _raise(self, rank: int, status: Status, cause: str) -> None:
@@ -139,11 +149,16 @@ class SharedCall:
                 "next call works if the cause is gone.",
                 rank,
             )
-        if (watch := cancellation.current()) is not None:
-            raise cancellation.Ended(watch, why)
-        raise why
+        raise self._ended(why)
+
+    @staticmethod
+    def _ended(why: Exception) -> BaseException:
+        """What ends the call with this error: handlers of `Exception` on the way must not take it for another."""
+        watch = cancellation.current()
+        return why if watch is None else cancellation.Ended(watch, why)
 
 
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 _current: ContextVar[SharedCall | None] = ContextVar("srds_fast.ranks", default=None)
 current = _current.get
 
@@ -161,26 +176,26 @@ def sharing(ranks: Ranks | None, asks: Callable[[], bool] = lambda: False) -> It
         call = SharedCall(ranks, asks)
         token = _current.set(call)
         try:
-            yield call
+            with clock.agreeing(call.agreed):
+                yield call
             call.end()
         except BaseException as error:
-            if not isinstance(error, RankError):
-                call.leave(error)
+            call.leave(error)
             raise
         finally:
             _current.reset(token)
 
 
-def agreed(value: float) -> float:
-    """A number that decides and that a clock has given: that of rank 0, where several make the call."""
+def size() -> int:
+    """How many ranks make the call under way."""
     call = current()
-    return value if call is None else call.agreed(value)
+    return 1 if call is None else call.ranks.size
 
 
-def of_first(tensor: Tensor) -> Tensor:
+def of_first(tensor: MaybeTensor) -> MaybeTensor:
     """A tensor that ranks may have drawn otherwise: that of rank 0, where several make the call."""
     call = current()
-    return tensor if call is None else call.take(tensor)
+    return tensor if call is None or tensor is None else call.take(tensor)
 
 
 def shares_of(lengths: Sequence[int], size: int) -> list[list[slice]]:

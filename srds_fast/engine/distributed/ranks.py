@@ -50,23 +50,30 @@ class Status(IntEnum):
 class Header:
     """What a rank tells before each exchange.
 
-    wants: it was interrupted, by diffusers' `_interrupt`. value: of what is agreed on. dtype: of its outputs, 0 if it
-    evaluated nothing.
+    size: numbers that it is about to send, the same on all ranks. wants: it was interrupted, by diffusers'
+    `_interrupt`. value: of what is agreed on. dtype: of its outputs, 0 if it evaluated nothing.
     """
 
     doing: Doing
     status: Status = Status.WELL
+    size: int = 0
     wants: bool = False
     dtype: int = 0
     value: float = 0.0
 
     def packed(self) -> list[int]:
-        return [self.doing, self.status, self.wants, self.dtype, struct.unpack("<q", struct.pack("<d", self.value))[0]]
+        (bits,) = struct.unpack("<q", struct.pack("<d", self.value))
+        return [self.doing, self.status, self.size, self.wants, self.dtype, bits]
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> Header:
-        doing, status, wants, dtype, value = numbers
-        return cls(Doing(doing), Status(status), bool(wants), dtype, struct.unpack("<d", struct.pack("<q", value))[0])
+        doing, status, size, wants, dtype, bits = numbers
+        (value,) = struct.unpack("<d", struct.pack("<q", bits))
+        return cls(Doing(doing), Status(status), size, bool(wants), dtype, value)
+
+    def agrees_with(self, other: Header) -> bool:
+        """Whether both are about to do the same."""
+        return (self.doing, self.size) == (other.doing, other.size)
 
 
 DTYPES = (None, torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -216,11 +223,11 @@ def seconds_of(began: float) -> float:
     return time.perf_counter() - began
 
 
-def mismatch(headers: Sequence[Header], rank: int) -> RankMismatch:
+def mismatch(headers: Sequence[Header]) -> RankMismatch:
     """Ranks that are not about to do the same."""
-    other = next(number for number, each in enumerate(headers) if each.doing != headers[rank].doing)
+    other = next(number for number, each in enumerate(headers) if not each.agrees_with(headers[0]))
+    first, second = (f"{each.doing.name.lower()} {each.size} numbers" for each in (headers[0], headers[other]))
     return RankMismatch(
-        f"Rank {rank} is about to {headers[rank].doing.name.lower()}, rank {other} to "
-        f"{headers[other].doing.name.lower()}. They do not run the same call. Call with the same arguments, in the same "
-        "order, on every rank."
+        f"Rank 0 is about to {first}, rank {other} to {second}. They do not run the same call, or something changed a "
+        "network on one of them. Make the same calls with the same arguments, in the same order, on every rank."
     )

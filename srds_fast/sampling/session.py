@@ -283,6 +283,9 @@ class Session:
     ) -> Report:
         """What the call has done until now. engine_reason: of the report, unless the engine has its own reason."""
         run, plan, prediction = self.run, self._reported.plan, self._reported.plan.prediction
+        work = self._work
+        if self._shared is not None and self.network is None:  # nothing else has run beside such a call
+            work = self._shared.work
         stopped_by, estimated_error = self._stops()
         baseline, baseline_seconds = self._baseline()
         fused = plan.options.fused(self.noise, constrained=self.inputs.constrain is not None)
@@ -322,8 +325,8 @@ class Session:
             planning_seconds=self._planning_seconds,
             exploring_seconds=self._exploring_seconds,
             ranks=1 if self._shared is None else self._shared.ranks.size,
-            rank_units=[] if self._shared is None else list(self._work[:3]),
-            gather_seconds=self._work.seconds,
+            rank_units=list(work[:3]),
+            gather_seconds=work.seconds,
             **plan.options.reported(),
         )
 

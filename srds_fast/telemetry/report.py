@@ -255,8 +255,11 @@ class Report:
 
     def _shares(self) -> str:
         own, of_all, busiest = self.rank_units or (0, 0, 0)
-        balance = f", balance {of_all / (self.ranks * busiest):.0%}" if busiest else ""
-        return f"{self.ranks}, this one had {own} of {of_all} units{balance}; gathering took {_time(self.gather_seconds)}"
+        if not of_all:
+            return f"{self.ranks}, which shared no rows"
+        balance = f"{of_all / (self.ranks * busiest):.0%}"
+        took = _time(self.gather_seconds)
+        return f"{self.ranks}; this one had {own} of {of_all} units, balance {balance}, {took} gathering"
 
     def _phases(self) -> Iterator[tuple[str, str]]:
         for number, (phase, found) in enumerate((self.timeline or {}).items()):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -28,7 +29,11 @@ class Work(NamedTuple):
     seconds: float = 0.0  # spent on waiting for the others and on gathering
 
     def since(self, before: Work) -> Work:
-        return Work(*(now - then for now, then in zip(self, before, strict=True)))
+        own, of_all, busiest, seconds = (now - then for now, then in zip(self, before, strict=True))
+        return Work(int(own), int(of_all), int(busiest), seconds)
+
+
+NOTHING_DONE = Work()
 
 
 @dataclass(eq=False)
@@ -38,8 +43,9 @@ class SharedCall:
     ranks: Ranks
     asks: Callable[[], bool] = lambda: False  # whether this rank was interrupted
     interrupted: bool = False
-    work: Work = Work()
+    work: Work = NOTHING_DONE
     told: bool = field(default=False, repr=False)  # all ranks know how the call has ended
+    _cause: str = field(default="", repr=False)  # why this rank fails
 
     def compare(self, digests: Mapping[str, str]) -> None:
         """RankMismatch, on every rank, if ranks were given different things; it names rank and field."""
@@ -98,8 +104,9 @@ class SharedCall:
         if own is None:
             own = torch.empty(0, *shape, dtype=DTYPES[max(each.dtype for each in headers)], device=device)
         found = self.ranks.gather(own, counts)
-        more = counts[self.ranks.rank], sum(counts), max(counts), time.perf_counter() - began
-        self.work = Work(*(before + each for before, each in zip(self.work, more, strict=True)))
+        own_before, all_before, busiest, seconds = self.work
+        seconds += time.perf_counter() - began
+        self.work = Work(own_before + counts[self.ranks.rank], all_before + sum(counts), busiest + max(counts), seconds)
         return joined(found, shares, lengths)
 
     def leave(self, error: BaseException) -> None:
@@ -114,8 +121,6 @@ class SharedCall:
     def end(self) -> None:
         """The call has ended well here; raises what all ranks raise if it did not elsewhere."""
         self._exchange(Header(Doing.END))
-
-    _cause: str = field(default="", repr=False)
 
     def _exchange(self, own: Header) -> list[Header]:
         headers = self.ranks.headers(own)
@@ -203,7 +208,7 @@ def shares_of(lengths: Sequence[int], size: int) -> list[list[slice]]:
     total = sum(lengths)
     bounds = [total * rank // size for rank in range(size + 1)]
     shares = []
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         share, offset = [], 0
         for length in lengths:
             start = min(max(begin - offset, 0), length)

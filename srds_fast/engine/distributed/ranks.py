@@ -1,7 +1,7 @@
 """The processes that evaluate the rows of a call together, and what they send each other.
 
-Before the outputs of a wave are gathered, the ranks exchange a header of a few numbers between their hosts: what each is
-about to do, and whether it has failed. So a rank that fails never leaves the others waiting in a collective: they read
+Before the outputs of a wave are gathered, the ranks exchange a header of a few numbers between their hosts: what each
+is about to do, and whether it has failed. So a rank that fails never leaves the others waiting in a collective: they read
 of it, and no data is sent. The header goes through a gloo group, which needs no device; the outputs through the group
 that the user gave.
 """
@@ -12,7 +12,6 @@ import contextlib
 import functools
 import struct
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -191,8 +190,8 @@ def ranks_of(parallel: Any) -> Ranks | None:
         return None if group is None else _ranks(group)
     if not started:
         raise InvalidArgument(
-            f"parallel is {shown(parallel)}, and no process group is initialised. Start the script by torchrun, and call "
-            "torch.distributed.init_process_group() first; or leave parallel out."
+            f"parallel is {shown(parallel)}, and no process group is initialised. Start the script by torchrun, and "
+            "call torch.distributed.init_process_group() first; or leave parallel out."
         )
     if isinstance(parallel, dist.ProcessGroup):
         return _ranks(parallel)
@@ -203,8 +202,8 @@ def ranks_of(parallel: Any) -> Ranks | None:
         if parallel.ndim == 1:
             return _ranks(parallel.get_group())
         raise InvalidArgument(
-            f"parallel is a mesh with the dimensions {names or parallel.ndim}. The rows of a wave are shared over one of "
-            "them. Name that one 'time'."
+            f"parallel is a mesh with the dimensions {names or parallel.ndim}. The rows of a wave are shared over one "
+            "of them. Name that one 'time'."
         )
     raise InvalidArgument(
         f"parallel is {shown(parallel)}. It is 'auto' (the default process group, if there is one), None, a "
@@ -217,10 +216,6 @@ def _ranks(group: Any) -> Ranks | None:
     """Made once for a group: all its ranks must make it together."""
     found = Ranks(group)
     return found if found.size > 1 else None
-
-
-def seconds_of(began: float) -> float:
-    return time.perf_counter() - began
 
 
 def mismatch(headers: Sequence[Header]) -> RankMismatch:

@@ -104,9 +104,7 @@ class VariantRows:
     def forget(self) -> None:
         self._tiled.clear()
 
-    def _made(
-        self, call: NetworkCall, wave: Evaluate, answers: Mapping[int, Sequence[Any]], part: slice | None
-    ) -> Any:
+    def _made(self, call: NetworkCall, wave: Evaluate, answers: Mapping[int, Sequence[Any]], part: slice | None) -> Any:
         roles, arguments = call.pattern.roles, dict[Any, Any](call.fixed)
         for name, value in call.moving.items():
             arguments[name] = self._of_rows(roles[name], value, call, wave, answers, part)

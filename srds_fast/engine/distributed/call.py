@@ -101,8 +101,9 @@ class SharedCall:
         if any(each.status is Status.NO_MEMORY for each in headers):
             short = [rank for rank, each in enumerate(headers) if each.status is Status.NO_MEMORY]
             raise error or torch.OutOfMemoryError(f"the wave did not fit into the memory of rank {short[0]}")
-        if own is None:
-            own = torch.empty(0, *shape, dtype=DTYPES[max(each.dtype for each in headers)], device=device)
+        # a network may answer one rank in another dtype than the others
+        found_in = DTYPES[next((each.dtype for each in headers if each.dtype), 0)]
+        own = torch.empty(0, *shape, dtype=found_in, device=device) if own is None else own.to(found_in)
         found = self.ranks.gather(own, counts)
         own_before, all_before, busiest, seconds = self.work
         seconds += time.perf_counter() - began
@@ -113,10 +114,14 @@ class SharedCall:
         """Tell the others that this rank leaves the call; raises what all ranks raise, if this rank alone fails."""
         if self.told or isinstance(error, RankError):
             return
-        cancelled = isinstance(error, cancellation.Ended) and isinstance(error.why, Cancelled)
         own = error.why if isinstance(error, cancellation.Ended) else error
-        self._cause = f"{type(own).__name__}: {own}"
-        self._exchange(Header(Doing.END, Status.CANCELLED if cancelled else Status.FAILED))
+        self._cause = f"{type(own).__name__}: {own}" if str(own) else type(own).__name__
+        status = Status.CANCELLED if isinstance(own, Cancelled) else Status.FAILED
+        try:
+            self._exchange(Header(Doing.END, status))
+        except (RankError, cancellation.Ended):
+            if isinstance(own, Exception):
+                raise  # Ctrl-C and the like stay what they are on their own rank
 
     def end(self) -> None:
         """The call has ended well here; raises what all ranks raise if it did not elsewhere."""

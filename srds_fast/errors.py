@@ -42,6 +42,30 @@ class PlanMismatch(SrdsFastError, ValueError):
     """A saved plan is not valid for this pipeline, device or call."""
 
 
+class RankError(SrdsFastError, RuntimeError):
+    """Base class of the errors of calls that several ranks make together. Every rank raises the same one."""
+
+
+class RankMismatch(RankError):
+    """Ranks were called with different arguments, networks or versions."""
+
+
+class RankFailed(RankError):
+    """A rank has left the call by an error, so it has ended on all ranks.
+
+    Attributes:
+        rank: the first that failed.
+    """
+
+    def __init__(self, message: str, rank: int = 0) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+class RankLost(RankError):
+    """A rank has ended, or does not answer within the timeout of its group."""
+
+
 class CaptureFailed(SrdsFastError, RuntimeError):
     """A graph could not be captured."""
 

@@ -26,6 +26,7 @@ ROOMS = (
     "caches",
     "progress",
     "log",
+    "clock",
     "files",
     "errors",
     "words",

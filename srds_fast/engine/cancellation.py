@@ -199,7 +199,8 @@ def using(*, cancel: Cancel | None = None, on_wave: OnWave | None = None) -> Ite
 class watching:
     """The block is one call. At its end what has left it becomes what the user sees.
 
-    cancel, on_wave: of the call alone, beside those of `using`. interrupted: see `Watch`.
+    cancel, on_wave: of the call alone, beside those of `using`. interrupted: see `Watch`. always: other ranks may end
+    the call, whatever was asked here.
     """
 
     def __init__(
@@ -207,6 +208,8 @@ class watching:
         cancel: Cancel | None = None,
         on_wave: OnWave | None = None,
         interrupted: Callable[[], bool] | None = None,
+        *,
+        always: bool = False,
     ) -> None:
         own = () if cancel is None and on_wave is None else (_Asked(cancel, on_wave),)
         parent = current()
@@ -214,7 +217,7 @@ class watching:
         around = () if parent is None else parent.asked
         asked = (*(each for each in _asked.get() if each not in around), *own)
         # the waves of a call within another one are no waves of that
-        looks = asked or interrupted is not None or parent is not None
+        looks = always or asked or interrupted is not None or parent is not None
         self._watch = Watch(asked, interrupted, parent) if looks else None
 
     def __enter__(self) -> Watch | None:

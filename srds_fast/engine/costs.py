@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .. import progress, telemetry
+from .. import clock, progress, telemetry
 from ..caches import Cache
 from ..errors import CaptureFailed
 from ..kernels.wave_update import NetworkInput
@@ -30,6 +30,7 @@ from ..solvers.fixed_point.program import of_widths
 from ..solvers.program import Program
 from ..words import counted, duration
 from . import cancellation
+from .distributed import call as distributed
 from .eager import Evaluator
 from .graphs.device_lock import DeviceBusy, device_lock, in_a_replay
 from .graphs.recorder import recorder
@@ -111,7 +112,7 @@ def price(
         return found
 
     def curve() -> CostCurve:
-        if cache is None:
+        if cache is None or distributed.size() > 1:  # other ranks may find other files
             return measured()
         kind, context = (*of_call, replayed), context_of(state.device, noise, modules_found)
         kept = cache.load(kind, context)
@@ -133,7 +134,7 @@ def price(
 
     # within a replay, or while another thread holds the device, eager calls are timed, under a key of their own
     replayed = replayed and not in_a_replay(state.device)
-    of_call = key, state.shape, state.device, inputs.network, dtype, max_rows
+    of_call = key, state.shape, state.device, inputs.network, dtype, max_rows, distributed.size()
     if replayed and not costs.known((*of_call, True)):
         try:
             # Recording writes to memory that another call may replay on. The device lock is taken before the lock of
@@ -251,7 +252,7 @@ class _Call:
         self._make()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self._times.append(time.perf_counter() - started)
+        self._times.append(clock.since(started))
 
 
 @torch.no_grad()
@@ -270,4 +271,4 @@ def between_calls(next_wave: Callable[[Tensor | None], Evaluate | None], dtype: 
         wave = next_wave(answer)
     if answer.is_cuda:
         torch.cuda.synchronize(answer.device)
-    return time.perf_counter() - started - excluded
+    return clock.agreed(time.perf_counter() - started - excluded)

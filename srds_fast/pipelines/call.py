@@ -17,6 +17,9 @@ import torch
 
 from .. import progress, telemetry
 from ..engine import cancellation
+from ..engine.distributed import call as distributed
+from ..engine.distributed.call import SharedCall
+from ..engine.distributed.digests import digest, digest_of_weights, versions
 from ..engine.run import Observer
 from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
@@ -106,8 +109,10 @@ def run_call(
             fast._srds.interrupts.running() as running,
             cancellation.watching(interrupted=running.is_asked),
             telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline),
+            distributed.sharing(fast._srds.ranks, running.is_asked) as shared,
             draws or nullcontext(),
             progress.configured_by(fast),
+            _draws_of_first(fast, shared),
         ):
             return _run_call(fast, args, kwargs, observer, draws, running, **asked)
     except DivergenceError as error:
@@ -120,6 +125,40 @@ def run_call(
             if diverged is not None:
                 diverged.report = last.report
             logger.debug("%s: %s", type(fast).__name__, last.report)
+
+
+def _given(fast: Any, arguments: Arguments, own: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of what a call depends on: all ranks must be given the same."""
+    state = fast._srds
+    networks = networks_of(fast).values()
+    return {
+        **versions(),
+        "class of pipeline": type(fast).__qualname__,
+        "scheduler": digest([type(fast.scheduler).__qualname__, _config(fast.scheduler)]),
+        "setting of compile": repr((state.options.settings, state.options.strict, state.options.overlap)),
+        "plan": repr(None if state.options.plan is None else state.options.plan.signature),
+        **{name: digest(value) for name, value in {**arguments, **own}.items() if name != "self"},
+        "network": digest_of_weights(networks),
+    }
+
+
+def _config(scheduler: Any) -> dict[str, Any]:
+    """What a scheduler was made with; diffusers' notes beside that have no order that two processes share."""
+    return {name: value for name, value in getattr(scheduler, "config", {}).items() if not name.startswith("_")}
+
+
+def _draws_of_first(fast: Any, shared: SharedCall | None) -> AbstractContextManager[object]:
+    """In the block, what is drawn without a generator is what rank 0 draws.
+
+    The global generators of ranks that would draw otherwise stay where they are.
+    """
+    if shared is None:
+        return nullcontext()
+    own = RandomState({}, execution_device(fast)).shared
+    first = {device: shared.take(state) for device, state in own.items() if device.type == "cpu"}
+    if all(torch.equal(own[device], state) for device, state in first.items()):
+        return nullcontext()
+    return PrivateDraws(first)
 
 
 def _is_due(share: float, number: int) -> bool:
@@ -152,6 +191,9 @@ def _run_call(
     check_switch("keep_trajectory", own.get("keep_trajectory", False))
     if own.get("warm_start") is not None:
         check_warm_start_method(state.planner.options)
+    shared = distributed.current()
+    if shared is not None:
+        shared.compare(_given(fast, arguments, own))
     reason = stock_reason(fast, arguments)
     if reason is not None:
         return stock_call(fast, args, kwargs, arguments, reason, own, running)
@@ -216,6 +258,8 @@ def _run_call(
         watch = cancellation.current()
         assert watch is not None
         watch.interrupted = interrupted
+        if shared is not None:  # the others end at the same wave
+            shared.asks, watch.interrupted = interrupted, lambda: shared.interrupted
         callback, given = None, (args, kwargs)
         if (function := arguments.get("callback_on_step_end")) is not None:
             callback = StepCallback(function, lockstep, vars(fast), interrupted)
@@ -287,6 +331,10 @@ def _lockstep(
     options, eager = state.options, functools.partial(warn_eager, fast)
     graphs = state.planner.graph_runner(state.graphs, on_gpu, options.lazy_capture or warming, eager, whole=warming)
     engine_reason = None
+    if state.ranks is not None and graphs is not None:
+        engine_reason = f"the rows are shared by {state.ranks.size} ranks, whose exchange is not recorded"
+        warn_eager(fast, engine_reason)
+        graphs = None
     if any(map(is_offloaded, networks)):
         engine_reason = "the network is offloaded: hooks move its weights at every call"
         if graphs is not None:

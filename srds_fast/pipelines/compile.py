@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import caches
 from ..engine import cancellation
 from ..engine.cancellation import Cancel, OnWave
+from ..engine.distributed.ranks import ranks_of
 from ..engine.graphs.cache import GraphStats
 from ..engine.run import Observer
 from ..engine.streams import OVERLAPS
@@ -285,6 +286,7 @@ def compile(
     latency: str = "adaptive",
     audit: float = 0.0,
     learn_stop: bool = False,
+    parallel: Any = None,
 ) -> Compiled[T]:
     """A drop-in replacement for a diffusers pipeline that samples parallel in time.
 
@@ -342,6 +344,12 @@ def compile(
             19 samples on, where 95 % of these say that its change leaves an error within the tolerance. It costs no
             sequential sample. The same seed may then give another sample, within the tolerance, than it gave before.
 
+        parallel: processes that make each sample together, one device each, started by torchrun or the like: "auto"
+            (those of the default process group, if it is initialised), a ProcessGroup, or a DeviceMesh (its dimension
+            "time"). All of them make the same calls with the same arguments. Each evaluates its share of a wave's rows
+            and guidance branches; one gather a wave brings the outputs together, and all have the sample. Unseeded
+            calls begin with the noise of rank 0, by whose clock plans are chosen. Such calls run eagerly.
+
     Returns:
         The compiled pipeline. It adds the members of `Compiled`, such as `report`, `plan_for` and `stream`.
 
@@ -349,6 +357,9 @@ def compile(
         UnsupportedPipeline: it is no diffusers pipeline with a scheduler.
         UnsupportedScheduler: the scheduler is not supported; the message holds the line to write.
         InvalidArgument: a setting is out of its range.
+
+    With `parallel` calls also raise, on all ranks: RankMismatch if ranks were called with different things, RankFailed
+    if one of them left the call by an error, RankLost if one has ended or does not answer.
     """
     settings = Settings(
         method,
@@ -376,8 +387,11 @@ def compile(
         check_scheduler(original.scheduler)
     network_options = NetworkOptions(attention, channels_last, torch_compile)
     cache = CurveCache.of(cache_dir, network_options)
+    ranks_of(parallel)  # the ranks of a group are made together
     learned, recorded = (plan, cache, learn_stop), (strict, lazy_capture, max_graphs)
-    made: Compiled[T] = _made(original, Options(settings, *learned, *recorded, network_options, overlap, audit))
+    made: Compiled[T] = _made(
+        original, Options(settings, *learned, *recorded, network_options, overlap, audit, parallel)
+    )
     return made
 
 

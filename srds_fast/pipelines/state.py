@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..caches import Cache
+from ..engine.distributed.ranks import Ranks, ranks_of
 from ..engine.graphs.cache import Graphs
 from ..planner.curve_cache import CurveCache
 from ..planner.exploration import Exploration
@@ -64,6 +65,7 @@ class Options:
     network_options: NetworkOptions
     overlap: str
     audit: float
+    parallel: Any  # what `ranks_of` takes
 
 
 @dataclass
@@ -86,6 +88,7 @@ class State:
     )
     # by the same: why calls of a kind run on the stock loop, as their rehearsal has shown
     refused: Cache[str] = field(default_factory=lambda: Cache("kinds on the stock loop", MOST_KINDS))
+    ranks: Ranks | None = None  # None: this process alone
     quiet: bool = False  # show no progress bar; refuse calls that need the stock loop
     plan_only: bool = False  # choose the plan of a call, but run no waves
 
@@ -100,7 +103,8 @@ class State:
 def new_state(original: Any, options: Options) -> State:
     """With nothing measured and nothing recorded."""
     planner = Planner(options.settings, options.plan, cache=options.cache, learn_stop=options.learn_stop)
-    return State(original, options, planner, Graphs(options.max_graphs), interrupts_of(original))
+    ranks = ranks_of(options.parallel)
+    return State(original, options, planner, Graphs(options.max_graphs), interrupts_of(original), ranks=ranks)
 
 
 def with_state(cls: type, state: State) -> Any:

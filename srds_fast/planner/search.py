@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 
+from .. import clock
 from ..caches import Cache
 from ..solvers.program import Spent
 from ..telemetry.report import Report
@@ -123,7 +124,7 @@ def _priced_in_time(sequential: Plan, others: list[Plan], pricing: Pricing) -> l
     found = [(reference, sequential)]
     for plan in others:
         expected = plan.options.seconds_of_a_row * plan.rows
-        if time.perf_counter() - begun + expected < budget:
+        if clock.since(begun) + expected < budget:
             found.append((_priced(plan, pricing), plan))
     return sorted(found, key=lambda pair: pair[0].seconds)
 

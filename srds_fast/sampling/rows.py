@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import telemetry
+from ..engine.distributed import call as distributed
 from ..errors import InvalidArgument
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Evaluate
@@ -158,9 +159,20 @@ class RowDenoiser:
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """Network output of the wave, [rows, samples, ...]; InvalidArgument if it is no prediction."""
-        x, rows = wave.x.flatten(0, 1), len(wave.positions)
-        with telemetry.span("network", "network", rows):
-            m = self._denoiser(x, self._per_state.of(self._timesteps, wave), **self._cond_of(wave))
+        x, t, cond = wave.x.flatten(0, 1), self._per_state.of(self._timesteps, wave), self._cond_of(wave)
+        with telemetry.span("network", "network", len(wave.positions)):
+            if (call := distributed.current()) is None:
+                return self._checked(x, t, cond).reshape(wave.x.shape)
+
+            def run(_: int, part: slice) -> Tensor:
+                return self._checked(x[part], t[part], {name: value[part] for name, value in cond.items()})
+
+            (m,) = call.outputs([len(x)], x.shape[1:], x.device, run)
+            return m.reshape(wave.x.shape)
+
+    def _checked(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """The denoiser's output; InvalidArgument if it is no prediction."""
+        m = self._denoiser(x, t, **cond)
         if not isinstance(m, Tensor) or m.shape != x.shape or not m.is_floating_point():
             found = f"{m.dtype}, shape {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
             raise InvalidArgument(
@@ -168,7 +180,7 @@ class RowDenoiser:
                 "floating-point tensor of the input's shape. Unpack the output object (`.sample`) or drop extra "
                 "channels inside the denoiser."
             )
-        return m.reshape(wave.x.shape)
+        return m
 
     def prepare(self) -> None:
         self._per_state.prepare(self._timesteps, self._num_samples)

@@ -20,6 +20,9 @@ from ..caches import cached
 from ..engine import cancellation
 from ..engine.cancellation import Cancel, OnWave
 from ..engine.costs import Costs
+from ..engine.distributed import call as distributed
+from ..engine.distributed.digests import digest, digest_of_weights, versions
+from ..engine.distributed.ranks import ranks_of
 from ..engine.graphs.cache import Graphs
 from ..engine.graphs.cache_key import function_key, modules_of
 from ..engine.graphs.capturable import Capturable, NetworkCalls, Through
@@ -102,6 +105,7 @@ def sample(
     cache_dir: str | os.PathLike[str] | None = None,
     latency: str = "adaptive",
     strict: bool = False,
+    parallel: Any = None,
     cancel: Cancel | None = None,
     on_wave: OnWave | None = None,
 ) -> SampleResult:
@@ -137,6 +141,8 @@ def sample(
         keep_trajectory: return the states of all steps, N + 1 times the memory of x.
         strict: raise DivergenceError if the method diverges. Otherwise the call starts again, one step after another,
             with the reason in the report.
+        parallel: as in `srds_fast.compile`: ranks that share the rows of each wave. All call `sample` with the same
+            arguments, x too.
         cancel, on_wave: as in `srds_fast.using`, for this call.
 
     Returns:
@@ -148,6 +154,7 @@ def sample(
         PlanMismatch: the plan is for another number of steps.
         DivergenceError: the network returned NaN or Inf; with `strict` also: the method diverged. It holds the report.
         Cancelled: `cancel` was set before a wave. It holds the report.
+        RankMismatch, RankFailed, RankLost: with `parallel`, see there.
     """
     return sampled(**locals())
 
@@ -180,6 +187,7 @@ def sampled(
     cache_dir: str | os.PathLike[str] | None,
     latency: str,
     strict: bool,
+    parallel: Any,
     cancel: Cancel | None,
     on_wave: OnWave | None,
     previews: bool = False,
@@ -220,7 +228,8 @@ def sampled(
             "Keep graphs = srds_fast.Graphs() and pass it to each call."
         )
     eager = functools.partial(_log_once, "runs without graphs")
-    runner = None if graphs is None else planner.graph_runner(graphs, x.is_cuda, True, eager)
+    ranks = ranks_of(parallel)
+    runner = None if graphs is None or ranks is not None else planner.graph_runner(graphs, x.is_cuda, True, eager)
     scheduler = copy.deepcopy(scheduler)
     with torch.device("cpu"):  # whatever the default device is
         scheduler.set_timesteps(num_inference_steps)
@@ -229,17 +238,31 @@ def sampled(
     session: Session | None = None
     try:
         with (
-            cancellation.watching(cancel, on_wave),
+            cancellation.watching(cancel, on_wave, always=ranks is not None),
             telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline),
+            distributed.sharing(ranks) as shared,
         ):
             telemetry.phase("plan")
             noise = noise_table(scheduler, eta=eta)
             if noise.learned is not None:
                 raise refused(scheduler, "its steps take the size of their noise from further channels of the network")
+            if shared is not None:
+                shared.compare(
+                    {
+                        **versions(),
+                        "number of steps": digest(num_inference_steps),
+                        "scheduler": digest(sorted(noise.numbers.items())),
+                        "starting noise": digest([x, warm_start]),
+                        "cond": digest(cond),
+                        "generator": digest(generator),
+                        "network": digest_of_weights(modules_of(denoiser)),
+                        "setting": repr((settings, keep_trajectory, strict, None if plan is None else plan.signature)),
+                    }
+                )
             if warm_start is not None:
                 check_warm_start(warm_start, (noise.num_steps + 1, *x.shape))
             inputs = SolverInputs(
-                draws=draw_noise(noise, x, state.dtype, generator),
+                draws=distributed.of_first(draw_noise(noise, x, state.dtype, generator)),
                 trajectory=Trajectory(noise.num_steps) if keep_trajectory else None,
                 network=NetworkInput(x.dtype),
                 scaled=True,

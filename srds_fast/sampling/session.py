@@ -13,7 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .. import clock
 from ..engine.costs import price
+from ..engine.distributed import call as distributed
 from ..engine.eager import Evaluator
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer, Run
@@ -91,6 +93,7 @@ class Session:
         self._fallback_reason: str | None = None
         self._plan_changed: str | None = None
         self._begun = False
+        self._shared, self._work = distributed.current(), distributed.Work()
         self._audit = self._audit_of(self.plan)
         self._first_stop = self._first_stop_of(self.plan)
         self._contraction = self.plan.options.contraction
@@ -151,7 +154,7 @@ class Session:
                 advance = cut_off(advance, exploration.sequential_seconds)
             run = self._complete(advance)
             if not run.engine.capture_seconds:
-                seconds = run.counts.seconds
+                seconds = clock.agreed(run.counts.seconds)
                 if explores:
                     exploration.record(self.plan, seconds, ended=self._fallback_reason is None)
             if explores:
@@ -178,6 +181,7 @@ class Session:
 
     def _complete(self, advance: Advance) -> Run:
         assert self.network is not None
+        before = distributed.Work() if self._shared is None else self._shared.work
         evaluate = self.network.evaluator(self.run.program)
         if isinstance(evaluate, TwoLanes):
             evaluate.prepare()
@@ -210,6 +214,8 @@ class Session:
             except Diverged as error:
                 raise DivergenceError(str(error), self.report()) from None
             evaluate.forget()
+        if self._shared is not None:
+            self._work = self._shared.work.since(before)
         return self.run
 
     def take_steps(self, why: str, *, tell: bool = True) -> None:
@@ -250,6 +256,9 @@ class Session:
     ) -> Report:
         """What the call has done until now. engine_reason: of the report, unless the engine has its own reason."""
         run, plan, prediction = self.run, self._reported.plan, self._reported.plan.prediction
+        work = self._work
+        if self._shared is not None and self.network is None:  # nothing else has run beside such a call
+            work = self._shared.work
         stopped_by, estimated_error = self._stops()
         baseline, baseline_seconds, estimated_baseline_seconds = self._baseline()
         fused = plan.options.fused(self.noise, constrained=self.inputs.constrain is not None)
@@ -291,6 +300,9 @@ class Session:
             plan_changed=self._plan_changed,
             planning_seconds=self._planning_seconds,
             exploring_seconds=self._exploring_seconds,
+            ranks=1 if self._shared is None else self._shared.ranks.size,
+            rank_units=list(work[:3]),
+            gather_seconds=work.seconds,
             **plan.options.reported(),
         )
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .. import progress, telemetry
+from .. import clock, progress, telemetry
 from ..engine import cancellation
 from ..engine.eager import drain
 from ..engine.run import Observer, Run
@@ -62,7 +62,7 @@ def cut_off(advance: Advance, sequential_seconds: float) -> Advance:
         def checked(wave: Evaluate) -> Tensor:
             nonlocal waves
             limit = sequential_seconds * (1.0 if waves == 1 else LOST)
-            if waves and not run.plan.is_sequential and time.perf_counter() - begun > limit:
+            if waves and not run.plan.is_sequential and clock.since(begun) > limit:
                 raise TooSlow(f"its first {counted(waves, 'wave')} took longer than {1e3 * limit:.3g} ms")
             waves += 1
             return evaluate(wave)
@@ -102,7 +102,7 @@ class TurnClock:
             return
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
+        now = clock.agreed(time.perf_counter())
         if self._timed > 1 and self._done == self._timed:
             raise Enough((now - self._first) * self._turns / (self._timed - 1))
         self._first = now
@@ -193,7 +193,7 @@ class Trials:
                 begun = time.perf_counter()
                 with telemetry.unseen(), cancellation.aside():  # waves of the report are those of the call
                     seconds, recording = self._stock() if isinstance(way, str) else self._planned(way)
-                took = time.perf_counter() - begun - recording
+                took = clock.since(begun) - recording
                 self.exploration.record(way, took if seconds is None else seconds, ended=seconds is not None)
                 self.exploration.spend(took)
                 bar.update(took)
@@ -224,7 +224,7 @@ class Trials:
             if not report.capture_seconds:
                 break
         self.pricing.record(plan, report)
-        return report.seconds, recording
+        return clock.agreed(report.seconds), recording
 
     def _stock(self) -> tuple[float | None, float]:
         assert self.stock is not None

@@ -107,6 +107,9 @@ class Report:
         left_out: the options that were not applied, each with its reason.
         capture_seconds: time for recording graphs for later calls; not part of `seconds`.
         dropped_waves: waves that graphs ran before the decision to stop was known; not part of `waves`.
+        ranks: processes that shared the rows. rank_units: entries of network batches (row, guidance branch and sample)
+            that this rank evaluated, that all ranks evaluated, and that the busiest rank of each wave did, summed;
+            gather_seconds: what this rank spent on waiting for others and on gathering outputs, part of `seconds`.
         timeline: under `srds_fast.profile`, the ranges of the call summed by phase: "count", "seconds" on the host, and
             "device_seconds" measured by events (None unless a trace is written on a CUDA device). Phases are those of
             `telemetry`, with all waves as one phase. Phases are nested, so their sum is not the total.
@@ -159,6 +162,9 @@ class Report:
     options: dict[str, Any] | None = None
     timeline: dict[str, dict[str, float | int | None]] | None = None
     in_flight: int | None = None
+    ranks: int = 1
+    rank_units: list[int] = field(default_factory=list)
+    gather_seconds: float = 0.0
     state_vectors: int = 1
     fixed_by: str | None = None
 
@@ -247,6 +253,7 @@ class Report:
             ("engine", _because(ENGINES.get(self.engine), self.engine_reason)),
             ("arithmetic", self.kernels and f"{self.kernels} kernels"),
             ("overlap", self.overlap == "streams" and "coarse rows run on a CUDA stream of their own"),
+            ("ranks", self.ranks > 1 and self._shares()),
             ("plan", self.plan_reason and ": ".join(filter(None, (self.plan_state, self.plan_reason)))),
             ("plan changed", self.plan_changed and f"the call before this one ran {self.plan_changed}"),
             ("predicted", self._predicted()),
@@ -333,6 +340,14 @@ class Report:
             known = [change for change in changes if change is not None]
             if known and number > len(self.change) - MOST_CHANGES:
                 yield f"change {number}", f"mean {sum(known) / len(known):.2e}, largest {max(known):.2e}"
+
+    def _shares(self) -> str:
+        own, of_all, busiest = self.rank_units or (0, 0, 0)
+        if not of_all:
+            return f"{self.ranks}, which shared no rows"
+        balance = f"{of_all / (self.ranks * busiest):.0%}"
+        took = duration(self.gather_seconds)
+        return f"{self.ranks}; this one had {own} of {of_all} units, balance {balance}, {took} gathering"
 
     def _phases(self) -> Iterator[tuple[str, str]]:
         for number, (phase, found) in enumerate((self.timeline or {}).items()):

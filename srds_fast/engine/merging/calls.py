@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_unflatten
 
-from .rule import Call, same_call
+from ..distributed import call as distributed
+from .rule import Call, MergeRule, Way, flatten, same_call
 from .search import Found, find_rule
 
 
@@ -74,8 +78,8 @@ class MergedCalls:
             together = together[: self._most]
             if rule is None or len(together) == 1:
                 outputs[rest[0]] = self.alone(calls[rest[0]])
-            elif merged := self._if_it_fits(rule.merge([calls[number] for number in together])):
-                outputs |= dict(zip(together, rule.split(merged[0], len(together)), strict=True))
+            elif found := self._if_it_fits(partial(self._together, rule, [calls[number] for number in together])):
+                outputs |= dict(zip(together, found, strict=True))
             else:
                 self.too_wide = len(together)
             rest = [number for number in rest if number not in outputs]
@@ -86,10 +90,28 @@ class MergedCalls:
         """How many calls may become one: half of those that did not fit, as each try costs a call."""
         return None if self.too_wide is None else max(1, self.too_wide // 2)
 
-    def _if_it_fits(self, call: Call) -> list[Any]:
-        """The output of a call, in a list that is empty if there is no memory for it."""
+    def _together(self, rule: MergeRule, calls: Sequence[Call]) -> list[Any]:
+        """The outputs of calls that are made as one, or as one by each rank."""
+        shared = distributed.current()
+        if shared is None or len(calls) < shared.ranks.size or not rule.gives_one_tensor:
+            return rule.split(self.alone(rule.merge(calls)), len(calls))
+        own: list[Any] = []
+
+        def run(_: int, part: slice) -> Tensor:
+            some = calls[part]
+            found = [self.alone(some[0])] if len(some) == 1 else rule.split(self.alone(rule.merge(some)), len(some))
+            own.extend(found)
+            return torch.stack([flatten(each)[0][rule.splits.index(Way.JOIN)] for each in found])
+
+        (joined,) = shared.outputs([len(calls)], (), torch.device("cpu"), run)
+        leaves, spec = flatten(own[0])
+        place = rule.splits.index(Way.JOIN)
+        return [tree_unflatten([*leaves[:place], each, *leaves[place + 1 :]], spec) for each in joined]
+
+    def _if_it_fits(self, make: Callable[[], list[Any]]) -> list[Any]:
+        """What is made, or an empty list if there is no memory for it."""
         try:
-            return [self.alone(call)]
+            return make()
         except torch.OutOfMemoryError:  # what comes next is not done here: the error keeps the memory of the call alive
             return []
 

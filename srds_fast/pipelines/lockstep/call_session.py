@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import telemetry
+from ...engine.distributed import call as distributed
 from ...engine.graphs.loop_graph import LoopGraph
 from ...engine.graphs.network_graphs import GraphedCalls
 from ...engine.graphs.runner import GraphRunner
@@ -168,9 +169,9 @@ class CallSession:
         m = table.prediction_of(m, x)
         self._noise = table
         noise = self._steps = table.part(self.start, self.start + len(self.timesteps))
-        self.state = x[:batch].to(state_dtype(x.dtype))
+        self.state = distributed.of_first(x[:batch].to(state_dtype(x.dtype)))
         with self.settings.draws or nullcontext():
-            draws = draw_noise(noise, m, self.state.dtype, generator, sample_dtype=x.dtype)
+            draws = distributed.of_first(draw_noise(noise, m, self.state.dtype, generator, sample_dtype=x.dtype))
         if (guess := self.settings.initial_guess) is not None:
             check_warm_start(guess, (noise.num_steps + 1, *self.state.shape))
         telemetry.phase("plan")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import clock
 from ...engine import cancellation
 from ...engine.cancellation import Interrupted
 from ...engine.costs import price
@@ -340,7 +341,7 @@ class Driver:
             replayed=False,
         )
         levels = max((1 + max(map(len, needs), default=0) for needs in self._facts.needs.values()), default=1)
-        return with_turns(pricing, self._facts.turn_seconds, levels + 1)
+        return with_turns(pricing, clock.agreed(self._facts.turn_seconds), levels + 1)
 
     def _rehearse(self, noise: NoiseTable) -> Generator[Turn, Ran, None]:
         """Find out what the turns of the loop depend on, or remember it."""

@@ -7,8 +7,10 @@ from collections.abc import Callable, Hashable, Mapping
 from torch import Tensor
 
 from ... import telemetry
+from ...engine.distributed import call as distributed
 from ...engine.graphs.network_graphs import CHANGED
 from ...engine.run import Run
+from ...sampling.recorded.calls import tensors_of, with_tensors
 from ...sampling.recorded.roles import Inferred
 from ...sampling.rows import state_dtype
 from ...sampling.trials import StartAgain
@@ -27,6 +29,9 @@ def recorded(
     """The network of a session. turns: by step, that show the calls. inputs: of a call that makes turns."""
     settings, state = samples.settings, samples.state
     variants = bound(inferred, turns, state_dtype(state.dtype))
+    if distributed.size() > 1:  # what other ranks have encoded may differ by rounding
+        given = tensors_of(call for variant in variants for call in variant.calls)
+        variants = with_tensors(variants, given, {name: distributed.of_first(each) for name, each in given.items()})
     inputs = solver_inputs(inferred, variants, inputs, len(state))
     return RecordedNetwork(inferred, variants, state, noise, inputs, settings.replacements, settings.overlap)
 
@@ -36,7 +41,8 @@ def kind_of_check(network: RecordedNetwork) -> Hashable:
     patterns = tuple(call.pattern.signature for call in network.calls)
     steps = tuple(each.steps for each in network.inferred.variants)
     decide = parts_that_decide(network.modules)
-    return network.kind, patterns, steps, network.state.shape, network.noise.num_steps, decide
+    sizes = network.state.shape, network.noise.num_steps, distributed.size()
+    return network.kind, patterns, steps, sizes, decide
 
 
 def run_waves(samples: CallSession, network: RecordedNetwork) -> None:

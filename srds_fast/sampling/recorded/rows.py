@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ... import telemetry
 from ...engine import cancellation
+from ...engine.distributed import call as distributed
 from ...errors import InvalidArgument
 from ...solvers.contract import Evaluate
 from ...words import counted
@@ -35,22 +36,43 @@ class VariantRows:
         self._peak_rows = max(map(len, positions), default=1)
         self._columns: dict[Column, Tensor] = {}
         self._tiled: dict[tuple[int, int], TiledConditioning] = {}
+        self._numbers = {call: number for number, call in enumerate(of.calls)}
+        self._chains = chains_of(of.calls)
 
     def outputs(self, wave: Evaluate) -> list[Tensor]:
         """What guidance makes a sum of, for each call that it uses: [branches * rows, samples, ...]."""
-        answers: list[list[Any]] = []
+        shared = distributed.current()
+        if shared is None or self._chains is None:
+            found = self._outputs(self.of.calls, wave, None)
+        else:
+            chains, inner = self._chains, wave.x.shape[2:]
+            entries = len(wave.positions) * len(wave.samples)
+
+            def run(number: int, part: slice) -> Tensor:
+                (m,) = self._outputs(chains[number], wave, part)
+                return m
+
+            lengths = [entries * chain[0].pattern.branches for chain in chains]
+            found = shared.outputs(lengths, inner, wave.x.device, run)
+        return [m.unflatten(0, (-1, len(wave.samples))) for m in found]
+
+    def _outputs(self, calls: Sequence[NetworkCall], wave: Evaluate, part: slice | None) -> list[Tensor]:
+        """The same for some calls, which use no answers of others. part: of their entries; None: all.
+
+        [part of branches * rows * samples, ...] each.
+        """
+        answers: dict[int, list[Any]] = {}
         found = []
-        for call in self.of.calls:
+        for call in calls:
             if answers:  # further calls of a wave
                 cancellation.look_within()
-            output = self._made(call, wave, answers)
+            output = self._made(call, wave, answers, part)
             leaves = [output] if isinstance(output, Tensor) else tree_leaves(output)
-            answers.append(leaves)
+            answers[self._numbers[call]] = leaves
             if call.pattern.output is not None:
-                m = _checked(leaves, call, wave)
-                if m.shape[1] > wave.x.shape[2]:  # the other channels are the predicted variance
-                    m = m.narrow(1, 0, wave.x.shape[2])
-                found.append(m.unflatten(0, (-1, len(wave.samples))))
+                m = _checked(leaves, call, wave, part)
+                # the other channels are the predicted variance
+                found.append(m.narrow(1, 0, wave.x.shape[2]) if m.shape[1] > wave.x.shape[2] else m)
         return found
 
     def guided(self, wave: Evaluate, dtype: torch.dtype) -> Tensor:
@@ -83,33 +105,42 @@ class VariantRows:
     def forget(self) -> None:
         self._tiled.clear()
 
-    def _made(self, call: NetworkCall, wave: Evaluate, answers: Sequence[Sequence[Any]]) -> Any:
+    def _made(self, call: NetworkCall, wave: Evaluate, answers: Mapping[int, Sequence[Any]], part: slice | None) -> Any:
         roles, arguments = call.pattern.roles, dict[Any, Any](call.fixed)
         for name, value in call.moving.items():
-            arguments[name] = self._of_rows(roles[name], value, call, wave, answers)
+            arguments[name] = self._of_rows(roles[name], value, call, wave, answers, part)
         args = [arguments.pop(number) for number in range(len(arguments)) if number in roles]
         return self._replacements.get(call.network, call.network)(*args, **arguments)
 
     def _of_rows(
-        self, role: Any, value: Any, call: NetworkCall, wave: Evaluate, answers: Sequence[Sequence[Any]]
+        self,
+        role: Any,
+        value: Any,
+        call: NetworkCall,
+        wave: Evaluate,
+        answers: Mapping[int, Sequence[Any]],
+        part: slice | None,
     ) -> Any:
-        """An argument, or a part of it, for the rows of a wave."""
-        branches = call.pattern.branches
-        if isinstance(role, State):
-            return self._state(role, value, call, wave)
-        if isinstance(role, Column):
-            return self._per_state.of(self._on_device(role), wave, branches)
-        if isinstance(role, PerSample):
-            return self._tile(value, branches).of(len(wave.positions), wave.samples)
+        """An argument, or a part of it, for the rows of a wave. part: of the entries; None: all."""
+        if isinstance(role, dict):
+            return {key: self._of_rows(each, value[key], call, wave, answers, part) for key, each in role.items()}
+        if isinstance(role, list | tuple):
+            found = [self._of_rows(each, value[key], call, wave, answers, part) for key, each in enumerate(role)]
+            return type(role)(found)
         if isinstance(role, Answer):
             return answers[role.call][role.leaf]
-        if isinstance(role, ByStep):
-            return self._by_step(value, wave, branches)
-        if isinstance(role, dict):
-            return {key: self._of_rows(each, value[key], call, wave, answers) for key, each in role.items()}
-        if isinstance(role, list | tuple):
-            return type(role)([self._of_rows(each, value[key], call, wave, answers) for key, each in enumerate(role)])
-        return value
+        branches = call.pattern.branches
+        if isinstance(role, State):
+            entries = self._state(role, value, call, wave)
+        elif isinstance(role, Column):
+            entries = self._per_state.of(self._on_device(role), wave, branches)
+        elif isinstance(role, PerSample):
+            entries = self._tile(value, branches).of(len(wave.positions), wave.samples)
+        elif isinstance(role, ByStep):
+            entries = self._by_step(value, wave, branches)
+        else:
+            return value
+        return entries if part is None else entries[part]
 
     def _state(self, role: State, rest: Tensor | None, call: NetworkCall, wave: Evaluate) -> Tensor:
         # a call may have fewer branches than the others of the loop
@@ -210,12 +241,32 @@ class Repeated:
             each.forget()
 
 
-def _checked(leaves: Sequence[Any], call: NetworkCall, wave: Evaluate) -> Tensor:
+def chains_of(calls: Sequence[NetworkCall]) -> list[list[NetworkCall]] | None:
+    """Calls that use no answers of others, with those that use theirs, so that several ranks can share their entries.
+
+    None: they cannot, as a chain has calls with different numbers of branches, or not one output for guidance.
+    """
+    chain_of: dict[int, list[int]] = {}
+    for number, call in enumerate(calls):
+        needs = {role.call for role in call.pattern.leaves if isinstance(role, Answer)}
+        joined = sorted({number, *(each for need in needs for each in chain_of[need])})
+        chain_of |= dict.fromkeys(joined, joined)
+    chains = [[calls[number] for number in chain] for chain in dict.fromkeys(map(tuple, chain_of.values()))]
+    for chain in chains:
+        outputs = [call for call in chain if call.pattern.output is not None]
+        if len(outputs) != 1 or len({call.pattern.branches for call in chain}) > 1:
+            return None
+    return chains
+
+
+def _checked(leaves: Sequence[Any], call: NetworkCall, wave: Evaluate, part: slice | None) -> Tensor:
     """The output that guidance uses; InvalidArgument if it is none for the rows of the wave, as it was before."""
     number = call.pattern.output
     assert number is not None
     m = leaves[number] if number < len(leaves) else None
     inner, rows = wave.x.shape[2:], call.pattern.branches * len(wave.positions) * len(wave.samples)
+    if part is not None:
+        rows = part.stop - part.start
     # it may have more channels: those of a predicted variance
     if (
         isinstance(m, Tensor)

@@ -1,0 +1,31 @@
+"""Seconds that decide something, such as which plan is faster: the same on all ranks of a call."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+_agree: ContextVar[Callable[[float], float] | None] = ContextVar("srds_fast.agree", default=None)
+
+
+def agreed(value: float) -> float:
+    """A number that was measured; where several ranks make the call, that of rank 0."""
+    agree = _agree.get()
+    return value if agree is None else agree(value)
+
+
+def since(began: float) -> float:
+    """Seconds since `time.perf_counter()` was `began`, agreed on."""
+    return agreed(time.perf_counter() - began)
+
+
+@contextlib.contextmanager
+def agreeing(agree: Callable[[float], float]) -> Iterator[None]:
+    """In the block, numbers are agreed on by this function."""
+    token = _agree.set(agree)
+    try:
+        yield
+    finally:
+        _agree.reset(token)

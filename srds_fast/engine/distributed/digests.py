@@ -1,0 +1,73 @@
+"""Digests of what a call is given: equal on two ranks if they were given the same."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._version import __version__
+
+# pieces of a tensor that are hashed one by one: the hash of a piece does not see the order of its elements
+PIECES = 64
+
+_weights: weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]] = weakref.WeakKeyDictionary()
+
+
+def versions() -> dict[str, str]:
+    return {"version of srds_fast": __version__, "version of torch": torch.__version__}
+
+
+def digest(value: Any) -> str:
+    """By value: of numbers, texts, tensors, arrays, images, random generators and containers of these; else by type."""
+    return hashlib.sha256(repr(_known(value)).encode()).hexdigest()[:16]
+
+
+def digest_of_weights(networks: Iterable[nn.Module]) -> str:
+    """Of the names, shapes and values of all parameters and buffers; made anew only if one was replaced or written."""
+    return digest([_weights_of(each) for each in networks])
+
+
+def _weights_of(network: nn.Module) -> str:
+    tensors = dict(sorted([*network.named_parameters(), *network.named_buffers()]))
+    state = tuple((name, id(each), each._version, each.device) for name, each in tensors.items())
+    kept = _weights.get(network)
+    if kept is None or kept[0] != state:
+        kept = _weights[network] = state, digest([(name, _of_tensor(each)) for name, each in tensors.items()])
+    return kept[1]
+
+
+@torch.no_grad()
+def _of_tensor(tensor: Tensor) -> Any:
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        return str(tensor.dtype), tuple(tensor.shape)
+    flat = tensor.detach().reshape(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).reshape(-1)
+    if flat.element_size() == 1:
+        flat = flat.view(torch.uint8)
+    # one transfer to the host
+    hashes = torch.stack([torch.hash_tensor(each) for each in flat.chunk(PIECES)]) if len(flat) else flat
+    return str(tensor.dtype), tuple(tensor.shape), hashes.tolist()
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, bool | int | float | complex | str | bytes | type(None) | torch.dtype | torch.device):
+        return value
+    if isinstance(value, Tensor):
+        return _of_tensor(value)
+    if isinstance(value, torch.Generator):
+        return "generator", hashlib.sha256(bytes(value.get_state().tolist())).hexdigest()
+    if isinstance(value, Mapping):
+        return [(str(key), _known(each)) for key, each in value.items()]
+    if isinstance(value, list | tuple):
+        return [_known(each) for each in value]
+    if isinstance(value, Callable):  # type: ignore[arg-type]
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    if callable(to_bytes := getattr(value, "tobytes", None)):  # of arrays and images
+        return type(value).__name__, str(getattr(value, "size", "")), hashlib.sha256(to_bytes()).hexdigest()
+    return type(value).__qualname__

@@ -1,0 +1,173 @@
+"""Several processes make one sample, started by torchrun: the answers, mismatches, failures, lost ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srds_fast.engine.distributed.call import shares_of
+from srds_fast.solvers.registry import BY_NAME
+
+WORKER = Path(__file__).parent / "worker.py"
+Found = list[dict[str, Any]]  # what checks found, by rank
+
+
+def launched(ranks: int, folder: Path, *checks: str) -> dict[int, dict[str, Any]]:
+    """What the ranks wrote that came to their end."""
+    command = ["torch.distributed.run", "--nproc-per-node", str(ranks), "--standalone"]
+    given = [sys.executable, "-m", *command, str(WORKER), str(folder), *checks]
+    ran = subprocess.run(given, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900)
+    found = {int(path.stem): json.loads(path.read_text()) for path in folder.glob("*.json")}
+    assert found, ran.stderr[-4000:]
+    return found
+
+
+@pytest.fixture(
+    scope="module", params=[2, *(pytest.param(ranks, marks=pytest.mark.exhaustive) for ranks in (3, 4))], ids=str
+)
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    by_rank = launched(request.param, tmp_path_factory.mktemp("ranks"))
+    assert sorted(by_rank) == list(range(request.param))
+    return [by_rank[rank] for rank in sorted(by_rank)]
+
+
+def test_every_method_gives_the_sample_of_one_process(found: Found) -> None:
+    size = len(found)
+    for of_rank in found:
+        assert of_rank["every_method"].keys() == BY_NAME.keys()
+        for name, each in of_rank["every_method"].items():
+            assert each["apart"] <= 1e-12, name
+            assert each["waves"][0] == each["waves"][1]
+            assert each["ranks"] == size
+    for name in BY_NAME:
+        units = [of_rank["every_method"][name]["units"] for of_rank in found]
+        assert sum(own for own, _, _ in units) == units[0][1], "no unit is evaluated twice"
+        waves = found[0]["every_method"][name]["waves"][0]
+        assert units[0][2] <= units[0][1] / size + waves, "shares differ by one unit at most"
+
+
+def test_noise_is_that_of_one_process_and_generators_end_where_they_do(found: Found) -> None:
+    for of_rank in found:
+        for name, (apart, same_state) in of_rank["noisy_steps"].items():
+            assert apart <= 1e-12, name
+            assert same_state, name
+        assert of_rank["conditions"] <= 1e-12
+
+
+def test_ranks_plan_alike_whatever_their_clocks_say(found: Found) -> None:
+    assert all(of_rank["the_planner"] == found[0]["the_planner"] for of_rank in found)
+    assert found[0]["the_planner"][-1][1] == "frozen"
+
+
+def test_pipelines_are_stock_and_their_guidance_branches_are_shared(found: Found) -> None:
+    for of_rank in found:
+        for name, (apart, path, units, waves) in of_rank["pipelines"].items():
+            assert apart <= 1e-9, name
+            assert path == ("drive" if "driven" in name else "takeover")
+            if "driven" not in name:
+                assert units[1] > units[2] >= units[0], name
+            if "sequential" in name:
+                assert units[1:] == [2 * waves, waves], f"{name}: each of two ranks has a branch"
+
+
+def test_unseeded_ranks_draw_what_rank_0_draws(found: Found) -> None:
+    for of_rank in found:
+        sample, apart, same_state = of_rank["unseeded"]
+        assert sample == found[0]["unseeded"][0]
+        assert apart <= 2e-3
+        assert same_state
+
+
+def test_a_difference_between_ranks_is_told_on_each_by_its_name(found: Found) -> None:
+    named = {"generator of a pipeline": "generator"}
+    for of_rank in found:
+        *different, (_, after) = of_rank["mismatches"].items()
+        assert after == []
+        for name, (error, message) in different:
+            assert error == "RankMismatch", name
+            assert f"another {named.get(name, name)} than rank 0" in message
+            assert message == found[0]["mismatches"][name][1]
+
+
+def test_a_failure_on_one_rank_ends_the_call_on_all_and_the_next_call_works(found: Found) -> None:
+    for of_rank in found:
+        for name, cases in of_rank["faults"].items():
+            for ends, right, after in cases:
+                assert after <= 1e-9, name
+                assert all(apart <= (1e-6 if name == "dtype" else 1e-9) for apart in right), name
+                assert ends or right
+                if ends:
+                    assert ends[0] in ("RankFailed", "KeyboardInterrupt" if name == "interrupt" else ""), (name, ends)
+    for name in found[0]["faults"].keys() - {"interrupt"}:  # which stays what it is where it comes
+        ends = [[case[0] for case in of_rank["faults"][name]] for of_rank in found]
+        assert all(each == ends[0] for each in ends), "the same error on every rank"
+    assert all("ValueError: broken" in case[0][1] for case in found[0]["faults"]["exception"])
+    assert all(not case[0] for case in found[0]["faults"]["memory"][: 2 * len(found)])
+
+
+def test_what_one_rank_does_in_a_callback_or_a_stream_is_told_to_all(found: Found) -> None:
+    for of_rank in found:
+        ends = of_rank["callbacks"]
+        assert ends.pop("after them") == []
+        stream = ends.pop("stream")
+        assert not stream or stream[0] == "Cancelled" or "Rank 1" in stream[1]
+        for name, (error, message) in ends.items():
+            assert error == "RankFailed", name
+            assert "Rank 1 left the call: ValueError: broken" in message
+
+
+def test_a_cancelled_rank_ends_the_call_on_all_within_a_wave(found: Found) -> None:
+    for of_rank in found:
+        (error, _), calls, interrupted, waves, sample = of_rank["cancelled"]
+        assert error == "Cancelled"
+        assert calls == 4
+        assert interrupted
+        assert (waves, sample) == (found[0]["cancelled"][3], found[0]["cancelled"][4])
+
+
+def test_threads_of_one_rank_take_turns(found: Found) -> None:
+    for of_rank in found:
+        (error, message), apart = of_rank["one_call_at_a_time"]
+        assert error == "InvalidArgument"
+        assert "Another thread" in message
+        assert apart <= 1e-12
+
+
+def test_ranks_are_named_by_a_group_or_a_mesh(found: Found) -> None:
+    for of_rank in found:
+        ways = of_rank["groups"]
+        assert (ways["group"], ways["mesh"], ways["none"]) == (len(found), len(found), 1)
+        assert ways["other"][0] == ways["unnamed"][0] == "InvalidArgument"
+
+
+@pytest.mark.parametrize("check", ["killed", "asleep"])
+def test_a_lost_rank_ends_the_call_of_the_others(check: str, tmp_path: Path) -> None:
+    found = launched(2, tmp_path, check)
+    first, after = found[0][check]
+    assert first[0] == after[0] == "RankLost"
+    assert "did not answer" in first[1]
+
+
+def test_shares_are_whole_even_and_in_order() -> None:
+    for lengths in ([1], [2], [7], [3, 3], [4, 0, 5], [1, 1, 1]):
+        for size in range(1, 6):
+            shares = shares_of(lengths, size)
+            for number, length in enumerate(lengths):
+                entries = [entry for share in shares for entry in range(length)[share[number]]]
+                assert entries == list(range(length))
+            counts = [sum(part.stop - part.start for part in share) for share in shares]
+            assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_give_the_sample_of_one(tmp_path: Path) -> None:
+    found = launched(2, tmp_path, "every_method_on_gpus")
+    assert all(apart <= 1e-5 for of_rank in found.values() for apart in of_rank["every_method_on_gpus"].values())

@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, MutableMapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -43,6 +43,7 @@ class _Entry:
     nbytes: int
     used: int  # number of the last use
     uses: int = 1
+    kept: int = 0  # blocks of `keeping` in which it was used
 
 
 class Cache(MutableMapping[Hashable, Value]):
@@ -75,6 +76,7 @@ class Cache(MutableMapping[Hashable, Value]):
             entry = self._entries[key]
             entry.used = next(_uses)
             entry.uses += 1
+            _keep(entry)
             if entry.uses.bit_count() == 1:  # values fill in what they need later: they are measured again, ever rarer
                 self._measure(key, entry)
                 _evict()
@@ -84,6 +86,7 @@ class Cache(MutableMapping[Hashable, Value]):
         with _lock:
             self.pop(key)
             entry = self._entries[key] = _Entry(value, 0, next(_uses))
+            _keep(entry)
             self._measure(key, entry)
             self._drop_one_of_many(key)
             _evict()
@@ -153,7 +156,8 @@ class Cache(MutableMapping[Hashable, Value]):
 
     def _oldest(self) -> tuple[int, Hashable] | None:
         """The last use and the key of the entry that goes first; None: all must stay."""
-        found = ((entry.used, key) for key, entry in self._entries.items() if not self._stays(entry.value))
+        entries = self._entries.items()
+        found = ((entry.used, key) for key, entry in entries if not (entry.kept or self._stays(entry.value)))
         return min(found, key=lambda each: each[0], default=None)
 
     def _drop_one_of_many(self, newest: Hashable) -> None:
@@ -213,6 +217,36 @@ def limit(num_bytes: int) -> None:
         _evict()
 
 
+@contextmanager
+def keeping() -> Iterator[None]:
+    """In the block, what this thread takes from a cache or puts into one stays, whatever the bound.
+
+    For calls whose results are to stay for good: a promise made about a value that has gone would be worth nothing.
+    """
+    before, _block.entries = _block.entries, []
+    try:
+        yield
+    finally:
+        with _lock:
+            for entry in _block.entries:
+                entry.kept -= 1
+            _block.entries = before
+            _evict()
+
+
+class _Block(threading.local):
+    entries: list[_Entry] | None = None  # that are kept in the innermost block of this thread; None: it is in none
+
+
+_block = _Block()
+
+
+def _keep(entry: _Entry) -> None:
+    if _block.entries is not None:
+        entry.kept += 1
+        _block.entries.append(entry)
+
+
 def sizes() -> dict[str, int]:
     """Bytes of all caches by name, the largest first; those with one name are added up."""
     found: dict[str, int] = {}
@@ -252,7 +286,7 @@ def _forget(entries: dict[Hashable, _Entry]) -> None:
 
 
 # classes, code and modules of others are not held by a cache alone
-_OF_OTHERS = (type, ModuleType, CodeType, FunctionType, MethodType, BuiltinFunctionType, weakref.ref, Enum)
+_OF_OTHERS = (type, ModuleType, CodeType, BuiltinFunctionType, weakref.ref, Enum)
 # bytes of the most frequent objects, which hold nothing; whole numbers may be a few bytes longer
 _SMALL = {int: 32, float: 24, bool: 0, type(None): 0}
 
@@ -295,6 +329,12 @@ def _size_of(ahead: list[Any], seen: set[int], *, tensors: bool = True) -> int:
             ahead += each
         elif isinstance(each, set | frozenset):
             ahead += each
+        elif isinstance(each, FunctionType):
+            ahead += _closed_over(each)
+        elif isinstance(each, MethodType):
+            ahead += (each.__self__, each.__func__)
+        elif isinstance(each, functools.partial):
+            ahead += (each.func, each.args, each.keywords)
         elif hasattr(each, "untyped_storage"):
             if not tensors:
                 raise _HoldsTensors
@@ -305,6 +345,14 @@ def _size_of(ahead: list[Any], seen: set[int], *, tensors: bool = True) -> int:
             ahead += vars(each).values() if hasattr(each, "__dict__") else ()
             ahead += (getattr(each, name, None) for name in getattr(type(each), "__slots__", ()))
     return total
+
+
+def _closed_over(function: FunctionType) -> Iterator[Any]:
+    """What a function holds beside its code and its module."""
+    yield from (function.__defaults__, function.__kwdefaults__, function.__dict__)
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is still empty
+            yield cell.cell_contents
 
 
 def _of_tensor(tensor: Any, seen: set[int]) -> int:

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import FunctionType
 from typing import Any
 
@@ -268,3 +269,52 @@ def test_a_key_that_is_gone_has_a_default() -> None:
     values["key"] = 1
     assert values.pop("key") == 1
     assert len(values) == 0
+
+
+def test_what_functions_close_over_counts() -> None:
+    large = bytes(50_000)
+
+    def closes(given: Any = None) -> Any:
+        return large if given is None else given
+
+    class Owner:
+        held = large
+
+        def method(self) -> None: ...
+
+    owner = Owner()
+    owner.kept = large  # type: ignore[attr-defined]
+    for found in (closes, functools.partial(closes), functools.partial(print, large), owner.method):
+        assert 50_000 < size_of(found) < 60_000
+    assert size_of(lambda given=large: given) > 50_000
+    assert size_of(lambda: later) < 1000, "a cell that is empty"
+    later = large
+
+
+def test_what_a_block_uses_stays_until_its_end() -> None:
+    caches.clear()
+    kept, others = Cache[Any]("kept", most=1), Cache[Any]("others")
+    caches.limit(total())
+    with caches.keeping():
+        kept["a"] = bytes(20_000)
+        with caches.keeping():
+            kept["b"] = bytes(20_000)
+        assert kept["a"]
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(others.__setitem__, "c", bytes(20_000)).result()
+        assert (list(kept), list(others)) == (["a"], [])
+    assert list(kept) == []
+
+
+def test_a_frozen_plan_stays_where_the_caches_are_full() -> None:
+    fast = srds_fast.compile(tiny.ddim(), explore=1)
+    call = {"batch_size": 1, "num_inference_steps": 9, "output_type": "pt"}
+    held_for_good()
+    fast.warmup(**call)
+    frozen = fast._srds.last.exploration
+    fast(**call)
+    assert frozen is not None
+    assert frozen.held
+    assert fast._srds.last.exploration is frozen
+    caches.limit(0)
+    assert fast._srds.last.exploration is frozen

@@ -36,7 +36,7 @@ STOCK = "stock"
 METHODS = (SEQUENTIAL, AUTO, "collocation", "srds", "parataa")
 SCHEDULERS = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}
 # episodes that run at once; not those of "auto", which is asked what is fastest for one robot
-TOGETHER = 25
+TOGETHER = 50
 # calls before the timed ones: "auto" times plans in the first three
 WARM_UP = 5
 Row = dict[str, Any]

@@ -6,6 +6,9 @@ The recurrence x_{i+1} = f_i + c_i (x_i - y_i), with x_first = y_first, is the s
 
 On a CPU the product takes a fraction of the time of one small operation per step. Where the correction of a step
 reaches only the next few points, the matrix is a band of the full one.
+
+A matrix of thousands of steps would take gigabytes. Such a grid is cut into blocks: what the points before a block have
+moved in all is, to it, the residual of the step that leads to it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ import torch
 from torch import Tensor
 
 from ..common.clamping import Clip, clamped
+
+# steps of a block, and how far apart blocks begin, so that every window of HALF steps lies within one
+BLOCK, HALF = 512, 256
 
 
 class ScanStep(NamedTuple):
@@ -56,13 +62,13 @@ class Scan:
         self.table = torch.tensor(steps, dtype=torch.float64, device="cpu").to(device, dtype)
         self._columns = self.table.T.reshape(len(ScanStep._fields), len(steps), *[1] * ndim)
         self.order, self._clip = order, clip
-        # [N, N]: how far the residual of step j moves the point after step i > j; the diagonal is zero
+        # [blocks, steps, steps]: how far, within a block, the residual of step j moves the point after step i > j; the
+        # diagonal is zero. One block with all steps, where it is given or a band, which has no sum to carry on.
+        whole = reach is not None or order is not None or len(steps) <= BLOCK
         if reach is None:
-            reach = torch.zeros(len(steps), len(steps), dtype=torch.float64, device="cpu")
-            for i, step in enumerate(steps[1:], start=1):
-                reach[i, : i - 1] = step.c * reach[i - 1, : i - 1]
-                reach[i, i - 1] = step.c
-        self._reach = (reach if order is None else reach.triu(1 - order)).to(device, dtype)
+            reach = _reach([step.c for step in steps], len(steps) if whole else BLOCK, len(steps) if whole else HALF)
+        self._reach = (reach if order is None else reach.triu(1 - order)).to(device, dtype).view(-1, *reach.shape[-2:])
+        self._apart = len(steps) if whole else HALF
 
     def points(self, y: Tensor, m: Tensor, first: int, added: Tensor | None = None) -> Tensor:
         """Points 1 .. W of the new iterate, [W, samples, ...]; y: the old one, [W + 1, samples, ...].
@@ -74,8 +80,18 @@ class Scan:
         residual = (x - y[1:]).flatten(1)
         # The correction comes last and is zero where the old iterate is a solution, so that the steps are returned to
         # the bit. No correction reaches the first point. It is left out, since 0 times infinity would make it NaN.
-        x[1:] += (self._reach[first + 1 : last, first : last - 1] @ residual[:-1]).view_as(x[1:])
-        return x
+        at = first
+        while True:
+            block, size = min(at // self._apart, len(self._reach) - 1), self._reach.shape[-1]
+            begin = block * self._apart
+            stop = min(last, begin + size)
+            reach = self._reach[block, at + 1 - begin : stop - begin, at - begin : stop - 1 - begin]
+            points = x[at + 1 - first : stop - first]
+            points += (reach @ residual[at - first : stop - 1 - first]).view_as(points)
+            if stop == last:
+                return x
+            at = stop - 1
+            residual[at - first] = (x[at - first] - y[at - first + 1]).flatten()
 
     def stepped(self, y: Tensor, m: Tensor, first: int, added: Tensor | None = None) -> Tensor:
         """The steps from the old iterate, uncorrected, [W, samples, ...], in new memory. Arguments: see `points`."""
@@ -85,3 +101,16 @@ class Scan:
             f = f + e * clamped(p * y[:-1] + q * m, self._clip)
         stepped: Tensor = f if added is None else f + added
         return stepped
+
+
+def _reach(c: Sequence[float], size: int, apart: int) -> Tensor:
+    """[blocks, size, size] float64, of blocks of `size` steps that begin `apart` steps from each other."""
+    count = -(-max(len(c) - size, 0) // apart) + 1
+    padded = torch.zeros((count - 1) * apart + size, dtype=torch.float64, device="cpu")
+    padded[: len(c)] = torch.tensor(c, dtype=torch.float64, device="cpu")
+    columns = padded.unfold(0, size, apart)
+    found = torch.zeros(count, size, size, dtype=torch.float64, device="cpu")
+    for i in range(1, size):
+        found[:, i, : i - 1] = columns[:, i, None] * found[:, i - 1, : i - 1]
+        found[:, i, i - 1] = columns[:, i]
+    return found

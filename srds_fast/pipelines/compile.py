@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from torch import Tensor
@@ -25,7 +25,7 @@ from ..planner.exploration import EXPLORING
 from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import Settings
 from ..sampling.sample import costs_of_denoisers
-from ..sampling.stream import AsyncStream, Source, Stream
+from ..sampling.stream import AsyncStream, Source, Stream, Worker
 from ..schedulers.reader import replaced_methods
 from ..schedulers.verify import adds_noise, check_scheduler
 from ..solvers.checks import check_number, check_one_of, check_switch, check_whole
@@ -165,11 +165,15 @@ class Compiled(Generic[P], _Pipeline):
         def call(observer: Observer) -> None:
             run_call(self, args, {**kwargs, **undecoded(self)}, observer, previews=previews)
 
+        # `last` is local to a thread
+        def begun(worker: Worker) -> None:
+            state.last.worker = worker
+
         def ended(report: Report | None) -> None:
-            state.last.report = report  # `last` is local to a thread
+            state.last.report = report
 
         network = next(iter(networks_of(self).values()))
-        return Source(call, lambda: state.last.report, ended, network.dtype, previews.decode)
+        return Source(call, lambda: state.last.report, begun, ended, network.dtype, previews.decode)
 
     def warmup(self, *args: Any, audit: int = 0, freeze: bool = True, **kwargs: Any) -> Report:
         """Prepare calls with arguments like these: choose their plan, and record their graphs for all iterations.
@@ -205,20 +209,21 @@ class Compiled(Generic[P], _Pipeline):
             assert self.report is not None
             return self.report
 
-        for _ in range(MOST_WARM_UPS):
-            recorded = self.graphs.captured
-            report = called(warming=True)
-            if report.interrupted:
-                return report
-            changing = self.graphs.captured > recorded or report.plan_state == EXPLORING
-            if not (changing and planner.settings.measures):
-                break
-        for _ in range(audit):
-            report = called(auditing=True)
-            if report.interrupted:
-                return report
-        if freeze and self._srds.last.exploration is not None:
-            self._srds.last.exploration.hold()
+        with caches.keeping() if freeze else nullcontext():
+            for _ in range(MOST_WARM_UPS):
+                recorded = self.graphs.captured
+                report = called(warming=True)
+                if report.interrupted:
+                    return report
+                changing = self.graphs.captured > recorded or report.plan_state == EXPLORING
+                if not (changing and planner.settings.measures):
+                    break
+            for _ in range(audit):
+                report = called(auditing=True)
+                if report.interrupted:
+                    return report
+            if freeze and self._srds.last.exploration is not None:
+                self._srds.last.exploration.hold()
         return report
 
     def calibrate(self, prompts: Sequence[Any], *, num_samples: int = 8, quantile: float = 0.95, **kwargs: Any) -> Plan:

@@ -24,6 +24,7 @@ from ..planner.plan import Plan
 from ..planner.settings import MOST_STEPS, Settings
 from ..sampling.planner import Planner
 from ..sampling.session import Session
+from ..sampling.stream import Worker
 from ..schedulers.private_draws import Replayed, global_generator
 from ..solvers.checks import check_whole
 from ..telemetry.report import Report
@@ -39,13 +40,29 @@ Arguments = dict[str, Any]  # of a pipeline's call, by name
 
 
 class Last(threading.local):
-    """Results of the last call of each thread."""
+    """Results of the last call of each thread.
 
-    report: Report | None = None
+    worker: runs the call of a stream that the thread has read last; None: another call was made since it began.
+    """
+
+    _report: Report | None = None
+    worker: Worker | None = None
     trajectory: Tensor | None = None
     session: Session | None = None
     exploration: Exploration | None = None
     settings: Mapping[str, Any] = MappingProxyType({})  # of the call, that the pipeline's own properties show
+
+    @property
+    def report(self) -> Report | None:
+        """Waits for the call of a stream that was left, which ends at its next wave."""
+        if self.worker is not None and self.worker.left.is_set():
+            self.worker.wait()
+            self.report = self.worker.report
+        return self._report
+
+    @report.setter
+    def report(self, report: Report | None) -> None:
+        self._report, self.worker = report, None
 
 
 OWN_ARGUMENTS = ("warm_start", "keep_trajectory")  # call arguments that srds_fast adds to those of the pipeline

@@ -146,8 +146,10 @@ def chosen_stock_call(
         if running.is_asked():
             twin._interrupt = True
 
-    with fast._srds.tokenizers.borrow(fast) as tokenizers:
-        twin = _twin(fast, {**tokenizers, **own_guiders(fast), **waves.parts(fast)}, stepped)
+    with (
+        fast._srds.tokenizers.borrow(fast) as tokenizers,
+        _twin(fast, {**tokenizers, **own_guiders(fast), **waves.parts(fast)}, stepped) as twin,
+    ):
         previews = None if observer is None else StockPreviews(observer)
         if previews is not None:
             previews.look_at(twin.scheduler)
@@ -174,10 +176,15 @@ def _called(
     return output
 
 
-def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None]) -> Any:
-    """A shallow copy of the pipeline with these parts and its own scheduler, which calls `stepped` after each step."""
+@contextmanager
+def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None]) -> Iterator[Any]:
+    """A shallow copy of the pipeline with these parts and its own scheduler, which calls `stepped` after each step.
+
+    Behind the block it does so no more: the function that does holds the scheduler, and the call the copy. What was
+    recorded or cached on them would stay in memory until the collector comes.
+    """
     scheduler = copy_scheduler(fast.scheduler)
-    step = scheduler.step
+    step, own = scheduler.step, dict(vars(scheduler))
 
     @functools.wraps(step)  # pipelines look at its signature
     def step_and_tell(*args: Any, **kwargs: Any) -> Any:
@@ -186,7 +193,13 @@ def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None]) -> Any:
         return found
 
     scheduler.step = step_and_tell
-    return shallow_copy(fast, type(fast.original), **parts, scheduler=scheduler)
+    try:
+        yield shallow_copy(fast, type(fast.original), **parts, scheduler=scheduler)
+    finally:
+        if "step" in own:
+            scheduler.step = own["step"]
+        else:
+            del scheduler.step
 
 
 @dataclass(frozen=True)
@@ -213,12 +226,12 @@ class TimedStockLoop:
             watch.look()
             clock.turned()
 
-        twin = _twin(self.fast, {**self.parts, **without_progress_bar(self.fast), **waves.parts(self.fast)}, stepped)
+        parts = {**self.parts, **without_progress_bar(self.fast), **waves.parts(self.fast)}
         (args, kwargs), draws = with_own_draws(self.fast, self.args, self.kwargs, self.arguments)
-        call = type(twin).__call__
-        bound = inspect.signature(call).bind(twin, *args, **kwargs)
-        bound.arguments.update(undecoded(self.fast))
-        with draws or nullcontext(), ExitStack() as timed:
+        with _twin(self.fast, parts, stepped) as twin, draws or nullcontext(), ExitStack() as timed:
+            call = type(twin).__call__
+            bound = inspect.signature(call).bind(twin, *args, **kwargs)
+            bound.arguments.update(undecoded(self.fast))
             if draws is not None:
                 twin.scheduler.step = _in_private(twin.scheduler.step, draws, timed)
             return clock.seconds(lambda: call(*bound.args, **bound.kwargs))

@@ -25,7 +25,8 @@ from .settings import Settings
 WORTH = 0.95
 # plans whose time outside the network is measured: those that take least time inside it
 CLOSELY = 4
-# what that may take, in seconds, or in sequential calls if these are more
+# what that may take, in seconds, or in times that a sequential call spends in the network if that is more: to make a
+# program is work of the host, which pays only where the network is what takes time
 CLOSELY_SECONDS, CLOSELY_CALLS = 2.0, 3.0
 # how many times as much rows beyond the first may cost while another process takes a part of the machine; costs that
 # were measured beside one may be as much too high
@@ -120,7 +121,7 @@ def _priced_in_time(sequential: Plan, others: list[Plan], pricing: Pricing) -> l
     """
     begun = time.perf_counter()
     reference = _priced(sequential, pricing)
-    budget = max(CLOSELY_SECONDS, CLOSELY_CALLS * reference.seconds)
+    budget = max(CLOSELY_SECONDS, CLOSELY_CALLS * pricing.expected_network(sequential))
     found = [(reference, sequential)]
     for plan in others:
         expected = plan.options.seconds_of_a_row * plan.rows

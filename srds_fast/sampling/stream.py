@@ -88,12 +88,13 @@ class Source:
     """What a stream runs.
 
     call: runs the call, which tells its checkpoints to an observer. report: of the call, asked in its thread when it
-    has ended. ended: told that report in the thread that reads. dtype: of the latents in the refinements. decode: makes
-    images of latents.
+    has ended. begun: told, in the thread that reads, of the call that has begun. ended: told that report in the thread
+    that reads. dtype: of the latents in the refinements. decode: makes images of latents.
     """
 
     call: Callable[[Observer], object]
     report: Callable[[], Report | None]
+    begun: Callable[[Worker], None]
     ended: Callable[[Report | None], None]
     dtype: torch.dtype
     decode: Callable[[Tensor], list[Any]]
@@ -103,13 +104,12 @@ _Item = tuple[Checkpoint, Any] | BaseException | None
 """What the worker hands to the reader: a checkpoint with its mark, an error, or None after the last."""
 
 
-class _Worker:
+class Worker:
     """The thread that runs the call. It does not know its stream, which may be given up while it runs."""
 
     def __init__(self, source: Source) -> None:
         self.left = threading.Event()  # nobody reads any more
         self.report: Report | None = None
-        self.reading: int | None = None  # the thread that reads
         self._source, self._context = source, copy_context()
         self._thread: threading.Thread | None = None
 
@@ -119,8 +119,7 @@ class _Worker:
 
     def begin(self, deliver: Callable[[_Item], None]) -> None:
         """deliver: takes each item, in the worker's thread; None is the last."""
-        self.reading = threading.get_ident()
-        work = functools.partial(self._work, deliver, torch.get_num_threads(), self.reading)
+        work = functools.partial(self._work, deliver, torch.get_num_threads(), threading.get_ident())
         self._thread = threading.Thread(
             target=self._context.run, args=(work,), name="srds_fast.sampling.stream", daemon=True
         )
@@ -178,7 +177,7 @@ class Stream(Iterator[Refinement]):
     """
 
     def __init__(self, source: Source) -> None:
-        self._worker, self._refinements, self._source = _Worker(source), _Refinements(source), source
+        self._worker, self._refinements, self._source = Worker(source), _Refinements(source), source
         self._arrived: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._told: set[int] = set()  # threads that know of the end
 
@@ -194,6 +193,7 @@ class Stream(Iterator[Refinement]):
         try:
             if not worker.begun:
                 worker.begin(self._arrived.put)
+                self._source.begun(worker)
             item = self._arrived.get()
             if isinstance(item, tuple) and not worker.left.is_set():
                 return self._refinements.of(*item)
@@ -227,11 +227,9 @@ class Stream(Iterator[Refinement]):
         self.close()
 
     def __del__(self) -> None:
-        worker = self._worker
-        worker.left.set()
-        worker.wait()
-        if worker.reading == threading.get_ident():  # it is told nothing of the streams of others
-            self._tell()
+        # nothing may be waited for here: the collector calls this in any thread, which may hold a lock that the call
+        # needs in order to end
+        self._worker.left.set()
 
 
 class AsyncStream(AsyncIterator[Refinement]):
@@ -243,7 +241,7 @@ class AsyncStream(AsyncIterator[Refinement]):
     """
 
     def __init__(self, source: Source) -> None:
-        self._worker, self._refinements, self._source = _Worker(source), _Refinements(source), source
+        self._worker, self._refinements, self._source = Worker(source), _Refinements(source), source
         self._arrived: asyncio.Queue[_Item] = asyncio.Queue()
         self._over, self._told = asyncio.Event(), False
 

@@ -59,4 +59,7 @@ def _source(
     def decode(latents: Tensor) -> list[Any]:
         raise InvalidArgument("A stream of `sample` knows no decoder. Decode `latents` as your model does.")
 
-    return Source(call, lambda: reports[-1] if reports else None, lambda report: None, x.dtype, decode)
+    def told(what: object) -> None:
+        """The stream itself tells the report; nobody else is asked for it."""
+
+    return Source(call, lambda: reports[-1] if reports else None, told, told, x.dtype, decode)

@@ -121,6 +121,9 @@ class Compiler:
         # a multistep scheduler: an x0, or what is carried, belongs to every state
         self.carries = noise.memory is not None or any(any(step[0].d) for step in self._fine)
         self._guesses: dict[tuple[int, int | None], list[Guess]] = {}
+        # of the steps from each position, where they carry nothing
+        self._folded: dict[int, tuple[float, ...]] = {}
+        self._draws = noise.spread is not None
         self._jump_noises: list[tuple[int, int, list[float]]] = []
         given = [state]
         if form.history and self.carries:
@@ -169,6 +172,12 @@ class Compiler:
         there before the value of this number, see `num_values`.
         """
         position, state = self._positions[row], self._names[row]
+        if not self.carries:  # the step reads its state alone
+            if position not in self._folded:
+                self._folded[position] = self._fold(position, self._fine[position][0])
+            value = self._write(row, name, self._folded[position], (), position if self._draws else None)
+            self.wave.arrivals.append((position + 1, value))
+            return value
         made = self._fine[position]
         before = self._carried(state, len(made[0].d))
         if jumped_from is not None or not all(each in self._value for each in before):
@@ -188,8 +197,7 @@ class Compiler:
             found.append(value)
         self._note(name, found[1:])
         self.wave.arrivals.append((position + 1, found[0]))
-        if self.carries:
-            self.wave.carried.append((position + 1, found[1:]))
+        self.wave.carried.append((position + 1, found[1:]))
         return found[0]
 
     def make_jump(
@@ -268,29 +276,32 @@ class Compiler:
         """The table, with a slot for every value."""
         slots, num_slots = self._slots()
 
-        def at(value: int | None) -> int | None:
-            return None if value is None else slots[value]
+        def of_all(values: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+            return tuple([(slots[value], weight) for value, weight in values]) if values else ()
 
         updates: list[Update] = []
         for steps, corrections, gathers in self._updates:
+            # built anew by place: a program may have a million of them, and `_replace` takes several times as long
             update = Update(
                 tuple(
-                    v._replace(
-                        keep=slots[v.keep],
-                        state=slots[v.state],
-                        looks_back=tuple((slots[each], weight) for each, weight in v.looks_back),
-                    )
-                    for v in steps
+                    [
+                        Step(slots[keep], slots[state], row, a, b, c, p, q, of_all(before), draw, s)
+                        for keep, state, row, a, b, c, p, q, before, draw, s in steps
+                    ]
                 ),
                 tuple(
-                    v._replace(
-                        slot=slots[v.slot],
-                        bracket=v.bracket and (slots[v.bracket[0]], slots[v.bracket[1]]),
-                        compare=at(v.compare),
-                    )
-                    for v in corrections
+                    [
+                        Correction(
+                            slots[slot],
+                            bracket and (slots[bracket[0]], slots[bracket[1]]),
+                            None if compare is None else slots[compare],
+                            iteration,
+                            change,
+                        )
+                        for slot, bracket, compare, iteration, change in corrections
+                    ]
                 ),
-                tuple(v._replace(slot=slots[v.slot]) for v in gathers),
+                tuple([Gather(slots[slot], scale) for slot, scale in gathers]),
             )
             if self._form.constrained and updates:
                 updates += [Update(update.steps), update._replace(steps=())]
@@ -311,6 +322,8 @@ class Compiler:
         return CompiledProgram(tuple(self._waves), table, jump_noises, self._history)
 
     def _carried(self, name: Name, count: int) -> list[Name]:
+        if not count:
+            return []
         return carried_by(name, count) if self._noise.memory is not None else [x0_of(name)][:count]
 
     def _note(self, name: Name, carried: Sequence[int]) -> None:
@@ -362,19 +375,33 @@ class Compiler:
         draw: int | None = None,
     ) -> int:
         """A new value of this name, or of none. looks_back: in the place of `vector.d`, by name."""
-        noise, position = self._noise, self._positions[row]
         before = tuple((self._read(each), weight) for each, weight in looks_back)
+        return self._write(row, name, self._fold(self._positions[row], vector), before, draw)
+
+    def _fold(self, position: int, vector: Vector) -> tuple[float, ...]:
+        """a, b, c, p, q and s of a `Step` that departs from a position."""
         a, b, c, _, s = vector
-        p, q = noise.numbers["p"][position], noise.numbers["q"][position]
-        if noise.clip is None and c != 0.0:  # x0 is linear in x and m: fewer products in each wave
+        p, q = self._noise.numbers["p"][position], self._noise.numbers["q"][position]
+        if self._noise.clip is None and c != 0.0:  # x0 is linear in x and m: fewer products in each wave
             a, b, c = a + c * p, b + c * q, 0.0
         if c == 0.0:
             p = q = 0.0
+        return a, b, c, p, q, s
+
+    def _write(
+        self,
+        row: int,
+        name: Name | None,
+        folded: tuple[float, ...],
+        before: tuple[tuple[int, float], ...],
+        draw: int | None,
+    ) -> int:
         value, number = len(self._first), len(self._waves) - 1
         self._first.append(number)
         self._last.append(number)
         if name is not None:
             self._written_in_this_wave[name] = value
+        a, b, c, p, q, s = folded
         self._updates[-1][0].append(Step(value, self._states[row], row, a, b, c, p, q, before, draw, s))
         return value
 

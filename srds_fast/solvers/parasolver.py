@@ -142,6 +142,14 @@ class Intervals(Program):
     begins: tuple[int, ...]  # the sub-interval that each wave's window begins at
 
     @cached_property
+    def waves_of(self) -> dict[int, list[int]]:
+        """The waves of the window that begins at each sub-interval, behind the coarse start."""
+        found: dict[int, list[int]] = {}
+        for number in range(self.num_coarse, len(self.waves)):
+            found.setdefault(self.begins[number], []).append(number)
+        return found
+
+    @cached_property
     def final_steps(self) -> tuple[int, ...]:
         """As of `Program`: those before the window of the next wave."""
         return (*(self.bounds[begin] for begin in self.begins[1:]), self.num_steps)
@@ -252,14 +260,13 @@ class _States:
         """Solve a window, and update the states behind; by how much each has moved, [states, batch]."""
         program, inputs = self._program, self._inputs
         x, carried = self.x[first:last].clone(), self.carried[:, first:last].clone()
-        for number in range(program.num_coarse, len(program)):
-            if program.begins[number] == first:
-                inside = [row.block - first for row in program.waves[number].rows]
-                answer = yield self.evaluate(number, x[inside])
-                found = self._step(program.positions[number], x[inside], carried[:, inside], answer)
-                x[inside], carried[:, inside] = found[:2]
-                if inside[-1] == last - 1 - first:
-                    self._last_x0 = found[2][-1]
+        for number in program.waves_of[first]:
+            inside = [row.block - first for row in program.waves[number].rows]
+            answer = yield self.evaluate(number, x[inside])
+            found = self._step(program.positions[number], x[inside], carried[:, inside], answer)
+            x[inside], carried[:, inside] = found[:2]
+            if inside[-1] == last - 1 - first:
+                self._last_x0 = found[2][-1]
         behind = slice(first + 1, last + 1)
         positions = program.bounds[behind]
         arrived = x

@@ -39,7 +39,7 @@ class Recipe:
 
     seed: int = 0
     demonstrations: int = 1500
-    rounds: int = 1
+    rounds: int = 2
     steps: int = 2000
     horizon: int = 2100
     batch: int = 64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 import srds_fast
 from bench.workloads.classes import CASES
+from srds_fast.pipelines.stock import _twin
 from srds_fast.planner.exploration import STOCK
 
 N = 10
@@ -115,3 +118,18 @@ def test_the_reason_says_what_in_the_loop_was_found(name: str) -> None:
     assert torch.equal(called(fast), called(pipe))
     assert REASONS[name] in fast.report.fallback_reason
     assert fast.report.num_inference_steps >= 3
+
+
+def test_the_copy_that_a_stock_loop_runs_on_needs_no_collector(sd: Any) -> None:
+    """It holds the scheduler, whose step is replaced by a function that knows it."""
+    fast, steps, x = srds_fast.compile(sd), list[int](), torch.zeros(1, 4, 8, 8)
+    gc.disable()
+    try:
+        with _twin(fast, {}, lambda: steps.append(1)) as twin:
+            scheduler = weakref.ref(twin.scheduler)
+            twin.scheduler.set_timesteps(2)
+            twin.scheduler.step(x, twin.scheduler.timesteps[0], x)
+        del twin
+        assert (steps, scheduler()) == ([1], None)
+    finally:
+        gc.enable()

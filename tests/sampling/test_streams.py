@@ -307,3 +307,31 @@ def test_errors_reach_the_task_and_each_task_has_its_own_flag() -> None:
         assert isinstance(third, srds_fast.Cancelled)
         assert torch.equal(getattr(second, "latents", getattr(second, "sample", None)), sample(Network()).sample)
         assert [flag.after for flag in flags] == [0, 0, 0]
+
+
+def test_a_stream_that_is_collected_waits_for_nothing() -> None:
+    """The collector may come in a thread that holds a lock which the call needs in order to end."""
+    lock, entered, gone = threading.Lock(), threading.Event(), threading.Event()
+
+    def called() -> None:
+        entered.set()
+        with lock:
+            pass
+
+    def leave() -> None:
+        with lock:
+            stream: Stream = sample(Network(called), srds_fast.stream)
+            workers.append(stream._worker)
+            stream._worker.begin(stream._arrived.put)
+            entered.wait(SECONDS)
+            del stream
+            gone.set()
+
+    workers: list[Any] = []
+    leaving = threading.Thread(target=leave, daemon=True)
+    leaving.start()
+    assert gone.wait(SECONDS)
+    leaving.join(SECONDS)
+    (worker,) = workers
+    worker._thread.join(SECONDS)
+    assert (worker.left.is_set(), worker._thread.is_alive()) == (True, False)

@@ -16,6 +16,7 @@ from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture, run
 from torch import Tensor
 
 from srds_fast import Report, sample
+from srds_fast.kernels.fixed_point_wave import Scan, ScanStep, scan
 from srds_fast.solvers.contract import Checkpoint, SolverInputs
 from srds_fast.solvers.fixed_point.options import FixedPoint, ParaDiGMS, ParaTAA
 from srds_fast.solvers.fixed_point.solver import fixed_point
@@ -138,3 +139,22 @@ def test_noise_may_lie_in_memory_in_any_way(layout: str) -> None:
         expected = sample(denoiser, other.clone(memory_format=torch.contiguous_format), scheduler(), 9, method=options)
         found = sample(denoiser, other, scheduler(), 9, method=options)
         assert_close(found.sample, expected.sample, 1e-12)
+
+
+@given(st.integers(0, 69), st.integers(1, 70), st.sampled_from([(8, 4), (16, 8), (64, 32)]))
+def test_blocks_of_a_long_grid_are_its_whole_matrix(first: int, size: int, blocks: tuple[int, int]) -> None:
+    """Any window of it, whether it lies within a block or goes over several."""
+    generator = torch.Generator().manual_seed(first)
+    steps = [ScanStep(1.0, 0.3, c) for c in (0.9 + 0.2 * torch.rand(70, generator=generator)).tolist()]
+    size = min(size, len(steps) - first)
+    shape = size + 1, 2, 3
+    y, m = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+
+    def points() -> Tensor:
+        return Scan(steps, torch.float64, torch.device("cpu"), 2).points(y, m[:-1], first)
+
+    whole = points()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "BLOCK", blocks[0])
+        patch.setattr(scan, "HALF", blocks[1])
+        assert_close(points(), whole, 1e-12)

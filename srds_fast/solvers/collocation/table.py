@@ -125,8 +125,9 @@ def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> dict[int, Se
         if not wave.boundaries:  # a part of a wave that was too wide
             continue
         first, full = positions[0], len(positions) == noise.num_steps - positions[0]
-        nodes = [row for row, position in enumerate(positions) if not seen or position in seen]
-        new = [row for row in range(len(positions)) if row not in nodes]
+        is_node = [not seen or position in seen for position in positions]
+        nodes = [row for row, found_before in enumerate(is_node) if found_before]
+        new = [row for row, found_before in enumerate(is_node) if not found_before]
         between, of_nodes = (
             None,
             (torch.zeros(0, dtype=torch.float32, device="cpu"), torch.zeros(0, dtype=torch.float32, device="cpu")),

@@ -143,6 +143,11 @@ class Watch:
         if self._parent is not None:
             self._parent.look_within()
 
+    def is_ending(self) -> bool:
+        """Whether the call, or one around it, will end at its next wave. It may be asked by another thread."""
+        own = any(each.cancel is not None and each.cancel.is_set() for each in self.asked)
+        return own or (self._parent is not None and self._parent.is_ending())
+
     def settle(self, steps: int) -> None:
         """So many steps of a run are settled."""
         if not self._aside:

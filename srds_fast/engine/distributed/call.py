@@ -182,7 +182,8 @@ def sharing(ranks: Ranks | None, asks: Callable[[], bool] = lambda: False) -> It
     if ranks is None or current() is not None:
         yield current()
         return
-    with ranks.one_call():
+    watch = cancellation.current()
+    with ranks.one_call(lambda: watch is not None and watch.is_ending()):
         call = SharedCall(ranks, asks)
         token = _current.set(call)
         try:

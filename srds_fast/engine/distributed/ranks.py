@@ -12,7 +12,7 @@ import contextlib
 import functools
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -90,6 +90,7 @@ class Ranks:
         self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
         self.backend = str(dist.get_backend(group))
         self._lock = threading.Lock()
+        self._is_ending: Callable[[], bool] = lambda: False  # of the call that holds the lock
         self._lost: str | None = None
         self._hosts = group
         if self.backend != "gloo":
@@ -98,8 +99,10 @@ class Ranks:
         self._root = dist.get_global_rank(group, 0)
 
     @contextlib.contextmanager
-    def one_call(self) -> Iterator[None]:
-        """In the block this process makes a call with the others.
+    def one_call(self, is_ending: Callable[[], bool]) -> Iterator[None]:
+        """In the block this process makes a call with the others. It begins when one that is about to end has ended.
+
+        is_ending: whether this call is about to end, as it was cancelled; another thread asks.
 
         Raises:
             InvalidArgument: another thread makes one: ranks cannot know which of the two comes first.
@@ -107,11 +110,12 @@ class Ranks:
         """
         if self._lost is not None:
             raise RankLost(f"{self._lost} It was lost in an earlier call. Start the processes again.")
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(blocking=self._is_ending()):
             raise InvalidArgument(
                 "Another thread of this process makes a call with the same ranks. Ranks would not know which of the "
                 "two comes first. Make one call after another, or give each thread a process group of its own."
             )
+        self._is_ending = is_ending
         try:
             yield
         finally:

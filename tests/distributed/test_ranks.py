@@ -71,7 +71,7 @@ def test_ranks_plan_alike_whatever_their_clocks_say(found: Found) -> None:
 def test_pipelines_are_stock_and_their_guidance_branches_are_shared(found: Found) -> None:
     for of_rank in found:
         for name, (apart, path, units, waves) in of_rank["pipelines"].items():
-            assert apart <= 1e-9, name
+            assert apart <= 1e-6, name  # schedulers keep some numbers in float32
             assert path == ("drive" if "driven" in name else "takeover")
             if "driven" not in name:
                 assert units[1] > units[2] >= units[0], name

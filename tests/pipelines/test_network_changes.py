@@ -88,7 +88,11 @@ CHANGES: dict[str, tuple[Callable[[], Any], Act]] = {
     "LoRAs switched off": (with_loras, lambda pipe: pipe.unet.disable_adapters()),
     "LoRAs unloaded": (with_loras, lambda pipe: pipe.unet.delete_adapters("second")),
     "scale of an IP-Adapter": (with_ip_adapter, lambda pipe: pipe.set_ip_adapter_scale(0.0)),
-    "attention processors": (tiny.stable_diffusion, lambda pipe: pipe.unet.set_attn_processor(Halved())),
+    # half the attention in one place would hardly show
+    "attention processors": (
+        lambda: tiny.stable_diffusion(**tiny.BLOCKS),
+        lambda pipe: pipe.unet.set_attn_processor(Halved()),
+    ),
     "FreeU": (tiny.stable_diffusion, lambda pipe: pipe.enable_freeu(s1=0.2, s2=0.1, b1=2.0, b2=2.5)),
     "a hook": (tiny.stable_diffusion, hook),
     "what a hook reads": (with_hook, lambda pipe: pipe.strength.update(now=0.2)),

@@ -154,6 +154,7 @@ def test_a_stream_can_be_left_and_hands_on_errors(sd: Any) -> None:
     threads = threading.active_count()
     for _ in fast.stream("a cat", num_inference_steps=20):
         break
+    assert fast.report is not None, "of the call, which has ended"
     assert threading.active_count() == threads
     with pytest.raises(ValueError, match="divisible by 8"):
         list(fast.stream("a cat", height=33, width=33))

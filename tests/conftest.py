@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,6 +44,16 @@ tape.install()
 def _one_thread() -> None:
     # tiny networks are slower, and now and then stalled, on several threads
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _levels_of_loggers() -> Any:
+    """What a command or a test sets is not for the next test."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "srds_fast")]
+    before = [each.level for each in loggers]
+    yield
+    for each, level in zip(loggers, before, strict=True):
+        each.setLevel(level)
 
 
 # kernels run on a GPU, or in processes that interpret them: see test_kernels.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import logging
 import sys
 import weakref
 from collections import deque
@@ -37,6 +38,8 @@ BY_DESIGN = {
     "srds_fast.engine.graphs.recorder.recorder": "recorders by device",
     "srds_fast.engine.graphs.device_lock._lock_of": "locks by device",
     "srds_fast.telemetry.watch._profile_until_exit": "whether the environment was read",
+    "srds_fast.engine.distributed.ranks._ranks": "process groups",
+    "srds_fast.engine.distributed.digests._weights": "digests of weights, as long as the network lives",
     "srds_fast.caches._caches": "the caches themselves",
 }
 DENOISER = GaussianMixture.random(dimensions=8)
@@ -64,7 +67,7 @@ def sample(steps: int, **settings: Any) -> Any:
 
 def lengths(name: str, found: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str, int]]:
     """Name and length of every container that an object of ours holds, by attribute, closure or entry."""
-    if isinstance(found, type) or id(found) in seen or depth > 8 or name in BY_DESIGN:
+    if isinstance(found, type | logging.Logger) or id(found) in seen or depth > 8 or name in BY_DESIGN:
         return
     seen.add(id(found))
     if hasattr(found, "cache_info"):

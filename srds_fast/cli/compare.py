@@ -10,7 +10,7 @@ import torch
 
 from ..environment import environment
 from ..pipelines.compile import compile
-from ..solvers.registry import SEQUENTIAL
+from ..solvers.registry import BY_NAME, SEQUENTIAL
 from ..words import counted
 from .checks import (
     ABOUT,
@@ -28,7 +28,8 @@ from .measure import Calls, Request, Told, grey_levels, in_turn
 from .output import about, about_differences, progress, show_table, small, warn_if_busy
 
 STEPS = (25, 50, 100)
-METHODS = (SEQUENTIAL, "paper", "srds", "collocation")
+# the first two that run parallel in time are those to look at first
+METHODS = (SEQUENTIAL, "paper", *[name for name in BY_NAME if name != SEQUENTIAL][:2])
 PLAN = "plan"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ def open_for(args: argparse.Namespace, steps: int) -> Any:
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+    logging.getLogger("srds_fast").setLevel(logging.WARNING)  # or it would be as quiet as diffusers
     warnings.simplefilter("ignore", FutureWarning)
     device, dtype = device_of(args.device), getattr(torch, args.dtype)
     if args.model in zoo.names():

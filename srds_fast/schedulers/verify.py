@@ -186,9 +186,10 @@ def _outputs(table: NoiseTable, begin: int, stop: int, draw: torch.Generator) ->
     """
     clip = table.clip if table.learned is None else table.learned.clip
     far, rows = 1.0 if clip is None else 8.0 * max(1.0, range_of(clip)), slice(begin, stop)
-    sizes = torch.tensor([far if index % 2 == 0 else max(1.0, far / 8.0) for index in range(begin, stop)])
+    far_and_near = [far if index % 2 == 0 else max(1.0, far / 8.0) for index in range(begin, stop)]
+    sizes = torch.tensor(far_and_near, dtype=torch.float64, device="cpu")
     x0 = torch.randn((stop - begin, *SHAPE), dtype=torch.float64, generator=draw, device="cpu")
-    of_x0 = (sizes.double().cpu() / table.q[rows]).view(-1, *[1] * len(SHAPE))
+    of_x0 = (sizes / table.q[rows]).view(-1, *[1] * len(SHAPE))
     return of_x0 * x0, (-table.p[rows] / table.q[rows]).tolist()
 
 

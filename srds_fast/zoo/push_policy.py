@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument
+from ..files import new_file
 from .push_task import PushTask
 from .unet1d import ConditionalUnet1d, PolicyConfig
 
@@ -149,7 +150,8 @@ class PushPolicy(nn.Module):
         from safetensors.torch import save_model
 
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SETTINGS).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        with new_file(folder / SETTINGS) as unfinished:
+            unfinished.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         save_model(self, str(folder / WEIGHTS))
 
     @classmethod

@@ -99,7 +99,7 @@ REASONS: dict[Callable[[nn.Module], None], str] = {
 @pytest.mark.parametrize(("change", "method"), thinned_product(REASONS, ["srds", "auto"]))
 def test_such_a_network_runs_on_the_pipelines_own_loop(change: Callable[[nn.Module], None], method: str) -> None:
     def changed() -> Any:
-        pipe = tiny.stable_diffusion()
+        pipe = tiny.stable_diffusion(**tiny.BLOCKS)
         change(pipe.unet)
         return pipe
 
@@ -173,7 +173,7 @@ def test_a_forward_replaced_by_one_that_only_watches_is_checked_and_run_in_waves
 
 
 def test_a_kind_of_call_is_checked_once_and_again_when_the_network_changes() -> None:
-    pipe = tiny.stable_diffusion()
+    pipe = tiny.stable_diffusion(**tiny.BLOCKS)
     fast = srds_fast.compile(pipe, method="srds")
     found = []
     for change in (None, None, across_images, None):

@@ -408,7 +408,7 @@ def test_a_plan_that_cannot_pay_takes_one_step_after_another(monkeypatch: pytest
     for fast, method in ((auto, "sequential"), (asked, "srds")):
         assert_close(latents(fast), expected)
         assert fast.report.method == method
-        assert any("one by one" in reason for reason in fast.report.left_out)
+        assert any("one row at a time" in reason for reason in fast.report.left_out)
 
 
 @pytest.mark.parametrize(("name", "mode"), thinned_product(modern.PIPELINES, MODES))

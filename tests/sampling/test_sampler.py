@@ -212,7 +212,7 @@ GOOD = {"x": noise(2, 64), "steps": 10}
         ({"max_rows": 2.5}, "max_rows"),
         ({"observer": 3}, "observer is 3"),
         ({"generator": 3}, "generator is 3"),
-        ({"generator": [torch.Generator()]}, "1 generators"),
+        ({"generator": [torch.Generator()]}, "1 generator for 2"),
         ({"graphs": 3}, "graphs is 3"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,

@@ -130,7 +130,7 @@ def test_training_is_decided_by_its_seed_and_goes_on_from_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
-    config, recipe = replace(CONFIG, down_dims=(8, 16)), Recipe(demonstrations=1, steps=3, horizon=4, batch=4)
+    config, recipe = replace(CONFIG, down_dims=(8, 16)), Recipe(demonstrations=1, steps=3, horizon=4, batch=4, rounds=1)
     expected, loss = train(recipe, config)
     interrupted = tmp_path / "checkpoint.pt"
     train(replace(recipe, steps=2), config, interrupted)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.merging.rule import Call
-from ...errors import SrdsFastError
+from ...errors import InvalidArgument, SrdsFastError
 from ...kernels.common.clamping import Threshold
 from ...schedulers.own_loop import OTHER_TIMESTEPS, RETURNED, StepCall, is_known
 from ...schedulers.table import NoiseTable
@@ -145,6 +145,7 @@ class SchedulerProxy:
 
         Raises:
             UnsupportedScheduler: there is no table for this scheduler.
+            InvalidArgument: eta is None.
             UnsupportedPipeline: an option changes the step in a way that a table does not know.
         """
         options = {
@@ -153,6 +154,11 @@ class SchedulerProxy:
             if value is not (default := self._defaults.get(name))
             and not (isinstance(value, bool | int | float) and bool(value == default))
         }
+        if options.get("eta", 0.0) is None:
+            raise InvalidArgument(
+                f"eta is None. The step of {type(self.inner).__name__} multiplies with it. Leave it out, or pass a "
+                "number from 0 to 1."
+            )
         clip_epsilon = bool(options.pop("use_clipped_model_output", False))
         eta, timestep, _ = options.pop("eta", None), options.pop("timestep"), options.pop("generator", None)
         for name in options:

@@ -100,7 +100,8 @@ class SharedCall:
             raise error  # as it would be raised in one process
         if any(each.status is Status.NO_MEMORY for each in headers):
             short = [rank for rank, each in enumerate(headers) if each.status is Status.NO_MEMORY]
-            raise error or torch.OutOfMemoryError(f"the wave did not fit into the memory of rank {short[0]}")
+            error = None  # it keeps the memory of the wave alive
+            raise torch.OutOfMemoryError(f"the wave did not fit into the memory of rank {short[0]}")
         # a network may answer one rank in another dtype than the others
         found_in = DTYPES[next((each.dtype for each in headers if each.dtype), 0)]
         own = torch.empty(0, *shape, dtype=found_in, device=device) if own is None else own.to(found_in)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .errors import DivergenceError as DivergenceError
     from .errors import InvalidArgument as InvalidArgument
     from .errors import PlanMismatch as PlanMismatch
+    from .errors import RankFailed as RankFailed
+    from .errors import RankLost as RankLost
+    from .errors import RankMismatch as RankMismatch
     from .errors import SrdsFastError as SrdsFastError
     from .errors import UnknownArgument as UnknownArgument
     from .errors import UnsupportedPipeline as UnsupportedPipeline
@@ -66,6 +69,9 @@ _HOME = {
     "DivergenceError": "errors",
     "InvalidArgument": "errors",
     "PlanMismatch": "errors",
+    "RankFailed": "errors",
+    "RankLost": "errors",
+    "RankMismatch": "errors",
     "SrdsFastError": "errors",
     "UnknownArgument": "errors",
     "UnsupportedPipeline": "errors",

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ...errors import InvalidArgument, RankLost, RankMismatch, shown
 
-# of the cause of a failure, in bytes
-MOST_WORDS = 2048
+# of a text that ranks send each other, in bytes
+MOST_WORDS = 8192
 
 
 class Doing(IntEnum):

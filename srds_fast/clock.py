@@ -22,8 +22,8 @@ def since(began: float) -> float:
 
 
 @contextlib.contextmanager
-def agreeing(agree: Callable[[float], float]) -> Iterator[None]:
-    """In the block, numbers are agreed on by this function."""
+def agreeing(agree: Callable[[float], float] | None) -> Iterator[None]:
+    """In the block, numbers are agreed on by this function; None: they are those of this process."""
     token = _agree.set(agree)
     try:
         yield

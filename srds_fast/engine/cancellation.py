@@ -224,12 +224,14 @@ class watching:
         # the waves of a call within another one are no waves of that
         looks = always or asked or interrupted is not None or parent is not None
         self._watch = Watch(asked, interrupted, parent) if looks else None
+        self._looks = not always  # otherwise the call looks when the others can be told
 
     def __enter__(self) -> Watch | None:
         if self._watch is not None:
             self._token = _watch.set(self._watch)
             try:
-                self._watch.look_within()
+                if self._looks:
+                    self._watch.look_within()
             except Ended as ended:
                 _watch.reset(self._token)
                 why = ended.why

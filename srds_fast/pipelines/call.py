@@ -107,7 +107,7 @@ def run_call(
     try:
         with (
             fast._srds.interrupts.running() as running,
-            cancellation.watching(interrupted=running.is_asked),
+            cancellation.watching(interrupted=running.is_asked, always=fast._srds.ranks is not None),
             telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline),
             distributed.sharing(fast._srds.ranks, running.is_asked) as shared,
             draws or nullcontext(),

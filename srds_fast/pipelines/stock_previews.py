@@ -51,6 +51,9 @@ class StockPreviews:
             self._start = int(found[0]) if len(found) else 0
             self._due = Due(self._table.num_steps - self._start)
         self._step += 1
+        if m.shape != x.shape and self._table.learned is not None:
+            dtype = state_dtype(x.dtype)
+            m = self._table.folded(self._start + self._step - 1, x.to(dtype), m.to(dtype), None)
         if self._due.is_now(self._step) and m.shape == x.shape:
             dtype = state_dtype(x.dtype)
             x0 = self._table.predict_x0(self._start + self._step - 1, x.to(dtype), m.to(dtype))

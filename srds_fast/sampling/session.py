@@ -93,7 +93,10 @@ class Session:
         self._fallback_reason: str | None = None
         self._plan_changed: str | None = None
         self._begun = False
-        self._shared, self._work = distributed.current(), distributed.Work()
+        self._shared = distributed.current()
+        # what ranks had done before the run, and did in it; None until it has ended
+        self._before = distributed.NOTHING_DONE
+        self._work: distributed.Work | None = None
         self._audit = self._audit_of(self.plan)
         self._first_stop = self._first_stop_of(self.plan)
         self._contraction = self.plan.options.contraction
@@ -181,7 +184,8 @@ class Session:
 
     def _complete(self, advance: Advance) -> Run:
         assert self.network is not None
-        before = distributed.Work() if self._shared is None else self._shared.work
+        if self._shared is not None:
+            self._before = self._shared.work
         evaluate = self.network.evaluator(self.run.program)
         if isinstance(evaluate, TwoLanes):
             evaluate.prepare()
@@ -214,8 +218,8 @@ class Session:
             except Diverged as error:
                 raise DivergenceError(str(error), self.report()) from None
             evaluate.forget()
-        if self._shared is not None:
-            self._work = self._shared.work.since(before)
+        if self._shared is not None:  # what comes is of other runs
+            self._work = self._shared.work.since(self._before)
         return self.run
 
     def take_steps(self, why: str, *, tell: bool = True) -> None:
@@ -256,9 +260,9 @@ class Session:
     ) -> Report:
         """What the call has done until now. engine_reason: of the report, unless the engine has its own reason."""
         run, plan, prediction = self.run, self._reported.plan, self._reported.plan.prediction
-        work = self._work
-        if self._shared is not None and self.network is None:  # nothing else has run beside such a call
-            work = self._shared.work
+        work = self._work or distributed.NOTHING_DONE
+        if self._work is None and self._shared is not None:
+            work = self._shared.work.since(self._before)
         stopped_by, estimated_error = self._stops()
         baseline, baseline_seconds, estimated_baseline_seconds = self._baseline()
         fused = plan.options.fused(self.noise, constrained=self.inputs.constrain is not None)

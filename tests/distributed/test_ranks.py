@@ -136,6 +136,13 @@ def test_a_cancelled_rank_ends_the_call_on_all_within_a_wave(found: Found) -> No
         assert (waves, sample) == (found[0]["cancelled"][3], found[0]["cancelled"][4])
 
 
+def test_a_rank_that_is_cancelled_before_the_call_leaves_no_other_waiting(found: Found) -> None:
+    for of_rank in found:
+        (error, _), apart = of_rank["cancelled_before"]
+        assert error == "Cancelled"
+        assert apart <= 1e-12
+
+
 def test_threads_of_one_rank_take_turns(found: Found) -> None:
     for of_rank in found:
         (error, message), apart = of_rank["one_call_at_a_time"]

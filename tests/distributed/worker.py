@@ -335,6 +335,17 @@ def cancelled() -> Any:
 
 
 @check
+def cancelled_before() -> Any:
+    """`cancel` set on one rank before the call; the next call of all."""
+    event = threading.Event()
+    if rank() == 1:
+        event.set()
+    first = ended(lambda: sampled(parallel="auto", cancel=event))
+    alone = sampled(parallel=None, observer=lambda seen: None)
+    return [first, apart(sampled(parallel="auto").sample, alone.sample)]
+
+
+@check
 def one_call_at_a_time() -> Any:
     """A second thread that makes a call with the same ranks is told so, and the first call is right."""
     begun, may_end = threading.Event(), threading.Event()

@@ -52,9 +52,9 @@ class SharedCall:
         self._exchange(Header(Doing.COMPARE))
         lines = "\n".join(f"{name}={digest}" for name, digest in digests.items())
         found = [dict(line.partition("=")[::2] for line in words.splitlines()) for words in self.ranks.words(lines)]
-        for name, expected in found[0].items():
+        for name in dict.fromkeys(name for each in found for name in each):
             for rank, other in enumerate(found):
-                if other.get(name) != expected:
+                if other.get(name) != found[0].get(name):
                     self.told = True
                     raise RankMismatch(
                         f"Rank {rank} was called with another {name} than rank 0. All ranks make one sample together. "
@@ -80,24 +80,27 @@ class SharedCall:
         shares = shares_of(lengths, self.ranks.size)
         counts = [sum(part.stop - part.start for part in share) for share in shares]
         parts: list[Tensor] = []
-        error: BaseException | None = None
+        own: Tensor | None = None
+        error: Exception | None = None
+        dtype = 0
         try:
             for number, part in enumerate(shares[self.ranks.rank]):
                 if part.stop > part.start:
                     parts.append(run(number, part))
+            own = None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts)
+            dtype = 0 if own is None else DTYPES.index(own.dtype)
             status = Status.WELL
         except torch.OutOfMemoryError as why:
             error, status = why, Status.NO_MEMORY
         except Exception as why:
             error, status = why, Status.FAILED
             self._cause = f"{type(why).__name__}: {why}"
-        own = None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts)
         began = time.perf_counter()
-        dtype = 0 if own is None else DTYPES.index(own.dtype)
         size = sum(lengths) * math.prod(shape)
         headers = self._exchange(Header(Doing.GATHER, status, size, self.asks(), dtype))
-        if error is not None and all(each.status is Status.FAILED for each in headers):
-            raise error  # as it would be raised in one process
+        if error is not None and status is Status.FAILED:
+            # as it would be raised in one process, unless the call has ended
+            raise self._ended(error) if self.told else error
         if any(each.status is Status.NO_MEMORY for each in headers):
             short = [rank for rank, each in enumerate(headers) if each.status is Status.NO_MEMORY]
             error = None  # it keeps the memory of the wave alive
@@ -132,7 +135,9 @@ class SharedCall:
         headers = self.ranks.headers(own)
         self.interrupted |= any(each.wants for each in headers)
         failed = [rank for rank, each in enumerate(headers) if each.status in (Status.FAILED, Status.CANCELLED)]
-        if len(failed) == len(headers):  # all alike: each raises its own error
+        if len(failed) == len(headers):
+            # alike, as in one process: the call may go on behind a handler. Otherwise each raises its own error
+            self.told |= not all(each.agrees_with(own) and each.status is own.status for each in headers)
             return headers
         if failed:
             self.told = True
@@ -180,8 +185,17 @@ def sharing(ranks: Ranks | None, asks: Callable[[], bool] = lambda: False) -> It
 
     Raises in all ranks what one of them has raised, as RankFailed, unless all of them raise.
     """
-    if ranks is None or current() is not None:
-        yield current()
+    around = current()
+    if around is not None and ranks is around.ranks:
+        yield around
+        return
+    if ranks is None:  # also within a call of several ranks, whose others know nothing of this one
+        token = _current.set(None)
+        try:
+            with clock.agreeing(None):
+                yield None
+        finally:
+            _current.reset(token)
         return
     watch = cancellation.current()
     with ranks.one_call(lambda: watch is not None and watch.is_ending()):
@@ -189,6 +203,7 @@ def sharing(ranks: Ranks | None, asks: Callable[[], bool] = lambda: False) -> It
         token = _current.set(call)
         try:
             with clock.agreeing(call.agreed):
+                cancellation.look_within()
                 yield call
             call.end()
         except BaseException as error:

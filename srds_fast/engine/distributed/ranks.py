@@ -154,7 +154,8 @@ class Ranks:
         """The tensor of rank 0, which has the same shape and dtype on all ranks."""
         found = tensor.contiguous().clone()
         with self._heard():
-            self._dist.broadcast(found, self._root, group=self.group)
+            # a group of CUDA devices takes no tensors of the host
+            self._dist.broadcast(found, self._root, group=self._hosts if found.device.type == "cpu" else self.group)
         return found
 
     @contextlib.contextmanager

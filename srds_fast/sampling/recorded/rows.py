@@ -256,7 +256,8 @@ def chains_of(calls: Sequence[NetworkCall]) -> list[list[NetworkCall]] | None:
         outputs = [call for call in chain if call.pattern.output is not None]
         if len(outputs) != 1 or len({call.pattern.branches for call in chain}) > 1:
             return None
-    return chains
+    # in the order of their outputs, as the weights of guidance are
+    return sorted(chains, key=lambda chain: max(calls.index(call) for call in chain if call.pattern.output is not None))
 
 
 def _checked(leaves: Sequence[Any], call: NetworkCall, wave: Evaluate, part: slice | None) -> Tensor:

@@ -21,7 +21,7 @@ from ..words import counted
 
 # untimed calls of "auto", which time its plans; a choice that is still open after the first is asked for again
 FEWEST_WARM_UPS, MOST_WARM_UPS = 2, 6
-FEWEST_PAIRS, MOST_PAIRS = 3, 12
+FEWEST_PAIRS, MOST_PAIRS = 3, 5
 # a ratio between these is no difference
 EQUAL = 1.05
 

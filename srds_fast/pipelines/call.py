@@ -129,14 +129,16 @@ def run_call(
 
 def _given(fast: Any, arguments: Arguments, own: Mapping[str, Any]) -> dict[str, str]:
     """Digests of what a call depends on: all ranks must be given the same."""
-    state = fast._srds
-    networks = networks_of(fast).values()
+    options, networks = fast._srds.options, networks_of(fast).values()
+    learns = options.audit, options.learn_stop
     return {
         **versions(),
         "class of pipeline": type(fast).__qualname__,
         "scheduler": digest([type(fast.scheduler).__qualname__, _config(fast.scheduler)]),
-        "setting of compile": repr((state.options.settings, state.options.strict, state.options.overlap)),
-        "plan": repr(None if state.options.plan is None else state.options.plan.signature),
+        "setting of compile": repr(
+            (options.settings, options.strict, options.overlap, options.network_options, learns)
+        ),
+        "plan": repr(None if options.plan is None else options.plan.signature),
         **{name: digest(value) for name, value in {**arguments, **own}.items() if name != "self"},
         "network": digest_of_weights(networks),
     }

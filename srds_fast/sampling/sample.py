@@ -255,6 +255,7 @@ def sampled(
                         "starting noise": digest([x, warm_start]),
                         "cond": digest(cond),
                         "generator": digest(generator),
+                        "observer": repr(observer is not None),
                         "network": digest_of_weights(modules_of(denoiser)),
                         "setting": repr((settings, keep_trajectory, strict, None if plan is None else plan.signature)),
                     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def _known(value: Any) -> Any:
         return [(str(key), _known(each)) for key, each in value.items()]
     if isinstance(value, list | tuple):
         return [_known(each) for each in value]
-    if isinstance(value, Callable):  # type: ignore[arg-type]
+    if callable(value):
         return getattr(value, "__qualname__", type(value).__qualname__)
     if callable(to_bytes := getattr(value, "tobytes", None)):  # of arrays and images
         return type(value).__name__, str(getattr(value, "size", "")), hashlib.sha256(to_bytes()).hexdigest()

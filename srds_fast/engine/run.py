@@ -13,7 +13,7 @@ from .. import telemetry
 from ..planner.plan import Plan
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged
-from ..solvers.convergence import Contraction, Diverged, Monitor
+from ..solvers.convergence import Contraction, Diverged, Monitor, NotFinite
 from ..solvers.program import Program
 from ..telemetry.report import BY_EXACT, BY_ITERATIONS, BY_OWN_RULE, BY_SEQUENTIAL, BY_TOLERANCE, SURE
 from ..words import counted
@@ -118,7 +118,8 @@ class Run:
 
         Waits for the device only at checkpoints: the decision to stop reads the change.
 
-        Raises Diverged where samples are not finite, or move away instead of settling; its message is for the user.
+        Raises NotFinite where samples are not finite, Diverged where they move away instead of settling; the message is
+        for the user.
         """
         if output is not None:
             if self._previews is not None and self.handed_out is not None:
@@ -137,7 +138,7 @@ class Run:
             if isinstance(what, cancellation.Ended):
                 self.leave()
             if isinstance(what, Diverged):
-                raise Diverged(self._diagnosis(str(what))) from None
+                raise type(what)(self._diagnosis(str(what))) from None
             raise
         finally:
             self.counts.seconds = self._seconds_before + time.perf_counter() - self._started
@@ -218,7 +219,7 @@ class Run:
             return () if last else running
         # while iterations are to come, their change will show what is not finite
         if last and not bool(checkpoint.sample.isfinite().all()):
-            raise Diverged("a sample is not finite")
+            raise NotFinite
         errors = [math.inf] * len(checkpoint.samples) if checkpoint.error is None else checkpoint.error.tolist()
         # a window that slides where nothing moves by a bit leaves nothing behind
         self._monitor.exact[:] = [checkpoint.exact or (self.plan.bitwise and error == 0.0) for error in errors]

@@ -140,7 +140,8 @@ def sample(
             need. The final sample is the same.
         keep_trajectory: return the states of all steps, N + 1 times the memory of x.
         strict: raise DivergenceError if the method diverges. Otherwise the call starts again, one step after another,
-            with the reason in the report.
+            with the reason in the report. A sample that is NaN or Inf, but finite when the method runs again, is an
+            error in any case: the network gave two answers to the same input.
         parallel: as in `srds_fast.compile`: ranks that share the rows of each wave. All call `sample` with the same
             arguments, x too.
         cancel, on_wave: as in `srds_fast.using`, for this call.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ..engine.costs import price
 from ..engine.distributed import call as distributed
 from ..engine.eager import Evaluator
 from ..engine.graphs.runner import GraphRunner
-from ..engine.run import Observer, Run
+from ..engine.run import EngineUse, Observer, Run
 from ..engine.streams import TwoLanes
 from ..errors import DivergenceError, UnsupportedPipeline
 from ..kernels.common.clamping import Threshold
@@ -34,7 +35,7 @@ from ..planner.search import Pricing
 from ..planner.settings import Settings
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Checkpoint, Evaluate, SolverInputs
-from ..solvers.convergence import Diverged
+from ..solvers.convergence import Diverged, NotFinite
 from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import BY_INTERRUPT, SEQUENTIAL_LOOP, Report
 from ..words import counted
@@ -91,6 +92,7 @@ class Session:
         self._planning_seconds = planning if self.plan.prediction is not None else 0.0
         self._exploring_seconds = 0.0
         self._fallback_reason: str | None = None
+        self._repeats = False  # the run repeats one whose sample was not finite
         self._plan_changed: str | None = None
         self._begun = False
         self._shared = distributed.current()
@@ -121,10 +123,13 @@ class Session:
         """Take the output of the last wave and return the next wave; None when `run.sample` is complete."""
         self._begin()
         try:
-            return self.run.next(output)
+            wave = self.run.next(output)
         except Diverged as error:
             self._recover(error)
-        return self.run.next(None)
+            wave = self.run.next(None)
+        if wave is None:
+            self._check_repeated()
+        return wave
 
     def _begin(self) -> None:
         """The call takes its plan: note it if the one before took another."""
@@ -159,7 +164,9 @@ class Session:
             if not run.engine.capture_seconds:
                 seconds = clock.agreed(run.counts.seconds)
                 if explores:
-                    exploration.record(self.plan, seconds, ended=self._fallback_reason is None)
+                    ended = self._fallback_reason is None
+                    work = pricing.work(self.plan, max(run.iterations)) if ended else 1.0
+                    exploration.record(self.plan, seconds, ended=ended, work=work)
             if explores:
                 trials = Trials(exploration, pricing, self._trial, self.stock)
                 self._exploring_seconds = trials.run_due()
@@ -186,10 +193,7 @@ class Session:
         assert self.network is not None
         if self._shared is not None:
             self._before = self._shared.work
-        evaluate = self.network.evaluator(self.run.program)
-        if isinstance(evaluate, TwoLanes):
-            evaluate.prepare()
-            self.run.engine.overlap = "streams"
+        evaluate = self._evaluator()
         try:
             self._run_waves(evaluate, advance)
         except Diverged as error:
@@ -197,8 +201,7 @@ class Session:
         except TooSlow as why:
             if self.exploration is None:  # a trial
                 raise
-            self.run.leave()
-            self.take_steps(f"{self.plan.short()} was stopped: {why}", tell=False)
+            self._cut(why)
         except StartAgain as why:
             self.take_steps(str(why))
         except torch.OutOfMemoryError:
@@ -211,16 +214,31 @@ class Session:
         else:
             self._learn(completed=True)
         evaluate.forget()
-        if self.run.sample is None:  # outside the handlers: their exceptions keep the memory of the waves alive
-            evaluate = self.network.evaluator(self.run.program)
+        while self.run.sample is None:  # outside the handlers: their exceptions keep the memory of the waves alive
+            evaluate = self._evaluator()
             try:
                 advance(self.run, evaluate)
             except Diverged as error:
-                raise DivergenceError(str(error), self.report()) from None
+                self._recover(error)
+            except TooSlow as why:
+                self._cut(why)
             evaluate.forget()
+        self._check_repeated()
         if self._shared is not None:  # what comes is of other runs
             self._work = self._shared.work.since(self._before)
         return self.run
+
+    def _evaluator(self) -> Evaluator:
+        assert self.network is not None
+        evaluate = self.network.evaluator(self.run.program)
+        if isinstance(evaluate, TwoLanes):
+            evaluate.prepare()
+            self.run.engine.overlap = "streams"
+        return evaluate
+
+    def _cut(self, why: TooSlow) -> None:
+        self.run.leave()
+        self.take_steps(f"{self.plan.short()} was stopped: {why}", tell=False)
 
     def take_steps(self, why: str, *, tell: bool = True) -> None:
         """Start again, one step after another. why: for the report. tell: the user too; strict calls raise then."""
@@ -235,12 +253,16 @@ class Session:
             replace(self.inputs, initial_guess=None),
             self.observer,
             counts=failed.counts,
-            # a driven loop goes on to call the network as before
-            engine=failed.engine if self.network is None else replace(failed.engine, name="eager", overlap="batch"),
+            engine=self._left_engine(),
             previews=self.previews,
         )
         if tell:
             self.notify(self._fallback_reason)
+
+    def _left_engine(self) -> EngineUse:
+        """What runs the waves after those of a run that is left; a driven loop calls the network as before."""
+        engine = self.run.engine
+        return engine if self.network is None else replace(engine, name="eager", overlap="batch")
 
     def fall_back(self, why: str) -> None:
         """Note that the rest of the call runs one step after another; only the first reason is kept."""
@@ -339,15 +361,33 @@ class Session:
         return (None, None, predicted) if found is None else (*found, predicted)
 
     def _recover(self, error: Diverged) -> None:
-        """Start again step by step; raise a DivergenceError if that is what has diverged, or if the call is strict."""
-        self._learn(completed=False)
+        """Start again: once more by the method if a sample was not finite, then step by step.
+
+        Raises a DivergenceError if the steps themselves have diverged, or if the call is strict.
+        """
         reported = DivergenceError(str(error), self.report())
         if self.strict or self.run.plan.is_sequential:
+            self._learn(completed=False)
             raise reported from None
+        if isinstance(error, NotFinite) and not self._repeats:
+            self._repeats = True
+            self._begin_again(counts=self.run.counts, engine=self._left_engine())
+            return
+        self._learn(completed=False)
         try:
             self.take_steps(str(error).partition(". ")[0])
         except UnsupportedPipeline:  # strict: the divergence is more informative
             raise reported from None
+
+    def _check_repeated(self) -> None:
+        """An unstable method fails again. If it does not, steps that come out finite would prove nothing either."""
+        if self._repeats and self._fallback_reason is None:
+            raise DivergenceError(
+                f"A sample of {self.plan.method} was NaN or Inf, and finite when the same waves were run again. The "
+                "network gave two answers to the same input, so no sample of it can be called right. Check whether it "
+                "keeps something between calls, and whether the device makes errors.",
+                self.report(),
+            )
 
     def _run_waves(self, evaluate: Evaluator, advance: Advance) -> None:
         assert self.network is not None
@@ -367,21 +407,25 @@ class Session:
         advance(self.run, evaluate)
 
     def _runs(self) -> Iterator[Run]:
-        """The run; after a failed recording a new one, which repeats no checkpoint."""
+        """The run; after a failed recording a new one."""
         yield self.run
+        self._begin_again()
+        yield self.run
+
+    def _begin_again(self, **continued: Any) -> None:
+        """A new run of the plan, whose observer sees no checkpoint again. continued: see `Run`."""
         shown, observer = self.run.shown, self.observer
 
         def observe_unseen(checkpoint: Checkpoint) -> None:
             if observer is not None and checkpoint.iteration > shown:
                 observer(checkpoint)
 
-        self.run = self._reported = self._new_run(observer and observe_unseen)
-        yield self.run
+        self.run = self._reported = self._new_run(observer and observe_unseen, **continued)
 
-    def _new_run(self, observer: Observer | None) -> Run:
+    def _new_run(self, observer: Observer | None, **continued: Any) -> Run:
         factor = 1.0 if self._audit is None else self._audit.factor
-        given = self.plan, self.state, self.noise, self.inputs, observer, self.started
-        how = partial(Run, factor=factor, contraction=self._contraction)
+        given = self.plan, self.state, self.noise, self.inputs, observer, None if continued else self.started
+        how = partial(Run, factor=factor, contraction=self._contraction, **continued)
         return how(*given, together=self.together, previews=self.previews)
 
     def _audit_of(self, plan: Plan) -> Audit | None:

@@ -133,7 +133,14 @@ def _slowing(changes: Sequence[float]) -> float:
 
 
 class Diverged(Exception):
-    """A sample is not finite, or moves away. The message says which."""
+    """A sample moves away instead of settling, or is not finite. The message says which."""
+
+
+class NotFinite(Diverged):
+    """A sample is NaN or Inf."""
+
+    def __init__(self, what: str = "a sample is not finite") -> None:
+        super().__init__(what)
 
 
 class Monitor:
@@ -157,10 +164,10 @@ class Monitor:
     ) -> tuple[int, ...]:
         """Positions (into `samples`) that must continue after iteration p >= 1; the others as in `Checkpoint`.
 
-        Raises Diverged if a change is not finite, or a thousand times the first.
+        Raises NotFinite if a change is not finite, Diverged if it is a thousand times the first.
         """
         if not all(math.isfinite(each.change) for each in signs):
-            raise Diverged("a sample is not finite")
+            raise NotFinite
         self.change.append([None] * len(self.converged))
         for sample, shown, rests in zip(samples, signs, stationary, strict=True):
             self.change[-1][sample] = shown.change

@@ -26,8 +26,8 @@ latents = partial(calls.latents, prompt="a cat")
 
 
 @contextmanager
-def fault(network: nn.Module, at: int, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Does something to the output of the network's call with a number, from 1 on; 0: to none.
+def fault(network: nn.Module, at: int | None, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Does something to the output of the network's call with a number, from 1 on; 0: to none; None: to all.
 
     A hook that may change an output brings a check of the network. `checked` has it made before, so that the numbers
     are those of waves.
@@ -35,7 +35,7 @@ def fault(network: nn.Module, at: int, act: Callable[[Tensor], Tensor]) -> Itera
     calls = itertools.count(1)
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        return (act(output[0]), *output[1:]) if next(calls) == at else None
+        return (act(output[0]), *output[1:]) if at is None or next(calls) == at else None
 
     handle = network.register_forward_hook(after)
     try:
@@ -85,13 +85,25 @@ def test_a_fault_at_any_wave_ends_in_its_error_and_the_next_call_works(sd: Any, 
     assert_close(latents(fast), expected)
 
 
-@pytest.mark.parametrize("at", [2, 5])
-def test_without_strict_the_steps_follow_what_diverged(sd: Any, at: int) -> None:
-    act, _ = FAULTS["nan"]
-    fast = checked(sd, at)
-    with fault(sd.unet, at, act):
+def test_without_strict_the_steps_follow_what_diverged(sd: Any) -> None:
+    """Of a network that cannot take the wide waves, whenever it is asked."""
+
+    def narrow(output: Tensor) -> Tensor:
+        return output if len(output) <= 2 else output * float("nan")
+
+    fast = checked(sd, 2)
+    with fault(sd.unet, None, narrow):
         assert_close(latents(fast), latents(sd))
     assert "a sample is not finite. The steps were then taken one after another" in fast.report.fallback_reason
+
+
+@pytest.mark.parametrize("at", [2, 5])
+def test_what_was_not_finite_once_only_is_an_error(sd: Any, at: int) -> None:
+    """The network gave two answers to one input: that steps come out finite afterwards proves nothing."""
+    act, _ = FAULTS["nan"]
+    fast = checked(sd, at)
+    with fault(sd.unet, at, act), pytest.raises(DivergenceError, match="two answers to the same input"):
+        latents(fast)
 
 
 @pytest.mark.parametrize("at", [1, 2, 8])

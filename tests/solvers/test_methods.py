@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -200,6 +201,21 @@ def test_nan_and_inf_from_the_network_are_an_error_with_the_report(options: Meth
         sample(broken, noise(2, DIMENSIONS), stock, STEPS, method=options)
     assert caught.value.report.waves > 0
     assert not any(caught.value.report.converged)
+
+
+@every
+@pytest.mark.parametrize("stock", [scheduler(), DDIMScheduler(), DDPMScheduler()], ids=["plain", "clipped", "noise"])
+def test_one_call_that_gives_infinity_is_an_error(options: Method, stock: Any) -> None:
+    """Though the network is right when it is asked again: one of its two answers to the same input is wrong."""
+    calls = itertools.count(1)
+    if sample(MIXTURE, noise(2, DIMENSIONS), stock, STEPS, method=options).report.fallback_reason is not None:
+        pytest.skip("the method is unstable here, whatever the network does")
+
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        return MIXTURE(x, t) * (math.inf if next(calls) == 3 else 1.0)
+
+    with pytest.raises(DivergenceError, match="NaN or Inf"):
+        sample(broken, noise(2, DIMENSIONS), stock, STEPS, method=options)
 
 
 def scaled(x: Tensor, t: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import math
 import statistics
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 
 from ..telemetry.report import SEQUENTIAL_LOOP, STOCK_LOOP
@@ -39,6 +39,9 @@ LOST = 1.5
 WORTH = 0.97
 # a plan is dropped if SLOW of its last LAST calls took longer than the sequential loop, which is timed again first
 LAST, SLOW = 5, 2
+# or if so many, those that timed it included, took longer in total than the loop that it was to beat: some inputs take
+# more iterations than most
+TOTAL = 20
 
 
 def turns_to_time(turns: int) -> int:
@@ -63,9 +66,11 @@ class Exploration:
         self._choice: Hashable = None
         self._why: str | None = None
         self._seconds: dict[Hashable, list[float]] = {}  # of each run of a way; infinite if it was cut off
-        self._took: dict[Hashable, float] = {}  # seconds of the last run of a plan, until it ended or was cut off
+        # seconds of the fastest run of a plan, until it ended or was cut off, over those predicted for its iterations
+        self._missed: dict[Hashable, float] = {}
+        self._hope: Mapping[Hashable, float] = {}  # see `predict`
         self._rounds: list[dict[Hashable, float]] = []  # the same, call by call: the machine was alike for all of one
-        self._last: deque[float] = deque(maxlen=LAST)  # seconds of the last calls of the choice
+        self._last: deque[float] = deque(maxlen=TOTAL)  # seconds of the last calls of the choice
         self._doubted: Hashable = None  # the plan that waits while a call times the sequential loop again
         self._dropped: set[Hashable] = set()
         self._logged: tuple[Hashable, bool, Hashable] | None = None  # what the log was told of the choice
@@ -134,13 +139,16 @@ class Exploration:
         """Of a sequential call, as timed; as predicted before."""
         return self._estimate(self._sequential)
 
-    def predict(self, plans: Iterable[Plan], fastest: Plan, version: int) -> None:
+    def predict(
+        self, plans: Iterable[Plan], fastest: Plan, version: int, hope: Mapping[Hashable, float] | None = None
+    ) -> None:
         """Take new predictions: plans with their `prediction`, one of them sequential, and the one to take by these.
 
-        What was timed is kept, also if it is not predicted to be among the fastest any more.
+        hope: by signature of a plan, the share of its prediction that it takes with the fewest iterations that are
+        likely. What was timed is kept, also if it is not predicted to be among the fastest any more.
         """
         with self._lock:
-            self.version = version
+            self.version, self._hope = version, hope or {}
             compared = {plan.signature: plan for plan in plans}
             self._sequential = next(key for key, plan in compared.items() if plan.is_sequential)
             timed = {key: plan for key, plan in self._ways.items() if key in self._seconds or key == STOCK}
@@ -200,8 +208,12 @@ class Exploration:
         """Seconds that the calls so far may spend in all."""
         return self._budget * self.sequential_seconds * min(1.0, self.calls / CALLS)
 
-    def record(self, way: Plan | str, seconds: float, *, ended: bool = True) -> None:
-        """A way took so many seconds in this call. ended: False if it failed or was cut off after that time."""
+    def record(self, way: Plan | str, seconds: float, *, ended: bool = True, work: float = 1.0) -> None:
+        """A way took so many seconds in this call.
+
+        ended: False if it failed or was cut off after that time. work: what the iterations that it took cost, over what
+        those cost that it was predicted to take.
+        """
         name, how = way if isinstance(way, str) else way.short(), "took" if ended else "was ended after"
         logger.debug("Timed: %s %s %s.", name, how, duration(seconds))
         with self._lock:
@@ -211,7 +223,8 @@ class Exploration:
                 self._rounds[-1][key] = found
                 self._seconds.setdefault(key, []).append(found)
                 if key != STOCK:
-                    self._took[key] = seconds
+                    missed = seconds / max(work * _predicted(self._plan(key)), 1e-9)
+                    self._missed[key] = min(missed, self._missed.get(key, math.inf))
 
     def spend(self, seconds: float) -> None:
         """Timing another way has cost so much."""
@@ -243,6 +256,7 @@ class Exploration:
             self.state = FROZEN
             if self._sequential in self._seconds:
                 self._choice = self._fastest()
+                self._last.extend(each for each in self._seconds[self._choice] if each < math.inf)
                 self._why = self._told()
             elif self._choice is not None:
                 self._why = self.why
@@ -267,16 +281,14 @@ class Exploration:
         logger.info("Plan %s for calls of %s: %s, %s: %s.", what, steps, self._name(self._choice), self.state, self.why)
 
     def _watch(self, plan: Plan, seconds: float) -> None:
-        """Doubt the plan if its calls turn out to be slower than the sequential loop was: the next call takes that."""
+        """Doubt the plan if its calls turn out to be slower than the loops were: the next call is sequential."""
         if plan.is_sequential or self._sequential not in self._seconds:
             return
         self._last.append(seconds)
-        if self._are_slower_than(self.sequential_seconds):
+        slower = self._slower()
+        if slower is not None:
             self._doubted, self._choice = self._choice, self._sequential
-            self._why = (
-                f"{SLOW} of the last {counted(len(self._last), 'call')} of {plan.short()} took longer than the "
-                "sequential loop, which this call times again"
-            )
+            self._why = f"{plan.short()} is in doubt, as {slower}. This call times the sequential loop again"
 
     def _judge(self, seconds: float) -> None:
         """Drop the plan in doubt if its last calls were slower than the sequential loop, which takes so long now."""
@@ -285,19 +297,26 @@ class Exploration:
         factor = seconds / self.sequential_seconds
         self._seconds = {key: [factor * each for each in taken] for key, taken in self._seconds.items()}
         self._seconds[self._sequential], self._rounds, self._corrected = [seconds], [], True
-        name, last = self._plan(doubted).short(), len(self._last)
-        if self._are_slower_than(seconds):
+        name, slower = self._plan(doubted).short(), self._slower()
+        if slower is not None:
             self._dropped.add(doubted)
             self._choice, self.state = self._fastest(), DROPPED
-            why = f"{name} was dropped, as {SLOW} of its last {last} calls took longer than the sequential loop"
+            why = f"{name} was dropped, as {slower}"
+            self._last.clear()
         else:
             self._choice = doubted
-            why = f"{name} was kept, as fewer than {SLOW} of its last {last} calls took longer than the sequential loop"
-        self._why = f"{why}, which took {1e3 * seconds:.3g} ms"
-        self._last.clear()
+            why = f"{name} was kept, as its last calls were not slower than the sequential loop"
+        self._why = f"{why}; the sequential loop took {1e3 * seconds:.3g} ms"
 
-    def _are_slower_than(self, seconds: float) -> bool:
-        return sum(each > seconds for each in self._last) >= SLOW
+    def _slower(self) -> str | None:
+        """In what the last calls of the choice were slower than the loops; None if they were not."""
+        last, base = list(self._last), self._estimate(self._base())
+        if sum(each > self.sequential_seconds for each in last[-LAST:]) >= SLOW:
+            return f"{SLOW} of its last {counted(len(last[-LAST:]), 'call')} took longer than the sequential loop"
+        if len(last) >= LAST and sum(last) > len(last) * base:
+            share = sum(last) / (len(last) * base)
+            return f"its last {counted(len(last), 'call')} took {share:.2f} times as long as its baseline in total"
+        return None
 
     def _fastest(self) -> Hashable:
         """The fastest of the plans that were timed, or one of the loops if it saves too little."""
@@ -328,10 +347,9 @@ class Exploration:
 
         The costs of wide calls are what may be wrong, so plans whose waves are as wide tell most.
         """
-        found: dict[float, list[float]] = {} if self._sequential in self._took else {1.0: [1.0]}
-        for key, took in self._took.items():
-            plan, seconds = self._plan(key), min(took, self._estimate(key))
-            found.setdefault(_width(plan), []).append(seconds / max(_predicted(plan), 1e-9))
+        found: dict[float, list[float]] = {} if self._sequential in self._missed else {1.0: [1.0]}
+        for key, ratio in self._missed.items():
+            found.setdefault(_width(self._plan(key)), []).append(ratio)
         at = {each: statistics.median(ratios) for each, ratios in found.items()}
         below = max((each for each in at if each <= width), default=min(at))
         above = min((each for each in at if each >= width), default=max(at))
@@ -378,11 +396,13 @@ class Exploration:
         """The least timed way first; before the others, the two loops that they are compared with.
 
         Of plans never timed, those of a method that no run has tried come first: the iterations of each method are
-        predicted in their own way, so one run of it tells more than runs of a second plan of another method.
+        predicted in their own way, so one run of it tells more than runs of a second plan of another method. Of the
+        others the one that may be fastest: a run is what shows whether it takes as few iterations.
         """
         loops = {self._sequential: 0, STOCK: 1}
-        tried = key not in loops and self._plan(key).method in {self._plan(each).method for each in self._took}
-        return len(self._seconds.get(key, ())), loops.get(key, 2), tried, self._estimate(key)
+        tried = key not in loops and self._plan(key).method in {self._plan(each).method for each in self._missed}
+        hoped = self._estimate(key) * (1.0 if key in self._seconds else self._hope.get(key, 1.0))
+        return len(self._seconds.get(key, ())), loops.get(key, 2), tried, hoped
 
     def _told(self) -> str:
         """Why the choice was made, with the times."""

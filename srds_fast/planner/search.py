@@ -90,6 +90,13 @@ class Pricing:
         """Seconds that runs will spend in the network, the mean over how many iterations they take."""
         return sum(share * self.network(plan, iteration, dearer) for iteration, share in self.shares(plan))
 
+    def work(self, plan: Plan, iteration: int | None = None) -> float:
+        """Network time of a run that ends with an iteration, over what is expected; None: the first that is likely."""
+        if plan.is_sequential:
+            return 1.0
+        iteration = self.shares(plan)[0][0] if iteration is None else iteration
+        return self.network(plan, iteration) / self.expected_network(plan)
+
     def overhead(self, plan: Plan, iteration: int) -> float:
         """Seconds outside the network of a run that ends with an iteration."""
         ended, measured = fixed_at(plan, iteration), self.known.overhead
@@ -147,7 +154,8 @@ def explored(num_steps: int, settings: Settings, stochastic: bool, pricing: Pric
     if found.version is None or (found.version != version and not found.settled):
         before = None if found.version is None else found.plan
         plan, compared = compare(num_steps, settings, stochastic, pricing, before=before)
-        found.predict(compared, plan, version)
+        hope = {each.signature: pricing.work(each) for each in compared}
+        found.predict(compared, plan, version, hope)
     if replaced is not None:
         found.replace(replaced)
     return found

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -171,6 +171,14 @@ def audit(found: Audit, plan: Plan, iterations: int, trial: Callable[[Plan, Obse
         found.record(errors)
 
 
+class Timed(NamedTuple):
+    """Seconds of a run, None if it did not get to its end; seconds spent on recording it; `work` of its iterations."""
+
+    seconds: float | None
+    recording: float = 0.0
+    work: float = 1.0
+
+
 @dataclass(frozen=True)
 class Trials:
     """What a call of an explored kind can run beside its own plan.
@@ -192,15 +200,14 @@ class Trials:
                 telemetry.phase("explore")
                 begun = time.perf_counter()
                 with telemetry.unseen(), cancellation.aside():  # waves of the report are those of the call
-                    seconds, recording = self._stock() if isinstance(way, str) else self._planned(way)
-                took = clock.since(begun) - recording
-                self.exploration.record(way, took if seconds is None else seconds, ended=seconds is not None)
+                    timed = self._stock() if isinstance(way, str) else self._planned(way)
+                took, ended = clock.since(begun) - timed.recording, timed.seconds is not None
+                self.exploration.record(way, timed.seconds or took, ended=ended, work=timed.work)
                 self.exploration.spend(took)
                 bar.update(took)
         return time.perf_counter() - started
 
-    def _planned(self, plan: Plan) -> tuple[float | None, float]:
-        """Seconds of a run of a plan, None if it does not get to its end, and seconds spent on recording it."""
+    def _planned(self, plan: Plan) -> Timed:
         recording = 0.0
         for _ in range(2):  # the first run of a plan may be eager, and be recorded
             trial = self.trial(plan)
@@ -211,25 +218,26 @@ class Trials:
                 trial.complete(advance)
             except Enough as timed:
                 trial.run.close()
-                return timed.seconds, recording
+                return Timed(timed.seconds, recording)
             except Exception as why:  # the call is complete: it must not fail for what would help later ones
                 trial.run.close()
                 if not isinstance(why, TooSlow | DivergenceError):
                     logger.warning("%s failed when it was timed: %s. It is not used.", plan.short(), why)
-                return None, recording
+                return Timed(None, recording)
             report = trial.report()
             if report.fallback_reason is not None:
-                return None, recording
+                return Timed(None, recording)
             recording += report.capture_seconds
             if not report.capture_seconds:
                 break
+        work = self.pricing.work(plan, report.iterations)
         self.pricing.record(plan, report)
-        return clock.agreed(report.seconds), recording
+        return Timed(clock.agreed(report.seconds), recording, work)
 
-    def _stock(self) -> tuple[float | None, float]:
+    def _stock(self) -> Timed:
         assert self.stock is not None
         try:
-            return self.stock(self.exploration.plan.num_inference_steps), 0.0
+            return Timed(self.stock(self.exploration.plan.num_inference_steps))
         except Exception as why:
             logger.warning("The loop without srds_fast failed when it was timed: %s. It is not used.", why)
-            return None, 0.0
+            return Timed(None)

@@ -127,7 +127,7 @@ def test_a_plan_whose_calls_turn_slow_is_dropped_for_good() -> None:
     for took in (slow, fast, slow):
         one_call(exploration, took)
     assert (exploration.state, exploration.plan) == (FROZEN, SEQUENTIAL), "its call times that loop again"
-    assert "which this call times again" in exploration.plan.prediction.why
+    assert "This call times the sequential loop again" in exploration.plan.prediction.why
     one_call(exploration, fast)
     assert (exploration.state, exploration.plan) == (DROPPED, SEQUENTIAL)
     assert "2 of its last 5 calls" in exploration.plan.prediction.why
@@ -149,6 +149,41 @@ def test_a_plan_stays_where_the_whole_machine_turned_slow() -> None:
     for _ in range(9):
         one_call(exploration, slow)
     assert (exploration.state, exploration.plan) == (FROZEN, OTHERS[0])
+
+
+def test_a_plan_that_gains_little_is_dropped_when_a_slow_call_takes_all_of_it() -> None:
+    """Some inputs need more iterations: what counts is what the calls take together."""
+    took = {SEQUENTIAL: 1.0, OTHERS[0]: 0.92, STOCK: 1.0}
+    gains_much = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5})
+    gains_little = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.92})
+    for exploration, usual in (gains_little, 0.92), (gains_much, 0.5):
+        for seconds in (usual, usual, usual, usual, 1.9, usual):
+            one_call(exploration, took | {OTHERS[0]: seconds})
+    assert (gains_little.state, gains_little.plan) == (DROPPED, SEQUENTIAL)
+    assert "times as long as its baseline in total" in gains_little.plan.prediction.why
+    assert (gains_much.state, gains_much.plan) == (FROZEN, OTHERS[0])
+
+
+def test_of_plans_that_nobody_has_run_the_one_that_may_be_fastest_is_timed_first() -> None:
+    first, second, other = OTHERS
+    plans = predicted({SEQUENTIAL: 1.0, first: 0.5, second: 0.6, other: 0.9})
+    for hope, following in (1.0, first), (0.7, second):
+        exploration = Exploration(budget=3.0)
+        exploration.predict(plans, plans[-1], version=0, hope={second.signature: hope})
+        assert exploration.begin()
+        exploration.record(other, 0.9)
+        exploration.record(SEQUENTIAL, 1.0)
+        assert exploration.due() == following
+
+
+def test_iterations_that_were_not_expected_say_nothing_of_costs() -> None:
+    """A run that took twice the iterations takes twice the time; other plans are not predicted to take longer."""
+    for work, corrected in (1.0, 1.5), (2.0, 1.0):  # between the loop, which took what was predicted, and the run
+        exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 0.5, OTHERS[1]: 0.6})
+        assert exploration.begin()
+        exploration.record(SEQUENTIAL, 1.0)
+        exploration.record(OTHERS[0], 1.0, work=work)
+        assert exploration._estimate(OTHERS[1].signature) == pytest.approx(0.6 * corrected)
 
 
 @pytest.mark.parametrize("stock", [0.8, 1.0])

@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ from ..engine.costs import price
 from ..engine.distributed import call as distributed
 from ..engine.eager import Evaluator
 from ..engine.graphs.runner import GraphRunner
-from ..engine.run import EngineUse, Observer, Run
+from ..engine.run import Counts, EngineUse, Observer, Run
 from ..engine.streams import TwoLanes
 from ..errors import DivergenceError, UnsupportedPipeline
 from ..kernels.common.clamping import Threshold
@@ -371,7 +369,7 @@ class Session:
             raise reported from None
         if isinstance(error, NotFinite) and not self._repeats:
             self._repeats = True
-            self._begin_again(counts=self.run.counts, engine=self._left_engine())
+            self._begin_again(self.run.counts, self._left_engine())
             return
         self._learn(completed=False)
         try:
@@ -412,21 +410,21 @@ class Session:
         self._begin_again()
         yield self.run
 
-    def _begin_again(self, **continued: Any) -> None:
-        """A new run of the plan, whose observer sees no checkpoint again. continued: see `Run`."""
+    def _begin_again(self, counts: Counts | None = None, engine: EngineUse | None = None) -> None:
+        """A new run of the plan, whose observer sees no checkpoint again. counts, engine: of the run before."""
         shown, observer = self.run.shown, self.observer
 
         def observe_unseen(checkpoint: Checkpoint) -> None:
             if observer is not None and checkpoint.iteration > shown:
                 observer(checkpoint)
 
-        self.run = self._reported = self._new_run(observer and observe_unseen, **continued)
+        self.run = self._reported = self._new_run(observer and observe_unseen, counts, engine)
 
-    def _new_run(self, observer: Observer | None, **continued: Any) -> Run:
+    def _new_run(self, observer: Observer | None, counts: Counts | None = None, engine: EngineUse | None = None) -> Run:
+        started = self.started if counts is None else None
+        given = self.plan, self.state, self.noise, self.inputs, observer, started, counts, engine
         factor = 1.0 if self._audit is None else self._audit.factor
-        given = self.plan, self.state, self.noise, self.inputs, observer, None if continued else self.started
-        how = partial(Run, factor=factor, contraction=self._contraction, **continued)
-        return how(*given, together=self.together, previews=self.previews)
+        return Run(*given, factor, self._contraction, self.together, previews=self.previews)
 
     def _audit_of(self, plan: Plan) -> Audit | None:
         """The audit of calls and runs like this one; None if nothing can be learnt of when they stop."""

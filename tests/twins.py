@@ -10,11 +10,11 @@ import tiny
 import torch
 from calls import denoiser
 from torch import Tensor, nn
+from waiting import ended
 
 import srds_fast
 
 STEPS = 3
-SECONDS = 60.0  # for another thread: far more than a call takes
 FIRST = "this is the first call of its kind"
 
 
@@ -144,8 +144,7 @@ def in_a_thread(function: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(SECONDS)
-    assert not thread.is_alive(), "it waits for a device that nobody gives back"
+    assert ended(thread), "it waits for a device that nobody gives back"
     if isinstance(results[0], BaseException):
         raise results[0]
     return results[0]

@@ -44,7 +44,7 @@ class Buffers:
         self, table: WaveTable, x: Tensor, noises: Tensor | None = None, *, channels_last: bool = False
     ) -> None:
         _check(table, x, noises)
-        self.table, self.noises = table, noises
+        self.table, self.noises, self._channels_last = table, noises, channels_last
         # the kernel knows no more than one element of a sample at a time
         self.implementation = "torch" if isinstance(table.clip, Threshold) else implementation(x.device)
         self.memory = empty(x, [table.num_slots, len(x)], x.shape[1:], x.dtype, channels_last)
@@ -61,6 +61,19 @@ class Buffers:
         self.memory = _samples(self.memory, index)
         self.noises = None if self.noises is None else _samples(self.noises, index)
         self.change, self.moved = self.change.index_select(1, index), self.moved.index_select(1, index)
+        self._view_memory()
+
+    def grow(self, table: WaveTable) -> None:
+        """Go on with the updates of another table, which find in the same slots what those before have left."""
+        memory, change = self.memory, self.change
+        if table.num_slots > len(memory):
+            slots = [table.num_slots, memory.shape[1]]
+            self.memory = empty(memory, slots, memory.shape[2:], memory.dtype, self._channels_last)
+            self.memory[: len(memory)] = memory
+        if table.num_changes > len(change):
+            more = table.num_changes - len(change)
+            self.change = torch.cat([change, change.new_zeros(more, change.shape[1])])
+        self.table = table
         self._view_memory()
 
     def _view_memory(self) -> None:

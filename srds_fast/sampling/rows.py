@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 
 import torch
@@ -13,9 +14,12 @@ from ..engine.distributed import call as distributed
 from ..errors import InvalidArgument
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import Evaluate
+from ..solvers.on_demand import OnDemand
 from ..solvers.program import Program
 
 Denoiser = Callable[..., Tensor]
+# waves of a long program whose values are looked up together
+WAVES_AT_ONCE = 32
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -68,7 +72,8 @@ def draw_noise(
 class PerState:
     """The values that differ between rows (timestep, input scale), for the states of each wave of a program.
 
-    All waves are looked up at once: one index per wave would cost a copy to the device in every wave.
+    All waves are looked up at once: one index per wave would cost a copy to the device in every wave. Those of a long
+    program are looked up in groups, when a run comes to them.
     positions: of the rows of each wave.
     """
 
@@ -76,28 +81,47 @@ class PerState:
         self._positions = positions
         self._device = device
         self._num_samples = 0
-        self._of_waves: dict[tuple[Tensor, int], tuple[Tensor, ...]] = {}
+        self._of_waves: dict[tuple[Tensor, int], Sequence[Tensor]] = {}
 
     def of(self, column: Tensor, wave: Evaluate, branches: int = 1) -> Tensor:
         """The entries of a column [N, ...] for the states of a wave, [branches * rows * samples, ...]."""
-        return self.prepare(column, len(wave.samples), branches)[wave.number]
+        return self._entries(column, len(wave.samples), branches)[wave.number]
 
-    def prepare(self, column: Tensor, num_samples: int, branches: int = 1) -> tuple[Tensor, ...]:
-        """Look up a column for all waves with this number of samples; return the entries of each wave."""
+    def prepare(self, column: Tensor, num_samples: int, branches: int = 1) -> None:
+        """Look up a column for all waves with this number of samples."""
+        _ = self._entries(column, num_samples, branches)[-1:]
+
+    def looked_up(self) -> Iterator[Tensor]:
+        return chain.from_iterable(self._of_waves.values())
+
+    def _entries(self, column: Tensor, num_samples: int, branches: int) -> Sequence[Tensor]:
+        """Those of each wave."""
         if self._num_samples != num_samples:
             self._num_samples = num_samples
             self._of_waves.clear()
         key = column, branches
         of_waves = self._of_waves.get(key)  # once for every wave, and a tensor is slow to hash
         if of_waves is None:
-            positions = [position for of_wave in self._positions for position in of_wave * branches]
-            index = torch.tensor(positions, device="cpu").repeat_interleave(num_samples).to(self._device)
-            sizes = [len(of_wave) * branches * num_samples for of_wave in self._positions]
-            of_waves = self._of_waves[key] = column[index].split(sizes)
+            positions = self._positions
+            if isinstance(positions, OnDemand):
+                of_waves = OnDemand(len(positions), partial(self._in_groups, *key, num_samples))
+            else:
+                of_waves = self._look_up(positions, *key, num_samples)
+            self._of_waves[key] = of_waves
         return of_waves
 
-    def looked_up(self) -> Iterator[Tensor]:
-        return chain.from_iterable(self._of_waves.values())
+    def _in_groups(self, column: Tensor, branches: int, num_samples: int) -> Iterator[Tensor]:
+        for start in range(0, len(self._positions), WAVES_AT_ONCE):
+            group = self._positions[start : start + WAVES_AT_ONCE]
+            yield from self._look_up(group, column, branches, num_samples)
+
+    def _look_up(
+        self, positions: Sequence[tuple[int, ...]], column: Tensor, branches: int, num_samples: int
+    ) -> tuple[Tensor, ...]:
+        of_rows = [position for of_wave in positions for position in of_wave * branches]
+        index = torch.tensor(of_rows, device="cpu").repeat_interleave(num_samples).to(self._device)
+        found: tuple[Tensor, ...] = column[index].split([len(each) * branches * num_samples for each in positions])
+        return found
 
 
 class TiledConditioning:

@@ -172,10 +172,17 @@ class Seeded(PrivateDraws):
     CPU.
 
     The steps of schedulers run in it by the thousand: two modes for the two would take twice the time.
+
+    placed: number of such tensors.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.placed = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _device_constructors() and (kwargs is None or kwargs.get("device") is None):
+            self.placed += 1
             kwargs = {**(kwargs or {}), "device": "cpu"}
         return super().__torch_function__(func, types, args, kwargs)
 

@@ -153,7 +153,7 @@ def state_key(scheduler: Any) -> Hashable:
     """
     if any(isinstance(value, Tensor) and value.is_meta for value in vars(scheduler).values()):
         raise refused(scheduler, "it has tensors on the meta device, which hold no numbers")
-    methods = [each for cls in type(scheduler).__mro__ for each in vars(cls).values() if isinstance(each, FunctionType)]
+    methods = methods_of(scheduler)
     state = sorted((name, value) for name, value in vars(scheduler).items() if value is not scheduler.config)
     values = [(name, _by_value(value)) for name, value in state]
     config = repr(sorted(scheduler.config.items()))
@@ -173,6 +173,11 @@ def _by_value(value: Any) -> Hashable:
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
     return value if callable(value) else str(type(value))
+
+
+def methods_of(scheduler: Any) -> list[FunctionType]:
+    """The functions of its class and of those that this is a subclass of."""
+    return [each for cls in type(scheduler).__mro__ for each in vars(cls).values() if isinstance(each, FunctionType)]
 
 
 def replaced_methods(scheduler: Any) -> list[str]:

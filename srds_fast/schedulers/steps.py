@@ -130,8 +130,7 @@ def chained(noise: NoiseTable, previous: int | None, start: int, stop: int) -> t
     composed if x0 is known at each. Here x0 is constant from `start`, or it follows the line through the x0 at
     `previous`, as in `second_order`. Returns the coefficients of the jump, and the weights of z at start .. stop - 1.
     """
-    column = noise.numbers
-    log_snr: list[float] = (noise.alpha / noise.sigma).log().tolist()
+    column, log_snr = noise.numbers, noise.log_snr
     width_before = 0.0 if previous is None else log_snr[start] - log_snr[previous]
 
     def ahead(index: int) -> float:
@@ -167,7 +166,7 @@ def guessed_history(noise: NoiseTable, cut: int, far: int | None = None) -> list
     far: x0 may have been another one at this step. Between the two it goes along a line in log-SNR. drift is the weight
     of how much the earlier x0 is more than the later one.
     """
-    log_snr: list[float] = (noise.alpha / noise.sigma).log().tolist()
+    log_snr = noise.log_snr
 
     def share(index: int) -> float:
         """Of the drift, at a step before the cut."""

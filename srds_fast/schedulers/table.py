@@ -74,6 +74,12 @@ class NoiseTable:
         """The float64 columns as lists, because reading a number from a list is much faster."""
         return {name: column.tolist() for name, column in self._columns().items() if name != "timesteps"}
 
+    @cached_property
+    def log_snr(self) -> list[float]:
+        """log(alpha / sigma) where each step departs."""
+        found: list[float] = (self.alpha / self.sigma).log().tolist()
+        return found
+
     @property
     def spreads(self) -> list[float]:
         """The size of the noise that each step adds."""

@@ -31,7 +31,8 @@ from ..errors import InvalidArgument, shown
 from ..schedulers.table import NoiseTable
 from ..words import counted
 from .checks import check_whole
-from .compiler import CompiledProgram, Compiler, Form
+from .compiled import CompiledProgram, Form
+from .compiler import Compiler
 from .contract import NO_INPUTS, Core, SolverInputs
 from .method import Method, Target
 from .program import Boundary, Program, Row, Wave
@@ -190,7 +191,7 @@ def chords(x: Tensor, noise: NoiseTable, program: Cores, inputs: SolverInputs = 
     `Checkpoint.stationary` is always None: two cores that agree to the bit say nothing of the slower ones, which have
     not arrived yet.
     """
-    return (yield from run(x, program, compiled(noise, program, Form.of(x, inputs)), inputs))
+    return (yield from run(x, program, [compiled(noise, program, Form.of(x, inputs))], inputs))
 
 
 @cached

@@ -2,24 +2,22 @@
 
 A method describes its waves to a `Compiler` in named values, such as ("jump", iteration, block): the steps that make
 them and the corrections that change them in place. A slot holds a value until the last wave that reads it, and then
-another one. All this is done once per program, so that a wave is one call of `kernels.wave_update`.
+another one. All this is done once per program, so that a wave is one call of `kernels.wave_update`. A long program is
+compiled in stages, each when a run comes to it, see `Compiler.cut`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..kernels.wave_update import Correction, Gather, Step, Update, WaveTable
 from ..schedulers.steps import (
     ITS_X0,
     Coefficients,
     Guess,
-    TensorSpec,
     Vector,
     chained,
     guessed_history,
@@ -27,11 +25,12 @@ from ..schedulers.steps import (
     second_order,
 )
 from ..schedulers.table import NoiseTable
-from .ahead import Told
-from .contract import SolverInputs
+from .compiled import CompiledProgram, CompiledWave, Completed, Form
 from .program import Program
 
 Name = tuple[str | int, ...]
+_Open = tuple[list[Step], list[Correction], list[Gather]]
+"""An update that is collected, with values for slots."""
 
 
 def x0_of(name: Name) -> Name:
@@ -44,63 +43,6 @@ def carried_by(name: Name, count: int) -> list[Name]:
     """Names of the vectors that a scheduler with `NoiseTable.memory` carries beside a value."""
     what, *where = name
     return [(f"{what} carries {number}", *where) for number in range(count)]
-
-
-class Form(NamedTuple):
-    """What the updates of a run depend on, beside its program and its noise table."""
-
-    spec: TensorSpec  # of the states
-    history: bool = False  # what is carried beside the state is given with the starting noise
-    scaled: bool = False  # the network's input is multiplied with the scheduler's input scale
-    constrained: bool = False  # states are constrained after the steps of a wave, before its corrections
-    bitwise: bool = False  # compare every boundary with the iteration before, not only the last one
-
-    @classmethod
-    def of(cls, x: Tensor, inputs: SolverInputs, bitwise: bool = False) -> Form:
-        history, constrained = inputs.carried is not None, inputs.constrain is not None
-        return cls(TensorSpec.of(x), history, inputs.scaled, constrained, bitwise)
-
-
-class Completed(NamedTuple):
-    """A boundary as an iteration leaves it; its last one is a whole sample.
-
-    change: entry of its change since the iteration before; None: it is not measured.
-    told: see `ahead.Told`.
-    """
-
-    iteration: int
-    slot: int
-    change: int | None
-    told: Told | None = None
-
-
-@dataclass
-class CompiledWave:
-    """What a wave leaves in the memory, as (grid position, slot); while it is compiled, numbers of values for slots."""
-
-    # what steps and jumps have made, before corrections: to be constrained
-    arrivals: list[tuple[int, int]] = field(default_factory=list)
-    # for the trajectory: states after corrections, and what multistep schedulers carry beside them
-    states: list[tuple[int, int]] = field(default_factory=list)
-    carried: list[tuple[int, list[int]]] = field(default_factory=list)
-    completed: list[Completed] = field(default_factory=list)  # whole samples
-
-
-@dataclass(frozen=True)
-class CompiledProgram:
-    waves: tuple[CompiledWave, ...]
-    # the first update brings the starting noise to the network; then one for each wave, two if states are constrained
-    table: WaveTable
-    # first step, last step + 1, and weights [steps] of the noise that a jump adds up
-    jump_noises: list[tuple[int, int, Tensor]]
-    history: int  # slots, from 1 on, that hold what is given with the starting noise
-
-    def noises(self, draws: Tensor | None) -> Tensor | None:
-        """The noise of every step, and behind it that of the jumps, [steps + jumps, batch, ...]."""
-        if draws is None or not self.jump_noises:
-            return draws
-        sums = [torch.tensordot(weights, draws[start:stop], dims=1)[None] for start, stop, weights in self.jump_noises]
-        return torch.cat([draws, *sums])
 
 
 class Jump(NamedTuple):
@@ -136,9 +78,13 @@ class Compiler:
         self._value = {name: number for number, name in enumerate(given)}
         self._written_in_this_wave: dict[Name, int] = {}
         self._first, self._last = [0] * len(given), [0] * len(given)
-        self._waves: list[CompiledWave] = []
-        # of the update before the first wave, and of each wave
-        self._updates: list[tuple[list[Step], list[Correction], list[Gather]]] = [([], [], [])]
+        self._number = -1  # of the wave that is compiled
+        # of values that stages before have written and later ones may read; slots that are free at the end of a stage
+        self._slot_of: dict[int, int] = {}
+        self._free, self._num_slots, self._num_written = list[int](), 0, 0
+        self._waves: list[CompiledWave] = []  # of the stage
+        # of the update before the first wave of the stage, and of each wave
+        self._updates: list[_Open] = [([], [], [])]
 
     def jump(self, previous: int | None, start: int, stop: int, *, noisy: bool = True) -> Jump:
         """A jump from `start` to `stop`, looking back at the x0 at `previous`; noisy: with the noise of its steps."""
@@ -155,7 +101,8 @@ class Compiler:
         """Begin the next wave. states: those that the network is evaluated at, row by row."""
         self._value |= self._written_in_this_wave
         self._written_in_this_wave = {}
-        self._positions = self._program.positions[len(self._waves)]
+        self._number += 1
+        self._positions = self._program.positions[self._number]
         self.wave = CompiledWave()
         self._waves.append(self.wave)
         self._names, self._states = states, [self._read(name) for name in states]
@@ -272,15 +219,34 @@ class Compiler:
         """Values made so far. They are numbered as they are made."""
         return len(self._first)
 
+    def forget(self, names: Iterable[Name]) -> None:
+        """No later wave reads the values of these names, nor what is carried beside them."""
+        for name in names:
+            for each in (name, x0_of(name), *self._carried(name, self._counts.pop(name, 0))):
+                self._value.pop(each, None)
+
+    def cut(self) -> CompiledProgram:
+        """The waves before the one that has just begun, as a stage: values that still have a name keep their slots."""
+        *waves, self.wave = self._waves
+        *updates, opened = self._updates
+        found = self._stage(waves, updates, set(self._value.values()))
+        # the first wave of a stage is brought to the network by the last update of the stage before
+        self._waves, self._updates = [self.wave], [([], [], []), opened]
+        return found
+
     def finish(self) -> CompiledProgram:
-        """The table, with a slot for every value."""
-        slots, num_slots = self._slots()
+        """The waves that are left, all if none was cut off."""
+        return self._stage(self._waves, self._updates, set())
+
+    def _stage(self, waves: list[CompiledWave], raw: list[_Open], alive: set[int]) -> CompiledProgram:
+        """The table, with a slot for every value. alive: values that later stages may read."""
+        slots, num_slots = self._slots(alive)
 
         def of_all(values: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
             return tuple([(slots[value], weight) for value, weight in values]) if values else ()
 
         updates: list[Update] = []
-        for steps, corrections, gathers in self._updates:
+        for steps, corrections, gathers in raw:
             # built anew by place: a program may have a million of them, and `_replace` takes several times as long
             update = Update(
                 tuple(
@@ -307,7 +273,7 @@ class Compiler:
                 updates += [Update(update.steps), update._replace(steps=())]
             else:
                 updates.append(update)
-        for wave in self._waves:
+        for wave in waves:
             for values in (wave.arrivals, wave.states):
                 values[:] = [(position, slots[value]) for position, value in values]
             wave.carried[:] = [(position, [slots[each] for each in values]) for position, values in wave.carried]
@@ -319,7 +285,7 @@ class Compiler:
             (start, stop, torch.tensor(weights, dtype=dtype, device=device))
             for start, stop, weights in self._jump_noises
         ]
-        return CompiledProgram(tuple(self._waves), table, jump_noises, self._history)
+        return CompiledProgram(tuple(waves), table, jump_noises, self._history)
 
     def _carried(self, name: Name, count: int) -> list[Name]:
         if not count:
@@ -396,7 +362,7 @@ class Compiler:
         before: tuple[tuple[int, float], ...],
         draw: int | None,
     ) -> int:
-        value, number = len(self._first), len(self._waves) - 1
+        value, number = len(self._first), self._number
         self._first.append(number)
         self._last.append(number)
         if name is not None:
@@ -407,20 +373,26 @@ class Compiler:
 
     def _read(self, name: Name) -> int:
         value = self._value[name]
-        self._last[value] = len(self._waves) - 1
+        self._last[value] = self._number
         return value
 
     def _read_if_there(self, name: Name | None) -> int | None:
         return None if name is None or name not in self._value else self._read(name)
 
-    def _slots(self) -> tuple[list[int], int]:
-        slots, free, num_slots = list[int](), list[int](), 0
-        ends = sorted(range(len(self._last)), key=self._last.__getitem__, reverse=True)
-        for first in self._first:
-            while self._last[ends[-1]] < first:
+    def _slots(self, alive: set[int]) -> tuple[dict[int, int], int]:
+        """A slot for every value that the stage writes or reads; those that are alive keep theirs at its end."""
+        slots, free, never = self._slot_of, self._free, self._number + 1
+        written = range(self._num_written, len(self._first))
+        last = {value: never if value in alive else self._last[value] for value in (*slots, *written)}
+        ends = sorted(last, key=last.__getitem__, reverse=True)
+        for value in written:
+            while last[ends[-1]] < self._first[value]:
                 free.append(slots[ends.pop()])
             if not free:
-                free.append(num_slots)
-                num_slots += 1
-            slots.append(free.pop())
-        return slots, num_slots
+                free.append(self._num_slots)
+                self._num_slots += 1
+            slots[value] = free.pop()
+        free += [slots[value] for value in ends if value not in alive]
+        self._slot_of = {value: slots[value] for value in alive}
+        self._num_written = len(self._first)
+        return slots, self._num_slots

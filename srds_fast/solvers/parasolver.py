@@ -6,7 +6,7 @@ x_j are the states where sub-intervals begin, F_j the fine steps across sub-inte
 are solved at the same time, each one step after another. The update is a Newton step with the identity as the Jacobian
 of F. The first state of the window is exact if nothing is tolerated, so each iteration makes one more exact.
 
-First the network is asked at the beginnings of the first few sub-intervals, one after another. All states behind them
+First the network is asked at the beginnings of the first few sub-intervals, one after another. The states behind them
 follow from the x0 predicted last, held constant. A state that enters the window later follows in the same way from the
 x0 predicted at the end of the window. A state is finished if it moved little enough: by default the bounds follow from
 the tolerance of the call (`sliding.shared_bounds`). With step_tolerance, as in the authors' code, the mean square of
@@ -185,8 +185,8 @@ def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, bound: Tensor, 
     num_blocks, first, iteration = program.num_blocks, program.begins[program.num_coarse], 0
     for block in range(program.num_coarse):
         states.jump(block, (yield states.evaluate(block, states.x[block : block + 1])))
-    states.extrapolate(program.num_coarse, num_blocks)
     last = min(first + program.window, num_blocks)
+    states.extrapolate(program.num_coarse, last)
     while first < num_blocks:
         iteration += 1
         moved = yield from states.refine(first, last)

@@ -13,13 +13,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import accumulate, pairwise
+from functools import cached_property, partial
+from itertools import accumulate, chain, pairwise
 from typing import ClassVar, NamedTuple
 
 from ..caches import cached
 from ..errors import InvalidArgument
 from .checks import check_switch, check_whole
+from .on_demand import OnDemand
+
+# A program of SRDS with more rows than this is made while it runs, in stages of about so many rows. All at once, its
+# rows and their updates would take a kilobyte each, and 40 microseconds.
+LONG = 2**16
+ROWS_OF_A_STAGE = 2**13
 
 
 class Row(NamedTuple):
@@ -73,7 +79,7 @@ class Program:
     num_steps: int  # N, fine steps of the sequential sampler
     bounds: tuple[int, ...]  # grid position of each boundary, length B + 1, from 0 to N
     num_iterations: int  # after the coarse sweep (0: the coarse sweep alone)
-    waves: tuple[Wave, ...]  # in the order they run
+    waves: Sequence[Wave]  # in the order they run; a tuple, but for `LongProgram`
     first_iteration: ClassVar[int] = 0  # number of the first iteration: 0, the coarse sweep, for those that have one
 
     def __iter__(self) -> Iterator[Wave]:
@@ -97,27 +103,35 @@ class Program:
         return len(self.waves)
 
     @cached_property
-    def positions(self) -> tuple[tuple[int, ...], ...]:
+    def positions(self) -> Sequence[tuple[int, ...]]:
         """Grid positions of the rows of each wave."""
-        return tuple(tuple(row.position for row in wave.rows) for wave in self.waves)
+        return tuple(map(_positions, self.waves))
+
+    @cached_property
+    def all_widths(self) -> tuple[int, ...]:
+        """Rows of each wave."""
+        return tuple(len(wave.rows) for wave in self.waves)
 
     def is_final(self, row: Row) -> bool:
         """Whether no later row changes the step that this row makes: it starts from a boundary that is exact."""
         return row.fine and row.iteration == row.block
 
     @cached_property
-    def final_steps(self) -> tuple[int, ...]:
+    def final_steps(self) -> Sequence[int]:
         """Steps of the grid that no later wave changes, after each wave."""
+        return tuple(self._final_steps())
+
+    def _final_steps(self) -> Iterator[int]:
         done = (max((row.position + 1 for row in wave.rows if self.is_final(row)), default=0) for wave in self.waves)
-        return tuple(accumulate(done, max))
+        return accumulate(done, max)
 
     @cached_property
     def num_rows(self) -> int:
-        return sum(len(wave.rows) for wave in self.waves)
+        return sum(self.all_widths)
 
     @cached_property
     def peak_rows(self) -> int:
-        return max(len(wave.rows) for wave in self.waves)
+        return max(self.all_widths)
 
     def spent(self, iteration: int) -> Spent:
         """Counts of a run of this program that stops after `iteration`."""
@@ -128,7 +142,7 @@ class Program:
         """Rows of each wave of a run that stops after `iteration`."""
         last = Boundary(iteration, self.num_blocks)
         done = next(number for number, wave in enumerate(self.waves, start=1) if last in wave.boundaries)
-        return [len(wave.rows) for wave in self.waves[:done]]
+        return list(self.all_widths[:done])
 
     def in_lanes(self) -> Program:
         """The same rows; every wave is cut into its coarse rows and its other ones, in this order."""
@@ -139,17 +153,58 @@ class Program:
         if max_rows is None or self.peak_rows <= max_rows:
             return self
         check_whole("max_rows", max_rows, 1)
-        sizes = [divmod(len(wave.rows), max_rows) for wave in self.waves]
+        sizes = [divmod(width, max_rows) for width in self.all_widths]
         return self._cut([[max_rows] * whole + [rest] * (rest > 0) for whole, rest in sizes])
 
     def _cut(self, sizes: list[Sequence[int]]) -> Program:
         """The same rows; each wave is cut into parts of these sizes, and its boundaries are known after the last."""
-        waves = []
+        return replace(self, waves=tuple(self._parts(sizes)))
+
+    def _parts(self, sizes: list[Sequence[int]]) -> Iterator[Wave]:
         for (rows, boundaries), parts in zip(self.waves, sizes, strict=True):
             *others, last = accumulate(parts)
-            waves += [Wave(rows[start:stop], ()) for start, stop in pairwise([0, *others])]
-            waves.append(Wave(rows[last - parts[-1] :], boundaries))
-        return replace(self, waves=tuple(waves))
+            yield from (Wave(rows[start:stop], ()) for start, stop in pairwise([0, *others]))
+            yield Wave(rows[last - parts[-1] :], boundaries)
+
+
+@dataclass(frozen=True)
+class LongProgram(Program):
+    """A program whose waves are made when they are first asked for: a run mostly stops after a few iterations.
+
+    Its counts are known before. Its updates are compiled in stages, see `compiler.Compiler.cut`.
+    """
+
+    widths_known: tuple[int, ...]  # `all_widths`
+
+    @cached_property
+    def all_widths(self) -> tuple[int, ...]:
+        return self.widths_known
+
+    @cached_property
+    def positions(self) -> Sequence[tuple[int, ...]]:
+        return OnDemand(len(self), lambda: map(_positions, self.waves))
+
+    @cached_property
+    def final_steps(self) -> Sequence[int]:
+        return OnDemand(len(self), self._final_steps)
+
+    def _cut(self, sizes: list[Sequence[int]]) -> Program:
+        widths = tuple(chain.from_iterable(sizes))
+        return replace(self, waves=OnDemand(len(widths), partial(self._parts, sizes)), widths_known=widths)
+
+    def stages(self) -> list[int]:
+        """The waves that stages begin with, but for the first stage."""
+        found, rows = list[int](), 0
+        for number, width in enumerate(self.all_widths):
+            if rows >= ROWS_OF_A_STAGE:
+                found.append(number)
+                rows = 0
+            rows += width
+        return found
+
+
+def _positions(wave: Wave) -> tuple[int, ...]:
+    return tuple(row.position for row in wave.rows)
 
 
 def block_bounds(num_steps: int, num_blocks: int) -> tuple[int, ...]:
@@ -195,29 +250,51 @@ def srds(
     bounds = block_bounds(num_steps, num_blocks)
     size = [stop - start for start, stop in pairwise(bounds)]
     coarse_at, solve_at, _ = _clock(size, num_iterations, pipelined, in_flight or num_blocks)
+    widths = _widths(size, coarse_at, solve_at)
+    make = partial(_waves, bounds, num_iterations, coarse_at, solve_at, len(widths))
+    if sum(widths) <= LONG:
+        return Program(num_steps, bounds, num_iterations, tuple(make()))
+    return LongProgram(num_steps, bounds, num_iterations, OnDemand(len(widths), make), tuple(widths))
 
-    rows: defaultdict[int, list[Row]] = defaultdict(list)
-    for (iteration, block), wave in coarse_at.items():
-        fine = (iteration, block) in solve_at
-        rows[wave].append(Row(iteration, block, 0, bounds[block], coarse=True, fine=fine))
-    for (iteration, block), wave in solve_at.items():
-        for step in range(1, size[block]):
-            row = Row(iteration, block, step, bounds[block] + step, coarse=False, fine=True)
-            rows[wave + step - 1].append(row)
 
+def _waves(
+    bounds: tuple[int, ...],
+    num_iterations: int,
+    coarse_at: dict[tuple[int, int], int],
+    solve_at: dict[tuple[int, int], int],
+    num_waves: int,
+) -> Iterator[Wave]:
+    size = [stop - start for start, stop in pairwise(bounds)]
+    jumps, solves = _by_wave(coarse_at), _by_wave(solve_at)
     completed: defaultdict[int, list[Boundary]] = defaultdict(list)
     for iteration in range(num_iterations + 1):
-        for block in range(max(0, iteration - 1), num_blocks):
+        for block in range(max(0, iteration - 1), len(size)):
             needs = [coarse_at[iteration, block]] if block >= iteration else []
             if iteration > 0:
                 needs.append(_solved(coarse_at, solve_at, size, iteration - 1, block))
             completed[max(needs)].append(Boundary(iteration, block + 1))
 
-    waves = []
-    for wave in range(len(rows)):
-        coarse_first = sorted(rows[wave], key=lambda row: (row.fine, not row.coarse, row))
-        waves.append(Wave(tuple(coarse_first), tuple(sorted(completed[wave]))))
-    return Program(num_steps, bounds, num_iterations, tuple(waves))
+    under_way: list[tuple[int, int]] = []  # solves behind their first step
+    for wave in range(num_waves):
+        under_way += solves[wave]
+        rows = []
+        for iteration, block in jumps[wave]:
+            fine = (iteration, block) in solve_at
+            rows.append(Row(iteration, block, 0, bounds[block], coarse=True, fine=fine))
+        for iteration, block in under_way:
+            step = wave - solve_at[iteration, block] + 1
+            if step < size[block]:
+                rows.append(Row(iteration, block, step, bounds[block] + step, coarse=False, fine=True))
+        under_way = [solve for solve in under_way if wave - solve_at[solve] + 2 < size[solve[1]]]
+        coarse_first = sorted(rows, key=lambda row: (row.fine, not row.coarse, row))
+        yield Wave(tuple(coarse_first), tuple(sorted(completed[wave])))
+
+
+def _by_wave(at: dict[tuple[int, int], int]) -> defaultdict[int, list[tuple[int, int]]]:
+    found: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for solve, wave in at.items():
+        found[wave].append(solve)
+    return found
 
 
 def srds_widths(
@@ -227,14 +304,20 @@ def srds_widths(
     size = [stop - start for start, stop in pairwise(block_bounds(num_steps, num_blocks))]
     coarse_at, solve_at, given = _clock(size, num_iterations, pipelined, in_flight or num_blocks)
     waves = num_blocks if iteration == 0 else given[iteration - 1] + 1
-    more = [0] * (max(given, default=num_blocks) + 2)  # rows of a wave, less those of the wave before
+    return _widths(size, coarse_at, solve_at)[:waves]
+
+
+def _widths(size: list[int], coarse_at: dict[tuple[int, int], int], solve_at: dict[tuple[int, int], int]) -> list[int]:
+    """Rows of each wave."""
+    last = max([*coarse_at.values(), *(wave + size[block] - 2 for (_, block), wave in solve_at.items())])
+    more = [0] * (last + 2)  # rows of a wave, less those of the wave before
     for wave in coarse_at.values():
         more[wave] += 1
         more[wave + 1] -= 1
     for (_, block), wave in solve_at.items():
         more[wave] += 1
         more[wave + size[block] - 1] -= 1
-    return list(accumulate(more))[:waves]
+    return list(accumulate(more[:-1]))
 
 
 def srds_rows(num_steps: int, num_blocks: int, num_iterations: int) -> int:

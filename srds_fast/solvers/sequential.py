@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..schedulers.table import NoiseTable
 from . import program as programs
-from .compiler import Form
+from .compiled import Form
 from .contract import NO_INPUTS, Core, SolverInputs
 from .method import Method, Target
 from .program import Program

@@ -22,12 +22,12 @@ from ..words import counted
 from . import program as programs
 from .ahead import BOUNDARIES, CAUTION, SMALLEST
 from .checks import check_one_of, check_switch, check_whole
-from .compiler import Form
+from .compiled import Form
 from .contract import NO_INPUTS, Core, SolverInputs
 from .convergence import estimated_error
 from .method import Method, Seen, Stopping, Target
-from .program import Program
-from .wave_table import compiled
+from .program import LongProgram, Program
+from .wave_table import compiled, stages
 from .waves import run
 
 # with fewer steps a second iteration already costs as many waves as the sequential sampler
@@ -240,4 +240,7 @@ def srds(
     Multistep fine steps look back at the x0 of the step before, so the state at a boundary is (x, that x0). Both get
     the same correction; for the second, the coarse solver has the x0 at the boundary before.
     """
-    return (yield from run(x, program, compiled(noise, program, coarse_solver, Form.of(x, inputs, bitwise)), inputs))
+    given = coarse_solver, Form.of(x, inputs, bitwise)
+    if isinstance(program, LongProgram):
+        return (yield from run(x, program, stages(noise, program, *given), inputs))
+    return (yield from run(x, program, [compiled(noise, program, *given)], inputs))

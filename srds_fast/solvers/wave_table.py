@@ -7,6 +7,8 @@ whatever its solve has come to since. The 2M jump looks back at the x0 of the ju
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor
@@ -16,8 +18,10 @@ from ..kernels.wave_update import WaveTable
 from ..schedulers.steps import CoarseSolver, TensorSpec
 from ..schedulers.table import NoiseTable
 from .ahead import Tells
-from .compiler import CompiledProgram, Compiler, Completed, Form, Jump, x0_of
-from .program import Boundary, Program
+from .compiled import CompiledProgram, Completed, Form
+from .compiler import Compiler, Jump, Name, x0_of
+from .on_demand import OnDemand
+from .program import Boundary, LongProgram, Program
 
 
 def wave_table(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, x: Tensor) -> WaveTable:
@@ -28,6 +32,23 @@ def wave_table(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver,
 @cached
 def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, form: Form) -> CompiledProgram:
     """The updates of `program.srds(...)` or `program.sequential(...)`. coarse_solver: of the jumps."""
+    (found,) = _stages(noise, program, coarse_solver, form, [])
+    return found
+
+
+@cached
+def stages(
+    noise: NoiseTable, program: LongProgram, coarse_solver: CoarseSolver, form: Form
+) -> Sequence[CompiledProgram]:
+    """The same in stages, each compiled when it is first asked for."""
+    cuts = program.stages()
+    return OnDemand(len(cuts) + 1, partial(_stages, noise, program, coarse_solver, form, cuts))
+
+
+def _stages(
+    noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, form: Form, cuts: Sequence[int]
+) -> Iterator[CompiledProgram]:
+    """cuts: the waves that stages begin with, but for the first stage."""
     compiler = Compiler(noise, program, form, state=("state", 0, 0))
     bounds, whole_grid = program.bounds, program.num_blocks == 1
     jumps: list[Jump] = []
@@ -38,8 +59,10 @@ def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, f
     looks_back = [jump.coefficients.d != 0.0 for jump in jumps] + [False]
     # an exact run does not estimate its error
     tells, changes = None if form.bitwise else Tells(program), dict[Boundary, int]()
-    for wave in program:
+    for number, wave in enumerate(program):
         compiler.begin([("state", row.iteration, row.block) for row in wave.rows])
+        if number in cuts:
+            yield compiler.cut()
         for index, (iteration, block, *_) in enumerate(wave.rows):
             if wave.rows[index].coarse:
                 # boundary i is exact from iteration i on: no later one jumps from it
@@ -66,10 +89,23 @@ def compiled(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, f
                 changes[boundary] = completed.change
             if whole:
                 compiler.wave.completed.append(completed)
+            if cuts:
+                compiler.forget(_read_last_by(boundary, whole=whole))
         if tells is not None:  # the boundaries of later iterations come last in a wave
             found = compiler.wave.completed
             found[:] = [each._replace(told=tells.told(each.iteration, changes)) for each in found]
-    return compiler.finish()
+    yield compiler.finish()
+
+
+def _read_last_by(boundary: Boundary, *, whole: bool) -> Iterator[Name]:
+    """Names that nothing reads once this boundary is completed.
+
+    What lies at block b of an iteration is read from there by the next iteration at the latest, at blocks b and b + 1,
+    before this completes its boundary b + 2. whole: it is the last boundary.
+    """
+    for block in range(boundary.boundary - 2, boundary.boundary + 1 if whole else boundary.boundary - 1):
+        for what in ("state", "solved", "jump", "completed"):
+            yield what, boundary.iteration - 1, block
 
 
 def _complete(compiler: Compiler, boundary: Boundary, program: Program, compared: bool, measured: bool) -> Completed:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..kernels.wave_update import Buffers, wave_update
-from .compiler import CompiledProgram, Completed
+from .compiled import CompiledProgram, Completed
 from .contract import Answer, Checkpoint, Core, Evaluate, SolverInputs, output_of, samples_of
 from .program import Program
 
@@ -28,6 +30,7 @@ class Waves:
         return Evaluate(self._next, self._program.positions[number], self.samples, number)
 
     def advance(self, number: int, answer: Answer) -> None:
+        """Take the output of a wave. number: of the wave in its stage."""
         wave, slots, inputs = self._compiled.waves[number], self._buffers.slots, self._inputs
         m = output_of(answer)
         if inputs.constrain is None:
@@ -65,26 +68,35 @@ class Waves:
             if self._next is not None:
                 self._next = self._next[:, list(running)]
 
+    def enter(self, stage: CompiledProgram) -> None:
+        """Go on with the waves of the next stage."""
+        self._compiled = stage
+        self._buffers.grow(stage.table)
+
     def _update(self, number: int, m: Tensor | None = None) -> Tensor | None:
         table, guidance, network = self._compiled.table, self._inputs.guidance, self._inputs.network
         given: Tensor | None = wave_update(table, number, self._buffers, m, guidance=guidance, network=network)
         return given
 
 
-def run(x: Tensor, program: Program, compiled: CompiledProgram, inputs: SolverInputs) -> Core:
+def run(x: Tensor, program: Program, stages: Sequence[CompiledProgram], inputs: SolverInputs) -> Core:
     """Run a program with these updates: a checkpoint for every sample that it completes."""
-    waves = Waves(x, program, compiled, inputs)
+    waves, number = Waves(x, program, stages[0], inputs), 0
     result = torch.empty_like(x)
-    for number, wave in enumerate(compiled.waves):
-        waves.advance(number, (yield waves.evaluate(number)))
-        for completed in wave.completed:
-            found = waves.checkpoint(completed)
-            running = samples_of((yield found), found.samples)
-            if len(found.samples) == len(result):
-                result.copy_(found.sample)
-            else:
-                result[list(found.samples)] = found.sample
-            if found.iteration == program.num_iterations or not running:
-                return result
-            waves.keep(running)
+    for stage in stages:
+        if stage is not stages[0]:
+            waves.enter(stage)
+        for place, wave in enumerate(stage.waves):
+            waves.advance(place, (yield waves.evaluate(number)))
+            number += 1
+            for completed in wave.completed:
+                found = waves.checkpoint(completed)
+                running = samples_of((yield found), found.samples)
+                if len(found.samples) == len(result):
+                    result.copy_(found.sample)
+                else:
+                    result[list(found.samples)] = found.sample
+                if found.iteration == program.num_iterations or not running:
+                    return result
+                waves.keep(running)
     raise AssertionError("a program ends with a checkpoint")

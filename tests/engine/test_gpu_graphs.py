@@ -18,7 +18,7 @@ import tiny
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
-from twins import SECONDS, Act, Twins, differ
+from twins import Act, Twins, differ
 
 import srds_fast
 from srds_fast.engine.graphs import utilisation
@@ -154,14 +154,14 @@ def test_three_threads_on_streams_of_their_own(seen: bool) -> None:
 
     def work(number: int) -> tuple[list[Tensor], str]:
         with torch.cuda.stream(torch.cuda.Stream()):
-            gate.wait(SECONDS)
+            gate.wait()
             given = {**twins.base, **calls[number]}
             found = [twins.fast(**given, generator=torch.Generator().manual_seed(number))[0] for _ in range(6)]
             torch.cuda.current_stream().synchronize()
         return found, twins.fast.report.engine
 
     with ThreadPoolExecutor(len(calls)) as pool:
-        for (found, engine), right in zip(pool.map(work, range(len(calls)), timeout=SECONDS), expected, strict=True):
+        for (found, engine), right in zip(pool.map(work, range(len(calls))), expected, strict=True):
             assert engine == "loop graph"
             assert all(torch.equal(each, right) for each in found)
 

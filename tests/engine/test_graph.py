@@ -20,7 +20,7 @@ from problems import scheduler
 from tape import Tape
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from twins import FIRST, SECONDS, Act, Twins, differ, in_a_thread, put
+from twins import FIRST, Act, Twins, differ, in_a_thread, put
 
 import srds_fast
 from srds_fast import CaptureFailed, DivergenceError
@@ -439,7 +439,7 @@ def test_three_threads_get_what_each_gets_alone(flux: Twins) -> None:
 
     def work(number: int) -> list[str]:
         torch.set_num_threads(1)
-        gate.wait(SECONDS)
+        gate.wait()
         engines = []
         for _ in range(4):
             given = {**flux.base, **calls[number]}
@@ -449,7 +449,7 @@ def test_three_threads_get_what_each_gets_alone(flux: Twins) -> None:
         return engines
 
     with ThreadPoolExecutor(len(calls)) as pool:
-        engines = list(pool.map(work, range(len(calls)), timeout=SECONDS))
+        engines = list(pool.map(work, range(len(calls))))
     assert {ran[-1] for ran in engines} == {"loop graph"}
     assert flux.fast.graphs.held == 2
     assert flux.fast.graphs.replayed == sum(ran.count("loop graph") for ran in engines)

@@ -13,12 +13,13 @@ import torch
 from calls import drive
 from cancelling import Flag
 from test_stock import chosen
+from waiting import ended, until
 
 import srds_fast
 from srds_fast.pipelines.interrupts import Interrupts
 from srds_fast.solvers.registry import BY_NAME
 
-STEPS, SECONDS = 9, 60.0
+STEPS = 9
 latents = partial(calls.latents, prompt="a cat")
 
 
@@ -114,7 +115,7 @@ class Turns:
         if thread == self.held and number == self.at:
             self.act()
             self.reached.set()
-            assert self.go_on.wait(SECONDS)
+            assert until(self.go_on.wait)
 
 
 @pytest.mark.parametrize("method", [*BY_NAME, "stock"])
@@ -137,11 +138,11 @@ def test_an_interrupt_ends_the_call_of_its_thread_and_no_other(sd: Any, method: 
 
     thread = threading.Thread(target=first)
     thread.start()
-    assert turns.reached.wait(SECONDS)
+    assert until(turns.reached.wait)
     found = latents(fast, 1)
     reports["second"] = fast.report
     turns.go_on.set()
-    thread.join(SECONDS)
+    assert ended(thread)
     turns.hook.remove()
     assert torch.equal(found, expected)
     assert not reports["second"].interrupted
@@ -164,14 +165,14 @@ def test_an_interrupt_from_elsewhere_ends_the_call_that_began_first(sd: Any, whe
 
     thread = threading.Thread(target=first)
     thread.start()
-    assert turns.reached.wait(SECONDS)
+    assert until(turns.reached.wait)
     setter = threading.Thread(target=setattr, args=({"compiled": fast, "original": sd}[where], "_interrupt", True))
     setter.start()
     setter.join()
     assert torch.equal(latents(fast, 1), expected)
     assert not fast.report.interrupted
     turns.go_on.set()
-    thread.join(SECONDS)
+    assert ended(thread)
     turns.hook.remove()
     assert reports[0].interrupted
     assert turns.count[turns.held or 0] == 3
@@ -202,14 +203,14 @@ def test_the_reader_of_a_stream_interrupts_its_own_call(sd: Any) -> None:
 
     thread = threading.Thread(target=first)
     thread.start()
-    assert turns.reached.wait(SECONDS)
+    assert until(turns.reached.wait)
     marked, calls_made = threading.Event(), Flag()
 
     def wait(*_: Any) -> None:
         if threading.get_ident() != turns.held:
             calls_made.called()
             if calls_made.calls == 7:
-                assert marked.wait(SECONDS)
+                assert until(marked.wait)
 
     hook = sd.unet.register_forward_pre_hook(wait)
     stream = fast.stream("a cat", num_inference_steps=STEPS)
@@ -219,7 +220,7 @@ def test_the_reader_of_a_stream_interrupts_its_own_call(sd: Any) -> None:
     seen += stream
     hook.remove()
     turns.go_on.set()
-    thread.join(SECONDS)
+    assert ended(thread)
     turns.hook.remove()
     assert calls_made.calls <= 7
     assert (fast.report.interrupted, reports[0].interrupted) == (True, False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import waiting
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import GaussianMixture, noise, scheduler
@@ -303,11 +304,11 @@ def test_nothing_is_replayed_to_be_timed_while_another_call_replays(monkeypatch:
     def hold() -> None:
         with device_lock(device):
             begun.set()
-            done.wait(10)
+            waiting.until(done.wait)
 
     other = threading.Thread(target=hold)
     other.start()
-    begun.wait(10)
+    assert waiting.until(begun.wait)
     assert _priced(costs).known.curve.how == "eager"
     done.set()
     other.join()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -18,14 +17,13 @@ from cancelling import MIXTURE, SHAPE, STEPS, Flag, Network, sample
 from diffusers import EulerDiscreteScheduler
 from problems import alphas_cumprod, noise, scheduler
 from torch import Tensor
+from waiting import ended, output_of, until
 
 import srds_fast
 from srds_fast.planner.exploration import STOCK
 from srds_fast.sampling.sample import costs_of_denoisers
 from srds_fast.sampling.stream import AsyncStream, Stream
 from srds_fast.solvers.registry import BY_NAME
-
-SECONDS = 60.0  # for another thread: far more than a call takes
 
 
 @pytest.mark.parametrize("method", BY_NAME)
@@ -103,7 +101,7 @@ class Gate:
         self.calls += 1
         if self.calls == self._at:
             self.reached.set()
-            assert self.open.wait(SECONDS)
+            assert until(self.open.wait)
         return MIXTURE(x, t.long())
 
 
@@ -112,15 +110,14 @@ def test_a_stream_is_closed_by_another_thread_while_its_reader_waits() -> None:
     stream: Stream = sample(gate, srds_fast.stream, method="srds")
     reader = threading.Thread(target=lambda: read.extend(stream))
     reader.start()
-    assert gate.reached.wait(SECONDS)
+    assert until(gate.reached.wait)
     closer = threading.Thread(target=stream.close)
     closer.start()
     while not stream._worker.left.is_set():
         pass
     gate.open.set()
-    closer.join(SECONDS)
-    reader.join(SECONDS)
-    assert (reader.is_alive(), closer.is_alive(), read) == (False, False, [])
+    assert ended(closer, reader)
+    assert read == []
     assert gate.calls == 3
     assert list(stream) == []
     stream.close()
@@ -152,8 +149,7 @@ def test_a_stream_that_is_left_ends_within_a_wave(how: str) -> None:
     del stream, closes[:]
     gc.collect()
     assert worker._thread is not None
-    worker._thread.join(SECONDS)
-    assert not worker._thread.is_alive()
+    assert ended(worker._thread)
     assert gate.calls <= 12 < sample(Gate(-1), exact=True).report.waves
 
 
@@ -212,8 +208,8 @@ for method in ("sequential", "srds"):
 
 
 def test_ctrl_c_ends_a_stream_within_a_wave_and_the_next_one_is_right() -> None:
-    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, timeout=SECONDS)
-    assert done.stdout.split() == ["sequential", "3", "srds", "3"], done.stderr
+    said, failed = output_of([sys.executable, "-c", CTRL_C])
+    assert said.split() == ["sequential", "3", "srds", "3"], failed
 
 
 # asyncio
@@ -247,12 +243,12 @@ def test_an_async_stream_gives_what_a_stream_gives_while_other_tasks_run() -> No
 
 @pytest.mark.parametrize("how", ["the task is cancelled", "closed by another task", "left", "timeout"])
 def test_an_async_stream_ends_within_a_wave(how: str) -> None:
-    gate = Gate(3)
+    gate = Gate(12 if how == "left" else 3)
 
     async def main() -> None:
         stream: AsyncStream = sample(gate, srds_fast.astream, method="srds", exact=True)
         if how == "left":
-            gate.open.set()
+            gate.open = stream._worker.left  # the call goes on as soon as it is to end
             async with stream:
                 async for each in stream:
                     assert not each.final
@@ -260,7 +256,7 @@ def test_an_async_stream_ends_within_a_wave(how: str) -> None:
             assert await read(stream) == []
             return
         reader = asyncio.create_task(read(stream))
-        await asyncio.to_thread(gate.reached.wait, SECONDS)
+        assert await asyncio.to_thread(until, gate.reached.wait)
         if how == "closed by another task":
             closer = asyncio.create_task(stream.aclose())
         elif how == "timeout":
@@ -281,8 +277,7 @@ def test_an_async_stream_ends_within_a_wave(how: str) -> None:
         assert await read(stream) == []
 
     asyncio.run(main())
-    before = gate.calls
-    assert before < sample(Gate(-1), method="srds", exact=True).report.waves
+    assert gate.calls <= 12 < sample(Gate(-1), method="srds", exact=True).report.waves
 
 
 def test_errors_reach_the_task_and_each_task_has_its_own_flag() -> None:
@@ -323,15 +318,14 @@ def test_a_stream_that_is_collected_waits_for_nothing() -> None:
             stream: Stream = sample(Network(called), srds_fast.stream)
             workers.append(stream._worker)
             stream._worker.begin(stream._arrived.put)
-            entered.wait(SECONDS)
+            until(entered.wait)
             del stream
             gone.set()
 
     workers: list[Any] = []
     leaving = threading.Thread(target=leave, daemon=True)
     leaving.start()
-    assert gone.wait(SECONDS)
-    leaving.join(SECONDS)
+    assert until(gone.wait)
     (worker,) = workers
-    worker._thread.join(SECONDS)
-    assert (worker.left.is_set(), worker._thread.is_alive()) == (True, False)
+    assert ended(leaving, worker._thread)
+    assert worker.left.is_set()

@@ -26,6 +26,7 @@ from srds_fast.errors import UnsupportedScheduler
 from srds_fast.kernels.common.clamping import Threshold
 from srds_fast.sampling.rows import draw_noise
 from srds_fast.schedulers.own_loop import OwnLoop, StepCall
+from srds_fast.schedulers.private_draws import Seeded
 from srds_fast.schedulers.reader import InFloat64
 from srds_fast.schedulers.table import NoiseTable
 from srds_fast.schedulers.verify import check_scheduler, noise_table
@@ -337,6 +338,44 @@ def test_of_the_steps_compared_together_the_first_that_differs_is_named(
     monkeypatch.setattr(noise_module, "CHUNK", 4)
     with pytest.raises(UnsupportedScheduler, match=r"steps differently .* step 6 of 10"):
         check_scheduler(Nudged(clip_sample=False))
+
+
+def set_to(stock: Any, num_steps: int) -> Any:
+    stock.set_timesteps(num_steps)
+    return stock
+
+
+def test_a_check_makes_every_step_once_and_watches_those_of_diffusers_for_one_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, watched = list[int](), list[int]()
+
+    class Own(DDIMScheduler):
+        """Draws late, from the global generator."""
+
+        draws_at: int | None = None
+
+        def step(self, m: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+            made.append(self.timesteps.tolist().index(timestep))
+            (x, *rest) = super().step(m, timestep, *args, **kwargs)
+            return (x + torch.randn_like(x) if made[-1] == self.draws_at else x, *rest)
+
+    function = Seeded.__torch_function__
+    monkeypatch.setattr(noise_module, "CHUNK", 8)
+    monkeypatch.setattr(Seeded, "__torch_function__", lambda *given: (watched.append(1), function(*given))[1])
+    counts = []
+    for num_steps in (20, 40):
+        noise_table(set_to(Own(clip_sample=False), num_steps))
+        assert [step for step in made if step > 0] == list(range(1, num_steps)), "the first one also on trial"
+        del made[:], watched[:]
+        noise_table(set_to(DDIMScheduler(clip_sample=False), num_steps))
+        counts.append(len(watched))
+    assert counts[0] == counts[1] > 0
+
+    Own.draws_at, state = 19, torch.get_rng_state()
+    with pytest.raises(UnsupportedScheduler, match=r"steps differently .* step 19 of 20"):
+        noise_table(set_to(Own(clip_sample=False, beta_end=0.03), 20))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_table_is_checked_once_and_again_when_anything_changes(monkeypatch: pytest.MonkeyPatch) -> None:

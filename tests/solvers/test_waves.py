@@ -24,7 +24,7 @@ from srds_fast.kernels.wave_update import Update
 from srds_fast.kernels.wave_update.instructions import Instruction, chained, instructions
 from srds_fast.schedulers.steps import TensorSpec
 from srds_fast.solvers import program
-from srds_fast.solvers.compiler import Form
+from srds_fast.solvers.compiled import Form
 from srds_fast.solvers.wave_table import compiled, wave_table
 
 SCHEDULERS = {

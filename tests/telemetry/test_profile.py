@@ -21,6 +21,7 @@ import torch
 from diffusers import DDIMScheduler
 from ranges import in_a_trace
 from torch import Tensor
+from waiting import until
 
 import srds_fast
 from srds_fast import Report, telemetry
@@ -102,20 +103,20 @@ def test_a_call_is_counted_whole_or_not_at_all(tmp_path: Path, leaves: bool) -> 
 
     def waiting(x: Tensor, t: Tensor) -> Tensor:
         began.set()
-        assert go_on.wait(60)
+        assert until(go_on.wait)
         return denoiser(x, t)
 
     with ThreadPoolExecutor(1) as pool, ExitStack() as watching:
         if leaves:
             watching.enter_context(srds_fast.profile(path))
         call = pool.submit(sampled, waiting, exact=True)
-        assert began.wait(60)
+        assert until(began.wait)
         if leaves:
             watching.close()
         else:
             watching.enter_context(srds_fast.profile(path))
         go_on.set()
-        report = call.result(60).report
+        report = call.result().report
     assert [each.name for each in in_a_trace(path)] == (["call"] if leaves else []), "up to here"
     if leaves:
         assert counts(report)["network"] == counts(report)["wave"] == report.waves

@@ -67,12 +67,13 @@ class Capturable:
 
     @property
     def widths(self) -> list[int]:
-        return sorted(set(map(len, self.program.positions)))
+        return sorted(set(self.program.all_widths))
 
     def wave_of_zeros(self, width: int) -> Evaluate:
         """The first wave of this width, on zeros."""
         x = self.inputs["x"]
-        number, positions = next(each for each in enumerate(self.program.positions) if len(each[1]) == width)
+        number = self.program.all_widths.index(width)
+        positions = self.program.positions[number]
         return Evaluate(self.network.empty(width, x).zero_(), positions, tuple(range(len(x))), number)
 
     def key(self) -> Hashable:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ... import telemetry
 from ...errors import CaptureFailed
 from ...solvers.contract import Evaluate
+from ...solvers.program import LongProgram
 from .. import cancellation
 from ..run import EngineUse, Run
 from .cache import Graphs, NoLoop
@@ -26,6 +27,7 @@ from .recorder import TooLarge
 from .utilisation import why_not_worth
 
 FIRST = "this is the first call of its kind, which was recorded for later calls"
+MADE_AS_IT_RUNS = "its program is so long that its waves are made while it runs"
 Eager = Callable[[Evaluate], Tensor]
 Advance = Callable[[Run, Eager], None]
 """(run, evaluator) -> None: takes a run from wave to wave to its end."""
@@ -148,14 +150,15 @@ class GraphRunner:
             started = time.perf_counter()
             try:
                 if self.weighed:
-                    width, _ = Counter(map(len, call.program.positions)).most_common(1)[0]
+                    width, _ = Counter(call.program.all_widths).most_common(1)[0]
                     wave = call.wave_of_zeros(width)
                     reason = why_not_worth(lambda: evaluate(wave), call.calls.device)
                     if reason is not None:
                         self.graphs.remember(key, "declined", reason)
                         return reason
-                if call.why_no_loop is not None:
-                    raise TooLarge(call.why_no_loop)
+                why = MADE_AS_IT_RUNS if isinstance(call.program, LongProgram) else call.why_no_loop
+                if why is not None:
+                    raise TooLarge(why)
                 assert run.sample is not None
                 reason = self.graphs.capture(key, call, run.sample, run.iterations, whole=self.whole)
             except TooLarge as why:

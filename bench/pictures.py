@@ -222,6 +222,37 @@ def rows_picture(title: str, curves: Sequence[dict[str, Any]], path: Path) -> No
     figure.savefig(path)
 
 
+def scaling_picture(title: str, found: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw how many times faster than on one device a call is predicted to be, a panel for each network and steps.
+
+    Args:
+        found: network, steps, and rows with method and predicted_seconds on 1, 2, .. devices; the first is sequential.
+    """
+    networks, steps = (list(dict.fromkeys(each[name] for each in found)) for name in ("network", "steps"))
+    size = 10.5 * len(steps), 6.8 * len(networks)
+    figure, panels = _figure(len(networks), len(steps), size, title)
+    ends: dict[Any, list[tuple[str, str, float, float]]] = {}
+    for each in found:
+        axes = panels[networks.index(each["network"])][steps.index(each["steps"])]
+        rows = {row["method"]: row["predicted_seconds"] for row in each["rows"]}
+        alone = each["rows"][0]["predicted_seconds"][0]
+        devices = list(range(1, 1 + len(each["rows"][0]["predicted_seconds"])))
+        axes.plot(devices, devices, color="0.4", linestyle=":", linewidth=1)
+        for name, colour, number in styles(rows):
+            times = [alone / seconds for seconds in rows[name]]
+            axes.plot(devices, times, color=colour, linestyle=STYLES[number % 4], linewidth=2)
+            ends.setdefault(axes, []).append((name, colour, devices[-1], times[-1]))
+        axes.set_title(f"{each['network']}, {each['steps']} steps", fontsize=FONT)
+        axes.set(xlabel="devices", ylabel="predicted times faster", xlim=(1, devices[-1]), ylim=(0.15, devices[-1]))
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        _numbers(axes.xaxis, axes.yaxis)
+    figure.draw_without_rendering()  # names are placed by where the layout puts the axes
+    for axes, of_lines in ends.items():
+        _name_lines(axes, of_lines, 0.8 / len(networks))
+    figure.savefig(path)
+
+
 def _figure(rows: int, columns: int, size: tuple[float, float], title: str = "", ratios: Any = None) -> tuple[Any, Any]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -243,17 +274,18 @@ def _numbers(*axes: Any) -> None:
         axis.set_minor_formatter("")
 
 
-def _name_lines(axes: Any, ends: Sequence[tuple[str, str, float, float]]) -> None:
+def _name_lines(axes: Any, ends: Sequence[tuple[str, str, float, float]], share: float = 0.8) -> None:
     """Write names to the right of the axes, in the order in which lines end there, and lead from each end to its name.
 
     The leading lines go along one height to the edge, and from there to names in the same order: none crosses another.
 
     Args:
         ends: (name, colour, x, y).
+        share: of the figure's height that the axes have.
     """
     inverse = axes.transAxes.inverted()
     at = [inverse.transform(axes.transData.transform((x, y))) for _, _, x, y in ends]
-    step = 1.35 * FONT / 72 / (0.8 * axes.figure.get_figheight())  # a line of text, as a share of the axes
+    step = 1.35 * FONT / 72 / (share * axes.figure.get_figheight())  # a line of text, as a share of the axes
     heights = spread([float(y) for _, y in at], step, 0.0, 1.0)
     for (name, colour, _, _), (x, y), height in zip(ends, at, heights, strict=True):
         axes.plot([x, 1.0], [y, y], color=colour, linestyle=":", linewidth=1, transform=axes.transAxes)

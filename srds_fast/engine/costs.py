@@ -31,6 +31,7 @@ from ..solvers.program import Program
 from ..words import counted, duration
 from . import cancellation
 from .distributed import call as distributed
+from .distributed.call import SharedCall
 from .eager import Evaluator
 from .graphs.device_lock import DeviceBusy, device_lock, in_a_replay
 from .graphs.recorder import recorder
@@ -100,9 +101,12 @@ def price(
     """
 
     def measured() -> CostCurve:
-        widths = [width for width in WIDTHS if width <= (max_rows or width)]
-        started = time.perf_counter()
-        found = measure(evaluator, of_widths(noise.num_steps, widths), state, inputs.network, replayed=replayed)
+        started, shared = time.perf_counter(), distributed.current()
+        if shared is None:
+            widths = [width for width in WIDTHS if width <= (max_rows or width)]
+            found = measure(evaluator, of_widths(noise.num_steps, widths), state, inputs.network, replayed=replayed)
+        else:
+            found = measure_shared(shared, evaluator, noise.num_steps, state, inputs.network, dtype, max_rows)
         logger.debug("Network calls of %s rows take %s seconds.", found.rows, found.seconds)
         logger.info(
             "Measured how long a network call takes with 1 to %s, in %s.",
@@ -133,7 +137,7 @@ def price(
             return math.inf
 
     # within a replay, or while another thread holds the device, eager calls are timed, under a key of their own
-    replayed = replayed and not in_a_replay(state.device)
+    replayed = replayed and not in_a_replay(state.device) and distributed.current() is None
     of_call = key, state.shape, state.device, inputs.network, dtype, max_rows, distributed.size()
     if replayed and not costs.known((*of_call, True)):
         try:
@@ -164,6 +168,63 @@ def measure(
         return _measured(evaluator(program), program, x, network, bar.update, replayed=False)
 
 
+@torch.no_grad()
+def measure_shared(
+    shared: SharedCall,
+    evaluator: Callable[[Program], Evaluator],
+    num_steps: int,
+    x: Tensor,
+    network: NetworkInput,
+    dtype: torch.dtype,
+    max_rows: int | None,
+) -> CostCurve:
+    """The curve of calls that ranks share: what is measured of whole calls, and of the gather alone, at some widths.
+
+    Between these widths a call costs what the units of the busiest rank cost, c(ceil(units / ranks)), and its gather.
+    Calls are made from Python. dtype: of the network's output.
+    """
+    ranks = shared.ranks.size
+    widths = [width for width in sorted({1, *(ranks * width for width in WIDTHS)}) if width <= (max_rows or width)]
+    program, before = of_widths(num_steps, widths), shared.work
+    evaluator(program)(_wave(program, 0, x, network))
+    units = shared.work.since(before).of_all
+    whole = measure(evaluator, program, x, network, replayed=False)
+    gathers = [gather_seconds(shared, rows * units, x, dtype) for rows in whole.rows]
+    gather = CostCurve(tuple(rows * units for rows in whole.rows), tuple(gathers))
+    of_rank: dict[int, float] = {}  # by units of the busiest rank
+    for rows, seconds in zip(whole.rows, whole.seconds, strict=True):
+        busiest = -(-rows * units // ranks)
+        of_rank[busiest] = min(of_rank.get(busiest, math.inf), max(0.0, seconds - gather(rows * units)))
+    found = CostCurve(tuple(of_rank), tuple(of_rank.values())).shared(ranks, units, gather, whole.rows[-1])
+    return replace(found, most_rows=whole.most_rows)
+
+
+def gather_seconds(shared: SharedCall, units: int, x: Tensor, dtype: torch.dtype) -> float:
+    """What ranks take to bring so many outputs together that are there already."""
+    shape, times = x.shape[1:], []
+
+    def made(number: int, part: slice) -> Tensor:
+        return x.new_zeros(part.stop - part.start, *shape, dtype=dtype)
+
+    for _ in range(ROUNDS):
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        started = time.perf_counter()
+        shared.outputs([units], shape, x.device, made)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        times.append(clock.since(started))
+    return statistics.median(times)
+
+
+def _wave(program: Program, number: int, x: Tensor, network: NetworkInput) -> Evaluate:
+    """A wave of a program, every row at x, [batch, ...]."""
+    positions = program.positions[number]
+    given = network.empty(len(positions), x)
+    given.unflatten(0, (network.branches, -1)).copy_(x)
+    return Evaluate(given, positions, tuple(range(len(x))), number)
+
+
 def _measured(
     evaluate: Evaluator,
     program: Program,
@@ -181,10 +242,8 @@ def _measured(
         # a wider call may take longer in proportion to its rows
         if calls and left < 2 * calls[-1].seconds * len(positions) / calls[-1].rows:
             break
-        given = network.empty(len(positions), x)
-        given.unflatten(0, (network.branches, -1)).copy_(x)
-        wave = Evaluate(given, positions, tuple(range(len(x))), number)
         try:
+            wave = _wave(program, number, x, network)
             calls.append(_Call(evaluate, wave, replayed, warm=bool(calls) and calls[-1].seconds > SHORT))
         except Exception as why:  # out of memory, or another error of a network whose batch is too wide
             if not calls or isinstance(why, CaptureFailed):

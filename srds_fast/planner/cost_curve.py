@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -20,6 +20,7 @@ class CostCurve:
     how: str = "eager"  # or "replayed", from a graph
     nbytes: tuple[int, ...] | None = None  # peak device memory of a call of each; None where that cannot be measured
     most_rows: int | None = None  # widest call there is memory for; None: no limit was met
+    ranks: int = 1  # that share each call; rows, seconds, bytes and most_rows are then of calls that all make together
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in pairwise((0, *self.rows)))
@@ -38,6 +39,19 @@ class CostCurve:
     def memory(self, rows: int) -> int | None:
         """Bytes that a call of so many rows takes."""
         return None if self.nbytes is None else int(_interpolated(self.rows, self.nbytes, rows))
+
+    def shared(self, ranks: int, units: int, gather: Callable[[int], float], most: int) -> CostCurve:
+        """The curve of calls that so many ranks share, at 1 to `most` rows; self is of one rank's calls, by units.
+
+        A unit is one entry of the network's batch. The rank with most of them evaluates ceil(units / ranks).
+        units: of a row, its guidance branches times samples. gather: units -> seconds of bringing all outputs together.
+        """
+        rows = range(1, most + 1)
+        busiest = [-(-each * units // ranks) for each in rows]
+        seconds = (self(own) + gather(each * units) for each, own in zip(rows, busiest, strict=True))
+        nbytes = None if self.nbytes is None else tuple(self.memory(own) or 0 for own in busiest)
+        widest = None if self.most_rows is None else max(1, self.most_rows * ranks // units)
+        return CostCurve(tuple(rows), tuple(seconds), self.how, nbytes, widest, ranks)
 
 
 def _interpolated(xs: Sequence[int], ys: Sequence[float], x: int) -> float:

@@ -219,6 +219,8 @@ def _why(best: Candidate, sequential: Candidate, compared: bool, had_choice: boo
     growth = curve(curve.rows[-1]) / curve(1)
     most = counted(curve.rows[-1], "row")
     how = f"a network call of {most} takes {growth:.1f} times as long as a call of one row ({curve.how})"
+    if curve.ranks > 1:
+        how += f", both shared by {curve.ranks} ranks"
     if curve.most_rows is not None:  # the network raised, or there was no memory
         how += f"; calls of more than {counted(curve.most_rows, 'row')} failed"
     if best is not sequential:

@@ -1,0 +1,120 @@
+"""What a prediction is made of: networks by what a call of theirs costs, and links by what a gather costs.
+
+Every figure has its source. None was measured on several GPUs by this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from srds_fast.planner.cost_curve import CostCurve
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network by the cost of its calls.
+
+    Attributes:
+        curve: seconds of a call on one device by units, the entries of its batch; the `rows` of the curve are units.
+        units: of a row: 2 under classifier-free guidance.
+        unit_bytes: of the output of one unit.
+        outside: seconds that each wave takes outside the network.
+        source: of the curve, and what is assumed beyond it.
+    """
+
+    title: str
+    curve: CostCurve
+    units: int
+    unit_bytes: int
+    source: str
+    outside: float = 0.0
+
+
+@dataclass(frozen=True)
+class Link:
+    """What it takes to bring the outputs of a wave to all devices.
+
+    Attributes:
+        base, hop: seconds of latency, once and for each of G - 1 hops of a ring.
+        bandwidth: bytes per second, in each direction.
+        host: seconds of the exchange between hosts before each gather, a hop.
+    """
+
+    title: str
+    base: float
+    hop: float
+    bandwidth: float
+    source: str
+    host: float = 0.0
+
+    def seconds(self, devices: int, nbytes: int) -> float:
+        """Of a gather of so many bytes, all devices together: (G - 1) / G of them come in through a ring."""
+        if devices == 1:
+            return 0.0
+        hops = devices - 1
+        return self.base + hops * (self.hop + self.host) + nbytes * hops / devices / self.bandwidth
+
+
+NCCL = "NCCL's own model of a ring, src/graph/tuning.cc (baseLat, hwLat, protocol Simple)"
+LINKS = {
+    "nvlink": Link("NVLink, one A100 server", 8.4e-6, 3.4e-6, 235e9, f"{NCCL}; its bound for compute capability 8.0"),
+    "pcie": Link("PCIe 3.0 x16", 8.4e-6, 5.7e-6, 12e9, f"{NCCL}; PCI_WIDTH of src/graph/topo.h"),
+}
+# GPUs of servers: what the two processes of `bench.scaling.real` took, until somebody measures it there
+HOST_SECONDS = 2e-4
+
+NETWORKS = {
+    "flux": Network(
+        "Flux.1-dev, 1024 x 1024, H100",
+        CostCurve((1,), (4.30 / 28,)),
+        1,
+        4096 * 64 * 2,
+        "xDiT's page on Flux: 28 steps in 4.30 s, compiled, on one H100. Assumed: compute-bound, c(n) = n c(1)",
+    ),
+    "sdxl": Network(
+        "SDXL, 1024 x 1024, guidance, RTX 3090",
+        CostCurve((1, 2), (16.49 / 100, 16.49 / 50)),
+        2,
+        4 * 128 * 128 * 2,
+        "Hybridiff, arXiv 2602.21760: 50 steps of DDIM in 16.49 s. Assumed: compute-bound, one branch costs half",
+    ),
+    "sd2": Network(
+        "Stable Diffusion 2, guidance, A100",
+        CostCurve((2, 2 * 46), (50.0 / 1000, 50.0 / 0.75 / 44)),
+        2,
+        4 * 96 * 96 * 2,
+        "ParaDiGMS, its repository: 1000 steps in 50.0 s; 44 waves of 46 rows, 0.75 times as fast on one GPU (read off "
+        "a plot). Assumed: one branch costs as much as two",
+    ),
+    "vla": Network(
+        "LingBot-VLA, Intel B60",
+        CostCurve((1, 10), (0.2135 / 10, 0.0905)),
+        1,
+        2**14,
+        "vLLM-Omni, a trial of Picard sweeps: 10 steps in 213.5 ms, a call of 10 rows in 90.5 ms (projected there)",
+    ),
+}
+
+
+def measured(document: dict[str, Any]) -> dict[str, Network]:
+    """The networks that `bench.scaling.real` has measured, from its JSON."""
+    found = {}
+    for name, each in document["networks"].items():
+        curve = CostCurve(tuple(each["units"]), tuple(each["seconds"]))
+        title = f"{name}, one CPU thread a device"
+        source = "measured by bench.scaling.real, with two processes at work; beyond the widest: in proportion"
+        found[name] = Network(title, curve, each["units_of_a_row"], each["unit_bytes"], source, each["outside"])
+    return found
+
+
+def link_of(document: dict[str, Any]) -> Link:
+    """The gather between two processes that `bench.scaling.real` has measured."""
+    each = document["gather"]
+    title = "gloo between processes of one CPU"
+    return Link(title, 0.0, each["latency"], each["bandwidth"], "measured by bench.scaling.real, header included")
+
+
+Gather = Callable[[int, int], float]
+"""(devices, bytes) -> seconds."""

@@ -1,0 +1,85 @@
+"""Predicted seconds of a call on G devices: the waves of the product's own programs, priced by its own formula.
+
+A wave costs c(ceil(units / G)) and a gather, as the planner prices it where ranks share the rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.quality.contestants import CONTESTANTS
+from srds_fast.planner import choose as choose_plans
+from srds_fast.planner.choose import choose, until
+from srds_fast.planner.plan import Plan
+from srds_fast.planner.settings import Settings
+from srds_fast.solvers.method import Stopping
+from srds_fast.solvers.registry import SEQUENTIAL
+
+from .models import Gather, Network
+
+# what each method needs for half a grey level on the bundled digits pipeline
+NEEDED = Path(__file__).parents[1] / "results" / "methods-digits.json"
+BOUND = 0.5
+
+
+class Way(NamedTuple):
+    """A method with its setting, by the rows of its waves. plan, iteration: after which it stops."""
+
+    name: str
+    setting: str
+    plan: Plan
+    iteration: int
+
+    @property
+    def widths(self) -> list[int]:
+        return until(self.plan, self.iteration).widths(self.iteration)
+
+
+def ways(steps: int) -> tuple[list[Way], list[str]]:
+    """The sequential loop and every method at the cheapest setting that is near enough; and who is left out, and why.
+
+    Iterations are those that the digits pipeline needs, see `bench.quality.methods`.
+    """
+    found = [Way(SEQUENTIAL, "", choose(steps, Settings(method=SEQUENTIAL)), 1)]
+    left_out = []
+    for each in json.loads(NEEDED.read_text())["found"]:
+        if each["steps"] != steps or not CONTESTANTS[each["method"]].peer:
+            continue
+        point = next((point for point in each["points"] if point["difference"] <= BOUND), None)
+        made = None if point is None else _way(each["method"], steps, point)
+        if made is None:
+            left_out.append(f"{each['method']}: {'not near enough' if point is None else 'its window slides by values'}")
+        else:
+            found.append(made)
+    return found, left_out
+
+
+def _way(method: str, steps: int, point: dict[str, Any]) -> Way | None:
+    iteration = point["iteration"]
+    plan = CONTESTANTS[method].plan(steps, point["tolerance"], iteration)
+    if plan.slides:
+        return None
+    if iteration is None:  # it stops itself: after the iteration whose waves are nearest to those of the mean sample
+        program = plan.program()
+        every = range(plan.options.first_iteration, plan.max_iterations + 1)
+        iteration = min(every, key=lambda each: abs(program.spent(each).waves - point["waves"]))
+    return Way(method, point["setting"], plan, iteration)
+
+
+def candidates(steps: int) -> Iterator[Way]:
+    """What `auto` would compare, each stopping where runs are expected to with any network."""
+    for plan in choose_plans.candidates(steps, Settings(), False):
+        stopping = Stopping(steps, plan.max_iterations, plan.tolerance, plan.options.contraction)
+        expected = sorted(plan.options.expected_iterations(stopping)) or [plan.max_iterations]
+        yield Way(plan.short(), "", plan, expected[len(expected) // 2])
+
+
+def seconds(widths: Sequence[int], network: Network, devices: int, gather: Gather) -> float:
+    """Predicted seconds of waves of so many rows."""
+    curve = network.curve.shared(
+        devices, network.units, lambda units: gather(devices, units * network.unit_bytes), max(widths)
+    )
+    return sum(curve(width) for width in widths) + network.outside * len(widths)

@@ -1,0 +1,256 @@
+"""Two processes of one thread, timed against one process, beside what was predicted for each.
+
+    python -m bench.scaling.real --json bench/results/scaling-cpu.json
+
+Needs two cores with nothing else on them. Two processes of one thread, over gloo, make one sample together; rank 0
+alone makes it with one thread and with two. All three are called in turn in these two processes, each round another
+sample, and the idle process waits without computing. Ratios are medians over the rounds of the ratio within a round.
+
+Predicted are the seconds of the loop, by the planner's own formula: c(ceil(units / 2)) and the gather, measured in the
+same processes before the first call, and what the host does between network calls. "error" is predicted over measured
+seconds of the loop, less 1, of two processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from diffusers import DDIMScheduler
+
+import srds_fast
+from bench.command import parser, revision, write
+from bench.speed.timing import timed
+from bench.workloads.pipelines import random
+from bench.workloads.problems import Problem
+from bench.workloads.samplers import SAMPLES, digits
+from srds_fast import Report, zoo
+from srds_fast.cli.output import show_table
+from srds_fast.engine.costs import Costs, gather_seconds, price
+from srds_fast.engine.distributed import call as distributed
+from srds_fast.engine.distributed.ranks import ranks_of
+from srds_fast.kernels.wave_update import NetworkInput
+from srds_fast.planner.search import Pricing
+from srds_fast.sampling.rows import RowDenoiser
+from srds_fast.schedulers.verify import noise_table
+from srds_fast.solvers.contract import SolverInputs
+
+from .predict import Way, ways
+
+STEPS = (50, 100)
+# one process of one thread, the same of two threads, two processes of one thread
+ALONE, THREADS, RANKS = "one thread", "two threads", "two processes"
+HOWS = {ALONE: (1, None), THREADS: (2, None), RANKS: (1, "auto")}
+METHODS = ("sequential", "srds (default)", "srds, as published", "collocation (default), stops itself", "chords, 8 cores")
+GATHERED = (2**8, 2**20)  # bytes of a unit, to see latency and bandwidth
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is sampled.
+
+    Attributes:
+        call: (way, parallel, sample) -> report of one call.
+        pricing: (steps, parallel) -> the planner's costs of such calls.
+        units: of a row; unit_bytes: of the output of one.
+    """
+
+    call: Callable[[Way, Any, int], Report]
+    pricing: Callable[[int, Any], Pricing]
+    units: int
+    unit_bytes: int
+
+
+def digits_under_guidance() -> Subject:
+    """The bundled pipeline: two guidance branches a row."""
+    workload = digits()
+
+    def call(way: Way, parallel: Any, sample: int) -> Report:
+        fast = srds_fast.compile(workload.pipe, plan=way.plan, parallel=parallel, engine="auto")
+        fast(**workload.arguments(way.plan.num_inference_steps, sample))
+        assert fast.report is not None
+        return fast.report
+
+    def pricing(steps: int, parallel: Any) -> Pricing:
+        fast = srds_fast.compile(workload.pipe, explore=0.0, parallel=parallel)
+        fast.plan_for(**workload.arguments(steps), measure=True)
+        session = fast._srds.last.session
+        assert session is not None
+        return session.price()
+
+    return Subject(call, pricing, 2, 4 * 8 * 8 * 4)
+
+
+def policy() -> Subject:
+    """The bundled robot policy, without guidance."""
+    found = zoo.load("policy")
+    config = found.config
+    x = random((SAMPLES, config.horizon, config.action_dim))
+    cond = {"observation": random((SAMPLES, config.n_obs_steps, config.state_dim), seed=1)}
+    problem = Problem("policy", found.denoiser, x, cond, DDIMScheduler.from_config(found.noise_scheduler.config))
+
+    def call(way: Way, parallel: Any, sample: int) -> Report:
+        steps = way.plan.num_inference_steps
+        return problem.one(sample % SAMPLES).sampled(steps, plan=way.plan, parallel=parallel).report
+
+    def pricing(steps: int, parallel: Any) -> Pricing:
+        one = problem.one(0)
+        scheduler = DDIMScheduler.from_config(problem.scheduler.config)
+        scheduler.set_timesteps(steps)
+        noise, network = noise_table(scheduler), NetworkInput(one.x.dtype)
+
+        def evaluator(program: Any) -> RowDenoiser:
+            return RowDenoiser(one.denoiser, one.x, noise, program, one.cond)
+
+        inputs = SolverInputs(network=network, scaled=True)
+        with distributed.sharing(ranks_of(parallel)):
+            known = price(Costs(), "policy", evaluator, one.x, noise, inputs, one.x.dtype, replayed=False)
+        return known
+
+    return Subject(call, pricing, 1, config.horizon * config.action_dim * 4)
+
+
+SUBJECTS: dict[str, Callable[[], Subject]] = {"digits, guidance": digits_under_guidance, "policy": policy}
+
+
+def rounds(subject: Subject, way: Way, samples: int) -> dict[str, list[tuple[float, float]]]:
+    """(seconds of the call, of its loop) in each way, by sample; all that rank 1 has done alone is to wait."""
+    found: dict[str, list[tuple[float, float]]] = {how: [] for how in HOWS}
+    for sample in range(-1, samples):  # the first warms up
+        for how, (threads, parallel) in HOWS.items():
+            dist.barrier()
+            if parallel is None and dist.get_rank() > 0:
+                continue
+            torch.set_num_threads(threads)
+            seconds, report = timed(lambda: subject.call(way, parallel, max(0, sample)))  # noqa: B023
+            torch.set_num_threads(1)
+            if sample >= 0:
+                found[how].append((seconds, report.seconds))
+    return found
+
+
+def priced(subject: Subject, steps: int) -> dict[str, Pricing]:
+    """The planner's costs in each way; rank 1 has those of both processes alone."""
+    found = {}
+    for how, (threads, parallel) in HOWS.items():
+        dist.barrier()
+        if parallel is not None or dist.get_rank() == 0:
+            torch.set_num_threads(threads)
+            found[how] = subject.pricing(steps, parallel)
+            torch.set_num_threads(1)
+    return found
+
+
+def _row(way: Way, found: dict[str, list[tuple[float, float]]], pricing: dict[str, Pricing]) -> Row:
+    row: Row = {"method": way.name, "setting": way.setting, "waves": len(way.widths), "rows": sum(way.widths)}
+    for how, times in found.items():
+        loop = statistics.median(each for _, each in times)
+        predicted = pricing[how].of(way.plan, way.iteration)
+        row[how] = {
+            "call_seconds": [each for each, _ in times],
+            "loop_seconds": [each for _, each in times],
+            "predicted_seconds": predicted,
+            "error": predicted / loop - 1,
+        }
+    for name, which in (("call", 0), ("loop", 1)):
+        for how in (ALONE, THREADS):
+            pairs = zip(found[how], found[RANKS], strict=True)
+            row[f"{name}_over_{how}"] = statistics.median(one[which] / two[which] for one, two in pairs)
+    alone, together = (row[how]["predicted_seconds"] for how in (ALONE, RANKS))
+    return {**row, "predicted_over_one thread": alone / together}
+
+
+def measurements(samples: int, smoke: bool) -> Iterator[dict[str, Any]]:
+    """All that rank 0 knows so far, after every method."""
+    document: dict[str, Any] = {"networks": {}, "results": []}
+    with distributed.sharing(ranks_of("auto")) as shared:
+        assert shared is not None
+        small, large = (gather_seconds(shared, 2, torch.zeros(1, each // 4), torch.float32) for each in GATHERED)
+    few, many = (2 * each for each in GATHERED)
+    document["gather"] = {"latency": small, "bandwidth": (many - few) / 2 / max(1e-9, large - small)}
+    for name, make in SUBJECTS.items():
+        subject = make()
+        for steps in STEPS[:1] if smoke else STEPS:
+            pricing = priced(subject, steps)
+            found, _ = ways(steps)
+            chosen = [way for way in found if way.name in METHODS and way.plan.num_inference_steps == steps]
+            if dist.get_rank() == 0 and name not in document["networks"]:
+                curve = pricing[ALONE].known.curve
+                document["networks"][name] = {
+                    "units": [rows * subject.units for rows in curve.rows],
+                    "seconds": curve.seconds,
+                    "units_of_a_row": subject.units,
+                    "unit_bytes": subject.unit_bytes,
+                    "outside": pricing[ALONE].overhead(chosen[0].plan, 1) / steps,
+                }
+            for way in chosen:
+                times = rounds(subject, way, samples)
+                if dist.get_rank() == 0:
+                    document["results"].append({"subject": name, "steps": steps, **_row(way, times, pricing)})
+                yield document
+
+
+def worker(rank: int, folder: str, options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=600))
+    try:
+        for document in measurements(options.samples, options.smoke):
+            if rank == 0:
+                about = {"commit": revision(Path(__file__).parents[2]), "samples": options.samples}
+                write(options.json, **about, **document)
+        if rank == 0:
+            show(document)
+    finally:
+        dist.destroy_process_group()
+
+
+def show(document: dict[str, Any]) -> None:
+    """Print a table for each subject and number of steps."""
+    results = document["results"]
+    for subject, steps in dict.fromkeys((row["subject"], row["steps"]) for row in results):
+        here = [row for row in results if (row["subject"], row["steps"]) == (subject, steps)]
+        cells = [
+            {
+                "method": row["method"],
+                "waves": row["waves"],
+                "rows": row["rows"],
+                "ms, 1 process": f"{1e3 * statistics.median(row[ALONE]['loop_seconds']):.1f}",
+                "2 threads": f"{1e3 * statistics.median(row[THREADS]['loop_seconds']):.1f}",
+                "2 processes": f"{1e3 * statistics.median(row[RANKS]['loop_seconds']):.1f}",
+                "times faster": f"{row['loop_over_one thread']:.2f}",
+                "than 2 threads": f"{row['loop_over_two threads']:.2f}",
+                "predicted": f"{row['predicted_over_one thread']:.2f}",
+                "predicted ms": f"{1e3 * row[RANKS]['predicted_seconds']:.1f}",
+                "error": f"{row[RANKS]['error']:+.0%}",
+            }
+            for row in here
+        ]
+        show_table(cells, text=("method",), title=f"\n{subject}, N = {steps}, two processes against one")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    told = parser("bench.scaling.real", __doc__)
+    told.add_argument("--samples", type=int, default=5, help="rounds, each another sample")
+    told.add_argument("--smoke", action="store_true", help="50 steps, one round")
+    options = told.parse_args(arguments)
+    if options.smoke:
+        options.samples = 1
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine may not know its own name
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(worker, (folder, options), nprocs=2)
+
+
+if __name__ == "__main__":
+    main()

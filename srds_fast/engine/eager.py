@@ -12,7 +12,7 @@ from ..solvers.contract import Evaluate
 
 
 class Evaluator(Protocol):
-    """Runs the network for the waves of a program. One that keeps nothing for its waves inherits the other methods."""
+    """Runs the network for the waves of a program."""
 
     def __call__(self, wave: Evaluate) -> Tensor:
         """The network's output at a wave, [branches * rows, samples, ...]."""
@@ -22,7 +22,6 @@ class Evaluator(Protocol):
 
     def constants(self) -> Iterable[Tensor]:
         """The tensors that were copied."""
-        return ()
 
     def repeat(self, wave: Evaluate) -> None:
         """Repeat the conditioning for the rows of a wave; narrower waves take a slice of it."""

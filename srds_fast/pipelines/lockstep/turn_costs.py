@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ...engine.eager import Evaluator
 from ...engine.merging.calls import MergedCalls
 from ...engine.merging.rule import Call
 from ...planner.plan import Plan
@@ -16,8 +15,8 @@ from ...planner.search import Pricing
 from ...solvers.contract import Evaluate
 
 
-class CallsOfTurns(Evaluator):
-    """The network calls of a wave without the loop's own code.
+class CallsOfTurns:
+    """The network calls of a wave without the loop's own code; see `engine.eager.Evaluator`.
 
     turns: the calls of some turns, of the same kinds. Rows repeat them in turn.
     """
@@ -31,6 +30,18 @@ class CallsOfTurns(Evaluator):
         for calls in zip(*rows, strict=True):
             self._merged(calls)
         return wave.x
+
+    def prepare(self) -> None:
+        pass
+
+    def constants(self) -> Iterable[Tensor]:
+        return ()
+
+    def repeat(self, wave: Evaluate) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
 
 
 def with_turns(pricing: Pricing, turn_seconds: float, turns_a_row: int) -> Pricing:

@@ -20,6 +20,7 @@ from ..engine import cancellation
 from ..engine.distributed import call as distributed
 from ..engine.distributed.call import SharedCall
 from ..engine.distributed.digests import digest, digest_of_weights, versions
+from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer
 from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
@@ -40,7 +41,6 @@ from .lockstep.own_enumerate import with_own_enumerate
 from .lockstep.proxies import UsesWithheld, copy_with_proxies
 from .modular.arguments import is_modular, why_stock
 from .modular.blocks import driven, without_progress_bar, without_proxies
-from .modular.errors_log import held_back
 from .module_state import WeightsWritten
 from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
@@ -50,11 +50,11 @@ from .shown import settings_of
 from .state import OWN_ARGUMENTS, Arguments, RandomState, bind
 from .stock import (
     NO_STEP,
-    TimedStockLoop,
     chosen_stock_call,
     kind_of_call,
     may_choose_stock,
     refuse_stock_loop,
+    seconds_of_stock,
     stock_call,
 )
 from .takeover.calls import SCALING
@@ -198,7 +198,7 @@ def _run_call(
         shared.compare(_given(fast, arguments, own))
     reason = stock_reason(fast, arguments)
     if reason is not None:
-        return stock_call(fast, args, kwargs, arguments, reason, own, running)
+        return stock_call(fast, args, kwargs, reason, own, running)
     loop, kind = kind_of_loop(fast, arguments), None
     any_loop = observer is None or previews is not None  # other observers are there for iterations
     if any_loop and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
@@ -208,12 +208,10 @@ def _run_call(
         if refused is not None:
             if observer is not None:
                 refuse_stock_loop(refused)
-            return stock_call(fast, args, kwargs, arguments, refused, own, running)
-        if chosen is not None and chosen.chose_stock:
+            return stock_call(fast, args, kwargs, refused, own, running)
+        if chosen is not None and chosen.chose_stock and observer is None:
             state.last.exploration = chosen
-            if previews is not None:
-                previews.random = RandomState(arguments, execution_device(fast))
-            return chosen_stock_call(fast, args, kwargs, arguments, chosen, running, observer)
+            return chosen_stock_call(fast, args, kwargs, chosen, running)
     device = execution_device(fast)
     random = RandomState(arguments, device)
     if previews is not None:
@@ -223,35 +221,42 @@ def _run_call(
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
         acceleration.applied(networks, state.options.network_options, device) as made,
-        held_back() if is_modular(fast) else nullcontext(),
     ):
         parts = {**tokenizers, **own_guiders(fast), **(without_progress_bar(fast) if state.quiet else {})}
         for left_out in made.reasons:
             warn_left_out(fast, left_out)
         audited = auditing or (not state.plan_only and _is_due(state.options.audit, next(state.calls)))
-        lockstep = _lockstep(
-            fast,
-            networks,
-            device,
-            warming,
-            observer,
-            previews is not None,
-            calls_back=arguments.get("callback_on_step_end") is not None,
+        function = arguments.get("callback_on_step_end")
+        graphs, engine_reason = _graphs(fast, device, networks, warming)
+        timed = kind is not None and observer is None
+        settings = CallSettings(
+            planner=state.planner,
+            observer=observer,
+            previews=previews is not None,
+            graphs=graphs,
+            overlap="batch" if state.options.overlap == "auto" and not _graphs_on(device) else state.options.overlap,
+            keep_states=function is not None or bool(own.get("keep_trajectory")),
+            calls_back=function is not None,
+            initial_guess=own.get("warm_start"),
+            notify=functools.partial(warn_fallback, fast, "step by step"),
+            plan_only=state.plan_only,
+            strict=state.options.strict,
+            networks=networks,
             replacements=made.replacements,
             generators=[generator for generator, _ in random.given],
+            memory=state.loops,
             kind=loop,
-            draws=draws,
+            is_known=functools.partial(is_known, fast, networks),
+            engine_reason=engine_reason,
+            stock=functools.partial(seconds_of_stock, fast, args, kwargs, arguments, parts) if timed else None,
             audited=audited,
+            draws=draws,
             seen=None if previews is None else previews.seen,
-            stock=None
-            if kind is None or observer is not None
-            else TimedStockLoop(fast, args, kwargs, arguments, parts).seconds,
-            initial_guess=own.get("warm_start"),
-            keep_states=bool(own.get("keep_trajectory")),
         )
+        lockstep = LockstepLoop(fast.scheduler, settings)
         proxied = copy_with_proxies(fast, cls, lockstep, parts)
         if is_modular(fast):
-            proxied._blocks = driven(proxied._blocks, lockstep, whole=previews is None and not state.quiet)
+            proxied._blocks = driven(proxied._blocks, lockstep)
         own_marks = vars(proxied)
 
         def interrupted() -> bool:  # a callback sets the attribute of the copy
@@ -263,7 +268,7 @@ def _run_call(
         if shared is not None:  # the others end at the same wave
             shared.asks, watch.interrupted = interrupted, lambda: shared.interrupted
         callback, given = None, (args, kwargs)
-        if (function := arguments.get("callback_on_step_end")) is not None:
+        if function is not None:
             callback = StepCallback(function, lockstep, vars(fast), interrupted)
             bound = inspect.signature(cls.__call__).bind(proxied, *args, **kwargs)
             bound.arguments["callback_on_step_end"] = None if state.plan_only else callback
@@ -307,60 +312,28 @@ def _run_call(
         if kind is not None and driver.refused:
             state.refused[kind] = reason
     with random.replayed():
-        output = stock_call(fast, args, kwargs, arguments, reason, own, running)
+        output = stock_call(fast, args, kwargs, reason, own, running)
     if state.last.report is not None:
         state.last.report = replace(state.last.report, **lockstep.beside_the_waves())
     return output
 
 
-def _lockstep(
-    fast: Any,
-    networks: list[Any],
-    device: torch.device,
-    warming: bool,
-    observer: Observer | None,
-    previews: bool,
-    *,
-    calls_back: bool,
-    keep_states: bool,
-    **asked: Any,
-) -> LockstepLoop:
-    """The loop of a call: taken over, or making turns for rows; with graphs, eager if these are impossible.
-
-    asked: other fields of `CallSettings`.
-    """
-    state, on_gpu = fast._srds, _graphs_on(device)
-    options, eager = state.options, functools.partial(warn_eager, fast)
-    graphs = state.planner.graph_runner(state.graphs, on_gpu, options.lazy_capture or warming, eager, whole=warming)
-    engine_reason = None
-    if state.ranks is not None and graphs is not None:
-        engine_reason = f"the rows are shared by {state.ranks.size} ranks, whose exchange is not recorded"
-        warn_eager(fast, engine_reason)
-        graphs = None
+def _graphs(
+    fast: Any, device: torch.device, networks: list[Any], warming: bool
+) -> tuple[GraphRunner | None, str | None]:
+    """What records and replays the call, or None; and, where something rules that out, why it runs eagerly."""
+    state, eager = fast._srds, functools.partial(warn_eager, fast)
+    lazy = state.options.lazy_capture or warming
+    graphs = state.planner.graph_runner(state.graphs, _graphs_on(device), lazy, eager, whole=warming)
     if any(map(is_offloaded, networks)):
-        engine_reason = "the network is offloaded: hooks move its weights at every call"
-        if graphs is not None:
-            warn_eager(fast, engine_reason)
-            graphs = None
-    settings = CallSettings(
-        state.planner,
-        observer,
-        previews,
-        graphs,
-        overlap="batch" if options.overlap == "auto" and not on_gpu else options.overlap,
-        keep_states=calls_back or keep_states,
-        calls_back=calls_back,
-        notify=functools.partial(warn_fallback, fast, "step by step"),
-        plan_only=state.plan_only,
-        strict=options.strict,
-        networks=networks,
-        memory=state.loops,
-        is_known=functools.partial(is_known, fast, networks),
-        drive_reason="callback_on_step_end is called by the loop, once per step" if calls_back else None,
-        engine_reason=engine_reason,
-        **asked,
-    )
-    return LockstepLoop(fast.scheduler, settings)
+        why = "the network is offloaded: hooks move its weights at every call"
+    elif state.ranks is not None and graphs is not None:
+        why = f"the rows are shared by {state.ranks.size} ranks, whose exchange is not recorded"
+    else:
+        return graphs, None
+    if graphs is not None:
+        eager(why)
+    return None, why
 
 
 def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:

@@ -33,15 +33,14 @@ from ..solvers.method import Method
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .call import run_call, stock_reason
-from .dry_run import calibrate, planned
+from .dry_run import calibrate, planned, turns_told
 from .interrupts import NAME, interrupt_property
 from .networks import check_pipeline, networks_of
 from .own_draws import with_own_draws
 from .previews import Previews
 from .shown import shown_properties
 from .state import Options, State, bind, new_state, undecoded, with_state
-from .stock import NO_STEP, refuse_stock_loop
-from .turn_counts import turns_of
+from .stock import refuse_stock_loop
 
 # most calls in one warm-up: a call may show that another plan is faster, which must then be recorded too
 MOST_WARM_UPS = 4
@@ -113,21 +112,19 @@ class Compiled(Generic[P], _Pipeline):
         Args:
             measure: measure the costs on which method="auto" decides, as the first call of a kind does. This needs all
                 arguments of a call, and some tens of network calls. Otherwise nothing runs, and "auto" chooses as it
-                does without measurements.
+                does without measurements, unless the loop itself must tell how many steps it takes: of a modular
+                pipeline, and with a `strength` or a part of the schedule.
 
         Raises:
             InvalidArgument: the call would run on the stock loop, which has no plan.
             PlanMismatch: the plan given to `compile` is for another number of steps.
         """
-        if measure:
-            return planned(self, args, kwargs).plan
         arguments = bind(self, args, kwargs)
+        turns = None if measure else turns_told(self, arguments)
+        if turns is None:
+            return planned(self, args, kwargs).plan
         refuse_stock_loop(stock_reason(self, arguments))
-        scheduler = self.scheduler
-        stochastic = adds_noise(scheduler, arguments.get("eta"))
-        turns = turns_of(self, arguments)
-        refuse_stock_loop(None if turns else NO_STEP)
-        plan, _ = self._srds.planner.choose(turns, stochastic)
+        plan, _ = self._srds.planner.choose(turns, adds_noise(self.scheduler, arguments.get("eta")))
         return plan
 
     def using(self, *, cancel: Cancel | None = None, on_wave: OnWave | None = None) -> AbstractContextManager[None]:
@@ -143,9 +140,9 @@ class Compiled(Generic[P], _Pipeline):
 
         Takes the arguments of a call; `output_type` and `return_dict` have no effect. Leaving the loop, or `close()`
         from any thread, ends the call at its next wave. `report` is set in the thread that iterates. Where the method
-        has no whole image before its end ("sequential", windows that slide, or the stock loop where it was the
-        fastest), the images on the way are what the network predicts after every few steps: `refinement.kind` is
-        "x0 preview" then, and "iteration" elsewhere.
+        has no whole image before its end ("sequential", which also runs where calls run on the stock loop because it
+        is the fastest, and windows that slide), the images on the way are what the network predicts after every few
+        steps: `refinement.kind` is "x0 preview" then, and "iteration" elsewhere.
 
         Raises:
             InvalidArgument: the call cannot be accelerated, and would run on the stock loop for that reason.

@@ -19,11 +19,27 @@ from ..solvers.checks import check_whole
 from ..solvers.contract import Checkpoint
 from ..words import counted
 from .call import run_call
+from .modular.arguments import is_modular
 from .own_draws import with_own_draws
-from .state import Last, bind, undecoded, with_state
-from .stock import NO_STEP, refuse_stock_loop
+from .state import Arguments, Last, bind, undecoded, with_state
+from .stock import NO_STEP, order_of, refuse_stock_loop
 
 logger = logging.getLogger("srds_fast")
+
+# arguments that take a part of the steps; each family of pipelines rounds in its own way
+PARTS = ("strength", "denoising_start", "denoising_end")
+
+
+def turns_told(fast: Any, arguments: Arguments) -> int | None:
+    """Number of turns of a call's loop, from the arguments alone; None: they do not tell.
+
+    Schedulers of second order, as Heun, take two turns a step, but for the last step.
+    """
+    if is_modular(fast.original) or any(arguments.get(name) is not None for name in PARTS):
+        return None
+    grid = next((arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None), None)
+    steps = arguments.get("num_inference_steps") if grid is None else len(grid)
+    return None if steps is None else order_of(fast.scheduler) * (int(steps) - 1) + 1
 
 
 def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:

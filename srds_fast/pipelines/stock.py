@@ -7,7 +7,6 @@ import inspect
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from ..engine import cancellation
 from ..engine.cancellation import Watch
 from ..engine.compiled import AUTO
 from ..engine.merging.rule import Call
-from ..engine.run import Observer
 from ..errors import InvalidArgument
 from ..planner.exploration import STOCK, Exploration
 from ..sampling.trials import TurnClock
@@ -38,8 +36,6 @@ from .own_draws import with_own_draws
 from .replaced import functions_of, shallow_copy
 from .shown import settings_of
 from .state import Arguments, undecoded
-from .stock_previews import StockPreviews
-from .turn_counts import steps_of
 
 NO_STEP = "its loop has no step"
 
@@ -57,7 +53,6 @@ def stock_call(
     fast: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    arguments: Arguments,
     reason: str,
     own: Iterable[str],
     running: RunningCall,
@@ -69,7 +64,7 @@ def stock_call(
     warn_fallback(fast, "in its own loop, without srds_fast", reason)
     left_out = [f"{name} has no effect: the pipeline's own loop does not use it" for name in own]
     with state.interrupts.on_pipeline_itself(running), _looked_at(fast, running):
-        return _called(fast, state.original, args, kwargs, arguments, fallback_reason=reason, left_out=left_out)
+        return _called(fast, state.original, args, kwargs, fallback_reason=reason, left_out=left_out)
 
 
 @contextmanager
@@ -107,10 +102,6 @@ class _StockWaves:
         self._watch, self._interrupts = watch, interrupts
         self._steps, self._begun = 0, False
 
-    def parts(self, fast: Any) -> dict[str, Any]:
-        """Proxies of the networks, for the twin; none where nobody asks."""
-        return {name: NetworkProxy(each, self) for name, each in networks_of(fast).items()} if self._watch.asks else {}
-
     def call(self, call: Call) -> Any:
         if self._begun:
             self._watch.look_within()
@@ -124,117 +115,106 @@ class _StockWaves:
         self._steps, self._begun = self._steps + 1, False
 
 
-def chosen_stock_call(
-    fast: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    arguments: Arguments,
-    chosen: Exploration,
-    running: RunningCall,
-    observer: Observer | None,
-) -> Any:
-    """Run the stock loop because it was the fastest, on a twin of the pipeline: calls may run in several threads.
-
-    observer: of a stream.
-    """
-    watch = cancellation.current()
-    assert watch is not None  # a call of a pipeline has one
-    waves = _StockWaves(watch, interrupts=False)
-
-    def stepped() -> None:
-        waves.stepped()
-        if running.is_asked():
-            twin._interrupt = True
-
-    with (
-        fast._srds.tokenizers.borrow(fast) as tokenizers,
-        _twin(fast, {**tokenizers, **own_guiders(fast), **waves.parts(fast)}, stepped) as twin,
-    ):
-        previews = None if observer is None else StockPreviews(observer)
-        if previews is not None:
-            previews.look_at(twin.scheduler)
-        plan = {"plan_reason": chosen.why, "plan_state": chosen.state, "plan_changed": chosen.taken(STOCK)}
-        output = _called(fast, twin, args, kwargs, arguments, **plan)
-        fast._srds.last.settings = settings_of(twin)
-        if previews is not None:
-            previews.end()
-        return output
-
-
-def _called(
-    fast: Any, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, **reported: Any
-) -> Any:
-    telemetry.phase("stock")
-    started = time.perf_counter()
-    output = type(pipe).__call__(pipe, *args, **kwargs)
-    seconds = time.perf_counter() - started
-    try:
-        steps = steps_of(fast, arguments)
-    except InvalidArgument:  # a class of the user's may give it another name
-        steps = len(pipe.scheduler.timesteps)
-    fast._srds.last.report = stock_report(steps, seconds, **reported)
-    return output
-
-
 @contextmanager
-def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None]) -> Iterator[Any]:
+def _twin(
+    fast: Any, parts: dict[str, Any], watch: Watch, stepped: Callable[[], None], *, interrupts: bool
+) -> Iterator[Any]:
     """A shallow copy of the pipeline with these parts and its own scheduler, which calls `stepped` after each step.
 
-    Behind the block it does so no more: the function that does holds the scheduler, and the call the copy. What was
-    recorded or cached on them would stay in memory until the collector comes.
+    Its networks look whether the call is to end, where somebody asks. interrupts: also by `_interrupt`.
+
+    Behind the block the scheduler calls nothing: the function that does holds the scheduler, and the call the copy.
+    What was recorded or cached on them would stay in memory until the collector comes.
     """
+    waves = _StockWaves(watch, interrupts=interrupts)
+    networks = {name: NetworkProxy(each, waves) for name, each in networks_of(fast).items()} if watch.asks else {}
     scheduler = copy_scheduler(fast.scheduler)
-    step, own = scheduler.step, dict(vars(scheduler))
+    step = scheduler.step
 
     @functools.wraps(step)  # pipelines look at its signature
     def step_and_tell(*args: Any, **kwargs: Any) -> Any:
         found = step(*args, **kwargs)
+        waves.stepped()
         stepped()
         return found
 
     scheduler.step = step_and_tell
     try:
-        yield shallow_copy(fast, type(fast.original), **parts, scheduler=scheduler)
+        yield shallow_copy(fast, type(fast.original), **parts, **networks, scheduler=scheduler)
     finally:
-        if "step" in own:
-            scheduler.step = own["step"]
-        else:
-            del scheduler.step
+        del scheduler.step
 
 
-@dataclass(frozen=True)
-class TimedStockLoop:
-    """Times the stock loop of a call that is under way: the pipeline's own code, on a shallow copy of it.
+def chosen_stock_call(
+    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Exploration, running: RunningCall
+) -> Any:
+    """Run the stock loop because it was the fastest, on a twin of the pipeline: calls may run in several threads."""
 
-    parts: of the copy, that belong to this call.
+    def stepped() -> None:
+        if running.is_asked():
+            twin._interrupt = True
+
+    with (
+        fast._srds.tokenizers.borrow(fast) as tokenizers,
+        _twin(fast, {**tokenizers, **own_guiders(fast)}, _watch(), stepped, interrupts=False) as twin,
+    ):
+        plan = {"plan_reason": chosen.why, "plan_state": chosen.state, "plan_changed": chosen.taken(STOCK)}
+        output = _called(fast, twin, args, kwargs, **plan)
+        fast._srds.last.settings = settings_of(twin)
+        return output
+
+
+def seconds_of_stock(
+    fast: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    arguments: Arguments,
+    parts: dict[str, Any],
+    turns: int,
+) -> float:
+    """Seconds that all turns of a call's stock loop take, by its first ones. No random generator advances.
+
+    The pipeline's own code runs, on a shallow copy. parts: of the copy, that belong to the call, which is under way.
     """
+    clock, watch = TurnClock(turns, execution_device(fast)), _watch()
 
-    fast: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    arguments: Arguments
-    parts: dict[str, Any]
+    def stepped() -> None:
+        watch.look()
+        clock.turned()
 
-    def seconds(self, turns: int) -> float:
-        """Seconds of all turns of the loop, by its first ones. No random generator advances."""
-        clock, watch = TurnClock(turns, execution_device(self.fast)), cancellation.current()
-        assert watch is not None  # a call of a pipeline has one
-        waves = _StockWaves(watch, interrupts=True)
+    (args, kwargs), draws = with_own_draws(fast, args, kwargs, arguments)
+    with (
+        _twin(fast, {**parts, **without_progress_bar(fast)}, watch, stepped, interrupts=True) as twin,
+        draws or nullcontext(),
+        ExitStack() as timed,
+    ):
+        call = type(twin).__call__
+        bound = inspect.signature(call).bind(twin, *args, **kwargs)
+        bound.arguments.update(undecoded(fast))
+        if draws is not None:
+            twin.scheduler.step = _in_private(twin.scheduler.step, draws, timed)
+        return clock.seconds(lambda: call(*bound.args, **bound.kwargs))
 
-        def stepped() -> None:
-            waves.stepped()
-            watch.look()
-            clock.turned()
 
-        parts = {**self.parts, **without_progress_bar(self.fast), **waves.parts(self.fast)}
-        (args, kwargs), draws = with_own_draws(self.fast, self.args, self.kwargs, self.arguments)
-        with _twin(self.fast, parts, stepped) as twin, draws or nullcontext(), ExitStack() as timed:
-            call = type(twin).__call__
-            bound = inspect.signature(call).bind(twin, *args, **kwargs)
-            bound.arguments.update(undecoded(self.fast))
-            if draws is not None:
-                twin.scheduler.step = _in_private(twin.scheduler.step, draws, timed)
-            return clock.seconds(lambda: call(*bound.args, **bound.kwargs))
+def _watch() -> Watch:
+    watch = cancellation.current()
+    assert watch is not None  # a call of a pipeline has one
+    return watch
+
+
+def _called(fast: Any, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **reported: Any) -> Any:
+    telemetry.phase("stock")
+    started = time.perf_counter()
+    output = type(pipe).__call__(pipe, *args, **kwargs)
+    seconds = time.perf_counter() - started
+    turns = settings_of(pipe).get("_num_timesteps", len(pipe.scheduler.timesteps))
+    fast._srds.last.report = stock_report(-(-turns // order_of(pipe.scheduler)), seconds, **reported)
+    return output
+
+
+def order_of(scheduler: Any) -> int:
+    """How many turns of its loop a step takes."""
+    return int(getattr(scheduler, "order", 1))  # a few schedulers of first order do not say so
 
 
 def _in_private(step: Callable[..., Any], draws: PrivateDraws, timed: ExitStack) -> Callable[..., Any]:

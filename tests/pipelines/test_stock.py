@@ -13,6 +13,7 @@ import torch
 
 import srds_fast
 from bench.workloads.classes import CASES
+from srds_fast.engine.cancellation import Watch
 from srds_fast.pipelines.stock import _twin
 from srds_fast.planner.exploration import STOCK
 
@@ -125,7 +126,8 @@ def test_the_copy_that_a_stock_loop_runs_on_needs_no_collector(sd: Any) -> None:
     fast, steps, x = srds_fast.compile(sd), list[int](), torch.zeros(1, 4, 8, 8)
     gc.disable()
     try:
-        with _twin(fast, {}, lambda: steps.append(1)) as twin:
+        nobody = Watch((), None)
+        with _twin(fast, {}, nobody, lambda: steps.append(1), interrupts=False) as twin:
             scheduler = weakref.ref(twin.scheduler)
             twin.scheduler.set_timesteps(2)
             twin.scheduler.step(x, twin.scheduler.timesteps[0], x)

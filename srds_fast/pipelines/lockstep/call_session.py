@@ -55,7 +55,6 @@ class CallSettings:
     memory: LoopMemory  # of earlier calls
     kind: KindOfLoop | None  # everything the loop depends on beyond its scheduler; None: remember nothing
     is_known: Callable[[], bool]  # whether its loop was rehearsed in full before, see `known_classes`
-    drive_reason: str | None  # why the loop makes its own turns; None: it is taken over, if its turns allow it
     engine_reason: str | None  # why it runs eagerly
     stock: TimeStock | None = None  # see `Session`
     audited: bool = False  # see `Session`

@@ -41,6 +41,8 @@ from .taken_over import kind_of_check, recorded, run_waves
 from .turn_costs import CallsOfTurns, with_turns
 from .turns import LoopTurns, Ran, Script, Turn
 
+CALLS_BACK = "callback_on_step_end is called by the loop, once per step"
+
 
 class Driver:
     """Writes the script. It is made before the loop's first turn, when no network has been called.
@@ -66,7 +68,7 @@ class Driver:
         turns.watch = self._keep_networks
         self.seconds = 0.0  # that it took to find out how the loop works
         self.check = NO_CHECK  # of a takeover, in this call
-        self.reason = self._settings.drive_reason  # why the loop makes its own turns
+        self.reason = CALLS_BACK if self._settings.calls_back else None  # why the loop makes its own turns
         self.x0: Tensor  # predicted in the only step
         self._to_begin: tuple[NoiseTable, Any]  # the table of the whole grid, and the generator of the steps
         self._begun: tuple[NoiseTable, SolverInputs] | None = None  # of the loop's steps, once the noise is drawn
@@ -94,7 +96,7 @@ class Driver:
 
     @property
     def _may_take_over(self) -> bool:
-        return self._settings.drive_reason is None and len(self._samples.timesteps) > 1
+        return not self._settings.calls_back and len(self._samples.timesteps) > 1
 
     @property
     def _in_order(self) -> bool:
@@ -257,7 +259,7 @@ class Driver:
         """How the loop calls its networks, if it is to be taken over."""
         found = self._facts.takeover
         if not self._may_take_over:
-            self.reason = self._settings.drive_reason or "it has a single step"
+            self.reason = self.reason or "it has a single step"
         elif isinstance(found, str):
             self.reason = found
         elif self._facts.copies:

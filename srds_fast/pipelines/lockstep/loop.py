@@ -136,7 +136,7 @@ class LockstepLoop:
         network = call.network
         if not own or self.session is not None:  # code is compiled for waves alone
             network = self.settings.replacements.get(network, network)  # type: ignore[call-overload]
-        elif self.settings.drive_reason is None:  # it is part of no wave
+        elif not self.settings.calls_back:  # it is part of no wave
             return call()
         if self.settings.draws is not None:  # nothing is measured beside the calls of a user
             with self._without_draws():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 
@@ -41,19 +40,3 @@ def _loops(block: Any) -> Iterator[Any]:
         yield block
     for each in block.sub_blocks.values():
         yield from _loops(each)
-
-
-def with_defaults(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with the defaults of the blocks that such a call runs.
-
-    Which blocks these are depends on the arguments: image-to-image has a strength, text-to-image none. To find them
-    takes some ten milliseconds.
-    """
-    given = {name: value for name, value in arguments.items() if value is not None}  # None stands for the default
-    blocks: Any = pipe._blocks
-    with suppress(NotImplementedError):  # by a pipeline of a single block
-        blocks = blocks.get_execution_blocks(**given) or blocks
-    found = {each.name: each.default for each in blocks.inputs if each.name is not None} | given
-    if found.get("num_inference_steps") is None:  # its loop takes the timesteps that the scheduler has
-        found["num_inference_steps"] = len(pipe.scheduler.timesteps)
-    return found

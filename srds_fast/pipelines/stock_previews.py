@@ -42,7 +42,7 @@ class StockPreviews:
         scheduler.step = step_and_show
 
     def _show(self, scheduler: Any, given: dict[str, Any]) -> None:
-        m, x = given["model_output"], given["sample"]
+        x = given["sample"]
         if self._table is None:
             own = copy_scheduler(scheduler)
             del own.step  # the scheduler's own step is read, which is not looked at
@@ -51,9 +51,7 @@ class StockPreviews:
             self._start = int(found[0]) if len(found) else 0
             self._due = Due(self._table.num_steps - self._start)
         self._step += 1
-        if m.shape != x.shape and self._table.learned is not None:
-            dtype = state_dtype(x.dtype)
-            m = self._table.folded(self._start + self._step - 1, x.to(dtype), m.to(dtype), None)
+        m = self._table.prediction_of(given["model_output"], x)
         if self._due.is_now(self._step) and m.shape == x.shape:
             dtype = state_dtype(x.dtype)
             x0 = self._table.predict_x0(self._start + self._step - 1, x.to(dtype), m.to(dtype))

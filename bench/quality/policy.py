@@ -7,11 +7,14 @@ interval is Wilson's, of 95 %; "other end" counts the episodes that end otherwis
 the sequential sampler.
 Calls: the policy decides for states that it meets in its episodes, one robot at a time, all methods in turn on the same
 state and noise; "max" and "mean" are of the differences between its actions and those of the stock loop. A step of the
-pusher is 0.05 long, and the disc has arrived within 0.05 of the goal.
+pusher is at most 0.08 long, and the disc has arrived within 0.05 of the goal.
+
+The file is written after every method. An interrupted run goes on with --resume.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -132,8 +135,19 @@ def ended(decider: Decider, episodes: int) -> list[bool]:
 
 def succeeded(ends: list[bool], sequential: list[bool]) -> Row:
     lower, upper = wilson(sum(ends), len(ends))
+    failed = [seed for seed, end in enumerate(ends) if not end]
     other = sum(one != another for one, another in zip(ends, sequential, strict=True))
-    return {"successes": sum(ends), "episodes": len(ends), "lower": lower, "upper": upper, "other_end": other}
+    counts = {"successes": sum(ends), "episodes": len(ends), "lower": lower, "upper": upper}
+    return {**counts, "failed_seeds": failed, "other_end": other}
+
+
+def unfinished(path: Path | None, about: Row) -> list[Row]:
+    """The rows that an interrupted run has written, if it was of the same commit, steps and seeds; else none."""
+    if path is None or not path.is_file():
+        return []
+    found = json.loads(path.read_text())
+    same = about["commit"] and not about["commit"].endswith("-dirty") and about.items() <= found.items()
+    return list(found["results"]) if same else []
 
 
 def _try(function: Callable[[], Any]) -> tuple[Any, str | None]:
@@ -151,16 +165,22 @@ def main(arguments: list[str] | None = None) -> None:
     found.add_argument("--calls", type=int, default=20, help="timed calls of every method")
     found.add_argument("--schedulers", nargs="+", choices=SCHEDULERS, default=list(SCHEDULERS))
     found.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside the stock loop")
+    found.add_argument("--resume", action="store_true", help="keep what --json has of this very commit")
     options = found.parse_args(arguments)
-    policy, rows = zoo.load("policy").to(DEVICE), []
+    about = {"commit": revision(Path.cwd()), "steps": options.steps, "seeds": [0, options.episodes]}
+    about |= {"device": str(DEVICE), "threads": torch.get_num_threads()}
+    rows = unfinished(options.json, about) if options.resume else []
+    policy = zoo.load("policy").to(DEVICE)
     for name in options.schedulers:
         scheduler = SCHEDULERS[name].from_config(policy.noise_scheduler.config)
-        stock, *others = (Decider(policy, scheduler, options.steps, method) for method in (STOCK, *options.methods))
+        done = {row["method"]: row for row in rows if row["scheduler"] == name}
+        stock = Decider(policy, scheduler, options.steps, STOCK)
+        others = [Decider(policy, scheduler, options.steps, each) for each in options.methods if each not in done]
         states = states_met(policy, stock.trajectory, options.calls)
         failed = {each.method: _try(partial(each.actions, states[0], 0))[1] for each in others}
-        calls = called([stock, *(each for each in others if failed[each.method] is None)], states)
-        sequential: list[bool] = []
-        for each in (stock, *others):
+        calls = called([stock, *(each for each in others if failed[each.method] is None)], states) if others else {}
+        sequential = _ends(done[SEQUENTIAL]) if SEQUENTIAL in done else []
+        for each in others if STOCK in done else (stock, *others):
             row: Row = {"scheduler": name, "method": each.method, "left_out": failed.get(each.method)}
             if row["left_out"] is None:
                 row |= calls[each.method]
@@ -169,9 +189,13 @@ def main(arguments: list[str] | None = None) -> None:
                     sequential = sequential or ends
                     row |= succeeded(ends, sequential)
             rows.append(row)
-            about = {"commit": revision(Path.cwd()), "steps": options.steps, "seeds": [0, options.episodes]}
-            write(options.json, **about, device=str(DEVICE), threads=torch.get_num_threads(), results=rows)
+            write(options.json, **about, results=rows)
         show(rows, name, options.steps)
+
+
+def _ends(row: Row) -> list[bool]:
+    """What `ended` has returned for a row."""
+    return [seed not in row["failed_seeds"] for seed in range(row["episodes"])]
 
 
 def show(rows: Sequence[Row], scheduler: str, steps: int) -> None:

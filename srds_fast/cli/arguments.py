@@ -247,7 +247,7 @@ TOLERANCE = "bound of the mean absolute difference to the sequential latents, pe
 def _method(add: Any, several: bool = False) -> None:
     about = "auto: the fastest here; srds, collocation, ...: a wrong name lists all"
     if several:
-        _option(add, "--method", "NAME", f"{about}; repeat it for more rows", _names, action="extend")
+        _option(add, "--method", "NAME", f"{about}; repeat it to compare several", _names, action="extend")
     else:
         _option(add, "--method", "NAME", f"{about} (auto)")
 

@@ -20,8 +20,7 @@ from .measure import Calls, Request, grey_levels
 from .output import about, progress, seconds_of, show_table, small, warn_if_busy
 from .pictures import Column, Point, contact_sheet, convergence_plot, draw
 
-PAIRS = 5
-STREAMS = 2
+PAIRS = 3
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def image(args: argparse.Namespace, pipe: Any, request: Request) -> ImagePart:
     """Warm up, time calls in turn, stream the same call, and draw both."""
     print(f"{request.steps} steps, {about(args, pipe, request.prompts, request.guidance)}.", flush=True)
     fast = compile(pipe, **settings_of(args, request.steps))
-    with progress(2 + 2 * PAIRS + STREAMS) as told:
+    with progress(3 + 2 * PAIRS) as told:
         told("warm-up of the pipeline's own call")
         Calls(pipe).add(replace(request, steps=min(2, request.steps)))
         told("warm-up: times every plan")
@@ -88,10 +87,8 @@ def image(args: argparse.Namespace, pipe: Any, request: Request) -> ImagePart:
                 told(name)
                 calls.add(each)
             furthest = max(furthest, grey_levels(ours.images, stock.images)["max"])
-        runs = []
-        for _ in range(STREAMS):
-            told("previews")
-            runs.append(streamed(fast, request))
+        told("previews")
+        looks = streamed(fast, request)
     ratio = median(theirs / own for theirs, own in zip(stock.seconds, ours.seconds, strict=True))
     found = ImagePart(median(ours.seconds), median(stock.seconds), ratio, furthest, warmup_seconds, ours.report)
     print(f"auto runs {ours.report.method}: {ours.report.plan_reason or 'as it was asked to'}")
@@ -104,14 +101,8 @@ def image(args: argparse.Namespace, pipe: Any, request: Request) -> ImagePart:
         text=["call"],
     )
     warn_if_busy([stock.seconds, ours.seconds])
-    looks = _earliest(runs)
     draw(args.out, _sheet(request, found, looks, ours, stock), _plotted(found, looks, stock, found.report.method))
     return found
-
-
-def _earliest(runs: Sequence[Sequence[Look]]) -> list[Look]:
-    """The looks of equal streams, each with the least seconds of all."""
-    return [min(looks, key=lambda look: look.seconds) for looks in zip(*runs, strict=True)]
 
 
 def _sheet(request: Request, found: ImagePart, looks: Sequence[Look], ours: Calls, stock: Calls) -> Any:

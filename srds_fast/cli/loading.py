@@ -70,8 +70,8 @@ def steps_for(pipe: Any, plan: Plan) -> int:
         if sequential.plan_for(num_inference_steps=steps).num_inference_steps == turns:
             return steps
     raise PlanMismatch(
-        f"The plan is for {turns} turns, which the loop of {type(pipe).__name__} takes with no number of steps. Write "
-        "a plan of this model by srds-fast plan --save FILE."
+        f"The plan is for {turns} network calls, and there is no number of steps with which the loop of "
+        f"{type(pipe).__name__} makes so many. Write a plan of this model by srds-fast plan --save FILE."
     )
 
 

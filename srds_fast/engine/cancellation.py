@@ -45,7 +45,7 @@ class _Asked:
     def __post_init__(self) -> None:
         if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
             raise InvalidArgument(
-                f"cancel is {shown(self.cancel)}. It is asked by is_set() before every wave. Pass a threading.Event()."
+                f"cancel is {shown(self.cancel)}. Its is_set() is called before every wave. Pass a threading.Event()."
             )
         if self.on_wave is not None and not callable(self.on_wave):
             raise InvalidArgument(

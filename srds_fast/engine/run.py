@@ -6,7 +6,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from .. import telemetry
@@ -60,6 +62,9 @@ class EngineUse:
 class Run:
     """Steps a core from wave to wave. `next(None)` gives the first wave, `next(output)` the one after it.
 
+    An output holds the variance that the network predicts, if it predicts one; the core is given what
+    `NoiseTable.folded` makes of it.
+
     The clock runs from the first wave handed out, or from `started`, to the last output handed in.
 
     x: starting noise in the dtype of the state, [batch, ...]. counts, engine: of the run that this one continues.
@@ -111,6 +116,7 @@ class Run:
         self._previews: X0Previews | None = None
         if previews and observer is not None and not plan.options.shows_iterations:
             self._previews = X0Previews(noise, inputs, x.dtype, observer)
+        self._folds = partial(_folded, noise, inputs) if noise.learned is not None else None
         self._core = self._with_ranges(core_of(plan, x, noise, self.program, inputs))
 
     def next(self, output: Tensor | None) -> Evaluate | None:
@@ -124,6 +130,8 @@ class Run:
         if output is not None:
             if self._previews is not None and self.handed_out is not None:
                 self._previews.look(self.handed_out, output)
+            if self._folds is not None and self.handed_out is not None:
+                output = self._folds(self.handed_out, output)
             self.received()
         try:
             return self._advance(output)
@@ -265,3 +273,11 @@ class Run:
             "Inf, or the method is unstable on this schedule. Run method='sequential' to see whether the network is "
             f"at fault; if it is not, {self.plan.options.advice}."
         )
+
+
+def _folded(noise: NoiseTable, inputs: SolverInputs, wave: Evaluate, output: Tensor) -> Tensor:
+    """Outputs of a wave, [rows, samples, 2 * channels, ...], as its core takes them: [rows, samples, channels, ...]."""
+    assert inputs.draws is not None
+    draws, samples = inputs.draws, list(wave.samples)
+    rows = zip(wave.positions, wave.x, output, strict=True)
+    return torch.stack([noise.folded(step, x.to(draws.dtype), m, draws[step][samples]) for step, x, m in rows])

@@ -358,7 +358,7 @@ def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
             f"its loop puts hooks or other code into {part} and uses what these see in network calls: without such "
             f"calls it {ended}"
         )
-    return f"its loop works with its own network and scheduler only: with others in their place it {ended}"
+    return f"its loop works with its own network and scheduler only: with objects of ours in their place it {ended}"
 
 
 _lora_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()

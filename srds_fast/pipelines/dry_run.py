@@ -69,8 +69,7 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
         raise InvalidArgument("A generator was given. Calibration seeds every sample itself. Leave the generator out.")
     if kwargs.get("callback_on_step_end") is not None:
         raise InvalidArgument(
-            "callback_on_step_end was given. The loop is driven for it, and calibration would call it for every sample "
-            "of every plan. Leave it out."
+            "callback_on_step_end was given. Calibration would call it for every sample of every plan. Leave it out."
         )
     if planner.plan is not None:
         raise InvalidArgument("The pipeline was compiled with a plan, which fixes every setting. Compile it without.")
@@ -85,7 +84,7 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
     if pricing is None:
         raise InvalidArgument(
             "This call has a single step, or an argument of a type that is not known. The cost of its network calls "
-            "cannot be measured before the call. Pass max_iterations instead."
+            "cannot be measured before the call, so it cannot be calibrated. Compile with max_iterations instead."
         )
     num_steps, stochastic = session.plan.num_inference_steps, session.stochastic
 

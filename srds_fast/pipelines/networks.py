@@ -22,7 +22,7 @@ def check_pipeline(pipe: Any) -> None:
         )
     if not callable(pipe) or getattr(pipe, "scheduler", None) is None or not hasattr(pipe, "components"):
         raise UnsupportedPipeline(
-            f"{name} is no diffusers pipeline with a scheduler. compile() drives a pipeline's own loop. "
+            f"{name} is no diffusers pipeline with a scheduler. compile() runs the loop of a pipeline. "
             "Pass a DiffusionPipeline, or call srds_fast.sample with a denoiser."
         )
 

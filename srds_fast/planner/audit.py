@@ -55,7 +55,7 @@ class Audit:
         """How runs stop, for the report."""
         if self.num_samples < FEWEST:
             return (
-                f"by the estimated error; {self.num_samples} of {FEWEST} samples were audited that another rule needs"
+                f"by the estimated error; {self.num_samples} of {FEWEST} samples that another rule needs were audited"
             )
         return (
             f"{self.factor:.2g} times the tolerance bounds the estimated error: at most {MISSES:.0%} of samples "

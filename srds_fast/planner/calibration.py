@@ -55,7 +55,7 @@ def calibrated(
     if others and all(plan.slides for plan in others):
         raise InvalidArgument(
             "The window of this method slides by a tolerance of its own. It has no number of iterations to fix. "
-            "Calibrate method='auto', or a method without a window."
+            "Compile with method='auto' or a method without a window, and calibrate that."
         )
     limit = pricing.of(sequential, 1)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..kernels.common.clamping import Clip, clamped
+from ..kernels.common.clamping import Clip
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,3 @@ class LearnedVariance:
         """The size of the noise of a step, of the shape of v."""
         low, high = float(self.low[index]), float(self.high[index])
         return (0.5 * (low + (v + 1) * (0.5 * (high - low)))).exp()
-
-    def bounded(self, x0: Tensor) -> Tensor:
-        """The bounded x0, [batch, ...]."""
-        found: Tensor = clamped(x0, self.clip, leading=1)
-        return found

@@ -143,9 +143,12 @@ class NoiseTable:
         return int(self.momentum is not None and cut > 0)
 
     def predict_x0(self, index: int, x: Tensor, m: Tensor) -> Tensor:
-        """The clean sample that the network predicts with m at x, where step `index` departs."""
-        x0 = self.numbers["p"][index] * x + self.numbers["q"][index] * m
-        found: Tensor = clamped(x0, self.clip, leading=1)
+        """The clean sample that the network predicts at x, [batch, channels, ...], where step `index` departs.
+
+        m: what the network returned, with the variance that it predicts if there is one; not what `folded` makes of it.
+        """
+        x0 = self.numbers["p"][index] * x + self.numbers["q"][index] * self.prediction_of(m, x)
+        found: Tensor = clamped(x0, self.clip if self.learned is None else self.learned.clip, leading=1)
         return found
 
     def prediction_of(self, m: Tensor, x: Tensor) -> Tensor:
@@ -160,11 +163,11 @@ class NoiseTable:
         if self.learned is None:
             return m
         at = {name: column[index] for name, column in self.numbers.items()}
-        m, v = m.to(x.dtype).chunk(2, dim=1)
-        x0 = self.learned.bounded(at["p"] * x + at["q"] * m)
+        m = m.to(x.dtype)
+        x0 = self.predict_x0(index, x, m)
         if z is not None and self.spread is not None and at["spread"]:
             of_x0 = at["alpha_next"] - at["sigma_next"] * at["alpha"] / at["sigma"]
-            x0 = x0 + (self.learned.size(index, v) - at["spread"]) * z / of_x0
+            x0 = x0 + (self.learned.size(index, m.chunk(2, dim=1)[1]) - at["spread"]) * z / of_x0
         return (x0 - at["p"] * x) / at["q"]
 
     def step(

@@ -77,7 +77,7 @@ class Chords(Method):
         if self.starts is not None and self.starts[-1] >= target.num_steps:
             raise InvalidArgument(
                 f"A core begins at step {self.starts[-1]}, of {counted(target.num_steps, 'step')}. "
-                "It would have none to take. Pass other starts, or leave them out."
+                "It would have no step to take. Pass other starts, or leave them out."
             )
         return replace(self, num_cores=min(self.num_cores, target.num_steps))
 

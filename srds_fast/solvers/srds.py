@@ -91,8 +91,8 @@ class SRDS(Method):
     def _refuse_in_flight(self, beside: str) -> None:
         if self.in_flight is not None:
             raise InvalidArgument(
-                f"in_flight={self.in_flight!r} was given together with {beside}. It holds back iterations that "
-                "overlap, because those before may be enough. Leave it out."
+                f"in_flight={self.in_flight!r} was given together with {beside}. It limits how many "
+                "iterations overlap, because the earlier ones may be enough. Leave one of the two out."
             )
 
     def check(self, target: Target) -> None:

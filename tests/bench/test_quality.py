@@ -98,10 +98,14 @@ def test_cheapest_needs_the_points_behind_it_within_the_bound() -> None:
     assert search.cheapest(points, 0.1) is None
 
 
-def test_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     written = tmp_path / "policy.json"
-    few = ["--steps", "6", "--episodes", "2", "--calls", "2", "--schedulers", "DDIM"]
-    policy.main([*few, "--methods", runner.SEQUENTIAL, runner.AUTO, "srds", "--json", str(written)])
+    monkeypatch.setattr(policy, "revision", lambda root: "0123")
+    few = ["--steps", "6", "--episodes", "2", "--calls", "2", "--schedulers", "DDIM", "--json", str(written)]
+    policy.main([*few, "--methods", runner.SEQUENTIAL, "srds"])
+    before = json.loads(written.read_text())["results"]
+    policy.main([*few, "--methods", runner.SEQUENTIAL, runner.AUTO, "srds", "--resume"])
+    assert json.loads(written.read_text())["results"][:3] == before, "an interrupted run goes on"
     assert "push task, DDIM, N = 6" in capsys.readouterr().out
     results = {each["method"]: each for each in json.loads(written.read_text())["results"]}
     assert set(results) == {policy.STOCK, runner.SEQUENTIAL, runner.AUTO, "srds"}

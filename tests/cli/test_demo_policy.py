@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from srds_fast.cli.demo_policy import FEWEST_PAIRS, PolicyDemo, policy_demo
+from srds_fast.cli.demo_policy import PAIRS, PolicyDemo, policy_demo
 
 
 @pytest.fixture(scope="module")
 def found() -> PolicyDemo:
-    return policy_demo(steps=6, seconds=0.0)
+    return policy_demo(steps=6)
 
 
 def test_pairs_are_timed_and_compared(found: PolicyDemo) -> None:
-    assert len(found.stock_seconds) == len(found.auto_seconds) == FEWEST_PAIRS
+    assert len(found.stock_seconds) == len(found.auto_seconds) == PAIRS
     assert found.ratio in [a / b for a, b in zip(found.stock_seconds, found.auto_seconds, strict=True)]
     assert 0 <= found.max_difference < 0.05
     assert (found.report.num_inference_steps, found.warm_up_seconds >= 0) == (6, True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
+from calls import assert_close
 from diffusers import CogVideoXDPMScheduler, CogVideoXPipeline
 from torch import Tensor
 
 import srds_fast
 from bench.workloads.classes import CASES
+from srds_fast.pipelines.stock_previews import StockPreviews
 
 STEPS = 6
 
@@ -62,6 +65,29 @@ def test_the_size_of_the_noise_or_the_level_is_known_to_the_step_alone(name: str
             assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
             assert torch.equal(ours, state)
             assert fast.report.path == "drive"
+
+
+def test_previews_are_what_the_step_predicts_whatever_noise_it_adds() -> None:
+    call = {**CASES["IFPipeline"].call, "num_inference_steps": STEPS}
+    pipe, expected, stock = CASES["IFPipeline"].build(), [], []
+    step = pipe.scheduler.step
+
+    @functools.wraps(step)  # pipelines look at its signature
+    def step_and_keep(*args: Any, **kwargs: Any) -> Any:
+        found = step(*args, **{**kwargs, "return_dict": True})
+        expected.append(found.pred_original_sample)
+        return (found.prev_sample,)
+
+    pipe.scheduler.step = step_and_keep
+    StockPreviews(lambda shown: stock.append(shown.sample)).look_at(pipe.scheduler)
+    pipe(**call, generator=torch.Generator().manual_seed(0))
+    fast = srds_fast.compile(CASES["IFPipeline"].build(), method="sequential")
+    *previews, _ = fast.stream(**call, generator=torch.Generator().manual_seed(0))
+    assert fast.report.path == "drive"
+    assert len(previews) == len(stock) == STEPS - 1
+    for ours, theirs, x0 in zip(previews, stock, expected, strict=False):
+        assert_close(ours.latents, x0)
+        assert_close(theirs, x0)
 
 
 @pytest.mark.parametrize("name", ["CogVideoXPipeline", "StableCascadePriorPipeline"])

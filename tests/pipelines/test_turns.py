@@ -241,7 +241,7 @@ class Leaves(OwnLoop):
 
 EXACT = [OwnLoop, Weighted, ByStep, Nested, WritesInPlace, TwoStates]
 FAULTS: dict[type[OwnLoop], str] = {
-    Momentum: "makes something else of the same network outputs when the steps are made in another order",
+    Momentum: "gives another result for the same network outputs when the steps are made in another order",
     Counter: "keeps something from step to step, such as momentum or a counter",
     Random: "calls its network with other input|draws random numbers in its loop",
     SoftMask: "in another way than by replacing a part of them",

@@ -178,8 +178,7 @@ class CallSession:
 
     def x0(self, m: Tensor) -> Tensor:
         """The predicted x0 of the first step, [batch, ...]."""
-        m = self._noise.folded(self.start, self.state, m.to(self.state.dtype), None)
-        return self._noise.predict_x0(self.start, self.state, m)
+        return self._noise.predict_x0(self.start, self.state, m.to(self.state.dtype))
 
     def make(
         self,

@@ -184,10 +184,8 @@ class Driver:
             m = (yield from self._passes.turn(Turn(0, x, live=True))).m.clone()
         if steps == 1:
             self.x0 = samples.x0(m)
-        self._rows = RowTurns(
-            self._turns, self._passes, self._rehearsal, self._facts, self._merged, self._memory, self._folded
-        )
-        self._rows.remember(x, self._folded(0, x, m))
+        self._rows = RowTurns(self._turns, self._passes, self._rehearsal, self._facts, self._merged, self._memory)
+        self._rows.remember(x, m)
         planner = self._settings.planner
         plan, _ = planner.choose(steps, noise.spread is not None)
         measured = (planner.measures or self._settings.plan_only) and self._key is not None and steps > 1
@@ -221,21 +219,12 @@ class Driver:
         assert samples.wave is not None
         self._passes.last = samples.offset
         ran = yield Turn(samples.offset, samples.wave.x[0], live=True)
-        m = self._folded(samples.offset, samples.wave.x[0], ran.m.clone())
+        m = ran.m.clone()
         if self._facts.replaces:  # the callback may have changed the mask
             samples.arrivals = self._passes.arrivals = yield from self._rehearsal.arrivals()
         if (wave := session.next(m[None])) is None:
             return (yield from self._last_turn())
         return (yield from self._waves(session, wave))
-
-    def _folded(self, step: int, x: Tensor, m: Tensor) -> Tensor:
-        """What the solvers are given as the output m of a turn from x; see `NoiseTable.folded`."""
-        assert self._begun is not None
-        noise, inputs = self._begun
-        if noise.learned is None:
-            return m
-        assert inputs.draws is not None
-        return noise.folded(step, x.to(self._samples.state.dtype), m, inputs.draws[step])
 
     def _by_hook(self, why: NetworkChanged) -> UnsupportedPipeline:
         """Why the stock loop makes a call: a hook that changes its network must be called in the loop's own order."""

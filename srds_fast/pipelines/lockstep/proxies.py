@@ -94,7 +94,7 @@ class SchedulerProxy:
             m, x = options.pop("model_output"), options.pop("sample")
             options["timestep"]
         except KeyError as missing:
-            raise refused(f"it steps its scheduler without {missing}") from None
+            raise refused(f"it calls its scheduler's step without {missing}") from None
         output = self._lockstep.joint.step(
             self.number, m, x, lambda outputs, states: self._lockstep.step(outputs, states, options)
         )
@@ -164,8 +164,8 @@ class SchedulerProxy:
         for name in options:
             if not is_known(name):
                 raise refused(
-                    f"it gives the step of its {type(self.inner).__name__} the argument {name}, and what it makes "
-                    "of that is not known: leave out what brings it in, if an argument of the call does"
+                    f"it passes {name} to the step of its {type(self.inner).__name__}, and the effect of that argument "
+                    "is not known: if an argument of the call causes this, leave that out"
                 )
         # rounded timesteps may give other steps
         rounded = isinstance(timestep, Tensor) and timestep.dtype != self.inner.timesteps.dtype

@@ -261,10 +261,10 @@ class Rehearsal:
     def _compare(self, step: int, first: Digest, again: Digest) -> None:
         if first == again:
             return
-        what = "makes something else of the same network outputs"
+        what = "gives another result for the same network outputs"
         if first[:-1] != again[:-1]:
             what = "calls its network with other input"
         raise refused(
             f"step {step} {what} {ORDER}: the loop keeps something from step to step, such as momentum or a counter, "
-            "or draws random numbers: switch this off, if a setting brings it in"
+            "or draws random numbers: if a setting causes this, switch it off"
         )

@@ -7,7 +7,7 @@ answers, gives the row's guided output. A wave of a single row needs one turn, i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ _UNKNOWN = "?"
 
 
 class RowTurns:
-    """Evaluates waves. folded: what the solvers are given, of a step, its state and the output of its turn."""
+    """Evaluates waves."""
 
     def __init__(
         self,
@@ -38,10 +38,9 @@ class RowTurns:
         facts: Facts,
         merged: MergedCalls,
         memory: LoopMemory,
-        folded: Callable[[int, Tensor, Tensor], Tensor],
     ) -> None:
         self._turns, self._passes, self._rehearsal, self._facts, self._merged = turns, passes, rehearsal, facts, merged
-        self._memory, self._folded = memory, folded
+        self._memory = memory
         self._first: tuple[Tensor, Tensor] | None = None
 
     def remember(self, x: Tensor, m: Tensor) -> None:
@@ -102,11 +101,11 @@ class RowTurns:
         if len(numbers) == 1:
             (number,) = numbers
             ran = yield from self._passes.checked(Turn(steps[number], states[number], live=True))
-            outputs[number] = self._folded(steps[number], states[number], ran.m)
+            outputs[number] = ran.m
         elif numbers:
             found = yield from self._together([Turn(steps[number], states[number]) for number in numbers])
             for number, m in zip(numbers, found, strict=True):
-                outputs[number] = self._folded(steps[number], states[number], m)
+                outputs[number] = m
         outputs = [outputs[number] if output is None else output for number, output in zip(same, outputs, strict=True)]
         return torch.stack([output for output in outputs if output is not None])
 

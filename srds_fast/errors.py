@@ -27,7 +27,7 @@ class InvalidArgument(SrdsFastError, ValueError):
 
 
 class UnknownArgument(InvalidArgument, TypeError):
-    """A call was given a setting of `compile`, which its pipeline does not know."""
+    """A call was given a keyword that its pipeline does not know."""
 
 
 class UnsupportedPipeline(SrdsFastError, TypeError):

@@ -41,6 +41,7 @@ from .lockstep.own_enumerate import with_own_enumerate
 from .lockstep.proxies import UsesWithheld, copy_with_proxies
 from .modular.arguments import is_modular, why_stock
 from .modular.blocks import driven, without_progress_bar, without_proxies
+from .modular.errors_log import held_back
 from .module_state import WeightsWritten
 from .networks import check_pipeline, networks_of
 from .notices import warn_eager, warn_fallback, warn_left_out
@@ -209,9 +210,11 @@ def _run_call(
             if observer is not None:
                 refuse_stock_loop(refused)
             return stock_call(fast, args, kwargs, refused, own, running)
-        if chosen is not None and chosen.chose_stock and observer is None:
+        if chosen is not None and chosen.chose_stock:
             state.last.exploration = chosen
-            return chosen_stock_call(fast, args, kwargs, chosen, running)
+            if previews is not None:
+                previews.random = RandomState(arguments, execution_device(fast))
+            return chosen_stock_call(fast, args, kwargs, chosen, running, observer)
     device = execution_device(fast)
     random = RandomState(arguments, device)
     if previews is not None:
@@ -221,6 +224,7 @@ def _run_call(
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
         acceleration.applied(networks, state.options.network_options, device) as made,
+        held_back() if is_modular(fast) else nullcontext(),
     ):
         parts = {**tokenizers, **own_guiders(fast), **(without_progress_bar(fast) if state.quiet else {})}
         for left_out in made.reasons:
@@ -256,7 +260,7 @@ def _run_call(
         lockstep = LockstepLoop(fast.scheduler, settings)
         proxied = copy_with_proxies(fast, cls, lockstep, parts)
         if is_modular(fast):
-            proxied._blocks = driven(proxied._blocks, lockstep)
+            proxied._blocks = driven(proxied._blocks, lockstep, whole=previews is None and not state.quiet)
         own_marks = vars(proxied)
 
         def interrupted() -> bool:  # a callback sets the attribute of the copy

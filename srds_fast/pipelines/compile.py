@@ -140,9 +140,9 @@ class Compiled(Generic[P], _Pipeline):
 
         Takes the arguments of a call; `output_type` and `return_dict` have no effect. Leaving the loop, or `close()`
         from any thread, ends the call at its next wave. `report` is set in the thread that iterates. Where the method
-        has no whole image before its end ("sequential", which also runs where calls run on the stock loop because it
-        is the fastest, and windows that slide), the images on the way are what the network predicts after every few
-        steps: `refinement.kind` is "x0 preview" then, and "iteration" elsewhere.
+        has no whole image before its end ("sequential", windows that slide, or the stock loop where it was the
+        fastest), the images on the way are what the network predicts after every few steps: `refinement.kind` is
+        "x0 preview" then, and "iteration" elsewhere.
 
         Raises:
             InvalidArgument: the call cannot be accelerated, and would run on the stock loop for that reason.

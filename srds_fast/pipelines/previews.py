@@ -62,7 +62,7 @@ class Previews:
             vars(twin).update(parts, maybe_free_model_hooks=lambda: None)  # the call itself still runs
             call = inspect.signature(cls.__call__).bind(twin, *args, **kwargs)
             if is_modular(fast):
-                twin._blocks = driven(twin._blocks, loop)
+                twin._blocks = driven(twin._blocks, loop, whole=True)
                 return self._of_blocks(twin, call.arguments)
             call.arguments.update(_as_images(inspect.signature(cls.__call__).parameters))
             return with_own_enumerate(cls.__call__)(*call.args, **call.kwargs)[0]

@@ -1,17 +1,17 @@
 """Functions that a user has put on a pipeline object or on its scheduler, most often in the place of a method.
 
 A call runs on copies of both. A function on the object acts on the object that it was made for: wrapped
-`prepare_latents` reads the user's scheduler, which has not been set for this call. So where a function can find the
-pipeline, calls run on the stock loop, where everything is what the user made it. So do all calls with a scheduler whose
-methods were replaced: the loop of the call would not ask it for its steps one by one.
+`prepare_latents` reads the user's scheduler, which has not been set for this call. So functions of a pipeline are bound
+to the copy where they hold the pipeline in a way that can be followed; other calls run on the stock loop, where
+everything is what the user made it. So do all calls with a scheduler whose methods were replaced: the loop of the call
+would not ask it for its steps one by one.
 """
 
 from __future__ import annotations
 
 import functools
-import gc
 from collections.abc import Iterator
-from types import FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ def why_replaced(pipe: Any) -> str | None:
     if names := replaced_methods(pipe.scheduler):
         return f"{names[0]} of its scheduler was replaced on the object: put it into a class of your own"
     for name, function in functions_of(pipe):
-        if _reaches(function, pipe):
+        if _reaches(_bound_to(function, pipe, object()), pipe):
             return (
                 f"{name} was put on the pipeline object, and uses the pipeline itself: make it a method of a class of "
                 "your own"
@@ -39,10 +39,15 @@ def why_replaced(pipe: Any) -> str | None:
     return None
 
 
+def bound_functions(pipe: Any, twin: Any) -> dict[str, Any]:
+    """The user's functions on a pipeline by name, for a copy of it."""
+    return {name: _bound_to(function, pipe, twin) for name, function in functions_of(pipe)}
+
+
 def shallow_copy(pipe: Any, cls: type, **parts: Any) -> Any:
-    """A copy of a pipeline, of this class, for one call, with these parts."""
+    """A copy of a pipeline, of this class, for one call: with these parts, and the user's functions bound to it."""
     twin: Any = object.__new__(cls)
-    vars(twin).update({**vars(pipe), **parts})
+    vars(twin).update({**vars(pipe), **bound_functions(pipe, twin), **parts})
     return twin
 
 
@@ -61,6 +66,36 @@ def _is(value: Any, pipe: Any) -> bool:
     return getattr(value, "__dict__", None) is vars(pipe)
 
 
+def _bound_to(value: Any, pipe: Any, twin: Any) -> Any:
+    """A function, with the copy in the place of the pipeline that it is bound to, closes over, or is given first."""
+    if _is(value, pipe):
+        return twin
+    if isinstance(value, MethodType):
+        return MethodType(value.__func__, twin) if _is(value.__self__, pipe) else value
+    if isinstance(value, functools.partial):
+        args = [_bound_to(each, pipe, twin) for each in value.args]
+        kwargs = {name: _bound_to(each, pipe, twin) for name, each in value.keywords.items()}
+        return functools.partial(_bound_to(value.func, pipe, twin), *args, **kwargs)
+    if not isinstance(value, FunctionType) or not value.__closure__:
+        return value
+    cells = tuple(_bound_cell(cell, pipe, twin) for cell in value.__closure__)
+    if all(map(lambda new, old: new is old, cells, value.__closure__)):
+        return value
+    found = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+    found.__kwdefaults__ = value.__kwdefaults__
+    return found
+
+
+def _bound_cell(cell: CellType, pipe: Any, twin: Any) -> CellType:
+    """The same cell, which the function may share with others, unless it holds the pipeline."""
+    try:
+        held = cell.cell_contents
+    except ValueError:  # the variable has no value yet
+        return cell
+    bound = _bound_to(held, pipe, twin)
+    return cell if bound is held else CellType(bound)
+
+
 def _reaches(function: Any, pipe: Any) -> bool:
     """Whether a function can find the pipeline or its scheduler: in its closure, arguments, objects, or globals."""
     waiting, seen = [function], set[int]()
@@ -74,9 +109,24 @@ def _reaches(function: Any, pipe: Any) -> bool:
     return False
 
 
-def _held_by(value: Any) -> list[Any]:
-    if not isinstance(value, FunctionType):
-        return gc.get_referents(value)
-    names = value.__globals__
-    named = [names[each] for each in global_names(value.__code__) & names.keys()]
-    return [value.__closure__, value.__defaults__, value.__kwdefaults__, *named]
+def _held_by(value: Any) -> Iterator[Any]:
+    if isinstance(value, FunctionType):
+        yield from value.__closure__ or ()
+        yield from value.__defaults__ or ()
+        yield from (value.__kwdefaults__ or {}).values()
+        yield from (value.__globals__[name] for name in global_names(value.__code__) & value.__globals__.keys())
+    elif isinstance(value, CellType):
+        try:
+            yield value.cell_contents
+        except ValueError:
+            return
+    elif isinstance(value, MethodType):
+        yield from (value.__self__, value.__func__)
+    elif isinstance(value, functools.partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, list | tuple | set):
+        yield from value
+    elif isinstance(held := getattr(value, "__dict__", None), dict):
+        yield from held.values()

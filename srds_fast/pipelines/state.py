@@ -30,7 +30,7 @@ from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
 from .interrupts import Interrupts, interrupts_of
-from .keywords import refuse_settings
+from .keywords import refuse_unknown
 from .lockstep.memory import LoopMemory
 from .modular.arguments import bind_modular, is_modular
 from .tokenizers import TokenizerPool
@@ -135,12 +135,13 @@ def with_state(cls: type, state: State) -> Any:
 def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Arguments of a call by name, defaults filled in, **kwargs flattened.
 
-    InvalidArgument: num_inference_steps is out of range. UnknownArgument: a keyword is a setting of `compile`.
+    InvalidArgument: num_inference_steps is out of range. UnknownArgument: the pipeline does not know a keyword.
     TypeError: the arguments do not fit the pipeline's signature.
     """
     pipe_kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
-    refuse_settings(fast.original, pipe_kwargs)
-    if is_modular(fast.original):
+    modular = is_modular(fast.original)
+    refuse_unknown(fast.original, pipe_kwargs, OWN_ARGUMENTS, modular)
+    if modular:
         arguments = bind_modular(fast.original, args, pipe_kwargs)
     else:
         bound = inspect.signature(type(fast.original).__call__).bind(fast, *args, **pipe_kwargs)

@@ -18,6 +18,7 @@ from ..engine import cancellation
 from ..engine.cancellation import Watch
 from ..engine.compiled import AUTO
 from ..engine.merging.rule import Call
+from ..engine.run import Observer
 from ..errors import InvalidArgument
 from ..planner.exploration import STOCK, Exploration
 from ..sampling.trials import TurnClock
@@ -36,6 +37,7 @@ from .own_draws import with_own_draws
 from .replaced import functions_of, shallow_copy
 from .shown import settings_of
 from .state import Arguments, undecoded
+from .stock_previews import StockPreviews
 
 NO_STEP = "its loop has no step"
 
@@ -146,9 +148,17 @@ def _twin(
 
 
 def chosen_stock_call(
-    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Exploration, running: RunningCall
+    fast: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    chosen: Exploration,
+    running: RunningCall,
+    observer: Observer | None,
 ) -> Any:
-    """Run the stock loop because it was the fastest, on a twin of the pipeline: calls may run in several threads."""
+    """Run the stock loop because it was the fastest, on a twin of the pipeline: calls may run in several threads.
+
+    observer: of a stream.
+    """
 
     def stepped() -> None:
         if running.is_asked():
@@ -158,9 +168,14 @@ def chosen_stock_call(
         fast._srds.tokenizers.borrow(fast) as tokenizers,
         _twin(fast, {**tokenizers, **own_guiders(fast)}, _watch(), stepped, interrupts=False) as twin,
     ):
+        previews = None if observer is None else StockPreviews(observer)
+        if previews is not None:
+            previews.look_at(twin.scheduler)
         plan = {"plan_reason": chosen.why, "plan_state": chosen.state, "plan_changed": chosen.taken(STOCK)}
         output = _called(fast, twin, args, kwargs, **plan)
         fast._srds.last.settings = settings_of(twin)
+        if previews is not None:
+            previews.end()
         return output
 
 

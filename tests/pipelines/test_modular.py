@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from typing import Any
 
@@ -17,7 +18,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, Outpu
 from torch import Tensor
 
 import srds_fast
-from srds_fast import InvalidArgument, UnsupportedPipeline
+from srds_fast import InvalidArgument, UnknownArgument, UnsupportedPipeline
 
 STEPS, MANY = 4, 50
 EXACT: dict[str, Any] = {"method": "srds", "exact": True}
@@ -123,7 +124,9 @@ def test_guiders_whose_guidance_depends_on_the_step_alone_are_exact(wan: Any, na
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_other_guiders_run_on_the_stock_loop_with_the_reason(wan: Any, name: str) -> None:
+def test_other_guiders_run_on_the_stock_loop_with_the_reason(
+    wan: Any, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     cls, options, why = REFUSED[name]
     pipe = guided(wan, cls(**options))
     fast = srds_fast.compile(pipe, **EXACT)
@@ -132,6 +135,8 @@ def test_other_guiders_run_on_the_stock_loop_with_the_reason(wan: Any, name: str
         assert torch.equal(made(fast, **WAN), expected)
         assert why in fast.report.fallback_reason
     assert len(fast._srds.loops.facts) == 1
+    # diffusers logs every exception that passes through a block
+    assert not any(each.levelno >= logging.ERROR for each in caplog.records)
     with pytest.raises(UnsupportedPipeline, match=why):
         made(srds_fast.compile(pipe, **EXACT, strict=True), **WAN)
 
@@ -286,22 +291,32 @@ def test_plans_and_errors(flux: Any) -> None:
     assert fast.plan_for(**part).num_inference_steps == 10
     with pytest.raises(InvalidArgument, match="num_inference_steps"):
         made(fast, 0, **FLUX)
-    with pytest.raises(ValueError, match="prompt"):
-        made(fast, **{**FLUX, "prompt": 3})
     with pytest.raises(UnsupportedPipeline, match="no diffusers pipeline with a scheduler"):
         srds_fast.compile(flux._blocks)
-    with pytest.raises(InvalidArgument, match="callback_on_step_end was given, which diffusers' own blocks"):
-        fast.plan_for(**FLUX, callback_on_step_end=lambda *given: {})
+    with pytest.raises(UnknownArgument, match="takes no argument callback_on_step_end"):
+        made(fast, **FLUX, callback_on_step_end=lambda *given: {})
 
 
 FLUX_IMAGE = modulars.PIPELINES["flux, from an image"][1]
+
+
+def test_an_error_of_a_block_is_raised_and_logged(flux: Any, caplog: pytest.LogCaptureFixture) -> None:
+    fast = srds_fast.compile(flux, method="srds")
+    with pytest.raises(ValueError, match="prompt"):
+        made(fast, **{**FLUX, "prompt": 3})
+    assert "Error in block" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["flux", "wan"])
 def test_previews_are_decoded_by_the_blocks_behind_the_loop(name: str) -> None:
     pipe, call = pipeline(name, STEPS)
     fast, output = srds_fast.compile(pipe, **EXACT), "videos" if name == "wan" else "images"
-    *_, last = fast.stream(**call, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
+    generator, decoded = torch.Generator().manual_seed(0), []
+    handle = pipe.vae.decoder.register_forward_hook(lambda *given: decoded.append(1))
+    *_, last = fast.stream(**call, num_inference_steps=STEPS, generator=generator)
+    assert fast.plan_for(**call, num_inference_steps=STEPS, measure=True).num_inference_steps == STEPS
+    handle.remove()
+    assert not decoded  # but when images are asked for
     expected = made(pipe, **call, output=output, output_type="pil")
     (found,), (expected,) = (last.images, expected)
     if name == "flux":

@@ -19,16 +19,22 @@ from ...caches import cached
 from ..lockstep.own_enumerate import with_own_enumerate
 from ..lockstep.proxies import ProgressProxy, SchedulerProxy, TimestepsProxy
 from .arguments import is_modular
+from .following import take_out_following
+
+_BEGIN = "_srds_fast_begin"  # the attribute of a loop's copy that is called when the loop begins
 
 
-def driven(blocks: Any, lockstep: Any) -> Any:
-    """The blocks for a call whose turns a `LockstepLoop` decides."""
+def driven(blocks: Any, lockstep: Any, *, whole: bool) -> Any:
+    """The blocks for a call whose turns a `LockstepLoop` decides. whole: run those that follow the loop, too."""
 
     def drive(block: Any) -> None:
         if hasattr(block, "progress_bar"):
             block.progress_bar = ProgressProxy(block.progress_bar, lockstep)
+            if not whole:
+                vars(block)[_BEGIN] = lambda state: take_out_following(twin, block, state)
 
-    return _copied(blocks, drive, _by_step)
+    twin = _copied(blocks, drive, _by_step)
+    return twin
 
 
 def without_progress_bar(pipe: Any) -> dict[str, Any]:
@@ -82,5 +88,12 @@ def _by_step(cls: type, call: Any) -> type:
     code = getattr(inspect.unwrap(call), "__code__", None)
     if code is None or "enumerate" not in code.co_names:
         return cls
+    run = with_own_enumerate(call)
+
+    @functools.wraps(call)
+    def __call__(self: Any, components: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+        vars(self).get(_BEGIN, lambda state: None)(state)
+        return run(self, components, state, *args, **kwargs)
+
     shown = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(cls.__name__, (cls,), {"__call__": with_own_enumerate(call), **shown})
+    return type(cls.__name__, (cls,), {"__call__": __call__, **shown})

@@ -18,6 +18,7 @@ from .. import telemetry
 from ..engine import cancellation
 from ..engine.cancellation import Watch
 from ..engine.compiled import AUTO
+from ..engine.distributed import call as distributed
 from ..engine.merging.rule import Call
 from ..engine.run import Observer
 from ..errors import InvalidArgument
@@ -28,7 +29,7 @@ from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .guiders import own_guiders
 from .hooks import execution_device
-from .interrupts import RunningCall
+from .interrupts import RunningCall, own_attributes, with_shared_mark
 from .kinds import KindOfLoop
 from .lockstep.proxies import NetworkProxy, copy_scheduler
 from .modular.blocks import without_progress_bar
@@ -68,8 +69,16 @@ def stock_call(
         refuse_stock_loop(reason)
     warn_fallback(fast, "in its own loop, without srds_fast", reason)
     left_out = [f"{name} has no effect: the pipeline's own loop does not use it" for name in own]
+    reported = {"fallback_reason": reason, "left_out": left_out}
+    if (shared := distributed.current()) is not None and hasattr(type(state.original), "interrupt"):
+        twin = shallow_copy(state.original, with_shared_mark(type(state.original), shared))
+        try:
+            with _looked_at(fast, running):
+                return _called(fast, twin, args, kwargs, arguments, **reported)
+        finally:  # what the loop leaves on the pipeline
+            vars(state.original).update(own_attributes(twin))
     with state.interrupts.on_pipeline_itself(running), _looked_at(fast, running):
-        return _called(fast, state.original, args, kwargs, arguments, fallback_reason=reason, left_out=left_out)
+        return _called(fast, state.original, args, kwargs, arguments, **reported)
 
 
 @contextmanager
@@ -140,15 +149,21 @@ def chosen_stock_call(
     watch = cancellation.current()
     assert watch is not None  # a call of a pipeline has one
     waves = _StockWaves(watch, interrupts=False)
+    shared, cls = distributed.current(), type(fast.original)
 
     def stepped() -> None:
         waves.stepped()
-        if running.is_asked():
+        if shared is None and running.is_asked():
             twin._interrupt = True
 
     with (
         fast._srds.tokenizers.borrow(fast) as tokenizers,
-        _twin(fast, {**tokenizers, **own_guiders(fast), **waves.parts(fast)}, stepped) as twin,
+        _twin(
+            fast,
+            {**tokenizers, **own_guiders(fast), **waves.parts(fast)},
+            stepped,
+            cls if shared is None else with_shared_mark(cls, shared),
+        ) as twin,
     ):
         previews = None if observer is None else StockPreviews(observer)
         if previews is not None:
@@ -172,13 +187,15 @@ def _called(
         steps = steps_of(fast, arguments)
     except InvalidArgument:  # a class of the user's may give it another name
         steps = len(pipe.scheduler.timesteps)
-    fast._srds.last.report = stock_report(steps, seconds, **reported)
+    fast._srds.last.report = stock_report(steps, seconds, ranks=distributed.size(), **reported)
     return output
 
 
 @contextmanager
-def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None]) -> Iterator[Any]:
+def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None], cls: type | None = None) -> Iterator[Any]:
     """A shallow copy of the pipeline with these parts and its own scheduler, which calls `stepped` after each step.
+
+    cls: of the copy; None: the pipeline's own.
 
     Behind the block it does so no more: the function that does holds the scheduler, and the call the copy. What was
     recorded or cached on them would stay in memory until the collector comes.
@@ -194,7 +211,7 @@ def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None]) -> Iter
 
     scheduler.step = step_and_tell
     try:
-        yield shallow_copy(fast, type(fast.original), **parts, scheduler=scheduler)
+        yield shallow_copy(fast, type(fast.original) if cls is None else cls, **parts, scheduler=scheduler)
     finally:
         if "step" in own:
             scheduler.step = own["step"]

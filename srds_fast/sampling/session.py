@@ -157,7 +157,7 @@ class Session:
                 advance = cut_off(advance, exploration.sequential_seconds)
             run = self._complete(advance)
             if not run.engine.capture_seconds:
-                seconds = clock.agreed(run.counts.seconds)
+                seconds = clock.agreed(run.counts.seconds, "the seconds of a call")
                 if explores:
                     exploration.record(self.plan, seconds, ended=self._fallback_reason is None)
             if explores:
@@ -191,7 +191,8 @@ class Session:
             evaluate.prepare()
             self.run.engine.overlap = "streams"
         try:
-            self._run_waves(evaluate, advance)
+            with distributed.attempt("a run"):
+                self._run_waves(evaluate, advance)
         except Diverged as error:
             self._recover(error)
         except TooSlow as why:

@@ -169,8 +169,8 @@ def _agreed_retry(shared: SharedCall, reason: str | None, why: Exception, seen: 
 
     reason, why: of this rank. A rank that was told of the failure of another one follows that one.
     """
-    follows = reason is None and not seen and isinstance(why, RankFailed)
-    found = shared.agreed_reason("" if follows else reason, "whether to start again")
+    follows = not seen and isinstance(why, RankFailed)
+    found = shared.agreed_reason("" if follows and reason is None else reason, "whether to start again")
     return found and (reason or found)
 
 
@@ -299,9 +299,11 @@ def _run_call(
         except Exception as why:
             # a callback or a stream has already seen results of this call: it cannot start again
             seen = observer is not None or (callback is not None and lockstep.samples.told > 0)
-            reason = None if seen else _why_retry(lockstep, why)
+            # a rank that failed alone has its own error behind the one that all ranks have
+            cause = why.__cause__ if isinstance(why, RankFailed) and isinstance(why.__cause__, Exception) else why
+            reason = None if seen else _why_retry(lockstep, cause)
             if shared is not None:
-                reason = _agreed_retry(shared, reason, why, seen)
+                reason = _agreed_retry(shared, reason, cause, seen)
             if reason is None:
                 raise
         except BaseException:  # cancelled, Ctrl-C

@@ -7,22 +7,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
-_agree: ContextVar[Callable[[float], float] | None] = ContextVar("srds_fast.agree", default=None)
+Agree = Callable[[float, str], float]
+_agree: ContextVar[Agree | None] = ContextVar("srds_fast.agree", default=None)
 
 
-def agreed(value: float) -> float:
-    """A number that was measured; where several ranks make the call, that of rank 0."""
+def agreed(value: float, what: str) -> float:
+    """A number that was measured; where several ranks make the call, that of rank 0.
+
+    what: the number is, so that ranks that are not at the same place do not agree on two numbers.
+    """
     agree = _agree.get()
-    return value if agree is None else agree(value)
+    return value if agree is None else agree(value, what)
 
 
-def since(began: float) -> float:
+def since(began: float, what: str) -> float:
     """Seconds since `time.perf_counter()` was `began`, agreed on."""
-    return agreed(time.perf_counter() - began)
+    return agreed(time.perf_counter() - began, what)
 
 
 @contextlib.contextmanager
-def agreeing(agree: Callable[[float], float] | None) -> Iterator[None]:
+def agreeing(agree: Agree | None) -> Iterator[None]:
     """In the block, numbers are agreed on by this function; None: they are those of this process."""
     token = _agree.set(agree)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import statistics
 import threading
 import time
@@ -16,12 +17,16 @@ from torch.utils._pytree import tree_leaves
 
 from ..words import counted
 from . import cancellation
+from .distributed import call as distributed
+from .distributed.call import SharedCall
 
 MODES = ("default", "max-autotune-no-cudagraphs")
 # compile, and call what was compiled where that is faster
 AUTO = "auto"
 # pairs of calls that are timed, and the share of the network's own time that compiled code must not exceed
 PAIRS, WORTH = 3, 0.97
+# of a number of rows
+MOST_BITS = 64
 logger = logging.getLogger("srds_fast")
 
 
@@ -76,6 +81,9 @@ class CompiledIfFaster:
 
     The first call of about each number of rows (1, 2 to 3, 4 to 7, ...) decides: it times both on its own arguments,
     after a call of each that may compile. The number of rows is the length of the first tensor that is no vector.
+
+    In a call of several ranks rank 0 decides, while the others wait for its share of the wave, and all ranks follow
+    from their next call on: the same rows are then computed by the same code, whatever the clocks of the others say.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -83,6 +91,7 @@ class CompiledIfFaster:
         self._compiled = compiled(network, MODES[0])
         self._network = weakref.ref(network)
         self._ratios: dict[int, float] = {}  # time over that of the network, by the bits of the number of rows
+        self._agreed: dict[int, float] = {}  # those that rank 0 knew when the call of several ranks began
         self._deciding = threading.Lock()
 
     @property
@@ -95,19 +104,30 @@ class CompiledIfFaster:
         found = f"compiled code takes {min(self._ratios.values()):.2f} times as long as the network itself, at best"
         return f"torch_compile={AUTO!r} changes nothing in {name_of(self._network())}: {found}"
 
+    def agree(self, call: SharedCall) -> None:
+        """Take the ratios of rank 0, at the beginning of a call."""
+        known = torch.full((MOST_BITS,), math.nan, dtype=torch.float64, device="cpu")
+        for size, ratio in self._ratios.items():
+            known[size] = ratio
+        found = call.take(known).tolist()
+        self._agreed = {size: ratio for size, ratio in enumerate(found) if not math.isnan(ratio)}
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         network: Any = self._network()
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim > 1]
         rows = len(leaves[0]) if leaves else 1
         size = rows.bit_length()
         recorded = bool(leaves) and leaves[0].is_cuda and torch.cuda.is_current_stream_capturing()
+        shared = distributed.current()
+        follows = shared is not None and shared.ranks.rank > 0
         # one thread decides; others call the network meanwhile, and so does a recording, in which nothing can be timed
-        if size not in self._ratios and not recorded and self._deciding.acquire(blocking=False):
+        if size not in self._ratios and not recorded and not follows and self._deciding.acquire(blocking=False):
             try:
                 self._decide(size, rows, leaves[0].device if leaves else torch.device("cpu"), args, kwargs)
             finally:
                 self._deciding.release()
-        return (self._compiled if self._ratios.get(size, 1.0) <= WORTH else network)(*args, **kwargs)
+        ratios = self._ratios if shared is None else self._agreed
+        return (self._compiled if ratios.get(size, 1.0) <= WORTH else network)(*args, **kwargs)
 
     def _decide(self, size: int, rows: int, device: torch.device, args: Any, kwargs: Any) -> None:
         network: Any = self._network()

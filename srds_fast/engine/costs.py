@@ -129,7 +129,7 @@ def price(
         if known.curve.how == "replayed":
             return 0.0
         try:
-            with telemetry.unseen():
+            with telemetry.unseen(), distributed.attempt("looking between network calls"):
                 run = Run(plan, state, noise, replace(inputs, trajectory=None))
                 run.watch = None  # no network is called
                 return between_calls(run.next, dtype, 1 if inputs.guidance is None else len(inputs.guidance))
@@ -213,7 +213,7 @@ def gather_seconds(shared: SharedCall, units: int, x: Tensor, dtype: torch.dtype
         shared.outputs([units], shape, x.device, made)
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
-        times.append(clock.since(started))
+        times.append(clock.since(started, "the seconds of a gather"))
     return statistics.median(times)
 
 
@@ -244,7 +244,8 @@ def _measured(
             break
         try:
             wave = _wave(program, number, x, network)
-            calls.append(_Call(evaluate, wave, replayed, warm=bool(calls) and calls[-1].seconds > SHORT))
+            with distributed.attempt("measuring a width"):
+                calls.append(_Call(evaluate, wave, replayed, warm=bool(calls) and calls[-1].seconds > SHORT))
         except Exception as why:  # out of memory, or another error of a network whose batch is too wide
             if not calls or isinstance(why, CaptureFailed):
                 raise
@@ -299,7 +300,8 @@ class _Call:
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         self.time()
-        self.nbytes = torch.cuda.max_memory_allocated(device) - before
+        nbytes = torch.cuda.max_memory_allocated(device) - before
+        self.nbytes = int(clock.agreed(nbytes, f"the memory of {counted(self.rows, 'row')}"))
 
     @property
     def seconds(self) -> float:
@@ -311,7 +313,7 @@ class _Call:
         self._make()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self._times.append(clock.since(started))
+        self._times.append(clock.since(started, f"the seconds of {counted(self.rows, 'row')}"))
 
 
 @torch.no_grad()
@@ -330,4 +332,4 @@ def between_calls(next_wave: Callable[[Tensor | None], Evaluate | None], dtype: 
         wave = next_wave(answer)
     if answer.is_cuda:
         torch.cuda.synchronize(answer.device)
-    return clock.agreed(time.perf_counter() - started - excluded)
+    return clock.agreed(time.perf_counter() - started - excluded, "the seconds between network calls")

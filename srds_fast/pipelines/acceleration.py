@@ -29,6 +29,7 @@ from ..engine.compiled import (
     is_compiled,
     name_of,
 )
+from ..engine.distributed import call as distributed
 from ..errors import InvalidArgument, shown
 
 # each has a version for torch's attention (suffix "2_0") and one for xformers (prefix "XFormers")
@@ -118,6 +119,10 @@ def applied(networks: Iterable[nn.Module], options: NetworkOptions, device: torc
                 made.not_set.append(f"torch_compile={mode!r} was left out: {name_of(network)} is compiled already")
             elif mode is not None:
                 made.replacements[network] = compiled_if_faster(network) if mode == AUTO else compiled(network, mode)
+        if (call := distributed.current()) is not None:
+            for each in made.replacements.values():
+                if isinstance(each, CompiledIfFaster):
+                    each.agree(call)
         made.before = made.compiling()
         yield made
 

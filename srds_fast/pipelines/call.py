@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ from ..engine.distributed.call import SharedCall
 from ..engine.distributed.digests import digest, digest_of_weights, versions
 from ..engine.graphs.runner import GraphRunner
 from ..engine.run import Observer
-from ..errors import DivergenceError, SrdsFastError, UnsupportedPipeline
+from ..errors import DivergenceError, RankFailed, SrdsFastError, UnsupportedPipeline
 from ..sampling.session import no_room
 from ..schedulers.private_draws import PrivateDraws
 from ..solvers.checks import check_switch
@@ -110,10 +110,10 @@ def run_call(
             fast._srds.interrupts.running() as running,
             cancellation.watching(interrupted=running.is_asked, always=fast._srds.ranks is not None),
             telemetry.call(type(fast).__name__, lambda: execution_device(fast), timeline),
-            distributed.sharing(fast._srds.ranks, running.is_asked) as shared,
+            distributed.sharing(fast._srds.ranks, running.is_asked, fast._srds.forget_calls) as shared,
             draws or nullcontext(),
             progress.configured_by(fast),
-            _draws_of_first(fast, shared),
+            _draws_of_first(fast, shared, aside=draws is not None),
         ):
             return _run_call(fast, args, kwargs, observer, draws, running, **asked)
     except DivergenceError as error:
@@ -150,18 +150,29 @@ def _config(scheduler: Any) -> dict[str, Any]:
     return {name: value for name, value in getattr(scheduler, "config", {}).items() if not name.startswith("_")}
 
 
-def _draws_of_first(fast: Any, shared: SharedCall | None) -> AbstractContextManager[object]:
+def _draws_of_first(fast: Any, shared: SharedCall | None, *, aside: bool) -> AbstractContextManager[object]:
     """In the block, what is drawn without a generator is what rank 0 draws.
 
-    The global generators of ranks that would draw otherwise stay where they are.
+    The global generators of ranks that would draw otherwise stay where they are. aside: so do those of all ranks.
     """
     if shared is None:
         return nullcontext()
     own = RandomState({}, execution_device(fast)).shared
-    first = {device: shared.take(state) for device, state in own.items() if device.type == "cpu"}
-    if all(torch.equal(own[device], state) for device, state in first.items()):
+    first = {device: shared.take(state) for device, state in own.items()}
+    if not aside and all(torch.equal(own[device], state) for device, state in first.items()):
         return nullcontext()
+    shared.random = first
     return PrivateDraws(first)
+
+
+def _agreed_retry(shared: SharedCall, reason: str | None, why: Exception, seen: bool) -> str | None:
+    """The reason for which all ranks start again: that of the first that has one. None: one of them cannot.
+
+    reason, why: of this rank. A rank that was told of the failure of another one follows that one.
+    """
+    follows = not seen and isinstance(why, RankFailed)
+    found = shared.agreed_reason("" if follows and reason is None else reason, "whether to start again")
+    return found and (reason or found)
 
 
 def _is_due(share: float, number: int) -> bool:
@@ -269,11 +280,12 @@ def _run_call(
         watch = cancellation.current()
         assert watch is not None
         watch.interrupted = interrupted
+        asks: Callable[[], bool] = interrupted
         if shared is not None:  # the others end at the same wave
-            shared.asks, watch.interrupted = interrupted, lambda: shared.interrupted
+            shared.asks, watch.interrupted, asks = interrupted, lambda: shared.interrupted, shared.look
         callback, given = None, (args, kwargs)
         if function is not None:
-            callback = StepCallback(function, lockstep, vars(fast), interrupted)
+            callback = StepCallback(function, lockstep, vars(fast), asks)
             bound = inspect.signature(cls.__call__).bind(proxied, *args, **kwargs)
             bound.arguments["callback_on_step_end"] = None if state.plan_only else callback
             # diffusers' official callbacks name the tensors they need
@@ -283,19 +295,24 @@ def _run_call(
         without_steps: Report | None = None
         try:
             telemetry.phase("encode")
-            output = with_own_enumerate(cls.__call__)(proxied, *given[0], **given[1])
-            if lockstep.had_no_step:
-                if observer is not None:
-                    refuse_stock_loop(NO_STEP)
-                without_steps = stock_report(0, 0.0, fallback_reason=NO_STEP)
-            elif not lockstep.finished:
-                raise UnsupportedPipeline("Its loop ended before its last step, or was not found.")
+            with distributed.attempt("the pipeline's loop"):
+                output = with_own_enumerate(cls.__call__)(proxied, *given[0], **given[1])
+                if lockstep.had_no_step:
+                    if observer is not None:
+                        refuse_stock_loop(NO_STEP)
+                    without_steps = stock_report(0, 0.0, fallback_reason=NO_STEP)
+                elif not lockstep.finished:
+                    raise UnsupportedPipeline("Its loop ended before its last step, or was not found.")
             state.last.settings = settings_of(proxied)
             return without_proxies(output) if is_modular(fast) else output
         except Exception as why:
             # a callback or a stream has already seen results of this call: it cannot start again
             seen = observer is not None or (callback is not None and lockstep.samples.told > 0)
-            reason = None if seen else _why_retry(lockstep, why)
+            # a rank that failed alone has its own error behind the one that all ranks have
+            cause = why.__cause__ if isinstance(why, RankFailed) and isinstance(why.__cause__, Exception) else why
+            reason = None if seen else _why_retry(lockstep, cause)
+            if shared is not None:
+                reason = _agreed_retry(shared, reason, cause, seen)
             if reason is None:
                 raise
         except BaseException:  # cancelled, Ctrl-C
@@ -315,6 +332,8 @@ def _run_call(
         driver.restore_networks()
         if kind is not None and driver.refused:
             state.refused[kind] = reason
+    if shared is not None and shared.uneven:  # not all ranks have found out the same
+        state.forget_calls()
     with random.replayed():
         output = stock_call(fast, args, kwargs, reason, own, running)
     if state.last.report is not None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..engine.distributed.call import SharedCall
 from ..sampling.stream import reader
 
 NAME = "_interrupt"
@@ -117,6 +118,29 @@ class Interrupts:
         """The call of this thread, the one that began last."""
         thread = threading.get_ident()
         return next((each for each in reversed(self._running) if thread in each.threads), None)
+
+
+def with_shared_mark(cls: type, shared: SharedCall) -> type:
+    """The class of a pipeline whose loop ends early on all ranks of a call at the same step, if one was interrupted.
+
+    The mark is agreed on where the loop reads it. On the pipeline itself another rank would not know of it.
+    """
+
+    def read(pipe: Any) -> bool:
+        return shared.look()
+
+    def write(pipe: Any, value: Any) -> None:
+        vars(pipe)[NAME] = value
+        if value:
+            asks = shared.asks
+            shared.asks = lambda: bool(vars(pipe)[NAME]) or asks()
+
+    return type(cls.__name__, (cls,), {NAME: property(read, write), "__module__": cls.__module__})
+
+
+def own_attributes(twin: Any) -> dict[str, Any]:
+    """Those of a pipeline, but for the mark."""
+    return {name: value for name, value in vars(twin).items() if name != NAME}
 
 
 _of: dict[int, Interrupts] = {}  # by identity of the pipeline, until that is collected

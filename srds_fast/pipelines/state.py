@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..caches import Cache
+from ..engine.distributed import call as distributed
 from ..engine.distributed.ranks import Ranks, ranks_of
 from ..engine.graphs.cache import Graphs
 from ..planner.curve_cache import CurveCache
@@ -25,7 +26,7 @@ from ..planner.settings import MOST_STEPS, Settings
 from ..sampling.planner import Planner
 from ..sampling.session import Session
 from ..sampling.stream import Worker
-from ..schedulers.private_draws import Replayed, global_generator
+from ..schedulers.private_draws import PrivateDraws, Replayed, global_generator
 from ..solvers.checks import check_whole
 from ..telemetry.report import Report
 from .acceleration import NetworkOptions
@@ -116,6 +117,12 @@ class State:
         for each in (self.graphs, *learnt, self.notified, self.tokenizers, self.loops, self.explorations, self.refused):
             each.clear()
 
+    def forget_calls(self) -> None:
+        """Forget what calls have found out by themselves, so that the next one finds it again."""
+        planner = self.planner
+        for each in (planner.costs, planner.audits, planner.first_stops, self.loops, self.explorations, self.refused):
+            each.clear()
+
 
 def new_state(original: Any, options: Options) -> State:
     """With nothing measured and nothing recorded."""
@@ -163,19 +170,24 @@ class RandomState:
     """The random numbers of a call that may have to start again: where all generators that it may draw from begin.
 
     given: those that the caller passed, each with its state. shared: states of torch's global ones, by device.
+    own: draws without a generator begin here instead, as the call is one of several ranks; see `SharedCall.random`.
     """
 
     def __init__(self, arguments: Arguments, device: torch.device) -> None:
         generator = arguments.get("generator")
         generators = generator if isinstance(generator, list | tuple) else [generator]
         self.given = [(each, each.get_state()) for each in generators if isinstance(each, torch.Generator)]
-        shared = {each: global_generator(each) for each in {torch.device("cpu"), device}}
+        shared = {each: global_generator(each) for each in (torch.device("cpu"), device)}
         self.shared = {each: found.get_state() for each, found in shared.items() if found is not None}
+        call = distributed.current()
+        self.own = None if call is None else call.random
 
     def replayed(self) -> AbstractContextManager[object]:
         """In this context the call draws its numbers again. The global generators are not put back."""
         for generator, state in self.given:
             generator.set_state(state)
+        if self.own is not None:
+            return PrivateDraws(self.own)
         advanced = any(not torch.equal(_state_of(device), state) for device, state in self.shared.items())
         return Replayed(self.shared) if advanced else nullcontext()
 

@@ -17,6 +17,7 @@ from .. import telemetry
 from ..engine import cancellation
 from ..engine.cancellation import Watch
 from ..engine.compiled import AUTO
+from ..engine.distributed import call as distributed
 from ..engine.merging.rule import Call
 from ..engine.run import Observer
 from ..errors import InvalidArgument
@@ -27,7 +28,7 @@ from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
 from .guiders import own_guiders
 from .hooks import execution_device
-from .interrupts import RunningCall
+from .interrupts import RunningCall, own_attributes, with_shared_mark
 from .kinds import KindOfLoop
 from .lockstep.proxies import NetworkProxy, copy_scheduler
 from .modular.blocks import without_progress_bar
@@ -65,8 +66,16 @@ def stock_call(
         refuse_stock_loop(reason)
     warn_fallback(fast, "in its own loop, without srds_fast", reason)
     left_out = [f"{name} has no effect: the pipeline's own loop does not use it" for name in own]
+    reported = {"fallback_reason": reason, "left_out": left_out}
+    if (shared := distributed.current()) is not None and hasattr(type(state.original), "interrupt"):
+        twin = shallow_copy(state.original, with_shared_mark(type(state.original), shared))
+        try:
+            with _looked_at(fast, running):
+                return _called(fast, twin, args, kwargs, **reported)
+        finally:  # what the loop leaves on the pipeline
+            vars(state.original).update(own_attributes(twin))
     with state.interrupts.on_pipeline_itself(running), _looked_at(fast, running):
-        return _called(fast, state.original, args, kwargs, fallback_reason=reason, left_out=left_out)
+        return _called(fast, state.original, args, kwargs, **reported)
 
 
 @contextmanager
@@ -119,11 +128,18 @@ class _StockWaves:
 
 @contextmanager
 def _twin(
-    fast: Any, parts: dict[str, Any], watch: Watch, stepped: Callable[[], None], *, interrupts: bool
+    fast: Any,
+    parts: dict[str, Any],
+    watch: Watch,
+    stepped: Callable[[], None],
+    cls: type | None = None,
+    *,
+    interrupts: bool,
 ) -> Iterator[Any]:
     """A shallow copy of the pipeline with these parts and its own scheduler, which calls `stepped` after each step.
 
-    Its networks look whether the call is to end, where somebody asks. interrupts: also by `_interrupt`.
+    cls: of the copy; None: the pipeline's own. Its networks look whether the call is to end, where somebody asks.
+    interrupts: also by `_interrupt`.
 
     Behind the block the scheduler calls nothing: the function that does holds the scheduler, and the call the copy.
     What was recorded or cached on them would stay in memory until the collector comes.
@@ -142,7 +158,7 @@ def _twin(
 
     scheduler.step = step_and_tell
     try:
-        yield shallow_copy(fast, type(fast.original), **parts, **networks, scheduler=scheduler)
+        yield shallow_copy(fast, cls or type(fast.original), **parts, **networks, scheduler=scheduler)
     finally:
         del scheduler.step
 
@@ -159,14 +175,22 @@ def chosen_stock_call(
 
     observer: of a stream.
     """
+    shared, cls = distributed.current(), type(fast.original)
 
     def stepped() -> None:
-        if running.is_asked():
+        if shared is None and running.is_asked():
             twin._interrupt = True
 
     with (
         fast._srds.tokenizers.borrow(fast) as tokenizers,
-        _twin(fast, {**tokenizers, **own_guiders(fast)}, _watch(), stepped, interrupts=False) as twin,
+        _twin(
+            fast,
+            {**tokenizers, **own_guiders(fast)},
+            _watch(),
+            stepped,
+            cls if shared is None else with_shared_mark(cls, shared),
+            interrupts=False,
+        ) as twin,
     ):
         previews = None if observer is None else StockPreviews(observer)
         if previews is not None:
@@ -223,7 +247,9 @@ def _called(fast: Any, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     output = type(pipe).__call__(pipe, *args, **kwargs)
     seconds = time.perf_counter() - started
     turns = settings_of(pipe).get("_num_timesteps", len(pipe.scheduler.timesteps))
-    fast._srds.last.report = stock_report(-(-turns // order_of(pipe.scheduler)), seconds, **reported)
+    fast._srds.last.report = stock_report(
+        -(-turns // order_of(pipe.scheduler)), seconds, ranks=distributed.size(), **reported
+    )
     return output
 
 

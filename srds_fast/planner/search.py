@@ -132,7 +132,7 @@ def _priced_in_time(sequential: Plan, others: list[Plan], pricing: Pricing) -> l
     found = [(reference, sequential)]
     for plan in others:
         expected = plan.options.seconds_of_a_row * plan.rows
-        if clock.since(begun) + expected < budget:
+        if clock.since(begun, "the time to price plans") + expected < budget:
             found.append((_priced(plan, pricing), plan))
     return sorted(found, key=lambda pair: pair[0].seconds)
 

@@ -241,7 +241,7 @@ def sampled(
         with (
             cancellation.watching(cancel, on_wave, always=ranks is not None),
             telemetry.call(getattr(denoiser, "__name__", type(denoiser).__name__), lambda: x.device, timeline),
-            distributed.sharing(ranks) as shared,
+            distributed.sharing(ranks, forget=costs_of_denoisers.clear) as shared,
         ):
             telemetry.phase("plan")
             noise = noise_table(scheduler, eta=eta)
@@ -353,6 +353,7 @@ class _StockLoop:
             plan_changed=exploration.taken(STOCK),
             stopped_by=[BY_SEQUENTIAL] * len(found),
             estimated_error=[None] * len(found),
+            ranks=distributed.size(),
         )
         return SampleResult(found, report)
 

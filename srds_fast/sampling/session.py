@@ -160,7 +160,7 @@ class Session:
                 advance = cut_off(advance, exploration.sequential_seconds)
             run = self._complete(advance)
             if not run.engine.capture_seconds:
-                seconds = clock.agreed(run.counts.seconds)
+                seconds = clock.agreed(run.counts.seconds, "the seconds of a call")
                 if explores:
                     ended = self._fallback_reason is None
                     work = pricing.work(self.plan, max(run.iterations)) if ended else 1.0
@@ -193,7 +193,8 @@ class Session:
             self._before = self._shared.work
         evaluate = self._evaluator()
         try:
-            self._run_waves(evaluate, advance)
+            with distributed.attempt("a run"):
+                self._run_waves(evaluate, advance)
         except Diverged as error:
             self._recover(error)
         except TooSlow as why:

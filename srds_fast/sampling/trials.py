@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import clock, progress, telemetry
 from ..engine import cancellation
+from ..engine.distributed import call as distributed
 from ..engine.eager import drain
 from ..engine.run import Observer, Run
 from ..errors import DivergenceError
@@ -62,7 +63,7 @@ def cut_off(advance: Advance, sequential_seconds: float) -> Advance:
         def checked(wave: Evaluate) -> Tensor:
             nonlocal waves
             limit = sequential_seconds * (1.0 if waves == 1 else LOST)
-            if waves and not run.plan.is_sequential and clock.since(begun) > limit:
+            if waves and not run.plan.is_sequential and clock.since(begun, "the seconds of the first waves") > limit:
                 raise TooSlow(f"its first {counted(waves, 'wave')} took longer than {1e3 * limit:.3g} ms")
             waves += 1
             return evaluate(wave)
@@ -102,7 +103,7 @@ class TurnClock:
             return
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        now = clock.agreed(time.perf_counter())
+        now = clock.agreed(time.perf_counter(), "the time of a turn")
         if self._timed > 1 and self._done == self._timed:
             raise Enough((now - self._first) * self._turns / (self._timed - 1))
         self._first = now
@@ -201,7 +202,7 @@ class Trials:
                 begun = time.perf_counter()
                 with telemetry.unseen(), cancellation.aside():  # waves of the report are those of the call
                     timed = self._stock() if isinstance(way, str) else self._planned(way)
-                took, ended = clock.since(begun) - timed.recording, timed.seconds is not None
+                took, ended = clock.since(begun, "the seconds of a trial") - timed.recording, timed.seconds is not None
                 self.exploration.record(way, timed.seconds or took, ended=ended, work=timed.work)
                 self.exploration.spend(took)
                 bar.update(took)
@@ -215,7 +216,8 @@ class Trials:
             if plan.is_sequential:
                 advance = first_turns(all_waves, trial.device)
             try:
-                trial.complete(advance)
+                with distributed.attempt("timing a plan"):
+                    trial.complete(advance)
             except Enough as timed:
                 trial.run.close()
                 return Timed(timed.seconds, recording)
@@ -232,12 +234,13 @@ class Trials:
                 break
         work = self.pricing.work(plan, report.iterations)
         self.pricing.record(plan, report)
-        return Timed(clock.agreed(report.seconds), recording, work)
+        return Timed(clock.agreed(report.seconds, "the seconds of a plan"), recording, work)
 
     def _stock(self) -> Timed:
         assert self.stock is not None
         try:
-            return Timed(self.stock(self.exploration.plan.num_inference_steps))
+            with distributed.attempt("timing the loop without srds_fast"):
+                return Timed(self.stock(self.exploration.plan.num_inference_steps))
         except Exception as why:
             logger.warning("The loop without srds_fast failed when it was timed: %s. It is not used.", why)
             return Timed(None)

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from srds_fast.engine.distributed.call import shares_of
+from srds_fast.engine.distributed.digests import digest_of_weights
 from srds_fast.solvers.registry import BY_NAME
 
 WORKER = Path(__file__).parent / "worker.py"
@@ -75,10 +77,12 @@ def test_pipelines_are_stock_and_their_guidance_branches_are_shared(found: Found
         for name, (apart, path, units, waves) in of_rank["pipelines"].items():
             assert apart <= 1e-6, name  # schedulers keep some numbers in float32
             assert path == ("drive" if "driven" in name else "takeover")
-            if "driven" not in name:
-                assert units[1] > units[2] >= units[0], name
-            if "sequential" in name:
-                assert units[1:] == [2 * waves, waves], f"{name}: each of two ranks has a branch"
+            assert units[1] > units[2] >= units[0], name
+            if name.endswith(", sequential"):
+                calls = 2 if "controlnet" in name and "driven" in name else 1  # shared one by one
+                shown = "driven" in name  # the first turn shows the calls of the loop
+                expected = calls * (waves - shown)
+                assert units[1:] == [2 * expected, expected], f"{name}: each of two ranks has a branch"
 
 
 def test_unseeded_ranks_draw_what_rank_0_draws(found: Found) -> None:
@@ -87,6 +91,64 @@ def test_unseeded_ranks_draw_what_rank_0_draws(found: Found) -> None:
         assert sample == found[0]["unseeded"][0]
         assert apart <= 2e-3
         assert same_state
+
+
+def test_a_loop_that_draws_draws_what_rank_0_draws_and_goes_on_as_stock_does(found: Found) -> None:
+    for of_rank in found:
+        (apart, _, ranks), alike = of_rank["unseeded_loops"]
+        assert apart <= 1e-6
+        assert alike == [0.0, True, ranks]
+        assert ranks == len(found)
+
+
+def test_an_interrupt_of_one_rank_ends_own_loops_on_all_at_the_same_step(found: Found) -> None:
+    for of_rank in found:
+        assert of_rank["interrupted"].keys() == {"driven", "driven in order", "own loop"}
+        for name, (steps, apart, sample, ranks, after) in of_rank["interrupted"].items():
+            assert (steps, sample) == (found[0]["interrupted"][name][0], found[0]["interrupted"][name][2]), name
+            assert steps == [0, 1, 2, 3]
+            assert ranks == len(found)
+            assert after <= 2e-3
+            if name != "driven":  # which has come further, or less far
+                assert apart <= 1e-6, name
+
+
+def test_rank_0_decides_where_compiled_code_is_called(found: Found) -> None:
+    for of_rank in found:
+        before, after = of_rank["compiled_code"]
+        assert after > 0
+        assert before == 0 or of_rank is found[0], "rank 0 alone times it"
+
+
+def test_ranks_at_different_places_are_told_where(found: Found) -> None:
+    for of_rank in found:
+        same, (error, message), after = of_rank["at_another_place"]
+        assert same == 0.0
+        assert error == "RankMismatch"
+        assert "Rank 0 is about to agree on number 0, rank 1 to agree on number 1." in message
+        assert after == []
+
+
+def test_what_fails_on_one_rank_beside_the_waves_fails_no_call(found: Found) -> None:
+    for of_rank in found:
+        for name, reports in of_rank["stumbles"].items():
+            assert reports == found[0]["stumbles"][name], name
+            assert all(report[-1] <= 4e-3 for report in reports), name
+        narrow = of_rank["stumbles"]["a wave, memory"]
+        assert all("did not fit" in report[-2] for report in narrow)
+
+
+def test_calls_of_turns_that_do_not_fit_on_one_rank_are_narrower_on_all(found: Found) -> None:
+    for of_rank in found:
+        assert of_rank["narrow_turns"] == found[0]["narrow_turns"]
+        apart, path, left_out, *_ = of_rank["narrow_turns"]["4"]
+        assert apart <= 1e-6
+        assert path == "drive"
+        assert any("evaluated in parts" in each for each in left_out)
+        apart, path, _, reason, _ = of_rank["narrow_turns"]["3"]
+        assert apart <= 1e-6
+        assert path == "stock"
+        assert "a wave of up to 2 rows did not fit" in reason
 
 
 def test_a_difference_between_ranks_is_told_on_each_by_its_name(found: Found) -> None:
@@ -176,6 +238,15 @@ def test_shares_are_whole_even_and_in_order() -> None:
                 assert entries == list(range(length))
             counts = [sum(part.stop - part.start for part in share) for share in shares]
             assert max(counts) - min(counts) <= 1
+
+
+def test_weights_of_the_inference_mode_have_a_digest_that_follows_their_values() -> None:
+    with torch.inference_mode():
+        network = nn.Linear(3, 3)
+        before = digest_of_weights([network])
+        assert digest_of_weights([network]) == before
+        network.weight.add_(1)
+    assert digest_of_weights([network]) != before
 
 
 @pytest.mark.gpu

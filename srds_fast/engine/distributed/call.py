@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ... import clock
-from ...errors import Cancelled, RankError, RankFailed, RankMismatch
+from ...errors import Cancelled, RankError, RankFailed, RankLost, RankMismatch
 from .. import cancellation
 from .ranks import DTYPES, Doing, Header, Ranks, Status, mismatch
 
@@ -36,22 +37,40 @@ class Work(NamedTuple):
 NOTHING_DONE = Work()
 
 
+class _Left(BaseException):
+    """An attempt is left on all ranks. level: of the attempt. why: what is raised behind it."""
+
+    def __init__(self, level: int, why: Exception) -> None:
+        super().__init__(level, why)
+        self.level, self.why = level, why
+
+
 @dataclass(eq=False)
 class SharedCall:
-    """What one rank knows of a call. interrupted: whether any rank was interrupted."""
+    """What one rank knows of a call.
+
+    asks: whether this rank was interrupted. interrupted: whether any was, as all know since the same exchange.
+    exchanges: how many there were. random: what draws without a generator begin with, by device, if not with torch's
+    global generators.
+    """
 
     ranks: Ranks
-    asks: Callable[[], bool] = lambda: False  # whether this rank was interrupted
+    asks: Callable[[], bool] = lambda: False
     interrupted: bool = False
     work: Work = NOTHING_DONE
+    exchanges: int = 0
+    random: Mapping[torch.device, Tensor] | None = None
     told: bool = field(default=False, repr=False)  # all ranks know how the call has ended
+    uneven: bool = field(default=False, repr=False)  # something failed, not on all ranks alike
+    _level: int = field(default=0, repr=False)  # of the attempt under way; 0: none is
     _cause: str = field(default="", repr=False)  # why this rank fails
+    _dtype: torch.dtype = field(default=torch.float32, repr=False)  # of the last outputs
 
     def compare(self, digests: Mapping[str, str]) -> None:
         """RankMismatch, on every rank, if ranks were given different things; it names rank and field."""
-        self._exchange(Header(Doing.COMPARE))
+        self._exchange(Header(Doing.COMPARE), "compare what they were given")
         lines = "\n".join(f"{name}={digest}" for name, digest in digests.items())
-        found = [dict(line.partition("=")[::2] for line in words.splitlines()) for words in self.ranks.words(lines)]
+        found = [dict(line.partition("=")[::2] for line in words.splitlines()) for words in self._words(lines)]
         for name in dict.fromkeys(name for each in found for name in each):
             for rank, other in enumerate(found):
                 if other.get(name) != found[0].get(name):
@@ -61,14 +80,57 @@ class SharedCall:
                         f"Pass the same {name} on every rank."
                     )
 
-    def agreed(self, value: float) -> float:
-        """The number of rank 0: what depends on a clock must be the same on all ranks."""
-        return self._exchange(Header(Doing.AGREE, value=value))[0].value
+    def agreed(self, value: float, what: str) -> float:
+        """The number of rank 0: what depends on a clock must be the same on all ranks. what: it is, for messages."""
+        return self._exchange(Header(Doing.AGREE, value=value), f"agree on {what}")[0].value
+
+    def agreed_reason(self, reason: str | None, what: str) -> str | None:
+        """Why all ranks do something, where each has a reason or "" if it knows of none; None: one of them does not."""
+        votes = self._exchange(Header(Doing.AGREE, value=reason is not None), f"agree on {what}")
+        if not all(each.value for each in votes):
+            return None
+        return next(filter(None, self._words(reason or "")), None)
 
     def take(self, tensor: Tensor) -> Tensor:
         """The tensor of rank 0."""
-        self._exchange(Header(Doing.TAKE, size=tensor.numel()))
-        return self.ranks.take(tensor)
+        self._exchange(Header(Doing.TAKE, size=tensor.numel()), f"take {tensor.numel()} numbers of rank 0")
+        with self._hearing():
+            return self.ranks.take(tensor)
+
+    def look(self) -> bool:
+        """Whether any rank was interrupted, where nothing else is exchanged that tells."""
+        if not self.interrupted:
+            self._exchange(Header(Doing.LOOK), "look whether one was interrupted")
+        return self.interrupted
+
+    @contextlib.contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """In the block, an error on one rank ends the block on all ranks, and not yet the call.
+
+        Behind it all ranks have the same error: what they have raised, if all of them did alike; OutOfMemoryError; or
+        RankFailed. So where one process would go on in another way, all ranks do. What is no `Exception` ends the call.
+        """
+        self._level = level = self._level + 1
+        header, words = Header(Doing.TRY, level=level), f"end {what}"
+        try:
+            try:
+                yield
+            except Exception as error:
+                self._exchange(replace(header, status=self._fails(error)), words, error)
+                raise
+            self._exchange(header, words)
+        except _Left as left:
+            if left.level < level:
+                raise
+            why = left.why
+        else:
+            return
+        finally:
+            self._level = level - 1
+        try:
+            raise why
+        finally:
+            del why  # it keeps the memory of the block alive
 
     def outputs(
         self, lengths: Sequence[int], shape: Sequence[int], device: torch.device, run: Callable[[int, slice], Tensor]
@@ -77,99 +139,161 @@ class SharedCall:
 
         run: evaluates a part of a group, [part, *shape].
         """
+        found, shares = self._gathered(lengths, shape, device, run)
+        return joined(found, shares, lengths)
+
+    def units(self, count: int, nbytes: int, device: torch.device, run: Callable[[slice], Tensor]) -> list[Tensor]:
+        """What some units of work give, in bytes, each [nbytes]; views, for which no memory is asked.
+
+        run: evaluates some of the units, [part, nbytes].
+        """
+        found, _ = self._gathered([count], [nbytes], device, lambda _, part: run(part), torch.uint8)
+        return [each for of_rank in found for each in of_rank]
+
+    def _gathered(
+        self,
+        lengths: Sequence[int],
+        shape: Sequence[int],
+        device: torch.device,
+        run: Callable[[int, slice], Tensor],
+        likely: torch.dtype | None = None,
+    ) -> tuple[list[Tensor], list[list[slice]]]:
+        """What each rank has made of all groups, and its share. likely: the dtype, on a rank that makes nothing."""
         shares = shares_of(lengths, self.ranks.size)
         counts = [sum(part.stop - part.start for part in share) for share in shares]
         parts: list[Tensor] = []
-        own: Tensor | None = None
         error: Exception | None = None
         dtype = 0
         try:
             for number, part in enumerate(shares[self.ranks.rank]):
                 if part.stop > part.start:
                     parts.append(run(number, part))
-            own = None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts)
-            dtype = 0 if own is None else DTYPES.index(own.dtype)
+            if parts:
+                dtype = DTYPES.index(parts[0].dtype)
+            else:
+                parts.append(torch.empty(0, *shape, dtype=likely or self._dtype, device=device))
+            # all memory of the exchange: a rank that finds none in the middle of it would leave the others waiting
+            sent, room = self.ranks.room(parts[0] if len(parts) == 1 else torch.cat(parts), counts)
             status = Status.WELL
-        except torch.OutOfMemoryError as why:
-            error, status = why, Status.NO_MEMORY
         except Exception as why:
-            error, status = why, Status.FAILED
-            self._cause = f"{type(why).__name__}: {why}"
+            error, status = why, self._fails(why)
         began = time.perf_counter()
         size = sum(lengths) * math.prod(shape)
-        headers = self._exchange(Header(Doing.GATHER, status, size, self.asks(), dtype))
-        if error is not None and status is Status.FAILED:
-            # as it would be raised in one process, unless the call has ended
-            raise self._ended(error) if self.told else error
+        header = Header(Doing.GATHER, status, size, level=self._level, dtype=dtype)
+        headers = self._exchange(header, f"gather {size} numbers", error, narrows=True)
+        if error is not None and status is not Status.NO_MEMORY:  # on all ranks alike
+            raise error
         if any(each.status is Status.NO_MEMORY for each in headers):
             short = [rank for rank, each in enumerate(headers) if each.status is Status.NO_MEMORY]
             error = None  # it keeps the memory of the wave alive
             raise torch.OutOfMemoryError(f"the wave did not fit into the memory of rank {short[0]}")
         # a network may answer one rank in another dtype than the others
         found_in = DTYPES[next((each.dtype for each in headers if each.dtype), 0)]
-        own = torch.empty(0, *shape, dtype=found_in, device=device) if own is None else own.to(found_in)
-        found = self.ranks.gather(own, counts)
+        assert found_in is not None
+        if sent.dtype is not found_in:
+            sent, room = sent.to(found_in), room.to(found_in)
+        self._dtype = found_in
+        with self._hearing():
+            found = self.ranks.gather(sent, room, counts)
         own_before, all_before, busiest, seconds = self.work
         seconds += time.perf_counter() - began
         self.work = Work(own_before + counts[self.ranks.rank], all_before + sum(counts), busiest + max(counts), seconds)
-        return joined(found, shares, lengths)
+        return found, shares
 
     def leave(self, error: BaseException) -> None:
         """Tell the others that this rank leaves the call; raises what all ranks raise, if this rank alone fails."""
-        if self.told or isinstance(error, RankError):
+        if self.told:
             return
         own = error.why if isinstance(error, cancellation.Ended) else error
-        self._cause = f"{type(own).__name__}: {own}" if str(own) else type(own).__name__
-        status = Status.CANCELLED if isinstance(own, Cancelled) else Status.FAILED
+        status = self._fails(own)
         try:
-            self._exchange(Header(Doing.END, status))
+            header = Header(Doing.END, Status.FAILED if status is Status.NO_MEMORY else status)
+            self._exchange(header, "end the call", own)
         except (RankError, cancellation.Ended):
             if isinstance(own, Exception):
                 raise  # Ctrl-C and the like stay what they are on their own rank
 
     def end(self) -> None:
         """The call has ended well here; raises what all ranks raise if it did not elsewhere."""
-        self._exchange(Header(Doing.END))
+        self._exchange(Header(Doing.END), "end the call")
 
-    def _exchange(self, own: Header) -> list[Header]:
-        headers = self.ranks.headers(own)
+    def _fails(self, error: BaseException) -> Status:
+        """This rank has failed; how."""
+        self._cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if isinstance(error, torch.OutOfMemoryError):
+            return Status.NO_MEMORY
+        return Status.CANCELLED if isinstance(error, Cancelled) else Status.FAILED
+
+    def _exchange(
+        self, own: Header, what: str, error: BaseException | None = None, *, narrows: bool = False
+    ) -> list[Header]:
+        """Exchange headers. what: this rank is about to do. narrows: all ranks can do with less memory.
+
+        error: of this rank. If all ranks fail alike, each raises its own, as in one process. Otherwise all leave what
+        the failure ends, by the same error; but for a rank that was cancelled itself, whose error says so.
+        """
+        own = replace(own, place=zlib.crc32(what.encode()), wants=self.asks())
+        self.exchanges += 1
+        with self._hearing():
+            headers = self.ranks.headers(own)
         self.interrupted |= any(each.wants for each in headers)
-        failed = [rank for rank, each in enumerate(headers) if each.status in (Status.FAILED, Status.CANCELLED)]
-        if len(failed) == len(headers):
-            # alike, as in one process: the call may go on behind a handler. Otherwise each raises its own error
-            self.told |= not all(each.agrees_with(own) and each.status is own.status for each in headers)
+        agree = all(each.agrees_with(own) for each in headers)
+        failed = [rank for rank, each in enumerate(headers) if each.status is not Status.WELL]
+        if agree and len({each.status for each in headers}) == 1:
             return headers
-        if failed:
+        if agree and narrows and all(headers[rank].status is Status.NO_MEMORY for rank in failed):
+            return headers
+        self.uneven = True
+        if not failed:
             self.told = True
-            causes = self.ranks.words(self._cause)
-            self._raise(failed[0], headers[failed[0]].status, causes[failed[0]])
-        elif not all(each.agrees_with(own) for each in headers):
-            self.told = True
-            raise self._ended(mismatch(headers))
-        return headers
+            raise self._left(0, mismatch(headers, self._words(what)))
+        level = min(headers[rank].level for rank in failed)
+        first = next(rank for rank in failed if headers[rank].level == level)
+        self.told |= level == 0
+        causes = self._words(self._cause)
+        if own.status is Status.CANCELLED:
+            return headers
+        why = self._why(first, headers[first].status, causes[first])
+        if isinstance(why, RankFailed):
+            why.__cause__ = error
+        raise self._left(level, why)
 
-    def _raise(self, rank: int, status: Status, cause: str) -> None:
+    def _why(self, rank: int, status: Status, cause: str) -> Exception:
+        """What a rank raises where another one has failed."""
         if status is Status.CANCELLED:
-            if rank == self.ranks.rank:
-                return  # its own error says so
             watch = cancellation.current()
-            why: Exception = Cancelled(
+            return Cancelled(
                 f"The call was cancelled on rank {rank}. All ranks make one sample together. Clear what was given as "
                 "cancel there before the next call.",
                 0 if watch is None else watch.waves,
                 0 if watch is None else watch.settled,
             )
-        else:
-            why = RankFailed(
-                f"Rank {rank} left the call: {cause}. All ranks make one sample together, so it has ended on each. The "
-                "next call works if the cause is gone.",
-                rank,
-            )
-        raise self._ended(why)
+        if status is Status.NO_MEMORY:
+            return torch.OutOfMemoryError(f"on rank {rank}: {cause}")
+        return RankFailed(
+            f"Rank {rank} left the call: {cause}. All ranks make one sample together, so it has ended on each. The "
+            "next call works if the cause is gone.",
+            rank,
+        )
+
+    def _words(self, own: str) -> list[str]:
+        with self._hearing():
+            return self.ranks.words(own)
+
+    @contextlib.contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """A rank that is lost ends the call, whatever handles errors on the way."""
+        try:
+            yield
+        except RankLost as why:
+            self.told = True
+            raise self._left(0, why) from None
 
     @staticmethod
-    def _ended(why: Exception) -> BaseException:
-        """What ends the call with this error: handlers of `Exception` on the way must not take it for another."""
+    def _left(level: int, why: Exception) -> BaseException:
+        """What leaves an attempt, or the call: handlers of `Exception` on the way must not take it for another."""
+        if level > 0:
+            return _Left(level, why)
         watch = cancellation.current()
         return why if watch is None else cancellation.Ended(watch, why)
 
@@ -180,8 +304,13 @@ current = _current.get
 
 
 @contextlib.contextmanager
-def sharing(ranks: Ranks | None, asks: Callable[[], bool] = lambda: False) -> Iterator[SharedCall | None]:
+def sharing(
+    ranks: Ranks | None, asks: Callable[[], bool] = lambda: False, forget: Callable[[], None] = lambda: None
+) -> Iterator[SharedCall | None]:
     """The block is one call of all ranks; None: of this process alone.
+
+    asks: whether this rank was interrupted. forget: forgets what the call may have learnt, where it has ended by a
+    failure of some ranks: what they learnt before may not be the same, and the next call must go alike on all.
 
     Raises in all ranks what one of them has raised, as RankFailed, unless all of them raise.
     """
@@ -207,7 +336,11 @@ def sharing(ranks: Ranks | None, asks: Callable[[], bool] = lambda: False) -> It
                 yield call
             call.end()
         except BaseException as error:
-            call.leave(error)
+            try:
+                call.leave(error)
+            finally:
+                if call.uneven:
+                    forget()
             raise
         finally:
             _current.reset(token)
@@ -225,10 +358,19 @@ def of_first(tensor: MaybeTensor) -> MaybeTensor:
     return tensor if call is None or tensor is None else call.take(tensor)
 
 
+def attempt(what: str) -> contextlib.AbstractContextManager[None]:
+    """See `SharedCall.attempt`; of this process alone a block like any other."""
+    call = current()
+    return contextlib.nullcontext() if call is None else call.attempt(what)
+
+
 def shares_of(lengths: Sequence[int], size: int) -> list[list[slice]]:
-    """What each of `size` ranks evaluates of each group: entries in order, as evenly as they go; a pure function."""
+    """What each of `size` ranks evaluates of each group: entries in order, as evenly as they go; a pure function.
+
+    No rank has more than one before it: the first sees all that is evaluated anywhere, where it decides for all.
+    """
     total = sum(lengths)
-    bounds = [total * rank // size for rank in range(size + 1)]
+    bounds = [-(-total * rank // size) for rank in range(size + 1)]
     shares = []
     for begin, end in pairwise(bounds):
         share, offset = [], 0

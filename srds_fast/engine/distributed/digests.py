@@ -34,11 +34,16 @@ def digest_of_weights(networks: Iterable[nn.Module]) -> str:
 
 def _weights_of(network: nn.Module) -> str:
     tensors = dict(sorted([*network.named_parameters(), *network.named_buffers()]))
-    state = tuple((name, id(each), each._version, each.device) for name, each in tensors.items())
+    state = tuple((name, id(each), _version_of(each), each.device) for name, each in tensors.items())
     kept = _weights.get(network)
-    if kept is None or kept[0] != state:
+    if kept is None or kept[0] != state or any(each.is_inference() for each in tensors.values()):
         kept = _weights[network] = state, digest([(name, _of_tensor(each)) for name, each in tensors.items()])
     return kept[1]
+
+
+def _version_of(tensor: Tensor) -> int:
+    """Changes when the tensor is written; tensors of the inference mode do not tell."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @torch.no_grad()

@@ -33,49 +33,57 @@ class Doing(IntEnum):
     AGREE = 2  # on a number
     TAKE = 3  # tensors of rank 0
     COMPARE = 4  # digests
-    END = 5  # the call has ended
+    TRY = 5  # something has been tried, see `SharedCall.attempt`
+    LOOK = 6  # whether a rank was interrupted
+    END = 7  # the call has ended
 
 
 class Status(IntEnum):
     """How a rank fares."""
 
     WELL = 0
-    NO_MEMORY = 1  # the wave did not fit
-    FAILED = 2  # it leaves the call
-    CANCELLED = 3  # the same, as its user asked
+    NO_MEMORY = 1  # something did not fit
+    FAILED = 2  # it leaves the call, or what is tried
+    CANCELLED = 3  # it leaves the call, as its user asked
 
 
 @dataclass(frozen=True)
 class Header:
     """What a rank tells before each exchange.
 
-    size: numbers that it is about to send, the same on all ranks. wants: it was interrupted, by diffusers'
-    `_interrupt`. value: of what is agreed on. dtype: of its outputs, 0 if it evaluated nothing.
+    size: numbers that it is about to send, the same on all ranks. place: tells this exchange from others of its kind.
+    level: of the attempt that a failure ends, 0: of the call. wants: it was interrupted, by diffusers' `_interrupt`.
+    value: of what is agreed on. dtype: of its outputs, 0 if it evaluated nothing.
     """
 
     doing: Doing
     status: Status = Status.WELL
     size: int = 0
+    place: int = 0
+    level: int = 0
     wants: bool = False
     dtype: int = 0
     value: float = 0.0
 
     def packed(self) -> list[int]:
         (bits,) = struct.unpack("<q", struct.pack("<d", self.value))
-        return [self.doing, self.status, self.size, self.wants, self.dtype, bits]
+        return [self.doing, self.status, self.size, self.place, self.level, self.wants, self.dtype, bits]
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> Header:
-        doing, status, size, wants, dtype, bits = numbers
+        doing, status, size, place, level, wants, dtype, bits = numbers
         (value,) = struct.unpack("<d", struct.pack("<q", bits))
-        return cls(Doing(doing), Status(status), size, bool(wants), dtype, value)
+        return cls(Doing(doing), Status(status), size, place, level, bool(wants), dtype, value)
 
     def agrees_with(self, other: Header) -> bool:
         """Whether both are about to do the same."""
-        return (self.doing, self.size) == (other.doing, other.size)
+        return self._about() == other._about()
+
+    def _about(self) -> tuple[int, ...]:
+        return self.doing, self.size, self.place, self.level
 
 
-DTYPES = (None, torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DTYPES = (None, torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
 
 
 class Ranks:
@@ -139,16 +147,22 @@ class Ranks:
             self._dist.all_gather(found, sent, group=self._hosts)
         return [bytes(each.tolist()).rstrip(b"\0").decode(errors="replace") for each in found]
 
-    def gather(self, part: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """The parts of all ranks, of so many entries each. part: [own count, ...]; all but the count is the same."""
+    def room(self, part: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What `gather` sends and what it receives, [most, ...] and [size * most, ...] for the most of counts.
+
+        part: [own count, ...]. It is asked for before the ranks go into the exchange, in which none may fail.
+        """
         most = max(counts)
-        padded = part if len(part) == most else part.new_zeros(most, *part.shape[1:])
-        if padded is not part:
-            padded[: len(part)] = part
-        found = padded.new_empty(self.size * most, *padded.shape[1:])
+        sent = part.contiguous() if len(part) == most else part.new_zeros(most, *part.shape[1:])
+        if sent is not part:
+            sent[: len(part)] = part
+        return sent, sent.new_empty(self.size * most, *sent.shape[1:])
+
+    def gather(self, sent: Tensor, found: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """The parts of all ranks, of so many entries each: views of what `room` has made."""
         with self._heard():
-            self._gather_into(found, padded.contiguous(), group=self.group)
-        return [each[:count] for each, count in zip(found.split(most), counts, strict=True)]
+            self._gather_into(found, sent, group=self.group)
+        return [each[:count] for each, count in zip(found.split(len(sent)), counts, strict=True)]
 
     def take(self, tensor: Tensor) -> Tensor:
         """The tensor of rank 0, which has the same shape and dtype on all ranks."""
@@ -223,11 +237,11 @@ def _ranks(group: Any) -> Ranks | None:
     return found if found.size > 1 else None
 
 
-def mismatch(headers: Sequence[Header]) -> RankMismatch:
-    """Ranks that are not about to do the same."""
+def mismatch(headers: Sequence[Header], words: Sequence[str]) -> RankMismatch:
+    """Ranks that are not about to do the same. words: what each is about to do."""
     other = next(number for number, each in enumerate(headers) if not each.agrees_with(headers[0]))
-    first, second = (f"{each.doing.name.lower()} {each.size} numbers" for each in (headers[0], headers[other]))
     return RankMismatch(
-        f"Rank 0 is about to {first}, rank {other} to {second}. They do not run the same call, or something changed a "
-        "network on one of them. Make the same calls with the same arguments, in the same order, on every rank."
+        f"Rank 0 is about to {words[0]}, rank {other} to {words[other]}. They do not run the same call, or something "
+        "changed a network on one of them. Make the same calls with the same arguments, in the same order, on every "
+        "rank."
     )

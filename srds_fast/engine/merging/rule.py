@@ -78,11 +78,6 @@ class MergeRule:
     batch: int  # entries of one row's own call
     splits: tuple[Way, ...] = ()  # of each leaf of the output
 
-    @property
-    def gives_one_tensor(self) -> bool:
-        """Whether one tensor of the output belongs to the rows, and all else is the same for all."""
-        return sorted(self.splits, key=lambda way: way.value) == [Way.JOIN, *[Way.SHARE] * (len(self.splits) - 1)]
-
     def merge(self, calls: Sequence[Call]) -> Call:
         """One call for calls that `may_merge`."""
         flat = [call.flat[0] for call in calls]

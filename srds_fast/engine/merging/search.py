@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import cancellation
 from .rounding import distance
 from .rule import Call, Layout, MergeRule, Way, call_of, flatten, is_list, same
+from .units import Form
 
 # how far a call of equal rows may be from a call of one, and other rows from what equal ones showed, in such units
 SAME_ROWS, SEVERAL_TIMES = 30.0, 5.0
@@ -25,11 +26,15 @@ MOST_TRIES = 32
 
 
 class Found(NamedTuple):
-    """The rule of a kind of call, or why it has none."""
+    """The rule of a kind of call, or why it has none.
+
+    form: of its output; None: no ranks share such calls.
+    """
 
     rule: MergeRule | None
     reason: str | None  # a clause
     network_calls: int  # that the search made
+    form: Form | None = None
 
 
 def find_rule(calls: Sequence[Call], alone: Sequence[Any]) -> Found:

@@ -15,6 +15,7 @@ from ... import clock
 from ...engine import cancellation
 from ...engine.cancellation import Interrupted
 from ...engine.costs import price
+from ...engine.distributed import call as distributed
 from ...engine.merging.calls import MergedCalls
 from ...engine.merging.rule import Call
 from ...errors import UnsupportedPipeline
@@ -189,7 +190,7 @@ class Driver:
         planner = self._settings.planner
         plan, _ = planner.choose(steps, noise.spread is not None)
         measured = (planner.measures or self._settings.plan_only) and self._key is not None and steps > 1
-        if measured or not plan.is_sequential:
+        if measured or not plan.is_sequential or distributed.size() > 1:
             with self._timed(), self._draws_of_checks():
                 yield from self._look_at_networks(x, measured or plan.program().peak_rows > 1)
         self._called.restore()
@@ -332,7 +333,7 @@ class Driver:
             replayed=False,
         )
         levels = max((1 + max(map(len, needs), default=0) for needs in self._facts.needs.values()), default=1)
-        return with_turns(pricing, clock.agreed(self._facts.turn_seconds), levels + 1)
+        return with_turns(pricing, clock.agreed(self._facts.turn_seconds, "the seconds of a turn"), levels + 1)
 
     def _rehearse(self, noise: NoiseTable) -> Generator[Turn, Ran, None]:
         """Find out what the turns of the loop depend on, or remember it."""
@@ -393,12 +394,16 @@ class Driver:
             held = self._before if isinstance(self._known, Facts) else None
             samples.held = held or ModuleState(self._networks)
         samples.wave = session.next(None) if wave is None else wave
+        shared = distributed.current()
         while (wave := samples.wave) is not None:
+            exchanges = 0 if shared is None else shared.exchanges
             try:
                 m = yield from self._rows.evaluate(wave.x, [samples.offset + position for position in wave.positions])
             except StateChanged:
                 self._memory.facts.pop(self._key, None)
                 raise
+            if shared is not None and shared.exchanges == exchanges:  # the wave has told nothing of the others
+                shared.look()
             samples.wave = session.next(m)
             if (why := samples.change()) is not None:
                 self._leave_waves(why)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...engine import cancellation
+from ...engine.distributed import call as distributed
 from ...engine.merging.calls import MergedCalls
 from ...engine.merging.rule import Call, same_call
 from ...errors import UnsupportedPipeline
@@ -70,7 +71,7 @@ class RowTurns:
                     state = x + x.std() * torch.randn(x.shape, generator=draw, dtype=torch.float32, device="cpu").to(x)
                     call = yield from self._call_at(place, state, kind)
                     calls += [] if call is None else [call]
-                if merge:
+                if merge or distributed.size() > 1:
                     self._merged.learn([(first, other) for other in (calls[-1], calls[len(calls) // 2])])
                 reason = check_answers([partial(self._alone, call) for call in calls], network)
                 self._memory.checked[decides] = reason
@@ -98,7 +99,7 @@ class RowTurns:
         # SRDS may ask for a state twice in a wave, for the jump and for the fine step
         same = [self._first_of(number, states, steps) for number in range(len(steps))]
         numbers = [number for number, output in enumerate(outputs) if output is None and same[number] == number]
-        if len(numbers) == 1:
+        if len(numbers) == 1 and not self._ranks_share_a_row():
             (number,) = numbers
             ran = yield from self._passes.checked(Turn(steps[number], states[number], live=True))
             outputs[number] = ran.m
@@ -108,6 +109,13 @@ class RowTurns:
                 outputs[number] = m
         outputs = [outputs[number] if output is None else output for number, output in zip(same, outputs, strict=True)]
         return torch.stack([output for output in outputs if output is not None])
+
+    def _ranks_share_a_row(self) -> bool:
+        """Whether the network calls of a single row are work for several ranks, such as its guidance branches."""
+        if distributed.size() == 1:
+            return False
+        at_once = any(sum(not each for each in needs) > 1 for needs in self._facts.needs.values())
+        return at_once or any(map(self._merged.divides, self._facts.places))
 
     @staticmethod
     def _first_of(number: int, states: Tensor, steps: Sequence[int]) -> int:
@@ -142,9 +150,11 @@ class RowTurns:
                 [number for number in range(len(calls[row])) if self._is_ready(number, needs[row], answers[row])]
                 for row in range(len(turns))
             ]
-            for number in sorted({each for numbers in ready for each in numbers}):
-                rows = [row for row in range(len(turns)) if number in ready[row]]
-                for row, output in zip(rows, self._merged([calls[row][number] for row in rows]), strict=True):
+            numbers = sorted({each for of_row in ready for each in of_row})
+            rows = {number: [row for row in range(len(turns)) if number in ready[row]] for number in numbers}
+            found = self._merged.together([[calls[row][number] for row in of] for number, of in rows.items()])
+            for (number, of), outputs in zip(rows.items(), found, strict=True):
+                for row, output in zip(of, outputs, strict=True):
                     answers[row][number] = output
             if all(len(answers[row]) == len(calls[row]) for row in range(len(turns))):
                 break
@@ -152,15 +162,15 @@ class RowTurns:
                 if len(answers[row]) < len(calls[row]):
                     ran = yield from self._passes.checked(Turn(turn.step, turn.x, answers[row]))
                     calls[row] = self._unchanged(turn.step, calls[row], ran, answers[row])
-        outputs = []
+        guided = []
         for row, turn in enumerate(turns):
             ran = yield from self._passes.checked(Turn(turn.step, turn.x, answers[row]))
             self._unchanged(turn.step, calls[row], ran, answers[row])
-            outputs.append(ran.m.clone())
+            guided.append(ran.m.clone())
             answers[row].clear()
         if self._turns.copies != copies:
             raise refused("it writes into the arguments of network calls of earlier turns")
-        return outputs
+        return guided
 
     @staticmethod
     def _is_ready(number: int, needs: Sequence[frozenset[int]], answers: dict[int, Any]) -> bool:

@@ -1,0 +1,131 @@
+"""Checks: several ranks give the sample of one process."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from cancelling import Network
+from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler
+from ranked import STEPS, apart, check, ended, latents, named, noise, pipeline, rank, sampled
+from torch import Tensor, nn
+
+import srds_fast
+from srds_fast.solvers.registry import BY_NAME
+
+
+@check
+def every_method() -> Any:
+    """Difference to one process, in float64; waves; units."""
+    found = {}
+    for name in BY_NAME:
+        alone, together = (sampled(method=name, parallel=parallel) for parallel in (None, "auto"))
+        report = together.report
+        found[name] = {
+            "apart": apart(together.sample, alone.sample),
+            "waves": [report.waves, alone.report.waves],
+            "ranks": report.ranks,
+            "units": report.rank_units,
+        }
+    return found
+
+
+@check
+def noisy_steps() -> Any:
+    found = {}
+    for scheduler in (DDPMScheduler(clip_sample=False), EulerAncestralDiscreteScheduler()):
+        x = noise() * scheduler.init_noise_sigma
+        results, states = [], []
+        for parallel in (None, "auto"):
+            generator = torch.Generator().manual_seed(5)
+            results.append(sampled(x=x, scheduler=scheduler, generator=generator, parallel=parallel).sample)
+            states.append(generator.get_state())
+        found[type(scheduler).__name__] = [apart(results[1], results[0]), torch.equal(*states)]
+    return found
+
+
+@check
+def conditions() -> Any:
+    network = nn.Linear(8, 8, dtype=torch.float64).requires_grad_(False)
+    for each in network.parameters():
+        nn.init.constant_(each, 0.1)
+
+    def denoiser(x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+        return torch.tanh(network(x) - goal) * (t[:, None] / 1000)
+
+    cond = {"goal": noise(3)}
+    alone, together = (
+        srds_fast.sample(denoiser, noise(), DDIMScheduler(), STEPS, cond=cond, parallel=parallel)
+        for parallel in (None, "auto")
+    )
+    return apart(together.sample, alone.sample)
+
+
+@check
+def the_planner() -> Any:
+    """Calls of "auto": the same plan on all ranks, whatever their clocks say."""
+    network = Network(seen=lambda: time.sleep(0.001 * (1 + 3 * rank())))
+    reports = [sampled(network, method="auto", parallel="auto").report for _ in range(4)]
+    return [[each.method, each.plan_state, each.waves, each.rows, each.plan_reason] for each in reports]
+
+
+@check
+def pipelines() -> Any:
+    """Difference to the stock call; the path; units of this rank, of all, of the busiest."""
+    found = {}
+    for name, (guided, labels) in PIPELINES.items():
+        pipe, call = pipeline(name)
+        call |= {**guided, "num_inference_steps": 6}
+        stock = latents(pipe, call)
+        for label in labels:
+            fast = srds_fast.compile(pipe, parallel="auto", **SETTINGS[label.removeprefix("driven, ")])
+            given = {**call, "callback_on_step_end": lambda *_: {}} if label.startswith("driven") else call
+            difference = apart(latents(fast, given), stock)
+            found[f"{name}, {label}"] = [difference, fast.report.path, fast.report.rank_units, fast.report.waves]
+    return found
+
+
+# one network, several in a turn, and branches by calls of their own; all of them in `every_case`
+PIPELINES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "stable_diffusion": ({}, ("sequential", "srds", "driven, collocation")),
+    "stable_diffusion_controlnet": ({}, ("driven, sequential",)),
+    "flux": ({"true_cfg_scale": 2.0, "negative_prompt": "a dog"}, ("sequential", "driven, sequential")),
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sequential": {"method": "sequential"},
+    "srds": {"method": "srds", "exact": True},
+    "collocation": {"method": "collocation", "exact": True},
+}
+
+
+@check
+def groups() -> Any:
+    """Ways to name the ranks."""
+    mesh = dist.init_device_mesh("cpu", (1, dist.get_world_size()), mesh_dim_names=("ring", "time"))
+    return {
+        "group": sampled(parallel=dist.group.WORLD).report.ranks,
+        "mesh": sampled(parallel=mesh).report.ranks,
+        "none": sampled(parallel=None).report.ranks,
+        "other": ended(lambda: sampled(parallel="all")),
+        "unnamed": ended(lambda: sampled(parallel=dist.init_device_mesh("cpu", (1, dist.get_world_size())))),
+    }
+
+
+@named
+def every_method_on_gpus() -> Any:
+    """Difference to one process, over nccl, a device for each rank."""
+    device = torch.device("cuda", rank())
+    torch.cuda.set_device(device)
+    dist.destroy_process_group()
+    dist.init_process_group("nccl", device_id=device)
+    network = nn.Linear(8, 8).requires_grad_(False).to(device)
+    for each in network.parameters():
+        nn.init.constant_(each, 0.1)
+    x = noise(dtype=torch.float32).to(device)
+    found = {}
+    for name in BY_NAME:
+        alone, together = (sampled(lambda x, t: network(x), x, method=name, parallel=each) for each in (None, "auto"))
+        found[name] = apart(together.sample, alone.sample)
+    return found

@@ -291,20 +291,18 @@ _OF_OTHERS = (type, ModuleType, CodeType, BuiltinFunctionType, weakref.ref, Enum
 _SMALL = {int: 32, float: 24, bool: 0, type(None): 0}
 
 
-# entries of a long list that are looked at, where none holds a tensor: to count a million rows takes a second
+# entries of a long list that are looked at: to count a million rows takes a second
 SAMPLED = 32
-
-
-class _HoldsTensors(Exception):
-    """Views of one storage count once, which a sample cannot tell."""
 
 
 def size_of(found: Any) -> int:
     """Bytes of host memory that an object takes with all that it holds, but for networks: these are the user's."""
-    return _size_of([found], set())
+    storages: dict[int, int] = {}
+    return _size_of([found], set(), storages) + sum(storages.values())
 
 
-def _size_of(ahead: list[Any], seen: set[int], *, tensors: bool = True) -> int:
+def _size_of(ahead: list[Any], seen: set[int], storages: dict[int, int]) -> int:
+    """Bytes of Python objects. storages: is filled with the bytes of all storages of tensors on the CPU, by place."""
     total = 0
     while ahead:
         each = ahead.pop()
@@ -321,10 +319,13 @@ def _size_of(ahead: list[Any], seen: set[int], *, tensors: bool = True) -> int:
             ahead += each.values()
         elif isinstance(each, list | tuple):
             if len(each) > 2 * SAMPLED:
-                with suppress(_HoldsTensors):
-                    sample = list(each[:: len(each) // SAMPLED])
-                    count = len(sample)
-                    total += len(each) * _size_of(sample, set(), tensors=False) // count
+                sample = list(each[:: len(each) // SAMPLED])
+                some, others, objects = dict[int, int](), dict[int, int](), set[int]()
+                nbytes = _size_of(sample[::2], objects, some) + _size_of(sample[1::2], objects, others)
+                # a sample tells what views of the same few storages take, but not what different tensors do
+                if some.keys() == others.keys():
+                    total += len(each) * nbytes // len(sample)
+                    storages |= some
                     continue
             ahead += each
         elif isinstance(each, set | frozenset):
@@ -336,9 +337,9 @@ def _size_of(ahead: list[Any], seen: set[int], *, tensors: bool = True) -> int:
         elif isinstance(each, functools.partial):
             ahead += (each.func, each.args, each.keywords)
         elif hasattr(each, "untyped_storage"):
-            if not tensors:
-                raise _HoldsTensors
-            total += _of_tensor(each, seen)
+            if each.device.type == "cpu":
+                storage = each.untyped_storage()
+                storages[storage.data_ptr()] = int(storage.nbytes())  # views of one count once
         elif not hasattr(each, "named_parameters"):
             if isinstance(each, MutableMapping) or type(each).__name__ == "deque":
                 ahead += list(each)
@@ -353,15 +354,3 @@ def _closed_over(function: FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # it is still empty
             yield cell.cell_contents
-
-
-def _of_tensor(tensor: Any, seen: set[int]) -> int:
-    """Bytes of its storage on the CPU. Views of one storage count once."""
-    if tensor.device.type != "cpu":
-        return 0
-    storage = tensor.untyped_storage()
-    place = storage.data_ptr()
-    if place in seen:
-        return 0
-    seen.add(place)
-    return int(storage.nbytes())

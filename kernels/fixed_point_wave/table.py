@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,8 +38,8 @@ class Table:
     # [N + 1, 1], how much a point's movement counts in `SweepResult.change`: 1 for the last point, less for points
     # whose states have a larger standard deviation
     weight: Tensor
-    rows: tuple[Tensor, ...]  # for each wave, the positions of its rows
-    sweeps: Mapping[int, Sweep]  # by the number of the sweep's last wave
+    rows: Sequence[Tensor]  # for each wave, the positions of its rows
+    sweeps: Mapping[int, Sweep] | Sequence[Sweep]  # by the number of the sweep's last wave
     history: int  # the most differences that are mixed, H
     regularisation: float  # of the mixing, lambda
     longest: int  # the first sweep that mixes the newest difference only

@@ -117,8 +117,8 @@ class SecantTable:
     growth: Tensor
     weight: Tensor
     reach: Tensor
-    rows: tuple[Tensor, ...]
-    waves: Mapping[int, SecantWave]
+    rows: Sequence[Tensor]
+    waves: Mapping[int, SecantWave] | Sequence[SecantWave]
     history: int
     regularisation: float
     numbers: Tensor

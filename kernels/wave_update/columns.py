@@ -15,13 +15,13 @@ from .update import Update
 class Columns(NamedTuple):
     """One update. A term that no step of the table has is None: it is left out instead of multiplied by zero."""
 
-    keep: Tensor  # slot of each step
-    states: Tensor  # slot of each step
+    keep: Tensor  # slot of each step; empty if no update of the table has several
+    states: Tensor  # slot of each step; empty as keep
     rows: Tensor | None  # of the network's output, of each step; None: step i reads row i
     a: Tensor | None  # coefficients, [steps, 1, ...], as b, c, p and q
     b: Tensor | None
     c: Tensor | None
-    p: Tensor
+    p: Tensor  # p and q are empty where c is None
     q: Tensor
     looks_back: list[tuple[int, int, float]]  # keep, slot and weight of everything that steps look back at
     noises: list[tuple[int, int, float]]  # keep, entry of the noise and s of each step that has some
@@ -42,19 +42,27 @@ def columns(
     def of_steps(name: str) -> list[list[Any]]:
         return [[getattr(step, name) for step in update.steps] for update in updates]
 
-    trailing = [1] * ndim
-    keep, states, rows = (split(of_steps(name), torch.int64) for name in ("keep", "state", "row"))
-    a, b, c, p, q = (split(of_steps(name), dtype, *trailing) for name in "abcpq")
+    # to make a tensor takes several microseconds, so those that no update uses are not made
+    trailing, unused = [1] * ndim, [torch.empty(0, dtype=dtype, device=device)] * len(updates)
+    steps = [step for update in updates for step in update.steps]
+    several = any(len(update.steps) > 1 for update in updates)
+    keep, states = (split(of_steps(name), torch.int64) if several else unused for name in ("keep", "state"))
+    other_rows = [[step.row for step in update.steps] != list(range(len(update.steps))) for update in updates]
+    rows = split(of_steps("row"), torch.int64) if any(other_rows) else unused
+    scales_state, adds_m = any(step.a != 1.0 for step in steps), any(step.b != 0.0 for step in steps)
+    a = split(of_steps("a"), dtype, *trailing) if scales_state else unused
+    b = split(of_steps("b"), dtype, *trailing) if adds_m else unused
+    c, p, q = (split(of_steps(name), dtype, *trailing) if clip is not None else unused for name in "cpq")
+    from_memory = [not _gathers_steps(update) for update in updates]
     gathers = split([[each.slot for each in update.gathers] for update in updates], torch.int64)
-    scale = split([[each.scale for each in update.gathers] for update in updates], dtype, *trailing)
-    scales_state = any(step.a != 1.0 for update in updates for step in update.steps)
-    adds_m = any(step.b != 0.0 for update in updates for step in update.steps)
     scales_input = any(each.scale != 1.0 for update in updates for each in update.gathers)
+    scales = [[each.scale for each in update.gathers] for update in updates]
+    scale = split(scales, dtype, *trailing) if scales_input else unused
     return [
         Columns(
             keep[n],
             states[n],
-            None if [step.row for step in update.steps] == list(range(len(update.steps))) else rows[n],
+            rows[n] if other_rows[n] else None,
             a[n] if scales_state else None,
             b[n] if adds_m else None,
             c[n] if clip is not None else None,
@@ -62,7 +70,7 @@ def columns(
             q[n],
             [(step.keep, slot, weight) for step in update.steps for slot, weight in step.looks_back],
             [(step.keep, step.draw, step.s) for step in update.steps if step.draw is not None],
-            None if _gathers_steps(update) else gathers[n],
+            gathers[n] if from_memory[n] else None,
             scale[n] if scales_input else None,
         )
         for n, update in enumerate(updates)

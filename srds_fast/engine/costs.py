@@ -40,6 +40,8 @@ from .run import Run
 logger = logging.getLogger("srds_fast")
 
 MOST_KEPT = 64
+# waves of the sequential loop that are run to time what it takes outside the network
+MOST_TIMED = 512
 WIDTHS = (1, 2, 4, 8, 16, 24, 32)
 # what measuring may take, in sequential calls, or in seconds if that is more
 BUDGET, BUDGET_SECONDS = 1.0, 0.02
@@ -132,7 +134,12 @@ def price(
             with telemetry.unseen(), distributed.attempt("looking between network calls"):
                 run = Run(plan, state, noise, replace(inputs, trajectory=None))
                 run.watch = None  # no network is called
-                return between_calls(run.next, dtype, 1 if inputs.guidance is None else len(inputs.guidance))
+                branches = 1 if inputs.guidance is None else len(inputs.guidance)
+                # the waves of the sequential loop are alike
+                timed = min(MOST_TIMED, len(run.program)) if plan.is_sequential else len(run.program)
+                found = between_calls(run.next, dtype, branches, timed, len(run.program))
+                run.close()
+                return found
         except (Diverged, torch.OutOfMemoryError):
             return math.inf
 
@@ -317,19 +324,28 @@ class _Call:
 
 
 @torch.no_grad()
-def between_calls(next_wave: Callable[[Tensor | None], Evaluate | None], dtype: torch.dtype, branches: int) -> float:
+def between_calls(
+    next_wave: Callable[[Tensor | None], Evaluate | None], dtype: torch.dtype, branches: int, timed: int, waves: int
+) -> float:
     """Seconds that a run takes without its network: `next_wave`, its `Run.next`, is given zeros.
 
-    dtype, branches: of the network's output.
+    dtype, branches: of the network's output. timed: of the waves of the program, how many are run; what comes before
+    the first one, such as making the updates of all, counts once.
     """
     started = time.perf_counter()
-    excluded = 0.0
+    excluded, done = 0.0, 0
     wave = next_wave(None)
+    first = time.perf_counter() - started
     while wave is not None:
         begun = time.perf_counter()
         answer = wave.x.new_zeros(branches * len(wave.positions), *wave.x.shape[1:], dtype=dtype)
         excluded += time.perf_counter() - begun
+        done += 1
         wave = next_wave(answer)
+        if done == timed:
+            break
     if answer.is_cuda:
         torch.cuda.synchronize(answer.device)
-    return clock.agreed(time.perf_counter() - started - excluded, "the seconds between network calls")
+    seconds = time.perf_counter() - started - excluded
+    of_all = seconds if timed == waves else first + (seconds - first) * waves / timed
+    return clock.agreed(of_all, "the seconds between network calls")

@@ -46,7 +46,7 @@ class Completed(NamedTuple):
 class CompiledWave:
     """What a wave leaves in the memory, as (grid position, slot); while it is compiled, numbers of values for slots."""
 
-    # what steps and jumps have made, before corrections: to be constrained
+    # what steps and jumps have made, before corrections, if it is to be constrained
     arrivals: list[tuple[int, int]] = field(default_factory=list)
     # for the trajectory: states after corrections, and what multistep schedulers carry beside them
     states: list[tuple[int, int]] = field(default_factory=list)

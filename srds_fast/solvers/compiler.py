@@ -123,7 +123,7 @@ class Compiler:
             if position not in self._folded:
                 self._folded[position] = self._fold(position, self._fine[position][0])
             value = self._write(row, name, self._folded[position], (), position if self._draws else None)
-            self.wave.arrivals.append((position + 1, value))
+            self._arrives(position + 1, value)
             return value
         made = self._fine[position]
         before = self._carried(state, len(made[0].d))
@@ -143,7 +143,7 @@ class Compiler:
                 value = self._make_alone(row, target, vector, state, jumped_from, draw)
             found.append(value)
         self._note(name, found[1:])
-        self.wave.arrivals.append((position + 1, found[0]))
+        self._arrives(position + 1, found[0])
         self.wave.carried.append((position + 1, found[1:]))
         return found[0]
 
@@ -155,12 +155,16 @@ class Compiler:
         looks_back = [] if x0 is None or x0 not in self._value else [(x0, d)]
         vector = Vector(a, b, c if looks_back else c + d, (), 0.0 if jump.draw is None else 1.0)
         value = self._make(row, name, vector, looks_back, jump.draw)
-        self.wave.arrivals.append((arrives, value))
+        self._arrives(arrives, value)
         clean = [self._make(row, x0_of(name), ITS_X0)] if self.carries or leads else []
         if self._noise.memory is None:
             self._note(name, clean)
         else:
             self._note(name, self._history_of(row, name, vector, looks_back, jump.draw, arrives))
+
+    def _arrives(self, position: int, value: int) -> None:
+        if self._form.constrained:
+            self.wave.arrivals.append((position, value))
 
     def _history_of(
         self, row: int, name: Name, jump: Vector, looks_back: list[tuple[Name, float]], draw: int | None, arrives: int

@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar, overload
 
+Given = TypeVar("Given")
 Value = TypeVar("Value", covariant=True)
+
+
+def mapped(function: Callable[[Given], Value], values: Sequence[Given]) -> Sequence[Value]:
+    """What a function makes of each value: on demand where the values are, else at once."""
+    if isinstance(values, OnDemand):
+        return OnDemand(len(values), lambda: map(function, values))
+    return tuple(map(function, values))
 
 
 class OnDemand(Sequence[Value]):

@@ -24,7 +24,7 @@ Choices that the paper leaves open, or that differ from the authors' code:
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Self
@@ -228,7 +228,7 @@ class _States:
     def evaluate(self, number: int, rows: Tensor) -> Evaluate:
         network, positions = self._inputs.network, self._program.positions[number]
         if self._inputs.scaled:
-            rows = rows * self._columns["input_scale"][list(positions)]
+            rows = rows * self._columns["input_scale"][_places(positions)]
         given = network.empty(len(positions), rows[0])
         given.unflatten(0, (network.branches, -1)).copy_(rows[None])
         return Evaluate(given, positions, self.samples, number)
@@ -261,11 +261,12 @@ class _States:
         program, inputs = self._program, self._inputs
         x, carried = self.x[first:last].clone(), self.carried[:, first:last].clone()
         for number in program.waves_of[first]:
-            inside = [row.block - first for row in program.waves[number].rows]
+            blocks = [row.block - first for row in program.waves[number].rows]
+            inside = _places(blocks)
             answer = yield self.evaluate(number, x[inside])
             found = self._step(program.positions[number], x[inside], carried[:, inside], answer)
             x[inside], carried[:, inside] = found[:2]
-            if inside[-1] == last - 1 - first:
+            if blocks[-1] == last - 1 - first:
                 self._last_x0 = found[2][-1]
         behind = slice(first + 1, last + 1)
         positions = program.bounds[behind]
@@ -303,7 +304,7 @@ class _States:
         self, positions: tuple[int, ...], x: Tensor, carried: Tensor, answer: Answer
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The fine steps from these positions, what they carry, and the x0 predicted there; [.., rows, batch, ...]."""
-        inputs, rows, column = self._inputs, list(positions), self._columns
+        inputs, rows, column = self._inputs, _places(positions), self._columns
         m = guided(output_of(answer), inputs.guidance, x.dtype)
         x0 = clamped(column["p"][rows] * x + column["q"][rows] * m, self._noise.clip)
         if self._noise.memory is None:
@@ -328,6 +329,12 @@ class _States:
                 count = 1 if self._noise.memory is None else self._noise.memory.carried(position + 1)
                 inputs.trajectory.record_carried(position + 1, carried[:count, row], self.samples)
         return x, carried, x0
+
+
+def _places(places: Sequence[int]) -> slice | list[int]:
+    """Ascending places as an index: a slice, which copies nothing, where none is left out."""
+    first, last = places[0], places[-1] + 1
+    return slice(first, last) if last - first == len(places) else list(places)
 
 
 def _weights_of_carried(columns: dict[str, Tensor], bounds: tuple[int, ...]) -> Tensor | None:

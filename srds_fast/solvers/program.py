@@ -20,7 +20,7 @@ from typing import ClassVar, NamedTuple
 from ..caches import cached
 from ..errors import InvalidArgument
 from .checks import check_switch, check_whole
-from .on_demand import OnDemand
+from .on_demand import OnDemand, mapped
 
 # A program of SRDS with more rows than this is made while it runs, in stages of about so many rows. All at once, its
 # rows and their updates would take a kilobyte each, and 40 microseconds.
@@ -105,7 +105,7 @@ class Program:
     @cached_property
     def positions(self) -> Sequence[tuple[int, ...]]:
         """Grid positions of the rows of each wave."""
-        return tuple(map(_positions, self.waves))
+        return mapped(_positions, self.waves)
 
     @cached_property
     def all_widths(self) -> tuple[int, ...]:
@@ -179,10 +179,6 @@ class LongProgram(Program):
     @cached_property
     def all_widths(self) -> tuple[int, ...]:
         return self.widths_known
-
-    @cached_property
-    def positions(self) -> Sequence[tuple[int, ...]]:
-        return OnDemand(len(self), lambda: map(_positions, self.waves))
 
     @cached_property
     def final_steps(self) -> Sequence[int]:
@@ -277,17 +273,17 @@ def _waves(
     under_way: list[tuple[int, int]] = []  # solves behind their first step
     for wave in range(num_waves):
         under_way += solves[wave]
-        rows = []
+        alone, both, fine = list[Row](), list[Row](), list[Row]()
         for iteration, block in jumps[wave]:
-            fine = (iteration, block) in solve_at
-            rows.append(Row(iteration, block, 0, bounds[block], coarse=True, fine=fine))
+            also_fine = (iteration, block) in solve_at
+            row = Row(iteration, block, 0, bounds[block], coarse=True, fine=also_fine)
+            (both if also_fine else alone).append(row)
         for iteration, block in under_way:
             step = wave - solve_at[iteration, block] + 1
             if step < size[block]:
-                rows.append(Row(iteration, block, step, bounds[block] + step, coarse=False, fine=True))
+                fine.append(Row(iteration, block, step, bounds[block] + step, coarse=False, fine=True))
         under_way = [solve for solve in under_way if wave - solve_at[solve] + 2 < size[solve[1]]]
-        coarse_first = sorted(rows, key=lambda row: (row.fine, not row.coarse, row))
-        yield Wave(tuple(coarse_first), tuple(sorted(completed[wave])))
+        yield Wave((*sorted(alone), *sorted(both), *sorted(fine)), tuple(sorted(completed[wave])))
 
 
 def _by_wave(at: dict[tuple[int, int], int]) -> defaultdict[int, list[tuple[int, int]]]:

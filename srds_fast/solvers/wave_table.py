@@ -75,9 +75,11 @@ def _stages(
                 # the coarse sweep has no fine step before a boundary
                 jumped_from = bounds[block - 1] if iteration == step == 0 < block else None
                 name = ("solved" if ends else "state", iteration, block)
-                first = begun.setdefault((iteration, block), compiler.num_values)
-                # a correction changes what a solve has come to: nobody else may carry it
-                own_from = first if ends and not whole_grid else 0
+                own_from = 0
+                if compiler.carries:
+                    first = begun.setdefault((iteration, block), compiler.num_values)
+                    # a correction changes what a solve has come to: nobody else may carry it
+                    own_from = first if ends and not whole_grid else 0
                 value = compiler.make_step(index, name, jumped_from, own_from=own_from)
                 if not ends:
                     compiler.wave.states.append((position + 1, value))

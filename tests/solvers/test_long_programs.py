@@ -1,4 +1,4 @@
-"""Long programs of SRDS are made and compiled while they run: the same waves and bits, and no more than is run."""
+"""Long programs are made and compiled while they run: the same waves and bits, and no more than is run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ from torch import Tensor
 from srds_fast.schedulers.steps import TensorSpec
 from srds_fast.solvers import program
 from srds_fast.solvers import wave_table as compiling
+from srds_fast.solvers.collocation.nodes import secant_sweeps
+from srds_fast.solvers.collocation.options import Collocation
 from srds_fast.solvers.compiled import Form
 from srds_fast.solvers.contract import NO_INPUTS, Checkpoint, SolverInputs, Trajectory
+from srds_fast.solvers.fixed_point import program as sweeps
+from srds_fast.solvers.fixed_point.options import ParaTAA
+from srds_fast.solvers.method import Method
 from srds_fast.solvers.on_demand import OnDemand
 from srds_fast.solvers.program import LongProgram, Program
 from srds_fast.solvers.srds import srds
@@ -151,6 +156,36 @@ def test_slots_of_stages_are_those_of_what_is_read_later(monkeypatch: pytest.Mon
     slots = [each.table.num_slots for each in compiling.stages(grid, long, "2m", form)]
     assert slots == sorted(slots)
     assert slots[-1] <= 5 * 20
+
+
+@pytest.mark.parametrize("method", [ParaTAA, Collocation])
+@pytest.mark.parametrize("constrained", [False, True])
+def test_long_sweeps_are_those_of_a_short_program(
+    method: type[Method], constrained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, count = 20, 12
+    options: Any = method()
+    make = sweeps.fixed_point if method is ParaTAA else secant_sweeps
+    whole = make(steps, count)
+    monkeypatch.setattr(sweeps, "LONG", 0)
+    long = make.__wrapped__(steps, count)  # type: ignore[attr-defined]
+    assert isinstance(long, sweeps.LongSweeps)
+    assert isinstance(long.waves, OnDemand)
+    assert (long.waves.made, long.all_widths) == (0, whole.all_widths)
+    inputs = SolverInputs(constrain=(lambda x, position, samples: x + 1e-3 * position) if constrained else None)
+    grid, x, found = table(steps), noise(3, 8), []
+    for each in (whole, long):
+        core = options.core(x, grid, each, inputs, bitwise=True)
+        answers: Any = {3: (0, 2), 5: ()}
+        found.append(feed(core, lambda x, t: MIXTURE(x, t.long()), grid, lambda at, by=answers: by.get(at.iteration)))
+    assert long.waves.made == 6, "the next one's rows are needed"
+    assert torch.equal(found[0][0], found[1][0])
+    for ours, theirs in zip(*(each[2] for each in found), strict=True):
+        assert torch.equal(ours.sample, theirs.sample)
+        assert torch.equal(ours.change, theirs.change)
+    for name in ("positions", "final_steps", "waves"):
+        assert tuple(getattr(long, name)) == getattr(whole, name)
+    assert long.limited_to(7) == whole.limited_to(7)
 
 
 def test_what_was_interrupted_is_made_again_and_values_are_made_once() -> None:

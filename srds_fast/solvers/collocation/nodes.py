@@ -8,11 +8,11 @@ cover was visited come there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ...caches import cached
-from ..fixed_point.program import Sweeps
-from ..program import Boundary, Row, Wave
+from ..fixed_point.program import Sweeps, of_sweeps, sweep
 
 FEWEST_NODES = 5
 # the part of the grid behind this share of the steps has dense nodes: the network's output bends most there
@@ -66,13 +66,15 @@ def secant_sweeps(num_steps: int, num_iterations: int, num_nodes: int | None = N
         every: see `cover`.
     """
     nodes = skeleton(num_steps, num_nodes)
-    others, waves = cover(num_steps, nodes, every), []
-    for number in range(num_iterations):
-        asked = range(num_steps) if number >= FULL_FROM else (number, *nodes, *others.get(number, ()))
-        positions = sorted({position for position in asked if position >= number})
-        rows = tuple(Row(number, 0, position, position, coarse=False, fine=True) for position in positions)
-        waves.append(Wave(rows, (Boundary(number + 1, 1),)))
-    return Sweeps(num_steps, (0, num_steps), num_iterations, tuple(waves))
+    others = cover(num_steps, nodes, every)
+
+    def asked(number: int) -> Sequence[int]:
+        if number >= FULL_FROM:
+            return range(number, num_steps)
+        return sorted({position for position in (number, *nodes, *others.get(number, ())) if position >= number})
+
+    widths = [len(asked(number)) for number in range(num_iterations)]
+    return of_sweeps(num_steps, widths, lambda number: sweep(number, asked(number)))
 
 
 def _rule(num_steps: int) -> Rule:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,8 +14,9 @@ from ...kernels.common.clamping import range_of
 from ...kernels.secant_sweep.table import LOCAL, Interpolation, SecantTable, SecantWave, around, step_numbers
 from ...schedulers.steps import TensorSpec, fine_step, first_order
 from ...schedulers.table import NoiseTable
-from ..fixed_point.grid import look_back_of, propagation, responses
+from ..fixed_point.grid import by_wave, look_back_of, propagation, responses
 from ..fixed_point.program import Sweeps
+from ..on_demand import mapped
 
 # Bound of |x0's response that secants add to the expected one|. At high noise the network's output is the noise in x,
 # so that x0 may move by sigma / alpha of what x moves by; 20 where alpha is nearly zero.
@@ -79,8 +82,8 @@ def secant_table(
         growth=spec.column(_growth(noise, gain)),
         weight=(at_end / torch.cat([level, at_end])).to(spec.device, spec.dtype)[:, None],
         reach=reach,
-        rows=tuple(torch.tensor(positions, device=spec.device) for positions in program.positions),
-        waves=_waves(noise, program, spec),
+        rows=mapped(partial(torch.tensor, device=spec.device), program.positions),
+        waves=by_wave(program, partial(_waves, noise, program, spec)),
         history=history,
         regularisation=regularisation,
         numbers=step_numbers([*steps_of, response, largest, smallest, momentum, spread, reach]),
@@ -108,12 +111,11 @@ def _growth(noise: NoiseTable, gain: Tensor) -> Tensor:
     return torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
-def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> dict[int, SecantWave]:
+def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> Iterator[tuple[int, SecantWave]]:
     # along the angle the output is smoother than along the steps or along the log-SNR
     way = torch.atan2(noise.sigma, noise.alpha)
     if not bool((way.diff() < -1e-9).all()):
         way = -torch.arange(noise.num_steps, dtype=torch.float64, device="cpu")
-    found: dict[int, SecantWave] = {}
     seen: set[int] = set()
     positions: tuple[int, ...] = ()
 
@@ -146,20 +148,22 @@ def _waves(noise: NoiseTable, program: Sweeps, spec: TensorSpec) -> dict[int, Se
         next_rows = torch.full((noise.num_steps + 1,), -1, dtype=torch.int32, device="cpu")
         following = program.positions[number + 1] if number + 1 < len(program) else ()
         next_rows[list(following)] = torch.arange(len(following), dtype=torch.int32, device="cpu")
-        found[number] = SecantWave(
-            first,
-            index(list(positions)),
-            between,
-            index(new),
-            index([positions[row] for row in new]),
-            full,
-            around(positions, new, nodes, *of_nodes, noise.num_steps).to(spec.device, spec.dtype),
-            index(list(following)) if following else None,
-            next_rows.to(spec.device),
+        yield (
+            number,
+            SecantWave(
+                first,
+                index(list(positions)),
+                between,
+                index(new),
+                index([positions[row] for row in new]),
+                full,
+                around(positions, new, nodes, *of_nodes, noise.num_steps).to(spec.device, spec.dtype),
+                index(list(following)) if following else None,
+                next_rows.to(spec.device),
+            ),
         )
         seen |= set(positions)
         positions = ()
-    return found
 
 
 def cubic(nodes: Tensor, points: Tensor) -> Tensor:

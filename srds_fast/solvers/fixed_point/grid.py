@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +16,12 @@ from ...kernels.common.look_back import LookBack
 from ...kernels.fixed_point_wave import Scan, ScanStep, Sweep, Table, step_numbers
 from ...schedulers.steps import TensorSpec, fine_step, first_order
 from ...schedulers.table import NoiseTable
+from ..on_demand import OnDemand, mapped
+from ..program import LongProgram
 from .parameters import Parameters
 from .program import Sweeps
 
+Made = TypeVar("Made")
 # a step that gains less than this of x0 goes from a level to the same one
 SMALLEST_GAIN = 1e-9
 # with larger weights than this, what earlier points add is computed in float64: the terms of UniPC with
@@ -50,7 +56,7 @@ def grid_of(
     momentum, spread = (
         None if each is None or look_back is not None else spec.column(each) for each in (noise.momentum, noise.spread)
     )
-    rows = tuple(torch.tensor(positions, device=spec.device) for positions in program.positions)
+    rows = mapped(partial(torch.tensor, device=spec.device), program.positions)
     # standard deviations of the states, for data of deviation 1
     arrives = noise.alpha_next[-1:] ** 2 + noise.sigma_next[-1:] ** 2
     level = torch.cat([noise.alpha**2 + noise.sigma**2, arrives]).sqrt()
@@ -64,7 +70,7 @@ def grid_of(
         scan,
         (level[-1] / level).to(spec.device, spec.dtype)[:, None],
         rows,
-        _sweeps(program, spec, rows, slides=options.window is not None),
+        by_wave(program, partial(_sweeps, program, spec, rows, slides=options.window is not None)),
         options.history,
         options.regularisation,
         MIXINGS,
@@ -143,8 +149,17 @@ def propagation(noise: NoiseTable, data_std: float | None) -> Tensor:
     return found
 
 
-def _sweeps(program: Sweeps, spec: TensorSpec, rows: tuple[Tensor, ...], *, slides: bool) -> dict[int, Sweep]:
-    found: dict[int, Sweep] = {}
+def by_wave(program: Sweeps, make: Callable[[], Iterator[tuple[int, Made]]]) -> Mapping[int, Made] | Sequence[Made]:
+    """What each sweep needs, by the number of its last wave; of long programs on demand.
+
+    make: the numbers, and what is needed, in order.
+    """
+    if not isinstance(program, LongProgram):
+        return dict(make())
+    return OnDemand(len(program), lambda: (each for _, each in make()))
+
+
+def _sweeps(program: Sweeps, spec: TensorSpec, rows: Sequence[Tensor], *, slides: bool) -> Iterator[tuple[int, Sweep]]:
     positions: tuple[int, ...] = ()
     for number, wave in enumerate(program):
         positions += program.positions[number]
@@ -158,6 +173,5 @@ def _sweeps(program: Sweeps, spec: TensorSpec, rows: tuple[Tensor, ...], *, slid
                 rows_of_next[list(following)] = torch.arange(len(following), dtype=torch.int32, device="cpu")
             rows_of_next = rows_of_next.to(spec.device)
         at = torch.tensor(positions, device=spec.device)
-        found[number] = Sweep(positions[0], positions[-1], at, next_positions, rows_of_next)
+        yield number, Sweep(positions[0], positions[-1], at, next_positions, rows_of_next)
         positions = ()
-    return found

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 from ...caches import cached
-from ..program import Boundary, Program, Row, Wave
+from ..on_demand import OnDemand
+from ..program import Boundary, LongProgram, Program, Row, Wave
+
+# A program with more rows than this is made while it runs: all at once, its rows would take 5 microseconds each.
+LONG = 2**18
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,31 @@ class Sweeps(Program):
     def exact_iteration(self) -> int:
         return self.num_steps
 
-    @cached_property
-    def final_steps(self) -> tuple[int, ...]:
-        """As of `Program`: those before the first row of the next sweep, or of the one that a wave is a part of."""
+    def _final_steps(self) -> Iterator[int]:
+        """Those before the first row of the next sweep, or of the one that a wave is a part of."""
         starts: dict[int, int] = {}
-        for wave in self.waves:
-            starts.setdefault(wave.rows[0].iteration, wave.rows[0].position)
-        return (*(starts[wave.rows[0].iteration] for wave in self.waves[1:]), self.num_steps)
+        for number, wave in enumerate(self.waves):
+            begin = starts.setdefault(wave.rows[0].iteration, wave.rows[0].position)
+            if number:
+                yield begin
+        yield self.num_steps
+
+
+@dataclass(frozen=True)
+class LongSweeps(Sweeps, LongProgram):
+    """Sweeps whose waves are made when a run comes to them; cut into narrower ones, they are made at once."""
+
+    def _cut(self, sizes: list[Sequence[int]]) -> Sweeps:
+        return Sweeps(self.num_steps, self.bounds, self.num_iterations, tuple(self._parts(sizes)))
+
+
+def of_sweeps(num_steps: int, widths: Sequence[int], sweep: Callable[[int], Wave]) -> Sweeps:
+    """A program of sweeps over the whole grid. widths: rows of each; sweep: makes the one with a number."""
+    count = len(widths)
+    if sum(widths) <= LONG:
+        return Sweeps(num_steps, (0, num_steps), count, tuple(map(sweep, range(count))))
+    waves = OnDemand(count, lambda: map(sweep, range(count)))
+    return LongSweeps(num_steps, (0, num_steps), count, waves, tuple(widths))
 
 
 @cached
@@ -36,8 +57,8 @@ def fixed_point(num_steps: int, num_iterations: int) -> Sweeps:
 
     After wave k the points 0 .. k + 1 are exact, and leave the program: N waves are the sequential sampler.
     """
-    waves = tuple(_sweep(number, tuple(range(number, num_steps))) for number in range(num_iterations))
-    return Sweeps(num_steps, (0, num_steps), num_iterations, waves)
+    widths = [num_steps - number for number in range(num_iterations)]
+    return of_sweeps(num_steps, widths, lambda number: sweep(number, range(number, num_steps)))
 
 
 @cached
@@ -47,7 +68,7 @@ def windows(num_steps: int, window: int) -> Sweeps:
     Wave i is the window that begins at step i. A run that slides further leaves waves out. The sample is complete after
     the last.
     """
-    waves = [_sweep(start, tuple(range(start, min(start + window, num_steps)))) for start in range(num_steps)]
+    waves = [sweep(start, range(start, min(start + window, num_steps))) for start in range(num_steps)]
     waves[:-1] = [Wave(wave.rows, ()) for wave in waves[:-1]]
     return Sweeps(num_steps, (0, num_steps), num_steps, tuple(waves))
 
@@ -56,10 +77,11 @@ def of_widths(num_steps: int, widths: Sequence[int]) -> Sweeps:
     """A wave for each number of rows, spread over the grid: to measure what network calls cost."""
     waves = []
     for number, width in enumerate(widths):
-        waves.append(_sweep(number, tuple(sorted(index * num_steps // width for index in range(width)))))
+        waves.append(sweep(number, sorted(index * num_steps // width for index in range(width))))
     return Sweeps(num_steps, (0, num_steps), len(waves), tuple(waves))
 
 
-def _sweep(number: int, positions: tuple[int, ...]) -> Wave:
+def sweep(number: int, positions: Iterable[int]) -> Wave:
+    """The sweep with a number, which asks at these positions."""
     rows = tuple(Row(number, 0, position, position, coarse=False, fine=True) for position in positions)
     return Wave(rows, (Boundary(number + 1, 1),))

@@ -48,6 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     except (SrdsFastError, OSError) as error:
         if args.verbose:
             traceback.print_exc()
-        print(f"srds-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"srds-fast: {' '.join(_told(error).split())}", file=sys.stderr)
         return FAILED if isinstance(error, DivergenceError | CaptureFailed) else USER_MISTAKE
     return 0
+
+
+def _told(error: Exception) -> str:
+    """What is printed of an error. Python's own text of a file that fails has a number and no advice."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename} cannot be read or written: {error.strerror}. Name another file or folder."
+    return str(error)

@@ -125,8 +125,9 @@ def _demo(commands: Any) -> None:
         commands,
         "demo",
         "show what this machine gains",
-        "Times one image against the pipeline's own call, in turn, and says when the warm-up has paid back. Writes a\n"
-        "contact sheet and a plot. With --method it shows how that method converges, iteration by iteration.",
+        "Times one image and one decision of a robot policy against the loops of these models, in turn, and says when\n"
+        "the first calls have paid back. Writes a contact sheet and a plot of the image. With --method it shows how\n"
+        "that method converges, iteration by iteration.",
         "demo",
         "demo --method srds --batch 10      # every iteration of ten digits",
     )
@@ -245,7 +246,7 @@ TOLERANCE = "bound of the mean absolute difference to the sequential latents, pe
 
 
 def _method(add: Any, several: bool = False) -> None:
-    about = "auto: the fastest here; srds, collocation, ...: a wrong name lists all"
+    about = "auto: the fastest here; or a method, such as srds (an unknown name lists all)"
     if several:
         _option(add, "--method", "NAME", f"{about}; repeat it to compare several", _names, action="extend")
     else:
@@ -263,9 +264,9 @@ def _settings(add: Any) -> None:
 def _waves(add: Any) -> None:
     about = "of srds: number of blocks that the steps are cut into (chosen by the plan)"
     _option(add, "--blocks", "B", about, POSITIVE, "num_blocks")
-    _option(add, "--coarse-solver", "G", "of srds: 2m, ddim or auto (auto)")
+    _option(add, "--coarse-solver", "G", "of srds: the jump across a block, 2m, ddim or auto (auto)")
     _option(add, "--in-flight", "K", "of srds: iterations that run at the same time (chosen by the plan)", POSITIVE)
-    _option(add, "--max-rows", "R", "most rows in a wave; memory grows with it", POSITIVE)
+    _option(add, "--max-rows", "R", "most rows, evaluations of the network, in a wave; memory grows with it", POSITIVE)
 
 
 def _option(

@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             found = fast.plan_for(num_inference_steps=steps)
     print(found)
     if settings["method"] == AUTO and found.prediction is None:
-        print("\nNothing was measured. This plan is taken when costs are not known. Give a --prompt to measure them.")
+        advice = "Leave --unmeasured out" if args.unmeasured else "Give a --prompt"
+        print(f"\nNothing was measured. This plan is taken when costs are not known. {advice} to measure them.")
     if args.save is not None:
         found.save(args.save)
         print(f"\n{args.save}")

@@ -306,7 +306,7 @@ class Exploration:
         else:
             self._choice = doubted
             why = f"{name} was kept, as its last calls were not slower than the sequential loop"
-        self._why = f"{why}; the sequential loop took {1e3 * seconds:.3g} ms"
+        self._why = f"{why}; the sequential loop took {duration(seconds)}"
 
     def _slower(self) -> str | None:
         """In what the last calls of the choice were slower than the loops; None if they were not."""
@@ -412,9 +412,12 @@ class Exploration:
             for key, name in loops
             if key in self._seconds and self._choice not in (STOCK, self._sequential)
         ]
-        times = ", ".join(f"{self._name(key)} {1e3 * self._estimate(key):.3g}" for key in self._seconds)
+        took = {self._name(key): self._estimate(key) for key in self._seconds}
+        times = "; ".join(
+            f"{name}: {duration(each) if each < math.inf else 'not finished'}" for name, each in took.items()
+        )
         why = " and ".join(faster) or f"nothing else took less than {WORTH:.0%} of its time"
-        return f"{why}, timed in {counted(self.calls, 'call')}; ms: {times}"
+        return f"{why}, timed in {counted(self.calls, 'call')} ({times})"
 
     def _name(self, key: Hashable) -> str:
         plan = self._ways[key]

@@ -42,7 +42,7 @@ class FirstStop:
         self._calls += 1
         seen, quantile = len(self._ratios), self.quantile
         if quantile is None:
-            rule = f"by the estimated error; learn_stop has seen {seen} of the {FEWEST} samples that it needs"
+            rule = f"by the estimated error; {seen} of {FEWEST} samples that learn_stop needs were seen"
             return contraction, rule
         if self._calls % REFRESHED_EVERY == 0:
             rule = "by the estimated error, but not after iteration 1: this call measures what comes after it"

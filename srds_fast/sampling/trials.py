@@ -27,7 +27,7 @@ from ..solvers.contract import Checkpoint, Evaluate
 from ..solvers.convergence import estimated_error
 from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import Report
-from ..words import counted
+from ..words import counted, duration
 
 # iterations that an audited run goes on after it would have stopped
 FURTHER = 3
@@ -64,7 +64,7 @@ def cut_off(advance: Advance, sequential_seconds: float) -> Advance:
             nonlocal waves
             limit = sequential_seconds * (1.0 if waves == 1 else LOST)
             if waves and not run.plan.is_sequential and clock.since(begun, "the seconds of the first waves") > limit:
-                raise TooSlow(f"its first {counted(waves, 'wave')} took longer than {1e3 * limit:.3g} ms")
+                raise TooSlow(f"its first {counted(waves, 'wave')} took longer than {duration(limit)}")
             waves += 1
             return evaluate(wave)
 

@@ -508,6 +508,17 @@ def test_a_run_that_fails_ends_with_1(capsys: Capture, monkeypatch: Patch) -> No
     assert complaint(capsys) == "srds-fast: The network returned NaN."
 
 
+def test_a_file_that_fails_is_named_without_a_number(capsys: Capture, monkeypatch: Patch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "image.png")
+
+    monkeypatch.setattr(srds_fast.cli.generate, "open_for", full)
+    assert main(["generate"]) == USER_MISTAKE
+    assert complaint(capsys) == (
+        "srds-fast: image.png cannot be read or written: No space left on device. Name another file or folder."
+    )
+
+
 def test_verbose_shows_where_the_error_came_from(capsys: Capture) -> None:
     assert main(["generate", "--model", "nowhere", "--verbose"]) == 2
     error = capsys.readouterr().err

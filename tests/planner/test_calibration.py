@@ -131,7 +131,7 @@ def test_calibration_chooses_the_sequential_sampler_where_rows_are_dear(pipe: An
 @pytest.mark.parametrize(
     ("settings", "wrong", "why"),
     [
-        ({}, {"callback_on_step_end": lambda p, i, t, kwargs: kwargs}, "driven"),
+        ({}, {"callback_on_step_end": lambda p, i, t, kwargs: kwargs}, "for every sample of every plan"),
         ({"method": "paradigms"}, {"num_samples": 1}, "slides"),
         ({}, {"num_samples": 0}, "num_samples"),
         ({}, {"quantile": 0.0}, "quantile"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .. import telemetry
@@ -19,6 +19,7 @@ from ..engine import cancellation
 from ..engine.cancellation import Watch
 from ..engine.compiled import AUTO
 from ..engine.distributed import call as distributed
+from ..engine.distributed.call import SharedCall
 from ..engine.merging.rule import Call
 from ..engine.run import Observer
 from ..errors import InvalidArgument
@@ -70,13 +71,12 @@ def stock_call(
     warn_fallback(fast, "in its own loop, without srds_fast", reason)
     left_out = [f"{name} has no effect: the pipeline's own loop does not use it" for name in own]
     reported = {"fallback_reason": reason, "left_out": left_out}
-    if (shared := distributed.current()) is not None and hasattr(type(state.original), "interrupt"):
-        twin = shallow_copy(state.original, with_shared_mark(type(state.original), shared))
-        try:
-            with _looked_at(fast, running):
+    if (shared := distributed.current()) is not None:
+        with _looked_at(fast, running), _twin(fast, {}, lambda: None, shared) as twin:
+            try:
                 return _called(fast, twin, args, kwargs, arguments, **reported)
-        finally:  # what the loop leaves on the pipeline
-            vars(state.original).update(own_attributes(twin))
+            finally:  # what the loop leaves on the pipeline
+                vars(state.original).update(own_attributes(twin))
     with state.interrupts.on_pipeline_itself(running), _looked_at(fast, running):
         return _called(fast, state.original, args, kwargs, arguments, **reported)
 
@@ -149,7 +149,7 @@ def chosen_stock_call(
     watch = cancellation.current()
     assert watch is not None  # a call of a pipeline has one
     waves = _StockWaves(watch, interrupts=False)
-    shared, cls = distributed.current(), type(fast.original)
+    shared = distributed.current()
 
     def stepped() -> None:
         waves.stepped()
@@ -162,7 +162,7 @@ def chosen_stock_call(
             fast,
             {**tokenizers, **own_guiders(fast), **waves.parts(fast)},
             stepped,
-            cls if shared is None else with_shared_mark(cls, shared),
+            shared,
         ) as twin,
     ):
         previews = None if observer is None else StockPreviews(observer)
@@ -192,31 +192,45 @@ def _called(
 
 
 @contextmanager
-def _twin(fast: Any, parts: dict[str, Any], stepped: Callable[[], None], cls: type | None = None) -> Iterator[Any]:
+def _twin(
+    fast: Any, parts: dict[str, Any], stepped: Callable[[], None], shared: SharedCall | None = None
+) -> Iterator[Any]:
     """A shallow copy of the pipeline with these parts and its own scheduler, which calls `stepped` after each step.
 
-    cls: of the copy; None: the pipeline's own.
+    shared: several ranks run the loop. Each goes on from the sample of rank 0 after every step, and they end early at
+    the same step: so all have the same sample, whatever has happened on one of them.
 
     Behind the block it does so no more: the function that does holds the scheduler, and the call the copy. What was
     recorded or cached on them would stay in memory until the collector comes.
     """
-    scheduler = copy_scheduler(fast.scheduler)
+    scheduler, cls = copy_scheduler(fast.scheduler), type(fast.original)
     step, own = scheduler.step, dict(vars(scheduler))
 
     @functools.wraps(step)  # pipelines look at its signature
     def step_and_tell(*args: Any, **kwargs: Any) -> Any:
         found = step(*args, **kwargs)
+        if shared is not None:
+            found = _of_first(found, shared)
         stepped()
         return found
 
     scheduler.step = step_and_tell
     try:
-        yield shallow_copy(fast, type(fast.original) if cls is None else cls, **parts, scheduler=scheduler)
+        yield shallow_copy(fast, cls if shared is None else with_shared_mark(cls, shared), **parts, scheduler=scheduler)
     finally:
         if "step" in own:
             scheduler.step = own["step"]
         else:
             del scheduler.step
+
+
+def _of_first(found: Any, shared: SharedCall) -> Any:
+    """What a scheduler's step has returned, with the sample of rank 0."""
+    if isinstance(found, tuple) and isinstance(found[0], Tensor):
+        return (shared.take(found[0]), *found[1:])
+    if isinstance(found, dict) and isinstance(found.get("prev_sample"), Tensor):
+        found["prev_sample"] = shared.take(found["prev_sample"])
+    return found
 
 
 @dataclass(frozen=True)
@@ -245,7 +259,11 @@ class TimedStockLoop:
 
         parts = {**self.parts, **without_progress_bar(self.fast), **waves.parts(self.fast)}
         (args, kwargs), draws = with_own_draws(self.fast, self.args, self.kwargs, self.arguments)
-        with _twin(self.fast, parts, stepped) as twin, draws or nullcontext(), ExitStack() as timed:
+        with (
+            _twin(self.fast, parts, stepped, distributed.current()) as twin,
+            draws or nullcontext(),
+            ExitStack() as timed,
+        ):
             call = type(twin).__call__
             bound = inspect.signature(call).bind(twin, *args, **kwargs)
             bound.arguments.update(undecoded(self.fast))

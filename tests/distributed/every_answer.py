@@ -25,7 +25,8 @@ def images(name: str, **more: Any) -> Callable[..., dict[str, Any]]:
     def case(method: str, *, exact: bool) -> dict[str, Any]:
         pipe, call = pipeline(name)
         if scheduler is not None:
-            pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+            pipe = type(pipe)(**{**pipe.components, "scheduler": scheduler.from_config(pipe.scheduler.config)})
+            pipe.set_progress_bar_config(disable=True)
         call = {**call, **more, "num_inference_steps": STEPS}
         if name == "ddim":
             call["output_type"] = "pt"

@@ -225,7 +225,7 @@ def show_faults(size: int) -> int:
     bad = 0
     shown(f"{size} ranks: faults at every network call on every rank; none hangs", [], COLUMNS)
     for run in (*(partial(faults, way) for way in WAYS), differences):
-        by_rank = forked(size, 120, run)
+        by_rank = forked(size, 3600, run)
         if len(by_rank) < size:
             print(f"{size - len(by_rank)} ranks did not come to their end: {run}")
             return bad + 1

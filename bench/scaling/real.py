@@ -51,7 +51,13 @@ STEPS = (50, 100)
 # one process of one thread, the same of two threads, two processes of one thread
 ALONE, THREADS, RANKS = "one thread", "two threads", "two processes"
 HOWS = {ALONE: (1, None), THREADS: (2, None), RANKS: (1, "auto")}
-METHODS = ("sequential", "srds (default)", "srds, as published", "collocation (default), stops itself", "chords, 8 cores")
+METHODS = (
+    "sequential",
+    "srds (default)",
+    "srds, as published",
+    "collocation (default), stops itself",
+    "chords, 8 cores",
+)
 GATHERED = (2**8, 2**20)  # bytes of a unit, to see latency and bandwidth
 Row = dict[str, Any]
 

@@ -139,8 +139,8 @@ def with_shared_mark(cls: type, shared: SharedCall) -> type:
 
 
 def own_attributes(twin: Any) -> dict[str, Any]:
-    """Those of a pipeline, but for the mark."""
-    return {name: value for name, value in vars(twin).items() if name != NAME}
+    """Those that a call has left on the copy of a pipeline, but for the mark and the scheduler."""
+    return {name: value for name, value in vars(twin).items() if name not in (NAME, "scheduler")}
 
 
 _of: dict[int, Interrupts] = {}  # by identity of the pipeline, until that is collected

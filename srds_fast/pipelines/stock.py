@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .. import telemetry
@@ -18,6 +18,7 @@ from ..engine import cancellation
 from ..engine.cancellation import Watch
 from ..engine.compiled import AUTO
 from ..engine.distributed import call as distributed
+from ..engine.distributed.call import SharedCall
 from ..engine.merging.rule import Call
 from ..engine.run import Observer
 from ..errors import InvalidArgument
@@ -67,13 +68,12 @@ def stock_call(
     warn_fallback(fast, "in its own loop, without srds_fast", reason)
     left_out = [f"{name} has no effect: the pipeline's own loop does not use it" for name in own]
     reported = {"fallback_reason": reason, "left_out": left_out}
-    if (shared := distributed.current()) is not None and hasattr(type(state.original), "interrupt"):
-        twin = shallow_copy(state.original, with_shared_mark(type(state.original), shared))
-        try:
-            with _looked_at(fast, running):
+    if distributed.current() is not None:
+        with _looked_at(fast, running), _twin(fast, {}, None, lambda: None) as twin:
+            try:
                 return _called(fast, twin, args, kwargs, **reported)
-        finally:  # what the loop leaves on the pipeline
-            vars(state.original).update(own_attributes(twin))
+            finally:  # what the loop leaves on the pipeline
+                vars(state.original).update(own_attributes(twin))
     with state.interrupts.on_pipeline_itself(running), _looked_at(fast, running):
         return _called(fast, state.original, args, kwargs, **reported)
 
@@ -128,39 +128,52 @@ class _StockWaves:
 
 @contextmanager
 def _twin(
-    fast: Any,
-    parts: dict[str, Any],
-    watch: Watch,
-    stepped: Callable[[], None],
-    cls: type | None = None,
-    *,
-    interrupts: bool,
+    fast: Any, parts: dict[str, Any], watch: Watch | None, stepped: Callable[[], None], *, interrupts: bool = False
 ) -> Iterator[Any]:
     """A shallow copy of the pipeline with these parts and its own scheduler, which calls `stepped` after each step.
 
-    cls: of the copy; None: the pipeline's own. Its networks look whether the call is to end, where somebody asks.
-    interrupts: also by `_interrupt`.
+    watch: its networks look whether the call is to end, where somebody asks; None: they do not. interrupts: also by
+    `_interrupt`.
+
+    Where several ranks run the loop, each goes on from the sample of rank 0 after every step, and they end early at
+    the same step: so all have the same sample, whatever has happened on one of them.
 
     Behind the block the scheduler calls nothing: the function that does holds the scheduler, and the call the copy.
     What was recorded or cached on them would stay in memory until the collector comes.
     """
-    waves = _StockWaves(watch, interrupts=interrupts)
-    networks = {name: NetworkProxy(each, waves) for name, each in networks_of(fast).items()} if watch.asks else {}
+    if watch is not None and watch.asks:
+        waves = _StockWaves(watch, interrupts=interrupts)
+        parts = {**parts, **{name: NetworkProxy(each, waves) for name, each in networks_of(fast).items()}}
+        each_step = [waves.stepped, stepped]
+    else:
+        each_step = [stepped]
+    shared, cls = distributed.current(), type(fast.original)
     scheduler = copy_scheduler(fast.scheduler)
     step = scheduler.step
 
     @functools.wraps(step)  # pipelines look at its signature
     def step_and_tell(*args: Any, **kwargs: Any) -> Any:
         found = step(*args, **kwargs)
-        waves.stepped()
-        stepped()
+        if shared is not None:
+            found = _of_first(found, shared)
+        for tell in each_step:
+            tell()
         return found
 
     scheduler.step = step_and_tell
     try:
-        yield shallow_copy(fast, cls or type(fast.original), **parts, **networks, scheduler=scheduler)
+        yield shallow_copy(fast, cls if shared is None else with_shared_mark(cls, shared), **parts, scheduler=scheduler)
     finally:
         del scheduler.step
+
+
+def _of_first(found: Any, shared: SharedCall) -> Any:
+    """What a scheduler's step has returned, with the sample of rank 0."""
+    if isinstance(found, tuple) and isinstance(found[0], Tensor):
+        return (shared.take(found[0]), *found[1:])
+    if isinstance(found, dict) and isinstance(found.get("prev_sample"), Tensor):
+        found["prev_sample"] = shared.take(found["prev_sample"])
+    return found
 
 
 def chosen_stock_call(
@@ -175,7 +188,7 @@ def chosen_stock_call(
 
     observer: of a stream.
     """
-    shared, cls = distributed.current(), type(fast.original)
+    shared = distributed.current()
 
     def stepped() -> None:
         if shared is None and running.is_asked():
@@ -183,14 +196,7 @@ def chosen_stock_call(
 
     with (
         fast._srds.tokenizers.borrow(fast) as tokenizers,
-        _twin(
-            fast,
-            {**tokenizers, **own_guiders(fast)},
-            _watch(),
-            stepped,
-            cls if shared is None else with_shared_mark(cls, shared),
-            interrupts=False,
-        ) as twin,
+        _twin(fast, {**tokenizers, **own_guiders(fast)}, _watch(), stepped) as twin,
     ):
         previews = None if observer is None else StockPreviews(observer)
         if previews is not None:

@@ -329,7 +329,7 @@ class _StockLoop:
                 watch.wave(1, step)
             m = self.denoiser(loop.scaled(x), t.to(x.device).expand(len(x)), **self.cond)
             turned(step, x, m)
-            x = loop.step(m, x)
+            x = distributed.of_first(loop.step(m, x))
         return x
 
     def seconds(self, turns: int) -> float:

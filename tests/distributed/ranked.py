@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -59,13 +60,18 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 def pipeline(name: str) -> tuple[Any, dict[str, Any]]:
-    make, call = tiny.PIPELINES[name]
-    pipe = make()
+    """A pipeline in float64, the same for all checks, and a call of it."""
+    return _pipe(name), {**tiny.PIPELINES[name][1], "num_inference_steps": STEPS, "output_type": "latent"}
+
+
+@functools.cache
+def _pipe(name: str) -> Any:
+    pipe = tiny.PIPELINES[name][0]()
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.double()
     pipe.set_progress_bar_config(disable=True)
-    return pipe, {**call, "num_inference_steps": STEPS, "output_type": "latent"}
+    return pipe
 
 
 def latents(pipe: Any, call: dict[str, Any], seed: int | None = 3) -> Tensor:

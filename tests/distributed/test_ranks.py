@@ -29,7 +29,7 @@ def launched(ranks: int, folder: Path, *checks: str) -> dict[int, dict[str, Any]
     given = [sys.executable, "-m", *command, str(WORKER), str(folder), *checks]
     # the machine may not know its own name
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    ran = subprocess.run(given, env=environment, capture_output=True, text=True, timeout=900)
+    ran = subprocess.run(given, env=environment, capture_output=True, text=True, timeout=3600)
     found = {int(path.stem): json.loads(path.read_text()) for path in folder.glob("*.json")}
     assert found, ran.stderr[-4000:]
     return found

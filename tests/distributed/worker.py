@@ -36,7 +36,7 @@ def group(timeout: float) -> Iterator[None]:
 def main(folder: str, *names: str) -> None:
     diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    with group(3 if set(names) & {"killed", "asleep"} else 120):
+    with group(3 if set(names) & {"killed", "asleep"} else 3600):
         found = {}
         for name in names or CHECKS:
             try:

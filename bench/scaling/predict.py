@@ -51,7 +51,9 @@ def ways(steps: int) -> tuple[list[Way], list[str]]:
         point = next((point for point in each["points"] if point["difference"] <= BOUND), None)
         made = None if point is None else _way(each["method"], steps, point)
         if made is None:
-            left_out.append(f"{each['method']}: {'not near enough' if point is None else 'its window slides by values'}")
+            left_out.append(
+                f"{each['method']}: {'not near enough' if point is None else 'its window slides by values'}"
+            )
         else:
             found.append(made)
     return found, left_out

@@ -119,8 +119,7 @@ def policy() -> Subject:
 
         inputs = SolverInputs(network=network, scaled=True)
         with distributed.sharing(ranks_of(parallel)):
-            known = price(Costs(), "policy", evaluator, one.x, noise, inputs, one.x.dtype, replayed=False)
-        return known
+            return price(Costs(), "policy", evaluator, one.x, noise, inputs, one.x.dtype, replayed=False)
 
     return Subject(call, pricing, 1, config.horizon * config.action_dim * 4)
 
@@ -248,7 +247,7 @@ def show(document: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     told = parser("bench.scaling.real", __doc__)
-    told.add_argument("--samples", type=int, default=5, help="rounds, each another sample")
+    told.add_argument("--samples", type=int, default=3, help="rounds, each another sample")
     told.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     told.add_argument("--smoke", action="store_true", help="50 steps, one round")
     options = told.parse_args(arguments)

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from srds_fast.engine.costs import Costs, gather_seconds, price
 from srds_fast.engine.distributed import call as distributed
 from srds_fast.engine.distributed.ranks import ranks_of
 from srds_fast.kernels.wave_update import NetworkInput
+from srds_fast.pipelines.dry_run import planned
+from srds_fast.planner.plan import Plan
 from srds_fast.planner.search import Pricing
 from srds_fast.sampling.rows import RowDenoiser
 from srds_fast.schedulers.verify import noise_table
@@ -51,13 +54,7 @@ STEPS = (50, 100)
 # one process of one thread, the same of two threads, two processes of one thread
 ALONE, THREADS, RANKS = "one thread", "two threads", "two processes"
 HOWS = {ALONE: (1, None), THREADS: (2, None), RANKS: (1, "auto")}
-METHODS = (
-    "sequential",
-    "srds (default)",
-    "srds, as published",
-    "collocation (default), stops itself",
-    "chords, 8 cores",
-)
+METHODS = ("sequential", "srds (default)", "srds, as published", "collocation (default), stops itself")
 GATHERED = (2**8, 2**20)  # bytes of a unit, to see latency and bandwidth
 Row = dict[str, Any]
 
@@ -82,18 +79,19 @@ def digits_under_guidance() -> Subject:
     """The bundled pipeline: two guidance branches a row."""
     workload = digits()
 
+    @cache
+    def compiled(plan: Plan, parallel: Any) -> Any:
+        return srds_fast.compile(workload.pipe, plan=plan, parallel=parallel)
+
     def call(way: Way, parallel: Any, sample: int) -> Report:
-        fast = srds_fast.compile(workload.pipe, plan=way.plan, parallel=parallel, engine="auto")
+        fast = compiled(way.plan, parallel)
         fast(**workload.arguments(way.plan.num_inference_steps, sample))
-        assert fast.report is not None
-        return fast.report
+        report: Report = fast.report
+        return report
 
     def pricing(steps: int, parallel: Any) -> Pricing:
         fast = srds_fast.compile(workload.pipe, explore=0.0, parallel=parallel)
-        fast.plan_for(**workload.arguments(steps), measure=True)
-        session = fast._srds.last.session
-        assert session is not None
-        return session.price()
+        return planned(fast, (), workload.arguments(steps)).price()
 
     return Subject(call, pricing, 2, 4 * 8 * 8 * 4)
 
@@ -121,8 +119,7 @@ def policy() -> Subject:
 
         inputs = SolverInputs(network=network, scaled=True)
         with distributed.sharing(ranks_of(parallel)):
-            known = price(Costs(), "policy", evaluator, one.x, noise, inputs, one.x.dtype, replayed=False)
-        return known
+            return price(Costs(), "policy", evaluator, one.x, noise, inputs, one.x.dtype, replayed=False)
 
     return Subject(call, pricing, 1, config.horizon * config.action_dim * 4)
 
@@ -177,7 +174,7 @@ def _row(way: Way, found: dict[str, list[tuple[float, float]]], pricing: dict[st
     return {**row, "predicted_over_one thread": alone / together}
 
 
-def measurements(samples: int, smoke: bool) -> Iterator[dict[str, Any]]:
+def measurements(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All that rank 0 knows so far, after every method."""
     document: dict[str, Any] = {"networks": {}, "results": []}
     with distributed.sharing(ranks_of("auto")) as shared:
@@ -186,8 +183,10 @@ def measurements(samples: int, smoke: bool) -> Iterator[dict[str, Any]]:
     few, many = (2 * each for each in GATHERED)
     document["gather"] = {"latency": small, "bandwidth": (many - few) / 2 / max(1e-9, large - small)}
     for name, make in SUBJECTS.items():
+        if name not in options.subjects:
+            continue
         subject = make()
-        for steps in STEPS[:1] if smoke else STEPS:
+        for steps in STEPS[:1] if options.smoke else STEPS:
             pricing = priced(subject, steps)
             found, _ = ways(steps)
             chosen = [way for way in found if way.name in METHODS and way.plan.num_inference_steps == steps]
@@ -201,7 +200,7 @@ def measurements(samples: int, smoke: bool) -> Iterator[dict[str, Any]]:
                     "outside": pricing[ALONE].overhead(chosen[0].plan, 1) / steps,
                 }
             for way in chosen:
-                times = rounds(subject, way, samples)
+                times = rounds(subject, way, options.samples)
                 if dist.get_rank() == 0:
                     document["results"].append({"subject": name, "steps": steps, **_row(way, times, pricing)})
                 yield document
@@ -212,7 +211,7 @@ def worker(rank: int, folder: str, options: argparse.Namespace) -> None:
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=600))
     try:
-        for document in measurements(options.samples, options.smoke):
+        for document in measurements(options):
             if rank == 0:
                 about = {"commit": revision(Path(__file__).parents[2]), "samples": options.samples}
                 write(options.json, **about, **document)
@@ -248,7 +247,8 @@ def show(document: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     told = parser("bench.scaling.real", __doc__)
-    told.add_argument("--samples", type=int, default=5, help="rounds, each another sample")
+    told.add_argument("--samples", type=int, default=3, help="rounds, each another sample")
+    told.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     told.add_argument("--smoke", action="store_true", help="50 steps, one round")
     options = told.parse_args(arguments)
     if options.smoke:

@@ -9,6 +9,7 @@ from importlib import import_module
 
 from ..errors import CaptureFailed, DivergenceError, SrdsFastError
 from .arguments import STDOUT, USER_MISTAKE, parsed
+from .ranks import is_first, sharing
 
 FAILED = 1
 INTERRUPTED = 130
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parsed(sys.argv[1:] if argv is None else argv)
     try:
         with ExitStack() as opened:
+            opened.enter_context(sharing(args))
             if getattr(args, "profile", None) is not None:
                 from ..telemetry import profile_as
 
@@ -46,9 +48,11 @@ def main(argv: list[str] | None = None) -> int:
         print("srds-fast: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (SrdsFastError, OSError) as error:
-        if args.verbose:
-            traceback.print_exc()
-        print(f"srds-fast: {' '.join(_told(error).split())}", file=sys.stderr)
+        # what is wrong with the arguments, or with a call, is the same in all processes
+        if not isinstance(error, SrdsFastError) or is_first():
+            if args.verbose:
+                traceback.print_exc()
+            print(f"srds-fast: {' '.join(_told(error).split())}", file=sys.stderr)
         return FAILED if isinstance(error, DivergenceError | CaptureFailed) else USER_MISTAKE
     return 0
 

@@ -91,7 +91,7 @@ def compare(
     told(f"{request.steps} steps, the pipeline itself")
     reference = Calls(pipe).add(request).images
     every = {SEQUENTIAL: {"method": SEQUENTIAL}, **settings}
-    pipes = {f"{request.steps} steps, {name}": compile(pipe, **each) for name, each in every.items()}
+    pipes = {f"{request.steps} steps, {name}": compile(pipe, **each, parallel="auto") for name, each in every.items()}
     done = dict(zip(every, in_turn(pipes, request, rounds, told), strict=True))
     entries = []
     for name in settings:

@@ -115,16 +115,20 @@ def converge(pipe: Any, request: Request, num_iterations: int, settings: Mapping
         settings: of `compile`, with the method.
         told: what begins next, `TIMES_TOLD` times.
     """
-    fast = compile(pipe, **settings)
+    fast = compile(pipe, **settings, parallel="auto")
     plan = fast.plan_for(**request.arguments())
     told("warm-up")
     Calls(pipe).add(replace(request, steps=min(2, request.steps)))
     told("iteration by iteration")
     shown = min(num_iterations, plan.max_iterations)
     endless = {name: value for name, value in settings.items() if name != "exact"}
-    patient = compile(pipe, **{**endless, "tolerance": 0.0, "max_iterations": shown})
+    patient = compile(pipe, **{**endless, "tolerance": 0.0, "max_iterations": shown}, parallel="auto")
     program = plan.program()
     # also the warm-up of the method
     stages = [Stage(look, program.spent(look.iteration)) for look in streamed(patient, request)]
-    pipes = {"the pipeline itself": pipe, SEQUENTIAL: compile(pipe, method=SEQUENTIAL), plan.method: fast}
+    pipes = {
+        "the pipeline itself": pipe,
+        SEQUENTIAL: compile(pipe, method=SEQUENTIAL, parallel="auto"),
+        plan.method: fast,
+    }
     return Convergence(request, plan, stages, *in_turn(pipes, request, TIMED_CALLS, told))

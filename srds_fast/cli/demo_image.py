@@ -72,7 +72,7 @@ class ImagePart:
 def image(args: argparse.Namespace, pipe: Any, request: Request) -> ImagePart:
     """Warm up, time calls in turn, stream the same call, and draw both."""
     print(f"{request.steps} steps, {about(args, pipe, request.prompts, request.guidance)}.", flush=True)
-    fast = compile(pipe, **settings_of(args, request.steps))
+    fast = compile(pipe, **settings_of(args, request.steps), parallel="auto")
     with progress(3 + 2 * PAIRS) as told:
         told("warm-up of the pipeline's own call")
         Calls(pipe).add(replace(request, steps=min(2, request.steps)))

@@ -90,7 +90,7 @@ def policy_demo(steps: int = 100, device: str | torch.device = "cpu") -> PolicyD
 
     def auto(noise: Tensor) -> Tensor:
         cond = {"observation": observation}
-        found = sample(policy.denoiser, noise, scheduler, steps, cond=cond, method=AUTO)
+        found = sample(policy.denoiser, noise, scheduler, steps, cond=cond, method=AUTO, parallel="auto")
         reports.append(found.report)
         return policy.chunk(found.sample).cpu()  # the copy waits for the device
 

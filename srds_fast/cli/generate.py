@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pipe = open_for(args, steps)
     if plan is not None:
         steps = steps_for(pipe, plan)
-    fast = compile(pipe, **settings)
+    fast = compile(pipe, **settings, parallel="auto")
     request = request_of(args, prompts, steps)
     images = _called(fast, request, steps)
     args.out.mkdir(parents=True, exist_ok=True)

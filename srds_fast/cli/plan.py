@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.plot is not None and settings["method"] != AUTO:
         raise InvalidArgument("--plot was given with --method. It compares the candidates of auto. Leave one out.")
     pipe = open_for(args, steps)
-    fast = compile(pipe, **settings)
+    fast = compile(pipe, **settings, parallel="auto")
     with progress(1) as told:
         told("measuring")
         if args.calibrate is not None:
@@ -74,7 +74,7 @@ def _check(pipe: Any, found: Plan, settings: dict[str, Any], request: Request) -
     if found.prediction is None:
         raise InvalidArgument("There is no prediction to plot: the costs of this call cannot be measured before it.")
     plans = plans_of(found.prediction, found.num_inference_steps, settings, adds_noise(pipe.scheduler))
-    pipes = {candidate.name: compile(pipe, plan=plan) for candidate, plan in plans.items()}
+    pipes = {candidate.name: compile(pipe, plan=plan, parallel="auto") for candidate, plan in plans.items()}
     with progress(TIMED_CALLS * len(pipes)) as told:
         calls = in_turn(pipes, request, TIMED_CALLS, told)
     return {candidate: min(done.loop_seconds) for candidate, done in zip(plans, calls, strict=True)}

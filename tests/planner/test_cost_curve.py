@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -36,3 +37,11 @@ def test_a_curve_is_exact_where_it_was_measured_and_straight_between() -> None:
 def test_a_broken_curve_is_refused(broken: tuple[Any, Any]) -> None:
     with pytest.raises(srds_fast.InvalidArgument):
         CostCurve(*broken)
+
+
+def test_a_shared_call_costs_what_the_busiest_rank_evaluates_and_the_gather() -> None:
+    of_rank = CostCurve((1, 2, 4, 8), (1.0, 2.0, 4.0, 8.0))
+    found = of_rank.shared(ranks=4, units=2, gather=lambda units: 0.01 * units, most=8)
+    assert found.ranks == 4
+    for rows in range(1, 9):
+        assert found(rows) == pytest.approx(of_rank(math.ceil(2 * rows / 4)) + 0.02 * rows)

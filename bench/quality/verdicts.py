@@ -1,6 +1,7 @@
 """A class of diffusers, a scheduler and the methods: each call compared with the stock pipeline's, and its verdict.
 
-exact: equal to the stock result but for rounding; a call in float64 tells where float32 leaves a doubt.
+exact: equal to the stock result but for rounding. exact to rounding: the difference is larger than that, and yet no
+larger than what rounding makes of the stock loop itself, as `rounding.py` measures it.
 within: the mean absolute difference is within the tolerance. beyond: it was estimated to be, and is up to ten times as
 large. stock: the call ran on the stock loop, for the reason given. refused: `compile` raised the reason. Nothing else
 may come out: wrong, or failed, where the call raised.
@@ -8,11 +9,8 @@ may come out: wrong, or failed, where the call raised.
 
 from __future__ import annotations
 
-import copy
-import functools
-import inspect
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import diffusers
@@ -22,14 +20,15 @@ from torch import Tensor
 import srds_fast
 from bench.workloads.classes import CASES, Case, Variation
 from srds_fast.errors import SrdsFastError, UnsupportedScheduler
-from srds_fast.schedulers.reader import InFloat64
 from srds_fast.solvers.registry import BY_NAME, SEQUENTIAL
+from srds_fast.telemetry.report import Report
 
-EXACT, WITHIN, BEYOND, STOCK, REFUSED = "exact", "within", "beyond", "stock", "refused"
+from .rounding import relative, rounding
+
+EXACT, ROUNDED, WITHIN, BEYOND, STOCK, REFUSED = "exact", "exact to rounding", "within", "beyond", "stock", "refused"
 WRONG, FAILED = "wrong", "failed"
-# of the largest value, in float32; and in float64, where steps or network enlarge rounding. Coefficients that a
-# scheduler keeps in float32 stay so
-ROUNDING, ROUNDING_64 = 1e-5, 1e-6
+# of the largest value, in float32
+ROUNDING = 1e-5
 # a difference in float32 that may be rounding
 DOUBTFUL = 1e-3
 # of compile, and what its estimate of the error may miss it by
@@ -55,7 +54,7 @@ class Run:
 
     Attributes:
         difference: the largest one to stock, relative to the largest value.
-        in_float64: the same where all is in float64; None: it was not asked for.
+        in_float64, of_stock, of_width: see `rounding.Rounding`; None: it was not asked for, or cannot be made.
         error: the mean absolute difference in tolerances, where the call was to be within one.
         waves, path: of the report.
         reason: why it ran on the stock loop, or why that was not taken over, or what was raised.
@@ -64,6 +63,8 @@ class Run:
     verdict: str
     difference: float | None = None
     in_float64: float | None = None
+    of_stock: float | None = None
+    of_width: float | None = None
     error: float | None = None
     waves: int | None = None
     path: str | None = None
@@ -167,13 +168,6 @@ def called(pipe: Any, call: dict[str, Any], steps: int) -> Tensor:
     return torch.as_tensor(found[0] if isinstance(found, list | tuple) else found).double()
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest value."""
-    if found.shape != expected.shape or not bool(found.isfinite().all()):
-        return float("inf")
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
 def verdict_of(difference: float, error: float | None) -> str:
     """error: None where the call had to be exact."""
     if difference <= ROUNDING:
@@ -183,17 +177,19 @@ def verdict_of(difference: float, error: float | None) -> str:
     return WITHIN if error <= 1 else BEYOND
 
 
-def run(pipe: Any, call: dict[str, Any], steps: int, expected: Tensor, settings: dict[str, Any]) -> tuple[Run, int]:
-    """One call, and how many turns it reports."""
+def run(
+    pipe: Any, call: dict[str, Any], steps: int, expected: Tensor, settings: dict[str, Any]
+) -> tuple[Run, Report | None]:
+    """One call, and its report; None where it has none."""
     try:
         fast = srds_fast.compile(pipe, **settings)
     except UnsupportedScheduler as why:
-        return Run(REFUSED, reason=first_sentence(why)), 0
+        return Run(REFUSED, reason=first_sentence(why)), None
     try:
         found = called(fast, call, steps)
     except Exception as why:
         kind = REFUSED if isinstance(why, SrdsFastError) else FAILED
-        return Run(kind, reason=f"{type(why).__name__}: {first_sentence(why)}"), 0
+        return Run(kind, reason=f"{type(why).__name__}: {first_sentence(why)}"), None
     report = fast.report
     difference, error = relative(found, expected), None
     if not (settings.get("exact") or settings["method"] == SEQUENTIAL or difference == float("inf")):
@@ -203,50 +199,12 @@ def run(pipe: Any, call: dict[str, Any], steps: int, expected: Tensor, settings:
         verdict = STOCK
     elif reason is None and report.path == "drive":
         reason = report.drive_reason
-    return (
-        Run(verdict, _short(difference), None, _short(error), report.waves or None, report.path, reason),
-        report.num_inference_steps,
-    )
+    error, waves = _short(error), report.waves or None
+    return Run(verdict, _short(difference), error=error, waves=waves, path=report.path, reason=reason), report
 
 
 def _short(number: float | None) -> float | None:
     return None if number is None else float(f"{number:.1e}")
-
-
-def in_float64(case: Case, scheduler: Any, call: dict[str, Any], steps: int, settings: dict[str, Any]) -> float | None:
-    """The difference to stock where all is in float64, in the scheduler too; None if these calls raise."""
-    pipe = case.build()
-    pipe.scheduler = copy.deepcopy(scheduler)
-    pipe.to(torch.float64)
-    given = {name: _doubled(value) for name, value in call.items()}
-    try:
-        with InFloat64(_shape_of_state(pipe, given, steps)):
-            expected = called(pipe, given, steps)
-            return relative(called(srds_fast.compile(pipe, **settings), given, steps), expected)
-    except Exception:  # not all classes run in float64
-        return None
-
-
-def _shape_of_state(pipe: Any, call: dict[str, Any], steps: int) -> tuple[int, ...]:
-    """The shape of what the stock loop gives to its scheduler."""
-    shapes, step = list[tuple[int, ...]](), pipe.scheduler.step
-
-    @functools.wraps(step)
-    def seen(*args: Any, **kwargs: Any) -> Any:
-        x: Tensor = inspect.signature(step).bind(*args, **kwargs).arguments["sample"]
-        shapes.append(tuple(x.shape))
-        return step(*args, **kwargs)
-
-    pipe.scheduler.step = seen
-    called(pipe, call, steps)
-    del pipe.scheduler.step
-    return shapes[0]
-
-
-def _doubled(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_doubled(each) for each in value]
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def first_sentence(why: object) -> str:
@@ -277,13 +235,14 @@ def cell(
         return found
     every = EVERY | LONG | FEW
     for method in methods:
-        ran, turns = run(pipe, given, steps, expected, every[method])
-        if ran.verdict == WRONG and (ran.difference or 1) < DOUBTFUL:
-            ran.in_float64 = _short(in_float64(case, pipe.scheduler, given, steps, every[method]))
-            if ran.in_float64 is not None and ran.in_float64 <= ROUNDING_64:
-                ran.verdict = EXACT
+        ran, report = run(pipe, given, steps, expected, every[method])
+        if report is not None and ran.verdict == WRONG and (ran.difference or 1) < DOUBTFUL:
+            whose = rounding(case, pipe.scheduler, given, steps, every[method], report.peak_rows, called)
+            ran.in_float64, ran.of_stock, ran.of_width = map(_short, astuple(whose))
+            if whose.explains(ran.difference):
+                ran.verdict = ROUNDED
         found.runs[method] = ran
-        found.turns = found.turns or turns or None
+        found.turns = found.turns or (report and report.num_inference_steps) or None
     return found
 
 

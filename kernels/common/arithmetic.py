@@ -43,11 +43,21 @@ def ring_slot(ring, number, SLOTS: tl.constexpr, slot_stride):
 
 @triton.jit
 def combined(m, branch_stride, guidance, mask, BRANCHES: tl.constexpr, GUIDED: tl.constexpr, dtype: tl.constexpr):
-    """The weighted sum of the guidance branches."""
-    output = tl.load(m, mask, 0).to(dtype)
+    """The weighted sum of the guidance branches, see `network_input.guided`."""
+    first = tl.load(m, mask, 0).to(dtype)
+    output = first
     if GUIDED:
-        output = tl.load(guidance) * output
+        output = total(guidance, BRANCHES) * first
         for branch in tl.static_range(1, BRANCHES):
             offset = tl.full([], branch, tl.int64) * branch_stride
-            output += tl.load(guidance + branch) * tl.load(m + offset, mask, 0).to(dtype)
+            output += tl.load(guidance + branch) * (tl.load(m + offset, mask, 0).to(dtype) - first)
     return output
+
+
+@triton.jit
+def total(guidance, BRANCHES: tl.constexpr):
+    """The sum of the weights of the guidance branches."""
+    found = tl.load(guidance)
+    for branch in tl.static_range(1, BRANCHES):
+        found += tl.load(guidance + branch)
+    return found

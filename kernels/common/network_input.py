@@ -49,12 +49,17 @@ def network_input(x: Tensor, positions: Tensor, scale: Tensor | None, network: N
 
 
 def guided(m: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The weighted sum of the guidance branches, [rows, samples, ...]; m: [branches * rows, samples, ...]."""
+    """The weighted sum of the guidance branches, [rows, samples, ...]; m: [branches * rows, samples, ...].
+
+    Branches are nearly equal, and large weights nearly cancel. So differences to the first branch are weighted: their
+    rounding is small, as in the usual `u + g * (c - u)`.
+    """
     m = m.to(dtype)
     if guidance is None:
         return m
-    branches = m.unflatten(0, (len(guidance), -1))
-    m = guidance[0] * branches[0]
-    for weight, branch in zip(guidance[1:], branches[1:], strict=True):
-        m = m + weight * branch
-    return m
+    first, *others = m.unflatten(0, (len(guidance), -1))
+    of_first, *weights = guidance.unbind()
+    found: Tensor = sum(weights, of_first) * first
+    for weight, branch in zip(weights, others, strict=True):
+        found = found + weight * (branch - first)
+    return found

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.arithmetic import clamped, offsets, rounded
+from ..common.arithmetic import clamped, offsets, rounded, total
 from ..common.layout import with_inner_layout
 from ..common.network_input import NetworkInput
 from .buffers import Buffers, Scratch
@@ -88,14 +88,16 @@ def wave_update_kernel(
                     m_at = sample.to(tl.int64) * m_sample_stride
                     m_at += offsets(element, m_inner, m_outer_stride, m_inner_stride, M_DENSE)
                     m = tl.zeros((BLOCK,), memory_ptr.dtype.element_ty)
+                    first = m
                     for branch in tl.static_range(BRANCHES):
                         m_row = (branch * rows + row).to(tl.int64) * m_row_stride
                         of_branch = tl.load(m_ptr + m_row + m_at, mask=from_network, other=0.0)
                         of_branch = of_branch.to(memory_ptr.dtype.element_ty)
-                        if GUIDED:
-                            m += tl.load(guidance_ptr + branch) * of_branch
+                        if branch > 0:  # see `network_input.guided`
+                            m += tl.load(guidance_ptr + branch) * (of_branch - first)
                         else:
-                            m = of_branch
+                            first = of_branch
+                            m = total(guidance_ptr, BRANCHES) * first if GUIDED else first
                     value += b * m
                     if CLIPS:
                         value += tl.where(row >= 0, c * clamped(p * x + q * m, clip), 0.0)

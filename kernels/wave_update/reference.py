@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..common.clamping import Clip, clamped
-from ..common.network_input import NetworkInput
+from ..common.network_input import NetworkInput, guided
 from .buffers import Buffers
 from .columns import Columns
 from .table import WaveTable
@@ -21,10 +21,10 @@ def wave_update(
     stepped = None
     if update.steps:
         assert m is not None
-        if m.dtype != memory.dtype:  # here and below: even a conversion of nothing takes half a microsecond
-            m = m.to(memory.dtype)
         if guidance is not None:
-            m = (guidance.view(-1, *[1] * m.ndim) * m.unflatten(0, (len(guidance), -1))).sum(0)
+            m = guided(m, guidance, memory.dtype)
+        elif m.dtype != memory.dtype:  # here and below: even a conversion of nothing takes half a microsecond
+            m = m.to(memory.dtype)
         single = update.steps[0] if len(update.steps) == 1 else None
         x = memory.index_select(0, columns.states) if single is None else rows[single.state]
         stepped = step(columns, x, m, table.clip)

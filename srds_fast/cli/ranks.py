@@ -64,15 +64,3 @@ def sharing(args: argparse.Namespace) -> Iterator[None]:
     finally:
         if own:
             dist.destroy_process_group()
-
-
-def first_says(value: bool) -> bool:
-    """What rank 0 says: what depends on a clock must be the same in all processes."""
-    if not started_by_torchrun():
-        return value
-    import torch.distributed as dist
-
-    said = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(said, 0)
-    return said[0]

@@ -163,12 +163,14 @@ class NoiseTable:
         if self.learned is None:
             return m
         at = {name: column[index] for name, column in self.numbers.items()}
-        m = m.to(x.dtype)
-        x0 = self.predict_x0(index, x, m)
+        m, v = m.to(x.dtype).chunk(2, dim=1)
+        x0 = at["p"] * x + at["q"] * m
+        # what is changed of x0 is added to m: m made of x0 again would be rounded with the size of p * x
+        change: Tensor = clamped(x0, self.learned.clip, leading=1) - x0
         if z is not None and self.spread is not None and at["spread"]:
             of_x0 = at["alpha_next"] - at["sigma_next"] * at["alpha"] / at["sigma"]
-            x0 = x0 + (self.learned.size(index, m.chunk(2, dim=1)[1]) - at["spread"]) * z / of_x0
-        return (x0 - at["p"] * x) / at["q"]
+            change = change + (self.learned.size(index, v) - at["spread"]) * z / of_x0
+        return m + change / at["q"]
 
     def step(
         self, index: int, x: Tensor, m: Tensor, carried: Tensor | None = None, z: Tensor | None = None

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench.quality import every_scheduler, support, support_page, verdicts
+from bench.quality.rounding import TIMES, Rounding
 from bench.quality.support_page import PAGE, counts, page
 from bench.quality.verdicts import Cell, Run, cell
 from bench.workloads.classes import CASES, VARIATIONS, Case
@@ -105,6 +106,20 @@ def test_a_difference_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.runs["srds"].verdict == expected
         assert found.runs["sequential"].verdict == ("exact" if expected == "exact" else "wrong")
         assert support.line(found).count(expected)
+
+
+def test_what_is_rounding_is_measured() -> None:
+    """Of a difference nothing may be left in float64, and stock itself must be as far off in float32."""
+    assert Rounding(1e-13, 1e-5, None).explains(TIMES * 1e-5)
+    assert Rounding(1e-13, None, 1e-5).explains(TIMES * 1e-5)
+    assert not Rounding(1e-13, 1e-5, 1e-6).explains(1.1 * TIMES * 1e-5)
+    assert not Rounding(1e-5, 1.0, 1.0).explains(2e-5)
+    assert not Rounding(None, 1.0, 1.0).explains(2e-5)
+    kept = [run for each in CELLS for run in each.runs.values() if run.verdict == "exact to rounding"]
+    assert all(Rounding(run.in_float64, run.of_stock, run.of_width).explains(run.difference) for run in kept)
+    assert all(
+        run.difference <= verdicts.ROUNDING for each in CELLS for run in each.runs.values() if run.verdict == "exact"
+    )
 
 
 def test_what_raises_has_its_reason() -> None:

@@ -42,7 +42,7 @@ def test_a_class_runs_as_the_record_says(name: str) -> None:
     except ImportError as why:
         pytest.skip(str(why))
     found = cell(case, pipe, short_name(pipe.scheduler), STEPS, ["srds, exact"]).runs["srds, exact"]
-    assert found.verdict in ("exact", "stock", "refused")
+    assert found.verdict in ("exact", "exact to rounding", "stock", "refused")
     assert (found.path or "") in paths(name)
 
 

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 import srds_fast
 from srds_fast.engine.merging.rule import Call
+from srds_fast.kernels.common import network_input
 from srds_fast.pipelines.lockstep.placeholders import Placeholders
 from srds_fast.pipelines.lockstep.turns import Ran, Turn
+from srds_fast.pipelines.takeover.calls import in_dtype
 from srds_fast.pipelines.takeover.inferred import Inference
 from srds_fast.sampling.recorded.roles import ByStep, Column, Inferred, Joined, PerSample, Shared, State
 
@@ -123,6 +125,20 @@ def test_states_times_and_weights_are_found() -> None:
     assert call.roles == {"x": State(), "t": times, "condition": PerSample()}
     assert (call.branches, found.scaled) == (BRANCHES, True)
     assert torch.equal(found.guidance, torch.tensor([-3.5, 4.5], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("scale", [7.3, 12.7])
+def test_large_weights_round_no_more_than_the_loops_own_guidance(scale: float) -> None:
+    """Branches are nearly equal, and the sum of their weights is 1."""
+    draw = torch.Generator().manual_seed(0)
+    one = torch.randn(1, 4, 1000, generator=draw)
+    two = one + 1e-2 * torch.randn(1, 4, 1000, generator=draw)
+    weights = in_dtype(torch.tensor([[1 - scale, scale]], dtype=torch.float64), torch.float32)[0]
+    assert weights.sum() == 1
+    exact = one.double() + scale * (two.double() - one.double())
+    found = network_input.guided(torch.cat((one, two)), weights, torch.float32)
+    own = one + scale * (two - one)
+    assert (found - exact).abs().max() <= 2 * (own - exact).abs().max()
 
 
 @pytest.mark.parametrize("first", [True, False])

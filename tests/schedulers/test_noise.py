@@ -229,6 +229,8 @@ def test_noise_of_a_predicted_size_is_ddpms_own(prediction: str, bound: dict[str
         torch.testing.assert_close(found, stock, rtol=1e-5, atol=1e-5)
         part = table.part(index, 10)
         torch.testing.assert_close(part.folded(0, x, both, z), table.folded(index, x, both, z))
+        if bound == {"clip_sample": False}:  # nothing is changed of m, also where x0 is much larger
+            assert torch.equal(table.folded(index, x, both, None), 3 * m)
 
 
 def test_sample_takes_no_predicted_size_of_noise() -> None:

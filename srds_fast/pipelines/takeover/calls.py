@@ -34,7 +34,14 @@ def bound(inferred: Inferred, turns: Mapping[int, Ran], weights: torch.dtype) ->
             _bound(call.network, pattern, first[number], {step: each[number] for step, each in trees.items()}, x)
             for number, (call, pattern) in enumerate(zip(ran.calls, variant.calls, strict=True))
         ]
-        found.append(Calls(variant, calls, variant.weights.to(x.device, weights)))
+        found.append(Calls(variant, calls, in_dtype(variant.weights, weights).to(x.device)))
+    return found
+
+
+def in_dtype(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights of branches, [N, branches], in a dtype: their sums, most often 1, are not off by the rounding of each."""
+    found = weights.to(dtype)
+    found[:, 0] = weights.sum(1) - found[:, 1:].double().sum(1)
     return found
 
 

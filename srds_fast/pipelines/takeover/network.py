@@ -18,6 +18,7 @@ from ...engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ...engine.run import core_of
 from ...engine.streams import TwoLanes, has_two_lanes
 from ...kernels.common.dispatch import implementation
+from ...kernels.common.network_input import guided
 from ...kernels.wave_update import NetworkInput
 from ...planner.plan import SLIDES, STATES_KEPT, Plan
 from ...sampling.recorded.calls import (
@@ -144,18 +145,14 @@ class RecordedNetwork:
     @torch.no_grad()
     def guided(self, steps: Sequence[int], states: Sequence[Tensor]) -> Tensor:
         """The guided outputs of rows at these steps, made in one wave, [rows, samples, ...]."""
-        given, weights = self.inputs.network, self.inferred.guidance
+        given = self.inputs.network
         scale = self.noise.numbers["input_scale"] if self.inputs.scaled else [1.0] * self.noise.num_steps
         x = given.empty(len(steps), self.state)
         rows = torch.stack([scale[step] * each.to(self.state.dtype) for step, each in zip(steps, states, strict=True)])
         x.unflatten(0, (given.branches, -1)).copy_(rows)
         evaluate = self.evaluator(_program_at(self.noise.num_steps, tuple(steps)))
         m = evaluate(Evaluate(x, tuple(steps), tuple(range(len(self.state))), 0))
-        if weights is None:
-            return m
-        of_state = weights.to(m.device, self.state.dtype)
-        found: Tensor = torch.tensordot(of_state, m.unflatten(0, (len(weights), -1)).to(of_state.dtype), dims=1)
-        return found
+        return m if self.inferred.guidance is None else guided(m, self.variants[0].weights[0], self.state.dtype)
 
     def state_of(self, wave: Evaluate, row: int) -> Tensor:
         """The state of a row, [samples, ...], computed from the network's input."""

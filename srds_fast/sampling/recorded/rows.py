@@ -82,8 +82,10 @@ class VariantRows:
         branches = m.unflatten(0, (-1, len(wave.positions)))
         weights = self._per_state.of(self.of.weights, wave).T  # [branches, rows * samples]
         by_branch = weights.reshape(*branches.shape[:3], *[1] * (branches.ndim - 3))
-        guided: Tensor = (by_branch * branches).sum(0)
-        return guided
+        # see `network_input.guided`
+        first = branches[0]
+        guided: Tensor = by_branch.sum(0) * first
+        return guided.add_((by_branch[1:] * (branches[1:] - first)).sum(0)) if len(branches) > 1 else guided
 
     def prepare(self, *, guided: bool) -> None:
         """Look up now what waves of the whole batch would look up later. guided: with `guided`."""

@@ -62,7 +62,7 @@ LINKS = {
     "nvlink": Link("NVLink, one A100 server", 8.4e-6, 3.4e-6, 235e9, f"{NCCL}; its bound for compute capability 8.0"),
     "pcie": Link("PCIe 3.0 x16", 8.4e-6, 5.7e-6, 12e9, f"{NCCL}; PCI_WIDTH of src/graph/topo.h"),
 }
-# GPUs of servers: what the two processes of `bench.scaling.real` took, until somebody measures it there
+# a guess of what two processes of one host take to exchange a header; nobody has measured it between GPUs
 HOST_SECONDS = 2e-4
 
 NETWORKS = {

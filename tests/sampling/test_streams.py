@@ -182,6 +182,7 @@ CTRL_C = """
 import os, signal, torch, srds_fast
 from diffusers import DDIMScheduler
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 calls = 0
 
 def network(x, t):

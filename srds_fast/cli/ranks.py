@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def sharing(args: argparse.Namespace) -> Iterator[None]:
         if is_first():
             yield
         else:
-            with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+            with tempfile.TemporaryDirectory() as folder, io.StringIO() as nowhere:
                 for name in WRITTEN:
                     if isinstance(getattr(args, name, None), Path):
                         setattr(args, name, Path(folder) / getattr(args, name).name)

@@ -206,7 +206,10 @@ class Exploration:
     @property
     def _allowed(self) -> float:
         """Seconds that the calls so far may spend in all."""
-        return self._budget * self.sequential_seconds * min(1.0, self.calls / CALLS)
+        sequential = self.sequential_seconds
+        if self._sequential not in self._seconds:  # what other plans took must not make the budget larger
+            sequential = min(sequential, _predicted(self._plan(self._sequential)))
+        return self._budget * sequential * min(1.0, self.calls / CALLS)
 
     def record(self, way: Plan | str, seconds: float, *, ended: bool = True, work: float = 1.0) -> None:
         """A way took so many seconds in this call.

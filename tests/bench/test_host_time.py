@@ -23,7 +23,8 @@ def counts(case: Case, loop: str) -> list[Counter[str]]:
 def test_a_wave_dispatches_little_and_never_waits(name: str) -> None:
     case = Case(name)
     most = max(turn["operations"] for turn in counts(case, "sequential"))
-    assert most <= min(turn["operations"] for turn in counts(case, "stock"))
+    # weights of guidance need not sum to one, as those of a pipeline's own formula do: their sum, and one product more
+    assert most <= min(turn["operations"] for turn in counts(case, "stock")) + 3
     for method in ("srds", "srds plain"):
         waves = counts(case, method)
         program = case.loops[method].plan_for(**case.arguments).program()

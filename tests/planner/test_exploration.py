@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import srds_fast
@@ -59,6 +59,7 @@ times = st.floats(0.2, 5.0)
 
 
 @given(st.tuples(*[times] * 4), st.tuples(*[times] * 5), st.sampled_from([0.5, 1.0, 3.0, 20.0]))
+@example((3.0, 1.0, 0.5, 0.5), (1.0,) * 5, 0.5)
 def test_the_fastest_that_was_timed_is_kept_within_the_budget(
     guesses: tuple[float, ...], real: tuple[float, ...], budget: float
 ) -> None:

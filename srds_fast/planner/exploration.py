@@ -330,8 +330,8 @@ class Exploration:
         return best if self._ratio(best, base) <= WORTH else base
 
     def _base(self) -> Hashable:
-        """The sequential loop, or the stock loop if that is clearly faster."""
-        return STOCK if STOCK in self._seconds and self._ratio(STOCK, self._sequential) <= WORTH else self._sequential
+        """The stock loop, or the sequential one if that is clearly faster: a tie must not cost what times do not show."""
+        return STOCK if STOCK in self._seconds and self._ratio(self._sequential, STOCK) > WORTH else self._sequential
 
     def _lead(self) -> None:
         """Let calls take the fastest plan of those that have run: a call must not end in an error of a new one."""

@@ -330,7 +330,7 @@ class Exploration:
         return best if self._ratio(best, base) <= WORTH else base
 
     def _base(self) -> Hashable:
-        """The stock loop, or the sequential one if that is clearly faster: a tie must not cost what times do not show."""
+        """The stock loop, or the sequential one if that is clearly faster: a tie must not make calls slower."""
         return STOCK if STOCK in self._seconds and self._ratio(self._sequential, STOCK) > WORTH else self._sequential
 
     def _lead(self) -> None:

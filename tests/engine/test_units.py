@@ -12,6 +12,7 @@ from test_merging import BATCH, CONDITION, Branches, Plain, SharedTable, calls_o
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from srds_fast import InvalidArgument
 from srds_fast.engine.merging.search import find_rule
 from srds_fast.engine.merging.units import Form, Piece, by_entries, entries_call
 
@@ -43,6 +44,22 @@ def test_bytes_hold_any_output(entries: int, each: int, dtypes: list[torch.dtype
     form.pack(output, room)
     for found, expected in zip(tree_leaves(form.unpack(list(room))), tree_leaves(output), strict=True):
         assert torch.equal(found, expected) if isinstance(expected, Tensor) else found == expected
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [lambda m: m[..., :-1], lambda m: m[:1], lambda m: m.double(), lambda m: (m, m), lambda m: None],
+    ids=["narrower", "fewer entries", "dtype", "two", "none"],
+)
+def test_an_output_of_another_form_is_refused(changed: Any) -> None:
+    """Written into the room of another one it would be taken for that."""
+    output = torch.randn(2, 4)
+    for entries in (1, 2):
+        form = Form.of(output, entries)
+        assert form is not None
+        room = torch.zeros(entries, form.nbytes, dtype=torch.uint8)
+        with pytest.raises(InvalidArgument, match="something else than in an earlier call"):
+            form.pack(changed(output), room)
 
 
 def test_an_output_that_is_no_tensor_and_no_plain_value_has_no_form() -> None:

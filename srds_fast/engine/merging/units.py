@@ -9,12 +9,14 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ...errors import InvalidArgument
 from .rounding import distance
 from .rule import Call, MergeRule, Way, call_of, is_list
 
@@ -50,12 +52,27 @@ class Form:
         return sum(aligned(each.nbytes // self.entries) for each in self.leaves if _is_tensor(each))
 
     def pack(self, output: Any, room: Tensor) -> None:
-        """Write an output into room, bytes [units, at least nbytes]. It may be that of fewer or more entries."""
-        offset = 0
-        for leaf in filter(_is_tensor, tree_flatten(output)[0]):
+        """Write an output into room, bytes [units, at least nbytes]. It may be that of fewer or more entries.
+
+        InvalidArgument: it has another form.
+        """
+        leaves, offset = tree_flatten(output)[0], 0
+        if len(leaves) != len(self.leaves) or not all(map(partial(self._fits, len(room)), leaves, self.leaves)):
+            raise InvalidArgument(
+                "A network returned something else than in an earlier call of the same kind: another number of "
+                "tensors, or one of another shape or dtype. Ranks share calls whose outputs are alike. Look at hooks "
+                "on it."
+            )
+        for leaf in filter(_is_tensor, leaves):
             coded = leaf.detach().reshape(len(room), -1).contiguous().view(torch.uint8)
             room[:, offset : offset + coded.shape[1]] = coded
             offset += aligned(coded.shape[1])
+
+    def _fits(self, units: int, leaf: Any, like: Any) -> bool:
+        if not (_is_tensor(leaf) and _is_tensor(like)):
+            return type(leaf) is type(like)
+        shape = like.shape if self.entries == 1 else (units, *like.shape[1:])
+        return leaf.shape == shape and leaf.dtype is like.dtype
 
     def unpack(self, units: Sequence[Tensor]) -> Any:
         """An output, from its units: bytes, [at least nbytes] each."""

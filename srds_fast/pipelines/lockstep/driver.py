@@ -183,6 +183,7 @@ class Driver:
         if not first.turn.live:
             cancellation.look()
             m = (yield from self._passes.turn(Turn(0, x, live=True))).m.clone()
+        m = distributed.of_first(m)  # each rank has made it
         if steps == 1:
             self.x0 = samples.x0(m)
         self._rows = RowTurns(self._turns, self._passes, self._rehearsal, self._facts, self._merged, self._memory)
@@ -220,7 +221,7 @@ class Driver:
         assert samples.wave is not None
         self._passes.last = samples.offset
         ran = yield Turn(samples.offset, samples.wave.x[0], live=True)
-        m = ran.m.clone()
+        m = distributed.of_first(ran.m).clone()
         if self._facts.replaces:  # the callback may have changed the mask
             samples.arrivals = self._passes.arrivals = yield from self._rehearsal.arrivals()
         if (wave := session.next(m[None])) is None:

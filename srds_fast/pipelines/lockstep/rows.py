@@ -102,7 +102,7 @@ class RowTurns:
         if len(numbers) == 1 and not self._ranks_share_a_row():
             (number,) = numbers
             ran = yield from self._passes.checked(Turn(steps[number], states[number], live=True))
-            outputs[number] = ran.m
+            outputs[number] = distributed.of_first(ran.m)
         elif numbers:
             found = yield from self._together([Turn(steps[number], states[number]) for number in numbers])
             for number, m in zip(numbers, found, strict=True):

@@ -275,13 +275,10 @@ def show_lost(size: int) -> int:
                     if kind != "SIGKILL" and by_rank.get(on) not in (None, "hang") and not by_rank[on][0]:
                         break
                     count["places"] += 1
-                    if "hang" in by_rank.values():
-                        count["hang"] += 1
-                    elif all(each[1:] == ["RankLost", "RankLost"] for each in others):
-                        count["RankLost"] += 1
-                    else:
-                        count["WRONG"] += 1
-                    if others and (count["hang"] or count["WRONG"]):
+                    how = "RankLost" if all(each[1:] == ["RankLost", "RankLost"] for each in others) else "WRONG"
+                    how = "hang" if "hang" in by_rank.values() else how
+                    count[how] += 1
+                    if how != "RankLost":
                         print("not as it should be:", way, kind, on, at, by_rank)
             bad += count["hang"] + count["WRONG"]
             rows.append((way, kind, count["places"], count["RankLost"], count["WRONG"], count["hang"]))

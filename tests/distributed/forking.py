@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+TICK = 0.02  # seconds
+
 
 def forked(size: int, timeout: float, run: Callable[[], Any], hangs: float = math.inf) -> dict[int, Any]:
     """What each rank returns that comes to its end; "hang" of those that do not within so many seconds.
@@ -32,18 +34,19 @@ def forked(size: int, timeout: float, run: Callable[[], Any], hangs: float = mat
             _child(number, size, timeout, run, folder)
         children[child] = number
     found: dict[int, Any] = {}
-    deadline = time.monotonic() + hangs
+    left = hangs  # counted while this process runs: all of them may be stopped for a while
     while children:
         child, _ = os.waitpid(-1, os.WNOHANG)
         if child:
             children.pop(child, None)
-        elif time.monotonic() > deadline:
+        elif left < 0:
             for each, number in children.items():
                 os.kill(each, signal.SIGKILL)
                 found[number] = "hang"
-            deadline = math.inf
+            left = math.inf
         else:
-            time.sleep(0.02)
+            time.sleep(TICK)
+            left -= TICK
     for path in folder.glob("*.json"):
         found[int(path.stem)] = json.loads(path.read_text())
     shutil.rmtree(folder)

@@ -14,7 +14,7 @@ _agree: ContextVar[Agree | None] = ContextVar("srds_fast.agree", default=None)
 def agreed(value: float, what: str) -> float:
     """A number that was measured; where several ranks make the call, that of rank 0.
 
-    what: the number is, so that ranks that are not at the same place do not agree on two numbers.
+    what: names the number. Ranks that ask for different numbers get an error that names both.
     """
     agree = _agree.get()
     return value if agree is None else agree(value, what)

@@ -259,7 +259,7 @@ class Session:
             self.notify(self._fallback_reason)
 
     def _left_engine(self) -> EngineUse:
-        """What runs the waves after those of a run that is left; a driven loop calls the network as before."""
+        """The engine of the run that follows one that failed: eager, but a driven loop calls the network as before."""
         engine = self.run.engine
         return engine if self.network is None else replace(engine, name="eager", overlap="batch")
 
@@ -379,7 +379,10 @@ class Session:
             raise reported from None
 
     def _check_repeated(self) -> None:
-        """An unstable method fails again. If it does not, steps that come out finite would prove nothing either."""
+        """Raise a DivergenceError if the sample was not finite, and is when the method has run again.
+
+        An unstable method fails in the same way again. If it does not, the network gave two answers to one input.
+        """
         if self._repeats and self._fallback_reason is None:
             raise DivergenceError(
                 f"A sample of {self.plan.method} was NaN or Inf, and finite when the same waves were run again. The "

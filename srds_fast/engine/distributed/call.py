@@ -81,11 +81,14 @@ class SharedCall:
                     )
 
     def agreed(self, value: float, what: str) -> float:
-        """The number of rank 0: what depends on a clock must be the same on all ranks. what: it is, for messages."""
+        """The number of rank 0: what depends on a clock must be the same on all ranks. what: names it in messages."""
         return self._exchange(Header(Doing.AGREE, value=value), f"agree on {what}")[0].value
 
     def agreed_reason(self, reason: str | None, what: str) -> str | None:
-        """Why all ranks do something, where each has a reason or "" if it knows of none; None: one of them does not."""
+        """The first reason that a rank puts into words; None if some rank has no reason.
+
+        reason: of this rank; "" if it agrees without words of its own.
+        """
         votes = self._exchange(Header(Doing.AGREE, value=reason is not None), f"agree on {what}")
         if not all(each.value for each in votes):
             return None

@@ -12,6 +12,8 @@ PACKAGE = "srds_fast"
 # from the top of the house to its ground floor; a room imports itself and rooms below it
 ROOMS = (
     "cli",
+    "serving",
+    "integrations",
     "pipelines",
     "sampling",
     "engine",

@@ -394,23 +394,33 @@ class Exploration:
         if key in self._seconds or key in (STOCK, self._sequential):
             return self._has_lost(key)
         plans = sum(each not in (STOCK, self._sequential) for each in self._seconds)
-        return plans >= PLANS or self._estimate(key) > NEAR * self.sequential_seconds
+        return plans >= PLANS or self._estimate(key) > NEAR * min(map(self._estimate, self._loops))
+
+    @property
+    def _loops(self) -> list[Hashable]:
+        """The sequential loop, and the stock loop if it was timed."""
+        return [self._sequential, STOCK] if STOCK in self._seconds else [self._sequential]
 
     def _has_lost(self, key: Hashable) -> bool:
-        fastest = min(map(self._estimate, self._seconds), default=math.inf)
-        return key in self._seconds and self._estimate(key) > LOST * fastest
+        return key in self._seconds and self._estimate(key) > LOST * self._least
+
+    @property
+    def _least(self) -> float:
+        """Seconds of the fastest way that was timed."""
+        return min(map(self._estimate, self._seconds), default=math.inf)
 
     def _order(self, key: Hashable) -> tuple[int, int, bool, float]:
         """The least timed way first; before the others, the two loops that they are compared with.
 
-        Of plans never timed, those of a method that no run has tried come first: the iterations of each method are
-        predicted in their own way, so one run of it tells more than runs of a second plan of another method. Of the
-        others the one that may be fastest: a run is what shows whether it takes as few iterations.
+        Of plans never timed, those of a method that no run has tried come first, unless they could only lose: the
+        iterations of each method are predicted in their own way, so one run of it tells more than runs of a second plan
+        of another method. Of the others the one that may be fastest: a run is what shows whether it takes as few
+        iterations.
         """
         loops = {self._sequential: 0, STOCK: 1}
-        tried = key not in loops and self._plan(key).method in {self._plan(each).method for each in self._missed}
         hoped = self._estimate(key) * (1.0 if key in self._seconds else self._hope.get(key, 1.0))
-        return len(self._seconds.get(key, ())), loops.get(key, 2), tried, hoped
+        tried = key not in loops and self._plan(key).method in {self._plan(each).method for each in self._missed}
+        return len(self._seconds.get(key, ())), loops.get(key, 2), tried or hoped > LOST * self._least, hoped
 
     def _told(self) -> str:
         """Why the choice was made, with the times."""

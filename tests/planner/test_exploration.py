@@ -177,6 +177,30 @@ def test_of_plans_that_nobody_has_run_the_one_that_may_be_fastest_is_timed_first
         assert exploration.due() == following
 
 
+def test_a_method_that_nobody_has_run_is_not_timed_first_where_it_could_only_lose() -> None:
+    first, second, other = OTHERS
+    assert first.method == second.method != other.method
+    for seconds, following in (1.3, first), (0.7, other):
+        exploration = Exploration(budget=3.0)
+        plans = predicted({SEQUENTIAL: 1.0, second: 0.5, first: 0.6, other: seconds})
+        exploration.predict(plans, plans[1], version=0)
+        assert exploration.begin()
+        exploration.record(second, 0.5)
+        exploration.record(SEQUENTIAL, 1.0)
+        assert exploration.due() == following
+
+
+def test_a_plan_is_held_against_the_faster_of_both_loops() -> None:
+    """The sequential loop was timed while the machine was busy."""
+    for stock, timed in (None, True), (1.0, False):
+        exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 1.4}, stock=stock is not None)
+        assert exploration.begin()
+        exploration.record(SEQUENTIAL, 1.2)
+        if stock is not None:
+            exploration.record(STOCK, stock)
+        assert (exploration.due() == OTHERS[0]) == timed
+
+
 def test_iterations_that_were_not_expected_say_nothing_of_costs() -> None:
     """A run that took twice the iterations takes twice the time; other plans are not predicted to take longer."""
     for work, corrected in (1.0, 1.5), (2.0, 1.0):  # between the loop, which took what was predicted, and the run

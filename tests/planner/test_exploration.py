@@ -193,7 +193,7 @@ def test_a_method_that_nobody_has_run_is_not_timed_first_where_it_could_only_los
 def test_a_plan_is_held_against_the_faster_of_both_loops() -> None:
     """The sequential loop was timed while the machine was busy."""
     for stock, timed in (None, True), (1.0, False):
-        exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 1.4}, stock=stock is not None)
+        exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 1.4}, budget=9.0, stock=stock is not None)
         assert exploration.begin()
         exploration.record(SEQUENTIAL, 1.2)
         if stock is not None:

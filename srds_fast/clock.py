@@ -1,14 +1,54 @@
-"""Seconds that decide something, such as which plan is faster: the same on all ranks of a call."""
+"""Seconds that decide something, such as which plan is faster: without pauses, and the same on all ranks of a call."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 Agree = Callable[[float, str], float]
 _agree: ContextVar[Agree | None] = ContextVar("srds_fast.agree", default=None)
+
+
+class _Pauses:
+    """Seconds that Python has spent on collecting garbage.
+
+    A collection of all objects takes some tenths of a second in a process that has imported PyTorch and diffusers, as
+    long as several calls of a small network. It comes once in a while, whichever call runs then.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self._began = 0.0, 0.0
+        self._watches, self._lock = False, threading.Lock()
+
+    def watch(self) -> None:
+        with self._lock:
+            if not self._watches:
+                gc.callbacks.append(self._note)
+                self._watches = True
+
+    def _note(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._began = time.perf_counter()
+        else:
+            self.seconds += time.perf_counter() - self._began
+
+
+_pauses = _Pauses()
+
+
+def pauses() -> float:
+    """Seconds that collections of garbage have taken in this process since the first call of this function."""
+    _pauses.watch()
+    return _pauses.seconds
+
+
+def now() -> float:
+    """`time.perf_counter()` that stands still while garbage is collected."""
+    return time.perf_counter() - pauses()
 
 
 def agreed(value: float, what: str) -> float:
@@ -21,8 +61,8 @@ def agreed(value: float, what: str) -> float:
 
 
 def since(began: float, what: str) -> float:
-    """Seconds since `time.perf_counter()` was `began`, agreed on."""
-    return agreed(time.perf_counter() - began, what)
+    """Seconds since `now()` was `began`, agreed on."""
+    return agreed(now() - began, what)
 
 
 @contextlib.contextmanager

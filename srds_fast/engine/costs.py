@@ -216,7 +216,7 @@ def gather_seconds(shared: SharedCall, units: int, x: Tensor, dtype: torch.dtype
     for _ in range(ROUNDS):
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
-        started = time.perf_counter()
+        started = clock.now()
         shared.outputs([units], shape, x.device, made)
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
@@ -316,7 +316,7 @@ class _Call:
 
     def time(self) -> None:
         cancellation.wave(self.rows)
-        started = time.perf_counter()
+        started = clock.now()
         self._make()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -332,20 +332,20 @@ def between_calls(
     dtype, branches: of the network's output. timed: of the waves of the program, how many are run; what comes before
     the first one, such as making the updates of all, counts once.
     """
-    started = time.perf_counter()
+    started = clock.now()
     excluded, done = 0.0, 0
     wave = next_wave(None)
-    first = time.perf_counter() - started
+    first = clock.now() - started
     while wave is not None:
-        begun = time.perf_counter()
+        begun = clock.now()
         answer = wave.x.new_zeros(branches * len(wave.positions), *wave.x.shape[1:], dtype=dtype)
-        excluded += time.perf_counter() - begun
+        excluded += clock.now() - begun
         done += 1
         wave = next_wave(answer)
         if done == timed:
             break
     if answer.is_cuda:
         torch.cuda.synchronize(answer.device)
-    seconds = time.perf_counter() - started - excluded
+    seconds = clock.now() - started - excluded
     of_all = seconds if timed == waves else first + (seconds - first) * waves / timed
     return clock.agreed(of_all, "the seconds between network calls")

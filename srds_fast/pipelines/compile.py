@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -221,6 +222,8 @@ class Compiled(Generic[P], _Pipeline):
                     return report
             if freeze and self._srds.last.exploration is not None:
                 self._srds.last.exploration.hold()
+        # collect garbage now: a collection of all objects takes as long as many calls of a small network
+        gc.collect()
         return report
 
     def calibrate(self, prompts: Sequence[Any], *, num_samples: int = 8, quantile: float = 0.95, **kwargs: Any) -> Plan:

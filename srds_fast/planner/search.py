@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -126,7 +125,7 @@ def _priced_in_time(sequential: Plan, others: list[Plan], pricing: Pricing) -> l
     To look at a plan closely and to run it, its program must be made. With thousands of steps and a fast network that
     takes longer than several sequential calls. Plans beyond the time for that are left out.
     """
-    begun = time.perf_counter()
+    begun = clock.now()
     reference = _priced(sequential, pricing)
     budget = max(CLOSELY_SECONDS, CLOSELY_CALLS * pricing.expected_network(sequential))
     found = [(reference, sequential)]

@@ -92,7 +92,7 @@ class Session:
         self._fallback_reason: str | None = None
         self._repeats = False  # the run repeats one whose sample was not finite
         self._plan_changed: str | None = None
-        self._begun = False
+        self._begun, self._pauses = False, clock.pauses()
         self._shared = distributed.current()
         # what ranks had done before the run, and did in it; None until it has ended
         self._before = distributed.NOTHING_DONE
@@ -108,6 +108,11 @@ class Session:
     @property
     def device(self) -> torch.device:
         return self.state.device
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run that tell what others take: without collections of garbage."""
+        return self.run.counts.seconds - (clock.pauses() - self._pauses)
 
     def context(self) -> Context:
         """What a plan for this call depends on."""
@@ -160,7 +165,7 @@ class Session:
                 advance = cut_off(advance, exploration.sequential_seconds)
             run = self._complete(advance)
             if not run.engine.capture_seconds:
-                seconds = clock.agreed(run.counts.seconds, "the seconds of a call")
+                seconds = clock.agreed(self.seconds, "the seconds of a call")
                 if explores:
                     ended = self._fallback_reason is None
                     work = pricing.work(self.plan, max(run.iterations)) if ended else 1.0

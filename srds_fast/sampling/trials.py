@@ -58,7 +58,7 @@ def cut_off(advance: Advance, sequential_seconds: float) -> Advance:
     """The same, but TooSlow ends a method whose first wave takes longer than a sequential call, or all LOST times."""
 
     def advance_until(run: Run, evaluate: Callable[[Evaluate], Tensor]) -> None:
-        begun, waves = time.perf_counter(), 0
+        begun, waves = clock.now(), 0
 
         def checked(wave: Evaluate) -> Tensor:
             nonlocal waves
@@ -103,7 +103,7 @@ class TurnClock:
             return
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        now = clock.agreed(time.perf_counter(), "the time of a turn")
+        now = clock.agreed(clock.now(), "the time of a turn")
         if self._timed > 1 and self._done == self._timed:
             raise Enough((now - self._first) * self._turns / (self._timed - 1))
         self._first = now
@@ -133,6 +133,10 @@ class Trial(Protocol):
     @property
     def device(self) -> torch.device:
         """Of the state."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run that tell what others take."""
 
     def complete(self, advance: Advance) -> Run:
         """Run all waves."""
@@ -199,7 +203,7 @@ class Trials:
         with progress.bar("Timing other plans", self.exploration.seconds_left, unit="s") as bar:
             while (way := self.exploration.due()) is not None:
                 telemetry.phase("explore")
-                begun = time.perf_counter()
+                begun = clock.now()
                 with telemetry.unseen(), cancellation.aside():  # waves of the report are those of the call
                     timed = self._stock() if isinstance(way, str) else self._planned(way)
                 took, ended = clock.since(begun, "the seconds of a trial") - timed.recording, timed.seconds is not None
@@ -234,7 +238,7 @@ class Trials:
                 break
         work = self.pricing.work(plan, report.iterations)
         self.pricing.record(plan, report)
-        return Timed(clock.agreed(report.seconds, "the seconds of a plan"), recording, work)
+        return Timed(clock.agreed(trial.seconds, "the seconds of a plan"), recording, work)
 
     def _stock(self) -> Timed:
         assert self.stock is not None

@@ -12,7 +12,6 @@ No network is called, except for one call of each kind, to learn what it returns
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ... import clock
 from ...engine.merging.rule import Call, same
 from ...errors import UnsupportedPipeline
 from ...sampling.recorded.roles import Inferred
@@ -229,9 +229,9 @@ class Rehearsal:
         return self._probes(2 * step + number)
 
     def _turn(self, turn: Turn) -> Generator[Turn, Ran, Ran]:
-        started = time.perf_counter()
+        started = clock.now()
         ran = yield from self._passes.turn(turn)
-        self.made, self._seconds = self.made + 1, self._seconds + time.perf_counter() - started
+        self.made, self._seconds = self.made + 1, self._seconds + clock.now() - started
         return ran
 
     def _in_order(self, number: int) -> Generator[Turn, Ran, _Pass]:

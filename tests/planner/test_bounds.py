@@ -71,7 +71,7 @@ def test_plans_whose_programs_take_longer_than_calls_are_not_looked_at(
     seconds: float, considered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program of srds with ten thousand steps has a million rows, each with an update of its own."""
-    monkeypatch.setattr(search.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(search.clock, "now", lambda: 0.0)
     known = Known(CostCurve((1, 10_000), (seconds, 1.01 * seconds)))
     pricing = Pricing(known, lambda plan: 0.0, Context("a device", "2.0", "0.1", None, "steps"))
     _, looked_at = compare(MOST_STEPS, Settings(), False, pricing)

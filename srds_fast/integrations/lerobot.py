@@ -252,16 +252,17 @@ class _PolicyParts(CompiledPart):
         Returns:
             the report of the last call that was made.
         """
-        queues = self._queues  # type: ignore[has-type]
+        policy: Any = self
+        queues = policy._queues
+
+        def call() -> None:
+            self._original.reset()  # an empty queue of actions: the call samples
+            policy.select_action(dict(observation))
+
         try:
-
-            def call() -> None:
-                super(_PolicyParts, self).reset()  # type: ignore[misc]
-                self.select_action(dict(observation))  # type: ignore[attr-defined]
-
             return _warmed(self._srds, call)
         finally:
-            self._queues = queues
+            policy._queues = queues
 
 
 class _ModelParts(CompiledPart):
@@ -365,17 +366,19 @@ def _sampled(state: State, model: Any, x: Tensor, global_cond: Tensor | None, ge
 def _warmed(state: State, call: Callable[[], None]) -> Report:
     """Make calls until their plan is chosen, and keep it."""
     last, chunk = state.last, state.last.chunk
+    report: Report | None = None
     last.warming = True
     try:
         with caches.keeping(), PrivateDraws():
             for _ in range(MOST_WARM_UPS):
                 call()
-                assert last.report is not None
-                if last.report.plan_state != EXPLORING:
+                report = last.report
+                if report is None or report.plan_state != EXPLORING:
                     break
     finally:
         last.warming, last.chunk = False, chunk
-    return last.report
+    assert report is not None
+    return report
 
 
 @cached

@@ -351,8 +351,7 @@ def sampled(
             )
             exploration = session.exploration
             if stock is not None and exploration is not None and exploration.chose_stock:
-                found, report = stock.result(exploration, observer)
-                return SampleResult(found, report)
+                return SampleResult(*stock.result(exploration, observer))
             found = session.complete().sample
             if inside.freeze and exploration is not None and exploration.state != EXPLORING:
                 exploration.hold()

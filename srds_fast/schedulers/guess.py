@@ -23,7 +23,8 @@ def trajectory_to(noise: NoiseTable, x: Tensor, sample: Tensor, draws: Tensor | 
         [N + 1, batch, ...], in the dtype of x.
     """
     parts = torch.cat([x[None], sample[None].to(x), *([] if draws is None else [draws.to(x)])])
-    return torch.tensordot(_weights(noise, len(parts)).to(x), parts, dims=1)
+    found: Tensor = torch.tensordot(_weights(noise, len(parts)).to(x), parts, dims=1)
+    return found
 
 
 @cached

@@ -148,7 +148,6 @@ class SolverInputs:
     draws: Tensor | None = None
     constrain: Constrain | None = None  # applied to every state as it arrives
     trajectory: Trajectory | None = None  # filled as the states are computed
-    evaluated: Evaluated | None = None  # filled as the waves are run
     # [vectors, batch, ...], what a multistep scheduler has carried to where the grid begins; None: it begins afresh
     carried: Tensor | None = None
     network: NetworkInput = AS_THE_STATE
@@ -156,6 +155,7 @@ class SolverInputs:
     guidance: Tensor | None = None  # [branches], weights of the network's outputs; None: one branch, or done elsewhere
     # [N + 1, batch, ...], states of a related sample: methods that refine all points begin with them
     initial_guess: Tensor | None = None
+    evaluated: Evaluated | None = None  # filled as the waves are run
 
     @property
     def branches(self) -> int:

@@ -1,6 +1,7 @@
-"""Custom nodes for ComfyUI. Link this folder into `custom_nodes`; the package itself must be installed beside ComfyUI.
+"""Custom nodes for ComfyUI. Link this folder into `custom_nodes`; the package must be installed beside ComfyUI.
 
-ln -s "$(python -c 'import srds_fast.integrations.comfyui as c; print(c.__path__[0])')" ComfyUI/custom_nodes/srds_fast
+folder=$(python -c 'import srds_fast.integrations.comfyui as nodes; print(nodes.__path__[0])')
+ln -s "$folder" ComfyUI/custom_nodes/srds_fast
 """
 
 # ComfyUI loads this file under a name of its own, so nothing can be imported relative to it

@@ -1,6 +1,6 @@
 """ComfyUI's model on rows of several noise levels.
 
-ComfyUI writes for batches of one sigma: some of it reads the sigma of the first latent for the whole batch. Conditioning
+ComfyUI is made for batches of one sigma: some of it reads that of the first latent for the whole batch. Conditioning
 with `start_percent` and `end_percent`, and ControlNets with a range, are the same for all sigmas between two bounds: a
 wave is split there. What cannot be split is refused.
 """
@@ -57,20 +57,20 @@ class ComfyRows(Rows):
             found = self._part(x, sigma)
         else:
             found = torch.empty_like(x)
-            for _, rows in self._groups(sigma):
+            for rows in self._groups(sigma):
                 found[rows] = self._part(x[rows], sigma[rows])
         if self._velocity:
             found = (x - found) / sigma.view(-1, *[1] * (x.ndim - 1))
         return found
 
-    def _groups(self, sigma: Tensor) -> Iterator[tuple[Hashable, Tensor]]:
+    def _groups(self, sigma: Tensor) -> Iterator[Tensor]:
         """Rows between the same bounds."""
         groups: dict[Hashable, list[int]] = {}
         for row, level in enumerate(sigma.tolist()):
-            key = tuple((level > bound, level < bound) for bound in self._bounds)
+            key: Hashable = tuple((level > bound, level < bound) for bound in self._bounds)
             groups.setdefault(key, []).append(row)
-        for key, rows in groups.items():
-            yield key, torch.tensor(rows, device=sigma.device)
+        for each in groups.values():
+            yield torch.tensor(each, device=sigma.device)
 
     def _part(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The model on rows that all of its code may take for rows of one sigma."""
@@ -98,21 +98,22 @@ def _check_guider(guider: Any, trusted: bool) -> None:
     name = f"{type(guider).__module__}.{type(guider).__qualname__}"
     if name not in _GUIDERS and not trusted:
         raise UnsupportedPipeline(
-            f"The guider {type(guider).__name__} is not known. It may take a batch for latents of one sigma, and a wave "
-            "holds several. Use CFGGuider, BasicGuider or DualCFGGuider; or set trust_patches, if it treats each latent "
-            "by its own sigma."
+            f"The guider {type(guider).__name__} is not known. It may take a batch for latents of one sigma, and a "
+            "wave holds several. Use CFGGuider, BasicGuider or DualCFGGuider; or set trust_patches, if it treats each "
+            "latent by its own sigma."
         )
     for cond in _each(guider.conds):
         if cond.get("hooks") is not None:
             raise UnsupportedPipeline(
-                "Conditioning has hooks, which change the weights of the model by the sigma of the first latent. A wave "
-                "holds several sigmas. Remove the hooks, or use a stock sampler."
+                "Conditioning has hooks, which change the weights of the model by the sigma of the first latent. A "
+                "wave holds several sigmas. Remove the hooks, or use a stock sampler."
             )
 
 
 def _check_options(options: Mapping[str, Any], trusted: bool) -> None:
     inner = options.get("transformer_options", {})
-    found = [name for name in _FUNCTIONS if options.get(name)] + [name for name in _IN_TRANSFORMER if inner.get(name)]
+    found = [name for name in _FUNCTIONS if _holds(options.get(name))]
+    found += [name for name in _IN_TRANSFORMER if _holds(inner.get(name))]
     # the mask function of differential diffusion reads the first sigma, and nothing but the first
     if "denoise_mask_function" in found or (found and not trusted):
         raise UnsupportedPipeline(
@@ -122,18 +123,26 @@ def _check_options(options: Mapping[str, Any], trusted: bool) -> None:
         )
 
 
+def _holds(value: Any) -> bool:
+    """Whether there is anything in it."""
+    if isinstance(value, Mapping):
+        return any(map(_holds, value.values()))
+    return bool(value) if isinstance(value, list | tuple | None) else True
+
+
 def _each(conds: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for some in conds.values():
         yield from some or ()
 
 
 def _bounds(conds: Mapping[str, Any]) -> Iterator[float]:
-    """The sigmas where conditioning begins or ends."""
+    """The sigmas where conditioning begins or ends: as they are, and rounded as they are to be compared."""
+    found = list[float]()
     for cond in _each(conds):
-        for name in ("timestep_start", "timestep_end"):
-            if cond.get(name) is not None:
-                yield float(cond[name])
+        found += [float(cond[name]) for name in ("timestep_start", "timestep_end") if cond.get(name) is not None]
         control = cond.get("control")
         while control is not None:
-            yield from map(float, control.timestep_range or ())
+            found += map(float, control.timestep_range or ())
             control = control.previous_controlnet
+    yield from found
+    yield from torch.tensor(found, dtype=torch.float32, device="cpu").tolist()

@@ -35,7 +35,7 @@ class SampleByWaves:
         """Sample. Interrupts of ComfyUI are looked for before every wave.
 
         Raises:
-            UnsupportedPipeline: something in the model or its conditioning would read the sigma of the first latent of a
+            UnsupportedPipeline: something in the model or its conditioning may read the sigma of the first latent of a
                 batch for all of them, and cannot be split.
         """
         from comfy.k_diffusion.sampling import default_noise_sampler

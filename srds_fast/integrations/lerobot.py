@@ -325,7 +325,7 @@ class _ModelParts(CompiledPart):
 
 def _why_own_loop(model: Any, x: Tensor) -> str | None:
     """Why a call must run on the model's own loop; None: it need not."""
-    if isinstance(model.unet, torch._dynamo.eval_frame.OptimizedModule):
+    if hasattr(model.unet, "_orig_mod"):  # as what torch.compile returns
         return (
             "the UNet is compiled by torch (config.compile_model), which would compile it again for each number of "
             "rows: load the policy with compile_model=False"

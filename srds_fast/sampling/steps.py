@@ -45,6 +45,11 @@ class Steps:
 
     def __post_init__(self) -> None:
         check_switch("clip_epsilon", self.clip_epsilon)
+        if not isinstance(self.dummy_draws, Sequence) or isinstance(self.dummy_draws, str):
+            raise InvalidArgument(
+                f"dummy_draws is {shown(self.dummy_draws)}. It lists the steps in which a loop draws noise that it "
+                "does not use. Pass their numbers, from 0 on."
+            )
         if self.sigmas is None and self.scheduler is None:
             raise InvalidArgument(
                 "Neither a scheduler nor sigmas were given. They say which steps to take. Pass a scheduler of "
@@ -57,7 +62,8 @@ class Steps:
 
     def _check_scheduler(self) -> None:
         for name, default in _OF_SIGMAS.items():
-            if (value := getattr(self, name)) != default:
+            value = getattr(self, name)
+            if value is not default and not (type(value) in (str, int, float) and value == default):
                 raise InvalidArgument(
                     f"{name} is {shown(value)}, and a scheduler was given, which says itself what its steps are. Leave "
                     f"{name} out, or pass sigmas= instead of the scheduler."
@@ -65,12 +71,13 @@ class Steps:
         if not isinstance(self.scheduler, NoiseTable):
             check_scheduler(self.scheduler, self.num_inference_steps, self.eta)
             return
-        for name in ("eta", "clip_epsilon"):
-            if getattr(self, name):
+        for name, default in (("eta", None), ("clip_epsilon", False)):
+            if getattr(self, name) is not default:
                 raise InvalidArgument(
                     f"{name} was given together with a noise table, which has all numbers. Leave it out."
                 )
-        if self.num_inference_steps not in (None, self.scheduler.num_steps):
+        steps = self.num_inference_steps
+        if steps is not None and not (type(steps) is int and steps == self.scheduler.num_steps):
             raise InvalidArgument(
                 f"num_inference_steps is {shown(self.num_inference_steps)}, and the noise table has "
                 f"{self.scheduler.num_steps} steps. Leave it out."

@@ -65,7 +65,7 @@ def table_of_sigmas(
         InvalidArgument: an argument is not as described.
     """
     for name, value, known in (("prediction", prediction, PREDICTIONS), ("sampler", sampler, SAMPLERS)):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise InvalidArgument(f"{name} is {shown(value)}. Known are {', '.join(known)}. Pass one of these.")
     levels = checked_sigmas(sigmas, flow=prediction == "flow")
     if eta is not None and sampler != ANCESTRAL:
@@ -91,11 +91,11 @@ def checked_sigmas(sigmas: Any, *, flow: bool = False) -> tuple[float, ...]:
     try:
         given = isinstance(sigmas, Tensor)
         found = sigmas.detach() if given else torch.tensor(sigmas, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
+        levels = tuple(map(float, found.tolist())) if found.ndim == 1 else ()
+    except Exception:  # whatever it is, it is no list of numbers
         raise InvalidArgument(f"sigmas is {shown(sigmas)}. {_FORM}") from None
-    if found.ndim != 1 or len(found) < 2 or found.is_complex() or found.dtype == torch.bool or found.is_meta:
+    if len(levels) < 2 or found.dtype == torch.bool:
         raise InvalidArgument(f"sigmas has {found.dtype} and shape {tuple(found.shape)}. {_FORM}")
-    levels = tuple(map(float, found.tolist()))
     for index, level in enumerate(levels):
         if not math.isfinite(level) or level < 0:
             raise InvalidArgument(f"sigmas[{index}] is {level}. A noise level is a finite number, 0 or more. {_FORM}")
@@ -118,7 +118,7 @@ _FORM = "Pass the N + 1 noise levels of N steps, descending, as k-diffusion's ge
 def _is_number(value: object, low: float, high: float) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return low <= value <= high and math.isfinite(value)
+    return low <= value <= high and abs(value) < 1e300
 
 
 def _table(

@@ -55,7 +55,7 @@ def audio() -> Written:
         block_out_channels=(32, 32),
         down_block_types=("DownBlock1DNoSkip", "AttnDownBlock1D"),
         up_block_types=("AttnUpBlock1D", "UpBlock1DNoSkip"),
-        extra_in_channels=16,
+        extra_in_channels=64,
     ).eval()
     noise = torch.randn(BATCH, 2, 256, generator=torch.Generator().manual_seed(1))
 

@@ -5,7 +5,9 @@ Elsewhere only what needs no ComfyUI is tested: how nodes describe themselves, a
 
 from __future__ import annotations
 
+import importlib.util
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +32,18 @@ def test_nodes_describe_themselves() -> None:
     assert SamplerSRDS.INPUT_TYPES()["required"]["method"][0] == list(METHODS)
     latent = {"samples": torch.zeros(1)}
     assert SRDSReport().read(SimpleNamespace(), latent) == {"ui": {"text": [NOT_RUN]}, "result": (NOT_RUN, latent)}
+
+
+def test_the_folder_loads_as_a_custom_node(tmp_path: Path) -> None:
+    """As ComfyUI loads one: under a name of its own, from a link."""
+    link = tmp_path / "srds_fast_nodes"
+    link.symlink_to(comfyui.__path__[0], target_is_directory=True)
+    spec = importlib.util.spec_from_file_location("custom_nodes_srds", link / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.NODE_CLASS_MAPPINGS is comfyui.NODE_CLASS_MAPPINGS
 
 
 class FirstSigmaAlone(nn.Module):

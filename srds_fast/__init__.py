@@ -17,6 +17,7 @@ from ._version import __version__ as __version__
 if TYPE_CHECKING:
     from . import caches as caches
     from . import methods as methods
+    from . import schedulers as schedulers
     from . import zoo as zoo
     from .engine.cancellation import using as using
     from .engine.graphs.cache import Graphs as Graphs
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 _log.configure()
 
 _HOME = {
-    "compile": "pipelines.compile",
+    "compile": "integrations.compile",
     "Compiled": "pipelines.compile",
     "sample": "sampling.sample",
     "stream": "sampling.streams",
@@ -77,7 +78,14 @@ _HOME = {
     "UnsupportedPipeline": "errors",
     "UnsupportedScheduler": "errors",
 }
-_MODULES = {"caches": "caches", "kernels": "kernels", "methods": "methods", "program": "solvers.program", "zoo": "zoo"}
+_MODULES = {
+    "caches": "caches",
+    "kernels": "kernels",
+    "methods": "methods",
+    "program": "solvers.program",
+    "schedulers": "schedulers",
+    "zoo": "zoo",
+}
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -35,6 +35,7 @@ from srds_fast import Plan, PlanMismatch, SrdsFastError, caches, zoo
 from srds_fast.cli import main
 from srds_fast.planner.choose import choose
 from srds_fast.planner.settings import Settings
+from srds_fast.schedulers import PREDICTIONS, SAMPLERS
 from srds_fast.solvers import program
 from srds_fast.solvers.method import Method
 from srds_fast.solvers.registry import METHODS, REGISTERED
@@ -114,6 +115,8 @@ def fields_of(method: type[Method]) -> tuple[str, ...]:
             "observer": st.just(lambda checkpoint: None),
             "graphs": st.builds(srds_fast.Graphs),
             "generator": st.builds(torch.Generator),
+            "clip_epsilon": st.booleans(),
+            "dummy_draws": st.lists(st.integers(0, STEPS - 1)),
         },
     )
 )
@@ -132,6 +135,34 @@ def test_sample(arguments: dict[str, Any]) -> None:
     assert result.sample.dtype == x.dtype
     assert bool(result.sample.isfinite().all())
     assert str(result.report)
+
+
+@examples(1)
+@given(
+    changed(
+        {"sigmas": [9.0, 3.0, 1.0, 0.0]},
+        ("sigmas", "prediction", "sampler", "eta", "s_noise", "noise_sampler", "scheduler", "dummy_draws"),
+        {
+            "sigmas": st.lists(st.floats(0, 1), min_size=2, max_size=6).map(lambda found: sorted(found, reverse=True)),
+            "prediction": st.sampled_from(PREDICTIONS),
+            "sampler": st.sampled_from(SAMPLERS),
+            "eta": st.floats(0, 1),
+            "s_noise": st.floats(0, 2),
+        },
+    )
+)
+def test_noise_levels(arguments: dict[str, Any]) -> None:
+    theirs = arguments.get("noise_sampler")
+    try:
+        result = srds_fast.sample(denoiser, torch.ones(2, 8), **arguments)
+    except SrdsFastError:
+        return
+    except Exception:
+        if any(theirs is known for known in CALLABLE):  # an error of its own
+            return
+        raise
+    assert result.sample.shape == (2, 8)
+    assert bool(result.sample.isfinite().all())
 
 
 PROGRAM: dict[str, dict[str, Any]] = {

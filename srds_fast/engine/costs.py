@@ -132,7 +132,7 @@ def price(
             return 0.0
         try:
             with telemetry.unseen(), distributed.attempt("looking between network calls"):
-                run = Run(plan, state, noise, replace(inputs, trajectory=None))
+                run = Run(plan, state, noise, inputs.unseen())
                 run.watch = None  # no network is called
                 branches = 1 if inputs.guidance is None else len(inputs.guidance)
                 # the waves of the sequential loop are alike

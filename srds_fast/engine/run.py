@@ -116,6 +116,7 @@ class Run:
         self._previews: X0Previews | None = None
         if previews and observer is not None and not plan.options.shows_iterations:
             self._previews = X0Previews(noise, inputs, x.dtype, observer)
+        self._evaluated = inputs.evaluated
         self._folds = partial(_folded, noise, inputs) if noise.learned is not None else None
         self._core = self._with_ranges(core_of(plan, x, noise, self.program, inputs))
 
@@ -130,6 +131,8 @@ class Run:
         if output is not None:
             if self._previews is not None and self.handed_out is not None:
                 self._previews.look(self.handed_out, output)
+            if self._evaluated is not None and self.handed_out is not None:
+                self._evaluated.record(self.handed_out, output)
             if self._folds is not None and self.handed_out is not None:
                 output = self._folds(self.handed_out, output)
             self.received()

@@ -35,18 +35,20 @@ def draw_noise(
     generator: Generators = None,
     *,
     sample_dtype: torch.dtype | None = None,
+    dummy: frozenset[int] = frozenset(),
 ) -> Tensor | None:
     """The fresh noise of all N steps, [N, batch, ...], drawn in the order of the sequential sampler.
 
     like: network output of one step, [batch, ...]: gives shape, device and, by the table, the dtype of the draw.
     dtype: of the state, which the result has (N times the memory of the batch). generator: one for the batch, one per
     sample, or None for torch's global one. sample_dtype: of the sample that the stock step is given; None: that of
-    `like`. Returns None if no step draws noise.
+    `like`. dummy: steps that also draw noise, and use none of it. Returns None if no step uses noise.
     """
-    if noise.draws is None:
+    if noise.draws is None and not dummy:
         return None
     sample_dtype = like.dtype if sample_dtype is None else sample_dtype
-    draws = torch.zeros(noise.num_steps, *like.shape, dtype=dtype, device=like.device)
+    used = not (noise.spread is None and noise.memory is None and noise.step_noise is None)
+    draws = torch.zeros(noise.num_steps if used else 0, *like.shape, dtype=dtype, device=like.device)
     if noise.step_noise is not None:
         for draw, added in zip(
             draws, noise.step_noise.of(noise.spreads, like, dtype, sample_dtype, generator), strict=True
@@ -63,10 +65,13 @@ def draw_noise(
         device = like.device if each is None else each.device
         return torch.randn(shape, generator=each, device=device, dtype=drawn_in).to(like.device)
 
-    for index, draws_noise in enumerate(noise.draws.tolist()):
-        if draws_noise:
-            draws[index] = torch.cat([drawn(each) for each in many]).to(dtype)
-    return draws
+    in_steps = [False] * noise.num_steps if noise.draws is None else noise.draws.tolist()
+    for index, draws_noise in enumerate(in_steps):
+        if draws_noise or index in dummy:
+            noises = [drawn(each) for each in many]
+            if draws_noise and used:
+                draws[index] = torch.cat(noises).to(dtype)
+    return draws if used else None
 
 
 class PerState:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import functools
+import inspect
 import logging
 import os
-import time
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,36 +26,33 @@ from ..engine.graphs.cache import Graphs
 from ..engine.graphs.cache_key import function_key, modules_of
 from ..engine.graphs.capturable import Capturable, NetworkCalls, Through
 from ..engine.run import Observer, core_of
-from ..engine.x0_previews import Due, preview
 from ..errors import Cancelled, DivergenceError, InvalidArgument, shown
 from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
 from ..planner.curve_cache import CurveCache
-from ..planner.exploration import STOCK, Exploration
+from ..planner.exploration import EXPLORING
 from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
 from ..planner.settings import GRAPH_ENGINES, Settings
-from ..schedulers.own_loop import OwnLoop
-from ..schedulers.refusal import refused
+from ..schedulers.guess import trajectory_to
 from ..schedulers.table import NoiseTable
-from ..schedulers.verify import noise_table
 from ..solvers.checks import check_switch
-from ..solvers.contract import Checkpoint, Core, SolverInputs, Trajectory
+from ..solvers.contract import Core, Evaluated, SolverInputs, Trajectory
 from ..solvers.method import Method
 from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
-from ..telemetry.report import BY_SEQUENTIAL, Report, stock_report
+from ..telemetry.report import Report
 from .arguments import (
     check_conditioning,
     check_functions,
     check_generator,
     check_noise,
-    check_scheduler,
     check_signature,
 )
 from .planner import Planner
-from .rows import Denoiser, Generators, RowDenoiser, draw_noise, state_dtype
+from .rows import Denoiser, Generators, RowDenoiser, state_dtype
 from .session import Session
-from .trials import TurnClock
+from .steps import NoiseSampler, Steps
+from .stock_loop import StockLoop
 
 logger = logging.getLogger("srds_fast")
 
@@ -80,12 +76,19 @@ class SampleResult:
 def sample(
     denoiser: Denoiser,
     x: Tensor,
-    scheduler: Any,
-    num_inference_steps: int,
+    scheduler: Any = None,
+    num_inference_steps: int | None = None,
     *,
+    sigmas: Tensor | Sequence[float] | None = None,
+    prediction: str = "x0",
+    sampler: str = "euler",
     cond: Mapping[str, Tensor] | None = None,
     generator: Generators = None,
     eta: float | None = None,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+    clip_epsilon: bool = False,
+    dummy_draws: Sequence[int] = (),
     method: str | Method = DEFAULT,
     tolerance: float = 4e-3,
     exact: bool = False,
@@ -118,15 +121,28 @@ def sample(
             independently; guidance happens inside it. Each row belongs to one sample; their order is not specified.
         x: starting noise, [batch, ...], any state shape: pixels, latents, action trajectories, audio, points. Multiply
             it by the scheduler's `init_noise_sigma` as usual. The state is kept in float32 (float64 if x is float64).
-        scheduler: a diffusers scheduler of a supported class; it is copied, not changed.
+        scheduler: a diffusers scheduler of a supported class; it is copied, not changed. Or a
+            `srds_fast.schedulers.NoiseTable`. None: `sigmas` say the steps.
         num_inference_steps: N, fine steps of the sequential sampler. Of a scheduler with two network calls a step, as
-            Heun, each call is a step here: N becomes 2 N - 1.
+            Heun, each call is a step here: N becomes 2 N - 1. Left out with a table or sigmas.
+        sigmas: in the place of a scheduler, as in k-diffusion and ComfyUI: N + 1 noise levels, descending, of which the
+            last is mostly 0. t is then [rows] sigmas in the dtype of x, and x is not scaled: multiply the starting
+            noise by sigmas[0].
+        prediction: of sigmas: what the denoiser returns, "x0", "eps", "v" or "flow"; see
+            `srds_fast.schedulers.table_of_sigmas`.
+        sampler: of sigmas: the step, "euler", "ddim", "dpmpp_2m", "euler_ancestral" or "heun"; see there.
         cond: tensors [batch, ...], gathered for the rows of each call and passed by name.
         generator: draws the noise that stochastic schedulers (DDPM, EulerAncestral, LCM, DDIM with eta) add: one, one
             per sample, or None for torch's global one. All noise is drawn before the first call, in the order of the
             sequential sampler.
-        eta: 0 to 1, of the step of DDIM, where 0 is deterministic and 1 adds the noise of DDPM, or of TCD. None: the
-            step's own default, 0 for DDIM and 0.3 for TCD.
+        eta: 0 to 1, of the step of DDIM, where 0 is deterministic and 1 adds the noise of DDPM, of TCD, or of
+            euler_ancestral. None: the step's own default, 0 for DDIM, 0.3 for TCD, 1 for euler_ancestral.
+        s_noise: of sampler="euler_ancestral": the noise is multiplied by this.
+        noise_sampler: of sigmas: draws the noise in the place of `generator`, as noise_sampler(sigma, sigma_next).
+        clip_epsilon: the steps make eps again of the clipped x0: `use_clipped_model_output` of DDIM, and what the
+            loops of denoising-diffusion-pytorch do.
+        dummy_draws: steps, 0 to N - 1, in which your loop draws noise that it does not use (`randn_like(x)` times a
+            sigma of 0). So much is drawn too, and random states end where your loop leaves them.
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, in_flight, max_rows, plan,
             explore, cache_dir, latency: as in `srds_fast.compile`.
         engine: as in `srds_fast.compile`, but graphs need a place to be kept: see `graphs`.
@@ -135,9 +151,10 @@ def sample(
             in Python is then not done again. Weights that it takes from modules it is, is bound to or names may change
             in any way; it must not read tensors from elsewhere.
         observer: called with a copy of every `Checkpoint`.
-        warm_start: [N + 1, batch, ...], the trajectory of a related sample with the same starting noise. Methods that
-            refine all points (collocation, parataa, paradigms) start from it. The closer it is, the fewer waves they
-            need. The final sample is the same.
+        warm_start: [N + 1, batch, ...], the trajectory of a related sample with the same starting noise; or
+            [batch, ...], a guess of the sample itself, with any starting noise. Methods that refine all points
+            (collocation, parataa, paradigms) start from it. The closer it is, the fewer waves they need. The final
+            sample is the same.
         keep_trajectory: return the states of all steps, N + 1 times the memory of x.
         strict: raise DivergenceError if the method diverges. Otherwise the call starts again, one step after another,
             with the reason in the report. A sample that is NaN or Inf, but finite when the method runs again, is an
@@ -160,15 +177,47 @@ def sample(
     return sampled(**locals())
 
 
+# of its arguments, by name
+DEFAULTS = {name: each.default for name, each in inspect.signature(sample).parameters.items()}
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What other parts of this package ask of `sample`.
+
+    Attributes:
+        previews: the observer is shown predicted x0 too, see `Session`.
+        together: no sample leaves the batch before all have converged.
+        freeze: keep the plan of this kind of call for good, once it is chosen.
+        known: what the costs of the denoiser are remembered by, where it is made anew for each call; None: itself.
+        modules: those that such a denoiser calls.
+        evaluated: is told what the network was given and has returned.
+    """
+
+    previews: bool = False
+    together: bool = False
+    freeze: bool = False
+    known: Hashable = None
+    modules: tuple[nn.Module, ...] = ()
+    evaluated: Evaluated | None = None
+
+
 def sampled(
     denoiser: Denoiser,
     x: Tensor,
     scheduler: Any,
-    num_inference_steps: int,
+    num_inference_steps: int | None,
     *,
+    sigmas: Tensor | Sequence[float] | None,
+    prediction: str,
+    sampler: str,
     cond: Mapping[str, Tensor] | None,
     generator: Generators,
     eta: float | None,
+    s_noise: float,
+    noise_sampler: NoiseSampler | None,
+    clip_epsilon: bool,
+    dummy_draws: Sequence[int],
     method: str | Method,
     tolerance: float,
     exact: bool,
@@ -191,9 +240,9 @@ def sampled(
     parallel: Any,
     cancel: Cancel | None,
     on_wave: OnWave | None,
-    previews: bool = False,
+    inside: Inside = Inside(),
 ) -> SampleResult:
-    """`sample`. previews: the observer is shown predicted x0 too, see `Session`."""
+    """`sample`, with what only this package asks for."""
     settings = Settings(
         method,
         tolerance,
@@ -216,7 +265,18 @@ def sampled(
     check_noise(x)
     check_conditioning(cond, len(x))
     check_signature(denoiser, cond)
-    check_scheduler(scheduler, num_inference_steps, eta)
+    steps = Steps(
+        scheduler,
+        num_inference_steps,
+        sigmas,
+        prediction,
+        sampler,
+        eta,
+        s_noise,
+        noise_sampler,
+        clip_epsilon,
+        dummy_draws,
+    )
     check_generator(generator, len(x))
     if not isinstance(graphs, Graphs | None):
         raise InvalidArgument(f"graphs is {shown(graphs)}. Keep graphs = srds_fast.Graphs() and pass it to each call.")
@@ -231,9 +291,7 @@ def sampled(
     eager = functools.partial(_log_once, "runs without graphs")
     ranks = ranks_of(parallel)
     runner = None if graphs is None or ranks is not None else planner.graph_runner(graphs, x.is_cuda, True, eager)
-    scheduler = copy.deepcopy(scheduler)
-    with torch.device("cpu"):  # whatever the default device is
-        scheduler.set_timesteps(num_inference_steps)
+    scheduler = steps.prepared()
     state = x.to(state_dtype(x.dtype))
     timeline = telemetry.Timeline()
     session: Session | None = None
@@ -244,14 +302,12 @@ def sampled(
             distributed.sharing(ranks, forget=costs_of_denoisers.clear) as shared,
         ):
             telemetry.phase("plan")
-            noise = noise_table(scheduler, eta=eta)
-            if noise.learned is not None:
-                raise refused(scheduler, "its steps take the size of their noise from further channels of the network")
+            noise = steps.table(scheduler, x.dtype)
             if shared is not None:
                 shared.compare(
                     {
                         **versions(),
-                        "number of steps": digest(num_inference_steps),
+                        "number of steps": digest(noise.num_steps),
                         "scheduler": digest(sorted(noise.numbers.items())),
                         "starting noise": digest([x, warm_start]),
                         "cond": digest(cond),
@@ -261,35 +317,44 @@ def sampled(
                         "setting": repr((settings, keep_trajectory, strict, None if plan is None else plan.signature)),
                     }
                 )
+            draws = distributed.of_first(steps.draws(noise, x, state.dtype, generator))
+            if isinstance(warm_start, Tensor) and warm_start.shape == x.shape:
+                warm_start = trajectory_to(noise, state, warm_start, draws)
             if warm_start is not None:
                 check_warm_start(warm_start, (noise.num_steps + 1, *x.shape))
             inputs = SolverInputs(
-                draws=distributed.of_first(draw_noise(noise, x, state.dtype, generator)),
+                draws=draws,
                 trajectory=Trajectory(noise.num_steps) if keep_trajectory else None,
                 network=NetworkInput(x.dtype),
                 scaled=True,
                 initial_guess=warm_start,
+                evaluated=inside.evaluated,
             )
             stock = None
-            if (observer is None or previews) and not keep_trajectory and noise.spread is None:
-                stock = _StockLoop(denoiser, x, scheduler, cond, noise)
+            looked_at = (observer is not None and not inside.previews) or inside.evaluated is not None
+            if scheduler is not None and not looked_at and not keep_trajectory and noise.spread is None:
+                stock = StockLoop(denoiser, x, scheduler, cond, noise, steps.step_options)
             session = Session(
                 planner,
                 state,
                 noise,
                 inputs,
                 "sample",
-                _DenoiserNetwork(denoiser, x, state, noise, inputs, cond, x.dtype),
+                _DenoiserNetwork(denoiser, x, state, noise, inputs, cond, x.dtype, inside),
                 runner,
                 observer,
                 notify=functools.partial(_log_once, "runs step by step"),
                 stock=None if stock is None else stock.seconds,
-                previews=previews,
+                previews=inside.previews,
                 strict=strict,
+                together=inside.together,
             )
-            if stock is not None and session.exploration is not None and session.exploration.chose_stock:
-                return stock.result(session.exploration, observer)
+            exploration = session.exploration
+            if stock is not None and exploration is not None and exploration.chose_stock:
+                return SampleResult(*stock.result(exploration, observer))
             found = session.complete().sample
+            if inside.freeze and exploration is not None and exploration.state != EXPLORING:
+                exploration.hold()
     except DivergenceError as error:
         if error.report is not None:  # it is from the run, and not from a function of the user's
             error.report = replace(error.report, timeline=timeline.sums)
@@ -311,69 +376,6 @@ costs_of_denoisers = Costs()
 
 
 @dataclass(frozen=True)
-class _StockLoop:
-    """The loop that a user would write without this package: a denoiser and the steps of a scheduler."""
-
-    denoiser: Denoiser
-    x: Tensor
-    scheduler: Any  # with its timesteps set
-    cond: Mapping[str, Tensor]
-    noise: NoiseTable
-
-    @torch.no_grad()
-    def __call__(self, turned: Callable[[int, Tensor, Tensor], None]) -> Tensor:
-        """turned: told the number of each step, the state that it departs from, and the network's output there."""
-        loop, x, watch = OwnLoop(self.scheduler, self.noise.call), self.x, cancellation.current()
-        for step, t in enumerate(self.noise.timesteps):
-            if watch is not None:
-                watch.wave(1, step)
-            m = self.denoiser(loop.scaled(x), t.to(x.device).expand(len(x)), **self.cond)
-            turned(step, x, m)
-            x = distributed.of_first(loop.step(m, x))
-        return x
-
-    def seconds(self, turns: int) -> float:
-        """Seconds of all turns, by the first ones."""
-        clock = TurnClock(turns, self.x.device)
-        return clock.seconds(lambda: self(lambda *_: clock.turned()))
-
-    def result(self, exploration: Exploration, observer: Observer | None) -> SampleResult:
-        """The sample and the report of a call that runs on this loop, as an exploration has chosen.
-
-        observer: of a stream.
-        """
-        seconds, found = self._timed(observer)
-        steps = self.noise.num_steps
-        report = stock_report(
-            steps,
-            seconds,
-            path="sample",
-            plan_reason=exploration.why,
-            plan_state=exploration.state,
-            plan_changed=exploration.taken(STOCK),
-            stopped_by=[BY_SEQUENTIAL] * len(found),
-            estimated_error=[None] * len(found),
-            ranks=distributed.size(),
-        )
-        return SampleResult(found, report)
-
-    def _timed(self, observer: Observer | None) -> tuple[float, Tensor]:
-        due, samples, dtype = Due(self.noise.num_steps), tuple(range(len(self.x))), state_dtype(self.x.dtype)
-
-        def show(step: int, x: Tensor, m: Tensor) -> None:
-            if observer is not None and due.is_now(step + 1):
-                observer(preview(step + 1, self.noise.predict_x0(step, x.to(dtype), m.to(dtype)), samples))
-
-        started = time.perf_counter()
-        found = self(show)
-        if observer is not None:
-            observer(Checkpoint(0, found, samples, None, exact=True).copied(final=True))
-        if found.is_cuda:
-            torch.cuda.synchronize(found.device)
-        return time.perf_counter() - started, found
-
-
-@dataclass(frozen=True)
 class _DenoiserNetwork:
     """See `srds_fast.sampling.network.Network`."""
 
@@ -384,12 +386,13 @@ class _DenoiserNetwork:
     inputs: SolverInputs
     cond: Mapping[str, Tensor]
     dtype: torch.dtype
+    inside: Inside
     modules: tuple[nn.Module, ...] = ()  # a denoiser may use modules that cannot be found
 
     @property
     def kind(self) -> Hashable:
         shapes = tuple((name, value.shape, value.dtype) for name, value in self.cond.items())
-        return _cost_key(self.denoiser), shapes
+        return self.inside.known or _cost_key(self.denoiser), shapes
 
     @property
     def conditions(self) -> Hashable:
@@ -397,7 +400,7 @@ class _DenoiserNetwork:
 
     @property
     def modules_found(self) -> tuple[nn.Module, ...]:
-        return modules_of(self.denoiser)
+        return self.inside.modules or modules_of(self.denoiser)
 
     def evaluator(self, program: Program) -> RowDenoiser:
         return RowDenoiser(self.denoiser, self.x, self.noise, program, self.cond)
@@ -410,6 +413,8 @@ class _DenoiserNetwork:
             given = {name: static[f"cond.{name}"] for name in cond}
             evaluator = RowDenoiser(self.denoiser, static["x"], noise, program, given)
             return core_of(plan, static["x"], noise, program, inputs.with_tensors(static)), evaluator
+
+        keeps = inputs.trajectory is not None or inputs.evaluated is not None
 
         def through(graphed: Through) -> RowDenoiser:
             return RowDenoiser(graphed(self.denoiser, None), self.x, noise, program, cond)
@@ -424,7 +429,7 @@ class _DenoiserNetwork:
             program,
             inputs.network,
             self.dtype,
-            why_no_loop=SLIDES if plan.slides else STATES_KEPT if inputs.trajectory is not None else None,
+            why_no_loop=SLIDES if plan.slides else STATES_KEPT if keeps else None,
         )
 
 

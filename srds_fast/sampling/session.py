@@ -182,7 +182,7 @@ class Session:
         return replace(
             self,
             planner=replace(self.planner, plan=replace(plan, prediction=None, context=None), learn_stop=False),
-            inputs=replace(self.inputs, trajectory=None),
+            inputs=self.inputs.unseen(),
             observer=observer,
             started=None,
             notify=lambda reason: None,

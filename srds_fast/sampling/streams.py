@@ -12,11 +12,13 @@ from ..errors import InvalidArgument
 from ..telemetry.report import Report
 from .arguments import check_noise
 from .rows import Denoiser
-from .sample import sample, sampled
+from .sample import Inside, sample, sampled
 from .stream import AsyncStream, Source, Stream
 
 
-def stream(denoiser: Denoiser, x: Tensor, scheduler: Any, num_inference_steps: int, **settings: Any) -> Stream:
+def stream(
+    denoiser: Denoiser, x: Tensor, scheduler: Any = None, num_inference_steps: int | None = None, **settings: Any
+) -> Stream:
     """`sample`, as an iterator over a whole sample after every iteration; the last one is the result.
 
     The call runs in another thread. Closing the stream, from any thread, ends it at its next wave. `report` of the
@@ -35,13 +37,15 @@ def stream(denoiser: Denoiser, x: Tensor, scheduler: Any, num_inference_steps: i
     return Stream(_source(denoiser, x, scheduler, num_inference_steps, settings))
 
 
-def astream(denoiser: Denoiser, x: Tensor, scheduler: Any, num_inference_steps: int, **settings: Any) -> AsyncStream:
+def astream(
+    denoiser: Denoiser, x: Tensor, scheduler: Any = None, num_inference_steps: int | None = None, **settings: Any
+) -> AsyncStream:
     """The same for asyncio: `async for refinement in srds_fast.astream(...)`, see `AsyncStream`."""
     return AsyncStream(_source(denoiser, x, scheduler, num_inference_steps, settings))
 
 
 def _source(
-    denoiser: Denoiser, x: Tensor, scheduler: Any, num_inference_steps: int, settings: dict[str, Any]
+    denoiser: Denoiser, x: Tensor, scheduler: Any, num_inference_steps: int | None, settings: dict[str, Any]
 ) -> Source:
     if left_out := {"observer", "keep_trajectory"} & settings.keys():
         raise InvalidArgument(
@@ -54,7 +58,7 @@ def _source(
     reports: list[Report] = []
 
     def call(observer: Observer) -> None:
-        reports.append(sampled(**{**bound.arguments, "observer": observer}, previews=True).report)
+        reports.append(sampled(**{**bound.arguments, "observer": observer}, inside=Inside(previews=True)).report)
 
     def decode(latents: Tensor) -> list[Any]:
         raise InvalidArgument("A stream of `sample` knows no decoder. Decode `latents` as your model does.")

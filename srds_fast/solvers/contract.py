@@ -114,6 +114,24 @@ class Trajectory:
         self.carried[position] = merged(self.carried[position], carried.transpose(0, 1), samples)
 
 
+class Evaluated:
+    """What the network was given at each step of the grid and what it returned, as of its last call there.
+
+    Attributes:
+        x, m: by step: the state as the network was given it, and its output, [batch, ...] each.
+    """
+
+    def __init__(self) -> None:
+        self.x: dict[int, Tensor] = {}
+        self.m: dict[int, Tensor] = {}
+
+    def record(self, wave: Evaluate, output: Tensor) -> None:
+        """Of a wave, with one branch. Networks and cores may write into their tensors again, so these are copied."""
+        for row, position in enumerate(wave.positions):
+            for kept, newest in ((self.x, wave.x[row]), (self.m, output[row])):
+                kept[position] = merged(kept.get(position), newest.clone(), wave.samples)
+
+
 Constrain = Callable[[Tensor, int, tuple[int, ...]], Tensor]
 """(x [samples, ...], the grid position it has arrived at, which samples) -> x: what holds for every state on the grid.
 
@@ -137,6 +155,7 @@ class SolverInputs:
     guidance: Tensor | None = None  # [branches], weights of the network's outputs; None: one branch, or done elsewhere
     # [N + 1, batch, ...], states of a related sample: methods that refine all points begin with them
     initial_guess: Tensor | None = None
+    evaluated: Evaluated | None = None  # filled as the waves are run
 
     @property
     def branches(self) -> int:
@@ -154,6 +173,10 @@ class SolverInputs:
         """The tensors that a graph of the run reads, by name."""
         known = {"draws": self.draws, "guidance": self.guidance, "initial_guess": self.initial_guess}
         return {name: tensor for name, tensor in known.items() if tensor is not None}
+
+    def unseen(self) -> SolverInputs:
+        """The same for a run beside that of the call, which nobody looks at."""
+        return replace(self, trajectory=None, evaluated=None)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> SolverInputs:
         """The same inputs with these tensors in the place of those of `tensors`."""

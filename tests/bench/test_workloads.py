@@ -10,6 +10,7 @@ import torch
 
 from bench.quality.peers import MOST_STEPS
 from bench.workloads import networks
+from bench.workloads.own_loops import Written, every_loop
 from bench.workloads.samplers import WORKLOADS, PipelineWorkload
 
 STEPS = 4
@@ -68,3 +69,16 @@ def test_all_loops_have_one_answer_for_a_sample(name: str) -> None:
     call()
     assert {len(each) for each in given.values() if isinstance(each, torch.Tensor)} == {3 * workload.entries}
     assert len(given["timestep"].unique()) == 3 * workload.entries
+
+
+@pytest.mark.parametrize("written", every_loop(), ids=lambda written: written.name)
+def test_loops_of_other_people(written: Written) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = written.own()
+    state, size = torch.get_rng_state(), float(expected.abs().mean())
+    for settings, bound in (({"method": "sequential"}, 1e-5), ({"method": "srds"}, 4e-3)):
+        torch.manual_seed(0)
+        found = written.ours(**settings)
+        assert float((found.sample - expected).abs().flatten(1).mean(1).max()) <= bound * max(1.0, size)
+        assert torch.equal(torch.get_rng_state(), state)

@@ -113,7 +113,8 @@ class Queue:
 
     def _without_left(self) -> tuple[Call, ...]:
         kept = (tuple(each for each in call.members if each.number not in self._left) for call in self._calls)
-        return tuple(self._call(members) for members in kept if members)
+        calls = (self._call(members) for members in kept if members)
+        return tuple(sorted(calls, key=lambda call: call.members[0].number))
 
     def _joined(self, new: Waiting) -> list[tuple[Call, ...]]:
         """The calls as they are, with a new request in one of them."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
@@ -38,7 +39,7 @@ class Runner(Protocol):
             Refused: the sampling failed.
         """
 
-    def stream(self, request: ImageRequest) -> AsyncIterator[Item]:
+    def stream(self, request: ImageRequest) -> AsyncGenerator[Item, None]:
         """Previews of a request, then its result. Cancelling or closing it ends the sampling at its next wave.
 
         Raises:
@@ -70,7 +71,7 @@ class _Running:
     call: Call
     begun: float
     ends: float
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[None] = field(init=False)
 
     @property
     def jobs(self) -> list[_Job]:
@@ -124,7 +125,7 @@ class Dispatcher:
                     return item
         raise AssertionError("an answer ends with its result")
 
-    def stream(self, request: ImageRequest) -> AsyncIterator[Item]:
+    def stream(self, request: ImageRequest) -> AsyncGenerator[Item, None]:
         """Previews of a request, then its result. Closing it gives the request up. Raises Refused, as `generate`."""
         return self._answer(request, streamed=True)
 
@@ -138,12 +139,13 @@ class Dispatcher:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
             for waiting in self._queue.waiting:
-                cast(_Job, waiting.job).items.put_nowait(_shutting_down())
+                job = cast(_Job, waiting.job)
+                job.items.put_nowait(_shutting_down())
+                self._leave(job)
             for running in self._running:
-                if running.task is not None:
-                    running.task.cancel()
+                running.task.cancel()
 
-    async def _answer(self, request: ImageRequest, *, streamed: bool) -> AsyncIterator[Item]:
+    async def _answer(self, request: ImageRequest, *, streamed: bool) -> AsyncGenerator[Item, None]:
         arrived, status = self._clock(), CLIENT_LEFT
         job = None
         try:
@@ -159,7 +161,7 @@ class Dispatcher:
             status = why.status
             raise
         finally:
-            if job is not None and status == CLIENT_LEFT:
+            if job is not None and status != 200:
                 self._leave(job)
             self._metrics.answered(status, self._clock() - arrived)
 
@@ -206,12 +208,13 @@ class Dispatcher:
         # a context of its own: Ray cancels what was begun in the context of a request whose client has left
         context = contextvars.Context()
         running.task = asyncio.get_running_loop().create_task(self._run(running), context=context)
+        running.task.add_done_callback(functools.partial(self._ended, running))
 
     async def _run(self, running: _Running) -> None:
         jobs, call = running.jobs, running.call
         try:
             if jobs[0].streamed:
-                async with aclosing(self._runner.stream(jobs[0].request)) as items:  # type: ignore[type-var]
+                async with aclosing(self._runner.stream(jobs[0].request)) as items:
                     async for item in items:
                         self._deliver(running, jobs[0], item)
             else:
@@ -220,16 +223,18 @@ class Dispatcher:
                     self._deliver(running, job, result)
                 seconds = self._clock() - running.begun
                 self._predictions.record(call.members[0].shape, call.way, call.images, seconds)
-        except asyncio.CancelledError:
-            _fail(jobs, _shutting_down())  # who has left does not read it
         except Refused as why:
             _fail(jobs, why)
         except Exception as why:
             logger.error("A call failed.", exc_info=why)
             _fail(jobs, Refused(500, "The call failed. The log of the server has the reason.", code="call_failed"))
-        finally:
-            self._running.discard(running)
-            self._begin()
+
+    def _ended(self, running: _Running, task: asyncio.Task[None]) -> None:
+        """Not in `_run`, of which nothing runs if it is cancelled at once."""
+        if task.cancelled():
+            _fail(running.jobs, _shutting_down())  # who has left does not read it
+        self._running.discard(running)
+        self._begin()
 
     def _deliver(self, running: _Running, job: _Job, item: Item) -> None:
         if isinstance(item, ImageResult):
@@ -243,9 +248,10 @@ class Dispatcher:
         """Nobody wants the answer. A call ends when that is true of all its requests."""
         job.left = True
         if job.waiting is not None:
-            self._queue.leave(job.waiting, self._free())
+            waiting, job.waiting = job.waiting, None
+            self._queue.leave(waiting, self._free())
             self._begin()
-        elif job.call is not None and job.call.task is not None and all(each.left for each in job.call.jobs):
+        elif job.call is not None and all(each.left for each in job.call.jobs):
             job.call.task.cancel()
 
 

@@ -11,62 +11,93 @@ import functools
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..planner.cost_curve import CostCurve
 from .contract import ImageRequest
 
-# how a call samples: by the frozen plan, or one step after another
+if TYPE_CHECKING:
+    from ..planner.plan import Plan
+
+# how a call samples: by the plan of one image, or one step after another
 PARALLEL, SEQUENTIAL = "parallel", "sequential"
 WAYS = (PARALLEL, SEQUENTIAL)
 
 Seconds = Callable[[Hashable, str, int], float]
-"""Predicted seconds of a call, by the kind of its requests, the way that it samples, and its number of images."""
+"""Predicted seconds of a call, by the shape of its requests, the way that it samples, and its number of images."""
 
 
 class Kind(NamedTuple):
-    """Requests of the same kind may share a call. They differ in their prompts, seeds and numbers of images."""
+    """Requests of one kind may share a call. They differ in prompts, seeds, and in how many images they ask for."""
 
     steps: int
     width: int | None
     height: int | None
     guidance_scale: float | None
-    negative_prompt: str | None
+    negative: bool  # whether there is a negative prompt
 
     @classmethod
     def of(cls, request: ImageRequest) -> Kind:
         size = request.width, request.height
-        return cls(request.steps, *size, request.guidance_scale, request.negative_prompt)
+        return cls(request.steps, *size, request.guidance_scale, request.negative_prompt is not None)
 
 
 @dataclass(frozen=True)
 class CallCosts:
-    """What calls of one kind cost, by what was measured.
+    """What calls of one kind cost.
 
     Attributes:
         curve: seconds of a network call by rows, a row being one image with its guidance branches.
         widths: rows of each wave of the plan, for one image.
         steps: waves of one row that the sequential sampler takes.
-        fixed_seconds: what a call takes outside the network.
-        image_seconds: what each image takes outside the network, as decoding it.
+        image_seconds: what each image takes outside the network: the arithmetic of its waves, and its decoding.
+        measured: (way, images, seconds) of calls that were timed. What was timed goes before what follows from curve.
     """
 
     curve: CostCurve
     widths: tuple[int, ...]
     steps: int
-    fixed_seconds: float = 0.0
     image_seconds: float = 0.0
+    measured: tuple[tuple[str, int, float], ...] = ()
 
     def seconds(self, way: str, images: int) -> float:
         """Predicted seconds of a call. A wave of r rows is a network call of r rows for each of the images."""
+        for timed_way, timed_images, seconds in self.measured:
+            if (timed_way, timed_images) == (way, images):
+                return seconds
         widths = self.widths if way == PARALLEL else (1,) * self.steps
-        return _network_seconds(self.curve, widths, images) + self.fixed_seconds + images * self.image_seconds
+        return _network_seconds(self.curve, widths, images) + images * self.image_seconds
 
 
 @functools.lru_cache(maxsize=1024)
 def _network_seconds(curve: CostCurve, widths: tuple[int, ...], images: int) -> float:
     return sum(count * curve(width * images) for width, count in Counter(widths).items())
+
+
+def costs_of(
+    plan: Plan | None, steps: int, seconds: float, measured: Sequence[tuple[str, int, float]] = ()
+) -> CallCosts:
+    """What calls of one kind cost, by the plan of one image.
+
+    Args:
+        plan: None: calls run on the pipeline's own loop.
+        steps: of the sequential sampler.
+        seconds: that a call for one image takes by this plan, measured.
+        measured: see `CallCosts`.
+    """
+    if plan is None or plan.prediction is None:  # nothing is known of wider calls: every row costs as the first
+        program = None if plan is None else plan.program()
+        rows = steps if program is None else program.num_rows
+        curve = CostCurve((1,), (seconds / rows,))
+        return CallCosts(curve, (1,) * rows, steps, measured=tuple(measured))
+    # not above: it needs torch, which the process that keeps the queue does without
+    from ..planner.choose import until
+
+    iterations, curve = plan.prediction.chosen.iterations, plan.prediction.curve
+    widths = (1,) * steps if plan.is_sequential else tuple(until(plan, iterations).widths(iterations))
+    outside = max(0.0, seconds - _network_seconds(curve, widths, 1))
+    return CallCosts(curve, widths, steps, outside, tuple(measured))
 
 
 @dataclass(frozen=True)
@@ -75,7 +106,7 @@ class Policy:
 
     Attributes:
         ways: how they may sample.
-        sizes: numbers of images that a call of several requests may have, ascending. A request is never divided: alone
+        sizes: numbers of images that calls of several requests may have, ascending. A request is never divided: alone
             it may have any number.
     """
 
@@ -90,29 +121,54 @@ class Policy:
         return cls((SEQUENTIAL,) if batching == "sequential" else WAYS, tuple(sorted(sizes)))
 
 
+def batches(images: int, sizes: Sequence[int]) -> list[int]:
+    """Batch sizes of the calls that make so many images, the largest first. sizes: ascending, the first is 1."""
+    found = []
+    for size in reversed(sizes):
+        found += [size] * (images // size)
+        images %= size
+    return found
+
+
 @dataclass(frozen=True)
 class Waiting:
-    """A request that waits. due: the time on the clock by which its answer is wanted; None: there is none."""
+    """A request that waits.
 
-    number: int  # in order of arrival
-    kind: Hashable
+    Attributes:
+        number: in order of arrival.
+        kind: those of one kind may share a call; None: it has a call of its own, by the plan.
+        shape: what the seconds of its call depend on, besides its way and its number of images.
+        due: the time on the clock by which its answer is wanted; None: there is none.
+        job: what it is to the caller.
+    """
+
+    number: int
+    kind: Hashable | None
+    shape: Hashable
     images: int = 1
     due: float | None = None
+    job: object = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class Call:
-    """Requests that are answered together; all are of one kind, in order of arrival."""
+    """Requests that are answered together, in order of arrival, and how the call samples."""
 
     members: tuple[Waiting, ...]
     way: str
 
+    @property
+    def images(self) -> int:
+        return sum(each.images for each in self.members)
+
     def seconds(self, seconds: Seconds) -> float:
-        return seconds(self.members[0].kind, self.way, sum(each.images for each in self.members))
+        return seconds(self.members[0].shape, self.way, self.images)
 
 
 def call_of(members: Sequence[Waiting], seconds: Seconds, policy: Policy) -> Call:
     """These requests in one call, sampled in the way that takes least time."""
+    if members[0].kind is None:
+        return Call(tuple(members), PARALLEL)
     return min((Call(tuple(members), way) for way in policy.ways), key=lambda call: call.seconds(seconds))
 
 
@@ -121,23 +177,27 @@ def groupings(waiting: Sequence[Waiting], seconds: Seconds, policy: Policy) -> I
 
     One for each number of images that a call may have at most. The first request that waits is always in the first
     call; those of its kind that wait next may join it.
+
+    Args:
+        waiting: in order of arrival.
     """
     for most in policy.sizes:
         of_kind: dict[Hashable, deque[Waiting]] = {}
         for each in waiting:
-            of_kind.setdefault(each.kind, deque()).append(each)
+            if each.kind is not None:
+                of_kind.setdefault(each.kind, deque()).append(each)
         taken: set[int] = set()
         calls = []
         for first in waiting:
             if first.number not in taken:
-                group = _first_group(of_kind[first.kind], most, policy.sizes)
+                group = [first] if first.kind is None else _first_group(of_kind[first.kind], most, policy.sizes)
                 taken.update(each.number for each in group)
                 calls.append(call_of(group, seconds, policy))
         yield tuple(calls)
 
 
 def _first_group(left: deque[Waiting], most: int, sizes: Sequence[int]) -> list[Waiting]:
-    """Take the first requests: for as many images as calls are prepared for, at most `most`; or the first alone."""
+    """Take the first requests: as many as there is a size for, of `most` images at most; or the first alone."""
     images, count = 0, 1
     for number, each in enumerate(left, start=1):
         images += each.images
@@ -156,8 +216,8 @@ def answered(calls: Sequence[Call], free: Sequence[float], seconds: Seconds) -> 
     devices, found = list(free), {}
     heapq.heapify(devices)
     for call in calls:
-        end = heapq.heappop(devices) + call.seconds(seconds)
-        heapq.heappush(devices, end)
+        end = devices[0] + call.seconds(seconds)
+        heapq.heapreplace(devices, end)
         found.update((each.number, end) for each in call.members)
     return found
 
@@ -166,3 +226,37 @@ def late(calls: Sequence[Call], ends: dict[int, float]) -> set[int]:
     """Numbers of the requests that are answered after they are due."""
     members = (each for call in calls for each in call.members)
     return {each.number for each in members if each.due is not None and ends[each.number] > each.due}
+
+
+def soonest(
+    found: Sequence[tuple[Call, ...]], free: Sequence[float], seconds: Seconds, may_be_late: set[int]
+) -> tuple[Call, ...] | None:
+    """The calls with the lowest mean latency, of those in which nobody is late but who may be. None: there are none.
+
+    Of equal ones, the first.
+    """
+    best, least = None, 0.0
+    for calls in found:
+        ends = answered(calls, free, seconds)
+        total = sum(ends.values())
+        if late(calls, ends) <= may_be_late and (best is None or total < least):
+            best, least = calls, total
+    return best
+
+
+def next_calls(seconds: Callable[[str, int], float], policy: Policy, most: int) -> list[Call]:
+    """The call that is made next while 1, 2, .., `most` requests of one kind and one image wait for one device.
+
+    seconds: of a call, by its way and its number of images.
+    """
+    found = []
+    for queue in range(1, most + 1):
+        waiting = [Waiting(number, "one", "one") for number in range(queue)]
+
+        def of_call(_: Hashable, way: str, images: int) -> float:
+            return seconds(way, images)
+
+        best = soonest(list(groupings(waiting, of_call, policy)), [0.0], of_call, set())
+        assert best is not None  # nobody can be late
+        found.append(best[0])
+    return found

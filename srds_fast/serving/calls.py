@@ -52,6 +52,14 @@ class KindOfCall(NamedTuple):
         guidance = guidance_for(settings, request.guidance_scale)
         return cls(request.steps, request.width, request.height, guidance, request.negative_prompt is not None)
 
+    def is_like(self, other: KindOfCall) -> bool:
+        """Whether they differ in the value of the guidance scale alone, not in whether there is guidance."""
+        return self._guided == other._guided and self._replace(guidance_scale=other.guidance_scale) == other
+
+    @property
+    def _guided(self) -> bool:
+        return self.guidance_scale is None or self.guidance_scale > 1
+
     def arguments(self, images: Sequence[Asked]) -> dict[str, Any]:
         """Arguments of a call. Lists also of one image: what a plan is held for depends on the types."""
         asked = {
@@ -86,6 +94,10 @@ class Prepared:
         """Seconds that most of the last calls took at most."""
         ordered = sorted(self._seconds)
         return ordered[min(len(ordered) - 1, int(SHARE * len(ordered)))]
+
+    def take_times_of(self, other: Prepared) -> None:
+        """Expect what calls of another kind have taken."""
+        self._seconds.extend(other._seconds)
 
     def call(self, images: Sequence[Asked]) -> tuple[list[bytes], Usage]:
         """PNG files of the images, by one call."""

@@ -172,6 +172,11 @@ class ServerSettings:
             sizes = tuple(size_of("sizes", each) if isinstance(each, str) else each for each in sizes)
         return cls(**{**given, "sizes": sizes})
 
+    @property
+    def model_name(self) -> str:
+        """What clients call the model: of a folder its name alone."""
+        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+
     def api_keys(self) -> tuple[bytes, ...]:
         """The keys in `api_key_file`; empty if there is no such file to read.
 

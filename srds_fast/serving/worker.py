@@ -20,7 +20,8 @@ from ..planner.plan import Plan
 from ..sampling.stream import Refinement
 from ..solvers.contract import ITERATION
 from ..solvers.registry import SEQUENTIAL as STEP_BY_STEP
-from .batching import PARALLEL, SEQUENTIAL, CallCosts, Kind, Policy, costs_of
+from ..telemetry.report import Report
+from .batching import PARALLEL, SEQUENTIAL, CallCosts, Kind, Policy, batches, costs_of
 from .calls import Asked, KindOfCall, Prepared, guidance_for, images_of, png, sum_of, usage_of
 from .contract import ImageRequest, ImageResult, PartialImage, Refused
 from .settings import ServerSettings, Size
@@ -102,7 +103,8 @@ class Worker:
         kind = KindOfCall.of(request, self.settings)
         with _told_as_refusals(), using(cancel=cancel):
             seconds = self._prepare(kind, PARALLEL, 1).expected
-        return costs_of(self._plans[kind], kind.steps, seconds)
+        ways = [(way, batch, each.expected) for (of, way, batch), each in self._prepared.items() if of == kind]
+        return costs_of(self._plans[kind], kind.steps, seconds, ways)
 
     def generate(
         self, requests: Sequence[ImageRequest], cancel: Cancel | None = None, way: str = PARALLEL
@@ -122,7 +124,7 @@ class Worker:
         images = [image for request in requests for image in images_of(request)]
         begun, files, used = time.perf_counter(), list[bytes](), []
         with _told_as_refusals(), using(cancel=cancel):
-            for batch in _batches(len(images), self.settings.batch_sizes):
+            for batch in batches(len(images), self.settings.batch_sizes):
                 made, usage = self._prepare(kind, way, batch).call(images[len(files) : len(files) + batch])
                 files += made
                 used += [usage] * batch
@@ -166,26 +168,27 @@ class Worker:
         """Calls of a kind, warmed up if they were not before."""
         key = (kind, way, batch)
         if key not in self._prepared:
-            arguments = kind.arguments(Asked.for_warming(kind, self.settings.model, batch))
-            fast = self._compiled(kind, way, batch)
+            images = Asked.for_warming(kind, self.settings.model, batch)
+            arguments, fast = kind.arguments(images), self._compiled(kind, way, batch)
             begun = time.perf_counter()
             report = fast.warmup(**arguments)
-            if (way, batch) == (PARALLEL, 1) and kind not in self._plans:
-                own_loop = report.fallback_reason is not None
-                self._plans[kind] = None if own_loop else fast.plan_for(**arguments, measure=True)
-            warmed = time.perf_counter()
             prepared = Prepared(fast, kind, report.fallback_reason)
-            prepared.call(Asked.for_warming(kind, self.settings.model, batch))  # as later ones run
+            like = next((each for each in self._prepared if each[0].is_like(kind) and each[1:] == key[1:]), None)
+            if like is None:
+                prepared.call(images)  # as later ones run
+            else:  # of another guidance scale, which changes neither the plan nor what a call takes
+                prepared.take_times_of(self._prepared[like])
+            if (way, batch) == (PARALLEL, 1):
+                self._plans[kind] = self._plans[like[0]] if like else self._plan_of(fast, arguments, report)
             self._prepared[key] = prepared
-            logger.info(
-                "Warmed up for %d steps, %s, batches of %d, in %.1f s. A call takes %.2f s.",
-                kind.steps,
-                way,
-                batch,
-                warmed - begun,
-                prepared.expected,
-            )
+            took = time.perf_counter() - begun
+            logger.info("Warmed up %s, %s, batches of %d, in %.1f s.", kind, way, batch, took)
         return self._prepared[key]
+
+    @staticmethod
+    def _plan_of(fast: Any, arguments: dict[str, Any], report: Report) -> Plan | None:
+        """The plan of a call that was warmed up; None if it runs on the pipeline's own loop for want of another way."""
+        return None if report.fallback_reason is not None else fast.plan_for(**arguments, measure=True)
 
     def _compiled(self, kind: KindOfCall, way: str, batch: int) -> Any:
         """The compiled pipeline that makes such calls."""
@@ -223,15 +226,6 @@ def _check_steps(of_plan: int, settings: ServerSettings) -> None:
             f"The plan in {settings.plan} is for {of_plan} steps, and the server was set to {given}. "
             f"Set it to {of_plan} steps."
         )
-
-
-def _batches(images: int, sizes: Sequence[int]) -> list[int]:
-    """Batch sizes of the calls that make so many images, the largest first. sizes: ascending, the first is 1."""
-    found = []
-    for size in reversed(sizes):
-        found += [size] * (images // size)
-        images %= size
-    return found
 
 
 def _is_due(refinement: Refinement, steps: int, shown: int, wanted: int) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import math
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from itertools import product
@@ -112,9 +112,12 @@ class _WorkerThread:
     async def generate(self, requests: Sequence[ImageRequest], way: str) -> list[ImageResult]:
         assert self.worker is not None
         cancel = threading.Event()
-        return await self._cancelled_by(cancel, self.run(self.worker.generate, requests, cancel, way))
+        made: list[ImageResult] = await self._cancelled_by(
+            cancel, self.run(self.worker.generate, requests, cancel, way)
+        )
+        return made
 
-    async def stream(self, request: ImageRequest) -> AsyncIterator[Item]:
+    async def stream(self, request: ImageRequest) -> AsyncGenerator[Item, None]:
         assert self.worker is not None
         worker, loop, cancel = self.worker, asyncio.get_running_loop(), threading.Event()
         items: asyncio.Queue[Item | None] = asyncio.Queue()

@@ -57,7 +57,7 @@ class Worker:
             _check_steps(steps_for(pipe, plan), settings)
             self._fast: Any = compile(pipe, plan=plan, parallel=parallel)
         else:
-            tolerance = {} if settings.tolerance is None else {"tolerance": settings.tolerance}
+            tolerance: dict[str, Any] = {} if settings.tolerance is None else {"tolerance": settings.tolerance}
             self._fast = compile(pipe, latency=settings.latency, parallel=parallel, **tolerance)
         self._step_by_step: Any = compile(pipe, method=STEP_BY_STEP, parallel=parallel)
         self._by_plan: dict[Plan, Any] = {}  # pipelines compiled with the plans of calls for one image

@@ -105,7 +105,9 @@ requests = st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.integers(1, 
 
 
 @given(requests, st.sampled_from([(1,), (1, 2), (1, 2, 4, 8), (1, 3)]))
-def test_groupings_keep_every_request_once_and_in_order(asked: list[tuple[str | None, int]], sizes: tuple[int, ...]) -> None:
+def test_groupings_keep_every_request_once_and_in_order(
+    asked: list[tuple[str | None, int]], sizes: tuple[int, ...]
+) -> None:
     waiting = [Waiting(number, kind, kind or "s", images) for number, (kind, images) in enumerate(asked)]
     for calls in groupings(waiting, of_32_rows, Policy(sizes=sizes)):
         members = [each for call in calls for each in call.members]

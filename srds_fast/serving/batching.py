@@ -213,7 +213,7 @@ def answered(calls: Sequence[Call], free: Sequence[float], seconds: Seconds) -> 
 
     free: times at which the devices are free, one for each.
     """
-    devices, found = list(free), {}
+    devices, found = list(free), dict[int, float]()
     heapq.heapify(devices)
     for call in calls:
         end = devices[0] + call.seconds(seconds)

@@ -13,7 +13,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeStatus
 
 from .app import create_app
-from .contract import ImageRequest, ImageResult, PartialImage, Readiness, Refused
+from .contract import ImageRequest, ImageResult, Readiness, Refused
 from .dispatcher import Dispatcher, Item
 from .metrics import Metrics
 from .settings import ServerSettings

@@ -90,7 +90,7 @@ class Metrics:
         """All of it, as Prometheus reads it."""
         from prometheus_client import generate_latest
 
-        return generate_latest(self._registry).decode()
+        return str(generate_latest(self._registry), "utf-8")
 
     def _add(self, name: str, amount: float, **labels: str) -> None:
         labels = {label: self._bounded(f"{name} {label}", value) for label, value in labels.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -87,9 +87,7 @@ class GroupWorker:
     def costs(self, request: ImageRequest) -> CallCosts:
         return self._worker.costs(request)
 
-    def generate(
-        self, requests: Sequence[ImageRequest], cancel: Cancel | None, way: str
-    ) -> list[ImageResult]:
+    def generate(self, requests: Sequence[ImageRequest], cancel: Cancel | None, way: str) -> list[ImageResult]:
         with _refused_where_ranks_fail():
             for each in self._ranks:
                 each.generate.remote(requests, way)
@@ -105,18 +103,14 @@ class GroupWorker:
 def _meet(store: Any, rank: int, settings: ServerSettings, backend: str) -> None:
     """Make the process group. Who waits for a rank longer than a request may take has lost it."""
     limit = timedelta(seconds=settings.request_seconds)
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=settings.devices_per_replica, timeout=limit
-    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=settings.devices_per_replica, timeout=limit)
 
 
 @contextmanager
 def _told_by_the_first_rank() -> Iterator[None]:
     """What a request ends in is the same on every rank."""
-    try:
+    with suppress(Refused, Cancelled):
         yield
-    except (Refused, Cancelled):
-        pass
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ..errors import InvalidArgument
 from ..serving.packages import require
 from ..serving.settings import ServerSettings
 from .checks import check_place, plan_of
+from .loading import quieten_libraries
 
 # settings that have other names as options
 OPTIONS = {"guidance_scale": "guidance"}
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
         print(config_yaml(settings), end="")
         return document
+    quieten_libraries()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("srds_fast").setLevel(logging.INFO)
     if not _is_loopback(settings.host) and settings.api_key_file is None:

@@ -218,7 +218,7 @@ def _serve(commands: Any) -> None:
         "'srds-fast[serve]'`. GUIDE.md has its answers, limits and security.",
         "serve --local",
         "serve --model stable-diffusion-v1-5/stable-diffusion-v1-5 --sizes 512x512 --steps 50,100 --device cuda",
-        "serve --replicas 4 --print-config > config.yaml      # then: serve deploy config.yaml",
+        "serve --replicas 4 --print-config      # what `serve deploy` of Ray takes on a cluster",
     )
     _model(parser)
     add = parser.add_argument_group("what is served").add_argument

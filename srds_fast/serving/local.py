@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
-import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import product
 from typing import Any
@@ -20,11 +18,12 @@ from ..errors import Cancelled, InvalidArgument
 from .app import create_app
 from .batching import Kind
 from .contract import ImageRequest, ImageResult, PartialImage, Readiness
-from .dispatcher import Dispatcher, Item
+from .dispatcher import Dispatcher
 from .metrics import Metrics
 from .packages import require
 from .settings import ServerSettings
 from .worker import Worker
+from .worker_thread import WorkerThread
 
 WORDS = "a photograph of a lighthouse"  # of requests that are only predicted
 
@@ -45,7 +44,7 @@ class LocalBackend:
         failed: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         self._settings, self._load, self._failed = settings, load, failed
-        self._thread, self._metrics = _WorkerThread(), Metrics()
+        self._thread, self._metrics = WorkerThread(), Metrics()
         self._dispatcher = Dispatcher(self._thread, settings, self._metrics)
         self._reason = "it loads the model"
         self._beginning: asyncio.Task[None] | None = None
@@ -93,66 +92,6 @@ class LocalBackend:
         self._reason = ""
         self._thread.worker = worker
         self._dispatcher.wake()
-
-
-class _WorkerThread:
-    """The thread that calls a worker, as a `Runner` of the dispatcher.
-
-    worker: None until it is warm. ending: set when the server ends.
-    """
-
-    def __init__(self) -> None:
-        self.worker: Worker | None = None
-        self.ending = threading.Event()
-        self._pool = ThreadPoolExecutor(1, "srds_fast.serving")
-
-    def slots(self) -> int:
-        return 0 if self.worker is None or self.ending.is_set() else 1
-
-    async def generate(self, requests: Sequence[ImageRequest], way: str) -> list[ImageResult]:
-        assert self.worker is not None
-        cancel = threading.Event()
-        return await self._cancelled_by(cancel, self.run(self.worker.generate, requests, cancel, way))
-
-    async def stream(self, request: ImageRequest) -> AsyncIterator[Item]:
-        assert self.worker is not None
-        worker, loop, cancel = self.worker, asyncio.get_running_loop(), threading.Event()
-        items: asyncio.Queue[Item | None] = asyncio.Queue()
-
-        def read() -> None:
-            try:
-                for item in worker.stream(request, cancel):
-                    loop.call_soon_threadsafe(items.put_nowait, item)
-            finally:
-                loop.call_soon_threadsafe(items.put_nowait, None)
-
-        reading = self.run(read)
-        try:
-            while (item := await items.get()) is not None:
-                yield item
-            await reading
-        finally:
-            cancel.set()
-            await asyncio.gather(reading, return_exceptions=True)
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        """Call a function in the thread."""
-        return asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
-
-    async def end(self) -> None:
-        """End the thread, once what it does has ended."""
-        self.ending.set()
-        await asyncio.to_thread(self._pool.shutdown)
-
-    @staticmethod
-    async def _cancelled_by(cancel: threading.Event, work: asyncio.Future[Any]) -> Any:
-        """The result of the work. Who waits for it and is cancelled sets the event, and waits until the work ends."""
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            cancel.set()
-            await asyncio.gather(work, return_exceptions=True)
-            raise
 
 
 def create_local_app(

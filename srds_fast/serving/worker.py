@@ -57,7 +57,7 @@ class Worker:
             _check_steps(steps_for(pipe, plan), settings)
             self._fast: Any = compile(pipe, plan=plan, parallel=parallel)
         else:
-            tolerance = {} if settings.tolerance is None else {"tolerance": settings.tolerance}
+            tolerance: dict[str, Any] = {} if settings.tolerance is None else {"tolerance": settings.tolerance}
             self._fast = compile(pipe, latency=settings.latency, parallel=parallel, **tolerance)
         self._step_by_step: Any = compile(pipe, method=STEP_BY_STEP, parallel=parallel)
         self._by_plan: dict[Plan, Any] = {}  # pipelines compiled with the plans of calls for one image
@@ -140,18 +140,19 @@ class Worker:
     def stream(self, request: ImageRequest, cancel: Cancel | None = None) -> Iterator[PartialImage | ImageResult]:
         """Previews of a request for one image, `partial_images` at most, then its result, as `generate` makes it.
 
-        The result is that of `generate` bit for bit. Where the pipeline's own loop runs, there are no previews. Close
-        the iterator to leave early.
+        The result is that of `generate` for the request alone, bit for bit. Where the pipeline's own loop runs, there
+        are no previews. Close the iterator to leave early.
 
         Raises: as `generate`.
         """
         assert request.n == 1, "a stream is of one image"
         kind, begun = KindOfCall.of(request, self.settings), time.perf_counter()
+        way = Policy.of(self.settings.batching, self.settings.batch_sizes).ways[0]
         with _told_as_refusals():
             with using(cancel=cancel):
-                prepared = self._prepare(kind, PARALLEL, 1)
+                prepared = self._prepare(kind, way, 1)
             if prepared.fallback is not None:
-                yield from self.generate([request], cancel)
+                yield from self.generate([request], cancel, way)
                 return
             with using(cancel=cancel):
                 stream = prepared.fast.stream(**kind.arguments(images_of(request)))

@@ -113,3 +113,9 @@ def connected(address: str, body: dict[str, Any]) -> Iterator[None]:
     with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as connection:
         connection.sendall(head.encode() + content)
         yield
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])

@@ -19,7 +19,7 @@ from waiting import until
 
 needs("fastapi", "uvicorn", "openai", "prometheus_client")
 
-import httpx
+import httpx2 as httpx
 import openai
 
 import srds_fast

@@ -12,13 +12,12 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from ..planner.choose import until
 from ..planner.cost_curve import CostCurve
+from ..planner.plan import Plan
 from .contract import ImageRequest
-
-if TYPE_CHECKING:
-    from ..planner.plan import Plan
 
 # how a call samples: by the plan of one image, or one step after another
 PARALLEL, SEQUENTIAL = "parallel", "sequential"
@@ -91,9 +90,6 @@ def costs_of(
         rows = steps if program is None else program.num_rows
         curve = CostCurve((1,), (seconds / rows,))
         return CallCosts(curve, (1,) * rows, steps, measured=tuple(measured))
-    # not above: it needs torch, which the process that keeps the queue does without
-    from ..planner.choose import until
-
     iterations, curve = plan.prediction.chosen.iterations, plan.prediction.curve
     widths = (1,) * steps if plan.is_sequential else tuple(until(plan, iterations).widths(iterations))
     outside = max(0.0, seconds - _network_seconds(curve, widths, 1))

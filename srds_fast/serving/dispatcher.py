@@ -109,7 +109,9 @@ class Dispatcher:
         self._predictions.know(kind, costs)
 
     def wake(self) -> None:
-        """There are more or fewer slots than before."""
+        """There are more or fewer slots than before. If there is none, those who wait are refused, as who comes is."""
+        if self._runner.slots() == 0:
+            self._refuse_waiting(_not_ready())
         self._queue.replan(self._free())
         self._begin()
 
@@ -138,10 +140,7 @@ class Dispatcher:
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
-            for waiting in self._queue.waiting:
-                job = cast(_Job, waiting.job)
-                job.items.put_nowait(_shutting_down())
-                self._leave(job)
+            self._refuse_waiting(_shutting_down())
             for running in self._running:
                 running.task.cancel()
 
@@ -169,13 +168,7 @@ class Dispatcher:
         if self._closing:
             raise _shutting_down()
         if self._runner.slots() == 0:
-            raise Refused(
-                503,
-                "No replica is ready: each loads the model and warms up, at the start or after a failure. Try again in "
-                f"{AGAIN:.0f} seconds; /readyz tells when one is ready.",
-                code="not_ready",
-                retry_after=AGAIN,
-            )
+            raise _not_ready()
         job, shape = _Job(request, arrived, streamed), Kind.of(request)
         due = None if request.deadline is None else arrived + request.deadline
         kind = None if streamed else shape
@@ -244,6 +237,12 @@ class Dispatcher:
             self._metrics.made(item.usage, running.call.way, first=job is running.jobs[0])
         job.items.put_nowait(item)
 
+    def _refuse_waiting(self, why: Refused) -> None:
+        for waiting in self._queue.waiting:
+            job = cast(_Job, waiting.job)
+            job.items.put_nowait(why)
+            self._leave(job)
+
     def _leave(self, job: _Job) -> None:
         """Nobody wants the answer. A call ends when that is true of all its requests."""
         job.left = True
@@ -258,6 +257,16 @@ class Dispatcher:
 def _fail(jobs: Sequence[_Job], why: Exception) -> None:
     for job in jobs:
         job.items.put_nowait(why)
+
+
+def _not_ready() -> Refused:
+    return Refused(
+        503,
+        "No replica is ready: each loads the model and warms up, at the start or after a failure. Try again in "
+        f"{AGAIN:.0f} seconds; /readyz tells when one is ready.",
+        code="not_ready",
+        retry_after=AGAIN,
+    )
 
 
 def _shutting_down() -> Refused:

@@ -10,7 +10,6 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ServeStatus
 
 from .app import create_app
 from .contract import ImageRequest, ImageResult, Readiness, Refused
@@ -23,6 +22,9 @@ logger = logging.getLogger("srds_fast")
 REPLICA = "Replica"
 # seconds between two looks at which replicas there are: while there is none, and later
 EARLY, LATER = 0.25, 1.0
+# why there is no replica
+LOADING = "replicas load the model and warm up"
+FAILED = "a replica has failed, as the log of Ray Serve says, and is replaced"
 # after a failure of the replica, which is replaced
 AGAIN = 5.0
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -97,7 +99,7 @@ class _Replicas:
     """The replicas, as a `Runner` of the dispatcher. reason: why there is none."""
 
     def __init__(self, handle: Any) -> None:
-        self._handle, self._slots, self.reason = handle, 0, "no replica has loaded the model and warmed up"
+        self._handle, self._slots, self.reason = handle, 0, LOADING
 
     def slots(self) -> int:
         return self._slots
@@ -132,7 +134,7 @@ class _Replicas:
         known = False
         while True:
             try:
-                slots, message = await asyncio.to_thread(_running, self._handle)
+                slots, self.reason = await asyncio.to_thread(_running)
                 if slots and not known:
                     for kind, costs in await self._handle.costs.remote():
                         dispatcher.know(kind, costs)
@@ -140,21 +142,20 @@ class _Replicas:
             except Exception as why:  # the controller of Ray Serve starts anew, say
                 logger.warning("It is not known which replicas run: %s", why)
             else:
-                self.reason = message or "replicas load the model and warm up"
                 if slots != self._slots:
                     self._slots = slots
                     dispatcher.wake()
             await asyncio.sleep(LATER if self._slots else EARLY)
 
 
-def _running(handle: Any) -> tuple[int, str]:
-    """How many replicas run, and what Ray Serve says of their deployment."""
-    status: ServeStatus = serve.status()
+def _running() -> tuple[int, str]:
+    """How many replicas run, and why no more do, for clients: what Ray Serve says has tracebacks."""
     name = serve.get_replica_context().app_name
-    deployment = status.applications[name].deployments.get(REPLICA)
+    deployment = serve.status().applications[name].deployments.get(REPLICA)
     if deployment is None:
-        return 0, ""
-    return deployment.replica_states.get("RUNNING", 0), deployment.message
+        return 0, LOADING
+    reason = FAILED if deployment.status.name in ("UNHEALTHY", "DEPLOY_FAILED") else LOADING
+    return deployment.replica_states.get("RUNNING", 0), reason
 
 
 def _lost(why: Exception) -> Refused:

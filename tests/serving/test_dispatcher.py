@@ -223,6 +223,22 @@ def test_without_a_replica_requests_are_refused_until_there_is_one() -> None:
     run(test, slots=0)
 
 
+def test_who_waits_is_told_when_no_replica_is_left() -> None:
+    async def test(runner: Runner, dispatcher: Dispatcher, metrics: Metrics) -> None:
+        running, waits = [asyncio.create_task(dispatcher.generate(asked(name))) for name in "ab"]
+        await settled()
+        runner.number = 0
+        dispatcher.wake()
+        with pytest.raises(Refused, match="No replica is ready") as refused:
+            await waits
+        assert refused.value.status == 503
+        runner.end()
+        assert (await running).images == (b"a",), "its own replica still ends it"
+        assert len(runner.begun) == 1
+
+    run(test)
+
+
 def test_a_server_that_ends_answers_who_is_in_and_refuses_who_comes() -> None:
     async def test(runner: Runner, dispatcher: Dispatcher, metrics: Metrics) -> None:
         tasks = [asyncio.create_task(dispatcher.generate(asked(name))) for name in "ab"]

@@ -114,7 +114,7 @@ def running(**settings: Any) -> Iterator[Server]:
     reading = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
     reading.start()
     try:
-        end = time.monotonic() + PATIENCE / 4
+        end = time.monotonic() + PATIENCE / 2
         while not any("warms up" in line for line in lines) and process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
         if not any("warms up" in line for line in lines):

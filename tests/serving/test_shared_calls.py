@@ -1,4 +1,4 @@
-"""An image that shared a call is the one that is made alone, within the tolerance; the same call gives the same bits."""
+"""Images that shared a call are those made alone, within the tolerance. The same call gives the same bits."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from srds_fast.serving.contract import ImageRequest
 from srds_fast.serving.settings import ServerSettings
 from srds_fast.serving.worker import Worker
 
-STEPS = 20
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Worker:
     file, pipe = tmp_path_factory.mktemp("plan") / "plan.json", zoo.load("digits")
     srds_fast.compile(pipe, method="srds").plan_for(num_inference_steps=STEPS).save(file)
-    return Worker(pipe, ServerSettings(steps=(STEPS,), batch_sizes=(1, 4), plan=str(file)))
+    return Worker(pipe, ServerSettings(steps=(STEPS,), batch_sizes=(1, 2), plan=str(file)))
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_image_that_shared_a_call_is_the_one_that_is_made_alone(worker: Worker, way: str) -> None:
-    digits = ("zero", "three", "seven", "nine")
+    digits = ("three", "seven")
     requests = [ImageRequest(f"the digit {digit}", STEPS, seed=seed) for seed, digit in enumerate(digits)]
     shared = worker.generate(requests, None, way)
     again = worker.generate(requests, None, way)
     assert [each.images for each in shared] == [each.images for each in again]
     for request, found in zip(requests, shared, strict=True):
-        assert found.usage.batch == 4
+        assert found.usage.batch == 2
         (alone,) = worker.generate([request], None, way)
         assert worker.generate([request], None, way)[0].images == alone.images
         off = [np.asarray(Image.open(io.BytesIO(each.images[0])), dtype=float) for each in (found, alone)]

@@ -7,7 +7,6 @@ mean latency. Pure functions over predicted seconds.
 
 from __future__ import annotations
 
-import functools
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -59,17 +58,19 @@ class CallCosts:
     steps: int
     image_seconds: float = 0.0
     measured: tuple[tuple[str, int, float], ...] = ()
+    _found: dict[tuple[str, int], float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def seconds(self, way: str, images: int) -> float:
         """Predicted seconds of a call. A wave of r rows is a network call of r rows for each of the images."""
-        for timed_way, timed_images, seconds in self.measured:
-            if (timed_way, timed_images) == (way, images):
-                return seconds
-        widths = self.widths if way == PARALLEL else (1,) * self.steps
-        return _network_seconds(self.curve, widths, images) + images * self.image_seconds
+        if not self._found:
+            self._found.update({(timed, count): seconds for timed, count, seconds in self.measured})
+        if (way, images) not in self._found:
+            widths = self.widths if way == PARALLEL else (1,) * self.steps
+            network = _network_seconds(self.curve, widths, images)
+            self._found[way, images] = network + images * self.image_seconds
+        return self._found[way, images]
 
 
-@functools.lru_cache(maxsize=1024)
 def _network_seconds(curve: CostCurve, widths: tuple[int, ...], images: int) -> float:
     return sum(count * curve(width * images) for width, count in Counter(widths).items())
 

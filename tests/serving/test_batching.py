@@ -37,7 +37,8 @@ def costs(seconds: object) -> CallCosts:
 
 
 FREE = costs(lambda rows: 1.0)
-IN_FULL = costs(float)
+# the plan is then to take one step after another
+IN_FULL = CallCosts(CostCurve(ROWS, tuple(map(float, ROWS))), (1,) * STEPS, STEPS)
 # a device that takes 32 rows as fast as one
 UP_TO_32 = costs(lambda rows: max(1.0, rows / 32))
 
@@ -65,8 +66,8 @@ def test_where_rows_are_free_all_that_wait_share_a_parallel_call() -> None:
     assert described(found) == [(PARALLEL, size) for size in (1, 2, 2, 4, 4, 4, 4, 8, 8)]
 
 
-def test_where_rows_cost_in_full_each_request_is_sampled_alone_one_step_after_another() -> None:
-    assert described(next_calls(IN_FULL.seconds, Policy(sizes=SIZES), 8)) == [(SEQUENTIAL, 1)] * 8
+def test_where_rows_cost_in_full_no_request_waits_for_another_one_in_its_call() -> None:
+    assert described(next_calls(IN_FULL.seconds, Policy(sizes=SIZES), 8)) == [(PARALLEL, 1)] * 8
 
 
 def test_between_them_a_long_queue_shares_calls_that_take_one_step_after_another() -> None:

@@ -10,6 +10,7 @@ import http.client
 import io
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from PIL import Image
 from served import connected, needs
 
 from srds_fast import zoo
+from srds_fast.errors import InvalidArgument
 from srds_fast.serving.settings import ServerSettings
 
 needs("ray", "fastapi", "prometheus_client")
@@ -40,6 +42,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 PATIENCE = 600.0
 STEPS, PROMPT = 6, "the digit seven"
 NO_RAY = 3
+GUIDE = Path(__file__).parents[2] / "srds_fast" / "GUIDE.md"
 START = "import json, sys; from srds_fast.serving import ray_serve, settings; "
 START += "ray_serve.run(settings.ServerSettings.from_dict(json.loads(sys.argv[1])))"
 Answer = tuple[int, Any, dict[str, str]]
@@ -114,7 +117,7 @@ def running(**settings: Any) -> Iterator[Server]:
     reading = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
     reading.start()
     try:
-        end = time.monotonic() + PATIENCE / 4
+        end = time.monotonic() + PATIENCE / 2
         while not any("warms up" in line for line in lines) and process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
         if not any("warms up" in line for line in lines):
@@ -244,18 +247,22 @@ def test_two_processes_of_a_replica_make_each_image_and_the_loss_of_one_is_told(
         found.until(lambda: found.get("/readyz")[0] == 503)
 
 
-def test_a_command_that_writes_the_file_of_a_cluster() -> None:
+def test_the_command_of_the_guide_writes_the_file_of_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     import yaml
 
+    from srds_fast.cli import main
     from srds_fast.serving import ray_serve
 
-    settings = ServerSettings(steps=(STEPS, 50), sizes=((32, 32),), port=8123, devices_per_replica=2)
-    document = yaml.safe_load(ray_serve.config_yaml(settings))
-    assert document["http_options"] == {"host": "127.0.0.1", "port": 8123}
+    line = next(each for each in GUIDE.read_text().splitlines() if "--print-config >" in each)
+    main(shlex.split(line.partition(">")[0])[1:])
+    document = yaml.safe_load(capsys.readouterr().out)
+    assert document["http_options"] == {"host": "127.0.0.1", "port": 8000}
     (application,) = document["applications"]
+    assert application["args"]["replicas"] == "auto"
+    assert application["import_path"] == f"{ray_serve.build.__module__}:{ray_serve.build.__name__}"
+    settings = ServerSettings(steps=(STEPS, 50), sizes=((32, 32),), port=8123, devices_per_replica=2)
+    (application,) = yaml.safe_load(ray_serve.config_yaml(settings))["applications"]
     assert ServerSettings.from_dict(application["args"]) == settings
-    module, _, name = application["import_path"].partition(":")
-    built = getattr(sys.modules[module], name)(application["args"])
-    assert built is not None
-    with pytest.raises(Exception, match="There is no setting"):
-        getattr(sys.modules[module], name)({**application["args"], "stpes": [1]})
+    assert ray_serve.build(application["args"]) is not None
+    with pytest.raises(InvalidArgument, match="There is no setting"):
+        ray_serve.build({**application["args"], "stpes": [1]})

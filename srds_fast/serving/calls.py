@@ -124,9 +124,9 @@ def images_of(request: ImageRequest) -> list[Asked]:
 
 def png(image: Any) -> bytes:
     """The PNG file of a PIL image."""
-    file = io.BytesIO()
-    image.save(file, format="PNG", compress_level=COMPRESSION)
-    return file.getvalue()
+    in_memory = io.BytesIO()
+    image.save(in_memory, format="PNG", compress_level=COMPRESSION)
+    return in_memory.getvalue()
 
 
 def usage_of(report: Report | None) -> Usage:

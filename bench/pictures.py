@@ -253,6 +253,30 @@ def scaling_picture(title: str, found: Sequence[Mapping[str, Any]], path: Path) 
     figure.savefig(path)
 
 
+def load_picture(title: str, found: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw latency over load, a column for each place, and a row for p50 and one for p95.
+
+    Args:
+        found: as `serving_load.row` returns them.
+    """
+    places, policies = (list(dict.fromkeys(each[name] for each in found)) for name in ("where", "policy"))
+    figure, panels = _figure(2, len(places), (9.5 * len(places), 11.5), title)
+    for column, place_name in enumerate(places):
+        here = [each for each in found if each["where"] == place_name]
+        for number, statistic in enumerate(("p50", "p95")):
+            axes, ends = panels[number][column], []
+            for policy, colour, style in zip(policies, (OTHERS, OURS, CHOSEN), ("--", ":", "-"), strict=True):
+                points = sorted((each["load"], each[statistic]) for each in here if each["policy"] == policy)
+                axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, marker="o", linewidth=2.2)
+                ends.append((policy, colour, *points[-1]))
+            axes.set(title=place_name, yscale="log", xlim=(0, max(each["load"] for each in here)))
+            axes.set(xlabel="load, in requests that one device makes one after another")
+            axes.set_ylabel(f"{statistic} latency, in sequential calls")
+            _numbers(axes.xaxis, axes.yaxis)
+            _name_lines(axes, ends, 0.4)
+    figure.savefig(path)
+
+
 def _figure(rows: int, columns: int, size: tuple[float, float], title: str = "", ratios: Any = None) -> tuple[Any, Any]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -67,10 +67,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if exhaustive(config) and getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker("exhaustive")  # it has more examples then
-    if not exhaustive(config):
-        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+    for marker, wanted in (("exhaustive", exhaustive(config)), ("ray", "ray" in config.option.markexpr)):
+        if not wanted:
+            left_out = [item for item in items if item.get_closest_marker(marker)]
+            items[:] = [item for item in items if item not in left_out]
+            config.hook.pytest_deselected(items=left_out)
     # the longest first: at the end one worker would wait for the other
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 

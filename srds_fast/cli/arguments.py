@@ -60,10 +60,18 @@ def contradiction(args: argparse.Namespace) -> str | None:
         return "--exact and --iterations were given. An exact run takes the iterations it needs. Leave one of them out."
     if "plan" in given:
         # compare measures a plan beside the methods that it is given
-        fixed = {"steps": "--steps"} if args.command == "compare" else {"steps": "--steps", **FIXED_BY_A_PLAN}
+        fixed = {"steps": "--steps", **FIXED_BY_A_PLAN}
+        if args.command == "compare":
+            fixed = {"steps": "--steps"}
+        if args.command == "serve":  # some loops take more turns than steps, so the steps may be given too
+            del fixed["steps"]
         for name, flag in fixed.items():
             if name in given:
                 return f"--plan and {flag} were given. The plan fixes it already. Leave one of the two out."
+    if args.command == "serve":
+        for name, flag in NEED_RAY.items():
+            if name in given and "local" in given:
+                return f"--local and {flag} were given. --local serves without Ray. Leave one of the two out."
     if "unmeasured" in given:
         for name in ("plot", "calibrate"):
             if name in given:
@@ -83,6 +91,13 @@ FIXED_BY_A_PLAN = {
     "coarse_solver": "--coarse-solver",
     "in_flight": "--in-flight",
     "max_rows": "--max-rows",
+}
+
+# what `serve --local` does not do
+NEED_RAY = {
+    "replicas": "--replicas",
+    "devices_per_replica": "--devices-per-replica",
+    "print_config": "--print-config",
 }
 
 
@@ -115,7 +130,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     top.add_argument("--version", action="version", version=f"srds-fast {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for add in (_demo, _generate, _compare, _plan, _env):
+    for add in (_demo, _generate, _compare, _plan, _serve, _env):
         add(commands)
     return top, commands.choices
 
@@ -193,6 +208,47 @@ def _plan(commands: Any) -> None:
     _option(add, "--plot", "FILE", "run the candidates and plot measured and predicted times (PNG)", _picture)
 
 
+def _serve(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "serve",
+        "serve a model over HTTP, as OpenAI's images API",
+        "It warms up, and then answers POST /v1/images/generations, one call after another on each device. There is a\n"
+        "page at /. It runs on Ray Serve, or with --local in this process alone. It needs `pip install\n"
+        "'srds-fast[serve]'`. GUIDE.md has its answers, limits and security.",
+        "serve --local",
+        "serve --model stable-diffusion-v1-5/stable-diffusion-v1-5 --sizes 512x512 --steps 50,100 --device cuda",
+        "serve --replicas 4 --print-config      # what `serve deploy` of Ray takes on a cluster",
+    )
+    _model(parser)
+    add = parser.add_argument_group("what is served").add_argument
+    _option(add, "--steps", "N,N,...", "step counts that requests may ask for; the first is the default (50)", _numbers)
+    about = "sizes that requests may ask for; the first is the default (the pipeline's own size alone)"
+    _option(add, "--sizes", "WxH,...", about, _names)
+    _option(add, "--guidance", "W", "guidance scale of requests that name none (3 for a bundled pipeline)", _number)
+    _option(add, "--tolerance", "T", TOLERANCE, _number)
+    about = "adaptive, or constant: all calls of a kind take the same waves (adaptive)"
+    _option(add, "--latency", "KIND", about, partial(_one_of, known=["adaptive", "constant"]))
+    _option(add, "--plan", "FILE", "run the plan that `srds-fast plan --save FILE` wrote", Path)
+    add = parser.add_argument_group("where it runs").add_argument
+    add("--local", action="store_true", help="in this process, without Ray, on one device")
+    _option(add, "--replicas", "K|auto", "copies of the model; auto: one for each device (auto)", _replicas)
+    _option(add, "--devices-per-replica", "G", "devices that make each image together (1)", POSITIVE)
+    about = "requests that wait: adaptive (they share a call where that is faster), never, sequential (adaptive)"
+    _option(add, "--batching", "KIND", about, partial(_one_of, known=["adaptive", "never", "sequential"]))
+    _option(add, "--batch-sizes", "K,K,...", "images of a call, at most and on the way there (1)", _numbers)
+    add("--print-config", action="store_true", help="print a configuration for `serve deploy`, and serve nothing")
+    add = parser.add_argument_group("who may ask, and for how much").add_argument
+    _option(add, "--host", "HOST", "where it listens (127.0.0.1: this machine alone)")
+    _option(add, "--port", "PORT", "0: any free one (8000)", _port)
+    _option(add, "--api-key-file", "FILE", "file with one key a line, of which requests must carry one", Path)
+    _option(add, "--max-images", "K", "images of a request (4)", POSITIVE)
+    _option(add, "--max-prompt-chars", "K", "characters of a prompt (4000)", POSITIVE)
+    _option(add, "--max-queue", "K", "requests that wait for each replica; others are refused (64)", NATURAL)
+    _option(add, "--request-seconds", "S", "time limit of a request (120)", _seconds)
+    _option(add, "--drain-seconds", "S", "how long it goes on with its requests when it is told to end (30)", _seconds)
+
+
 def _env(commands: Any) -> None:
     more = "For bug reports, and to keep with measurements. It imports none of the packages."
     _command(commands, "env", "print versions and hardware", more, "env --json")
@@ -218,6 +274,11 @@ def _sampling_command(*args: Any) -> Any:
     parser = _command(*args)
     trace = "write a trace of every call to FILE, for Perfetto or chrome://tracing; the word nvtx: only NVTX ranges"
     _option(parser.add_argument, "--profile", "FILE", trace)
+    _model(parser)
+    return parser.add_argument
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the model").add_argument
     about = "name of a bundled pipeline, folder of a saved one, or id on the Hugging Face hub (digits)"
     _option(add, "--model", "NAME|DIR|ID", about, default="digits")
@@ -226,7 +287,6 @@ def _sampling_command(*args: Any) -> Any:
     about = f"dtype of the networks: {', '.join(dtypes)} (float32)"
     _option(add, "--dtype", "DTYPE", about, partial(_one_of, known=dtypes), default="float32")
     add("--ddim", action="store_true", help="replace the model's scheduler by DDIM")
-    return parser.add_argument
 
 
 def _call(add: Any, numbers: bool = False) -> None:
@@ -318,6 +378,22 @@ def _picture(text: str) -> Path:
 
 def _numbers(text: str) -> list[int]:
     return [POSITIVE(part) for part in _names(text)]
+
+
+def _replicas(text: str) -> int | str:
+    return text if text == "auto" else POSITIVE(text)
+
+
+def _port(text: str) -> int:
+    if (port := NATURAL(text)) < 2**16:
+        return port
+    raise argparse.ArgumentTypeError(f"{text!r} is no port. Ports end at 65535.")
+
+
+def _seconds(text: str) -> float:
+    if (seconds := _number(text)) > 0:
+        return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0.")
 
 
 def _names(text: str) -> list[str]:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import zoo
 from ..errors import InvalidArgument, PlanMismatch
+from ..pipelines.loading import device_of
 from ..planner.choose import choose
 from ..planner.plan import Plan
 from ..planner.settings import MOST_STEPS, Settings
@@ -20,8 +19,6 @@ from .arguments import EXACT, FIXED_BY_A_PLAN, did_you_mean
 from .measure import Request
 
 STEPS = 50
-# of the bundled pipelines
-GUIDANCE = 3.0
 PUBLISHED = "paper"
 ABOUT: dict[str, str] = {
     AUTO: "the plan that is the fastest here",
@@ -152,17 +149,4 @@ def request_of(args: argparse.Namespace, prompts: Sequence[str], steps: int) -> 
 def guidance_of(args: argparse.Namespace) -> float | None:
     """The guidance scale; None leaves it to the pipeline."""
     guidance: float | None = args.guidance
-    return GUIDANCE if guidance is None and args.model in zoo.names() else guidance
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name. Raises InvalidArgument if there is none."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):  # PyTorch knows more, such as meta, that compute nothing
-        raise InvalidArgument(f"There is no device {name!r}. Use auto, cpu, cuda or cuda:1.")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = torch.cuda.device_count()
-        raise InvalidArgument(f"There is no device {name!r}. PyTorch sees {seen} CUDA devices. Use cpu or one of them.")
-    return device
+    return zoo.GUIDANCE if guidance is None and args.model in zoo.names() else guidance

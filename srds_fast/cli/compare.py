@@ -10,6 +10,7 @@ import torch
 
 from ..environment import environment
 from ..pipelines.compile import compile
+from ..pipelines.loading import steps_for
 from ..solvers.registry import BY_NAME, SEQUENTIAL
 from ..words import counted
 from .checks import (
@@ -23,7 +24,7 @@ from .checks import (
     prompts_of,
     request_of,
 )
-from .loading import open_for, steps_for
+from .loading import open_for
 from .measure import Calls, Request, Told, grey_levels, in_turn
 from .output import about, about_differences, progress, show_table, small, warn_if_busy
 

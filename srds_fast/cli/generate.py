@@ -11,8 +11,9 @@ from ..engine.cancellation import using
 from ..environment import environment
 from ..files import check_folder, new_file
 from ..pipelines.compile import compile
+from ..pipelines.loading import steps_for
 from .checks import STEPS, check_place, check_steps, plan_of, prompts_of, request_of, settings_of
-from .loading import open_for, steps_for
+from .loading import open_for
 from .output import progress
 
 

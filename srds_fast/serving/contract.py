@@ -79,7 +79,7 @@ class Refused(Exception):
     """A request that is not answered with images.
 
     Attributes:
-        status: HTTP status: 400, 404, 408, 413, 422, 429 or 503.
+        status: HTTP status: 400, 401, 404, 408, 413, 415, 422, 429, 503, or 500 where the sampling failed.
         message: What is wrong, why, and what to do.
         parameter: The name of the argument that is wrong, as the client sent it.
         code: A short name for programs, as `deadline_cannot_be_met`.

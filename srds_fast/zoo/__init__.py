@@ -32,6 +32,8 @@ _FOLDER = Path(__file__).parent
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _PROMPTS = {"digits": tuple(f"the digit {word}" for word in WORDS)}
 _POLICY = "policy"
+# guidance scale of the bundled pipelines, where none is asked for
+GUIDANCE = 3.0
 
 
 def names() -> list[str]:

@@ -53,6 +53,10 @@ def scaling(path: Path) -> None:
     pictures.scaling_picture("predicted", saved("scaling-predicted.json")["predicted"], path)
 
 
+def load(path: Path) -> None:
+    pictures.load_picture("requests", saved("serving-load.json")["results"], path)
+
+
 def convergence(path: Path) -> None:
     """Points that nearly coincide, as where a stream gives its images at once."""
     near = [Point(1.0 + n / 100, {"p95": 0.3 - n / 100, "mean": 0.2}, f"iteration {n}") for n in range(6)]
@@ -64,7 +68,7 @@ def prediction(path: Path) -> None:
     prediction_plot(plans, path)
 
 
-@pytest.mark.parametrize("draw", [peers, waves, tradeoff, rows, scaling, convergence, prediction])
+@pytest.mark.parametrize("draw", [peers, waves, tradeoff, rows, scaling, load, convergence, prediction])
 def test_no_text_covers_another(draw: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[Any, None] = {}
     write, save, figures = Text.draw, figure.Figure.savefig, []

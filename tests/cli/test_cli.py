@@ -66,7 +66,7 @@ def cells(out: str, heading: str) -> list[list[str]]:
     return [line.split() for table in tables for line in table.splitlines()]
 
 
-@pytest.mark.parametrize("command", ["demo", "generate", "compare", "plan", "env"])
+@pytest.mark.parametrize("command", ["demo", "generate", "compare", "plan", "serve", "env"])
 def test_help_teaches_by_example(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -76,12 +76,12 @@ def test_help_teaches_by_example(command: str, capsys: Capture) -> None:
     assert all(line.startswith(f"  srds-fast {command}") for line in examples.splitlines())
     # the same in every command
     assert "--json [FILE]" in shown
-    if command != "env":
+    if command not in ("env", "serve"):
         for spelling in ("--model NAME|DIR|ID", "--prompt TEXT", "--prompts FILE", "--steps N", "--method NAME"):
             assert spelling in shown
 
 
-@pytest.mark.parametrize("command", ["demo", "generate", "compare", "plan"])
+@pytest.mark.parametrize("command", ["demo", "generate", "compare", "plan", "serve"])
 def test_examples_are_commands(command: str, capsys: Capture) -> None:
     """The parser takes what help shows."""
     with pytest.raises(SystemExit):
@@ -110,6 +110,12 @@ USAGE = {
     "generate --promt a": "no option --promt. Did you mean --prompt?",
     "generate --tolerence=0.1": "no option --tolerence. Did you mean --tolerance?",
     "compare --methods srds": "no option --methods. Did you mean --method?",
+    "serve --local --replicas 2": "--local and --replicas were given",
+    "serve --plan p.json --tolerance 0.1": "--plan and --tolerance were given",
+    "serve --replicas many": "'many' is not a whole number, 1 or more",
+    "serve --port 70000": "Ports end at 65535",
+    "serve --request-seconds 0": "'0' is not a number above 0",
+    "serve --latency low": "'low' is not known",
     "env --jsn": "no option --jsn. Did you mean --json?",
     "generate --tol 0.1": "no option --tol.",
     "generate --prompt": "expected one argument.",

@@ -1,0 +1,177 @@
+"""A server on Ray Serve: one command on this machine, the same application on a cluster.
+
+Clients talk to one deployment, `Front`, which keeps the queue and needs no device. It sends calls to replicas, each of
+which has the pipeline on devices of its own and makes one call at a time. So there is one order of arrival, and a
+replica that is lost costs its clients an answer with status 503, not a broken connection. The queue is ours and not
+`serve.batch`, which knows neither deadlines nor costs, and does not end a call whose clients have left.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import ray
+import yaml
+from ray import serve
+
+from ..errors import InvalidArgument, SrdsFastError
+from .front import REPLICA, Application, Front
+from .replica import Replica
+from .settings import AUTO_REPLICAS, ServerSettings
+
+NAME = "srds-fast"
+# requests that the front may hold at once; its own queue refuses long before
+MOST_REQUESTS = 4096
+# seconds between two questions whether a replica is well, and to wait for an answer: its event loop is never busy
+HEALTH_PERIOD, HEALTH_TIMEOUT = 2.0, 30.0
+# replicas are added while those that are there are busy for a larger share of the time
+BUSY = 0.7
+# of the pictures that replicas send; Ray would take a third of the memory of the machine
+OBJECT_STORE_BYTES = 100 * 2**20
+
+
+def build(settings: dict[str, Any]) -> serve.Application:
+    """The application, as `serve deploy` builds it. settings: as plain JSON types, see `ServerSettings.from_dict`.
+
+    Raises:
+        InvalidArgument: a setting is unknown or wrong.
+    """
+    checked = ServerSettings.from_dict(settings)
+    resources = _resources(checked)
+    given = checked.to_dict()
+    replicas = serve.deployment(Replica).options(name=REPLICA, **_options(checked, resources))
+    front = serve.deployment(serve.ingress(Application())(Front)).options(
+        name="Front",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=MOST_REQUESTS,
+        graceful_shutdown_timeout_s=checked.drain_seconds + 5,
+    )
+    return front.bind(given, replicas.bind(given, resources))
+
+
+def config_yaml(settings: ServerSettings) -> str:
+    """A file for `serve deploy`: the same application on a cluster."""
+    document = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": settings.host, "port": settings.port},
+        "applications": [
+            {
+                "name": NAME,
+                "route_prefix": "/",
+                "import_path": f"{__name__}:build",
+                "args": settings.to_dict(),
+            }
+        ],
+    }
+    return str(yaml.safe_dump(document, sort_keys=False))
+
+
+def run(settings: ServerSettings, told: Callable[[str], None] = print) -> None:
+    """Serve on this machine until Ctrl-C or SIGTERM, which drains.
+
+    Args:
+        told: is told where the server listens, and when it is ready.
+
+    Raises:
+        InvalidArgument: the address cannot be used.
+        SrdsFastError: Ray did not start, or no replica did.
+    """
+    ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if ended.is_set():  # the second time
+            raise KeyboardInterrupt
+        ended.set()
+
+    before = {each: signal.signal(each, end) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        start(settings)
+        place = f"http://{settings.host}:{settings.port}"
+        told(f"Serving {settings.model_name} at {place}. It warms up; {place}/readyz tells when it is ready.")
+        deploy(settings)
+        while not ended.wait(1.0):
+            pass
+        serve.get_app_handle(NAME).drain.remote().result()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        serve.shutdown()
+        ray.shutdown()
+
+
+def start(settings: ServerSettings) -> None:
+    """Start Ray on this machine alone, without its dashboard, and the HTTP server of Ray Serve.
+
+    Raises: as `run`.
+    """
+    _check_free(settings)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(
+            num_cpus=os.cpu_count(),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            # what Ray listens on is reached from this machine alone
+            _node_ip_address="127.0.0.1",
+            log_to_driver=False,
+        )
+        serve.start(http_options={"host": settings.host, "port": settings.port})
+    except Exception as why:
+        raise SrdsFastError(
+            f"Ray did not start: {why}. Its log is in /tmp/ray/session_latest/logs. Serve without it: --replicas 0."
+        ) from why
+
+
+def deploy(settings: ServerSettings) -> None:
+    """Run the application. Returns when a replica is ready. Raises SrdsFastError if none can be started."""
+    try:
+        serve.run(build(settings.to_dict()), name=NAME, route_prefix="/")
+    except RuntimeError as why:
+        raise SrdsFastError(f"No replica could be started: {why}") from why
+
+
+def _options(settings: ServerSettings, resources: dict[str, float]) -> dict[str, Any]:
+    """Of the deployment of the replicas."""
+    found: dict[str, Any] = {
+        "ray_actor_options": resources,
+        "max_ongoing_requests": 1,
+        "health_check_period_s": HEALTH_PERIOD,
+        "health_check_timeout_s": HEALTH_TIMEOUT,
+        "graceful_shutdown_timeout_s": settings.drain_seconds + 5,
+    }
+    if settings.replicas == AUTO_REPLICAS:
+        found["autoscaling_config"] = {"min_replicas": 1, "max_replicas": 100, "target_ongoing_requests": BUSY}
+    else:
+        found["num_replicas"] = settings.replicas
+    if settings.devices_per_replica > 1:
+        names = {"num_cpus": "CPU", "num_gpus": "GPU"}
+        bundle = {names[name]: amount for name, amount in resources.items()}
+        found["placement_group_bundles"] = [bundle] * settings.devices_per_replica
+        found["placement_group_strategy"] = "PACK"
+    return found
+
+
+def _resources(settings: ServerSettings) -> dict[str, float]:
+    """Of one device of a replica, as Ray names them."""
+    import torch
+
+    on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and torch.cuda.is_available())
+    return {"num_cpus": 1, "num_gpus": 1} if on_gpu else {"num_cpus": 1}
+
+
+def _check_free(settings: ServerSettings) -> None:
+    """Raise InvalidArgument if the server cannot listen: Ray Serve would try again and again."""
+    try:
+        socket.create_server((settings.host, settings.port)).close()
+    except OSError as error:
+        raise InvalidArgument(
+            f"The server cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}. Pass "
+            "another host or port."
+        ) from error

@@ -1,0 +1,192 @@
+"""The worker makes the images that the pipeline makes when it is called alone, by whatever calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+import srds_fast
+from srds_fast.errors import Cancelled, PlanMismatch
+from srds_fast.serving.batching import PARALLEL, SEQUENTIAL
+from srds_fast.serving.contract import ImageRequest, ImageResult, PartialImage, Refused
+from srds_fast.serving.settings import ServerSettings
+from srds_fast.serving.worker import Worker
+
+STEPS = 12
+SETTINGS = ServerSettings(steps=(STEPS,), guidance_scale=3.0, batch_sizes=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny.stable_diffusion()
+
+
+@pytest.fixture(scope="module")
+def plan(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of a plan that runs parallel in time."""
+    file = tmp_path_factory.mktemp("plan") / "plan.json"
+    srds_fast.compile(pipe, method="srds").plan_for(num_inference_steps=STEPS).save(file)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def worker(pipe: Any, plan: str) -> Worker:
+    made = Worker(pipe, dataclasses.replace(SETTINGS, plan=plan))
+    made.warm()
+    return made
+
+
+def asked(prompt: str = "a", **more: Any) -> ImageRequest:
+    return ImageRequest(prompt, STEPS, **more)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.format == "PNG"
+        return np.asarray(image, dtype=int)
+
+
+def alone(fast: Any, prompt: str = "a", seed: int = 0, **more: Any) -> np.ndarray:
+    generator = [torch.Generator().manual_seed(seed)]
+    call = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "generator": generator, **more}
+    return np.asarray(fast([prompt], **call).images[0], dtype=int)
+
+
+def test_images_are_those_of_the_pipeline_called_alone(worker: Worker, pipe: Any, plan: str) -> None:
+    fast = srds_fast.compile(pipe, plan=srds_fast.Plan.load(plan))
+    (result,) = worker.generate([asked(n=3, seed=7)])
+    for number, png in enumerate(result.images):
+        assert np.abs(pixels(png) - alone(fast, seed=7 + number)).max() <= 1, "up to the rounding of a batch"
+    (single,) = worker.generate([asked(seed=9)])
+    assert np.array_equal(pixels(single.images[0]), alone(fast, seed=9))
+    assert single.images[0] == result.images[2], "three images are two and one, and one is a call of its own"
+    assert (single.usage.waves, single.usage.rows) == (fast.report.waves, fast.report.rows)
+    assert result.usage.waves > single.usage.waves
+    assert result.usage.fallback is None
+    assert result.usage.plan.startswith("srds")
+
+
+def test_requests_that_share_a_call_get_their_own_images(worker: Worker) -> None:
+    requests = [asked("a", seed=1), asked("b", seed=2)]
+    together = worker.generate(requests)
+    for request, result in zip(requests, together, strict=True):
+        (single,) = worker.generate([request])
+        assert np.abs(pixels(single.images[0]) - pixels(result.images[0])).max() <= 1
+        assert result.usage.batch == 2
+    assert together[0].usage.waves == together[1].usage.waves
+
+
+def test_one_step_after_another_is_the_stock_image(worker: Worker, pipe: Any) -> None:
+    results = worker.generate([asked(seed=1), asked(seed=2)], way=SEQUENTIAL)
+    for seed, result in enumerate(results, start=1):
+        assert np.abs(pixels(result.images[0]) - alone(pipe, seed=seed)).max() <= 1
+        assert (result.usage.waves, result.usage.plan) == (STEPS, "sequential")
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 3])
+def test_a_stream_shows_previews_and_ends_in_the_same_file(worker: Worker, wanted: int) -> None:
+    *previews, last = worker.stream(asked(seed=3, partial_images=wanted))
+    assert all(isinstance(each, PartialImage) for each in previews)
+    assert [each.index for each in previews] == list(range(len(previews)))
+    assert len(previews) <= wanted
+    assert bool(previews) == bool(wanted)
+    assert isinstance(last, ImageResult)
+    (result,) = worker.generate([asked(seed=3)])
+    assert last.images == result.images
+    assert dataclasses.replace(last.usage, seconds=0) == dataclasses.replace(result.usage, seconds=0)
+
+
+def test_a_call_can_be_cancelled_and_a_stream_left(worker: Worker, pipe: Any) -> None:
+    event, calls = threading.Event(), []
+
+    def look(*_: Any) -> None:
+        calls.append(event.is_set())
+        if len(calls) == 3:
+            event.set()
+
+    handle = pipe.unet.register_forward_pre_hook(look)
+    try:
+        for call in (lambda: worker.generate([asked()], event), lambda: list(worker.stream(asked(), event))):
+            event.clear()
+            calls.clear()
+            with pytest.raises(Cancelled):
+                call()
+            assert calls == [False] * 3, "no network call follows"
+    finally:
+        handle.remove()
+    assert worker.generate([asked()])
+
+
+def test_another_guidance_is_prepared_when_it_comes(worker: Worker, pipe: Any, plan: str) -> None:
+    fast = srds_fast.compile(pipe, plan=srds_fast.Plan.load(plan))
+    for scale in (5.0, 1.0):
+        (result,) = worker.generate([asked(guidance_scale=scale, seed=4)])
+        assert np.array_equal(pixels(result.images[0]), alone(fast, seed=4, guidance_scale=scale))
+    (negative,) = worker.generate([asked(negative_prompt="b", seed=4)])
+    assert np.array_equal(pixels(negative.images[0]), alone(fast, seed=4, negative_prompt=["b"]))
+
+
+def test_costs_are_told_of_every_kind(worker: Worker) -> None:
+    costs = worker.costs(asked())
+    assert costs.seconds(PARALLEL, 1) > 0
+    assert costs.seconds(PARALLEL, 1) <= costs.seconds(PARALLEL, 3)
+    assert costs.seconds(SEQUENTIAL, 2) > 0
+
+
+def test_what_a_pipeline_refuses_is_a_refusal(worker: Worker, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Refused) as caught:
+        worker.generate([asked(width=30, height=32)])
+    assert caught.value.status in (400, 500)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(pipe.unet, "forward", fail)
+    for call in (lambda: worker.generate([asked()]), lambda: list(worker.stream(asked()))):
+        with pytest.raises(Refused) as caught:
+            call()
+        assert (caught.value.status, caught.value.code) == (500, "sampling_failed")
+        assert "secret" not in caught.value.message
+
+
+def test_the_fastest_plan_is_kept_for_batches_too(pipe: Any) -> None:
+    worker = Worker(pipe, SETTINGS)
+    worker.warm()
+    first, again = worker.generate([asked(seed=1)]), worker.generate([asked(seed=1)])
+    assert first[0].images == again[0].images
+    together = worker.generate([asked(seed=1), asked(seed=2)])
+    assert np.abs(pixels(first[0].images[0]) - pixels(together[0].images[0])).max() <= 1
+
+
+def test_a_pipeline_with_a_loop_of_its_own_has_no_previews() -> None:
+    """Such calls run on the stock loop, and say why."""
+    pipe = tiny.stable_diffusion()
+    pipe.scheduler.step = functools.partial(pipe.scheduler.step)
+    worker = Worker(pipe, SETTINGS)
+    *previews, last = worker.stream(asked(seed=1, partial_images=3))
+    assert previews == []
+    assert last.usage.fallback
+    assert last.images == worker.generate([asked(seed=1)])[0].images
+
+
+def test_a_plan_for_other_steps_is_refused(pipe: Any, plan: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanMismatch, match=f"is for {STEPS} steps, and the server was set to 50"):
+        Worker(pipe, ServerSettings(plan=plan))
+    with pytest.raises(OSError, match="nothing"):
+        Worker(pipe, ServerSettings(plan=str(tmp_path / "nothing")))
+
+
+def test_the_model_of_the_settings_is_loaded() -> None:
+    worker = Worker.load(ServerSettings(model="digits", steps=(6,)))
+    (result,) = worker.generate([ImageRequest("the digit seven", 6, seed=0)])
+    assert pixels(result.images[0]).shape == (32, 32, 3)

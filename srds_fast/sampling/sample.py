@@ -230,7 +230,7 @@ def sampled(
         )
     eager = functools.partial(_log_once, "runs without graphs")
     ranks = ranks_of(parallel)
-    runner = None if graphs is None or ranks is not None else planner.graph_runner(graphs, x.is_cuda, True, eager)
+    runner = None if graphs is None else planner.graph_runner(graphs, x.is_cuda, True, eager, shared=ranks is not None)
     scheduler = copy.deepcopy(scheduler)
     with torch.device("cpu"):  # whatever the default device is
         scheduler.set_timesteps(num_inference_steps)

@@ -17,8 +17,11 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import agreeing  # noqa: F401
 import answers  # noqa: F401
+import composed  # noqa: F401
 import diffusers
 import failing  # noqa: F401
+import graphs  # noqa: F401
+import timing  # noqa: F401
 import torch
 import torch.distributed as dist
 from ranked import CHECKS, NAMED, rank

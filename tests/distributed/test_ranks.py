@@ -137,12 +137,13 @@ def test_what_fails_on_one_rank_beside_the_waves_fails_no_call(found: Found) -> 
 def test_calls_of_turns_that_do_not_fit_on_one_rank_are_narrower_on_all(found: Found) -> None:
     for of_rank in found:
         assert of_rank["narrow_turns"] == found[0]["narrow_turns"]
-        apart, path, left_out, *_ = of_rank["narrow_turns"]["4"]
-        assert apart <= 1e-6
+        assert all(apart <= 1e-6 for apart, *_ in of_rank["narrow_turns"].values())
+        if len(found) > 2:  # less of a wave falls on the rank without memory
+            continue
+        _, path, left_out, *_ = of_rank["narrow_turns"]["4"]
         assert path == "drive"
         assert any("evaluated in parts" in each for each in left_out)
-        apart, path, _, reason, _ = of_rank["narrow_turns"]["3"]
-        assert apart <= 1e-6
+        _, path, _, reason, _ = of_rank["narrow_turns"]["3"]
         assert path == "stock"
         assert "a wave of up to 2 rows did not fit" in reason
 

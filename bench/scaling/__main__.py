@@ -6,10 +6,11 @@
     python -m bench.scaling --measured bench/results/scaling-cpu.json      # networks and gather measured by real runs
 
 Waves and rows are those of the programs that `srds_fast` runs; a wave costs c(ceil(units / G)) and a gather of latency
-plus bytes / bandwidth, as the planner prices it. Iterations are those that each method needs for half a grey level on
-the bundled digits pipeline (`bench.quality.methods`); another network may need more. "auto, predicted" is the fastest
-of the planner's candidates for so many devices, with the iterations that it expects of any network. How well such
-predictions are met by two processes on two cores: `python -m bench.scaling.real`.
+plus bytes / bandwidth, as the planner prices it, and the time of the host, which was measured on two cores. Iterations
+are those that each method needs for half a grey level on the bundled digits pipeline (`bench.quality.methods`); another
+network may need more. "auto, predicted" is the fastest of the planner's candidates for so many devices, with the
+iterations that it expects of any network. How well such predictions are met by two processes on two cores:
+`python -m bench.scaling.real`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bench.pictures import scaling_picture
 from srds_fast.cli.output import seconds_of, show_table
 from srds_fast.solvers.registry import AUTO
 
-from .models import HOST_SECONDS, LINKS, NETWORKS, Link, Network, link_of, measured
+from .models import LINKS, NETWORKS, Link, Network, host, link_of, measured
 from .predict import candidates, seconds, ways
 
 DEVICES = tuple(range(1, 17))
@@ -45,8 +46,10 @@ def predictions(network: Network, link: Link, steps: int) -> tuple[list[Row], li
         }
         for way in found
     ]
-    every = list(candidates(steps))
-    best = [min((seconds(each.widths, network, g, link.seconds), each.name) for each in every) for g in DEVICES]
+    best = [
+        min((seconds(each.widths, network, g, link.seconds), each.name) for each in candidates(steps, g))
+        for g in DEVICES
+    ]
     names = list(dict.fromkeys(best[g - 1][1] for g in SHOWN))
     fastest = {"method": AUTO, "setting": "; ".join(names), "waves": None, "rows": None}
     return [*rows, {**fastest, "predicted_seconds": [each for each, _ in best]}], left_out
@@ -77,16 +80,22 @@ def main(arguments: list[str] | None = None) -> None:
     told.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     told.add_argument("--steps", nargs="+", type=int, choices=STEPS, default=[50, 100])
     told.add_argument("--link", choices=list(LINKS), default="nvlink")
-    told.add_argument("--host", type=float, default=HOST_SECONDS, help="seconds between hosts before a gather, a hop")
+    told.add_argument("--exchange", type=float, help="seconds of a hop of the exchange between hosts before a gather")
+    told.add_argument("--wave", type=float, help="seconds that the host takes for a wave outside the network")
     told.add_argument("--measured", type=written, help="JSON of bench.scaling.real: its networks and its gather")
     told.add_argument("--picture", type=writable, help="PNG: predicted times faster against devices")
     options = told.parse_args(arguments)
-    networks = {name: NETWORKS[name] for name in options.networks}
-    link = replace(LINKS[options.link], host=options.host)
+    exchange, wave = host()
+    exchange = exchange if options.exchange is None else options.exchange
+    wave = wave if options.wave is None else options.wave
+    networks = {name: replace(NETWORKS[name], outside=wave) for name in options.networks}
+    link = replace(LINKS[options.link], host=exchange)
     if options.measured is not None:
         networks, link = measured(options.measured), link_of(options.measured)
     print("All seconds are predicted. Nothing below was run on several devices.")
     print(f"gather: {link.title}: {link.source}")
+    if options.measured is None:
+        print(f"host: {seconds_of(link.host)} a hop before each gather, {seconds_of(wave)} a wave outside the network")
     found: list[Row] = []
     for network in networks.values():
         print(f"\n{network.title}: {network.source}")

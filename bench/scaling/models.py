@@ -5,9 +5,11 @@ Every figure has its source. None was measured on several GPUs by this package.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from srds_fast.planner.cost_curve import CostCurve
 
@@ -62,8 +64,22 @@ LINKS = {
     "nvlink": Link("NVLink, one A100 server", 8.4e-6, 3.4e-6, 235e9, f"{NCCL}; its bound for compute capability 8.0"),
     "pcie": Link("PCIe 3.0 x16", 8.4e-6, 5.7e-6, 12e9, f"{NCCL}; PCI_WIDTH of src/graph/topo.h"),
 }
-# a guess of what two processes of one host take to exchange a header; nobody has measured it between GPUs
-HOST_SECONDS = 2e-4
+# what two processes of one CPU were measured to take, by `bench.scaling.real`
+HOSTS = Path(__file__).parents[1] / "results" / "scaling-cpu.json"
+
+
+class Host(NamedTuple):
+    """Seconds on the host: of a hop of the exchange before each gather, and of a wave outside its network call."""
+
+    exchange: float
+    wave: float
+
+
+def host() -> Host:
+    """As measured between two processes of one CPU; nobody has measured it between GPUs."""
+    found = json.loads(HOSTS.read_text())
+    return Host(found["exchange_seconds"], found["wave_seconds"])
+
 
 NETWORKS = {
     "flux": Network(

@@ -71,9 +71,9 @@ def _way(method: str, steps: int, point: dict[str, Any]) -> Way | None:
     return Way(method, point["setting"], plan, iteration)
 
 
-def candidates(steps: int) -> Iterator[Way]:
+def candidates(steps: int, devices: int) -> Iterator[Way]:
     """What `auto` would compare, each stopping where runs are expected to with any network."""
-    for plan in choose_plans.candidates(steps, Settings(), False):
+    for plan in choose_plans.candidates(steps, Settings(), False, ranks=devices):
         stopping = Stopping(steps, plan.max_iterations, plan.tolerance, plan.options.contraction)
         expected = sorted(plan.options.expected_iterations(stopping)) or [plan.max_iterations]
         yield Way(plan.short(), "", plan, expected[len(expected) // 2])

@@ -6,9 +6,10 @@ Needs two cores with nothing else on them. Two processes of one thread, over glo
 alone makes it with one thread and with two. All three are called in turn in these two processes, each round another
 sample, and the idle process waits without computing. Ratios are medians over the rounds of the ratio within a round.
 
-Predicted are the seconds of the loop, by the planner's own formula: c(ceil(units / 2)) and the gather, measured in the
-same processes before the first call, and what the host does between network calls. "error" is predicted over measured
-seconds of the loop, less 1, of two processes.
+Every run takes the waves that `bench.scaling` has of its method. Predicted are the seconds of the loop, in two ways,
+from costs that the same processes have measured before the first call: by the planner, from calls that both made
+together; and by the simulator, from calls that each made by itself while the other did too, the gather between the two,
+and what the host does between network calls. "error" is predicted over measured seconds, less 1, of two processes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from diffusers import DDIMScheduler
 
 import srds_fast
 from bench.command import parser, revision, write
+from bench.speed.host_time import Case
 from bench.speed.timing import timed
 from bench.workloads.pipelines import random
 from bench.workloads.problems import Problem
@@ -39,21 +41,28 @@ from srds_fast import Report, zoo
 from srds_fast.cli.output import show_table
 from srds_fast.engine.costs import Costs, gather_seconds, price
 from srds_fast.engine.distributed import call as distributed
-from srds_fast.engine.distributed.ranks import ranks_of
+from srds_fast.engine.distributed.ranks import Doing, Header, Ranks, ranks_of
 from srds_fast.kernels.wave_update import NetworkInput
 from srds_fast.pipelines.dry_run import planned
+from srds_fast.planner.choose import fixed_at
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.search import Pricing
 from srds_fast.sampling.rows import RowDenoiser
 from srds_fast.schedulers.verify import noise_table
 from srds_fast.solvers.contract import SolverInputs
 
-from .predict import Way, ways
+from .models import Link, Network, link_of, measured
+from .predict import Way, seconds, ways
 
 STEPS = (50, 100)
 # one process of one thread, the same of two threads, two processes of one thread
 ALONE, THREADS, RANKS = "one thread", "two threads", "two processes"
 HOWS = {ALONE: (1, None), THREADS: (2, None), RANKS: (1, "auto")}
+# what a process does by itself while the other one does too: as devices that disturb each other through the memory
+BESIDE = "beside another"
+# of `host_time`: a pipeline whose network takes no time
+WAVES_OF = "SDXL DDIM"
+EXCHANGES = 200
 METHODS = ("sequential", "srds (default)", "srds, as published", "collocation (default), stops itself")
 GATHERED = (2**8, 2**20)  # bytes of a unit, to see latency and bandwidth
 Row = dict[str, Any]
@@ -103,10 +112,15 @@ def policy() -> Subject:
     x = random((SAMPLES, config.horizon, config.action_dim))
     cond = {"observation": random((SAMPLES, config.n_obs_steps, config.state_dim), seed=1)}
     problem = Problem("policy", found.denoiser, x, cond, DDIMScheduler.from_config(found.noise_scheduler.config))
+    return of_problem(problem, config.horizon * config.action_dim * 4)
+
+
+def of_problem(problem: Problem, unit_bytes: int) -> Subject:
+    """A denoiser without guidance: a row is one unit, whose output has so many bytes."""
 
     def call(way: Way, parallel: Any, sample: int) -> Report:
         steps = way.plan.num_inference_steps
-        return problem.one(sample % SAMPLES).sampled(steps, plan=way.plan, parallel=parallel).report
+        return problem.one(sample % len(problem.x)).sampled(steps, plan=way.plan, parallel=parallel).report
 
     def pricing(steps: int, parallel: Any) -> Pricing:
         one = problem.one(0)
@@ -119,9 +133,9 @@ def policy() -> Subject:
 
         inputs = SolverInputs(network=network, scaled=True)
         with distributed.sharing(ranks_of(parallel)):
-            return price(Costs(), "policy", evaluator, one.x, noise, inputs, one.x.dtype, replayed=False)
+            return price(Costs(), problem.name, evaluator, one.x, noise, inputs, one.x.dtype, replayed=False)
 
-    return Subject(call, pricing, 1, config.horizon * config.action_dim * 4)
+    return Subject(call, pricing, 1, unit_bytes)
 
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {"digits, guidance": digits_under_guidance, "policy": policy}
@@ -136,26 +150,29 @@ def rounds(subject: Subject, way: Way, samples: int) -> dict[str, list[tuple[flo
             if parallel is None and dist.get_rank() > 0:
                 continue
             torch.set_num_threads(threads)
-            seconds, report = timed(lambda: subject.call(way, parallel, max(0, sample)))  # noqa: B023
+            whole, report = timed(lambda: subject.call(way, parallel, max(0, sample)))  # noqa: B023
             torch.set_num_threads(1)
             if sample >= 0:
-                found[how].append((seconds, report.seconds))
+                found[how].append((whole, report.seconds))
     return found
 
 
 def priced(subject: Subject, steps: int) -> dict[str, Pricing]:
-    """The planner's costs in each way; rank 1 has those of both processes alone."""
+    """The planner's costs in each way; rank 1 has none of what rank 0 does alone."""
     found = {}
-    for how, (threads, parallel) in HOWS.items():
+    for how, (threads, parallel) in {**HOWS, BESIDE: (1, None)}.items():
         dist.barrier()
-        if parallel is not None or dist.get_rank() == 0:
+        if how in (RANKS, BESIDE) or dist.get_rank() == 0:
             torch.set_num_threads(threads)
             found[how] = subject.pricing(steps, parallel)
             torch.set_num_threads(1)
     return found
 
 
-def _row(way: Way, found: dict[str, list[tuple[float, float]]], pricing: dict[str, Pricing]) -> Row:
+def row_of(
+    way: Way, found: dict[str, list[tuple[float, float]]], pricing: dict[str, Pricing], network: Network, link: Link
+) -> Row:
+    """What a method took in each way, and what was predicted. network, link: of the simulator."""
     row: Row = {"method": way.name, "setting": way.setting, "waves": len(way.widths), "rows": sum(way.widths)}
     for how, times in found.items():
         loop = statistics.median(each for _, each in times)
@@ -166,6 +183,9 @@ def _row(way: Way, found: dict[str, list[tuple[float, float]]], pricing: dict[st
             "predicted_seconds": predicted,
             "error": predicted / loop - 1,
         }
+        if how == RANKS:
+            simulated = seconds(way.widths, network, 2, link.seconds)
+            row[how] |= {"simulated_seconds": simulated, "error_of_simulator": simulated / loop - 1}
     for name, which in (("call", 0), ("loop", 1)):
         for how in (ALONE, THREADS):
             pairs = zip(found[how], found[RANKS], strict=True)
@@ -179,19 +199,25 @@ def measurements(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     document: dict[str, Any] = {"networks": {}, "results": []}
     with distributed.sharing(ranks_of("auto")) as shared:
         assert shared is not None
+        document["exchange_seconds"] = exchange_seconds(shared.ranks)
         small, large = (gather_seconds(shared, 2, torch.zeros(1, each // 4), torch.float32) for each in GATHERED)
     few, many = (2 * each for each in GATHERED)
     document["gather"] = {"latency": small, "bandwidth": (many - few) / 2 / max(1e-9, large - small)}
+    link = link_of(document)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        document["wave_seconds"] = wave_seconds()
     for name, make in SUBJECTS.items():
         if name not in options.subjects:
             continue
         subject = make()
         for steps in STEPS[:1] if options.smoke else STEPS:
             pricing = priced(subject, steps)
-            found, _ = ways(steps)
-            chosen = [way for way in found if way.name in METHODS and way.plan.num_inference_steps == steps]
+            chosen = [
+                way._replace(plan=fixed_at(way.plan, way.iteration)) for way in ways(steps)[0] if way.name in METHODS
+            ]
             if dist.get_rank() == 0 and name not in document["networks"]:
-                curve = pricing[ALONE].known.curve
+                curve = pricing[BESIDE].known.curve
                 document["networks"][name] = {
                     "units": [rows * subject.units for rows in curve.rows],
                     "seconds": curve.seconds,
@@ -202,8 +228,22 @@ def measurements(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for way in chosen:
                 times = rounds(subject, way, options.samples)
                 if dist.get_rank() == 0:
-                    document["results"].append({"subject": name, "steps": steps, **_row(way, times, pricing)})
+                    row = row_of(way, times, pricing, measured(document)[name], link)
+                    document["results"].append({"subject": name, "steps": steps, **row})
                 yield document
+
+
+def exchange_seconds(ranks: Ranks) -> float:
+    """What it takes two processes to tell each other how they fare, before each gather."""
+    times = [timed(lambda: ranks.headers(Header(Doing.LOOK)))[0] for _ in range(EXCHANGES)]
+    return statistics.median(times)
+
+
+def wave_seconds() -> float:
+    """What the host does between the network calls of two waves, as `bench.speed.host_time` times it."""
+    case = Case(WAVES_OF)
+    seconds_of_wave, _ = case.measured(3)["srds"]
+    return seconds_of_wave
 
 
 def worker(rank: int, folder: str, options: argparse.Namespace) -> None:
@@ -236,9 +276,10 @@ def show(document: dict[str, Any]) -> None:
                 "2 processes": f"{1e3 * statistics.median(row[RANKS]['loop_seconds']):.1f}",
                 "times faster": f"{row['loop_over_one thread']:.2f}",
                 "than 2 threads": f"{row['loop_over_two threads']:.2f}",
-                "predicted": f"{row['predicted_over_one thread']:.2f}",
                 "predicted ms": f"{1e3 * row[RANKS]['predicted_seconds']:.1f}",
                 "error": f"{row[RANKS]['error']:+.0%}",
+                "simulated ms": f"{1e3 * row[RANKS]['simulated_seconds']:.1f}",
+                "its error": f"{row[RANKS]['error_of_simulator']:+.0%}",
             }
             for row in here
         ]
@@ -247,7 +288,7 @@ def show(document: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     told = parser("bench.scaling.real", __doc__)
-    told.add_argument("--samples", type=int, default=3, help="rounds, each another sample")
+    told.add_argument("--samples", type=int, default=5, help="rounds, each another sample")
     told.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     told.add_argument("--smoke", action="store_true", help="50 steps, one round")
     options = told.parse_args(arguments)

@@ -119,7 +119,8 @@ class CompiledIfFaster:
         size = rows.bit_length()
         recorded = bool(leaves) and leaves[0].is_cuda and torch.cuda.is_current_stream_capturing()
         shared = distributed.current()
-        follows = shared is not None and shared.ranks.rank > 0
+        # where calls of the network wait for other processes, none may make one alone
+        follows = shared is not None and (shared.ranks.place > 0 or shared.ranks.processes > shared.ranks.size)
         # one thread decides; others call the network meanwhile, and so does a recording, in which nothing can be timed
         if size not in self._ratios and not recorded and not follows and self._deciding.acquire(blocking=False):
             try:

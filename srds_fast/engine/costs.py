@@ -118,7 +118,7 @@ def price(
         return found
 
     def curve() -> CostCurve:
-        if cache is None or distributed.size() > 1:  # other ranks may find other files
+        if cache is None or distributed.current() is not None:  # other ranks may find other files
             return measured()
         kind, context = (*of_call, replayed), context_of(state.device, noise, modules_found)
         kept = cache.load(kind, context)

@@ -29,6 +29,7 @@ from ..solvers.checks import check_switch
 from ..solvers.registry import check_warm_start_method
 from ..telemetry.report import Report, stock_report
 from . import acceleration
+from .context_parallel import by_clocks, check_ranks
 from .guiders import own_guiders
 from .hooks import execution_device, hooks_of, is_offloaded
 from .interrupts import NAME, RunningCall
@@ -76,6 +77,10 @@ def stock_reason(fast: Any, arguments: Arguments) -> str | None:
     networks = networks_of(fast)
     if not networks:
         return "it has no network: its loop has nothing to call"
+    if (ranks := fast._srds.ranks) is not None:
+        check_ranks(networks, ranks)
+    elif fast._srds.planner.measures and (why := by_clocks(networks)) is not None:
+        return why
     for name, network in networks.items():
         keeps_state = any(getattr(hook, "_is_stateful", False) for hook in hooks_of(network))
         if getattr(network, "is_cache_enabled", False) or keeps_state:
@@ -347,13 +352,11 @@ def _graphs(
     """What records and replays the call, or None; and, where something rules that out, why it runs eagerly."""
     state, eager = fast._srds, functools.partial(warn_eager, fast)
     lazy = state.options.lazy_capture or warming
-    graphs = state.planner.graph_runner(state.graphs, _graphs_on(device), lazy, eager, whole=warming)
-    if any(map(is_offloaded, networks)):
-        why = "the network is offloaded: hooks move its weights at every call"
-    elif state.ranks is not None and graphs is not None:
-        why = f"the rows are shared by {state.ranks.size} ranks, whose exchange is not recorded"
-    else:
+    shared = distributed.current() is not None
+    graphs = state.planner.graph_runner(state.graphs, _graphs_on(device), lazy, eager, warming, shared)
+    if not any(map(is_offloaded, networks)):
         return graphs, None
+    why = "the network is offloaded: hooks move its weights at every call"
     if graphs is not None:
         eager(why)
     return None, why

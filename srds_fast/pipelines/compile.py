@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from torch import Tensor
 
-from .. import caches
+from .. import caches, clock
 from ..engine import cancellation
 from ..engine.cancellation import Cancel, OnWave
+from ..engine.distributed import call as distributed
 from ..engine.distributed.ranks import ranks_of
 from ..engine.graphs.cache import GraphStats
 from ..engine.run import Observer
@@ -213,8 +214,11 @@ class Compiled(Generic[P], _Pipeline):
                 report = called(warming=True)
                 if report.interrupted:
                     return report
-                changing = self.graphs.captured > recorded or report.plan_state == EXPLORING
-                if not (changing and planner.settings.measures):
+                if not planner.settings.measures:
+                    break
+                with distributed.sharing(self._srds.ranks):  # another rank may have had nothing to record
+                    captured = clock.agreed(self.graphs.captured - recorded, "the recordings of a warm-up")
+                if not (captured or report.plan_state == EXPLORING):
                     break
             for _ in range(audit):
                 report = called(auditing=True)
@@ -353,7 +357,7 @@ def compile(
             (those of the default process group, if it is initialised), a ProcessGroup, or a DeviceMesh (its dimension
             "time"). All of them make the same calls with the same arguments. Each evaluates its share of a wave's rows
             and guidance branches; one gather a wave brings the outputs together, and all have the sample. Unseeded
-            calls begin with the noise of rank 0, by whose clock plans are chosen. Such calls run eagerly.
+            calls begin with the noise of rank 0, by whose clock plans are chosen. Such calls use no loop graphs.
 
     Returns:
         The compiled pipeline. It adds the members of `Compiled`, such as `report`, `plan_for` and `stream`.

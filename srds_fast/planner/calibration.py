@@ -51,7 +51,8 @@ def calibrated(
             "to calibrate. Give a tolerance."
         )
     settings = within_memory(settings, pricing.most_rows)
-    sequential, *others = candidates(num_steps, settings, stochastic, calibrated=True)
+    ranks = pricing.known.curve.ranks
+    sequential, *others = candidates(num_steps, settings, stochastic, calibrated=True, ranks=ranks)
     if others and all(plan.slides for plan in others):
         raise InvalidArgument(
             "The window of this method slides by a tolerance of its own. It has no number of iterations to fix. "

@@ -42,13 +42,18 @@ def plan_of(options: Method, num_steps: int, settings: Settings, stochastic: boo
     return fixed_at(plan, iterations if settings.max_iterations is not None or not expected else max(expected))
 
 
-def candidates(num_steps: int, settings: Settings, stochastic: bool, *, calibrated: bool = False) -> Iterator[Plan]:
-    """The plans to compare for N steps, sequential first; calibrated: the iterations of each are to be measured."""
+def candidates(
+    num_steps: int, settings: Settings, stochastic: bool, *, calibrated: bool = False, ranks: int = 1
+) -> Iterator[Plan]:
+    """The plans to compare for N steps, sequential first.
+
+    calibrated: the iterations of each are to be measured. ranks: that share the rows of a wave.
+    """
     yield plan_of(BY_NAME[SEQUENTIAL](), num_steps, replace(settings, max_iterations=None), stochastic)
     if settings.method != AUTO:
         yield choose(num_steps, settings, stochastic)
     elif num_steps >= FEWEST_STEPS:
-        target = settings.target(num_steps, stochastic=stochastic)
+        target = settings.target(num_steps, stochastic=stochastic, ranks=ranks)
         for method in settings.methods:
             for options in method.candidates(target, calibrated=calibrated):
                 plan = plan_of(options, num_steps, settings, stochastic)
@@ -77,8 +82,10 @@ def plans_of(
     prediction: Prediction, num_steps: int, settings: Mapping[str, Any], stochastic: bool
 ) -> dict[Candidate, Plan]:
     """The plans behind the candidates of a prediction, each for as many iterations as predicted."""
-    asked = Settings(**settings)
-    plans = [plan for way in (False, True) for plan in candidates(num_steps, asked, stochastic, calibrated=way)]
+    asked, ranks = Settings(**settings), prediction.curve.ranks
+    plans = [
+        plan for way in (False, True) for plan in candidates(num_steps, asked, stochastic, calibrated=way, ranks=ranks)
+    ]
     found = {}
     for each in prediction.candidates:
         for plan in plans:

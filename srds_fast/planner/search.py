@@ -174,7 +174,8 @@ def compare(
     the plan chosen with less known. Graphs of it may exist, so it stays while it is nearly as fast.
     """
     settings = within_memory(settings, pricing.most_rows)
-    sequential, *others = candidates(num_steps, settings, stochastic, calibrated=iterations is not None)
+    ranks = pricing.known.curve.ranks
+    sequential, *others = candidates(num_steps, settings, stochastic, calibrated=iterations is not None, ranks=ranks)
     if iterations is not None:
         enough = ((plan, iterations.get(plan.signature)) for plan in others)
         others = [fixed_at(plan, count) for plan, count in enough if count is not None]

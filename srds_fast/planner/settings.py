@@ -64,9 +64,9 @@ class Settings:
         keywords = {name: getattr(self, name) for name in ("num_blocks", "coarse_solver", "pipelined", "in_flight")}
         return requested(self.method, keywords)
 
-    def target(self, num_steps: int, *, stochastic: bool = False) -> Target:
-        """What a call of N steps asks for; stochastic: whether steps add noise."""
-        return Target(num_steps, float(self.tolerance), self.exact, self.max_iterations, stochastic)
+    def target(self, num_steps: int, *, stochastic: bool = False, ranks: int = 1) -> Target:
+        """What a call of N steps asks for. stochastic: whether steps add noise. ranks: that share each wave's rows."""
+        return Target(num_steps, float(self.tolerance), self.exact, self.max_iterations, stochastic, ranks)
 
     @property
     def measures(self) -> bool:

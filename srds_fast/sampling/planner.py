@@ -68,13 +68,25 @@ class Planner:
         return options_of(self.settings.method) if self.plan is None else self.plan.options
 
     def graph_runner(
-        self, graphs: Graphs, on_gpu: bool, lazy: bool, refused: Callable[[str], None], whole: bool = False
+        self,
+        graphs: Graphs,
+        on_gpu: bool,
+        lazy: bool,
+        refused: Callable[[str], None],
+        whole: bool = False,
+        shared: bool = False,
     ) -> GraphRunner | None:
-        """How a call may use graphs; None: it runs eagerly. on_gpu: whether graphs can save time."""
+        """How a call may use graphs; None: it runs eagerly.
+
+        on_gpu: whether graphs can save time. shared: whether several ranks make the call.
+        """
         auto = self.engine == "auto"
         if self.engine == "eager" or (auto and not on_gpu):
             return None
-        return GraphRunner(graphs, lazy, refused, whole, weighed=auto, kind="graph" if auto else self.engine)
+        kind, no_loop = "graph" if auto else self.engine, None
+        if shared:
+            no_loop = "in every wave the ranks tell each other how they fare, which no graph of the loop can hold"
+        return GraphRunner(graphs, lazy, refused, whole, weighed=auto, kind=kind, no_loop=no_loop)
 
     def choose(
         self,

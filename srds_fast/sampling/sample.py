@@ -290,7 +290,7 @@ def sampled(
         )
     eager = functools.partial(_log_once, "runs without graphs")
     ranks = ranks_of(parallel)
-    runner = None if graphs is None or ranks is not None else planner.graph_runner(graphs, x.is_cuda, True, eager)
+    runner = None if graphs is None else planner.graph_runner(graphs, x.is_cuda, True, eager, shared=ranks is not None)
     scheduler = steps.prepared()
     state = x.to(state_dtype(x.dtype))
     timeline = telemetry.Timeline()

@@ -164,7 +164,7 @@ class Session:
             if explores:
                 advance = cut_off(advance, exploration.sequential_seconds)
             run = self._complete(advance)
-            if not run.engine.capture_seconds:
+            if not clock.agreed(run.engine.capture_seconds, "the seconds of recording"):
                 seconds = clock.agreed(self.seconds, "the seconds of a call")
                 if explores:
                     ended = self._fallback_reason is None

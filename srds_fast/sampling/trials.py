@@ -233,8 +233,9 @@ class Trials:
             report = trial.report()
             if report.fallback_reason is not None:
                 return Timed(None, recording)
-            recording += report.capture_seconds
-            if not report.capture_seconds:
+            recorded = clock.agreed(report.capture_seconds, "the seconds of recording")
+            recording += recorded
+            if not recorded:
                 break
         work = self.pricing.work(plan, report.iterations)
         self.pricing.record(plan, report)

@@ -24,18 +24,27 @@ from .program import Program
 
 @dataclass(frozen=True)
 class Target:
-    """What a call asks for, whatever its method; see `compile`. stochastic: whether steps add noise."""
+    """What a call asks for, whatever its method; see `compile`.
+
+    stochastic: whether steps add noise. ranks: that share the rows of a wave.
+    """
 
     num_steps: int
     tolerance: float
     exact: bool = False
     max_iterations: int | None = None
     stochastic: bool = False
+    ranks: int = 1
 
     @property
     def bitwise(self) -> bool:
         """Stop only if nothing moves by a bit."""
         return self.exact or self.tolerance == 0.0
+
+    @property
+    def rows_of_ranks(self) -> tuple[int, ...]:
+        """Numbers of rows, of one or two guidance branches each, that leave no rank idle; none for a single rank."""
+        return tuple(rows for rows in dict.fromkeys((self.ranks // 2, self.ranks)) if 1 < rows <= self.num_steps)
 
     def leaves_choice(self, *, calibrated: bool) -> bool:
         """Whether the planner considers other methods than the default one.
@@ -142,7 +151,10 @@ class Method(ABC):
         return {"options": self.to_dict()}
 
     def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
-        """What the planner compares; calibrated: by measured iterations, so options without a reliable stop are too."""
+        """What the planner compares; calibrated: by measured iterations, so options without a reliable stop are too.
+
+        For several ranks also what fits so many, besides all that is compared for one.
+        """
         yield from ()
 
     def iterations_begun(self, num_steps: int, iteration: int, max_iterations: int) -> int:

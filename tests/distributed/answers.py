@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from cancelling import Network
 from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler
-from ranked import STEPS, apart, check, ended, latents, named, noise, pipeline, rank, sampled
+from ranked import STEPS, apart, check, ended, latents, named, noise, own_gpu, pipeline, rank, sampled
 from torch import Tensor, nn
 
 import srds_fast
@@ -29,6 +31,69 @@ def every_method() -> Any:
             "ranks": report.ranks,
             "units": report.rank_units,
         }
+    return found
+
+
+class Perceptron(nn.Module):
+    """What it rounds to depends on how many rows a call has. split: make calls of as many rows as each rank would."""
+
+    def __init__(self, *, split: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Linear(8, 96), nn.Tanh(), nn.Linear(96, 8)).requires_grad_(False)
+        self.split = split
+
+    def forward(self, x: Tensor, t: Tensor, goal: Tensor | None = None) -> Tensor:
+        if not self.split:
+            return self._of(x, t, goal)
+        parts = [slice(*ends) for ends in shares(len(x))]
+        return torch.cat([self._of(x[part], t[part], None if goal is None else goal[part]) for part in parts])
+
+    def _of(self, x: Tensor, t: Tensor, goal: Tensor | None) -> Tensor:
+        return self.layers(x if goal is None else x - goal) * (0.5 + t[:, None] / 1000)
+
+
+def shares(entries: int) -> list[tuple[int, int]]:
+    """Where the share of each rank begins and ends; of those that have one."""
+    bounds = [math.ceil(entries * number / dist.get_world_size()) for number in range(dist.get_world_size() + 1)]
+    return [(begin, end) for begin, end in pairwise(bounds) if end > begin]
+
+
+@check
+def to_the_bit() -> Any:
+    """Whether ranks give the bits of one process whose network calls have as many rows; by method and kind of call."""
+    found = {}
+    for name in BY_NAME:
+        for cond in ({}, {"goal": noise(3, torch.float32)}):
+            one, ours = (
+                sampled(Perceptron(split=split), noise(dtype=torch.float32), method=name, parallel=parallel, cond=cond)
+                for split, parallel in ((True, None), (False, "auto"))
+            )
+            found[f"sample, {name}, {len(cond)} conditions"] = torch.equal(one.sample, ours.sample)
+    pipe, call = pipeline("stable_diffusion")
+    whole = type(pipe.unet)
+
+    class InShares(whole):  # type: ignore[misc, valid-type]
+        def forward(self, x: Tensor, t: Tensor, text: Tensor | None = None, **more: Any) -> Any:
+            text = more.pop("encoder_hidden_states") if text is None else text
+            t = t.expand(len(x))
+            parts = [slice(*ends) for ends in shares(len(x))]
+            made = [
+                whole.forward(self, x[part], t[part], encoder_hidden_states=text[part], **more)[0] for part in parts
+            ]
+            return (torch.cat(made),)
+
+    call["num_inference_steps"] = 6
+    for name in ("sequential", "srds"):  # a row has two guidance branches
+        ours = latents(srds_fast.compile(pipe, method=name, parallel="auto"), call)
+        pipe.unet.__class__ = InShares
+        try:
+            one = srds_fast.compile(pipe, method=name)
+            found[f"stable_diffusion, {name}"] = torch.equal(latents(one, call), ours)
+        finally:
+            pipe.unet.__class__ = whole
+        assert one.report.path == "takeover"
     return found
 
 
@@ -116,10 +181,7 @@ def groups() -> Any:
 @named
 def every_method_on_gpus() -> Any:
     """Difference to one process, over nccl, a device for each rank."""
-    device = torch.device("cuda", rank())
-    torch.cuda.set_device(device)
-    dist.destroy_process_group()
-    dist.init_process_group("nccl", device_id=device)
+    device = own_gpu()
     network = nn.Linear(8, 8).requires_grad_(False).to(device)
     for each in network.parameters():
         nn.init.constant_(each, 0.1)

@@ -1,7 +1,4 @@
-"""What each process of a test does under torchrun: the script of the guide, then the command, several times.
-
-torchrun --nproc-per-node 2 tests/distributed/commands.py FOLDER
-"""
+"""What each process of a test does under torchrun after the checks: the script of the guide, and the commands."""
 
 from __future__ import annotations
 
@@ -9,10 +6,8 @@ import contextlib
 import io
 import json
 import os
-import sys
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from srds_fast.cli import main
@@ -29,10 +24,10 @@ COMMANDS = {
 
 
 def run(folder: Path) -> None:
-    torch.set_num_threads(1)
+    """In a process group that is there, and stays. folder: holds the script; gets what was printed and written."""
     os.chdir(folder)
-    # the process group of the script stays for the commands: to start another takes seconds
-    end, dist.destroy_process_group = dist.destroy_process_group, lambda: None
+    begin, end = dist.init_process_group, dist.destroy_process_group
+    dist.init_process_group = dist.destroy_process_group = lambda: None
     script = Path("script.py").read_text().replace(*SHORTER)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(script, "the script of the guide", "exec"), {"__name__": "__main__"})
@@ -42,9 +37,5 @@ def run(folder: Path) -> None:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main(arguments)
         said[name] = [code, out.getvalue(), err.getvalue()]
-    end()
+    dist.init_process_group, dist.destroy_process_group = begin, end
     (folder / f"said-{os.environ['RANK']}.json").write_text(json.dumps(said))
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]))

@@ -14,6 +14,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine may not know its own name
 
 import diffusers
+import torch
 from every_answer import show_answers
 from every_fault import show_faults, show_lost
 
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS)
     given = parser.parse_args()
     diffusers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(1)  # as in each rank: a process that has threads must not fork
     bad = sum(show(given.ranks) for name, show in PARTS.items() if given.only in (None, name))
     print(f"\n{bad} not as they should be")
     sys.exit(bool(bad))

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,8 @@ from torch import Tensor
 import srds_fast
 
 STEPS = 8
-# seconds: of the group, where ranks are lost; and after which a case counts as a hang
-TIMEOUT, HANG = 3.0, 60.0
+# seconds: of the group, where ranks are lost; that a rank sleeps; and after which a case counts as a hang
+TIMEOUT, ASLEEP, HANG = 5.0, 8.0, 90.0
 
 
 class Faulty:
@@ -199,18 +199,22 @@ def _die(m: Tensor) -> Tensor:
 
 
 def _sleep(m: Tensor) -> Tensor:
-    time.sleep(2 * TIMEOUT)
+    time.sleep(ASLEEP)
     return m
 
 
-LOST: dict[str, Callable[[Tensor], Tensor]] = {"SIGKILL": _die, "sleep beyond the timeout": _sleep}
+# what happens, and at which network calls of a rank: each sleep takes as long as it lasts
+LOST: dict[str, tuple[Callable[[Tensor], Tensor], Sequence[int]]] = {
+    "SIGKILL": (_die, range(1, 100)),
+    "sleep beyond the timeout": (_sleep, (1, 3, 9, 27, 81)),
+}
 LOSING = ("sample, srds", "pipeline, recorded calls", "pipeline, its own turns")
 
 
 def losing(way: str, kind: str, at: int, on: int) -> Callable[[], Any]:
     def run() -> Any:
         call = WAYS[way]()
-        fault = Faulty(LOST[kind], at, on)
+        fault = Faulty(LOST[kind][0], at, on)
         how = tried(lambda: call(fault), lambda found: False)
         return [fault.fired, how, tried(lambda: call(Faulty()), lambda found: False)]
 
@@ -261,13 +265,14 @@ def counted(key: str, by_rank: list[list[Any]]) -> tuple[list[Any], int]:
 
 
 def show_lost(size: int) -> int:
-    """The same for ranks that are lost, at every network call of each rank."""
+    """The same for ranks that are lost, at network calls of each rank."""
     rows, bad = [], 0
+    pipeline("stable_diffusion")  # made once, and not in each process
     for way in LOSING:
         for kind in LOST:
             count: Counter[str] = Counter()
             for on in range(size):
-                for at in range(1, 100):
+                for at in LOST[kind][1]:
                     by_rank = forked(size, TIMEOUT, losing(way, kind, at, on), HANG)
                     others = [by_rank.get(number, "died") for number in range(size) if number != on]
                     if kind == "SIGKILL" and on in by_rank and by_rank[on] != "hang" and not by_rank[on][0]:

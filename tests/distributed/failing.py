@@ -140,11 +140,11 @@ def narrow_turns() -> Any:
 
 
 class FailsOnce:
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    def __init__(self, error: Exception, on: int = 1) -> None:
+        self.error, self.on = error, on
 
     def __call__(self, *_: Any) -> Any:
-        if rank() == 1:
+        if rank() == self.on:
             raise self.error
         return {}
 

@@ -35,6 +35,16 @@ def rank() -> int:
     return dist.get_rank()
 
 
+@functools.cache
+def own_gpu() -> torch.device:
+    """A device for each rank; the default group is one over nccl from now on."""
+    device = torch.device("cuda", rank())
+    torch.cuda.set_device(device)
+    dist.destroy_process_group()
+    dist.init_process_group("nccl", device_id=device)
+    return device
+
+
 def ended(call: Callable[[], Any]) -> list[str]:
     """The class and the message of what a call ends in; empty if it returns."""
     try:

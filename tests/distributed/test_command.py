@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launching import ENVIRONMENT, script
 
 from srds_fast.cli.arguments import USER_MISTAKE
 
-ROOT = Path(__file__).parents[2]
-COMMANDS = Path(__file__).parent / "commands.py"
-# the machine may not know its own name
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
 Said = list[dict[str, tuple[int, str, str]]]
 
 
-def script(kind: str) -> str:
-    (found,) = re.findall(rf"^```python {kind}\n(.*?)^```", (ROOT / "srds_fast" / "GUIDE.md").read_text(), re.M | re.S)
-    return str(found)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def folder(two_ranks: Path) -> Path:
     """What two processes have left."""
-    found = tmp_path_factory.mktemp("commands")
-    (found / "script.py").write_text(script("torchrun"))
-    how = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
-    command = [sys.executable, "-m", *how, str(COMMANDS), str(found)]
-    ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    return found
+    return two_ranks / "commands"
 
 
 @pytest.fixture

@@ -17,8 +17,12 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import agreeing  # noqa: F401
 import answers  # noqa: F401
+import commands
+import composed  # noqa: F401
 import diffusers
 import failing  # noqa: F401
+import graphs  # noqa: F401
+import timing  # noqa: F401
 import torch
 import torch.distributed as dist
 from ranked import CHECKS, NAMED, rank
@@ -44,6 +48,9 @@ def main(folder: str, *names: str) -> None:
             except Exception:
                 found[name] = traceback.format_exc()
         (Path(folder) / f"{rank()}.json").write_text(json.dumps(found))
+        # the group stays for them: to start another takes seconds
+        if (Path(folder) / "commands").exists():
+            commands.run(Path(folder) / "commands")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import calls
 import pytest
 import torch
-from calls import assert_close, drive, everything, instances, watched
+from calls import assert_close, drive, everything, instances, look, watched
 from thinned import thinned_product
 from torch import Tensor, nn
 
@@ -104,6 +104,20 @@ def test_what_was_not_finite_once_only_is_an_error(sd: Any, at: int) -> None:
     fast = checked(sd, at)
     with fault(sd.unet, at, act), pytest.raises(DivergenceError, match="two answers to the same input"):
         latents(fast)
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_the_same_holds_where_the_loop_makes_its_own_turns(sd: Any, at: int) -> None:
+    """The loop hands on states that are not finite: it has not changed them, nor has the callback."""
+    act, _ = FAULTS["nan"]
+    fast = srds_fast.compile(sd, exact=True, method="srds")
+    for _ in range(2):
+        with fault(sd.unet, 0, lambda output: output):
+            expected = latents(fast, callback_on_step_end=look)
+    assert (fast.report.path, fast.report.fallback_reason) == ("drive", None)
+    with fault(sd.unet, at, act), pytest.raises(DivergenceError):
+        latents(fast, callback_on_step_end=look)
+    assert torch.equal(latents(fast, callback_on_step_end=look), expected)
 
 
 @pytest.mark.parametrize("at", [1, 2, 8])

@@ -371,9 +371,13 @@ def test_it_is_known_by_its_name_and_by_its_options(method: type[Method]) -> Non
 @pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_the_planner_is_given_what_fits(method: type[Method], stochastic: bool, calibrated: bool) -> None:
-    for num_steps in (4, 5, 12, 50):
-        target = Target(num_steps, 4e-3, stochastic=stochastic)
-        for options in method().candidates(target, calibrated=calibrated):
+    for num_steps, ranks in itertools.product((4, 5, 12, 50), (1, 3, 16)):
+        target = Target(num_steps, 4e-3, stochastic=stochastic, ranks=ranks)
+        found = list(method().candidates(target, calibrated=calibrated))
+        of_one = method().candidates(replace(target, ranks=1), calibrated=calibrated)
+        assert set(found) >= set(of_one), "several ranks leave nothing out"
+        assert len(found) == len(set(found))
+        for options in found:
             plan = choose(num_steps, Settings(method=options), stochastic)
             assert not plan.slides
             assert plan.program().spent(plan.max_iterations).waves >= 1

@@ -86,13 +86,24 @@ class Header:
 DTYPES = (None, torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
 
 
-class Ranks:
-    """A process group. All ranks make the same calls, one at a time.
+# dimensions of a mesh along which processes evaluate the same rows together: diffusers' context parallelism
+CONTEXT = ("ring", "ulysses")
 
-    rank, size: of this process in the group, and how many there are.
+
+class Ranks:
+    """A process group whose processes share rows. They make the same calls, one at a time.
+
+    members: global ranks of all processes that make these calls: also of those that evaluate the same rows together.
+        None: there are no others. They agree on everything, and are the ranks of headers and messages.
+    beside: global ranks that evaluate the same rows as this process, itself included.
+
+    rank, size: of this process in the group, and how many there are. processes: how many make the calls. place: of
+    this one among them.
     """
 
-    def __init__(self, group: Any) -> None:
+    def __init__(
+        self, group: Any, members: tuple[int, ...] | None = None, beside: frozenset[int] | None = None
+    ) -> None:
         import torch.distributed as dist
 
         self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
@@ -100,11 +111,19 @@ class Ranks:
         self._lock = threading.Lock()
         self._is_ending: Callable[[], bool] = lambda: False  # of the call that holds the lock
         self._lost: str | None = None
-        self._hosts = group
-        if self.backend != "gloo":
-            members = dist.get_process_group_ranks(group)
-            self._hosts = dist.new_group(members, backend="gloo", use_local_synchronization=True)
-        self._root = dist.get_global_rank(group, 0)
+        own = tuple(dist.get_process_group_ranks(group))
+        members = own if members is None else members
+
+        def made(backend: str) -> Any:
+            if members == own and backend == self.backend:
+                return group
+            return dist.new_group(members, backend=backend, use_local_synchronization=True)
+
+        self._everyone = made(self.backend)
+        self._hosts = self._everyone if self.backend == "gloo" else made("gloo")
+        self.beside = frozenset((dist.get_rank(),)) if beside is None else beside
+        self.processes, self.place = len(members), dist.get_rank(self._everyone)
+        self._root = dist.get_global_rank(self._everyone, 0)
 
     @contextlib.contextmanager
     def one_call(self, is_ending: Callable[[], bool]) -> Iterator[None]:
@@ -132,7 +151,7 @@ class Ranks:
     def headers(self, own: Header) -> list[Header]:
         """Exchange headers; those of all ranks, in order. Waits for the slowest rank."""
         sent = torch.tensor(own.packed(), dtype=torch.int64, device="cpu")
-        found = [torch.empty_like(sent) for _ in range(self.size)]
+        found = [torch.empty_like(sent) for _ in range(self.processes)]
         with self._heard():
             self._dist.all_gather(found, sent, group=self._hosts)
         return [Header.of(each.tolist()) for each in found]
@@ -142,7 +161,7 @@ class Ranks:
         coded = own.encode()[:MOST_WORDS]
         sent = torch.zeros(MOST_WORDS, dtype=torch.uint8, device="cpu")
         sent[: len(coded)] = torch.tensor(list(coded), dtype=torch.uint8, device="cpu")
-        found = [torch.empty_like(sent) for _ in range(self.size)]
+        found = [torch.empty_like(sent) for _ in range(self.processes)]
         with self._heard():
             self._dist.all_gather(found, sent, group=self._hosts)
         return [bytes(each.tolist()).rstrip(b"\0").decode(errors="replace") for each in found]
@@ -169,7 +188,8 @@ class Ranks:
         found = tensor.contiguous().clone()
         with self._heard():
             # a group of CUDA devices takes no tensors of the host
-            self._dist.broadcast(found, self._root, group=self._hosts if found.device.type == "cpu" else self.group)
+            hosts = found.device.type == "cpu"
+            self._dist.broadcast(found, self._root, group=self._hosts if hosts else self._everyone)
         return found
 
     @contextlib.contextmanager
@@ -179,7 +199,7 @@ class Ranks:
             yield
         except RuntimeError as why:
             what = str(why).partition("\n")[0]
-            self._lost = f"A rank of {self.size} did not answer rank {self.rank}: {what}."
+            self._lost = f"A rank of {self.processes} did not answer rank {self.place}: {what}."
             raise RankLost(f"{self._lost} It has ended, or takes longer than the group's timeout.") from None
 
     @functools.cached_property
@@ -215,26 +235,39 @@ def ranks_of(parallel: Any) -> Ranks | None:
     if isinstance(parallel, dist.ProcessGroup):
         return _ranks(parallel)
     if isinstance(parallel, dist.device_mesh.DeviceMesh):
-        names = parallel.mesh_dim_names or ()
-        if "time" in names:
-            return _ranks(parallel.get_group("time"))
-        if parallel.ndim == 1:
-            return _ranks(parallel.get_group())
-        raise InvalidArgument(
-            f"parallel is a mesh with the dimensions {names or parallel.ndim}. The rows of a wave are shared over one "
-            "of them. Name that one 'time'."
-        )
+        return _of_mesh(parallel)
     raise InvalidArgument(
         f"parallel is {shown(parallel)}. It is 'auto' (the default process group, if there is one), None, a "
         "torch.distributed.ProcessGroup or a DeviceMesh. Pass one of these."
     )
 
 
+def _of_mesh(mesh: Any) -> Ranks | None:
+    """Those along "time", or along its only dimension; other dimensions than those of `CONTEXT` are calls of their own.
+
+    Raises InvalidArgument.
+    """
+    names = mesh.mesh_dim_names or ()
+    if "time" not in names:
+        if mesh.ndim == 1 and not set(names) & set(CONTEXT):
+            return _ranks(mesh.get_group())
+        raise InvalidArgument(
+            f"parallel is a mesh with the dimensions {names or mesh.ndim}. The rows of a wave are shared over one of "
+            "them. Name that one 'time'."
+        )
+    context = tuple(name for name in names if name in CONTEXT)
+    if not context:
+        return _ranks(mesh.get_group("time"))
+    members = mesh[tuple(name for name in names if name == "time" or name in CONTEXT)].mesh
+    beside = frozenset(mesh[context].mesh.flatten().tolist())
+    return _ranks(mesh.get_group("time"), tuple(sorted(members.flatten().tolist())), beside)
+
+
 @functools.lru_cache(maxsize=16)
-def _ranks(group: Any) -> Ranks | None:
+def _ranks(group: Any, members: tuple[int, ...] | None = None, beside: frozenset[int] | None = None) -> Ranks | None:
     """Made once for a group: all its ranks must make it together."""
-    found = Ranks(group)
-    return found if found.size > 1 else None
+    found = Ranks(group, members, beside)
+    return found if found.processes > 1 else None
 
 
 def mismatch(headers: Sequence[Header], words: Sequence[str]) -> RankMismatch:

@@ -27,6 +27,7 @@ from .recorder import TooLarge
 from .utilisation import why_not_worth
 
 FIRST = "this is the first call of its kind, which was recorded for later calls"
+NOTHING = "this rank recorded nothing: the others had all rows, or what the network returned was not finite"
 MADE_AS_IT_RUNS = "its program is so long that its waves are made while it runs"
 Eager = Callable[[Evaluate], Tensor]
 Advance = Callable[[Run, Eager], None]
@@ -43,6 +44,7 @@ class GraphRunner:
     whole: bool = False  # record all iterations and all widths that a call could take
     weighed: bool = False  # record only where launches take a good part of the time
     kind: str = "graph"  # a loop graph, or network graphs where there can be none; "network-graphs": these at once
+    no_loop: str | None = None  # why none of these calls can have a loop graph
 
     def run(self, call: Capturable, begin: Callable[[], Run], evaluate: Eager, advance: Advance) -> None:
         """Run a call on its recording if there is one, otherwise eagerly, and record it then.
@@ -55,6 +57,8 @@ class GraphRunner:
             found = NoLoop("failed", reason)
         elif self.kind == "network-graphs":
             found = NoLoop("network graphs", None)
+        elif self.no_loop is not None:
+            found = NoLoop("network graphs", self.no_loop)
         else:
             key = call.key()
             found = self.graphs.find(key)
@@ -75,7 +79,7 @@ class GraphRunner:
             run.engine.reason = self._record(key, call, run, evaluate)
             return None
         if found.what == "network graphs":
-            graphed = self.network_calls(call.calls)
+            graphed = self.network_calls(call.calls, weigh=self.no_loop is not None)
             if isinstance(graphed, GraphedCalls):
                 return self._run_on_network_graphs(graphed, call, found.reason, run, advance)
             found = NoLoop("failed", graphed)
@@ -107,7 +111,7 @@ class GraphRunner:
         else:
             engine.name = "eager"
         if graphed.reason is not None or not graphed.replays:
-            engine.reason = graphed.reason or FIRST
+            engine.reason = graphed.reason or (FIRST if graphed.recordings or self.no_loop is None else NOTHING)
         self.graphs.keep_network_graphs(graphed)
 
     def _replay(self, captured: LoopGraph, call: Capturable, run: Run, advance: Advance) -> None:

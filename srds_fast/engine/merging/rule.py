@@ -172,14 +172,23 @@ def _kind_of_leaf(leaf: Any) -> Hashable:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two arguments are the same, to the bit."""
+    """Whether two arguments hold the same; a NaN is the same as another one, as a state that diverged is itself."""
     if one is other:
         return True
     if is_list(one):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
-    return type(one) is type(other) and bool(one == other)
+        if not isinstance(other, Tensor) or one.shape != other.shape:
+            return False
+        return torch.equal(one, other) or (one.dtype is other.dtype and _same_but_nan(one, other))
+    return type(one) is type(other) and bool(one == other or (one != one and other != other))
+
+
+def _same_but_nan(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors that are not equal are so but for NaN at the same places."""
+    if not one.is_floating_point() and not one.is_complex():
+        return False
+    return bool(one.isnan().any()) and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def same_call(one: Call, other: Call) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...engine.merging.rule import same
 from ...errors import UnsupportedPipeline
 from .loop import LockstepLoop
 from .proxies import NetworkProxy
@@ -132,5 +133,5 @@ def _same(value: Any, kept: Any) -> bool:
     if isinstance(value, list | tuple) and isinstance(kept, list | tuple):
         return len(value) == len(kept) and all(map(_same, value, kept))
     if isinstance(value, Tensor) and isinstance(kept, Tensor):
-        return value.shape == kept.shape and torch.equal(value, kept)
+        return same(value, kept)  # a state that is NaN was not changed
     return value is kept

@@ -191,7 +191,7 @@ class Driver:
         planner = self._settings.planner
         plan, _ = planner.choose(steps, noise.spread is not None)
         measured = (planner.measures or self._settings.plan_only) and self._key is not None and steps > 1
-        if measured or not plan.is_sequential or distributed.size() > 1:
+        if measured or not plan.is_sequential or distributed.current() is not None:
             with self._timed(), self._draws_of_checks():
                 yield from self._look_at_networks(x, measured or plan.program().peak_rows > 1)
         self._called.restore()

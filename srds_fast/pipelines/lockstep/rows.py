@@ -71,7 +71,7 @@ class RowTurns:
                     state = x + x.std() * torch.randn(x.shape, generator=draw, dtype=torch.float32, device="cpu").to(x)
                     call = yield from self._call_at(place, state, kind)
                     calls += [] if call is None else [call]
-                if merge or distributed.size() > 1:
+                if merge or distributed.current() is not None:
                     self._merged.learn([(first, other) for other in (calls[-1], calls[len(calls) // 2])])
                 reason = check_answers([partial(self._alone, call) for call in calls], network)
                 self._memory.checked[decides] = reason

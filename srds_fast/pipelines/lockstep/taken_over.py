@@ -29,7 +29,7 @@ def recorded(
     """The network of a session. turns: by step, that show the calls. inputs: of a call that makes turns."""
     settings, state = samples.settings, samples.state
     variants = bound(inferred, turns, state_dtype(state.dtype))
-    if distributed.size() > 1:  # what other ranks have encoded may differ by rounding
+    if distributed.current() is not None:  # what other ranks have encoded may differ by rounding
         given = tensors_of(call for variant in variants for call in variant.calls)
         variants = with_tensors(variants, given, {name: distributed.of_first(each) for name, each in given.items()})
     inputs = solver_inputs(inferred, variants, inputs, len(state))

@@ -20,6 +20,7 @@ of earlier steps alone. An evaluation at a later step has seen z_j: a draft that
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -42,10 +43,8 @@ from .program import Program
 
 # elements of the noise of each step that the numbers which decide are made of
 HEAD = 4
-# fewest steps of a window
-LEAST = 4
-# waves of a run: those of N steps in full windows, and so many more. On trained networks, 100 and 1000 steps
-WAVES_MORE = 8
+# waves of a run: those of N steps in full windows, and so many more; and its rows, in steps: on trained networks
+WAVES_MORE, ROWS_OF_A_STEP = 6, 1.5
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ class Speculative(Method):
     def widths(
         self, num_steps: int, iteration: int, max_iterations: int, *, max_rows: int | None, bitwise: bool
     ) -> list[int]:
-        return [min(self.window, num_steps)] * iteration
+        rows = math.ceil(ROWS_OF_A_STEP * num_steps / iteration)
+        return [min(self.window, num_steps, rows)] * iteration
 
     def rows(self, num_steps: int, max_iterations: int) -> int:
         return num_steps * min(self.window, num_steps)
@@ -355,7 +355,7 @@ class Drafts:
             places = (torch.arange(len(kept), device="cpu")[:, None] + passed).clamp(max=len(kept) - 1)
             self._intercept = kept[places.to(x.device), torch.arange(len(x), device=x.device)]
         self._known = (torch.maximum(self._known, self._rows) - passed).clamp(min=0)
-        self._window = next_window(self._window, passed, self._most)
+        self._window = next_window(passed, self._most)
         before, self._done = self._done, self._done + passed
         self.x, self._x0 = x, x0
         self._record(before, passed)
@@ -389,6 +389,9 @@ class Drafts:
         return x if constrain is None else constrain(x, int(self._done[0]) + row, self.samples)
 
 
-def next_window(window: Tensor, passed: Tensor, most: int) -> Tensor:
-    """Steps to draft next, [samples]: about twice as many as the window has just passed, at most `most`."""
-    return (2 * passed + 2).clamp(min=min(LEAST, most), max=most)
+def next_window(passed: Tensor, most: int) -> Tensor:
+    """Steps to draft next, [samples], by how many the window has just passed.
+
+    Rejected drafts are of use too, so a window shrinks late: half as wide, runs take as many rows in more waves.
+    """
+    return (3 * passed + 4).clamp(max=most)

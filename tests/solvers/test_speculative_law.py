@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from cores import table
+from cores import feed, table
 from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler
 from laws import energy, innovation_tests, innovations, ks_normal, ks_projected, ks_uniform, paired
 from problems import GaussianMixture, noise
@@ -26,7 +26,10 @@ from torch import Tensor
 
 import srds_fast
 from srds_fast.methods import Speculative
+from srds_fast.planner.choose import choose
+from srds_fast.planner.settings import Settings
 from srds_fast.solvers import speculative
+from srds_fast.solvers.contract import SolverInputs, Trajectory
 from srds_fast.solvers.speculative import Drafts, log_ratio, reflected, uniforms
 
 LEVEL = 1e-4
@@ -76,7 +79,7 @@ def test_the_numbers_that_decide_are_uniform_and_of_each_sample_alone() -> None:
 
 
 class Paths(NamedTuple):
-    """states: [N + 1, samples, dimensions]; means: where steps lead without noise; sequential: samples of that noise."""
+    """states: [N + 1, samples, dimensions]; means: of their steps, without noise; sequential: samples of the same z."""
 
     states: Tensor
     means: Tensor
@@ -146,7 +149,7 @@ def test_the_noise_of_every_step_is_new_and_normal(name: str) -> None:
 
 def test_samples_in_step_with_each_other_have_the_law_too() -> None:
     """As turns of a loop must be: the windows of all slide as far as that of the one that is replaced first."""
-    case, count = CASES["ddpm"], 200
+    case, count = CASES["ddpm"], 120
     grid, network = table(case.steps, case.scheduler), GaussianMixture.random(case.dimensions)
     states = []
     for first in range(0, count, 4):
@@ -162,12 +165,7 @@ def test_samples_in_step_with_each_other_have_the_law_too() -> None:
 
 
 def path_together(x: Tensor, draws: Tensor, grid: Any, network: Callable[..., Tensor]) -> Tensor:
-    from cores import feed
-
-    from srds_fast.planner.choose import choose
-    from srds_fast.planner.settings import Settings
-    from srds_fast.solvers.contract import SolverInputs, Trajectory
-
+    """The states of a run whose samples are at the same steps in every wave."""
     plan = choose(grid.num_steps, Settings(method=Speculative(window=8)))
     trajectory = Trajectory(grid.num_steps)
     inputs = SolverInputs(draws, trajectory=trajectory, together=True)
@@ -226,7 +224,7 @@ def test_a_draft_that_looks_ahead_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("dimensions", [2, 64])
 def test_twenty_thousand_samples_are_like_the_sequential_ones(dimensions: int) -> None:
     """Steps, final samples against others of the sequential sampler, and against those of the same noise."""
-    case = CASES["ddpm"]._replace(dimensions=dimensions)
+    case = CASES["ddpm"] if dimensions == 2 else CASES["ddpm-64"]._replace(steps=20)
     found = paths(case, 20_000)
     assert min(found.tests().values()) > LEVEL, found.tests()
     last, half = found.states[-1], 10_000
@@ -249,9 +247,9 @@ def test_final_samples_alone_show_a_fault(fault: str, monkeypatch: pytest.Monkey
 
 def test_the_tests_themselves_tell_laws_apart() -> None:
     """By known answers: a shift and another spread are found, other noise of the same law is not."""
-    one, other = noise(4000, 2, seed=1), noise(4000, 2, seed=2)
+    one, other = noise(1500, 2, seed=1), noise(1500, 2, seed=2)
     assert min(ks_projected(one, other), energy(one, other), ks_normal(one)) > 0.01
-    for changed in (other + torch.tensor([0.2, 0.0]), 1.2 * other):
+    for changed in (other + torch.tensor([0.4, 0.0]), 1.4 * other):
         assert max(ks_projected(one, changed), 0.02 * energy(one, changed), ks_normal(changed)) <= LEVEL
     assert paired(one, one + 0.02 * other) > 0.01
-    assert paired(one, one + 0.02 * other + 0.002) < LEVEL
+    assert paired(one, one + 0.02 * other + 0.004) < LEVEL

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from problems import GaussianMixture, noise, scheduler
+from problems import GaussianMixture, noise
+from promises import call_of, stock_of
 from torch import Tensor, nn
 
 import srds_fast
+from srds_fast.solvers.registry import DEFAULT
 
 STEPS, SHAPE = 16, (2, 8)
 MIXTURE = GaussianMixture.random(8)
@@ -81,4 +83,5 @@ class Network(nn.Module):
 
 
 def sample(network: Any, each: Any = srds_fast.sample, steps: int = STEPS, **settings: Any) -> Any:
-    return each(network, noise(*SHAPE), scheduler(), steps, **settings)
+    method = settings.pop("method", DEFAULT)
+    return each(network, noise(*SHAPE), stock_of(method), steps, **call_of(method, **settings))

@@ -41,7 +41,7 @@ def feed(
             if isinstance(event, Evaluate):
                 waves.append(event)
                 x = event.x.flatten(0, 1)
-                t = grid.timesteps[list(event.positions)].repeat_interleave(event.x.shape[1])
+                t = grid.timesteps[event.steps(grid.num_steps).flatten()]
                 size = 1 if by_row else len(x)
                 outputs = torch.cat([denoiser(*each) for each in zip(x.split(size), t.split(size), strict=True)])
                 answer = outputs.view_as(event.x).to(event.x.dtype)

@@ -18,13 +18,14 @@ import pytest
 import tiny
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, UniPCMultistepScheduler
-from problems import GaussianMixture, noise, scheduler
+from problems import GaussianMixture, noise
+from promises import call_of, stock_of
 
 import srds_fast
 from srds_fast import InvalidArgument, caches
 from srds_fast.caches import Cache, size_of
 from srds_fast.solvers import program
-from srds_fast.solvers.registry import METHODS
+from srds_fast.solvers.registry import DEFAULT, METHODS
 
 CONTAINERS = (dict, list, set, frozenset, tuple, deque, Cache, weakref.WeakKeyDictionary)
 # what stays by design: one object for each class, device or network, which must always be the same
@@ -62,7 +63,8 @@ def held_for_good() -> int:
 
 
 def sample(steps: int, **settings: Any) -> Any:
-    return srds_fast.sample(DENOISER, noise(1, 8), scheduler(), steps, **settings)
+    method = settings.pop("method", DEFAULT)
+    return srds_fast.sample(DENOISER, noise(1, 8), stock_of(method), steps, **call_of(method, **settings))
 
 
 def lengths(name: str, found: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str, int]]:

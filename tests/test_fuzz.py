@@ -81,6 +81,7 @@ SETTINGS: dict[str, Any] = {
     "engine": st.sampled_from(["auto", "eager"]),
     "explore": st.floats(0, 3),
     "latency": st.sampled_from(["adaptive", "constant"]),
+    "same": st.sampled_from(["sample", "law"]),
     "strict": st.booleans(),
 }
 SAMPLE = tuple(inspect.signature(srds_fast.sample).parameters)

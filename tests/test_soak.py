@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from problems import GaussianMixture, noise, scheduler
+from problems import GaussianMixture, noise
+from promises import call_of, stock_of
 from torch import Tensor
 
 import srds_fast
@@ -37,7 +38,7 @@ def sampled(number: int, method: str) -> Tensor:
     size = 2 + number % 10
     x = noise(1 + number % 3, size, seed=number)
     steps = 4 + number % 37
-    return srds_fast.sample(MIXTURES[size], x, scheduler(), steps, method=method).sample
+    return srds_fast.sample(MIXTURES[size], x, stock_of(method), steps, **call_of(method)).sample
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -4,7 +4,7 @@
 
 Two measurements, of every method at its defaults. Success: episodes of the push task, each with a seed of its own; the
 interval is Wilson's, of 95 %; "other end" counts the episodes that end otherwise than with the first of the methods,
-the sequential sampler.
+the sequential sampler. Speculative sampling takes other samples of the same law: there only the shares compare.
 Calls: the policy decides for states that it meets in its episodes, one robot at a time, all methods in turn on the same
 state and noise; "max" and "mean" are of the differences between its actions and those of the stock loop. A step of the
 pusher is at most 0.08 long, and the disc has arrived within 0.05 of the goal.
@@ -36,7 +36,7 @@ from srds_fast.cli.output import show_table
 from srds_fast.zoo.push_policy import PushPolicy, Sampler
 
 STOCK = "stock"
-METHODS = (SEQUENTIAL, AUTO, "collocation", "srds", "parataa")
+METHODS = (SEQUENTIAL, AUTO, "collocation", "srds", "parataa", "speculative")
 SCHEDULERS = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}
 # episodes that run at once; not those of "auto", which is asked what is fastest for one robot
 TOGETHER = 50

@@ -42,7 +42,7 @@ from srds_fast.cli.output import show_table
 from srds_fast.planner.choose import choose
 from srds_fast.planner.settings import Settings
 from srds_fast.solvers.chords import Chords
-from srds_fast.solvers.method import Method
+from srds_fast.solvers.method import SAME_LAW, Method
 from srds_fast.solvers.registry import REGISTERED
 from srds_fast.solvers.sequential import Sequential
 from srds_fast.solvers.srds import SRDS
@@ -109,7 +109,8 @@ KINDS: dict[str, Kind] = {
 
 def variants(steps: int) -> dict[str, Method]:
     """What is asked for N steps, by name; forms that are the same are left out."""
-    found: dict[str, Method] = {each.name: each() for each in REGISTERED if each is not Sequential}
+    given = [each for each in REGISTERED if each is not Sequential and each.promise != SAME_LAW]
+    found: dict[str, Method] = {each.name: each() for each in given}
     usual = max(1, round(steps / max(2, round(math.sqrt(steps) / 2))))
     found["srds, few blocks"] = SRDS(num_blocks=max(2, round(math.sqrt(steps) / 1.3)))
     if usual < steps // 2:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from srds_fast.solvers.method import SAME_LAW
 from srds_fast.solvers.registry import BY_NAME, SEQUENTIAL
 
 from .rounding import TIMES
@@ -149,7 +150,7 @@ def _methods(cells: Sequence[Cell]) -> str:
         "## Methods\n\nWith the pipeline's own scheduler at N = 9: first with `exact=True`, then with the default "
         "tolerance.\n"
     )
-    others = [name for name in BY_NAME if name != SEQUENTIAL]
+    others = [name for name, each in BY_NAME.items() if name != SEQUENTIAL and each.promise != SAME_LAW]
     rows = []
     for case, group in _own(cells).items():
         if not group[0].runs:

@@ -20,6 +20,7 @@ from torch import Tensor
 import srds_fast
 from bench.workloads.classes import CASES, Case, Variation
 from srds_fast.errors import SrdsFastError, UnsupportedScheduler
+from srds_fast.solvers.method import SAME_LAW
 from srds_fast.solvers.registry import BY_NAME, SEQUENTIAL
 from srds_fast.telemetry.report import Report
 
@@ -42,8 +43,8 @@ FEW: dict[str, dict[str, Any]] = {
 LONG: dict[str, dict[str, Any]] = {"srds": {"method": "srds"}, "collocation": {"method": "collocation"}}
 EVERY: dict[str, dict[str, Any]] = ONE | {
     name + end: {"method": name, "exact": exact}
-    for name in BY_NAME
-    if name != SEQUENTIAL
+    for name, each in BY_NAME.items()
+    if name != SEQUENTIAL and each.promise != SAME_LAW
     for end, exact in ((", exact", True), ("", False))
 }
 

@@ -16,8 +16,9 @@ from ..planner.plan import Plan
 from ..schedulers.table import NoiseTable
 from ..solvers.contract import NO_INPUTS, Answer, Checkpoint, Core, Evaluate, SolverInputs, merged
 from ..solvers.convergence import Contraction, Diverged, Monitor, NotFinite
+from ..solvers.method import SAME_LAW
 from ..solvers.program import Program
-from ..telemetry.report import BY_EXACT, BY_ITERATIONS, BY_OWN_RULE, BY_SEQUENTIAL, BY_TOLERANCE, SURE
+from ..telemetry.report import BY_EXACT, BY_ITERATIONS, BY_LAW, BY_OWN_RULE, BY_SEQUENTIAL, BY_TOLERANCE, SURE
 from ..words import counted
 from . import cancellation
 from .x0_previews import X0Previews
@@ -214,6 +215,7 @@ class Run:
 
     def _judge(self, checkpoint: Checkpoint) -> tuple[int, ...] | None:
         last = checkpoint.exact or checkpoint.error is not None or checkpoint.iteration >= self.plan.max_iterations
+        last = last or self._same_law
         if checkpoint.change is not None:
             self._unread.append(replace(checkpoint, sample=checkpoint.change))
             # reading a change waits for the device: a run that takes all iterations reads them at its end
@@ -249,9 +251,15 @@ class Run:
         found = zip(self.stopped_by, self._monitor.errors, strict=True)
         return [error / self._factor if by not in SURE and error < math.inf else None for by, error in found]
 
+    @property
+    def _same_law(self) -> bool:
+        return self.plan.options.promise == SAME_LAW
+
     def _stopped_by(self, exact: bool, close: bool) -> str:
         if self.plan.is_sequential:
             return BY_SEQUENTIAL
+        if self._same_law:
+            return BY_LAW
         if exact:
             return BY_EXACT
         if self.plan.slides:

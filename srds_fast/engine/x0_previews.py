@@ -50,10 +50,19 @@ class X0Previews:
             return
         inputs, row = self._inputs, wave.positions.index(step)
         x = wave.x[row].to(self._dtype)  # of the first branch; all are given the same state
-        if inputs.scaled:
-            x = x / self._noise.numbers["input_scale"][step]
         m = guided(output, inputs.guidance, self._dtype)[row]
-        self._show(preview(step + 1, self._noise.predict_x0(step, x, m), wave.samples))
+        if wave.shifts is None:
+            x0 = self._x0(step, x, m)
+        else:
+            of_samples = zip(wave.steps(self._noise.num_steps)[row].tolist(), x.split(1), m.split(1), strict=True)
+            x0 = torch.cat([self._x0(*each) for each in of_samples])
+        self._show(preview(step + 1, x0, wave.samples))
+
+    def _x0(self, step: int, x: Tensor, m: Tensor) -> Tensor:
+        """As predicted at a step. x: the network's input, and m its output, [samples, ...]."""
+        if self._inputs.scaled:
+            x = x / self._noise.numbers["input_scale"][step]
+        return self._noise.predict_x0(step, x, m)
 
 
 def preview(done: int, x0: Tensor, samples: tuple[int, ...]) -> Checkpoint:

@@ -293,6 +293,7 @@ def compile(
     explore: float = 3.0,
     cache_dir: str | os.PathLike[str] | None = None,
     latency: str = "adaptive",
+    same: str = "sample",
     audit: float = 0.0,
     learn_stop: bool = False,
     parallel: Any = None,
@@ -347,6 +348,9 @@ def compile(
         latency: "adaptive": a call stops where its estimated error is within the tolerance; "constant": every call
             takes the same waves, for the iterations that the method mostly needs, or `max_iterations`, or what
             `calibrate` found. `report.missed` counts the samples whose estimated error is beyond the tolerance then.
+        same: what "auto" keeps of the sequential sampler: "sample": its sample for the seed, within the tolerance;
+            "law": where the scheduler adds noise, also another sample with the same distribution, if that is faster
+            (method="speculative"). `report.stopped_by` is "same law" then.
         audit: share of the calls, 0 to 1, that are also compared with their sequential samples, see `warmup`. Such a
             call takes longer by a sequential one and a parallel one.
         learn_stop: let calls of srds learn from earlier ones of their kind when to stop after the first iteration: from
@@ -383,6 +387,7 @@ def compile(
         in_flight,
         explore,
         latency,
+        same,
     )
     check_number("audit", audit, 0, 1, why="It is a share of the calls.")
     refuse_beside(plan, settings, Settings())

@@ -240,6 +240,7 @@ class Plan:
         check_number("tolerance", self.tolerance, 0)
         check_one_of("engine", self.engine, ENGINES)
         target = Target(self.num_inference_steps, self.tolerance, self.exact)
+        self.options.check(target)
         if (complete := self.options.with_defaults(target)) != self.options:
             raise InvalidArgument(f"its options are {self.options}. Those of a plan are complete, such as {complete}.")
         fewest = complete.first_iteration

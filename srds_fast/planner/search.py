@@ -9,6 +9,7 @@ from itertools import accumulate
 
 from .. import clock
 from ..caches import Cache
+from ..solvers.method import SAME_LAW
 from ..solvers.program import Spent
 from ..telemetry.report import Report
 from ..words import counted
@@ -68,7 +69,8 @@ class Pricing:
         """Learn from a run of a plan; report: None if the run did not settle."""
         if plan.prediction is None or plan.calibrated or plan.is_sequential:
             return
-        if report is None or (all(report.converged) and not report.interrupted):
+        settled = plan.options.promise == SAME_LAW or (report is not None and all(report.converged))
+        if report is None or (settled and not report.interrupted):
             self.known.experience.record(plan, report)
 
     def shares(self, plan: Plan) -> Shares:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import InvalidArgument
+from ..schedulers.table import NoiseTable
 from ..solvers.checks import check_number, check_one_of, check_switch, check_whole
-from ..solvers.method import Method, Target
+from ..solvers.method import SAME_LAW, Method, Target
 from ..solvers.registry import AUTO, requested
 
 ENGINES: tuple[str, ...] = ("auto", "eager", "graph", "network-graphs")
 GRAPH_ENGINES = ENGINES[2:]
 LATENCIES = ("adaptive", "constant")
+# what the planner keeps of the sequential sampler where it has the choice
+SAME = SAMPLE, LAW = "sample", "law"
 # beyond this a number of steps is a mistake: schedulers would allocate, programs would be built, for hours
 MOST_STEPS = 10_000
 TOLERANCE = "It bounds a mean absolute error: 4e-3 is half a grey level of 256; 0 means to run until nothing changes."
@@ -34,12 +37,14 @@ class Settings:
     in_flight: int | None = None
     explore: float = 3.0
     latency: str = "adaptive"
+    same: str = SAMPLE
 
     def __post_init__(self) -> None:
         choice = self.methods
         object.__setattr__(self, "engine", engine_name(self.engine))
         check_one_of("engine", self.engine, ENGINES)
         check_one_of("latency", self.latency, LATENCIES)
+        check_one_of("same", self.same, SAME)
         check_switch("exact", self.exact)
         check_number("tolerance", self.tolerance, 0, why=TOLERANCE)
         check_number("explore", self.explore, 0, why=EXPLORE)
@@ -66,7 +71,20 @@ class Settings:
 
     def target(self, num_steps: int, *, stochastic: bool = False, ranks: int = 1) -> Target:
         """What a call of N steps asks for. stochastic: whether steps add noise. ranks: that share each wave's rows."""
-        return Target(num_steps, float(self.tolerance), self.exact, self.max_iterations, stochastic, ranks)
+        return Target(
+            num_steps,
+            float(self.tolerance),
+            self.exact,
+            self.max_iterations,
+            stochastic,
+            ranks=ranks,
+            same_law=self.same == LAW,
+        )
+
+    def fitting(self, noise: NoiseTable) -> Settings:
+        """The same for a call with these steps: a method that cannot run them is not among those to choose from."""
+        others = [each for each in self.methods if each.promise == SAME_LAW and each.why_not(noise) is not None]
+        return replace(self, same=SAMPLE) if self.same == LAW and others else self
 
     @property
     def measures(self) -> bool:

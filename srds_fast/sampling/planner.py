@@ -21,6 +21,7 @@ from ..planner.first_stop import FirstStop
 from ..planner.plan import Plan
 from ..planner.search import Pricing, explored
 from ..planner.settings import Settings
+from ..schedulers.table import NoiseTable
 from ..solvers.method import Method
 from ..solvers.registry import options_of
 from ..words import counted
@@ -57,6 +58,11 @@ class Planner:
     def without_trials(self) -> Planner:
         """The same for calls that can run no other plans beside their own: predictions decide alone."""
         return replace(self, settings=replace(self.settings, explore=0.0))
+
+    def fitting(self, noise: NoiseTable) -> Planner:
+        """The same for calls with these steps, see `Settings.fitting`."""
+        settings = self.settings.fitting(noise)
+        return self if settings is self.settings else replace(self, settings=settings)
 
     @property
     def max_rows(self) -> int | None:

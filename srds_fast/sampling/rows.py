@@ -78,7 +78,8 @@ class PerState:
     """The values that differ between rows (timestep, input scale), for the states of each wave of a program.
 
     All waves are looked up at once: one index per wave would cost a copy to the device in every wave. Those of a long
-    program are looked up in groups, when a run comes to them.
+    program are looked up in groups, when a run comes to them. A wave without some rows of the program, or with samples
+    at other steps, has an index of its own.
     positions: of the rows of each wave.
     """
 
@@ -90,7 +91,12 @@ class PerState:
 
     def of(self, column: Tensor, wave: Evaluate, branches: int = 1) -> Tensor:
         """The entries of a column [N, ...] for the states of a wave, [branches * rows * samples, ...]."""
-        return self._entries(column, len(wave.samples), branches)[wave.number]
+        if wave.shifts is None and len(wave.positions) == len(self._positions[wave.number]):
+            return self._entries(column, len(wave.samples), branches)[wave.number]
+        # rows that the values found before have decided on
+        steps = wave.steps(len(column)).flatten().repeat(branches)
+        found: Tensor = column[steps.to(column.device)]
+        return found
 
     def prepare(self, column: Tensor, num_samples: int, branches: int = 1) -> None:
         """Look up a column for all waves with this number of samples."""

@@ -107,6 +107,7 @@ def sample(
     explore: float = 3.0,
     cache_dir: str | os.PathLike[str] | None = None,
     latency: str = "adaptive",
+    same: str = "sample",
     strict: bool = False,
     parallel: Any = None,
     cancel: Cancel | None = None,
@@ -144,7 +145,7 @@ def sample(
         dummy_draws: steps, 0 to N - 1, in which your loop draws noise that it does not use (`randn_like(x)` times a
             sigma of 0). So much is drawn too, and random states end where your loop leaves them.
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, in_flight, max_rows, plan,
-            explore, cache_dir, latency: as in `srds_fast.compile`.
+            explore, cache_dir, latency, same: as in `srds_fast.compile`.
         engine: as in `srds_fast.compile`, but graphs need a place to be kept: see `graphs`.
         graphs: where recordings are kept from call to call: make a `srds_fast.Graphs()` and pass it each time. The
             first call of a kind runs without graphs and is recorded; later ones are replayed. What the denoiser does
@@ -168,7 +169,8 @@ def sample(
 
     Raises:
         InvalidArgument: a setting, x, cond or the denoiser's output is not as described.
-        UnsupportedScheduler: the scheduler or one of its options is not supported; the message holds the line to write.
+        UnsupportedScheduler: the scheduler or one of its options is not supported, or not by the method; the message
+            holds the line to write.
         PlanMismatch: the plan is for another number of steps.
         DivergenceError: the network returned NaN or Inf; with `strict` also: the method diverged. It holds the report.
         Cancelled: `cancel` was set before a wave. It holds the report.
@@ -236,6 +238,7 @@ def sampled(
     explore: float,
     cache_dir: str | os.PathLike[str] | None,
     latency: str,
+    same: str,
     strict: bool,
     parallel: Any,
     cancel: Cancel | None,
@@ -256,6 +259,7 @@ def sampled(
         in_flight,
         explore,
         latency,
+        same,
     )
     refuse_beside(plan, settings, Settings(method=DEFAULT))
     cond = {} if cond is None else cond

@@ -51,6 +51,7 @@ class Session:
 
     Raises:
         PlanMismatch: the given plan is not valid for the call.
+        UnsupportedScheduler: the method of the plan cannot run the steps.
         DivergenceError: (`next`, `complete`) the network returned NaN or Inf; with `strict` also: the method diverged.
     """
 
@@ -78,9 +79,11 @@ class Session:
     def __post_init__(self) -> None:
         self.stochastic = self.noise.spread is not None
         begun = time.perf_counter()
+        self.planner = self.planner.fitting(self.noise)
         measurable = self.network is not None and self.noise.num_steps > 1
         pricing = self.price if measurable or self.pricing is not None else None
         self.plan, self.exploration = self.planner.choose(self.noise.num_steps, self.stochastic, pricing, self.context)
+        self.plan.options.check_steps(self.noise)
         planning = time.perf_counter() - begun
         given = self.planner.plan
         if given is not None and given.context is not None:  # the other plans were made for this call

@@ -28,9 +28,18 @@ class Evaluate(NamedTuple):
     """One wave: evaluate the network at these rows."""
 
     x: Tensor  # [branches * rows, samples, ...], the network's input, in the format of `SolverInputs.network`
-    positions: tuple[int, ...]  # grid position of each row; selects timestep and input scale
+    # grid position of each row; selects timestep and input scale. A wave may leave out the last rows of its program's
+    positions: tuple[int, ...]
     samples: tuple[int, ...]  # which samples of the original batch these are, in order
     number: int  # of the wave in its program
+    # by how many steps the rows of each sample are further on than `positions`, the last step at most; None: by none
+    shifts: tuple[int, ...] | None = None
+
+    def steps(self, num_steps: int) -> Tensor:
+        """Grid position of each row of each sample, [rows, samples], on the CPU. num_steps: N."""
+        positions = torch.tensor(self.positions, device="cpu")[:, None]
+        shifts = self.shifts or (0,) * len(self.samples)
+        return (positions + torch.tensor(shifts, device="cpu")).clamp(max=num_steps - 1)
 
 
 # what an observer is shown
@@ -156,6 +165,7 @@ class SolverInputs:
     # [N + 1, batch, ...], states of a related sample: methods that refine all points begin with them
     initial_guess: Tensor | None = None
     evaluated: Evaluated | None = None  # filled as the waves are run
+    together: bool = False  # the rows of a wave are at the same steps for all samples: `Evaluate.shifts` is None
 
     @property
     def branches(self) -> int:

@@ -15,18 +15,23 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, UnsupportedScheduler
 from ..schedulers.table import NoiseTable
 from .contract import Core, SolverInputs
 from .convergence import BLOCKS, Contraction
 from .program import Program
+
+# what a method promises of its samples: that of the sequential sampler for the same noise, within the tolerance; or
+# another one, which has the same law
+SAME_SAMPLE, SAME_LAW = "same sample", "same law"
 
 
 @dataclass(frozen=True)
 class Target:
     """What a call asks for, whatever its method; see `compile`.
 
-    stochastic: whether steps add noise. ranks: that share the rows of a wave.
+    stochastic: whether steps add noise. ranks: that share the rows of a wave. same_law: whether samples need only have
+    the law of the sequential sampler's.
     """
 
     num_steps: int
@@ -35,6 +40,7 @@ class Target:
     max_iterations: int | None = None
     stochastic: bool = False
     ranks: int = 1
+    same_law: bool = False
 
     @property
     def bitwise(self) -> bool:
@@ -79,6 +85,7 @@ class Method(ABC):
     name: ClassVar[str]  # by which users ask for it
     about: ClassVar[str]  # one line for lists of methods
     advice: ClassVar[str] = "pass another method"  # what to try if the method does not settle
+    promise: ClassVar[str] = SAME_SAMPLE  # or SAME_LAW
     takes_warm_start: ClassVar[bool] = False  # it can begin with a trajectory, `SolverInputs.initial_guess`
     contraction: ClassVar[Contraction] = BLOCKS  # how the error of a run is estimated
     first_iteration: ClassVar[int] = 0  # number of its first iteration; 0 if that is a coarse sweep
@@ -109,6 +116,18 @@ class Method(ABC):
             raise InvalidArgument(
                 f"max_iterations was given together with a window of {self.name}. Its window slides until the last "
                 "step has settled. Leave it out, or give the method no window."
+            )
+
+    def why_not(self, noise: NoiseTable) -> str | None:
+        """Why the method cannot run the steps of a scheduler, as a clause about it; None: it can."""
+        return None
+
+    def check_steps(self, noise: NoiseTable) -> None:
+        """Raise UnsupportedScheduler if the method cannot run the steps of a scheduler."""
+        if (why := self.why_not(noise)) is not None:
+            raise UnsupportedScheduler(
+                f"method={self.name!r} cannot run this scheduler: {why}. Pass method='auto', or a method that runs all "
+                "schedulers, such as 'collocation' or 'srds'."
             )
 
     def widths(

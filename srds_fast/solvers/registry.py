@@ -16,10 +16,20 @@ from .fixed_point.options import FixedPoint, ParaDiGMS, ParaTAA
 from .method import Method
 from .parasolver import ParaSolver
 from .sequential import Sequential
+from .speculative import Speculative
 from .srds import FEWEST_STEPS, SRDS
 
 # the order is that of lists and of the planner
-REGISTERED: tuple[type[Method], ...] = (Sequential, SRDS, Collocation, ParaTAA, ParaDiGMS, Chords, ParaSolver)
+REGISTERED: tuple[type[Method], ...] = (
+    Sequential,
+    SRDS,
+    Collocation,
+    ParaTAA,
+    ParaDiGMS,
+    Chords,
+    ParaSolver,
+    Speculative,
+)
 __all__ = [
     "METHODS",
     "SRDS",
@@ -31,6 +41,7 @@ __all__ = [
     "ParaSolver",
     "ParaTAA",
     "Sequential",
+    "Speculative",
 ]
 
 BY_NAME: dict[str, type[Method]] = {each.name: each for each in REGISTERED}

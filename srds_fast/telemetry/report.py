@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..solvers.method import SAME_LAW
 from ..solvers.registry import SEQUENTIAL
 from ..words import counted, duration
 from . import layout
@@ -14,6 +15,7 @@ from . import layout
 # why the run of a sample ended
 BY_EXACT, BY_SEQUENTIAL, BY_TOLERANCE = "exact", SEQUENTIAL, "tolerance"
 BY_OWN_RULE, BY_ITERATIONS, BY_INTERRUPT = "method's own rule", "fixed iterations", "interrupted"
+BY_LAW = SAME_LAW
 # such a sample is the sequential one up to rounding: no error is estimated
 SURE = (BY_EXACT, BY_SEQUENTIAL)
 # an estimate is divided by a factor that audits found, which may round it up
@@ -63,12 +65,13 @@ class Report:
         stopped_by: per sample, why its run ended: "exact" (it is the sequential sample by construction, or nothing
             moved by a bit any more); "sequential" (the steps were taken one after another); "tolerance" (its estimated
             error came within the tolerance); "method's own rule" (a window slid to the end: ParaDiGMS, ParaTAA,
-            ParaSolver); "fixed iterations" (all that the plan has: a calibrated one, latency="constant", or
+            ParaSolver); "same law" (it is another sample than the sequential one, with the same distribution:
+            speculative); "fixed iterations" (all that the plan has: a calibrated one, latency="constant", or
             max_iterations); "interrupted". Empty if there is no sample, or if the pipeline's own loop ran.
         fixed_by: where the number of fixed iterations comes from, as a clause; None where the plan allows no more.
         estimated_error: per sample: mean |x - sequential x| as estimated, in the units of the state; with audits,
-            divided by the factor that they found. None where nothing was estimated: the sample is exact or sequential,
-            too few changes were seen, or a callback changed the run after it.
+            divided by the factor that they found. None where nothing was estimated: the sample is exact, sequential or
+            of the same law, too few changes were seen, or a callback changed the run after it.
         stop_rule: with audits or learn_stop: how the estimated error was made and compared with the tolerance, see
             `Compiled.warmup` and `compile`.
         seconds: from the first to the last wave, including the network; of a stock loop: of the whole call.
@@ -86,7 +89,8 @@ class Report:
             "frozen" (for good, by the times of calls, or by c(rows) where none were taken), "dropped" (a plan turned
             out slower, and gave way to the next best); None where the planner had no choice, or could not measure.
         plan_changed: the plan of the call before, of the same kind, where this call takes another: the same seed then
-            gives another sample, within the tolerance. After `warmup` only where a wave did not fit into memory.
+            gives another sample, within the tolerance, or with same="law" of the same law. After `warmup` only where a
+            wave did not fit into memory.
         planning_seconds: time for measuring and choosing; not part of `seconds`.
         exploring_seconds: time for running other plans; not part of `seconds`.
         rehearsal_calls: network calls, beyond those of the waves, that showed what the loop asks of its network,
@@ -182,7 +186,8 @@ class Report:
     def converged(self) -> list[bool]:
         """Per sample: it is exact or sequential, or stopped where its estimated error was within the tolerance.
 
-        False for fixed iterations: so many were taken whatever the sample did.
+        False for fixed iterations: so many were taken whatever the sample did. False for "same law": it is another
+        sample than the sequential one.
         """
         judged = (*SURE, BY_TOLERANCE, BY_OWN_RULE)
         return [by in judged and close for by, close in zip(self.stopped_by, self._within, strict=True)]
@@ -191,7 +196,7 @@ class Report:
     def missed(self) -> int:
         """Samples that may be beyond the tolerance: neither exact nor sequential, nor with an estimate within it.
 
-        Calls of fixed iterations may have some.
+        Calls of fixed iterations may have some. Samples of the same law all count: they are other samples.
         """
         return sum(not each for each in self._within)
 
@@ -223,6 +228,11 @@ class Report:
         return "a plain loop of the denoiser and the scheduler" if self.path == "sample" else "this pipeline's own loop"
 
     def _headline(self) -> str:
+        """The time, against what, and, if so, that it is another sample."""
+        time = self._time()
+        return f"{time}; another sample than that loop's, of the same law" if BY_LAW in self.stopped_by else time
+
+    def _time(self) -> str:
         """The time, and against what: a loop that was timed, an estimate, or nothing."""
         took = duration(self.seconds)
         if self.method == STOCK_LOOP:
@@ -292,6 +302,8 @@ class Report:
             return "exact: the steps were taken one after another"
         if by == BY_TOLERANCE:
             return "within tolerance (estimated)"
+        if by == BY_LAW:
+            return "same law as the sequential sampler's, another sample"
         if by == BY_OWN_RULE:
             if error is None or not self.tolerance:
                 return "own rule, not compared with the tolerance"
@@ -302,6 +314,8 @@ class Report:
 
     def _error(self) -> str | None:
         known = [error for error in self.estimated_error if error is not None]
+        if set(self.stopped_by) == {BY_LAW}:
+            return None
         goal = "the run had to be exact" if self.exact else f"tolerance {self.tolerance or 0.0:.2g}"
         beyond = f", beyond it or unknown: {counted(self.missed, 'sample')}" if self.missed else ""
         if known:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from cancelling import Network
 from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler
+from promises import call_of, stock_of
 from ranked import STEPS, apart, check, ended, latents, named, noise, own_gpu, pipeline, rank, sampled
 from torch import Tensor, nn
 
@@ -23,7 +24,8 @@ def every_method() -> Any:
     """Difference to one process, in float64; waves; units."""
     found = {}
     for name in BY_NAME:
-        alone, together = (sampled(method=name, parallel=parallel) for parallel in (None, "auto"))
+        how: dict[str, Any] = {"scheduler": stock_of(name)}
+        alone, together = (sampled(**how, **call_of(name, parallel=parallel)) for parallel in (None, "auto"))
         report = together.report
         found[name] = {
             "apart": apart(together.sample, alone.sample),
@@ -188,6 +190,9 @@ def every_method_on_gpus() -> Any:
     x = noise(dtype=torch.float32).to(device)
     found = {}
     for name in BY_NAME:
-        alone, together = (sampled(lambda x, t: network(x), x, method=name, parallel=each) for each in (None, "auto"))
+        how: dict[str, Any] = {"scheduler": stock_of(name)}
+        alone, together = (
+            sampled(lambda x, t: network(x), x, **how, **call_of(name, parallel=each)) for each in (None, "auto")
+        )
         found[name] = apart(together.sample, alone.sample)
     return found

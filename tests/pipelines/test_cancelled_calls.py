@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,7 @@ import pytest
 import torch
 from calls import denoiser, drive, everything, look, watched
 from cancelling import Flag, at_most_one_call_follows
+from promises import fitted
 from test_stock import chosen
 from thinned import thinned_product
 
@@ -63,6 +65,7 @@ def test_a_first_call_is_cancelled_at_any_network_call_and_the_next_one_is_right
     """Its rehearsal, its checks, its measurements, its waves and its trials."""
     if path == "drive":
         drive(monkeypatch)
+    sd = fitted(copy.copy(sd), method)
     before = everything(sd)
     made: list[Any] = []
 

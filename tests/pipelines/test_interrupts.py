@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 import torch
 from calls import drive
 from cancelling import Flag
+from promises import fitted
 from test_stock import chosen
 from waiting import ended, until
 
@@ -121,6 +123,7 @@ class Turns:
 @pytest.mark.parametrize("method", [*BY_NAME, "stock"])
 def test_an_interrupt_ends_the_call_of_its_thread_and_no_other(sd: Any, method: str) -> None:
     """It is set in a wave of one, while another runs and a third begins."""
+    sd = fitted(copy.copy(sd), method)
     fast = srds_fast.compile(sd, **({} if method == "stock" else {"method": method}))
     expected = latents(fast, 1)
     if method == "stock":

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import scheduler
+from promises import same_law
 
 import srds_fast
 from srds_fast import InvalidArgument
@@ -31,7 +32,7 @@ from srds_fast.solvers.registry import BY_NAME
 def test_rows_and_widths_are_those_of_the_program(
     method: str, steps: int, exact: bool, max_rows: int | None, data: st.DataObject
 ) -> None:
-    plan = choose(steps, Settings(method=method, exact=exact, max_rows=max_rows))
+    plan = choose(steps, Settings(method=method, exact=exact and not same_law(method), max_rows=max_rows))
     made = plan.program()
     assert made.num_rows <= plan.rows
     if not plan.slides:

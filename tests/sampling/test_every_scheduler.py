@@ -8,6 +8,7 @@ import pytest
 import torch
 from every_scheduler import HISTORIES, READ, is_sampled, made
 from problems import GaussianMixture
+from promises import SAME_SAMPLE
 from thinned import thinned_product
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from srds_fast import sample
 from srds_fast.schedulers.own_loop import OwnLoop
 from srds_fast.schedulers.reader import InFloat64
 from srds_fast.schedulers.verify import noise_table
-from srds_fast.solvers.registry import BY_NAME
 
 STEPS, DIMENSIONS = 12, 8
 MIXTURE = GaussianMixture.random(DIMENSIONS)
@@ -29,7 +29,7 @@ CLIPPED: list[tuple[str, dict[str, Any]]] = [
     ("CMStochasticIterative", {}),
 ]
 # every method where steps need the most of earlier ones
-CASES = [(each, name) for each in HISTORIES for name in BY_NAME]
+CASES = [(each, name) for each in HISTORIES for name in SAME_SAMPLE]
 ACCEPTED = [(name, config) for name, config in [*READ, *CLIPPED] if is_sampled(name, config)]
 METHODS = {
     "sequential": {"method": "sequential"},

@@ -16,6 +16,7 @@ from diffusers import (
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import GaussianMixture, LinearOde, noise, scheduler, sequential_by_scheduler
+from promises import stock_of
 from torch import Tensor
 
 import srds_fast
@@ -228,7 +229,7 @@ def test_bad_input_is_named(change: dict, says: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool], ids=str)
 def test_an_output_that_is_no_real_number_is_refused(method: str, dtype: torch.dtype) -> None:
     with pytest.raises(InvalidArgument, match=f"returned {dtype}"):
-        sample(lambda x, t: MIXTURE(x, t).to(dtype), noise(1, 64), scheduler(), 10, method=method)
+        sample(lambda x, t: MIXTURE(x, t).to(dtype), noise(1, 64), stock_of(method), 10, method=method)
 
 
 def test_an_unsupported_scheduler_is_refused() -> None:

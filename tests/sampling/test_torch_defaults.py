@@ -14,12 +14,13 @@ from calls import assert_close, latents
 from diffusers import DDIMScheduler, DDPMWuerstchenScheduler
 from every_scheduler import READ, is_sampled, made
 from fixed_points import FORMS
+from promises import SAME_SAMPLE
 from torch import Tensor
 
 import srds_fast
 from srds_fast.schedulers.own_loop import OwnLoop, StepCall
 from srds_fast.solvers.method import Method
-from srds_fast.solvers.registry import REGISTERED
+from srds_fast.solvers.registry import BY_NAME
 
 STEPS = 13
 
@@ -38,7 +39,7 @@ DEFAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "meta": lambda: torch.device("meta"),
     "bfloat16": lambda: default_dtype(torch.bfloat16),
 }
-METHODS: dict[str, Method] = {method.name: method() for method in REGISTERED} | FORMS
+METHODS: dict[str, Method] = {name: BY_NAME[name]() for name in SAME_SAMPLE} | FORMS
 defaults = pytest.mark.parametrize("default", DEFAULTS.values(), ids=DEFAULTS)
 # of this one the noise is a path whose package, torchsde, recurses without end for times in bfloat16
 RECURSES = "CosineDPMSolverMultistep"

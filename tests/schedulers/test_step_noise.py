@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import CogVideoXDPMScheduler, EulerDiscreteScheduler
+from promises import SAME_SAMPLE
 from torch import Tensor
 
 from srds_fast import sample
 from srds_fast.sampling.rows import draw_noise
 from srds_fast.schedulers.own_loop import OwnLoop
 from srds_fast.schedulers.verify import noise_table
-from srds_fast.solvers.registry import BY_NAME
 
 STEPS = 12
 
@@ -76,7 +76,7 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(6)
 
 
-@pytest.mark.parametrize("method", BY_NAME)
+@pytest.mark.parametrize("method", SAME_SAMPLE)
 @pytest.mark.parametrize("cls", [FollowsAPath, DrawsThrice, DrawsBeside, CogVideoXDPMScheduler])
 def test_every_method_gives_the_sample_of_the_own_loop_and_uses_generators_as_it_does(cls: Any, method: str) -> None:
     scheduler = cls()

@@ -25,6 +25,7 @@ from diffusers import (
 )
 from fixed_points import FORMS
 from problems import noise, scheduler
+from promises import call_of, same_law, stock_of
 from samplers import DIMENSIONS, MIXTURE, SAMPLERS, mixture, run
 from thinned import by_pairs, thinned_product
 from torch import Tensor
@@ -32,7 +33,7 @@ from torch import Tensor
 import srds_fast
 from srds_fast import DivergenceError, Graphs, InvalidArgument, methods, sample
 from srds_fast.engine.run import Run
-from srds_fast.methods import SRDS, Chords, Collocation, ParaDiGMS, ParaSolver, ParaTAA
+from srds_fast.methods import SRDS, Chords, Collocation, ParaDiGMS, ParaSolver, ParaTAA, Speculative
 from srds_fast.planner.choose import choose
 from srds_fast.planner.plan import Plan
 from srds_fast.planner.settings import Settings
@@ -55,7 +56,10 @@ OPTIONS: dict[str, Method] = {method.name: method() for method in REGISTERED} | 
     "chords-starts": Chords(3, (0, 2, 9)),
     "parasolver-intervals": ParaSolver(num_coarse=2, window=3, num_intervals=5),
     "parasolver-whole": ParaSolver(num_coarse=1, window=40, step_tolerance=1e-6),
+    "speculative-window": Speculative(window=5, data_std=1.0),
 }
+# those that end with the sequential sample
+SEQUENTIAL_IN_THE_END = {name: each for name, each in OPTIONS.items() if not same_law(each)}
 every = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 registered = pytest.mark.parametrize("method", REGISTERED, ids=BY_NAME)
 
@@ -79,11 +83,16 @@ def sequential_sample(name: str, num_steps: int) -> Tensor:
     return run(name, num_steps, method="sequential")
 
 
+def to_the_end(options: Method) -> dict[str, float]:
+    """Settings with which a run ends when nothing moves any more, where that is promised."""
+    return {} if same_law(options) else {"tolerance": 0.0}
+
+
 TO_THE_END = {"exact": {"exact": True}, "tolerance-0": {"tolerance": 0.0}}
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "until"), by_pairs(list(SAMPLERS), list(OPTIONS), list(TO_THE_END), share=4)
+    ("name", "options", "until"), by_pairs(list(SAMPLERS), list(SEQUENTIAL_IN_THE_END), list(TO_THE_END), share=4)
 )
 def test_run_to_the_end_it_is_sequential(name: str, options: str, until: str) -> None:
     method, settings = OPTIONS[options], TO_THE_END[until]
@@ -109,10 +118,11 @@ def test_the_network_sees_the_rows_of_the_program(options: Method, max_rows: int
         seen.append(tuple(timesteps.index(each) for each in t.tolist()))
         return MIXTURE(x, t)
 
-    report = sample(denoiser, noise(1, DIMENSIONS), scheduler(), STEPS, method=options, max_rows=max_rows).report
-    if plan.slides:  # some waves are left out
+    stock = stock_of(options)
+    report = sample(denoiser, noise(1, DIMENSIONS), stock, STEPS, method=options, max_rows=max_rows).report
+    if plan.slides:  # some waves are left out, and of others the last rows
         waves = iter(program.positions)
-        assert all(positions in waves for positions in seen)
+        assert all(any(wave[: len(positions)] == positions for wave in waves) for positions in seen)
     else:
         spent = program.spent(report.iterations or program.num_iterations)
         assert seen == list(program.positions[: spent.waves])
@@ -124,21 +134,23 @@ def test_the_network_sees_the_rows_of_the_program(options: Method, max_rows: int
 
 @every
 def test_the_report_names_the_method_and_its_options(options: Method) -> None:
-    report = sample(MIXTURE, noise(2, DIMENSIONS), scheduler(), STEPS, method=options).report
+    report = sample(MIXTURE, noise(2, DIMENSIONS), stock_of(options), STEPS, method=options).report
     assert report.method == options.name
     told = plan_of(options).options.reported()
     assert {name: getattr(report, name) for name in told} == told
     # windows with bounds of their own leave errors of any size
-    assert all(report.converged) or (options.slides and getattr(options, "step_tolerance", None) is not None)
+    own_bounds = options.slides and getattr(options, "step_tolerance", None) is not None
+    assert all(report.converged) or own_bounds or report.stopped_by == ["same law"] * 2
+    assert same_law(options) == ("same law" in report.stopped_by)
     json.dumps(report.to_dict())
 
 
 @every
 def test_checkpoints_are_as_many_as_promised(options: Method) -> None:
     seen: list[int] = []
-    how: dict[str, Any] = {"method": options, "tolerance": 0.0, "observer": lambda each: seen.append(each.iteration)}
-    sample(MIXTURE, noise(1, DIMENSIONS), scheduler(), STEPS, **how)
-    plan = plan_of(options, tolerance=0.0)
+    how = call_of(options, tolerance=0.0, observer=lambda each: seen.append(each.iteration))
+    sample(MIXTURE, noise(1, DIMENSIONS), stock_of(options), STEPS, **how)
+    plan = plan_of(options, **to_the_end(options))
     assert 1 <= len(seen) <= plan.options.num_checkpoints(plan.max_iterations)
     assert seen == sorted(set(seen))
 
@@ -146,7 +158,7 @@ def test_checkpoints_are_as_many_as_promised(options: Method) -> None:
 @every
 def test_samples_stop_apart_and_keep_their_value_and_noise(options: Method) -> None:
     grid, x = table(STEPS, DDPMScheduler()), noise(4, DIMENSIONS)
-    plan = plan_of(options, tolerance=0.0)
+    plan = plan_of(options, **to_the_end(options))
     inputs = SolverInputs(noise(STEPS, 4, DIMENSIONS, seed=3), scaled=True)
 
     def core() -> Core:
@@ -170,13 +182,14 @@ def test_samples_stop_apart_and_keep_their_value_and_noise(options: Method) -> N
 
 @every
 def test_a_run_that_is_stopped_counts_what_was_run(options: Method) -> None:
-    grid, x = table(STEPS), noise(2, DIMENSIONS)
-    started = Run(plan_of(options, tolerance=1e-9), x, grid)
+    grid, x = table(STEPS, stock_of(options)), noise(2, DIMENSIONS)
+    inputs = SolverInputs(None if grid.spread is None else noise(STEPS, 2, DIMENSIONS, seed=3))
+    started = Run(plan_of(options, tolerance=1e-9), x, grid, inputs)
     wave, rows = started.next(None), 0
     for _ in range(3):
         assert wave is not None
         rows += len(wave.positions)
-        t = grid.timesteps[list(wave.positions)].repeat_interleave(len(x))
+        t = grid.timesteps[wave.steps(STEPS).flatten()]
         wave = started.next(MIXTURE(wave.x.flatten(0, 1), t).view_as(wave.x))
     assert wave is not None
     started.stop(x)
@@ -185,14 +198,23 @@ def test_a_run_that_is_stopped_counts_what_was_run(options: Method) -> None:
     assert started.final_steps == STEPS
 
 
-@every
-@pytest.mark.parametrize(
-    ("value", "stock"),
-    [(math.nan, scheduler()), (math.inf, DDIMScheduler()), (-math.inf, DDPMScheduler())],
-    ids=["nan", "clipped", "clipped-noise"],
+STOCKS: dict[str, Any] = {"plain": scheduler(), "clipped": DDIMScheduler(), "noise": DDPMScheduler()}
+VALUES = {"plain": math.nan, "clipped": math.inf, "noise": -math.inf}
+on_every_stock = pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        pytest.param(options, kind, id=f"{name}-{kind}")
+        for name, options in OPTIONS.items()
+        for kind in STOCKS
+        if kind == "noise" or not same_law(options)
+    ],
 )
-def test_nan_and_inf_from_the_network_are_an_error_with_the_report(options: Method, value: float, stock: Any) -> None:
+
+
+@on_every_stock
+def test_nan_and_inf_from_the_network_are_an_error_with_the_report(options: Method, kind: str) -> None:
     """Also where the scheduler clips: the clamp would make infinity a number."""
+    value, stock = VALUES[kind], STOCKS[kind]
 
     def broken(x: Tensor, t: Tensor) -> Tensor:
         return torch.where(t[:, None] < 500, value, MIXTURE(x, t))
@@ -203,10 +225,10 @@ def test_nan_and_inf_from_the_network_are_an_error_with_the_report(options: Meth
     assert not any(caught.value.report.converged)
 
 
-@every
-@pytest.mark.parametrize("stock", [scheduler(), DDIMScheduler(), DDPMScheduler()], ids=["plain", "clipped", "noise"])
-def test_one_call_that_gives_infinity_is_an_error(options: Method, stock: Any) -> None:
+@on_every_stock
+def test_one_call_that_gives_infinity_is_an_error(options: Method, kind: str) -> None:
     """Though the network is right when it is asked again: one of its two answers to the same input is wrong."""
+    stock = STOCKS[kind]
     calls = itertools.count(1)
     if sample(MIXTURE, noise(2, DIMENSIONS), stock, STEPS, method=options).report.fallback_reason is not None:
         pytest.skip("the method is unstable here, whatever the network does")
@@ -239,9 +261,9 @@ def test_a_network_may_return_one_buffer_in_every_call_and_an_observer_may_write
             if each is not None:
                 each.fill_(7.0)
 
-    x, how = noise(2, DIMENSIONS), {"method": options, "max_rows": max_rows}
-    expected = sample(MIXTURE, x, scheduler(), STEPS, **how)
-    found = sample(reused, x, scheduler(), STEPS, **how, observer=scribble)
+    x, stock = noise(2, DIMENSIONS), stock_of(options)
+    expected = sample(MIXTURE, x, stock, STEPS, **call_of(options, max_rows=max_rows))
+    found = sample(reused, x, stock, STEPS, **call_of(options, max_rows=max_rows, observer=scribble))
     assert torch.equal(found.sample, expected.sample)
     assert found.report.change == expected.report.change
 
@@ -249,11 +271,11 @@ def test_a_network_may_return_one_buffer_in_every_call_and_an_observer_may_write
 @every
 @pytest.mark.parametrize("stock", [scheduler(), PNDMScheduler(skip_prk_steps=True)], ids=["ddim", "pndm"])
 def test_a_recording_gives_the_bits_of_an_eager_run(options: Method, stock: Any) -> None:
-    graphs, how = Graphs(), {"method": options}
+    graphs, stock = Graphs(), stock_of(options) if same_law(options) else stock
     for seed in range(3):
         x = noise(2, DIMENSIONS, seed=seed)
-        expected = sample(scaled, x, stock, STEPS, **how)
-        found = sample(scaled, x, stock, STEPS, engine="graph", graphs=graphs, **how)
+        expected = sample(scaled, x, stock, STEPS, **call_of(options))
+        found = sample(scaled, x, stock, STEPS, **call_of(options, engine="graph", graphs=graphs))
         assert torch.equal(found.sample, expected.sample)
         assert (found.report.waves, found.report.rows) == (expected.report.waves, expected.report.rows)
         replayed = "network graphs" if options.slides else "loop graph"
@@ -262,8 +284,8 @@ def test_a_recording_gives_the_bits_of_an_eager_run(options: Method, stock: Any)
 
 @every
 def test_a_warm_start_is_taken_or_refused(options: Method) -> None:
-    x, how = noise(2, DIMENSIONS), {"method": options, "tolerance": 0.0}
-    cold = sample(MIXTURE, x, scheduler(), STEPS, keep_trajectory=True, **how)
+    x, how = noise(2, DIMENSIONS), call_of(options, tolerance=0.0)
+    cold = sample(MIXTURE, x, stock_of(options), STEPS, keep_trajectory=True, **how)
     assert cold.trajectory is not None
     if not options.takes_warm_start:
         with pytest.raises(InvalidArgument, match="This method cannot start from a trajectory"):
@@ -274,7 +296,7 @@ def test_a_warm_start_is_taken_or_refused(options: Method) -> None:
     assert_close(warm.sample, cold.sample)
 
 
-@every
+@pytest.mark.parametrize("options", SEQUENTIAL_IN_THE_END.values(), ids=SEQUENTIAL_IN_THE_END)
 def test_the_trajectory_of_an_exact_run_is_the_sequential_one(options: Method) -> None:
     x, how = noise(2, DIMENSIONS), {"keep_trajectory": True}
     found = sample(MIXTURE, x, scheduler(), STEPS, method=options, tolerance=0.0, **how).trajectory
@@ -318,7 +340,7 @@ def constrained_and_continued(kind: str) -> tuple[NoiseTable, Tensor, SolverInpu
     return grid, x, inputs, one_by_one(x, grid, mixture, inputs)
 
 
-@pytest.mark.parametrize(("name", "kind"), thinned_product(OPTIONS, KINDS))
+@pytest.mark.parametrize(("name", "kind"), thinned_product(SEQUENTIAL_IN_THE_END, KINDS))
 def test_constraints_noise_and_history_reach_every_state(name: str, kind: str) -> None:
     """As in inpainting, and where a run begins in the middle of the grid of a multistep solver."""
     options = OPTIONS[name]
@@ -410,7 +432,7 @@ def test_only_solvers_name_a_method_or_ask_for_its_class() -> None:
 
 
 FUSED = [SRDS(), Chords(), ParaTAA(), Collocation()]
-PLAIN = [ParaTAA(order=3), ParaTAA.published(window=5), ParaDiGMS(), ParaSolver()]
+PLAIN = [ParaTAA(order=3), ParaTAA.published(window=5), ParaDiGMS(), ParaSolver(), Speculative()]
 
 
 @pytest.mark.parametrize(
@@ -420,7 +442,7 @@ def test_the_report_names_pytorch_if_no_kernel_runs(
     options: Method, kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("srds_fast.sampling.session.implementation", lambda device: "triton")
-    assert sample(mixture, noise(1, DIMENSIONS), scheduler(), 10, method=options).report.kernels == kernels
+    assert sample(mixture, noise(1, DIMENSIONS), stock_of(options), 10, method=options).report.kernels == kernels
 
 
 @pytest.mark.parametrize(("options", "kernels"), [(Collocation(), "torch"), (ParaTAA(), "triton")], ids=str)

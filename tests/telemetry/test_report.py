@@ -15,6 +15,7 @@ import tiny
 import torch
 from calls import latents, look
 from problems import noise, scheduler
+from promises import SAME_SAMPLE, noisy
 from samplers import DIMENSIONS, MIXTURE
 from torch import Tensor
 
@@ -37,7 +38,7 @@ def run(**settings: Any) -> tuple[Tensor, srds_fast.Report]:
     return found.sample, report
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", SAME_SAMPLE)
 def test_a_sample_is_called_converged_for_what_ended_its_run(name: str) -> None:
     _, exact = run(method=name, exact=True)
     assert exact.stopped_by == ["sequential" if name == "sequential" else "exact"] * 6
@@ -65,6 +66,16 @@ def test_fixed_iterations_are_not_called_converged(name: str, settings: dict[str
     assert bitwise.stopped_by == ["fixed iterations"] * 6
     assert bitwise.estimated_error == [None] * 6
     assert not any(bitwise.converged)
+
+
+def test_a_sample_of_the_same_law_is_never_called_the_sequential_one() -> None:
+    report = srds_fast.sample(MIXTURE, noise(2, DIMENSIONS), noisy(), STEPS, method="speculative").report
+    assert report.stopped_by == ["same law"] * 2
+    assert (report.converged, report.estimated_error, report.missed) == ([False] * 2, [None] * 2, 2)
+    headline, *lines = str(report).splitlines()
+    assert headline.endswith("; another sample than that loop's, of the same law")
+    assert any("same law as the sequential sampler's, another sample" in line for line in lines)
+    assert not re.search("exact|tolerance", str(report))
 
 
 def test_no_iteration_at_all_is_no_convergence() -> None:

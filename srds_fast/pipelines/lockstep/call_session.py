@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -192,6 +192,8 @@ class CallSession:
         network: of a takeover; None: the loop makes turns for rows. pricing: what these cost; None: it is not known.
         """
         settings, self.network = self.settings, network
+        # a turn is made at one step, and so are the calls that turns of different steps make differently
+        inputs = replace(inputs, together=network is None or len(network.variants) > 1)
         self.session = Session(
             settings.planner if network is not None else settings.planner.without_trials(),
             self.state,

@@ -157,7 +157,10 @@ class RecordedNetwork:
     def state_of(self, wave: Evaluate, row: int) -> Tensor:
         """The state of a row, [samples, ...], computed from the network's input."""
         state = wave.x[row].to(self.state.dtype)
-        return state / self.noise.numbers["input_scale"][wave.positions[row]] if self.inputs.scaled else state
+        if not self.inputs.scaled:
+            return state
+        steps = wave.steps(self.noise.num_steps)[row]
+        return state / self.noise.input_scale[steps].to(state).view(-1, *[1] * (state.ndim - 1))
 
 
 def solver_inputs(inferred: Inferred, variants: Sequence[Calls], inputs: SolverInputs, batch: int) -> SolverInputs:

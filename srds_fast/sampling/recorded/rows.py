@@ -156,6 +156,13 @@ class VariantRows:
         return torch.cat((states, rest) if role.joined.state_first else (rest, states), role.joined.dim)
 
     def _by_step(self, tensors: Sequence[Tensor], wave: Evaluate, branches: int) -> Tensor:
+        if wave.shifts is not None:
+            split = [each.unflatten(0, (branches, self._num_samples)) for each in tensors]
+            entries = [
+                torch.stack([split[step][:, sample] for step, sample in zip(row, wave.samples, strict=True)], 1)
+                for row in wave.steps(len(tensors)).tolist()
+            ]
+            return torch.stack(entries, 1).flatten(0, 2)
         rows = torch.stack([tensors[step].unflatten(0, (branches, self._num_samples)) for step in wave.positions], 1)
         if len(wave.samples) < self._num_samples:
             rows = torch.stack([rows[:, :, sample] for sample in wave.samples], 2)
@@ -218,7 +225,7 @@ class Repeated:
                 return self._variants[0].guided(wave, self._guide)
             by_row: dict[int, Tensor] = {}
             for variant, of in zip(self._variants, self._rows, strict=True):
-                if rows := of[wave.number]:
+                if rows := _first(of[wave.number], wave):
                     if by_row:
                         cancellation.look_within()
                     by_row |= dict(zip(rows, variant.guided(_part(wave, rows), self._guide), strict=True))
@@ -235,7 +242,7 @@ class Repeated:
         if len(self._variants) == 1:
             self._variants[0].repeat(wave)
         for variant, of in zip(self._variants, self._rows, strict=False):
-            if rows := of[wave.number]:
+            if rows := _first(of[wave.number], wave):
                 variant.repeat(_part(wave, rows))
 
     def forget(self) -> None:
@@ -291,6 +298,11 @@ def _checked(leaves: Sequence[Any], call: NetworkCall, wave: Evaluate, part: sli
 def _rows_of(calls: Calls, positions: tuple[int, ...]) -> list[int]:
     """The rows at steps of a variant."""
     return [row for row, step in enumerate(positions) if step in calls.variant.steps]
+
+
+def _first(rows: Sequence[int], wave: Evaluate) -> Sequence[int]:
+    """Those of these rows of the program that a wave has."""
+    return [row for row in rows if row < len(wave.positions)]
 
 
 def _part(wave: Evaluate, rows: Sequence[int]) -> Evaluate:

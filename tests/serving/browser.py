@@ -18,7 +18,7 @@ INSTALLED = all(shutil.which(name) for name in ("chromium", "chromedriver"))
 ARGUMENTS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-    *("--window-size=900,760", "--force-device-scale-factor=1", "--hide-scrollbars"),
+    *("--window-size=900,820", "--force-device-scale-factor=1", "--hide-scrollbars"),
 )
 
 

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from ..engine.cancellation import Cancel, using
@@ -90,8 +91,9 @@ class Worker:
                 kind = KindOfCall(steps, width, height, guidance_for(settings, None), negative=False)
                 with using(cancel=cancel):
                     self._prepare(kind, PARALLEL, 1)
-                    for way in policy.ways:
-                        for batch in policy.sizes:
+                    self._prepare(kind, policy.ways[0], 1)  # one request alone always runs in the first way
+                    for way, batch in product(policy.ways, policy.sizes):
+                        if batch > 1:
                             self._prepare(kind, way, batch)
 
     def costs(self, request: ImageRequest, cancel: Cancel | None = None) -> CallCosts:

@@ -44,7 +44,7 @@ SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95)
 MEASURED_SHARES = (0.15, 0.4, 0.65, 0.9)
 # requests of a prediction, and how often it is repeated with other times
 REQUESTS, REPEATS = 200, 3
-WARMING = "measured on this machine"
+HERE = "measured on this machine"
 Row = dict[str, Any]
 
 
@@ -118,11 +118,11 @@ def predicted(where: str, costs: CallCosts) -> Iterator[Row]:
                 latencies += [each / alone for each in found[0]]
                 calls += found[1]
                 refused += found[2]
-            yield row(where, name, load, latencies, calls, refused)
+            yield row(where, name, load, latencies, sum(calls) / len(calls), refused)
 
 
-def row(where: str, policy: str, load: float, latencies: Sequence[float], calls: Sequence[int], refused: int) -> Row:
-    """latencies: in times of a sequential call for one image. calls: images of each."""
+def row(where: str, policy: str, load: float, latencies: Sequence[float], images: float, refused: int) -> Row:
+    """latencies: in times of a sequential call for one image. images: of a call, the mean."""
     cuts = quantiles(latencies, n=20, method="inclusive")
     return {
         "where": where,
@@ -132,7 +132,7 @@ def row(where: str, policy: str, load: float, latencies: Sequence[float], calls:
         "p95": cuts[18],
         "requests": len(latencies),
         "refused": refused,
-        "images_a_call": sum(calls) / len(calls),
+        "images_a_call": images,
     }
 
 
@@ -152,8 +152,8 @@ async def measured(seconds: float) -> tuple[CallCosts, list[Row]]:
         load = share * capacity(costs, SIZES)
         times = [time for time in arrivals(load / alone, 10_000, seed=1) if time < seconds]
         for name, batching in POLICIES.items():
-            latencies, calls, refused = await served(thread, costs, batching, times, seconds)
-            found.append(row(WARMING, name, load, [each / alone for each in latencies], calls, refused))
+            latencies, images, refused = await served(thread, costs, batching, times, seconds)
+            found.append(row(HERE, name, load, [each / alone for each in latencies], images, refused))
             print(found[-1], flush=True)
     await thread.end()
     return costs, found
@@ -161,8 +161,8 @@ async def measured(seconds: float) -> tuple[CallCosts, list[Row]]:
 
 async def served(
     thread: Any, costs: CallCosts, batching: str, times: Sequence[float], seconds: float
-) -> tuple[list[float], list[int], int]:
-    """Latencies, the images of calls, and the number of refused requests that come at these times."""
+) -> tuple[list[float], float, int]:
+    """Latencies of requests that come at these times, images of a call, and how many were refused."""
     from srds_fast.serving.dispatcher import Dispatcher
     from srds_fast.serving.metrics import Metrics
 
@@ -192,7 +192,7 @@ async def served(
         each.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     await dispatcher.drain(seconds)
-    return latencies, [round(len(shares) / sum(shares))] if shares else [1], refused
+    return latencies, len(shares) / sum(shares) if shares else 0.0, refused
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -51,9 +51,6 @@ class Front:
         self._watch()
         await self._app(scope, receive, send)
 
-    def check_health(self) -> None:
-        """Asked by Ray Serve every few seconds, from the start on."""
-
     async def drain(self) -> None:
         """Let nobody in any more, and answer those who are in, see `ServerSettings.drain_seconds`."""
         await self._dispatcher.drain(self._settings.drain_seconds)

@@ -13,10 +13,12 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import ray
+import torch
 import yaml
 from ray import serve
 
@@ -42,16 +44,20 @@ def build(settings: dict[str, Any]) -> serve.Application:
     Raises:
         InvalidArgument: a setting is unknown or wrong.
     """
-    checked = ServerSettings.from_dict(settings)
-    resources = _resources(checked)
-    given = checked.to_dict()
-    replicas = serve.deployment(Replica).options(name=REPLICA, **_options(checked, resources))
+    return _application(ServerSettings.from_dict(settings), cpus=1)
+
+
+def _application(settings: ServerSettings, cpus: int) -> serve.Application:
+    """cpus: of each device of a replica."""
+    resources: dict[str, float] = {"num_cpus": cpus, **({"num_gpus": 1} if _on_gpu(settings) else {})}
+    given = settings.to_dict()
+    replicas = serve.deployment(Replica).options(name=REPLICA, **_options(settings, resources))
     front = serve.deployment(serve.ingress(Application())(Front)).options(
         name="Front",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=MOST_REQUESTS,
-        graceful_shutdown_timeout_s=checked.drain_seconds + 5,
+        graceful_shutdown_timeout_s=settings.drain_seconds + 5,
     )
     return front.bind(given, replicas.bind(given, resources))
 
@@ -83,19 +89,23 @@ def run(settings: ServerSettings, told: Callable[[str], None] = print) -> None:
         InvalidArgument: the address cannot be used.
         SrdsFastError: Ray did not start, or no replica did.
     """
-    ended = threading.Event()
+    ready, ended = threading.Event(), threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
-        if ended.is_set():  # the second time
+        if ended.is_set() or not ready.is_set():  # the second time, or nobody is in
             raise KeyboardInterrupt
         ended.set()
 
-    before = {each: signal.signal(each, end) for each in (signal.SIGTERM, signal.SIGINT)}
+    signals = signal.SIGTERM, signal.SIGINT
+    before = {each: signal.getsignal(each) for each in signals}
     try:
         start(settings)
+        for each in signals:  # not earlier: Ray sets handlers of its own when it starts
+            signal.signal(each, end)
         place = f"http://{settings.host}:{settings.port}"
         told(f"Serving {settings.model_name} at {place}. It warms up; {place}/readyz tells when it is ready.")
         deploy(settings)
+        ready.set()
         while not ended.wait(1.0):
             pass
         serve.get_app_handle(NAME).drain.remote().result()
@@ -132,7 +142,7 @@ def start(settings: ServerSettings) -> None:
 def deploy(settings: ServerSettings) -> None:
     """Run the application. Returns when a replica is ready. Raises SrdsFastError if none can be started."""
     try:
-        serve.run(build(settings.to_dict()), name=NAME, route_prefix="/")
+        serve.run(_application(*_shared_out(settings)), name=NAME, route_prefix="/")
     except RuntimeError as why:
         raise SrdsFastError(f"No replica could be started: {why}") from why
 
@@ -158,12 +168,21 @@ def _options(settings: ServerSettings, resources: dict[str, float]) -> dict[str,
     return found
 
 
-def _resources(settings: ServerSettings) -> dict[str, float]:
-    """Of one device of a replica, as Ray names them."""
-    import torch
+def _on_gpu(settings: ServerSettings) -> bool:
+    return settings.device.startswith("cuda") or (settings.device == "auto" and torch.cuda.is_available())
 
-    on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and torch.cuda.is_available())
-    return {"num_cpus": 1, "num_gpus": 1} if on_gpu else {"num_cpus": 1}
+
+def _shared_out(settings: ServerSettings) -> tuple[ServerSettings, int]:
+    """This machine, shared out: the settings with the number of replicas, and how many CPUs each device has.
+
+    Ray lets a process compute with as many threads as it has CPUs.
+    """
+    size = settings.devices_per_replica
+    if settings.replicas == AUTO_REPLICAS:
+        devices = torch.cuda.device_count() if _on_gpu(settings) else size
+        settings = replace(settings, replicas=max(1, devices // size))
+    assert isinstance(settings.replicas, int)
+    return settings, max(1, (os.cpu_count() or 1) // (settings.replicas * size))
 
 
 def _check_free(settings: ServerSettings) -> None:

@@ -34,7 +34,8 @@ class Replica:
     def __init__(self, settings: dict[str, Any], resources: dict[str, float]) -> None:
         self._settings = ServerSettings.from_dict(settings)
         self._lost: str | None = None
-        self._lives: list[Any] = []
+        self._lives: list[Any] = []  # of the other processes, see `Rank.live`
+        self._loss: asyncio.Future[Any] | None = None
         self._thread = WorkerThread()
         self._thread.call(self._load, resources)
 
@@ -85,9 +86,11 @@ class Replica:
     async def _unless_lost(self, work: Coroutine[Any, Any, T]) -> T | Refused:
         """The result of the work, or why there is none: what it raises, or that a device was lost meanwhile."""
         doing = asyncio.ensure_future(work)
-        lives = [asyncio.ensure_future(_until_ended(each)) for each in self._lives]
+        if self._lives and self._loss is None:
+            ends = [asyncio.ensure_future(_until_ended(each)) for each in self._lives]
+            self._loss = asyncio.ensure_future(asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))
         try:
-            await asyncio.wait([doing, *lives], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([doing, *filter(None, [self._loss])], return_when=asyncio.FIRST_COMPLETED)
             if not doing.done():
                 return self._lose("The process of one of its devices ended in the middle of a call.")
             return doing.result()
@@ -96,8 +99,7 @@ class Replica:
                 return self._lose(why.message)
             return why
         finally:
-            for each in (doing, *lives):
-                each.cancel()
+            doing.cancel()
             if doing.cancelling() and self._lost is None:
                 await asyncio.wait([doing])  # the device is busy until its thread has ended the wave
 

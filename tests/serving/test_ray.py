@@ -6,6 +6,7 @@ Run by `pytest -m ray`. Where Ray cannot start, pytest ends with exit code 3 and
 from __future__ import annotations
 
 import base64
+import functools
 import http.client
 import io
 import json
@@ -151,13 +152,19 @@ def pixels(answer: Any) -> list[Any]:
     return [numpy.asarray(Image.open(io.BytesIO(file)).convert("L"), dtype=float) for file in files]
 
 
+@functools.cache
+def pipe() -> Any:
+    found = zoo.load("digits")
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+@functools.cache
 def expected(seed: int) -> Any:
     """The image of the pipeline called alone."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    pipe = zoo.load("digits")
-    pipe.set_progress_bar_config(disable=True)
     given = {"num_inference_steps": STEPS, "guidance_scale": zoo.GUIDANCE, "generator": generator}
-    return numpy.asarray(pipe(PROMPT, **given).images[0].convert("L"), dtype=float)
+    return numpy.asarray(pipe()(PROMPT, **given).images[0].convert("L"), dtype=float)
 
 
 def test_images_are_those_of_the_pipeline_called_alone(server: Server) -> None:

@@ -137,6 +137,7 @@ def compile_policy(
     explore: float = 3.0,
     cache_dir: str | os.PathLike[str] | None = None,
     latency: str = "adaptive",
+    same: str = "sample",
     strict: bool = False,
     parallel: Any = None,
     cancel: Cancel | None = None,
@@ -154,7 +155,7 @@ def compile_policy(
     Args:
         policy: on the device where it runs. Its observation encoders run as they are.
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, in_flight, max_rows, engine,
-            plan, explore, cache_dir, latency, parallel, cancel, on_wave: as of `srds_fast.sample`. The tolerance is in
+            plan, explore, cache_dir, latency, same, parallel, cancel, on_wave: as of `srds_fast.sample`. The tolerance is in
             the units of normalised actions.
         strict: raise where a call would run on the policy's own loop, or where a method diverges.
         warm_start: "previous": begin with the last chunk of this thread, shifted by the actions that were carried out.
@@ -185,6 +186,7 @@ def compile_policy(
         in_flight,
         explore,
         latency,
+        same,
     )
     refuse_beside(plan, settings, Settings())
     check_switch("strict", strict)

@@ -136,9 +136,16 @@ class Evaluated:
 
     def record(self, wave: Evaluate, output: Tensor) -> None:
         """Of a wave, with one branch. Networks and cores may write into their tensors again, so these are copied."""
-        for row, position in enumerate(wave.positions):
-            for kept, newest in ((self.x, wave.x[row]), (self.m, output[row])):
-                kept[position] = merged(kept.get(position), newest.clone(), wave.samples)
+        shifts = wave.shifts or (0,) * len(wave.samples)
+        for shift in sorted(set(shifts)):  # samples that are at the same steps
+            columns = [column for column, each in enumerate(shifts) if each == shift]
+            samples = tuple(wave.samples[column] for column in columns)
+            for row, position in enumerate(wave.positions):
+                for kept, newest in ((self.x, wave.x[row]), (self.m, output[row])):
+                    whole = kept.get(position + shift)
+                    if whole is None and len(columns) < len(shifts):
+                        whole = newest  # of the others there is nothing nearer yet
+                    kept[position + shift] = merged(whole, newest[columns].clone(), samples)
 
 
 Constrain = Callable[[Tensor, int, tuple[int, ...]], Tensor]

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from promises import SAME_SAMPLE
 from published_samplers import SAMPLERS, SCHEDULES, denoised, karras, starting_noise
 from torch import Tensor
 
 from srds_fast import InvalidArgument, Report, UnknownArgument
 from srds_fast.integrations.k_diffusion import sample_parallel, sample_srds
-from srds_fast.solvers.registry import METHODS
+from srds_fast.solvers.contract import Evaluate, Evaluated
 
 SIGMAS = karras(20)
 X = starting_noise(SIGMAS)
@@ -79,7 +80,7 @@ def test_against_k_diffusion_itself(original: ModuleType, sampler: str) -> None:
         assert theirs["x"].shape == ours["x"].shape == ours["denoised"].shape
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "auto"])
+@pytest.mark.parametrize("method", SAME_SAMPLE)
 def test_every_step_is_told_once_in_order(method: str) -> None:
     seen = list[dict[str, Any]]()
     waves = list[int]()
@@ -159,3 +160,24 @@ def test_what_is_wrong_is_named() -> None:
         sample_srds(3, X, SIGMAS)
     with pytest.raises(InvalidArgument, match="do not descend"):
         sample_srds(denoised, X, SIGMAS.flip(0))
+
+
+def test_samples_that_are_at_different_steps_are_told_by_their_own_steps() -> None:
+    """Windows of speculative sampling slide by sample."""
+    evaluated, x = Evaluated(), torch.arange(8.0).view(2, 2, 2)  # [rows, samples, elements]
+    evaluated.record(Evaluate(x, (3, 4), (0, 1), 0), x + 10)
+    evaluated.record(Evaluate(x + 100, (4, 5), (0, 1), 1, shifts=(0, 1)), x + 110)
+    assert sorted(evaluated.x) == [3, 4, 5, 6]
+    assert torch.equal(evaluated.x[3], x[0])
+    assert torch.equal(evaluated.x[4], torch.stack([x[0, 0] + 100, x[1, 1]])), "the second sample is a step further on"
+    assert torch.equal(evaluated.x[5], torch.stack([x[1, 0], x[0, 1]]) + 100)
+    assert torch.equal(evaluated.m[5], evaluated.x[5] + 10)
+
+
+def test_speculative_sampling_tells_every_step_once() -> None:
+    seen = list[dict[str, Any]]()
+    found = sample_parallel(
+        denoised, X, SIGMAS, None, seen.append, True, method="speculative", sampler="euler_ancestral"
+    )
+    assert [each["i"] for each in seen] == list(range(20))
+    assert difference(seen[-1]["denoised"], found) < 1e-2, "the last step ends at x0"

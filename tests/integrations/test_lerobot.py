@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, RePaintScheduler
+from promises import SAME_SAMPLE, same_law
 from torch import Tensor, nn
 
 import srds_fast
 from srds_fast import InvalidArgument, UnknownArgument, UnsupportedPipeline, UnsupportedScheduler, zoo
 from srds_fast.integrations.lerobot import Chunk
-from srds_fast.solvers.registry import BY_NAME, METHODS
+from srds_fast.solvers.registry import BY_NAME
 
 STEPS = 20
 
@@ -52,12 +53,13 @@ def condition(batch: int = 1, seed: int = 0) -> Tensor:
     return 0.3 * torch.randn(batch, 12, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "auto"])
-@pytest.mark.parametrize("ddim", [False, True], ids=["ddpm", "ddim"])
-def test_actions_and_random_states_are_those_of_the_own_loop(method: str, ddim: bool) -> None:
+@pytest.mark.parametrize(
+    ("ddim", "method"),
+    [(False, method) for method in BY_NAME] + [(True, method) for method in SAME_SAMPLE],
+)
+def test_actions_and_random_states_are_those_of_the_own_loop(ddim: bool, method: str) -> None:
     policy, batch = bundled(ddim), 2
     fast = srds_fast.compile(policy, method=method, tolerance=1e-3)
-    law_alone = getattr(BY_NAME.get(method), "promise", None) == "same law"
     for given in ({}, {"generator": torch.Generator()}, {"noise": torch.randn(batch, 16, 2)}):
         found = []
         for each in (policy, fast):
@@ -67,7 +69,7 @@ def test_actions_and_random_states_are_those_of_the_own_loop(method: str, ddim: 
             sample = each.conditional_sample(batch, condition(batch), **given)
             found.append((sample, torch.get_rng_state(), given.get("generator", torch.Generator()).get_state()))
         (expected, *states), (sample, *found_states) = found
-        if not law_alone:
+        if not same_law(method):
             assert float((sample - expected).abs().mean()) <= 4e-3
             assert all(map(torch.equal, states, found_states))
     assert fast.report is not None

@@ -155,8 +155,8 @@ def compile_policy(
     Args:
         policy: on the device where it runs. Its observation encoders run as they are.
         method, tolerance, exact, num_blocks, max_iterations, coarse_solver, pipelined, in_flight, max_rows, engine,
-            plan, explore, cache_dir, latency, same, parallel, cancel, on_wave: as of `srds_fast.sample`. The tolerance is in
-            the units of normalised actions.
+            plan, explore, cache_dir, latency, same, parallel, cancel, on_wave: as of `srds_fast.sample`. The tolerance
+            is in the units of normalised actions.
         strict: raise where a call would run on the policy's own loop, or where a method diverges.
         warm_start: "previous": begin with the last chunk of this thread, shifted by the actions that were carried out.
             It needs a method that refines all points: "collocation", "parataa" or "paradigms". `reset()` forgets the

@@ -97,7 +97,7 @@ def test_settings_narrow_the_search() -> None:
     assert methods(method="parataa") == {"sequential", "parataa"}
     with pytest.raises(srds_fast.InvalidArgument, match="max_iterations"):
         methods(method="paradigms", max_iterations=3)
-    assert {plan.method for plan in candidates(50, Settings(), stochastic=True)} == {"sequential", "srds"}
+    assert {plan.method for plan in candidates(50, Settings(), stochastic=True)} == {"sequential", "srds", "parataa"}
 
 
 def test_iterations_are_held_back_only_where_asked_for_or_useful() -> None:

@@ -1,5 +1,7 @@
 """What the methods with a sliding window share: ParaDiGMS, ParaTAA and ParaSolver.
 
+After every wave the host waits for what it has measured, in one transfer. From there on all is numbers on the host.
+
 A state that the window has passed keeps an error. If the state where step j departs still moved by d_j, the step was
 taken from the state before. The update assumed that the step answers with k_j d_j (1 for ParaDiGMS). It would have
 answered with c_j d_j, so the state behind it is off by (c_j - k_j) d_j. From there the error grows by c of every
@@ -9,13 +11,19 @@ further step. `shared_bounds` takes c_j of Gaussian data, before a run; `Carried
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..schedulers.table import NoiseTable
 from .fixed_point.grid import responses, usual_std
+
+Array = NDArray[Any]
 
 # Networks answer a movement with several times what Gaussian data do: bounds are such that for these the error would be
 # so many times less than the tolerance.
@@ -37,6 +45,8 @@ def expected_responses(noise: NoiseTable, bounds: tuple[int, ...], data_std: flo
     data_std: None: the usual one; infinite: x0 follows the state wholly.
     """
     _, c = responses(noise, usual_std(noise) if data_std is None else data_std)
+    if len(bounds) > len(c):  # single steps
+        return c
     return torch.stack([c[start:stop].prod() for start, stop in pairwise(bounds)])
 
 
@@ -80,45 +90,63 @@ class CarriedError:
     """
 
     def __init__(self, noise: NoiseTable, bounds: tuple[int, ...], assumed: Tensor, x: Tensor) -> None:
-        self._error = x.new_zeros(len(x))
-        self._least = expected_responses(noise, bounds).to(x)[:, None]
-        self._most = expected_responses(noise, bounds, math.inf).to(x)[:, None]
-        self._assumed = assumed.to(x)[:, None]
-        self._first, self._departed, self._arrived = 0, x[:0, None], x[:0, None]
-        self._growth = self._missed = x.new_zeros(0, len(x))  # of the rows of the newest wave: c, and |c - k|
-        # the largest that any wave has shown of a step, [steps, samples] each; 0: none has
-        self._shown_growth, self._shown_missed = x.new_zeros(2, len(assumed), len(x))
-        self._nearest: Tensor | None = None  # c of the last row that was asked twice, [samples]
-        # what was passed before any row was asked twice: first step, and the arguments of `slide`
-        self._waiting: list[tuple[int, Tensor, Tensor | None]] = []
+        self._device, self._samples = x.device, len(x)
 
-    def see(self, first: int, departed: Tensor, arrived: Tensor) -> None:
-        """Take a wave. departed, arrived: [rows, samples, ...], of steps `first` and on."""
-        rows = slice(first, first + len(departed))
-        assumed = self._assumed[rows]
-        both = min(self._first + len(self._departed), rows.stop) - first  # rows that the wave before had, too
-        growth = self._like(self._nearest, rows)
-        missed = (growth - assumed).abs()
+        def column(values: Tensor) -> Array:
+            return values.to(x.dtype).numpy()[:, None]
+
+        self._least = column(expected_responses(noise, bounds))
+        self._most = column(expected_responses(noise, bounds, math.inf))
+        self._assumed, self._assumed_on_device = column(assumed), assumed.to(x).view(-1, *[1] * x.ndim)
+        zeros = np.zeros((2, len(assumed), len(x)), self._least.dtype)
+        self._error = zeros[0, 0].copy()
+        self._first, self._seen = 0, x.new_empty(2, 0, *x.shape)  # where rows of the newest wave departed, and arrived
+        self._growth = self._missed = zeros[0, :0]  # of the rows of the newest wave: c, and |c - k|
+        # the largest that any wave has shown of a step, [steps, samples] each; 0: none has
+        self._shown_growth, self._shown_missed = zeros
+        self._nearest: Array | None = None  # c of the last row that was asked twice, [samples]
+        # what was passed before any row was asked twice: first step, and the arguments of `slide`
+        self._waiting: list[tuple[int, Array, Array | None]] = []
+
+    def see(self, first: int, departed: Tensor, arrived: Tensor, *others: Tensor) -> Sequence[Array]:
+        """Take a wave. departed, arrived: [rows, samples, ...], of steps `first` and on.
+
+        Returns the root mean square of each of the others, [states, samples, ...], which are measured with it: [states,
+        samples] each. Waits for the device.
+        """
+        seen, start = torch.stack([departed, arrived]), first - self._first
+        both = min(self._seen.shape[1] - start, len(departed))  # rows that the wave before had, too
+        measured = list(others)
         if both > 0:
-            before = slice(first - self._first, first - self._first + both)
-            moved = departed[:both] - self._departed[before]
-            answer = arrived[:both] - self._arrived[before]
-            beyond = answer - assumed[:both].view(-1, *[1] * (moved.dim() - 1)) * moved
-            size, least = rms(moved), SMALLEST_MOVEMENT * rms(departed[:both])
-            shown_growth, shown_missed = (
-                each[first : first + both] for each in (self._shown_growth, self._shown_missed)
-            )
-            for shown, answered in (shown_growth, answer), (shown_missed, beyond):
-                shown.copy_(torch.where(size > least, torch.maximum(shown, rms(answered) / size), shown))
-            known = shown_growth + shown_missed > 0
-            growth[:both] = torch.where(known, shown_growth, growth[:both])
-            missed[:both] = torch.where(known, shown_missed, missed[:both])
+            moved, answer = (seen[:, :both] - self._seen[:, start : start + both]).unbind()
+            beyond = answer - self._assumed_on_device[first : first + both] * moved
+            measured += [moved, departed[:both], answer, beyond]
+        self._first, self._seen = first, seen
+        found = rms(measured) if measured else []
+        self._answered(slice(first, first + len(departed)), found[len(others) :])
+        return found[: len(others)]
+
+    @np.errstate(all="ignore")
+    def _answered(self, rows: slice, shown: Sequence[Array]) -> None:
+        """shown: of rows asked twice, how far they moved and where they departed, their answer, and that beyond k."""
+        assumed = self._assumed[rows]
+        growth = self._like(self._nearest, rows)
+        missed = np.abs(growth - assumed)
+        if shown:
+            size, departed, *answers = shown
+            both = len(size)
+            enough = size > SMALLEST_MOVEMENT * departed
+            largest = [each[rows.start : rows.start + both] for each in (self._shown_growth, self._shown_missed)]
+            for most, answered in zip(largest, answers, strict=True):
+                np.copyto(most, np.maximum(most, answered / size), where=enough)
+            known = largest[0] + largest[1] > 0
+            np.copyto(growth[:both], largest[0], where=known)
+            np.copyto(missed[:both], largest[1], where=known)
             self._catch_up(growth[0])
             self._nearest = growth[both - 1]
         self._growth, self._missed = growth, missed
-        self._first, self._departed, self._arrived = first, departed.clone(), arrived.clone()
 
-    def slide(self, moved: Tensor, residual: Tensor | None = None) -> None:
+    def slide(self, moved: Array, residual: Array | None = None) -> None:
         """The window passes the first steps of the newest wave.
 
         Args:
@@ -134,29 +162,33 @@ class CarriedError:
     def bound(self) -> Tensor:
         """[samples], to compare with a tolerance."""
         self._catch_up(None)
-        return CAUTION_OF_SEEN * self._error
+        return torch.from_numpy(CAUTION_OF_SEEN * self._error).to(self._device)
 
-    def _like(self, nearest: Tensor | None, rows: slice) -> Tensor:
+    def _like(self, nearest: Array | None, rows: slice) -> Array:
         """c of rows that were asked once, [rows, samples]."""
-        growth = self._most[rows] if nearest is None else torch.maximum(self._least[rows], nearest)
-        return growth.expand(-1, len(self._error)).clone()
+        if nearest is None:
+            return self._most[rows].repeat(self._samples, 1)
+        return np.maximum(self._least[rows], nearest)
 
-    def _catch_up(self, nearest: Tensor | None) -> None:
+    def _catch_up(self, nearest: Array | None) -> None:
         for first, moved, residual in self._waiting:
             rows = slice(first, first + len(moved))
             growth = self._like(nearest, rows)
-            self._pass(growth, (growth - self._assumed[rows]).abs(), moved, residual)
+            self._pass(growth, np.abs(growth - self._assumed[rows]), moved, residual)
         self._waiting.clear()
 
-    def _pass(self, growth: Tensor, missed: Tensor, moved: Tensor, residual: Tensor | None) -> None:
+    @np.errstate(all="ignore")
+    def _pass(self, growth: Array, missed: Array, moved: Array, residual: Array | None) -> None:
         left = missed[: len(moved)] * moved if residual is None else residual
         for each, more in zip(growth, left, strict=False):
             self._error = each * self._error + more
 
 
-def rms(values: Tensor) -> Tensor:
-    """Root mean squares over the elements; [states, samples, ...] -> [states, samples]."""
-    return values.flatten(2).square().mean(2).sqrt()
+def rms(values: Sequence[Tensor]) -> list[Array]:
+    """Root mean squares over the elements, on the host; [states, samples, ...] -> [states, samples] each."""
+    found = np.sqrt(torch.cat(tuple(values)).flatten(2).square_().mean(2).detach().cpu().numpy())
+    stops = accumulate(map(len, values), initial=0)
+    return [found[start:stop] for start, stop in pairwise(stops)]
 
 
 def posterior_std(noise: NoiseTable, bounds: tuple[int, ...]) -> Tensor:
@@ -172,9 +204,9 @@ def posterior_std(noise: NoiseTable, bounds: tuple[int, ...]) -> Tensor:
     return variance.clamp(min=0).sqrt()
 
 
-def num_within(error: Tensor, bound: Tensor) -> int:
-    """How many states, from the first on, are within their bound [states] in all samples. Waits for the device."""
-    largest, bounds = error.amax(1).tolist(), bound.tolist()
+def num_within(error: Array, bounds: Sequence[float]) -> int:
+    """How many states, from the first on, are within their bound in all samples. error: [states, samples]."""
     # NaN is within no bound
+    largest = error.max(1).tolist()
     beyond = (index for index, most in enumerate(bounds) if not largest[index] <= most)
     return next(beyond, len(bounds))

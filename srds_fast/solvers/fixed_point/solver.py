@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,13 +22,13 @@ from ...schedulers.steps import TensorSpec
 from ...schedulers.table import NoiseTable
 from ..contract import NO_INPUTS, Checkpoint, Core, Evaluate, Parts, SolverInputs, merged, samples_of
 from ..sliding import (
+    Array,
     CarriedError,
     effect_of_errors,
     effect_of_movements,
     expected_responses,
     num_within,
     posterior_std,
-    rms,
     shared_bounds,
 )
 from .grid import data_std_of, grid_of, responses
@@ -71,7 +72,7 @@ def _sliding(
 ) -> Core:
     """The window begins at the first step that is not finished: the host waits for its errors after every wave."""
     points, num_steps = Window(x, noise, program, options, inputs), program.num_steps
-    by_residuals, bound = options.slides_by_residuals, _bounds(noise, options, bitwise=bitwise)
+    by_residuals, bound = options.slides_by_residuals, _bounds(noise, options, bitwise=bitwise).tolist()
     # A mixed point is not the step from the one before it: the window slides to the first that moved, not past it.
     steps_alone = not by_residuals and options.history == 0
     first = sweeps = 0
@@ -91,7 +92,7 @@ def _sliding(
             points.put_back(first, finished)
             # a residual belongs to its own step; the point behind the first row is exact if it is not put back
             passed = max(1, finished)
-            residual = found.residual[:passed] if finished else torch.zeros_like(found.residual[:1])
+            residual = found.residual[:passed] if finished else np.zeros_like(found.residual[:1])
             points.carried.slide(found.departed[:passed], residual)
         points.record()
         first += passed
@@ -207,9 +208,9 @@ class Swept(NamedTuple):
         departed: of the point where it departs; 0 for the first.
     """
 
-    residual: Tensor
-    movement: Tensor
-    departed: Tensor
+    residual: Array
+    movement: Array
+    departed: Array
 
 
 class Window(Points):
@@ -225,24 +226,37 @@ class Window(Points):
         super().__init__(x, noise, program, options, inputs)
         _, assumed = responses(noise, data_std_of(noise, options))
         self.carried = CarriedError(noise, tuple(range(noise.num_steps + 1)), assumed, x)
+        self._firsts: list[int] = []  # the step that each sweep so far began with
 
     def sweep(self) -> Swept:
         """Move the points behind the first row."""
         table, memory, inputs = self._table, self.memory, self._inputs
         wave = table.sweeps[self._number]
         first, last = wave.first, wave.last + 1
-        memory.m[first:last] = guided(self.parts.joined(inputs.branches), inputs.guidance, memory.m.dtype)
-        y, m, added = memory.x[first : last + 1], memory.m[first:last], additions(table, memory, first, last)
-        points = self._constrained(table.scan.points(y, m, first, added), first + 1)
-        stepped = self._constrained(table.scan.stepped(y, m, first, added), first + 1)
-        self.carried.see(first, y[:-1], stepped)
-        residual, movement = rms(stepped - y[1:]), rms(points - y[1:])
+        y, m = memory.x[first : last + 1], memory.m[first:last]
+        m.copy_(guided(self.parts.joined(inputs.branches), inputs.guidance, m.dtype))
+        stepped = table.scan.stepped(y, m, first, additions(table, memory, first, last))
+        points = self._constrained(table.scan.corrected(stepped.clone(), y, first), first + 1)
+        stepped = self._constrained(stepped, first + 1)
+        residual, movement = self.carried.see(first, y[:-1], stepped, stepped - y[1:], points - y[1:])
         if table.history:
             # an affine combination of points that are constrained is, too
             points = mixed(table, memory, points, first, last)
-        torch.cat([memory.x[: first + 1], points, memory.x[last + 1 :]], out=memory.after)
+        self._write(points, first, last)
         memory.advance(last)
-        return Swept(residual, movement, torch.cat([torch.zeros_like(movement[:1]), movement[:-1]]))
+        return Swept(residual, movement, np.concatenate([np.zeros_like(movement[:1]), movement[:-1]]))
+
+    def _write(self, points: Tensor, first: int, last: int) -> None:
+        """Make the iterate that is being written the newest one, with these points behind `first`."""
+        memory, turns = self.memory, len(self.memory.iterates)
+        after = memory.after
+        if len(self._firsts) < turns:
+            after.copy_(memory.x)
+        else:  # a sweep has written it `turns` sweeps ago: points up to its first are as they were
+            unchanged = self._firsts[-turns] + 1
+            after[unchanged : first + 1] = memory.x[unchanged : first + 1]
+        after[first + 1 : last + 1] = points
+        self._firsts.append(first)
 
     def put_back(self, first: int, count: int) -> None:
         """So many points behind `first` as they were before the sweep."""

@@ -99,9 +99,10 @@ class Scan:
     def stepped(self, y: Tensor, m: Tensor, first: int, added: Tensor | None = None) -> Tensor:
         """The steps from the old iterate, uncorrected, [W, samples, ...], in new memory. Arguments: see `points`."""
         a, b, _, e, p, q = self._columns[:, first : first + len(m)].unbind()
-        f = a * y[:-1] + b * m
+        x = y[:-1]
+        f = a * x + b * m
         if self._clip is not None:
-            f = f + e * clamped(p * y[:-1] + q * m, self._clip)
+            f = f + e * clamped(p * x + q * m, self._clip)
         stepped: Tensor = f if added is None else f + added
         return stepped
 

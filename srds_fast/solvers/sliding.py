@@ -97,7 +97,9 @@ class CarriedError:
 
         self._least = column(expected_responses(noise, bounds))
         self._most = column(expected_responses(noise, bounds, math.inf))
-        self._assumed, self._assumed_on_device = column(assumed), assumed.to(x).view(-1, *[1] * x.ndim)
+        self._assumed = column(assumed)
+        # None: all are 1
+        self._factors = assumed.to(x).view(-1, *[1] * x.ndim) if bool((assumed != 1).any()) else None
         zeros = np.zeros((2, len(assumed), len(x)), self._least.dtype)
         self._error = zeros[0, 0].copy()
         self._first, self._seen = 0, x.new_empty(2, 0, *x.shape)  # where rows of the newest wave departed, and arrived
@@ -119,8 +121,8 @@ class CarriedError:
         measured = list(others)
         if both > 0:
             moved, answer = (seen[:, :both] - self._seen[:, start : start + both]).unbind()
-            beyond = answer - self._assumed_on_device[first : first + both] * moved
-            measured += [moved, departed[:both], answer, beyond]
+            expected = moved if self._factors is None else self._factors[first : first + both] * moved
+            measured += [moved, departed[:both], answer, answer - expected]
         self._first, self._seen = first, seen
         found = rms(measured) if measured else []
         self._answered(slice(first, first + len(departed)), found[len(others) :])
@@ -186,7 +188,7 @@ class CarriedError:
 
 def rms(values: Sequence[Tensor]) -> list[Array]:
     """Root mean squares over the elements, on the host; [states, samples, ...] -> [states, samples] each."""
-    found = np.sqrt(torch.cat(tuple(values)).flatten(2).square_().mean(2).detach().cpu().numpy())
+    found = torch.cat(tuple(values)).flatten(2).square_().mean(2).sqrt_().detach().cpu().numpy()
     stops = accumulate(map(len, values), initial=0)
     return [found[start:stop] for start, stop in pairwise(stops)]
 

@@ -72,18 +72,17 @@ def _sliding(
 ) -> Core:
     """The window begins at the first step that is not finished: the host waits for its errors after every wave."""
     points, num_steps = Window(x, noise, program, options, inputs), program.num_steps
-    by_residuals, bound = options.slides_by_residuals, _bounds(noise, options, bitwise=bitwise).tolist()
-    # A mixed point is not the step from the one before it: the window slides to the first that moved, not past it.
-    steps_alone = not by_residuals and options.history == 0
+    bound: list[float] = _bounds(noise, options, bitwise=bitwise).tolist()
     first = sweeps = 0
     while first < num_steps:
         sweeps += 1
         points.parts.take((yield points.evaluate(first)), last=True)
         found = points.sweep()
-        error = found.residual if by_residuals else found.movement
+        residual = found.residual
+        error = found.movement if residual is None or not options.slides_by_residuals else residual
         last = first + len(error)
         finished = num_within(error, bound[first:last])
-        if steps_alone:
+        if residual is None:
             # a point that moved too far was still made of steps that had finished
             passed = min(last - first, finished + 1)
             points.carried.slide(found.departed[:passed])
@@ -92,7 +91,7 @@ def _sliding(
             points.put_back(first, finished)
             # a residual belongs to its own step; the point behind the first row is exact if it is not put back
             passed = max(1, finished)
-            residual = found.residual[:passed] if finished else np.zeros_like(found.residual[:1])
+            residual = residual[:passed] if finished else np.zeros_like(residual[:1])
             points.carried.slide(found.departed[:passed], residual)
         points.record()
         first += passed
@@ -203,12 +202,12 @@ class Swept(NamedTuple):
     """What a sweep over a window found; root mean squares, [steps, samples].
 
     Attributes:
-        residual: of each step, at the points before the sweep.
+        residual: of each step, at the points before the sweep; None: not asked for.
         movement: of the point behind it.
         departed: of the point where it departs; 0 for the first.
     """
 
-    residual: Array
+    residual: Array | None
     movement: Array
     departed: Array
 
@@ -227,36 +226,40 @@ class Window(Points):
         _, assumed = responses(noise, data_std_of(noise, options))
         self.carried = CarriedError(noise, tuple(range(noise.num_steps + 1)), assumed, x)
         self._firsts: list[int] = []  # the step that each sweep so far began with
+        # A mixed point is not the step from the one before it: the window slides to the first that moved, not past it.
+        self._steps_alone = not options.slides_by_residuals and options.history == 0
+        self._guess_grows = bool((self._growth != 1).any())
 
     def sweep(self) -> Swept:
         """Move the points behind the first row."""
         table, memory, inputs = self._table, self.memory, self._inputs
         wave = table.sweeps[self._number]
         first, last = wave.first, wave.last + 1
-        y, m = memory.x[first : last + 1], memory.m[first:last]
+        x, m = memory.x, memory.m[first:last]
+        y, behind = x[first : last + 1], x[first + 1 : last + 1]
         m.copy_(guided(self.parts.joined(inputs.branches), inputs.guidance, m.dtype))
         stepped = table.scan.stepped(y, m, first, additions(table, memory, first, last))
         points = self._constrained(table.scan.corrected(stepped.clone(), y, first), first + 1)
         stepped = self._constrained(stepped, first + 1)
-        residual, movement = self.carried.see(first, y[:-1], stepped, stepped - y[1:], points - y[1:])
+        asked = [points - behind] if self._steps_alone else [points - behind, stepped - behind]
+        movement, *residual = self.carried.see(first, x[first:last], stepped, *asked)
         if table.history:
             # an affine combination of points that are constrained is, too
             points = mixed(table, memory, points, first, last)
         self._write(points, first, last)
-        memory.advance(last)
-        return Swept(residual, movement, np.concatenate([np.zeros_like(movement[:1]), movement[:-1]]))
+        departed = np.concatenate([np.zeros_like(movement[:1]), movement[:-1]])
+        return Swept(residual[0] if residual else None, movement, departed)
 
     def _write(self, points: Tensor, first: int, last: int) -> None:
         """Make the iterate that is being written the newest one, with these points behind `first`."""
-        memory, turns = self.memory, len(self.memory.iterates)
-        after = memory.after
-        if len(self._firsts) < turns:
-            after.copy_(memory.x)
-        else:  # a sweep has written it `turns` sweeps ago: points up to its first are as they were
-            unchanged = self._firsts[-turns] + 1
-            after[unchanged : first + 1] = memory.x[unchanged : first + 1]
-        after[first + 1 : last + 1] = points
+        memory, x, after, changed = self.memory, self.memory.x, self.memory.after, 0
+        if len(self._firsts) < len(memory.iterates):
+            after.copy_(x)
+        else:  # it has been written before: points up to the first of that sweep are as they were
+            changed = self._firsts[-len(memory.iterates)] + 1
+        torch.cat([x[changed : first + 1], points], out=after[changed : last + 1])
         self._firsts.append(first)
+        memory.advance(last)
 
     def put_back(self, first: int, count: int) -> None:
         """So many points behind `first` as they were before the sweep."""
@@ -267,4 +270,7 @@ class Window(Points):
         """Points behind `last` up to `stop` enter the window; without an initial guess, where the first guess leads."""
         if stop > last and self._inputs.initial_guess is None:
             growth, x = self._growth, self.memory.x
-            x[last + 1 : stop + 1] = growth[last + 1 : stop + 1] / growth[last] * x[last]
+            here = x[last]
+            if self._guess_grows:
+                here = growth[last + 1 : stop + 1] / growth[last] * here
+            x[last + 1 : stop + 1] = here

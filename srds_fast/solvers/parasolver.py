@@ -52,6 +52,7 @@ from .sliding import (
     expected_responses,
     num_within,
     posterior_std,
+    rms,
     shared_bounds,
 )
 
@@ -284,13 +285,15 @@ class _States:
         if self._carries:
             moved_along = (carried - self.carried[:, behind]).cumsum(1)
         if self._weights is None:
-            (found,) = self.error.see(first, self.x[first:last], x, moved)
+            (found,) = rms([moved])
+            self.error.see(first, self.x[first:last], x)
         else:
             # a step answers to what it departs from, and to what is carried to it: only the first is looked for
             arrived = x - torch.einsum("vb,vb...->b...", self._weights[:, first:last], self.carried[:, first:last])
             # a state may stay where it is while what is carried to it moves, and with that where its step arrives
             brought = torch.einsum("vb,vb...->b...", self._weights[:, behind], moved_along)
-            found = np.maximum(*self.error.see(first, self.x[first:last], arrived, moved, brought))
+            found = np.maximum(*rms([moved, brought]))
+            self.error.see(first, self.x[first:last], arrived)
         # F_j(x_j) + (x_j^new - x_j)
         self.x[behind] = x
         self.x[first + 2 : last + 1].add_(moved[:-1])

@@ -24,7 +24,7 @@ from .checks import check_switch, check_whole
 from .on_demand import OnDemand, mapped
 
 # A program of SRDS with more rows than this is made while it runs, in stages of about so many rows. All at once, its
-# rows and their updates would take a kilobyte each, and 40 microseconds.
+# rows and their updates would take half a kilobyte each, and 10 microseconds.
 LONG = 2**16
 ROWS_OF_A_STAGE = 2**13
 

@@ -1,6 +1,7 @@
 """What the methods with a sliding window share: ParaDiGMS, ParaTAA and ParaSolver.
 
-After every wave the host waits for what it has measured, in one transfer. From there on all is numbers on the host.
+After every wave the host waits for what it has measured, in one transfer. What only the report needs is measured of
+many waves at a time. From there on all is numbers on the host.
 
 A state that the window has passed keeps an error. If the state where step j departs still moved by d_j, the step was
 taken from the state before. The update assumed that the step answers with k_j d_j (1 for ParaDiGMS). It would have
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ LOOSEST = 1e-2
 CAUTION_OF_SEEN = 4.0
 # no state has less than this share of the largest effect, so that bounds stay finite
 LEAST_EFFECT = 1e-3
+# bytes of states that are kept before the waves that they are of are looked at
+MOST_KEPT = 2**20
 # of a state's root mean square: a smaller movement may be rounding, and tells nothing of a step
 SMALLEST_MOVEMENT = 1e-5
 
@@ -74,6 +77,18 @@ def shared_bounds(effect: Tensor, tolerance: float) -> Tensor:
     return tolerance / (CAUTION * root.sum() * root)
 
 
+class _Asked(NamedTuple):
+    """A wave: its first step, where its rows departed and arrived, [rows, samples, ...] each.
+
+    passed: the arguments of `CarriedError.slide`; None: the window has not moved on.
+    """
+
+    first: int
+    departed: Tensor
+    arrived: Tensor
+    passed: tuple[Array, Array | None] | None = None
+
+
 class CarriedError:
     """The error of the state where a window begins, estimated as the window slides.
 
@@ -96,44 +111,71 @@ class CarriedError:
             return values.to(x.dtype).numpy()[:, None]
 
         self._least = column(expected_responses(noise, bounds))
-        self._most = column(expected_responses(noise, bounds, math.inf))
+        self._follows = column(expected_responses(noise, bounds, math.inf))
         self._assumed = column(assumed)
         # None: all are 1
         self._factors = assumed.to(x).view(-1, *[1] * x.ndim) if bool((assumed != 1).any()) else None
         zeros = np.zeros((2, len(assumed), len(x)), self._least.dtype)
         self._error = zeros[0, 0].copy()
-        self._first, self._seen = 0, x.new_empty(2, 0, *x.shape)  # where rows of the newest wave departed, and arrived
-        self._growth = self._missed = zeros[0, :0]  # of the rows of the newest wave: c, and |c - k|
+        # waves to be looked at, behind the one that was last; how many rows of them may be kept
+        self._waves = [_Asked(0, x.new_empty(0, *x.shape), x.new_empty(0, *x.shape))]
+        self._most = MOST_KEPT // (2 * x.element_size() * x.numel())
         # the largest that any wave has shown of a step, [steps, samples] each; 0: none has
         self._shown_growth, self._shown_missed = zeros
         self._nearest: Array | None = None  # c of the last row that was asked twice, [samples]
         # what was passed before any row was asked twice: first step, and the arguments of `slide`
         self._waiting: list[tuple[int, Array, Array | None]] = []
 
-    def see(self, first: int, departed: Tensor, arrived: Tensor, *others: Tensor) -> Sequence[Array]:
-        """Take a wave. departed, arrived: [rows, samples, ...], of steps `first` and on.
+    def see(self, first: int, departed: Tensor, arrived: Tensor) -> None:
+        """Take a wave, of steps `first` and on: where rows departed and arrived, [rows, samples, ...] each.
 
-        Returns the root mean square of each of the others, [states, samples, ...], which are measured with it: [states,
-        samples] each. Waits for the device.
+        The second is kept and must not be written to later.
         """
-        seen, start = torch.stack([departed, arrived]), first - self._first
-        both = min(self._seen.shape[1] - start, len(departed))  # rows that the wave before had, too
-        measured = list(others)
-        if both > 0:
-            moved, answer = (seen[:, :both] - self._seen[:, start : start + both]).unbind()
-            expected = moved if self._factors is None else self._factors[first : first + both] * moved
-            measured += [moved, departed[:both], answer, answer - expected]
-        self._first, self._seen = first, seen
-        found = rms(measured) if measured else []
-        self._answered(slice(first, first + len(departed)), found[len(others) :])
-        return found[: len(others)]
+        self._waves.append(_Asked(first, departed.clone(), arrived))
+
+    def slide(self, moved: Array, residual: Array | None = None) -> None:
+        """The window passes the first steps of the newest wave.
+
+        Args:
+            moved: [steps, samples], by how much the state where each departs has moved since it was asked.
+            residual: [steps, samples], of states that were left as they are; None: they have moved.
+        """
+        self._waves[-1] = self._waves[-1]._replace(passed=(moved, residual))
+        if sum(len(wave.departed) for wave in self._waves) > self._most:
+            self._look()
 
     @np.errstate(all="ignore")
-    def _answered(self, rows: slice, shown: Sequence[Array]) -> None:
+    def _look(self) -> None:
+        """Look at the waves that were kept, at all in a few operations."""
+        offsets = accumulate((len(wave.departed) for wave in self._waves), initial=0)
+        newer, older, steps, counts = list[int](), list[int](), list[int](), list[int]()
+        for (one, at), (following, then) in pairwise(zip(self._waves, offsets, strict=False)):
+            start = following.first - one.first
+            both = max(0, min(len(one.departed) - start, len(following.departed)))  # rows that the wave before had, too
+            newer += range(then, then + both)
+            older += range(at + start, at + start + both)
+            steps += range(following.first, following.first + both)
+            counts.append(both)
+        shown: Sequence[Array] = ()
+        if newer:
+            departed, arrived = (torch.cat(each) for each in list(zip(*self._waves, strict=True))[1:3])
+            new, old, index = (torch.tensor(each, device=self._device) for each in (newer, older, steps))
+            here = departed[new]
+            moved, answer = here - departed[old], arrived[new] - arrived[old]
+            shown = rms(
+                [moved, here, answer, answer - (moved if self._factors is None else self._factors[index] * moved)]
+            )
+        stop = 0
+        for wave, both in zip(self._waves[1:], counts, strict=True):
+            begin, stop = stop, stop + both
+            self._answered(wave, [each[begin:stop] for each in shown] if both else ())
+        self._waves = self._waves[-1:]
+
+    def _answered(self, wave: _Asked, shown: Sequence[Array]) -> None:
         """shown: of rows asked twice, how far they moved and where they departed, their answer, and that beyond k."""
-        assumed = self._assumed[rows]
+        rows = slice(wave.first, wave.first + len(wave.departed))
         growth = self._like(self._nearest, rows)
-        missed = np.abs(growth - assumed)
+        missed = np.abs(growth - self._assumed[rows])
         if shown:
             size, departed, *answers = shown
             both = len(size)
@@ -146,30 +188,22 @@ class CarriedError:
             np.copyto(missed[:both], largest[1], where=known)
             self._catch_up(growth[0])
             self._nearest = growth[both - 1]
-        self._growth, self._missed = growth, missed
-
-    def slide(self, moved: Array, residual: Array | None = None) -> None:
-        """The window passes the first steps of the newest wave.
-
-        Args:
-            moved: [steps, samples], by how much the state where each departs has moved since it was asked.
-            residual: [steps, samples], of states that were left as they are; None: they have moved.
-        """
-        if self._nearest is None:
-            self._waiting.append((self._first, moved, residual))
-        else:
-            self._pass(self._growth, self._missed, moved, residual)
+        if wave.passed is not None and self._nearest is None:
+            self._waiting.append((wave.first, *wave.passed))
+        elif wave.passed is not None:
+            self._pass(growth, missed, *wave.passed)
 
     @property
     def bound(self) -> Tensor:
         """[samples], to compare with a tolerance."""
+        self._look()
         self._catch_up(None)
         return torch.from_numpy(CAUTION_OF_SEEN * self._error).to(self._device)
 
     def _like(self, nearest: Array | None, rows: slice) -> Array:
         """c of rows that were asked once, [rows, samples]."""
         if nearest is None:
-            return self._most[rows].repeat(self._samples, 1)
+            return self._follows[rows].repeat(self._samples, 1)
         return np.maximum(self._least[rows], nearest)
 
     def _catch_up(self, nearest: Array | None) -> None:
@@ -179,7 +213,6 @@ class CarriedError:
             self._pass(growth, np.abs(growth - self._assumed[rows]), moved, residual)
         self._waiting.clear()
 
-    @np.errstate(all="ignore")
     def _pass(self, growth: Array, missed: Array, moved: Array, residual: Array | None) -> None:
         left = missed[: len(moved)] * moved if residual is None else residual
         for each, more in zip(growth, left, strict=False):

@@ -29,6 +29,7 @@ from ..sliding import (
     expected_responses,
     num_within,
     posterior_std,
+    rms,
     shared_bounds,
 )
 from .grid import data_std_of, grid_of, responses
@@ -242,7 +243,8 @@ class Window(Points):
         points = self._constrained(table.scan.corrected(stepped.clone(), y, first), first + 1)
         stepped = self._constrained(stepped, first + 1)
         asked = [points - behind] if self._steps_alone else [points - behind, stepped - behind]
-        movement, *residual = self.carried.see(first, x[first:last], stepped, *asked)
+        movement, *residual = rms(asked)
+        self.carried.see(first, x[first:last], stepped)
         if table.history:
             # an affine combination of points that are constrained is, too
             points = mixed(table, memory, points, first, last)

@@ -41,11 +41,17 @@ def network_input(x: Tensor, positions: Tensor, scale: Tensor | None, network: N
     x: points of the grid, [points, samples, ...]; scale: [points, 1, ...], what they are multiplied with; None: 1.
     """
     rows = x.index_select(0, positions)
-    if scale is not None:
-        rows = rows * scale.index_select(0, positions)
-    given = network.empty(len(positions), x[0])
-    given.unflatten(0, (network.branches, -1)).copy_(rows[None])
-    return given
+    return as_input(rows if scale is None else rows * scale.index_select(0, positions), network)
+
+
+def as_input(rows: Tensor, network: NetworkInput) -> Tensor:
+    """The network's input at rows, [rows, samples, ...]: [branches * rows, samples, ...], perhaps the same tensor."""
+    given = rows
+    if network.dtype not in (None, given.dtype):
+        given = given.to(network.dtype)
+    if network.branches > 1:
+        given = torch.cat([given] * network.branches)
+    return network.empty(len(rows), rows[0]).copy_(given) if network.channels_last else given
 
 
 def guided(m: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:

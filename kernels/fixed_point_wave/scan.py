@@ -75,8 +75,11 @@ class Scan:
 
         m, added: [W, samples, ...], of y's dtype: the network's output at y's points; noise and momentum.
         """
-        last = first + len(m)
-        x = self.stepped(y, m, first, added)
+        return self.corrected(self.stepped(y, m, first, added), y, first)
+
+    def corrected(self, x: Tensor, y: Tensor, first: int) -> Tensor:
+        """The same from what `stepped` gives, x, which is written to."""
+        last = first + len(x)
         residual = (x - y[1:]).flatten(1)
         # The correction comes last and is zero where the old iterate is a solution, so that the steps are returned to
         # the bit. No correction reaches the first point. It is left out, since 0 times infinity would make it NaN.
@@ -95,10 +98,11 @@ class Scan:
 
     def stepped(self, y: Tensor, m: Tensor, first: int, added: Tensor | None = None) -> Tensor:
         """The steps from the old iterate, uncorrected, [W, samples, ...], in new memory. Arguments: see `points`."""
-        a, b, _, e, p, q = self._columns[:, first : first + len(m)]
-        f = a * y[:-1] + b * m
+        a, b, _, e, p, q = self._columns[:, first : first + len(m)].unbind()
+        x = y[:-1]
+        f = a * x + b * m
         if self._clip is not None:
-            f = f + e * clamped(p * y[:-1] + q * m, self._clip)
+            f = f + e * clamped(p * x + q * m, self._clip)
         stepped: Tensor = f if added is None else f + added
         return stepped
 

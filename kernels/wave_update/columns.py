@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..common.by_field import fields_of
 from ..common.clamping import Clip
-from .update import Update
+from .update import Gather, Step, Update
 
 
 class Columns(NamedTuple):
     """One update. A term that no step of the table has is None: it is left out instead of multiplied by zero."""
 
+    single: tuple[int, int] | None  # slots of the only step and of its state; None: there are none or several
     keep: Tensor  # slot of each step; empty if no update of the table has several
     states: Tensor  # slot of each step; empty as keep
     rows: Tensor | None  # of the network's output, of each step; None: step i reads row i
@@ -34,32 +37,47 @@ def columns(
 ) -> list[Columns]:
     """The columns of all updates. Each column is copied to the device once for all updates."""
 
-    def split(lists: list[list[Any]], wanted: torch.dtype, *trailing: int) -> list[Tensor]:
+    def split(lists: Sequence[Sequence[Any]], wanted: torch.dtype, *trailing: int) -> list[Tensor]:
         exact = torch.float64 if wanted.is_floating_point else wanted  # coefficients are rounded once
-        flat = torch.tensor([number for each in lists for number in each], dtype=exact, device="cpu")
+        flat = torch.tensor(list(chain.from_iterable(lists)), dtype=exact, device="cpu")
         return list(flat.to(wanted).to(device).reshape(-1, *trailing).split([len(each) for each in lists]))
 
-    def of_steps(name: str) -> list[list[Any]]:
-        return [[getattr(step, name) for step in update.steps] for update in updates]
+    fields = [fields_of(Step, update.steps) for update in updates]
+    gathered = [fields_of(Gather, update.gathers) for update in updates]
+
+    def of_steps(name: str) -> list[tuple[Any, ...]]:
+        index = Step._fields.index(name)
+        return [each[index] for each in fields]
 
     # to make a tensor takes several microseconds, so those that no update uses are not made
     trailing, unused = [1] * ndim, [torch.empty(0, dtype=dtype, device=device)] * len(updates)
-    steps = [step for update in updates for step in update.steps]
-    several = any(len(update.steps) > 1 for update in updates)
-    keep, states = (split(of_steps(name), torch.int64) if several else unused for name in ("keep", "state"))
-    other_rows = [[step.row for step in update.steps] != list(range(len(update.steps))) for update in updates]
-    rows = split(of_steps("row"), torch.int64) if any(other_rows) else unused
-    scales_state, adds_m = any(step.a != 1.0 for step in steps), any(step.b != 0.0 for step in steps)
+    several = any(len(keep) > 1 for keep, *_ in fields)
+    keeps, states_read, rows_read = of_steps("keep"), of_steps("state"), of_steps("row")
+    keep = split(keeps, torch.int64) if several else unused
+    states = split(states_read, torch.int64) if several else unused
+    other_rows = [found != tuple(range(len(found))) for found in rows_read]
+    rows = split(rows_read, torch.int64) if any(other_rows) else unused
+    scales_state = any(a != 1.0 for found in of_steps("a") for a in found)
+    adds_m = any(b != 0.0 for found in of_steps("b") for b in found)
     a = split(of_steps("a"), dtype, *trailing) if scales_state else unused
     b = split(of_steps("b"), dtype, *trailing) if adds_m else unused
     c, p, q = (split(of_steps(name), dtype, *trailing) if clip is not None else unused for name in "cpq")
+    looks_back = [
+        [(slot, before, weight) for slot, terms in zip(*each, strict=True) for before, weight in terms]
+        for each in zip(keeps, of_steps("looks_back"), strict=True)
+    ]
+    noises = [
+        [(slot, draw, s) for slot, draw, s in zip(*each, strict=True) if draw is not None]
+        for each in zip(keeps, of_steps("draw"), of_steps("s"), strict=True)
+    ]
     from_memory = [not _gathers_steps(update) for update in updates]
-    gathers = split([[each.slot for each in update.gathers] for update in updates], torch.int64)
-    scales_input = any(each.scale != 1.0 for update in updates for each in update.gathers)
-    scales = [[each.scale for each in update.gathers] for update in updates]
+    gathers = split([slots for slots, _ in gathered], torch.int64)
+    scales = [factors for _, factors in gathered]
+    scales_input = any(factor != 1.0 for found in scales for factor in found)
     scale = split(scales, dtype, *trailing) if scales_input else unused
     return [
         Columns(
+            (keeps[n][0], states_read[n][0]) if len(keeps[n]) == 1 else None,
             keep[n],
             states[n],
             rows[n] if other_rows[n] else None,
@@ -68,18 +86,22 @@ def columns(
             c[n] if clip is not None else None,
             p[n],
             q[n],
-            [(step.keep, slot, weight) for step in update.steps for slot, weight in step.looks_back],
-            [(step.keep, step.draw, step.s) for step in update.steps if step.draw is not None],
+            looks_back[n],
+            noises[n],
             gathers[n] if from_memory[n] else None,
             scale[n] if scales_input else None,
         )
-        for n, update in enumerate(updates)
+        for n in range(len(updates))
     ]
 
 
 def _gathers_steps(update: Update) -> bool:
     """Whether the next input is exactly what the batched formula gives: in its order, and with nothing added later."""
+    kept, *_, looks_back, draws, _ = fields_of(Step, update.steps)
+    slots, _ = fields_of(Gather, update.gathers)
+    if not kept or kept != slots:
+        return False
     later = {each.slot for each in update.corrections if each.bracket is not None}
-    later |= {step.keep for step in update.steps if step.looks_back or step.draw is not None}
-    kept = [step.keep for step in update.steps]
-    return bool(kept) and kept == [each.slot for each in update.gathers] and not later & set(kept)
+    added = zip(kept, looks_back, draws, strict=True)
+    later |= {slot for slot, before, draw in added if before or draw is not None}
+    return later.isdisjoint(kept)

@@ -9,6 +9,7 @@ that write what it reads, or read what it writes. One program walks a chain in o
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -126,14 +127,15 @@ def instructions(update: Update, clip: float | None = None) -> list[Instruction]
 
 def chained(flat: list[Instruction]) -> list[list[Instruction]]:
     """Group instructions into chains, each in the order given."""
-
-    def linked(one: Instruction, other: Instruction) -> bool:
-        # one of them reads what the other writes
-        return one.keep in other.reads() or other.keep in one.reads()
-
-    found: list[list[Instruction]] = []
-    for instruction in flat:
-        joined = [chain for chain in found if any(linked(member, instruction) for member in chain)]
-        others = [chain for chain in found if chain not in joined]
-        found = [*others, [*(member for chain in joined for member in chain), instruction]]
-    return found
+    found: dict[int, list[Instruction]] = {}  # chains by the number of their last instruction
+    keeping, reading = defaultdict[int, set[int]](set), defaultdict[int, set[int]](set)  # numbers of chains by slot
+    for number, instruction in enumerate(flat):
+        joined = reading[instruction.keep].union(*(keeping[slot] for slot in instruction.reads()))
+        chain = [member for other in sorted(joined) for member in found.pop(other)]
+        chain.append(instruction)
+        found[number] = chain
+        for member in chain:
+            for at, slots in ((keeping, {member.keep}), (reading, member.reads())):
+                for slot in slots:
+                    at[slot] = at[slot] - joined | {number}
+    return list(found.values())

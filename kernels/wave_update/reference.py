@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..common.clamping import Clip, clamped
-from ..common.network_input import NetworkInput, guided
+from ..common.network_input import NetworkInput, as_input, guided
 from .buffers import Buffers
 from .columns import Columns
 from .table import WaveTable
@@ -19,19 +19,19 @@ def wave_update(
     update, columns = table.updates[number], table.columns[number]
     memory, slots, rows = buffers.memory, buffers.slots, buffers.rows
     stepped = None
-    if update.steps:
+    if table.num_rows[number]:
         assert m is not None
         if guidance is not None:
             m = guided(m, guidance, memory.dtype)
         elif m.dtype != memory.dtype:  # here and below: even a conversion of nothing takes half a microsecond
             m = m.to(memory.dtype)
-        single = update.steps[0] if len(update.steps) == 1 else None
-        x = memory.index_select(0, columns.states) if single is None else rows[single.state]
-        stepped = step(columns, x, m, table.clip)
-        if single is None:
+        if columns.single is None:
+            stepped = step(columns, memory.index_select(0, columns.states), m, table.clip)
             memory.index_copy_(0, columns.keep, stepped)
         else:
-            rows[single.keep].copy_(stepped)
+            keep, state = columns.single
+            stepped = step(columns, rows[state], m, table.clip)
+            rows[keep].copy_(stepped)
     for keep, before, d in columns.looks_back:
         slots[keep].add_(slots[before], alpha=d)
     for keep, draw, s in columns.noises:
@@ -49,12 +49,7 @@ def wave_update(
         return None
     gathered = stepped if columns.gathers is None else memory.index_select(0, columns.gathers)
     assert gathered is not None, "without slots to gather, the update has steps"
-    given = gathered if columns.scale is None else columns.scale * gathered
-    if network.dtype not in (None, given.dtype):
-        given = given.to(network.dtype)
-    if network.branches > 1:
-        given = torch.cat([given] * network.branches)
-    return network.empty(len(gathered), gathered[0]).copy_(given) if network.channels_last else given
+    return as_input(gathered if columns.scale is None else columns.scale * gathered, network)
 
 
 def step(columns: Columns, x: Tensor, m: Tensor, clip: Clip | None) -> Tensor:

@@ -7,10 +7,11 @@ from functools import cached_property
 
 import torch
 
+from ..common.by_field import fields_of
 from ..common.clamping import Clip, Threshold
 from .columns import Columns, columns
 from .instructions import Chains, chains
-from .update import Update, check
+from .update import Step, Update, check
 
 
 class WaveTable:
@@ -39,11 +40,14 @@ class WaveTable:
         self.dtype, self.ndim, self.clip, self.records_moved = dtype, ndim, clip, records_moved
         # no tensor has device "cuda", only "cuda:0": ask one
         self.device = torch.empty(0, device=device).device
-        steps = [step for update in updates for step in update.steps]
-        self.looks_back = any(step.looks_back for step in steps)
-        self.draws = max((step.draw + 1 for step in steps if step.draw is not None), default=0)
+        fields = [fields_of(Step, update.steps) for update in updates]
+        rows, looks_back, draws = (
+            [each[Step._fields.index(name)] for each in fields] for name in ("row", "looks_back", "draw")
+        )
+        self.looks_back = any(map(any, looks_back))
+        self.draws = max((draw + 1 for found in draws for draw in found if draw is not None), default=0)
         self.num_changes = 1 + max((entry for update in updates for entry in update.measured()), default=-1)
-        self.num_rows = [1 + max((step.row for step in update.steps), default=-1) for update in updates]
+        self.num_rows = [1 + max(found, default=-1) for found in rows]
 
     @cached_property
     def columns(self) -> list[Columns]:

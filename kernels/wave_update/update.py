@@ -16,10 +16,13 @@ stage writes. Corrections are the exception: they run in order, and one may read
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from srds_fast.errors import InvalidArgument
 from srds_fast.words import counted
+
+from ..common.by_field import fields_of
 
 
 class Step(NamedTuple):
@@ -59,9 +62,9 @@ class Gather(NamedTuple):
 
 
 class Update(NamedTuple):
-    steps: tuple[Step, ...] = ()
-    corrections: tuple[Correction, ...] = ()
-    gathers: tuple[Gather, ...] = ()
+    steps: Sequence[Step] = ()
+    corrections: Sequence[Correction] = ()
+    gathers: Sequence[Gather] = ()
 
     def measured(self) -> list[int]:
         """The entries of `Buffers.change` that it writes."""
@@ -74,35 +77,37 @@ def check(number: int, update: Update, num_slots: int, num_iterations: int, clip
     def refuse(what: str) -> None:
         raise InvalidArgument(f"updates[{number}] {what}. The entries of a stage run side by side. Use other slots.")
 
-    steps, corrections = update.steps, update.corrections
-    slots = [slot for step in steps for slot in (step.keep, *step.reads())]
+    keep, state, row, _, _, c, _, _, looks_back, draw, _ = fields_of(Step, update.steps)
+    before = [slot for terms in looks_back for slot, _ in terms]
+    corrections, (gathered, _) = update.corrections, fields_of(Gather, update.gathers)
+    slots = [*keep, *state, *before, *gathered]
     slots += [slot for each in corrections for slot in (each.slot, each.compare, *(each.bracket or ()))]
-    slots += [each.slot for each in update.gathers]
     beyond = [slot for slot in slots if slot is not None and not 0 <= slot < num_slots]
     beyond += [each.iteration for each in corrections if not 0 <= each.iteration <= num_iterations]
-    beyond += [each for step in steps for each in (step.row, step.draw or 0) if each < 0]
+    beyond += [each for each in (*row, *draw) if each is not None and each < 0]
     if beyond:
         raise InvalidArgument(
             f"updates[{number}] names {beyond[0]}. The table has {counted(num_slots, 'slot')} and "
             f"{counted(num_iterations, 'iteration')}, and rows count from 0. Name one of them."
         )
-    if not clips and any(step.c != 0.0 for step in steps):
+    if not clips and any(c):
         raise InvalidArgument(
             f"updates[{number}] has a clipped term. The table has no clip. Give it one, or fold c p into a, c q into b."
         )
-    kept = {step.keep for step in steps}
-    if len(kept) < len(steps):
+    kept = set(keep)
+    if len(kept) < len(keep):
         refuse("writes two steps to one slot")
-    if kept & {slot for step in steps for slot in step.reads()}:
+    if not kept.isdisjoint((*state, *before)):
         refuse("writes a step to a slot that another step reads")
     later = [each.slot for each in corrections]
     if len(set(later)) < len(later):
         refuse("has two corrections in one slot")
+    reads = {step.keep: step.reads() for step in update.steps if step.keep in later} if kept & set(later) else {}
     for each in corrections:
         later.remove(each.slot)
         if set(later) & {*(each.bracket or ()), each.compare}:
             refuse("has a correction that reads what a later one writes")
-        if each.slot in {slot for step in steps if step.keep in later for slot in step.reads()}:
+        if any(each.slot in reads.get(slot, ()) for slot in later):
             # the kernel makes and corrects a value at once
             refuse("has a correction of the state of a step that a later one corrects")
     measured = update.measured()

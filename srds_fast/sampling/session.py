@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,12 +22,9 @@ from ..engine.streams import TwoLanes
 from ..errors import DivergenceError, UnsupportedPipeline
 from ..kernels.common.clamping import Threshold
 from ..kernels.common.dispatch import implementation
-from ..planner.audit import Audit
 from ..planner.choose import choose
 from ..planner.context import KIND_OF_CALL, Context, context_of
-from ..planner.experience import kind_of_run
 from ..planner.exploration import Exploration
-from ..planner.first_stop import FirstStop
 from ..planner.plan import PREVIEWS, Plan
 from ..planner.search import Pricing
 from ..planner.settings import Settings
@@ -39,6 +36,7 @@ from ..telemetry.report import BY_INTERRUPT, SEQUENTIAL_LOOP, Report
 from ..words import counted
 from .network import Network
 from .planner import Planner
+from .stop_rule import stop_rule
 from .trials import Advance, StartAgain, TimeStock, TooSlow, Trials, all_waves, audit, cut_off
 
 
@@ -100,17 +98,8 @@ class Session:
         # what ranks had done before the run, and did in it; None until it has ended
         self._before = distributed.NOTHING_DONE
         self._work: distributed.Work | None = None
-        self._audit = self._audit_of(self.plan)
-        self._first_stop = self._first_stop_of(self.plan)
-        self._contraction = self.plan.options.contraction
-        self._stop_rule = None if self._audit is None else self._audit.rule
-        if self._first_stop is not None:
-            self._contraction, self._stop_rule = self._first_stop.next_call(self._contraction)
+        self._stop_rule = stop_rule(self.planner, self.network, self.plan, self.state.shape, audited=self.audited)
         self.run = self._reported = self._new_run(self.observer)
-
-    @property
-    def device(self) -> torch.device:
-        return self.state.device
 
     @property
     def seconds(self) -> float:
@@ -121,9 +110,9 @@ class Session:
         """What a plan for this call depends on."""
         network = self.network
         if network is None:
-            return context_of(self.device, self.noise)
+            return context_of(self.state.device, self.noise)
         conditions = tuple(self.state.shape), network.conditions
-        return context_of(self.device, self.noise, network.modules, conditions)
+        return context_of(self.state.device, self.noise, network.modules, conditions)
 
     def next(self, output: Tensor | None) -> Evaluate | None:
         """Take the output of the last wave and return the next wave; None when `run.sample` is complete."""
@@ -150,11 +139,10 @@ class Session:
             run = self._complete(advance)
         else:
             run = self._explore(advance, self.exploration, self.pricing)
-        ended = self._fallback_reason is None
-        if self._first_stop is not None and ended:
-            self._first_stop.record(run.change)
-        if self.audited and self._audit is not None and ended:
-            audit(self._audit, self.plan, max(run.iterations), self._trial)
+        if self._fallback_reason is None:
+            self._stop_rule.record(run.change)
+            if self.audited and self._stop_rule.audit is not None:
+                audit(self._stop_rule.audit, self.plan, max(run.iterations), self._trial)
         return run
 
     def _explore(self, advance: Advance, exploration: Exploration, pricing: Pricing) -> Run:
@@ -312,7 +300,7 @@ class Session:
             stopped_by=stopped_by,
             estimated_error=estimated_error,
             fixed_by=plan.fixed_by,
-            stop_rule=self._stop_rule,
+            stop_rule=self._stop_rule.words,
             iterations_per_sample=run.iterations,
             predicted_seconds=None if prediction is None else prediction.chosen.seconds,
             baseline=baseline,
@@ -435,29 +423,7 @@ class Session:
     def _new_run(self, observer: Observer | None, counts: Counts | None = None, engine: EngineUse | None = None) -> Run:
         started = self.started if counts is None else None
         given = self.plan, self.state, self.noise, self.inputs, observer, started, counts, engine
-        factor = 1.0 if self._audit is None else self._audit.factor
-        return Run(*given, factor, self._contraction, self.together, previews=self.previews)
-
-    def _audit_of(self, plan: Plan) -> Audit | None:
-        """The audit of calls and runs like this one; None if nothing can be learnt of when they stop."""
-        known = self.audited or self.planner.audits
-        if not known or self.network is None or plan.is_sequential or plan.bitwise or plan.slides:
-            return None
-        key, audits = self._kind_of_run(self.network, plan), self.planner.audits
-        return audits.setdefault(key, Audit(plan.tolerance)) if self.audited else audits.get(key)
-
-    def _first_stop_of(self, plan: Plan) -> FirstStop | None:
-        """What calls and runs like this one have shown of the stop after iteration 1; None if the call does not ask.
-
-        Audits tell more, so these go first.
-        """
-        asks = self.planner.learn_stop and plan.options.learns_first_stop and self._audit is None
-        if not asks or self.network is None or plan.bitwise or plan.calibrated:
-            return None
-        return self.planner.first_stops.setdefault(self._kind_of_run(self.network, plan), FirstStop())
-
-    def _kind_of_run(self, network: Network, plan: Plan) -> Hashable:
-        return network.kind, network.conditions, self.state.shape, kind_of_run(replace(plan, calibrated=False))
+        return Run(*given, self._stop_rule.factor, self._stop_rule.contraction, self.together, previews=self.previews)
 
     def _learn(self, *, completed: bool) -> None:
         # without lazy capture a new plan would have no recording, so do not learn

@@ -129,10 +129,7 @@ class Trial(Protocol):
     """The session of a run that is only timed."""
 
     run: Run
-
-    @property
-    def device(self) -> torch.device:
-        """Of the state."""
+    state: Tensor  # starting noise
 
     @property
     def seconds(self) -> float:
@@ -218,7 +215,7 @@ class Trials:
             trial = self.trial(plan)
             advance = cut_off(all_waves, self.exploration.sequential_seconds)
             if plan.is_sequential:
-                advance = first_turns(all_waves, trial.device)
+                advance = first_turns(all_waves, trial.state.device)
             try:
                 with distributed.attempt("timing a plan"):
                     trial.complete(advance)

@@ -96,6 +96,7 @@ class OwnLoop:
     ) -> None:
         self.scheduler = fresh_copy(scheduler, start, device) if copied else scheduler
         self.timesteps: Tensor = self.scheduler.timesteps[start:].to(device, call.dtype)
+        self._timesteps = self.timesteps.unbind()
         self._call, self._turn = call, 0
         self._returned: Any = None  # by the last step
         self._by_name = len(_needed(scheduler)) > len(_STATE)
@@ -109,12 +110,12 @@ class OwnLoop:
         """The network's input in the turn that comes next."""
         if not hasattr(self.scheduler, "scale_model_input"):
             return x
-        found: Tensor = self.scheduler.scale_model_input(x, self.timesteps[self._turn])
+        found: Tensor = self.scheduler.scale_model_input(x, self._timesteps[self._turn])
         return found
 
     def step(self, m: Tensor, x: Tensor) -> Tensor:
         """Make the next step: the next sample."""
-        timestep = self.timesteps[self._turn]
+        timestep = self._timesteps[self._turn]
         if self._call.vector:
             timestep = timestep.expand(len(x))
         given = {name: self._asked(name) for name in self._call.asked}
@@ -142,7 +143,7 @@ class OwnLoop:
         """The value of an argument in the turn that comes next."""
         if name in OTHER_TIMESTEPS:
             turn = self._turn + OTHER_TIMESTEPS[name]
-            return self.timesteps[turn] if 0 <= turn < len(self.timesteps) else None
+            return self._timesteps[turn] if 0 <= turn < len(self._timesteps) else None
         return None if self._returned is None else self._beside(name.removeprefix(RETURNED))
 
     def _beside(self, name: str) -> Any:

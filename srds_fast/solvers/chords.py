@@ -122,8 +122,8 @@ class Cores(Program):
     def exact_iteration(self) -> int:
         return self.num_iterations
 
-    def is_final(self, row: Row) -> bool:
-        return row.iteration == self.num_iterations  # core 0
+    def final_positions(self, wave: Wave) -> list[int]:
+        return [row.position for row in wave.rows if row.iteration == self.num_iterations]  # of core 0
 
     def core(self, iteration: int) -> int:
         return self.num_cores - 1 - iteration

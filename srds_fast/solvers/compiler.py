@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..kernels.common.by_field import ByField
 from ..kernels.wave_update import Correction, Gather, Step, Update, WaveTable
 from ..schedulers.steps import (
     ITS_X0,
@@ -29,8 +30,10 @@ from .compiled import CompiledProgram, CompiledWave, Completed, Form
 from .program import Program
 
 Name = tuple[str | int, ...]
-_Open = tuple[list[Step], list[Correction], list[Gather]]
-"""An update that is collected, with values for slots."""
+_OpenStep = tuple[int, int, int, tuple[float, ...], tuple[tuple[int, float], ...], int | None]
+"""Value, value of its state, row, what `Compiler._fold` gives, values that it looks back at, draw."""
+_Open = tuple[list[_OpenStep], list[Correction], list[int], list[float]]
+"""An update that is collected, values and scales of its gathers last. An `Update` with slots is made of it once."""
 
 
 def x0_of(name: Name) -> Name:
@@ -84,7 +87,7 @@ class Compiler:
         self._free, self._num_slots, self._num_written = list[int](), 0, 0
         self._waves: list[CompiledWave] = []  # of the stage
         # of the update before the first wave of the stage, and of each wave
-        self._updates: list[_Open] = [([], [], [])]
+        self._updates: list[_Open] = [([], [], [], [])]
 
     def jump(self, previous: int | None, start: int, stop: int, *, noisy: bool = True) -> Jump:
         """A jump from `start` to `stop`, looking back at the x0 at `previous`; noisy: with the noise of its steps."""
@@ -106,10 +109,11 @@ class Compiler:
         self.wave = CompiledWave()
         self._waves.append(self.wave)
         self._names, self._states = states, [self._read(name) for name in states]
-        scales = self._noise.numbers["input_scale"]
-        for state, position in zip(self._states, self._positions, strict=True):
-            self._updates[-1][2].append(Gather(state, scales[position] if self._form.scaled else 1.0))
-        self._updates.append(([], [], []))
+        scales = self._noise.numbers["input_scale"] if self._form.scaled else None
+        *_, gathered, factors = self._updates[-1]
+        gathered += self._states
+        factors += [1.0 if scales is None else scales[position] for position in self._positions]
+        self._updates.append(([], [], [], []))
 
     def make_step(self, row: int, name: Name, jumped_from: int | None = None, *, own_from: int = 0) -> int:
         """The fine step of a row, and what it carries; it looks back at what its state carries. Returns the value.
@@ -120,9 +124,10 @@ class Compiler:
         """
         position, state = self._positions[row], self._names[row]
         if not self.carries:  # the step reads its state alone
-            if position not in self._folded:
-                self._folded[position] = self._fold(position, self._fine[position][0])
-            value = self._write(row, name, self._folded[position], (), position if self._draws else None)
+            folded = self._folded.get(position)
+            if folded is None:
+                folded = self._folded[position] = self._fold(position, self._fine[position][0])
+            value = self._write(row, name, folded, (), position if self._draws else None)
             self._arrives(position + 1, value)
             return value
         made = self._fine[position]
@@ -235,7 +240,7 @@ class Compiler:
         *updates, opened = self._updates
         found = self._stage(waves, updates, set(self._value.values()))
         # the first wave of a stage is brought to the network by the last update of the stage before
-        self._waves, self._updates = [self.wave], [([], [], []), opened]
+        self._waves, self._updates = [self.wave], [([], [], [], []), opened]
         return found
 
     def finish(self) -> CompiledProgram:
@@ -249,16 +254,16 @@ class Compiler:
         def of_all(values: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
             return tuple([(slots[value], weight) for value, weight in values]) if values else ()
 
-        updates: list[Update] = []
-        for steps, corrections, gathers in raw:
-            # built anew by place: a program may have a million of them, and `_replace` takes several times as long
+        slot_of, updates = slots.__getitem__, list[Update]()
+        for steps, corrections, gathered, scales in raw:
+            made: Sequence[Step] = ()
+            if steps:
+                kept, states, rows, folded, before, draws = zip(*steps, strict=True)
+                *numbers, s = zip(*folded, strict=True)
+                slots_of = map(slot_of, kept), map(slot_of, states)
+                made = ByField(Step, (*slots_of, rows, *numbers, map(of_all, before), draws, s))
             update = Update(
-                tuple(
-                    [
-                        Step(slots[keep], slots[state], row, a, b, c, p, q, of_all(before), draw, s)
-                        for keep, state, row, a, b, c, p, q, before, draw, s in steps
-                    ]
-                ),
+                made,
                 tuple(
                     [
                         Correction(
@@ -271,7 +276,7 @@ class Compiler:
                         for slot, bracket, compare, iteration, change in corrections
                     ]
                 ),
-                tuple([Gather(slots[slot], scale) for slot, scale in gathers]),
+                ByField(Gather, (map(slot_of, gathered), scales)),
             )
             if self._form.constrained and updates:
                 updates += [Update(update.steps), update._replace(steps=())]
@@ -371,8 +376,7 @@ class Compiler:
         self._last.append(number)
         if name is not None:
             self._written_in_this_wave[name] = value
-        a, b, c, p, q, s = folded
-        self._updates[-1][0].append(Step(value, self._states[row], row, a, b, c, p, q, before, draw, s))
+        self._updates[-1][0].append((value, self._states[row], row, folded, before, draw))
         return value
 
     def _read(self, name: Name) -> int:

@@ -24,18 +24,19 @@ Choices that the paper leaves open, or that differ from the authors' code:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..caches import cached
 from ..errors import InvalidArgument
 from ..kernels.common.clamping import clamped
-from ..kernels.common.network_input import guided
+from ..kernels.common.network_input import as_input, guided
 from ..schedulers.memory import Memory
 from ..schedulers.steps import TensorSpec, chained, fine_step, guessed_history
 from ..schedulers.table import NoiseTable
@@ -45,6 +46,7 @@ from .contract import Answer, Checkpoint, Core, Evaluate, SolverInputs, output_o
 from .method import Method, Target
 from .program import Boundary, Program, Row, Wave, block_bounds
 from .sliding import (
+    Array,
     CarriedError,
     effect_of_movements,
     expected_responses,
@@ -183,6 +185,7 @@ def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, bound: Tensor, 
     states = _States(x, noise, program, inputs)
     # the first window begins behind the coarse start where that was exact
     num_blocks, first, iteration = program.num_blocks, program.begins[program.num_coarse], 0
+    bounds = bound.tolist()
     for block in range(program.num_coarse):
         states.jump(block, (yield states.evaluate(block, states.x[block : block + 1])))
     last = min(first + program.window, num_blocks)
@@ -191,9 +194,8 @@ def parasolver(x: Tensor, noise: NoiseTable, program: Intervals, bound: Tensor, 
         iteration += 1
         moved = yield from states.refine(first, last)
         # a state that moved too far was still made of states that had finished
-        passed = min(last - first, num_within(moved, bound[first:last]) + 1)
-        departed = torch.cat([torch.zeros_like(moved[:1]), moved[: passed - 1]])
-        states.error.slide(departed)
+        passed = min(last - first, num_within(moved, bounds[first:last]) + 1)
+        states.error.slide(np.concatenate([np.zeros_like(moved[:1]), moved[: passed - 1]]))
         first += passed
         entered, last = last, min(first + program.window, num_blocks)
         states.extrapolate(entered, last)
@@ -208,30 +210,30 @@ class _States:
     Attributes:
         x: [B + 1, batch, ...], the states.
         carried: [vectors, B + 1, batch, ...], x0 of the step before, or what `NoiseTable.memory` says; zero: nothing.
+            No vectors where no step takes any.
     """
 
     def __init__(self, x: Tensor, noise: NoiseTable, program: Intervals, inputs: SolverInputs) -> None:
         self.samples = tuple(range(len(x)))  # none stops before the others
+        self._columns = _columns(noise, TensorSpec.of(x))
+        self._weights = _weights_of_carried(self._columns, program.bounds)
+        self._carries = noise.memory is not None or bool(self._columns["steps"][5].any())
         self.x = x.new_zeros(program.num_blocks + 1, *x.shape)
-        most = 1 if noise.memory is None else noise.memory.vectors - 1
-        self.carried = x.new_zeros(most, *self.x.shape)
+        vectors = noise.memory.vectors - 1 if noise.memory is not None else int(self._carries)
+        self.carried = x.new_zeros(vectors, *self.x.shape)
         self.x[0] = x
-        if inputs.carried is not None:
+        if inputs.carried is not None and self._carries:
             self.carried[: len(inputs.carried), 0] = inputs.carried
         self._last_x0 = torch.zeros_like(x)
         self._noise, self._program, self._inputs = noise, program, inputs
-        self._columns = _columns(noise, TensorSpec.of(x))
-        self._weights = _weights_of_carried(self._columns, program.bounds)
         assumed = torch.ones(program.num_blocks, dtype=torch.float64, device="cpu")
         self.error = CarriedError(noise, program.bounds, assumed, x)
 
     def evaluate(self, number: int, rows: Tensor) -> Evaluate:
         network, positions = self._inputs.network, self._program.positions[number]
-        if self._inputs.scaled:
-            rows = rows * self._columns["input_scale"][_places(positions)]
-        given = network.empty(len(positions), rows[0])
-        given.unflatten(0, (network.branches, -1)).copy_(rows[None])
-        return Evaluate(given, positions, self.samples, number)
+        # a copy: a network may write to its input
+        rows = rows * self._columns["input_scale"][_places(positions)] if self._inputs.scaled else rows.clone()
+        return Evaluate(as_input(rows, network), positions, self.samples, number)
 
     def jump(self, block: int, answer: Answer) -> None:
         """Cross a sub-interval with one network output: the coarse start."""
@@ -240,7 +242,9 @@ class _States:
         x, carried, x0 = self._step((start,), self.x[here], self.carried[:, here], answer)
         self._last_x0 = x0[0]
         if stop - start == 1:
-            self.x[block + 1], self.carried[:, block + 1] = x[0], carried[:, 0]
+            self.x[block + 1] = x[0]
+            if self._carries:
+                self.carried[:, block + 1] = carried[:, 0]
         else:
             self.extrapolate(block, block + 1)
 
@@ -253,47 +257,62 @@ class _States:
             x = step.a * self.x[block] + step.c * self._last_x0
             if noise.spread is not None and draws is not None:
                 x = x + torch.tensordot(draws.new_tensor(weights), draws[start:stop], dims=1)
-            self.x[block + 1] = self._inputs.constrained(x[None], (stop,), self.samples)[0]
-            self.carried[:, block + 1] = self._guessed(stop, self.x[block + 1])
+            if self._inputs.constrain is not None:
+                x = self._inputs.constrain(x, stop, self.samples)
+            self.x[block + 1] = x
+            if self._carries:
+                self.carried[:, block + 1] = self._guessed(stop, x)
 
-    def refine(self, first: int, last: int) -> Generator[Evaluate, Answer, Tensor]:
+    def refine(self, first: int, last: int) -> Generator[Evaluate, Answer, Array]:
         """Solve a window, and update the states behind; by how much each has moved, [states, batch]."""
         program, inputs = self._program, self._inputs
-        x, carried = self.x[first:last].clone(), self.carried[:, first:last].clone()
+        x, carried = self.x[first:last], self.carried[:, first:last]
         for number in program.waves_of[first]:
             blocks = [row.block - first for row in program.waves[number].rows]
             inside = _places(blocks)
             answer = yield self.evaluate(number, x[inside])
-            found = self._step(program.positions[number], x[inside], carried[:, inside], answer)
-            x[inside], carried[:, inside] = found[:2]
+            found_x, found_carried, x0 = self._step(program.positions[number], x[inside], carried[:, inside], answer)
+            if len(blocks) == last - first:
+                x, carried = found_x, found_carried
+            else:  # shorter sub-intervals have ended
+                x, carried = x.clone(), carried.clone()
+                x[inside], carried[:, inside] = found_x, found_carried
             if blocks[-1] == last - 1 - first:
-                self._last_x0 = found[2][-1]
+                self._last_x0 = x0[-1]
         behind = slice(first + 1, last + 1)
         positions = program.bounds[behind]
-        arrived = x
-        if self._weights is not None:
+        moved = (x - self.x[behind]).cumsum(0)
+        if self._carries:
+            moved_along = (carried - self.carried[:, behind]).cumsum(1)
+        if self._weights is None:
+            (found,) = rms([moved])
+            self.error.see(first, self.x[first:last], x)
+        else:
             # a step answers to what it departs from, and to what is carried to it: only the first is looked for
-            weights, brought = self._weights[:, first:last], self.carried[:, first:last]
-            arrived = x - torch.einsum("vb,vb...->b...", weights, brought)
-        self.error.see(first, self.x[first:last], arrived)
-        moved = rms(_update(self.x[behind], x))
-        moved_along = [_update(values, solved) for values, solved in zip(self.carried[:, behind], carried, strict=True)]
-        if self._weights is not None and moved_along:
+            arrived = x - torch.einsum("vb,vb...->b...", self._weights[:, first:last], self.carried[:, first:last])
             # a state may stay where it is while what is carried to it moves, and with that where its step arrives
-            brought = torch.einsum("vb,vb...->b...", self._weights[:, behind], torch.stack(moved_along))
-            moved = torch.maximum(moved, rms(brought))
-        self.x[behind] = inputs.constrained(self.x[behind], positions, self.samples)
+            brought = torch.einsum("vb,vb...->b...", self._weights[:, behind], moved_along)
+            found = np.maximum(*rms([moved, brought]))
+            self.error.see(first, self.x[first:last], arrived)
+        # F_j(x_j) + (x_j^new - x_j)
+        self.x[behind] = x
+        self.x[first + 2 : last + 1].add_(moved[:-1])
+        if self._carries:
+            self.carried[:, behind] = carried
+            self.carried[:, first + 2 : last + 1].add_(moved_along[:, :-1])
+        if inputs.constrain is not None:
+            self.x[behind] = inputs.constrained(self.x[behind], positions, self.samples)
         if inputs.trajectory is not None:
             for position, state in zip(positions, self.x[behind].clone(), strict=True):
                 inputs.trajectory.record(position, state, self.samples)
-        return moved
+        return found
 
     def _guessed(self, cut: int, x: Tensor) -> Tensor:
         """What would be carried to a state x if the x0 predicted last had been that of all steps before."""
         noise, x0 = self._noise, self._last_x0
-        found = torch.zeros_like(self.carried[:, 0])
         if noise.memory is None:
-            return found + x0
+            return x0[None]
+        found = torch.zeros_like(self.carried[:, 0])
         if cut < noise.num_steps:
             alpha, sigma = noise.numbers["alpha"][cut], noise.numbers["sigma"][cut]
             for vector, guess in zip(found, guessed_history(noise, cut), strict=False):
@@ -306,15 +325,18 @@ class _States:
         """The fine steps from these positions, what they carry, and the x0 predicted there; [.., rows, batch, ...]."""
         inputs, rows, column = self._inputs, _places(positions), self._columns
         m = guided(output_of(answer), inputs.guidance, x.dtype)
-        x0 = clamped(column["p"][rows] * x + column["q"][rows] * m, self._noise.clip)
+        p, q, *numbers = column["steps"][:, rows].unbind()
+        x0 = clamped(p * x + q * m, self._noise.clip)
         if self._noise.memory is None:
-            before = carried[0]
-            if positions[0] == 0 and inputs.carried is None:  # there is no step before the first
-                before = torch.cat([x0[:1], before[1:]])
-            a, b, c, d = (column[name][rows] for name in "abcd")
-            x = a * x + b * m + c * x0 + d * before
+            a, b, c, d, spread = numbers
+            x = a * x + b * m + c * x0
+            if self._carries:
+                before = carried[0]
+                if positions[0] == 0 and inputs.carried is None:  # there is no step before the first
+                    before = torch.cat([x0[:1], before[1:]])
+                x = x + d * before
             if self._noise.spread is not None and inputs.draws is not None:
-                x = x + column["spread"][rows] * inputs.draws[rows]
+                x = x + spread * inputs.draws[rows]
             carried = x0[None]
         else:
             made = torch.einsum("rkl,lr...->kr...", column["keep"][rows], torch.cat([x[None], carried]))
@@ -343,38 +365,32 @@ def _weights_of_carried(columns: dict[str, Tensor], bounds: tuple[int, ...]) -> 
     None: steps take nothing of what is carried.
     """
     starts = list(bounds[:-1])
-    found = columns["keep"][starts, 0, 1:].mT if "keep" in columns else columns["d"].flatten(1)[None, starts, 0]
+    found = columns["keep"][starts, 0, 1:].mT if "keep" in columns else columns["steps"][5].flatten(1)[None, starts, 0]
     return torch.cat((found, torch.zeros_like(found[:, :1])), 1) if bool(found.any()) else None
-
-
-def _update(values: Tensor, solved: Tensor) -> Tensor:
-    """Write F_j(x_j) + (x_j^new - x_j) to the values behind sub-intervals; returns what each moved by. solved: F_j."""
-    moved = (solved - values).cumsum(0)
-    values[0] = solved[0]
-    values[1:] = solved[1:] + moved[:-1]
-    return moved
 
 
 @cached
 def _columns(noise: NoiseTable, spec: TensorSpec) -> dict[str, Tensor]:
-    """The coefficients of the fine steps and of the network's input, [N, 1, ...] each, for states like these.
+    """The coefficients of the network's input and of the fine steps, for states like these.
 
-    With `NoiseTable.memory` those of the steps are keep, [N, 1 + vectors, 1 + vectors], and of_m and of_z,
+    input_scale is [N, 1, ...]. steps, [7, N, 1, ...], are p, q, a, b, c, d and the spread. With `NoiseTable.memory`
+    these are p and q, and those of the steps are keep, [N, 1 + vectors, 1 + vectors], and of_m and of_z,
     [1 + vectors, N, 1, ...].
     """
-    named = {"p": noise.p, "q": noise.q, "input_scale": noise.input_scale}
-    if noise.memory is not None:
+    steps, found = [noise.p, noise.q], {"input_scale": spec.column(noise.input_scale)}
+    if noise.memory is None:
+        of_steps = [fine_step(noise, index) for index in range(noise.num_steps)]
+        steps += torch.tensor(of_steps, dtype=torch.float64, device="cpu").unbind(1)
+        steps.append(torch.zeros_like(noise.p) if noise.spread is None else noise.spread)
+    else:
         keep, of_m, of_z = _padded(noise.memory)
-        columns = {"of_m": of_m, "of_z": of_z}
-        found = {name: torch.stack([spec.column(each) for each in values]) for name, values in columns.items()}
         found["keep"] = keep.to(spec.device, spec.dtype)
-        return found | {name: spec.column(values) for name, values in named.items()}
-    steps = torch.tensor(
-        [fine_step(noise, index) for index in range(noise.num_steps)], dtype=torch.float64, device="cpu"
-    )
-    named |= dict(zip("abcd", steps.unbind(1), strict=True))
-    named["spread"] = torch.zeros_like(noise.p) if noise.spread is None else noise.spread
-    return {name: spec.column(values) for name, values in named.items()}
+        found |= {name: _stacked(values, spec) for name, values in (("of_m", of_m), ("of_z", of_z))}
+    return found | {"steps": _stacked(steps, spec)}
+
+
+def _stacked(columns: Iterable[Tensor], spec: TensorSpec) -> Tensor:
+    return torch.stack([spec.column(each) for each in columns])
 
 
 def _padded(memory: Memory) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,8 @@
 """What the methods with a sliding window share: ParaDiGMS, ParaTAA and ParaSolver.
 
+After every wave the host waits for what it has measured, in one transfer. What only the report needs is measured of
+many waves at a time. From there on all is numbers on the host.
+
 A state that the window has passed keeps an error. If the state where step j departs still moved by d_j, the step was
 taken from the state before. The update assumed that the step answers with k_j d_j (1 for ParaDiGMS). It would have
 answered with c_j d_j, so the state behind it is off by (c_j - k_j) d_j. From there the error grows by c of every
@@ -9,13 +12,19 @@ further step. `shared_bounds` takes c_j of Gaussian data, before a run; `Carried
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..schedulers.table import NoiseTable
 from .fixed_point.grid import responses, usual_std
+
+Array = NDArray[Any]
 
 # Networks answer a movement with several times what Gaussian data do: bounds are such that for these the error would be
 # so many times less than the tolerance.
@@ -27,6 +36,8 @@ LOOSEST = 1e-2
 CAUTION_OF_SEEN = 4.0
 # no state has less than this share of the largest effect, so that bounds stay finite
 LEAST_EFFECT = 1e-3
+# bytes of states that are kept before the waves that they are of are looked at
+MOST_KEPT = 2**20
 # of a state's root mean square: a smaller movement may be rounding, and tells nothing of a step
 SMALLEST_MOVEMENT = 1e-5
 
@@ -37,6 +48,8 @@ def expected_responses(noise: NoiseTable, bounds: tuple[int, ...], data_std: flo
     data_std: None: the usual one; infinite: x0 follows the state wholly.
     """
     _, c = responses(noise, usual_std(noise) if data_std is None else data_std)
+    if len(bounds) > len(c):  # single steps
+        return c
     return torch.stack([c[start:stop].prod() for start, stop in pairwise(bounds)])
 
 
@@ -64,6 +77,18 @@ def shared_bounds(effect: Tensor, tolerance: float) -> Tensor:
     return tolerance / (CAUTION * root.sum() * root)
 
 
+class _Asked(NamedTuple):
+    """A wave: its first step, where its rows departed and arrived, [rows, samples, ...] each.
+
+    passed: the arguments of `CarriedError.slide`; None: the window has not moved on.
+    """
+
+    first: int
+    departed: Tensor
+    arrived: Tensor
+    passed: tuple[Array, Array | None] | None = None
+
+
 class CarriedError:
     """The error of the state where a window begins, estimated as the window slides.
 
@@ -80,83 +105,125 @@ class CarriedError:
     """
 
     def __init__(self, noise: NoiseTable, bounds: tuple[int, ...], assumed: Tensor, x: Tensor) -> None:
-        self._error = x.new_zeros(len(x))
-        self._least = expected_responses(noise, bounds).to(x)[:, None]
-        self._most = expected_responses(noise, bounds, math.inf).to(x)[:, None]
-        self._assumed = assumed.to(x)[:, None]
-        self._first, self._departed, self._arrived = 0, x[:0, None], x[:0, None]
-        self._growth = self._missed = x.new_zeros(0, len(x))  # of the rows of the newest wave: c, and |c - k|
+        self._device, self._samples = x.device, len(x)
+
+        def column(values: Tensor) -> Array:
+            return values.to(x.dtype).numpy()[:, None]
+
+        self._least = column(expected_responses(noise, bounds))
+        self._follows = column(expected_responses(noise, bounds, math.inf))
+        self._assumed = column(assumed)
+        # None: all are 1
+        self._factors = assumed.to(x).view(-1, *[1] * x.ndim) if bool((assumed != 1).any()) else None
+        zeros = np.zeros((2, len(assumed), len(x)), self._least.dtype)
+        self._error = zeros[0, 0].copy()
+        # waves to be looked at, behind the one that was last; how many rows of them may be kept
+        self._waves = [_Asked(0, x.new_empty(0, *x.shape), x.new_empty(0, *x.shape))]
+        self._most = MOST_KEPT // (2 * x.element_size() * x.numel())
         # the largest that any wave has shown of a step, [steps, samples] each; 0: none has
-        self._shown_growth, self._shown_missed = x.new_zeros(2, len(assumed), len(x))
-        self._nearest: Tensor | None = None  # c of the last row that was asked twice, [samples]
+        self._shown_growth, self._shown_missed = zeros
+        self._nearest: Array | None = None  # c of the last row that was asked twice, [samples]
         # what was passed before any row was asked twice: first step, and the arguments of `slide`
-        self._waiting: list[tuple[int, Tensor, Tensor | None]] = []
+        self._waiting: list[tuple[int, Array, Array | None]] = []
 
     def see(self, first: int, departed: Tensor, arrived: Tensor) -> None:
-        """Take a wave. departed, arrived: [rows, samples, ...], of steps `first` and on."""
-        rows = slice(first, first + len(departed))
-        assumed = self._assumed[rows]
-        both = min(self._first + len(self._departed), rows.stop) - first  # rows that the wave before had, too
-        growth = self._like(self._nearest, rows)
-        missed = (growth - assumed).abs()
-        if both > 0:
-            before = slice(first - self._first, first - self._first + both)
-            moved = departed[:both] - self._departed[before]
-            answer = arrived[:both] - self._arrived[before]
-            beyond = answer - assumed[:both].view(-1, *[1] * (moved.dim() - 1)) * moved
-            size, least = rms(moved), SMALLEST_MOVEMENT * rms(departed[:both])
-            shown_growth, shown_missed = (
-                each[first : first + both] for each in (self._shown_growth, self._shown_missed)
-            )
-            for shown, answered in (shown_growth, answer), (shown_missed, beyond):
-                shown.copy_(torch.where(size > least, torch.maximum(shown, rms(answered) / size), shown))
-            known = shown_growth + shown_missed > 0
-            growth[:both] = torch.where(known, shown_growth, growth[:both])
-            missed[:both] = torch.where(known, shown_missed, missed[:both])
-            self._catch_up(growth[0])
-            self._nearest = growth[both - 1]
-        self._growth, self._missed = growth, missed
-        self._first, self._departed, self._arrived = first, departed.clone(), arrived.clone()
+        """Take a wave, of steps `first` and on: where rows departed and arrived, [rows, samples, ...] each.
 
-    def slide(self, moved: Tensor, residual: Tensor | None = None) -> None:
+        The second is kept and must not be written to later.
+        """
+        self._waves.append(_Asked(first, departed.clone(), arrived))
+
+    def slide(self, moved: Array, residual: Array | None = None) -> None:
         """The window passes the first steps of the newest wave.
 
         Args:
             moved: [steps, samples], by how much the state where each departs has moved since it was asked.
             residual: [steps, samples], of states that were left as they are; None: they have moved.
         """
-        if self._nearest is None:
-            self._waiting.append((self._first, moved, residual))
-        else:
-            self._pass(self._growth, self._missed, moved, residual)
+        self._waves[-1] = self._waves[-1]._replace(passed=(moved, residual))
+        if sum(len(wave.departed) for wave in self._waves) > self._most:
+            self._look()
+
+    @np.errstate(all="ignore")
+    def _look(self) -> None:
+        """Look at the waves that were kept, at all in a few operations."""
+        offsets = accumulate((len(wave.departed) for wave in self._waves), initial=0)
+        newer, older, steps, counts = list[int](), list[int](), list[int](), list[int]()
+        for (one, at), (following, then) in pairwise(zip(self._waves, offsets, strict=False)):
+            start = following.first - one.first
+            both = max(0, min(len(one.departed) - start, len(following.departed)))  # rows that the wave before had, too
+            newer += range(then, then + both)
+            older += range(at + start, at + start + both)
+            steps += range(following.first, following.first + both)
+            counts.append(both)
+        shown: Sequence[Array] = ()
+        if newer:
+            departed, arrived = (torch.cat(each) for each in list(zip(*self._waves, strict=True))[1:3])
+            new, old, index = (torch.tensor(each, device=self._device) for each in (newer, older, steps))
+            here = departed[new]
+            moved, answer = here - departed[old], arrived[new] - arrived[old]
+            shown = rms(
+                [moved, here, answer, answer - (moved if self._factors is None else self._factors[index] * moved)]
+            )
+        stop = 0
+        for wave, both in zip(self._waves[1:], counts, strict=True):
+            begin, stop = stop, stop + both
+            self._answered(wave, [each[begin:stop] for each in shown] if both else ())
+        self._waves = self._waves[-1:]
+
+    def _answered(self, wave: _Asked, shown: Sequence[Array]) -> None:
+        """shown: of rows asked twice, how far they moved and where they departed, their answer, and that beyond k."""
+        rows = slice(wave.first, wave.first + len(wave.departed))
+        growth = self._like(self._nearest, rows)
+        missed = np.abs(growth - self._assumed[rows])
+        if shown:
+            size, departed, *answers = shown
+            both = len(size)
+            enough = size > SMALLEST_MOVEMENT * departed
+            largest = [each[rows.start : rows.start + both] for each in (self._shown_growth, self._shown_missed)]
+            for most, answered in zip(largest, answers, strict=True):
+                np.copyto(most, np.maximum(most, answered / size), where=enough)
+            known = largest[0] + largest[1] > 0
+            np.copyto(growth[:both], largest[0], where=known)
+            np.copyto(missed[:both], largest[1], where=known)
+            self._catch_up(growth[0])
+            self._nearest = growth[both - 1]
+        if wave.passed is not None and self._nearest is None:
+            self._waiting.append((wave.first, *wave.passed))
+        elif wave.passed is not None:
+            self._pass(growth, missed, *wave.passed)
 
     @property
     def bound(self) -> Tensor:
         """[samples], to compare with a tolerance."""
+        self._look()
         self._catch_up(None)
-        return CAUTION_OF_SEEN * self._error
+        return torch.from_numpy(CAUTION_OF_SEEN * self._error).to(self._device)
 
-    def _like(self, nearest: Tensor | None, rows: slice) -> Tensor:
+    def _like(self, nearest: Array | None, rows: slice) -> Array:
         """c of rows that were asked once, [rows, samples]."""
-        growth = self._most[rows] if nearest is None else torch.maximum(self._least[rows], nearest)
-        return growth.expand(-1, len(self._error)).clone()
+        if nearest is None:
+            return self._follows[rows].repeat(self._samples, 1)
+        return np.maximum(self._least[rows], nearest)
 
-    def _catch_up(self, nearest: Tensor | None) -> None:
+    def _catch_up(self, nearest: Array | None) -> None:
         for first, moved, residual in self._waiting:
             rows = slice(first, first + len(moved))
             growth = self._like(nearest, rows)
-            self._pass(growth, (growth - self._assumed[rows]).abs(), moved, residual)
+            self._pass(growth, np.abs(growth - self._assumed[rows]), moved, residual)
         self._waiting.clear()
 
-    def _pass(self, growth: Tensor, missed: Tensor, moved: Tensor, residual: Tensor | None) -> None:
+    def _pass(self, growth: Array, missed: Array, moved: Array, residual: Array | None) -> None:
         left = missed[: len(moved)] * moved if residual is None else residual
         for each, more in zip(growth, left, strict=False):
             self._error = each * self._error + more
 
 
-def rms(values: Tensor) -> Tensor:
-    """Root mean squares over the elements; [states, samples, ...] -> [states, samples]."""
-    return values.flatten(2).square().mean(2).sqrt()
+def rms(values: Sequence[Tensor]) -> list[Array]:
+    """Root mean squares over the elements, on the host; [states, samples, ...] -> [states, samples] each."""
+    found = torch.cat(tuple(values)).flatten(2).square_().mean(2).sqrt_().detach().cpu().numpy()
+    stops = accumulate(map(len, values), initial=0)
+    return [found[start:stop] for start, stop in pairwise(stops)]
 
 
 def posterior_std(noise: NoiseTable, bounds: tuple[int, ...]) -> Tensor:
@@ -172,9 +239,9 @@ def posterior_std(noise: NoiseTable, bounds: tuple[int, ...]) -> Tensor:
     return variance.clamp(min=0).sqrt()
 
 
-def num_within(error: Tensor, bound: Tensor) -> int:
-    """How many states, from the first on, are within their bound [states] in all samples. Waits for the device."""
-    largest, bounds = error.amax(1).tolist(), bound.tolist()
+def num_within(error: Array, bounds: Sequence[float]) -> int:
+    """How many states, from the first on, are within their bound in all samples. error: [states, samples]."""
     # NaN is within no bound
+    largest = error.max(1).tolist()
     beyond = (index for index, most in enumerate(bounds) if not largest[index] <= most)
     return next(beyond, len(bounds))

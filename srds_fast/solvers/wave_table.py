@@ -14,6 +14,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from ..caches import cached
+from ..kernels.common.by_field import fields_of
 from ..kernels.wave_update import WaveTable
 from ..schedulers.steps import CoarseSolver, TensorSpec
 from ..schedulers.table import NoiseTable
@@ -21,7 +22,7 @@ from .ahead import Tells
 from .compiled import CompiledProgram, Completed, Form
 from .compiler import Compiler, Jump, Name, x0_of
 from .on_demand import OnDemand
-from .program import Boundary, LongProgram, Program
+from .program import Boundary, LongProgram, Program, Row
 
 
 def wave_table(noise: NoiseTable, program: Program, coarse_solver: CoarseSolver, x: Tensor) -> WaveTable:
@@ -52,7 +53,7 @@ def _stages(
     compiler = Compiler(noise, program, form, state=("state", 0, 0))
     bounds, whole_grid = program.bounds, program.num_blocks == 1
     jumps: list[Jump] = []
-    if any(row.coarse for wave in program for row in wave.rows):
+    if any(any(wave.field("coarse")) for wave in program):
         before = [None, *bounds] if coarse_solver == "2m" else [None] * len(bounds)
         jumps = [compiler.jump(previous, *block) for previous, block in zip(before, pairwise(bounds), strict=False)]
     begun: dict[tuple[int, int], int] = {}  # values made before each solve of a block
@@ -60,21 +61,23 @@ def _stages(
     # an exact run does not estimate its error
     tells, changes = None if form.bitwise else Tells(program), dict[Boundary, int]()
     for number, wave in enumerate(program):
-        compiler.begin([("state", row.iteration, row.block) for row in wave.rows])
+        fields = fields_of(Row, wave.rows)
+        states: list[Name] = [("state", *where) for where in zip(*fields[:2], strict=True)]
+        compiler.begin(states)
         if number in cuts:
             yield compiler.cut()
-        for index, (iteration, block, *_) in enumerate(wave.rows):
-            if wave.rows[index].coarse:
+        for index, (iteration, block, coarse) in enumerate(zip(*fields[:2], wave.field("coarse"), strict=True)):
+            if coarse:
                 # boundary i is exact from iteration i on: no later one jumps from it
                 x0 = x0_of(("jump", min(iteration, block - 1), block - 1)) if looks_back[block] else None
-                name, leads = ("jump", iteration, block), looks_back[block + 1]
-                compiler.make_jump(index, name, jumps[block], bounds[block + 1], x0, leads=leads)
-        for index, (iteration, block, step, position, _, fine) in enumerate(wave.rows):
+                name: Name = ("jump", iteration, block)
+                compiler.make_jump(index, name, jumps[block], bounds[block + 1], x0, leads=looks_back[block + 1])
+        for index, (iteration, block, step, position, _, fine) in enumerate(zip(*fields, strict=True)):
             if fine:
                 ends = position + 1 == bounds[block + 1]
                 # the coarse sweep has no fine step before a boundary
                 jumped_from = bounds[block - 1] if iteration == step == 0 < block else None
-                name = ("solved" if ends else "state", iteration, block)
+                name = ("solved", iteration, block) if ends else states[index]
                 own_from = 0
                 if compiler.carries:
                     first = begun.setdefault((iteration, block), compiler.num_values)

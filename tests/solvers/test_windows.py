@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cores import table
@@ -113,7 +114,7 @@ def test_bounds_add_up_to_the_tolerance_for_gaussian_data() -> None:
 def test_what_rows_show_is_carried_through_the_steps() -> None:
     """Steps f(x) = 3 x: the first wave knows nothing of them, the second shows what they do to a movement."""
     grid, everywhere, x = table(6), tuple(range(7)), noise(2, 7)
-    moved = x.new_tensor([[0.0, 0.0], [0.1, 0.2]])
+    moved = np.array([[0.0, 0.0], [0.1, 0.2]])
     states = noise(4, 2, 7)
 
     def begun() -> CarriedError:
@@ -126,13 +127,13 @@ def test_what_rows_show_is_carried_through_the_steps() -> None:
     again = states[2:] + noise(2, 2, 7, seed=1)
     carried.see(2, again, 3 * again)
     # of the second step 2 (3 x - x) times its movement; the third one amplifies it, and adds a residual
-    carried.slide(moved[:1], x.new_tensor([[0.01, 0.02]]))
+    carried.slide(moved[:1], np.array([[0.01, 0.02]]))
     torch.testing.assert_close(carried.bound, CAUTION_OF_SEEN * x.new_tensor([3 * 0.2 + 0.01, 3 * 0.4 + 0.02]))
 
     follows = expected_responses(grid, everywhere, math.inf)
     assert bool((follows > expected_responses(grid, everywhere)).all())
     torch.testing.assert_close(
-        begun().bound, CAUTION_OF_SEEN * (follows[1] - 1) * moved[1], msg="nothing was seen twice"
+        begun().bound, CAUTION_OF_SEEN * (follows[1] - 1) * x.new_tensor(moved[1]), msg="nothing was seen twice"
     )
 
 
@@ -147,7 +148,7 @@ def test_the_largest_answer_of_all_waves_counts() -> None:
     for along in ([0.0, 0.0], [0.1, 0.0], [0.0, 0.1]):
         states = states + states.new_tensor(along)
         carried.see(0, states, stepped(states))
-    carried.slide(x.new_tensor([[0.0], [0.1], [0.0]]))
+    carried.slide(np.array([[0.0], [0.1], [0.0]]))
     torch.testing.assert_close(carried.bound, CAUTION_OF_SEEN * x.new_tensor([3 * (3 - 1) * 0.1]))
 
 

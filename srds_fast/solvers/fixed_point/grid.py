@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from typing import TypeVar
 
 import torch
@@ -56,7 +57,8 @@ def grid_of(
     momentum, spread = (
         None if each is None or look_back is not None else spec.column(each) for each in (noise.momentum, noise.spread)
     )
-    rows = mapped(partial(torch.tensor, device=spec.device), program.positions)
+    everywhere = torch.arange(noise.num_steps, device=spec.device)
+    rows = mapped(partial(_part, everywhere), program.positions)
     # standard deviations of the states, for data of deviation 1
     arrives = noise.alpha_next[-1:] ** 2 + noise.sigma_next[-1:] ** 2
     level = torch.cat([noise.alpha**2 + noise.sigma**2, arrives]).sqrt()
@@ -70,7 +72,7 @@ def grid_of(
         scan,
         (level[-1] / level).to(spec.device, spec.dtype)[:, None],
         rows,
-        by_wave(program, partial(_sweeps, program, spec, rows, slides=options.window is not None)),
+        by_wave(program, partial(_sweeps, program, everywhere, rows, slides=options.window is not None)),
         options.history,
         options.regularisation,
         MIXINGS,
@@ -156,13 +158,29 @@ def by_wave(program: Sweeps, make: Callable[[], Iterator[tuple[int, Made]]]) -> 
     """
     if not isinstance(program, LongProgram):
         return dict(make())
-    return OnDemand(len(program), lambda: (each for _, each in make()))
+    return OnDemand(len(program), partial(_by_number, make))
 
 
-def _sweeps(program: Sweeps, spec: TensorSpec, rows: Sequence[Tensor], *, slides: bool) -> Iterator[tuple[int, Sweep]]:
-    positions: tuple[int, ...] = ()
+def _by_number(make: Callable[[], Iterator[tuple[int, Made]]]) -> Iterator[Made]:
+    """By the number of every wave: the parts of one that was too wide have what the last of them has."""
+    begun = 0
+    for number, each in make():
+        yield from repeat(each, number + 1 - begun)
+        begun = number + 1
+
+
+def _part(everywhere: Tensor, positions: Sequence[int]) -> Tensor:
+    """Positions that follow each other, as a tensor. everywhere: all of the grid."""
+    return everywhere[positions[0] : positions[-1] + 1]
+
+
+def _sweeps(
+    program: Sweeps, everywhere: Tensor, rows: Sequence[Tensor], *, slides: bool
+) -> Iterator[tuple[int, Sweep]]:
+    first: int | None = None
     for number, wave in enumerate(program):
-        positions += program.positions[number]
+        positions = program.positions[number]
+        first = positions[0] if first is None else first
         if not (slides or wave.boundaries):  # a part of a wave that was too wide
             continue
         next_positions, rows_of_next = None, None
@@ -170,8 +188,9 @@ def _sweeps(program: Sweeps, spec: TensorSpec, rows: Sequence[Tensor], *, slides
             rows_of_next = torch.full((program.num_steps + 1,), -1, dtype=torch.int32, device="cpu")
             if number + 1 < len(program):
                 next_positions, following = rows[number + 1], program.positions[number + 1]
-                rows_of_next[list(following)] = torch.arange(len(following), dtype=torch.int32, device="cpu")
-            rows_of_next = rows_of_next.to(spec.device)
-        at = torch.tensor(positions, device=spec.device)
-        yield number, Sweep(positions[0], positions[-1], at, next_positions, rows_of_next)
-        positions = ()
+                count = torch.arange(len(following), dtype=torch.int32, device="cpu")
+                rows_of_next[following[0] : following[-1] + 1] = count
+            rows_of_next = rows_of_next.to(everywhere.device)
+        at = _part(everywhere, (first, positions[-1]))
+        yield number, Sweep(first, positions[-1], at, next_positions, rows_of_next)
+        first = None

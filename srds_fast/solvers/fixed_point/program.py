@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...caches import cached
+from ...kernels.common.by_field import ByField
 from ..on_demand import OnDemand
 from ..program import Boundary, LongProgram, Program, Row, Wave
 
-# A program with more rows than this is made while it runs: all at once, its rows would take 5 microseconds each.
+# A program with more rows than this is made while it runs: all at once, its rows would take about 70 bytes each.
 LONG = 2**18
 
 
@@ -36,10 +37,7 @@ class Sweeps(Program):
 
 @dataclass(frozen=True)
 class LongSweeps(Sweeps, LongProgram):
-    """Sweeps whose waves are made when a run comes to them; cut into narrower ones, they are made at once."""
-
-    def _cut(self, sizes: list[Sequence[int]]) -> Sweeps:
-        return Sweeps(self.num_steps, self.bounds, self.num_iterations, tuple(self._parts(sizes)))
+    """Sweeps whose waves are made when a run comes to them."""
 
 
 def of_sweeps(num_steps: int, widths: Sequence[int], sweep: Callable[[int], Wave]) -> Sweeps:
@@ -83,5 +81,7 @@ def of_widths(num_steps: int, widths: Sequence[int]) -> Sweeps:
 
 def sweep(number: int, positions: Iterable[int]) -> Wave:
     """The sweep with a number, which asks at these positions."""
-    rows = tuple(Row(number, 0, position, position, coarse=False, fine=True) for position in positions)
+    at = tuple(positions)
+    count = len(at)
+    rows = ByField(Row, ([number] * count, [0] * count, at, at, [False] * count, [True] * count))
     return Wave(rows, (Boundary(number + 1, 1),))

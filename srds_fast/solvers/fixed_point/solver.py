@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from ...schedulers.steps import TensorSpec
 from ...schedulers.table import NoiseTable
 from ..contract import NO_INPUTS, Checkpoint, Core, Evaluate, Parts, SolverInputs, merged, samples_of
 from ..sliding import (
+    Array,
     CarriedError,
     effect_of_errors,
     effect_of_movements,
@@ -71,18 +73,17 @@ def _sliding(
 ) -> Core:
     """The window begins at the first step that is not finished: the host waits for its errors after every wave."""
     points, num_steps = Window(x, noise, program, options, inputs), program.num_steps
-    by_residuals, bound = options.slides_by_residuals, _bounds(noise, options, bitwise=bitwise)
-    # A mixed point is not the step from the one before it: the window slides to the first that moved, not past it.
-    steps_alone = not by_residuals and options.history == 0
+    bound: list[float] = _bounds(noise, options, bitwise=bitwise).tolist()
     first = sweeps = 0
     while first < num_steps:
         sweeps += 1
         points.parts.take((yield points.evaluate(first)), last=True)
         found = points.sweep()
-        error = found.residual if by_residuals else found.movement
+        residual = found.residual
+        error = found.movement if residual is None or not options.slides_by_residuals else residual
         last = first + len(error)
         finished = num_within(error, bound[first:last])
-        if steps_alone:
+        if residual is None:
             # a point that moved too far was still made of steps that had finished
             passed = min(last - first, finished + 1)
             points.carried.slide(found.departed[:passed])
@@ -91,7 +92,7 @@ def _sliding(
             points.put_back(first, finished)
             # a residual belongs to its own step; the point behind the first row is exact if it is not put back
             passed = max(1, finished)
-            residual = found.residual[:passed] if finished else torch.zeros_like(found.residual[:1])
+            residual = residual[:passed] if finished else np.zeros_like(residual[:1])
             points.carried.slide(found.departed[:passed], residual)
         points.record()
         first += passed
@@ -202,14 +203,14 @@ class Swept(NamedTuple):
     """What a sweep over a window found; root mean squares, [steps, samples].
 
     Attributes:
-        residual: of each step, at the points before the sweep.
+        residual: of each step, at the points before the sweep; None: not asked for.
         movement: of the point behind it.
         departed: of the point where it departs; 0 for the first.
     """
 
-    residual: Tensor
-    movement: Tensor
-    departed: Tensor
+    residual: Array | None
+    movement: Array
+    departed: Array
 
 
 class Window(Points):
@@ -225,24 +226,42 @@ class Window(Points):
         super().__init__(x, noise, program, options, inputs)
         _, assumed = responses(noise, data_std_of(noise, options))
         self.carried = CarriedError(noise, tuple(range(noise.num_steps + 1)), assumed, x)
+        self._firsts: list[int] = []  # the step that each sweep so far began with
+        # A mixed point is not the step from the one before it: the window slides to the first that moved, not past it.
+        self._steps_alone = not options.slides_by_residuals and options.history == 0
+        self._guess_grows = bool((self._growth != 1).any())
 
     def sweep(self) -> Swept:
         """Move the points behind the first row."""
         table, memory, inputs = self._table, self.memory, self._inputs
         wave = table.sweeps[self._number]
         first, last = wave.first, wave.last + 1
-        memory.m[first:last] = guided(self.parts.joined(inputs.branches), inputs.guidance, memory.m.dtype)
-        y, m, added = memory.x[first : last + 1], memory.m[first:last], additions(table, memory, first, last)
-        points = self._constrained(table.scan.points(y, m, first, added), first + 1)
-        stepped = self._constrained(table.scan.stepped(y, m, first, added), first + 1)
-        self.carried.see(first, y[:-1], stepped)
-        residual, movement = rms(stepped - y[1:]), rms(points - y[1:])
+        x, m = memory.x, memory.m[first:last]
+        y, behind = x[first : last + 1], x[first + 1 : last + 1]
+        m.copy_(guided(self.parts.joined(inputs.branches), inputs.guidance, m.dtype))
+        stepped = table.scan.stepped(y, m, first, additions(table, memory, first, last))
+        points = self._constrained(table.scan.corrected(stepped.clone(), y, first), first + 1)
+        stepped = self._constrained(stepped, first + 1)
+        asked = [points - behind] if self._steps_alone else [points - behind, stepped - behind]
+        movement, *residual = rms(asked)
+        self.carried.see(first, x[first:last], stepped)
         if table.history:
             # an affine combination of points that are constrained is, too
             points = mixed(table, memory, points, first, last)
-        torch.cat([memory.x[: first + 1], points, memory.x[last + 1 :]], out=memory.after)
+        self._write(points, first, last)
+        departed = np.concatenate([np.zeros_like(movement[:1]), movement[:-1]])
+        return Swept(residual[0] if residual else None, movement, departed)
+
+    def _write(self, points: Tensor, first: int, last: int) -> None:
+        """Make the iterate that is being written the newest one, with these points behind `first`."""
+        memory, x, after, changed = self.memory, self.memory.x, self.memory.after, 0
+        if len(self._firsts) < len(memory.iterates):
+            after.copy_(x)
+        else:  # it has been written before: points up to the first of that sweep are as they were
+            changed = self._firsts[-len(memory.iterates)] + 1
+        torch.cat([x[changed : first + 1], points], out=after[changed : last + 1])
+        self._firsts.append(first)
         memory.advance(last)
-        return Swept(residual, movement, torch.cat([torch.zeros_like(movement[:1]), movement[:-1]]))
 
     def put_back(self, first: int, count: int) -> None:
         """So many points behind `first` as they were before the sweep."""
@@ -253,4 +272,7 @@ class Window(Points):
         """Points behind `last` up to `stop` enter the window; without an initial guess, where the first guess leads."""
         if stop > last and self._inputs.initial_guess is None:
             growth, x = self._growth, self.memory.x
-            x[last + 1 : stop + 1] = growth[last + 1 : stop + 1] / growth[last] * x[last]
+            here = x[last]
+            if self._guess_grows:
+                here = growth[last + 1 : stop + 1] / growth[last] * here
+            x[last + 1 : stop + 1] = here

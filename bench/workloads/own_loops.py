@@ -49,7 +49,7 @@ def audio() -> Written:
     """Dance Diffusion's 1-D UNet on waveforms [batch, channels, samples], by DPM-Solver++(2M)."""
     torch.manual_seed(0)
     unet = UNet1DModel(
-        sample_size=256,
+        sample_size=32,
         in_channels=2,
         out_channels=2,
         block_out_channels=(32, 32),
@@ -57,7 +57,7 @@ def audio() -> Written:
         up_block_types=("AttnUpBlock1D", "UpBlock1DNoSkip"),
         extra_in_channels=64,
     ).eval()
-    noise = torch.randn(BATCH, 2, 256, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(BATCH, 2, 32, generator=torch.Generator().manual_seed(1))
 
     def own() -> Tensor:
         scheduler, x = DPMSolverMultistepScheduler(), noise

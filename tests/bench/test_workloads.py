@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench.quality.peers import MOST_STEPS
+from bench.speed import robot
 from bench.workloads import networks
 from bench.workloads.own_loops import Written, every_loop
 from bench.workloads.samplers import WORKLOADS, PipelineWorkload
@@ -82,3 +83,12 @@ def test_loops_of_other_people(written: Written) -> None:
         found = written.ours(**settings)
         assert float((found.sample - expected).abs().flatten(1).mean(1).max()) <= bound * max(1.0, size)
         assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_all_ways_decide_alike_for_a_robot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(robot, "WARM_UP", 0)
+    _, rows = robot.measured("DDIM", 8, 1)
+    assert {row["way"] for row in rows} == {robot.LOOP, *robot.WAYS}
+    for row in rows:
+        if row["ran"] != "speculative":  # it keeps the law, not the sample
+            assert row["largest difference"] <= 4e-3

@@ -235,7 +235,7 @@ def _serve(commands: Any) -> None:
     _option(add, "--replicas", "K|auto", "copies of the model; auto: one for each device (auto)", _replicas)
     _option(add, "--devices-per-replica", "G", "devices that make each image together (1)", POSITIVE)
     about = "requests that wait: adaptive (they share a call where that is faster), never, sequential (adaptive)"
-    _option(add, "--batching", "KIND", about, partial(_one_of, known=["adaptive", "never", "sequential"]))
+    _option(add, "--batching", "KIND", about)
     _option(add, "--batch-sizes", "K,K,...", "images of a call, at most and on the way there (1)", _numbers)
     add("--print-config", action="store_true", help="print a configuration for `serve deploy`, and serve nothing")
     add = parser.add_argument_group("who may ask, and for how much").add_argument

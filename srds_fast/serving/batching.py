@@ -16,10 +16,11 @@ from typing import NamedTuple
 from ..planner.choose import until
 from ..planner.cost_curve import CostCurve
 from ..planner.plan import Plan
+from ..solvers.sequential import Sequential
 from .contract import ImageRequest
 
 # how a call samples: by the plan of one image, or one step after another
-PARALLEL, SEQUENTIAL = "parallel", "sequential"
+PARALLEL, SEQUENTIAL = "parallel", Sequential.name
 WAYS = (PARALLEL, SEQUENTIAL)
 
 Seconds = Callable[[Hashable, str, int], float]
@@ -115,7 +116,7 @@ class Policy:
         """The policy that the settings of a server ask for, see `ServerSettings.batching`."""
         if batching == "never":
             return cls((PARALLEL,), (1,))
-        return cls((SEQUENTIAL,) if batching == "sequential" else WAYS, tuple(sorted(sizes)))
+        return cls((SEQUENTIAL,) if batching == SEQUENTIAL else WAYS, tuple(sorted(sizes)))
 
 
 def batches(images: int, sizes: Sequence[int]) -> list[int]:

@@ -11,12 +11,13 @@ from typing import Any
 from ..errors import InvalidArgument, shown
 from ..planner.settings import LATENCIES, MOST_STEPS
 from ..solvers.checks import check_number, check_one_of, check_positive, check_switch, check_whole
+from ..solvers.sequential import Sequential
 
 Size = tuple[int, int]
 """Width and height, in pixels."""
 AUTO_REPLICAS = "auto"
 # how requests that wait are answered, see `ServerSettings.batching`
-BATCHING = ("adaptive", "never", "sequential")
+BATCHING = ("adaptive", "never", Sequential.name)
 # pixels on a side: no pipeline of today makes larger images, and one request may ask for all of it
 MOST_PIXELS = 8192
 MOST_GUIDANCE = 1000.0

@@ -68,8 +68,9 @@ def to_the_bit() -> Any:
     found = {}
     for name in BY_NAME:
         for cond in ({}, {"goal": noise(3, torch.float32)}):
+            how: dict[str, Any] = {"scheduler": stock_of(name), "cond": cond}
             one, ours = (
-                sampled(Perceptron(split=split), noise(dtype=torch.float32), method=name, parallel=parallel, cond=cond)
+                sampled(Perceptron(split=split), noise(dtype=torch.float32), **how, **call_of(name, parallel=parallel))
                 for split, parallel in ((True, None), (False, "auto"))
             )
             found[f"sample, {name}, {len(cond)} conditions"] = torch.equal(one.sample, ours.sample)

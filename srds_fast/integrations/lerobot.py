@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import logging
 import os
 import threading
@@ -379,6 +380,8 @@ def _warmed(state: State, call: Callable[[], None]) -> Report:
                     break
     finally:
         last.warming, last.chunk = False, chunk
+    # collect garbage now: a collection of all objects takes as long as many calls of a small network
+    gc.collect()
     assert report is not None
     return report
 

@@ -210,19 +210,17 @@ class _States:
     Attributes:
         x: [B + 1, batch, ...], the states.
         carried: [vectors, B + 1, batch, ...], x0 of the step before, or what `NoiseTable.memory` says; zero: nothing.
-            No vectors where no step takes any.
     """
 
     def __init__(self, x: Tensor, noise: NoiseTable, program: Intervals, inputs: SolverInputs) -> None:
         self.samples = tuple(range(len(x)))  # none stops before the others
         self._columns = _columns(noise, TensorSpec.of(x))
         self._weights = _weights_of_carried(self._columns, program.bounds)
-        self._carries = noise.memory is not None or bool(self._columns["steps"][5].any())
         self.x = x.new_zeros(program.num_blocks + 1, *x.shape)
-        vectors = noise.memory.vectors - 1 if noise.memory is not None else int(self._carries)
+        vectors = 1 if noise.memory is None else noise.memory.vectors - 1
         self.carried = x.new_zeros(vectors, *self.x.shape)
         self.x[0] = x
-        if inputs.carried is not None and self._carries:
+        if inputs.carried is not None:
             self.carried[: len(inputs.carried), 0] = inputs.carried
         self._last_x0 = torch.zeros_like(x)
         self._noise, self._program, self._inputs = noise, program, inputs
@@ -242,9 +240,7 @@ class _States:
         x, carried, x0 = self._step((start,), self.x[here], self.carried[:, here], answer)
         self._last_x0 = x0[0]
         if stop - start == 1:
-            self.x[block + 1] = x[0]
-            if self._carries:
-                self.carried[:, block + 1] = carried[:, 0]
+            self.x[block + 1], self.carried[:, block + 1] = x[0], carried[:, 0]
         else:
             self.extrapolate(block, block + 1)
 
@@ -260,8 +256,7 @@ class _States:
             if self._inputs.constrain is not None:
                 x = self._inputs.constrain(x, stop, self.samples)
             self.x[block + 1] = x
-            if self._carries:
-                self.carried[:, block + 1] = self._guessed(stop, x)
+            self.carried[:, block + 1] = self._guessed(stop, x)
 
     def refine(self, first: int, last: int) -> Generator[Evaluate, Answer, Array]:
         """Solve a window, and update the states behind; by how much each has moved, [states, batch]."""
@@ -281,9 +276,7 @@ class _States:
                 self._last_x0 = x0[-1]
         behind = slice(first + 1, last + 1)
         positions = program.bounds[behind]
-        moved = (x - self.x[behind]).cumsum(0)
-        if self._carries:
-            moved_along = (carried - self.carried[:, behind]).cumsum(1)
+        moved, moved_along = (x - self.x[behind]).cumsum(0), (carried - self.carried[:, behind]).cumsum(1)
         if self._weights is None:
             (found,) = rms([moved])
             self.error.see(first, self.x[first:last], x)
@@ -297,9 +290,8 @@ class _States:
         # F_j(x_j) + (x_j^new - x_j)
         self.x[behind] = x
         self.x[first + 2 : last + 1].add_(moved[:-1])
-        if self._carries:
-            self.carried[:, behind] = carried
-            self.carried[:, first + 2 : last + 1].add_(moved_along[:, :-1])
+        self.carried[:, behind] = carried
+        self.carried[:, first + 2 : last + 1].add_(moved_along[:, :-1])
         if inputs.constrain is not None:
             self.x[behind] = inputs.constrained(self.x[behind], positions, self.samples)
         if inputs.trajectory is not None:
@@ -329,12 +321,10 @@ class _States:
         x0 = clamped(p * x + q * m, self._noise.clip)
         if self._noise.memory is None:
             a, b, c, d, spread = numbers
-            x = a * x + b * m + c * x0
-            if self._carries:
-                before = carried[0]
-                if positions[0] == 0 and inputs.carried is None:  # there is no step before the first
-                    before = torch.cat([x0[:1], before[1:]])
-                x = x + d * before
+            before = carried[0]
+            if positions[0] == 0 and inputs.carried is None:  # there is no step before the first
+                before = torch.cat([x0[:1], before[1:]])
+            x = a * x + b * m + c * x0 + d * before
             if self._noise.spread is not None and inputs.draws is not None:
                 x = x + spread * inputs.draws[rows]
             carried = x0[None]

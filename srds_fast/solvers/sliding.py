@@ -119,7 +119,7 @@ class CarriedError:
         self._error = zeros[0, 0].copy()
         # waves to be looked at, behind the one that was last; how many rows of them may be kept
         self._waves = [_Asked(0, x.new_empty(0, *x.shape), x.new_empty(0, *x.shape))]
-        self._most = MOST_KEPT // (2 * x.element_size() * x.numel())
+        self._kept, self._most = 0, MOST_KEPT // (2 * x.element_size() * x.numel())
         # the largest that any wave has shown of a step, [steps, samples] each; 0: none has
         self._shown_growth, self._shown_missed = zeros
         self._nearest: Array | None = None  # c of the last row that was asked twice, [samples]
@@ -132,6 +132,7 @@ class CarriedError:
         The second is kept and must not be written to later.
         """
         self._waves.append(_Asked(first, departed.clone(), arrived))
+        self._kept += len(departed)
 
     def slide(self, moved: Array, residual: Array | None = None) -> None:
         """The window passes the first steps of the newest wave.
@@ -141,7 +142,7 @@ class CarriedError:
             residual: [steps, samples], of states that were left as they are; None: they have moved.
         """
         self._waves[-1] = self._waves[-1]._replace(passed=(moved, residual))
-        if sum(len(wave.departed) for wave in self._waves) > self._most:
+        if self._kept > self._most:
             self._look()
 
     @np.errstate(all="ignore")
@@ -169,7 +170,7 @@ class CarriedError:
         for wave, both in zip(self._waves[1:], counts, strict=True):
             begin, stop = stop, stop + both
             self._answered(wave, [each[begin:stop] for each in shown] if both else ())
-        self._waves = self._waves[-1:]
+        self._waves, self._kept = self._waves[-1:], 0
 
     def _answered(self, wave: _Asked, shown: Sequence[Array]) -> None:
         """shown: of rows asked twice, how far they moved and where they departed, their answer, and that beyond k."""

@@ -94,9 +94,10 @@ class CarriedError:
 
     A row that two waves have asked tells how its step answers: |change of what it arrives at| / |change of what it
     departs from|. The error need not go the way of the newest movement, so the largest answer of all waves counts:
-    where a scheduler clips x0, the elements that moved last may be those that the clamp holds. Rows asked once are
-    taken to answer as the nearest that was asked twice, and no less than for Gaussian data; if there is none at all,
-    as if x0 followed the state.
+    where a scheduler clips x0, the elements that moved last may be those that the clamp holds. There all waves may have
+    shown such elements alone, so an error is not taken to grow less than for Gaussian data. Rows asked once are taken
+    to answer as the nearest that was asked twice, and no less than for Gaussian data; if there is none at all, as if x0
+    followed the state.
 
     Args:
         noise, bounds: steps go from each of these grid positions to the next.
@@ -111,6 +112,7 @@ class CarriedError:
             return values.to(x.dtype).numpy()[:, None]
 
         self._least = column(expected_responses(noise, bounds))
+        self._least_shown = self._least if noise.clip is not None else np.zeros_like(self._least)
         self._follows = column(expected_responses(noise, bounds, math.inf))
         self._assumed = column(assumed)
         # None: all are 1
@@ -185,7 +187,7 @@ class CarriedError:
             for most, answered in zip(largest, answers, strict=True):
                 np.copyto(most, np.maximum(most, answered / size), where=enough)
             known = largest[0] + largest[1] > 0
-            np.copyto(growth[:both], largest[0], where=known)
+            np.copyto(growth[:both], np.maximum(largest[0], self._least_shown[rows][:both]), where=known)
             np.copyto(missed[:both], largest[1], where=known)
             self._catch_up(growth[0])
             self._nearest = growth[both - 1]

@@ -350,6 +350,15 @@ class Exploration:
         predicted = self._plan(self._sequential if key == STOCK else key)
         return _predicted(predicted) * self._correction(_width(predicted))
 
+    def _at_best(self, key: Hashable) -> float:
+        """Seconds that a plan may take: as predicted, or less where runs of others took less than predicted.
+
+        A single run of another plan may have taken longer for reasons of its own: it was the first, or the machine was
+        busy. That must not keep a plan from being timed.
+        """
+        plan = self._plan(key)
+        return _predicted(plan) * min(1.0, self._correction(_width(plan))) * self._hope.get(key, 1.0)
+
     def _correction(self, width: float) -> float:
         """What plans with waves of so many rows take over their predictions: between what runs of others took.
 
@@ -369,7 +378,7 @@ class Exploration:
     def _cost(self, key: Hashable) -> float:
         """Seconds that timing a way will take."""
         if key not in (STOCK, self._sequential):
-            return self._estimate(key)
+            return min(self._estimate(key), LOST * self.sequential_seconds)  # it is cut off then
         steps = self._plan(self._sequential).num_inference_steps
         return self._estimate(key) * turns_to_time(steps) / steps
 
@@ -394,7 +403,7 @@ class Exploration:
         if key in self._seconds or key in (STOCK, self._sequential):
             return self._has_lost(key)
         plans = sum(each not in (STOCK, self._sequential) for each in self._seconds)
-        return plans >= PLANS or self._estimate(key) > NEAR * min(map(self._estimate, self._loops))
+        return plans >= PLANS or self._at_best(key) > NEAR * min(map(self._estimate, self._loops))
 
     @property
     def _loops(self) -> list[Hashable]:
@@ -420,7 +429,8 @@ class Exploration:
         loops = {self._sequential: 0, STOCK: 1}
         hoped = self._estimate(key) * (1.0 if key in self._seconds else self._hope.get(key, 1.0))
         tried = key not in loops and self._plan(key).method in {self._plan(each).method for each in self._missed}
-        return len(self._seconds.get(key, ())), loops.get(key, 2), tried or hoped > LOST * self._least, hoped
+        lost = key not in loops and key not in self._seconds and self._at_best(key) > LOST * self._least
+        return len(self._seconds.get(key, ())), loops.get(key, 2), tried or lost, hoped
 
     def _told(self) -> str:
         """Why the choice was made, with the times."""

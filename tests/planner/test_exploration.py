@@ -193,12 +193,21 @@ def test_a_method_that_nobody_has_run_is_not_timed_first_where_it_could_only_los
 def test_a_plan_is_held_against_the_faster_of_both_loops() -> None:
     """The sequential loop was timed while the machine was busy."""
     for stock, timed in (None, True), (1.0, False):
-        exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 1.4}, budget=9.0, stock=stock is not None)
+        exploration = explored({SEQUENTIAL: 1.0, OTHERS[0]: 1.6}, budget=9.0, stock=stock is not None)
         assert exploration.begin()
         exploration.record(SEQUENTIAL, 1.2)
         if stock is not None:
             exploration.record(STOCK, stock)
         assert (exploration.due() == OTHERS[0]) == timed
+
+
+def test_one_slow_run_does_not_keep_other_plans_from_being_timed() -> None:
+    first, second, other = OTHERS
+    exploration = explored({SEQUENTIAL: 1.0, first: 0.6, second: 0.65, other: 0.7}, stock=False)
+    assert exploration.begin()
+    exploration.record(SEQUENTIAL, 1.0)
+    exploration.record(first, 1.8)
+    assert exploration.due() == other, "of a method that nobody has run"
 
 
 def test_iterations_that_were_not_expected_say_nothing_of_costs() -> None:

@@ -203,7 +203,7 @@ def test_a_plan_is_held_against_the_faster_of_both_loops() -> None:
 
 def test_one_slow_run_does_not_keep_other_plans_from_being_timed() -> None:
     first, second, other = OTHERS
-    exploration = explored({SEQUENTIAL: 1.0, first: 0.6, second: 0.65, other: 0.7}, stock=False)
+    exploration = explored({SEQUENTIAL: 1.0, first: 0.6, second: 0.65, other: 0.7}, budget=9.0, stock=False)
     assert exploration.begin()
     exploration.record(SEQUENTIAL, 1.0)
     exploration.record(first, 1.8)

@@ -206,7 +206,7 @@ def test_one_slow_run_does_not_keep_other_plans_from_being_timed() -> None:
     exploration = explored({SEQUENTIAL: 1.0, first: 0.6, second: 0.65, other: 0.7}, budget=9.0, stock=False)
     assert exploration.begin()
     exploration.record(SEQUENTIAL, 1.0)
-    exploration.record(first, 1.8)
+    exploration.record(first, 2.4)
     assert exploration.due() == other, "of a method that nobody has run"
 
 

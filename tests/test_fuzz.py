@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import tiny
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from odd_values import CALLABLE, ODD, changed
 from problems import scheduler
@@ -33,6 +34,7 @@ from problems import scheduler
 import srds_fast
 from srds_fast import Plan, PlanMismatch, SrdsFastError, caches, zoo
 from srds_fast.cli import main
+from srds_fast.methods import ParaTAA
 from srds_fast.planner.choose import choose
 from srds_fast.planner.settings import Settings
 from srds_fast.schedulers import PREDICTIONS, SAMPLERS
@@ -201,6 +203,8 @@ def test_compile(arguments: dict[str, Any]) -> None:
         lambda each: st.tuples(st.just(each), changed({}, fields_of(each), {}))
     )
 )
+@example((ParaTAA, {"window": 1_000_000}))
+@example((ParaTAA, {"data_std": np.zeros((2, 8))}))
 def test_options_of_methods(found: tuple[type[Method], dict[str, Any]]) -> None:
     method, arguments = found
     try:

@@ -21,13 +21,16 @@ def check_whole(name: str, value: object, low: int, high: int | None = None, *, 
         )
 
 
-def check_positive(name: str, value: object, *, optional: bool = False, infinite: bool = False) -> None:
-    """The value is a number above 0. optional: or None; infinite: math.inf is allowed."""
-    if value is None and optional:
+def check_positive(
+    name: str, value: object, *, optional: bool = False, infinite: bool = False, word: str | None = None
+) -> None:
+    """The value is a number above 0. optional: or None; infinite: math.inf is allowed; word: or this word."""
+    if (value is None and optional) or (isinstance(value, str) and value == word):
         return
     number = _number(value)
     if not number > 0 or (number == math.inf and not infinite):
-        raise InvalidArgument(f"{name} is {shown(value)}. It must be a positive number{', or None' * optional}.")
+        others = ", or None" * optional + ("" if word is None else f", or {word!r}")
+        raise InvalidArgument(f"{name} is {shown(value)}. It must be a positive number{others}.")
 
 
 def check_one_of(name: str, value: object, known: Sequence[str]) -> None:

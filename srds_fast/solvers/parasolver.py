@@ -109,7 +109,7 @@ class ParaSolver(Method):
         return intervals(num_steps, self.num_intervals or num_steps, self.num_coarse, window)
 
     def rows(self, num_steps: int, max_iterations: int) -> int:
-        return num_steps * self.window + self.num_coarse
+        return num_steps * min(self.window, num_steps) + self.num_coarse
 
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:
         assert isinstance(program, Intervals)

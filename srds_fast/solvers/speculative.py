@@ -66,8 +66,7 @@ class Speculative(Method):
 
     def __post_init__(self) -> None:
         check_whole("window", self.window, 1)
-        if self.data_std != "auto":
-            check_positive("data_std", self.data_std, infinite=True)
+        check_positive("data_std", self.data_std, infinite=True, word="auto")
 
     def check(self, target: Target) -> None:
         super().check(target)

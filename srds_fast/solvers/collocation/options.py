@@ -74,8 +74,7 @@ class Collocation(Method):
         check_whole("cover", self.cover, 1, optional=True)
         check_whole("history", self.history, 0, MOST_HISTORY)
         check_positive("regularisation", self.regularisation)
-        if self.data_std != "auto":
-            check_positive("data_std", self.data_std, infinite=True)
+        check_positive("data_std", self.data_std, infinite=True, word="auto")
 
     def most_iterations(self, target: Target) -> int:
         return target.num_steps if target.bitwise else min(target.num_steps, MOST_SWEEPS)

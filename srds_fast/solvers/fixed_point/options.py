@@ -60,7 +60,7 @@ class FixedPoint(Parameters, Method):
 
     def rows(self, num_steps: int, max_iterations: int) -> int:
         if self.window is not None:
-            return num_steps * self.window
+            return num_steps * min(self.window, num_steps)
         return sum(num_steps - number for number in range(max_iterations))
 
     def core(self, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs, *, bitwise: bool) -> Core:

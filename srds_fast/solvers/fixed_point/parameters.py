@@ -52,8 +52,7 @@ class Parameters:
         check_positive("regularisation", self.regularisation)
         check_positive("step_tolerance", self.step_tolerance, optional=True)
         check_positive("tolerance", self.tolerance, optional=True)
-        if self.data_std != "auto":
-            check_positive("data_std", self.data_std, optional=True, infinite=True)
+        check_positive("data_std", self.data_std, optional=True, infinite=True, word="auto")
         for name in ("step_tolerance", "tolerance"):
             if self.window is None and getattr(self, name) is not None:
                 raise InvalidArgument(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "srds_fast"
@@ -93,3 +97,12 @@ def test_imports_run_downwards() -> None:
 def test_modules_import_in_no_circle() -> None:
     graph = {module: {target for target in imports(module) if target != module} for module in MODULES}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs a clone and git")
+def test_nothing_else_lies_at_the_top_level() -> None:
+    """Tools that a test starts may leave files there."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = {line.split("/")[0] for line in listed.splitlines()}
+    folders = {"srds_fast", "kernels", "tests", "profiling", "bench"}
+    assert {name for name in found if not name.startswith(".")} == folders | {"README.md", "LICENSE", "pyproject.toml"}

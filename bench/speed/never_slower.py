@@ -4,9 +4,10 @@
     python -m bench.speed.never_slower --busy --only "digits 50" "policy 100"
 
 Every workload is called 20 times by the stock loop, by "auto" and by the fixed plans that were fastest in two calls
-before, in turn. Shares are of total times: calls 4 to 20 of "auto" over those of the stock loop and of the best fixed
-plan, and its calls 1 to 3, in which it explores, over those of the stock loop. "Pairs" are the medians of the shares
-of single calls, which an interruption of a few calls by other processes does not change.
+before, in turn; each round begins with another of them. Shares are of total times: calls 4 to 20 of "auto" over those
+of the stock loop and of the best fixed plan, and its calls 1 to 3, in which it explores, over those of the stock loop.
+"Pairs" are the medians of the shares of single calls, which an interruption of a few calls by other processes does not
+change.
 """
 
 from __future__ import annotations
@@ -130,8 +131,10 @@ def compared(name: str, workload: Workload, steps: int, calls: int) -> dict[str,
     every[0].call(None)
     auto = told(workload, steps, AUTO, method=AUTO)
     begin(auto)
+    turns = [*every, auto]
     for number in range(calls):
-        for each in (*every, auto):
+        first = number % len(turns)
+        for each in turns[first:] + turns[:first]:
             each.call(number)
     stock, *fixed = every
 

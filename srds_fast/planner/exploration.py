@@ -35,11 +35,9 @@ SHARE_OF_TURNS, FEWEST_TURNS = 0.25, 5
 ROUNDING = 1e-6
 # a way whose runs took this many times as long as those of the fastest is not run again
 LOST = 1.5
-# a plan is taken if it takes at most this share of the time of the loops: what two or three runs tell is a few percent
-# off, and calls that are slower than the loop are worse than calls that gain a few percent less
+# a plan is taken if it takes at most this share of the time of the loops, and the sequential loop if it does of the
+# stock loop's: two or three runs tell no less, and leave out what a call does beside its loop
 WORTH = 0.93
-# the sequential loop is taken for the stock loop if it takes at most this share of its time: both make the same calls
-CLEARLY = 0.97
 # a plan is dropped if SLOW of its last LAST calls, and these calls in total, took longer than the sequential loop,
 # which is timed again first. SLOW calls alone are no loss: where one input in eight takes twice the iterations, the
 # plan still saves time over all
@@ -339,7 +337,7 @@ class Exploration:
 
     def _base(self) -> Hashable:
         """The stock loop, or the sequential one if that is clearly faster: a tie must not make calls slower."""
-        return STOCK if STOCK in self._seconds and self._ratio(self._sequential, STOCK) > CLEARLY else self._sequential
+        return STOCK if STOCK in self._seconds and self._ratio(self._sequential, STOCK) > WORTH else self._sequential
 
     def _lead(self) -> None:
         """Let calls take the fastest plan of those that have run: a call must not end in an error of a new one."""

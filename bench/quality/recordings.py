@@ -162,7 +162,8 @@ def recorded(problem: Problem, method: str, plan: Plan, reference: Tensor, furth
         found.ends.extend(_ends(problem, plan, reference))
         return found
     program, tolerance = plan.program(), plan.tolerance / GREY_LEVEL
-    judges = [Judge(plan.tolerance, plan.options.contraction) for _ in reference]
+    contraction = plan.options.contraction_of(stochastic=problem.adds_noise)
+    judges = [Judge(plan.tolerance, contraction) for _ in reference]
     found.samples.extend(Sample([], []) for _ in reference)
 
     def goes_on(number: int, signs: Signs | None, error: float) -> bool:
@@ -198,7 +199,7 @@ def _run(problem: Problem, plan: Plan, keep: Callable[[Checkpoint], tuple[int, .
     scheduler = copy.deepcopy(problem.scheduler)
     scheduler.set_timesteps(plan.num_inference_steps)
     noise, program, x = noise_table(scheduler), plan.program(), problem.x
-    inputs = SolverInputs(network=NetworkInput(x.dtype), scaled=True)
+    inputs = SolverInputs(draws=problem.draws(noise), network=NetworkInput(x.dtype), scaled=True)
     core = core_of(plan, x.to(state_dtype(x.dtype)), noise, program, inputs)
     evaluate = RowDenoiser(problem.denoiser, x, noise, program, problem.cond)
     answer: Answer = None
@@ -217,8 +218,12 @@ def _ends(problem: Problem, plan: Plan, reference: Tensor) -> list[Stop]:
     scheduler = copy.deepcopy(problem.scheduler)
     scheduler.set_timesteps(plan.num_inference_steps)
     noise, program, x = noise_table(scheduler), plan.program(), problem.x
-    inputs = SolverInputs(network=NetworkInput(x.dtype), scaled=True)
-    cores = [core_of(plan, each, noise, program, inputs) for each in x.to(state_dtype(x.dtype)).split(1)]
+    draws, states = problem.draws(noise), x.to(state_dtype(x.dtype)).split(1)
+    each_draws = [None] * len(states) if draws is None else draws.split(1, dim=1)
+    cores = [
+        core_of(plan, state, noise, program, SolverInputs(draws=drawn, network=NetworkInput(x.dtype), scaled=True))
+        for state, drawn in zip(states, each_draws, strict=True)
+    ]
     answers: list[Answer] = [None] * len(cores)
     waves, rows, ends = [0] * len(cores), [0] * len(cores), {}
     while len(ends) < len(cores):

@@ -76,6 +76,8 @@ class Kind:
 
 # a row of a network of images costs many times one of the others
 OF_IMAGES = ("srds", "srds, few blocks", "collocation", "parataa")
+# one form of each method, where steps add noise
+WITH_NOISE = ("srds", "collocation", "parataa", "paradigms", "parasolver", "chords")
 
 
 def _images(name: str) -> Kind:
@@ -84,6 +86,12 @@ def _images(name: str) -> Kind:
 
 def _policy(name: str) -> Kind:
     return Kind("trained", PROBLEMS[name], (25, 50), 128)
+
+
+def _noise(kind: str, name: str, steps: tuple[int, ...]) -> Kind:
+    """A problem of `KINDS` with steps that add noise."""
+    without = KINDS[name]
+    return Kind(kind, lambda *given: without.make(*given).with_noise(), steps, 128, WITH_NOISE)
 
 
 def _closed(kind: str, make: Callable[[int], Problem]) -> Kind:
@@ -104,6 +112,14 @@ KINDS: dict[str, Kind] = {
     "multistep": _closed("sharp", partial(sharp.modes, count=8, size=8, std=0.1, scheduler=sharp.multistep)),
     "flow": _closed("sharp", partial(sharp.modes, count=8, size=8, std=0.1, scheduler=FLOW)),
     "clipped": _closed("sharp", sharp.clipped),
+}
+KINDS |= {
+    "policy, DDPM": _noise("trained", "policy", (25, 50, 100)),
+    "other-policy, DDPM": _noise("trained", "other-policy", (25, 50)),
+    "mixture, DDPM": _noise("smooth", "mixture", (25, 50)),
+    "4-modes, DDPM": _noise("sharp", "4-modes", (25, 50)),
+    "8-modes, DDPM": _noise("sharp", "8-modes", (25, 50)),
+    "clipped, DDPM": _noise("sharp", "clipped", (25, 50)),
 }
 
 
@@ -198,7 +214,7 @@ def judged(posed: Problem, method: str, options: Method, steps: int, reference: 
         if plan.slides:
             stops = recorded(posed, method, plan, reference).ends
         else:
-            stops = whole.stops(tolerance, plan.options.contraction)
+            stops = whole.stops(tolerance, plan.options.contraction_of(stochastic=posed.adds_noise))
         found.append(Share.of(method, posed.name, steps, tolerance, stops))
     return found
 

@@ -74,7 +74,7 @@ def _way(method: str, steps: int, point: dict[str, Any]) -> Way | None:
 def candidates(steps: int, devices: int) -> Iterator[Way]:
     """What `auto` would compare, each stopping where runs are expected to with any network."""
     for plan in choose_plans.candidates(steps, Settings(), False, ranks=devices):
-        stopping = Stopping(steps, plan.max_iterations, plan.tolerance, plan.options.contraction)
+        stopping = Stopping.of(plan.options, steps, plan.max_iterations, plan.tolerance, stochastic=False)
         expected = sorted(plan.options.expected_iterations(stopping)) or [plan.max_iterations]
         yield Way(plan.short(), "", plan, expected[len(expected) // 2])
 

@@ -6,16 +6,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 import srds_fast
 from srds_fast import zoo
+from srds_fast.sampling.rows import draw_noise, state_dtype
+from srds_fast.schedulers.table import NoiseTable
 
 from .networks import DEVICE
 
 # more entries of a network call are no faster on a CPU, and leave its caches
 MOST_ENTRIES = 128
+NOISE_SEED = 5  # of the noise that steps add, for the whole batch
 GREY_LEVEL = 1 / 127.5
 GUIDANCE = 5.0
 
@@ -42,8 +45,23 @@ class Problem(NamedTuple):
     def one(self, sample: int) -> Problem:
         return self.only(slice(sample, sample + 1))
 
+    def with_noise(self) -> Problem:
+        """The same, with steps of DDPM, which add noise."""
+        scheduler = DDPMScheduler.from_config({**self.scheduler.config, "variance_type": "fixed_small"})
+        return self._replace(name=f"{self.name}, DDPM", scheduler=scheduler)
+
+    @property
+    def adds_noise(self) -> bool:
+        return isinstance(self.scheduler, DDPMScheduler)
+
     def sampled(self, steps: int, **settings: Any) -> srds_fast.SampleResult:
-        return srds_fast.sample(self.denoiser, self.x, self.scheduler, steps, cond=self.cond, **settings)
+        given = {"cond": self.cond, "generator": torch.Generator().manual_seed(NOISE_SEED), **settings}
+        return srds_fast.sample(self.denoiser, self.x, self.scheduler, steps, **given)
+
+    def draws(self, noise: NoiseTable) -> Tensor | None:
+        """The noise that the steps of `sampled` add, [N, samples, ...]; None: they add none."""
+        dtype = state_dtype(self.x.dtype)
+        return draw_noise(noise, self.x, dtype, torch.Generator().manual_seed(NOISE_SEED))
 
     def sequential(self, steps: int) -> Tensor:
         """The samples that methods are compared with."""

@@ -175,7 +175,8 @@ class SampledWorkload(Workload):
 
         @torch.no_grad()
         def call(sample: int = 0) -> Tensor:
-            found = self.samples.one(sample % len(self.samples.x)).sampled(steps, **settings, **kept)
+            one = self.samples.one(sample % len(self.samples.x))
+            found = one.sampled(steps, generator=torch.Generator().manual_seed(sample), **settings, **kept)
             reports[:] = [found.report]
             return found.sample
 

@@ -155,7 +155,8 @@ def price(
         except DeviceBusy:
             replayed = False
     known = costs.of((*of_call, replayed), curve)
-    return Pricing(known, between, context_of(state.device, noise, networks), (*of_call, replayed))
+    here, stochastic = context_of(state.device, noise, networks), noise.spread is not None
+    return Pricing(known, between, here, (*of_call, replayed), stochastic)
 
 
 @torch.no_grad()

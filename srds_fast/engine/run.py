@@ -97,7 +97,8 @@ class Run:
         settled_before: int = 0,
         previews: bool = False,
     ) -> None:
-        contraction = plan.options.contraction if contraction is None else contraction
+        if contraction is None:
+            contraction = plan.options.contraction_of(stochastic=noise.spread is not None)
         self._monitor = Monitor(len(x), factor * plan.tolerance, plan.bitwise, contraction)
         # after iterations whose changes have not been read; without their samples
         self._unread: list[Checkpoint] = []

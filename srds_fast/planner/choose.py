@@ -37,7 +37,7 @@ def plan_of(options: Method, num_steps: int, settings: Settings, stochastic: boo
     plan = Plan(options, num_steps, iterations, *asked)
     if settings.latency == "adaptive" or plan.slides:
         return plan
-    stopping = Stopping(num_steps, iterations, plan.tolerance, options.contraction)
+    stopping = Stopping.of(options, num_steps, iterations, plan.tolerance, stochastic=stochastic)
     expected = options.expected_iterations(stopping)
     return fixed_at(plan, iterations if settings.max_iterations is not None or not expected else max(expected))
 

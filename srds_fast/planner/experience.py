@@ -31,33 +31,33 @@ class Experience:
         self.most_rows = max(1, min(rows // 2, self.most_rows or rows))
         self.version += 1
 
-    def record(self, plan: Plan, report: Report | None) -> None:
-        """Learn from a run of a plan; report: None if the run did not settle.
+    def record(self, plan: Plan, report: Report | None, *, stochastic: bool) -> None:
+        """Learn from a run of a plan; report: None if the run did not settle. stochastic: whether steps add noise.
 
         Plans are compared again if it took iterations that none has taken before, or if twice as many runs were seen.
         """
         if plan.options.scales:
             of_samples = [(math.inf,)] if report is None or not report.change else zip(*report.change, strict=True)
             changes = tuple(tuple(each for each in sample if each is not None) for sample in of_samples)
-            self._seen.append(Seen(plan.options, plan.num_inference_steps, changes))
-        taken = self._taken.setdefault(kind_of_run(plan), Counter())
+            self._seen.append(Seen(plan.options, plan.num_inference_steps, stochastic, changes))
+        taken = self._taken.setdefault((kind_of_run(plan), stochastic), Counter())
         iterations = plan.max_iterations if report is None else report.iterations
         taken[iterations] += 1
         if taken[iterations] == 1 or taken.total().bit_count() == 1:
             self.version += 1
 
-    def iterations(self, plan: Plan) -> Shares:
+    def iterations(self, plan: Plan, *, stochastic: bool) -> Shares:
         """What runs of a plan will take: at first as with any network, and more and more as runs were seen to."""
-        options = plan.options
-        stopping = Stopping(plan.num_inference_steps, plan.max_iterations, plan.tolerance, options.contraction)
+        options, asked = plan.options, (plan.num_inference_steps, plan.max_iterations, plan.tolerance)
+        stopping = Stopping.of(options, *asked, stochastic=stochastic)
         expected = () if plan.calibrated or plan.bitwise else options.expected_iterations(stopping)
         if not expected:
             return ((plan.max_iterations, 1.0),)
         if options.scales:
-            runs = tuple(self._seen)  # a copy: another thread may add to it
+            runs = [run for run in tuple(self._seen) if run.stochastic == stochastic]  # another thread may add to them
             taken = Counter(each for run in runs if (each := options.iterations_from(run, stopping)) is not None)
         else:
-            taken = self._taken.get(kind_of_run(plan), Counter())
+            taken = self._taken.get((kind_of_run(plan), stochastic), Counter())
         found = {iteration: float(runs) for iteration, runs in taken.items()}
         for iteration in expected:
             found[iteration] = found.get(iteration, 0.0) + options.weight / len(expected)

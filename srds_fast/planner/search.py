@@ -58,6 +58,7 @@ class Pricing:
     measure_overhead: Callable[[Plan], float]  # seconds that a run takes outside the network; called where it decides
     context: Context
     kind: Hashable = None
+    stochastic: bool = False  # whether the steps of the call add noise
 
     @property
     def most_rows(self) -> int | None:
@@ -71,10 +72,10 @@ class Pricing:
             return
         settled = plan.options.promise == SAME_LAW or (report is not None and all(report.converged))
         if report is None or (settled and not report.interrupted):
-            self.known.experience.record(plan, report)
+            self.known.experience.record(plan, report, stochastic=self.stochastic)
 
     def shares(self, plan: Plan) -> Shares:
-        return self.known.experience.iterations(plan)
+        return self.known.experience.iterations(plan, stochastic=self.stochastic)
 
     def expected(self, plan: Plan) -> int:
         """Iterations that half of the runs will stop within."""

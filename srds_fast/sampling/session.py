@@ -98,7 +98,9 @@ class Session:
         # what ranks had done before the run, and did in it; None until it has ended
         self._before = distributed.NOTHING_DONE
         self._work: distributed.Work | None = None
-        self._stop_rule = stop_rule(self.planner, self.network, self.plan, self.state.shape, audited=self.audited)
+        self._stop_rule = stop_rule(
+            self.planner, self.network, self.plan, self.state.shape, audited=self.audited, stochastic=self.stochastic
+        )
         self.run = self._reported = self._new_run(self.observer)
 
     @property
@@ -142,7 +144,7 @@ class Session:
         if self._fallback_reason is None:
             self._stop_rule.record(run.change)
             if self.audited and self._stop_rule.audit is not None:
-                audit(self._stop_rule.audit, self.plan, max(run.iterations), self._trial)
+                audit(self._stop_rule, self.plan, max(run.iterations), self._trial)
         return run
 
     def _explore(self, advance: Advance, exploration: Exploration, pricing: Pricing) -> Run:

@@ -40,18 +40,21 @@ class StopRule:
             self.first_stop.record(change)
 
 
-def stop_rule(planner: Planner, network: Network | None, plan: Plan, shape: torch.Size, *, audited: bool) -> StopRule:
+def stop_rule(
+    planner: Planner, network: Network | None, plan: Plan, shape: torch.Size, *, audited: bool, stochastic: bool
+) -> StopRule:
     """The rule of a run. network: None where the caller evaluates the waves. shape: of the state, [batch, ...].
 
     audited: whether the call is compared with the sequential one. Audits tell more than changes do, so these go first.
+    stochastic: whether steps add noise.
     """
-    contraction = plan.options.contraction
+    contraction = plan.options.contraction_of(stochastic=stochastic)
     if network is None or plan.bitwise:
         return StopRule(contraction)
 
     def kind() -> Hashable:
         """Of calls and runs that stop alike."""
-        return network.kind, network.conditions, shape, kind_of_run(replace(plan, calibrated=False))
+        return network.kind, network.conditions, shape, stochastic, kind_of_run(replace(plan, calibrated=False))
 
     if (audited or planner.audits) and not plan.is_sequential and not plan.slides:
         key = kind()

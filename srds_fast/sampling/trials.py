@@ -17,7 +17,6 @@ from ..engine.distributed import call as distributed
 from ..engine.eager import drain
 from ..engine.run import Observer, Run
 from ..errors import DivergenceError
-from ..planner.audit import Audit
 from ..planner.choose import choose, fixed_at
 from ..planner.exploration import LOST, Exploration, turns_to_time
 from ..planner.plan import Plan
@@ -28,6 +27,7 @@ from ..solvers.convergence import estimated_error
 from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import Report
 from ..words import counted, duration
+from .stop_rule import StopRule
 
 # iterations that an audited run goes on after it would have stopped
 FURTHER = 3
@@ -142,10 +142,11 @@ class Trial(Protocol):
         """What was done."""
 
 
-def audit(found: Audit, plan: Plan, iterations: int, trial: Callable[[Plan, Observer | None], Trial]) -> None:
+def audit(rule: StopRule, plan: Plan, iterations: int, trial: Callable[[Plan, Observer | None], Trial]) -> None:
     """Compare a run with the sequential sample of its input, some iterations further than it went.
 
-    iterations: that the run has taken. trial: makes the session of a run of a plan, which an observer follows.
+    rule: of the run; its audit learns. iterations: that the run has taken. trial: makes the session of a run of a plan,
+    which an observer follows.
     """
     seen: list[Checkpoint] = []
 
@@ -162,15 +163,16 @@ def audit(found: Audit, plan: Plan, iterations: int, trial: Callable[[Plan, Obse
     except DivergenceError:  # such a call takes the sequential steps
         return
     assert reference is not None
+    assert rule.audit is not None
     of_samples = [each.signs() for each in seen]
     for sample, expected in enumerate(reference):
         changes, errors = list[float](), list[tuple[float, float]]()
         for each, signs in zip(seen, of_samples, strict=True):
             change, *others = signs[sample]
             changes.append(change)
-            estimated = 0.0 if each.exact else estimated_error(changes, plan.options.contraction, *others)
+            estimated = 0.0 if each.exact else estimated_error(changes, rule.contraction, *others)
             errors.append((estimated, float((each.sample[sample] - expected).abs().double().mean())))
-        found.record(errors)
+        rule.audit.record(errors)
 
 
 class Timed(NamedTuple):

@@ -99,7 +99,7 @@ class Chords(Method):
 
     def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
         # without calibration it has no tolerance to stop by that could be relied on
-        if calibrated and target.leaves_choice(calibrated=True):
+        if calibrated and target.leaves_choice:
             # a wave has a row for each core
             every = dict.fromkeys((*PLANNED, *target.rows_of_ranks))
             yield from (Chords(cores) for cores in every if cores <= target.num_steps)

@@ -12,6 +12,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+# No tolerance is looser than this one in windows that slide, nor where steps add noise. Where a trained policy turns
+# late, an error of an early state grows a thousand times, in a direction in which nothing has moved.
+LOOSEST = 1e-2
+TIMES_WITH_NOISE = 2.0
+
 
 class Contraction(NamedTuple):
     # least r at the earliest estimate, and r itself where one change has no ratio yet; 1: nothing is known then
@@ -30,11 +35,17 @@ class Contraction(NamedTuple):
     # the same iteration: it may be small by chance
     least_share: float = 0.0
     least_of_boundary: float = 0.0
+    times: float = 1.0  # an estimate counts so many times
+    loosest: float = math.inf  # a larger tolerance is taken for this one
 
     @property
     def blind(self) -> int:
         """Iterations too early to estimate an error; only a sample that is bitwise stationary stops there."""
         return self.fewest - 1
+
+    def where_noise_is_added(self) -> Contraction:
+        """The same where steps add noise: there a sample may rest, and turn to another mode in a later iteration."""
+        return self._replace(times=TIMES_WITH_NOISE, loosest=LOOSEST)
 
 
 # How often samples end beyond the tolerance with these, and on what they were chosen: section 5 of the notes in
@@ -102,7 +113,7 @@ def estimated_error(
     """
     change = changes[-1]
     if change == 0.0:
-        return doubt
+        return contraction.times * doubt
     if len(changes) < contraction.fewest:
         return math.inf
     r = min(contraction.first, ratio)
@@ -121,7 +132,7 @@ def estimated_error(
     change = max(change, contraction.least_of_boundary * boundary)
     if doubt:
         doubt *= _slowing(changes) ** 2
-    return max(change * r / (1 - r), doubt) if r < 1 else math.inf
+    return contraction.times * max(change * r / (1 - r), doubt) if r < 1 else math.inf
 
 
 def _slowing(changes: Sequence[float]) -> float:
@@ -147,7 +158,7 @@ class Monitor:
     """Decides which samples continue; bitwise: all in which a boundary moved by a bit, whatever the estimates."""
 
     def __init__(self, num_samples: int, tolerance: float, bitwise: bool, contraction: Contraction = BLOCKS) -> None:
-        self.contraction, self.tolerance, self.bitwise = contraction, tolerance, bitwise
+        self.contraction, self.tolerance, self.bitwise = contraction, min(tolerance, contraction.loosest), bitwise
         self.change: list[list[float | None]] = []
         self.converged = [False] * num_samples
         self.exact = [False] * num_samples  # by construction, or because nothing moved by a bit

@@ -52,13 +52,10 @@ class Target:
         """Numbers of rows, of one or two guidance branches each, that leave no rank idle; none for a single rank."""
         return tuple(rows for rows in dict.fromkeys((self.ranks // 2, self.ranks)) if 1 < rows <= self.num_steps)
 
-    def leaves_choice(self, *, calibrated: bool) -> bool:
-        """Whether the planner considers other methods than the default one.
-
-        A bound on iterations is meant for the default method. If steps add noise, x0 follows no smooth curve: other
-        methods are considered then only if they are to be calibrated.
-        """
-        return self.max_iterations is None and not self.bitwise and (calibrated or not self.stochastic)
+    @property
+    def leaves_choice(self) -> bool:
+        """Whether the planner considers other methods than the default one: a bound on iterations is meant for that."""
+        return self.max_iterations is None and not self.bitwise
 
 
 class Stopping(NamedTuple):
@@ -68,13 +65,26 @@ class Stopping(NamedTuple):
     max_iterations: int
     tolerance: float
     contraction: Contraction
+    stochastic: bool = False  # whether steps add noise
+
+    @classmethod
+    def of(
+        cls, options: Method, num_steps: int, max_iterations: int, tolerance: float, *, stochastic: bool
+    ) -> Stopping:
+        """When a run with these options stops."""
+        contraction = options.contraction_of(stochastic=stochastic)
+        return cls(num_steps, max_iterations, min(tolerance, contraction.loosest), contraction, stochastic)
 
 
 class Seen(NamedTuple):
-    """A run of N steps that has ended; `changes` of each sample, iteration by iteration, infinite if it diverged."""
+    """A run of N steps that has ended; `changes` of each sample, iteration by iteration, infinite if it diverged.
+
+    stochastic: whether its steps added noise.
+    """
 
     options: Method
     num_steps: int
+    stochastic: bool
     changes: tuple[tuple[float, ...], ...]
 
 
@@ -97,6 +107,10 @@ class Method(ABC):
     learns_first_stop: ClassVar[bool] = False
     seconds_of_a_row: ClassVar[float] = 2e-5  # to make a row of its program and the update behind it, once, about
     scales: ClassVar[bool] = False  # a run tells of runs with other options, see `iterations_from`
+
+    def contraction_of(self, *, stochastic: bool) -> Contraction:
+        """How the error of a run is estimated; stochastic: whether its steps add noise."""
+        return self.contraction.where_noise_is_added() if stochastic else self.contraction
 
     @abstractmethod
     def most_iterations(self, target: Target) -> int:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..schedulers.table import NoiseTable
+from .convergence import LOOSEST
 from .fixed_point.grid import responses, usual_std
 
 Array = NDArray[Any]
@@ -29,9 +30,6 @@ Array = NDArray[Any]
 # Networks answer a movement with several times what Gaussian data do: bounds are such that for these the error would be
 # so many times less than the tolerance.
 CAUTION = 20.0
-# No tolerance gives looser bounds than this one. Where a trained policy turns late, an error of an early state grows a
-# thousand times, in a direction in which nothing has moved, so no row shows it.
-LOOSEST = 1e-2
 # The error may be so many times what the rows have shown.
 CAUTION_OF_SEEN = 4.0
 # no state has less than this share of the largest effect, so that bounds stay finite

@@ -111,7 +111,7 @@ class Speculative(Method):
         return True
 
     def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
-        if target.stochastic and target.same_law and target.leaves_choice(calibrated=True) and not calibrated:
+        if target.stochastic and target.same_law and target.leaves_choice and not calibrated:
             yield self
 
     def expected_iterations(self, stopping: Stopping) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from srds_fast.planner.settings import Settings
 from srds_fast.solvers.convergence import Contraction
 
 NETWORKS = Networks(None, None)
-ASKED = ("mixture", "8-modes", "40-modes", "multistep", "flow", "clipped")
+ASKED = ("mixture", "8-modes", "40-modes", "multistep", "flow", "clipped", "mixture, DDPM", "4-modes, DDPM")
 STEPS, SAMPLES = 20, 64
 
 
@@ -46,6 +46,21 @@ def test_a_rule_that_hopes_for_more_is_found_out() -> None:
     ]
     assert beyond[0] > 0.1 * SAMPLES
     assert beyond[1] == 0
+
+
+def test_where_steps_add_noise_samples_turn_later() -> None:
+    """Without the rule for noise three samples stop beyond the tolerance, one of them on its way to another mode."""
+    problem = KINDS["4-modes, DDPM"].make(128, NETWORKS)
+    plan = choose(25, Settings(method="collocation", tolerance=4e-4))
+    found = recorded(problem, "collocation", plan, problem.sequential(25), further=None)
+
+    def errors(rule: Contraction) -> list[float]:
+        return [stop.error * GREY_LEVEL / 4e-2 for stop in found.stops(4e-2, rule)]
+
+    without = errors(plan.options.contraction)
+    assert sum(error > 1 for error in without) == 3
+    assert max(without) > 10
+    assert max(errors(plan.options.contraction_of(stochastic=True))) <= 1
 
 
 def test_a_row_counts_samples_beyond_and_those_told_to_be_within() -> None:

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srds_fast.solvers.convergence import BLOCKS, MOST_SLOWING, SECANTS, Diverged, Monitor, Signs, estimated_error
+from srds_fast.solvers.convergence import (
+    BLOCKS,
+    LOOSEST,
+    MOST_SLOWING,
+    SECANTS,
+    Diverged,
+    Monitor,
+    Signs,
+    estimated_error,
+)
 
 
 def signs(*changes: float) -> list[Signs]:
@@ -33,6 +42,14 @@ def test_a_change_that_does_not_shrink_promises_nothing() -> None:
 def test_after_one_change_that_of_parareal_is_taken_for_a_third_of_the_error() -> None:
     assert estimated_error([0.1]) == pytest.approx(0.3)
     assert math.isinf(estimated_error([1e-9], BLOCKS._replace(fewest=2)))
+
+
+def test_where_noise_is_added_estimates_count_twice_and_no_tolerance_is_loose() -> None:
+    noisy = BLOCKS.where_noise_is_added()
+    assert estimated_error([0.1], noisy) == 2 * estimated_error([0.1])
+    assert estimated_error([1.0, 0.0], noisy, 0.3) == 0.6, "a doubt, too"
+    assert Monitor(1, tolerance=0.5, bitwise=False, contraction=noisy).tolerance == LOOSEST
+    assert Monitor(1, tolerance=1e-3, bitwise=False, contraction=noisy).tolerance == 1e-3
 
 
 def test_a_change_that_did_not_shrink_is_remembered_for_one_more_iteration() -> None:

@@ -19,10 +19,10 @@ from srds_fast import sample
 from srds_fast.methods import ParaDiGMS, ParaSolver, ParaTAA
 from srds_fast.planner.choose import choose
 from srds_fast.planner.settings import Settings
+from srds_fast.solvers.convergence import LOOSEST
 from srds_fast.solvers.sliding import (
     CAUTION,
     CAUTION_OF_SEEN,
-    LOOSEST,
     CarriedError,
     effect_of_movements,
     expected_responses,

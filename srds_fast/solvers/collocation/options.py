@@ -29,6 +29,8 @@ HALF_A_GREY_LEVEL = 4e-3
 # Sweeps after which a tolerance of half a grey level mostly stops a run, and by what factor one more reduces the error:
 # on the digits pipeline, 25 to 100 steps, guidance 1 and 5, and on a robot policy.
 EXPECTED_SWEEPS = 7
+# the same where steps add noise, on the policy and on mixtures of Gaussians
+EXPECTED_WITH_NOISE = 11
 REDUCED_BY_A_SWEEP = 3.0
 # What the planner compares besides the default where iterations are measured: smooth networks need no visit of every
 # point, nor more nodes for more steps. Where a tolerance stops the run, the doubt about what was never asked outweighs
@@ -92,7 +94,7 @@ class Collocation(Method):
         return not constrained and noise.triangles is None
 
     def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
-        if not target.leaves_choice(calibrated=calibrated):
+        if not target.leaves_choice:
             return
         yield self
         if calibrated:
@@ -105,8 +107,8 @@ class Collocation(Method):
 
     def expected_iterations(self, stopping: Stopping) -> tuple[int, ...]:
         more = math.log(HALF_A_GREY_LEVEL / stopping.tolerance) / math.log(REDUCED_BY_A_SWEEP)
-        most = stopping.max_iterations
-        return (max(min(3, most), min(most, EXPECTED_SWEEPS + math.ceil(more))),)
+        most, usual = stopping.max_iterations, EXPECTED_WITH_NOISE if stopping.stochastic else EXPECTED_SWEEPS
+        return (max(min(3, most), min(most, usual + math.ceil(more))),)
 
     def words(self) -> list[str]:
         nodes = [] if self.num_nodes is None else [counted(self.num_nodes, "node")]

@@ -108,7 +108,7 @@ class ParaTAA(FixedPoint):
 
     def candidates(self, target: Target, *, calibrated: bool) -> Iterator[Method]:
         # also where steps add noise: a wave knows the noise of all steps, so it converges as fast as without
-        if target.leaves_choice(calibrated=True):
+        if target.leaves_choice:
             yield self
 
 

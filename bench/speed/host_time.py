@@ -4,7 +4,9 @@
 
 The network returns zeros at once, a latent is 4 x 4, text is given embedded: what is left is what a loop does on the
 host. A turn of a loop is the time from the return of one network call to the start of the next. The stock loop turns
-once a step, ours once a wave, which under SRDS holds several rows, jumps and corrections.
+once a step, ours once a wave, which under SRDS holds several rows, jumps and corrections. "by turns": the call has a
+callback, so the pipeline's own loop makes a turn or two for each row; the other waves are generated. The last columns
+are of the first call, which finds out how the loop works.
 
 All loops are called in turn in one process. Of every turn and of every call the shortest of all repetitions counts, and
 of turns the mean; the first turn, in which a driven loop begins the run, is left out. Times are reported, never gated;
@@ -14,6 +16,7 @@ operations are counted by tests/bench/test_host_time.py.
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 from collections.abc import Callable
 from statistics import mean
@@ -29,6 +32,7 @@ from bench.workloads import pipelines
 from bench.workloads.methods import SRDS_TWICE
 from bench.workloads.pipelines import SD_DDIM, SD_EULER, network_of
 from srds_fast.cli.output import show_table
+from srds_fast.telemetry.report import Report
 
 STEPS = 100
 # all but Flux and DDIM run with guidance; latents of 4 x 4
@@ -47,6 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "srds": SRDS_TWICE,
     "srds plain": {**SRDS_TWICE, "pipelined": False},
 }
+BY_TURNS = "srds by turns"
 LOOPS = ("stock", *METHODS)
 
 
@@ -82,13 +87,19 @@ def return_zeros(network: Any) -> None:
     network.forward = forward
 
 
+def _look(_pipe: Any, _step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+    """A callback that changes nothing."""
+    return {}
+
+
 class Case:
     """A pipeline of `PIPELINES` whose network returns zeros.
 
     Attributes:
         arguments: of every call.
-        loops: "stock", the pipeline itself, and one compiled for each method.
+        loops: "stock", the pipeline itself, one compiled for each method, and BY_TURNS if it takes a callback.
         turns: of the loops.
+        first: the reports of their first calls.
     """
 
     def __init__(self, name: str, steps: int = STEPS) -> None:
@@ -102,12 +113,17 @@ class Case:
         return_zeros(network_of(pipe))
         self.turns = Turns(network_of(pipe), time.perf_counter)
         self.loops = {"stock": pipe} | {method: srds_fast.compile(pipe, **how) for method, how in METHODS.items()}
-        for method in METHODS:
-            self.call(method)  # a first call also checks the network
+        if "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters:
+            self.loops[BY_TURNS] = srds_fast.compile(pipe, **SRDS_TWICE)
+        self.first: dict[str, Report] = {}
+        for loop in list(self.loops)[1:]:
+            self.call(loop)  # a first call also checks the network
+            self.first[loop] = self.loops[loop].report
 
     def call(self, loop: str) -> list[tuple[Any, Any]]:
         """Call a loop, and return its turns."""
-        self.loops[loop](**self.arguments, generator=torch.Generator().manual_seed(0))
+        more = {"callback_on_step_end": _look} if loop == BY_TURNS else {}
+        self.loops[loop](**self.arguments, **more, generator=torch.Generator().manual_seed(0))
         return self.turns.take()
 
     def measured(self, times: int) -> dict[str, tuple[float, float]]:
@@ -134,11 +150,13 @@ def main(arguments: list[str] | None = None) -> None:
         times = case.measured(options.repeat)
         step, stock = times["stock"]
         rows: list[dict[str, object]] = []
-        for method in METHODS:
+        for method, first in case.first.items():
             (wave, call), report = times[method], case.loops[method].report
             over = {"loop": method, "wave/step": wave / step, "call": call / stock}
             seconds = {"us a wave": f"{1e6 * wave:.0f}", "us a step": f"{1e6 * step:.0f}"}
-            rows.append({**over, **seconds, "rows": report.rows / report.waves})
+            found = first.rehearsal_calls + first.check_calls, first.rehearsal_seconds + first.check_seconds
+            rehearsed = {"first calls": found[0], "first ms": f"{1e3 * found[1]:.0f}"}
+            rows.append({**over, **seconds, **rehearsed, "rows": report.rows / report.waves})
         show_table(rows, text=["loop"], title=f"\n{name}")
 
 

@@ -30,7 +30,6 @@ from ..solvers.registry import check_warm_start_method
 from ..telemetry.report import Report, stock_report
 from . import acceleration
 from .context_parallel import by_clocks, check_ranks
-from .guiders import own_guiders
 from .hooks import execution_device, hooks_of, is_offloaded
 from .interrupts import NAME, RunningCall
 from .kinds import kind_of_loop
@@ -42,14 +41,13 @@ from .lockstep.own_enumerate import with_own_enumerate
 from .lockstep.proxies import UsesWithheld, copy_with_proxies
 from .modular.arguments import is_modular, why_stock
 from .modular.blocks import driven, without_progress_bar, without_proxies
-from .modular.errors_log import held_back
 from .module_state import WeightsWritten
-from .networks import check_pipeline, networks_of
-from .notices import warn_eager, warn_fallback, warn_left_out
+from .networks import check_pipeline, networks_of, own_guiders
+from .notices import errors_held_back, warn_eager, warn_fallback, warn_left_out
 from .previews import Previews
 from .replaced import why_replaced
 from .shown import settings_of
-from .state import OWN_ARGUMENTS, Arguments, RandomState, bind
+from .state import OWN_ARGUMENTS, Arguments, PipelineCall, RandomState, bind
 from .stock import (
     NO_STEP,
     chosen_stock_call,
@@ -64,8 +62,9 @@ from .takeover.calls import SCALING
 logger = logging.getLogger("srds_fast")
 
 
-def stock_reason(fast: Any, arguments: Arguments) -> str | None:
-    """Why this call must run on the stock loop, or None."""
+def stock_reason(call: PipelineCall) -> str | None:
+    """Why a call must run on the stock loop, or None."""
+    fast, arguments = call.fast, call.arguments
     if arguments.get("callback") is not None:
         return "callback was given, which sees every step's latents: pass it as callback_on_step_end"
     if is_modular(fast) and (why := why_stock(fast, arguments)) is not None:
@@ -137,10 +136,12 @@ def _given(fast: Any, arguments: Arguments, own: Mapping[str, Any]) -> dict[str,
     """Digests of what a call depends on: all ranks must be given the same."""
     options, networks = fast._srds.options, networks_of(fast).values()
     learns = options.audit, options.learn_stop
+    # diffusers' notes beside what a scheduler was made with have no order that two processes share
+    config = {name: value for name, value in getattr(fast.scheduler, "config", {}).items() if not name.startswith("_")}
     return {
         **versions(),
         "class of pipeline": type(fast).__qualname__,
-        "scheduler": digest([type(fast.scheduler).__qualname__, _config(fast.scheduler)]),
+        "scheduler": digest([type(fast.scheduler).__qualname__, config]),
         "setting of compile": repr(
             (options.settings, options.strict, options.overlap, options.network_options, learns)
         ),
@@ -148,11 +149,6 @@ def _given(fast: Any, arguments: Arguments, own: Mapping[str, Any]) -> dict[str,
         **{name: digest(value) for name, value in {**arguments, **own}.items() if name != "self"},
         "network": digest_of_weights(networks),
     }
-
-
-def _config(scheduler: Any) -> dict[str, Any]:
-    """What a scheduler was made with; diffusers' notes beside that have no order that two processes share."""
-    return {name: value for name, value in getattr(scheduler, "config", {}).items() if not name.startswith("_")}
 
 
 def _draws_of_first(fast: Any, shared: SharedCall | None, *, aside: bool) -> AbstractContextManager[object]:
@@ -207,15 +203,15 @@ def _run_call(
     arguments = bind(fast, args, kwargs)
     own = {name: kwargs[name] for name in OWN_ARGUMENTS if name in kwargs}
     kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
+    call = PipelineCall(fast, args, kwargs, arguments)
     check_switch("keep_trajectory", own.get("keep_trajectory", False))
     if own.get("warm_start") is not None:
         check_warm_start_method(state.planner.options)
     shared = distributed.current()
     if shared is not None:
         shared.compare(_given(fast, arguments, own))
-    reason = stock_reason(fast, arguments)
-    if reason is not None:
-        return stock_call(fast, args, kwargs, reason, own, running)
+    if (reason := stock_reason(call)) is not None:
+        return stock_call(call, reason, own, running)
     loop, kind = kind_of_loop(fast, arguments), None
     any_loop = observer is None or previews is not None  # other observers are there for iterations
     if any_loop and not own and arguments.get("callback_on_step_end") is None and may_choose_stock(fast):
@@ -225,12 +221,12 @@ def _run_call(
         if refused is not None:
             if observer is not None:
                 refuse_stock_loop(refused)
-            return stock_call(fast, args, kwargs, refused, own, running)
+            return stock_call(call, refused, own, running)
         if chosen is not None and chosen.chose_stock:
             state.last.exploration = chosen
             if previews is not None:
                 previews.random = RandomState(arguments, execution_device(fast))
-            return chosen_stock_call(fast, args, kwargs, chosen, running, observer)
+            return chosen_stock_call(call, chosen, running, observer)
     device = execution_device(fast)
     random = RandomState(arguments, device)
     if previews is not None:
@@ -240,7 +236,7 @@ def _run_call(
         _lora_lock(fast, arguments),
         state.tokenizers.borrow(fast) as tokenizers,
         acceleration.applied(networks, state.options.network_options, device) as made,
-        held_back() if is_modular(fast) else nullcontext(),
+        errors_held_back() if is_modular(fast) else nullcontext(),
     ):
         parts = {**tokenizers, **own_guiders(fast), **(without_progress_bar(fast) if state.quiet else {})}
         for left_out in made.reasons:
@@ -252,7 +248,6 @@ def _run_call(
         settings = CallSettings(
             planner=state.planner,
             observer=observer,
-            previews=previews is not None,
             graphs=graphs,
             overlap="batch" if state.options.overlap == "auto" and not _graphs_on(device) else state.options.overlap,
             keep_states=function is not None or bool(own.get("keep_trajectory")),
@@ -268,7 +263,7 @@ def _run_call(
             kind=loop,
             is_known=functools.partial(is_known, fast, networks),
             engine_reason=engine_reason,
-            stock=functools.partial(seconds_of_stock, fast, args, kwargs, arguments, parts) if timed else None,
+            stock=functools.partial(seconds_of_stock, call, parts) if timed else None,
             audited=audited,
             draws=draws,
             seen=None if previews is None else previews.seen,
@@ -321,8 +316,7 @@ def _run_call(
             if reason is None:
                 raise
         except BaseException:  # cancelled, Ctrl-C
-            if lockstep.driver is not None:
-                lockstep.driver.put_back()
+            lockstep.driver.put_back()
             raise
         finally:
             lockstep.close()
@@ -333,14 +327,13 @@ def _run_call(
             state.last.session = lockstep.session
             state.last.exploration = None if lockstep.session is None else lockstep.session.exploration
             state.last.trajectory = lockstep.samples.states() if own.get("keep_trajectory") else None
-    if (driver := lockstep.driver) is not None:
-        driver.restore_networks()
-        if kind is not None and driver.refused:
-            state.refused[kind] = reason
+    lockstep.driver.restore_networks()
+    if kind is not None and lockstep.driver.refused:
+        state.refused[kind] = reason
     if shared is not None and shared.uneven:  # not all ranks have found out the same
         state.forget_calls()
     with random.replayed():
-        output = stock_call(fast, args, kwargs, reason, own, running)
+        output = stock_call(call, reason, own, running)
     if state.last.report is not None:
         state.last.report = replace(state.last.report, **lockstep.beside_the_waves())
     return output
@@ -379,7 +372,7 @@ def _why_retry(lockstep: LockstepLoop, error: Exception) -> str | None:
     if isinstance(error, SrdsFastError) or lockstep.samples.network is not None:
         return None
     ended = f"ended in {type(error).__name__}: {what}"
-    if lockstep.driver is not None and (part := lockstep.driver.changed()) is not None:
+    if (part := lockstep.driver.changed()) is not None:
         return (
             f"its loop puts hooks or other code into {part} and uses what these see in network calls: without such "
             f"calls it {ended}"

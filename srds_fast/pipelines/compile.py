@@ -41,7 +41,7 @@ from .networks import check_pipeline, networks_of
 from .own_draws import with_own_draws
 from .previews import Previews
 from .shown import shown_properties
-from .state import Options, State, bind, new_state, undecoded, with_state
+from .state import Options, PipelineCall, State, new_state, undecoded, with_state
 from .stock import refuse_stock_loop
 
 # most calls in one warm-up: a call may show that another plan is faster, which must then be recorded too
@@ -121,12 +121,12 @@ class Compiled(Generic[P], _Pipeline):
             InvalidArgument: the call would run on the stock loop, which has no plan.
             PlanMismatch: the plan given to `compile` is for another number of steps.
         """
-        arguments = bind(self, args, kwargs)
-        turns = None if measure else turns_told(self, arguments)
+        call = PipelineCall.of(self, args, kwargs)
+        turns = None if measure else turns_told(call)
         if turns is None:
             return planned(self, args, kwargs).plan
-        refuse_stock_loop(stock_reason(self, arguments))
-        plan, _ = self._srds.planner.choose(turns, adds_noise(self.scheduler, arguments.get("eta")))
+        refuse_stock_loop(stock_reason(call))
+        plan, _ = self._srds.planner.choose(turns, adds_noise(self.scheduler, call.arguments.get("eta")))
         return plan
 
     def using(self, *, cancel: Cancel | None = None, on_wave: OnWave | None = None) -> AbstractContextManager[None]:
@@ -156,10 +156,9 @@ class Compiled(Generic[P], _Pipeline):
         return AsyncStream(self._source(args, kwargs))
 
     def _source(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
-        arguments = bind(self, args, kwargs)
-        state = self._srds
-        refuse_stock_loop(stock_reason(self, arguments))
-        previews = Previews(self, args, kwargs, arguments)
+        given, state = PipelineCall.of(self, args, kwargs), self._srds
+        refuse_stock_loop(stock_reason(given))
+        previews = Previews(given)
 
         def call(observer: Observer) -> None:
             run_call(self, args, {**kwargs, **undecoded(self)}, observer, previews=previews)
@@ -201,7 +200,7 @@ class Compiled(Generic[P], _Pipeline):
                 "audit and latents were given. Calls with the same latents give the same sample, so they show "
                 "nothing new. Leave latents out."
             )
-        (args, kwargs), draws = with_own_draws(self, args, kwargs, bind(self, args, kwargs))
+        args, kwargs, draws = with_own_draws(PipelineCall.of(self, args, kwargs))
 
         def called(*, warming: bool = False, auditing: bool = False) -> Report:
             run_call(self, args, kwargs, warming=warming, auditing=auditing, draws=draws)

@@ -21,7 +21,7 @@ from ..words import counted
 from .call import run_call
 from .modular.arguments import is_modular
 from .own_draws import with_own_draws
-from .state import Arguments, Last, bind, undecoded, with_state
+from .state import Last, PipelineCall, undecoded, with_state
 from .stock import NO_STEP, order_of, refuse_stock_loop
 
 logger = logging.getLogger("srds_fast")
@@ -30,11 +30,12 @@ logger = logging.getLogger("srds_fast")
 PARTS = ("strength", "denoising_start", "denoising_end")
 
 
-def turns_told(fast: Any, arguments: Arguments) -> int | None:
+def turns_told(call: PipelineCall) -> int | None:
     """Number of turns of a call's loop, from the arguments alone; None: they do not tell.
 
     Schedulers of second order, as Heun, take two turns a step, but for the last step.
     """
+    fast, arguments = call.fast, call.arguments
     if is_modular(fast.original) or any(arguments.get(name) is not None for name in PARTS):
         return None
     grid = next((arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None), None)
@@ -48,7 +49,7 @@ def planned(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session
     InvalidArgument: the call runs on the stock loop, which has no plan.
     """
     planning = _quiet(fast, plan_only=True)
-    (args, kwargs), draws = with_own_draws(fast, args, kwargs, bind(fast, args, kwargs))
+    args, kwargs, draws = with_own_draws(PipelineCall.of(fast, args, kwargs))
     run_call(planning, args, {**kwargs, **undecoded(fast)}, draws=draws)
     _refuse_interrupted(planning)
     session: Session | None = planning._srds.last.session
@@ -100,7 +101,7 @@ def calibrate(fast: Any, prompts: Sequence[Any], num_samples: int, quantile: flo
             outputs.setdefault(checkpoint.iteration, []).append(checkpoint.sample.clone())
 
         for sample in range(num_samples):
-            (_, given), draws = with_own_draws(fast, (), arguments(sample), bind(fast, (), arguments(sample)))
+            _, given, draws = with_own_draws(PipelineCall.of(fast, (), arguments(sample)))
             run_call(eager, (), given, keep, draws=draws)
             _refuse_interrupted(eager)
             bar.update()

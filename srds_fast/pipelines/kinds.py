@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 import weakref
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from functools import partial
 from numbers import Number
 from types import CodeType, FunctionType, MethodType
@@ -125,25 +125,13 @@ def _of_value(value: Any, by_value: bool = True) -> Hashable:
         return Tensor, value.shape, value.dtype, value.device, held
     if isinstance(value, torch.Generator):
         return (torch.Generator,)
-    if isinstance(value, dict):
-        found = _of_values(value.values(), by_value)
-        return _UNKNOWN if found is None else (type(value), tuple(value), found)
-    if isinstance(value, list | tuple):
-        found = _of_values(value, by_value)
-        return _UNKNOWN if found is None else (type(value), found)
+    if isinstance(value, dict | list | tuple):
+        names, values = (tuple(value), value.values()) if isinstance(value, dict) else (None, value)
+        kinds = tuple(_of_value(each, by_value) for each in values)
+        return _UNKNOWN if any(kind is _UNKNOWN for kind in kinds) else (type(value), names, kinds)
     size = getattr(value, "size", None)
     if isinstance(size, tuple):  # an image
         return type(value), size, getattr(value, "mode", None)
     if isinstance(size, int) and hasattr(value, "tobytes"):  # an array
         return type(value), str(value.dtype), value.shape, value.tobytes() if size <= MOST_SETTINGS else None
     return _UNKNOWN
-
-
-def _of_values(values: Iterable[Any], by_value: bool) -> tuple[Hashable, ...] | None:
-    """None: one of them is of an unknown type."""
-    found = []
-    for value in values:
-        if (kind := _of_value(value, by_value)) is _UNKNOWN:
-            return None
-        found.append(kind)
-    return tuple(found)

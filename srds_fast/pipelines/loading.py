@@ -54,8 +54,7 @@ def open_pipeline(model: str, device: str, dtype: str, ddim: bool, steps: int) -
     pipe.set_progress_bar_config(disable=True)
     _check(pipe.scheduler, steps)
     compile(pipe)
-    if not _takes_prompt(type(pipe)):
-        raise _no_prompt(type(pipe))
+    _check_prompt(type(pipe))
     return pipe
 
 
@@ -134,8 +133,8 @@ def _look_at(ddim: bool, text_of: Callable[[str], str | None], steps: int) -> No
     Whatever cannot be read here is left to the loading.
     """
     kind = _class_of(text_of("model_index.json"))
-    if kind is not None and not _takes_prompt(kind):
-        raise _no_prompt(kind)
+    if kind is not None:
+        _check_prompt(kind)
     text = text_of("scheduler/scheduler_config.json")
     scheduler = diffusers.DDIMScheduler if ddim else _class_of(text)
     if text is None or scheduler is None:
@@ -169,12 +168,9 @@ def _check(scheduler: Any, steps: int) -> None:
         raise InvalidArgument(f"{steps} steps are too many. The model was trained with {trained}. Ask for fewer.")
 
 
-def _takes_prompt(kind: Any) -> bool:
-    return "prompt" in inspect.signature(kind.__call__).parameters
-
-
-def _no_prompt(kind: Any) -> InvalidArgument:
-    return InvalidArgument(f"{kind.__name__} takes no prompt. Give a text-to-image pipeline.")
+def _check_prompt(kind: Any) -> None:
+    if "prompt" not in inspect.signature(kind.__call__).parameters:
+        raise InvalidArgument(f"{kind.__name__} takes no prompt. Give a text-to-image pipeline.")
 
 
 def _first_line(error: Exception) -> str:

@@ -28,6 +28,7 @@ class Checked(NamedTuple):
 
 
 TWO_ANSWERS = "its network gave two answers to the same call: it draws random numbers, or counts its calls"
+CHANGES = "a call of its network changes what a part of it holds ({})"
 NO_CHECK = Checked(None, 0, 0.0)
 
 
@@ -59,7 +60,7 @@ def check_answers(calls: Sequence[Callable[[], Any]], network: nn.Module) -> str
     before = ModuleState([network])
     again = calls[0]()
     if (changed := before.changed()) is not None:
-        return f"a call of its network changes what a part of it holds ({changed})"
+        return CHANGES.format(changed)
     if apart(first, again):
         return TWO_ANSWERS
     return why_order_matters(calls, [network], apart)

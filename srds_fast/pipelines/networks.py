@@ -1,9 +1,10 @@
-"""The networks of a pipeline."""
+"""The networks of a pipeline, and its guiders, which combine the outputs of network calls and count the steps."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from ..engine.compiled import unwrapped
 from ..errors import UnsupportedPipeline
+from .lockstep.proxies import NetworkProxy
 
 
 def check_pipeline(pipe: Any) -> None:
@@ -48,3 +50,26 @@ def upcast_copies(pipe: Any) -> dict[str, Any]:
 def training(networks: Iterable[nn.Module]) -> bool:
     """Whether a part of a network is in training mode: it may drop out, and draws random numbers for it."""
     return any(module.training for network in networks for module in network.modules())
+
+
+def own_guiders(pipe: Any) -> dict[str, Any]:
+    """The pipe's guiders by component name, as copies for one call: a loop writes its step into them."""
+    return {
+        name: _own(part)
+        for name, part in vars(pipe).items()
+        if any(cls.__name__ == "BaseGuidance" for cls in type(part).__mro__)
+    }
+
+
+def _own(guider: Any) -> Any:
+    networks = {id(part): part for part in vars(guider).values() if isinstance(part, nn.Module)}
+    twin = copy.deepcopy(guider, networks)  # it shares its networks
+    # they look for the layers to put hooks on
+    for name in ("prepare_models", "cleanup_models"):
+        if hasattr(twin, name):
+            setattr(twin, name, functools.partial(_on_network, getattr(twin, name)))
+    return twin
+
+
+def _on_network(function: Callable[[Any], None], network: Any) -> None:
+    function(network.network if type(network) is NetworkProxy else network)

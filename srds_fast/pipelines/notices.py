@@ -1,9 +1,12 @@
-"""Warnings, or strict errors, where a call does not run the fastest way."""
+"""Warnings, or strict errors, where a call does not run the fastest way; and what diffusers logs meanwhile."""
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import CaptureFailed, SrdsFastError, UnsupportedPipeline
@@ -45,3 +48,29 @@ def _warn_once(fast: Any, kind: str, message: str, refusal: SrdsFastError | None
     if kind not in fast._srds.notified:
         fast._srds.notified[kind] = True
         logger.warning("%s%s", type(fast).__name__, message)
+
+
+@contextmanager
+def errors_held_back() -> Iterator[None]:
+    """Hold back errors that the blocks of a modular pipeline log in the block; if it raises, they are logged then.
+
+    A call that cannot be made in turns ends with an exception and starts again on the stock loop. The user reads the
+    reason in the report, and no traceback of an error that is none.
+    """
+    blocks, thread = logging.getLogger("diffusers.modular_pipelines.modular_pipeline"), threading.get_ident()
+    held: list[logging.LogRecord] = []
+
+    def passes(record: logging.LogRecord) -> bool:
+        if record.thread != thread or record.levelno < logging.ERROR:
+            return True
+        held.append(record)
+        return False
+
+    blocks.addFilter(passes)
+    try:
+        yield
+        held.clear()
+    finally:
+        blocks.removeFilter(passes)
+        for record in held:
+            blocks.handle(record)

@@ -12,18 +12,12 @@ from torch import nn
 from ..schedulers.private_draws import PrivateDraws
 from .hooks import execution_device
 from .modular.arguments import is_modular
-from .state import Arguments, RandomState
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+from .state import PipelineCall, RandomState
 
 
 def with_own_draws(
-    fast: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    arguments: Arguments,
-    random: RandomState | None = None,
-) -> tuple[Call, PrivateDraws | None]:
+    call: PipelineCall, random: RandomState | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any], PrivateDraws | None]:
     """The arguments of a call with copies of the caller's generators, and a context for draws that name none.
 
     The context is None where it would spoil what the caller has compiled: torch compiles such code anew for a context
@@ -32,7 +26,7 @@ def with_own_draws(
     random: where the copies begin; None: where the generators are.
     """
     draws = PrivateDraws(None if random is None else random.shared)
-    given = arguments.get("generator")
+    fast, given = call.fast, call.arguments.get("generator")
     generators: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
     # one that is given twice stays one
     copies = {id(each): each.clone_state() for each in generators if isinstance(each, torch.Generator)}
@@ -40,19 +34,19 @@ def with_own_draws(
         copies[id(each)].set_state(state)
     own = [copies.get(id(each), each) for each in generators]
     if copies:
-        return _with_generator(fast, args, kwargs, own if isinstance(given, list | tuple) else own[0]), (
-            None if any(_compiled(fast)) else draws
-        )
+        generator = own if isinstance(given, list | tuple) else own[0]
+        return *_with_generator(call, generator), None if any(_compiled(fast)) else draws
     if given is None and _takes_generator(fast) and any(_compiled(fast)):
-        return _with_generator(fast, args, kwargs, draws.of(execution_device(fast))), None
-    return (args, kwargs), draws
+        return *_with_generator(call, draws.of(execution_device(fast))), None
+    return call.args, call.kwargs, draws
 
 
 def _takes_generator(fast: Any) -> bool:
     return is_modular(fast.original) or "generator" in inspect.signature(type(fast.original).__call__).parameters
 
 
-def _with_generator(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], generator: Any) -> Call:
+def _with_generator(call: PipelineCall, generator: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    fast, args, kwargs = call.fast, call.args, call.kwargs
     if args and "generator" not in kwargs and not is_modular(fast.original):
         place = list(inspect.signature(type(fast.original).__call__).parameters).index("generator") - 1
         if place < len(args):

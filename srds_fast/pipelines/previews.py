@@ -1,15 +1,18 @@
 """Previews: a pipeline's own call is made once more, in which the loop is one that ends in given latents.
 
 So whatever a pipeline does after its loop is done for a preview too: blending, decoding, a safety checker. Modules that
-were called before the loop, such as text encoders, are not called again.
+were called before the loop, such as text encoders, are not called again. Of a call that runs on the stock loop because
+it is the fastest, the x0 that its steps predict are shown.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Container
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +20,13 @@ import torch
 from torch import Tensor
 
 from ..engine.merging.rule import Call
+from ..engine.run import Observer
+from ..engine.x0_previews import Due, preview
 from ..errors import UnsupportedPipeline
-from .guiders import own_guiders
+from ..sampling.rows import state_dtype
+from ..schedulers.table import NoiseTable
+from ..schedulers.verify import noise_table
+from ..solvers.contract import Checkpoint
 from .lockstep.joint import JointSteps
 from .lockstep.own_enumerate import with_own_enumerate
 from .lockstep.placeholders import Placeholders
@@ -26,25 +34,25 @@ from .lockstep.proxies import SchedulerProxy, copy_scheduler, copy_with_proxies
 from .lockstep.turns import LoopTurns, Ran, Script, Turn
 from .modular.arguments import is_modular
 from .modular.blocks import driven, without_progress_bar
-from .networks import upcast_copies
+from .networks import own_guiders, upcast_copies
 from .own_draws import with_own_draws
-from .state import Arguments, RandomState
+from .state import PipelineCall, RandomState
 
 SHOWN = ("images", "videos")  # the outputs of blocks that decode
 
 
 class Previews:
-    """Makes previews of a call with these arguments.
+    """Makes previews of a call.
 
     seen: the modules that the call has called before its loop, with what they returned. random: where its random
     numbers begin. The call sets both.
     """
 
-    def __init__(self, fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments) -> None:
-        if is_modular(fast):
-            call = inspect.signature(type(fast.original).__call__).bind(fast, *args, **kwargs).arguments
-            args, kwargs = (_own(call.get("state")),), call.get("kwargs", {})
-        self._fast, self._args, self._kwargs, self._arguments = fast, args, kwargs, arguments
+    def __init__(self, call: PipelineCall) -> None:
+        if is_modular(fast := call.fast):
+            given = inspect.signature(type(fast.original).__call__).bind(fast, *call.args, **call.kwargs).arguments
+            call = replace(call, args=(_own(given.get("state")),), kwargs=given.get("kwargs", {}))
+        self._call = call
         self.seen: list[tuple[Any, Any]] = []
         self.random: RandomState | None = None
 
@@ -53,8 +61,8 @@ class Previews:
 
         UnsupportedPipeline: a modular pipeline of which no block decodes.
         """
-        fast, cls = self._fast, type(self._fast.original)
-        (args, kwargs), draws = with_own_draws(fast, self._args, self._kwargs, self._arguments, self.random)
+        fast, cls = self._call.fast, type(self._call.fast.original)
+        args, kwargs, draws = with_own_draws(self._call, self.random)
         with fast._srds.tokenizers.borrow(fast) as tokenizers, draws or nullcontext():
             parts = {**tokenizers, **own_guiders(fast), **without_progress_bar(fast), **upcast_copies(fast)}
             loop = _GivenEnd(fast.scheduler, latents, list(self.seen), fast._srds.loops.outputs)
@@ -125,3 +133,50 @@ class _GivenEnd:
         if last > 0:
             yield Turn(last, x)
         return torch.cat([self._latents.to(self.scheduler.dtype)] * (len(x) // len(self._latents)))
+
+
+class StockPreviews:
+    """Looks at the steps of one loop. observer: is shown them."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._table: NoiseTable | None = None
+        self._last: Tensor | None = None  # state that the last step has returned, [batch, ...]
+        self._due: Due
+        self._step = self._start = 0
+
+    def look_at(self, scheduler: Any) -> None:
+        """Look at each step of a scheduler, whose loop has not begun."""
+        step = scheduler.step
+
+        @functools.wraps(step)  # pipelines look at its signature
+        def step_and_show(*args: Any, **kwargs: Any) -> Any:
+            given = inspect.signature(step).bind(*args, **kwargs).arguments
+            self._show(scheduler, given)
+            found = step(*args, **kwargs)
+            self._last = found[0]
+            return found
+
+        scheduler.step = step_and_show
+
+    def _show(self, scheduler: Any, given: dict[str, Any]) -> None:
+        x = given["sample"]
+        if self._table is None:
+            own = copy_scheduler(scheduler)
+            del own.step  # the scheduler's own step is read, which is not looked at
+            self._table = noise_table(own, eta=given.get("eta"))
+            found = (scheduler.timesteps == given["timestep"]).nonzero()
+            self._start = int(found[0]) if len(found) else 0
+            self._due = Due(self._table.num_steps - self._start)
+        self._step += 1
+        m = self._table.prediction_of(given["model_output"], x)
+        if self._due.is_now(self._step) and m.shape == x.shape:
+            dtype = state_dtype(x.dtype)
+            x0 = self._table.predict_x0(self._start + self._step - 1, x.to(dtype), m.to(dtype))
+            self._observer(preview(self._step, x0, tuple(range(len(x)))))
+
+    def end(self) -> None:
+        """Show the last state: the result of the call."""
+        if (last := self._last) is not None:
+            found = Checkpoint(0, last, tuple(range(len(last))), None, exact=True)
+            self._observer(found.copied(final=True))

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import suppress
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..engine.graphs.cache_key import global_names
+from ..engine.graphs.cache_key import reached_by
 from ..schedulers.reader import replaced_methods
 from .hooks import KNOWN
 
-# objects at most in which a pipeline is looked for
-MOST_LOOKED_AT = 10_000
 _PLAIN = (type(None), bool, int, float, str, bytes, ModuleType, type, nn.Module, Tensor)
 _PACKAGES = (*KNOWN, "builtins", "collections", "functools", "numpy", "tokenizers", "PIL")
 
@@ -39,15 +38,11 @@ def why_replaced(pipe: Any) -> str | None:
     return None
 
 
-def bound_functions(pipe: Any, twin: Any) -> dict[str, Any]:
-    """The user's functions on a pipeline by name, for a copy of it."""
-    return {name: _bound_to(function, pipe, twin) for name, function in functions_of(pipe)}
-
-
 def shallow_copy(pipe: Any, cls: type, **parts: Any) -> Any:
     """A copy of a pipeline, of this class, for one call: with these parts, and the user's functions bound to it."""
     twin: Any = object.__new__(cls)
-    vars(twin).update({**vars(pipe), **bound_functions(pipe, twin), **parts})
+    functions = {name: _bound_to(function, pipe, twin) for name, function in functions_of(pipe)}
+    vars(twin).update({**vars(pipe), **functions, **parts})
     return twin
 
 
@@ -98,35 +93,6 @@ def _bound_cell(cell: CellType, pipe: Any, twin: Any) -> CellType:
 
 def _reaches(function: Any, pipe: Any) -> bool:
     """Whether a function can find the pipeline or its scheduler: in its closure, arguments, objects, or globals."""
-    waiting, seen = [function], set[int]()
-    while waiting and len(seen) < MOST_LOOKED_AT:
-        value = waiting.pop()
-        if _is(value, pipe) or value is pipe.scheduler:
-            return True
-        if id(value) not in seen and not isinstance(value, _PLAIN):
-            seen.add(id(value))
-            waiting += _held_by(value)
+    with suppress(ValueError):  # too many objects to look at
+        return any(_is(value, pipe) or value is pipe.scheduler for value in reached_by(function))
     return False
-
-
-def _held_by(value: Any) -> Iterator[Any]:
-    if isinstance(value, FunctionType):
-        yield from value.__closure__ or ()
-        yield from value.__defaults__ or ()
-        yield from (value.__kwdefaults__ or {}).values()
-        yield from (value.__globals__[name] for name in global_names(value.__code__) & value.__globals__.keys())
-    elif isinstance(value, CellType):
-        try:
-            yield value.cell_contents
-        except ValueError:
-            return
-    elif isinstance(value, MethodType):
-        yield from (value.__self__, value.__func__)
-    elif isinstance(value, functools.partial):
-        yield from (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, list | tuple | set):
-        yield from value
-    elif isinstance(held := getattr(value, "__dict__", None), dict):
-        yield from held.values()

@@ -28,12 +28,8 @@ def shown_properties(base: type) -> dict[str, property]:
     if not issubclass(base, DiffusionPipeline):
         return {}
     own = (cls for cls in base.__mro__ if not issubclass(DiffusionPipeline, cls))
-    names = {name for cls in own for name in vars(cls) if _is_property(base, name)}
+    names = {name for cls in own for name in vars(cls) if isinstance(getattr(base, name, None), property)}
     return {name: _shown(base, getattr(base, name)) for name in names}
-
-
-def _is_property(cls: type, name: str) -> bool:
-    return isinstance(getattr(cls, name, None), property)
 
 
 def _shown(base: type, inherited: property) -> property:

@@ -112,9 +112,8 @@ class State:
 
     def clear(self) -> None:
         """Forget everything that calls have left for later ones, but for the report of the last one."""
-        planner = self.planner
-        learnt = planner.costs, planner.calibrated, planner.audits, planner.first_stops
-        for each in (self.graphs, *learnt, self.notified, self.tokenizers, self.loops, self.explorations, self.refused):
+        self.forget_calls()
+        for each in (self.graphs, self.planner.calibrated, self.notified, self.tokenizers):
             each.clear()
 
     def forget_calls(self) -> None:
@@ -158,6 +157,21 @@ def bind(fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     if isinstance(steps := arguments.get("num_inference_steps"), int):
         check_whole("num_inference_steps", steps, 1, MOST_STEPS)
     return arguments
+
+
+@dataclass(frozen=True)
+class PipelineCall:
+    """A call of a compiled pipeline. arguments: by name, see `bind`."""
+
+    fast: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    arguments: Arguments
+
+    @classmethod
+    def of(cls, fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PipelineCall:
+        """Raises what `bind` does."""
+        return cls(fast, args, kwargs, bind(fast, args, kwargs))
 
 
 def undecoded(fast: Any) -> dict[str, Any]:

@@ -27,19 +27,18 @@ from ..sampling.trials import TurnClock
 from ..schedulers.private_draws import PrivateDraws
 from ..telemetry.report import stock_report
 from .acceleration import NetworkOptions
-from .guiders import own_guiders
 from .hooks import execution_device
 from .interrupts import RunningCall, own_attributes, with_shared_mark
 from .kinds import KindOfLoop
 from .lockstep.proxies import NetworkProxy, copy_scheduler
 from .modular.blocks import without_progress_bar
-from .networks import networks_of
+from .networks import networks_of, own_guiders
 from .notices import warn_fallback
 from .own_draws import with_own_draws
+from .previews import StockPreviews
 from .replaced import functions_of, shallow_copy
 from .shown import settings_of
-from .state import Arguments, undecoded
-from .stock_previews import StockPreviews
+from .state import PipelineCall, undecoded
 
 NO_STEP = "its loop has no step"
 
@@ -53,16 +52,9 @@ def refuse_stock_loop(reason: str | None) -> None:
         )
 
 
-def stock_call(
-    fast: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    reason: str,
-    own: Iterable[str],
-    running: RunningCall,
-) -> Any:
+def stock_call(call: PipelineCall, reason: str, own: Iterable[str], running: RunningCall) -> Any:
     """Call the pipeline itself, for a reason. own: arguments of ours that it does not take. running: this call."""
-    state = fast._srds
+    fast, state = call.fast, call.fast._srds
     if state.quiet:
         refuse_stock_loop(reason)
     warn_fallback(fast, "in its own loop, without srds_fast", reason)
@@ -71,11 +63,11 @@ def stock_call(
     if distributed.current() is not None:
         with _looked_at(fast, running), _twin(fast, {}, None, lambda: None) as twin:
             try:
-                return _called(fast, twin, args, kwargs, **reported)
+                return _called(call, twin, **reported)
             finally:  # what the loop leaves on the pipeline
                 vars(state.original).update(own_attributes(twin))
     with state.interrupts.on_pipeline_itself(running), _looked_at(fast, running):
-        return _called(fast, state.original, args, kwargs, **reported)
+        return _called(call, state.original, **reported)
 
 
 @contextmanager
@@ -176,19 +168,12 @@ def _of_first(found: Any, shared: SharedCall) -> Any:
     return found
 
 
-def chosen_stock_call(
-    fast: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    chosen: Exploration,
-    running: RunningCall,
-    observer: Observer | None,
-) -> Any:
+def chosen_stock_call(call: PipelineCall, chosen: Exploration, running: RunningCall, observer: Observer | None) -> Any:
     """Run the stock loop because it was the fastest, on a twin of the pipeline: calls may run in several threads.
 
     observer: of a stream.
     """
-    shared = distributed.current()
+    fast, shared = call.fast, distributed.current()
 
     def stepped() -> None:
         if shared is None and running.is_asked():
@@ -202,43 +187,37 @@ def chosen_stock_call(
         if previews is not None:
             previews.look_at(twin.scheduler)
         plan = {"plan_reason": chosen.why, "plan_state": chosen.state, "plan_changed": chosen.taken(STOCK)}
-        output = _called(fast, twin, args, kwargs, **plan)
+        output = _called(call, twin, **plan)
         fast._srds.last.settings = settings_of(twin)
         if previews is not None:
             previews.end()
         return output
 
 
-def seconds_of_stock(
-    fast: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    arguments: Arguments,
-    parts: dict[str, Any],
-    turns: int,
-) -> float:
+def seconds_of_stock(call: PipelineCall, parts: dict[str, Any], turns: int) -> float:
     """Seconds that all turns of a call's stock loop take, by its first ones. No random generator advances.
 
     The pipeline's own code runs, on a shallow copy. parts: of the copy, that belong to the call, which is under way.
     """
-    clock, watch = TurnClock(turns, execution_device(fast)), _watch()
+    fast, watch = call.fast, _watch()
+    clock = TurnClock(turns, execution_device(fast))
 
     def stepped() -> None:
         watch.look()
         clock.turned()
 
-    (args, kwargs), draws = with_own_draws(fast, args, kwargs, arguments)
+    args, kwargs, draws = with_own_draws(call)
     with (
         _twin(fast, {**parts, **without_progress_bar(fast)}, watch, stepped, interrupts=True) as twin,
         draws or nullcontext(),
         ExitStack() as timed,
     ):
-        call = type(twin).__call__
-        bound = inspect.signature(call).bind(twin, *args, **kwargs)
+        loop = type(twin).__call__
+        bound = inspect.signature(loop).bind(twin, *args, **kwargs)
         bound.arguments.update(undecoded(fast))
         if draws is not None:
             twin.scheduler.step = _in_private(twin.scheduler.step, draws, timed)
-        return clock.seconds(lambda: call(*bound.args, **bound.kwargs))
+        return clock.seconds(lambda: loop(*bound.args, **bound.kwargs))
 
 
 def _watch() -> Watch:
@@ -247,13 +226,13 @@ def _watch() -> Watch:
     return watch
 
 
-def _called(fast: Any, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **reported: Any) -> Any:
+def _called(call: PipelineCall, pipe: Any, **reported: Any) -> Any:
     telemetry.phase("stock")
     started = time.perf_counter()
-    output = type(pipe).__call__(pipe, *args, **kwargs)
+    output = type(pipe).__call__(pipe, *call.args, **call.kwargs)
     seconds = time.perf_counter() - started
     turns = settings_of(pipe).get("_num_timesteps", len(pipe.scheduler.timesteps))
-    fast._srds.last.report = stock_report(
+    call.fast._srds.last.report = stock_report(
         -(-turns // order_of(pipe.scheduler)), seconds, ranks=distributed.size(), **reported
     )
     return output

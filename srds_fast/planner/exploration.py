@@ -18,7 +18,8 @@ from dataclasses import replace
 
 from ..telemetry.report import SEQUENTIAL_LOOP, STOCK_LOOP
 from ..words import counted, duration
-from .plan import Plan, Prediction
+from .plan import Plan
+from .predictions import correction, predicted_seconds, prediction_of, width_of
 
 logger = logging.getLogger("srds_fast")
 
@@ -98,14 +99,14 @@ class Exploration:
         """The plan of the next call, its `prediction` filled."""
         with self._lock:
             plan = self._plan(self._sequential if self._choice == STOCK else self._choice)
-            return replace(plan, prediction=replace(_prediction(plan), why=self.why))
+            return replace(plan, prediction=replace(prediction_of(plan), why=self.why))
 
     @property
     def why(self) -> str:
         """Why this plan."""
         if self._why is not None:
             return self._why
-        why = _prediction(self._plan(self._choice)).why
+        why = prediction_of(self._plan(self._choice)).why
         return why if self.state == MEASURED else f"predicted, and not timed yet: {why}"
 
     @property
@@ -210,7 +211,7 @@ class Exploration:
         """Seconds that the calls so far may spend in all."""
         sequential = self.sequential_seconds
         if self._sequential not in self._seconds:  # what other plans took must not make the budget larger
-            sequential = min(sequential, _predicted(self._plan(self._sequential)))
+            sequential = min(sequential, predicted_seconds(self._plan(self._sequential)))
         return self._budget * sequential * min(1.0, self.calls / CALLS)
 
     def record(self, way: Plan | str, seconds: float, *, ended: bool = True, work: float = 1.0) -> None:
@@ -228,7 +229,7 @@ class Exploration:
                 self._rounds[-1][key] = found
                 self._seconds.setdefault(key, []).append(found)
                 if key != STOCK:
-                    missed = seconds / max(work * _predicted(self._plan(key)), 1e-9)
+                    missed = seconds / max(work * predicted_seconds(self._plan(key)), 1e-9)
                     self._missed[key] = min(missed, self._missed.get(key, math.inf))
 
     def spend(self, seconds: float) -> None:
@@ -349,7 +350,7 @@ class Exploration:
         if key in self._seconds:
             return statistics.median_low(self._seconds[key])
         predicted = self._plan(self._sequential if key == STOCK else key)
-        return _predicted(predicted) * self._correction(_width(predicted))
+        return predicted_seconds(predicted) * self._correction(width_of(predicted))
 
     def _at_best(self, key: Hashable) -> float:
         """Seconds that a plan may take: as predicted, or less where runs of others took less than predicted.
@@ -358,23 +359,14 @@ class Exploration:
         busy. That must not keep a plan from being timed.
         """
         plan = self._plan(key)
-        return _predicted(plan) * min(1.0, self._correction(_width(plan))) * self._hope.get(key, 1.0)
+        return predicted_seconds(plan) * min(1.0, self._correction(width_of(plan))) * self._hope.get(key, 1.0)
 
     def _correction(self, width: float) -> float:
-        """What plans with waves of so many rows take over their predictions: between what runs of others took.
-
-        The costs of wide calls are what may be wrong, so plans whose waves are as wide tell most.
-        """
+        """What plans with waves of so many rows take over their predictions, by what runs of others took."""
         found: dict[float, list[float]] = {} if self._sequential in self._missed else {1.0: [1.0]}
         for key, ratio in self._missed.items():
-            found.setdefault(_width(self._plan(key)), []).append(ratio)
-        at = {each: statistics.median(ratios) for each, ratios in found.items()}
-        below = max((each for each in at if each <= width), default=min(at))
-        above = min((each for each in at if each >= width), default=max(at))
-        if below >= above:
-            return at[above]
-        share = math.log(width / below) / math.log(above / below)
-        return at[below] + share * (at[above] - at[below])
+            found.setdefault(width_of(self._plan(key)), []).append(ratio)
+        return correction(width, found)
 
     def _cost(self, key: Hashable) -> float:
         """Seconds that timing a way will take."""
@@ -451,18 +443,3 @@ class Exploration:
     def _name(self, key: Hashable) -> str:
         plan = self._ways[key]
         return STOCK if plan is None else plan.short()
-
-
-def _prediction(plan: Plan) -> Prediction:
-    assert plan.prediction is not None
-    return plan.prediction
-
-
-def _predicted(plan: Plan) -> float:
-    return _prediction(plan).chosen.seconds
-
-
-def _width(plan: Plan) -> float:
-    """Rows of a wave, the mean."""
-    chosen = _prediction(plan).chosen
-    return max(1.0, chosen.rows / max(chosen.waves, 1))

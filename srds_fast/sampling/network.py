@@ -6,12 +6,17 @@ from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..engine.costs import price
 from ..engine.eager import Evaluator
 from ..engine.graphs.capturable import Capturable
 from ..planner.plan import Plan
+from ..planner.search import Pricing
+from ..schedulers.table import NoiseTable
+from ..solvers.contract import SolverInputs
 from ..solvers.program import Program
+from .planner import Planner
 
 
 class Network(Protocol):
@@ -42,3 +47,23 @@ class Network(Protocol):
 
     def capturable(self, plan: Plan, program: Program) -> Capturable:
         """Everything needed to record this call. A ValueError says why it cannot be recorded."""
+
+
+def price_of(
+    network: Network, planner: Planner, state: Tensor, noise: NoiseTable, inputs: SolverInputs, *, replayed: bool
+) -> Pricing:
+    """The costs of a call of this network, measured if they are not known. replayed: from graphs."""
+    return price(
+        planner.costs,
+        network.kind,
+        network.evaluator,
+        state,
+        noise,
+        inputs,
+        network.dtype,
+        networks=network.modules,
+        max_rows=planner.settings.max_rows,
+        replayed=replayed,
+        cache=planner.cache,
+        modules_found=network.modules_found,
+    )

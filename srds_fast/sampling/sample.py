@@ -6,12 +6,10 @@ import functools
 import inspect
 import logging
 import os
-import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import telemetry
@@ -23,22 +21,18 @@ from ..engine.distributed import call as distributed
 from ..engine.distributed.digests import digest, digest_of_weights, versions
 from ..engine.distributed.ranks import ranks_of
 from ..engine.graphs.cache import Graphs
-from ..engine.graphs.cache_key import function_key, modules_of
-from ..engine.graphs.capturable import Capturable, NetworkCalls, Through
-from ..engine.run import Observer, core_of
+from ..engine.graphs.cache_key import modules_of
+from ..engine.run import Observer
 from ..errors import Cancelled, DivergenceError, InvalidArgument, shown
-from ..kernels.common.dispatch import implementation
 from ..kernels.wave_update import NetworkInput
 from ..planner.curve_cache import CurveCache
 from ..planner.exploration import EXPLORING
-from ..planner.plan import SLIDES, STATES_KEPT, Plan, refuse_beside
+from ..planner.plan import Plan, refuse_beside
 from ..planner.settings import GRAPH_ENGINES, Settings
 from ..schedulers.guess import trajectory_to
-from ..schedulers.table import NoiseTable
 from ..solvers.checks import check_switch
-from ..solvers.contract import Core, Evaluated, SolverInputs, Trajectory
+from ..solvers.contract import Evaluated, SolverInputs, Trajectory
 from ..solvers.method import Method
-from ..solvers.program import Program
 from ..solvers.registry import DEFAULT, check_warm_start, check_warm_start_method
 from ..telemetry.report import Report
 from .arguments import (
@@ -48,8 +42,9 @@ from .arguments import (
     check_noise,
     check_signature,
 )
+from .denoiser_network import DenoiserNetwork
 from .planner import Planner
-from .rows import Denoiser, Generators, RowDenoiser, state_dtype
+from .rows import Denoiser, Generators, state_dtype
 from .session import Session
 from .steps import NoiseSampler, Steps
 from .stock_loop import StockLoop
@@ -344,7 +339,7 @@ def sampled(
                 noise,
                 inputs,
                 "sample",
-                _DenoiserNetwork(denoiser, x, state, noise, inputs, cond, x.dtype, inside),
+                DenoiserNetwork(denoiser, x, state, noise, inputs, cond, x.dtype, inside.known, inside.modules),
                 runner,
                 observer,
                 notify=functools.partial(_log_once, "runs step by step"),
@@ -377,75 +372,6 @@ def sampled(
 
 # measured for the denoisers of all calls; `reset` of a compiled pipeline clears them
 costs_of_denoisers = Costs()
-
-
-@dataclass(frozen=True)
-class _DenoiserNetwork:
-    """See `srds_fast.sampling.network.Network`."""
-
-    denoiser: Denoiser
-    x: Tensor
-    state: Tensor
-    noise: NoiseTable
-    inputs: SolverInputs
-    cond: Mapping[str, Tensor]
-    dtype: torch.dtype
-    inside: Inside
-    modules: tuple[nn.Module, ...] = ()  # a denoiser may use modules that cannot be found
-
-    @property
-    def kind(self) -> Hashable:
-        shapes = tuple((name, value.shape, value.dtype) for name, value in self.cond.items())
-        return self.inside.known or _cost_key(self.denoiser), shapes
-
-    @property
-    def conditions(self) -> Hashable:
-        return tuple((name, value.shape, value.dtype) for name, value in self.cond.items())
-
-    @property
-    def modules_found(self) -> tuple[nn.Module, ...]:
-        return self.inside.modules or modules_of(self.denoiser)
-
-    def evaluator(self, program: Program) -> RowDenoiser:
-        return RowDenoiser(self.denoiser, self.x, self.noise, program, self.cond)
-
-    def capturable(self, plan: Plan, program: Program) -> Capturable:
-        inputs, noise, cond = self.inputs, self.noise, self.cond
-
-        def begin(static: Mapping[str, Tensor], two_lanes: bool) -> tuple[Core, RowDenoiser]:
-            assert not two_lanes
-            given = {name: static[f"cond.{name}"] for name in cond}
-            evaluator = RowDenoiser(self.denoiser, static["x"], noise, program, given)
-            return core_of(plan, static["x"], noise, program, inputs.with_tensors(static)), evaluator
-
-        keeps = inputs.trajectory is not None or inputs.evaluated is not None
-
-        def through(graphed: Through) -> RowDenoiser:
-            return RowDenoiser(graphed(self.denoiser, None), self.x, noise, program, cond)
-
-        return Capturable(
-            (plan.signature, noise, inputs.network, implementation(self.state.device)),
-            {"x": self.state, **inputs.tensors(), **{f"cond.{name}": value for name, value in cond.items()}},
-            NetworkCalls(modules_of(self.denoiser), self.x.device, function_key(self.denoiser)),
-            begin,
-            through,
-            plan.options.num_checkpoints(plan.max_iterations),
-            program,
-            inputs.network,
-            self.dtype,
-            why_no_loop=SLIDES if plan.slides else STATES_KEPT if keeps else None,
-        )
-
-
-def _cost_key(denoiser: Denoiser) -> Hashable:
-    """Identifies a denoiser for cost measurements: its code and networks. Other closure values may change per call."""
-    networks = tuple(weakref.ref(network) for network in modules_of(denoiser))
-    code = getattr(denoiser, "__code__", None)
-    owner = getattr(denoiser, "__self__", None if networks or code else denoiser)
-    try:
-        return code or type(denoiser), networks, None if owner is None else weakref.ref(owner)
-    except TypeError:  # no weak reference: its cost cannot be remembered
-        return object()
 
 
 @cached

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .. import clock
-from ..engine.costs import price
 from ..engine.distributed import call as distributed
 from ..engine.eager import Evaluator
 from ..engine.graphs.runner import GraphRunner
@@ -34,7 +33,7 @@ from ..solvers.convergence import Diverged, NotFinite
 from ..solvers.registry import SEQUENTIAL
 from ..telemetry.report import BY_INTERRUPT, SEQUENTIAL_LOOP, Report
 from ..words import counted
-from .network import Network
+from .network import Network, price_of
 from .planner import Planner
 from .stop_rule import stop_rule
 from .trials import Advance, StartAgain, TimeStock, TooSlow, Trials, all_waves, audit, cut_off
@@ -436,20 +435,8 @@ class Session:
         """The costs of the call, measured now if they are unknown."""
         if self.pricing is None:
             assert self.network is not None
-            self.pricing = price(
-                self.planner.costs,
-                self.network.kind,
-                self.network.evaluator,
-                self.state,
-                self.noise,
-                self.inputs,
-                self.network.dtype,
-                networks=self.network.modules,
-                max_rows=self.planner.settings.max_rows,
-                replayed=self.graphs is not None and self.state.is_cuda,
-                cache=self.planner.cache,
-                modules_found=self.network.modules_found,
-            )
+            replayed = self.graphs is not None and self.state.is_cuda
+            self.pricing = price_of(self.network, self.planner, self.state, self.noise, self.inputs, replayed=replayed)
         return self.pricing
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import srds_fast
 from bench.workloads.classes import CASES
-from srds_fast.pipelines.stock_previews import StockPreviews
+from srds_fast.pipelines.previews import StockPreviews
 
 STEPS = 6
 

@@ -139,7 +139,7 @@ def hooked(network: nn.Module) -> str | None:
 
 def modules_of(function: Callable[..., Any]) -> tuple[nn.Module, ...]:
     """The modules that a callable is, is bound to, or names in its closure, its defaults or its globals."""
-    return tuple(value for value in _behind(function) if isinstance(value, nn.Module))
+    return tuple(value for value in reached_by(function) if isinstance(value, nn.Module))
 
 
 def function_key(function: Callable[..., Any]) -> Hashable:
@@ -147,7 +147,7 @@ def function_key(function: Callable[..., Any]) -> Hashable:
 
     Raises ValueError, with the name of an object that its result depends on and that cannot be compared by value.
     """
-    return tuple(map(_key_behind, _behind(function)))
+    return tuple(map(_key_behind, reached_by(function)))
 
 
 def _key_behind(value: Any) -> Hashable:
@@ -164,8 +164,11 @@ def _key_behind(value: Any) -> Hashable:
     return type(value).__name__
 
 
-def _behind(function: Callable[..., Any]) -> Iterator[Any]:
-    """A callable and everything that it can reach, each object once. Modules are not visited."""
+def reached_by(function: Callable[..., Any]) -> Iterator[Any]:
+    """A callable and everything that it can reach, each object once. Modules are not visited.
+
+    Raises ValueError if these are too many.
+    """
     seen: dict[int, Any] = {}
     waiting: list[Any] = [function]
     while waiting:

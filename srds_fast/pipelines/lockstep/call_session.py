@@ -40,7 +40,6 @@ class CallSettings:
 
     planner: Planner
     observer: Observer | None
-    previews: bool  # the observer is shown predicted x0 too, see `Session`
     graphs: GraphRunner | None  # a recorded turn uses all of them, turns for rows network graphs. None: eager
     overlap: str
     keep_states: bool
@@ -59,7 +58,8 @@ class CallSettings:
     stock: TimeStock | None = None  # see `Session`
     audited: bool = False  # see `Session`
     draws: PrivateDraws | None = None  # what the loop draws without a generator; None: from the global ones
-    seen: list[tuple[Any, Any]] | None = None  # gets modules called before the loop, with what they returned
+    # gets modules called before the loop, with what they returned, for previews: the observer is shown x0 too then
+    seen: list[tuple[Any, Any]] | None = None
 
 
 def refuse_other_shapes(m: Tensor, x: Tensor, *, learned: bool) -> None:
@@ -207,7 +207,7 @@ class CallSession:
             settings.notify,
             stock=settings.stock,
             audited=settings.audited,
-            previews=settings.previews,
+            previews=settings.seen is not None,
             strict=settings.strict,
             together=network is None,
             pricing=pricing,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...engine.merging.rule import same
@@ -104,10 +103,7 @@ class StepCallback:
 
 
 def _same_numbers(value: Any, kept: Tensor) -> bool:
-    if not isinstance(value, Tensor) or value.shape != kept.shape:
-        return False
-    numbers = value.to(kept.device).nan_to_num()  # between two levels a scheduler may have none
-    return torch.equal(numbers, kept.nan_to_num())
+    return isinstance(value, Tensor) and same(value.to(kept.device), kept)
 
 
 _IGNORED = ("_interrupt", "_progress_bar_config", "_current_timestep", "_num_timesteps", "scheduler")

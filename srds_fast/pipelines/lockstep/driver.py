@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -27,6 +27,7 @@ from ...schedulers.reader import state_key
 from ...schedulers.table import NoiseTable
 from ...solvers.contract import Evaluate, SolverInputs
 from ...solvers.registry import SEQUENTIAL
+from ..kinds import KindOfLoop
 from ..module_state import ModuleState, NetworkChanged, WeightsWritten
 from ..network_checks import NO_CHECK
 from ..networks import training
@@ -46,7 +47,7 @@ CALLS_BACK = "callback_on_step_end is called by the loop, once per step"
 
 
 class Driver:
-    """Writes the script. It is made before the loop's first turn, when no network has been called.
+    """Writes the script.
 
     placeholders: the answers in turns of a rehearsal.
     """
@@ -61,12 +62,11 @@ class Driver:
     ) -> None:
         self._samples, self._scheduler, self._turns, self._merged = samples, scheduler, turns, merged
         self._settings, self._placeholders = samples.settings, placeholders
-        self._networks, self._memory, kind = self._settings.networks, self._settings.memory, self._settings.kind
-        self._key = None if kind is None else (kind, state_key(scheduler.inner), samples.start, len(samples.timesteps))
-        self._known = None if self._key is None else self._memory.facts.get(self._key)
+        self._networks, self._memory = self._settings.networks, self._settings.memory
+        self._key: tuple[KindOfLoop, Hashable, int, int] | None = None  # of the call in its memory, see `enter`
+        self._known: Facts | str | None = None
         self._before: ModuleState | None = None  # of the networks, before they were first called
         self._hook_changes = self._loop_changes = False  # whether a hook, or the loop itself, changes them
-        turns.watch = self._keep_networks
         self.seconds = 0.0  # that it took to find out how the loop works
         self.check = NO_CHECK  # of a takeover, in this call
         self.reason = CALLS_BACK if self._settings.calls_back else None  # why the loop makes its own turns
@@ -80,13 +80,22 @@ class Driver:
         self._facts: Facts
         self._rows: RowTurns
 
+    def enter(self) -> None:
+        """Before the first turn of a loop over the timesteps, which may only read them; no network has been called."""
+        samples, kind = self._samples, self._settings.kind
+        self._before, self._turns.watch = None, self._keep_networks
+        if kind is not None:
+            self._key = kind, state_key(self._scheduler.inner), samples.start, len(samples.timesteps)
+            self._known = self._memory.facts.get(self._key)
+        self._turns.begins_live = self._begins_live
+
     @property
-    def begins_live(self) -> bool:
+    def _begins_live(self) -> bool:
         """Whether the first turn calls its network. Otherwise it is only to show its network calls."""
         if not self._may_take_over or isinstance(self._known, str):
             return True
         if self._known is not None:
-            return not self._known.taken_over
+            return self._known.why_turns is not None
         # of a new loop it counts as a row to compare with, and shows what the network returns
         return self._key is not None and self._key[0].loop not in self._memory.rehearsed
 
@@ -139,6 +148,9 @@ class Driver:
         samples, self._first = self._samples, first
         try:
             return (yield from script)
+        except StateChanged:
+            self._memory.facts.pop(self._key, None)
+            raise
         except Interrupted:
             if samples.session is None:  # before the first wave
                 self.put_back()
@@ -249,27 +261,16 @@ class Driver:
     def _to_take_over(self) -> Inferred | None:
         """How the loop calls its networks, if it is to be taken over."""
         found = self._facts.takeover
-        if not self._may_take_over:
-            self.reason = self.reason or "it has a single step"
-        elif isinstance(found, str):
-            self.reason = found
-        elif self._facts.copies:
-            self.reason = "it writes into its own tensors"
-        else:
-            return found
-        return None
+        self.reason = self.reason or (self._facts.why_turns if self._may_take_over else "it has a single step")
+        return None if self.reason is not None or isinstance(found, str) else found
 
     def _taken(
         self, inferred: Inferred, first: Ran, noise: NoiseTable, inputs: SolverInputs
     ) -> Generator[Turn, Ran, RecordedNetwork | None]:
         """The network calls of the loop, to be repeated for rows; None if it makes its own turns."""
-        try:
-            turns = yield from self._shown(inferred, first, noise)
-        except StateChanged:
-            self._memory.facts.pop(self._key, None)
-            raise
+        turns = yield from self._shown(inferred, first, noise)
         network = recorded(self._samples, inferred, turns, noise, inputs)
-        reason = yield from self._compared(network, inferred, first)
+        reason = yield from self._compared(network, first)
         if reason is None:
             return network
         if inferred.copies > 1 or not (self._in_order or reason.startswith(OWN_TURNS)):
@@ -294,7 +295,7 @@ class Driver:
             raise StateChanged("The loop of this call does something else than in an earlier call of its kind.")
         return turns
 
-    def _compared(self, network: RecordedNetwork, inferred: Inferred, first: Ran) -> Generator[Turn, Ran, str | None]:
+    def _compared(self, network: RecordedNetwork, first: Ran) -> Generator[Turn, Ran, str | None]:
         """Why rows, made by repeated calls, are not what turns of the loop make; None: they are."""
         planner, compared = self._settings.planner, self._memory.compared
         merged = planner.max_rows != 1 and not self._in_order
@@ -303,9 +304,8 @@ class Driver:
         if checked is None:
             undo = ModuleState(network.modules, self._settings.generators)
             try:
-                how = {"merged": merged, "in_order": self._in_order}
                 with self._draws_of_checks():
-                    found = yield from verified(network, inferred, self._passes, first, **how)
+                    found = yield from verified(network, self._passes, first, merged=merged, in_order=self._in_order)
             finally:
                 undo.restore()
             if found is None:
@@ -398,11 +398,7 @@ class Driver:
         shared = distributed.current()
         while (wave := samples.wave) is not None:
             exchanges = 0 if shared is None else shared.exchanges
-            try:
-                m = yield from self._rows.evaluate(wave.x, [samples.offset + position for position in wave.positions])
-            except StateChanged:
-                self._memory.facts.pop(self._key, None)
-                raise
+            m = yield from self._rows.evaluate(wave.x, [samples.offset + position for position in wave.positions])
             if shared is not None and shared.exchanges == exchanges:  # the wave has told nothing of the others
                 shared.look()
             samples.wave = session.next(m)

@@ -31,14 +31,13 @@ from ...engine.run import Run
 from ...engine.streams import has_two_lanes
 from ...sampling.session import Session, no_room
 from ...telemetry.report import Report
-from ..network_checks import NO_CHECK
 from ..networks import training
 from .call_session import CallSession, CallSettings
 from .driver import Driver
 from .joint import JointSteps
 from .placeholders import Placeholders
 from .proxies import SchedulerProxy, copy_scheduler
-from .turns import LoopTurns, Ran, Script, refused
+from .turns import LoopTurns, refused
 
 
 class LockstepLoop:
@@ -55,7 +54,7 @@ class LockstepLoop:
         self.turns = LoopTurns(
             self._placeholders, make_own, self.scheduler.look_before, lambda: self.scheduler.keeps_sample
         )
-        self.driver: Driver | None = None
+        self.driver = Driver(self.samples, self.scheduler, self.turns, self._merged, self._placeholders)
         self._strayed = False  # a network of the loop was called outside of it
 
     @property
@@ -85,8 +84,7 @@ class LockstepLoop:
         if self.session is None:
             telemetry.phase("trace")
             self.samples.start, self.samples.timesteps = start, timesteps
-            self.driver = Driver(self.samples, self.scheduler, self.turns, self._merged, self._placeholders)
-            self.turns.begins_live = self.driver.begins_live
+            self.driver.enter()
 
     # what networks and scheduler ask
 
@@ -112,20 +110,14 @@ class LockstepLoop:
             raise refused("it steps several states at once, where a callback or a preview expects one")
         if self.session is None and step is not None and self.turns.under_way:
             self.scheduler.check_given(options, self.samples.timesteps, step)
-
-        def script(first: Ran) -> Script:
-            assert self.driver is not None
-            return self.driver.script(first, options)
-
         with self._without_draws():
-            sample = self.turns.step(m, x, script)
+            sample = self.turns.step(m, x, lambda first: self.driver.script(first, options))
         if step is not None:
             self.scheduler.look_before(step + 1)  # what the loop asks after its step
         if self.turns.next_step is None:
             telemetry.phase("decode")
         if len(self.samples.timesteps) > 1:
             return sample, *self.scheduler.beside(sample, last=self.turns.next_step is None)
-        assert self.driver is not None
         return sample, self.driver.x0.to(sample.dtype)
 
     def _make(self, call: Call, own: bool = False) -> Any:
@@ -168,7 +160,6 @@ class LockstepLoop:
         the loop expects.
         """
         assert self.session is not None
-        assert self.driver is not None
         self.session.fall_back(reason)
         if step + 1 == len(self.samples.timesteps):
             self.samples.stop(x)
@@ -202,18 +193,16 @@ class LockstepLoop:
         ]
         if (rows := self._merged.too_wide) is not None:
             left_out = [*left_out, f"waves were evaluated in parts: {no_room(rows)}"]
-        why_turns = None if taken_over or self.driver is None else self.driver.reason
-        report = self.session.report(why_turns, self.settings.engine_reason, left_out)
+        report = self.session.report(None if taken_over else self.driver.reason, self.settings.engine_reason, left_out)
         return replace(report, **self.beside_the_waves())
 
     def beside_the_waves(self) -> dict[str, Any]:
         """Fields of the report: what it took to find out how the loop and its networks work."""
-        check = NO_CHECK if self.driver is None else self.driver.check
         return {
-            "check_calls": check.calls,
-            "check_seconds": check.seconds,
+            "check_calls": self.driver.check.calls,
+            "check_seconds": self.driver.check.seconds,
             "rehearsal_calls": self._placeholders.network_calls + self._merged.search_calls,
-            "rehearsal_seconds": 0.0 if self.driver is None else self.driver.seconds,
+            "rehearsal_seconds": self.driver.seconds,
         }
 
     def close(self) -> None:

@@ -63,8 +63,11 @@ class Facts:
     takeover: Inferred | str = "its loop was not looked at"  # or why it is not taken over, a clause
 
     @property
-    def taken_over(self) -> bool:
-        return not isinstance(self.takeover, str) and not self.copies
+    def why_turns(self) -> str | None:
+        """Why the loop makes its own turns, a clause; None: it is taken over."""
+        if isinstance(self.takeover, str):
+            return self.takeover
+        return "it writes into its own tensors" if self.copies else None
 
 
 @dataclass
@@ -161,7 +164,7 @@ class Rehearsal:
         self._look = inference.look
         found = yield from self._in_order(0)
         for step, number in inference.to_repeat():
-            inference.look((yield from self._turn(Turn(step, self._probe(step, 1), changed=number))))
+            inference.look((yield from self._turn(Turn(step, self.probe(step, 1), changed=number))))
         self._look = lambda ran: None
         self._turns.watch = lambda call: None
         self.changes_networks = bool(changed)
@@ -173,13 +176,13 @@ class Rehearsal:
             self._passes.ordered = True
             arrivals = yield from self._arrivals(found)
         for step in self._other_order(again):
-            ran = yield from self._turn(Turn(step, self._probe(step, 0)))
+            ran = yield from self._turn(Turn(step, self.probe(step)))
             self._compare(step, found.digests[step], self._digests.of(ran))
         for kinds, steps in found.turns.items():
             for number, kind in enumerate(kinds):
                 facts.places.setdefault(kind, []).extend(Place(step, number) for step in sorted(steps))
             step = steps[0]
-            facts.needs[kinds] = yield from self.needs(Turn(step, self._probe(step, 0)), found.digests[step])
+            facts.needs[kinds] = yield from self.needs(Turn(step, self.probe(step)), found.digests[step])
         same = (torch.equal(each.get_state(), state) for each, state in zip(self._generators, states, strict=True))
         if draws.drawn > drawn or not all(same):
             raise refused("it draws random numbers in its loop")
@@ -221,11 +224,8 @@ class Rehearsal:
         for _ in range(-(-FEWEST_TURNS // self._passes.steps)):
             yield from torch.randperm(self._passes.steps, generator=draw, device="cpu").tolist()
 
-    def probe(self, step: int) -> Tensor:
-        """The state of random numbers from which the turn of a step is made first."""
-        return self._probe(step, 0)
-
-    def _probe(self, step: int, number: int) -> Tensor:
+    def probe(self, step: int, number: int = 0) -> Tensor:
+        """The state of random numbers from which the turn of a step is made. number: of the pass."""
         return self._probes(2 * step + number)
 
     def _turn(self, turn: Turn) -> Generator[Turn, Ran, Ran]:
@@ -237,7 +237,7 @@ class Rehearsal:
     def _in_order(self, number: int) -> Generator[Turn, Ran, _Pass]:
         found = _Pass()
         for step in self._order:
-            given = self._probe(step, number)
+            given = self.probe(step, number)
             ran = yield from self._turn(Turn(step, given))
             if ran.x.shape != given.shape or ran.m.shape != self._output:
                 raise refused(f"at step {step} its latents have another shape than at the first step")
@@ -253,7 +253,7 @@ class Rehearsal:
         second = yield from self._in_order(1)
 
         def both(step: int, number: int, found: _Pass) -> tuple[Tensor, Tensor]:
-            given = self._probe(step, number)
+            given = self.probe(step, number)
             return given, found.arrived.get(step, given)
 
         return [arrival(both(step, 0, first), both(step, 1, second)) for step in self._order]

@@ -1,7 +1,8 @@
 """Copies of a modular pipeline's blocks for one call. Blocks of the user are not changed.
 
 A block with a loop numbers its turns by `enumerate`, and shows its own progress bar. In its copy, the number is that
-of the step, and the bar counts final steps. The copies of all other blocks only hold those copies.
+of the step, and the bar counts final steps. The copies of all other blocks only hold those copies. Blocks that follow
+the loop, such as a decoder, are not run where nobody sees the output.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, ClassVar
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -19,7 +21,6 @@ from ...caches import cached
 from ..lockstep.own_enumerate import with_own_enumerate
 from ..lockstep.proxies import ProgressProxy, SchedulerProxy, TimestepsProxy
 from .arguments import is_modular
-from .following import take_out_following
 
 _BEGIN = "_srds_fast_begin"  # the attribute of a loop's copy that is called when the loop begins
 
@@ -31,7 +32,7 @@ def driven(blocks: Any, lockstep: Any, *, whole: bool) -> Any:
         if hasattr(block, "progress_bar"):
             block.progress_bar = ProgressProxy(block.progress_bar, lockstep)
             if not whole:
-                vars(block)[_BEGIN] = lambda state: take_out_following(twin, block, state)
+                vars(block)[_BEGIN] = lambda state: _take_out_following(twin, block, state)
 
     twin = _copied(blocks, drive, _by_step)
     return twin
@@ -97,3 +98,31 @@ def _by_step(cls: type, call: Any) -> type:
 
     shown = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(cls.__name__, (cls,), {"__call__": __call__, **shown})
+
+
+def _take_out_following(blocks: Any, loop: Any, state: Any) -> None:
+    """Put blocks that do nothing in the place of those that follow the loop, which begins now.
+
+    blocks: of the whole call. state: as the loop is given it.
+    """
+    with suppress(NotImplementedError):  # by a pipeline that is nothing but a loop
+        run = list(blocks.get_execution_blocks(**state.values).sub_blocks.values())
+        following = run[run.index(loop) + 1 :] if any(each is loop for each in run) else []
+        if not any(hasattr(each, "progress_bar") for each in following):  # another loop
+            _take_out(blocks, {id(each) for each in following})
+
+
+def _take_out(blocks: Any, out: set[int]) -> None:
+    """Also where their parent is running now."""
+    for name, each in blocks.sub_blocks.items():
+        if id(each) in out:
+            blocks.sub_blocks[name] = _Nothing()
+        else:
+            _take_out(each, out)
+
+
+class _Nothing:
+    sub_blocks: ClassVar[dict[str, Any]] = {}
+
+    def __call__(self, components: Any, state: Any) -> Any:
+        return components, state

@@ -313,14 +313,9 @@ def _columns(outputs: Sequence[Sequence[Any]], x: Tensor) -> list[tuple[int, int
 
 def _answers(value: Any, outputs: Sequence[Sequence[Any]]) -> Iterator[Answer]:
     """The parts of earlier answers that an argument is."""
-    for call, leaves in enumerate(outputs):
+    for call, leaves in enumerate(outputs if isinstance(value, Tensor) else ()):
         for number, leaf in enumerate(leaves):
-            if (
-                isinstance(leaf, Tensor)
-                and isinstance(value, Tensor)
-                and leaf.dtype == value.dtype
-                and same(leaf, value)
-            ):
+            if isinstance(leaf, Tensor) and leaf.dtype == value.dtype and same(leaf, value):
                 yield Answer(call, number)
 
 

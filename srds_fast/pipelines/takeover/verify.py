@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..lockstep.placeholders import Placeholders
 from ..lockstep.rehearsal import Passes
 from ..lockstep.turns import Ran, Turn
 from ..module_state import ModuleState
-from ..network_checks import TWO_ANSWERS, Checked, why_order_matters
+from ..network_checks import CHANGES, TWO_ANSWERS, Checked, why_order_matters
 from .calls import parts, parts_of
 from .inferred import EXACT, cut, is_scaled, residual
 from .network import RecordedNetwork
@@ -95,7 +96,7 @@ class Agreement:
 
 
 def verified(
-    network: RecordedNetwork, inferred: Inferred, passes: Passes, first: Ran, *, merged: bool, in_order: bool
+    network: RecordedNetwork, passes: Passes, first: Ran, *, merged: bool, in_order: bool
 ) -> Generator[Turn, Ran, Checked | None]:
     """Compare rows with turns of the loop, which call the network: each row alone, and merged in one wave.
 
@@ -111,6 +112,7 @@ def verified(
     """
     begun, last = time.perf_counter(), network.noise.num_steps - 1
     draw = torch.Generator().manual_seed(0)
+    inferred = network.inferred
     steps = sorted({0, last, *(variant.steps[-1] for variant in inferred.variants)}) if merged else [0]
     batch = len(network.state)
     # companions are unlike the row, and larger: what leaks from them then exceeds the rounding of half precision
@@ -127,7 +129,7 @@ def verified(
         expected.append(ran.m[:batch].clone())
     if not all(bool(each.isfinite().all()) for each in expected):
         return None
-    checks = _Checks(network, inferred, steps, rows, expected)
+    checks = _Checks(network, steps, rows, expected)
     held = ModuleState(network.modules)
     try:
         found = checks.reason(held, in_order=in_order)
@@ -138,42 +140,41 @@ def verified(
     return Checked(found, calls + checks.calls, time.perf_counter() - begun)
 
 
+@dataclass
 class _Checks:
     """Makes network calls for rows, and compares them with what turns of the loop gave."""
 
-    def __init__(
-        self,
-        network: RecordedNetwork,
-        inferred: Inferred,
-        steps: Sequence[int],
-        rows: Sequence[Tensor],
-        expected: Sequence[Tensor],
-    ) -> None:
-        self._network, self._inferred = network, inferred
-        self._steps, self._rows, self._expected = steps, rows, expected
-        # a weighted sum also adds up the rounding of its terms
-        self._bound = max(1.0, *(float(each.weights.abs().sum(1).max()) for each in inferred.variants))
-        self.calls = 0
+    network: RecordedNetwork
+    steps: Sequence[int]
+    rows: Sequence[Tensor]
+    expected: Sequence[Tensor]
+    calls: int = 0
 
     def reason(self, held: ModuleState, *, in_order: bool) -> str | None:
-        found = self._guided(self._steps, self._rows)
+        found = self._guided(self.steps, self.rows)
         if (changed := held.changed(in_order=in_order)) is not None:
-            return f"a call of its network changes what a part of it holds ({changed})"
-        if self._apart(found, self._expected):
-            alone = [self._guided([step], [row]) for step, row in zip(self._steps, self._rows, strict=True)]
-            if not self._apart(torch.cat(alone), self._expected):
+            return CHANGES.format(changed)
+        if self._apart(found, self.expected):
+            alone = [self._guided([step], [row]) for step, row in zip(self.steps, self.rows, strict=True)]
+            if not self._apart(torch.cat(alone), self.expected):
                 return LEAKS
-            return TWO_ANSWERS if self._apart(self._guided(self._steps[:1], self._rows[:1]), alone[0]) else DIFFERS
+            return TWO_ANSWERS if self._apart(self._guided(self.steps[:1], self.rows[:1]), alone[0]) else DIFFERS
         if in_order:
             return None
-        calls = [partial(self._guided, [step], self._rows[:1]) for step in range(self._network.noise.num_steps)]
-        return why_order_matters(calls, self._network.modules, self._apart)
+        calls = [partial(self._guided, [step], self.rows[:1]) for step in range(self.network.noise.num_steps)]
+        return why_order_matters(calls, self.network.modules, self._apart)
 
     def _guided(self, steps: Sequence[int], rows: Sequence[Tensor]) -> Tensor:
         cancellation.wave(len(steps))
-        self.calls += sum(len(each.calls) for each in self._inferred.variants if set(each.steps) & set(steps))
-        return self._network.guided(steps, rows)
+        variants = self.network.inferred.variants
+        self.calls += sum(len(each.calls) for each in variants if set(each.steps) & set(steps))
+        return self.network.guided(steps, rows)
 
     def _apart(self, found: Tensor, expected: Sequence[Tensor] | Tensor) -> bool:
         wanted = torch.cat(list(expected))
         return distance(found.flatten(0, 1).to(wanted.dtype), wanted) > self._bound
+
+    @cached_property
+    def _bound(self) -> float:
+        """A weighted sum also adds up the rounding of its terms."""
+        return max(1.0, *(float(each.weights.abs().sum(1).max()) for each in self.network.inferred.variants))

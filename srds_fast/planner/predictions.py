@@ -1,0 +1,41 @@
+"""What was predicted for a plan, and what plans take over their predictions."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from .plan import Plan, Prediction
+
+
+def prediction_of(plan: Plan) -> Prediction:
+    """The prediction of a plan that has one."""
+    assert plan.prediction is not None
+    return plan.prediction
+
+
+def predicted_seconds(plan: Plan) -> float:
+    """Seconds of a call, as predicted."""
+    return prediction_of(plan).chosen.seconds
+
+
+def width_of(plan: Plan) -> float:
+    """Rows of a wave, the mean."""
+    chosen = prediction_of(plan).chosen
+    return max(1.0, chosen.rows / max(chosen.waves, 1))
+
+
+def correction(width: float, missed: Mapping[float, Sequence[float]]) -> float:
+    """What plans with waves of so many rows take over their predictions: between what runs of others took.
+
+    The costs of wide calls are what may be wrong, so plans whose waves are as wide tell most.
+    missed: time over prediction of each run, by the width of its waves.
+    """
+    at = {each: statistics.median(ratios) for each, ratios in missed.items()}
+    below = max((each for each in at if each <= width), default=min(at))
+    above = min((each for each in at if each >= width), default=max(at))
+    if below >= above:
+        return at[above]
+    share = math.log(width / below) / math.log(above / below)
+    return at[below] + share * (at[above] - at[below])

@@ -34,6 +34,10 @@ class Way(NamedTuple):
     iteration: int
 
     @property
+    def steps(self) -> int:
+        return self.plan.num_inference_steps
+
+    @property
     def widths(self) -> list[int]:
         return until(self.plan, self.iteration).widths(self.iteration)
 
@@ -84,4 +88,5 @@ def seconds(widths: Sequence[int], network: Network, devices: int, gather: Gathe
     curve = network.curve.shared(
         devices, network.units, lambda units: gather(devices, units * network.unit_bytes), max(widths)
     )
-    return sum(curve(width) for width in widths) + network.outside * len(widths)
+    outside = network.outside * len(widths) + network.outside_of_a_row * sum(widths)
+    return sum(curve(width) for width in widths) + outside

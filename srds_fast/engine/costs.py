@@ -193,7 +193,7 @@ def measure_shared(
     ranks = shared.ranks.size
     widths = [width for width in sorted({1, *(ranks * width for width in WIDTHS)}) if width <= (max_rows or width)]
     program, before = of_widths(num_steps, widths), shared.work
-    evaluator(program)(_wave(program, 0, x, network))
+    evaluator(program)(wave_of(program, 0, x, network))
     units = shared.work.since(before).of_all
     whole = measure(evaluator, program, x, network, replayed=False)
     gathers = [gather_seconds(shared, rows * units, x, dtype) for rows in whole.rows]
@@ -224,7 +224,7 @@ def gather_seconds(shared: SharedCall, units: int, x: Tensor, dtype: torch.dtype
     return statistics.median(times)
 
 
-def _wave(program: Program, number: int, x: Tensor, network: NetworkInput) -> Evaluate:
+def wave_of(program: Program, number: int, x: Tensor, network: NetworkInput) -> Evaluate:
     """A wave of a program, every row at x, [batch, ...]."""
     positions = program.positions[number]
     given = network.empty(len(positions), x)
@@ -250,7 +250,7 @@ def _measured(
         if calls and left < 2 * calls[-1].seconds * len(positions) / calls[-1].rows:
             break
         try:
-            wave = _wave(program, number, x, network)
+            wave = wave_of(program, number, x, network)
             with distributed.attempt("measuring a width"):
                 calls.append(_Call(evaluate, wave, replayed, warm=bool(calls) and calls[-1].seconds > SHORT))
         except Exception as why:  # out of memory, or another error of a network whose batch is too wide

@@ -12,6 +12,7 @@ from torch import nn
 
 from bench.scaling import real
 from bench.scaling.models import measured
+from bench.scaling.probes import SHARED
 from srds_fast.engine.distributed.call import shares_of
 from srds_fast.engine.distributed.digests import digest_of_weights
 from srds_fast.solvers.registry import BY_NAME
@@ -185,8 +186,11 @@ def test_every_method_is_timed_in_each_way_beside_its_predictions(found: Found) 
         assert row[f"loop_over_{real.ALONE}"] == pytest.approx(
             row[real.ALONE]["loop_seconds"][0] / ours["loop_seconds"][0]
         )
-    (network,) = measured(document).values()
-    assert network.units == 1
+        alone = row[real.ALONE]
+        assert alone["error_of_simulator"] == pytest.approx(alone["simulated_seconds"] / alone["loop_seconds"][0] - 1)
+    (costs,) = document["networks"].values()
+    assert measured(costs).units == 1
+    assert set(costs["gather_by_rows"]) == {str(rows) for rows in SHARED}
     assert document["exchange_seconds"] > 0
 
 

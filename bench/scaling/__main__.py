@@ -47,7 +47,7 @@ def predictions(network: Network, link: Link, steps: int) -> tuple[list[Row], li
         for way in found
     ]
     best = [
-        min((seconds(each.widths, network, g, link.seconds), each.name) for each in candidates(steps, g))
+        min((seconds(each.widths, network, each.sharing(g), link.seconds), each.name) for each in candidates(steps, g))
         for g in DEVICES
     ]
     names = list(dict.fromkeys(best[g - 1][1] for g in SHOWN))

@@ -94,21 +94,26 @@ def price(
     replayed: bool,
     cache: CurveCache | None = None,
     modules_found: Sequence[nn.Module] = (),
+    replicated: bool = False,
 ) -> Pricing:
     """The costs of calls like one that is about to be made, measured if they are not known.
 
     key: of the kind of call, but for the state and the format of the network's input. dtype: of the network's output.
     replayed: the call will be replayed from graphs: nothing is then spent between network calls. cache: for other
-    processes, which find the costs by the networks of `modules_found`.
+    processes, which find the costs by the networks of `modules_found`. replicated: ranks that share the call may also
+    evaluate all rows themselves.
     """
 
     def measured() -> CostCurve:
         started, shared = time.perf_counter(), distributed.current()
         if shared is None:
-            widths = [width for width in WIDTHS if width <= (max_rows or width)]
-            found = measure(evaluator, of_widths(noise.num_steps, widths), state, inputs.network, replayed=replayed)
+            found = measure_widths(evaluator, noise.num_steps, state, inputs.network, max_rows, replayed=replayed)
         else:
-            found = measure_shared(shared, evaluator, noise.num_steps, state, inputs.network, dtype, max_rows)
+            given = evaluator, noise.num_steps, state, inputs.network
+            found = measure_shared(shared, *given, dtype, max_rows)
+            if replicated:
+                with distributed.replicating(True):
+                    found = replace(found, replicated=measure_widths(*given, max_rows, replayed=False))
         logger.debug("Network calls of %s rows take %s seconds.", found.rows, found.seconds)
         logger.info(
             "Measured how long a network call takes with 1 to %s, in %s.",
@@ -137,7 +142,8 @@ def price(
                 branches = 1 if inputs.guidance is None else len(inputs.guidance)
                 # the waves of the sequential loop are alike
                 timed = min(MOST_TIMED, len(run.program)) if plan.is_sequential else len(run.program)
-                found = between_calls(run.next, dtype, branches, timed, len(run.program))
+                with distributed.replicating(plan.replicated):
+                    found = between_calls(run.next, dtype, branches, timed, len(run.program))
                 run.close()
                 return found
         except (Diverged, torch.OutOfMemoryError):
@@ -156,6 +162,20 @@ def price(
             replayed = False
     known = costs.of((*of_call, replayed), curve)
     return Pricing(known, between, context_of(state.device, noise, networks), (*of_call, replayed))
+
+
+def measure_widths(
+    evaluator: Callable[[Program], Evaluator],
+    num_steps: int,
+    x: Tensor,
+    network: NetworkInput,
+    max_rows: int | None,
+    *,
+    replayed: bool,
+) -> CostCurve:
+    """The curve of calls that this process makes alone, at the usual widths; see `measure`."""
+    widths = [width for width in WIDTHS if width <= (max_rows or width)]
+    return measure(evaluator, of_widths(num_steps, widths), x, network, replayed=replayed)
 
 
 @torch.no_grad()

@@ -189,7 +189,7 @@ class Session:
             self._before = self._shared.work
         evaluate = self._evaluator()
         try:
-            with distributed.attempt("a run"):
+            with distributed.attempt("a run"), distributed.replicating(self.plan.replicated):
                 self._run_waves(evaluate, advance)
         except Diverged as error:
             self._recover(error)
@@ -447,6 +447,7 @@ class Session:
                 replayed=self.graphs is not None and self.state.is_cuda,
                 cache=self.planner.cache,
                 modules_found=self.network.modules_found,
+                replicated=True,
             )
         return self.pricing
 

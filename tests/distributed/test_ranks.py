@@ -56,6 +56,17 @@ def test_with_as_many_rows_a_call_one_process_gives_the_same_bits(found: Found) 
         assert all(alike.values()), [name for name, same in alike.items() if not same]
 
 
+def test_ranks_that_evaluate_all_rows_themselves_stop_alike_and_have_the_sample_of_rank_0(found: Found) -> None:
+    for of_rank in found:
+        replicated = of_rank["replicated"]
+        assert replicated.keys() >= {"sequential", "srds", "collocation", "parataa"}
+        for name, (same_bits, stops, units) in replicated.items():
+            assert same_bits, name
+            assert stops == found[0]["replicated"][name][1], name
+            assert stops[-1] == len(found)
+            assert units == [0, 0, 0], "no rows are shared"
+
+
 def test_noise_is_that_of_one_process_and_generators_end_where_they_do(found: Found) -> None:
     for of_rank in found:
         for name, (apart, same_state) in of_rank["noisy_steps"].items():

@@ -25,6 +25,9 @@ from .distributed import call as distributed
 from .x0_previews import X0Previews
 
 Observer = Callable[[Checkpoint], None]
+# predicted seconds of waves, or their number where nothing is predicted, after which ranks that replicate hear of each
+# other: a rank that was interrupted ends the call on all
+UNHEARD, UNHEARD_WAVES = 0.05, 8
 
 
 def core_of(plan: Plan, x: Tensor, noise: NoiseTable, program: Program, inputs: SolverInputs = NO_INPUTS) -> Core:
@@ -113,6 +116,7 @@ class Run:
         self._started = time.perf_counter() if started is None else started
         self._seconds_before = self.counts.seconds
         self.final_steps, self.shown, self.stopped = 0, -1, False
+        self._unheard = 0.0
         self.newest: Tensor | None = None
         self.sample: Tensor | None = None
         self._previews: X0Previews | None = None
@@ -186,6 +190,7 @@ class Run:
                 self.handed_out = event
                 self.final_steps = self.program.final_steps[event.number - 1] if event.number else 0
                 self._count(event, 1)
+                self._hear(len(event.positions))
                 if self.watch is not None:
                     settled = self._settled_before + self.final_steps
                     # a replayed wave is launched already: its sample is waited for
@@ -198,6 +203,17 @@ class Run:
             if self._observer is not None:
                 self._observer(event.copied(final=answer == ()))
             self.shown = event.iteration
+
+    def _hear(self, rows: int) -> None:
+        """Before a wave of so many rows. Ranks that share rows hear of each other in every wave."""
+        call = distributed.current()
+        if call is None or not call.replicates:
+            return
+        prediction = self.plan.prediction
+        self._unheard += UNHEARD / UNHEARD_WAVES if prediction is None else self.plan.costs(prediction.curve)(rows)
+        if self._unheard >= UNHEARD:
+            self._unheard = 0.0
+            call.look()
 
     def received(self) -> None:
         """The wave handed out last has been run."""

@@ -222,4 +222,6 @@ def every_method_on_gpus() -> Any:
             sampled(lambda x, t: network(x), x, **how, **call_of(name, parallel=each)) for each in (None, "auto")
         )
         found[name] = apart(together.sample, alone.sample)
-    return found
+    plan = replace(choose(STEPS, Settings(method="srds")), replicated=True)
+    alone, together = (sampled(lambda x, t: network(x), x, plan=plan, parallel=each) for each in (None, "auto"))
+    return {**found, "srds, replicated": apart(together.sample, alone.sample)}

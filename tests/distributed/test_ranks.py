@@ -15,6 +15,7 @@ from bench.scaling.models import measured
 from bench.scaling.probes import SHARED
 from srds_fast.engine.distributed.call import shares_of
 from srds_fast.engine.distributed.digests import digest_of_weights
+from srds_fast.engine.run import UNHEARD_WAVES
 from srds_fast.solvers.registry import BY_NAME
 
 # of faults that one process ends in too
@@ -250,6 +251,14 @@ def test_a_cancelled_rank_ends_the_call_on_all_within_a_wave(found: Found) -> No
         assert calls in (4, 5), "the others learn of it after their share of the next wave"
         assert interrupted
         assert (waves, sample) == (found[0]["cancelled"][3], found[0]["cancelled"][4])
+
+
+def test_ranks_that_share_no_rows_hear_of_a_cancelled_one_within_some_waves(found: Found) -> None:
+    for of_rank in found:
+        (error, _), calls, apart = of_rank["cancelled_where_no_rows_are_shared"]
+        assert error == "Cancelled"
+        assert 4 <= calls <= 4 + UNHEARD_WAVES
+        assert apart <= 1e-12
 
 
 def test_a_rank_that_is_cancelled_before_the_call_leaves_no_other_waiting(found: Found) -> None:

@@ -91,8 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     link = replace(LINKS[options.link], host=exchange)
     pairs = [(replace(NETWORKS[name], outside=wave), link) for name in options.networks]
     if options.measured is not None:
-        bandwidth = options.measured["bandwidth"]
-        pairs = [(measured(each), link_of(each, bandwidth)) for each in options.measured["networks"].values()]
+        pairs = [(measured(each), link_of(each)) for each in options.measured["networks"].values()]
         link = pairs[0][1]
     print("All seconds are predicted. Nothing below was run on several devices.")
     print(f"gather: {link.title}: {link.source}")

@@ -125,10 +125,11 @@ def measured(each: dict[str, Any], *, alone: bool = False) -> Network:
     return Network(title, curve, each["units_of_a_row"], each["unit_bytes"], source, *outside)
 
 
-def link_of(each: dict[str, Any], bandwidth: float) -> Link:
+def link_of(each: dict[str, Any]) -> Link:
     """The gather between two processes, as `bench.scaling.real` has measured it behind calls of a network."""
     title = "gloo between processes of one CPU"
     source = "measured by bench.scaling.real, behind calls of the network; header and waiting included"
+    bandwidth = 1 / max(1e-15, each["gather_seconds_of_a_byte"])
     return Link(title, 0.0, each["gather_latency"], bandwidth, source)
 
 

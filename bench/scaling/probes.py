@@ -32,7 +32,8 @@ from .predict import Way
 UNITS = (1, 2, 4, 8, 16, 32, 64)
 # rows of the waves that show what a gather adds to a call
 SHARED = (1, 2, 4, 16)
-CALLS = 4
+# in a row: of one unit, and at least
+CALLS, FEWEST_CALLS = 32, 4
 Call = Callable[[], object]
 
 
@@ -82,10 +83,10 @@ class Probes:
             busiest = -(-rows * self.whole.units // ranks.size)
             own, call = self.single.call(busiest), self.whole.call(rows)
             dist.barrier()
-            by_itself = _seconds(own)
+            by_itself = _seconds(own, busiest)
             dist.barrier()
             with distributed.sharing(ranks):
-                self.gather[rows].append(_seconds(call) - by_itself)
+                self.gather[rows].append(_seconds(call, busiest) - by_itself)
         for number, (way, costs) in enumerate(zip(self.ways, pricing, strict=True)):
             dist.barrier()
             self.outside[number].append(costs.measure_overhead(way.plan))
@@ -93,36 +94,54 @@ class Probes:
             for each in (self.alone, self.beside, self.gather, self.outside):
                 each.clear()
 
-    def document(self) -> dict[str, Any]:
-        """As `models.measured` reads it."""
-        of_wave, of_row = outside(
-            [(self.ways[number].widths, statistics.median(each)) for number, each in self.outside.items()]
+    def document(self, unit_bytes: int) -> dict[str, Any]:
+        """As `models.measured` and `models.link_of` read it. unit_bytes: of the output of a unit."""
+        gather = {rows: statistics.median(each) for rows, each in self.gather.items()}
+        # half of the outputs come in from the other process
+        received = unit_bytes * self.whole.units / 2
+        latency, of_byte = fitted([(1, rows * received, seconds) for rows, seconds in gather.items()])
+        widths = [self.ways[number].widths for number in self.outside]
+        between = map(statistics.median, self.outside.values())
+        of_wave, of_row = fitted(
+            [(len(each), sum(each), seconds) for each, seconds in zip(widths, between, strict=True)]
         )
         return {
             "units": list(UNITS),
             "seconds": [statistics.median(self.beside[units]) for units in UNITS],
             "seconds_alone": [statistics.median(self.alone[units]) for units in UNITS],
-            "gather_latency": statistics.mean(statistics.median(each) for each in self.gather.values()),
-            "gather_by_rows": {rows: statistics.median(each) for rows, each in self.gather.items()},
+            "gather_latency": latency,
+            "gather_seconds_of_a_byte": of_byte,
+            "gather_by_rows": gather,
             "outside": of_wave,
             "outside_of_a_row": of_row,
         }
 
 
 @torch.no_grad()
-def _seconds(call: Call) -> float:
+def _seconds(call: Call, units: int) -> float:
+    """Of a call of so many units, the mean."""
     call()
-    whole, _ = timed(lambda: [call() for _ in range(CALLS)])
-    return whole / CALLS
+    times = max(FEWEST_CALLS, CALLS // units)
+    whole, _ = timed(lambda: [call() for _ in range(times)])
+    return whole / times
 
 
 def _time(calls: dict[int, Call], found: dict[int, list[float]]) -> None:
     for units, call in calls.items():
-        found[units].append(_seconds(call))
+        found[units].append(_seconds(call, units))
 
 
-def outside(found: Sequence[tuple[Sequence[int], float]]) -> tuple[float, float]:
-    """Seconds of a wave and of a row, by least squares of relative errors. found: of runs, rows by wave and seconds."""
-    counts = torch.tensor([[len(widths) / seconds, sum(widths) / seconds] for widths, seconds in found])
-    of_wave, of_row = torch.linalg.lstsq(counts.double(), torch.ones(len(found), 1, dtype=torch.float64)).solution
-    return max(0.0, float(of_wave)), max(0.0, float(of_row))
+def fitted(found: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """(a, b), at least 0, by least squares of relative errors: a * one + b * other = seconds.
+
+    found: (one, other, seconds).
+    """
+    terms = torch.tensor([[one, other] for one, other, _ in found], dtype=torch.float64)
+    seconds = torch.tensor([[max(1e-9, seconds)] for *_, seconds in found], dtype=torch.float64)
+    shares = terms / seconds
+    a, b = map(float, torch.linalg.lstsq(shares, torch.ones_like(seconds)).solution)
+    if min(a, b) >= 0:
+        return a, b
+    # one of the two alone
+    of_one, of_other = (float(column.sum() / column.square().sum()) for column in shares.T)
+    return (of_one, 0.0) if b < 0 else (0.0, of_other)

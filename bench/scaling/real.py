@@ -40,7 +40,7 @@ from bench.workloads.problems import Problem
 from bench.workloads.samplers import SAMPLES, digits
 from srds_fast import Report, zoo
 from srds_fast.cli.output import show_table
-from srds_fast.engine.costs import Costs, gather_seconds, price
+from srds_fast.engine.costs import Costs, price
 from srds_fast.engine.distributed import call as distributed
 from srds_fast.engine.distributed.ranks import Doing, Header, Ranks, ranks_of
 from srds_fast.kernels.wave_update import NetworkInput
@@ -67,7 +67,6 @@ HOWS = {ALONE: (1, None), THREADS: (2, None), RANKS: (1, "auto")}
 WAVES_OF = "SDXL DDIM"
 EXCHANGES = 200
 METHODS = ("sequential", "srds (default)", "srds, as published", "collocation (default), stops itself")
-GATHERED = (2**8, 2**20)  # bytes of a unit, to see the bandwidth
 Row = dict[str, Any]
 
 
@@ -192,10 +191,10 @@ def priced(subject: Subject, steps: int) -> dict[str, Pricing]:
     return found
 
 
-def row_of(way: Way, found: Times, pricing: dict[str, Pricing], costs: dict[str, Any], bandwidth: float) -> Row:
-    """What a method took in each way, and what was predicted. costs, bandwidth: of the simulator."""
+def row_of(way: Way, found: Times, pricing: dict[str, Pricing], costs: dict[str, Any]) -> Row:
+    """What a method took in each way, and what was predicted. costs: of the simulator."""
     row: Row = {"method": way.name, "setting": way.setting, "waves": len(way.widths), "rows": sum(way.widths)}
-    gather = link_of(costs, bandwidth).seconds
+    gather = link_of(costs).seconds
     simulated = {
         ALONE: seconds(way.widths, measured(costs, alone=True), 1, gather),
         RANKS: seconds(way.widths, measured(costs), 2, gather),
@@ -224,13 +223,8 @@ def measurements(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     document: dict[str, Any] = {"networks": {}, "results": []}
     ranks = ranks_of("auto")
     assert ranks is not None
-    with distributed.sharing(ranks) as shared:
-        assert shared is not None
+    with distributed.sharing(ranks):
         document["exchange_seconds"] = exchange_seconds(ranks)
-        gather_seconds(shared, 2, torch.zeros(1, GATHERED[-1] // 4), torch.float32)  # warms up
-        small, large = (gather_seconds(shared, 2, torch.zeros(1, each // 4), torch.float32) for each in GATHERED)
-    few, many = (2 * each for each in GATHERED)
-    document["bandwidth"] = (many - few) / 2 / max(1e-9, large - small)
     dist.barrier()
     if dist.get_rank() == 0:
         document["wave_seconds"] = wave_seconds()
@@ -253,9 +247,9 @@ def measurements(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             probes.measure(ranks, [pricing[way.steps][RANKS] for way in chosen], kept=sample >= 0)
         if dist.get_rank() == 0:
             about = {"name": name, "units_of_a_row": probes.whole.units, "unit_bytes": subject.unit_bytes}
-            costs = document["networks"][name] = {**about, **probes.document()}
+            costs = document["networks"][name] = {**about, **probes.document(subject.unit_bytes)}
             for way, found in zip(chosen, times, strict=True):
-                row = row_of(way, found, pricing[way.steps], costs, document["bandwidth"])
+                row = row_of(way, found, pricing[way.steps], costs)
                 document["results"].append({"subject": name, "steps": way.steps, **row})
         yield document
 

@@ -10,7 +10,7 @@ import pytest
 from bench.scaling import __main__ as command
 from bench.scaling import models, predict
 from bench.scaling.models import Link, Network, link_of, measured
-from bench.scaling.probes import outside
+from bench.scaling.probes import fitted
 from srds_fast.planner.cost_curve import CostCurve
 
 IN_PROPORTION = CostCurve((1, 64), (1.0, 64.0))
@@ -21,6 +21,7 @@ COSTS = {
     "seconds": [1.0, 2.0],
     "seconds_alone": [0.5, 1.5],
     "gather_latency": 0.5,
+    "gather_seconds_of_a_byte": 0.1,
     "units_of_a_row": 2,
     "unit_bytes": 8,
     "outside": 0.25,
@@ -42,7 +43,7 @@ def test_a_wave_takes_what_the_busiest_device_does_the_gather_and_the_host() -> 
 
 
 def test_what_was_measured_comes_back_as_a_network_and_a_link() -> None:
-    found, link = measured(COSTS), link_of(COSTS, 10.0)
+    found, link = measured(COSTS), link_of(COSTS)
     assert (found.curve(4), found.units, found.unit_bytes) == (2.0, 2, 8)
     assert (found.outside, found.outside_of_a_row) == (0.25, 0.125)
     assert measured(COSTS, alone=True).curve(4) == 1.5
@@ -50,8 +51,13 @@ def test_what_was_measured_comes_back_as_a_network_and_a_link() -> None:
 
 
 def test_the_hosts_time_is_found_from_runs_whose_waves_are_narrow_and_wide() -> None:
-    runs = [([1] * 50, 50 * 0.2 + 50 * 0.1), ([30] * 7, 7 * 0.2 + 210 * 0.1), ([4, 5, 6], 3 * 0.2 + 15 * 0.1)]
-    assert outside(runs) == pytest.approx((0.2, 0.1))
+    counts = (50, 50), (7, 210), (3, 15)
+    assert fitted([(waves, rows, 0.2 * waves + 0.1 * rows) for waves, rows in counts]) == pytest.approx((0.2, 0.1))
+
+
+def test_no_cost_is_negative() -> None:
+    assert fitted([(1, 1, 3.0), (1, 2, 2.0), (1, 3, 1.0)])[1] == 0.0
+    assert fitted([(1, 1, 1.0), (1, 2, 3.0), (1, 3, 5.0)])[0] == 0.0
 
 
 def test_more_devices_never_take_longer_but_for_their_gathers_and_are_offered_more_plans() -> None:
